@@ -66,21 +66,23 @@ def _shown(mean: Mean, digits: int) -> str:
 
 
 def forgetting(studies: Sequence[CollectedStudy]) -> dict[str, Mean]:
-    """The AUC of each way of ordering items, over tasks; empty with fewer than two tasks."""
+    """The AUC of each way of ordering items, over tasks; empty where these are too few."""
     by_task = defaultdict[str, list[Mapping[Orderer, float]]](list)
     for study in studies:
         aucs = study_aucs(study)
         if aucs is not None:
             by_task[study.data_set].append(aucs)
-    if len(by_task) < 2:
+    if len(by_task) < MIN_TASKS:
         return {}
     means = {
         name: [float(np.mean([each[name] for each in its])) for its in by_task.values()]
         for name in ORDERERS
     }
     found = {f"AUC, {name}": mean_over_tasks(values) for name, values in means.items()}
-    gained = np.subtract(means["rank-3 factors"], means["base margin"])
-    return found | {"rank-3 factors less base margin": mean_over_tasks(gained.tolist())}
+    for other in ("base margin", "other runs"):
+        gained = np.subtract(means["rank-3 factors"], means[other])
+        found[f"rank-3 factors less {other}"] = mean_over_tasks(gained.tolist())
+    return found
 
 
 def summary(found: dict[str, Judgement], digits: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rankwise.prediction.collected import CollectedStudy
+from rankwise.prediction.collected import CollectedStudy, is_of_probe
 from rankwise.prediction.curves import Question, RankCurve, curve_of
 from rankwise.prediction.judge import (
     MIN_TASKS,
@@ -20,8 +20,8 @@ from rankwise.prediction.judge import (
     bound_of_new_task,
     judge,
 )
-from rankwise.prediction.learned import FEATURES, RIDGE, on_axis
-from rankwise.prediction.predictors import CONSTANTS, choose
+from rankwise.prediction.learned import FEATURES, RIDGE
+from rankwise.prediction.predictors import CONSTANTS, Choice, choose
 from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.study import Interval
@@ -30,6 +30,10 @@ NEW_TASK_CONFIDENCE = 0.8
 """Of the bound of one more task; with eight tasks no bound holds at 90 %."""
 MARGIN = 0.5
 """A feature may lie beyond the collection's ends by this share of its range."""
+DOUBLING = 1.0
+"""One whose logarithm counts may lie beyond them by a factor of 2, whatever its range."""
+ALIKE = 0.1
+"""Proportions of rates and of alpha may differ by this share, for what is rounded."""
 
 
 class Planned(NamedTuple):
@@ -39,6 +43,8 @@ class Planned(NamedTuple):
         base_fingerprint: hash of the base's weights.
         target_modules: that LoRA adapts.
         ranks: that it may choose from.
+        rates: of each rank, the median where it has several; a tuned rate is what tuning begins at.
+        alphas: of each rank, as in ``CollectedRun``.
         is_in_points: whether the gain is judged in points; else by a loss.
         features: that the plan alone gives, by name.
     """
@@ -46,6 +52,8 @@ class Planned(NamedTuple):
     base_fingerprint: str
     target_modules: tuple[str, ...]
     ranks: tuple[int, ...]
+    rates: tuple[float, ...]
+    alphas: tuple[float, ...]
     is_in_points: bool
     features: Mapping[str, float]
 
@@ -57,21 +65,21 @@ class Regret(Interval):
 
 
 class ExpectedRank(Record):
-    """What is expected of a rank, in points; retention is None where too few studies have any."""
+    """A rank, and how many points less than with the one that is chosen the gain is expected."""
 
     rank: int
-    gain: float
-    retention: float | None
+    below_chosen: float
 
 
 class Advice(Record):
     """``rank`` is None where it cannot be said, and ``reasons`` say why.
 
-    ``chosen`` is the rank of the ridge, and ``by_rank`` what it expects, also where its record is
-    not good enough. ``regret`` is that of the ridge and ``constants`` those of each constant.
+    ``chosen`` is the rank of the ridge, also where its record is not good enough; ``by_rank`` is
+    empty then. ``regret`` is that of the ridge and ``constants`` those of each constant.
     ``new_task_regret`` is about what one more task stays below at ``NEW_TASK_CONFIDENCE``; None
     where there are too few tasks. All are None or empty where the collection does not apply.
-    ``dropped`` are features of the ridge that this study has and a study of the collection lacks.
+    ``dropped`` are features of the ridge that this study has and a study of the collection lacks,
+    or has of a probe of another rank.
     """
 
     rank: int | None
@@ -88,24 +96,18 @@ class Advice(Record):
 
 
 class _Grounds(NamedTuple):
-    """The curves of a collection that are of the question's kind, over its ranks alone."""
+    """The curves of a collection that are of the question's kind, over its ranks alone.
+
+    The question and the curves have the same features; ``dropped`` are those that others lack.
+    """
 
     question: Question
     curves: tuple[RankCurve, ...]
+    dropped: tuple[str, ...]
 
     @property
     def num_tasks(self) -> int:
         return len({curve.task for curve in self.curves})
-
-    @property
-    def dropped(self) -> tuple[str, ...]:
-        """Features of the ridge that the question has, and not all curves."""
-        return tuple(
-            name
-            for name in FEATURES
-            if name in self.question.features
-            and any(name not in curve.question.features for curve in self.curves)
-        )
 
 
 def reasons_against(
@@ -127,7 +129,7 @@ def advise(
     """The rank that is expected to gain most, from what is known before training.
 
     Learned from, and judged on, are studies with this base and these modules that have all ranks
-    of this study, over these ranks.
+    of this study, over these ranks, with rates and alphas in the same proportions.
 
     Args:
         studies: a collection.
@@ -147,15 +149,16 @@ def advise(
     judgement = judge(grounds.curves, "gain", (*CONSTANTS, RIDGE))
     ridge = judgement.of(RIDGE.name)
     assert ridge is not None  # it needs no feature
-    chosen = choose(RIDGE.fit(grounds.curves, "gain"), grounds.question).rank
+    choice = choose(RIDGE.fit(grounds.curves, "gain"), grounds.question)
+    is_better = ridge.beats_the_constants
     return Advice(
-        rank=chosen if ridge.beats_the_constants else None,
-        reasons=() if ridge.beats_the_constants else (_not_better(judgement, ridge),),
-        chosen=chosen,
+        rank=choice.rank if is_better else None,
+        reasons=() if is_better else (_not_better(judgement, ridge),),
+        chosen=choice.rank,
         regret=_regret(ridge),
         constants=tuple(_regret(each) for each in judgement.judged if each.kind == "constant"),
         new_task_regret=bound_of_new_task(list(ridge.by_task.values()), NEW_TASK_CONFIDENCE),
-        by_rank=tuple(_expected(grounds)),
+        by_rank=tuple(_expected(grounds.question, choice)) if is_better else (),
         **known,
     )
 
@@ -163,23 +166,48 @@ def advise(
 def _grounds(
     studies: Sequence[CollectedStudy], study: Planned, features: Mapping[str, float]
 ) -> _Grounds:
-    question = Question(features, tuple(sorted(study.ranks)))
+    question = Question(features, study.ranks, study.rates)
+    curves = [
+        _of_this_probe(asked, question)
+        for each in studies
+        if each.base_model.fingerprint == study.base_fingerprint
+        and set(each.training.target_modules) == set(study.target_modules)
+        and (curve := curve_of(each)) is not None
+        and (asked := curve.at(question.ranks)) is not None
+        and _are_alike(asked.question.rates, study.rates)
+        and _are_alike(_alphas(each, question.ranks), study.alphas)
+    ]
+    names = set(features).intersection(*(curve.question.features for curve in curves))
     return _Grounds(
-        question,
-        tuple(
-            asked.with_features(features)
-            for each in studies
-            if each.base_model.fingerprint == study.base_fingerprint
-            and set(each.training.target_modules) == set(study.target_modules)
-            and (curve := curve_of(each)) is not None
-            and (asked := curve.at(question.ranks)) is not None
-        ),
+        question.with_features(names),
+        tuple(curve.with_features(names) for curve in curves),
+        tuple(name for name in FEATURES if name in features and name not in names),
     )
+
+
+def _of_this_probe(curve: RankCurve, question: Question) -> RankCurve:
+    """A curve without the features of its probe, where that has another rank."""
+    features = curve.question.features
+    if features.get("probe_rank") == question.features.get("probe_rank"):
+        return curve
+    return curve.with_features({name for name in features if not is_of_probe(name)})
+
+
+def _alphas(study: CollectedStudy, ranks: Sequence[int]) -> list[float]:
+    """Of each rank; all runs of a rank have one."""
+    of_rank = {run.rank: run.alpha or 0.0 for run in study.runs}
+    return [of_rank[rank] for rank in ranks]
+
+
+def _are_alike(values: Sequence[float], others: Sequence[float]) -> bool:
+    """Whether positive values are in the same proportions."""
+    ratios = np.divide(values, others)
+    return bool(ratios.max() <= (1.0 + ALIKE) * ratios.min())
 
 
 def _outside(study: Planned, grounds: _Grounds) -> Iterator[str]:
     """Sentences."""
-    question, curves = grounds
+    question, curves = grounds.question, grounds.curves
     ranks = quantities.listed([str(rank) for rank in question.ranks])
     if not study.is_in_points:
         yield "the study is judged by its loss, and the collection in points"
@@ -189,20 +217,29 @@ def _outside(study: Planned, grounds: _Grounds) -> Iterator[str]:
         yield (
             f"the collection has studies of {quantities.counted(grounds.num_tasks, 'task')} in "
             f"points with this base, {quantities.modules(study.target_modules)} adapted, ranks "
-            f"{ranks} and two seeds, and {MIN_TASKS} are needed; add finished studies with "
-            "`rankwise collect`"
+            f"{ranks} with rates and alphas in the same proportions, and two seeds, and "
+            f"{MIN_TASKS} are needed; add finished studies with `rankwise collect`"
         )
     else:
-        for name in FEATURES:
-            if name in question.features and name not in grounds.dropped:
+        rates = [curve.question.rates[0] for curve in curves]
+        what = f"the learning rate of rank {question.ranks[0]}"
+        yield from _beyond(what, question.rates[0], rates, has_logarithm=True)
+        for name, has_logarithm in FEATURES.items():
+            if name in question.features:
                 known = [curve.question.features[name] for curve in curves]
-                yield from _beyond(name, question.features[name], known)
+                value = question.features[name]
+                yield from _beyond(name, value, known, has_logarithm=has_logarithm)
 
 
-def _beyond(name: str, value: float, known: Sequence[float]) -> Iterator[str]:
-    """A sentence where a feature is too far from those of the collection."""
-    here, low, high = (on_axis(name, each) for each in (value, min(known), max(known)))
-    reach = MARGIN * (high - low)
+def _beyond(
+    name: str, value: float, known: Sequence[float], *, has_logarithm: bool
+) -> Iterator[str]:
+    """A sentence where a value is too far from those of the collection."""
+    ends = np.array([value, min(known), max(known)])
+    if has_logarithm and ends.min() <= 0.0:
+        return  # the ridge does not read it either
+    here, low, high = np.log2(ends) if has_logarithm else ends
+    reach = max(MARGIN * (high - low), DOUBLING if has_logarithm else 0.0)
     if not low - reach <= here <= high + reach:
         yield (
             f"{name} is {quantities.number(value)}, and the collection has "
@@ -227,15 +264,7 @@ def _regret(judged: Judged) -> Regret:
     return Regret(predictor=judged.name, estimate=value, lower=lower, upper=upper)
 
 
-def _expected(grounds: _Grounds) -> Iterator[ExpectedRank]:
-    gain = RIDGE.fit(grounds.curves, "gain")(grounds.question)
-    measured = [curve for curve in grounds.curves if curve.has("retention")]
-    retention = (
-        RIDGE.fit(measured, "retention")(grounds.question)
-        if len({curve.task for curve in measured}) >= MIN_TASKS
-        else np.full(len(gain), np.nan)
-    )
-    for rank, up, kept in zip(grounds.question.ranks, gain, retention, strict=True):
-        yield ExpectedRank(
-            rank=rank, gain=float(up), retention=None if np.isnan(kept) else float(kept)
-        )
+def _expected(question: Question, choice: Choice) -> Iterator[ExpectedRank]:
+    below = choice.values[choice.place] - choice.values
+    for rank, points in zip(question.ranks, below, strict=True):
+        yield ExpectedRank(rank=rank, below_chosen=float(points))

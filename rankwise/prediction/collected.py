@@ -52,7 +52,8 @@ class CollectedRun(Record):
 
     ``gain`` is over the tasks in-domain, ``retention`` over the retention tasks (in points, every
     task counting the same), ``held_out_text`` the change of the loss on prose. ``losses_nats`` are
-    means over eighths of the training. ``energy_rank_90`` and ``intruders`` are means over the
+    means over eighths of the training. ``alpha`` is the rank times the factor of the update, so
+    that of rsLoRA is comparable. ``energy_rank_90`` and ``intruders`` are means over the
     adapted matrices, ``update_norm`` is that of the whole update.
     """
 
@@ -144,9 +145,28 @@ class CollectedStudy(VersionedRecord):
         """The same with features that were measured, in the place of recorded ones of that name."""
         return self.model_copy(update={"features": {**self.features, **features}})
 
+    def extends(self, earlier: CollectedStudy) -> bool:
+        """Whether it is the same study: it has every run of the earlier record, and maybe more."""
+        return self.source == earlier.source and earlier._settings <= self._settings
+
+    @property
+    def _settings(self) -> set[tuple[object, ...]]:
+        return {(r.method, r.rank, r.alpha, r.learning_rate, r.seed) for r in self.runs}
+
     def after(self, earlier: CollectedStudy) -> CollectedStudy:
-        """The same with what was measured for an earlier record of the study, and not for this."""
-        return self.with_features({**earlier.features, **self.features})
+        """The same with what was measured for an earlier record of the study, and not for this.
+
+        A probe of another rank or rate is not this study's.
+        """
+        is_probe = self._largest == earlier._largest
+        kept = {n: x for n, x in earlier.features.items() if is_probe or not is_of_probe(n)}
+        return self.with_features({**kept, **self.features})
+
+    @property
+    def _largest(self) -> tuple[int, float | None, float | None]:
+        """Rank, alpha and rate of the first run of the largest rank, which the probe begins."""
+        run = max(self.runs, key=lambda each: each.rank or 0)
+        return run.rank or 0, run.alpha, run.learning_rate
 
     def items_of(self, *relations: Relation) -> tuple[CollectedItems, ...]:
         """The items of all tasks of these relations."""
@@ -156,6 +176,11 @@ class CollectedStudy(VersionedRecord):
 def data_set_of(task: str) -> str:
     """What a task is made of: local_sciq and sciq_cloze have the rows of sciq."""
     return task.removeprefix("local_").removesuffix("_cloze")
+
+
+def is_of_probe(feature: str) -> bool:
+    """Whether a feature is of the probe, and so of its rank and rate."""
+    return feature.startswith("probe_")
 
 
 def in_thousandths(values: Sequence[float]) -> str:

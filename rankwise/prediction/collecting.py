@@ -175,7 +175,7 @@ def _run(folder: StudyFolder, source: OptionGains, run: ModelResults) -> Collect
     return CollectedRun(
         method=plan.method,
         rank=plan.rank,
-        alpha=plan.alpha,
+        alpha=None if plan.rank is None else plan.rank * (plan.scaling or 0.0),
         learning_rate=plan.learning_rate,
         seed=plan.seed,
         status=record.status,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import platformdirs
 
+from rankwise.errors import RecordError
 from rankwise.prediction.collected import CollectedStudy
 from rankwise.records.files import read_record, write_record
 
@@ -26,26 +27,43 @@ def add_study(folder: Path, study: CollectedStudy) -> Path:
     What was measured for that record is kept.
 
     Raises:
-        RecordError: a file of its name is there and is no such record.
+        RecordError: a file of its name is there and is no such record, or has runs of other
+            settings, so that it is another study.
         StorageError: it cannot be written there.
     """
     path = folder / study.file_name
-    write_record(path, study.after(read_record(path, CollectedStudy)) if path.exists() else study)
+    if path.exists():
+        earlier = read_record(path, CollectedStudy)
+        if not study.extends(earlier):
+            raise RecordError(
+                f"{path} is a study of the same name with other runs, and would be lost. Give one "
+                "of the two another `name` in its study file, or name another folder by --to."
+            )
+        study = study.after(earlier)
+    write_record(path, study)
     return path
 
 
 def read_collection(*folders: Path) -> tuple[CollectedStudy, ...]:
-    """Every study of some folders, each once, as the last folder has it.
+    """Every study of some folders, each once, as the record with the most runs has it.
 
     A folder that is not there has none. What one record of a study was measured for, all are.
 
     Raises:
         RecordError: a file is no such record.
     """
-    found = dict[str, CollectedStudy]()
+    found = list[CollectedStudy]()
     for study in (study for folder in folders for study in _read(folder)):
-        found[study.source] = study.after(found.get(study.source, study))
-    return tuple(found.values())
+        for place, earlier in enumerate(found):
+            if study.extends(earlier):
+                found[place] = study.after(earlier)
+                break
+            if earlier.extends(study):
+                found[place] = earlier.after(study)
+                break
+        else:
+            found.append(study)
+    return tuple(found)
 
 
 def _read(folder: Path) -> Iterator[CollectedStudy]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from rankwise.findings.stats.items import Floats
-from rankwise.prediction.collected import CollectedItems, CollectedRun, CollectedStudy
+from rankwise.prediction.collected import CollectedItems, CollectedStudy
 from rankwise.records.study import Relation
 
 Part = Literal["gain", "retention"]
@@ -29,6 +29,10 @@ class Question(NamedTuple):
     features: Mapping[str, float]
     ranks: tuple[int, ...]
     rates: tuple[float, ...] = ()
+
+    def with_features(self, names: Container[str]) -> Question:
+        """The same with the features of these names alone."""
+        return self._replace(features={n: x for n, x in self.features.items() if n in names})
 
 
 class Trial(NamedTuple):
@@ -60,8 +64,7 @@ class RankCurve(NamedTuple):
 
     def with_features(self, names: Container[str]) -> RankCurve:
         """The same with the features of these names alone."""
-        kept = {name: x for name, x in self.question.features.items() if name in names}
-        return self._replace(question=self.question._replace(features=kept))
+        return self._replace(question=self.question.with_features(names))
 
     def at(self, ranks: Sequence[int]) -> RankCurve | None:
         """The same with these ranks alone, from small to large; None where one is missing."""
@@ -136,29 +139,64 @@ def left_out_in_turn(
             yield [curve for curve in curves if curve.task == task], others
 
 
-def curve_of(study: CollectedStudy) -> RankCurve | None:
-    """The curve of a study's LoRA ranks, each at the median of the rates that it was to have.
+def middle_rates(options: Iterable[tuple[int, float]]) -> dict[int, float]:
+    """Rank -> the median of its rates, the lower one of two, from small to large rank."""
+    rates: dict[int, list[float]] = defaultdict(list)
+    for rank, rate in sorted(set(options)):
+        rates[rank].append(rate)
+    return {rank: its[(len(its) - 1) // 2] for rank, its in rates.items()}
 
-    A rank takes part if its runs at that rate were trained with every seed of the study. None where
-    the gain is in nats, which no other unit can be compared with, where there is one seed, which
-    cannot choose a best rank for another one, or where fewer than two ranks are left.
+
+class Line(NamedTuple):
+    """The LoRA runs of a study that can be compared: places among its runs, by rank and rate.
+
+    All have the same seeds, in the same order. ``ranks`` are those at the median of the rates that
+    they were to have; ``others`` are at other rates.
     """
-    gain = study.items_of("in_domain")
+
+    ranks: Mapping[tuple[int, float], tuple[int, ...]]
+    others: Mapping[tuple[int, float], tuple[int, ...]]
+
+    @property
+    def num_seeds(self) -> int:
+        """Of each rank; 0 without any."""
+        return len(next(iter(self.ranks.values()), ()))
+
+
+def line_of(study: CollectedStudy) -> Line:
+    """The seeds are those that more than half of the ranks were to have.
+
+    A rank that was not to have one of them, or of which one diverged, is left out.
+    """
+    planned: dict[tuple[int, float], dict[int | None, int]] = defaultdict(dict)
+    for place, run in enumerate(study.runs):
+        if run.rank is not None and run.learning_rate is not None:
+            planned[run.rank, run.learning_rate][run.seed] = place
+    middle = set(middle_rates(planned).items())
+    number = Counter(seed for key in middle for seed in planned[key])
+    seeds = sorted((seed for seed in number if 2 * number[seed] > len(middle)), key=str)
+    trained = {
+        key: tuple(by_seed[seed] for seed in seeds)
+        for key, by_seed in sorted(planned.items())
+        if all(seed in by_seed and study.runs[by_seed[seed]].status == "trained" for seed in seeds)
+    }
+    return Line(
+        {key: its for key, its in trained.items() if key in middle},
+        {key: its for key, its in trained.items() if key not in middle},
+    )
+
+
+def curve_of(study: CollectedStudy) -> RankCurve | None:
+    """The curve of a study's LoRA ranks, each at its median rate; see ``line_of``.
+
+    None where the gain is in nats, which no other unit can be compared with, where the ranks share
+    fewer than two seeds, as one cannot choose a best rank for another, or where fewer than two
+    ranks are left.
+    """
+    gain, line = study.items_of("in_domain"), line_of(study)
     if not gain or any(items.unit != "points" for items in gain):
         return None
-    planned = _options(study.runs)
-    seeds = {study.runs[place].seed for places in planned.values() for place in places}
-    rates: dict[int, list[float]] = defaultdict(list)
-    for rank, rate in sorted(planned):
-        rates[rank].append(rate)
-    complete = {
-        key: places
-        for key, places in planned.items()
-        if [study.runs[place].status for place in places] == ["trained"] * len(seeds)
-    }
-    medians = ((rank, its[(len(its) - 1) // 2]) for rank, its in rates.items())
-    line = [key for key in medians if key in complete]
-    if len(line) < 2 or len(seeds) < 2:
+    if len(line.ranks) < 2 or line.num_seeds < 2:
         return None
     tasks: dict[Part, list[CollectedItems]] = {
         part: [items for items in study.items_of(relation) if items.unit == "points"]
@@ -166,26 +204,19 @@ def curve_of(study: CollectedStudy) -> RankCurve | None:
     }
     parts: dict[Part, tuple[Floats, ...]] = {
         part: tuple(
-            np.stack([_gains(items, complete[key]) for key in line], axis=2) for items in its
+            np.stack([_gains(items, runs) for runs in line.ranks.values()], axis=2) for items in its
         )
         for part, its in tasks.items()
     }
     return RankCurve(
         name=study.file_name.removesuffix(".json"),
         task=study.data_set,
-        question=Question(study.features, *(tuple(column) for column in zip(*line, strict=True))),
+        question=Question(study.features, *zip(*line.ranks, strict=True)),
         parts=parts,
-        trials=tuple(_trial(tasks, key, places) for key, places in complete.items()),
+        trials=tuple(
+            _trial(tasks, key, runs) for key, runs in {**line.ranks, **line.others}.items()
+        ),
     )
-
-
-def _options(runs: Sequence[CollectedRun]) -> dict[tuple[int, float], list[int]]:
-    """Rank and rate -> the places of the runs of LoRA, whether they were trained or diverged."""
-    found: dict[tuple[int, float], list[int]] = defaultdict(list)
-    for place, run in enumerate(runs):
-        if run.rank is not None and run.learning_rate is not None:
-            found[run.rank, run.learning_rate].append(place)
-    return found
 
 
 def _gains(items: CollectedItems, runs: Sequence[int]) -> Floats:

@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from rankwise.findings.stats.items import Floats
 from rankwise.prediction.collected import CollectedItems, CollectedStudy
+from rankwise.prediction.curves import line_of
 
 NUM_FACTORS = 3
 MIN_FORGOTTEN = 5
@@ -37,12 +38,8 @@ class RankItems(NamedTuple):
 
 
 def retention_items(study: CollectedStudy) -> RankItems | None:
-    """Of all trained LoRA runs of a study; None without items that are right or wrong."""
-    places = [
-        place
-        for place, run in enumerate(study.runs)
-        if run.rank is not None and run.status == "trained"
-    ]
+    """Of each rank at its median rate (``line_of``); None without items that are right or wrong."""
+    places = [place for runs in line_of(study).ranks.values() for place in runs]
     tasks = [items for items in study.items_of("retention") if items.right[0]]
     if not tasks or not places:
         return None
@@ -98,7 +95,7 @@ def auc(scores: Floats, is_event: Floats) -> float:
 
 
 def study_aucs(study: CollectedStudy) -> Mapping[Orderer, float] | None:
-    """The mean AUC over ranks and runs; None where no run forgets and keeps enough items."""
+    """The mean AUC over ranks, its runs averaged; None where no run forgets and keeps enough."""
     items = retention_items(study)
     found = [] if items is None else list(_aucs(items))
     if not found:
@@ -107,11 +104,14 @@ def study_aucs(study: CollectedStudy) -> Mapping[Orderer, float] | None:
 
 
 def _aucs(items: RankItems) -> Iterator[dict[Orderer, float]]:
-    """Of every run whose rank is left out, where others are left."""
+    """Of every rank that is left out, the mean over its runs, where others are left."""
     ranks = np.unique(items.ranks)
     for rank in ranks if len(ranks) > NUM_FACTORS else ():
         scores = scores_of(items, rank)
-        for run in np.flatnonzero(items.ranks == rank):
-            forgotten = items.forgotten[:, run]
-            if min(forgotten.sum(), (1 - forgotten).sum()) >= MIN_FORGOTTEN:
-                yield {name: auc(of, forgotten) for name, of in scores.items()}
+        runs = items.forgotten[:, items.ranks == rank].T
+        usable = [run for run in runs if min(run.sum(), (1 - run).sum()) >= MIN_FORGOTTEN]
+        if usable:
+            yield {
+                name: float(np.mean([auc(of, run) for run in usable]))
+                for name, of in scores.items()
+            }

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from rankwise.findings.stats.items import Floats
 from rankwise.prediction.curves import RankCurve, Target, left_out_in_turn
@@ -26,13 +27,13 @@ from rankwise.prediction.predictors import (
 
 PREDICTORS = (*CONSTANTS, *SIMPLE_RULES, *LAWS, *LEARNED)
 CONFIDENCE = 0.95
-SPLITS, DRAWS = 10, 4000
+SPLITS = 10
 MIN_TASKS = 4
-"""With fewer tasks a bootstrap over them says nothing."""
+"""With fewer tasks an interval over them is too wide to say anything."""
 
 
 class Mean(NamedTuple):
-    """A mean over tasks with its bounds from a bootstrap over tasks."""
+    """A mean over tasks with its bounds by Student's t over tasks."""
 
     value: float
     lower: float
@@ -61,9 +62,11 @@ class Judged(NamedTuple):
 
     @property
     def beats_the_constants(self) -> bool:
-        """Whether its regret is shown to be below that of each of them."""
-        differences = self.less_constants.values()
-        return self.kind != "constant" and all(each.is_below_zero for each in differences)
+        """Whether its regret is shown to be below that of each of ``CONSTANTS``."""
+        less = self.less_constants
+        return self.kind != "constant" and all(
+            each.name in less and less[each.name].is_below_zero for each in CONSTANTS
+        )
 
 
 class Judgement(NamedTuple):
@@ -95,12 +98,14 @@ def judge(
 ) -> Judgement:
     """Every predictor on every study, fitted on the studies of other tasks.
 
+    Features that some study lacks are left out for all, so that every fit has the same ones.
+
     Args:
         curves: of studies; those without what the targets need are left out.
         target: what predictors choose by.
         predictors: that are compared, the constants among them.
         measured_on: what their choices are judged by; None: the same.
-        seed: of the splits and of the bootstrap.
+        seed: of the splits.
 
     Raises:
         ValueError: fewer than ``MIN_TASKS`` tasks are left.
@@ -110,6 +115,8 @@ def judge(
     tasks = tuple(dict.fromkeys(curve.task for curve in curves))
     if len(tasks) < MIN_TASKS:
         raise ValueError(f"{len(tasks)} tasks: a comparison over tasks needs {MIN_TASKS}")
+    names = set.intersection(*(set(curve.question.features) for curve in curves))
+    curves = [curve.with_features(names) for curve in curves]
     able = [each for each in predictors if each.speaks_of(curves, target)]
     regrets = {curve.name: regrets_of(curve, measured_on, seed) for curve in curves}
     places = {each.name: _choices(each, curves, target) for each in able}
@@ -126,12 +133,10 @@ def judge(
         Judged(
             name=each.name,
             kind=each.kind,
-            regret=mean_over_tasks(table[each.name], seed),
+            regret=mean_over_tasks(table[each.name]),
             by_task=by_task[each.name],
             choices={c.name: c.ranks[places[each.name][c.name]] for c in curves},
-            less_constants={
-                n: mean_over_tasks(table[each.name] - table[n], seed) for n in constants
-            },
+            less_constants={n: mean_over_tasks(table[each.name] - table[n]) for n in constants},
         )
         for each in able
     )
@@ -155,13 +160,12 @@ def regrets_of(curve: RankCurve, target: Target, seed: int = 0) -> Floats:
     return np.mean(found, axis=0)
 
 
-def mean_over_tasks(values: Sequence[float] | Floats, seed: int = 0) -> Mean:
-    """Of one number for each task, with the percentiles of a bootstrap over the tasks."""
+def mean_over_tasks(values: Sequence[float] | Floats) -> Mean:
+    """Of one number for each task, at least two, with the bounds of Student's t."""
     of = np.asarray(values)
-    draws = np.random.default_rng(seed).integers(len(of), size=(DRAWS, len(of)))
-    tail = (1.0 - CONFIDENCE) / 2.0
-    lower, upper = np.quantile(of[draws].mean(axis=1), [tail, 1.0 - tail])
-    return Mean(float(of.mean()), float(lower), float(upper))
+    reach = float(stats.t.ppf(0.5 + CONFIDENCE / 2.0, len(of) - 1) * stats.sem(of))
+    mean = float(of.mean())
+    return Mean(mean, mean - reach, mean + reach)
 
 
 def bound_of_new_task(regrets: Sequence[float], confidence: float) -> float | None:

@@ -69,12 +69,8 @@ def _is_usable(question: Question, name: str) -> bool:
 
 
 def _read(question: Question, name: str) -> float:
-    return on_axis(name, question.features[name])
-
-
-def on_axis(name: str, value: float) -> float:
-    """A feature as the regression reads it: its logarithm, where that counts."""
-    return float(np.log2(value)) if FEATURES.get(name, False) else value
+    value = question.features[name]
+    return float(np.log2(value)) if FEATURES[name] else value
 
 
 def axis(ranks: Sequence[int]) -> Floats:

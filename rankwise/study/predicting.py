@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from rankwise.engine.models import base as models
 from rankwise.errors import ConfigError
 from rankwise.prediction.advice import Planned
+from rankwise.prediction.curves import middle_rates
 from rankwise.prediction.features import Untrained, features_of
 from rankwise.prediction.probe import ProbeSetting
 from rankwise.records.config.study import StudyConfig
@@ -23,11 +24,16 @@ NUM_ITEMS = 64
 
 
 class UntrainedPlan(NamedTuple):
-    """A planned study of one trained task, with the first model of its largest rank."""
+    """A planned study of one trained task, with its LoRA runs, or what a search may train."""
 
     plan: StudyPlan
-    largest: PlannedRun
+    of_lora: tuple[PlannedRun, ...]
     note: Callable[[str], None]
+
+    @property
+    def largest(self) -> PlannedRun:
+        """The first planned model of the largest rank."""
+        return max(self.of_lora, key=lambda model: model.rank or 0)
 
     @property
     def planned(self) -> Planned:
@@ -35,10 +41,14 @@ class UntrainedPlan(NamedTuple):
         record, config = self.plan.record, self.plan.record.config
         (train_task,) = record.tasks
         own = record.tasks[train_task].get("in_domain", ())
+        rates = middle_rates((run.rank or 0, run.learning_rate or 0.0) for run in self.of_lora)
+        alphas = {run.rank: (run.rank or 0) * (run.scaling or 0.0) for run in self.of_lora}
         return Planned(
             base_fingerprint=record.base_model_fingerprint,
             target_modules=self.largest.target_modules,
-            ranks=config.methods.lora.trained_ranks if config.methods.lora else (),
+            ranks=tuple(rates),
+            rates=tuple(rates.values()),
+            alphas=tuple(alphas[rank] for rank in rates),
             is_in_points=not any(
                 is_judged_by_loss(self.plan.tasks[name], metric_of(config, name)) for name in own
             ),
@@ -66,7 +76,7 @@ def plan_untrained(config: StudyConfig, observer: Observer | None = None) -> Unt
     note = (lambda _: None) if observer is None else observer.noted
     gauged = config.analysis.model_copy(update={"gauges": True})  # for their right answers
     plan = plan_study(config.model_copy(update={"analysis": gauged}), note)
-    return UntrainedPlan(plan, _largest(plan), note)
+    return UntrainedPlan(plan, _of_lora(plan), note)
 
 
 def measure(study: UntrainedPlan, *, with_probe: bool = True) -> dict[str, float]:
@@ -94,18 +104,17 @@ def measure_features(
     return measure(plan_untrained(config, observer), with_probe=with_probe)
 
 
-def _largest(plan: StudyPlan) -> PlannedRun:
-    """The first planned model of the largest rank; of a search, what it begins with."""
+def _of_lora(plan: StudyPlan) -> tuple[PlannedRun, ...]:
     record = plan.record
-    of_lora = [
+    of_lora = tuple(
         model
         for model in (*record.runs, *record.candidates)
         if model.rank is not None and model.imported_from is None
-    ]
+    )
     if not of_lora:
         problem = "methods.lora: no rank is trained, and the largest is measured; name one"
         raise ConfigError(record.config.name, [problem])
-    return max(of_lora, key=lambda model: model.rank or 0)
+    return of_lora
 
 
 def _untrained(plan: StudyPlan, model: PlannedRun) -> Untrained:

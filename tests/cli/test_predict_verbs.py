@@ -66,7 +66,7 @@ def _of_base(study: CollectedStudy, planned: Planned) -> CollectedStudy:
 def _fill(own: Path, study_file: Path) -> None:
     planned = plan_untrained(rw.load_config(study_file)).planned
     for curve in planted_curves(rule=True):
-        add_study(own, _of_base(collected(curve), planned))
+        add_study(own, _of_base(collected(curve, planned.rates[0]), planned))
 
 
 def test_a_study_is_collected_once(planted: Path, own: Path) -> None:
@@ -123,6 +123,7 @@ def test_a_rank_with_its_regret(own: Path, measured: list[bool], study_file: Pat
     assert measured == [False]
     told = json.loads(rankwise("predict", study_file, "methods.lora.ranks=[4,32]", "--json").stdout)
     assert (told["rank"], [each["rank"] for each in told["by_rank"]]) == (32, [4, 32])
+    assert told["by_rank"][1]["below_chosen"] == 0.0 < told["by_rank"][0]["below_chosen"]
     assert told["regret"]["estimate"] < told["constants"][0]["estimate"]
 
 
@@ -138,7 +139,8 @@ def test_it_cannot_say_without_a_collection(
 
 def test_where_nothing_is_better_the_constants_are_told() -> None:
     studies = [collected(curve) for curve in planted_curves(rule=False)]
-    planned = Planned("b" * 64, ("q_proj",), RANKS, True, {})
+    rates, alphas = (2e-4,) * len(RANKS), tuple(2.0 * rank for rank in RANKS)
+    planned = Planned("b" * 64, ("q_proj",), RANKS, rates, alphas, True, {})
     lines = list(advice_lines(advise(studies, planned, FEATURES)))
     assert lines[0].startswith("cannot say: nothing is shown to choose better than a constant")
     assert lines[1].startswith("the ridge alone would take rank")
@@ -181,4 +183,15 @@ def test_a_plan_tells_what_decides(
     planned = plan_untrained(rw.load_config(study_file, overrides)).planned
     assert planned.is_in_points is is_in_points
     assert planned.ranks == (2, 4)
+    assert planned.rates == (0.01, 0.01)
+    assert planned.alphas == (4.0, 8.0)
     assert planned.features == {"train_rows": 24.0}
+
+
+def test_the_alphas_of_rslora_are_those_of_its_factor(study_file: Path) -> None:
+    """16/√r times r; several rates count as their median."""
+    overrides = ["methods.lora.alpha={policy: rslora, alpha: 16}", "methods.lora.ranks=[4,16]"]
+    overrides += ["train.learning_rate.lora=[1e-3,2e-3,4e-3]"]
+    planned = plan_untrained(rw.load_config(study_file, overrides)).planned
+    assert planned.alphas == pytest.approx((32.0, 64.0))
+    assert planned.rates == (2e-3, 2e-3)

@@ -59,8 +59,8 @@ def planted_curves(rule: bool, seed: int = 0) -> list[RankCurve]:
     return found
 
 
-def collected(curve: RankCurve) -> CollectedStudy:
-    """A study with the items of a planted curve; every run has the rate 2e-4."""
+def collected(curve: RankCurve, rate: float = 2e-4) -> CollectedStudy:
+    """A study with the items of a planted curve; every run has this rate, and alpha 2r."""
     runs, values = list[CollectedRun](), dict[str, list[str]]()
     tasks: dict[Part, tuple[str, Relation]] = {
         "gain": (curve.task, "in_domain"),
@@ -76,7 +76,7 @@ def collected(curve: RankCurve) -> CollectedStudy:
         ]
     for rank in RANKS:
         for seed in range(NUM_SEEDS):
-            runs.append(_run(rank, seed))
+            runs.append(_run(rank, rate, seed))
     return CollectedStudy(
         task=curve.task,
         source=curve.name * 8,
@@ -100,9 +100,9 @@ def collected(curve: RankCurve) -> CollectedStudy:
     )  # fmt: skip
 
 
-def _run(rank: int, seed: int) -> CollectedRun:
+def _run(rank: int, rate: float, seed: int) -> CollectedRun:
     return CollectedRun(
-        method="lora", rank=rank, alpha=2.0 * rank, learning_rate=2e-4, seed=seed,
+        method="lora", rank=rank, alpha=2.0 * rank, learning_rate=rate, seed=seed,
         status="trained", gain=None, retention=None, held_out_text=None, tasks={},
         losses_nats=(), energy_rank_90=None, intruders=None, update_norm=None,
     )  # fmt: skip

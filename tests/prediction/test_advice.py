@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rankwise.prediction.advice import Planned, advise, reasons_against
@@ -16,7 +17,9 @@ FEATURES = {"train_rows": 200.0, "base_accuracy": 0.5}
 
 def _planned(ranks: Sequence[int] = RANKS, **changed: Any) -> Planned:
     """Of the planted base and modules."""
-    return Planned("b" * 64, ("q_proj",), tuple(ranks), True, {})._replace(**changed)
+    rates, alphas = (2e-4,) * len(ranks), tuple(2.0 * rank for rank in ranks)
+    planned = Planned("b" * 64, ("q_proj",), tuple(ranks), rates, alphas, True, {})
+    return planned._replace(**changed)
 
 
 @pytest.fixture(scope="module")
@@ -36,18 +39,19 @@ def test_a_rule_that_is_there_is_followed(
     assert advice.regret.upper < min(each.estimate for each in advice.constants)
     assert advice.new_task_regret is not None
     assert advice.regret.estimate <= advice.new_task_regret
-    by_rank = {each.rank: each for each in advice.by_rank}
-    assert max(by_rank.values(), key=lambda each: each.gain).rank == rank
-    assert by_rank[rank].gain == pytest.approx(20.0, abs=6.0)  # a parabola for every study
-    # half a point of retention for each doubling
-    kept = [by_rank[each].retention or 0.0 for each in (2, 64)]
-    assert kept[0] - kept[1] == pytest.approx(2.5, abs=0.3)
+    below = {each.rank: each.below_chosen for each in advice.by_rank}
+    assert [each for each in below if below[each] == 0.0] == [rank]
+    # the parabola of every study: 3 points for a doubling, 12 for two
+    best = 1.0 + 5.0 * (accuracy - 0.3) / 0.5
+    planted = {each: 3.0 * (np.log2(each) - best) ** 2 for each in RANKS}
+    for each in RANKS:
+        assert below[each] == pytest.approx(planted[each] - planted[rank], abs=6.0)
 
 
 def test_without_a_rule_it_abstains_and_says_what_a_constant_costs() -> None:
     studies = [collected(curve) for curve in planted_curves(rule=False)]
     advice = advise(studies, _planned(), FEATURES)
-    assert advice.rank is None
+    assert (advice.rank, advice.by_rank) == (None, ())
     assert advice.chosen in RANKS
     (reason,) = advice.reasons
     assert reason.startswith("nothing is shown to choose better than a constant")
@@ -63,7 +67,8 @@ def test_without_a_rule_it_abstains_and_says_what_a_constant_costs() -> None:
             {},
             (8, 128),
             "the collection has studies of 0 tasks in points with this base, q adapted, "
-            "ranks 8 and 128 and two seeds, and 4 are needed",
+            "ranks 8 and 128 with rates and alphas in the same proportions, and two seeds, and 4 "
+            "are needed",
         ),
         ({}, (16,), "the study has rank 16 alone, and a choice needs two ranks"),
     ],
@@ -87,6 +92,40 @@ def test_another_base_and_other_modules_are_outside(
     assert (advice.rank, advice.num_studies) == (None, 0)
     assert advice.reasons[0].startswith("the collection has studies of 0 tasks in points with this")
     assert reasons_against(lawful, _planned(**changed), {}) == advice.reasons
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"rates": tuple(2e-4 * rank**-0.5 for rank in RANKS)},
+        {"alphas": (16.0,) * len(RANKS)},
+    ],
+)
+def test_other_proportions_of_rates_and_alphas_are_outside(
+    lawful: list[CollectedStudy], changed: dict[str, Any]
+) -> None:
+    """What looks like rank is step size there."""
+    advice = advise(lawful, _planned(**changed), FEATURES)
+    assert (advice.rank, advice.num_studies) == (None, 0)
+
+
+@pytest.mark.parametrize(("factor", "is_outside"), [(0.6, False), (1.9, False), (2.1, True)])
+def test_one_factor_of_all_rates_may_be_two(
+    lawful: list[CollectedStudy], factor: float, is_outside: bool
+) -> None:
+    advice = advise(lawful, _planned(rates=(factor * 2e-4,) * len(RANKS)), FEATURES)
+    assert advice.num_studies == 20
+    found = [reason.startswith("the learning rate of rank 2 is") for reason in advice.reasons]
+    assert found == [True] * is_outside
+
+
+def test_a_probe_of_another_rank_is_not_compared(lawful: list[CollectedStudy]) -> None:
+    probed = [study.with_features({"probe_rank": 64.0, "probe_loss_drop": 0.5}) for study in lawful]
+    own = {**FEATURES, "probe_loss_drop": 0.5}
+    assert advise(probed, _planned(), {**own, "probe_rank": 64.0}).dropped == ()
+    assert advise(probed, _planned((2, 4)), {**own, "probe_rank": 4.0}).dropped == (
+        "probe_loss_drop",
+    )
 
 
 def test_studies_of_another_base_are_not_learned_from(lawful: list[CollectedStudy]) -> None:

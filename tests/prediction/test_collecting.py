@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rankwise.errors import RecordError
-from rankwise.prediction.collected import CollectedStudy
+from rankwise.prediction.collected import CollectedStudy, in_thousandths
 from rankwise.prediction.collecting import collected_studies
 from rankwise.prediction.collection import add_study, own_collection, read_collection
 from rankwise.prediction.curves import curve_of
@@ -116,9 +116,11 @@ def test_the_curve_is_what_was_planted(study: CollectedStudy) -> None:
 
 def test_a_rank_counts_at_the_median_of_its_rates(study: CollectedStudy) -> None:
     """Of rates 1e-4, 2e-4 and 4e-4 at rank 16 the middle one; a rank without a seed is left out."""
-    run = study.runs[2]
-    slow, fast = (run.model_copy(update={"learning_rate": rate}) for rate in (1e-4, 4e-4))
-    runs = (*study.runs[:3], study.runs[3], slow, slow, fast, fast, study.runs[4])
+    slow, fast = (
+        [run.model_copy(update={"learning_rate": rate}) for run in study.runs[2:4]]
+        for rate in (1e-4, 4e-4)
+    )
+    runs = (*study.runs[:4], *slow, *fast, study.runs[4])
     places = (0, 1, 2, 3, 4, 3, 3, 4, 4, 5)
     items = tuple(
         each.model_copy(
@@ -162,6 +164,27 @@ def test_a_rank_whose_median_rate_diverged_is_left_out(study: CollectedStudy) ->
         assert curve is not None
         assert curve.ranks == ranks
         assert set(curve.question.rates) == {2e-4}
+
+
+def test_a_further_seed_of_one_rank_changes_nothing(study: CollectedStudy) -> None:
+    """Rank 16 has a seed 2, whose items are those of the base."""
+    third = study.runs[3].model_copy(update={"seed": 2})
+    items = tuple(
+        each.model_copy(
+            update={
+                "values": (*each.values[:5], each.values[0], *each.values[5:]),
+                "right": (*each.right[:5], each.right[0], *each.right[5:]),
+            }
+        )
+        for each in study.items
+    )
+    runs = (*study.runs[:4], third, *study.runs[4:])
+    before = curve_of(study)
+    curve = curve_of(study.model_copy(update={"runs": runs, "items": items}))
+    assert before is not None
+    assert curve is not None
+    assert curve.question == before.question
+    assert curve.mean("gain") == pytest.approx(before.mean("gain"))
 
 
 def test_one_seed_has_no_curve(tmp_path: Path) -> None:
@@ -220,6 +243,44 @@ def test_a_study_that_was_extended_takes_the_place_of_itself(tmp_path: Path) -> 
         (found,) = read_collection(*folders)
         assert len(found.runs) == 12
         assert found.features["near_tie_share"] == 0.25
+
+
+def _at_rate(study: CollectedStudy, rate: float) -> CollectedStudy:
+    """The same study, all of whose ranks had another rate."""
+    runs = tuple(
+        run if run.rank is None else run.model_copy(update={"learning_rate": rate})
+        for run in study.runs
+    )
+    return study.model_copy(update={"runs": runs})
+
+
+def test_another_study_of_the_same_name_is_not_lost(study: CollectedStudy, tmp_path: Path) -> None:
+    own, other = tmp_path / "own", tmp_path / "other"
+    add_study(own, study)
+    faster = _at_rate(study, 8e-4)
+    with pytest.raises(RecordError, match="is a study of the same name with other runs"):
+        add_study(own, faster)
+    add_study(other, faster)
+    assert read_collection(own, other) == (study, faster)
+
+
+def test_what_a_probe_of_another_rate_showed_is_not_kept(study: CollectedStudy) -> None:
+    measured = study.with_features({"probe_loss_drop": 9.0, "near_tie_share": 0.25})
+    assert study.after(measured).features["probe_loss_drop"] == 9.0
+    faster = _at_rate(study, 8e-4).after(measured).features
+    assert faster["near_tie_share"] == 0.25
+    assert "probe_loss_drop" not in faster
+
+
+def test_alpha_is_of_the_factor(tmp_path: Path) -> None:
+    """rsLoRA of rank 16 with alpha 16 has the factor 4, as plain LoRA with alpha 64."""
+    folder = StudyFolder(tmp_path / "study")
+    write_study(folder, planted_study(seeds=(0, 1)))
+    (study,) = collected_studies(folder)
+    planned = {run.rank: run for run in folder.read_study().runs}
+    for run in study.runs:
+        if run.rank is not None:
+            assert run.alpha == pytest.approx(run.rank * (planned[run.rank].scaling or 0.0))
 
 
 def test_a_task_with_a_slash_lies_in_the_collection(study: CollectedStudy, tmp_path: Path) -> None:
@@ -336,9 +397,12 @@ def test_items_of_other_models_are_refused(study: CollectedStudy) -> None:
         CollectedStudy.model_validate(content)
 
 
-def test_values_lose_less_than_a_thousandth(study: CollectedStudy) -> None:
-    items = study.items[0].model_copy(update={"values": ("123 4", *study.items[0].values[1:])})
-    assert np.allclose(items.value_of(0), [12.3, 0.4])
+def test_values_lose_half_a_thousandth_at_most(study: CollectedStudy) -> None:
+    shares = np.random.default_rng(0).random(1000)
+    values = (in_thousandths(shares.tolist()), *study.items[0].values[1:])
+    items = study.items[0].model_copy(update={"values": values})
+    assert np.abs(items.value_of(0) / 100.0 - shares).max() <= 0.0005 + 1e-12
+    assert np.abs(items.value_of(0) / 100.0 - shares).max() > 0.0004  # they are rounded
 
 
 def test_reading_a_collection_needs_no_torch() -> None:

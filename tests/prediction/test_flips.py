@@ -64,9 +64,10 @@ def test_only_items_that_the_base_has_right(study: CollectedStudy) -> None:
 def test_the_rank_that_is_left_out_is_not_used(study: CollectedStudy) -> None:
     items = retention_items(study)
     assert items is not None
-    changed = items.change.copy()
-    changed[:, items.ranks == 16] = 1e6
-    same = scores_of(items._replace(change=changed), 16.0)
+    change, forgotten = items.change.copy(), items.forgotten.copy()
+    change[:, items.ranks == 16] = 1e6
+    forgotten[:, items.ranks == 16] = 1.0 - forgotten[:, items.ranks == 16]
+    same = scores_of(items._replace(change=change, forgotten=forgotten), 16.0)
     for name, scores in scores_of(items, 16.0).items():
         assert scores == pytest.approx(same[name])
 
@@ -78,6 +79,27 @@ def test_other_runs_tell_what_the_base_cannot(study: CollectedStudy) -> None:
     assert found["base margin"] == pytest.approx(0.5)
     assert found["other runs"] > 0.9
     assert found["rank-3 factors"] > 0.9
+
+
+def test_a_rank_counts_at_its_median_rate_alone(study: CollectedStudy) -> None:
+    """Runs of rank 4 at half and twice its rate, which forget everything, change nothing."""
+    places = [place for place, run in enumerate(study.runs) if run.rank == 4]
+    rate = study.runs[places[0]].learning_rate or 0.0
+    runs, items = list(study.runs), {each.task: each for each in study.items}
+    for factor in (0.5, 2.0):
+        for place in places:
+            runs.append(study.runs[place].model_copy(update={"learning_rate": factor * rate}))
+            items = {
+                task: each.model_copy(
+                    update={
+                        "values": (*each.values, " ".join("0" * len(each.right[0]))),
+                        "right": (*each.right, "0" * len(each.right[0])),
+                    }
+                )
+                for task, each in items.items()
+            }
+    changed = {"runs": tuple(runs), "items": tuple(items.values())}
+    assert study_aucs(study.model_copy(update=changed)) == study_aucs(study)
 
 
 def test_where_nothing_is_forgotten_there_is_no_auc(tmp_path: Path) -> None:

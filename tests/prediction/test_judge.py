@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from rankwise.prediction.curves import Part, Question, RankCurve
-from rankwise.prediction.judge import bound_of_new_task, judge, regrets_of
+from rankwise.prediction.judge import bound_of_new_task, judge, mean_over_tasks, regrets_of
+from rankwise.prediction.learned import RIDGE
 from rankwise.prediction.predictors import CONSTANTS, always
 from tests.planted.rank_curves import planted_curves
 
@@ -25,6 +26,31 @@ def test_a_planted_rule_is_recovered() -> None:
     assert judgement.not_judged == (
         "90 % energy, probe", "90 % energy, gradient", "forgetting law", "rate alone",
     )  # fmt: skip
+
+
+def test_an_interval_over_tasks_by_hand() -> None:
+    """Mean 2.5, standard error 0.6455, and 3.182 of them at 95 % with 3 degrees of freedom."""
+    assert mean_over_tasks([1.0, 2.0, 3.0, 4.0]) == pytest.approx((2.5, 0.4457, 4.5543), abs=1e-4)
+
+
+def test_a_feature_that_one_study_lacks_is_left_out_for_all() -> None:
+    """Of the task that is left out, too, whose fit would else have it."""
+    names = {"train_rows", "train_tokens", "base_accuracy"}
+    curves = [curve.with_features(names) for curve in planted_curves(rule=True)]
+    partly = [curves[0].with_features(names - {"base_accuracy"}), *curves[1:]]
+    blind = [curve.with_features(names - {"base_accuracy"}) for curve in curves]
+    found, expected = (judge(each, "gain", (*CONSTANTS, RIDGE)) for each in (partly, blind))
+    assert found == expected
+    assert judge(curves, "gain", (*CONSTANTS, RIDGE)) != expected
+
+
+def test_without_one_of_the_constants_nothing_beats_them() -> None:
+    curves = [curve.with_features({"base_accuracy"}) for curve in planted_curves(rule=True)]
+    ridge = judge(curves, "gain", (*CONSTANTS, RIDGE)).of("ridge")
+    assert ridge is not None
+    assert all(each.is_below_zero for each in ridge.less_constants.values())
+    assert set(ridge.less_constants) == CONSTANT_NAMES - {"table by data size"}
+    assert not ridge.beats_the_constants
 
 
 @pytest.mark.parametrize("seed", range(3))
