@@ -63,7 +63,7 @@ def prepared_tasks(audited: Audited, settings: ScoreSettings) -> list[PreparedTa
     tokenizer = models.load_tokenizer(audited.base.folder)
     if settings.chat_template and not tokenizer.chat_template:
         problem = f"--chat-template: the tokenizer of {audited.base.name} has none; leave it out"
-        raise ConfigError("audit", [problem])
+        raise ConfigError("rankwise", [problem])
     skeleton: Any = models.model_skeleton(audited.base.folder)
     _check_vocabulary(audited, min(len(tokenizer), _num_embeddings(skeleton)))
     longest = models.context_length(skeleton.config, tokenizer)
