@@ -19,6 +19,7 @@ from rankwise.cli.application import (
     Json,
     TasksPath,
     emit,
+    given_path,
     listed_names,
     note,
     say,
@@ -38,9 +39,17 @@ if TYPE_CHECKING:
 ADAPTERS = "Adapters and checkpoints"
 
 BASE = "The base: smollm2-135m-instruct, a folder or a hub repository."
-Adapter = Annotated[Path, typer.Argument(metavar="ADAPTER", help="A PEFT LoRA folder.")]
+Adapter = Annotated[
+    Path, typer.Argument(metavar="ADAPTER", help="A PEFT LoRA folder.", parser=given_path)
+]
 Output = Annotated[
-    Path, typer.Option("--output", help="The folder to write; it must be new or empty.")
+    Path,
+    typer.Option(
+        "--output",
+        metavar="FOLDER",
+        help="The folder to write; it must be new or empty.",
+        parser=given_path,
+    ),
 ]
 AnyBase = Annotated[
     bool,
@@ -83,7 +92,9 @@ def audit(
     target: Annotated[
         Path,
         typer.Argument(
-            metavar="ADAPTER_OR_CHECKPOINT", help="A PEFT LoRA folder, or a whole model's folder."
+            metavar="ADAPTER_OR_CHECKPOINT",
+            help="A PEFT LoRA folder, or a whole model's folder.",
+            parser=given_path,
         ),
     ],
     tasks: Annotated[
@@ -110,7 +121,12 @@ def audit(
     any_base: AnyBase = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", help="The folder to write (default: audits/TARGET)."),
+        typer.Option(
+            "--output",
+            metavar="FOLDER",
+            help="The folder to write (default: audits/TARGET).",
+            parser=given_path,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> int:

@@ -14,6 +14,7 @@ from rankwise.cli.application import (
     Json,
     TasksPath,
     emit,
+    given_path,
     note,
     note_damage,
     say,
@@ -53,7 +54,12 @@ def export(
     ] = ExportFormat.LM_EVAL,
     output: Annotated[
         Path | None,
-        typer.Option("--output", help="The folder to write (default: DIR/export/FORMAT)."),
+        typer.Option(
+            "--output",
+            metavar="FOLDER",
+            help="The folder to write (default: DIR/export/FORMAT).",
+            parser=given_path,
+        ),
     ] = None,
     run: Annotated[
         str | None,
@@ -164,11 +170,18 @@ def push(
 @verb(TOOLS)
 def compare_samples(
     base: Annotated[
-        Path, typer.Argument(metavar="BASE.jsonl", help="The samples file to compare with.")
+        Path,
+        typer.Argument(
+            metavar="BASE.jsonl", help="The samples file to compare with.", parser=given_path
+        ),
     ],
     candidates: Annotated[
         list[Path],
-        typer.Argument(metavar="A.jsonl", help="Samples files of other models on the same task."),
+        typer.Argument(
+            metavar="A.jsonl",
+            help="Samples files of other models on the same task.",
+            parser=given_path,
+        ),
     ],
     metric: Annotated[
         str | None,
