@@ -20,7 +20,7 @@ from rankwise.prediction.judge import (
     bound_of_new_task,
     judge,
 )
-from rankwise.prediction.learned import FEATURES, RIDGE, on_axis
+from rankwise.prediction.learned import RIDGE, RIDGE_FEATURES, on_axis
 from rankwise.prediction.predictors import CONSTANTS, choose
 from rankwise.records import quantities
 from rankwise.records.base import Record
@@ -102,7 +102,7 @@ class _Grounds(NamedTuple):
         """Features of the ridge that the question has, and not all curves."""
         return tuple(
             name
-            for name in FEATURES
+            for name in RIDGE_FEATURES
             if name in self.question.features
             and any(name not in curve.question.features for curve in self.curves)
         )
@@ -193,7 +193,7 @@ def _outside(study: Planned, grounds: _Grounds) -> Iterator[str]:
             "`rankwise collect`"
         )
     else:
-        for name in FEATURES:
+        for name in RIDGE_FEATURES:
             if name in question.features and name not in grounds.dropped:
                 known = [curve.question.features[name] for curve in curves]
                 yield from _beyond(name, question.features[name], known)
