@@ -297,12 +297,7 @@ def lm_eval(context: typer.Context) -> int:
 
 @verb("Installation")
 def doctor(as_json: Json = False) -> int:
-    """Check this installation: versions, devices, optional parts.
-
-    Says nothing about a study. Whether the files of tasks_path may run Python
-    code is no setting of the installation: they may not, unless a study file
-    says allow_task_code: true or a command --allow-task-code.
-    """
+    """Check this installation: versions, devices, optional parts."""
     quiet_libraries()
     from rankwise.cli.doctor import examine
 
