@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +19,7 @@ from rankwise.cli.application import (
     Json,
     TasksPath,
     emit,
+    given_path,
     listed_names,
     note,
     say,
@@ -32,14 +33,23 @@ from rankwise.errors import ConfigError
 
 if TYPE_CHECKING:
     from rankwise.records.heads import HeadRepair
+    from rankwise.weights.audit_scores import ScoreSettings
     from rankwise.weights.spectra import Svd
 
 ADAPTERS = "Adapters and checkpoints"
 
 BASE = "The base: smollm2-135m-instruct, a folder or a hub repository."
-Adapter = Annotated[Path, typer.Argument(metavar="ADAPTER", help="A PEFT LoRA folder.")]
+Adapter = Annotated[
+    Path, typer.Argument(metavar="ADAPTER", help="A PEFT LoRA folder.", parser=given_path)
+]
 Output = Annotated[
-    Path, typer.Option("--output", help="The folder to write; it must be new or empty.")
+    Path,
+    typer.Option(
+        "--output",
+        metavar="FOLDER",
+        help="The folder to write; it must be new or empty.",
+        parser=given_path,
+    ),
 ]
 AnyBase = Annotated[
     bool,
@@ -82,7 +92,9 @@ def audit(
     target: Annotated[
         Path,
         typer.Argument(
-            metavar="ADAPTER_OR_CHECKPOINT", help="A PEFT LoRA folder, or a whole model's folder."
+            metavar="ADAPTER_OR_CHECKPOINT",
+            help="A PEFT LoRA folder, or a whole model's folder.",
+            parser=given_path,
         ),
     ],
     tasks: Annotated[
@@ -109,7 +121,12 @@ def audit(
     any_base: AnyBase = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", help="The folder to write (default: audits/TARGET)."),
+        typer.Option(
+            "--output",
+            metavar="FOLDER",
+            help="The folder to write (default: audits/TARGET).",
+            parser=given_path,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> int:
@@ -125,18 +142,18 @@ def audit(
     from rankwise.report.audit_page import target_name, write_audit
     from rankwise.weights.audit import AuditSettings, find_audited
     from rankwise.weights.audit import audit as look
-    from rankwise.weights.audit_scores import ScoreSettings, audit_scores, prepared_tasks
+    from rankwise.weights.audit_scores import audit_scores, prepared_tasks
 
     folder = output or Path("audits") / target_name(Path(os.path.realpath(target)))
-    names = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
-    asked = ScoreSettings(
+    names = listed_names(tasks or "")
+    asked = score_settings(
         names,
-        tuple(tasks_path or ()),
+        tasks_path,
         allow_task_code,
         num_fewshot=num_fewshot,
         limit=limit,
         chat_template=chat_template,
-        precision=precision.value,
+        precision=precision,
     )
     with usage_errors():
         _refuse_inside(target, folder)
@@ -385,6 +402,30 @@ def heads(
         _say_repair(repair)
     note(f"records: {folder.model_folder(chosen.name) / 'heads'}; rankwise report {folder.address}")
     return OK
+
+
+def score_settings(
+    tasks: tuple[str, ...],
+    tasks_path: Sequence[Path] | None,
+    allow_task_code: bool,
+    *,
+    num_fewshot: int | None,
+    limit: int | None,
+    chat_template: bool,
+    precision: ScorePrecision,
+) -> ScoreSettings:
+    """What a verb's options say of scoring; imports torch."""
+    from rankwise.weights.audit_scores import ScoreSettings
+
+    return ScoreSettings(
+        tasks,
+        tuple(tasks_path or ()),
+        allow_task_code,
+        num_fewshot=num_fewshot,
+        limit=limit,
+        chat_template=chat_template,
+        precision=precision.value,
+    )
 
 
 @contextlib.contextmanager

@@ -43,7 +43,10 @@ def compare(
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace a file that is no such page.")
+        bool,
+        typer.Option(
+            "--force", help="Overwrite the output file even if rankwise compare did not write it."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> int:

@@ -19,6 +19,7 @@ from rankwise.cli.adapter_verbs import (
     ScorePrecision,
     counted,
     refuse_replacing,
+    score_settings,
 )
 from rankwise.cli.application import (
     OK,
@@ -119,18 +120,17 @@ def deploy_check(
             refuse_replacing(output)
         quiet_libraries()
         from rankwise.weights.audit import find_adapter
-        from rankwise.weights.audit_scores import ScoreSettings
         from rankwise.weights.deployment import check_deployment
         from rankwise.weights.forms import find_forms
 
-        settings = ScoreSettings(
+        settings = score_settings(
             _named("deploy-check", tasks),
-            tuple(tasks_path or ()),
+            tasks_path,
             allow_task_code,
             num_fewshot=num_fewshot,
             limit=limit,
             chat_template=chat_template,
-            precision=precision.value,
+            precision=precision,
         )
         found_forms = find_forms(wanted)
         found = find_adapter(base, adapter, "merged", any_base=any_base, report=note)
@@ -180,17 +180,16 @@ def check(
         quiet_libraries()
         from rankwise.engine.models.adapter_config import recorded_base
         from rankwise.weights.audit import find_adapter
-        from rankwise.weights.audit_scores import ScoreSettings
         from rankwise.weights.deployment import check_retention
 
-        settings = ScoreSettings(
+        settings = score_settings(
             _named("check", tasks),
-            tuple(tasks_path or ()),
+            tasks_path,
             allow_task_code,
             num_fewshot=num_fewshot,
             limit=limit,
             chat_template=chat_template,
-            precision=precision.value,
+            precision=precision,
         )
         named = recorded_base(adapter) if base is None else base
         found = find_adapter(named, adapter, "checked", any_base=any_base, report=note)
@@ -203,10 +202,10 @@ def check(
 def _question(found: Audited, settings: ScoreSettings, margin_points: float) -> Question:
     """The tasks, prepared; those in nats have the margin of a study."""
     from rankwise.findings.deployment import LossRule
-    from rankwise.weights.audit_scores import prepared_tasks
+    from rankwise.weights.audit_scores import CONFIDENCE, prepared_tasks
     from rankwise.weights.deployment import Question
 
-    rule = LossRule(margin_points, RecommendationConfig().delta_nats, settings.confidence)
+    rule = LossRule(margin_points, RecommendationConfig().delta_nats, CONFIDENCE)
     return Question(prepared_tasks(found, settings), settings, rule)
 
 

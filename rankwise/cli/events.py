@@ -180,8 +180,7 @@ class EventObserver(Follower):
         return _named(self.stage)
 
     def _left_of_study(self) -> Mapping[str, float | None]:
-        left = self.seconds_left()
-        return {"seconds_left": sum(left.values()) if left else None}
+        return {"seconds_left": self.study_seconds_left()}
 
 
 def print_line(line: str, output: TextIO | None = None) -> None:

@@ -52,7 +52,8 @@ def collect(
     measure: Annotated[
         bool,
         typer.Option(
-            "--measure", help="Measure what can be known before training, too; loads the base."
+            "--measure",
+            help="Also measure the features that rankwise predict uses; loads the base model.",
         ),
     ] = False,
     as_json: Json = False,
@@ -114,10 +115,11 @@ def predict(
     """Say which rank a study will find best, before it is trained.
 
     Measures the base and the rows, and trains the largest rank for ten steps.
-    It learns from studies of the same base, adapted modules and ranks. The
-    answer comes with what choosing so has cost on tasks that were left out
-    of them. It is "cannot say" where there are too few, or the study is unlike
-    them, or where nothing is shown to choose better than a constant.
+    It learns from studies of the same base, adapted modules and ranks. It also
+    says how many points below the best rank this way of choosing came out, on
+    tasks it had not seen. The answer is "cannot say" where there are too few
+    studies, or this one is unlike them, or where nothing is shown to choose
+    better than a constant.
     """
     config, _ = named(study, None, allow_task_code)
     from rankwise.api import predict as predicted

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from rankwise.cli.adapter_verbs import ADAPTERS, AnyBase, ScorePrecision, counted, refuse_replacing
+from rankwise.cli.adapter_verbs import (
+    ADAPTERS,
+    AnyBase,
+    ScorePrecision,
+    counted,
+    refuse_replacing,
+    score_settings,
+)
 from rankwise.cli.application import (
     OK,
     AllowTaskCode,
@@ -135,19 +142,17 @@ def repair(
         record = _of_run(given_folder(targets[0]), run, asked)
     else:
         quiet_libraries()
-        from rankwise.weights.audit_scores import ScoreSettings
-
         own, kept = listed_names(tasks), listed_names(retention)
         _refuse_incomplete(targets, own, kept, output)
         assert output is not None
-        settings = ScoreSettings(
+        settings = score_settings(
             own,
-            tuple(tasks_path or ()),
+            tasks_path,
             allow_task_code,
             num_fewshot=num_fewshot,
             limit=limit,
             chat_template=chat_template,
-            precision=precision.value,
+            precision=precision,
         )
         adapters = _found(targets, output, any_base)
         record = _of_adapters(adapters, settings, kept, asked, output)

@@ -63,7 +63,8 @@ AcceptNewStack = Annotated[
     bool,
     typer.Option(
         "--accept-new-stack",
-        help="Go on under other versions or on another device, though the scores move.",
+        help="Continue with other library versions or another device even if the base's scores "
+        "change.",
     ),
 ]
 
@@ -138,7 +139,7 @@ NumWorkers = Annotated[
         "--workers",
         metavar="N",
         min=1,
-        help="Start N workers on this machine. With --worker: there are N, plan for them.",
+        help="Start N workers on this machine; with --worker, the number of workers to plan for.",
     ),
 ]
 Gpus = Annotated[

@@ -178,9 +178,12 @@ def recommend(
 
 @verb(STUDIES)
 def init(
-    path: Annotated[Path, typer.Argument(metavar="[PATH]", help="The file to write.")] = Path(
-        "study.yaml"
-    ),
+    path: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[PATH]", help="The file to write (default: study.yaml).", parser=given_path
+        ),
+    ] = None,
     preset: Annotated[
         str | None,
         typer.Option("--preset", help="The preset to copy, such as alpha (default: quickstart)."),
@@ -210,16 +213,17 @@ def init(
 
     if source is not None and preset is not None:
         raise ConfigError("init", ["--preset and --from are both given; give one of them"])
-    made = None if source is None else _made_from(source, path)
+    file = path or Path("study.yaml")
+    made = None if source is None else _made_from(source, file)
     text = preset_text(preset or "quickstart") if made is None else made.text
-    if path.exists() and not force:
-        raise ConfigError(str(path), ["the file exists; choose another path or give --force"])
-    write_atomically(path, text)
+    if file.exists() and not force:
+        raise ConfigError(str(file), ["the file exists; choose another path or give --force"])
+    write_atomically(file, text)
     if as_json:
         remarks = {} if made is None else made._asdict()
         remarks.pop("text", None)
-        return emit({"study_file": path, **remarks})
-    say(f"wrote {path}; next: rankwise plan {path}")
+        return emit({"study_file": file, **remarks})
+    say(f"wrote {file}; next: rankwise plan {file}")
     return OK
 
 

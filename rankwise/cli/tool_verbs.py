@@ -14,6 +14,7 @@ from rankwise.cli.application import (
     Json,
     TasksPath,
     emit,
+    given_path,
     note,
     note_damage,
     say,
@@ -53,7 +54,12 @@ def export(
     ] = ExportFormat.LM_EVAL,
     output: Annotated[
         Path | None,
-        typer.Option("--output", help="The folder to write (default: DIR/export/FORMAT)."),
+        typer.Option(
+            "--output",
+            metavar="FOLDER",
+            help="The folder to write (default: DIR/export/FORMAT).",
+            parser=given_path,
+        ),
     ] = None,
     run: Annotated[
         str | None,
@@ -164,11 +170,18 @@ def push(
 @verb(TOOLS)
 def compare_samples(
     base: Annotated[
-        Path, typer.Argument(metavar="BASE.jsonl", help="The samples file to compare with.")
+        Path,
+        typer.Argument(
+            metavar="BASE.jsonl", help="The samples file to compare with.", parser=given_path
+        ),
     ],
     candidates: Annotated[
         list[Path],
-        typer.Argument(metavar="A.jsonl", help="Samples files of other models on the same task."),
+        typer.Argument(
+            metavar="A.jsonl",
+            help="Samples files of other models on the same task.",
+            parser=given_path,
+        ),
     ],
     metric: Annotated[
         str | None,
@@ -284,12 +297,7 @@ def lm_eval(context: typer.Context) -> int:
 
 @verb("Installation")
 def doctor(as_json: Json = False) -> int:
-    """Check this installation: versions, devices, optional parts.
-
-    Says nothing about a study. Whether the files of tasks_path may run Python
-    code is no setting of the installation: they may not, unless a study file
-    says allow_task_code: true or a command --allow-task-code.
-    """
+    """Check this installation: versions, devices, optional parts."""
     quiet_libraries()
     from rankwise.cli.doctor import examine
 

@@ -96,7 +96,7 @@ def try_data(
                 trial = trials.recognised(place, model, _columns(column or ()), note)
             fitted = _told_and_fitted(trial, name, budget, events)
             settings = trials.settings_of(trial, fitted.size, name, folder.root)
-            write_atomically(folder.settings_file, trials.study_text(settings, command))
+            write_atomically(folder.settings_file, trials.study_file_text(settings, command))
         config = load_config(folder.settings_file)
         if events is None:
             say(f"study file: {folder.settings_file}", folded=False)

@@ -79,10 +79,7 @@ def _groups(
     results: TrainTaskResults, part: Recommendation, reference: ModelResults
 ) -> Iterator[TaskGroup]:
     for relation, names in results.tasks.items():
-        by_unit: dict[Unit, list[str]] = {}
-        for task in names:
-            by_unit.setdefault(reference.items[task].unit, []).append(task)
-        for unit, tasks in by_unit.items():
+        for unit, tasks in reference.tasks_by_unit(names).items():
             yield TaskGroup(unit, tasks, _margin(results, part, relation, unit), relation)
 
 

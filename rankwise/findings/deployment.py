@@ -80,9 +80,7 @@ def judged_form(
     Raises:
         RecordError: they were scored on other items, or a task has fewer than two.
     """
-    by_unit: dict[Unit, list[str]] = {}
-    for task, items in reference.items.items():
-        by_unit.setdefault(items.unit, []).append(task)
+    by_unit = reference.tasks_by_unit(reference.items)
     groups = [TaskGroup(unit, tasks, rule.margin(unit)) for unit, tasks in by_unit.items()]
     return judged_in_groups(reference, form, weights, groups, rule.confidence)
 

@@ -7,16 +7,11 @@ answer in one format may still know the answer, and show it in that format alone
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from rankwise.findings.models import seeded_labels
 from rankwise.findings.options import OptionGains
-from rankwise.findings.pairs import Pair, pair_items, run_record
+from rankwise.findings.pairs import pair_items, run_record
 from rankwise.findings.stats.estimates import wilson_interval
-from rankwise.findings.stats.items import POINTS
 from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.results import ModelResults
@@ -84,22 +79,6 @@ def lost_items(source: OptionGains) -> TrainTaskLostItems | None:
     )
 
 
-class _Outcomes(NamedTuple):
-    """(items,) each: who is right, in the order of the items' numbers."""
-
-    base: NDArray[np.bool_]
-    adapted: NDArray[np.bool_]
-
-
-def _outcomes(pair: Pair) -> _Outcomes | None:
-    """None where an item is neither right nor wrong."""
-    both = np.concatenate([pair.base, pair.adapted])
-    if not pair.in_points or not np.isin(both, (0.0, POINTS)).all():
-        return None
-    best = POINTS if pair.sign > 0 else 0.0
-    return _Outcomes(pair.base == best, pair.adapted == best)
-
-
 def _lost(source: OptionGains, run: ModelResults, label: str, task: str) -> LostItems | None:
     results = source.results
     scored_as = results.trained_formats.get(task)
@@ -108,8 +87,8 @@ def _lost(source: OptionGains, run: ModelResults, label: str, task: str) -> Lost
     base, own = results.base.items[task], results.base.items[scored_as]
     if sorted(base.doc_ids) != sorted(own.doc_ids):
         return None  # other items: nothing can come back
-    standard = _outcomes(pair_items(results.base, run, task, by_accuracy=True))
-    there = _outcomes(pair_items(results.base, run, scored_as, by_accuracy=True))
+    standard = pair_items(results.base, run, task, by_accuracy=True).outcomes
+    there = pair_items(results.base, run, scored_as, by_accuracy=True).outcomes
     if standard is None or there is None:
         return None
     lost, kept = standard.base & ~standard.adapted, standard.base & standard.adapted

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rankwise.errors import RecordError
 from rankwise.findings.stats.estimates import (
@@ -46,6 +47,13 @@ class Scores(NamedTuple):
     clusters: Sequence[int] | None = None
 
 
+class Outcomes(NamedTuple):
+    """(items,) each: where the base and where the adapted model is right."""
+
+    base: NDArray[np.bool_]
+    adapted: NDArray[np.bool_]
+
+
 class Pair(NamedTuple):
     """Base and adapted values of the same items, in the task's unit, and what they mean.
 
@@ -72,6 +80,15 @@ class Pair(NamedTuple):
     def items(self) -> Items:
         """The gain, item by item, as it enters an estimate."""
         return Items(self.gain, self.item_size, clusters=self.clusters)
+
+    @property
+    def outcomes(self) -> Outcomes | None:
+        """Who is right, item by item; None where an item is neither right nor wrong."""
+        both = np.concatenate([self.base, self.adapted])
+        if not self.in_points or not np.isin(both, (0.0, POINTS)).all():
+            return None
+        best = POINTS if self.sign > 0 else 0.0
+        return Outcomes(self.base == best, self.adapted == best)
 
 
 class Counts(NamedTuple):
@@ -297,12 +314,10 @@ def _comparison(
 
 
 def _counts(pair: Pair) -> Counts | None:
-    both = np.concatenate([pair.base, pair.adapted])
-    if not pair.in_points or not np.isin(both, (0.0, POINTS)).all():
+    outcomes = pair.outcomes
+    if outcomes is None:
         return None
-    before, after = pair.base > 0.0, pair.adapted > 0.0
-    if pair.sign < 0:
-        before, after = ~before, ~after
+    before, after = outcomes
     return Counts(
         learned=int((~before & after).sum()),
         forgotten=int((before & ~after).sum()),

@@ -31,9 +31,6 @@ class Share(Record):
         return f"{estimate} % ({lower} to {upper})"
 
 
-NO_SHARE = Share(estimate=None, lower=None, upper=None, reason=None)
-
-
 def share_of(
     source: OptionGains, part: Sequence[Floats], whole: Sequence[Floats], tasks: Sequence[str]
 ) -> Share:

@@ -111,11 +111,9 @@ def training_look(
 def _changes(
     base: ModelResults, now: ModelResults, confidence: float, deciding: float
 ) -> tuple[MeanChange, ...]:
-    by_unit: dict[Unit, list[str]] = {}
-    for task, items in base.items.items():
-        by_unit.setdefault(items.unit, []).append(task)
     return tuple(
-        _change(unit, tasks, base, now, (confidence, deciding)) for unit, tasks in by_unit.items()
+        _change(unit, tasks, base, now, (confidence, deciding))
+        for unit, tasks in base.tasks_by_unit(base.items).items()
     )
 
 

@@ -95,5 +95,8 @@ def estimates(
 
 
 def first_half(effects: Floats) -> tuple[float, ...]:
-    """The mean over items 0, 2, 4 ... of each row: the half by which heads may be chosen."""
+    """The mean over items 0, 2, 4 ... of each row: the half by which heads may be chosen.
+
+    ``effects`` are (rows, items), or (items,) of one row.
+    """
     return tuple(float(value) for value in np.atleast_2d(effects)[:, ::2].mean(axis=1))

@@ -36,7 +36,7 @@ from rankwise.records.results import ModelResults
 from rankwise.tasks import requests
 from rankwise.tasks.evaluation import ScoredModel, evaluate
 from rankwise.tasks.requests import PreparedTask
-from rankwise.weights.audit_scores import ScoreSettings, model_results
+from rankwise.weights.audit_scores import CONFIDENCE, ScoreSettings, model_results
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class RetentionCallback(TrainerCallback):
         self._rule: LossRule | None = None
         if max_retention_loss is not None:
             nats = RecommendationConfig().delta_nats
-            self._rule = LossRule(max_retention_loss, nats, self._settings.confidence)
+            self._rule = LossRule(max_retention_loss, nats, CONFIDENCE)
         self._tokenizer: Any = None
         self._tasks: Mapping[str, Sequence[PreparedTask]] = {}
         self._base: Mapping[str, ModelResults] = {}
@@ -206,7 +206,7 @@ class RetentionCallback(TrainerCallback):
         step = state.global_step
         with undisturbed(model):
             now = self._scored(model, f"step {step}")
-        look = training_look(step, self._every, self._base, now, self._settings.confidence)
+        look = training_look(step, self._every, self._base, now, CONFIDENCE)
         self.looks = (*self.looks, look)
         if self._trainer is None:
             state.log_history.append({**look.logged, "epoch": state.epoch, "step": step})

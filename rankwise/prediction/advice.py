@@ -20,7 +20,7 @@ from rankwise.prediction.judge import (
     bound_of_new_task,
     judge,
 )
-from rankwise.prediction.learned import FEATURES, RIDGE
+from rankwise.prediction.learned import RIDGE, RIDGE_FEATURES
 from rankwise.prediction.predictors import CONSTANTS, Choice, choose
 from rankwise.records import quantities
 from rankwise.records.base import Record
@@ -181,7 +181,7 @@ def _grounds(
     return _Grounds(
         question.with_features(names),
         tuple(curve.with_features(names) for curve in curves),
-        tuple(name for name in FEATURES if name in features and name not in names),
+        tuple(name for name in RIDGE_FEATURES if name in features and name not in names),
     )
 
 
@@ -224,7 +224,7 @@ def _outside(study: Planned, grounds: _Grounds) -> Iterator[str]:
         rates = [curve.question.rates[0] for curve in curves]
         what = f"the learning rate of rank {question.ranks[0]}"
         yield from _beyond(what, question.rates[0], rates, has_logarithm=True)
-        for name, has_logarithm in FEATURES.items():
+        for name, has_logarithm in RIDGE_FEATURES.items():
             if name in question.features:
                 known = [curve.question.features[name] for curve in curves]
                 value = question.features[name]

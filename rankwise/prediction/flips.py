@@ -90,6 +90,10 @@ def auc(scores: Floats, is_event: Floats) -> float:
     """The share of pairs of an event and a non-event in which the event has the larger score.
 
     Ties count half.
+
+    Args:
+        scores: (items,).
+        is_event: (items,), 1 for an event and 0 for a non-event; both occur.
     """
     return float(roc_auc_score(is_event, scores))
 

@@ -27,7 +27,7 @@ class PowerLaw(NamedTuple):
     constant: float
 
     def at(self, x: Floats, y: Floats) -> Floats:
-        """The law at positive x and y of one shape."""
+        """(n,): the law at positive x and y, (n,) each."""
         return self.factor * x**self.first * y**self.second + self.constant
 
 

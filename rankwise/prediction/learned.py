@@ -18,7 +18,7 @@ from rankwise.findings.stats.items import Floats
 from rankwise.prediction.curves import Question, RankCurve, Target, left_out_in_turn
 from rankwise.prediction.predictors import Forecast, Predictor, task_weights
 
-FEATURES: dict[str, bool] = {
+RIDGE_FEATURES: dict[str, bool] = {
     "train_rows": True,
     "base_accuracy": False,
     "near_tie_share": False,
@@ -44,7 +44,7 @@ class Scale(NamedTuple):
 
         Every task counts the same.
         """
-        names = [n for n in FEATURES if all(_is_usable(c.question, n) for c in curves)]
+        names = [n for n in RIDGE_FEATURES if all(_is_usable(c.question, n) for c in curves)]
         table = np.array([[_read(c.question, n) for n in names] for c in curves])
         weights = task_weights(curves)
         mean = np.average(table, axis=0, weights=weights)
@@ -65,12 +65,12 @@ class Scale(NamedTuple):
 
 def _is_usable(question: Question, name: str) -> bool:
     value = question.features.get(name)
-    return value is not None and (value > 0.0 or not FEATURES[name])
+    return value is not None and (value > 0.0 or not RIDGE_FEATURES[name])
 
 
 def _read(question: Question, name: str) -> float:
     value = question.features[name]
-    return float(np.log2(value)) if FEATURES[name] else value
+    return float(np.log2(value)) if RIDGE_FEATURES[name] else value
 
 
 def axis(ranks: Sequence[int]) -> Floats:

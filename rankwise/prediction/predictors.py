@@ -57,7 +57,7 @@ class Choice(NamedTuple):
 
 
 def first_best(values: Floats) -> Any:
-    """The first place along the last axis where the largest value is, but for rounding."""
+    """Where in values (..., n) the largest of each n is first, but for rounding; shape (...)."""
     return np.argmax(values >= values.max(axis=-1, keepdims=True) - TIE, axis=-1)
 
 

@@ -253,9 +253,8 @@ class StudyFolder:
 
     def divergence_file(self, model: str, reference: str) -> Path:
         """How far a model is from a full fine-tuning; the base is compared with several."""
-        folder = self.model_folder(model)
-        several = model == BASE
-        return folder / "divergence" / f"{reference}.json" if several else folder / _DIVERGENCE
+        name = f"divergence/{reference}.json" if model == BASE else _DIVERGENCE
+        return self.model_folder(model) / name
 
     def gauges_file(self, model: str) -> Path:
         """How far a model is from the base."""
@@ -384,7 +383,11 @@ class StudyFolder:
         return self.read_if_there(self.stacks_file, AcceptedStacks) or AcceptedStacks()
 
     def finished_run(self, planned: PlannedRun) -> RunRecord | None:
-        """The record of a finished training, or None; a record of another run is an error."""
+        """The record of a finished training, or None.
+
+        Raises:
+            RecordError: it is another run's, or not as it was written.
+        """
         path = self.run_file(planned.name)
         if not self.has(path):
             return None
@@ -564,8 +567,7 @@ class StudyFolder:
         """Write which heads were reverted; the adapter without them is there already."""
         folder = self.repaired_folder(record.model)
         files = self._digests(record.model, folder) if folder.exists() else {}
-        path = self.head_repair_file(record.model)
-        self.write(path, record.model_copy(update={"files": files}))
+        self.write(self.head_repair_file(record.model), record.model_copy(update={"files": files}))
 
     def write_adapter_repair(self, record: AdapterRepair) -> AdapterRepair:
         """Write which repair was chosen; the adapter is there already. Returns what was written."""

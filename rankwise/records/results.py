@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 from rankwise.errors import RecordError
@@ -125,6 +125,13 @@ class ModelResults(Record):
     head_repair: HeadRepair | None = None
     adapter_repair: AdapterRepair | None = None
     forms: tuple[FormResults, ...] = ()
+
+    def tasks_by_unit(self, tasks: Iterable[str]) -> dict[Unit, list[str]]:
+        """Tasks that the model was scored on, in their order, by the unit of their values."""
+        by_unit: dict[Unit, list[str]] = {}
+        for task in tasks:
+            by_unit.setdefault(self.items[task].unit, []).append(task)
+        return by_unit
 
     def limited_to(self, tasks: Collection[str]) -> Self:
         """The same with the scores of these tasks only."""

@@ -51,11 +51,6 @@ class Now(NamedTuple):
         """Of the stage that is being done."""
         return self.seconds_left.get(self.stage.id)
 
-    @property
-    def study_seconds_left(self) -> float | None:
-        """Of all stages that are planned."""
-        return sum(self.seconds_left.values()) if self.seconds_left else None
-
 
 class Follower:
     """Implements the study's ``Observer``: keeps the time, and shows nothing itself.
@@ -140,6 +135,11 @@ class Follower:
         if self._left is None or now - self._estimated_at >= _ESTIMATE_SECONDS:
             self._left, self._estimated_at = self._pace.stages_left(now), now
         return self._left
+
+    def study_seconds_left(self) -> float | None:
+        """Of all stages that are planned; None before anything is known, and at the end."""
+        left = self.seconds_left()
+        return sum(left.values()) if left else None
 
     @property
     def stage_seconds(self) -> float:
@@ -309,24 +309,24 @@ class TerminalObserver(Follower):
 
     def _study_left(self) -> list[str]:
         """The time left of the study; nothing before anything is known, and at its end."""
-        left = self.seconds_left()
-        if not left:
+        left = self.study_seconds_left()
+        if left is None:
             return []
         of_what = " of what is planned so far" if self._is_open else ""
-        return [f"about {_duration(sum(left.values()))} left{of_what}"]
+        return [f"about {_duration(left)} left{of_what}"]
 
     def _show_bars(self) -> None:
         """Both bars as they are now."""
         if not self._is_live:
             return
         done, total = self.work
-        now, left = self.now(), self.seconds_left()
+        now = self.now()
         self._progress.update(
             self._study_bar,
             completed=done,
             total=total or 1.0,
             speed=self._used(),
-            left=_left(sum(left.values()) if left else None),
+            left=_left(self.study_seconds_left()),
         )
         if now is None:
             self._progress.update(self._stage_bar, visible=False)

@@ -261,6 +261,6 @@ def left_out(trial: Trial, size: Size) -> Iterator[str]:
     yield "other seeds, which tell luck from rank"
 
 
-def study_text(settings: dict[str, Any], first_line: str) -> str:
+def study_file_text(settings: dict[str, Any], first_line: str) -> str:
     """A study file as text."""
     return f"# {first_line}\n" + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)

@@ -344,6 +344,12 @@ class RequestEncoder:
         self._max_length = max_length
 
     def requests(self, index: int, instance: Any, task: str) -> list[Request]:
+        """The requests of the instance number ``index`` of a task.
+
+        Raises:
+            DataError: an option or the whole text is empty.
+            TaskError: as ``generation_settings``.
+        """
         kind = instance.request_type
         if kind == "generate_until":
             return self._generations(index, instance, task)

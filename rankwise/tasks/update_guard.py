@@ -50,13 +50,13 @@ def refuse_unapplied(
             both = [scorer.log_likelihoods([model], items)[0] for model in (None, name)]
             refuse_equal(name, *both)
         if _distance(in_company, base) < _AT_THE_BASE * _distance(alone, base):
-            raise _unchanged(name, len(few), "together with other adapters, ")
+            raise not_applied(name, f"together with other adapters gives {len(few)} texts")
 
 
 def refuse_equal(name: str, base: Sequence[LogLikelihood], own: Sequence[LogLikelihood]) -> None:
     """Raise ``UnchangedOutputsError`` if an adapter's answers equal the base's, each alone."""
     if own and _distance(own, base) == 0:
-        raise _unchanged(name, len(own))
+        raise not_applied(name, f"gives {len(own)} texts")
 
 
 def _distance(one: Sequence[LogLikelihood], other: Sequence[LogLikelihood]) -> float:
@@ -64,9 +64,14 @@ def _distance(one: Sequence[LogLikelihood], other: Sequence[LogLikelihood]) -> f
     return sum(abs(a.nats - b.nats) for a, b in zip(one, other, strict=True))
 
 
-def _unchanged(name: str, num_texts: int, where: str = "") -> UnchangedOutputsError:
+def not_applied(name: str, answers: str) -> UnchangedOutputsError:
+    """The error of an adapter that answers as the base does.
+
+    Args:
+        name: of the adapter.
+        answers: to what it answers so, as "gives 4 texts".
+    """
     return UnchangedOutputsError(
-        f"{name} has a non-zero update and, {where}gives {num_texts} texts the base model's "
-        "log-likelihoods: the update was not applied. Please report this with the base model's "
-        "name and target_modules."
+        f"{name} has a non-zero update and {answers} the base model's log-likelihoods: the update "
+        "was not applied. Please report this with the base model's name and target_modules."
     )

@@ -18,7 +18,7 @@ from rankwise.records.repairs import AdapterRepair, Repair, RepairFamily
 from rankwise.tasks.questions import Advance
 from rankwise.tasks.requests import PreparedTask
 from rankwise.weights.audit import Audited
-from rankwise.weights.audit_scores import ScoreSettings
+from rankwise.weights.audit_scores import CONFIDENCE, ScoreSettings
 from rankwise.weights.repair_scores import (
     AskedTask,
     RepairScorer,
@@ -134,7 +134,7 @@ def repair_adapter(
         scores,
         tasks,
         max_loss_points=max_loss_points,
-        confidence=settings.confidence,
+        confidence=CONFIDENCE,
         divergences=scorer.divergences(answers, model=str(adapter.target), fingerprint=wanted)
         if answers
         else None,

@@ -29,6 +29,8 @@ from rankwise.tasks.update_guard import probes, refuse_unapplied
 from rankwise.weights.audit import Audited, AuditScores, check_weights
 
 ADAPTED = "adapted"
+CONFIDENCE = 0.95
+"""Of every interval here; a study has ``recommendation.confidence``."""
 
 
 class ScoreSettings(NamedTuple):
@@ -41,7 +43,6 @@ class ScoreSettings(NamedTuple):
     limit: int | None = None
     chat_template: bool = False
     precision: Precision = "auto"
-    confidence: float = 0.95
 
     @property
     def evaluation(self) -> EvaluationConfig:
@@ -63,7 +64,7 @@ def prepared_tasks(audited: Audited, settings: ScoreSettings) -> list[PreparedTa
     tokenizer = models.load_tokenizer(audited.base.folder)
     if settings.chat_template and not tokenizer.chat_template:
         problem = f"--chat-template: the tokenizer of {audited.base.name} has none; leave it out"
-        raise ConfigError("audit", [problem])
+        raise ConfigError("rankwise", [problem])
     skeleton: Any = models.model_skeleton(audited.base.folder)
     _check_vocabulary(audited, min(len(tokenizer), _num_embeddings(skeleton)))
     longest = models.context_length(skeleton.config, tokenizer)
@@ -134,10 +135,10 @@ def audit_scores(
     give_back_memory(device)
     return AuditScores(
         scores=tuple(
-            _score(task, before, after, settings)
+            _score(task, before, after)
             for task, (before, after) in zip(tasks, scorings, strict=True)
         ),
-        confidence=settings.confidence,
+        confidence=CONFIDENCE,
         precision=precision,
         warnings=tuple(cut_warning(task) for task in tasks if task.num_truncated),
         answers_as_base=answers_as_base,
@@ -178,14 +179,12 @@ def cut_warning(task: PreparedTask) -> str:
     )
 
 
-def _score(
-    task: PreparedTask, base: Scoring, adapted: Scoring, settings: ScoreSettings
-) -> AuditScore:
+def _score(task: PreparedTask, base: Scoring, adapted: Scoring) -> AuditScore:
     first, second = model_results([base]), model_results([adapted])
     pair = pair_items(first, second, task.name)
-    test = paired_test(pair, settings.confidence)
+    test = paired_test(pair, CONFIDENCE)
     items = first.items[task.name]
-    own = paired_test(pair_items(first, second, task.name, by_accuracy=True), settings.confidence)
+    own = paired_test(pair_items(first, second, task.name, by_accuracy=True), CONFIDENCE)
     size = len(pair.base)
     return AuditScore(
         task=task.name,

@@ -209,8 +209,9 @@ def test_a_bad_task_file(tmp_path: Path, no_index: None, case: Case) -> None:
     assert len(str(reason)) < 1000
 
 
+NO_PATH = "' names no file or folder; write a path"
 COMMANDS = [
-    (("status", ""), "'' names no file or folder; write a path"),
+    (("status", ""), NO_PATH),
     (("report", "nothing"), "nothing"),
     (("recommend", "nothing"), "nothing"),
     (("claims", "nothing"), "nothing"),
@@ -233,11 +234,12 @@ COMMANDS = [
     (("run", "train.epochs=true"), "train.epochs: True given; input should be a valid integer"),
     (("run", "--nope"), "No such option: --nope"),
     (("nope",), "No such command 'nope'"),
-    (("tasks", "--tasks-path", ""), "'' names no file or folder; write a path"),
+    (("tasks", "--tasks-path", ""), NO_PATH),
     (("tasks", "--tasks-path", "nothing"), "tasks_path: nothing is not a folder. Check the path."),
     (("tasks", "--tasks-path", "x" * 5000), "is not a folder. Check the path."),
     (("init", "--preset", "quickstrat", "new.yaml"), "no preset named 'quickstrat'; did you mean"),
-    (("init", "--from", ""), "'' names no file or folder; write a path"),
+    (("init", ""), NO_PATH),
+    (("init", "--from", ""), NO_PATH),
     (("init", "--from", "nothing.yaml"), "nothing.yaml has 1 problem the file cannot be read"),
     (("init", "--from", "x" * 5000), "File name too long"),
     (("init", "--from", "."), "the folder has no adapter_config.json"),
@@ -246,6 +248,13 @@ COMMANDS = [
     (("extend", "nothing", "--ranks", "a"), "nothing"),
     (("audit", "nothing", "nowhere", "--limit", "1"), "Invalid value for '--limit'"),
     (("heads", "nothing", "--run", "x", "--tasks", ","), "--tasks names no task; name at least"),
+    (("audit", "base", ""), NO_PATH),
+    (("audit", "base", "adapter", "--output", ""), NO_PATH),
+    (("truncate", "", "--output", "out", "--rank", "1"), NO_PATH),
+    (("truncate", "adapter", "--output", "", "--rank", "1"), NO_PATH),
+    (("export", "study", "--output", " "), NO_PATH),
+    (("compare-samples", "", "a.jsonl"), NO_PATH),
+    (("compare-samples", "base.jsonl", ""), NO_PATH),
     (("lm-eval", "--model_args", "pretrained="), "pretrained: say which base model"),
 ]
 

@@ -10,7 +10,7 @@ import pytest
 from rankwise.records.deployment import DeploymentCheck
 from rankwise.records.files import read_record
 from tests.planted.rounded import KEPT, LOST, blue_tasks, deciding_adapter, undecided_base
-from tests.support.audited_models import adapter, checkpoint
+from tests.support.audited_models import adapter, checkpoint, without_chat_template
 from tests.support.command_line import rankwise, words
 from tests.support.tiny_tasks import write_tiny_tasks
 
@@ -119,6 +119,22 @@ def test_an_adapter_that_forgets_exits_with_1(strong: Planted) -> None:
     )  # fmt: skip
     assert done.exit_code == 1, done.output
     assert "adapter loses too much: " in words(done.stdout)
+
+
+def test_a_problem_of_check_names_no_other_verb(
+    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
+) -> None:
+    """The question is prepared as that of an audit is, but nothing was audited."""
+    base = without_chat_template(tiny_model_folder, tmp_path / "base")
+    adapter(base, tmp_path / "a")
+    done = rankwise(
+        "check", tmp_path / "a", "--tasks", "colours", "--tasks-path", tasks_folder,
+        "--allow-task-code", "--max-retention-loss", 1, "--chat-template",
+    )  # fmt: skip
+    assert done.exit_code == 2, done.output
+    said = words(done.stderr)
+    assert "--chat-template: the tokenizer of" in said
+    assert "audit" not in said
 
 
 def test_bad_input_is_told_and_exits_with_2(

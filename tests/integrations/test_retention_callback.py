@@ -20,7 +20,7 @@ from rankwise.findings.deployment import LossRule
 from rankwise.findings.training_looks import TrainingLook
 from rankwise.records.deployment import DeploymentCheck
 from rankwise.weights.audit import find_adapter, find_audited
-from rankwise.weights.audit_scores import ScoreSettings, audit_scores, prepared_tasks
+from rankwise.weights.audit_scores import CONFIDENCE, ScoreSettings, audit_scores, prepared_tasks
 from rankwise.weights.deployment import Question, check_retention
 from tests.planted.rounded import blue_tasks
 from tests.support.audited_models import adapter, load
@@ -50,7 +50,7 @@ def checked(base: Path, saved: Path, tasks_folder: Path, *tasks: str) -> Deploym
     """What `rankwise check` finds."""
     found = find_adapter(str(base), saved, "checked", any_base=True, report=lambda _: None)
     settings = settings_of(tasks_folder, *tasks)
-    rule = LossRule(1.0, 0.02, settings.confidence)
+    rule = LossRule(1.0, 0.02, CONFIDENCE)
     return check_retention(found, Question(prepared_tasks(found, settings), settings, rule))
 
 

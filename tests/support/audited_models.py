@@ -61,6 +61,17 @@ def checkpoint(base: Path, folder: Path, change: Callable[[dict[str, Tensor]], A
     return rewritten(folder, change, "model.safetensors")
 
 
+def without_chat_template(base: Path, folder: Path) -> Path:
+    """A copy of the base whose tokenizer has no chat template."""
+    shutil.copytree(base, folder)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    settings.pop("chat_template", None)
+    path.write_text(json.dumps(settings))
+    return folder
+
+
 def merged(base: Path, folder: Path, adapted: Any) -> Path:
     """The base with an adapter merged into it."""
     adapted.merge_and_unload().save_pretrained(folder)

@@ -18,7 +18,7 @@ from rankwise.records.files import read_record
 from rankwise.tasks.requests import prepare_task
 from rankwise.tasks.resolution import load_tasks
 from rankwise.weights import audit_scores
-from tests.support.audited_models import Q, adapter, checkpoint, load, merged
+from tests.support.audited_models import Q, adapter, checkpoint, load, merged, without_chat_template
 from tests.support.command_line import audited, words
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -266,12 +266,7 @@ def test_a_chat_template_that_is_not_there_is_refused(
     tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
 ) -> None:
     adapter(tiny_model_folder, tmp_path / "a")
-    base = checkpoint(tiny_model_folder, tmp_path / "base", lambda tensors: None)
-    (base / "chat_template.jinja").unlink(missing_ok=True)
-    path = base / "tokenizer_config.json"
-    settings = json.loads(path.read_text())
-    settings.pop("chat_template", None)
-    path.write_text(json.dumps(settings))
+    base = without_chat_template(tiny_model_folder, tmp_path / "base")
     more = ("--any-base", "--chat-template")
     said = refused(base, tmp_path / "a", tasks_folder, tmp_path / "out", *more)
     assert "ConfigError" in said

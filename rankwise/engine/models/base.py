@@ -179,7 +179,11 @@ def _folder_fingerprint(folder: Path) -> str:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model folder, with a pad token (its own, else end of text)."""
+    """The tokenizer of a model folder, with a pad token (its own, else end of text).
+
+    Raises:
+        ModelError: it cannot be loaded, or has no end token.
+    """
     what = f"the tokenizer in {folder} cannot be loaded"
     with unusable(what, "Check tokenizer.json and tokenizer_config.json there."):
         tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)

@@ -211,7 +211,10 @@ def normal_draws(covariance: Floats, rng: np.random.Generator, num_draws: int) -
 
 
 def quadratic(contrasts: Floats, matrix: Floats) -> Floats:
-    """The variance of each contrast; exactly zero where only rounding is left."""
+    """(C,): the variances of contrasts (C, K) of K numbers whose covariance is ``matrix`` (K, K).
+
+    A variance is exactly zero where only rounding is left.
+    """
     values = np.einsum("ij,jk,ik->i", contrasts, matrix, contrasts)
     return np.where(values > 1e-12 * np.trace(matrix), values, 0.0)
 

@@ -285,6 +285,9 @@ class Planner:
         """The study's plan after these decisions of its search, by trained task.
 
         None: the search begins; a study that is not searched has no others.
+
+        Raises:
+            PlanError: the study cannot be run; with every problem found.
         """
         config, model = self._config, self._model
         if config.is_searched:

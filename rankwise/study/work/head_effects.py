@@ -10,7 +10,7 @@ import numpy as np
 
 from rankwise.engine.models.devices import STEP_TOKENS
 from rankwise.engine.models.frozen_adapters import FrozenAdapter
-from rankwise.errors import ModelError, UnchangedOutputsError
+from rankwise.errors import ModelError
 from rankwise.findings.stats.correlation import rank_correlation
 from rankwise.heads.answers import ItemOptions, ItemValues, continuations, item_values, questions
 from rankwise.heads.effects import HeadScores, first_half, head_effects
@@ -26,6 +26,7 @@ from rankwise.study.planning.plan import metric_of
 from rankwise.study.work.head_subjects import relation_of
 from rankwise.tasks.questions import LogLikelihood
 from rankwise.tasks.requests import PreparedTask
+from rankwise.tasks.update_guard import not_applied
 
 
 class HeadQuestion(NamedTuple):
@@ -291,11 +292,7 @@ class HeadStudy:
     def _check_applied(self, own: Sequence[LogLikelihood], base: Sequence[LogLikelihood]) -> None:
         record = self._folder.finished_run(self._run)
         if own == base and record is not None and not record.update_is_zero:
-            raise UnchangedOutputsError(
-                f"{self._run.name} has a non-zero update and gives all {len(own)} texts exactly "
-                "the base model's log-likelihoods: the update was not applied. Please report this "
-                "with the base model's name and target_modules."
-            )
+            raise not_applied(self._run.name, f"gives all {len(own)} texts exactly")
 
 
 def _scores(values: Sequence[ItemValues], of: str) -> HeadScores:

@@ -7,7 +7,6 @@ from typing import Any
 
 from rankwise.engine.models.devices import provenance_on
 from rankwise.engine.scoring.resident import ResidentScorer
-from rankwise.errors import UnchangedOutputsError
 from rankwise.records.config.study import Engine
 from rankwise.records.folder import BASE
 from rankwise.records.study import PlannedRun
@@ -18,7 +17,7 @@ from rankwise.tasks.evaluation import Known, ScoredModel, Scoring, evaluate
 from rankwise.tasks.judgement import Responses
 from rankwise.tasks.questions import Scorer
 from rankwise.tasks.requests import PreparedTask
-from rankwise.tasks.update_guard import probes, refuse_equal, refuse_unapplied
+from rankwise.tasks.update_guard import not_applied, probes, refuse_equal, refuse_unapplied
 
 
 class ScoreWorker:
@@ -119,12 +118,8 @@ class ScoreWorker:
                 record = scoring.record.model_copy(update={"provenance": made})
                 self._folder.write_evaluation(record, scoring.samples)
         for scoring in unchanged:
-            raise UnchangedOutputsError(
-                f"{scoring.record.model} has a non-zero update and gives every one of the "
-                f"{len(scoring.samples)} items of {task.name!r} exactly the base model's "
-                "log-likelihoods: the update was not applied. Please report this with the base "
-                "model's name and target_modules."
-            )
+            items = f"every one of the {len(scoring.samples)} items of {task.name!r}"
+            raise not_applied(scoring.record.model, f"gives {items} exactly")
 
     def _known(self, model: Model, task: PreparedTask) -> Known:
         """What a scoring of some of the task's items found, where the study was extended."""

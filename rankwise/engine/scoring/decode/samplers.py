@@ -104,7 +104,11 @@ class Sampler:
             )
 
     def begin(self, prompt: Prompt) -> RowSampling:
-        """How the row of this prompt chooses."""
+        """How the row of this prompt chooses.
+
+        Raises:
+            ModelError: an option is out of its range.
+        """
         config = copy.copy(self._config)
         config.max_length = len(prompt.tokens) + self._settings.max_new_tokens
         try:
