@@ -445,7 +445,7 @@ def predict(
     with_probe: bool = True,
     observer: Observer | None = None,
 ) -> Advice:
-    """The rank that a study will find best, before it is trained; or why that cannot be said.
+    """The rank that is expected to gain most, before a study is trained; or why there is none.
 
     The collection of the package and the user's own are learned from, as ``rankwise predict`` does.
     Nothing is measured where the plan alone shows that the collection says nothing.

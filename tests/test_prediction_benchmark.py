@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import prediction
 from benchmarks.prediction_domains import glue_curves, tinker_curves
+from benchmarks.prediction_power import number_found
 from rankwise.prediction.collection import add_study
 from tests.planted.rank_curves import collected, planted_curves
 
@@ -27,6 +28,12 @@ def test_a_planted_rule_beats_the_constants_in_the_summary(
     assert told["ours"]["gain"]["ridge_regret"] < told["ours"]["gain"]["best_constant_regret"]
     assert told["forgotten_items"] == {}  # no item is right or wrong here
     assert "ours, retention lost by a choice for gain: 10 tasks" in lines
+
+
+@pytest.mark.parametrize(("rule", "expected"), [(True, 3), (False, 0)])
+def test_in_synthetic_collections_a_rule_is_found_where_it_is(rule: bool, expected: int) -> None:
+    """As large as the real one, with 40 points between the ends: found in three of four."""
+    assert number_found(8, 40.0, 4, rule=rule) == expected
 
 
 def test_glue_by_hand(tmp_path: Path) -> None:

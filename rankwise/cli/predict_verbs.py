@@ -112,14 +112,16 @@ def predict(
     allow_task_code: AllowTaskCode = False,
     as_json: Json = False,
 ) -> int:
-    """Say which rank a study will find best, before it is trained.
+    """Say which rank is expected to gain most, before a study is trained.
 
     Measures the base and the rows, and trains the largest rank for ten steps.
-    It learns from studies of the same base, adapted modules and ranks. It also
-    says how many points below the best rank this way of choosing came out, on
-    tasks it had not seen. The answer is "cannot say" where there are too few
-    studies, or this one is unlike them, or where nothing is shown to choose
-    better than a constant.
+    It learns from studies of the same base, adapted modules and ranks, whose
+    rates and alphas are in the same proportions. It also says how many points
+    below the best rank this way of choosing came out, on tasks it had not
+    seen. It says "cannot say" where such studies are too few, or the study is
+    unlike them, or where nothing is shown to choose better than a constant.
+    A study itself recommends the smallest rank that is good enough, which may
+    be smaller.
     """
     config, _ = named(study, None, allow_task_code)
     from rankwise.api import predict as predicted
@@ -145,8 +147,8 @@ def advice_lines(advice: Advice) -> Iterator[str]:
     if advice.rank is not None:
         yield f"rank {advice.rank} is expected to gain most"
         yield (
-            "to begin a ladder there: rankwise run STUDY search.policy=ladder "
-            f"search.first_rank={advice.rank}"
+            "a ladder that begins there tries larger ranks, and smaller ones only where it fails: "
+            f"rankwise run STUDY search.policy=ladder search.first_rank={advice.rank}"
         )
     for reason in advice.reasons:
         yield f"cannot say: {reason}"
@@ -154,8 +156,8 @@ def advice_lines(advice: Advice) -> Iterator[str]:
         yield f"the ridge alone would take rank {advice.chosen}"
     if advice.dropped:
         yield (
-            f"not used: {quantities.listed(advice.dropped)}, which studies of the collection lack; "
-            "add it by `rankwise collect --measure`"
+            f"not used: {quantities.listed(advice.dropped)}, which studies of the collection lack "
+            "or measured at another rank; `rankwise collect --measure` adds it"
         )
     if advice.regret is None:
         return
@@ -175,10 +177,7 @@ def _table(advice: Advice) -> Table:
     """What the ridge expects of each rank."""
     from rich.table import Table
 
-    table = Table("rank", "gain, points", "retention, points", title="expected by the ridge")
+    table = Table("rank", f"less gain than rank {advice.rank}", title="expected by the ridge")
     for each in advice.by_rank:
-        kept = quantities.NOT_MEASURED
-        if each.retention is not None:
-            kept = quantities.change(each.retention, "points")
-        table.add_row(str(each.rank), quantities.change(each.gain, "points"), kept)
+        table.add_row(str(each.rank), quantities.amount(each.below_chosen, "points"))
     return table
