@@ -30,12 +30,12 @@ LIGHT_MODULES = (
     "rankwise.study.status",
     "rankwise.findings.stats.estimates",
     "rankwise.findings.recommendation",
-    "rankwise.records.lm_eval_export",
     "rankwise.records.lm_eval_samples",
     "rankwise.findings.samples",
     "rankwise.integrations.sources",
     "rankwise.integrations.study_text",
     "rankwise.integrations.exports",
+    "rankwise.integrations.lm_eval_files",
     "rankwise.cli.terminal",
     "rankwise.report.page",
 )

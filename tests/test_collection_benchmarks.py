@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from benchmarks import collection, collection_pages, reproduction
+from benchmarks.collection_table import tables
 from rankwise.findings.pairs import run_record
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
@@ -51,3 +52,9 @@ def test_a_page_has_the_verdict_and_the_table_of_every_finished_study(
     assert "| Recommended: rank 16 | 4: +20.0, 16: +30.0, 64: +31.0 | +31.0 |" in row
     assert page.count("**The study") == 2
     assert [*tmp_path.glob("collection-*.md")] == [tmp_path / "collection-kinship.md"]
+
+
+def test_the_tables_of_the_page_are_those_of_the_records() -> None:
+    """Every line of both stands on the page as the command prints it."""
+    page = Path(collection.ROOT / "docs/studies/collection.md").read_text(encoding="utf-8")
+    assert [line for line in tables() if line not in page.splitlines()] == []

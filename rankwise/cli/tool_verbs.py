@@ -101,7 +101,7 @@ def export(
     if as_json:
         return emit([exported._asdict() for exported in written])
     for exported in written:
-        samples = exported.num_samples_files
+        samples = len(exported.samples_files)
         beside = f" and {samples} samples files" if samples else ""
         say(f"{exported.name}: {exported.file}{beside}", folded=False)
         for remark in exported.remarks:

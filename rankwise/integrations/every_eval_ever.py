@@ -13,12 +13,12 @@ import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from rankwise.integrations.exported import Exported, deciding_models
 from rankwise.records.files import write_atomically
 from rankwise.records.folder import LOSS_METRIC, StudyFolder
 from rankwise.records.p_right import P_RIGHT
-from rankwise.records.reading import read_results
 from rankwise.records.results import ModelResults
 from rankwise.records.study import MetricScore, StudyRecord, TaskEvaluation
 from rankwise.records.whole_folder import whole_folder
@@ -29,16 +29,7 @@ _UNKNOWN = "unknown"
 _SHARES = ("acc", "acc_norm", "acc_bytes", "exact_match", "f1", "em", P_RIGHT)
 
 
-class ExportedEvaluations(NamedTuple):
-    """The record of one model: the base, or a trained run."""
-
-    name: str
-    file: Path
-
-
-def export_evaluations(
-    folder: StudyFolder, output: Path | None = None
-) -> list[ExportedEvaluations]:
+def export_evaluations(folder: StudyFolder, output: Path | None = None) -> list[Exported]:
     """Write the scores of the base and of every trained run.
 
     The files are ``<output>/data/<study>/<developer>/<model>/<id>.json``. The same records give
@@ -53,18 +44,14 @@ def export_evaluations(
         RecordError: the study is not finished, or a record cannot be read.
         StorageError: a file cannot be written. Then, as with every error, nothing is left.
     """
-    results = read_results(folder)
-    by_relation = (names.values() for names in results.study.tasks.values())
-    tasks = {task for relations in by_relation for names in relations for task in names}
+    results, models = deciding_models(folder)
     output = folder.export_folder("every-eval-ever") if output is None else output
-    trained = [model for model in results.runs if model.run and model.run.status == "trained"]
-    models = [model.limited_to(tasks) for model in (results.base, *trained)]
     with whole_folder(output) as temporary:
         written = [_write(results.study, model, temporary) for model in models]
-    return [each._replace(file=output / each.file.relative_to(temporary)) for each in written]
+    return [model.moved(temporary, output) for model in written]
 
 
-def _write(study: StudyRecord, model: ModelResults, output: Path) -> ExportedEvaluations:
+def _write(study: StudyRecord, model: ModelResults, output: Path) -> Exported:
     content = evaluation_log(study, model)
     developer, _, name = content["model_info"]["id"].rpartition("/")
     fingerprint = (
@@ -74,7 +61,7 @@ def _write(study: StudyRecord, model: ModelResults, output: Path) -> ExportedEva
     place = output / "data" / study.config.name / _part(developer or _UNKNOWN) / _part(name)
     file = place / f"{uuid.UUID(bytes=digest[:16], version=4)}.json"
     write_atomically(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    return ExportedEvaluations(model.name, file)
+    return Exported(model.name, file)
 
 
 def evaluation_log(study: StudyRecord, model: ModelResults) -> dict[str, Any]:

@@ -6,11 +6,11 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from rankwise.errors import ConfigError
 from rankwise.integrations.chosen import ChosenRun, chosen_runs
 from rankwise.integrations.drafts import Tool, written_entries
+from rankwise.integrations.exported import Exported
 from rankwise.integrations.llama_factory import DATASET_INFO, LLAMA_FACTORY, dataset_info
 from rankwise.integrations.model_cards import FILE_NAME, run_card
 from rankwise.integrations.peft import PEFT
@@ -22,22 +22,6 @@ from rankwise.records.files import write_atomically
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import PlannedRun, StudyRecord
 from rankwise.study.conclusion import conclude
-
-
-class Exported(NamedTuple):
-    """A file of an export.
-
-    Attributes:
-        name: of the model, run or table that is in it.
-        file: that was written.
-        remarks: what it does not say, one sentence each.
-        num_samples_files: that were written beside it, with a model's items.
-    """
-
-    name: str
-    file: Path
-    remarks: tuple[str, ...] = ()
-    num_samples_files: int = 0
 
 
 def export_setup(

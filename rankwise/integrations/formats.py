@@ -8,32 +8,21 @@ from pathlib import Path
 
 from rankwise.errors import ConfigError, did_you_mean
 from rankwise.integrations.every_eval_ever import export_evaluations
-from rankwise.integrations.exports import Exported, export_card, export_setup
+from rankwise.integrations.exported import Exported
+from rankwise.integrations.exports import export_card, export_setup
+from rankwise.integrations.lm_eval_files import export_lm_eval
 from rankwise.integrations.paper_tables import export_latex, export_markdown
 from rankwise.integrations.study_tables import export_csv, export_parquet
 from rankwise.integrations.tools import TOOLS
 from rankwise.records.folder import StudyFolder
-from rankwise.records.lm_eval_export import export_lm_eval
-
-
-def _lm_eval(folder: StudyFolder, output: Path | None) -> list[Exported]:
-    return [
-        Exported(model.name, model.results_file, num_samples_files=len(model.samples_files))
-        for model in export_lm_eval(folder, output)
-    ]
-
-
-def _every_eval_ever(folder: StudyFolder, output: Path | None) -> list[Exported]:
-    return [Exported(model.name, model.file) for model in export_evaluations(folder, output)]
-
 
 OF_STUDY: Mapping[str, Callable[[StudyFolder, Path | None], list[Exported]]] = {
-    "lm-eval": _lm_eval,
+    "lm-eval": export_lm_eval,
     "csv": export_csv,
     "parquet": export_parquet,
     "markdown": export_markdown,
     "latex": export_latex,
-    "every-eval-ever": _every_eval_ever,
+    "every-eval-ever": export_evaluations,
 }
 """What is written of a whole study."""
 

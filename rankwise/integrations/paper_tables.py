@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from rankwise.findings.model_card import markdown_table
 from rankwise.findings.models import summarise
-from rankwise.integrations.exports import Exported
+from rankwise.integrations.exported import Exported
 from rankwise.records.files import write_atomically
 from rankwise.records.folder import StudyFolder
 from rankwise.report.parts import Cell, Table, file_name

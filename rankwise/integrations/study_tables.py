@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.findings.models import summarise
-from rankwise.integrations.exports import Exported
+from rankwise.integrations.exported import Exported
 from rankwise.records.files import write_atomically
 from rankwise.records.folder import StudyFolder
 from rankwise.records.whole_folder import whole_folder

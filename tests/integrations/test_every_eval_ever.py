@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from rankwise.integrations.every_eval_ever import ExportedEvaluations, export_evaluations
+from rankwise.integrations.every_eval_ever import export_evaluations
+from rankwise.integrations.exported import Exported
 from rankwise.records.folder import StudyFolder
 from tests.planted.folders import write_study
 from tests.planted.results import planted_study
@@ -31,7 +32,7 @@ def folder(tmp_path: Path) -> StudyFolder:
     return folder
 
 
-def content(exported: ExportedEvaluations) -> dict[str, Any]:
+def content(exported: Exported) -> dict[str, Any]:
     read: dict[str, Any] = json.loads(exported.file.read_text(encoding="utf-8"))
     return read
 

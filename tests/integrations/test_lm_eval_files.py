@@ -17,8 +17,9 @@ from rankwise.cli.main import app
 from rankwise.errors import RecordError, StorageError
 from rankwise.findings.pairs import compare
 from rankwise.findings.samples import compare_samples
+from rankwise.integrations.exported import Exported
+from rankwise.integrations.lm_eval_files import export_lm_eval
 from rankwise.records.folder import StudyFolder
-from rankwise.records.lm_eval_export import ExportedModel, export_lm_eval
 from rankwise.records.reading import read_results
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
@@ -84,11 +85,11 @@ class Written(NamedTuple):
         return [json.loads(line) for line in text.splitlines()]
 
 
-class Exported(NamedTuple):
+class ExportedStudy(NamedTuple):
     """A finished study and its export: the base, a LoRA run, and full fine-tuning."""
 
     study: StudyFolder
-    models: list[ExportedModel]
+    models: list[Exported]
     base: Written
     lora: Written
     full: Written
@@ -124,9 +125,9 @@ def study(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def exported(study: StudyFolder) -> Exported:
+def exported(study: StudyFolder) -> ExportedStudy:
     models = export_lm_eval(study)
-    return Exported(study, models, *(Written.read(each.results_file.parent) for each in models))
+    return ExportedStudy(study, models, *(Written.read(each.file.parent) for each in models))
 
 
 def lm_eval_run(study: StudyFolder, model_args: dict[str, str], output: Path) -> Written:
@@ -157,14 +158,14 @@ def lm_eval_run(study: StudyFolder, model_args: dict[str, str], output: Path) ->
 
 
 @pytest.fixture(scope="module")
-def peer(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Written:
+def peer(exported: ExportedStudy, tmp_path_factory: pytest.TempPathFactory) -> Written:
     """lm-eval on the base model."""
     arguments = exported.base.results["config"]["model_args"]
     return lm_eval_run(exported.study, arguments, tmp_path_factory.mktemp("peer"))
 
 
 @pytest.fixture(scope="module")
-def lora_peer(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Written:
+def lora_peer(exported: ExportedStudy, tmp_path_factory: pytest.TempPathFactory) -> Written:
     """lm-eval on the LoRA run, told what the export says, in the study's folder."""
     arguments = exported.lora.results["config"]["model_args"]
     with pytest.MonkeyPatch.context() as patch:
@@ -180,7 +181,7 @@ def copied(study: StudyFolder, tmp_path: Path) -> StudyFolder:
     return StudyFolder(tmp_path / "study")
 
 
-def test_every_model_has_its_folder_and_files(exported: Exported) -> None:
+def test_every_model_has_its_folder_and_files(exported: ExportedStudy) -> None:
     base, lora, full = exported.models
     assert [base.name, lora.name[:-9], full.name[:-9]] == [
         "base", "colours-lora-r004-a008-s0", "colours-full-s0",
@@ -194,22 +195,22 @@ def test_every_model_has_its_folder_and_files(exported: Exported) -> None:
     for model, name, created in zip(exported.models, names, dates, strict=True):
         date = created.removesuffix("+00:00").replace(":", "-")
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d", date)
-        assert model.results_file == output / name / f"results_{date}.json"
+        assert model.file == output / name / f"results_{date}.json"
         assert {path.name for path in model.samples_files} == {
             f"samples_{task}_{date}.jsonl" for task in TASKS
         }
-        assert set(model.results_file.parent.iterdir()) == {
-            model.results_file, *model.samples_files,
+        assert set(model.file.parent.iterdir()) == {
+            model.file, *model.samples_files,
         }  # fmt: skip
 
 
-def test_only_what_decides_is_exported(exported: Exported) -> None:
+def test_only_what_decides_is_exported(exported: ExportedStudy) -> None:
     """Not the trained rows, which a study may score as well."""
     scored = read_results(exported.study).base.evaluations.keys()
     assert set(exported.base.results["results"]) == set(TASKS) <= scored
 
 
-def test_exporting_twice_changes_nothing(exported: Exported) -> None:
+def test_exporting_twice_changes_nothing(exported: ExportedStudy) -> None:
     def content() -> dict[Path, bytes]:
         files = (exported.study.root / "export").rglob("*")
         return {path: path.read_bytes() for path in files if path.is_file()}
@@ -222,13 +223,13 @@ def test_exporting_twice_changes_nothing(exported: Exported) -> None:
 # beside lm-eval
 
 
-def test_the_base_is_named_as_lm_eval_names_it(exported: Exported, peer: Written) -> None:
+def test_the_base_is_named_as_lm_eval_names_it(exported: ExportedStudy, peer: Written) -> None:
     assert exported.base.folder.name == peer.folder.name
     for key in ("model_name", "model_name_sanitized"):
         assert exported.base.results[key] == peer.results[key]
 
 
-def test_the_results_have_lm_evals_keys(exported: Exported, peer: Written) -> None:
+def test_the_results_have_lm_evals_keys(exported: ExportedStudy, peer: Written) -> None:
     # no record knows the tokenizer
     tokenizer = {"tokenizer_pad_token", "tokenizer_eos_token", "tokenizer_bos_token"}
     unknown = tokenizer | {"eot_token_id", "max_length"}
@@ -239,7 +240,7 @@ def test_the_results_have_lm_evals_keys(exported: Exported, peer: Written) -> No
     assert list(ours) == order
 
 
-def test_the_results_say_what_lm_eval_says(exported: Exported, peer: Written) -> None:
+def test_the_results_say_what_lm_eval_says(exported: ExportedStudy, peer: Written) -> None:
     ours, theirs = exported.base.results, peer.results
     for key in (
         "group_subtasks", "versions", "n-shot", "n-samples", "task_hashes", "system_instruction",
@@ -261,7 +262,7 @@ def test_the_results_say_what_lm_eval_says(exported: Exported, peer: Written) ->
     assert float(ours["total_evaluation_time_seconds"]) > 0.0
 
 
-def test_nothing_unknown_is_made_up(exported: Exported) -> None:
+def test_nothing_unknown_is_made_up(exported: ExportedStudy) -> None:
     config = exported.base.results["config"]
     assert {key for key, value in config.items() if value is None} == {
         "model_num_parameters", "model_revision", "model_sha", "batch_size", "use_cache", "limit",
@@ -270,7 +271,7 @@ def test_nothing_unknown_is_made_up(exported: Exported) -> None:
     assert config["model"] == exported.base.results["model_source"] == "rankwise"
 
 
-def test_the_task_configs_are_parts_of_lm_evals(exported: Exported, peer: Written) -> None:
+def test_the_task_configs_are_parts_of_lm_evals(exported: ExportedStudy, peer: Written) -> None:
     for task in TASKS:
         ours, theirs = exported.base.results["configs"][task], peer.results["configs"][task]
         assert ours.keys() <= theirs.keys()
@@ -292,7 +293,7 @@ def names_of_filters(results: dict[str, Any], task: str) -> list[str]:
 
 @pytest.mark.parametrize("model", ["base", "lora"])
 def test_the_scores_are_lm_evals(
-    exported: Exported, peer: Written, lora_peer: Written, model: str
+    exported: ExportedStudy, peer: Written, lora_peer: Written, model: str
 ) -> None:
     mine, its = (exported.base, peer) if model == "base" else (exported.lora, lora_peer)
     assert list(mine.results["results"]) == list(TASKS)
@@ -314,7 +315,7 @@ def test_the_scores_are_lm_evals(
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("model", ["base", "lora"])
 def test_the_samples_are_lm_evals(
-    exported: Exported, peer: Written, lora_peer: Written, model: str, task: str
+    exported: ExportedStudy, peer: Written, lora_peer: Written, model: str, task: str
 ) -> None:
     mine, its = (exported.base, peer) if model == "base" else (exported.lora, lora_peer)
     ours, theirs = mine.samples(task), its.samples(task)
@@ -342,7 +343,7 @@ def nearly(ours: Any, theirs: Any) -> bool:
 
 
 @pytest.fixture
-def as_lm_eval_reads(exported: Exported) -> dict[str, Any]:
+def as_lm_eval_reads(exported: ExportedStudy) -> dict[str, Any]:
     from lm_eval.utils import get_latest_filename, get_results_filenames
 
     files = [path.as_posix() for path in exported.base.folder.iterdir()]
@@ -350,7 +351,7 @@ def as_lm_eval_reads(exported: Exported) -> dict[str, Any]:
     return json.loads(Path(latest).read_text(encoding="utf-8"))
 
 
-def test_lm_eval_finds_the_files(exported: Exported) -> None:
+def test_lm_eval_finds_the_files(exported: ExportedStudy) -> None:
     from lm_eval.utils import (
         get_file_datetime,
         get_file_task_name,
@@ -395,7 +396,7 @@ def test_lm_evals_logger_takes_the_results(as_lm_eval_reads: dict[str, Any]) -> 
     assert flat["sums/exact_match"] == as_lm_eval_reads["results"]["sums"]["exact_match,none"]
 
 
-def test_datasets_loads_the_files(exported: Exported, tmp_path: Path) -> None:
+def test_datasets_loads_the_files(exported: ExportedStudy, tmp_path: Path) -> None:
     """As lm-eval's page on the hub does."""
     from datasets import load_dataset
 
@@ -416,21 +417,21 @@ def test_datasets_loads_the_files(exported: Exported, tmp_path: Path) -> None:
 def test_a_limited_task_has_an_unknown_number_of_documents(copied: StudyFolder) -> None:
     for limit, original in ((26, None), (27, 26)):
         change(copied.evaluation_file("base", "colours"), limit=limit)
-        results = Written.read(export_lm_eval(copied)[0].results_file.parent).results
+        results = Written.read(export_lm_eval(copied)[0].file.parent).results
         assert results["n-samples"]["colours"] == {"original": original, "effective": 26}
         assert results["n-samples"]["sums"] == {"original": 8, "effective": 8}
 
 
 def test_an_unknown_chat_template_is_not_said_to_be_none(copied: StudyFolder) -> None:
     change(copied.evaluation_file("base", "colours"), chat_template=True)
-    results = Written.read(export_lm_eval(copied)[0].results_file.parent).results
+    results = Written.read(export_lm_eval(copied)[0].file.parent).results
     assert not {"chat_template", "chat_template_sha"} & results.keys()
 
 
 def test_a_version_that_is_no_number_stays_a_text(copied: StudyFolder) -> None:
     for text, version in (("Yaml", "Yaml"), ("1.10", "1.10"), ("3", 3), ("0.0", 0.0)):
         change(copied.evaluation_file("base", "colours"), task_version=text)
-        results = Written.read(export_lm_eval(copied)[0].results_file.parent).results
+        results = Written.read(export_lm_eval(copied)[0].file.parent).results
         assert results["versions"]["colours"] == version
         assert type(results["versions"]["colours"]) is type(version)
 
@@ -442,7 +443,7 @@ def test_a_diverged_run_is_left_out(copied: StudyFolder) -> None:
     assert names == ["base", copied.read_study().runs[1].name]
 
 
-def test_a_run_says_how_to_load_it(exported: Exported) -> None:
+def test_a_run_says_how_to_load_it(exported: ExportedStudy) -> None:
     base = exported.base.results["config"]["model_args"]
     for model, key, name in (
         (exported.lora, "peft", "adapter"),
@@ -485,13 +486,11 @@ def test_imported_models_are_exported_and_say_how_to_load_them(
     run_study(plan, StudyFolder(tmp_path / "imported"), Silent())
     base, *models = export_lm_eval(StudyFolder(tmp_path / "imported"), tmp_path / "out")
     adapter, checkpoint = (
-        Written.read(model.results_file.parent).results["config"]["model_args"] for model in models
+        Written.read(model.file.parent).results["config"]["model_args"] for model in models
     )
     assert (tmp_path / "imported" / adapter["peft"]).is_dir()
     assert checkpoint["pretrained"] == str(study.weights_folder(full))
-    files = {
-        path for model in (base, *models) for path in (model.results_file, *model.samples_files)
-    }
+    files = {path for model in (base, *models) for path in (model.file, *model.samples_files)}
     assert {path for path in (tmp_path / "out").rglob("*") if path.is_file()} == files
 
 
@@ -525,14 +524,14 @@ def test_an_export_that_fails_leaves_what_was_there(
 # the command
 
 
-def test_the_command_says_what_it_wrote(exported: Exported, tmp_path: Path) -> None:
+def test_the_command_says_what_it_wrote(exported: ExportedStudy, tmp_path: Path) -> None:
     arguments = ["export", str(exported.study.root), "--format", "lm-eval"]
     done = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "out")])
     assert (done.exit_code, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert [line.split(":")[0] for line in lines] == [model.name for model in exported.models]
     for line, model in zip(lines, exported.models, strict=True):
-        assert line.endswith(f"{model.results_file.name} and 5 samples files")
+        assert line.endswith(f"{model.file.name} and 5 samples files")
     for path in (tmp_path / "out").rglob("*.json*"):
         twin = exported.study.root / "export" / "lm-eval" / path.relative_to(tmp_path / "out")
         assert path.read_bytes() == twin.read_bytes()
@@ -547,7 +546,9 @@ def test_the_command_refuses_another_format_and_no_study(tmp_path: Path) -> None
     assert f"RecordError: {tmp_path}/study.json is not there" in nothing.stderr
 
 
-def test_exporting_and_comparing_load_nothing_heavy(exported: Exported, tmp_path: Path) -> None:
+def test_exporting_and_comparing_load_nothing_heavy(
+    exported: ExportedStudy, tmp_path: Path
+) -> None:
     code = f"""
 import sys
 from rankwise.cli.main import app
@@ -571,7 +572,7 @@ assert [name for name in heavy if name in sys.modules] == []
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_exported_samples_compare_as_the_study_does(exported: Exported, task: str) -> None:
+def test_exported_samples_compare_as_the_study_does(exported: ExportedStudy, task: str) -> None:
     results = read_results(exported.study)
     (row,) = (
         row
@@ -606,7 +607,7 @@ def test_exported_samples_compare_as_the_study_does(exported: Exported, task: st
         assert verdict.difference != 0.0
 
 
-def test_the_study_folders_own_samples_will_do(exported: Exported) -> None:
+def test_the_study_folders_own_samples_will_do(exported: ExportedStudy) -> None:
     study, run = exported.study, exported.lora.folder.name
     raw = compare_samples(
         study.samples_file("base", "colours"), [study.samples_file(run, "colours")]
@@ -621,7 +622,7 @@ def test_the_study_folders_own_samples_will_do(exported: Exported) -> None:
 
 @pytest.mark.parametrize("task", ["colours", "sums", "digits", "last_word"])
 def test_lm_evals_samples_compare_as_ours_do(
-    exported: Exported, peer: Written, lora_peer: Written, task: str
+    exported: ExportedStudy, peer: Written, lora_peer: Written, task: str
 ) -> None:
     ours = compare_samples(exported.base.samples_file(task), [exported.lora.samples_file(task)])
     theirs = compare_samples(peer.samples_file(task), [lora_peer.samples_file(task)])

@@ -15,12 +15,12 @@ import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from rankwise.integrations.exported import Exported, deciding_models
 from rankwise.records.files import write_atomically
 from rankwise.records.folder import LOSS_METRIC, StudyFolder
 from rankwise.records.p_right import P_RIGHT
-from rankwise.records.reading import read_results
 from rankwise.records.results import ModelResults
 from rankwise.records.study import MetricScore, Provenance, StudyRecord, TaskEvaluation
 from rankwise.records.whole_folder import whole_folder
@@ -31,22 +31,7 @@ SOURCE = "rankwise"
 """Replaces the name of lm-eval's model class: these scores did not come from one."""
 
 
-class ExportedModel(NamedTuple):
-    """The files of one model: the base, or a trained run."""
-
-    name: str
-    results_file: Path
-    samples_files: tuple[Path, ...]
-
-    def moved(self, source: Path, target: Path) -> ExportedModel:
-        """The same files in another folder."""
-        results, *samples = (
-            target / path.relative_to(source) for path in (self.results_file, *self.samples_files)
-        )
-        return ExportedModel(self.name, results, tuple(samples))
-
-
-def export_lm_eval(folder: StudyFolder, output: Path | None = None) -> list[ExportedModel]:
+def export_lm_eval(folder: StudyFolder, output: Path | None = None) -> list[Exported]:
     """Write the base and every trained run of a finished study as lm-eval writes a model.
 
     Each gets ``<output>/<model name>/results_<date>.json`` and, for every task,
@@ -63,20 +48,14 @@ def export_lm_eval(folder: StudyFolder, output: Path | None = None) -> list[Expo
         RecordError: the study is not finished, or a record cannot be read.
         StorageError: a file cannot be written. Then, as with every error, nothing is left.
     """
-    results = read_results(folder)
-    relations = results.study.tasks.values()
-    tasks = {task for by_relation in relations for names in by_relation.values() for task in names}
+    results, models = deciding_models(folder)
     output = folder.export_folder("lm-eval") if output is None else output
-    trained = [model for model in results.runs if model.run and model.run.status == "trained"]
-    models = [model.limited_to(tasks) for model in (results.base, *trained)]
     with whole_folder(output) as temporary:
         written = [_export(folder, results.study, model, temporary) for model in models]
     return [model.moved(temporary, output) for model in written]
 
 
-def _export(
-    folder: StudyFolder, study: StudyRecord, model: ModelResults, output: Path
-) -> ExportedModel:
+def _export(folder: StudyFolder, study: StudyRecord, model: ModelResults, output: Path) -> Exported:
     provenance = study.provenance if model.run is None else model.run.provenance
     date = datetime.fromisoformat(provenance.created_at).astimezone(UTC)
     date_id = date.replace(tzinfo=None).isoformat().replace(":", "-")
@@ -97,7 +76,7 @@ def _export(
     }
     results_file = target / f"results_{date_id}.json"
     write_atomically(results_file, json.dumps(content, indent=2, ensure_ascii=False))
-    return ExportedModel(model.name, results_file, tuple(files))
+    return Exported(model.name, results_file, samples_files=tuple(files))
 
 
 def _scores(evaluations: Mapping[str, TaskEvaluation]) -> dict[str, Any]:
