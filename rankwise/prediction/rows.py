@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rankwise.engine.models.packed_attention import packed_states
 from rankwise.engine.models.smaller_steps import in_smaller_steps
 from rankwise.engine.training.micro_batches import (
     MicroBatch,
@@ -46,12 +47,10 @@ def micro_batches(
 
 def hidden_states(base_model: Any, batch: MicroBatch) -> Float[Tensor, "1 tokens hidden"]:
     """The last hidden states; the model reads packed rows (``packed_attention``)."""
-    return base_model.base_model(
-        input_ids=batch.tokens.input_ids,
-        position_ids=batch.tokens.position_ids,
-        packed_layout=batch.tokens.layout,
-        use_cache=False,
-    ).last_hidden_state
+    tokens = batch.tokens
+    return packed_states(
+        base_model.base_model, tokens.input_ids, tokens.layout, tokens.position_ids
+    )
 
 
 def as_memory_allows(

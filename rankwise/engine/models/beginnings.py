@@ -11,7 +11,7 @@ from jaxtyping import Float
 from peft.utils.incremental_pca import IncrementalPCA
 from torch import Tensor, nn
 
-from rankwise.engine.models.packed_attention import packed_attention
+from rankwise.engine.models.packed_attention import packed_attention, packed_states
 from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.engine.models.trained_adapters import LoraFactors, plain_weight
 from rankwise.errors import ModelError
@@ -192,13 +192,8 @@ class _Row(NamedTuple):
 
 
 def _read(base_model: Any, row: _Row) -> None:
-    layout, device = PackedLayout(row.lengths), next(base_model.parameters()).device
-    base_model.base_model(
-        input_ids=row.input_ids.to(device),
-        position_ids=layout.position_ids(device),
-        packed_layout=layout,
-        use_cache=False,
-    )
+    device = next(base_model.parameters()).device
+    packed_states(base_model.base_model, row.input_ids.to(device), PackedLayout(row.lengths))
 
 
 def _packed(examples: Sequence[Example], num_tokens: int) -> list[_Row]:

@@ -7,12 +7,12 @@ gives them this one. No mask function is registered for it, so transformers buil
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
@@ -36,9 +36,8 @@ PACKED_ATTENTION = "rankwise_packed"
 def packed_attention(model: nn.Module) -> Generator[None]:
     """Within the block, a model reads packed rows; afterwards it attends as before.
 
-    Inside, it is called as ``model(input_ids=..., position_ids=layout.position_ids(device),
-    packed_layout=layout, use_cache=False)`` with ids of shape (1, tokens). The backward pass has
-    to be inside too: gradient checkpointing computes attention again there.
+    Inside, it is called as ``packed_states`` calls it. The backward pass has to be inside too:
+    gradient checkpointing computes attention again there.
 
     Args:
         model: a decoder of transformers, with or without adapters in or around it.
@@ -49,6 +48,27 @@ def packed_attention(model: nn.Module) -> Generator[None]:
     refuse_unpackable(model)
     with attention_of(decoder_of(model), PACKED_ATTENTION):
         yield
+
+
+def packed_states(
+    decoder: Callable[..., Any],
+    input_ids: Int[Tensor, "1 tokens"],
+    layout: PackedLayout,
+    position_ids: Int[Tensor, "1 tokens"] | None = None,
+) -> Float[Tensor, "1 tokens hidden"]:
+    """The last hidden states of packed sequences.
+
+    Args:
+        decoder: of a model that reads packed rows now (``packed_attention``), without its head.
+        input_ids: of all sequences, one behind the other.
+        layout: where each of them is.
+        position_ids: the layout's, where they are on the device already.
+    """
+    if position_ids is None:
+        position_ids = layout.position_ids(input_ids.device)
+    return decoder(
+        input_ids=input_ids, position_ids=position_ids, packed_layout=layout, use_cache=False
+    ).last_hidden_state
 
 
 def predicting_states(
@@ -62,12 +82,8 @@ def predicting_states(
     """
     layout = PackedLayout(tuple(len(sequence.tokens_read) for sequence in sequences))
     tokens = [token for sequence in sequences for token in sequence.tokens_read]
-    hidden: Tensor = decoder.base_model(  # (tokens, hidden): the batch is one row
-        input_ids=torch.tensor([tokens], device=decoder.device),
-        position_ids=layout.position_ids(decoder.device),
-        packed_layout=layout,
-        use_cache=False,
-    ).last_hidden_state[0]
+    input_ids = torch.tensor([tokens], device=decoder.device)
+    hidden = packed_states(decoder.base_model, input_ids, layout)[0]  # (tokens, hidden)
     # the last token is not read, so the continuation is predicted at a sequence's last rows
     stops = (start + length for start, length in zip(layout.starts, layout.lengths, strict=True))
     return [

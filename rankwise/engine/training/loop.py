@@ -31,6 +31,7 @@ from rankwise.engine.models.head import (
 from rankwise.engine.models.packed_attention import (
     check_packable,
     packed_attention,
+    packed_states,
 )
 from rankwise.engine.models.smaller_steps import in_smaller_steps
 from rankwise.engine.models.trained_adapters import AdapterBank
@@ -378,12 +379,7 @@ class _Pass:
 
     def _hidden(self, tokens: PackedTokens) -> Float[Tensor, "1 tokens hidden"]:
         """The last hidden states of packed sequences."""
-        return self._decoder(
-            input_ids=tokens.input_ids,
-            position_ids=tokens.position_ids,
-            packed_layout=tokens.layout,
-            use_cache=False,
-        ).last_hidden_state
+        return packed_states(self._decoder, tokens.input_ids, tokens.layout, tokens.position_ids)
 
     @torch.no_grad()
     def _base_states(self, held: HeldRows) -> Float[Tensor, "held hidden"]:

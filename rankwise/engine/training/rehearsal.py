@@ -25,7 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rankwise.engine.models import packed_kernels
 from rankwise.engine.models.base import LinearShape
-from rankwise.engine.models.packed_attention import packed_attention
+from rankwise.engine.models.packed_attention import packed_attention, packed_states
 from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.engine.models.trained_adapters import Adapter, DroppedSequence, Piece, adapted
 
@@ -190,12 +190,7 @@ class _Rehearsal:
             at_entry = self._watched(live, stack, gradient_checkpointing)
             stack.enter_context(live)
             stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=autocast))
-            hidden = model.base_model(
-                input_ids=ids,
-                position_ids=layout.position_ids(_CPU),
-                packed_layout=layout,
-                use_cache=False,
-            ).last_hidden_state
+            hidden = packed_states(model.base_model, ids, layout)
             gradient = torch.zeros_like(hidden)  # the loss's gradient in the hidden states
             at_loss = live.bytes
             hidden.backward(gradient)
