@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.prediction_domains import domains
+from rankwise.prediction.advice import Advice, Planned, advise
 from rankwise.prediction.collected import CollectedStudy
 from rankwise.prediction.collection import SHIPPED, read_collection
 from rankwise.prediction.curves import TARGETS, RankCurve, Target, curve_of
@@ -85,6 +86,28 @@ def forgetting(studies: Sequence[CollectedStudy]) -> dict[str, Mean]:
     return found
 
 
+def advised(studies: Sequence[CollectedStudy]) -> dict[str, Advice]:
+    """What ``rankwise predict`` says of each study, from the studies of other tasks alone."""
+    found = dict[str, Advice]()
+    for study in studies:
+        curve = curve_of(study)
+        if curve is None:
+            continue
+        alphas = {run.rank: run.alpha or 0.0 for run in study.runs}
+        planned = Planned(
+            base_fingerprint=study.base_model.fingerprint,
+            target_modules=study.training.target_modules,
+            ranks=curve.ranks,
+            rates=curve.question.rates,
+            alphas=tuple(alphas[rank] for rank in curve.ranks),
+            is_in_points=True,
+            features={},
+        )
+        others = [each for each in studies if each.data_set != study.data_set]
+        found[curve.name] = advise(others, planned, study.features)
+    return found
+
+
 def summary(found: dict[str, Judgement], digits: int) -> dict[str, Any]:
     """For each target the best constant, and the ridge against it."""
     told: dict[str, Any] = {}
@@ -121,6 +144,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"\n{domain}, {name}: {judgement.num_tasks} tasks\n")
             print(*table(judgement, unit), sep="\n")
         told[domain] = {"curves": len(tuple(curves)), **summary(found, DIGITS[unit])}
+    says = advised(studies) if options.only in (None, "ours") else {}
+    if says:
+        print("\nours, what `rankwise predict` says of each study from those of other tasks\n")
+        print("| study | rank | why not |\n|---|---|---|")
+        for name, advice in says.items():
+            print(f"| {name} | {advice.rank or 'cannot say'} | {'; '.join(advice.reasons)} |")
+        print()
+    told["answered"] = sum(advice.rank is not None for advice in says.values())
     aucs = forgetting(studies) if options.only in (None, "ours") else {}
     for name, mean in aucs.items():
         print(f"{name}: {_shown(mean, 3)}")

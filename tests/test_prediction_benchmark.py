@@ -26,6 +26,8 @@ def test_a_planted_rule_beats_the_constants_in_the_summary(
     assert told["ours"]["curves"] == 20
     assert "ridge" in told["ours"]["gain"]["beat_the_constants"]
     assert told["ours"]["gain"]["ridge_regret"] < told["ours"]["gain"]["best_constant_regret"]
+    # with the studies of its own task left out
+    assert told["answered"] == 20
     assert told["forgotten_items"] == {}  # no item is right or wrong here
     assert "ours, retention lost by a choice for gain: 10 tasks" in lines
 
