@@ -8,13 +8,16 @@ Means over the seeds of a study: points for gain and retention, nats for prose.
 from __future__ import annotations
 
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from benchmarks.collection import BRACKETED, FACTORS, RANKS, RULE
 from benchmarks.collection_pages import NAMES
 from rankwise.findings.model_card import markdown_table
 from rankwise.prediction.collected import Change, CollectedRun, CollectedStudy
 from rankwise.prediction.collection import SHIPPED, read_collection
+from rankwise.prediction.judge import mean_over_tasks
 
 _Wanted = Callable[[CollectedRun], bool]
 
@@ -44,39 +47,74 @@ def _change(name: str) -> Callable[[CollectedRun], float]:
     return read
 
 
-def gains(study: CollectedStudy) -> list[str]:
+class Means(NamedTuple):
+    """A quantity of a study.
+
+    ``small`` and ``large`` are of the smallest and the largest rank at the rule's rate, ``slow``
+    and ``fast`` of the bracketed rank at the lower and the higher rate.
+    """
+
+    small: float
+    large: float
+    slow: float
+    fast: float
+    full: float
+
+    @classmethod
+    def of(cls, study: CollectedStudy, read: Callable[[CollectedRun], float]) -> Means:
+        """Over the seeds."""
+        lora = [_at(_SMALL), _at(_LARGE), *(_at(BRACKETED, factor) for factor in FACTORS)]
+        return cls(*(_mean(study, wanted, read) for wanted in (*lora, _is_full)))
+
+
+def _signed(value: float, digits: int = 1) -> str:
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")  # no zero is below zero
+
+
+def _gains(study: CollectedStudy) -> list[str]:
     """What rank does to the gain, and what the rate does."""
-    gain = _change("gain")
-    small, large = (_mean(study, _at(rank), gain) for rank in (_SMALL, _LARGE))
-    slow, fast = (_mean(study, _at(BRACKETED, factor), gain) for factor in FACTORS)
+    of = Means.of(study, _change("gain"))
     return [
         f"{study.base_scores[study.task]:.1f}",
-        f"{small:.1f}, {large:.1f}",
-        f"{large - small:+.1f}",
-        f"{slow:.1f}, {fast:.1f}",
-        f"{fast - slow:+.1f}",
-        f"{_mean(study, _is_full, gain):.1f}",
+        f"{_signed(of.small)}, {_signed(of.large)}",
+        _signed(of.large - of.small),
+        f"{_signed(of.slow)}, {_signed(of.fast)}",
+        _signed(of.fast - of.slow),
+        _signed(of.full),
     ]
 
 
-def losses(study: CollectedStudy) -> list[str]:
+def _losses(study: CollectedStudy) -> list[str]:
     """What is kept, and what the updates are."""
-    kept, prose = _change("retention"), _change("held_out_text")
-    ends = (_at(_SMALL), _at(_LARGE), _is_full)
-    small, large, full = (_mean(study, wanted, kept) for wanted in ends)
-    slow, fast = (_mean(study, _at(BRACKETED, factor), kept) for factor in FACTORS)
-    nats = [-_mean(study, wanted, prose) for wanted in ends]
-    norms = [_mean(study, wanted, lambda run: run.update_norm or 0.0) for wanted in ends]
-    energy = [_mean(study, wanted, lambda run: run.energy_rank_90 or 0.0) for wanted in ends]
+    kept, prose = (Means.of(study, _change(name)) for name in ("retention", "held_out_text"))
+    norm = Means.of(study, lambda run: run.update_norm or 0.0)
+    energy = Means.of(study, lambda run: run.energy_rank_90 or 0.0)
     return [
-        f"{small:+.1f}, {large:+.1f}",
-        f"{slow:+.1f}, {fast:+.1f}",
-        f"{full:+.1f}",
-        f"{nats[0]:+.2f}, {nats[1]:+.2f}",
-        f"{nats[2]:+.2f}",
-        ", ".join(f"{norm:.1f}" for norm in norms),
-        ", ".join(f"{each:.1f}" for each in energy),
+        f"{_signed(kept.small)}, {_signed(kept.large)}",
+        f"{_signed(kept.slow)}, {_signed(kept.fast)}",
+        _signed(kept.full),
+        ", ".join(_signed(-nats, 2) for nats in (prose.small, prose.large, prose.full)),
+        ", ".join(f"{each:.1f}" for each in (norm.small, norm.large, norm.full)),
+        ", ".join(f"{each:.1f}" for each in (energy.small, energy.large, energy.full)),
     ]
+
+
+def _over_tasks(studies: Sequence[CollectedStudy], name: str) -> str:
+    """What rank and rate do to a change, a mean over tasks with its interval."""
+    of_tasks = defaultdict[str, list[Means]](list)
+    for study in studies:
+        of_tasks[study.data_set].append(Means.of(study, _change(name)))
+
+    def shown(less: Callable[[Means], float]) -> str:
+        found = mean_over_tasks([statistics.fmean(map(less, its)) for its in of_tasks.values()])
+        return f"{_signed(found.value)} ({_signed(found.lower)} to {_signed(found.upper)})"
+
+    rank, rate = shown(lambda of: of.large - of.small), shown(lambda of: of.fast - of.slow)
+    full = shown(lambda of: of.full - of.large)
+    return (
+        f"Over the {len(of_tasks)} tasks, {name}: rank {_LARGE} less rank {_SMALL} {rank}; rank "
+        f"{BRACKETED} at four times the rate {rate}; full fine-tuning less rank {_LARGE} {full}."
+    )
 
 
 def tables() -> Iterator[str]:
@@ -87,19 +125,15 @@ def tables() -> Iterator[str]:
     names = [f"{NAMES[study.data_set]}, {study.training.num_rows} rows" for study in studies]
     ends, bracket = f"rank {_SMALL}, {_LARGE}", f"rank {BRACKETED} at half, twice its rate"
     heads = ["study", "base", f"gain of {ends}", "rank", f"gain of {bracket}", "rate", "full"]
-    rows = [[name, *gains(study)] for name, study in zip(names, studies, strict=True)]
-    yield from _table(heads, rows)
+    yield from markdown_table(heads, [[n, *_gains(s)] for n, s in zip(names, studies, strict=True)])
     yield ""
-    heads = ["study", f"retention of {ends}", bracket, "full", f"loss on prose, nats: {ends}"]
-    heads += ["full", f"norm of the update: {ends}, full"]
-    heads += [f"directions (90 % energy): {ends}, full"]
-    rows = [[name, *losses(study)] for name, study in zip(names, studies, strict=True)]
-    yield from _table(heads, rows)
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    signed = [[name, *(cell.replace("-", "−") for cell in cells)] for name, *cells in rows]
-    yield from markdown_table(heads, signed)
+    heads = ["study", f"retention of {ends}", bracket, "full", f"loss on prose, nats: {ends}, full"]
+    heads += [f"norm of the update: {ends}, full", f"directions (90 % energy): {ends}, full"]
+    rows = [[n, *_losses(s)] for n, s in zip(names, studies, strict=True)]
+    yield from markdown_table(heads, rows)
+    yield ""
+    for name in ("gain", "retention"):
+        yield _over_tasks(studies, name)
 
 
 if __name__ == "__main__":
