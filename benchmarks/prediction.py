@@ -63,7 +63,8 @@ def table(judgement: Judgement, unit: str) -> Iterator[str]:
 
 
 def _shown(mean: Mean, digits: int) -> str:
-    return f"{mean.value:.{digits}f} ({mean.lower:.{digits}f} to {mean.upper:.{digits}f})"
+    value, lower, upper = (f"{round(each, digits) + 0.0:.{digits}f}" for each in mean)
+    return f"{value} ({lower} to {upper})".replace("-", "−")
 
 
 def forgetting(studies: Sequence[CollectedStudy]) -> dict[str, Mean]:

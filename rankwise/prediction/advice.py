@@ -153,7 +153,7 @@ def advise(
     is_better = ridge.beats_the_constants
     return Advice(
         rank=choice.rank if is_better else None,
-        reasons=() if is_better else (_not_better(judgement, ridge),),
+        reasons=() if is_better else (_not_better(judgement, ridge, grounds),),
         chosen=choice.rank,
         regret=_regret(ridge),
         constants=tuple(_regret(each) for each in judgement.judged if each.kind == "constant"),
@@ -247,11 +247,14 @@ def _beyond(
         )
 
 
-def _not_better(judgement: Judgement, ridge: Judged) -> str:
+def _not_better(judgement: Judgement, ridge: Judged, grounds: _Grounds) -> str:
     best = judgement.best_constant
+    constant = next(each for each in CONSTANTS if each.name == best.name)
+    rank = choose(constant.fit(grounds.curves, "gain"), grounds.question).rank
     return (
         "nothing is shown to choose better than a constant: on tasks that were left out the ridge "
-        f"came out {_points(ridge)} below the best rank, and {best.name!r} {_points(best)}"
+        f"came out {_points(ridge)} below the best rank, and {best.name!r}, which is rank {rank} "
+        f"here, {_points(best)}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,6 +56,7 @@ def test_without_a_rule_it_abstains_and_says_what_a_constant_costs() -> None:
     assert advice.chosen in RANKS
     (reason,) = advice.reasons
     assert reason.startswith("nothing is shown to choose better than a constant")
+    assert re.search(r"which is rank (2|4|8|16|32|64) here, \d", reason)
     assert "always 16" in {each.predictor for each in advice.constants}
 
 
