@@ -99,7 +99,17 @@ def export(
     written = export_study(folder, kind.value, output, run)
     note_damage(folder)
     if as_json:
-        return emit([exported._asdict() for exported in written])
+        return emit(
+            [
+                {
+                    "name": exported.name,
+                    "file": exported.file,
+                    "remarks": exported.remarks,
+                    "num_samples_files": len(exported.samples_files),
+                }
+                for exported in written
+            ]
+        )
     for exported in written:
         samples = len(exported.samples_files)
         beside = f" and {samples} samples files" if samples else ""

@@ -179,7 +179,8 @@ CASES: dict[str, Case] = {
     ),
     "export": Case(
         lambda at: (at.small, "--output", at.root / "exported"),
-        lambda a: [m["name"][:17] for m in a], ["base", "colours-lora-r002"],
+        lambda a: [(m["name"][:17], m["num_samples_files"]) for m in a],
+        [("base", 3), ("colours-lora-r002", 3)],
     ),
     "push": Case(
         lambda at: (at.small, "--run", "colours-lora-r002", "--repo", "a/b", "--dry-run"),
