@@ -18,6 +18,7 @@ from rankwise.findings.model_card import markdown_table
 from rankwise.prediction.collected import Change, CollectedRun, CollectedStudy
 from rankwise.prediction.collection import SHIPPED, read_collection
 from rankwise.prediction.judge import mean_over_tasks
+from rankwise.records import quantities
 
 _Wanted = Callable[[CollectedRun], bool]
 
@@ -68,7 +69,7 @@ class Means(NamedTuple):
 
 
 def _signed(value: float, digits: int = 1) -> str:
-    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")  # no zero is below zero
+    return quantities.decimal(value, digits, signed=True)
 
 
 def _gains(study: CollectedStudy) -> list[str]:

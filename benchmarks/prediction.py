@@ -26,6 +26,7 @@ from rankwise.prediction.collection import SHIPPED, read_collection
 from rankwise.prediction.curves import TARGETS, RankCurve, Target, curve_of
 from rankwise.prediction.flips import ORDERERS, Orderer, study_aucs
 from rankwise.prediction.judge import MIN_TASKS, Judgement, Mean, judge, mean_over_tasks
+from rankwise.records import quantities
 
 CURVES = Path(__file__).resolve().parents[2] / "shared/data/curves"
 DIGITS = {"points": 2, "nats": 4}
@@ -63,8 +64,8 @@ def table(judgement: Judgement, unit: str) -> Iterator[str]:
 
 
 def _shown(mean: Mean, digits: int) -> str:
-    value, lower, upper = (f"{round(each, digits) + 0.0:.{digits}f}" for each in mean)
-    return f"{value} ({lower} to {upper})".replace("-", "−")
+    value, lower, upper = (quantities.decimal(each, digits, signed=False) for each in mean)
+    return f"{value} ({lower} to {upper})"
 
 
 def forgetting(studies: Sequence[CollectedStudy]) -> dict[str, Mean]:
@@ -94,13 +95,12 @@ def advised(studies: Sequence[CollectedStudy]) -> dict[str, Advice]:
         curve = curve_of(study)
         if curve is None:
             continue
-        alphas = {run.rank: run.alpha or 0.0 for run in study.runs}
         planned = Planned(
             base_fingerprint=study.base_model.fingerprint,
             target_modules=study.training.target_modules,
             ranks=curve.ranks,
             rates=curve.question.rates,
-            alphas=tuple(alphas[rank] for rank in curve.ranks),
+            alphas=study.alphas_of(curve.ranks),
             is_in_points=True,
             features={},
         )

@@ -15,13 +15,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rankwise.integrations.exported import Exported, deciding_models
+from rankwise.integrations.exported import Exported, export_models
 from rankwise.records.files import write_atomically
 from rankwise.records.folder import LOSS_METRIC, StudyFolder
 from rankwise.records.p_right import P_RIGHT
 from rankwise.records.results import ModelResults
 from rankwise.records.study import MetricScore, StudyRecord, TaskEvaluation
-from rankwise.records.whole_folder import whole_folder
 
 SCHEMA_VERSION = "0.3.0"
 _UNKNOWN = "unknown"
@@ -44,11 +43,8 @@ def export_evaluations(folder: StudyFolder, output: Path | None = None) -> list[
         RecordError: the study is not finished, or a record cannot be read.
         StorageError: a file cannot be written. Then, as with every error, nothing is left.
     """
-    results, models = deciding_models(folder)
     output = folder.export_folder("every-eval-ever") if output is None else output
-    with whole_folder(output) as temporary:
-        written = [_write(results.study, model, temporary) for model in models]
-    return [model.moved(temporary, output) for model in written]
+    return export_models(folder, output, _write)
 
 
 def _write(study: StudyRecord, model: ModelResults, output: Path) -> Exported:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from rankwise.records.folder import StudyFolder
 from rankwise.records.reading import read_results
-from rankwise.records.results import ModelResults, StudyResults
+from rankwise.records.results import ModelResults
+from rankwise.records.study import StudyRecord
+from rankwise.records.whole_folder import whole_folder
 
 
 class Exported(NamedTuple):
@@ -33,16 +36,29 @@ class Exported(NamedTuple):
         return self._replace(file=file, samples_files=tuple(samples))
 
 
-def deciding_models(folder: StudyFolder) -> tuple[StudyResults, list[ModelResults]]:
-    """A finished study, and its base and trained runs on the tasks that decide.
+def export_models(
+    folder: StudyFolder,
+    output: Path,
+    write: Callable[[StudyRecord, ModelResults, Path], Exported],
+) -> list[Exported]:
+    """Write the base and the trained runs of a finished study, on the tasks that decide.
 
     The other tasks (trained rows, tasks in the training format) are how a study looks at itself.
 
+    Args:
+        folder: the study's.
+        output: the folder to write into; it is there whole or not at all.
+        write: writes one model of the study into a folder.
+
     Raises:
         RecordError: the study is not finished, or a record cannot be read.
+        StorageError: a file cannot be written.
     """
     results = read_results(folder)
     by_relation = (names.values() for names in results.study.tasks.values())
     tasks = {task for relations in by_relation for names in relations for task in names}
     trained = [model for model in results.runs if model.run and model.run.status == "trained"]
-    return results, [model.limited_to(tasks) for model in (results.base, *trained)]
+    models = [model.limited_to(tasks) for model in (results.base, *trained)]
+    with whole_folder(output) as temporary:
+        written = [write(results.study, model, temporary) for model in models]
+    return [each.moved(temporary, output) for each in written]

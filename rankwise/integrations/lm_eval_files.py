@@ -14,16 +14,16 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rankwise.integrations.exported import Exported, deciding_models
+from rankwise.integrations.exported import Exported, export_models
 from rankwise.records.files import write_atomically
 from rankwise.records.folder import LOSS_METRIC, StudyFolder
 from rankwise.records.p_right import P_RIGHT
 from rankwise.records.results import ModelResults
 from rankwise.records.study import MetricScore, Provenance, StudyRecord, TaskEvaluation
-from rankwise.records.whole_folder import whole_folder
 
 Samples = Mapping[str, list[dict[str, Any]]]
 
@@ -48,11 +48,8 @@ def export_lm_eval(folder: StudyFolder, output: Path | None = None) -> list[Expo
         RecordError: the study is not finished, or a record cannot be read.
         StorageError: a file cannot be written. Then, as with every error, nothing is left.
     """
-    results, models = deciding_models(folder)
     output = folder.export_folder("lm-eval") if output is None else output
-    with whole_folder(output) as temporary:
-        written = [_export(folder, results.study, model, temporary) for model in models]
-    return [model.moved(temporary, output) for model in written]
+    return export_models(folder, output, partial(_export, folder))
 
 
 def _export(folder: StudyFolder, study: StudyRecord, model: ModelResults, output: Path) -> Exported:

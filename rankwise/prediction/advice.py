@@ -175,7 +175,7 @@ def _grounds(
         and (curve := curve_of(each)) is not None
         and (asked := curve.at(question.ranks)) is not None
         and _are_alike(asked.question.rates, study.rates)
-        and _are_alike(_alphas(each, question.ranks), study.alphas)
+        and _are_alike(each.alphas_of(question.ranks), study.alphas)
     ]
     names = set(features).intersection(*(curve.question.features for curve in curves))
     return _Grounds(
@@ -191,12 +191,6 @@ def _of_this_probe(curve: RankCurve, question: Question) -> RankCurve:
     if features.get("probe_rank") == question.features.get("probe_rank"):
         return curve
     return curve.with_features({name for name in features if not is_of_probe(name)})
-
-
-def _alphas(study: CollectedStudy, ranks: Sequence[int]) -> list[float]:
-    """Of each rank; all runs of a rank have one."""
-    of_rank = {run.rank: run.alpha or 0.0 for run in study.runs}
-    return [of_rank[rank] for rank in ranks]
 
 
 def _are_alike(values: Sequence[float], others: Sequence[float]) -> bool:

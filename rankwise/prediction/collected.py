@@ -168,6 +168,11 @@ class CollectedStudy(VersionedRecord):
         run = max(self.runs, key=lambda each: each.rank or 0)
         return run.rank or 0, run.alpha, run.learning_rate
 
+    def alphas_of(self, ranks: Sequence[int]) -> tuple[float, ...]:
+        """Of each of these ranks; all runs of a rank have one."""
+        of_rank = {run.rank: run.alpha or 0.0 for run in self.runs}
+        return tuple(of_rank[rank] for rank in ranks)
+
     def items_of(self, *relations: Relation) -> tuple[CollectedItems, ...]:
         """The items of all tasks of these relations."""
         return tuple(items for items in self.items if items.relation in relations)

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
+from rankwise.findings.stats.estimates import student_interval
 from rankwise.findings.stats.items import Floats
 from rankwise.prediction.curves import RankCurve, Target, left_out_in_turn
 from rankwise.prediction.laws import LAWS
@@ -162,10 +162,8 @@ def regrets_of(curve: RankCurve, target: Target, seed: int = 0) -> Floats:
 
 def mean_over_tasks(values: Sequence[float] | Floats) -> Mean:
     """Of one number for each task, at least two, with the bounds of Student's t."""
-    of = np.asarray(values)
-    reach = float(stats.t.ppf(0.5 + CONFIDENCE / 2.0, len(of) - 1) * stats.sem(of))
-    mean = float(of.mean())
-    return Mean(mean, mean - reach, mean + reach)
+    mean = float(np.mean(values))
+    return Mean(mean, *student_interval(mean, values, CONFIDENCE))
 
 
 def bound_of_new_task(regrets: Sequence[float], confidence: float) -> float | None:

@@ -19,12 +19,12 @@ _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 def score(value: float, unit: Unit) -> str:
     """81.3 (points) or 2.507 (nats); the unit is in the heading."""
-    return _decimal(value, _DIGITS[unit], signed=False)
+    return decimal(value, _DIGITS[unit], signed=False)
 
 
 def change(value: float, unit: Unit) -> str:
     """+30.0 or −1.5 (points), +0.040 (nats): a difference always shows its sign."""
-    return _decimal(value, _DIGITS[unit], signed=True)
+    return decimal(value, _DIGITS[unit], signed=True)
 
 
 def score_interval(lower: float, upper: float, unit: Unit) -> str:
@@ -62,7 +62,7 @@ def correlation(rho: Interval) -> str:
 
 def ratio(value: float) -> str:
     """0.96."""
-    return _decimal(value, 2, signed=False)
+    return decimal(value, 2, signed=False)
 
 
 def times(value: float) -> str:
@@ -189,7 +189,8 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _decimal(value: float, digits: int, *, signed: bool) -> str:
+def decimal(value: float, digits: int, *, signed: bool) -> str:
+    """A figure with so many digits behind the point; signed, +1.5, −1.5 or 0.0."""
     rounded = round(value, digits) + 0.0
     text = f"{abs(rounded):.{digits}f}"
     if rounded < 0:

@@ -96,10 +96,14 @@ def decoder_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers that transformers can checkpoint, by name; one inside of another is part of it."""
     layers: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        is_inside = any(name.startswith(f"{layer}.") for layer in layers)
-        if isinstance(module, GradientCheckpointingLayer) and not is_inside:
+        if isinstance(module, GradientCheckpointingLayer) and not is_below(name, layers):
             layers[name] = module
     return layers
+
+
+def is_below(name: str, modules: Iterable[str]) -> bool:
+    """Whether a module is inside of one of these, all by name."""
+    return any(name.startswith(f"{module}.") for module in modules)
 
 
 @contextmanager

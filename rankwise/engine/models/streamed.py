@@ -10,7 +10,7 @@ import contextlib
 import logging
 import tempfile
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ import torch
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
-from rankwise.engine.models.attention import decoder_layers
+from rankwise.engine.models.attention import decoder_layers, is_below
 from rankwise.engine.models.base import diverged, freeze, load_frozen, load_model, model_skeleton
 from rankwise.engine.models.devices import (
     DTYPES,
@@ -99,7 +99,7 @@ def placement(
     where: dict[str, torch.device | str] = {}
     for name, _ in skeleton.named_modules():
         has_layers = not name or any(layer.startswith(f"{name}.") for layer in layers)
-        if not has_layers and not _is_below(name, where):
+        if not has_layers and not is_below(name, where):
             where[name] = IN_FILES if name in read else str(device)
     return Placement(where, held, sum(read.values()), len(read), len(layers))
 
@@ -107,10 +107,6 @@ def placement(
 def _num_bytes(module: nn.Module, dtype: torch.dtype) -> int:
     """Of all weights below a module."""
     return sum(weight.numel() for weight in module.parameters()) * dtype.itemsize
-
-
-def _is_below(name: str, modules: Iterable[str]) -> bool:
-    return any(name.startswith(f"{module}.") for module in modules)
 
 
 def load_streamed(
