@@ -11,7 +11,7 @@ import jaxtyping
 import pytest
 from jaxtyping import install_import_hook
 
-from tests.support.checked import checked
+from tests.support.checked import check_first_calls, checked, forget_calls
 from tests.support.fake_vllm import FakeVllm, lora_requests
 from tests.support.tiny_tasks import tiny_tokenizer, write_tiny_tasks
 
@@ -21,7 +21,8 @@ os.environ.setdefault(
 )  # tiny matrices: threads would only wait on each other
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# Shapes and types of the packages that hold tensors are checked at every call in the tests.
+# Shapes and types of the packages that hold tensors are checked in the tests.
+check_first_calls()
 install_import_hook(
     [
         "rankwise.engine",
@@ -34,6 +35,12 @@ install_import_hook(
 )
 
 SHARED_TASKS = Path(__file__).resolve().parents[2] / "shared" / "tasks"
+
+
+@pytest.fixture(autouse=True)
+def _calls_of_this_test() -> None:
+    """Shapes and types are checked anew at the first calls of each test."""
+    forget_calls()
 
 
 @pytest.fixture

@@ -1,13 +1,14 @@
-"""Functions within functions are checked at every call, by checks that are written once."""
+"""The first calls of a function are checked, in each test, by checks that are written once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
-from jaxtyping import Float, TypeCheckError, jaxtyped
+from jaxtyping import Float, TypeCheckError
 from torch import Tensor
 
 from rankwise.weights.lowrank import LowRankUpdate
@@ -17,7 +18,7 @@ from tests.support import checked
 def times(factor: float, *, is_cut: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
     """Multiplies two vectors and a number; one that is cut returns less than it says."""
 
-    @jaxtyped(typechecker=checked.checked)
+    @jaxtyping.jaxtyped(typechecker=checked.checked)
     def inside(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         product = factor * x * y
         return product[1:] if is_cut else product
@@ -36,10 +37,10 @@ def test_each_has_its_own_numbers_and_all_are_checked(monkeypatch: pytest.Monkey
     monkeypatch.setattr(checked, "beartype", counting)
     monkeypatch.setattr(checked, "_CHECKS", {})
     two, three, cut = times(2.0), times(3.0), times(2.0, is_cut=True)
-    assert written == ["times.<locals>.inside"] * 2  # of its arguments, and of its result
     x = torch.tensor([1.0, 2.0])
     assert two(x, x).tolist() == [2.0, 8.0]
     assert three(x, x).tolist() == [3.0, 12.0]
+    assert written == ["times.<locals>.inside"] * 2  # of its arguments, and of its result
     for function in (two, three, cut):
         with pytest.raises(TypeCheckError, match="checking the parameters"):
             function(x, torch.ones(3))
@@ -49,13 +50,32 @@ def test_each_has_its_own_numbers_and_all_are_checked(monkeypatch: pytest.Monkey
         cut(x, x)
 
 
+def test_after_its_first_calls_a_function_is_not_checked_until_the_next_test() -> None:
+    x, wrong = torch.ones(2), torch.ones(3)
+    for _ in range(checked.CALLS):
+        with pytest.raises(TypeCheckError):
+            times(2.0, is_cut=True)(x, x)  # made anew each time, and counted together
+    assert times(2.0, is_cut=True)(x, x).shape == (1,)
+    assert times(2.0)(wrong, wrong).shape == (3,)
+    checked.forget_calls()  # what the fixture of every test does
+    with pytest.raises(TypeCheckError):
+        times(2.0)(x, wrong)
+
+
+@pytest.mark.parametrize("repeated", [0, 1])
+def test_each_test_begins_to_count_anew(repeated: int) -> None:
+    for _ in range(checked.CALLS):
+        with pytest.raises(TypeCheckError):
+            times(2.0)(torch.ones(2), torch.ones(3))
+
+
 def test_functions_of_one_name_are_told_apart_by_what_they_take() -> None:
     def made(annotation: Any) -> Callable[[Any], Any]:
         def inside(x: Any) -> Any:
             return x
 
         inside.__annotations__["x"] = annotation
-        return jaxtyped(typechecker=checked.checked)(inside)
+        return jaxtyping.jaxtyped(typechecker=checked.checked)(inside)
 
     square, row, numbers = made(Float[Tensor, "n n"]), made(Float[Tensor, " n"]), made(list[int])
     assert square(torch.ones(2, 2)).shape == (2, 2)
