@@ -110,7 +110,7 @@ def verdict_card(source: OptionGains, recommendation: Recommendation) -> Verdict
 def _settings(option: Option) -> dict[str, str]:
     plan = option.plan
     settings = {"Rank": None if plan.rank is None else str(plan.rank)}
-    settings["Alpha"] = None if plan.alpha is None else quantities.number(plan.alpha)
+    settings["Alpha"] = quantities.alpha(plan)
     rate, epochs = plan.learning_rate, plan.epochs
     settings["Learning rate"] = None if rate is None else quantities.learning_rate(rate)
     settings["Target modules"] = quantities.modules(plan.target_modules) or None
@@ -154,7 +154,7 @@ def _follows(option: Option, advice: Advice) -> bool:
     if option.rank is None or option.plan.imported_as is not None:
         return False
     if advice.has_double_alpha:
-        return option.plan.alpha == 2 * option.rank
+        return option.plan.alpha == 2 * option.rank and not quantities.is_rslora(option.plan)
     return option.rank == advice.rank
 
 

@@ -101,6 +101,7 @@ class ComparedChoice(Record):
     label: str
     rank: int | None
     alpha: float | None
+    scaling: float | None
     learning_rate: float | None
     target_modules: tuple[str, ...]
     epochs: int | None
@@ -316,6 +317,7 @@ def _choice(option: Option) -> ComparedChoice:
         label=option.label,
         rank=option.rank,
         alpha=plan.alpha,
+        scaling=plan.scaling,
         learning_rate=plan.learning_rate,
         target_modules=plan.target_modules,
         epochs=plan.epochs,

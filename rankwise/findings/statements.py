@@ -155,7 +155,10 @@ def _ruled_out(numbers: Recommendation) -> str:
         if better:
             behind.setdefault(better, []).append(verdict.label)
     if len(left) > 1 and not behind:
-        texts.append(f"{_named([verdict.label for verdict in left])} cannot be told apart")
+        labels = [verdict.label for verdict in left]
+        other = "other " if by else ""
+        which = _named(labels) if len(left) <= MOST_NAMED else f"the {other}{len(left)} options"
+        texts.append(f"{which} cannot be told apart")
     if len(behind) > MOST_GROUPS:
         texts.append("Of those left, none that scores more than another is shown to keep enough")
         behind = {}
@@ -246,6 +249,9 @@ def _what_decides(numbers: Recommendation) -> str:
 
 WORTH_A_TRY = 0.5
 """A growth that decides with at least this probability is named first."""
+
+MOST_NAMED = 6
+"""More options than this are counted in a sentence; each has its own line below it."""
 
 MOST_GROUPS = 2
 """More comparisons than this are summed up in one sentence."""
@@ -403,9 +409,7 @@ def score_range(bound: Bound, unit: Unit) -> str:
 def _settings(verdict: RankVerdict) -> str:
     """All that a user must set besides the rank; an imported adapter does not record everything."""
     rate, epochs = verdict.learning_rate, verdict.epochs
-    parts = [f"alpha {verdict.alpha:g}"]
-    if not math.isclose(verdict.scaling, verdict.alpha / verdict.rank):
-        parts[0] += " with rsLoRA"
+    parts = [f"alpha {quantities.alpha(verdict)}"]
     parts += [] if rate is None else [f"learning rate {quantities.learning_rate(rate)}"]
     parts.append(quantities.modules(verdict.target_modules))
     parts += [] if epochs is None else [quantities.counted(epochs, "epoch")]

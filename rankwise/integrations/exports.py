@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -141,7 +140,7 @@ def setup_of(study: StudyRecord, planned: PlannedRun) -> TrainingSetup:
         is_full=planned.method == "full",
         rank=planned.rank,
         alpha=planned.alpha,
-        use_rslora=_is_rslora(planned),
+        use_rslora=quantities.is_rslora(planned),
         dropout=train.dropout,
         target_modules=planned.target_modules,
         learning_rate=planned.learning_rate,
@@ -160,14 +159,6 @@ def setup_of(study: StudyRecord, planned: PlannedRun) -> TrainingSetup:
         loss_on=train.loss_on,
         chat_template=train.chat_template,
     )
-
-
-def _is_rslora(planned: PlannedRun) -> bool:
-    """Whether the scaling is alpha over the root of the rank."""
-    if planned.rank is None or planned.alpha is None or planned.scaling is None:
-        return False
-    by_root = planned.alpha / math.sqrt(planned.rank)
-    return planned.rank > 1 and math.isclose(planned.scaling, by_root)
 
 
 def _rows_of(path: Path) -> Rows:

@@ -170,11 +170,8 @@ def _setting_rows() -> list[_Row]:
     def rate(value: float | None) -> str | None:
         return None if value is None else quantities.learning_rate(value)
 
-    def number(value: float | None) -> str | None:
-        return None if value is None else quantities.number(value)
-
     return [
-        _Row("Alpha", lambda a: None if a.choice is None else number(a.choice.alpha)),
+        _Row("Alpha", lambda a: None if a.choice is None else quantities.alpha(a.choice)),
         _Row("Learning rate", lambda a: None if a.choice is None else rate(a.choice.learning_rate)),
         _Row(
             "Target modules",

@@ -57,7 +57,7 @@ def verdict_table(
     columns: list[Column[ModelSummary]] = [
         Column("Model", _model),
         Column("Seed", lambda row: _setting(row, "seed")),
-        Column("Alpha", lambda row: _setting(row, "alpha")),
+        Column("Alpha", _alpha),
         Column("Learning rate", lambda row: _setting(row, "learning_rate")),
         Column("Trainable parameters", _parameters, "share of full"),
         Column(
@@ -152,6 +152,11 @@ def _setting(summary: ModelSummary, name: str) -> str | None:
     if value is None:
         return None
     return quantities.learning_rate(value) if name == "learning_rate" else quantities.number(value)
+
+
+def _alpha(summary: ModelSummary) -> str | None:
+    plan = _plan(summary)
+    return None if plan is None else quantities.alpha(plan)
 
 
 def _parameters(summary: ModelSummary) -> Cell | None:

@@ -252,6 +252,20 @@ def planted_evaluation(model: str, items: TaskItems, run: RunRecord | None) -> T
     )
 
 
+def with_rslora(results: StudyResults) -> StudyResults:
+    """The same with every alpha divided by the root of its rank."""
+
+    def changed(model: ModelResults) -> ModelResults:
+        run = model.run
+        if run is None or run.planned.rank is None or run.planned.alpha is None:
+            return model
+        scaling = run.planned.alpha / math.sqrt(run.planned.rank)
+        planned = run.planned.model_copy(update={"scaling": scaling})
+        return model.model_copy(update={"run": run.model_copy(update={"planned": planned})})
+
+    return results.model_copy(update={"runs": tuple(map(changed, results.runs))})
+
+
 def _planned(key: Key, seed: int) -> PlannedRun:
     rank = None if key == "full" else int(key)
     method: Literal["lora", "full"] = "full" if rank is None else "lora"

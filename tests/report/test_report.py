@@ -30,7 +30,7 @@ from rankwise.report.parts import Cell, Table
 from rankwise.report.sections.overview import study_figures
 from rankwise.report.summaries import verdict_table
 from rankwise.report.tables import csv_tables, relation_table
-from tests.planted.results import planted_runs, planted_study
+from tests.planted.results import planted_runs, planted_study, with_rslora
 from tests.support.pages import Page
 
 FIGURES = (
@@ -401,6 +401,16 @@ def test_the_table_has_the_intervals_of_the_findings() -> None:
     assert cell.interval == quantities.change_interval(gain.lower, gain.upper, "points")
     (row,) = read_rows(csv_tables(part, its, (base, *runs))["runs.csv"], runs[0].name)
     assert (float(row["gain_lower"]), float(row["gain_upper"])) == (gain.lower, gain.upper)
+
+
+def test_the_table_says_which_alpha_is_of_rslora() -> None:
+    results = with_rslora(planted_study())
+    recommendation = recommend(results)
+    part, its = results.of("kinship"), recommendation.by_train_task[0]
+    table = comparison(part, its)
+    shown = {name: cell_of(table, at, "Alpha").value for at, name in enumerate(models_in(table))}
+    assert shown["LoRA rank 16"] == "32 with rsLoRA"
+    assert shown["full fine-tuning"] == "—"
 
 
 def test_reporting_reaches_no_torch() -> None:

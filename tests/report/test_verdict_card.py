@@ -20,7 +20,7 @@ from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import StudyResults
 from rankwise.report.sections.card import card_section, sliders
 from tests.planted.items import written
-from tests.planted.results import planted_study
+from tests.planted.results import planted_study, with_rslora
 from tests.support.browser import Visit
 
 
@@ -58,6 +58,15 @@ def test_the_card_holds_what_people_are_told_against_the_study() -> None:
     assert told["TRL's LoRA Without Regret: rank 256"] == "not tried in this study"
     assert told["PEFT's default: rank 8"].startswith("rank 8 gains 5.0 points less (−")
     assert told["Many recipes: alpha = 2r"] == "the choice has it"
+
+
+def test_rslora_is_said_wherever_alpha_is() -> None:
+    results = with_rslora(planted_study())
+    card, part = card_of(results)
+    assert card.settings["Alpha"] == "32 with rsLoRA"
+    assert ", alpha 32 with rsLoRA, " in part.statement
+    told = {each.advice: each.here for each in card.told}
+    assert told["Many recipes: alpha = 2r"] == "not tried in this study"
 
 
 def test_an_unsettled_study_has_its_best_bet_on_the_card() -> None:

@@ -1,0 +1,225 @@
+"""The tables of docs/studies/reproduction.md, from the findings of its four studies.
+
+    python -m benchmarks.reproduction_table [FOLDER]
+
+FOLDER/NAME.json is the ``findings.json`` of a study of `python -m benchmarks.reproduction`; those
+that the page shows are in docs/studies/reproduction. Points are of p(right), means over the seeds,
+but for the matrix, which is of accuracy, as the paper's is.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from benchmarks.collection import ROOT
+from benchmarks.collection_pages import NAMES
+from benchmarks.reproduction import MAIN
+from rankwise.findings.gauges import GaugedModel
+from rankwise.findings.model_card import markdown_table
+from rankwise.findings.study import StudyFindings
+from rankwise.findings.weights import RunWeights
+from rankwise.prediction.collected import data_set_of
+from rankwise.prediction.judge import mean_over_tasks
+from rankwise.records import quantities
+from rankwise.records.files import read_record
+from rankwise.records.study import Interval
+
+RECORDS = ROOT / "docs" / "studies" / "reproduction"
+
+_Read = Callable[[StudyFindings, str, str], float]
+
+
+def _name(task: str) -> str:
+    data_set = data_set_of(task)
+    return NAMES.get(data_set, data_set)
+
+
+def _signed(value: float, digits: int = 1) -> str:
+    return quantities.decimal(value, digits, signed=True)
+
+
+def _ranged(estimate: float, lower: float, upper: float, digits: int = 1) -> str:
+    return "{} ({} to {})".format(*(_signed(each, digits) for each in (estimate, lower, upper)))
+
+
+def _interval(of: Interval) -> str:
+    return _ranged(of.estimate, of.lower, of.upper)
+
+
+def _trained(findings: StudyFindings) -> list[str]:
+    return [part.train_task for part in findings.mechanisms]
+
+
+def _labels(findings: StudyFindings) -> list[str]:
+    """The options, in the order of the study."""
+    return [gap.option.label for gap in findings.mechanisms[0].gaps]
+
+
+def _gain(findings: StudyFindings, task: str, label: str) -> float:
+    """In-domain, in points of p(right)."""
+    (of_task,) = (part for part in findings.mechanisms if part.train_task == task)
+    (gap,) = (gap for gap in of_task.gaps if gap.option.label == label)
+    return gap.test.estimate
+
+
+def _gauged(findings: StudyFindings, task: str, label: str) -> GaugedModel:
+    (of_task,) = (part for part in findings.gauges if part.train_task == task)
+    (model,) = (each for each in of_task.models if each.kind == "run" and each.label == label)
+    return model
+
+
+def _kept(findings: StudyFindings, task: str, label: str) -> float:
+    """Adapted - base over the retention tasks, in points of p(right)."""
+    loss = _gauged(findings, task, label).retention_loss
+    assert loss is not None
+    return -loss.estimate
+
+
+def _prose(findings: StudyFindings, task: str, label: str) -> float:
+    """The rise of the loss on prose, in nats per token."""
+    rise = _gauged(findings, task, label).prose_rise
+    assert rise is not None
+    return rise.estimate
+
+
+def _runs(findings: StudyFindings, label: str) -> list[RunWeights]:
+    """Those of an option, over all trained tasks."""
+    runs = (run for of_task in findings.weights for run in of_task.runs)
+    return [run for run in runs if run.option.label == label]
+
+
+def _by_task(findings: StudyFindings, read: _Read, digits: int = 1) -> Iterator[str]:
+    """A trained task in each row, an option in each column, and their means."""
+    labels, tasks = _labels(findings), _trained(findings)
+    values = [[read(findings, task, label) for label in labels] for task in tasks]
+    rows = [
+        [_name(task), *(_signed(value, digits) for value in row)]
+        for task, row in zip(tasks, values, strict=True)
+    ]
+    means = map(statistics.fmean, zip(*values, strict=True))
+    rows.append(["mean", *(_signed(mean, digits) for mean in means)])
+    yield from markdown_table(["trained on", *labels], rows)
+
+
+def _over_tasks(findings: StudyFindings, name: str, read: _Read, digits: int = 1) -> str:
+    """What rank and full fine-tuning do, as means over trained tasks with intervals."""
+    *lora, full = _labels(findings)
+    tasks = _trained(findings)
+
+    def less(label: str, other: str) -> str:
+        each = [read(findings, task, label) - read(findings, task, other) for task in tasks]
+        return f"{label} less {other} {_ranged(*mean_over_tasks(each), digits)}"
+
+    pairs = [(lora[-1], lora[0]), *((full, label) for label in lora)]
+    return f"Over the {len(tasks)} trained tasks, {name}: {'; '.join(less(*p) for p in pairs)}."
+
+
+def _matrix(findings: StudyFindings, label: str) -> Iterator[str]:
+    """The change on every test task, in points of accuracy, each interval by itself."""
+    found = findings.transfer
+    assert found is not None
+    columns = [column.tasks for column in found.columns]
+    base = {cell.tasks: cell.base_score.estimate for cell in found.cells}
+    rows = [["the base's score", *(f"{base[tasks]:.1f}" for tasks in columns)]]
+    for row in found.rows:
+        cells = {
+            cell.tasks: cell.change
+            for cell in found.cells
+            if cell.train_task == row.name and cell.label == label
+        }
+        rows.append([_name(row.name), *(_interval(cells[tasks]) for tasks in columns)])
+    heads = [f"trained on, {label}", *(f"on {_name(column.name)}" for column in found.columns)]
+    yield from markdown_table(heads, rows)
+
+
+def _weights(findings: StudyFindings) -> Iterator[str]:
+    """What the updates are, means over all runs of an option."""
+
+    def mean(label: str, read: Callable[[RunWeights], float | None]) -> float | None:
+        values = [value for run in _runs(findings, label) if (value := read(run)) is not None]
+        return statistics.fmean(values) if values else None
+
+    columns: dict[str, tuple[Callable[[RunWeights], float | None], str]] = {
+        "‖delta‖": (lambda run: run.frobenius_norm, ".2f"),
+        "effective rank": (lambda run: run.effective_rank, ".1f"),
+        "directions (99 % energy)": (lambda run: run.energy_rank_99, ".1f"),
+        "intruders": (lambda run: run.intruders.observed, ".1f"),
+        "under a Gaussian update": (lambda run: run.intruders.gaussian, ".1f"),
+        "similarity of vectors": (lambda run: run.similarity.observed, ".4f"),
+        "Gaussian": (lambda run: run.similarity.gaussian, ".4f"),
+        "Haar": (lambda run: run.similarity.haar, ".4f"),
+        "overlap with full": (lambda run: run.full_overlap, ".3f"),
+        "by chance": (lambda run: run.full_overlap_expected, ".3f"),
+    }
+    rows: list[list[str]] = []
+    for label in _labels(findings):
+        values = ((mean(label, read), spec) for read, spec in columns.values())
+        rows.append([label, *("—" if v is None else f"{v:{spec}}" for v, spec in values)])
+    yield from markdown_table(["option", *columns], rows)
+
+
+def _side(findings: StudyFindings) -> Iterator[str]:
+    """An option in each row, and what each axis does."""
+    (task,) = _trained(findings)
+    rows: list[list[str]] = []
+    for label in _labels(findings):
+        runs = _runs(findings, label)
+        norm = statistics.fmean(run.frobenius_norm for run in runs)
+        intruders = statistics.fmean(run.intruders.observed for run in runs)
+        changes = (_signed(read(findings, task, label)) for read in (_gain, _kept))
+        prose = _signed(_prose(findings, task, label), 2)
+        rows.append([label, *changes, prose, f"{norm:.2f}", f"{intruders:.1f}"])
+    heads = ["option", "gain", "retention", "loss on prose, nats", "‖delta‖", "intruders"]
+    yield from markdown_table(heads, rows)
+    for axis in (axis for of_task in findings.axes for axis in of_task.axes):
+        for effect in axis.effects:
+            judged = {"gain": effect.in_domain, "retention": effect.retention}
+            said = [f"{name} {_interval(of.mean)}" for name, of in judged.items() if of]
+            yield ""
+            yield f"- {axis.name} {effect.value} less {axis.values[0]}: {', '.join(said)}."
+
+
+def _said(findings: StudyFindings) -> Iterator[str]:
+    """What rankwise itself says of weights, gauges and mechanisms."""
+    for parts in (findings.mechanisms, findings.gauges, findings.weights, findings.heads):
+        for part in parts:
+            for statement in part.statements:
+                yield f"- {_name(part.train_task)}: {statement}"
+
+
+def tables(folder: Path) -> Iterator[str]:
+    """The lines of all, each study under its name."""
+    for name in (MAIN, "alpha", "rates", "beyond"):
+        findings = read_record(folder / f"{name}.json", StudyFindings)
+        yield f"## {name}"
+        yield ""
+        if name == MAIN:
+            yield from _main(findings)
+        else:
+            yield from _side(findings)
+        yield ""
+        yield from _said(findings)
+        yield ""
+
+
+def _main(findings: StudyFindings) -> Iterator[str]:
+    for claim in findings.claims:
+        yield f"{claim.verdict}: {claim.statement}"
+        yield from (f"  - {each}" for each in claim.evidence)
+    for name, read, digits in (("gain", _gain, 1), ("retention", _kept, 1), ("prose", _prose, 3)):
+        yield ""
+        yield from _by_task(findings, read, digits)
+        yield ""
+        yield _over_tasks(findings, name, read, digits)
+    for label in (_labels(findings)[3], _labels(findings)[-1]):  # the paper's start, and full
+        yield ""
+        yield from _matrix(findings, label)
+    yield ""
+    yield from _weights(findings)
+
+
+if __name__ == "__main__":
+    print(*tables(Path(sys.argv[1]) if len(sys.argv) > 1 else RECORDS), sep="\n")
