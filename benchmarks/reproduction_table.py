@@ -206,9 +206,8 @@ def tables(folder: Path) -> Iterator[str]:
 
 
 def _main(findings: StudyFindings) -> Iterator[str]:
-    for claim in findings.claims:
-        yield f"{claim.verdict}: {claim.statement}"
-        yield from (f"  - {each}" for each in claim.evidence)
+    rows = [[claim.statement, claim.verdict, str(len(claim.evidence))] for claim in findings.claims]
+    yield from markdown_table(["claim", "verdict", "comparisons"], rows)
     for name, read, digits in (("gain", _gain, 1), ("retention", _kept, 1), ("prose", _prose, 3)):
         yield ""
         yield from _by_task(findings, read, digits)

@@ -88,7 +88,7 @@ AllowTaskCode = Annotated[
     bool,
     typer.Option(
         "--allow-task-code",
-        help="Let the task files of these folders run Python code (!function, class).",
+        help="Let task files of tasks_path or --tasks-path run Python code (!function, class).",
     ),
 ]
 Quiet = Annotated[

@@ -60,8 +60,8 @@ def collect(
 ) -> int:
     """Add finished studies to your collection, from which rankwise predict learns.
 
-    Kept are settings, scores with their errors, and right or wrong item by
-    item: no weights and no texts. The same study is kept once, also after
+    Kept are settings, scores with their errors, and the score of every item
+    (p(right), or right or wrong): no weights and no texts. The same study is kept once, also after
     rankwise extend. Studies of one seed are kept, and predict does not learn
     from them. --measure adds what rankwise predict measures of a study:
     gradients, inputs and a few steps of training, about a minute for a small base.

@@ -127,8 +127,9 @@ def repair(
     the base on the in-domain prompts, and a line says how well KL orders the
     losses. KL chooses nothing.
 
-    In a study, the tasks are the study's, and scores that are recorded are not
-    computed again, also under another limit.
+    In a study, the tasks are the study's (--tasks-path, --allow-task-code and
+    --any-base are not for it), and scores that are recorded are not computed
+    again, also under another limit.
     """
     asked = _asked(by, max_retention_loss)
     if run is not None:

@@ -40,7 +40,7 @@ StudyFile = Annotated[
         metavar="[STUDY.YAML|DIR] [KEY=VALUE]...",
         help=(
             "A study file (default: the quickstart preset), then overrides: train.epochs=1. "
-            "Or the folder or URL of a study, to go on with it as it is."
+            "Or the folder or URL of a study, with its settings as they are."
         ),
     ),
 ]
@@ -275,8 +275,9 @@ def plan(
     Loads no weights and trains nothing. --device cuda --memory 80GB plans for
     such a card wherever it is: precision, passes, memory, disk and hours.
     --devices 8 cuts passes for eight of them, and says which does what when.
-    --budget 1h says what fits into that time. Unless the speed is given, it
-    is measured, for which the model is loaded.
+    --budget 1h says what fits into that time: for this alone the model is
+    loaded and its speed measured, unless --tokens-per-second or
+    --device cuda gives one.
     """
     if budget is not None and devices > 1:
         problem = "--budget: it is the time of one device; leave --devices out"

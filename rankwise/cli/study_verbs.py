@@ -186,7 +186,13 @@ def init(
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option("--preset", help="The preset to copy, such as alpha (default: quickstart)."),
+        typer.Option(
+            "--preset",
+            help=(
+                "The preset to copy: quickstart (default), sanity, retention, stress, "
+                "learning-rate, alpha, beyond-128, mitigation, variants, paper-llama, paper-qwen."
+            ),
+        ),
     ] = None,
     source: Annotated[
         Path | None,

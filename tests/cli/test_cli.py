@@ -22,7 +22,7 @@ from rankwise.findings.statements import with_folder
 from rankwise.records.files import read_record
 from rankwise.records.folder import StudyFolder
 from rankwise.records.recommendation import StudyRecommendation
-from rankwise.records.study_file import load_config, preset_text
+from rankwise.records.study_file import load_config, preset_names, preset_text
 from rankwise.study.stopping import Stopped
 from rankwise.tasks import resolution
 from tests.support import tiny_tasks
@@ -176,6 +176,11 @@ def test_init_writes_a_preset_that_loads_and_replaces_nothing(
     assert (tmp_path / "study.yaml").read_text() == preset_text("quickstart")
     assert rankwise("init", "new/folder/study.yaml").exit_code == 0
     assert (tmp_path / "new" / "folder" / "study.yaml").is_file()
+
+
+def test_the_help_of_init_names_all_presets() -> None:
+    shown = words(rankwise("init", "--help").output)
+    assert [name for name in preset_names() if name not in shown] == []
 
 
 def test_init_with_an_unknown_preset(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -407,6 +408,14 @@ def test_what_is_dumped_loads_as_the_same_config(tmp_path: Path, text: str) -> N
 def test_a_study_file_without_defaults_gives_the_same_config(tmp_path: Path, name: str) -> None:
     config = load_config(written(tmp_path, preset_text(name)))
     assert load_config(written(tmp_path, study_file_text(config))) == config
+
+
+@pytest.mark.parametrize("section", [*StudyConfig.model_fields])
+def test_the_default_study_file_shows_every_key_of_every_section(section: str) -> None:
+    text = preset_text("quickstart")
+    assert f"\n{section}:" in text or f"\n# {section}:" in text
+    for key in getattr(StudyConfig.model_fields[section].annotation, "model_fields", {}):
+        assert re.search(rf"\b{key}:", text), key
 
 
 def test_a_study_file_names_no_folder(tmp_path: Path) -> None:
