@@ -29,6 +29,9 @@ from rankwise.records.study import Interval
 
 RECORDS = ROOT / "docs" / "studies" / "reproduction"
 
+FIXED_ALPHA = 16
+FIXED = tuple(f"rank {rank}, alpha {FIXED_ALPHA}" for rank in (32, 128))
+
 _Read = Callable[[StudyFindings, str, str], float]
 
 
@@ -182,6 +185,19 @@ def _side(findings: StudyFindings) -> Iterator[str]:
             yield f"- {axis.name} {effect.value} less {axis.values[0]}: {', '.join(said)}."
 
 
+def _same_step(findings: StudyFindings) -> Iterator[str]:
+    """Ranks under one alpha, which take steps of one size at any rank."""
+    (matched,) = (part.matched for part in findings.mechanisms)
+    for pair in () if matched is None else matched.pairs:
+        labels = pair.option.label, pair.other.label
+        if all(label.endswith(f"= {FIXED_ALPHA}") or label in FIXED for label in labels):
+            yield ""
+            yield (
+                f"- {labels[1]} less {labels[0]}: gain {_interval(pair.gain.negated())}, "
+                f"retention {_interval(pair.kept.negated())}."
+            )
+
+
 def _said(findings: StudyFindings) -> Iterator[str]:
     """What rankwise itself says of weights, gauges and mechanisms."""
     for parts in (findings.mechanisms, findings.gauges, findings.weights, findings.heads):
@@ -200,6 +216,7 @@ def tables(folder: Path) -> Iterator[str]:
             yield from _main(findings)
         else:
             yield from _side(findings)
+            yield from _same_step(findings)
         yield ""
         yield from _said(findings)
         yield ""

@@ -3,7 +3,7 @@
 A model reads the items once and keeps the input of every layer and the outputs of its heads. An
 intervention on a head of layer l begins there: its rows of the batch take the kept input of layer
 l, differ in that layer, and go through the layers above. On average that is half of the model. All
-heads of a layer share a batch, items share their beginnings (``PrefixTree``), and logits exist at
+heads of a layer share a batch, items share their prefixes (``PrefixTree``), and logits exist at
 scored positions only.
 """
 
@@ -168,7 +168,7 @@ class HeadScorer:
     ) -> dict[Head, Float[Tensor, " width"]]:
         """Every head's output before the output projection, a mean over all distinct tokens.
 
-        A beginning that items share counts once, however the memory cuts the items into parts.
+        A prefix that items share counts once, however the memory cuts the items into parts.
         """
         sums: dict[int, Tensor] = {}
         count, before = 0, tuple[int, ...]()
@@ -321,7 +321,7 @@ class HeadScorer:
     def _chunks(self, items: Sequence[Continuation]) -> list[list[int]]:
         """Numbers of the items, in parts whose kept inputs fit into the memory.
 
-        They are sorted by their tokens, so that a part reads a common beginning once.
+        They are sorted by their tokens, so that a part reads a common prefix once.
         """
         element = next(self._model.parameters()).element_size()
         hidden = self._decoder.config.get_text_config().hidden_size

@@ -14,9 +14,9 @@ from rankwise.integrations.wordings import (
     bits_entries,
     describe_rows,
     precision_entries,
-    read_beginning,
     read_bits,
     read_devices,
+    read_initialisation,
     read_optimizer,
     read_packing,
     read_precision,
@@ -75,7 +75,7 @@ def _read_own(draft: Draft) -> None:
     read_targets(draft, "lora_target_modules")
     if entries.switch("lora_target_linear"):
         draft.fields["target_modules"] = (ALL_LINEAR,)
-    read_beginning(draft, "peft_init_lora_weights")
+    read_initialisation(draft, "peft_init_lora_weights")
     read_rate_ratio(draft, "loraplus_lr_ratio")
     read_bits(draft)
     read_precision(draft)

@@ -13,9 +13,9 @@ from rankwise.integrations.entries import shown
 from rankwise.integrations.setups import TrainingSetup
 from rankwise.integrations.wordings import (
     ALL_LINEAR,
-    read_beginning,
     read_bias,
     read_devices,
+    read_initialisation,
     read_targets,
 )
 
@@ -57,7 +57,7 @@ def _read_own(draft: Draft) -> None:
     for key in _WITHOUT_EFFECT:
         entries.take(key)
     read_targets(draft, "target_modules")
-    read_beginning(draft, "init_lora_weights")
+    read_initialisation(draft, "init_lora_weights")
     draft.fields["data"] = entries.text("dataset")
     if draft.fields["learning_rate"] is None:
         draft.to_check.append(

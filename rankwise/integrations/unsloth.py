@@ -18,8 +18,8 @@ from rankwise.integrations.wordings import (
     TRAINER_KEYS,
     bits_entries,
     json_rows,
-    read_beginning,
     read_bias,
+    read_initialisation,
     read_split,
     read_targets,
 )
@@ -97,7 +97,7 @@ def _read_own(draft: Draft) -> None:
     full = entries.switch("full_finetuning")
     draft.fields["is_full"] = full or entries.text("training_type") == "full"
     read_targets(draft, "target_modules")
-    read_beginning(draft, "init_lora_weights")
+    read_initialisation(draft, "init_lora_weights")
     _read_bits(draft)
     read_bias(draft)
     for key in ("random_state", "dtype", "format_type", "load_in_16bit"):

@@ -13,7 +13,7 @@ from rankwise.records.config.variants import VariantName
 ALL_LINEAR = "all-linear"
 _ADAMW = ("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw")
 _BEGINNINGS: dict[str, VariantName] = {"pissa": "pissa", "olora": "olora", "eva": "eva"}
-_PLAIN_BEGINNINGS = ("true", "gaussian")
+_PLAIN_INITIALISATIONS = ("true", "gaussian")
 RATE_RATIO = 16.0
 """LoRA+ as a study trains it: the rate of B over that of A."""
 
@@ -85,11 +85,11 @@ def read_bias(draft: Draft) -> None:
         draft.not_carried.append(f"bias: {shown(value)}")
 
 
-def read_beginning(draft: Draft, key: str) -> None:
+def read_initialisation(draft: Draft, key: str) -> None:
     """What A and B begin at: variants of LoRA differ in it."""
     value = draft.entries.take(key)
     name = str(value).lower()
-    if value is None or name in _PLAIN_BEGINNINGS:
+    if value is None or name in _PLAIN_INITIALISATIONS:
         return
     variant = _BEGINNINGS.get(name.partition("_niter_")[0])
     if variant is None:

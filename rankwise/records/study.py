@@ -249,7 +249,7 @@ class TokenCounts(Record):
     """How many tokens the stages of a study read; only the time left is estimated from it."""
 
     scored: dict[str, int] = Field(default_factory=dict)
-    """Scored task -> its distinct tokens (shared beginnings count once), and those generated."""
+    """Scored task -> its distinct tokens (shared prefixes count once), and those generated."""
     answers: dict[str, int] = Field(default_factory=dict)
     """Trained task -> distinct tokens of the answers that are compared with full fine-tuning."""
     gauges: dict[str, int] = Field(default_factory=dict)

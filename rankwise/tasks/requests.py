@@ -73,7 +73,7 @@ class Request(NamedTuple):
 
 
 def _num_shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """Length of the longest common beginning."""
+    """Length of the longest common prefix."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
@@ -135,7 +135,7 @@ class PreparedTask(NamedTuple):
 
     @property
     def num_distinct_tokens(self) -> int:
-        """The same where a beginning that several requests share is read once."""
+        """The same where a prefix that several requests share is read once."""
         in_order = sorted(request.tokens_read for request in self.requests)
         return self.num_tokens - sum(
             _num_shared(*neighbours) for neighbours in itertools.pairwise(in_order)

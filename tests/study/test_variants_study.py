@@ -268,20 +268,20 @@ def test_more_ranks_leave_the_variants_beside_theirs(finished: Finished) -> None
     assert longer.methods.variant_ranks == (4,)
 
 
-def test_the_same_beginning_at_several_rates_is_made_once(
+def test_the_same_initialisation_at_several_rates_is_made_once(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """EVA reads for each seed, and the findings say where its directions are taken as they are."""
     asked: list[int] = []
     row = variant_table.VARIANTS["eva"]
-    assert row.begin is not None
-    begin = row.begin
+    assert row.initialise is not None
+    initialise = row.initialise
 
-    def counted(base: Any, adapter: Any, examples: Any) -> variant_table.Beginning:
+    def counted(base: Any, adapter: Any, examples: Any) -> variant_table.Initialisation:
         asked.append(adapter.seed)
-        return begin(base, adapter, examples)
+        return initialise(base, adapter, examples)
 
-    monkeypatch.setitem(variant_table.VARIANTS, "eva", replace(row, begin=counted))  # pyright: ignore[reportArgumentType]
+    monkeypatch.setitem(variant_table.VARIANTS, "eva", replace(row, initialise=counted))  # pyright: ignore[reportArgumentType]
     outcome, _ = run(
         finished.file,
         tmp_path / "study",

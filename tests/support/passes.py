@@ -153,8 +153,8 @@ class Setting:
             dtype=dtype,
             init=init,
         )
-        if variant is not None and variant.begin is not None:
-            begun = variant.begin(self.base, adapter, in_order(examples, run, train))
+        if variant is not None and variant.initialise is not None:
+            begun = variant.initialise(self.base, adapter, in_order(examples, run, train))
             adapter.start_from(begun.factors, is_in_base=variant.is_in_base)
         own = None if variant is None else variant.optimizer
         return make(run, examples, train, adapter, (), beside, own)

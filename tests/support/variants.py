@@ -14,7 +14,7 @@ from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
 from torch import Tensor, nn
 
 from rankwise.engine.models import base as models
-from rankwise.engine.models.beginnings import input_directions
+from rankwise.engine.models.initialisation import input_directions
 from rankwise.engine.models.peft_adapters import save_adapter
 from rankwise.engine.models.trained_adapters import Adapter, AdapterBank, Piece, adapted, drawn_rows
 from rankwise.engine.models.variant_models import variant_on
@@ -120,8 +120,8 @@ def trained(
         device=CPU,
         dtype=next(base.parameters()).dtype,
     )
-    if variant.begin is not None:
-        begun = variant.begin(base, adapter, in_order(examples, run, train))
+    if variant.initialise is not None:
+        begun = variant.initialise(base, adapter, in_order(examples, run, train))
         adapter.start_from(begun.factors, is_in_base=variant.is_in_base)
     trainee = AdapterTrainee(run, examples, train, adapter, own_optimizer=variant.optimizer)
     with adapted(base, list(adapter.factors)) as bank:

@@ -32,7 +32,7 @@ _UNDERSTOOD = {
 # Entries that make an adapter leave out layers that its target_modules name.
 _RESTRICTIONS = ("exclude_modules", "layers_to_transform", "layers_pattern")
 # Initialisations that leave the base's weights unchanged (PiSSA, for example, moves part of them).
-PLAIN_BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
+PLAIN_INITIALISATIONS = (None, True, False, "gaussian", "eva", "orthogonal")
 
 
 def _printable(text: str) -> str:
@@ -134,9 +134,9 @@ def refuse_beyond_lora(config: Mapping[str, Any], folder: Path) -> None:
     """
     beyond = [name for name, value in config.items() if value and name not in _UNDERSTOOD]
     beyond += ["bias"] * (config.get("bias", "none") != "none")
-    beginning = config.get("init_lora_weights", True)
-    if beginning not in PLAIN_BEGINNINGS:
-        beyond.append(f"init_lora_weights: {beginning}")
+    init = config.get("init_lora_weights", True)
+    if init not in PLAIN_INITIALISATIONS:
+        beyond.append(f"init_lora_weights: {init}")
     else:  # PEFT writes these sections even if another initialisation was used
         beyond = [name for name in beyond if name not in ("loftq_config", "corda_config")]
     if beyond:

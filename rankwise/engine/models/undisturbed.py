@@ -12,7 +12,7 @@ import peft
 import torch
 from torch import nn
 
-from rankwise.engine.models.adapter_config import PLAIN_BEGINNINGS
+from rankwise.engine.models.adapter_config import PLAIN_INITIALISATIONS
 from rankwise.errors import ModelError
 
 
@@ -68,8 +68,8 @@ def untrained(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     With PEFT's adapters it is the model without them, else the model as it is.
 
     Raises:
-        ModelError: an adapter whose beginning changes the base's weights, or that is not in the
-            layers (prompt tuning and its like).
+        ModelError: an adapter whose initialisation changes the base's weights, or that is not in
+            the layers (prompt tuning and its like).
     """
     if not isinstance(model, peft.PeftModel):
         return contextlib.nullcontext()
@@ -80,10 +80,10 @@ def untrained(model: nn.Module) -> contextlib.AbstractContextManager[None]:
                 f"an adapter of kind {config.peft_type.value} is not in the model's layers, and "
                 "cannot be scored while it trains. Score it when it is saved."
             )
-        begins = getattr(config, "init_lora_weights", True)
-        if begins not in PLAIN_BEGINNINGS:
+        init = getattr(config, "init_lora_weights", True)
+        if init not in PLAIN_INITIALISATIONS:
             raise ModelError(
-                f"init_lora_weights {begins!r} changes the weights of the base, so the model "
+                f"init_lora_weights {init!r} changes the weights of the base, so the model "
                 "without its adapter is not the base. Compare the saved adapter with its base "
                 "(`rankwise check`)."
             )

@@ -1,8 +1,8 @@
 """Variants of LoRA and other ways to train few weights, as one table; the mathematics is PEFT's.
 
 A row says what training and scoring must know. Those that are LoRA with another scaling, optimizer
-or beginning are trained in a pass with LoRA; PEFT trains the others alone. Every row passes one
-contract test. What a row is called in tables is in ``records.config.variants``.
+or initialisation are trained in a pass with LoRA; PEFT trains the others alone. Every row passes
+one contract test. What a row is called in tables is in ``records.config.variants``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ from peft.tuners.adalora import AdaLoraModel
 from torch import Tensor, nn
 
 from rankwise.engine.models.base import LinearShape
-from rankwise.engine.models.beginnings import input_directions, leading_vectors, orthogonal_basis
+from rankwise.engine.models.initialisation import (
+    input_directions,
+    leading_vectors,
+    orthogonal_basis,
+)
 from rankwise.engine.models.trained_adapters import Adapter, LoraFactors
 from rankwise.errors import ModelError
 from rankwise.records.config.variants import VariantName
@@ -57,20 +61,20 @@ class VariantSetting(NamedTuple):
     num_steps: int
 
 
-class Beginning(NamedTuple):
+class Initialisation(NamedTuple):
     """What an adapter begins at.
 
     Attributes:
         factors: of each layer; of a lower rank, the rest is zero.
         unsettled_share: of the layers, those in which EVA's directions still turned when they were
-            taken; None for other beginnings.
+            taken; None for other initialisations.
     """
 
     factors: Mapping[str, LoraFactors]
     unsettled_share: float | None = None
 
 
-Begin = Callable[[nn.Module, Adapter, Sequence[Example]], Beginning]
+Initialise = Callable[[nn.Module, Adapter, Sequence[Example]], Initialisation]
 """From the frozen base, an adapter as LoRA begins, and examples in the order of the training."""
 
 MakeOptimizer = Callable[[Any, float, float], torch.optim.Optimizer]
@@ -95,7 +99,7 @@ class Variant:
     """Whether a layer can have this rank as it is."""
     takes_conv1d: bool = True
     """Whether PEFT can put it on GPT-2's linear layers, which hold their weights transposed."""
-    begin: Begin | None = None
+    initialise: Initialise | None = None
     """What A and B begin at; None: as those of LoRA."""
     is_in_base: bool = False
     """Whether the base's weights hold what it begins at; what is added is the difference."""
@@ -207,29 +211,31 @@ def _weights_of_lora(shape: LinearShape, rank: int) -> int:
     return rank * sum(shape)
 
 
-def _in_weights(of_layer: Callable[[nn.Module, int, float], LoraFactors]) -> Begin:
+def _in_weights(of_layer: Callable[[nn.Module, int, float], LoraFactors]) -> Initialise:
     """Begins at a part of the weights of each layer, under the adapter's rank and scaling."""
 
-    def begin(base_model: nn.Module, adapter: Adapter, _: Sequence[Example]) -> Beginning:
+    def initialise(base_model: nn.Module, adapter: Adapter, _: Sequence[Example]) -> Initialisation:
         rank, scaling = adapter.rank, adapter.scaling
-        return Beginning(
+        return Initialisation(
             {
                 name: of_layer(base_model.get_submodule(name), rank, scaling)
                 for name in adapter.factors
             }
         )
 
-    return begin
+    return initialise
 
 
-def _in_inputs(base_model: nn.Module, adapter: Adapter, examples: Sequence[Example]) -> Beginning:
+def _in_inputs(
+    base_model: nn.Module, adapter: Adapter, examples: Sequence[Example]
+) -> Initialisation:
     """EVA: A is where the inputs of each layer vary most, B is zero."""
     found = input_directions(base_model, adapter.factors, adapter.rank, examples)
     factors = {
         name: LoraFactors(rows, torch.zeros_like(adapter.factors[name].lora_B))
         for name, rows in found.rows.items()
     }
-    return Beginning(factors, len(found.unsettled) / len(factors))
+    return Initialisation(factors, len(found.unsettled) / len(factors))
 
 
 def _two_rates(adapter: Adapter, rate: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -356,11 +362,11 @@ VARIANTS: Mapping[VariantName, Variant] = {
         draws_like_lora=True,
     ),
     # begins at the base's leading singular vectors, arXiv:2404.02948
-    "pissa": Variant(_weights_of_lora, begin=_in_weights(leading_vectors), is_in_base=True),
+    "pissa": Variant(_weights_of_lora, initialise=_in_weights(leading_vectors), is_in_base=True),
     # begins at an orthogonal basis of the base's first outputs, arXiv:2406.01775
-    "olora": Variant(_weights_of_lora, begin=_in_weights(orthogonal_basis), is_in_base=True),
+    "olora": Variant(_weights_of_lora, initialise=_in_weights(orthogonal_basis), is_in_base=True),
     # begins at the directions in which a layer's inputs vary most, arXiv:2410.07170
-    "eva": Variant(_weights_of_lora, begin=_in_inputs),
+    "eva": Variant(_weights_of_lora, initialise=_in_inputs),
     # A stays as drawn, arXiv:2308.03303
     "lora_fa": Variant(lambda shape, rank: rank * shape.out_features, optimizer=_b_alone),
     # vectors between two random matrices that all layers share, arXiv:2310.11454

@@ -49,7 +49,7 @@ def log_probabilities(
         model: in eval mode; an adapter is on it already.
         answers: their total size is limited by ``right_answers``.
         max_batch_tokens: of one forward pass.
-        advance: receives the number of tokens read; a beginning that answers share is read once.
+        advance: receives the number of tokens read; a prefix that answers share is read once.
 
     Raises:
         ModelError: as ``packed_attention``, ``tree_attention`` and ``CompletionHead``.

@@ -39,7 +39,7 @@ class ReadingWork(NamedTuple):
 
     Attributes:
         tokens_read: tokens that went through the model.
-        distinct_tokens: tokens of the queries, a common beginning counted once.
+        distinct_tokens: tokens of the queries, a common prefix counted once.
     """
 
     tokens_read: int = 0

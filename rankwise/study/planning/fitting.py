@@ -142,7 +142,7 @@ def needs_whole_base(run: PlannedRun) -> str | None:
     variant, arm = None if run.variant is None else VARIANTS[run.variant], run.mitigation
     if not shares_a_pass(run):
         return f"PEFT trains {run.variant} on the whole base"
-    if variant is not None and variant.begin is not None:
+    if variant is not None and variant.initialise is not None:
         return f"{run.variant} begins at what the whole base has"
     if arm is not None and (has_own_texts(arm) or arm.project is not None):
         return "the arm reads texts or directions of the whole base"

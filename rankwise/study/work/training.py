@@ -18,7 +18,7 @@ from rankwise.engine.models.devices import provenance_on
 from rankwise.engine.models.files import not_finite, weights_files
 from rankwise.engine.models.trained_adapters import Adapter, AdapterBank, adapted
 from rankwise.engine.models.variant_models import variant_on
-from rankwise.engine.models.variants import VARIANTS, Begin, Beginning, VariantSetting
+from rankwise.engine.models.variants import VARIANTS, Initialisation, Initialise, VariantSetting
 from rankwise.engine.training import loop as training
 from rankwise.engine.training.loop import PassObserver, TrainingResult
 from rankwise.engine.training.sharded import (
@@ -190,7 +190,7 @@ def _adapter_trainees(
     """The adapters of a pass as they begin, and ``unsettled_share`` by the name of the run."""
     plan, config = context.plan, context.study.config
     shapes = models.adaptable_shapes(base)
-    beside, beginnings = RowsBeside(context), _Beginnings(context)
+    beside, initialisations = RowsBeside(context), _Initialisations(context)
     trainees: list[AdapterTrainee] = []
     unsettled: dict[str, float | None] = {}
     for run, models_of in by_training.items():
@@ -198,10 +198,10 @@ def _adapter_trainees(
         if run.name in truncated:
             adapter.start_from(truncated[run.name].factors)
         variant = None if run.variant is None else VARIANTS[run.variant]
-        if variant is not None and variant.begin is not None:
-            begun = beginnings.of(run, adapter, variant.begin)
-            adapter.start_from(begun.factors, is_in_base=variant.is_in_base)
-            unsettled[run.name] = begun.unsettled_share
+        if variant is not None and variant.initialise is not None:
+            initial = initialisations.of(run, adapter, variant.initialise)
+            adapter.start_from(initial.factors, is_in_base=variant.is_in_base)
+            unsettled[run.name] = initial.unsettled_share
         trainees.append(
             make(
                 run,
@@ -216,7 +216,7 @@ def _adapter_trainees(
     return trainees, unsettled
 
 
-class _Beginnings:
+class _Initialisations:
     """What the adapters of variants begin at, once for those that differ by their rate alone.
 
     They follow each other in a pass, so the last one is kept.
@@ -224,9 +224,9 @@ class _Beginnings:
 
     def __init__(self, context: StudyContext) -> None:
         self._context = context
-        self._last: tuple[dict[str, Any], Beginning] | None = None
+        self._last: tuple[dict[str, Any], Initialisation] | None = None
 
-    def of(self, run: PlannedRun, adapter: Adapter, begin: Begin) -> Beginning:
+    def of(self, run: PlannedRun, adapter: Adapter, initialise: Initialise) -> Initialisation:
         """Of one run, whose adapter begins as LoRA's until then.
 
         Raises:
@@ -238,7 +238,7 @@ class _Beginnings:
             examples = self._context.plan.examples[run.train_task]
             steps = effective_batches(examples, run, self._context.study.config.train)
             first_epoch = list(itertools.chain(*steps))[: len(examples)]
-            self._last = settings, begin(self._context.models.base(), adapter, first_epoch)
+            self._last = settings, initialise(self._context.models.base(), adapter, first_epoch)
         return self._last[1]
 
 
@@ -369,7 +369,7 @@ def _run_pass(
         if processes is None:
             _train_pass(context, together, writer)
             return
-        processes.tell(None)  # the others have begun where this one has
+        processes.tell(None)  # the others have initial where this one has
         _train_pass(context, together, Leading(writer, processes))
 
 

@@ -1,7 +1,7 @@
-"""Keys and values of generated texts: a row's own in blocks, common beginnings in segments.
+"""Keys and values of generated texts: a row's own in blocks, common prefixes in segments.
 
 A row's own tokens lie in blocks of equal size, anywhere in one tensor per layer, so that the keys
-of all rows are multiplied in one batch and a short row does not pay for a long one. A beginning
+of all rows are multiplied in one batch and a short row does not pay for a long one. A prefix
 that several rows share lies in a separate segment, once for each model.
 """
 

@@ -37,7 +37,7 @@ class DecodeWork(NamedTuple):
 
     Attributes:
         tokens_read: tokens of prompts, all models together.
-        distinct_tokens: likewise, a common beginning counted once for each model.
+        distinct_tokens: likewise, a common prefix counted once for each model.
         steps: forward passes.
         rows: active rows, summed over the steps.
         places: rows that could have been active (``RowBatch.places``), summed over the steps.

@@ -26,14 +26,14 @@ from rankwise.engine.scoring.decode.samplers import RowSampling
 from rankwise.engine.scoring.tree.prefixes import shared_length
 from rankwise.tasks.questions import Prompt
 
-# A common beginning of fewer tokens costs more, by its own small products in every step, than it
+# A common prefix of fewer tokens costs more, by its own small products in every step, than it
 # saves.
 _LEAST_TOKENS = 32
 
 
 @dataclass(frozen=True, eq=False)
 class SharedPrefix:
-    """Tokens that several prompts have in common, behind an earlier common beginning or none.
+    """Tokens that several prompts have in common, behind an earlier common prefix or none.
 
     Attributes:
         start: position of the first.
@@ -272,7 +272,7 @@ def shared_prefixes(prompts: Sequence[tuple[int, ...]]) -> list[tuple[SharedPref
     The last token is never shared: each row reads it itself, for its first logits.
 
     Args:
-        prompts: sorted, so that those with equal beginnings are neighbours; some may be equal.
+        prompts: sorted, so that those with equal prefixes are neighbours; some may be equal.
     """
     chains: list[tuple[SharedPrefix, ...]] = [()] * len(prompts)
     # Ranges of prompts with the same chain so far. Of sorted prompts, what the first and the last

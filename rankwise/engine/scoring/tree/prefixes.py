@@ -1,4 +1,4 @@
-"""Token sequences as a tree that holds each common beginning once.
+"""Token sequences as a tree that holds each common prefix once.
 
 Sequences are sorted. The tree's tokens are numbered in the order in which they are first met, so
 that a token comes behind its ancestors and directly before its descendants. Its number is called
@@ -35,7 +35,7 @@ class Branch(NamedTuple):
 
 
 class PrefixTree:
-    """The distinct tokens behind distinct beginnings, and where each sequence lies.
+    """The distinct tokens behind distinct prefixes, and where each sequence lies.
 
     Attributes:
         tokens: (places,) token ids.

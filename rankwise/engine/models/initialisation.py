@@ -46,7 +46,7 @@ def leading_vectors(layer: nn.Module, rank: int, scaling: float) -> LoraFactors:
 
 
 def orthogonal_basis(layer: nn.Module, rank: int, _: float) -> LoraFactors:
-    """The first part of a QR decomposition of the weights: OLoRA's beginning (arXiv:2406.01775).
+    """The first part of a QR decomposition of the weights: OLoRA begins there (arXiv:2406.01775).
 
     Raises:
         ModelError: the layer is no plain matrix product.

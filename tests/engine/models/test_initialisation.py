@@ -11,7 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.engine.models import base as models
-from rankwise.engine.models.beginnings import input_directions, leading_vectors, orthogonal_basis
+from rankwise.engine.models.initialisation import (
+    input_directions,
+    leading_vectors,
+    orthogonal_basis,
+)
 from rankwise.engine.models.packed_attention import packed_attention
 from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.errors import ModelError
