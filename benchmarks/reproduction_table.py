@@ -24,6 +24,7 @@ from rankwise.findings.weights import RunWeights
 from rankwise.prediction.collected import data_set_of
 from rankwise.prediction.judge import mean_over_tasks
 from rankwise.records import quantities
+from rankwise.records.axes import FULL_LABEL
 from rankwise.records.files import read_record
 from rankwise.records.study import Interval
 
@@ -31,6 +32,8 @@ RECORDS = ROOT / "docs" / "studies" / "reproduction"
 
 FIXED_ALPHA = 16
 FIXED = tuple(f"rank {rank}, alpha {FIXED_ALPHA}" for rank in (32, 128))
+
+METHODS = {"lora": "LoRA", "full": FULL_LABEL}
 
 _Read = Callable[[StudyFindings, str, str], float]
 
@@ -182,7 +185,8 @@ def _side(findings: StudyFindings) -> Iterator[str]:
             judged = {"gain": effect.in_domain, "retention": effect.retention}
             said = [f"{name} {_interval(of.mean)}" for name, of in judged.items() if of]
             yield ""
-            yield f"- {axis.name} {effect.value} less {axis.values[0]}: {', '.join(said)}."
+            which = f"{axis.name} {effect.value} less {axis.values[0]}"
+            yield f"- {which} ({METHODS[axis.method]}): {', '.join(said)}."
 
 
 def _same_step(findings: StudyFindings) -> Iterator[str]:

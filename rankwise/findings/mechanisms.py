@@ -173,11 +173,11 @@ def _rank(option: Option) -> float:
 
 
 _CLAIMS: dict[TrendOf, str] = {
-    "train-test gap": "the gap between trained and test items changes by",
-    "same outcome": "the share of items on which LoRA is right or wrong like full fine-tuning by",
-    "same option": "the share on which both choose the same option by",
-    "same next token": "the share of tokens that both find the most probable by",
-    "KL": "KL(full || LoRA) by",
+    "train-test gap": "the gap between trained and test items",
+    "same outcome": "the share of items on which LoRA is right or wrong like full fine-tuning",
+    "same option": "the share on which both choose the same option",
+    "same next token": "the share of tokens that both find the most probable",
+    "KL": "KL(full || LoRA)",
 }
 
 
@@ -197,7 +197,8 @@ def _statements(
 def _trend_words(trends: Sequence[RankTrend]) -> str:
     """From rank 8 to 128 the gap changes by +3.1 points (+1.0 to +5.2), shown; ..."""
     parts = [
-        f"{_CLAIMS[trend.of]} {quantities.with_interval(trend.change, trend.unit)}, {trend.answer}"
+        f"{_CLAIMS[trend.of]} changes by {quantities.with_interval(trend.change, trend.unit)}, "
+        f"{trend.answer}"
         for trend in trends
     ]
     first = trends[0]

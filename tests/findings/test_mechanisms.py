@@ -395,6 +395,10 @@ def test_the_page_says_all_of_it(planted: StudyResults, tmp_path: Path) -> None:
     recommendation = recommend(planted)
     findings = study_findings(planted, recommendation)
     (part,) = findings.mechanisms
+    (near,) = (said for said in part.statements if said.startswith("High ranks approach full"))
+    changes = near.partition(": from rank 4 to rank 64 ")[2].split("; ")
+    assert len(changes) > 1
+    assert all(" changes by " in change for change in changes)
     page = write_report(tmp_path, planted, recommendation, findings).read_text(encoding="utf-8")
     assert '<h2 id="mechanisms">Mechanisms</h2>' in page
     for sentence in part.statements:
