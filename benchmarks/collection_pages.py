@@ -33,6 +33,7 @@ NAMES = {
     "legal": "LegalBench",
     "mathqa": "MathQA",
     "medmcqa": "MedMCQA",
+    "mmlu": "MMLU",
     "overruling": "Overruling",
     "sciq": "SciQ",
     "syllogism": "Syllogism",

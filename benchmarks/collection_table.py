@@ -68,7 +68,8 @@ class Means(NamedTuple):
         return cls(*(_mean(study, wanted, read) for wanted in (*lora, _is_full)))
 
 
-def _signed(value: float, digits: int = 1) -> str:
+def signed(value: float, digits: int = 1) -> str:
+    """+1.5, −1.5 or 0.0."""
     return quantities.decimal(value, digits, signed=True)
 
 
@@ -77,11 +78,11 @@ def _gains(study: CollectedStudy) -> list[str]:
     of = Means.of(study, _change("gain"))
     return [
         f"{study.base_scores[study.task]:.1f}",
-        f"{_signed(of.small)}, {_signed(of.large)}",
-        _signed(of.large - of.small),
-        f"{_signed(of.slow)}, {_signed(of.fast)}",
-        _signed(of.fast - of.slow),
-        _signed(of.full),
+        f"{signed(of.small)}, {signed(of.large)}",
+        signed(of.large - of.small),
+        f"{signed(of.slow)}, {signed(of.fast)}",
+        signed(of.fast - of.slow),
+        signed(of.full),
     ]
 
 
@@ -91,10 +92,10 @@ def _losses(study: CollectedStudy) -> list[str]:
     norm = Means.of(study, lambda run: run.update_norm or 0.0)
     energy = Means.of(study, lambda run: run.energy_rank_90 or 0.0)
     return [
-        f"{_signed(kept.small)}, {_signed(kept.large)}",
-        f"{_signed(kept.slow)}, {_signed(kept.fast)}",
-        _signed(kept.full),
-        ", ".join(_signed(-nats, 2) for nats in (prose.small, prose.large, prose.full)),
+        f"{signed(kept.small)}, {signed(kept.large)}",
+        f"{signed(kept.slow)}, {signed(kept.fast)}",
+        signed(kept.full),
+        ", ".join(signed(-nats, 2) for nats in (prose.small, prose.large, prose.full)),
         ", ".join(f"{each:.1f}" for each in (norm.small, norm.large, norm.full)),
         ", ".join(f"{each:.1f}" for each in (energy.small, energy.large, energy.full)),
     ]
@@ -108,7 +109,7 @@ def _over_tasks(studies: Sequence[CollectedStudy], name: str) -> str:
 
     def shown(less: Callable[[Means], float]) -> str:
         found = mean_over_tasks([statistics.fmean(map(less, its)) for its in of_tasks.values()])
-        return f"{_signed(found.value)} ({_signed(found.lower)} to {_signed(found.upper)})"
+        return f"{signed(found.value)} ({signed(found.lower)} to {signed(found.upper)})"
 
     rank, rate = shown(lambda of: of.large - of.small), shown(lambda of: of.fast - of.slow)
     full = shown(lambda of: of.full - of.large)

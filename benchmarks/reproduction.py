@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.collection import RULE, TASKS, rankwise, run_studies
 
-MAIN = "main"
+MAIN, ALPHA = "main", "alpha"
 DOMAINS = {
     "kinship": "reasoning",
     "local_mathqa": "mathematics",
@@ -47,8 +47,8 @@ def studies() -> dict[str, dict[str, Any]]:
             rows=120,
             seeds=[0, 1, 2],
         ),
-        "alpha": _study(
-            "alpha", ["kinship"], {"ranks": [8, 32, 128], "alpha": [*ratio, *fixed]}, {"lora": RATE}
+        ALPHA: _study(
+            ALPHA, ["kinship"], {"ranks": [8, 32, 128], "alpha": [*ratio, *fixed]}, {"lora": RATE}
         ),
         "rates": _study(
             "rates",

@@ -4,11 +4,12 @@
 
 FOLDER/NAME.json is the ``findings.json`` of a study of `python -m benchmarks.reproduction`; those
 that the page shows are in docs/studies/reproduction. Points are of p(right), means over the seeds,
-but for the matrix, which is of accuracy, as the paper's is.
+but for the matrix, which is of accuracy, as the paper's is. Intervals are 95 %, each by itself.
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -16,22 +17,22 @@ from pathlib import Path
 
 from benchmarks.collection import ROOT
 from benchmarks.collection_pages import NAMES
-from benchmarks.reproduction import MAIN
+from benchmarks.collection_table import signed
+from benchmarks.reproduction import ALPHA, MAIN
 from rankwise.findings.gauges import GaugedModel
 from rankwise.findings.model_card import markdown_table
 from rankwise.findings.study import StudyFindings
 from rankwise.findings.weights import RunWeights
 from rankwise.prediction.collected import data_set_of
 from rankwise.prediction.judge import mean_over_tasks
-from rankwise.records import quantities
 from rankwise.records.axes import FULL_LABEL
 from rankwise.records.files import read_record
 from rankwise.records.study import Interval
 
 RECORDS = ROOT / "docs" / "studies" / "reproduction"
 
-FIXED_ALPHA = 16
-FIXED = tuple(f"rank {rank}, alpha {FIXED_ALPHA}" for rank in (32, 128))
+FIXED_ALPHA = ("rank 8, alpha 2r = 16", "rank 32, alpha 16", "rank 128, alpha 16")
+START = "rank 32"  # the paper's advice
 
 METHODS = {"lora": "LoRA", "full": FULL_LABEL}
 
@@ -43,12 +44,8 @@ def _name(task: str) -> str:
     return NAMES.get(data_set, data_set)
 
 
-def _signed(value: float, digits: int = 1) -> str:
-    return quantities.decimal(value, digits, signed=True)
-
-
 def _ranged(estimate: float, lower: float, upper: float, digits: int = 1) -> str:
-    return "{} ({} to {})".format(*(_signed(each, digits) for each in (estimate, lower, upper)))
+    return "{} ({} to {})".format(*(signed(each, digits) for each in (estimate, lower, upper)))
 
 
 def _interval(of: Interval) -> str:
@@ -102,11 +99,11 @@ def _by_task(findings: StudyFindings, read: _Read, digits: int = 1) -> Iterator[
     labels, tasks = _labels(findings), _trained(findings)
     values = [[read(findings, task, label) for label in labels] for task in tasks]
     rows = [
-        [_name(task), *(_signed(value, digits) for value in row)]
+        [_name(task), *(signed(value, digits) for value in row)]
         for task, row in zip(tasks, values, strict=True)
     ]
     means = map(statistics.fmean, zip(*values, strict=True))
-    rows.append(["mean", *(_signed(mean, digits) for mean in means)])
+    rows.append(["mean", *(signed(mean, digits) for mean in means)])
     yield from markdown_table(["trained on", *labels], rows)
 
 
@@ -175,8 +172,8 @@ def _side(findings: StudyFindings) -> Iterator[str]:
         runs = _runs(findings, label)
         norm = statistics.fmean(run.frobenius_norm for run in runs)
         intruders = statistics.fmean(run.intruders.observed for run in runs)
-        changes = (_signed(read(findings, task, label)) for read in (_gain, _kept))
-        prose = _signed(_prose(findings, task, label), 2)
+        changes = (signed(read(findings, task, label)) for read in (_gain, _kept))
+        prose = signed(_prose(findings, task, label), 2)
         rows.append([label, *changes, prose, f"{norm:.2f}", f"{intruders:.1f}"])
     heads = ["option", "gain", "retention", "loss on prose, nats", "‖delta‖", "intruders"]
     yield from markdown_table(heads, rows)
@@ -190,16 +187,15 @@ def _side(findings: StudyFindings) -> Iterator[str]:
 
 
 def _same_step(findings: StudyFindings) -> Iterator[str]:
-    """Ranks under one alpha, which take steps of one size at any rank."""
-    (matched,) = (part.matched for part in findings.mechanisms)
-    for pair in () if matched is None else matched.pairs:
-        labels = pair.option.label, pair.other.label
-        if all(label.endswith(f"= {FIXED_ALPHA}") or label in FIXED for label in labels):
-            yield ""
-            yield (
-                f"- {labels[1]} less {labels[0]}: gain {_interval(pair.gain.negated())}, "
-                f"retention {_interval(pair.kept.negated())}."
-            )
+    """Ranks under one alpha, whose updates have nearly one size."""
+    (of_task,) = findings.mechanisms
+    assert of_task.matched is not None
+    pairs = {(each.option.label, each.other.label): each for each in of_task.matched.pairs}
+    for lower, higher in itertools.combinations(FIXED_ALPHA, 2):
+        pair = pairs[lower, higher]
+        gain, kept = pair.gain.negated(), pair.kept.negated()
+        yield ""
+        yield f"- {higher} less {lower}: gain {_interval(gain)}, retention {_interval(kept)}."
 
 
 def _said(findings: StudyFindings) -> Iterator[str]:
@@ -212,7 +208,7 @@ def _said(findings: StudyFindings) -> Iterator[str]:
 
 def tables(folder: Path) -> Iterator[str]:
     """The lines of all, each study under its name."""
-    for name in (MAIN, "alpha", "rates", "beyond"):
+    for name in (MAIN, ALPHA, "rates", "beyond"):
         findings = read_record(folder / f"{name}.json", StudyFindings)
         yield f"## {name}"
         yield ""
@@ -220,6 +216,7 @@ def tables(folder: Path) -> Iterator[str]:
             yield from _main(findings)
         else:
             yield from _side(findings)
+        if name == ALPHA:
             yield from _same_step(findings)
         yield ""
         yield from _said(findings)
@@ -234,7 +231,7 @@ def _main(findings: StudyFindings) -> Iterator[str]:
         yield from _by_task(findings, read, digits)
         yield ""
         yield _over_tasks(findings, name, read, digits)
-    for label in (_labels(findings)[3], _labels(findings)[-1]):  # the paper's start, and full
+    for label in (START, FULL_LABEL):
         yield ""
         yield from _matrix(findings, label)
     yield ""

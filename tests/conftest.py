@@ -37,9 +37,15 @@ install_import_hook(
 SHARED_TASKS = Path(__file__).resolve().parents[2] / "shared" / "tasks"
 
 
-@pytest.fixture(autouse=True)
-def _calls_of_this_test() -> None:
-    """Shapes and types are checked anew at the first calls of each test."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Shapes and types are checked anew for each test, in what its fixtures make first."""
+    forget_calls()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """And in the test itself."""
     forget_calls()
 
 

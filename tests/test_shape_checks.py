@@ -57,16 +57,41 @@ def test_after_its_first_calls_a_function_is_not_checked_until_the_next_test() -
             times(2.0, is_cut=True)(x, x)  # made anew each time, and counted together
     assert times(2.0, is_cut=True)(x, x).shape == (1,)
     assert times(2.0)(wrong, wrong).shape == (3,)
-    checked.forget_calls()  # what the fixture of every test does
+    checked.forget_calls()  # what is done before every test
     with pytest.raises(TypeCheckError):
         times(2.0)(x, wrong)
 
 
-@pytest.mark.parametrize("repeated", [0, 1])
-def test_each_test_begins_to_count_anew(repeated: int) -> None:
+@pytest.fixture(scope="module", params=[0, 1])
+def all_checks_are_used_up(request: pytest.FixtureRequest) -> int:
+    used_up()
+    return request.param
+
+
+def used_up() -> None:
     for _ in range(checked.CALLS):
         with pytest.raises(TypeCheckError):
             times(2.0)(torch.ones(2), torch.ones(3))
+
+
+@pytest.mark.usefixtures("all_checks_are_used_up")
+@pytest.mark.parametrize("repeated", [0, 1])
+def test_tests_and_wider_fixtures_are_checked_anew(repeated: int) -> None:
+    used_up()
+
+
+def test_what_is_no_plain_function_is_left_to_jaxtyping() -> None:
+    class Row:
+        @jaxtyping.jaxtyped(typechecker=checked.checked)
+        @staticmethod
+        def of(x: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+            return x
+
+    assert Row.of(torch.ones(3)).shape == (3,)
+    with pytest.raises(TypeCheckError):
+        Row.of(torch.ones(3, 3))
+    with jaxtyping.jaxtyped("context"):
+        assert isinstance(torch.ones(3), Float[Tensor, " n"])
 
 
 def test_functions_of_one_name_are_told_apart_by_what_they_take() -> None:

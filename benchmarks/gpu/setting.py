@@ -164,11 +164,11 @@ def random_tokens(draw: random.Random, vocab_size: int, number: int) -> tuple[in
 def questions(
     vocab_size: int, *, items: int, shared: int, own: int, options: int = 4, seed: int = 0
 ) -> list[Continuation]:
-    """Few-shot questions: a beginning that all share, ``own`` tokens of a question, options."""
+    """Few-shot questions: a prefix that all share, ``own`` tokens of a question, options."""
     draw = random.Random(seed)
-    beginning, asked = random_tokens(draw, vocab_size, shared), list[Continuation]()
+    prefix, asked = random_tokens(draw, vocab_size, shared), list[Continuation]()
     for _ in range(items):
-        context = beginning + random_tokens(draw, vocab_size, draw.randint(own // 2, own))
+        context = prefix + random_tokens(draw, vocab_size, draw.randint(own // 2, own))
         for _ in range(options):
             asked.append(Continuation(context, random_tokens(draw, vocab_size, draw.randint(1, 4))))
     return asked

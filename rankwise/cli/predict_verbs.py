@@ -61,10 +61,11 @@ def collect(
     """Add finished studies to your collection, from which rankwise predict learns.
 
     Kept are settings, scores with their errors, and the score of every item
-    (p(right), or right or wrong): no weights and no texts. The same study is kept once, also after
-    rankwise extend. Studies of one seed are kept, and predict does not learn
-    from them. --measure adds what rankwise predict measures of a study:
-    gradients, inputs and a few steps of training, about a minute for a small base.
+    (p(right), right or wrong, or its loss): no weights and no texts. The same
+    study is kept once, also after rankwise extend. Studies of one seed are
+    kept, and predict does not learn from them. --measure adds what rankwise
+    predict measures of a study: gradients, inputs and a few steps of training,
+    about a minute for a small base.
     """
     from rankwise.prediction.collecting import collected_studies
     from rankwise.prediction.collection import add_study, own_collection

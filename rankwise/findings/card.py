@@ -15,6 +15,7 @@ from rankwise.findings.options import DecidingTasks, Option, OptionGains, TaskMe
 from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.recommendation import Recommendation
+from rankwise.records.study import is_rslora
 
 
 class Advice(NamedTuple):
@@ -154,7 +155,7 @@ def _follows(option: Option, advice: Advice) -> bool:
     if option.rank is None or option.plan.imported_as is not None:
         return False
     if advice.has_double_alpha:
-        return option.plan.alpha == 2 * option.rank and not quantities.is_rslora(option.plan)
+        return option.plan.alpha == 2 * option.rank and not is_rslora(option.plan)
     return option.rank == advice.rank
 
 

@@ -95,7 +95,8 @@ class ComparedStudy(Record):
 class ComparedChoice(Record):
     """The setting that a study recommends, or its best bet.
 
-    ``train_seconds`` are those of all its seeds; None where it was trained elsewhere.
+    ``scaling`` is the factor before B @ A, None for full fine-tuning. ``train_seconds`` are those
+    of all its seeds; None where it was trained elsewhere.
     """
 
     label: str

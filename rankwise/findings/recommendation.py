@@ -428,8 +428,8 @@ def _rate_at_edge(source: OptionGains, tasks: _Tasks, options: Sequence[Option])
         {
             option.plan.learning_rate or 0.0
             for option in options
-            if (option.rank, option.plan.alpha, option.plan.target_modules, option.plan.epochs)
-            == (best.rank, best.alpha, best.target_modules, best.epochs)
+            if (option.rank, option.plan.scaling, option.plan.target_modules, option.plan.epochs)
+            == (best.rank, best.scaling, best.target_modules, best.epochs)
         }
     )
     is_edge = len(rates) > 1 and best.learning_rate in (rates[0], rates[-1])

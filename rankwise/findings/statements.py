@@ -157,7 +157,9 @@ def _ruled_out(numbers: Recommendation) -> str:
     if len(left) > 1 and not behind:
         labels = [verdict.label for verdict in left]
         other = "other " if by else ""
-        which = _named(labels) if len(left) <= MOST_NAMED else f"the {other}{len(left)} options"
+        which = (
+            _named(labels) if len(left) <= MOST_NAMED else f"the {other}{len(left)} LoRA options"
+        )
         texts.append(f"{which} cannot be told apart")
     if len(behind) > MOST_GROUPS:
         texts.append("Of those left, none that scores more than another is shown to keep enough")
@@ -251,7 +253,7 @@ WORTH_A_TRY = 0.5
 """A growth that decides with at least this probability is named first."""
 
 MOST_NAMED = 6
-"""More options than this are counted in a sentence; each has its own line below it."""
+"""More options than this that cannot be told apart are counted, and not named."""
 
 MOST_GROUPS = 2
 """More comparisons than this are summed up in one sentence."""

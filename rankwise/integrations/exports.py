@@ -19,7 +19,7 @@ from rankwise.records import quantities
 from rankwise.records.file_names import task_file_name
 from rankwise.records.files import write_atomically
 from rankwise.records.folder import StudyFolder
-from rankwise.records.study import PlannedRun, StudyRecord
+from rankwise.records.study import PlannedRun, StudyRecord, is_rslora
 from rankwise.study.conclusion import conclude
 
 
@@ -140,7 +140,7 @@ def setup_of(study: StudyRecord, planned: PlannedRun) -> TrainingSetup:
         is_full=planned.method == "full",
         rank=planned.rank,
         alpha=planned.alpha,
-        use_rslora=quantities.is_rslora(planned),
+        use_rslora=is_rslora(planned),
         dropout=train.dropout,
         target_modules=planned.target_modules,
         learning_rate=planned.learning_rate,

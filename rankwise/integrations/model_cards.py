@@ -86,9 +86,10 @@ def _front_matter(study: StudyRecord, model: ModelResults, planned: PlannedRun) 
 
 def _settings(study: StudyRecord, planned: PlannedRun) -> Iterator[tuple[str, str]]:
     train = study.config.train
-    if planned.rank is not None and planned.alpha is not None:
+    alpha = quantities.alpha(planned)
+    if planned.rank is not None and alpha is not None:
         yield "rank", str(planned.rank)
-        yield "alpha", quantities.number(planned.alpha)
+        yield "alpha", alpha
         yield "target modules", ", ".join(planned.target_modules)
     yield "learning rate", quantities.learning_rate(planned.learning_rate or 0.0)
     yield "schedule", f"{train.schedule}, warm-up {train.warmup_ratio:g} of the steps"

@@ -12,7 +12,7 @@ from rankwise.records.config.variants import VariantName
 
 ALL_LINEAR = "all-linear"
 _ADAMW = ("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw")
-_BEGINNINGS: dict[str, VariantName] = {"pissa": "pissa", "olora": "olora", "eva": "eva"}
+_INITIALISATIONS: dict[str, VariantName] = {"pissa": "pissa", "olora": "olora", "eva": "eva"}
 _PLAIN_INITIALISATIONS = ("true", "gaussian")
 RATE_RATIO = 16.0
 """LoRA+ as a study trains it: the rate of B over that of A."""
@@ -91,7 +91,7 @@ def read_initialisation(draft: Draft, key: str) -> None:
     name = str(value).lower()
     if value is None or name in _PLAIN_INITIALISATIONS:
         return
-    variant = _BEGINNINGS.get(name.partition("_niter_")[0])
+    variant = _INITIALISATIONS.get(name.partition("_niter_")[0])
     if variant is None:
         draft.not_carried.append(f"{key}: {shown(value)}")
     draft.set_variant(variant)

@@ -5,11 +5,10 @@ A number that was not measured is an em dash; the reason is given next to it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Protocol
 
-from rankwise.records.study import Interval, Unit
+from rankwise.records.study import Interval, Scaled, Unit, is_rslora
 
 NOT_MEASURED = "—"
 MINUS = "\u2212"
@@ -164,24 +163,6 @@ def learning_rate(value: float) -> str:
 def number(value: float) -> str:
     """A setting as it was given: 32, 0.1."""
     return f"{value:g}"
-
-
-class Scaled(Protocol):
-    """A run, or an option, with what scales its update; None for full fine-tuning."""
-
-    @property
-    def rank(self) -> int | None: ...
-    @property
-    def alpha(self) -> float | None: ...
-    @property
-    def scaling(self) -> float | None: ...
-
-
-def is_rslora(of: Scaled) -> bool:
-    """Whether alpha is divided by the root of the rank; at rank 1 there is no difference."""
-    if of.rank is None or of.alpha is None or of.scaling is None:
-        return False
-    return of.rank > 1 and math.isclose(of.scaling, of.alpha / math.sqrt(of.rank))
 
 
 def alpha(of: Scaled) -> str | None:

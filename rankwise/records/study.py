@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Protocol, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -64,6 +65,24 @@ class FullTraining(Record):
 
     weights: Literal["float32", "bfloat16"] = "float32"
     optimizer: OptimizerName = "adamw"
+
+
+class Scaled(Protocol):
+    """A planned run, a verdict or a choice; all three are None for full fine-tuning."""
+
+    @property
+    def rank(self) -> int | None: ...
+    @property
+    def alpha(self) -> float | None: ...
+    @property
+    def scaling(self) -> float | None: ...
+
+
+def is_rslora(of: Scaled) -> bool:
+    """Whether alpha is divided by the root of the rank; no at rank 1, where both are the same."""
+    if of.rank is None or of.alpha is None or of.scaling is None:
+        return False
+    return of.rank > 1 and math.isclose(of.scaling, of.alpha / math.sqrt(of.rank))
 
 
 class PlannedRun(Record):

@@ -28,7 +28,7 @@ def decision_table(recommendation: Recommendation) -> Table | None:
     limit = f"loss below ε = {quantities.score(epsilon or 0.0, 'points')}"
 
     def rank(verdict: RankVerdict) -> Cell:
-        return Cell(verdict.label, "", f"alpha {quantities.number(verdict.alpha)}")
+        return Cell(verdict.label, "", f"alpha {quantities.alpha(verdict)}")
 
     def loss(verdict: RankVerdict) -> Cell:
         return cells.interval(verdict.retention_loss, "points")

@@ -149,7 +149,7 @@ BAD = [
     Bad("excluded a number", config(exclude_modules=1), f"{UNUSABLE}exclude_modules"),
     Bad("rslora in words", config(use_rslora="yes"), f"{UNUSABLE}use_rslora: 'yes'"),
     Bad("bias a number", config(bias=1), f"{UNUSABLE}bias: 1"),
-    Bad("beginning a list", config(init_lora_weights=[1]), f"{UNUSABLE}init_lora_weights"),
+    Bad("initialisation a list", config(init_lora_weights=[1]), f"{UNUSABLE}init_lora_weights"),
     Bad(
         "base a number", config(base_model_name_or_path=4), f"{UNUSABLE}base_model_name_or_path: 4"
     ),

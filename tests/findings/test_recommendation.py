@@ -97,7 +97,7 @@ def test_many_options_that_cannot_be_told_apart_are_counted() -> None:
     close = RecommendationConfig(delta_points=1.0, epsilon_points=5.0)
     ranks = (2, 4, 8, 16, 32, 64, 128)
     for number, named in (
-        (7, "The 7 options"),
+        (7, "The 7 LoRA options"),
         (6, "Rank 2, rank 4, rank 8,"),
     ):
         scores = dict.fromkeys(ranks[:number], 0.75)
@@ -107,7 +107,7 @@ def test_many_options_that_cannot_be_told_apart_are_counted() -> None:
     lost = dict.fromkeys(ranks, 0.90) | {1: 0.50}
     scores = dict.fromkeys((*ranks, 1), 0.75)
     answer = recommend_for(planted_runs(scores, lost, noise=0.1, recommendation=close))
-    assert "Rank 1 is ruled out by retention. The other 7 options cannot" in answer.statement
+    assert "Rank 1 is ruled out by retention. The other 7 LoRA options cannot" in answer.statement
 
 
 def test_what_can_be_done_comes_with_its_command() -> None:

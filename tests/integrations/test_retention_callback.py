@@ -374,12 +374,12 @@ def test_a_resumed_adapter_is_compared_with_its_base_and_looks_go_on_counting(
     assert resumed[0].retention[0].shown.estimate == close(whole[1].retention[0].shown.estimate)
 
 
-@pytest.mark.parametrize("beginning", ["pissa", "olora"])
-def test_a_beginning_that_changes_the_base_is_refused(
-    tiny_model_folder: Path, beginning: str
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_an_initialisation_that_changes_the_base_is_refused(
+    tiny_model_folder: Path, init: str
 ) -> None:
-    model = peft.get_peft_model(load(tiny_model_folder), lora(init_lora_weights=beginning))
-    with pytest.raises(ModelError, match=f"init_lora_weights '{beginning}' changes the weights"):
+    model = peft.get_peft_model(load(tiny_model_folder), lora(init_lora_weights=init))
+    with pytest.raises(ModelError, match=f"init_lora_weights '{init}' changes the weights"):
         untrained(model)
 
 

@@ -19,6 +19,7 @@ from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import StudyResults
 from rankwise.report.sections.card import card_section, sliders
+from rankwise.report.tables import decision_table
 from tests.planted.items import written
 from tests.planted.results import planted_study, with_rslora
 from tests.support.browser import Visit
@@ -65,6 +66,13 @@ def test_rslora_is_said_wherever_alpha_is() -> None:
     card, part = card_of(results)
     assert card.settings["Alpha"] == "32 with rsLoRA"
     assert ", alpha 32 with rsLoRA, " in part.statement
+    judged = decision_table(part)
+    assert judged is not None
+    assert [row[0].note for row in judged.groups[0].rows] == [
+        "alpha 8 with rsLoRA",
+        "alpha 32 with rsLoRA",
+        "alpha 128 with rsLoRA",
+    ]
     told = {each.advice: each.here for each in card.told}
     assert told["Many recipes: alpha = 2r"] == "not tried in this study"
 

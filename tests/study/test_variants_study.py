@@ -104,7 +104,7 @@ def test_variants_share_lora_s_pass_or_are_trained_alone(finished: Finished) -> 
     )
 
 
-def test_a_residual_beginning_counts_twice_the_rank(finished: Finished) -> None:
+def test_a_residual_initialisation_counts_twice_the_rank(finished: Finished) -> None:
     pissa = finished.variant("pissa")
     num = pissa.num_trainable_parameters
     assert size_of(pissa) == AdapterSize(8, num, num_frozen=num)

@@ -1,8 +1,9 @@
 """What checks types and shapes in the tests: jaxtyping with beartype, where a call may still err.
 
-A tiny study calls some functions a hundred thousand times, and always alike. Each is checked at its
-first calls of each test, as often as `CALLS` says. Functions within a function are made anew at
-every call of it, so all are known by their code, and their checks are written once.
+A tiny study calls some functions a hundred thousand times, and nearly always alike. Each function
+is checked at its first calls of each test, as often as `CALLS` says, and data classes always.
+Functions within a function are made anew at every call of it, so all are known by their code, and
+their checks are written once. A test that calls with many different things forgets the calls.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import functools
 import inspect
 from collections import Counter
 from collections.abc import Callable
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 import jaxtyping
@@ -42,21 +43,25 @@ def forget_calls() -> None:
     _calls.clear()
 
 
-def _first_calls(*, typechecker: Callable[..., Any]) -> Callable[..., Any]:
+def _first_calls(*arguments: Any, **named: Any) -> Any:
+    """What the import hook calls, with a type checker alone; of all else jaxtyping takes care."""
+    if arguments or [*named] != ["typechecker"]:
+        return _jaxtyped(*arguments, **named)
+
     def decorated(function: Any) -> Any:
-        if isinstance(function, type):
-            return _jaxtyped(function, typechecker=typechecker)
+        if not isinstance(function, FunctionType):
+            return _jaxtyped(function, **named)
         checks: list[Callable[..., Any]] = []
 
         @functools.wraps(function)
-        def counted(*args: Any, **named: Any) -> Any:
+        def counted(*args: Any, **kwargs: Any) -> Any:
             __tracebackhide__ = True
             if _calls[function.__code__] >= CALLS:
-                return function(*args, **named)
+                return function(*args, **kwargs)
             _calls[function.__code__] += 1
             if not checks:
-                checks.append(_jaxtyped(function, typechecker=typechecker))
-            return checks[0](*args, **named)
+                checks.append(_jaxtyped(function, **named))
+            return checks[0](*args, **kwargs)
 
         return counted
 

@@ -154,8 +154,8 @@ class Setting:
             init=init,
         )
         if variant is not None and variant.initialise is not None:
-            begun = variant.initialise(self.base, adapter, in_order(examples, run, train))
-            adapter.start_from(begun.factors, is_in_base=variant.is_in_base)
+            initial = variant.initialise(self.base, adapter, in_order(examples, run, train))
+            adapter.start_from(initial.factors, is_in_base=variant.is_in_base)
         own = None if variant is None else variant.optimizer
         return make(run, examples, train, adapter, (), beside, own)
 

@@ -12,15 +12,15 @@ from rankwise.tasks.questions import Continuation, LogLikelihood
 
 
 def questions(seed: int = 0) -> list[Continuation]:
-    """Few-shot questions: most share a beginning; options have one token or several."""
+    """Few-shot questions: most share a prefix; options have one token or several."""
     draw = random.Random(seed)
 
     def some(least: int, most: int) -> tuple[int, ...]:
         return tuple(draw.randrange(3, 64) for _ in range(draw.randrange(least, most + 1)))
 
-    beginning, items = some(20, 20), list[Continuation]()
+    prefix, items = some(20, 20), list[Continuation]()
     for _ in range(8):
-        context = beginning[: draw.choice([0, 3, 20, 20])] + some(1, 8)
+        context = prefix[: draw.choice([0, 3, 20, 20])] + some(1, 8)
         shared = some(1, 2)
         items += [Continuation(context, (token,)) for token in (5, 6)]
         items += [Continuation(context, shared + some(0, 4)) for _ in range(3)]

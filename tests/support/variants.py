@@ -121,8 +121,8 @@ def trained(
         dtype=next(base.parameters()).dtype,
     )
     if variant.initialise is not None:
-        begun = variant.initialise(base, adapter, in_order(examples, run, train))
-        adapter.start_from(begun.factors, is_in_base=variant.is_in_base)
+        initial = variant.initialise(base, adapter, in_order(examples, run, train))
+        adapter.start_from(initial.factors, is_in_base=variant.is_in_base)
     trainee = AdapterTrainee(run, examples, train, adapter, own_optimizer=variant.optimizer)
     with adapted(base, list(adapter.factors)) as bank:
         return train_it(trainee, bank, PlainModel(base, bank, trainee, targets))

@@ -393,8 +393,8 @@ def test_tokens_are_counted_and_say_the_prompt(tasks_folder: Path, tokenizer: An
         assert tokenizer.decode(request.continuation) == instance.args[1]
     texts = [tokenizer.encode("".join(instance.args)) for instance in task.instances]
     assert task.num_tokens == sum(len(tokens) - 1 for tokens in texts)
-    beginnings = {tuple(tokens[:end]) for tokens in texts for end in range(1, len(tokens))}
-    assert task.num_distinct_tokens == len(beginnings) < task.num_tokens
+    prefixes = {tuple(tokens[:end]) for tokens in texts for end in range(1, len(tokens))}
+    assert task.num_distinct_tokens == len(prefixes) < task.num_tokens
 
 
 @pytest.mark.parametrize("shots", [0, 1, 3])

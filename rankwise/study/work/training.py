@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -43,7 +42,7 @@ from rankwise.errors import DivergedError, RecordError
 from rankwise.records.axes import SETTING
 from rankwise.records.fields import seconds_of
 from rankwise.records.files import require_room, writing
-from rankwise.records.study import PlannedPass, PlannedRun, RunRecord
+from rankwise.records.study import PlannedPass, PlannedRun, RunRecord, is_rslora
 from rankwise.study.context import StudyContext
 from rankwise.study.costs import TRAINING_WORK, state_bytes, training_work, weight_bytes
 from rankwise.study.damage import set_aside
@@ -168,7 +167,7 @@ def _train_adapters(
             adapter,
             context.folder.weights_folder(run),
             alpha=run.alpha,
-            use_rslora=not math.isclose(adapter.scaling, run.alpha / adapter.rank),
+            use_rslora=is_rslora(run),
             target_modules=run.target_modules,
             base_model_name=config.base_model.name,
         )
@@ -369,7 +368,7 @@ def _run_pass(
         if processes is None:
             _train_pass(context, together, writer)
             return
-        processes.tell(None)  # the others have initial where this one has
+        processes.tell(None)  # the others have begun where this one has
         _train_pass(context, together, Leading(writer, processes))
 
 

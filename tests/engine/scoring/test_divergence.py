@@ -76,7 +76,7 @@ def test_a_model_does_not_diverge_from_itself(tiny_model_folder: Path) -> None:
     assert [each.rise_nats for each in found] == [0.0, 0.0, 0.0]
 
 
-def test_steps_and_shared_beginnings_change_nothing(tiny_model_folder: Path) -> None:
+def test_steps_and_shared_prefixes_change_nothing(tiny_model_folder: Path) -> None:
     full, lora = tiny_model(tiny_model_folder, 0.1), tiny_model(tiny_model_folder)
     answers = [
         answer([5, 6, 7], [8, 9]),
@@ -89,11 +89,11 @@ def test_steps_and_shared_beginnings_change_nothing(tiny_model_folder: Path) -> 
     read: list[int] = []
     expected = log_probabilities(full, answers, **SETTINGS, advance=read.append)
     found = divergences(lora, answers, expected, **SETTINGS, advance=read.append)
-    beginnings = {
+    prefixes = {
         each.tokens_read[:end] for each in answers for end in range(1, len(each.tokens_read) + 1)
     }
-    assert sum(read) == 2 * len(beginnings)
-    assert len(beginnings) < sum(len(each.tokens_read) for each in answers) / 2
+    assert sum(read) == 2 * len(prefixes)
+    assert len(prefixes) < sum(len(each.tokens_read) for each in answers) / 2
     assert max(read) <= SETTINGS["max_batch_tokens"]
     for each, result in zip(answers, found, strict=True):
         tokens = torch.tensor([each.tokens_read])

@@ -27,7 +27,7 @@ CASES: dict[str, tuple[list[list[int]], int]] = {
     "one": ([[5, 6, 7]], 3),
     "single token": ([[5]], 1),
     "nothing shared": ([[1, 2], [3, 4]], 4),
-    "shared beginning": ([[1, 2, 3], [1, 2, 4]], 4),
+    "shared prefix": ([[1, 2, 3], [1, 2, 4]], 4),
     "nested": ([[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 6], [1, 7]], 7),
     "duplicates": ([[1, 2], [3], [1, 2], [3]], 3),
     "a prefix of another": ([[1, 2, 3], [1], [1, 2]], 3),
@@ -63,20 +63,20 @@ def test_a_sequence_without_tokens_is_refused() -> None:
 def random_sequences(seed: int) -> list[list[int]]:
     """Of few distinct tokens, so that much is shared at many depths."""
     draw = random.Random(seed)
-    beginning = [draw.randrange(3) for _ in range(12)]
+    prefix = [draw.randrange(3) for _ in range(12)]
     made = [
-        beginning[: draw.randrange(13)] + [draw.randrange(3) for _ in range(draw.randrange(1, 9))]
+        prefix[: draw.randrange(13)] + [draw.randrange(3) for _ in range(draw.randrange(1, 9))]
         for _ in range(25)
     ]
     return [*made, made[0], made[1][:1]]
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_tree_has_all_distinct_beginnings_in_any_order(seed: int) -> None:
+def test_a_tree_has_all_distinct_prefixes_in_any_order(seed: int) -> None:
     sequences = random_sequences(seed)
     tree = PrefixTree(sequences)
-    beginnings = {tuple(row[: n + 1]) for row in sequences for n in range(len(row))}
-    assert len(tree) == len(beginnings)
+    prefixes = {tuple(row[: n + 1]) for row in sequences for n in range(len(row))}
+    assert len(tree) == len(prefixes)
     assert written(tree) == sequences
     backwards = PrefixTree(sequences[::-1])
     assert backwards.tokens.tolist() == tree.tokens.tolist()
@@ -177,9 +177,9 @@ def test_a_mask_shows_the_same(
     assert (num_full > 0) == (window is None and step >= block and block < 128)
 
 
-def test_a_long_beginning_becomes_shared_keys_and_its_children_small_blocks() -> None:
-    beginning = list(range(200))
-    tree = PrefixTree([[*beginning, 1000 + n, *range(30)] for n in range(20)])
+def test_a_long_prefix_becomes_shared_keys_and_its_children_small_blocks() -> None:
+    prefix = list(range(200))
+    tree = PrefixTree([[*prefix, 1000 + n, *range(30)] for n in range(20)])
     layout = TreeLayout(tree, 200, len(tree), CPU)
     assert layout.num_cached == 200
     (shared,) = layout.shared

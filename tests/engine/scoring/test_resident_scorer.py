@@ -166,13 +166,13 @@ def test_neither_the_other_models_nor_the_order_matter(tmp_path: Path) -> None:
 def test_a_distinct_token_is_read_once_by_every_model(tmp_path: Path) -> None:
     scorer = scorer_of(tiny("Llama"), max_batch_tokens=40)
     two_adapters(tmp_path, scorer)
-    beginnings = {item.tokens_read[: n + 1] for item in ITEMS for n in range(len(item.tokens_read))}
+    prefixes = {item.tokens_read[: n + 1] for item in ITEMS for n in range(len(item.tokens_read))}
     read = list[int]()
     embedding: nn.Module = scorer._model.get_input_embeddings()
     embedding.register_forward_hook(lambda _m, given, _out: read.append(given[0].numel()))
     scorer.log_likelihoods([None, "a", "b"], ITEMS)
-    assert sum(read) == 3 * len(beginnings)
-    assert scorer.reading == (3 * len(beginnings), 3 * len(beginnings))
+    assert sum(read) == 3 * len(prefixes)
+    assert scorer.reading == (3 * len(prefixes), 3 * len(prefixes))
     assert max(read) <= 40
 
 

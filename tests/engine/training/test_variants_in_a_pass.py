@@ -140,7 +140,7 @@ def test_it_begins_as_the_base_and_in_its_weights(setting: Setting, name: Varian
             assert torch.allclose(factors.lora_B.T @ factors.lora_B, torch.eye(RANK), atol=1e-5)
 
 
-def test_small_changes_of_a_large_beginning_survive_bfloat16(setting: Setting) -> None:
+def test_small_changes_of_a_large_initialisation_survive_bfloat16(setting: Setting) -> None:
     """Changes of a thousandth, a quarter of what bfloat16 tells apart, are added to 1 %."""
     train = train_config()
     trainee = setting.trainee(train, variant="pissa", rank=RANK, dtype=torch.bfloat16)
