@@ -421,6 +421,7 @@ def test_the_default_study_file_shows_every_key_of_every_section() -> None:
         if name != "base_model"  # its keys are in the comment above it
     }
     sections["methods"] = {**sections["methods"], **LoraConfig.model_fields}
+    del sections["methods"]["paired"]  # written as _
     for section, keys in sections.items():
         missing = [key for key in keys if not re.search(rf"\b{key}:", shown.get(section, ""))]
         assert missing == [], section
