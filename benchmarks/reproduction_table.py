@@ -224,7 +224,9 @@ def tables(folder: Path) -> Iterator[str]:
 
 
 def _main(findings: StudyFindings) -> Iterator[str]:
-    rows = [[claim.statement, claim.verdict, str(len(claim.evidence))] for claim in findings.claims]
+    rows = [
+        [claim.statement, claim.judgement, str(len(claim.evidence))] for claim in findings.claims
+    ]
     yield from markdown_table(["claim", "verdict", "comparisons"], rows)
     for name, read, digits in (("gain", _gain, 1), ("retention", _kept, 1), ("prose", _prose, 3)):
         yield ""

@@ -278,7 +278,7 @@ def claims(directory: Folder, as_json: Json = False) -> int:
     if as_json:
         return emit(tested)
     for claim in tested:
-        say(f"{claim.verdict}: {claim.statement}")
+        say(f"{claim.judgement}: {claim.statement}")
         for sentence in claim.evidence:
             say(f"  - {sentence}")
     return OK

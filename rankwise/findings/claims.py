@@ -35,19 +35,27 @@ class Claim(Record):
     """One claim with the numbers that speak for or against it.
 
     ``evidence`` has one sentence for each comparison that was made, or why none could be.
+    ``margin`` is the δ on which the verdict rests, in words; None where it rests on none.
     """
 
     name: str
     statement: str
     verdict: Verdict
     evidence: tuple[str, ...]
+    margin: str | None = None
+
+    @property
+    def judgement(self) -> str:
+        """The verdict with its margin: contradicted at δ = 14.3 points."""
+        return self.verdict if self.margin is None else f"{self.verdict} at {self.margin}"
 
 
 class _Case(NamedTuple):
-    """One comparison: whether it agrees with the claim, and its numbers."""
+    """One comparison: whether it agrees with the claim, its numbers, and the δ it rests on."""
 
     state: State
     text: str
+    margins: tuple[str, ...] = ()
 
 
 class _Part:
@@ -143,6 +151,12 @@ def paper_claims(
     )
 
 
+def _margin(recommendation: Recommendation) -> str:
+    """δ = 14.3 points, derived from the number of items: nobody asked for as wide a margin."""
+    text = f"δ = {quantities.amount(recommendation.delta, recommendation.unit)}"
+    return f"{text}, derived from the number of items" if recommendation.delta_is_derived else text
+
+
 def _claim(name: str, statement: str, for_all: bool, cases: list[_Case], needs: str) -> Claim:
     states = {case.state for case in cases}
     by_one: State = "no" if for_all else "yes"
@@ -155,7 +169,10 @@ def _claim(name: str, statement: str, for_all: bool, cases: list[_Case], needs: 
     elif states == {by_all}:
         verdict = _VERDICTS[by_all]
     evidence = tuple(case.text for case in cases) or (f"Not tested: {needs}.",)
-    return Claim(name=name, statement=statement, verdict=verdict, evidence=evidence)
+    decided = [case for case in cases if _VERDICTS.get(case.state) == verdict]
+    margins = list(dict.fromkeys(margin for case in decided for margin in case.margins))
+    margin = quantities.listed(margins) or None
+    return Claim(name=name, statement=statement, verdict=verdict, evidence=evidence, margin=margin)
 
 
 def _matches_full(parts: Sequence[_Part]) -> Iterable[_Case]:
@@ -181,6 +198,7 @@ def _matches_full(parts: Sequence[_Part]) -> Iterable[_Case]:
                 state,
                 f"{part.name}: in-domain against {full.label}: {numbers}; it matches if not worse "
                 f"by δ = {quantities.amount(delta, unit)}.",
+                (_margin(part.recommendation),),
             )
 
 
@@ -209,6 +227,7 @@ def _recall_is_flat(parts: Sequence[_Part]) -> Iterable[_Case]:
             f"{part.name}: the largest difference between two ranks is {second.label} less "
             f"{first.label}, {_signed(widest, unit)}; flat is within "
             f"δ = {quantities.amount(delta, unit)}.",
+            (_margin(part.recommendation),),
         )
 
 
@@ -258,7 +277,9 @@ def _no_best_rank(parts: Sequence[_Part]) -> Iterable[_Case]:
             for part, verdict in verdicts
         )
         what = f"is beaten on {quantities.listed(beaten)}" if beaten else "is beaten nowhere"
-        yield _Case(state, f"{label} {what}; behind the best other rank by: {numbers}.")
+        margins = tuple(_margin(part.recommendation) for part, _ in verdicts)
+        text = f"{label} {what}; behind the best other rank by: {numbers}."
+        yield _Case(state, text, margins if state == "no" else ())
 
 
 def _gets_worse(parts: Sequence[_Part]) -> Iterable[_Case]:

@@ -180,6 +180,9 @@ def test_no_rank_is_best_everywhere_or_one_is() -> None:
     assert (crossed[name].verdict, same[name].verdict) == ("supported", "contradicted")
     assert crossed[name].evidence[0].startswith("rank 8 is beaten on other; ")
     assert same[name].evidence[1].startswith("rank 32 is beaten nowhere; ")
+    # "contradicted" rests on how near the best is near enough, so the margin is said with it
+    assert same[name].judgement == "contradicted at δ = 5.0 points"
+    assert crossed[name].judgement == "supported"  # that another rank is better needs no margin
 
 
 def test_every_claim_is_listed_even_if_nothing_can_test_it(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def claims_section(claims: Sequence[Claim]) -> ReportSection:
         "One shown case contradicts a claim about all ranks or tasks, and supports a claim that "
         "something can happen. The intervals of one claim hold together.",
         [Column[str]("Evidence", lambda sentence: sentence)],
-        [(claim.statement, claim.verdict, claim.evidence) for claim in claims],
+        [(claim.statement, claim.judgement, claim.evidence) for claim in claims],
     )
     counts = {
         verdict: sum(claim.verdict == verdict for claim in claims)
