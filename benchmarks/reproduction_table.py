@@ -1,39 +1,44 @@
 """The tables of docs/studies/reproduction.md, from the findings of its four studies.
 
-    python -m benchmarks.reproduction_table [FOLDER]
+    python -m benchmarks.reproduction_table [--keep OUTPUT]
 
-FOLDER/NAME.json is the ``findings.json`` of a study of `python -m benchmarks.reproduction`; those
-that the page shows are in docs/studies/reproduction. Points are of p(right), means over the seeds,
-but for the matrix, which is of accuracy, as the paper's is. Intervals are 95 %, each by itself.
+The findings are in docs/studies/reproduction; --keep writes them there from the study folders of
+`python -m benchmarks.reproduction OUTPUT`. Points are of p(right), means over the seeds, but for
+the matrix, which is of accuracy, as the paper's is. Intervals are 95 %, each by itself.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import statistics
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.collection import ROOT
 from benchmarks.collection_pages import NAMES
 from benchmarks.collection_table import signed
-from benchmarks.reproduction import ALPHA, MAIN
+from benchmarks.reproduction import ALPHA, MAIN, studies
 from rankwise.findings.gauges import GaugedModel
 from rankwise.findings.model_card import markdown_table
 from rankwise.findings.study import StudyFindings
-from rankwise.findings.weights import RunWeights
+from rankwise.findings.trends import TrendOf
+from rankwise.findings.weights import ALL_MODULES, RunWeights
 from rankwise.prediction.collected import data_set_of
 from rankwise.prediction.judge import mean_over_tasks
+from rankwise.records import quantities
 from rankwise.records.axes import FULL_LABEL
-from rankwise.records.files import read_record
+from rankwise.records.files import read_record, write_record
+from rankwise.records.folder import StudyFolder
 from rankwise.records.study import Interval
+from rankwise.study.conclusion import conclude
 
 RECORDS = ROOT / "docs" / "studies" / "reproduction"
 
 FIXED_ALPHA = ("rank 8, alpha 2r = 16", "rank 32, alpha 16", "rank 128, alpha 16")
 START = "rank 32"  # the paper's advice
 
+NAMES_OF_STUDIES = [*studies()]
 METHODS = {"lora": "LoRA", "full": FULL_LABEL}
 
 _Read = Callable[[StudyFindings, str, str], float]
@@ -48,8 +53,8 @@ def _ranged(estimate: float, lower: float, upper: float, digits: int = 1) -> str
     return "{} ({} to {})".format(*(signed(each, digits) for each in (estimate, lower, upper)))
 
 
-def _interval(of: Interval) -> str:
-    return _ranged(of.estimate, of.lower, of.upper)
+def _interval(of: Interval, digits: int = 1) -> str:
+    return _ranged(of.estimate, of.lower, of.upper, digits)
 
 
 def _trained(findings: StudyFindings) -> list[str]:
@@ -198,18 +203,39 @@ def _same_step(findings: StudyFindings) -> Iterator[str]:
         yield f"- {higher} less {lower}: gain {_interval(gain)}, retention {_interval(kept)}."
 
 
-def _said(findings: StudyFindings) -> Iterator[str]:
-    """What rankwise itself says of weights, gauges and mechanisms."""
-    for parts in (findings.mechanisms, findings.gauges, findings.weights, findings.heads):
-        for part in parts:
-            for statement in part.statements:
-                yield f"- {_name(part.train_task)}: {statement}"
+def _inside(findings: StudyFindings) -> Iterator[str]:
+    """From the smallest to the largest rank: the paper's mechanisms, and growth of the norm."""
+    columns: dict[TrendOf, str] = {
+        "train-test gap": "train-test gap, points",
+        "same option": "same option as full, points",
+        "same next token": "same next token, points",
+        "KL": "KL(full, LoRA), nats",
+    }
+    rows: list[list[str]] = []
+    parts = zip(findings.mechanisms, findings.weights, findings.heads, strict=True)
+    for mechanisms, weights, heads in parts:
+        trends = {trend.of: trend.change for trend in mechanisms.trends}
+        (norm,) = (trend for trend in weights.norm_trends if trend.module == ALL_MODULES)
+        exponent = norm.power_law.slope
+        (moved,) = (trend for trend in heads.against_rank if trend.measure == "output")
+        assert moved.correlation is not None
+        rows.append(
+            [
+                _name(mechanisms.train_task),
+                *(_interval(trends[of], 2 if of == "KL" else 1) for of in columns),
+                f"{exponent.estimate:.2f} ({exponent.lower:.2f} to {exponent.upper:.2f})",
+                f"{norm.logarithmic.r_squared:.3f}, {norm.power_law.r_squared:.3f}",
+                quantities.correlation(moved.correlation),
+            ]
+        )
+    more = ["exponent of ‖delta‖", "R² of a logarithm, of a power law", "heads' change by rank, ρ"]
+    yield from markdown_table(["trained on", *columns.values(), *more], rows)
 
 
-def tables(folder: Path) -> Iterator[str]:
+def tables() -> Iterator[str]:
     """The lines of all, each study under its name."""
-    for name in (MAIN, ALPHA, "rates", "beyond"):
-        findings = read_record(folder / f"{name}.json", StudyFindings)
+    for name in NAMES_OF_STUDIES:
+        findings = read_record(RECORDS / f"{name}.json", StudyFindings)
         yield f"## {name}"
         yield ""
         if name == MAIN:
@@ -219,15 +245,17 @@ def tables(folder: Path) -> Iterator[str]:
         if name == ALPHA:
             yield from _same_step(findings)
         yield ""
-        yield from _said(findings)
-        yield ""
 
 
-def _main(findings: StudyFindings) -> Iterator[str]:
+def _claims(findings: StudyFindings) -> Iterator[str]:
     rows = [
         [claim.statement, claim.judgement, str(len(claim.evidence))] for claim in findings.claims
     ]
     yield from markdown_table(["claim", "verdict", "comparisons"], rows)
+
+
+def _main(findings: StudyFindings) -> Iterator[str]:
+    yield from _claims(findings)
     for name, read, digits in (("gain", _gain, 1), ("retention", _kept, 1), ("prose", _prose, 3)):
         yield ""
         yield from _by_task(findings, read, digits)
@@ -238,7 +266,19 @@ def _main(findings: StudyFindings) -> Iterator[str]:
         yield from _matrix(findings, label)
     yield ""
     yield from _weights(findings)
+    yield ""
+    yield from _inside(findings)
+
+
+def main() -> None:
+    """Print the tables, of the records or of studies whose findings become the records."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--keep", type=Path, metavar="OUTPUT")
+    output = parser.parse_args().keep
+    for name in () if output is None else NAMES_OF_STUDIES:
+        write_record(RECORDS / f"{name}.json", conclude(StudyFolder(output / name)).findings)
+    print(*tables(), sep="\n")
 
 
 if __name__ == "__main__":
-    print(*tables(Path(sys.argv[1]) if len(sys.argv) > 1 else RECORDS), sep="\n")
+    main()

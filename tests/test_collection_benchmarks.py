@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from benchmarks import collection, collection_pages, reproduction
+from benchmarks import collection, collection_pages, reproduction, reproduction_table
 from benchmarks.collection_table import tables
 from rankwise.findings.pairs import run_record
 from rankwise.records.folder import StudyFolder
@@ -58,3 +58,10 @@ def test_the_tables_of_the_page_are_those_of_the_records() -> None:
     """Every line of both stands on the page as the command prints it."""
     page = Path(collection.ROOT / "docs/studies/collection.md").read_text(encoding="utf-8")
     assert [line for line in tables() if line not in page.splitlines()] == []
+
+
+def test_the_tables_of_the_reproduction_are_those_of_its_findings() -> None:
+    page = Path(collection.ROOT / "docs/studies/reproduction.md").read_text(encoding="utf-8")
+    lines = [line for line in reproduction_table.tables() if not line.startswith("## ")]
+    assert len(lines) > 100
+    assert [line for line in lines if line not in page.splitlines()] == []

@@ -315,11 +315,12 @@ def _transfer_costs(parts: Sequence[_Part]) -> Iterable[_Case]:
         bound = part.bound(option, None, (task,), len(tested))
         drop, least, most = (-100.0 * v / base for v in (bound.estimate, bound.upper, bound.lower))
         state: State = "yes" if least > alarm else "no" if most < alarm else "undecided"
+        shown = [quantities.formatted(value, ".0f") for value in (drop, least, most)]
         yield _Case(
             state,
             f"{trained} → {domain or task}: {option.label} trained on {part.name}, "
-            f"scored on {task}: a drop of {drop:.0f} % of the base's {base:.1f} "
-            f"({least:.0f} to {most:.0f} %).",
+            f"scored on {task}: a drop of {shown[0]} % of the base's {base:.1f} "
+            f"({shown[1]} to {shown[2]} %).",
         )
 
 
