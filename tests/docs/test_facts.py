@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 
 import yaml
 
@@ -71,6 +72,7 @@ def test_what_agents_are_told_has_a_name_and_all_exit_codes() -> None:
     assert about.keys() == {"name", "description"}
     assert about["name"] == "rankwise"
     assert len(about["description"]) <= 1024
-    listed = {int(row[0]) for row in rows(text) if row[0].isdigit()}
+    listed = {int(code) for row in rows(text) for code in row[0].split(", ") if code.isdigit()}
     errors = {application.RUN_FAILED, application.USAGE, application.INTERRUPTED}
-    assert listed == errors | set(deployment_verbs.EXIT_CODES.values())
+    stopped = {128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    assert listed == errors | stopped | set(deployment_verbs.EXIT_CODES.values())
