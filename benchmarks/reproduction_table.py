@@ -112,17 +112,27 @@ def _by_task(findings: StudyFindings, read: _Read, digits: int = 1) -> Iterator[
     yield from markdown_table(["trained on", *labels], rows)
 
 
-def _over_tasks(findings: StudyFindings, name: str, read: _Read, digits: int = 1) -> str:
-    """What rank and full fine-tuning do, as means over trained tasks with intervals."""
+_MEASURES: dict[str, tuple[_Read, int]] = {
+    "gain, points": (_gain, 1),
+    "retention, points": (_kept, 1),
+    "prose, nats": (_prose, 3),
+}
+
+
+def _over_tasks(findings: StudyFindings) -> Iterator[str]:
+    """What rank and full fine-tuning do: means over trained tasks, by Student's t over these."""
     *lora, full = _labels(findings)
-    tasks = _trained(findings)
-
-    def less(label: str, other: str) -> str:
-        each = [read(findings, task, label) - read(findings, task, other) for task in tasks]
-        return f"{label} less {other} {_ranged(*mean_over_tasks(each), digits)}"
-
-    pairs = [(lora[-1], lora[0]), *((full, label) for label in lora)]
-    return f"Over the {len(tasks)} trained tasks, {name}: {'; '.join(less(*p) for p in pairs)}."
+    rows: list[list[str]] = []
+    for label, other in [(lora[-1], lora[0]), *((full, label) for label in lora)]:
+        row = [f"{label} less {other}"]
+        for read, digits in _MEASURES.values():
+            values = [
+                read(findings, task, label) - read(findings, task, other)
+                for task in _trained(findings)
+            ]
+            row.append(_ranged(*mean_over_tasks(values), digits))
+        rows.append(row)
+    yield from markdown_table(["mean over the trained tasks", *_MEASURES], rows)
 
 
 def _matrix(findings: StudyFindings, label: str) -> Iterator[str]:
@@ -256,11 +266,11 @@ def _claims(findings: StudyFindings) -> Iterator[str]:
 
 def _main(findings: StudyFindings) -> Iterator[str]:
     yield from _claims(findings)
-    for name, read, digits in (("gain", _gain, 1), ("retention", _kept, 1), ("prose", _prose, 3)):
+    for read, digits in _MEASURES.values():
         yield ""
         yield from _by_task(findings, read, digits)
-        yield ""
-        yield _over_tasks(findings, name, read, digits)
+    yield ""
+    yield from _over_tasks(findings)
     for label in (START, FULL_LABEL):
         yield ""
         yield from _matrix(findings, label)
