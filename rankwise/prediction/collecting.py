@@ -112,7 +112,7 @@ def _varied(lora: Sequence[PlannedRun]) -> list[str]:
         }.items()
         if len(values) > 1
     ]
-    alphas = {(plan.rank, plan.scaling) for plan in lora}
+    alphas = {(plan.rank, plan.alpha, plan.scaling) for plan in lora}
     return [*found, "alpha"] if len(alphas) > len({plan.rank for plan in lora}) else found
 
 
