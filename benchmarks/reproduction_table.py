@@ -30,6 +30,7 @@ from rankwise.records import quantities
 from rankwise.records.axes import FULL_LABEL
 from rankwise.records.files import read_record, write_record
 from rankwise.records.folder import StudyFolder
+from rankwise.records.quantities import NOT_MEASURED
 from rankwise.records.study import Interval
 from rankwise.study.conclusion import conclude
 
@@ -49,7 +50,7 @@ def _name(task: str) -> str:
     return NAMES.get(data_set, data_set)
 
 
-def _ranged(estimate: float, lower: float, upper: float, digits: int = 1) -> str:
+def _ranged(estimate: float, lower: float, upper: float, digits: int) -> str:
     return "{} ({} to {})".format(*(signed(each, digits) for each in (estimate, lower, upper)))
 
 
@@ -99,7 +100,7 @@ def _runs(findings: StudyFindings, label: str) -> list[RunWeights]:
     return [run for run in runs if run.option.label == label]
 
 
-def _by_task(findings: StudyFindings, read: _Read, digits: int = 1) -> Iterator[str]:
+def _by_task(findings: StudyFindings, read: _Read, digits: int) -> Iterator[str]:
     """A trained task in each row, an option in each column, and their means."""
     labels, tasks = _labels(findings), _trained(findings)
     values = [[read(findings, task, label) for label in labels] for task in tasks]
@@ -175,7 +176,7 @@ def _weights(findings: StudyFindings) -> Iterator[str]:
     rows: list[list[str]] = []
     for label in _labels(findings):
         values = ((mean(label, read), spec) for read, spec in columns.values())
-        rows.append([label, *("—" if v is None else f"{v:{spec}}" for v, spec in values)])
+        rows.append([label, *(NOT_MEASURED if v is None else f"{v:{spec}}" for v, spec in values)])
     yield from markdown_table(["option", *columns], rows)
 
 
@@ -192,7 +193,7 @@ def _side(findings: StudyFindings) -> Iterator[str]:
         rows.append([label, *changes, prose, f"{norm:.2f}", f"{intruders:.1f}"])
     heads = ["option", "gain", "retention", "loss on prose, nats", "‖delta‖", "intruders"]
     yield from markdown_table(heads, rows)
-    for axis in (axis for of_task in findings.axes for axis in of_task.axes):
+    for axis in itertools.chain.from_iterable(of_task.axes for of_task in findings.axes):
         for effect in axis.effects:
             judged = {"gain": effect.in_domain, "retention": effect.retention}
             said = [f"{name} {_interval(of.mean)}" for name, of in judged.items() if of]

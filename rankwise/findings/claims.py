@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from rankwise.findings.options import Option, OptionGains
 from rankwise.findings.pairs import bound_of
-from rankwise.findings.statements import TRANSFER_ALARM_SHARE, score_range
+from rankwise.findings.statements import TRANSFER_ALARM_SHARE, delta_used, score_range
 from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.recommendation import Bound, Recommendation, StudyRecommendation
@@ -151,12 +151,6 @@ def paper_claims(
     )
 
 
-def _margin(recommendation: Recommendation) -> str:
-    """δ = 14.3 points, derived from the number of items: nobody asked for as wide a margin."""
-    text = f"δ = {quantities.amount(recommendation.delta, recommendation.unit)}"
-    return f"{text}, derived from the number of items" if recommendation.delta_is_derived else text
-
-
 def _claim(name: str, statement: str, for_all: bool, cases: list[_Case], needs: str) -> Claim:
     states = {case.state for case in cases}
     by_one: State = "no" if for_all else "yes"
@@ -198,7 +192,7 @@ def _matches_full(parts: Sequence[_Part]) -> Iterable[_Case]:
                 state,
                 f"{part.name}: in-domain against {full.label}: {numbers}; it matches if not worse "
                 f"by δ = {quantities.amount(delta, unit)}.",
-                (_margin(part.recommendation),),
+                (delta_used(part.recommendation),),
             )
 
 
@@ -227,7 +221,7 @@ def _recall_is_flat(parts: Sequence[_Part]) -> Iterable[_Case]:
             f"{part.name}: the largest difference between two ranks is {second.label} less "
             f"{first.label}, {_signed(widest, unit)}; flat is within "
             f"δ = {quantities.amount(delta, unit)}.",
-            (_margin(part.recommendation),),
+            (delta_used(part.recommendation),),
         )
 
 
@@ -277,7 +271,7 @@ def _no_best_rank(parts: Sequence[_Part]) -> Iterable[_Case]:
             for part, verdict in verdicts
         )
         what = f"is beaten on {quantities.listed(beaten)}" if beaten else "is beaten nowhere"
-        margins = tuple(_margin(part.recommendation) for part, _ in verdicts)
+        margins = tuple(delta_used(part.recommendation) for part, _ in verdicts)
         text = f"{label} {what}; behind the best other rank by: {numbers}."
         yield _Case(state, text, margins if state == "no" else ())
 

@@ -297,15 +297,24 @@ def _percent(share: float) -> str:
     return f"{100 * share:g} %"
 
 
+def _margin(name: str, value: float, unit: Unit, *, is_derived: bool) -> str:
+    derived = " (derived from the number of items)" if is_derived else ""
+    return f"{name} = {amount(value, unit)}{derived}"
+
+
+def delta_used(numbers: Recommendation) -> str:
+    """δ = 14.3 points (derived from the number of items): nobody asked for as wide a margin."""
+    return _margin("δ", numbers.delta, numbers.unit, is_derived=numbers.delta_is_derived)
+
+
 def _margins_used(numbers: Recommendation) -> Iterator[str]:
-    delta = f"δ = {amount(numbers.delta, numbers.unit)}"
-    delta += " (derived from the number of items)" if numbers.delta_is_derived else ""
     best = max((v.gain.estimate for v in numbers.verdicts), default=math.inf)
-    epsilon = ""
+    margins = delta_used(numbers)
     if numbers.epsilon_points is not None:
-        epsilon = f" and ε = {amount(numbers.epsilon_points, 'points')}"
-        epsilon += " (derived from the number of items)" if numbers.epsilon_is_derived else ""
-    yield f"Judged with {delta}{epsilon} at {_percent(numbers.confidence)} confidence."
+        is_derived = numbers.epsilon_is_derived
+        epsilon = _margin("ε", numbers.epsilon_points, "points", is_derived=is_derived)
+        margins += f" and {epsilon}"
+    yield f"Judged with {margins} at {_percent(numbers.confidence)} confidence."
     look = numbers.looks[-1]
     yield (
         f"Look {look.number} at this study: it may be wrong with probability "
