@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,14 +18,15 @@ from rankwise.engine.models.devices import float64_device
 from rankwise.engine.models.files import opened
 from rankwise.engine.models.weights import weight_matrices
 from rankwise.errors import ModelError, StorageError
-from rankwise.records.files import cache_folder, replacing, writing
+from rankwise.records.files import cache_folder, free_bytes, replacing, writing
 from rankwise.weights.decomposition import refined_svd
 from rankwise.weights.spectra import Svd
 
 # Raised when decompositions of equal matrices come out differently.
 _REVISION = 4
-# The share of the disk that stays free.
-_MIN_FREE_SHARE = 0.1
+# Bytes of the disk that stay free for what cannot be made again. Not a share of the disk: of a
+# cluster's file system a tenth is terabytes, and one that is 95 % full would keep nothing.
+_MIN_FREE_BYTES = 10 * 10**9
 # Smaller matrices are decomposed in less time than a file is read.
 _MIN_SIZE = 128
 
@@ -35,7 +35,7 @@ class SpectralCache:
     """Thin singular value decompositions in a folder, shared by ranks, runs and studies.
 
     What cannot be read, or has another checksum or shape, is computed again. Nothing is kept where
-    the disk is nearly full, nor of small matrices.
+    it would leave less than 10 GB of the disk free, nor of small matrices.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -61,8 +61,7 @@ class SpectralCache:
         size = sum(part.nbytes for part in svd)
         with contextlib.suppress(StorageError, OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            disk = shutil.disk_usage(self.folder)
-            if disk.free - size > _MIN_FREE_SHARE * disk.total:
+            if free_bytes(self.folder) - size > _MIN_FREE_BYTES:
                 tensors = {name: part.contiguous().cpu() for name, part in svd._asdict().items()}
                 with replacing(path) as temporary, writing(path):
                     save_file(tensors, temporary, metadata={"crc32": _checksum(path.stem, tensors)})

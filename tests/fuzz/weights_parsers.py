@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import safetensors.torch
 import torch
@@ -39,6 +40,7 @@ from rankwise.engine.models.base import (
 from rankwise.engine.models.digests import DIGESTS_FILE, is_as_written, write_digests
 from rankwise.engine.models.files import not_finite
 from rankwise.engine.training.states import read_state
+from rankwise.weights import svd_cache
 from rankwise.weights.lowrank import read_updates
 from rankwise.weights.svd_cache import SpectralCache
 from tests.support.tiny_models import tiny
@@ -228,7 +230,8 @@ def listed() -> bytes:
 def decomposed() -> tuple[torch.Tensor, Any, Path, bytes]:
     weight = torch.randn(128, 128, generator=torch.Generator().manual_seed(0))
     cache = SpectralCache(folder() / "svd")
-    svd = cache.svd(weight)
+    with mock.patch.object(svd_cache, "free_bytes", return_value=10**12):  # on a full disk too
+        svd = cache.svd(weight)
     (path,) = cache.folder.iterdir()
     return weight, svd, path, path.read_bytes()
 
