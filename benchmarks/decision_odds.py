@@ -177,7 +177,7 @@ def odds_cells() -> list[OddsCell]:
 def simulate_odds(cell: OddsCell, studies: int, seed: int) -> OddsTally:
     """Each study is drawn as large as it may grow, judged on its first items, and then grown."""
     rng, num_ranks = generator(cell, seed), cell.num_ranks
-    correlations = smooth_correlations(RANKS[num_ranks], np.zeros((num_ranks, num_ranks)))
+    correlations = smooth_correlations(RANKS[num_ranks])
     most = round(max(ITEM_FACTORS))
     right: list[Floats] = []
     is_right: list[Floats] = []
@@ -282,7 +282,7 @@ def growth_cells() -> list[GrowthCell]:
 def simulate_growth(cell: GrowthCell, studies: int, seed: int) -> GrowthTally:
     """Five ranks on a smooth curve; the cheapest growth with a probability of a half is made."""
     rng, ranks = generator(cell, seed), RANKS[5]
-    correlations = smooth_correlations(ranks, np.zeros((5, 5)))
+    correlations = smooth_correlations(ranks)
     margin = default_margin(cell.num_items, 5, CONFIDENCE)
     epsilon = default_margin(effective_items([cell.num_items // 2] * 2), 5, CONFIDENCE)
     most, most_seeds = round(max(ITEM_FACTORS)), cell.num_seeds + max(MORE_SEEDS)

@@ -66,7 +66,7 @@ def simulate_one_seed(cell: Cell, studies: int, seed: int) -> OneSeedTally:
     gain, loss = (np.asarray(values) for values in cell.truth)
     able = right_answers(gain, loss, cell.delta, cell.epsilon)
     is_right = right_answers(gain, loss, TOLERANCE_POINTS, cell.epsilon)
-    correlations = smooth_correlations((4, 8, 16, 32, 64), np.zeros((5, 5)))
+    correlations = smooth_correlations((4, 8, 16, 32, 64))
     wrong_run = 0
     wrong: list[bool] = []
     stated: list[float] = []

@@ -129,8 +129,7 @@ def _offers(
     terms: Terms,
     level: float,
 ) -> list[Offer]:
-    count = len(RANKS)
-    correlations = smooth_correlations(RANKS, np.zeros((count, count)))
+    correlations = smooth_correlations(RANKS)
     truths = Believed.of(of, correlations, terms.point).truths()
     offers: list[Offer] = []
     for add, then, factor in stages:

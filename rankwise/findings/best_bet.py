@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
 from typing import NamedTuple
-
-import numpy as np
 
 from rankwise.findings.odds import PRICE, Believed, Odds, Truths, chance_of_decision, odds
 from rankwise.findings.options import Option
 from rankwise.findings.stats.blocks import Block
-from rankwise.findings.stats.items import Floats
-from rankwise.findings.stats.posterior import smooth_correlations
+from rankwise.findings.stats.posterior import setting_correlations, smooth_correlations
 from rankwise.findings.stats.prospects import Growth
 from rankwise.findings.stats.simultaneous import StudyEvidence
 from rankwise.records.judgement import Addition, BestBet, EpsilonOdds, OptionOdds, Prospect
@@ -38,6 +35,10 @@ class Sizes(NamedTuple):
     available: Mapping[str, int | None]
     num_seeds: int
 
+    def growing(self, tasks: Mapping[str, int]) -> Mapping[str, int]:
+        """Those of the tasks that may have more items; all where none has, which is then said."""
+        return {task: n for task, n in tasks.items() if self.available[task] is None} or tasks
+
 
 class Rule(NamedTuple):
     """How the study will be judged when it has grown."""
@@ -58,7 +59,7 @@ class Betting:
 
     def __init__(self, evidence: StudyEvidence, options: Sequence[Option], unit: float) -> None:
         ranks = [option.plan.rank or 1 for option in options]
-        correlations = smooth_correlations(ranks, _num_differing(options))
+        correlations = smooth_correlations(ranks, setting_correlations(_settings(options)))
         self.options, self.unit = options, unit
         self.believed = Believed.of(evidence, correlations, unit)
         self.truths: Truths = self.believed.truths()
@@ -93,10 +94,10 @@ class Betting:
 
     def prospects(self, sizes: Sizes, rule: Rule) -> Iterator[Prospect]:
         """What each way to grow the study would do."""
-        kinds: dict[Addition, Mapping[str, int]] = {"in_domain": sizes.in_domain}
+        kinds: dict[Addition, Mapping[str, int]] = {"in_domain": sizes.growing(sizes.in_domain)}
         if sizes.retention:
-            kinds["retention"] = sizes.retention
-            kinds["items"] = {**sizes.in_domain, **sizes.retention}
+            kinds["retention"] = sizes.growing(sizes.retention)
+            kinds["items"] = sizes.growing({**sizes.in_domain, **sizes.retention})
         for add, tasks in kinds.items():
             for factor in ITEM_FACTORS:
                 yield self._prospect(add, tasks, factor, sizes.num_seeds, sizes, rule)
@@ -104,7 +105,9 @@ class Betting:
                 for task, size in tasks.items():
                     growing = {task: size}
                     yield self._prospect(add, growing, TASK_FACTOR, sizes.num_seeds, sizes, rule)
-        for more in MORE_SEEDS:
+        # an imported adapter has no other seed: in a study of more seeds it takes no part
+        can_repeat = all(option.plan.imported_as is None for option in self.options)
+        for more in MORE_SEEDS if can_repeat else ():
             yield self._prospect("seeds", {}, None, sizes.num_seeds + more, sizes, rule)
 
     def _prospect(
@@ -172,9 +175,9 @@ class Betting:
         return self.options[best].label if of.regret[best] < of.regret_of_base else None
 
 
-def _num_differing(options: Sequence[Option]) -> Floats:
-    """(K, K) how many settings besides the rank differ."""
-    settings = [
+def _settings(options: Sequence[Option]) -> list[tuple[Set[Hashable], ...]]:
+    """The labels of each option's settings besides the rank."""
+    return [
         (
             set(option.plan.alpha_labels or (str(option.plan.alpha),)),
             set(option.plan.rate_labels or (str(option.plan.learning_rate),)),
@@ -183,13 +186,3 @@ def _num_differing(options: Sequence[Option]) -> Floats:
         )
         for option in options
     ]
-    return np.array(
-        [
-            [
-                sum(not (mine & theirs) for mine, theirs in zip(one, other, strict=True))
-                for other in settings
-            ]
-            for one in settings
-        ],
-        dtype=np.float64,
-    )

@@ -8,7 +8,7 @@ computed; draws from it use a fixed seed. The priors are those of docs/METHODS.m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence, Set
 from typing import NamedTuple
 
 import numpy as np
@@ -91,6 +91,9 @@ def posterior(of: Block, correlations: Floats, prior: Prior, unit: float) -> Pos
             ``smooth_correlations``.
         prior: of these truths.
         unit: what a point of the priors is in the block's unit, above 0.
+
+    Raises:
+        ValueError: the correlations are those of no random variables.
     """
     one = np.eye(len(of.mean))
     # (A, L, K, K): the truths' covariance for every amplitude and length
@@ -114,7 +117,10 @@ def posterior(of: Block, correlations: Floats, prior: Prior, unit: float) -> Pos
     distance = of.mean / unit - prior.level_mean
     explained = np.linalg.solve(total, np.broadcast_to(truth, total.shape))
     solved = np.linalg.solve(total, np.broadcast_to(distance[:, None], (*total.shape[:-1], 1)))
-    log_likelihood = -0.5 * (solved[..., 0] @ distance + np.linalg.slogdet(total).logabsdet)
+    sign, log_determinant = np.linalg.slogdet(total)
+    if (sign <= 0.0).any():
+        raise ValueError("the correlations are not positive semidefinite")
+    log_likelihood = -0.5 * (solved[..., 0] @ distance + log_determinant)
     log_weights = (log_prior + log_likelihood).ravel()
     weights = np.exp(log_weights - log_weights.max())
     means = prior.level_mean + np.einsum("...ij,...i->...j", explained, distance)
@@ -129,18 +135,39 @@ def posterior(of: Block, correlations: Floats, prior: Prior, unit: float) -> Pos
     )
 
 
-def smooth_correlations(ranks: Sequence[int], num_differing: Floats) -> Floats:
+def smooth_correlations(ranks: Sequence[int], alike: Floats | float = 1.0) -> Floats:
     """(L, K, K) Matérn-3/2 correlations over log2 of the rank, for each length of the grid.
 
     Args:
         ranks: of the K options.
-        num_differing: (K, K) how many settings besides the rank differ.
+        alike: (K, K) correlations by what differs besides the rank; from ``setting_correlations``.
     """
     doublings = np.log2(np.asarray(ranks, dtype=np.float64))
     distance = np.abs(doublings[:, None] - doublings[None, :])
-    other = SETTING_CORRELATION**num_differing
     scaled = np.sqrt(3.0) * distance / _LENGTH[:, None, None]
-    return other * (1.0 + scaled) * np.exp(-scaled)
+    return alike * (1.0 + scaled) * np.exp(-scaled)
+
+
+def setting_correlations(labels: Sequence[Sequence[Set[Hashable]]]) -> Floats:
+    """(K, K) correlations of K options by their other settings: the product over the settings.
+
+    An option may have several labels of one setting: at rank 8 alpha ``2r`` and alpha ``16`` are
+    one run. It counts as the mean of what each label alone would be. So the matrix is always
+    positive semidefinite, which it is not where one label in common makes two options alike.
+
+    Args:
+        labels: for each option, for each setting, its labels; none is empty.
+    """
+    product = np.ones((len(labels), len(labels)))
+    for setting in zip(*labels, strict=True):
+        names = sorted({name for names in setting for name in names}, key=str)
+        # (K, names): the share of each label in an option
+        shares = np.array([[(name in of) / len(of) for name in names] for of in setting])
+        one_label = np.where(np.eye(len(names)) > 0, 1.0, SETTING_CORRELATION)
+        covariance = shares @ one_label @ shares.T
+        sd = np.sqrt(np.diag(covariance))
+        product *= covariance / np.outer(sd, sd)
+    return product
 
 
 def _log_weights_of_run_sd(of: Block, unit: float) -> Floats:

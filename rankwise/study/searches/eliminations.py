@@ -143,8 +143,7 @@ def _answer(evidence: StudyEvidence, left: list[int], look: Look, terms: Terms) 
     Its estimated loss is at most epsilon. Of several, the one that is right most probably, or a
     smaller one that is nearly; right is the rule's: better than the base, keeps enough, near.
     """
-    count = evidence.num_options
-    correlations = smooth_correlations(look.ranks, np.zeros((count, count)))
+    correlations = smooth_correlations(look.ranks)
     truths = Believed.of(evidence, correlations, terms.point).truths()
     gains = truths.gains[:, left]
     keeps = np.ones(gains.shape, dtype=bool)
