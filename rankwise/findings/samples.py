@@ -167,17 +167,21 @@ def compare_samples(
             items as independent, with a warning where a field speaks against it.
         confidence: of each interval, and 1 - that of a wrong "better" or "worse" among all
             candidates together; above 0.5 and below 1.
-        anytime: keep that promise over any number of comparisons of files to which items are added.
+        anytime: keep that promise over any number of comparisons of files to which items are added
+            at the end.
 
     Raises:
         ConfigError: the confidence is no such number, or ``anytime`` with a metric that is not a
-            share.
+            share or with ``cluster``.
         DataError: a file cannot be read, or is given twice.
         TaskError: a file does not have the metric or the filter, or documents not the field.
         RecordError: the files are not about the same items.
     """
     if not 0.5 < confidence < 1.0:
         problem = f"confidence: {confidence:g} given; use a number above 0.5 and below 1"
+        raise ConfigError("compare-samples", [problem])
+    if anytime and cluster is not None:
+        problem = "anytime: it takes every item by itself, so it cannot go with --cluster; drop one"
         raise ConfigError("compare-samples", [problem])
     paths = (base, *candidates)
     names = file_names(paths)
@@ -192,7 +196,10 @@ def compare_samples(
     if anytime and chosen.unit != "points":
         problem = f"anytime: {chosen.metric} is not between 0 and 1 on every item, as it must be"
         raise ConfigError("compare-samples", [problem])
-    judged = _judged_at_any_time if anytime else _judged
+    judged = _judged(pairs, confidence)
+    if anytime:
+        judged = _judged_at_any_time(pairs, confidence, base_scores.doc_ids)
+        notes = (*notes, *_order_notes(base, base_scores.doc_ids))
     in_accuracy: list[PairedTest | None] = [None] * len(pairs)
     if chosen.metric == P_RIGHT:
         own = _pairs(names, files, chosen._replace(metric=ACCURACY), clusters)
@@ -208,7 +215,7 @@ def compare_samples(
         candidates=tuple(
             _verdict(names[0], name, file, chosen.unit, of_file, own)
             for name, file, of_file, own in zip(
-                names[1:], candidates, judged(pairs, confidence), in_accuracy, strict=True
+                names[1:], candidates, judged, in_accuracy, strict=True
             )
         ),
     )
@@ -260,15 +267,33 @@ def _judged(pairs: Sequence[Pair], confidence: float) -> list[_Judged]:
     ]
 
 
-def _judged_at_any_time(pairs: Sequence[Pair], confidence: float) -> list[_Judged]:
-    """The same with intervals that hold at any number of items, divided by the number of files."""
+def _judged_at_any_time(
+    pairs: Sequence[Pair], confidence: float, doc_ids: Sequence[int]
+) -> list[_Judged]:
+    """The same with intervals that hold at any number of items, divided by the number of files.
+
+    ``doc_ids`` are in the order in which the items came; a pair's are sorted.
+    """
     level = 1.0 - (1.0 - confidence) / len(pairs)
+    arrival = np.searchsorted(np.sort(doc_ids), doc_ids)
     judged: list[_Judged] = []
     for pair in pairs:
-        lower, upper = anytime_interval(pair.gain, POINTS, level)
-        test = paired_test(pair, level)._replace(lower=lower, upper=upper)
+        lower, upper = anytime_interval(pair.gain[arrival], POINTS, level)
+        test = paired_test(pair, level)
+        # early items count more than late ones: in an order that is not random the mean may lie
+        # outside, and then nothing is shown
+        mean = test.estimate.value
+        test = test._replace(lower=min(lower, mean), upper=max(upper, mean))
         judged.append(_Judged(test, None, None, level, len(pairs)))
     return judged
+
+
+def _order_notes(base: Path, doc_ids: Sequence[int]) -> Iterator[str]:
+    if list(doc_ids) == sorted(doc_ids):
+        yield (
+            f"the items of {base} are in the order of the data set. --anytime holds where that "
+            "order is random: shuffle a data set that is sorted, by subject or by length"
+        )
 
 
 def _cluster_notes(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,70 +19,7 @@ from rankwise.errors import ConfigError, DataError, RankwiseError, RecordError, 
 from rankwise.findings.samples import SampleVerdicts, compare_samples
 from rankwise.findings.stats.estimates import crossed_difference, zero_p_value
 from rankwise.records.lm_eval_samples import file_names, read_sample_file
-
-Outcome = tuple[int, int, int, int]
-
-
-def hashed(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def line(doc_id: int, **values: Any) -> dict[str, Any]:
-    """A line as lm-eval 0.4.13 writes it; a keyword of None takes a field away."""
-    doc = {"question": f"question {doc_id}", "answer": str(doc_id % 3)}
-    filter_name = values.pop("filter", "none")
-    fields = {
-        "doc_id": doc_id,
-        "doc": doc,
-        "target": doc["answer"],
-        "arguments": {"gen_args_0": {"arg_0": doc["question"], "arg_1": {"until": ["\n"]}}},
-        "resps": [["1"]],
-        "filtered_resps": ["1"],
-        "filter": filter_name,
-        "metrics": [name for name in values if name not in ("num_loss_tokens", "loss_nats")],
-        "doc_hash": hashed(json.dumps(doc, indent=2)),
-        "prompt_hash": hashed(doc["question"]),
-        "target_hash": hashed(doc["answer"]),
-    }
-    return fields | values
-
-
-def write(path: Path, lines: Sequence[Any]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{json.dumps(each)}\n" for each in lines), encoding="utf-8")
-    return path
-
-
-def scored(path: Path, values: Sequence[Any], metric: str = "acc") -> Path:
-    return write(path, [line(index, **{metric: value}) for index, value in enumerate(values)])
-
-
-def without(lines: Sequence[dict[str, Any]], *fields: str) -> list[dict[str, Any]]:
-    return [{key: value for key, value in each.items() if key not in fields} for each in lines]
-
-
-def outcomes(learned: int, forgotten: int, right: int, wrong: int) -> tuple[list[int], list[int]]:
-    """Base and candidate, item by item."""
-    base = [0] * learned + [1] * forgotten + [1] * right + [0] * wrong
-    return base, [1] * learned + [0] * forgotten + [1] * right + [0] * wrong
-
-
-def planted(folder: Path, *each: Outcome) -> SampleVerdicts:
-    """One base and some candidates; all outcomes give the base the same items."""
-    files: list[Path] = []
-    first: list[int] = []
-    for number, outcome in enumerate(each):
-        base, candidate = outcomes(*outcome)
-        # the base is right on the first items, whatever the candidate does
-        order = sorted(range(len(base)), key=lambda i: -base[i])
-        content = [base[i] for i in order]
-        files.append(scored(folder / f"model{number}.jsonl", [candidate[i] for i in order]))
-        if number == 0:
-            scored(folder / "base.jsonl", content)
-            first = content
-        assert content == first
-    return compare_samples(folder / "base.jsonl", files)
-
+from tests.planted.samples import hashed, line, outcomes, planted, scored, without, write
 
 # numbers
 
@@ -169,24 +105,6 @@ def test_a_verdict_and_its_interval_never_contradict_each_other(tmp_path: Path, 
         assert row.verdict == sign
         assert row.holm_p_value is not None
         assert (row.holm_p_value <= 0.05) == (sign != "cannot_tell")
-
-
-def test_verdicts_at_any_time(tmp_path: Path) -> None:
-    planted(tmp_path, (60, 10, 400, 30), (30, 18, 392, 60))
-    files = [tmp_path / name for name in ("base.jsonl", "model0.jsonl", "model1.jsonl")]
-    once, ever = (
-        compare_samples(files[0], files[1:]),
-        compare_samples(files[0], files[1:], anytime=True),
-    )
-    assert (once.anytime, ever.anytime) == (False, True)
-    assert [row.verdict for row in ever.candidates] == ["better", "cannot_tell"]
-    for now, always in zip(once.candidates, ever.candidates, strict=True):
-        assert always.upper - always.lower > 1.2 * (now.upper - now.lower)
-        assert always.p_value is None
-    scored(tmp_path / "b.jsonl", [20.0, 3.0], "bleu")
-    scored(tmp_path / "c.jsonl", [21.0, 4.0], "bleu")
-    with pytest.raises(ConfigError, match="bleu is not between 0 and 1"):
-        compare_samples(tmp_path / "b.jsonl", [tmp_path / "c.jsonl"], anytime=True)
 
 
 def test_the_same_outcomes_are_undecided_for_ever(tmp_path: Path) -> None:
