@@ -15,7 +15,7 @@ from typing import NamedTuple
 from benchmarks.collection import BRACKETED, FACTORS, RANKS, RULE
 from benchmarks.collection_pages import NAMES
 from rankwise.findings.model_card import markdown_table
-from rankwise.prediction.collected import Change, CollectedRun, CollectedStudy
+from rankwise.prediction.collected import Change, CollectedRun, CollectedStudy, data_set_of
 from rankwise.prediction.collection import SHIPPED, read_collection
 from rankwise.prediction.judge import mean_over_tasks
 from rankwise.records import quantities
@@ -102,7 +102,7 @@ def _losses(study: CollectedStudy) -> list[str]:
 
 
 def _over_tasks(studies: Sequence[CollectedStudy], name: str) -> str:
-    """What rank and rate do to a change, a mean over tasks with its interval."""
+    """What rank and rate do to a change, a mean over data sets with its interval."""
     of_tasks = defaultdict[str, list[Means]](list)
     for study in studies:
         of_tasks[study.data_set].append(Means.of(study, _change(name)))
@@ -114,17 +114,21 @@ def _over_tasks(studies: Sequence[CollectedStudy], name: str) -> str:
     rank, rate = shown(lambda of: of.large - of.small), shown(lambda of: of.fast - of.slow)
     full = shown(lambda of: of.full - of.large)
     return (
-        f"Over the {len(of_tasks)} tasks, {name}: rank {_LARGE} less rank {_SMALL} {rank}; rank "
-        f"{BRACKETED} at four times the rate {rate}; full fine-tuning less rank {_LARGE} {full}."
+        f"Over the {len(of_tasks)} data sets, {name}: rank {_LARGE} less rank {_SMALL} {rank}; "
+        f"rank {BRACKETED} at four times the rate {rate}; "
+        f"full fine-tuning less rank {_LARGE} {full}."
     )
 
 
 def tables() -> Iterator[str]:
     """The lines of both, a study in each row."""
     studies = sorted(
-        read_collection(SHIPPED), key=lambda study: (study.training.num_rows, study.data_set)
+        read_collection(SHIPPED),
+        key=lambda study: (study.training.num_rows, data_set_of(study.task)),
     )
-    names = [f"{NAMES[study.data_set]}, {study.training.num_rows} rows" for study in studies]
+    names = [
+        f"{NAMES[data_set_of(study.task)]}, {study.training.num_rows} rows" for study in studies
+    ]
     ends, bracket = f"rank {_SMALL}, {_LARGE}", f"rank {BRACKETED} at half, twice its rate"
     heads = ["study", "base", f"gain of {ends}", "rank", f"gain of {bracket}", "rate", "full"]
     yield from markdown_table(heads, [[n, *_gains(s)] for n, s in zip(names, studies, strict=True)])

@@ -163,8 +163,8 @@ def advice_lines(advice: Advice) -> Iterator[str]:
     if advice.regret is None:
         return
     yield (
-        f"learned from {advice.num_studies} studies of {advice.num_tasks} tasks; points below the "
-        "best rank on tasks that were left out:"
+        f"learned from {advice.num_studies} studies of {advice.num_tasks} tasks; regret on tasks "
+        "that were left out, in points below the best rank (all are too low alike: compare them):"
     )
     for each in (advice.regret, *advice.constants):
         yield f"  {each.predictor}: {quantities.with_interval(each, 'points', signed=False)}"

@@ -27,7 +27,7 @@ from rankwise.records.base import Record
 from rankwise.records.study import Interval
 
 NEW_TASK_CONFIDENCE = 0.8
-"""Of the bound of one more task; with eight tasks no bound holds at 90 %."""
+"""Of the bound of one more task; with seven tasks no bound holds at 90 %."""
 MARGIN = 0.5
 """A feature may lie beyond the collection's ends by this share of its range."""
 DOUBLING = 1.0
@@ -59,7 +59,12 @@ class Planned(NamedTuple):
 
 
 class Regret(Interval):
-    """Points below the best of the study's ranks, a mean over tasks left out, with 95 % bounds."""
+    """Points below the best of the study's ranks, a mean over tasks left out, with 95 % bounds.
+
+    The best rank is chosen on other seeds and items than it is measured on, and that choice may
+    miss it. So a regret is too low, and may be below 0; as all are by the same amount, their
+    differences are not.
+    """
 
     predictor: str
 
@@ -76,8 +81,9 @@ class Advice(Record):
 
     ``chosen`` is the rank of the ridge, also where its record is not good enough; ``by_rank`` is
     empty then. ``regret`` is that of the ridge and ``constants`` those of each constant.
-    ``new_task_regret`` is about what one more task stays below at ``NEW_TASK_CONFIDENCE``; None
-    where there are too few tasks. All are None or empty where the collection does not apply.
+    ``new_task_regret`` is about what one more task stays below at ``NEW_TASK_CONFIDENCE``, at
+    least 0; None where there are too few tasks. All are None or empty where the collection does not
+    apply.
     ``dropped`` are features of the ridge that this study has and a study of the collection lacks,
     or has of a probe of another rank.
     """
@@ -103,6 +109,8 @@ class _Grounds(NamedTuple):
 
     question: Question
     curves: tuple[RankCurve, ...]
+    alphas: tuple[float, ...]
+    """Of the smallest rank, of each curve."""
     dropped: tuple[str, ...]
 
     @property
@@ -151,13 +159,14 @@ def advise(
     assert ridge is not None  # it needs no feature
     choice = choose(RIDGE.fit(grounds.curves, "gain"), grounds.question)
     is_better = ridge.beats_the_constants
+    most = bound_of_new_task(list(ridge.by_task.values()), NEW_TASK_CONFIDENCE)
     return Advice(
         rank=choice.rank if is_better else None,
         reasons=() if is_better else (_not_better(judgement, ridge, grounds),),
         chosen=choice.rank,
         regret=_regret(ridge),
         constants=tuple(_regret(each) for each in judgement.judged if each.kind == "constant"),
-        new_task_regret=bound_of_new_task(list(ridge.by_task.values()), NEW_TASK_CONFIDENCE),
+        new_task_regret=None if most is None else max(most, 0.0),
         by_rank=tuple(_expected(grounds.question, choice)) if is_better else (),
         **known,
     )
@@ -167,8 +176,8 @@ def _grounds(
     studies: Sequence[CollectedStudy], study: Planned, features: Mapping[str, float]
 ) -> _Grounds:
     question = Question(features, study.ranks, study.rates)
-    curves = [
-        _of_this_probe(asked, question)
+    found = [
+        (_of_this_probe(asked, question), each.alphas_of(question.ranks)[0])
         for each in studies
         if each.base_model.fingerprint == study.base_fingerprint
         and set(each.training.target_modules) == set(study.target_modules)
@@ -177,10 +186,11 @@ def _grounds(
         and _are_alike(asked.question.rates, study.rates)
         and _are_alike(each.alphas_of(question.ranks), study.alphas)
     ]
-    names = set(features).intersection(*(curve.question.features for curve in curves))
+    names = set(features).intersection(*(curve.question.features for curve, _ in found))
     return _Grounds(
         question.with_features(names),
-        tuple(curve.with_features(names) for curve in curves),
+        tuple(curve.with_features(names) for curve, _ in found),
+        tuple(alpha for _, alpha in found),
         tuple(name for name in RIDGE_FEATURES if name in features and name not in names),
     )
 
@@ -218,6 +228,8 @@ def _outside(study: Planned, grounds: _Grounds) -> Iterator[str]:
         rates = [curve.question.rates[0] for curve in curves]
         what = f"the learning rate of rank {question.ranks[0]}"
         yield from _beyond(what, question.rates[0], rates, has_logarithm=True)
+        what = f"the alpha of rank {question.ranks[0]}"
+        yield from _beyond(what, study.alphas[0], grounds.alphas, has_logarithm=True)
         for name, has_logarithm in RIDGE_FEATURES.items():
             if name in question.features:
                 known = [curve.question.features[name] for curve in curves]
@@ -232,6 +244,8 @@ def _beyond(
     ends = np.array([value, min(known), max(known)])
     if has_logarithm and ends.min() <= 0.0:
         return  # the ridge does not read it either
+    if not has_logarithm and min(known) == max(known):
+        return  # nor one that has never varied
     here, low, high = np.log2(ends) if has_logarithm else ends
     reach = max(MARGIN * (high - low), DOUBLING if has_logarithm else 0.0)
     if not low - reach <= here <= high + reach:
@@ -246,9 +260,9 @@ def _not_better(judgement: Judgement, ridge: Judged, grounds: _Grounds) -> str:
     constant = next(each for each in CONSTANTS if each.name == best.name)
     rank = choose(constant.fit(grounds.curves, "gain"), grounds.question).rank
     return (
-        "nothing is shown to choose better than a constant: on tasks that were left out the ridge "
-        f"came out {_points(ridge)} below the best rank, and {best.name!r}, which is rank {rank} "
-        f"here, {_points(best)}"
+        "nothing is shown to choose better than a constant: on tasks that were left out the regret "
+        f"of the ridge is {_points(ridge)}, and that of {best.name!r}, which is rank {rank} here, "
+        f"{_points(best)}"
     )
 
 

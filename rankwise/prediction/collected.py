@@ -13,6 +13,11 @@ from rankwise.records.base import Record, VersionedRecord
 from rankwise.records.file_names import task_file_name
 from rankwise.records.study import Method, Relation, Unit
 
+# A quarter of LegalBench's mix of tasks are the rows of Overruling, texts for texts.
+_HAS_ITS_ROWS = {"overruling": "legal"}
+
+_SCORES_OF_BASE = frozenset({"base_accuracy", "base_p_right", "chance"})
+
 PER_UNIT = 1000
 """Values of items are kept in thousandths, of a share or of a nat."""
 
@@ -138,8 +143,9 @@ class CollectedStudy(VersionedRecord):
 
     @property
     def data_set(self) -> str:
-        """What the task is made of; see ``data_set_of``."""
-        return data_set_of(self.task)
+        """What is left out together: the data set, or one that has rows of it."""
+        name = data_set_of(self.task)
+        return _HAS_ITS_ROWS.get(name, name)
 
     def with_features(self, features: Mapping[str, float]) -> CollectedStudy:
         """The same with features that were measured, in the place of recorded ones of that name."""
@@ -147,7 +153,16 @@ class CollectedStudy(VersionedRecord):
 
     def extends(self, earlier: CollectedStudy) -> bool:
         """Whether it is the same study: it has every run of the earlier record, and maybe more."""
-        return self.source == earlier.source and earlier._settings <= self._settings
+        return (
+            self.source == earlier.source
+            and self.training == earlier.training
+            and self._in_domain == earlier._in_domain
+            and earlier._settings <= self._settings
+        )
+
+    @property
+    def _in_domain(self) -> set[str]:
+        return {items.task for items in self.items_of("in_domain")}
 
     @property
     def _settings(self) -> set[tuple[object, ...]]:
@@ -156,11 +171,15 @@ class CollectedStudy(VersionedRecord):
     def after(self, earlier: CollectedStudy) -> CollectedStudy:
         """The same with what was measured for an earlier record of the study, and not for this.
 
-        A probe of another rank or rate is not this study's.
+        A probe of another rank or rate is not this study's. Of two scores of the base, the one that
+        was measured before training counts, as the near ties beside it tell.
         """
         is_probe = self._largest == earlier._largest
         kept = {n: x for n, x in earlier.features.items() if is_probe or not is_of_probe(n)}
-        return self.with_features({**kept, **self.features})
+        own = self.features
+        if "near_tie_share" in kept and "near_tie_share" not in own:
+            own = {n: x for n, x in own.items() if n not in _SCORES_OF_BASE}
+        return self.model_copy(update={"features": {**self.features, **kept, **own}})
 
     @property
     def _largest(self) -> tuple[int, float | None, float | None]:

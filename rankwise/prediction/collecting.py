@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
@@ -205,8 +207,9 @@ def _change(source: OptionGains, run: ModelResults, tasks: Sequence[str]) -> Cha
 
 
 def _eighths(losses: Sequence[float]) -> tuple[float, ...]:
-    """Means over equal parts of a training, in its order."""
-    parts = np.array_split(np.array(losses), min(NUM_LOSSES, len(losses)) or 1)
+    """Means over equal parts of a training, in its order, as far as it has finite losses."""
+    finite = list(itertools.takewhile(math.isfinite, losses))
+    parts = np.array_split(np.array(finite), min(NUM_LOSSES, len(finite)) or 1)
     return tuple(round(float(part.mean()), 4) for part in parts if part.size)
 
 

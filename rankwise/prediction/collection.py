@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import platformdirs
 
-from rankwise.errors import RecordError
+from rankwise.errors import NewerRecordError, RecordError
 from rankwise.prediction.collected import CollectedStudy
 from rankwise.records.files import read_record, write_record
 
@@ -27,17 +26,18 @@ def add_study(folder: Path, study: CollectedStudy) -> Path:
     What was measured for that record is kept.
 
     Raises:
-        RecordError: a file of its name is there and is no such record, or has runs of other
-            settings, so that it is another study.
+        RecordError: a file of its name is there and is no such record, or is of another study: its
+            runs, its training or its tasks in-domain are others.
         StorageError: it cannot be written there.
     """
     path = folder / study.file_name
     if path.exists():
-        earlier = read_record(path, CollectedStudy)
+        earlier = _read(path)
         if not study.extends(earlier):
             raise RecordError(
-                f"{path} is a study of the same name with other runs, and would be lost. Give one "
-                "of the two another `name` in its study file, or name another folder by --to."
+                f"{path} is a study of the same name with other runs, training or tasks, and would "
+                "be lost. Give one of the two another `name` in its study file, or name another "
+                "folder by --to."
             )
         study = study.after(earlier)
     write_record(path, study)
@@ -53,7 +53,7 @@ def read_collection(*folders: Path) -> tuple[CollectedStudy, ...]:
         RecordError: a file is no such record.
     """
     found = list[CollectedStudy]()
-    for study in (study for folder in folders for study in _read(folder)):
+    for study in (_read(path) for folder in folders for path in sorted(folder.glob("*.json"))):
         for place, earlier in enumerate(found):
             if study.extends(earlier):
                 found[place] = study.after(earlier)
@@ -66,6 +66,13 @@ def read_collection(*folders: Path) -> tuple[CollectedStudy, ...]:
     return tuple(found)
 
 
-def _read(folder: Path) -> Iterator[CollectedStudy]:
-    for path in sorted(folder.glob("*.json")):
-        yield read_record(path, CollectedStudy)
+def _read(path: Path) -> CollectedStudy:
+    try:
+        return read_record(path, CollectedStudy)
+    except NewerRecordError:
+        raise
+    except RecordError as error:
+        reason = str(error).partition(". Run the study")[0]
+        raise RecordError(
+            f"{reason}. Remove it from the collection, and collect the study again."
+        ) from error

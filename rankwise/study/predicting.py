@@ -75,7 +75,9 @@ def plan_untrained(config: StudyConfig, observer: Observer | None = None) -> Unt
         raise ConfigError(config.name, [problem])
     note = (lambda _: None) if observer is None else observer.noted
     gauged = config.analysis.model_copy(update={"gauges": True})  # for their right answers
-    plan = plan_study(config.model_copy(update={"analysis": gauged}), note)
+    # a ladder's plan has its first rank alone, and the question is of all
+    whole = config.search.model_copy(update={"policy": None})
+    plan = plan_study(config.model_copy(update={"analysis": gauged, "search": whole}), note)
     return UntrainedPlan(plan, _of_lora(plan), note)
 
 

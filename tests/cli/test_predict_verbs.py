@@ -195,3 +195,9 @@ def test_the_alphas_of_rslora_are_those_of_its_factor(study_file: Path) -> None:
     planned = plan_untrained(rw.load_config(study_file, overrides)).planned
     assert planned.alphas == pytest.approx((32.0, 64.0))
     assert planned.rates == (2e-3, 2e-3)
+
+
+def test_a_ladder_is_asked_about_with_all_its_ranks(study_file: Path) -> None:
+    """Its plan has the first one alone."""
+    overrides = ["search.policy=ladder", "search.first_rank=2"]
+    assert plan_untrained(rw.load_config(study_file, overrides)).planned.ranks == (2, 4)

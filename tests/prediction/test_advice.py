@@ -177,3 +177,22 @@ def test_only_features_of_the_question_are_used(lawful: list[CollectedStudy]) ->
     ]
     assert advise(blind, _planned(), FEATURES).rank is None
     assert advise([*blind[:1], *lawful[1:]], _planned(), FEATURES).dropped == ("base_accuracy",)
+
+
+@pytest.mark.parametrize(("factor", "is_outside"), [(0.6, False), (1.9, False), (8.0, True)])
+def test_one_factor_of_all_alphas_may_be_two(
+    lawful: list[CollectedStudy], factor: float, is_outside: bool
+) -> None:
+    """The update grows with alpha as it does with the rate."""
+    alphas = tuple(factor * 2.0 * rank for rank in RANKS)
+    advice = advise(lawful, _planned(alphas=alphas), FEATURES)
+    found = [reason.startswith("the alpha of rank 2 is") for reason in advice.reasons]
+    assert found == [True] * is_outside
+
+
+def test_a_feature_that_never_varied_excludes_nothing(lawful: list[CollectedStudy]) -> None:
+    """The ridge leaves it out."""
+    alike = [study.with_features({"near_tie_share": 0.2}) for study in lawful]
+    for share in (0.2, 0.21):
+        advice = advise(alike, _planned(), {**FEATURES, "near_tie_share": share})
+        assert (advice.rank, advice.reasons) == (8, ())

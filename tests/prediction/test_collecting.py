@@ -97,6 +97,7 @@ def test_losses_and_weights_of_a_run(folder: StudyFolder) -> None:
     )
     for step in range(16):
         folder.append_metrics(run.name, {"step": step, "loss_nats": float(step)})
+    folder.append_metrics(run.name, {"step": 16, "loss_nats": float("nan")})  # no record has one
     (study,) = collected_studies(folder)
     first, second = study.runs[:2]
     assert first.losses_nats == (0.5, 2.5, 4.5, 6.5, 8.5, 10.5, 12.5, 14.5)
@@ -264,6 +265,45 @@ def test_another_study_of_the_same_name_is_not_lost(study: CollectedStudy, tmp_p
     assert read_collection(own, other) == (study, faster)
 
 
+@pytest.mark.parametrize("change", [{"num_steps": 5}, {"rows_per_step": 64}, {"num_tokens": 9}])
+def test_another_training_of_the_same_name_is_not_lost(
+    study: CollectedStudy, tmp_path: Path, change: dict[str, int]
+) -> None:
+    add_study(tmp_path, study)
+    training = study.training.model_copy(update=change)
+    with pytest.raises(RecordError, match="other runs, training or tasks"):
+        add_study(tmp_path, study.model_copy(update={"training": training}))
+    assert read_collection(tmp_path) == (study,)
+
+
+def test_other_tasks_in_domain_are_another_study(study: CollectedStudy) -> None:
+    items = tuple(
+        each.model_copy(update={"task": "other"}) if each.relation == "in_domain" else each
+        for each in study.items
+    )
+    assert study.extends(study)
+    assert not study.model_copy(update={"items": items}).extends(study)
+
+
+def test_a_damaged_record_says_what_helps(study: CollectedStudy, tmp_path: Path) -> None:
+    path = add_study(tmp_path, study)
+    path.write_bytes(path.read_bytes().replace(b"kinship", b"kinshap", 1))
+    for what in (lambda: read_collection(tmp_path), lambda: add_study(tmp_path, study)):
+        with pytest.raises(RecordError) as error:
+            what()
+        assert path.name in str(error.value)
+        assert "Remove it from the collection, and collect the study again." in str(error.value)
+        assert "Run the study" not in str(error.value)
+
+
+def test_a_score_that_was_measured_before_training_is_kept(study: CollectedStudy) -> None:
+    """As the near ties beside it tell; of a record that has them too, the newer counts."""
+    measured = study.with_features({"base_accuracy": 0.123, "near_tie_share": 0.25})
+    assert study.after(measured).features["base_accuracy"] == 0.123
+    again = study.with_features({"base_accuracy": 0.456, "near_tie_share": 0.5})
+    assert again.after(measured).features["base_accuracy"] == 0.456
+
+
 def test_what_a_probe_of_another_rate_showed_is_not_kept(study: CollectedStudy) -> None:
     measured = study.with_features({"probe_loss_drop": 9.0, "near_tie_share": 0.25})
     assert study.after(measured).features["probe_loss_drop"] == 9.0
@@ -294,6 +334,12 @@ def test_tasks_of_one_data_set_are_left_out_together(study: CollectedStudy, task
     curve = curve_of(study.model_copy(update={"task": task}))
     assert curve is not None
     assert curve.task == "sciq"
+
+
+def test_tasks_that_share_rows_are_left_out_together(study: CollectedStudy) -> None:
+    """A quarter of LegalBench's mix are rows of Overruling."""
+    tasks = ("local_legal_cloze", "local_overruling")
+    assert {study.model_copy(update={"task": task}).data_set for task in tasks} == {"legal"}
 
 
 def test_items_are_right_or_wrong_in_all_models_or_in_none(tmp_path: Path) -> None:
