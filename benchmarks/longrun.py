@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import psutil
+from scipy import stats
 
 from rankwise.records.fingerprints import spectra_fingerprint
 from rankwise.records.folder import StudyFolder
@@ -230,9 +230,9 @@ def health(root: Path, num_studies: int) -> dict[str, list[float]]:
 
 
 def slope(values: Sequence[float]) -> float:
-    """Per value, by least squares over the last three quarters."""
+    """Per value, the median of all pairs of the last three quarters: one odd value moves little."""
     last = values[len(values) // 4 :]
-    return float(np.polyfit(range(len(last)), last, 1)[0])
+    return float(stats.theilslopes(last).slope)
 
 
 def main() -> None:

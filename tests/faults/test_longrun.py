@@ -90,6 +90,7 @@ def test_a_record_that_changes_is_read_again(long_study: StudyFolder) -> None:
 def test_a_leak_shows_in_the_slope_and_a_single_jump_does_not() -> None:
     assert slope([9.0, 9.0, 10.0, 10.0, 11.0, 11.0]) > LEAK  # one in two studies
     assert all(slope([9.0] * n + [10.0] * (6 - n)) < LEAK for n in range(7))
+    assert slope([45.0, 46.0, 46.0, 46.0, 45.0, 52.0]) < LEAK  # what a busy machine once had
 
 
 def test_many_studies_in_one_process_leave_no_memory_files_or_threads(tmp_path: Path) -> None:

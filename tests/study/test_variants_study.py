@@ -26,7 +26,7 @@ from rankwise.study.planning.passes import size_of
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
 from tests.support.file_events import FileEvent, file_events
-from tests.support.killed_studies import run_until, started
+from tests.support.killed_studies import run_until_path, started
 from tests.support.observers import Recorder, Silent
 from tests.support.small_studies import write_study
 from tests.support.studies import run
@@ -183,10 +183,10 @@ def test_killed_while_a_variant_trains_it_resumes(
     whole, events = tmp_path / "whole", list[FileEvent]()
     with file_events(whole, before=events.append):
         run_study(plan_study(load_config(file)), StudyFolder(whole), Silent())
-    states = [each for each in events if f"-{name}-" in each.path and "training.pt" in each.path]
-    number = states[len(states) // 2].number  # before the second of two states is written
-    root = tmp_path / "killed"
-    process = started(run_until, file, root, number, "before")
+    parts = (f"-{name}-", "training.pt")
+    count = sum(all(part in each.path for part in parts) for each in events) // 2
+    root = tmp_path / "killed"  # before the second of two states is written
+    process = started(run_until_path, file, root, parts, count)
     process.join()
     assert process.exitcode != 0
     assert any(f"-{name}-" in path.parent.name for path in root.rglob("training.pt"))

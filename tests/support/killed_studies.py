@@ -86,6 +86,22 @@ def run_until(study_file: Path, root: Path, number: int, moment: Moment) -> None
     _run_with(study_file, root, moment, kill)
 
 
+def run_until_path(study_file: Path, root: Path, parts: tuple[str, ...], count: int) -> None:
+    """Run a study, and kill the process before the event number ``count`` (from 0) of such paths.
+
+    Unlike the number of an event of all, it does not depend on what is written by the clock.
+    """
+    seen: list[FileEvent] = []
+
+    def kill(event: FileEvent) -> None:
+        if all(part in event.path for part in parts):
+            if len(seen) == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+            seen.append(event)
+
+    _run_with(study_file, root, "before", kill)
+
+
 def run_and_wait(study_file: Path, root: Path, number: int, waiting: Path) -> None:
     """Run a study up to a file event, say in a file that it waits there, and wait."""
 
