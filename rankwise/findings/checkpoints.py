@@ -19,7 +19,7 @@ from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import ModelResults
-from rankwise.records.study import Relation
+from rankwise.records.study import Relation, Unit
 
 
 class CheckpointPoint(Record):
@@ -80,7 +80,6 @@ def checkpoints(source: OptionGains, recommendation: Recommendation) -> TrainTas
     """
     if not source.results.checkpoints:
         return None
-    epsilon = recommendation.epsilon_points or 0.0
     point = point_in(recommendation.unit, recommendation.delta)
     points: list[CheckpointPoint] = []
     choices: list[CheckpointChoice] = []
@@ -88,7 +87,7 @@ def checkpoints(source: OptionGains, recommendation: Recommendation) -> TrainTas
         of_option = _points(source, option)
         if len(of_option) < 2:
             continue
-        worths = [_worth(source, each.models, epsilon, point) for each in of_option]
+        worths = [_worth(source, each.models, recommendation, point) for each in of_option]
         num_steps = of_option[-1].step
         points += [
             CheckpointPoint(
@@ -102,7 +101,9 @@ def checkpoints(source: OptionGains, recommendation: Recommendation) -> TrainTas
             )
             for point, worth in zip(of_option, worths, strict=True)
         ]
-        choices.append(_choice(source, option, of_option, of_option[int(np.argmax(worths))]))
+        # of points that are worth the same the last: a tie is no reason to stop before the end
+        best = max(range(len(worths)), key=lambda place: (worths[place], place))
+        choices.append(_choice(source, option, of_option, of_option[best]))
     return TrainTaskCheckpoints(
         train_task=source.results.train_task,
         confidence=source.confidence,
@@ -128,20 +129,23 @@ def _points(source: OptionGains, option: Option) -> list[_Point]:
     return [*complete, _Point(run_record(option.runs[0]).num_steps, option.runs)]
 
 
-def _worth(source: OptionGains, models: Runs, epsilon: float, point: float) -> float:
-    """On validation items."""
-    gain = _validation_mean(source, models, "in_domain")
-    loss = -_validation_mean(source, models, "retention")
-    return float(worth(gain, loss, epsilon, point))
+def _worth(
+    source: OptionGains, models: Runs, recommendation: Recommendation, point: float
+) -> float:
+    """On the validation items of the tasks that decide."""
+    gain = _validation_mean(source, models, "in_domain", recommendation.unit)
+    loss = -_validation_mean(source, models, "retention", "points")
+    return float(worth(gain, loss, recommendation.epsilon_points or 0.0, point))
 
 
-def _validation_mean(source: OptionGains, models: Runs, relation: Relation) -> float:
+def _validation_mean(source: OptionGains, models: Runs, relation: Relation, unit: Unit) -> float:
     """Adapted - base over the validation items of a relation, each task counting the same."""
     names = source.results.validation_items.get(relation, {})
     base = source.results.base
     means = [
-        float(pair_items(base, model, name).gain.mean())
-        for name in names.values()
+        float(pair_items(base, model, names[task]).gain.mean())
+        for task in source.tasks(relation, unit)
+        if task in names
         for model in models
     ]
     return float(np.mean(means)) if means else 0.0

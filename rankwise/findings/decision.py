@@ -7,6 +7,7 @@ The first that qualifies is recommended, so options are given smallest first.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -65,8 +66,8 @@ class Standing(NamedTuple):
     """What is shown of one option beside the others, by bounds that all hold at once.
 
     ``worse_than`` are the options that are shown to score more in-domain. ``ruled_out_by`` shows
-    that it is not the answer: one of them that is shown to keep enough, or the option itself,
-    whose retention loss is shown to be above epsilon.
+    that it is not the answer: one of them that is shown to keep enough and to score more by over
+    delta, or the option itself, whose retention loss is shown to be above epsilon.
     """
 
     worse_than: tuple[int, ...]
@@ -140,7 +141,7 @@ def choose(bounds: StudyBounds, delta: float, epsilon: float | None) -> Choice:
     )
 
 
-def standings(bounds: StudyBounds, epsilon: float | None) -> tuple[Standing, ...]:
+def standings(bounds: StudyBounds, delta: float, epsilon: float | None) -> tuple[Standing, ...]:
     """What is shown of each option, from bounds that hold at once."""
     count = len(bounds.gain.estimate)
     rejected, kept = np.zeros(count, dtype=bool), np.ones(count, dtype=bool)
@@ -150,28 +151,32 @@ def standings(bounds: StudyBounds, epsilon: float | None) -> tuple[Standing, ...
     for option in range(count):
         ahead = bounds.lead.lower[:, option]
         by: int | None = option if rejected[option] else None
-        if by is None and (ahead[kept] > 0.0).any():
+        if by is None and (ahead[kept] > delta).any():
             by = int(np.where(kept, ahead, -np.inf).argmax())
         standing.append(Standing(tuple(np.flatnonzero(ahead > 0.0).tolist()), by))
     return tuple(standing)
 
 
-def sufficient_epsilon(bounds: StudyBounds, delta: float) -> tuple[float, int] | None:
-    """The smallest retention loss that, if it were acceptable, would make an option qualify.
+def sufficient_epsilon(
+    bounds: StudyBounds, delta: float, epsilon: float | None
+) -> tuple[float, int] | None:
+    """The smallest larger epsilon, in tenths of a point, at which an option would qualify.
 
     Returns:
         The loss in points and the option's index; None where retention was not measured, or
-        where no loss would do.
+        where no larger loss would do.
     """
-    if bounds.loss is None:
+    if bounds.loss is None or epsilon is None:
         return None
     able: list[tuple[float, int]] = []
     for option, upper in enumerate(bounds.loss.upper):
-        is_rival = bounds.loss.lower <= upper
+        # what is printed can be set: the rule needs a bound below it
+        wanted = (math.floor(10.0 * float(upper)) + 1) / 10.0
+        is_rival = bounds.loss.lower <= wanted
         is_rival[option] = False
         near = (bounds.lead.lower[option, is_rival] > -delta).all()
-        if bounds.gain.lower[option] > 0.0 and near:
-            able.append((float(upper), option))
+        if wanted > epsilon and bounds.gain.lower[option] > 0.0 and near:
+            able.append((wanted, option))
     return min(able, default=None)
 
 

@@ -108,11 +108,12 @@ def _lost(source: OptionGains, run: ModelResults, label: str, task: str) -> Lost
     )
 
 
-def _share(num_back: int, num_lost: int, confidence: float) -> Interval | None:
-    if num_lost == 0:
+def _share(number: int, total: int, confidence: float) -> Interval | None:
+    """A share of items by Wilson's interval; None of no items."""
+    if total == 0:
         return None
-    lower, upper = wilson_interval(num_back, num_lost, confidence)
-    return Interval(estimate=num_back / num_lost, lower=lower, upper=upper)
+    lower, upper = wilson_interval(number, total, confidence)
+    return Interval(estimate=number / total, lower=lower, upper=upper)
 
 
 def _statements(rows: Sequence[LostItems], confidence: float) -> Iterator[str]:
@@ -120,7 +121,8 @@ def _statements(rows: Sequence[LostItems], confidence: float) -> Iterator[str]:
 
     An item that is only unformatted comes back as often as its task's kept ones are right there
     (surely, where none was kept), a forgotten one as often as guessing is. What is nearer to the
-    first is called a loss of format.
+    first is called a loss of format. Where the kept ones are not shown to be right more often than
+    guessing, in the trained format, nothing can be told.
     """
     for label in dict.fromkeys(row.label for row in rows):
         own = [row for row in rows if row.label == label]
@@ -130,11 +132,14 @@ def _statements(rows: Sequence[LostItems], confidence: float) -> Iterator[str]:
             continue
         kept = _mean_of_lost(own, lambda row: 1.0 if row.kept_share is None else row.kept_share)
         guessed = _mean_of_lost(own, lambda row: row.chance or 0.0)  # of generation, nothing is
+        num_kept = sum(row.num_kept for row in own)
+        kept_right = _share(sum(row.num_kept_right for row in own), num_kept, confidence)
+        can_tell = kept_right is None or kept_right.lower > guessed
         answer = {
             1: "most of the loss is one of format",
             0: "whether most of the loss is one of format cannot be told",
             -1: "most of the loss is not one of format",
-        }[share.sign((kept + guessed) / 2)]
+        }[share.sign((kept + guessed) / 2) if can_tell else 0]
         verb = "comes" if num_back == 1 else "come"
         bounds = f"{quantities.share(share.lower)} to {quantities.share(share.upper)}"
         yield (

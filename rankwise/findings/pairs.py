@@ -331,14 +331,15 @@ def _ratio(results: TrainTaskResults, task: str, pair: Pair) -> RetentionRatio |
         return None
     evaluation = results.base.evaluations.get(task)
     base, adapted = (
-        by_cluster([pair.items._replace(values=values / POINTS)])[0].values
+        by_cluster([Items(values / POINTS, 1.0, clusters=pair.clusters)])[0]
         for values in (pair.base, pair.adapted)
     )
     ratio = retention_ratio(
-        base,
-        adapted,
+        base.values,
+        adapted.values,
         None if evaluation is None else evaluation.chance,
         results.study.config.recommendation.confidence,
+        base.item_size,
     )
     return RetentionRatio(
         estimate=ratio.value, lower=ratio.lower, upper=ratio.upper, reason=ratio.reason

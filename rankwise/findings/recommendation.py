@@ -183,7 +183,9 @@ def _judge(
     bounds = bounds_at(evidence, deciding_level(count, look.alpha))
     at_once = bounds_at(evidence, level_of_all(evidence, look.alpha, BOOTSTRAP_SEED))
     choice = choose(bounds, margins.delta, epsilon)
-    enough = None if choice.option is not None else sufficient_epsilon(bounds, margins.delta)
+    enough = (
+        None if choice.option is not None else sufficient_epsilon(bounds, margins.delta, epsilon)
+    )
     betting = Betting(evidence, options, point_in(tasks.unit, margins.delta))
     prospects: tuple[Prospect, ...] = ()
     if choice.outcome in ("cannot_tell", "no_evidence"):
@@ -192,7 +194,7 @@ def _judge(
         prospects = tuple(betting.prospects(_sizes(source.results, tasks), rule))
     return _Judgement(
         choice=choice,
-        verdicts=tuple(_verdicts(source, tasks, options, bounds, at_once, choice, epsilon)),
+        verdicts=tuple(_verdicts(source, tasks, options, bounds, at_once, choice, margins)),
         sufficient=None if enough is None else (enough[0], options[enough[1]]),
         best_bet=betting.best_bet(margins.delta, epsilon),
         prospects=prospects,
@@ -209,6 +211,7 @@ def _look(results: TrainTaskResults, tasks: _Tasks, options: Sequence[Option]) -
         num_items={task: len(items[task].doc_ids) for task in tasks.all},
         seeds=_seeds(results),
         options=tuple(option.label for option in options),
+        runs=tuple(run.name for option in options for run in option.runs),
         outcome="cannot_tell",
     )
 
@@ -290,9 +293,17 @@ def _size(option: Option) -> tuple[int, float, float, float, tuple[str, ...], in
 def _margins(
     results: TrainTaskResults, tasks: _Tasks, num_options: int, earlier: TrainTaskLooks | None
 ) -> Margins:
-    """As configured, else as derived when the study was first judged, else derived now."""
+    """As configured, else as derived when the study was first judged, else derived now.
+
+    A margin that was derived for another metric is not one for this.
+    """
     config = results.study.config.recommendation
     kept = None if earlier is None else earlier.margins
+
+    def is_same_metric(names: Sequence[str]) -> bool:
+        before = {} if earlier is None or not earlier.looks else earlier.looks[-1].metrics
+        metrics = {task: results.base.items[task].metric for task in names}
+        return all(before.get(task, metric) == metric for task, metric in metrics.items())
 
     def derived(names: Sequence[str]) -> float:
         items = [results.base.items[task] for task in names]
@@ -310,13 +321,14 @@ def _margins(
     delta = config.delta_nats if tasks.unit == "nats" else config.delta_points
     derive_delta = delta is None
     if delta is None:
-        is_kept = kept is not None and kept.delta_is_derived
+        is_kept = kept is not None and kept.delta_is_derived and is_same_metric(tasks.in_domain)
         delta = kept.delta if kept is not None and is_kept else derived(tasks.in_domain)
     if not tasks.retention:
         epsilon, derive_epsilon = None, False
     else:
         epsilon, derive_epsilon = config.epsilon_points, config.epsilon_points is None
-        if derive_epsilon and kept is not None and kept.epsilon_is_derived:
+        is_kept = kept is not None and kept.epsilon_is_derived and is_same_metric(tasks.retention)
+        if derive_epsilon and kept is not None and is_kept:
             epsilon = kept.epsilon_points
         if epsilon is None:
             epsilon = derived(tasks.retention)
@@ -345,12 +357,11 @@ def _verdicts(
     bounds: StudyBounds,
     at_once: StudyBounds,
     choice: Choice,
-    epsilon: float | None,
+    margins: Margins,
 ) -> Iterator[RankVerdict]:
-    together = choose(at_once, 1.0, epsilon)
-    for index, (option, standing) in enumerate(
-        zip(options, standings(at_once, epsilon), strict=True)
-    ):
+    together = choose(at_once, margins.delta, margins.epsilon_points)
+    standing_of = standings(at_once, margins.delta, margins.epsilon_points)
+    for index, (option, standing) in enumerate(zip(options, standing_of, strict=True)):
         by = standing.ruled_out_by
         losses = {task: float(-source.gains(option.runs, task).mean()) for task in tasks.retention}
         worst = max(losses, key=lambda task: losses[task]) if losses else None
@@ -359,6 +370,7 @@ def _verdicts(
             label=option.label,
             **{name: getattr(option.plan, name) for name in SETTING},
             runs=tuple(run.name for run in option.runs),
+            imported_as=option.plan.imported_as,
             gain=deciding.gain,
             retention_loss=deciding.retention_loss,
             worst_retention_task=worst,

@@ -76,10 +76,12 @@ def _recommended(numbers: Recommendation) -> str:
     chosen = next(v for v in numbers.verdicts if v.qualifies)
     unit = numbers.unit
     text = f"Use rank {chosen.rank} ({_settings(chosen)})"
-    if numbers.num_seeds == 1:
+    if len(chosen.runs) == 1:
         # one run says nothing of the next one with another seed
-        seed = "".join(f", seed {seed}" for seed in numbers.looks[-1].seeds)
-        text = f"Use this adapter (rank {chosen.rank}{seed}, {_settings(chosen)})"
+        of = "".join(f", seed {seed}" for seed in numbers.looks[-1].seeds)
+        if chosen.imported_as is not None:
+            of = f", imported as {chosen.imported_as}"
+        text = f"Use this adapter (rank {chosen.rank}{of}, {_settings(chosen)})"
     text += (
         f": it gains {amount(chosen.gain.estimate, unit)} over the base (at least "
         f"{score(chosen.gain.lower, unit)})"
@@ -103,9 +105,10 @@ def _best_bet(numbers: Recommendation) -> str:
     if bet is None:
         return ""
     if numbers.outcome == "recommended":
-        if numbers.num_seeds > 1:
+        verdict = next(v for v in numbers.verdicts if v.qualifies)
+        if len(verdict.runs) > 1 or verdict.imported_as is not None:
             return ""
-        chosen = bet.of(next(v.label for v in numbers.verdicts if v.qualifies))
+        chosen = bet.of(verdict.label)
         odds = _odds(chosen.qualifies, amount(numbers.delta, numbers.unit), numbers)
         return f"{quantities.capital(chosen.label)} with another seed ({odds})"
     if bet.choice is None:
@@ -144,7 +147,11 @@ def _ruled_out(numbers: Recommendation) -> str:
             by.setdefault(verdict.ruled_out_by, []).append(verdict.label)
     texts = [
         f"{_named(labels)} {'is' if len(labels) == 1 else 'are'} ruled out by "
-        + (reason if reason == "retention" else f"{reason}, which scores more and keeps enough")
+        + (
+            reason
+            if reason == "retention"
+            else f"{reason}, which scores over δ more and keeps enough"
+        )
         for reason, labels in by.items()
     ]
     left = [verdict for verdict in numbers.verdicts if verdict.ruled_out_by is None]
@@ -162,15 +169,26 @@ def _ruled_out(numbers: Recommendation) -> str:
         )
         texts.append(f"{which} cannot be told apart")
     if len(behind) > MOST_GROUPS:
-        texts.append("Of those left, none that scores more than another is shown to keep enough")
+        texts.append(
+            "Some of those left score less than others, but no lead of over δ is shown by one that "
+            "keeps enough"
+        )
         behind = {}
     for better, labels in behind.items():
         verb = "scores" if len(labels) == 1 else "score"
-        which = "which is" if len(better) == 1 else "which are"
         texts.append(
-            f"{_named(labels)} {verb} less than {_named(better)}, {which} not shown to keep enough"
+            f"{_named(labels)} {verb} less than {_named(better)}, {_why_left(better, numbers)}"
         )
     return ". ".join(map(quantities.capital, texts))
+
+
+def _why_left(better: Sequence[str], numbers: Recommendation) -> str:
+    """Why options that are shown to score more do not rule out the one that scores less."""
+    losses = [v.at_once.retention_loss for v in numbers.verdicts if v.label in better]
+    epsilon = numbers.epsilon_points
+    if any(loss is None or epsilon is None or loss.upper < epsilon for loss in losses):
+        return "but perhaps by less than δ"
+    return f"which {'is' if len(better) == 1 else 'are'} not shown to keep enough"
 
 
 def _named(labels: Sequence[str]) -> str:

@@ -147,7 +147,7 @@ def _statement(
         f"trained at {rate}, and by up to {own_range} where each has its own rate."
     )
     noise = NOISE_STDERRS * statistics.median(point.gain.stderr for point in common)
-    if _range(common) <= noise:
+    if max(_range(common), _range(own)) <= noise:
         return f"{both} Both are within what so few items can tell apart."
     if _range(common) <= _range(own):
         return f"{both} So the effect of rank here is not one of step size."

@@ -151,6 +151,8 @@ class RankVerdict(Record):
     target_modules: tuple[str, ...]
     epochs: int | None
     runs: tuple[str, ...]
+    imported_as: str | None = None
+    """The name under which an adapter was imported; None for one that was trained here."""
     gain: Bound
     """Over the base, in the recommendation's unit."""
     retention_loss: Bound | None
@@ -174,7 +176,10 @@ class RankVerdict(Record):
     worse_than: tuple[str, ...]
     """Labels of the options that are shown to score more in-domain."""
     ruled_out_by: str | None
-    """What shows that it is not the answer: "retention", or a better option that keeps enough."""
+    """What shows that it is not the answer.
+
+    "retention", or an option that keeps enough and is better by over delta.
+    """
 
 
 class Recommendation(Record):
@@ -211,7 +216,7 @@ class Recommendation(Record):
     prospects: tuple[Prospect, ...]
     """What more items or seeds would do; empty where the study is decided."""
     sufficient_epsilon_points: float | None
-    """The smallest acceptable loss at which an option would be recommended.
+    """The smallest larger epsilon, in tenths, at which an option would be recommended.
 
     None where one is recommended, or where no loss would do.
     """

@@ -53,6 +53,13 @@ def test_an_end_that_is_best_is_said_to_be() -> None:
     assert "no checkpoint is worth more than its end" in choice.statement
 
 
+def test_a_tie_is_no_reason_to_stop_early() -> None:
+    early, end = Shares(0.60, 0.90, 0.70, 0.90), Shares(0.80, 0.90, 0.70, 0.90)
+    found = found_in(with_checkpoints({8: [(10, early), (15, early), (20, end)]}))
+    assert len({point.validation_worth for point in found.points}) == 1
+    assert found.choices[0].step == 20
+
+
 def test_every_point_has_its_kl_to_the_base() -> None:
     """By step, from the gauge's record of each model; a mean over tokens."""
     kept = Shares(0.80, 0.90, 0.80, 0.90)
@@ -115,4 +122,4 @@ def test_the_section_has_every_point() -> None:
     assert "rank 8, 25" in section.figures[0].description
     (titled,) = section.tables
     chosen = [row[-1].value for group in titled.table.groups for row in group.rows]
-    assert chosen == ["yes", "", "yes", ""]
+    assert chosen == ["yes", "", "", "yes"]  # of rank 32 both are worth the same: the end

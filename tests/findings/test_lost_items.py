@@ -26,10 +26,11 @@ def items_of(task: str, right: list[bool], order: list[int]) -> TaskItems:
     )
 
 
-def study(num_back: int) -> StudyResults:
+def study(num_back: int, num_kept_right: int = 36) -> StudyResults:
     """The base has items 0 to 99 right; the run loses 0 to 59, and has ``num_back`` of them back.
 
-    In the trained format the run has 36 of the 40 kept items right, and item 150 that it never had.
+    In the trained format the run has ``num_kept_right`` of the 40 kept items right, and item 150
+    that it never had.
     """
     results = planted_study({4: 0.8}, {4: 0.9})
     forwards, backwards = list(range(SIZE)), list(reversed(range(SIZE)))
@@ -37,7 +38,9 @@ def study(num_back: int) -> StudyResults:
     def changed(model: ModelResults) -> ModelResults:
         is_base = model.run is None
         right = [doc < 100 and (is_base or doc >= 60) for doc in range(SIZE)]
-        there = [doc < num_back or 60 <= doc < 96 or doc == 150 for doc in range(SIZE)]
+        there = [
+            doc < num_back or 60 <= doc < 60 + num_kept_right or doc == 150 for doc in range(SIZE)
+        ]
         own = {
             STANDARD: items_of(STANDARD, right, forwards),
             TRAINED: items_of(TRAINED, right if is_base else there, backwards),
@@ -59,8 +62,8 @@ def study(num_back: int) -> StudyResults:
     )
 
 
-def found(num_back: int) -> TrainTaskLostItems:
-    (source,) = option_gains(study(num_back))
+def found(num_back: int, num_kept_right: int = 36) -> TrainTaskLostItems:
+    (source,) = option_gains(study(num_back, num_kept_right))
     part = lost_items(source)
     assert part is not None
     return part
@@ -90,6 +93,15 @@ def test_what_comes_back_is_set_against_kept_items_and_guessing(num_back: int, w
     assert words in statement
     assert "90 %" in statement
     assert "25 %" in statement
+
+
+@pytest.mark.parametrize(("num_back", "num_kept_right"), [(24, 8), (24, 12), (50, 10)])
+def test_a_format_in_which_nothing_is_known_tells_nothing(
+    num_back: int, num_kept_right: int
+) -> None:
+    """Of 40 kept items 8 to 12 are right, and guessing has a quarter: no format is known."""
+    (statement,) = found(num_back, num_kept_right).statements
+    assert "whether most of the loss is one of format cannot be told" in statement
 
 
 def test_each_task_s_kept_items_count_as_its_lost_ones() -> None:

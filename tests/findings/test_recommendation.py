@@ -16,8 +16,8 @@ from rankwise.findings.recommendation import compare, looks_of, recommend, recom
 from rankwise.findings.stats.estimates import mcnemar_exact
 from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.recommendation import Recommendation
-from rankwise.records.results import TrainTaskResults
-from tests.planted.results import planted_runs, planted_study
+from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults
+from tests.planted.results import Key, planted_runs, planted_study
 
 MARGINS = RecommendationConfig(delta_points=5.0, epsilon_points=6.0)
 
@@ -256,6 +256,60 @@ def test_looks_share_what_may_be_wrong() -> None:
     assert total == pytest.approx(0.05, abs=1e-5)
 
 
+def test_runs_with_other_settings_are_another_look() -> None:
+    def trained_at(rate: float) -> StudyResults:
+        study = planted_study(num_in_domain=100)
+
+        def changed(model: ModelResults) -> ModelResults:
+            run = model.run
+            assert run is not None
+            update = {"learning_rate": rate, "name": f"{run.planned.name}-{rate:g}"}
+            planned = run.planned.model_copy(update=update)
+            return model.model_copy(
+                update={"name": planned.name, "run": run.model_copy(update={"planned": planned})}
+            )
+
+        runs = tuple(map(changed, study.runs))
+        plans = tuple(run.run.planned for run in runs if run.run is not None)
+        record = study.study.model_copy(update={"runs": plans})
+        return study.model_copy(update={"runs": runs, "study": record})
+
+    first = looks_of(recommend(trained_at(1e-4)))
+    (part,) = recommend(trained_at(2e-4), first).by_train_task
+    assert [look.number for look in part.looks] == [1, 2]
+    assert part.looks[1].alpha == pytest.approx(0.005)
+    # a record of an older rankwise does not name its runs, and is taken for the same look
+    (of_task,) = first.by_train_task
+    older = of_task.model_copy(
+        update={"looks": (of_task.looks[0].model_copy(update={"runs": ()}),)}
+    )
+    assert len(recommend_for(trained_at(1e-4).of("kinship"), older).looks) == 1
+
+
+def test_a_derived_margin_is_of_its_metric() -> None:
+    """p(right) needs half the margin of accuracy on as many items."""
+    study = planted_study()
+
+    def by_p_right(model: ModelResults) -> ModelResults:
+        items = {
+            task: its
+            if its.unit == "nats"
+            else its.model_copy(update={"metric": "p_right", "accuracy": its})
+            for task, its in model.items.items()
+        }
+        return model.model_copy(update={"items": items})
+
+    other = study.model_copy(
+        update={"base": by_p_right(study.base), "runs": tuple(map(by_p_right, study.runs))}
+    )
+    accuracy, p_right = recommend(study), recommend(other)
+    assert p_right.by_train_task[0].delta < 0.6 * accuracy.by_train_task[0].delta
+    for now, before, fresh in ((study, p_right, accuracy), (other, accuracy, p_right)):
+        again = recommend(now, looks_of(before)).by_train_task[0]
+        assert again.delta == fresh.by_train_task[0].delta
+        assert again.epsilon_points == fresh.by_train_task[0].epsilon_points
+
+
 def test_derived_margins_are_kept_when_a_study_grows() -> None:
     small = recommend(planted_study(num_in_domain=100))
     grown = recommend(planted_study(num_in_domain=1000), looks_of(small))
@@ -435,21 +489,126 @@ def test_equal_ranks_are_mostly_told_in_a_small_study() -> None:
         assert tally.wrong.number == 0
 
 
+PRICED = (
+    {4: 0.6, 16: 0.7, 64: 0.95, "full": 0.95},
+    {4: 0.9, 16: 0.85, 64: 0.82, "full": 0.9},
+    {4: 0.5, 16: 0.5, 64: 0.5, "full": 0.5},
+    {4: 2.5, 16: 2.5, 64: 2.5, "full": 2.5},
+)
+
+
 def test_the_price_of_qualifying_is_named_where_margins_conflict() -> None:
     # rank 64 learns most and forgets most; rank 4 keeps all and is far behind
-    answer = recommend_for(
-        planted_runs(
-            {4: 0.6, 16: 0.7, 64: 0.95, "full": 0.95},
-            {4: 0.9, 16: 0.85, 64: 0.82, "full": 0.9},
-            {4: 0.5, 16: 0.5, 64: 0.5, "full": 0.5},
-            {4: 2.5, 16: 2.5, 64: 2.5, "full": 2.5},
-        )
-    )
+    answer = recommend_for(planted_runs(*PRICED))
     assert answer.outcome == "cannot_tell"
     assert answer.sufficient_rank == 64
     verdict = next(v for v in answer.verdicts if v.rank == 64)
     assert verdict.retention_loss is not None
-    assert answer.sufficient_epsilon_points == verdict.retention_loss.upper
+    assert verdict.retention_loss.upper == pytest.approx(11.895, abs=0.001)
+    assert answer.sufficient_epsilon_points == 11.9
     assert "Rank 64 would qualify if 11.9 points of loss were acceptable" in answer.statement
     full = "Full fine-tuning, for comparison only: gain 45.0 points; retention loss 0.0 points."
     assert full in answer.reasons
+    paid = RecommendationConfig(delta_points=answer.delta, epsilon_points=11.9)
+    assert recommend_for(planted_runs(*PRICED, recommendation=paid)).rank == 64
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "kept"), [(5.0, {4: 0.90, 16: 0.855}), (3.0, {4: 0.96, 16: 0.87})]
+)
+def test_a_stricter_limit_is_no_price(epsilon: float, kept: dict[Key, float]) -> None:
+    """Rank 4 keeps enough and is far behind: at a smaller ε its rival would be rejected."""
+    margins = RecommendationConfig(delta_points=5.0, epsilon_points=epsilon)
+    answer = recommend_for(
+        planted_runs(
+            {4: 0.7, 16: 0.9},
+            kept,
+            num_retention=600,
+            noise=0.01,
+            recommendation=margins,
+        )
+    )
+    assert answer.outcome == "cannot_tell"
+    assert answer.sufficient_rank != 4
+    assert answer.sufficient_epsilon_points is None or answer.sufficient_epsilon_points > epsilon
+
+
+def test_a_lead_that_may_be_below_delta_rules_nothing_out() -> None:
+    """The rule takes the smallest rank within δ, so rank 4 may be the answer; at once it is."""
+    scores, kept = {4: 0.784, 16: 0.80}, {4: 0.9, 16: 0.9}
+    for delta, ruled_out in ((5.0, None), (0.5, "rank 16")):
+        margins = RecommendationConfig(delta_points=delta, epsilon_points=6.0)
+        answer = recommend_for(
+            planted_runs(scores, kept, num_in_domain=4000, noise=0.0, recommendation=margins)
+        )
+        four = answer.verdicts[0]
+        assert four.worse_than == ("rank 16",)
+        assert four.ruled_out_by == ruled_out
+        assert four.qualifies == (ruled_out is None)
+    close = RecommendationConfig(delta_points=1.0, epsilon_points=5.0)
+    three = dict.fromkeys((4, 16, 64), 0.9)
+    answer = recommend_for(
+        planted_runs({4: 0.7, 16: 0.8, 64: 0.8}, three, num_in_domain=1000, recommendation=close)
+    )
+    assert answer.outcome == "cannot_tell"
+    by = answer.verdicts[0].ruled_out_by
+    assert by in ("rank 16", "rank 64")
+    words = f"Rank 4 is ruled out by {by}, which scores over δ more and keeps enough"
+    assert words in answer.statement
+
+
+def test_a_task_that_is_whole_does_not_grow() -> None:
+    margins = RecommendationConfig(delta_points=8.0, epsilon_points=5.0)
+    study = planted_runs(
+        {4: 0.70, 16: 0.74}, {4: 0.87, 16: 0.87}, num_retention=100, recommendation=margins
+    )
+
+    def with_limits(**limits: int) -> TrainTaskResults:
+        evaluations = {
+            task: scored.model_copy(update={"limit": limits.get(task, scored.limit)})
+            for task, scored in study.base.evaluations.items()
+        }
+        base = study.base.model_copy(update={"evaluations": evaluations})
+        return study.model_copy(update={"base": base})
+
+    # 100 items each: of capitals there are no more, of elements there may be
+    for prospect in recommend_for(with_limits(capitals=200, elements=100)).prospects:
+        if prospect.add == "retention":
+            assert prospect.num_items == {"elements": 100 * (prospect.factor or 0)}
+            assert prospect.is_possible
+    for prospect in recommend_for(with_limits()).prospects:
+        assert prospect.is_possible == (prospect.add == "seeds")
+
+
+def _imported(study: StudyResults, *ranks: int) -> TrainTaskResults:
+    """The runs of these ranks as adapters of somebody else."""
+
+    def changed(model: ModelResults) -> ModelResults:
+        if model.run is None or model.run.planned.rank not in ranks:
+            return model
+        theirs = {"seed": None, "imported_as": f"theirs{model.run.planned.rank}"}
+        planned = model.run.planned.model_copy(update=theirs)
+        return model.model_copy(update={"run": model.run.model_copy(update={"planned": planned})})
+
+    runs = tuple(map(changed, study.runs))
+    plans = tuple(run.run.planned for run in runs if run.run is not None)
+    record = study.study.model_copy(update={"runs": plans})
+    return study.model_copy(update={"runs": runs, "study": record}).of("kinship")
+
+
+@pytest.mark.parametrize("imported", [(4, 16), (16,)])
+def test_an_imported_adapter_is_an_adapter_and_has_no_seed(imported: tuple[int, ...]) -> None:
+    study = planted_study(
+        {4: 0.7, 16: 0.8}, {4: 0.9, 16: 0.9}, num_in_domain=2000, noise=0.02,
+        num_retention=1000, recommendation=RecommendationConfig(delta_points=5, epsilon_points=5),
+    )  # fmt: skip
+    answer = recommend_for(_imported(study, *imported))
+    assert answer.statement.startswith("Use this adapter (rank 16, imported as theirs16, ")
+    assert "seed" not in answer.statement
+
+
+def test_an_imported_adapter_cannot_be_trained_with_more_seeds() -> None:
+    close = RecommendationConfig(delta_points=1.0, epsilon_points=5.0)
+    study = planted_study({4: 0.75, 16: 0.74}, noise=0.1, recommendation=close)
+    assert "seeds" in {prospect.add for prospect in recommend(study).by_train_task[0].prospects}
+    assert "seeds" not in {p.add for p in recommend_for(_imported(study, 16)).prospects}

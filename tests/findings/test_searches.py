@@ -89,6 +89,16 @@ def test_noise_is_no_effect() -> None:
     assert "within what so few items can tell apart" in found.statement
 
 
+def test_own_rates_that_tell_ranks_apart_are_no_noise() -> None:
+    """All alike at the common rate, and 15 points apart where each has its own."""
+    found = rates_of(
+        shown(8, 1.0, 5.0), shown(8, 0.5, -12.0), shown(64, 1.0, 6.0), shown(64, 0.5, 20.0)
+    )
+    assert "by up to 1.0 points" in found.statement
+    assert "by up to 15.0 points" in found.statement
+    assert "the effect of rank here is not one of step size" in found.statement
+
+
 def test_ranks_without_a_rate_in_common() -> None:
     found = rates_of(shown(8, 1.0, 3.0), shown(64, 0.5, 4.0))
     assert found.common == ()

@@ -140,6 +140,19 @@ def test_retention_ratio_by_hand() -> None:
         assert abs(t) == pytest.approx(stats.t.ppf(0.975, 99))
 
 
+def test_a_ratio_of_clusters_has_pseudo_items_and_not_pseudo_clusters() -> None:
+    """1,000 items, all right before and 20 wrong after, in 20 clusters of which each lost one."""
+    before, after = np.ones(20), np.full(20, 0.98)
+    whole = retention_ratio(before, after, 0.25, 0.95)
+    ratio = retention_ratio(before, after, 0.25, 0.95, item_size=20 / 1000)
+    assert ratio.value == whole.value == pytest.approx(0.73 / 0.75)
+    for each, size in ((whole, 1.0), (ratio, 0.02)):
+        assert each.upper is not None
+        moved = (0.98 - 0.25) - each.upper * 0.75  # clusters do not differ: only pseudo-items count
+        t = moved / math.sqrt((1 + each.upper**2) * (size / 20) ** 2)
+        assert abs(t) == pytest.approx(stats.t.ppf(0.975, 19))
+
+
 def test_retention_ratio_is_null_with_its_reason() -> None:
     base, adapted = np.array([1.0, 0.0] * 50), np.zeros(100)
     assert retention_ratio(base, adapted, None, 0.95).value is None

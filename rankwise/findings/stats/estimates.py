@@ -336,7 +336,11 @@ def student_interval(mean: float, values: ArrayLike, confidence: float) -> tuple
 
 
 def retention_ratio(
-    base: ArrayLike, adapted: ArrayLike, chance: float | None, confidence: float
+    base: ArrayLike,
+    adapted: ArrayLike,
+    chance: float | None,
+    confidence: float,
+    item_size: float = 1.0,
 ) -> Ratio:
     """(adapted - chance) / (base - chance) over the same items, with Fieller's (1954) interval.
 
@@ -345,6 +349,7 @@ def retention_ratio(
         adapted: shares of the adapted model on the same items, (n,).
         chance: expected share of a guess, 0..1; None where it has no meaning.
         confidence: 0..1, two-sided.
+        item_size: what one whole item counts; below 1 where the n numbers are of clusters.
 
     Returns:
         None and a reason if chance has no meaning, if the base's one-sided lower bound (at
@@ -361,7 +366,7 @@ def retention_ratio(
         )
     denominator, numerator = float(below.mean()) - chance, float(above.mean()) - chance
     # each model has one pseudo-item that the other does not, as in every other variance
-    pseudo = PSEUDO_ITEMS / 2.0 / size**2 * np.eye(2)
+    pseudo = PSEUDO_ITEMS / 2.0 * (item_size / size) ** 2 * np.eye(2)
     (var_d, cov), (_, var_n) = np.cov(below, above) / size + pseudo
     variances = float(var_n), float(var_d), float(cov)
     quantile = float(special.stdtrit(size - 1, (1.0 + confidence) / 2.0))
