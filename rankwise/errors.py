@@ -100,7 +100,7 @@ class WorkerLostError(RankwiseError, ChildProcessError):
 
 
 class StorageError(RankwiseError, OSError):
-    """The study folder or the cache cannot be written (disk full, no permission)."""
+    """The study folder or the cache cannot be written or read (disk full, no permission)."""
 
 
 class ModelError(RankwiseError, OSError):

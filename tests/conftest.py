@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from tests.support.checked import check_first_calls, checked, forget_calls
 from tests.support.fake_vllm import FakeVllm, lora_requests
 from tests.support.tiny_tasks import tiny_tokenizer, write_tiny_tasks
 
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # started by nohup, as a study may be
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"

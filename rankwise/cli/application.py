@@ -175,7 +175,8 @@ def verb(
             answers = bool(kwargs.get("as_json")) and not tells_events
             try:
                 code = function(*args, **kwargs)
-            except RankwiseError as error:
+            except (RankwiseError, PermissionError) as caught:
+                error = caught if isinstance(caught, RankwiseError) else _not_permitted(caught)
                 code = exit_code_of(error)
                 if answers:
                     problems = error.problems if isinstance(error, ConfigError | PlanError) else ()
@@ -191,6 +192,13 @@ def verb(
         return wrapped
 
     return register
+
+
+def _not_permitted(error: PermissionError) -> RankwiseError:
+    """The system's refusal, with the remedy."""
+    from rankwise.records.files import permission_error
+
+    return permission_error(error.filename or "a file", error)
 
 
 def exit_code_of(error: RankwiseError) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,7 +25,7 @@ from rankwise.cli.application import (
 from rankwise.cli.budgets import affordable_here, budget_content, budget_lines, given_seconds
 from rankwise.cli.running import Share, planned_study, run_and_report
 from rankwise.cli.timetables import Devices, Price
-from rankwise.errors import ConfigError
+from rankwise.errors import ConfigError, NewerRecordError, RecordError
 from rankwise.records.fields import bytes_of
 
 if TYPE_CHECKING:
@@ -320,7 +321,16 @@ def named(
         if not folder.study_file.exists():
             problem = "the folder has no study.json; give a study file, or the folder of a study"
             raise ConfigError(folder.address, [problem])
-        return folder.read_study().config, folder
+        try:
+            return folder.read_study().config, folder
+        except NewerRecordError:
+            raise
+        except RecordError as error:
+            reason = str(error).partition(". Run the study")[0]
+            raise RecordError(
+                f"{reason}. Give the study file that it was made with: rankwise run STUDY.yaml "
+                f"--study-dir {shlex.quote(folder.address)}"
+            ) from error
     config = load_config(path, [*overrides, *(["allow_task_code=true"] * allow_task_code)])
     return config, StudyFolder(study_dir or Path("studies") / config.name)
 

@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rankwise.errors import StorageError
-from rankwise.records.files import FileDigest, digest_of, write_atomically
+from rankwise.records.files import (
+    OUT_OF_REACH,
+    FileDigest,
+    digest_of,
+    permission_error,
+    write_atomically,
+)
 
 if TYPE_CHECKING:
     from rankwise.records.mirror import Mirror
@@ -55,6 +61,9 @@ class CheckedFiles:
             path: the file.
             digest: what it must be.
             thorough: read it, whatever is remembered.
+
+        Raises:
+            StorageError: it may not be read, or the disk does not give it.
         """
         if self._mirror is not None and self._mirror.waits(path, digest.num_bytes):
             if not thorough:
@@ -71,6 +80,8 @@ class CheckedFiles:
         except FileNotFoundError:
             return "is gone"
         except OSError as error:
+            if error.errno in OUT_OF_REACH:
+                raise permission_error(path, error) from error
             return f"cannot be read: {error.strerror or error}"
         self._remember(path, digest)
         return None

@@ -38,6 +38,10 @@ _CHECKSUM = re.compile(rb',\n  "checksum": "([0-9a-f]{64})"\n}\n$')
 # How Rust, of which safetensors and tokenizers are made, ends the message of a system's error.
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 
+# It can only be read by setting it, which no other thread must see: once, at the start.
+_UMASK = os.umask(0o022)
+os.umask(_UMASK)
+
 _REMEDIES = {
     errno.ENOSPC: "Free some space",
     errno.EDQUOT: "Free some space within your quota",
@@ -46,6 +50,9 @@ _REMEDIES = {
     errno.EROFS: "The disk is read-only: make it writable",
     errno.ENAMETOOLONG: "Use shorter names",
 }
+
+OUT_OF_REACH = frozenset({errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE})
+"""Errors of reading after which a file may be as it was written."""
 
 
 class FileDigest(Record):
@@ -88,6 +95,30 @@ def replacing(path: Path) -> Generator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def share_as_usual(path: Path) -> None:
+    """Let others read a new file as the user's umask has it: safetensors lets its owner alone.
+
+    Raises:
+        OSError: the file is not there, or is somebody else's.
+    """
+    if path.stat().st_mode & 0o777 == 0o600:
+        path.chmod(0o666 & ~_UMASK)
+
+
+def make_durable(folder: Path, root: Path) -> None:
+    """Flush all files of a folder to the disk; those below ``root`` are written here, and shared.
+
+    Raises:
+        OSError: a file is gone, or the disk is full.
+    """
+    for path in folder.rglob("*"):
+        if path.is_file():
+            if path.is_relative_to(root):
+                share_as_usual(path)
+            with path.open("rb") as written:
+                os.fsync(written.fileno())
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Generator[None]:
     """Turn the errors of the system, or of a library that writes, into ours, with the remedy.
@@ -120,6 +151,17 @@ def storage_error(path: Path, error: OSError) -> StorageError:
     return StorageError(
         f"{path} cannot be written: {error.strerror or error}. {remedy} or choose another "
         "folder, then run again: finished work is kept."
+    )
+
+
+def permission_error(path: Path | str, error: OSError) -> StorageError:
+    """The error to raise where a file is there and the system does not let it be read.
+
+    Such a file is not damaged: it must not be set aside and made again.
+    """
+    return StorageError(
+        f"{path} cannot be read: {error.strerror or error}. Give yourself permission, or check the "
+        "disk, then run again: nothing was changed."
     )
 
 
@@ -236,12 +278,15 @@ def read_record(path: Path, record_type: type[R]) -> R:
         RecordError: the file does not exist, is not JSON, is not such a record, or was changed
             since it was written.
         NewerRecordError: a newer version of rankwise wrote it.
+        StorageError: it may not be read, or the disk does not give it.
     """
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise RecordError(f"{path} is not there; run the study first.") from error
     except OSError as error:
+        if error.errno in OUT_OF_REACH:
+            raise permission_error(path, error) from error
         raise _unreadable(path, record_type, str(error)) from error
     try:
         return record_type.model_validate_json(_checked(content))

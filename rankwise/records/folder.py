@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from rankwise.records.checked_files import CheckedFiles, state_of
 from rankwise.records.file_names import WEIGHTS, is_large, order, samples_beside, task_file_name
 from rankwise.records.files import (
     FileDigest,
+    make_durable,
     read_items,
     read_record,
     remove_shards,
@@ -518,10 +518,7 @@ class StudyFolder:
         """Make the weights durable, then say that they are there, and what they are."""
         run, weights = record.planned, self.weights_folder(record.planned)
         with writing(weights):
-            for path in weights.rglob("*"):
-                if path.is_file():
-                    with path.open("rb") as written:
-                        os.fsync(written.fileno())
+            make_durable(weights, self.root)
             files = self._digests(run.name, weights)
         self.write(self.run_file(run.name), record.model_copy(update={"files": files}))
         state = self.training_state_file(run)

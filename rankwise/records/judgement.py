@@ -68,6 +68,16 @@ class StudyLooks(VersionedRecord):
         """Those of one trained task; None where it was never judged."""
         return next((looks for looks in self.by_train_task if looks.train_task == train_task), None)
 
+    def with_others(self, earlier: StudyLooks | None) -> StudyLooks:
+        """The same, and what is known of trained tasks that the study does not have now.
+
+        A task that comes back later was looked at all the same.
+        """
+        if earlier is None:
+            return self
+        others = [looks for looks in earlier.by_train_task if self.of(looks.train_task) is None]
+        return self.model_copy(update={"by_train_task": (*self.by_train_task, *others)})
+
 
 class OptionOdds(Record):
     """The probabilities (0..1) that statements about one option are true, not about one run."""

@@ -201,8 +201,11 @@ def _with_absolute_paths(config: StudyConfig, folder: Path) -> StudyConfig:
     )
     update["mitigations"] = tuple(_with_absolute_rows(arm, folder) for arm in config.mitigations)
     name = config.base_model.name
-    if name.startswith(("./", "../")) or os.path.isdir(folder / name):
-        name = str((folder / name).resolve())
+    is_beside = name.startswith(("./", "../")) or os.path.isdir(folder / name)
+    # a folder of the current one is meant from wherever the study goes on; a plain name may be an
+    # embedded model's
+    if is_beside or ("/" in name and os.path.isdir(name)):
+        name = str((folder / name if is_beside else Path(name)).resolve())
         update["base_model"] = config.base_model.model_copy(update={"name": name})
     return config.model_copy(update=update)
 

@@ -64,7 +64,8 @@ def keep(folder: StudyFolder, outcome: StudyOutcome, *, settings: bool = False) 
             config = outcome.results.study.config
             study = folder.read_study().model_copy(update={"config": config})
             folder.write(folder.study_file, study)
-    folder.write(folder.looks_file, looks_of(outcome.recommendation))
+    looks = looks_of(outcome.recommendation).with_others(folder.read_looks())
+    folder.write(folder.looks_file, looks)
     folder.write(folder.recommendation_file, outcome.recommendation)
     folder.write(folder.findings_file, outcome.findings)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -22,7 +23,9 @@ from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.repair_scores import RepairDivergences, RepairScores
 from rankwise.records.repairs import AdapterRepair
 from rankwise.records.results import Divergence
+from rankwise.records.search import SearchRecord
 from rankwise.records.spectra import SpectraRecord
+from rankwise.records.stacks import AcceptedStacks
 from rankwise.records.study import RunRecord, StageFailure, StudyRecord, TaskEvaluation
 
 R = TypeVar("R", bound=Record)
@@ -123,7 +126,7 @@ def set_aside(folder: StudyFolder, paths: Sequence[Path], why: str) -> Path:
             moved = target / path.relative_to(folder.root)
             try:
                 moved.parent.mkdir(parents=True, exist_ok=True)
-                path.rename(moved)
+                shutil.move(path, moved)  # also where ``runs`` is a link to another disk
             except OSError as error:
                 raise storage_error(moved, error) from error
     return target
@@ -140,6 +143,8 @@ class _Inspector:
         records: list[tuple[Path, type[Record], str]] = [
             (folder.study_file, StudyRecord, "planning the study"),
             (folder.looks_file, StudyLooks, "judging the study; the looks are counted anew"),
+            (folder.search_file, SearchRecord, "searching; it is decided anew"),
+            (folder.stacks_file, AcceptedStacks, "accepting another stack; it is asked for again"),
             (folder.own_texts_file, OwnTexts, "training; the base writes its texts anew"),
             (folder.recommendation_file, StudyRecommendation, "judging the study"),
             (folder.findings_file, StudyFindings, "judging the study"),

@@ -7,10 +7,11 @@ them.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
-from rankwise.errors import StudyMovedError
+from rankwise.errors import RecordError, StudyMovedError
 from rankwise.records import quantities
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.files import read_if_there
@@ -110,8 +111,13 @@ def do_unit_of(
 
 
 def _grown_before(config: StudyConfig, folder: StudyFolder) -> StudyConfig:
-    """A config as it is after all growths that are decided in its folder."""
-    record = read_if_there(folder.search_file, SearchRecord)
+    """A config as it is after all growths that are decided in its folder.
+
+    What cannot be read is set aside when the study is joined, and decided anew.
+    """
+    record: SearchRecord | None = None
+    with contextlib.suppress(RecordError):
+        record = read_if_there(folder.search_file, SearchRecord)
     for growth in () if record is None or not config.search.grows else record.growths:
         config = _grown(config, growth)
     return config

@@ -313,12 +313,23 @@ class _Part:
         return changed(plan, record=with_deployed(plan.record, self._folder))
 
     def _take_back(self) -> None:
-        """Where nothing has come of a plan, ``study.json`` is again what it was before."""
+        """Where nothing has come of a plan, ``study.json`` is again what it was before.
+
+        A training that was stopped and saved is something: the folder goes on with it.
+        """
         earlier, self._earlier = self._earlier, None
         if earlier is None or self._crew.others():
             return
         graph = stages(self._context.study)
         is_done = all(stage.is_finished(self._folder) for stage in graph)
+        known = {model.name for model in earlier.models}
+        if any(
+            run.name not in known and self._folder.training_state_file(run).exists()
+            for stage in graph
+            if isinstance(stage, Train)
+            for run in stage.runs
+        ):
+            return
         if not is_done and _num_finished(graph, self._folder) == self._num_before:
             self._folder.write(self._folder.study_file, earlier)
 

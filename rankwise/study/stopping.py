@@ -21,6 +21,12 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
+def _is_of_nohup(number: int) -> bool:
+    """Whether the process was started so that a closed terminal does not stop it."""
+    is_hangup = number == getattr(signal, "SIGHUP", None)
+    return is_hangup and signal.getsignal(number) is signal.SIG_IGN
+
+
 class StopSignals:
     """Receives the signals that stop a study, at once or at the end of a step.
 
@@ -37,7 +43,11 @@ class StopSignals:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._received) for number in SIGNALS}
+        before = {
+            number: signal.signal(number, self._received)
+            for number in SIGNALS
+            if not _is_of_nohup(number)
+        }
         try:
             yield
         finally:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import inspect
 import io
 import itertools
 import json
@@ -304,13 +306,26 @@ def _digest(loaded: LoadedTask, instances: Sequence[Any]) -> str:
     """Hash of all that decides a score except the model: texts, right answers, metrics, filters."""
     config = loaded.task.dump_config()
     judged = {name: config.get(name) for name in _JUDGING}
-    digest = hashlib.sha256(json.dumps(judged, sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(json.dumps(judged, sort_keys=True, default=_in_text).encode())
     for instance in instances:
         digest.update(json.dumps(instance.args, default=str).encode())
         if instance.idx == 0:
             target = loaded.task.doc_to_target(instance.doc)
             digest.update(json.dumps([instance.doc, target], sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def _in_text(value: Any) -> str:
+    """What JSON has no form for; a function by its source, since its name has an address in it."""
+    if isinstance(value, functools.partial):
+        parts = (value.func, *value.args, *sorted(value.keywords.items()))
+        return " ".join(map(_in_text, parts))
+    if not inspect.isroutine(value):
+        return str(value)
+    try:
+        return inspect.getsource(value)
+    except (OSError, TypeError):  # built in, or without a file
+        return f"{value.__module__}.{value.__qualname__}"
 
 
 def _num_options(loaded: LoadedTask, instances: Sequence[Any]) -> dict[int, int]:

@@ -256,6 +256,19 @@ def test_looks_share_what_may_be_wrong() -> None:
     assert total == pytest.approx(0.05, abs=1e-5)
 
 
+def test_looks_at_a_task_that_comes_back_count() -> None:
+    first = looks_of(recommend(planted_study()))
+    elsewhere = first.model_copy(
+        update={"by_train_task": (first.by_train_task[0].model_copy(update={"train_task": "b"}),)}
+    )
+    kept = elsewhere.with_others(first)
+    assert [looks.train_task for looks in kept.by_train_task] == ["b", "kinship"]
+    assert first.with_others(kept).of("b") == elsewhere.of("b")
+    assert first.with_others(None) == first
+    (again,) = recommend(planted_study(num_in_domain=400), kept).by_train_task
+    assert [look.number for look in again.looks] == [1, 2]
+
+
 def test_runs_with_other_settings_are_another_look() -> None:
     def trained_at(rate: float) -> StudyResults:
         study = planted_study(num_in_domain=100)

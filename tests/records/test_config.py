@@ -284,6 +284,18 @@ def test_relative_paths_are_resolved_against_the_file(
     assert config.train.data == tmp_path / "below" / "rows.jsonl"
 
 
+def test_a_base_below_the_current_folder_is_the_same_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
+    (tmp_path / "configs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    path = written(tmp_path / "configs", "base_model: models/tiny\ntrain: {task: t}\n")
+    assert load_config(path).base_model.name == str(tmp_path / "models" / "tiny")
+    (tmp_path / "configs" / "models" / "tiny").mkdir(parents=True)  # beside the file comes first
+    assert load_config(path).base_model.name == str(tmp_path / "configs" / "models" / "tiny")
+
+
 def test_a_hub_name_stays_as_it_is(tmp_path: Path) -> None:
     config = load_config(written(tmp_path, "base_model: owner/model\ntrain: {task: t}\n"))
     assert config.base_model.name == "owner/model"

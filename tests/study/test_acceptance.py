@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from rankwise.engine.training import loop
 from rankwise.engine.training.trainees import Trainee
@@ -445,3 +446,19 @@ def test_a_stop_in_the_last_step_loses_nothing(
     monkeypatch.setattr(Trainee, "take_step", None)  # no step is taken again
     run_study(plan_study(config), folder, Recorder())
     assert all(folder.finished_run(run) is not None for run in runs)
+
+
+def test_other_weights_of_the_base_are_named(study: Study, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(load_config(study.file).base_model.name, base)
+    overrides = [*SMALL, f"base_model={base}"]
+    folder = tmp_path / "s"
+    run(study.file, folder, *overrides)
+    weights = base / "model.safetensors"
+    tensors = load_file(weights)
+    save_file({name: tensor + 0.5 for name, tensor in tensors.items()}, weights, {"format": "pt"})
+    with pytest.raises(StudyChangedError) as error:
+        run(study.file, folder, *overrides)
+    said = f"base_model: the weights of {base} are not those that were scored"
+    assert said in str(error.value)
+    assert "how they are asked" not in str(error.value)

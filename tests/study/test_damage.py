@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -11,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from rankwise.errors import NewerRecordError, RecordError
+from rankwise.errors import NewerRecordError, RecordError, StorageError
 from rankwise.records.folder import BASE, StudyFolder
-from rankwise.study.damage import find_damage
+from rankwise.study.damage import find_damage, set_aside
 from rankwise.study.status import study_status
 from tests.support.command_line import rankwise, words
 from tests.support.records import change, content_of
@@ -215,3 +216,101 @@ def test_a_folder_of_an_early_version_is_believed_and_said_to_be_so(study: Study
     assert done.exit_code == 0
     assert "have no digests to compare" in done.stderr
     assert len(list((study.folder.root / BASE / "eval").glob("*.json"))) > 2
+
+
+def unreadable(path: Path, patch: pytest.MonkeyPatch) -> None:
+    """Let the system refuse to read a file, as it does to whom it is not given."""
+    read, opened = Path.read_bytes, Path.open
+
+    def refusing(do: Callable[..., Any]) -> Callable[..., Any]:
+        def asked(self: Path, *arguments: Any, **named: Any) -> Any:
+            if self == path:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return do(self, *arguments, **named)
+
+        return asked
+
+    patch.setattr(Path, "read_bytes", refusing(read))
+    patch.setattr(Path, "open", refusing(opened))
+
+
+@pytest.mark.parametrize("what", ["weights", "record"])
+def test_what_may_not_be_read_is_not_damaged(
+    study: Study, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """A colleague's file must not be set aside and trained again."""
+    path = study.adapter()
+    if what == "record":
+        path = study.folder.run_file(study.runs[0].name)
+    content = path.read_bytes()
+    (study.folder.root / ".checked.json").unlink(missing_ok=True)
+    with monkeypatch.context() as patch:
+        unreadable(path, patch)
+        with pytest.raises(StorageError, match="cannot be read: Permission denied"):
+            find_damage(StudyFolder(study.folder.root))
+        for verb in ("status", "run"):
+            done = rankwise(verb, study.folder.root)
+            assert done.exit_code == 1
+            assert f"StorageError: {path} cannot be read: Permission denied" in words(done.stderr)
+    assert not (study.folder.root / "quarantine").exists()
+    assert path.read_bytes() == content
+
+
+def test_a_folder_that_may_not_be_entered_is_no_traceback(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Path, **_: Any) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "exists", refused)
+        done = rankwise("status", study.folder.root)
+    assert done.exit_code == 1
+    assert "cannot be read: Permission denied. Give yourself permission" in words(done.stderr)
+
+
+def test_weights_are_shared_as_the_umask_says(study: Study) -> None:
+    """safetensors lets only their owner read what it writes."""
+    record = study.folder.run_file(study.runs[0].name)
+    assert study.adapter().stat().st_mode == record.stat().st_mode
+
+
+@pytest.mark.parametrize("name", ["search.json", "stacks.json"])
+def test_a_broken_record_that_a_study_may_have_is_set_aside(study: Study, name: str) -> None:
+    path = study.folder.root / name
+    path.write_text('{"schema_version": 1')
+    (found,) = find_damage(study.folder)
+    assert found.path == path
+    assert rankwise("verify", study.folder.root).exit_code == 1
+    _, recorder = study.again()
+    assert recorder.stages == []
+    assert not path.exists()
+    assert len(list((study.folder.root / "quarantine").rglob(name))) == 1
+
+
+def test_a_folder_without_a_readable_plan_asks_for_the_study_file(study: Study) -> None:
+    flip(study.folder.study_file, 100)
+    done = rankwise("run", study.folder.root)
+    assert done.exit_code == 1
+    said = words(done.stderr)
+    assert "Give the study file that it was made with: rankwise run STUDY.yaml" in said
+    assert "Run the study again" not in said
+    _, recorder = study.again()
+    assert recorder.stages == []
+
+
+def test_what_lies_on_another_disk_is_set_aside_too(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``runs`` may be a link; a rename does not reach across."""
+    flip(study.adapter())
+    name = study.runs[0].name
+
+    def refused(source: Any, target: Any, **_: Any) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(source), None, str(target))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", refused)
+        target = set_aside(study.folder, [study.folder.model_folder(name)], "a flipped byte")
+    assert (target / "runs" / name / "adapter" / "adapter_model.safetensors").exists()
+    assert not study.folder.model_folder(name).exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -511,6 +512,31 @@ def test_the_digest_is_of_everything_that_is_asked(tasks_folder: Path, tokenizer
 def test_the_digest_sees_a_label_that_no_prompt_shows(tokenizer: Any) -> None:
     one, other = task_of([ROW], **CHOICE), task_of([ROW | {"label": 0}], **CHOICE)
     assert prepared(one, tokenizer).digest != prepared(other, tokenizer).digest
+
+
+def test_the_digest_reads_a_function_of_a_filter_and_not_its_address(tokenizer: Any) -> None:
+    """It is another object in every process."""
+
+    def digest(function: Any) -> str:
+        filters = [{"name": "own", "filter": [{"function": "custom", "filter_fn": function}]}]
+        return prepared(task_of([ROW], **CHOICE, filter_list=filters), tokenizer).digest
+
+    def first() -> Any:
+        def keep_all(resps: Any, docs: Any) -> Any:
+            return resps
+
+        return keep_all
+
+    def other() -> Any:
+        def keep_all(resps: Any, docs: Any) -> Any:
+            return [each[:1] for each in resps]
+
+        return keep_all
+
+    assert digest(first()) == digest(first())
+    assert digest(first()) != digest(other())
+    assert digest(functools.partial(first())) == digest(functools.partial(first()))
+    assert digest(functools.partial(first(), docs=1)) != digest(functools.partial(first(), docs=2))
 
 
 # real items

@@ -25,7 +25,7 @@ from rankwise.engine.models.adapter_config import (
 )
 from rankwise.engine.models.files import opened, refuse_other_dtypes, tensor_headers
 from rankwise.errors import BeyondLoraError, ModelError
-from rankwise.records.files import write_atomically, writing
+from rankwise.records.files import share_as_usual, write_atomically, writing
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -98,6 +98,7 @@ def write_factors(
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        share_as_usual(folder / WEIGHTS_FILE)
     if config is not None:
         write_atomically(folder / CONFIG_FILE, config)
     return (folder / WEIGHTS_FILE).stat().st_size
