@@ -458,3 +458,23 @@ def test_full_fine_tuning_is_looked_into_where_any_adapter_is(finished: Finished
     run(finished.file, finished.folder)
     after = read_record(path, SpectraRecord)
     assert [m.module for m in after.matrices] == [m.module for m in before.matrices]
+
+
+def test_a_full_fine_tuning_that_comes_later_is_compared_with(finished: Finished) -> None:
+    """As after one that failed: the adapters were analysed without it, and are again."""
+    folder = StudyFolder(finished.folder)
+    runs = folder.read_study().runs
+    (full,) = (run for run in runs if run.method == "full")
+    expected: dict[str, SpectraRecord] = {}
+    for run_ in runs:
+        path = folder.spectra_file(run_.name)
+        record = read_record(path, SpectraRecord)
+        expected[run_.name] = record
+        alone = [matrix.model_copy(update={"full_overlap": None}) for matrix in record.matrices]
+        folder.write(path, record.model_copy(update={"matrices": tuple(alone)}))
+    folder.spectra_file(full.name).unlink()
+    run(finished.file, finished.folder)
+    for name, record in expected.items():
+        found = read_record(folder.spectra_file(name), SpectraRecord)
+        assert found.matrices == record.matrices
+        assert name == full.name or all(each.full_overlap is not None for each in found.matrices)

@@ -70,6 +70,7 @@ def analyse_weights(
         StorageError: a record cannot be written.
     """
     plan, observer = context.plan, context.observer
+    runs = (*runs, *_not_compared_yet(context, stage, runs))
     observer.skipped(stage.work * (1 - len(runs) / len(stage.runs)))
     skeleton = models.model_skeleton(plan.base.folder)
     shapes = models.adaptable_shapes(skeleton)
@@ -96,6 +97,22 @@ def analyse_weights(
             observer.advanced(share / len(base) * len(group))
         for subject in group:
             _write(context, stage, subject, seconds[subject.run.name])
+
+
+def _not_compared_yet(
+    context: StudyContext, stage: AnalyseWeights, runs: Sequence[PlannedRun]
+) -> Iterator[PlannedRun]:
+    """Adapters that were analysed while the full fine-tuning among ``runs`` was not there.
+
+    It may have failed then: their records stand, and say nothing of it.
+    """
+    for run in stage.runs:
+        if run not in runs and context.study.full_run_of(run) in runs:
+            path, current = stage.path_of(context.folder, run), stage.fingerprint_of(run)
+            record = context.folder.finished(path, SpectraRecord, current)
+            matrices = () if record is None else record.matrices
+            if matrices and all(matrix.full_overlap is None for matrix in matrices):
+                yield run
 
 
 def _write(context: StudyContext, stage: AnalyseWeights, subject: _Subject, seconds: float) -> None:
