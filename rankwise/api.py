@@ -347,7 +347,7 @@ def new(
     base: str | None = None,
     task: str | Sequence[str] | None = None,
     data: AnyPath | None = None,
-    ranks: Iterable[int] | None = None,
+    ranks: int | Iterable[int] | None = None,
     retention: Sequence[str] | None = None,
     folder: AnyPath | None = None,
     **settings: Any,
@@ -375,7 +375,7 @@ def new(
         "base_model": base,
         "train.task": task,
         "train.data": data,
-        "methods.lora.ranks": None if ranks is None else list(ranks),
+        "methods.lora.ranks": list(ranks) if isinstance(ranks, Iterable) else ranks,
         "evaluation.retention": retention,
     }
     given = {key: value for key, value in named.items() if value is not None}

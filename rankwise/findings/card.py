@@ -19,18 +19,18 @@ from rankwise.records.study import is_rslora
 
 
 class Advice(NamedTuple):
-    """What people are told elsewhere: who says it, the rank, and whether alpha is twice it."""
+    """What people are told elsewhere: who says it, the ranks, and whether alpha is twice them."""
 
     source: str
-    rank: int | None = None
+    ranks: tuple[int, ...] = ()
     has_double_alpha: bool = False
 
 
 # As their documentation had it in November 2026.
 ADVICE = (
-    Advice("PEFT's default: rank 8", 8),
-    Advice("Unsloth's guide: rank 16 or 32", 16),
-    Advice("TRL's LoRA Without Regret: rank 256", 256),
+    Advice("PEFT's default: rank 8", (8,)),
+    Advice("Unsloth's guide: rank 16 or 32", (16, 32)),
+    Advice("TRL's LoRA Without Regret: rank 256", (256,)),
     Advice("Many recipes: alpha = 2r", has_double_alpha=True),
 )
 
@@ -116,6 +116,9 @@ def _settings(option: Option) -> dict[str, str]:
     settings["Learning rate"] = None if rate is None else quantities.learning_rate(rate)
     settings["Target modules"] = quantities.modules(plan.target_modules) or None
     settings["Epochs"] = None if epochs is None else str(epochs)
+    if plan.checkpoint_of is not None:
+        whole = quantities.count(plan.checkpoint_of.num_steps)
+        settings["Stopped"] = f"at step {quantities.count(plan.num_steps)} of {whole}"
     return {name: value for name, value in settings.items() if value is not None}
 
 
@@ -141,12 +144,16 @@ def _told(source: OptionGains, chosen: Option, alternatives: Sequence[Alternativ
     for advice in ADVICE:
         options = [option for option in source.options if _follows(option, advice)]
         if any(option.label == chosen.label for option in options):
-            here = "that is the choice here" if advice.rank else "the choice has it"
-        elif not options or options[0].label not in beside:
-            here = "not tried in this study"
+            here = "that is the choice here" if advice.ranks else "the choice has it"
         else:
-            alternative = beside[options[0].label]
-            here = f"{alternative.label} {_against(alternative)}"
+            # of alpha only what has the choice's rank speaks
+            tried = [
+                beside[option.label]
+                for option in options
+                if option.label in beside and (advice.ranks or option.rank == chosen.rank)
+            ]
+            here = "; ".join(f"{each.label} {_against(each)}" for each in tried)
+            here = here or "not tried in this study"
         said.append(Told(advice=advice.source, here=here))
     return said
 
@@ -156,7 +163,7 @@ def _follows(option: Option, advice: Advice) -> bool:
         return False
     if advice.has_double_alpha:
         return option.plan.alpha == 2 * option.rank and not is_rslora(option.plan)
-    return option.rank == advice.rank
+    return option.rank in advice.ranks
 
 
 def _against(alternative: Alternative) -> str:

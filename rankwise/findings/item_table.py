@@ -205,6 +205,8 @@ def _add(
     base = models[0].items[task].by_accuracy
     lines = _lines(read, models[0], task)
     right = right_options([lines[doc_id] for doc_id in base.doc_ids])
+    # options are ordered here by their log-likelihoods, as acc orders them and acc_norm does not
+    is_ordered = base.metric == "acc"
     for number, doc_id in enumerate(base.doc_ids):
         places = () if right is None else right[number]
         item = _item(place, doc_id, lines[doc_id], places)
@@ -223,9 +225,11 @@ def _add(
             is_right = values[doc_id] > 0.5  # of several draws, most
             nats = option_nats(own[doc_id])
             answers.is_right.append(is_right)
-            answers.margins.append(None if right is None else _margin(nats, right[number]))
+            has_margin = is_ordered and right is not None
+            answers.margins.append(_margin(nats, right[number]) if has_margin and right else None)
             said = highest(nats) if nats else _text(own[doc_id].get("filtered_resps"))
-            answers.answers.append(said if nats or with_texts else None)
+            is_told = is_ordered if nats else with_texts
+            answers.answers.append(said if is_told else None)
             answers.comes_back.append(not is_right and back.get(doc_id, False))
 
 

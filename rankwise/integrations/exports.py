@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rankwise.errors import ConfigError
@@ -16,6 +16,7 @@ from rankwise.integrations.peft import PEFT
 from rankwise.integrations.setups import Rows, TrainingSetup
 from rankwise.integrations.study_text import yaml_lines
 from rankwise.records import quantities
+from rankwise.records.config.training import TrainConfig
 from rankwise.records.file_names import task_file_name
 from rankwise.records.files import write_atomically
 from rankwise.records.folder import StudyFolder
@@ -131,11 +132,11 @@ def setup_of(study: StudyRecord, planned: PlannedRun) -> TrainingSetup:
     """
     refuse_imported(planned)
     train, base = study.config.train, study.config.base_model
-    rows = None if train.data is None else _rows_of(train.data)
+    rows = None if train.data is None else _rows_of(train)
     return TrainingSetup(
         base_model=base.name,
         revision=base.revision,
-        data=None if train.data is None else str(train.data),
+        data=None if rows is None else str(train.data),
         rows=rows,
         is_full=planned.method == "full",
         rank=planned.rank,
@@ -161,14 +162,25 @@ def setup_of(study: StudyRecord, planned: PlannedRun) -> TrainingSetup:
     )
 
 
-def _rows_of(path: Path) -> Rows:
-    """What the first row is; prompts where the file is not here."""
+def _rows_of(train: TrainConfig) -> Rows | None:
+    """What the rows are; None where other trainers would not read the file as rankwise does."""
+    path = train.data
+    if path is None or train.columns is not None or path.suffix not in (".json", ".jsonl"):
+        return None
     try:
         with path.open(encoding="utf-8-sig") as file:
-            first = json.loads(next(line for line in file if line.strip()))
-    except (OSError, ValueError, StopIteration):
-        return "prompt"
-    return "messages" if isinstance(first, dict) and "messages" in first else "prompt"
+            lines = (line for line in file if line.strip())
+            rows = json.load(file) if path.suffix == ".json" else [json.loads(next(lines))]
+    except OSError:
+        return "prompt"  # the file is not here
+    except (ValueError, StopIteration):
+        return None
+    first = rows[0] if isinstance(rows, list) and rows else None
+    if not isinstance(first, dict):
+        return None
+    if "messages" in first:
+        return "messages"
+    return "prompt" if {"prompt", "completion"} <= first.keys() else None
 
 
 def _remarks(
@@ -183,8 +195,21 @@ def _remarks(
             f"{planned.epochs} epochs, {setup.batch_size} x {setup.gradient_accumulation_steps} "
             f"rows a step, {setup.schedule} after a warm-up of {setup.warmup_ratio:g} of the steps"
         )
+    elif setup.data is None and study.config.train.data is not None:
+        remarks.append(
+            f"the rows are not in it, since {tool.title} would not read them as they are: write "
+            f"{study.config.train.data} as JSON Lines with prompt and completion, or messages"
+        )
     elif setup.data is None:
         remarks.append(f"the rows are those of the task {planned.train_task}; add your own data")
+    else:
+        remarks += _remarks_on_rows(setup, tool)
+    if planned.checkpoint_of is not None:
+        remarks.append(
+            f"the run stopped at step {quantities.count(planned.num_steps)} of "
+            f"{quantities.count(planned.checkpoint_of.num_steps)}: train by the schedule of the "
+            "whole, and stop there"
+        )
     if "/" not in setup.base_model:
         remarks.append(f"{setup.base_model} is a name of rankwise's; write the hub's, or a folder")
     alpha = setup.alpha
@@ -193,3 +218,22 @@ def _remarks(
     if study.config.methods.lora is not None and study.config.methods.lora.init == "B":
         remarks.append("the runs began at A = 0; PEFT begins at B = 0")
     return remarks
+
+
+def _remarks_on_rows(setup: TrainingSetup, tool: Tool) -> Iterator[str]:
+    """Where the other trainer learns something else from the same rows."""
+    if setup.rows == "messages":
+        yield (
+            "of a conversation rankwise learned the last turn of the assistant; "
+            f"{tool.title} learns every one"
+        )
+    elif tool is LLAMA_FACTORY and not setup.chat_template:
+        yield (
+            "rankwise learned where an answer ends; with the template empty LLaMA-Factory does "
+            "not: put the tokenizer's end-of-sequence token at the end of each completion"
+        )
+    elif tool is not LLAMA_FACTORY and setup.chat_template:
+        yield (
+            f"rankwise wrapped the rows in the chat template, and {tool.title} takes them as they "
+            "are: write them as messages"
+        )

@@ -95,7 +95,10 @@ def _settings(study: StudyRecord, planned: PlannedRun) -> Iterator[tuple[str, st
     yield "schedule", f"{train.schedule}, warm-up {train.warmup_ratio:g} of the steps"
     yield "epochs", str(planned.epochs)
     yield "rows a step", str(train.batch_size * train.gradient_accumulation_steps)
-    yield "steps", quantities.count(planned.num_steps)
+    steps = quantities.count(planned.num_steps)
+    if planned.checkpoint_of is not None:
+        steps += f" of {quantities.count(planned.checkpoint_of.num_steps)}, where it stopped"
+    yield "steps", steps
     yield "trained weights", quantities.count(planned.num_trainable_parameters)
     yield "seed", str(planned.seed)
 

@@ -23,7 +23,13 @@ from rankwise.records.axes import Kind
 from rankwise.records.files import write_atomically
 from rankwise.records.study import StudyRecord, Unit
 from rankwise.report import cells
-from rankwise.report.charts.intervals import Bar, BarPanel, cut_name, interval_chart
+from rankwise.report.charts.intervals import (
+    Bar,
+    BarPanel,
+    cut_name,
+    interval_chart,
+    short_names,
+)
 from rankwise.report.charts.marks import Look
 from rankwise.report.charts.plane import PlaneMark
 from rankwise.report.facts import base_model_name, study_warnings
@@ -301,7 +307,7 @@ def _planes(comparison: StudyComparison) -> Iterator[Figure]:
     for place, names in enumerate(comparison.panels, 1):
         answers = [answer for answer in comparison.answers if answer.name in names]
         looks = Look.of_each({answer.name: _kind(answer) for answer in answers})
-        short = _short(names)
+        short = short_names(names)
         marks = [
             PlaneMark(
                 short[answer.name],
@@ -349,7 +355,7 @@ def _rows(comparison: StudyComparison) -> Iterator[Figure]:
 
 
 def _panels(answers: Sequence[ComparedAnswer]) -> Iterator[BarPanel]:
-    short = _short([answer.name for answer in answers])
+    short = short_names([answer.name for answer in answers])
 
     def bars(means: Sequence[TaskMean | None], unit: Unit) -> list[Bar]:
         return [
@@ -368,12 +374,6 @@ def _panels(answers: Sequence[ComparedAnswer]) -> Iterator[BarPanel]:
 
 def _label(answer: ComparedAnswer) -> str:
     return "" if answer.choice is None else cut_name(answer.choice.label)
-
-
-def _short(names: Sequence[str]) -> dict[str, str]:
-    """Names that have room at a chart; as they are, where the short ones would be alike."""
-    short = {name: cut_name(name) for name in names}
-    return short if len(set(short.values())) == len(short) else {name: name for name in names}
 
 
 def _kind(answer: ComparedAnswer) -> Kind:

@@ -56,7 +56,7 @@ def training_facts(results: StudyResults) -> Facts:
         "Base model": base_model_name(config),
         "Trained on": source_name(config),
         "Training examples": _range(plan.num_examples for plan in plans),
-        "Epochs": ", ".join(str(number) for number in train.epochs),
+        "Epochs": ", ".join(map(str, sorted({plan.epochs for plan in plans if plan.epochs}))),
         "Batch": f"{shape} = {train.batch_size * train.gradient_accumulation_steps} examples",
         "Optimizer steps": _range(plan.num_steps for plan in plans),
         "Tokens of each run": _range(plan.num_tokens for plan in plans),
@@ -153,7 +153,7 @@ def _method_facts(config: StudyConfig, plans: Sequence[PlannedRun]) -> Facts:
         sets = dict.fromkeys(run.target_modules for run in plans if run.target_modules)
         facts = {
             "LoRA ranks": ", ".join(map(str, ranks)),
-            "LoRA alpha": "; ".join(map(_alpha, lora.alpha)),
+            "LoRA alpha": "; ".join(map(_alpha, lora.alphas)),
             **({"LoRA's random matrix": "B; A begins at zero"} if lora.init == "B" else {}),
             "LoRA target modules": "; ".join(map(", ".join, sets)),
             "LoRA learning rate": _rates(plans, "lora"),

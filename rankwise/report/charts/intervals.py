@@ -143,6 +143,12 @@ def _bars_in_words(panel: BarPanel, group: str) -> Iterable[str]:
             yield f"{bar.series} {words}" if bar.series else words
 
 
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """Names that have room at a chart; as they are, where short ones would be alike."""
+    short = {name: cut_name(name) for name in names}
+    return short if len({*short.values()}) == len(short) else {name: name for name in short}
+
+
 def cut_name(name: str, letters: int = 30, ending: int = 11) -> str:
     """A name of so many letters at most: the middle of a longer one is left out."""
     if len(name) <= letters:

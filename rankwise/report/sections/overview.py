@@ -11,7 +11,7 @@ from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import TrainTaskResults
 from rankwise.records.study import Relation, Unit
 from rankwise.report import cells
-from rankwise.report.charts.intervals import Bar, BarPanel, cut_name, interval_chart
+from rankwise.report.charts.intervals import Bar, BarPanel, interval_chart, short_names
 from rankwise.report.charts.marks import Look
 from rankwise.report.charts.plane import Plane, PlaneMark, front, plane_chart
 from rankwise.report.charts.ranks import RankLine, RankMark, RankPanel, in_unit, rank_chart
@@ -205,9 +205,10 @@ def _panel(study: _Study, relation: Relation, unit: Unit) -> tuple[BarPanel, int
     kept = sorted(tasks, key=lambda task: worst[task])[:most]
     is_prose = relation == "held_out_text"
     measured = {(row.run, row.task): row for row in rows}
+    short = short_names(kept)
     bars = [
         Bar(
-            f"{cut_name(row.task)}\n{quantities.sample_size(row)}",
+            f"{short[row.task]}\n{quantities.sample_size(row)}",
             summary.label,
             summary.kind,
             row.interval.negated() if is_prose else row.interval,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from rankwise.findings.retention import RetentionLine, TrainTaskRetention
 from rankwise.records import quantities
 from rankwise.report import cells
-from rankwise.report.charts.intervals import Bar, BarPanel, cut_name, interval_chart
+from rankwise.report.charts.intervals import Bar, BarPanel, interval_chart, short_names
 from rankwise.report.parts import (
     Cell,
     Figure,
@@ -60,13 +60,20 @@ def _figure(found: TrainTaskRetention) -> Figure:
     labels = {option.label for option in options}
     subjects = sorted(found.subjects, key=lambda line: _worst(line, labels))
     parts = {"Means of groups": found.groups, "Tasks": subjects[:MOST_SUBJECTS]}
+    short = short_names(line.name for lines in parts.values() for line in lines)
     panels = [
         BarPanel(
             title,
             "Change (points; left is forgotten)",
             "points",
             [
-                Bar(_name(line), change.label, option.kind, change.change, _only(line))
+                Bar(
+                    _name(line, short[line.name]),
+                    change.label,
+                    option.kind,
+                    change.change,
+                    _only(line),
+                )
                 for line in lines
                 for option in options
                 for change in line.changes
@@ -96,9 +103,9 @@ def _only(line: RetentionLine) -> str:
     return line.tasks[0] if len(line.tasks) == 1 else ""
 
 
-def _name(line: RetentionLine) -> str:
+def _name(line: RetentionLine, short: str) -> str:
     score = quantities.score(line.base_score.estimate, line.base_score.unit)
-    return f"{cut_name(line.name)}\nbase {score}, {quantities.sample_size(line.base_score)}"
+    return f"{short}\nbase {score}, {quantities.sample_size(line.base_score)}"
 
 
 def _worst(line: RetentionLine, labels: Iterable[str]) -> float:

@@ -45,16 +45,18 @@ function showSliders(box) {
     input.value = own;
     input.addEventListener("input", () => {
       input.dataset.own = input.value;
+      input.dataset.moved = "";
       update();
     });
   }
   function update() {
-    /* the steps of a slider are coarser than the study's own margins */
+    /* the steps of a slider are coarser than the study's own margins, which count until it moves */
     const margins = inputs.map((input) => Number(input.dataset.own));
-    for (const input of inputs) {
+    for (const [place, input] of inputs.entries()) {
       const digits = input.dataset.unit === "points" ? 1 : 3;
-      input.nextElementSibling.textContent =
-        `${Number(input.value).toFixed(digits)} ${input.dataset.unit}`;
+      const moved = "moved" in input.dataset;
+      const shown = moved ? margins[place].toFixed(digits) : shortest(margins[place], digits);
+      input.nextElementSibling.textContent = `${shown} ${input.dataset.unit}`;
     }
     const judged = judge(rule, margins[0], margins.length > 1 ? margins[1] : 0);
     box.querySelector(".answer").textContent =
@@ -106,13 +108,20 @@ function element(name, className, text) {
 /* From which rank on every larger one was right, where the base was wrong; null where none was. */
 function learntFrom(data, item) {
   if (data.answers[0].outcome[item] !== "0") return null;
-  let from = null;
-  for (let model = data.models.length - 1; model > 0; model -= 1) {
-    if (data.models[model].kind !== "rank") continue;
-    if (data.answers[model].outcome[item] !== "1") break;
-    from = data.models[model].rank;
-  }
-  return from;
+  const ranks = { right: [], wrong: [0] };
+  data.models.forEach(({ kind, rank }, model) => {
+    if (kind !== "rank") return;
+    ranks[data.answers[model].outcome[item] === "1" ? "right" : "wrong"].push(rank);
+  });
+  /* of a rank with several runs every one must be right */
+  const above = ranks.right.filter((rank) => rank > Math.max(...ranks.wrong));
+  return above.length ? Math.min(...above) : null;
+}
+
+/* A number with one digit more than a slider has, where it needs it. */
+function shortest(value, digits) {
+  const fine = value.toFixed(digits + 1);
+  return fine.endsWith("0") ? value.toFixed(digits) : fine;
 }
 
 function filtersOf(data) {
