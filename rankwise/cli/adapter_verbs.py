@@ -197,6 +197,10 @@ def truncate(
     with usage_errors():
         refuse_replacing(output)
         updates = read_updates(adapter)
+        largest = max(update.rank for update in updates.values())
+        if rank > largest:
+            problem = f"--rank: {rank} given, and the adapter has rank {largest}; give a lower one"
+            raise ConfigError("truncate", [problem])
     truncated = truncated_updates(updates, rank)
     done = AdapterChange("truncation", rank=rank)
     record = write_intervention(adapter, output, updates, truncated, done)

@@ -80,9 +80,15 @@ _BYTES = {
 
 
 def bytes_of(memory: str) -> int:
-    """Bytes of a size such as 80GB or 24GiB or of a plain number; ValueError for what is none."""
+    """Bytes of a size such as 80GB or 24GiB, or of a plain number from a million on.
+
+    Raises:
+        ValueError: it is none, or so small a number that its unit was forgotten.
+    """
     found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]+)?) ?([MGT]I?B)?", memory.strip().upper())
     size = 0 if found is None else int(float(found[1]) * _BYTES[found[2] or ""])
+    if 0 < size < 10**6 and found is not None and found[2] is None:
+        raise ValueError(f"{memory} is bytes; write {memory.strip()}GB")
     if size == 0:
         raise ValueError(f"{memory!r} is no amount of memory; write 80GB, 24GiB or bytes")
     return size

@@ -58,8 +58,8 @@ def replaced_scores(
         "settings:"
     )
     remedy = (
-        "Keep the settings of the folder, choose another --study-dir, or give --replace: the "
-        "old scores are then set aside in quarantine/ and made again."
+        "Keep the settings of the folder, choose another --study-dir, or give --replace to "
+        "`rankwise run`: the old scores are then set aside in quarantine/ and made again."
     )
     error = StudyChangedError("\n  ".join([head, *differences, remedy]))
     return [path for scoring in finished for path in scoring.files], error

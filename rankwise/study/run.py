@@ -18,6 +18,7 @@ from rankwise.errors import (
     StudyMovedError,
     did_you_mean,
 )
+from rankwise.records import quantities
 from rankwise.records.files import read_if_there, writing
 from rankwise.records.folder import StudyFolder
 from rankwise.records.leases import Crew
@@ -275,9 +276,28 @@ class _Part:
         if files:
             set_aside(folder, files, str(refused))
         self._earlier, self._num_before = earlier, _num_finished(graph, folder)
+        if earlier is not None and self._search is None:
+            self._note_left_out(earlier, plan.record)
         folder.write(folder.study_file, plan.record)
         folder.keep_failures({stage.id for stage in graph if not stage.is_finished(folder)})
         _forget_outdated(graph, folder)
+
+    def _note_left_out(self, earlier: StudyRecord, now: StudyRecord) -> None:
+        """Say which finished runs a plan leaves out, as that of a file before an extension does."""
+        kept = {run.name for run in now.models}
+        lost = [
+            run.name
+            for run in earlier.runs
+            if run.name not in kept and self._folder.finished_run(run) is not None
+        ]
+        if lost:
+            names = quantities.listed(lost[:3])
+            self._context.observer.noted(
+                f"{quantities.counted(len(lost), 'finished run')} of this folder "
+                f"({names}{', ...' if len(lost) > 3 else ''}) would not be in this plan: the "
+                "verdict leaves them out. Their files stay; to have them back, write what "
+                "`rankwise extend` added into the study file"
+            )
 
     def _conclude(self, shift: Shift) -> StudyOutcome | None:
         """The study's outcome, when all units are done; None where more is planned.

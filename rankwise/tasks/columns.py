@@ -13,7 +13,10 @@ KNOWN = (
     "prompt and completion, messages, instruction and output (and input), conversations, question "
     "and answer, or text"
 )
-SAY_WHICH = "train.columns: {prompt: ..., completion: ...}"
+SAY_WHICH = (
+    "train.columns: {prompt: ..., completion: ...} (of `rankwise try`: --column prompt=... "
+    "--column completion=...)"
+)
 
 NOTHING = (None, "", [], {})
 """What a column may hold where a row has no use for it."""

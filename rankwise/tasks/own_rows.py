@@ -104,6 +104,10 @@ def read_own_rows(
 
 def _in_words(raw: RawRows, problems: list[str]) -> str:
     count = f"{len(problems)} bad row{'s' if len(problems) > 1 else ''}"
+    alike = {problem.partition(": ")[2] for problem in problems}
+    if len(problems) > 1 and len(alike) == 1:  # one sentence for all of them
+        first, last = (problem.partition(": ")[0] for problem in (problems[0], problems[-1]))
+        problems = [f"{first} and all others to {last}: {alike.pop()}"]
     shown = problems[:10] + ([f"and {len(problems) - 10} more"] if len(problems) > 10 else [])
     return "\n  ".join([f"{raw.source} has {count}", *shown])
 

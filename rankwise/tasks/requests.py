@@ -362,7 +362,7 @@ class RequestEncoder:
         """The requests of the instance number ``index`` of a task.
 
         Raises:
-            DataError: an option or the whole text is empty.
+            DataError: an option or the whole text is empty, or longer than the model reads.
             TaskError: as ``generation_settings``.
         """
         kind = instance.request_type
@@ -374,7 +374,12 @@ class RequestEncoder:
         if not option:
             raise DataError(f"task {task!r}, item {instance.doc_id}: an option is empty text.")
         context, continuation = self._text.split(before, option)
-        kept = max(self._max_length + 1 - len(continuation), 1)
+        if len(continuation) > self._max_length:  # lm-eval refuses it too
+            raise DataError(
+                f"task {task!r}, item {instance.doc_id}: an answer has {len(continuation)} tokens "
+                f"and the model reads {self._max_length}. Shorten it, or leave the item out."
+            )
+        kept = self._max_length + 1 - len(continuation)
         is_truncated = len(context) > kept
         return [Request(index, tuple(context[-kept:]), tuple(continuation), is_truncated)]
 

@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,9 @@ from rankwise.records.config.own_rows import HubData, hub_data
 
 _DELIMITERS = (",", ";", "\t", "|")
 _NETWORK = "Check the name, `hf auth login` for gated data sets, and the network (HF_HUB_OFFLINE)."
+
+# A cell that was meant to be quoted: `a, "b"`.
+_QUOTED_AFTER_SPACE = re.compile(r'\s+".*"\s*', re.DOTALL)
 
 
 class RawRow(NamedTuple):
@@ -172,6 +176,8 @@ def _csv_cells(path: Path, reader: Any, header: Sequence[str], delimiter: str) -
                     f"has {len(cells)} cells and the header {len(header)}; put quotes around cells "
                     f"that contain {delimiter!r}, and give every cell"
                 )
+            elif any(_QUOTED_AFTER_SPACE.match(cell) for cell in cells):
+                problem = "has a space before a quote, which then is text; take the space away"
             content = dict(zip(header, cells, strict=False))
             yield RawRow(f"row {number}", content, problem)
     except csv.Error as error:

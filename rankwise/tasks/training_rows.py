@@ -314,9 +314,13 @@ def tokenise_rows(
         prompt, completion = encoder.split(row.prompt, row.completion)
         tokens, num_completion = prompt + completion, len(completion)
         if not 0 < num_completion < limit:
+            remedy = "Raise train.max_length or shorten the row."
+            if config.max_length > max_length:
+                remedy = "The model reads no more: shorten the row, or leave it out."
             raise DataError(
-                f"training row {index}: its completion has {num_completion} tokens and an example "
-                f"may have {limit}. Raise train.max_length or shorten the row."
+                f"training row {index} of those that are left to train on, from 0 "
+                f"({row.prompt[:60]!r}): its completion has {num_completion} tokens and an example "
+                f"may have {limit}. {remedy}"
             )
         kept = tuple(tokens[-limit:])
         num_loss = len(kept) - 1 if config.loss_on == "all" else num_completion

@@ -109,7 +109,7 @@ def find_audited(
         raise ModelError("BASE is empty. Name an embedded model, a folder or a hub repository.")
     base_model = models.find_base_model(BaseModelConfig(name=base), report)
     skeleton: Any = models.model_skeleton(base_model.folder)
-    shapes = models.adaptable_shapes(skeleton)
+    shapes = models.adaptable_shapes(skeleton, beside_text=True)
     if not target.is_dir():
         raise ModelError(f"{target} is not a folder. Check the path.")
     if os.path.lexists(target / CONFIG_FILE):  # a broken one is refused as what it is

@@ -147,10 +147,18 @@ def test_truncate_needs_the_adapter_alone(tiny_model_folder: Path, tmp_path: Pat
 def test_truncate_says_in_json_what_it_wrote(tiny_model_folder: Path, tmp_path: Path) -> None:
     adapter(tiny_model_folder, tmp_path / "a")
     out = tmp_path / "cut"
-    result = rankwise("truncate", tmp_path / "a", "--rank", 64, "--output", out, "--json")
+    result = rankwise("truncate", tmp_path / "a", "--rank", 4, "--output", out, "--json")
     record = InterventionRecord.model_validate_json(result.stdout)
     assert record.relative_error < 1e-6
     assert {each.rank for each in record.layers} == {4}
+
+
+def test_truncate_to_a_higher_rank_is_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
+    adapter(tiny_model_folder, tmp_path / "a")
+    result = rankwise("truncate", tmp_path / "a", "--rank", 5, "--output", tmp_path / "cut")
+    assert result.exit_code == 2
+    assert "--rank: 5 given, and the adapter has rank 4; give a lower one" in words(result.stderr)
+    assert not (tmp_path / "cut").exists()
 
 
 def test_truncate_replaces_nothing(tiny_model_folder: Path, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_plan_says_how_long_the_study_takes(study_file: Path) -> None:
 def test_what_does_not_fit_a_card_is_refused(
     study_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = rankwise("plan", study_file, "--device", "cuda", "--memory", "1000")
+    done = rankwise("plan", study_file, "--device", "cuda", "--memory", "0.001MB")
     assert done.exit_code == 2
     assert "methods.lora: training colours-lora-r004-a008-s0-" in done.stderr
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

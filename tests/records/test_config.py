@@ -449,14 +449,16 @@ def test_a_study_file_names_no_folder(tmp_path: Path) -> None:
 
 
 def test_memory_is_read_in_its_unit() -> None:
-    sizes = ("80GB", "80 gb", "1.5GB", "24GiB", "512MiB", "2TB", "1TiB", "1000", "0.001MB")
+    sizes = ("80GB", "80 gb", "1.5GB", "24GiB", "512MiB", "2TB", "1TiB", "2000000", "0.001MB")
     assert [bytes_of(size) for size in sizes] == [
         *(80 * 10**9, 80 * 10**9, 15 * 10**8, 24 * 2**30, 512 * 2**20),
-        *(2 * 10**12, 2**40, 1000, 1000),
+        *(2 * 10**12, 2**40, 2_000_000, 1000),
     ]
     for wrong in ("", "GB", "-1GB", "0", "1e9", "80GB free", "80G", "1,5GB"):
         with pytest.raises(ValueError, match="is no amount of memory; write 80GB, 24GiB or bytes"):
             bytes_of(wrong)
+    with pytest.raises(ValueError, match="80 is bytes; write 80GB"):
+        bytes_of("80")
 
 
 def test_rows_are_a_file_of_the_study_or_a_data_set_of_the_hub(tmp_path: Path) -> None:

@@ -212,3 +212,23 @@ def test_extend_is_a_verb(study_file: Path, tmp_path: Path) -> None:
     wrong = CliRunner().invoke(app, ["extend", str(tmp_path / "study"), "--ranks", "8,x"])
     assert (wrong.exit_code, wrong.stdout) == (2, "")
     assert "--ranks: 'x' is not a rank; write 8 or 8,128" in wrong.stderr
+
+
+def test_a_file_that_knows_no_extension_says_what_it_leaves_out(
+    study_file: Path, tmp_path: Path
+) -> None:
+    config = load_config(study_file, SETTINGS)
+    run(extended(config, Extension(ranks=(3,))), tmp_path / "s")
+    notes: list[str] = []
+
+    class Noting(Recorder):
+        def noted(self, text: str) -> None:
+            notes.append(text)
+
+    for said in (1, 0):  # the second time the folder's plan is this one
+        notes.clear()
+        run_study(plan_study(config), StudyFolder(tmp_path / "s"), Noting())
+        found = [note for note in notes if "the verdict leaves them out" in note]
+        assert len(found) == said
+        for note in found:
+            assert note.startswith("1 finished run of this folder (colours-lora-r003-")

@@ -283,6 +283,7 @@ PROBLEMS: list[Problem] = [
      'row 1: column "instruction" is empty; write a question or drop the row'),
     ("rows.csv", "question;answer\na;b;c\n",
      "row 1: has 3 cells and the header 2; put quotes around cells that contain ';', and give"),
+    ("rows.csv", 'prompt, completion\n"a", "b"\n', "row 1: has a space before a quote"),
     ("rows.csv", "question,answer\na\n", "row 1: has 1 cells and the header 2; put quotes"),
     ("rows.csv", "a,b\n1,2\n", "row 1: has a, b; needs prompt and completion, messages, instr"),
     ("rows.csv", "messages\nhello\n", 'row 1: column "messages" must be a list of objects with'),
@@ -385,3 +386,11 @@ def test_a_model_without_a_chat_template(
     assert "has no chat template to render messages with; take an instruct model, or" in (
         problem_of(path, tokenizer)
     )
+
+
+def test_what_is_wrong_with_every_row_is_said_once(tmp_path: Path, tokenizer: Any) -> None:
+    said = problem_of(written(tmp_path / "rows.csv", "q,a\n" + "one,two\n" * 30), tokenizer)
+    assert said.startswith("rows.csv has 30 bad rows")
+    assert "row 1 and all others to row 30: has a, q; needs" in said
+    assert "--column prompt=... --column completion=..." in said
+    assert said.count("needs prompt and completion") == 1

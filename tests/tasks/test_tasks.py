@@ -539,6 +539,15 @@ def test_the_digest_reads_a_function_of_a_filter_and_not_its_address(tokenizer: 
     assert digest(functools.partial(first(), docs=1)) != digest(functools.partial(first(), docs=2))
 
 
+def test_an_answer_longer_than_the_model_reads_is_refused(tokenizer: Any) -> None:
+    """lm-eval refuses it too; a score of what no model reads would mean nothing."""
+    row = ROW | {"options": ["yes " * 40, "no"]}
+    task = task_of([row], **CHOICE)
+    assert prepared(task, tokenizer, max_length=400).requests
+    with pytest.raises(DataError, match=r"item 0: an answer has \d+ tokens and the model reads 12"):
+        prepared(task, tokenizer, max_length=12)
+
+
 # real items
 
 

@@ -450,18 +450,44 @@ def refuse_other_architecture(
             )
 
 
-def adaptable_shapes(model: nn.Module) -> dict[str, LinearShape]:
-    """Every linear layer below the head: its full name and its size."""
+def adaptable_shapes(model: nn.Module, *, beside_text: bool = False) -> dict[str, LinearShape]:
+    """Every linear layer of the text model below the head: its full name and its size.
+
+    A router that is a linear layer by class alone, and returns more than a product, is none.
+
+    Args:
+        model: a causal language model, or its skeleton.
+        beside_text: also the layers of a vision tower, which reads no rows of text, but which an
+            adapter of somebody else may have.
+    """
     head = getattr(model, "get_output_embeddings", lambda: None)()
+    text = "" if beside_text else _text_part(model)
     shapes: dict[str, LinearShape] = {}
     for name, module in model.named_modules():
-        if module is head:
+        if module is head or not name.startswith(text):
             continue
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and not _is_router(module):
             shapes[name] = LinearShape(module.in_features, module.out_features)
         elif isinstance(module, Conv1D):
             shapes[name] = LinearShape(module.nx, module.nf)  # GPT-2's linear layer
     return shapes
+
+
+def _text_part(model: nn.Module) -> str:
+    """How the names of the text model's modules begin; "" where there is nothing beside it."""
+    config: Any = getattr(model, "config", None)
+    if config is None or config.get_text_config() is config:
+        return ""
+    decoder = getattr(model, "get_decoder", lambda: None)()
+    names = [name for name, module in model.named_modules() if module is decoder]
+    return f"{names[0]}." if names and names[0] else ""
+
+
+def _is_router(module: nn.Linear) -> bool:
+    """Whether a model's own class made something else of a linear layer; FP8's is no model's."""
+    kind = type(module)
+    is_own = kind.__module__.startswith("transformers.models.")
+    return is_own and kind.forward is not nn.Linear.forward
 
 
 MODULE_KINDS = {

@@ -190,7 +190,7 @@ def load_frozen_adapter(base_model: nn.Module, folder: Path, dtype: torch.dtype)
         ModelError: the folder cannot be read, does not fit this base, or asks for more than plain
             LoRA on linear layers below the head (DoRA, ``lora_bias``, ``modules_to_save`` ...).
     """
-    shapes = adaptable_shapes(base_model)
+    shapes = adaptable_shapes(base_model, beside_text=True)
     device = next(base_model.parameters()).device
     layers: dict[str, ScaledFactors] = {}
     saved = read_factors(folder)

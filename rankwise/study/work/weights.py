@@ -73,7 +73,7 @@ def analyse_weights(
     runs = (*runs, *_not_compared_yet(context, stage, runs))
     observer.skipped(stage.work * (1 - len(runs) / len(stage.runs)))
     skeleton = models.model_skeleton(plan.base.folder)
-    shapes = models.adaptable_shapes(skeleton)
+    shapes = models.adaptable_shapes(skeleton, beside_text=True)
     share = stage.work / len(stage.runs)
     if is_stored_quantised(plan.base.folder):
         reason = f"{plan.base.name} is stored quantised: its weights are not known"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import GPT2Config, GPT2LMHeadModel, Phi3Config
 
 from rankwise.engine.models import base as models
@@ -275,3 +276,37 @@ def test_a_checkpoint_of_another_depth_is_refused_whatever_its_config_calls_it(
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelError, match="no usable model config"):
         models.refuse_other_architecture(tmp_path, GPT2Config())
+
+
+def test_a_vision_tower_beside_the_text_model_is_not_adapted() -> None:
+    """It reads no rows of text: its lora_B would stay zero. Others may have adapted it."""
+    text = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 3,
+        "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4
+    )
+    model = transformers.Gemma3ForConditionalGeneration(config)
+    of_text, of_all = (
+        models.adaptable_shapes(model),
+        models.adaptable_shapes(model, beside_text=True),
+    )
+    assert {name.split(".")[1] for name in of_text} == {"language_model"}
+    assert len(of_text) == 2 * 7
+    assert set(of_text) < set(of_all)
+    assert any("vision_tower" in name for name in of_all)
+
+
+def test_a_router_that_is_no_product_is_not_adapted() -> None:
+    config = transformers.PhimoeConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=2, num_local_experts=4,
+    )  # fmt: skip
+    shapes = models.adaptable_shapes(transformers.PhimoeForCausalLM(config))
+    assert len(shapes) == 4
+    assert all("self_attn" in name for name in shapes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -16,6 +17,7 @@ from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.engine.scoring.tree import answers as tree_answers
 from rankwise.engine.scoring.tree import attention as tree_attention
 from rankwise.engine.scoring.tree import layout as tree_layout
+from rankwise.engine.scoring.tree import reader
 from rankwise.engine.scoring.tree.attention import TREE_ATTENTION, TreeStep, attend_tree
 from rankwise.engine.scoring.tree.layout import TreeLayout
 from rankwise.engine.scoring.tree.prefixes import PrefixTree
@@ -410,3 +412,29 @@ def test_scores_of_shared_keys_are_computed_in_chunks(monkeypatch: pytest.Monkey
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(tree_attention._SCORE_BYTES, "cpu", 1)
             assert_equal(scorer.log_likelihoods([None], ITEMS)[0], expected)
+
+
+def test_a_token_s_keys_and_values_where_layers_or_halves_differ_in_width() -> None:
+    """Of Gemma 4 the wider layers count; DeepSeek keeps keys of two parts, and values, expanded."""
+
+    def token_bytes(config: Any) -> int:
+        weight = torch.nn.Linear(2, 2)
+        return reader._token_bytes(  # pyright: ignore[reportPrivateUsage]
+            SimpleNamespace(config=config, parameters=weight.parameters)
+        )
+
+    deepseek = transformers.DeepseekV3Config(
+        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, qk_nope_head_dim=16,
+        qk_rope_head_dim=8, v_head_dim=16,
+    )  # fmt: skip
+    assert token_bytes(deepseek) == 2 * 4 * (16 + 8 + 16) * 4
+    llama = transformers.LlamaConfig(
+        num_hidden_layers=3, num_attention_heads=8, num_key_value_heads=2, hidden_size=64
+    )
+    assert token_bytes(llama) == 3 * 2 * 2 * 8 * 4
+    if hasattr(transformers, "Gemma4TextConfig"):  # whose head_dim cannot be asked for
+        gemma = transformers.Gemma4TextConfig(
+            num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+            global_head_dim=16,
+        )  # fmt: skip
+        assert token_bytes(gemma) == 2 * 2 * 2 * 16 * 4

@@ -152,9 +152,20 @@ def pieces_of(adapters: Sequence[FrozenAdapter | None], num_rows: int) -> list[F
 
 
 def _token_bytes(model: Any) -> int:
-    """Bytes of one token's keys and values in all layers, by the config."""
+    """Bytes of one token's keys and values in all layers by the config; where they differ, at most.
+
+    ``head_dim`` is asked for by name of the entry: Gemma 4, whose layers have two widths, raises an
+    error for the attribute. DeepSeek keeps keys of two parts and values of their own width.
+    """
     config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    entries = config.to_dict()
+    # some layers may have entries of their own
+    layers = [entries, *dict(entries.get("per_layer_config") or {}).values()]
+    heads = max(layer.get("num_key_value_heads") or 0 for layer in layers)
+    heads = heads or config.num_attention_heads
+    width = max(layer.get("head_dim") or 0 for layer in layers)
+    both = 2 * (width or config.hidden_size // config.num_attention_heads)
+    if "qk_nope_head_dim" in entries:
+        both = sum(entries[f"{name}_head_dim"] for name in ("qk_nope", "qk_rope", "v"))
     element = next(model.parameters()).element_size()
-    return 2 * config.num_hidden_layers * heads * width * element
+    return config.num_hidden_layers * heads * both * element
