@@ -77,6 +77,12 @@ def test_a_study_is_exported_as_by_the_command(tmp_path: Path) -> None:
         study.export("cvs")
 
 
+def test_one_rank_needs_no_list() -> None:
+    lora = rw.new(base="b", task="t", ranks=8).config.methods.lora
+    assert lora is not None
+    assert lora.ranks == (8,)
+
+
 @pytest.mark.parametrize("ranks", [[4, 8], (4, 8), range(4, 9, 4), 2 ** np.arange(2, 4)])
 def test_ranks_come_in_any_sequence(ranks: Any) -> None:
     lora = rw.new(base="b", task="t", ranks=ranks).config.methods.lora

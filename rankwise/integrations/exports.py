@@ -210,6 +210,10 @@ def _remarks(
             f"{quantities.count(planned.checkpoint_of.num_steps)}: train by the schedule of the "
             "whole, and stop there"
         )
+    if setup.is_full and setup.weight_decay:
+        remarks.append(
+            "weight decay here is of all weights; transformers' Trainer leaves out biases and norms"
+        )
     if "/" not in setup.base_model:
         remarks.append(f"{setup.base_model} is a name of rankwise's; write the hub's, or a folder")
     alpha = setup.alpha

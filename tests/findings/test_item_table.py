@@ -146,3 +146,24 @@ def test_a_study_of_losses_has_no_items() -> None:
         out_of_domain_tasks=(),
     )
     assert item_table(results, lambda model, task: []) is None
+
+
+def test_no_answer_by_raw_log_likelihoods_stands_beside_another_metric() -> None:
+    """By acc_norm a long option may be right whose log-likelihood is lower."""
+
+    def by_length(model: ModelResults) -> ModelResults:
+        items = {
+            task: its.model_copy(update={"metric": "acc_norm"}) if its.unit == "points" else its
+            for task, its in model.items.items()
+        }
+        return model.model_copy(update={"items": items})
+
+    results = planted_study({4: 0.7})
+    other = results.model_copy(
+        update={"base": by_length(results.base), "runs": tuple(map(by_length, results.runs))}
+    )
+    plain, normed = table_of(results), table_of(other)
+    for mine, theirs in zip(plain.answers, normed.answers, strict=True):
+        assert mine.is_right == theirs.is_right
+        assert None not in mine.margins
+        assert set(theirs.margins) == set(theirs.answers) == {None}

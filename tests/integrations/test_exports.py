@@ -21,7 +21,7 @@ from rankwise.integrations.tools import TOOLS
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.folder import StudyFolder
 from rankwise.records.results import StudyResults
-from rankwise.records.study import PlannedRun
+from rankwise.records.study import PlannedRun, Training
 from rankwise.study.conclusion import conclude
 from tests.planted.folders import write_study
 from tests.planted.results import planted_study
@@ -251,6 +251,94 @@ def test_what_is_not_said_is_remarked(folder: StudyFolder) -> None:
     assert "learning rate 2e-4, 2 epochs, 2 x 4 rows a step" in " ".join(done.remarks)
     (done,) = export_setup(folder, tool=BY_NAME["trl"])
     assert "the rows are those of the task kinship; add your own data" in done.remarks
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "settings"),
+    [
+        ("rows.csv", "instruction,output\na,b\n", {}),
+        ("rows.jsonl", '{"conversations": []}\n', {}),
+        ("rows.jsonl", '{"question": "a", "answer": "b"}\n', {}),
+        (
+            "rows.jsonl",
+            '{"q": "a", "completion": "b"}\n',
+            {"columns": {"prompt": "q", "completion": "completion"}},
+        ),
+    ],
+)
+def test_rows_that_others_read_otherwise_are_not_named(
+    tmp_path: Path, name: str, content: str, settings: dict[str, Any]
+) -> None:
+    rows = tmp_path / name
+    rows.write_text(content)
+    results = with_training(planted_study(), data=rows, **settings)
+    study = written(tmp_path / "study", results)
+    for tool in OF_TRAINING:
+        (done,) = export_setup(study, tool=BY_NAME[tool])
+        assert name not in done.file.read_text()
+        (remark,) = [each for each in done.remarks if each.startswith("the rows are not in it")]
+        assert "JSON Lines with prompt and completion, or messages" in remark
+
+
+@pytest.mark.parametrize(
+    ("row", "settings", "tools", "words"),
+    [
+        ({"messages": []}, {}, OF_TRAINING, "learned the last turn of the assistant"),
+        ({"prompt": "a", "completion": "b"}, {}, ["llamafactory"], "learned where an answer ends"),
+        (
+            {"prompt": "a", "completion": "b"},
+            {"chat_template": True},
+            ["trl", "axolotl", "unsloth"],
+            "wrapped the rows in the chat template",
+        ),
+    ],
+)
+def test_what_the_other_trainer_learns_otherwise_is_remarked(
+    tmp_path: Path, row: dict[str, Any], settings: dict[str, Any], tools: list[str], words: str
+) -> None:
+    rows = tmp_path / "rows.json"
+    rows.write_text(json.dumps([row]))
+    results = with_training(planted_study(), data=rows, **settings)
+    study = written(tmp_path / "study", results)
+    for tool in OF_TRAINING:
+        (done,) = export_setup(study, tool=BY_NAME[tool])
+        assert (words in " ".join(done.remarks)) == (tool in tools)
+
+
+def test_what_full_fine_tuning_decays_is_remarked(tmp_path: Path) -> None:
+    for decay, is_said in ((0.0, False), (0.1, True)):
+        results = with_training(planted_study(), task=("kinship",), weight_decay=decay)
+        study = written(tmp_path / f"{decay}", results)
+        for run, all_weights in (("kinship-full", True), (BEST, False)):
+            (done,) = export_setup(study, run=run, tool=BY_NAME["trl"])
+            said = "weight decay here is of all weights" in " ".join(done.remarks)
+            assert said == (is_said and all_weights)
+
+
+def test_a_run_that_stopped_is_said_to_have(tmp_path: Path) -> None:
+    study = written(tmp_path / "study", stopped(planted_study()))
+    for tool in NAMES:
+        (done,) = export_setup(study, tool=BY_NAME[tool])
+        said = "the run stopped at step 60 of 240: train by the schedule of the whole"
+        assert said in " ".join(done.remarks)
+
+
+def stopped(results: StudyResults) -> StudyResults:
+    """The same, whose LoRA runs are checkpoints that a stop chose."""
+
+    def changed(plan: PlannedRun) -> PlannedRun:
+        whole = Training(name=f"{plan.name}-whole", fingerprint="e" * 64, num_steps=240)
+        return plan.model_copy(update={"checkpoint_of": whole}) if plan.rank else plan
+
+    runs = tuple(
+        model.model_copy(
+            update={"run": model.run.model_copy(update={"planned": changed(model.run.planned)})}
+        )
+        for model in results.runs
+        if model.run is not None
+    )
+    study = results.study.model_copy(update={"runs": tuple(map(changed, results.study.runs))})
+    return results.model_copy(update={"study": study, "runs": runs})
 
 
 def test_an_imported_model_has_no_settings(folder: StudyFolder) -> None:

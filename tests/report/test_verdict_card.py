@@ -21,7 +21,7 @@ from rankwise.records.results import StudyResults
 from rankwise.report.sections.card import card_section, sliders
 from rankwise.report.tables import decision_table
 from tests.planted.items import written
-from tests.planted.results import planted_study, with_rslora
+from tests.planted.results import Key, planted_study, with_rslora
 from tests.support.browser import Visit
 
 
@@ -59,6 +59,19 @@ def test_the_card_holds_what_people_are_told_against_the_study() -> None:
     assert told["TRL's LoRA Without Regret: rank 256"] == "not tried in this study"
     assert told["PEFT's default: rank 8"].startswith("rank 8 gains 5.0 points less (−")
     assert told["Many recipes: alpha = 2r"] == "the choice has it"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "here"),
+    [
+        ({8: 0.70, 32: 0.80, 64: 0.81}, "that is the choice here"),
+        ({8: 0.80, 16: 0.70, 64: 0.81}, "rank 16 gains 10.0 points less (−"),
+    ],
+)
+def test_advice_of_two_ranks_is_read_at_both(ranks: dict[Key, float], here: str) -> None:
+    card, _ = card_of(planted_study(ranks))
+    told = {each.advice: each.here for each in card.told}
+    assert told["Unsloth's guide: rank 16 or 32"].startswith(here)
 
 
 def test_rslora_is_said_wherever_alpha_is() -> None:
