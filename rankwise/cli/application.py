@@ -25,6 +25,7 @@ from rankwise.errors import (
     PlanError,
     RankwiseError,
     RecordError,
+    StorageError,
 )
 
 if TYPE_CHECKING:
@@ -195,10 +196,9 @@ def verb(
 
 
 def _not_permitted(error: PermissionError) -> RankwiseError:
-    """The system's refusal, with the remedy."""
-    from rankwise.records.files import permission_error
-
-    return permission_error(error.filename or "a file", error)
+    """The system's refusal to enter a folder, or to read or write there, with the remedy."""
+    where = error.filename or "a file or folder"
+    return StorageError(f"{where}: {error.strerror or error}. Give yourself permission there.")
 
 
 def exit_code_of(error: RankwiseError) -> int:

@@ -176,7 +176,7 @@ def _csv_cells(path: Path, reader: Any, header: Sequence[str], delimiter: str) -
                     f"has {len(cells)} cells and the header {len(header)}; put quotes around cells "
                     f"that contain {delimiter!r}, and give every cell"
                 )
-            elif any(_QUOTED_AFTER_SPACE.match(cell) for cell in cells):
+            elif any(_QUOTED_AFTER_SPACE.fullmatch(cell) for cell in cells):
                 problem = "has a space before a quote, which then is text; take the space away"
             content = dict(zip(header, cells, strict=False))
             yield RawRow(f"row {number}", content, problem)

@@ -266,7 +266,7 @@ def test_a_folder_that_may_not_be_entered_is_no_traceback(
         patch.setattr(Path, "exists", refused)
         done = rankwise("status", study.folder.root)
     assert done.exit_code == 1
-    assert "cannot be read: Permission denied. Give yourself permission" in words(done.stderr)
+    assert ": Permission denied. Give yourself permission there." in words(done.stderr)
 
 
 def test_weights_are_shared_as_the_umask_says(study: Study) -> None:
