@@ -61,7 +61,8 @@ _FIRST: tuple[Convention, ...] = ("messages", "prompt and completion")
 # beside a text, they may be what it answers
 _PARTS = {name for names in _CONVENTIONS.values() for name in names.needed.values()}
 # columns that change what a question asks
-_OPTIONS = ("choices", "options")
+OPTIONS = ("choices", "options")
+"""Columns that hold what a question is to be answered by."""
 
 
 def recognise(row: Mapping[str, Any], wanted: ColumnsConfig | None) -> Reading:
@@ -125,7 +126,7 @@ def _refuse_options(row: Mapping[str, Any], reading: Reading) -> None:
     prompt, completion = reading.column("prompt"), reading.column("completion")
     if reading.convention == "prompt and completion" or prompt is None:
         return
-    for name in _OPTIONS:
+    for name in OPTIONS:
         if row.get(name) not in NOTHING:
             raise DataError(
                 f'column "{name}" would be lost; write it into column "{prompt}", or leave it out '

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from datasets import ClassLabel, Dataset, Features, Value
 from rankwise.engine.models import base as models
 from rankwise.errors import DataError
 from rankwise.records.config.own_rows import ColumnsConfig, HubData, data_name, hub_data
+from rankwise.records.study_file import load_config
+from rankwise.study.planning.plan import plan_study
 from rankwise.tasks.own_rows import OwnRows, read_own_rows
 from rankwise.tasks.row_files import read_raw_rows
 
@@ -394,3 +397,24 @@ def test_what_is_wrong_with_every_row_is_said_once(tmp_path: Path, tokenizer: An
     assert "row 1 and all others to row 30: has a, q; needs" in said
     assert "--column prompt=... --column completion=..." in said
     assert said.count("needs prompt and completion") == 1
+
+
+def test_what_is_lost_of_rows_that_can_be_read_is_warned_of(
+    study_file: Path, tmp_path: Path
+) -> None:
+    def warnings(*rows: dict[str, Any]) -> list[str]:
+        path = written(tmp_path / "rows.jsonl", list(rows))
+        overrides = ["train.task=null", f"train.data={path}", "evaluation.in_domain=[]"]
+        plan = plan_study(load_config(study_file, overrides))
+        return [each for each in plan.record.warnings if each.startswith("train.data: ")]
+
+    plain = [{"prompt": f"question {i}", "completion": f" {i}"} for i in range(30)]
+    assert warnings(*plain) == []
+    options = [row | {"choices": ["a", "b"]} for row in plain]
+    assert warnings(*options) == [
+        "train.data: column 'choices' of 30 rows is not read; write the options into the prompt"
+    ]
+    empty = [row | {"prompt": ""} if i % 3 == 0 else row for i, row in enumerate(plain)]
+    (warning,) = warnings(*empty)
+    assert re.search(r"\d of 27 training rows have an empty prompt; give one or drop", warning)
+    assert warnings(*({"text": f"a text {i}"} for i in range(30))) == []

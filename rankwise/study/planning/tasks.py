@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError
+from rankwise.records import quantities
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.own_data import OwnData
 from rankwise.records.reading import MIN_ITEMS
 from rankwise.records.study import RELATIONS, Relation, StudyTasks
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.validation import CHOSEN_BY, Validation, of_other, of_trained, share_of
+from rankwise.tasks.columns import OPTIONS
 from rankwise.tasks.formats import TrainedFormat, in_trained_format, trained_format
 from rankwise.tasks.overlap import find_overlap
 from rankwise.tasks.requests import PreparedTask, prepare_task, prepared_task
 from rankwise.tasks.resolution import LoadedTask, TaskNotFound, Unloaded, load_tasks
 from rankwise.tasks.training_rows import TrainingRow, task_rows, trained_items, with_documents
-from rankwise.tasks.user_data import ending_items, load_user_data
+from rankwise.tasks.user_data import UserData, ending_items, load_user_data
 
 Leaves = dict[Relation, dict[str, LoadedTask]]
 
@@ -265,6 +267,7 @@ class _TaskFinder:
         held_out = {task.name: task for task in data.tasks}
         leaves["in_domain"] = held_out | leaves["in_domain"]
         self._own_data = data.read
+        self.warnings += _lost_unsaid(data)
         rows, seen = {data.name: data.training}, {data.name: data.trained_items}
         return _Source(source, rows, data.format, leaves, seen)
 
@@ -470,3 +473,20 @@ def _scored_split(loaded: LoadedTask) -> str | None:
     """The split whose items a task scores."""
     config = loaded.task.config
     return config.test_split or config.validation_split
+
+
+def _lost_unsaid(data: UserData) -> Iterator[str]:
+    """What a user would miss in rows that can be read: options, and prompts that are empty."""
+    for read in data.read.columns:
+        for name in OPTIONS:
+            if name in read.unread:
+                yield (
+                    f"train.data: column {name!r} of {quantities.counted(read.num_rows, 'row')} is "
+                    "not read; write the options into the prompt"
+                )
+    num_empty = sum(not row.prompt.strip() for row in data.training)
+    if num_empty and all(read.convention != "text" for read in data.read.columns):
+        yield (
+            f"train.data: {num_empty} of {len(data.training)} training rows have an empty prompt; "
+            "give one or drop them"
+        )
