@@ -15,6 +15,9 @@ from rankwise.tasks.row_files import RawRow, RawRows, read_raw_rows
 from rankwise.tasks.task_files import task_code
 from rankwise.tasks.training_rows import TrainingRow, end_of_turn, render_chat
 
+MOST_SHOWN = 10
+"""Bad rows that are named one by one."""
+
 _SPEAKERS = {
     "human": "user",
     "user": "user",
@@ -105,10 +108,12 @@ def read_own_rows(
 def _in_words(raw: RawRows, problems: list[str]) -> str:
     count = f"{len(problems)} bad row{'s' if len(problems) > 1 else ''}"
     alike = {problem.partition(": ")[2] for problem in problems}
-    if len(problems) > 1 and len(alike) == 1:  # one sentence for all of them
+    if len(problems) > MOST_SHOWN and len(alike) == 1:  # one sentence for all of them
         first, last = (problem.partition(": ")[0] for problem in (problems[0], problems[-1]))
         problems = [f"{first} and all others to {last}: {alike.pop()}"]
-    shown = problems[:10] + ([f"and {len(problems) - 10} more"] if len(problems) > 10 else [])
+    shown = problems[:MOST_SHOWN]
+    if len(problems) > MOST_SHOWN:
+        shown = [*shown, f"and {len(problems) - MOST_SHOWN} more"]
     return "\n  ".join([f"{raw.source} has {count}", *shown])
 
 

@@ -182,7 +182,7 @@ def test_all_bad_rows_are_named_at_once(tmp_path: Path, tokenizer: Any) -> None:
     said = {line.split(": ", 1)[0]: line.split(": ", 1)[1] for line in lines[1:]}
     assert said["line 3"] == "not a JSON object; write one with a prompt and a completion"
     assert said["line 4"].startswith("has query, reply; needs prompt and completion, messages, ")
-    assert said["line 4"].endswith("say train.columns: {prompt: ..., completion: ...}")
+    assert "say train.columns: {prompt: ..., completion: ...}" in said["line 4"]
     assert said["line 5"].startswith("has no columns; needs prompt and completion, messages, ")
     empty = 'column "completion" is empty; give an answer or drop the row'
     assert said["line 6"] == said["line 7"] == empty
@@ -219,7 +219,8 @@ def test_conversations_without_an_answer(
 
 
 def test_of_many_bad_rows_the_first_ten_are_shown(tmp_path: Path, tokenizer: Any) -> None:
-    message = problems_of(written(tmp_path, [{}] * 25), tokenizer)
+    rows = [{} if number % 2 else {"other": number} for number in range(25)]
+    message = problems_of(written(tmp_path, rows), tokenizer)
     assert message.startswith("rows.jsonl has 25 bad rows")
     assert "line 10: " in message
     assert "line 11: " not in message
