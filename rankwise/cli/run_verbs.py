@@ -306,6 +306,7 @@ def named(
     arguments: list[str] | None, study_dir: Path | None, allow_task_code: bool
 ) -> tuple[StudyConfig, StudyFolder]:
     """The study of the file and the overrides among the arguments, and its folder."""
+    from rankwise.records.files import without_remedy
     from rankwise.records.folder import StudyFolder
     from rankwise.records.mirror import address_of, is_url, local_folder, mirror_at
     from rankwise.records.study_file import load_config
@@ -326,10 +327,9 @@ def named(
         except NewerRecordError:
             raise
         except RecordError as error:
-            reason = str(error).partition(". Run the study")[0]
             raise RecordError(
-                f"{reason}. Give the study file that it was made with: rankwise run STUDY.yaml "
-                f"--study-dir {shlex.quote(folder.address)}"
+                f"{without_remedy(error)}. Give the study file that it was made with: rankwise run "
+                f"STUDY.yaml --study-dir {shlex.quote(folder.address)}"
             ) from error
     config = load_config(path, [*overrides, *(["allow_task_code=true"] * allow_task_code)])
     return config, StudyFolder(study_dir or Path("studies") / config.name)

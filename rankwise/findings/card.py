@@ -117,8 +117,7 @@ def _settings(option: Option) -> dict[str, str]:
     settings["Target modules"] = quantities.modules(plan.target_modules) or None
     settings["Epochs"] = None if epochs is None else str(epochs)
     if plan.checkpoint_of is not None:
-        whole = quantities.count(plan.checkpoint_of.num_steps)
-        settings["Stopped"] = f"at step {quantities.count(plan.num_steps)} of {whole}"
+        settings["Stopped"] = f"at step {quantities.steps(plan)}"
     return {name: value for name, value in settings.items() if value is not None}
 
 

@@ -132,7 +132,7 @@ def setup_of(study: StudyRecord, planned: PlannedRun) -> TrainingSetup:
     """
     refuse_imported(planned)
     train, base = study.config.train, study.config.base_model
-    rows = None if train.data is None else _rows_of(train)
+    rows = _rows_of(train)
     return TrainingSetup(
         base_model=base.name,
         revision=base.revision,
@@ -206,8 +206,7 @@ def _remarks(
         remarks += _remarks_on_rows(setup, tool)
     if planned.checkpoint_of is not None:
         remarks.append(
-            f"the run stopped at step {quantities.count(planned.num_steps)} of "
-            f"{quantities.count(planned.checkpoint_of.num_steps)}: train by the schedule of the "
+            f"the run stopped at step {quantities.steps(planned)}: train by the schedule of the "
             "whole, and stop there"
         )
     if setup.is_full and setup.weight_decay:

@@ -95,10 +95,8 @@ def _settings(study: StudyRecord, planned: PlannedRun) -> Iterator[tuple[str, st
     yield "schedule", f"{train.schedule}, warm-up {train.warmup_ratio:g} of the steps"
     yield "epochs", str(planned.epochs)
     yield "rows a step", str(train.batch_size * train.gradient_accumulation_steps)
-    steps = quantities.count(planned.num_steps)
-    if planned.checkpoint_of is not None:
-        steps += f" of {quantities.count(planned.checkpoint_of.num_steps)}, where it stopped"
-    yield "steps", steps
+    stopped = "" if planned.checkpoint_of is None else ", where it stopped"
+    yield "steps", quantities.steps(planned) + stopped
     yield "trained weights", quantities.count(planned.num_trainable_parameters)
     yield "seed", str(planned.seed)
 

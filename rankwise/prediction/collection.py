@@ -9,7 +9,7 @@ import platformdirs
 
 from rankwise.errors import NewerRecordError, RecordError
 from rankwise.prediction.collected import CollectedStudy
-from rankwise.records.files import read_record, write_record
+from rankwise.records.files import read_record, without_remedy, write_record
 
 SHIPPED = Path(__file__).parent / "studies"
 
@@ -72,7 +72,6 @@ def _read(path: Path) -> CollectedStudy:
     except NewerRecordError:
         raise
     except RecordError as error:
-        reason = str(error).partition(". Run the study")[0]
         raise RecordError(
-            f"{reason}. Remove it from the collection, and collect the study again."
+            f"{without_remedy(error)}. Remove it from the collection, and collect the study again."
         ) from error

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from rankwise.errors import StorageError
 from rankwise.records.files import (
-    OUT_OF_REACH,
     FileDigest,
     digest_of,
-    permission_error,
+    refuse_out_of_reach,
     write_atomically,
 )
 
@@ -80,8 +79,7 @@ class CheckedFiles:
         except FileNotFoundError:
             return "is gone"
         except OSError as error:
-            if error.errno in OUT_OF_REACH:
-                raise permission_error(path, error) from error
+            refuse_out_of_reach(path, error)
             return f"cannot be read: {error.strerror or error}"
         self._remember(path, digest)
         return None

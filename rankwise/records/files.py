@@ -51,8 +51,8 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "Use shorter names",
 }
 
-OUT_OF_REACH = frozenset({errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE})
-"""Errors of reading after which a file may be as it was written."""
+# Errors of reading after which a file may be as it was written.
+_OUT_OF_REACH = frozenset({errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE})
 
 
 class FileDigest(Record):
@@ -154,15 +154,17 @@ def storage_error(path: Path, error: OSError) -> StorageError:
     )
 
 
-def permission_error(path: Path | str, error: OSError) -> StorageError:
-    """The error to raise where a file is there and the system does not let it be read.
+def refuse_out_of_reach(path: Path, error: OSError) -> None:
+    """Tell a file that the system does not give from a damaged one, which is made again.
 
-    Such a file is not damaged: it must not be set aside and made again.
+    Raises:
+        StorageError: it may not be read, or the disk does not give it.
     """
-    return StorageError(
-        f"{path} cannot be read: {error.strerror or error}. Give yourself permission, or check the "
-        "disk, then run again: nothing was changed."
-    )
+    if error.errno in _OUT_OF_REACH:
+        raise StorageError(
+            f"{path} cannot be read: {error.strerror or error}. Give yourself permission, or check "
+            "the disk, then run again: nothing was changed."
+        ) from error
 
 
 def require_room(path: Path, num_bytes: int) -> None:
@@ -285,8 +287,7 @@ def read_record(path: Path, record_type: type[R]) -> R:
     except FileNotFoundError as error:
         raise RecordError(f"{path} is not there; run the study first.") from error
     except OSError as error:
-        if error.errno in OUT_OF_REACH:
-            raise permission_error(path, error) from error
+        refuse_out_of_reach(path, error)
         raise _unreadable(path, record_type, str(error)) from error
     try:
         return record_type.model_validate_json(_checked(content))
@@ -302,6 +303,11 @@ def _unreadable(path: Path, record_type: type[Record], reason: str) -> RecordErr
         f"{path} is not a readable {record_type.__name__}: {reason}. Run the study again: it is "
         "set aside, and only what is missing is computed."
     )
+
+
+def without_remedy(error: RecordError) -> str:
+    """What is wrong with a file, without the advice to run the study again."""
+    return str(error).partition(". Run the study")[0]
 
 
 def _checked(content: bytes) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from rankwise.records.study import Interval, Scaled, Unit, is_rslora
+from rankwise.records.study import Interval, PlannedRun, Scaled, Unit, is_rslora
 
 NOT_MEASURED = "—"
 MINUS = "\u2212"
@@ -170,6 +170,12 @@ def alpha(of: Scaled) -> str | None:
     if of.alpha is None:
         return None
     return number(of.alpha) + (" with rsLoRA" if is_rslora(of) else "")
+
+
+def steps(of: PlannedRun) -> str:
+    """240, or 60 of 240 where it stopped before the end of its training."""
+    whole = "" if of.checkpoint_of is None else f" of {count(of.checkpoint_of.num_steps)}"
+    return f"{count(of.num_steps)}{whole}"
 
 
 def modules(names: Sequence[str]) -> str:

@@ -13,7 +13,14 @@ from rankwise.records.base import Record
 from rankwise.records.behaviour import Behaviour
 from rankwise.records.deployment import FormRecord
 from rankwise.records.file_names import samples_beside
-from rankwise.records.files import FileDigest, read_record, storage_error, write_atomically, writing
+from rankwise.records.files import (
+    FileDigest,
+    read_record,
+    storage_error,
+    without_remedy,
+    write_atomically,
+    writing,
+)
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.heads import HeadChanges, HeadRepair, TaskHeadEffects
 from rankwise.records.judgement import StudyLooks
@@ -249,7 +256,7 @@ class _Inspector:
         except NewerRecordError:
             raise
         except RecordError as error:
-            reason = str(error).removeprefix(f"{path} ").partition(". Run the study")[0]
+            reason = without_remedy(error).removeprefix(f"{path} ")
             yield Damage(path, reason, made_by, spoils or (path,))
             return
         for file, digest in files(record).items():
@@ -268,6 +275,6 @@ class _Inspector:
             path = self._folder.evaluation_file(record.model, record.task)
             samples = samples_beside(path)
             if not isinstance(error, NewerRecordError) and samples.name in str(error):
-                reason = str(error).removeprefix(f"{samples} ").partition(". Run the study")[0]
+                reason = without_remedy(error).removeprefix(f"{samples} ")
                 made_by = f"scoring {record.model} on {path.stem}"
                 yield Damage(samples, reason, made_by, (path, samples))

@@ -24,7 +24,7 @@ from rankwise.records.results import StudyResults
 from rankwise.records.study import PlannedRun, Training
 from rankwise.study.conclusion import conclude
 from tests.planted.folders import write_study
-from tests.planted.results import planted_study
+from tests.planted.results import planted_study, with_plans
 
 BY_NAME = {tool.name: tool for tool in TOOLS}
 NAMES = [*BY_NAME]
@@ -330,15 +330,7 @@ def stopped(results: StudyResults) -> StudyResults:
         whole = Training(name=f"{plan.name}-whole", fingerprint="e" * 64, num_steps=240)
         return plan.model_copy(update={"checkpoint_of": whole}) if plan.rank else plan
 
-    runs = tuple(
-        model.model_copy(
-            update={"run": model.run.model_copy(update={"planned": changed(model.run.planned)})}
-        )
-        for model in results.runs
-        if model.run is not None
-    )
-    study = results.study.model_copy(update={"runs": tuple(map(changed, results.study.runs))})
-    return results.model_copy(update={"study": study, "runs": runs})
+    return with_plans(results, changed)
 
 
 def test_an_imported_model_has_no_settings(folder: StudyFolder) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -252,18 +252,28 @@ def planted_evaluation(model: str, items: TaskItems, run: RunRecord | None) -> T
     )
 
 
+def with_plans(results: StudyResults, change: Callable[[PlannedRun], PlannedRun]) -> StudyResults:
+    """The same, whose runs were planned otherwise; their names follow."""
+
+    def changed(model: ModelResults) -> ModelResults:
+        assert model.run is not None
+        planned = change(model.run.planned)
+        run = model.run.model_copy(update={"planned": planned})
+        return model.model_copy(update={"name": planned.name, "run": run})
+
+    study = results.study.model_copy(update={"runs": tuple(map(change, results.study.runs))})
+    return results.model_copy(update={"study": study, "runs": tuple(map(changed, results.runs))})
+
+
 def with_rslora(results: StudyResults) -> StudyResults:
     """The same with every alpha divided by the root of its rank."""
 
-    def changed(model: ModelResults) -> ModelResults:
-        run = model.run
-        if run is None or run.planned.rank is None or run.planned.alpha is None:
-            return model
-        scaling = run.planned.alpha / math.sqrt(run.planned.rank)
-        planned = run.planned.model_copy(update={"scaling": scaling})
-        return model.model_copy(update={"run": run.model_copy(update={"planned": planned})})
+    def changed(plan: PlannedRun) -> PlannedRun:
+        if plan.rank is None or plan.alpha is None:
+            return plan
+        return plan.model_copy(update={"scaling": plan.alpha / math.sqrt(plan.rank)})
 
-    return results.model_copy(update={"runs": tuple(map(changed, results.runs))})
+    return with_plans(results, changed)
 
 
 def _planned(key: Key, seed: int) -> PlannedRun:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,25 @@ def test_a_closed_terminal_does_not_stop_what_nohup_started() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+def stopped_extension(
+    study: Study, root: Path, monkeypatch: pytest.MonkeyPatch, take_step: Callable[..., Any]
+) -> StudyFolder:
+    """A finished study of one rank and one seed, whose second seed was stopped in its training."""
+    config = load_config(study.file, [*SMALL, "methods.lora.ranks=[2]"])
+    folder = StudyFolder(root)
+    run_study(plan_study(config), folder, Recorder())
+    plan = plan_study(extended(config, Extension(num_seeds=1)))
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainee, "take_step", take_step)
+        with pytest.raises(Stopped):
+            run_study(plan, folder, Recorder())
+    return StudyFolder(root)
+
+
 def test_an_extension_that_was_stopped_goes_on(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folder's plan is that of the extension, since a training of it is saved."""
-    config = load_config(study.file, [*SMALL, "methods.lora.ranks=[2]"])
-    folder = StudyFolder(tmp_path / "s")
-    run_study(plan_study(config), folder, Recorder())
     take_step = Trainee.take_step
 
     def stopping(self: Trainee, *arguments: Any, **named: Any) -> Any:
@@ -51,32 +64,19 @@ def test_an_extension_that_was_stopped_goes_on(
             os.kill(os.getpid(), signal.SIGTERM)
         return metrics
 
-    plan = plan_study(extended(config, Extension(num_seeds=1)))
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainee, "take_step", stopping)
-        with pytest.raises(Stopped):
-            run_study(plan, folder, Recorder())
-    kept = StudyFolder(folder.root).read_study().config
+    folder = stopped_extension(study, tmp_path / "s", monkeypatch, stopping)
+    kept = folder.read_study().config
     assert kept.seeds == (0, 1)
-    recorder = Recorder()
-    outcome = run_study(plan_study(kept), StudyFolder(folder.root), recorder)
+    outcome = run_study(plan_study(kept), folder, Recorder())
     assert len(outcome.results.runs) == 2
 
 
 def test_a_plan_of_which_nothing_came_is_taken_back(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = load_config(study.file, [*SMALL, "methods.lora.ranks=[2]"])
-    folder = StudyFolder(tmp_path / "s")
-    run_study(plan_study(config), folder, Recorder())
-
     def stopping(*_: Any, **__: Any) -> Any:
         raise Stopped(signal.SIGTERM)
 
-    plan = plan_study(extended(config, Extension(num_seeds=1)))
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainee, "take_step", stopping)
-        with pytest.raises(Stopped):
-            run_study(plan, folder, Recorder())
+    folder = stopped_extension(study, tmp_path / "s", monkeypatch, stopping)
     assert list(folder.root.rglob("training.pt")) == []
-    assert StudyFolder(folder.root).read_study().config.seeds == (0,)
+    assert folder.read_study().config.seeds == (0,)

@@ -1,0 +1,97 @@
+"""A study that is judged more than once: which looks count, and which margins stay."""
+
+from __future__ import annotations
+
+import pytest
+
+from rankwise.findings.looks import alpha_of_look
+from rankwise.findings.recommendation import looks_of, recommend, recommend_for
+from rankwise.records.config.study import RecommendationConfig
+from rankwise.records.results import ModelResults, StudyResults
+from rankwise.records.study import PlannedRun
+from tests.planted.results import planted_study, with_plans
+
+MARGINS = RecommendationConfig(delta_points=5.0, epsilon_points=6.0)
+
+
+def test_looks_share_what_may_be_wrong() -> None:
+    first = recommend(planted_study(num_in_domain=100))
+    again = recommend(planted_study(num_in_domain=100), looks_of(first))
+    assert again == first  # the same data are the same look
+    grown = recommend(planted_study(num_in_domain=300), looks_of(first))
+    third = recommend(planted_study(num_in_domain=300, seeds=(0, 1)), looks_of(grown))
+    (part,) = third.by_train_task
+    assert [look.number for look in part.looks] == [1, 2, 3]
+    assert [look.alpha for look in part.looks] == pytest.approx([0.04, 0.005, 0.01 / 6])
+    assert [look.num_items["kinship"] for look in part.looks] == [100, 300, 300]
+    assert any("Look 3 at this study" in reason for reason in part.reasons)
+    total = sum(alpha_of_look(number, 0.05) for number in range(1, 100_000))
+    assert total == pytest.approx(0.05, abs=1e-5)
+
+
+def test_looks_at_a_task_that_comes_back_count() -> None:
+    first = looks_of(recommend(planted_study()))
+    elsewhere = first.model_copy(
+        update={"by_train_task": (first.by_train_task[0].model_copy(update={"train_task": "b"}),)}
+    )
+    kept = elsewhere.with_others(first)
+    assert [looks.train_task for looks in kept.by_train_task] == ["b", "kinship"]
+    assert first.with_others(kept).of("b") == elsewhere.of("b")
+    assert first.with_others(None) == first
+    (again,) = recommend(planted_study(num_in_domain=400), kept).by_train_task
+    assert [look.number for look in again.looks] == [1, 2]
+
+
+def test_runs_with_other_settings_are_another_look() -> None:
+    def trained_at(rate: float) -> StudyResults:
+        def changed(plan: PlannedRun) -> PlannedRun:
+            return plan.model_copy(update={"learning_rate": rate, "name": f"{plan.name}-{rate:g}"})
+
+        return with_plans(planted_study(num_in_domain=100), changed)
+
+    first = looks_of(recommend(trained_at(1e-4)))
+    (part,) = recommend(trained_at(2e-4), first).by_train_task
+    assert [look.number for look in part.looks] == [1, 2]
+    assert part.looks[1].alpha == pytest.approx(0.005)
+    # a record of an older rankwise does not name its runs, and is taken for the same look
+    (of_task,) = first.by_train_task
+    older = of_task.model_copy(
+        update={"looks": (of_task.looks[0].model_copy(update={"runs": ()}),)}
+    )
+    assert len(recommend_for(trained_at(1e-4).of("kinship"), older).looks) == 1
+
+
+def test_a_derived_margin_is_of_its_metric() -> None:
+    """p(right) needs half the margin of accuracy on as many items."""
+    study = planted_study()
+
+    def by_p_right(model: ModelResults) -> ModelResults:
+        items = {
+            task: its
+            if its.unit == "nats"
+            else its.model_copy(update={"metric": "p_right", "accuracy": its})
+            for task, its in model.items.items()
+        }
+        return model.model_copy(update={"items": items})
+
+    other = study.model_copy(
+        update={"base": by_p_right(study.base), "runs": tuple(map(by_p_right, study.runs))}
+    )
+    accuracy, p_right = recommend(study), recommend(other)
+    assert p_right.by_train_task[0].delta < 0.6 * accuracy.by_train_task[0].delta
+    for now, before, fresh in ((study, p_right, accuracy), (other, accuracy, p_right)):
+        again = recommend(now, looks_of(before)).by_train_task[0]
+        assert again.delta == fresh.by_train_task[0].delta
+        assert again.epsilon_points == fresh.by_train_task[0].epsilon_points
+
+
+def test_derived_margins_are_kept_when_a_study_grows() -> None:
+    small = recommend(planted_study(num_in_domain=100))
+    grown = recommend(planted_study(num_in_domain=1000), looks_of(small))
+    fresh = recommend(planted_study(num_in_domain=1000))
+    before, after, new = (study.by_train_task[0] for study in (small, grown, fresh))
+    assert after.delta == before.delta > 2 * new.delta
+    assert after.epsilon_points == before.epsilon_points
+    # what the user sets now counts
+    chosen = planted_study(num_in_domain=1000, recommendation=MARGINS)
+    assert recommend(chosen, looks_of(grown)).by_train_task[0].delta == 5.0
