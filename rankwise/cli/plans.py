@@ -21,7 +21,7 @@ from rankwise.study.needs import Needs, assumed_rate, needs_of
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.stages import Stage, finished_work, stages
 from rankwise.study.timetable import Timetable, timetable
-from rankwise.study.units import units
+from rankwise.study.units import owners, units
 
 
 class Forecast(NamedTuple):
@@ -84,7 +84,8 @@ class Forecast(NamedTuple):
         """The units that workers take."""
         per_second = None if self.rate is None else self.rate * TRAINING_WORK["lora"]
         taken = units(self.graph)
-        return [unit.described(taken, self.intact, per_second) for unit in taken]
+        unit_of = owners(taken)
+        return [unit.described(unit_of, self.intact, per_second) for unit in taken]
 
     def show(self) -> None:
         """For people."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
 from typing import NamedTuple
 
+import numpy as np
+
 from rankwise.findings.odds import PRICE, Believed, Odds, Truths, chance_of_decision, odds
 from rankwise.findings.options import Option
 from rankwise.findings.stats.blocks import Block
@@ -21,6 +23,9 @@ EPSILONS = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 25.0)
 
 ITEM_FACTORS = (2.0, 4.0, 10.0)
 TASK_FACTOR = 4.0
+MOST_TASKS = 8
+"""Of one kind, for which it is said what more of their items alone would do: those whose items
+bring most of the variance. One task of hundreds hardly moves their mean."""
 MORE_SEEDS = (2, 4)
 
 
@@ -102,13 +107,29 @@ class Betting:
             for factor in ITEM_FACTORS:
                 yield self._prospect(add, tasks, factor, sizes.num_seeds, sizes, rule)
             if add != "items" and len(tasks) > 1:
-                for task, size in tasks.items():
-                    growing = {task: size}
+                for task in self._noisiest(add, tasks, sizes):
+                    growing = {task: tasks[task]}
                     yield self._prospect(add, growing, TASK_FACTOR, sizes.num_seeds, sizes, rule)
         # an imported adapter has no other seed: in a study of more seeds it takes no part
         can_repeat = all(option.plan.imported_as is None for option in self.options)
         for more in MORE_SEEDS if can_repeat else ():
             yield self._prospect("seeds", {}, None, sizes.num_seeds + more, sizes, rule)
+
+    def _noisiest(self, add: Addition, tasks: Mapping[str, int], sizes: Sizes) -> list[str]:
+        """At most ``MOST_TASKS`` of some tasks of one kind, in their order."""
+        if len(tasks) <= MOST_TASKS:
+            return list(tasks)
+        in_domain, retention = self.believed.evidence
+        of, kind = (in_domain, sizes.in_domain) if add == "in_domain" else (retention, sizes.retention)
+        assert of is not None
+        names = list(kind)
+        variances = {
+            names[place]: float(np.trace(part.items + part.pseudo))
+            for part in of.parts
+            for place in part.places
+        }
+        kept = set(sorted(tasks, key=lambda task: -variances[task])[:MOST_TASKS])
+        return [task for task in tasks if task in kept]
 
     def _prospect(
         self,

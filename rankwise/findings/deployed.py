@@ -37,11 +37,12 @@ def deployed_runs(
     A relation to what was trained is judged by its mean over the tasks, by the study's own margins:
     epsilon for retention, delta for the others.
     """
+    parts = [(results.of(part.train_task), part) for part in recommendation.by_train_task]
     return tuple(
         found
-        for part in recommendation.by_train_task
-        for run in results.of(part.train_task).runs
-        if (found := _deployed(results.of(part.train_task), part, run)) is not None
+        for of_task, part in parts
+        for run in of_task.runs
+        if (found := _deployed(of_task, part, run)) is not None
     )
 
 

@@ -150,6 +150,7 @@ class OptionGains:
             label for label in dict.fromkeys(self.labels.values()) if label not in complete
         )
         self._pairs: dict[tuple[str, str], Pair] = {}
+        self._gains: dict[tuple[str, str], Floats] = {}
         self._item_sizes: dict[str, float] = {}
 
     @cached_property
@@ -193,7 +194,14 @@ class OptionGains:
 
     def gains(self, runs: Runs, task: str) -> Floats:
         """(runs, items): adapted - base, positive where the adapted model is better."""
-        return np.stack([self.pair(run, task).gain for run in runs])
+        return np.stack([self._gain(run, task) for run in runs])
+
+    def _gain(self, model: ModelResults, task: str) -> Floats:
+        """(items,): see ``gains``; asked for again and again."""
+        key = model.name, task
+        if key not in self._gains:
+            self._gains[key] = self.pair(model, task).gain
+        return self._gains[key]
 
     def lead(self, option: Option, other: Option, task: str) -> Floats:
         """(seeds, items): one option less another; a model without seeds is set against each."""
@@ -203,7 +211,7 @@ class OptionGains:
         """What one whole item of a task counts, by the gains of all trained runs together."""
         if task not in self._item_sizes:
             trained = [run for run in self.results.runs if run_record(run).status == "trained"]
-            gains = [self.pair(run, task).gain for run in trained]
+            gains = [self._gain(run, task) for run in trained]
             in_points = self.results.base.items[task].unit == "points"
             self._item_sizes[task] = item_size(gains or [0.0], in_points=in_points)
         return self._item_sizes[task]

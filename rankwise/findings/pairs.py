@@ -297,9 +297,11 @@ def _comparison(
 ) -> tuple[Comparison, float]:
     confidence = results.study.config.recommendation.confidence
     items = results.base.items[task]
-    test = paired_test(pair_items(results.base, model, task), confidence)
-    own_pair = pair_items(results.base, model, task, by_accuracy=True)
-    own = test if items.accuracy is None else paired_test(own_pair, confidence)
+    pair = own_pair = pair_items(results.base, model, task)
+    test = own = paired_test(pair, confidence)
+    if items.accuracy is not None:
+        own_pair = pair_items(results.base, model, task, by_accuracy=True)
+        own = paired_test(own_pair, confidence)
     row = Comparison(
         run=model.name,
         task=task,

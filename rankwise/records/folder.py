@@ -574,13 +574,20 @@ class StudyFolder:
         self.write(self.adapter_repair_file(record.model), written)
         return written
 
-    def read_samples(self, model: str, task: str) -> list[dict[str, Any]]:
+    def read_samples(
+        self, model: str, task: str, record: TaskEvaluation | None = None
+    ) -> list[dict[str, Any]]:
         """The lines of a samples file, after it was compared with the record beside it.
+
+        Args:
+            model: its name.
+            task: its name.
+            record: the one beside it, where it was just read.
 
         Raises:
             RecordError: it cannot be read, or is not what was scored.
         """
-        record = self.earlier_evaluation(model, task)
+        record = self.earlier_evaluation(model, task) if record is None else record
         path = self.samples_file(model, task)
         try:
             return read_items(path, None if record is None else record.samples)

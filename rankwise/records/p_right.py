@@ -45,32 +45,47 @@ def p_right(nats: Sequence[float], right: Collection[int]) -> float:
     return sum(share for place, share in enumerate(shares) if place in right) / sum(shares)
 
 
-def p_right_of_items(lines: Sequence[Line]) -> list[float] | None:
+def p_right_of_items(
+    lines: Sequence[Line], nats: Sequence[Sequence[float]] | None = None
+) -> list[float] | None:
     """p(right) of each item of one filter, or None where the lines do not tell it.
 
     A task whose ``acc`` is something else than what the right options say has no p(right), nor has
     one without options to choose from.
+
+    Args:
+        lines: of the samples file.
+        nats: ``option_nats`` of each line, where they are at hand.
     """
-    right = right_options(lines)
-    if right is None:
-        return None
-    return [p_right(option_nats(line), places) for line, places in zip(lines, right, strict=True)]
+    nats = [option_nats(line) for line in lines] if nats is None else nats
+    right = right_options(lines, nats)
+    return None if right is None else list(map(p_right, nats, right))
 
 
-def right_options(lines: Sequence[Line]) -> list[Collection[int]] | None:
+def right_options(
+    lines: Sequence[Line], nats: Sequence[Sequence[float]] | None = None
+) -> list[Collection[int]] | None:
     """The places of each item's right options, or None where the lines do not tell them.
 
     A target is read as the place of the right option, else as its text. lm-eval does not log
     which of two contexts is right (winogrande); there, the accuracy tells. A reading counts only
     if it gives every item the accuracy that lm-eval has logged.
+
+    Args:
+        lines: of the samples file.
+        nats: ``option_nats`` of each line, where they are at hand.
     """
-    nats = [option_nats(line) for line in lines]
+    nats = [option_nats(line) for line in lines] if nats is None else nats
     if max(map(len, nats), default=0) < 2 or min(map(len, nats)) < 1:
         return None
     for read in _READINGS:
-        right = [read(line) for line in lines]
-        known = [places for places in right if places is not None]
-        if len(known) == len(lines) and all(map(_agrees, lines, nats, known)):
+        known: list[Collection[int]] = []
+        for line, values in zip(lines, nats, strict=True):
+            places = read(line)
+            if places is None or not _agrees(line, values, places):
+                break
+            known.append(places)
+        else:
             return known
     return None
 
@@ -82,17 +97,22 @@ def option_nats(line: Line) -> list[float]:
     are left out.
     """
     nats: list[float] = []
-    responses, metrics = line.get("resps"), line.get("metrics")
+    responses = line.get("resps")
+    # plain checks: a study of a thousand runs has a million lines, and patterns took half the time
     for repeats in responses if isinstance(responses, list) else ():
-        match repeats:
-            # in a pattern, a text is no sequence
-            case [[int() | float() | str() as value, _is_greedy], *_]:
-                try:
-                    nats.append(float(value))
-                except (ValueError, OverflowError):  # OverflowError: an integer of 400 digits
-                    return []
-            case _:
-                return []  # a generation, or prose
+        first = repeats[0] if isinstance(repeats, list | tuple) and repeats else None
+        if not isinstance(first, list | tuple) or len(first) != 2:
+            return []  # a generation, or prose
+        value = first[0]
+        if type(value) is not float:
+            if not isinstance(value, int | float | str):
+                return []
+            try:
+                value = float(value)
+            except (ValueError, OverflowError):  # OverflowError: an integer of 400 digits
+                return []
+        nats.append(value)
+    metrics = line.get("metrics")
     names = metrics if isinstance(metrics, list) else line
     return nats[: len(nats) // 2] if "acc_mutual_info" in names else nats
 

@@ -288,9 +288,10 @@ def judged_items(
     Raises:
         RecordError: p(right) was asked for, and the samples do not tell it.
     """
-    items = task_items(record, lines)
-    has_options = record.output_type == "multiple_choice" and is_wanted(metric)
-    values = p_right_of_items(lines) if has_options else None
+    has_options = record.output_type == "multiple_choice"
+    nats = [option_nats(line) for line in lines] if has_options else None
+    items = task_items(record, lines, nats)
+    values = p_right_of_items(lines, nats) if nats and is_wanted(metric) else None
     if values is None:
         if metric is not None and is_wanted(metric):
             raise RecordError(
@@ -314,12 +315,16 @@ def judged_items(
     )
 
 
-def task_items(record: TaskEvaluation, lines: Sequence[Line]) -> TaskItems:
-    """The items of a scoring by its own metric, from the same lines as ``judged_items``."""
+def task_items(
+    record: TaskEvaluation, lines: Sequence[Line], nats: Sequence[Sequence[float]] | None
+) -> TaskItems:
+    """The items of a scoring by its own metric, from the same lines as ``judged_items``.
+
+    ``nats`` is ``option_nats`` of each line; None where the task has no options.
+    """
     values = [float(line[record.decision_metric]) for line in lines]
     if record.decision_metric == LOSS_METRIC and record.output_type == "loglikelihood_rolling":
         values = weighted_by_tokens(values, [int(line["num_loss_tokens"]) for line in lines])
-    has_options = record.output_type == "multiple_choice"
     return TaskItems(
         task=record.task,
         metric=record.decision_metric,
@@ -327,7 +332,7 @@ def task_items(record: TaskEvaluation, lines: Sequence[Line]) -> TaskItems:
         higher_is_better=record.decision.higher_is_better,
         doc_ids=tuple(int(line["doc_id"]) for line in lines),
         values=tuple(values),
-        choices=tuple(highest(option_nats(line)) for line in lines) if has_options else None,
+        choices=None if nats is None else tuple(map(highest, nats)),
     )
 
 

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rankwise.findings.stats.items import Floats
 from rankwise.study.observer import StageOutline
 
-_MACHINE, _CALL = "the machine", "this call"
+_MACHINE, _CALL, _OF_MODELS = "the machine", "this call", " of models: "
 _MACHINE_SD, _CALL_SD, _WORK_SD, _MODELS_SD = 100.0, 0.5, 0.8, 0.3
 """How far terms are from zero, in logarithms. Of the machine nothing is known; what is done matters
 more than to which models."""
@@ -42,8 +42,8 @@ _STALL = 4.0
 or the machine slept."""
 
 
-Labels = Mapping[str, float]
-"""Terms of a stage by name, and how far they may be from zero."""
+Labels = tuple[str, ...]
+"""The names of a stage's terms."""
 
 
 _MOST_STALLS, _STALL_SHARE = 2, 0.05
@@ -57,12 +57,21 @@ class _Piece(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """What a stage took, wholly or so far."""
+    """What stages of the same terms took, as sums over them.
 
-    labels: Labels
+    ``weight`` is of 1/variance; ``log_rate`` is of that times the logarithm of seconds per unit of
+    work, less what is expected of the kind.
+    """
+
+    weight: float
     log_rate: float
-    """Of seconds per unit of work, less what is expected of the kind."""
-    variance: float
+
+    def joined(self, log_rate: float, variance: float) -> _Seen:
+        """With one more."""
+        return _Seen(self.weight + 1 / variance, self.log_rate + log_rate / variance)
+
+
+_NOTHING = _Seen(0.0, 0.0)
 
 
 class _Running:
@@ -124,14 +133,15 @@ class Pace:
 
     def __init__(self) -> None:
         self._left: dict[str, StageOutline] = {}
-        self._seen: dict[str, _Seen] = {}
+        self._seen: dict[Labels, _Seen] = {}
+        self._known = set[str]()
         self._running: _Running | None = None
 
     def planned(self, stages: Sequence[StageOutline]) -> None:
         """All stages of a study, in their order; a search plans more, and says all again."""
         self._left = {stage.id: stage for stage in stages if not stage.is_finished}
         for stage in stages:
-            if stage.is_finished and stage.seconds and stage.id not in self._seen:
+            if stage.is_finished and stage.seconds and stage.id not in self._known:
                 rate = stage.seconds / stage.work if stage.work else 0.0
                 self._learn(stage, rate, stage.seconds, is_now=False)
 
@@ -182,25 +192,27 @@ class Pace:
     def stages_left(self, now: float) -> Mapping[str, float]:
         """Seconds left of each stage by its id, in their order; empty before anything is known."""
         running = self._running
-        seen = list(self._seen.values())
+        seen = dict(self._seen)
         own = None if running is None else running.rate()
         if running is not None and own is not None:
-            variance = _STAGE_SD**2 + running.variance
+            labels = _labels(running.stage, is_now=True)
             log_rate = math.log(own) - _expected(running.stage)
-            seen.append(_Seen(_labels(running.stage, is_now=True), log_rate, variance))
+            variance = _STAGE_SD**2 + running.variance
+            seen[labels] = seen.get(labels, _NOTHING).joined(log_rate, variance)
         if not seen:
             return {}
         terms = _Terms(seen)
         left: dict[str, float] = {}
         for stage in self._left.values():
-            mean, variance = terms.expected(_labels(stage, is_now=True))
+            labels = _labels(stage, is_now=True)
+            mean = terms.mean(labels)
             mean += _expected(stage)
             if running is None or stage.id != running.stage.id:
                 left[stage.id] = stage.work_left * math.exp(mean)
                 continue
             if own is not None:
                 of_own = 1.0 / running.variance
-                of_others = 1.0 / (variance + _STAGE_SD**2)
+                of_others = 1.0 / (terms.variance(labels) + _STAGE_SD**2)
                 mean = (of_own * math.log(own) + of_others * mean) / (of_own + of_others)
             seconds = running.work_left * math.exp(mean)
             left[stage.id] = max(seconds - (now - running.last), seconds / 2)
@@ -208,47 +220,63 @@ class Pace:
 
     def _learn(self, stage: StageOutline, rate: float, seconds: float, *, is_now: bool) -> None:
         if rate > 0 and seconds > 0:
-            variance = _STAGE_SD**2 + (_TIMING_SECONDS / seconds) ** 2
+            labels = _labels(stage, is_now=is_now)
             log_rate = math.log(rate) - _expected(stage)
-            self._seen[stage.id] = _Seen(_labels(stage, is_now), log_rate, variance)
+            variance = _STAGE_SD**2 + (_TIMING_SECONDS / seconds) ** 2
+            self._seen[labels] = self._seen.get(labels, _NOTHING).joined(log_rate, variance)
+            self._known.add(stage.id)
 
 
 class _Terms:
-    """The terms that the stages which were seen suggest."""
+    """The terms that the stages which were seen suggest.
 
-    def __init__(self, seen: Sequence[_Seen]) -> None:
-        labels = {label: sd for each in seen for label, sd in each.labels.items()}
-        self._places = {label: place for place, label in enumerate(labels)}
-        information = np.diag([sd**-2.0 for sd in labels.values()])
-        sums = np.zeros(len(labels))
-        for each in seen:
-            row = self._row(each.labels)
-            information += np.outer(row, row) / each.variance
-            sums += row * (each.log_rate / each.variance)
-        self._covariance = np.linalg.inv(information)
-        self._means = self._covariance @ sums
+    The normal equations are sparse: a task's terms meet those of the machine and of the kinds
+    alone. So a study of hundreds of tasks costs milliseconds.
+    """
 
-    def expected(self, labels: Labels) -> tuple[float, float]:
-        """Of a stage's logarithm of seconds per unit of work: mean and variance."""
-        row = self._row(labels)
-        new = sum(sd**2 for label, sd in labels.items() if label not in self._places)
-        return float(row @ self._means), float(row @ self._covariance @ row) + new
+    def __init__(self, seen: Mapping[Labels, _Seen]) -> None:
+        from scipy import sparse  # slow to load
+        from scipy.sparse.linalg import splu
 
-    def _row(self, labels: Labels) -> Floats:
+        names = dict.fromkeys(label for labels in seen for label in labels)
+        self._places = {label: place for place, label in enumerate(names)}
+        entries = [(row, self._places[x]) for row, labels in enumerate(seen) for x in labels]
+        rows, columns = np.array(entries).T
+        shape = len(seen), len(names)
+        design: Any = sparse.csc_array((np.ones(len(rows)), (rows, columns)), shape=shape)
+        weights = np.array([each.weight for each in seen.values()])
+        information = design.T @ (design * weights[:, None])
+        prior = sparse.diags_array([_sd(label) ** -2.0 for label in names])
+        self._factor: Any = splu((information + prior).tocsc())
+        self._means: Floats = self._factor.solve(
+            design.T @ np.array([each.log_rate for each in seen.values()])
+        )
+
+    def mean(self, labels: Labels) -> float:
+        """Of the logarithm of a stage's seconds per unit of work."""
+        return sum(float(self._means[self._places[x]]) for x in labels if x in self._places)
+
+    def variance(self, labels: Labels) -> float:
+        """Of the same."""
         row = np.zeros(len(self._places))
         row[[self._places[label] for label in labels if label in self._places]] = 1.0
-        return row
+        new = sum(_sd(label) ** 2 for label in labels if label not in self._places)
+        return float(row @ self._factor.solve(row)) + new
 
 
 def _expected(stage: StageOutline) -> float:
     return math.log(_SLOWER.get(stage.kind, 1.0))
 
 
-def _labels(stage: StageOutline, is_now: bool) -> Labels:
-    labels = {_MACHINE: _MACHINE_SD} | ({_CALL: _CALL_SD} if is_now else {})
-    for what in dict.fromkeys((stage.kind, stage.name)):
-        labels |= {what: _WORK_SD, f"{what} of {stage.models}": _MODELS_SD}
-    return labels
+def _labels(stage: StageOutline, *, is_now: bool) -> Labels:
+    what = dict.fromkeys((stage.kind, stage.name))
+    of_models = (f"{each}{_OF_MODELS}{stage.models}" for each in what)
+    return (_MACHINE, *([_CALL] if is_now else []), *what, *of_models)
+
+
+def _sd(label: str) -> float:
+    own = {_MACHINE: _MACHINE_SD, _CALL: _CALL_SD}
+    return own.get(label, _MODELS_SD if _OF_MODELS in label else _WORK_SD)
 
 
 def _median(pieces: Sequence[_Piece]) -> float:

@@ -8,7 +8,7 @@ What does a stage is in :mod:`rankwise.study.work`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -96,7 +96,11 @@ class Stage(ABC):
 
     def fingerprint_of(self, model: Model) -> str:
         """The fingerprint that the record of a model must have."""
-        return self.fingerprints[self.models.index(model)]
+        return self._fingerprint_of[model_name(model)]
+
+    @cached_property
+    def _fingerprint_of(self) -> Mapping[str, str]:
+        return dict(zip(map(model_name, self.models), self.fingerprints, strict=True))
 
     def described(self, folder: StudyFolder) -> dict[str, Any]:
         """The stage as JSON: what it is, what it needs and costs, and whether it is finished."""
@@ -339,8 +343,8 @@ def finished_work(graph: Sequence[Stage], folder: StudyFolder) -> set[tuple[str,
     for stage in graph:
         if isinstance(stage, Train | Score):
             task = stage.task if isinstance(stage, Score) else None
-            left = stage.left(folder)
-            done |= {(model_name(model), task) for model in stage.models if model not in left}
+            left = set(map(model_name, stage.left(folder)))
+            done |= {(name, task) for name in map(model_name, stage.models) if name not in left}
     return done
 
 

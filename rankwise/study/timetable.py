@@ -153,15 +153,19 @@ class _Left:
                 self._add_alone(stages)
 
     def _add_pass(self, train: Train, scorings: Sequence[Stage]) -> None:
-        left, names = set(train.left(self._folder)), dict[str, str]()
-        places: list[int] = []
+        left = {stage.id: _names(stage.left(self._folder)) for stage in (train, *scorings)}
+        names, places = dict[str, str](), list[int]()
+        needs_of_scores = self._needed(scorings, ())
         for training, models in _by_training(train.runs).items():
-            trained = training_work([model for model in models if model in left])
-            scored = sum(self._work_on(stage, models) for stage in scorings)
+            trained = training_work([each for each in models if each.name in left[train.id]])
+            own = _names(models)
+            scored = sum(
+                stage.work * len(own & left[stage.id]) / len(stage.models) for stage in scorings
+            )
             if not trained + scored:
                 continue
             names[training] = f"{train.id} {training}"
-            needs = self._needed(scorings, ()) if scored else ()
+            needs = needs_of_scores if scored else ()
             places.append(len(self.adapters))
             self.adapters.append(Job(names[training], trained + scored, needs, trained))
         if places:
@@ -178,12 +182,6 @@ class _Left:
         loads = self._pass_work if isinstance(first, Train) else 0.0
         self.alone.append(Job(first.id, loads + sum(works), needs, works[0] if is_free else 0.0))
         self._job_of |= dict.fromkeys(own, first.id)
-
-    def _work_on(self, stage: Stage, models: Sequence[Model]) -> float:
-        """What is left of scoring some models of a pass."""
-        left = stage.left(self._folder)
-        number = sum(model in left for model in stage.models if model in models)
-        return stage.work * number / len(stage.models)
 
     def _needed(self, stages: Sequence[Stage], own: Iterable[str]) -> tuple[str, ...]:
         """The jobs and adapters whose ends some stages need."""
@@ -212,6 +210,10 @@ def _title(stage: Stage) -> str:
             return f"{stage.name} on {stage.train_task}"
         case _:
             return stage.name
+
+
+def _names(models: Iterable[Model]) -> set[str]:
+    return {model.name for model in models if model is not None}
 
 
 def _is_shared(train: Train) -> bool:

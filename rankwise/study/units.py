@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -48,25 +48,22 @@ class Unit:
         return max(stage.num_devices for stage in self.stages)
 
     def described(
-        self, among: Sequence[Unit], folder: StudyFolder, work_per_second: float | None
+        self, unit_of: Mapping[str, Unit], folder: StudyFolder, work_per_second: float | None
     ) -> dict[str, Any]:
         """The unit as JSON: what it is, what it needs and costs, and whether it is finished.
 
         Args:
-            among: all units of the study.
+            unit_of: see ``owners``.
             folder: of the study.
             work_per_second: by which the seconds are estimated; None: they are not.
         """
-        needed = {need for stage in self.stages for need in stage.needs}
-        others = [unit for unit in among if unit.id != self.id]
+        needs = dict.fromkeys(unit_of[need].id for stage in self.stages for need in stage.needs)
         return {
             "id": self.id,
             "kind": self.kind,
             "model": self.model,
             "stages": [stage.id for stage in self.stages],
-            "needs": [
-                unit.id for unit in others if any(stage.id in needed for stage in unit.stages)
-            ],
+            "needs": [unit for unit in needs if unit != self.id],
             "work": self.work,
             "seconds": None if work_per_second is None else self.work / work_per_second,
             "memory_bytes": self.memory_bytes,
@@ -88,6 +85,11 @@ def units(graph: Sequence[Stage]) -> tuple[Unit, ...]:
     )
 
 
+def owners(all_units: Sequence[Unit]) -> dict[str, Unit]:
+    """The id of each stage -> the unit that it is of."""
+    return {stage.id: unit for unit in all_units for stage in unit.stages}
+
+
 def work_from(all_units: Sequence[Unit]) -> dict[str, float]:
     """Unit -> the work of the longest chain of units that begins with it and need each other.
 
@@ -98,7 +100,7 @@ def work_from(all_units: Sequence[Unit]) -> dict[str, float]:
             besides counts as done.
     """
     longest = {unit.id: unit.work for unit in all_units}
-    unit_of = {stage.id: unit for unit in all_units for stage in unit.stages}
+    unit_of = owners(all_units)
     for unit in reversed(all_units):
         needed = {need for stage in unit.stages for need in stage.needs} & unit_of.keys()
         for before in {unit_of[need].id: unit_of[need] for need in needed}.values():

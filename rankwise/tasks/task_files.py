@@ -29,6 +29,9 @@ CODE_REMEDY = (
 # The datasets library's loaders that run what they read: pickles, and SQL statements.
 _RUNNING_LOADERS = ("pandas", "sql")
 
+_TEMPLATES = 1024
+"""Compiled templates that are kept: a task has about three, but own rows' may be one a row."""
+
 
 class FunctionTag(NamedTuple):
     """``!function`` in a task file, not imported."""
@@ -263,10 +266,11 @@ def metric_names() -> tuple[str, ...]:
 
 
 def sandbox_templates() -> None:
-    """Let lm-eval render the templates of task files in jinja's sandbox.
+    """Let lm-eval render the templates of task files in jinja's sandbox, each compiled once.
 
     lm-eval renders them in a plain environment, in which a template reaches every Python object
-    and so the shell. Its own templates need no more than the sandbox gives.
+    and so the shell. Its own templates need no more than the sandbox gives. It also compiles a
+    template anew for every item, which takes longer than all else that is done to plan a task.
     """
     import lm_eval.utils
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -280,6 +284,7 @@ def sandbox_templates() -> None:
         keep_trailing_newline=plain.keep_trailing_newline,
     )
     sandbox.filters.update(plain.filters)
+    sandbox.from_string = functools.lru_cache(_TEMPLATES)(sandbox.from_string)  # type: ignore[method-assign]
     lm_eval.utils.env = sandbox
 
 

@@ -19,7 +19,7 @@ from rankwise.errors import ConfigError, ModelError
 from rankwise.records import quantities
 from rankwise.records.folder import StudyFolder
 from rankwise.study.stages import stages
-from rankwise.study.units import units
+from rankwise.study.units import owners, units
 from rankwise.study.work.worker import Worker
 from tests.support.command_line import rankwise, words
 from tests.support.crews import wait_for
@@ -229,7 +229,7 @@ def test_one_unit_and_what_cannot_be_done(file: Path, tmp_path: Path) -> None:
     assert rankwise("run", file, "--study-dir", root, "--only", base).exit_code == 0
     all_units = units(stages(StudyFolder(root).read_study()))
     folder = StudyFolder(root)
-    described = [unit.described(all_units, folder, None) for unit in all_units]
+    described = [unit.described(owners(all_units), folder, None) for unit in all_units]
     assert [each["id"] for each in described if each["is_finished"]] == [base]
     refused = rankwise("run", file, "--study-dir", root, "--only", "pass-1")
     assert refused.exit_code == 2

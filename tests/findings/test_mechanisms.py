@@ -19,6 +19,7 @@ from rankwise.findings.study import StudyFindings, study_findings
 from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.files import read_record
 from rankwise.records.folder import StudyFolder
+from rankwise.records.p_right import option_nats
 from rankwise.records.results import (
     Divergence,
     ModelResults,
@@ -362,11 +363,15 @@ def test_a_loss_has_no_outcomes_but_a_gap() -> None:
 
 def test_the_option_that_is_chosen_is_the_most_probable_one() -> None:
     evaluation = planted_study({4: 0.5}).base.evaluations["kinship"]
+
+    def chosen(lines: list[dict[str, Any]]) -> tuple[int, ...] | None:
+        return task_items(evaluation, lines, list(map(option_nats, lines))).choices
+
     lines = [
         {"doc_id": 0, "acc": 1.0, "metrics": ["acc"], "resps": [[[-3, False]], [[-1, False]]]},
         {"doc_id": 1, "acc": 0.0, "metrics": ["acc"], "resps": [[[-1, True]], [[-1, True]]]},
     ]
-    assert task_items(evaluation, lines).choices == (1, 0)
+    assert chosen(lines) == (1, 0)
     # every option once more, without its context
     mutual = {
         "doc_id": 0,
@@ -374,7 +379,7 @@ def test_the_option_that_is_chosen_is_the_most_probable_one() -> None:
         "metrics": ["acc", "acc_mutual_info"],
         "resps": [[[-3, False]], [[-2, False]], [[-1, False]], [[-1, False]]],
     }
-    assert task_items(evaluation, [mutual]).choices == (1,)
+    assert chosen([mutual]) == (1,)
 
 
 # on the page

@@ -79,5 +79,5 @@ def test_their_ids_change_with_what_is_done_alone(file: Path, plan: StudyPlan) -
 
 def test_a_finished_unit_is_known_as_such(plan: StudyPlan, tmp_path: Path) -> None:
     all_units = units(stages(plan.record))
-    described = all_units[0].described(all_units, StudyFolder(tmp_path), None)
+    described = all_units[0].described(owners(all_units), StudyFolder(tmp_path), None)
     assert (described["is_finished"], described["seconds"]) == (False, None)

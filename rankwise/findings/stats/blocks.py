@@ -36,14 +36,6 @@ class TaskPart(NamedTuple):
         """Degrees of freedom of ``items``: n - 1."""
         return self.centred.shape[1] - 1
 
-    def variance(self, contrasts: Floats) -> Floats:
-        """Of each contrast (C, K): what is due to the items alone, pseudo-items included.
-
-        The seeds' variance contains the interaction too, so it is taken off here.
-        """
-        alone = quadratic(contrasts, self.items) - quadratic(contrasts, self.interaction)
-        return np.maximum(alone, 0.0) + quadratic(contrasts, self.pseudo)
-
 
 class SeedVariance(NamedTuple):
     """A variance of a mean over seeds, and its degrees of freedom."""
@@ -98,12 +90,23 @@ class Block(NamedTuple):
         own = self.seeds.of_one.value - self.seeds.shared
         return self.item_covariance + self.seeds.shared + own * np.eye(len(self.mean))
 
+    def item_variances(self, contrasts: Floats) -> Floats:
+        """(T, C) of contrasts (C, K): what is due to each part's items, pseudo-items included.
+
+        The seeds' variance contains the interaction too, so it is taken off here.
+        """
+        items, interaction, pseudo = (
+            quadratic(contrasts, np.stack(matrices))
+            for matrices in zip(*((p.items, p.interaction, p.pseudo) for p in self.parts), strict=True)
+        )
+        return np.maximum(items - interaction, 0.0) + pseudo
+
     def spread(self, contrasts: Floats) -> Spread:
         """Variances (C,) of contrasts (C, K) of the means, all of options or all of pairs.
 
         An option whose own seed variance is above the pooled one keeps its own.
         """
-        by_part = np.stack([part.variance(contrasts) for part in self.parts])
+        by_part = self.item_variances(contrasts)
         freedom = np.array([part.freedom for part in self.parts], dtype=np.float64)
         items = by_part.sum(axis=0)
         rest = (by_part**2 / freedom[:, None]).sum(axis=0)
@@ -211,12 +214,13 @@ def normal_draws(covariance: Floats, rng: np.random.Generator, num_draws: int) -
 
 
 def quadratic(contrasts: Floats, matrix: Floats) -> Floats:
-    """(C,): the variances of contrasts (C, K) of K numbers whose covariance is ``matrix`` (K, K).
+    """(..., C): the variances of contrasts (C, K) of K numbers of covariance ``matrix`` (..., K, K).
 
     A variance is exactly zero where only rounding is left.
     """
-    values = np.einsum("ij,jk,ik->i", contrasts, matrix, contrasts)
-    return np.where(values > 1e-12 * np.trace(matrix), values, 0.0)
+    values = ((contrasts @ matrix) * contrasts).sum(axis=-1)
+    traces = np.trace(matrix, axis1=-2, axis2=-1)
+    return np.where(values > 1e-12 * traces[..., None], values, 0.0)
 
 
 def or_one(values: Floats) -> Floats:

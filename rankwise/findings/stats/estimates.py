@@ -6,6 +6,7 @@ item, so the difficulty of the items cancels and only the items on which they di
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -61,6 +62,23 @@ class Spread(NamedTuple):
         variance = self.item_variance + self.seed_variance
         share = self.seed_variance / np.where(variance > 0, variance, 1.0)
         return by_items + share * (by_seeds - by_items)
+
+    def tails(self, quantile: float) -> float:
+        """Twice the one-sided level beyond so many standard errors, of a single estimate.
+
+        It lies between those of both sources, whose quantiles are averaged.
+        """
+        sources = (self.item_freedom, self.item_variance), (self.seed_freedom, self.seed_variance)
+        tails = [2.0 * float(special.stdtr(f, -quantile)) for f, variance in sources if variance > 0]
+        least, most = max(min(tails), SMALLEST_P_VALUE), max(*tails, SMALLEST_P_VALUE)
+        if most <= least * (1.0 + 1e-12):
+            return most
+        from scipy.optimize import brentq  # slow to load
+
+        def excess(log_p: float) -> float:
+            return float(self.quantile(1.0 - math.exp(log_p) / 2.0)) - quantile
+
+        return math.exp(float(brentq(excess, math.log(least), math.log(most))))
 
 
 class Estimate(NamedTuple):
@@ -228,22 +246,15 @@ def zero_p_value(estimate: Estimate) -> float:
     1 - confidence exactly where ``interval(confidence)`` leaves zero out. Never below
     ``SMALLEST_P_VALUE``.
     """
-    from scipy.optimize import root_scalar  # slow to load
-
     if estimate.stderr == 0.0:
         return 1.0 if estimate.value == 0.0 else SMALLEST_P_VALUE
-
-    def distance(log_p: float) -> float:
-        """From zero to the nearer end of the interval; negative where zero is inside."""
-        lower, upper = estimate.interval(1.0 - math.exp(log_p))
-        return lower if estimate.value > 0 else -upper
-
-    least = math.log(SMALLEST_P_VALUE)
-    if distance(least) >= 0.0:
-        return SMALLEST_P_VALUE
-    if distance(-1e-9) <= 0.0:
+    # skewed_quantiles solved for the quantile: distance = q + a (2 q^2 + 1)
+    distance = abs(estimate.value) / estimate.stderr
+    a = max(-math.copysign(estimate.skewness, estimate.value * estimate.skewness), 0.0) / 6.0
+    if distance <= a:
         return 1.0
-    return math.exp(float(root_scalar(distance, bracket=(least, -1e-9)).root))
+    quantile = 2.0 * (distance - a) / (1.0 + math.sqrt(1.0 + 8.0 * a * (distance - a)))
+    return max(min(estimate.spread.tails(quantile), 1.0), SMALLEST_P_VALUE)
 
 
 def mcnemar_exact(num_learned: int, num_forgotten: int) -> float:
@@ -317,6 +328,7 @@ def chance_of_sign(estimate: Estimate, factor: float, alpha: float) -> float:
     return float(above + below)
 
 
+@functools.cache
 def wilson_interval(successes: float, total: int, confidence: float) -> tuple[float, float]:
     """Wilson's (1927) two-sided interval of one proportion, as shares in 0..1."""
     from statsmodels.stats.proportion import proportion_confint  # slow to load

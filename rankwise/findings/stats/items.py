@@ -107,7 +107,10 @@ def sharing(tasks: Sequence[Items]) -> list[list[int]]:
     """
     groups: list[tuple[set[int], list[int]]] = []
     for place, task in enumerate(tasks):
-        labels = set[int]() if task.clusters is None else set(task.clusters.tolist())
+        if task.clusters is None:
+            groups.append((set(), [place]))
+            continue
+        labels = set(task.clusters.tolist())
         shared = [group for group in groups if not labels.isdisjoint(group[0])]
         groups = [group for group in groups if group not in shared]
         places = [first for _, members in shared for first in members]

@@ -8,7 +8,7 @@ estimates are normal with mean truth + V' V^-1 r and covariance V' - V' V^-1 V'.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -30,8 +30,8 @@ class Growth(NamedTuple):
         """The block as it is."""
         return cls((1.0,) * len(of.parts), of.num_seeds)
 
-    def covariance(self, of: Block, run_variance: float) -> Floats:
-        """(K, K) of the errors then; ``run_variance`` is that of one run around its option."""
+    def covariances(self, of: Block, run_variances: Floats) -> Floats:
+        """(V, K, K) of the errors then, for V variances of one run around its option."""
         kept = of.num_seeds / self.num_seeds
         items = np.sum(
             [
@@ -40,7 +40,7 @@ class Growth(NamedTuple):
             ],
             axis=0,
         )
-        return items + run_variance / self.num_seeds * np.eye(len(of.mean))
+        return items + run_variances[:, None, None] / self.num_seeds * np.eye(len(of.mean))
 
 
 class GrownBlock(NamedTuple):
@@ -72,9 +72,10 @@ def grow(
     """
     now = Growth.none(of)
     estimate = np.empty_like(truths)
-    for variance in np.unique(run_variances):
+    variances = np.unique(run_variances)
+    both = now.covariances(of, variances), growth.covariances(of, variances)
+    for variance, before, after in zip(variances, *both, strict=True):
         rows = run_variances == variance
-        before, after = now.covariance(of, variance), growth.covariance(of, variance)
         kept = np.linalg.solve(before, after).T  # V' V^-1, both symmetric
         new = normal_draws(after - kept @ after, rng, int(rows.sum()))
         estimate[rows] = truths[rows] + (of.mean - truths[rows]) @ kept.T + new
@@ -96,9 +97,10 @@ def after_growth(
     covariances = believed.covariances
     learnt = np.zeros_like(covariances)
     if growth != now:
-        for variance in np.unique(believed.run_variances):
+        variances = np.unique(believed.run_variances)
+        both = now.covariances(of, variances), growth.covariances(of, variances)
+        for variance, before, after in zip(variances, *both, strict=True):
             rows = believed.run_variances == variance
-            before, after = now.covariance(of, variance), growth.covariance(of, variance)
             # the new data alone have the error V' (V - V')^-1 V
             new = after @ np.linalg.pinv(before - after, hermitian=True) @ before
             learnt[rows] = covariances[rows] @ np.linalg.solve(
@@ -112,7 +114,8 @@ def after_growth(
 def _grown_spread(of: Block, contrasts: Floats, run_variances: Floats, growth: Growth) -> Spread:
     """The variances that a grown block would state for its contrasts (C, K)."""
     now, kept = of.spread(contrasts), of.num_seeds / growth.num_seeds
-    by_part = _grown([part.variance(contrasts) for part in of.parts], growth.factors)
+    factors = np.array(growth.factors)[:, None]
+    by_part = (of.item_variances(contrasts) / factors).sum(axis=0)
     more = now.item_variance / np.where(by_part > 0, by_part, 1.0)
     if growth.num_seeds == 1:
         return Spread(by_part, now.item_freedom * more, now.seed_variance, now.seed_freedom)
@@ -122,16 +125,10 @@ def _grown_spread(of: Block, contrasts: Floats, run_variances: Floats, growth: G
         freedom = now.seed_freedom * (growth.num_seeds - 1) / (of.num_seeds - 1)
     # what the posterior says of the runs, and what seed and item do together
     by_runs = run_variances[:, None] / growth.num_seeds * (contrasts**2).sum(axis=1)
-    by_chance = [quadratic(contrasts, part.interaction) for part in of.parts]
-    by_seed = by_runs + kept * _grown(by_chance, growth.factors)
+    by_chance = quadratic(contrasts, np.stack([part.interaction for part in of.parts]))
+    by_seed = by_runs + kept * (by_chance / factors).sum(axis=0)
     freedoms = np.broadcast_to(np.asarray(freedom, dtype=np.float64), np.shape(by_part))
     return Spread(by_part, now.item_freedom * more, by_seed, freedoms)
-
-
-def _grown(by_part: Sequence[Floats], factors: Sequence[float]) -> Floats:
-    return np.sum(
-        [values / factor for values, factor in zip(by_part, factors, strict=True)], axis=0
-    )
 
 
 def pair_ends(grown: GrownBlock, num_options: int, level: float) -> tuple[Floats, Floats]:
