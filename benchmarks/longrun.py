@@ -1,13 +1,16 @@
 """Does rankwise stay quick in a study of a thousand runs, and healthy in a process of many studies?
 
     python -m benchmarks.longrun [--runs 1000] [--items 200] [--imported 200] [--studies 20]
-                                 [--folder FOLDER] [--parts PART ...] [--profile]
+                                 [--folder FOLDER] [--parts PART ...] [--profile] [--shrink 1]
 
 Reading: a finished study of ``--runs`` runs on five tasks of ``--items`` items is written, with
 spectra of about 50 KB a run, and then read by what each command calls. Planning: as many runs of
 a tiny model, and ``--imported`` imported adapters. Health: ``--studies`` small studies of ten runs
 are run in this process; memory, open files and threads are noted after each. Slopes are least
 squares over the last three quarters; seconds are of one core.
+
+Growth: each command on studies of three sizes, see ``longrun_growth``; ``--shrink 10`` takes a
+tenth of the sizes, 0 leaves it out.
 
 ``--folder`` keeps the study that was written and uses it again; ``--profile`` prints where the time
 of each part goes, which then takes longer (the report needs ``conclude``). The last line of output
@@ -34,6 +37,8 @@ from unittest import mock
 import psutil
 from scipy import stats
 
+from benchmarks.longrun_growth import PARTS as PARTS_THAT_GROW
+from benchmarks.longrun_growth import exponent, growth
 from rankwise.records.fingerprints import spectra_fingerprint
 from rankwise.records.folder import StudyFolder
 from rankwise.records.results import ModelResults, StudyResults
@@ -229,6 +234,23 @@ def health(root: Path, num_studies: int) -> dict[str, list[float]]:
     return noted
 
 
+def growth_of_commands(root: Path, num_items: int, shrink: int) -> dict[str, Any]:
+    """Of each part: seconds by size, the exponent, and the bar at the largest size."""
+
+    def many_runs(number: int) -> StudyResults:
+        return planted_long_study(number, num_items)
+
+    found = growth(root, write_small_study(root), write_long_study, many_runs, shrink)
+    return {
+        name: {
+            "seconds": {f"{size:g}": value for size, value in seconds.items()},
+            "exponent": exponent([*seconds], [*seconds.values()]),
+            "bar": PARTS_THAT_GROW[name].bar,
+        }
+        for name, seconds in found.items()
+    }
+
+
 def slope(values: Sequence[float]) -> float:
     """Per value, the median of all pairs of the last three quarters: one odd value moves little."""
     last = values[len(values) // 4 :]
@@ -245,6 +267,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--shrink", type=int, default=1)
     options = parser.parse_args()
     found: dict[str, Any] = {"runs": options.runs, "items": options.items}
     with tempfile.TemporaryDirectory() as temporary:
@@ -256,6 +279,10 @@ def main() -> None:
         planned.mkdir()
         if options.imported:
             found["seconds"] |= planning_seconds(planned, options.runs, options.imported)
+        if options.shrink:
+            growing = Path(temporary, "growing")
+            growing.mkdir()
+            found["growth"] = growth_of_commands(growing, options.items, options.shrink)
         healthy = Path(temporary, "healthy")
         healthy.mkdir()
         if options.studies:

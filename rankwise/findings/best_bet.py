@@ -120,7 +120,9 @@ class Betting:
         if len(tasks) <= MOST_TASKS:
             return list(tasks)
         in_domain, retention = self.believed.evidence
-        of, kind = (in_domain, sizes.in_domain) if add == "in_domain" else (retention, sizes.retention)
+        of, kind = (
+            (in_domain, sizes.in_domain) if add == "in_domain" else (retention, sizes.retention)
+        )
         assert of is not None
         names = list(kind)
         variances = {

@@ -27,6 +27,9 @@ follows it sees that something goes on."""
 TELL_SECONDS = 5.0
 """The study's folder is told at most so often."""
 
+_STAGE_SECONDS = 1.0
+"""So long after it was told, a stage that begins is told again: short ones come by the hundred."""
+
 _ESTIMATE_SECONDS = 0.5
 """How old an estimate of the time left may be: steps of small models come by the thousand."""
 
@@ -76,7 +79,7 @@ class Follower:
         self._done = 0.0
         self._left_of: dict[str, float] = {}
         self._stage_started = self._estimated_at = clock()
-        self._left: Mapping[str, float] | None = None
+        self._left: dict[str, float] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -90,16 +93,15 @@ class Follower:
         self._left = None
 
     def stage_started(self, stage: str) -> None:
-        self.stage, self._done, self._left = self.stages[stage], 0.0, None
+        self.stage, self._done = self.stages[stage], 0.0
         self._stage_started = self._clock()
         self._pace.started(self.stage, self._stage_started)
-        self._tell()
+        self._tell_after(_STAGE_SECONDS)
 
     def advanced(self, work: float) -> None:
         self._done += work
         self._pace.advanced(work, self._clock())
-        if self._told_at is None or self._clock() - self._told_at >= TELL_SECONDS:
-            self._tell()
+        self._tell_after(TELL_SECONDS)
 
     def skipped(self, work: float) -> None:
         self._done += work
@@ -133,7 +135,7 @@ class Follower:
         """Of every stage that is left, by its id; empty before anything is known."""
         now = self._clock()
         if self._left is None or now - self._estimated_at >= _ESTIMATE_SECONDS:
-            self._left, self._estimated_at = self._pace.stages_left(now), now
+            self._left, self._estimated_at = dict(self._pace.stages_left(now)), now
         return self._left
 
     def study_seconds_left(self) -> float | None:
@@ -154,6 +156,10 @@ class Follower:
         if self.stage is not None:
             left[self.stage.id] = max(self.stage.work - self._done, 0.0)
         return total - sum(left.values()), total
+
+    def _tell_after(self, seconds: float) -> None:
+        if self._told_at is None or self._clock() - self._told_at >= seconds:
+            self._tell()
 
     def _tell(self) -> None:
         """Write where the study is; the next stage says it where the folder cannot be written."""
@@ -177,7 +183,8 @@ class Follower:
     def _ended(self, stage: str) -> None:
         self._pace.dropped(stage)
         self._left_of[stage] = 0.0
-        self._left = None
+        if self._left:
+            self._left.pop(stage, None)
         if self.stage is not None and self.stage.id == stage:
             self.stage = None
 

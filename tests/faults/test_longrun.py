@@ -14,7 +14,11 @@ from benchmarks.longrun import (
     reading_seconds,
     slope,
     write_long_study,
+    write_small_study,
 )
+from benchmarks.longrun_growth import exponent, many_tasks, more_tasks, seconds_of_a_stage
+from rankwise.findings.best_bet import ITEM_FACTORS, MOST_TASKS
+from rankwise.findings.recommendation import recommend
 from rankwise.records import files
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import StudyRecord
@@ -98,6 +102,21 @@ def test_many_studies_in_one_process_leave_no_memory_files_or_threads(tmp_path: 
     assert slope(noted["open_files"]) < LEAK, noted
     assert slope(noted["threads"]) < LEAK, noted
     assert slope(noted["rss_mb"]) < 5.0  # of ten runs; a base model and its optimizer are 1 MB
+
+
+def test_the_growth_of_commands_is_measured_on_studies_of_that_size(tmp_path: Path) -> None:
+    assert exponent([1, 2, 4], [3.0, 12.0, 48.0]) == pytest.approx(2.0)
+    (verdict,) = recommend(many_tasks(12)).by_train_task
+    assert verdict.rank is None  # else nobody looks ahead, which takes longest
+    prospects = [each.num_items for each in verdict.prospects if len(each.num_items) == 1]
+    assert len(prospects) == MOST_TASKS + len(ITEM_FACTORS)  # of 12 tasks, and of in-domain items
+    file = write_small_study(tmp_path)
+    overrides = more_tasks(tmp_path, 2, 3)
+    number, seconds = seconds_of_a_stage(
+        file, tmp_path / "study", [*overrides, "methods.full=null"]
+    )
+    assert number >= 2 * 3  # the base and the adapters on at least three tasks
+    assert seconds > 0.0
 
 
 def test_planning_of_the_benchmark(tmp_path: Path) -> None:

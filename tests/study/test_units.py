@@ -11,7 +11,7 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import StudyPlan, plan_study
 from rankwise.study.stages import stages
-from rankwise.study.units import units
+from rankwise.study.units import owners, units
 from tests.support.command_line import rankwise
 from tests.support.small_studies import write_study
 

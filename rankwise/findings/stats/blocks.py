@@ -97,7 +97,9 @@ class Block(NamedTuple):
         """
         items, interaction, pseudo = (
             quadratic(contrasts, np.stack(matrices))
-            for matrices in zip(*((p.items, p.interaction, p.pseudo) for p in self.parts), strict=True)
+            for matrices in zip(
+                *((p.items, p.interaction, p.pseudo) for p in self.parts), strict=True
+            )
         )
         return np.maximum(items - interaction, 0.0) + pseudo
 
@@ -214,9 +216,9 @@ def normal_draws(covariance: Floats, rng: np.random.Generator, num_draws: int) -
 
 
 def quadratic(contrasts: Floats, matrix: Floats) -> Floats:
-    """(..., C): the variances of contrasts (C, K) of K numbers of covariance ``matrix`` (..., K, K).
+    """(..., C): the variances of contrasts (C, K) of K numbers.
 
-    A variance is exactly zero where only rounding is left.
+    Their covariance is ``matrix`` (..., K, K). A variance is exactly zero where only rounding is left.
     """
     values = ((contrasts @ matrix) * contrasts).sum(axis=-1)
     traces = np.trace(matrix, axis1=-2, axis2=-1)

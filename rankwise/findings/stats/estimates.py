@@ -69,7 +69,9 @@ class Spread(NamedTuple):
         It lies between those of both sources, whose quantiles are averaged.
         """
         sources = (self.item_freedom, self.item_variance), (self.seed_freedom, self.seed_variance)
-        tails = [2.0 * float(special.stdtr(f, -quantile)) for f, variance in sources if variance > 0]
+        tails = [
+            2.0 * float(special.stdtr(f, -quantile)) for f, variance in sources if variance > 0
+        ]
         least, most = max(min(tails), SMALLEST_P_VALUE), max(*tails, SMALLEST_P_VALUE)
         if most <= least * (1.0 + 1e-12):
             return most
