@@ -218,7 +218,8 @@ def normal_draws(covariance: Floats, rng: np.random.Generator, num_draws: int) -
 def quadratic(contrasts: Floats, matrix: Floats) -> Floats:
     """(..., C): the variances of contrasts (C, K) of K numbers.
 
-    Their covariance is ``matrix`` (..., K, K). A variance is exactly zero where only rounding is left.
+    Their covariance is ``matrix`` (..., K, K). A variance is exactly zero where only rounding is
+    left.
     """
     values = ((contrasts @ matrix) * contrasts).sum(axis=-1)
     traces = np.trace(matrix, axis1=-2, axis2=-1)

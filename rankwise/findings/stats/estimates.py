@@ -75,12 +75,13 @@ class Spread(NamedTuple):
         least, most = max(min(tails), SMALLEST_P_VALUE), max(*tails, SMALLEST_P_VALUE)
         if most <= least * (1.0 + 1e-12):
             return most
-        from scipy.optimize import brentq  # slow to load
+        from scipy.optimize import root_scalar  # slow to load
 
         def excess(log_p: float) -> float:
             return float(self.quantile(1.0 - math.exp(log_p) / 2.0)) - quantile
 
-        return math.exp(float(brentq(excess, math.log(least), math.log(most))))
+        found = root_scalar(excess, bracket=(math.log(least), math.log(most)))
+        return math.exp(float(found.root))
 
 
 class Estimate(NamedTuple):
