@@ -6,8 +6,12 @@ A frozen base can be in 8 or 4 bits, as QLoRA users know it: bitsandbytes throug
 from __future__ import annotations
 
 import contextlib
+import dis
+import functools
 import hashlib
 import importlib
+import inspect
+import itertools
 import logging
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -453,7 +457,8 @@ def refuse_other_architecture(
 def adaptable_shapes(model: nn.Module, *, beside_text: bool = False) -> dict[str, LinearShape]:
     """Every linear layer of the text model below the head: its full name and its size.
 
-    A router that is a linear layer by class alone, and returns more than a product, is none.
+    A router is none that is a linear layer by class alone and returns more than a product, or whose
+    weight is read past it: what an adapter adds to its output would be lost.
 
     Args:
         model: a causal language model, or its skeleton.
@@ -466,7 +471,7 @@ def adaptable_shapes(model: nn.Module, *, beside_text: bool = False) -> dict[str
     for name, module in model.named_modules():
         if module is head or not name.startswith(text):
             continue
-        if isinstance(module, nn.Linear) and not _is_router(module):
+        if isinstance(module, nn.Linear) and not _is_router(model, name):
             shapes[name] = LinearShape(module.in_features, module.out_features)
         elif isinstance(module, Conv1D):
             shapes[name] = LinearShape(module.nx, module.nf)  # GPT-2's linear layer
@@ -483,11 +488,40 @@ def _text_part(model: nn.Module) -> str:
     return f"{names[0]}." if names and names[0] else ""
 
 
-def _is_router(module: nn.Linear) -> bool:
+def _is_router(model: nn.Module, name: str) -> bool:
     """Whether a model's own class made something else of a linear layer; FP8's is no model's."""
-    kind = type(module)
+    kind = type(model.get_submodule(name))
     is_own = kind.__module__.startswith("transformers.models.")
-    return is_own and kind.forward is not nn.Linear.forward
+    owner, _, own = name.rpartition(".")
+    return (is_own and kind.forward is not nn.Linear.forward) or _reads_weight(
+        type(model.get_submodule(owner)), own
+    )
+
+
+@functools.cache
+def _reads_weight(kind: type[nn.Module], layer: str) -> bool:
+    """Whether the code of a class has ``self.layer.weight``."""
+    classes = kind.__mro__[: kind.__mro__.index(nn.Module)]
+    functions = filter(inspect.isfunction, (each for cls in classes for each in vars(cls).values()))
+    return any(
+        (layer, "weight") in itertools.pairwise(step.argval for step in dis.get_instructions(each))
+        for each in map(inspect.unwrap, functions)
+    )
+
+
+def not_linear(model: nn.Module) -> list[str]:
+    """Modules of the text model with matrices that no adapter is put on: experts and routers."""
+    shapes, text = adaptable_shapes(model), _text_part(model)
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return [
+        name
+        for name, module in model.named_modules()
+        if name.startswith(text)
+        and name not in shapes
+        and module is not head
+        and not isinstance(module, nn.Embedding)
+        and any(weight.ndim > 1 for weight in module.parameters(recurse=False))
+    ]
 
 
 MODULE_KINDS = {
