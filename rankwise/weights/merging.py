@@ -179,7 +179,9 @@ class _Layout:
         self._tables = {name for name, each in self.parameters.items() if id(each) in tables}
         linear, turned, biases = set[str](), set[str](), set[str]()
         for name, module in modules.items():
-            own = {f"{name}.{key}": each.ndim for key, each in module.named_parameters(recurse=False)}
+            own = {
+                f"{name}.{key}": each.ndim for key, each in module.named_parameters(recurse=False)
+            }
             stacks = {key for key, ndim in own.items() if ndim == 3}
             if isinstance(module, nn.Linear | Conv1D):
                 linear.add(f"{name}.weight")

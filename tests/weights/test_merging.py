@@ -98,7 +98,7 @@ def test_transposed_layers_are_merged_too(tmp_path: Path) -> None:
 
 
 def test_experts_are_stored_by_the_rows_that_one_output_is_computed_from() -> None:
-    """GPT-OSS keeps them as (experts, in, out); gguf's own round trip of each expert is the oracle."""
+    """GPT-OSS keeps them as (experts, in, out); the oracle is gguf's round trip of each."""
     model = tiny("GptOss", intermediate_size=64)
     own = {name: weight for name, weight in copies(model).items() if ".mlp.experts." in name}
     with merged_as(model, form("gguf:q4_0"), {}):
@@ -120,7 +120,9 @@ def test_a_form_of_linear_layers_leaves_experts_and_routers() -> None:
     own = copies(model)
     of_layers = form("gguf:q8_0")._replace(is_of_linear_layers=True)
     with merged_as(model, of_layers, {}):
-        rounded = {n for n, before in own.items() if not torch.equal(model.get_parameter(n), before)}
+        rounded = {
+            n for n, before in own.items() if not torch.equal(model.get_parameter(n), before)
+        }
     linear = {f"{name}.weight" for name, each in model.named_modules() if type(each) is nn.Linear}
     assert rounded == linear | {"model.embed_tokens.weight"}
 

@@ -37,6 +37,7 @@ from rankwise.engine.models.files import (
     unusable,
     weights_files,
 )
+from rankwise.engine.models.stored import diverged, loaded_files, refuse_adapter, refuse_unfit
 from rankwise.errors import ModelError
 from rankwise.records.config.study import BaseModelConfig
 from rankwise.records.config.training import BasePrecision
@@ -101,7 +102,7 @@ def find_base_model(
         weights: False fetches config and tokenizer only from a hub.
 
     Raises:
-        ModelError: there is no such model, or it has no safetensors.
+        ModelError: there is no such model, it has no safetensors, or it is an adapter.
     """
     if config.name in EMBEDDED_MODELS:
         embedded = EMBEDDED_MODELS[config.name]
@@ -114,6 +115,7 @@ def find_base_model(
     except (OSError, RuntimeError):  # too long for a path; no such user
         is_folder = False
     if is_folder:
+        refuse_adapter(path)
         return BaseModel(config.name, path, _folder_fingerprint(path))
     if path.is_absolute() or config.name.startswith(".") or config.name.count("/") > 1:
         raise ModelError(f"base_model {config.name!r} is not a folder. Check the path.")
@@ -148,6 +150,7 @@ def _hub_model(config: BaseModelConfig, report: Callable[[str], None], weights: 
             "revision, `hf auth login` for gated models, and the network (HF_HUB_OFFLINE)."
         ) from error
     folder = Path(snapshot)
+    refuse_adapter(folder)
     if weights and not list(folder.glob("*.safetensors")):
         raise ModelError(
             f"{config.name} has no safetensors; other formats can run code when they are loaded. "
@@ -207,13 +210,12 @@ def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
         options: of transformers' ``from_pretrained``.
 
     Raises:
-        ModelError: the folder cannot be loaded, weights are missing, which transformers would draw
-            at random, or they are stored in a dtype that nothing here computes in.
+        ModelError: the folder cannot be loaded, does not hold the model of its config, or weights
+            are stored in a dtype that nothing here computes in.
     """
-    _refuse_shards_elsewhere(folder)
-    is_quantised_there = is_stored_quantised(folder)
+    files, is_quantised_there = loaded_files(folder), is_stored_quantised(folder)
     if not is_quantised_there:
-        for path in weights_files(folder):
+        for path in files:
             refuse_other_dtypes(path, tensor_headers(path))
     with unusable(f"{folder} cannot be loaded", "Save it again."):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -222,34 +224,13 @@ def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # these are told below, by name
+            ignore_mismatched_sizes=not is_quantised_there,  # told by name
             **options,
         )
     model, loading = loaded
-    for name, stored, expected in sorted(loading["mismatched_keys"]):
-        raise ModelError(
-            f"{folder} holds {name} as {tuple(stored)}, and its config asks for {tuple(expected)}. "
-            "Save it again."
-        )
-    missing = sorted(loading["missing_keys"])
-    if missing and not is_quantised_there:
-        raise ModelError(
-            f"{folder} lacks {len(missing)} of its model's weights, such as {missing[0]}. Save it "
-            "again."
-        )
+    if not is_quantised_there:
+        refuse_unfit(folder, model, loading)
     return model
-
-
-def _refuse_shards_elsewhere(folder: Path) -> None:
-    """An index may only name files beside it: others are in no fingerprint."""
-    path = folder / "model.safetensors.index.json"
-    if not path.exists():
-        return
-    what = f"{path} cannot be used"
-    with unusable(what, "Save it again."):
-        for name in read_json(path)["weight_map"].values():
-            if Path(name).name != name:
-                raise ValueError(f"it names {name}, which is not in its folder")
 
 
 def is_stored_quantised(folder: Path) -> bool:
@@ -268,14 +249,6 @@ def _refuse_not_finite(model: nn.Module, folder: Path) -> None:
             least, most = weight.aminmax()  # both are NaN if any number is
             if not bool(torch.isfinite(least) & torch.isfinite(most)):
                 raise diverged(folder, name)
-
-
-def diverged(folder: Path, name: str) -> ModelError:
-    """The error of a model one of whose weights is not finite."""
-    return ModelError(
-        f"{folder} holds NaN or infinite weights in {name}: its training has diverged, or the file "
-        "is damaged. Save or fetch it again."
-    )
 
 
 @torch.no_grad()

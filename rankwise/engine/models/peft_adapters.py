@@ -22,7 +22,7 @@ from rankwise.engine.models.trained_adapters import Adapter
 from rankwise.errors import ModelError
 from rankwise.records.files import write_atomically, writing
 
-# Of what an adapter adds to a layer, the error that PEFT's model may have beside its rounding.
+# Of what an adapter adds to a layer, the share that may be off beside the rounding of the sum.
 _MOST_ERROR = 0.02
 
 
@@ -117,8 +117,8 @@ def misloaded(
         use_rslora: likewise.
         tokens: of a text on which what is added is compared; none: only where it is added.
     """
-    settings: dict[str, Any] = {"dropout": 0, "seed": 0, "dtype": torch.float32}
-    drawn = Adapter(shapes, rank=2, scaling=1, device=torch.device("cpu"), **settings)
+    settings: dict[str, Any] = {"dropout": 0.0, "seed": 0, "dtype": torch.float32}
+    drawn = Adapter(shapes, rank=2, scaling=1.0, device=torch.device("cpu"), **settings)
     with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
         torch.default_generator.manual_seed(0)
         for _, lora_B in drawn.factors.values():
@@ -136,34 +136,34 @@ def misloaded(
                 load_adapter(base_model, Path(folder))
             except ModelError:  # the file lacks what PEFT adapts instead
                 return list(shapes)
-            layers = {
-                name: layer
-                for name, layer in base_model.named_modules()
-                if isinstance(layer, LoraLayer)
+            layers: dict[str, Any] = {
+                name: module
+                for name, module in base_model.named_modules()
+                if isinstance(module, LoraLayer)
             }
             if not tokens or layers.keys() != shapes.keys():
                 return sorted(layers.keys() ^ shapes.keys())
-            errors = _errors(base_model, layers, drawn, tokens)
-    return sorted(name for name, error in errors.items() if not error < _MOST_ERROR)  # NaN is bad
+            return _adding_otherwise(base_model, layers, drawn, tokens)
 
 
-def _errors(
+def _adding_otherwise(
     base_model: nn.Module, layers: Mapping[str, nn.Module], drawn: Adapter, tokens: Sequence[int]
-) -> dict[str, float]:
-    """How far what PEFT's layers add is from what the factors say, relative to that.
+) -> list[str]:
+    """Those of PEFT's layers that add something else to their output than the factors say.
 
     A layer that is not called is left out: an expert to which no token is sent.
     """
-    errors: dict[str, float] = {}
+    wrong: set[str] = set()
 
     def compared(name: str) -> Any:
         def compare(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             x, y = inputs[0].float(), output.float()
             lora_A, lora_B = (factor.to(x.device) for factor in drawn.factors[name])
             expected = drawn.scaling * (x @ lora_A.T) @ lora_B.T
-            added = y - layer.base_layer(inputs[0]).float()
+            error = y - layer.base_layer(inputs[0]).float() - expected
             rounding = 4 * torch.finfo(output.dtype).eps * y.norm()
-            errors[name] = float(((added - expected).norm() - rounding) / expected.norm())
+            if not bool(error.norm() <= _MOST_ERROR * expected.norm() + rounding):  # NaN is wrong
+                wrong.add(name)
 
         return compare
 
@@ -171,7 +171,7 @@ def _errors(
         layer.register_forward_hook(compared(name))
     (weight, *_) = base_model.parameters()
     base_model(torch.tensor([tokens], device=weight.device), use_cache=False)
-    return errors
+    return sorted(wrong)
 
 
 @contextlib.contextmanager
@@ -193,5 +193,6 @@ def lent(model: nn.Module) -> Generator[None]:
 def quietly() -> Generator[None]:
     """Within the block, PEFT does not warn of what it settles by itself."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
+        for kind in (UserWarning, FutureWarning):
+            warnings.simplefilter("ignore", kind)
         yield

@@ -12,6 +12,7 @@ from rankwise.engine.models import base as models
 from rankwise.engine.models.attention import refuse_unpackable
 from rankwise.engine.models.base import LinearShape
 from rankwise.engine.models.peft_adapters import misloaded
+from rankwise.engine.models.stored import check_stored
 from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.scoring.vllm import engine_problem
 from rankwise.engine.training.loop import num_optimizer_steps
@@ -47,6 +48,9 @@ def check_model(config: StudyConfig, model: StudyModel, issues: Issues) -> None:
     # training and scoring pack sequences; a model that would mix them is refused
     try:
         refuse_unpackable(model.skeleton)
+        if not model.base.fingerprint.startswith("hub:"):  # whose weights may come later
+            beside = check_stored(model.base.folder, model.skeleton)
+            issues.warnings.extend(f"base_model: {each}" for each in beside)
     except ModelError as error:
         issues.problems.append(f"base_model: {error}")
     if problem := engine_problem(config):

@@ -183,9 +183,7 @@ def _train_adapters(
         _run_pass(context, _Pass(base, trainees, bank, planned, sharded), by_training, save)
 
 
-def _refuse_misloaded(
-    context: StudyContext, base: nn.Module, runs: Sequence[PlannedRun]
-) -> None:
+def _refuse_misloaded(context: StudyContext, base: nn.Module, runs: Sequence[PlannedRun]) -> None:
     """Refuse targets of which PEFT would load something else than is trained, each set once."""
     shapes = models.adaptable_shapes(base)
     for run in {(run.target_modules, is_rslora(run)): run for run in runs}.values():
