@@ -439,7 +439,7 @@ def adaptable_shapes(model: nn.Module, *, beside_text: bool = False) -> dict[str
             adapter of somebody else may have.
     """
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    text = "" if beside_text else _text_part(model)
+    text = "" if beside_text else text_part(model)
     shapes: dict[str, LinearShape] = {}
     for name, module in model.named_modules():
         if module is head or not name.startswith(text):
@@ -451,7 +451,7 @@ def adaptable_shapes(model: nn.Module, *, beside_text: bool = False) -> dict[str
     return shapes
 
 
-def _text_part(model: nn.Module) -> str:
+def text_part(model: nn.Module) -> str:
     """How the names of the text model's modules begin; "" where there is nothing beside it."""
     config: Any = getattr(model, "config", None)
     if config is None or config.get_text_config() is config:
@@ -511,7 +511,8 @@ def resolved_targets(
     """Targets as PEFT takes them: ``attention``, ``mlp`` and ``all-linear`` become layer names.
 
     A layer belongs to a kind if its path matches the kind's pattern in ``MODULE_KINDS``. A target
-    is the last part of the path, or the last two if layers outside the kind share the last one.
+    is the last part of the path, or the last two if layers outside the kind share the last one or
+    it is a number in a list, which other modules share.
     """
     resolved: list[str] = []
     for target in target_modules:
@@ -523,7 +524,7 @@ def resolved_targets(
         outside = {name.rpartition(".")[2] for name in shapes.keys() - set(inside)}
         for name in inside:
             *_, parent, last = ["", *name.split(".")]
-            resolved.append(f"{parent}.{last}" if last in outside else last)
+            resolved.append(f"{parent}.{last}" if last in outside or last.isdigit() else last)
     return tuple(dict.fromkeys(resolved))
 
 

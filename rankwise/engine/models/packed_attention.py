@@ -25,6 +25,7 @@ from rankwise.engine.models.attention import (
     refuse_lost_window,
     refuse_unpackable,
 )
+from rankwise.engine.models.files import unusable
 from rankwise.engine.models.packed_kernels import kernel_for
 from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.errors import ModelError
@@ -185,7 +186,8 @@ def _distances(model: nn.Module, packed: PackedLayout, seed: int) -> tuple[float
         inputs = {"input_ids": tokens[:, columns], "position_ids": positions[:, columns]}
         return model(**inputs, **layout, use_cache=False).logits.float()  # (1, columns, vocab)
 
-    with attention_of(decoder, "eager"):
+    what = f"{type(decoder).__name__} cannot read tokens alone"
+    with unusable(what, INSTEAD), attention_of(decoder, "eager"):
         alone = torch.cat([logits(slice(first)), logits(slice(first, None))], dim=1)
     with attention_of(decoder, PACKED_ATTENTION):
         near = logits(slice(None), packed_layout=packed) - alone
