@@ -243,17 +243,18 @@ def check_scores(subject: Subject, scorer: ResidentScorer, peers: Sequence[Any])
 
 def check_bfloat16(subject: Subject) -> list[str]:
     """Scores in bfloat16 are as near to those of the same weights in float32 as the plain ones."""
-    exact = plainly(subject.plain().bfloat16().float(), ITEMS)
+    items = questions()  # of few, the medians are noise themselves
+    exact = plainly(subject.plain().bfloat16().float(), items)
     model: Any = models.load_frozen(subject.folder, "bfloat16", CPU)
     try:
         scorer = ResidentScorer(model, subject.tokenizer, max_batch_tokens=_STEP_TOKENS)
     except ModelError as error:
         return [f"bfloat16: {error}"]
-    (ours,) = scorer.log_likelihoods([None], ITEMS)
+    (ours,) = scorer.log_likelihoods([None], items)
     plain: Any = AutoModelForCausalLM.from_pretrained(
         str(subject.folder), dtype=torch.bfloat16, **_ATTENDED
     )
-    far, noise = (_median(each, exact) for each in (ours, plainly(plain.eval(), ITEMS)))
+    far, noise = (_median(each, exact) for each in (ours, plainly(plain.eval(), items)))
     if far <= 2 * noise + 1e-2:
         return []
     return [f"scores in bfloat16 are off by {far:.2g} nats, plainly by {noise:.2g}"]
