@@ -484,7 +484,7 @@ def _reads_weight(kind: type[nn.Module], layer: str) -> bool:
 
 def not_linear(model: nn.Module) -> list[str]:
     """Modules of the text model with matrices that no adapter is put on: experts and routers."""
-    shapes, text = adaptable_shapes(model), _text_part(model)
+    shapes, text = adaptable_shapes(model), text_part(model)
     head = getattr(model, "get_output_embeddings", lambda: None)()
     return [
         name
