@@ -14,6 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rankwise.engine.models.attention import INSTEAD, decoder_of
+from rankwise.engine.models.base import text_part
 from rankwise.errors import ModelError
 
 # names of output projections in transformers
@@ -150,11 +151,11 @@ def head_layouts(model: nn.Module) -> tuple[HeadLayout, ...]:
 
 def _layers(model: nn.Module, decoder: Any) -> list[tuple[str, nn.Module]]:
     """The decoder layers, by their full names."""
-    count = decoder.config.get_text_config().num_hidden_layers
+    count, text = decoder.config.get_text_config().num_hidden_layers, text_part(model)
     lists = [
         (name, module)
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
+        if isinstance(module, nn.ModuleList) and len(module) == count and name.startswith(text)
     ]
     if not lists:
         raise ModelError(f"the {count} layers of {type(decoder).__name__} are not found. {INSTEAD}")

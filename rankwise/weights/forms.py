@@ -54,10 +54,11 @@ class Form(NamedTuple):
 
     Attributes:
         name: in ``records.forms.FORMS``.
-        matrices: linear layers below the head.
+        matrices: linear layers below the head, fused experts and routers.
         tables: embeddings and the head.
         vectors: norms and biases.
         dtype: in which every stored number is exact.
+        is_of_linear_layers: whether fused experts and routers are stored as ``vectors`` instead.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Form(NamedTuple):
     tables: Storage
     vectors: Storage
     dtype: torch.dtype
+    is_of_linear_layers: bool = False
 
 
 def in_dtype(dtype: torch.dtype) -> Storage:
@@ -160,9 +162,9 @@ _TABLE = {
         _merged("merged-bf16", torch.bfloat16),
         _merged("merged-fp16", torch.float16),
         _merged("merged-fp32", torch.float32),
-        # transformers leaves everything but the matrices in the dtype that it loads
-        Form("8bit", each(in_int8), _BFLOAT16, _BFLOAT16, torch.float32),
-        Form("4bit", each(in_nf4), _BFLOAT16, _BFLOAT16, torch.float32),
+        # transformers leaves everything but linear layers in the dtype that it loads
+        Form("8bit", each(in_int8), _BFLOAT16, _BFLOAT16, torch.float32, is_of_linear_layers=True),
+        Form("4bit", each(in_nf4), _BFLOAT16, _BFLOAT16, torch.float32, is_of_linear_layers=True),
         *(_gguf(name) for name in (*GGUF_FORMS, *LLAMA_CPP_FORMS)),
     )
 }

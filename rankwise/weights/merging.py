@@ -132,7 +132,7 @@ def merged_as(
 
 @torch.no_grad()
 def _merge(base_model: nn.Module, form: Form, updates: Mapping[str, LowRankUpdate]) -> Merged:
-    layout = _Layout(base_model)
+    layout = _Layout(base_model, form)
     if unknown := sorted(updates.keys() - {name.removesuffix(".weight") for name in layout.names}):
         raise ModelError(
             f"{unknown[0]} has no weight of its own that an adapter can be merged into."
@@ -164,28 +164,44 @@ def _merge(base_model: nn.Module, form: Form, updates: Mapping[str, LowRankUpdat
 
 
 class _Layout:
-    """A model's parameters by how a form stores them; matrices are float32 (out, in) outside."""
+    """A model's parameters by how a form stores them; matrices are float32 (*, out, in) outside.
 
-    def __init__(self, base_model: nn.Module) -> None:
+    Experts that share a parameter are its matrices, and the rows of a parameter beside it are their
+    biases.
+    """
+
+    def __init__(self, base_model: nn.Module, form: Form) -> None:
         self.parameters = dict(base_model.named_parameters())
         modules = dict(base_model.named_modules())
         head = getattr(base_model, "get_output_embeddings", lambda: None)()
         embeddings = [module for module in modules.values() if isinstance(module, nn.Embedding)]
         tables = {id(module.weight) for module in (*embeddings, head) if module is not None}
         self._tables = {name for name, each in self.parameters.items() if id(each) in tables}
-        self._turned = {
-            f"{name}.weight" for name, module in modules.items() if isinstance(module, Conv1D)
-        }
+        linear, turned, biases = set[str](), set[str](), set[str]()
+        for name, module in modules.items():
+            own = {
+                f"{name}.{key}": each.ndim for key, each in module.named_parameters(recurse=False)
+            }
+            stacks = {key for key, ndim in own.items() if ndim == 3}
+            if isinstance(module, nn.Linear | Conv1D):
+                linear.add(f"{name}.weight")
+            if isinstance(module, Conv1D) or getattr(module, "is_transposed", False):
+                turned |= stacks or own.keys()  # GPT-2's layers, GPT-OSS' experts: (*, in, out)
+            if stacks:
+                biases |= own.keys() - stacks
         self.names = [
             name
             for name, parameter in self.parameters.items()
-            if parameter.ndim >= 2 and name not in self._tables
+            if parameter.ndim >= 2
+            and name not in self._tables | biases
+            and (name in linear or not form.is_of_linear_layers)
         ]
+        self._turned = turned.intersection(self.names)
 
     def matrix(self, name: str) -> Tensor:
         """One of ``names`` as it is now."""
         weight = self.parameters[name].data.float()
-        return weight.T if name in self._turned else weight  # GPT-2 keeps it as (in, out)
+        return weight.mT if name in self._turned else weight
 
     def matrices(self, updates: Mapping[str, LowRankUpdate]) -> Iterator[Named]:
         """All of ``names``, with the updates added in float32."""
@@ -202,8 +218,8 @@ class _Layout:
                 yield name, form.tables if name in self._tables else form.vectors
 
     def put(self, name: str, weight: Tensor) -> None:
-        """Give a parameter other numbers; one of ``names`` as (out, in)."""
-        weight = weight.T.contiguous() if name in self._turned else weight
+        """Give a parameter other numbers; one of ``names`` as (*, out, in)."""
+        weight = weight.mT.contiguous() if name in self._turned else weight
         self.parameters[name].data = weight.to(self.parameters[name].dtype)
 
 

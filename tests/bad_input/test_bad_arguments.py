@@ -132,8 +132,8 @@ BAD = [
     Bad(
         "base an adapter",
         f"{SCALE} --base {{adapter}} --factor 0.5",
-        "is not a transformers folder",
-        "it needs config.json",
+        "holds an adapter (adapter_config.json)",
+        "or name the adapter's own base",
     ),
     Bad(
         "scale a checkpoint",

@@ -19,12 +19,14 @@ from safetensors.torch import load_file, save_file
 
 from rankwise.engine.models import base as models
 from rankwise.engine.models.packed_attention import check_packable
+from rankwise.engine.models.stored import check_stored
 from rankwise.errors import ModelError
 from rankwise.records.config.study import BaseModelConfig
 from rankwise.weights.audit import check_weights, find_audited
 
 Damage = Callable[[Path], Any]
 CPU, WEIGHTS = torch.device("cpu"), "model.safetensors"
+BIAS = "model.layers.0.self_attn.q_proj.bias"
 EMBEDDINGS, DOWN = "model.embed_tokens.weight", "model.layers.1.mlp.down_proj.weight"
 
 
@@ -144,7 +146,26 @@ BAD = [
         index({DOWN: "../other.safetensors"}),
         "names ../other.safetensors, which is not",
     ),
-    Bad("an index of no shards", index({}), "cannot be loaded"),
+    Bad("an index of no shards", index({}), "names no file"),
+    Bad(
+        "an adapter beside",
+        content("adapter_config.json", b'{"base_model_name_or_path": "mine"}'),
+        "holds an adapter (adapter_config.json), which transformers puts on the weights",
+        "Merge the adapter into the weights and remove that file, or name the adapter's own base, "
+        "mine, instead.",
+    ),
+    Bad(
+        "fewer layers than the file",
+        config(num_hidden_layers=1),
+        "holds model.layers.1.input_layernorm.weight, and its config.json makes a model without it",
+        "Check the number and the kind of its layers there, or save the model again.",
+    ),
+    Bad(
+        "of another kind",  # as Qwen2's read by a config of Llama
+        tensors(lambda w: w.update({BIAS: torch.zeros(48)})),
+        f"holds {BIAS}, and its config.json makes a model without it",
+        "Check the number and the kind of its layers there, or save the model again.",
+    ),
     Bad(
         "config missing", instead("config.json", lambda _: None), NO_FOLDER, "it needs config.json"
     ),
@@ -198,6 +219,27 @@ def test_a_base_of_no_use_is_refused(bad: Bad, tiny_model_folder: Path, tmp_path
         use(folder)
     assert bad.sentence in str(caught.value)
     assert bad.remedy in str(caught.value)
+
+
+HEADERS = (
+    "NaN in a norm", "float8", "whole numbers", "a matrix missing", "a matrix of another shape",
+    "weights cut", "weights empty", "weights no header", "a header of 2^63", "a shard missing",
+    "a shard elsewhere", "fewer layers than the file", "of another kind",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_most_is_said_when_a_study_is_planned(
+    name: str, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """By the headers, before any weights are loaded."""
+    folder = tmp_path / "bad"
+    shutil.copytree(tiny_model_folder, folder)
+    (bad,) = (bad for bad in BAD if bad.name == name)
+    bad.damage(folder)
+    with pytest.raises(ModelError) as caught:
+        check_stored(folder, models.model_skeleton(folder))
+    assert bad.sentence in str(caught.value)
 
 
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)

@@ -47,6 +47,34 @@ OWN: dict[str, dict[str, Any]] = {
 }
 
 
+LATENT = {
+    "kv_lora_rank": 8, "q_lora_rank": 8, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4,
+    "v_head_dim": 8, "head_dim": 4, "num_key_value_heads": 4,
+}  # fmt: skip
+
+
+EXPERTS = {
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4,
+    "num_experts_per_tok": 2, "moe_k": 2, "moe_topk": 2, "moe_intermediate_size": 16,
+    "n_group": 1, "topk_group": 1, "n_shared_experts": 1, "num_shared_experts": 1,
+    "moe_num_shared_experts": 1, "shared_expert_intermediate_size": 16,
+    "first_k_dense_replace": 1, "moe_layer_start_index": 1, "num_dense_layers": 1,
+}  # fmt: skip
+"""Four experts, two of them for a token, and what is beside them, as each family calls it."""
+
+
+MIXTURES: dict[str, dict[str, Any]] = {
+    "Dots1": {}, "Ernie4_5_Moe": {}, "DeepseekV2": LATENT, "DeepseekV3": LATENT, "Glm4Moe": {},
+    "Glm4MoeLite": LATENT, "ExaoneMoe": {}, "SolarOpen": {}, "Afmoe": {}, "Laguna": {},
+    "HunYuanMoEV1": {}, "Qwen2Moe": {}, "Mixtral": {}, "Qwen3Moe": {}, "Olmoe": {}, "MiniMaxM2": {},
+    "GraniteMoe": {}, "FlexOlmo": {}, "Phimoe": {},
+    "LongcatFlash": {
+        **LATENT, "num_layers": 2, "expert_ffn_hidden_size": 16, "ffn_hidden_size": 48,
+        "zero_expert_num": 1,
+    },
+}  # fmt: skip
+
+
 CLASSES = {"Gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM"), "GPT2": ("", "GPT2LMHeadModel")}
 
 
@@ -64,3 +92,8 @@ def tiny(family: str, **changes: Any) -> Any:
             if name.endswith("sinks"):
                 nn.init.normal_(parameter)
     return model.eval()
+
+
+def tiny_mixture(family: str, **changes: Any) -> Any:
+    """A random mixture of experts, frozen."""
+    return tiny(family, **EXPERTS, **{**MIXTURES[family], **changes}).requires_grad_(False)

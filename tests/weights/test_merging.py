@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import peft
 import pytest
 import torch
@@ -93,6 +95,36 @@ def test_transposed_layers_are_merged_too(tmp_path: Path) -> None:
     with merged_as(model, form("merged-fp32"), read_updates(tmp_path / "a")):
         for ours, theirs in zip(model.parameters(), expected.parameters(), strict=True):
             assert torch.allclose(ours, theirs, atol=1e-7)
+
+
+def test_experts_are_stored_by_the_rows_that_one_output_is_computed_from() -> None:
+    """GPT-OSS keeps them as (experts, in, out); the oracle is gguf's round trip of each."""
+    model = tiny("GptOss", intermediate_size=64)
+    own = {name: weight for name, weight in copies(model).items() if ".mlp.experts." in name}
+    with merged_as(model, form("gguf:q4_0"), {}):
+        for name, before in own.items():
+            stored = model.get_parameter(name).detach()
+            if name.endswith("_bias"):
+                assert torch.equal(stored, before)
+                continue
+            for expert, weight in zip(stored, before, strict=True):
+                kind = gguf.GGMLQuantizationType.Q4_0
+                blocks = gguf.quants.quantize(np.ascontiguousarray(weight.T.numpy()), kind)
+                assert np.array_equal(expert.T.numpy(), gguf.quants.dequantize(blocks, kind))
+    assert all(torch.equal(model.get_parameter(name), before) for name, before in own.items())
+
+
+def test_a_form_of_linear_layers_leaves_experts_and_routers() -> None:
+    """As bitsandbytes does in transformers."""
+    model = tiny("GptOss")
+    own = copies(model)
+    of_layers = form("gguf:q8_0")._replace(is_of_linear_layers=True)
+    with merged_as(model, of_layers, {}):
+        rounded = {
+            n for n, before in own.items() if not torch.equal(model.get_parameter(n), before)
+        }
+    linear = {f"{name}.weight" for name, each in model.named_modules() if type(each) is nn.Linear}
+    assert rounded == linear | {"model.embed_tokens.weight"}
 
 
 @pytest.mark.parametrize("name", ["merged-bf16", "merged-fp16", "gguf:q8_0", "gguf:q4_0"])

@@ -6,8 +6,12 @@ A frozen base can be in 8 or 4 bits, as QLoRA users know it: bitsandbytes throug
 from __future__ import annotations
 
 import contextlib
+import dis
+import functools
 import hashlib
 import importlib
+import inspect
+import itertools
 import logging
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -33,6 +37,7 @@ from rankwise.engine.models.files import (
     unusable,
     weights_files,
 )
+from rankwise.engine.models.stored import diverged, loaded_files, refuse_adapter, refuse_unfit
 from rankwise.errors import ModelError
 from rankwise.records.config.study import BaseModelConfig
 from rankwise.records.config.training import BasePrecision
@@ -97,7 +102,7 @@ def find_base_model(
         weights: False fetches config and tokenizer only from a hub.
 
     Raises:
-        ModelError: there is no such model, or it has no safetensors.
+        ModelError: there is no such model, it has no safetensors, or it is an adapter.
     """
     if config.name in EMBEDDED_MODELS:
         embedded = EMBEDDED_MODELS[config.name]
@@ -110,6 +115,7 @@ def find_base_model(
     except (OSError, RuntimeError):  # too long for a path; no such user
         is_folder = False
     if is_folder:
+        refuse_adapter(path)
         return BaseModel(config.name, path, _folder_fingerprint(path))
     if path.is_absolute() or config.name.startswith(".") or config.name.count("/") > 1:
         raise ModelError(f"base_model {config.name!r} is not a folder. Check the path.")
@@ -144,6 +150,7 @@ def _hub_model(config: BaseModelConfig, report: Callable[[str], None], weights: 
             "revision, `hf auth login` for gated models, and the network (HF_HUB_OFFLINE)."
         ) from error
     folder = Path(snapshot)
+    refuse_adapter(folder)
     if weights and not list(folder.glob("*.safetensors")):
         raise ModelError(
             f"{config.name} has no safetensors; other formats can run code when they are loaded. "
@@ -203,13 +210,12 @@ def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
         options: of transformers' ``from_pretrained``.
 
     Raises:
-        ModelError: the folder cannot be loaded, weights are missing, which transformers would draw
-            at random, or they are stored in a dtype that nothing here computes in.
+        ModelError: the folder cannot be loaded, does not hold the model of its config, or weights
+            are stored in a dtype that nothing here computes in.
     """
-    _refuse_shards_elsewhere(folder)
-    is_quantised_there = is_stored_quantised(folder)
+    files, is_quantised_there = loaded_files(folder), is_stored_quantised(folder)
     if not is_quantised_there:
-        for path in weights_files(folder):
+        for path in files:
             refuse_other_dtypes(path, tensor_headers(path))
     with unusable(f"{folder} cannot be loaded", "Save it again."):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -218,34 +224,13 @@ def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # these are told below, by name
+            ignore_mismatched_sizes=not is_quantised_there,  # told by name
             **options,
         )
     model, loading = loaded
-    for name, stored, expected in sorted(loading["mismatched_keys"]):
-        raise ModelError(
-            f"{folder} holds {name} as {tuple(stored)}, and its config asks for {tuple(expected)}. "
-            "Save it again."
-        )
-    missing = sorted(loading["missing_keys"])
-    if missing and not is_quantised_there:
-        raise ModelError(
-            f"{folder} lacks {len(missing)} of its model's weights, such as {missing[0]}. Save it "
-            "again."
-        )
+    if not is_quantised_there:
+        refuse_unfit(folder, model, loading)
     return model
-
-
-def _refuse_shards_elsewhere(folder: Path) -> None:
-    """An index may only name files beside it: others are in no fingerprint."""
-    path = folder / "model.safetensors.index.json"
-    if not path.exists():
-        return
-    what = f"{path} cannot be used"
-    with unusable(what, "Save it again."):
-        for name in read_json(path)["weight_map"].values():
-            if Path(name).name != name:
-                raise ValueError(f"it names {name}, which is not in its folder")
 
 
 def is_stored_quantised(folder: Path) -> bool:
@@ -264,14 +249,6 @@ def _refuse_not_finite(model: nn.Module, folder: Path) -> None:
             least, most = weight.aminmax()  # both are NaN if any number is
             if not bool(torch.isfinite(least) & torch.isfinite(most)):
                 raise diverged(folder, name)
-
-
-def diverged(folder: Path, name: str) -> ModelError:
-    """The error of a model one of whose weights is not finite."""
-    return ModelError(
-        f"{folder} holds NaN or infinite weights in {name}: its training has diverged, or the file "
-        "is damaged. Save or fetch it again."
-    )
 
 
 @torch.no_grad()
@@ -453,7 +430,8 @@ def refuse_other_architecture(
 def adaptable_shapes(model: nn.Module, *, beside_text: bool = False) -> dict[str, LinearShape]:
     """Every linear layer of the text model below the head: its full name and its size.
 
-    A router that is a linear layer by class alone, and returns more than a product, is none.
+    A router is none that is a linear layer by class alone and returns more than a product, or whose
+    weight is read past it: what an adapter adds to its output would be lost.
 
     Args:
         model: a causal language model, or its skeleton.
@@ -461,19 +439,19 @@ def adaptable_shapes(model: nn.Module, *, beside_text: bool = False) -> dict[str
             adapter of somebody else may have.
     """
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    text = "" if beside_text else _text_part(model)
+    text = "" if beside_text else text_part(model)
     shapes: dict[str, LinearShape] = {}
     for name, module in model.named_modules():
         if module is head or not name.startswith(text):
             continue
-        if isinstance(module, nn.Linear) and not _is_router(module):
+        if isinstance(module, nn.Linear) and not _is_router(model, name):
             shapes[name] = LinearShape(module.in_features, module.out_features)
         elif isinstance(module, Conv1D):
             shapes[name] = LinearShape(module.nx, module.nf)  # GPT-2's linear layer
     return shapes
 
 
-def _text_part(model: nn.Module) -> str:
+def text_part(model: nn.Module) -> str:
     """How the names of the text model's modules begin; "" where there is nothing beside it."""
     config: Any = getattr(model, "config", None)
     if config is None or config.get_text_config() is config:
@@ -483,11 +461,40 @@ def _text_part(model: nn.Module) -> str:
     return f"{names[0]}." if names and names[0] else ""
 
 
-def _is_router(module: nn.Linear) -> bool:
+def _is_router(model: nn.Module, name: str) -> bool:
     """Whether a model's own class made something else of a linear layer; FP8's is no model's."""
-    kind = type(module)
+    kind = type(model.get_submodule(name))
     is_own = kind.__module__.startswith("transformers.models.")
-    return is_own and kind.forward is not nn.Linear.forward
+    owner, _, own = name.rpartition(".")
+    return (is_own and kind.forward is not nn.Linear.forward) or _reads_weight(
+        type(model.get_submodule(owner)), own
+    )
+
+
+@functools.cache
+def _reads_weight(kind: type[nn.Module], layer: str) -> bool:
+    """Whether the code of a class has ``self.layer.weight``."""
+    classes = kind.__mro__[: kind.__mro__.index(nn.Module)]
+    functions = filter(inspect.isfunction, (each for cls in classes for each in vars(cls).values()))
+    return any(
+        (layer, "weight") in itertools.pairwise(step.argval for step in dis.get_instructions(each))
+        for each in map(inspect.unwrap, functions)
+    )
+
+
+def not_linear(model: nn.Module) -> list[str]:
+    """Modules of the text model with matrices that no adapter is put on: experts and routers."""
+    shapes, text = adaptable_shapes(model), text_part(model)
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return [
+        name
+        for name, module in model.named_modules()
+        if name.startswith(text)
+        and name not in shapes
+        and module is not head
+        and not isinstance(module, nn.Embedding)
+        and any(weight.ndim > 1 for weight in module.parameters(recurse=False))
+    ]
 
 
 MODULE_KINDS = {
@@ -504,7 +511,8 @@ def resolved_targets(
     """Targets as PEFT takes them: ``attention``, ``mlp`` and ``all-linear`` become layer names.
 
     A layer belongs to a kind if its path matches the kind's pattern in ``MODULE_KINDS``. A target
-    is the last part of the path, or the last two if layers outside the kind share the last one.
+    is the last part of the path, or the last two if layers outside the kind share the last one or
+    it is a number in a list, which other modules share.
     """
     resolved: list[str] = []
     for target in target_modules:
@@ -516,7 +524,7 @@ def resolved_targets(
         outside = {name.rpartition(".")[2] for name in shapes.keys() - set(inside)}
         for name in inside:
             *_, parent, last = ["", *name.split(".")]
-            resolved.append(f"{parent}.{last}" if last in outside else last)
+            resolved.append(f"{parent}.{last}" if last in outside or last.isdigit() else last)
     return tuple(dict.fromkeys(resolved))
 
 

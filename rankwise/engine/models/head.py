@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from rankwise.engine.models.attention import INSTEAD
 from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.errors import ModelError
 
@@ -67,7 +68,11 @@ class CompletionHead:
             "use_cache": False,
         }
         with torch.no_grad():
-            hidden = decoder(**inputs).last_hidden_state
+            hidden = getattr(decoder(**inputs), "last_hidden_state", None)
+            if hidden is None:
+                raise ModelError(
+                    f"{type(model).__name__} gives no hidden states without its head. {INSTEAD}"
+                )
             expected = model(**inputs).logits[0]
             ours = self.logits(hidden[0])  # (4, vocab)
         # loose enough for bfloat16

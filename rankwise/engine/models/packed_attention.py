@@ -7,6 +7,7 @@ gives them this one. No mask function is registered for it, so transformers buil
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,7 @@ from rankwise.engine.models.attention import (
     refuse_lost_window,
     refuse_unpackable,
 )
+from rankwise.engine.models.files import unusable
 from rankwise.engine.models.packed_kernels import kernel_for
 from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.errors import ModelError
@@ -121,9 +123,9 @@ def check_packable(model: nn.Module) -> None:
         model: with weights, on any device, in any precision; in train or eval mode throughout.
 
     Raises:
-        ModelError: as ``refuse_unpackable``; or sequences see each other, layers do not pack, or
-            a window is in the model's mask alone. Or all-zero or huge weights make its logits say
-            nothing.
+        ModelError: as ``refuse_unpackable``; or sequences see each other, layers do not pack or
+            call attention more than once, or a window is in the model's mask alone. Or all-zero or
+            huge weights make its logits say nothing.
     """
     refuse_unpackable(model)
     was_training, packed = model.training, PackedLayout((7, 5))
@@ -131,15 +133,23 @@ def check_packable(model: nn.Module) -> None:
         model.eval()
         near = far = 0.0
         for seed in range(3):
+            packed.attended.clear()
             near, far = _distances(model, packed, seed)
             if near < 0.1 * far:
                 break
     finally:
         model.train(was_training)
-    name, count = type(decoder_of(model)).__name__, len(packed.attended)
+    name, calls = type(decoder_of(model)).__name__, Counter(layer for layer, _ in packed.attended)
+    for layer, times in calls.items():
+        if times > 1:
+            raise ModelError(
+                f"{name} calls attention {times} times in layer {layer}, and keys and values are "
+                f"kept once for each layer. {INSTEAD}"
+            )
+    count = len(calls)
     if count != (layers := decoder_of(model).config.get_text_config().num_hidden_layers):
         raise ModelError(f"{name} packs {count} of its {layers} layers. {INSTEAD}")
-    refuse_lost_window(decoder_of(model), packed.attended.values())
+    refuse_lost_window(decoder_of(model), (window for _, window in packed.attended))
     if not near < 0.1 * far:
         _refuse_weights_of_no_use(model, far)
         raise ModelError(f"{name} mixes the sequences of a packed batch. {INSTEAD}")
@@ -176,7 +186,8 @@ def _distances(model: nn.Module, packed: PackedLayout, seed: int) -> tuple[float
         inputs = {"input_ids": tokens[:, columns], "position_ids": positions[:, columns]}
         return model(**inputs, **layout, use_cache=False).logits.float()  # (1, columns, vocab)
 
-    with attention_of(decoder, "eager"):
+    what = f"{type(decoder).__name__} cannot read tokens alone"
+    with unusable(what, INSTEAD), attention_of(decoder, "eager"):
         alone = torch.cat([logits(slice(first)), logits(slice(first, None))], dim=1)
     with attention_of(decoder, PACKED_ATTENTION):
         near = logits(slice(None), packed_layout=packed) - alone
@@ -210,7 +221,8 @@ def attend_packed(
     tokens, sizes = packed_layout.num_tokens, [(len(x), x.shape[2]) for x in (query, key, value)]
     if sizes != [(1, tokens)] * 3:
         raise ModelError(f"{name} got (rows, tokens) of {sizes}, packed is one row of {tokens}.")
-    packed_layout.attended[id(module)] = terms.window  # check_packable counts the layers
+    # check_packable counts the layers
+    packed_layout.attended.append((getattr(module, "layer_idx", None), terms.window))
     device = query.device.type
     if torch.is_autocast_enabled(device):  # rotary embeddings may have left them in float32
         query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))

@@ -20,15 +20,16 @@ class PackedLayout:
 
     Attributes:
         lengths: of the sequences in tokens, in the order in which they lie in the row.
-        attended: window of each attention module that has computed with this layout, by its id.
+        attended: of each call of attention with this layout, the caller's ``layer_idx`` (None if it
+            has none) and its window.
 
     Raises:
         DataError: a sequence has no tokens, or there is none.
     """
 
     lengths: tuple[int, ...]
-    attended: dict[int, int | None] = field(
-        default_factory=dict[int, int | None], init=False, repr=False, compare=False
+    attended: list[tuple[int | None, int | None]] = field(
+        default_factory=list[tuple[int | None, int | None]], init=False, repr=False, compare=False
     )
 
     def __post_init__(self) -> None:

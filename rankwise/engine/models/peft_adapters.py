@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import peft
-from torch import nn
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
 
 from rankwise.engine.models.adapter_folder import CONFIG_FILE, write_factors
+from rankwise.engine.models.base import LinearShape, layers_replaced
 from rankwise.engine.models.files import unusable
 from rankwise.engine.models.trained_adapters import Adapter
+from rankwise.errors import ModelError
 from rankwise.records.files import write_atomically, writing
+
+# Of what an adapter adds to a layer, the share that may be off beside the rounding of the sum.
+_MOST_ERROR = 0.02
 
 
 def load_adapter(base_model: nn.Module, folder: Path) -> peft.PeftModel:
@@ -83,3 +93,106 @@ def save_adapter(
         content["target_modules"] = sorted(target_modules)
     write_atomically(path, json.dumps(content, indent=2, sort_keys=True))
     return write_factors(folder, update)
+
+
+@torch.no_grad()
+def misloaded(
+    base_model: nn.Module,
+    shapes: Mapping[str, LinearShape],
+    target_modules: Sequence[str],
+    *,
+    use_rslora: bool = False,
+    tokens: Sequence[int] = (),
+) -> list[str]:
+    """The layers for which PEFT loads something else than ``save_adapter`` saves.
+
+    In some mixtures of experts it takes ``gate_proj`` and its like for the fused experts, also
+    where linear layers have these names. The factors are drawn: what they add is far above rounding
+    in every precision, while an update that has hardly been trained is not.
+
+    Args:
+        base_model: may be quantised, or on the meta device; has its own layers again afterwards.
+        shapes: of the layers that ``target_modules`` adapt.
+        target_modules: as ``save_adapter`` has them.
+        use_rslora: likewise.
+        tokens: of a text on which what is added is compared; none: only where it is added.
+    """
+    settings: dict[str, Any] = {"dropout": 0.0, "seed": 0, "dtype": torch.float32}
+    drawn = Adapter(shapes, rank=2, scaling=1.0, device=torch.device("cpu"), **settings)
+    with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
+        torch.default_generator.manual_seed(0)
+        for _, lora_B in drawn.factors.values():
+            lora_B.normal_()
+        save_adapter(
+            drawn,
+            Path(folder),
+            alpha=drawn.rank ** (0.5 if use_rslora else 1.0),
+            use_rslora=use_rslora,
+            target_modules=target_modules,
+            base_model_name="",
+        )
+        with lent(base_model), quietly():
+            try:
+                load_adapter(base_model, Path(folder))
+            except ModelError:  # the file lacks what PEFT adapts instead
+                return list(shapes)
+            layers: dict[str, Any] = {
+                name: module
+                for name, module in base_model.named_modules()
+                if isinstance(module, LoraLayer)
+            }
+            if not tokens or layers.keys() != shapes.keys():
+                return sorted(layers.keys() ^ shapes.keys())
+            return _adding_otherwise(base_model, layers, drawn, tokens)
+
+
+def _adding_otherwise(
+    base_model: nn.Module, layers: Mapping[str, nn.Module], drawn: Adapter, tokens: Sequence[int]
+) -> list[str]:
+    """Those of PEFT's layers that add something else to their output than the factors say.
+
+    A layer that is not called is left out: an expert to which no token is sent.
+    """
+    wrong: set[str] = set()
+
+    def compared(name: str) -> Any:
+        def compare(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            x, y = inputs[0].float(), output.float()
+            lora_A, lora_B = (factor.to(x.device) for factor in drawn.factors[name])
+            expected = drawn.scaling * (x @ lora_A.T) @ lora_B.T
+            error = y - layer.base_layer(inputs[0]).float() - expected
+            rounding = 4 * torch.finfo(output.dtype).eps * y.norm()
+            if not bool(error.norm() <= _MOST_ERROR * expected.norm() + rounding):  # NaN is wrong
+                wrong.add(name)
+
+        return compare
+
+    for name, layer in layers.items():
+        layer.register_forward_hook(compared(name))
+    (weight, *_) = base_model.parameters()
+    base_model(torch.tensor([tokens], device=weight.device), use_cache=False)
+    return sorted(wrong)
+
+
+@contextlib.contextmanager
+def lent(model: nn.Module) -> Generator[None]:
+    """Within the block, PEFT may wrap modules of a model; afterwards it has its own again."""
+    own = {
+        name: module
+        for name, module in model.named_modules()
+        if name and next(module.parameters(recurse=False), None) is not None
+    }
+    try:
+        with layers_replaced(model, own):
+            yield
+    finally:
+        vars(model).pop("peft_config", None)  # PEFT leaves it there
+
+
+@contextlib.contextmanager
+def quietly() -> Generator[None]:
+    """Within the block, PEFT does not warn of what it settles by itself."""
+    with warnings.catch_warnings():
+        for kind in (UserWarning, FutureWarning):
+            warnings.simplefilter("ignore", kind)
+        yield

@@ -19,7 +19,7 @@ from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from rankwise.engine.models.attention import decoder_layers, is_below
-from rankwise.engine.models.base import diverged, freeze, load_frozen, load_model, model_skeleton
+from rankwise.engine.models.base import freeze, load_frozen, load_model, model_skeleton
 from rankwise.engine.models.devices import (
     DTYPES,
     Machine,
@@ -28,6 +28,7 @@ from rankwise.engine.models.devices import (
     multiply_exactly,
 )
 from rankwise.engine.models.files import not_finite, unusable, weights_files
+from rankwise.engine.models.stored import diverged
 from rankwise.errors import ModelError
 from rankwise.records.files import in_words
 

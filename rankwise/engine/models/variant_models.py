@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import warnings
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rankwise.engine.models.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
-from rankwise.engine.models.base import adaptable_shapes, layers_replaced, target_shapes
+from rankwise.engine.models.base import adaptable_shapes, target_shapes
 from rankwise.engine.models.files import unusable
+from rankwise.engine.models.peft_adapters import lent, quietly
 from rankwise.engine.models.trained_adapters import drawn_rows
 from rankwise.engine.models.variants import Variant, VariantSetting
 from rankwise.errors import ModelError
@@ -61,7 +61,7 @@ class VariantModel:
         Raises:
             StorageError: the folder cannot be written.
         """
-        with writing(folder), _quietly(), torch.random.fork_rng(devices=[]):
+        with writing(folder), quietly(), torch.random.fork_rng(devices=[]):
             self.model.save_pretrained(str(folder), save_embedding_layers=False)
             (folder / "README.md").unlink(missing_ok=True)  # a model card to fill in
             path = folder / CONFIG_FILE
@@ -90,20 +90,16 @@ def variant_on(
         ModelError: PEFT cannot put it on this base.
     """
     shapes = target_shapes(adaptable_shapes(base_model), setting.target_modules)
-    layers: dict[str, Any] = {name: base_model.get_submodule(name) for name in shapes}
-    if not variant.takes_conv1d and any(isinstance(layer, Conv1D) for layer in layers.values()):
+    layers = map(base_model.get_submodule, shapes)
+    if not variant.takes_conv1d and any(isinstance(layer, Conv1D) for layer in layers):
         raise ModelError(
             "PEFT cannot put this variant on layers of GPT-2's kind (Conv1D). Leave it out of "
             "methods.variants."
         )
-    try:
-        # its own layers for its own: whatever takes their place is taken off again
-        with layers_replaced(base_model, layers):
-            with torch.random.fork_rng(devices=[]), _quietly():
-                model = _put_on(base_model, variant, setting)
-            yield VariantModel(variant, model)
-    finally:
-        vars(base_model).pop("peft_config", None)  # PEFT leaves it there
+    with lent(base_model):
+        with torch.random.fork_rng(devices=[]), quietly():
+            model = _put_on(base_model, variant, setting)
+        yield VariantModel(variant, model)
 
 
 def _put_on(base_model: Any, variant: Variant, setting: VariantSetting) -> Any:
@@ -120,11 +116,3 @@ def _put_on(base_model: Any, variant: Variant, setting: VariantSetting) -> Any:
                     rank, size = into.weight.shape
                     into.weight.copy_(drawn_rows(name, rank, size, setting.seed))
     return model.eval()
-
-
-@contextlib.contextmanager
-def _quietly() -> Generator[None]:
-    """Within the block, PEFT does not warn of what it settles by itself."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        yield

@@ -11,10 +11,13 @@ from transformers.pytorch_utils import Conv1D
 from rankwise.engine.models import base as models
 from rankwise.engine.models.attention import refuse_unpackable
 from rankwise.engine.models.base import LinearShape
+from rankwise.engine.models.peft_adapters import misloaded
+from rankwise.engine.models.stored import check_stored
 from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.scoring.vllm import engine_problem
 from rankwise.engine.training.loop import num_optimizer_steps
 from rankwise.errors import ModelError, TaskError, did_you_mean
+from rankwise.records import quantities
 from rankwise.records.axes import lora_variants
 from rankwise.records.clusters import cluster_fields, cluster_numbers
 from rankwise.records.config.study import StudyConfig
@@ -45,6 +48,9 @@ def check_model(config: StudyConfig, model: StudyModel, issues: Issues) -> None:
     # training and scoring pack sequences; a model that would mix them is refused
     try:
         refuse_unpackable(model.skeleton)
+        if not model.base.fingerprint.startswith("hub:"):  # whose weights may come later
+            beside = check_stored(model.base.folder, model.skeleton)
+            issues.warnings.extend(f"base_model: {each}" for each in beside)
     except ModelError as error:
         issues.problems.append(f"base_model: {error}")
     if problem := engine_problem(config):
@@ -220,16 +226,49 @@ def _layers_of(
 ) -> TargetLayers:
     known = sorted({name.rpartition(".")[2] for name in shapes})
     resolved = models.resolved_targets(shapes, names)
-    for target, matches in models.matching_modules(shapes, resolved).items():
-        if not matches:
-            near = did_you_mean(target, [*known, *models.MODULE_KINDS])
-            hint = near or f"it has {', '.join(known)}"
-            place = f"[{names.index(target)}]" if target in names else ""
-            issues.problems.append(
-                f"methods.lora.target_modules{place}: {model.base.name} has no linear layer "
-                f"named {target!r}; {hint}"
+    matches = models.matching_modules(shapes, resolved)
+    unknown = [target for target, layers in matches.items() if not layers]
+    for target in unknown:
+        near = did_you_mean(target, [*known, *models.MODULE_KINDS])
+        hint = near or f"it has {', '.join(known)}"
+        place = f"[{names.index(target)}]" if target in names else ""
+        issues.problems.append(
+            f"methods.lora.target_modules{place}: {model.base.name} has no linear layer "
+            f"named {target!r}; {hint}"
+        )
+    if not unknown:
+        _check_loading(matches, shapes, model, issues)
+    left_out = models.not_linear(model.skeleton)
+    for kind in models.MODULE_KINDS.keys() & set(names):
+        found = {name for name in left_out if models.MODULE_KINDS[kind].search(name)}
+        if modules := sorted({".".join(name.split(".")[-2:]) for name in found}):
+            issues.warnings.append(
+                f"methods.lora.target_modules: {kind} leaves out {quantities.listed(modules)} of "
+                f"{model.base.name}: fused experts and routers are no linear layers"
             )
     return TargetLayers(resolved, models.target_shapes(shapes, resolved))
+
+
+def _check_loading(
+    matches: Mapping[str, Sequence[str]],
+    shapes: Mapping[str, LinearShape],
+    model: StudyModel,
+    issues: Issues,
+) -> None:
+    """Whether PEFT would load adapters of these targets as they are trained."""
+
+    def is_misloaded(targets: Sequence[str]) -> bool:
+        return bool(misloaded(model.skeleton, models.target_shapes(shapes, targets), targets))
+
+    if not matches or not is_misloaded([*matches]):
+        return
+    lost = [target for target in matches if is_misloaded([target])]
+    kept = [target for target in matches if target not in lost]
+    remedy = f"name {', '.join(kept)}" if kept else "name attention, or choose another base model"
+    issues.problems.append(
+        f"methods.lora.target_modules: PEFT would not load adapters of {', '.join(lost)} on the "
+        f"layers of {model.base.name} that are trained; {remedy}"
+    )
 
 
 def _check_rank(index: int, rank: int, sets: Iterable[TargetLayers], issues: Issues) -> None:

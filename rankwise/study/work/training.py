@@ -38,7 +38,7 @@ from rankwise.engine.training.trainees import (
     lora_adapter,
 )
 from rankwise.engine.training.variants import VariantTrainee
-from rankwise.errors import DivergedError, RecordError
+from rankwise.errors import DivergedError, ModelError, RecordError
 from rankwise.records.axes import SETTING
 from rankwise.records.fields import seconds_of
 from rankwise.records.files import require_room, writing
@@ -57,6 +57,8 @@ from rankwise.study.work.truncation import Truncated, diverged_source, truncated
 
 # An imported model reads so many of a text that is trained on before it is believed.
 _PROBE_TOKENS = 256
+# On which what PEFT loads is compared with what is trained.
+_FEW_TOKENS = 16
 
 
 class Saved(NamedTuple):
@@ -155,6 +157,8 @@ def _train_adapters(
     base = context.models.base() if sharded is None else sharded.model
     make = AdapterTrainee if sharded is None else partial(ReplicatedTrainee, sharded.processes)
     by_training = _by_training(runs)
+    if sharded is None:  # PEFT cannot load on a part of a model
+        _refuse_misloaded(context, base, list(by_training))
     truncated = truncated_adapters(context, list(by_training))
     trainees, unsettled = _adapter_trainees(context, base, by_training, truncated, make)
     project(context, trainees)
@@ -177,6 +181,24 @@ def _train_adapters(
     layers = dict.fromkeys(name for trainee in trainees for name in trainee.adapter.factors)
     with adapted(base, list(layers)) as bank:
         _run_pass(context, _Pass(base, trainees, bank, planned, sharded), by_training, save)
+
+
+def _refuse_misloaded(context: StudyContext, base: nn.Module, runs: Sequence[PlannedRun]) -> None:
+    """Refuse targets of which PEFT would load something else than is trained, each set once."""
+    shapes = models.adaptable_shapes(base)
+    for run in {(run.target_modules, is_rslora(run)): run for run in runs}.values():
+        bad = adapters.misloaded(
+            base,
+            models.target_shapes(shapes, run.target_modules),
+            run.target_modules,
+            use_rslora=is_rslora(run),
+            tokens=context.plan.examples[run.train_task][0].tokens[:_FEW_TOKENS],
+        )
+        if bad:
+            raise ModelError(
+                f"PEFT would load something else for {bad[0]} than is trained and saved by "
+                f"target_modules {', '.join(run.target_modules)}. Choose other ones."
+            )
 
 
 def _adapter_trainees(

@@ -234,6 +234,13 @@ def test_a_layer_with_another_attention_is_refused(monkeypatch: pytest.MonkeyPat
         check_packable(tiny("Llama"))
 
 
+@pytest.mark.parametrize("family", ["DiffLlama", "Dory"])
+def test_a_layer_that_calls_attention_twice_is_refused(family: str) -> None:
+    expected = f"{family}ForCausalLM calls attention 2 times in layer 0"
+    with pytest.raises(ModelError, match=expected):
+        check_packable(tiny(family))
+
+
 def test_the_earlier_attention_comes_back_after_an_error() -> None:
     model = tiny("Llama")
     model.set_attn_implementation("sdpa")

@@ -96,6 +96,31 @@ def test_sampling_draws_from_the_distribution_of_transformers(
     assert distance < 0.5 * (len(possible) / 1500) ** 0.5 + 0.02
 
 
+@torch.no_grad()
+def test_later_tokens_are_drawn_behind_the_drawn_ones(tokenizer: Any) -> None:
+    model = model_of("Llama", tokenizer, initializer_range=0.1)
+    [prompt] = prompts_of(tokenizer, TEXTS[:1], 3, do_sample=True, top_k=3)
+    found = decoded(
+        model, tokenizer, [prompt._replace(draw=draw) for draw in range(1500)], max_rows=500
+    )
+    written = Counter(texts_of(found[0]))
+    shares = {(): 1.0}  # of the tokens of a text: all three that are likeliest behind each
+    for _ in range(3):
+        longer: dict[tuple[int, ...], float] = {}
+        for tokens, share in shares.items():
+            top = model(torch.tensor([[*prompt.tokens, *tokens]])).logits[0, -1].topk(3)
+            for token, behind in zip(top.indices.tolist(), top.values.softmax(-1), strict=True):
+                longer[*tokens, token] = share * float(behind)
+        shares = longer
+    texts: dict[str, float] = {}
+    for tokens, share in shares.items():
+        text = tokenizer.decode(tokens, skip_special_tokens=True)
+        texts[text] = texts.get(text, 0.0) + share
+    assert written.keys() <= texts.keys()
+    distance = sum(abs(written[text] / 1500 - share) for text, share in texts.items()) / 2
+    assert distance < 0.5 * (len(texts) / 1500) ** 0.5 + 0.02
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [

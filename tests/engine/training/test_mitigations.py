@@ -189,6 +189,28 @@ def test_an_arm_among_others_is_the_dense_one_alone(
         assert float((ours - dense.delta(layer)).norm().detach() / ours.norm()) < 2e-3, layer
 
 
+def test_arms_that_go_on_in_half_the_micro_batches_are_the_same(
+    setting: Setting,
+    texts: list[tuple[int, ...]],
+    together: tuple[list[AdapterTrainee], Heard],
+    tmp_path: Path,
+) -> None:
+    undisturbed, expected = together
+    begun = [trainee_of(setting, name, texts) for name in ARMS]
+    with pytest.raises(KeyboardInterrupt):
+        setting.train(*begun, heard=Heard(stop_at=3))
+    resumed = [trainee_of(setting, name, texts) for name in ARMS]
+    for one, other in zip(begun, resumed, strict=True):
+        one.save_state(tmp_path / one.run.name)
+        other.load_state(tmp_path / one.run.name)
+    heard = setting.train(*resumed, max_tokens=64)
+    for ours, theirs in zip(resumed, undisturbed, strict=True):
+        name = ours.run.name
+        assert heard.losses[name] == pytest.approx(expected.losses[name][3:], rel=1e-4)
+        weights, before = ours.adapter.weights.detach(), theirs.adapter.weights.detach()
+        assert float((weights - before).norm() / before.norm()) < 1e-3, name
+
+
 def test_arms_differ_from_the_run_that_they_repeat(
     together: tuple[list[AdapterTrainee], Heard],
 ) -> None:

@@ -24,6 +24,7 @@ from transformers import (
 
 from rankwise.engine.models import base as models
 from rankwise.engine.models import packed_attention, packed_kernels
+from rankwise.engine.models.seeds import seed_of
 from rankwise.engine.training import loop as training
 from rankwise.engine.training.trainees import AdapterTrainee, StepGradients
 from rankwise.errors import DataError, DivergedError, RecordError
@@ -157,6 +158,52 @@ def test_equals_peft_with_a_plain_loop(setting: Setting, init: LoraInit) -> None
     ours = setting.train(trainee).losses["run-4"]
     assert ours == pytest.approx(losses, rel=1e-4)
     assert losses[-1] < losses[0] - 0.5
+    assert peft_difference(trainee, model) < 1e-3
+
+
+class _Dropped(torch.nn.Module):
+    """Drops the inputs that a run of this seed drops in this layer, of the sequence ``draw``."""
+
+    def __init__(self, share: float, *seed: Any) -> None:
+        super().__init__()
+        self.share, self.seed, self.draw = share, seed, (0, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(seed_of(*self.seed, *self.draw))
+        kept = torch.empty(x.shape[1:]).bernoulli_(1 - self.share, generator=generator)
+        return x * kept / (1 - self.share)
+
+
+def test_dropout_is_peft_s_where_the_same_inputs_are_dropped(setting: Setting) -> None:
+    train = config(dropout=0.3, batch_size=2, gradient_accumulation_steps=2, warmup_ratio=0.0)
+    trainee = setting.trainee(train, seed=4, learning_rate=1e-2)
+    model = peer_model(setting, trainee, train)
+    drops: list[_Dropped] = []
+    for name in trainee.adapter.factors:
+        layer = model.get_submodule(f"base_model.model.{name}")
+        drops.append(_Dropped(0.3, 4, name))
+        layer.lora_dropout["default"] = drops[-1]
+    weights = [p for p in model.parameters() if p.requires_grad]
+    losses: list[float] = []
+    optimizer = torch.optim.AdamW(weights, lr=1e-2, weight_decay=0.0)
+    num_steps = len(trainee.batches)
+    for step, batch in enumerate(trainee.batches):
+        optimizer.param_groups[0]["lr"] = 1e-2 * (num_steps - step) / num_steps
+        count, total = sum(e.num_loss_tokens for e in batch), 0.0
+        for place, example in enumerate(batch):
+            for drop in drops:
+                drop.draw = (step, place)
+            tokens, n = torch.tensor([example.tokens]), example.num_loss_tokens
+            logits = model(tokens[:, :-1]).logits[0]
+            loss = cross_entropy(logits[-n:], tokens[0, -n:], reduction="sum") / count
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(weights, train.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(total)
+    heard = setting.train(trainee, setting.trainee(train, rank=3, seed=9), max_tokens=64)
+    assert heard.losses["run-4"] == pytest.approx(losses, rel=1e-4)
     assert peft_difference(trainee, model) < 1e-3
 
 
