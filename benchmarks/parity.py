@@ -11,9 +11,10 @@ CPU, in float32, or in bfloat16 by ``--precision``: then differences are reporte
 Regimes: choices by text and by letter, generations (GSM8K with its two filters), the right option's
 likelihood, and texts (one longer than the context), each on the base and with an adapter; all but
 texts also few-shot, with the chat template, few-shot in one turn and in many, and cut to a small
-context; and every other multiple-choice task of the folder, zero-shot. Compared are every
-log-likelihood, greedy flag, generation, filtered answer, per-item metric, aggregate, prompt and
-hash, and which option wins by likelihood and by likelihood per character.
+context; options joined to their prompts without a delimiter, where the tokenizer merges both; and
+every other multiple-choice task of the folder, zero-shot. Compared are every log-likelihood, greedy
+flag, generation, filtered answer, per-item metric, aggregate, prompt and hash, and which option
+wins by likelihood and by likelihood per character.
 
 Seconds are of answering requests, in one process, on the same items, first ours and then the
 peer's, in batches of ``PEER_BATCH_SIZE``. Items are few, so the ratio (the median over regimes) is

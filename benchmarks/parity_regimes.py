@@ -19,6 +19,68 @@ def load(**_):
     return DatasetDict(test=Dataset.from_list([{{"text": text}} for text in TEXTS]))
 """
 
+JOINS: dict[str, dict[str, list[str]]] = {
+    "cloze": {
+        "The URL is http:": ["//www.example.com is up", "//example.org is down", "8080 is up"],
+        "It costs $": ["1.50 a day", ".99 a day", "$$ a day"],
+        'She said, "I don': ["'t know.\"", "'ted it.\"", 'e it."'],
+        "Well.": [".. and then?", "com is up", "\n\nAnd then?"],
+        "The word is un": ["der it", "like this", "it too"],
+        "We met at 1": ["2:30 sharp", "0:00 sharp", "pm sharp"],
+    },
+    "code": {
+        "x = [": ["] + y", "[1], 2] + y", "1, 2] + y"],
+        "if a =": ["= b: pass", "== b: pass", " b: pass"],
+        "for i in range(": ["): pass", "10): pass", "len(x)): pass"],
+        "def f():\n    ": ["return 1", "    return 1", "\n    return 1"],
+        "a -": ["> b end", "= b end", "- b end"],
+        "print(f'{x": ["}') end", "!r}') end", "[0]}') end"],
+    },
+    "compounds": {
+        "Die Donau": ["dampfschiff fahrt", "ufer sind grün", " fließt"],
+        "Das Kranken": ["haus ist neu", "schwester ist neu", "wagen ist neu"],
+        "Ein Fuß": ["ball rollt", "gänger geht", "boden glänzt"],
+        "Über": ["raschung für alle", "setzung für alle", "all ist es"],
+        "日本": ["語を話す と", "人です と", "に行く と"],
+        "Die Ha": ["\u0308user sind neu", "\u0302user sind neu", "sen sind da"],
+    },
+    "brackets": {
+        "(a (b (c": [")) and", "))) and", ") and"],
+        "<div><p>x": ["</p></div> end", "</div> end", "</ end"],
+        "{{{": ["}}} end", "}} end", " }} end"],
+        "f(": [") end", ")) end", "()) end"],
+        "see [1": ["](x) end", "], [2] end", "]] end"],
+        "\U0001f469": ["\u200d\U0001f4bb codes", "\U0001f3fd waves", "\ufe0f waves"],
+    },
+}
+"""Kind -> prompt -> what follows it without a delimiter, the right one first.
+
+In many a pair the tokenizer merges the end of the prompt with the beginning of what follows.
+"""
+
+JOINS_PY = """
+from datasets import Dataset, DatasetDict
+
+JOINS = {joins!r}
+
+
+def load(kind, **_):
+    rows = [
+        {{"prompt": prompt, "choices": options, "label": 0}}
+        for prompt, options in JOINS[kind].items()
+    ]
+    return DatasetDict(train=Dataset.from_list(rows), test=Dataset.from_list(rows))
+"""
+
+JOINS_YAML = """
+include: {tasks_path}/_cloze.yaml
+task: parity_joins_{kind}
+custom_dataset: !function parity_joins.load
+dataset_kwargs: {{kind: {kind}}}
+doc_to_text: prompt
+target_delimiter: ""
+"""
+
 # What the shared folder has no task for, over the same data.
 TASK_FILES = {
     "parity_likelihood": """
@@ -142,6 +204,8 @@ def all_regimes(tasks: Sequence[str], scale: Scale) -> list[Regime]:
         cut = {**whole, "max_length": scale.cut_length, "is_cut": True}
         regimes += [Regime("parity_texts", is_adapted, **setting) for setting in (whole, cut)]
         regimes.append(Regime("parity_mutual_info", is_adapted, **whole))
+        regimes += [Regime(f"parity_joins_{kind}", is_adapted, **whole) for kind in JOINS]
+        regimes += [Regime("parity_joins_code", is_adapted, **setting) for setting in settings[1:4]]
     regimes += [
         Regime(task, is_adapted=False, **whole)
         for task in tasks
@@ -158,6 +222,10 @@ def write_task_files(tasks_path: Path, folder: Path, max_new_tokens: int) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     code = TEXTS_PY.format(texts=["\n".join(texts[:8]), *texts])
     (folder / "parity_texts.py").write_text(code, encoding="utf-8")
+    (folder / "parity_joins.py").write_text(JOINS_PY.format(joins=JOINS), encoding="utf-8")
+    for kind in JOINS:
+        text = JOINS_YAML.format(tasks_path=tasks_path.resolve(), kind=kind)
+        (folder / f"parity_joins_{kind}.yaml").write_text(text, encoding="utf-8")
     for name, text in TASK_FILES.items():
         text = text.format(tasks_path=tasks_path.resolve(), max_new_tokens=max_new_tokens)
         (folder / f"{name}.yaml").write_text(text, encoding="utf-8")

@@ -28,8 +28,9 @@ def items(places):
 
 def completion_nats(model, tokenizer, prompt, completion):
     """Summed cross-entropy of the completion's tokens, with gradients where they are wanted."""
-    start = len(tokenizer(prompt).input_ids)
-    tokens = tokenizer(prompt + completion, return_tensors="pt").input_ids
+    read = tokenizer(prompt).input_ids
+    start = len(read)  # a token that straddles both is in neither, as in lm-eval
+    tokens = torch.tensor([read + tokenizer(prompt + completion).input_ids[start:]])
     logits = model(tokens).logits[0, start - 1 : -1]
     return torch.nn.functional.cross_entropy(logits, tokens[0, start:], reduction="sum")
 

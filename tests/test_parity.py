@@ -12,10 +12,13 @@ import pytest
 import torch
 
 from benchmarks import parity, parity_sides
-from benchmarks.parity_regimes import Regime, Scale
+from benchmarks.parity_regimes import JOINS, Regime, Scale
 from benchmarks.parity_tally import TOLERANCE_NATS, Tally, compare
 from rankwise.engine.models import base as models
 from rankwise.records.config.study import BaseModelConfig
+from rankwise.tasks.training_rows import TextEncoder
+from tests.support.tiny_models import tiny
+from tests.support.tiny_tasks import tiny_tokenizer
 
 # an update three times as large as its weights: a random model then says something else each time
 MEASURES = {"num_fewshot": 5, "max_new_tokens": 20, "adapter_size": 3.0}
@@ -89,7 +92,7 @@ def test_every_output_type_meets_every_setting(outcomes: Any) -> None:
             ]:
                 assert (kind, is_adapted, *setting) in settings
     assert {is_adapted for kind, is_adapted, *_ in settings if "rolling" in kind} == {False, True}
-    assert len({o.regime.task for o in outcomes}) == 15
+    assert len({o.regime.task for o in outcomes}) == 19
 
 
 def test_only_the_small_contexts_cut(outcomes: Any) -> None:
@@ -305,6 +308,46 @@ def test_a_tokenizer_that_adds_its_beginning_of_text(
     assert parity.total(outcomes).num_requests > 80
     for outcome in outcomes:
         assert outcome.tally.is_equal, parity.line(outcome)
+
+
+def learnt_from_joins() -> Any:
+    rows = [row for rows in JOINS.values() for row in rows.items()]
+    return tiny_tokenizer(
+        "\n".join(prompt[-3:] + text[:3] for prompt, texts in rows for text in texts)
+    )
+
+
+def of_the_embedded_model() -> Any:
+    base = models.find_base_model(BaseModelConfig(name="smollm2-135m-instruct"))
+    return models.load_tokenizer(models.fetch_weights(base))
+
+
+@pytest.mark.parametrize(
+    "tokenizer_of",
+    [learnt_from_joins, pytest.param(of_the_embedded_model, marks=pytest.mark.slow)],
+)
+def test_tokens_that_straddle_prompt_and_answer(
+    tmp_path: Path, shared_tasks: Path, tokenizer_of: Callable[[], Any]
+) -> None:
+    tokenizer = tokenizer_of()
+    ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
+    model = tiny("Llama", vocab_size=len(tokenizer), max_position_embeddings=4096, **ends)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    outcomes = parity.check(
+        tmp_path / "model",
+        shared_tasks,
+        tmp_path / "work",
+        Scale(99, **MEASURES),
+        chosen=lambda regime: regime.task.startswith("parity_joins"),
+    )
+    assert parity.total(outcomes).num_requests == 14 * 18
+    for outcome in outcomes:
+        assert outcome.tally.is_equal, parity.line(outcome)
+    encoder = TextEncoder(models.load_tokenizer(tmp_path / "model"))
+    for kind, rows in JOINS.items():
+        pairs = [(prompt, option) for prompt, options in rows.items() for option in options]
+        assert sum(encoder.split(*pair).is_merged for pair in pairs) > 2, kind
 
 
 @pytest.mark.slow

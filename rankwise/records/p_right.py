@@ -67,9 +67,10 @@ def right_options(
 ) -> list[Collection[int]] | None:
     """The places of each item's right options, or None where the lines do not tell them.
 
-    A target is read as the place of the right option, else as its text. lm-eval does not log
-    which of two contexts is right (winogrande); there, the accuracy tells. A reading counts only
-    if it gives every item the accuracy that lm-eval has logged.
+    A target is read as the text of the right option where every item has an option of that text,
+    else as its place: options may be digits, and lm-eval writes places as texts too. lm-eval does
+    not log which of two contexts is right (winogrande); there, the accuracy tells. A reading
+    counts only if it gives every item the accuracy that lm-eval has logged.
 
     Args:
         lines: of the samples file.
@@ -151,10 +152,12 @@ def _by_place(line: Line) -> _Right:
 
 
 def _by_text(line: Line) -> _Right:
-    """The first option of this text; continuations begin with a delimiter."""
-    target = str(line.get("target")).strip()
+    """The first option of this text; continuations begin with a delimiter. A number is a place."""
+    target = line.get("target")
     texts = [str(request[1]).strip() for request in requests_of(line) if len(request) == 2]
-    return [texts.index(target)] if target in texts else None
+    if not isinstance(target, str) or target.strip() not in texts:
+        return None
+    return [texts.index(target.strip())]
 
 
 def _by_outcome(line: Line) -> _Right:
@@ -166,4 +169,4 @@ def _by_outcome(line: Line) -> _Right:
     return [chosen if line[ACCURACY] else 1 - chosen]
 
 
-_READINGS: tuple[Callable[[Line], _Right], ...] = (_by_place, _by_text, _by_outcome)
+_READINGS: tuple[Callable[[Line], _Right], ...] = (_by_text, _by_place, _by_outcome)

@@ -25,7 +25,7 @@ from rankwise.tasks.resolution import (
     quiet_lm_eval,
 )
 from rankwise.tasks.task_files import task_code
-from rankwise.tasks.training_rows import TextEncoder, render_chat
+from rankwise.tasks.training_rows import TextEncoder, render_chat, swallowed
 
 FEWSHOT_SEED = 1234  # lm-eval's default
 
@@ -178,7 +178,8 @@ def prepare_task(
     Raises:
         TaskError: the task has no documents to score, no examples for few-shot, or generation
             settings that cannot be honoured.
-        DataError: a prompt or an answer is empty.
+        DataError: a prompt or an answer is empty, an answer has no token of its own, or an item's
+            options are the same.
     """
     task = loaded.task
     if not (task.has_test_docs() or task.has_validation_docs()):
@@ -207,7 +208,7 @@ def prepare_task(
         instances = list(task.instances)
         num_options = _num_options(loaded, instances)
         digest = _digest(loaded, instances)
-        encoder = RequestEncoder(tokenizer, max_length)
+        encoder = RequestEncoder(tokenizer, max_length, are_written=loaded.is_rendered)
         requests = [
             request
             for index, instance in enumerate(instances)
@@ -332,14 +333,20 @@ def _num_options(loaded: LoadedTask, instances: Sequence[Any]) -> dict[int, int]
     """doc_id -> number of options; the further requests of ``acc_mutual_info`` are not options."""
     if loaded.output_type != "multiple_choice":
         return {}
-    counts = {i.doc_id: len(loaded.task.doc_to_choice(i.doc)) for i in instances if i.idx == 0}
-    for doc_id, count in counts.items():
-        if count < 2:
+    options = {i.doc_id: loaded.task.doc_to_choice(i.doc) for i in instances if i.idx == 0}
+    for doc_id, texts in options.items():
+        where = f"{loaded.where}, doc_to_choice: item {doc_id} has"
+        if len(texts) < 2:
             raise DataError(
-                f"{loaded.where}, doc_to_choice: item {doc_id} has {count} option; a choice needs "
-                "two. Give it another one, or leave the item out."
+                f"{where} {len(texts)} option; a choice needs two. Give it another one, or leave "
+                "the item out."
             )
-    return counts
+        if len(set(texts)) == 1:
+            raise DataError(
+                f"{where} {len(texts)} options that are all {texts[0]!r}. Correct them, or leave "
+                "the item out."
+            )
+    return {doc_id: len(texts) for doc_id, texts in options.items()}
 
 
 def _chance(loaded: LoadedTask, num_options: dict[int, int]) -> float | None:
@@ -349,10 +356,15 @@ def _chance(loaded: LoadedTask, num_options: dict[int, int]) -> float | None:
 
 
 class RequestEncoder:
-    """Makes the requests of an instance, cut to the context limit."""
+    """Makes the requests of an instance, cut to the context limit.
 
-    def __init__(self, tokenizer: Any, max_length: int) -> None:
+    Prompts and answers are split as lm-eval does, or, where they ``are_written`` by users, as the
+    rows are that are trained on.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int, *, are_written: bool = False) -> None:
         self._text = TextEncoder(tokenizer)
+        self._split = self._text.as_written if are_written else self._text.split
         self._end_of_text: str = tokenizer.decode(
             [tokenizer.eos_token_id], skip_special_tokens=False
         )
@@ -362,7 +374,8 @@ class RequestEncoder:
         """The requests of the instance number ``index`` of a task.
 
         Raises:
-            DataError: an option or the whole text is empty, or longer than the model reads.
+            DataError: an option or the whole text is empty, merges into the prompt, or is longer
+                than the model reads.
             TaskError: as ``generation_settings``.
         """
         kind = instance.request_type
@@ -371,13 +384,16 @@ class RequestEncoder:
         if kind == "loglikelihood_rolling":
             return self._windows(index, instance, task)
         before, option = instance.args
+        where = f"task {task!r}, item {instance.doc_id}"
         if not option:
-            raise DataError(f"task {task!r}, item {instance.doc_id}: an option is empty text.")
-        context, continuation = self._text.split(before, option)
+            raise DataError(f"{where}: an option is empty text.")
+        context, continuation, _, is_swallowed = self._split(before, option)
+        if is_swallowed:  # lm-eval stops at an answer without tokens
+            raise DataError(f"{where}: {swallowed(before, option)}")
         if len(continuation) > self._max_length:  # lm-eval refuses it too
             raise DataError(
-                f"task {task!r}, item {instance.doc_id}: an answer has {len(continuation)} tokens "
-                f"and the model reads {self._max_length}. Shorten it, or leave the item out."
+                f"{where}: an answer has {len(continuation)} tokens and the model reads "
+                f"{self._max_length}. Shorten it, or leave the item out."
             )
         kept = self._max_length + 1 - len(continuation)
         is_truncated = len(context) > kept

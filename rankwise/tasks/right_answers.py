@@ -127,6 +127,6 @@ def _tokens(
     text = target_text(task, doc, task.doc_to_target(doc), chat_template=prepared.chat_template)
     if not text.strip():
         return None
-    context, continuation = encoder.split(instance.args[0], text)
-    kept = context[-len(request.context) :] if request.is_truncated else context
-    return tuple(kept), tuple(continuation)
+    split = encoder.as_written(instance.args[0], text)
+    kept = split.context[-len(request.context) :] if request.is_truncated else split.context
+    return tuple(kept), tuple(split.continuation)

@@ -26,12 +26,14 @@ class TrainingRow(NamedTuple):
         completion: the text to learn, including ``end``.
         end: the end of the completion, from which the model learns to stop.
         texts: the texts of the document that the row was made from.
+        is_written: a model writes the completion; False: lm-eval scores it.
     """
 
     prompt: str
     completion: str
     end: str = ""
     texts: tuple[str, ...] = ()
+    is_written: bool = True
 
 
 def task_rows(
@@ -163,7 +165,8 @@ def _row(
     is_null = str(completion).strip() == "None" and None in doc.values()  # a template's None
     if is_null or not str(completion).strip():
         raise DataError(f"{where} has an empty answer. Repair or remove it.")
-    return TrainingRow(prompt, f"{completion}{end}", end, _document_texts(doc))
+    is_written = loaded.output_type == "generate_until"
+    return TrainingRow(prompt, f"{completion}{end}", end, _document_texts(doc), is_written)
 
 
 def _document_texts(doc: Any) -> tuple[str, ...]:
@@ -263,6 +266,23 @@ def chat_template_fault(tokenizer: Any) -> str | None:
     return f"it leaves out {missing[0]} of a conversation. Repair it." if missing else None
 
 
+class Split(NamedTuple):
+    """Prompt and answer as tokens.
+
+    Attributes:
+        context: token ids that are read.
+        continuation: token ids that are scored or learned.
+        is_merged: a token of the whole text covers the end of the prompt and the beginning of the
+            answer. What it spells of the answer is in neither part.
+        is_swallowed: no text of the answer is left, at most its end.
+    """
+
+    context: list[int]
+    continuation: list[int]
+    is_merged: bool = False
+    is_swallowed: bool = False
+
+
 class TextEncoder:
     """Text to tokens by the rules of lm-eval's Hugging Face back end, for training and scoring."""
 
@@ -278,22 +298,48 @@ class TextEncoder:
             return self._tokenizer.encode(text, add_special_tokens=False)
         return self._tokenizer.encode(text)
 
-    def split(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Split into tokens that are read and tokens that are scored or learned.
+    def split(self, context: str, continuation: str) -> Split:
+        """Split as lm-eval does: the context is read as it is encoded alone.
 
-        Spaces at the end of the context belong to the continuation's first word. An empty
-        context becomes the beginning-of-text token, or end of text if there is none.
+        Spaces at the end of the context belong to the continuation's first word. The continuation
+        is the whole text's tokens without the first, of which it has as many as the context. An
+        empty context becomes the beginning-of-text token, or end of text if there is none.
         """
         stripped = context.rstrip()
-        continuation = context[len(stripped) :] + continuation
-        if not stripped:
-            tokens = self._tokenizer.encode(continuation, add_special_tokens=False)
-            if tokens[:1] == [self.prefix_id]:
-                return tokens[:1], tokens[1:]
-            return [self.prefix_id], tokens
-        whole = self.encode(stripped + continuation)
-        length = len(self.encode(stripped))
-        return whole[:length], whole[length:]
+        moved = context[len(stripped) :] + continuation
+        read = self.encode(stripped) if context else []
+        if read:
+            return self._behind(read, stripped + moved, continuation)
+        tokens = self._tokenizer.encode(moved, add_special_tokens=False)
+        own = tokens[1:] if tokens[:1] == [self.prefix_id] else tokens
+        return Split([self.prefix_id], own, is_swallowed=not own)
+
+    def as_written(self, prompt: str, completion: str) -> Split:
+        """Split what a model learns to write: as ``split``, without losing spaces of the prompt.
+
+        Some tokenizers merge a line break at the end of a prompt with the colon before it.
+        lm-eval's rule loses it; here it stays with the prompt.
+        """
+        split = self.split(prompt, completion)
+        if not split.is_merged:
+            return split
+        ends = range(len(prompt.rstrip()) + 1, len(prompt) + 1)
+        longer = (self.encode(prompt[:end]) for end in ends)
+        splits = (self._behind(read, prompt + completion, completion) for read in longer)
+        return next((other for other in splits if not other.is_merged), split)
+
+    def _behind(self, read: list[int], text: str, answer: str) -> Split:
+        """The tokens of a text that ends in an answer, behind those that are read."""
+        whole = self.encode(text)
+        rest = whole[len(read) :]
+        is_merged = whole[: len(read)] != read
+        is_end = is_merged and self._are_special(rest)
+        is_swallowed = not rest or (is_end and not self._are_special(self.encode(answer)))
+        return Split(read, rest, is_merged, is_swallowed)
+
+    def _are_special(self, tokens: list[int]) -> bool:
+        decode = self._tokenizer.decode
+        return all(decode([t], skip_special_tokens=True) == "" != decode([t]) for t in tokens)
 
 
 def tokenise_rows(
@@ -305,27 +351,41 @@ def tokenise_rows(
     ``max_length`` and the model's own, in tokens, is the limit.
 
     Raises:
-        DataError: a completion alone does not fit, or has no tokens.
+        DataError: a completion alone does not fit, or none of its tokens is left.
     """
     limit = min(config.max_length, max_length)
     encoder = TextEncoder(tokenizer)
     examples: list[Example] = []
     for index, row in enumerate(rows):
-        prompt, completion = encoder.split(row.prompt, row.completion)
-        tokens, num_completion = prompt + completion, len(completion)
-        if not 0 < num_completion < limit:
+        split_of = encoder.as_written if row.is_written else encoder.split
+        split = split_of(row.prompt, row.completion)
+        tokens, num_completion = split.context + split.continuation, len(split.continuation)
+        where = f"training row {index} of those that are left to train on, from 0"
+        if split.is_swallowed:
+            answer = row.completion.removesuffix(row.end)
+            raise DataError(f"{where}: {swallowed(row.prompt, answer)}")
+        if num_completion >= limit:
             remedy = "Raise train.max_length or shorten the row."
             if config.max_length > max_length:
                 remedy = "The model reads no more: shorten the row, or leave it out."
             raise DataError(
-                f"training row {index} of those that are left to train on, from 0 "
-                f"({row.prompt[:60]!r}): its completion has {num_completion} tokens and an example "
-                f"may have {limit}. {remedy}"
+                f"{where} ({row.prompt[:60]!r}): its completion has {num_completion} tokens and an "
+                f"example may have {limit}. {remedy}"
             )
         kept = tuple(tokens[-limit:])
         num_loss = len(kept) - 1 if config.loss_on == "all" else num_completion
-        examples.append(Example(kept, num_loss, is_truncated=len(tokens) > limit))
+        is_truncated = len(tokens) > limit
+        examples.append(Example(kept, num_loss, is_truncated, split.is_merged))
     return examples
+
+
+def swallowed(prompt: str, answer: str) -> str:
+    """What is wrong with an answer of which no token is left."""
+    return (
+        f"the tokenizer merges the answer {answer[:60]!r} into the end of its prompt, "
+        f"{prompt[-60:]!r}, and no token of it is left. Begin the answer with a space, or leave it "
+        "out."
+    )
 
 
 class Example(NamedTuple):
@@ -335,11 +395,13 @@ class Example(NamedTuple):
         tokens: prompt and completion; at least one prompt token is kept.
         num_loss_tokens: number of tokens at the end that are learned.
         is_truncated: the prompt did not fit and lost tokens on its left.
+        is_merged: see ``Split``.
     """
 
     tokens: tuple[int, ...]
     num_loss_tokens: int
     is_truncated: bool
+    is_merged: bool = False
 
     @property
     def num_inputs(self) -> int:

@@ -188,6 +188,11 @@ STUDY_FILES = [
         ("train.columns: 'messages' hold the prompt; leave 'prompt' and 'input' out",),
     ),
     Case(
+        "one column for two roles",
+        BASE + "train: {data: d, columns: {prompt: q, system: a, completion: a}}\n",
+        ("train.columns: 'system' and 'completion' are both column 'a'; name two columns",),
+    ),
+    Case(
         "an input below nothing",
         BASE + "train: {data: d, columns: {input: i, completion: a}}\n",
         ("train.columns: 'input' goes below a prompt; give 'prompt'",),

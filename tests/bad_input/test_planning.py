@@ -145,6 +145,16 @@ def test_one_option_is_no_choice(study_file: Path, tasks_folder: Path) -> None:
     assert "colours.yaml), doc_to_choice: item 0 has 1 option; a choice needs two." in problems
 
 
+def test_options_that_are_all_the_same_are_no_choice(study_file: Path, tasks_folder: Path) -> None:
+    same = "doc_to_choice: \"{{['blue', 'blue', 'blue'][:choices|length]}}\""
+    changed(tasks_folder, "colours", "doc_to_choice: choices", same)
+    problems = problems_of(study_file)
+    assert (
+        "colours.yaml), doc_to_choice: item 0 has 3 options that are all 'blue'. Correct them, or "
+        "leave the item out." in problems
+    )
+
+
 # code that raises
 
 

@@ -87,6 +87,24 @@ def test_a_text_that_looks_like_a_place_is_told_by_the_accuracy() -> None:
     assert values == pytest.approx([p_right([-1.0, -2.0, -0.5], {2}), p_right([-1, -0.5, -2], {2})])
 
 
+def test_digits_of_which_both_readings_are_always_wrong_are_texts() -> None:
+    """The model prefers the first of 2, 0 and 1; "1" is the third by text, the second by place."""
+    asked = [["How many?", f" {number}"] for number in (2, 0, 1)]
+    nats = ([-0.1, -2.0, -0.5], [-0.2, -0.7, -3.0])
+    lines = [line(each, "1", 0.0, arguments=asked) for each in nats]
+    shares = [lm_eval_utils.softmax(each) for each in nats]
+    for logged in (lines, [as_lm_eval_writes(each) for each in lines]):
+        assert p_right_of_items(logged) == pytest.approx([share[2] for share in shares])
+    # a number that was logged as a number is a place, as lm-eval judges it
+    places = [each | {"target": 1} for each in lines]
+    assert p_right_of_items(places) == pytest.approx([share[1] for share in shares])
+    # and where an item has no option of that text, all targets are places
+    other = line([-0.1, -2.0], "1", 0.0, arguments=[["Q", " 7"], ["Q", " 9"]])
+    assert p_right_of_items([*lines, other]) == pytest.approx(
+        [*(share[1] for share in shares), lm_eval_utils.softmax([-0.1, -2.0])[1]]
+    )
+
+
 def test_which_of_two_contexts_is_right_is_told_by_the_accuracy() -> None:
     """As lm-eval logs winogrande: one continuation, and the target is its text."""
     asked = [["The cup", " is full."], ["The jug", " is full."]]

@@ -134,7 +134,11 @@ def write_tiny_tasks(folder: Path) -> None:
         (folder / f"{name}.yaml").write_text(text)
 
 
-def tiny_tokenizer():
+TEXT = COLOURS_PY + CHAT_TEMPLATE + "Question: which colour has the sky?\nAnswer: blue green" * 9
+
+
+def tiny_tokenizer(text: str = TEXT):
+    """Byte-level BPE with 400 tokens, learnt from a text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -147,9 +151,6 @@ def tiny_tokenizer():
         special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
-    )
-    text = (
-        COLOURS_PY + CHAT_TEMPLATE + "Question: which colour has the sky?\nAnswer: blue green" * 9
     )
     tokenizer.train_from_iterator(text.splitlines(), trainer)
     return PreTrainedTokenizerFast(

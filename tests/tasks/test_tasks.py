@@ -248,6 +248,7 @@ def test_tokens_of_training_and_scoring_have_the_same_boundary(
             request.context + request.continuation + (tokenizer.eos_token_id,)
         )
         assert example.num_loss_tokens == len(request.continuation) + 1
+    assert not any(row.is_written for row in rows)
 
 
 @pytest.mark.parametrize("chat_template", [False, True])
@@ -260,6 +261,7 @@ def test_a_generation_is_trained_behind_the_prompt_that_is_continued(
     rows = rows_of(task, tokenizer, chat_template=chat_template)
     prompts = [i.args[0] for i in prepared(task, tokenizer, chat_template=chat_template).instances]
     assert [row.prompt for row in rows] == prompts
+    assert all(row.is_written for row in rows)
     space = "" if chat_template else " "
     sums = [a + b for a in range(4) for b in range(4)]
     assert [row.completion for row in rows] == [f"{space}{value}{END}" for value in sums]

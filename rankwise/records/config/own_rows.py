@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
@@ -88,6 +89,11 @@ class ColumnsConfig(Section):
             raise ValueError("'messages' hold the prompt; leave 'prompt' and 'input' out")
         if self.input is not None and self.prompt is None:
             raise ValueError("'input' goes below a prompt; give 'prompt'")
+        for one, other in itertools.combinations(self.by_role, 2):
+            if (name := self.by_role[one]) == self.by_role[other]:
+                raise ValueError(
+                    f"{one!r} and {other!r} are both column {name!r}; name two columns"
+                )
         return self
 
     @property

@@ -208,7 +208,7 @@ def _parts(config: StudyConfig, model: StudyModel, issues: Issues) -> _Parts | N
     check_variants(config, model, layers, issues)
     tasks = plan_tasks(config, model.tokenizer, model.max_length, issues)
     examples = {
-        train_task: _examples(rows, config, model, issues)
+        train_task: _examples(train_task, rows, config, model, issues)
         for train_task, rows in tasks.rows.items()
     }
     others = {} if issues.problems else other_examples(config, model, tasks, issues)
@@ -572,17 +572,29 @@ def _imported(
 
 
 def _examples(
-    rows: Sequence[TrainingRow], config: StudyConfig, model: StudyModel, issues: Issues
+    name: str,
+    rows: Sequence[TrainingRow],
+    config: StudyConfig,
+    model: StudyModel,
+    issues: Issues,
 ) -> tuple[Example, ...]:
     try:
         examples = tokenise_rows(rows, model.tokenizer, config.train, model.max_length)
     except DataError as error:
-        issues.problems.append(f"train: {error}")
+        issues.problems.append(f"train: of {name}, {error}")
         return ()
     truncated = sum(example.is_truncated for example in examples)
     if truncated:
         issues.warnings.append(
             f"train.max_length: {truncated} of {len(examples)} prompts are longer and lose "
             "their left end"
+        )
+    merged = [row for row, example in zip(rows, examples, strict=True) if example.is_merged]
+    if merged:
+        issues.warnings.append(
+            f"train: in {len(merged)} of {len(examples)} rows of {name} the tokenizer merges the "
+            f"end of the prompt with the beginning of the answer ({merged[0].prompt[-20:]!r} with "
+            f"{merged[0].completion[:20]!r}); as in lm-eval's scoring, characters there are not "
+            "learned. Begin the answers with a space"
         )
     return tuple(examples)
