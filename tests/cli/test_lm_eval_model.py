@@ -346,9 +346,7 @@ def test_a_configuration_file_is_read_as_lm_eval_reads_it(
     assert "--config" in done.output
 
 
-@pytest.mark.parametrize(
-    "tasks", ["FOLDER", "FOLDER/evil.yaml", "FOLDER/ev*.yaml", "FOLDER/gr*.yaml", "evil", "many"]
-)
+@pytest.mark.parametrize("tasks", ["FOLDER", "FOLDER/evil.yaml", "FOLDER/ev*.yaml", "evil", "many"])
 def test_task_code_is_refused_however_it_is_named(
     no_index: None, tiny_model_folder: Path, tmp_path: Path, tasks: str
 ) -> None:
@@ -358,8 +356,10 @@ def test_task_code_is_refused_however_it_is_named(
     (folder / "code.py").write_text(code)
     (folder / "evil.yaml").write_text("task: evil\nprocess_docs: !function code.run\n")
     (folder / "group.yaml").write_text("group: many\ntask: [{group: evil, task: []}]\n")
-    arguments = ["--tasks", tasks.replace("FOLDER", str(folder)), "--include_path", folder]
-    arguments += ["--limit", 1, "--model_args", f"pretrained={tiny_model_folder}"]
+    arguments = ["--tasks", tasks.replace("FOLDER", str(folder)), "--limit", 1]
+    arguments += ["--model_args", f"pretrained={tiny_model_folder}"]
+    if "FOLDER" not in tasks:
+        arguments += ["--include_path", folder]
     refused = command(*arguments)
     assert refused.exit_code == 2
     assert "evil.yaml, line 2: !function code.run is code" in " ".join(refused.output.split())
