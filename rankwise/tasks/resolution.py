@@ -7,23 +7,19 @@ import copy
 import functools
 import logging
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rankwise.errors import TaskError, closest, did_you_mean
+from rankwise.tasks.code_guard import guarded_task_files
 from rankwise.tasks.task_files import (
     BUNDLED_FOLDER,
-    CODE_REMEDY,
-    code_of,
-    config_faults,
     file_faults,
-    is_below,
     metric_names,
     name_fault,
     sandbox_templates,
     task_code,
-    trusted_folders,
 )
 
 
@@ -117,7 +113,7 @@ def _manager(tasks_path: Sequence[Path], *, everything: bool) -> Any:
             raise TaskError(f"tasks_path: {folder} is not a folder. Check the path.")
     sandbox_templates()
     try:
-        with quiet_lm_eval():
+        with quiet_lm_eval(), guarded_task_files(allow_code=True):  # the index runs none
             folders: list[str | Path] = [BUNDLED_FOLDER, *tasks_path]
             manager = TaskManager(include_path=folders, include_defaults=False)
     except TypeError as error:  # names that are no text cannot be sorted
@@ -159,62 +155,17 @@ def load_tasks(
     if any(name not in manager.task_index for name in names):
         manager = _manager(tasks_path, everything=True)
     loaded: dict[str, tuple[LoadedTask, ...] | Unloaded] = {}
-    for name in names:
-        if name not in manager.task_index:
-            near, faults = closest(name, sorted(manager.task_index)), tuple(file_faults(tasks_path))
-            loaded[name] = TaskNotFound(name, near, faults)
-            continue
-        try:
-            check_files(manager, name, allow_code=allow_code)
-            loaded[name] = _leaves(manager, name)
-        except TaskError as error:
-            loaded[name] = error
+    with guarded_task_files(allow_code=allow_code):
+        for name in names:
+            if name not in manager.task_index:
+                near = closest(name, sorted(manager.task_index))
+                loaded[name] = TaskNotFound(name, near, tuple(file_faults(tasks_path)))
+                continue
+            try:
+                loaded[name] = _leaves(manager, name)
+            except TaskError as error:
+                loaded[name] = error
     return loaded
-
-
-def check_files(manager: Any, name: str, *, allow_code: bool) -> None:
-    """Read the files from which lm-eval would load a name, and refuse those that may not run.
-
-    Args:
-        manager: lm-eval's ``TaskManager``.
-        name: of a task, a group or a tag in its index.
-        allow_code: whether files outside lm-eval and rankwise may run code.
-
-    Raises:
-        TaskError: a file cannot be read, or would run code that is not allowed.
-    """
-    trusted = trusted_folders()
-    files = dict.fromkeys(_files_of(manager.task_index, name))
-    own = [path for path in files if not is_below(path, trusted)]
-    places = [place for path in own for place in code_of(path, trusted)]
-    if places and not allow_code:
-        more = f" and {len(places) - 3} more" if len(places) > 3 else ""
-        raise TaskError(
-            f"task {name!r} runs code of its folder: {'; '.join(places[:3])}{more}. {CODE_REMEDY}"
-        )
-    if faults := [fault for path in own for fault in config_faults(path)]:
-        raise TaskError(f"task {name!r} cannot be used: {'; '.join(faults)}.")
-
-
-def _files_of(index: Mapping[str, Any], name: str) -> Iterator[Path]:
-    """The files of a task, of a group and its members, or of a tag's tasks."""
-    waiting: list[Any] = [name]
-    seen: set[str] = set()
-    while waiting:
-        member = waiting.pop()
-        if isinstance(member, Mapping):  # a member with settings of its own, or an inline group
-            below = member.get("task")
-            waiting += below if isinstance(below, list) else [below, member.get("group")]
-        elif isinstance(member, str) and member in index and member not in seen:
-            seen.add(member)
-            entry = index[member]
-            if entry.yaml_path is not None:
-                yield Path(entry.yaml_path)
-            if entry.kind.name == "TAG":
-                waiting += entry.tags
-            elif entry.kind.name == "GROUP":
-                below = (entry.cfg or {}).get("task")
-                waiting += below if isinstance(below, list) else [below]
 
 
 def _leaves(manager: Any, name: str) -> tuple[LoadedTask, ...]:

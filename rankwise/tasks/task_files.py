@@ -1,8 +1,6 @@
-"""lm-eval task files as data: read without running the code that they name.
+"""lm-eval task files as data, and their faults.
 
-A folder of task files is code: ``!function`` imports a Python file beside the YAML, ``class``
-makes an object of it, and a metric that lm-eval does not know is a script of the evaluate library.
-None of it runs before the study says that it may. Templates need no permission: they are rendered
+What of them is code is refused by ``code_guard``. Templates need no permission: they are rendered
 in jinja's sandbox.
 """
 
@@ -11,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from rankwise.errors import RankwiseError, TaskError, did_you_mean
 from rankwise.records.fields import plain_text
@@ -21,34 +19,15 @@ from rankwise.records.yaml_reading import SafeLoader, YamlError, parse_yaml, rea
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 
-CODE_REMEDY = (
-    "Read that code, and if you trust it allow it with --allow-task-code or with "
-    "allow_task_code: true in the study file."
-)
-
-# The datasets library's loaders that run what they read: pickles, and SQL statements.
-_RUNNING_LOADERS = ("pandas", "sql")
-
 _TEMPLATES = 1024
 """Compiled templates that are kept: a task has about three, but own rows' may be one a row."""
 
 
-class FunctionTag(NamedTuple):
-    """``!function`` in a task file, not imported."""
-
-    name: str
-    line: int
-
-
 class _TaskLoader(SafeLoader):
-    """Reads ``!function`` as a ``FunctionTag``."""
+    """Reads ``!function`` as the name that follows it."""
 
 
-def _function_tag(loader: Any, node: Any) -> FunctionTag:
-    return FunctionTag(str(loader.construct_scalar(node)), node.start_mark.line + 1)
-
-
-_TaskLoader.add_constructor("!function", _function_tag)
+_TaskLoader.add_constructor("!function", SafeLoader.construct_scalar)
 
 
 def read_task_file(path: Path) -> dict[Any, Any]:
@@ -112,7 +91,7 @@ def _with_includes(path: Path, _seen: set[Path] | None = None) -> Iterator[tuple
     for name in included if isinstance(included, list) else [included]:
         if not isinstance(name, str) or "\0" in name:
             raise TaskError(f"{path}: include is {_shown(name)}, not a file; write its path")
-        other = path.parent / name
+        other = path.resolve().parent / name  # lm-eval looks beside a link's target
         if other.resolve() in seen:
             raise TaskError(f"{path}: {name} is included twice; take one include out")
         seen.add(other.resolve())
@@ -123,67 +102,12 @@ def _with_includes(path: Path, _seen: set[Path] | None = None) -> Iterator[tuple
     yield path, content
 
 
-def code_of(path: Path, trusted: Sequence[Path]) -> Iterator[str]:
-    """Each place where a task file, or one that it includes, makes lm-eval run Python code.
-
-    Args:
-        path: the task file.
-        trusted: folders whose files may; their code is installed.
-
-    Raises:
-        TaskError: a file cannot be read.
-    """
-    for current, content in _with_includes(path):
-        if not is_below(current, trusted):
-            for place in _code(content, ""):
-                yield f"{current}, {place}"
-
-
-def trusted_folders() -> tuple[Path, ...]:
-    """Where rankwise's and lm-eval's own task files are: their code is installed."""
-    import lm_eval
-
-    return BUNDLED_FOLDER, Path(lm_eval.__file__).parent
-
-
-def is_below(path: Path, folders: Sequence[Path]) -> bool:
-    """Whether a file lies in one of the folders, links followed."""
-    return any(path.resolve().is_relative_to(folder.resolve()) for folder in folders)
-
-
-def _code(value: Any, place: str) -> Iterator[str]:
-    if isinstance(value, FunctionTag):
-        yield f"line {value.line}: {place} is !function {value.name}"
-    elif isinstance(value, dict):
-        for key, inner in cast(dict[Any, Any], value).items():
-            here = f"{place}.{key}" if place else str(key)
-            if key == "class" and not isinstance(inner, FunctionTag):
-                yield f"{here} makes an object of {_shown(inner)}"
-            elif key == "dataset_path" and inner in _RUNNING_LOADERS:
-                yield f"{here}: the loader {inner!r} runs what it reads"
-            elif key == "metric" and isinstance(inner, str) and inner not in metric_names():
-                near = did_you_mean(inner, metric_names())
-                hint = f" ({near})" if near else ""
-                yield f"{here}: lm-eval has no metric {inner!r}{hint}; a script of that name would"
-            elif key == "hf_evaluate" and inner is True:
-                yield f"{here}: a metric of the evaluate library is a script"
-            yield from _code(inner, here)
-    elif isinstance(value, list):
-        for index, inner in enumerate(cast(list[Any], value)):
-            yield from _code(inner, f"{place}[{index}]")
-
-
-def config_faults(path: Path) -> Iterator[str]:
-    """What of a task's config lm-eval would fail on in the midst of work, by key.
-
-    Raises:
-        TaskError: a file cannot be read.
-    """
-    config: dict[Any, Any] = {}
-    for _, content in _with_includes(path):
-        config |= content
+def config_faults(config: Mapping[str, Any]) -> Iterator[str]:
+    """What of a task's config lm-eval would fail on in the midst of work, by key."""
+    if not callable(config.get("class", dict)):
+        yield f"class: {_shown(config['class'])} is no class; write class: !function FILE.CLASS"
     for key, fault in (*_metric_faults(config), *_filter_faults(config), *_template_faults(config)):
-        yield f"{path}, {key}: {fault}"
+        yield f"{key}: {fault}"
 
 
 def _metric_faults(config: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
@@ -212,7 +136,7 @@ def _filter_faults(config: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
         for step_place, step in _entries(pipeline, "filter"):
             where, step = f"{place}.{step_place}", step if isinstance(step, dict) else {}
             name, pattern = step.get("function"), step.get("regex_pattern")
-            if isinstance(name, FunctionTag):
+            if callable(name):
                 continue
             if not isinstance(name, str) or name not in filter_registry:
                 near = did_you_mean(str(name), filter_registry) or "write one of lm-eval's"
@@ -241,15 +165,13 @@ def _template_faults(config: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
 
 def _entries(config: Mapping[Any, Any], key: str) -> Iterator[tuple[str, Any]]:
     entries = config.get(key) or []
-    if isinstance(entries, FunctionTag):
+    if callable(entries):
         return
     for index, entry in enumerate(entries if isinstance(entries, list) else [entries]):
         yield f"{key}[{index}]", entry
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, FunctionTag):
-        return f"!function {value.name}"
     try:
         return repr(value)[:80]
     except ValueError:  # Python writes no number of more than 4300 digits

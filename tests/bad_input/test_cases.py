@@ -126,7 +126,7 @@ TASK_FILES = [
     Case(
         "an unknown metric",
         "metric_list: [{metric: acuracy, aggregation: mean}]\n",
-        ("metric_list[0].metric: lm-eval has no metric 'acuracy'",),
+        ("metric_list: lm-eval has no metric 'acuracy'",),
     ),
     Case(
         "an unknown aggregation",

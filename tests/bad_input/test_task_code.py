@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from rankwise.errors import PlanError, TaskError
 from rankwise.records.study_file import load_config
@@ -13,6 +15,7 @@ from rankwise.report.facts import training_facts
 from rankwise.study.planning.plan import plan_study
 from rankwise.tasks.requests import prepare_task
 from rankwise.tasks.resolution import list_tasks, load_tasks
+from rankwise.tasks.task_files import BUNDLED_FOLDER
 from tests.planted.results import planted_study
 from tests.support.command_line import rankwise, words
 
@@ -56,68 +59,182 @@ def result_of(folder: Path, name: str = "own", *, allow_code: bool = False) -> A
     return load_tasks([name], [folder], allow_code=allow_code)[name]
 
 
-CODE = {
-    "custom_dataset": ("custom_dataset: !function evil.run\n", "custom_dataset is !function evil"),
-    "process_docs": ("process_docs: !function evil.run\n", "line 14: process_docs is !function"),
-    "class": ("class: !function evil.run\n", "class is !function evil.run"),
-    "a name of a class": ("class: evil.Task\n", "class makes an object of 'evil.Task'"),
-    "a module of Python": ("process_results: !function os.system\n", "is !function os.system"),
-    "few-shot samples": (
-        "fewshot_config: {samples: !function evil.run}\n",
-        "fewshot_config.samples is !function evil.run",
+FUNCTIONS = {
+    "custom_dataset": "custom_dataset: !function evil.run\n",
+    "process_docs": "process_docs: !function evil.run\n",
+    "doc_to_text": "doc_to_text: !function evil.run\n",
+    "process_results": "process_results: !function evil.run\n",
+    "class": "class: !function evil.run\n",
+    "a module of a folder": "process_docs: !function evil.evil.run\n",
+    "few-shot samples": "fewshot_config: {samples: !function evil.run}\n",
+    "a sampler": "fewshot_config: {sampler: !function evil.run}\n",
+    "a filter": "filter_list: [{name: x, filter: [{function: !function evil.run}]}]\n",
+    "a filter's function": "filter_list:\n"
+    "  - {name: x, filter: [{function: custom, filter_fn: !function evil.run}]}\n",
+    "a metric": "metric_list: [{metric: !function evil.run}]\n",
+    "an aggregation": "metric_list: [{metric: acc, aggregation: !function evil.run}]\n",
+    "an unknown key": "nothing: !function evil.run\n",
+}
+
+
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_a_function_is_refused_before_it_is_imported(
+    folder: Path, tmp_path: Path, kind: str
+) -> None:
+    write(folder, TASK + FUNCTIONS[kind])
+    refusal = str(result_of(folder))
+    assert "own.yaml, line 1" in refusal
+    assert ": !function evil." in refusal
+    assert "--allow-task-code" in refusal
+    list_tasks([folder])
+    assert not (tmp_path / "was_here").exists()
+    result_of(folder, allow_code=True)
+    assert (tmp_path / "was_here").exists()
+
+
+def linked(folder: Path) -> None:
+    """A link to a file whose include is harmless beside the link and code beside the target."""
+    elsewhere = folder.parent / "elsewhere"
+    elsewhere.mkdir()
+    (folder / "base.yaml").write_text("num_fewshot: 0\n")
+    (folder / "evil.py").rename(elsewhere / "evil.py")
+    (elsewhere / "base.yaml").write_text("process_docs: !function evil.run\n")
+    (elsewhere / "own.yaml").write_text("include: base.yaml\n" + (folder / "own.yaml").read_text())
+    (folder / "own.yaml").unlink()
+    (folder / "own.yaml").symlink_to(elsewhere / "own.yaml")
+
+
+def imitated(folder: Path) -> None:
+    """Tasks below folders of lm-eval's names, from which it makes names of modules."""
+    write(folder, TASK + "process_docs: !function evil.run\n")
+    below = folder / "site-packages" / "lm_eval" / "tasks" / "hellaswag"
+    below.mkdir(parents=True)
+    for path in (*folder.glob("*.yaml"), *folder.glob("*.py")):
+        path.rename(below / path.name)
+
+
+def linked_to_code(folder: Path) -> None:
+    """A file whose functions lie beside an installed file's link."""
+    write(folder, TASK + "process_docs: !function kinship.run\n")
+    (folder / "kinship.py").symlink_to(folder / "evil.py")
+    (folder / "kinship.yaml").symlink_to(BUNDLED_FOLDER / "kinship.yaml")
+
+
+CODED = TASK.replace("task: own", "task: coded") + "process_docs: !function evil.run\n"
+WAYS: dict[str, tuple[str, str | Callable[[Path], None]]] = {
+    "an included file": ("own", "include: coded.yaml\ntask: own\n"),
+    "included twice over": ("own", "include: [plain.yaml, more.yaml]\ntask: own\n"),
+    "a member": ("both", "group: both\ntask: [kinship, coded]\n"),
+    "an inner group": ("both", "group: both\ntask: [{group: inner, task: [coded]}]\n"),
+    "a task as a group": ("both", "group: both\ntask: [{group: coded, task: []}]\n"),
+    "a tag as a group": ("both", "group: both\ntask: [{group: marked, task: []}]\n"),
+    "a member's settings": ("both", "group: both\ntask: [{task: kinship, process_docs: RUN}]\n"),
+    "a group's settings": ("both", "group: both\ntask: [kinship]\nprocess_docs: RUN\n"),
+    "a task within a group": ("both", "group: both\ntask: [{task: new, process_docs: RUN}]\n"),
+    "a group's aggregation": (
+        "both",
+        "group: both\ntask: [kinship]\naggregate_metric_list: [{metric: acc, aggregation: RUN}]\n",
     ),
-    "a filter": (
-        "filter_list: [{name: x, filter: [{function: !function evil.run}]}]\n",
-        "filter_list[0].filter[0].function is !function evil.run",
-    ),
+    "a tag": ("marked", "task: other\n"),
+    "an installed task's name": ("own", "group: own\ntask: [arc_challenge]\n"),
+    "a link": ("own", linked),
+    "folders like lm-eval's": ("own", imitated),
+    "a link to an installed file": ("own", linked_to_code),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_way_leads_to_code(folder: Path, tmp_path: Path, way: str) -> None:
+    name, text = WAYS[way]
+    write(folder, CODED + "tag: [marked]\n", "coded.yaml")
+    write(folder, CODED.replace("coded", "arc_challenge"), "arc.yaml")
+    write(folder, "include: coded.yaml\ntask: third\n", "more.yaml")
+    write(folder, "num_fewshot: 0\n", "plain.yaml")
+    if isinstance(text, str):
+        write(folder, text.replace("RUN", "!function evil.run"))
+    else:
+        text(folder)
+    assert " is code. Read that code" in str(result_of(folder, name))
+    assert not (tmp_path / "was_here").exists()
+    result_of(folder, name, allow_code=True)
+    assert (tmp_path / "was_here").exists()
+    (tmp_path / "was_here").unlink()  # it is loaded now, and must not be used
+    assert " is code. Read that code" in str(result_of(folder, name))
+
+
+OTHERS = {
+    "a module of Python": ("process_results: !function os.system\n", "!function os.system is code"),
+    "a name of a class": ("class: evil.Task\n", "class: 'evil.Task' is no class"),
     "pickles": ("dataset_path: pandas\n", "dataset_path: the loader 'pandas' runs what it reads"),
+    "statements": ("dataset_path: sql\n", "cannot be loaded"),
+    "references": (
+        "dataset_kwargs: {data_files: {train: 'reference://x::FOLDER/rows.jsonl', test: ROWS}}\n",
+        "dataset_kwargs: references may hold templates",
+    ),
+    "a script of a data set": ("dataset_path: FOLDER/evil\n", "cannot be loaded"),
     "a script as metric": (
-        "metric_list: [{metric: ./evil, aggregation: mean}]\n",
-        "metric_list[0].metric: lm-eval has no metric './evil'",
+        "metric_list: [{metric: FOLDER/evil, aggregation: mean}]\n",
+        "evil'; a script of that name would run",
+    ),
+    "a mistaken metric": (
+        "metric_list: [{metric: accc, aggregation: mean}]\n",
+        "metric_list: lm-eval has no metric 'accc' (did you mean 'acc'?); a script of that name",
     ),
     "a metric of evaluate": (
         "metric_list: [{metric: acc, hf_evaluate: true}]\n",
-        "metric_list[0].hf_evaluate: a metric of the evaluate library is a script",
+        "metric_list: hf_evaluate is set for 'acc'; a script of that name would run",
+    ),
+    "a prompt of promptsource": (
+        "use_prompt: 'promptsource:x'\n",
+        "use_prompt: 'promptsource:x' is rendered outside of the sandbox",
     ),
 }
 
 
-@pytest.mark.parametrize("kind", CODE)
-def test_code_is_refused_before_it_runs(folder: Path, tmp_path: Path, kind: str) -> None:
-    addition, place = CODE[kind]
-    write(folder, TASK + addition)
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_else_runs_code_is_refused(folder: Path, tmp_path: Path, kind: str) -> None:
+    addition, sentence = OTHERS[kind]
+    write(folder, TASK + addition.replace("FOLDER", str(folder)))
     refusal = str(result_of(folder))
-    assert place in refusal
+    assert sentence in refusal
     assert "own.yaml" in refusal
-    assert "--allow-task-code" in refusal
-    list_tasks([folder])
     assert not (tmp_path / "was_here").exists()
 
 
-def test_the_same_code_runs_where_it_is_allowed(folder: Path, tmp_path: Path) -> None:
-    write(folder, TASK + "process_docs: !function evil.run\n")
-    assert isinstance(result_of(folder, allow_code=True), TaskError)  # it leaves no rows
-    assert (tmp_path / "was_here").exists()
+def test_python_s_own_tags_are_refused_without_libyaml(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lm_eval.tasks._yaml_loader._Base", yaml.FullLoader)
+    write(folder, TASK + "process_docs: !!python/name:os.system\n")
+    assert "could not determine a constructor" in str(result_of(folder))
 
 
 @pytest.mark.parametrize(
-    ("name", "text"),
+    ("text", "setting"),
     [
-        ("own", "include: base.yaml\ntask: own\n"),
-        ("both", "group: both\ntask: [kinship, coded]\n"),
-        ("both", "group: both\ntask: [{group: inner, task: [coded]}]\n"),
-        ("both", "group: both\ntask: [{task: kinship, process_docs: !function evil.run}]\n"),
-        ("marked", "include: base.yaml\ntask: own\ntag: [marked]\n"),
+        (f"include: {BUNDLED_FOLDER}/kinship.yaml\ntask: own\nmetadata: {{num: 3}}\n", "metadata"),
+        ("group: own\ntask: [{task: kinship, dataset_kwargs: {x: 1}}]\n", "dataset_kwargs"),
+        ("group: own\ntask: [kinship]\nunsafe_code: false\n", "unsafe_code"),
+        (
+            "group: own\ntask: [{group: inner, task: [kinship], dataset_kwargs: {}}]\n",
+            "dataset_kwargs",
+        ),
+        ("group: own\ntask: [{group: inner, task: [kinship]}]\n", None),
+        ("group: own\ntask: [{task: kinship, num_fewshot: 1}]\n", None),
+        (f"include: {BUNDLED_FOLDER}/kinship.yaml\ntask: own\nnum_fewshot: 2\n", None),
     ],
 )
-def test_code_of_included_files_groups_and_tags(
-    folder: Path, tmp_path: Path, name: str, text: str
+def test_installed_functions_get_no_settings_of_other_files(
+    folder: Path, text: str, setting: str | None
 ) -> None:
-    write(folder, TASK.replace("task: own", "task: coded") + "process_docs: !function evil.run\n",
-          "base.yaml")  # fmt: skip
     write(folder, text)
-    assert "process_docs is !function evil.run" in str(result_of(folder, name))
-    assert not (tmp_path / "was_here").exists()
+    found = result_of(folder)
+    if setting is None:
+        assert isinstance(found, tuple), found
+    else:
+        sentence = f"sets {setting} for a function of an installed task: custom_dataset is "
+        assert f"{folder / 'own.yaml'} {sentence}" in str(found)
+    assert isinstance(result_of(folder, allow_code=True), tuple | TaskError)
 
 
 def test_a_task_without_code_needs_no_permission(folder: Path, tokenizer: Any) -> None:
@@ -188,7 +305,7 @@ def test_an_audit_needs_its_flag(tmp_path: Path, tiny_model_folder: Path, folder
         "audit", tiny_model_folder, tiny_model_folder, "--output", tmp_path / "a", *named
     )
     assert result.exit_code == 2
-    assert "process_docs is !function evil.run" in words(result.stderr)
+    assert "line 14: !function evil.run is code" in words(result.stderr)
     assert not (tmp_path / "was_here").exists()
 
 

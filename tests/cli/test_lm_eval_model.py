@@ -336,7 +336,7 @@ def test_a_configuration_file_is_read_as_lm_eval_reads_it(
     (tmp_path / "config.yaml").write_text(json.dumps(config))
     refused = command("--config", tmp_path / "config.yaml", "--num_fewshot", 1)
     assert refused.exit_code == 2
-    assert "custom_dataset is !function colours.load" in " ".join(refused.output.split())
+    assert "colours.yaml, line 3: !function colours.load is" in " ".join(refused.output.split())
     done = command("--config", tmp_path / "config.yaml", "--num_fewshot", 1, "--allow-task-code")
     assert done.exit_code == 0, done.output
     assert {*adapters} < {path.name for path in (tmp_path / "out").iterdir()}
@@ -344,6 +344,28 @@ def test_a_configuration_file_is_read_as_lm_eval_reads_it(
     done = command("--config", tmp_path / "config.yaml", "--num_fewshot", 1)
     assert done.exit_code == 2
     assert "--config" in done.output
+
+
+@pytest.mark.parametrize("tasks", ["FOLDER", "FOLDER/evil.yaml", "FOLDER/ev*.yaml", "evil", "many"])
+def test_task_code_is_refused_however_it_is_named(
+    no_index: None, tiny_model_folder: Path, tmp_path: Path, tasks: str
+) -> None:
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    code = f"open({str(tmp_path / 'was_here')!r}, 'w').close()\nraise SystemExit"
+    (folder / "code.py").write_text(code)
+    (folder / "evil.yaml").write_text("task: evil\nprocess_docs: !function code.run\n")
+    (folder / "group.yaml").write_text("group: many\ntask: [{group: evil, task: []}]\n")
+    arguments = ["--tasks", tasks.replace("FOLDER", str(folder)), "--limit", 1]
+    arguments += ["--model_args", f"pretrained={tiny_model_folder}"]
+    if "FOLDER" not in tasks:
+        arguments += ["--include_path", folder]
+    refused = command(*arguments)
+    assert refused.exit_code == 2
+    assert "evil.yaml, line 2: !function code.run is code" in " ".join(refused.output.split())
+    assert not (tmp_path / "was_here").exists()
+    command(*arguments, "--allow-task-code")
+    assert (tmp_path / "was_here").exists()
 
 
 @pytest.mark.parametrize(

@@ -8,18 +8,12 @@ import copy
 import os
 import sys
 from collections.abc import Generator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rankwise.cli.lm_eval.arguments import BASE_NAME, ModelArguments, parse_model_arguments
 from rankwise.errors import ConfigError, TaskError
-from rankwise.tasks.task_files import (
-    CODE_REMEDY,
-    code_of,
-    sandbox_templates,
-    task_files,
-    trusted_folders,
-)
+from rankwise.tasks.code_guard import guarded_task_files
+from rankwise.tasks.task_files import sandbox_templates
 
 _PROGRAM = "rankwise lm-eval"
 _ALLOW_TASK_CODE = "--allow-task-code"
@@ -57,10 +51,8 @@ def run_lm_eval(arguments: Sequence[str]) -> None:
     given = _model_arguments(flags)
     device = given.pop("device", None) if flags.device is None else flags.device
     parsed = parse_model_arguments(given | {"device": device})
-    config = _check(flags, parsed)
+    _check(flags, parsed)
     sandbox_templates()
-    if not allows_code:
-        _refuse_code(config)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from rankwise.cli.lm_eval.model import MODEL_NAME, HeldModels
 
@@ -71,7 +63,7 @@ def run_lm_eval(arguments: Sequence[str]) -> None:
         one.model_args = dict(given) | ({} if name is None else {"peft": name})
         if one.use_cache and len(parsed.models) > 1:
             one.use_cache += f"_{name or BASE_NAME}"
-        with _tasks_found():
+        with _tasks_found(), guarded_task_files(allow_code=allows_code):
             harness.execute(one)
     del held
 
@@ -118,25 +110,8 @@ def _model_arguments(flags: argparse.Namespace) -> dict[str, Any]:
     return dict(given) if isinstance(given, Mapping) else {}
 
 
-def _refuse_code(config: Any) -> None:
-    """Refuse task files of the user's that run code; lm-eval's own may.
-
-    Raises:
-        TaskError: a file of ``--include_path``, or one that ``--tasks`` names, runs code.
-    """
-    trusted = trusted_folders()
-    given = [config.include_path] if isinstance(config.include_path, str) else config.include_path
-    tasks = config.tasks.split(",") if isinstance(config.tasks, str) else config.tasks
-    paths = [Path(name) for name in (*(given or ()), *(tasks or ())) if isinstance(name, str)]
-    folders = [path for path in paths if os.path.isdir(path)]
-    files = [path for path in paths if os.path.isfile(path)]
-    for path in (*task_files(folders), *files):
-        if places := list(code_of(path, trusted)):
-            raise TaskError(f"{places[0]}: a task file runs code. {CODE_REMEDY}")
-
-
-def _check(flags: argparse.Namespace, parsed: ModelArguments) -> Any:
-    """lm-eval's config of a run, unless lm-eval would answer with a traceback or mix up files."""
+def _check(flags: argparse.Namespace, parsed: ModelArguments) -> None:
+    """Refuse what lm-eval would answer with a traceback, or where it would mix up files."""
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
     from rankwise.cli.lm_eval.model import MODEL_NAME
@@ -156,4 +131,3 @@ def _check(flags: argparse.Namespace, parsed: ModelArguments) -> Any:
         )
     if problems:
         raise ConfigError(_PROGRAM, problems)
-    return config
