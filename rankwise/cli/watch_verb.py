@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import hmac
+import secrets
+import socket
+import sys
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Mapping
-from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -28,6 +33,8 @@ if TYPE_CHECKING:
 ADDRESS = "127.0.0.1"
 PORT = 8421
 _MOST_PORT = 65535
+_MOST_SILENT = 32
+"""Connections that have not asked for anything yet: more than any browser opens."""
 
 
 class Watched:
@@ -174,25 +181,65 @@ def _table(lines: list[ModelStatus]) -> Table:
     return table("The base and every run.", columns, lines)
 
 
+class _Server(ThreadingHTTPServer):
+    """Shows a study to whoever has the token, whatever else connects.
+
+    Attributes:
+        watched: the study.
+        path: of the page, with the token.
+    """
+
+    request_queue_size = 1024
+
+    def __init__(self, watched: Watched, port: int) -> None:
+        self.watched = watched
+        self.path = f"/?token={secrets.token_urlsafe(24)}"
+        self._silent: OrderedDict[object, None] = OrderedDict()  # what has not asked, oldest first
+        super().__init__((ADDRESS, port), _Handler)
+
+    @property
+    def address(self) -> str:
+        """The page's whole address."""
+        return f"http://{ADDRESS}:{self.server_port}{self.path}"
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Have it answered; where too many have connected and not asked, the oldest goes."""
+        self._silent[request] = None
+        if len(self._silent) > _MOST_SILENT:
+            oldest: Any = self._silent.popitem(last=False)[0]
+            with contextlib.suppress(OSError):  # it is closed already
+                oldest.shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def has_asked(self, request: object) -> None:
+        """It is answered, however long that takes."""
+        self._silent.pop(request, None)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Whoever leaves before the answer may."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class _Handler(BaseHTTPRequestHandler):
-    """Answers GET of / alone, and only where the request names this machine."""
+    """Answers GET of the page's path alone, and only where the request names this machine."""
 
     server_version, sys_version = "rankwise", ""
-
-    def __init__(self, watched: Watched, *args: object) -> None:
-        self._watched = watched
-        super().__init__(*args)  # type: ignore[arg-type]
+    timeout = 10
 
     def do_GET(self) -> None:
         """The page."""
-        port = self.connection.getsockname()[1]
-        if self.headers.get("Host") not in (f"{ADDRESS}:{port}", f"localhost:{port}"):
+        serving = self.server
+        assert isinstance(serving, _Server)
+        serving.has_asked(self.connection)
+        host = self.headers.get("Host", "").partition(":")[0]
+        if host not in (ADDRESS, "localhost"):  # a name that leads here may be another site's
             self._answer(403, "This page is for this machine alone.")
-        elif self.path != "/":
-            self._answer(404, "There is one page: /")
+        elif not hmac.compare_digest(self.path.encode(), serving.path.encode()):
+            self._answer(403, "Open the address that `rankwise watch` printed, with its token.")
         else:
             try:
-                self._answer(200, self._watched.page(), "text/html")
+                self._answer(200, serving.watched.page(), "text/html")
             except RankwiseError as error:
                 self._answer(503, str(error))
 
@@ -202,6 +249,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", f"{kind}; charset=utf-8")
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Cache-Control", "no-store")
+        self.send_header("Referrer-Policy", "no-referrer")
         self.send_header("X-Content-Type-Options", "nosniff")
         self.end_headers()
         self.wfile.write(content)
@@ -210,14 +258,14 @@ class _Handler(BaseHTTPRequestHandler):
         """Requests are not printed."""
 
 
-def server(watched: Watched, port: int) -> ThreadingHTTPServer:
+def server(watched: Watched, port: int) -> _Server:
     """A server on the loopback; port 0 takes a free one.
 
     Raises:
         StorageError: the port is taken.
     """
     try:
-        return ThreadingHTTPServer((ADDRESS, port), partial(_Handler, watched))
+        return _Server(watched, port)
     except OSError as error:
         raise StorageError(
             f"port {port} cannot be used: {error.strerror}. Choose another: --port 0"
@@ -237,8 +285,9 @@ def watch(
 ) -> int:
     """Show a study in the browser while it runs: progress, losses, scores as they come.
 
-    The page is read from the study's folder, which nothing is written to, and is
-    for this machine alone. Ctrl-C ends it; the study goes on.
+    The page is read from the study's folder, which nothing is written to. Only
+    this machine can open it, and only with the token in the printed address.
+    Ctrl-C ends it; the study goes on.
     """
     from rankwise.records.folder import StudyFolder
 
@@ -246,11 +295,10 @@ def watch(
     watched.page()
     with server(watched, port) as serving:
         try:
-            address = f"http://{ADDRESS}:{serving.server_address[1]}/"
             if as_json:
-                emit({"address": address})
+                emit({"address": serving.address})
             else:
-                say(f"{address} (Ctrl-C ends it)", folded=False)
+                say(f"{serving.address} (Ctrl-C ends it)", folded=False)
             serving.serve_forever()
         except KeyboardInterrupt:
             return OK

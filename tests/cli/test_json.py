@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -145,7 +146,8 @@ CASES: dict[str, Case] = {
         (40, 1, "done", 1),
     ),
     "watch": Case(
-        lambda at: (at.small, "--port", 0), lambda a: a["address"][:17], "http://127.0.0.1:"
+        lambda at: (at.small, "--port", 0), lambda a: re.sub(r"\d{4,5}/", "/", a["address"])[:25],
+        "http://127.0.0.1:/?token=",
     ),
     "audit": Case(
         lambda at: (at.base, at.adapter, "--output", at.root / "audit", "--null-draws", 0),

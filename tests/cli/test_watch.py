@@ -8,12 +8,16 @@ import os
 import re
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,12 +42,12 @@ def folder(tmp_path: Path) -> StudyFolder:
 
 
 @pytest.fixture
-def port(folder: StudyFolder) -> Iterator[int]:
+def served(folder: StudyFolder) -> Iterator[Any]:
     """Where the study is shown."""
     with server(Watched(folder, 1), 0) as serving:
         thread = threading.Thread(target=serving.serve_forever)
         thread.start()
-        yield serving.server_port
+        yield serving
         serving.shutdown()
         thread.join()
 
@@ -65,41 +69,122 @@ def working(
     return crew
 
 
-def answer(port: int, path: str = "/", method: str = "GET", **headers: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection(ADDRESS, port, timeout=60)
-    connection.request(method, path, headers=headers)
+def answer(
+    served: Any, path: str | None = None, method: str = "GET", **headers: str
+) -> tuple[int, str]:
+    connection = http.client.HTTPConnection(ADDRESS, served.server_port, timeout=60)
+    connection.request(method, served.path if path is None else path, headers=headers)
     found = connection.getresponse()
     return found.status, found.read().decode()
 
 
-def test_the_page_has_the_verdict_and_what_is_done(port: int) -> None:
-    status, page = answer(port)
+def connected(served: Any) -> socket.socket:
+    return socket.create_connection((ADDRESS, served.server_port), timeout=60)
+
+
+def test_the_page_has_the_verdict_and_what_is_done(served: Any) -> None:
+    status, page = answer(served)
     assert status == 200
     assert "Recommended, rank 16" in page
     assert "8 things left to do." in page  # planted runs have no weights to analyse
-    assert '<meta http-equiv="refresh" content="1">' in page
+    assert '<meta http-equiv="refresh" content="1">' in page  # the same address, with the token
 
 
-def test_another_host_and_another_path_are_refused(port: int) -> None:
-    assert answer(port, Host="rebound.example:80")[0] == 403
-    assert answer(port, Host=f"localhost:{port}")[0] == 200
-    assert answer(port, "/study.json")[0] == 404
-    assert answer(port, "/../../etc/passwd")[0] == 404
+def test_without_the_token_nothing_is_told(served: Any) -> None:
+    """Any user of the machine can ask, and the page has what the study's items say."""
+    token = served.path.partition("=")[2]
+    wrong = token[:-1] + ("A" if token[-1] != "A" else "B")
+    paths = (
+        *("/", "/?token=", f"/?token={wrong}", f"/?token={token}A", f"/?token={token[:-1]}"),
+        *(f"/{token}", f"/?a=1&token={token}", "/study.json", "/../../etc/passwd"),
+    )
+    sentence = "Open the address that `rankwise watch` printed, with its token."
+    for path in paths:
+        assert answer(served, path) == (403, sentence), path
+    with connected(served) as raw:
+        raw.sendall(b"GET /?token=\xe9\xff HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        assert raw.makefile("rb").read().endswith(sentence.encode())
+    assert answer(served, "/", Cookie=f"token={token}", Authorization=f"token {token}")[0] == 403
+    assert answer(served)[0] == 200
+
+
+def test_every_server_has_another_token(folder: StudyFolder) -> None:
+    paths: set[str] = set()
+    for _ in range(3):
+        with server(Watched(folder, 1), 0) as serving:
+            paths.add(serving.path)
+    assert len(paths) == 3
+    assert min(map(len, paths)) >= len("/?token=") + 32
+
+
+@pytest.mark.parametrize(
+    "host", ["rebound.example:80", "localhost.example", "127.0.0.1.example:8421", "", "[::1]:1"]
+)
+def test_another_host_is_refused_with_the_token_too(served: Any, host: str) -> None:
+    """A page elsewhere whose name comes to lead here must not read this one."""
+    assert answer(served, Host=host) == (403, "This page is for this machine alone.")
+    for own in (f"localhost:{served.server_port}", "localhost:9000"):  # as ssh -L has it
+        assert answer(served, Host=own)[0] == 200
+
+
+def test_idle_connections_keep_nobody_waiting(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served.RequestHandlerClass, "timeout", 600)
+    before = threading.active_count()
+    idle = [connected(served) for _ in range(200)]
+    assert answer(served)[0] == 200
+    wait_for(lambda: threading.active_count() <= before + 33, patience_seconds=60)
+    assert idle[0].recv(1) == b""  # the oldest went
+    assert answer(served)[0] == 200
+    for each in idle:
+        each.close()
+
+
+def test_who_asks_for_nothing_is_left(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert served.RequestHandlerClass.timeout <= 60
+    monkeypatch.setattr(served.RequestHandlerClass, "timeout", 0.05)
+    for first in (b"", b"GET / HTTP/1.1\r\nHost: loc"):
+        with connected(served) as waiting:
+            waiting.sendall(first)
+            assert waiting.recv(1) == b""
+
+
+def test_who_leaves_before_the_answer_is_no_traceback(
+    served: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked, has_left = threading.Event(), threading.Event()
+
+    def page(_: Watched) -> str:
+        asked.set()
+        has_left.wait(60)
+        return "late"
+
+    monkeypatch.setattr(Watched, "page", page)
+    before = threading.active_count()
+    for request in (f"GET {served.path} HTTP/1.1\r\nHost: localhost\r\n\r\n", "GET / HT"):
+        leaving = connected(served)
+        leaving.sendall(request.encode())
+        if "Host" in request:
+            asked.wait(60)
+        leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        leaving.close()  # by a reset
+        has_left.set()
+        wait_for(lambda: threading.active_count() == before)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
-def test_it_is_read_only(port: int, method: str) -> None:
-    assert answer(port, method=method)[0] == 501
+def test_it_is_read_only(served: Any, method: str) -> None:
+    assert answer(served, method=method)[0] == 501
 
 
-def test_watching_writes_nothing(folder: StudyFolder, port: int) -> None:
+def test_watching_writes_nothing(folder: StudyFolder, served: Any) -> None:
     def files() -> dict[Path, bytes]:
         # what was found undamaged is remembered, as by every verb that reads
         written = (path for path in folder.root.rglob("*") if path.name != ".checked.json")
         return {path: path.read_bytes() for path in written if path.is_file()}
 
     before = files()
-    answer(port)
+    answer(served)
     assert files() == before
 
 
@@ -180,9 +265,9 @@ def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
         Watched(StudyFolder(tmp_path), 1).page()
 
 
-def test_a_port_that_is_taken_is_refused(folder: StudyFolder, port: int) -> None:
+def test_a_port_that_is_taken_is_refused(folder: StudyFolder, served: Any) -> None:
     with pytest.raises(StorageError, match="Choose another: --port 0"):
-        server(Watched(folder, 1), port)
+        server(Watched(folder, 1), served.server_port)
 
 
 def test_ctrl_c_ends_it_cleanly(folder: StudyFolder) -> None:
@@ -196,7 +281,9 @@ def test_ctrl_c_ends_it_cleanly(folder: StudyFolder) -> None:
     ) as running:
         assert running.stdout is not None
         assert running.stderr is not None
-        assert running.stdout.readline().startswith(f"http://{ADDRESS}:")
+        address = running.stdout.readline().removesuffix(" (Ctrl-C ends it)\n")
+        with urllib.request.urlopen(address, timeout=60) as page:
+            assert b"Recommended, rank 16" in page.read()
         running.send_signal(signal.SIGINT)
         assert running.wait(60) == 0
         assert running.stderr.read() == ""
