@@ -230,17 +230,21 @@ class Study:
         rows = [] if table is None else list(item_rows(table))
         return DataFrame(rows, columns=list(ItemRow._fields))
 
-    def report(self, output: AnyPath | None = None, *, with_texts: bool = True) -> Path:
+    def report(
+        self, output: AnyPath | None = None, *, overwrite: bool = False, with_texts: bool = True
+    ) -> Path:
         """Write ``report.html`` and the folder ``report/``.
 
         Args:
             output: the folder to write into; None: the study's.
+            overwrite: replace files there that rankwise did not write.
             with_texts: without, prompts and answers are left out, for sharing.
 
         Returns:
             The path of the page.
 
         Raises:
+            ConfigError: there are such files in the way, and ``overwrite`` is not given.
             RecordError: as ``recommendation``.
             StorageError: it cannot be written there.
 
@@ -248,10 +252,16 @@ class Study:
             >>> study.report(with_texts=False)
         """
         to = None if output is None else Path(output)
-        return written_report(self._folder, self._concluded(), to, with_texts=with_texts)
+        outcome = self._concluded()
+        return written_report(self._folder, outcome, to, overwrite=overwrite, with_texts=with_texts)
 
     def export(
-        self, kind: str, output: AnyPath | None = None, *, run: str | None = None
+        self,
+        kind: str,
+        output: AnyPath | None = None,
+        *,
+        run: str | None = None,
+        overwrite: bool = False,
     ) -> list[Path]:
         """Write the study in another format, as ``rankwise export --format`` does.
 
@@ -259,12 +269,14 @@ class Study:
             kind: the format: csv, parquet, markdown, latex, lm-eval, model-card, trl and so on.
             output: the folder to write into; None: ``export/<kind>`` in the study's.
             run: the name of a run, or its beginning, for formats of one run; None: the recommended.
+            overwrite: replace files there that rankwise did not write.
 
         Returns:
             The files that were written; of ``lm-eval``, each model's results.
 
         Raises:
-            ConfigError: there is no such format or run, or nothing is recommended.
+            ConfigError: there is no such format or run, nothing is recommended, or files that
+                rankwise did not write are in the way.
             RecordError: as ``recommendation``.
             StorageError: it cannot be written there.
 
@@ -274,7 +286,8 @@ class Study:
         from rankwise.integrations.formats import export_study
 
         to = None if output is None else Path(output)
-        return [each.file for each in export_study(self._folder, kind, to, run)]
+        exported = export_study(self._folder, kind, to, run, overwrite=overwrite)
+        return [each.file for each in exported]
 
     def push(
         self, repo: str, *, run: str | None = None, public: bool = False, with_items: bool = False
@@ -405,18 +418,22 @@ def open(folder: AnyPath) -> Study:
     return Study(StudyFolder(root).read_study().config, root)
 
 
-def compare(folders: Sequence[AnyPath], page: AnyPath | None = None) -> StudyComparison:
+def compare(
+    folders: Sequence[AnyPath], page: AnyPath | None = None, *, overwrite: bool = False
+) -> StudyComparison:
     """Put finished studies side by side, as ``rankwise compare`` does; they stay as they are.
 
     Args:
         folders: of two studies or more.
-        page: the HTML file to write, which is replaced; None: none.
+        page: the HTML file to write; None: none.
+        overwrite: replace a file there that rankwise did not write.
 
     Returns:
         Answers, differing settings, and pairs where the choices may be compared item by item.
 
     Raises:
-        ConfigError: there are fewer than two folders, or one of them is given twice.
+        ConfigError: there are fewer than two folders, one of them is given twice, or the page is
+            there and not by rankwise.
         RecordError: a folder holds no study, or nothing is scored in it.
         StorageError: the page cannot be written.
 
@@ -434,7 +451,7 @@ def compare(folders: Sequence[AnyPath], page: AnyPath | None = None) -> StudyCom
     studies = study_sources(paths)
     comparison = compare_studies(studies)
     if page is not None:
-        write_comparison(Path(page), comparison, studies)
+        write_comparison(Path(page), comparison, studies, overwrite=overwrite)
     return comparison
 
 
@@ -494,6 +511,7 @@ def audit(
     null_draws: int = 2,
     any_base: bool = False,
     output: AnyPath | None = None,
+    overwrite: bool = False,
 ) -> AuditRecord:
     """Analyse the weights of an adapter or a checkpoint, as ``rankwise audit`` without tasks.
 
@@ -504,11 +522,13 @@ def audit(
         null_draws: number of random updates of each kind to compare with.
         any_base: accept an adapter that was trained on a base of another name.
         output: the folder for ``audit.json`` and ``audit.html``; None: none.
+        overwrite: replace files there that rankwise did not write.
 
     Returns:
         What was found: in words in ``statements``, in numbers in the rest.
 
     Raises:
+        ConfigError: such files are there, and ``overwrite`` is not given.
         ModelError: base or target cannot be read, or do not belong together.
         StorageError: the folder cannot be written.
 
@@ -523,7 +543,7 @@ def audit(
     audited = find_audited(base, Path(target), any_base=any_base)
     record = look(audited, AuditSettings(top_k, null_draws))
     if output is not None:
-        write_audit(Path(output), record)
+        write_audit(Path(output), record, overwrite=overwrite)
     return record
 
 
@@ -532,11 +552,13 @@ def written_report(
     outcome: StudyOutcome,
     output: Path | None = None,
     *,
+    overwrite: bool = False,
     with_texts: bool = True,
 ) -> Path:
     """Write the report of a study into its folder, or into another; returns the page's path.
 
     Raises:
+        ConfigError: files that rankwise did not write are there, and ``overwrite`` is not given.
         RecordError: samples or losses cannot be read.
         StorageError: it cannot be written there.
     """
@@ -546,7 +568,8 @@ def written_report(
     results, recommendation, findings = outcome
     items = item_table(results, folder.read_samples, with_texts=with_texts)
     losses = {run.name: folder.read_losses(run.name) for run in results.runs}
-    path = write_report(output or folder.root, results, recommendation, findings, items, losses)
+    shown = results, recommendation, findings, items, losses
+    path = write_report(output or folder.root, *shown, overwrite=overwrite)
     folder.send()
     return path
 

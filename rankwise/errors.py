@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
+
+# scheme:// or, as a path has it, scheme:/; then a name and a password, which may have any letter.
+# Bounded, so that a long text takes no long time.
+_SCHEME = r"[A-Za-z][A-Za-z0-9+.-]{1,20}:"
+_CREDENTIALS = re.compile(rf"({_SCHEME}/{{1,2}})(?:[^/\s:@]{{,500}}:\S{{,500}}|[^/\s]{{,500}})@")
+_PARAMETERS = re.compile(rf"({_SCHEME}//[^\s?]{{,500}})\?[^\s=]{{,500}}=\S*")
+
+
+def redacted(text: str, *, parameters: bool = True) -> str:
+    """A text without names and passwords in its URLs, and without their parameters: tokens."""
+    text = _CREDENTIALS.sub(r"\1***@", text)
+    return _PARAMETERS.sub(r"\1?***", text) if parameters else text
 
 
 class RankwiseError(Exception):
@@ -14,6 +27,9 @@ class RankwiseError(Exception):
     """
 
     is_usage = False
+
+    def __init__(self, *details: object) -> None:
+        super().__init__(*(redacted(each) if isinstance(each, str) else each for each in details))
 
 
 class ConfigError(RankwiseError, ValueError):
@@ -27,10 +43,10 @@ class ConfigError(RankwiseError, ValueError):
     is_usage = True
 
     def __init__(self, source: str, problems: Sequence[str]) -> None:
-        self.source = source
-        self.problems = tuple(problems)
+        self.source = redacted(source)
+        self.problems = tuple(map(redacted, problems))
         count = _count(len(self.problems), "problem")
-        super().__init__("\n  ".join([f"{source} has {count}", *self.problems]))
+        super().__init__("\n  ".join([f"{self.source} has {count}", *self.problems]))
 
     def __reduce__(self) -> tuple[type[ConfigError], tuple[str, tuple[str, ...]]]:
         return type(self), (self.source, self.problems)
@@ -52,12 +68,11 @@ class PlanError(RankwiseError, ValueError):
         self, source: str, base_model: str, problems: Sequence[str], warnings: Sequence[str] = ()
     ) -> None:
         self.source = source
-        self.base_model = base_model
-        self.problems = tuple(problems)
-        self.warnings = tuple(warnings)
-        head = (
-            f"{source} cannot be planned on {base_model}, {_count(len(self.problems), 'problem')}"
-        )
+        self.base_model = redacted(base_model)
+        self.problems = tuple(map(redacted, problems))
+        self.warnings = tuple(map(redacted, warnings))
+        count = _count(len(self.problems), "problem")
+        head = f"{source} cannot be planned on {self.base_model}, {count}"
         if self.warnings:
             head += f" and {_count(len(self.warnings), 'warning')}"
         lines = [head, *self.problems, *(f"warning: {warning}" for warning in self.warnings)]
@@ -141,7 +156,7 @@ class StageFailedError(RankwiseError, RuntimeError):
     """
 
     def __init__(self, failures: Sequence[str]) -> None:
-        self.failures = tuple(failures)
+        self.failures = tuple(map(redacted, failures))
         count = _count(len(self.failures), "stage")
         again = "Run the same command to try again: finished work is kept."
         super().__init__("\n  ".join([f"{count} of the study failed", *self.failures, again]))

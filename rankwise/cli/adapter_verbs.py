@@ -17,6 +17,7 @@ from rankwise.cli.application import (
     AllowTaskCode,
     Folder,
     Json,
+    Overwrite,
     TasksPath,
     emit,
     given_path,
@@ -30,6 +31,7 @@ from rankwise.cli.application import (
 )
 from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError
+from rankwise.records.outputs import refuse_foreign
 
 if TYPE_CHECKING:
     from rankwise.records.heads import HeadRepair
@@ -128,6 +130,7 @@ def audit(
             parser=given_path,
         ),
     ] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> int:
     """Analyse an adapter or a checkpoint without a study.
@@ -139,7 +142,7 @@ def audit(
     the page audit.html.
     """
     quiet_libraries()
-    from rankwise.report.audit_page import target_name, write_audit
+    from rankwise.report.audit_page import PAGE_FILE, RECORD_FILE, target_name, write_audit
     from rankwise.weights.audit import AuditSettings, find_audited
     from rankwise.weights.audit import audit as look
     from rankwise.weights.audit_scores import audit_scores, prepared_tasks
@@ -157,6 +160,7 @@ def audit(
     )
     with usage_errors():
         _refuse_inside(target, folder)
+        refuse_foreign(folder, (RECORD_FILE, PAGE_FILE), overwrite=overwrite)
         audited = find_audited(base, target, any_base=any_base, report=note)
         prepared = prepared_tasks(audited, asked) if names else []
         scored = None
@@ -166,7 +170,7 @@ def audit(
         with counted("analysing the weights, matrices", len(audited.shapes)) as add:
             settings = AuditSettings(top_k, null_draws)
             record = look(audited, settings, scored=scored, advance=lambda *_: add(1))
-    page = write_audit(folder, record)
+    page = write_audit(folder, record, overwrite=overwrite)
     if as_json:
         return emit(record)
     warn(record.warnings)

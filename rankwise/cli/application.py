@@ -26,7 +26,9 @@ from rankwise.errors import (
     RankwiseError,
     RecordError,
     StorageError,
+    redacted,
 )
+from rankwise.records.fields import is_hidden
 
 if TYPE_CHECKING:
     from rankwise.records.folder import StudyFolder
@@ -54,10 +56,10 @@ stdout = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ el
 stderr = Console(stderr=True)
 
 
-def given_path(text: str) -> Path:
+def given_path(text: str, *, or_url: bool = False) -> Path:
     """A path of the command line; an empty one would be the current folder."""
-    if not text.strip() or "\0" in text:
-        raise typer.BadParameter(f"{text!r} names no file or folder; write a path")
+    if not text.strip() or "\0" in text or ("://" in text and not or_url):
+        raise typer.BadParameter(f"{redacted(text)!r} names no file or folder; write a path")
     return Path(text)
 
 
@@ -65,7 +67,7 @@ def given_folder(text: str) -> Path:
     """The folder of a study on the command line; of one at a URL, the folder that mirrors it."""
     from rankwise.records.mirror import local_folder
 
-    given_path(text)
+    given_path(text, or_url=True)
     try:
         return local_folder(text)
     except ConfigError as error:
@@ -91,6 +93,10 @@ AllowTaskCode = Annotated[
         "--allow-task-code",
         help="Let task files of tasks_path or --tasks-path run Python code (!function, class).",
     ),
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Also replace files that rankwise did not write."),
 ]
 Quiet = Annotated[
     bool, typer.Option("--quiet", help="Show no progress; warnings and errors still go to stderr.")
@@ -218,9 +224,19 @@ def usage_errors(
         raise
 
 
+def printable(text: str) -> str:
+    """A text without passwords, and with the code of what would move or hide the text beside it."""
+    return "".join(
+        letter.encode("unicode_escape").decode()
+        if letter not in "\n\t" and is_hidden(letter)
+        else letter
+        for letter in redacted(text, parameters=False)  # the address of `watch` has its token
+    )
+
+
 def say(text: str, style: str | None = None, *, folded: bool = True) -> None:
     """Print a result to stdout; lines with a path are not folded, so that it can be copied."""
-    stdout.print(text, style=style, markup=False, highlight=False, soft_wrap=not folded)
+    stdout.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=not folded)
 
 
 def json_text(content: Any, indent: int | None = None) -> str:
@@ -245,7 +261,7 @@ def emit_error(name: str, message: str, code: int, problems: Sequence[str] = ())
 
 def note(text: str, style: str | None = None) -> None:
     """Print a line to stderr, where it is not part of the results."""
-    stderr.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    stderr.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def note_damage(folder: StudyFolder) -> None:

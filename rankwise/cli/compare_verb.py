@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ import typer
 from rankwise.cli.application import (
     OK,
     Json,
+    Overwrite,
     emit,
     given_folder,
     given_path,
@@ -42,12 +42,7 @@ def compare(
             parser=given_path,
         ),
     ] = None,
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force", help="Overwrite the output file even if rankwise compare did not write it."
-        ),
-    ] = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> int:
     """Put studies side by side: models, tasks, methods, choices, dates.
@@ -59,19 +54,20 @@ def compare(
     is not finished, what is there is compared. The studies stay as they are.
     """
     page = output or Path("comparison.html")
-    _refuse(directories, page, replace=force)
     from rankwise.cli.terminal import comparison_lines
     from rankwise.findings.comparison import compare_studies
     from rankwise.records.folder import StudyFolder
     from rankwise.report.comparison_page import write_comparison
-    from rankwise.study.comparing import study_sources
+    from rankwise.study.comparing import folder_problems, study_sources
 
+    if problems := folder_problems(directories):
+        raise ConfigError("compare", problems)
     with usage_errors((RecordError, TaskError)):
         studies = study_sources(directories)
         for directory in directories:
             note_damage(StudyFolder(directory))
         comparison = compare_studies(studies)
-    write_comparison(page, comparison, studies)
+    write_comparison(page, comparison, studies, overwrite=overwrite)
     for study in studies:
         for name, reason in study.results.left_out.items():
             note(f"left out of {study.name}: {name} {reason}")
@@ -80,24 +76,3 @@ def compare(
     stdout.print(*comparison_lines(comparison, studies), sep="\n")
     say(f"page: {page}", folded=False)
     return OK
-
-
-def _refuse(directories: Sequence[Path], page: Path, *, replace: bool) -> None:
-    """Refuse what cannot be compared, and a page in the place of something else.
-
-    Raises:
-        ConfigError: fewer than two folders, one of them twice, or the page's file is another's.
-    """
-    from rankwise.report.comparison_page import is_comparison
-    from rankwise.study.comparing import folder_problems
-
-    problems = folder_problems(directories)
-    if page.is_dir():
-        problems.append(f"--output {page} is a folder; name a file")
-    elif page.exists() and not replace and not is_comparison(page):
-        problems.append(
-            f"--output {page} exists and is no page of rankwise compare; choose another file or "
-            "give --force"
-        )
-    if problems:
-        raise ConfigError("compare", problems)

@@ -490,7 +490,13 @@ def run_on_ray(
         replace: see ``run_study``.
         accept_new_stack: see ``run_study``.
     """
-    from rankwise.cli.running import check_output, report_events, report_on, told_of_stop
+    from rankwise.cli.running import (
+        check_output,
+        check_page,
+        report_events,
+        report_on,
+        told_of_stop,
+    )
 
     check_output(quiet=quiet, as_json=as_json)
     events = Events(partial(print_line, output=sys.stdout)) if as_json else None
@@ -501,6 +507,7 @@ def run_on_ray(
 
     try:
         with events or contextlib.nullcontext():
+            check_page(folder)
             with display, Cluster(address) as cluster, StopSignals().listening():
                 places = Places.of(nodes := cluster.nodes(), num_workers)
                 job = Job(

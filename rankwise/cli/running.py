@@ -19,6 +19,7 @@ from rankwise.cli.application import (
 )
 from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError
+from rankwise.records.outputs import refuse_foreign
 
 if TYPE_CHECKING:
     from rankwise.cli.events import Events
@@ -74,6 +75,16 @@ def check_output(*, quiet: bool, as_json: bool) -> None:
         raise ConfigError("run", [problem])
 
 
+def check_page(folder: StudyFolder) -> None:
+    """Refuse a study before hours of work where its page would take the place of a user's.
+
+    Raises:
+        ConfigError: it would.
+    """
+    remedy = f"move it away, or replace it by `rankwise report {folder.address} --overwrite`"
+    refuse_foreign(folder.root, [folder.report_file.name], remedy=remedy)
+
+
 def told_of_stop(stopped: Stopped, study: str) -> int:
     """Say how a study that a signal has stopped goes on; returns the exit code."""
     note(f"stopped by {stopped}; finished work is kept. To go on: rankwise run {study}")
@@ -107,6 +118,8 @@ def run_and_report(
             check_output(quiet=quiet, as_json=as_json)
             config, folder = find(events)
             address, memory = folder.address, peak_memory()
+            if not share.is_worker:
+                check_page(folder)
             observer: Follower
             if events is not None:
                 observer = EventObserver(events, memory, folder)
@@ -165,6 +178,7 @@ def report_on(
     outcome: StudyOutcome,
     output: Path | None = None,
     *,
+    overwrite: bool = False,
     with_texts: bool = True,
     as_json: bool = False,
 ) -> int:
@@ -173,13 +187,15 @@ def report_on(
     from rankwise.cli.terminal import verdict
 
     results, recommendation, findings = outcome
-    shown = verdict(results, recommendation, findings.signatures, folder.address, stdout.width)
-    path = written_report(folder, outcome, output, with_texts=with_texts)
+    if not as_json:
+        signatures, width = findings.signatures, stdout.width
+        shown = verdict(results, recommendation, signatures, folder.address, width)
+        stdout.print(*shown, sep="\n")
+        say_deployed(outcome)
+    path = written_report(folder, outcome, output, overwrite=overwrite, with_texts=with_texts)
     if as_json:
         emit({**verdict_content(outcome), "report": path})
     else:
-        stdout.print(*shown, sep="\n")
-        say_deployed(outcome)
         say(f"report: {path}", folded=False)
     return _told(outcome)
 

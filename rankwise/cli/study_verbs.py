@@ -14,6 +14,7 @@ from rankwise.cli.application import (
     AsEvents,
     Folder,
     Json,
+    Overwrite,
     Quiet,
     emit,
     given_path,
@@ -51,6 +52,7 @@ def report(
             "--output", metavar="FOLDER", help="Where to write (default: DIR).", parser=given_path
         ),
     ] = None,
+    overwrite: Overwrite = False,
     without_texts: Annotated[
         bool,
         typer.Option("--without-texts", help="Leave out prompts and answers, for sharing."),
@@ -70,7 +72,14 @@ def report(
     note_damage(folder)
     _keep(folder, outcome)
     try:
-        return report_on(folder, outcome, output, with_texts=not without_texts, as_json=as_json)
+        return report_on(
+            folder,
+            outcome,
+            output,
+            overwrite=overwrite,
+            with_texts=not without_texts,
+            as_json=as_json,
+        )
     except StorageError as error:
         if output is not None:
             raise
@@ -203,7 +212,7 @@ def init(
             parser=given_path,
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> int:
     """Write a commented study file to start from.
@@ -214,7 +223,7 @@ def init(
     What a study cannot say, and what to check, is listed in the file and on
     stderr.
     """
-    from rankwise.records.files import write_atomically
+    from rankwise.records.outputs import write_outputs
     from rankwise.records.study_file import preset_text
 
     if source is not None and preset is not None:
@@ -222,9 +231,7 @@ def init(
     file = path or Path("study.yaml")
     made = None if source is None else _made_from(source, file)
     text = preset_text(preset or "quickstart") if made is None else made.text
-    if file.exists() and not force:
-        raise ConfigError(str(file), ["the file exists; choose another path or give --force"])
-    write_atomically(file, text)
+    write_outputs(file.parent, {file.name: text}, overwrite=overwrite)
     if as_json:
         remarks = {} if made is None else made._asdict()
         remarks.pop("text", None)

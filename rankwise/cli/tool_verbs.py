@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,8 +12,10 @@ import typer
 
 from rankwise.cli.application import (
     OK,
+    RUN_FAILED,
     Folder,
     Json,
+    Overwrite,
     TasksPath,
     emit,
     given_path,
@@ -61,6 +65,7 @@ def export(
             parser=given_path,
         ),
     ] = None,
+    overwrite: Overwrite = False,
     run: Annotated[
         str | None,
         typer.Option(
@@ -96,7 +101,7 @@ def export(
     from rankwise.records.folder import StudyFolder
 
     folder = StudyFolder(directory)
-    written = export_study(folder, kind.value, output, run)
+    written = export_study(folder, kind.value, output, run, overwrite=overwrite)
     note_damage(folder)
     if as_json:
         return emit(
@@ -144,6 +149,7 @@ def push(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the files and their sizes; send nothing.")
     ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before the files go.")] = False,
     as_json: Json = False,
 ) -> int:
     """Upload the recommended adapter to the Hugging Face Hub.
@@ -151,21 +157,38 @@ def push(
     With its model card, and the study's records and report in the folder study.
     Never sent are the base's weights, states of a training and caches; items'
     texts and answers are only with --with-items. Names of folders of this
-    machine are left out. Log in before with hf auth login, or set HF_TOKEN.
+    machine are left out, and a study with links in it is refused. The files are
+    listed before they go; on a terminal you are asked. Log in before with
+    hf auth login, or set HF_TOKEN.
     """
     quiet_libraries()
-    from rankwise.integrations.hub import push_study
+    from rankwise.integrations.hub import PushedFile, push_study
     from rankwise.records.files import in_words
     from rankwise.records.folder import StudyFolder
 
+    def approve(files: Sequence[PushedFile]) -> bool:
+        for file in files:
+            note(f"{file.num_bytes:>13,}  {file.path}")
+        is_asked = not (yes or as_json) and sys.stdin.isatty() and sys.stderr.isatty()
+        return not is_asked or typer.confirm(f"Send these files to {repo}?", err=True)
+
     pushed = push_study(
-        StudyFolder(directory), repo, run, public=public, with_items=with_items, dry_run=dry_run
+        StudyFolder(directory),
+        repo,
+        run,
+        public=public,
+        with_items=with_items,
+        dry_run=dry_run,
+        approve=approve,
     )
     if as_json:
         return emit(pushed._asdict() | {"files": [file._asdict() for file in pushed.files]})
     for remark in pushed.remarks:
         note(f"to check: {remark}")
-    if pushed.url is None:
+    if pushed.url is None and not dry_run:
+        note("nothing was sent")
+        return RUN_FAILED
+    if dry_run:
         for file in pushed.files:
             say(f"{file.num_bytes:>13,}  {file.path}", folded=False)
     size = in_words(sum(file.num_bytes for file in pushed.files))

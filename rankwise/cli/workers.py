@@ -354,7 +354,13 @@ def run_workers(
         quiet: show warnings alone.
         as_json: print their events, each with its worker, and ``ended`` at the end.
     """
-    from rankwise.cli.running import check_output, report_events, report_on, told_of_stop
+    from rankwise.cli.running import (
+        check_output,
+        check_page,
+        report_events,
+        report_on,
+        told_of_stop,
+    )
     from rankwise.study.conclusion import conclude
 
     check_output(quiet=quiet, as_json=as_json)
@@ -364,6 +370,7 @@ def run_workers(
     display = TeamDisplay(stderr, len(places), quiet=quiet or as_json)
     try:
         with events or contextlib.nullcontext(), StopSignals().listening():
+            check_page(folder)
             with display, Workers(command, places) as workers:
                 for heard in workers.heard():
                     pass_on(heard, display, events)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
+from rankwise.findings.markdown import markdown_code, markdown_table, markdown_text
 from rankwise.records import quantities
 from rankwise.records.repairs import AdapterRepair, JudgedRepair, Repair
 
@@ -27,11 +28,11 @@ def model_card(record: AdapterRepair) -> str:
         "tags: [lora, rankwise]",
         "---",
         "",
-        f"# A LoRA adapter, {choice.repair.label}",
+        f"# A LoRA adapter, {markdown_text(choice.repair.label)}",
         "",
-        choice.statement,
+        markdown_text(choice.statement),
         "",
-        f"Made from the adapter `{record.model}` {_how(choice.repair)}, by rankwise "
+        f"Made from the adapter {markdown_code(record.model)} {_how(choice.repair)}, by rankwise "
         f"{record.provenance.rankwise_version}. {quantities.count(len(choice.curve))} candidates "
         f"were compared on {quantities.counted(choice.num_choosing_items, 'item')}; the figures "
         f"are of {quantities.count(choice.num_judging_items)} others, with intervals of "
@@ -59,7 +60,7 @@ def model_card(record: AdapterRepair) -> str:
         ),
     ]
     if record.averaged_with:
-        names = ", ".join(f"`{name}`" for name in record.averaged_with)
+        names = ", ".join(map(markdown_code, record.averaged_with))
         lines += ["", f"Averages were tried with {names}."]
     return "\n".join(lines) + "\n"
 
@@ -78,9 +79,3 @@ def _tasks(judged: JudgedRepair) -> Iterator[tuple[str, ...]]:
             quantities.count(task.num_items),
             *(quantities.score(score, task.unit) for score in scores),
         )
-
-
-def markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table; names of tasks may hold what would end a cell."""
-    lines = [heading, ["---"] * len(heading), *rows]
-    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in lines]

@@ -8,6 +8,8 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
+from rankwise.errors import redacted
+
 _MOST_SHOWN = 80
 _NOTHING = (None, "", [], {})
 
@@ -19,7 +21,7 @@ def shown(value: Any) -> str:
     except ValueError:  # Python writes no number of more than 4300 digits
         return "a number of thousands of digits"
     text = " ".join(text.split())
-    text = "".join(c for c in text if unicodedata.category(c)[0] != "C")
+    text = redacted("".join(c for c in text if unicodedata.category(c)[0] != "C"))
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 

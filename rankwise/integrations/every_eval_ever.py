@@ -28,23 +28,22 @@ _UNKNOWN = "unknown"
 _SHARES = ("acc", "acc_norm", "acc_bytes", "exact_match", "f1", "em", P_RIGHT)
 
 
-def export_evaluations(folder: StudyFolder, output: Path | None = None) -> list[Exported]:
+def export_evaluations(folder: StudyFolder, place: Path) -> list[Exported]:
     """Write the scores of the base and of every trained run.
 
-    The files are ``<output>/data/<study>/<developer>/<model>/<id>.json``. The same records give
+    The files are ``<place>/data/<study>/<developer>/<model>/<id>.json``. The same records give
     the same files: the id is made of the model's name and fingerprint. Only the tasks that decide
     are in them.
 
     Args:
         folder: a finished study's.
-        output: the folder to write into; None takes ``export/every-eval-ever`` in the study's.
+        place: the folder to write into.
 
     Raises:
         RecordError: the study is not finished, or a record cannot be read.
-        StorageError: a file cannot be written. Then, as with every error, nothing is left.
+        StorageError: a file cannot be written.
     """
-    output = folder.export_folder("every-eval-ever") if output is None else output
-    return export_models(folder, output, _write)
+    return export_models(folder, place, _write)
 
 
 def _write(study: StudyRecord, model: ModelResults, output: Path) -> Exported:

@@ -10,7 +10,6 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.reading import read_results
 from rankwise.records.results import ModelResults
 from rankwise.records.study import StudyRecord
-from rankwise.records.whole_folder import whole_folder
 
 
 class Exported(NamedTuple):
@@ -37,9 +36,7 @@ class Exported(NamedTuple):
 
 
 def export_models(
-    folder: StudyFolder,
-    output: Path,
-    write: Callable[[StudyRecord, ModelResults, Path], Exported],
+    folder: StudyFolder, place: Path, write: Callable[[StudyRecord, ModelResults, Path], Exported]
 ) -> list[Exported]:
     """Write the base and the trained runs of a finished study, on the tasks that decide.
 
@@ -47,7 +44,7 @@ def export_models(
 
     Args:
         folder: the study's.
-        output: the folder to write into; it is there whole or not at all.
+        place: the folder to write into.
         write: writes one model of the study into a folder.
 
     Raises:
@@ -59,6 +56,4 @@ def export_models(
     tasks = {task for relations in by_relation for names in relations for task in names}
     trained = [model for model in results.runs if model.run and model.run.status == "trained"]
     models = [model.limited_to(tasks) for model in (results.base, *trained)]
-    with whole_folder(output) as temporary:
-        written = [write(results.study, model, temporary) for model in models]
-    return [each.moved(temporary, output) for each in written]
+    return [write(results.study, model, place) for model in models]

@@ -25,15 +25,15 @@ from rankwise.study.conclusion import conclude
 
 
 def export_setup(
-    folder: StudyFolder, output: Path | None = None, run: str | None = None, *, tool: Tool
+    folder: StudyFolder, place: Path, run: str | None, output: Path, *, tool: Tool
 ) -> list[Exported]:
     """Write the settings of the recommended runs, one of each trained task, for another trainer.
 
     Args:
         folder: of a finished study.
-        output: the folder to write into; None takes ``export/<tool>`` in the study's folder. With
-            several trained tasks, each has a folder in it.
+        place: the folder to write into. With several trained tasks, each has a folder in it.
         run: the name of a run, or its beginning, whose settings are written instead.
+        output: where that folder will be.
         tool: whose config is written.
 
     Raises:
@@ -44,51 +44,54 @@ def export_setup(
     """
     outcome = conclude(folder)
     chosen, without = chosen_runs(outcome, run)
-    places = _places(chosen, folder.export_folder(tool.name) if output is None else output)
     return [
-        _export(outcome.results.study, each, tool, place, without)
-        for each, place in zip(chosen, places, strict=True)
+        _export(outcome.results.study, each, tool, (place / part, output / part), without)
+        for each, part in zip(chosen, _places(chosen), strict=True)
     ]
 
 
-def export_card(
-    folder: StudyFolder, output: Path | None = None, run: str | None = None
-) -> list[Exported]:
+def export_card(folder: StudyFolder, place: Path, run: str | None, _output: Path) -> list[Exported]:
     """Write the model card of the recommended runs, or of the one that is named.
 
-    Arguments and errors are those of ``export_setup``; the folder is ``export/model-card``.
+    Arguments and errors are those of ``export_setup``.
     """
     outcome = conclude(folder)
     chosen, without = chosen_runs(outcome, run)
     models = {model.name: model for model in outcome.results.runs}
     exported: list[Exported] = []
-    target = folder.export_folder("model-card") if output is None else output
-    for each, place in zip(chosen, _places(chosen, target), strict=True):
+    for each, part in zip(chosen, _places(chosen), strict=True):
         refuse_imported(each.planned)
         forms = {found.run: found for found in outcome.findings.deployed}
         name = each.planned.name
         card = run_card(outcome.results.study, models[name], each, forms.get(name))
-        write_atomically(place / FILE_NAME, card)
-        exported.append(Exported(each.planned.name, place / FILE_NAME, tuple(without)))
+        file = place / part / FILE_NAME
+        write_atomically(file, card)
+        exported.append(Exported(name, file, tuple(without)))
     return exported
 
 
-def _places(chosen: Sequence[ChosenRun], target: Path) -> list[Path]:
-    """The folder of each run: with several, one for each trained task."""
+def _places(chosen: Sequence[ChosenRun]) -> list[str]:
+    """The folder of each run below the export's: with several, one for each trained task."""
     if len(chosen) == 1:
-        return [target]
-    return [target / task_file_name(each.planned.train_task) for each in chosen]
+        return [""]
+    return [task_file_name(each.planned.train_task) for each in chosen]
 
 
 def _export(
-    study: StudyRecord, chosen: ChosenRun, tool: Tool, folder: Path, without: Sequence[str]
+    study: StudyRecord,
+    chosen: ChosenRun,
+    tool: Tool,
+    places: tuple[Path, Path],
+    without: Sequence[str],
 ) -> Exported:
+    """Write into the first place; the files say that they are in the second."""
+    folder, final = places
     planned = chosen.planned
     setup = setup_of(study, planned)
     if tool is PEFT and setup.is_full:
         problem = f"--run: {planned.name} trains all weights, which {tool.title} has no config for"
         raise ConfigError("export", [problem])
-    entries = written_entries(setup, tool, folder)
+    entries = written_entries(setup, tool, final)
     file = folder / tool.file_name
     if tool is PEFT:
         write_atomically(file, json.dumps(entries, indent=2, sort_keys=True) + "\n")

@@ -12,11 +12,13 @@ from rankwise.integrations.exported import Exported
 from rankwise.integrations.exports import export_card, export_setup
 from rankwise.integrations.lm_eval_files import export_lm_eval
 from rankwise.integrations.paper_tables import export_latex, export_markdown
+from rankwise.integrations.study_files import study_files
 from rankwise.integrations.study_tables import export_csv, export_parquet
 from rankwise.integrations.tools import TOOLS
 from rankwise.records.folder import StudyFolder
+from rankwise.records.outputs import output_folder
 
-OF_STUDY: Mapping[str, Callable[[StudyFolder, Path | None], list[Exported]]] = {
+OF_STUDY: Mapping[str, Callable[[StudyFolder, Path], list[Exported]]] = {
     "lm-eval": export_lm_eval,
     "csv": export_csv,
     "parquet": export_parquet,
@@ -26,7 +28,7 @@ OF_STUDY: Mapping[str, Callable[[StudyFolder, Path | None], list[Exported]]] = {
 }
 """What is written of a whole study."""
 
-OF_RUN: Mapping[str, Callable[[StudyFolder, Path | None, str | None], list[Exported]]] = {
+OF_RUN: Mapping[str, Callable[[StudyFolder, Path, str | None, Path], list[Exported]]] = {
     "model-card": export_card,
     **{tool.name: partial(export_setup, tool=tool) for tool in TOOLS},
 }
@@ -34,7 +36,12 @@ OF_RUN: Mapping[str, Callable[[StudyFolder, Path | None, str | None], list[Expor
 
 
 def export_study(
-    folder: StudyFolder, kind: str, output: Path | None = None, run: str | None = None
+    folder: StudyFolder,
+    kind: str,
+    output: Path | None = None,
+    run: str | None = None,
+    *,
+    overwrite: bool = False,
 ) -> list[Exported]:
     """Write a study, or what it recommends, in a format.
 
@@ -43,24 +50,28 @@ def export_study(
         kind: the name of the format.
         output: the folder to write into; None takes ``export/<kind>`` in the study's.
         run: the name of a run, or its beginning, for formats of one run; None: the recommended.
+        overwrite: replace files there that rankwise did not write.
 
     Raises:
-        ConfigError: there is no such format or run, or nothing is recommended; then the best bet is
-            named.
+        ConfigError: there is no such format or run, files that rankwise did not write are in the
+            way, or nothing is recommended; then the best bet is named.
         RecordError: the study is not finished, or a record cannot be read.
-        StorageError: a file cannot be written.
+        StorageError: a file cannot be written. Then, as with every error, nothing is left.
     """
-    if kind in OF_RUN:
-        exported = OF_RUN[kind](folder, output, run)
-        folder.send()
-        return exported
-    if kind not in OF_STUDY:
+    if kind not in (*OF_STUDY, *OF_RUN):
         known = (*OF_STUDY, *OF_RUN)
         hint = did_you_mean(kind, known) or f"there is {', '.join(known)}"
         raise ConfigError("export", [f"no format named {kind!r}; {hint}"])
-    if run is not None:
+    if run is not None and kind in OF_STUDY:
         problem = f"--run is for formats of one run; {kind} has every run, so leave it out"
         raise ConfigError("export", [problem])
-    exported = OF_STUDY[kind](folder, output)
+    study_files(folder, folder.read_study())  # refuses links before anything is read
+    target, final = output or folder.root, output or folder.export_folder(kind)
+    with output_folder(target, overwrite=overwrite) as temporary:
+        place = temporary / final.relative_to(target)
+        if kind in OF_STUDY:
+            written = OF_STUDY[kind](folder, place)
+        else:
+            written = OF_RUN[kind](folder, place, run, final)
     folder.send()
-    return exported
+    return [each.moved(place, final) for each in written]

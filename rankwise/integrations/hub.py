@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -59,6 +59,7 @@ def push_study(
     public: bool = False,
     with_items: bool = False,
     dry_run: bool = False,
+    approve: Callable[[Sequence[PushedFile]], bool] = lambda _: True,
 ) -> Pushed:
     """Upload a run's adapter with its card, and the study's records and report.
 
@@ -72,6 +73,7 @@ def push_study(
         public: everybody may read the repository.
         with_items: with the texts of the items, and what each model answered.
         dry_run: send nothing, and ask the Hub nothing.
+        approve: is shown the files before they go, and says whether they do.
 
     Raises:
         ConfigError: ``repo`` is no such name; or see ``write_shared``.
@@ -92,7 +94,7 @@ def push_study(
             if path.is_file()
         )
         url, is_private = None, not public
-        if not dry_run:
+        if not dry_run and approve(files):
             url, is_private = _upload(target, repo, f"{shared.run}, by rankwise", public=public)
     return Pushed(shared.run, files, url, is_private, shared.remarks)
 

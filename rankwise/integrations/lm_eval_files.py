@@ -31,10 +31,10 @@ SOURCE = "rankwise"
 """Replaces the name of lm-eval's model class: these scores did not come from one."""
 
 
-def export_lm_eval(folder: StudyFolder, output: Path | None = None) -> list[Exported]:
+def export_lm_eval(folder: StudyFolder, place: Path) -> list[Exported]:
     """Write the base and every trained run of a finished study as lm-eval writes a model.
 
-    Each gets ``<output>/<model name>/results_<date>.json`` and, for every task,
+    Each gets ``<place>/<model name>/results_<date>.json`` and, for every task,
     ``samples_<task>_<date>.jsonl``. The date is when the run was trained, or, for the
     base, when the study was last planned, in UTC. So the same records give the same files, byte for
     byte. Only the tasks that decide are written; lm-eval would not have scored the others (trained
@@ -42,14 +42,13 @@ def export_lm_eval(folder: StudyFolder, output: Path | None = None) -> list[Expo
 
     Args:
         folder: a finished study's.
-        output: the folder to write into; None takes ``export/lm-eval`` in the study's folder.
+        place: the folder to write into.
 
     Raises:
         RecordError: the study is not finished, or a record cannot be read.
-        StorageError: a file cannot be written. Then, as with every error, nothing is left.
+        StorageError: a file cannot be written.
     """
-    output = folder.export_folder("lm-eval") if output is None else output
-    return export_models(folder, output, partial(_export, folder))
+    return export_models(folder, place, partial(_export, folder))
 
 
 def _export(folder: StudyFolder, study: StudyRecord, model: ModelResults, output: Path) -> Exported:
@@ -241,5 +240,5 @@ def _task_hash(lines: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _sanitised(name: str) -> str:
-    """A name made fit for a file, as lm-eval does it."""
-    return re.sub(r"[\"<>:/|\\?*\[\]]+", "__", name)
+    """A name made fit for a file, as lm-eval does it; one of dots alone would lead elsewhere."""
+    return re.sub(r"[\"<>:/|\\?*\[\]]+|^\.+$", "__", name)

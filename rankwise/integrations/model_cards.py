@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.findings.deployed import DeployedRun
-from rankwise.findings.model_card import markdown_table
+from rankwise.findings.markdown import markdown_code, markdown_table, markdown_text
 from rankwise.integrations.chosen import ChosenRun
 from rankwise.integrations.study_text import yaml_lines
 from rankwise.records import quantities
@@ -41,12 +41,12 @@ def run_card(
         *yaml_lines(_front_matter(study, model, planned)),
         "---",
         "",
-        f"# {what}, trained on {planned.train_task}",
+        f"# {what}, trained on {markdown_text(planned.train_task)}",
         "",
-        part.statement if chosen.is_recommended else f"Chosen by hand. {part.statement}",
+        ("" if chosen.is_recommended else "Chosen by hand. ") + markdown_text(part.statement),
         "",
-        f"The run `{planned.name}` of the study {study.config.name}, by rankwise {version}. All "
-        f"changes are against the base, paired item by item, with intervals of "
+        f"The run {markdown_code(planned.name)} of the study {study.config.name}, by rankwise "
+        f"{version}. All changes are against the base, paired item by item, with intervals of "
         f"{quantities.percent(part.confidence)}, each for itself.",
         "",
         *markdown_table(("setting", "value"), list(_settings(study, planned))),
@@ -104,7 +104,7 @@ def _settings(study: StudyRecord, planned: PlannedRun) -> Iterator[tuple[str, st
 def _forms(deployed: DeployedRun) -> Iterator[str]:
     yield "Merged into the base and rounded, against the adapter as trained, on the same items:"
     yield ""
-    yield from (f"- {form.statement}" for form in deployed.forms)
+    yield from (f"- {markdown_text(form.statement)}" for form in deployed.forms)
 
 
 def _row(each: Comparison, metric: str) -> tuple[str, ...]:

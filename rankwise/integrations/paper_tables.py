@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rankwise.findings.model_card import markdown_table
+from rankwise.findings.markdown import markdown_table, markdown_text
 from rankwise.findings.models import summarise
 from rankwise.integrations.exported import Exported
 from rankwise.records.files import write_atomically
@@ -55,28 +55,26 @@ class PaperTable(NamedTuple):
     label: str
 
 
-def export_markdown(folder: StudyFolder, output: Path | None = None) -> list[Exported]:
+def export_markdown(folder: StudyFolder, place: Path) -> list[Exported]:
     """Write the main table of every trained task into ``results.md``.
 
     Args:
         folder: a finished study's.
-        output: the folder to write into; None takes ``export/markdown`` in the study's.
+        place: the folder to write into.
 
     Raises:
         RecordError: the study is not finished, or a record cannot be read.
         StorageError: the file cannot be written.
     """
-    target = folder.export_folder("markdown") if output is None else output
-    return [_write(folder, target / "results.md", markdown)]
+    return [_write(folder, place / "results.md", markdown)]
 
 
-def export_latex(folder: StudyFolder, output: Path | None = None) -> list[Exported]:
+def export_latex(folder: StudyFolder, place: Path) -> list[Exported]:
     """Write the main table of every trained task into ``results.tex``, as wide as the page.
 
-    Arguments and errors are those of ``export_markdown``; the folder is ``export/latex``.
+    Arguments and errors are those of ``export_markdown``.
     """
-    target = folder.export_folder("latex") if output is None else output
-    return [_write(folder, target / "results.tex", latex)]
+    return [_write(folder, place / "results.tex", latex)]
 
 
 def paper_tables(outcome: StudyOutcome) -> Iterator[PaperTable]:
@@ -102,13 +100,13 @@ def markdown(shown: PaperTable) -> str:
     ]
     rows = [[str(cell) for cell in row] for row in _rows(shown.table)]
     lines = [
-        f"**{shown.title}** {shown.table.caption}",
+        f"**{markdown_text(shown.title)}** {markdown_text(shown.table.caption)}",
         "",
         *markdown_table(headings, rows),
         "",
-        shown.statement,
+        markdown_text(shown.statement),
         "",
-        " ".join(shown.notes),
+        markdown_text(" ".join(shown.notes)),
     ]
     return "\n".join(lines) + "\n"
 

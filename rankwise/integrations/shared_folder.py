@@ -17,8 +17,9 @@ from rankwise.findings.item_table import item_table
 from rankwise.integrations.chosen import ChosenRun, chosen_runs
 from rankwise.integrations.exports import refuse_imported
 from rankwise.integrations.model_cards import FILE_NAME, run_card
+from rankwise.integrations.study_files import refuse_links, study_files
 from rankwise.records.files import read_record, write_atomically, write_record, writing
-from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.folder import StudyFolder
 from rankwise.records.study import PlannedRun, RunRecord, StudyRecord
 from rankwise.records.study_file import study_file_text, without_folders
 from rankwise.report.page import write_report
@@ -30,7 +31,6 @@ STUDY = "study"
 """The folder of the records and the report, beside the adapter."""
 
 _ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_WITH_TEXTS = ("behaviour.json", "own_texts.json")
 _VERB = "push"
 
 
@@ -59,13 +59,15 @@ def write_shared(
 
     Raises:
         ConfigError: there is no such run, no single one is recommended, or it has no adapter.
-        RecordError: the study is not finished, or not as it was written.
+        RecordError: the study is not finished, is not as it was written, or has a link in it.
         StorageError: the folder cannot be written.
     """
+    study_files(folder, folder.read_study())  # refuses links before anything is read
     _refuse_unfinished(folder)
     outcome = conclude(folder)
     chosen = _the_one(outcome, run)
     adapter = _adapter_of(folder, chosen.planned)
+    refuse_links(folder, [adapter / _ADAPTER_CONFIG, adapter / _ADAPTER_WEIGHTS])
     study = outcome.results.study
     model = next(each for each in outcome.results.runs if each.name == chosen.planned.name)
     write_atomically(target / FILE_NAME, run_card(study, model, chosen))
@@ -124,38 +126,18 @@ def _write_records(folder: StudyFolder, target: Path, *, with_items: bool) -> No
     plain = StudyRecord.model_validate(without_folders(study.model_dump(mode="json")))
     write_record(target / folder.study_file.name, plain)
     write_atomically(target / folder.settings_file.name, study_file_text(study.config))
-    with writing(target):
-        for path in _record_files(folder, study, with_items=with_items):
-            place = target / path.relative_to(folder.root)
-            if path.name == "run.json":
-                run = read_record(path, RunRecord).model_dump(mode="json")
-                write_record(place, RunRecord.model_validate(without_folders(run)))
-            else:
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, place)
-
-
-def _record_files(folder: StudyFolder, study: StudyRecord, *, with_items: bool) -> Iterator[Path]:
-    """The records of a study and its models; weights lie in folders of their own."""
-    of_study = (
-        folder.recommendation_file,
-        folder.findings_file,
-        folder.looks_file,
-        folder.search_file,
-        folder.stacks_file,
-        folder.own_texts_file,
-    )
-    found = [path for path in of_study if path.exists()]
-    for name in dict.fromkeys((BASE, *(model.name for model in study.models))):
-        root = folder.model_folder(name)
-        weights = {path.parent for path in root.rglob("*.safetensors")}
-        for path in sorted(root.rglob("*.json*")):
-            if path.is_file() and not weights.intersection(path.parents):
-                found.append(path)
-    for path in found:
-        has_texts = path.name in _WITH_TEXTS or path.name.endswith(".samples.jsonl")
-        if not path.name.startswith(".") and (with_items or not has_texts):
-            yield path
+    for path, kind, has_texts in study_files(folder, study):
+        place = target / path.relative_to(folder.root)
+        if has_texts and not with_items:
+            continue
+        if kind is None:
+            write_atomically(place, path.read_bytes())
+            continue
+        record = read_record(path, kind)
+        if isinstance(record, RunRecord):
+            content = without_folders(record.model_dump(mode="json"))
+            record = RunRecord.model_validate(content)
+        write_record(place, record)
 
 
 def _remarks(study: StudyRecord) -> Iterator[str]:

@@ -10,7 +10,6 @@ from rankwise.findings.models import summarise
 from rankwise.integrations.exported import Exported
 from rankwise.records.files import write_atomically
 from rankwise.records.folder import StudyFolder
-from rankwise.records.whole_folder import whole_folder
 from rankwise.report.cells import column_names, csv_text
 from rankwise.report.tables import row_tables
 from rankwise.study.conclusion import StudyOutcome, conclude
@@ -29,30 +28,30 @@ def study_rows(outcome: StudyOutcome) -> dict[str, list[dict[str, Any]]]:
     return tables
 
 
-def export_csv(folder: StudyFolder, output: Path | None = None) -> list[Exported]:
+def export_csv(folder: StudyFolder, place: Path) -> list[Exported]:
     """Write every table as ``<name>.csv``; a cell is empty where nothing was measured.
 
     Args:
         folder: a finished study's.
-        output: the folder to write into; None takes ``export/csv`` in the study's.
+        place: the folder to write into.
 
     Raises:
         RecordError: the study is not finished, or a record cannot be read.
-        StorageError: a file cannot be written. Then, as with every error, nothing is left.
+        StorageError: a file cannot be written.
     """
     tables = study_rows(conclude(folder))
     contents = {f"{name}.csv": csv_text(rows) for name, rows in tables.items()}
-    return _written(contents, folder.export_folder("csv") if output is None else output)
+    return _written(contents, place)
 
 
-def export_parquet(folder: StudyFolder, output: Path | None = None) -> list[Exported]:
+def export_parquet(folder: StudyFolder, place: Path) -> list[Exported]:
     """Write every table as ``<name>.parquet``; a cell is null where nothing was measured.
 
-    Arguments and errors are those of ``export_csv``; the folder is ``export/parquet``.
+    Arguments and errors are those of ``export_csv``.
     """
     tables = study_rows(conclude(folder))
     contents = {f"{name}.parquet": _parquet(rows) for name, rows in tables.items()}
-    return _written(contents, folder.export_folder("parquet") if output is None else output)
+    return _written(contents, place)
 
 
 def _parquet(rows: list[dict[str, Any]]) -> bytes:
@@ -65,8 +64,7 @@ def _parquet(rows: list[dict[str, Any]]) -> bytes:
     return file.getvalue()
 
 
-def _written(contents: dict[str, str] | dict[str, bytes], output: Path) -> list[Exported]:
-    with whole_folder(output) as temporary:
-        for name, content in contents.items():
-            write_atomically(temporary / name, content)
-    return [Exported(Path(name).stem, output / name) for name in contents]
+def _written(contents: dict[str, str] | dict[str, bytes], place: Path) -> list[Exported]:
+    for name, content in contents.items():
+        write_atomically(place / name, content)
+    return [Exported(Path(name).stem, place / name) for name in contents]

@@ -23,15 +23,44 @@ def plain_text(value: str) -> str:
     """Refuse text that names nothing, and characters that would garble a terminal or a path."""
     if not value.strip():
         raise ValueError("empty text given; write a name, or leave the key out")
-    if any(unicodedata.category(character) in _UNPRINTABLE for character in value):
+    if any(map(is_hidden, value)):
         raise ValueError(f"{value!r} has a control character; remove it")
     return value
+
+
+def is_hidden(character: str) -> bool:
+    """Whether a character is not seen, but moves, hides or garbles what stands beside it.
+
+    Joiners are not: words of Persian and of Indic languages are written with them.
+    """
+    return unicodedata.category(character) in _HIDDEN and character not in _JOINERS
+
+
+def file_name(value: str) -> str:
+    """Refuse names that are no plain name of a file or folder."""
+    if value.startswith(".") or "/" in value or "\\" in value:
+        raise ValueError(f"{value!r} is no plain name of a file or folder; rename it")
+    return plain_text(value)
+
+
+def place_below(value: str) -> str:
+    """Refuse names of files that are not below the folder that they are named in."""
+    if value.startswith("/") or ".." in value.split("/") or "\\" in value:
+        raise ValueError(f"{value!r} is not below its folder; rename it")
+    return plain_text(value)
+
+
+def place(value: str) -> str:
+    """Accept whole paths, and names of files that are below their folder."""
+    return value if value.startswith("/") else place_below(value)
 
 
 def user_path(value: Any) -> Any:
     """Refuse paths that name no place, or the home of a user who does not exist."""
     if isinstance(value, str):
         plain_text(value)
+        if "://" in value:
+            raise ValueError(f"{value!r} is a URL; download it, and give the file or folder")
         try:
             Path(value).expanduser()
         except RuntimeError as error:
@@ -128,7 +157,9 @@ def as_module_sets(value: Any) -> Any:
     return list(map(as_list, values)) if several else [values]
 
 
-_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control, half a surrogate pair, line, paragraph
+# control, format, half a surrogate pair, line, paragraph
+_HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+_JOINERS = "\u200c\u200d"
 
 MOST_ENTRIES = 1000
 """Of one list: each entry is at least one training, one task or one layer; more is a slip."""
@@ -156,6 +187,14 @@ Rank = Annotated[int, Field(le=2**20, strict=True), AfterValidator(rank)]  # no 
 Epochs = Annotated[int, Field(ge=1, le=10_000, strict=True)]  # more is weeks on any data
 
 Text = Annotated[str, AfterValidator(plain_text)]
+
+FileName = Annotated[str, AfterValidator(file_name)]
+
+PlaceBelow = Annotated[str, AfterValidator(place_below)]
+"""Of a file below a folder, such as ``eval/capitals.json``."""
+
+Place = Annotated[str, AfterValidator(place)]
+"""The same, or a whole path."""
 
 Duration = Annotated[str, AfterValidator(duration)]
 

@@ -10,13 +10,16 @@ from urllib.parse import quote
 _LONGEST = 200
 """In bytes, before a file's endings; the systems in use take 255."""
 
+MANIFEST = ".rankwise-written.json"
+"""In a folder of users that rankwise writes into: what it wrote there, see ``outputs``."""
+
 WEIGHTS = ("adapter", "checkpoint")
 """Folders of a run's weights: a PEFT adapter, and a whole checkpoint."""
 
 
 def task_file_name(task: str) -> str:
     """A task's name as that of a file: what systems do not take is quoted, a long one is cut."""
-    name = quote(task, safe=" @")
+    name = re.sub(r"^\.", "%2E", quote(task, safe=" @"))  # no hidden file, and no way out
     if len(name) <= _LONGEST:
         return name
     digest = hashlib.sha256(task.encode()).hexdigest()[:12]
@@ -32,6 +35,8 @@ def is_large(name: str) -> bool:
 
 def order(name: str) -> int:
     """What a record stands on comes before it, and the parts of a state before the state."""
+    if name.endswith(MANIFEST):
+        return -1  # it knows the files that it finds there until the others come, too
     if is_large(name):
         return int(name.endswith(".pt"))
     return 2 if name.endswith(".json") else 0

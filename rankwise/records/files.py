@@ -200,12 +200,15 @@ def free_bytes(path: Path) -> int:
 def remove_leftovers(root: Path) -> None:
     """Remove what processes of this machine that are gone were writing below a folder.
 
-    Files of running processes, of other machines and of other programs stay, and what cannot be
-    removed.
+    Files and folders of running processes, of other machines and of other programs stay, and what
+    cannot be removed.
     """
-    for leftover in root.rglob(f".*{_TEMPORARY}"):
+    for leftover in list(root.rglob(f".*{_TEMPORARY}")):
         name = _TEMPORARY_NAME.search(leftover.name)
         if name and name["host"] == host_name() and not _is_running(int(name["process"])):
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover, ignore_errors=True)
+                continue
             with contextlib.suppress(OSError):
                 leftover.unlink()
 

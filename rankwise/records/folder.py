@@ -25,12 +25,7 @@ from rankwise.records.files import (
     writing,
 )
 from rankwise.records.forms import model_in_form
-from rankwise.records.heads import (
-    HEAD_MODES,
-    HeadMode,
-    HeadRepair,
-    TaskHeadEffects,
-)
+from rankwise.records.heads import HEAD_MODES, HeadMode, HeadRepair, TaskHeadEffects
 from rankwise.records.judgement import StudyLooks
 from rankwise.records.leases import Watch
 from rankwise.records.locking import locked
@@ -47,6 +42,7 @@ from rankwise.records.study import (
     StudyRecord,
     TaskEvaluation,
 )
+from rankwise.records.study_file import found_again
 
 R = TypeVar("R", bound=Record)
 F = TypeVar("F", bound=StageRecord)
@@ -372,7 +368,10 @@ class StudyFolder:
         return None
 
     def read_study(self) -> StudyRecord:
-        return read_record(self.study_file, StudyRecord)
+        """``study.json``, with the paths that it names where they are from here now."""
+        study = read_record(self.study_file, StudyRecord)
+        config = found_again(study.config, self.root.absolute(), self.settings_file)
+        return study.model_copy(update={"config": config})
 
     def read_looks(self) -> StudyLooks | None:
         """How the study was judged before; None where it was not."""
@@ -443,10 +442,13 @@ class StudyFolder:
     def _failure_file(self, stage: str) -> Path:
         return self.failures_folder / f"{stage}.json"
 
+    def head_effects_files(self, run: str) -> list[Path]:
+        """The records of all interventions on a run's heads."""
+        return sorted((self.model_folder(run) / _HEADS / "effects").glob("*/*.json"))
+
     def head_effects(self, study: StudyRecord, run: str) -> tuple[TaskHeadEffects, ...]:
         """All that was found by intervening on a run's heads with the study's tasks as they are."""
-        paths = sorted((self.model_folder(run) / _HEADS / "effects").rglob("*.json"))
-        found = [read_record(path, TaskHeadEffects) for path in paths]
+        found = [read_record(path, TaskHeadEffects) for path in self.head_effects_files(run)]
         confidence = study.config.recommendation.confidence
         current = [
             each

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from pydantic import Field
 
 from rankwise.records.base import Record, VersionedRecord
+from rankwise.records.fields import PlaceBelow
 from rankwise.records.files import FileDigest
 from rankwise.records.study import Relation, StageRecord, Unit
 
@@ -171,7 +172,7 @@ class HeadRepair(VersionedRecord):
     """‖wanted - written‖ / ‖wanted‖ of its delta; 0, as rows and columns of the factors are zeroed.
     """
     statement: str
-    files: dict[str, FileDigest] = Field(default_factory=dict)
+    files: dict[PlaceBelow, FileDigest] = Field(default_factory=dict)
     """What the repaired adapter is: name in the run's folder -> digest."""
 
 

@@ -45,6 +45,7 @@ from rankwise.errors import (
     StudyMovedError,
 )
 from rankwise.records.checked_files import state_of
+from rankwise.records.file_names import MANIFEST
 from rankwise.records.files import (
     cache_folder,
     host_name,
@@ -572,6 +573,7 @@ def _root(url: str) -> Path:
 
 def _is_own(name: str) -> bool:
     """Whether a name is none of the study's: of a process or a machine, or leading elsewhere."""
+    name = name.removesuffix(MANIFEST)  # it goes where the files go that it lists
     return name.startswith((".", "/")) or any(part in name for part in ("/.", "//", "\\"))
 
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from rankwise.records import quantities
 from rankwise.records.base import Record
+from rankwise.records.fields import PlaceBelow
 from rankwise.records.files import FileDigest
 from rankwise.records.recommendation import Bound
 from rankwise.records.study import Provenance, Relation, StageRecord, State, Unit
@@ -158,5 +159,5 @@ class AdapterRepair(StageRecord):
     """The repaired adapter, in PEFT's format, with a model card; None where none does."""
     warnings: tuple[str, ...] = ()
     provenance: Provenance
-    files: dict[str, FileDigest] = Field(default_factory=dict)
+    files: dict[PlaceBelow, FileDigest] = Field(default_factory=dict)
     """What the repaired adapter is: name in the run's folder -> digest."""

@@ -14,6 +14,7 @@ from rankwise.records.base import SCHEMA_VERSION, Record, SchemaVersion, Version
 from rankwise.records.config.mitigations import MitigationConfig
 from rankwise.records.config.study import EngineConfig, StudyConfig
 from rankwise.records.config.variants import VariantName
+from rankwise.records.fields import FileName, Place, PlaceBelow, Text
 from rankwise.records.files import FileDigest
 from rankwise.records.forms import AS_TRAINED
 from rankwise.records.own_data import OwnData
@@ -53,7 +54,7 @@ class Provenance(Record):
 class Training(Record):
     """A whole training that another model comes from; a checkpoint's may never be finished."""
 
-    name: str
+    name: FileName
     """The name of its run."""
     fingerprint: str
     num_steps: int
@@ -92,12 +93,12 @@ class PlannedRun(Record):
     adapter that is truncated to a lower rank, with or without a training that refines it.
     """
 
-    name: str
+    name: FileName
     """Name of the run, and of its folder in the study folder."""
     fingerprint: str
     """Hash of everything that its training depends on."""
     method: Method
-    train_task: str
+    train_task: Text
     """The task that the run is trained on."""
     rank: int | None = None
     """None for full fine-tuning, and for a variant that has none; OFT's is the size of a block."""
@@ -193,27 +194,27 @@ class PlannedPass(Record):
 class StudyTasks(Record):
     """Which tasks a study scores, and what each is to the tasks that are trained."""
 
-    tasks: dict[str, dict[Relation, tuple[str, ...]]]
+    tasks: dict[Text, dict[Relation, tuple[Text, ...]]]
     """Trained task -> relation to it -> the scored tasks that decide."""
-    trained_formats: dict[str, dict[str, str]]
+    trained_formats: dict[str, dict[str, Text]]
     """Trained task -> {task: name under which it is also scored in the training format}.
 
     Only tasks whose standard format differs from the training format are in it.
     """
-    trained_items: dict[str, dict[str, str]]
+    trained_items: dict[str, dict[str, Text]]
     """Trained task -> {task: name of the task made of the rows that were trained on}."""
-    ending_items: dict[str, str]
+    ending_items: dict[str, Text]
     """Trained task -> name of the task that scores only how the trained rows end."""
-    validation_items: dict[str, dict[Relation, dict[str, str]]] = Field(default_factory=dict)
+    validation_items: dict[str, dict[Relation, dict[str, Text]]] = Field(default_factory=dict)
     """Trained task -> relation -> {task: name of the task made of its validation items}.
 
     Runs and checkpoints are chosen by these; only tasks in-domain and of retention have them.
     """
     overlaps: dict[str, dict[str, int]]
     """Trained task -> {scored task: number of its items that are in the training rows}."""
-    groups: dict[str, tuple[str, ...]]
+    groups: dict[Text, tuple[Text, ...]]
     """Task group named in the study -> its leaf tasks."""
-    domains: dict[str, str]
+    domains: dict[str, Text]
     """Task -> its domain; tasks without one are left out."""
 
     def scored_tasks(self, train_task: str | None = None) -> tuple[str, ...]:
@@ -448,7 +449,7 @@ class RunRecord(VersionedRecord):
     unsettled_share: float | None = None
     """Share of the layers in which EVA's directions still turned when they were taken; None for
     what does not begin at these."""
-    files: dict[str, FileDigest] = Field(default_factory=dict)
+    files: dict[Place, FileDigest] = Field(default_factory=dict)
     """What its weights are: name in the run's folder -> digest; a whole path where they are
     elsewhere. Empty in the record of an older version.
     """
@@ -462,7 +463,7 @@ class RunRecord(VersionedRecord):
 class StageFailure(VersionedRecord):
     """``failures/<stage>.json``: why a stage of a study could not be done; removed once it is."""
 
-    stage: str
+    stage: FileName
     """The stage's id."""
     kind: str
     """What the stage does: training, scoring, divergence, heads or spectra."""
@@ -516,9 +517,9 @@ class MetricScore(Record):
 class TaskEvaluation(StageRecord):
     """``eval/<task>.json``: one model on one task; written after the samples."""
 
-    model: str
+    model: PlaceBelow
     """Name of a run, or "base"."""
-    task: str
+    task: Text
     task_version: str
     """As the task's own file states it."""
     output_type: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -116,7 +117,7 @@ def _checked(
         config = None
     if found or config is None:
         raise ConfigError(source, found)
-    return _with_absolute_paths(config, folder)
+    return _with_absolute_base(_with_absolute_paths(config, folder), folder)
 
 
 def _plain(value: Any) -> Any:
@@ -190,9 +191,40 @@ def _set(data: dict[str, Any], key: str, value: Any, *, replace: bool = True) ->
     return None
 
 
+def found_again(config: StudyConfig, folder: Path, file: Path) -> StudyConfig:
+    """The config of a study in a folder that may have been moved since it was planned.
+
+    Args:
+        config: as the study was planned.
+        folder: where the study is now; relative paths are resolved against it.
+        file: a study file in it, which may say where the rows are now.
+    """
+    config = _with_absolute_paths(config, folder)
+    data = config.train.data
+    if data is not None and hub_data(data) is None and not data.exists() and file.exists():
+        with contextlib.suppress(ConfigError):
+            moved = load_config(file).train.data
+            train = config.train.model_copy(update={"data": moved})
+            return config.model_copy(update={"train": train})
+    return config
+
+
+def _with_absolute_base(config: StudyConfig, folder: Path) -> StudyConfig:
+    """A base in a folder is named by its whole path."""
+    name = config.base_model.name
+    is_beside = name.startswith(("./", "../")) or os.path.isdir(folder / name)
+    # a folder of the current one is meant from wherever the study goes on; a plain name may be an
+    # embedded model's
+    if not is_beside and not ("/" in name and os.path.isdir(name)):
+        return config
+    name = str((folder / name if is_beside else Path(name)).resolve())
+    base = config.base_model.model_copy(update={"name": name})
+    return config.model_copy(update={"base_model": base})
+
+
 def _with_absolute_paths(config: StudyConfig, folder: Path) -> StudyConfig:
     update: dict[str, Any] = {}
-    update["tasks_path"] = tuple(folder / path.expanduser() for path in config.tasks_path)
+    update["tasks_path"] = tuple(_place(folder, path) for path in config.tasks_path)
     if config.train.data is not None:
         data = {"data": _rows_place(folder, config.train.data)}
         update["train"] = config.train.model_copy(update=data)
@@ -200,19 +232,20 @@ def _with_absolute_paths(config: StudyConfig, folder: Path) -> StudyConfig:
         update={"imported": tuple(_resolved(folder, each) for each in config.methods.imported)}
     )
     update["mitigations"] = tuple(_with_absolute_rows(arm, folder) for arm in config.mitigations)
-    name = config.base_model.name
-    is_beside = name.startswith(("./", "../")) or os.path.isdir(folder / name)
-    # a folder of the current one is meant from wherever the study goes on; a plain name may be an
-    # embedded model's
-    if is_beside or ("/" in name and os.path.isdir(name)):
-        name = str((folder / name if is_beside else Path(name)).resolve())
-        update["base_model"] = config.base_model.model_copy(update={"name": name})
     return config.model_copy(update=update)
+
+
+def _place(folder: Path, path: Path) -> Path:
+    """The absolute path of what a study file names, which may itself be a link, without ``..``."""
+    place = folder / path.expanduser()
+    if place.name == "..":
+        return Path(os.path.realpath(place))
+    return Path(os.path.realpath(place.parent), place.name)
 
 
 def _rows_place(folder: Path, data: Path) -> Path:
     """The absolute path of a file, or the name of a data set of the Hub as it is."""
-    path = folder / data.expanduser()
+    path = _place(folder, data)
     return path if hub_data(data) is None or os.path.exists(path) else data
 
 
@@ -304,7 +337,7 @@ def _as_written(location: tuple[int | str, ...], data: dict[str, Any]) -> tuple[
 
 def _resolved(folder: Path, imported: ImportedConfig) -> ImportedConfig:
     paths = {"adapter": imported.adapter, "checkpoint": imported.checkpoint}
-    absolute = {key: folder / path.expanduser() for key, path in paths.items() if path is not None}
+    absolute = {key: _place(folder, path) for key, path in paths.items() if path is not None}
     return imported.model_copy(update=absolute)
 
 

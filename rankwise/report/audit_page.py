@@ -17,7 +17,7 @@ from rankwise.findings.audits import (
 )
 from rankwise.records import quantities
 from rankwise.records.audits import AuditRecord, AuditScore, KeptEnergy, OtherChange
-from rankwise.records.files import write_atomically
+from rankwise.records.outputs import write_outputs
 from rankwise.records.spectra import (
     INTRUDER_EPSILON,
     MatrixSpectrum,
@@ -26,7 +26,6 @@ from rankwise.records.spectra import (
     intruders_of,
 )
 from rankwise.records.study import Unit
-from rankwise.records.whole_folder import whole_folder
 from rankwise.report import cells
 from rankwise.report.charts.intervals import Bar, BarPanel, interval_chart
 from rankwise.report.charts.ranks import RankCurve, RankMark, RankPanel, rank_chart
@@ -56,18 +55,19 @@ RECORD_FILE, PAGE_FILE = "audit.json", "audit.html"
 _COMMON_NAMES = ("adapter", "checkpoint", "final", "model")
 
 
-def write_audit(folder: Path, record: AuditRecord) -> Path:
+def write_audit(folder: Path, record: AuditRecord, *, overwrite: bool = False) -> Path:
     """Write ``audit.json`` and ``audit.html``; the page holds everything that it shows.
 
     Returns:
         The path of the page.
 
     Raises:
+        ConfigError: files that rankwise did not write are there, and ``overwrite`` is not given.
         StorageError: the folder cannot be written.
     """
-    with whole_folder(folder) as temporary:
-        write_atomically(temporary / RECORD_FILE, record.model_dump_json(indent=2) + "\n")
-        write_atomically(temporary / PAGE_FILE, audit_page(record))
+    text = record.model_dump_json(indent=2) + "\n"
+    contents = {RECORD_FILE: text, PAGE_FILE: audit_page(record)}
+    write_outputs(folder, contents, overwrite=overwrite)
     return folder / PAGE_FILE
 
 

@@ -20,7 +20,7 @@ from rankwise.findings.differing import DifferingSetting
 from rankwise.findings.options import TaskMean
 from rankwise.records import quantities
 from rankwise.records.axes import Kind
-from rankwise.records.files import write_atomically
+from rankwise.records.outputs import write_outputs
 from rankwise.records.study import StudyRecord, Unit
 from rankwise.report import cells
 from rankwise.report.charts.intervals import (
@@ -60,22 +60,20 @@ _LONGEST_VALUE = 24
 
 
 def write_comparison(
-    path: Path, comparison: StudyComparison, studies: Sequence[StudySource]
+    path: Path,
+    comparison: StudyComparison,
+    studies: Sequence[StudySource],
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Write the page; it holds everything that it shows.
 
     Raises:
+        ConfigError: the file is there and not by rankwise, and ``overwrite`` is not given.
         StorageError: it cannot be written there.
     """
-    write_atomically(path, comparison_page(comparison, studies))
-
-
-def is_comparison(path: Path) -> bool:
-    """Whether a file is such a page."""
-    try:
-        return f'<p class="kicker">{KICKER}</p>' in path.read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return False
+    page = comparison_page(comparison, studies)
+    write_outputs(path.parent, {path.name: page}, overwrite=overwrite)
 
 
 def comparison_page(comparison: StudyComparison, studies: Sequence[StudySource]) -> str:

@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from rankwise.errors import StorageError
 from rankwise.findings.item_table import ItemTable
 from rankwise.findings.models import seeded_labels, summarise
 from rankwise.findings.signatures.found import not_looked_for
 from rankwise.findings.study import StudyFindings
 from rankwise.records.axes import Kind
-from rankwise.records.files import write_atomically
 from rankwise.records.folder import StudyFolder
+from rankwise.records.outputs import write_outputs
 from rankwise.records.recommendation import Recommendation, StudyRecommendation
 from rankwise.records.results import StudyResults, TrainTaskResults
 from rankwise.records.study import RELATIONS, StudyRecord
@@ -85,11 +84,13 @@ def write_report(
     findings: StudyFindings,
     items: ItemTable | None = None,
     losses: Mapping[str, Course] = MappingProxyType({}),
+    *,
+    overwrite: bool = False,
 ) -> Path:
     """Write ``report.html`` and the folder ``report/`` into a study's folder.
 
-    The page is written last and holds everything it shows; files of an earlier report that this
-    one does not have are removed. Very many items are a page of their own beside it.
+    The page holds everything it shows; files of an earlier report that this one does not have are
+    removed. Very many items are a page of their own beside it.
 
     Args:
         folder: of the study, or another.
@@ -98,29 +99,32 @@ def write_report(
         findings: made from them.
         items: to look at one by one; None leaves them out.
         losses: of each run in training, by name.
+        overwrite: replace files that rankwise did not write.
 
     Returns:
         The path of the page.
 
     Raises:
+        ConfigError: there are such files in the way, and ``overwrite`` is not given.
         StorageError: the folder cannot be written.
     """
     config = results.study.config
     made = study_page(results, recommendation, findings, losses)
     encoded = None if items is None else encoded_items(items)
+    written: dict[str, str | bytes] = {}
     if encoded is not None and encoded.is_large:
         link = Page("rankwise report", f"{config.name}, item by item", "", (), (), encoded)
-        write_atomically(folder / ITEMS_FILE, rendered(link, ())[0])
+        written[ITEMS_FILE] = rendered(link, ())[0]
         said = f"{encoded.num_items:,} items are too many for this page; see {ITEMS_FILE}."
         sections = [*made.sections, ReportSection("items-beside", "Item by item", [said])]
         made = made._replace(sections=sections, items_beside=ITEMS_FILE)
     else:
-        _remove(folder / ITEMS_FILE)
         made = made._replace(items=encoded)
     page, files = rendered(made, kinds_of(results.study))
-    _replace_files(folder / FILES, files)
     path = StudyFolder(folder).report_file
-    write_atomically(path, page)
+    written |= {f"{FILES}/{name}": content for name, content in files.items()} | {path.name: page}
+    replaces = (f"{FILES}/", ITEMS_FILE)
+    write_outputs(folder, written, overwrite=overwrite, replaces=replaces)
     return path
 
 
@@ -301,22 +305,6 @@ def _origin(results: StudyResults, losses: Mapping[str, Course]) -> Iterator[Rep
     figures = list(loss_figure(results.study, losses))
     yield ReportSection("training", "Training", figures=figures, tables=[facts])
     yield methods_section(results, FILES)
-
-
-def _replace_files(folder: Path, files: Mapping[str, str | bytes]) -> None:
-    """Write these files, and remove what an earlier report left there."""
-    for name, content in files.items():
-        write_atomically(folder / name, content)
-    for path in folder.iterdir():
-        if path.name not in files and path.suffix in (".svg", ".png", ".csv"):
-            _remove(path)
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be removed: {error.strerror}") from error
 
 
 def study_sections(

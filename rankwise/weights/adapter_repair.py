@@ -14,6 +14,7 @@ from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.findings.repairs import RepairTasks, choose_repair
 from rankwise.records.files import digest_of
 from rankwise.records.fingerprints import fingerprint
+from rankwise.records.outputs import output_folder
 from rankwise.records.repairs import AdapterRepair, Repair, RepairFamily
 from rankwise.tasks.questions import Advance
 from rankwise.tasks.requests import PreparedTask
@@ -104,6 +105,7 @@ def repair_adapter(
         advance: as of ``RepairScorer.scores``.
 
     Raises:
+        ConfigError: files that rankwise did not write are in the way.
         ModelError: the base cannot be loaded.
         RecordError: as ``findings.repairs.choose_repair``.
         StorageError: the folder cannot be written.
@@ -151,5 +153,6 @@ def repair_adapter(
         provenance=provenance_on(device),
     )
     if choice.repair is not None:
-        write_repaired(output, found.derived[choice.repair], adapter.target, record)
+        with output_folder(output) as place:
+            write_repaired(place, found.derived[choice.repair], adapter.target, record)
     return record

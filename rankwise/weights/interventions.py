@@ -12,9 +12,9 @@ from torch import Tensor
 
 from rankwise.records.audits import ChangedLayer, InterventionRecord
 from rankwise.records.files import write_atomically
+from rankwise.records.outputs import output_folder
 from rankwise.records.provenance import collect_provenance
 from rankwise.records.spectra import INTRUDER_EPSILON, INTRUDER_K
-from rankwise.records.whole_folder import whole_folder
 from rankwise.weights.adapted_svd import (
     AdaptedSvd,
     SumInBaseBasis,
@@ -211,6 +211,7 @@ def write_intervention(
         mitigated: of scaled intruders, for their numbers.
 
     Raises:
+        ConfigError: files that rankwise did not write are in the way.
         ModelError: the source cannot be read.
         StorageError: the folder cannot be written; nothing of it is left then.
     """
@@ -232,7 +233,7 @@ def write_intervention(
         ),
         provenance=collect_provenance(),
     )
-    with whole_folder(folder) as temporary:
+    with output_folder(folder) as temporary:
         save_updates(intervened.updates, temporary, source=source)
         write_atomically(temporary / INTERVENTION_FILE, record.model_dump_json(indent=2) + "\n")
     return record

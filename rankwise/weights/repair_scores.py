@@ -38,7 +38,6 @@ from rankwise.records.repairs import (
     Repair,
 )
 from rankwise.records.results import TaskItems, judged_items
-from rankwise.records.whole_folder import whole_folder
 from rankwise.tasks.evaluation import ScoredModel, Scoring, evaluate
 from rankwise.tasks.questions import Advance, RightAnswer
 from rankwise.tasks.requests import PreparedTask
@@ -248,8 +247,7 @@ def write_repaired(folder: Path, updates: Updates, source: Path, record: Adapter
 
     Raises:
         ModelError: the source cannot be read.
-        StorageError: the folder cannot be written; nothing of it is left then.
+        StorageError: the folder cannot be written.
     """
-    with whole_folder(folder) as temporary:
-        save_updates(updates, temporary, source=source)
-        write_atomically(temporary / CARD_FILE, model_card(record))
+    save_updates(updates, folder, source=source)
+    write_atomically(folder / CARD_FILE, model_card(record))

@@ -112,6 +112,19 @@ STUDY_FILES = [
         BASE + 'train: {task: "a\\0b"}\n',
         ("train.task: 'a\\x00b' has a control character; remove it",),
     ),
+    *(
+        Case(
+            f"U+{ord(hidden):04X} in a task",
+            BASE + f'train: {{task: "a\\u{ord(hidden):04x}b"}}\n',
+            (f"train.task: 'a\\u{ord(hidden):04x}b' has a control character; remove it",),
+        )
+        for hidden in "\u202e\u2066\u200b\u200f\u2060\ufeff"
+    ),
+    Case(
+        "a password",
+        BASE + "train: {data: 'https://user:pass/word@host/rows.jsonl'}\n",
+        ("train.data: 'https://***@host/rows.jsonl' is a URL; download it, and give the file",),
+    ),
     Case(
         "a line break in a task",
         BASE + 'train: {task: "a\\nb"}\n',

@@ -248,6 +248,7 @@ FILES = {
         "could not determine a constructor",
     ),
     "a control character": ('task: "ow\\tn"\n', "task 'ow\\tn' has a control character; remove it"),
+    "a turn of the line": ('task: "ow\\u202en"\n', "task 'ow\\u202en' has a control character;"),
 }
 
 

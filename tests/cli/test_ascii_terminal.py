@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from rankwise.cli.application import printable
+
 STUDY = "base_model: m\ntrain: {task: naïve, größe: 中文}\n"
 
 
@@ -22,6 +24,11 @@ def called(*arguments: object, encoding: str = "ascii") -> subprocess.CompletedP
     assert done.stdout.isascii()
     assert done.stderr.isascii()
     return done
+
+
+def test_what_would_hide_or_turn_the_text_beside_it_is_shown_by_its_code() -> None:
+    told = "a\u202eb\x1b[31m \ud800\tעברית می‌خواهم https://user:password@host/?a=1\n"
+    assert printable(told) == ("a\\u202eb\\x1b[31m \\ud800\tעברית می‌خواهم https://***@host/?a=1\n")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["recommend", "--help"]])

@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rankwise.engine.models.adapter_config import CONFIG_FILE
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
 from rankwise.records.audits import AuditRecord, InterventionRecord
+from rankwise.records.file_names import MANIFEST
 from rankwise.records.files import read_record
 from rankwise.weights.lowrank import read_updates
 from tests.support.audited_models import Q, adapter, edited, load, plant_intruder, rewritten
@@ -70,10 +71,8 @@ def test_by_default_it_is_written_beside_nothing_else(
     adapter(tiny_model_folder, tmp_path / "mine")
     monkeypatch.chdir(tmp_path)
     assert rankwise("audit", tiny_model_folder, "mine", *FEW).exit_code == 0
-    assert {path.name for path in (tmp_path / "audits" / "mine").iterdir()} == {
-        "audit.json",
-        "audit.html",
-    }
+    written = {path.name for path in (tmp_path / "audits" / "mine").iterdir()}
+    assert written == {"audit.json", "audit.html", MANIFEST}
     result = audited(tiny_model_folder, Path("mine"), Path("mine/audit"))
     assert result.exit_code == 2
     assert "inside what is audited" in words(result.stderr)

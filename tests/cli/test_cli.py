@@ -168,11 +168,12 @@ def test_init_writes_a_preset_that_loads_and_replaces_nothing(
     refused = rankwise("init")
     assert (refused.exit_code, refused.stdout) == (2, "")
     assert refused.stderr == (
-        "ConfigError: study.yaml has 1 problem\n"
-        "  the file exists; choose another path or give --force\n"
+        f"ConfigError: {tmp_path} has 1 problem\n"
+        "  study.yaml was changed since rankwise wrote it; move it away, choose another place, or "
+        "give --overwrite\n"
     )
     assert (tmp_path / "study.yaml").read_text() == "mine"
-    assert rankwise("init", "--force").exit_code == 0
+    assert rankwise("init", "--overwrite").exit_code == 0
     assert (tmp_path / "study.yaml").read_text() == preset_text("quickstart")
     assert rankwise("init", "new/folder/study.yaml").exit_code == 0
     assert (tmp_path / "new" / "folder" / "study.yaml").is_file()

@@ -74,10 +74,10 @@ def test_its_own_page_is_replaced_and_nothing_else(folders: tuple[Path, Path]) -
     refused = rankwise("compare", *folders)
     assert (refused.exit_code, refused.stdout, page.read_text()) == (2, "", "mine")
     assert words(refused.stderr) == (
-        "ConfigError: compare has 1 problem --output comparison.html exists and is no page of "
-        "rankwise compare; choose another file or give --force"
+        f"ConfigError: {Path.cwd()} has 1 problem comparison.html was not written by rankwise; "
+        "move it away, choose another place, or give --overwrite"
     )
-    assert rankwise("compare", *folders, "--force").exit_code == 0
+    assert rankwise("compare", *folders, "--overwrite").exit_code == 0
     first = page.read_text(encoding="utf-8")
     assert rankwise("compare", *reversed(folders)).exit_code == 0
     assert page.read_text(encoding="utf-8") != first
@@ -92,7 +92,7 @@ def test_what_cannot_be_compared_is_said_before_anything_is_read(
         (first,): f"only {first} is given; name two studies' folders or more",
         (first, second, first): f"{first} is given twice; name each study once",
         (first, tmp_path / "link"): f"{first} and {tmp_path / 'link'} are one folder; name each",
-        (first, second, "--output", tmp_path): f"--output {tmp_path} is a folder; name a file",
+        (first, second, "--output", tmp_path): f"{tmp_path.name} is a folder; choose another",
     }
     for arguments, sentence in cases.items():
         done = rankwise("compare", *arguments)

@@ -71,5 +71,5 @@ def test_what_is_refused_writes_nothing(here: Path) -> None:
     (here / "study.yaml").write_text("mine")
     assert rankwise("init", "--from", "trl.yaml").exit_code == 2
     assert (here / "study.yaml").read_text() == "mine"
-    assert rankwise("init", "--from", "trl.yaml", "--force").exit_code == 0
+    assert rankwise("init", "--from", "trl.yaml", "--overwrite").exit_code == 0
     assert load_config(here / "study.yaml").train.learning_rate.lora == (2e-4,)

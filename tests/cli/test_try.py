@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,6 +112,43 @@ def test_the_same_command_goes_on_and_another_is_refused(
     other = rankwise(*same[:-1], "20m")
     assert other.exit_code == 2
     assert "was written by another command" in words(other.output)
+
+
+@pytest.mark.parametrize("how", ["renamed", "moved", "moved with the rows"])
+def test_a_study_that_was_moved_goes_on(
+    tried: Tried, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Its rows lie where they were, or beside it as before."""
+    shutil.copytree(tried.folder.root, tmp_path / "studies" / "old")
+    data = shutil.copy(tried.data, tmp_path)
+    study = tmp_path / "studies" / "old"
+    config = load_config(study / "study.yaml", [])
+    assert config.train.data == Path(data)
+    record = StudyFolder(study).read_study()
+    StudyFolder(study).write(study / "study.json", record.model_copy(update={"config": config}))
+    new = {"renamed": "studies/new", "moved": "new", "moved with the rows": "new/studies/old"}[how]
+    if how == "moved with the rows":
+        (tmp_path / "new").mkdir()
+        for name in ("studies", Path(data).name):
+            (tmp_path / name).rename(tmp_path / "new" / name)
+    else:
+        study.rename(tmp_path / new)
+    monkeypatch.chdir(tmp_path)
+    assert rankwise("run", new).exit_code == 0
+    extended = rankwise("extend", new, "--ranks", 4)
+    assert extended.exit_code == 0, extended.output
+    assert len(StudyFolder(Path(new)).read_study().runs) == 3
+
+
+@pytest.mark.parametrize("data", ["https://user:password@host/rows.jsonl", "rows.jsonl"])
+def test_no_password_is_told(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / "rows.jsonl", rows(40))
+    done = rankwise("try", data, "--model", "https://user:password@host/model")
+    assert done.exit_code in (1, 2)
+    assert "https://***@host" in words(done.stderr)
+    assert "password" not in done.output
+    assert not (tmp_path / "studies").exists()
 
 
 def test_what_was_read_is_in_the_record(tried: Tried) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from rankwise.records.file_names import MANIFEST
+
 CODE = """
 import sys
 from pathlib import Path
@@ -37,8 +39,8 @@ VARYING = {
 }
 """All entries of records that differ between two runs of one study."""
 
-NOT_RECORDS = {".checked.json"}
-"""Inodes and times of files."""
+NOT_RECORDS = {".checked.json", MANIFEST}
+"""Inodes and times of files, and hashes of pages that have times in them."""
 
 LOCAL_TIMES = re.compile(
     r"\b\d+(\.\d+)?\s(s|min|h|MiB|GiB)\b"

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from rankwise.integrations.every_eval_ever import export_evaluations
 from rankwise.integrations.exported import Exported
+from rankwise.integrations.formats import export_study
 from rankwise.records.folder import StudyFolder
 from tests.planted.folders import write_study
 from tests.planted.results import planted_study
@@ -38,7 +38,7 @@ def content(exported: Exported) -> dict[str, Any]:
 
 
 def test_every_model_has_its_scores(folder: StudyFolder) -> None:
-    exported = export_evaluations(folder)
+    exported = export_study(folder, "every-eval-ever")
     ranks = [content(each)["model_info"]["additional_details"].get("rank") for each in exported]
     assert ranks == [None, "4", "16", None]  # the base, two ranks, full; rank 64 diverged
     first = content(exported[2])
@@ -59,17 +59,17 @@ def test_every_model_has_its_scores(folder: StudyFolder) -> None:
 
 
 def test_the_files_lie_as_in_the_data_store(folder: StudyFolder) -> None:
-    exported = export_evaluations(folder)
+    exported = export_study(folder, "every-eval-ever")
     root = folder.root / "export" / "every-eval-ever"
     names = [each.file.relative_to(root).as_posix() for each in exported]
     assert all(DATA_STORE.fullmatch(name) for name in names), names
     assert len(set(names)) == len(names)
     before = [each.file.read_bytes() for each in exported]
-    assert [each.file.read_bytes() for each in export_evaluations(folder)] == before
+    assert [each.file.read_bytes() for each in export_study(folder, "every-eval-ever")] == before
 
 
 def test_a_record_has_what_the_schema_requires(folder: StudyFolder) -> None:
-    for each in export_evaluations(folder):
+    for each in export_study(folder, "every-eval-ever"):
         log = content(each)
         assert set(log) >= REQUIRED
         details = log["model_info"]["additional_details"]
@@ -83,5 +83,5 @@ def test_a_record_has_what_the_schema_requires(folder: StudyFolder) -> None:
 def test_their_schema_accepts_it(folder: StudyFolder) -> None:
     schema = pytest.importorskip("every_eval_ever.schema")
     jsonschema = pytest.importorskip("jsonschema")
-    for each in export_evaluations(folder):
+    for each in export_study(folder, "every-eval-ever"):
         jsonschema.validate(content(each), schema.schema_json())

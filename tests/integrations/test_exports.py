@@ -14,7 +14,8 @@ import yaml
 
 from rankwise.errors import ConfigError
 from rankwise.integrations.chosen import chosen_runs
-from rankwise.integrations.exports import export_setup, setup_of
+from rankwise.integrations.exports import setup_of
+from rankwise.integrations.formats import export_study
 from rankwise.integrations.setups import TrainingSetup
 from rankwise.integrations.sources import read_source
 from rankwise.integrations.tools import TOOLS
@@ -53,7 +54,7 @@ def with_training(results: StudyResults, **settings: Any) -> StudyResults:
 
 
 def exported(folder: StudyFolder, name: str, run: str | None = None) -> Mapping[str, Any]:
-    (done,) = export_setup(folder, run=run, tool=BY_NAME[name])
+    (done,) = export_study(folder, name, run=run)
     assert done.file == folder.root / "export" / name / BY_NAME[name].file_name
     content: Mapping[str, Any] = yaml.safe_load(done.file.read_text(encoding="utf-8"))
     return content
@@ -208,7 +209,7 @@ def test_a_study_without_a_recommendation_names_its_best_bet(tmp_path: Path) -> 
     none = dict.fromkeys((4, 16, 64), 0.52)
     study = written(tmp_path, planted_study(none, num_in_domain=60))
     with pytest.raises(ConfigError) as caught:
-        export_setup(study, tool=BY_NAME["trl"])
+        export_study(study, "trl")
     text = str(caught.value)
     assert "no rank is recommended for kinship (" in text
     assert "--run" in text
@@ -221,7 +222,7 @@ def test_a_run_is_chosen_by_hand(folder: StudyFolder) -> None:
     text = (folder.root / "export" / "axolotl" / "axolotl.yaml").read_text()
     assert "chosen by hand" in text.splitlines()[0]
     with pytest.raises(ConfigError, match="several begin so"):
-        export_setup(folder, run="kinship", tool=BY_NAME["trl"])
+        export_study(folder, "trl", run="kinship")
 
 
 @pytest.mark.parametrize(
@@ -243,13 +244,13 @@ def test_full_fine_tuning_by_hand(folder: StudyFolder, name: str, key: str, valu
 
 def test_full_fine_tuning_has_no_adapter_config(folder: StudyFolder) -> None:
     with pytest.raises(ConfigError, match="trains all weights"):
-        export_setup(folder, run="kinship-full", tool=BY_NAME["peft"])
+        export_study(folder, "peft", run="kinship-full")
 
 
 def test_what_is_not_said_is_remarked(folder: StudyFolder) -> None:
-    (done,) = export_setup(folder, tool=BY_NAME["peft"])
+    (done,) = export_study(folder, "peft")
     assert "learning rate 2e-4, 2 epochs, 2 x 4 rows a step" in " ".join(done.remarks)
-    (done,) = export_setup(folder, tool=BY_NAME["trl"])
+    (done,) = export_study(folder, "trl")
     assert "the rows are those of the task kinship; add your own data" in done.remarks
 
 
@@ -274,7 +275,7 @@ def test_rows_that_others_read_otherwise_are_not_named(
     results = with_training(planted_study(), data=rows, **settings)
     study = written(tmp_path / "study", results)
     for tool in OF_TRAINING:
-        (done,) = export_setup(study, tool=BY_NAME[tool])
+        (done,) = export_study(study, tool)
         assert name not in done.file.read_text()
         (remark,) = [each for each in done.remarks if each.startswith("the rows are not in it")]
         assert "JSON Lines with prompt and completion, or messages" in remark
@@ -301,7 +302,7 @@ def test_what_the_other_trainer_learns_otherwise_is_remarked(
     results = with_training(planted_study(), data=rows, **settings)
     study = written(tmp_path / "study", results)
     for tool in OF_TRAINING:
-        (done,) = export_setup(study, tool=BY_NAME[tool])
+        (done,) = export_study(study, tool)
         assert (words in " ".join(done.remarks)) == (tool in tools)
 
 
@@ -310,7 +311,7 @@ def test_what_full_fine_tuning_decays_is_remarked(tmp_path: Path) -> None:
         results = with_training(planted_study(), task=("kinship",), weight_decay=decay)
         study = written(tmp_path / f"{decay}", results)
         for run, all_weights in (("kinship-full", True), (BEST, False)):
-            (done,) = export_setup(study, run=run, tool=BY_NAME["trl"])
+            (done,) = export_study(study, "trl", run=run)
             said = "weight decay here is of all weights" in " ".join(done.remarks)
             assert said == (is_said and all_weights)
 
@@ -318,7 +319,7 @@ def test_what_full_fine_tuning_decays_is_remarked(tmp_path: Path) -> None:
 def test_a_run_that_stopped_is_said_to_have(tmp_path: Path) -> None:
     study = written(tmp_path / "study", stopped(planted_study()))
     for tool in NAMES:
-        (done,) = export_setup(study, tool=BY_NAME[tool])
+        (done,) = export_study(study, tool)
         said = "the run stopped at step 60 of 240: train by the schedule of the whole"
         assert said in " ".join(done.remarks)
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import rankwise as rw
+from rankwise.integrations.hub import PushedFile, push_study
+from rankwise.integrations.study_files import study_files
+from rankwise.records.file_names import WEIGHTS
 from rankwise.records.files import read_record
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import PlannedRun, StudyRecord
@@ -254,6 +257,81 @@ def test_a_name_that_is_none(finished: StudyFolder, stand_in: Hub, repo: str) ->
     assert done.exit_code == 2
     assert f"--repo: {repo!r} names no repository; write org/name" in words(done.stderr)
     assert stand_in.requests == []
+
+
+def test_everything_that_the_study_wrote_is_known(finished: StudyFolder) -> None:
+    listed = {each.path for each in study_files(finished, finished.read_study())}
+    of_models = {
+        path
+        for name in ("base", "runs")
+        for path in (finished.root / name).rglob("*.json*")
+        if path.parent.name not in WEIGHTS
+    }
+    assert of_models == {path for path in listed if path.parent != finished.root}
+
+
+def test_what_the_study_did_not_write_is_not_sent(
+    finished: StudyFolder, stand_in: Hub, once: Once, tmp_path: Path
+) -> None:
+    shutil.copytree(finished.root, tmp_path / "study")
+    copy = StudyFolder(tmp_path / "study")
+    place = copy.model_folder(lora_run(copy).name)
+    for name in ("my.jsonl", "my.json", "metrics.jsonl.bak", "heads/notes.txt", "eval/a.jsonl"):
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).write_text("secret")
+    samples = copy.samples_file(lora_run(copy).name, "sums")
+    shutil.copy(samples, samples.with_name("sums.samples.jsonl.bak"))
+    shutil.copy(samples, copy.root / "base" / "sums.jsonl")
+    for name in ("my.json", "my.csv"):
+        (copy.root / name).write_text("secret")
+    done = push(copy, "--run", LORA)
+    assert done.exit_code == 0, done.stderr
+    assert files_of(stand_in).keys() == {
+        path.relative_to(once.without).as_posix()
+        for path in once.without.rglob("*")
+        if path.is_file() and path.name != "notes.md"
+    }
+
+
+@pytest.mark.parametrize("verb", ["push", "export"])
+@pytest.mark.parametrize(
+    "name", ["findings.json", "base/eval/sums.samples.jsonl", "{run}/adapter", "runs", "study.json"]
+)
+def test_a_study_with_a_link_in_it_goes_nowhere(
+    finished: StudyFolder, stand_in: Hub, tmp_path: Path, verb: str, name: str
+) -> None:
+    """A record, items without which the study is whole, weights, and a folder on the way."""
+    shutil.copytree(finished.root, tmp_path / "study")
+    link = tmp_path / "study" / name.format(run=f"runs/{lora_run(finished).name}")
+    link.rename(tmp_path / "secret")
+    link.symlink_to(tmp_path / "secret")
+    study = StudyFolder(tmp_path / "study")
+    done = push(study, "--run", LORA) if verb == "push" else rankwise("export", study.root)
+    if verb == "export" and name.endswith("adapter"):
+        assert done.exit_code == 0  # no export reads weights
+        return
+    assert done.exit_code == 1
+    assert f"{link} is a link, and nothing outside of the study is given away." in words(
+        done.stderr
+    )
+    assert stand_in.requests == []
+    assert not (tmp_path / "study" / "export").exists()
+
+
+def test_the_files_are_shown_before_they_go(finished: StudyFolder, stand_in: Hub) -> None:
+    shown: list[str] = []
+
+    def approve(files: Sequence[PushedFile]) -> bool:
+        assert stand_in.requests == []
+        shown.extend(f"{file.num_bytes:>13,}  {file.path}" for file in files)
+        return False
+
+    refused = push_study(finished, "org/mine", LORA, approve=approve)
+    assert (refused.url, stand_in.requests) == (None, [])
+    done = push(finished, "--run", LORA)
+    lines = done.stderr.splitlines()
+    assert [line for line in lines if line in shown] == shown
+    assert {line.split()[1] for line in shown} == files_of(stand_in).keys() - {".gitattributes"}
 
 
 def test_only_a_run_with_an_adapter(finished: StudyFolder, stand_in: Hub) -> None:

@@ -14,11 +14,12 @@ import pytest
 from typer.testing import CliRunner
 
 from rankwise.cli.main import app
-from rankwise.errors import RecordError, StorageError
+from rankwise.errors import ConfigError, RecordError, StorageError
 from rankwise.findings.pairs import compare
 from rankwise.findings.samples import compare_samples
 from rankwise.integrations.exported import Exported
-from rankwise.integrations.lm_eval_files import export_lm_eval
+from rankwise.integrations.formats import export_study
+from rankwise.records.file_names import MANIFEST
 from rankwise.records.folder import StudyFolder
 from rankwise.records.reading import read_results
 from rankwise.records.study_file import load_config
@@ -126,7 +127,7 @@ def study(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def exported(study: StudyFolder) -> ExportedStudy:
-    models = export_lm_eval(study)
+    models = export_study(study, "lm-eval")
     return ExportedStudy(study, models, *(Written.read(each.file.parent) for each in models))
 
 
@@ -216,7 +217,7 @@ def test_exporting_twice_changes_nothing(exported: ExportedStudy) -> None:
         return {path: path.read_bytes() for path in files if path.is_file()}
 
     before = content()
-    assert export_lm_eval(exported.study) == exported.models
+    assert export_study(exported.study, "lm-eval") == exported.models
     assert content() == before
 
 
@@ -417,21 +418,21 @@ def test_datasets_loads_the_files(exported: ExportedStudy, tmp_path: Path) -> No
 def test_a_limited_task_has_an_unknown_number_of_documents(copied: StudyFolder) -> None:
     for limit, original in ((26, None), (27, 26)):
         change(copied.evaluation_file("base", "colours"), limit=limit)
-        results = Written.read(export_lm_eval(copied)[0].file.parent).results
+        results = Written.read(export_study(copied, "lm-eval")[0].file.parent).results
         assert results["n-samples"]["colours"] == {"original": original, "effective": 26}
         assert results["n-samples"]["sums"] == {"original": 8, "effective": 8}
 
 
 def test_an_unknown_chat_template_is_not_said_to_be_none(copied: StudyFolder) -> None:
     change(copied.evaluation_file("base", "colours"), chat_template=True)
-    results = Written.read(export_lm_eval(copied)[0].file.parent).results
+    results = Written.read(export_study(copied, "lm-eval")[0].file.parent).results
     assert not {"chat_template", "chat_template_sha"} & results.keys()
 
 
 def test_a_version_that_is_no_number_stays_a_text(copied: StudyFolder) -> None:
     for text, version in (("Yaml", "Yaml"), ("1.10", "1.10"), ("3", 3), ("0.0", 0.0)):
         change(copied.evaluation_file("base", "colours"), task_version=text)
-        results = Written.read(export_lm_eval(copied)[0].file.parent).results
+        results = Written.read(export_study(copied, "lm-eval")[0].file.parent).results
         assert results["versions"]["colours"] == version
         assert type(results["versions"]["colours"]) is type(version)
 
@@ -439,7 +440,7 @@ def test_a_version_that_is_no_number_stays_a_text(copied: StudyFolder) -> None:
 def test_a_diverged_run_is_left_out(copied: StudyFolder) -> None:
     run = copied.read_study().runs[0]
     change(copied.run_file(run.name), status="diverged", message="no number", final_loss_nats=None)
-    names = [model.name for model in export_lm_eval(copied)]
+    names = [model.name for model in export_study(copied, "lm-eval")]
     assert names == ["base", copied.read_study().runs[1].name]
 
 
@@ -459,14 +460,14 @@ def test_a_run_says_how_to_load_it(exported: ExportedStudy) -> None:
 def test_an_unfinished_study_is_refused(copied: StudyFolder, tmp_path: Path) -> None:
     copied.evaluation_file("base", "sums").unlink()
     with pytest.raises(RecordError, match=r"not scored on sums yet"):
-        export_lm_eval(copied, tmp_path / "out")
+        export_study(copied, "lm-eval", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_place_that_cannot_be_written(copied: StudyFolder, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="cannot be written"):
-        export_lm_eval(copied, tmp_path / "file")
+    with pytest.raises(ConfigError, match="it is no folder; name another place"):
+        export_study(copied, "lm-eval", tmp_path / "file")
 
 
 def test_imported_models_are_exported_and_say_how_to_load_them(
@@ -484,14 +485,15 @@ def test_imported_models_are_exported_and_say_how_to_load_them(
     ]
     plan = plan_study(load_config(study.root.parent / "tiny.yaml", overrides))
     run_study(plan, StudyFolder(tmp_path / "imported"), Silent())
-    base, *models = export_lm_eval(StudyFolder(tmp_path / "imported"), tmp_path / "out")
+    base, *models = export_study(StudyFolder(tmp_path / "imported"), "lm-eval", tmp_path / "out")
     adapter, checkpoint = (
         Written.read(model.file.parent).results["config"]["model_args"] for model in models
     )
     assert (tmp_path / "imported" / adapter["peft"]).is_dir()
     assert checkpoint["pretrained"] == str(study.weights_folder(full))
     files = {path for model in (base, *models) for path in (model.file, *model.samples_files)}
-    assert {path for path in (tmp_path / "out").rglob("*") if path.is_file()} == files
+    written = {path for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert written == files | {tmp_path / "out" / MANIFEST}
 
 
 @pytest.mark.parametrize("earlier", [False, True])
@@ -514,11 +516,11 @@ def test_an_export_that_fails_leaves_what_was_there(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", full)
         with pytest.raises(StorageError, match=f"{output} cannot be written: No space left"):
-            export_lm_eval(copied, output)
+            export_study(copied, "lm-eval", output)
     assert sorted(tmp_path.rglob("*")) == before
-    assert len(export_lm_eval(copied, output)) == 3
+    assert len(export_study(copied, "lm-eval", output)) == 3
     assert (output / "mine").exists() == earlier
-    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp")]
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith("-tmp")]
 
 
 # the command
@@ -532,7 +534,7 @@ def test_the_command_says_what_it_wrote(exported: ExportedStudy, tmp_path: Path)
     assert [line.split(":")[0] for line in lines] == [model.name for model in exported.models]
     for line, model in zip(lines, exported.models, strict=True):
         assert line.endswith(f"{model.file.name} and 5 samples files")
-    for path in (tmp_path / "out").rglob("*.json*"):
+    for path in (tmp_path / "out").rglob("[a-z]*.json*"):
         twin = exported.study.root / "export" / "lm-eval" / path.relative_to(tmp_path / "out")
         assert path.read_bytes() == twin.read_bytes()
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 
 from rankwise.errors import ConfigError
-from rankwise.integrations.exports import export_card
+from rankwise.integrations.formats import export_study
 from rankwise.records.folder import StudyFolder
 from tests.planted.folders import write_study
 from tests.planted.results import planted_study
+
+HOSTILE = "<img src=x onerror=alert(1)> ![](http://x)|`<b>`"
 
 
 @pytest.fixture
@@ -23,7 +26,7 @@ def folder(tmp_path: Path) -> StudyFolder:
 
 
 def card(folder: StudyFolder, run: str | None = None) -> ModelCard:
-    (done,) = export_card(folder, run=run)
+    (done,) = export_study(folder, "model-card", run=run)
     assert done.file == folder.root / "export" / "model-card" / "README.md"
     return ModelCard(done.file.read_text(encoding="utf-8"))
 
@@ -58,9 +61,20 @@ def test_a_fully_fine_tuned_model_is_no_adapter(folder: StudyFolder) -> None:
     assert (chosen.data.library_name, chosen.data.tags) == (None, ["rankwise"])
 
 
+def test_names_of_tasks_are_text(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path)
+    tasks = {"in_domain_tasks": (HOSTILE,), "retention_tasks": (f"r {HOSTILE}",)}
+    write_study(folder, planted_study(**tasks, base={HOSTILE: 0.5, f"r {HOSTILE}": 0.9}))
+    text = card(folder).text
+    assert "&lt;img src=x onerror=alert(1)&gt; !\\[\\](http://x)\\|`&lt;b&gt;`" in text
+    assert not re.search(r"<|(?<!\\)[\[\]]", text)
+    rows = [line for line in text.splitlines() if line.startswith("| r &lt;img")]
+    assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [8]
+
+
 def test_a_study_that_recommends_nothing_has_no_card(tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path)
     write_study(folder, planted_study(dict.fromkeys((4, 16, 64), 0.52), num_in_domain=60))
     with pytest.raises(ConfigError, match="no rank is recommended for kinship"):
-        export_card(folder)
+        export_study(folder, "model-card")
     assert not (tmp_path / "export").exists()

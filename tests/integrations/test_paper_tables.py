@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from rankwise.integrations.paper_tables import escaped, export_latex, export_markdown
+from rankwise.integrations.formats import export_study
+from rankwise.integrations.paper_tables import escaped, markdown, paper_tables
 from rankwise.records.folder import StudyFolder
+from rankwise.study.conclusion import conclude
 from tests.planted.folders import write_study
 from tests.planted.results import planted_study
 
@@ -25,7 +27,7 @@ def study(folder: Path, name: str = "my_study", **planted: Any) -> StudyFolder:
 
 
 def latex(folder: StudyFolder) -> str:
-    (written,) = export_latex(folder)
+    (written,) = export_study(folder, "latex")
     assert written.file == folder.root / "export" / "latex" / "results.tex"
     return written.file.read_text(encoding="utf-8")
 
@@ -87,7 +89,7 @@ def test_latex_compiles_it(tmp_path: Path) -> None:
 
 
 def test_markdown_has_one_line_for_each_model(tmp_path: Path) -> None:
-    (written,) = export_markdown(study(tmp_path, name="planted", diverged=[(64, 0)]))
+    (written,) = export_study(study(tmp_path, name="planted", diverged=[(64, 0)]), "markdown")
     text = written.file.read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert len(rows) == 2 + 5
@@ -95,3 +97,11 @@ def test_markdown_has_one_line_for_each_model(tmp_path: Path) -> None:
     assert chosen.startswith("| LoRA rank 16 recommended | 32 | 2e-4 | 1.84 M 1.4 % | 80.0 (75.1 ")
     assert "diverged and was not scored" in text
     assert "Intervals are 95\u00a0%" in text
+
+
+def test_markdown_takes_names_for_text(tmp_path: Path) -> None:
+    hostile = "<img src=x onerror=alert(1)> [a](http://x)"
+    (shown,) = paper_tables(conclude(study(tmp_path, name="planted")))
+    text = markdown(shown._replace(title=hostile, statement=hostile, notes=(hostile,)))
+    assert text.count("&lt;img src=x onerror=alert(1)&gt; \\[a\\](http://x)") == 3
+    assert "<img" not in text

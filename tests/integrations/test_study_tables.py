@@ -10,7 +10,7 @@ from pyarrow import parquet
 
 from rankwise.errors import RecordError
 from rankwise.findings.models import summarise
-from rankwise.integrations.study_tables import export_csv, export_parquet
+from rankwise.integrations.formats import export_study
 from rankwise.records.folder import StudyFolder
 from rankwise.report.tables import csv_tables
 from rankwise.study.conclusion import conclude
@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> StudyFolder:
 
 
 def test_the_csv_files_are_the_reports_behind_the_trained_task(folder: StudyFolder) -> None:
-    written = export_csv(folder)
+    written = export_study(folder, "csv")
     assert [each.name for each in written] == TABLES
     outcome = conclude(folder)
     (part,) = outcome.recommendation.by_train_task
@@ -43,7 +43,7 @@ def test_the_csv_files_are_the_reports_behind_the_trained_task(folder: StudyFold
 
 
 def test_parquet_has_the_same_rows_with_their_types(folder: StudyFolder, tmp_path: Path) -> None:
-    written = export_parquet(folder, tmp_path / "out")
+    written = export_study(folder, "parquet", tmp_path / "out")
     assert [each.file for each in written] == [tmp_path / "out" / f"{t}.parquet" for t in TABLES]
     tables = {each.name: parquet.read_table(each.file) for each in written}
     runs = {row["rank"]: row for row in tables["runs"].to_pylist() if row["method"] == "lora"}
@@ -54,20 +54,20 @@ def test_parquet_has_the_same_rows_with_their_types(folder: StudyFolder, tmp_pat
     types = {field.name: str(field.type) for field in tables["runs"].schema}
     assert (types["rank"], types["gain"], types["recommended"]) == ("int64", "double", "bool")
     for name, table in tables.items():
-        text = export_csv(folder)[TABLES.index(name)].file.read_text(encoding="utf-8")
+        text = export_study(folder, "csv")[TABLES.index(name)].file.read_text(encoding="utf-8")
         rows = list(csv.reader(text.splitlines()))
         assert rows[0] == table.column_names
         assert len(rows) == 1 + table.num_rows
 
 
 def test_the_same_study_gives_the_same_bytes(folder: StudyFolder) -> None:
-    before = [each.file.read_bytes() for each in export_parquet(folder)]
-    assert [each.file.read_bytes() for each in export_parquet(folder)] == before
+    before = [each.file.read_bytes() for each in export_study(folder, "parquet")]
+    assert [each.file.read_bytes() for each in export_study(folder, "parquet")] == before
 
 
 def test_a_study_without_a_finished_run_has_no_tables(folder: StudyFolder) -> None:
     for run in folder.read_study().runs:
         folder.run_file(run.name).unlink()
     with pytest.raises(RecordError, match=r"no run of .* is finished"):
-        export_csv(folder)
+        export_study(folder, "csv")
     assert not (folder.root / "export").exists()

@@ -16,6 +16,7 @@ from rankwise.records.config.methods import AlphaConfig, LoraConfig
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.fields import bytes_of
 from rankwise.records.study_file import (
+    found_again,
     load_config,
     preset_names,
     preset_text,
@@ -282,6 +283,31 @@ def test_relative_paths_are_resolved_against_the_file(
         tmp_path / "home" / "mine",
     )
     assert config.train.data == tmp_path / "below" / "rows.jsonl"
+
+
+def test_a_study_finds_its_rows_from_where_its_folder_is(tmp_path: Path) -> None:
+    """As it was downloaded, with its rows beside it; and moved, with a study file in it."""
+    folder, gone = tmp_path / "study", tmp_path / "gone" / "rows.jsonl"
+    config = load_config(written(tmp_path, "base_model: m\ntrain: {data: x/../rows.jsonl}\n"))
+    assert config.train.data == tmp_path / "rows.jsonl"
+
+    def found(data: Path) -> Path | None:
+        train = config.train.model_copy(update={"data": data})
+        there = config.model_copy(update={"train": train})
+        return found_again(there, folder, folder / "study.yaml").train.data
+
+    assert found(Path("rows.jsonl")) == folder / "rows.jsonl"
+    assert found(gone) == gone
+    folder.mkdir()
+    (folder / "study.yaml").write_text("base_model: m\ntrain: {data: ../rows.jsonl}\n")
+    assert found(gone) == tmp_path / "rows.jsonl"
+    gone.parent.mkdir()
+    gone.touch()
+    assert found(gone) == gone
+    assert found(Path("org/name")) == Path("org/name")
+    gone.unlink()
+    (folder / "study.yaml").write_text("base_model: [")
+    assert found(gone) == gone
 
 
 def test_a_base_below_the_current_folder_is_the_same_from_elsewhere(

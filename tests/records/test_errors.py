@@ -7,7 +7,14 @@ import pickle
 import pytest
 
 from rankwise import errors
-from rankwise.errors import ConfigError, PlanError, RankwiseError
+from rankwise.errors import (
+    ConfigError,
+    PlanError,
+    RankwiseError,
+    RecordError,
+    StageFailedError,
+    StorageError,
+)
 
 STANDARD = {
     "ConfigError": ValueError,
@@ -35,6 +42,27 @@ WITH_FIELDS = {
     "PlanError": ("study", "tiny", ["a: 1"], ["w"]),
     "StageFailedError": (["base: scoring a failed: why"],),
 }
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://user:password@host/x is none", "https://***@host/x is none"),
+        ("https:/user:password@host/x", "https:/***@host/x"),  # as a path has it
+        ("'s3://key:pass/wo@rd@bucket'", "'s3://***@bucket'"),
+        ("https://password@host and me@home", "https://***@host and me@home"),
+        ("gs://b/x?X-Signature=password&n=1 no", "gs://b/x?*** no"),
+        ("https://huggingface.co/org/name@rev", "https://huggingface.co/org/name@rev"),
+        ("org/name:config@rev/split, a@b, C:/x@y", "org/name:config@rev/split, a@b, C:/x@y"),
+    ],
+)
+def test_no_error_tells_a_password(text: str, shown: str) -> None:
+    assert str(RecordError(text)) == shown
+    assert str(StorageError(text)) == shown
+    config, plan = ConfigError(text, [text]), PlanError("study", text, [text], [text])
+    for error in (config, plan, StageFailedError([text])):
+        assert "password" not in f"{error} {error!r} {error.args} {vars(error)}"
+    assert (config.problems, plan.warnings) == ((shown,), (shown,))
 
 
 def children() -> dict[str, type[RankwiseError]]:

@@ -22,7 +22,7 @@ from rankwise.errors import (
     StudyMovedError,
 )
 from rankwise.records import mirror as mirrors
-from rankwise.records.file_names import is_large, order
+from rankwise.records.file_names import MANIFEST, is_large, order
 from rankwise.records.folder import StudyFolder
 from rankwise.records.leases import Crew
 from rankwise.records.mirror import Mirror, address_of, local_folder, mirror_at, shown_url
@@ -93,9 +93,11 @@ def test_what_one_machine_sends_another_brings_down(
     files = {"study.json": "1", RUN: "2", ADAPTER: "3", "runs/r/training.pt": "4"}
     write(one, files)
     write(one, {".checked.json": "own", ".workers/a/b.worker": "own", "runs/.hidden": "own"})
+    write(one, {MANIFEST: "5"})  # else what it lists were another's on another machine
     one.push(order)
-    assert there(url) == files
+    assert there(url) == files | {MANIFEST: "5"}
     other.pull(is_large)
+    assert (other.root / MANIFEST).exists()
     assert here(other) == {"study.json": "1", RUN: "2"}
     assert other.waits(other.root / ADAPTER, 1)
     assert not other.waits(other.root / ADAPTER, 2)  # of another size it is not what was written

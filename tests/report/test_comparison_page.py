@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from rankwise.findings.comparison import STACK_SHIFT, StudySource, compare_studies
 from rankwise.records import quantities
 from rankwise.report.charts.theme import page_colours
-from rankwise.report.comparison_page import comparison_page, is_comparison, write_comparison
+from rankwise.report.comparison_page import comparison_page
 from tests.planted.compared import compared, compared_results, judged
 from tests.support.pages import Page
 
@@ -144,13 +143,3 @@ def test_what_is_left_out_is_named() -> None:
     partial = judged(results.model_copy(update={"left_out": left_out}))
     text = text_of(page_of(compared("first"), partial))
     assert "second: Left out: kinship-lora-r064 is not scored on capitals." in text
-
-
-def test_a_page_knows_its_own_kind(tmp_path: Path) -> None:
-    studies = [compared("first"), compared("second")]
-    path = tmp_path / "new" / "page.html"
-    write_comparison(path, compare_studies(studies), studies)
-    (tmp_path / "other.html").write_text("<p>mine</p>")
-    (tmp_path / "binary").write_bytes(b"\xff\xfe")
-    assert is_comparison(path)
-    assert not any(map(is_comparison, (tmp_path / "other.html", tmp_path / "binary", tmp_path)))

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rankwise.records.file_names import MANIFEST
+
 VARYING = (
     *("provenance", "train_seconds", "score_seconds", "analysis_seconds", "peak_memory_bytes"),
     "seconds",
@@ -34,7 +36,7 @@ def comparable(folder: Path, *, exact: bool = False) -> dict[str, Any]:
     content: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.name == ".checked.json" or name.startswith("quarantine/"):
+        if path.name in (".checked.json", MANIFEST) or name.startswith("quarantine/"):
             continue
         if path.suffix == ".safetensors":
             content[name] = hashlib.sha256(path.read_bytes()).hexdigest()

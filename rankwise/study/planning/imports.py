@@ -148,7 +148,7 @@ def _planned(
             f"of at most {_LONGEST_NAME} letters with `name`."
         )
     run = PlannedRun(
-        name="",
+        name="unnamed",
         fingerprint=content,
         train_task=train_task,
         imported_as=label,

@@ -198,7 +198,7 @@ class RunMaker:
     ) -> PlannedRun:
         train, examples = self._config.train, self._examples
         run = PlannedRun(
-            name="",
+            name="unnamed",
             fingerprint="",
             method=method,
             train_task=self._source,

@@ -1,0 +1,102 @@
+"""The files of a study that may go elsewhere: those that it writes, by name, and no links."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from rankwise.errors import RecordError
+from rankwise.findings.study import StudyFindings
+from rankwise.records.base import Record
+from rankwise.records.behaviour import Behaviour
+from rankwise.records.file_names import samples_beside
+from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.forms import model_in_form
+from rankwise.records.heads import HeadRepair, TaskHeadEffects
+from rankwise.records.judgement import StudyLooks
+from rankwise.records.own_texts import OwnTexts
+from rankwise.records.recommendation import StudyRecommendation
+from rankwise.records.repair_scores import RepairDivergences, RepairScores
+from rankwise.records.repairs import AdapterRepair
+from rankwise.records.search import SearchRecord
+from rankwise.records.stacks import AcceptedStacks
+from rankwise.records.study import StudyRecord, TaskEvaluation
+from rankwise.study.stages import CheckForm, model_name, stages
+
+_WITH_TEXTS = (Behaviour, OwnTexts)
+
+
+class StudyFile(NamedTuple):
+    """A file that a study has written.
+
+    Attributes:
+        path: of the file.
+        kind: of the record; None: lines, of items or of steps.
+        has_texts: of items, or what a model wrote.
+    """
+
+    path: Path
+    kind: type[Record] | None
+    has_texts: bool
+
+
+def study_files(folder: StudyFolder, study: StudyRecord) -> list[StudyFile]:
+    """Everything that a study has written but weights, ``study.json`` and its report.
+
+    Raises:
+        RecordError: a file, or a folder on the way to it, is a link.
+    """
+    found: list[StudyFile] = []
+    for path, kind in _records(folder, study):
+        found.append(StudyFile(path, kind, kind in _WITH_TEXTS))
+        if kind is TaskEvaluation:
+            found.append(StudyFile(samples_beside(path), None, has_texts=True))
+    for model in study.models:
+        found.append(StudyFile(folder.metrics_file(model.name), None, has_texts=False))
+    refuse_links(folder, [folder.study_file, *(each.path for each in found)])
+    return [each for each in found if each.path.exists()]
+
+
+def refuse_links(folder: StudyFolder, paths: list[Path]) -> None:
+    """Refuse to give away what lies elsewhere.
+
+    Raises:
+        RecordError: a file of the study, or a folder of it on the way there, is a link.
+    """
+    on_the_way = {
+        part
+        for path in paths
+        for part in (path, *path.parents)
+        if part.is_relative_to(folder.root) and part != folder.root
+    }
+    link = min((part for part in on_the_way if part.is_symlink()), default=None)
+    if link is not None:
+        raise RecordError(
+            f"{link} is a link, and nothing outside of the study is given away. Copy the study "
+            "with what its links lead to (cp -rL), look at it, and give that folder."
+        )
+
+
+def _records(folder: StudyFolder, study: StudyRecord) -> Iterator[tuple[Path, type[Record]]]:
+    yield folder.recommendation_file, StudyRecommendation
+    yield folder.findings_file, StudyFindings
+    yield folder.looks_file, StudyLooks
+    yield folder.search_file, SearchRecord
+    yield folder.stacks_file, AcceptedStacks
+    yield folder.own_texts_file, OwnTexts
+    for stage in stages(study):
+        for model in stage.models:
+            yield stage.path_of(folder, model), stage.record
+            if isinstance(stage, CheckForm):
+                scored = model_in_form(model_name(model), stage.form)
+                for task in stage.tasks:
+                    yield folder.evaluation_file(scored, task), TaskEvaluation
+    for name in (BASE, *(model.name for model in study.models)):
+        yield folder.head_repair_file(name), HeadRepair
+        yield folder.adapter_repair_file(name), AdapterRepair
+        yield folder.repair_divergences_file(name), RepairDivergences
+        for task in study.scored_tasks():
+            yield folder.repair_scores_file(name, task), RepairScores
+        for path in folder.head_effects_files(name):
+            yield path, TaskHeadEffects

@@ -1,0 +1,100 @@
+"""Records of somebody else whose names lead elsewhere: they are refused, and nothing is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankwise.errors import RecordError
+from rankwise.records.file_names import task_file_name
+from rankwise.records.files import FileDigest
+from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.study import RunRecord, StageFailure, StudyRecord, Training
+from tests.planted.folders import write_study
+from tests.planted.results import planted_study
+from tests.support.command_line import rankwise, words
+
+NAMES = ["../../victim", "/victim", "..", ".hidden", "a/b", "a\\b", "a\u202eb", "a\nb", ""]
+SOMETHING = FileDigest.of(b"")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StudyFolder:
+    """A finished study below a folder that holds a victim."""
+    folder = StudyFolder(tmp_path / "studies" / "study")
+    write_study(folder, planted_study())
+    victim = tmp_path / "victim"
+    for name in ("run.json", "study.json"):
+        victim.mkdir(exist_ok=True)
+        (victim / name).write_text("secret")
+    (tmp_path / "studies" / "victim.json").write_text("secret")
+    return folder
+
+
+def forged(record: StudyRecord, name: str, **changed: Any) -> StudyRecord:
+    first, *others = record.runs
+    run = first.model_copy(update=changed or {"name": name})
+    return record.model_copy(update={"runs": (run, *others)})
+
+
+STUDIES: dict[str, Callable[[StudyRecord, str], StudyRecord]] = {
+    "a run": forged,
+    "what a checkpoint is of": lambda record, name: forged(
+        record,
+        name,
+        checkpoint_of=Training.model_construct(name=name, fingerprint="1", num_steps=1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("what", STUDIES)
+def test_a_study_with_a_forged_name(folder: StudyFolder, what: str, name: str) -> None:
+    folder.write(folder.study_file, STUDIES[what](folder.read_study(), name))
+    for verb in ("status", "report", "verify", "export"):
+        done = rankwise(verb, folder.root)
+        assert done.exit_code == 1, verb
+        assert f"{folder.study_file} is not " in words(done.output)
+        assert "secret" not in done.output
+    assert not folder.report_file.exists()
+
+
+def test_a_task_that_would_hide_what_stands_beside_it(folder: StudyFolder) -> None:
+    record = folder.read_study()
+    tasks = {"kinship": {"in_domain": ("kin\u202eship",)}}
+    folder.write(folder.study_file, record.model_copy(update={"tasks": tasks}))
+    with pytest.raises(RecordError, match=r"'kin\\u202eship' has a control character"):
+        folder.read_study()
+
+
+def test_a_failure_with_a_forged_name_removes_nothing(folder: StudyFolder) -> None:
+    failure = StageFailure.model_construct(
+        stage="../../victim", kind="k", name="n", model="m", runs=(), error="e", message="m",
+        failed_at="",
+    )  # fmt: skip
+    folder.write(folder.failures_folder / "a.json", failure)
+    with pytest.raises(RecordError, match=r"stage: .* is no plain name"):
+        folder.keep_failures(())
+    assert (folder.root.parent / "victim.json").exists()
+
+
+@pytest.mark.parametrize("name", ["../../../victim/run.json", "a/../../b", "a\\b"])
+def test_weights_that_would_lie_elsewhere(folder: StudyFolder, name: str) -> None:
+    (first, *_) = folder.read_study().runs
+    path = folder.run_file(first.name)
+    record = folder.read(path, RunRecord)
+    folder.write(path, record.model_copy(update={"files": {name: SOMETHING}}))
+    with pytest.raises(RecordError, match="is not below its folder; rename it"):
+        folder.read(path, RunRecord)
+
+
+@pytest.mark.parametrize("task", ["..", ".", "../../victim", ".hidden", "/victim"])
+def test_no_task_leads_elsewhere(folder: StudyFolder, task: str) -> None:
+    name = task_file_name(task)
+    assert "/" not in name
+    assert not name.startswith(".")
+    place = folder.model_folder(BASE) / "eval"
+    assert folder.evaluation_file(BASE, task).resolve().parent == place
