@@ -63,9 +63,14 @@ def summarise(
     models = {model.run.planned: model for model in results.runs if model.run is not None}
     planned = sorted(models, key=_order)
     labels = seeded_labels(planned)
-    return (
-        _summary(source, recommendation, results.base, BASE_LABEL),
-        *(_summary(source, recommendation, models[plan], labels[plan.name]) for plan in planned),
+    worst: dict[str, Comparison] = {}
+    for row in recommendation.comparisons:
+        if (row.relation, row.unit) == ("retention", "points"):
+            worst[row.run] = min(worst.get(row.run, row), row, key=lambda each: each.difference)
+    shown = [(results.base, BASE_LABEL), *((models[plan], labels[plan.name]) for plan in planned)]
+    return tuple(
+        _summary(source, recommendation, model, label, worst.get(model.name))
+        for model, label in shown
     )
 
 
@@ -113,7 +118,11 @@ def task_score(evaluation: TaskEvaluation, items: TaskItems, confidence: float) 
 
 
 def _summary(
-    source: OptionGains, recommendation: Recommendation, model: ModelResults, label: str
+    source: OptionGains,
+    recommendation: Recommendation,
+    model: ModelResults,
+    label: str,
+    worst: Comparison | None,
 ) -> ModelSummary:
     is_adapted = model.run is not None and model.run.status == "trained"
 
@@ -129,11 +138,6 @@ def _summary(
             return task_score(model.evaluations[tasks[0]], model.items[tasks[0]], source.confidence)
         return source.score(model, tasks)
 
-    retention = [
-        row
-        for row in recommendation.comparisons
-        if (row.run, row.relation, row.unit) == (model.name, "retention", "points")
-    ]
     chosen = next((v.runs for v in recommendation.verdicts if v.qualifies), ())
     prose = changed("held_out_text", "nats")
     return ModelSummary(
@@ -148,7 +152,7 @@ def _summary(
         out_of_domain_change=changed("out_of_domain", "points"),
         retention=scored("retention", "points"),
         retention_change=changed("retention", "points"),
-        worst_retention=min(retention, key=lambda row: row.difference, default=None),
+        worst_retention=worst,
         held_out_loss=scored("held_out_text", "nats"),
         forgetting=None if prose is None else prose.negated(),
     )

@@ -144,7 +144,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 def column_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """All names of some rows; one that is new stands behind the one before it."""
     names: list[str] = []
-    for row in rows:
+    for row in dict.fromkeys(map(tuple, rows)):
         place = 0
         for name in row:
             if name in names:
@@ -164,9 +164,9 @@ def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
     rows = list(rows)
     names = column_names(rows)
     file = io.StringIO()
-    writer = csv.DictWriter(file, names, lineterminator="\n")
-    writer.writerow({name: _as_text(name) for name in names})
-    writer.writerows({name: _as_text(cell) for name, cell in row.items()} for row in rows)
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(map(_as_text, names))
+    writer.writerows([_as_text(row.get(name)) for name in names] for row in rows)
     return file.getvalue()
 
 

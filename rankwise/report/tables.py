@@ -236,7 +236,7 @@ def metrics_table(results: TrainTaskResults, summaries: Summaries) -> Table | No
     ]
     if not rows:
         return None
-    models = {model.name: model for model in (results.base, *results.runs)}
+    models = _models(results)
 
     def name(row: _Metric) -> Cell:
         evaluation, score = row
@@ -277,11 +277,12 @@ def relation_table(
 ) -> Table | None:
     """Every run on every task of one relation; None where there is no comparison."""
     labels = {summary.name: summary.label for summary in summaries}
-    order = list(labels)
+    order = {name: place for place, name in enumerate(labels)}
     rows = [row for row in recommendation.comparisons if row.relation == relation]
     if not rows:
         return None
-    rows.sort(key=lambda row: order.index(row.run))
+    rows.sort(key=lambda row: order[row.run])
+    models = _models(results)
     is_prose = relation == "held_out_text"
     has_counts = any(row.num_learned is not None for row in rows)
     has_holm = any(row.holm_p_value is not None for row in rows)
@@ -290,7 +291,7 @@ def relation_table(
         return cells.interval(row.interval.negated() if is_prose else row.interval, row.unit)
 
     def chosen(row: Comparison) -> str | None:
-        return _options(results, row.run, row.task) or None
+        return _options(models[row.run], row.task) or None
 
     def holm_p(row: Comparison) -> str | None:
         exploratory = "exploratory" if has_holm else None
@@ -346,6 +347,8 @@ def format_table(
     if not effects:
         return None
     labels = {summary.name: summary.label for summary in summaries}
+    order = {name: place for place, name in enumerate(labels)}
+    models = _models(results)
 
     def standard(effect: FormatEffect) -> str:
         unit = results.base.items[effect.task].unit
@@ -371,11 +374,11 @@ def format_table(
         ),
         Column(
             "Options chosen",
-            lambda effect: _options(results, effect.run, effect.scored_as) or None,
+            lambda effect: _options(models[effect.run], effect.scored_as) or None,
             "trained format, % of items",
         ),
     ]
-    ordered = sorted(effects, key=lambda effect: list(labels).index(effect.run))
+    ordered = sorted(effects, key=lambda effect: order[effect.run])
     groups = [
         (
             task,
@@ -427,19 +430,22 @@ def _task_detail(results: TrainTaskResults, recommendation: Recommendation, task
     if evaluation.chance is not None:
         parts.append(f"chance {quantities.score(100 * evaluation.chance, 'points')}")
     parts.append(f"base {cells.mean(score, signed=False)}")
-    options = _options(results, results.base.name, task)
+    options = _options(results.base, task)
     if options:
         parts.append(f"base's options {options} %")
     return ", ".join(parts)
 
 
-def _options(results: TrainTaskResults, model: str, task: str) -> str:
+def _models(results: TrainTaskResults) -> dict[str, ModelResults]:
+    """The base and every run, by name."""
+    return {model.name: model for model in (results.base, *results.runs)}
+
+
+def _options(model: ModelResults, task: str) -> str:
     """The share of each option chosen: 25/24/26/25."""
-    for scored in (results.base, *results.runs):
-        if scored.name == model and task in scored.evaluations:
-            shares = scored.evaluations[task].predicted_shares
-            return "/".join(f"{100 * value:.0f}" for value in shares or ())
-    return ""
+    evaluation = model.evaluations.get(task)
+    shares = None if evaluation is None else evaluation.predicted_shares
+    return "/".join(f"{100 * value:.0f}" for value in shares or ())
 
 
 _PLAN = ("method", "rank", "alpha", "scaling", "learning_rate", "seed", "target_modules",
