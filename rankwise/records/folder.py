@@ -347,7 +347,7 @@ class StudyFolder:
             with writing(state):
                 if not self.run_file(state.parent.name).exists():
                     _remove_state(state)
-                if weights.exists():
+                if weights.exists() and model.imported_from is None:  # that is somebody else's
                     shutil.rmtree(weights)
         self._forget(*map(self.weights_folder, models))
 

@@ -29,6 +29,7 @@ from rankwise.records.files import (
 )
 
 OVERWRITE = "move it away, choose another place, or give --overwrite"
+_IN_THE_WAY = "move it away, or choose another place"
 _FOREIGN = "was not written by rankwise"
 _MOST_NAMED = 10
 
@@ -160,7 +161,7 @@ class _Target:
         """Name what may not be replaced by files of these names and hashes."""
         found = [(name, self._fault(name, sha256)) for name, sha256 in files.items()]
         problems = [
-            f"{name or '.'} {fault[0]}; {remedy if fault[1] else 'choose another place'}"
+            f"{name or '.'} {fault[0]}; {remedy if fault[1] else _IN_THE_WAY}"
             for name, fault in found
             if fault is not None and not (fault[1] and overwrite)
         ]

@@ -92,7 +92,7 @@ def test_what_cannot_be_compared_is_said_before_anything_is_read(
         (first,): f"only {first} is given; name two studies' folders or more",
         (first, second, first): f"{first} is given twice; name each study once",
         (first, tmp_path / "link"): f"{first} and {tmp_path / 'link'} are one folder; name each",
-        (first, second, "--output", tmp_path): f"{tmp_path.name} is a folder; choose another",
+        (first, second, "--output", tmp_path): f"{tmp_path.name} is a folder; move it away, or",
     }
     for arguments, sentence in cases.items():
         done = rankwise("compare", *arguments)

@@ -91,6 +91,13 @@ def test_weights_that_would_lie_elsewhere(folder: StudyFolder, name: str) -> Non
         folder.read(path, RunRecord)
 
 
+def test_a_search_removes_nothing_of_others(folder: StudyFolder) -> None:
+    victim = folder.root.parent.parent / "victim"
+    (first, *_) = folder.read_study().runs
+    folder.give_up([first.model_copy(update={"method": "full", "imported_from": victim})])
+    assert (victim / "run.json").exists()
+
+
 @pytest.mark.parametrize("task", ["..", ".", "../../victim", ".hidden", "/victim"])
 def test_no_task_leads_elsewhere(folder: StudyFolder, task: str) -> None:
     name = task_file_name(task)

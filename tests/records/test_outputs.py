@@ -15,6 +15,7 @@ from rankwise.records.outputs import WrittenFiles, refuse_foreign, write_outputs
 PAGE, FIGURE = "report.html", "report/a.png"
 FIRST = {PAGE: "first", FIGURE: "drawn"}
 FOREIGN, CHANGED = "was not written by rankwise; ", "was changed since rankwise wrote it; "
+AWAY = "move it away, or choose another place"
 HOW = "move it away, choose another place, or give --overwrite"
 
 
@@ -99,7 +100,7 @@ def test_no_link_is_followed(tmp_path: Path, overwrite: bool) -> None:
     def write() -> None:
         write_outputs(out, {FIGURE: "new"}, overwrite=overwrite, replaces=("report/",))
 
-    problem = f"{FIGURE} would go through report, which is no folder; choose another place"
+    problem = f"{FIGURE} would go through report, which is no folder; {AWAY}"
     assert refused(write, out) == (problem,)
     write_outputs(out, {PAGE: "new"}, overwrite=overwrite, replaces=("report/",))
     assert tree(victim) == before
@@ -160,8 +161,8 @@ def test_a_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "report").write_text("mine")
     problems = refused(lambda: write_outputs(tmp_path, FIRST, overwrite=True), tmp_path)
     assert problems == (
-        f"{FIGURE} would go through report, which is no folder; choose another place",
-        f"{PAGE} is a folder; choose another place",
+        f"{FIGURE} would go through report, which is no folder; {AWAY}",
+        f"{PAGE} is a folder; {AWAY}",
     )
 
 
