@@ -16,7 +16,7 @@ import rankwise
 ROOT = Path(rankwise.__file__).parent
 SOURCES = sorted(ROOT.rglob("*.py"))
 HEAVY = ("torch", "transformers", "peft", "lm_eval")
-SLOW_TO_LOAD = ("altair", "pandas", "scipy.optimize", "scipy.stats", "statsmodels")
+SLOW_TO_LOAD = ("pandas", "scipy.optimize", "scipy.stats", "statsmodels")
 LIGHT_MODULES = (
     "rankwise",
     "rankwise.api",

@@ -16,7 +16,6 @@ from rankwise.records.outputs import write_outputs
 from rankwise.records.recommendation import Recommendation, StudyRecommendation
 from rankwise.records.results import StudyResults, TrainTaskResults
 from rankwise.records.study import RELATIONS, StudyRecord
-from rankwise.report.charts.heatmap import thinned
 from rankwise.report.charts.losses import MOST_RUNS as MOST_LOSSES
 from rankwise.report.charts.losses import Course, loss_chart
 from rankwise.report.facts import (
@@ -27,7 +26,15 @@ from rankwise.report.facts import (
     training_facts,
 )
 from rankwise.report.items import encoded_items
-from rankwise.report.parts import Dial, Figure, ReportSection, Table, TitledTable, file_name
+from rankwise.report.parts import (
+    Dial,
+    Figure,
+    ReportSection,
+    Table,
+    TitledTable,
+    file_name,
+    thinned,
+)
 from rankwise.report.rendering import Page, Part, rendered
 from rankwise.report.sections.by_rank import (
     axis_section,

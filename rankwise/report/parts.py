@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from rankwise.records import quantities
 from rankwise.records.base import Record
@@ -15,11 +15,14 @@ from rankwise.records.judgement import BestBet
 from rankwise.records.quantities import NOT_MEASURED
 from rankwise.records.study import Unit
 
-if TYPE_CHECKING:
-    import altair as alt  # slow to load, and tables are read in the terminal too
-
 Row = TypeVar("Row")
-Chart: TypeAlias = "alt.LayerChart | alt.FacetChart | alt.VConcatChart | alt.ConcatChart"
+T = TypeVar("T")
+Chart: TypeAlias = dict[str, Any]
+"""A specification in Vega-Lite's terms, or a layer of one."""
+
+
+MOST_ROWS, LEAST_ROWS = 400, 12
+"""Of a table on a page, and of a group while there are more: who needs all reads the files."""
 
 
 class Cell(NamedTuple):
@@ -128,6 +131,40 @@ def grouped_table(
     )
 
 
+def thinned(
+    items: Sequence[T], most: int, is_needed: Callable[[T], bool] = lambda _: False
+) -> list[T]:
+    """So many, evenly from the first to the last (of one, the last), and those that are needed."""
+    last = len(items) - 1
+    if last < most:
+        return list(items)
+    even = {round(place * last / (most - 1)) for place in range(most)} if most > 1 else {last}
+    return [item for place, item in enumerate(items) if place in even or is_needed(item)]
+
+
+def some_of(num_shown: int, num_all: int, are: str) -> str:
+    """A sentence for a caption, where not all of them are."""
+    if num_shown == num_all:
+        return ""
+    return f"{quantities.count(num_shown)} of {quantities.count(num_all)} {are}."
+
+
+def shortened(whole: Table) -> Table:
+    """The table as a page shows it: of very many rows some of each group, and the first groups."""
+    num_rows = sum(len(group.rows) for group in whole.groups)
+    if num_rows <= MOST_ROWS:
+        return whole
+    most = max(MOST_ROWS // len(whole.groups), LEAST_ROWS)
+    longest = min(most, max(len(group.rows) for group in whole.groups))
+    groups = tuple(
+        group._replace(rows=tuple(thinned(group.rows, most, lambda row: row[0].is_marked)))
+        for group in whole.groups[: MOST_ROWS // longest]
+    )
+    num_shown = sum(len(group.rows) for group in groups)
+    said = some_of(num_shown, num_rows, "rows are shown; the report's files have all")
+    return whole._replace(caption=f"{whole.caption} {said}", groups=groups)
+
+
 def option_columns(title: str, options: Iterable[Labelled]) -> list[Column[Sequence[Cell]]]:
     """What a row is, the base's score, and the change of every option; rows are these cells."""
     headings = [(title, ""), ("Base", "points"), *((option.label, "change") for option in options)]
@@ -152,11 +189,19 @@ def _cell(value: Cell | str | int | None) -> Cell:
 
 
 class Drawing(NamedTuple):
-    """A chart without its title, and what it shows in words, for those who do not see it."""
+    """A chart without its title.
+
+    Attributes:
+        chart: the specification.
+        words: what it shows, for those who do not see it.
+        is_wide: it takes the width of the page.
+        note: a sentence for the caption, where not everything is drawn.
+    """
 
     chart: Chart
     words: str
     is_wide: bool = False
+    note: str = ""
 
 
 class Figure(NamedTuple):

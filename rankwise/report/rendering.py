@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import re
 import textwrap
 import xml.etree.ElementTree as ElementTree
@@ -12,17 +11,16 @@ from collections.abc import Iterable, Sequence
 from importlib import resources
 from typing import NamedTuple
 
-import altair as alt
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from rankwise.records import quantities
 from rankwise.records.axes import Kind
-from rankwise.report.charts.marks import ITEMS_LINK
+from rankwise.report.charts.marks import ITEMS_LINK, with_datasets
 from rankwise.report.charts.theme import Colour, page_colours, theme
 from rankwise.report.items import EncodedItems
-from rankwise.report.parts import Chart, Figure, ReportSection, Sliders
+from rankwise.report.parts import Chart, Figure, ReportSection, Sliders, shortened
 
 PNG_SCALE = 2.5
 
@@ -119,7 +117,8 @@ def rendered(
                     figures.append(DrawnFigure(figure, 0, "", b"", None))
                     continue
                 number += 1
-                svg = _svg(figure, figure.drawing.chart)
+                spec = specification(figure, figure.drawing.chart)
+                svg = vl_convert.vegalite_to_svg(spec).replace(f"{_LOADED_FROM}#", "#")
                 # from the SVG: compiling the chart a second time takes longer than drawing it
                 png = vl_convert.svg_to_png(svg, scale=PNG_SCALE) if with_images else b""
                 figures.append(DrawnFigure(figure, number, svg, png, items_at))
@@ -143,6 +142,7 @@ def rendered(
         page=page,
         parts=[(part, drawn(part.sections)) for part in page.parts],
         sections=drawn(page.sections),
+        shortened=shortened,
         script=Markup(script),  # noqa: S704 (our own file)
         script_digest=Markup(f"sha256-{digest}"),  # noqa: S704
         dark=_dark_rules(page_colours(kinds)),
@@ -167,13 +167,11 @@ def _has_script(page: Page) -> bool:
     return page.items is not None or any(isinstance(table.dial, Sliders) for table in tables)
 
 
-def _svg(figure: Figure, chart: Chart) -> str:
+def specification(figure: Figure, chart: Chart) -> Chart:
     """The chart under the figure's title, in the look of the page."""
     title, detail = (textwrap.wrap(text, _LETTERS) for text in (figure.title, figure.detail))
-    titled = chart.properties(title=alt.TitleParams(title, subtitle=detail))
-    file = io.StringIO()
-    titled.configure(**theme()).save(file, format="svg")
-    return file.getvalue().replace(f"{_LOADED_FROM}#", "#")
+    titled = {**chart, "title": {"text": title, "subtitle": detail}, "config": theme()}
+    return with_datasets(titled)
 
 
 def _dark_rules(colours: Sequence[Colour]) -> Markup:

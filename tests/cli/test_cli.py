@@ -35,7 +35,7 @@ VERBS = (
     "collect", "predict", "try", "watch", "audit", "truncate", "scale-intruders", "heads", "repair",
     "deploy-check", "check", "export", "push", "compare-samples", "tasks", "lm-eval", "doctor",
 )  # fmt: skip
-HEAVY = ("torch", "transformers", "peft", "datasets", "lm_eval", "pandas", "altair", "scipy")
+HEAVY = ("torch", "transformers", "peft", "datasets", "lm_eval", "pandas", "scipy")
 
 
 @pytest.fixture

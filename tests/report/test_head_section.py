@@ -112,8 +112,7 @@ def test_maps_that_do_not_fit_beside_each_other_stand_below() -> None:
     for width in (8, 64):
         (drawn,) = maps(section(looked_into(planted_study(), width=width)), "map-attention")
         assert drawn.drawing is not None
-        spec = drawn.drawing.chart.to_dict()
-        heights[width] = -(-4 // spec["vconcat"][0]["columns"])
+        heights[width] = -(-4 // drawn.drawing.chart["vconcat"][0]["columns"])
     assert heights == {8: 1, 64: 4}
 
 

@@ -26,7 +26,7 @@ def test_a_region_holds_both_numbers_as_often_as_it_says(confidence: float) -> N
     x = Interval(estimate=0.0, lower=-2 * half, upper=2 * half)  # standard error 2
     y = Interval(estimate=0.0, lower=-half, upper=half)  # and 1
     mark = PlaneMark("rank 8", Look.of(8), x, y, "")
-    drawn = plane_chart([Plane("x", "y", [mark], confidence=confidence)]).chart.to_dict()
+    drawn = plane_chart([Plane("x", "y", [mark], confidence=confidence)]).chart
     layers: list[dict[str, Any]] = drawn["layer"]
     (shaded,) = [
         layer for layer in layers if layer["mark"].get("filled") and "detail" in layer["encoding"]

@@ -8,6 +8,7 @@ import itertools
 import re
 
 import pytest
+from vl_convert import vegalite_to_svg
 
 from rankwise.records import quantities
 from rankwise.report import cells
@@ -61,12 +62,9 @@ def test_every_rank_has_a_colour_of_its_own() -> None:
 def test_names_do_not_cover_each_other_and_stay_in_the_plot() -> None:
     places = {"a": (50.0, 50.0), "b": (62.0, 52.0), "c": (55.0, 64.0), "d": (195.0, 45.0)}
     names = [Name(f"rank 16{letter}", x, y, INK) for letter, (x, y) in places.items()]
-    drawn: dict[str, tuple[float, float]] = {}
-    for chart in names_beside(names, 200.0):
-        spec = chart.to_dict()
-        if spec["mark"]["type"] == "text":
-            (row,) = spec["data"]["values"]
-            drawn[row["text"]] = tuple(spec["encoding"][axis]["value"] for axis in ("x", "y"))
+    *_, texts = names_beside(names, 200.0)
+    assert texts["mark"]["type"] == "text"
+    drawn = {row["text"]: (row["x"], row["y"]) for row in texts["data"]["values"]}
     assert set(drawn) == {name.text for name in names}
     width = LETTER * len("rank 16a")
     for (one, (x, y)), (other, (x2, y2)) in itertools.combinations(drawn.items(), 2):
@@ -77,9 +75,7 @@ def test_names_do_not_cover_each_other_and_stay_in_the_plot() -> None:
 def test_columns_of_a_map_whose_names_end_alike_stay_apart() -> None:
     values = {(0, "left.of_a_long_name"): 1.0, (0, "right.of_a_long_name"): 2.0}
     drawing = layer_maps([LayerMap("a map", values, HeatScale.of([1.0, 2.0], plain))])
-    file = io.StringIO()
-    drawing.chart.save(file, format="svg")
-    drawn = file.getvalue()
+    drawn = vegalite_to_svg(drawing.chart)
     assert all(text in drawn for text in (">1</text>", ">2</text>"))
     assert "left.of_a" in drawn
     assert "right.of_a" in drawn

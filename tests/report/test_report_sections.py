@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import itertools
 import math
 import re
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from vl_convert import vegalite_to_svg
 
 from rankwise.findings.options import OptionName, TaskMean
 from rankwise.findings.recommendation import recommend
@@ -235,7 +235,7 @@ def mean(estimate: float, lower: float, upper: float) -> TaskMean:
     )
 
 
-def test_a_cell_is_coloured_by_size_and_muted_where_nothing_is_shown(tmp_path: Path) -> None:
+def test_a_cell_is_coloured_by_size_and_muted_where_nothing_is_shown() -> None:
     sizes = (1.0, 2.0, 5.0, 10.0, 20.0)
     changes = {f"gain {size:g}": mean(size, 0.1, 40.0) for size in sizes}
     changes |= {f"loss {size:g}": mean(-size, -40.0, -0.1) for size in sizes}
@@ -246,9 +246,8 @@ def test_a_cell_is_coloured_by_size_and_muted_where_nothing_is_shown(tmp_path: P
     shown = {place: cell for place, cell in cells.items() if cell is not None}
     assert not shown["row", "nothing"].is_shown
     panel = HeatPanel("", list(changes), ["row"], shown, SCALE)
-    path = tmp_path / "map.svg"
-    heat_map([panel], HeatSize(80.0, 37.0)).chart.save(str(path))
-    used = set(re.findall(r'fill="(#[0-9a-f]{6})"', path.read_text("utf-8")))
+    drawn = vegalite_to_svg(heat_map([panel], HeatSize(80.0, 37.0)).chart)
+    used = set(re.findall(r'fill="(#[0-9a-f]{6})"', drawn))
     colours = {colour.light for colour in (*GAIN_STEPS, *LOSS_STEPS, UNSHOWN)}
     assert len(colours) == 11
     assert colours <= used
@@ -273,9 +272,8 @@ def test_a_matrix_takes_long_names_and_empty_cells() -> None:
     changed = found.model_copy(update={"cells": tuple(cells), "options": tuple(options)})
     (figure,) = transfer_section(changed).figures
     assert figure.drawing is not None
-    file = io.StringIO()
-    figure.drawing.chart.save(file, format="svg")
-    texts = [element.text for element in ElementTree.fromstring(file.getvalue()).iter()]
+    drawn = ElementTree.fromstring(vegalite_to_svg(figure.drawing.chart))
+    texts = [element.text for element in drawn.iter()]
     lines = [text for text in texts if text and text.strip()]
     assert {"rank 128, alpha 2r, rate 2e-4", quantities.NOT_MEASURED} <= set(lines)
     assert all(len(line) <= 36 for line in lines)

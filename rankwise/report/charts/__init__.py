@@ -1,1 +1,1 @@
-"""Charts, as altair specifications or SVG."""
+"""Charts, as Vega-Lite specifications."""

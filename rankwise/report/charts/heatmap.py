@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-import altair as alt
 import numpy as np
 
-from rankwise.report.charts.marks import items_link, links, rows_chart, small_title
+from rankwise.report.charts.marks import (
+    COLOUR,
+    Encoding,
+    category,
+    items_link,
+    layer,
+    layered,
+    links,
+    number,
+    small_title,
+)
 from rankwise.report.charts.theme import GAIN_STEPS, INK, LOSS_STEPS, MUTED, PAGE, UNSHOWN
 from rankwise.report.parts import Chart, Drawing
-
-T = TypeVar("T")
 
 MOST_PANELS = 4
 """Of one chart of layers."""
 
-_MOST_TEXT_COLUMNS = 16
-"""With more columns in all panels, cells of layers are narrow and hold no numbers."""
+_MOST_WIDE_COLUMNS, _MOST_NUMBERS = 16, 240
+"""With more columns in all panels, cells of layers are narrow; those and more hold no numbers."""
 
 _SHARES = (0.3, 0.6, 0.85, 0.97)
 _FONT, _SMALL_FONT, _LINE = 12, 10, 13
@@ -55,17 +63,12 @@ class HeatScale(NamedTuple):
             ends.append(rounded if not ends or rounded > ends[-1] else ends[-1] * 1.1 or 1e-9)
         return cls(tuple(ends), words, is_signed)
 
-    @property
-    def steps(self) -> tuple[list[float], list[str]]:
-        """Where the colour changes, and the colours, of which there is one more."""
-        below = [*(-end for end in reversed(self.ends)), 0.0] if self.is_signed else []
-        colours = [*(reversed(LOSS_STEPS) if self.is_signed else ()), *GAIN_STEPS]
-        return [*below, *self.ends], [colour.light for colour in colours]
-
-    def ink(self, value: float) -> str:
-        """Of the text on a cell: the last two colours are dark."""
+    def colours(self, value: float) -> tuple[str, str]:
+        """Of a cell and of the text on it: the last two colours are dark."""
         size = abs(value) if self.is_signed else value
-        return (PAGE if sum(size >= end for end in self.ends) >= len(self.ends) - 1 else INK).light
+        step = bisect.bisect_right(self.ends, size * (1 + 1e-9))  # an end with its rounding
+        steps = LOSS_STEPS if self.is_signed and value < 0 else GAIN_STEPS
+        return steps[step].light, (PAGE if step >= len(self.ends) - 1 else INK).light
 
 
 class HeatCell(NamedTuple):
@@ -112,48 +115,37 @@ def heat_map(panels: Sequence[HeatPanel], size: HeatSize) -> Drawing:
     charts = [
         _panel(panel, size, is_first=place % in_a_row == 0) for place, panel in enumerate(panels)
     ]
-    maps = alt.concat(*charts, spacing=18, columns=in_a_row).resolve_scale(fill="independent")
     keys = {id(panel.scale): panel for panel in panels}
     named = [_key(panel, has_title=len(keys) > 1) for panel in keys.values()]
     width = sum(size.width * len(panel.columns) for panel in panels)
-    return Drawing(alt.vconcat(maps, alt.concat(*named, columns=2)), "", is_wide=width > 440)
+    maps = {"concat": charts, "spacing": 18, "columns": in_a_row}
+    chart = {"vconcat": [maps, {"concat": named, "columns": 2}]}
+    return Drawing(chart, "", is_wide=width > 440)
 
 
 def _key(panel: HeatPanel, *, has_title: bool) -> Chart:
     """The colours of a scale, with the numbers between them."""
-    ends, colours = panel.scale.steps
+    scale = panel.scale
+    ends = [*(-end for end in reversed(scale.ends)), 0.0] if scale.is_signed else []
+    ends += scale.ends
+    colours = [*(reversed(LOSS_STEPS) if scale.is_signed else ()), *GAIN_STEPS]
     size = _KEY_LENGTH / len(colours)
     boxes = [
-        {"x": size * place, "x2": size * (place + 1), "colour": colour}
+        {"x": size * place, "x2": size * (place + 1), "colour": colour.light}
         for place, colour in enumerate(colours)
     ]
-    texts = [
-        {"x": size * place, "text": panel.scale.words(end)}
-        for place, end in enumerate(ends, start=1)
+    texts = [{"x": size * place, "text": scale.words(end)} for place, end in enumerate(ends, 1)]
+    x = number("x", scale={"domain": [0, _KEY_LENGTH], "nice": False}, axis=None)
+    box = {"x": x, "x2": {"field": "x2"}, "y": {"value": 0}, "fill": COLOUR}
+    text = {"x": x, "y": {"value": 14}, "text": category("text")}
+    look = {"fontSize": _SMALL_FONT + 1, "color": MUTED.light}
+    title = ", ".join(part for part in (panel.title if has_title else "", scale.title) if part)
+    layers = [
+        layer("rect", boxes, box, height=11, baseline="top"),
+        layer("text", texts, text, baseline="top", **look),
     ]
-    x: dict[str, Any] = {"scale": alt.Scale(domain=[0, _KEY_LENGTH], nice=False), "axis": None}
-    title = ", ".join(
-        part for part in (panel.title if has_title else "", panel.scale.title) if part
-    )
-    return alt.layer(
-        rows_chart(boxes)
-        .mark_rect(height=11, baseline="top")
-        .encode(
-            alt.X("x:Q", **x),
-            x2="x2:Q",
-            y=alt.value(0),
-            fill=alt.Fill("colour:N", scale=None),
-        ),
-        rows_chart(texts)
-        .mark_text(baseline="top", fontSize=_SMALL_FONT + 1, color=MUTED.light)
-        .encode(alt.X("x:Q", **x), y=alt.value(14), text="text:N"),
-    ).properties(
-        width=_KEY_LENGTH,
-        height=26,
-        title=alt.TitleParams(
-            title, fontSize=_SMALL_FONT + 1, fontWeight="normal", color=MUTED.light, offset=4
-        ),
-    )
+    own = {"text": title, **look, "fontWeight": "normal", "offset": 4}
+    return layered(layers, _KEY_LENGTH, 26, title=own)
 
 
 def _panel(panel: HeatPanel, size: HeatSize, *, is_first: bool) -> Chart:
@@ -165,76 +157,64 @@ def _panel(panel: HeatPanel, size: HeatSize, *, is_first: bool) -> Chart:
         "labelOverlap": False,
     }
     more = max(column.count("\n") for column in panel.columns)
-    x = alt.X(
-        "column:N",
-        sort=list(panel.columns),
-        title=None,
-        scale=alt.Scale(domain=list(panel.columns), paddingInner=0, paddingOuter=0),
-        axis=alt.Axis(
-            **labels,
-            labelPadding=5 + _LINE * more,
-            orient="top",
-            labelAngle=0,
-            labelLimit=size.width * 1.2,
-            labelLineHeight=_LINE,
-        ),
-    )
-    y = alt.Y(
-        "row:N",
-        sort=list(panel.rows),
-        title=None,
-        scale=alt.Scale(domain=list(panel.rows), paddingInner=0, paddingOuter=0),
-        axis=alt.Axis(**labels, labelPadding=5, labelLimit=_LABEL_LIMIT) if is_first else None,
-    )
+    above = {
+        "labelPadding": 5 + _LINE * more,
+        "orient": "top",
+        "labelAngle": 0,
+        "labelLimit": size.width * 1.2,
+        "labelLineHeight": _LINE,
+    }
+    left = {**labels, "labelPadding": 5, "labelLimit": _LABEL_LIMIT} if is_first else None
+    at = {
+        "x": _channel("column", panel.columns, {**labels, **above}),
+        "y": _channel("row", panel.rows, left),
+    }
+    link = {**at, **links(cell.task for cell in panel.cells.values())}
     rows = [_row(panel, place, cell) for place, cell in panel.cells.items()]
-    drawn = [row for row in rows if row["value"] is not None]
-    ends, colours = panel.scale.steps
-    scale = alt.Scale(type="threshold", domain=ends, range=colours)
-    fill = alt.Fill("value:Q", scale=scale, legend=None)
-    box: dict[str, Any] = {"width": size.width - _GAP, "height": size.height - _GAP}
-    link = links(cell.task for cell in panel.cells.values())
-    shown = rows_chart(row for row in drawn if row["is_shown"])
-    muted = rows_chart(row for row in drawn if not row["is_shown"])
-    layers: list[Any] = [
-        shown.mark_rect(**box).encode(x, y, fill, **link),
-        muted.mark_rect(**box, color=UNSHOWN.light).encode(x, y, **link),
-        rows_chart(row for row in rows if row["frame"])
-        .mark_rect(width=size.width - 4, height=size.height - 4, filled=False, strokeWidth=2)
-        .encode(x, y, stroke=alt.Stroke("frame:N", scale=None)),
+    boxes = [row for row in rows if row["colour"]]
+    frames = [row for row in rows if row["frame"]]
+    box = {"width": size.width - _GAP, "height": size.height - _GAP}
+    frame = {"width": size.width - 4, "height": size.height - 4, "filled": False, "strokeWidth": 2}
+    layers = [
+        layer("rect", boxes, {**link, "fill": COLOUR}, **box),
+        layer("rect", frames, {**at, "stroke": category("frame", scale=None)}, **frame),
+        *_texts(rows, link),
     ]
-    return alt.layer(*layers, *_texts(rows, {"x": x, "y": y, **link})).properties(
-        width=size.width * len(panel.columns),
-        height=size.height * len(panel.rows),
-        title=small_title(panel.title) if panel.title else alt.TitleParams(""),
-    )
+    width, height = size.width * len(panel.columns), size.height * len(panel.rows)
+    title = small_title(panel.title) if panel.title else {"text": ""}
+    return layered(layers, width, height, title=title)
 
 
-def _texts(rows: Sequence[Mapping[str, Any]], where: Mapping[str, Any]) -> Iterator[Any]:
+def _channel(field: str, names: Sequence[str], axis: dict[str, Any] | None) -> dict[str, Any]:
+    """The places of rows or of columns, in this order."""
+    scale = {"domain": list(names), "paddingInner": 0, "paddingOuter": 0}
+    return category(field, sort=list(names), title=None, scale=scale, axis=axis)
+
+
+def _texts(rows: Sequence[Mapping[str, Any]], at: Encoding) -> Iterator[Chart]:
     """What is written in the cells, with the small line below it."""
     has_small = any(row["small"] for row in rows)
     looks = {"text": (_FONT if has_small else _SMALL_FONT, -6), "small": (_SMALL_FONT, 8)}
     for field, (font, dy) in looks.items():
         own = [row for row in rows if row[field]]
-        if own:
-            shift = dy if has_small else 0
-            words = rows_chart(own).mark_text(fontSize=font, dy=shift, baseline="middle")
-            ink = alt.Color("ink:N", scale=None)
-            yield words.encode(color=ink, text=f"{field}:N", **where)
+        text = {**at, "color": category("ink", scale=None), "text": category(field)}
+        shift = dy if has_small else 0
+        yield layer("text", own, text, fontSize=font, dy=shift, baseline="middle")
 
 
 def _row(panel: HeatPanel, place: tuple[str, str], cell: HeatCell) -> dict[str, Any]:
-    is_muted = cell.value is None or not cell.is_shown
+    colour, ink = "", MUTED.light
+    if cell.value is not None:
+        colour, ink = panel.scale.colours(cell.value) if cell.is_shown else (UNSHOWN.light, ink)
     return {
         "row": place[0],
         "column": place[1],
-        # at an end, a loss has the colour that a gain of its size has
-        "value": None if cell.value is None else cell.value * (1 + 1e-9),
+        "colour": colour,
+        "ink": ink,
         "text": cell.text,
         "small": cell.small,
-        "is_shown": cell.is_shown,
         "frame": cell.frame,
         "href": items_link(cell.task),
-        "ink": MUTED.light if is_muted else panel.scale.ink(cell.value or 0.0),
     }
 
 
@@ -256,7 +236,8 @@ def layer_maps(maps: Sequence[LayerMap], *, names_largest: bool = False) -> Draw
     layers = [str(layer) for layer in sorted({layer for own in maps for layer, _ in own.values})]
     parts = [list(dict.fromkeys(part for _, part in own.values)) for own in maps]
     names = _short({part for own_parts in parts for part in own_parts})
-    has_text = sum(map(len, parts)) <= _MOST_TEXT_COLUMNS
+    is_wide = sum(map(len, parts)) <= _MOST_WIDE_COLUMNS
+    has_text = is_wide and sum(len(own.values) for own in maps) <= _MOST_NUMBERS
     panels = [
         HeatPanel(
             own.title,
@@ -279,7 +260,7 @@ def layer_maps(maps: Sequence[LayerMap], *, names_largest: bool = False) -> Draw
         layer, head = max(own.values, key=lambda place: abs(own.values[place]))
         where = f", largest in layer {layer} head {head}" if names_largest else ""
         words.append(f"{own.title}{':' if names_largest else ''} {low} to {high}{where}")
-    drawing = heat_map(panels, HeatSize(40.0 if has_text else 20.0, 17.0))
+    drawing = heat_map(panels, HeatSize(40.0 if is_wide else 20.0, 17.0))
     return drawing._replace(words=f"{'; '.join(words)}.", is_wide=True)
 
 
@@ -287,15 +268,6 @@ def _short(parts: Collection[str]) -> dict[str, str]:
     """What stands over a column: q for q_proj, the end of a long name; all where ends are alike."""
     names = {part: part.removesuffix("_proj")[-9:] for part in parts}
     return names if len(set(names.values())) == len(names) else {part: part for part in parts}
-
-
-def thinned(items: Sequence[T], most: int) -> list[T]:
-    """So many at most, evenly from the first to the last; of one, the last."""
-    if len(items) <= most:
-        return list(items)
-    if most == 1:
-        return [items[-1]]
-    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
 def percent(value: float) -> str:

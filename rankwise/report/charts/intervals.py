@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import altair as alt
-
 from rankwise.records import quantities
 from rankwise.records.axes import Kind
 from rankwise.records.study import Interval, Unit
@@ -14,11 +12,15 @@ from rankwise.report.charts.marks import (
     COLOUR,
     SHAPE,
     Look,
+    between,
     bounds,
+    category,
     items_link,
     keyed,
+    layer,
+    layered,
     links,
-    rows_chart,
+    number,
 )
 from rankwise.report.charts.theme import FONT_SIZE, GRID, INK, MUTED
 from rankwise.report.parts import Chart, Drawing
@@ -63,7 +65,7 @@ def interval_chart(panels: Sequence[BarPanel], width: float = 360) -> Drawing:
         _panel(panel, looks, width, has_key=place == 0 and len(looks) > 1)
         for place, panel in enumerate(panels)
     ]
-    return Drawing(alt.vconcat(*charts), " ".join(map(_in_words, panels)))
+    return Drawing({"vconcat": charts}, " ".join(map(_in_words, panels)))
 
 
 def _panel(panel: BarPanel, looks: dict[str, Look], width: float, *, has_key: bool) -> Chart:
@@ -71,24 +73,24 @@ def _panel(panel: BarPanel, looks: dict[str, Look], width: float, *, has_key: bo
     names = list(dict.fromkeys(bar.series for bar in panel.bars))
     label_lines = max(group.count("\n") + 1 for group in groups)
     room = max(len(names) * _STEP, label_lines * _LINE_OF_LABEL) + _GAP
-    y = alt.Y(
-        "group:N",
+    y = category(
+        "group",
         sort=groups,
         title=None,
-        scale=alt.Scale(domain=groups, paddingInner=_GAP / room, paddingOuter=_GAP / room / 2),
-        axis=alt.Axis(
-            domain=False,
-            ticks=False,
-            grid=True,
-            gridColor=GRID.light,
-            bandPosition=0,
-            labelLimit=_LABEL_LIMIT,
-            labelPadding=8,
-            labelExpr="split(datum.label, '\\n')",
-            labelLineHeight=_LINE_OF_LABEL,
-        ),
+        scale={"domain": groups, "paddingInner": _GAP / room, "paddingOuter": _GAP / room / 2},
+        axis={
+            "domain": False,
+            "ticks": False,
+            "grid": True,
+            "gridColor": GRID.light,
+            "bandPosition": 0,
+            "labelLimit": _LABEL_LIMIT,
+            "labelPadding": 8,
+            "labelExpr": "split(datum.label, '\\n')",
+            "labelLineHeight": _LINE_OF_LABEL,
+        },
     )
-    offset = alt.YOffset("series:N", sort=names, scale=alt.Scale(domain=names))
+    offset = category("series", sort=names, scale={"domain": names})
     rows = [
         {
             "group": bar.group,
@@ -105,26 +107,21 @@ def _panel(panel: BarPanel, looks: dict[str, Look], width: float, *, has_key: bo
     margin = 0.03 * (max(ends) - min(ends) or 1.0)
     x: dict[str, Any] = {
         "title": panel.x_title,
-        "axis": alt.Axis(tickCount=6, labelFlush=False),
-        "scale": alt.Scale(domain=[min(ends) - margin, max(ends) + margin], nice=False),
+        "axis": {"tickCount": 6, "labelFlush": False},
+        "scale": {"domain": [min(ends) - margin, max(ends) + margin], "nice": False},
     }
     where, which = {"y": y, "yOffset": offset}, {"color": COLOUR, "shape": SHAPE}
     if has_key:
         which = keyed("series", looks, width)
-    data = rows_chart(rows)
-    return alt.layer(
-        rows_chart([{"x": 0.0}]).mark_rule(color=MUTED.light).encode(alt.X("x:Q", **x)),
-        data.mark_rule(strokeWidth=1.8).encode(
-            alt.X("x_low:Q", **x), alt.X2("x_high:Q"), color=which["color"], **where
-        ),
-        data.mark_point(filled=True, size=55, opacity=1).encode(
-            alt.X("x:Q", **x), **links(bar.task for bar in panel.bars), **which, **where
-        ),
-    ).properties(
-        width=width,
-        height=room * len(groups),
-        title=alt.TitleParams(panel.title, fontSize=FONT_SIZE + 1, color=INK.light, offset=6),
-    )
+    at = {"x": number("x", **x), **where}
+    point = {**at, **which, **links(bar.task for bar in panel.bars)}
+    title = {"text": panel.title, "fontSize": FONT_SIZE + 1, "color": INK.light, "offset": 6}
+    layers = [
+        layer("rule", [{"x": 0.0}], {"x": at["x"]}, color=MUTED.light),
+        between("rule", rows, "x", {**at, "color": which["color"]}, strokeWidth=1.8),
+        layer("point", rows, point, filled=True, size=55, opacity=1),
+    ]
+    return layered(layers, width, room * len(groups), title=title)
 
 
 def _in_words(panel: BarPanel) -> str:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import altair as alt
 import numpy as np
 
 from rankwise.records.axes import Kind
-from rankwise.report.charts.marks import Look, keyed, rows_chart
+from rankwise.report.charts.marks import Look, keyed, layer, layered, number
 from rankwise.report.parts import Drawing
 
 MOST_RUNS = 12
@@ -36,20 +35,16 @@ def loss_chart(courses: Mapping[str, tuple[Kind, Course]]) -> Drawing:
         for step, loss in points
     ]
     width, height = _SIZE
-    drawn = (
-        rows_chart(rows)
-        .mark_line(strokeWidth=1.6, opacity=0.85)
-        .encode(
-            alt.X("step:Q", title="Optimizer step", axis=alt.Axis(tickCount=6, grid=False)),
-            alt.Y("loss:Q", title="Training loss (nats per token)", scale=alt.Scale(zero=False)),
-            keyed("run", looks, width)["color"],
-        )
-    )
+    encoding = {
+        "x": number("step", title="Optimizer step", axis={"tickCount": 6, "grid": False}),
+        "y": number("loss", title="Training loss (nats per token)", scale={"zero": False}),
+        "color": keyed("run", looks, width)["color"],
+    }
+    drawn = layer("line", rows, encoding, strokeWidth=1.6, opacity=0.85)
     words = [
         f"{label} from {points[0][1]:.3g} to {points[-1][1]:.3g}" for label, points in means.items()
     ]
-    chart = alt.layer(drawn).properties(width=width, height=height)
-    return Drawing(chart, f"{'; '.join(words)}.")
+    return Drawing(layered([drawn], width, height), f"{'; '.join(words)}.")
 
 
 def averaged(course: Course) -> list[tuple[float, float]]:

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
 
-import altair as alt
-
 from rankwise.records.axes import Kind
 from rankwise.records.study import Interval
 from rankwise.report.charts.theme import (
@@ -20,6 +18,7 @@ from rankwise.report.charts.theme import (
     kind_colour,
     kind_shape,
 )
+from rankwise.report.parts import Chart
 
 LETTER = 0.56 * FONT_SIZE
 """The width of a letter in pixels, on average, for a bold sans serif."""
@@ -30,7 +29,13 @@ LINE = 16.0
 ITEMS_LINK = "#items"
 """What links to items begin with; the page's script reads what follows as a query."""
 
-_MARGIN_SHARE = 0.08
+MOST_MARKS = 150
+"""Of one panel: more cannot be told apart."""
+
+ARE_DRAWN = "points are drawn, evenly thinned out"
+
+_MARGIN_SHARE, _ROUNDING = 0.08, 1e-9
+_PIXELS = {axis: {"field": axis, "type": "quantitative", "scale": None} for axis in ("x", "y")}
 _BESIDE, _ABOVE = 6.0, 9.0
 _MARK, _NEAR_MARK = 5.0, 12.0
 _LEAST_LABEL = 240
@@ -60,9 +65,52 @@ class Look(NamedTuple):
         return looks
 
 
-COLOUR = alt.Color("colour:N", scale=None)
-SHAPE = alt.Shape("shape:N", scale=None)
+Encoding = Mapping[str, Any]
+"""What stands for what: by channel of Vega-Lite, a field of the rows or a value for all."""
+
+
+def layer(kind: str, rows: Sequence[Mapping[str, Any]], encoding: Encoding, **look: Any) -> Chart:
+    """A layer: a mark of Vega-Lite's for each row, or through all of them."""
+    return {"data": {"values": rows}, "mark": {"type": kind, **look}, "encoding": encoding}
+
+
+def number(field: str, **how: Any) -> dict[str, Any]:
+    """A channel for numbers of the rows."""
+    return {"field": field, "type": "quantitative", **how}
+
+
+def category(field: str, **how: Any) -> dict[str, Any]:
+    """A channel for names of the rows."""
+    return {"field": field, "type": "nominal", **how}
+
+
+COLOUR, SHAPE = category("colour", scale=None), category("shape", scale=None)
 """For rows that say their own."""
+
+
+def layered(layers: Iterable[Chart], width: float, height: float, **more: Any) -> Chart:
+    """Layers on each other, the first below the others; those without rows are left out."""
+    drawn = [each for each in layers if each["data"]["values"]]
+    return {"layer": drawn, "width": width, "height": height, **more}
+
+
+def with_datasets(chart: Chart) -> Chart:
+    """The chart with all rows at its top, those that layers share once."""
+    names: dict[int, str] = {}
+    datasets: dict[str, Any] = {}
+
+    def named(part: Chart) -> Chart:
+        part = dict(part)
+        for key in part.keys() & {"layer", "concat", "vconcat"}:
+            part[key] = [named(each) for each in part[key]]
+        if "data" in part:
+            rows = part["data"]["values"]
+            place = names.setdefault(id(rows), f"rows {len(names) + 1}")
+            datasets[place] = rows
+            part["data"] = {"name": place}
+        return part
+
+    return {**named(chart), "datasets": datasets}
 
 
 def bounds(value: Interval | float, axis: str) -> dict[str, float]:
@@ -74,31 +122,39 @@ def bounds(value: Interval | float, axis: str) -> dict[str, float]:
     return {axis: at, f"{axis}_low": low, f"{axis}_high": high}
 
 
+def between(
+    kind: str, rows: Sequence[Mapping[str, Any]], axis: str, encoding: Encoding, **look: Any
+) -> Chart:
+    """A layer from the lower to the upper ``bounds`` along an axis."""
+    low = {**encoding[axis], "field": f"{axis}_low"}
+    return layer(kind, rows, {**encoding, axis: low, f"{axis}2": {"field": f"{axis}_high"}}, **look)
+
+
 def keyed(
     field: str, looks: Mapping[str, Look], width: float, title: str | None = None
 ) -> dict[str, Any]:
     """Colour and shape by the series that a field names, with one key above."""
     names = list(looks)
-    legend = alt.Legend(
-        title=title,
-        orient="top",
-        columns=key_columns(names, width),
-        symbolOpacity=1,
-        labelLimit=max(width, _LEAST_LABEL),
-    )
+    key = {
+        "title": title,
+        "orient": "top",
+        "columns": key_columns(names, width),
+        "symbolOpacity": 1,
+        "labelLimit": max(width, _LEAST_LABEL),
+    }
 
     def by_name(values: list[str]) -> dict[str, Any]:
-        return {"scale": alt.Scale(domain=names, range=values), "legend": legend}
+        return category(field, scale={"domain": names, "range": values}, legend=key)
 
     return {
-        "color": alt.Color(f"{field}:N", **by_name([each.colour.light for each in looks.values()])),
-        "shape": alt.Shape(f"{field}:N", **by_name([each.shape for each in looks.values()])),
+        "color": by_name([each.colour.light for each in looks.values()]),
+        "shape": by_name([each.shape for each in looks.values()]),
     }
 
 
 def links(named: Iterable[str]) -> dict[str, Any]:
     """The encoding of rows' ``items_link``, where any of them names a task or a model."""
-    return {"href": "href:N"} if any(named) else {}
+    return {"href": category("href")} if any(named) else {}
 
 
 def items_link(task: str = "", model: str = "") -> str:
@@ -107,29 +163,24 @@ def items_link(task: str = "", model: str = "") -> str:
     return f"{ITEMS_LINK}?{urlencode(asked, quote_via=quote)}" if asked else ITEMS_LINK
 
 
-def rows_chart(rows: Iterable[Mapping[str, Any]]) -> Any:
-    """A chart of these rows, still without marks."""
-    return alt.Chart(alt.Data(values=[dict(row) for row in rows]))
-
-
 def padded(values: Iterable[float]) -> tuple[float, float]:
     """The ends of an axis that holds these values, with a margin."""
     values = list(values)
-    margin = (max(values) - min(values) or abs(values[0]) or 1.0) * _MARGIN_SHARE
-    return min(values) - margin, max(values) + margin
+    low, high = min(values), max(values)
+    spread = high - low if high - low > _ROUNDING * abs(high) else abs(high) or 1.0
+    return low - _MARGIN_SHARE * spread, high + _MARGIN_SHARE * spread
 
 
 def axis(title: str, domain: tuple[float, float]) -> dict[str, Any]:
     """Of a quantity, exactly between these ends."""
-    scale = alt.Scale(domain=list(domain), nice=False, zero=False)
-    return {"title": title, "scale": scale, "axis": alt.Axis(tickCount=6)}
+    scale = {"domain": list(domain), "nice": False, "zero": False}
+    return {"title": title, "scale": scale, "axis": {"tickCount": 6}}
 
 
-def ring(rows: Iterable[Mapping[str, Any]]) -> Any:
-    """Around what is recommended, at the rows' x and y."""
-    return rows_chart(rows).mark_point(
-        filled=False, size=230, shape="circle", color=INK.light, strokeWidth=1.6
-    )
+def ring(rows: Iterable[Mapping[str, Any]], at: Encoding) -> Chart:
+    """Around what is recommended."""
+    look = {"filled": False, "size": 230, "shape": "circle", "color": INK.light}
+    return layer("point", [row for row in rows if row["is_ringed"]], at, **look, strokeWidth=1.6)
 
 
 class Name(NamedTuple):
@@ -141,12 +192,13 @@ class Name(NamedTuple):
     colour: Colour
 
 
-def names_beside(names: Sequence[Name], width: float) -> list[Any]:
+def names_beside(names: Sequence[Name], width: float) -> list[Chart]:
     """Names right above their places, or left where there is no room, and none over another.
 
     A name that has no room there is moved down, and a line leads to it.
     """
-    charts: list[Any] = []
+    moved: list[Name] = []
+    leaders: list[dict[str, Any]] = []
     # from, to, middle height, and how near a text may come; first every mark itself
     taken = [(name.x - _MARK, name.x + _MARK, name.y, _NEAR_MARK) for name in names]
     for name in sorted(names, key=lambda each: each.y):
@@ -159,33 +211,32 @@ def names_beside(names: Sequence[Name], width: float) -> list[Any]:
                 y = other + reach
         taken.append((left, left + length, y, LINE))
         if y > name.y:
-            ends = {"x": name.x, "y": name.y, "x2": left if fits else left + length, "y2": y}
-            leader = rows_chart([{}]).mark_rule(color=name.colour.light, strokeDash=[2, 2])
-            charts.append(leader.encode(**{key: alt.value(end) for key, end in ends.items()}))
-        charts += on_halo(name._replace(x=left, y=y))
-    return charts
+            end = {"x2": left if fits else left + length, "y2": y}
+            leaders.append({"x": name.x, "y": name.y, **end, "colour": name.colour.light})
+        moved.append(name._replace(x=left, y=y))
+    ends = {**_PIXELS, "x2": {"field": "x2"}, "y2": {"field": "y2"}}
+    dashed = layer("rule", leaders, {**ends, "color": COLOUR}, strokeDash=[2, 2])
+    return [dashed, *on_halo(moved)]
 
 
-def on_halo(name: Name, *, is_bold: bool = True) -> list[Any]:
-    """Text that begins at its place, legible on any mark."""
-    style: dict[str, Any] = {
-        "align": "left",
-        "baseline": "middle",
-        "fontSize": FONT_SIZE,
-        "fontWeight": "bold" if is_bold else "normal",
-    }
-    text = rows_chart([{"text": name.text}]).encode(
-        x=alt.value(name.x), y=alt.value(name.y), text="text:N"
-    )
+def on_halo(names: Sequence[Name], weight: str = "bold") -> list[Chart]:
+    """Texts that begin at their places, legible on any mark."""
+    rows = [
+        {"text": name.text, "x": name.x, "y": name.y, "colour": name.colour.light} for name in names
+    ]
+    text = {**_PIXELS, "text": category("text")}
+    look = {"align": "left", "baseline": "middle", "fontSize": FONT_SIZE, "fontWeight": weight}
+    halo = {"color": PAGE.light, "stroke": PAGE.light, "strokeWidth": 4}
     return [
-        text.mark_text(**style, color=PAGE.light, stroke=PAGE.light, strokeWidth=4),
-        text.mark_text(**style, color=name.colour.light),
+        layer("text", rows, text, **look, **halo),
+        layer("text", rows, {**text, "color": COLOUR}, **look),
     ]
 
 
-def small_title(text: str) -> alt.TitleParams:
+def small_title(text: str | Sequence[str]) -> dict[str, Any]:
     """Of one panel among several."""
-    return alt.TitleParams(text, fontSize=FONT_SIZE, fontWeight="normal", frame="group", offset=6)
+    look = {"fontSize": FONT_SIZE, "fontWeight": "normal", "frame": "group", "offset": 6}
+    return {"text": text, **look}
 
 
 def lines(text: str, letters: int, separator: str = ", ") -> str:

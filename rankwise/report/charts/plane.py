@@ -7,31 +7,39 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
-import altair as alt
-
 from rankwise.records.study import Interval
 from rankwise.report.charts.marks import (
+    ARE_DRAWN,
     COLOUR,
     LINE,
+    MOST_MARKS,
     SHAPE,
+    Encoding,
     Look,
     Name,
     axis,
+    between,
     bounds,
+    category,
     items_link,
+    layer,
+    layered,
     links,
     names_beside,
+    number,
     padded,
     ring,
-    rows_chart,
 )
 from rankwise.report.charts.theme import MUTED
-from rankwise.report.parts import Chart, Drawing
+from rankwise.report.parts import Chart, Drawing, some_of, thinned
 
 _SIZE, _SMALL_SIZE = (470, 350), (310, 220)
 _MANY = 7
 """With more marks than this, bars are paler."""
 
+
+MOST_NAMES = 12
+"""Of marks: more have no room beside them."""
 
 _CORNERS = 48
 
@@ -76,12 +84,11 @@ class Plane(NamedTuple):
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
     """The places of points that no other beats in one number and equals in the other, by x."""
-
-    def is_beaten(place: int) -> bool:
-        x, y = points[place]
-        return any((a, b) != (x, y) and a >= x and b >= y for a, b in points)
-
-    kept = [place for place in range(len(points)) if not is_beaten(place)]
+    kept: list[int] = []
+    for place in sorted(range(len(points)), key=lambda place: points[place], reverse=True):
+        # those before it have at least its x
+        if not kept or points[place][1] > points[kept[-1]][1] or points[place] == points[kept[-1]]:
+            kept.append(place)
     return sorted(kept, key=lambda place: points[place])
 
 
@@ -89,14 +96,26 @@ def plane_chart(planes: Sequence[Plane]) -> Drawing:
     """Planes of two in a row.
 
     Args:
-        planes: at least one.
+        planes: at least one; of very many marks some are drawn, and those of the path.
     """
+    num_all = sum(len(plane.marks) for plane in planes)
+    planes = [_thinned(plane) for plane in planes]
     size = _SIZE if len(planes) == 1 else _SMALL_SIZE
     charts = [_plane(plane, size) for plane in planes]
     words = "; ".join(dict.fromkeys(mark.words for plane in planes for mark in plane.marks))
-    if len(charts) == 1:
-        return Drawing(charts[0], f"{words}.")
-    return Drawing(alt.concat(*charts, columns=2), f"{words}.", is_wide=True)
+    num_names = max(len({mark.name for mark in plane.marks}) for plane in planes)
+    said = some_of(sum(len(plane.marks) for plane in planes), num_all, ARE_DRAWN)
+    said += " " + some_of(min(num_names, MOST_NAMES), num_names, "names are written")
+    chart = charts[0] if len(charts) == 1 else {"concat": charts, "columns": 2}
+    return Drawing(chart, f"{words}.", is_wide=len(charts) > 1, note=said.strip())
+
+
+def _thinned(plane: Plane) -> Plane:
+    """With the marks that are drawn, and the path over them."""
+    every, needed = range(len(plane.marks)), {*plane.path}
+    drawn = thinned(every, MOST_MARKS, lambda at: at in needed or plane.marks[at].is_ringed)
+    path = [None if place is None else drawn.index(place) for place in plane.path]
+    return plane._replace(marks=[plane.marks[place] for place in drawn], path=path)
 
 
 def _plane(plane: Plane, size: tuple[int, int]) -> Chart:
@@ -118,7 +137,7 @@ def _plane(plane: Plane, size: tuple[int, int]) -> Chart:
     across = padded([*origin, *limits, *_extent("x", rows, edges)])
     up = padded([*origin, *_extent("y", rows, edges)])
     x, y = axis(plane.x_title, across), axis(plane.y_title, up)
-    at = {"x": alt.X("x:Q", **x), "y": alt.Y("y:Q", **y)}
+    at = {"x": number("x", **x), "y": number("y", **y)}
 
     def pixel(row: dict[str, Any]) -> tuple[float, float]:
         return (
@@ -126,21 +145,19 @@ def _plane(plane: Plane, size: tuple[int, int]) -> Chart:
             height * (up[1] - row["y"]) / (up[1] - up[0]),
         )
 
-    layers: list[Any] = [_shaded(edges).encode(**at)] if edges else []
     base = Look.of("base")
     zero: dict[str, Any] = {"x": 0.0, "y": 0.0, "colour": base.colour.light, "shape": base.shape}
     zero["href"] = items_link()
     points = [*rows, zero] if plane.has_origin else rows
-    layers += _lines(plane, rows, zero, at)
     few = len(rows) <= _MANY
-    bars = rows_chart(rows).mark_rule(strokeWidth=1.6 if few else 1.2, opacity=1 if few else 0.5)
-    layers += [
-        bars.encode(alt.X("x_low:Q", **x), alt.X2("x_high:Q"), at["y"], COLOUR),
-        bars.encode(alt.Y("y_low:Q", **y), alt.Y2("y_high:Q"), at["x"], COLOUR),
-        ring(row for row in rows if row["is_ringed"]).encode(**at),
-        rows_chart(points)
-        .mark_point(filled=True, size=80, opacity=1)
-        .encode(COLOUR, SHAPE, **at, **links(mark.model for mark in plane.marks)),
+    thin: dict[str, Any] = {"strokeWidth": 1.6 if few else 1.2, "opacity": 1 if few else 0.5}
+    look = {"color": COLOUR, "shape": SHAPE, **links(mark.model for mark in plane.marks)}
+    layers = [
+        _shaded(edges, at),
+        *_lines(plane, rows, zero, at),
+        *(between("rule", rows, axis_name, {**at, "color": COLOUR}, **thin) for axis_name in at),
+        ring(rows, at),
+        layer("point", points, {**at, **look}, filled=True, size=80, opacity=1),
     ]
     names = list(_names(plane, [pixel(row) for row in rows]))
     if plane.has_origin:
@@ -148,27 +165,26 @@ def _plane(plane: Plane, size: tuple[int, int]) -> Chart:
     if plane.limit is not None:
         left, top = pixel({"x": plane.limit[0], "y": up[1]})
         names.append(Name(plane.limit[1], left, top + LINE, base.colour))
-    return alt.layer(*layers, *names_beside(names, width)).properties(width=width, height=height)
+    return layered([*layers, *names_beside(names, width)], width, height)
 
 
 def _lines(
     plane: Plane, rows: Sequence[dict[str, Any]], zero: dict[str, Any], at: dict[str, Any]
-) -> Iterator[Any]:
+) -> Iterator[Chart]:
     """Through the origin, at the limit, and along the path."""
+    look: dict[str, Any] = {"color": MUTED.light}
     if plane.has_origin:
-        line = rows_chart([zero]).mark_rule(color=MUTED.light, strokeWidth=1)
-        yield from (line.encode(at["x"]), line.encode(at["y"]))
+        for axis_name, channel in at.items():
+            yield layer("rule", [zero], {axis_name: channel}, **look, strokeWidth=1)
     if plane.limit is not None:
-        line = rows_chart([{"x": plane.limit[0]}])
-        dashed = line.mark_rule(color=MUTED.light, strokeDash=[5, 4], strokeWidth=1.2)
-        yield dashed.encode(at["x"])
+        dashed = {"strokeDash": [5, 4], "strokeWidth": 1.2}
+        yield layer("rule", [{"x": plane.limit[0]}], {"x": at["x"]}, **look, **dashed)
     if plane.path:
         stops = [
             {**(zero if place is None else rows[place]), "order": n}
             for n, place in enumerate(plane.path)
         ]
-        path = rows_chart(stops).mark_line(color=MUTED.light, strokeWidth=1.5)
-        yield path.encode(order="order:Q", **at)
+        yield layer("line", stops, {**at, "order": number("order")}, **look, strokeWidth=1.5)
 
 
 def _extent(
@@ -196,17 +212,18 @@ def _regions(rows: Sequence[Mapping[str, Any]], confidence: float) -> Iterator[d
             yield edge
 
 
-def _shaded(edges: Sequence[Mapping[str, Any]]) -> Any:
-    """Regions in the colours of their marks, still without axes."""
-    shaded = rows_chart(edges).mark_line(filled=True, fillOpacity=0.07, strokeWidth=0)
-    return shaded.encode(alt.Fill("colour:N", scale=None), alt.Detail("place:N"), order="order:Q")
+def _shaded(edges: Sequence[Mapping[str, Any]], at: Encoding) -> Chart:
+    """Regions in the colours of their marks."""
+    by_mark = {"fill": COLOUR, "detail": category("place"), "order": number("order")}
+    return layer("line", edges, {**at, **by_mark}, filled=True, fillOpacity=0.07, strokeWidth=0)
 
 
 def _names(plane: Plane, places: Sequence[tuple[float, float]]) -> Iterator[Name]:
-    """Each name once, at the rightmost mark that has it."""
+    """Each name once, at the rightmost mark that has it; of many names some."""
     rightmost: dict[str, tuple[float, float]] = {}
     looks = {mark.name: mark.look for mark in plane.marks}
     for mark, place in zip(plane.marks, places, strict=True):
         rightmost[mark.name] = max(place, rightmost.get(mark.name, place))
-    for name, (x, y) in rightmost.items():
-        yield Name(name, x, y, looks[name].colour)
+    ringed = {mark.name for mark in plane.marks if mark.is_ringed}
+    for name in thinned(list(rightmost), MOST_NAMES, lambda name: name in ringed):
+        yield Name(name, *rightmost[name], looks[name].colour)

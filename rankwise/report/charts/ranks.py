@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
-
-import altair as alt
 
 from rankwise.findings.trends import means_by_rank
 from rankwise.records import quantities
 from rankwise.records.axes import Kind
 from rankwise.records.study import Interval, Unit
 from rankwise.report.charts.marks import (
+    ARE_DRAWN,
     COLOUR,
     LINE,
+    MOST_MARKS,
+    Encoding,
     Look,
     Name,
     axis,
+    between,
     bounds,
+    category,
     items_link,
     keyed,
+    layer,
+    layered,
     lines,
     links,
+    number,
     on_halo,
     padded,
     ring,
-    rows_chart,
     small_title,
 )
 from rankwise.report.charts.theme import (
@@ -36,7 +43,7 @@ from rankwise.report.charts.theme import (
     SERIES_SHAPES,
     kind_colour,
 )
-from rankwise.report.parts import Chart, Drawing
+from rankwise.report.parts import Chart, Drawing, some_of, thinned
 
 MOST_SERIES = len(SERIES)
 """Each has a colour and a shape."""
@@ -50,6 +57,15 @@ _REACH = math.log2(1.6)
 
 _SPREAD_SHARE, _STEP_SHARE = 0.62, 0.16
 """Of the space between two ranks, how much all series of one rank take, and two at most."""
+
+_ALIKE_SHARE = 0.8
+"""Of the same space, how much all marks of one rank take."""
+
+_MOST_BANDS = 8
+"""Of lines of one name: a paler band has no colour."""
+
+_TICK_ROOM = 28
+"""Between two labels of the axis in pixels, at least."""
 
 _BESIDE, _TITLE_LETTERS = 7, 32
 _DASHES = ([1, 0], [6, 3], [2, 3])
@@ -98,7 +114,8 @@ class RankPanel(NamedTuple):
 
     Attributes:
         y_title: with the unit.
-        marks: at least one, unless there are curves.
+        marks: at least one, unless there are curves; all are in the means, and of very many some
+            are drawn.
         lines: across.
         curves: at most three, which differ in dash.
         title: of the panel, where there are several.
@@ -113,6 +130,11 @@ class RankPanel(NamedTuple):
     title: str = ""
     has_zero: bool = False
     write: Callable[[Interval | float], str] = lambda value: f"{value:.3g}"
+
+    @property
+    def drawn(self) -> list[RankMark]:
+        """The marks that are drawn: of very many some of each rank, and what is recommended."""
+        return thinned(self.marks, MOST_MARKS, lambda mark: mark.is_ringed)
 
 
 def in_unit(unit: Unit, *, signed: bool = True) -> Callable[[Any], str]:
@@ -134,33 +156,31 @@ def rank_chart(
     ranks = sorted({mark.rank for panel in panels for mark in panel.marks})
     ranks = ranks or sorted({round(rank) for p in panels for c in p.curves for rank, _ in c.points})
     size = _SIZE if len(panels) == 1 else _SMALL_SIZE
-    steps = [math.log2(high / low) for low, high in itertools.pairwise(ranks)]
-    reach = min([*steps, 2.0]) / 2.0 if series else _REACH
-    scale = alt.Scale(
-        type="log", base=2, domain=[ranks[0] / 2**reach, ranks[-1] * 2**reach], nice=False
-    )
-    ticks = alt.Axis(values=_ticks(ranks), format="d", labelOverlap=False, grid=False)
-    x = alt.X("x:Q", title="LoRA rank (log scale)", scale=scale, axis=ticks)
+    gap = min([*(math.log2(high / low) for low, high in itertools.pairwise(ranks)), 2.0])
+    reach = gap / 2.0 if series else _REACH
+    ends = [ranks[0] / 2**reach, ranks[-1] * 2**reach]
+    scale = {"type": "log", "base": 2, "domain": ends, "nice": False}
+    ticks = {"values": _ticks(ranks, size[0]), "format": "d", "labelOverlap": False, "grid": False}
+    x = number("x", title="LoRA rank (log scale)", scale=scale, axis=ticks)
     domains = {
         panel.y_title: padded(
             [end for other in panels if other.y_title == panel.y_title for end in _ends(other)]
         )
         for panel in panels
     }
-    charts = [
-        _panel(panel, x, domains[panel.y_title], size, _Series(series, series_title, reach))
-        for panel in panels
-    ]
+    own = _Series(series, series_title, gap)
+    charts = [_panel(panel, x, domains[panel.y_title], size, own) for panel in panels]
     words = "; ".join(said for panel in panels for said in _in_words(panel))
-    if len(charts) == 1:
-        return Drawing(charts[0], f"{words}.")
-    return Drawing(alt.concat(*charts, columns=2), f"{words}.")
+    num_all = sum(len(panel.marks) for panel in panels)
+    note = some_of(sum(len(panel.drawn) for panel in panels), num_all, ARE_DRAWN)
+    chart = charts[0] if len(charts) == 1 else {"concat": charts, "columns": 2}
+    return Drawing(chart, f"{words}.", note=note)
 
 
 class _Series(NamedTuple):
     names: Sequence[str]
     title: str
-    reach: float
+    gap: float
 
     def encodings(self, width: float) -> dict[str, Any]:
         """The colour and the shape of a mark, and what is told by colour alone."""
@@ -169,20 +189,28 @@ class _Series(NamedTuple):
         looks = map(Look, SERIES, SERIES_SHAPES)
         return keyed("series", dict(zip(self.names, looks, strict=False)), width, self.title)
 
-    def offset(self, mark: RankMark, marks: Sequence[RankMark]) -> float:
-        """Where a mark stands beside its rank, in powers of two."""
-        if self.names:
-            step = 2.0 * self.reach * min(_SPREAD_SHARE / len(self.names), _STEP_SHARE)
-            return step * (self.names.index(mark.series) - (len(self.names) - 1) / 2)
-        alike = [other for other in marks if other.rank == mark.rank]
-        place = next(place for place, other in enumerate(alike) if other is mark)
-        return _STEP * (place - (len(alike) - 1) / 2)
+    def places(self, marks: Sequence[RankMark]) -> Iterator[float]:
+        """Where marks stand beside their ranks: with their series, or side by side."""
+        alike, before = Counter(mark.rank for mark in marks), Counter[int]()
+        for mark in marks:
+            if self.names:
+                place, count = self.names.index(mark.series), len(self.names)
+                step = self.gap * min(_SPREAD_SHARE / count, _STEP_SHARE)
+            else:
+                place, count = before[mark.rank], alike[mark.rank]
+                step = min(_STEP, self.gap * _ALIKE_SHARE / count)
+            before[mark.rank] += 1
+            yield mark.rank * 2.0 ** (step * (place - (count - 1) / 2))
 
 
-def _ticks(ranks: Sequence[int]) -> list[int]:
-    """Every rank, or of many only each so many."""
-    step = math.ceil(len(ranks) / 9)
-    return list(ranks[::step])
+def _ticks(ranks: Sequence[int], width: float) -> list[int]:
+    """The ranks whose labels have room."""
+    octave = width / (math.log2(ranks[-1] / ranks[0]) + 2 * _REACH)
+    kept = [ranks[0]]
+    for rank in ranks:
+        if octave * math.log2(rank / kept[-1]) >= _TICK_ROOM:
+            kept.append(rank)
+    return kept
 
 
 def _ends(panel: RankPanel) -> Iterator[float]:
@@ -196,116 +224,106 @@ def _ends(panel: RankPanel) -> Iterator[float]:
 
 def _panel(
     panel: RankPanel,
-    x: alt.X,
+    x: dict[str, Any],
     domain: tuple[float, float],
     size: tuple[int, int],
     series: _Series,
 ) -> Chart:
     width, height = size
-    y = axis(panel.y_title, domain)
-    at = {"x": x, "y": alt.Y("y:Q", **y)}
+    at = {"x": x, "y": number("y", **axis(panel.y_title, domain))}
     look = series.encodings(width)
     rows = [
         {
-            "x": mark.rank * 2.0 ** series.offset(mark, panel.marks),
+            "x": place,
             "series": mark.series,
             "colour": kind_colour(mark.rank).light,
             "is_ringed": mark.is_ringed,
             "href": items_link(model=mark.name),
             **bounds(mark.value, "y"),
         }
-        for mark in panel.marks
+        for mark, place in zip(panel.drawn, series.places(panel.drawn), strict=True)
     ]
-    layers: list[Any] = []
+    layers: list[Chart] = []
     if panel.has_zero:
-        layers.append(rows_chart([{"y": 0.0}]).mark_rule(color=MUTED.light).encode(at["y"]))
+        layers.append(layer("rule", [{"y": 0.0}], {"y": at["y"]}, color=MUTED.light))
+    across: dict[tuple[str, Kind], list[dict[str, float]]] = {}
     for line in panel.lines:
-        alike = sum(other.text == line.text for other in panel.lines)
-        layers += _across(line, y, opacity=0.16 / alike)
-    layers += _curves(panel.curves, x, y)
-    data = rows_chart(rows)
+        across.setdefault((line.text, line.kind), []).append(bounds(line.value, "y"))
+    layers += _across(across, {"y": at["y"]})
+    layers.append(_curves(panel.curves, at))
     if series.names:
-        through = data.mark_line(strokeWidth=1.4, opacity=0.75).encode(color=look["color"], **at)
-        layers.append(through.encode(order=alt.Order("x:Q")))
+        through = {**at, "color": look["color"], "order": number("x")}
+        layers.append(layer("line", rows, through, strokeWidth=1.4, opacity=0.75))
     elif not panel.curves:
-        means = means_by_rank((row["x"], row["y"]) for row in _at_ranks(panel, rows))
-        through = rows_chart([{"x": rank, "y": mean} for rank, mean in means.items()])
-        layers.append(through.mark_line(color=MUTED.light, strokeWidth=1.2).encode(**at))
+        ends = ((mark.rank, bounds(mark.value, "y")["y"]) for mark in panel.marks)
+        means = means_by_rank(ends)
+        through = [{"x": rank, "y": mean} for rank, mean in means.items()]
+        layers.append(layer("line", through, at, color=MUTED.light, strokeWidth=1.2))
+    point = {**at, **look, **links(mark.name for mark in panel.marks)}
     layers += [
-        data.mark_rule(strokeWidth=1.7).encode(
-            x, alt.Y("y_low:Q", **y), alt.Y2("y_high:Q"), look["color"]
-        ),
-        ring(row for row in rows if row["is_ringed"]).encode(**at),
-        data.mark_point(filled=True, size=75, opacity=1).encode(
-            **look, **at, **links(mark.name for mark in panel.marks)
-        ),
-        *_line_names(panel.lines, domain, size),
+        between("rule", rows, "y", {**at, "color": look["color"]}, strokeWidth=1.7),
+        ring(rows, at),
+        layer("point", rows, point, filled=True, size=75, opacity=1),
+        *_line_names(across, domain, size),
     ]
-    chart = alt.layer(*layers).properties(width=width, height=height)
-    if not panel.title:
-        return chart
     title = lines(panel.title, _TITLE_LETTERS).split("\n")
-    return chart.properties(title=small_title(title))  # pyright: ignore[reportArgumentType]
+    titled = {"title": small_title(title)} if panel.title else {}
+    return layered(layers, width, height, **titled)
 
 
-def _at_ranks(panel: RankPanel, rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for mark, row in zip(panel.marks, rows, strict=True):
-        yield {**row, "x": mark.rank}
+_Lines = Mapping[tuple[str, Kind], Sequence[dict[str, float]]]
+"""The bounds of the lines across, by what they are called."""
 
 
-def _across(line: RankLine, y: dict[str, Any], opacity: float) -> list[Any]:
-    """The estimate across, in a band of its interval; dashed for full fine-tuning."""
-    colour = kind_colour(line.kind).light
-    data = rows_chart([bounds(line.value, "y")])
-    dash = [1, 0] if line.kind == "base" else [6, 3]
-    return [
-        data.mark_rect(color=colour, opacity=opacity).encode(
-            alt.Y("y_low:Q", **y), alt.Y2("y_high:Q")
-        ),
-        data.mark_rule(color=colour, strokeWidth=1.6, strokeDash=dash).encode(alt.Y("y:Q", **y)),
-    ]
+def _across(drawn: _Lines, at: Encoding) -> Iterator[Chart]:
+    """Estimates across, in bands of their intervals; dashed for full fine-tuning."""
+    for (_, kind), rows in drawn.items():
+        colour = kind_colour(kind).light
+        dash = [1, 0] if kind == "base" else [6, 3]
+        bands = thinned(rows, _MOST_BANDS)
+        yield between("rect", bands, "y", at, color=colour, opacity=0.16 / len(bands))
+        yield layer("rule", rows, at, color=colour, strokeWidth=1.6, strokeDash=dash)
 
 
-def _curves(curves: Sequence[RankCurve], x: alt.X, y: dict[str, Any]) -> list[Any]:
-    if not curves:
-        return []
+def _curves(curves: Sequence[RankCurve], at: Encoding) -> Chart:
     names = [curve.name for curve in curves]
-    dash = alt.StrokeDash(
-        "name:N",
+    dash = category(
+        "name",
         sort=names,
-        scale=alt.Scale(domain=names, range=list(_DASHES[: len(names)])),
-        legend=alt.Legend(title=None, orient="bottom", symbolStrokeColor=MUTED.light),
+        scale={"domain": names, "range": list(_DASHES[: len(names)])},
+        legend={"title": None, "orient": "bottom", "symbolStrokeColor": MUTED.light},
     )
     rows = [
         {"x": rank, "y": value, "name": curve.name}
         for curve in curves
         for rank, value in curve.points
     ]
-    line = rows_chart(rows).mark_line(color=MUTED.light, strokeWidth=1.6)
-    return [line.encode(x, alt.Y("y:Q", **y), dash)]
+    return layer("line", rows, {**at, "strokeDash": dash}, color=MUTED.light, strokeWidth=1.6)
 
 
 def _line_names(
-    drawn: Sequence[RankLine], domain: tuple[float, float], size: tuple[int, int]
-) -> Iterator[Any]:
+    drawn: _Lines, domain: tuple[float, float], size: tuple[int, int]
+) -> Iterator[Chart]:
     """At the right ends of the lines, a line's height apart; of several at their mean."""
     low, high = domain
     width, height = size
-    heights: dict[tuple[str, Kind], list[float]] = {}
-    for line in drawn:
-        place = height * (high - bounds(line.value, "y")["y"]) / (high - low)
-        heights.setdefault((line.text, line.kind), []).append(place)
-    means = {key: sum(places) / len(places) for key, places in heights.items()}
+    means = {
+        key: height * (high - statistics.fmean(row["y"] for row in rows)) / (high - low)
+        for key, rows in drawn.items()
+    }
     last = -math.inf
+    names: dict[str, list[Name]] = {"normal": [], "bold": []}
     for text, kind in sorted(means, key=lambda key: means[key]):
         last = max(means[text, kind], last + LINE)
         name = Name(text, width + _BESIDE, last, kind_colour(kind))
-        yield from on_halo(name, is_bold=kind != "base")
+        names["normal" if kind == "base" else "bold"].append(name)
+    for weight, own in names.items():
+        yield from on_halo(own, weight)
 
 
 def _in_words(panel: RankPanel) -> Iterator[str]:
     before = f"{panel.title}, " if panel.title else ""
-    for mark in panel.marks:
+    for mark in panel.drawn:
         name = mark.name or f"rank {mark.rank}"
         series = f", {mark.series}" if mark.series else ""
         yield f"{before}{name}{series} {panel.write(mark.value)}"

@@ -36,7 +36,6 @@ from rankwise.report.charts.heatmap import (
     layer_maps,
     percent,
     plain,
-    thinned,
 )
 from rankwise.report.parts import (
     Cell,
@@ -50,6 +49,7 @@ from rankwise.report.parts import (
     grouped_table,
     section,
     table,
+    thinned,
 )
 
 _STRONGEST = 8

@@ -15,7 +15,7 @@ from rankwise.report.charts.intervals import Bar, BarPanel, interval_chart, shor
 from rankwise.report.charts.marks import Look
 from rankwise.report.charts.plane import Plane, PlaneMark, front, plane_chart
 from rankwise.report.charts.ranks import RankLine, RankMark, RankPanel, in_unit, rank_chart
-from rankwise.report.parts import Drawing, Figure
+from rankwise.report.parts import Drawing, Figure, thinned
 from rankwise.report.summaries import RELATION_NAMES, Summaries
 
 MOST_TASKS, MOST_BARS = 8, 36
@@ -23,8 +23,8 @@ MOST_TASKS, MOST_BARS = 8, 36
 to read; the tasks with most loss are drawn, two at least."""
 
 MOST_RUNS = 12
-"""Of more runs than this, those with the first settings of each rank are drawn; on the plane, where
-all are, regions would hide each other."""
+"""Of more runs than this, those with the first settings of each rank are drawn, and where they have
+more bars than can be read, one of each rank; on the plane, regions would hide each other."""
 
 
 class _Study(NamedTuple):
@@ -162,9 +162,7 @@ def _by_task(study: _Study) -> Figure:
         "Right of zero is better than the base. Each interval is for one difference, "
         "paired over the same items. Each relation has its own axis."
     )
-    more = sum(summary.run is not None for summary in study.summaries) - len(_drawn_runs(study))
-    if more > 0:
-        caption += f" {quantities.counted(more, 'more run')} are in the table."
+    caption += _more_runs(study)
     for panel, num_left_out in found:
         if num_left_out:
             num_drawn = len({bar.group for bar in panel.bars})
@@ -186,6 +184,7 @@ def _forgetting(study: _Study) -> Figure:
         "Right of zero, the adapted model predicts general prose worse than the base. "
         "An item is a passage; differences are paired over passages."
     )
+    caption += _more_runs(study)
     detail = f"rise of the mean loss per token; {study.bars}"
     return Figure(name, title, caption, interval_chart([panel]), detail)
 
@@ -199,10 +198,11 @@ def _panel(study: _Study, relation: Relation, unit: Unit) -> tuple[BarPanel, int
         if (row.relation, row.unit) == (relation, unit) and row.run in drawn
     ]
     num_runs = len({row.run for row in rows})
-    tasks = list(dict.fromkeys(row.task for row in rows))
-    worst = {task: min(row.difference for row in rows if row.task == task) for task in tasks}
+    worst: dict[str, float] = {}
+    for row in rows:
+        worst[row.task] = min(row.difference, worst.get(row.task, row.difference))
     most = min(MOST_TASKS, max(MOST_BARS // max(num_runs, 1), 2))
-    kept = sorted(tasks, key=lambda task: worst[task])[:most]
+    kept = sorted(worst, key=lambda task: worst[task])[:most]
     is_prose = relation == "held_out_text"
     measured = {(row.run, row.task): row for row in rows}
     short = short_names(kept)
@@ -214,24 +214,33 @@ def _panel(study: _Study, relation: Relation, unit: Unit) -> tuple[BarPanel, int
             row.interval.negated() if is_prose else row.interval,
             "" if is_prose else row.task,
         )
-        for task in tasks
+        for task in worst
         if task in kept
         for summary in study.summaries
         if (row := measured.get((summary.name, task))) is not None
     ]
     title = "" if is_prose else quantities.capital(RELATION_NAMES[relation])
     x_title = f"{'Forgetting' if is_prose else 'Difference'} ({cells.unit_name(unit)})"
-    return BarPanel(title, x_title, unit, bars), len(tasks) - len(kept)
+    return BarPanel(title, x_title, unit, bars), len(worst) - len(kept)
+
+
+def _more_runs(study: _Study) -> str:
+    """How many runs are not among the bars."""
+    more = sum(summary.run is not None for summary in study.summaries) - len(_drawn_runs(study))
+    return f" {quantities.counted(more, 'more run')} are in the table." if more else ""
 
 
 def _drawn_runs(study: _Study) -> set[str]:
-    """The names of all runs, or of the first settings of each rank, in every seed."""
+    """The names of all runs, or of the first settings of each rank, in every seed or in one."""
     shown = [summary for summary in study.summaries if summary.run is not None]
-    first: dict[int | None, str] = {}
-    for summary in shown:
-        first.setdefault(_rank(summary), summary.option)
-    few = len(shown) <= MOST_RUNS
-    return {each.name for each in shown if few or each.option == first[_rank(each)]}
+    if len(shown) > MOST_RUNS:
+        first: dict[int | None, ModelSummary] = {}
+        for summary in shown:
+            first.setdefault(_rank(summary), summary)
+        shown = [each for each in shown if each.option == first[_rank(each)].option]
+        if len(shown) > MOST_BARS:
+            shown = thinned(list(first.values()), MOST_BARS)
+    return {each.name for each in shown}
 
 
 def _rank(summary: ModelSummary) -> int | None:

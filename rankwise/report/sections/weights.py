@@ -26,11 +26,21 @@ from rankwise.records.spectra import (
     intruders_of,
 )
 from rankwise.report import cells
-from rankwise.report.charts.heatmap import MOST_PANELS, thinned
+from rankwise.report.charts.heatmap import MOST_PANELS
 from rankwise.report.charts.marks import Look
 from rankwise.report.charts.plane import Plane, PlaneMark, plane_chart
 from rankwise.report.charts.ranks import RankCurve, RankLine, RankMark, RankPanel, rank_chart
-from rankwise.report.parts import Cell, Column, Figure, ReportSection, Shown, Table, section, table
+from rankwise.report.parts import (
+    Cell,
+    Column,
+    Figure,
+    ReportSection,
+    Shown,
+    Table,
+    section,
+    table,
+    thinned,
+)
 from rankwise.report.sections.weight_maps import (
     has_layers,
     intruder_map,
