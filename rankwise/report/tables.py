@@ -284,7 +284,6 @@ def relation_table(
     rows.sort(key=lambda row: order[row.run])
     models = _models(results)
     is_prose = relation == "held_out_text"
-    has_counts = any(row.num_learned is not None for row in rows)
     has_holm = any(row.holm_p_value is not None for row in rows)
 
     def change(row: Comparison) -> Cell:
@@ -316,27 +315,34 @@ def relation_table(
         Column("Retention ratio", _ratio, "above chance", is_optional=True),
         Column("Options chosen", chosen, "% of items", is_optional=True),
     ]
-    confirmatory = (
-        "Each rank against the base in-domain is the confirmatory family, whose p values are "
-        "corrected by Holm's method; everything else is exploratory."
-    )
-    uncorrected = "Exploratory: p values are not corrected." if has_counts else "Exploratory."
-    caption = (
-        "Every run against the base, paired over the same items, "
-        f"{cells.intervals(recommendation.confidence)}. "
-        f"{confirmatory if has_holm else uncorrected}"
-    )
-    if any(row.retention_ratio is not None for row in rows):
-        caption += (
-            " The retention ratio, (adapted − chance) / (base − chance), is shown and decides "
-            "nothing."
-        )
+    caption = _relation_caption(rows, recommendation.confidence)
     groups = [
         (task, _task_detail(results, recommendation, task), own)
         for task in results.tasks[relation]
         if (own := [row for row in rows if row.task == task])
     ]
     return grouped_table(caption, columns, groups)
+
+
+def _relation_caption(rows: Sequence[Comparison], confidence: float) -> str:
+    """How the runs of one relation are compared, and which p values are corrected."""
+    caption = (
+        f"Every run against the base, paired over the same items, {cells.intervals(confidence)}. "
+    )
+    if any(row.holm_p_value is not None for row in rows):
+        caption += (
+            "Each rank against the base in-domain is the confirmatory family, whose p values are "
+            "corrected by Holm's method; everything else is exploratory."
+        )
+    else:
+        has_counts = any(row.num_learned is not None for row in rows)
+        caption += "Exploratory: p values are not corrected." if has_counts else "Exploratory."
+    if any(row.retention_ratio is not None for row in rows):
+        caption += (
+            " The retention ratio, (adapted − chance) / (base − chance), is shown and decides "
+            "nothing."
+        )
+    return caption
 
 
 def format_table(
