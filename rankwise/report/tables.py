@@ -277,12 +277,11 @@ def relation_table(
 ) -> Table | None:
     """Every run on every task of one relation; None where there is no comparison."""
     labels = {summary.name: summary.label for summary in summaries}
-    order = {name: place for place, name in enumerate(labels)}
+    order, models = {name: place for place, name in enumerate(labels)}, _models(results)
     rows = [row for row in recommendation.comparisons if row.relation == relation]
     if not rows:
         return None
     rows.sort(key=lambda row: order[row.run])
-    models = _models(results)
     is_prose = relation == "held_out_text"
     has_holm = any(row.holm_p_value is not None for row in rows)
 
