@@ -7,7 +7,7 @@ is asked twice: with the headers of the files alone, and when the weights are lo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 from rankwise.engine.models.attention import decoder_layers
 from rankwise.engine.models.files import (
     DTYPES,
-    opened,
+    not_finite,
     read_json,
     refuse_other_dtypes,
     tensor_headers,
@@ -31,9 +31,6 @@ from rankwise.records import quantities
 _AGAIN = "Save it again."
 # A name up to the number of its layer, and the part of the layer that it is in.
 _IN_LAYER = re.compile(r"(.*?\.\d+)\.([^.]+)")
-# Of each tensor, so many numbers are looked at before all of them are loaded, and of so many
-# tensors: bytes that are no weights hold NaN or infinity in one of 256 numbers of bfloat16.
-_SAMPLED_NUMBERS, _SAMPLED_TENSORS = 4096, 1000
 
 
 def loaded_files(folder: Path) -> list[Path]:
@@ -100,7 +97,7 @@ def check_stored(folder: Path, skeleton: Any) -> list[str]:
         return []
     for path in files:
         refuse_other_dtypes(path, headers[path])
-    if (name := _not_finite(files)) is not None:
+    if (name := not_finite(files, sampled=True)) is not None:
         raise diverged(folder, name)
     weights = {
         name: torch.empty(header.shape, dtype=DTYPES.get(header.dtype, torch.int64), device="meta")
@@ -184,17 +181,3 @@ def diverged(folder: Path, name: str) -> ModelError:
         f"{folder} holds NaN or infinite weights in {name}: its training has diverged, or the file "
         "is damaged. Save or fetch it again."
     )
-
-
-def _not_finite(files: Iterable[Path]) -> str | None:
-    """The name of a tensor that is not finite within its first row, as far as tensors are read."""
-    for path in files:
-        with opened(path) as file:
-            names = list(file.keys())
-            for name in names[:: 1 + len(names) // _SAMPLED_TENSORS]:
-                part = file.get_slice(name)
-                if shape := part.get_shape():
-                    first = (*[slice(0, 1)] * (len(shape) - 1), slice(0, _SAMPLED_NUMBERS))
-                    if not bool(torch.isfinite(part[first]).all()):
-                        return name
-    return None
