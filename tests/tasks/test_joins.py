@@ -72,9 +72,11 @@ def learnt(kind: str) -> Any:
     )
     ends = (f"{prompt[-4:]}{text[:2]}" for prompt, text in PAIRS[:-3])
     made.train_from_iterator(ends, trainer)
-    if kind in ("lines", "pieces"):
+    if kind in ("lines", "pieces"):  # of the latter's kind, GLM's begins with two tokens
+        begin = [START] if kind == "lines" else ["<|endoftext|>", START]
         made.post_processor = TemplateProcessing(
-            single=f"{START} $A", special_tokens=[(START, made.token_to_id(START))]
+            single=f"{' '.join(begin)} $A",
+            special_tokens=[(token, made.token_to_id(token)) for token in begin],
         )
     return PreTrainedTokenizerFast(
         tokenizer_object=made, bos_token=START, eos_token=END, pad_token=END
