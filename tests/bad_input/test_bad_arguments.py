@@ -211,9 +211,9 @@ BAD = [
     Bad(
         "audit into a file",
         "audit {base} {adapter} --output {file}",
-        "cannot be written",
-        "choose another",
-        1,
+        "it is no folder",
+        "name another place",
+        2,
     ),
     Bad(
         "audit of another base",
