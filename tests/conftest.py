@@ -123,6 +123,20 @@ evaluation:
 
 
 @pytest.fixture
+def ends() -> Iterator[None]:
+    """A test that stands still fails."""
+
+    def fail(*_: object) -> None:
+        raise AssertionError("it stands still")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(300)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
 def vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeVllm]:
     """A stand-in for vLLM, which cannot run here."""
     fake = FakeVllm()

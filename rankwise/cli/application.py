@@ -181,6 +181,7 @@ def verb(
         def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
             answers = bool(kwargs.get("as_json")) and not tells_events
             try:
+                _require_current_folder()
                 code = function(*args, **kwargs)
             except (RankwiseError, PermissionError) as caught:
                 error = caught if isinstance(caught, RankwiseError) else _not_permitted(caught)
@@ -199,6 +200,14 @@ def verb(
         return wrapped
 
     return register
+
+
+def _require_current_folder() -> None:
+    """Refuse to work from a folder that has been deleted, in which torch cannot be loaded."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise StorageError("the current folder was deleted. Change to another one.") from error
 
 
 def _not_permitted(error: PermissionError) -> RankwiseError:

@@ -107,13 +107,15 @@ def try_data(
 
 def _is_begun(folder: StudyFolder, command: str) -> bool:
     """Whether this command has been here before, and is to go on."""
+    from rankwise.records.files import read_regular
+
     file = folder.settings_file
     if not file.exists():
         if folder.study_file.exists():
             problem = "there is another study in the folder; give another --study-dir"
             raise ConfigError(str(folder.root), [problem])
         return False
-    first_line, _, _ = file.read_text(encoding="utf-8").partition("\n")
+    first_line, _, _ = read_regular(file).decode().partition("\n")
     if first_line != f"# {command}":
         problem = (
             f"it was written by another command ({first_line.removeprefix('# ')}); go on with it "

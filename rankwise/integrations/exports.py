@@ -18,7 +18,7 @@ from rankwise.integrations.study_text import yaml_lines
 from rankwise.records import quantities
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.file_names import task_file_name
-from rankwise.records.files import write_atomically
+from rankwise.records.files import require_regular, write_atomically
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import PlannedRun, StudyRecord, is_rslora
 from rankwise.study.conclusion import conclude
@@ -171,6 +171,7 @@ def _rows_of(train: TrainConfig) -> Rows | None:
     if path is None or train.columns is not None or path.suffix not in (".json", ".jsonl"):
         return None
     try:
+        require_regular(path)
         with path.open(encoding="utf-8-sig") as file:
             lines = (line for line in file if line.strip())
             rows = json.load(file) if path.suffix == ".json" else [json.loads(next(lines))]

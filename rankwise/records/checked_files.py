@@ -17,6 +17,7 @@ from rankwise.errors import StorageError
 from rankwise.records.files import (
     FileDigest,
     digest_of,
+    read_regular,
     refuse_out_of_reach,
     write_atomically,
 )
@@ -100,7 +101,7 @@ class CheckedFiles:
         if self._known is None:
             self._known = {}
             with contextlib.suppress(OSError, ValueError, RecursionError):
-                read = json.loads(self._file.read_bytes())
+                read = json.loads(read_regular(self._file))
                 self._known = read if isinstance(read, dict) else {}
         return self._known
 

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -253,12 +254,37 @@ def remove_shards(state: Path, but: Path | None = None) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def require_regular(path: Path) -> None:
+    """Refuse to open what blocks, or has no end: a pipe, a socket, a device.
+
+    Raises:
+        OSError: it is not there, or is no regular file.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        raise OSError(kind, "it is no regular file", str(path))
+
+
+def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
+    """The content of a file, of ``most_bytes`` at most: of records and data nothing else is read.
+
+    Raises:
+        OSError: it cannot be read, is larger, or is no regular file.
+    """
+    require_regular(path)
+    if most_bytes is not None and path.stat().st_size > most_bytes:
+        raise OSError(errno.EFBIG, f"it has more than {in_words(most_bytes)}", str(path))
+    return path.read_bytes()
+
+
 def digest_of(path: Path) -> FileDigest:
     """Size and sha256 of a file.
 
     Raises:
         OSError: it cannot be read.
     """
+    require_regular(path)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return FileDigest(num_bytes=file.tell(), sha256=sha256)
@@ -286,7 +312,7 @@ def read_record(path: Path, record_type: type[R]) -> R:
         StorageError: it may not be read, or the disk does not give it.
     """
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except FileNotFoundError as error:
         raise RecordError(f"{path} is not there; run the study first.") from error
     except OSError as error:
@@ -333,7 +359,7 @@ def read_items(path: Path, digest: FileDigest | None) -> list[dict[str, Any]]:
         OSError: the file cannot be read.
         ValueError: it has other bytes than its digest says, or a line is no JSON object.
     """
-    content = path.read_bytes()
+    content = read_regular(path)
     if digest not in (None, FileDigest.of(content)):
         raise ValueError("it has other bytes than when it was written")
     # not splitlines(): JSON leaves U+0085, U+2028 and the like as they are inside a text

@@ -19,7 +19,9 @@ from rankwise.records.files import (
     make_durable,
     read_items,
     read_record,
+    read_regular,
     remove_shards,
+    require_regular,
     write_atomically,
     write_record,
     writing,
@@ -514,7 +516,9 @@ class StudyFolder:
                 (folder / name).unlink(missing_ok=True)
             self._forget(*(folder / name for name in (*WEIGHTS, _HEADS, _REPAIR, _FORMS)))
             folder.mkdir(parents=True, exist_ok=True)
-            self.metrics_file(planned.name).write_text("", encoding="utf-8")
+            metrics = self.metrics_file(planned.name)
+            metrics.unlink(missing_ok=True)  # it may be a pipe
+            metrics.write_text("", encoding="utf-8")
 
     def finish_run(self, record: RunRecord) -> None:
         """Make the weights durable, then say that they are there, and what they are."""
@@ -532,7 +536,7 @@ class StudyFolder:
         """Step and loss in nats per token, as far as they were written; a cut line ends them."""
         losses: list[tuple[int, float]] = []
         try:
-            lines = self.metrics_file(run).read_text(encoding="utf-8").splitlines()
+            lines = read_regular(self.metrics_file(run)).decode().splitlines()
         except (OSError, ValueError):
             return losses
         for line in lines:
@@ -546,8 +550,11 @@ class StudyFolder:
     def append_metrics(self, run: str, line: Mapping[str, Any]) -> None:
         self.guard()
         path = self.metrics_file(run)
-        with writing(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with writing(path):
+            if path.exists():
+                require_regular(path)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
 
     def write_evaluation(
         self, record: TaskEvaluation, samples: Iterable[Mapping[str, Any]]

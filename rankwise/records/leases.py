@@ -37,7 +37,7 @@ from typing import Any, NamedTuple, Self
 from filelock import FileLock
 
 from rankwise.errors import LeaseLostError
-from rankwise.records.files import host_name, storage_error
+from rankwise.records.files import host_name, read_regular, storage_error
 
 LEASE_SECONDS = 60.0
 """How long a worker that is not heard of keeps its units. Threads of Python count through every
@@ -133,7 +133,7 @@ class Crew:
         most = self.num_devices
         for file in self._others():
             with contextlib.suppress(OSError):  # it has just left
-                most = max(most, _about(file.read_bytes(), "num_devices") or 1)
+                most = max(most, _about(read_regular(file), "num_devices") or 1)
         return most
 
     def _others(self) -> list[Path]:
@@ -220,7 +220,7 @@ class Crew:
     def _has_owner(self, lease: _Lease) -> bool:
         """Whether the worker that took it is there; one is about to write its name for a while."""
         try:
-            owner = lease.path.read_text()
+            owner = read_regular(lease.path).decode()
         except OSError:  # it cannot be told
             return True
         file = self._crew / f"{owner}.worker" if owner else lease.path
@@ -269,7 +269,7 @@ class Watch:
     def is_live(self, file: Path) -> bool:
         """Whether a worker is there, by its file; one of another machine is until it is watched."""
         try:
-            content = file.read_bytes()
+            content = read_regular(file)
         except FileNotFoundError:
             return False
         except OSError:  # a network file system that is not reached says nothing

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, RecordError
+from rankwise.records.files import read_regular
 from rankwise.records.p_right import P_RIGHT, p_right_of_items, requests_of
 from rankwise.records.results import LOSS_METRIC, weighted_by_tokens
 
@@ -197,7 +198,7 @@ def check_same_tokens(base: SampleFile, other: SampleFile, filter_name: str) -> 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each object of a file, with its place for error messages."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_regular(path).decode("utf-8-sig")
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist. Check the path.") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -295,7 +296,7 @@ def higher_is_better(path: Path, metric: str) -> bool | None:
         if not results.name.endswith(f"_{date}.json") or results.name.startswith("samples_"):
             continue
         try:
-            content = json.loads(results.read_bytes())
+            content = json.loads(read_regular(results))
         except (OSError, ValueError) as error:
             raise DataError(
                 f"{results} cannot be read: {error}. It says whether a higher metric is better. "

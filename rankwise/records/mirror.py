@@ -49,6 +49,7 @@ from rankwise.records.file_names import MANIFEST
 from rankwise.records.files import (
     cache_folder,
     host_name,
+    read_regular,
     storage_error,
     temporary_beside,
     write_atomically,
@@ -454,7 +455,7 @@ class Mirror:
         try:
             state = state_of(file)
             if self._last is None or self._last[0] != state:
-                content = json.loads(file.read_bytes())
+                content = json.loads(read_regular(file))
                 files = {name: _Entry(*entry) for name, entry in content["files"].items()}
                 self._last = state, str(content["mirror"]), files
         except (OSError, ValueError, LookupError, TypeError, AttributeError):

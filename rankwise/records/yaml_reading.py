@@ -13,6 +13,8 @@ from typing import Any, cast
 
 import yaml
 
+from rankwise.records.files import require_regular
+
 MAX_BYTES = 10 * 2**20
 """Study and task files have kilobytes; data belong into data files."""
 
@@ -65,6 +67,7 @@ def read_yaml_text(path: Path) -> str:
         YamlError: it cannot be read, is not UTF-8, or is larger than ``MAX_BYTES``.
     """
     try:
+        require_regular(path)
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:

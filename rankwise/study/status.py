@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from rankwise.records import quantities
+from rankwise.records.files import read_regular
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.leases import LEASE_SECONDS, Watch
 from rankwise.records.progress import StudyProgress
@@ -202,5 +203,5 @@ def _training(folder: StudyFolder, run: PlannedRun) -> tuple[str, int]:
         return record.status, record.num_steps
     metrics = folder.metrics_file(run.name)
     if folder.has(metrics):
-        return "started", metrics.read_bytes().count(b"\n")
+        return "started", read_regular(metrics).count(b"\n")
     return "not started", 0

@@ -194,6 +194,9 @@ class _Guard:
         """A prompt for ``use_prompt``."""
         if prompt_id.startswith("promptsource"):
             self.refuse(f"use_prompt: {prompt_id!r} is rendered outside of the sandbox")
+        file = prompt_id.rpartition(":")[0]
+        if ".yaml" in file and not os.path.isfile(file):
+            raise TaskError(f"{self._file}, use_prompt: {file} is no file. Check the path.")
         return self._prompt(prompt_id, *names)
 
 

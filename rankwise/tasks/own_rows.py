@@ -18,6 +18,9 @@ from rankwise.tasks.training_rows import TrainingRow, end_of_turn, render_chat
 MOST_SHOWN = 10
 """Bad rows that are named one by one."""
 
+MOST_CHARACTERS = 2_000_000
+"""Of a row; its tokens are far beyond any context, and are counted many times in a plan."""
+
 _SPEAKERS = {
     "human": "user",
     "user": "user",
@@ -93,6 +96,7 @@ def read_own_rows(
             reading = _reading_of(row, columns)
             parsed = _rendered(row.content, reading, tokenizer, chat_template)
             (parsed.prompt + parsed.completion).encode()  # JSON can hold half a surrogate pair
+            _refuse_long(parsed)
         except UnicodeEncodeError:
             problems.append(f"{row.place}: half a surrogate pair; correct the character")
         except (DataError, TaskError) as error:
@@ -103,6 +107,14 @@ def read_own_rows(
     if problems:
         raise DataError(_in_words(raw, problems))
     return OwnRows(raw, list(dict.fromkeys(rows)), _columns_read(readings))
+
+
+def _refuse_long(row: OwnRow) -> None:
+    length = len(row.prompt) + len(row.completion)
+    if length > MOST_CHARACTERS:
+        raise DataError(
+            f"has {length:,} characters, and at most {MOST_CHARACTERS:,} are read; cut it into rows"
+        )
 
 
 def _in_words(raw: RawRows, problems: list[str]) -> str:

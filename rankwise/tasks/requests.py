@@ -434,14 +434,20 @@ def generation_settings(options: dict[str, Any], end_of_text: str, task: str) ->
     The text of the end token is always among the stops.
 
     Raises:
-        TaskError: sampling without a temperature, or an option that is not a number or a switch.
+        TaskError: no text to stop at, no token to write, sampling without a temperature, or an
+            option that is not a number or a switch.
     """
     from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
     with quiet_lm_eval():
         normal: dict[str, Any] = dict(normalize_gen_kwargs(options))
-        stops = handle_stop_sequences(list(normal.pop("until")), eos=end_of_text)
+        stops: list[Any] = handle_stop_sequences(list(normal.pop("until")), eos=end_of_text)
     max_new_tokens: int = normal.pop("max_gen_toks")
+    if max_new_tokens < 1 or not all(isinstance(stop, str) for stop in stops):
+        raise TaskError(
+            f"task {task!r} sets generation_kwargs to {options!r:.100}; give until as a text or a "
+            "list of texts, and max_gen_toks of at least 1."
+        )
     if not normal["do_sample"]:
         normal.pop("temperature", None)
     elif not normal.get("temperature"):

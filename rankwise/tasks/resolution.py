@@ -189,6 +189,8 @@ def _leaves(manager: Any, name: str) -> tuple[LoadedTask, ...]:
         LoadedTask(leaf, task, groups=tuple(g for g, leaves in members.items() if leaf in leaves))
         for leaf, task in tasks.items()
     )
+    if not leaves:
+        raise TaskError(f"{where} has no tasks. Name some in it.")
     for leaf in leaves:
         _check_config(leaf)
     return leaves

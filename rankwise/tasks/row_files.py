@@ -6,15 +6,23 @@ import contextlib
 import csv
 import hashlib
 import io
+import itertools
 import json
 import re
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from rankwise.errors import DataError
 from rankwise.records.config.own_rows import HubData, hub_data
+from rankwise.records.files import in_words, read_regular
+
+MOST_BYTES = 1 << 30
+"""Of a file, and of what a Parquet file unpacks to. They become about ten times as many."""
+
+MOST_ROWS = 1_000_000
+"""A study trains and scores each row many times, and all rows are in memory."""
 
 _DELIMITERS = (",", ";", "\t", "|")
 _NETWORK = "Check the name, `hf auth login` for gated data sets, and the network (HF_HUB_OFFLINE)."
@@ -69,7 +77,7 @@ def read_raw_rows(data: Path) -> RawRows:
     if hub is not None:
         return _hub_rows(hub)
     try:
-        content = data.read_bytes()
+        content = read_regular(data, MOST_BYTES)
     except (OSError, ValueError) as error:  # also of a path with a NUL
         raise DataError(f"{data} cannot be read: {error}. Check the path.") from error
     ending = data.suffix.lower()
@@ -79,7 +87,16 @@ def read_raw_rows(data: Path) -> RawRows:
         kind, rows = "CSV", _csv_rows(data, _text(data, content))
     else:
         kind, rows = _json_rows(data, _text(data, content))
+    _refuse_many(data.name, len(rows))
     return RawRows(data.name, kind, rows, sha256=hashlib.sha256(content).hexdigest())
+
+
+def _refuse_many(source: str, num_rows: int) -> None:
+    if num_rows > MOST_ROWS:
+        raise DataError(
+            f"{source} has more than {MOST_ROWS:,} rows, which is the most that is read. Give a "
+            "part of it."
+        )
 
 
 def _text(path: Path, content: bytes) -> str:
@@ -99,8 +116,9 @@ def _json_rows(path: Path, text: str) -> tuple[str, list[RawRow]]:
         if rows is not None:
             return "JSON", rows
     # not splitlines(): JSON texts may contain U+0085, U+2028 and the like
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    rows = [_json_row(f"line {number}", line) for number, line in lines]
+    lines = enumerate(io.StringIO(text, newline="\n"), 1)
+    written = (_json_row(f"line {number}", line) for number, line in lines if line.strip())
+    rows = list(itertools.islice(written, MOST_ROWS + 1))
     if len(rows) > 1 and rows[0].problem is not None and isinstance(_parsed(text), dict):
         raise DataError(
             f"{path.name} is one JSON object over {len(rows)} lines. Write a list of rows, [...], "
@@ -158,7 +176,7 @@ def _csv_rows(path: Path, text: str) -> list[RawRow]:
                     f"{path.name} row 0, the header, names column {name!r} twice. Rename one."
                 )
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        return list(_csv_cells(path, reader, header, delimiter))
+        return list(itertools.islice(_csv_cells(path, reader, header, delimiter), MOST_ROWS + 1))
 
 
 def _csv_cells(path: Path, reader: Any, header: Sequence[str], delimiter: str) -> Iterator[RawRow]:
@@ -205,14 +223,57 @@ def _cells_of_any_size() -> Generator[None]:
 
 
 def _parquet_rows(path: Path, content: bytes) -> list[RawRow]:
-    from pyarrow import ArrowException, parquet
+    from pyarrow import parquet
+
+    rows: list[dict[str, Any]] = []
+    num_bytes = 0
+    with _table_read(str(path)):
+        file = parquet.ParquetFile(io.BytesIO(content))
+        _refuse_many(path.name, file.metadata.num_rows)
+        for batch in file.iter_batches(_rows_at_once(file.metadata)):
+            rows += batch.to_pylist()
+            num_bytes += _size(rows[-batch.num_rows :])  # Arrow may hold equal texts once
+            if num_bytes > MOST_BYTES:
+                raise DataError(
+                    f"{path.name} unpacks to more than {in_words(MOST_BYTES)}, which is the most "
+                    "that is read. Give a part of it."
+                )
+    return _numbered(rows)
+
+
+@contextlib.contextmanager
+def _table_read(source: str) -> Generator[None]:
+    """Within the block, what cannot be read is our error: texts that are none, times beyond all."""
+    from pyarrow import ArrowException
 
     try:
-        table = parquet.read_table(io.BytesIO(content))
-        return _numbered(table.to_pylist())
-    except (ArrowException, OSError, ValueError) as error:
+        yield
+    except DataError:
+        raise
+    except (ArrowException, OSError, ValueError, ArithmeticError, LookupError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{path} cannot be read: {reason}. Save it as Parquet again.") from error
+        raise DataError(
+            f"{source} cannot be read: {reason}. Save it again, with columns of text."
+        ) from error
+
+
+def _rows_at_once(metadata: Any) -> int:
+    """As many as fit into memory even if each holds the largest text that the file can have."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    sizes = [
+        group.column(number).total_uncompressed_size
+        for group in groups
+        for number in range(group.num_columns)
+    ]
+    return max(1, min(1_000, MOST_BYTES // max(sizes, default=1)))
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_size, cast(dict[str, Any], value).values()))
+    return sum(map(_size, cast(list[Any], value))) if isinstance(value, list) else 8
 
 
 def _hub_rows(hub: HubData) -> RawRows:
@@ -237,7 +298,9 @@ def _hub_rows(hub: HubData) -> RawRows:
         for row in rows
     )
     pinned = hub._replace(config=builder.config.name, revision=builder.hash, split=split)
-    return RawRows(str(pinned), "Hub", _numbered(named), revision=builder.hash)
+    _refuse_many(str(pinned), rows.num_rows)
+    with _table_read(str(pinned)):
+        return RawRows(str(pinned), "Hub", _numbered(named), revision=builder.hash)
 
 
 def _split_of(hub: HubData, splits: Sequence[str]) -> str:

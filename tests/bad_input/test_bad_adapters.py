@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from rankwise.engine.models.adapter_config import CONFIG_FILE
+from rankwise.engine.models.adapter_config import CONFIG_FILE, layer_settings
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
 from rankwise.errors import ModelError
 from rankwise.records.config.methods import ImportedConfig
@@ -124,6 +124,16 @@ BAD = [
     Bad("rank pattern a list", config(rank_pattern=[]), f"{UNUSABLE}rank_pattern: []"),
     Bad("rank pattern of 0", config(rank_pattern={"q_proj": 0}), f"{UNUSABLE}rank_pattern.q_proj:"),
     Bad("rank pattern no pattern", config(rank_pattern={"(": 4}), "is no regular expression"),
+    Bad(
+        "a long pattern",
+        config(alpha_pattern={"(q|k)" * 201: 4}),
+        "has more than 1000 characters",
+    ),
+    Bad(
+        "many patterns",
+        config(rank_pattern={f"(q|{number})": 4 for number in range(101)}),
+        "has more than 100 patterns that are no names",
+    ),
     Bad(
         "rank pattern of others", config(rank_pattern={"q_proj": 2}), "says rank 2 for", "adapters"
     ),
@@ -287,6 +297,31 @@ def test_an_adapter_of_no_use_is_refused_at_planning_and_by_an_audit(
         assert bad.sentence in str(caught.value)
         assert bad.remedy in str(caught.value)
         assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("entry", ["rank_pattern", "alpha_pattern"])
+def test_patterns_that_take_long(
+    good: Path, base: Trainable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: str
+) -> None:  # fmt: skip
+    """Python's own ``re`` would take years."""
+    monkeypatch.setattr("rankwise.engine.models.adapter_config._MOST_SECONDS", 0.01)
+    folder = tmp_path / "slow"
+    shutil.copytree(good, folder)
+    config(**{entry: {"(?:.|.)*(?!.|$)": 4}})(folder)
+    with pytest.raises(ModelError, match=r"slow: adapter_config\.json .* more than 0\.01 seconds"):
+        imported_run(ImportedConfig(adapter=folder), base, "colours")
+
+
+def test_patterns_are_read_as_peft_reads_them() -> None:
+    from peft.utils.other import get_pattern_key
+
+    patterns = {"k_proj": 2, "0.q_proj": 3, ".*1.q_proj": 4, "q_proj": 5, "2.q_proj": 6, "o_": 7}
+    named = {"r": 8, "lora_alpha": 16, "rank_pattern": patterns}
+    layers = [f"model.layers.{n}.{name}_proj" for n in range(12) for name in "qko"]
+    layers += ["q_proj", "xq_proj"]
+    for layer, setting in layer_settings(named, layers, Path()).items():
+        assert setting.rank == patterns.get(get_pattern_key(list(patterns), layer), 8)
+        assert setting.scaling == 16 / setting.rank
 
 
 def test_a_folder_without_an_adapter(

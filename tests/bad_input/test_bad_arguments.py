@@ -333,6 +333,18 @@ def places(
     }
 
 
+@pytest.mark.parametrize("verb", ["plan", "run", "status"])
+def test_a_current_folder_that_was_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    done = rankwise(verb, tmp_path / "study.yaml")
+    assert done.exit_code != 0
+    assert "the current folder was deleted. Change to another one." in words(done.output)
+
+
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
 def test_arguments_of_no_use_are_refused(
     bad: Bad, places: dict[str, Path | str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -240,6 +241,54 @@ def test_most_is_said_when_a_study_is_planned(
     with pytest.raises(ModelError) as caught:
         check_stored(folder, models.model_skeleton(folder))
     assert bad.sentence in str(caught.value)
+
+
+TOKENIZERS: dict[str, tuple[str, Any, str]] = {
+    "no vocabulary": ("tokenizer.json", None, "makes no tokens of a text. Save it again."),
+    **{
+        f"a length of {given!r}": (
+            "tokenizer_config.json", {"model_max_length": given},
+            f"model_max_length is {given!r}, not a number of tokens. Check tokenizer.json and",
+        )
+        for given in ("big", 0, -1, [1])
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_a_tokenizer_of_no_use_is_refused(
+    tiny_model_folder: Path, tmp_path: Path, kind: str
+) -> None:
+    name, entries, sentence = TOKENIZERS[kind]
+    folder = tmp_path / "bad"
+    shutil.copytree(tiny_model_folder, folder)
+    content = json.loads((folder / name).read_text())
+    content |= entries or {"model": content["model"] | {"vocab": {}, "merges": []}}
+    (folder / name).write_text(json.dumps(content))
+    with pytest.raises(ModelError) as caught:
+        models.load_tokenizer(folder)
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("quantised", "library"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "optimum"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+    ],
+)
+def test_a_library_that_is_missing_is_named(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    quantised: dict[str, Any], library: str,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, library, None)
+    folder = tmp_path / "quantised"
+    shutil.copytree(tiny_model_folder, folder)
+    config(quantization_config=quantised)(folder)
+    with pytest.raises(ModelError) as caught:
+        models.load_model(folder, torch.float32)
+    assert library in str(caught.value)
+    assert str(caught.value).endswith("Install what it names, and try again.")
 
 
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)

@@ -155,6 +155,29 @@ def test_options_that_are_all_the_same_are_no_choice(study_file: Path, tasks_fol
     )
 
 
+GENERATION = {
+    "until: 5": "until: 5",
+    "until: [5]": "until: [5]",
+    "until: nothing": "until: null",
+    "no tokens": 'max_gen_toks: 0, until: ["\\n"]',
+}
+
+
+@pytest.mark.parametrize("kind", GENERATION)
+def test_what_ends_no_text(study_file: Path, tasks_folder: Path, kind: str) -> None:
+    settings = '{until: ["\\n"], do_sample: false, max_gen_toks: 6}'
+    changed(tasks_folder, "sums", settings, f"{{{GENERATION[kind]}}}")
+    assert "give until as a text or a list of texts, and max_gen" in problems_of(study_file)
+
+
+@pytest.mark.parametrize("members", ["[]", "", "[{group: inner, task: []}]"])
+@pytest.mark.parametrize("key", ["train.task", "evaluation.retention"])
+def test_a_group_of_no_tasks(study_file: Path, tasks_folder: Path, members: str, key: str) -> None:
+    (tasks_folder / "none.yaml").write_text(f"group: none\ntask: {members}\n")
+    problems = problems_of(study_file, f"{key}=[none]")
+    assert f"task 'none' ({tasks_folder / 'none.yaml'}) has no tasks. Name some in it." in problems
+
+
 # code that raises
 
 

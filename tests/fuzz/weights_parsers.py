@@ -22,12 +22,11 @@ from hypothesis import strategies as st
 
 from rankwise.engine.models.adapter_config import (
     CONFIG_FILE,
+    layer_settings,
     layers_without_factors,
     read_adapter_config,
-    recorded_rank,
     refuse_beyond_lora,
     refuse_other_base,
-    scaling_of,
 )
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, check_fit, has_update, read_factors
 from rankwise.engine.models.base import (
@@ -172,8 +171,9 @@ def adapter_config(content: bytes) -> None:
     (folder() / WEIGHTS_FILE).write_bytes(factors())
     config = read_adapter_config(folder())
     refuse_beyond_lora(config, folder())
-    assert recorded_rank(config, "model.layers.0.self_attn.q_proj") >= 1
-    assert 0 < scaling_of(config, "model.layers.0.self_attn.q_proj") < float("inf")
+    for setting in layer_settings(config, ["model.layers.0.self_attn.q_proj"], folder()).values():
+        assert setting.rank >= 1
+        assert 0 < setting.scaling < float("inf")
     use_adapter()
 
 

@@ -66,6 +66,30 @@ def test_broken_weights_are_noticed_and_trained_again(study: Study, damage: str)
     assert rankwise("verify", study.folder.root).exit_code == 0
 
 
+@pytest.mark.usefixtures("ends")
+def test_pipes_in_place_of_files_are_noticed_and_made_again(study: Study) -> None:
+    name = study.runs[0].name
+    files = [
+        study.folder.root / "recommendation.json",
+        study.folder.run_file(name),
+        study.folder.evaluation_file(name, "colours"),
+        study.folder.samples_file(name, "sums"),
+        study.adapter(),
+        study.folder.metrics_file(name),
+    ]
+    for file in files:
+        file.unlink()
+        os.mkfifo(file)
+    for verb in ("status", "plan", "recommend", "report", "claims", "export", "verify"):
+        done = rankwise(verb, study.folder.root)
+    assert done.exit_code == 1
+    for file in files[:2]:
+        assert f"damaged: {file} is not a readable" in done.stdout
+    study.again()
+    assert all(file.is_file() for file in files)
+    assert rankwise("verify", study.folder.root).exit_code == 0
+
+
 def test_one_adapter_in_the_folder_of_another_is_noticed(study: Study) -> None:
     first, second = study.adapter(0), study.adapter(1)
     shutil.copytree(second.parent, first.parent, dirs_exist_ok=True)

@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
+from pyarrow import parquet
 
 from rankwise.engine.models import base as models
 from rankwise.errors import DataError
@@ -210,7 +212,74 @@ def test_parquet_with_conversations_and_cells_that_are_nothing(
     assert own.columns[0].unread == ("id",)
     path.write_bytes(path.read_bytes()[:-10])
     assert "rows.parquet cannot be read: " in problem_of(path, tokenizer)
-    assert "Save it as Parquet again." in problem_of(path, tokenizer)
+    assert "Save it again, with columns of text." in problem_of(path, tokenizer)
+
+
+MANY = {
+    "rows.jsonl": '\n{"question": "q", "answer": "a"}\n',
+    "rows.csv": "q,a\n",
+    "rows.json": '{"question": "q", "answer": "a"},',
+}
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_more_rows_than_are_read(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("rankwise.tasks.row_files.MOST_ROWS", 3)
+    before, after = {"csv": ("question,answer\n", ""), "json": ("[", "]")}.get(name[5:], ("", ""))
+    for number in (3, 4):
+        text = (MANY[name] * number).removesuffix(",")
+        written(tmp_path / name, f"{before}{text}{after}")
+        if number == 3:
+            assert len(read(tmp_path / name, tokenizer).raw.rows) == 3
+    assert f"{name} has more than 3 rows, which is" in problem_of(tmp_path / name, tokenizer)
+    monkeypatch.setattr("rankwise.tasks.row_files.MOST_BYTES", 20)
+    assert f"it has more than 0.0 MB: '{tmp_path / name}'" in problem_of(tmp_path / name, tokenizer)
+
+
+def once(text: str, number: int) -> Any:
+    """A column of so many texts, of which a Parquet file holds one."""
+    return pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * number, "int32"), [text])
+
+
+def test_a_small_parquet_file_of_many_rows_or_large_cells(tmp_path: Path, tokenizer: Any) -> None:
+    path = tmp_path / "rows.parquet"
+    for text, number, sentence in (
+        ("q", 1_000_001, "has more than 1,000,000 rows, which is the most that is read."),
+        ("q" * 3_000_000, 500, "unpacks to more than 1.1 GB, which is the most that is read."),
+    ):
+        column = once(text, number)
+        table = pyarrow.table({"question": column, "answer": column})
+        parquet.write_table(table, path, compression="zstd")
+        assert path.stat().st_size < 100_000
+        assert f"rows.parquet {sentence} Give a part of it." in problem_of(path, tokenizer)
+
+
+def test_a_row_that_is_too_long(tmp_path: Path, tokenizer: Any) -> None:
+    turns = shared_gpt(("human", "q" * 2_000_000), ("gpt", "a"))
+    problem = problem_of(written(tmp_path / "rows.jsonl", [turns]), tokenizer)
+    assert re.search(r"line 1: has 2,0\d\d,\d\d\d characters, and at most 2,000,000 are", problem)
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        pyarrow.array([2**62], pyarrow.timestamp("us")),
+        pyarrow.array([2**40], pyarrow.timestamp("s", "Europe/Berlin")),
+        pyarrow.array([1], pyarrow.timestamp("s", "No/Where")),
+        pyarrow.array([2**31 - 1], pyarrow.date32()),
+        pyarrow.array([2**62], pyarrow.duration("s")),
+        pyarrow.array([2**62], pyarrow.time64("us")),
+    ],
+    ids=lambda times: str(times.type),
+)
+def test_times_beyond_all(tmp_path: Path, tokenizer: Any, times: Any) -> None:
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.table({"question": ["q"], "answer": ["a"], "at": times}), path)
+    problem = problem_of(path, tokenizer)
+    assert f"{path} cannot be read: " in problem
+    assert problem.endswith("Save it again, with columns of text.")
 
 
 @pytest.fixture

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Container, Mapping
+import time
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
+import regex
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from rankwise.engine.models import base as models
@@ -20,6 +22,10 @@ CONFIG_FILE = "adapter_config.json"
 
 # No layer of a model of today is as wide, and no rank is above the width of its layer.
 _MAX_RANK = 1 << 17
+# Patterns that are more than a name or a tail of one: characters of each, how many, and seconds of
+# matching. One such as (.*)*x can take any time.
+_MAX_PATTERN, _MOST_PATTERNS, _MOST_SECONDS = 1_000, 100, 10.0
+_NAME, _TAIL = re.compile(r"[\w.]+"), re.compile(r"^|\.")
 # Entries of PEFT's config that are read here, or that change nothing in a trained adapter of plain
 # LoRA. Any other entry that is set is refused, including those that PEFT may add one day.
 _UNDERSTOOD = {
@@ -41,18 +47,23 @@ def _printable(text: str) -> str:
     return text
 
 
-def _pattern(text: str) -> str:
-    try:
-        re.compile(text)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise ValueError(f"is no regular expression ({error})") from error
-    return text
+def _patterns(values: dict[str, Any]) -> dict[str, Any]:
+    patterns = [text for text in values if not _NAME.fullmatch(text)]
+    if len(patterns) > _MOST_PATTERNS:
+        raise ValueError(f"has more than {_MOST_PATTERNS} patterns that are no names")
+    for text in patterns:
+        try:
+            if len(text) > _MAX_PATTERN:
+                raise ValueError(f"{text:.40} has more than {_MAX_PATTERN} characters")
+            regex.compile(text)
+        except (regex.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"{text:.40} is no regular expression ({error})") from error
+    return values
 
 
 _Rank = Annotated[int, Field(ge=1, le=_MAX_RANK)]
 _Alpha = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Text = Annotated[str, AfterValidator(_printable)]
-_Pattern = Annotated[_Text, AfterValidator(_pattern)]
 _Names = list[_Text] | None
 
 
@@ -63,8 +74,8 @@ class _Entries(BaseModel):
 
     r: _Rank
     lora_alpha: _Alpha
-    rank_pattern: dict[_Pattern, _Rank] | None = None
-    alpha_pattern: dict[_Pattern, _Alpha] | None = None
+    rank_pattern: Annotated[dict[_Text, _Rank], AfterValidator(_patterns)] | None = None
+    alpha_pattern: Annotated[dict[_Text, _Alpha], AfterValidator(_patterns)] | None = None
     use_rslora: bool | None = None
     target_modules: _Text | _Names = None
     exclude_modules: _Text | _Names = None
@@ -107,23 +118,62 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def recorded_rank(config: Mapping[str, Any], layer: str) -> int:
-    """The rank of a layer, by PEFT's rule: patterns take precedence over ``r``."""
-    return _by_pattern(config, "rank_pattern", "r", layer)
+class LayerSetting(NamedTuple):
+    """What a config records of a layer; ``scaling`` is alpha over the rank, or over its root."""
+
+    rank: int
+    scaling: float
 
 
-def scaling_of(config: Mapping[str, Any], layer: str) -> float:
-    """The scaling of a layer: alpha, by the same rule, over its rank, or the root of its rank."""
-    rank = recorded_rank(config, layer)
-    alpha = _by_pattern(config, "alpha_pattern", "lora_alpha", layer)
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+def layer_settings(
+    config: Mapping[str, Any], layers: Iterable[str], folder: Path
+) -> dict[str, LayerSetting]:
+    """Rank and scaling of each layer, by PEFT's rule: the first pattern that matches decides.
+
+    Args:
+        config: as ``read_adapter_config`` returns it.
+        layers: names of layers in the base model.
+        folder: of the adapter.
+
+    Raises:
+        ModelError: matching the patterns takes too long.
+    """
+    ends = time.monotonic() + _MOST_SECONDS
+    ranks = _Patterns(config.get("rank_pattern"), config["r"])
+    alphas = _Patterns(config.get("alpha_pattern"), config["lora_alpha"])
+    settings: dict[str, LayerSetting] = {}
+    try:
+        for layer in layers:
+            rank, alpha = ranks.value(layer, ends), alphas.value(layer, ends)
+            scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+            settings[layer] = LayerSetting(rank, scaling)
+    except TimeoutError as error:
+        raise ModelError(
+            f"{folder}: {CONFIG_FILE} cannot be used: matching rank_pattern and alpha_pattern with "
+            f"its layers takes more than {_MOST_SECONDS:g} seconds. Save the adapter again, with "
+            "names of layers as patterns."
+        ) from error
+    return settings
 
 
-def _by_pattern(config: Mapping[str, Any], patterns: str, otherwise: str, layer: str) -> Any:
-    from peft.utils.other import get_pattern_key
+class _Patterns:
+    """A value for each layer: of the first pattern that is its name, or a tail of it."""
 
-    values = config.get(patterns) or {}
-    return values.get(get_pattern_key(list(values), layer), config[otherwise])
+    def __init__(self, values: Mapping[str, Any] | None, otherwise: Any) -> None:
+        numbered = dict(zip(values or {}, enumerate((values or {}).values()), strict=True))
+        self._names = {key: numbered[key] for key in numbered if _NAME.fullmatch(key)}
+        others = numbered.keys() - self._names.keys()
+        self._others = [(regex.compile(rf"(.*\.)?({key})$"), numbered[key]) for key in others]
+        self._otherwise = otherwise
+
+    def value(self, layer: str, ends: float) -> Any:
+        """The layer's; raises TimeoutError where it is not found in time."""
+        tails = [layer[end.end() :] for end in _TAIL.finditer(layer)]
+        found = [self._names[tail] for tail in tails if tail in self._names]
+        for pattern, numbered in self._others:
+            if pattern.match(layer, timeout=max(1e-6, ends - time.monotonic())):
+                found.append(numbered)
+        return min(found)[1] if found else self._otherwise
 
 
 def refuse_beyond_lora(config: Mapping[str, Any], folder: Path) -> None:

@@ -18,10 +18,9 @@ from transformers.pytorch_utils import Conv1D
 
 from rankwise.engine.models.adapter_config import (
     CONFIG_FILE,
+    layer_settings,
     read_adapter_config,
-    recorded_rank,
     refuse_beyond_lora,
-    scaling_of,
 )
 from rankwise.engine.models.files import opened, refuse_other_dtypes, tensor_headers
 from rankwise.errors import BeyondLoraError, ModelError
@@ -63,12 +62,13 @@ def read_factors(folder: Path) -> dict[str, ScaledFactors]:
     refuse_beyond_lora(config, folder)
     path = adapter_weights(folder)
     layers = plain_layers(path)
+    settings = layer_settings(config, layers, folder)
     for name, layer in layers.items():
-        _refuse_other_rank(config, name, layer, folder)
+        _refuse_other_rank(settings[name].rank, name, layer, folder)
     with opened(path) as file:
         return {
             name: ScaledFactors(
-                file.get_tensor(layer.key_A), file.get_tensor(layer.key_B), scaling_of(config, name)
+                file.get_tensor(layer.key_A), file.get_tensor(layer.key_B), settings[name].scaling
             )
             for name, layer in layers.items()
         }
@@ -190,6 +190,7 @@ def check_fit(folder: Path, model: nn.Module) -> int:
             f"{weights} has a factor without its partner: {lonely[0]} is missing. The file is not "
             "complete; save the adapter again."
         )
+    settings = layer_settings(config, layers, folder)
     for name, factors in layers.items():
         try:
             module = model.get_submodule(name)
@@ -201,7 +202,7 @@ def check_fit(folder: Path, model: nn.Module) -> int:
         size = _linear_size(module)
         if size is None:
             continue
-        _refuse_other_rank(config, name, factors, folder)
+        _refuse_other_rank(settings[name].rank, name, factors, folder)
         if size != (factors.lora_B[0], factors.lora_A[1]):
             raise ModelError(
                 f"{folder} does not fit {name}: its factors are {factors.lora_A} and "
@@ -243,10 +244,7 @@ def _linear_size(module: nn.Module) -> tuple[int, int] | None:
     return (module.out_features, module.in_features) if isinstance(module, nn.Linear) else None
 
 
-def _refuse_other_rank(
-    config: Mapping[str, object], name: str, factors: FactorShapes, folder: Path
-) -> None:
-    recorded = recorded_rank(config, name)
+def _refuse_other_rank(recorded: int, name: str, factors: FactorShapes, folder: Path) -> None:
     if recorded != factors.rank:
         raise ModelError(
             f"the adapter in {folder} says rank {recorded} for {name}, its weights have rank "

@@ -172,6 +172,9 @@ def _folder_fingerprint(folder: Path) -> str:
             f"{folder} is not a transformers folder with safetensors: it needs config.json and "
             "*.safetensors."
         )
+    for path in folder.iterdir():
+        if path.exists() and not (path.is_file() or path.is_dir()):  # reading it may not end
+            raise ModelError(f"{path} is a pipe or a device. Take it out of the folder.")
     for name in _FINGERPRINTED_FILES:
         if (folder / name).is_file():
             digest.update((folder / name).read_bytes())
@@ -194,8 +197,13 @@ def load_tokenizer(folder: Path) -> Any:
     what = f"the tokenizer in {folder} cannot be loaded"
     with unusable(what, "Check tokenizer.json and tokenizer_config.json there."):
         tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+        longest = tokenizer.model_max_length
+        if not (isinstance(longest, int | float) and longest >= 1):
+            raise ValueError(f"model_max_length is {longest!r:.40}, not a number of tokens")
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer in {folder} has no end token; add eos_token to it.")
+    if not tokenizer.encode("a b", add_special_tokens=False):
+        raise ModelError(f"the tokenizer in {folder} makes no tokens of a text. Save it again.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

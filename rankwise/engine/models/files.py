@@ -55,6 +55,8 @@ def unusable(what: str, remedy: str) -> Generator[None]:
         if isinstance(error, RankwiseError) or is_out_of_memory(error):
             raise
         reason = " ".join(str(error).split())[:_MAX_REASON] or type(error).__name__
+        if isinstance(error, ImportError):  # such as optimum, for a model that is stored quantised
+            remedy = "Install what it names, and try again."
         raise ModelError(f"{what}: {reason.rstrip('.:')}. {remedy}") from error
 
 

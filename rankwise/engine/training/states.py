@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rankwise.engine.models.devices import is_out_of_memory
 from rankwise.errors import RecordError
-from rankwise.records.files import replacing
+from rankwise.records.files import replacing, require_regular
 
 # In messages of torch's writer in C++, which does not say why the system wrote less than it should.
 # (Writing through a file of Python's would say so, and takes up to twice as long.)
@@ -136,6 +136,7 @@ def read_state(path: Path) -> dict[str, Any]:
         UnusableStateError: the file is damaged, or is none that torch has written.
     """
     try:
+        require_regular(path)
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:
                 raise ValueError("another checksum")
