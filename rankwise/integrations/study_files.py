@@ -45,7 +45,7 @@ def study_files(folder: StudyFolder, study: StudyRecord) -> list[StudyFile]:
     """Everything that a study has written but weights, ``study.json`` and its report.
 
     Raises:
-        RecordError: a file, or a folder on the way to it, is a link.
+        RecordError: a file, or a folder on the way to it, is a link, or a file is a pipe.
     """
     found: list[StudyFile] = []
     for path, kind in _records(folder, study):
@@ -55,7 +55,11 @@ def study_files(folder: StudyFolder, study: StudyRecord) -> list[StudyFile]:
     for model in study.models:
         found.append(StudyFile(folder.metrics_file(model.name), None, has_texts=False))
     refuse_links(folder, [folder.study_file, *(each.path for each in found)])
-    return [each for each in found if each.path.exists()]
+    there = [each for each in found if each.path.exists()]
+    for each in there:
+        if not each.path.is_file():
+            raise RecordError(f"{each.path} is no regular file. Take it out of the study.")
+    return there
 
 
 def refuse_links(folder: StudyFolder, paths: list[Path]) -> None:

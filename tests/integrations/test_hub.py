@@ -270,6 +270,21 @@ def test_everything_that_the_study_wrote_is_known(finished: StudyFolder) -> None
     assert of_models == {path for path in listed if path.parent != finished.root}
 
 
+@pytest.mark.usefixtures("ends")
+def test_a_study_with_a_pipe_in_it_stops_nothing(
+    finished: StudyFolder, stand_in: Hub, tmp_path: Path
+) -> None:
+    shutil.copytree(finished.root, tmp_path / "study")
+    copy = StudyFolder(tmp_path / "study")
+    metrics = copy.metrics_file(lora_run(copy).name)
+    metrics.unlink()
+    os.mkfifo(metrics)
+    done = push(copy, "--run", LORA)
+    assert done.exit_code == 1
+    assert f"{metrics} is no regular file. Take it out of the study." in words(done.stderr)
+    assert stand_in.repositories == {}
+
+
 def test_what_the_study_did_not_write_is_not_sent(
     finished: StudyFolder, stand_in: Hub, once: Once, tmp_path: Path
 ) -> None:
