@@ -52,10 +52,8 @@ F = TypeVar("F", bound=StageRecord)
 BASE = "base"
 
 _DIVERGENCE, _GAUGES, _BEHAVIOUR = "divergence.json", "gauges.json", "behaviour.json"
-_SPECTRA = "spectra.json"
-_HEAD_CHANGES, _HEADS = "heads.json", "heads"
-_REPAIR, _FORMS = "repair", "forms"
-_TRAINING_STATE = "training.pt"
+_SPECTRA, _HEAD_CHANGES, _HEADS = "spectra.json", "heads.json", "heads"
+_REPAIR, _FORMS, _TRAINING_STATE = "repair", "forms", "training.pt"
 
 
 def _nobody_else() -> None: ...
@@ -535,16 +533,10 @@ class StudyFolder:
     def read_losses(self, run: str) -> list[tuple[int, float]]:
         """Step and loss in nats per token, as far as they were written; a cut line ends them."""
         losses: list[tuple[int, float]] = []
-        try:
-            lines = read_regular(self.metrics_file(run)).decode().splitlines()
-        except (OSError, ValueError):
-            return losses
-        for line in lines:
-            try:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            for line in read_regular(self.metrics_file(run)).decode().splitlines():
                 metrics = json.loads(line)
                 losses.append((int(metrics["step"]), float(metrics["loss_nats"])))
-            except (ValueError, KeyError, TypeError):
-                break
         return losses
 
     def append_metrics(self, run: str, line: Mapping[str, Any]) -> None:
@@ -571,14 +563,12 @@ class StudyFolder:
 
     def write_repair(self, record: HeadRepair) -> None:
         """Write which heads were reverted; the adapter without them is there already."""
-        folder = self.repaired_folder(record.model)
-        files = self._digests(record.model, folder) if folder.exists() else {}
+        files = self._digests(record.model, self.repaired_folder(record.model))
         self.write(self.head_repair_file(record.model), record.model_copy(update={"files": files}))
 
     def write_adapter_repair(self, record: AdapterRepair) -> AdapterRepair:
         """Write which repair was chosen; the adapter is there already. Returns what was written."""
-        folder = self.repaired_adapter_folder(record.model)
-        files = self._digests(record.model, folder) if folder.exists() else {}
+        files = self._digests(record.model, self.repaired_adapter_folder(record.model))
         written = record.model_copy(update={"files": files})
         self.write(self.adapter_repair_file(record.model), written)
         return written

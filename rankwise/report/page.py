@@ -12,7 +12,7 @@ from rankwise.findings.signatures.found import not_looked_for
 from rankwise.findings.study import StudyFindings
 from rankwise.records.axes import Kind
 from rankwise.records.folder import StudyFolder
-from rankwise.records.outputs import write_outputs
+from rankwise.records.outputs import refuse_foreign, write_outputs
 from rankwise.records.recommendation import Recommendation, StudyRecommendation
 from rankwise.records.results import StudyResults, TrainTaskResults
 from rankwise.records.study import RELATIONS, StudyRecord
@@ -115,6 +115,8 @@ def write_report(
         ConfigError: there are such files in the way, and ``overwrite`` is not given.
         StorageError: the folder cannot be written.
     """
+    path = StudyFolder(folder).report_file
+    refuse_foreign(folder, [path.name], overwrite=overwrite)  # before the figures are drawn
     config = results.study.config
     made = study_page(results, recommendation, findings, losses)
     encoded = None if items is None else encoded_items(items)
@@ -128,7 +130,6 @@ def write_report(
     else:
         made = made._replace(items=encoded)
     page, files = rendered(made, kinds_of(results.study))
-    path = StudyFolder(folder).report_file
     written |= {f"{FILES}/{name}": content for name, content in files.items()} | {path.name: page}
     replaces = (f"{FILES}/", ITEMS_FILE)
     write_outputs(folder, written, overwrite=overwrite, replaces=replaces)

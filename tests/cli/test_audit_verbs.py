@@ -99,7 +99,7 @@ def test_what_was_given_wrong_exits_with_2(
         ((tiny_model_folder, dora), "use_dora"),
         ((tiny_model_folder, other), "records meta/Llama-9"),
         ((tiny_model_folder, nan), "NaN or infinite"),
-        ((tmp_path / "a", tmp_path / "a"), "not a transformers folder"),
+        ((tmp_path / "a", tmp_path / "a"), "holds an adapter"),
         ((tiny_model_folder, tmp_path / "nowhere"), "not a folder"),
         ((tiny_model_folder, tmp_path / "a", *wrong), "tasks_path"),
     ]
