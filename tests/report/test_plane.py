@@ -14,7 +14,7 @@ from rankwise.report.charts.plane import Plane, PlaneMark, front, plane_chart
 
 def test_the_front_is_what_none_beats_in_both() -> None:
     points = [(-4.0, 27.0), (-7.0, 23.0), (0.0, 0.0), (-1.0, 10.0), (-1.0, 9.0), (-4.0, 27.0)]
-    assert front(points) == [0, 5, 3, 2]
+    assert front(points) == [0, 3, 2]
     assert front([(1.0, 5.0), (0.0, 0.0)]) == [0]
 
 

@@ -83,13 +83,16 @@ class Plane(NamedTuple):
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """The places of points that no other beats in one number and equals in the other, by x."""
+    """The places of points that no other beats in one number and equals in the other, by x.
+
+    Of equal points the first.
+    """
     kept: list[int] = []
     for place in sorted(range(len(points)), key=lambda place: points[place], reverse=True):
         # those before it have at least its x
-        if not kept or points[place][1] > points[kept[-1]][1] or points[place] == points[kept[-1]]:
+        if not kept or points[place][1] > points[kept[-1]][1]:
             kept.append(place)
-    return sorted(kept, key=lambda place: points[place])
+    return kept[::-1]
 
 
 def plane_chart(planes: Sequence[Plane]) -> Drawing:
