@@ -134,7 +134,8 @@ class Follower:
     def seconds_left(self) -> Mapping[str, float]:
         """Of every stage that is left, by its id; empty before anything is known."""
         now = self._clock()
-        if self._left is None or now - self._estimated_at >= _ESTIMATE_SECONDS:
+        # while nothing is known it is asked again: that costs nothing
+        if not self._left or now - self._estimated_at >= _ESTIMATE_SECONDS:
             self._left, self._estimated_at = dict(self._pace.stages_left(now)), now
         return self._left
 

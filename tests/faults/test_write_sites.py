@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from rankwise.errors import RankwiseError, StorageError
 from rankwise.records.files import writing
 from rankwise.records.folder import StudyFolder
+from rankwise.records.outputs import write_outputs
 from rankwise.report.page import write_report
 from rankwise.study.conclusion import conclude
 from rankwise.study.planning.plan import StudyPlan
@@ -306,8 +307,7 @@ def test_the_disk_fails_while_the_report_is_written(
     outcome = conclude(StudyFolder(root))
 
     def write() -> bytes:
-        (root / "report").mkdir(exist_ok=True)
-        (root / "report" / "old.svg").write_text("of an earlier report")
+        write_outputs(root, {"report/old.svg": "of an earlier report"})
         parts = outcome.results, outcome.recommendation, outcome.findings
         return write_report(root, *parts).read_bytes()
 
@@ -315,7 +315,9 @@ def test_the_disk_fails_while_the_report_is_written(
     with file_events(root) as events:
         write()
     sites = dict.fromkeys(
-        event.site for event in events if event.site.function.startswith("report")
+        event.site
+        for event in events
+        if event.site.function.startswith(("report", "records.outputs"))
     )
     assert len(sites) > 20
     messages: list[str] = []
