@@ -123,7 +123,7 @@ def seconds_of_a_stage(file: Path, folder: Path, overrides: Sequence[str]) -> tu
     plan = plan_study(load_config(file, overrides))
     study = StudyFolder(folder)
     started = _now()
-    with mock.patch("os.fsync"), Follower(lambda: 0, study) as observer:
+    with mock.patch("os.fsync"), Follower(study) as observer:
         run_study(plan, study, observer)
     number = len(stages(plan.record))
     return number, (_now() - started) / number

@@ -14,12 +14,13 @@ from typing import Any, TextIO
 
 from benchmarks.study_setting import Stopwatch, keep_json, read_json
 from rankwise.records.folder import StudyFolder
-from rankwise.records.study import StageFailure, StudyRecord
+from rankwise.records.study import StudyRecord
 from rankwise.records.study_file import load_config
-from rankwise.study.observer import StageOutline, TrainingStep
+from rankwise.study.observer import StageOutline
 from rankwise.study.planning.plan import StudyPlan, plan_study
 from rankwise.study.run import run_study
 from rankwise.study.stages import AnalyseWeights, CompareWithBase, Score, Stage, Train, stages
+from tests.support.observers import Silent
 
 Seconds = dict[str, dict[str, list[float]]]
 """Part -> what was done in it -> seconds that passed, and of the processor's cores."""
@@ -48,7 +49,7 @@ class Clock:
         self._watch = Stopwatch()
 
 
-class Pace:
+class Pace(Silent):
     """An observer of a study that keeps the time, and waits before each part.
 
     Args:
@@ -67,7 +68,7 @@ class Pace:
         self._part: str | None = None
         self._piece = ""
 
-    def study_started(self, stages: Sequence[StageOutline]) -> None:
+    def planned(self, stages: Sequence[StageOutline]) -> None:
         self._outline = {stage.id: stage for stage in stages}
 
     def stage_started(self, stage: str) -> None:
@@ -88,20 +89,6 @@ class Pace:
         if self._orders is not None and not self._orders.readline():
             raise SystemExit("nobody waits for the rest of the study.")
         self._clock.skip()
-
-    def advanced(self, work: float) -> None: ...
-
-    def skipped(self, work: float) -> None: ...
-
-    def stepped(self, step: TrainingStep) -> None: ...
-
-    def stage_failed(self, failure: StageFailure) -> None: ...
-
-    def stage_left_out(self, stage: str) -> None: ...
-
-    def noted(self, text: str) -> None: ...
-
-    def decided(self, text: str) -> None: ...
 
 
 def part_of(stage: Stage) -> str:

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rankwise.records.study import StageFailure
-from rankwise.study.observer import StageOutline, TrainingStep
+from rankwise.study.observer import StageOutline
 from rankwise.study.pace import Pace
+from tests.support.observers import Silent
 
 Line = list[Any]
 FIRST_SECONDS = 60.0
@@ -32,7 +33,7 @@ LAST_SHARE = 0.02
 _MERGED_SECONDS = 0.25
 
 
-class StreamRecorder:
+class StreamRecorder(Silent):
     """An observer that remembers what a pace is to be told."""
 
     def __init__(self) -> None:
@@ -49,7 +50,7 @@ class StreamRecorder:
         else:
             self.lines.append([line[0], now, *line[1:]])
 
-    def study_started(self, stages: Sequence[StageOutline]) -> None:
+    def planned(self, stages: Sequence[StageOutline]) -> None:
         self._add("planned", [list(stage) for stage in stages])
 
     def stage_started(self, stage: str) -> None:
@@ -61,8 +62,6 @@ class StreamRecorder:
     def skipped(self, work: float) -> None:
         self._add("skipped", work)
 
-    def stepped(self, step: TrainingStep) -> None: ...
-
     def stage_finished(self) -> None:
         self._add("finished")
 
@@ -71,10 +70,6 @@ class StreamRecorder:
 
     def stage_left_out(self, stage: str) -> None:
         self._add("dropped", stage)
-
-    def noted(self, text: str) -> None: ...
-
-    def decided(self, text: str) -> None: ...
 
     def over(self) -> None:
         """The study has its verdict; so long the user waits."""
@@ -95,7 +90,7 @@ class Said(NamedTuple):
 
 def replayed(lines: Sequence[Line], end: float | None = None) -> list[Said]:
     """What a pace says after every line; ``end``: when it was over, else at the last line."""
-    pace, said, stages = Pace(), list[Said](), dict[str, StageOutline]()
+    pace, said, stages, stage = Pace(), list[Said](), dict[str, StageOutline](), ""
     end = lines[-1][1] if end is None else end
     for kind, at, *content in lines:
         match kind:
@@ -103,13 +98,14 @@ def replayed(lines: Sequence[Line], end: float | None = None) -> list[Said]:
                 stages = {fields[0]: StageOutline(*fields) for fields in content[0]}
                 pace.planned(list(stages.values()))
             case "started":
-                pace.started(stages[content[0]], at)
+                stage = content[0]
+                pace.started(stages[stage], at)
             case "advanced":
-                pace.advanced(content[1], at)
+                pace.advanced(stage, content[1], at)
             case "skipped":
-                pace.skipped(content[0])
+                pace.skipped(stage, content[0])
             case "finished":
-                pace.finished(at)
+                pace.finished(stage, at)
             case "dropped":
                 pace.dropped(content[0])
             case _:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError, RankwiseError, StorageError
 from rankwise.records.folder import StudyFolder
-from rankwise.records.mirror import local_folder
 from rankwise.records.study_file import config_of, study_name
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ class Study:
 
     Args:
         config: from ``load_config``; ``rankwise.new`` makes one of keyword arguments.
-        folder: the study's folder, or a URL; None: ``studies/NAME``, as for ``rankwise run``.
+        folder: the study's folder; None: ``studies/NAME``, as for ``rankwise run``.
 
     Example:
         >>> study = rw.Study(rw.load_config(Path("study.yaml"), ["train.epochs=1"]))
@@ -54,12 +53,12 @@ class Study:
 
     def __init__(self, config: StudyConfig, folder: AnyPath | None = None) -> None:
         self.config = config
-        self._folder = StudyFolder(local_folder(folder or Path("studies") / config.name))
+        self._folder = StudyFolder(Path(folder or Path("studies") / config.name))
         self._outcome: StudyOutcome | None = None
 
     @property
     def folder(self) -> Path:
-        """The study's folder; of one at a URL, the folder that mirrors it."""
+        """The study's folder."""
         return self._folder.root
 
     def plan(self) -> DataFrame:
@@ -106,26 +105,26 @@ class Study:
         quiet_libraries()
         from rich.console import Console
 
-        from rankwise.integrations.tracking import TrackedObserver
+        from rankwise.integrations.tracking import followed
         from rankwise.study.growing import run_to_verdict
-        from rankwise.study.progress import Follower, TerminalObserver, peak_memory
+        from rankwise.study.observer import Noted
+        from rankwise.study.progress import Follower, TerminalObserver
 
-        config, folder, memory = self.config, self._folder, peak_memory()
-        observer: Follower = Follower(memory, folder)
+        config, folder = self.config, self._folder
+        shown: Follower = Follower(folder)
         if progress:
-            console = Console(stderr=True)
-            observer = TerminalObserver(console, memory, folder, is_open=config.is_open)
+            shown = TerminalObserver(Console(stderr=True), folder, is_open=config.is_open)
         self._outcome = None
-        with observer, TrackedObserver(observer, folder, config) as tracked:
+        with followed(shown, folder, config) as (observer, concluded):
             self._outcome = run_to_verdict(
                 config,
-                lambda grown: self._planned(grown, observer.noted),
+                lambda grown: self._planned(grown, lambda text: shown(Noted(text))),
                 folder,
-                tracked,
+                observer,
                 replace=replace,
                 accept_new_stack=accept_new_stack,
             )
-            tracked.concluded(self._outcome)
+            concluded(self._outcome)
         for failure in self._outcome.failures:
             _warn(f"{failure.model}: {failure.what} failed: {failure.error}: {failure.message}")
         return self
@@ -160,7 +159,7 @@ class Study:
         parts = self.recommendation.by_train_task
         return "\n".join(
             (f"trained on {part.train_task}: " if len(parts) > 1 else "")
-            + with_folder(part.statement, self._folder.address)
+            + with_folder(part.statement, str(self._folder.root))
             for part in parts
         )
 
@@ -404,17 +403,15 @@ def open(folder: AnyPath) -> Study:
     """The study in a folder, as it was run; needs no torch until it is run again.
 
     Args:
-        folder: of a study, or a URL that fsspec reads, such as ``s3://bucket/study``.
+        folder: of a study.
 
     Raises:
         RecordError: there is no study, or its ``study.json`` cannot be read.
-        ConfigError: fsspec cannot open the URL; the message names the package that is missing.
-        StorageError: the URL cannot be read.
 
     Example:
         >>> rw.open("studies/quickstart").verdict
     """
-    root = local_folder(folder)
+    root = Path(folder)
     return Study(StudyFolder(root).read_study().config, root)
 
 
@@ -569,9 +566,7 @@ def written_report(
     items = item_table(results, folder.read_samples, with_texts=with_texts)
     losses = {run.name: folder.read_losses(run.name) for run in results.runs}
     shown = results, recommendation, findings, items, losses
-    path = write_report(output or folder.root, *shown, overwrite=overwrite)
-    folder.send()
-    return path
+    return write_report(output or folder.root, *shown, overwrite=overwrite)
 
 
 def _frame(rows: Iterable[dict[str, Any]]) -> DataFrame:

@@ -102,14 +102,6 @@ class StudyLockedError(RankwiseError, BlockingIOError):
     """Another process is working on the same study folder."""
 
 
-class StudyMovedError(StudyChangedError):
-    """A study that others have planned in another way while this worker did its share."""
-
-
-class LeaseLostError(RankwiseError, TimeoutError):
-    """A worker that was not heard of for so long that another may have taken over its work."""
-
-
 class WorkerLostError(RankwiseError, ChildProcessError):
     """A process that ended before its unit was done, as often as it was started again."""
 

@@ -111,9 +111,9 @@ def test_a_package_file_holds_its_docstring_only() -> None:
             assert isinstance(node, ast.Expr), path
 
 
-def test_two_modules_name_fsspec() -> None:
+def test_one_module_names_fsspec() -> None:
     named = [path.relative_to(ROOT).as_posix() for path in SOURCES if _names_fsspec(path)]
-    assert named == ["records/mirror.py", "tasks/code_guard.py"]  # one opens, one refuses
+    assert named == ["tasks/code_guard.py"]  # it refuses code
 
 
 def _names_fsspec(path: Path) -> bool:
@@ -174,7 +174,6 @@ def test_only_the_command_line_prints_and_exits() -> None:
 TAKES_ANY_ERROR = (
     "engine/models/files.py",
     "records/files.py",
-    "records/mirror.py",
     "integrations/tracking.py",
     *PROCESSES,
 )
@@ -186,8 +185,8 @@ def test_no_path_of_one_machine_and_no_bare_except() -> None:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.ExceptHandler):
                 assert node.type is not None, path
-                # where any error of a library becomes ours: tokenizers raises plain ones, stores
-                # those of botocore or google-auth, and a tracker's must not fail a study
+                # where any error of a library becomes ours: tokenizers raises plain ones, and
+                # a tracker's must not fail a study
                 if path.relative_to(ROOT).as_posix() not in TAKES_ANY_ERROR:
                     assert ast.unparse(node.type) not in ("Exception", "BaseException"), path
             if isinstance(node, ast.Constant) and isinstance(node.value, str):

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.support.crews import wait_for
 
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
-from tests.support.crews import wait_for
 from tests.support.documented import command_problems
 from tests.support.observers import Silent
 from tests.support.slurm import Array, directives

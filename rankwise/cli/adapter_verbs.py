@@ -383,7 +383,7 @@ def heads(
     from rankwise.records.run_names import find_run
     from rankwise.study.context import StudyContext
     from rankwise.study.planning.reopen import reopen_study
-    from rankwise.study.progress import TerminalObserver, peak_memory
+    from rankwise.study.progress import TerminalObserver
     from rankwise.study.work.head_effects import HeadQuestion, HeadStudy
     from rankwise.study.work.head_repair import HeadRepairer, can_repair
     from rankwise.study.work.head_subjects import check_tasks, check_trained
@@ -394,12 +394,12 @@ def heads(
     prepared = list(plan.tasks.values())
     check_tasks(prepared)
     repair = None
-    with folder.lock(), TerminalObserver(stderr, peak_memory()) as observer:
+    with folder.lock(), TerminalObserver(stderr) as observer:
         asked = HeadQuestion(mode.value, keys_and_values, top)
         context = StudyContext.of(plan, folder, observer)
         effects = HeadStudy(context, chosen).effects(prepared, asked)
         if mode is Mode.REVERT and can_repair(chosen, effects):
-            observer.decided("choosing heads to revert together")
+            context.tell.decided("choosing heads to revert together")
             repair = HeadRepairer(context, chosen).repair(prepared, effects)
     if as_json:
         return emit({"effects": effects, "repair": repair})
@@ -408,7 +408,7 @@ def heads(
             say(line)
     if repair is not None:
         _say_repair(repair)
-    note(f"records: {folder.model_folder(chosen.name) / 'heads'}; rankwise report {folder.address}")
+    note(f"records: {folder.model_folder(chosen.name) / 'heads'}; rankwise report {folder.root}")
     return OK
 
 

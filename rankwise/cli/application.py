@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import inspect
 import io
 import json
@@ -56,27 +55,16 @@ stdout = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ el
 stderr = Console(stderr=True)
 
 
-def given_path(text: str, *, or_url: bool = False) -> Path:
+def given_path(text: str) -> Path:
     """A path of the command line; an empty one would be the current folder."""
-    if not text.strip() or "\0" in text or ("://" in text and not or_url):
+    if not text.strip() or "\0" in text or "://" in text:
         raise typer.BadParameter(f"{redacted(text)!r} names no file or folder; write a path")
     return Path(text)
 
 
-def given_folder(text: str) -> Path:
-    """The folder of a study on the command line; of one at a URL, the folder that mirrors it."""
-    from rankwise.records.mirror import local_folder
-
-    given_path(text, or_url=True)
-    try:
-        return local_folder(text)
-    except ConfigError as error:
-        raise typer.BadParameter(f"{error.source}: {error.problems[0]}") from error
-
-
 Folder = Annotated[
     Path,
-    typer.Argument(metavar="DIR", help="A study's folder, or its URL.", parser=given_folder),
+    typer.Argument(metavar="DIR", help="A study's folder.", parser=given_path),
 ]
 TasksPath = Annotated[
     list[Path] | None,
@@ -279,7 +267,7 @@ def note_damage(folder: StudyFolder) -> None:
 
     runs = [run.name for run in folder.read_study().runs]
     for damage in find_damage(folder, runs):
-        note(f"damaged: {damage}. rankwise run {folder.address} makes it again")
+        note(f"damaged: {damage}. rankwise run {folder.root} makes it again")
 
 
 def warn(warnings: Iterable[str]) -> None:
@@ -298,28 +286,3 @@ def printable_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-def patient_threads() -> None:
-    """Let threads that wait for others sleep; call it before torch is imported.
-
-    By default those of GNU OpenMP, which torch brings on Linux, spin for milliseconds at the end of
-    every parallel part. Beside another busy process they so keep the core that the thread they wait
-    for could run on (docs/PERFORMANCE.md has the figures). A policy that is set stays.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-
-def extend_cuda_memory() -> None:
-    """Let PyTorch extend its pieces of a card's memory; call it before torch is imported.
-
-    Every micro-batch has another shape, and pieces of fixed size leave gaps between them. A setting
-    of the allocator that is there stays.
-    """
-    names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # the second from torch 2.9 on
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # reports need no torch
-        if any(name in os.environ for name in names):
-            return
-        major, minor = importlib.metadata.version("torch").split(".")[:2]
-        name = names[(int(major), int(minor)) >= (2, 9)]
-        os.environ[name] = "expandable_segments:True"

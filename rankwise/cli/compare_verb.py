@@ -12,7 +12,6 @@ from rankwise.cli.application import (
     Json,
     Overwrite,
     emit,
-    given_folder,
     given_path,
     note,
     note_damage,
@@ -30,7 +29,7 @@ def compare(
     directories: Annotated[
         list[Path],
         typer.Argument(
-            metavar="DIR DIR...", help="The folders of two studies or more.", parser=given_folder
+            metavar="DIR DIR...", help="The folders of two studies or more.", parser=given_path
         ),
     ],
     output: Annotated[

@@ -15,8 +15,20 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 from rankwise.cli.application import INTERRUPTED, RUN_FAILED, exit_code_of, json_text
 from rankwise.errors import RankwiseError, StorageError
 from rankwise.records.folder import StudyFolder
-from rankwise.records.study import StageFailure
-from rankwise.study.observer import StageOutline, TrainingStep
+from rankwise.study.observer import (
+    Advanced,
+    Decided,
+    Event,
+    Noted,
+    Planned,
+    Skipped,
+    StageFailed,
+    StageFinished,
+    StageLeftOut,
+    StageOutline,
+    StageStarted,
+    Stepped,
+)
 from rankwise.study.progress import Follower
 
 if TYPE_CHECKING:
@@ -104,83 +116,71 @@ class Events:
 
 
 class EventObserver(Follower):
-    """Writes an event of everything that it is told.
+    """Writes each event of a study.
 
     Args:
         events: where to.
-        memory: see ``Follower``, as for the others.
-        folder: of the study.
+        folder: see ``Follower``, as for the other.
         clock: seconds that only go forward.
     """
 
     def __init__(
         self,
         events: Events,
-        memory: Callable[[], int],
         folder: StudyFolder | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(memory, folder, clock=clock)
-        self._event = events.write
-        self._last_progress = clock()
+        super().__init__(folder, clock=clock)
+        self._write = events.write
+        self._last_progress: dict[str, float] = {}
 
-    def study_started(self, stages: Sequence[StageOutline]) -> None:
-        super().study_started(stages)
-        fields = ("id", "kind", "name", "model", "work", "num_tokens", "is_finished")
-        listed = [{field: getattr(stage, field) for field in fields} for stage in stages]
-        self._event("planned", stages=listed, **self._left_of_study())
+    def __call__(self, event: Event) -> None:
+        """Take an event into account, and write it."""
+        seconds = self.seconds_of(event.stage) if isinstance(event, StageFinished) else 0.0
+        super().__call__(event)
+        match event:
+            case Planned(stages):
+                fields = ("id", "kind", "name", "model", "work", "num_tokens", "is_finished")
+                listed = [{field: getattr(stage, field) for field in fields} for stage in stages]
+                self._event("planned", stages=listed)
+            case StageStarted(stage):
+                self._last_progress[stage] = self._clock()
+                self._event("stage_started", **_named(self.stages[stage]))
+            case Advanced(stage):
+                self._show_progress(stage)
+            case Stepped(stage, step):
+                self._event("step", **_named(self.stages[stage]), **step._asdict())
+            case StageFinished(stage):
+                self._event("stage_finished", **_named(self.stages[stage]), seconds=seconds)
+            case StageFailed(failure):
+                fields = {"stage", "kind", "name", "model", "error", "message"}
+                self._event("stage_failed", **failure.model_dump(include=fields))
+            case StageLeftOut(stage):
+                self._event("stage_left_out", **_named(self.stages[stage]))
+            case Noted(text):
+                self._write("noted", text=text)
+            case Decided(text):
+                self._write("decided", text=text)
+            case Skipped():
+                pass
 
-    def stage_started(self, stage: str) -> None:
-        super().stage_started(stage)
-        self._event("stage_started", **self._stage(), **self._left_of_study())
-        self._last_progress = self._clock()
-
-    def advanced(self, work: float) -> None:
-        super().advanced(work)
-        now = self.now()
-        if now is None or self._clock() - self._last_progress < PROGRESS_SECONDS:
+    def _show_progress(self, stage: str) -> None:
+        if self._clock() - self._last_progress[stage] < PROGRESS_SECONDS:
             return
+        self._last_progress[stage] = self._clock()
+        doing = self.doing[stage]
         self._event(
             "progress",
-            **self._stage(),
-            share_done=now.share_done,
-            tokens_per_second=now.tokens_per_second,
-            peak_memory_bytes=self._memory(),
-            stage_seconds_left=now.stage_seconds_left,
-            **self._left_of_study(),
+            **_named(doing.outline),
+            share_done=doing.share_done,
+            tokens_per_second=self.tokens_per_second(stage),
+            peak_memory_bytes=doing.peak_memory_bytes,
+            stage_seconds_left=self.seconds_left().get(stage),
         )
-        self._last_progress = self._clock()
 
-    def stepped(self, step: TrainingStep) -> None:
-        self._event("step", **self._stage(), **step._asdict(), **self._left_of_study())
-
-    def stage_finished(self) -> None:
-        stage, seconds = self._stage(), self.stage_seconds
-        super().stage_finished()
-        self._event("stage_finished", **stage, seconds=seconds, **self._left_of_study())
-
-    def stage_failed(self, failure: StageFailure) -> None:
-        super().stage_failed(failure)
-        told = failure.model_dump(include={"stage", "kind", "name", "model", "error", "message"})
-        self._event("stage_failed", **told, **self._left_of_study())
-
-    def stage_left_out(self, stage: str) -> None:
-        super().stage_left_out(stage)
-        self._event("stage_left_out", **_named(self.stages[stage]))
-
-    def noted(self, text: str) -> None:
-        self._event("noted", text=text)
-
-    def decided(self, text: str) -> None:
-        self._event("decided", text=text)
-
-    def _stage(self) -> Mapping[str, str]:
-        assert self.stage is not None
-        return _named(self.stage)
-
-    def _left_of_study(self) -> Mapping[str, float | None]:
-        return {"seconds_left": self.study_seconds_left()}
+    def _event(self, event: str, /, **content: Any) -> None:
+        self._write(event, **content, seconds_left=self.study_seconds_left())
 
 
 def print_line(line: str, output: TextIO | None = None) -> None:

@@ -12,12 +12,8 @@ from rankwise.cli import adapter_verbs
 from rankwise.cli import repair_verb
 from rankwise.cli import deployment_verbs
 from rankwise.cli import tool_verbs
-from rankwise.cli.application import (
-    app,
-    extend_cuda_memory,
-    patient_threads,
-    printable_streams,
-)
+from rankwise.cli.application import app, printable_streams
+from rankwise.engine.models.libraries import extend_cuda_memory, patient_threads
 # isort: on
 
 __all__ = [

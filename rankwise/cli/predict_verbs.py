@@ -13,7 +13,6 @@ from rankwise.cli.application import (
     AllowTaskCode,
     Json,
     emit,
-    given_folder,
     given_path,
     note_damage,
     say,
@@ -37,7 +36,7 @@ def collect(
     directories: Annotated[
         list[Path],
         typer.Argument(
-            metavar="DIR...", help="The folders of finished studies.", parser=given_folder
+            metavar="DIR...", help="The folders of finished studies.", parser=given_path
         ),
     ],
     to: Annotated[

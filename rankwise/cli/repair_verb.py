@@ -22,7 +22,6 @@ from rankwise.cli.application import (
     Json,
     TasksPath,
     emit,
-    given_folder,
     given_path,
     listed_names,
     note,
@@ -140,7 +139,7 @@ def repair(
             "--precision": precision is not ScorePrecision.AUTO, "--any-base": any_base,
         }  # fmt: skip
         _refuse_with_study(targets, [name for name, value in given.items() if value])
-        record = _of_run(given_folder(targets[0]), run, asked)
+        record = _of_run(given_path(targets[0]), run, asked)
     else:
         quiet_libraries()
         own, kept = listed_names(tasks), listed_names(retention)
@@ -188,7 +187,7 @@ def _of_run(directory: Path, name: str, asked: _Asked) -> AdapterRepair:
     from rankwise.records.run_names import find_run
     from rankwise.study.context import StudyContext
     from rankwise.study.planning.reopen import reopen_study
-    from rankwise.study.progress import TerminalObserver, peak_memory
+    from rankwise.study.progress import TerminalObserver
     from rankwise.study.work.adapter_repair import AdapterRepairer, repair_tasks
     from rankwise.study.work.head_subjects import check_trained
 
@@ -196,7 +195,7 @@ def _of_run(directory: Path, name: str, asked: _Asked) -> AdapterRepair:
     tasks = repair_tasks(study, chosen)
     check_trained(folder, chosen)
     plan = reopen_study(study, (*tasks.in_domain, *tasks.retention), None, note)
-    with folder.lock(), TerminalObserver(stderr, peak_memory()) as observer:
+    with folder.lock(), TerminalObserver(stderr) as observer:
         context = StudyContext.of(plan, folder, observer)
         repairer = AdapterRepairer(context, chosen, asked.families)
         record = repairer.repair(tasks, asked.max_loss_points)

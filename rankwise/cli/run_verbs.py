@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,13 +18,14 @@ from rankwise.cli.application import (
     Json,
     Quiet,
     emit,
-    given_folder,
+    given_path,
+    note,
     say,
     verb,
     warn,
 )
 from rankwise.cli.budgets import affordable_here, budget_content, budget_lines, given_seconds
-from rankwise.cli.running import Share, planned_study, run_and_report
+from rankwise.cli.running import planned_study, run_and_report
 from rankwise.cli.timetables import Devices, Price
 from rankwise.errors import ConfigError, NewerRecordError, RecordError
 from rankwise.records.fields import bytes_of
@@ -41,7 +43,7 @@ StudyFile = Annotated[
         metavar="[STUDY.YAML|DIR] [KEY=VALUE]...",
         help=(
             "A study file (default: the quickstart preset), then overrides: train.epochs=1. "
-            "Or the folder or URL of a study, with its settings as they are."
+            "Or the folder of a study, with its settings as they are."
         ),
     ),
 ]
@@ -50,8 +52,8 @@ StudyDir = Annotated[
     typer.Option(
         "--study-dir",
         metavar="DIR",
-        help="The study's folder, or its URL, as s3://bucket/study (default: studies/NAME).",
-        parser=given_folder,
+        help="The study's folder (default: studies/NAME).",
+        parser=given_path,
     ),
 ]
 
@@ -137,45 +139,13 @@ TokensPerSecond = Annotated[
 NumWorkers = Annotated[
     int | None,
     typer.Option(
-        "--workers",
-        metavar="N",
-        min=1,
-        help="Start N workers on this machine; with --worker, the number of workers to plan for.",
+        "--workers", metavar="N", min=1, help="Do N units at a time on this machine, by Ray."
     ),
 ]
 Gpus = Annotated[
     str | None,
     typer.Option(
-        "--gpus",
-        metavar="all|0,1",
-        help="Share the study among these cards, a process each.",
-    ),
-]
-IsWorker = Annotated[
-    bool,
-    typer.Option(
-        "--worker", help="Be one of the processes that share a study's folder, on any machine."
-    ),
-]
-Only = Annotated[
-    str | None,
-    typer.Option("--only", metavar="UNIT", help="Do one unit of those that plan --json lists."),
-]
-
-
-def _executor(text: str) -> str:
-    if text != "ray":
-        raise typer.BadParameter(f"{text!r} is no executor; write ray, or leave the option out")
-    return text
-
-
-Executor = Annotated[
-    str | None,
-    typer.Option(
-        "--executor",
-        metavar="ray",
-        help="Have the units done by a Ray cluster; --workers N says how many at a time on a CPU.",
-        parser=_executor,
+        "--gpus", metavar="all|0,1", help="Do a unit on each of these cards at a time, by Ray."
     ),
 ]
 Address = Annotated[
@@ -183,7 +153,7 @@ Address = Annotated[
     typer.Option(
         "--address",
         metavar="HOST:PORT|auto",
-        help="Of a Ray cluster that is there (default: one on this machine, until the end).",
+        help="Have the units done by a Ray cluster that is there.",
     ),
 ]
 
@@ -197,9 +167,6 @@ def run(
     allow_task_code: AllowTaskCode = False,
     workers: NumWorkers = None,
     gpus: Gpus = None,
-    worker: IsWorker = False,
-    only: Only = None,
-    executor: Executor = None,
     address: Address = None,
     quiet: Quiet = False,
     as_json: AsEvents = False,
@@ -210,51 +177,24 @@ def run(
     added to its file. Nothing that is finished is done again; what is damaged
     is moved to DIR/quarantine and done again.
 
-    --gpus all starts a worker for each card, --workers 4 four of them on one
-    CPU. Where processes are started by something else, as by Slurm on several
-    machines that share DIR, each is rankwise run --worker. --executor ray
-    starts them by Ray.
+    --gpus all uses every card of this machine, --workers 4 does four units at
+    a time on its CPU, --address auto has the Ray cluster do them that this
+    machine belongs to. All three need pip install "rankwise[ray]".
     """
-    if executor is not None:
-        if gpus is not None or worker or only is not None:
-            problem = "--executor ray starts the processes itself; leave --gpus, --worker, --only"
-            raise ConfigError("run", [f"{problem} out"])
-        from rankwise.cli.ray_executor import run_on_ray
+    cluster = None
+    if workers is not None or gpus is not None or address is not None:
+        from rankwise.study.executors.ray import cluster_of
 
-        return run_on_ray(
-            *named(study, study_dir, allow_task_code),
-            address=address,
-            num_workers=workers,
-            quiet=quiet,
-            as_json=as_json,
-            replace=replace,
-            accept_new_stack=accept_new_stack,
+        cluster = partial(
+            cluster_of, address, workers, gpus, note, accept_new_stack=accept_new_stack
         )
-    if address is not None:
-        raise ConfigError("run", ["--address is of a Ray cluster; give --executor ray with it"])
-    share = Share(worker or only is not None, workers or 1, only)
-    if share.is_worker or gpus is not None or workers is not None:
-        _refuse_url(study, study_dir)
-    if gpus is not None or (workers is not None and not share.is_worker):
-        from rankwise.cli.workers import run_workers, worker_places
-
-        places = worker_places(workers, gpus, is_worker=share.is_worker)
-        _, folder = named(study, study_dir, allow_task_code)
-        options = {
-            f"--study-dir={study_dir}": study_dir is not None,
-            "--replace": replace,
-            "--accept-new-stack": accept_new_stack,
-            "--allow-task-code": allow_task_code,
-        }
-        given = [*(study or []), *(option for option, is_given in options.items() if is_given)]
-        return run_workers(given, places, folder, quiet=quiet, as_json=as_json)
     return run_and_report(
         lambda _: named(study, study_dir, allow_task_code),
         quiet=quiet,
         as_json=as_json,
         replace=replace,
         accept_new_stack=accept_new_stack,
-        share=share,
+        cluster=cluster,
     )
 
 
@@ -308,20 +248,19 @@ def named(
     """The study of the file and the overrides among the arguments, and its folder."""
     from rankwise.records.files import without_remedy
     from rankwise.records.folder import StudyFolder
-    from rankwise.records.mirror import address_of, is_url, local_folder, mirror_at
     from rankwise.records.study_file import load_config
 
     overrides = list(arguments or [])
-    has_place = bool(overrides) and (is_url(overrides[0]) or "=" not in overrides[0])
-    path = local_folder(overrides.pop(0)) if has_place else None
-    if path is not None and (mirror_at(path) is not None or os.path.isdir(path)):
+    has_place = bool(overrides) and "=" not in overrides[0]
+    path = Path(overrides.pop(0)) if has_place else None
+    if path is not None and os.path.isdir(path):
         if overrides or study_dir:
             problem = "a study's folder is run as it is; give overrides with its study file"
-            raise ConfigError(address_of(path), [problem])
+            raise ConfigError(str(path), [problem])
         folder = StudyFolder(path)
         if not folder.study_file.exists():
             problem = "the folder has no study.json; give a study file, or the folder of a study"
-            raise ConfigError(folder.address, [problem])
+            raise ConfigError(str(folder.root), [problem])
         try:
             return folder.read_study().config, folder
         except NewerRecordError:
@@ -329,25 +268,10 @@ def named(
         except RecordError as error:
             raise RecordError(
                 f"{without_remedy(error)}. Give the study file that it was made with: rankwise run "
-                f"STUDY.yaml --study-dir {shlex.quote(folder.address)}"
+                f"STUDY.yaml --study-dir {shlex.quote(str(folder.root))}"
             ) from error
     config = load_config(path, [*overrides, *(["allow_task_code=true"] * allow_task_code)])
     return config, StudyFolder(study_dir or Path("studies") / config.name)
-
-
-def _refuse_url(arguments: list[str] | None, study_dir: Path | None) -> None:
-    """Refuse processes that share a folder, where the study is at a URL: stores have no leases."""
-    from rankwise.records.mirror import is_url, mirror_at, shown_url
-
-    urls = [shown_url(text) for text in (arguments or [])[:1] if is_url(text)]
-    mirror = None if study_dir is None else mirror_at(study_dir)
-    urls += [] if mirror is None else [mirror.shown]
-    if urls:
-        problem = (
-            f"--worker, --workers, --gpus and --only share a folder, and {urls[0]} is none; give "
-            "--executor ray, or a folder that all of them see"
-        )
-        raise ConfigError("run", [problem])
 
 
 def _machine(device: str | None, memory: int | None) -> Machine | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rankwise.cli.application import (
     OK,
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
     from rankwise.engine.models.devices import Machine
     from rankwise.records.config.study import StudyConfig
     from rankwise.records.folder import StudyFolder
+    from rankwise.study.agenda import Agenda
     from rankwise.study.conclusion import StudyOutcome
+    from rankwise.study.context import StudyContext
     from rankwise.study.planning.plan import StudyPlan
     from rankwise.study.stopping import Stopped
 
@@ -47,23 +51,6 @@ def planned_study(
     return plan
 
 
-class Share(NamedTuple):
-    """What a process does of a study.
-
-    Attributes:
-        is_worker: it shares the work with others, and leaves the report to who reads it.
-        num_workers: that the study is planned for.
-        only: the id of the one unit to do.
-    """
-
-    is_worker: bool = False
-    num_workers: int = 1
-    only: str | None = None
-
-
-ALL_OF_IT = Share()
-
-
 def check_output(*, quiet: bool, as_json: bool) -> None:
     """Whether progress can be shown as it is asked for.
 
@@ -81,7 +68,7 @@ def check_page(folder: StudyFolder) -> None:
     Raises:
         ConfigError: it would.
     """
-    remedy = f"move it away, or replace it by `rankwise report {folder.address} --overwrite`"
+    remedy = f"move it away, or replace it by `rankwise report {folder.root} --overwrite`"
     refuse_foreign(folder.root, [folder.report_file.name], remedy=remedy)
 
 
@@ -91,6 +78,15 @@ def told_of_stop(stopped: Stopped, study: str) -> int:
     return 128 + stopped.number
 
 
+class Places(Protocol):
+    """Where units are done, other than in this process; see ``rankwise.study.executors``."""
+
+    machine: Machine
+    num_workers: int
+
+    def __call__(self, context: StudyContext, agenda: Agenda) -> None: ...
+
+
 def run_and_report(
     find: Callable[[Events | None], tuple[StudyConfig, StudyFolder]],
     *,
@@ -98,69 +94,61 @@ def run_and_report(
     as_json: bool,
     replace: bool = False,
     accept_new_stack: bool = False,
-    share: Share = ALL_OF_IT,
+    cluster: Callable[[], contextlib.AbstractContextManager[Places]] | None = None,
 ) -> int:
-    """Do what is left of a study, or a share of it, and report.
+    """Do what is left of a study, and report.
 
-    ``find`` gives the study; it may tell of it by events, if there are any.
+    Args:
+        find: gives the study; it may tell of it by events, if there are any.
+        quiet: show warnings alone.
+        as_json: write events, and no text.
+        replace: see ``run_study``, as for the next.
+        accept_new_stack: put scores beside those of another stack.
+        cluster: has the units done; None: this process does them.
     """
     quiet_libraries()
     from rankwise.cli.events import EventObserver, Events, print_line
-    from rankwise.integrations.tracking import TrackedObserver
-    from rankwise.study.growing import do_unit_of, run_to_verdict
-    from rankwise.study.progress import Follower, QuietObserver, TerminalObserver, peak_memory
+    from rankwise.integrations.tracking import followed
+    from rankwise.study.growing import run_to_verdict
+    from rankwise.study.progress import Follower, QuietObserver, TerminalObserver
     from rankwise.study.stopping import Stopped
 
-    events = Events(print_line) if as_json else None
-    address = ""
+    # a cluster redirects stdout
+    events = Events(partial(print_line, output=sys.stdout)) if as_json else None
+    place = ""
     try:
-        with events or contextlib.nullcontext():
+        with events or contextlib.nullcontext(), contextlib.ExitStack() as stack:
             check_output(quiet=quiet, as_json=as_json)
             config, folder = find(events)
-            address, memory = folder.address, peak_memory()
-            if not share.is_worker:
-                check_page(folder)
-            observer: Follower
+            place = str(folder.root)
+            check_page(folder)
+            shown: Follower
             if events is not None:
-                observer = EventObserver(events, memory, folder)
+                shown = EventObserver(events, folder)
             elif quiet:
-                observer = QuietObserver(stderr, memory, folder)
+                shown = QuietObserver(stderr, folder)
             else:
-                observer = TerminalObserver(stderr, memory, folder, is_open=config.is_open)
+                shown = TerminalObserver(stderr, folder, is_open=config.is_open)
             report = (lambda _: None) if quiet or as_json else note
-            terms: dict[str, Any] = {"replace": replace, "accept_new_stack": accept_new_stack}
-
-            def plan(grown: StudyConfig) -> StudyPlan:
-                return planned_study(grown, folder, report=report, num_workers=share.num_workers)
-
-            with observer, TrackedObserver(observer, folder, config) as tracked:
-                if share.only is not None:
-                    failed = do_unit_of(config, plan, folder, tracked, share.only, **terms)
-                    code = RUN_FAILED if failed else OK
-                    if events is not None:
-                        events.ended("incomplete" if failed else "done", code)
-                    return code
+            places = None if cluster is None else stack.enter_context(cluster())
+            machine, number = (None, 1) if places is None else (places.machine, places.num_workers)
+            with followed(shown, folder, config) as (observer, concluded):
                 outcome = run_to_verdict(
-                    config, plan, folder, tracked, shares=share.is_worker, **terms
+                    config,
+                    lambda grown: planned_study(grown, folder, machine, report, number),
+                    folder,
+                    observer,
+                    replace=replace,
+                    accept_new_stack=accept_new_stack,
+                    executor=places,
                 )
-                tracked.concluded(outcome)
-            if share.is_worker:
-                return _end_of_work(folder, outcome, events)
+                concluded(outcome)
+            stack.close()
             if events is None:
                 return report_on(folder, outcome)
             return report_events(folder, outcome, events)
     except Stopped as stopped:
-        return told_of_stop(stopped, address)
-
-
-def _end_of_work(folder: StudyFolder, outcome: StudyOutcome, events: Events | None) -> int:
-    """What a worker says when all units are done; the page is one process's to write."""
-    code = _told(outcome)
-    if events is not None:
-        events.concluded(outcome, None, code)
-    else:
-        say(f"all units are done; for the verdict and the page: rankwise report {folder.address}")
-    return code
+        return told_of_stop(stopped, place)
 
 
 def report_events(folder: StudyFolder, outcome: StudyOutcome, events: Events) -> int:
@@ -189,7 +177,7 @@ def report_on(
     results, recommendation, findings = outcome
     if not as_json:
         signatures, width = findings.signatures, stdout.width
-        shown = verdict(results, recommendation, signatures, folder.address, width)
+        shown = verdict(results, recommendation, signatures, str(folder.root), width)
         stdout.print(*shown, sep="\n")
         say_deployed(outcome)
     path = written_report(folder, outcome, output, overwrite=overwrite, with_texts=with_texts)

@@ -88,19 +88,19 @@ def report(
 
 @verb(STUDIES)
 def status(directory: Folder, as_json: Json = False) -> int:
-    """Show what of a study is done, what is left, and who works on it."""
+    """Show what of a study is done, what is left, and what is being done."""
     from rankwise.cli.terminal import status_table
     from rankwise.records.folder import StudyFolder
-    from rankwise.study.status import study_status, worker_status
+    from rankwise.study.status import run_status, study_status
 
     folder = StudyFolder(directory)
-    lines, workers = study_status(folder), worker_status(folder)
+    lines, running = study_status(folder), run_status(folder)
     if as_json:
         models = [line._asdict() for line in lines]
-        return emit({"models": models, "workers": [worker._asdict() for worker in workers]})
+        return emit({"models": models, "running": running and running._asdict()})
     stdout.print(status_table(lines))
-    for worker in workers:
-        say(str(worker))
+    for line in () if running is None else running.lines:
+        say(line)
     for line in lines:
         for failure in line.failed:
             say(f"failed: {line.model}: {failure}")
@@ -133,7 +133,7 @@ def verify(directory: Folder, as_json: Json = False) -> int:
     else:
         say("every file is as it was written")
     if damages:
-        note(f"rankwise run {folder.address} sets aside what is damaged and makes it again")
+        note(f"rankwise run {folder.root} sets aside what is damaged and makes it again")
         return RUN_FAILED
     if unknown:
         note(f"{unknown} trainings and scorings of an early version have no digests to compare")
@@ -175,7 +175,7 @@ def recommend(
     for part in recommendation.by_train_task:
         if len(recommendation.by_train_task) > 1:
             say(f"trained on {part.train_task}:")
-        say(with_folder(part.statement, folder.address), style="bold")
+        say(with_folder(part.statement, str(folder.root)), style="bold")
         for reason in part.reasons:
             say(f"- {reason}")
         for signature in outcome.findings.signatures:

@@ -20,11 +20,9 @@ from rankwise.cli.application import OK, Folder, Json, emit, say, verb
 from rankwise.cli.run_verbs import STUDIES
 from rankwise.errors import RankwiseError, StorageError
 from rankwise.records import quantities
-from rankwise.records.leases import LEASE_SECONDS, Watch
 
 if TYPE_CHECKING:
     from rankwise.records.folder import StudyFolder
-    from rankwise.records.progress import StudyProgress
     from rankwise.records.study import StudyRecord
     from rankwise.report.parts import Table
     from rankwise.study.observer import StageOutline
@@ -44,7 +42,6 @@ class Watched:
         """Nothing is read yet."""
         self._folder, self._seconds = folder, seconds
         self._lock = threading.Lock()
-        self._workers = Watch(LEASE_SECONDS)
         self._drawn_at: float | None = None
         self._text = ""
 
@@ -53,7 +50,6 @@ class Watched:
 
         Raises:
             RecordError: there is no study.
-            StorageError: the URL of the study cannot be read.
         """
         with self._lock:
             now = time.monotonic()
@@ -69,7 +65,6 @@ class Watched:
         from rankwise.study.conclusion import conclude
         from rankwise.study.status import study_status
 
-        self._folder.refresh()
         study = self._folder.read_study()
         losses = {run.name: self._folder.read_losses(run.name) for run in study.models}
         lines = study_status(self._folder)
@@ -81,7 +76,7 @@ class Watched:
             remarks.append("What follows is of what is finished; it can change until all is.")
         except RankwiseError as error:
             remarks.append(f"There is no verdict yet: {error}")
-        now = _now(study, self._folder, self._workers)
+        now = _now(study, self._folder)
         remarks += now.remarks
         figures = [] if page.sections else list(loss_figure(study, losses))
         progress = ReportSection(
@@ -112,43 +107,32 @@ class _Now(NamedTuple):
     tables: list[Table]
 
 
-def _now(study: StudyRecord, folder: StudyFolder, watch: Watch) -> _Now:
-    """As the workers tell; where none does, by what finished stages took."""
+def _now(study: StudyRecord, folder: StudyFolder) -> _Now:
+    """As the process that runs it tells; where none does, by what finished stages took."""
     from rankwise.study.outline import study_outline
     from rankwise.study.pace import Pace
     from rankwise.study.stages import stages
-    from rankwise.study.status import worker_status
+    from rankwise.study.status import run_status
 
     outline = study_outline(stages(study), folder)
     left = [stage for stage in outline if not stage.is_finished]
-    workers = worker_status(folder, watch)
-    remarks = [f"{worker}." for worker in workers]
-    if not workers and left:
+    running = run_status(folder)
+    remarks = [] if running is None else [f"{line}." for line in running.lines]
+    if running is None and left:
         remarks = ["No process runs the study."]
-    told = [worker.progress for worker in workers if worker.progress is not None]
-    seconds = _seconds_left(told)
-    if not told:
+    seconds: Mapping[str, float] = {}
+    if running is not None and running.progress is not None:
+        seconds = running.progress.seconds_left
+    if not seconds:
         pace = Pace()
         pace.planned(outline)
         seconds = pace.stages_left(0.0)
     seconds = {stage.id: seconds[stage.id] for stage in left if stage.id in seconds}
     if seconds:
-        # not those without a unit: who leads others does none
-        of_all = quantities.seconds(sum(seconds.values()) / max(1, len(told)))
-        shared = f", if {len(told)} workers share it evenly" if len(told) > 1 else ""
-        remarks.append(f"About {of_all} are left of what is planned{shared}.")
+        num_at_once = 1 if running is None else max(1, len(running.doing))
+        of_all = quantities.seconds(sum(seconds.values()) / num_at_once)
+        remarks.append(f"About {of_all} are left of what is planned.")
     return _Now(remarks, [_left_table(left, seconds)] if left else [])
-
-
-def _seconds_left(told: list[StudyProgress]) -> dict[str, float]:
-    """Stage -> about how long it takes: by whoever is at it, else by who told last."""
-    seconds: dict[str, float] = {}
-    for progress in sorted(told, key=lambda progress: progress.told_at):
-        seconds |= progress.seconds_left
-    for progress in told:
-        if progress.stage in progress.seconds_left:
-            seconds[progress.stage] = progress.seconds_left[progress.stage]
-    return seconds
 
 
 def _left_table(left: list[StageOutline], seconds: Mapping[str, float]) -> Table:

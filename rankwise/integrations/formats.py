@@ -73,5 +73,4 @@ def export_study(
             written = OF_STUDY[kind](folder, place)
         else:
             written = OF_RUN[kind](folder, place, run, final)
-    folder.send()
     return [each.moved(place, final) for each in written]

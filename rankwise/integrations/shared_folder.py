@@ -84,16 +84,16 @@ def write_shared(
 
 def _refuse_unfinished(folder: StudyFolder) -> None:
     study = folder.read_study()
-    again = f"rankwise run {folder.address} makes up for it"
+    again = f"rankwise run {folder.root} makes up for it"
     damages = find_damage(folder, [model.name for model in study.models])
     if damages:
         listed = "; ".join(map(str, damages))
-        raise RecordError(f"{folder.address} is not as it was written: {listed}. {again}.")
+        raise RecordError(f"{folder.root} is not as it was written: {listed}. {again}.")
     left = [stage for stage in stages(study) if not stage.is_finished(folder)]
     if left:
         first = f"{left[0].name} of {left[0].model}"
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-        raise RecordError(f"{folder.address} is not finished: {first}{more} is left. {again}.")
+        raise RecordError(f"{folder.root} is not finished: {first}{more} is left. {again}.")
 
 
 def _the_one(outcome: StudyOutcome, run: str | None) -> ChosenRun:

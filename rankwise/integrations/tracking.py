@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from importlib import import_module
 from typing import Any, Self
 
@@ -19,9 +19,17 @@ from rankwise.findings.models import task_score
 from rankwise.records.config.study import StudyConfig, Tracker
 from rankwise.records.folder import StudyFolder
 from rankwise.records.reading import read_model
-from rankwise.records.study import StageFailure
 from rankwise.study.conclusion import StudyOutcome
-from rankwise.study.observer import Observer, StageOutline, TrainingStep
+from rankwise.study.observer import (
+    Event,
+    Noted,
+    Observer,
+    Planned,
+    StageFinished,
+    StageOutline,
+    Stepped,
+)
+from rankwise.study.progress import Follower
 from rankwise.study.stages import Score
 
 AccelerateTracker = Any
@@ -33,25 +41,26 @@ PROJECT = "rankwise"
 _STUDY_TAG = "rankwise.study"
 
 
-class TrackedObserver:
-    """Tells a study's trackers what happens, and another observer everything.
+class Tracking:
+    """Tells a study's trackers what happens: an ``Observer``.
 
     Each tracker has one run, of the study's name, with ``loss_nats/RUN`` and ``learning_rate/RUN``
     by step, ``score/TASK/MODEL`` with its bounds (``score_lower``, ``score_upper``; points or nats)
     when it is measured, and the verdict. A study that goes on goes on in its run.
 
     Args:
-        observer: is told everything.
         folder: of the study.
-        config: of the study; without ``tracking``, nothing else is done.
+        config: of the study; without ``tracking``, nothing is done.
+        note: is told of a tracker that failed.
     """
 
-    def __init__(self, observer: Observer, folder: StudyFolder, config: StudyConfig) -> None:
-        self._observer, self._folder, self._name = observer, folder, config.name
+    def __init__(
+        self, folder: StudyFolder, config: StudyConfig, note: Callable[[str], None]
+    ) -> None:
+        self._folder, self._name, self._note = folder, config.name, note
         self._wanted: tuple[Tracker, ...] = config.tracking
         self._trackers: dict[Tracker, AccelerateTracker] = {}
         self._stages: Mapping[str, StageOutline] = {}
-        self._stage: StageOutline | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -70,47 +79,25 @@ class TrackedObserver:
                 text = {f"verdict/{part.train_task}": part.statement}
                 self._try(name, lambda own=tracker, said=text: _tell(own, said))
 
-    def study_started(self, stages: Sequence[StageOutline]) -> None:
-        wanted, self._wanted = self._wanted, ()
-        for name in wanted:
-            self._try(name, lambda its=name: self._start(its))
-        self._stages = {stage.id: stage for stage in stages}
-        self._observer.study_started(stages)
-
-    def stage_started(self, stage: str) -> None:
-        self._stage = self._stages[stage]
-        self._observer.stage_started(stage)
-
-    def advanced(self, work: float) -> None:
-        self._observer.advanced(work)
-
-    def skipped(self, work: float) -> None:
-        self._observer.skipped(work)
-
-    def stepped(self, step: TrainingStep) -> None:
-        self._observer.stepped(step)
-        values = {
-            f"loss_nats/{step.run}": step.loss_nats,
-            f"learning_rate/{step.run}": step.learning_rate,
-        }
-        self._log(values, step.step)
-
-    def stage_finished(self) -> None:
-        self._observer.stage_finished()
-        if self._trackers and self._stage is not None and self._stage.kind == Score.kind:
-            self._log(self._scores(self._stage))
-
-    def stage_failed(self, failure: StageFailure) -> None:
-        self._observer.stage_failed(failure)
-
-    def stage_left_out(self, stage: str) -> None:
-        self._observer.stage_left_out(stage)
-
-    def noted(self, text: str) -> None:
-        self._observer.noted(text)
-
-    def decided(self, text: str) -> None:
-        self._observer.decided(text)
+    def __call__(self, event: Event) -> None:
+        """Tell the trackers of an event."""
+        match event:
+            case Planned(stages):
+                wanted, self._wanted = self._wanted, ()
+                for name in wanted:
+                    self._try(name, lambda its=name: self._start(its))
+                self._stages = {stage.id: stage for stage in stages}
+            case Stepped(_, step):
+                values = {
+                    f"loss_nats/{step.run}": step.loss_nats,
+                    f"learning_rate/{step.run}": step.learning_rate,
+                }
+                self._log(values, step.step)
+            case StageFinished(stage):
+                if self._trackers and self._stages[stage].kind == Score.kind:
+                    self._log(self._scores(self._stages[stage]))
+            case _:
+                pass
 
     def _start(self, name: Tracker) -> None:
         tracker = _tracker(name, self._name, self._folder)
@@ -151,7 +138,21 @@ class TrackedObserver:
                 if tracker is not None:
                     _finish(tracker)
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            self._observer.noted(f"warning: tracking by {name} is off from here on: {reason}")
+            self._note(f"warning: tracking by {name} is off from here on: {reason}")
+
+
+@contextlib.contextmanager
+def followed(
+    shown: Follower, folder: StudyFolder, config: StudyConfig
+) -> Generator[tuple[Observer, Callable[[StudyOutcome], None]]]:
+    """Yields who is told of a study, and then of its outcome: what shows it, and its trackers."""
+    with shown, Tracking(folder, config, lambda text: shown(Noted(text))) as tracking:
+
+        def observer(event: Event) -> None:
+            shown(event)
+            tracking(event)
+
+        yield observer, tracking.concluded
 
 
 def _tracker(name: Tracker, study: str, folder: StudyFolder) -> AccelerateTracker:

@@ -45,8 +45,8 @@ def collected_studies(folder: StudyFolder) -> tuple[CollectedStudy, ...]:
     results = read_results(folder)
     for name, reason in results.left_out.items():
         raise RecordError(
-            f"{folder.address} is no finished study: {name} {reason}. Run it to its end "
-            f"(`rankwise run {folder.address}`), then collect it."
+            f"{folder.root} is no finished study: {name} {reason}. Run it to its end "
+            f"(`rankwise run {folder.root}`), then collect it."
         )
     return tuple(_collected(folder, part) for part in results.by_train_task)
 
@@ -58,13 +58,13 @@ def _collected(folder: StudyFolder, part: TrainTaskResults) -> CollectedStudy:
     if len(ranks) < MIN_RANKS:
         found = f"rank {lora[0].rank} alone" if lora else "no rank of LoRA"
         raise RecordError(
-            f"{folder.address} has {found} on {part.train_task}: a study tells which rank is best "
+            f"{folder.root} has {found} on {part.train_task}: a study tells which rank is best "
             f"only with {MIN_RANKS} ranks or more. Add some with `rankwise extend --ranks`."
         )
     varied = _varied(lora)
     if varied:
         raise RecordError(
-            f"{folder.address} has runs on {part.train_task} that differ in "
+            f"{folder.root} has runs on {part.train_task} that differ in "
             f"{quantities.listed(varied)} besides rank, rate and seed, and a rank stands for one "
             "setting only. Collect a study with one of them."
         )

@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rankwise.errors import StorageError
 from rankwise.records.files import (
@@ -22,9 +22,6 @@ from rankwise.records.files import (
     write_atomically,
 )
 
-if TYPE_CHECKING:
-    from rankwise.records.mirror import Mirror
-
 
 class CheckedFiles:
     """Files whose digest was checked, by what the system says of them.
@@ -33,13 +30,9 @@ class CheckedFiles:
     time only.
     """
 
-    def __init__(self, root: Path, mirror: Mirror | None = None) -> None:
-        """Of the files below ``root``, and of others that are named by an absolute path.
-
-        Of a mirror, a file that is still at the URL has its digest if it has its size; to be read,
-        it is brought down.
-        """
-        self._root, self._mirror = root, mirror
+    def __init__(self, root: Path) -> None:
+        """Of the files below ``root``, and of others that are named by an absolute path."""
+        self._root = root
         self._file = root / ".checked.json"
         self._known: dict[str, list[Any]] | None = None
         self._is_changed = False
@@ -65,10 +58,6 @@ class CheckedFiles:
         Raises:
             StorageError: it may not be read, or the disk does not give it.
         """
-        if self._mirror is not None and self._mirror.waits(path, digest.num_bytes):
-            if not thorough:
-                return None
-            self._mirror.fetch([path])
         try:
             state = state_of(path)
             if state[0] != digest.num_bytes:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rankwise.errors import RecordError
-from rankwise.records import leases
 from rankwise.records.base import Record
 from rankwise.records.checked_files import CheckedFiles, state_of
-from rankwise.records.file_names import WEIGHTS, is_large, order, samples_beside, task_file_name
+from rankwise.records.file_names import WEIGHTS, samples_beside, task_file_name
 from rankwise.records.files import (
     FileDigest,
     make_durable,
+    read_if_there,
     read_items,
     read_record,
     read_regular,
@@ -29,9 +29,7 @@ from rankwise.records.files import (
 from rankwise.records.forms import model_in_form
 from rankwise.records.heads import HEAD_MODES, HeadMode, HeadRepair, TaskHeadEffects
 from rankwise.records.judgement import StudyLooks
-from rankwise.records.leases import Watch
-from rankwise.records.locking import locked
-from rankwise.records.mirror import mirror_at
+from rankwise.records.locking import leader_of, locked
 from rankwise.records.progress import StudyProgress
 from rankwise.records.repairs import AdapterRepair
 from rankwise.records.results import LOSS_METRIC as LOSS_METRIC
@@ -54,9 +52,7 @@ BASE = "base"
 _DIVERGENCE, _GAUGES, _BEHAVIOUR = "divergence.json", "gauges.json", "behaviour.json"
 _SPECTRA, _HEAD_CHANGES, _HEADS = "spectra.json", "heads.json", "heads"
 _REPAIR, _FORMS, _TRAINING_STATE = "repair", "forms", "training.pt"
-
-
-def _nobody_else() -> None: ...
+_TASKS = ".tasks"
 
 
 class StudyFolder:
@@ -67,18 +63,8 @@ class StudyFolder:
     """
 
     def __init__(self, root: Path, missing: Collection[Path] = ()) -> None:
-        """A study's folder; what is below ``missing`` counts as not there.
-
-        Where it mirrors a URL, the records come down with the first such object.
-
-        Raises:
-            ConfigError: fsspec cannot open the URL.
-            StorageError: the URL cannot be read.
-        """
+        """A study's folder; what is below ``missing`` counts as not there."""
         self.root = root
-        self._mirror = mirror_at(root)
-        if self._mirror is not None and self._mirror.is_new:
-            self.refresh()
         self._missing = frozenset(missing)
         self.study_file = root / "study.json"
         self.settings_file = root / "study.yaml"
@@ -90,11 +76,8 @@ class StudyFolder:
         self.own_texts_file = root / "own_texts.json"
         self.report_file = root / "report.html"
         self.failures_folder = root / "failures"
-        self.checked = CheckedFiles(root, self._mirror)
-        self.guard: Callable[[], None] = _nobody_else
-        """Called before results are written; raises where they are another worker's by now."""
-        self.progress_file: Path | None = None
-        """Where this process says how far it is; None while it is no worker of the folder."""
+        self.progress_file = root / ".progress.json"
+        self.checked = CheckedFiles(root)
         # What was read, with the state in which the file was: a study asks again and again.
         self._runs: dict[Path, tuple[list[int], RunRecord]] = {}
         self._fingerprints: dict[Path, tuple[list[int], str]] = {}
@@ -104,57 +87,6 @@ class StudyFolder:
         folder = StudyFolder(self.root, missing)
         folder._runs, folder._fingerprints = self._runs, self._fingerprints
         return folder
-
-    @property
-    def address(self) -> str:
-        """What a command is given for this study: the folder, or the URL that it mirrors."""
-        return str(self.root) if self._mirror is None else self._mirror.shown
-
-    @property
-    def is_mirror(self) -> bool:
-        """Whether other machines have folders of their own for this study."""
-        return self._mirror is not None
-
-    def refresh(self) -> None:
-        """Bring down what has changed at the URL, if it mirrors one."""
-        if self._mirror is not None:
-            self._mirror.pull(is_large)
-
-    def send(self) -> None:
-        """Send what has changed here to the URL, if it mirrors one."""
-        if self._mirror is not None:
-            self._mirror.push(order)
-
-    @contextlib.contextmanager
-    def held(self) -> Generator[None]:
-        """Within the block, no other machine runs the study at the URL, if it mirrors one.
-
-        It begins with what is there by now, and at the end, however it comes, everything is sent.
-
-        Raises:
-            StudyLockedError: another process runs it.
-            StudyMovedError: this process is led, and its leader has gone.
-            StorageError: the URL cannot be read or written.
-        """
-        if self._mirror is None:
-            yield
-            return
-        with self._mirror.held() as is_new:
-            if is_new:
-                self.refresh()
-            try:
-                yield
-            finally:
-                self.send()
-
-    def _bring(self, *paths: Path) -> None:
-        if self._mirror is not None:
-            self._mirror.fetch(paths)
-
-    def _forget(self, *paths: Path) -> None:
-        """Let what is taken away here be so at the URL, if it waits there to be asked for."""
-        if self._mirror is not None:
-            self._mirror.forget(paths)
 
     def has(self, path: Path) -> bool:
         """Whether a file is there, and does not count as missing."""
@@ -209,7 +141,6 @@ class StudyFolder:
         """
         record = self.finished_run(run)
         files = self.files_of(run.name, {} if record is None else record.files)
-        self._bring(*files)
         for path, digest in files.items():
             misfit = self.checked.misfit(path, digest)
             if misfit is not None:
@@ -234,12 +165,6 @@ class StudyFolder:
     def training_state_file(self, run: PlannedRun) -> Path:
         """What an interrupted training goes on from; gone when the run is finished."""
         return self.model_folder(run.name) / _TRAINING_STATE
-
-    def saved_state(self, run: PlannedRun) -> Path:
-        """The file of the state of a training, if one was saved; at a URL, it is brought down."""
-        state = self.training_state_file(run)
-        self._bring(state.parent)  # it may have parts
-        return state
 
     def evaluation_file(self, model: str, task: str) -> Path:
         return self.model_folder(model) / "eval" / f"{task_file_name(task)}.json"
@@ -314,18 +239,43 @@ class StudyFolder:
         return self.root / "export" / kind
 
     @contextlib.contextmanager
-    def lock(self, *, shares: bool = False) -> Generator[None]:
-        """Hold the folder; the system lets go of it when the process ends, however it ends.
-
-        Args:
-            shares: wait for whoever holds it, and hold it also while others work on it.
+    def lock(self) -> Generator[None]:
+        """Lead the study; the system lets go of the folder when the process ends, however it ends.
 
         Raises:
-            StudyLockedError: another process holds it or works on it.
+            StudyLockedError: another process leads it.
             StorageError: the folder cannot be written.
         """
-        with self.held(), locked(self.root, self._remove_old_states, shares=shares):
-            yield
+        with locked(self.root, self._tidy):
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    self.progress_file.unlink(missing_ok=True)
+
+    def task_folder(self, unit: str, attempt: str) -> Path:
+        """Where the task of a cluster leaves what it makes, until it is moved into the study."""
+        return self.root / _TASKS / unit / attempt
+
+    def keep_states_of_tasks(self, unit: str = "*") -> None:
+        """Keep the states of training that tasks have saved for a unit; remove all else of it."""
+        for state in self.root.glob(f"{_TASKS}/{unit}/*/runs/*/{_TRAINING_STATE}"):
+            run = state.parent.name
+            target = self.model_folder(run) / _TRAINING_STATE
+            is_later = not target.exists() or target.stat().st_mtime_ns < state.stat().st_mtime_ns
+            if is_later and not self.run_file(run).exists():
+                with writing(target):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    state.replace(target)
+        for place in self.root.glob(f"{_TASKS}/{unit}"):
+            shutil.rmtree(place, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            (self.root / _TASKS).rmdir()
+
+    def _tidy(self) -> None:
+        """Remove what processes that are gone have left behind, but the states of trainings."""
+        self.keep_states_of_tasks()
+        self._remove_old_states()
 
     def _remove_old_states(self) -> None:
         """Remove states of training beside finished runs, left by a process that was killed."""
@@ -333,7 +283,6 @@ class StudyFolder:
         for state in states:
             with contextlib.suppress(OSError):
                 _remove_state(state)
-        self._forget(*states)
 
     def give_up(self, models: Collection[PlannedRun]) -> None:
         """Remove states and weights of models that were dropped; records and scores stay."""
@@ -349,23 +298,18 @@ class StudyFolder:
                     _remove_state(state)
                 if weights.exists() and model.imported_from is None:  # that is somebody else's
                     shutil.rmtree(weights)
-        self._forget(*map(self.weights_folder, models))
 
     def write(self, path: Path, record: Record) -> None:
-        self.guard()
         write_record(path, record)
-        self.send()
 
-    def workers(self, watch: Watch) -> list[tuple[str, StudyProgress | None]]:
-        """The names of the workers that are there, and how far each is; None: it has no unit."""
-        return [
-            (name, self._read_progress(file)) for name, file in leases.present(self.root, watch)
-        ]
-
-    def _read_progress(self, file: Path) -> StudyProgress | None:
+    def leader(self) -> tuple[str, StudyProgress | None] | None:
+        """The process that leads the study, and how far it is, as far as it has said; or None."""
+        leader, progress = leader_of(self.root), None
+        if leader is None:
+            return None
         with contextlib.suppress(RecordError):
-            return read_record(file, StudyProgress)
-        return None
+            progress = read_if_there(self.progress_file, StudyProgress)
+        return leader, progress
 
     def read_study(self) -> StudyRecord:
         """``study.json``, with the paths that it names where they are from here now."""
@@ -486,7 +430,6 @@ class StudyFolder:
             record.unlink(missing_ok=True)
             if folder.exists():
                 shutil.rmtree(folder)
-        self._forget(folder)
 
     def is_trained(self, planned: PlannedRun) -> bool:
         """Whether a run's training is done; one that diverged is done too.
@@ -505,14 +448,12 @@ class StudyFolder:
 
     def start_run(self, planned: PlannedRun) -> None:
         """Clear what an interrupted training of this run left behind."""
-        self.guard()
         folder = self.model_folder(planned.name)
         with writing(folder):
             for leftover in (*WEIGHTS, "eval", _HEADS, _REPAIR, _FORMS):
                 shutil.rmtree(folder / leftover, ignore_errors=True)
             for name in (_DIVERGENCE, _GAUGES, _BEHAVIOUR, _SPECTRA, _HEAD_CHANGES):
                 (folder / name).unlink(missing_ok=True)
-            self._forget(*(folder / name for name in (*WEIGHTS, _HEADS, _REPAIR, _FORMS)))
             folder.mkdir(parents=True, exist_ok=True)
             metrics = self.metrics_file(planned.name)
             metrics.unlink(missing_ok=True)  # it may be a pipe
@@ -528,7 +469,6 @@ class StudyFolder:
         state = self.training_state_file(run)
         with writing(state):
             _remove_state(state)
-        self._forget(state)
 
     def read_losses(self, run: str) -> list[tuple[int, float]]:
         """Step and loss in nats per token, as far as they were written; a cut line ends them."""
@@ -540,7 +480,6 @@ class StudyFolder:
         return losses
 
     def append_metrics(self, run: str, line: Mapping[str, Any]) -> None:
-        self.guard()
         path = self.metrics_file(run)
         with writing(path):
             if path.exists():
@@ -552,7 +491,6 @@ class StudyFolder:
         self, record: TaskEvaluation, samples: Iterable[Mapping[str, Any]]
     ) -> None:
         """Samples first, record last: without their record, samples count for nothing."""
-        self.guard()
         path = self.evaluation_file(record.model, record.task)
         with writing(path):
             path.unlink(missing_ok=True)

@@ -1,61 +1,85 @@
-"""Holds a study's folder, so that two processes do not plan or conclude it at once."""
+"""A study's folder is led by one process at a time."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Generator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from rankwise.errors import StudyLockedError
-from rankwise.records import leases
-from rankwise.records.files import remove_leftovers, storage_error
+from rankwise.records.files import host_name, read_regular, remove_leftovers, storage_error
+
+_PATIENCE_SECONDS = 1.0
+"""Who asks whether somebody leads holds the lock for a moment."""
 
 
 @contextlib.contextmanager
-def locked(root: Path, tidy: Callable[[], None], *, shares: bool = False) -> Generator[None]:
-    """Within the block, no other process holds the folder.
+def locked(root: Path, tidy: Callable[[], None]) -> Generator[None]:
+    """Within the block, no other process leads the study of the folder.
 
-    The system lets go of the lock when the process ends, however it ends. Where nobody works on the
-    folder, what was left half-written is removed.
+    The system lets go of the lock when the process ends, however it ends. What an earlier process
+    has left half-written is removed.
 
     Args:
         root: the folder; is created.
-        tidy: called once the folder is held, where nobody works on it.
-        shares: wait for whoever holds the folder, and hold it also while others work on it.
+        tidy: called once the folder is held.
 
     Raises:
-        StudyLockedError: another process holds it or works on it.
+        StudyLockedError: another process holds it.
         StorageError: the folder cannot be written.
     """
-    refused = StudyLockedError(
-        f"another process is working on {root}. Wait for it, share its work with rankwise run "
-        "--worker, or choose another --study-dir."
-    )
     try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(str(root / ".lock"), timeout=-1 if shares else 0)
+        lock = FileLock(_lock_file(root), timeout=_PATIENCE_SECONDS)
         lock.acquire()
     except Timeout as error:
-        raise refused from error
+        raise StudyLockedError(
+            f"{leader_in(root) or 'another process'} is working on {root}. Wait for it, or choose "
+            "another --study-dir."
+        ) from error
     except OSError as error:
         raise storage_error(root, error) from error
     try:
-        is_shared = leases.are_at_work(root, patient=not shares)
-        if is_shared and not shares:
-            raise refused
-        if not is_shared:
-            _tidy(root)
-            tidy()
+        try:
+            _leader_file(root).write_text(f"process {os.getpid()} on {host_name()}", "utf-8")
+        except OSError as error:
+            raise storage_error(root, error) from error
+        remove_leftovers(root)
+        tidy()
         yield
     finally:
+        with contextlib.suppress(OSError):
+            _leader_file(root).unlink()
         lock.release()
 
 
-def _tidy(root: Path) -> None:
-    remove_leftovers(root)
+def leader_of(root: Path) -> str | None:
+    """The process that leads the study of a folder, in words; None where none does."""
+    leader = leader_in(root)
+    if leader is None:
+        return None
+    lock = FileLock(_lock_file(root), timeout=0)
     try:
-        leases.clear(root)
-    except OSError as error:
-        raise storage_error(root, error) from error
+        lock.acquire()
+    except OSError:  # it is held, or cannot be asked
+        return leader
+    lock.release()
+    return None
+
+
+def leader_in(root: Path) -> str | None:
+    """What the process that leads, or led, has written into the folder; None where none has."""
+    with contextlib.suppress(OSError, ValueError):
+        return read_regular(_leader_file(root)).decode()
+    return None
+
+
+def _leader_file(root: Path) -> Path:
+    return root / ".leader"
+
+
+def _lock_file(root: Path) -> str:
+    return str(root / ".lock")

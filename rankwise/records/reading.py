@@ -79,7 +79,7 @@ def _results(folder: StudyFolder, study: StudyRecord) -> StudyResults:
     unscored = _unscored(folder, study, None)
     if unscored:
         raise RecordError(
-            f"the base model of {folder.address} is not scored on {', '.join(unscored)} yet: "
+            f"the base model of {folder.root} is not scored on {', '.join(unscored)} yet: "
             f"nothing can be concluded. Run the study to its end; {_SHOW_LEFT}."
         )
     study, left_out = _with_enough_items(folder, study)
@@ -92,7 +92,7 @@ def _results(folder: StudyFolder, study: StudyRecord) -> StudyResults:
             left_out[planned.name] = left
     if not complete:
         raise RecordError(
-            f"no run of {folder.address} is finished under its present settings: nothing can be "
+            f"no run of {folder.root} is finished under its present settings: nothing can be "
             f"concluded. Run the study to its end; {_SHOW_LEFT}."
         )
 

@@ -54,7 +54,7 @@ def replaced_scores(
             f"the items of {task}, or how they are asked, have changed" for task in tasks
         ]
     head = (
-        f"{folder.address} has {len(finished)} finished scores of {', '.join(tasks)} under other "
+        f"{folder.root} has {len(finished)} finished scores of {', '.join(tasks)} under other "
         "settings:"
     )
     remedy = (

@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from rankwise.engine.models.devices import PeakMemory
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import StudyRecord
 from rankwise.study.models import ResidentModels
-from rankwise.study.observer import Observer
+from rankwise.study.observer import Observer, Teller
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.stopping import StopSignals
 
 
 @dataclass(frozen=True)
 class StudyContext:
-    """A plan, the folder that it is written into, who follows it, and the models in memory."""
+    """A plan, the folder that it is written into, who is told of it, and the models in memory."""
 
     plan: StudyPlan
     folder: StudyFolder
-    observer: Observer
+    tell: Teller
     models: ResidentModels
     signals: StopSignals
+    state_saved: Callable[[Path], None] | None = None
+    """Called with the file of a training's state once it is on the disk, where the folder is not
+    the study's own."""
 
     @classmethod
-    def of(cls, plan: StudyPlan, folder: StudyFolder, observer: Observer) -> StudyContext:
+    def of(
+        cls,
+        plan: StudyPlan,
+        folder: StudyFolder,
+        observer: Observer,
+        state_saved: Callable[[Path], None] | None = None,
+    ) -> StudyContext:
         """A context with no model in memory yet."""
-        models = ResidentModels(plan, folder, observer)
-        return cls(plan, folder, observer, models, StopSignals())
+        tell = Teller(observer, PeakMemory(plan.device).so_far)
+        models = ResidentModels(plan, folder, tell)
+        return cls(plan, folder, tell, models, StopSignals(), state_saved)
 
     def replanned(self, plan: StudyPlan) -> StudyContext:
         """The same under another plan of the study, which its models follow."""

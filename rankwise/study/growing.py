@@ -8,10 +8,10 @@ them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from rankwise.errors import RecordError, StudyMovedError
+from rankwise.errors import RecordError
 from rankwise.records import quantities
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.files import read_if_there
@@ -19,12 +19,11 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.judgement import Prospect
 from rankwise.records.results import ModelResults, StudyResults
 from rankwise.records.search import GrowthDecision, SearchRecord
-from rankwise.records.study import StageFailure
 from rankwise.study.conclusion import StudyOutcome
 from rankwise.study.extension import Extension, extended
-from rankwise.study.observer import Observer
+from rankwise.study.observer import Decided, Observer
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.run import Executor, do_unit, run_study
+from rankwise.study.run import Executor, Terms, lead
 from rankwise.study.searches.growth import Offer, next_growth
 from rankwise.study.searching import policy_name
 
@@ -37,7 +36,6 @@ def run_to_verdict(
     *,
     replace: bool = False,
     accept_new_stack: bool = False,
-    shares: bool = False,
     executor: Executor | None = None,
 ) -> StudyOutcome:
     """Plan and run a study; with ``search.until`` or a budget, go on until nothing is to be gained.
@@ -46,74 +44,36 @@ def run_to_verdict(
         config: of the study, as it was written or as it has grown.
         plan: makes the plan of a config.
         folder: the study's folder.
-        observer: receives progress.
-        replace: see ``run_study``.
-        accept_new_stack: see ``run_study``.
-        shares: see ``run_study``; workers that share a study come to the same decisions.
-        executor: see ``run_study``.
+        observer: is told the progress.
+        replace: see ``Terms``, as for the others.
+        accept_new_stack: put scores beside those of another stack.
+        executor: does the units.
 
     Raises:
         RankwiseError: see ``run_study``; a study that could be concluded once stays so.
     """
+    terms = Terms(replace, accept_new_stack, executor)
     config, is_last = _grown_before(config, folder), not config.search.grows
-    while True:
-        try:
-            outcome = run_study(
-                plan(config),
-                folder,
-                observer,
-                replace=replace,
-                accept_new_stack=accept_new_stack,
-                is_last=is_last,
-                shares=shares,
-                executor=executor,
-            )
-        except StudyMovedError:
-            before, config = config, _grown_before(config, folder)
-            if config == before:
-                raise
-            continue  # another worker has concluded this, and goes on
-        if is_last or outcome.failures:
-            return outcome
-        decision = _decide(config, outcome)
-        observer.decided(decision.statement)
-        _write(folder, outcome, decision)
-        is_last = decision.is_last
-        if is_last and not config.deploy:
-            return outcome
-        config = _grown(config, decision)
-        shares = True  # whoever has joined meanwhile goes on too
-
-
-def do_unit_of(
-    config: StudyConfig,
-    plan: Callable[[StudyConfig], StudyPlan],
-    folder: StudyFolder,
-    observer: Observer,
-    unit: str,
-    *,
-    replace: bool = False,
-    accept_new_stack: bool = False,
-    is_led: bool = False,
-    failed: Collection[str] = (),
-) -> list[StageFailure]:
-    """Plan a study as far as it has grown, and do one unit of it, by its id; see ``do_unit``."""
-    return do_unit(
-        plan(_grown_before(config, folder)),
-        folder,
-        observer,
-        unit,
-        replace=replace,
-        accept_new_stack=accept_new_stack,
-        is_led=is_led,
-        failed=failed,
-    )
+    planned = plan(config)  # a study that cannot be planned leaves no folder
+    with folder.lock():
+        while True:
+            outcome = lead(planned, folder, observer, terms, is_last=is_last)
+            if is_last or outcome.failures:
+                return outcome
+            decision = _decide(config, outcome)
+            observer(Decided(decision.statement))
+            _write(folder, outcome, decision)
+            is_last = decision.is_last
+            if is_last and not config.deploy:
+                return outcome
+            config = _grown(config, decision)
+            planned = plan(config)
 
 
 def _grown_before(config: StudyConfig, folder: StudyFolder) -> StudyConfig:
     """A config as it is after all growths that are decided in its folder.
 
-    What cannot be read is set aside when the study is joined, and decided anew.
+    What cannot be read is set aside when the study is run, and decided anew.
     """
     record: SearchRecord | None = None
     with contextlib.suppress(RecordError):

@@ -27,7 +27,7 @@ from rankwise.records.config.study import Engine
 from rankwise.records.config.training import BasePrecision
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import PlannedRun
-from rankwise.study.observer import Observer
+from rankwise.study.observer import Teller
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.sharded_scorer import ShardedScorer
 from rankwise.tasks.questions import Scorer
@@ -40,8 +40,8 @@ class ResidentModels:
     apply, is a model by itself.
     """
 
-    def __init__(self, plan: StudyPlan, folder: StudyFolder, observer: Observer) -> None:
-        self._plan, self._folder, self._observer = plan, folder, observer
+    def __init__(self, plan: StudyPlan, folder: StudyFolder, tell: Teller) -> None:
+        self._plan, self._folder, self._tell = plan, folder, tell
         self._base: nn.Module | None = None
         self._scorer: Scorer | None = None
         self._put_on: set[str] = set()
@@ -137,7 +137,7 @@ class ResidentModels:
                 if not _is_open(scorer, engine):  # it has failed, and refused nothing
                     raise
                 if run.name not in self._noted:
-                    self._observer.noted(f"{run.name} is scored alone: {error}")
+                    self._tell.noted(f"{run.name} is scored alone: {error}")
                     self._noted.add(run.name)
             else:
                 self._put_on.add(run.name)

@@ -1,9 +1,12 @@
-"""Who follows a study while it runs."""
+"""What happens while a study runs, as events, and who tells them.
+
+Whoever follows a study is a function of its events: a terminal, the lines of ``--json``, a tracker.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from rankwise.records.study import StageFailure
 
@@ -59,39 +62,142 @@ class TrainingStep(NamedTuple):
     learning_rate: float
 
 
-class Observer(Protocol):
-    """Receives the progress of a study; what a terminal shows is one."""
+class Planned(NamedTuple):
+    """All stages in their order; a study that plans more says all of them again."""
 
-    def study_started(self, stages: Sequence[StageOutline]) -> None:
-        """All stages in their order; a search that plans more says all of them again."""
-        ...
+    stages: tuple[StageOutline, ...]
+
+
+class StageStarted(NamedTuple):
+    """A stage begins, by its id."""
+
+    stage: str
+
+
+class Advanced(NamedTuple):
+    """Some work of a stage is done.
+
+    Attributes:
+        stage: its id.
+        work: that was done.
+        peak_memory_bytes: of the process that does it, or of tensors on its card.
+    """
+
+    stage: str
+    work: float
+    peak_memory_bytes: int
+
+
+class Skipped(NamedTuple):
+    """Work of a stage that an earlier call has done; it says nothing about the speed."""
+
+    stage: str
+    work: float
+
+
+class Stepped(NamedTuple):
+    """A run of a stage was trained a step further; its work is told by ``Advanced``."""
+
+    stage: str
+    step: TrainingStep
+
+
+class StageFinished(NamedTuple):
+    """A stage is done, by its id."""
+
+    stage: str
+
+
+class StageFailed(NamedTuple):
+    """A stage failed; what does not need it goes on."""
+
+    failure: StageFailure
+
+
+class StageLeftOut(NamedTuple):
+    """Nothing can be done for a stage, by its id: what it needs diverged or failed."""
+
+    stage: str
+
+
+class Noted(NamedTuple):
+    """Something that whoever waits should know: a warning.
+
+    Attributes:
+        text: the warning.
+        stage: the id of the stage that it is about, if it is about one.
+    """
+
+    text: str
+    stage: str | None = None
+
+
+class Decided(NamedTuple):
+    """What is done next, where that depends on what was found."""
+
+    text: str
+
+
+Event = (
+    Planned
+    | StageStarted
+    | Advanced
+    | Skipped
+    | Stepped
+    | StageFinished
+    | StageFailed
+    | StageLeftOut
+    | Noted
+    | Decided
+)
+Observer = Callable[[Event], None]
+
+
+class Teller:
+    """Tells an observer what happens; what is told of work is of the stage that began last.
+
+    Args:
+        observer: is told everything.
+        memory: the peak of the memory in use, in bytes.
+    """
+
+    def __init__(self, observer: Observer, memory: Callable[[], int] = lambda: 0) -> None:
+        self.event, self._memory = observer, memory
+        self._stage: str | None = None
+
+    def planned(self, stages: Sequence[StageOutline]) -> None:
+        self.event(Planned(tuple(stages)))
 
     def stage_started(self, stage: str) -> None:
-        """A stage begins, by its id; what follows is of this stage."""
-        ...
+        self._stage = stage
+        self.event(StageStarted(stage))
 
-    def advanced(self, work: float) -> None: ...
+    def advanced(self, work: float) -> None:
+        if self._stage is not None:
+            self.event(Advanced(self._stage, work, self._memory()))
 
     def skipped(self, work: float) -> None:
-        """Work that an earlier call has done; it says nothing about the speed."""
-        ...
+        if self._stage is not None:
+            self.event(Skipped(self._stage, work))
 
     def stepped(self, step: TrainingStep) -> None:
-        """A run of the stage was trained a step further; its work is told by ``advanced``."""
-        ...
+        if self._stage is not None:
+            self.event(Stepped(self._stage, step))
 
-    def stage_finished(self) -> None: ...
+    def stage_finished(self) -> None:
+        assert self._stage is not None
+        stage, self._stage = self._stage, None
+        self.event(StageFinished(stage))
 
-    def stage_failed(self, failure: StageFailure) -> None: ...
+    def stage_failed(self, failure: StageFailure) -> None:
+        self._stage = None
+        self.event(StageFailed(failure))
 
     def stage_left_out(self, stage: str) -> None:
-        """Nothing can be done for a stage, by its id: what it needs diverged or failed."""
-        ...
+        self.event(StageLeftOut(stage))
 
     def noted(self, text: str) -> None:
-        """Something that whoever waits should know: a warning."""
-        ...
+        self.event(Noted(text, self._stage))
 
     def decided(self, text: str) -> None:
-        """What is done next, where that depends on what was found."""
-        ...
+        self.event(Decided(text))

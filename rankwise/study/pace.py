@@ -135,7 +135,7 @@ class Pace:
         self._left: dict[str, StageOutline] = {}
         self._seen: dict[Labels, _Seen] = {}
         self._known = set[str]()
-        self._running: _Running | None = None
+        self._running: dict[str, _Running] = {}
 
     def planned(self, stages: Sequence[StageOutline]) -> None:
         """All stages of a study, in their order; a search plans more, and says all again."""
@@ -146,57 +146,53 @@ class Pace:
                 self._learn(stage, rate, stage.seconds, is_now=False)
 
     def started(self, stage: StageOutline, now: float) -> None:
-        """A stage begins."""
-        self._running = _Running(stage, now)
+        """A stage begins; others may be going on."""
+        self._running[stage.id] = _Running(stage, now)
 
-    def advanced(self, work: float, now: float) -> None:
-        """Some work of the stage that began last is done."""
-        if self._running is not None:
-            self._running.advanced(work, now)
+    def advanced(self, stage: str, work: float, now: float) -> None:
+        """Some work of a stage that has begun, by its id, is done."""
+        self._running[stage].advanced(work, now)
 
-    def skipped(self, work: float) -> None:
+    def skipped(self, stage: str, work: float) -> None:
         """Some of its work was done by an earlier call."""
-        if self._running is not None:
-            self._running.skipped += work
+        self._running[stage].skipped += work
 
-    def finished(self, now: float) -> None:
-        """The stage that began last is done."""
-        running = self._running
-        if running is None:
-            return
+    def finished(self, stage: str, now: float) -> None:
+        """It is done."""
+        running = self._running[stage]
         running.end(now)
         rate = running.rate(with_start=True)
         if rate is not None:
             self._learn(running.stage, rate, rate * running.done, is_now=True)
-        self.dropped(running.stage.id)
+        self.dropped(stage)
 
     def dropped(self, stage: str) -> None:
         """A stage is not to be waited for: it is done, it failed, or what it needs did."""
         self._left.pop(stage, None)
-        if self._running is not None and self._running.stage.id == stage:
-            self._running = None
+        self._running.pop(stage, None)
 
-    def tokens_per_second(self) -> float | None:
-        """Of the stage that is being done; None where it reads none, or nothing is known yet."""
-        running = self._running
-        rate = None if running is None else running.rate()
-        if running is None or not rate or not running.stage.num_tokens or not running.stage.work:
+    def tokens_per_second(self, stage: str) -> float | None:
+        """Of a stage that has begun; None where it reads none, or nothing is known yet."""
+        running = self._running[stage]
+        rate, outline = running.rate(), running.stage
+        if not rate or not outline.num_tokens or not outline.work:
             return None
-        return running.stage.num_tokens / running.stage.work / rate
+        return outline.num_tokens / outline.work / rate
 
     def seconds_left(self, now: float) -> float | None:
-        """Of all stages; None before anything is known, and where nothing is left."""
+        """Of all stages, if as many go on at once as now; None before anything is known."""
         of_stages = self.stages_left(now)
-        return sum(of_stages.values()) if of_stages else None
+        return sum(of_stages.values()) / max(1, len(self._running)) if of_stages else None
 
     def stages_left(self, now: float) -> Mapping[str, float]:
         """Seconds left of each stage by its id, in their order; empty before anything is known."""
-        running = self._running
         seen = dict(self._seen)
-        own = None if running is None else running.rate()
-        if running is not None and own is not None:
+        rates = {id_: running.rate() for id_, running in self._running.items()}
+        own = {id_: rate for id_, rate in rates.items() if rate is not None}
+        for id_, rate in own.items():
+            running = self._running[id_]
             labels = _labels(running.stage, is_now=True)
-            log_rate = math.log(own) - _expected(running.stage)
+            log_rate = math.log(rate) - _expected(running.stage)
             variance = _STAGE_SD**2 + running.variance
             seen[labels] = seen.get(labels, _NOTHING).joined(log_rate, variance)
         if not seen:
@@ -205,15 +201,15 @@ class Pace:
         left: dict[str, float] = {}
         for stage in self._left.values():
             labels = _labels(stage, is_now=True)
-            mean = terms.mean(labels)
-            mean += _expected(stage)
-            if running is None or stage.id != running.stage.id:
+            mean = terms.mean(labels) + _expected(stage)
+            running = self._running.get(stage.id)
+            if running is None:
                 left[stage.id] = stage.work_left * math.exp(mean)
                 continue
-            if own is not None:
+            if stage.id in own:
                 of_own = 1.0 / running.variance
                 of_others = 1.0 / (terms.variance(labels) + _STAGE_SD**2)
-                mean = (of_own * math.log(own) + of_others * mean) / (of_own + of_others)
+                mean = (of_own * math.log(own[stage.id]) + of_others * mean) / (of_own + of_others)
             seconds = running.work_left * math.exp(mean)
             left[stage.id] = max(seconds - (now - running.last), seconds / 2)
         return left

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import NamedTuple, Self
+from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 from rich.table import Column
 
 from rankwise.errors import StorageError
 from rankwise.records import quantities
 from rankwise.records.folder import BASE, StudyFolder
-from rankwise.records.progress import StudyProgress
-from rankwise.records.study import StageFailure
-from rankwise.study.observer import StageOutline, TrainingStep
+from rankwise.records.progress import StageProgress, StudyProgress
+from rankwise.study.observer import (
+    Advanced,
+    Decided,
+    Event,
+    Noted,
+    Planned,
+    Skipped,
+    StageFailed,
+    StageFinished,
+    StageLeftOut,
+    StageOutline,
+    StageStarted,
+    Stepped,
+)
 from rankwise.study.pace import Pace
 
 LINE_SECONDS = 30.0
@@ -34,51 +46,51 @@ _ESTIMATE_SECONDS = 0.5
 """How old an estimate of the time left may be: steps of small models come by the thousand."""
 
 
-class Now(NamedTuple):
-    """Where a study is.
+class Doing:
+    """A stage that is being done, and how far it is."""
 
-    Attributes:
-        stage: that is being done.
-        share_done: of its work.
-        tokens_per_second: that it reads; None where it reads none, or at its beginning.
-        seconds_left: of every stage that is left, by its id; empty before anything is known.
-    """
-
-    stage: StageOutline
-    share_done: float
-    tokens_per_second: float | None
-    seconds_left: Mapping[str, float]
+    def __init__(self, outline: StageOutline, now: float) -> None:
+        self.outline, self.started = outline, now
+        self.done = 0.0
+        self.peak_memory_bytes = 0
 
     @property
-    def stage_seconds_left(self) -> float | None:
-        """Of the stage that is being done."""
-        return self.seconds_left.get(self.stage.id)
+    def label(self) -> str:
+        """Its model and name, as the user sees them."""
+        model = "base model" if self.outline.model == BASE else self.outline.model
+        return f"{model}: {self.outline.name}"
+
+    @property
+    def share_done(self) -> float:
+        """Of its work."""
+        return min(self.done / self.outline.work, 1.0) if self.outline.work else 1.0
 
 
 class Follower:
-    """Implements the study's ``Observer``: keeps the time, and shows nothing itself.
+    """Keeps the time of a study, and shows nothing itself: an ``Observer`` for others to build on.
+
+    Attributes:
+        stages: of the study by their ids, as they were planned last.
+        doing: those that are being done, in the order in which they began.
 
     Args:
-        memory: the peak of the memory in use, in bytes.
-        folder: of the study, where others are told; None: they are not.
+        folder: of the study, where others can read how far it is; None: they cannot.
         clock: seconds that only go forward.
     """
 
     def __init__(
         self,
-        memory: Callable[[], int],
         folder: StudyFolder | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._memory, self._folder, self._clock = memory, folder, clock
+        self._folder, self._clock = folder, clock
         self._told_at: float | None = None
         self._pace = Pace()
         self.stages: dict[str, StageOutline] = {}
-        self.stage: StageOutline | None = None
-        self._done = 0.0
+        self.doing: dict[str, Doing] = {}
         self._left_of: dict[str, float] = {}
-        self._stage_started = self._estimated_at = clock()
+        self._estimated_at = clock()
         self._left: dict[str, float] | None = None
 
     def __enter__(self) -> Self:
@@ -86,50 +98,40 @@ class Follower:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def study_started(self, stages: Sequence[StageOutline]) -> None:
-        self.stages = {stage.id: stage for stage in stages}
-        self._left_of = {stage.id: stage.work_left for stage in stages}
-        self._pace.planned(stages)
-        self._left = None
+    def __call__(self, event: Event) -> None:
+        """Take an event into account."""
+        match event:
+            case Planned(stages):
+                self.stages = {stage.id: stage for stage in stages}
+                self._left_of = {stage.id: stage.work_left for stage in stages}
+                self._pace.planned(stages)
+                self._left = None
+            case StageStarted(stage):
+                self.doing[stage] = Doing(self.stages[stage], self._clock())
+                self._pace.started(self.stages[stage], self._clock())
+                self._tell_after(_STAGE_SECONDS)
+            case Advanced(stage, work, peak_memory_bytes):
+                doing = self.doing[stage]
+                doing.done += work
+                doing.peak_memory_bytes = max(doing.peak_memory_bytes, peak_memory_bytes)
+                self._pace.advanced(stage, work, self._clock())
+                self._tell_after(TELL_SECONDS)
+            case Skipped(stage, work):
+                self.doing[stage].done += work
+                self._pace.skipped(stage, work)
+            case StageFinished(stage):
+                self._pace.finished(stage, self._clock())
+                self._ended(stage)
+            case StageFailed(failure):
+                self._ended(failure.stage)
+            case StageLeftOut(stage):
+                self._ended(stage)
+            case Stepped() | Noted() | Decided():
+                pass
 
-    def stage_started(self, stage: str) -> None:
-        self.stage, self._done = self.stages[stage], 0.0
-        self._stage_started = self._clock()
-        self._pace.started(self.stage, self._stage_started)
-        self._tell_after(_STAGE_SECONDS)
-
-    def advanced(self, work: float) -> None:
-        self._done += work
-        self._pace.advanced(work, self._clock())
-        self._tell_after(TELL_SECONDS)
-
-    def skipped(self, work: float) -> None:
-        self._done += work
-        self._pace.skipped(work)
-
-    def stepped(self, step: TrainingStep) -> None: ...
-
-    def stage_finished(self) -> None:
-        assert self.stage is not None
-        self._pace.finished(self._clock())
-        self._ended(self.stage.id)
-
-    def stage_failed(self, failure: StageFailure) -> None:
-        self._ended(failure.stage)
-
-    def stage_left_out(self, stage: str) -> None:
-        self._ended(stage)
-
-    def noted(self, text: str) -> None: ...
-
-    def decided(self, text: str) -> None: ...
-
-    def now(self) -> Now | None:
-        """Where the study is; None between two stages."""
-        if self.stage is None:
-            return None
-        share = min(self._done / self.stage.work, 1.0) if self.stage.work else 1.0
-        return Now(self.stage, share, self._pace.tokens_per_second(), self.seconds_left())
+    def tokens_per_second(self, stage: str) -> float | None:
+        """Of a stage that is being done; None where it reads none, or at its beginning."""
+        return self._pace.tokens_per_second(stage)
 
     def seconds_left(self) -> Mapping[str, float]:
         """Of every stage that is left, by its id; empty before anything is known."""
@@ -142,30 +144,28 @@ class Follower:
     def study_seconds_left(self) -> float | None:
         """Of all stages that are planned; None before anything is known, and at the end."""
         left = self.seconds_left()
-        return sum(left.values()) if left else None
+        return sum(left.values()) / max(1, len(self.doing)) if left else None
 
-    @property
-    def stage_seconds(self) -> float:
-        """Since the stage began."""
-        return self._clock() - self._stage_started
+    def seconds_of(self, stage: str) -> float:
+        """Since a stage that is being done began."""
+        return self._clock() - self.doing[stage].started
 
     @property
     def work(self) -> tuple[float, float]:
         """What is done of the study's work, and all of it."""
         total = sum(stage.work for stage in self.stages.values())
         left = dict(self._left_of)
-        if self.stage is not None:
-            left[self.stage.id] = max(self.stage.work - self._done, 0.0)
+        for stage, doing in self.doing.items():
+            left[stage] = max(doing.outline.work - doing.done, 0.0)
         return total - sum(left.values()), total
 
     def _tell_after(self, seconds: float) -> None:
         if self._told_at is None or self._clock() - self._told_at >= seconds:
-            self._tell()
+            self._tell_folder()
 
-    def _tell(self) -> None:
+    def _tell_folder(self) -> None:
         """Write where the study is; the next stage says it where the folder cannot be written."""
-        now = self.now()
-        if self._folder is None or self._folder.progress_file is None or now is None:
+        if self._folder is None:
             return
         self._told_at = self._clock()
         with contextlib.suppress(StorageError):
@@ -173,11 +173,16 @@ class Follower:
                 self._folder.progress_file,
                 StudyProgress(
                     told_at=datetime.now(UTC).isoformat(timespec="seconds"),
-                    stage=now.stage.id,
-                    share_done=now.share_done,
-                    tokens_per_second=now.tokens_per_second,
-                    peak_memory_bytes=self._memory(),
-                    seconds_left=dict(now.seconds_left),
+                    stages=tuple(
+                        StageProgress(
+                            stage=stage,
+                            share_done=doing.share_done,
+                            tokens_per_second=self.tokens_per_second(stage),
+                            peak_memory_bytes=doing.peak_memory_bytes,
+                        )
+                        for stage, doing in self.doing.items()
+                    ),
+                    seconds_left=dict(self.seconds_left()),
                 ),
             )
 
@@ -186,25 +191,24 @@ class Follower:
         self._left_of[stage] = 0.0
         if self._left:
             self._left.pop(stage, None)
-        if self.stage is not None and self.stage.id == stage:
-            self.stage = None
+        self.doing.pop(stage, None)
 
 
 class QuietObserver(Follower):
     """Shows warnings alone; see ``Follower``."""
 
-    def __init__(
-        self, console: Console, memory: Callable[[], int], folder: StudyFolder | None = None
-    ) -> None:
-        super().__init__(memory, folder)
+    def __init__(self, console: Console, folder: StudyFolder | None = None) -> None:
+        super().__init__(folder)
         self._console = console
 
-    def noted(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+    def __call__(self, event: Event) -> None:
+        super().__call__(event)
+        if isinstance(event, Noted):
+            self._console.print(event.text, highlight=False, markup=False, soft_wrap=True)
 
 
-def bars(console: Console, *fields: str, is_shown: bool) -> Progress:
-    """Room for bars: each has its description, its share, and the fields of its task."""
+def _bars(console: Console, *, is_shown: bool) -> Progress:
+    """Room for bars: each has its description, its share, the speed and the time left."""
     return Progress(
         TextColumn(
             "{task.description}",
@@ -213,7 +217,8 @@ def bars(console: Console, *fields: str, is_shown: bool) -> Progress:
         ),
         BarColumn(bar_width=10),
         TaskProgressColumn(),
-        *(TextColumn(f"{{task.fields[{field}]}}", justify="right") for field in fields),
+        TextColumn("{task.fields[speed]}", justify="right"),
+        TextColumn("{task.fields[left]}", justify="right"),
         console=console,
         disable=not is_shown,
         expand=True,
@@ -224,10 +229,9 @@ class TerminalObserver(Follower):
     """Shows the progress of a study with rich.
 
     Args:
-        console: a terminal gets a bar of the study and one of the stage; anything else a line per
-            stage, and one about every ``LINE_SECONDS`` within it.
-        memory: see ``Follower``, as for the others.
-        folder: of the study.
+        console: a terminal gets a bar of the study and one of each stage that is being done;
+            anything else a line per stage, and one about every ``LINE_SECONDS`` within it.
+        folder: see ``Follower``, as for the others.
         is_open: more may be planned than is known; the time left is of what is planned.
         clock: seconds that only go forward.
     """
@@ -235,20 +239,19 @@ class TerminalObserver(Follower):
     def __init__(
         self,
         console: Console,
-        memory: Callable[[], int],
         folder: StudyFolder | None = None,
         *,
         is_open: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(memory, folder, clock=clock)
+        super().__init__(folder, clock=clock)
         self._console, self._is_open = console, is_open
         self._is_live = console.is_terminal
         self._last_line = self._last_bars = clock()
-        self._progress = bars(console, "speed", "left", is_shown=self._is_live)
+        self._progress = _bars(console, is_shown=self._is_live)
         study = "planned so far" if is_open else "study"
         self._study_bar = self._progress.add_task(study, total=None, speed="", left="")
-        self._stage_bar = self._progress.add_task("", visible=False, speed="", left="")
+        self._stage_bars: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -258,62 +261,65 @@ class TerminalObserver(Follower):
         self._progress.stop()
         super().__exit__(*error)
 
-    def study_started(self, stages: Sequence[StageOutline]) -> None:
-        super().study_started(stages)
+    def __call__(self, event: Event) -> None:
+        """Take an event into account, and show it."""
+        line = self._line(event)
+        super().__call__(event)
+        match event:
+            case Planned():
+                self._show_planned()
+            case Advanced(stage):
+                if self._is_live and self._clock() - self._last_bars < _ESTIMATE_SECONDS:
+                    return
+                if not self._is_live and self._clock() - self._last_line >= LINE_SECONDS:
+                    line = "; ".join([self._so_far(stage), *self._study_left()])
+            case StageFinished():
+                line = "; ".join([line, *([] if self._is_live else self._study_left())])
+            case _:
+                pass
+        if line:
+            self._print(line)
+        if not isinstance(event, Skipped | Stepped):
+            self._show_bars()
+
+    def _line(self, event: Event) -> str:
+        """What an event says, before it is taken into account."""
+        match event:
+            case StageFinished(stage):
+                return f"{self.doing[stage].label} done in {_duration(self.seconds_of(stage))}"
+            case StageFailed(failure):
+                return self._of(failure.stage, f"failed: {failure.message}")
+            case Noted(text, stage):
+                return self._of(stage, text)
+            case Decided(text):
+                return text
+            case _:
+                return ""
+
+    def _of(self, stage: str | None, text: str) -> str:
+        doing = self.doing.get(stage or "")
+        return text if doing is None else f"{doing.label}: {text}"
+
+    def _show_planned(self) -> None:
         done, total = self.work
-        if all(stage.is_finished for stage in stages):
+        if all(stage.is_finished for stage in self.stages.values()):
             self._print("everything is done; nothing is trained or scored again")
         elif done:
             self._print(f"resuming: {done / total:.0%} is done")
-        self._show_bars()
-
-    def stage_started(self, stage: str) -> None:
-        super().stage_started(stage)
-        self._show_bars()
-
-    def advanced(self, work: float) -> None:
-        super().advanced(work)
-        if self._is_live:
-            if self._clock() - self._last_bars >= _ESTIMATE_SECONDS:
-                self._show_bars()
-        elif self._clock() - self._last_line >= LINE_SECONDS:
-            self._print("; ".join([self._so_far(), *self._study_left()]))
-
-    def stage_finished(self) -> None:
-        line = f"{self._label} done in {_duration(self.stage_seconds)}"
-        super().stage_finished()
-        self._print("; ".join([line, *([] if self._is_live else self._study_left())]))
-        self._show_bars()
-
-    def stage_failed(self, failure: StageFailure) -> None:
-        self.noted(f"failed: {failure.message}")
-        super().stage_failed(failure)
-
-    def noted(self, text: str) -> None:
-        self._print(f"{self._label}: {text}" if self.stage else text)
-
-    def decided(self, text: str) -> None:
-        self._print(text)
 
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
         self._last_line = self._clock()
 
-    @property
-    def _label(self) -> str:
-        assert self.stage is not None
-        model = "base model" if self.stage.model == BASE else self.stage.model
-        return f"{model}: {self.stage.name}"
+    def _so_far(self, stage: str) -> str:
+        """How much of a stage is done, how fast, and in how much memory."""
+        doing = self.doing[stage]
+        parts = [f"{doing.label} {doing.share_done:.0%} done", *self._speed(stage)]
+        return ", ".join([*parts, quantities.memory(doing.peak_memory_bytes)])
 
-    def _so_far(self) -> str:
-        """How much of the stage is done, how fast, and in how much memory."""
-        now = self.now()
-        assert now is not None
-        parts = [f"{self._label} {now.share_done:.0%} done", *_speed(now), self._used()]
-        return ", ".join(parts)
-
-    def _used(self) -> str:
-        return quantities.memory(self._memory())
+    def _speed(self, stage: str) -> list[str]:
+        speed = self.tokens_per_second(stage)
+        return [] if speed is None else [f"{speed:,.0f} tokens/s"]
 
     def _study_left(self) -> list[str]:
         """The time left of the study; nothing before anything is known, and at its end."""
@@ -324,44 +330,33 @@ class TerminalObserver(Follower):
         return [f"about {_duration(left)} left{of_what}"]
 
     def _show_bars(self) -> None:
-        """Both bars as they are now."""
+        """All bars as they are now."""
         if not self._is_live:
             return
         done, total = self.work
-        now = self.now()
+        memory = max((doing.peak_memory_bytes for doing in self.doing.values()), default=0)
         self._progress.update(
             self._study_bar,
             completed=done,
             total=total or 1.0,
-            speed=self._used(),
+            speed=quantities.memory(memory) if memory else "",
             left=_left(self.study_seconds_left()),
         )
-        if now is None:
-            self._progress.update(self._stage_bar, visible=False)
-        else:
+        for stage in self._stage_bars.keys() - self.doing.keys():
+            self._progress.remove_task(self._stage_bars.pop(stage))
+        for stage, doing in self.doing.items():
+            if stage not in self._stage_bars:
+                bar = self._progress.add_task("", total=1.0, speed="", left="")
+                self._stage_bars[stage] = bar
             self._progress.update(
-                self._stage_bar,
+                self._stage_bars[stage],
                 # a name that is too long loses its end
-                description=f"{now.stage.name}: {now.stage.model}",
-                visible=True,
-                completed=now.share_done,
-                total=1.0,
-                speed=", ".join(_speed(now)),
-                left=_left(now.stage_seconds_left),
+                description=f"{doing.outline.name}: {doing.outline.model}",
+                completed=doing.share_done,
+                speed=", ".join(self._speed(stage)),
+                left=_left(self.seconds_left().get(stage)),
             )
         self._last_bars = self._clock()
-
-
-def peak_memory() -> Callable[[], int]:
-    """Says the peak of the memory in use, in bytes: of the process, or of tensors on the card."""
-    from rankwise.engine.models.devices import PeakMemory, choose_device
-
-    return PeakMemory(choose_device()).so_far
-
-
-def _speed(now: Now) -> list[str]:
-    speed = now.tokens_per_second
-    return [] if speed is None else [f"{speed:,.0f} tokens/s"]
 
 
 def _left(seconds: float | None) -> str:

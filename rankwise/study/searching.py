@@ -88,7 +88,7 @@ class Search:
             parts = () if record is None else record.by_train_task
             why = " ".join(part.decisions[-1].statement for part in parts)
             raise RecordError(
-                f"the search of {self._folder.address} has left no run to compare. {why} Its "
+                f"the search of {self._folder.root} has left no run to compare. {why} Its "
                 f"course is in {self._folder.search_file}; lower the learning rates, or search "
                 "nothing."
             )

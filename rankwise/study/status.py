@@ -8,8 +8,7 @@ from typing import NamedTuple
 from rankwise.records import quantities
 from rankwise.records.files import read_regular
 from rankwise.records.folder import BASE, StudyFolder
-from rankwise.records.leases import LEASE_SECONDS, Watch
-from rankwise.records.progress import StudyProgress
+from rankwise.records.progress import StageProgress, StudyProgress
 from rankwise.records.study import PlannedRun, StageFailure, StudyRecord
 from rankwise.study.damage import find_damage, models_of
 from rankwise.study.stages import (
@@ -78,56 +77,53 @@ class ModelStatus(NamedTuple):
         )
 
 
-class WorkerStatus(NamedTuple):
-    """A process that works on a study.
+class RunStatus(NamedTuple):
+    """The process that runs a study.
 
     Attributes:
-        worker: its name: host, process and a random number.
-        model: that it works on, as of ``Stage.model``; None: it has no unit.
-        stage: the task that it scores the model on, or what else it does.
-        progress: what it last told; None: it has no unit.
+        process: its number and host, in words.
+        progress: what it told last; None: nothing yet.
+        doing: what it is at, in words: a line for each stage.
     """
 
-    worker: str
-    model: str | None
-    stage: str | None
+    process: str
     progress: StudyProgress | None
+    doing: tuple[str, ...]
 
-    def __str__(self) -> str:
-        progress = self.progress
-        if progress is None:
-            return f"worker {self.worker}: has nothing to do at the moment"
-        speed = progress.tokens_per_second
-        parts = [
-            f"worker {self.worker}: {self.model}: {self.stage} is "
-            f"{quantities.share(progress.share_done)} done",
-            *([] if speed is None else [f"{quantities.count(round(speed))} tokens per second"]),
-            f"peak memory {quantities.memory(progress.peak_memory_bytes)}",
-        ]
-        age = datetime.now(UTC) - datetime.fromisoformat(progress.told_at)
-        return f"{', '.join(parts)}; told {quantities.seconds(age.total_seconds())} ago"
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What there is to say of it."""
+        if self.progress is None or not self.doing:
+            return (f"{self.process} runs the study",)
+        age = datetime.now(UTC) - datetime.fromisoformat(self.progress.told_at)
+        told = f"told {quantities.seconds(age.total_seconds())} ago"
+        return f"{self.process} runs the study; {told}", *self.doing
 
 
-def worker_status(folder: StudyFolder, watch: Watch | None = None) -> list[WorkerStatus]:
-    """The workers of a study that are there, and what each is at.
-
-    Args:
-        folder: of the study.
-        watch: that has seen them before; without one, a worker of another machine counts as there
-            until its files are gone.
+def run_status(folder: StudyFolder) -> RunStatus | None:
+    """Who runs a study and how far it is; None where nobody does.
 
     Raises:
         RecordError: the folder has no study, or its plan cannot be read.
     """
+    leader = folder.leader()
+    if leader is None:
+        return None
+    process, progress = leader
     by_id = {stage.id: stage for stage in stages(folder.read_study())}
-    found: list[WorkerStatus] = []
-    for name, progress in folder.workers(watch or Watch(LEASE_SECONDS)):
-        stage = None if progress is None else by_id.get(progress.stage)
-        if stage is None:
-            found.append(WorkerStatus(name, None, None, None))
-        else:
-            found.append(WorkerStatus(name, stage.model, stage.name, progress))
-    return found
+    told = () if progress is None else progress.stages
+    doing = tuple(_at(by_id[each.stage], each) for each in told if each.stage in by_id)
+    return RunStatus(process, progress, doing)
+
+
+def _at(stage: Stage, progress: StageProgress) -> str:
+    speed = progress.tokens_per_second
+    parts = [
+        f"{stage.model}: {stage.name} is {quantities.share(progress.share_done)} done",
+        *([] if speed is None else [f"{quantities.count(round(speed))} tokens per second"]),
+        f"peak memory {quantities.memory(progress.peak_memory_bytes)}",
+    ]
+    return ", ".join(parts)
 
 
 def study_status(folder: StudyFolder) -> list[ModelStatus]:

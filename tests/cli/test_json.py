@@ -108,8 +108,8 @@ CASES: dict[str, Case] = {
     ),
     "status": Case(
         lambda at: (at.small,),
-        lambda a: ([(m["training"], m["num_steps"]) for m in a["models"]], a["workers"]),
-        ([("none needed", 0), ("trained", 3)], []),
+        lambda a: ([(m["training"], m["num_steps"]) for m in a["models"]], a["running"]),
+        ([("none needed", 0), ("trained", 3)], None),
     ),
     "verify": Case(
         lambda at: (at.small,), lambda a: a, {"damages": [], "num_unverifiable": 0}

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rankwise.cli.workers import MOST_RESTARTS
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
+from rankwise.study.executors.ray import MOST_RESTARTS, Cluster, RayExecutor
+from rankwise.study.observer import Event
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
 from rankwise.study.stages import stages
 from tests.support.command_line import rankwise, words
-from tests.support.crews import wait_for
-from tests.support.observers import Silent
+from tests.support.observers import Recorder, Silent
 from tests.support.small_studies import write_study
 from tests.support.study_contents import comparable
+from tests.support.waiting import wait_for
 
 pytest.importorskip("ray")
 
@@ -73,11 +77,12 @@ def cluster() -> Iterator[Any]:
     cluster.shutdown()
 
 
-def begun(file: Path, root: Path | str, *more: str) -> subprocess.Popen[str]:
+def begun(file: Path, root: Path, *more: str) -> subprocess.Popen[str]:
     """A study that Ray runs, in a process of its own; its events are its output."""
-    command = [sys.executable, "-m", "rankwise", "run", str(file), f"--study-dir={root}"]
-    command += ["--executor", "ray", "--json", *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "rankwise", "run", str(file), f"--study-dir={root}", "--json"]
+    return subprocess.Popen(
+        [*command, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def ended(
@@ -97,49 +102,91 @@ def named(events: list[dict[str, Any]], name: str) -> list[str]:
     return sorted(event["stage"] for event in events if event["event"] == name)
 
 
-def in_the_middle_of_a_pass(root: Path) -> None:
+def wait_during(driver: subprocess.Popen[str], is_there: Callable[[], Any]) -> None:
+    """Wait until something is so; the study must not end before."""
+
+    def is_there_now() -> bool:
+        assert driver.poll() is None, driver.communicate()
+        return is_there()
+
+    wait_for(is_there_now, patience_seconds=300)
+
+
+def in_the_middle_of_a_pass(root: Path, driver: subprocess.Popen[str]) -> None:
     """Wait until adapters are being trained."""
-    wait_for(lambda: list(root.glob("runs/*lora*/training.pt")), patience_seconds=300)
+    wait_during(driver, lambda: list(root.glob(".tasks/pass-*/*/runs/*/training.pt")))
 
 
-def owner_of_a_pass(root: Path, number: int = 1) -> int:
-    """The id of the process that takes it for the n-th time, once there is one."""
-    pattern = f".workers/*/pass-*.{number}.lease"
-    wait_for(lambda: any(lease.read_text() for lease in root.glob(pattern)), patience_seconds=300)
-    (lease,) = root.glob(pattern)
-    return int(lease.read_text().split(".")[-2])
+def process_of_a_pass(root: Path, driver: subprocess.Popen[str], number: int = 1) -> int:
+    """The id of the n-th process that begins it."""
+    seen: dict[str, None] = {}
+
+    def is_there() -> bool:
+        seen.update({path.name: None for path in root.glob(".tasks/pass-*/*-*")})
+        return len(seen) >= number
+
+    wait_during(driver, is_there)
+    return int(list(seen)[number - 1].split("-")[0])
 
 
-def test_a_cluster_of_its_own_leaves_the_records_of_two_workers(file: Path, tmp_path: Path) -> None:
+def test_two_units_at_a_time_leave_the_records_of_one_process(file: Path, tmp_path: Path) -> None:
     plan = plan_study(load_config(file), num_workers=2)
     run_study(plan, StudyFolder(tmp_path / "one"), Silent())
     root = tmp_path / "study"
     events = ended(begun(file, root, "--workers", "2"))
     assert comparable(root) == comparable(tmp_path / "one")
+    # each stage once, and some at the same time
     assert named(events, "stage_finished") == sorted(stage.id for stage in stages(plan.record))
-    assert {event.get("worker") for event in events[:-1]} == {0, 1, 2}
+    at_work, most = set[str](), 0
+    for event in events:
+        if event["event"] == "stage_started":
+            at_work.add(event["stage"])
+        at_work -= {event["stage"]} if event["event"] == "stage_finished" else set()
+        most = max(most, len(at_work))
+    assert most == 2
     assert events[-1]["report"] == str(root / "report.html")
-    assert not (root / ".workers").exists()
+    assert not list(root.glob(".tasks"))
+
+
+def killed_in_a_pass(
+    file: Path, of_one: dict[str, Any], cluster: Any, root: Path, seconds: float | None = None
+) -> None:
+    """Kill the process of a pass, and compare what comes of the study.
+
+    ``seconds`` after it has begun; None: once it has saved a state.
+    """
+    driver = begun(file, root, "--address", cluster.address)
+    if seconds is None:
+        in_the_middle_of_a_pass(root, driver)
+    victim = process_of_a_pass(root, driver)
+    time.sleep(seconds or 0.0)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(victim, signal.SIGKILL)
+    events = ended(driver)
+    assert comparable(root) == of_one
+    done = named(events, "stage_finished")
+    assert len(done) == len(set(done))  # nothing is done twice that was finished
+    if seconds is None:
+        notes = [event["text"] for event in events if event["event"] == "noted"]
+        assert any(f"the process {victim} on " in note for note in notes)
+        again = {stage for stage in named(events, "stage_started") if stage in done}
+        assert again
 
 
 def test_a_process_of_ray_that_is_killed_in_a_pass(
     file: Path, of_one: dict[str, Any], cluster: Any, tmp_path: Path
 ) -> None:
-    root = tmp_path / "study"
-    driver = begun(file, root, "--address", cluster.address)
-    in_the_middle_of_a_pass(root)
-    victim = owner_of_a_pass(root)
-    os.kill(victim, signal.SIGKILL)
-    events = ended(driver)
-    assert comparable(root) == of_one
-    notes = [event["text"] for event in events if event["event"] == "noted"]
-    assert any(f".{victim} was lost; its unit is begun again" in note for note in notes)
-    (again,) = {
-        stage
-        for stage in named(events, "stage_started")
-        if named(events, "stage_started").count(stage) > 1
-    }
-    assert again.startswith("training-")  # and nothing else is done twice
+    killed_in_a_pass(file, of_one, cluster, tmp_path / "study")
+
+
+@pytest.mark.slow
+def test_a_process_of_ray_that_is_killed_at_twenty_moments(
+    file: Path, of_one: dict[str, Any], cluster: Any, tmp_path: Path
+) -> None:
+    generator = random.Random(0)
+    for number in range(20):
+        seconds = generator.uniform(0.0, 8.0)
+        killed_in_a_pass(file, of_one, cluster, tmp_path / f"study-{number}", seconds)
 
 
 def test_a_unit_whose_process_is_killed_again_and_again(
@@ -148,8 +195,15 @@ def test_a_unit_whose_process_is_killed_again_and_again(
     """It has failed in the end; what does not need it is done."""
     root = tmp_path / "study"
     driver = begun(file, root, "--address", cluster.address)
-    for number in range(1, MOST_RESTARTS + 2):
-        os.kill(owner_of_a_pass(root, number), signal.SIGKILL)
+    killed: set[int] = set()
+    while len(killed) <= MOST_RESTARTS:
+        now = {int(path.name.split("-")[0]) for path in root.glob(".tasks/pass-*/*-*")}
+        for process in now - killed:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+            killed.add(process)
+        assert driver.poll() is None
+        time.sleep(0.02)
     events = ended(driver, 1, "incomplete")
     (failed,) = (event for event in events if event["event"] == "stage_failed")
     assert (failed["kind"], failed["error"]) == ("training", "WorkerLostError")
@@ -167,12 +221,13 @@ def test_a_unit_whose_process_is_killed_again_and_again(
     assert all(again[name] == of_one[name] for name in again.keys() - judged)
 
 
-def test_a_driver_that_is_killed_and_started_again(
-    file: Path, of_one: dict[str, Any], cluster: Any, tmp_path: Path
+def driver_killed(
+    file: Path, of_one: dict[str, Any], cluster: Any, root: Path, seconds: float | None = None
 ) -> None:
-    root = tmp_path / "study"
+    """Kill the process that leads, start it again, and compare what comes of the study."""
     driver = begun(file, root, "--address", cluster.address)
-    in_the_middle_of_a_pass(root)
+    in_the_middle_of_a_pass(root, driver)
+    time.sleep(seconds or 0.0)
     driver.kill()
     output, _ = driver.communicate()
     before = named([json.loads(line) for line in output.splitlines()], "stage_finished")
@@ -181,19 +236,35 @@ def test_a_driver_that_is_killed_and_started_again(
     assert not set(before) & set(named(events, "stage_started"))
 
 
+def test_a_driver_that_is_killed_and_started_again(
+    file: Path, of_one: dict[str, Any], cluster: Any, tmp_path: Path
+) -> None:
+    driver_killed(file, of_one, cluster, tmp_path / "study")
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed_at_ten_moments(
+    file: Path, of_one: dict[str, Any], cluster: Any, tmp_path: Path
+) -> None:
+    generator = random.Random(0)
+    for number in range(10):
+        seconds = generator.uniform(0.0, 3.0)
+        driver_killed(file, of_one, cluster, tmp_path / f"study-{number}", seconds)
+
+
 def test_a_signal_lets_the_tasks_save_what_they_train(
     file: Path, of_one: dict[str, Any], cluster: Any, tmp_path: Path
 ) -> None:
     root = tmp_path / "study"
     driver = begun(file, root, "--address", cluster.address)
-    in_the_middle_of_a_pass(root)
+    in_the_middle_of_a_pass(root, driver)
     driver.terminate()
     output, errors = driver.communicate()
     assert driver.returncode == 128 + signal.SIGTERM
     assert "stopped by SIGTERM; finished work is kept" in errors
     end = json.loads(output.splitlines()[-1])
     assert (end["event"], end["outcome"]) == ("ended", "stopped")
-    assert not (root / ".workers").exists()  # all have left
+    assert not list(root.glob(".tasks"))
     assert list(root.glob("runs/*/training.pt"))
     run_study(plan_study(load_config(file)), StudyFolder(root), Silent())
     assert comparable(root) == of_one
@@ -204,51 +275,45 @@ def test_a_node_that_comes_late_takes_units(
 ) -> None:
     root = tmp_path / "study"
     driver = begun(file, root, "--address", cluster.address)
-    in_the_middle_of_a_pass(root)
-    cluster.add_node(num_cpus=1, object_store_memory=2**27)
-    events = ended(driver)
+    in_the_middle_of_a_pass(root, driver)
+    node = cluster.add_node(num_cpus=1, object_store_memory=2**27)
+    most = 0
+    while driver.poll() is None:
+        most = max(most, len(list(root.glob(".tasks/*/*-*"))))
+        time.sleep(0.02)
+    ended(driver)
+    cluster.remove_node(node)
     assert comparable(root) == of_one
-    workers = [event["worker"] for event in events if event["event"] == "stage_started"]
-    assert workers[0] == 1
-    assert 2 in workers  # while the first is at work
+    assert most == 2
 
 
-@pytest.fixture
-def without_a_common_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Two nodes of one processor, and a driver, each with a cache of its own."""
-    from ray.cluster_utils import Cluster
-
-    node = {"num_cpus": 1, "object_store_memory": 2**27}
-    monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path / "node-0"))
-    cluster = Cluster(True, head_node_args={**node, "include_dashboard": False})
-    monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path / "node-1"))
-    cluster.add_node(**node)
-    monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path / "driver"))
-    yield cluster
-    cluster.shutdown()
-
-
-def test_nodes_without_a_common_folder_share_a_url(
-    file: Path, without_a_common_folder: Any, tmp_path: Path
+def test_nodes_without_a_common_folder(
+    file: Path, of_one: dict[str, Any], cluster: Any, tmp_path: Path
 ) -> None:
-    plan = plan_study(load_config(file), num_workers=2)
-    run_study(plan, StudyFolder(tmp_path / "one"), Silent())
-    store = tmp_path / "store" / "study"
-    driver = begun(file, f"file://{store}", "--address", without_a_common_folder.address)
-    events = ended(driver)
-    at_url = comparable(store)
-    assert {n: at_url[n] for n in comparable(tmp_path / "one")} == comparable(tmp_path / "one")
-    assert (store / "report.html").exists()
-    assert not list(store.rglob(".*"))
-    assert {event.get("worker") for event in events[:-1]} == {0, 1, 2}
-    for node in ("node-0", "node-1"):
-        assert list((tmp_path / node).rglob("*.safetensors"))
-    assert not list((tmp_path / "driver").rglob("*.safetensors"))
+    """Files come from the process that leads, and go there; a lost task goes on from its state."""
+    root, killed = tmp_path / "study", list[int]()
+    seen = Recorder()
+
+    def observer(event: Event) -> None:
+        seen(event)
+        states = list(root.glob(".tasks/pass-*/*/runs/*/training.pt"))
+        if states and not killed:
+            killed.append(int(states[0].parents[2].name.split("-")[0]))
+            os.kill(killed[0], signal.SIGKILL)
+
+    with Cluster(cluster.address) as here:
+        executor = RayExecutor(here, None)
+        executor.seen_at = tmp_path / "nowhere"
+        plan = plan_study(load_config(file), machine=executor.machine)
+        run_study(plan, StudyFolder(root), observer, executor=executor)
+    assert killed
+    assert comparable(root) == of_one
+    assert not list(root.glob(".tasks"))
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:10001", "here"])
 def test_an_address_without_a_cluster_is_refused(address: str, file: Path, tmp_path: Path) -> None:
-    options = ("--study-dir", tmp_path / "study", "--executor", "ray", "--address", address)
+    options = ("--study-dir", tmp_path / "study", "--address", address)
     refused = rankwise("run", file, *options)
     assert refused.exit_code == 2
     assert f"--address {address}: " in words(refused.stderr)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from rankwise.cli.ray_executor import Cluster, Places
 from rankwise.engine.models.devices import Machine
 from rankwise.errors import ConfigError
+from rankwise.study.executors.ray import Cluster, Places
 from tests.support.command_line import rankwise, words
 
 GB = 1e9
@@ -72,21 +72,21 @@ class OneCard:
         return round(80 * GB)
 
 
-def cluster_of(ray: Any) -> Cluster:
-    cluster = Cluster.__new__(Cluster)
-    cluster.ray = ray
-    return cluster
-
-
 def test_the_machine_of_a_cluster_has_memory_that_stays_as_it_is(
-    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each task plans again, beside others that take what is free."""
-    cpu = cluster_of(None).machine(Places.of([{"CPU": 4.0, "memory": 2 * GB}], None))
+    notes: list[str] = []
+
+    def cluster_of(ray: Any) -> Cluster:
+        monkeypatch.setitem(sys.modules, "ray", ray)
+        return Cluster(None, notes.append)
+
+    cpu = cluster_of(OneCard()).machine(Places.of([{"CPU": 4.0, "memory": 2 * GB}], None))
     assert cpu == Machine(torch.device("cpu"), round(2 * GB))
     card = cluster_of(OneCard()).machine(Places.of(CARDS, None))
     assert card == Machine(torch.device("cuda"), round(80 * GB), 8)
-    assert "waiting for a card of the cluster" in words(capsys.readouterr().err)
+    assert notes == ["waiting for a card of the cluster: all of them are taken"]
 
 
 def test_a_cluster_without_processors_is_refused() -> None:
@@ -97,11 +97,9 @@ def test_a_cluster_without_processors_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--executor", "slurm"], "write ray"),
-        (["--address", "auto"], "give --executor ray with it"),
-        (["--executor", "ray", "--worker"], "leave --gpus, --worker, --only out"),
-        (["--executor", "ray", "--gpus", "all"], "leave --gpus, --worker, --only out"),
-        (["--executor", "ray", "--quiet", "--json"], "give one"),
+        (["--gpus", "all", "--workers", "2"], "leave --workers and --address out"),
+        (["--gpus", "all"], "there is no card here; give --workers N"),
+        (["--workers", "2", "--quiet", "--json"], "give one"),
     ],
 )
 def test_options_that_do_not_go_together(options: list[str], expected: str) -> None:
@@ -112,6 +110,6 @@ def test_options_that_do_not_go_together(options: list[str], expected: str) -> N
 
 def test_without_ray_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    refused = rankwise("run", "--executor", "ray")
+    refused = rankwise("run", "--workers", "2")
     assert refused.exit_code == 2
     assert 'pip install "rankwise[ray]"' in words(refused.stderr)

@@ -121,7 +121,7 @@ def test_every_step_of_every_run_has_its_loss(ran: Ran) -> None:
 
 def test_nothing_but_warnings_is_on_stderr(ran: Ran) -> None:
     assert not_warnings(ran.done.stderr) == []
-    assert not (ran.folder / ".workers").exists()  # and nobody is told any more
+    assert not (ran.folder / ".progress.json").exists()  # and nobody is told any more
 
 
 def test_a_finished_study_has_its_plan_and_its_end(ran: Ran) -> None:

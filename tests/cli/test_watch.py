@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -24,13 +25,12 @@ import pytest
 from rankwise.cli.watch_verb import ADDRESS, Watched, server
 from rankwise.errors import RecordError, StorageError
 from rankwise.records.folder import StudyFolder
-from rankwise.records.leases import Crew
-from rankwise.records.progress import StudyProgress
+from rankwise.records.progress import StageProgress, StudyProgress
 from rankwise.study.stages import stages
 from tests.planted.folders import write_study
 from tests.planted.results import planted_study
 from tests.support.command_line import rankwise, words
-from tests.support.crews import begun, hold, wait_for
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture
@@ -52,21 +52,27 @@ def served(folder: StudyFolder) -> Iterator[Any]:
         thread.join()
 
 
+@contextlib.contextmanager
 def working(
-    folder: StudyFolder, stage: str, speed: float | None, seconds: dict[str, float]
-) -> Crew:
-    """A worker of this process that is a quarter through a stage."""
-    crew = Crew(folder.root).join()
-    told = StudyProgress(
-        told_at=datetime.now(UTC).isoformat(),
-        stage=stage,
-        share_done=0.25,
-        tokens_per_second=speed,
-        peak_memory_bytes=3 * 1024**3,
-        seconds_left=seconds,
-    )
-    folder.write(crew.progress_file, told)
-    return crew
+    folder: StudyFolder, seconds: dict[str, float], *at: tuple[str, float | None]
+) -> Iterator[None]:
+    """This process leads the study, and is a quarter through some stages, at some speeds."""
+    with folder.lock():
+        told = StudyProgress(
+            told_at=datetime.now(UTC).isoformat(),
+            stages=tuple(
+                StageProgress(
+                    stage=stage,
+                    share_done=0.25,
+                    tokens_per_second=speed,
+                    peak_memory_bytes=3 * 1024**3,
+                )
+                for stage, speed in at
+            ),
+            seconds_left=seconds,
+        )
+        folder.write(folder.progress_file, told)
+        yield
 
 
 def answer(
@@ -204,49 +210,31 @@ def test_the_stages_that_are_left_have_their_time_as_a_running_process_tells_it(
     left = [each for each in stages(folder.read_study()) if not each.is_finished(folder)]
     assert len(left) == 2  # heads and weights
     seconds = {each.id: 600.0 * place for place, each in enumerate(left, start=1)}
-    crew = working(folder, left[0].id, 1234.4, seconds)
-    page = Watched(folder, 1).page()
-    assert f"worker {crew.name}: heads: heads is 25 % done, 1,234 tokens per second, " in page
-    assert "peak memory 3.0 GiB; told " in page
+    with working(folder, seconds, (left[0].id, 1234.4)):
+        page = Watched(folder, 1).page()
+    assert f"process {os.getpid()} on " in page
+    assert "heads: heads is 25 % done, 1,234 tokens per second, peak memory 3.0 GiB." in page
     assert "About 30.0 min are left of what is planned." in page
     for shown in ("heads: heads", "10.0 min", "weights: spectra", "20.0 min"):
         assert shown in page.split("The stages that are left.")[1]
-    crew.leave()
 
 
-def test_every_worker_that_is_there_is_shown(folder: StudyFolder) -> None:
+def test_all_that_is_being_done_is_shown(folder: StudyFolder) -> None:
     heads, weights = (s.id for s in stages(folder.read_study()) if not s.is_finished(folder))
-    first = working(folder, heads, 1234.4, {heads: 600.0, weights: 60.0})
-    second = working(folder, weights, None, {heads: 6000.0, weights: 1200.0})
-    third = Crew(folder.root).join()
-    page = Watched(folder, 1).page()
-    assert f"worker {first.name}: heads: heads is 25 % done, 1,234 tokens per second, " in page
-    assert f"worker {second.name}: weights: spectra is 25 % done, peak memory " in page
-    assert f"worker {third.name}: has nothing to do at the moment" in page
-    # each stage as long as who is at it says, and half of the sum: the third does nothing
-    assert "About 15.0 min are left of what is planned, if 2 workers share it evenly." in page
-    shown = rankwise("status", folder.root)
-    assert words(shown.stdout).count("worker ") == 3
-    told = json.loads(rankwise("status", folder.root, "--json").stdout)["workers"]
-    at = {each["worker"]: (each["model"], each["stage"]) for each in told}
-    assert at == {
-        first.name: ("heads", "heads"),
-        second.name: ("weights", "spectra"),
-        third.name: (None, None),
-    }
-    for crew in (first, second, third):
-        crew.leave()
+    seconds = {heads: 600.0, weights: 1200.0}
+    with working(folder, seconds, (heads, 1234.4), (weights, None)):
+        page = Watched(folder, 1).page()
+        shown = words(rankwise("status", folder.root).stdout)
+        told = json.loads(rankwise("status", folder.root, "--json").stdout)["running"]
+    for text in (page, shown):
+        assert "heads: heads is 25 % done, 1,234 tokens per second, peak memory" in text
+        assert "weights: spectra is 25 % done, peak memory 3.0 GiB" in text
+    # two at once: half of the sum
+    assert "About 15.0 min are left of what is planned." in page
+    assert told["process"].startswith(f"process {os.getpid()} on ")
+    assert [stage["stage"] for stage in told["progress"]["stages"]] == [heads, weights]
     assert "No process runs the study." in Watched(folder, 1).page()
-
-
-def test_a_worker_that_was_killed_is_not_shown(folder: StudyFolder) -> None:
-    worker = begun(hold, folder.root, 60.0)
-    wait_for(lambda: list(folder.root.glob(".workers/*/unit.1.lease")), worker)
-    watched = Watched(folder, 1)
-    assert "has nothing to do at the moment" in watched.page()
-    worker.kill()
-    worker.join()
-    assert "No process runs the study." in Watched(folder, 1).page()
+    assert json.loads(rankwise("status", folder.root, "--json").stdout)["running"] is None
 
 
 def test_without_a_process_the_time_is_that_of_the_records(folder: StudyFolder) -> None:
@@ -254,10 +242,9 @@ def test_without_a_process_the_time_is_that_of_the_records(folder: StudyFolder) 
     assert "No process runs the study." in page
     assert re.search(r"About [\d.]+ (s|min|h) are left of what is planned\.", page)
     assert "tokens per second" not in page
-    crew = Crew(folder.root).join()
-    crew.progress_file.write_text("{")  # a damaged one counts for none
-    assert f"worker {crew.name}: has nothing to do at the moment" in Watched(folder, 1).page()
-    crew.leave()
+    with working(folder, {}):
+        folder.progress_file.write_text("{")  # a damaged one counts for none
+        assert "runs the study." in Watched(folder, 1).page()
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:

@@ -15,16 +15,15 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from rankwise.integrations.tracking import TrackedObserver
+from rankwise.integrations.tracking import Tracking
 from rankwise.records.fingerprints import study_fingerprint
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study.conclusion import conclude
-from rankwise.study.observer import StageOutline, TrainingStep
+from rankwise.study.observer import Planned, StageFinished, StageOutline, Stepped, TrainingStep
 from tests.planted.folders import write_study as write_planted
 from tests.planted.results import planted_study
 from tests.support.command_line import rankwise, words
-from tests.support.observers import Silent
 from tests.support.small_studies import write_study
 from tests.support.study_contents import comparable
 
@@ -71,19 +70,9 @@ def fake_trackio(patch: pytest.MonkeyPatch, run: FakeRun) -> list[dict[str, Any]
     return begun
 
 
-class Noting(Silent):
-    """Remembers what was noted."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def noted(self, text: str) -> None:
-        self.notes.append(text)
-
-
-def tracked(folder: StudyFolder, observer: Noting) -> TrackedObserver:
+def tracked(folder: StudyFolder, notes: list[str]) -> Tracking:
     config = folder.read_study().config.model_copy(update={"tracking": ("trackio",)})
-    return TrackedObserver(observer, folder, config)
+    return Tracking(folder, config, notes.append)
 
 
 def a_step(number: int) -> TrainingStep:
@@ -107,11 +96,10 @@ def test_steps_scores_and_the_verdict_are_told(
     run = FakeRun()
     begun = fake_trackio(monkeypatch, run)
     name = next(each.name for each in planted.read_study().runs if each.rank == 16)
-    with tracked(planted, Noting()) as observer:
-        observer.study_started([scoring("base", name, "never-trained")])
-        observer.stepped(a_step(3))
-        observer.stage_started("s")
-        observer.stage_finished()
+    with tracked(planted, []) as observer:
+        observer(Planned((scoring("base", name, "never-trained"),)))
+        observer(Stepped("t", a_step(3)))
+        observer(StageFinished("s"))
         observer.concluded(conclude(planted))
     assert [(each["project"], each["name"]) for each in begun] == [("rankwise", "planted")]
     (steps, at), (scores, _), (rank, _), (verdict, _) = run.logged
@@ -130,14 +118,14 @@ def test_steps_scores_and_the_verdict_are_told(
 def test_a_tracker_that_fails_is_one_warning_and_left_alone(
     planted: StudyFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, noting = FakeRun(fails_at=2), Noting()
+    run, notes = FakeRun(fails_at=2), list[str]()
     fake_trackio(monkeypatch, run)
-    with tracked(planted, noting) as observer:
-        observer.study_started([])
+    with tracked(planted, notes) as observer:
+        observer(Planned(()))
         for number in range(1, 6):
-            observer.stepped(a_step(number))
+            observer(Stepped("t", a_step(number)))
         observer.concluded(conclude(planted))
-    assert noting.notes == [
+    assert notes == [
         "warning: tracking by trackio is off from here on: RuntimeError: the server is gone"
     ]
     assert (run.num_calls, len(run.logged), run.is_finished) == (2, 1, True)
@@ -148,10 +136,10 @@ def test_stopping_a_study_is_no_failure_of_a_tracker(
 ) -> None:
     run = FakeRun(fails_at=1, error=KeyboardInterrupt())
     fake_trackio(monkeypatch, run)
-    observer = tracked(planted, Noting())
-    observer.study_started([])
+    observer = tracked(planted, [])
+    observer(Planned(()))
     with pytest.raises(KeyboardInterrupt):
-        observer.stepped(a_step(1))
+        observer(Stepped("t", a_step(1)))
 
 
 class Ran(NamedTuple):

@@ -23,8 +23,6 @@ STANDARD = {
     "NewerRecordError": ValueError,
     "StudyChangedError": ValueError,
     "StudyLockedError": BlockingIOError,
-    "StudyMovedError": ValueError,
-    "LeaseLostError": TimeoutError,
     "WorkerLostError": ChildProcessError,
     "StorageError": OSError,
     "HubError": OSError,

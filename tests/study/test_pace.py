@@ -96,7 +96,7 @@ def test_nothing_is_said_before_anything_is_known() -> None:
     assert pace.seconds_left(0.0) is None
     pace.started(planted.stage, 0.0)
     assert pace.seconds_left(5.0) is None
-    assert pace.tokens_per_second() is None
+    assert pace.tokens_per_second(planted.stage.id) is None
 
 
 def test_a_constant_speed_gives_the_very_time() -> None:
@@ -105,9 +105,9 @@ def test_a_constant_speed_gives_the_very_time() -> None:
     pace.planned([planted.stage])
     pace.started(planted.stage, 0.0)
     for second in range(1, 101):
-        pace.advanced(2.0, float(second))
+        pace.advanced(planted.stage.id, 2.0, float(second))
     assert pace.seconds_left(100.0) == pytest.approx(400.0, rel=1e-3)
-    assert pace.tokens_per_second() == pytest.approx(2.0)
+    assert pace.tokens_per_second(planted.stage.id) == pytest.approx(2.0)
     # what does not move counts down, to no less than a half of it
     assert pace.seconds_left(110.0) == pytest.approx(390.0, rel=1e-3)
     assert pace.seconds_left(1000.0) == pytest.approx(200.0, rel=1e-3)
@@ -200,9 +200,9 @@ def test_work_of_an_earlier_call_says_nothing_about_the_speed() -> None:
     pace = Pace()
     pace.planned([planted.stage])
     pace.started(planted.stage, 0.0)
-    pace.skipped(50_000)
+    pace.skipped(planted.stage.id, 50_000)
     for second in range(1, 11):
-        pace.advanced(1000.0, float(second))
+        pace.advanced(planted.stage.id, 1000.0, float(second))
     assert pace.seconds_left(10.0) == pytest.approx(40.0, rel=1e-3)
 
 
@@ -234,7 +234,7 @@ def test_texts_that_end_together_are_no_stalls() -> None:
     pace.planned([stage])
     pace.started(stage, 0.0)
     for burst in range(1, 6):  # 100 s: 10 units at once, and as slowly 10 others one by one
-        pace.advanced(10.0, 20.0 * burst - 10.0)
+        pace.advanced(stage.id, 10.0, 20.0 * burst - 10.0)
         for text in range(10):
-            pace.advanced(1.0, 20.0 * burst - 10.0 + text + 1.0)
+            pace.advanced(stage.id, 1.0, 20.0 * burst - 10.0 + text + 1.0)
     assert pace.seconds_left(100.0) == pytest.approx(900.0, rel=0.02)

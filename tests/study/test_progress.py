@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from pathlib import Path
 
@@ -10,10 +11,9 @@ import pytest
 from rich.console import Console
 
 from rankwise.records.folder import StudyFolder
-from rankwise.records.leases import Crew, Watch
 from rankwise.records.progress import StudyProgress
 from rankwise.records.study import StageFailure
-from rankwise.study.observer import StageOutline
+from rankwise.study.observer import Advanced, StageFinished, StageOutline, StageStarted, Teller
 from rankwise.study.progress import LINE_SECONDS, TELL_SECONDS, Follower, TerminalObserver
 
 TRAINING = StageOutline("t", "training", "training", "rank-8", 4000.0, 1000, "lora", 4000.0)
@@ -31,9 +31,8 @@ class Log:
         self.now = 1000.0
         self._text = io.StringIO()
         console = Console(file=self._text, force_terminal=False, width=40)
-        self.observer = TerminalObserver(
-            console, lambda: MEMORY, is_open=is_open, clock=lambda: self.now
-        )
+        self.observer = TerminalObserver(console, is_open=is_open, clock=lambda: self.now)
+        self.tell = Teller(self.observer, lambda: MEMORY)
 
     @property
     def lines(self) -> list[str]:
@@ -41,15 +40,15 @@ class Log:
 
     def advance(self, seconds: float, work: float) -> None:
         self.now += seconds
-        self.observer.advanced(work)
+        self.tell.advanced(work)
 
 
 @pytest.fixture
 def log() -> Log:
     """A training begins; a scoring is left, which takes as long for its work."""
     log = Log()
-    log.observer.study_started([TRAINING, SCORING])
-    log.observer.stage_started("t")
+    log.tell.planned([TRAINING, SCORING])
+    log.tell.stage_started("t")
     return log
 
 
@@ -68,7 +67,7 @@ def test_a_long_stage_tells_how_far_it_is_how_fast_in_what_memory_and_what_is_le
 def test_every_line_puts_the_next_one_off(log: Log) -> None:
     log.advance(LINE_SECONDS - 1, 200.0)
     assert log.lines == []
-    log.observer.noted("memory ran out")
+    log.tell.noted("memory ran out")
     log.advance(LINE_SECONDS - 1, 200.0)
     assert log.lines == ["rank-8: training: memory ran out"]
     log.advance(1.0, 200.0)
@@ -77,12 +76,12 @@ def test_every_line_puts_the_next_one_off(log: Log) -> None:
 
 def test_a_short_stage_has_one_line(log: Log) -> None:
     log.advance(4.0, 4000.0)
-    log.observer.stage_finished()
+    log.tell.stage_finished()
     assert log.lines == ["rank-8: training done in 4 s; about 4 s left"]
 
 
 def test_what_an_earlier_call_did_says_nothing_about_the_speed(log: Log) -> None:
-    log.observer.skipped(3000.0)
+    log.tell.skipped(3000.0)
     log.advance(50.0, 500.0)
     # 125 tokens in 50 s; 500 units of the training are left, and 4,000 of the scoring
     assert log.lines == [
@@ -92,23 +91,23 @@ def test_what_an_earlier_call_did_says_nothing_about_the_speed(log: Log) -> None
 
 def test_a_stage_that_reads_no_tokens_has_no_tokens_per_second() -> None:
     log = Log()
-    log.observer.study_started([WEIGHTS])
-    log.observer.stage_started("w")
+    log.tell.planned([WEIGHTS])
+    log.tell.stage_started("w")
     log.advance(40.0, 500.0)
     assert log.lines == ["weights: spectra 25% done, 3.0 GiB; about 2 min 00 s left"]
 
 
 def test_where_more_may_be_planned_the_time_left_is_of_what_is_planned() -> None:
     log = Log(is_open=True)
-    log.observer.study_started([TRAINING])
-    log.observer.stage_started("t")
+    log.tell.planned([TRAINING])
+    log.tell.stage_started("t")
     log.advance(40.0, 2000.0)
     assert log.lines[0].endswith("about 40 s left of what is planned so far")
 
 
 def test_a_failure_is_told_and_not_waited_for(log: Log) -> None:
     log.advance(10.0, 2000.0)
-    log.observer.stage_failed(
+    log.tell.stage_failed(
         StageFailure(
             stage="t",
             kind="training",
@@ -120,15 +119,15 @@ def test_a_failure_is_told_and_not_waited_for(log: Log) -> None:
             failed_at="2026-01-01T00:00:00+00:00",
         )
     )
-    log.observer.stage_left_out("s")
+    log.tell.stage_left_out("s")
     assert log.lines == ["rank-8: training: failed: no weights"]
     assert not log.observer.seconds_left()
 
 
 def test_a_resumed_study_says_what_is_done() -> None:
     log = Log()
-    log.observer.study_started([DONE, SCORING])
-    log.observer.study_started([DONE])
+    log.tell.planned([DONE, SCORING])
+    log.tell.planned([DONE])
     assert log.lines == [
         "resuming: 50% is done",
         "everything is done; nothing is trained or scored again",
@@ -145,11 +144,12 @@ def test_a_terminal_has_two_bars_of_80_columns(
     now, text = [0.0], io.StringIO()
     console = Console(file=text, force_terminal=True, width=80)
     name = "pass 1: 16 adapters of a long name"
-    with TerminalObserver(console, lambda: MEMORY, clock=lambda: now[0]) as observer:
-        observer.study_started([TRAINING._replace(model=name), SCORING])
-        observer.stage_started("t")
+    with TerminalObserver(console, clock=lambda: now[0]) as observer:
+        tell = Teller(observer, lambda: MEMORY)
+        tell.planned([TRAINING._replace(model=name), SCORING])
+        tell.stage_started("t")
         now[0] = 100.0
-        observer.advanced(2000.0)
+        tell.advanced(2000.0)
     shown = text.getvalue()
     assert bool(re.search(r"\x1b\[[\d;]*3\d", shown)) is not no_color
     shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown)
@@ -165,32 +165,49 @@ def test_a_terminal_has_two_bars_of_80_columns(
 
 def test_the_folder_is_told_now_and_then_and_at_the_end_no_more(tmp_path: Path) -> None:
     folder, now = StudyFolder(tmp_path), [0.0]
-    crew = Crew(tmp_path).join()
-    folder.progress_file = crew.progress_file
 
     def told_now() -> StudyProgress | None:
-        ((name, progress),) = folder.workers(Watch(60.0))
-        assert name == crew.name
-        return progress
+        leader = folder.leader()
+        assert leader is not None
+        assert leader[0].startswith(f"process {os.getpid()} on ")
+        return leader[1]
 
-    with Follower(lambda: MEMORY, folder, clock=lambda: now[0]) as observer:
-        observer.study_started([TRAINING, SCORING])
-        observer.stage_started("t")
+    with folder.lock(), Follower(folder, clock=lambda: now[0]) as observer:
+        tell = Teller(observer, lambda: MEMORY)
+        assert told_now() is None
+        tell.planned([TRAINING, SCORING])
+        tell.stage_started("t")
         begun = told_now()
         assert begun is not None
-        assert (begun.stage, begun.share_done, begun.seconds_left) == ("t", 0.0, {})
+        (stage,) = begun.stages
+        assert (stage.stage, stage.share_done, begun.seconds_left) == ("t", 0.0, {})
         now[0] = TELL_SECONDS - 1
-        observer.advanced(400.0)
+        tell.advanced(400.0)
         assert told_now() == begun
         now[0] = 10.0
-        observer.advanced(600.0)
+        tell.advanced(600.0)
         told = told_now()
         assert told is not None
-        assert told.share_done == 0.25
-        assert told.tokens_per_second == pytest.approx(25.0)
-        assert told.peak_memory_bytes == MEMORY
+        (stage,) = told.stages
+        assert stage.share_done == 0.25
+        assert stage.tokens_per_second == pytest.approx(25.0)
+        assert stage.peak_memory_bytes == MEMORY
         assert told.seconds_left == pytest.approx({"t": 30.0, "s": 40.0}, rel=0.01)
-    crew.give_back()
-    assert told_now() is None
-    crew.leave()
-    assert folder.workers(Watch(60.0)) == []
+    assert folder.leader() is None
+    assert not folder.progress_file.exists()
+
+
+def test_two_stages_at_once_share_the_time_left() -> None:
+    log = Log()
+    log.tell.planned([TRAINING, SCORING])
+    log.observer(StageStarted("t"))
+    log.observer(StageStarted("s"))
+    log.now += 20.0
+    log.observer(Advanced("t", 2000.0, MEMORY))
+    log.observer(Advanced("s", 1000.0, MEMORY))
+    assert list(log.observer.doing) == ["t", "s"]
+    # 20 s of the training and about 60 s of the scoring are left, done side by side
+    assert log.observer.study_seconds_left() == pytest.approx(40.0, rel=0.15)
+    log.observer(StageFinished("t"))
+    assert list(log.observer.doing) == ["s"]
+    assert log.lines[-1].startswith("rank-8: training done in 20 s")

@@ -267,7 +267,7 @@ def test_two_processes_on_one_folder(study_file: Path, tmp_path: Path) -> None:
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(StudyLockedError, match="another process"):
+        with pytest.raises(StudyLockedError, match=f"process {holder.pid} on "):
             run(study_file, folder.root)
         os.kill(holder.pid, signal.SIGKILL)
     outcome, _ = run(study_file, folder.root, "methods.lora.ranks=[2]", "methods.full=null")

@@ -11,12 +11,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
 
-from rankwise.records.config.study import StudyConfig
 from rankwise.records.folder import StudyFolder
-from rankwise.records.mirror import local_folder
 from rankwise.records.study_file import load_config
 from rankwise.study.conclusion import StudyOutcome
-from rankwise.study.growing import run_to_verdict
 from rankwise.study.planning.plan import StudyPlan, plan_study
 from rankwise.study.run import run_study
 from tests.support.file_events import FileEvent, file_events
@@ -43,37 +40,6 @@ def finish(plan: StudyPlan, root: Path) -> StudyOutcome:
 def run_alone(study_file: Path, root: Path) -> None:
     """Plan a study and run it."""
     finish(plan_study(load_config(study_file)), root)
-
-
-def run_at_url(study_file: Path, url: str, cache: Path) -> None:
-    """Plan a study and run it at a URL, as a machine with a cache of its own."""
-    os.environ["RANKWISE_CACHE"] = str(cache)
-    finish(plan_study(load_config(study_file)), local_folder(url))
-
-
-def run_shared(study_file: Path, root: Path, num_workers: int = 1) -> None:
-    """Plan a study for some workers, and run it as one of them.
-
-    Writes a line into ``root.log`` for each stage that it begins.
-    """
-    config, folder = load_config(study_file), StudyFolder(root)
-
-    def plan(grown: StudyConfig) -> StudyPlan:
-        return plan_study(grown, folder=folder, num_workers=num_workers)
-
-    run_to_verdict(config, plan, folder, Logged(root.with_suffix(".log")), shares=True)
-
-
-class Logged(Silent):
-    """Writes the process and the stage into a file when a stage begins."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-
-    def stage_started(self, stage: str) -> None:
-        descriptor = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        os.write(descriptor, f"{os.getpid()} {stage}\n".encode())
-        os.close(descriptor)
 
 
 def run_until(study_file: Path, root: Path, number: int, moment: Moment) -> None:

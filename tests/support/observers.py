@@ -6,13 +6,50 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from rankwise.records.study import StageFailure
-from rankwise.study.observer import StageOutline, TrainingStep
+from rankwise.study.observer import (
+    Advanced,
+    Decided,
+    Event,
+    Noted,
+    Planned,
+    Skipped,
+    StageFailed,
+    StageFinished,
+    StageLeftOut,
+    StageOutline,
+    StageStarted,
+    Stepped,
+    TrainingStep,
+)
 
 
 class Silent:
-    """Is told everything and does nothing with it."""
+    """Is told everything and does nothing with it; a method for each event."""
 
-    def study_started(self, stages: Sequence[StageOutline]) -> None: ...
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Planned(stages):
+                self.planned(stages)
+            case StageStarted(stage):
+                self.stage_started(stage)
+            case Advanced(_, work):
+                self.advanced(work)
+            case Skipped(_, work):
+                self.skipped(work)
+            case Stepped(_, step):
+                self.stepped(step)
+            case StageFinished():
+                self.stage_finished()
+            case StageFailed(failure):
+                self.stage_failed(failure)
+            case StageLeftOut(stage):
+                self.stage_left_out(stage)
+            case Noted(text):
+                self.noted(text)
+            case Decided(text):
+                self.decided(text)
+
+    def planned(self, stages: Sequence[StageOutline]) -> None: ...
 
     def stage_started(self, stage: str) -> None: ...
 
@@ -53,7 +90,7 @@ class Recorder(Silent):
         finished = sum(stage.work for stage in self.outline if stage.is_finished)
         return sum(stage.work for stage in self.outline), finished
 
-    def study_started(self, stages: Sequence[StageOutline]) -> None:
+    def planned(self, stages: Sequence[StageOutline]) -> None:
         self.outline = tuple(stages)
 
     def stage_started(self, stage: str) -> None:

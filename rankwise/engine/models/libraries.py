@@ -1,7 +1,9 @@
-"""What the libraries that models come from may say."""
+"""What is set of libraries before they are imported: what they may say, threads, memory."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import os
 import sys
 import warnings
@@ -24,3 +26,28 @@ def quiet_libraries() -> None:
     for name in ("transformers.utils.logging", "datasets.utils"):
         if name in sys.modules:  # it asked for the variables when it was imported
             sys.modules[name].disable_progress_bar()
+
+
+def patient_threads() -> None:
+    """Let threads that wait for others sleep; call it before torch is imported.
+
+    By default those of GNU OpenMP, which torch brings on Linux, spin for milliseconds at the end of
+    every parallel part. Beside another busy process they so keep the core that the thread they wait
+    for could run on (docs/PERFORMANCE.md has the figures). A policy that is set stays.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def extend_cuda_memory() -> None:
+    """Let PyTorch extend its pieces of a card's memory; call it before torch is imported.
+
+    Every micro-batch has another shape, and pieces of fixed size leave gaps between them. A setting
+    of the allocator that is there stays.
+    """
+    names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # the second from torch 2.9 on
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # reports need no torch
+        if any(name in os.environ for name in names):
+            return
+        major, minor = importlib.metadata.version("torch").split(".")[:2]
+        name = names[(int(major), int(minor)) >= (2, 9)]
+        os.environ[name] = "expandable_segments:True"

@@ -78,7 +78,7 @@ class AdapterRepairer:
             families: kinds of repair that are tried.
         """
         self._plan, self._folder, self._run = context.plan, context.folder, run
-        self._models, self._observer = context.models, context.observer
+        self._models, self._tell = context.models, context.tell
         self._families = tuple(families)
         self._partners = _other_seeds(context.study, context.folder, run)
         if "average" not in families:
@@ -105,7 +105,7 @@ class AdapterRepairer:
         gauge_work = float(_num_tokens(answers))
         of_tasks = [self._outline(task.name, "scoring", task.num_tokens) for task in (*own, *kept)]
         of_answers = self._outline(_FROM_BASE, "divergence", gauge_work)
-        self._observer.study_started([*of_tasks, *([of_answers] if gauge_work else [])])
+        self._tell.planned([*of_tasks, *([of_answers] if gauge_work else [])])
         scores = self._scores((*tasks.in_domain, *tasks.retention))
         divergences = self._divergences(choosing_answers(answers, scores, tasks), gauge_work)
         study = self._plan.record
@@ -187,7 +187,7 @@ class AdapterRepairer:
             prepared, field = self._plan.tasks[name], fields.get(name)
             wanted = repair_scores_fingerprint(study, self._run, name, self._tried, field)
             path = self._folder.repair_scores_file(self._run.name, name)
-            self._observer.stage_started(name)
+            self._tell.stage_started(name)
             scores = self._folder.finished(path, RepairScores, wanted)
             if scores is None:
                 scorer = self._scorer
@@ -197,12 +197,12 @@ class AdapterRepairer:
                     asked,
                     model=self._run.name,
                     fingerprint=wanted,
-                    advance=lambda num, share=per_token: self._observer.advanced(num * share),
+                    advance=lambda num, share=per_token: self._tell.advanced(num * share),
                 )
                 self._folder.write(path, scores)
             else:
-                self._observer.skipped(float(prepared.num_tokens))
-            self._observer.stage_finished()
+                self._tell.skipped(float(prepared.num_tokens))
+            self._tell.stage_finished()
             found.append(scores)
         return found
 
@@ -225,7 +225,7 @@ class AdapterRepairer:
         study, name = self._plan.record, self._run.name
         wanted = repair_divergences_fingerprint(study, self._run, self._tried, answers)
         path = self._folder.repair_divergences_file(name)
-        self._observer.stage_started(_FROM_BASE)
+        self._tell.stage_started(_FROM_BASE)
         found = self._folder.finished(path, RepairDivergences, wanted)
         if found is None:
             scorer = self._scorer
@@ -235,12 +235,12 @@ class AdapterRepairer:
                 model=name,
                 fingerprint=wanted,
                 max_batch_tokens=self._plan.step_tokens,
-                advance=lambda num: self._observer.advanced(num * per_token),
+                advance=lambda num: self._tell.advanced(num * per_token),
             )
             self._folder.write(path, found)
         else:
-            self._observer.skipped(work)
-        self._observer.stage_finished()
+            self._tell.skipped(work)
+        self._tell.stage_finished()
         return found
 
     def _set_damaged_aside(self) -> None:
@@ -250,7 +250,7 @@ class AdapterRepairer:
         for damage in find_damage(self._folder, [name]):
             if damage.path.is_relative_to(place):
                 aside = set_aside(self._folder, damage.spoils, str(damage))
-                self._observer.noted(f"{damage}: set aside in {aside}")
+                self._tell.noted(f"{damage}: set aside in {aside}")
 
 
 def _num_tokens(answers: Sequence[RightAnswer]) -> int:

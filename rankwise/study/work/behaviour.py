@@ -24,7 +24,7 @@ def observe_behaviour(
         ModelError: weights cannot be read.
         StorageError: a record cannot be written.
     """
-    context.observer.skipped(stage.work * (1 - len(models) / len(stage.models)))
+    context.tell.skipped(stage.work * (1 - len(models) / len(stage.models)))
     alone: list[PlannedRun] = []
     for start in range(0, len(models), TOGETHER):
         group = models[start : start + TOGETHER]
@@ -49,7 +49,7 @@ def _write(
     prompts = context.plan.behaviour
     asked = [None if model is None or alone else model.name for model in models]
     started = time.perf_counter()
-    answers = scorer.generate(asked, prompts, context.observer.advanced)
+    answers = scorer.generate(asked, prompts, context.tell.advanced)
     seconds = (time.perf_counter() - started) / len(models)
     for model, texts in zip(models, answers, strict=True):
         record = Behaviour(

@@ -45,13 +45,13 @@ def check_stack(context: StudyContext, graph: Sequence[Stage], *, is_accepted: b
     known = [*stacks, *(entry.stack for entry in accepted.stacks)]
     if not stacks or now in known:
         return
-    context.observer.noted(f"another stack than before: {differences(stacks[0], now)}")
+    context.tell.noted(f"another stack than before: {differences(stacks[0], now)}")
     entry = _measured(context, _cheapest(context, scored), stacks[0], now)
-    context.observer.noted(entry.shift)
+    context.tell.noted(entry.shift)
     is_same = entry.largest_shift_nats <= ROUNDING_NATS and entry.num_changed == 0
     if not (is_same or is_accepted):
         raise StudyChangedError(
-            f"{folder.address} was scored on another stack: {entry.statement}. Give "
+            f"{folder.root} was scored on another stack: {entry.statement}. Give "
             "--accept-new-stack to put new scores beside the old ones, or choose another "
             "--study-dir."
         )

@@ -46,7 +46,7 @@ class DistributionWorker:
         """What the full fine-tuning expects; half of the stage's work if it is not known yet."""
         reference: PlannedRun = stage.reference
         if self._expected_of == reference.name:
-            self._context.observer.skipped(stage.work / 2)
+            self._context.tell.skipped(stage.work / 2)
             return
         self._expected, self._expected_of = (), None  # released before the next is made
         answers = self._context.plan.answers[reference.train_task]
@@ -69,7 +69,7 @@ def compare_with_base(
         StorageError: a record cannot be written.
     """
     answers = context.plan.gauged[stage.train_task]
-    context.observer.skipped(stage.work * (len(stage.models) - len(runs)) / (len(stage.models) + 1))
+    context.tell.skipped(stage.work * (len(stage.models) - len(runs)) / (len(stage.models) + 1))
     with context.models.reading(None) as base:
         expected = log_probabilities(base, answers, **_settings(context))
     # whole models last: each takes the place of the adapters
@@ -112,5 +112,5 @@ def _write_divergence(
 def _settings(context: StudyContext) -> dict[str, Any]:
     return {
         "max_batch_tokens": context.plan.step_tokens,
-        "advance": context.observer.advanced,
+        "advance": context.tell.advanced,
     }

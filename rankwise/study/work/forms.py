@@ -108,11 +108,11 @@ def _score(
                 [ScoredModel(name, wanted, adapter)],
                 prepared,
                 metric=metric_of(study.config, task),
-                advance=lambda num, share=per_token: context.observer.advanced(num * share),
+                advance=lambda num, share=per_token: context.tell.advanced(num * share),
             )
             record = scoring.record.model_copy(update={"provenance": provenance_on(plan.device)})
             folder.write_evaluation(record, scoring.samples)
         else:
-            context.observer.skipped(work)
+            context.tell.skipped(work)
         seconds += record.score_seconds
     return seconds

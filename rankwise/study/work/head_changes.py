@@ -39,15 +39,15 @@ def compare_heads(context: StudyContext, stage: CompareHeads, runs: Sequence[Pla
     """
     prompts = context.plan.head_prompts[stage.train_task]
     tokens = sum(map(len, prompts))
-    context.observer.skipped(float(tokens * (len(stage.runs) - len(runs))))
+    context.tell.skipped(float(tokens * (len(stage.runs) - len(runs))))
     comparison = _Comparison(context, stage, prompts)
     try:
         layouts = head_layouts(models.model_skeleton(context.plan.base.folder))
     except ModelError as error:
-        context.observer.noted(f"heads are not analysed: {error}")
+        context.tell.noted(f"heads are not analysed: {error}")
         for run in runs:
             comparison.write(run, (), str(error))
-        context.observer.skipped(float(tokens * (len(runs) + 1)))
+        context.tell.skipped(float(tokens * (len(runs) + 1)))
         return
     comparison.compare(runs, layouts)
 
@@ -61,7 +61,7 @@ class _Comparison:
 
     def compare(self, runs: Sequence[PlannedRun], layouts: Sequence[HeadLayout]) -> None:
         """Read the base, then every run, and write its record."""
-        advanced = self._context.observer.advanced
+        advanced = self._context.tell.advanced
         with self._context.models.reading(None) as model:
             before: list[list[HeadActivity]] = []
             for prompt in self._prompts:
@@ -92,9 +92,7 @@ class _Comparison:
             try:
                 norms = norms_of_factors(read_factors(weights))
             except BeyondLoraError as error:
-                self._context.observer.noted(
-                    f"{run.name}: no head's share of delta is known: {error}"
-                )
+                self._context.tell.noted(f"{run.name}: no head's share of delta is known: {error}")
                 return (), str(error)
         return share_maps(layouts, norms), None
 

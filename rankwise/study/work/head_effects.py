@@ -57,7 +57,7 @@ class HeadStudy:
 
     def __init__(self, context: StudyContext, run: PlannedRun) -> None:
         self._plan, self._folder, self._run = context.plan, context.folder, run
-        self._models, self._observer = context.models, context.observer
+        self._models, self._tell = context.models, context.tell
 
     def effects(
         self, tasks: Sequence[PreparedTask], question: HeadQuestion
@@ -75,7 +75,7 @@ class HeadStudy:
                 "adapter's delta out. Choose --mode ablate, or a run with an adapter."
             )
         records: list[TaskHeadEffects] = []
-        self._observer.study_started(
+        self._tell.planned(
             [
                 StageOutline(
                     id=task.name,
@@ -101,13 +101,13 @@ class HeadStudy:
                 keys_and_values=question.keys_and_values,
             )
             record = self._folder.finished(path, TaskHeadEffects, wanted, of_all)
-            self._observer.stage_started(task.name)
+            self._tell.stage_started(task.name)
             if record is None:
                 record = self._effects_on(task, question, wanted)
                 self._folder.write(path, record)
             else:
-                self._observer.skipped(2.0 * task.num_items)
-            self._observer.stage_finished()
+                self._tell.skipped(2.0 * task.num_items)
+            self._tell.stage_finished()
             records.append(record)
         return records
 
@@ -249,7 +249,7 @@ class HeadStudy:
             asked,
             side.interventions(heads),
             side.adapter,
-            lambda done: self._observer.advanced(task.num_items * done / total),
+            lambda done: self._tell.advanced(task.num_items * done / total),
         )
 
     def _values(

@@ -68,15 +68,15 @@ def _follow(context: StudyContext, started: Started) -> None:
             started.say(STOP)
         match event:
             case {"advanced": work}:
-                context.observer.advanced(work)
+                context.tell.advanced(work)
             case {"skipped": work}:
-                context.observer.skipped(work)
+                context.tell.skipped(work)
             case {"asks": _}:
                 context.folder.guard()
                 started.say(WRITE)
             case {"noted": text}:
-                context.observer.noted(text)
+                context.tell.noted(text)
             case {"stepped": step}:
-                context.observer.stepped(TrainingStep(*step))
+                context.tell.stepped(TrainingStep(*step))
             case _:
                 pass

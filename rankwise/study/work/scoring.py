@@ -25,7 +25,7 @@ class ScoreWorker:
 
     def __init__(self, context: StudyContext) -> None:
         self._plan, self._folder = context.plan, context.folder
-        self._observer, self._models = context.observer, context.models
+        self._tell, self._models = context.tell, context.models
         self._provenance = provenance_on(context.plan.device)
         self._noted: set[str] = set()
         self._applied: set[tuple[str, Engine]] = set()
@@ -44,7 +44,7 @@ class ScoreWorker:
                 f"{task.num_truncated:,} of {task.num_items:,} items are longer than the model "
                 "reads and lose their left end",
             )
-        self._observer.skipped(stage.work * (1 - len(models) / len(stage.models)))
+        self._tell.skipped(stage.work * (1 - len(models) / len(stage.models)))
         if None in models:
             self._evaluate(stage, self._models.scorer(self._engine(task)), [None])
         runs = [run for run in models if run is not None]
@@ -102,8 +102,8 @@ class ScoreWorker:
             scored,
             task,
             metric=metric_of(self._plan.record.config, task.name),
-            advance=lambda num_tokens: self._observer.advanced(num_tokens * work_per_token),
-            skipped=lambda num_tokens: self._observer.skipped(num_tokens * work_per_token),
+            advance=lambda num_tokens: self._tell.advanced(num_tokens * work_per_token),
+            skipped=lambda num_tokens: self._tell.skipped(num_tokens * work_per_token),
         )
         made = self._provenance
         if isinstance(scorer, ResidentScorer):
@@ -152,7 +152,7 @@ class ScoreWorker:
     def _note(self, about: str, text: str) -> None:
         """Say something once."""
         if about not in self._noted:
-            self._observer.noted(text)
+            self._tell.noted(text)
             self._noted.add(about)
 
 

@@ -84,7 +84,7 @@ def train(context: StudyContext, stage: Train, runs: Sequence[PlannedRun]) -> No
         ModelError: weights cannot be read.
         StorageError: the folder cannot be written.
     """
-    context.observer.skipped(stage.work - training_work(runs))
+    context.tell.skipped(stage.work - training_work(runs))
     if stage.planned_pass is None:
         for run in runs:
             _import(context, run)
@@ -142,7 +142,7 @@ def _is_given_up(context: StudyContext, run: PlannedRun) -> bool:
         context.folder.start_run(run)
         record = _record(context.plan, run, status="diverged", message=message)
         context.folder.finish_run(record)
-        context.observer.skipped(training_work([run]))
+        context.tell.skipped(training_work([run]))
     return message is not None
 
 
@@ -424,13 +424,14 @@ class _Writer:
         save: Save,
     ) -> None:
         self._plan, self._folder, self._signals = context.plan, context.folder, context.signals
+        self._state_saved = context.state_saved
         self._trainees = trainees
         self._models = {run.name: models_of for run, models_of in by_training.items()}
         # the steps of a finished run are written down; only checkpoints on its way are missing
         self._finished = {
             run.name for run in by_training if self._folder.finished_run(run) is not None
         }
-        self._observer, self._save = context.observer, save
+        self._tell, self._save = context.tell, save
         every = context.study.config.train.save_every
         self._save_every = None if every is None else seconds_of(every)
         self._last_save = time.monotonic()
@@ -446,26 +447,24 @@ class _Writer:
         if run.name in self._finished:
             return
         self._folder.start_run(run)
-        state = self._folder.saved_state(run)
+        state = self._folder.training_state_file(run)
         if state.exists():
             try:
                 trainee.load_state(state, until=trainee.marks[0])
             except RecordError as error:
                 place = set_aside(self._folder, [state], str(error))
-                self._observer.noted(
-                    f"{error} It is set aside in {place}, and {run.name} begins anew."
-                )
+                self._tell.noted(f"{error} It is set aside in {place}, and {run.name} begins anew.")
         for metrics in trainee.metrics:
             self._folder.append_metrics(run.name, metrics.model_dump())
         if trainee.metrics:
-            self._observer.skipped(_work(trainee, trainee.metrics[-1].num_tokens))
+            self._tell.skipped(_work(trainee, trainee.metrics[-1].num_tokens))
 
     def stepped(self, trainee: Trainee, metrics: StepMetrics) -> None:
         if trainee.run.name not in self._finished:
             self._folder.append_metrics(trainee.run.name, metrics.model_dump())
         before = trainee.metrics[-2].num_tokens if len(trainee.metrics) > 1 else 0
-        self._observer.advanced(_work(trainee, metrics.num_tokens - before))
-        self._observer.stepped(
+        self._tell.advanced(_work(trainee, metrics.num_tokens - before))
+        self._tell.stepped(
             TrainingStep(
                 run=trainee.run.name,
                 step=metrics.step,
@@ -481,7 +480,10 @@ class _Writer:
             for each in self._trainees:
                 if each.step and (stops or not each.is_finished):
                     self._save_state(each)
-            self._folder.send()
+            if self._state_saved is not None:
+                self.states.finish()
+                for each in self._trainees:
+                    self._state_saved(self._folder.training_state_file(each.run))
             self._last_save = time.monotonic()
         if stops:
             self.states.finish()
@@ -490,7 +492,6 @@ class _Writer:
     def _save_state(self, trainee: Trainee) -> None:
         if trainee.run.name in self._finished:
             return
-        self._folder.guard()
         path = self._folder.training_state_file(trainee.run)
         require_room(path, state_bytes(trainee.run) * trainee.run.num_trainable_parameters)
         trainee.save_state(path, self.states.write)
@@ -506,7 +507,6 @@ class _Writer:
                     self._folder.start_run(model)
                     for metrics in trainee.metrics:
                         self._folder.append_metrics(model.name, metrics.model_dump())
-                self._folder.guard()
                 saved = self._save(trainee, model)
                 measured = saved._asdict() | result._asdict()
                 self._folder.finish_run(_record(self._plan, model, **measured))
@@ -517,7 +517,7 @@ class _Writer:
         self._finished.add(trainee.run.name)
         planned = max(model.num_tokens for model in self._models[trainee.run.name])
         num_read = trainee.metrics[-1].num_tokens if trainee.metrics else 0
-        self._observer.skipped(_work(trainee, planned - num_read))
+        self._tell.skipped(_work(trainee, planned - num_read))
         self.states.finish()
         for model in self._models[trainee.run.name]:
             if model.num_steps > trainee.step:
@@ -533,7 +533,7 @@ class _Writer:
                 )
 
     def shrunk(self, max_tokens: int) -> None:
-        self._observer.noted(
+        self._tell.noted(
             f"memory ran out: going on for now with micro-batches of {max_tokens} tokens at most"
         )
 

@@ -69,18 +69,18 @@ def analyse_weights(
         ModelError: weights cannot be read, or are not finite.
         StorageError: a record cannot be written.
     """
-    plan, observer = context.plan, context.observer
+    plan, tell = context.plan, context.tell
     runs = (*runs, *_not_compared_yet(context, stage, runs))
-    observer.skipped(stage.work * (1 - len(runs) / len(stage.runs)))
+    tell.skipped(stage.work * (1 - len(runs) / len(stage.runs)))
     skeleton = models.model_skeleton(plan.base.folder)
     shapes = models.adaptable_shapes(skeleton, beside_text=True)
     share = stage.work / len(stage.runs)
     if is_stored_quantised(plan.base.folder):
         reason = f"{plan.base.name} is stored quantised: its weights are not known"
-        observer.noted(f"weights are not analysed: {reason}")
+        tell.noted(f"weights are not analysed: {reason}")
         for run in runs:
             _write(context, stage, _Subject(run, {}, None, reason, []), 0.0)
-            observer.skipped(share)
+            tell.skipped(share)
         return
     subjects = [_subject(context, run, shapes) for run in runs]
     names = _layers(context, stage, subjects, shapes)
@@ -94,7 +94,7 @@ def analyse_weights(
             for subject, look in zip(group, looks, strict=True):
                 subject.matrices.extend([look.spectrum] if look.spectrum else [])
                 seconds[subject.run.name] += look.seconds
-            observer.advanced(share / len(base) * len(group))
+            tell.advanced(share / len(base) * len(group))
         for subject in group:
             _write(context, stage, subject, seconds[subject.run.name])
 
@@ -212,20 +212,20 @@ def _subject(context: StudyContext, run: PlannedRun, shapes: Mapping[str, Linear
     """What is read of a run; an adapter that is more than LoRA is noted and has no matrices."""
     if run.method == "full":
         return _Subject(run, {}, run.name, None, [])
-    folder, observer = context.folder, context.observer
+    folder, tell = context.folder, context.tell
     reference = context.study.full_run_of(run)
     record = None if reference is None else folder.finished_run(reference)
     full = reference.name if reference and record and record.status == "trained" else None
     try:
         updates = read_updates(folder.weights(run))
     except BeyondLoraError as error:
-        observer.noted(f"{run.name} is not analysed: {error}")
+        tell.noted(f"{run.name} is not analysed: {error}")
         return _Subject(run, {}, full, str(error), [])
     beside = sorted(updates.keys() - shapes.keys())
     reason = None
     if beside:
         reason = f"it adapts {', '.join(beside)}, which is no linear layer below the head"
-        observer.noted(f"{run.name} is not analysed: {reason}")
+        tell.noted(f"{run.name} is not analysed: {reason}")
         updates = {}
     return _Subject(run, updates, full, reason, [])
 

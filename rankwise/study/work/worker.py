@@ -42,7 +42,7 @@ class Worker:
             RankwiseError: it cannot be done.
         """
         context = self._context
-        context.observer.stage_started(stage.id)
+        context.tell.stage_started(stage.id)
         match stage:
             case Train():
                 # one model at a time: full fine-tuning trains a copy of the base, and so do
@@ -68,7 +68,7 @@ class Worker:
                 analyse_weights(context, stage, _runs(models))
             case _:
                 raise TypeError(f"{type(stage).__name__} is no stage of a study")
-        context.observer.stage_finished()
+        context.tell.stage_finished()
 
 
 def _runs(models: Sequence[Model]) -> list[PlannedRun]:

@@ -1,0 +1,185 @@
+"""A study's folder as the tasks of a cluster reach it: they read what they need, and hand over.
+
+Each attempt at a unit works in a folder of its own, below ``.tasks/`` of the study's or on another
+machine. What a stage has made is moved into the study by the process that leads it, and by no
+other. So an attempt that was believed lost and comes back writes over nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rankwise.records.file_names import order
+from rankwise.records.files import replacing, writing
+from rankwise.records.folder import BASE, StudyFolder
+from rankwise.study.observer import Event
+
+PIECE_BYTES = 64 * 2**20
+"""Files travel in pieces of this size: some of them are larger than memory."""
+
+_OF_STUDY = ("study.json", "study.yaml", "own_texts.json", "stacks.json")
+
+State = tuple[int, int]
+"""Of a file: bytes, and when it was written, in nanoseconds."""
+
+
+class Attempt(NamedTuple):
+    """One process's attempt at a unit, and its id."""
+
+    process: str
+    id: str
+
+
+class Letter(NamedTuple):
+    """What a task tells of its unit.
+
+    Attributes:
+        unit: its id.
+        attempt: at it, and who makes it: host and process.
+        events: that happened, in their order.
+        made: the names of files that it has made or replaced by then, below the study's folder.
+        removed: of those that it has removed.
+    """
+
+    unit: str
+    attempt: Attempt
+    events: tuple[Event, ...]
+    made: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+
+class Piece(NamedTuple):
+    """A part of a file.
+
+    Attributes:
+        offset: where it begins.
+        content: its bytes.
+        is_last: whether the file ends with it.
+    """
+
+    offset: int
+    content: bytes
+    is_last: bool
+
+
+class Desk:
+    """Runs on the machine of the process that leads, as an actor of the cluster.
+
+    Args:
+        root: the study's folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._current: dict[str, Attempt] = {}
+        self._letters: list[Letter] = []
+        self._given: list[Letter] = []
+
+    def begin(self, unit: str, attempt: Attempt) -> None:
+        """From now on, this attempt at a unit is heard, and no earlier one."""
+        self._current[unit] = attempt
+
+    def is_ready(self, unit: str) -> bool:
+        """Whether all that was told of a unit has been taken in; then it may be gone on with."""
+        if any(letter.unit == unit for letter in (*self._given, *self._letters)):
+            return False
+        folder = StudyFolder(self._root)
+        folder.keep_states_of_tasks(unit)
+        folder.task_folder(unit, self._current[unit].id).mkdir(parents=True, exist_ok=True)
+        return True
+
+    def put(self, letter: Letter) -> bool:
+        """Take a letter; False: another attempt was begun since."""
+        if self._current.get(letter.unit) != letter.attempt:
+            return False
+        self._letters.append(letter)
+        return True
+
+    def take(self) -> list[Letter]:
+        """All letters since the last call, whose letters have been taken in by now."""
+        self._given, self._letters = self._letters, []
+        return self._given
+
+    def files(self, models: Sequence[str]) -> dict[str, State]:
+        """The files of some models, of the base and of the study: name -> state."""
+        folder = StudyFolder(self._root)
+        found = [self._root / name for name in _OF_STUDY]
+        for model in dict.fromkeys((BASE, *models)):
+            found += _files_below(folder.model_folder(model))
+        return {
+            path.relative_to(self._root).as_posix(): state
+            for path in found
+            if (state := state_of(path)) is not None
+        }
+
+    def read(self, name: str, offset: int) -> bytes:
+        """A piece of a file."""
+        with (self._root / name).open("rb") as file:
+            file.seek(offset)
+            return file.read(PIECE_BYTES)
+
+    def write(self, unit: str, attempt: Attempt, name: str, piece: Piece) -> bool:
+        """Write a piece of a file that an attempt has made; False: another attempt was begun."""
+        if self._current.get(unit) != attempt:
+            return False
+        path = StudyFolder(self._root).task_folder(unit, attempt.id) / name
+        growing = path.with_name(f".{path.name}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with growing.open("ab" if piece.offset else "wb") as file:
+            file.write(piece.content)
+        if piece.is_last:
+            growing.replace(path)
+        return True
+
+
+def take_in(root: Path, letter: Letter) -> None:
+    """Move what a task has made into the study: what a record stands on first, the record last.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    place = StudyFolder(root).task_folder(letter.unit, letter.attempt.id)
+    for name in letter.removed:
+        with writing(root / name):
+            (root / name).unlink(missing_ok=True)
+    for name in sorted(letter.made, key=order):
+        with replacing(root / name) as temporary:
+            link_or_copy(place / name, temporary)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A second name of a file; a copy where the disk has no such thing.
+
+    Files of a study are replaced as a whole, never changed in place.
+    """
+    try:
+        os.link(source, target)
+    except (FileExistsError, FileNotFoundError):
+        raise
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def state_of(path: Path) -> State | None:
+    """What changes when a file is replaced; None where it is gone."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
+
+
+def files_in(root: Path) -> dict[str, State]:
+    """Name -> state of all files below a folder, without those that are being written."""
+    states = {path.relative_to(root).as_posix(): state_of(path) for path in _files_below(root)}
+    return {name: state for name, state in states.items() if state is not None}
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.name.startswith("."):
+            yield path

@@ -1,0 +1,74 @@
+"""Does the units of a study in this process, one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator
+
+from rankwise.engine.models.devices import is_out_of_memory
+from rankwise.errors import OutOfMemoryError, RankwiseError, StorageError
+from rankwise.study.agenda import Agenda
+from rankwise.study.context import StudyContext
+from rankwise.study.planning.plan import StudyPlan
+from rankwise.study.stages import Score, Stage
+from rankwise.study.units import Unit
+from rankwise.study.work.worker import Worker
+
+
+def work_here(context: StudyContext, agenda: Agenda) -> None:
+    """Do all that is left; what fails is recorded, and what does not need it goes on.
+
+    Raises:
+        StorageError: the folder cannot be written.
+        Stopped: a signal asked for it; what was trained is saved.
+    """
+    worker = Worker(context)
+    for unit in agenda.units:
+        do_unit(context, agenda, worker, unit)
+
+
+def do_unit(context: StudyContext, agenda: Agenda, worker: Worker, unit: Unit) -> None:
+    """Do what can be done of a unit by now; see ``work_here``."""
+    in_turn = sorted(unit.stages, key=lambda stage: _is_by_vllm(stage, context.plan))
+    for stage in in_turn:
+        if agenda.is_due(stage):
+            _do(context, agenda, worker, stage)
+
+
+def _do(context: StudyContext, agenda: Agenda, worker: Worker, stage: Stage) -> None:
+    try:
+        with _enough_memory():
+            worker.do(stage, agenda.ready(stage))
+    except StorageError:
+        raise  # a full disk fails every stage
+    except RankwiseError as error:
+        agenda.failed(stage, error)
+    else:
+        agenda.finished(stage.id)
+        return
+    context.models.release(base=True)  # only now: the error held on to its frames
+
+
+def _is_by_vllm(stage: Stage, plan: StudyPlan) -> bool:
+    """Whether vLLM does a stage; these come last of a unit's, since it takes minutes to open."""
+    if not isinstance(stage, Score):
+        return False
+    engines = plan.record.config.evaluation.engine
+    return engines.of(plan.tasks[stage.task].loaded.output_type) == "vllm"
+
+
+@contextlib.contextmanager
+def _enough_memory() -> Generator[None]:
+    """Within the block, an error that says that memory ran out says what to do about it."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise OutOfMemoryError(
+            f"it does not fit into memory ({first}). "
+            "Lower train.max_length or evaluation.max_batch_tokens, choose "
+            "train.base_precision=4bit or methods.full.weights=bfloat16, or leave full fine-tuning "
+            "out with methods.full=null; then run again: finished work is kept."
+        ) from error

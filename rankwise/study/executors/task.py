@@ -1,0 +1,239 @@
+"""A unit of a study as the task of a cluster: it works in a folder of its own, and hands over."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace as changed
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rankwise.records.files import replacing
+from rankwise.records.folder import StudyFolder
+from rankwise.records.locking import leader_in
+from rankwise.study.executors.desk import (
+    PIECE_BYTES,
+    Attempt,
+    Letter,
+    Piece,
+    State,
+    files_in,
+    link_or_copy,
+)
+from rankwise.study.observer import Event, Planned, StageFailed, StageFinished, StageLeftOut
+
+if TYPE_CHECKING:
+    from rankwise.engine.models.devices import Machine
+    from rankwise.records.study import StudyRecord
+
+_LOOK_SECONDS = 0.1
+_LETTER_SECONDS = 0.2
+"""Events of small models come by the thousand a second: they are sent together."""
+
+
+class Job(NamedTuple):
+    """What every task of a study is given.
+
+    Attributes:
+        study: as the process that leads has planned it.
+        root: its folder, on the machine of that process.
+        leader: what that process has written there: who sees it there sees the folder.
+        place: the folder from which relative paths count.
+        machine: that the study is planned for.
+        num_workers: that the study is planned for.
+        accept_new_stack: see ``run_study``.
+    """
+
+    study: StudyRecord
+    root: Path
+    leader: str
+    place: Path
+    machine: Machine
+    num_workers: int
+    accept_new_stack: bool
+
+
+def do_task(
+    job: Job, unit: str, models: Sequence[str], failed: Sequence[str], call: Callable[..., Any]
+) -> None:
+    """Do what can be done of a unit by now.
+
+    Args:
+        job: of the study.
+        unit: its id.
+        models: the names of those that it reads or makes.
+        failed: the ids of stages that have failed so far.
+        call: calls a method of the study's ``Desk`` by its name, and waits for the answer.
+    """
+    if job.place.is_dir():
+        os.chdir(job.place)
+    from rankwise.engine.models.libraries import quiet_libraries
+    from rankwise.study.agenda import Agenda
+    from rankwise.study.context import StudyContext
+    from rankwise.study.executors.local import do_unit
+    from rankwise.study.planning.plan import plan_study
+    from rankwise.study.work.canary import check_stack
+    from rankwise.study.work.worker import Worker
+
+    quiet_libraries()
+    process = os.getpid()
+    attempt = Attempt(f"{process} on {socket.gethostname()}", f"{process}-{secrets.token_hex(4)}")
+    call("begin", unit, attempt)
+    while not call("is_ready", unit):
+        time.sleep(_LOOK_SECONDS)
+    with _place(job, unit, attempt) as (root, is_shared):
+        copy = StudyCopy(root, job.root if is_shared else None, unit, attempt, models, call)
+        copy.bring()
+        folder = StudyFolder(root)
+        plan = plan_study(
+            job.study.config, folder=folder, machine=job.machine, num_workers=job.num_workers
+        )
+        relay = Relay(copy)
+        context = StudyContext.of(
+            changed(plan, record=job.study),
+            folder,
+            relay,
+            state_saved=None if is_shared else copy.send_state,
+        )
+        agenda = Agenda(context, failed)
+        with context.signals.listening():
+            try:
+                check_stack(context, agenda.graph, is_accepted=job.accept_new_stack)
+                (own,) = (each for each in agenda.units if each.id == unit)
+                do_unit(context, agenda, Worker(context), own)
+            finally:
+                context.models.release()
+                relay.send()
+
+
+@contextlib.contextmanager
+def _place(job: Job, unit: str, attempt: Attempt) -> Generator[tuple[Path, bool]]:
+    """Yields a folder for an attempt, and whether it is on the study's own disk."""
+    is_shared = leader_in(job.root) == job.leader
+    if is_shared:
+        yield StudyFolder(job.root).task_folder(unit, attempt.id), True
+        return
+    root = Path(tempfile.mkdtemp(prefix="rankwise-"))
+    try:
+        yield root, False
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+class SupersededError(Exception):
+    """An attempt that was believed lost: another one has begun."""
+
+
+class StudyCopy:
+    """What a task has of a study: what it needs to read, and what it makes.
+
+    Args:
+        root: its own folder.
+        study: the study's folder, where the task can see it; None: files come from the desk.
+        unit: that is done.
+        attempt: at it.
+        models: those whose files are needed.
+        call: see ``do_task``.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        study: Path | None,
+        unit: str,
+        attempt: Attempt,
+        models: Sequence[str],
+        call: Callable[..., Any],
+    ) -> None:
+        self._root, self._study, self._models, self._call = root, study, models, call
+        self._unit, self._attempt = unit, attempt
+        self._known: dict[str, State] = {}
+
+    def bring(self) -> None:
+        """Bring the files that are needed and not here yet."""
+        there: Mapping[str, State] = self._call("files", self._models)
+        for name in there.keys() - self._known.keys():
+            target = self._root / name
+            if target.exists():
+                continue
+            with replacing(target) as temporary:
+                self._fetch(name, temporary)
+        self._known = files_in(self._root)
+
+    def _fetch(self, name: str, target: Path) -> None:
+        if self._study is not None:
+            link_or_copy(self._study / name, target)
+            return
+        with target.open("wb") as file:
+            while piece := self._call("read", name, file.tell()):
+                file.write(piece)
+
+    def tell(self, events: Sequence[Event], *, hands_over: bool = False) -> None:
+        """Tell what happened; with ``hands_over``, hand over what was made by then.
+
+        Raises:
+            SupersededError: another attempt has begun.
+        """
+        made: list[str] = []
+        removed: list[str] = []
+        if hands_over:
+            now = files_in(self._root)
+            made = [name for name, state in now.items() if self._known.get(name) != state]
+            removed = [name for name in self._known if name not in now]
+            if self._study is None:
+                for name in made:
+                    self._send(name)
+            self._known = now
+        letter = Letter(self._unit, self._attempt, tuple(events), tuple(made), tuple(removed))
+        if not self._call("put", letter):
+            raise SupersededError
+        if hands_over:
+            self.bring()  # what others have made meanwhile
+
+    def send_state(self, path: Path) -> None:
+        """Send the state of a training, so that another attempt can go on with it."""
+        if path.exists():
+            self._send(path.relative_to(self._root).as_posix())
+
+    def _send(self, name: str) -> None:
+        path = self._root / name
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            while True:
+                offset = file.tell()
+                piece = Piece(offset, file.read(PIECE_BYTES), file.tell() >= size)
+                if not self._call("write", self._unit, self._attempt, name, piece):
+                    raise SupersededError
+                if piece.is_last:
+                    return
+
+
+class Relay:
+    """An ``Observer`` that tells the process that leads."""
+
+    def __init__(self, copy: StudyCopy) -> None:
+        self._copy = copy
+        self._events: list[Event] = []
+        self._sent_at = time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        """Send an event soon, and at once where a stage has ended."""
+        if isinstance(event, Planned | StageLeftOut):
+            return  # whoever leads says so itself
+        self._events.append(event)
+        has_ended = isinstance(event, StageFinished | StageFailed)
+        if has_ended or time.monotonic() - self._sent_at >= _LETTER_SECONDS:
+            self.send(hands_over=has_ended)
+
+    def send(self, *, hands_over: bool = False) -> None:
+        """Send what has not been sent."""
+        if self._events:
+            events, self._events = self._events, []
+            self._copy.tell(events, hands_over=hands_over)
+        self._sent_at = time.monotonic()

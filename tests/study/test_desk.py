@@ -1,0 +1,158 @@
+"""What the tasks of a cluster hand over, and that only one attempt at a unit is heard."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankwise.records.folder import StudyFolder
+from rankwise.study.executors.desk import Attempt, Desk, Letter, Piece, take_in
+from rankwise.study.executors.task import StudyCopy, SupersededError
+from rankwise.study.observer import Advanced
+
+UNIT, RUN = "pass-1", "run-a"
+FIRST, SECOND = Attempt("11 on here", "11-a"), Attempt("12 on here", "12-b")
+
+
+class Called:
+    """A desk as a task calls it."""
+
+    def __init__(self, root: Path) -> None:
+        self.desk = Desk(root)
+
+    def __call__(self, name: str, *given: Any) -> Any:
+        return getattr(self.desk, name)(*given)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A study with a scored base."""
+    written(tmp_path / "study" / "base" / "eval" / "sums.json", "base")
+    written(tmp_path / "study" / "study.json", "{}")
+    return tmp_path / "study"
+
+
+def written(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def copy_of(call: Called, attempt: Attempt, place: Path, study: Path | None) -> StudyCopy:
+    """Of an attempt that has begun."""
+    call("begin", UNIT, attempt)
+    assert call("is_ready", UNIT)
+    copy = StudyCopy(place, study, UNIT, attempt, [RUN], call)
+    copy.bring()
+    return copy
+
+
+@pytest.mark.parametrize("sees_the_folder", [True, False])
+def test_a_task_gets_what_it_needs_and_hands_over_what_it_made(
+    root: Path, tmp_path: Path, sees_the_folder: bool
+) -> None:
+    written(root / "runs" / RUN / "eval" / "old.json", "of other weights")
+    written(root / "runs" / "another" / "run.json", "not needed")
+    call, folder = Called(root), StudyFolder(root)
+    place = folder.task_folder(UNIT, FIRST.id) if sees_the_folder else tmp_path / "node"
+    copy = copy_of(call, FIRST, place, root if sees_the_folder else None)
+    assert (place / "base" / "eval" / "sums.json").read_text() == "base"
+    assert not (place / "runs" / "another").exists()
+    (place / "runs" / RUN / "eval" / "old.json").unlink()
+    written(place / "runs" / RUN / "run.json", "record")
+    big = os.urandom(3 << 20)
+    (place / "runs" / RUN / "adapter").mkdir()
+    (place / "runs" / RUN / "adapter" / "weights").write_bytes(big)
+    assert not (root / "runs" / RUN / "run.json").exists()  # only who leads writes there
+    copy.tell([Advanced("t", 1.0, 0)], hands_over=True)
+    (letter,) = call("take")
+    assert sorted(letter.made) == [f"runs/{RUN}/adapter/weights", f"runs/{RUN}/run.json"]
+    assert letter.removed == (f"runs/{RUN}/eval/old.json",)
+    take_in(root, letter)
+    assert (root / "runs" / RUN / "adapter" / "weights").read_bytes() == big
+    assert (root / "runs" / RUN / "run.json").read_text() == "record"
+    assert not (root / "runs" / RUN / "eval" / "old.json").exists()
+    copy.tell([], hands_over=True)  # nothing new
+    (letter,) = call("take")
+    assert (letter.made, letter.removed) == ((), ())
+
+
+def test_an_attempt_that_comes_back_is_not_heard(root: Path, tmp_path: Path) -> None:
+    call = Called(root)
+    late = copy_of(call, FIRST, tmp_path / "first", None)
+    copy_of(call, SECOND, tmp_path / "second", None)
+    written(tmp_path / "first" / "runs" / RUN / "run.json", "late")
+    with pytest.raises(SupersededError):
+        late.tell([], hands_over=True)
+    with pytest.raises(SupersededError):
+        late.send_state(written(tmp_path / "first" / "runs" / RUN / "training.pt", "late"))
+    assert call("take") == []
+    assert not list(root.rglob("run.json"))
+    assert not list(root.rglob("training.pt"))
+
+
+def test_the_next_attempt_waits_for_what_the_last_has_told(root: Path, tmp_path: Path) -> None:
+    call = Called(root)
+    first = copy_of(call, FIRST, StudyFolder(root).task_folder(UNIT, FIRST.id), root)
+    written(StudyFolder(root).task_folder(UNIT, FIRST.id) / "runs" / RUN / "run.json", "first")
+    first.tell([], hands_over=True)
+    call("begin", UNIT, SECOND)
+    assert not call("is_ready", UNIT)
+    (letter,) = call("take")
+    assert not call("is_ready", UNIT)  # it is being taken in
+    take_in(root, letter)
+    assert call("take") == []
+    assert call("is_ready", UNIT)
+    second = StudyCopy(tmp_path / "second", None, UNIT, SECOND, [RUN], call)
+    second.bring()
+    assert (tmp_path / "second" / "runs" / RUN / "run.json").read_text() == "first"
+
+
+@pytest.mark.parametrize("sees_the_folder", [True, False])
+def test_another_attempt_goes_on_from_the_last_state(
+    root: Path, tmp_path: Path, sees_the_folder: bool
+) -> None:
+    call, folder = Called(root), StudyFolder(root)
+    place = folder.task_folder(UNIT, FIRST.id) if sees_the_folder else tmp_path / "first"
+    first = copy_of(call, FIRST, place, root if sees_the_folder else None)
+    state = written(place / "runs" / RUN / "training.pt", "step 7")
+    if not sees_the_folder:
+        first.send_state(state)
+    copy_of(call, SECOND, tmp_path / "second", None)
+    assert (tmp_path / "second" / "runs" / RUN / "training.pt").read_text() == "step 7"
+    assert not folder.task_folder(UNIT, FIRST.id).exists()
+
+
+def test_a_state_that_was_cut_on_its_way_counts_for_nothing(root: Path, tmp_path: Path) -> None:
+    call = Called(root)
+    copy_of(call, FIRST, tmp_path / "first", None)
+    name = f"runs/{RUN}/training.pt"
+    assert call("write", UNIT, FIRST, name, Piece(0, b"half", is_last=False))
+    copy_of(call, SECOND, tmp_path / "second", None)
+    assert not (tmp_path / "second" / name).exists()
+
+
+def test_whoever_leads_next_keeps_the_states_of_tasks_that_are_gone(root: Path) -> None:
+    folder = StudyFolder(root)
+    for run, text in (("whole", "old"), ("done", "late"), ("part", "step 3")):
+        written(folder.task_folder(UNIT, FIRST.id) / "runs" / run / "training.pt", text)
+    written(root / "runs" / "done" / "run.json", "finished meanwhile")
+    os.utime(written(root / "runs" / "whole" / "training.pt", "newer"), (2e10, 2e10))
+    with folder.lock():
+        pass
+    assert not (root / ".tasks").exists()
+    assert (root / "runs" / "part" / "training.pt").read_text() == "step 3"
+    assert (root / "runs" / "whole" / "training.pt").read_text() == "newer"
+    assert not (root / "runs" / "done" / "training.pt").exists()
+
+
+def test_what_is_taken_in_is_whole_or_not_there(root: Path) -> None:
+    """A letter whose files are gone changes nothing of what is there."""
+    kept = written(root / "runs" / RUN / "run.json", "before")
+    letter = Letter(UNIT, FIRST, (), (f"runs/{RUN}/run.json",))
+    with pytest.raises(OSError, match=r"run\.json"):
+        take_in(root, letter)
+    assert kept.read_text() == "before"
