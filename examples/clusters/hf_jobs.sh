@@ -1,6 +1,6 @@
 #!/bin/bash
-# One machine with eight cards, a worker on each:
-#     ./hf_jobs.sh IMAGE ORG/BUCKET    (study.yaml lies in ./study, and IMAGE has rankwise in it)
+# A study on one machine with eight cards, a unit on each at a time:
+#     ./hf_jobs.sh IMAGE ORG/BUCKET    (study.yaml lies in ./study, and IMAGE has rankwise[ray] in it)
 # The study is on the machine's own disk. It comes from the bucket, and goes back when the run ends.
 set -euo pipefail
 
