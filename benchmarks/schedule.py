@@ -40,8 +40,8 @@ SEED = 24
 REPEATS = 5
 """Simulations of the same passes with other failures."""
 
-SAVE_EVERY, LEASE, REPAIR = 900.0, 60.0, HOUR
-"""Seconds: ``train.save_every``; ``leases.LEASE_SECONDS``; until a failed card is replaced."""
+SAVE_EVERY, NOTICED, REPAIR = 900.0, 60.0, HOUR
+"""Seconds: ``train.save_every``; until Ray knows that a node is gone; until a failed card is replaced."""
 
 ONE = Setting(SHAPES["8B"], (8, 32, 128), 3, (5e6, 5e6), 1e6, 5e4, has_full=True)
 """The study that grows: 18 adapters and 6 full fine-tunings of 5 million tokens each."""
@@ -77,8 +77,8 @@ def with_failures(num_runs: int, num_devices: int) -> dict[str, Any]:
         passes = packed(task, lambda *_: True)
         seconds = [sum(works[place] for place in each) / shape.scored_per_second for each in passes]
         load = PASS_WORK["cuda"] / shape.scored_per_second
-        calm = simulated(seconds, num_devices, Trouble(0.0, REPAIR, LEASE, SAVE_EVERY, load))
-        trouble = Trouble(0.01, REPAIR, LEASE, SAVE_EVERY, load)
+        calm = simulated(seconds, num_devices, Trouble(0.0, REPAIR, NOTICED, SAVE_EVERY, load))
+        trouble = Trouble(0.01, REPAIR, NOTICED, SAVE_EVERY, load)
         outcomes = [simulated(seconds, num_devices, trouble, rng) for _ in range(REPEATS)]
         found[f"{times}_passes_per_device"] = row = _in_hours(len(passes), calm, outcomes)
         say(

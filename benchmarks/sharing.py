@@ -1,10 +1,10 @@
-"""One study on the embedded model, shared in four ways: are its records the same?
+"""One study on the embedded model, done in three ways: are its records the same?
 
     python -m benchmarks.sharing [--output FOLDER] [--only WAY ...]
 
-Three ranks and full fine-tuning, two seeds, in float32: by one process; by two workers; by two
-tasks of a Ray cluster (with rankwise[ray], else it is left out); and by two workers of which one
-is killed (SIGKILL) at three random moments. Each way has a folder of its own and begins from
+Three ranks and full fine-tuning, two seeds, in float32: by one process; two units at a time by Ray
+(with rankwise[ray]); and so that one of Ray's processes is killed (SIGKILL) at three random
+moments. Each way has a folder of its own and begins from
 nothing. The study is planned for two in all but the first, so passes are cut in another way there.
 Compared with the first way: fingerprints of all runs and scores, and of every item whether it is
 right, and its margin. The last line of the output is JSON.
@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,6 @@ analysis: {top_k: 16, null_draws: 1}
 WAYS: dict[str, list[str]] = {
     "one": [],
     "two": ["--workers", "2"],
-    "ray": ["--executor", "ray", "--workers", "2"],
     "killed": ["--workers", "2"],
 }
 NUM_KILLS = 3
@@ -53,7 +51,7 @@ def run(way: str, file: Path, root: Path, *, say: Callable[[str], None]) -> dict
     """Run the study in one way.
 
     Returns:
-        Its seconds, its exit code and how many workers were killed.
+        Its seconds, its exit code and how many processes were killed.
     """
     began = time.perf_counter()
     command = [sys.executable, "-m", "rankwise", "run", str(file), "--study-dir", str(root)]
@@ -66,20 +64,20 @@ def run(way: str, file: Path, root: Path, *, say: Callable[[str], None]) -> dict
 
 
 def kill_some(process: subprocess.Popen[bytes], say: Callable[[str], None]) -> int:
-    """Kill one of the workers that a process has started, at random moments."""
+    """Kill one of the processes that do units, at random moments."""
     dice, killed = random.Random(0), 0
     while killed < NUM_KILLS and process.poll() is None:
         time.sleep(dice.uniform(20, 60))  # imports take some of it; the whole takes minutes
         try:
-            children = psutil.Process(process.pid).children()
-            workers = [child for child in children if "--worker" in child.cmdline()]
+            children = psutil.Process(process.pid).children(recursive=True)
+            workers = [child for child in children if "ray::" in " ".join(child.cmdline())]
         except psutil.Error:
             continue
         if workers:
             victim = dice.choice(workers)
             victim.kill()
             killed += 1
-            say(f"worker {victim.pid} killed")
+            say(f"process {victim.pid} killed")
     return killed
 
 
@@ -134,9 +132,6 @@ def main() -> None:
     file.write_text(STUDY, encoding="utf-8")
     found: dict[str, Any] = {}
     for way in asked.only:
-        if way == "ray" and find_spec("ray") is None:
-            print("ray: left out; pip install 'rankwise[ray]'", flush=True)
-            continue
         found[way] = run(way, file, output / way, say=lambda text: print(text, flush=True))
         if way != "one" and (output / "one").exists():
             found[way] |= difference(output / "one", output / way)

@@ -81,7 +81,7 @@ class Forecast(NamedTuple):
         }
 
     def _units(self) -> list[dict[str, Any]]:
-        """The units that workers take."""
+        """The units that are done together."""
         per_second = None if self.rate is None else self.rate * TRAINING_WORK["lora"]
         taken = units(self.graph)
         unit_of = owners(taken)

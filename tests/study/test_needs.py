@@ -115,5 +115,5 @@ def test_workers_that_train_at_once_need_more(
     needed = 3 * 100 * 4 + 2 * 200 * 12  # all weights, and two passes' states with a second one
     monkeypatch.setattr(acceptance, "free_bytes", lambda _: needed)
     require_disk(folder, graph, 2)
-    with pytest.raises(StorageError, match=r"with 3 workers in .* start fewer workers"):
+    with pytest.raises(StorageError, match=r"with 3 units at a time in .* do fewer at a time"):
         require_disk(folder, graph, 3)

@@ -117,10 +117,18 @@ class Cluster:
     Args:
         address: HOST:PORT or ``auto``; None: one is started.
         note: is told that a card is waited for.
+        has_cards: whether one that is started has the cards of this machine.
     """
 
-    def __init__(self, address: str | None, note: Callable[[str], None] = lambda _: None) -> None:
-        self._address, self._note, self._end = address, note, contextlib.ExitStack()
+    def __init__(
+        self,
+        address: str | None,
+        note: Callable[[str], None] = lambda _: None,
+        *,
+        has_cards: bool = True,
+    ) -> None:
+        self._address, self._note, self._has_cards = address, note, has_cards
+        self._end = contextlib.ExitStack()
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             self.ray: Any = importlib.import_module("ray")
@@ -146,7 +154,11 @@ class Cluster:
             # a task for which memory never suffices is not tried for ever
             os.environ.setdefault("RAY_task_oom_retries", str(MOST_RESTARTS))
             self.ray.init(
-                "local", include_dashboard=False, object_store_memory=_OBJECT_BYTES, **quiet
+                "local",
+                num_gpus=None if self._has_cards else 0,
+                include_dashboard=False,
+                object_store_memory=_OBJECT_BYTES,
+                **quiet,
             )
             return
         try:
@@ -233,7 +245,7 @@ def cluster_of(
             problem = "--gpus does a unit on each card here; leave --workers and --address out"
             raise ConfigError("run", [problem])
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(_cards(gpus))
-    with Cluster(address, note) as cluster:
+    with Cluster(address, note, has_cards=num_workers is None) as cluster:
         yield RayExecutor(cluster, num_workers, accept_new_stack=accept_new_stack)
 
 
