@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -36,15 +37,16 @@ def locked(root: Path, tidy: Callable[[], None]) -> Generator[None]:
         lock = FileLock(_lock_file(root), timeout=_PATIENCE_SECONDS)
         lock.acquire()
     except Timeout as error:
+        leader = _in_words(leader_in(root) or "another process")
         raise StudyLockedError(
-            f"{leader_in(root) or 'another process'} is working on {root}. Wait for it, or choose "
-            "another --study-dir."
+            f"{leader} is working on {root}. Wait for it, or choose another --study-dir."
         ) from error
     except OSError as error:
         raise storage_error(root, error) from error
     try:
         try:
-            _leader_file(root).write_text(f"process {os.getpid()} on {host_name()}", "utf-8")
+            about = f"process {os.getpid()} on {host_name()}\n{secrets.token_hex(8)}"
+            _leader_file(root).write_text(about, "utf-8")
         except OSError as error:
             raise storage_error(root, error) from error
         remove_leftovers(root)
@@ -65,16 +67,23 @@ def leader_of(root: Path) -> str | None:
     try:
         lock.acquire()
     except OSError:  # it is held, or cannot be asked
-        return leader
+        return _in_words(leader)
     lock.release()
     return None
 
 
 def leader_in(root: Path) -> str | None:
-    """What the process that leads, or led, has written into the folder; None where none has."""
+    """What the process that leads, or led, has written of itself; None where none has.
+
+    No two write the same.
+    """
     with contextlib.suppress(OSError, ValueError):
         return read_regular(_leader_file(root)).decode()
     return None
+
+
+def _in_words(leader: str) -> str:
+    return leader.partition("\n")[0]
 
 
 def _leader_file(root: Path) -> Path:

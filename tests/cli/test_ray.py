@@ -77,24 +77,45 @@ def cluster() -> Iterator[Any]:
     cluster.shutdown()
 
 
-def begun(file: Path, root: Path, *more: str) -> subprocess.Popen[str]:
-    """A study that Ray runs, in a process of its own; its events are its output."""
-    command = [sys.executable, "-m", "rankwise", "run", str(file), f"--study-dir={root}", "--json"]
-    return subprocess.Popen(
-        [*command, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+class Driver:
+    """A study that Ray runs, in a process of its own, with its events in a file."""
 
+    def __init__(self, file: Path, root: Path, *more: str) -> None:
+        command = [sys.executable, "-m", "rankwise", "run", str(file), f"--study-dir={root}"]
+        self._out, self._err = (root.with_suffix(suffix) for suffix in (".events", ".errors"))
+        with self._out.open("a") as out, self._err.open("a") as err:
+            self.process = subprocess.Popen([*command, "--json", *more], stdout=out, stderr=err)
 
-def ended(
-    driver: subprocess.Popen[str], code: int = 0, outcome: str = "done"
-) -> list[dict[str, Any]]:
-    """The events of a study that has come to its end."""
-    output, errors = driver.communicate()
-    assert driver.returncode == code, errors
-    assert "raylet" not in output + errors  # Ray itself says nothing
-    events = [json.loads(line) for line in output.splitlines()]
-    assert (events[-1]["event"], events[-1]["outcome"]) == ("ended", outcome)
-    return events
+    @property
+    def errors(self) -> str:
+        return self._err.read_text()
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """All that were written so far, of every process on the folder."""
+        lines = self._out.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    @property
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
+    def ended(self, code: int = 0, outcome: str = "done") -> list[dict[str, Any]]:
+        """The events of a study that has come to its end."""
+        assert self.process.wait(600) == code, self.errors
+        assert "raylet" not in self.errors  # Ray itself says nothing
+        events = self.events
+        assert (events[-1]["event"], events[-1]["outcome"]) == ("ended", outcome)
+        return events
+
+    def wait_for(self, is_there: Callable[[], Any]) -> None:
+        """Wait until something is so; the study must not end before."""
+
+        def is_there_now() -> bool:
+            assert self.is_running, self.errors
+            return is_there()
+
+        wait_for(is_there_now, patience_seconds=300)
 
 
 def named(events: list[dict[str, Any]], name: str) -> list[str]:
@@ -102,22 +123,12 @@ def named(events: list[dict[str, Any]], name: str) -> list[str]:
     return sorted(event["stage"] for event in events if event["event"] == name)
 
 
-def wait_during(driver: subprocess.Popen[str], is_there: Callable[[], Any]) -> None:
-    """Wait until something is so; the study must not end before."""
-
-    def is_there_now() -> bool:
-        assert driver.poll() is None, driver.communicate()
-        return is_there()
-
-    wait_for(is_there_now, patience_seconds=300)
-
-
-def in_the_middle_of_a_pass(root: Path, driver: subprocess.Popen[str]) -> None:
+def in_the_middle_of_a_pass(root: Path, driver: Driver) -> None:
     """Wait until adapters are being trained."""
-    wait_during(driver, lambda: list(root.glob(".tasks/pass-*/*/runs/*/training.pt")))
+    driver.wait_for(lambda: list(root.glob(".tasks/pass-*/*/runs/*/training.pt")))
 
 
-def process_of_a_pass(root: Path, driver: subprocess.Popen[str], number: int = 1) -> int:
+def process_of_a_pass(root: Path, driver: Driver, number: int = 1) -> int:
     """The id of the n-th process that begins it."""
     seen: dict[str, None] = {}
 
@@ -125,7 +136,7 @@ def process_of_a_pass(root: Path, driver: subprocess.Popen[str], number: int = 1
         seen.update({path.name: None for path in root.glob(".tasks/pass-*/*-*")})
         return len(seen) >= number
 
-    wait_during(driver, is_there)
+    driver.wait_for(is_there)
     return int(list(seen)[number - 1].split("-")[0])
 
 
@@ -133,7 +144,7 @@ def test_two_units_at_a_time_leave_the_records_of_one_process(file: Path, tmp_pa
     plan = plan_study(load_config(file), num_workers=2)
     run_study(plan, StudyFolder(tmp_path / "one"), Silent())
     root = tmp_path / "study"
-    events = ended(begun(file, root, "--workers", "2"))
+    events = Driver(file, root, "--workers", "2").ended()
     assert comparable(root) == comparable(tmp_path / "one")
     # each stage once, and some at the same time
     assert named(events, "stage_finished") == sorted(stage.id for stage in stages(plan.record))
@@ -155,14 +166,14 @@ def killed_in_a_pass(
 
     ``seconds`` after it has begun; None: once it has saved a state.
     """
-    driver = begun(file, root, "--address", cluster.address)
+    driver = Driver(file, root, "--address", cluster.address)
     if seconds is None:
         in_the_middle_of_a_pass(root, driver)
     victim = process_of_a_pass(root, driver)
     time.sleep(seconds or 0.0)
     with contextlib.suppress(ProcessLookupError):
         os.kill(victim, signal.SIGKILL)
-    events = ended(driver)
+    events = driver.ended()
     assert comparable(root) == of_one
     done = named(events, "stage_finished")
     assert len(done) == len(set(done))  # nothing is done twice that was finished
@@ -194,7 +205,7 @@ def test_a_unit_whose_process_is_killed_again_and_again(
 ) -> None:
     """It has failed in the end; what does not need it is done."""
     root = tmp_path / "study"
-    driver = begun(file, root, "--address", cluster.address)
+    driver = Driver(file, root, "--address", cluster.address)
     killed: set[int] = set()
     while len(killed) <= MOST_RESTARTS:
         now = {int(path.name.split("-")[0]) for path in root.glob(".tasks/pass-*/*-*")}
@@ -202,9 +213,9 @@ def test_a_unit_whose_process_is_killed_again_and_again(
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
             killed.add(process)
-        assert driver.poll() is None
+        assert driver.is_running, driver.errors
         time.sleep(0.02)
-    events = ended(driver, 1, "incomplete")
+    events = driver.ended(1, "incomplete")
     (failed,) = (event for event in events if event["event"] == "stage_failed")
     assert (failed["kind"], failed["error"]) == ("training", "WorkerLostError")
     graph = stages(StudyFolder(root).read_study())
@@ -225,15 +236,15 @@ def driver_killed(
     file: Path, of_one: dict[str, Any], cluster: Any, root: Path, seconds: float | None = None
 ) -> None:
     """Kill the process that leads, start it again, and compare what comes of the study."""
-    driver = begun(file, root, "--address", cluster.address)
+    driver = Driver(file, root, "--address", cluster.address)
     in_the_middle_of_a_pass(root, driver)
     time.sleep(seconds or 0.0)
-    driver.kill()
-    output, _ = driver.communicate()
-    before = named([json.loads(line) for line in output.splitlines()], "stage_finished")
-    events = ended(begun(file, root, "--address", cluster.address))
+    driver.process.kill()
+    driver.process.wait()
+    before = driver.events
+    events = Driver(file, root, "--address", cluster.address).ended()[len(before) :]
     assert comparable(root) == of_one
-    assert not set(before) & set(named(events, "stage_started"))
+    assert not set(named(before, "stage_finished")) & set(named(events, "stage_started"))
 
 
 def test_a_driver_that_is_killed_and_started_again(
@@ -256,14 +267,11 @@ def test_a_signal_lets_the_tasks_save_what_they_train(
     file: Path, of_one: dict[str, Any], cluster: Any, tmp_path: Path
 ) -> None:
     root = tmp_path / "study"
-    driver = begun(file, root, "--address", cluster.address)
+    driver = Driver(file, root, "--address", cluster.address)
     in_the_middle_of_a_pass(root, driver)
-    driver.terminate()
-    output, errors = driver.communicate()
-    assert driver.returncode == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM; finished work is kept" in errors
-    end = json.loads(output.splitlines()[-1])
-    assert (end["event"], end["outcome"]) == ("ended", "stopped")
+    driver.process.terminate()
+    driver.ended(128 + signal.SIGTERM, "stopped")
+    assert "stopped by SIGTERM; finished work is kept" in driver.errors
     assert not list(root.glob(".tasks"))
     assert list(root.glob("runs/*/training.pt"))
     run_study(plan_study(load_config(file)), StudyFolder(root), Silent())
@@ -274,14 +282,14 @@ def test_a_node_that_comes_late_takes_units(
     file: Path, of_one: dict[str, Any], cluster: Any, tmp_path: Path
 ) -> None:
     root = tmp_path / "study"
-    driver = begun(file, root, "--address", cluster.address)
+    driver = Driver(file, root, "--address", cluster.address)
     in_the_middle_of_a_pass(root, driver)
     node = cluster.add_node(num_cpus=1, object_store_memory=2**27)
     most = 0
-    while driver.poll() is None:
+    while driver.is_running:
         most = max(most, len(list(root.glob(".tasks/*/*-*"))))
         time.sleep(0.02)
-    ended(driver)
+    driver.ended()
     cluster.remove_node(node)
     assert comparable(root) == of_one
     assert most == 2

@@ -9,8 +9,15 @@ from typing import Any
 import pytest
 
 from rankwise.records.folder import StudyFolder
-from rankwise.study.executors.desk import Attempt, Desk, Letter, Piece, take_in
-from rankwise.study.executors.task import StudyCopy, SupersededError
+from rankwise.study.executors.desk import (
+    Attempt,
+    Desk,
+    Letter,
+    Piece,
+    SupersededError,
+    take_in,
+)
+from rankwise.study.executors.task import StudyCopy
 from rankwise.study.observer import Advanced
 
 UNIT, RUN = "pass-1", "run-a"
@@ -21,7 +28,7 @@ class Called:
     """A desk as a task calls it."""
 
     def __init__(self, root: Path) -> None:
-        self.desk = Desk(root)
+        self.desk = Desk(root, "the leader")
 
     def __call__(self, name: str, *given: Any) -> Any:
         return getattr(self.desk, name)(*given)
@@ -32,6 +39,7 @@ def root(tmp_path: Path) -> Path:
     """A study with a scored base."""
     written(tmp_path / "study" / "base" / "eval" / "sums.json", "base")
     written(tmp_path / "study" / "study.json", "{}")
+    written(tmp_path / "study" / ".leader", "the leader")
     return tmp_path / "study"
 
 
@@ -147,6 +155,20 @@ def test_whoever_leads_next_keeps_the_states_of_tasks_that_are_gone(root: Path) 
     assert (root / "runs" / "part" / "training.pt").read_text() == "step 3"
     assert (root / "runs" / "whole" / "training.pt").read_text() == "newer"
     assert not (root / "runs" / "done" / "training.pt").exists()
+
+
+def test_what_an_earlier_leader_had_begun_is_not_heard(root: Path, tmp_path: Path) -> None:
+    call = Called(root)
+    late = copy_of(call, FIRST, tmp_path / "first", None)
+    written(root / ".leader", "another one")
+    for told in (
+        lambda: late.tell([], hands_over=True),
+        lambda: late.send_state(written(tmp_path / "first" / "runs" / RUN / "training.pt", "x")),
+        lambda: call("begin", UNIT, SECOND),
+        lambda: call("is_ready", UNIT),
+    ):
+        with pytest.raises(SupersededError):
+            told()
 
 
 def test_what_is_taken_in_is_whole_or_not_there(root: Path) -> None:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from rankwise.records.file_names import order
 from rankwise.records.files import replacing, writing
 from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.locking import leader_in
 from rankwise.study.observer import Event
 
 PIECE_BYTES = 64 * 2**20
@@ -52,6 +53,10 @@ class Letter(NamedTuple):
     removed: tuple[str, ...] = ()
 
 
+class SupersededError(Exception):
+    """What was believed lost: another attempt, or another process that leads, has begun."""
+
+
 class Piece(NamedTuple):
     """A part of a file.
 
@@ -69,22 +74,31 @@ class Piece(NamedTuple):
 class Desk:
     """Runs on the machine of the process that leads, as an actor of the cluster.
 
+    It may outlive that process for a moment: once another leads, it answers nothing.
+
     Args:
         root: the study's folder.
+        leader: what the process that leads has written there.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, root: Path, leader: str) -> None:
+        self._root, self._leader = root, leader
         self._current: dict[str, Attempt] = {}
         self._letters: list[Letter] = []
         self._given: list[Letter] = []
 
     def begin(self, unit: str, attempt: Attempt) -> None:
-        """From now on, this attempt at a unit is heard, and no earlier one."""
+        """From now on, this attempt at a unit is heard, and no earlier one.
+
+        Raises:
+            SupersededError: another process leads by now, as for the others.
+        """
+        self._require()
         self._current[unit] = attempt
 
     def is_ready(self, unit: str) -> bool:
         """Whether all that was told of a unit has been taken in; then it may be gone on with."""
+        self._require()
         if any(letter.unit == unit for letter in (*self._given, *self._letters)):
             return False
         folder = StudyFolder(self._root)
@@ -94,6 +108,7 @@ class Desk:
 
     def put(self, letter: Letter) -> bool:
         """Take a letter; False: another attempt was begun since."""
+        self._require()
         if self._current.get(letter.unit) != letter.attempt:
             return False
         self._letters.append(letter)
@@ -124,6 +139,7 @@ class Desk:
 
     def write(self, unit: str, attempt: Attempt, name: str, piece: Piece) -> bool:
         """Write a piece of a file that an attempt has made; False: another attempt was begun."""
+        self._require()
         if self._current.get(unit) != attempt:
             return False
         path = StudyFolder(self._root).task_folder(unit, attempt.id) / name
@@ -134,6 +150,10 @@ class Desk:
         if piece.is_last:
             growing.replace(path)
         return True
+
+    def _require(self) -> None:
+        if leader_in(self._root) != self._leader:
+            raise SupersededError
 
 
 def take_in(root: Path, letter: Letter) -> None:

@@ -191,13 +191,13 @@ class Cluster:
             self._note("waiting for a card of the cluster: all of them are taken")
         return Machine(torch.device("cuda"), self.ray.get(ref), places.num_cards)
 
-    def desk(self, root: Path) -> Any:
+    def desk(self, root: Path, leader: str) -> Any:
         """The desk of a study; it ends with this process, on its node."""
         strategies = importlib.import_module("ray.util.scheduling_strategies")
         node = self.ray.get_runtime_context().get_node_id()
         here = strategies.NodeAffinitySchedulingStrategy(node, soft=False)
         actor = self.ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here)
-        return actor.remote(root)
+        return actor.remote(root, leader)
 
 
 def _card_bytes() -> int:
@@ -319,11 +319,12 @@ class RayExecutor:
             Stopped: a signal came; what was trained is saved.
         """
         root = context.folder.root.resolve()
-        self._desk = self._cluster.desk(root)
+        leader = leader_in(root) or ""
+        self._desk = self._cluster.desk(root, leader)
         job = Job(
             study=context.study,
             root=self.seen_at or root,
-            leader=leader_in(root) or "",
+            leader=leader,
             place=Path.cwd(),
             machine=self.machine,
             num_workers=self.num_workers,
@@ -359,7 +360,7 @@ class RayExecutor:
             ended, _ = self._ray.wait(refs, num_returns=len(refs), timeout=_LOOK_SECONDS)
             has_more = self._read(context, agenda)
             for task in [task for task in self._tasks.values() if task.ref in ended]:
-                self._end(task, agenda)
+                self._end(task, context, agenda)
             if ended or has_more:
                 return
 
@@ -393,8 +394,9 @@ class RayExecutor:
                         context.tell.event(event)
         return has_ended
 
-    def _end(self, task: _Task, agenda: Agenda) -> None:
+    def _end(self, task: _Task, context: StudyContext, agenda: Agenda) -> None:
         errors = self._ray.exceptions
+        context.folder.keep_states_of_tasks(task.unit.id)
         del self._tasks[task.unit.id]
         self._attempts.pop(task.unit.id, None)
         problem = "it ended and had done nothing"

@@ -23,6 +23,7 @@ from rankwise.study.executors.desk import (
     Letter,
     Piece,
     State,
+    SupersededError,
     files_in,
     link_or_copy,
 )
@@ -124,10 +125,6 @@ def _place(job: Job, unit: str, attempt: Attempt) -> Generator[tuple[Path, bool]
         yield root, False
     finally:
         shutil.rmtree(root, ignore_errors=True)
-
-
-class SupersededError(Exception):
-    """An attempt that was believed lost: another one has begun."""
 
 
 class StudyCopy:
