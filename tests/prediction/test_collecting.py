@@ -23,6 +23,7 @@ from rankwise.records.results import ModelResults, StudyResults
 from tests.planted.folders import write_study
 from tests.planted.results import Scores, planted_study
 from tests.planted.weights import spectra
+from tests.support.records import losses_as_they_are
 
 # kinship: 0.50 of the base and 0.70, 0.80, 0.81 of the ranks; retention 0.90, then 0.90, 0.90, 0.88
 GAIN = {4: 20.0, 16: 30.0, 64: 31.0}
@@ -98,6 +99,7 @@ def test_losses_and_weights_of_a_run(folder: StudyFolder) -> None:
     for step in range(16):
         folder.append_metrics(run.name, {"step": step, "loss_nats": float(step)})
     folder.append_metrics(run.name, {"step": 16, "loss_nats": float("nan")})  # no record has one
+    losses_as_they_are(folder, run.name)
     (study,) = collected_studies(folder)
     first, second = study.runs[:2]
     assert first.losses_nats == (0.5, 2.5, 4.5, 6.5, 8.5, 10.5, 12.5, 14.5)

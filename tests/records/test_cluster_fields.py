@@ -26,7 +26,7 @@ from rankwise.study.conclusion import conclude, keep
 from rankwise.study.planning.plan import plan_study
 from tests.planted.folders import write_study
 from tests.planted.results import planted_study
-from tests.support.records import change
+from tests.support.records import items_as_they_are
 
 TEXT = "A long passage that tells of many things, so that several questions can be asked about it"
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -239,7 +239,7 @@ def test_a_document_without_the_field_is_named(study: StudyFolder) -> None:
     lines = lines_of(path)
     del lines[17]["doc"]["passage"]
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    change(study.evaluation_file("base", "kinship"), samples=None)
+    items_as_they_are(study, "base", "kinship")
     with pytest.raises(TaskError, match=r"kinship: 1 of 300 documents .* for example doc_id 17"):
         conclude(study, {"kinship": "passage"})
 
