@@ -199,7 +199,7 @@ class SearchConfig(Section):
     """``race``: all ranks together, those that are ruled out are dropped. ``ladder``: one rank
     first, then larger if it underfits and smaller if it forgets. None: every rank."""
     first_rank: Count = 32
-    """Where a ladder begins: the nearest rank of the study's, such as ``rankwise predict`` says."""
+    """Where a ladder begins: the nearest rank of the study's."""
     rungs: Annotated[
         tuple[Annotated[Number, Field(gt=0, lt=1)], ...],
         BeforeValidator(as_list),

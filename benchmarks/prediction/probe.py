@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from benchmarks.prediction.feature_table import TRUNCATED_RANKS
+from benchmarks.prediction.matrices import means_by_kind
 from rankwise.engine.models.base import adaptable_shapes
 from rankwise.engine.models.devices import ResolvedPrecision
 from rankwise.engine.models.trained_adapters import adapted
@@ -21,8 +23,6 @@ from rankwise.engine.training.trainees import (
     lora_adapter,
 )
 from rankwise.errors import DivergedError
-from rankwise.prediction.feature_table import TRUNCATED_RANKS
-from rankwise.prediction.matrices import means_by_kind
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.study import PlannedPass, PlannedRun
 from rankwise.tasks.questions import RightAnswer

@@ -1,6 +1,6 @@
 """The studies of the collection, one after another; run again, it goes on where it stopped.
 
-    python -m benchmarks.collection OUTPUT [--only NAME ...]
+    python -m benchmarks.prediction.train OUTPUT [--only NAME ...]
 
 Sixteen studies of the embedded model: eight tasks, 40 to 1,000 rows. Each trains ranks 2 to 64 at
 rates by the rule r^-1/2, rank 8 at half and twice its rate too, and full fine-tuning; two seeds;
@@ -9,7 +9,7 @@ OUTPUT/NAME is the folder of a study. Two processes with other names and OMP_NUM
 450 tokens a second on two cores, one process 260. A study takes about half an hour of one core.
 Then
 
-    rankwise collect OUTPUT/NAME ... --measure --to rankwise/prediction/studies
+    python -m benchmarks.prediction.collect OUTPUT/NAME ... --measure
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from rankwise.prediction.collected import data_set_of
+from benchmarks.prediction.collected import data_set_of
 from rankwise.records.config.training import RateRuleConfig
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TASKS = ROOT.parent / "shared" / "tasks"
 
 RANKS = (2, 4, 8, 16, 32, 64)

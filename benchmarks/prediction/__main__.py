@@ -2,8 +2,8 @@
 
     python -m benchmarks.prediction [--collection FOLDER ...] [--curves FOLDER] [--only DOMAIN]
 
-The comparison of docs/studies/prediction.md. *Ours* is the collection that comes with the package,
-and the folders that are named; a domain of fewer than four tasks is skipped. Tables go to stdout,
+The comparison of docs/studies/prediction.md. *Ours* is the collection in ``studies/``, and
+the folders that are named; a domain of fewer than four tasks is skipped. Tables go to stdout,
 a row for each predictor; the last line is one JSON object.
 """
 
@@ -19,16 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.prediction_domains import domains
-from rankwise.prediction.advice import Advice, Planned, advise
-from rankwise.prediction.collected import CollectedStudy
-from rankwise.prediction.collection import SHIPPED, read_collection
-from rankwise.prediction.curves import TARGETS, RankCurve, Target, curve_of
-from rankwise.prediction.flips import ORDERERS, Orderer, study_aucs
-from rankwise.prediction.judge import MIN_TASKS, Judgement, Mean, judge, mean_over_tasks
+from benchmarks.prediction.advice import Advice, Planned, advise
+from benchmarks.prediction.collected import CollectedStudy
+from benchmarks.prediction.collection import SHIPPED, read_collection
+from benchmarks.prediction.curves import TARGETS, RankCurve, Target, curve_of
+from benchmarks.prediction.domains import domains
+from benchmarks.prediction.flips import ORDERERS, Orderer, study_aucs
+from benchmarks.prediction.judge import MIN_TASKS, Judgement, Mean, judge, mean_over_tasks
 from rankwise.records import quantities
 
-CURVES = Path(__file__).resolve().parents[2] / "shared/data/curves"
+CURVES = Path(__file__).resolve().parents[3] / "shared/data/curves"
 DIGITS = {"points": 2, "nats": 4}
 
 
@@ -89,7 +89,7 @@ def forgetting(studies: Sequence[CollectedStudy]) -> dict[str, Mean]:
 
 
 def advised(studies: Sequence[CollectedStudy]) -> dict[str, Advice]:
-    """What ``rankwise predict`` says of each study, from the studies of other tasks alone."""
+    """What the ridge says of each study, from the studies of other tasks alone."""
     found = dict[str, Advice]()
     for study in studies:
         curve = curve_of(study)
@@ -101,8 +101,6 @@ def advised(studies: Sequence[CollectedStudy]) -> dict[str, Advice]:
             ranks=curve.ranks,
             rates=curve.question.rates,
             alphas=study.alphas_of(curve.ranks),
-            is_in_points=True,
-            features={},
         )
         others = [each for each in studies if each.data_set != study.data_set]
         found[curve.name] = advise(others, planned, study.features)
@@ -147,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         told[domain] = {"curves": len(tuple(curves)), **summary(found, DIGITS[unit])}
     says = advised(studies) if options.only in (None, "ours") else {}
     if says:
-        print("\nours, what `rankwise predict` says of each study from those of other tasks\n")
+        print("\nours, what the ridge says of each study from those of other tasks\n")
         print("| study | rank | why not |\n|---|---|---|")
         for name, advice in says.items():
             print(f"| {name} | {advice.rank or 'cannot say'} | {'; '.join(advice.reasons)} |")

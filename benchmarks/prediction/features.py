@@ -7,16 +7,16 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from benchmarks.prediction.activations import activation_features
+from benchmarks.prediction.gradients import gradient_features
+from benchmarks.prediction.margins import choices
+from benchmarks.prediction.matrices import read_matrices
+from benchmarks.prediction.probe import ProbeSetting, Reference, probe_features, train_probe
+from benchmarks.prediction.rows import NUM_ROWS, as_examples
 from rankwise.engine.models.base import LinearShape, adaptable_shapes, target_shapes
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.engine.training.trainees import effective_batches
 from rankwise.errors import DivergedError
-from rankwise.prediction.activations import activation_features
-from rankwise.prediction.gradients import gradient_features
-from rankwise.prediction.margins import choices
-from rankwise.prediction.matrices import read_matrices
-from rankwise.prediction.probe import ProbeSetting, Reference, probe_features, train_probe
-from rankwise.prediction.rows import NUM_ROWS, as_examples
 from rankwise.tasks.questions import RightAnswer
 from rankwise.tasks.requests import PreparedTask
 from rankwise.tasks.training_rows import Example

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from rankwise.prediction.feature_table import NEAR_TIE_NATS
+from benchmarks.prediction.feature_table import NEAR_TIE_NATS
 from rankwise.records.folder import BASE
 from rankwise.records.p_right import highest, option_nats, p_right, right_options
 from rankwise.tasks.evaluation import ScoredModel, evaluate

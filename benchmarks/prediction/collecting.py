@@ -10,10 +10,7 @@ from pathlib import PurePath
 
 import numpy as np
 
-from rankwise.errors import RecordError
-from rankwise.findings.options import OptionGains
-from rankwise.findings.pairs import run_record
-from rankwise.prediction.collected import (
+from benchmarks.prediction.collected import (
     Change,
     CollectedItems,
     CollectedModel,
@@ -22,6 +19,9 @@ from rankwise.prediction.collected import (
     CollectedTraining,
     in_thousandths,
 )
+from rankwise.errors import RecordError
+from rankwise.findings.options import OptionGains
+from rankwise.findings.pairs import run_record
 from rankwise.records import quantities
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.folder import StudyFolder
@@ -123,7 +123,7 @@ def recorded_features(
 ) -> dict[str, float]:
     """What the records of a study tell that was known before training.
 
-    The names and definitions are those of ``study.predicting``, which measures more, and on fewer
+    The names and definitions are those of ``untrained``, which measures more, and on fewer
     items. ``base_accuracy`` is there where the tasks' own accuracy is the share of items whose
     right option the base puts first, which normalised accuracy is not.
     """
@@ -133,9 +133,8 @@ def recorded_features(
         "train_loss_tokens": _learned_tokens(part) / training.epochs,
         "train_steps": training.num_steps,
         "rank_parameters": model.parameters_per_rank,
+        "model_parameters": model.num_parameters,
     }
-    if model.num_parameters:  # 0 in the record of an older version
-        found["model_parameters"] = model.num_parameters
     items = [part.base.items[task] for task in part.tasks["in_domain"]]
     of_options = [each for each in items if each.choices is not None]
     if of_options and all(each.by_accuracy.metric == "acc" for each in of_options):

@@ -5,18 +5,15 @@ The comparison is the one of docs/studies/prediction.md, which was written down 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from rankwise.findings.stats.estimates import student_interval
-from rankwise.findings.stats.items import Floats
-from rankwise.prediction.curves import RankCurve, Target, left_out_in_turn
-from rankwise.prediction.laws import LAWS
-from rankwise.prediction.learned import LEARNED
-from rankwise.prediction.predictors import (
+from benchmarks.prediction.curves import RankCurve, Target, left_out_in_turn
+from benchmarks.prediction.laws import LAWS
+from benchmarks.prediction.learned import LEARNED
+from benchmarks.prediction.predictors import (
     CONSTANTS,
     SIMPLE_RULES,
     Kind,
@@ -24,6 +21,8 @@ from rankwise.prediction.predictors import (
     choose,
     first_best,
 )
+from rankwise.findings.stats.estimates import student_interval
+from rankwise.findings.stats.items import Floats
 
 PREDICTORS = (*CONSTANTS, *SIMPLE_RULES, *LAWS, *LEARNED)
 CONFIDENCE = 0.95
@@ -164,17 +163,6 @@ def mean_over_tasks(values: Sequence[float] | Floats) -> Mean:
     """Of one number for each task, at least two, with the bounds of Student's t."""
     mean = float(np.mean(values))
     return Mean(mean, *student_interval(mean, values, CONFIDENCE))
-
-
-def bound_of_new_task(regrets: Sequence[float], confidence: float) -> float | None:
-    """About what the regret on another task stays below, in a share ``confidence`` of tasks.
-
-    The k-th smallest of n regrets on tasks that were left out, k = ⌈(n + 1) confidence⌉; None where
-    that is more than n. It is an approximation: each regret is an estimate, and of a fit without
-    one of the tasks.
-    """
-    place = math.ceil((len(regrets) + 1) * confidence - 1e-9)
-    return None if place > len(regrets) else sorted(regrets)[place - 1]
 
 
 def _choices(predictor: Predictor, curves: Sequence[RankCurve], target: Target) -> dict[str, int]:

@@ -1,6 +1,6 @@
 """How often the comparison of predictors finds a rule that is planted, and one that is not there.
 
-    python -m benchmarks.prediction_power [--draws N]
+    python -m benchmarks.prediction.power [--draws N]
 
 Synthetic collections of 4 and 7 tasks, one to three studies each, as large and as noisy as those
 of docs/studies/collection.md: ranks 2 to 64, two seeds, 60 items. The gain of a study is a parabola
@@ -19,10 +19,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from rankwise.prediction.curves import Question, RankCurve
-from rankwise.prediction.judge import judge
-from rankwise.prediction.learned import RIDGE
-from rankwise.prediction.predictors import CONSTANTS
+from benchmarks.prediction.curves import Question, RankCurve
+from benchmarks.prediction.judge import judge
+from benchmarks.prediction.learned import RIDGE
+from benchmarks.prediction.predictors import CONSTANTS
 
 RANKS = (2, 4, 8, 16, 32, 64)
 TASKS, SEEDS, ITEMS = (4, 7), 2, 60

@@ -7,27 +7,23 @@ to be better than every constant, there is none.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from rankwise.prediction.collected import CollectedStudy, is_of_probe
-from rankwise.prediction.curves import Question, RankCurve, curve_of
-from rankwise.prediction.judge import (
+from benchmarks.prediction.collected import CollectedStudy, is_of_probe
+from benchmarks.prediction.curves import Question, RankCurve, curve_of
+from benchmarks.prediction.judge import (
     MIN_TASKS,
     Judged,
     Judgement,
-    bound_of_new_task,
     judge,
 )
-from rankwise.prediction.learned import RIDGE, RIDGE_FEATURES
-from rankwise.prediction.predictors import CONSTANTS, Choice, choose
+from benchmarks.prediction.learned import RIDGE, RIDGE_FEATURES
+from benchmarks.prediction.predictors import CONSTANTS, choose
 from rankwise.records import quantities
-from rankwise.records.base import Record
 from rankwise.records.study import Interval
 
-NEW_TASK_CONFIDENCE = 0.8
-"""Of the bound of one more task; with seven tasks no bound holds at 90 %."""
 MARGIN = 0.5
 """A feature may lie beyond the collection's ends by this share of its range."""
 DOUBLING = 1.0
@@ -45,8 +41,6 @@ class Planned(NamedTuple):
         ranks: that it may choose from.
         rates: of each rank, the median where it has several; a tuned rate is what tuning begins at.
         alphas: of each rank, as in ``CollectedRun``.
-        is_in_points: whether the gain is judged in points; else by a loss.
-        features: that the plan alone gives, by name.
     """
 
     base_fingerprint: str
@@ -54,81 +48,29 @@ class Planned(NamedTuple):
     ranks: tuple[int, ...]
     rates: tuple[float, ...]
     alphas: tuple[float, ...]
-    is_in_points: bool
-    features: Mapping[str, float]
 
 
-class Regret(Interval):
-    """Points below the best of the study's ranks, a mean over tasks left out, with 95 % bounds.
-
-    The best rank is chosen on other seeds and items than it is measured on, and that choice may
-    miss it. So a regret is too low, and may be below 0; as all are by the same amount, their
-    differences are not.
-    """
-
-    predictor: str
-
-
-class ExpectedRank(Record):
-    """A rank, and how many points less than with the one that is chosen the gain is expected."""
-
-    rank: int
-    below_chosen: float
-
-
-class Advice(Record):
-    """``rank`` is None where it cannot be said, and ``reasons`` say why.
-
-    ``chosen`` is the rank of the ridge, also where its record is not good enough; ``by_rank`` is
-    empty then. ``regret`` is that of the ridge and ``constants`` those of each constant.
-    ``new_task_regret`` is about what one more task stays below at ``NEW_TASK_CONFIDENCE``, at
-    least 0; None where there are too few tasks. All are None or empty where the collection does not
-    apply.
-    ``dropped`` are features of the ridge that this study has and a study of the collection lacks,
-    or has of a probe of another rank.
-    """
+class Advice(NamedTuple):
+    """``rank`` is None where it cannot be said, and ``reasons`` say why, one sentence each."""
 
     rank: int | None
-    reasons: tuple[str, ...]
-    chosen: int | None = None
-    num_studies: int
-    num_tasks: int
-    features: Mapping[str, float]
-    dropped: tuple[str, ...] = ()
-    regret: Regret | None = None
-    constants: tuple[Regret, ...] = ()
-    new_task_regret: float | None = None
-    by_rank: tuple[ExpectedRank, ...] = ()
+    reasons: tuple[str, ...] = ()
 
 
 class _Grounds(NamedTuple):
     """The curves of a collection that are of the question's kind, over its ranks alone.
 
-    The question and the curves have the same features; ``dropped`` are those that others lack.
+    The question and the curves have the same features.
     """
 
     question: Question
     curves: tuple[RankCurve, ...]
     alphas: tuple[float, ...]
     """Of the smallest rank, of each curve."""
-    dropped: tuple[str, ...]
 
     @property
     def num_tasks(self) -> int:
         return len({curve.task for curve in self.curves})
-
-
-def reasons_against(
-    studies: Sequence[CollectedStudy], study: Planned, features: Mapping[str, float]
-) -> tuple[str, ...]:
-    """Why the collection says nothing of this study, one sentence each; empty where it does.
-
-    Args:
-        studies: a collection.
-        study: that is to be trained.
-        features: of it, as far as they are known.
-    """
-    return tuple(_outside(study, _grounds(studies, study, features)))
 
 
 def advise(
@@ -145,31 +87,15 @@ def advise(
         features: of it, by name.
     """
     grounds = _grounds(studies, study, features)
-    known: dict[str, Any] = {
-        "num_studies": len(grounds.curves),
-        "num_tasks": grounds.num_tasks,
-        "features": dict(features),
-        "dropped": grounds.dropped,
-    }
     outside = tuple(_outside(study, grounds))
     if outside:
-        return Advice(rank=None, reasons=outside, **known)
+        return Advice(None, outside)
     judgement = judge(grounds.curves, "gain", (*CONSTANTS, RIDGE))
     ridge = judgement.of(RIDGE.name)
     assert ridge is not None  # it needs no feature
-    choice = choose(RIDGE.fit(grounds.curves, "gain"), grounds.question)
-    is_better = ridge.beats_the_constants
-    most = bound_of_new_task(list(ridge.by_task.values()), NEW_TASK_CONFIDENCE)
-    return Advice(
-        rank=choice.rank if is_better else None,
-        reasons=() if is_better else (_not_better(judgement, ridge, grounds),),
-        chosen=choice.rank,
-        regret=_regret(ridge),
-        constants=tuple(_regret(each) for each in judgement.judged if each.kind == "constant"),
-        new_task_regret=None if most is None else max(most, 0.0),
-        by_rank=tuple(_expected(grounds.question, choice)) if is_better else (),
-        **known,
-    )
+    if not ridge.beats_the_constants:
+        return Advice(None, (_not_better(judgement, ridge, grounds),))
+    return Advice(choose(RIDGE.fit(grounds.curves, "gain"), grounds.question).rank)
 
 
 def _grounds(
@@ -191,7 +117,6 @@ def _grounds(
         question.with_features(names),
         tuple(curve.with_features(names) for curve, _ in found),
         tuple(alpha for _, alpha in found),
-        tuple(name for name in RIDGE_FEATURES if name in features and name not in names),
     )
 
 
@@ -213,8 +138,6 @@ def _outside(study: Planned, grounds: _Grounds) -> Iterator[str]:
     """Sentences."""
     question, curves = grounds.question, grounds.curves
     ranks = quantities.listed([str(rank) for rank in question.ranks])
-    if not study.is_in_points:
-        yield "the study is judged by its loss, and the collection in points"
     if len(question.ranks) < 2:
         yield f"the study has rank {ranks} alone, and a choice needs two ranks"
     elif grounds.num_tasks < MIN_TASKS:
@@ -222,7 +145,7 @@ def _outside(study: Planned, grounds: _Grounds) -> Iterator[str]:
             f"the collection has studies of {quantities.counted(grounds.num_tasks, 'task')} in "
             f"points with this base, {quantities.modules(study.target_modules)} adapted, ranks "
             f"{ranks} with rates and alphas in the same proportions, and two seeds, and "
-            f"{MIN_TASKS} are needed; add finished studies with `rankwise collect`"
+            f"{MIN_TASKS} are needed; collect more finished studies"
         )
     else:
         rates = [curve.question.rates[0] for curve in curves]
@@ -267,15 +190,6 @@ def _not_better(judgement: Judgement, ridge: Judged, grounds: _Grounds) -> str:
 
 
 def _points(judged: Judged) -> str:
-    return quantities.with_interval(_regret(judged), "points", signed=False)
-
-
-def _regret(judged: Judged) -> Regret:
     value, lower, upper = judged.regret
-    return Regret(predictor=judged.name, estimate=value, lower=lower, upper=upper)
-
-
-def _expected(question: Question, choice: Choice) -> Iterator[ExpectedRank]:
-    below = choice.values[choice.place] - choice.values
-    for rank, points in zip(question.ranks, below, strict=True):
-        yield ExpectedRank(rank=rank, below_chosen=float(points))
+    interval = Interval(estimate=value, lower=lower, upper=upper)
+    return quantities.with_interval(interval, "points", signed=False)

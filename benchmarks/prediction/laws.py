@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.prediction.curves import Part, Question, RankCurve, Target
+from benchmarks.prediction.predictors import Forecast, Predictor, task_weights
 from rankwise.findings.stats.items import Floats
-from rankwise.prediction.curves import Part, Question, RankCurve, Target
-from rankwise.prediction.predictors import Forecast, Predictor, task_weights
 
 EXPONENTS = np.linspace(-1.5, 1.5, 61)
 """Of both variables; constants and factors follow by least squares at each pair."""

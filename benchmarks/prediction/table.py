@@ -1,6 +1,6 @@
 """The tables of docs/studies/collection.md, from the records of the collection.
 
-    python -m benchmarks.collection_table
+    python -m benchmarks.prediction.table
 
 Means over the seeds of a study: points for gain and retention, nats for prose.
 """
@@ -12,12 +12,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from benchmarks.collection import BRACKETED, FACTORS, RANKS, RULE
-from benchmarks.collection_pages import NAMES
+from benchmarks.prediction.collected import Change, CollectedRun, CollectedStudy, data_set_of
+from benchmarks.prediction.collection import SHIPPED, read_collection
+from benchmarks.prediction.judge import mean_over_tasks
+from benchmarks.prediction.pages import NAMES
+from benchmarks.prediction.train import BRACKETED, FACTORS, RANKS, RULE
 from rankwise.findings.model_card import markdown_table
-from rankwise.prediction.collected import Change, CollectedRun, CollectedStudy, data_set_of
-from rankwise.prediction.collection import SHIPPED, read_collection
-from rankwise.prediction.judge import mean_over_tasks
 from rankwise.records import quantities
 
 _Wanted = Callable[[CollectedRun], bool]

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from benchmarks.prediction.matrices import GROUP_BYTES, in_groups, means_by_kind
+from benchmarks.prediction.rows import as_memory_allows, hidden_states, micro_batches
 from rankwise.engine.models.base import LinearShape
 from rankwise.engine.models.packed_attention import packed_attention
-from rankwise.prediction.matrices import GROUP_BYTES, in_groups, means_by_kind
-from rankwise.prediction.rows import as_memory_allows, hidden_states, micro_batches
 from rankwise.tasks.training_rows import Example
 from rankwise.weights.spectra import energy_rank
 

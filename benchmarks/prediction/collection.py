@@ -1,23 +1,14 @@
-"""Collections of studies: the one that comes with the package, and the user's own."""
+"""Collections of studies: the one in ``studies/``, and others."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-import platformdirs
-
+from benchmarks.prediction.collected import CollectedStudy
 from rankwise.errors import NewerRecordError, RecordError
-from rankwise.prediction.collected import CollectedStudy
 from rankwise.records.files import read_record, without_remedy, write_record
 
 SHIPPED = Path(__file__).parent / "studies"
-
-
-def own_collection() -> Path:
-    """The folder of the user's studies: ``RANKWISE_COLLECTION``, else in the user's data folder."""
-    named = os.environ.get("RANKWISE_COLLECTION")
-    return Path(named or Path(platformdirs.user_data_dir("rankwise")) / "collection")
 
 
 def add_study(folder: Path, study: CollectedStudy) -> Path:

@@ -14,9 +14,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
+from benchmarks.prediction.curves import Question, RankCurve, Target, left_out_in_turn
+from benchmarks.prediction.predictors import Forecast, Predictor, task_weights
 from rankwise.findings.stats.items import Floats
-from rankwise.prediction.curves import Question, RankCurve, Target, left_out_in_turn
-from rankwise.prediction.predictors import Forecast, Predictor, task_weights
 
 RIDGE_FEATURES: dict[str, bool] = {
     "train_rows": True,

@@ -1,12 +1,12 @@
 """What is measured before training, of some study files, and what that takes.
 
-    python -m benchmarks.prediction_features STUDY.yaml ... --output FILE.json
+    python -m benchmarks.prediction.measure STUDY.yaml ... --output FILE.json
                                              [--allow-task-code] [--no-probe]
 
-FILE.json gets, by the name of each study, its features (``rankwise.prediction.feature_table``), the
-wall and CPU seconds from the study file on, the process's peak memory, threads, and the machine's
-load before. It is written after every study; entries of other studies in it stay. The last line of
-output is one JSON object: the seconds and the peak by study.
+FILE.json gets, by the name of each study, its features (``feature_table``), the wall and CPU
+seconds from the study file on, the process's peak memory, threads, and the machine's load before.
+It is written after every study; entries of other studies in it stay. The last line of output is one
+JSON object: the seconds and the peak by study.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.prediction.untrained import measure_features
 from rankwise.records.files import write_atomically
 from rankwise.records.study_file import load_config
-from rankwise.study.predicting import measure_features
 
 
 def measured(path: Path, *, allow_task_code: bool, with_probe: bool) -> tuple[str, dict[str, Any]]:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.prediction.curves import Question, RankCurve
 from benchmarks.search_curves import read_curves
-from rankwise.prediction.curves import Question, RankCurve
 
 GLUE_RUNS, TINKER_RUNS = "lora-rank-scaling-glue.csv", "tinker-sft-sweep.csv"
 

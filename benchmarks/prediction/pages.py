@@ -1,8 +1,8 @@
 """A page for each family of the collection's studies: the studies whose rows are of one data set.
 
-    python -m benchmarks.collection_pages OUTPUT [--to docs/studies]
+    python -m benchmarks.prediction.pages OUTPUT [--to docs/studies]
 
-Reads the folders that ``python -m benchmarks.collection OUTPUT`` has finished, and writes
+Reads the folders that ``python -m benchmarks.prediction.train OUTPUT`` has finished, and writes
 ``collection-NAME.md`` for each data set: the verdict of each study in a line, then its main table
 as ``rankwise export --format markdown`` has it. Nothing on these pages is written by hand.
 """
@@ -15,13 +15,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.collection import CELLS, ROOT, RULE, Cell
+from benchmarks.prediction.collected import data_set_of
+from benchmarks.prediction.train import CELLS, ROOT, RULE, Cell
 from rankwise.errors import RecordError
 from rankwise.findings.model_card import markdown_table
 from rankwise.findings.options import OptionGains
 from rankwise.findings.pairs import run_record
 from rankwise.integrations.paper_tables import markdown, paper_tables
-from rankwise.prediction.collected import data_set_of
 from rankwise.records import quantities
 from rankwise.records.folder import StudyFolder
 from rankwise.report.summaries import OUTCOMES
@@ -78,8 +78,8 @@ def page(name: str, studies: Sequence[Done]) -> Iterator[str]:
         f"{num_studies(len(studies))} of the "
         "[collection](collection.md). All ranks of a study were trained in one pass, on the same "
         "rows in the same order. Scores are of 60 items of each task, p(right) in points, with "
-        "95 % intervals. `python -m benchmarks.collection` trains the studies, and `python -m "
-        "benchmarks.collection_pages` writes this page from them."
+        "95 % intervals. `python -m benchmarks.prediction.train` trains the studies, and "
+        "`python -m benchmarks.prediction.pages` writes this page from them."
     )
     yield ""
     yield from markdown_table(

@@ -12,8 +12,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from benchmarks.prediction.curves import Question, RankCurve, Target
 from rankwise.findings.stats.items import Floats
-from rankwise.prediction.curves import Question, RankCurve, Target
 
 Forecast = Callable[[Question], Floats]
 """(ranks,): what is expected of each rank; the unit is the predictor's own unless it says so."""

@@ -12,9 +12,9 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
+from benchmarks.prediction.collected import CollectedItems, CollectedStudy
+from benchmarks.prediction.curves import line_of
 from rankwise.findings.stats.items import Floats
-from rankwise.prediction.collected import CollectedItems, CollectedStudy
-from rankwise.prediction.curves import line_of
 
 NUM_FACTORS = 3
 MIN_FORGOTTEN = 5

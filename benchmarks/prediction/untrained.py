@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from benchmarks.prediction.features import Untrained, features_of
+from benchmarks.prediction.probe import ProbeSetting
 from rankwise.engine.models import base as models
 from rankwise.errors import ConfigError
-from rankwise.prediction.advice import Planned
-from rankwise.prediction.curves import middle_rates
-from rankwise.prediction.features import Untrained, features_of
-from rankwise.prediction.probe import ProbeSetting
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.study import PlannedRun
 from rankwise.study.observer import Observer
-from rankwise.study.planning.plan import StudyPlan, metric_of, plan_study
-from rankwise.tasks.judgement import is_judged_by_loss
+from rankwise.study.planning.plan import StudyPlan, plan_study
 from rankwise.tasks.requests import PreparedTask, prepared_task
 from rankwise.tasks.right_answers import right_answers
 
@@ -34,26 +31,6 @@ class UntrainedPlan(NamedTuple):
     def largest(self) -> PlannedRun:
         """The first planned model of the largest rank."""
         return max(self.of_lora, key=lambda model: model.rank or 0)
-
-    @property
-    def planned(self) -> Planned:
-        """What the plan alone tells."""
-        record, config = self.plan.record, self.plan.record.config
-        (train_task,) = record.tasks
-        own = record.tasks[train_task].get("in_domain", ())
-        rates = middle_rates((run.rank or 0, run.learning_rate or 0.0) for run in self.of_lora)
-        alphas = {run.rank: (run.rank or 0) * (run.scaling or 0.0) for run in self.of_lora}
-        return Planned(
-            base_fingerprint=record.base_model_fingerprint,
-            target_modules=self.largest.target_modules,
-            ranks=tuple(rates),
-            rates=tuple(rates.values()),
-            alphas=tuple(alphas[rank] for rank in rates),
-            is_in_points=not any(
-                is_judged_by_loss(self.plan.tasks[name], metric_of(config, name)) for name in own
-            ),
-            features={"train_rows": float(len(self.plan.examples[train_task]))},
-        )
 
 
 def plan_untrained(config: StudyConfig, observer: Observer | None = None) -> UntrainedPlan:

@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
+from benchmarks.prediction.collected import CollectedItems, CollectedStudy
 from rankwise.findings.stats.items import Floats
-from rankwise.prediction.collected import CollectedItems, CollectedStudy
 from rankwise.records.study import Relation
 
 Part = Literal["gain", "retention"]
