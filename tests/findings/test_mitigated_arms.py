@@ -103,7 +103,7 @@ def test_beyond_its_ends_the_line_goes_on() -> None:
     beyond = {
         "rate": ({"learning_rate_factor": 0.3}, Change(0.24, -0.06)),
         "better": ({"kl": {}}, Change(0.28, 0.03)),  # than the base itself, which gains nothing
-        "worse": ({"loss": "dft"}, Change(0.33, -0.15)),  # than the run as trained
+        "worse": ({"weight_decay": 1.0}, Change(0.33, -0.15)),  # than the run as trained
     }
     arms = arms_of(found_in(planted_mitigated(PLAIN, beyond)))
     for name, above in {"better": 28.0 + 12.0, "worse": 33.0 - 37.5}.items():
