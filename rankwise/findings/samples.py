@@ -19,8 +19,9 @@ from rankwise.findings.pairs import (
     paired_test,
 )
 from rankwise.findings.stats.anytime import anytime_interval
-from rankwise.findings.stats.estimates import chance_of_sign, holm, holm_levels
+from rankwise.findings.stats.estimates import holm, holm_levels
 from rankwise.findings.stats.items import POINTS, num_clusters
+from rankwise.findings.stats.prospects import chance_of_sign
 from rankwise.records import quantities
 from rankwise.records.base import SCHEMA_VERSION, Record, SchemaVersion
 from rankwise.records.clusters import candidate_fields, cluster_numbers
@@ -254,13 +255,26 @@ class _Judged(NamedTuple):
     holm_p_value: float | None
     level: float
     num_files: int
+    point: float
+    """What a point of the odds' prior is in the values' unit: 1 % of the largest differences."""
+
+
+def _point(pair: Pair) -> float:
+    return 1.0 if pair.in_points else pair.item_size / POINTS
 
 
 def _judged(pairs: Sequence[Pair], confidence: float) -> list[_Judged]:
     p_values = [paired_test(pair, confidence).p_value for pair in pairs]
     levels = holm_levels(p_values, 1.0 - confidence)
     return [
-        _Judged(paired_test(pair, 1.0 - level), p_value, corrected, 1.0 - level, len(pairs))
+        _Judged(
+            paired_test(pair, 1.0 - level),
+            p_value,
+            corrected,
+            1.0 - level,
+            len(pairs),
+            _point(pair),
+        )
         for pair, p_value, corrected, level in zip(
             pairs, p_values, holm(p_values), levels, strict=True
         )
@@ -284,7 +298,7 @@ def _judged_at_any_time(
         # outside, and then nothing is shown
         mean = test.estimate.value
         test = test._replace(lower=min(lower, mean), upper=max(upper, mean))
-        judged.append(_Judged(test, None, None, level, len(pairs)))
+        judged.append(_Judged(test, None, None, level, len(pairs), _point(pair)))
     return judged
 
 
@@ -425,7 +439,7 @@ def _verdict(
             MoreItems(
                 factor=factor,
                 num_items=round(factor * test.num_examples),
-                probability=chance_of_sign(test.estimate, factor, alpha),
+                probability=chance_of_sign(test.estimate, factor, alpha, of_file.point),
             )
             for factor in MORE_ITEMS
         )
