@@ -44,10 +44,10 @@ def mitigation_section(found: Sequence[TrainTaskMitigations]) -> ReportSection:
     about = (
         "Each arm trains the run once more with one thing changed. A lower learning rate forgets "
         "less and gains less, and costs nothing: it is what every other arm has to beat. An arm "
-        "is set against the line through the run as trained, its lower rates and the base, at the "
-        "arm's own retention. The recommendation does not rest on this. Intervals are "
-        f"{quantities.percent(found[0].confidence)}, one at a time; what is said to gain more or "
-        "less is corrected for the number of arms (Holm)."
+        "is better if it gains more and forgets less than the lower rate that is nearest in "
+        "retention. The recommendation does not rest on this. Intervals are "
+        f"{quantities.percent(found[0].confidence)}, one at a time; better and worse are corrected "
+        "for the number of arms (Holm)."
     )
     rows = (
         flat(arm, train_task=part.train_task, option=option.source.label, seeds=option.num_seeds)
@@ -79,12 +79,12 @@ def _figures(found: TrainTaskMitigations) -> Iterator[Figure]:
             )
             for arm in option.arms
         ]
-        path = [*(place for place, arm in enumerate(option.arms) if arm.is_of_line), None]
+        path = [*(place for place, arm in enumerate(option.arms) if arm.is_of_rates), None]
         yield Figure(
             str(place),
             f"Gain against retention, {option.source.label}",
-            "The line goes from the run as trained over its lower rates to the base. An arm above "
-            "it gains more than a lower rate does at the same retention. Bars are of each change "
+            "The line joins the run as trained, its lower rates and the base; what a rate between "
+            "them does is not known. Bars are of each change "
             "from the base; arms share their items, so the differences in the table vary less. "
             "The dashed line is ε, the largest loss that is accepted.",
             plane_of(marks, first.gain.unit, found.epsilon_points, path),
@@ -95,8 +95,9 @@ def _figures(found: TrainTaskMitigations) -> Iterator[Figure]:
 
 
 def _arm_table(found: TrainTaskMitigations) -> Table:
-    def above(row: Arm) -> Cell:
-        return cells.mean(row.above_rates, note="" if row.is_told_apart else "not told apart")
+    def over(row: Arm) -> Cell:
+        lead = row.over_rate
+        return cells.mean(lead and lead.gain, note="" if lead is None else lead.dominance)
 
     columns: list[Column[Arm]] = [
         Column("Arm", lambda row: row.label),
@@ -104,7 +105,13 @@ def _arm_table(found: TrainTaskMitigations) -> Table:
         Column("Kept", lambda row: cells.share(row.kept_gain), "of the gain as trained"),
         Column("Retention", lambda row: cells.sized(row.retention), "change, points"),
         Column("Regained", lambda row: cells.share(row.regained), "of the retention loss"),
-        Column("Above lower rates", above, f"gain at its retention, {found.unit}"),
+        Column("Nearest lower rate", lambda row: row.over_rate and row.over_rate.rate),
+        Column("Gain over it", over, found.unit),
+        Column(
+            "Kept over it",
+            lambda row: cells.mean(row.over_rate and row.over_rate.retention),
+            "points",
+        ),
         Column("Tokens", lambda row: row.num_tokens, "of each seed"),
         Column("Training", lambda row: quantities.seconds(row.train_seconds), "all seeds"),
     ]
