@@ -133,9 +133,9 @@ def repair_section(found: Sequence[AdapterRepair]) -> ReportSection:
         "repairs",
         "Repairs after training",
         [
-            "Each repair changes a trained adapter; what is trained on afterwards says so. Half of "
-            "the items choose the repair that gains most and keeps the loss of retention within "
-            "the limit; the others judge it. The recommendation does not rest on this.",
+            "Each repair changes a trained adapter; what is trained on afterwards says so. Chosen "
+            "is the one that gains most, of those that are shown to keep the loss of retention "
+            "within the limit. The recommendation does not rest on this.",
             *(f"{each.model}: {each.choice.statement}" for each in found),
             *(
                 f"{each.model}: {each.choice.kl_statement}"
@@ -157,16 +157,14 @@ def repair_section(found: Sequence[AdapterRepair]) -> ReportSection:
 
 def _repair_tables(found: AdapterRepair) -> Iterator[TitledTable]:
     yield TitledTable(f"What repairs would do to {found.model}", _curve(found.choice))
-    if found.choice.judged is not None and found.choice.judged.tasks:
+    if found.choice.judged is not None:
         title = f"{found.model}, {found.choice.judged.repair.label}"
         yield TitledTable(title, _judged(found, found.choice.judged.tasks))
 
 
 def _curve(choice: RepairChoice) -> Table:
-    chosen = None if choice.judged is None else choice.judged.repair
-
     def name(row: RepairPoint) -> Cell:
-        is_chosen = row.repair == chosen
+        is_chosen = row.repair == choice.repair
         return Cell(row.repair.label, "", "chosen" if is_chosen else "", is_chosen)
 
     def loss(row: RepairPoint) -> Cell:
@@ -186,9 +184,9 @@ def _curve(choice: RepairChoice) -> Table:
     ]
     limit = quantities.amount(choice.max_loss_points, "points")
     caption = (
-        f"Against the base, on the {quantities.count(choice.num_choosing_items)} items that "
-        f"choose, {cells.intervals(choice.confidence)}. A repair keeps enough if it "
-        f"loses no more than {limit} less a standard error."
+        f"Against the base, on {quantities.counted(choice.num_items, 'item')}; intervals of "
+        f"{choice.together}. A repair keeps enough if its interval ends at {limit} of loss or "
+        "less, and so do those of all stronger repairs of its kind."
     )
     return table(caption, columns, choice.curve)
 
@@ -203,7 +201,7 @@ def _judged(found: AdapterRepair, tasks: Sequence[JudgedTask]) -> Table:
         Column("Repaired", lambda row: quantities.score(row.repaired_score, row.unit)),
     ]
     place = "not written" if found.folder is None else f"written to {found.folder}"
-    return table(f"On the items by which it was not chosen; {place}.", columns, tasks)
+    return table(f"On all items; {place}.", columns, tasks)
 
 
 def variant_section(found: Sequence[TrainTaskVariants]) -> ReportSection:
