@@ -21,7 +21,7 @@ from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.errors import TaskError
 from rankwise.findings.model_card import model_card
 from rankwise.records import p_right, quantities
-from rankwise.records.clusters import cluster_numbers
+from rankwise.records.clusters import cluster_numbers, linked_clusters, ties_of
 from rankwise.records.files import write_atomically
 from rankwise.records.folder import BASE
 from rankwise.records.reading import MIN_ITEMS
@@ -54,7 +54,7 @@ class AskedTask(NamedTuple):
     Attributes:
         prepared: the task.
         metric: the configured one that decides; None: p(right), or the task's own.
-        cluster_field: of its documents; None: every item is its own.
+        cluster_field: of its documents; None: items that ask the same are clusters.
     """
 
     prepared: PreparedTask
@@ -219,11 +219,12 @@ def _items(scoring: Scoring, task: AskedTask) -> TaskItems:
     lines = [s for s in scoring.samples if s["filter"] == scoring.record.decision_filter]
     items = judged_items(scoring.record, lines, task.metric).items
     clusters: tuple[int, ...] | None = None
-    if task.cluster_field is not None and scoring.record.model == BASE:
-        name = task.prepared.name
+    if scoring.record.model == BASE:
+        name, field = task.prepared.name, task.cluster_field
         documents = {int(line["doc_id"]): line.get("doc") for line in lines}
         setting = f"evaluation.clusters.{name.partition('@')[0]}"
-        clusters = cluster_numbers(documents, task.cluster_field, setting, name)
+        named = {} if field is None else {name: cluster_numbers(documents, field, setting, name)}
+        clusters = linked_clusters({name: ties_of(lines)}, named)[name]
     return items.model_copy(update={"choices": None, "accuracy": None, "clusters": clusters})
 
 

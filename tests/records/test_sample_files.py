@@ -593,8 +593,8 @@ def test_the_command_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (
         "- Cannot tell whether model1 is better or worse than base: +0.5 points (−0.7 to +1.7) on "
         "1,000 items; right on 21 that base has wrong, wrong on 16 that it has right; p = 0.42, "
-        "0.42 corrected for 2 files. With 10 times the items (10,000) it would be decided with "
-        "probability 0.59."
+        "0.42 corrected for 2 files. With even 10 times the items (10,000) it would be decided "
+        "with probability 0.43."
     ) in text
     row = next(line for line in done.stdout.splitlines() if line.startswith("│ model0"))
     cells = [cell.strip() for cell in row.strip("│ ").split("│")]
