@@ -232,7 +232,7 @@ def test_a_study_that_is_read_back_has_the_clusters_of_its_prompts(tmp_path: Pat
         path = folder.samples_file(model.name, "kinship")
         lines = [line | asked(f"Who is {i // 2}?") for i, line in enumerate(lines_of(path))]
         path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-        change(folder.evaluation_file(model.name, "kinship"), samples=None)
+        items_as_they_are(folder, model.name, "kinship")
     outcome = conclude(folder)
     (answer,) = outcome.recommendation.by_train_task
     assert (answer.num_items_in_domain, answer.num_clusters_in_domain) == (300, 150)
