@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,9 @@ from rankwise.records.judgement import Prospect
 from rankwise.records.quantities import amount, score
 from rankwise.records.recommendation import Bound, RankVerdict, Recommendation
 from rankwise.records.study import Unit
+
+_MLP = re.compile(r"mlp|gate|up_|down_|fc|ffn|_4h|4h_|^w\d|experts")
+"""In the names of adapted layers: LoRA was not left to attention alone."""
 
 TRANSFER_ALARM_SHARE = 0.10
 """A drop of more than this share of the base's score on another domain is reported."""
@@ -201,10 +205,13 @@ def _named(labels: Sequence[str]) -> str:
 def _full_is_better(numbers: Recommendation) -> str:
     if numbers.better_and_kept_by_full is None:
         return ""
+    rates = "other learning rates of LoRA (train.learning_rate.lora)"
+    layers = "all linear layers first (methods.lora.target_modules: all-linear), then "
+    if any(_MLP.search(name) for v in numbers.verdicts for name in v.target_modules):
+        layers = ""  # they were tried
     return (
         f"{quantities.capital(numbers.better_and_kept_by_full)} gains more and forgets less than "
-        "every rank: try other learning rates of LoRA first (train.learning_rate.lora), then more "
-        "target modules (methods.lora.target_modules)"
+        f"every rank: try {layers}{rates}"
     )
 
 
@@ -249,20 +256,24 @@ def _what_decides(numbers: Recommendation) -> str:
         loss = amount(numbers.sufficient_epsilon_points or 0.0, "points")
         price = f"{quantities.capital(numbers.sufficient_label)} would qualify if {loss} of loss "
         price += "were acceptable (ε)"
+    wider = "wider margins may (recommendation.delta_points, recommendation.epsilon_points)"
     if not numbers.prospects:
-        return price
-    likely = [p for p in numbers.prospects if p.is_possible and p.probability >= WORTH_A_TRY]
+        is_open = numbers.outcome == "cannot_tell"
+        return price or (f"Every item is scored, which does not settle it: {wider}" * is_open)
+    likely = [p for p in numbers.prospects if p.probability >= WORTH_A_TRY]
     if likely:
         best = min(likely, key=lambda prospect: prospect.cost)
     else:
         best = max(numbers.prospects, key=lambda prospect: prospect.probability)
     if best.probability < HARDLY:
         text = "Neither more items nor more seeds would probably settle it"
+        if all(prospect.factor is None for prospect in numbers.prospects):
+            text = "Every item is scored, and more seeds would hardly settle it"
+        text += f": {wider}"
     else:
-        command = _command(best)
         text = (
             f"{quantities.capital(growth(best))} would settle it with probability "
-            f"{best.probability:.1f}" + ("" if command is None else f": `{command}`")
+            f"{best.probability:.1f}: `{_command(best)}`"
         )
     return f"{text}. {price}" if price else text
 
@@ -290,11 +301,10 @@ def growth(prospect: Prospect) -> str:
     where = f"{total:,}"
     if prospect.num_available is None:
         where += ", if there are so many"
-    elif not prospect.is_possible:
-        have = "task has" if len(prospect.num_items) == 1 else "tasks have"
-        where += f"; the {have} {prospect.num_available:,} in all"
+    elif total == prospect.num_available:
+        where = f"all {where}"
     of = f" of {next(iter(prospect.num_items))}" if len(prospect.num_items) == 1 else ""
-    return f"{prospect.factor:g} times the {_KINDS[prospect.add]}items{of} ({where})"
+    return f"{prospect.factor:.2g} times the {_KINDS[prospect.add]}items{of} ({where})"
 
 
 def with_folder(text: str, folder: str | Path) -> str:
@@ -302,12 +312,10 @@ def with_folder(text: str, folder: str | Path) -> str:
     return text.replace("rankwise extend DIR ", f"rankwise extend {shlex.quote(str(folder))} ")
 
 
-def _command(prospect: Prospect) -> str | None:
-    """How to grow the study so; None where it cannot be done with the tasks' own items."""
+def _command(prospect: Prospect) -> str:
+    """How to grow the study so."""
     if prospect.factor is None:
         return f"rankwise extend DIR --seeds {prospect.num_new_seeds}"
-    if not prospect.is_possible:
-        return None
     return f"rankwise extend DIR --items {prospect.num_new_items}"
 
 

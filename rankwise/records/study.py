@@ -451,8 +451,9 @@ class RunRecord(VersionedRecord):
     what does not begin at these."""
     files: dict[Place, FileDigest] = Field(default_factory=dict)
     """What its weights are: name in the run's folder -> digest; a whole path where they are
-    elsewhere. Empty in the record of an older version.
-    """
+    elsewhere."""
+    metrics: FileDigest | None = None
+    """What ``metrics.jsonl`` is; None where it was lost."""
 
     @property
     def is_given_up(self) -> bool:
@@ -535,6 +536,8 @@ class TaskEvaluation(StageRecord):
     chat_template: bool
     limit: int | None
     """This many items were scored at most; None: all."""
+    num_available: int | None = None
+    """Items that the task has in all; None where a record of other tools does not say."""
     chance: float | None
     """Mean over items of 1/options; 0 for generation, None where it has no meaning."""
     predicted_shares: tuple[float, ...] | None
@@ -555,7 +558,7 @@ class TaskEvaluation(StageRecord):
     score_seconds: float
     """The model's share of the time, where several were scored together."""
     samples: FileDigest | None = None
-    """What the items' file beside it is; None in the record of an older version."""
+    """What the items' file beside it is; None until that is written."""
     provenance: Provenance | None = None
     """What scored it; None in the record of an older version."""
 

@@ -14,8 +14,8 @@ from rankwise.records.config.training import RateRuleConfig
 from rankwise.records.study import Unit
 from rankwise.study.searches.early_stop import EarlyStop
 from rankwise.study.searches.ladder import Ladder
+from rankwise.study.searches.narrow import Narrow
 from rankwise.study.searches.policy import Policy, Setting, Terms
-from rankwise.study.searches.race import Race
 from rankwise.study.searches.rates import FACTOR, rounded
 
 REFERENCE_RANK = 32
@@ -75,8 +75,8 @@ def policy_of(
     terms = terms_of(config, unit)
     if config.search.policy == "ladder":
         return Ladder(settings, config.seeds, terms, config.search.rungs, config.search.first_rank)
-    drops_settings = config.search.policy == "race"
-    return Race(settings, config.seeds, terms, config.search.rungs, drops_settings)
+    narrows = config.search.policy == "narrow"
+    return Narrow(settings, config.seeds, terms, config.search.rungs, narrows)
 
 
 def terms_of(config: StudyConfig, unit: Unit) -> Terms:
