@@ -41,7 +41,7 @@ REPEATS = 5
 """Simulations of the same passes with other failures."""
 
 SAVE_EVERY, NOTICED, REPAIR = 900.0, 60.0, HOUR
-"""Seconds: ``train.save_every``; until Ray knows that a node is gone; until a failed card is replaced."""
+"""Seconds: ``train.save_every``; until it is known that a card failed; until it is replaced."""
 
 ONE = Setting(SHAPES["8B"], (8, 32, 128), 3, (5e6, 5e6), 1e6, 5e4, has_full=True)
 """The study that grows: 18 adapters and 6 full fine-tunings of 5 million tokens each."""
