@@ -108,7 +108,7 @@ class Places(NamedTuple):
     def options(self, unit: Unit) -> dict[str, Any]:
         """What the task of a unit asks for. The memory of a card is asked for with the card."""
         if self.has_cards:
-            return {"num_cpus": self.num_cpus, "num_gpus": unit.num_devices}
+            return {"num_cpus": self.num_cpus, "num_gpus": 1}
         return {"num_cpus": self.num_cpus, "memory": min(unit.memory_bytes, self.memory_bytes)}
 
 
@@ -184,7 +184,7 @@ class Cluster:
         ref = self.ray.remote(_card_bytes).options(num_cpus=0, num_gpus=1).remote()
         if not self.ray.wait([ref], timeout=_CARD_SECONDS)[0]:
             note("waiting for a card of the cluster: all of them are taken")
-        return Machine(torch.device("cuda"), self.ray.get(ref), places.num_cards)
+        return Machine(torch.device("cuda"), self.ray.get(ref))
 
     def mailbox(self) -> Any:
         """One that ends with this process, on its node."""

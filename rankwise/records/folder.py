@@ -20,7 +20,6 @@ from rankwise.records.files import (
     read_items,
     read_record,
     read_regular,
-    remove_shards,
     require_regular,
     write_atomically,
     write_record,
@@ -332,7 +331,7 @@ class StudyFolder:
         states = [r.with_name(_TRAINING_STATE) for r in self.root.glob("runs/*/run.json")]
         for state in states:
             with contextlib.suppress(OSError):
-                _remove_state(state)
+                state.unlink(missing_ok=True)
         self._forget(*states)
 
     def give_up(self, models: Collection[PlannedRun]) -> None:
@@ -346,7 +345,7 @@ class StudyFolder:
                 self.write(self.run_file(model.name), record.model_copy(update=without))
             with writing(state):
                 if not self.run_file(state.parent.name).exists():
-                    _remove_state(state)
+                    state.unlink(missing_ok=True)
                 if weights.exists() and model.imported_from is None:  # that is somebody else's
                     shutil.rmtree(weights)
         self._forget(*map(self.weights_folder, models))
@@ -527,7 +526,7 @@ class StudyFolder:
         self.write(self.run_file(run.name), record.model_copy(update={"files": files}))
         state = self.training_state_file(run)
         with writing(state):
-            _remove_state(state)
+            state.unlink(missing_ok=True)
         self._forget(state)
 
     def read_losses(self, run: str) -> list[tuple[int, float]]:
@@ -595,9 +594,3 @@ class StudyFolder:
                 f"{path} cannot be read: {error}. Run the study again: {model} is scored on "
                 f"{task} again."
             ) from error
-
-
-def _remove_state(state: Path) -> None:
-    """Remove a state of training, its parts first: they are found by it, or by their names."""
-    remove_shards(state)
-    state.unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator
 from datetime import UTC, datetime
 from functools import cached_property
 from time import sleep
@@ -80,7 +80,7 @@ class Shift:
         self._tell()
         pause = _FIRST_PAUSE
         while due := [unit for unit in self._due() if only in (None, unit.id)]:
-            unit = next((unit for unit in self._to_take(due) if self._crew.take(unit.id)), None)
+            unit = next((unit for unit in due if self._crew.take(unit.id)), None)
             if unit is None:
                 sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
@@ -146,24 +146,6 @@ class Shift:
         due = {stage.id for stage in self.graph if self._is_due(stage)}
         return [unit for unit in self._units if any(stage.id in due for stage in unit.stages)]
 
-    def _to_take(self, due: Sequence[Unit]) -> Sequence[Unit]:
-        """Those of the units that are due that this worker has the devices for.
-
-        Where nothing else is due than what needs more of them than any worker has, that: it fails.
-        """
-        needs = [self._num_devices(unit) for unit in due]
-        own = [
-            unit
-            for unit, num_devices in zip(due, needs, strict=True)
-            if num_devices <= self._crew.num_devices
-        ]
-        return own or (due if min(needs) > self._crew.most_devices() else ())
-
-    def _num_devices(self, unit: Unit) -> int:
-        """That the worker must have who does what is left of a unit."""
-        left = [stage.num_devices for stage in unit.stages if not self._is_over(stage)]
-        return max(left, default=1)  # another worker may just have done it
-
     def _is_due(self, stage: Stage) -> bool:
         """Whether a stage is left, and can be done now."""
         needs = [self._by_id[need] for need in stage.needs]
@@ -212,8 +194,6 @@ class Shift:
     def _do_stage(self, stage: Stage, models: tuple[Model, ...]) -> None:
         context = self._context
         try:
-            if stage.num_devices > self._crew.num_devices:
-                raise _too_few_devices(stage.num_devices, self._crew.most_devices())
             with _enough_memory():
                 self._worker.do(stage, models)
         except (StorageError, LeaseLostError):
@@ -257,13 +237,6 @@ def _failure(stage: Stage, folder: StudyFolder, error: RankwiseError) -> StageFa
         error=type(error).__name__,
         message=str(error),
         failed_at=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-
-
-def _too_few_devices(wanted: int, most: int) -> OutOfMemoryError:
-    return OutOfMemoryError(
-        f"it is planned for {wanted} cards of one machine, and no worker that is there has more "
-        f"than {most}. Start a worker where {wanted} cards are, or leave out what needs them."
     )
 
 
