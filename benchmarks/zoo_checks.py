@@ -76,8 +76,8 @@ class _Trainee(AdapterTrainee):
     gradient: Tensor
 
     def finish_gradients(self) -> Tensor:
-        assert self.adapter.weights.grad is not None
-        self.gradient = self.adapter.weights.grad.clone()
+        assert self.adapter.weights[0].grad is not None
+        self.gradient = self.adapter.weights[0].grad.clone()
         return super().finish_gradients()
 
 
@@ -209,7 +209,7 @@ def _compared(trainee: _Trainee, peer: Any, loss: float) -> list[str]:
     torch.nn.utils.clip_grad_norm_(weights, 1.0)
     torch.optim.AdamW(weights, lr=_RATE, weight_decay=0.0).step()
     step = torch.cat([w.detach().flatten() for w in weights]) - before
-    if (far := _far(trainee.adapter.weights.detach() - before, step)) > 1e-4:
+    if (far := _far(trainee.adapter.weights[0].detach() - before, step)) > 1e-4:
         faults.append(f"steps {far:.2g} apart on the same gradients")
     return faults
 

@@ -99,7 +99,7 @@ def apart(one: Mapping[str, list[float]], other: Mapping[str, list[float]]) -> f
 def weights_apart(one: Sequence[AdapterTrainee], other: Sequence[AdapterTrainee]) -> float:
     """The largest relative Frobenius norm of a difference of whole adapters."""
     pairs = [
-        (a.adapter.weights.detach().cpu(), b.adapter.weights.detach().cpu())
+        (a.adapter.weights[0].detach().cpu(), b.adapter.weights[0].detach().cpu())
         for a, b in zip(one, other, strict=True)
     ]
     return largest([float((a - b).norm() / b.norm()) for a, b in pairs])

@@ -98,15 +98,13 @@ def pass_lines(study: StudyRecord) -> list[str]:
         num_variants = len(variants.intersection(runs))
         among = f" (variants: {num_variants})" if num_variants else ""
         what = f"{len(runs)} adapters together{among}" if len(runs) > 1 else ", ".join(runs)
-        count = planned.num_devices
         parts = [
             what if len(passes) == 1 else f"{len(passes)} variants",
-            *([f"on a model that {count} devices hold together"] if count > 1 else []),
             *(["each alone, through PEFT"] if planned.runs[0] in alone else []),
             *([] if kept is None else [f"{kept.weights} weights, {kept.optimizer}"]),
             f"micro-batches of up to {planned.max_tokens} tokens",
             *(["gradient checkpointing"] if planned.gradient_checkpointing else []),
-            f"~{memory(peak)}{' of each' if count > 1 else ''}",
+            f"~{memory(peak)}",
         ]
         number = f"pass {first}" if len(passes) == 1 else f"passes {first} to {last}"
         lines.append(f"{number}: {', '.join(parts)}")

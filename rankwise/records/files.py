@@ -31,7 +31,6 @@ from rankwise.records.base import SCHEMA_VERSION, Record
 R = TypeVar("R", bound=Record)
 
 _TEMPORARY = ".rankwise-tmp"
-_SHARDS = "-shards-"
 _TEMPORARY_NAME = re.compile(r"\.(?P<host>[^.]+)\.(?P<process>\d+)\.rankwise-tmp$")
 # The last entry of a record's JSON: the sha256 of the JSON without it.
 _CHECKSUM = re.compile(rb',\n  "checksum": "([0-9a-f]{64})"\n}\n$')
@@ -240,18 +239,6 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def shards_of(state: Path, step: int) -> Path:
-    """The folder beside a state of training that holds its parts, where several processes train."""
-    return state.with_name(f"{state.stem}{_SHARDS}{step}")
-
-
-def remove_shards(state: Path, but: Path | None = None) -> None:
-    """Remove all such folders beside a state, or all but one; what is left does no harm."""
-    for folder in state.parent.glob(f"{state.stem}{_SHARDS}*"):
-        if folder != but:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def require_regular(path: Path) -> None:

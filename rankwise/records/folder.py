@@ -20,7 +20,6 @@ from rankwise.records.files import (
     read_items,
     read_record,
     read_regular,
-    remove_shards,
     require_regular,
     write_atomically,
     write_record,
@@ -282,7 +281,7 @@ class StudyFolder:
         states = [r.with_name(_TRAINING_STATE) for r in self.root.glob("runs/*/run.json")]
         for state in states:
             with contextlib.suppress(OSError):
-                _remove_state(state)
+                state.unlink(missing_ok=True)
 
     def give_up(self, models: Collection[PlannedRun]) -> None:
         """Remove states and weights of models that were dropped; records and scores stay."""
@@ -295,7 +294,7 @@ class StudyFolder:
                 self.write(self.run_file(model.name), record.model_copy(update=without))
             with writing(state):
                 if not self.run_file(state.parent.name).exists():
-                    _remove_state(state)
+                    state.unlink(missing_ok=True)
                 if weights.exists() and model.imported_from is None:  # that is somebody else's
                     shutil.rmtree(weights)
 
@@ -470,7 +469,7 @@ class StudyFolder:
         self.write(self.run_file(run.name), record.model_copy(update=digests))
         state = self.training_state_file(run)
         with writing(state):
-            _remove_state(state)
+            state.unlink(missing_ok=True)
 
     def read_losses(self, run: str) -> list[tuple[int, float]]:
         """Step and loss in nats per token, as far as they were written; a cut line ends them.
@@ -542,9 +541,3 @@ class StudyFolder:
                 f"{path} cannot be read: {error}. Run the study again: {model} is scored on "
                 f"{task} again."
             ) from error
-
-
-def _remove_state(state: Path) -> None:
-    """Remove a state of training, its parts first: they are found by it, or by their names."""
-    remove_shards(state)
-    state.unlink(missing_ok=True)

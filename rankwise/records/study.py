@@ -187,8 +187,6 @@ class PlannedPass(Record):
     gradient_checkpointing: bool
     estimated_memory_bytes: int
     """Estimated peak: of the process on a CPU, of the card on CUDA."""
-    num_devices: int = 1
-    """Devices over which the model is dealt out: all of a full fine-tuning, or LoRA's base."""
 
 
 class StudyTasks(Record):
@@ -322,8 +320,6 @@ class StudyRecord(StudyTasks):
     """Variants of LoRA; scored like the runs, and shown beside them."""
     passes: tuple[PlannedPass, ...] = ()
     """Which runs are trained together; imported ones are in none."""
-    base_devices: int = 1
-    """Devices that hold the base together where it is scored: it does not fit on one."""
     most_weights_bytes: int | None = None
     """Of a model that is scored, the most weights in the device's memory at once; its other layers
     are read from its files in every pass. None: models fit, and are held whole."""

@@ -18,6 +18,7 @@ from rankwise.engine.models.frozen_adapters import (
     carrying,
     load_frozen_adapter,
 )
+from rankwise.engine.models.placed import load_over_cards
 from rankwise.engine.models.streamed import load_streamed
 from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.scoring.resident import ResidentScorer
@@ -29,7 +30,6 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.study import PlannedRun
 from rankwise.study.observer import Teller
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.sharded_scorer import ShardedScorer
 from rankwise.tasks.questions import Scorer
 
 
@@ -54,9 +54,12 @@ class ResidentModels:
     def follow(self, plan: StudyPlan) -> None:
         """Go on under another plan of the study; what is in memory stays there.
 
-        All is let go of where models are held in another way from now on: whole or not.
+        All is let go of where models are held in another way from now on.
         """
-        if plan.record.most_weights_bytes != self._plan.record.most_weights_bytes:
+        before, after = (
+            (each.record.most_weights_bytes, each.cards) for each in (self._plan, plan)
+        )
+        if before != after:
             self.release(base=True)
         self._plan = plan
 
@@ -84,6 +87,8 @@ class ResidentModels:
     def _load(self, folder: Path, base_precision: BasePrecision = "auto") -> nn.Module:
         plan, most_bytes = self._plan, self._plan.record.most_weights_bytes
         precision = plan.record.precision
+        if plan.cards and base_precision == "auto":
+            return load_over_cards(folder, precision, plan.cards)
         if most_bytes is None or base_precision != "auto":
             return models.load_frozen(folder, precision, plan.device, base_precision)
         return load_streamed(folder, precision, plan.device, most_bytes)
@@ -91,8 +96,6 @@ class ResidentModels:
     def release(self, *, base: bool = False) -> None:
         """Give back the memory of everything but the base; ``base``: of that too."""
         self._let_go_of_alone()
-        if isinstance(self._scorer, ShardedScorer):
-            self._put_on.clear()  # go with them: they may have ended, or be at an earlier question
         self._keep(set())
         _close(self._scorer)
         self._scorer = self._adapter = None
@@ -106,8 +109,6 @@ class ResidentModels:
             self.release(base=engine == "vllm")  # which holds its own
             if engine == "vllm":
                 self._scorer = self._open_vllm(models.fetch_weights(self._plan.base))
-            elif self._plan.record.base_devices > 1:
-                self._scorer = ShardedScorer(self._plan)
             else:
                 self._scorer = self._open_resident(self.base())
         assert self._scorer is not None
@@ -134,8 +135,6 @@ class ResidentModels:
                 if run.name not in self._put_on:
                     scorer.put_on(run.name, self._folder.weights(run))
             except ModelError as error:
-                if not _is_open(scorer, engine):  # it has failed, and refused nothing
-                    raise
                 if run.name not in self._noted:
                     self._tell.noted(f"{run.name} is scored alone: {error}")
                     self._noted.add(run.name)
@@ -191,10 +190,11 @@ class ResidentModels:
             ModelError: an adapter that is more than plain LoRA, weights that cannot be read, or a
                 model that is too large: what looks at two parts also asks for gradients.
         """
-        if self.most_weights_bytes(run) is not None:
+        if self._plan.cards or self.most_weights_bytes(run) is not None:
             raise ModelError(
-                f"{run.name} does not fit into {self._plan.device}, and is read layer by layer to "
-                "be scored: heads cannot be switched off in it. Use a device with more memory."
+                f"{run.name} does not fit into {self._plan.device}, and is laid over several cards "
+                "or read layer by layer: heads cannot be switched off in it. Use a device with "
+                "more memory."
             )
         if run.method == "full":
             if self._alone_name != run.name:
@@ -209,7 +209,8 @@ class ResidentModels:
     def _load_alone(self, run: PlannedRun) -> nn.Module:
         """A run's checkpoint, or the base with its adapter put on by PEFT."""
         if self._alone is None or self._alone_name != run.name:
-            self.release()
+            # two that are larger than a card may not fit on all cards
+            self.release(base=bool(self._plan.cards) and run.method == "full")
             weights = self._folder.weights(run)
             if run.method == "full":
                 self._alone = self._load(weights)
@@ -252,12 +253,10 @@ class ResidentModels:
 
 
 def _is_open(scorer: Scorer | None, engine: Engine) -> bool:
-    if isinstance(scorer, ShardedScorer) and not scorer.is_open:  # it has failed
-        return False
     return scorer is not None and isinstance(scorer, VllmScorer) == (engine == "vllm")
 
 
 def _close(scorer: Scorer | None) -> None:
     """End what has processes: their memory is what the next model needs."""
-    if isinstance(scorer, VllmScorer | ShardedScorer):
+    if isinstance(scorer, VllmScorer):
         scorer.close()

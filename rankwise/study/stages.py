@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -64,8 +64,6 @@ class Stage(ABC):
     """What it holds at once: of training the planned peak, else the weights of its models."""
     disk_bytes: int
     """What it leaves on the disk, about."""
-    num_devices: int = field(default=1, kw_only=True)
-    """That it needs of one machine: the model that it trains or asks is dealt out over them."""
 
     kind: ClassVar[str]
     record: ClassVar[type[Record]]
@@ -403,7 +401,6 @@ class _Graph:
             work=training_work(runs),
             memory_bytes=0 if planned_pass is None else planned_pass.estimated_memory_bytes,
             disk_bytes=sum(map(stored_bytes, runs)),
-            num_devices=1 if planned_pass is None else planned_pass.num_devices,
             planned_pass=planned_pass,
             saves_states=planned_pass is not None
             and self._study.config.train.save_every is not None,
@@ -431,7 +428,6 @@ class _Graph:
                 work=float(study.num_tokens.behaviour * len(models)),
                 memory_bytes=study.weights_bytes,
                 disk_bytes=0,
-                num_devices=study.base_devices,
             )
         )
 
@@ -550,7 +546,6 @@ class _Graph:
             work=float(study.num_tokens.scored.get(task, 0) * len(models)),
             memory_bytes=study.weights_bytes,
             disk_bytes=round(TOKEN_BYTES * study.num_tokens.scored.get(task, 0) * len(models)),
-            num_devices=study.base_devices,
             task=task,
             base_fingerprint=scoring_fingerprint(study, study.base_model_fingerprint, task),
         )

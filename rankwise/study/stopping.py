@@ -64,10 +64,6 @@ class StopSignals:
             self._is_deferring = False
         self.stop_if_asked()
 
-    def ask(self, number: int) -> None:
-        """Ask for a stop at the end of the step, as a first signal of this number does."""
-        self._pending = number
-
     @property
     def is_pending(self) -> bool:
         """Whether a signal waits."""

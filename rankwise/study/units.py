@@ -42,11 +42,6 @@ class Unit:
         """The most that one of its stages holds at once."""
         return max(stage.memory_bytes for stage in self.stages)
 
-    @property
-    def num_devices(self) -> int:
-        """The most that one of its stages needs of one machine."""
-        return max(stage.num_devices for stage in self.stages)
-
     def described(
         self, unit_of: Mapping[str, Unit], folder: StudyFolder, work_per_second: float | None
     ) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_folder import ScaledFactors
 from rankwise.engine.models.devices import choose_device, float64_device
 from rankwise.engine.models.frozen_adapters import FrozenAdapter
+from rankwise.engine.models.placed import layer_devices
 from rankwise.engine.models.seeds import seed_of
 from rankwise.errors import ModelError
 from rankwise.heads.changes import heads_by_delta
@@ -148,15 +149,13 @@ def as_frozen(updates: Updates, base_model: nn.Module) -> FrozenAdapter:
 
     Args:
         updates: of layers of the base.
-        base_model: decides device and dtype.
+        base_model: decides devices and dtype.
     """
-    weight = next(base_model.parameters())
+    dtype, devices = next(base_model.parameters()).dtype, layer_devices(base_model, updates)
     layers: dict[str, ScaledFactors] = {}
     for name, update in updates.items():
         written = update.as_written
-        A, B = (
-            factor.to(weight.device, weight.dtype) for factor in (written.lora_A, written.lora_B)
-        )
+        A, B = (factor.to(devices[name], dtype) for factor in (written.lora_A, written.lora_B))
         layers[name] = ScaledFactors(A, B, 1.0)
     return FrozenAdapter(layers, is_zero_update=not any(map(_is_not_zero, updates.values())))
 

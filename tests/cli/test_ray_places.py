@@ -22,7 +22,7 @@ CARDS = [
 
 
 class Unit:
-    num_devices, memory_bytes = 1, round(3 * GB)
+    memory_bytes = round(3 * GB)
 
 
 @pytest.mark.parametrize(
@@ -47,14 +47,15 @@ def test_units_share_the_processors(
     assert places.options(unit) == {"num_cpus": cpus, "memory": round(2 * GB)}
 
 
-def test_units_have_a_card_each_or_as_many_as_they_are_dealt_out_over() -> None:
-    places = Places.of(CARDS, None)
-    assert places == Places(True, 4.0, 8, round(500 * GB))
-    assert places.count(CARDS) == 10
+def test_units_have_a_card_each_or_all_of_a_node() -> None:
     unit: Any = Unit()
+    places = Places.of(CARDS, None)
+    assert places == Places(True, 4.0, 1, round(500 * GB))
+    assert places.count(CARDS) == 10
     assert places.options(unit) == {"num_cpus": 4.0, "num_gpus": 1}
-    unit.num_devices = 8
-    assert places.options(unit) == {"num_cpus": 4.0, "num_gpus": 8}
+    together = Places.of(CARDS, 1)
+    assert together.count(CARDS) == 1
+    assert together.options(unit) == {"num_cpus": 32.0, "num_gpus": 8}
 
 
 class OneCard:
@@ -85,7 +86,7 @@ def test_the_machine_of_a_cluster_has_memory_that_stays_as_it_is(
     cpu = cluster_of(OneCard()).machine(Places.of([{"CPU": 4.0, "memory": 2 * GB}], None))
     assert cpu == Machine(torch.device("cpu"), round(2 * GB))
     card = cluster_of(OneCard()).machine(Places.of(CARDS, None))
-    assert card == Machine(torch.device("cuda"), round(80 * GB), 8)
+    assert card == Machine(torch.device("cuda"), round(80 * GB), 1)
     assert notes == ["waiting for a card of the cluster: all of them are taken"]
 
 

@@ -110,13 +110,14 @@ class _Generator(torch.Generator):
 @contextlib.contextmanager
 def fake_cuda() -> Generator[HostWaits]:
     """Tensors made inside have no numbers, and can be made on ``CUDA``, of which all is free."""
-    with (
-        _empty_caches(),
-        _device_guard(),
-        FakeTensorMode(),
-        pytest.MonkeyPatch.context() as patch,
-        HostWaits() as waits,
-    ):
+    with without_a_card(), FakeTensorMode(), HostWaits() as waits:
+        yield waits
+
+
+@contextlib.contextmanager
+def without_a_card() -> Generator[None]:
+    """Within the block, a build of PyTorch without CUDA has what tensors that say so ask for."""
+    with _empty_caches(), _device_guard(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "mem_get_info", lambda *_: (_BYTES, _BYTES))
         patch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
         for name in ("reset_peak_memory_stats", "empty_cache"):
@@ -128,7 +129,7 @@ def fake_cuda() -> Generator[HostWaits]:
         patch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
         patch.setattr(torch, "Generator", _Generator)
         patch.setattr(Tensor, "backward", lambda x, gradient=None: walk_backward(x, gradient))
-        yield waits
+        yield
 
 
 @contextlib.contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rankwise.engine.models import base as models
+from rankwise.engine.models.placed import layer_devices
 from rankwise.engine.models.trained_adapters import Adapter, adapted
 from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.training import loop as training
@@ -129,7 +130,6 @@ class Setting:
         targets: Sequence[str] = TARGETS,
         init: LoraInit = "A",
         beside: Beside = NOTHING_BESIDE,
-        make: Callable[..., AdapterTrainee] = AdapterTrainee,
         **run_options: Any,
     ) -> AdapterTrainee:
         examples = self.examples(train, rows)
@@ -143,8 +143,9 @@ class Setting:
         assert run.scaling is not None
         assert run.seed is not None
         variant = None if run.variant is None else VARIANTS[run.variant]
+        targeted = models.target_shapes(shapes, targets)
         adapter = Adapter(
-            models.target_shapes(shapes, targets),
+            targeted,
             rank=run.rank,
             scaling=run.scaling,
             dropout=train.dropout,
@@ -152,12 +153,13 @@ class Setting:
             device=CPU,
             dtype=dtype,
             init=init,
+            elsewhere=layer_devices(self.base, targeted),
         )
         if variant is not None and variant.initialise is not None:
             initial = variant.initialise(self.base, adapter, in_order(examples, run, train))
             adapter.start_from(initial.factors, is_in_base=variant.is_in_base)
         own = None if variant is None else variant.optimizer
-        return make(run, examples, train, adapter, (), beside, own)
+        return AdapterTrainee(run, examples, train, adapter, (), beside, own)
 
     def full(
         self,

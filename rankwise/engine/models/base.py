@@ -251,7 +251,12 @@ def is_stored_quantised(folder: Path) -> bool:
         return bool(read_json(folder / "config.json").get("quantization_config"))
 
 
-def _refuse_not_finite(model: nn.Module, folder: Path) -> None:
+def refuse_not_finite(model: nn.Module, folder: Path) -> None:
+    """Refuse a model that is held whole and whose training has diverged.
+
+    Raises:
+        ModelError: a weight is NaN or infinite.
+    """
     for name, weight in model.named_parameters():
         if weight.is_floating_point() and weight.numel():
             least, most = weight.aminmax()  # both are NaN if any number is
@@ -292,7 +297,7 @@ def load_frozen(
     if quantization is not None:
         options = {"quantization_config": quantization, "device_map": {"": device}}
     model = load_model(folder, DTYPES[precision], **options)
-    _refuse_not_finite(model, folder)
+    refuse_not_finite(model, folder)
     freeze(model)
     prepare_quantised(model)
     return model if quantization is not None else model.to(device)

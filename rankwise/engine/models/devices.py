@@ -131,19 +131,19 @@ class Machine(NamedTuple):
 
     Attributes:
         device: that computes.
-        memory_bytes: that it has, if that is given; None: what is free when it is asked.
-        num_devices: equal ones over which a model can be dealt out.
+        memory_bytes: that each card has, if that is given; None: what is free when it is asked.
+        num_cards: like the device, with it; over them the layers of a model can lie.
     """
 
     device: torch.device
     memory_bytes: int | None = None
-    num_devices: int = 1
+    num_cards: int = 1
 
     @classmethod
     def here(cls) -> Machine:
         """The one that computes here, with all cards that this process sees."""
         device = choose_device()
-        return cls(device, num_devices=count_devices(device))
+        return cls(device, num_cards=count_devices(device))
 
     @property
     def is_elsewhere(self) -> bool:
@@ -181,6 +181,17 @@ class Machine(NamedTuple):
             free, _ = torch.cuda.mem_get_info(self.device)
             return free + torch.cuda.memory_reserved(self.device)
         return psutil.virtual_memory().available + psutil.Process().memory_info().rss
+
+    @property
+    def cards(self) -> tuple[torch.device, ...]:
+        """The device and the cards like it."""
+        if self.num_cards == 1:
+            return (self.device,)
+        return tuple(torch.device(self.device.type, number) for number in range(self.num_cards))
+
+    def available_on_each(self) -> int:
+        """The least that any of its cards has; see ``available_bytes``."""
+        return min(self._replace(device=card).available_bytes() for card in self.cards)
 
 
 def moved_together(
@@ -283,18 +294,21 @@ def limit_kernel_cache() -> None:
 
 
 class PeakMemory:
-    """The peak of the memory in use, in bytes: of the process on a CPU, of tensors on CUDA."""
+    """The peak of the memory in use, in bytes: of the process on a CPU, of tensors on CUDA.
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    Of several cards it is that of the fullest.
+    """
+
+    def __init__(self, *devices: torch.device) -> None:
+        self._cards = [device for device in devices if device.type == "cuda"]
         self.bytes = 0
 
     @contextlib.contextmanager
     def measured(self) -> Generator[None]:
         """Measure the block; on Linux the kernel's high-water mark is reset at its start."""
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
-        else:
+        for card in self._cards:
+            torch.cuda.reset_peak_memory_stats(card)
+        if not self._cards:
             with contextlib.suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM
         yield
@@ -302,8 +316,8 @@ class PeakMemory:
 
     def so_far(self) -> int:
         """The peak since the block began, or of the whole process where it cannot be reset."""
-        if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device)
+        if self._cards:
+            return max(map(torch.cuda.max_memory_allocated, self._cards))
         with contextlib.suppress(OSError):
             for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
                 if line.startswith("VmHWM:"):
@@ -316,6 +330,4 @@ class PeakMemory:
 
         None on a CPU.
         """
-        if self._device.type != "cuda":
-            return None
-        return torch.cuda.max_memory_reserved(self._device)
+        return max(map(torch.cuda.max_memory_reserved, self._cards), default=None)

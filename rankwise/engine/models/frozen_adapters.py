@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rankwise.engine.models.adapter_folder import ScaledFactors, read_factors
 from rankwise.engine.models.base import LinearShape, adaptable_shapes, layers_replaced
+from rankwise.engine.models.placed import layer_devices
 from rankwise.errors import ModelError
 
 # Up to this many rows, one product of all rows with all adapters, most of which is dropped, is
@@ -67,7 +68,7 @@ class FrozenBank:
         self.pieces: Sequence[FrozenPiece] = ()
         self._joined: dict[str, _Joined | None] = {}
         self._joined_of: tuple[FrozenAdapter, ...] = ()
-        self._foreign: dict[tuple[int, ...], Tensor] = {}
+        self._foreign: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}
 
     @contextlib.contextmanager
     def rows_of(self, pieces: Sequence[FrozenPiece]) -> Generator[None]:
@@ -103,14 +104,15 @@ class FrozenBank:
 
     def foreign(self, joined: _Joined, rows: Float[Tensor, "rows features"]) -> Tensor:
         """(rows, sum of ranks), True where a column belongs to another adapter than the row."""
-        if joined.ranks not in self._foreign:
+        key = rows.device, joined.ranks
+        if key not in self._foreign:
             foreign = torch.ones(len(rows), sum(joined.ranks), dtype=torch.bool)
             column = 0
             for (_, start, stop), rank in zip(self.pieces, joined.ranks, strict=True):
                 foreign[start:stop, column : column + rank] = False
                 column += rank
-            self._foreign[joined.ranks] = foreign.to(rows.device)
-        return self._foreign[joined.ranks]
+            self._foreign[key] = foreign.to(rows.device)
+        return self._foreign[key]
 
 
 def _join(factors: Sequence[ScaledFactors]) -> _Joined | None:
@@ -182,7 +184,7 @@ def load_frozen_adapter(base_model: nn.Module, folder: Path, dtype: torch.dtype)
     """Read an adapter for this base; ranks and alphas may differ by layer.
 
     Args:
-        base_model: without adapters attached; decides the device.
+        base_model: without adapters attached; its layers decide the devices.
         folder: with adapter_config.json and adapter_model.safetensors, as PEFT writes them.
         dtype: in which the factors are multiplied.
 
@@ -191,12 +193,14 @@ def load_frozen_adapter(base_model: nn.Module, folder: Path, dtype: torch.dtype)
             LoRA on linear layers below the head (DoRA, ``lora_bias``, ``modules_to_save`` ...).
     """
     shapes = adaptable_shapes(base_model, beside_text=True)
-    device = next(base_model.parameters()).device
-    layers: dict[str, ScaledFactors] = {}
     saved = read_factors(folder)
-    for name, (A, B, scaling) in saved.items():
+    for name, (A, B, _) in saved.items():
         _check_shapes(shapes.get(name), name, A, B, folder)
-        layers[name] = ScaledFactors(A.to(device, dtype), B.to(device, dtype), scaling)
+    devices = layer_devices(base_model, saved)
+    layers = {
+        name: ScaledFactors(A.to(devices[name], dtype), B.to(devices[name], dtype), scaling)
+        for name, (A, B, scaling) in saved.items()
+    }
     # of the factors as saved: small numbers can become zero in another dtype
     return FrozenAdapter(layers, all(factors.is_zero for factors in saved.values()))
 

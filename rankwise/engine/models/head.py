@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -28,12 +28,11 @@ class CompletionHead:
     reproduce its logits.
     """
 
-    def __init__(self, model: Any, decoder: Callable[..., Any] | None = None) -> None:
+    def __init__(self, model: Any) -> None:
         """Take the head of ``model``, which is inside of ``packed_attention``.
 
         Args:
             model: a causal language model.
-            decoder: is called for its last hidden states; None: its own decoder.
 
         Raises:
             ModelError: head and known scalings do not give the model's logits.
@@ -46,7 +45,7 @@ class CompletionHead:
         self._scale = float(getattr(config, "logit_scale", None) or 1.0)
         self._scale /= float(getattr(config, "logits_scaling", None) or 1.0)
         self.vocab_size: int = config.vocab_size
-        self._check(model, decoder or model.base_model)
+        self._check(model)
 
     def logits(self, hidden: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows vocab"]:
         """The model's logits after these hidden states."""
@@ -57,7 +56,7 @@ class CompletionHead:
             logits = torch.tanh(logits / self._softcap) * self._softcap
         return logits
 
-    def _check(self, model: Any, decoder: Callable[..., Any]) -> None:
+    def _check(self, model: Any) -> None:
         """Compare with the model's own logits of four tokens."""
         device = next(model.parameters()).device
         layout = PackedLayout((4,))
@@ -68,7 +67,7 @@ class CompletionHead:
             "use_cache": False,
         }
         with torch.no_grad():
-            hidden = getattr(decoder(**inputs), "last_hidden_state", None)
+            hidden = getattr(model.base_model(**inputs), "last_hidden_state", None)
             if hidden is None:
                 raise ModelError(
                     f"{type(model).__name__} gives no hidden states without its head. {INSTEAD}"

@@ -68,9 +68,10 @@ def packed_states(
     """
     if position_ids is None:
         position_ids = layout.position_ids(input_ids.device)
-    return decoder(
+    states: Tensor = decoder(
         input_ids=input_ids, position_ids=position_ids, packed_layout=layout, use_cache=False
     ).last_hidden_state
+    return states.to(input_ids.device)  # a model without a last norm leaves them with its layers
 
 
 def predicting_states(

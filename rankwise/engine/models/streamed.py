@@ -18,16 +18,24 @@ import torch
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
-from rankwise.engine.models.attention import decoder_layers, is_below
+from rankwise.engine.models.attention import decoder_layers
 from rankwise.engine.models.base import freeze, load_frozen, load_model, model_skeleton
 from rankwise.engine.models.devices import (
     DTYPES,
     Machine,
     ResolvedPrecision,
+    count_devices,
     limit_kernel_cache,
     multiply_exactly,
 )
 from rankwise.engine.models.files import not_finite, unusable, weights_files
+from rankwise.engine.models.placed import (
+    Place,
+    device_map,
+    load_over_cards,
+    most_on_a_card,
+    num_weights,
+)
 from rankwise.engine.models.stored import diverged
 from rankwise.errors import ModelError
 from rankwise.records.files import in_words
@@ -54,7 +62,7 @@ class Placement(NamedTuple):
         num_layers: of the model.
     """
 
-    device_map: dict[str, torch.device | str]
+    device_map: dict[str, Place]
     held_bytes: int
     read_bytes: int
     num_read: int
@@ -66,6 +74,26 @@ def room_for_weights(num_bytes: int, available_bytes: int) -> int | None:
     if num_bytes <= WHOLE_SHARE * available_bytes:
         return None
     return int(HELD_SHARE * available_bytes)
+
+
+def room_to_score(
+    skeleton: nn.Module, dtype: torch.dtype, machine: Machine
+) -> tuple[tuple[torch.device, ...], int | None]:
+    """Where a model is held that nothing is trained on.
+
+    Returns:
+        The cards over which its layers lie, none where it fits on the device; and the bytes that
+        weights may fill where it fits on no cards either and is read layer by layer, else None.
+    """
+    width, total = dtype.itemsize, num_weights(skeleton)
+    most_bytes = room_for_weights(total * width, machine.available_bytes())
+    if most_bytes is None:
+        return (), None
+    sizes = [num_weights(layer) for layer in decoder_layers(skeleton).values()]
+    on_a_card = most_on_a_card(sizes, total - sum(sizes), machine.num_cards) * width
+    if room_for_weights(on_a_card, machine.available_on_each()) is None:
+        return machine.cards, None
+    return (), most_bytes
 
 
 def placement(
@@ -82,8 +110,9 @@ def placement(
     Raises:
         ModelError: what is outside of the layers (embeddings, head) and one layer are more.
     """
-    layers = {name: _num_bytes(layer, dtype) for name, layer in decoder_layers(skeleton).items()}
-    total = _num_bytes(skeleton, dtype)
+    width = dtype.itemsize
+    layers = {name: num_weights(layer) * width for name, layer in decoder_layers(skeleton).items()}
+    total = num_weights(skeleton) * width
     held, largest = total - sum(layers.values()), max(layers.values(), default=0)
     if not layers or held + largest > most_bytes:
         raise ModelError(
@@ -97,17 +126,9 @@ def placement(
             break
         held += size
         del read[name]
-    where: dict[str, torch.device | str] = {}
-    for name, _ in skeleton.named_modules():
-        has_layers = not name or any(layer.startswith(f"{name}.") for layer in layers)
-        if not has_layers and not is_below(name, where):
-            where[name] = IN_FILES if name in read else str(device)
+    places = {name: IN_FILES if name in read else str(device) for name in layers}
+    where = device_map(skeleton, places, str(device))
     return Placement(where, held, sum(read.values()), len(read), len(layers))
-
-
-def _num_bytes(module: nn.Module, dtype: torch.dtype) -> int:
-    """Of all weights below a module."""
-    return sum(weight.numel() for weight in module.parameters()) * dtype.itemsize
 
 
 def load_streamed(
@@ -133,21 +154,23 @@ def load_streamed(
 
 
 def load_to_score(folder: Path, precision: ResolvedPrecision, device: torch.device) -> nn.Module:
-    """A frozen model, whole where it fits into the memory that is free, else layer by layer.
+    """A frozen model, on the device where it fits into the memory that is free there.
+
+    Else its layers lie over all cards where these have room for it, or are read from its files.
 
     Raises:
         ModelError: as ``load_streamed``.
     """
-    num_bytes = _num_bytes(model_skeleton(folder), DTYPES[precision])
-    most_bytes = room_for_weights(num_bytes, Machine(device).available_bytes())
+    machine = Machine(device, num_cards=count_devices(device))
+    cards, most_bytes = room_to_score(model_skeleton(folder), DTYPES[precision], machine)
+    if cards:
+        return load_over_cards(folder, precision, cards)
     if most_bytes is None:
         return load_frozen(folder, precision, device)
     return load_streamed(folder, precision, device, most_bytes)
 
 
-def load_in_files(
-    folder: Path, dtype: torch.dtype, device_map: Mapping[str, torch.device | str]
-) -> Any:
+def load_in_files(folder: Path, dtype: torch.dtype, device_map: Mapping[str, Place]) -> Any:
     """Load a causal language model, some of whose weights stay in its safetensors files.
 
     What the files lack is refused here, and what is wrong with a weight when it is read. Where an

@@ -7,8 +7,10 @@ rows; the A and B of each adapter then add to its rows, at its rank. Nothing is 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Generator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -53,12 +55,13 @@ class Piece(NamedTuple):
 
 
 class Adapter:
-    """One adapter's float32 weights and gradients, each in one block of memory.
+    """One adapter's float32 weights and gradients, each in one block of memory of a device.
 
     Attributes:
-        weights: (rank * sum(in + out),) every lora_A and lora_B, float32, with ``grad`` set.
+        weights: of each device, (rank * sum(in + out),) every lora_A and lora_B of its layers,
+            float32, with ``grad`` set.
         factors: views of ``weights`` by the layer's name.
-        gradients: views of ``weights.grad``, likewise.
+        gradients: views of their ``grad``, likewise.
         copies: what is multiplied, in the dtype in which it is: the factors of ``update``.
         rank: of the trained factors.
         scaling: the factor before B @ A: alpha / rank, or alpha / sqrt(rank) under rsLoRA.
@@ -77,6 +80,7 @@ class Adapter:
         device: torch.device,
         dtype: torch.dtype,
         init: LoraInit = "A",
+        elsewhere: Mapping[str, torch.device] = MappingProxyType({}),
     ) -> None:
         """Allocate the weights for these layers: one matrix is drawn, the other one is zero.
 
@@ -85,15 +89,19 @@ class Adapter:
         identity in the mean at every rank.
 
         It is multiplied in ``dtype``, to which the float32 weights are copied after each step.
+        ``elsewhere`` are the devices of layers that are not on ``device``.
         """
         self.rank, self.scaling, self.dropout, self.seed = rank, scaling, dropout, seed
-        size = rank * sum(shape.in_features + shape.out_features for shape in shapes.values())
-        self.weights = nn.Parameter(torch.zeros(size, device=device))
-        self.weights.grad = torch.zeros_like(self.weights)
-        self._copy = torch.zeros(size, device=device, dtype=dtype)
-        self.factors = _views(self.weights.detach(), shapes, rank)
-        self.gradients = _views(self.weights.grad, shapes, rank)
-        self.copies = _views(self._copy, shapes, rank)
+        self._shapes: dict[torch.device, dict[str, LinearShape]] = {}
+        for name, shape in shapes.items():
+            self._shapes.setdefault(elsewhere.get(name, device), {})[name] = shape
+        self.weights = [nn.Parameter(block) for block in self._blocks(rank)]
+        for block in self.weights:
+            block.grad = torch.zeros_like(block)
+        self._copies = [block.to(dtype) for block in self._blocks(rank)]
+        self.factors = self._views([block.detach() for block in self.weights], rank)
+        self.gradients = self._views([block.grad for block in self.weights], rank)
+        self.copies = self._views(self._copies, rank)
         self._in_base: Mapping[str, LoraFactors] = {}
         for name, factors in self.factors.items():
             if init == "A":
@@ -102,6 +110,19 @@ class Adapter:
                 generator = _generator(name, seed)
                 factors.lora_B.copy_(_normal_columns(shapes[name].out_features, rank, generator))
         self.refresh()
+
+    def _blocks(self, rank: int) -> list[Float[Tensor, " size"]]:
+        """Zeros for matrices of this rank, on each device."""
+        return [
+            torch.zeros(rank * sum(map(sum, shapes.values())), device=device)
+            for device, shapes in self._shapes.items()
+        ]
+
+    def _views(self, blocks: Sequence[Any], rank: int) -> dict[str, LoraFactors]:
+        """Matrices of every layer as views of the blocks of the devices."""
+        of_devices = zip(blocks, self._shapes.values(), strict=True)
+        views = (_views(block, shapes, rank) for block, shapes in of_devices)
+        return dict(itertools.chain.from_iterable(each.items() for each in views))
 
     def start_from(
         self, factors: Mapping[str, tuple[Tensor, Tensor]], *, is_in_base: bool = False
@@ -126,12 +147,9 @@ class Adapter:
                 name: LoraFactors(lora_A.clone(), lora_B.clone())
                 for name, (lora_A, lora_B) in self.factors.items()
             }
-            shapes = {
-                name: LinearShape(lora_A.shape[1], len(lora_B))
-                for name, (lora_A, lora_B) in self.factors.items()
-            }
-            self._copy = self._copy.new_zeros(2 * len(self._copy))
-            self.copies = _views(self._copy, shapes, 2 * self.rank)
+            dtype = self._copies[0].dtype
+            self._copies = [block.to(dtype) for block in self._blocks(2 * self.rank)]
+            self.copies = self._views(self._copies, 2 * self.rank)
         self.refresh()
 
     @property
@@ -168,7 +186,8 @@ class Adapter:
     def refresh(self) -> None:
         """Copy the weights into ``copies``, in the dtype that they are multiplied in."""
         if not self._in_base:  # all at once
-            self._copy.copy_(self.weights.detach())
+            for copied, weights in zip(self._copies, self.weights, strict=True):
+                copied.copy_(weights.detach())
             return
         for name, copied in self.copies.items():
             for into, values in zip(copied, self._beyond_base(name), strict=True):

@@ -263,14 +263,14 @@ def _b_alone(adapter: Adapter, rate: float, weight_decay: float) -> torch.optim.
     scalings = [adapter.scaling] * len(params)
     group: Any = {"params": params, "names": names, "scaling_factors": scalings}
     optimizer = LoraFAOptimizer([group], lr=rate, weight_decay=weight_decay)
-    device = adapter.weights.device
+    devices = {f"{layer}.lora": of_A.device for layer, (of_A, _) in adapter.factors.items()}
 
     def after(loaded: torch.optim.Optimizer) -> None:
         # torch moves the moments of parameters to their device, and leaves those under names
         states: Any = loaded.state
-        for state in states.values():
+        for key, state in states.items():
             for name, value in state.items():
-                state[name] = value.to(device) if isinstance(value, Tensor) else value
+                state[name] = value.to(devices[key]) if isinstance(value, Tensor) else value
 
     optimizer.register_load_state_dict_post_hook(after)
     return optimizer

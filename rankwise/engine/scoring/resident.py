@@ -21,6 +21,7 @@ from rankwise.engine.models.frozen_adapters import (
 )
 from rankwise.engine.models.head import CompletionHead
 from rankwise.engine.models.packed_attention import check_packable, packed_attention
+from rankwise.engine.models.placed import devices_of
 from rankwise.engine.models.smaller_steps import in_smaller_steps
 from rankwise.engine.scoring.decode.decoder import Decoder, DecodeWork
 from rankwise.engine.scoring.tree.answers import LogLikelihoodSums, Targets, add_answers
@@ -60,7 +61,6 @@ class ResidentScorer:
         *,
         max_batch_tokens: int | None = None,
         cache_bytes: int | None = None,
-        may_shrink: bool = True,
     ) -> None:
         """Check that the model can read sequences in parts.
 
@@ -71,8 +71,6 @@ class ResidentScorer:
             max_batch_tokens: of one forward pass, all models together; None: ``STEP_TOKENS``.
             cache_bytes: for cached keys and values; None is a quarter of what is free. A single
                 sequence of a single model is read even if it needs more.
-            may_shrink: read in smaller steps where memory runs out; otherwise that is an error.
-                Processes that share a model have to take the same steps.
 
         Raises:
             ModelError: attention or head of the model are not of a kind that is known here.
@@ -86,7 +84,7 @@ class ResidentScorer:
         self._adapters: dict[str, FrozenAdapter] = {}
         self._bank = FrozenBank()
         if cache_bytes is None:
-            cache_bytes = free_share(self._device, CACHE_SHARE)
+            cache_bytes = min(free_share(card, CACHE_SHARE) for card in devices_of(base_model))
         self._reader = TreeReader(
             base_model,
             self._bank,
@@ -96,7 +94,6 @@ class ResidentScorer:
             keeps_layouts=self._device.type == "cuda",
         )
         self._decoder = Decoder(decoder, tokenizer, self._bank, cache_bytes=cache_bytes)
-        self._may_shrink = may_shrink
         self.reading = ReadingWork()
 
     @property
@@ -139,7 +136,7 @@ class ResidentScorer:
         targets = Targets(tree, items)
         answers = in_smaller_steps(
             lambda tell: self._read(models, tree, targets, tell),
-            lambda: self._may_shrink and self._reader.shrink(),
+            self._reader.shrink,
             advance,
             self._device,
         )
@@ -183,9 +180,7 @@ class ResidentScorer:
             with self._carried(models) as adapters:
                 return self._decoder.generate(adapters, prompts, tell)
 
-        return in_smaller_steps(
-            write, lambda: self._may_shrink and self._decoder.shrink(), advance, self._device
-        )
+        return in_smaller_steps(write, self._decoder.shrink, advance, self._device)
 
     @contextlib.contextmanager
     def _carried(self, models: Sequence[str | None]) -> Generator[list[FrozenAdapter | None]]:

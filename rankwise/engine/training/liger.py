@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from rankwise.engine.models.attention import decoder_of
+from rankwise.engine.models.placed import devices_of
 from rankwise.records.provenance import package_version
 
 # Types of models for which Liger changes norms, MLP and rotary positions, and nothing else; of
@@ -64,10 +65,13 @@ def liger_kernels(model: nn.Module, *, enabled: bool) -> Generator[str | None]:
 
 
 def _fits(decoder: Any) -> bool:
-    """Whether Liger changes only what it should in this model, and the model is on a card."""
+    """Whether Liger changes only what it should in this model, and the model is on one card.
+
+    Its kernels run on the current card, and it takes off the hooks that bring inputs to another.
+    """
     config = decoder.config
     return (
-        decoder.device.type == "cuda"
+        [device.type for device in devices_of(decoder)] == ["cuda"]
         and config.model_type in _MODEL_TYPES
         and config.hidden_act in _ACTIVATIONS
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -33,11 +33,11 @@ from rankwise.engine.models.packed_attention import (
     packed_attention,
     packed_states,
 )
+from rankwise.engine.models.placed import devices_of
 from rankwise.engine.models.smaller_steps import in_smaller_steps
 from rankwise.engine.models.trained_adapters import AdapterBank
 from rankwise.engine.training.liger import liger_kernels
 from rankwise.engine.training.micro_batches import (
-    NOBODY,
     HeldRows,
     MicroBatch,
     PackedTokens,
@@ -96,24 +96,6 @@ class PassObserver(Protocol):
         ...
 
 
-@runtime_checkable
-class Sharded(Protocol):
-    """A model of which each of several processes holds a part, seen by one of them."""
-
-    @property
-    def decoder(self) -> Callable[..., Any]:
-        """Is called for the last hidden states."""
-        ...
-
-    def groups(self, placed: Sequence[Placed], max_tokens: int) -> list[list[Placed]]:
-        """The micro-batches of a step that this process reads."""
-        ...
-
-    def summed(self, values: Sequence[float]) -> list[float]:
-        """The sums over all processes, the same in each."""
-        ...
-
-
 def num_optimizer_steps(num_examples: int, config: TrainConfig, epochs: int) -> int:
     """Steps over all epochs; the last step of an epoch may have fewer examples."""
     per_step = config.batch_size * config.gradient_accumulation_steps
@@ -130,7 +112,6 @@ def train_pass(
     gradient_checkpointing: bool,
     compile_layers: bool,
     observer: PassObserver,
-    sharded: Sharded | None = None,
 ) -> None:
     """Take all remaining steps of every trainee, until its last mark.
 
@@ -145,8 +126,6 @@ def train_pass(
         gradient_checkpointing: compute a layer's activations again instead of keeping them.
         compile_layers: compile the parts of a layer outside its adapters and its attention.
         observer: is notified of every step.
-        sharded: the model, where this process holds a part of it: precision and device are its own
-            then, and micro-batches are never made smaller, since all processes have as many.
 
     Raises:
         ModelError: the model cannot read packed sequences.
@@ -155,14 +134,12 @@ def train_pass(
     check_packable(model)
     with (
         # compiled layers have kernels of their own
-        liger_kernels(
-            model, enabled=bank is not None and not compile_layers and sharded is None
-        ) as kernels,
+        liger_kernels(model, enabled=bank is not None and not compile_layers) as kernels,
         packed_attention(model),
         _checkpointing(model, gradient_checkpointing),
         _compiled(model, compile_layers),
     ):
-        _Pass(model, trainees, bank, max_tokens, precision, observer, kernels, sharded).run()
+        _Pass(model, trainees, bank, max_tokens, precision, observer, kernels).run()
 
 
 class _Budget:
@@ -205,16 +182,13 @@ class _Pass:
         precision: ResolvedPrecision,
         observer: PassObserver,
         kernels: str | None,
-        sharded: Sharded | None,
     ) -> None:
         self._trainees, self._bank, self._kernels = trainees, bank, kernels
         self._budget, self._observer = _Budget(max_tokens), observer
-        self._sharded = sharded
-        self._decoder = model.base_model if sharded is None else sharded.decoder
-        self._head = CompletionHead(model, self._decoder)
+        self._decoder, self._head = model.base_model, CompletionHead(model)
         self._device: torch.device = next(model.parameters()).device
-        self._autocast = bank is None and sharded is None and precision == "bfloat16"
-        self._memory = PeakMemory(self._device)
+        self._autocast = bank is None and precision == "bfloat16"
+        self._memory = PeakMemory(*devices_of(model))
 
     def run(self) -> None:
         active: dict[int, Trainee] = {}
@@ -276,7 +250,7 @@ class _Pass:
 
         def shrink() -> bool:
             least = max(item.example.num_inputs for item in placed)
-            if self._sharded is not None or not self._budget.shrink(least):
+            if not self._budget.shrink(least):
                 return False
             for trainee in active.values():
                 trainee.clear_gradients()
@@ -325,23 +299,20 @@ class _Pass:
                 masks_targets=trainee.masks_targets,
             )
             for index, trainee in active.items()
-        } | {NOBODY: Share(of_loss=0.0)}
+        }
         done: list[tuple[MicroBatch, Tensor, Tensor]] = []
-        for group in self._groups(placed):
+        for group in split_by_budget(placed, self._budget.max_tokens, self._device.type):
             batch = pack(group, shares, self._device)
             done.append((batch, *self._backward(batch, active)))
-        norms = [trainee.finish_gradients() for trainee in active.values()]
+        norms = [trainee.finish_gradients().to(self._device) for trainee in active.values()]
         nats = [part for _, losses, kls in done for part in (losses, kls)]
         of_batches = iter(torch.cat(nats).cpu().split([len(part) for part in nats]))
-        sums, kl_sums = (dict.fromkeys([*active, NOBODY], 0.0) for _ in range(2))
+        sums, kl_sums = (dict.fromkeys(active, 0.0) for _ in range(2))
         for batch, _, _ in done:
             of_batch = batch.summed(next(of_batches), next(of_batches))
             for totals, of_trainees in zip((sums, kl_sums), of_batch, strict=True):
                 for index, total in of_trainees.items():
                     totals[index] += total
-        if self._sharded is not None:
-            of_all = iter(self._sharded.summed([*sums.values(), *kl_sums.values()]))
-            sums, kl_sums = (dict(zip(own, of_all, strict=False)) for own in (sums, kl_sums))
         return {
             index: StepGradients(
                 sums[index] / counts[index],
@@ -350,12 +321,6 @@ class _Pass:
             )
             for index, norm in zip(active, torch.stack(norms).tolist(), strict=True)
         }
-
-    def _groups(self, placed: Sequence[Placed]) -> list[list[Placed]]:
-        """The micro-batches of a step that are read here."""
-        if self._sharded is not None:
-            return self._sharded.groups(placed, self._budget.max_tokens)
-        return split_by_budget(placed, self._budget.max_tokens, self._device.type)
 
     def _backward(
         self, batch: MicroBatch, active: Mapping[int, Trainee]

@@ -25,6 +25,7 @@ from rankwise.engine.models.devices import (
 )
 from rankwise.engine.models.head import BLOCK_BYTES, CHUNK_BYTES
 from rankwise.engine.models.packed_layout import PackedLayout
+from rankwise.engine.models.placed import cards_of_layers, most_on_a_card, num_weights
 from rankwise.engine.training.optimizers import optimizer_state_bytes
 from rankwise.engine.training.rehearsal import Peaks, rehearsed
 from rankwise.records.config.training import BasePrecision
@@ -81,8 +82,7 @@ class TrainingSetting(NamedTuple):
         dropout: of LoRA.
         full: how a full fine-tuning keeps weights and moments.
         is_held: whether any adapter is held to the base's distributions.
-        num_devices: over which a full fine-tuning is dealt out; see ``sharded``.
-        num_base_devices: over which the frozen base is dealt out under LoRA.
+        num_cards: over which the layers of the frozen base lie under LoRA; see ``placed``.
     """
 
     device: torch.device
@@ -94,8 +94,7 @@ class TrainingSetting(NamedTuple):
     dropout: float = 0.0
     full: FullTraining = FullTraining()
     is_held: bool = False
-    num_devices: int = 1
-    num_base_devices: int = 1
+    num_cards: int = 1
 
 
 class PassMemory:
@@ -135,7 +134,8 @@ class PassMemory:
         self._num_parameters, self._largest = sum(sizes), max(sizes)
         self._head_size: int = skeleton.get_output_embeddings().weight.numel()
         layers = decoder_layers(skeleton).values()
-        self._layer_sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
+        self._layer_sizes = [num_weights(layer) for layer in layers]
+        self._outside = self._num_parameters - sum(self._layer_sizes)
         self._num_layers: int = skeleton.config.get_text_config().num_hidden_layers
         self._vocab_size: int = skeleton.config.get_text_config().vocab_size
         self._process = self._process_bytes() if process_bytes is None else process_bytes
@@ -155,7 +155,9 @@ class PassMemory:
     def lora_bytes(
         self, adapters: Sequence[AdapterSize], max_tokens: int, gradient_checkpointing: bool
     ) -> int:
-        """Peak of a pass that trains these adapters: of the process on a CPU, of a card on CUDA.
+        """Peak of a pass that trains these adapters: of the process on a CPU, else of a card.
+
+        Of several cards it is that of the fullest: adapters and activations lie with their layers.
 
         Args:
             adapters: at least one.
@@ -175,38 +177,27 @@ class PassMemory:
         # weights, gradients, two moments, and the copy; of what is frozen, weights and the copy
         state = num_weights * (4 * _FLOAT32_BYTES + width) + num_frozen * (_FLOAT32_BYTES + width)
         step = self._step_bytes("lora", tokens, gradient_checkpointing, inner)
-        return self._process + self.base_bytes + state + step
+        return self._process + self.base_bytes + math.ceil(self._share * state) + step
+
+    @property
+    def _share(self) -> float:
+        """Of the base's layers, those on the card that has most of them."""
+        cards = cards_of_layers(self._layer_sizes, self._outside, self._setting.num_cards)
+        return max(map(cards.count, cards), default=1) / max(len(cards), 1)
 
     def full_bytes(self, max_tokens: int, gradient_checkpointing: bool) -> int:
-        """Peak of a full fine-tuning, on each of its devices; see ``lora_bytes``."""
+        """Peak of a full fine-tuning, which is on one card; see ``lora_bytes``."""
         weights = DTYPES[self._setting.full.weights]
         held = optimizer_state_bytes(
             self._num_parameters, weights, self._setting.full.optimizer
         ) + (self._num_parameters * weights.itemsize)
         tokens = self._tokens(max_tokens, 1)
-        if self._is_sharded:
-            held = math.ceil(held / self._setting.num_devices) + self._gathered_bytes()
-        elif weights.itemsize > DTYPES[self._setting.precision].itemsize:
+        if weights.itemsize > DTYPES[self._setting.precision].itemsize:
             held += self._head_size * DTYPES[self._setting.precision].itemsize  # autocast's copy
         step = self._step_bytes("full", tokens, gradient_checkpointing)
         if weights == torch.bfloat16:
             step = max(step, _ROUNDING_COPIES * _FLOAT32_BYTES * self._largest)
         return self._process + held + step
-
-    @property
-    def _is_sharded(self) -> bool:
-        return self._setting.num_devices > 1
-
-    def _gathered_bytes(self) -> int:
-        """What a device holds of the whole model for a while, where that is dealt out.
-
-        What is outside of the layers is there with its gradient; of the layers, the one that is
-        computed with its gradient, and the next one. Gradients are added up in a float32 copy.
-        """
-        width = DTYPES[self._setting.precision].itemsize
-        layer = max(self._layer_sizes, default=0)
-        outside = self._num_parameters - sum(self._layer_sizes)
-        return width * (2 * outside + 3 * layer) + _FLOAT32_BYTES * max(outside, layer)
 
     def _tokens(self, max_tokens: int, num_trainees: int) -> int:
         """Tokens of the largest micro-batch: no step has more than its examples."""
@@ -218,8 +209,12 @@ class PassMemory:
     ) -> int:
         """Peak bytes of a step without those held from step to step; ``inner`` is added."""
         peaks = self._peaks_at(method, gradient_checkpointing, tokens)
-        at_loss = peaks.loss + self._loss_bytes(method, tokens)
-        return max(max(at_loss, peaks.high) + inner, peaks.end)
+        logits = self._loss_bytes(method, tokens)
+        if method == "full" or self._setting.num_cards == 1:
+            return max(max(peaks.loss + logits, peaks.high) + inner, peaks.end)
+        # what is kept lies with the layers; what is made of it in the backward pass, on one card
+        kept = math.ceil(self._share * (peaks.loss + inner))
+        return kept + max(logits, peaks.high - peaks.loss, peaks.end - peaks.loss)
 
     def _process_bytes(self) -> int:
         """The process without the pass: its present size and its libraries' workspace."""
@@ -245,21 +240,15 @@ class PassMemory:
 
     @property
     def base_bytes(self) -> int:
-        """What a device holds of the frozen base.
+        """What a card holds of the frozen base, or the fullest of several cards.
 
-        Of a quantised base one layer is unpacked. Of one that is dealt out, what is outside of the
-        layers stays gathered. A layer that is gathered is there twice for a while, before it lies
-        in its matrices, and the one before it is still there.
+        Of a quantised base one layer is unpacked.
         """
         width = DTYPES[self._setting.precision].itemsize
         packed = _QUANTISED_BYTES.get(self._setting.base_precision)
-        if packed is None and self._setting.num_base_devices == 1:
-            return self._num_parameters * width
         if packed is None:
-            part = math.ceil(self._num_parameters * width / self._setting.num_base_devices)
-            outside = self._num_parameters - sum(self._layer_sizes)
-            layer = max(self._layer_sizes, default=0)
-            return part + width * (outside + max(outside, 3 * layer))
+            num_cards = self._setting.num_cards
+            return most_on_a_card(self._layer_sizes, self._outside, num_cards) * width
         sizes = [shape.in_features * shape.out_features for shape in self._shapes.values()]
         others = self._num_parameters - sum(sizes)
         return int(sum(sizes) * packed) + others * width + max(sizes) * width
@@ -290,14 +279,13 @@ class PassMemory:
 
     def _rehearse(self, method: Method, gradient_checkpointing: bool, count: int) -> Peaks:
         setting, is_full = self._setting, method == "full"
-        keeps_weights = is_full and not self._is_sharded
         return rehearsed(
             self._config,
             PackedLayout((setting.longest,) * count),
             None if is_full else {name: self._shapes[name] for name in self._layer_names},
-            dtype=DTYPES[setting.full.weights if keeps_weights else setting.precision],
+            dtype=DTYPES[setting.full.weights if is_full else setting.precision],
             dropout=setting.dropout,
-            autocast=keeps_weights and setting.precision == "bfloat16",
+            autocast=is_full and setting.precision == "bfloat16",
             gradient_checkpointing=gradient_checkpointing,
             device=setting.device,
         )
@@ -313,8 +301,7 @@ class PassMemory:
         block = min(tokens * self._vocab_size * _FLOAT32_BYTES, BLOCK_BYTES[kind])
         gradient = 0
         if method == "full":
-            # weights that are dealt out are rounded to it where they are gathered
-            weights = width if self._is_sharded else DTYPES[self._setting.full.weights].itemsize
+            weights = DTYPES[self._setting.full.weights].itemsize
             # under autocast, in its dtype and then cast to the weights'
             gradient = self._head_size * (weights if weights == width else weights + width)
         return logits + max(_LOGITS_BLOCKS[self._setting.is_held] * block, gradient)

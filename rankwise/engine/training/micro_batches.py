@@ -19,15 +19,12 @@ from rankwise.engine.models.trained_adapters import DroppedSequence, Piece
 from rankwise.engine.training.trainees import AdapterTrainee, Trainee
 from rankwise.tasks.training_rows import Example
 
-NOBODY = -1
-"""Index of no trainee: what is read for it counts nothing, and is under no adapter."""
-
 
 class Placed(NamedTuple):
     """An example of a trainee's effective batch.
 
     Attributes:
-        trainee: its index, or ``NOBODY``.
+        trainee: its index.
         place: of the example in the batch.
         example: that is read.
         held: the tokens at which the trainee is held to the base.
@@ -237,8 +234,6 @@ def pieces_of(batch: MicroBatch, trainees: Mapping[int, Trainee]) -> list[Piece]
     spans: dict[int, list[DroppedSequence]] = {}
     for span in batch.spans:
         trainee, place = span.placed.trainee, span.placed.place
-        if trainee == NOBODY:
-            continue
         draw = (trainees[trainee].step, place)
         spans.setdefault(trainee, []).append(DroppedSequence(span.start, span.stop, draw))
     pieces: list[Piece] = []

@@ -165,7 +165,7 @@ class _Rehearsal:
         piece = Piece(adapter, 0, tokens, (DroppedSequence(0, tokens, (0,)),))
         # one tensor of each block of memory that the adapter holds; views share its storage
         views = (adapter.copies, adapter.gradients)
-        held = [adapter.weights, *(next(iter(view.values())).lora_A for view in views)]
+        held = [*adapter.weights, *(next(iter(view.values())).lora_A for view in views)]
         with adapted(self._model, list(kept)) as bank, bank.rows_of([piece]):
             return self._step(held, False, gradient_checkpointing)
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -267,16 +268,14 @@ class Trainee:
             StorageError: the file cannot be written.
         """
         weights = [weights.detach() for weights in self._weights]
-        content = {"weights": weights, "optimizer": self._optimizer.state_dict()}
-        write(path, self._progress() | content)
-
-    def _progress(self) -> dict[str, Any]:
-        """Of a saved state, everything but numbers of weights."""
-        return {
+        content = {
             "run": self.run.fingerprint,
             "metrics": [line.model_dump() for line in self.metrics],
             "seconds": self.seconds,
+            "weights": weights,
+            "optimizer": self._optimizer.state_dict(),
         }
+        write(path, content)
 
     def load_state(self, path: Path, until: int | None = None) -> None:
         """Continue from a saved state; one that is refused changes nothing.
@@ -289,16 +288,13 @@ class Trainee:
             RecordError: the file is not a state of this run.
         """
         try:
-            state = self._read(path)
+            state = read_state(path)
             if until is None or len(state.get("metrics", ())) <= until:
                 self._continue_from(state)
         except UnusableStateError as error:
             raise RecordError(
                 f"{path} is not a saved state of {self.run.name}: {error}."
             ) from error
-
-    def _read(self, path: Path) -> dict[str, Any]:
-        return read_state(path)
 
     def _continue_from(self, state: Mapping[str, Any]) -> None:
         if (run := state.get("run")) != self.run.fingerprint:
@@ -344,6 +340,7 @@ def lora_adapter(
     config: StudyConfig,
     device: torch.device,
     precision: ResolvedPrecision,
+    elsewhere: Mapping[str, torch.device] = MappingProxyType({}),
 ) -> Adapter:
     """The adapter of a LoRA run as it begins, before a variant or a truncation changes it.
 
@@ -353,6 +350,7 @@ def lora_adapter(
         config: of its study.
         device: of the base.
         precision: of the matrix products; weights are float32.
+        elsewhere: the devices of layers that are not on ``device``.
     """
     assert run.rank is not None
     assert run.scaling is not None
@@ -366,6 +364,7 @@ def lora_adapter(
         device=device,
         dtype=DTYPES[precision],
         init="A" if config.methods.lora is None else config.methods.lora.init,
+        elsewhere=elsewhere,
     )
 
 
@@ -386,7 +385,7 @@ class AdapterTrainee(Trainee):
         beside: Beside = NOTHING_BESIDE,
         own_optimizer: MakeOptimizer | None = None,
     ) -> None:
-        weights, optimizer = [adapter.weights], "adamw"
+        weights, optimizer = adapter.weights, "adamw"
         if own_optimizer is not None:
             assert run.learning_rate is not None
             optimizer = partial(own_optimizer, adapter, run.learning_rate, config.weight_decay)

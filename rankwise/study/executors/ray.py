@@ -58,7 +58,7 @@ class Places(NamedTuple):
     Attributes:
         has_cards: whether on a card; otherwise on processors.
         num_cpus: that a unit has.
-        num_cards: the most that one node has.
+        num_cards: that a unit has: one, or all of a node where one unit is done at a time.
         memory_bytes: the most that one node has for its tasks.
     """
 
@@ -83,7 +83,8 @@ class Places(NamedTuple):
         if cards:
             cpus = min(node.get("CPU", 0.0) / int(node["GPU"]) for node in cards)
             most = max(int(node["GPU"]) for node in cards)
-            return cls(True, _whole(cpus), most, memory)
+            each = most if num_workers == 1 else 1
+            return cls(True, _whole(cpus * each), each, memory)
         cores = [node["CPU"] for node in nodes if node.get("CPU", 0.0) > 0]
         if not cores:
             problem = "--address: the cluster has no card and no CPU; add a node to it"
@@ -94,13 +95,13 @@ class Places(NamedTuple):
     def count(self, nodes: Sequence[Mapping[str, float]]) -> int:
         """How many units can be done at a time on some nodes, at least one."""
         if self.has_cards:
-            return max(sum(int(node.get("GPU", 0.0)) for node in nodes), 1)
+            return max(sum(int(node.get("GPU", 0.0) / self.num_cards) for node in nodes), 1)
         return max(sum(int(node.get("CPU", 0.0) / self.num_cpus) for node in nodes), 1)
 
     def options(self, unit: Unit) -> dict[str, Any]:
         """What the task of a unit asks for. The memory of a card is asked for with the card."""
         if self.has_cards:
-            return {"num_cpus": self.num_cpus, "num_gpus": unit.num_devices}
+            return {"num_cpus": self.num_cpus, "num_gpus": self.num_cards}
         return {"num_cpus": self.num_cpus, "memory": min(unit.memory_bytes, self.memory_bytes)}
 
 

@@ -1,28 +1,28 @@
 """What fits into memory: how full fine-tuning is kept, and what to change where a run does not.
 
-Where a frozen base does not fit, it is dealt out over several devices.
+Where a frozen base does not fit on one card, its layers are laid over all of them.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
 
 from rankwise.engine.models.devices import DTYPES, Machine
 from rankwise.engine.models.streamed import placement, room_for_weights
-from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.training.memory import PassMemory
 from rankwise.engine.training.optimizers import has_8bit_adamw
-from rankwise.engine.training.sharded import can_shard
 from rankwise.errors import ModelError, RecordError
 from rankwise.records.config.methods import FullConfig
 from rankwise.records.config.study import StudyConfig
-from rankwise.records.config.training import BasePrecision
+from rankwise.records.config.training import BasePrecision, TrainConfig
 from rankwise.records.files import in_words
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import FullTraining, PlannedRun, StudyRecord
 from rankwise.study.planning.issues import Issues
-from rankwise.study.planning.mitigations import has_own_texts
 from rankwise.study.planning.model import StudyModel
 from rankwise.study.planning.passes import least_bytes, shares_a_pass, size_of, usable
 
@@ -61,92 +61,67 @@ def full_training(
     for choice in dict.fromkeys(larger):
         if least_bytes(memory.changed(full=choice), config.train, None) <= limit:
             return choice
-        if full_devices(config, memory.changed(full=choice), machine) > 1:
-            return choice
     if full.optimizer == "auto" and not has_8bit_adamw(machine.device):
         return larger[-1]
     return smallest
 
 
-def full_devices(config: StudyConfig, memory: PassMemory, machine: Machine) -> int:
-    """Over how many devices full fine-tuning is dealt out: over all, where that makes it fit.
-
-    Only what is kept as exactly as can be is dealt out. What fits on one device stays there.
-    """
-    count, limit = machine.num_devices, usable(machine.available_bytes())
-    if count == 1 or memory.full != FULL_TRAININGS[0] or not can_shard():
-        return 1
-    if least_bytes(memory, config.train, None) <= limit:
-        return 1
-    dealt_out = memory.changed(num_devices=count)
-    return count if least_bytes(dealt_out, config.train, None) <= limit else 1
-
-
-class Room:
-    """Where the adapters of a study have room: on one device, or on all of them together.
+class Room(NamedTuple):
+    """The room that the models of a study have.
 
     Attributes:
-        memory: of passes over a base that is whole.
-        dealt_out: of passes over a base that all devices hold together.
-        num_devices: that can do so; 1: it cannot be dealt out.
-        available: bytes of a device.
+        memory: of its passes there.
+        available: bytes of a card.
+        cards: over which the layers of the base lie; one: it is whole there.
     """
 
-    def __init__(self, config: StudyConfig, memory: PassMemory, machine: Machine) -> None:
-        self._train, self.memory = config.train, memory
-        # a quantised base lies in bytes that are no weights
-        can_be_dealt_out = config.train.base_precision == "auto" and can_shard()
-        self.num_devices = machine.num_devices if can_be_dealt_out else 1
-        self.dealt_out = memory.changed(num_base_devices=self.num_devices)
-        self.available = machine.available_bytes()
+    memory: PassMemory
+    available: int
+    cards: tuple[torch.device, ...]
 
     @property
     def limit(self) -> int:
-        """The bytes of a device that are planned for."""
+        """The bytes of a card that are planned for."""
         return usable(self.available)
 
     @property
-    def scoring_devices(self) -> int:
-        """Over how many devices the base is dealt out where it is scored."""
-        return 1 if self.memory.base_bytes <= self.limit else self.num_devices
+    def is_over_cards(self) -> bool:
+        """Whether the layers of the base lie on several cards."""
+        return len(self.cards) > 1
 
-    def devices_of(self, run: PlannedRun) -> int:
-        """Over how many devices the base of a run is dealt out: over all, where that makes it fit.
-
-        What fits on one device stays there.
-        """
-        if self.num_devices == 1 or run.method == "full" or needs_whole_base(run) is not None:
-            return 1
-        if least_bytes(self.memory, self._train, size_of(run)) <= self.limit:
-            return 1
-        dealt_out = least_bytes(self.dealt_out, self._train, size_of(run))
-        return self.num_devices if dealt_out <= self.limit else 1
-
-    def least(self, run: PlannedRun) -> int:
-        """The peak of a device that trains a run alone in the smallest way."""
-        memory = self.memory if self.devices_of(run) == 1 else self.dealt_out
-        return least_bytes(memory, self._train, None if run.method == "full" else size_of(run))
-
-    def besides(self, run: PlannedRun) -> str:
-        """What several devices would change for a run that fits in no way, in brackets."""
-        if self.num_devices == 1 or run.method == "full":
-            return ""
-        if reason := needs_whole_base(run):
-            return f" (the base is not dealt out over {self.num_devices} devices: {reason})"
-        peak = least_bytes(self.dealt_out, self._train, size_of(run))
-        return f" ({in_words(peak)} on each of {self.num_devices} devices together)"
+    def least(self, run: PlannedRun, train: TrainConfig) -> int:
+        """The peak of a card when a run is trained alone in the smallest way."""
+        return least_bytes(self.memory, train, None if run.method == "full" else size_of(run))
 
 
-def needs_whole_base(run: PlannedRun) -> str | None:
-    """Why an adapter cannot be trained on a base that is dealt out; None where it can."""
-    variant, arm = None if run.variant is None else VARIANTS[run.variant], run.mitigation
-    if not shares_a_pass(run):
-        return f"PEFT trains {run.variant} on the whole base"
-    if variant is not None and variant.initialise is not None:
-        return f"{run.variant} begins at what the whole base has"
-    if arm is not None and (has_own_texts(arm)):
-        return "the arm reads texts that the whole base wrote"
-    return None
+def room_for(
+    runs: Sequence[PlannedRun],
+    config: StudyConfig,
+    memory: PassMemory,
+    machine: Machine,
+    folder: StudyFolder | None,
+) -> Room:
+    """The device where the base fits there with each adapter of the study; else all cards.
+
+    If the base does not fit on all of them either, it is the device.
+
+    Args:
+        runs: that the study trains.
+        config: of the study.
+        memory: of its passes over a base on one device.
+        machine: that trains.
+        folder: of the study; what is trained there needs no room.
+    """
+    alone = Room(memory, machine.available_bytes(), (machine.device,))
+    if machine.num_cards == 1 or config.train.base_precision != "auto":
+        return alone  # a quantised base is on one card
+    over = memory.changed(num_cards=machine.num_cards)
+    laid = Room(over, machine.available_on_each(), machine.cards)
+    adapters = [run for run in runs if run.method == "lora" and not _is_trained(run, folder)]
+    fits = memory.base_bytes <= alone.limit and all(
+        alone.least(run, config.train) <= alone.limit for run in adapters
+    )
+    return alone if fits or over.base_bytes > laid.limit else laid
 
 
 def with_full(config: StudyConfig, full: FullTraining) -> StudyConfig:
@@ -174,31 +149,41 @@ def earlier_full(folder: StudyFolder | None, base_model: str) -> FullTraining | 
     return None if full is None else FullTraining.model_validate(full.model_dump())
 
 
-def check_whole_base(config: StudyConfig, room: Room, issues: Issues) -> None:
-    """Whether a study whose base is dealt out asks for what needs the whole base on one device."""
-    if room.scoring_devices == 1:
+def check_over_cards(
+    config: StudyConfig, room: Room, runs: Sequence[PlannedRun], issues: Issues
+) -> None:
+    """Say that the layers of the base are laid over several cards, and refuse what cannot be so.
+
+    Args:
+        config: of the study.
+        room: that its models have.
+        runs: of the study.
+        issues: gets a warning, or one problem.
+    """
+    if not room.is_over_cards:
         return
+    count = len(room.cards)
+    text = (
+        f"base_model: it does not fit on one card, so its layers are laid over {count} cards, "
+        f"{in_words(room.memory.base_bytes)} of weights on the fullest. They compute one after the "
+        "other"
+    )
+    by_peft = sorted({run.variant for run in runs if run.variant and not shares_a_pass(run)})
     asked = {
-        "methods.full=null": config.methods.full is not None,
-        "methods.imported=[]": bool(config.methods.imported),
-        "analysis.gauges=false": config.analysis.gauges,
+        "train.compile=false": config.train.compile,
         "analysis.heads=false": config.analysis.heads,
         "deploy=[]": bool(config.deploy),
         "evaluation.engine=resident": config.evaluation.engine.generate_until == "vllm",
+        f"methods.variants without {', '.join(by_peft)}": bool(by_peft),
     }
     unset = [setting for setting, is_asked in asked.items() if is_asked]
-    text = (
-        f"base_model: its weights take {in_words(room.memory.base_bytes)} and "
-        f"{in_words(room.limit)} of a device are planned for. {room.num_devices} devices hold them "
-        "together for LoRA and its scores"
-    )
     if not unset:
         issues.warnings.append(text)
         return
-    quantised = room.memory.changed(base_precision="4bit").base_bytes
-    smaller = f", or train.base_precision=4bit ({in_words(quantised)})"
+    quantised = room.memory.changed(base_precision="4bit", num_cards=1).base_bytes
+    smaller = f", or train.base_precision=4bit ({in_words(quantised)}, on one card)"
     issues.problems.append(
-        f"{text}, and nothing else; set {', '.join(unset)}"
+        f"{text}. What needs all of it on one card cannot be done: set {', '.join(unset)}"
         f"{smaller if quantised <= room.limit else ''}"
     )
 
@@ -206,20 +191,20 @@ def check_whole_base(config: StudyConfig, room: Room, issues: Issues) -> None:
 def most_weights_bytes(
     model: StudyModel,
     config: StudyConfig,
-    scoring_devices: int,
+    room: Room,
     runs: Sequence[PlannedRun],
     issues: Issues,
     folder: StudyFolder | None,
 ) -> int | None:
     """Bytes of weights in memory at once while a model is scored; None: models are held whole.
 
-    They are where they fit, where LoRA is still to be trained on the base in memory, where several
-    devices hold the base together, and where nothing but a quantised base is scored.
+    They are where they fit on one card or over several, where LoRA is still to be trained on the
+    base in memory, and where nothing but a quantised base is scored.
 
     Args:
         model: the base of the study.
         config: of the study.
-        scoring_devices: that hold the base together where it is scored.
+        room: that its models have.
         runs: of the study, imported ones too.
         issues: gets a warning that says what is read layer by layer, or that not even that fits.
         folder: of the study; what is trained there needs no base.
@@ -231,7 +216,7 @@ def most_weights_bytes(
         is_whole = any(_trains_on_base(run, folder) for run in runs)
     else:
         is_whole = all(run.method == "lora" for run in runs)
-    if most_bytes is None or is_whole or scoring_devices > 1:
+    if most_bytes is None or is_whole or room.is_over_cards:
         return None
     what = f"scoring: models take {in_words(num_bytes)} and there are {in_words(available)}"
     try:
@@ -279,17 +264,19 @@ def check_memory(
     """
     peaks: dict[str, list[tuple[int, PlannedRun]]] = {}
     for run in runs:
-        peak = room.least(run)
+        peak = room.least(run, config.train)
         if peak > room.limit and not _is_trained(run, folder):
             peaks.setdefault(run.method, []).append((peak, run))
     for method, too_large in peaks.items():
         peak, run = max(too_large, key=lambda each: each[0])
         more = len(too_large) - 1
+        is_over = room.is_over_cards and method == "lora"
+        where = f" on the fullest of {len(room.cards)} cards" if is_over else ""
         text = (
             f"methods.{method}: training {run.name}{f' (or {more} more)' if more else ''} takes "
-            f"{in_words(peak)} at least{room.besides(run)} and there are "
+            f"{in_words(peak)} at least{where} and there are "
             f"{in_words(room.available)}, of which {in_words(room.limit)} are planned for; "
-            + _remedy(run, config, room.memory, room.limit)
+            + _remedy(run, config, room)
         )
         (issues.problems if peak > room.available else issues.warnings).append(text)
 
@@ -301,8 +288,9 @@ def _is_trained(run: PlannedRun, folder: StudyFolder | None) -> bool:
     return False
 
 
-def _remedy(run: PlannedRun, config: StudyConfig, memory: PassMemory, limit: int) -> str:
+def _remedy(run: PlannedRun, config: StudyConfig, room: Room) -> str:
     """The first setting under which a run would fit, or what else to do."""
+    memory, limit = room.memory, room.limit
     size, train = None if run.method == "full" else size_of(run), config.train
     free = {"max_micro_batch_tokens": None, "gradient_checkpointing": None}
     if least_bytes(memory, train.model_copy(update=free), size) <= limit:
@@ -316,9 +304,12 @@ def _remedy(run: PlannedRun, config: StudyConfig, memory: PassMemory, limit: int
                     f"methods.full={{weights: {full.weights}, optimizer: {full.optimizer}}}{extra} "
                     f"takes {in_words(peak)}"
                 )
-        return "leave full fine-tuning out with methods.full=null, or lower train.max_length"
+        return (
+            "lower train.max_length, or set methods.full=null, train all weights with a trainer of "
+            "your choice and bring the checkpoint (methods.imported)"
+        )
     for precision in _QUANTISED:
-        peak = least_bytes(memory.changed(base_precision=precision), train, size)
+        peak = least_bytes(memory.changed(base_precision=precision, num_cards=1), train, size)
         if peak <= limit:
             return f"train.base_precision={precision} takes {in_words(peak)}"
     return "lower the ranks or train.max_length"

@@ -28,7 +28,7 @@ from rankwise.records.fingerprints import (
     task_fingerprint,
 )
 from rankwise.records.folder import StudyFolder
-from rankwise.records.study import PlannedPass, PlannedRun, StudyRecord, TaskEvaluation, TokenCounts
+from rankwise.records.study import PlannedRun, StudyRecord, TaskEvaluation, TokenCounts
 from rankwise.study.costs import PASS_WORK, scoring_work, training_work
 from rankwise.study.planning.checks import (
     check_clusters,
@@ -45,13 +45,12 @@ from rankwise.study.planning.checks import (
 )
 from rankwise.study.planning.chosen import Candidates, all_of, decided
 from rankwise.study.planning.fitting import (
-    Room,
     check_memory,
-    check_whole_base,
+    check_over_cards,
     earlier_full,
-    full_devices,
     full_training,
     most_weights_bytes,
+    room_for,
     with_full,
 )
 from rankwise.study.planning.imports import imported_run
@@ -115,6 +114,8 @@ class StudyPlan:
     """The prompts that every model answers to show its behaviour; empty where none is asked for."""
     num_workers: int = 1
     """For which its passes are cut."""
+    cards: tuple[torch.device, ...] = ()
+    """Over which the layers of its models lie; empty: they are on ``device``."""
 
     @property
     def step_tokens(self) -> int:
@@ -242,16 +243,12 @@ class Planner:
         memory = _memory(config, model, parts)
         before = earlier_full(folder, model.base.fingerprint)
         if num_workers > 1:  # each has a device of its own
-            model = model._replace(machine=model.machine._replace(num_devices=1))
+            model = model._replace(machine=model.machine._replace(num_cards=1))
         full = full_training(config, memory, model.machine, before)
-        self._num_devices = 1
         if full is not None:
             config, memory = with_full(config, full), memory.changed(full=full)
-            self._num_devices = full_devices(config, memory, model.machine)
-            memory = memory.changed(num_devices=self._num_devices)
         self._config, self._model, self._parts, self._issues = config, model, parts, issues
-        self._memory, self._room = memory, Room(config, memory, model.machine)
-        check_whole_base(config, self._room, issues)
+        self._memory = memory
         base = Trainable(model, parts.layers, self._memory)
         self._imported = _imported(config, base, parts.examples, issues)
         self._prepared = {task.name: task for task in parts.tasks.prepared}
@@ -273,9 +270,12 @@ class Planner:
             for source, maker in (makers if config.is_searched else {}).items()
         }
         self._folder = folder
+        ends = [end for each in self.candidates.values() for end in each.ends]
+        runs = [*self._runs, *ends, *self._variants]
+        self._room = room_for(runs, config, memory, model.machine, folder)
+        check_over_cards(config, self._room, runs, issues)
         if folder is None or not folder.study_file.exists():
             # what a search may come to; once it has begun, some of that is ruled out
-            ends = [end for each in self.candidates.values() for end in each.ends]
             check_memory(ends, config, self._room, issues)
         self._unchosen = self._record()
 
@@ -297,14 +297,20 @@ class Planner:
         issues = Issues(list(self._issues.problems), list(self._issues.warnings))
         trained = [*chosen.runs, *chosen.candidates, *truncated, *mitigated, *self._variants]
         check_memory(trained, config, self._room, issues, self._folder)
-        runs, scoring_devices = [*trained, *self._imported], self._room.scoring_devices
-        most_bytes = most_weights_bytes(model, config, scoring_devices, runs, issues, self._folder)
+        runs, room = [*trained, *self._imported], self._room
+        most_bytes = most_weights_bytes(model, config, room, runs, issues, self._folder)
         if issues.problems:
             raise PlanError(config.name, model.base.name, issues.problems, issues.warnings)
         passes = [
             planned
             for place, models in enumerate((*chosen.together, truncated, mitigated))
-            for planned in self._passes(models, self._sharing(has_base=place == 0))
+            for planned in plan_passes(
+                models,
+                room.memory,
+                config.train,
+                available_bytes=room.available,
+                sharing=self._sharing(has_base=place == 0),
+            )
         ]
         models = {
             "runs": (*chosen.runs, *self._imported),
@@ -313,7 +319,7 @@ class Planner:
             "truncated": truncated,
             "mitigated": mitigated,
             "variants": self._variants,
-            "passes": tuple(self._dealt_out(passes, trained)),
+            "passes": tuple(passes),
             "most_weights_bytes": most_bytes,
             "warnings": tuple(issues.warnings),
         }
@@ -331,32 +337,8 @@ class Planner:
             gauged=self._gauged,
             behaviour=self._behaviour,
             num_workers=self._num_workers,
+            cards=room.cards if room.is_over_cards else (),
         )
-
-    def _passes(
-        self, models: Sequence[PlannedRun], sharing: Sharing | None
-    ) -> Iterable[PlannedPass]:
-        """The passes of some models; last come those over a base that is dealt out."""
-        room, train = self._room, self._config.train
-        available = self._model.machine.available_bytes()
-        large = [model for model in models if room.devices_of(model) > 1]
-        small = [model for model in models if model not in large]
-        yield from plan_passes(
-            small, self._memory, train, available_bytes=available, sharing=sharing
-        )
-        for planned in plan_passes(large, room.dealt_out, train, available_bytes=available):
-            yield planned.model_copy(update={"num_devices": room.num_devices})
-
-    def _dealt_out(
-        self, passes: Sequence[PlannedPass], trained: Sequence[PlannedRun]
-    ) -> list[PlannedPass]:
-        """Full fine-tunings over as many devices as they need."""
-        full = {run.name for run in trained if run.method == "full"}
-        changed = {"num_devices": self._num_devices}
-        return [
-            planned.model_copy(update=changed) if planned.runs[0] in full else planned
-            for planned in passes
-        ]
 
     def _sharing(self, *, has_base: bool) -> Sharing | None:
         """How workers share models, and with ``has_base`` the base's scoring; None: one alone."""
@@ -382,7 +364,6 @@ class Planner:
             config=config,
             base_model_fingerprint=model.base.fingerprint,
             precision=model.precision,
-            base_devices=self._room.scoring_devices,
             task_fingerprints={
                 name: _task_fingerprint(
                     config, model.precision, task, digest=task.digest, limit=task.limit

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from rankwise.engine.models.streamed import room_for_weights
+from rankwise.engine.models.devices import DTYPES
+from rankwise.engine.models.streamed import room_to_score
 from rankwise.errors import PlanError, TaskError, closest
 from rankwise.records.config.study import EvaluationConfig
 from rankwise.records.study import StudyRecord
@@ -44,9 +45,10 @@ def reopen_study(
         problem = "base_model: it is no longer the model that the study was made with"
         raise PlanError(study.config.name, model.base.name, [problem])
     prepared = _prepared(study, model, tasks, limit)
-    room = room_for_weights(study.weights_bytes, model.machine.available_bytes())
+    precision = DTYPES[model.precision]
+    cards, most_bytes = room_to_score(model.skeleton, precision, model.machine)
     return StudyPlan(
-        record=study.model_copy(update={"most_weights_bytes": room}),
+        record=study.model_copy(update={"most_weights_bytes": most_bytes}),
         base=model.base,
         tokenizer=model.tokenizer,
         device=model.machine.device,
@@ -54,6 +56,7 @@ def reopen_study(
         tasks={task.name: task for task in prepared},
         answers={},
         head_prompts={},
+        cards=cards,
     )
 
 

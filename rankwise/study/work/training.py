@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -15,19 +14,12 @@ from rankwise.engine.models import base as models
 from rankwise.engine.models import peft_adapters as adapters
 from rankwise.engine.models.devices import provenance_on
 from rankwise.engine.models.files import not_finite, weights_files
+from rankwise.engine.models.placed import layer_devices
 from rankwise.engine.models.trained_adapters import Adapter, AdapterBank, adapted
 from rankwise.engine.models.variant_models import variant_on
 from rankwise.engine.models.variants import VARIANTS, Initialisation, Initialise, VariantSetting
 from rankwise.engine.training import loop as training
-from rankwise.engine.training.loop import PassObserver, TrainingResult
-from rankwise.engine.training.sharded import (
-    Following,
-    Leading,
-    Processes,
-    ReplicatedTrainee,
-    ShardedModel,
-    ShardedTrainee,
-)
+from rankwise.engine.training.loop import TrainingResult
 from rankwise.engine.training.states import StateWriter
 from rankwise.engine.training.trainees import (
     AdapterTrainee,
@@ -52,7 +44,6 @@ from rankwise.study.planning.passes import shares_a_pass
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.stages import Train
 from rankwise.study.work.mitigations import RowsBeside
-from rankwise.study.work.processes import train_in_processes
 from rankwise.study.work.truncation import Truncated, diverged_source, truncated_adapters
 
 # An imported model reads so many of a text that is trained on before it is believed.
@@ -92,9 +83,7 @@ def train(context: StudyContext, stage: Train, runs: Sequence[PlannedRun]) -> No
     trainable = [run for run in runs if not _is_given_up(context, run)]
     if not trainable:
         return
-    if stage.planned_pass.num_devices > 1:
-        train_in_processes(context, trainable, stage.planned_pass)
-    elif runs[0].method == "full":
+    if runs[0].method == "full":
         _train_full(context, trainable, stage.planned_pass)
     elif shares_a_pass(runs[0]):
         _train_adapters(context, trainable, stage.planned_pass)
@@ -147,20 +136,13 @@ def _is_given_up(context: StudyContext, run: PlannedRun) -> bool:
 
 
 def _train_adapters(
-    context: StudyContext,
-    runs: Sequence[PlannedRun],
-    planned: PlannedPass,
-    sharded: ShardedModel | None = None,
+    context: StudyContext, runs: Sequence[PlannedRun], planned: PlannedPass
 ) -> None:
-    """Train adapters on the base, of which this process may hold a part."""
-    config = context.study.config
-    base = context.models.base() if sharded is None else sharded.model
-    make = AdapterTrainee if sharded is None else partial(ReplicatedTrainee, sharded.processes)
-    by_training = _by_training(runs)
-    if sharded is None:  # PEFT cannot load on a part of a model
-        _refuse_misloaded(context, base, list(by_training))
+    """Train adapters on the base."""
+    config, base, by_training = context.study.config, context.models.base(), _by_training(runs)
+    _refuse_misloaded(context, base, list(by_training))
     truncated = truncated_adapters(context, list(by_training))
-    trainees, unsettled = _adapter_trainees(context, base, by_training, truncated, make)
+    trainees, unsettled = _adapter_trainees(context, base, by_training, truncated)
 
     def save(trainee: Trainee, run: PlannedRun) -> Saved:
         assert isinstance(trainee, AdapterTrainee)
@@ -179,7 +161,7 @@ def _train_adapters(
 
     layers = dict.fromkeys(name for trainee in trainees for name in trainee.adapter.factors)
     with adapted(base, list(layers)) as bank:
-        _run_pass(context, _Pass(base, trainees, bank, planned, sharded), by_training, save)
+        _run_pass(context, _Pass(base, trainees, bank, planned), by_training, save)
 
 
 def _refuse_misloaded(context: StudyContext, base: nn.Module, runs: Sequence[PlannedRun]) -> None:
@@ -205,16 +187,16 @@ def _adapter_trainees(
     base: nn.Module,
     by_training: Mapping[PlannedRun, Sequence[PlannedRun]],
     truncated: Mapping[str, Truncated],
-    make: Callable[..., AdapterTrainee],
 ) -> tuple[list[AdapterTrainee], dict[str, float | None]]:
     """The adapters of a pass as they begin, and ``unsettled_share`` by the name of the run."""
     plan, config = context.plan, context.study.config
     shapes = models.adaptable_shapes(base)
+    devices = layer_devices(base, shapes)
     beside, initialisations = RowsBeside(context), _Initialisations(context)
     trainees: list[AdapterTrainee] = []
     unsettled: dict[str, float | None] = {}
     for run, models_of in by_training.items():
-        adapter = lora_adapter(shapes, run, config, plan.device, plan.record.precision)
+        adapter = lora_adapter(shapes, run, config, plan.device, plan.record.precision, devices)
         if run.name in truncated:
             adapter.start_from(truncated[run.name].factors)
         variant = None if run.variant is None else VARIANTS[run.variant]
@@ -223,7 +205,7 @@ def _adapter_trainees(
             adapter.start_from(initial.factors, is_in_base=variant.is_in_base)
             unsettled[run.name] = initial.unsettled_share
         trainees.append(
-            make(
+            AdapterTrainee(
                 run,
                 plan.examples[run.train_task],
                 config.train,
@@ -286,47 +268,6 @@ def _train_full(context: StudyContext, runs: Sequence[PlannedRun], planned: Plan
     _run_pass(context, _Pass(model, [trainee], None, planned), by_training, save)
 
 
-def train_part(
-    context: StudyContext,
-    runs: Sequence[PlannedRun],
-    planned: PlannedPass,
-    processes: Processes,
-) -> None:
-    """Train as one of the processes that were started for it; the first one writes.
-
-    Raises:
-        ModelError: weights cannot be read.
-        StorageError: the folder cannot be written.
-        Stopped: it was asked to; the state is saved.
-    """
-    is_frozen = runs[0].method == "lora"
-    base, precision = models.fetch_weights(context.plan.base), context.study.precision
-    sharded = ShardedModel(base, precision, processes, is_frozen=is_frozen)
-    train_on = _train_adapters if is_frozen else _train_sharded
-    train_on(context, runs, planned, sharded)
-
-
-def _train_sharded(
-    context: StudyContext, runs: Sequence[PlannedRun], planned: PlannedPass, sharded: ShardedModel
-) -> None:
-    """Train all weights of a model of which this process holds a part."""
-    plan, config, by_training = context.plan, context.study.config, _by_training(runs)
-    ((whole, models_of),) = by_training.items()
-    marks = [model.num_steps for model in models_of]
-    trainee = ShardedTrainee(whole, plan.examples[whole.train_task], config.train, sharded, marks)
-
-    def save(_: Trainee, run: PlannedRun) -> Saved:
-        weights = context.folder.weights_folder(run)
-        require_room(weights, weight_bytes(run) * run.num_trainable_parameters)
-        state = trainee.whole_weights()
-        with writing(weights):
-            sharded.model.save_pretrained(str(weights), state_dict=state)
-            plan.tokenizer.save_pretrained(str(weights))
-        return Saved(weights_bytes(weights), trainee.is_zero_update)
-
-    _run_pass(context, _Pass(sharded.model, [trainee], None, planned, sharded), by_training, save)
-
-
 def _train_variant(context: StudyContext, runs: Sequence[PlannedRun], planned: PlannedPass) -> None:
     """Train a variant through PEFT on the base itself, which is as it was when that is done."""
     plan, config, base = context.plan, context.study.config, context.models.base()
@@ -357,16 +298,12 @@ def _by_training(runs: Sequence[PlannedRun]) -> dict[PlannedRun, list[PlannedRun
 
 
 class _Pass(NamedTuple):
-    """What is trained together: trainees on a model, adapters through a bank, as planned.
-
-    ``sharded`` is the model, where each of several processes holds a part of it.
-    """
+    """What is trained together: trainees on a model, adapters through a bank, as planned."""
 
     model: nn.Module
     trainees: Sequence[Trainee]
     bank: AdapterBank | None
     planned: PlannedPass
-    sharded: ShardedModel | None = None
 
 
 def _run_pass(
@@ -375,41 +312,26 @@ def _run_pass(
     by_training: Mapping[PlannedRun, Sequence[PlannedRun]],
     save: Save,
 ) -> None:
-    """Train, and write what comes of it; of several processes, the first one writes."""
-    processes = None if together.sharded is None else together.sharded.processes
-    if processes is not None and not processes.leads:
-        following = Following(together.trainees, processes)
-        following.obey()
-        _train_pass(context, together, following)
-        return
+    """Train, and write what comes of it."""
     writer = _Writer(context, together.trainees, by_training, save)
     for trainee in together.trainees:
         writer.resume(trainee)
-    with context.signals.deferred(), contextlib.closing(writer):
-        if processes is None:
-            _train_pass(context, together, writer)
-            return
-        processes.tell(None)  # the others have begun where this one has
-        _train_pass(context, together, Leading(writer, processes))
-
-
-def _train_pass(context: StudyContext, together: _Pass, observer: PassObserver) -> None:
     precision, compiles = context.study.precision, context.study.config.train.compile
     if isinstance(together.trainees[0], VariantTrainee):
         # PEFT multiplies its float32 weights in float32 and the base's in the base's precision, and
         # what is compiled leaves out adapters of ours, not PEFT's
         precision, compiles = "float32", False
-    training.train_pass(
-        together.model,
-        together.trainees,
-        bank=together.bank,
-        max_tokens=together.planned.max_tokens,
-        precision=precision,
-        gradient_checkpointing=together.planned.gradient_checkpointing,
-        compile_layers=compiles and together.sharded is None,  # a layer is gathered as a whole
-        observer=observer,
-        sharded=together.sharded,
-    )
+    with context.signals.deferred(), contextlib.closing(writer):
+        training.train_pass(
+            together.model,
+            together.trainees,
+            bank=together.bank,
+            max_tokens=together.planned.max_tokens,
+            precision=precision,
+            gradient_checkpointing=together.planned.gradient_checkpointing,
+            compile_layers=compiles,
+            observer=writer,
+        )
 
 
 class _Writer:

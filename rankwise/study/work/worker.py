@@ -45,10 +45,8 @@ class Worker:
         context.tell.stage_started(stage.id)
         match stage:
             case Train():
-                # one model at a time: full fine-tuning trains a copy of the base, and so do
-                # processes of their own
-                has_full = any(run.method == "full" for run in stage.runs)
-                context.models.release(base=has_full or stage.num_devices > 1)
+                # one model at a time: full fine-tuning trains a copy of the base
+                context.models.release(base=any(run.method == "full" for run in stage.runs))
                 train(context, stage, _runs(models))
             case Score():
                 self._scores.score(stage, models)

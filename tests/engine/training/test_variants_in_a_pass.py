@@ -182,4 +182,4 @@ def test_lora_fa_leaves_a_as_drawn_and_out_of_the_norm(
     num_B = sum(factors.lora_B.numel() for factors in after.values())
     assert float(trainee.finish_gradients()) == pytest.approx(num_B**0.5)
     trainee.clear_gradients()
-    assert not bool(trainee.adapter.weights.grad.any())  # pyright: ignore[reportOptionalMemberAccess]
+    assert not bool(trainee.adapter.weights[0].grad.any())  # pyright: ignore[reportOptionalMemberAccess]

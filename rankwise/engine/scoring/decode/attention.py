@@ -8,7 +8,7 @@ order; ``attend_decoded`` keeps them apart. It is registered with transformers'
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -61,6 +61,22 @@ class DecodeLayout:
     table: BlockTable | None
     reads: Sequence[Read]
     shared: Sequence[SharedUse] = ()
+    _elsewhere: dict[torch.device, DecodeLayout] = field(
+        default_factory=dict[torch.device, "DecodeLayout"], init=False
+    )
+
+    def on(self, device: torch.device) -> DecodeLayout:
+        """The same pass for layers on another device."""
+        if device == self.positions.device:
+            return self
+        if device not in self._elsewhere:
+            self._elsewhere[device] = replace(
+                self,
+                positions=self.positions.to(device),
+                rows=self.rows.to(device),
+                table=None if self.table is None else self.table.on(device),
+            )
+        return self._elsewhere[device]
 
     @cached_property
     def alike(self) -> list[Int[Tensor, "reads tokens"]]:
@@ -123,7 +139,7 @@ def attend_decoded(
     # heads that share a key are neighbours, as in transformers' repeat_kv
     q = q.unflatten(1, (key.shape[1], -1))  # (tokens, kv_heads, group, width)
     k, v = key[0].transpose(0, 1), value[0].transpose(0, 1)  # (tokens, kv_heads, width)
-    return _attend(id(module), q, k, v, decode_layout, terms)[None], None
+    return _attend(id(module), q, k, v, decode_layout.on(q.device), terms)[None], None
 
 
 class _Outputs:

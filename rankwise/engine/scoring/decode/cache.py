@@ -7,6 +7,7 @@ that several rows share lies in a separate segment, once for each model.
 
 from __future__ import annotations
 
+import copy
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,7 +74,7 @@ class BlockCache:
         if blocks and self._layers:
             index = self._index(blocks)
             for _, values in self._layers.values():
-                values[index] = 0
+                values[index[values.device]] = 0
         new = range(self.used, self.used + count - len(blocks))
         self.used += len(new)
         if self.used > self._size:
@@ -95,16 +96,17 @@ class BlockCache:
             to, of = self._index(into), self._index(last)
             for pair in self._layers.values():
                 for tensor in pair:
-                    tensor[to] = tensor[of]
+                    tensor[to[tensor.device]] = tensor[of[tensor.device]]
         # blocks behind ``used`` are taken without being cleared by ``take``
         for _, values in self._layers.values() if used < self.used else ():
             values[used : self.used] = 0
         self._free, self.used = [], used
         return dict(zip(last, into, strict=True))
 
-    def _index(self, blocks: Sequence[int]) -> Int[Tensor, " blocks"]:
-        (keys, _), *_ = self._layers.values()
-        return moved(torch.tensor(blocks), keys.device)
+    def _index(self, blocks: Sequence[int]) -> dict[torch.device, Int[Tensor, " blocks"]]:
+        """On each device that has layers."""
+        devices = {keys.device for keys, _ in self._layers.values()}
+        return {device: moved(torch.tensor(blocks), device) for device in devices}
 
 
 @dataclass(eq=False)
@@ -190,6 +192,15 @@ class BlockTable:
         self.row_of, self.column_of = of_blocks
         self.offset = (self.lengths - 1) % BLOCK_TOKENS
         self._unseen: dict[int | None, Tensor] = {}
+
+    def on(self, device: torch.device) -> BlockTable:
+        """The same table on another device."""
+        table = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(table, name, value.to(device))
+        table._unseen = {}
+        return table
 
     def unseen(self, window: int | None) -> Bool[Tensor, "rows 1 places"]:
         """True where a row has no token, or one outside its window; made once per window."""

@@ -68,6 +68,18 @@ class TreeStep:
     _seen: dict[tuple[int, int | None], Tensor] = field(
         default_factory=dict[tuple[int, int | None], Tensor], init=False
     )
+    _elsewhere: dict[torch.device, TreeStep] = field(
+        default_factory=dict[torch.device, "TreeStep"], init=False
+    )
+
+    def on(self, device: torch.device) -> TreeStep:
+        """The same step for layers on another device; all fill the same ``pools``."""
+        if device == self.layout.device:
+            return self
+        if device not in self._elsewhere:
+            self._elsewhere[device] = TreeStep(self.layout.on(device), self.cached)
+            self._elsewhere[device].pools = self.pools
+        return self._elsewhere[device]
 
     def pool(self, layer: int, new: KeyValues) -> KeyValues:
         """A layer's key pool, from its new keys and values; it is kept in ``pools``."""
@@ -129,6 +141,7 @@ def attend_tree(
     sizes, tokens = [x.shape[2] for x in (query, key, value)], tree_step.layout.num_queries
     if sizes != [tokens] * 3:
         raise ModelError(f"{name} got {sizes} queries, keys and values, and reads {tokens} tokens.")
+    tree_step = tree_step.on(query.device)
     # (models, tokens, kv_heads, width): tokens first, so that the pool grows along one axis
     pool = tree_step.pool(layer, KeyValues(key.transpose(1, 2), value.transpose(1, 2)))
     if _takes_flex(query, value):

@@ -107,7 +107,7 @@ class TreeLayout:
         tree: is read from left to right.
         start: the first place; ``stop`` is the one after the last.
         stop: see ``start``.
-        device: of the tensors.
+        device: of the tensors; ``on`` has them for another one.
         num_cached: ancestors of ``start``, whose keys and values are cached.
     """
 
@@ -120,12 +120,23 @@ class TreeLayout:
     _masks: dict[int | None, BlockMask] = field(
         default_factory=dict[int | None, BlockMask], init=False
     )
+    _elsewhere: dict[torch.device, TreeLayout] = field(
+        default_factory=dict[torch.device, "TreeLayout"], init=False
+    )
 
     def __post_init__(self) -> None:
         self.num_cached = int(self.tree.depths[self.start])
         span = slice(self.start, self.stop)
         numbers = [self.tree.tokens[span], self.tree.depths[span]]
         self._tokens, self._positions = moved_together(numbers, self.device)
+
+    def on(self, device: torch.device) -> TreeLayout:
+        """The same places for layers on another device."""
+        if device == self.device:
+            return self
+        if device not in self._elsewhere:
+            self._elsewhere[device] = TreeLayout(self.tree, self.start, self.stop, device)
+        return self._elsewhere[device]
 
     @property
     def groups(self) -> list[BlockGroup]:

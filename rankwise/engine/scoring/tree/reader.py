@@ -136,7 +136,7 @@ class TreeReader:
                 tree_step=step,
                 use_cache=False,
             ).last_hidden_state
-        return ReadPlaces(layout.start, layout.stop, hidden, step)
+        return ReadPlaces(layout.start, layout.stop, hidden.to(layout.device), step)
 
 
 def pieces_of(adapters: Sequence[FrozenAdapter | None], num_rows: int) -> list[FrozenPiece]:
