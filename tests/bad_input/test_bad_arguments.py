@@ -277,7 +277,7 @@ BAD = [
         "heads {empty} --run x --tasks y --top 0",
         "Invalid value for '--top'",
     ),
-    Bad("status at a URL", "status s3://me:secret@b/s", "s3://b/s", "write a path"),
+    Bad("status at a URL", "status s3://me:secret@b/s", "'s3://***@b/s' names no file", "path"),
     Bad("export of no study", "export {empty}", "is not there; run the study first", "", 1),
     Bad("export of a file", "export {file}", "is not", "", 1),
     Bad("export of another format", "export {empty} --format xlsx", "'xlsx' is not"),

@@ -255,7 +255,7 @@ def test_stopping_by_a_signal_says_that_nothing_is_lost(
     def interrupted(*_: Any, **__: Any) -> None:
         raise Stopped(number)
 
-    monkeypatch.setattr("rankwise.study.growing.run_study", interrupted)
+    monkeypatch.setattr("rankwise.study.growing.lead", interrupted)
     done = rankwise("run", finished.file, "--study-dir", finished.root / "stopped")
     assert done.exit_code == code
     again = f"To go on: rankwise run {finished.root / 'stopped'}"
@@ -401,7 +401,7 @@ def test_studies_go_below_the_current_folder(
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("rankwise.study.growing.run_study", recorded)
+    monkeypatch.setattr("rankwise.study.growing.lead", recorded)
     rankwise("run", finished.file)
     rankwise("run", finished.file, "name=other")
     assert asked == [Path("studies/small"), Path("studies/other")]

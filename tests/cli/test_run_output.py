@@ -185,7 +185,7 @@ def test_a_signal_ends_it(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise Stopped(signal.SIGTERM)
 
-    monkeypatch.setattr("rankwise.study.growing.run_study", interrupted)
+    monkeypatch.setattr("rankwise.study.growing.lead", interrupted)
     done = rankwise("run", ran.folder, "--json")
     (ended,) = parsed(done.stdout)
     assert (ended["outcome"], ended["exit_code"]) == ("stopped", 143)
@@ -196,7 +196,7 @@ def test_extending_writes_events_too(ran: Ran, monkeypatch: pytest.MonkeyPatch) 
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rankwise.study.growing.run_study", interrupted)
+    monkeypatch.setattr("rankwise.study.growing.lead", interrupted)
     done = rankwise("extend", ran.folder, "--seeds", 1, "--json")
     (ended,) = parsed(done.stdout)
     assert (ended["outcome"], ended["exit_code"], done.exit_code) == ("stopped", 130, 130)

@@ -447,17 +447,11 @@ def test_the_lock_keeps_other_processes_out_and_dies_with_its_own(folder: StudyF
             assert sorted(p.name for p in folder.root.iterdir()) == [".leader", ".lock"]
 
 
-def test_states_beside_finished_runs_are_removed_with_their_parts(folder: StudyFolder) -> None:
-    """Whatever a process that was killed had removed of them."""
-    for run in ("whole", "parts", "unfinished"):
-        parts = folder.model_folder(run) / "training-shards-7"
-        parts.mkdir(parents=True)
-        (parts / "part").write_text("")
-        if run != "parts":
-            (folder.model_folder(run) / "training.pt").write_text("")
-        if run != "unfinished":
-            folder.run_file(run).write_text("")
+def test_states_beside_finished_runs_are_removed(folder: StudyFolder) -> None:
+    for run in ("whole", "unfinished"):
+        folder.model_folder(run).mkdir(parents=True)
+        (folder.model_folder(run) / "training.pt").write_text("")
+    folder.run_file("whole").write_text("")
     with folder.lock():
-        left = {path.name for path in folder.root.glob("runs/*/training*")}
-    assert left == {"training.pt", "training-shards-7"}
-    assert not list(folder.root.glob("runs/[wp]*/training*"))
+        left = [path.parent.name for path in folder.root.glob("runs/*/training.pt")]
+    assert left == ["unfinished"]
