@@ -118,15 +118,14 @@ def verify(directory: Folder, as_json: Json = False) -> int:
     where anything is damaged.
     """
     from rankwise.records.folder import StudyFolder
-    from rankwise.study.damage import find_damage, unverifiable
+    from rankwise.study.damage import find_damage
 
     folder = StudyFolder(directory)
     if not folder.study_file.exists():
         raise RecordError(f"{folder.study_file} is not there; give the folder of a study.")
     damages = find_damage(folder, thorough=True)
-    unknown = 0 if damages else unverifiable(folder)
     if as_json:
-        emit({"damages": [damage._asdict() for damage in damages], "num_unverifiable": unknown})
+        emit({"damages": [damage._asdict() for damage in damages]})
     elif damages:
         for damage in damages:
             say(f"damaged: {damage}", folded=False)
@@ -135,8 +134,6 @@ def verify(directory: Folder, as_json: Json = False) -> int:
     if damages:
         note(f"rankwise run {folder.address} sets aside what is damaged and makes it again")
         return RUN_FAILED
-    if unknown:
-        note(f"{unknown} trainings and scorings of an early version have no digests to compare")
     return OK
 
 

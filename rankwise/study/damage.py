@@ -15,7 +15,6 @@ from rankwise.records.deployment import FormRecord
 from rankwise.records.file_names import samples_beside
 from rankwise.records.files import (
     FileDigest,
-    read_record,
     storage_error,
     without_remedy,
     write_atomically,
@@ -25,7 +24,6 @@ from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.heads import HeadChanges, HeadRepair, TaskHeadEffects
 from rankwise.records.judgement import StudyLooks
 from rankwise.records.own_texts import OwnTexts
-from rankwise.records.reading import read_judged
 from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.repair_scores import RepairDivergences, RepairScores
 from rankwise.records.repairs import AdapterRepair
@@ -89,17 +87,6 @@ def models_of(study: StudyRecord, folder: StudyFolder) -> list[str]:
     if study.config.is_searched and there.is_dir():  # a search may have come further than the plan
         names += sorted(path.name for path in there.iterdir())
     return list(dict.fromkeys(names))
-
-
-def unverifiable(folder: StudyFolder) -> int:
-    """The number of runs and scorings whose records, of an early version, have no digests."""
-    count = 0
-    for path in folder.root.glob("runs/*/run.json"):
-        run = read_record(path, RunRecord)
-        count += run.status == "trained" and not run.is_given_up and not run.files
-    for path in (*folder.root.glob("runs/*/eval/*.json"), *folder.root.glob("base/eval/*.json")):
-        count += read_record(path, TaskEvaluation).samples is None
-    return count
 
 
 def set_aside(folder: StudyFolder, paths: Sequence[Path], why: str) -> Path:
@@ -190,7 +177,6 @@ class _Inspector:
                 files=lambda record, samples=samples: (
                     {samples: record.samples} if record.samples else {}
                 ),
-                more=self._old_samples,
             )
         for path, kind, what in (
             (folder.spectra_file(model), SpectraRecord, "analysing the weights of"),
@@ -246,9 +232,8 @@ class _Inspector:
         *,
         spoils: tuple[Path, ...] = (),
         files: Callable[[R], Mapping[Path, FileDigest]] = lambda _: {},
-        more: Callable[[R], Iterator[Damage]] = lambda _: iter(()),
     ) -> Iterator[Damage]:
-        """Damage of a record, if it is there, of the files that it stands on, and ``more``."""
+        """Damage of a record, if it is there, and of the files that it stands on."""
         if not path.exists():
             return
         try:
@@ -263,18 +248,3 @@ class _Inspector:
             misfit = self._folder.checked.misfit(file, digest, thorough=self._thorough)
             if misfit is not None:
                 yield Damage(file, misfit, made_by, spoils or (path,))
-        yield from more(record)
-
-    def _old_samples(self, record: TaskEvaluation) -> Iterator[Damage]:
-        """Items of an early version, which have no digest, must at least be readable."""
-        if record.samples is not None:
-            return
-        try:
-            read_judged(self._folder, record)
-        except RecordError as error:
-            path = self._folder.evaluation_file(record.model, record.task)
-            samples = samples_beside(path)
-            if not isinstance(error, NewerRecordError) and samples.name in str(error):
-                reason = without_remedy(error).removeprefix(f"{samples} ")
-                made_by = f"scoring {record.model} on {path.stem}"
-                yield Damage(samples, reason, made_by, (path, samples))

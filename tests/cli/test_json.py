@@ -112,7 +112,7 @@ CASES: dict[str, Case] = {
         ([("none needed", 0), ("trained", 3)], []),
     ),
     "verify": Case(
-        lambda at: (at.small,), lambda a: a, {"damages": [], "num_unverifiable": 0}
+        lambda at: (at.small,), lambda a: a, {"damages": []}
     ),
     "recommend": Case(lambda at: (at.planted,), recommended, RECOMMENDED),
     "init": Case(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import tempfile
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ from rankwise.study.status import study_status
 from tests.fuzz.strategies import damaged, dumped_json_lines, with_nasty_values
 from tests.planted import results as planted_results
 from tests.planted.folders import write_study
+from tests.support.records import signed
 
 _KINDS = {"study.json": StudyRecord, "run.json": RunRecord, "kinship.json": TaskEvaluation}
 
 
-@cache
+@functools.cache
 def _good() -> dict[str, str]:
     """Relative path -> text of every file of a small finished study."""
     with tempfile.TemporaryDirectory() as place:
@@ -40,17 +41,20 @@ def _text_of(name: str) -> str:
 
 
 def _bare(name: str) -> dict[str, Any]:
-    """A record as early versions wrote it, so that what is in it counts."""
+    """A record without its checksum, so that what is in it counts."""
     content = json.loads(_text_of(name))
     del content["checksum"]
     content.pop("samples", None)
     return content
 
 
+_dumped = functools.partial(json.dumps, indent=2)
+
+
 def _record(name: str) -> Callable[[Path, str], object]:
     def read(folder: Path, text: str) -> object:
         path = folder / name
-        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        path.write_bytes(signed(text).encode("utf-8", "surrogatepass"))
         return read_record(path, _KINDS[name])
 
     return read
@@ -61,7 +65,7 @@ def _study_with(folder: Path, name: str, text: str) -> StudyFolder:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(good)
         if path.endswith(name):
-            (folder / path).write_bytes(text.encode("utf-8", "surrogatepass"))
+            (folder / path).write_bytes(signed(text).encode("utf-8", "surrogatepass"))
     return StudyFolder(folder)
 
 
@@ -72,10 +76,10 @@ def read_status(folder: Path, text: str) -> object:
 
 
 def read_samples(folder: Path, text: str) -> object:
-    """Items without a digest, as early versions wrote them, are read or refused."""
+    """Items without a digest are read or refused."""
     study = _study_with(folder, "base/eval/kinship.samples.jsonl", text)
     path = study.evaluation_file(BASE, "kinship")
-    path.write_text(json.dumps(_bare("base/eval/kinship.json")))
+    path.write_text(signed(_dumped(_bare("base/eval/kinship.json"))))
     find_damage(study)
     return conclude(study)
 
@@ -89,8 +93,8 @@ def read_other_samples(folder: Path, text: str) -> object:
 
 def _records(name: str) -> st.SearchStrategy[str]:
     return st.one_of(
-        st.deferred(lambda: with_nasty_values(_bare(name)).map(json.dumps)),
-        st.deferred(lambda: damaged([_text_of(name), json.dumps(_bare(name))])),
+        st.deferred(lambda: with_nasty_values(_bare(name)).map(_dumped)),
+        st.deferred(lambda: damaged([_text_of(name), _dumped(_bare(name))])),
     )
 
 
