@@ -173,7 +173,9 @@ def check_over_cards(
         "train.compile=false": config.train.compile,
         "analysis.heads=false": config.analysis.heads,
         "deploy=[]": bool(config.deploy),
-        "evaluation.engine=resident": config.evaluation.engine.generate_until == "vllm",
+        "evaluation.engine.generate_until=resident": (
+            config.evaluation.engine.generate_until == "vllm"
+        ),
         f"methods.variants without {', '.join(by_peft)}": bool(by_peft),
     }
     unset = [setting for setting, is_asked in asked.items() if is_asked]
