@@ -9,7 +9,8 @@ import numpy as np
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 
-from benchmarks.decision_studies import CONFIDENCE, NUM_LOOKS, Rate, generator, level_of_look
+from benchmarks.decision_rule import CONFIDENCE, NUM_LOOKS, level_of_look
+from benchmarks.decision_studies import Rate, generator
 from rankwise.findings.decision import choose
 from rankwise.findings.pairs import Pair, paired_test
 from rankwise.findings.stats.anytime import anytime_interval
