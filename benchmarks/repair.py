@@ -8,11 +8,11 @@ MMLU by letter (real items; left out where ``--tasks-path`` is not there). Rank 
 rate at which it forgets, on 160 rows in 40 steps. Each arm has its gain, retention and seconds.
 
 Everything finished is kept under ``--out``; calling again goes on. The last line of output is one
-JSON object. For each study ``best_arm`` is, of the arms that are shown to gain more than lower
-rates at the same retention, the one with the largest such lead; null where there is none. Then
-``nearest_arm`` is the one with the largest estimate. ``retention_regained_share`` and
-``gain_kept_share`` are of either. ``kl_arm_over_lower_rate_points`` is the lead of KL on the base's
-own texts.
+JSON object. For each study ``best_arm`` is, of the arms that are shown to gain more and forget less
+than the nearest lower rate, the one that gains most over it; null where there is none. Then
+``nearest_arm`` is the one with the largest such gain. ``retention_regained_share`` and
+``gain_kept_share`` are of either. ``kl_arm_over_lower_rate_points`` is that gain of KL on the
+base's own texts.
 """
 
 from __future__ import annotations
@@ -89,30 +89,41 @@ def run(file: Path, folder: Path) -> MitigatedOption:
 
 def table(option: MitigatedOption) -> Iterator[str]:
     """Lines of Markdown: an arm each."""
-    heads = ("arm", "gain", "kept", "retention", "regained", "above lower rates", "s")
+    heads = (
+        "arm",
+        "gain",
+        "kept",
+        "retention",
+        "regained",
+        "nearest rate",
+        "gain over it",
+        "kept over it",
+        "s",
+    )
     yield f"| {' | '.join(heads)} |"
     yield f"|{'---|' * len(heads)}"
     for arm in option.arms:
-        above = arm.above_rates
+        over = arm.over_rate
         cells = [
             arm.label,
             quantities.with_interval(arm.gain, arm.gain.unit),
             (arm.kept_gain.in_words if arm.kept_gain else None) or "",
             quantities.with_interval(arm.retention, "points"),
             (arm.regained.in_words if arm.regained else None) or "",
-            "" if above is None else quantities.with_interval(above, above.unit),
+            "" if over is None else f"{over.rate} ({over.dominance})",
+            "" if over is None else quantities.with_interval(over.gain, over.gain.unit),
+            "" if over is None else quantities.with_interval(over.retention, "points"),
             f"{arm.train_seconds:.0f}",
         ]
-        mark = " *" if arm.is_told_apart else ""
-        yield f"| {' | '.join(cells)}{mark} |"
+        yield f"| {' | '.join(cells)} |"
 
 
 def summary(options: dict[str, MitigatedOption]) -> dict[str, Any]:
     """The last line: leads are of the arm, the mean over the studies in which it has one."""
     by_study: dict[str, Any] = {}
     for name, option in options.items():
-        judged = [arm for arm in option.arms if arm.above_rates is not None]
-        shown = [arm for arm in judged if arm.is_told_apart and _lead(arm) > 0]
+        judged = [arm for arm in option.arms if arm.over_rate is not None]
+        shown = [arm for arm in judged if arm.over_rate and arm.over_rate.dominance == "better"]
         best = max(shown or judged, key=_lead)
         kl = next((arm for arm in judged if arm.label == KL_ARM), None)
         by_study[name] = {
@@ -126,8 +137,8 @@ def summary(options: dict[str, MitigatedOption]) -> dict[str, Any]:
 
 
 def _lead(arm: Arm) -> float:
-    assert arm.above_rates is not None
-    return arm.above_rates.estimate
+    assert arm.over_rate is not None
+    return arm.over_rate.gain.estimate
 
 
 def _rounded(value: float | None) -> float | None:

@@ -95,7 +95,7 @@ def repair(
     limit: Annotated[
         int | None,
         typer.Option(
-            "--limit", min=4, help="Score N items of each task, drawn at random (no study)."
+            "--limit", min=2, help="Score N items of each task, drawn at random (no study)."
         ),
     ] = None,
     num_fewshot: Annotated[
@@ -120,10 +120,10 @@ def repair(
     intruder dimensions), average (with the other seeds of the setting, or with
     the further adapters). The base and all of them are scored in one pass.
 
-    Half of the items choose the repair that gains most and keeps the loss of
-    retention within the limit; the other half says what it gains and loses. It
-    is written with a model card, in a study to runs/ID/repair/adapter. If none
-    keeps enough, the answer says so and nothing is written. A column has KL to
+    Chosen is the repair that gains most, of those that are shown to keep the
+    loss of retention within the limit. It is written with a model card, in a
+    study to runs/ID/repair/adapter. If none is shown to gain and to keep
+    enough, the answer says so and nothing is written. A column has KL to
     the base on the in-domain prompts, and a line says how well KL orders the
     losses. KL chooses nothing.
 

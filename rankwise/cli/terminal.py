@@ -256,14 +256,13 @@ def samples_verdict(verdicts: SampleVerdicts) -> Iterator[RenderableType]:
 
 
 def repair_table(choice: RepairChoice) -> Table:
-    """Every repair on the choosing items; the chosen one is bold."""
-    confidence = percent(choice.confidence)
+    """Every repair; the chosen one is bold."""
     limit = quantities.amount(choice.max_loss_points, "points")
     table = Table(
         caption=Text(
-            f"against the base, on the {count(choice.num_choosing_items)} items that choose, with "
-            f"intervals of {confidence}; a repair keeps enough if it loses no more than {limit} "
-            "less a standard error"
+            f"against the base, on {quantities.counted(choice.num_items, 'item')}, with intervals "
+            f"of {choice.together}; a repair keeps enough if its interval ends at {limit} of loss "
+            "or less, and so do those of all stronger repairs of its kind"
         )
     )
     kl = ["KL to the base\nnats per token"] if choice.kl_statement else []
@@ -271,7 +270,6 @@ def repair_table(choice: RepairChoice) -> Table:
         "repair", f"gain\n{choice.unit}", "retention loss\npoints", *kl, "keeps enough",
     ):  # fmt: skip
         table.add_column(Text(name), justify="left" if name == "repair" else "right")
-    chosen = None if choice.judged is None else choice.judged.repair
     for point in choice.curve:
         gain, loss = point.gain, point.retention_loss
         table.add_row(
@@ -280,7 +278,7 @@ def repair_table(choice: RepairChoice) -> Table:
             _change_with_bounds(loss.estimate, loss.lower, loss.upper, "points"),
             *([_kl(point.kl)] if point.kl else []),
             "yes" if point.keeps_enough else "no",
-            style="bold" if point.repair == chosen else None,
+            style="bold" if point.repair == choice.repair else None,
         )
     return table
 

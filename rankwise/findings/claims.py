@@ -25,6 +25,8 @@ REASONING = frozenset({"reasoning", "mathematics"})
 RECALL = frozenset({"knowledge", "recall", "medicine", "law"})
 PRAISED_RANKS = range(32, 65)
 """The paper's: rank 32-64."""
+STRONG = 0.5
+"""A base is strong if it is right in this part, at least, of what chance leaves to be known."""
 
 
 _VERDICTS: dict[State, Verdict] = {"yes": "supported", "no": "contradicted"}
@@ -139,7 +141,8 @@ def paper_claims(
             "A base that is already strong can get worse by fine-tuning.",
             False,
             list(_gets_worse(parts)),
-            "it needs a trained LoRA rank",
+            f"it needs a base that is right in {100 * STRONG:.0f} % or more of what chance leaves, "
+            "on a task that is trained on",
         ),
         _claim(
             "transfer-can-cost-10-percent",
@@ -252,43 +255,65 @@ def _no_best_rank(parts: Sequence[_Part]) -> Iterable[_Case]:
     labels = [o.label for o in parts[0].lora if all(o.label in names for names in trained)]
     if len(labels) < 2:
         return
+    together = len(parts) * len(labels) * (len(labels) - 1) // 2
     for label in labels:
-        verdicts = [
-            (part, verdict)
-            for part in parts
-            for verdict in part.recommendation.verdicts
-            if verdict.label == label
-        ]
-        beaten = [part.name for part, verdict in verdicts if verdict.shortfall.sign() > 0]
+        behind = [(part, _behind(part, label, labels, together)) for part in parts]
+        beaten = [part.name for part, leads in behind if any(lead.sign() > 0 for lead in leads)]
         state: State = "undecided"
         if beaten:
             state = "yes"
-        elif all(verdict.near_the_best == "yes" for _, verdict in verdicts):
+        elif all(
+            lead.upper < part.recommendation.delta for part, leads in behind for lead in leads
+        ):
             state = "no"
+        largest = [(part, max(leads, key=lambda lead: lead.estimate)) for part, leads in behind]
         numbers = "; ".join(
-            f"{part.name} {quantities.score(verdict.shortfall.estimate, part.recommendation.unit)} "
-            f"({score_range(verdict.shortfall, part.recommendation.unit)})"
-            for part, verdict in verdicts
+            f"{part.name} {quantities.score(lead.estimate, part.recommendation.unit)} "
+            f"({score_range(lead, part.recommendation.unit)})"
+            for part, lead in largest
         )
         what = f"is beaten on {quantities.listed(beaten)}" if beaten else "is beaten nowhere"
-        margins = tuple(delta_used(part.recommendation) for part, _ in verdicts)
+        margins = tuple(delta_used(part.recommendation) for part in parts)
         text = f"{label} {what}; behind the best other rank by: {numbers}."
         yield _Case(state, text, margins if state == "no" else ())
 
 
+def _behind(part: _Part, label: str, labels: Sequence[str], num_together: int) -> list[Bound]:
+    """The leads in-domain of the other options over one."""
+    by_label = {option.label: option for option in part.lora}
+    return [
+        part.bound(by_label[other], by_label[label], part.in_domain, num_together)
+        for other in labels
+        if other != label
+    ]
+
+
 def _gets_worse(parts: Sequence[_Part]) -> Iterable[_Case]:
-    together = sum(len(part.options) for part in parts)
-    for part in parts:
-        base = sum(part.results.base.evaluations[t].decision.value for t in part.in_domain)
-        base /= max(len(part.in_domain), 1)
-        unit = part.recommendation.unit
-        score = quantities.score(base * (100.0 if unit == "points" else 1.0), unit)
+    """One case for each model whose base is strong in-domain."""
+    strong = [part for part in parts if _is_strong(part)]
+    together = sum(len(part.options) for part in strong)
+    for part in strong:
+        values = [part.results.base.items[task].values for task in part.in_domain]
+        base = 100.0 * sum(sum(its) / len(its) for its in values) / len(values)
         for option in part.options:
             bound = part.bound(option, None, part.in_domain, together)
             yield _Case(
                 _STATES[-bound.sign()],
-                f"{part.name}: {option.label}, base {score}, gain {_signed(bound, unit)}.",
+                f"{part.name}: {option.label}, base {quantities.score(base, 'points')}, "
+                f"gain {_signed(bound, 'points')}.",
             )
+
+
+def _is_strong(part: _Part) -> bool:
+    """Whether the base is, in the mean of the tasks in-domain; none is where a loss decides."""
+    if part.recommendation.unit != "points" or not part.in_domain:
+        return False
+    known = 0.0
+    for task in part.in_domain:
+        values = part.results.base.items[task].values
+        chance = part.results.base.evaluations[task].chance or 0.0
+        known += (sum(values) / len(values) - chance) / (1.0 - chance)
+    return known >= STRONG * len(part.in_domain)
 
 
 def _transfer_costs(parts: Sequence[_Part]) -> Iterable[_Case]:

@@ -20,6 +20,10 @@ MOST_DESIGN_EFFECT = 1.2
 """A design effect above this is told: without clusters the standard error is over 9 % too small."""
 
 
+NOTICED = 0.95
+"""Clusters are told where they are at most this share of the items."""
+
+
 class Suspect(NamedTuple):
     """A field whose values the differences of models follow.
 
@@ -74,7 +78,8 @@ def cluster_notes(source: OptionGains) -> tuple[str, ...]:
     missing, judged by the gains of all options and the leads of each over each.
     """
     tasks = dict.fromkeys(task for names in source.results.tasks.values() for task in names)
-    return tuple(note for task in tasks for note in _notes(source, task))
+    notes = [note for task in tasks for note in _notes(source, task)]
+    return (*notes, *_shared(source))
 
 
 def num_clusters_of(source: OptionGains, tasks: Sequence[str]) -> int | None:
@@ -88,11 +93,28 @@ def num_clusters_of(source: OptionGains, tasks: Sequence[str]) -> int | None:
     )
 
 
+def _shared(source: OptionGains) -> Iterator[str]:
+    """The relations whose tasks ask the same or are about the same texts."""
+    for relation, tasks in source.results.tasks.items():
+        together = num_clusters_of(source, tasks)
+        sizes = [len(source.results.base.items[task].doc_ids) for task in tasks]
+        alone = sum(
+            num_clusters_of(source, (task,)) or size
+            for task, size in zip(tasks, sizes, strict=True)
+        )
+        if together is not None and together <= NOTICED * alone:
+            yield (
+                f"The {relation.replace('_', '-')} tasks {quantities.listed(tasks)} ask the same "
+                f"or share texts: their {quantities.counted(sum(sizes), 'item')} are in "
+                f"{quantities.counted(together, 'cluster')}, and intervals are between those."
+            )
+
+
 def _notes(source: OptionGains, task: str) -> Iterator[str]:
     items = source.results.base.items[task]
     counted = quantities.counted(len(items.doc_ids), "item")
     number = num_clusters_of(source, (task,))
-    if number is not None:
+    if number is not None and number <= NOTICED * len(items.doc_ids):
         yield f"{task} has {counted}{quantities.in_clusters(number)}; intervals are between those."
         if few := too_few(task, number):
             yield few
@@ -100,7 +122,9 @@ def _notes(source: OptionGains, task: str) -> Iterator[str]:
         return
     order = np.argsort(items.doc_ids)
     candidates = {
-        field: np.asarray(its, dtype=np.int64)[order] for field, its in items.candidates.items()
+        field: np.asarray(its, dtype=np.int64)[order]
+        for field, its in items.candidates.items()
+        if number is None or len({*its}) < number
     }
     gains = [source.gains(option.runs, task).mean(axis=0) for option in source.options]
     leads = [one - other for one, other in itertools.combinations(gains, 2)]

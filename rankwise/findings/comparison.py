@@ -27,7 +27,7 @@ from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.judgement import Outcome
 from rankwise.records.recommendation import StudyRecommendation
-from rankwise.records.results import ModelResults, StudyResults
+from rankwise.records.results import ModelResults, StudyResults, TaskItems
 from rankwise.records.stacks import Stack, differences, stack_of
 from rankwise.records.study import Unit
 
@@ -386,8 +386,15 @@ def _shared(
         if task in others
         and one.evaluations[task].fingerprint == other.evaluations[task].fingerprint
         and one.items[task].metric == other.items[task].metric
-        and one.items[task].clusters == other.items[task].clusters
+        and _grouping(one.items[task]) == _grouping(other.items[task])
     )
+
+
+def _grouping(items: TaskItems) -> list[int]:
+    """Of each item the first one of its cluster: numbers depend on a study's other tasks."""
+    first: dict[int, int] = {}
+    clusters = range(len(items.doc_ids)) if items.clusters is None else items.clusters
+    return [first.setdefault(number, place) for place, number in enumerate(clusters)]
 
 
 def _same_seeds(runs: Runs, others: Runs) -> tuple[Runs, Runs]:

@@ -1,8 +1,7 @@
 """Arms against forgetting, each judged against a lower learning rate alone.
 
-A lower rate forgets less and gains less, and costs nothing. So an arm is worth having where its
-gain lies above the line through the run as trained, its lower rates, and the base (a rate of zero),
-at the retention that the arm has.
+A lower rate forgets less and gains less, and costs nothing. So an arm is worth having where it
+gains more and forgets less than the lower rate that is nearest to it, item by item.
 """
 
 from __future__ import annotations
@@ -21,26 +20,37 @@ from rankwise.findings.options import (
 )
 from rankwise.findings.pairs import run_record
 from rankwise.findings.shares import Share, share_of
-from rankwise.findings.stats.estimates import holm, mean_over_tasks, zero_p_value
-from rankwise.findings.stats.items import Floats, Items
+from rankwise.findings.stats.estimates import holm, zero_p_value
 from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.study import PlannedRun, Unit
 
 ArmKind = Literal["as trained", "rate", "kl", "replay", "other"]
+Dominance = Literal["better", "worse", "not shown"]
 
 AS_TRAINED = "as trained"
+
+
+class RateLead(Record):
+    """An arm less the lower rate that is nearest to it, paired by item and seed.
+
+    ``dominance`` is better where both leads are shown to be above zero, worse where both are below,
+    after Holm's correction over the arms of the option.
+    """
+
+    rate: str
+    gain: TaskMean
+    retention: TaskMean
+    dominance: Dominance = "not shown"
 
 
 class Arm(Record):
     """A run's setting as trained, or trained again with something changed.
 
     ``kept_gain`` is the arm's gain over that of the run as trained, ``regained`` the part of the
-    run's retention loss that the arm does not have. ``above_rates`` is its gain less that of the
-    line of lower rates at its retention; ``is_told_apart`` says whether that is shown not to be
-    zero, after Holm's correction over the arms of the option. They are None of what makes up the
-    line. Tokens are those of one seed, seconds those of all.
+    run's retention loss that the arm does not have. ``over_rate`` is None of lower rates, and where
+    none was trained. Tokens are those of one seed, seconds those of all.
     """
 
     label: str
@@ -51,11 +61,10 @@ class Arm(Record):
     retention: TaskMean
     kept_gain: Share | None
     regained: Share | None
-    above_rates: TaskMean | None
-    is_told_apart: bool = False
+    over_rate: RateLead | None = None
 
     @property
-    def is_of_line(self) -> bool:
+    def is_of_rates(self) -> bool:
         """Whether it is the run as trained or its rate alone was lowered."""
         return self.kind in ("as trained", "rate")
 
@@ -178,17 +187,18 @@ def _option(
         (arm for arm in arms if arm.kind == "rate"),
         key=lambda arm: -(run_record(arm.runs[0]).planned.learning_rate or 0.0),
     )
-    line = _RateLine(source, tasks, [plain.runs, *(arm.runs for arm in rates)])
-    members = [plain, *rates, *(arm for arm in arms if arm.kind != "rate")]
-    made = [_arm(source, tasks, option, line, member) for member in members]
-    judged = [(arm, p) for arm, p in made if p is not None]
-    adjusted = holm([p for _, p in judged]) if judged else ()
-    shown = [
-        arm.model_copy(update={"is_told_apart": p <= 1.0 - source.confidence})
-        for (arm, _), p in zip(judged, adjusted, strict=True)
-    ]
-    shown.sort(key=lambda arm: -(arm.above_rates.estimate if arm.above_rates else 0.0))
-    all_arms = (*(arm for arm, p in made if p is None), *shown)
+    line = [_arm(source, tasks, option, member) for member in (plain, *rates)]
+    others = [arm for arm in arms if arm.kind != "rate"]
+    made = [_arm(source, tasks, option, arm) for arm in others]
+    if rates:
+        leads = [_over_rate(source, tasks, arm, rates) for arm in others]
+        adjusted = holm([p for _, p in leads]) if leads else ()
+        made = [
+            arm.model_copy(update={"over_rate": _judged(lead, p <= 1.0 - source.confidence)})
+            for arm, (lead, _), p in zip(made, leads, adjusted, strict=True)
+        ]
+        made.sort(key=lambda arm: -(arm.over_rate.gain.estimate if arm.over_rate else 0.0))
+    all_arms = (*line, *made)
     meeting = [
         arm.label for arm in all_arms if epsilon is not None and arm.retention.lower >= -epsilon
     ]
@@ -201,13 +211,9 @@ def _option(
     )
 
 
-def _arm(
-    source: OptionGains, tasks: DecidingTasks, option: Option, line: _RateLine, arm: _Arm
-) -> tuple[Arm, float | None]:
-    """An arm, and the p-value that it is on the line of lower rates; None of what makes it up."""
+def _arm(source: OptionGains, tasks: DecidingTasks, option: Option, arm: _Arm) -> Arm:
     records = [run_record(model) for model in arm.runs]
     is_plain = arm.kind == AS_TRAINED
-    above, p_value = (None, None) if arm.kind in (AS_TRAINED, "rate") else line.above(arm.runs)
     gains, plain = (
         {task: source.gains(runs, task) for task in (*tasks.in_domain, *tasks.retention)}
         for runs in (arm.runs, option.runs)
@@ -233,97 +239,49 @@ def _arm(
         retention=source.change(arm.runs, tasks.retention),
         kept_gain=None if is_plain else kept,
         regained=None if is_plain else regained,
-        above_rates=above,
+    )
+
+
+def _over_rate(
+    source: OptionGains, tasks: DecidingTasks, arm: _Arm, rates: Sequence[_Arm]
+) -> tuple[RateLead, float]:
+    """An arm less the nearest lower rate, and the p-value that it is not better or worse in both.
+
+    The nearest is that of the least lead in retention, among the rates over which that lead is a
+    standard error or more; where there is none, among all. The p-value is the larger of both
+    leads' (an intersection-union test), 1 where they differ in sign: an arm that lies on the curve
+    of rates, wherever between two of them, is not better than either in both.
+    """
+    leads = {
+        rate.label: tuple(
+            source.estimate(
+                [source.gains(arm.runs, task) - source.gains(rate.runs, task) for task in names],
+                names,
+            )
+            for names in tasks
+        )
+        for rate in rates
+    }
+
+    def distance(rate: _Arm) -> tuple[bool, float]:
+        _, kept = leads[rate.label]
+        return kept.value < kept.stderr, abs(kept.value)
+
+    nearest = min(rates, key=distance)
+    gain, retention = leads[nearest.label]
+    is_one_way = gain.value * retention.value > 0.0
+    p_value = max(zero_p_value(gain), zero_p_value(retention)) if is_one_way else 1.0
+    return RateLead(
+        rate=nearest.label,
+        gain=source.difference_of(arm.runs, nearest.runs, tasks.in_domain),
+        retention=source.difference_of(arm.runs, nearest.runs, tasks.retention),
     ), p_value
 
 
-class _Piece(NamedTuple):
-    """The line between two neighbours, at some retention.
-
-    Attributes:
-        place: of the first one.
-        weight: of the first one in the mean of both that has this retention.
-        slope: gain for each of retention.
-        gain: of that mean.
-    """
-
-    place: int
-    weight: float
-    slope: float
-    gain: float
-
-    @classmethod
-    def through(
-        cls, place: int, retention: float, at: Sequence[float], gains: Sequence[float]
-    ) -> _Piece:
-        """The piece whose ends have these two retentions and gains, at a retention."""
-        weight = (retention - at[1]) / (at[0] - at[1])
-        slope = (gains[0] - gains[1]) / (at[0] - at[1])
-        return cls(place, weight, slope, weight * gains[0] + (1.0 - weight) * gains[1])
-
-
-class _RateLine:
-    """Gain against retention from the run as trained, over its lower rates, to the base."""
-
-    def __init__(self, source: OptionGains, tasks: DecidingTasks, runs: Sequence[Runs]) -> None:
-        self._source, self._tasks = source, tasks
-        self._ends = [self._values(each) for each in runs]
-        self._ends.append({task: 0.0 * values for task, values in self._ends[0].items()})
-
-    def _values(self, runs: Runs) -> dict[str, Floats]:
-        tasks = (*self._tasks.in_domain, *self._tasks.retention)
-        return {task: self._source.gains(runs, task) for task in tasks}
-
-    def above(self, runs: Runs) -> tuple[TaskMean, float]:
-        """The gain of some runs less that of the line at their retention, and its p-value.
-
-        Between two neighbours a and b of the line, it is at w·a + (1 - w)·b, where w is such that
-        the retention is the runs'. With the slope s of the line there (points of gain for each of
-        retention), the estimate is (gain - line's) - s (retention - line's), whose second part is
-        zero; so to first order it does not depend on the errors of w and s, but on those of both
-        parts. Beyond the line's ends its last piece goes on (w is below 0 or above 1). Of several
-        pieces at that retention, the one of the highest gain counts.
-        """
-        own = self._values(runs)
-        retention = self._mean(own, self._tasks.retention)
-        at = [self._mean(end, self._tasks.retention) for end in self._ends]
-        gains = [self._mean(end, self._tasks.in_domain) for end in self._ends]
-        pieces = [
-            _Piece.through(place, retention, at[place : place + 2], gains[place : place + 2])
-            for place in range(len(at) - 1)
-            if at[place] != at[place + 1]
-        ]
-        if not pieces:  # nothing changes what is retained
-            return self._contrast(own, _Piece(0, 1.0, 0.0, gains[0]))
-        there = [piece for piece in pieces if 0.0 <= piece.weight <= 1.0]
-        if there:
-            return self._contrast(own, max(there, key=lambda piece: piece.gain))
-        beyond = min(pieces, key=lambda piece: max(-piece.weight, piece.weight - 1.0))
-        return self._contrast(own, beyond)
-
-    def _mean(self, values: dict[str, Floats], tasks: Sequence[str]) -> float:
-        return sum(float(values[task].mean()) for task in tasks) / len(tasks)
-
-    def _contrast(self, own: dict[str, Floats], piece: _Piece) -> tuple[TaskMean, float]:
-        source, tasks, weight, slope = self._source, self._tasks, piece.weight, piece.slope
-        first, second = self._ends[piece.place : piece.place + 2]
-        # a mean over all parts is to be the sum of two means, each over its own tasks
-        number = len(tasks.in_domain) + (len(tasks.retention) if slope else 0)
-        factors = dict.fromkeys(tasks.in_domain, number / len(tasks.in_domain))
-        if slope:
-            factors |= dict.fromkeys(tasks.retention, -slope * number / len(tasks.retention))
-        parts = [
-            Items(
-                factor * (own[task] - weight * first[task] - (1.0 - weight) * second[task]),
-                abs(factor) * source.item_size(task),
-                clusters=source.clusters(task),
-            )
-            for task, factor in factors.items()
-        ]
-        estimate = mean_over_tasks(parts)
-        unit = source.results.base.items[tasks.in_domain[0]].unit
-        bounds = estimate.interval(source.confidence)
-        return TaskMean.over(parts, unit, estimate.value, *bounds), zero_p_value(estimate)
+def _judged(lead: RateLead, is_shown: bool) -> RateLead:
+    if not is_shown:
+        return lead
+    return lead.model_copy(update={"dominance": "better" if lead.gain.estimate > 0 else "worse"})
 
 
 def _statements(
@@ -336,20 +294,24 @@ def _statements(
             f"{option.label}: retention changes by {loss} as trained, so no forgetting is shown "
             "that a repair could undo."
         )
-    judged = [(arm, arm.above_rates) for arm in arms if arm.above_rates is not None]
-    for arm, above in judged:
-        if arm.is_told_apart:
-            by = quantities.amount(abs(above.estimate), above.unit)
-            bounds = quantities.change_interval(above.lower, above.upper, above.unit)
-            side = "above" if above.estimate > 0 else "below"
+    judged = [(arm, arm.over_rate) for arm in arms if arm.over_rate is not None]
+    for arm, lead in judged:
+        if lead.dominance != "not shown":
+            more, less = ("more", "less") if lead.dominance == "better" else ("less", "more")
             yield (
-                f"{option.label}: {arm.label} gains {by} {side} the line of lower learning rates, "
-                f"at its retention ({bounds})."
+                f"{option.label}: {arm.label} gains {more} and forgets {less} than {lead.rate}: "
+                f"{quantities.with_interval(lead.gain, lead.gain.unit)} in-domain, "
+                f"{quantities.with_interval(lead.retention, 'points')} on retention."
             )
-    tied = [arm.label for arm, _ in judged if not arm.is_told_apart]
+    tied = [arm.label for arm, lead in judged if lead.dominance == "not shown"]
     if tied:
         names = quantities.listed(tied)
-        yield f"{option.label}: {names} cannot be told from a lower learning rate."
+        yield f"{option.label}: {names}: not shown to be better than a lower learning rate."
+    if not judged and not all(arm.is_of_rates for arm in arms):
+        yield (
+            f"{option.label}: no lower learning rate was trained, so whether an arm is better than "
+            "one is not known: list some (mitigations: [{learning_rate_factor: 0.5}])."
+        )
     if epsilon is None:
         return
     limit = quantities.amount(epsilon, "points")

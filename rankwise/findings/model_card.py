@@ -11,15 +11,15 @@ from rankwise.records.repairs import AdapterRepair, JudgedRepair, Repair
 
 
 def model_card(record: AdapterRepair) -> str:
-    """What the adapter is, and what it scored on the items by which it was not chosen.
+    """What the adapter is, and what it scored.
 
     Raises:
         ValueError: the record says that no repair does.
     """
     choice, judged = record.choice, record.choice.judged
-    if judged is None or choice.repair is None:
+    if judged is None:
         raise ValueError(f"{record.model} has no repair to describe.")
-    unit, confidence = choice.unit, quantities.percent(choice.confidence)
+    unit = choice.unit
     lines = [
         "---",
         f"base_model: {json.dumps(record.base_model)}",
@@ -28,15 +28,14 @@ def model_card(record: AdapterRepair) -> str:
         "tags: [lora, rankwise]",
         "---",
         "",
-        f"# A LoRA adapter, {markdown_text(choice.repair.label)}",
+        f"# A LoRA adapter, {markdown_text(judged.repair.label)}",
         "",
         markdown_text(choice.statement),
         "",
-        f"Made from the adapter {markdown_code(record.model)} {_how(choice.repair)}, by rankwise "
+        f"Made from the adapter {markdown_code(record.model)} {_how(judged.repair)}, by rankwise "
         f"{record.provenance.rankwise_version}. {quantities.count(len(choice.curve))} candidates "
-        f"were compared on {quantities.counted(choice.num_choosing_items, 'item')}; the figures "
-        f"are of {quantities.count(choice.num_judging_items)} others, with intervals of "
-        f"{confidence}. All are against the base.",
+        f"were compared on {quantities.counted(choice.num_items, 'item')}, with intervals of "
+        f"{choice.together}. All are against the base.",
         "",
         *markdown_table(
             ("", "as it is", "repaired"),

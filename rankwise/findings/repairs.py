@@ -1,7 +1,8 @@
 """Which repair of an adapter keeps the gain and brings retention back, and whether any does.
 
-One half of the items chooses a repair, and the other half judges it: the best of many on the items
-that chose it looks better than it is.
+All items judge. The repairs of a kind are tested one after another, from the one that changes the
+adapter most to the one that changes it least, and the first that is not shown to keep enough ends
+it: so none of them needs a correction for the others, and only the number of kinds does.
 """
 
 from __future__ import annotations
@@ -9,21 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from rankwise.errors import RecordError
 from rankwise.findings.gauges import MIN_MODELS, order_statement, over_answers
 from rankwise.findings.pairs import Pair, bound_of, pair_items
-from rankwise.findings.stats.estimates import Estimate, mean_over_tasks
-from rankwise.findings.stats.items import Floats, Items, item_size, sharing
+from rankwise.findings.stats.estimates import mean_over_tasks
+from rankwise.findings.stats.items import Floats, Items, item_size, num_clusters
 from rankwise.findings.trends import correlated
 from rankwise.records import quantities
 from rankwise.records.recommendation import Bound
 from rankwise.records.repair_scores import RepairDivergences, RepairScores
 from rankwise.records.repairs import (
     AS_IT_IS,
-    MIN_REPAIR_ITEMS,
     JudgedRepair,
     JudgedTask,
     Repair,
@@ -31,7 +28,7 @@ from rankwise.records.repairs import (
     RepairPoint,
 )
 from rankwise.records.results import ModelResults, TaskItems
-from rankwise.records.study import Relation, State, Unit
+from rankwise.records.study import Relation, Unit
 
 _BASE = "base"
 
@@ -68,70 +65,55 @@ def choose_repair(
     confidence: float,
     divergences: RepairDivergences | None = None,
 ) -> RepairChoice:
-    """Choose the repair that gains most within a limit of retention loss, and judge it.
+    """Choose the repair that gains most, of those that are shown to stay within a limit of loss.
 
-    On the choosing items a repair has to stay within the limit by one standard error of its loss
-    (the rule of Breiman et al. 1984): of those whose estimate alone is within it, the one that
-    gains most lies at the limit, and would fail on the judging items every second time. There, its
-    estimate has to be within it, and its gain above zero.
+    Of each kind, the weakest repair that is shown to keep enough is a candidate; the candidate that
+    gains most is the one to use, if it is shown to gain. Everything that is shown holds together.
 
     Args:
         scores: of each task, with the same repairs; ``AS_IT_IS`` among them.
         tasks: by their relation to what was trained.
         max_loss_points: the limit, in points of the mean over the retention tasks.
-        confidence: of every interval, two-sided, 0..1.
-        divergences: of the same repairs, on ``choosing_items``; they choose nothing.
+        confidence: of all that is said together, 0..1.
+        divergences: of the same repairs; they choose nothing.
 
     Raises:
         RecordError: there is no in-domain task, none of retention in points, or a task has fewer
-            than four items (in clusters: than two clusters in a half).
+            than two items or clusters.
     """
-    halves = _Halves(scores, tasks, confidence)
-    kl = {} if divergences is None else halves.kl(divergences)
-    curve = tuple(halves.point(repair, max_loss_points, kl) for repair in halves.repairs)
-    candidates = [point for point in curve if point.keeps_enough and point.gain.estimate > 0.0]
-    judged: JudgedRepair | None = None
-    if candidates:
-        best = max(candidates, key=lambda point: point.gain.estimate)  # of equal ones the first
-        judged = halves.judged(best.repair, max_loss_points)
-    does = (
-        judged is not None
-        and judged.retention_loss.estimate <= max_loss_points
-        and judged.gain.estimate > 0.0
-    )
+    compared = _Compared(scores, tasks, confidence)
+    kl = {} if divergences is None else compared.kl(divergences)
+    points = {repair: compared.point(repair, kl) for repair in compared.repairs}
+    candidates: list[RepairPoint] = []
+    for kind in compared.kinds:
+        for repair in kind:
+            if points[repair].retention_loss.upper > max_loss_points:
+                break
+            points[repair] = points[repair].model_copy(update={"keeps_enough": True})
+        kept = [points[repair] for repair in kind if points[repair].keeps_enough]
+        candidates += [point for point in kept[-1:] if point.gain.lower > 0.0]
+    best = max(candidates, key=lambda point: point.gain.estimate, default=None)
+    curve = tuple(points.values())
     found = RepairChoice(
         max_loss_points=max_loss_points,
-        unit=halves.tasks.unit,
+        unit=compared.tasks.unit,
         confidence=confidence,
-        in_domain=halves.tasks.in_domain,
-        retention=halves.tasks.retention,
-        left_out=halves.tasks.left_out,
-        num_choosing_items=halves.num_items(choosing=True),
-        num_judging_items=halves.num_items(choosing=False),
+        num_kinds=len(compared.kinds),
+        in_domain=compared.tasks.in_domain,
+        retention=compared.tasks.retention,
+        left_out=compared.tasks.left_out,
+        num_items=compared.num_items,
         curve=curve,
-        judged=judged,
-        repair=judged.repair if judged is not None and does else None,
+        judged=best and compared.judged(best),
         statement="",
     )
     return found.model_copy(update={"statement": _statement(found), **_kl_order(curve, confidence)})
 
 
-def choosing_items(scores: Sequence[RepairScores], tasks: RepairTasks) -> dict[str, frozenset[int]]:
-    """In-domain task -> numbers of the items by which a repair is chosen.
-
-    Args:
-        scores: as in ``choose_repair``.
-        tasks: likewise.
-
-    Raises:
-        RecordError: likewise.
-    """
-    by_task = {of_task.task: of_task for of_task in scores}
-    judged = _judged_tasks(by_task, tasks)
-    pairs = {task: next(_pairs(by_task[task]))[1] for _, task in judged.relations}
-    chooses = _choosing_items(pairs)
-    doc_ids = {task: np.sort(by_task[task].base.doc_ids) for task in judged.in_domain}
-    return {task: frozenset(numbers[chooses[task]].tolist()) for task, numbers in doc_ids.items()}
+def _strength(repair: Repair) -> float:
+    """By which the repairs of a kind are ordered, the one that changes the adapter most first."""
+    value = repair.value or 0.0
+    return -value if repair.family == "heads" else value
 
 
 def _kl_order(curve: Sequence[RepairPoint], confidence: float) -> dict[str, Any]:
@@ -149,28 +131,32 @@ def _kl_order(curve: Sequence[RepairPoint], confidence: float) -> dict[str, Any]
     return {"kl_correlation": found, "kl_statement": order_statement(repairs, gauge, found)}
 
 
-class _Halves:
-    """The scores of all repairs against the base, in two halves of the items."""
+class _Compared:
+    """The scores of all repairs against the base."""
 
     def __init__(
         self, scores: Sequence[RepairScores], tasks: RepairTasks, confidence: float
     ) -> None:
         self._scores = {of_task.task: of_task for of_task in scores}
         self.tasks = _judged_tasks(self._scores, tasks)
-        self._confidence = confidence
         self.repairs = tuple(each.repair for each in scores[0].repaired)
+        kinds: dict[tuple[str, str | None], list[Repair]] = {}
+        for repair in sorted(self.repairs, key=_strength):
+            kinds.setdefault((repair.family, repair.combination), []).append(repair)
+        self.kinds = tuple(kinds.values())
+        self._confidence = 1.0 - (1.0 - confidence) / len(kinds)
         self._pairs = {
             (repair, task): pair
             for _, task in self.tasks.relations
             for repair, pair in _pairs(self._scores[task])
         }
-        self._chooses = _choosing_items(
-            {task: self._pairs[AS_IT_IS, task] for _, task in self.tasks.relations}
-        )
+        for _, task in self.tasks.relations:
+            _refuse_one_cluster(task, self._pairs[AS_IT_IS, task])
 
-    def num_items(self, *, choosing: bool) -> int:
-        """Items of one half, all tasks together."""
-        return sum(int((its == choosing).sum()) for its in self._chooses.values())
+    @property
+    def num_items(self) -> int:
+        """Of all tasks together."""
+        return sum(len(self._pairs[AS_IT_IS, task].base) for _, task in self.tasks.relations)
 
     def kl(self, divergences: RepairDivergences) -> dict[Repair, Bound]:
         """KL to the base of every repair; empty where that has no standard error."""
@@ -181,89 +167,63 @@ class _Halves:
             own = list(zip(each.kl_nats, divergences.item_tokens, strict=True))
             items = over_answers([own], answers, base)
             if items is not None:
-                bound = self._bound(mean_over_tasks([items]))
+                bound = bound_of(mean_over_tasks([items]), self._confidence)
                 found[each.repair] = bound.model_copy(update={"lower": max(bound.lower, 0.0)})
         return found
 
-    def point(
-        self, repair: Repair, max_loss_points: float, kl: Mapping[Repair, Bound]
-    ) -> RepairPoint:
-        """A repair on the choosing items."""
-        loss = self._loss(repair, choosing=True)
+    def point(self, repair: Repair, kl: Mapping[Repair, Bound]) -> RepairPoint:
+        """What a repair gains and loses."""
         return RepairPoint(
             repair=repair,
-            gain=self._bound(self._gain(repair, choosing=True)),
-            retention_loss=self._bound(loss),
-            keeps_enough=loss.value + loss.stderr <= max_loss_points,
+            gain=self._mean(self.tasks.in_domain, lambda task: self._gain(repair, task)),
+            retention_loss=self._mean(self.tasks.retention, lambda task: -self._gain(repair, task)),
             kl=kl.get(repair),
         )
 
-    def judged(self, repair: Repair, max_loss_points: float) -> JudgedRepair:
-        """The repair on the judging items, beside the adapter as it is."""
-        loss = self._bound(self._loss(repair, choosing=False))
-        keeps: State = "undecided"
-        if loss.upper <= max_loss_points:
-            keeps = "yes"
-        elif loss.lower > max_loss_points:
-            keeps = "no"
+    def judged(self, point: RepairPoint) -> JudgedRepair:
+        """A repair beside the adapter as it is."""
+        as_it_is = self.point(AS_IT_IS, {})
 
         def lead(task: str) -> Floats:
-            return self._pairs[repair, task].gain - self._pairs[AS_IT_IS, task].gain
+            return self._gain(point.repair, task) - self._gain(AS_IT_IS, task)
 
         return JudgedRepair(
-            repair=repair,
-            gain=self._bound(self._gain(repair, choosing=False)),
-            retention_loss=loss,
-            keeps_enough=keeps,
-            adapter_gain=self._bound(self._gain(AS_IT_IS, choosing=False)),
-            adapter_loss=self._bound(self._loss(AS_IT_IS, choosing=False)),
-            gain_difference=self._bound(self._mean(self.tasks.in_domain, lead, choosing=False)),
-            retention_difference=self._bound(
-                self._mean(self.tasks.retention, lead, choosing=False)
-            ),
-            tasks=tuple(self._task(repair, *each) for each in self.tasks.relations),
+            repair=point.repair,
+            gain=point.gain,
+            retention_loss=point.retention_loss,
+            adapter_gain=as_it_is.gain,
+            adapter_loss=as_it_is.retention_loss,
+            gain_difference=self._mean(self.tasks.in_domain, lead),
+            retention_difference=self._mean(self.tasks.retention, lead),
+            tasks=tuple(self._task(point.repair, *each) for each in self.tasks.relations),
         )
 
     def _task(self, repair: Repair, relation: Relation, task: str) -> JudgedTask:
         adapted, repaired = self._pairs[AS_IT_IS, task], self._pairs[repair, task]
-        judging = ~self._chooses[task]
         items = self._scores[task].base
         return JudgedTask(
             task=task,
             relation=relation,
             unit=items.unit,
             metric=items.metric,
-            num_items=int(judging.sum()),
-            base_score=float(adapted.base[judging].mean()),
-            adapted_score=float(adapted.adapted[judging].mean()),
-            repaired_score=float(repaired.adapted[judging].mean()),
+            num_items=len(adapted.base),
+            base_score=float(adapted.base.mean()),
+            adapted_score=float(adapted.adapted.mean()),
+            repaired_score=float(repaired.adapted.mean()),
         )
 
-    def _bound(self, estimate: Estimate) -> Bound:
-        return bound_of(estimate, self._confidence)
+    def _gain(self, repair: Repair, task: str) -> Floats:
+        return self._pairs[repair, task].gain
 
-    def _gain(self, repair: Repair, *, choosing: bool) -> Estimate:
-        return self._mean(
-            self.tasks.in_domain, lambda task: self._pairs[repair, task].gain, choosing=choosing
-        )
-
-    def _loss(self, repair: Repair, *, choosing: bool) -> Estimate:
-        return self._mean(
-            self.tasks.retention, lambda task: -self._pairs[repair, task].gain, choosing=choosing
-        )
-
-    def _mean(
-        self, tasks: Sequence[str], values: Callable[[str], Floats], *, choosing: bool
-    ) -> Estimate:
-        """The mean over tasks, each counting the same, of one half of their items."""
+    def _mean(self, tasks: Sequence[str], values: Callable[[str], Floats]) -> Bound:
+        """The mean over tasks, each counting the same."""
         parts: list[Items] = []
         for task in tasks:
-            pair, its = self._pairs[AS_IT_IS, task], self._chooses[task] == choosing
-            own = values(task)[its]
-            clusters = None if pair.clusters is None else pair.clusters[its]
-            size = item_size(own, in_points=pair.in_points)
-            parts.append(Items(own, size, clusters=clusters))
-        return mean_over_tasks(parts)
+            pair, own = self._pairs[AS_IT_IS, task], values(task)
+            # of other values than right and wrong, equal ones are the same model's
+            size = item_size(own, in_points=pair.outcomes is not None)
+            parts.append(Items(own, size, clusters=pair.clusters))
+        return bound_of(mean_over_tasks(parts), self._confidence)
 
 
 def _judged_tasks(scores: Mapping[str, RepairScores], tasks: RepairTasks) -> _Judged:
@@ -292,35 +252,11 @@ def _results(name: str, task: str, items: TaskItems) -> ModelResults:
     return ModelResults(name=name, run=None, evaluations={}, items={task: items})
 
 
-def _choosing_items(pairs: Mapping[str, Pair]) -> dict[str, NDArray[np.bool_]]:
-    """Task -> (items,), whether an item chooses: every other one, in the order of ``doc_id``.
-
-    Of items that come in clusters, every other cluster does, over all tasks that share them: two
-    halves of one cluster would not be independent.
-    """
-    found: dict[str, NDArray[np.bool_]] = {}
-    names = list(pairs)
-    for places in sharing([pair.items for pair in pairs.values()]):
-        group = {names[place]: pairs[names[place]] for place in places}
-        labels = [pair.clusters for pair in group.values() if pair.clusters is not None]
-        known = np.unique(np.concatenate(labels)) if labels else None
-        for task, pair in group.items():
-            place = np.arange(len(pair.base))
-            if known is not None and pair.clusters is not None:
-                place = np.searchsorted(known, pair.clusters)
-            found[task] = place % 2 == 0
-            _refuse_too_few(task, place, "items" if known is None else "clusters")
-    return found
-
-
-def _refuse_too_few(task: str, places: NDArray[np.intp], what: str) -> None:
-    """Refuse a task that leaves a half without two items, or clusters."""
-    of_halves = [np.unique(places[places % 2 == half]) for half in (0, 1)]
-    if min(map(len, of_halves)) < MIN_REPAIR_ITEMS // 2:
+def _refuse_one_cluster(task: str, pair: Pair) -> None:
+    if num_clusters([pair.items]) == 1:
         raise RecordError(
-            f"task {task!r} has {sum(map(len, of_halves))} {what}; half of them choose a repair "
-            f"and half judge it, which takes {MIN_REPAIR_ITEMS} at least. Score more, or leave "
-            "the task out."
+            f"all {len(pair.base)} items of task {task!r} are in one cluster, which has no error. "
+            "Score more, or leave the task out."
         )
 
 
@@ -329,19 +265,15 @@ def _statement(found: RepairChoice) -> str:
     judged = found.judged
     if judged is None:
         return (
-            f"None does: on the choosing items, no repair that gains stays within a loss of "
-            f"{limit} of retention by a standard error. {_nearest(found)}"
+            f"None does: no repair is shown to gain and to lose at most {limit} of retention. "
+            f"{_nearest(found)}"
         )
     gain = quantities.with_interval(judged.gain, found.unit)
     loss = quantities.with_interval(judged.retention_loss, "points")
-    what = f"{judged.repair.label}, the adapter gains {gain} and loses {loss} of retention"
-    if found.repair is None:
-        why = f"more than {limit}" if judged.gain.estimate > 0.0 else "it keeps no gain"
-        return f"None does: the choosing items chose one, but on the judging items, {what}: {why}."
-    shown = "which is shown"
-    if judged.keeps_enough != "yes":
-        shown = "which is not shown, for the interval goes further"
-    text = f"{quantities.capital(what)}: at most {limit}, {shown}."
+    text = (
+        f"{quantities.capital(judged.repair.label)}, the adapter gains {gain} and loses {loss} of "
+        f"retention: at most {limit}."
+    )
     if judged.repair == AS_IT_IS:
         return f"{text} No repair that keeps enough gains more."
     before = quantities.with_interval(judged.adapter_gain, found.unit)
@@ -350,10 +282,10 @@ def _statement(found: RepairChoice) -> str:
 
 
 def _nearest(found: RepairChoice) -> str:
-    """Of the repairs that gain, the one with the least loss."""
-    gaining = [point for point in found.curve if point.gain.estimate > 0.0]
+    """Of the repairs that are shown to gain, the one with the least loss."""
+    gaining = [point for point in found.curve if point.gain.lower > 0.0]
     if not gaining:
-        return "None gains at all."
+        return "None is shown to gain at all."
     least = min(gaining, key=lambda point: point.retention_loss.upper)
     loss = quantities.with_interval(least.retention_loss, "points")
     return f"The nearest is the adapter {least.repair.label}: it loses {loss}."

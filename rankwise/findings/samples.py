@@ -19,11 +19,12 @@ from rankwise.findings.pairs import (
     paired_test,
 )
 from rankwise.findings.stats.anytime import anytime_interval
-from rankwise.findings.stats.estimates import chance_of_sign, holm, holm_levels
+from rankwise.findings.stats.estimates import holm, holm_levels
 from rankwise.findings.stats.items import POINTS, num_clusters
+from rankwise.findings.stats.prospects import chance_of_sign
 from rankwise.records import quantities
 from rankwise.records.base import SCHEMA_VERSION, Record, SchemaVersion
-from rankwise.records.clusters import candidate_fields, cluster_numbers
+from rankwise.records.clusters import candidate_fields, cluster_numbers, linked_clusters
 from rankwise.records.folder import LOSS_METRIC
 from rankwise.records.lm_eval_samples import (
     SampleFile,
@@ -163,8 +164,8 @@ def compare_samples(
         metric: None takes p(right) where every file has options, else the first that has one
             finite number per item in every file.
         filter_name: None takes the first of the base file.
-        cluster: a field of the documents; items of equal value come in one cluster. None takes
-            items as independent, with a warning where a field speaks against it.
+        cluster: a field of the documents; items of equal value come in one cluster, as do those
+            that ask the same. With None there is a warning where a field speaks for more.
         confidence: of each interval, and 1 - that of a wrong "better" or "worse" among all
             candidates together; above 0.5 and below 1.
         anytime: keep that promise over any number of comparisons of files to which items are added
@@ -189,9 +190,13 @@ def compare_samples(
     chosen, notes = _choose(files, metric, filter_name)
     base_scores = _scores(names[0], files[0], chosen)
     documents = {doc_id: files[0].documents[doc_id] for doc_id in base_scores.doc_ids}
-    clusters = None
+    named = {}
     if cluster is not None:
-        clusters = cluster_numbers(documents, cluster, "--cluster", str(base))
+        named = {str(base): cluster_numbers(documents, cluster, "--cluster", str(base))}
+    clusters = None
+    if not anytime:
+        ties = [files[0].ties[doc_id] for doc_id in documents]
+        clusters = linked_clusters({str(base): ties}, named)[str(base)]
     pairs = _pairs(names, files, chosen, clusters)
     if anytime and chosen.unit != "points":
         problem = f"anytime: {chosen.metric} is not between 0 and 1 on every item, as it must be"
@@ -254,13 +259,26 @@ class _Judged(NamedTuple):
     holm_p_value: float | None
     level: float
     num_files: int
+    point: float
+    """What a point of the odds' prior is in the values' unit: 1 % of the largest differences."""
+
+
+def _point(pair: Pair) -> float:
+    return 1.0 if pair.in_points else pair.item_size / POINTS
 
 
 def _judged(pairs: Sequence[Pair], confidence: float) -> list[_Judged]:
     p_values = [paired_test(pair, confidence).p_value for pair in pairs]
     levels = holm_levels(p_values, 1.0 - confidence)
     return [
-        _Judged(paired_test(pair, 1.0 - level), p_value, corrected, 1.0 - level, len(pairs))
+        _Judged(
+            paired_test(pair, 1.0 - level),
+            p_value,
+            corrected,
+            1.0 - level,
+            len(pairs),
+            _point(pair),
+        )
         for pair, p_value, corrected, level in zip(
             pairs, p_values, holm(p_values), levels, strict=True
         )
@@ -284,7 +302,7 @@ def _judged_at_any_time(
         # outside, and then nothing is shown
         mean = test.estimate.value
         test = test._replace(lower=min(lower, mean), upper=max(upper, mean))
-        judged.append(_Judged(test, None, None, level, len(pairs)))
+        judged.append(_Judged(test, None, None, level, len(pairs), _point(pair)))
     return judged
 
 
@@ -305,10 +323,11 @@ def _cluster_notes(
         if number is not None and (few := too_few(f"--cluster {cluster}", number)):
             yield few
         return
-    order = np.argsort(list(documents))
+    order, known = np.argsort(list(documents)), num_clusters([pairs[0].items])
     candidates = {
         field: np.asarray(numbers, dtype=np.int64)[order]
         for field, numbers in candidate_fields(documents).items()
+        if known is None or len({*numbers}) < known
     }
     found = suspect(candidates, np.stack([pair.gain for pair in pairs]))
     if found is not None:
@@ -425,7 +444,7 @@ def _verdict(
             MoreItems(
                 factor=factor,
                 num_items=round(factor * test.num_examples),
-                probability=chance_of_sign(test.estimate, factor, alpha),
+                probability=chance_of_sign(test.estimate, factor, alpha, of_file.point),
             )
             for factor in MORE_ITEMS
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,9 @@ from rankwise.records.judgement import Prospect
 from rankwise.records.quantities import amount, score
 from rankwise.records.recommendation import Bound, RankVerdict, Recommendation
 from rankwise.records.study import Unit
+
+_MLP = re.compile(r"mlp|gate|up_|down_|fc|ffn|_4h|4h_|^w\d|experts")
+"""In the names of adapted layers: LoRA was not left to attention alone."""
 
 TRANSFER_ALARM_SHARE = 0.10
 """A drop of more than this share of the base's score on another domain is reported."""
@@ -201,10 +205,13 @@ def _named(labels: Sequence[str]) -> str:
 def _full_is_better(numbers: Recommendation) -> str:
     if numbers.better_and_kept_by_full is None:
         return ""
+    rates = "other learning rates of LoRA (train.learning_rate.lora)"
+    layers = "all linear layers first (methods.lora.target_modules: all-linear), then "
+    if any(_MLP.search(name) for v in numbers.verdicts for name in v.target_modules):
+        layers = ""  # they were tried
     return (
         f"{quantities.capital(numbers.better_and_kept_by_full)} gains more and forgets less than "
-        "every rank: try other learning rates of LoRA first (train.learning_rate.lora), then more "
-        "target modules (methods.lora.target_modules)"
+        f"every rank: try {layers}{rates}"
     )
 
 

@@ -1,13 +1,17 @@
-"""Which items belong together: clusters by a field of their documents, such as a passage."""
+"""Which items belong together: those that ask the same, that share a text, or a named field."""
 
 from __future__ import annotations
 
+import hashlib
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from rankwise.errors import TaskError, did_you_mean
 from rankwise.records.fingerprints import fingerprint
+from rankwise.records.p_right import Line, requests_of
 from rankwise.records.study import StudyTasks
 
 LONG_TEXT_CHARACTERS = 80
@@ -19,6 +23,9 @@ next to nothing of their variance."""
 
 DOC_ID = "doc_id"
 """Stands for lm-eval's number of the item where documents have no such field."""
+
+_QUOTES = str.maketrans("", "", "\"'`\u2018\u2019\u201c\u201d")
+_MARKS = ".,;:!?\u2026"
 
 _ID = re.compile(r"(?:^|[^a-z])(?:id|idx|index|uid|uuid)$|[a-z]I[Dd]$")
 _DIGITS = 15
@@ -103,6 +110,99 @@ def candidate_fields(documents: Mapping[int, Any]) -> dict[str, tuple[int, ...]]
             if MIN_CANDIDATES <= len(set(numbers)) < len(numbers):
                 found[name] = numbers
     return found
+
+
+class Ties(NamedTuple):
+    """What ties an item to others: hashes of all that is asked, and of the long texts in it.
+
+    ``asked`` is None where the lines do not tell it.
+    """
+
+    asked: int | None
+    texts: tuple[int, ...]
+
+
+def normalised(text: str) -> str:
+    """A text without what near-duplicates differ in: case, whitespace, quotes, sentence marks.
+
+    Marks count as such at the ends of words only, and signs such as + and - never do: they may be
+    what is asked.
+    """
+    words = unicodedata.normalize("NFKC", text).casefold().translate(_QUOTES).split()
+    return " ".join(word for each in words if (word := each.strip(_MARKS)))
+
+
+def ties_of(lines: Sequence[Line]) -> tuple[Ties, ...]:
+    """What may tie the items of a task to others, from the lines of its samples file.
+
+    What is asked is every text of an item's requests, options in any order. Long texts are the
+    first request's prompt and the document's fields, where these have several values: what nearly
+    all items share is an instruction, and no text that they are about.
+    """
+    asked: list[int | None] = []
+    texts: dict[str, dict[int, int]] = {}  # source -> item -> hash
+    for place, line in enumerate(lines):
+        requests = requests_of(line)
+        strings = {normalised(part) for each in requests for part in each if isinstance(part, str)}
+        asked.append(_hash("\n".join(sorted(strings))) if any(strings) else None)
+        fields = {name: value for name, value in _fields(line.get("doc")).items() if name != DOC_ID}
+        prompt = {"": requests[0][0]} if requests and requests[0] else {}
+        for source, value in (fields | prompt).items():
+            if isinstance(value, str) and len(value) >= LONG_TEXT_CHARACTERS:
+                texts.setdefault(source, {})[place] = _hash(normalised(value))
+    varied = [its for its in texts.values() if len({*its.values()}) >= MIN_CANDIDATES]
+    if len(lines) > 1 and len({*asked}) == 1:
+        asked = [None] * len(lines)
+    return tuple(
+        Ties(own, tuple({its[place] for its in varied if place in its}))
+        for place, own in enumerate(asked)
+    )
+
+
+def linked_clusters(
+    ties: Mapping[str, Sequence[Ties]], named: Mapping[str, Sequence[int]]
+) -> dict[str, tuple[int, ...] | None]:
+    """Scored name -> the cluster of each item; None where each item is its own.
+
+    Items are in one cluster that ask the same, that share a long text which is in several tasks, or
+    that have equal numbers in ``named`` (by a field, from ``cluster_numbers``), also in turn.
+    """
+    in_tasks: dict[int, set[str]] = {}
+    for name, items in ties.items():
+        for text in {text for item in items for text in item.texts}:
+            in_tasks.setdefault(text, set()).add(name.partition("@")[0])
+    parents: dict[int, int] = {}
+
+    def root(key: int) -> int:
+        while (above := parents.setdefault(key, key)) != key:
+            parents[key] = key = parents[above]
+        return key
+
+    first: dict[str, list[int]] = {}
+    for name, items in ties.items():
+        for place, item in enumerate(items):
+            keys = [text for text in item.texts if len(in_tasks[text]) > 1]
+            keys += [] if item.asked is None else [item.asked]
+            keys += [named[name][place]] if name in named else []
+            keys = keys or [_hash(f"{name}\n{place}")]
+            roots = [root(key) for key in keys]
+            parents.update(dict.fromkeys(roots, min(roots)))
+            first.setdefault(name, []).append(keys[0])
+    clusters = {name: tuple(map(root, keys)) for name, keys in first.items()}
+    tasks = {name: name.partition("@")[0] for name in clusters}
+    shared = Counter(
+        number for number, _ in {(n, tasks[name]) for name, its in clusters.items() for n in its}
+    )
+    return {
+        name: its
+        if name in named or len({*its}) < len(its) or any(shared[number] > 1 for number in its)
+        else None
+        for name, its in clusters.items()
+    }
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
 
 
 def _fields(document: Any) -> Mapping[str, Any]:

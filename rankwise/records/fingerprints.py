@@ -29,7 +29,7 @@ SPECTRA_REVISION = 2
 HEAD_CHANGES_REVISION = 1
 HEAD_EFFECTS_REVISION = 3
 HEAD_REPAIR_REVISION = 2
-REPAIR_REVISION = 1
+REPAIR_REVISION = 2
 VARIANT_REVISIONS: dict[VariantName, int] = {"eva": 2}  # 1 for the others
 
 # Settings of the train section that reach a run through its examples or its own fields instead.

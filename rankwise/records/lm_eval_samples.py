@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, RecordError
+from rankwise.records.clusters import Ties, ties_of
 from rankwise.records.files import read_regular
 from rankwise.records.p_right import P_RIGHT, p_right_of_items, requests_of
 from rankwise.records.results import LOSS_METRIC, weighted_by_tokens
@@ -61,13 +62,14 @@ class SampleItem(NamedTuple):
 class SampleFile(NamedTuple):
     """A file's items by filter, in the file's order.
 
-    ``documents`` are those of all filters by ``doc_id``, None where a line has none; empty unless
-    they were asked for.
+    ``documents`` are those of all filters by ``doc_id``, None where a line has none, and ``ties``
+    what may tie the items to each other; empty unless they were asked for.
     """
 
     path: Path
     filters: Mapping[str, Sequence[SampleItem]]
     documents: Mapping[int, Any] = {}
+    ties: Mapping[int, Ties] = {}
 
     def metrics(self, filter_name: str) -> dict[str, bool]:
         """Every metric of a filter, and whether each item has one finite number for it."""
@@ -127,7 +129,11 @@ def read_sample_file(path: Path, *, with_documents: bool = False) -> SampleFile:
     by_filter = {
         name: _with_p_right(tuple(items.values()), lines[name]) for name, items in filters.items()
     }
-    return SampleFile(path, by_filter, documents)
+    ties: dict[int, Ties] = {}
+    if with_documents:
+        for its in lines.values():
+            ties |= {line["doc_id"]: tie for line, tie in zip(its, ties_of(its), strict=True)}
+    return SampleFile(path, by_filter, documents, ties)
 
 
 def _with_p_right(

@@ -8,7 +8,13 @@ from collections.abc import Generator, Iterable, Iterator
 
 from rankwise.errors import RankwiseError, RecordError
 from rankwise.records.behaviour import Behaviour
-from rankwise.records.clusters import candidate_fields, cluster_fields, cluster_numbers
+from rankwise.records.clusters import (
+    candidate_fields,
+    cluster_fields,
+    cluster_numbers,
+    linked_clusters,
+    ties_of,
+)
 from rankwise.records.deployment import FormRecord
 from rankwise.records.files import read_record
 from rankwise.records.fingerprints import (
@@ -96,14 +102,24 @@ def _results(folder: StudyFolder, study: StudyRecord) -> StudyResults:
             f"concluded. Run the study to its end; {_SHOW_LEFT}."
         )
 
+    base = read_model(folder, study, None)
+    clusters = {
+        task: dict(zip(items.doc_ids, items.clusters, strict=True))
+        for task, items in base.items.items()
+        if items.clusters is not None
+    }
+
+    def read(models: Iterable[PlannedRun]) -> tuple[ModelResults, ...]:
+        found = (read_model(folder, study, model) for model in models)
+        return tuple(model.in_clusters(clusters) for model in found)
+
     def finished(models: Iterable[PlannedRun]) -> tuple[ModelResults, ...]:
-        done = (model for model in models if left_of(folder, study, model) is None)
-        return tuple(read_model(folder, study, model) for model in done)
+        return read(model for model in models if left_of(folder, study, model) is None)
 
     return StudyResults(
         study=study,
-        base=read_model(folder, study, None),
-        runs=tuple(read_model(folder, study, planned) for planned in complete),
+        base=base,
+        runs=read(complete),
         checkpoints=finished(study.checkpoints),
         truncated=finished(study.truncated),
         mitigated=finished(study.mitigated),
@@ -190,6 +206,10 @@ def _model_results(
         task: read_judged(folder, record, study.config.evaluation.metric_of(task), fields.get(task))
         for task, record in evaluations.items()
     }
+    if run is None:
+        named = {t: each.items.clusters for t, each in judged.items() if each.items.clusters}
+        linked = linked_clusters({task: each.ties for task, each in judged.items()}, named)
+        judged = {t: each.with_items(clusters=linked[t]) for t, each in judged.items()}
     full_runs = study.full_runs_compared if run is None else (study.full_run_of(run.planned),)
     found = [
         folder.finished(
@@ -236,7 +256,6 @@ def _model_results(
 
 def _forms(folder: StudyFolder, study: StudyRecord, run: PlannedRun) -> Iterator[FormResults]:
     """A run in the forms in which it was checked, under the study's present settings."""
-    fields = cluster_fields(study.config.evaluation.clusters, study)
     for form in study.forms:
         path = folder.form_file(run.name, form)
         record = folder.finished(path, FormRecord, form_fingerprint(study, run, form))
@@ -248,9 +267,7 @@ def _forms(folder: StudyFolder, study: StudyRecord, run: PlannedRun) -> Iterator
         if record is None or not all(map(folder.has, files.values())):
             continue
         judged = {
-            task: read_judged(
-                folder, folder.read(file, TaskEvaluation), metric_of(task), fields.get(task)
-            )
+            task: read_judged(folder, folder.read(file, TaskEvaluation), metric_of(task))
             for task, file in files.items()
         }
         scores = ModelResults(
@@ -268,13 +285,14 @@ def read_judged(
     metric: str | None = None,
     cluster_field: str | None = None,
 ) -> JudgedItems:
-    """A scoring's items by the metric that decides, with their clusters.
+    """A scoring's items by the metric that decides; the base's with all that may cluster them.
 
     Args:
         folder: of the study.
         record: of the scoring.
         metric: the configured metric; None: see ``judged_items``.
-        cluster_field: of the documents; None: candidates are looked for.
+        cluster_field: of the documents, which numbers their clusters; None: candidates are
+            looked for.
 
     Raises:
         RecordError: the items cannot be read, or are not those of the record.
@@ -296,10 +314,11 @@ def read_judged(
             raise
         problem = f"an item lacks or spoils {error}"
         raise RecordError(f"{path} cannot be read: {problem}. {again}") from error
-    if cluster_field is not None:
-        setting = f"evaluation.clusters.{record.task.partition('@')[0]}"
-        numbers = cluster_numbers(documents, cluster_field, setting, record.task)
-        return judged.with_items(clusters=numbers)
-    if record.model == BASE:  # the other models have the same documents
+    if record.model != BASE:  # the other models have the same documents
+        return judged
+    judged = judged._replace(ties=ties_of(samples))
+    if cluster_field is None:
         return judged.with_items(candidates=candidate_fields(documents))
-    return judged
+    setting = f"evaluation.clusters.{record.task.partition('@')[0]}"
+    numbers = cluster_numbers(documents, cluster_field, setting, record.task)
+    return judged.with_items(clusters=numbers)

@@ -11,7 +11,7 @@ from rankwise.records.base import Record
 from rankwise.records.fields import PlaceBelow
 from rankwise.records.files import FileDigest
 from rankwise.records.recommendation import Bound
-from rankwise.records.study import Provenance, Relation, StageRecord, State, Unit
+from rankwise.records.study import Provenance, Relation, StageRecord, Unit
 
 RepairFamily = Literal["scale", "lines", "truncate", "refine", "heads", "intruders", "average"]
 REPAIR_FAMILIES: tuple[RepairFamily, ...] = get_args(RepairFamily)
@@ -19,9 +19,6 @@ REPAIR_FAMILIES: tuple[RepairFamily, ...] = get_args(RepairFamily)
 Combination = Literal["linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
 COMBINATIONS: tuple[Combination, ...] = get_args(Combination)
 """How adapters are averaged, by PEFT's names."""
-
-MIN_REPAIR_ITEMS = 4
-"""Of a task: two to choose by and two to judge by, for each half needs an error."""
 
 
 class Repair(Record):
@@ -62,9 +59,9 @@ AS_IT_IS = Repair(family="scale", value=1.0)
 
 
 class RepairPoint(Record):
-    """A repair on the items by which one is chosen.
+    """What a repair gains and loses.
 
-    Bounds are two-sided, at the confidence of the whole, each for itself.
+    Bounds are two-sided; those of one repair of each kind hold together at the whole's confidence.
     """
 
     repair: Repair
@@ -72,15 +69,16 @@ class RepairPoint(Record):
     """Over the base, in-domain, in the unit of the whole."""
     retention_loss: Bound
     """Below the base, in points of the mean over the retention tasks; positive is worse."""
-    keeps_enough: bool
-    """The loss is within the limit by one standard error."""
+    keeps_enough: bool = False
+    """Its loss is shown to be within the limit, and so is that of every stronger repair of its
+    kind."""
     kl: Bound | None = None
     """KL(base || repaired) on right answers in-domain, in nats per token; None where there are
     none, and in the record of an older version."""
 
 
 class JudgedTask(Record):
-    """The chosen repair on one task, on the items by which it was not chosen; raw scores."""
+    """The chosen repair on one task; raw scores."""
 
     task: str
     relation: Relation
@@ -94,14 +92,12 @@ class JudgedTask(Record):
 
 
 class JudgedRepair(Record):
-    """The chosen repair on the items by which it was not chosen."""
+    """The chosen repair; its gain is shown, and that its loss is within the limit."""
 
     repair: Repair
     gain: Bound
     """As in ``RepairPoint``."""
     retention_loss: Bound
-    keeps_enough: State
-    """Whether the loss is within the limit: "yes" and "no" where the whole interval says so."""
     adapter_gain: Bound
     """Of the adapter as it is, on the same items."""
     adapter_loss: Bound
@@ -120,24 +116,35 @@ class RepairChoice(Record):
     unit: Unit
     """Of the gains."""
     confidence: float
+    """Of everything that is shown, together."""
+    num_kinds: int
+    """Sequences of repairs that were tested, each at its part of what may err."""
     in_domain: tuple[str, ...]
     retention: tuple[str, ...]
     left_out: tuple[str, ...]
-    """Tasks scored in another unit: they neither choose nor judge."""
-    num_choosing_items: int
+    """Tasks scored in another unit: they judge nothing."""
+    num_items: int
     """Of all tasks together."""
-    num_judging_items: int
     curve: tuple[RepairPoint, ...]
-    """Every repair on the choosing items, ``AS_IT_IS`` first."""
+    """Every repair, ``AS_IT_IS`` first."""
     judged: JudgedRepair | None
-    """None where no repair keeps enough on the choosing items."""
-    repair: Repair | None
     """The one to use; None: none does."""
     statement: str
     kl_correlation: Bound | None = None
     """Spearman's of KL with the retention loss over the curve; None where it has none."""
     kl_statement: str | None = None
     """How well KL orders what is forgotten, or why that is not known; None without a KL."""
+
+    @property
+    def repair(self) -> Repair | None:
+        """The one to use; None: none does."""
+        return None if self.judged is None else self.judged.repair
+
+    @property
+    def together(self) -> str:
+        """For which repairs the intervals hold: 95 %, one repair of each of 6 kinds together."""
+        of = quantities.counted(self.num_kinds, "kind")
+        return f"{quantities.percent(self.confidence)}, one repair of each of {of} together"
 
 
 class AdapterRepair(StageRecord):

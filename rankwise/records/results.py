@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Self
 from rankwise.errors import RecordError
 from rankwise.records.base import Record
 from rankwise.records.behaviour import Behaviour
+from rankwise.records.clusters import Ties
 from rankwise.records.deployment import FormRecord
 from rankwise.records.heads import HeadChanges, HeadRepair, TaskHeadEffects
 from rankwise.records.p_right import (
@@ -45,10 +46,11 @@ class TaskItems(Record):
     share (0 or 1 for accuracy). With ``nats`` it is the item's mean loss per token; in prose
     longer items weigh more, so that the mean over the items is the loss per token of them all.
     ``choices`` is the option of each item with the highest log-likelihood, where there are
-    options. ``clusters`` numbers the cluster of each item, by a field of its document; None where
-    the study sets none for the task. Else ``candidates`` has fields that may cluster the items
-    (``clusters.candidate_fields``); only the base's items do. Where p(right) decides, ``accuracy``
-    has the same items by the task's own metric: what needs items that are right or wrong is made
+    options. ``clusters`` numbers the cluster of each item (``clusters.linked_clusters``); None
+    where each is its own. Where the study names no field for the task, ``candidates`` has fields
+    that may cluster the items (``clusters.candidate_fields``); only the base's items do. Where
+    p(right) decides, ``accuracy`` has the same items by the task's own metric: what needs items
+    that are right or wrong is made
     from it.
     """
 
@@ -132,6 +134,18 @@ class ModelResults(Record):
         for task in tasks:
             by_unit.setdefault(self.items[task].unit, []).append(task)
         return by_unit
+
+    def in_clusters(self, clusters: Mapping[str, Mapping[int, int]]) -> Self:
+        """The same with these clusters, task -> item -> number."""
+        items = {
+            task: each.model_copy(
+                update={"clusters": tuple(clusters[task][doc_id] for doc_id in each.doc_ids)}
+            )
+            if task in clusters and clusters[task].keys() >= {*each.doc_ids}
+            else each
+            for task, each in self.items.items()
+        }
+        return self.model_copy(update={"items": items})
 
     def limited_to(self, tasks: Collection[str]) -> Self:
         """The same with the scores of these tasks only."""
@@ -262,10 +276,11 @@ class TrainTaskResults(Record):
 
 
 class JudgedItems(NamedTuple):
-    """A scoring with its items, by the metric that decides."""
+    """A scoring with its items, by the metric that decides; ``ties`` are of the base only."""
 
     record: TaskEvaluation
     items: TaskItems
+    ties: tuple[Ties, ...] = ()
 
     def with_items(self, **fields: Any) -> JudgedItems:
         """The same with some fields of the items set."""

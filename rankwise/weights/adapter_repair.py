@@ -23,7 +23,6 @@ from rankwise.weights.audit_scores import CONFIDENCE, ScoreSettings
 from rankwise.weights.repair_scores import (
     AskedTask,
     RepairScorer,
-    choosing_answers,
     in_domain_answers,
     write_repaired,
 )
@@ -131,7 +130,6 @@ def repair_adapter(
         tuple(task.name for task in questions.retention),
     )
     answers = in_domain_answers(questions.in_domain, tokenizer, adapter.base.folder)
-    answers = choosing_answers(answers, scores, tasks)
     choice = choose_repair(
         scores,
         tasks,

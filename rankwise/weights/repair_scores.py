@@ -20,11 +20,11 @@ from rankwise.engine.scoring.divergence import divergences, log_probabilities
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.errors import TaskError
 from rankwise.findings.model_card import model_card
-from rankwise.findings.repairs import RepairTasks, choosing_items
 from rankwise.records import p_right, quantities
-from rankwise.records.clusters import cluster_numbers
+from rankwise.records.clusters import cluster_numbers, linked_clusters, ties_of
 from rankwise.records.files import write_atomically
 from rankwise.records.folder import BASE
+from rankwise.records.reading import MIN_ITEMS
 from rankwise.records.repair_scores import (
     RepairDivergences,
     RepairedDivergence,
@@ -33,7 +33,6 @@ from rankwise.records.repair_scores import (
 )
 from rankwise.records.repairs import (
     AS_IT_IS,
-    MIN_REPAIR_ITEMS,
     AdapterRepair,
     Repair,
 )
@@ -55,7 +54,7 @@ class AskedTask(NamedTuple):
     Attributes:
         prepared: the task.
         metric: the configured one that decides; None: p(right), or the task's own.
-        cluster_field: of its documents; None: every item is its own.
+        cluster_field: of its documents; None: items that ask the same are clusters.
     """
 
     prepared: PreparedTask
@@ -179,7 +178,7 @@ class RepairScorer:
 def in_domain_answers(
     tasks: Sequence[PreparedTask], tokenizer: Any, base: Path
 ) -> tuple[RightAnswer, ...]:
-    """Right answers, on half of which repairs are compared with the base.
+    """Right answers, on which repairs are compared with the base.
 
     Args:
         tasks: in-domain.
@@ -190,15 +189,8 @@ def in_domain_answers(
         ModelError: the config cannot be read.
     """
     skeleton: Any = models.model_skeleton(base)
-    return right_answers(tasks, tokenizer, skeleton.config.get_text_config().vocab_size)
-
-
-def choosing_answers(
-    answers: Sequence[RightAnswer], scores: Sequence[RepairScores], tasks: RepairTasks
-) -> tuple[RightAnswer, ...]:
-    """Of some answers, those to items by which a repair is chosen."""
-    chosen = choosing_items(scores, tasks)
-    return tuple(each for each in answers if each.doc_id in chosen.get(each.task, ()))
+    answers = right_answers(tasks, tokenizer, skeleton.config.get_text_config().vocab_size)
+    return answers[::2]  # each is read once for every repair, one after another
 
 
 def refuse_unjudgeable(
@@ -207,14 +199,13 @@ def refuse_unjudgeable(
     """Refuse tasks by which no repair can be judged, before anything is scored.
 
     Raises:
-        TaskError: a task has fewer than four items, or no retention task is scored in points.
+        TaskError: a task has fewer than two items, or no retention task is scored in points.
     """
     for task in (*in_domain, *retention):
-        if task.num_items < MIN_REPAIR_ITEMS:
+        if task.num_items < MIN_ITEMS:
             raise TaskError(
-                f"task {task.name!r} has {quantities.counted(task.num_items, 'item')}; half of "
-                f"them choose a repair and half judge it, which takes {MIN_REPAIR_ITEMS} at least. "
-                "Score more, or leave the task out."
+                f"task {task.name!r} has {quantities.counted(task.num_items, 'item')}, and a "
+                f"difference needs {MIN_ITEMS}. Score more, or leave the task out."
             )
     if all(task.loaded.output_type == "loglikelihood_rolling" for task in retention):
         raise TaskError(
@@ -228,11 +219,12 @@ def _items(scoring: Scoring, task: AskedTask) -> TaskItems:
     lines = [s for s in scoring.samples if s["filter"] == scoring.record.decision_filter]
     items = judged_items(scoring.record, lines, task.metric).items
     clusters: tuple[int, ...] | None = None
-    if task.cluster_field is not None and scoring.record.model == BASE:
-        name = task.prepared.name
+    if scoring.record.model == BASE:
+        name, field = task.prepared.name, task.cluster_field
         documents = {int(line["doc_id"]): line.get("doc") for line in lines}
         setting = f"evaluation.clusters.{name.partition('@')[0]}"
-        clusters = cluster_numbers(documents, task.cluster_field, setting, name)
+        named = {} if field is None else {name: cluster_numbers(documents, field, setting, name)}
+        clusters = linked_clusters({name: ties_of(lines)}, named)[name]
     return items.model_copy(update={"choices": None, "accuracy": None, "clusters": clusters})
 
 

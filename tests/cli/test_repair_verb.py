@@ -59,9 +59,9 @@ def test_an_adapter_is_repaired_and_written(
     record = AdapterRepair.model_validate_json(done.stdout)
     choice = record.choice
     assert (choice.in_domain, choice.retention) == (("colours",), ("hues",))
-    assert (choice.num_choosing_items, choice.num_judging_items) == (26, 26)
+    assert choice.num_items == 52
     assert {path.name: path.read_bytes() for path in mine.iterdir()} == before
-    if choice.repair is None:  # 13 items may disagree with the 13 others
+    if choice.repair is None:  # a random adapter may gain too little
         assert record.folder is None
         assert not output.exists()
         return
@@ -170,7 +170,7 @@ def test_what_was_given_wrong_exits_with_2(
         ((*of("a"), "--retention", "colours"), "in --tasks and in --retention"),
         ((*of("a"), "--retention", "small_prose"), "scored by its loss"),
         (("repair", base, tmp_path / "a", *limit), "3 problems"),
-        ((*of("a"), "--limit", 3), "for '--limit'"),
+        ((*of("a"), "--limit", 1), "for '--limit'"),
     ]
     for arguments, message in cases:
         done: Any = rankwise(*arguments)

@@ -12,6 +12,7 @@ from benchmarks import decision_rule
 from rankwise.errors import RecordError
 from rankwise.findings.best_bet import EPSILONS
 from rankwise.findings.recommendation import compare, recommend, recommend_for
+from rankwise.findings.statements import statement
 from rankwise.findings.stats.estimates import mcnemar_exact
 from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.recommendation import Recommendation
@@ -249,8 +250,14 @@ def test_full_fine_tuning_that_is_better_on_both_axes_is_named() -> None:
         )
     )
     assert answer.better_and_kept_by_full == "full fine-tuning"
-    assert "Full fine-tuning gains more and forgets less than every rank" in answer.statement
-    assert "train.learning_rate.lora" in answer.statement
+    rates = "other learning rates of LoRA (train.learning_rate.lora)"
+    layers = "all linear layers first (methods.lora.target_modules: all-linear), then "
+    better = "Full fine-tuning gains more and forgets less than every rank: try "
+    assert f"{better}{layers}{rates}" in answer.statement
+    every = ("q_proj", "up_proj", "down_proj")
+    tried = [v.model_copy(update={"target_modules": every}) for v in answer.verdicts]
+    again = statement(answer.model_copy(update={"verdicts": tuple(tried)}))
+    assert f"{better}{rates}" in again
     assert recommend_for(planted_runs()).better_and_kept_by_full is None
 
 

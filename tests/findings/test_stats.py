@@ -15,7 +15,8 @@ from statsmodels.stats.proportion import proportion_confint
 from rankwise.findings.stats.anytime import anytime_interval
 from rankwise.findings.stats.estimates import (
     SMALLEST_P_VALUE,
-    chance_of_sign,
+    Estimate,
+    Spread,
     crossed_difference,
     default_margin,
     effective_items,
@@ -29,6 +30,7 @@ from rankwise.findings.stats.estimates import (
     zero_p_value,
 )
 from rankwise.findings.stats.items import Items, item_size
+from rankwise.findings.stats.prospects import chance_of_sign
 from rankwise.findings.stats.simultaneous import (
     StudyBounds,
     bounds_at,
@@ -364,15 +366,34 @@ def test_holm_levels_are_those_at_which_it_rejects() -> None:
         assert rejected == [p <= level for p, level in zip(drawn, levels, strict=True)]
 
 
-def test_the_chance_of_a_sign_is_that_of_a_simulation() -> None:
+def _estimate(value: float, stderr: float) -> Estimate:
+    nothing = np.zeros(())
+    return Estimate(
+        value, stderr, 0.0, Spread(np.array(stderr**2), nothing + 299, nothing, nothing)
+    )
+
+
+def test_the_chance_of_a_sign_comes_true_where_leads_are_those_of_the_odds() -> None:
+    """Leads in points, drawn from the prior; 300 items now, their undecided studies grown by 4."""
     rng = np.random.default_rng(9)
-    values = rng.normal(0.12, 1.0, 100)
-    now = crossed_difference(values, item_size=0.0)
-    truth = rng.normal(now.value, now.stderr, 200_000)
-    new = rng.normal(truth, now.stderr / math.sqrt(3.0))  # 300 new items
-    mean = (now.value + 3.0 * new) / 4.0
-    shown = np.abs(mean) > stats.norm.ppf(0.975) * now.stderr / 2.0
-    assert chance_of_sign(now, 4.0, 0.05) == pytest.approx(shown.mean(), abs=0.005)
+    amplitude = np.where(rng.random(40_000) < 0.2, 0.0, 2.0 * np.abs(rng.standard_cauchy(40_000)))
+    amplitude = np.minimum(amplitude, 20.0)
+    lead = rng.normal(0.0, np.sqrt(2.0 * (amplitude**2 + 0.3**2 + (0.15 * amplitude) ** 2)))
+    now = rng.normal(lead, 2.0)
+    then = now / 4.0 + 0.75 * rng.normal(lead, 2.0 / math.sqrt(3.0))
+    undecided, shown = np.abs(now) < 1.96 * 2.0, np.abs(then) > 1.96 * 1.0
+    for low, high in ((0.0, 1.0), (1.0, 2.0), (2.0, 3.0), (3.0, 3.9)):
+        its = undecided & (np.abs(now) >= low) & (np.abs(now) < high)
+        said = chance_of_sign(_estimate((low + high) / 2.0, 2.0), 4.0, 0.05, 1.0)
+        assert said == pytest.approx(shown[its].mean(), abs=0.03)
+
+
+def test_the_chance_of_a_sign_is_the_same_in_other_units() -> None:
+    points = _estimate(2.0, 2.0)
+    nats = _estimate(0.05, 0.05)
+    assert chance_of_sign(nats, 4.0, 0.05, 0.025) == pytest.approx(
+        chance_of_sign(points, 4.0, 0.05, 1.0)
+    )
 
 
 def test_the_deciding_level_is_bonferronis_for_one_more_than_the_options() -> None:

@@ -16,7 +16,14 @@ from rankwise.errors import PlanError, StudyLockedError, TaskError
 from rankwise.findings.samples import SampleVerdict, compare_samples
 from rankwise.findings.stats.estimates import mean_over_tasks, zero_p_value
 from rankwise.findings.stats.items import Items
-from rankwise.records.clusters import candidate_fields, cluster_fields, cluster_numbers
+from rankwise.records.clusters import (
+    candidate_fields,
+    cluster_fields,
+    cluster_numbers,
+    linked_clusters,
+    normalised,
+    ties_of,
+)
 from rankwise.records.files import read_record
 from rankwise.records.folder import StudyFolder
 from rankwise.records.recommendation import StudyRecommendation
@@ -131,6 +138,111 @@ def test_real_texts_that_are_partly_empty_are_no_passages() -> None:
     rows = lines_of(file)
     assert sum(not row.get("rationale") for row in rows) > 100
     assert candidate_fields(dict(enumerate(rows))) == {}
+
+
+# --- what items ask, and texts that tasks share
+
+
+def asked(prompt: str, options: Sequence[str] = ("yes", "no"), **doc: Any) -> dict[str, Any]:
+    return {"arguments": [[prompt, f" {option}"] for option in options], "doc": doc}
+
+
+def groups(lines: dict[str, list[dict[str, Any]]], **named: Sequence[int]) -> dict[str, Any]:
+    """Task -> the first item of each item's cluster, over all tasks in order."""
+    found = linked_clusters({task: ties_of(its) for task, its in lines.items()}, named)
+    first: dict[int, str] = {}
+    return {
+        task: clusters and [first.setdefault(c, f"{task}{i}") for i, c in enumerate(clusters)]
+        for task, clusters in found.items()
+    }
+
+
+def test_what_near_duplicates_differ_in_is_folded_and_signs_are_not() -> None:
+    text = "Is  “Paris”\nin FRANCE, really?"
+    assert (
+        normalised(text) == normalised("is 'paris' in france really") == "is paris in france really"
+    )
+    asked = ("3 + 4", "3 - 4", "3.5", "35", "-3", "(3 + 4) * 2", "3 + 4 * 2")
+    assert len({*map(normalised, asked)}) == len(asked)
+
+
+def test_items_that_ask_the_same_are_one_cluster() -> None:
+    lines = [
+        asked("Is Paris in France?"),
+        asked("Is Rome in France?"),
+        asked("is  paris in france", ("no", "yes")),  # options in any order
+        asked("Is Paris in France?", ("yes", "no", "perhaps")),  # another question
+    ]
+    assert groups({"a": lines}) == {"a": ["a0", "a1", "a0", "a3"]}
+    assert groups({"a": lines[1:]}) == {"a": None}
+    assert groups({"a": lines[:2], "b": lines[2:]}) == {"a": ["a0", "a1"], "b": ["a0", "b1"]}
+    alike = [asked("", (option, "")) for option in ("cats purr", "dogs bark")]  # nothing before it
+    assert groups({"a": alike}) == {"a": None}
+    generation = {"arguments": {"gen_args_0": {"arg_0": "Say it.", "arg_1": {"until": ["."]}}}}
+    assert groups({"a": [asked("x"), generation, generation]}) == {"a": ["a0", "a1", "a1"]}
+    assert groups({"a": [generation, generation]}) == {"a": None}  # one prompt is no question
+    assert groups({"a": [{"doc": {"x": 1}}, {"doc": {"x": 1}}]}) == {"a": None}
+
+
+def test_a_text_that_several_tasks_share_is_one_cluster() -> None:
+    first = [asked(f"What {i}?", passage=f"{TEXT}: {i // 2}.", rule=TEXT) for i in range(12)]
+    second = [asked(f"Who {i}?", context=f"{TEXT.upper()} : {i + 5}", rule=TEXT) for i in range(6)]
+    assert groups({"a": first}) == {"a": None}  # within a task a field is named, or suspected
+    assert groups({"a": first, "b": second}) == {
+        "a": [*(f"a{i}" for i in range(10)), "a10", "a10"],
+        "b": ["a10", *(f"b{i}" for i in range(1, 6))],
+    }
+    # the same items in another format are no other task, and what nearly all share is none
+    assert groups({"a": first, "a@letters": first})["a"] is None
+
+
+def test_named_fields_and_equal_questions_are_joined() -> None:
+    lines = [asked(f"What {i}?") for i in (0, 1, 2, 0)]
+    assert groups({"a": lines}, a=[7, 7, 8, 8]) == {"a": ["a0", "a0", "a0", "a0"]}
+    assert groups({"a": lines[:3]}, a=[7, 8, 9]) == {"a": ["a0", "a1", "a2"]}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_near_duplicates_are_covered(share: float) -> None:
+    """Of 100 questions this share is asked three more times; differences of a question agree."""
+    rng, covered, without = np.random.default_rng(3), 0, 0
+    repeats = np.where(np.arange(100) < 100 * share, 4, 1)
+    question = np.repeat(np.arange(100), repeats)
+    lines = [asked(f"{'What' if i % 2 else 'what'}  {q}?") for i, q in enumerate(question)]
+    clusters = linked_clusters({"a": ties_of(lines)}, {})["a"]
+    assert (clusters is None) == (share == 0.0)
+    numbers = None if clusters is None else np.array(clusters)
+    for _ in range(600):
+        values = rng.normal(0.0, 1.0, 100)[question] + rng.normal(0.0, 0.3, len(question))
+        for its, place in ((numbers, 0), (None, 1)):
+            lower, upper = mean_over_tasks([Items(values, 0.0, clusters=its)]).interval(0.95)
+            covered += place == 0 and lower <= 0.0 <= upper
+            without += place == 1 and lower <= 0.0 <= upper
+    assert covered >= 0.93 * 600
+    assert share == 0.0 or without < 0.85 * 600
+
+
+def test_a_study_that_is_read_back_has_the_clusters_of_its_prompts(tmp_path: Path) -> None:
+    """Kinship asks each question twice; capitals and elements are about the same 100 texts."""
+    results = planted_study({4: 0.70, 16: 0.80, "full": 0.81})
+    folder = StudyFolder(tmp_path / "study")
+    texts = [{"passage": f"{TEXT}: {place // 2}."} for place in range(200)]
+    write_study(folder, results, {"capitals": texts, "elements": texts})
+    for model in (results.base, *results.runs):
+        path = folder.samples_file(model.name, "kinship")
+        lines = [line | asked(f"Who is {i // 2}?") for i, line in enumerate(lines_of(path))]
+        path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        change(folder.evaluation_file(model.name, "kinship"), samples=None)
+    outcome = conclude(folder)
+    (answer,) = outcome.recommendation.by_train_task
+    assert (answer.num_items_in_domain, answer.num_clusters_in_domain) == (300, 150)
+    assert "kinship has 300 items in 150 clusters; intervals are between those." in answer.reasons
+    said = " ".join(answer.reasons)
+    assert "The retention tasks capitals and elements ask the same or share texts" in said
+    assert "their 400 items are in 100 clusters" in said
+    one = outcome.results.base.items["kinship"].clusters
+    assert one is not None
+    assert all(run.items["kinship"].clusters == one for run in outcome.results.runs)
 
 
 # --- plans

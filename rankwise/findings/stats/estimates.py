@@ -311,26 +311,6 @@ def holm_levels(p_values: Sequence[float], alpha: float) -> tuple[float, ...]:
     return tuple(levels.tolist())
 
 
-def chance_of_sign(estimate: Estimate, factor: float, alpha: float) -> float:
-    """The probability that ``factor`` times the items show that a difference is not zero.
-
-    The truth is normal around the estimate (a flat prior), and the new items' mean around the
-    truth; what is there already is kept. With one seed.
-
-    Args:
-        estimate: of the difference now.
-        factor: above 1.
-        alpha: two-sided, of the interval then.
-    """
-    if estimate.stderr == 0.0:
-        return 0.0
-    reach = special.ndtri(1.0 - alpha / 2.0) * estimate.stderr / math.sqrt(factor)
-    spread = estimate.stderr * math.sqrt(1.0 - 1.0 / factor)
-    above = special.ndtr((estimate.value - reach) / spread)
-    below = special.ndtr((-estimate.value - reach) / spread)
-    return float(above + below)
-
-
 @functools.cache
 def wilson_interval(successes: float, total: int, confidence: float) -> tuple[float, float]:
     """Wilson's (1927) two-sided interval of one proportion, as shares in 0..1."""

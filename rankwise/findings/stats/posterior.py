@@ -103,11 +103,7 @@ def posterior(of: Block, correlations: Floats, prior: Prior, unit: float) -> Pos
     # (R, K, K): the estimates' errors for every standard deviation of the runs
     by_runs = (_RUN_SD**2 / of.num_seeds)[:, None, None] * one
     noise = of.item_covariance / unit**2 + by_runs
-    # a half-Cauchy up to a factor; the grid is even in the logarithm, so it counts times x
-    half_cauchy = 1.0 / (1.0 + (_AMPLITUDE / prior.amplitude_scale) ** 2)
-    density = _AMPLITUDE * half_cauchy
-    of_amplitude = (1.0 - _FLAT_SHARE) * density / density.sum()
-    of_amplitude[0] = _FLAT_SHARE
+    of_amplitude = _amplitude_weights(prior.amplitude_scale)
     by_length = np.full(len(correlations), 1.0 / len(correlations))
     log_prior = _log_weights_of_run_sd(of, unit)[:, None, None] + np.log(
         np.outer(of_amplitude, by_length)
@@ -168,6 +164,29 @@ def setting_correlations(labels: Sequence[Sequence[Set[Hashable]]]) -> Floats:
         sd = np.sqrt(np.diag(covariance))
         product *= covariance / np.outer(sd, sd)
     return product
+
+
+def lead_prior(unit: float) -> tuple[Floats, Floats]:
+    """(A,) standard deviations of one option's lead over another, and their weights.
+
+    A lead is a mixture of normal distributions around zero: that of two options' gains, on a curve
+    without smoothness, for nothing is known of what the two differ by.
+
+    Args:
+        unit: what a point of the priors is in the lead's unit, above 0.
+    """
+    own = _ROUGHNESS**2 + (_RELATIVE_ROUGHNESS * _AMPLITUDE) ** 2
+    sd = unit * np.sqrt(2.0 * (_AMPLITUDE**2 + own))
+    return sd, _amplitude_weights(GAIN_PRIOR.amplitude_scale)
+
+
+def _amplitude_weights(scale: float) -> Floats:
+    """(A,) of the amplitudes before anything is seen."""
+    # a half-Cauchy up to a factor; the grid is even in the logarithm, so it counts times x
+    density = _AMPLITUDE / (1.0 + (_AMPLITUDE / scale) ** 2)
+    weights = (1.0 - _FLAT_SHARE) * density / density.sum()
+    weights[0] = _FLAT_SHARE
+    return weights
 
 
 def _log_weights_of_run_sd(of: Block, unit: float) -> Floats:

@@ -8,15 +8,17 @@ estimates are normal with mean truth + V' V^-1 r and covariance V' - V' V^-1 V'.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 
 from rankwise.findings.stats.blocks import Block, all_pairs, normal_draws, quadratic
-from rankwise.findings.stats.estimates import Spread
+from rankwise.findings.stats.estimates import Estimate, Spread
 from rankwise.findings.stats.items import Floats
-from rankwise.findings.stats.posterior import Posterior, draws_of
+from rankwise.findings.stats.posterior import Posterior, draws_of, lead_prior
 
 
 class Growth(NamedTuple):
@@ -129,6 +131,33 @@ def _grown_spread(of: Block, contrasts: Floats, run_variances: Floats, growth: G
     by_seed = by_runs + kept * (by_chance / factors).sum(axis=0)
     freedoms = np.broadcast_to(np.asarray(freedom, dtype=np.float64), np.shape(by_part))
     return Spread(by_part, now.item_freedom * more, by_seed, freedoms)
+
+
+def chance_of_sign(estimate: Estimate, factor: float, alpha: float, unit: float) -> float:
+    """The probability that ``factor`` times the items show that a lead is not zero.
+
+    The lead has the prior of the odds, the new items' mean is normal around it, and what is there
+    already is kept. With one seed.
+
+    Args:
+        estimate: of the lead now.
+        factor: above 1.
+        alpha: two-sided, of the interval then.
+        unit: what a point of the prior is in the estimate's unit, above 0.
+    """
+    variance = estimate.stderr**2
+    if variance == 0.0:
+        return 0.0
+    sd, weights = lead_prior(unit)
+    total = sd**2 + variance
+    weights = weights * np.exp(-0.5 * estimate.value**2 / total) / np.sqrt(total)
+    # of each component: the lead as it is believed now, and what all items will show
+    mean, believed = estimate.value * sd**2 / total, variance * sd**2 / total
+    centre = estimate.value / factor + (1.0 - 1.0 / factor) * mean
+    spread = (1.0 - 1.0 / factor) * np.sqrt(believed + variance / (factor - 1.0))
+    reach = special.ndtri(1.0 - alpha / 2.0) * estimate.stderr / math.sqrt(factor)
+    shown = special.ndtr((centre - reach) / spread) + special.ndtr((-centre - reach) / spread)
+    return float(weights @ shown / weights.sum())
 
 
 def pair_ends(grown: GrownBlock, num_options: int, level: float) -> tuple[Floats, Floats]:

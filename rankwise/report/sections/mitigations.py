@@ -44,10 +44,10 @@ def mitigation_section(found: Sequence[TrainTaskMitigations]) -> ReportSection:
     about = (
         "Each arm trains the run once more with one thing changed. A lower learning rate forgets "
         "less and gains less, and costs nothing: it is what every other arm has to beat. An arm "
-        "is set against the line through the run as trained, its lower rates and the base, at the "
-        "arm's own retention. The recommendation does not rest on this. Intervals are "
-        f"{quantities.percent(found[0].confidence)}, one at a time; what is said to gain more or "
-        "less is corrected for the number of arms (Holm)."
+        "is better if it gains more and forgets less than the lower rate that is nearest in "
+        "retention. The recommendation does not rest on this. Intervals are "
+        f"{quantities.percent(found[0].confidence)}, one at a time; better and worse are corrected "
+        "for the number of arms (Holm)."
     )
     rows = (
         flat(arm, train_task=part.train_task, option=option.source.label, seeds=option.num_seeds)
@@ -79,12 +79,12 @@ def _figures(found: TrainTaskMitigations) -> Iterator[Figure]:
             )
             for arm in option.arms
         ]
-        path = [*(place for place, arm in enumerate(option.arms) if arm.is_of_line), None]
+        path = [*(place for place, arm in enumerate(option.arms) if arm.is_of_rates), None]
         yield Figure(
             str(place),
             f"Gain against retention, {option.source.label}",
-            "The line goes from the run as trained over its lower rates to the base. An arm above "
-            "it gains more than a lower rate does at the same retention. Bars are of each change "
+            "The line joins the run as trained, its lower rates and the base; what a rate between "
+            "them does is not known. Bars are of each change "
             "from the base; arms share their items, so the differences in the table vary less. "
             "The dashed line is ε, the largest loss that is accepted.",
             plane_of(marks, first.gain.unit, found.epsilon_points, path),
@@ -95,8 +95,9 @@ def _figures(found: TrainTaskMitigations) -> Iterator[Figure]:
 
 
 def _arm_table(found: TrainTaskMitigations) -> Table:
-    def above(row: Arm) -> Cell:
-        return cells.mean(row.above_rates, note="" if row.is_told_apart else "not told apart")
+    def over(row: Arm) -> Cell:
+        lead = row.over_rate
+        return cells.mean(lead and lead.gain, note="" if lead is None else lead.dominance)
 
     columns: list[Column[Arm]] = [
         Column("Arm", lambda row: row.label),
@@ -104,7 +105,13 @@ def _arm_table(found: TrainTaskMitigations) -> Table:
         Column("Kept", lambda row: cells.share(row.kept_gain), "of the gain as trained"),
         Column("Retention", lambda row: cells.sized(row.retention), "change, points"),
         Column("Regained", lambda row: cells.share(row.regained), "of the retention loss"),
-        Column("Above lower rates", above, f"gain at its retention, {found.unit}"),
+        Column("Nearest lower rate", lambda row: row.over_rate and row.over_rate.rate),
+        Column("Gain over it", over, found.unit),
+        Column(
+            "Kept over it",
+            lambda row: cells.mean(row.over_rate and row.over_rate.retention),
+            "points",
+        ),
         Column("Tokens", lambda row: row.num_tokens, "of each seed"),
         Column("Training", lambda row: quantities.seconds(row.train_seconds), "all seeds"),
     ]
@@ -126,9 +133,9 @@ def repair_section(found: Sequence[AdapterRepair]) -> ReportSection:
         "repairs",
         "Repairs after training",
         [
-            "Each repair changes a trained adapter; what is trained on afterwards says so. Half of "
-            "the items choose the repair that gains most and keeps the loss of retention within "
-            "the limit; the others judge it. The recommendation does not rest on this.",
+            "Each repair changes a trained adapter; what is trained on afterwards says so. Chosen "
+            "is the one that gains most, of those that are shown to keep the loss of retention "
+            "within the limit. The recommendation does not rest on this.",
             *(f"{each.model}: {each.choice.statement}" for each in found),
             *(
                 f"{each.model}: {each.choice.kl_statement}"
@@ -150,16 +157,14 @@ def repair_section(found: Sequence[AdapterRepair]) -> ReportSection:
 
 def _repair_tables(found: AdapterRepair) -> Iterator[TitledTable]:
     yield TitledTable(f"What repairs would do to {found.model}", _curve(found.choice))
-    if found.choice.judged is not None and found.choice.judged.tasks:
+    if found.choice.judged is not None:
         title = f"{found.model}, {found.choice.judged.repair.label}"
         yield TitledTable(title, _judged(found, found.choice.judged.tasks))
 
 
 def _curve(choice: RepairChoice) -> Table:
-    chosen = None if choice.judged is None else choice.judged.repair
-
     def name(row: RepairPoint) -> Cell:
-        is_chosen = row.repair == chosen
+        is_chosen = row.repair == choice.repair
         return Cell(row.repair.label, "", "chosen" if is_chosen else "", is_chosen)
 
     def loss(row: RepairPoint) -> Cell:
@@ -179,9 +184,9 @@ def _curve(choice: RepairChoice) -> Table:
     ]
     limit = quantities.amount(choice.max_loss_points, "points")
     caption = (
-        f"Against the base, on the {quantities.count(choice.num_choosing_items)} items that "
-        f"choose, {cells.intervals(choice.confidence)}. A repair keeps enough if it "
-        f"loses no more than {limit} less a standard error."
+        f"Against the base, on {quantities.counted(choice.num_items, 'item')}; intervals of "
+        f"{choice.together}. A repair keeps enough if its interval ends at {limit} of loss or "
+        "less, and so do those of all stronger repairs of its kind."
     )
     return table(caption, columns, choice.curve)
 
@@ -196,7 +201,7 @@ def _judged(found: AdapterRepair, tasks: Sequence[JudgedTask]) -> Table:
         Column("Repaired", lambda row: quantities.score(row.repaired_score, row.unit)),
     ]
     place = "not written" if found.folder is None else f"written to {found.folder}"
-    return table(f"On the items by which it was not chosen; {place}.", columns, tasks)
+    return table(f"On all items; {place}.", columns, tasks)
 
 
 def variant_section(found: Sequence[TrainTaskVariants]) -> ReportSection:

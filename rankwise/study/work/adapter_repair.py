@@ -34,7 +34,6 @@ from rankwise.weights.lowrank import read_updates
 from rankwise.weights.repair_scores import (
     AskedTask,
     RepairScorer,
-    choosing_answers,
     in_domain_answers,
     refuse_unjudgeable,
     write_repaired,
@@ -107,7 +106,7 @@ class AdapterRepairer:
         of_answers = self._outline(_FROM_BASE, "divergence", gauge_work)
         self._observer.study_started([*of_tasks, *([of_answers] if gauge_work else [])])
         scores = self._scores((*tasks.in_domain, *tasks.retention))
-        divergences = self._divergences(choosing_answers(answers, scores, tasks), gauge_work)
+        divergences = self._divergences(answers, gauge_work)
         study = self._plan.record
         confidence = study.config.recommendation.confidence
         shown = [*scores, *([] if divergences is None else [divergences])]
