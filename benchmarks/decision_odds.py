@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.decision_rule import Margins, evidence_of, is_decided, level_of_look, verdict
+from benchmarks.decision_rule import evidence_of, is_decided, level_of_look, verdict
 from benchmarks.decision_studies import (
     CURVES,
     NUM_TASKS,
@@ -22,10 +22,17 @@ from benchmarks.decision_studies import (
     rank_curve,
     right_answers,
 )
-from rankwise.findings.best_bet import ITEM_FACTORS, TOLERANCE_POINTS
-from rankwise.findings.odds import PRICE, Believed, Odds, chance_of_decision, odds
+from rankwise.findings.best_bet import ITEM_FACTORS
+from rankwise.findings.decision import Margins
+from rankwise.findings.odds import (
+    Believed,
+    Growths,
+    chance_of_decision,
+    most_worth,
+    odds,
+    worth,
+)
 from rankwise.findings.stats.items import Floats
-from rankwise.findings.stats.posterior import smooth_correlations
 from rankwise.findings.stats.prospects import Growth
 from rankwise.findings.stats.simultaneous import StudyEvidence
 
@@ -165,22 +172,22 @@ def simulate_odds(cell: OddsCell, studies: int, seed: int) -> OddsTally:
         most = round(max(ITEM_FACTORS) * cell.num_items)
         grown = draw_study(FAMILY, truth, most, seeds, rng)
         evidence = evidence_of(grown.first(cell.num_items, seeds))
-        truths = Believed.of(evidence, smooth_correlations(ranks), 1.0).truths()
-        now = odds(truths, tolerance=TOLERANCE_POINTS, epsilon=MARGINS.epsilon, unit=1.0)
-        right.append(now.right)
-        able = right_answers(truth, TOLERANCE_POINTS, MARGINS.epsilon, MARGINS.worst)
-        is_right.append(able.astype(np.float64))
-        regret.append(_regrets(truth, evidence, now, ranks.index(16)))
-        if is_decided(verdict(evidence, MARGINS, "rank")):
+        truths = Believed.of(evidence, 1.0).truths()
+        right.append(odds(truths, MARGINS).right)
+        is_right.append(right_answers(truth, MARGINS).astype(np.float64))
+        choice = verdict(evidence, MARGINS, "rank")
+        regret.append(_regrets(truth, evidence, choice.option, ranks.index(16)))
+        if is_decided(choice):
             continue
         for factor in ITEM_FACTORS:
+            growth = Growth((factor,), seeds)
+            every = Growth((factor,) * NUM_TASKS, seeds)
             stated = chance_of_decision(
                 evidence,
                 truths,
-                (Growth((factor,), seeds), Growth((factor,) * NUM_TASKS, seeds)),
-                level=level_of_look(cell.num_ranks, 2),
-                delta=MARGINS.delta,
-                epsilon=MARGINS.epsilon,
+                Growths(growth, every, (growth,) * NUM_TASKS),
+                MARGINS,
+                level_of_look(cell.num_ranks, 2),
             )
             then = evidence_of(grown.first(round(factor * cell.num_items), seeds))
             prospects[factor].append((stated, is_decided(verdict(then, MARGINS, "rank", 2))))
@@ -197,21 +204,17 @@ def _stated(pairs: Sequence[tuple[float, bool]]) -> Stated:
     return Stated(values[:, 0], values[:, 1])
 
 
-def _worth(gain: Floats, loss: Floats) -> Floats:
-    return gain - PRICE * np.maximum(loss - MARGINS.epsilon, 0.0)
-
-
 def _regrets(
-    truth: Truth, evidence: StudyEvidence, now: Odds, place_of_16: int
+    truth: Truth, evidence: StudyEvidence, option: int | None, place_of_16: int
 ) -> tuple[float, float, float]:
     """In points, of each of ``CHOICES``; the first two may choose not to fine-tune, worth 0."""
-    assert evidence.retention is not None
-    worth = _worth(truth.gain, truth.losses.mean(axis=0))
-    estimated = _worth(evidence.in_domain.mean, evidence.retention.mean)
-    bet, largest = int(now.regret.argmin()), int(estimated.argmax())
-    most = max(float(worth.max()), 0.0)
-    return (
-        most - (float(worth[bet]) if now.regret[bet] < now.regret_of_base else 0.0),
-        most - (float(worth[largest]) if estimated[largest] > 0.0 else 0.0),
-        most - float(worth[place_of_16]),
+    true = worth(
+        truth.gain, truth.losses.mean(axis=0), MARGINS, 1.0, worst=truth.losses.max(axis=0)
     )
+    largest = most_worth(evidence, MARGINS, 1.0)
+    most = max(float(true.max()), 0.0)
+
+    def of(place: int | None) -> float:
+        return most - (0.0 if place is None else float(true[place]))
+
+    return of(largest if option is None else option), of(largest), of(place_of_16)

@@ -66,7 +66,9 @@ def simulate_repairs(cell: RepairCell, studies: int, seed: int) -> RepairTally:
     family = Family(
         "repairs", run_sd=(0.0, 0.0), copies=cell.copies, retention=(1.0,) * len(TASKS.retention)
     )
-    strong = np.array([cell.name == "half beyond" and (each.value or 0.0) < 0.5 for each in REPAIRS])
+    strong = np.array(
+        [cell.name == "half beyond" and (each.value or 0.0) < 0.5 for each in REPAIRS]
+    )
     loss = np.where(strong, 0.0, 1.002 * LIMIT)
     truth = Truth(np.full(count, GAIN), np.tile(loss, (len(TASKS.retention), 1)))
     wrong = found = 0
@@ -75,9 +77,9 @@ def simulate_repairs(cell: RepairCell, studies: int, seed: int) -> RepairTally:
         gains = [*study.gains, *(part._replace(values=-part.values) for part in study.losses)]
         names = (*TASKS.in_domain, *TASKS.retention)
         scores = [_scores(name, part) for name, part in zip(names, gains, strict=True)]
-        chosen = choose_repair(scores, TASKS, max_loss_points=LIMIT, confidence=0.95).repair
+        chosen = choose_repair(scores, TASKS, max_loss_points=LIMIT, confidence=0.95).judged
         found += chosen is not None
-        wrong += chosen is not None and not strong[REPAIRS.index(chosen)]
+        wrong += chosen is not None and not strong[REPAIRS.index(chosen.repair)]
     return RepairTally(Rate(wrong, studies), Rate(found, studies))
 
 

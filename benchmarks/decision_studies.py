@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
+from rankwise.findings.decision import Margins
 from rankwise.findings.stats.items import POINTS, Clusters, Floats, Items, item_size
 
 NUM_TASKS = 5
@@ -76,6 +77,11 @@ class Family(NamedTuple):
         """Whether gains are in nats."""
         return self.law not in ("accuracy", "p(right)")
 
+    @property
+    def point(self) -> float:
+        """What a point counts in the unit of the gains."""
+        return 0.01 if self.is_nats else 1.0
+
 
 class Truth(NamedTuple):
     """Of each rank, smallest first: gains (K,) over the base, and losses (T, K) in points."""
@@ -87,13 +93,14 @@ class Truth(NamedTuple):
 class Study(NamedTuple):
     """Scores: gains and losses (m, K, n) of each task, and the clusters of its items.
 
-    ``runs`` are the truths of the runs, one for each seed; ``rank`` that of the ranks.
+    ``runs`` are the truths of the runs, one for each seed; ``point`` is what a point of retention
+    counts in the unit of the gains.
     """
 
     gains: tuple[Items, ...]
     losses: tuple[Items, ...]
     runs: tuple[Truth, ...]
-    rank: Truth
+    point: float
 
     @property
     def adapters(self) -> Truth:
@@ -107,7 +114,7 @@ class Study(NamedTuple):
         def part(tasks: tuple[Items, ...]) -> tuple[Items, ...]:
             return tuple(_first(task, num_items / most, num_seeds) for task in tasks)
 
-        return Study(part(self.gains), part(self.losses), self.runs[:num_seeds], self.rank)
+        return Study(part(self.gains), part(self.losses), self.runs[:num_seeds], self.point)
 
 
 def _first(task: Items, share: float, num_seeds: int) -> Items:
@@ -166,7 +173,7 @@ def draw_study(
     changes = -losses.transpose(1, 0, 2)
     lost = _tasks(family, family.retained, changes, family.retention, num_items, rng)
     negated = tuple(task._replace(values=-task.values) for task in lost)
-    return Study(tuple(gains), negated, tuple(runs), truth)
+    return Study(tuple(gains), negated, tuple(runs), family.point)
 
 
 def _run(family: Family, truth: Truth, rng: np.random.Generator) -> Truth:
@@ -181,8 +188,7 @@ def _run(family: Family, truth: Truth, rng: np.random.Generator) -> Truth:
         """Of mean zero: the truth of a rank is that of its runs on average."""
         return COLLAPSE_POINTS * ((rng.random(count) < often) - often)
 
-    unit = 0.01 if family.is_nats else 1.0
-    gain = truth.gain + unit * (effects(family.run_sd[0]) - events(family.fails))
+    gain = truth.gain + family.point * (effects(family.run_sd[0]) - events(family.fails))
     losses = truth.losses + effects(family.run_sd[1]) + events(family.collapse)
     if not family.is_nats:
         gain = np.clip(gain, *_reach(family.base))
@@ -318,9 +324,9 @@ def rank_curve(curve: str, num_ranks: int, rng: np.random.Generator) -> Truth:
     return Truth(gain, loss + of_tasks - of_tasks.mean())
 
 
-def right_answers(truth: Truth, delta: float, epsilon: float, worst: float) -> NDArray[np.bool_]:
-    """Which ranks may be recommended; ``worst`` is the most that one task may lose."""
-    kept = truth.losses.mean(axis=0) <= epsilon
-    admissible = kept & (truth.losses.max(axis=0) <= worst)
+def right_answers(truth: Truth, margins: Margins) -> NDArray[np.bool_]:
+    """Which ranks may be recommended."""
+    kept = truth.losses.mean(axis=0) <= margins.epsilon_points
+    admissible = kept & (truth.losses.max(axis=0) <= margins.ceiling)
     best = truth.gain[admissible].max() if admissible.any() else -np.inf
-    return admissible & (truth.gain > 0) & (truth.gain >= best - delta)
+    return admissible & (truth.gain > 0) & (truth.gain >= best - margins.delta)

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import decision, decision_odds, decision_repairs, decision_rule
 from benchmarks import decision_samples as samples
-from benchmarks.decision_rule import FAMILIES, NUM_RANKS, PLAIN, Margins
+from benchmarks.decision_rule import FAMILIES, NUM_RANKS, PLAIN
 from benchmarks.decision_studies import (
     CURVES,
     NUM_TASKS,
@@ -21,6 +21,7 @@ from benchmarks.decision_studies import (
     rank_curve,
     right_answers,
 )
+from rankwise.findings.decision import Margins
 from rankwise.findings.stats.items import design_effects
 
 
@@ -81,7 +82,7 @@ def test_rank_curves_are_of_their_family() -> None:
 
 def test_every_edge_makes_as_many_ranks_wrong_as_it_can() -> None:
     for cell in decision_rule.edge_cells():
-        able = right_answers(cell.truth, *decision_rule.margins_of(cell.family))
+        able = right_answers(cell.truth, decision_rule.margins_of(cell.family))
         assert able.sum() == (1 if "best" in cell.edge or "and" in cell.edge else 0), cell
 
 
@@ -89,9 +90,9 @@ def test_what_may_be_recommended_is_within_every_margin() -> None:
     losses = np.zeros((NUM_TASKS, 5))
     losses[:, 1], losses[0, 2] = 6.0, 16.0
     truth = Truth(np.array([10.0, 30.0, 30.0, 14.0, -1.0]), losses)
-    assert right_answers(truth, *Margins(5.0, 5.0, 15.0)).tolist() == [1, 0, 0, 1, 0]
-    assert right_answers(truth, *Margins(3.0, 5.0, 15.0)).tolist() == [0, 0, 0, 1, 0]
-    assert right_answers(truth, *Margins(5.0, 5.0, 16.0)).tolist() == [0, 0, 1, 0, 0]
+    assert right_answers(truth, Margins(5.0, 5.0, 15.0)).tolist() == [1, 0, 0, 1, 0]
+    assert right_answers(truth, Margins(3.0, 5.0, 15.0)).tolist() == [0, 0, 0, 1, 0]
+    assert right_answers(truth, Margins(5.0, 5.0, 16.0)).tolist() == [0, 0, 1, 0, 0]
 
 
 def test_a_rate_has_the_exact_binomial_bound() -> None:
@@ -114,6 +115,16 @@ def test_verdicts_agree_with_the_intervals_beside_them(monkeypatch: pytest.Monke
     monkeypatch.setattr(samples, "holm_levels", lambda p_values, alpha: [alpha] * len(p_values))
     cell = samples.AgreementCell("sd of 5 points", 3, 100)
     assert samples.simulate_agreement(cell, 60, 0).by_files > 0
+
+
+def test_a_repair_that_loses_too_much_is_seldom_said_to_do() -> None:
+    beyond, half = (
+        next(cell for cell in decision_repairs.repair_cells() if cell.name == name)
+        for name in ("all beyond", "half beyond")
+    )
+    assert decision_repairs.simulate_repairs(beyond, 30, 0).wrong.share < 0.12
+    found = decision_repairs.simulate_repairs(half._replace(num_items=1000), 5, 0)
+    assert found.found.share > found.wrong.share
 
 
 def test_odds_say_more_than_a_constant() -> None:
