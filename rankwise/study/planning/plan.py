@@ -69,7 +69,7 @@ from rankwise.study.planning.passes import Sharing, plan_passes
 from rankwise.study.planning.runs import RunMaker, TargetLayers, Trainable, plan_runs, plan_variants
 from rankwise.study.planning.tasks import TaskPlan, plan_tasks
 from rankwise.study.planning.truncated import plan_truncated
-from rankwise.study.searches.policy import Decision
+from rankwise.study.searches.policy import Decision, Measures
 from rankwise.study.searches.settings import searched
 from rankwise.tasks.behaviour import behaviour_prompts
 from rankwise.tasks.item_order import in_random_order
@@ -415,7 +415,7 @@ class Planner:
     def _first_decisions(self) -> dict[str, tuple[Decision, ...]]:
         """What the search of each trained task begins with."""
         return {
-            source: (candidates.policy("points").decide({}),)
+            source: (candidates.policy(Measures()).decide({}),)
             for source, candidates in self.candidates.items()
         }
 
