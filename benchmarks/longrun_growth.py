@@ -82,7 +82,13 @@ def many_tasks(num_tasks: int, num_items: int = 40) -> StudyResults:
     analysis = results.study.config.analysis.model_copy(update={"heads": False, "spectra": False})
     config = results.study.config.model_copy(update={"analysis": analysis})
     study = results.study.model_copy(update={"config": config})
-    return results.model_copy(update={"study": study})
+    # a limit cut the tasks: what more items would do is looked at
+    evaluations = {
+        task: scored.model_copy(update={"limit": scored.num_examples})
+        for task, scored in results.base.evaluations.items()
+    }
+    base = results.base.model_copy(update={"evaluations": evaluations})
+    return results.model_copy(update={"study": study, "base": base})
 
 
 def judging_seconds(root: Path, results: StudyResults, write: Write) -> tuple[float, float]:

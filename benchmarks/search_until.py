@@ -133,24 +133,22 @@ def _offers(
     truths = Believed.of(of, correlations, terms.point).truths()
     offers: list[Offer] = []
     for add, then, factor in stages:
-        is_possible = (
-            then.num_items <= study.size.num_test
-            and then.num_retention <= study.size.num_test_retention
+        if (
+            then.num_items > study.size.num_test
+            or then.num_retention > study.size.num_test_retention
+        ):
+            continue  # there are no more
+        growths = (
+            Growth((then.num_items / now.num_items,), then.num_seeds),
+            Growth((then.num_retention / now.num_retention,) * 2, then.num_seeds),
         )
-        probability = 0.0
-        if is_possible:
-            growths = (
-                Growth((then.num_items / now.num_items,), then.num_seeds),
-                Growth((then.num_retention / now.num_retention,) * 2, then.num_seeds),
-            )
-            probability = chance_of_decision(
-                of, truths, growths, level=level, delta=terms.delta, epsilon=terms.epsilon or 0.0
-            )
+        probability = chance_of_decision(
+            of, truths, growths, level=level, delta=terms.delta, epsilon=terms.epsilon or 0.0
+        )
         items = {"in_domain": then.num_items, "retention": then.num_retention}
-        available = study.size.num_test + study.size.num_test_retention
         prospect = Prospect(
             add=add, factor=factor, num_items=items if factor else {},
-            num_available=(available if is_possible else 0) if factor else None,
+            num_available=None,
             num_new_items=0, num_seeds=then.num_seeds,
             num_new_seeds=then.num_seeds - now.num_seeds, probability=probability, value=0.0,
         )  # fmt: skip

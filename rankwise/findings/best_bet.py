@@ -36,7 +36,7 @@ MORE_SEEDS = (2, 4)
 class Sizes(NamedTuple):
     """The items of the tasks that decide, and how many there are in all.
 
-    ``available`` is None for a task of which a limit hides the number.
+    ``available`` is None for a task of which nobody recorded the number.
     """
 
     in_domain: Mapping[str, int]
@@ -44,9 +44,13 @@ class Sizes(NamedTuple):
     available: Mapping[str, int | None]
     num_seeds: int
 
-    def growing(self, tasks: Mapping[str, int]) -> Mapping[str, int]:
-        """Those of the tasks that may have more items; all where none has, which is then said."""
-        return {task: n for task, n in tasks.items() if self.available[task] is None} or tasks
+    def grown(self, tasks: Mapping[str, int], factor: float) -> dict[str, int]:
+        """The tasks that have more items, and how many of this factor times theirs there are."""
+        items = {
+            task: min(round(factor * size), self.available[task] or round(factor * size))
+            for task, size in tasks.items()
+        }
+        return {task: number for task, number in items.items() if number > tasks[task]}
 
 
 class Betting:
@@ -107,21 +111,26 @@ class Betting:
 
     def prospects(self, sizes: Sizes, level: float) -> Iterator[Prospect]:
         """What each way to grow the study would do, if it is judged at this level then."""
-        kinds: dict[Addition, Mapping[str, int]] = {"in_domain": sizes.growing(sizes.in_domain)}
+        kinds: dict[Addition, Mapping[str, int]] = {"in_domain": sizes.in_domain}
         if sizes.retention:
-            kinds["retention"] = sizes.growing(sizes.retention)
-            kinds["items"] = sizes.growing({**sizes.in_domain, **sizes.retention})
+            kinds["retention"] = sizes.retention
+            kinds["items"] = {**sizes.in_domain, **sizes.retention}
         for add, tasks in kinds.items():
+            known: list[dict[str, int]] = [{}]
             for factor in ITEM_FACTORS:
-                yield self._prospect(add, tasks, factor, sizes.num_seeds, sizes, level)
-            if add != "items" and len(tasks) > 1:
-                for task in self._noisiest(add, tasks, sizes):
-                    growing = {task: tasks[task]}
-                    yield self._prospect(add, growing, TASK_FACTOR, sizes.num_seeds, sizes, level)
+                items = sizes.grown(tasks, factor)
+                if items not in known:
+                    known.append(items)
+                    yield self._prospect(add, items, sizes.num_seeds, sizes, level)
+            by_task = sizes.grown(tasks, TASK_FACTOR)
+            if add != "items" and len(by_task) > 1:
+                for task in self._noisiest(add, by_task, sizes):
+                    growing = {task: by_task[task]}
+                    yield self._prospect(add, growing, sizes.num_seeds, sizes, level)
         # an imported adapter has no other seed: in a study of more seeds it takes no part
         can_repeat = all(option.plan.imported_as is None for option in self.options)
         for more in MORE_SEEDS if can_repeat else ():
-            yield self._prospect("seeds", {}, None, sizes.num_seeds + more, sizes, level)
+            yield self._prospect("seeds", {}, sizes.num_seeds + more, sizes, level)
 
     def _noisiest(self, add: Addition, tasks: Mapping[str, int], sizes: Sizes) -> list[str]:
         """At most ``MOST_TASKS`` of some tasks of one kind, in their order."""
@@ -146,12 +155,12 @@ class Betting:
         self,
         add: Addition,
         growing: Mapping[str, int],
-        factor: float | None,
         num_seeds: int,
         sizes: Sizes,
         level: float,
     ) -> Prospect:
-        factors = dict.fromkeys(growing, factor or 1.0)
+        now = {**sizes.in_domain, **sizes.retention}
+        factors = {task: number / now[task] for task, number in growing.items()}
         retention = self.evidence.retention
 
         def growth(of: Block, kind: Mapping[str, int]) -> Growth:
@@ -170,12 +179,10 @@ class Betting:
         known = [number for number in available if number is not None]
         return Prospect(
             add=add,
-            factor=factor,
-            num_items={task: round(factors[task] * size) for task, size in growing.items()},
+            factor=sum(growing.values()) / sum(now[task] for task in growing) if growing else None,
+            num_items=dict(growing),
             num_available=sum(known) if len(known) == len(available) else None,
-            num_new_items=max(
-                (round((factors[task] - 1.0) * size) for task, size in growing.items()), default=0
-            ),
+            num_new_items=max((n - now[task] for task, n in growing.items()), default=0),
             num_seeds=num_seeds,
             num_new_seeds=num_seeds - sizes.num_seeds,
             probability=chance_of_decision(

@@ -243,10 +243,9 @@ def _sizes(results: TrainTaskResults, tasks: _Tasks) -> Sizes:
 
     def available(task: str) -> int | None:
         scored = results.base.evaluations.get(task)
-        is_whole = scored is not None and (
-            scored.limit is None or scored.num_examples < scored.limit
-        )
-        return len(results.base.items[task].doc_ids) if is_whole else None
+        if scored is None or (scored.limit or 0) > scored.num_examples:
+            return None if scored is None else scored.num_examples
+        return scored.num_examples if scored.limit is None else scored.num_available
 
     return Sizes(
         in_domain=count(tasks.in_domain),

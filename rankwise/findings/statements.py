@@ -315,20 +315,24 @@ def _price(numbers: Recommendation) -> str:
 def _what_decides(numbers: Recommendation) -> str:
     """The smallest growth that decides more likely than not, or else the likeliest."""
     price = quantities.capital(_price(numbers)) if numbers.outcome == "cannot_tell" else ""
+    wider = "wider margins may (recommendation.delta_points, recommendation.epsilon_points)"
     if not numbers.prospects:
-        return price
-    likely = [p for p in numbers.prospects if p.is_possible and p.probability >= WORTH_A_TRY]
+        is_open = numbers.outcome == "cannot_tell"
+        return price or (f"Every item is scored, which does not settle it: {wider}" * is_open)
+    likely = [p for p in numbers.prospects if p.probability >= WORTH_A_TRY]
     if likely:
         best = min(likely, key=lambda prospect: prospect.cost)
     else:
         best = max(numbers.prospects, key=lambda prospect: prospect.probability)
     if best.probability < HARDLY:
         text = "Neither more items nor more seeds would probably settle it"
+        if all(prospect.factor is None for prospect in numbers.prospects):
+            text = "Every item is scored, and more seeds would hardly settle it"
+        text += f": {wider}"
     else:
-        command = _command(best)
         text = (
             f"{quantities.capital(growth(best))} would settle it with probability "
-            f"{best.probability:.1f}" + ("" if command is None else f": `{command}`")
+            f"{best.probability:.1f}: `{_command(best)}`"
         )
     return f"{text}. {price}" if price else text
 
@@ -356,11 +360,10 @@ def growth(prospect: Prospect) -> str:
     where = f"{total:,}"
     if prospect.num_available is None:
         where += ", if there are so many"
-    elif not prospect.is_possible:
-        have = "task has" if len(prospect.num_items) == 1 else "tasks have"
-        where += f"; the {have} {prospect.num_available:,} in all"
+    elif total == prospect.num_available:
+        where = f"all {where}"
     of = f" of {next(iter(prospect.num_items))}" if len(prospect.num_items) == 1 else ""
-    return f"{prospect.factor:g} times the {_KINDS[prospect.add]}items{of} ({where})"
+    return f"{prospect.factor:.2g} times the {_KINDS[prospect.add]}items{of} ({where})"
 
 
 def with_folder(text: str, folder: str | Path) -> str:
@@ -368,12 +371,10 @@ def with_folder(text: str, folder: str | Path) -> str:
     return text.replace("rankwise extend DIR ", f"rankwise extend {shlex.quote(str(folder))} ")
 
 
-def _command(prospect: Prospect) -> str | None:
-    """How to grow the study so; None where it cannot be done with the tasks' own items."""
+def _command(prospect: Prospect) -> str:
+    """How to grow the study so."""
     if prospect.factor is None:
         return f"rankwise extend DIR --seeds {prospect.num_new_seeds}"
-    if not prospect.is_possible:
-        return None
     return f"rankwise extend DIR --items {prospect.num_new_items}"
 
 

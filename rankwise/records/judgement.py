@@ -111,11 +111,11 @@ class Prospect(Record):
     add: Addition
     """Items of the in-domain tasks, of the retention tasks, of both; or seeds."""
     factor: float | None
-    """By how much the items grow; None for seeds."""
+    """By how much the items grow, all together; None for seeds."""
     num_items: dict[str, int]
     """Task -> items after the growth; the tasks that grow."""
     num_available: int | None
-    """Items that these tasks have in all; None where a limit hides it, and for seeds."""
+    """Items that these tasks have in all, at least as many; None where nobody recorded it."""
     num_new_items: int
     """The most that one task gets."""
     num_seeds: int
@@ -124,11 +124,6 @@ class Prospect(Record):
     """Seeds that are added."""
     probability: float
     """That the study would be decided."""
-
-    @property
-    def is_possible(self) -> bool:
-        """Whether the tasks have so many items, as far as is known."""
-        return self.num_available is None or sum(self.num_items.values()) <= self.num_available
 
     @property
     def cost(self) -> float:

@@ -535,6 +535,8 @@ class TaskEvaluation(StageRecord):
     chat_template: bool
     limit: int | None
     """This many items were scored at most; None: all."""
+    num_available: int | None = None
+    """Items that the task has in all; None where a record of other tools does not say."""
     chance: float | None
     """Mean over items of 1/options; 0 for generation, None where it has no meaning."""
     predicted_shares: tuple[float, ...] | None

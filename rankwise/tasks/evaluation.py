@@ -112,6 +112,7 @@ def _judged(
         num_fewshot=prepared.num_fewshot,
         chat_template=prepared.chat_template,
         limit=prepared.limit,
+        num_available=prepared.num_available,
         chance=prepared.chance,
         predicted_shares=judgement.predicted_shares,
         num_unfinished=answers.num_unfinished if _generates(prepared) else None,

@@ -90,6 +90,7 @@ class PreparedTask(NamedTuple):
         doc_ids: numbers of the documents that are scored, in the order in which they were taken:
             the random one where a limit leaves documents out, else that of the documents.
         limit: the configured limit of that number, if any.
+        num_available: documents that the task has in all.
         num_fewshot: number of examples before each question.
         chat_template: whether prompts are rendered as conversations.
         digest: sha256 over every prompt, continuation and right answer, metrics and filters.
@@ -103,6 +104,7 @@ class PreparedTask(NamedTuple):
     requests: list[Request]
     doc_ids: tuple[int, ...]
     limit: int | None
+    num_available: int
     num_fewshot: int
     chat_template: bool
     digest: str
@@ -221,6 +223,7 @@ def prepare_task(
         requests=requests,
         doc_ids=chosen or tuple(dict.fromkeys(instance.doc_id for instance in instances)),
         limit=limit,
+        num_available=len(task.eval_docs),
         num_fewshot=shots,
         chat_template=chat_template,
         digest=digest,

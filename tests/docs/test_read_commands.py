@@ -7,6 +7,7 @@ import pytest
 from tests.support.documented import (
     ROOT,
     Block,
+    advised_commands,
     blocks,
     command_problems,
     inline_commands,
@@ -27,6 +28,20 @@ def test_a_page_says_nothing_that_does_not_exist(page: str) -> None:
     sentences = {command: inline_problems(command) for command in inline_commands(text)}
     assert {place: problems for place, problems in found.items() if problems} == {}
     assert {command: problems for command, problems in sentences.items() if problems} == {}
+
+
+def test_no_message_advises_what_does_not_exist() -> None:
+    named = [
+        command
+        for path in sorted((ROOT / "rankwise").rglob("*.py"))
+        for command in advised_commands(path.read_text(encoding="utf-8"))
+        if not command.startswith("rankwise lm-eval ")  # lm-eval's own options
+    ]
+    assert "rankwise extend DIR --items X" in named
+    assert len(named) > 15
+    assert {
+        command: inline_problems(command) for command in named if inline_problems(command)
+    } == {}
 
 
 def test_the_readme_is_read() -> None:

@@ -24,6 +24,16 @@ from tests.planted.results import Key, planted_runs, planted_study, with_plans
 MARGINS = RecommendationConfig(delta_points=5.0, epsilon_points=6.0)
 
 
+def limited(study: TrainTaskResults) -> TrainTaskResults:
+    """The same, cut by a limit: there may be more items."""
+    evaluations = {
+        task: scored.model_copy(update={"limit": scored.num_examples})
+        for task, scored in study.base.evaluations.items()
+    }
+    base = study.base.model_copy(update={"evaluations": evaluations})
+    return study.model_copy(update={"base": base})
+
+
 def test_the_smallest_rank_that_qualifies_is_recommended() -> None:
     answer = recommend_for(planted_runs(recommendation=MARGINS))
     # rank 4 is 11 points below rank 64; rank 16 is 1 point below it, with 13 of 300 discordant
@@ -60,7 +70,7 @@ def test_the_bounds_are_the_hand_computed_ones() -> None:
 
 def test_no_evidence() -> None:
     scores = {4: 0.50, 16: 0.51, 64: 0.47}
-    answer = recommend_for(planted_runs(scores, recommendation=MARGINS))
+    answer = recommend_for(limited(planted_runs(scores, recommendation=MARGINS)))
     assert (answer.outcome, answer.rank) == ("no_evidence", None)
     assert answer.statement.startswith("Not shown at 95 % that fine-tuning helps: no rank is shown")
     assert "rank 16, gains 1.0 points of accuracy (" in answer.statement
@@ -85,13 +95,9 @@ def test_cannot_tell_says_what_would_settle_it() -> None:
     assert (answer.outcome, answer.rank) == ("cannot_tell", None)
     assert answer.statement.startswith("Not settled at 95 %. Best bet: rank 4 (")
     assert "Rank 4 and rank 16 cannot be told apart." in answer.statement
-    by_items = [p for p in answer.prospects if p.add == "in_domain"]
-    assert [p.num_items for p in by_items] == [{"kinship": n} for n in (600, 1200, 3000)]
-    assert [p.probability for p in by_items] == sorted(p.probability for p in by_items)
-    # every item of the task was scored, so more of them are only imagined, and that is said
-    assert not any(p.is_possible for p in by_items)
-    assert "kinship (3,000; the task has 300 in all) would settle it" in answer.statement
-    assert "rankwise extend" not in answer.statement
+    # every item of every task was scored: only seeds can be added
+    assert {p.add for p in answer.prospects} == {"seeds"}
+    assert "rankwise extend DIR --items" not in answer.statement
 
 
 def test_many_options_that_cannot_be_told_apart_are_counted() -> None:
@@ -115,16 +121,7 @@ def test_what_can_be_done_comes_with_its_command() -> None:
     scores = {4: 0.75, 16: 0.74}
     close = RecommendationConfig(delta_points=1.0, epsilon_points=5.0)
     study = planted_runs(scores, noise=0.1, recommendation=close)
-    # a limit of 300 cut the tasks, so there may be more
-    base = study.base.model_copy(
-        update={
-            "evaluations": {
-                task: scored.model_copy(update={"limit": scored.num_examples})
-                for task, scored in study.base.evaluations.items()
-            }
-        }
-    )
-    answer = recommend_for(study.model_copy(update={"base": base}))
+    answer = recommend_for(limited(study))
     assert (
         "10 times the in-domain items of kinship (3,000, if there are so many) would settle"
         in answer.statement
@@ -136,7 +133,8 @@ def test_a_rejected_rival_counts_as_a_way_to_a_decision() -> None:
     # rank 4 keeps enough; rank 16 is far ahead and forgets a little too much, not yet shown
     kept = {4: 0.9, 16: 0.80}
     margins = RecommendationConfig(delta_points=5.0, epsilon_points=7.0)
-    answer = recommend_for(planted_runs({4: 0.6, 16: 0.8}, kept, recommendation=margins))
+    study = planted_runs({4: 0.6, 16: 0.8}, kept, recommendation=margins)
+    answer = recommend_for(limited(study))
     assert answer.outcome == "cannot_tell"
     by_factor = {
         p.factor: p for p in answer.prospects if p.add == "retention" and len(p.num_items) > 1
@@ -345,7 +343,7 @@ def test_more_seeds_may_be_what_decides() -> None:
     margins = RecommendationConfig(delta_points=4.0, epsilon_points=10.0)
     kept = {4: 0.9, 16: 0.9}
     study = planted_runs(scores, kept, seeds=(0, 1, 2), num_in_domain=2000, recommendation=margins)
-    answer = recommend_for(study)
+    answer = recommend_for(limited(study))
     assert answer.outcome == "cannot_tell"
     seeds = [p for p in answer.prospects if p.add == "seeds"]
     assert [(p.num_new_seeds, p.num_seeds) for p in seeds] == [(2, 5), (4, 7)]
@@ -583,9 +581,11 @@ def test_a_task_that_is_whole_does_not_grow() -> None:
         {4: 0.70, 16: 0.74}, {4: 0.87, 16: 0.87}, num_retention=100, recommendation=margins
     )
 
-    def with_limits(**limits: int) -> TrainTaskResults:
+    def with_limits(available: int | None = None, **limits: int) -> TrainTaskResults:
         evaluations = {
-            task: scored.model_copy(update={"limit": limits.get(task, scored.limit)})
+            task: scored.model_copy(
+                update={"limit": limits.get(task, scored.limit), "num_available": available}
+            )
             for task, scored in study.base.evaluations.items()
         }
         base = study.base.model_copy(update={"evaluations": evaluations})
@@ -595,9 +595,17 @@ def test_a_task_that_is_whole_does_not_grow() -> None:
     for prospect in recommend_for(with_limits(capitals=200, elements=100)).prospects:
         if prospect.add == "retention":
             assert prospect.num_items == {"elements": 100 * (prospect.factor or 0)}
-            assert prospect.is_possible
-    for prospect in recommend_for(with_limits()).prospects:
-        assert prospect.is_possible == (prospect.add == "seeds")
+    assert {p.add for p in recommend_for(with_limits()).prospects} == {"seeds"}
+
+    # 522 items of elements, of which 100 were scored: what is advised is there
+    answer = recommend_for(with_limits(522, elements=100))
+    grown = [p for p in answer.prospects if p.add == "retention"]
+    assert [p.num_items["elements"] for p in grown] == [200, 400, 522]
+    assert [p.num_new_items for p in grown] == [100, 300, 422]
+    best = grown[-1].model_copy(update={"probability": 0.9})
+    said = statement(answer.model_copy(update={"prospects": (best,)}))
+    settle = "5.2 times the retention items of elements (all 522) would settle it with probability"
+    assert f"{settle} 0.9: `rankwise extend DIR --items 422`" in said
 
 
 def _imported(study: StudyResults, *ranks: int) -> TrainTaskResults:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,10 @@ import pytest
 
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.errors import ConfigError, StudyChangedError
+from rankwise.findings.statements import statement, with_folder
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
+from rankwise.study.conclusion import conclude
 from rankwise.study.extension import Extension, extended
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
@@ -212,6 +216,32 @@ def test_extend_is_a_verb(study_file: Path, tmp_path: Path) -> None:
     wrong = CliRunner().invoke(app, ["extend", str(tmp_path / "study"), "--ranks", "8,x"])
     assert (wrong.exit_code, wrong.stdout) == (2, "")
     assert "--ranks: 'x' is not a rank; write 8 or 8,128" in wrong.stderr
+
+
+def test_what_a_verdict_advises_can_be_done(study_file: Path, tmp_path: Path) -> None:
+    """Every growth's command, as the verdict writes it: all items that there are, and seeds."""
+    from tests.support.command_line import rankwise
+
+    folder = tmp_path / "study"
+    settings = [*SETTINGS, "methods.lora.ranks=[2,3]", "evaluation.out_of_domain=[]"]
+    outcome, _ = run(load_config(study_file, settings), folder)
+    (answer,) = outcome.recommendation.by_train_task
+    items = [p for p in answer.prospects if p.add == "items"]
+    seeds = [p for p in answer.prospects if p.add == "seeds"]
+    in_all = {t: e.num_available for t, e in outcome.results.base.evaluations.items()}
+    largest = items[-1]
+    assert largest.num_items == {task: min(40, in_all[task] or 0) for task in largest.num_items}
+    for prospect in (largest, seeds[0]):
+        sure = prospect.model_copy(update={"probability": 1.0})
+        said = statement(answer.model_copy(update={"prospects": (sure,)}))
+        (command,) = re.findall(r"`rankwise ([^`]+)`", with_folder(said, folder))
+        done = rankwise(*shlex.split(command))
+        assert done.exit_code == 0, done.output
+    grown = conclude(StudyFolder(folder)).results
+    assert {task: len(grown.base.items[task].doc_ids) for task in largest.num_items} == dict(
+        largest.num_items
+    )
+    assert len(grown.study.config.seeds) == seeds[0].num_seeds
 
 
 def test_a_file_that_knows_no_extension_says_what_it_leaves_out(

@@ -366,10 +366,10 @@ def test_a_rank_of_the_ladder_that_diverges_is_left() -> None:
     assert left(decisions) == {1}
 
 
-def prospect(probability: float, seeds: int = 0, available: int | None = None) -> Prospect:
+def prospect(probability: float, seeds: int = 0) -> Prospect:
     return Prospect(
         add="seeds" if seeds else "items", factor=None if seeds else 2.0,
-        num_items={} if seeds else {"arc": 200}, num_available=available, num_new_items=100,
+        num_items={} if seeds else {"arc": 200}, num_available=None, num_new_items=100,
         num_seeds=1 + seeds, num_new_seeds=seeds, probability=probability,
     )  # fmt: skip
 
@@ -380,8 +380,6 @@ def test_the_next_growth_is_the_likeliest_to_decide_for_its_cost() -> None:
     assert step.offer is items
     assert "2 times the items of arc" in step.statement
     assert next_growth([seeds]).offer is seeds
-    # what the tasks do not have cannot be added
-    assert next_growth([Offer(prospect(0.9, available=150), 1.0), seeds]).offer is seeds
 
 
 def test_a_study_stops_growing_where_nothing_decides_or_the_budget_is_spent() -> None:

@@ -33,6 +33,7 @@ _FENCE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _INLINE = re.compile(r"(?<!`)`(rankwise [^`\n]+)`(?!`)")
+_ADVISED = re.compile(r"rankwise [a-z-]+(?: (?:--[a-z-]+|[A-Z]+|[a-z]+\.yaml))+")
 _UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or that of typer's own copy of click
 _NEEDED = {"base_model": "smollm2-135m-instruct", "train": {"task": "kinship"}}
 """What a part of a study file lacks to be one."""
@@ -79,6 +80,20 @@ def blocks(page: str, text: str | None = None) -> list[Block]:
 def inline_commands(text: str) -> list[str]:
     """Commands in the middle of a sentence, where names in capitals stand for something."""
     return _INLINE.findall(text)
+
+
+def advised_commands(code: str) -> list[str]:
+    """Commands with options that a module's texts name; what is filled in is an X."""
+    inside: set[int] = set()
+    texts: list[str] = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.JoinedStr):
+            inside.update(map(id, node.values))
+            parts = [getattr(part, "value", "") for part in node.values]
+            texts.append("".join(part if isinstance(part, str) else "X" for part in parts))
+        elif isinstance(node, ast.Constant) and id(node) not in inside:
+            texts.append(str(node.value))
+    return [command for text in texts for command in _ADVISED.findall(text) if " --" in command]
 
 
 def problems_of(block: Block) -> list[str]:

@@ -46,10 +46,9 @@ def next_growth(
         least_chance: 0..1; where no growth decides with this probability, nothing is worth it.
         written: a cost in words.
     """
-    possible = [offer for offer in offers if offer.prospect.is_possible]
-    able = [offer for offer in possible if offer.prospect.probability >= least_chance]
+    able = [offer for offer in offers if offer.prospect.probability >= least_chance]
     if not able:
-        chance = max((offer.prospect.probability for offer in possible), default=0.0)
+        chance = max((offer.prospect.probability for offer in offers), default=0.0)
         return Step(
             None,
             f"Nothing that can be added is likely to decide: the largest probability is "
@@ -66,6 +65,6 @@ def next_growth(
     what = (
         f"{of.num_new_seeds} more seeds"
         if of.num_new_seeds
-        else f"{of.factor:g} times the items of {', '.join(of.num_items)}"
+        else f"{of.factor:.2g} times the items of {', '.join(of.num_items)}"
     )
     return Step(best, f"Next: {what}, which decide with probability {of.probability:.2f}.")
