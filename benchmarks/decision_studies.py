@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+import functools
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from scipy import special, stats
 
 from rankwise.findings.decision import Margins
 from rankwise.findings.stats.items import POINTS, Clusters, Floats, Items, item_size
+from rankwise.records.clusters import linked_clusters, ties_of
 
 NUM_TASKS = 5
 """On retention."""
@@ -202,25 +204,57 @@ def _reach(base: float) -> tuple[float, float]:
 
 
 def _tasks(
-    family: Family, base: float, changes: Floats, sizes: tuple[float, ...], num_items: int,
+    family: Family,
+    base: float,
+    changes: Floats,
+    sizes: tuple[float, ...],
+    num_items: int,
     rng: np.random.Generator,
-) -> list[Items]:  # fmt: skip
+) -> list[Items]:
     """Tasks whose scores change (T, m, K) points from the base's."""
+    numbers = tuple(_size(share, num_items) for share in sizes)
+    shape = changes.shape[1:]
+    common = _Luck(shape, max(numbers), rng) if family.shares_documents else None
+    clusters = _clusters(family.copies, family.shares_documents, numbers)
     found: list[Items] = []
-    total = _size(max(sizes), num_items)
-    common = _Luck(changes.shape[1:], total, rng) if family.shares_documents else None
-    for place, (change, share) in enumerate(zip(changes, sizes, strict=True)):
-        size = _size(share, num_items)
+    for change, size, its in zip(changes, numbers, clusters, strict=True):
         documents, labels = common, np.arange(size) // family.copies
         if family.copies > 1:
-            documents = _Luck(change.shape, labels[-1] + 1, rng)
-        own = _Luck(change.shape, size, rng)
+            documents = _Luck(shape, labels[-1] + 1, rng)
+        own = _Luck(shape, size, rng)
         if documents is not None:
             own = own.about(documents, labels)
         values = _answers(family, base, change, own)
-        clusters = None if documents is None else labels + (0 if common else place * 2**32)
-        found.append(Items(values, _item_size(family.law, values), clusters=clusters))
+        found.append(Items(values, _item_size(family.law, values), clusters=its))
     return found
+
+
+@functools.cache
+def _clusters(
+    copies: int, shares_documents: bool, sizes: tuple[int, ...]
+) -> tuple[Clusters | None, ...]:
+    """The clusters that the product finds in the lines of such tasks.
+
+    Copies differ in case, quotes and marks; items about one document repeat its text.
+    """
+    if copies == 1 and not shares_documents:
+        return (None,) * len(sizes)
+
+    def line(task: int, place: int) -> dict[str, Any]:
+        number = place // copies
+        text = f"Document {number} " + "tells a long story about a river and a town. " * 3
+        question = f"What does {'it' if shares_documents else task} say of {number} in {task}"
+        spoken = (question, question.upper(), f'"{question}"', f"{question}?", f"{question}  ")
+        ask = spoken[place % copies]
+        doc = {"question": ask, "passage": text if shares_documents else ""}
+        return {"doc_id": place, "doc": doc, "arguments": [[ask, " yes"], [ask, " no"]]}
+
+    ties = {
+        str(task): ties_of([line(task, place) for place in range(size)])
+        for task, size in enumerate(sizes)
+    }
+    found = linked_clusters(ties, {})
+    return tuple(None if its is None else np.asarray(its, dtype=np.int64) for its in found.values())
 
 
 def _size(share: float, num_items: int) -> int:

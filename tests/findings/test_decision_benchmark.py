@@ -35,10 +35,10 @@ def planted(gain: float, loss: float, *, nats: bool = False) -> Truth:
 def test_items_have_the_truth_that_was_planted(family: Family) -> None:
     truth = planted(0.0 if family.fails else 15.0, 5.0, nats=family.is_nats)
     still = family._replace(run_sd=(0.0, 0.0))
-    study = draw_study(still, truth, 20_000, 2, generator(family, 0))
+    study = draw_study(still, truth, 6_000, 2, generator(family, 0))
     unit = 0.01 if family.is_nats else 1.0
     gain = np.mean([task.values.mean(axis=2) for task in study.gains], axis=0)
-    assert gain == pytest.approx(np.stack([run.gain for run in study.runs]), abs=1.7 * unit)
+    assert gain == pytest.approx(np.stack([run.gain for run in study.runs]), abs=2.6 * unit)
     for place, task in enumerate(study.losses):
         true = [run.losses[place] for run in study.runs]
         assert task.values.mean(axis=2) == pytest.approx(np.stack(true), abs=6.0)
@@ -64,6 +64,35 @@ def test_two_models_disagree_on_a_fifth_and_copies_are_alike() -> None:
     ).gains[0]
     assert copied.clusters is not None
     assert design_effects(copied.values[0, 0], copied.clusters) > 2.5
+
+
+def test_two_adapters_of_a_rank_decide_no_less_than_one() -> None:
+    cell = decision_rule.edge_cells()[0]
+    truth = planted(20.0, 0.0)
+    decided = {}
+    for seeds in (1, 2):
+        rng = generator(cell, 0)
+        decided[seeds] = sum(
+            decision_rule.is_decided(
+                decision_rule.verdict(
+                    decision_rule.evidence_of(
+                        draw_study(PLAIN, truth, 1000, 2, rng).first(1000, seeds)
+                    ),
+                    decision_rule.margins_of(PLAIN),
+                    "adapters",
+                )
+            )
+            for _ in range(20)
+        )
+    assert decided[2] >= decided[1] > 10
+
+
+def test_a_task_that_is_lost_is_not_recommended() -> None:
+    for cell in decision_rule.edge_cells():
+        if cell.family == decision_rule.LOST:
+            few = cell._replace(at=(("adapters", 1, 1000), ("rank", 3, 300)))
+            tally = decision_rule.simulate_edges(few, 10, 0)
+            assert not any(rate.number for rate in tally.wrong.values()), cell
 
 
 def test_rank_curves_are_of_their_family() -> None:
@@ -110,7 +139,7 @@ def test_stated_probabilities_are_held_against_what_came_true() -> None:
 
 def test_verdicts_agree_with_the_intervals_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
     for cell in samples.agreement_cells():
-        assert samples.simulate_agreement(cell, 20, 0).contradictions == 0, cell
+        assert samples.simulate_agreement(cell, 10, 0).contradictions == 0, cell
     # intervals at the plain level beside verdicts that are corrected for three files
     monkeypatch.setattr(samples, "holm_levels", lambda p_values, alpha: [alpha] * len(p_values))
     cell = samples.AgreementCell("sd of 5 points", 3, 100)
@@ -128,7 +157,7 @@ def test_a_repair_that_loses_too_much_is_seldom_said_to_do() -> None:
 
 
 def test_odds_say_more_than_a_constant() -> None:
-    tally = decision_odds.simulate_odds(decision_odds.OddsCell(1000, 3, 5), 40, 0)
+    tally = decision_odds.simulate_odds(decision_odds.OddsCell(1000, 3, 5), 25, 0)
     assert decision_odds.brier_over_constant([tally.right]) < 0.9
     assert (tally.regret >= 0.0).all()
     assert tally.mean_regret["best bet"] < tally.mean_regret["always 16"]
