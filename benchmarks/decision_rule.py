@@ -194,7 +194,7 @@ def _edges(family: Family) -> Iterator[tuple[str, Truth]]:
     yield "gains of zero", Truth(0.0 * best, nothing)
     if family.fails:
         return
-    yield "one rank is best", Truth(best - delta * (np.arange(NUM_RANKS) < 4), nothing)
+    yield "one rank is best", Truth(np.append(best[1:] - delta, best[:1]), nothing)
     if family.is_nats:
         return
     yield "losses", Truth(best, nothing + loss)
@@ -214,21 +214,18 @@ def simulate_edges(cell: EdgeCell, studies: int, seed: int) -> EdgeTally:
     able = right_answers(cell.truth, margins)
     wrong: Counter[tuple[About, int, int]] = Counter()
     covered: dict[tuple[About, int, str], list[bool]] = {}
-    still = cell.family._replace(run_sd=(0.0, 0.0))
-    most = {
-        about: (max(key[2] for key in cell.at if key[0] == about), max(key[1] for key in cell.at))
-        for about in dict.fromkeys(key[0] for key in cell.at)
-    }
-    for _, (about, (size, seeds)) in itertools.product(range(studies), most.items()):
-        family = still if about == "adapters" else cell.family
-        largest = draw_study(family, cell.truth, size, seeds, rng)
-        for key in cell.at:
-            if key[0] == about:
-                evidence = evidence_of(largest.first(key[2], key[1]))
-                wrong[key] += is_wrong(verdict(evidence, margins, about), able)
-                if cell.edge in COVERED and key[2] == COVERED_AT:
+    for about in cell.family.about:
+        at = [(seeds, size) for what, seeds, size in cell.at if what == about]
+        family = cell.family._replace(run_sd=(0.0, 0.0)) if about == "adapters" else cell.family
+        for _ in range(studies if at else 0):
+            most_seeds, most = (max(numbers) for numbers in zip(*at, strict=True))
+            largest = draw_study(family, cell.truth, most, most_seeds, rng)
+            for seeds, size in at:
+                evidence = evidence_of(largest.first(size, seeds))
+                wrong[about, seeds, size] += is_wrong(verdict(evidence, margins, about), able)
+                if cell.edge in COVERED and size == COVERED_AT:
                     for name, is_in in _covered(evidence, cell.truth, about):
-                        covered.setdefault((*key[:2], name), []).append(is_in)
+                        covered.setdefault((about, seeds, name), []).append(is_in)
     return EdgeTally(
         {key: Rate(wrong[key], studies) for key in cell.at},
         {key: Rate(sum(of), len(of)) for key, of in covered.items()},
@@ -367,7 +364,8 @@ def simulate_plausible(family: Family, studies: int, seed: int) -> PlausibleTall
                 recommended[size] += 1
                 repeated[size] += again.option == choice.option
     return PlausibleTally(
-        *({key: Rate(of[key], studies) for key in of} for of in (decided, wrong)),
+        {key: Rate(number, studies) for key, number in decided.items()},
+        {key: Rate(number, studies) for key, number in wrong.items()},
         {size: Rate(repeated[size], recommended[size]) for size in PLAUSIBLE_SIZES},
     )
 
@@ -475,10 +473,11 @@ class LookTally(NamedTuple):
 
 def look_cells() -> list[LookCell]:
     """Edges of plain studies."""
+    verdicts: tuple[tuple[About, int], ...] = (("adapters", 1), ("rank", 3))
     return [
-        LookCell(edge, 100, about, seeds)
+        LookCell(edge, 100, *of)
         for edge in ("gains of zero", "one rank is best", "losses")
-        for about, seeds in (("adapters", 1), ("rank", 3))
+        for of in verdicts
     ]
 
 

@@ -181,10 +181,12 @@ def draw_study(
 def _run(family: Family, truth: Truth, rng: np.random.Generator) -> Truth:
     """The truth of one run of every rank, a quarter of whose variance is shared by the ranks."""
     count = len(truth.gain)
-    own_sd = np.geomspace(0.125, 1.0, count) if family.grows else np.ones(count)
+    smallest = 0.125 if family.grows else 1.0
+    own_sd = np.geomspace(smallest, 1.0, count, dtype=np.float64)
 
     def effects(sd: float) -> Floats:
-        return sd * own_sd * (0.5 * rng.standard_normal() + 0.75**0.5 * rng.standard_normal(count))
+        own: Floats = rng.normal(0.0, 0.75**0.5, count)
+        return sd * own_sd * (own + rng.normal(0.0, 0.5))
 
     def events(often: float) -> Floats:
         """Of mean zero: the truth of a rank is that of its runs on average."""
@@ -271,7 +273,7 @@ class _Luck:
     def __init__(self, shape: tuple[int, ...], number: int, rng: np.random.Generator) -> None:
         self.difficulty = rng.standard_normal(number, dtype=np.float32)
         self.base = rng.standard_normal(number, dtype=np.float32)
-        self.runs: NDArray[np.float32] = rng.standard_normal((*shape, number), dtype=np.float32)
+        self.runs: NDArray[np.floating] = rng.standard_normal((*shape, number), dtype=np.float32)
 
     def about(self, documents: _Luck, labels: Clusters) -> _Luck:
         """The same of items about some documents."""
