@@ -38,6 +38,7 @@ from rankwise.study.planning.checks import (
     check_metrics,
     check_model,
     check_search,
+    check_seeds,
     check_trackers,
     check_variants,
     check_warmup,
@@ -202,6 +203,7 @@ def _parts(config: StudyConfig, model: StudyModel, issues: Issues) -> _Parts | N
     """The parts of a plan; None where there are problems."""
     check_model(config, model, issues)
     check_search(config, issues)
+    check_seeds(config, issues)
     check_deploy(config, issues)
     check_trackers(config, issues)
     layers = target_layers(config, model, issues)
