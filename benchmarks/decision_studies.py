@@ -182,7 +182,7 @@ def _run(family: Family, truth: Truth, rng: np.random.Generator) -> Truth:
     """The truth of one run of every rank, a quarter of whose variance is shared by the ranks."""
     count = len(truth.gain)
     smallest = 0.125 if family.grows else 1.0
-    own_sd = np.geomspace(smallest, 1.0, count, dtype=np.float64)
+    own_sd: Floats = np.exp(np.linspace(np.log(smallest), 0.0, count))
 
     def effects(sd: float) -> Floats:
         own: Floats = rng.normal(0.0, 0.75**0.5, count)

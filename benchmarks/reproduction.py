@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.collection import RULE, TASKS, rankwise, run_studies
+from benchmarks.prediction.train import RULE, TASKS, rankwise, run_studies
 
 MAIN, ALPHA = "main", "alpha"
 DOMAINS = {

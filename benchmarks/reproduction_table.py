@@ -15,17 +15,17 @@ import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks.collection import ROOT
-from benchmarks.collection_pages import NAMES
-from benchmarks.collection_table import signed
+from benchmarks.prediction.collected import data_set_of
+from benchmarks.prediction.judge import mean_over_tasks
+from benchmarks.prediction.pages import NAMES
+from benchmarks.prediction.table import signed
+from benchmarks.prediction.train import ROOT
 from benchmarks.reproduction import ALPHA, MAIN, studies
 from rankwise.findings.gauges import GaugedModel
 from rankwise.findings.model_card import markdown_table
 from rankwise.findings.study import StudyFindings
 from rankwise.findings.trends import TrendOf
 from rankwise.findings.weights import ALL_MODULES, RunWeights
-from rankwise.prediction.collected import data_set_of
-from rankwise.prediction.judge import mean_over_tasks
 from rankwise.records import quantities
 from rankwise.records.axes import FULL_LABEL
 from rankwise.records.files import read_record, write_record

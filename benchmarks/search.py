@@ -76,7 +76,7 @@ def run_group(name: str, studies: int, seed: int) -> list[tuple[Cell, Tallies]]:
 
 def _searches(of: Results) -> dict[str, Any]:
     summary: dict[str, Any] = {}
-    for search in ("race", "ladder"):
+    for search in ("narrow", "ladder"):
         tally = cells.pooled(of["curves"], search)
         worst = min(tallies[search].mean("agrees") for _, tallies in of["curves"])
         summary[f"{search}_agreement"] = round(tally.mean("agrees"), 4)
@@ -88,10 +88,10 @@ def _searches(of: Results) -> dict[str, Any]:
 
 
 def _errors(of: Results) -> dict[str, Any]:
-    """Of race and until against all ranks, of the ladder against those that it trained."""
+    """Of narrow and until against all ranks, of the ladder against those that it trained."""
     searched = [tallies for name in ("curves", "stress") for _, tallies in of[name]]
     grown = [tallies for name in ("until", "until, stress") for _, tallies in of[name]]
-    race = max(tallies["race"].rate("wrong").upper for tallies in searched)
+    narrow = max(tallies["narrow"].rate("wrong").upper for tallies in searched)
     ladder = max(tallies["ladder"].rate("wrong_of_trained").upper for tallies in searched)
     until = max(
         tallies[name].rate("wrong").upper
@@ -100,8 +100,8 @@ def _errors(of: Results) -> dict[str, Any]:
         if name in tallies
     )
     return {
-        "worst_error_rate_upper95": round(max(race, ladder, until), 4),
-        "race_error_upper95": round(race, 4),
+        "worst_error_rate_upper95": round(max(narrow, ladder, until), 4),
+        "narrow_error_upper95": round(narrow, 4),
         "ladder_error_upper95": round(ladder, 4),
         "until_error_upper95": round(until, 4),
         "ladder_error_of_all_ranks_upper95": round(
@@ -130,10 +130,10 @@ def _until(of: Results) -> dict[str, Any]:
 
 
 def _tuned(of: Results) -> dict[str, Any]:
-    race, ladder = (cells.pooled(of["tuned"], name) for name in ("race", "ladder"))
+    narrow, ladder = (cells.pooled(of["tuned"], name) for name in ("narrow", "ladder"))
     return {
-        "race_tuned_agreement": round(race.mean("agrees"), 4),
-        "race_tuned_cost_share": round(race.mean("cost_share"), 4),
+        "narrow_tuned_agreement": round(narrow.mean("agrees"), 4),
+        "narrow_tuned_cost_share": round(narrow.mean("cost_share"), 4),
         "ladder_tuned_cost_share": round(ladder.mean("cost_share"), 4),
     }
 
@@ -157,11 +157,11 @@ def real_curves(path: Path, draws: int, seed: int) -> dict[str, Any]:
             file=sys.stderr,
         )
     return {
-        "real_curve_regret_points": round(max(found.mean("race"), found.mean("ladder")), 3),
+        "real_curve_regret_points": round(max(found.mean("narrow"), found.mean("ladder")), 3),
         "always_32_regret_points": round(found.mean("always 32"), 3),
-        "real_curve_regret_of_race": round(found.mean("race"), 3),
+        "real_curve_regret_of_narrow": round(found.mean("narrow"), 3),
         "real_curve_regret_of_ladder": round(found.mean("ladder"), 3),
-        "real_curve_race_cost_share": round(found.share("race"), 3),
+        "real_curve_narrow_cost_share": round(found.share("narrow"), 3),
         "real_curve_ladder_cost_share": round(found.share("ladder"), 3),
     }
 

@@ -22,8 +22,8 @@ from benchmarks.search_policies import ALPHA, RANKS, Answer, Judged
 from benchmarks.search_studies import Curve, Simulated, Size
 from benchmarks.search_until import AVAILABLE, FIRST, Grown, full_grid, until_decided
 from rankwise.study.searches.ladder import Ladder
+from rankwise.study.searches.narrow import Narrow
 from rankwise.study.searches.policy import Terms, Trial
-from rankwise.study.searches.race import Race
 
 NUM_SEEDS = 3
 RATE = (2e-4,)
@@ -161,9 +161,9 @@ Tallies = dict[str, Tally]
 Search = Callable[[Simulated, Terms], Answer]
 
 
-def race(study: Simulated, terms: Terms) -> Answer:
+def narrow(study: Simulated, terms: Terms) -> Answer:
     """The product's."""
-    policy = Race(policies.settings(study.rates), range(NUM_SEEDS), terms)
+    policy = Narrow(policies.settings(study.rates), range(NUM_SEEDS), terms)
     return policies.searched(policy, study, terms)
 
 
@@ -173,7 +173,7 @@ def ladder(study: Simulated, terms: Terms) -> Answer:
     return policies.searched(policy, study, terms)
 
 
-SEARCHES: dict[str, Search] = {"grid": policies.grid, "race": race, "ladder": ladder}
+SEARCHES: dict[str, Search] = {"grid": policies.grid, "narrow": narrow, "ladder": ladder}
 BASELINES: dict[str, Search] = {
     "always 32": lambda study, terms: policies.always(32, study, terms),
     "always 16": lambda study, terms: policies.always(16, study, terms),
@@ -245,7 +245,7 @@ def tuned_cells() -> list[Cell]:
 
 
 def simulate_tuned(cell: Cell, number: int, seed: int) -> Tallies:
-    """Race and ladder at tuned rates against the grid of the five rates they may come to."""
+    """Narrow and ladder at tuned rates against the grid of the five rates they may come to."""
     rng = generator(cell, seed)
     found: dict[str, list[Judged]] = {}
     for each in range(number):
@@ -255,7 +255,7 @@ def simulate_tuned(cell: Cell, number: int, seed: int) -> Tallies:
         grid = _tuned_grid(study, terms)
         for name, of in (
             ("grid", grid),
-            ("race", _tuned(Race, study, terms)),
+            ("narrow", _tuned(Narrow, study, terms)),
             ("ladder", _tuned(Ladder, study, terms)),
         ):
             found.setdefault(name, []).append(_judged_at_rates(of, grid, study, terms))
@@ -269,7 +269,7 @@ class _AtRates(NamedTuple):
     rates: dict[int, float]
 
 
-def _tuned(policy: type[Race] | type[Ladder], study: Simulated, terms: Terms) -> _AtRates:
+def _tuned(policy: type[Narrow] | type[Ladder], study: Simulated, terms: Terms) -> _AtRates:
     of = policy(policies.settings(study.rates), range(NUM_SEEDS), terms)
     finalists, known = policies.run_policy(of, study)
     cost = policies.cost_of(known, finalists, study.size)

@@ -19,8 +19,8 @@ import numpy as np
 from benchmarks.search_policies import ALPHA
 from rankwise.findings.stats.items import POINTS, Floats
 from rankwise.study.searches.ladder import Ladder
+from rankwise.study.searches.narrow import Narrow
 from rankwise.study.searches.policy import Known, Policy, Progress, Setting, Shown, Terms
-from rankwise.study.searches.race import Race
 
 DELTA, NUM_ITEMS, NUM_SEEDS, DISCORDANCE = 2.0, 500, 3, 0.2
 
@@ -110,7 +110,7 @@ def _choices(curve: RealCurve, runs: _Runs) -> dict[str, tuple[int, float]]:
     terms, seeds = Terms(DELTA, None, ALPHA), range(NUM_SEEDS)
     of_32, means = curve.ranks.index(32), runs.values.mean(axis=(0, 2))
     return {
-        "race": _searched(Race(options, seeds, terms, rungs=()), runs, len(options)),
+        "narrow": _searched(Narrow(options, seeds, terms), runs, len(options)),
         "ladder": _searched(Ladder(options, seeds, terms), runs, len(options)),
         "always 32": (of_32, 1.0 / len(options)),
         "always 16": (curve.ranks.index(16), 1.0 / len(options)),

@@ -25,8 +25,8 @@ in bfloat16 is scored again in float32 for it, ``--float32-items`` of each task.
 peer's seconds over ours, medians over repeats; beside other work on the machine, those of seconds
 of its cores (``ratios_of_core_seconds``) say more. Threads of both sides sleep while they wait
 (``OMP_WAIT_POLICY=passive``, as the command ``rankwise`` sets it), unless it is set otherwise.
-``ratio_to_verdict_race`` is the peer's whole time over that of the same study with
-``search.policy=race`` and as many validation items; null with ``--no-race``.
+``ratio_to_verdict_narrow`` is the peer's whole time over that of the same study with
+``search.policy=narrow`` and as many validation items; null with ``--no-narrow``.
 
 Everything finished is kept under ``--out``, with its seconds; calling again goes on. The last line
 of output is one JSON object; the exit code is 1 if a decision differs in float32.
@@ -49,8 +49,8 @@ from typing import Any
 from benchmarks.study_setting import (
     FLOAT32,
     GRID,
+    NARROW,
     PARTS,
-    RACE,
     ROOT,
     SHARED_TASKS,
     Setting,
@@ -131,13 +131,13 @@ def measure(folder: Path, setting: Setting) -> None:
         peer.close()
 
 
-def measure_race(folder: Path, setting: Setting) -> None:
-    """Our side once more, as a race, in the folder of a repeat."""
-    if not _is_finished(folder, RACE):
-        keep_json(folder / f"{RACE}.yaml", setting.race())
-        _run_whole(folder, RACE)
-        seconds = read_json(folder / f"{RACE}-seconds.json")
-        _say(f"{folder.name}, race: ours {whole_seconds(seconds):.1f} s")
+def measure_narrow(folder: Path, setting: Setting) -> None:
+    """Our side once more, as a search, in the folder of a repeat."""
+    if not _is_finished(folder, NARROW):
+        keep_json(folder / f"{NARROW}.yaml", setting.narrow())
+        _run_whole(folder, NARROW)
+        seconds = read_json(folder / f"{NARROW}-seconds.json")
+        _say(f"{folder.name}, narrow: ours {whole_seconds(seconds):.1f} s")
 
 
 def _is_finished(folder: Path, name: str) -> bool:
@@ -233,11 +233,11 @@ def ratios(parts: Mapping[str, Sequence[float]]) -> dict[str, float]:
     }
 
 
-def race_ratio(parts: Mapping[str, Sequence[float]], race: Mapping[str, Any]) -> float | None:
-    """The peer's seconds over those of our race; None without a race."""
-    if not race:
+def narrow_ratio(parts: Mapping[str, Sequence[float]], narrow: Mapping[str, Any]) -> float | None:
+    """The peer's seconds over those of ours with a search; None without it."""
+    if not narrow:
         return None
-    return sum(theirs for _, theirs in parts.values()) / whole_seconds(race)
+    return sum(theirs for _, theirs in parts.values()) / whole_seconds(narrow)
 
 
 def whole_seconds(ours: Mapping[str, Any]) -> float:
@@ -255,11 +255,11 @@ def summarise(folders: Sequence[Path], setting: Setting) -> dict[str, Any]:
     for folder in folders:
         ours = read_json(folder / f"{GRID}-seconds.json")
         peer = read_json(folder / "peer-seconds.json")
-        race = read_json(folder / f"{RACE}-seconds.json", {})
+        narrow = read_json(folder / f"{NARROW}-seconds.json", {})
         by_part.append(seconds_by_part(ours, peer))
         of_cores.append(ratios(seconds_by_part(ours, peer, of_cores=True)))
-        raced = race_ratio(by_part[-1], race)
-        found.append({**ratios(by_part[-1]), "ratio_to_verdict_race": raced})
+        narrowed = narrow_ratio(by_part[-1], narrow)
+        found.append({**ratios(by_part[-1]), "ratio_to_verdict_narrow": narrowed})
     scores = [compare_scores(folder, GRID) for folder in folders]
     exact = scores
     if setting.precision != "float32":
@@ -293,7 +293,7 @@ LAST_LINE = (
     "ratio_training",
     "ratio_scoring",
     "ratio_spectra",
-    "ratio_to_verdict_race",
+    "ratio_to_verdict_narrow",
     "max_score_difference",
     "mismatched_decisions_float32",
 )
@@ -385,10 +385,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--peer-sampling", choices=("sequential", "group_by_length"), default="sequential"
     )
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--race", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--narrow", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--tiny", action="store_true", help="a random model, for the tests")
     parser.add_argument("--out", type=Path, help="where finished parts are kept")
-    parser.add_argument("--worker", choices=("peer", GRID, RACE, FLOAT32), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=("peer", GRID, NARROW, FLOAT32), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.worker:
         _work(options)
@@ -403,8 +403,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folders = list(repeats(out, options.repeats))
         for folder in folders:
             measure(folder, setting)
-            if options.race:
-                measure_race(folder, setting)
+            if options.narrow:
+                measure_narrow(folder, setting)
         figures = summarise(folders, setting)
         print(json.dumps({**figures, "regime": regime(folders[0], setting)}, indent=1))
     print(json.dumps({name: figures[name] for name in LAST_LINE}))

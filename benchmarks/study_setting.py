@@ -30,8 +30,8 @@ PARTS = (
     "spectra",
 )
 """What both sides do, in our side's order."""
-GRID, RACE, FLOAT32 = "grid", "race", "float32"
-"""The studies of our side: the measured one, the same as a race, and its models in float32."""
+GRID, NARROW, FLOAT32 = "grid", "narrow", "float32"
+"""The studies of our side: the measured one, the same as a search, and its models in float32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,9 +101,9 @@ class Setting:
             "analysis": {"heads": False, "null_draws": 0, "top_k": self.top_k},
         }
 
-    def race(self) -> dict[str, Any]:
-        """The same study as a race, which decides on as many validation items as are scored."""
-        return self.study() | {"search": {"policy": "race", "validation_items": self.items}}
+    def narrow(self) -> dict[str, Any]:
+        """The same study as a search, which decides on as many validation items as are scored."""
+        return self.study() | {"search": {"policy": "narrow", "validation_items": self.items}}
 
     def decisions(self, weights: dict[str, tuple[str, Path]]) -> dict[str, Any]:
         """Models that are trained already, scored in float32.

@@ -16,7 +16,7 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 
 if TYPE_CHECKING:
-    from rankwise.api import Study, audit, compare, new, predict
+    from rankwise.api import Study, audit, compare, new
     from rankwise.api import open as open  # noqa: A004
     from rankwise.findings.recommendation import recommend
     from rankwise.integrations.retention_callback import RetentionCallback
@@ -36,7 +36,6 @@ __all__ = [
     "load_config",
     "new",
     "plan_study",
-    "predict",
     "recommend",
     "run_study",
     "write_report",
@@ -53,7 +52,6 @@ _LAZY = {
     "new": "rankwise.api",
     "open": "rankwise.api",
     "plan_study": "rankwise.study.planning.plan",
-    "predict": "rankwise.api",
     "recommend": "rankwise.findings.recommendation",
     "run_study": "rankwise.study.run",
     "write_report": "rankwise.report.page",

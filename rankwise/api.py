@@ -22,12 +22,10 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from rankwise.findings.comparison import StudyComparison
-    from rankwise.prediction.advice import Advice
     from rankwise.records.audits import AuditRecord
     from rankwise.records.config.study import StudyConfig
     from rankwise.records.recommendation import StudyRecommendation
     from rankwise.study.conclusion import StudyOutcome
-    from rankwise.study.observer import Observer
     from rankwise.study.planning.plan import StudyPlan
 
 AnyPath = str | os.PathLike[str]
@@ -453,54 +451,6 @@ def compare(
     if page is not None:
         write_comparison(Path(page), comparison, studies, overwrite=overwrite)
     return comparison
-
-
-def predict(
-    config: StudyConfig,
-    *,
-    collections: Sequence[AnyPath] = (),
-    with_probe: bool = True,
-    observer: Observer | None = None,
-) -> Advice:
-    """The rank that is expected to gain most, before a study is trained; or why there is none.
-
-    The collection of the package and the user's own are learned from, as ``rankwise predict`` does.
-    Nothing is measured where the plan alone shows that the collection says nothing.
-
-    Args:
-        config: of a study with one trained task and LoRA ranks, from ``load_config``.
-        collections: folders of further studies that ``rankwise collect`` wrote.
-        with_probe: train the largest rank for ten steps, whose outcome is a feature.
-        observer: is told of downloads, and of what is left out though the study has it.
-
-    Returns:
-        The rank, or None with the reasons, and what choosing so has cost on tasks left out.
-
-    Raises:
-        ConfigError: several tasks are trained, or no LoRA rank is.
-        PlanError: the study cannot be planned.
-        ModelError: the base model cannot be loaded.
-        RecordError: a file of a collection is no such record.
-
-    Example:
-        >>> rw.predict(rw.load_config(Path("study.yaml"))).reasons
-    """
-    quiet_libraries()
-    from rankwise.prediction.advice import advise, reasons_against
-    from rankwise.prediction.collection import SHIPPED, own_collection, read_collection
-    from rankwise.study import predicting
-
-    folders = [Path(folder) for folder in collections]
-    missing = [f"{folder}: no such folder" for folder in folders if not folder.is_dir()]
-    if missing:
-        raise ConfigError("rankwise.predict", missing)
-    studies = read_collection(SHIPPED, own_collection(), *folders)
-    study = predicting.plan_untrained(config, observer)
-    planned = study.planned
-    features = planned.features
-    if not reasons_against(studies, planned, features):
-        features = predicting.measure(study, with_probe=with_probe)
-    return advise(studies, planned, features)
 
 
 def audit(

@@ -31,8 +31,6 @@ install_import_hook(
         "rankwise.engine",
         "rankwise.weights",
         "rankwise.heads",
-        "rankwise.prediction.activations",
-        "rankwise.prediction.gradients",
     ],
     f"{checked.__module__}.{checked.__name__}",
 )

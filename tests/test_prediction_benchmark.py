@@ -1,4 +1,4 @@
-"""The comparison runs on any collection, and reads published curves as they are."""
+"""From finished studies to the comparison, which reads published curves as they are."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import prediction
-from benchmarks.prediction_domains import glue_curves, tinker_curves
-from benchmarks.prediction_power import number_found
-from rankwise.prediction.collection import add_study
+from benchmarks.prediction import __main__ as comparison
+from benchmarks.prediction import collect, measure
+from benchmarks.prediction.collection import add_study, read_collection
+from benchmarks.prediction.domains import glue_curves, tinker_curves
+from benchmarks.prediction.feature_table import FEATURES
+from benchmarks.prediction.power import number_found
+from rankwise.records.folder import StudyFolder
+from tests.planted.folders import write_study
 from tests.planted.rank_curves import collected, planted_curves
+from tests.planted.results import planted_study
 
 
 def test_a_planted_rule_beats_the_constants_in_the_summary(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prediction, "SHIPPED", tmp_path / "none")
+    monkeypatch.setattr(comparison, "SHIPPED", tmp_path / "none")
     for curve in planted_curves(rule=True):
         add_study(tmp_path / "own", collected(curve))
-    prediction.main(["--collection", str(tmp_path / "own"), "--only", "ours"])
+    comparison.main(["--collection", str(tmp_path / "own"), "--only", "ours"])
     lines = capsys.readouterr().out.splitlines()
     told = json.loads(lines[-1])
     assert told["ours"]["curves"] == 20
@@ -66,9 +71,37 @@ def test_tinker_by_hand(tmp_path: Path) -> None:
 
 
 def test_the_published_curves_are_read_whole() -> None:
-    if not prediction.CURVES.is_dir():
+    if not comparison.CURVES.is_dir():
         pytest.skip("no shared curves beside this checkout")
-    read = prediction.domains(prediction.CURVES)
+    read = comparison.domains(comparison.CURVES)
     assert {name: len(tuple(curves)) for name, (_, curves) in read.items()} == {
         "GLUE": 56, "tinker": 34
     }  # fmt: skip
+
+
+def test_what_is_collected_of_a_study_is_what_was_planted(tmp_path: Path) -> None:
+    """Kinship: 0.50 of the base, and 0.70, 0.80 and 0.81 of the ranks."""
+    write_study(StudyFolder(tmp_path / "study"), planted_study(seeds=(0, 1)))
+    collect.main([str(tmp_path / "study"), "--to", str(tmp_path / "own")])
+    (study,) = read_collection(tmp_path / "own")
+    assert [(run.rank, run.seed) for run in study.runs[:3]] == [(4, 0), (4, 1), (16, 0)]
+    gains = [run.gain.estimate for run in study.runs[::2] if run.gain is not None]
+    assert gains == pytest.approx([20.0, 30.0, 31.0, 31.0], abs=1e-3)
+    assert study.features["base_accuracy"] == 0.5
+
+
+def test_what_is_measured_is_complete_and_other_entries_stay(
+    study_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "features.json"
+    output.write_text(json.dumps({"another": {"features": {"train_rows": 3.0}}}))
+    measure.main([str(study_file), "--output", str(output)])
+    found = json.loads(output.read_text())
+    assert found["another"] == {"features": {"train_rows": 3.0}}
+    features = found["tiny"]["features"]
+    # by hand: 24 rows; 2 epochs in steps of 8; a llama of width 48 with 2 layers
+    names = ("train_rows", "train_steps", "model_layers", "model_width", "probe_steps")
+    assert [features[name] for name in names] == [24, 6, 2, 48, 6]
+    assert features.keys() <= FEATURES.keys()
+    assert features["probe_kl"] > 0.0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["tiny"]["cpu_seconds"] > 0

@@ -199,13 +199,13 @@ def test_ratios_of_planted_seconds() -> None:
     of_cores = study.ratios(study.seconds_by_part(ours, peer, of_cores=True))
     assert of_cores["ratio_scoring"] == 4.0
     assert of_cores["ratio_training"] == 2.0
-    assert study.race_ratio(parts, {}) is None
-    assert study.race_ratio(parts, {"plan": {"a": [3.0, 9.0]}, "x": {"b": [4.0, 9.0]}}) == 4.0
+    assert study.narrow_ratio(parts, {}) is None
+    assert study.narrow_ratio(parts, {"plan": {"a": [3.0, 9.0]}, "x": {"b": [4.0, 9.0]}}) == 4.0
 
 
-def test_a_race_is_the_same_study_with_a_policy(done: Done) -> None:
+def test_narrow_is_the_same_study_with_a_policy(done: Done) -> None:
     setting = study_setting.read_setting(done.out)
-    race = setting.race()
-    assert race.pop("search") == {"policy": "race", "validation_items": setting.items}
-    assert race == setting.study()
-    assert done.last["ratio_to_verdict_race"] > 0
+    narrow = setting.narrow()
+    assert narrow.pop("search") == {"policy": "narrow", "validation_items": setting.items}
+    assert narrow == setting.study()
+    assert done.last["ratio_to_verdict_narrow"] > 0

@@ -277,8 +277,8 @@ def note_damage(folder: StudyFolder) -> None:
     """Say what is not as it was written, where something can be concluded all the same."""
     from rankwise.study.damage import find_damage
 
-    runs = [run.name for run in folder.read_study().runs]
-    for damage in find_damage(folder, runs):
+    models = [model.name for model in folder.read_study().models]
+    for damage in find_damage(folder, models):
         note(f"damaged: {damage}. rankwise run {folder.address} makes it again")
 
 

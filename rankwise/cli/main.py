@@ -5,7 +5,6 @@
 from rankwise.cli import run_verbs
 from rankwise.cli import study_verbs
 from rankwise.cli import compare_verb
-from rankwise.cli import predict_verbs
 from rankwise.cli import try_verb
 from rankwise.cli import watch_verb
 from rankwise.cli import adapter_verbs
@@ -26,7 +25,6 @@ __all__ = [
     "compare_verb",
     "deployment_verbs",
     "entry_point",
-    "predict_verbs",
     "repair_verb",
     "run_verbs",
     "study_verbs",

@@ -114,30 +114,33 @@ def status(directory: Folder, as_json: Json = False) -> int:
 def verify(directory: Folder, as_json: Json = False) -> int:
     """Read every file of a study and compare it with its digest.
 
-    Records, weights, items and adapters. Says what is damaged and what made
-    it; rankwise run DIR sets that aside and makes it again. The exit code is 1
-    where anything is damaged.
+    Records, weights, items, losses and adapters. Says what is damaged and what
+    made it, and what of the plan is left: not made yet, or gone. rankwise run
+    DIR sets aside what is damaged and makes what is left. The exit code is 1
+    where anything is damaged or left.
     """
     from rankwise.records.folder import StudyFolder
-    from rankwise.study.damage import find_damage, unverifiable
+    from rankwise.study.damage import find_damage
+    from rankwise.study.status import what_is_left
 
     folder = StudyFolder(directory)
     if not folder.study_file.exists():
         raise RecordError(f"{folder.study_file} is not there; give the folder of a study.")
     damages = find_damage(folder, thorough=True)
-    unknown = 0 if damages else unverifiable(folder)
+    intact = folder.without({path for damage in damages for path in damage.spoils})
+    left = what_is_left(intact, folder.read_study()) if intact.has(folder.study_file) else []
     if as_json:
-        emit({"damages": [damage._asdict() for damage in damages], "num_unverifiable": unknown})
-    elif damages:
+        emit({"damages": [damage._asdict() for damage in damages], "left": left})
+    else:
         for damage in damages:
             say(f"damaged: {damage}", folded=False)
-    else:
-        say("every file is as it was written")
-    if damages:
-        note(f"rankwise run {folder.address} sets aside what is damaged and makes it again")
+        for each in left:
+            say(f"left: {each}", folded=False)
+    if damages or left:
+        note(f"rankwise run {folder.address} sets aside what is damaged and makes what is left")
         return RUN_FAILED
-    if unknown:
-        note(f"{unknown} trainings and scorings of an early version have no digests to compare")
+    if not as_json:
+        say("every file is as it was written")
     return OK
 
 

@@ -25,7 +25,7 @@ from rankwise.records.study_file import study_file_text, without_folders
 from rankwise.report.page import write_report
 from rankwise.study.conclusion import StudyOutcome, conclude
 from rankwise.study.damage import find_damage
-from rankwise.study.stages import stages
+from rankwise.study.status import what_is_left
 
 STUDY = "study"
 """The folder of the records and the report, beside the adapter."""
@@ -89,11 +89,10 @@ def _refuse_unfinished(folder: StudyFolder) -> None:
     if damages:
         listed = "; ".join(map(str, damages))
         raise RecordError(f"{folder.address} is not as it was written: {listed}. {again}.")
-    left = [stage for stage in stages(study) if not stage.is_finished(folder)]
+    left = what_is_left(folder, study)
     if left:
-        first = f"{left[0].name} of {left[0].model}"
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-        raise RecordError(f"{folder.address} is not finished: {first}{more} is left. {again}.")
+        raise RecordError(f"{folder.address} is not finished: {left[0]}{more} is left. {again}.")
 
 
 def _the_one(outcome: StudyOutcome, run: str | None) -> ChosenRun:

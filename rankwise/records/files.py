@@ -106,13 +106,13 @@ def share_as_usual(path: Path) -> None:
         path.chmod(0o666 & ~_UMASK)
 
 
-def make_durable(folder: Path, root: Path) -> None:
-    """Flush all files of a folder to the disk; those below ``root`` are written here, and shared.
+def make_durable(root: Path, *places: Path) -> None:
+    """Flush files, or all of folders, to the disk; those in ``root`` are written here, and shared.
 
     Raises:
         OSError: a file is gone, or the disk is full.
     """
-    for path in folder.rglob("*"):
+    for path in (path for place in places for path in (place, *place.rglob("*"))):
         if path.is_file():
             if path.is_relative_to(root):
                 share_as_usual(path)
@@ -296,18 +296,21 @@ def write_record(path: Path, record: Record) -> None:
     Raises:
         StorageError: disk full, no permission.
     """
-    content = record.model_dump_json(indent=2)
+    write_atomically(path, sealed(record.model_dump_json(indent=2)))
+
+
+def sealed(content: str) -> str:
+    """The indented JSON of a record, with a checksum of it as its last entry."""
     checksum = hashlib.sha256(content.encode()).hexdigest()
-    entries = content.removesuffix("\n}")
-    write_atomically(path, entries + f',\n  "checksum": "{checksum}"\n}}\n')
+    return content.removesuffix("\n}") + f',\n  "checksum": "{checksum}"\n}}\n'
 
 
 def read_record(path: Path, record_type: type[R]) -> R:
-    """Read one record. One without a checksum was written by an early version: it is believed.
+    """Read one record.
 
     Raises:
-        RecordError: the file does not exist, is not JSON, is not such a record, or was changed
-            since it was written.
+        RecordError: the file does not exist, is not JSON, is not such a record, lacks its checksum,
+            or was changed since it was written.
         NewerRecordError: a newer version of rankwise wrote it.
         StorageError: it may not be read, or the disk does not give it.
     """
@@ -343,9 +346,7 @@ def _checked(content: bytes) -> bytes:
     """A record's JSON without its checksum."""
     written = _CHECKSUM.search(content)
     if written is None:
-        if b'"checksum"' in content[-100:]:
-            raise ValueError("it was changed since it was written")
-        return content
+        raise ValueError("it does not end in its checksum")
     bare = content[: written.start()] + b"\n}"
     if hashlib.sha256(bare).hexdigest().encode() != written[1]:
         raise ValueError("it was changed since it was written")
@@ -353,14 +354,14 @@ def _checked(content: bytes) -> bytes:
 
 
 def read_items(path: Path, digest: FileDigest | None) -> list[dict[str, Any]]:
-    """The items of a JSON Lines file, after it was compared with its digest, if that is known.
+    """The items of a JSON Lines file, after it was compared with its digest.
 
     Raises:
         OSError: the file cannot be read.
         ValueError: it has other bytes than its digest says, or a line is no JSON object.
     """
     content = read_regular(path)
-    if digest not in (None, FileDigest.of(content)):
+    if digest != FileDigest.of(content):
         raise ValueError("it has other bytes than when it was written")
     # not splitlines(): JSON leaves U+0085, U+2028 and the like as they are inside a text
     lines = [from_json(line) for line in content.split(b"\n") if line]

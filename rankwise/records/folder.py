@@ -519,22 +519,31 @@ class StudyFolder:
             metrics.write_text("", encoding="utf-8")
 
     def finish_run(self, record: RunRecord) -> None:
-        """Make the weights durable, then say that they are there, and what they are."""
+        """Make weights and losses durable, then say that they are there, and what they are."""
         run, weights = record.planned, self.weights_folder(record.planned)
+        metrics = self.metrics_file(run.name)
         with writing(weights):
-            make_durable(weights, self.root)
-            files = self._digests(run.name, weights)
-        self.write(self.run_file(run.name), record.model_copy(update={"files": files}))
+            make_durable(self.root, weights, metrics)
+            files, losses = self._digests(run.name, weights), self.checked.digest(metrics)
+        digests = {"files": files, "metrics": losses}
+        self.write(self.run_file(run.name), record.model_copy(update=digests))
         state = self.training_state_file(run)
         with writing(state):
             _remove_state(state)
         self._forget(state)
 
     def read_losses(self, run: str) -> list[tuple[int, float]]:
-        """Step and loss in nats per token, as far as they were written; a cut line ends them."""
+        """Step and loss in nats per token, as far as they were written; a cut line ends them.
+
+        Those of a finished run are read only where they are what it wrote.
+        """
         losses: list[tuple[int, float]] = []
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            for line in read_regular(self.metrics_file(run)).decode().splitlines():
+        with contextlib.suppress(OSError, RecordError, ValueError, KeyError, TypeError):
+            content = read_regular(self.metrics_file(run))
+            record = self.read_if_there(self.run_file(run), RunRecord)
+            if record is not None and record.metrics != FileDigest.of(content):
+                return losses
+            for line in content.decode().splitlines():
                 metrics = json.loads(line)
                 losses.append((int(metrics["step"]), float(metrics["loss_nats"])))
         return losses
@@ -586,10 +595,10 @@ class StudyFolder:
         Raises:
             RecordError: it cannot be read, or is not what was scored.
         """
-        record = self.earlier_evaluation(model, task) if record is None else record
+        record = record or self.read(self.evaluation_file(model, task), TaskEvaluation)
         path = self.samples_file(model, task)
         try:
-            return read_items(path, None if record is None else record.samples)
+            return read_items(path, record.samples)
         except (OSError, ValueError, RecursionError) as error:
             raise RecordError(
                 f"{path} cannot be read: {error}. Run the study again: {model} is scored on "

@@ -115,7 +115,7 @@ class SearchRecord(VersionedRecord):
     """``search.json``; a search that was stopped decides the same again from the same scores."""
 
     policy: str
-    """How runs were chosen: race, ladder, grid (tuned rates only), stop, or none."""
+    """How runs were chosen: narrow, ladder, grid (tuned rates only), stop, or none."""
     by_train_task: tuple[TrainTaskSearch, ...]
     seconds: float = 0.0
     """On training and scoring what is not compared in the end."""

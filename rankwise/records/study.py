@@ -451,8 +451,9 @@ class RunRecord(VersionedRecord):
     what does not begin at these."""
     files: dict[Place, FileDigest] = Field(default_factory=dict)
     """What its weights are: name in the run's folder -> digest; a whole path where they are
-    elsewhere. Empty in the record of an older version.
-    """
+    elsewhere."""
+    metrics: FileDigest | None = None
+    """What ``metrics.jsonl`` is; None where it was lost."""
 
     @property
     def is_given_up(self) -> bool:
@@ -557,7 +558,7 @@ class TaskEvaluation(StageRecord):
     score_seconds: float
     """The model's share of the time, where several were scored together."""
     samples: FileDigest | None = None
-    """What the items' file beside it is; None in the record of an older version."""
+    """What the items' file beside it is; None until that is written."""
     provenance: Provenance | None = None
     """What scored it; None in the record of an older version."""
 

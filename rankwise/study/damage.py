@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from rankwise.errors import NewerRecordError, RecordError
 from rankwise.findings.study import StudyFindings
@@ -15,17 +15,16 @@ from rankwise.records.deployment import FormRecord
 from rankwise.records.file_names import samples_beside
 from rankwise.records.files import (
     FileDigest,
-    read_record,
     storage_error,
     without_remedy,
     write_atomically,
     writing,
 )
 from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.forms import model_in_form
 from rankwise.records.heads import HeadChanges, HeadRepair, TaskHeadEffects
 from rankwise.records.judgement import StudyLooks
 from rankwise.records.own_texts import OwnTexts
-from rankwise.records.reading import read_judged
 from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.repair_scores import RepairDivergences, RepairScores
 from rankwise.records.repairs import AdapterRepair
@@ -34,8 +33,6 @@ from rankwise.records.search import SearchRecord
 from rankwise.records.spectra import SpectraRecord
 from rankwise.records.stacks import AcceptedStacks
 from rankwise.records.study import RunRecord, StageFailure, StudyRecord, TaskEvaluation
-
-R = TypeVar("R", bound=Record)
 
 
 class Damage(NamedTuple):
@@ -60,7 +57,7 @@ class Damage(NamedTuple):
 def find_damage(
     folder: StudyFolder, models: Sequence[str] | None = None, *, thorough: bool = False
 ) -> list[Damage]:
-    """Every record that cannot be read, and every file that its record does not recognise.
+    """Every record that is unreadable or another model's, and files that are not as recorded.
 
     Args:
         folder: of a study.
@@ -89,17 +86,6 @@ def models_of(study: StudyRecord, folder: StudyFolder) -> list[str]:
     if study.config.is_searched and there.is_dir():  # a search may have come further than the plan
         names += sorted(path.name for path in there.iterdir())
     return list(dict.fromkeys(names))
-
-
-def unverifiable(folder: StudyFolder) -> int:
-    """The number of runs and scorings whose records, of an early version, have no digests."""
-    count = 0
-    for path in folder.root.glob("runs/*/run.json"):
-        run = read_record(path, RunRecord)
-        count += run.status == "trained" and not run.is_given_up and not run.files
-    for path in (*folder.root.glob("runs/*/eval/*.json"), *folder.root.glob("base/eval/*.json")):
-        count += read_record(path, TaskEvaluation).samples is None
-    return count
 
 
 def set_aside(folder: StudyFolder, paths: Sequence[Path], why: str) -> Path:
@@ -166,32 +152,19 @@ class _Inspector:
     def of_model(self, model: str) -> Iterator[Damage]:
         """Damage in a model's folder; where its training is damaged, all of it goes."""
         folder = self._folder
-        place = folder.model_folder(model)
+        place, run = folder.model_folder(model), folder.run_file(model)
         if model != BASE:
-            training = list(
-                self._record(
-                    folder.run_file(model),
-                    RunRecord,
-                    f"training {model}",
-                    spoils=(place,),
-                    files=lambda run: folder.files_of(model, run.files),
-                )
-            )
+            training = list(self._record(run, RunRecord, f"training {model}", model, (place,)))
             yield from training
             if training:
                 return
+            record, losses = folder.read_if_there(run, RunRecord), folder.metrics_file(model)
+            misfit = record and record.metrics and self._misfit(losses, record.metrics)
+            if misfit:
+                yield Damage(losses, misfit, f"training {model}, whose weights stay", (losses,))
         for path in sorted((place / "eval").glob("*.json")):
-            samples = samples_beside(path)
-            yield from self._record(
-                path,
-                TaskEvaluation,
-                f"scoring {model} on {path.stem}",
-                spoils=(path, samples),
-                files=lambda record, samples=samples: (
-                    {samples: record.samples} if record.samples else {}
-                ),
-                more=self._old_samples,
-            )
+            made_by, spoils = f"scoring {model} on {path.stem}", (path, samples_beside(path))
+            yield from self._record(path, TaskEvaluation, made_by, model, spoils)
         for path, kind, what in (
             (folder.spectra_file(model), SpectraRecord, "analysing the weights of"),
             (folder.head_changes_file(model), HeadChanges, "comparing the heads of"),
@@ -211,44 +184,28 @@ class _Inspector:
                 for path in sorted(folder.repair_scores_file(model, "_").parent.glob("*.json"))
             ),
             (folder.repair_divergences_file(model), RepairDivergences, "comparing repairs of"),
+            (place / "form.json", FormRecord, "checking the form"),
         ):
-            yield from self._record(path, kind, f"{what} {model}")
-        yield from self._record(place / "form.json", FormRecord, f"checking the form {model}")
+            yield from self._record(path, kind, f"{what} {model}", model)
         for own in folder.models_in_forms(model):
             yield from self.of_model(own)
-        yield from self._repairs(model)
-
-    def _repairs(self, model: str) -> Iterator[Damage]:
-        """Damage of a model's repairs, by its heads and as a whole."""
-        folder = self._folder
-        repair = folder.head_repair_file(model)
-        yield from self._record(
-            repair,
-            HeadRepair,
-            f"repairing {model} (`rankwise heads` makes it again)",
-            spoils=(repair, folder.repaired_folder(model)),
-            files=lambda record: folder.files_of(model, record.files),
-        )
-        whole = folder.adapter_repair_file(model)
-        yield from self._record(
-            whole,
-            AdapterRepair,
-            f"repairing {model} (`rankwise repair` makes it again)",
-            spoils=(whole, folder.repaired_adapter_folder(model)),
-            files=lambda record: folder.files_of(model, record.files),
-        )
+        heads, whole = folder.head_repair_file(model), folder.adapter_repair_file(model)
+        for path, kind, adapter, verb in (
+            (heads, HeadRepair, folder.repaired_folder(model), "heads"),
+            (whole, AdapterRepair, folder.repaired_adapter_folder(model), "repair"),
+        ):
+            made_by = f"repairing {model} (`rankwise {verb}` makes it again)"
+            yield from self._record(path, kind, made_by, model, (path, adapter))
 
     def _record(
         self,
         path: Path,
-        kind: type[R],
+        kind: type[Record],
         made_by: str,
-        *,
+        model: str | None = None,
         spoils: tuple[Path, ...] = (),
-        files: Callable[[R], Mapping[Path, FileDigest]] = lambda _: {},
-        more: Callable[[R], Iterator[Damage]] = lambda _: iter(()),
     ) -> Iterator[Damage]:
-        """Damage of a record, if it is there, of the files that it stands on, and ``more``."""
+        """Damage of a record, if it is there, and of the files that it stands on."""
         if not path.exists():
             return
         try:
@@ -259,22 +216,28 @@ class _Inspector:
             reason = without_remedy(error).removeprefix(f"{path} ")
             yield Damage(path, reason, made_by, spoils or (path,))
             return
-        for file, digest in files(record).items():
-            misfit = self._folder.checked.misfit(file, digest, thorough=self._thorough)
+        owner, files = self._claims(path, record)
+        if model is not None and owner != model:
+            yield Damage(path, f"is of {owner}", made_by, spoils or (path,))
+            return
+        for file, digest in files.items():
+            misfit = self._misfit(file, digest)
             if misfit is not None:
                 yield Damage(file, misfit, made_by, spoils or (path,))
-        yield from more(record)
 
-    def _old_samples(self, record: TaskEvaluation) -> Iterator[Damage]:
-        """Items of an early version, which have no digest, must at least be readable."""
-        if record.samples is not None:
-            return
-        try:
-            read_judged(self._folder, record)
-        except RecordError as error:
-            path = self._folder.evaluation_file(record.model, record.task)
-            samples = samples_beside(path)
-            if not isinstance(error, NewerRecordError) and samples.name in str(error):
-                reason = without_remedy(error).removeprefix(f"{samples} ")
-                made_by = f"scoring {record.model} on {path.stem}"
-                yield Damage(samples, reason, made_by, (path, samples))
+    def _claims(self, path: Path, record: Record) -> tuple[str | None, dict[Path, FileDigest]]:
+        """The model that a record is of, by what it says, and the files that it stands on."""
+        match record:
+            case RunRecord(planned=planned):
+                return planned.name, self._folder.files_of(planned.name, record.files)
+            case HeadRepair() | AdapterRepair():
+                return record.model, self._folder.files_of(record.model, record.files)
+            case TaskEvaluation(samples=FileDigest() as samples):
+                return record.model, {samples_beside(path): samples}
+            case FormRecord():
+                return model_in_form(record.model, record.form), {}
+            case _:
+                return getattr(record, "model", None), {}
+
+    def _misfit(self, file: Path, digest: FileDigest) -> str | None:
+        return self._folder.checked.misfit(file, digest, thorough=self._thorough)

@@ -22,7 +22,7 @@ from rankwise.records import quantities
 from rankwise.records.files import read_if_there, writing
 from rankwise.records.folder import StudyFolder
 from rankwise.records.leases import Crew
-from rankwise.records.study import StageFailure, StageRecord, StudyRecord
+from rankwise.records.study import RunRecord, StageFailure, StageRecord, StudyRecord
 from rankwise.study.acceptance import replaced_scores, require_disk
 from rankwise.study.conclusion import StudyOutcome, conclude, keep
 from rankwise.study.context import StudyContext
@@ -417,6 +417,10 @@ def _set_damaged_aside(plan: StudyPlan, folder: StudyFolder, observer: Observer)
     spoils = dict.fromkeys(path for damage in damages for path in damage.spoils)
     place = set_aside(folder, list(spoils), "\n".join(map(str, damages)))
     for damage in damages:
+        run = damage.path.parent.name
+        if damage.path == folder.metrics_file(run):  # the weights stay, without losses
+            record = folder.read(folder.run_file(run), RunRecord)
+            folder.write(folder.run_file(run), record.model_copy(update={"metrics": None}))
         observer.noted(f"{damage}: set aside in {place}")
 
 

@@ -157,6 +157,16 @@ def study_status(folder: StudyFolder) -> list[ModelStatus]:
     return lines
 
 
+def what_is_left(folder: StudyFolder, study: StudyRecord) -> list[str]:
+    """What a plan expects and the folder has not, or of other settings: not made yet, or gone."""
+    left = [
+        f"{stage.name} of {model_name(m)}" for stage in stages(study) for m in stage.left(folder)
+    ]
+    verdict = (folder.looks_file, folder.recommendation_file, folder.findings_file)
+    expected = (*verdict, folder.search_file) if study.config.is_searched else verdict
+    return left + [f"{path.name} of the study" for path in expected if not folder.has(path)]
+
+
 def _line(
     folder: StudyFolder,
     study: StudyRecord,

@@ -112,7 +112,7 @@ CASES: dict[str, Case] = {
         ([("none needed", 0), ("trained", 3)], []),
     ),
     "verify": Case(
-        lambda at: (at.small,), lambda a: a, {"damages": [], "num_unverifiable": 0}
+        lambda at: (at.small,), lambda a: a, {"damages": [], "left": []}
     ),
     "recommend": Case(lambda at: (at.planted,), recommended, RECOMMENDED),
     "init": Case(
@@ -127,14 +127,6 @@ CASES: dict[str, Case] = {
     "compare": Case(
         lambda at: (at.planted, at.twin, "--output", at.root / "page.html"),
         lambda a: [answer["choice"]["rank"] for answer in a["answers"]], [16, 16],
-    ),
-    "collect": Case(
-        lambda at: (at.planted, "--to", at.root / "collection"),
-        lambda a: [each["path"].rpartition("/")[2][:12] for each in a], ["kinship-480-"],
-    ),
-    "predict": Case(
-        lambda at: (at.file, "evaluation.held_out_text=[]", "--no-probe"),
-        lambda a: (a["rank"], "train_rows" in a["features"]), (None, True),
     ),
     "try": Case(
         lambda at: (at.rows, "--model", at.base, "--study-dir", at.root / "tried"),

@@ -301,6 +301,6 @@ def test_ever_smaller_studies_are_studies(study_file: Path) -> None:
 
 
 def test_a_search_has_a_budget_of_its_own(study_file: Path) -> None:
-    result = rankwise("plan", study_file, "search.policy=race", "--budget", "1h")
+    result = rankwise("plan", study_file, "search.policy=narrow", "--budget", "1h")
     assert result.exit_code == 2
     assert "set search.budget instead" in words(result.output)

@@ -31,6 +31,7 @@ from tests.planted.folders import write_study
 from tests.planted.results import planted_study
 from tests.support.command_line import rankwise, words
 from tests.support.crews import begun, hold, wait_for
+from tests.support.records import losses_as_they_are
 
 
 @pytest.fixture
@@ -192,6 +193,7 @@ def test_before_the_base_is_scored_there_is_progress_and_no_verdict(folder: Stud
     shutil.rmtree(folder.root / "base")
     run = planted_study().study.runs[0]
     folder.append_metrics(run.name, {"step": 1, "loss_nats": 3.0})
+    losses_as_they_are(folder, run.name)
     page = Watched(folder, 1).page()
     assert "There is no verdict yet" in page
     assert "Training loss" in page

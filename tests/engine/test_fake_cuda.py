@@ -141,7 +141,7 @@ def test_a_step_of_a_whole_model(dtype: torch.dtype, waits: HostWaits) -> None:
 
 
 def test_a_step_that_is_held_to_the_base(waits: HostWaits) -> None:
-    held = {"loss": "dft", "kl": {"at": "completions", "mask_target": True}}
+    held = {"kl": {"at": "completions", "mask_target": True}}
     model = model_of()
     trainee = trainee_of(model, 4, mitigation=MitigationConfig.model_validate(held))
     with adapted(model, list(trainee.adapter.factors)) as bank:

@@ -132,7 +132,7 @@ def test_killed_at_six_places(
 def searched(
     tmp_path_factory: pytest.TempPathFactory, smallest_study: Path
 ) -> tuple[Path, StudyPlan, Undisturbed]:
-    """A race at tuned rates: checkpoints, states that wait for the next rung, what is dropped."""
+    """A search at tuned rates: checkpoints, states that wait for the next rung, what is dropped."""
     root = tmp_path_factory.mktemp("searched")
     file = root / "searched.yaml"
     file.write_text(
@@ -141,7 +141,7 @@ def searched(
         .replace("full: 1e-3}", "full: 1e-3, tune: true}")
         .replace("ranks: [2, 4]}", "ranks: [2, 4]}\n  full: null")
         .replace("analysis: {null_draws: 1}", "analysis: {spectra: false, heads: false}")
-        + "search: {policy: race, validation_items: 6}\n"
+        + "search: {policy: narrow, validation_items: 6}\n"
     )
     plan = plan_study(load_config(file))
     return file, plan, nothing_stops(file, plan, root / "study")

@@ -24,14 +24,14 @@ ARMS: dict[str, tuple[dict[str, Any], Change]] = {
     "kl": ({"kl": {}}, Change(0.28, -0.02)),
     # between the lowest rate and the base: gains less than that, forgets less
     "decay": ({"weight_decay": 1.0}, Change(0.01, -0.01)),
-    "dft": ({"loss": "dft"}, Change(0.05, -0.09)),
+    "half": ({"weight_decay": 0.5}, Change(0.05, -0.09)),
 }
 # arm -> the lower rate that it is set against, the leads in gain and retention, and what they show
 LEADS = {
     "kl": ("rate x 0.3", 4.0, 4.0, "better"),
     "replay": ("rate x 0.3", 3.0, -2.0, "not shown"),
     "decay": ("rate x 0.1", -11.0, 1.0, "not shown"),
-    "dft": ("rate x 0.3", -19.0, -3.0, "worse"),
+    "half": ("rate x 0.3", -19.0, -3.0, "worse"),
 }
 
 
@@ -50,7 +50,7 @@ def arms_of(found: TrainTaskMitigations) -> Mapping[str, Arm]:
 @pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
 def test_each_arm_is_where_it_was_planted_against_the_line(seeds: tuple[int, ...]) -> None:
     arms = arms_of(found_in(planted_mitigated(PLAIN, ARMS, seeds=seeds)))
-    assert list(arms) == ["as trained", "rate x 0.3", "rate x 0.1", "kl", "replay", "decay", "dft"]
+    assert list(arms) == ["as trained", "rate x 0.3", "rate x 0.1", "kl", "replay", "decay", "half"]
     for name, (_, change) in ARMS.items():
         assert arms[name].gain.estimate == pytest.approx(100 * change.gain)
         assert arms[name].retention.estimate == pytest.approx(100 * change.retention)
@@ -80,7 +80,7 @@ def test_statements_name_what_is_better_worse_and_tied() -> None:
     (option,) = found_in(planted_mitigated(PLAIN, ARMS, epsilon=4.0)).options
     said = " ".join(option.statements)
     assert "rank 16: kl gains more and forgets less than rate x 0.3: +4.0 points (" in said
-    assert "rank 16: dft gains less and forgets more than rate x 0.3: −19.0 points (" in said
+    assert "rank 16: half gains less and forgets more than rate x 0.3: −19.0 points (" in said
     assert "rank 16: replay and decay: not shown to be better than a lower learning rate." in said
     assert "lose less than 4.0 points of retention, kl gains the most" in said
     assert set(option.meeting) == {"kl", "decay", "rate x 0.1"}

@@ -11,7 +11,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from rankwise.records.files import read_record
+from rankwise.records.files import read_record, sealed
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.lm_eval_samples import read_sample_file
 from rankwise.records.study import RunRecord, StudyRecord, TaskEvaluation
@@ -21,6 +21,7 @@ from rankwise.study.status import study_status
 from tests.fuzz.strategies import damaged, dumped_json_lines, with_nasty_values
 from tests.planted import results as planted_results
 from tests.planted.folders import write_study
+from tests.support.records import items_as_they_are
 
 _KINDS = {"study.json": StudyRecord, "run.json": RunRecord, "kinship.json": TaskEvaluation}
 
@@ -40,11 +41,15 @@ def _text_of(name: str) -> str:
 
 
 def _bare(name: str) -> dict[str, Any]:
-    """A record as early versions wrote it, so that what is in it counts."""
+    """A record's JSON without its checksum."""
     content = json.loads(_text_of(name))
     del content["checksum"]
-    content.pop("samples", None)
     return content
+
+
+def _sealed(content: Any) -> str:
+    """With a checksum that fits, so that what is in it counts."""
+    return sealed(json.dumps(content, indent=2))
 
 
 def _record(name: str) -> Callable[[Path, str], object]:
@@ -72,10 +77,10 @@ def read_status(folder: Path, text: str) -> object:
 
 
 def read_samples(folder: Path, text: str) -> object:
-    """Items without a digest, as early versions wrote them, are read or refused."""
+    """Items are read or refused, also where their digest fits."""
     study = _study_with(folder, "base/eval/kinship.samples.jsonl", text)
-    path = study.evaluation_file(BASE, "kinship")
-    path.write_text(json.dumps(_bare("base/eval/kinship.json")))
+    find_damage(study)
+    items_as_they_are(study, BASE, "kinship")
     find_damage(study)
     return conclude(study)
 
@@ -89,8 +94,8 @@ def read_other_samples(folder: Path, text: str) -> object:
 
 def _records(name: str) -> st.SearchStrategy[str]:
     return st.one_of(
-        st.deferred(lambda: with_nasty_values(_bare(name)).map(json.dumps)),
-        st.deferred(lambda: damaged([_text_of(name), json.dumps(_bare(name))])),
+        st.deferred(lambda: with_nasty_values(_bare(name)).map(_sealed)),
+        st.deferred(lambda: damaged([_text_of(name)])),
     )
 
 

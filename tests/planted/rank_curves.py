@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rankwise.prediction.collected import (
+from benchmarks.prediction.collected import (
     CollectedItems,
     CollectedModel,
     CollectedRun,
@@ -12,7 +12,7 @@ from rankwise.prediction.collected import (
     CollectedTraining,
     in_thousandths,
 )
-from rankwise.prediction.curves import Part, Question, RankCurve
+from benchmarks.prediction.curves import Part, Question, RankCurve
 from rankwise.records.study import Relation
 
 RANKS = (2, 4, 8, 16, 32, 64)

@@ -33,7 +33,7 @@ from rankwise.study.conclusion import conclude, keep
 from rankwise.study.planning.plan import plan_study
 from tests.planted.folders import write_study
 from tests.planted.results import planted_study
-from tests.support.records import change
+from tests.support.records import items_as_they_are
 
 TEXT = "A long passage that tells of many things, so that several questions can be asked about it"
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -232,7 +232,7 @@ def test_a_study_that_is_read_back_has_the_clusters_of_its_prompts(tmp_path: Pat
         path = folder.samples_file(model.name, "kinship")
         lines = [line | asked(f"Who is {i // 2}?") for i, line in enumerate(lines_of(path))]
         path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-        change(folder.evaluation_file(model.name, "kinship"), samples=None)
+        items_as_they_are(folder, model.name, "kinship")
     outcome = conclude(folder)
     (answer,) = outcome.recommendation.by_train_task
     assert (answer.num_items_in_domain, answer.num_clusters_in_domain) == (300, 150)
@@ -351,7 +351,7 @@ def test_a_document_without_the_field_is_named(study: StudyFolder) -> None:
     lines = lines_of(path)
     del lines[17]["doc"]["passage"]
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    change(study.evaluation_file("base", "kinship"), samples=None)
+    items_as_they_are(study, "base", "kinship")
     with pytest.raises(TaskError, match=r"kinship: 1 of 300 documents .* for example doc_id 17"):
         conclude(study, {"kinship": "passage"})
 

@@ -16,7 +16,7 @@ import pytest
 from rankwise.errors import NewerRecordError, RecordError, StorageError, StudyLockedError
 from rankwise.records import files
 from rankwise.records import folder as store
-from rankwise.records.files import FileDigest, read_record
+from rankwise.records.files import FileDigest, read_record, sealed
 from rankwise.records.files import write_atomically as write
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.folder import BASE, LOSS_METRIC, StudyFolder
@@ -28,7 +28,7 @@ from rankwise.report.page import write_report
 from rankwise.study.conclusion import conclude, keep
 from tests.planted import results as planted_results
 from tests.planted.folders import write_study
-from tests.support.records import change
+from tests.support.records import items_as_they_are
 
 ODD_NAMES = [
     "plain",
@@ -154,11 +154,18 @@ def test_starting_a_run_again_clears_what_was_cut_off(
     assert folder.metrics_file(planned.name).read_bytes() == b""
 
 
-def bare(text: str, key: str, value: Any) -> str:
-    """Without a checksum, as early versions wrote records."""
+def with_entry(text: str, key: str, value: Any) -> str:
+    """With another entry and its checksum: what an entry says counts."""
     content = json.loads(text)
     del content["checksum"]
-    return json.dumps(content | {key: value})
+    return sealed(json.dumps(content | {key: value}, indent=2))
+
+
+def bare(text: str, key: str, value: Any) -> str:
+    """The same without its checksum."""
+    content = json.loads(with_entry(text, key, value))
+    del content["checksum"]
+    return json.dumps(content, indent=2)
 
 
 def test_a_record_of_a_newer_version_is_an_error_of_its_own(
@@ -166,7 +173,7 @@ def test_a_record_of_a_newer_version_is_an_error_of_its_own(
 ) -> None:
     folder.write_evaluation(evaluation_of(results), [])
     path = folder.evaluation_file(BASE, "kinship")
-    path.write_text(bare(path.read_text(), "schema_version", 2))
+    path.write_text(with_entry(path.read_text(), "schema_version", 2))
     with pytest.raises(NewerRecordError, match=r"newer rankwise \(schema 2; this one reads 1"):
         read_record(path, TaskEvaluation)
 
@@ -174,20 +181,22 @@ def test_a_record_of_a_newer_version_is_an_error_of_its_own(
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda text: text[: len(text) // 2], "Invalid JSON"),
-        (lambda text: "", "Invalid JSON"),
+        (lambda text: text[: len(text) // 2], "does not end in its ch"),
+        (lambda text: "", "does not end in its ch"),
         (lambda text: text.replace('"num_examples": 12', '"num_examples": 13'), "it was changed"),
-        (lambda text: text.replace('"checksum": "', '"checksum":  "'), "it was changed"),
-        (lambda text: bare(text, "num_examples", "a few"), "num_exa"),
-        (lambda text: bare(text, "num_token", 1), r"num_token: Extra"),
-        (lambda text: bare(text, "schema_version", 0), "schema_version"),
-        (lambda text: "[]", "TaskEvaluation"),
-        (lambda text: "[" * 100_000, "TaskEvaluation"),
-        (lambda text: bare(text, "num_tokens", 1).replace("1", "9" * 5_000), "TaskEvaluation"),
+        (lambda text: text.replace('"checksum": "', '"checksum":  "'), "does not end in its ch"),
+        (lambda text: bare(text, "num_examples", 13), "does not end in its ch"),
+        (lambda text: bare(text, "schema_version", 1), "does not end in its ch"),
+        (lambda text: with_entry(text, "num_examples", "a few"), "num_exa"),
+        (lambda text: with_entry(text, "num_token", 1), r"num_token: Extra"),
+        (lambda text: with_entry(text, "schema_version", 0), "schema_version"),
+        (lambda text: sealed("[\n]"), "TaskEvaluation"),
+        (lambda text: sealed("[" * 100_000 + "\n}"), "TaskEvaluation"),
+        (lambda text: sealed('{\n  "num_tokens": ' + "9" * 5_000 + "\n}"), "TaskEvaluation"),
     ],
     ids=[
-        *("half", "empty", "a digit", "the checksum", "wrong type", "another field"),
-        *("an older schema", "a list", "nested", "a long number"),
+        *("half", "empty", "a digit", "the checksum", "stripped, a digit", "stripped"),
+        *("wrong type", "another field", "an older schema", "a list", "nested", "a long number"),
     ],
 )
 def test_a_damaged_record_is_an_error_that_names_the_file(
@@ -270,7 +279,8 @@ def test_an_evaluation_cut_off_between_samples_and_record_is_not_there(
     assert written == ["kinship.samples.jsonl", "kinship.json"]
     assert scored(folder, "old") is None
     assert scored(folder, "new") is None
-    assert folder.read_samples(BASE, "kinship") == [{"sample": "new"}]
+    with pytest.raises(RecordError, match=r"kinship\.json is not there"):
+        folder.read_samples(BASE, "kinship")
 
 
 def test_samples_keep_every_kind_of_text(folder: StudyFolder, results: StudyResults) -> None:
@@ -289,6 +299,7 @@ def test_samples_that_cannot_be_read(
     path.unlink()
     if content is not None:
         path.write_text(content, encoding="latin-1")
+        items_as_they_are(folder, BASE, "kinship")
     with pytest.raises(RecordError, match=r"samples\.jsonl cannot be read.*base is scored"):
         folder.read_samples(BASE, "kinship")
 
@@ -302,7 +313,7 @@ def test_a_record_and_its_samples_must_have_equally_many_items(
     path.write_text("".join(lines[:-1]))
     with pytest.raises(RecordError, match=r"other bytes than when it was written.*kinship again"):
         read_results(folder)
-    change(folder.evaluation_file(BASE, "kinship"), samples=None)
+    items_as_they_are(folder, BASE, "kinship")
     with pytest.raises(RecordError, match=r"kinship\.samples\.jsonl has 11 items and its rec.* 12"):
         read_results(folder)
 

@@ -77,7 +77,7 @@ def searched() -> StudyResults:
         seconds_spent=10.0,
         seconds_expected=5.0,
     )
-    record = SearchRecord(policy="race", by_train_task=(part,), growths=(growth,))
+    record = SearchRecord(policy="narrow", by_train_task=(part,), growths=(growth,))
     return planted_study().model_copy(update={"search": record})
 
 
@@ -89,8 +89,9 @@ def test_every_decision_and_every_growth_is_said() -> None:
     section = search_section(searched(), ())
     assert section is not None
     text = " ".join(section.remarks)
-    for sentence in ("a race", "held out of the training split", "Rank 8 is ruled out: it is",
-                     "Left: rank 32.", "Next: 2 times the items."):  # fmt: skip
+    for sentence in ("one seed of every rank", "held out of the training split",
+                     "Rank 8 is ruled out: it is", "Left: rank 32.",
+                     "Next: 2 times the items."):  # fmt: skip
         assert sentence in text
 
 

@@ -35,7 +35,7 @@ from rankwise.study.stopping import Stopped
 from rankwise.study.work import canary
 from tests.support.command_line import rankwise, words
 from tests.support.observers import Recorder
-from tests.support.records import change, content_of
+from tests.support.records import change, content_of, items_as_they_are
 from tests.support.small_studies import SMALL, Study
 from tests.support.studies import run
 
@@ -176,7 +176,7 @@ def moved(study: Study, by: float) -> None:
                 for answers in line["resps"]
             ]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        change(study.folder.evaluation_file(BASE, task), samples=None)
+        items_as_they_are(study.folder, BASE, task)
 
 
 def test_the_same_scores_on_another_stack_go_on_and_are_noted(study: Study) -> None:

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from rankwise.errors import NewerRecordError, RecordError, StorageError
-from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.folder import StudyFolder
 from rankwise.study.damage import find_damage, set_aside
 from rankwise.study.status import study_status
 from tests.support.command_line import rankwise, words
-from tests.support.records import change, content_of
+from tests.support.records import change, items_as_they_are
 from tests.support.small_studies import Study
 
 
@@ -152,22 +152,21 @@ LINES = {
 
 
 @pytest.mark.parametrize("line", LINES)
-@pytest.mark.parametrize("has_digest", [True, False])
-def test_a_line_that_is_no_item(study: Study, line: str, has_digest: bool) -> None:
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_line_that_is_no_item(study: Study, line: str, is_known: bool) -> None:
     name = study.runs[1].name
-    path, record = (
-        study.folder.samples_file(name, "colours"),
-        study.folder.evaluation_file(name, "colours"),
-    )
+    path = study.folder.samples_file(name, "colours")
     lines = path.read_text().split("\n")
     path.write_text("\n".join([LINES[line], *lines[1:]]))
-    if not has_digest:
-        change(record, samples=None)
+    if is_known:
+        items_as_they_are(study.folder, name, "colours")
     for verb in ("recommend", "report", "export"):
         done = rankwise(verb, study.folder.root)
         assert done.exit_code == 1
         assert f"RecordError: {path}" in done.stderr
         assert f"{name} is scored on colours again" in words(done.stderr)
+    if is_known:
+        return
     _, recorder = study.again()
     assert [stage for _, stage in recorder.stages] == ["colours"]
     assert path.read_text().split("\n") == lines
@@ -225,21 +224,6 @@ def test_a_record_of_a_newer_version_is_never_overwritten(study: Study) -> None:
         assert "NewerRecordError" in done.stderr
     assert path.read_bytes() == before
     assert not (study.folder.root / "quarantine").exists()
-
-
-def test_a_folder_of_an_early_version_is_believed_and_said_to_be_so(study: Study) -> None:
-    for path in study.folder.root.rglob("*.json"):
-        if "schema_version" in (content := content_of(path)):
-            content.pop("files", None)
-            content.pop("samples", None)
-            content.pop("provenance" if "score_seconds" in content else "", None)
-            path.write_text(json.dumps(content))
-    _, recorder = study.again()
-    assert recorder.stages == []
-    done = rankwise("verify", study.folder.root)
-    assert done.exit_code == 0
-    assert "have no digests to compare" in done.stderr
-    assert len(list((study.folder.root / BASE / "eval").glob("*.json"))) > 2
 
 
 def unreadable(path: Path, patch: pytest.MonkeyPatch) -> None:

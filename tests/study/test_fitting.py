@@ -401,12 +401,12 @@ def test_a_finished_search_is_planned_whatever_its_dropped_settings_would_take(
 ) -> None:
     settings = "methods: {lora: {ranks: [2, 8]}, full: null}\n"
     file = write_study(tmp_path, tiny_model_folder, settings + SEARCHED)
-    race, folder = ("search.policy=race", "seeds=[0, 1]"), StudyFolder(tmp_path / "study")
-    run(file, folder.root, *race)
+    narrow, folder = ("search.policy=narrow", "seeds=[0, 1]"), StudyFolder(tmp_path / "study")
+    run(file, folder.root, *narrow)
     small = Machine(torch.device("cuda"), 1000)
-    plan_study(load_config(file, race), folder=folder, machine=small)
+    plan_study(load_config(file, narrow), folder=folder, machine=small)
     with pytest.raises(PlanError, match=r"methods\.lora: training"):
-        plan_study(load_config(file, race), machine=small)
+        plan_study(load_config(file, narrow), machine=small)
 
 
 def test_an_arm_that_does_not_fit_is_a_problem_too(study_file: Path, tmp_path: Path) -> None:

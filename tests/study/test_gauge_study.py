@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,22 +134,6 @@ def test_a_missing_record_is_made_again_alone(finished: Finished, study_file: Pa
     assert recorder.done == pytest.approx(recorder.work[0] - recorder.work[1])
     changed = {o for o, time in before.items() if o.stat().st_mtime_ns != time}
     assert changed == {path}
-
-
-def test_a_study_of_an_older_version_has_nothing_left(finished: Finished) -> None:
-    """Its ``study.json`` knows neither the switch nor what is compared, and it has no records."""
-    folder = finished.folder
-    old = json.loads(folder.study_file.read_text())
-    del old["gauge_fingerprints"], old["num_tokens"]["gauges"], old["config"]["analysis"]["gauges"]
-    folder.study_file.write_text(json.dumps({k: v for k, v in old.items() if k != "checksum"}))
-    for path in folder.root.rglob("gauges.json"):
-        path.unlink()
-    study = folder.read_study()
-    assert study.config.analysis.gauges
-    assert not any(isinstance(stage, CompareWithBase) for stage in stages(study))
-    assert not any(line.left for line in study_status(folder))
-    assert all(model.from_base is None for model in read_results(folder).runs)
-    assert any(isinstance(stage, CompareWithBase) for stage in stages(finished.plan.record))
 
 
 def test_they_can_be_switched_off(finished: Finished, study_file: Path) -> None:

@@ -130,5 +130,5 @@ def test_what_can_be_added(study_file: Path) -> None:
     assert not growing._can_be_added(unlimited, prospect(0.5))
     seeds = prospect(0.5, add="seeds", factor=None, num_seeds=3, num_new_seeds=2, num_new_items=0)
     assert growing._can_be_added(unlimited, seeds)
-    race = load_config(study_file, ["search.policy=race"])
-    assert not growing._can_be_added(race, seeds)
+    narrow = load_config(study_file, ["search.policy=narrow"])
+    assert not growing._can_be_added(narrow, seeds)

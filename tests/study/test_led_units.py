@@ -181,13 +181,13 @@ def test_nobody_follows_a_process_that_has_gone(plan: StudyPlan, tmp_path: Path)
     assert not (folder.root / ".workers").exists()
 
 
-@pytest.mark.parametrize("kind", ["race", "growing"])
+@pytest.mark.parametrize("kind", ["search", "growing"])
 def test_a_study_that_plans_more_is_led_through_all_of_it(
     kind: str, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     """Also where the search of one task is ahead of the other's: the plan is the leader's."""
-    if kind == "race":
-        settings = SEARCHED.replace("search: {", "search: {policy: race, ")
+    if kind == "search":
+        settings = SEARCHED.replace("search: {", "search: {policy: narrow, ")
         settings = settings.replace("task: colours", "task: [colours, hues]")
         settings = settings.replace("full: 1e-3}", "full: 1e-3, tune: true}")
         settings += "methods: {lora: {ranks: [2, 4]}, full: null}\n"

@@ -409,7 +409,7 @@ def test_what_a_search_drops_is_dropped_at_the_url(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also the weights that another machine has made, and that the leader has never seen."""
-    settings = SEARCHED.replace("search: {", "search: {policy: race, ")
+    settings = SEARCHED.replace("search: {", "search: {policy: narrow, ")
     settings += "methods: {lora: {ranks: [2, 4, 8]}, full: null}\n"
     config = load_config(write_study(tmp_path, tiny_model_folder, settings))
     alone = StudyFolder(tmp_path / "alone")

@@ -37,7 +37,7 @@ mitigations:
   - {kl: {share: 0.4}}
   - {kl: {at: prompts}, name: hold the prompts}
   - {replay: {share: 0.2, rows: {task: sums}}}
-  - {project: 2}
+  - {weight_decay: 10}
 evaluation: {retention: [hues], num_train_items: 0}
 analysis: {spectra: false, heads: false}
 """
@@ -83,7 +83,7 @@ def test_each_arm_is_one_more_run_changed_as_it_says(finished: Finished) -> None
         "KL on own texts",
         "hold the prompts",
         "20 % sums",
-        "off 2 directions",
+        "weight decay 10",
     ]
     assert all(model.mitigates == source.training for model in finished.study.mitigated)
     assert finished.arm("rate × 0.3").learning_rate == pytest.approx(3e-3)
@@ -125,10 +125,10 @@ def test_the_penalty_is_in_the_metrics(finished: Finished) -> None:
 
 def test_an_arm_changes_no_other(finished: Finished, tmp_path: Path) -> None:
     """The run and an arm are what they are without the other arms, but for rounding."""
-    outcome, _ = run(finished.file, tmp_path / "alone", "mitigations=[{project: 2}]")
+    outcome, _ = run(finished.file, tmp_path / "alone", "mitigations=[{weight_decay: 10}]")
     alone = StudyFolder(tmp_path / "alone")
     (arm,) = alone.read_study().mitigated
-    expected = finished.arm("off 2 directions")
+    expected = finished.arm("weight decay 10")
     assert arm.fingerprint == expected.fingerprint
     assert arm.name == expected.name
     assert len(outcome.results.mitigated) == 1
@@ -192,7 +192,7 @@ def test_rows_with_scored_items_are_refused(finished: Finished, tmp_path: Path) 
         ("{kl: {mask_target: true}}", "mask_target is for at: completions"),
         ("{replay: {share: 1}}", "less than 1"),
         ("{replay: {rows: {task: a, data: b}}}", "both of 'task' and 'data' given"),
-        ("{alpha_factor: 0.3}, {loss: dft, name: alpha × 0.3}", "give them names"),
+        ("{alpha_factor: 0.3}, {weight_decay: 1, name: alpha × 0.3}", "give them names"),
         ("{kl: {at: prompts, share: 0.5}}", "leave 'share' out"),
         ("{replay: {rows: {data: b, split: test}}}", "your own data has no splits"),
     ],
@@ -229,13 +229,6 @@ def test_an_early_stop_and_arms_are_not_combined(finished: Finished) -> None:
     stop = ["train.score_checkpoints=[0.5]", "train.stop={retention_loss: 1}"]
     with pytest.raises(ConfigError, match="ends runs early"):
         load_config(finished.file, stop)
-
-
-def test_directions_that_leave_no_room_are_a_problem(finished: Finished) -> None:
-    with pytest.raises(PlanError, match="24 directions leave nothing of"):
-        plan_study(load_config(finished.file, ["mitigations=[{project: 24}]"]))
-    record = plan_study(load_config(finished.file, ["mitigations=[{project: 21}]"])).record
-    assert any("beside 21 directions the update" in warning for warning in record.warnings)
 
 
 def test_rows_of_a_task_are_the_same_whatever_other_arms_there_are(finished: Finished) -> None:

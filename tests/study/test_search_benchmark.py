@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from benchmarks import search, search_policies
-from benchmarks.search_cells import KINDS, PUBLISHED, RATE, Cell, draw_curve
+from benchmarks.search_cells import KINDS, PUBLISHED, RATE, Cell, draw_curve, simulate_searches
 from benchmarks.search_curves import RealCurve, read_curves, regrets
 from benchmarks.search_policies import Answer, judged
 from benchmarks.search_studies import Curve, Simulated
 from rankwise.study.searches.policy import Progress, Terms, Trial
 
 EXPECTED = (
-    "race_agreement", "race_cost_share", "ladder_agreement", "ladder_cost_share",
+    "narrow_agreement", "narrow_cost_share", "ladder_agreement", "ladder_cost_share",
     "until_cost_share", "worst_error_rate_upper95", "real_curve_regret_points",
     "always_32_regret_points",
 )  # fmt: skip
@@ -115,14 +115,25 @@ def test_the_cost_counts_steps_and_items() -> None:
     assert cost == pytest.approx(1.032 + 2000 / of_items)
 
 
+def test_narrow_agrees_with_the_grid_at_six_tenths_of_its_cost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And the largest estimate alone at less than half: METHODS has the figures of all cells."""
+    monkeypatch.setattr(search_policies, "has_optuna", lambda: False)
+    found = simulate_searches(Cell("published", KINDS[0]), 40, 0)
+    assert found["narrow"].mean("agrees") >= found["largest estimate"].mean("agrees") > 0.95
+    assert found["narrow"].mean("cost_share") == pytest.approx(0.60, abs=0.02)
+    assert found["largest estimate"].mean("cost_share") == pytest.approx(0.456, abs=0.01)
+
+
 def test_real_curves_are_judged_by_runs_that_were_not_seen() -> None:
     accuracy = np.full((5, 4), 60.0)
     accuracy[:, 1] = 90.0
     of = regrets([RealCurve("planted", (8, 16, 32, 64), accuracy)], 3, 0)
     assert of.mean("always 32") == pytest.approx(30.0)
-    assert of.mean("always 16") == of.mean("race") == of.mean("largest of the grid") == 0.0
+    assert of.mean("always 16") == of.mean("narrow") == of.mean("largest of the grid") == 0.0
     assert of.share("largest of the grid") == 1.0
-    assert of.share("race") < 1.0
+    assert of.share("narrow") < 1.0
 
 
 def test_the_published_curves_are_those_of_the_file() -> None:
@@ -154,5 +165,5 @@ def test_the_summary_has_every_figure(tmp_path: Path, capsys: pytest.CaptureFixt
     search.main(["--tiny", "--curves", str(path)])
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert all(isinstance(summary[name], float) for name in EXPECTED)
-    assert 0.2 < summary["race_cost_share"] < 1.0
+    assert 0.2 < summary["narrow_cost_share"] < 1.0
     assert summary["always_32_regret_points"] == pytest.approx(3.2)

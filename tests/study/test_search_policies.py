@@ -12,6 +12,7 @@ import pytest
 from rankwise.records.judgement import Prospect
 from rankwise.study.searches.growth import Offer, next_growth
 from rankwise.study.searches.ladder import Ladder
+from rankwise.study.searches.narrow import Narrow
 from rankwise.study.searches.policy import (
     Decision,
     Policy,
@@ -21,7 +22,6 @@ from rankwise.study.searches.policy import (
     Terms,
     Trial,
 )
-from rankwise.study.searches.race import Race
 from rankwise.study.searches.rates import FACTOR, best_rate, better_half, grid
 
 RANKS = (8, 16, 32, 64, 128)
@@ -85,76 +85,58 @@ def ends(known: dict[Progress, Shown | None]) -> set[tuple[int, int]]:
     return {(of.trial.setting, of.trial.seed) for of in known if of.share == 1.0}
 
 
-def test_a_race_ends_with_the_obviously_best_rank() -> None:
-    decisions, known = search(Race(settings(), (7, 8, 9), TERMS), by_rank((0, 0, 30, 0, 0)))
+def test_the_obviously_best_rank_alone_gets_more_seeds() -> None:
+    decisions, known = search(Narrow(settings(), (7, 8, 9), TERMS), by_rank((0, 0, 30, 0, 0)))
     assert left(decisions) == {2}
     assert {trial.seed for trial in decisions[-1].trials} == {7, 8, 9}
-    # the others were stopped at rungs, 15 and 30 points behind where 16 and 8 are asked for
-    assert ends(known) == {(2, 7), (2, 8), (2, 9)}
-    assert set(ruled_out(decisions)) == {0, 1, 3, 4}
-    assert (
-        "more than 8.0 points below rank 32 after 50\u00a0% of the steps" in ruled_out(decisions)[0]
-    )
+    assert ends(known) == {(place, 7) for place in range(5)} | {(2, 8), (2, 9)}
+    assert {of.share for of in known} == {1.0}  # no rate is tuned: nothing stops at a rung
+    said = "it was worth 30.0 points less than rank 32 with the first seed"
+    assert ruled_out(decisions) == dict.fromkeys((0, 1, 3, 4), said)
 
 
-def test_a_setting_behind_by_less_than_the_margin_of_a_rung_is_trained_on() -> None:
-    """Large ranks start slower, and end first."""
+def test_the_nearest_rival_within_delta_gets_more_seeds_too() -> None:
+    """4.0 points: rank 64 is 3.9 behind rank 128, and 4.1 in the second case."""
+    decisions, known = search(Narrow(settings(), (0, 1), TERMS), by_rank((0, 0, 16, 16.1, 20)))
+    assert left(decisions) == {3, 4}
+    assert {(3, 1), (4, 1)} <= ends(known)
+    decisions, _ = search(Narrow(settings(), (0, 1), TERMS), by_rank((0, 0, 15, 15.9, 20)))
+    assert left(decisions) == {4}
 
-    def crossing(trial: Trial, share: float) -> tuple[float, float]:
-        slow = (1.0, 1.2, 1.5, 2.0, 2.5)[trial.setting]
-        return (10.0 + 4.0 * trial.setting) * share**slow, 0.0
 
-    decisions, _ = search(Race(settings(), (0, 1, 2), TERMS), crossing)
-    assert 4 in left(decisions)
+def test_of_equal_ranks_the_two_smallest_are_left() -> None:
+    decisions, _ = search(Narrow(settings(), (0, 1, 2), TERMS), by_rank((20,) * 5))
+    assert left(decisions) == {0, 1}
 
 
 def test_an_obvious_forgetter_is_ruled_out_though_it_gains_most() -> None:
-    decisions, _ = search(
-        Race(settings(), (0, 1), TERMS), by_rank((10, 10, 10, 10, 40), (0, 0, 0, 0, 30))
-    )
+    """Its gain of 40 less twice the loss beyond 4 points is worth less than 10."""
+    truth = by_rank((10, 10, 10, 10, 40), (0, 0, 0, 0, 30))
+    decisions, _ = search(Narrow(settings(), (0, 1), TERMS), truth)
     assert 4 not in left(decisions)
-    assert "retention loss is shown to be above 4" in ruled_out(decisions)[4]
 
 
-def test_a_forgetter_does_not_rule_out_a_rank_that_it_leads() -> None:
-    decisions, _ = search(
-        Race(settings(), (0, 1), TERMS), by_rank((0, 20, 20, 20, 60), (0, 0, 0, 0, 5))
-    )
-    assert not any("rank 128" in reason for reason in ruled_out(decisions).values())
+def test_one_seed_alone_rules_nothing_out() -> None:
+    decisions, known = search(Narrow(settings(), (3,), TERMS), by_rank((0, 0, 30, 0, 0)))
+    assert left(decisions) == set(range(5))
+    assert len(known) == 5
 
 
-def test_of_equal_ranks_the_smallest_is_left_and_trained_to_the_end_of_all_seeds() -> None:
-    decisions, known = search(Race(settings(), (0, 1, 2), TERMS), by_rank((20,) * 5))
-    assert left(decisions) == {0}
-    assert ends(known) == {(place, 0) for place in range(5)} | {(0, 1), (0, 2)}
-    assert "rank 8 is probably within 4.0 points of the best" in ruled_out(decisions)[4]
-
-
-def test_where_all_forget_the_one_that_forgets_least_is_left() -> None:
-    decisions, _ = search(Race(settings(), (0, 1), TERMS), by_rank((10,) * 5, (50, 40, 30, 40, 50)))
-    assert left(decisions) == {2}
-
-
-def test_full_fine_tuning_is_trained_to_the_end_and_rules_out_nothing() -> None:
+def test_full_fine_tuning_goes_on_and_rules_out_nothing() -> None:
     options = settings(ranks=(8, 16, None))
-    truth = by_rank((10, 10, 60))
-    decisions, known = search(Race(options, (0, 1), TERMS), truth)
-    assert 2 in left(decisions)
-    assert not any("full" in reason for reason in ruled_out(decisions).values())
+    decisions, known = search(Narrow(options, (0, 1), TERMS), by_rank((10, 10, 60)))
+    assert left(decisions) == {0, 1, 2}
     assert {(2, 0), (2, 1)} <= ends(known)
     # worse than every rank, it stays
-    decisions, _ = search(Race(options, (0, 1), TERMS), by_rank((30, 30, -30)))
-    assert 2 in left(decisions)
-    # without rates to choose from it does not stop at rungs
-    assert not any(of.share < 1.0 and of.trial.setting == 2 for of in known)
+    decisions, _ = search(Narrow(options, (0, 1), TERMS), by_rank((30, 10, -30)))
+    assert left(decisions) == {0, 2}
 
 
-def test_without_drops_every_setting_is_trained_with_every_seed_at_once() -> None:
-    policy = Race(settings(), (0, 1), TERMS, drops_settings=False)
+def test_without_narrowing_every_setting_is_trained_with_every_seed() -> None:
+    policy = Narrow(settings(), (0, 1), TERMS, narrows=False)
     decisions, known = search(policy, by_rank((0, 0, 50, 0, 0)))
-    assert [len(decision.wanted) for decision in decisions] == [10, 0]
     assert left(decisions) == set(range(5))
-    assert {of.share for of in known} == {1.0}
+    assert len(known) == 10
 
 
 def tuned(best: float, diverges_above: float = math.inf) -> Truth:
@@ -170,7 +152,7 @@ def tuned(best: float, diverges_above: float = math.inf) -> Truth:
 
 
 def test_the_best_rate_is_found_between_the_given_ones() -> None:
-    policy = Race(settings((1e-4, 3e-4, 1e-3), (8, 16)), (0, 1), TERMS, drops_settings=False)
+    policy = Narrow(settings((1e-4, 3e-4, 1e-3), (8, 16)), (0, 1), TERMS, narrows=False)
     decisions, known = search(policy, tuned(5.4e-4))
     assert {trial.learning_rate for trial in decisions[-1].trials} == {5.33e-4}
     rungs = [{of.trial.learning_rate for of in known if of.share == share and of.trial.setting == 0}
@@ -182,7 +164,7 @@ def test_the_best_rate_is_found_between_the_given_ones() -> None:
 
 
 def test_a_best_rate_at_the_edge_widens_the_grid_twice_and_is_named() -> None:
-    policy = Race(settings((1e-5, 3e-5), (8, 16)), (0,), TERMS, drops_settings=False)
+    policy = Narrow(settings((1e-5, 3e-5), (8, 16)), (0,), TERMS, narrows=False)
     decisions, known = search(policy, tuned(1.0))
     tried = sorted({of.trial.learning_rate for of in known if of.trial.setting == 0})
     assert tried == pytest.approx([1e-5, 3e-5, 9.49e-5, 1.69e-4, 3e-4, 5.33e-4], rel=0.01)
@@ -197,7 +179,7 @@ def test_a_diverged_rate_and_a_setting_whose_every_rate_diverged_are_ruled_out()
         limit = 0.0 if trial.setting == 1 else 5e-4
         return tuned(3e-4, limit)(trial, share)
 
-    decisions, known = search(Race(settings((1e-4, 3e-4, 1e-3), (8, 16)), (0, 1), TERMS), truth)
+    decisions, known = search(Narrow(settings((1e-4, 3e-4, 1e-3), (8, 16)), (0, 1), TERMS), truth)
     assert left(decisions) == {0}
     assert ruled_out(decisions) == {1: "every training of it diverged"}
     reasons = {of.learning_rate: of.reason for each in decisions for of in each.ruled_out}
@@ -209,14 +191,14 @@ def test_a_setting_that_diverges_with_a_later_seed_is_ruled_out() -> None:
     def truth(trial: Trial, share: float) -> tuple[float, float] | None:
         return None if trial == Trial(0, 2e-4, 1) and share == 1.0 else (20.0, 0.0)
 
-    decisions, _ = search(Race(settings(ranks=(8,)), (0, 1), TERMS), truth)
+    decisions, _ = search(Narrow(settings(ranks=(8,)), (0, 1), TERMS), truth)
     assert decisions[-1].finalists == ()
     assert "a training of it diverged" in decisions[-1].statement
 
 
 @pytest.mark.parametrize("policy", [
-    Race(settings((1e-4, 3e-4, 1e-3)), (0, 1, 2), TERMS),
-    Race(settings(), (0, 1, 2), TERMS),
+    Narrow(settings((1e-4, 3e-4, 1e-3)), (0, 1, 2), TERMS),
+    Narrow(settings(), (0, 1, 2), TERMS),
     Ladder(settings((1e-4, 3e-4, 1e-3)), (0, 1), TERMS),
 ])  # fmt: skip
 def test_a_replay_decides_the_same(policy: Policy) -> None:
@@ -241,20 +223,11 @@ def test_a_replay_decides_the_same(policy: Policy) -> None:
     assert len(rulings) == len(set(rulings))
 
 
-def test_a_race_spends_its_alpha_and_no_more() -> None:
-    for seeds, rungs in itertools.product(((0,), (0, 1), (0, 1, 2)), ((), (0.5,), (0.25, 0.5))):
-        policy = Race(settings(), seeds, TERMS, rungs)
-        spent = [policy.alpha_of(place) for place in range(len(rungs) + len(seeds))]
-        assert sum(spent) == pytest.approx(TERMS.alpha)
-        assert min(spent) > 0.0
-
-
-def test_races_that_cannot_be_run_are_refused() -> None:
+def test_searches_that_cannot_be_run_are_refused() -> None:
     for bad in (
-        lambda: Race([], (0,), TERMS),
-        lambda: Race(settings(), (), TERMS),
-        lambda: Race(settings(), (0,), TERMS, rungs=(0.5, 0.25)),
-        lambda: Race(settings((1e-4, 3e-4)), (0,), TERMS, rungs=()),
+        lambda: Narrow([], (0,), TERMS),
+        lambda: Narrow(settings(), (), TERMS),
+        lambda: Narrow(settings((1e-4, 3e-4)), (0,), TERMS, rungs=()),
         lambda: Ladder(settings(ranks=(None,)), (0,), TERMS),
     ):
         with pytest.raises(ValueError, match=r"."):
@@ -266,7 +239,7 @@ def test_worth_is_paid_for_with_retention_beyond_epsilon_when_rates_are_compared
         is_high = trial.learning_rate > 2e-4
         return (30.0, 24.0) if is_high else (10.0, 0.0)  # 30 - 2 (24 - 4) is below 10
 
-    policy = Race(settings((1e-4, 3e-4), (8,)), (0,), TERMS, drops_settings=False)
+    policy = Narrow(settings((1e-4, 3e-4), (8,)), (0,), TERMS, narrows=False)
     decisions, _ = search(policy, truth)
     assert all(trial.learning_rate < 2e-4 for trial in decisions[-1].trials)
 

@@ -60,7 +60,7 @@ def test_a_rule_says_where_to_begin(tmp_path: Path) -> None:
 
 
 def test_what_is_not_tuned_has_one_rate(tmp_path: Path) -> None:
-    overrides = ("train.learning_rate.tune=false", "search.policy=race")
+    overrides = ("train.learning_rate.tune=false", "search.policy=narrow")
     settings = searched(config_of(tmp_path, *overrides)).settings
     assert {len(setting.rates) for setting in settings} == {1}
 

@@ -21,7 +21,10 @@ from tests.support.observers import Recorder
 from tests.support.small_studies import SEARCHED, write_study
 from tests.support.studies import run
 
-RACE = ("search.policy=race", "train.learning_rate.tune=true", "seeds=[0, 1]")
+NARROW = (
+    "search.policy=narrow", "train.learning_rate.tune=true", "seeds=[0, 1]",
+    "recommendation.delta_points=1e-6",  # no rank has a rival
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +34,9 @@ def study_file(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path
 
 
 @pytest.fixture(scope="module")
-def raced(study_file: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
-    folder = tmp_path_factory.mktemp("raced") / "study"
-    run(study_file, folder, *RACE)
+def narrowed(study_file: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
+    folder = tmp_path_factory.mktemp("narrowed") / "study"
+    run(study_file, folder, *NARROW)
     return StudyFolder(folder)
 
 
@@ -45,26 +48,26 @@ def search_of(folder: StudyFolder) -> SearchRecord:
     return read_record(folder.search_file, SearchRecord)
 
 
-def test_only_what_is_left_answers_test_items(raced: StudyFolder) -> None:
-    study = raced.read_study()
+def test_only_what_is_left_answers_test_items(narrowed: StudyFolder) -> None:
+    study = narrowed.read_study()
     assert study.candidates
     assert study.runs
     for run_ in study.runs:
-        assert {"colours", "sums"} <= scored_tasks(raced, run_.name)
+        assert {"colours", "sums"} <= scored_tasks(narrowed, run_.name)
     for candidate in study.candidates:
-        tasks = scored_tasks(raced, candidate.name)
+        tasks = scored_tasks(narrowed, candidate.name)
         assert tasks <= {"colours@validation", "sums@validation"}
 
 
-def test_the_record_says_what_was_known_and_why(raced: StudyFolder) -> None:
-    record = search_of(raced)
-    assert record.policy == "race"
+def test_the_record_says_what_was_known_and_why(narrowed: StudyFolder) -> None:
+    record = search_of(narrowed)
+    assert record.policy == "narrow"
     (part,) = record.by_train_task
     assert part.num_items == {"colours": 6, "sums": 6}
     first, *_, last = part.decisions
     assert first.shown == ()
     assert len(first.wanted) == 6  # three rates of two ranks
-    study = raced.read_study()
+    study = narrowed.read_study()
     assert set(last.finalists) == {run_.name for run_ in study.runs}
     wanted = [name for decision in part.decisions for name in decision.wanted]
     shown = [each.run for each in part.shown]
@@ -75,21 +78,21 @@ def test_the_record_says_what_was_known_and_why(raced: StudyFolder) -> None:
     assert set(rates.items()) <= tuned
 
 
-def test_ranks_at_their_own_rates_are_one_axis(raced: StudyFolder) -> None:
-    study = raced.read_study()
+def test_ranks_at_their_own_rates_are_one_axis(narrowed: StudyFolder) -> None:
+    study = narrowed.read_study()
     assert {run_.rate_labels for run_ in study.runs} == {("tuned",)}
 
 
-def test_a_finished_search_does_nothing_again(study_file: Path, raced: StudyFolder) -> None:
-    before = raced.search_file.read_bytes()
-    _, recorder = run(study_file, raced.root, *RACE)
+def test_a_finished_search_does_nothing_again(study_file: Path, narrowed: StudyFolder) -> None:
+    before = narrowed.search_file.read_bytes()
+    _, recorder = run(study_file, narrowed.root, *NARROW)
     assert recorder.stages == []
-    assert raced.search_file.read_bytes() == before
+    assert narrowed.search_file.read_bytes() == before
 
 
-def test_status_names_candidates(raced: StudyFolder) -> None:
-    study = raced.read_study()
-    lines = {line.model: line for line in study_status(raced)}
+def test_status_names_candidates(narrowed: StudyFolder) -> None:
+    study = narrowed.read_study()
+    lines = {line.model: line for line in study_status(narrowed)}
     for candidate in study.candidates:
         assert lines[candidate.name].left == ()
 
@@ -119,41 +122,41 @@ def _results(folder: StudyFolder, study: StudyRecord) -> dict[str, object]:
 
 
 def test_a_search_that_is_stopped_again_and_again_ends_the_same(
-    study_file: Path, raced: StudyFolder, tmp_path: Path
+    study_file: Path, narrowed: StudyFolder, tmp_path: Path
 ) -> None:
     folder = StudyFolder(tmp_path)
-    config = load_config(study_file, RACE)
+    config = load_config(study_file, NARROW)
     for _ in range(20):
         try:
             run_study(plan_study(config), folder, _Stopping(7))
         except Stopped:
             continue
         break
-    study, whole = folder.read_study(), raced.read_study()
+    study, whole = folder.read_study(), narrowed.read_study()
     assert [run_.name for run_ in study.runs] == [run_.name for run_ in whole.runs]
-    assert _results(folder, study) == _results(raced, whole)
-    assert search_of(folder).by_train_task == search_of(raced).by_train_task
+    assert _results(folder, study) == _results(narrowed, whole)
+    assert search_of(folder).by_train_task == search_of(narrowed).by_train_task
 
 
 def test_the_course_does_not_depend_on_test_items(
-    study_file: Path, raced: StudyFolder, tmp_path: Path
+    study_file: Path, narrowed: StudyFolder, tmp_path: Path
 ) -> None:
     """Only validation scores are read: the same decisions come without any test score."""
-    shutil.copytree(raced.root, tmp_path / "study")
+    shutil.copytree(narrowed.root, tmp_path / "study")
     copy = StudyFolder(tmp_path / "study")
     for name in ("base", *(run_.name for run_ in copy.read_study().runs)):
         for task in ("colours", "sums"):
             copy.evaluation_file(name, task).unlink()
     before = search_of(copy)
-    run(study_file, copy.root, *RACE)
+    run(study_file, copy.root, *NARROW)
     assert search_of(copy) == before
 
 
 def test_what_a_search_dropped_is_trained_again_where_it_is_wanted_later(
-    study_file: Path, raced: StudyFolder, tmp_path: Path
+    study_file: Path, narrowed: StudyFolder, tmp_path: Path
 ) -> None:
-    """A race first, and then every rank at its tuned rate: as if there had been no race."""
-    shutil.copytree(raced.root, tmp_path / "study")
+    """A search first, and then every rank at its tuned rate: as if there had been no search."""
+    shutil.copytree(narrowed.root, tmp_path / "study")
     copy = StudyFolder(tmp_path / "study")
     every = ("train.learning_rate.tune=true", "seeds=[0, 1]")
     run(study_file, copy.root, *every)
@@ -161,11 +164,11 @@ def test_what_a_search_dropped_is_trained_again_where_it_is_wanted_later(
     alone = StudyFolder(tmp_path / "alone")
     names = [run_.name for run_ in alone.read_study().runs]
     assert [run_.name for run_ in copy.read_study().runs] == names
-    assert len(names) > len(raced.read_study().runs)
+    assert len(names) > len(narrowed.read_study().runs)
     assert _results(copy, copy.read_study()) == _results(alone, alone.read_study())
 
 
-@pytest.mark.parametrize("policy", ["race", "ladder"])
+@pytest.mark.parametrize("policy", ["narrow", "ladder"])
 def test_a_policy_without_tuning(study_file: Path, tmp_path: Path, policy: str) -> None:
     settings: Sequence[str] = (f"search.policy={policy}", "seeds=[0]")
     (results, recommendation, _), _ = run(study_file, tmp_path, *settings)
@@ -189,7 +192,7 @@ def test_full_fine_tuning_is_tuned_too(study_file: Path, tmp_path: Path) -> None
 
 def test_arms_are_of_what_the_search_leaves(study_file: Path, tmp_path: Path) -> None:
     arms = "mitigations=[{learning_rate_factor: 0.1}, {kl: {at: prompts}}]"
-    outcome, _ = run(study_file, tmp_path / "study", *RACE, arms)
+    outcome, _ = run(study_file, tmp_path / "study", *NARROW, arms)
     study = StudyFolder(tmp_path / "study").read_study()
     rates = {run_.name: run_.learning_rate for run_ in study.runs}
     assert {arm.mitigates.name for arm in study.mitigated if arm.mitigates} == {*rates}

@@ -257,7 +257,7 @@ def test_who_joins_in_the_middle_of_a_search_goes_on_under_its_plan(
     tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     """Though more could be planned already: one task's trainings are done, the other's are not."""
-    settings = SEARCHED.replace("search: {", "search: {policy: race, ")
+    settings = SEARCHED.replace("search: {", "search: {policy: narrow, ")
     settings = settings.replace("task: colours", "task: [colours, hues]")
     settings = settings.replace("full: 1e-3}", "full: 1e-3, tune: true}")
     settings += "methods: {lora: {ranks: [2, 4]}, full: null}\n"
@@ -354,7 +354,7 @@ def test_nobody_waits_where_nothing_is_to_come(plan: StudyPlan, tmp_path: Path) 
 # --- studies that plan more as they go
 
 
-@pytest.mark.parametrize("policy", ["policy: race, ", ""])
+@pytest.mark.parametrize("policy", ["policy: narrow, ", ""])
 def test_workers_share_a_search_and_a_growing_study(
     policy: str, tiny_model_folder: Path, tmp_path: Path
 ) -> None:

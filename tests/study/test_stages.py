@@ -16,7 +16,7 @@ from rankwise.cli.terminal import status_table
 from rankwise.errors import RecordError, StageFailedError
 from rankwise.records.folder import StudyFolder
 from rankwise.records.reading import read_results
-from rankwise.records.study import StageFailure, StudyRecord, TokenCounts
+from rankwise.records.study import StageFailure
 from rankwise.records.study_file import load_config
 from rankwise.report.page import write_report
 from rankwise.study.planning.plan import StudyPlan, plan_study
@@ -26,7 +26,6 @@ from rankwise.study.status import study_status
 from rankwise.study.work import training
 from tests.support.command_line import rankwise, words
 from tests.support.observers import Recorder, Silent
-from tests.support.records import content_of
 from tests.support.tiny_tasks import write_tiny_tasks
 
 FEW = ["evaluation.limit=6", "train.epochs=1", "analysis.null_draws=1"]
@@ -113,16 +112,6 @@ def test_status_lists_heads_that_run_would_go_on_with(folder: StudyFolder) -> No
     answered = rankwise("status", folder.root, "--json")
     models = json.loads(answered.stdout)["models"]
     assert [line["heads_left"] for line in models].count(True) == 1
-
-
-def test_a_record_of_an_older_version_has_the_same_stages(folder: StudyFolder) -> None:
-    content = content_of(folder.study_file)
-    del content["num_tokens"], content["num_parameters"]
-    older = StudyRecord.model_validate_json(json.dumps(content))
-    assert older.num_tokens == TokenCounts()
-    assert [stage.id for stage in stages(older)] == [s.id for s in stages(folder.read_study())]
-    folder.study_file.write_text(json.dumps(content))
-    assert not any(line.left for line in study_status(folder))
 
 
 def test_a_damaged_record_is_named_also_where_a_stage_failed(folder: StudyFolder) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rankwise.engine.models.attention import INSTEAD
@@ -91,14 +91,11 @@ class LearnedTokens(NamedTuple):
         rows: (losses,) the tokens whose next token is learned.
         targets: (losses,) the next tokens.
         weights: (losses,) float32, of each loss in the sum that is minimised.
-        by_probability: (losses,) where the weight is also times the token's probability, which is
-            taken as a constant (DFT, arXiv:2508.05629); None: nowhere.
     """
 
     rows: Int[Tensor, " losses"]
     targets: Int[Tensor, " losses"]
     weights: Float[Tensor, " losses"]
-    by_probability: Bool[Tensor, " losses"] | None = None
 
 
 class HeldTokens(NamedTuple):
@@ -145,10 +142,7 @@ def backward_losses(
     for part in _chunks(len(learned.rows), budget // bytes_of_row):
         with _backward_chunk(head, states, learned.rows[part], grad_hidden) as logits:
             losses[part] = _losses_and_gradient(
-                logits,
-                learned.targets[part],
-                learned.weights[part],
-                None if learned.by_probability is None else learned.by_probability[part],
+                logits, learned.targets[part], learned.weights[part]
             )
     kls = torch.empty(0 if held is None else len(held.rows), device=states.device)
     if held is not None:
@@ -193,13 +187,12 @@ def _losses_and_gradient(
     logits: Float[Tensor, "rows vocab"],
     targets: Int[Tensor, " rows"],
     weights: Float[Tensor, " rows"],
-    by_probability: Bool[Tensor, " rows"] | None,
 ) -> Float[Tensor, " rows"]:
     """Cross-entropies; ``logits`` are overwritten by the gradient of their weighted sum."""
     losses = torch.empty(len(targets), device=logits.device)
     for part in _chunks(len(targets), _rows_of_block(logits)):
         rows = logits[part]  # (block, vocab), a view
-        right = targets[part, None]  # (block, 1), as are the four below
+        right = targets[part, None]  # (block, 1), as are the three below
         highest = rows.amax(dim=-1, keepdim=True).float()  # three times as fast as max on a CPU
         chosen = rows.gather(1, right).float()
         shares = torch.softmax(rows, dim=-1, dtype=torch.float32)  # (block, vocab)
@@ -207,12 +200,9 @@ def _losses_and_gradient(
         # A share that underflows is that of a logit far below the highest one, next to which the
         # logarithm of the sum is the highest logit itself.
         losses[part] = torch.where(share > 0, -share.log(), highest - chosen)[:, 0]
-        weight = weights[part, None]
-        if by_probability is not None:
-            weight = torch.where(by_probability[part, None], weight * share, weight)
         # the gradient of cross-entropy is softmax - one-hot, times the loss's weight
         shares.scatter_add_(1, right, torch.full_like(share, -1.0))
-        torch.mul(shares, weight, out=rows)
+        torch.mul(shares, weights[part, None], out=rows)
     return losses
 
 

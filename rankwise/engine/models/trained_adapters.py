@@ -28,17 +28,6 @@ class LoraFactors(NamedTuple):
     lora_B: Float[Tensor, "out_features rank"]
 
 
-class Directions(NamedTuple):
-    """Orthonormal directions of a layer's outputs (U) and inputs (V), as columns."""
-
-    left: Float[Tensor, "out_features number"]
-    right: Float[Tensor, "in_features number"]
-
-    def leading(self, number: int) -> Directions:
-        """The first ``number`` of both."""
-        return Directions(self.left[:, :number], self.right[:, :number])
-
-
 class DroppedSequence(NamedTuple):
     """The rows ``start`` to ``stop`` (exclusive) of one sequence, and what its dropout depends on.
 
@@ -105,7 +94,6 @@ class Adapter:
         self.factors = _views(self.weights.detach(), shapes, rank)
         self.gradients = _views(self.weights.grad, shapes, rank)
         self.copies = _views(self._copy, shapes, rank)
-        self._kept_off: Mapping[str, Directions] = {}
         self._in_base: Mapping[str, LoraFactors] = {}
         for name, factors in self.factors.items():
             if init == "A":
@@ -177,24 +165,6 @@ class Adapter:
             made.append(pair)
         return made
 
-    def keep_off(self, directions: Mapping[str, Directions]) -> None:
-        """Keep the update off these directions of each layer, from now on.
-
-        The update is then (I - U @ U.T) @ B @ A @ (I - V @ V.T), and its gradients are those of
-        this product (OPLoRA, arXiv:2510.13003), once ``project_gradients`` has projected them. A
-        step of AdamW leaves the subspace; ``project`` takes the weights back, which changes nothing
-        in the product.
-
-        Args:
-            directions: of every adapted layer.
-        """
-        self._kept_off = {
-            name: Directions(*(side.to(self.weights.device) for side in directions[name]))
-            for name in self.factors
-        }
-        self.project()
-        self.refresh()
-
     def refresh(self) -> None:
         """Copy the weights into ``copies``, in the dtype that they are multiplied in."""
         if not self._in_base:  # all at once
@@ -203,20 +173,6 @@ class Adapter:
         for name, copied in self.copies.items():
             for into, values in zip(copied, self._beyond_base(name), strict=True):
                 into.copy_(values)
-
-    def project(self) -> None:
-        """Take the weights off the directions that the update is kept off."""
-        self._project(self.factors)
-
-    def project_gradients(self) -> None:
-        """Take out of the gradients what leads to directions that the update is kept off."""
-        self._project(self.gradients)
-
-    def _project(self, factors: Mapping[str, LoraFactors]) -> None:
-        for name, (left, right) in self._kept_off.items():
-            lora_A, lora_B = factors[name]
-            lora_A -= (lora_A @ right) @ right.T  # (rank, in_features)
-            lora_B -= left @ (left.T @ lora_B)  # (out_features, rank)
 
     @property
     def is_zero_update(self) -> bool:

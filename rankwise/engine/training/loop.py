@@ -322,7 +322,6 @@ class _Pass:
             index: Share(
                 of_loss=1.0 / counts[index],
                 of_kl=trainee.kl_weight / max(held[index], 1),
-                by_probability=trainee.learns_by_probability,
                 masks_targets=trainee.masks_targets,
             )
             for index, trainee in active.items()

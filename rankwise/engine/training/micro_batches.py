@@ -45,13 +45,11 @@ class Share(NamedTuple):
     Attributes:
         of_loss: weight of each learned token.
         of_kl: weight of each token at which it is held to the base.
-        by_probability: the first is also times the token's probability.
         masks_targets: the right token is left out where it is held to the base.
     """
 
     of_loss: float
     of_kl: float = 0.0
-    by_probability: bool = False
     masks_targets: bool = False
 
 
@@ -207,19 +205,12 @@ def pack(placed: Sequence[Placed], shares: Mapping[int, Share], device: torch.de
     arrays = {name: np.array(numbers, np.int64) for name, numbers in integers.items()}
     weights = np.array([share.of_loss for share in own], np.float32)
     kl_weights = np.array([share.of_kl for share in own], np.float32)
-    by_probability = np.array([share.by_probability for share in own])
     arrays |= {
         "weights": weights.repeat(loss_counts),
         "kl_weights": kl_weights.repeat(held_counts),
-        "by_probability": by_probability.repeat(loss_counts),
     }
     of = dict(zip(arrays, moved_together([*arrays.values()], device), strict=True))
-    learned = LearnedTokens(
-        of["loss_rows"],
-        of["targets"],
-        of["weights"],
-        of["by_probability"] if by_probability.any() else None,
-    )
+    learned = LearnedTokens(of["loss_rows"], of["targets"], of["weights"])
     held = None
     if texts:
         tokens = _packed(of["text_ids"], of["text_positions"], texts)

@@ -118,9 +118,7 @@ class Trainee:
         self.seconds = 0.0
         self._weights, self._config = list(weights), config
         arm = run.mitigation
-        self._kl, self._loss, decay = (
-            (None, None, None) if arm is None else (arm.kl, arm.loss, arm.weight_decay)
-        )
+        self._kl, decay = (None, None) if arm is None else (arm.kl, arm.weight_decay)
         self._new_optimizer: NewOptimizer = (
             optimizer
             if callable(optimizer)
@@ -174,11 +172,6 @@ class Trainee:
     def num_loss_tokens(self) -> int:
         """Learned tokens of the next step."""
         return sum(example.num_loss_tokens for example in self.batch)
-
-    @property
-    def learns_by_probability(self) -> bool:
-        """Whether the loss of each token is weighed by its probability."""
-        return self._loss == "dft"
 
     @property
     def kl_weight(self) -> float:
@@ -240,7 +233,6 @@ class Trainee:
                 group["lr"] = rate
         self._optimizer.step()
         self.clear_gradients()
-        self._after_step()
         self._weights_changed()
         before = self.metrics[-1].num_tokens if self.metrics else 0
         metrics = StepMetrics(
@@ -260,9 +252,6 @@ class Trainee:
 
     def _before_step(self) -> None:
         """Called when the gradients of a step are gathered."""
-
-    def _after_step(self) -> None:
-        """Called when the optimizer has taken a step."""
 
     def _weights_changed(self) -> None:
         """Called after a step, and when a saved state is loaded."""
@@ -409,12 +398,6 @@ class AdapterTrainee(Trainee):
     def clear_gradients(self) -> None:
         # zeroed in place: layers write into views of the gradient
         self._optimizer.zero_grad(set_to_none=False)
-
-    def _before_step(self) -> None:
-        self.adapter.project_gradients()
-
-    def _after_step(self) -> None:
-        self.adapter.project()
 
     def _weights_changed(self) -> None:
         self.adapter.refresh()

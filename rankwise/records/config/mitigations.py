@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from rankwise.records.config.own_rows import data_name
 from rankwise.records.fields import (
-    Count,
     NotNegative,
     Number,
     Positive,
@@ -104,12 +103,8 @@ class MitigationConfig(Section):
     """Of the run's alpha."""
     weight_decay: NotNegative | None = None
     """Instead of ``train.weight_decay``: a step at rate η shrinks A and B by η times this."""
-    loss: Literal["dft"] | None = None
-    """``dft`` weighs the loss of each token by its probability (arXiv:2508.05629)."""
     kl: KLConfig | None = None
     replay: ReplayConfig | None = None
-    project: Count | None = None
-    """Keep the update off so many leading singular directions of each matrix, on both sides."""
 
     @model_validator(mode="after")
     def _something(self) -> Self:
@@ -132,15 +127,11 @@ class MitigationConfig(Section):
             parts.append(f"alpha × {self.alpha_factor:g}")
         if self.weight_decay is not None:
             parts.append(f"weight decay {self.weight_decay:g}")
-        if self.loss is not None:
-            parts.append(self.loss.upper())
         if self.kl is not None:
             parts.append(_kl_label(self.kl))
         if self.replay is not None:
             source = "own texts" if self.replay.rows is None else self.replay.rows.name
             parts.append(f"{100 * self.replay.share:g} % {source}")
-        if self.project is not None:
-            parts.append(f"off {self.project} directions")
         return parts
 
 

@@ -222,11 +222,12 @@ class SearchConfig(Section):
     the verdict is made from are scored once, by the runs that are left.
     """
 
-    policy: Literal["race", "ladder"] | None = None
-    """``race``: all ranks together, those that are ruled out are dropped. ``ladder``: one rank
-    first, then larger if it underfits and smaller if it forgets. None: every rank."""
+    policy: Literal["narrow", "ladder"] | None = None
+    """``narrow``: one seed of every rank, then the other seeds of the best one, and of the next if
+    it is within δ. ``ladder``: one rank first, then larger if it underfits and smaller if it
+    forgets. None: every rank."""
     first_rank: Count = 32
-    """Where a ladder begins: the nearest rank of the study's, such as ``rankwise predict`` says."""
+    """Where a ladder begins: the nearest rank of the study's."""
     rungs: Annotated[
         tuple[Annotated[Number, Field(gt=0, lt=1)], ...],
         BeforeValidator(as_list),

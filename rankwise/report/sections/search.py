@@ -25,7 +25,7 @@ from rankwise.report.parts import (
 )
 
 POLICIES = {
-    "race": "a race: all ranks together, and those that are ruled out stop",
+    "narrow": "one seed of every rank, then more seeds of the best one and its nearest rival",
     "ladder": "a ladder: one rank first, then larger if it underfits and smaller if it forgets",
     "grid": "every rank, each at a learning rate that was searched",
     "stop": "every rank, each stopped while it keeps enough",

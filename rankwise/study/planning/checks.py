@@ -178,7 +178,7 @@ def check_search(config: StudyConfig, issues: Issues) -> None:
     """What a search does not do with what the file names."""
     if config.search.policy == "ladder" and config.methods.full is not None:
         issues.warnings.append(
-            "search: a ladder trains no full fine-tuning; take search.policy=race to compare it"
+            "search: a ladder trains no full fine-tuning; take search.policy=narrow to compare it"
         )
     if config.search.grows and config.evaluation.limit is None:
         more = "nothing" if config.is_searched else "seeds alone"

@@ -144,8 +144,8 @@ def needs_whole_base(run: PlannedRun) -> str | None:
         return f"PEFT trains {run.variant} on the whole base"
     if variant is not None and variant.initialise is not None:
         return f"{run.variant} begins at what the whole base has"
-    if arm is not None and (has_own_texts(arm) or arm.project is not None):
-        return "the arm reads texts or directions of the whole base"
+    if arm is not None and (has_own_texts(arm)):
+        return "the arm reads texts that the whole base wrote"
     return None
 
 

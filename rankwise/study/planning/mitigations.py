@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rankwise.engine.models.own_texts import NUM_TEXTS, NUM_TOKENS
-from rankwise.engine.models.weights import is_stored_quantised
 from rankwise.errors import DataError, TaskError
 from rankwise.records.config.mitigations import MitigationConfig, RowsConfig
 from rankwise.records.config.study import StudyConfig
@@ -16,7 +15,7 @@ from rankwise.records.fingerprints import mitigation_fingerprint
 from rankwise.records.study import PlannedRun
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.model import StudyModel
-from rankwise.study.planning.runs import TargetLayers, examples_digest
+from rankwise.study.planning.runs import examples_digest
 from rankwise.study.planning.tasks import TaskPlan
 from rankwise.tasks.overlap import find_overlap
 from rankwise.tasks.resolution import TaskNotFound, load_tasks
@@ -51,41 +50,6 @@ def other_examples(
                 except (TaskError, DataError) as error:
                     issues.problems.append(f"{place}: {error}")
     return found
-
-
-def check_projections(
-    config: StudyConfig,
-    model: StudyModel,
-    layers: Mapping[tuple[str, ...], TargetLayers],
-    issues: Issues,
-) -> None:
-    """Whether an update has room beside the directions that arms keep it off."""
-    rank = max(config.methods.lora.trained_ranks) if config.methods.lora is not None else 0
-    for index, arm in enumerate(config.mitigations):
-        if arm.project is None:
-            continue
-        place = f"mitigations[{index}].project"
-        if is_stored_quantised(model.base.folder):
-            issues.problems.append(
-                f"{place}: {model.base.name} is stored quantised, so its singular directions are "
-                "not known; leave it out"
-            )
-        sides = {
-            min(shape): name.rpartition(".")[2]
-            for targets in layers.values()
-            for name, shape in targets.shapes.items()
-        }
-        side = min(sides, default=0)
-        if sides and arm.project >= side:
-            issues.problems.append(
-                f"{place}: {arm.project} directions leave nothing of {sides[side]}, which has "
-                f"{side}; lower it"
-            )
-        elif sides and arm.project + rank > side:
-            issues.warnings.append(
-                f"{place}: beside {arm.project} directions the update of {sides[side]} has rank "
-                f"{side - arm.project} at most, and not {rank}"
-            )
 
 
 def _rows_of(arm: MitigationConfig) -> list[RowsConfig]:

@@ -59,7 +59,6 @@ from rankwise.study.planning.imports import imported_run
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.mitigations import (
     Others,
-    check_projections,
     largest_step,
     longest_other,
     other_examples,
@@ -214,7 +213,6 @@ def _parts(config: StudyConfig, model: StudyModel, issues: Issues) -> _Parts | N
         for train_task, rows in tasks.rows.items()
     }
     others = {} if issues.problems else other_examples(config, model, tasks, issues)
-    check_projections(config, model, layers, issues)
     check_metrics(config, tasks.prepared, issues)
     check_clusters(config, tasks.prepared, tasks.scored, issues)
     check_items(config, tasks.prepared, tasks.scored, issues)

@@ -12,8 +12,8 @@ from rankwise.records.config.study import StudyConfig
 from rankwise.records.config.training import RateRuleConfig
 from rankwise.study.searches.early_stop import EarlyStop
 from rankwise.study.searches.ladder import Ladder
+from rankwise.study.searches.narrow import Narrow
 from rankwise.study.searches.policy import Measures, Policy, Setting, Terms
-from rankwise.study.searches.race import Race
 from rankwise.study.searches.rates import FACTOR, rounded
 
 REFERENCE_RANK = 32
@@ -73,8 +73,8 @@ def policy_of(
     terms = terms_of(config, measures)
     if config.search.policy == "ladder":
         return Ladder(settings, config.seeds, terms, config.search.rungs, config.search.first_rank)
-    drops_settings = config.search.policy == "race"
-    return Race(settings, config.seeds, terms, config.search.rungs, drops_settings)
+    narrows = config.search.policy == "narrow"
+    return Narrow(settings, config.seeds, terms, config.search.rungs, narrows)
 
 
 def terms_of(config: StudyConfig, measures: Measures) -> Terms:

@@ -1,14 +1,12 @@
-"""What arms against forgetting need besides: rows, the base's own texts, its leading directions."""
+"""What arms against forgetting need besides: rows, and the base's own texts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
 
-from rankwise.engine.models.base import fetch_weights
 from rankwise.engine.models.own_texts import NUM_TEXTS, NUM_TOKENS, write_texts
-from rankwise.engine.models.trained_adapters import Directions
-from rankwise.engine.training.trainees import NOTHING_BESIDE, AdapterTrainee, Beside
+from rankwise.engine.training.trainees import NOTHING_BESIDE, Beside
 from rankwise.errors import DataError
 from rankwise.records.config.mitigations import RowsConfig
 from rankwise.records.fingerprints import own_texts_fingerprint
@@ -17,7 +15,6 @@ from rankwise.records.study import PlannedRun
 from rankwise.study.context import StudyContext
 from rankwise.tasks.overlap import find_overlap
 from rankwise.tasks.training_rows import Example, TextEncoder, TrainingRow
-from rankwise.weights.svd_cache import decompositions
 
 _SEED = 0  # one set of texts for all runs and seeds: what differs between arms is not the texts
 
@@ -83,30 +80,3 @@ class RowsBeside:
             record = OwnTexts(fingerprint=wanted, tokens=tuple(written), texts=texts)
             folder.write(folder.own_texts_file, record)
         return record
-
-
-def project(context: StudyContext, trainees: Sequence[AdapterTrainee]) -> None:
-    """Keep adapters off as many leading singular directions of the base as their arms say.
-
-    A matrix of the base is decomposed once for all of them.
-
-    Raises:
-        ModelError: the base's weights cannot be read.
-    """
-    numbers = {
-        trainee.adapter: trainee.run.mitigation.project
-        for trainee in trainees
-        if trainee.run.mitigation is not None and trainee.run.mitigation.project is not None
-    }
-    if not numbers:
-        return
-    plan, most = context.plan, max(numbers.values())
-    layers = dict.fromkeys(name for adapter in numbers for name in adapter.factors)
-    svd_of = decompositions(fetch_weights(plan.base), list(layers), plan.device)
-    directions: dict[str, Directions] = {}
-    for name in layers:
-        svd = svd_of(name)
-        # clones: a slice would keep the whole decomposition
-        directions[name] = Directions(svd.U[:, :most].clone(), svd.Vh[:most].T.clone())
-    for adapter, number in numbers.items():
-        adapter.keep_off({name: directions[name].leading(number) for name in adapter.factors})

@@ -51,7 +51,7 @@ from rankwise.study.planning.imports import import_adapter, weights_bytes
 from rankwise.study.planning.passes import shares_a_pass
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.stages import Train
-from rankwise.study.work.mitigations import RowsBeside, project
+from rankwise.study.work.mitigations import RowsBeside
 from rankwise.study.work.processes import train_in_processes
 from rankwise.study.work.truncation import Truncated, diverged_source, truncated_adapters
 
@@ -161,7 +161,6 @@ def _train_adapters(
         _refuse_misloaded(context, base, list(by_training))
     truncated = truncated_adapters(context, list(by_training))
     trainees, unsettled = _adapter_trainees(context, base, by_training, truncated, make)
-    project(context, trainees)
 
     def save(trainee: Trainee, run: PlannedRun) -> Saved:
         assert isinstance(trainee, AdapterTrainee)

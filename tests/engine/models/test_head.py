@@ -54,8 +54,6 @@ def test_chunks_give_what_all_logits_give(
 
     logits = logits_alone(model, embeds)[0]
     each = cross_entropy(logits[ROWS], targets, reduction="none")
-    by_probability = torch.arange(len(ROWS)) % 3 == 0
-    shares = torch.where(by_probability, (-each.detach()).exp(), 1.0)
     layout = PackedLayout(LENGTHS)
     with packed_attention(model):
         head = CompletionHead(model)
@@ -68,7 +66,7 @@ def test_chunks_give_what_all_logits_give(
             for found in (logits[HELD], head.logits(reference).detach())
         )
         kls = torch.where(compared, p.exp() * (p - q), 0.0).sum(dim=-1)
-        ((each * shares * WEIGHTS).sum() + (kls * HELD_WEIGHTS).sum()).backward()
+        ((each * WEIGHTS).sum() + (kls * HELD_WEIGHTS).sum()).backward()
         expected = gradients(model, embeds)
         hidden = model.base_model(
             inputs_embeds=embeds,
@@ -79,7 +77,7 @@ def test_chunks_give_what_all_logits_give(
         found, divergences = backward_losses(
             head,
             hidden,
-            LearnedTokens(ROWS, targets, WEIGHTS, by_probability),
+            LearnedTokens(ROWS, targets, WEIGHTS),
             HeldTokens(HELD, reference, HELD_WEIGHTS, left_out),
         )
     assert found == pytest.approx(each.detach(), rel=1e-5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from pathlib import Path
@@ -31,6 +30,7 @@ from rankwise.tasks.right_answers import MOST_TOKENS, TEXT_TOKENS, right_answers
 from tests.planted import results as planted_results
 from tests.support.audited_models import adapter
 from tests.support.observers import Recorder
+from tests.support.records import change
 from tests.support.studies import run
 
 SETTINGS: dict[str, Any] = {"max_batch_tokens": 40}
@@ -330,8 +330,7 @@ def test_a_missing_record_is_made_again_and_nothing_else(
     assert after.results.runs[1].divergences[0].kl_nats == pytest.approx(
         before.results.runs[1].divergences[0].kl_nats
     )
-    record = json.loads(path.read_text())
-    path.write_text(json.dumps(record | {"fingerprint": "of other words"}))
+    change(path, fingerprint="of other words")
     _, recorder = run(study_file, folder.root, *SMALL)
     assert len(recorder.stages) == 1
     assert not any(line.divergence_left for line in study_status(folder))

@@ -56,7 +56,7 @@ def test_what_is_packed_is_what_was_asked_for() -> None:
     first = Placed(0, 0, example([10, 11, 12, 13], 2), range(1, 3))
     second = Placed(1, 0, example([20, 21, 22], 1))
     again = Placed(1, 1, example([10, 11, 12, 13], 1), range(2))  # the base reads it once
-    shares = {0: Share(0.5, 2.0, by_probability=True), 1: Share(0.25, 3.0, masks_targets=True)}
+    shares = {0: Share(0.5, 2.0), 1: Share(0.25, 3.0, masks_targets=True)}
     batch = pack([second, first, again], shares, CPU)
     assert batch.tokens.input_ids.tolist() == [[10, 11, 12, 10, 11, 12, 20, 21]]
     assert batch.tokens.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 0, 1]]
@@ -64,8 +64,6 @@ def test_what_is_packed_is_what_was_asked_for() -> None:
     assert batch.learned.rows.tolist() == [1, 2, 5, 7]
     assert batch.learned.targets.tolist() == [12, 13, 13, 22]
     assert batch.learned.weights.tolist() == [0.5, 0.5, 0.25, 0.25]
-    assert batch.learned.by_probability is not None
-    assert batch.learned.by_probability.tolist() == [True, True, False, False]
     held = batch.held
     assert held is not None
     assert held.rows.tolist() == [1, 2, 3, 4]

@@ -14,27 +14,22 @@ from torch.func import functional_call
 
 from rankwise.engine.models import own_texts
 from rankwise.engine.models.own_texts import write_texts
-from rankwise.engine.models.trained_adapters import Directions
 from rankwise.engine.training.trainees import AdapterTrainee, Beside, rate_factor
 from rankwise.records.config.mitigations import MitigationConfig
 from rankwise.records.config.training import TrainConfig
 from rankwise.tasks.training_rows import Example
 from tests.support.passes import ROWS, Heard, Setting, config
 
-NUM_OFF = 3
-
 ARMS: dict[str, dict[str, Any]] = {
     "nothing": {"learning_rate_factor": 1.0},
-    "dft": {"loss": "dft"},
     "prompts": {"kl": {"at": "prompts", "weight": 0.7}},
-    "asft": {"loss": "dft", "kl": {"at": "completions"}},
+    "completions": {"kl": {"at": "completions"}},
     "masked": {"kl": {"at": "completions", "mask_target": True, "weight": 2.0}},
     "own texts": {"kl": {"at": "own_texts", "share": 0.3}},
     "rows": {"kl": {"at": "rows", "share": 0.2, "rows": {"task": "other"}}},
     "replay": {"replay": {"share": 0.2}},
     "both": {"replay": {"share": 0.1}, "kl": {"share": 0.3, "weight": 0.5}},
     "decay": {"weight_decay": 5.0},
-    "off": {"project": NUM_OFF},
 }
 
 
@@ -55,24 +50,13 @@ def arm_of(name: str) -> MitigationConfig:
 def trainee_of(setting: Setting, name: str, texts: Sequence[tuple[int, ...]]) -> AdapterTrainee:
     learned = [Example(text, len(text) - 1, is_truncated=False) for text in texts]
     beside = Beside(learned, [text._replace(num_loss_tokens=0) for text in learned])
-    trainee = setting.trainee(
+    return setting.trainee(
         train_config(), name=name, mitigation=arm_of(name), beside=beside, seed=5
     )
-    if name == "off":
-        trainee.adapter.keep_off(directions(setting, trainee))
-    return trainee
 
 
 def train_config() -> TrainConfig:
     return config(epochs=2, max_grad_norm=0.5, warmup_ratio=0.0)
-
-
-def directions(setting: Setting, trainee: AdapterTrainee) -> dict[str, Directions]:
-    found: dict[str, Directions] = {}
-    for name in trainee.adapter.factors:
-        U, _, Vh = torch.linalg.svd(setting.base.get_submodule(name).weight, full_matrices=False)
-        found[name] = Directions(U[:, :NUM_OFF], Vh[:NUM_OFF].T)
-    return found
 
 
 class Dense:
@@ -86,17 +70,12 @@ class Dense:
             name: [each.clone().requires_grad_() for each in pair]
             for name, pair in trainee.adapter.factors.items()
         }
-        self.off = directions(setting, trainee) if self.arm.project else {}
         self.losses: list[float] = []
         self.kls: list[float | None] = []
 
     def delta(self, name: str) -> Tensor:
         lora_A, lora_B = self.factors[name]
-        delta = self.adapter.scaling * lora_B @ lora_A
-        if name in self.off:
-            left, right = (torch.eye(len(side)) - side @ side.T for side in self.off[name])
-            delta = left @ delta @ right
-        return delta
+        return self.adapter.scaling * lora_B @ lora_A
 
     def logits(self, tokens: Sequence[int], *, adapted: bool) -> Tensor:
         ids = torch.tensor([tokens[:-1]])
@@ -122,8 +101,7 @@ class Dense:
             optimizer.zero_grad()
 
     def backward(self, batch: Sequence[Example]) -> None:
-        plain: list[Tensor] = []
-        weighted: list[Tensor] = []
+        nats: list[Tensor] = []
         kls: list[Tensor] = []
         kl = self.arm.kl
         for example in batch:
@@ -131,9 +109,7 @@ class Dense:
             log_q = self.logits(example.tokens, adapted=True).log_softmax(dim=-1)
             of_target = log_q.gather(1, target[:, None])[:, 0]
             learned = torch.arange(len(target)) >= len(target) - example.num_loss_tokens
-            shares = of_target.detach().exp() if self.arm.loss == "dft" else 1.0
-            plain.append(-of_target[learned].detach())
-            weighted.append((-of_target * shares)[learned])
+            nats.append(-of_target[learned])
             if kl is None:
                 continue
             log_p = self.logits(example.tokens, adapted=False).log_softmax(dim=-1)
@@ -151,8 +127,8 @@ class Dense:
                 "rows": torch.full_like(learned, is_beside),
             }[kl.at]
             kls.append(terms.sum(dim=-1)[where])
-        loss = torch.cat(weighted).mean()
-        self.losses.append(float(torch.cat(plain).mean()))
+        loss = torch.cat(nats).mean()
+        self.losses.append(float(loss.detach()))
         self.kls.append(float(torch.cat(kls).mean().detach()) if kls else None)
         if kl is not None:
             loss = loss + kl.weight * torch.cat(kls).mean()
@@ -228,19 +204,6 @@ def test_held_to_the_base_it_stays_nearer(together: tuple[list[AdapterTrainee], 
     assert all(kl is not None and 0 < kl < 1 for kl in kls.values())
 
 
-def test_an_update_is_kept_off_the_leading_directions(
-    setting: Setting, together: tuple[list[AdapterTrainee], Heard]
-) -> None:
-    trainees, _ = together
-    off, plain = trainees[-1], trainees[0]
-    for name, (left, right) in directions(setting, off).items():
-        for trainee, is_off in ((off, True), (plain, False)):
-            lora_A, lora_B = trainee.adapter.factors[name]
-            delta = lora_B @ lora_A
-            sides = float((left.T @ delta).norm()), float((delta @ right).norm())
-            assert (max(sides) < 1e-5 * float(delta.norm())) == is_off
-
-
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
 def test_others_come_at_their_exact_share(setting: Setting, share: float) -> None:
     others = [Example((1, 2, place), 2, is_truncated=False) for place in range(3, 14)]
@@ -265,7 +228,7 @@ def test_others_come_at_their_exact_share(setting: Setting, share: float) -> Non
 def test_a_state_goes_on_bit_for_bit(
     setting: Setting, texts: list[tuple[int, ...]], tmp_path: Path
 ) -> None:
-    for name in ("off", "both"):
+    for name in ("decay", "both"):
         whole = trainee_of(setting, name, texts)
         setting.train(whole)
         stopped = trainee_of(setting, name, texts)

@@ -1,1 +1,0 @@
-"""What can be known of the best rank before it is trained."""
