@@ -9,8 +9,9 @@ import numpy as np
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 
-from benchmarks.decision_studies import CONFIDENCE, NUM_LOOKS, Rate, generator, level_of_look
-from rankwise.findings.decision import choose
+from benchmarks.decision_rule import CONFIDENCE, NUM_LOOKS, level_of_look
+from benchmarks.decision_studies import Rate, generator
+from rankwise.findings.decision import Margins, choose
 from rankwise.findings.pairs import Pair, paired_test
 from rankwise.findings.stats.anytime import anytime_interval
 from rankwise.findings.stats.estimates import (
@@ -152,15 +153,15 @@ def _study_contradictions(gains: Floats) -> int:
     evidence = study_evidence([Items(gains[None], size)], [Items(-gains[None], size)])
     bounds = bounds_at(evidence, level_of_look(len(gains), 1))
     assert bounds.loss is not None
-    delta = epsilon = DIFFERENCE_SD / 5.0
-    choice = choose(bounds, delta, epsilon)
+    margin = DIFFERENCE_SD / 5.0
+    choice = choose(bounds, Margins(margin, margin))
     assert choice.keeps_enough is not None
     return sum(
         _state(bound, margin, below) != state
         for states, ends, margin, below in (
             (choice.better_than_base, _ends(bounds.gain), 0.0, False),
-            (choice.keeps_enough, _ends(bounds.loss), epsilon, True),
-            (choice.near_the_best, [short[1:] for short in choice.shortfall], delta, True),
+            (choice.keeps_enough, _ends(bounds.loss), margin, True),
+            (choice.near_the_best, [short[1:] for short in choice.shortfall], margin, True),
         )
         for state, bound in zip(states, ends, strict=True)
     )

@@ -109,6 +109,7 @@ def run_and_report(
     quiet_libraries()
     from rankwise.cli.events import EventObserver, Events, print_line
     from rankwise.integrations.tracking import followed
+    from rankwise.study.conclusion import judged_again
     from rankwise.study.growing import run_to_verdict
     from rankwise.study.progress import Follower, QuietObserver, TerminalObserver
     from rankwise.study.stopping import Stopped
@@ -122,6 +123,12 @@ def run_and_report(
             config, folder = find(events)
             place = str(folder.root)
             check_page(folder)
+            judged = judged_again(folder, config)
+            if judged is not None:
+                note("only the margins differ: the finished study is judged again")
+                if events is None:
+                    return report_on(folder, judged)
+                return report_events(folder, judged, events)
             shown: Follower
             if events is not None:
                 shown = EventObserver(events, folder)

@@ -343,7 +343,7 @@ def prospect(probability: float, seeds: int = 0) -> Prospect:
     return Prospect(
         add="seeds" if seeds else "items", factor=None if seeds else 2.0,
         num_items={} if seeds else {"arc": 200}, num_available=None, num_new_items=100,
-        num_seeds=1 + seeds, num_new_seeds=seeds, probability=probability, value=0.0,
+        num_seeds=1 + seeds, num_new_seeds=seeds, probability=probability,
     )  # fmt: skip
 
 

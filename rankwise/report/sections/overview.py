@@ -211,7 +211,7 @@ def _panel(study: _Study, relation: Relation, unit: Unit) -> tuple[BarPanel, int
             f"{short[row.task]}\n{quantities.sample_size(row)}",
             summary.label,
             summary.kind,
-            row.interval.negated() if is_prose else row.interval,
+            row.interval.negated() if is_prose else study.recommendation.interval_of(row),
             "" if is_prose else row.task,
         )
         for task in worst
