@@ -396,7 +396,7 @@ def test_studies_go_below_the_current_folder(
 ) -> None:
     asked: list[Path] = []
 
-    def recorded(_: Any, folder: StudyFolder, __: Any, **___: Any) -> None:
+    def recorded(_: Any, folder: StudyFolder, *__: Any, **___: Any) -> None:
         asked.append(folder.root)
         raise KeyboardInterrupt
 
