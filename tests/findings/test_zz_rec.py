@@ -1,0 +1,611 @@
+"""The recommendation on planted studies: four outcomes, and everything that may spoil them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from rankwise.errors import RecordError
+from rankwise.findings.best_bet import EPSILONS
+from rankwise.findings.recommendation import compare, recommend, recommend_for
+from rankwise.findings.stats.estimates import crossed_difference, mcnemar_exact
+from rankwise.records.config.study import RecommendationConfig
+from rankwise.records.recommendation import Recommendation
+from rankwise.records.results import StudyResults, TrainTaskResults
+from rankwise.records.study import PlannedRun
+from tests.planted.results import Key, planted_runs, planted_study, with_plans
+
+MARGINS = RecommendationConfig(delta_points=5.0, epsilon_points=6.0)
+
+
+def test_the_smallest_rank_that_qualifies_is_recommended() -> None:
+    answer = recommend_for(planted_runs(recommendation=MARGINS))
+    # rank 4 is 11 points below rank 64; rank 16 is 1 point below it, with 13 of 300 discordant
+    assert (answer.outcome, answer.rank, answer.alpha) == ("recommended", 16, 32.0)
+    assert answer.learning_rate == 2e-4
+    assert answer.target_modules == ("q_proj", "k_proj", "v_proj", "o_proj")
+    assert [v.qualifies for v in answer.verdicts] == [False, True, True]
+    assert [v.near_the_best for v in answer.verdicts] == ["no", "yes", "yes"]
+    assert answer.verdicts[1].gain.estimate == pytest.approx(30.0)
+    assert answer.verdicts[1].shortfall.estimate == pytest.approx(1.0)
+    assert answer.verdicts[2].shortfall.estimate == pytest.approx(-1.0)
+    # one run: what is recommended is the adapter, and the rank has a probability of its own
+    assert answer.statement.startswith(
+        "Use this adapter (rank 16, seed 0, alpha 32, learning rate 2e-4, q/k/v/o, 2 epochs):"
+    )
+    assert "Rank 16 with another seed (" in answer.statement
+    assert any("Alternatives that qualify too: rank 64 (+1.0 points" in r for r in answer.reasons)
+    assert answer.prospects == ()
+
+
+def test_the_bounds_are_the_hand_computed_ones() -> None:
+    # noise 0: nested outcomes; rank 16 learns 90 of 300 and forgets none
+    answer = recommend_for(planted_runs(noise=0.0, recommendation=MARGINS))
+    stderr = 100 * math.sqrt((0.3 * 0.7 * 300 / 299 + 2 / 300) / 300)
+    row = next(c for c in answer.comparisons if "r016" in c.run and c.task == "kinship")
+    assert (row.num_learned, row.num_forgotten) == (90, 0)
+    assert (row.num_kept_right, row.num_kept_wrong) == (150, 60)
+    assert row.stderr == pytest.approx(stderr)
+    assert row.mcnemar_p_value == mcnemar_exact(90, 0)
+    gain = answer.verdicts[1].gain
+    half = (gain.estimate - gain.lower) / stderr
+    assert 2.2 < half < 2.6  # three ranks: 1 - 0.04 / 4, one-sided
+
+
+def test_no_evidence() -> None:
+    scores = {4: 0.50, 16: 0.51, 64: 0.47}
+    answer = recommend_for(planted_runs(scores, recommendation=MARGINS))
+    assert (answer.outcome, answer.rank) == ("no_evidence", None)
+    assert answer.statement.startswith("Not shown at 95 % that fine-tuning helps: no rank is shown")
+    assert "rank 16, gains 1.0 points of accuracy (" in answer.statement
+    assert answer.best_bet is not None
+    assert answer.best_bet.choice == "rank 16"  # worth most by the estimates, by one point
+    assert max(p.probability for p in answer.prospects if p.add == "retention") == 0.0
+
+
+def test_no_rank_keeps_enough() -> None:
+    lost = {4: 0.70, 16: 0.65, 64: 0.60}
+    answer = recommend_for(planted_runs(retention_accuracy=lost, recommendation=MARGINS))
+    assert (answer.outcome, answer.rank) == ("none_keeps_enough", None)
+    assert [v.keeps_enough for v in answer.verdicts] == ["no", "no", "no"]
+    assert "the least is lost by rank 4, 20.0 points" in answer.statement
+
+
+def test_cannot_tell_says_what_would_settle_it() -> None:
+    # rank 4 is 1 point ahead, but 34 items are discordant and delta is 1 point
+    scores = {4: 0.75, 16: 0.74}
+    close = RecommendationConfig(delta_points=1.0, epsilon_points=5.0)
+    answer = recommend_for(planted_runs(scores, noise=0.1, recommendation=close))
+    assert (answer.outcome, answer.rank) == ("cannot_tell", None)
+    assert answer.statement.startswith("Not settled at 95 %. Best bet: rank 4 (")
+    assert "Rank 4 and rank 16 cannot be told apart." in answer.statement
+    by_items = [p for p in answer.prospects if p.add == "in_domain"]
+    assert [p.num_items for p in by_items] == [{"kinship": n} for n in (600, 1200, 3000)]
+    assert [p.probability for p in by_items] == sorted(p.probability for p in by_items)
+    # every item of the task was scored, so more of them are only imagined, and that is said
+    assert not any(p.is_possible for p in by_items)
+    assert "kinship (3,000; the task has 300 in all) would settle it" in answer.statement
+    assert "rankwise extend" not in answer.statement
+
+
+def test_many_options_that_cannot_be_told_apart_are_counted() -> None:
+    close = RecommendationConfig(delta_points=1.0, epsilon_points=5.0)
+    ranks = (2, 4, 8, 16, 32, 64, 128)
+    for number, named in (
+        (7, "The 7 LoRA options"),
+        (6, "Rank 2, rank 4, rank 8,"),
+    ):
+        scores = dict.fromkeys(ranks[:number], 0.75)
+        answer = recommend_for(planted_runs(scores, noise=0.1, recommendation=close))
+        assert f" {named}" in answer.statement
+        assert " cannot be told apart." in answer.statement
+    lost = dict.fromkeys(ranks, 0.90) | {1: 0.50}
+    scores = dict.fromkeys((*ranks, 1), 0.75)
+    answer = recommend_for(planted_runs(scores, lost, noise=0.1, recommendation=close))
+    assert "Rank 1 is ruled out by retention. The other 7 LoRA options cannot" in answer.statement
+
+
+def test_what_can_be_done_comes_with_its_command() -> None:
+    scores = {4: 0.75, 16: 0.74}
+    close = RecommendationConfig(delta_points=1.0, epsilon_points=5.0)
+    study = planted_runs(scores, noise=0.1, recommendation=close)
+    # a limit of 300 cut the tasks, so there may be more
+    base = study.base.model_copy(
+        update={
+            "evaluations": {
+                task: scored.model_copy(update={"limit": scored.num_examples})
+                for task, scored in study.base.evaluations.items()
+            }
+        }
+    )
+    answer = recommend_for(study.model_copy(update={"base": base}))
+    assert (
+        "10 times the in-domain items of kinship (3,000, if there are so many) would settle"
+        in answer.statement
+    )
+    assert "`rankwise extend DIR --items 2700`" in answer.statement
+
+
+def test_a_rejected_rival_counts_as_a_way_to_a_decision() -> None:
+    # rank 4 keeps enough; rank 16 is far ahead and forgets a little too much, not yet shown
+    kept = {4: 0.9, 16: 0.80}
+    margins = RecommendationConfig(delta_points=5.0, epsilon_points=7.0)
+    answer = recommend_for(planted_runs({4: 0.6, 16: 0.8}, kept, recommendation=margins))
+    assert answer.outcome == "cannot_tell"
+    by_factor = {
+        p.factor: p for p in answer.prospects if p.add == "retention" and len(p.num_items) > 1
+    }
+    assert by_factor[10.0].probability > 0.5
+    # in-domain items cannot do it: rank 4 will stay behind rank 16
+    assert max(p.probability for p in answer.prospects if p.add == "in_domain") < 0.02
+
+
+def test_a_rank_that_forgets_is_no_rival() -> None:
+    scores = {4: 0.70, 16: 0.80, 64: 0.90}
+    kept = {4: 0.90, 16: 0.90, 64: 0.60}
+    answer = recommend_for(planted_runs(scores, kept, recommendation=MARGINS))
+    assert answer.rank == 16  # 10 points below rank 64, which was rejected on retention
+    assert [v.keeps_enough for v in answer.verdicts] == ["yes", "yes", "no"]
+    worst = answer.verdicts[2].worst_retention_loss
+    assert worst is not None
+    assert worst.estimate == pytest.approx(30.0)
+
+
+def test_identical_ranks_take_the_smallest() -> None:
+    same = {4: 0.8, 16: 0.8, 64: 0.8}
+    answer = recommend_for(planted_runs(same, same | {4: 0.9, 16: 0.9, 64: 0.9}, noise=0.0))
+    assert answer.rank == 4
+    assert answer.verdicts[0].shortfall.upper > 0.0
+
+
+def test_full_fine_tuning_is_compared_and_never_recommended() -> None:
+    answer = recommend_for(planted_runs({4: 0.70, "full": 0.95}, recommendation=MARGINS))
+    assert answer.rank == 4
+    assert len(answer.verdicts) == 1
+    assert answer.verdicts[0].shortfall.upper == 0.0
+    rows = [c for c in answer.comparisons if "full" in c.run]
+    assert {c.task for c in rows} >= {"kinship", "capitals", "pydoc_topics"}
+
+
+def test_only_full_fine_tuning() -> None:
+    answer = recommend_for(planted_runs({"full": 0.9}))
+    assert (answer.outcome, answer.verdicts) == ("cannot_tell", ())
+    assert "no LoRA rank was trained" in answer.statement
+    assert len(answer.comparisons) == 5
+
+
+def test_the_default_margins_are_those_that_are_said_whatever_the_size() -> None:
+    for size in (30, 300, 3000):
+        answer = recommend_for(planted_runs(num_in_domain=size, num_retention=size))
+        margins = answer.delta, answer.epsilon_points, answer.worst_task_points
+        assert margins == (5.0, 5.0, 15.0)
+    narrower = RecommendationConfig(epsilon_points=2.0)
+    answer = recommend_for(planted_runs(recommendation=narrower))
+    assert (answer.delta, answer.epsilon_points, answer.worst_task_points) == (5.0, 2.0, 6.0)
+    assert answer.reasons[0] == (
+        "Judged with δ = 5.0 points of accuracy, ε = 2.0 points of accuracy on average and 6.0 "
+        "points on any task, at 95 % confidence."
+    )
+
+
+def test_what_a_size_can_tell_is_said_and_decides_nothing() -> None:
+    # 100 sqrt((0.2 + 2/300) / 300) (z(1 - 0.05/4) + z(0.8)) = 8.09; 300 (8.09 / 5)^2 = 785
+    answer = recommend_for(planted_runs())
+    told = "A study of this size can tell about 8.1 points apart; 5 would need about 790 items."
+    assert told in answer.reasons
+    large = recommend_for(planted_runs(num_in_domain=3000))
+    # 100 sqrt((0.2 + 2/3000) / 3000) (2.2414 + 0.8416)
+    assert "A study of this size can tell about 2.5 points apart." in large.reasons
+
+
+CAPITALS = {"kinship": 0.5, "capitals": 1.0, "a": 0.62, "b": 0.62, "c": 0.62, "d": 0.62}
+"""Of the base: whoever is right on 0.70 of each task loses 30 points on one and gains 8 on four."""
+
+
+def one_task_lost(ceiling: float | None, num_retention: int = 400) -> Recommendation:
+    return recommend_for(
+        planted_runs(
+            retention_accuracy=dict.fromkeys((4, 16, 64, "full"), 0.7),
+            base=CAPITALS,
+            retention_tasks=("capitals", "a", "b", "c", "d"),
+            num_retention=num_retention,
+            recommendation=RecommendationConfig(worst_task_points=ceiling),
+        )
+    )
+
+
+def test_a_mean_hides_no_task_that_is_lost() -> None:
+    answer = one_task_lost(None)
+    assert (answer.outcome, answer.rank) == ("none_keeps_enough", None)
+    for verdict in answer.verdicts:
+        assert verdict.retention_loss is not None
+        assert verdict.retention_loss.estimate == pytest.approx(-0.4)  # (30 - 4 * 8) / 5
+        assert verdict.worst_retention_task == "capitals"
+    # rank 16 would do for whoever accepts what it loses on capitals
+    assert answer.sufficient_epsilon_points == 5.0
+    accepted = answer.sufficient_worst_task_points
+    assert accepted is not None
+    assert 30 < accepted < 40
+    assert one_task_lost(accepted).rank == answer.sufficient_rank
+    assert one_task_lost(accepted - 0.2).rank is None
+    assert f"{accepted:.1f} on any task were acceptable" in answer.statement
+
+
+def test_the_headline_names_the_task_that_loses_most() -> None:
+    answer = one_task_lost(40.0)
+    assert answer.outcome == "recommended"
+    loss, worst = answer.verdicts[1].retention_loss, answer.verdicts[1].worst_retention_loss
+    assert loss is not None
+    assert worst is not None
+    assert (
+        f"loses at most {loss.upper:.1f} points of accuracy on average over the 5 retention tasks; "
+        f"most is lost on capitals, 30.0 points (on no task more than {worst.upper:.1f})"
+    ) in answer.statement.replace("\u2212", "-")
+
+
+def test_a_task_is_shown_kept_by_its_own_bound_and_lost_by_one_that_tasks_share() -> None:
+    answer = one_task_lost(None)
+    worst = answer.verdicts[1].worst_retention_loss
+    assert worst is not None
+    # 120 of 400 items are lost and none is learned, but for the noise of the planted models
+    row = next(c for c in answer.comparisons if c.task == "capitals" and "r016" in c.run)
+    assert (row.num_learned, row.num_forgotten) == (0, 120)
+    level = 1 - 0.04 / 4
+    above, below = stats.t.ppf(level, 399), stats.t.ppf(1 - (1 - level) / 5, 399)
+    # what is rare is widened on the side of its tail: losses are, upwards
+    skewness = (1 - 2 * 0.3) / math.sqrt(0.3 * 0.7) / math.sqrt(400)
+    assert (worst.upper - 30) / row.stderr == pytest.approx(
+        above + skewness * (2 * above**2 + 1) / 6, rel=0.02
+    )
+    assert (30 - worst.lower) / row.stderr == pytest.approx(below, rel=0.001)
+
+
+def test_without_retention_tasks_forgetting_is_not_measured() -> None:
+    answer = recommend_for(planted_runs(retention_tasks=()))
+    assert answer.outcome == "recommended"
+    assert answer.epsilon_points is None
+    assert all(v.keeps_enough is None and v.retention_loss is None for v in answer.verdicts)
+    assert "; forgetting was not measured." in answer.statement
+    assert any("Forgetting was not measured" in reason for reason in answer.reasons)
+
+
+def test_losses_in_nats_are_better_lower() -> None:
+    losses = {4: 1.60, 16: 1.40, 64: 1.395}
+    base = {"kinship": 2.0, "capitals": 0.9, "elements": 0.9}
+    answer = recommend_for(planted_runs(losses, base=base, in_domain_unit="nats"))
+    assert (answer.outcome, answer.rank, answer.unit) == ("recommended", 16, "nats")
+    assert answer.delta == 0.05
+    assert answer.verdicts[1].gain.estimate == pytest.approx(0.6)
+    assert "gains 0.600 nats" in answer.statement
+    row = answer.comparisons[0]
+    assert row.mcnemar_p_value is None
+    assert row.num_learned is None
+    assert row.p_value < 1e-6
+
+
+def test_several_seeds_are_averaged_and_widen_the_bounds() -> None:
+    scores = {4: (0.66, 0.70, 0.74), 16: (0.78, 0.80, 0.82), 64: 0.81}
+    kept = {4: 0.9, 16: 0.9, 64: 0.9}
+    answer = recommend_for(planted_runs(scores, kept, seeds=(0, 1, 2)))
+    assert answer.num_seeds == 3
+    assert "this adapter" not in answer.statement
+    assert answer.verdicts[0].gain.estimate == pytest.approx(20.0)
+    assert len(answer.verdicts[0].runs) == 3
+    one, three = answer.verdicts[0].gain, answer.verdicts[2].gain
+    assert one.upper - one.lower > three.upper - three.lower
+    own = [c for c in answer.comparisons if c.relation == "in_domain"]
+    assert len(own) == 9  # each run by itself: McNemar never pools seeds
+
+
+def test_the_adapters_have_a_verdict_beside_that_of_the_rank() -> None:
+    """Two seeds 20 points apart: the adapters gain 20 on average, other seeds may gain nothing."""
+    scores, kept = {16: (0.60, 0.80)}, {16: 0.9}
+    answer = recommend_for(planted_runs(scores, kept, seeds=(0, 1), num_in_domain=1000))
+    assert (answer.outcome, answer.rank) == ("no_evidence", None)
+    these = answer.these_adapters
+    assert these is not None
+    assert (these.outcome, these.label, these.rank) == ("recommended", "rank 16", 16)
+    assert these.gain is not None
+    assert these.gain.estimate == pytest.approx(20.0)
+    # the mean of the two runs on each item, as if it were one run
+    runs = planted_runs(scores, kept, seeds=(0, 1), num_in_domain=1000)
+    values = np.mean(
+        [
+            np.array(run.items["kinship"].values) - np.array(runs.base.items["kinship"].values)
+            for run in runs.runs
+        ],
+        axis=0,
+    )
+    alone = crossed_difference(100 * values, item_size=100.0)
+    assert these.gain.lower == pytest.approx(alone.interval(1 - 2 * 0.04 / 2)[0])
+    said = (
+        "These adapters, the mean of their 2 seeds: use rank 16, which gains 20.0 points (at least "
+        f"{these.gain.lower:.1f}); another seed may do otherwise."
+    )
+    assert said in answer.statement
+    assert answer.statement.startswith("Not shown at 95 %")
+    assert recommend_for(planted_runs()).these_adapters is None
+
+
+def test_both_verdicts_are_said_where_they_agree() -> None:
+    scores, kept = {4: (0.80, 0.80, 0.81), 16: 0.81}, {4: 0.9, 16: 0.9}
+    answer = recommend_for(planted_runs(scores, kept, seeds=(0, 1, 2), num_in_domain=2000))
+    assert answer.statement.startswith("Use rank 4 (")
+    assert "These adapters, the mean of their 3 seeds: use rank 4, which gains" in answer.statement
+
+
+def test_more_seeds_may_be_what_decides() -> None:
+    scores = {4: (0.70, 0.72, 0.74), 16: (0.74, 0.72, 0.70)}
+    margins = RecommendationConfig(delta_points=4.0, epsilon_points=10.0)
+    kept = {4: 0.9, 16: 0.9}
+    study = planted_runs(scores, kept, seeds=(0, 1, 2), num_in_domain=2000, recommendation=margins)
+    answer = recommend_for(study)
+    assert answer.outcome == "cannot_tell"
+    seeds = [p for p in answer.prospects if p.add == "seeds"]
+    assert [(p.num_new_seeds, p.num_seeds) for p in seeds] == [(2, 5), (4, 7)]
+    assert max(p.probability for p in answer.prospects if p.add != "seeds") < 0.1
+    assert seeds[1].probability > 0.4
+    assert "`rankwise extend DIR --seeds 4`" in answer.statement
+
+
+def test_full_fine_tuning_that_is_better_on_both_axes_is_named() -> None:
+    answer = recommend_for(
+        planted_runs(
+            {4: 0.69, 16: 0.88, 64: 0.91, "full": 0.97},
+            {4: 0.85, 16: 0.82, 64: 0.75, "full": 0.89},
+        )
+    )
+    assert answer.better_and_kept_by_full == "full fine-tuning"
+    assert "Full fine-tuning gains more and forgets less than every rank" in answer.statement
+    assert "train.learning_rate.lora" in answer.statement
+    assert recommend_for(planted_runs()).better_and_kept_by_full is None
+
+
+def test_ranks_that_are_ruled_out_are_named_and_those_left_are_not_called_equal() -> None:
+    answer = recommend_for(
+        planted_runs(
+            {4: 0.69, 16: 0.88, 64: 0.91},
+            {4: 0.87, 16: 0.83, 64: 0.70},
+            recommendation=MARGINS,
+        )
+    )
+    four, sixteen, sixty_four = answer.verdicts
+    assert sixty_four.ruled_out_by == "retention"
+    assert four.ruled_out_by is None  # rank 16 may forget too much, and then rank 4 is the answer
+    assert four.worse_than == ("rank 16", "rank 64")
+    assert sixteen.ruled_out_by is None
+    assert "Rank 64 is ruled out by retention" in answer.statement
+    assert "Rank 4 scores less than rank 16, which is not shown to keep enough" in answer.statement
+    assert "cannot be told apart" not in answer.statement
+
+
+def test_the_odds_follow_epsilon() -> None:
+    answer = recommend_for(planted_runs({4: 0.7, 16: 0.9}, {4: 0.88, 16: 0.80}, num_retention=500))
+    bet = answer.best_bet
+    assert bet is not None
+    own = answer.epsilon_points
+    assert [row.epsilon_points for row in bet.by_epsilon] == sorted({*EPSILONS, own})
+    strict, loose = bet.by_epsilon[3], bet.by_epsilon[-1]  # 4 and 25 points
+    assert strict.right[0] > 0.7 > 0.1 > strict.right[1]
+    assert loose.right[1] > 0.9 > 0.1 > loose.right[0]
+    assert loose.choice == "rank 16"
+    for row in bet.by_epsilon:
+        assert sum(row.right) < 1.01  # 20 points apart: both are near the best almost never
+
+
+def test_a_diverged_run_does_not_qualify() -> None:
+    study = planted_runs(seeds=(0, 1), diverged=((16, 1),))
+    answer = recommend_for(study)
+    assert [v.rank for v in answer.verdicts] == [4, 64]
+    assert "Rank 16 diverged with seed 1, so it does not qualify." in answer.reasons
+    assert not any("r016" in c.run and "s1" in c.run for c in answer.comparisons)
+
+
+def test_a_missing_run_is_named() -> None:
+    study = planted_runs()
+    answer = recommend_for(study.model_copy(update={"runs": study.runs[1:]}))
+    assert [v.rank for v in answer.verdicts] == [16, 64]
+    assert "Rank 4 has no run with seed 0, so it does not qualify." in answer.reasons
+
+
+def test_every_run_diverged() -> None:
+    answer = recommend_for(planted_runs({4: 0.7, 16: 0.7}, diverged=((4, 0), (16, 0))))
+    assert (answer.outcome, answer.comparisons) == ("cannot_tell", ())
+
+
+def _with_items(study: TrainTaskResults, index: int, task: str, **change: Any) -> TrainTaskResults:
+    run = study.runs[index]
+    items = run.items | {task: run.items[task].model_copy(update=change)}
+    runs = list(study.runs)
+    runs[index] = run.model_copy(update={"items": items})
+    return study.model_copy(update={"runs": tuple(runs)})
+
+
+def test_other_items_are_an_error_that_names_both() -> None:
+    study = planted_runs()
+    moved = _with_items(study, 1, "capitals", doc_ids=tuple(range(1, 201)))
+    with pytest.raises(RecordError, match=r"base was scored on 200 .*r016.* 199 are the same"):
+        recommend_for(moved)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"values": (1.0,) * 199 + (math.nan,)}, "r016.* is not a finite number"),
+        ({"metric": "acc_norm"}, "scored by acc in points .* by acc_norm in points"),
+    ],
+)
+def test_bad_scores_are_an_error(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecordError, match=message):
+        recommend_for(_with_items(planted_runs(), 1, "capitals", **change))
+
+
+def test_one_item_is_an_error() -> None:
+    with pytest.raises(RecordError, match="'kinship' has 1 items"):
+        recommend_for(planted_runs(num_in_domain=1))
+
+
+def test_items_are_paired_by_id_in_any_order() -> None:
+    study = planted_runs()
+    items = study.runs[1].items["kinship"]
+    turned = _with_items(
+        study, 1, "kinship", doc_ids=items.doc_ids[::-1], values=items.values[::-1]
+    )
+    assert recommend_for(turned) == recommend_for(study)
+
+
+def test_a_missing_score_is_an_error() -> None:
+    study = planted_runs()
+    run = study.runs[0].model_copy(update={"items": {}})
+    broken = study.model_copy(update={"runs": (run, *study.runs[1:])})
+    with pytest.raises(RecordError, match="was not scored on 'kinship'"):
+        recommend_for(broken)
+
+
+def test_compare_has_every_run_and_task_with_signs() -> None:
+    rows = compare(planted_runs())
+    assert len(rows) == 4 * 5
+    prose = next(c for c in rows if c.relation == "held_out_text" and "r064" in c.run)
+    assert prose.unit == "nats"
+    assert prose.difference == pytest.approx(-0.1)  # more loss than the base is worse
+    assert prose.lower < prose.difference < prose.upper
+    kept = next(c for c in rows if c.task == "capitals" and "full" in c.run)
+    assert kept.difference == pytest.approx(-10.0)
+
+
+def test_several_tasks_count_by_their_macro_mean() -> None:
+    answer = recommend_for(
+        planted_runs(in_domain_tasks=("kinship", "other"), recommendation=MARGINS)
+    )
+    assert answer.num_items_in_domain == 600
+    assert answer.verdicts[1].gain.estimate == pytest.approx(30.0)
+
+
+def test_the_record_is_reproducible_and_survives_json() -> None:
+    first, second = recommend_for(planted_runs()), recommend_for(planted_runs())
+    assert first == second
+    assert Recommendation.model_validate_json(first.model_dump_json()) == first
+
+
+PRICED = (
+    {4: 0.6, 16: 0.7, 64: 0.95, "full": 0.95},
+    {4: 0.9, 16: 0.85, 64: 0.82, "full": 0.9},
+    {4: 0.5, 16: 0.5, 64: 0.5, "full": 0.5},
+    {4: 2.5, 16: 2.5, 64: 2.5, "full": 2.5},
+)
+
+
+def test_the_price_of_qualifying_is_named_where_margins_conflict() -> None:
+    # rank 64 learns most and forgets most; rank 4 keeps all and is far behind
+    answer = recommend_for(planted_runs(*PRICED))
+    assert answer.outcome == "cannot_tell"
+    assert answer.sufficient_rank == 64
+    verdict = next(v for v in answer.verdicts if v.rank == 64)
+    assert verdict.retention_loss is not None
+    assert verdict.retention_loss.upper == pytest.approx(11.895, abs=0.001)
+    assert answer.sufficient_epsilon_points == 11.9
+    price = "Rank 64 would qualify if 11.9 points on average and 15.0 on any task were acceptable"
+    assert price in answer.statement
+    full = "Full fine-tuning, for comparison only: gain 45.0 points; retention loss 0.0 points."
+    assert full in answer.reasons
+    paid = RecommendationConfig(delta_points=answer.delta, epsilon_points=11.9)
+    assert recommend_for(planted_runs(*PRICED, recommendation=paid)).rank == 64
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "kept"), [(5.0, {4: 0.90, 16: 0.855}), (3.0, {4: 0.96, 16: 0.87})]
+)
+def test_a_stricter_limit_is_no_price(epsilon: float, kept: dict[Key, float]) -> None:
+    """Rank 4 keeps enough and is far behind: at a smaller ε its rival would be rejected."""
+    margins = RecommendationConfig(delta_points=5.0, epsilon_points=epsilon)
+    answer = recommend_for(
+        planted_runs(
+            {4: 0.7, 16: 0.9},
+            kept,
+            num_retention=600,
+            noise=0.01,
+            recommendation=margins,
+        )
+    )
+    assert answer.outcome == "cannot_tell"
+    assert answer.sufficient_rank != 4
+    assert answer.sufficient_epsilon_points is None or answer.sufficient_epsilon_points > epsilon
+
+
+def test_a_lead_that_may_be_below_delta_rules_nothing_out() -> None:
+    """The rule takes the smallest rank within δ, so rank 4 may be the answer; at once it is."""
+    scores, kept = {4: 0.784, 16: 0.80}, {4: 0.9, 16: 0.9}
+    for delta, ruled_out in ((5.0, None), (0.5, "rank 16")):
+        margins = RecommendationConfig(delta_points=delta, epsilon_points=6.0)
+        answer = recommend_for(
+            planted_runs(scores, kept, num_in_domain=4000, noise=0.0, recommendation=margins)
+        )
+        four = answer.verdicts[0]
+        assert four.worse_than == ("rank 16",)
+        assert four.ruled_out_by == ruled_out
+        assert four.qualifies == (ruled_out is None)
+    close = RecommendationConfig(delta_points=1.0, epsilon_points=5.0)
+    three = dict.fromkeys((4, 16, 64), 0.9)
+    answer = recommend_for(
+        planted_runs({4: 0.7, 16: 0.8, 64: 0.8}, three, num_in_domain=1000, recommendation=close)
+    )
+    assert answer.outcome == "cannot_tell"
+    by = answer.verdicts[0].ruled_out_by
+    assert by in ("rank 16", "rank 64")
+    words = f"Rank 4 is ruled out by {by}, which scores over δ more and keeps enough"
+    assert words in answer.statement
+
+
+def test_a_task_that_is_whole_does_not_grow() -> None:
+    margins = RecommendationConfig(delta_points=8.0, epsilon_points=5.0)
+    study = planted_runs(
+        {4: 0.70, 16: 0.74}, {4: 0.87, 16: 0.87}, num_retention=100, recommendation=margins
+    )
+
+    def with_limits(**limits: int) -> TrainTaskResults:
+        evaluations = {
+            task: scored.model_copy(update={"limit": limits.get(task, scored.limit)})
+            for task, scored in study.base.evaluations.items()
+        }
+        base = study.base.model_copy(update={"evaluations": evaluations})
+        return study.model_copy(update={"base": base})
+
+    # 100 items each: of capitals there are no more, of elements there may be
+    for prospect in recommend_for(with_limits(capitals=200, elements=100)).prospects:
+        if prospect.add == "retention":
+            assert prospect.num_items == {"elements": 100 * (prospect.factor or 0)}
+            assert prospect.is_possible
+    for prospect in recommend_for(with_limits()).prospects:
+        assert prospect.is_possible == (prospect.add == "seeds")
+
+
+def _imported(study: StudyResults, *ranks: int) -> TrainTaskResults:
+    """The runs of these ranks as adapters of somebody else."""
+
+    def changed(plan: PlannedRun) -> PlannedRun:
+        theirs = {"seed": None, "imported_as": f"theirs{plan.rank}"}
+        return plan.model_copy(update=theirs) if plan.rank in ranks else plan
+
+    return with_plans(study, changed).of("kinship")
+
+
+@pytest.mark.parametrize("imported", [(4, 16), (16,)])
+def test_an_imported_adapter_is_an_adapter_and_has_no_seed(imported: tuple[int, ...]) -> None:
+    study = planted_study(
+        {4: 0.7, 16: 0.8}, {4: 0.9, 16: 0.9}, num_in_domain=2000, noise=0.02,
+        num_retention=1000, recommendation=RecommendationConfig(delta_points=5, epsilon_points=5),
+    )  # fmt: skip
+    answer = recommend_for(_imported(study, *imported))
+    assert answer.statement.startswith("Use this adapter (rank 16, imported as theirs16, ")
+    assert "seed" not in answer.statement
+
+
+def test_an_imported_adapter_cannot_be_trained_with_more_seeds() -> None:
+    close = RecommendationConfig(delta_points=1.0, epsilon_points=5.0)
+    study = planted_study({4: 0.75, 16: 0.74}, noise=0.1, recommendation=close)
+    assert "seeds" in {prospect.add for prospect in recommend(study).by_train_task[0].prospects}
+    assert "seeds" not in {p.add for p in recommend_for(_imported(study, 16)).prospects}
