@@ -182,11 +182,11 @@ def _run(family: Family, truth: Truth, rng: np.random.Generator) -> Truth:
     """The truth of one run of every rank, a quarter of whose variance is shared by the ranks."""
     count = len(truth.gain)
     smallest = 0.125 if family.grows else 1.0
-    own_sd: Floats = np.exp(np.linspace(np.log(smallest), 0.0, count))
+    own_sd = np.exp(np.linspace(np.log(smallest), 0.0, count))
 
     def effects(sd: float) -> Floats:
-        own: Floats = rng.normal(0.0, 0.75**0.5, count)
-        return sd * own_sd * (own + rng.normal(0.0, 0.5))
+        own = rng.normal(0.0, 0.75**0.5, count)
+        return np.asarray(sd * own_sd * (own + rng.normal(0.0, 0.5)), dtype=np.float64)
 
     def events(often: float) -> Floats:
         """Of mean zero: the truth of a rank is that of its runs on average."""

@@ -9,18 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import search_policies as policies
-from benchmarks.decision_rule import stress_truths
-from benchmarks.decision_studies import (
-    FAMILIES,
-    Rate,
-    Truth,
-    generator,
-    rank_curve,
-    right_answers,
-)
+from benchmarks.decision_studies import CURVES, NUM_TASKS, Rate, Truth, generator, rank_curve
 from benchmarks.search_policies import ALPHA, RANKS, Answer, Judged
 from benchmarks.search_studies import Curve, Simulated, Size
 from benchmarks.search_until import AVAILABLE, FIRST, Grown, full_grid, until_decided
+from rankwise.findings.stats.items import Floats
 from rankwise.study.searches.ladder import Ladder
 from rankwise.study.searches.narrow import Narrow
 from rankwise.study.searches.policy import Terms, Trial
@@ -47,7 +40,7 @@ PUBLISHED_FORGETTING = 0.8
 """Points of loss for each doubling of the rank: 3.2 at rank 16 and 4.9 at 64 (arXiv:2405.09673)."""
 
 DYNAMICS = ("alike", "large ranks start slower", "large ranks peak early")
-ALL_FAMILIES = (*FAMILIES, "published")
+ALL_FAMILIES = (*CURVES, "published")
 
 
 class Kind(NamedTuple):
@@ -100,14 +93,14 @@ def curve_cells() -> list[Cell]:
 
 def stress_cells() -> list[Cell]:
     """Truths 2 % beyond a margin."""
-    return [Cell(name, kind) for kind in KINDS for name in stress_truths(1.0, 1.0)]
+    return [Cell(name, kind) for kind in KINDS for name in stress_truths(1.0)]
 
 
 def draw_curve(cell: Cell, number: int, rng: np.random.Generator) -> Curve:
     """The truth of a study; how its ranks learn changes from study to study."""
     place = np.linspace(0.0, 1.0, len(RANKS))
     if cell.is_stress:
-        truth = stress_truths(cell.kind.margin, cell.kind.margin)[cell.family]
+        truth = stress_truths(cell.kind.margin)[cell.family]
     elif cell.family == "published":
         truth = published_truth(rng)
     else:
@@ -117,9 +110,11 @@ def draw_curve(cell: Cell, number: int, rng: np.random.Generator) -> Curve:
     late = 4.0 * place if dynamics == DYNAMICS[2] else np.zeros(len(RANKS))
     best_rate = rng.uniform(-0.6, 0.6) + rng.normal(0.0, 0.1, len(RANKS))
     return Curve(
-        truth.gain, truth.loss, tuple(speed.tolist()), tuple(late.tolist()),
-        tuple(best_rate.tolist()),
-    )  # fmt: skip
+        *(
+            tuple(of.tolist())
+            for of in (truth.gain, truth.losses.mean(axis=0), speed, late, best_rate)
+        )
+    )
 
 
 def published_truth(rng: np.random.Generator) -> Truth:
@@ -130,9 +125,31 @@ def published_truth(rng: np.random.Generator) -> Truth:
     gain = rng.uniform(0.0, 25.0) + shape - shape.max()
     forgetting = PUBLISHED_FORGETTING * np.exp(rng.normal(0.0, 0.5))
     loss = rng.normal(1.5, 1.0) + forgetting * np.arange(len(RANKS))
-    return Truth(
-        tuple(np.clip(gain, -15.0, 40.0).tolist()), tuple(np.clip(loss, -5.0, 28.0).tolist())
-    )
+    return _truth(np.clip(gain, -15.0, 40.0), np.clip(loss, -5.0, 28.0))
+
+
+def stress_truths(margin: float) -> dict[str, Truth]:
+    """Truths 2 % beyond a margin."""
+    nothing = np.zeros(len(RANKS))
+
+    def below_best(*margins: float) -> Floats:
+        return 20.0 - margin * np.array(margins)
+
+    return {
+        "all equal": _truth(below_best(0, 0, 0, 0, 0), nothing),
+        "monotone": _truth(below_best(2, 1.5, 1.02, 0.5, 0), nothing),
+        "plateau": _truth(below_best(1.02, 1.02, 0, 0, 0), nothing),
+        "peak in the middle": _truth(below_best(1.02, 1.02, 0, 1.02, 1.02), nothing),
+        "base best": _truth(np.array([0.0, 0.0, 0.0, 0.0, -2.0]), nothing),
+        "retention failing above a rank": _truth(
+            below_best(1.02, 0.5, 0, 0, 0), margin * np.array([0.0, 0.0, 0.3, 1.02, 2.0])
+        ),
+    }
+
+
+def _truth(gain: Floats, loss: Floats) -> Truth:
+    """The same loss on every task."""
+    return Truth(gain, np.tile(loss, (NUM_TASKS, 1)))
 
 
 class Tally(NamedTuple):
@@ -236,7 +253,7 @@ def _is_wrong(until: Grown, study: Simulated, terms: Terms) -> bool:
     gain, loss = np.asarray(study.curve.gain), np.asarray(study.curve.loss)
     if until.stage.num_seeds == 1:
         gain, loss = gain + study.run_gain[0], loss + study.run_loss[0]
-    return not right_answers(gain, loss, terms.delta, terms.epsilon)[until.answer.recommended]
+    return not policies.may_be(gain, loss, terms)[until.answer.recommended]
 
 
 def tuned_cells() -> list[Cell]:

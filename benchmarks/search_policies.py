@@ -8,11 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from benchmarks.decision_studies import CONFIDENCE, level_of_look, right_answers
+from benchmarks.decision_rule import CONFIDENCE, level_of_look
+from benchmarks.decision_studies import Truth, right_answers
 from benchmarks.search_studies import Curve, Simulated, Size
 from rankwise.findings import odds
-from rankwise.findings.decision import choose
+from rankwise.findings.decision import Margins, choose
 from rankwise.findings.stats.items import Floats
 from rankwise.findings.stats.simultaneous import StudyEvidence, bounds_at
 from rankwise.study.searches.comparison import evidence, worth
@@ -111,7 +113,7 @@ def answer(study: Simulated, finalists: Sequence[Trial], cost: float, terms: Ter
     of = on_test(study, finalists, terms)
     if of is None:
         return Answer(None, None, cost, ())
-    choice = choose(bounds_at(of, level_of_look(len(places), 1)), terms.delta, terms.epsilon)
+    choice = choose(bounds_at(of, level_of_look(len(places), 1)), margins_of(terms))
     if choice.option is not None:
         found = places[choice.option]
         return Answer(found, found, cost, tuple(places))
@@ -120,11 +122,21 @@ def answer(study: Simulated, finalists: Sequence[Trial], cost: float, terms: Ter
     return Answer(None, places[best] if values[best] > 0.0 else None, cost, tuple(places))
 
 
+def margins_of(terms: Terms) -> Margins:
+    """What the terms ask of the rule; no single task has a ceiling here."""
+    return Margins(terms.delta, terms.epsilon)
+
+
+def may_be(gain: Floats, loss: Floats, terms: Terms) -> NDArray[np.bool_]:
+    """Which of K ranks with these truths may be recommended."""
+    return right_answers(Truth(gain, loss[None]), margins_of(terms))
+
+
 def worths_of(of: StudyEvidence, terms: Terms) -> Floats:
     """(K,) estimated: gain less the price of loss beyond epsilon."""
     if of.retention is None or terms.epsilon is None:
         return of.in_domain.mean
-    return odds.worth(of.in_domain.mean, of.retention.mean, terms.epsilon, terms.point)
+    return odds.worth(of.in_domain.mean, of.retention.mean, margins_of(terms), terms.point)
 
 
 def searched(policy: Policy, study: Simulated, terms: Terms) -> Answer:
@@ -245,17 +257,16 @@ class Judged(NamedTuple):
 def judged(of: Answer, grid_answer: Answer, curve: Curve, terms: Terms) -> Judged:
     """Hold an answer against the truth."""
     gain, loss = np.asarray(curve.gain), np.asarray(curve.loss)
-    epsilon = np.inf if terms.epsilon is None else terms.epsilon
     worths: Mapping[int | None, float] = {
         None: 0.0,
-        **dict(enumerate(odds.worth(gain, loss, epsilon, 1.0).tolist())),
+        **dict(enumerate(odds.worth(gain, loss, margins_of(terms), 1.0).tolist())),
     }
     most, mine = max(worths.values()), worths[of.choice]
     wrong = wrong_of_trained = False
     if of.recommended is not None:
-        wrong = not right_answers(gain, loss, terms.delta, terms.epsilon)[of.recommended]
+        wrong = not may_be(gain, loss, terms)[of.recommended]
         places = sorted({*of.trained, of.recommended})
-        able = right_answers(gain[places], loss[places], terms.delta, terms.epsilon)
+        able = may_be(gain[places], loss[places], terms)
         wrong_of_trained = not able[places.index(of.recommended)]
     return Judged(
         agrees=mine >= worths[grid_answer.choice] - terms.delta,

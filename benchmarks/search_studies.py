@@ -1,8 +1,8 @@
 """Simulated trainings for searches: what a trial shows at any step, item by item, lazily.
 
-A truth has for each rank its gain and loss at the end, and how a training gets there. Items are
-drawn as in ``benchmarks.decision_studies``: in-domain every run errs on items by itself, on
-retention it forgets and learns. A run keeps its luck on most items from step to step.
+A truth has for each rank its gain and loss at the end, and how a training gets there. In-domain
+every run errs on items by itself, on retention it forgets and learns. A run keeps its luck on most
+items from step to step.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.decision_studies import BASE_SHARE, RETAINED_SHARE, SHARED_BY_RANKS
 from rankwise.findings.stats.items import POINTS, Floats
 from rankwise.study.searches.policy import Progress, Shown
 
 Bools = NDArray[np.bool_]
+
+BASE_SHARE, RETAINED_SHARE = 0.50, 0.70
+SHARED_BY_RANKS = 0.25  # of the variance of runs
 
 KEPT_LUCK = 0.7
 """Of the items: where a run's luck is the same after any share of its steps."""

@@ -8,24 +8,24 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.decision_studies import is_decided, level_of_look
+from benchmarks.decision_rule import is_decided, level_of_look
 from benchmarks.search_policies import (
     ALPHA,
     COSTS,
     RANKS,
     TRAINING_IN_ITEMS,
     Answer,
+    margins_of,
     worths_of,
 )
 from benchmarks.search_studies import Simulated
 from rankwise.findings.best_bet import ITEM_FACTORS
 from rankwise.findings.decision import Choice, choose
 from rankwise.findings.looks import alpha_of_look
-from rankwise.findings.odds import Believed, chance_of_decision
+from rankwise.findings.odds import Believed, Growths, chance_of_decision
 from rankwise.findings.stats.anytime import anytime_interval
 from rankwise.findings.stats.estimates import crossed_difference
 from rankwise.findings.stats.items import POINTS, Floats, item_size
-from rankwise.findings.stats.posterior import smooth_correlations
 from rankwise.findings.stats.prospects import Growth
 from rankwise.findings.stats.simultaneous import StudyEvidence, bounds_at
 from rankwise.records.judgement import Addition, Prospect
@@ -61,7 +61,7 @@ def full_grid(study: Simulated, terms: Terms) -> Grown:
     stage = FIRST._replace(num_seeds=study.size.num_seeds)
     of = _evidence(study, stage, terms)
     level = level_of_look(len(RANKS), 1)
-    return _grown(of, choose(bounds_at(of, level), terms.delta, terms.epsilon), stage, 1, terms)
+    return _grown(of, choose(bounds_at(of, level), margins_of(terms)), stage, 1, terms)
 
 
 def until_decided(study: Simulated, terms: Terms, first: Stage = FIRST) -> Grown:
@@ -69,7 +69,7 @@ def until_decided(study: Simulated, terms: Terms, first: Stage = FIRST) -> Grown
     stage = first
     for look in itertools.count(1):
         of = _evidence(study, stage, terms)
-        choice = choose(bounds_at(of, level_of_look(len(RANKS), look)), terms.delta, terms.epsilon)
+        choice = choose(bounds_at(of, level_of_look(len(RANKS), look)), margins_of(terms))
         if is_decided(choice):
             return _grown(of, choice, stage, look, terms)
         stages = list(_stages(stage, study))
@@ -129,8 +129,7 @@ def _offers(
     terms: Terms,
     level: float,
 ) -> list[Offer]:
-    correlations = smooth_correlations(RANKS)
-    truths = Believed.of(of, correlations, terms.point).truths()
+    truths = Believed.of(of, terms.point).truths()
     offers: list[Offer] = []
     for add, then, factor in stages:
         if (
@@ -138,19 +137,19 @@ def _offers(
             or then.num_retention > study.size.num_test_retention
         ):
             continue  # there are no more
-        growths = (
+        kept = then.num_retention / now.num_retention
+        growths = Growths(
             Growth((then.num_items / now.num_items,), then.num_seeds),
-            Growth((then.num_retention / now.num_retention,) * 2, then.num_seeds),
+            Growth((kept,) * 2, then.num_seeds),
+            (Growth((kept,), then.num_seeds),) * 2,
         )
-        probability = chance_of_decision(
-            of, truths, growths, level=level, delta=terms.delta, epsilon=terms.epsilon or 0.0
-        )
+        probability = chance_of_decision(of, truths, growths, margins_of(terms), level)
         items = {"in_domain": then.num_items, "retention": then.num_retention}
         prospect = Prospect(
             add=add, factor=factor, num_items=items if factor else {},
             num_available=None,
             num_new_items=0, num_seeds=then.num_seeds,
-            num_new_seeds=then.num_seeds - now.num_seeds, probability=probability, value=0.0,
+            num_new_seeds=then.num_seeds - now.num_seeds, probability=probability,
         )  # fmt: skip
         offers.append(Offer(prospect, _cost(then) - _cost(now)))
     return offers

@@ -36,9 +36,9 @@ def test_items_have_the_truth_that_was_planted(family: Family) -> None:
     truth = planted(0.0 if family.fails else 15.0, 5.0, nats=family.is_nats)
     still = family._replace(run_sd=(0.0, 0.0))
     study = draw_study(still, truth, 6_000, 2, generator(family, 0))
-    unit = 0.01 if family.is_nats else 1.0
+    within = family.point * 2.6 * family.copies**0.5
     gain = np.mean([task.values.mean(axis=2) for task in study.gains], axis=0)
-    assert gain == pytest.approx(np.stack([run.gain for run in study.runs]), abs=2.6 * unit)
+    assert gain == pytest.approx(np.stack([run.gain for run in study.runs]), abs=within)
     for place, task in enumerate(study.losses):
         true = [run.losses[place] for run in study.runs]
         assert task.values.mean(axis=2) == pytest.approx(np.stack(true), abs=6.0)

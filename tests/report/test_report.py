@@ -381,6 +381,36 @@ def test_macro_means_count_every_task_the_same() -> None:
         assert summary.worst_retention is min(rows, key=lambda row: row.difference)
 
 
+def test_what_a_rank_gains_and_keeps_has_one_interval() -> None:
+    results = planted_study(retention_tasks=("capitals",))
+    recommendation = recommend(results)
+    (part,) = recommendation.by_train_task
+    (card,) = study_findings(results, recommendation).cards
+    (source,) = option_gains(results, recommendation)
+    by_run = {summary.name: summary for summary in summarise(results.of("kinship"), part)}
+    for verdict in part.verdicts:
+        (run,) = verdict.runs
+        assert verdict.retention_loss is not None
+        kept = verdict.retention_loss.negated()
+        option = next(each for each in source.options if each.label == verdict.label)
+        gains = [by_run[run].gain, source.change(option.runs, ("kinship",))]
+        keeps = [by_run[run].retention_change, source.change(option.runs, ("capitals",))]
+        if card.choice == verdict.label:
+            gains.append(card.gain)
+            keeps.append(card.retention)
+        rows = {row.task: part.interval_of(row) for row in part.comparisons if row.run == run}
+        for wanted, shown in (
+            (verdict.gain, [*gains, rows["kinship"]]),
+            (kept, [*keeps, rows["capitals"]]),
+        ):
+            for each in shown:
+                assert each is not None
+                assert (each.lower, each.upper) == (wanted.lower, wanted.upper)
+        # another task has an interval of its own
+        (other,) = (r for r in part.comparisons if (r.run, r.task) == (run, "syllogism"))
+        assert rows["syllogism"] == other.interval
+
+
 def test_the_table_has_the_intervals_of_the_findings() -> None:
     """Two in-domain tasks and one seed: a row is an option, so its numbers are the findings'."""
     results = planted_study(in_domain_tasks=("kinship", "cousins"), seeds=(0,))

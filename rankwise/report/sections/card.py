@@ -89,11 +89,15 @@ def _alternatives(
 ) -> Table:
     columns: list[Column[Alternative]] = [
         Column("Option", lambda row: row.label),
-        Column("Gain", lambda row: cells.mean(row.gain), recommendation.unit),
+        Column(
+            "Gain",
+            lambda row: cells.mean(row.gain),
+            cells.measure(recommendation.unit, recommendation.in_domain_metric),
+        ),
         Column(
             "Retention",
             lambda row: cells.mean(row.retention),
-            "points",
+            cells.measure("points", recommendation.retention_metric),
             is_optional=True,
         ),
         Column(
