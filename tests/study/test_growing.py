@@ -53,11 +53,12 @@ def growths_of(folder: StudyFolder) -> tuple[GrowthDecision, ...]:
 @pytest.fixture
 def promising(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first growth alone promises a decision, so that what is done is known."""
-    original = growing.next_growth
+    original, least = growing.next_growth, list[int]()
 
     def chosen(offers, budget=None, **options):
-        sizes = {size for offer in offers for size in offer.prospect.num_items.values()}
-        chance = 0.9 if sizes and max(sizes) <= 2 * 6 else 0.0
+        sizes = [size for offer in offers for size in offer.prospect.num_items.values()]
+        least.append(min(sizes))
+        chance = 0.9 if least[-1] == least[0] else 0.0
         promised = [
             offer._replace(prospect=offer.prospect.model_copy(update={"probability": chance}))
             for offer in offers
