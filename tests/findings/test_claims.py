@@ -181,7 +181,7 @@ def test_no_rank_is_best_everywhere_or_one_is() -> None:
     assert crossed[name].evidence[0].startswith("rank 8 is beaten on other; ")
     assert same[name].evidence[1].startswith("rank 32 is beaten nowhere; ")
     # "contradicted" rests on how near the best is near enough, so the margin is said with it
-    assert same[name].judgement == "contradicted at δ = 5.0 points"
+    assert same[name].judgement == "contradicted at δ = 5.0 points of accuracy"
     assert crossed[name].judgement == "supported"  # that another rank is better needs no margin
 
 

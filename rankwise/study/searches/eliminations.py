@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankwise.findings.odds import Believed
-from rankwise.findings.stats.posterior import smooth_correlations
 from rankwise.findings.stats.simultaneous import (
     Bounds,
     StudyBounds,
@@ -48,7 +47,6 @@ class Look(NamedTuple):
         num_seeds: that are scored, of ``all_seeds``.
         alpha: that this look may spend.
         num_settings: K at the start of the search.
-        ranks: of the settings that are left, smallest first.
     """
 
     share: float
@@ -56,7 +54,6 @@ class Look(NamedTuple):
     all_seeds: int
     alpha: float
     num_settings: int
-    ranks: tuple[int, ...]
 
     @property
     def saves_seeds(self) -> bool:
@@ -143,8 +140,7 @@ def _answer(evidence: StudyEvidence, left: list[int], look: Look, terms: Terms) 
     Its estimated loss is at most epsilon. Of several, the one that is right most probably, or a
     smaller one that is nearly; right is the rule's: better than the base, keeps enough, near.
     """
-    correlations = smooth_correlations(look.ranks)
-    truths = Believed.of(evidence, correlations, terms.point).truths()
+    truths = Believed.of(evidence, terms.point).truths()
     gains = truths.gains[:, left]
     keeps = np.ones(gains.shape, dtype=bool)
     if truths.losses is not None and terms.epsilon is not None:

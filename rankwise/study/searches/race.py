@@ -140,14 +140,8 @@ class _Running:
             [of for of in self.tuning.shown(place, share, num_seeds) if of is not None]
             for place in looked_at
         ]
-        look = Look(
-            share,
-            num_seeds,
-            len(race.seeds),
-            race.alpha_of(number),
-            len(self.order),
-            tuple(race.settings[place].rank or 0 for place in looked_at),
-        )
+        alpha = race.alpha_of(number)
+        look = Look(share, num_seeds, len(race.seeds), alpha, len(self.order))
         of = evidence(list(zip(*columns, strict=True)), race.terms)
         for each in eliminations(of, look, race.terms):
             other = race.settings[looked_at[each.by]].label
