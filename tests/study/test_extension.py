@@ -226,7 +226,7 @@ def test_what_a_verdict_advises_can_be_done(study_file: Path, tmp_path: Path) ->
     settings = [*SETTINGS, "methods.lora.ranks=[2,3]", "evaluation.out_of_domain=[]"]
     outcome, _ = run(load_config(study_file, settings), folder)
     (answer,) = outcome.recommendation.by_train_task
-    items = [p for p in answer.prospects if p.add == "items"]
+    items = [p for p in answer.prospects if p.add == "in_domain"]
     seeds = [p for p in answer.prospects if p.add == "seeds"]
     in_all = {t: e.num_available for t, e in outcome.results.base.evaluations.items()}
     largest = items[-1]
