@@ -185,12 +185,11 @@ def _run(family: Family, truth: Truth, rng: np.random.Generator) -> Truth:
     own_sd = np.exp(np.linspace(np.log(smallest), 0.0, count))
 
     def effects(sd: float) -> Floats:
-        own = rng.normal(0.0, 0.75**0.5, count)
-        return np.asarray(sd * own_sd * (own + rng.normal(0.0, 0.5)), dtype=np.float64)
+        return sd * own_sd * (rng.normal(0.0, 0.75**0.5, count) + rng.normal(0.0, 0.5))
 
     def events(often: float) -> Floats:
         """Of mean zero: the truth of a rank is that of its runs on average."""
-        return COLLAPSE_POINTS * ((rng.random(count) < often) - often)
+        return COLLAPSE_POINTS * ((rng.random(count) < often).astype(np.float64) - often)
 
     gain = truth.gain + family.point * (effects(family.run_sd[0]) - events(family.fails))
     losses = truth.losses + effects(family.run_sd[1]) + events(family.collapse)

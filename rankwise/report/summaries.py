@@ -26,7 +26,7 @@ RELATION_NAMES: dict[Relation, str] = {
 
 OUTCOMES: dict[Outcome, str] = {
     "recommended": "Recommended",
-    "no_evidence": "No evidence for fine-tuning",
+    "no_evidence": "Not shown that fine-tuning helps",
     "none_keeps_enough": "No rank keeps enough",
     "cannot_tell": "Not settled",
 }

@@ -314,9 +314,9 @@ def test_the_ladder_says_what_it_lacks_evidence_for() -> None:
 
 def test_the_ladder_compares_with_the_base() -> None:
     decisions, _ = search(Ladder(settings(), (0, 1), TERMS), by_rank((0,) * 5))
-    assert "no evidence for fine-tuning" in decisions[-1].statement
+    assert "not shown that fine-tuning helps" in decisions[-1].statement
     decisions, _ = search(Ladder(settings(), (0, 1), TERMS), by_rank((10,) * 5))
-    assert "no evidence for fine-tuning" not in decisions[-1].statement
+    assert "not shown that fine-tuning helps" not in decisions[-1].statement
 
 
 def test_the_ladder_starts_at_the_rank_nearest_to_32() -> None:
