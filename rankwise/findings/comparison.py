@@ -66,9 +66,9 @@ class NamedStack(Record):
 class ComparedStudy(Record):
     """A study as a whole.
 
-    ``stacks`` are those of all its trainings and scorings; ``is_stack_known`` is False where a
-    scoring does not say what made it. ``made_at`` is when the newest of them was written, an ISO
-    8601 date and time. ``left_out`` are runs and tasks that take no part, with the reason.
+    ``stacks`` are those of all its trainings and scorings. ``made_at`` is when the newest of them
+    was written, an ISO 8601 date and time. ``left_out`` are runs and tasks that take no part, with
+    the reason.
     """
 
     name: str
@@ -76,20 +76,18 @@ class ComparedStudy(Record):
     base_model: str
     base_model_fingerprint: str
     stacks: tuple[str, ...]
-    is_stack_known: bool
     made_at: str
     left_out: Mapping[str, str]
 
     @property
     def stack(self) -> str | None:
-        """The stack that everything was made on; None where there are several, or one unknown."""
-        return self.stacks[0] if self.is_stack_known and len(self.stacks) == 1 else None
+        """The stack that everything was made on; None where there are several."""
+        return self.stacks[0] if len(self.stacks) == 1 else None
 
     @property
     def stack_words(self) -> str:
         """Its stack or stacks, in words."""
-        words = quantities.listed(self.stacks)
-        return words if self.is_stack_known else f"{words}, and one that is not recorded"
+        return quantities.listed(self.stacks)
 
 
 class ComparedChoice(Record):
@@ -280,7 +278,6 @@ def _described(study: StudySource, stacks: list[Stack]) -> ComparedStudy:
         base_model=record.config.base_model.name,
         base_model_fingerprint=record.base_model_fingerprint,
         stacks=tuple(_stack_name(place) for place in sorted(map(stacks.index, own))),
-        is_stack_known=None not in scored,
         made_at=max(provenance.created_at for provenance in made),
         left_out=results.left_out,
     )
@@ -359,8 +356,6 @@ def _pair(first: _Part, second: _Part) -> ComparedPair:
 def _reason(first: _Part, second: _Part) -> str | None:
     """Why the choices cannot be compared; None where only the items can keep them apart."""
     one, other = first.study, second.study
-    if not (one.is_stack_known and other.is_stack_known):
-        return "scores of an early version do not say on which software stack they were made"
     if one.stack is None or other.stack is None:
         return "a study that was made on several software stacks is compared with no other"
     if one.stack != other.stack:

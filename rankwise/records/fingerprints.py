@@ -10,7 +10,7 @@ from typing import Any
 from rankwise.records.axes import SETTING
 from rankwise.records.base import Record
 from rankwise.records.config.mitigations import MitigationConfig
-from rankwise.records.config.study import SearchConfig, StudyConfig
+from rankwise.records.config.study import StudyConfig
 from rankwise.records.config.variants import VariantName
 from rankwise.records.study import PlannedRun, StudyRecord
 
@@ -54,28 +54,11 @@ _NOT_IN_TRAINING = {
     "score_checkpoints",
     "stop",
 }
-_USUAL_INIT = "A"  # in no fingerprint: older ones do not know the setting
-# Settings that older studies do not know, with their defaults: at these they are in no fingerprint.
-_LATER: dict[tuple[str, ...], Any] = {
-    ("analysis", "behaviour"): False,
-    ("analysis", "gauges"): True,
-    ("deploy",): [],
-    ("methods", "lora", "init"): _USUAL_INIT,
-    ("methods", "truncated"): None,
-    ("methods", "variants"): None,
-    ("mitigations",): [],
-    ("search",): SearchConfig().model_dump(mode="json"),
-    ("search", "first_rank"): 32,
-    ("train", "columns"): None,
-    ("train", "judged_by"): "loss",
-    ("train", "learning_rate", "tune"): False,
-    ("train", "score_checkpoints"): [],
-    ("train", "stop"): None,
-}
 _IN_NO_RESULT: Any = {
     "tasks_path": True,
     "allow_task_code": True,
-    "evaluation": {"clusters"},
+    "train": {"save_every"},
+    "evaluation": {"clusters", "max_batch_tokens"},
     "tracking": True,
 }
 # Of an arm, what names it and the places of its rows: their content counts.
@@ -92,19 +75,8 @@ def fingerprint(content: Any) -> str:
 
 
 def study_fingerprint(config: StudyConfig) -> str:
-    """Of a study file's settings; not of where its tasks lie, of clusters, and of trackers."""
-    settings: dict[str, Any] = config.model_dump(mode="json", exclude=_IN_NO_RESULT)
-    for (*path, name), default in _LATER.items():
-        section = settings
-        for part in path:
-            section = section.get(part) or {}
-        if name in section and section[name] == default:
-            del section[name]
-    # no result depends on these two: they stay what older studies had
-    del settings["train"]["save_every"]
-    settings["train"]["save_steps"] = 100
-    settings["evaluation"]["max_batch_tokens"] = settings["evaluation"]["max_batch_tokens"] or 4096
-    return fingerprint(settings)
+    """Of a study file's settings, but for those that no result depends on."""
+    return fingerprint(config.model_dump(mode="json", exclude=_IN_NO_RESULT))
 
 
 def training_fingerprint(
@@ -117,14 +89,14 @@ def training_fingerprint(
     is_full = run.method == "full"
     unused = _NOT_IN_TRAINING | ({"dropout"} if is_full else set())
     lora = None if is_full or run.variant is not None else config.methods.lora
-    init = _USUAL_INIT if lora is None else lora.init
+    init = "A" if lora is None else lora.init
     of_variant: dict[str, Any] = {}
     if run.variant is not None:
         of_variant["variant"] = [VARIANT_REVISIONS.get(run.variant, 1), run.variant]
     return fingerprint(
         {
             **of_variant,
-            **({} if init == _USUAL_INIT else {"init": init}),
+            **({} if init == "A" else {"init": init}),
             "training_revision": TRAINING_REVISION,
             "base_model": base_model,
             "precision": precision,

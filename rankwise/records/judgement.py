@@ -35,19 +35,13 @@ class Look(Record):
     seeds: tuple[int, ...]
     options: tuple[str, ...]
     """Labels of the options that were judged."""
-    runs: tuple[str, ...] = ()
-    """Their runs, whose names change with every setting; empty in older records."""
+    runs: tuple[str, ...]
+    """Their runs, whose names change with every setting."""
     outcome: Outcome
 
     def is_of(self, other: Look) -> bool:
         """Whether both are of the same data."""
-        runs = other.runs if not self.runs or not other.runs else self.runs
-        update = {
-            "number": other.number,
-            "alpha": other.alpha,
-            "outcome": other.outcome,
-            "runs": runs,
-        }
+        update = {"number": other.number, "alpha": other.alpha, "outcome": other.outcome}
         return self.model_copy(update=update) == other
 
 

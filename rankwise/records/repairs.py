@@ -74,7 +74,7 @@ class RepairPoint(Record):
     kind."""
     kl: Bound | None = None
     """KL(base || repaired) on right answers in-domain, in nats per token; None where there are
-    none, and in the record of an older version."""
+    none."""
 
 
 class JudgedTask(Record):
@@ -153,9 +153,9 @@ class AdapterRepair(StageRecord):
     model: str
     """Name of the run, or the adapter's folder."""
     model_fingerprint: str | None = None
-    """Of the run; None without a study, and in the record of an older version."""
+    """Of the run; None without a study."""
     task_fingerprints: dict[str, str] = Field(default_factory=dict)
-    """Task -> hash of the items and of how they were scored; empty likewise."""
+    """Task -> hash of the items and of how they were scored; empty without a study."""
     base_model: str
     averaged_with: tuple[str, ...]
     """Other runs or adapters that took part in averages."""

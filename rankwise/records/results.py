@@ -94,11 +94,10 @@ class Divergence(StageRecord):
     doc_ids: tuple[int, ...]
     kl_nats: tuple[float, ...]
     top1_agreement: tuple[float, ...]
-    rise_nats: tuple[float, ...] = ()
-    """Rise of the loss of each item against the reference, a mean over its tokens; empty in the
-    record of an older version."""
-    item_tokens: tuple[int, ...] = ()
-    """Tokens of each item that are compared; empty in the record of an older version."""
+    rise_nats: tuple[float, ...]
+    """Rise of the loss of each item against the reference, a mean over its tokens."""
+    item_tokens: tuple[int, ...]
+    """Tokens of each item that are compared."""
     score_seconds: float
 
 
@@ -293,7 +292,7 @@ def judged_items(
     """The items of a scoring by the metric that decides.
 
     That is p(right) where there are options, unless another metric was asked for. A record is
-    written with the task's own metric; p(right) is made from the answers, so old records have it.
+    written with the task's own metric, and p(right) is made from the answers.
 
     Args:
         record: the scoring, as it was written.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, get_args
+from typing import Literal, Protocol, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from rankwise.records.base import SCHEMA_VERSION, Record, SchemaVersion, VersionedRecord
 from rankwise.records.config.mitigations import MitigationConfig
@@ -120,7 +119,7 @@ class PlannedRun(Record):
     target_modules: tuple[str, ...] = ()
     """The adapted linear layers, as PEFT takes them; empty for full fine-tuning."""
     full: FullTraining | None = None
-    """What full fine-tuning takes; None for LoRA, and in the record of an older version."""
+    """What full fine-tuning takes; None for LoRA."""
     seed: int | None = None
     """None for an imported model."""
     imported_as: str | None = None
@@ -300,13 +299,13 @@ class StudyRecord(StudyTasks):
     """
     gauge_fingerprints: dict[str, str] = Field(default_factory=dict)
     """Trained task -> hash of the right answers and texts on which models are compared with the
-    base; empty where they are not, and in the record of an older version."""
+    base; empty where they are not."""
     behaviour_fingerprint: str | None = None
     """Hash of the prompts on which behaviour is compared; None where it is not."""
-    num_parameters: int = 0
-    """Weights of the base model; 0 in the record of an older version."""
+    num_parameters: int
+    """Weights of the base model."""
     num_tokens: TokenCounts = TokenCounts()
-    """What the stages read; empty in the record of an older version."""
+    """What the stages read."""
     runs: tuple[PlannedRun, ...]
     candidates: tuple[PlannedRun, ...] = ()
     """Trainings and checkpoints that a search decides by: scored on validation items only."""
@@ -332,18 +331,8 @@ class StudyRecord(StudyTasks):
     study was last concluded; empty until it is."""
     warnings: tuple[str, ...]
     own_data: OwnData | None = None
-    """What was read of users' own rows, and how; None without them, and in the record of an older
-    version."""
+    """What was read of users' own rows, and how; None without them."""
     provenance: Provenance
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_what_is_gone(cls, content: Any) -> Any:
-        """Older versions saved the states of a training by steps; no result depends on that."""
-        with contextlib.suppress(AttributeError, KeyError, TypeError):
-            if content["config"]["train"].pop("save_steps", 0) is None:
-                content["config"]["train"]["save_every"] = None
-        return content
 
     @property
     def models(self) -> tuple[PlannedRun, ...]:
@@ -439,7 +428,7 @@ class RunRecord(VersionedRecord):
     peak_memory_bytes: int
     """Peak memory of the pass until this run was done."""
     peak_reserved_bytes: int | None = None
-    """What PyTorch held of the card at most until then; None on a CPU and in an older record."""
+    """What PyTorch held of the card at most until then; None on a CPU."""
     kernels: str | None = None
     """The package whose kernels trained beside torch's, with its version; None: there is none."""
     provenance: Provenance
@@ -560,7 +549,7 @@ class TaskEvaluation(StageRecord):
     samples: FileDigest | None = None
     """What the items' file beside it is; None until that is written."""
     provenance: Provenance | None = None
-    """What scored it; None in the record of an older version."""
+    """What scored it; None outside of a study."""
 
     @property
     def decision(self) -> MetricScore:

@@ -111,7 +111,7 @@ def _checked(
 ) -> StudyConfig:
     found = [*problems, *_given_twice(data)]
     try:
-        config = StudyConfig.model_validate(data, context={"is_study_file": True})
+        config = StudyConfig.model_validate(data)
     except ValidationError as error:
         found.extend(problems_of(error, data, StudyConfig))
         config = None

@@ -637,16 +637,11 @@ STUDY_FILES = [
         ("evaluation.engine.generate_until: 'onnx' given; input should be 'resident' or 'vllm'",),
     ),
     Case(
-        "vllm for everything, as older studies could say",
-        SMALLEST + "evaluation: {engine: vllm}\n",
+        "vllm for log-likelihoods",
+        SMALLEST + "evaluation: {engine: {loglikelihood: vllm}}\n",
         (
             "evaluation.engine: vllm is for texts only: for log-likelihoods it reads every prompt anew for each option and each adapter; write {loglikelihood: resident, generate_until: vllm}",
         ),
-    ),
-    Case(
-        "vllm for log-likelihoods",
-        SMALLEST + "evaluation: {engine: {loglikelihood: vllm}}\n",
-        ("evaluation.engine: vllm is for texts only",),
     ),
     Case(
         "an empty metric",

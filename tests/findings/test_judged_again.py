@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rankwise.findings.looks import alpha_of_look
-from rankwise.findings.recommendation import looks_of, recommend, recommend_for
+from rankwise.findings.recommendation import looks_of, recommend
 from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.results import ModelResults, StudyResults
 from rankwise.records.study import PlannedRun
@@ -53,12 +53,6 @@ def test_runs_with_other_settings_are_another_look() -> None:
     (part,) = recommend(trained_at(2e-4), first).by_train_task
     assert [look.number for look in part.looks] == [1, 2]
     assert part.looks[1].alpha == pytest.approx(0.005)
-    # a record of an older rankwise does not name its runs, and is taken for the same look
-    (of_task,) = first.by_train_task
-    older = of_task.model_copy(
-        update={"looks": (of_task.looks[0].model_copy(update={"runs": ()}),)}
-    )
-    assert len(recommend_for(trained_at(1e-4).of("kinship"), older).looks) == 1
 
 
 def test_a_derived_margin_is_of_its_metric() -> None:

@@ -88,6 +88,8 @@ def with_divergences(
                 doc_ids=tuple(range(len(values))),
                 kl_nats=tuple(values),
                 top1_agreement=tuple(float(value < 0.5) for value in values),
+                rise_nats=(0.0,) * len(values),
+                item_tokens=(1,) * len(values),
                 score_seconds=1.0,
             )
             for each in full

@@ -121,6 +121,7 @@ def planted_grid(
 
     every = {task for each in tasks.values() for names in each.values() for task in names}
     study = StudyRecord(
+        num_parameters=0,
         fingerprint="f" * 64,
         config=_config(plans, tuple(tasks), recommendation or RecommendationConfig()),
         base_model_fingerprint=BASE_FINGERPRINT,

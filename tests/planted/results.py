@@ -153,6 +153,7 @@ def planted_study(
         fingerprint="f" * 64,
         config=config,
         base_model_fingerprint=BASE_FINGERPRINT,
+        num_parameters=0,
         task_fingerprints={t: task_fingerprint(t) for names in tasks.values() for t in names},
         precision="float32",
         tasks={"kinship": tasks},

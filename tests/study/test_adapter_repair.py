@@ -229,12 +229,6 @@ def test_the_page_has_the_repair_of_a_run_as_it_is_now(folder: StudyFolder) -> N
         assert rankwise("report", folder.root).exit_code == 0
         assert "Repairs after training" not in words(folder.report_file.read_text())
 
-    # an older version did not say of which run and tasks it was
-    old = record.model_copy(update={"model_fingerprint": None, "task_fingerprints": {}})
-    folder.write(folder.adapter_repair_file(record.model), old)
-    assert repaired(folder, *FEW).task_fingerprints == record.task_fingerprints
-    assert folder.adapter_repair(folder.read_study(), folder.read_study().runs[0]) is not None
-
 
 def test_nothing_is_scored_twice(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     first = repaired(folder, *FEW)

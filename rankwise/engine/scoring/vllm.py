@@ -23,7 +23,7 @@ import torch
 from rankwise.engine.models.adapter_config import read_adapter_config
 from rankwise.engine.models.devices import ResolvedPrecision, choose_device, give_back_memory
 from rankwise.errors import ModelError
-from rankwise.records.config.study import VLLM_IS_FOR_TEXTS, StudyConfig
+from rankwise.records.config.study import StudyConfig
 from rankwise.tasks.questions import Advance, Continuation, Generation, LogLikelihood, Prompt
 
 # values that vLLM accepts for max_lora_rank
@@ -289,20 +289,17 @@ def _generation(output: Any) -> Generation:
 
 def engine_problem(config: StudyConfig) -> str | None:
     """Why the configured engine cannot score a study here, or None."""
-    engine = config.evaluation.engine
-    if engine.loglikelihood == "vllm":
-        return VLLM_IS_FOR_TEXTS
-    if engine.generate_until == "resident":
+    if config.evaluation.engine.generate_until == "resident":
         return None
     if importlib.util.find_spec("vllm") is None:
         return (
             "vllm is not installed; install rankwise[vllm] (it needs a GPU), or choose "
-            "evaluation.engine=resident"
+            "evaluation.engine.generate_until=resident"
         )
     if config.train.base_precision != "auto":
         return (
             f"vllm would score the unquantised base, and the adapters are trained on one in "
-            f"{config.train.base_precision}; choose evaluation.engine=resident, or "
+            f"{config.train.base_precision}; choose evaluation.engine.generate_until=resident, or "
             "train.base_precision=auto"
         )
     return None

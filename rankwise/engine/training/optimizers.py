@@ -184,7 +184,6 @@ class StochasticRoundingAdamW(torch.optim.Optimizer):
             )
         super().load_state_dict(state_dict)
         _restore_float32_moments(self, state_dict)
-        self._begin()  # older versions saved none of weights that had no gradient yet
         self.generator.set_state(state_dict["generator"].cpu())
 
 

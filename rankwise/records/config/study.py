@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
-    SerializerFunctionWrapHandler,
-    ValidationInfo,
-    model_serializer,
     model_validator,
 )
 
@@ -66,14 +63,7 @@ VLLM_IS_FOR_TEXTS = (
     "vllm is for texts only: for log-likelihoods it reads every prompt anew for each option and "
     "each adapter; write {loglikelihood: resident, generate_until: vllm}"
 )
-"""Why vllm is refused for log-likelihoods; older studies may have used it."""
-
-
-def _engines(value: Any) -> Any:
-    """One name for both kinds of requests, as older studies have it, or a mapping."""
-    if isinstance(value, str):
-        return {"loglikelihood": value, "generate_until": value}
-    return value
+"""Why vllm is refused for log-likelihoods."""
 
 
 class EngineConfig(Section):
@@ -89,17 +79,10 @@ class EngineConfig(Section):
         return self.generate_until if output_type == "generate_until" else self.loglikelihood
 
     @model_validator(mode="after")
-    def _texts_only(self, info: ValidationInfo) -> Self:
-        """In a study file; the record of an older study is read all the same."""
-        if info.context is not None and self.loglikelihood == "vllm":
+    def _texts_only(self) -> Self:
+        if self.loglikelihood == "vllm":
             raise ValueError(VLLM_IS_FOR_TEXTS)
         return self
-
-    @model_serializer(mode="wrap")
-    def _as_one_name(self, whole: SerializerFunctionWrapHandler) -> Any:
-        """The name that older studies have, so that fingerprints stay."""
-        is_one = self.generate_until == self.loglikelihood
-        return self.generate_until if is_one else whole(self)
 
 
 class EvaluationConfig(Section):
@@ -141,7 +124,7 @@ class EvaluationConfig(Section):
     """
     num_train_items: Annotated[Natural, AfterValidator(none_or_two)] = 100
     """Number of trained rows to score, for the gap between seen and unseen items."""
-    engine: Annotated[EngineConfig, BeforeValidator(_engines)] = EngineConfig()
+    engine: EngineConfig = EngineConfig()
     """``resident``, rankwise's own, scores all adapters at once; ``vllm`` needs its extra."""
     max_batch_tokens: Count | None = None
     """The most tokens in one forward pass; None: as many as the device is quick with."""

@@ -184,7 +184,9 @@ def check_whole_base(config: StudyConfig, room: Room, issues: Issues) -> None:
         "analysis.gauges=false": config.analysis.gauges,
         "analysis.heads=false": config.analysis.heads,
         "deploy=[]": bool(config.deploy),
-        "evaluation.engine=resident": config.evaluation.engine.generate_until == "vllm",
+        "evaluation.engine.generate_until=resident": (
+            config.evaluation.engine.generate_until == "vllm"
+        ),
     }
     unset = [setting for setting, is_asked in asked.items() if is_asked]
     text = (

@@ -116,7 +116,7 @@ class AdapterRepairer:
         path = self._folder.adapter_repair_file(self._run.name)
         earlier = self._folder.finished(path, AdapterRepair, wanted)
         fingerprints = {task.task: study.task_fingerprints[task.task] for task in scores}
-        if earlier is not None and earlier.task_fingerprints:  # an older version's has none
+        if earlier is not None:
             return earlier
         choice = choose_repair(
             scores,
