@@ -151,7 +151,7 @@ def _energy_section(record: AuditRecord, cut: KeptEnergy) -> ReportSection:
     if record.kind == "adapter":
         remark += (
             " A trained adapter that was cut is not what training at that rank would have found. "
-            f"To cut: rankwise truncate ADAPTER --rank {cut.rank} --output DIR."
+            f"To cut and score it: rankwise repair BASE ADAPTER --by truncate={cut.rank} ..."
         )
     shares = {
         "all matrices": [(kept.rank, 100 * kept.share) for kept in record.kept],
