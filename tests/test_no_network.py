@@ -71,11 +71,10 @@ def test_no_verb_of_a_local_study_reaches_for_the_network(
         ("report", study),
         ("export", study),
         ("audit", tiny_model_folder, adapter, "--output", tmp_path / "audit", "--top-k", 9),
-        ("truncate", adapter, "--rank", 1, "--output", tmp_path / "cut"),
     )
     assert "NETWORK" not in done.stderr, done.stderr
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("COMMAND") == 8
+    assert done.stderr.count("COMMAND") == 7
 
 
 def test_the_watch_would_see_it(study_file: Path) -> None:

@@ -1,9 +1,8 @@
-"""Verbs for adapters and checkpoints: audit, truncate, scale intruder dimensions, ablate heads."""
+"""Verbs for adapters and checkpoints: audit, ablate heads."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections.abc import Callable, Generator, Sequence
 from enum import StrEnum
@@ -36,22 +35,12 @@ from rankwise.records.outputs import refuse_foreign
 if TYPE_CHECKING:
     from rankwise.records.heads import HeadRepair
     from rankwise.weights.audit_scores import ScoreSettings
-    from rankwise.weights.spectra import Svd
 
 ADAPTERS = "Adapters and checkpoints"
 
 BASE = "The base: smollm2-135m-instruct, a folder or a hub repository."
 Adapter = Annotated[
     Path, typer.Argument(metavar="ADAPTER", help="A PEFT LoRA folder.", parser=given_path)
-]
-Output = Annotated[
-    Path,
-    typer.Option(
-        "--output",
-        metavar="FOLDER",
-        help="The folder to write; it must be new or empty.",
-        parser=given_path,
-    ),
 ]
 AnyBase = Annotated[
     bool,
@@ -177,135 +166,6 @@ def audit(
     for sentence in record.statements:
         say(f"- {sentence}")
     say(f"page: {page}", folded=False)
-    return OK
-
-
-@verb(ADAPTERS)
-def truncate(
-    adapter: Adapter,
-    output: Output,
-    rank: Annotated[int, typer.Option("--rank", min=1, help="The rank to keep in every layer.")],
-    as_json: Json = False,
-) -> int:
-    """Cut an adapter to a lower rank.
-
-    Writes the closest adapter of that rank and says how much of the update is
-    lost. Needs no base model. Training at that rank would have given another
-    adapter: score the truncated one before you use it. intervention.json, in
-    the same folder, says what was done.
-    """
-    quiet_libraries()
-    from rankwise.weights.interventions import AdapterChange, truncated_updates, write_intervention
-    from rankwise.weights.lowrank import read_updates
-
-    with usage_errors():
-        refuse_replacing(output)
-        updates = read_updates(adapter)
-        largest = max(update.rank for update in updates.values())
-        if rank > largest:
-            problem = f"--rank: {rank} given, and the adapter has rank {largest}; give a lower one"
-            raise ConfigError("truncate", [problem])
-    truncated = truncated_updates(updates, rank)
-    done = AdapterChange("truncation", rank=rank)
-    record = write_intervention(adapter, output, updates, truncated, done)
-    if as_json:
-        return emit(record)
-    worst = max(record.layers, key=lambda layer: layer.relative_error)
-    say(
-        f"rank {rank} keeps {100 * record.energy_kept:.2f} % of the update's energy (relative "
-        f"error {record.relative_error:.3g}; largest in {worst.name}, "
-        f"{worst.relative_error:.3g}): {output}",
-        folded=False,
-    )
-    return OK
-
-
-@verb(ADAPTERS, "scale-intruders")
-def scale_intruders(
-    adapter: Adapter,
-    base: Annotated[str, typer.Option("--base", help=BASE)],
-    output: Output,
-    factor: Annotated[
-        float,
-        typer.Option(
-            "--factor",
-            min=0.0,
-            help="Multiply the intruders' singular values by this (1: unchanged, 0: removed).",
-        ),
-    ],
-    k: Annotated[
-        int, typer.Option("--k", min=1, help="Number of leading singular vectors to search.")
-    ] = 10,
-    epsilon: Annotated[
-        float,
-        typer.Option(
-            "--epsilon",
-            min=0.0,
-            max=1.0,
-            help="A singular vector counts as an intruder if its largest |cosine| with the base's "
-            "is below this.",
-        ),
-    ] = 0.5,
-    rank: Annotated[
-        int | None,
-        typer.Option(
-            "--rank",
-            min=1,
-            help="Truncate changed layers to this rank (default: keep the rank they need).",
-        ),
-    ] = None,
-    any_base: AnyBase = False,
-    as_json: Json = False,
-) -> int:
-    """Scale an adapter's intruder dimensions.
-
-    Writes a new adapter. Each scaled intruder needs one more rank in its
-    layer; with --rank, these layers are truncated, and the error is printed.
-    intervention.json, in the same folder, says what was done.
-    """
-    quiet_libraries()
-    from rankwise.engine.models.weights import weight_matrices
-    from rankwise.weights.audit import find_adapter
-    from rankwise.weights.interventions import AdapterChange, scaled_intruders, write_intervention
-    from rankwise.weights.svd_cache import SpectralCache
-
-    problems = [
-        f"{name} {value} is not a finite number; give one"
-        for name, value in (("--factor", factor), ("--epsilon", epsilon))
-        if not math.isfinite(value)  # NaN passes the options' own bounds
-    ]
-    if problems:
-        raise ConfigError("scale-intruders", problems)
-    with usage_errors():
-        refuse_replacing(output)
-        audited = find_adapter(base, adapter, "scaled", any_base=any_base, report=note)
-        weights = weight_matrices(audited.base.folder, list(audited.updates))
-    warn(audited.warnings)
-    cache = SpectralCache()
-    with counted("looking for intruders, layers", len(weights)) as add:
-
-        def decomposed(name: str) -> Svd:
-            add(1)
-            return cache.svd(weights[name])
-
-        try:
-            scaled = scaled_intruders(
-                audited.updates, decomposed, factor, k=k, epsilon=epsilon, rank=rank
-            )
-        except ValueError as error:
-            raise ConfigError("scale-intruders", [f"--factor {factor:g}: {error}"]) from error
-    done = AdapterChange("scaled_intruders", rank, factor, k, epsilon)
-    record = write_intervention(adapter, output, audited.updates, scaled.intervened, done, scaled)
-    if as_json:
-        return emit(record)
-    counts = [layer.num_intruders or 0 for layer in record.layers]
-    left = sum(layer.num_intruders_left or 0 for layer in record.layers)
-    say(
-        f"{sum(counts)} intruders in {sum(map(bool, counts))} of {len(counts)} layers scaled by "
-        f"{factor:g}, relative error {record.relative_error:.3g}; {left} among the {k} leading "
-        f"directions afterwards: {output}",
-        folded=False,
-    )
     return OK
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -34,7 +35,7 @@ from rankwise.cli.application import (
 )
 from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError, did_you_mean
-from rankwise.records.repairs import REPAIR_FAMILIES, AdapterRepair, RepairFamily
+from rankwise.records.repairs import REPAIR_FAMILIES, AdapterRepair, Repair, RepairFamily
 
 if TYPE_CHECKING:
     from rankwise.weights.audit import Audited
@@ -66,7 +67,12 @@ def repair(
     ] = None,
     by: Annotated[
         str | None,
-        typer.Option("--by", metavar="KIND,KIND", help="Kinds of repair to try (default: all)."),
+        typer.Option(
+            "--by",
+            metavar="KIND,KIND",
+            help="Kinds of repair to try (default: all), or one with its value: truncate=8, "
+            "intruders=0.5.",
+        ),
     ] = None,
     tasks: Annotated[
         str,
@@ -173,7 +179,7 @@ def repair(
 class _Asked(NamedTuple):
     """What a repair is to be: of some kinds, within a limit in points."""
 
-    families: tuple[RepairFamily, ...]
+    kinds: tuple[RepairFamily | Repair, ...]
     max_loss_points: float
 
 
@@ -197,7 +203,7 @@ def _of_run(directory: Path, name: str, asked: _Asked) -> AdapterRepair:
     plan = reopen_study(study, (*tasks.in_domain, *tasks.retention), None, note)
     with folder.lock(), TerminalObserver(stderr) as observer:
         context = StudyContext.of(plan, folder, observer)
-        repairer = AdapterRepairer(context, chosen, asked.families)
+        repairer = AdapterRepairer(context, chosen, asked.kinds)
         record = repairer.repair(tasks, asked.max_loss_points)
     note(f"records: {folder.adapter_repair_file(chosen.name).parent}")
     return record
@@ -240,7 +246,7 @@ def _of_adapters(
             raise ConfigError("repair", [problem])
         refuse_unjudgeable(own, kept)
         note("deriving the candidates")
-        found = candidates(first, others, asked.families)
+        found = candidates(first, others, asked.kinds)
         num_tokens = (1 + len(found.derived)) * sum(task.num_tokens for task in (*own, *kept))
         with counted("scoring, tokens", num_tokens) as add:
             return repair_adapter(
@@ -254,21 +260,45 @@ def _of_adapters(
 
 
 def _asked(by: str | None, max_loss_points: float) -> _Asked:
-    """The kinds in their own order, and the limit."""
-    wanted = REPAIR_FAMILIES if by is None else listed_names(by)
-    problems = [
-        f"--by: no kind of repair is named {name!r}; "
-        + (did_you_mean(name, REPAIR_FAMILIES) or f"there is {', '.join(REPAIR_FAMILIES)}")
-        for name in wanted
-        if name not in REPAIR_FAMILIES
-    ]
+    """The kinds in their own order, those with a value behind them, and the limit."""
+    problems: list[str] = []
+    kinds: list[RepairFamily | Repair] = []
+    for entry in REPAIR_FAMILIES if by is None else listed_names(by):
+        try:
+            kinds.append(_kind(entry))
+        except ValueError as error:
+            problems.append(f"--by: {error}")
     if not math.isfinite(max_loss_points):  # NaN passes the option's own bound
         problems.append("--max-retention-loss is not a finite number; give one")
-    if not wanted:
+    if not kinds and not problems:
         problems.append(f"--by names no kind of repair; there is {', '.join(REPAIR_FAMILIES)}")
     if problems:
         raise ConfigError("repair", problems)
-    return _Asked(tuple(each for each in REPAIR_FAMILIES if each in wanted), max_loss_points)
+    singles = [kind for kind in kinds if isinstance(kind, Repair)]
+    return _Asked((*(each for each in REPAIR_FAMILIES if each in kinds), *singles), max_loss_points)
+
+
+def _kind(entry: str) -> RepairFamily | Repair:
+    """A family, or one repair of it: truncate=8.
+
+    Raises:
+        ValueError: there is no such family, or it has no such repair.
+    """
+    name, has_value, text = entry.partition("=")
+    family: RepairFamily | None = next((each for each in REPAIR_FAMILIES if each == name), None)
+    if family is None:
+        hint = did_you_mean(name, REPAIR_FAMILIES) or f"there is {', '.join(REPAIR_FAMILIES)}"
+        raise ValueError(f"no kind of repair is named {name!r}; {hint}")
+    if not has_value:
+        return family
+    if family == "truncate" and text.isdecimal() and int(text) > 0:
+        return Repair(family=family, value=float(text))
+    if family == "intruders" and re.fullmatch(r"0|1|0?\.\d+", text):
+        return Repair(family=family, value=float(text))
+    raise ValueError(
+        f"{entry} is no repair; a value is for truncate (a rank of 1 or more) and for intruders "
+        "(a factor from 0 to 1)"
+    )
 
 
 def _refuse_with_study(targets: list[str], given: list[str]) -> None:

@@ -41,7 +41,6 @@ class ExportFormat(StrEnum):
     PARQUET = "parquet"
     MARKDOWN = "markdown"
     LATEX = "latex"
-    EVERY_EVAL_EVER = "every-eval-ever"
     MODEL_CARD = "model-card"
     PEFT = "peft"
     AXOLOTL = "axolotl"
@@ -88,9 +87,6 @@ def export(
 
     markdown, latex: the table of all models with their intervals, to paste into
     a README or a paper (LaTeX needs the packages booktabs and graphicx).
-
-    every-eval-ever: the scores of the same models as lm-eval, one record each,
-    in the schema of that collection.
 
     peft, trl, axolotl, llamafactory, unsloth: the recommended rank, alpha,
     rate, modules, epochs, batch and schedule as the config of that trainer.

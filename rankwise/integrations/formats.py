@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 from rankwise.errors import ConfigError, did_you_mean
-from rankwise.integrations.every_eval_ever import export_evaluations
 from rankwise.integrations.exported import Exported
 from rankwise.integrations.exports import export_card, export_setup
 from rankwise.integrations.lm_eval_files import export_lm_eval
@@ -24,7 +23,6 @@ OF_STUDY: Mapping[str, Callable[[StudyFolder, Path], list[Exported]]] = {
     "parquet": export_parquet,
     "markdown": export_markdown,
     "latex": export_latex,
-    "every-eval-ever": export_evaluations,
 }
 """What is written of a whole study."""
 

@@ -14,14 +14,14 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rankwise.integrations.exported import Exported, export_models
+from rankwise.integrations.exported import Exported
 from rankwise.records.files import write_atomically
 from rankwise.records.folder import LOSS_METRIC, StudyFolder
 from rankwise.records.p_right import P_RIGHT
+from rankwise.records.reading import read_results
 from rankwise.records.results import ModelResults
 from rankwise.records.study import MetricScore, Provenance, StudyRecord, TaskEvaluation
 
@@ -48,7 +48,12 @@ def export_lm_eval(folder: StudyFolder, place: Path) -> list[Exported]:
         RecordError: the study is not finished, or a record cannot be read.
         StorageError: a file cannot be written.
     """
-    return export_models(folder, place, partial(_export, folder))
+    results = read_results(folder)
+    by_relation = (names.values() for names in results.study.tasks.values())
+    tasks = {task for relations in by_relation for names in relations for task in names}
+    trained = [model for model in results.runs if model.run and model.run.status == "trained"]
+    models = [model.limited_to(tasks) for model in (results.base, *trained)]
+    return [_export(folder, results.study, model, place) for model in models]
 
 
 def _export(folder: StudyFolder, study: StudyRecord, model: ModelResults, output: Path) -> Exported:

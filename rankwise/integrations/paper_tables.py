@@ -11,7 +11,7 @@ from rankwise.findings.models import summarise
 from rankwise.integrations.exported import Exported
 from rankwise.records.files import write_atomically
 from rankwise.records.folder import StudyFolder
-from rankwise.report.parts import Cell, Table, file_name
+from rankwise.report.parts import Table, file_name
 from rankwise.report.summaries import verdict_notes, verdict_table
 from rankwise.study.conclusion import StudyOutcome, conclude
 
@@ -95,14 +95,10 @@ def paper_tables(outcome: StudyOutcome) -> Iterator[PaperTable]:
 
 def markdown(shown: PaperTable) -> str:
     """The table with one line for each model: 81.0 (76.2 to 85.0)."""
-    headings = [
-        f"{title} ({detail})" if detail else title for title, detail in shown.table.headings
-    ]
-    rows = [[str(cell) for cell in row] for row in _rows(shown.table)]
     lines = [
         f"**{markdown_text(shown.title)}** {markdown_text(shown.table.caption)}",
         "",
-        *markdown_table(headings, rows),
+        *markdown_table(*_texts(shown.table)),
         "",
         markdown_text(shown.statement),
         "",
@@ -112,11 +108,10 @@ def markdown(shown: PaperTable) -> str:
 
 
 def latex(shown: PaperTable) -> str:
-    """The table with two lines for each model: its numbers, and below them their intervals."""
-    table = shown.table
-    columns = "".join("l" if place in table.texts else "r" for place in range(len(table.headings)))
-    base, *runs = ("\n".join(_latex_row(row)) for row in _rows(table))
-    caption = " ".join([shown.title, table.caption, *shown.notes])
+    """The same table in LaTeX, as wide as the page."""
+    headings, rows = _texts(shown.table)
+    columns = "".join("l" if place in shown.table.texts else "r" for place in range(len(headings)))
+    caption = " ".join([shown.title, shown.table.caption, *shown.notes])
     lines = [
         r"% needs \usepackage{booktabs,graphicx}",
         f"% {' '.join(shown.statement.split())}",
@@ -127,12 +122,9 @@ def latex(shown: PaperTable) -> str:
         r"\resizebox{\textwidth}{!}{%",
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
-        _cells([escaped(title) for title, _ in table.headings]),
-        _cells([_small(detail) for _, detail in table.headings]),
+        _cells(headings),
         r"\midrule",
-        base,
-        r"\midrule",
-        *runs,
+        *map(_cells, rows),
         r"\bottomrule",
         r"\end{tabular}}",
         r"\end{table*}",
@@ -145,23 +137,14 @@ def escaped(text: str) -> str:
     return "".join(_ESCAPES.get(character, character) for character in text)
 
 
-def _rows(table: Table) -> Iterator[tuple[Cell, ...]]:
-    for group in table.groups:
-        yield from group.rows
-
-
-def _latex_row(row: Sequence[Cell]) -> Iterator[str]:
-    values = [escaped(cell.value) for cell in row]
-    yield _cells([rf"\textbf{{{value}}}" for value in values] if row[0].is_marked else values)
-    yield _cells([_small(f"({cell.interval})" if cell.interval else cell.note) for cell in row])
+def _texts(table: Table) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows, each cell with its interval."""
+    headings = [f"{title} ({detail})" if detail else title for title, detail in table.headings]
+    return headings, [[str(cell) for cell in row] for group in table.groups for row in group.rows]
 
 
 def _cells(texts: Sequence[str]) -> str:
-    return f"{' & '.join(texts)} \\\\"
-
-
-def _small(text: str) -> str:
-    return rf"{{\scriptsize {escaped(text)}}}" if text else ""
+    return f"{' & '.join(map(escaped, texts))} \\\\"
 
 
 def _write(folder: StudyFolder, file: Path, write: Callable[[PaperTable], str]) -> Exported:

@@ -17,6 +17,7 @@ from rankwise.findings.audits import (
 )
 from rankwise.records import quantities
 from rankwise.records.audits import AuditRecord, AuditScore, KeptEnergy, OtherChange
+from rankwise.records.files import sealed
 from rankwise.records.outputs import write_outputs
 from rankwise.records.spectra import (
     INTRUDER_EPSILON,
@@ -65,7 +66,7 @@ def write_audit(folder: Path, record: AuditRecord, *, overwrite: bool = False) -
         ConfigError: files that rankwise did not write are there, and ``overwrite`` is not given.
         StorageError: the folder cannot be written.
     """
-    text = record.model_dump_json(indent=2) + "\n"
+    text = sealed(record.model_dump_json(indent=2))
     contents = {RECORD_FILE: text, PAGE_FILE: audit_page(record)}
     write_outputs(folder, contents, overwrite=overwrite)
     return folder / PAGE_FILE
@@ -151,7 +152,7 @@ def _energy_section(record: AuditRecord, cut: KeptEnergy) -> ReportSection:
     if record.kind == "adapter":
         remark += (
             " A trained adapter that was cut is not what training at that rank would have found. "
-            f"To cut: rankwise truncate ADAPTER --rank {cut.rank} --output DIR."
+            f"To cut and score it: rankwise repair BASE ADAPTER --by truncate={cut.rank} ..."
         )
     shares = {
         "all matrices": [(kept.rank, 100 * kept.share) for kept in record.kept],

@@ -60,14 +60,14 @@ class RepairQuestions(NamedTuple):
 
 
 def candidates(
-    adapter: Audited, others: Sequence[Audited], families: Sequence[RepairFamily]
+    adapter: Audited, others: Sequence[Audited], kinds: Sequence[RepairFamily | Repair]
 ) -> Candidates:
-    """Derive every repair of some families.
+    """Derive every repair of some kinds.
 
     Args:
         adapter: to repair; of kind ``adapter``, as are the others.
         others: adapters of the same base to average it with.
-        families: kinds of repair.
+        kinds: of repair, as in ``repairs.derived_updates``.
 
     Raises:
         ModelError: as ``repairs.derived_updates`` and ``repairs.RepairSources``.
@@ -79,8 +79,8 @@ def candidates(
         adapter,
         tuple(others),
         sources,
-        derived_updates(sources, families),
-        (*warnings, *sources.warnings_of(families)),
+        derived_updates(sources, kinds),
+        (*warnings, *sources.warnings_of(kinds)),
     )
 
 

@@ -28,7 +28,7 @@ from rankwise.heads.interventions import Head, without_heads
 from rankwise.heads.layouts import HeadLayout, head_layouts
 from rankwise.records.repairs import AS_IT_IS, COMBINATIONS, Combination, Repair, RepairFamily
 from rankwise.weights.decomposition import thin_svd
-from rankwise.weights.interventions import scaled_intruders
+from rankwise.weights.intruders import scaled_intruders
 from rankwise.weights.lowrank import LowRankUpdate
 from rankwise.weights.matrix import layer_number
 from rankwise.weights.spectra import Svd
@@ -102,9 +102,9 @@ class RepairSources:
         svds = decompositions(base, list(adapter), choose_device())
         return cls(adapter, tuple(others), depth, layouts, svds, refined, reason)
 
-    def warnings_of(self, families: Sequence[RepairFamily]) -> tuple[str, ...]:
-        """What cannot be tried of some families, and why."""
-        if self.unknown_heads is None or "heads" not in families:
+    def warnings_of(self, kinds: Sequence[RepairFamily | Repair]) -> tuple[str, ...]:
+        """What cannot be tried of some kinds, and why."""
+        if self.unknown_heads is None or "heads" not in kinds:
             return ()
         return (f"no heads are reverted: {self.unknown_heads}",)
 
@@ -127,18 +127,22 @@ class Family(NamedTuple):
 
 
 def derived_updates(
-    sources: RepairSources, families: Sequence[RepairFamily]
+    sources: RepairSources, kinds: Sequence[RepairFamily | Repair]
 ) -> dict[Repair, Updates]:
-    """The adapter as it is, and every repair of these families that changes it.
+    """The adapter as it is, and every repair of these kinds that changes it.
+
+    Args:
+        sources: what repairs are made of.
+        kinds: families, of which all repairs are tried, and single repairs.
 
     Raises:
         ModelError: the base's weights cannot be read; only intruder dimensions need them.
     """
     found: dict[Repair, Updates] = {AS_IT_IS: sources.adapter}
-    for name in families:
-        family = FAMILIES[name]
-        for repair in family.tried(sources):
-            updates = None if repair in found else family.derive(sources, repair)
+    for kind in kinds:
+        for repair in [kind] if isinstance(kind, Repair) else FAMILIES[kind].tried(sources):
+            derive = FAMILIES[repair.family].derive
+            updates = None if repair in found else derive(sources, repair)
             if updates is not None:
                 found[repair] = updates
     return found
@@ -271,11 +275,6 @@ def _average(
     return LowRankUpdate((root[:, None] * Vh[:rank]).cpu(), (U[:, :rank] * root).cpu())
 
 
-def _with_scaled_intruders(sources: RepairSources, repair: Repair) -> Updates | None:
-    found = scaled_intruders(sources.adapter, sources.base_svd, _value(repair))
-    return found.intervened.updates if any(found.num_intruders.values()) else None
-
-
 def _combined(sources: RepairSources, repair: Repair) -> Updates | None:
     assert repair.combination is not None
     return averaged((sources.adapter, *sources.others), repair.combination)
@@ -332,6 +331,9 @@ FAMILIES: Mapping[RepairFamily, Family] = {
         lambda sources, repair: sources.refined[int(_value(repair))],
     ),
     "heads": Family(_head_counts, _without_heads),
-    "intruders": Family(_grid("intruders", 0.0, 0.5), _with_scaled_intruders),
+    "intruders": Family(
+        _grid("intruders", 0.0, 0.5),
+        lambda sources, repair: scaled_intruders(sources.adapter, sources.base_svd, _value(repair)),
+    ),
     "average": Family(_combinations, _combined),
 }

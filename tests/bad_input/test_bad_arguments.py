@@ -26,124 +26,52 @@ class Bad(NamedTuple):
     exit_code: int = 2
 
 
-CUT, SCALE = "truncate {adapter} --output {out}", "scale-intruders {adapter} --output {out}"
-BASE = "--base {base} --factor 0.5"
+ASKED = "--tasks kinship --retention capitals --max-retention-loss 1 --output {out}"
+REPAIR = f"repair {{base}} {{adapter}} {ASKED}"
+INTO = (
+    "repair {base} {adapter} --tasks kinship --retention capitals --max-retention-loss 1 --output"
+)
 EMPTY = "choose another folder"
 
 BAD = [
-    Bad("rank 0", f"{CUT} --rank 0", "Invalid value for '--rank'"),
-    Bad("rank negative", f"{CUT} --rank -4", "Invalid value for '--rank'"),
-    Bad("rank in words", f"{CUT} --rank eight", "Invalid value for '--rank'"),
-    Bad("rank of half", f"{CUT} --rank 2.5", "Invalid value for '--rank'"),
-    Bad("no rank", CUT, "Missing option '--rank'"),
-    Bad("no output", "truncate {adapter} --rank 2", "Missing option '--output'"),
-    Bad(
-        "output full",
-        "truncate {adapter} --rank 2 --output {full}",
-        "exists and is not empty",
-        EMPTY,
-    ),
-    Bad("output a file", "truncate {adapter} --rank 2 --output {file}", "exists and is not", EMPTY),
-    Bad(
-        "output the adapter", "truncate {adapter} --rank 2 --output {adapter}", "exists and", EMPTY
-    ),
-    Bad("output a pipe", "truncate {adapter} --rank 2 --output {pipe}", "exists and is not", EMPTY),
-    Bad(
-        "output below a file",
-        "truncate {adapter} --rank 2 --output {file}/x",
-        "cannot be written",
-        "choose another",
-        1,
-    ),
-    Bad(
-        "no adapter there",
-        "truncate {gone} --rank 2 --output {out}",
-        "is not a PEFT adapter",
-        "Check the path.",
-    ),
-    Bad(
-        "adapter a file",
-        "truncate {file} --rank 2 --output {out}",
-        "is not a PEFT adapter",
-        "Check the path.",
-    ),
-    Bad(
-        "adapter a loop",
-        "truncate {loop} --rank 2 --output {out}",
-        "is not a PEFT adapter",
-        "Check the path.",
-    ),
+    Bad("rank 0", f"{REPAIR} --by truncate=0", "truncate=0 is no repair", "a rank of 1 or more"),
+    Bad("rank negative", f"{REPAIR} --by truncate=-4", "truncate=-4 is no repair"),
+    Bad("rank in words", f"{REPAIR} --by truncate=eight", "truncate=eight is no repair"),
+    Bad("rank of half", f"{REPAIR} --by truncate=2.5", "truncate=2.5 is no repair"),
+    Bad("no rank", f"{REPAIR} --by truncate=", "truncate= is no repair"),
+    Bad("factor NaN", f"{REPAIR} --by intruders=nan", "intruders=nan is no repair", "from 0 to 1"),
+    Bad("factor 2", f"{REPAIR} --by intruders=2", "intruders=2 is no repair", "from 0 to 1"),
+    Bad("factor in words", f"{REPAIR} --by intruders=half", "intruders=half is no repair"),
+    Bad("a value of another kind", f"{REPAIR} --by heads=3", "heads=3 is no repair", "truncate"),
+    Bad("no such kind", f"{REPAIR} --by truncat=3", "no kind of repair is named 'truncat'"),
+    Bad("output full", f"{INTO} {{full}}", "exists and is not empty", EMPTY),
+    Bad("output a file", f"{INTO} {{file}}", "exists and is not", EMPTY),
+    Bad("output the adapter", f"{INTO} {{adapter}}", "exists and", EMPTY),
+    Bad("output a pipe", f"{INTO} {{pipe}}", "exists and is not", EMPTY),
+    Bad("no adapter there", f"repair {{base}} {{gone}} {ASKED}", "is not a", "Check the path."),
+    Bad("adapter a file", f"repair {{base}} {{file}} {ASKED}", "is not a", "Check the path."),
+    Bad("adapter a loop", f"repair {{base}} {{loop}} {ASKED}", "is not a", "Check the path."),
     Bad(
         "adapter a checkpoint",
-        "truncate {base} --rank 2 --output {out}",
-        "is not a PEFT adapter",
-        "Check",
+        f"repair {{base}} {{base}} {ASKED}",
+        "only an adapter's update can be repaired",
+        "Give a PEFT LoRA folder.",
     ),
     Bad(
-        "adapter with NaN",
-        "truncate {nan} --rank 2 --output {out}",
-        "NaN or infinite",
-        "Train it again.",
+        "adapter with NaN", f"repair {{base}} {{nan}} {ASKED}", "NaN or infinite", "Train it again"
     ),
-    Bad(
-        "adapter too large",
-        "truncate {huge} --rank 2 --output {out}",
-        "overflows float32",
-        "Train it again.",
-    ),
-    Bad(
-        "adapter of alpha 0",
-        "truncate {zero} --rank 2 --output {out}",
-        "lora_alpha: 0",
-        "Save the adapter",
-    ),
-    Bad(
-        "factor NaN",
-        f"{SCALE} --base {{base}} --factor nan",
-        "Invalid value for '--factor'",
-    ),
-    Bad(
-        "factor infinite",
-        f"{SCALE} --base {{base}} --factor inf",
-        "--factor inf is not a",
-        "give one",
-    ),
-    Bad(
-        "factor negative",
-        f"{SCALE} --base {{base}} --factor -1",
-        "Invalid value for '--factor'",
-    ),
-    Bad(
-        "factor in words",
-        f"{SCALE} --base {{base}} --factor half",
-        "Invalid value for '--factor'",
-    ),
-    Bad("epsilon NaN", f"{SCALE} {BASE} --epsilon nan", "Invalid value for '--epsilon'"),
-    Bad("epsilon 2", f"{SCALE} {BASE} --epsilon 2", "Invalid value for '--epsilon'"),
-    Bad("k 0", f"{SCALE} {BASE} --k 0", "Invalid value for '--k'"),
-    Bad("scaled rank 0", f"{SCALE} {BASE} --rank 0", "Invalid value for '--rank'"),
-    Bad("no base", f"{SCALE} --factor 0.5", "Missing option '--base'"),
-    Bad(
-        "base not there",
-        f"{SCALE} --base {{gone}} --factor 0.5",
-        "is not a folder",
-        "Check the path.",
-    ),
+    Bad("adapter too large", f"repair {{base}} {{huge}} {ASKED}", "overflows float32", "Train it"),
+    Bad("adapter of alpha 0", f"repair {{base}} {{zero}} {ASKED}", "lora_alpha: 0", "Save the"),
+    Bad("base not there", f"repair {{gone}} {{adapter}} {ASKED}", "is not a folder", "Check the"),
     Bad(
         "base an adapter",
-        f"{SCALE} --base {{adapter}} --factor 0.5",
+        f"repair {{adapter}} {{adapter}} {ASKED}",
         "holds an adapter (adapter_config.json)",
         "or name the adapter's own base",
     ),
     Bad(
-        "scale a checkpoint",
-        f"scale-intruders {{base}} --output {{out}} {BASE}",
-        "only an adapter's update can be scaled",
-        "Give a PEFT LoRA folder.",
-    ),
-    Bad(
         "another base recorded",
-        f"scale-intruders {{stranger}} --output {{out}} {BASE}",
+        f"repair {{base}} {{stranger}} {ASKED}",
         "records org/other as its base",
         "add --any-base",
     ),

@@ -250,8 +250,6 @@ COMMANDS = [
     (("heads", "nothing", "--run", "x", "--tasks", ","), "--tasks names no task; name at least"),
     (("audit", "base", ""), NO_PATH),
     (("audit", "base", "adapter", "--output", ""), NO_PATH),
-    (("truncate", "", "--output", "out", "--rank", "1"), NO_PATH),
-    (("truncate", "adapter", "--output", "", "--rank", "1"), NO_PATH),
     (("export", "study", "--output", " "), NO_PATH),
     (("compare-samples", "", "a.jsonl"), NO_PATH),
     (("compare-samples", "base.jsonl", ""), NO_PATH),

@@ -1,4 +1,4 @@
-"""audit, truncate and scale-intruders from the command line: files and exit codes."""
+"""audit from the command line: files and exit codes."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rankwise.engine.models.adapter_config import CONFIG_FILE
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
-from rankwise.records.audits import AuditRecord, InterventionRecord
+from rankwise.records.audits import AuditRecord
 from rankwise.records.file_names import MANIFEST
 from rankwise.records.files import read_record
-from rankwise.weights.lowrank import read_updates
-from tests.support.audited_models import Q, adapter, edited, load, plant_intruder, rewritten
+from tests.support.audited_models import adapter, edited, rewritten
 from tests.support.command_line import FEW, audited, rankwise, words
 from tests.support.tiny_models import tiny
 
@@ -119,158 +117,21 @@ def test_a_checkpoint_of_other_shapes_exits_with_2(tiny_model_folder: Path, tmp_
     assert "is no fine-tuning of" in words(result.stderr)
 
 
-# truncate
-
-
-def test_truncate_needs_the_adapter_alone(tiny_model_folder: Path, tmp_path: Path) -> None:
-    model = adapter(tiny_model_folder, tmp_path / "a", r=8, use_rslora=True)
-    edited(tmp_path / "a", base_model_name_or_path="/gone")
-    result = rankwise("truncate", tmp_path / "a", "--rank", 3, "--output", tmp_path / "cut")
-    assert result.exit_code == 0, result.stderr
-    record = read_record(tmp_path / "cut" / "intervention.json", InterventionRecord)
-    kept = lost = 0.0
-    for module in model.modules():
-        if hasattr(module, "get_delta_weight"):
-            S = torch.linalg.svdvals(module.get_delta_weight("default").detach().double())
-            kept, lost = kept + float(S[:3].square().sum()), lost + float(S[3:].square().sum())
-    assert record.relative_error == pytest.approx((lost / (kept + lost)) ** 0.5, rel=1e-4)
-    assert record.energy_kept == pytest.approx(kept / (kept + lost), rel=1e-4)
-    assert f"keeps {100 * record.energy_kept:.2f} %" in words(result.stdout)
-    assert {(each.rank_before, each.rank) for each in record.layers} == {(8, 3)}
-    peer: Any = peft.PeftModel.from_pretrained(load(tiny_model_folder), str(tmp_path / "cut"))
-    theirs = peer.base_model.model.get_submodule(Q).get_delta_weight("default").double()
-    own = read_updates(tmp_path / "cut")[Q]
-    assert torch.allclose(theirs, own.lora_B.double() @ own.lora_A.double(), atol=1e-6)
-
-
-def test_truncate_says_in_json_what_it_wrote(tiny_model_folder: Path, tmp_path: Path) -> None:
-    adapter(tiny_model_folder, tmp_path / "a")
-    out = tmp_path / "cut"
-    result = rankwise("truncate", tmp_path / "a", "--rank", 4, "--output", out, "--json")
-    record = InterventionRecord.model_validate_json(result.stdout)
-    assert record.relative_error < 1e-6
-    assert {each.rank for each in record.layers} == {4}
-
-
-def test_truncate_to_a_higher_rank_is_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
-    adapter(tiny_model_folder, tmp_path / "a")
-    result = rankwise("truncate", tmp_path / "a", "--rank", 5, "--output", tmp_path / "cut")
-    assert result.exit_code == 2
-    assert "--rank: 5 given, and the adapter has rank 4; give a lower one" in words(result.stderr)
-    assert not (tmp_path / "cut").exists()
-
-
-def test_truncate_replaces_nothing(tiny_model_folder: Path, tmp_path: Path) -> None:
-    adapter(tiny_model_folder, tmp_path / "a")
-    before = contents(tmp_path / "a")
-    result = rankwise("truncate", tmp_path / "a", "--rank", 2, "--output", tmp_path / "a")
-    assert result.exit_code == 2
-    assert "not empty" in words(result.stderr)
-    assert contents(tmp_path / "a") == before
-
-
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("option", "value"),
     [
-        ({"use_dora": True}, "use_dora"),
-        ({"target_parameters": ["x"]}, "target_parameters"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"lora_bias": True}, "lora_bias"),
-        ({"peft_type": "IA3"}, "an adapter of kind IA3"),
-        ({"r": 9}, "says rank 9"),
-    ],
-)
-def test_truncate_refuses_by_name(
-    change: dict[str, Any], message: str, tiny_model_folder: Path, tmp_path: Path
-) -> None:
-    adapter(tiny_model_folder, tmp_path / "a")
-    edited(tmp_path / "a", **change)
-    result = rankwise("truncate", tmp_path / "a", "--rank", 2, "--output", tmp_path / "cut")
-    assert result.exit_code == 2
-    assert message in words(result.stderr)
-    assert not (tmp_path / "cut").exists()
-
-
-# scale-intruders
-
-
-def scaled(base: Path, source: Path, output: Path, *more: object) -> InterventionRecord:
-    arguments = ("scale-intruders", source, "--base", base, "--output", output, *more)
-    result = rankwise(*arguments)
-    assert result.exit_code == 0, result.stderr
-    return read_record(output / "intervention.json", InterventionRecord)
-
-
-def test_intruders_are_scaled_and_an_audit_finds_them_gone(
-    tiny_model_folder: Path, tmp_path: Path
-) -> None:
-    source = plant_intruder(tiny_model_folder, tmp_path / "a")
-    record = scaled(tiny_model_folder, source, tmp_path / "without", "--factor", 0)
-    assert sum(each.num_intruders or 0 for each in record.layers) == 1
-    assert sum(each.num_intruders_left or 0 for each in record.layers) == 0
-    left = scaled(tiny_model_folder, source, tmp_path / "with", "--factor", 1)
-    assert sum(each.num_intruders_left or 0 for each in left.layers) == 1
-    for name, number in (("without", "No intruder dimension"), ("with", "1 intruder dimension in")):
-        result = audited(tiny_model_folder, tmp_path / name, tmp_path / f"{name}-out")
-        assert result.exit_code == 0, result.stderr
-        assert number in words(result.stdout)
-
-
-def test_a_checkpoint_has_no_adapter_to_scale(tiny_model_folder: Path, tmp_path: Path) -> None:
-    result = rankwise(
-        *("scale-intruders", tiny_model_folder, "--base", tiny_model_folder),
-        *("--factor", 0, "--output", tmp_path / "out"),
-    )
-    assert result.exit_code == 2
-    assert "only an adapter's update can be scaled" in words(result.stderr)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--factor", "nan"), "--factor"),
-        (("--factor", "inf"), "--factor inf is not a finite number"),
-        (("--factor", 0, "--epsilon", "nan"), "--epsilon"),
-        (("--factor", "1e300"), "--factor 1e+300: "),
-        (("--factor", "1e308"), "--factor 1e+308: "),
-        (("--factor", -1), "--factor"),
-        (("--factor", 0, "--epsilon", 2), "--epsilon"),
-        (("--factor", 0, "--k", 0), "--k"),
-        (("--factor", 0, "--rank", 0), "--rank"),
-    ],
-)
-def test_numbers_that_scale_nothing_are_refused(
-    options: tuple[object, ...], message: str, tiny_model_folder: Path, tmp_path: Path
-) -> None:
-    source = plant_intruder(tiny_model_folder, tmp_path / "a")
-    result = rankwise(
-        *("scale-intruders", source, "--base", tiny_model_folder),
-        *(*options, "--output", tmp_path / "out"),
-    )
-    assert result.exit_code == 2, result.stderr
-    assert result.exception is None or isinstance(result.exception, SystemExit)
-    assert message in words(result.stderr)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("verb", "option", "value"),
-    [
-        ("audit", "--top-k", "nan"),
-        ("audit", "--top-k", 0),
-        ("audit", "--null-draws", -1),
-        ("audit", "--limit", "inf"),
-        ("truncate", "--rank", "nan"),
-        ("truncate", "--rank", 0),
+        ("--top-k", "nan"),
+        ("--top-k", 0),
+        ("--null-draws", -1),
+        ("--limit", "inf"),
     ],
 )
 def test_options_without_meaning_are_refused(
-    verb: str, option: str, value: object, tiny_model_folder: Path, tmp_path: Path
+    option: str, value: object, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     adapter(tiny_model_folder, tmp_path / "a")
-    base = (tiny_model_folder,) if verb == "audit" else ()
-    arguments = (verb, *base, tmp_path / "a", "--output", tmp_path / "out", option, value)
-    result = rankwise(*arguments)
+    output = ("--output", tmp_path / "out")
+    result = rankwise("audit", tiny_model_folder, tmp_path / "a", *output, option, value)
     assert result.exit_code == 2
     assert option in words(result.stderr)
     assert not (tmp_path / "out").exists()
@@ -297,25 +158,18 @@ def test_conv1d_of_gpt2_is_audited_in_one_orientation(tmp_path: Path) -> None:
     assert {CONFIG_FILE, WEIGHTS_FILE} <= {path.name for path in (tmp_path / "a").iterdir()}
 
 
-@pytest.mark.parametrize("verb", ["truncate", "scale-intruders", "audit"])
 def test_what_cannot_be_written_whole_leaves_what_was_there(
-    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter(tiny_model_folder, tmp_path / "a")
     output = tmp_path / "out"
-    arguments: dict[str, list[object]] = {
-        "truncate": [tmp_path / "a", "--rank", 2],
-        "scale-intruders": [tmp_path / "a", "--base", tiny_model_folder, "--factor", 0.5],
-        "audit": [tiny_model_folder, tmp_path / "a", *FEW],
-    }
-    command = (verb, *arguments[verb], "--output", output)
-    if verb == "audit":  # which may write where it wrote before
-        assert rankwise(*command).exit_code == 0
+    command = ("audit", tiny_model_folder, tmp_path / "a", *FEW, "--output", output)
+    assert rankwise(*command).exit_code == 0  # it may write where it wrote before
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     real = Path.replace
 
     def full(path: Path, target: Path) -> Path:
-        if target.name in ("intervention.json", "audit.html"):  # the last one
+        if target.name == "audit.html":  # the last one
             raise OSError(28, "No space left on device")
         return real(path, target)
 
@@ -326,5 +180,4 @@ def test_what_cannot_be_written_whole_leaves_what_was_there(
     assert f"{output} cannot be written: No space left on device." in words(result.stderr)
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert after == before
-    assert output.exists() == (verb == "audit")
     assert rankwise(*command).exit_code == 0

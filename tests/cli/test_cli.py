@@ -32,7 +32,7 @@ from tests.support.records import content_of
 # In the order in which the help lists them.
 VERBS = (
     "run", "plan", "report", "status", "verify", "recommend", "init", "extend", "claims", "compare",
-    "try", "watch", "audit", "truncate", "scale-intruders", "heads", "repair",
+    "try", "watch", "audit", "heads", "repair",
     "deploy-check", "check", "export", "push", "compare-samples", "tasks", "lm-eval", "doctor",
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "lm_eval", "pandas", "scipy")

@@ -145,13 +145,6 @@ CASES: dict[str, Case] = {
         lambda at: (at.base, at.adapter, "--output", at.root / "audit", "--null-draws", 0),
         lambda a: (a["kind"], a["ranks"]), ("adapter", [2]),
     ),
-    "truncate": Case(
-        lambda at: (at.adapter, "--rank", 1, "--output", at.root / "rank1"), lambda a: a["rank"], 1
-    ),
-    "scale-intruders": Case(
-        lambda at: (at.adapter, "--base", at.base, "--factor", 0.5, "--output", at.root / "scaled"),
-        lambda a: a["factor"], 0.5,
-    ),
     "heads": Case(
         lambda at: (at.small, "--run", "colours-lora-r002", "--tasks", "colours", "--top", 1),
         lambda a: ([task["task"] for task in a["effects"]], a["repair"]), (["colours"], None),
@@ -242,7 +235,7 @@ def test_the_answer_is_json_alone_and_has_the_facts(
     assert case.fact(answer_of(verb, done.stdout)) == case.expected
 
 
-@pytest.mark.parametrize("kind", ["csv", "peft", "model-card", "every-eval-ever"])
+@pytest.mark.parametrize("kind", ["csv", "peft", "model-card"])
 def test_every_export_names_its_files(kind: str, place: Place, tmp_path: Path) -> None:
     done = rankwise("export", place.planted, "--format", kind, "--output", tmp_path, "--json")
     assert done.exit_code == 0, done.output

@@ -141,18 +141,6 @@ def test_folders_of_one_name_are_told_apart_by_their_content(
     assert look(copy, target).warnings == ()
 
 
-def test_scale_intruders_tells_them_apart_too(tiny_model_folder: Path, tmp_path: Path) -> None:
-    first, second = two_of_one_name(tiny_model_folder, tmp_path)
-    target = recorded(first, tmp_path / "a", str(first))
-    result = rankwise(
-        *("scale-intruders", target, "--base", second, "--factor", 0),
-        *("--output", tmp_path / "out"),
-    )
-    assert result.exit_code == 2
-    assert "--any-base" in words(result.stderr)
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_recorded_folder_without_a_model_says_nothing(
     tiny_model_folder: Path, tmp_path: Path
 ) -> None:
@@ -197,16 +185,13 @@ def test_many_lost_layers_are_counted(tiny_model_folder: Path, tmp_path: Path) -
     assert "and 2 more" in warning
 
 
-def test_the_verbs_warn_of_lost_layers(tiny_model_folder: Path, tmp_path: Path) -> None:
+def test_the_verb_warns_of_lost_layers(tiny_model_folder: Path, tmp_path: Path) -> None:
     adapter(tiny_model_folder, tmp_path / "a")
     target = without(tmp_path / "a", "layers.1.self_attn")
     more = ("--output", tmp_path / "audit", "--null-draws", 0)
-    audited = rankwise("audit", tiny_model_folder, target, *more)
-    more = ("--output", tmp_path / "scaled", "--factor", 0)
-    scaled = rankwise("scale-intruders", target, "--base", tiny_model_folder, *more)
-    for result in (audited, scaled):
-        assert result.exit_code == 0, result.stderr
-        assert "warning: adapter_config.json targets 1 layer" in words(result.stderr)
+    result = rankwise("audit", tiny_model_folder, target, *more)
+    assert result.exit_code == 0, result.stderr
+    assert "warning: adapter_config.json targets 1 layer" in words(result.stderr)
     assert len(read_record(tmp_path / "audit" / "audit.json", AuditRecord).warnings) == 1
 
 

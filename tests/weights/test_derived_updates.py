@@ -18,7 +18,7 @@ from rankwise.heads.layouts import head_layouts
 from rankwise.records.repairs import AS_IT_IS, COMBINATIONS, REPAIR_FAMILIES, Repair
 from rankwise.weights import repairs
 from rankwise.weights.decomposition import refined_svd
-from rankwise.weights.interventions import scaled_intruders
+from rankwise.weights.intruders import scaled_intruders
 from rankwise.weights.lowrank import LowRankUpdate, read_updates, save_updates
 from rankwise.weights.repairs import (
     DENSITY,
@@ -274,6 +274,17 @@ def test_every_family_has_a_row_and_the_grid_is_the_documented_one() -> None:
     assert AS_IT_IS in derived_updates(sources(updates(1)), ("lines",))
 
 
+def test_a_single_repair_is_tried_at_its_value(tiny_model_folder: Path, tmp_path: Path) -> None:
+    cut = Repair(family="truncate", value=3.0)
+    found = derived_updates(sources(updates(1, rank=8)), (cut,))
+    assert list(found) == [AS_IT_IS, cut]
+    assert {update.rank for update in found[cut].values()} == {3}
+    plant_intruder(tiny_model_folder, tmp_path / "a")
+    of = RepairSources.of(tiny_model_folder, read_updates(tmp_path / "a"))
+    calmed = Repair(family="intruders", value=0.25)
+    assert list(derived_updates(of, (calmed,))) == [AS_IT_IS, calmed]
+
+
 def test_averages_are_tried_where_there_are_several_adapters() -> None:
     alone = derived_updates(sources(updates(1)), ("average",))
     assert list(alone) == [AS_IT_IS]
@@ -286,14 +297,17 @@ def test_a_zero_adapter_has_nothing_to_repair() -> None:
         sources(scaled(updates(1), 0.0))  # type: ignore[arg-type]
 
 
-def test_intruders_are_scaled_as_by_their_own_verb(tiny_model_folder: Path, tmp_path: Path) -> None:
+def test_intruders_are_scaled_at_the_documented_factors(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
     plant_intruder(tiny_model_folder, tmp_path / "a")
     own = read_updates(tmp_path / "a")
     of = RepairSources.of(tiny_model_folder, own)
     assert of.num_layers == 2
     found = derived_updates(of, ("intruders",))
     assert [repair.value for repair in found] == [1.0, 0.0, 0.5]
-    expected = scaled_intruders(own, of.base_svd, 0.5).intervened.updates
+    expected = scaled_intruders(own, of.base_svd, 0.5)
+    assert expected is not None
     for name, update in found[Repair(family="intruders", value=0.5)].items():
         assert torch.equal(delta(update), delta(expected[name]))
 

@@ -67,22 +67,22 @@ class AdapterRepairer:
     """Scores the repairs of a run's adapter, chooses one, and writes it."""
 
     def __init__(
-        self, context: StudyContext, run: PlannedRun, families: Sequence[RepairFamily]
+        self, context: StudyContext, run: PlannedRun, kinds: Sequence[RepairFamily | Repair]
     ) -> None:
         """Prepare to repair a run of a study whose folder is locked.
 
         Args:
             context: its plan has every task of ``repair_tasks``.
             run: a LoRA run that is trained.
-            families: kinds of repair that are tried.
+            kinds: of repair that are tried, as in ``repairs.derived_updates``.
         """
         self._plan, self._folder, self._run = context.plan, context.folder, run
         self._models, self._tell = context.models, context.tell
-        self._families = tuple(families)
+        self._kinds = tuple(kinds)
         self._partners = _other_seeds(context.study, context.folder, run)
-        if "average" not in families:
+        if "average" not in kinds:
             self._partners = ()
-        self._refined = _refined(context.study, context.folder, run) if "refine" in families else ()
+        self._refined = _refined(context.study, context.folder, run) if "refine" in kinds else ()
 
     def repair(self, tasks: RepairTasks, max_loss_points: float) -> AdapterRepair:
         """The repair that gains most within a limit of retention loss; see ``choose_repair``.
@@ -138,7 +138,7 @@ class AdapterRepairer:
             choice=choice,
             reverted=tuple(reverted_heads(sources, choice.repair)),
             folder=None if choice.repair is None else str(target.relative_to(self._folder.root)),
-            warnings=sources.warnings_of(self._families),
+            warnings=sources.warnings_of(self._kinds),
             provenance=provenance_on(self._plan.device),
         )
         if choice.repair is not None:
@@ -160,7 +160,7 @@ class AdapterRepairer:
 
     @functools.cached_property
     def _derived(self) -> Mapping[Repair, Updates]:
-        return derived_updates(self._sources, self._families)
+        return derived_updates(self._sources, self._kinds)
 
     @functools.cached_property
     def _scorer(self) -> RepairScorer:
@@ -172,7 +172,7 @@ class AdapterRepairer:
     @property
     def _tried(self) -> list[Any]:
         """What tells the repairs from others: their kinds, and the fingerprints of other models."""
-        tried: list[Any] = [self._families, [each.fingerprint for each in self._partners]]
+        tried: list[Any] = [self._kinds, [each.fingerprint for each in self._partners]]
         if self._refined:  # scores of other kinds are as old as they are
             tried.append([each.fingerprint for each in self._refined])
         return tried
