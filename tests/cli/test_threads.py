@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from rankwise.cli.application import extend_cuda_memory
+from rankwise.engine.models.libraries import extend_cuda_memory
 
 # Loads torch as a verb does, after the command has begun.
 _COMMAND = """
