@@ -44,19 +44,20 @@ def measured_rate(
 
 def told_lines(plan: StudyPlan) -> Iterator[str]:
     """Which differences a study of this size can tell."""
+    from rankwise.findings.statements import apart
     from rankwise.study.budgets import told
 
     able = told(plan)
-    if able.in_domain_points is not None:
-        yield f"it can tell: differences of {able.in_domain_points:g} points or more"
+    if able.in_domain is not None:
+        yield f"it can tell: differences in-domain of {apart(able.in_domain)}"
     else:
         margin = plan.record.config.recommendation.delta_nats
         yield (
             f"it can tell: how far losses differ, row by row; less than {margin:g} nats per token "
             "counts as equal"
         )
-    if able.retention_points is not None:
-        yield f"and forgetting of {able.retention_points:g} points or more"
+    if able.retention is not None:
+        yield f"and forgetting of {apart(able.retention)}"
 
 
 def budget_lines(found: Affordable, budget: float) -> Iterator[str]:
@@ -76,7 +77,7 @@ def budget_content(found: Affordable) -> dict[str, Any]:
     """The same for a program."""
     from rankwise.study.budgets import told
 
-    able = told(found.plan)._asdict()
+    able = told(found.plan).content()
     return {"overrides": found.overrides, "seconds": found.seconds, "fits": found.fits, **able}
 
 

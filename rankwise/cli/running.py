@@ -107,6 +107,7 @@ def run_and_report(
     quiet_libraries()
     from rankwise.cli.events import EventObserver, Events, print_line
     from rankwise.integrations.tracking import TrackedObserver
+    from rankwise.study.conclusion import judged_again
     from rankwise.study.growing import do_unit_of, run_to_verdict
     from rankwise.study.progress import Follower, QuietObserver, TerminalObserver, peak_memory
     from rankwise.study.stopping import Stopped
@@ -120,6 +121,12 @@ def run_and_report(
             address, memory = folder.address, peak_memory()
             if not share.is_worker:
                 check_page(folder)
+                judged = judged_again(folder, config)
+                if judged is not None:
+                    note("only the margins differ: the finished study is judged again")
+                    if events is None:
+                        return report_on(folder, judged)
+                    return report_events(folder, judged, events)
             observer: Follower
             if events is not None:
                 observer = EventObserver(events, memory, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from rankwise.integrations.study_text import StudyText
     from rankwise.records.config.study import StudyConfig
     from rankwise.records.folder import StudyFolder
-    from rankwise.study.conclusion import StudyOutcome
+    from rankwise.study.conclusion import OtherMargins, StudyOutcome
 
 
 @verb(STUDIES)
@@ -154,11 +155,27 @@ def recommend(
             help="Items of a task or group with equal FIELD belong together; can be repeated.",
         ),
     ] = None,
+    delta: Annotated[
+        float | None,
+        typer.Option("--delta", help="Margin δ: ranks closer than this in-domain are equal."),
+    ] = None,
+    epsilon: Annotated[
+        float | None,
+        typer.Option("--epsilon", help="Margin ε: the acceptable retention loss, on average."),
+    ] = None,
+    worst_task: Annotated[
+        float | None,
+        typer.Option("--worst-task", help="The acceptable loss of any single retention task."),
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Say which rank to use, and why.
 
     The recommendation is made again from the records of a finished study.
+    --delta, --epsilon and --worst-task judge it under other margins, in points
+    (nats for the --delta of a loss), and write nothing: to keep them, set
+    recommendation.delta_points and so on in the study file and run it again,
+    which judges at once.
     --cluster drop=passage sets evaluation.clusters.drop of the study in DIR
     before that; drop= takes it away. Nothing is scored again. rankwise report
     DIR then shows it. Write it into the study file too, if you run that again.
@@ -167,10 +184,16 @@ def recommend(
     from rankwise.records.folder import StudyFolder
     from rankwise.study.conclusion import conclude
 
-    folder = StudyFolder(directory)
-    outcome = conclude(folder, _clusters(cluster or ()))
+    folder, margins = StudyFolder(directory), _margins(delta, epsilon, worst_task)
+    if margins is not None and cluster:
+        problem = "--cluster is kept in the study, and other margins are not; give one at a time"
+        raise ConfigError("recommend", [problem])
+    outcome = conclude(folder, _clusters(cluster or ()), margins)
     note_damage(folder)
-    _keep(folder, outcome, settings=bool(cluster))
+    if margins is None:
+        _keep(folder, outcome, settings=bool(cluster))
+    else:
+        note("judged under other margins than the study's; nothing was written")
     recommendation = outcome.recommendation
     note_left_out(outcome)
     if as_json:
@@ -284,7 +307,8 @@ def claims(directory: Folder, as_json: Json = False) -> int:
     folder = StudyFolder(directory)
     results = read_results(folder)
     note_damage(folder)
-    tested = paper_claims(option_gains(results), recommend_study(results, folder.read_looks()))
+    recommendation = recommend_study(results, folder.read_looks())
+    tested = paper_claims(option_gains(results, recommendation), recommendation)
     if as_json:
         return emit(tested)
     for claim in tested:
@@ -317,6 +341,22 @@ def _keep(folder: StudyFolder, outcome: StudyOutcome, *, settings: bool = False)
         if settings:
             raise
         note(f"not kept, and not counted as a look: {error}")
+
+
+def _margins(
+    delta: float | None, epsilon: float | None, worst_task: float | None
+) -> OtherMargins | None:
+    """None where none is given."""
+    from rankwise.study.conclusion import OtherMargins
+
+    given = {"--delta": delta, "--epsilon": epsilon, "--worst-task": worst_task}
+    for option, value in given.items():
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ConfigError(
+                "recommend", [f"{option} {value:g} is no margin; give a number above 0"]
+            )
+    found = OtherMargins(delta, epsilon, worst_task)
+    return found if any(value is not None for value in found) else None
 
 
 def _clusters(settings: Iterable[str]) -> dict[str, str]:

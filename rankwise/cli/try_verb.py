@@ -96,7 +96,8 @@ def try_data(
                 trial = trials.recognised(place, model, _columns(column or ()), note)
             fitted = _told_and_fitted(trial, name, budget, events)
             settings = trials.settings_of(trial, fitted.size, name, folder.root)
-            write_atomically(folder.settings_file, trials.study_file_text(settings, command))
+            text = trials.study_file_text(trial, settings, command)
+            write_atomically(folder.settings_file, text)
         config = load_config(folder.settings_file)
         if events is None:
             say(f"study file: {folder.settings_file}", folded=False)
@@ -178,7 +179,7 @@ def fitted_content(trial: Trial, fitted: Fitted, budget: float, rate: float) -> 
         "examples": [shown._asdict() for shown in _examples(plan)],
         "size": fitted.size._asdict(),
         "num_items": {name: task.num_items for name, task in plan.tasks.items()},
-        **told(plan)._asdict(),
+        **told(plan).content(),
         "seconds": fitted.seconds,
         "budget_seconds": budget,
         "fits": fitted.fits,

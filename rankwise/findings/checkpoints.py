@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rankwise.findings.decision import Margins
 from rankwise.findings.gauges import kl_on_prompts
 from rankwise.findings.odds import point_in, worth
 from rankwise.findings.options import Option, OptionGains, OptionName, Runs, TaskMean
@@ -135,7 +136,8 @@ def _worth(
     """On the validation items of the tasks that decide."""
     gain = _validation_mean(source, models, "in_domain", recommendation.unit)
     loss = -_validation_mean(source, models, "retention", "points")
-    return float(worth(gain, loss, recommendation.epsilon_points or 0.0, point))
+    margins = Margins(recommendation.delta, recommendation.epsilon_points)
+    return float(worth(gain, loss, margins, point))
 
 
 def _validation_mean(source: OptionGains, models: Runs, relation: Relation, unit: Unit) -> float:

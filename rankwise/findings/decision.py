@@ -1,8 +1,9 @@
 """The rule: from bounds to a recommended option, or to why there is none.
 
-An option qualifies when its gain is above zero, its retention loss is below epsilon, and its
-in-domain score is above every other option's that was not rejected on retention, less delta.
-The first that qualifies is recommended, so options are given smallest first.
+An option qualifies when its gain is above zero, its retention loss is below epsilon on average and
+below the ceiling on every task, and its in-domain score is above every other option's that was not
+rejected on retention, less delta. The first that qualifies is recommended, so options are given
+smallest first.
 """
 
 from __future__ import annotations
@@ -14,12 +15,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankwise.findings.stats.items import Floats
-from rankwise.findings.stats.simultaneous import StudyBounds
+from rankwise.findings.stats.simultaneous import Bounds, StudyBounds, WorstTask
 from rankwise.records.judgement import Outcome
 from rankwise.records.study import State
 
 Ends = tuple[Floats, Floats]
 """Lower and upper bounds, of one shape."""
+
+
+class Margins(NamedTuple):
+    """Which differences matter.
+
+    Attributes:
+        delta: in-domain, in the unit of the gains, above 0.
+        epsilon: of the retention loss on average, in points; None where it was not measured.
+        ceiling: of that of any single task, in points.
+    """
+
+    delta: float
+    epsilon: float | None
+    ceiling: float = math.inf
+
+    @property
+    def epsilon_points(self) -> float:
+        """Epsilon; 0 where it is not used."""
+        return self.epsilon or 0.0
 
 
 class Judged(NamedTuple):
@@ -74,22 +94,31 @@ class Standing(NamedTuple):
     ruled_out_by: int | None
 
 
-def judge(gain: Ends, loss: Ends | None, lead: Ends, delta: float, epsilon: float) -> Judged:
+def judge(
+    gain: Ends, loss: Ends | None, worst: Ends | None, lead: Ends, margins: Margins
+) -> Judged:
     """Apply the conditions to bounds of K options, smallest first.
 
     Args:
         gain: (..., K) over the base.
         loss: (..., K) on retention in points; None where it was not measured.
+        worst: (..., K) the same of the task that loses most.
         lead: (..., K, K) the row's in-domain score less the column's.
-        delta: margin in-domain, in the unit of the gains.
-        epsilon: margin on retention; unused without losses.
+        margins: epsilon and the ceiling are unused without losses.
     """
     better = _states(gain[0] > 0.0, gain[1] <= 0.0)
-    lost = (np.full_like(gain[0], -np.inf),) * 2 if loss is None else loss
-    keeps = _states(lost[1] < epsilon, lost[0] > epsilon)
-    upper = shortfall(lead[0], keeps)
-    lower = shortfall(lead[1], keeps)
+    nothing = np.full_like(gain[0], -np.inf), np.full_like(gain[0], -np.inf)
+    keeps = retained(loss or nothing, worst or nothing, margins)
+    delta, upper, lower = margins.delta, shortfall(lead[0], keeps), shortfall(lead[1], keeps)
     return Judged(better, keeps, _states(upper < delta, lower > delta), (lower, upper))
+
+
+def retained(loss: Ends, worst: Ends, margins: Margins) -> NDArray[np.int8]:
+    """(..., K) whether enough is kept: on average, and on every task."""
+    epsilon, ceiling = margins.epsilon_points, margins.ceiling
+    return _states(
+        (loss[1] < epsilon) & (worst[1] < ceiling), (loss[0] > epsilon) | (worst[0] > ceiling)
+    )
 
 
 def shortfall(lead: Floats, keeps: NDArray[np.int8]) -> Floats:
@@ -101,26 +130,22 @@ def shortfall(lead: Floats, keeps: NDArray[np.int8]) -> Floats:
     return np.where(is_rival.any(axis=-1), worst, 0.0)
 
 
-def choose(bounds: StudyBounds, delta: float, epsilon: float | None) -> Choice:
+def choose(bounds: StudyBounds, margins: Margins) -> Choice:
     """Apply the rule to the bounds of a study.
 
     Args:
         bounds: of K options, smallest first, at the level that decides.
-        delta: margin in-domain, in the unit of the gains, above 0.
-        epsilon: margin on retention, in points; None where it was not measured.
+        margins: an epsilon is there exactly where retention was measured.
 
     Raises:
         ValueError: losses without epsilon, or the reverse.
     """
-    if (bounds.loss is None) != (epsilon is None):
+    if (bounds.loss is None) != (margins.epsilon is None):
         raise ValueError("epsilon is given exactly where retention was measured")
-    gain, loss, lead = (
-        None if part is None else (part.lower, part.upper)
-        for part in (bounds.gain, bounds.loss, bounds.lead)
-    )
+    gain, loss, worst, lead = map(_ends, (bounds.gain, bounds.loss, bounds.worst, bounds.lead))
     assert gain is not None
     assert lead is not None
-    judged = judge(gain, loss, lead, delta, epsilon or 0.0)
+    judged = judge(gain, loss, worst, lead, margins)
     able = judged.qualifies
     outcome: Outcome = "cannot_tell"
     if able.any():
@@ -141,43 +166,57 @@ def choose(bounds: StudyBounds, delta: float, epsilon: float | None) -> Choice:
     )
 
 
-def standings(bounds: StudyBounds, delta: float, epsilon: float | None) -> tuple[Standing, ...]:
+def standings(bounds: StudyBounds, margins: Margins) -> tuple[Standing, ...]:
     """What is shown of each option, from bounds that hold at once."""
     count = len(bounds.gain.estimate)
-    rejected, kept = np.zeros(count, dtype=bool), np.ones(count, dtype=bool)
-    if bounds.loss is not None and epsilon is not None:
-        rejected, kept = bounds.loss.lower > epsilon, bounds.loss.upper < epsilon
+    keeps = np.ones(count, dtype=np.int8)
+    if (loss := _ends(bounds.loss)) and (worst := _ends(bounds.worst)):
+        keeps = retained(loss, worst, margins)
     standing: list[Standing] = []
     for option in range(count):
         ahead = bounds.lead.lower[:, option]
-        by: int | None = option if rejected[option] else None
-        if by is None and (ahead[kept] > delta).any():
-            by = int(np.where(kept, ahead, -np.inf).argmax())
+        by: int | None = option if keeps[option] == -1 else None
+        if by is None and (ahead[keeps == 1] > margins.delta).any():
+            by = int(np.where(keeps == 1, ahead, -np.inf).argmax())
         standing.append(Standing(tuple(np.flatnonzero(ahead > 0.0).tolist()), by))
     return tuple(standing)
 
 
-def sufficient_epsilon(
-    bounds: StudyBounds, delta: float, epsilon: float | None
-) -> tuple[float, int] | None:
-    """The smallest larger epsilon, in tenths of a point, at which an option would qualify.
+class Sufficient(NamedTuple):
+    """The acceptable losses at which an option would qualify, in points, and its place."""
 
-    Returns:
-        The loss in points and the option's index; None where retention was not measured, or
-        where no larger loss would do.
+    epsilon: float
+    ceiling: float
+    option: int
+
+
+def sufficient_margins(bounds: StudyBounds, margins: Margins) -> Sufficient | None:
+    """The smallest larger losses, in tenths of a point, at which an option would qualify.
+
+    None where retention was not measured, or where no larger loss would do.
     """
-    if bounds.loss is None or epsilon is None:
+    if bounds.loss is None or bounds.worst is None or margins.epsilon is None:
         return None
-    able: list[tuple[float, int]] = []
-    for option, upper in enumerate(bounds.loss.upper):
-        # what is printed can be set: the rule needs a bound below it
-        wanted = (math.floor(10.0 * float(upper)) + 1) / 10.0
-        is_rival = bounds.loss.lower <= wanted
+    able: list[tuple[float, Sufficient]] = []
+    for option in range(len(bounds.gain.estimate)):
+        epsilon = _tenth_above(bounds.loss.upper[option], margins.epsilon)
+        ceiling = _tenth_above(bounds.worst.upper[option], margins.ceiling)
+        is_rival = (bounds.loss.lower <= epsilon) & (bounds.worst.lower <= ceiling)
         is_rival[option] = False
-        near = (bounds.lead.lower[option, is_rival] > -delta).all()
-        if wanted > epsilon and bounds.gain.lower[option] > 0.0 and near:
-            able.append((wanted, option))
-    return min(able, default=None)
+        near = (bounds.lead.lower[option, is_rival] > -margins.delta).all()
+        more = epsilon - margins.epsilon + (ceiling > margins.ceiling and ceiling - margins.ceiling)
+        if more > 0.0 and bounds.gain.lower[option] > 0.0 and near:
+            able.append((more, Sufficient(epsilon, ceiling, option)))
+    return min(able)[1] if able else None
+
+
+def _tenth_above(upper: float, own: float) -> float:
+    """A margin that can be set and that the bound is below: what is printed; at least its own."""
+    return max((math.floor(10.0 * float(upper)) + 1) / 10.0, own)
+
+
+def _ends(bounds: Bounds | WorstTask | None) -> Ends | None:
+    return None if bounds is None else (bounds.lower, bounds.upper)
 
 
 def _states(shown: NDArray[np.bool_], excluded: NDArray[np.bool_]) -> NDArray[np.int8]:

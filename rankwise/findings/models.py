@@ -59,7 +59,7 @@ def summarise(
     results: TrainTaskResults, recommendation: Recommendation
 ) -> tuple[ModelSummary, ...]:
     """The base, then every run in the order of method, rank and seed."""
-    source = OptionGains(results)
+    source = OptionGains(results, recommendation)
     models = {model.run.planned: model for model in results.runs if model.run is not None}
     planned = sorted(models, key=_order)
     labels = seeded_labels(planned)

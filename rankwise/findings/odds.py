@@ -1,14 +1,15 @@
-"""From a posterior to odds: how probable it is that an option is right, and what it may cost."""
+"""From a posterior to odds: how probable it is that an option is right, and which is worth most."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special
 
-from rankwise.findings.decision import judge
+from rankwise.findings.decision import Ends, Margins, judge
+from rankwise.findings.stats.blocks import Block, normal_draws
 from rankwise.findings.stats.items import Floats
 from rankwise.findings.stats.posterior import (
     GAIN_PRIOR,
@@ -16,8 +17,9 @@ from rankwise.findings.stats.posterior import (
     Posterior,
     posterior,
 )
-from rankwise.findings.stats.prospects import Growth, after_growth, grow, pair_ends
-from rankwise.findings.stats.simultaneous import StudyEvidence
+from rankwise.findings.stats.prospects import GrownBlock, Growth, grow, pair_ends
+from rankwise.findings.stats.simultaneous import StudyEvidence, worst_task
+from rankwise.records.config.study import MARGIN_POINTS
 from rankwise.records.study import Unit
 
 NUM_DRAWS = 4096
@@ -27,63 +29,82 @@ NUM_FUTURES = 1024
 """Draws of what a grown study would show; exact to 0.016."""
 
 PRICE = 2.0
-"""Points of gain that a point of retention loss beyond epsilon is worth."""
+"""Points of gain that a point of retention loss beyond what is acceptable is worth."""
 
-
-def point_in(unit: Unit, delta: float) -> float:
-    """What a point counts in the unit of the gains.
-
-    Half of delta in nats stands for a point, since one is the smallest margin in points.
-    """
-    return 1.0 if unit == "points" else delta / 2.0
-
-
-def worth(gain: ArrayLike, loss: ArrayLike, epsilon: float, point: float) -> Floats:
-    """The gain less the price of retention loss beyond epsilon, in the unit of the gains.
-
-    Args:
-        gain: of one option, or of many: any shape.
-        loss: in points, of the same shape.
-        epsilon: in points.
-        point: from ``point_in``.
-    """
-    excess = np.maximum(np.asarray(loss, dtype=np.float64) - epsilon, 0.0)
-    return np.asarray(gain, dtype=np.float64) - PRICE * point * excess
-
+MOST_TASKS = 8
+"""Retention tasks of which a growth is simulated: those that are least surely below the ceiling."""
 
 _SEED = 20260102
 """Fixed, so that the same results always give the same odds."""
 
 
-Growths = tuple[Growth, Growth | None]
-"""Of the in-domain block, and of the retention block if there is one."""
+def point_in(unit: Unit, delta: float) -> float:
+    """What a point counts in the unit of the gains: a fifth of delta in nats, as of 5 points."""
+    return 1.0 if unit == "points" else delta / MARGIN_POINTS
+
+
+def worth(
+    gain: ArrayLike,
+    loss: ArrayLike,
+    margins: Margins,
+    point: float,
+    worst: ArrayLike = -np.inf,
+) -> Floats:
+    """The gain less the price of retention loss beyond the margins, in the unit of the gains.
+
+    Args:
+        gain: of one option, or of many: any shape.
+        loss: on average over the tasks, in points, of the same shape.
+        margins: what is acceptable.
+        point: from ``point_in``.
+        worst: of the task that loses most, where that is judged.
+    """
+    over = np.maximum(
+        np.asarray(loss, dtype=np.float64) - margins.epsilon_points,
+        np.asarray(worst, dtype=np.float64) - margins.ceiling,
+    )
+    return np.asarray(gain, dtype=np.float64) - PRICE * point * np.maximum(over, 0.0)
+
+
+def most_worth(evidence: StudyEvidence, margins: Margins, point: float) -> int | None:
+    """The place of the option that is estimated to be worth most; None where that is nothing."""
+    values = evidence.in_domain.mean
+    if evidence.retention is not None:
+        worst = np.max([task.mean for task in evidence.tasks], axis=0)
+        values = worth(values, evidence.retention.mean, margins, point, worst)
+    best = int(values.argmax())
+    return best if values[best] > 0.0 else None
+
+
+class Growths(NamedTuple):
+    """Of the in-domain block, of the retention block if there is one, and of each of its tasks."""
+
+    in_domain: Growth
+    retention: Growth | None
+    tasks: tuple[Growth, ...] = ()
 
 
 class Truths(NamedTuple):
     """Draws of what K options may be worth: (N, K) gains in-domain, (N, K) losses in points.
 
-    The variances of a run around its option are (N,). ``losses`` are None if not measured.
+    The variances of a run around its option are (N,). ``losses`` are None if not measured, and
+    ``worst`` are those of the task that loses most.
     """
 
     gains: Floats
     gain_run_variances: Floats
     losses: Floats | None
     loss_run_variances: Floats | None
+    worst: Floats | None
 
 
 class Odds(NamedTuple):
-    """Of each option (K,) the probability of each condition, of all three, and expected regret.
-
-    Regret is how much less an option is worth than the best choice, not fine-tuning included, in
-    the unit of the gains; ``regret_of_base`` is that of not fine-tuning.
-    """
+    """Of each option (K,) the probability of each condition, and of all three."""
 
     better: Floats
     keeps: Floats
     near: Floats
     right: Floats
-    regret: Floats
-    regret_of_base: float
 
 
 class Believed(NamedTuple):
@@ -92,83 +113,67 @@ class Believed(NamedTuple):
     evidence: StudyEvidence
     gain: Posterior
     loss: Posterior | None
-    unit: float
 
     @classmethod
-    def of(cls, evidence: StudyEvidence, correlations: Floats, unit: float) -> Believed:
+    def of(cls, evidence: StudyEvidence, unit: float) -> Believed:
         """From the scores; ``unit`` is what a point of the priors is in the gains' unit."""
         retention = evidence.retention
         return cls(
             evidence,
-            posterior(evidence.in_domain, correlations, GAIN_PRIOR, unit),
-            None if retention is None else posterior(retention, correlations, LOSS_PRIOR, 1.0),
-            unit,
+            posterior(evidence.in_domain, GAIN_PRIOR, unit),
+            None if retention is None else posterior(retention, LOSS_PRIOR, 1.0),
         )
 
     def truths(self, number: int = NUM_DRAWS) -> Truths:
         """Draws of the truths, always the same."""
         rng = np.random.default_rng(_SEED)
         gains = self.gain.draws(rng, number)
-        losses = (None, None) if self.loss is None else self.loss.draws(rng, number)
-        return Truths(*gains, *losses)
-
-    def value(self, growths: Growths, epsilon: float) -> float:
-        """By about how much a growth lowers the expected regret of the best choice.
-
-        In the unit of the gains. That it would tell more of the scales too is left out.
-        """
-        in_domain, retention = self.evidence
-        nothing = Growth.none(in_domain), None if retention is None else Growth.none(retention)
-        return max(self._best(growths, epsilon) - self._best(nothing, epsilon), 0.0)
-
-    def _best(self, growths: Growths, epsilon: float) -> float:
-        """What the best choice is worth on average, chosen after a growth."""
-        rng = np.random.default_rng(_SEED)
-        of_gain, of_loss = growths
-        worths, _ = after_growth(self.evidence.in_domain, self.gain, of_gain, rng, NUM_FUTURES)
-        retention = self.evidence.retention
-        if self.loss is not None and retention is not None and of_loss is not None:
-            mean, sd = after_growth(retention, self.loss, of_loss, rng, NUM_FUTURES)
-            worths = worths - PRICE * self.unit * expected_excess(mean - epsilon, sd)
-        return float(np.maximum(worths.max(axis=1), 0.0).mean())
+        if self.loss is None:
+            return Truths(*gains, None, None, None)
+        losses, run_variances = self.loss.draws(rng, number)
+        worst: Floats | None = None
+        for task in self.evidence.tasks:
+            drawn = _task_truths(task, run_variances, rng)
+            worst = drawn if worst is None else np.maximum(worst, drawn)
+        return Truths(*gains, losses, run_variances, worst)
 
 
-def odds(truths: Truths, *, tolerance: float, epsilon: float, unit: float) -> Odds:
+def _task_truths(task: Block, run_variances: Floats, rng: np.random.Generator) -> Floats:
+    """(N, K) losses of one task: around its estimates, for of a single task nothing is expected."""
+    number = len(run_variances)
+    by_items = normal_draws(task.item_covariance, rng, number)
+    by_runs = np.sqrt(run_variances / task.num_seeds)[:, None] * rng.standard_normal(by_items.shape)
+    return task.mean + by_items + by_runs
+
+
+def odds(truths: Truths, margins: Margins) -> Odds:
     """How probable it is that each option is right.
 
-    Right is: better than the base, with a retention loss of at most epsilon, and at most
-    ``tolerance`` below the best option that loses no more than epsilon.
+    Right is what the rule asks: better than the base; a retention loss below epsilon on average,
+    and below the ceiling on every task; at most delta below the best option that keeps as much.
 
     Args:
         truths: draws of what the options are worth.
-        tolerance: in the unit of the gains.
-        epsilon: in points; unused where losses were not measured.
-        unit: what a point of loss counts in the unit of the gains.
+        margins: epsilon and the ceiling are unused where losses were not measured.
     """
-    gains, losses = truths.gains, truths.losses
-    is_kept = np.ones(gains.shape, dtype=bool) if losses is None else losses <= epsilon
+    gains = truths.gains
+    is_kept = np.ones(gains.shape, dtype=bool)
+    if truths.losses is not None:
+        is_kept = truths.losses <= margins.epsilon_points
+    if truths.worst is not None:
+        is_kept &= truths.worst <= margins.ceiling
     best = np.where(is_kept, gains, -np.inf).max(axis=1, keepdims=True)
-    better, near = gains > 0.0, gains >= best - tolerance
-    worths = gains if losses is None else worth(gains, losses, epsilon, unit)
-    most = np.maximum(worths.max(axis=1), 0.0)
+    better, near = gains > 0.0, gains >= best - margins.delta
     return Odds(
         better=better.mean(axis=0),
         keeps=is_kept.mean(axis=0),
         near=near.mean(axis=0),
         right=(better & is_kept & near).mean(axis=0),
-        regret=(most[:, None] - worths).mean(axis=0),
-        regret_of_base=float(most.mean()),
     )
 
 
 def chance_of_decision(
-    evidence: StudyEvidence,
-    truths: Truths,
-    growths: Growths,
-    *,
-    level: float,
-    delta: float,
-    epsilon: float,
+    evidence: StudyEvidence, truths: Truths, growths: Growths, margins: Margins, level: float
 ) -> float:
     """The probability that the rule decides after a growth.
 
@@ -176,9 +181,8 @@ def chance_of_decision(
         evidence: of the study now.
         truths: draws from its posterior; the first ``NUM_FUTURES`` are used.
         growths: of the in-domain items, and of the retention items.
+        margins: as the study is judged.
         level: one-sided, at which the grown study will be judged.
-        delta: margin in-domain, in the unit of the gains.
-        epsilon: margin on retention in points; unused without it.
     """
     rng, count = np.random.default_rng(_SEED), evidence.num_options
     first = slice(NUM_FUTURES)
@@ -186,30 +190,44 @@ def chance_of_decision(
         evidence.in_domain,
         truths.gains[first],
         truths.gain_run_variances[first],
-        growths[0],
+        growths.in_domain,
         rng,
     )
-    loss = None
-    if (
-        evidence.retention is not None
-        and growths[1] is not None
-        and truths.losses is not None
-        and truths.loss_run_variances is not None
-    ):
-        lost = grow(
-            evidence.retention,
-            truths.losses[first],
-            truths.loss_run_variances[first],
-            growths[1],
-            rng,
-        )
+    loss: Ends | None = None
+    worst: Ends | None = None
+    if evidence.retention is not None and growths.retention is not None:
+        assert truths.losses is not None
+        assert truths.loss_run_variances is not None
+        run_variances = truths.loss_run_variances[first]
+        lost = grow(evidence.retention, truths.losses[first], run_variances, growths.retention, rng)
         loss = lost.ends(np.eye(count), level)
+        tasks = list(_unsure_tasks(evidence.tasks, growths.tasks, margins, level))
+        of_tasks = [
+            grow(task, _task_truths(task, run_variances, rng), run_variances, growth, rng)
+            for task, growth in tasks
+        ]
+        worst = _worst_ends(of_tasks, count, level, len(evidence.tasks))
     gain, lead = gained.ends(np.eye(count), level), pair_ends(gained, count, level)
-    return float(judge(gain, loss, lead, delta, epsilon).is_decided.mean())
+    return float(judge(gain, loss, worst, lead, margins).is_decided.mean())
 
 
-def expected_excess(mean: Floats, sd: Floats) -> Floats:
-    """E max(X, 0) of X normal with these means and standard deviations, of one shape."""
-    scaled = mean / np.where(sd > 0, sd, 1.0)
-    density = np.exp(-(scaled**2) / 2.0) / np.sqrt(2.0 * np.pi)
-    return np.where(sd > 0, sd * density + mean * special.ndtr(scaled), np.maximum(mean, 0.0))
+def _unsure_tasks(
+    tasks: Sequence[Block], growths: Sequence[Growth], margins: Margins, level: float
+) -> Iterator[tuple[Block, Growth]]:
+    """The tasks that are not shown to be below the ceiling with every option; few of them."""
+    uppers = [float(worst_task([task], level).upper.max()) for task in tasks]
+    order = sorted(range(len(tasks)), key=lambda place: -uppers[place])[:MOST_TASKS]
+    for place in order:
+        if uppers[place] >= margins.ceiling:
+            yield tasks[place], growths[place]
+
+
+def _worst_ends(
+    grown: Sequence[GrownBlock], count: int, level: float, num_tasks: int
+) -> Ends | None:
+    """As ``simultaneous.worst_task``, without the skewness; None where every task is settled."""
+    if not grown:
+        return None
+    one, shared = np.eye(count), 1.0 - (1.0 - level) / num_tasks
+    lower = np.max([task.ends(one, shared)[0] for task in grown], axis=0)
+    return lower, np.max([task.ends(one, level)[1] for task in grown], axis=0)

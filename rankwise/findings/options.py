@@ -6,7 +6,7 @@ runs differ by seed alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -17,10 +17,14 @@ from rankwise.findings.stats.estimates import Estimate, mean_over_tasks
 from rankwise.findings.stats.items import Clusters, Floats, Items, item_size, num_clusters
 from rankwise.records.axes import BesideRank, Kind, beside_rank, run_labels
 from rankwise.records.base import Record
+from rankwise.records.recommendation import Recommendation, StudyRecommendation
 from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults
 from rankwise.records.study import Interval, PlannedRun, Relation, RunRecord, Unit
 
 Runs = tuple[ModelResults, ...]
+
+_Means = tuple[tuple[str, ...], tuple[str, ...]]
+"""The names of runs, and the tasks over which they are averaged."""
 
 
 class OptionName(Record):
@@ -130,6 +134,9 @@ def trained_of(planned: Iterable[PlannedRun], models: Iterable[ModelResults]) ->
 class OptionGains:
     """The options of one trained task, and their gains item by item.
 
+    What an option gains and keeps has the bounds of its verdict, where it has one: there is one
+    interval of a number.
+
     Attributes:
         labels: of every planned run, by name.
         planned: all options: LoRA by rank and then by the other settings, full fine-tuning,
@@ -138,7 +145,13 @@ class OptionGains:
         left_out: the labels of options with a missing or diverged seed.
     """
 
-    def __init__(self, results: TrainTaskResults, *, in_accuracy: bool = False) -> None:
+    def __init__(
+        self,
+        results: TrainTaskResults,
+        recommendation: Recommendation | None = None,
+        *,
+        in_accuracy: bool = False,
+    ) -> None:
         self.results = results
         self._in_accuracy = in_accuracy
         self.confidence = results.study.config.recommendation.confidence
@@ -152,6 +165,16 @@ class OptionGains:
         self._pairs: dict[tuple[str, str], Pair] = {}
         self._gains: dict[tuple[str, str], Floats] = {}
         self._item_sizes: dict[str, float] = {}
+        self._decided = dict(self._verdicts(recommendation))
+
+    def _verdicts(self, of: Recommendation | None) -> Iterator[tuple[_Means, Interval]]:
+        """What verdicts bound: the runs and the tasks, and how much better they are."""
+        if of is None:
+            return
+        for verdict in of.verdicts:
+            yield (verdict.runs, self.tasks("in_domain", of.unit)), verdict.gain
+            if verdict.retention_loss is not None:
+                yield (verdict.runs, of.retention_tasks), verdict.retention_loss.negated()
 
     @cached_property
     def by_accuracy(self) -> OptionGains:
@@ -212,9 +235,12 @@ class OptionGains:
         if task not in self._item_sizes:
             trained = [run for run in self.results.runs if run_record(run).status == "trained"]
             gains = [self._gain(run, task) for run in trained]
-            in_points = self.results.base.items[task].unit == "points"
-            self._item_sizes[task] = item_size(gains or [0.0], in_points=in_points)
+            self._item_sizes[task] = item_size(gains or [0.0], in_points=self.in_points(task))
         return self._item_sizes[task]
+
+    def in_points(self, task: str) -> bool:
+        """Whether a task is scored in points; else it is a loss in nats."""
+        return self.results.base.items[task].unit == "points"
 
     def clusters(self, task: str) -> Clusters | None:
         """The cluster of each item of a task, in the order of the gains; None without any."""
@@ -251,7 +277,11 @@ class OptionGains:
 
     def change(self, runs: Runs, tasks: Sequence[str], *, by_items: bool = False) -> TaskMean:
         """Adapted - base over tasks of one unit, each counting the same, or each item the same."""
-        return self.mean([self.gains(runs, task) for task in tasks], tasks, by_items=by_items)
+        mean = self.mean([self.gains(runs, task) for task in tasks], tasks, by_items=by_items)
+        decided = self._decided.get((tuple(run.name for run in runs), tuple(tasks)))
+        if decided is None or by_items:
+            return mean
+        return mean.model_copy(update={"lower": decided.lower, "upper": decided.upper})
 
     def difference(self, option: Option, other: Option, tasks: Sequence[str]) -> TaskMean:
         """How much an option scores above another, positive where it is better."""
@@ -259,8 +289,13 @@ class OptionGains:
 
     def difference_of(self, runs: Runs, others: Runs, tasks: Sequence[str]) -> TaskMean:
         """The same of any models, paired by seed and item; one model is set against each seed."""
-        gains = [self.gains(runs, task) - self.gains(others, task) for task in tasks]
-        return self.mean(gains, tasks)
+        leads = [self.gains(runs, task) - self.gains(others, task) for task in tasks]
+        # leads are smaller than gains, and so are those that were not seen
+        parts = [
+            part._replace(item_size=item_size(part.values, in_points=self.in_points(task)))
+            for part, task in zip(self.items(leads, tasks), tasks, strict=True)
+        ]
+        return self._mean_of(parts, tasks)
 
     def score(
         self, model: ModelResults, tasks: Sequence[str], *, by_items: bool = False
@@ -283,15 +318,20 @@ class OptionGains:
         self, values: Sequence[Floats], tasks: Sequence[str], *, by_items: bool = False
     ) -> TaskMean:
         """The same with its interval."""
-        parts = self.items(values, tasks, by_items=by_items)
+        return self._mean_of(self.items(values, tasks, by_items=by_items), tasks)
+
+    def _mean_of(self, parts: Sequence[Items], tasks: Sequence[str]) -> TaskMean:
         estimate = mean_over_tasks(parts)
         unit = self.results.base.items[tasks[0]].unit
         return TaskMean.over(parts, unit, estimate.value, *estimate.interval(self.confidence))
 
 
-def option_gains(results: StudyResults) -> tuple[OptionGains, ...]:
+def option_gains(
+    results: StudyResults, recommendation: StudyRecommendation | None = None
+) -> tuple[OptionGains, ...]:
     """The options of every trained task, in the study's order."""
-    return tuple(OptionGains(part) for part in results.by_train_task)
+    found = recommendation.by_train_task if recommendation else (None,) * len(results.by_train_task)
+    return tuple(map(OptionGains, results.by_train_task, found))
 
 
 def _options(results: TrainTaskResults, labels: Mapping[str, str]) -> tuple[Option, ...]:

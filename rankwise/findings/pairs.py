@@ -11,10 +11,8 @@ from numpy.typing import NDArray
 from rankwise.errors import RecordError
 from rankwise.findings.stats.estimates import (
     Estimate,
-    holm,
     mcnemar_exact,
     mean_over_tasks,
-    retention_ratio,
     zero_p_value,
 )
 from rankwise.findings.stats.items import (
@@ -22,7 +20,6 @@ from rankwise.findings.stats.items import (
     Clusters,
     Floats,
     Items,
-    by_cluster,
     item_size,
     num_clusters,
 )
@@ -32,7 +29,6 @@ from rankwise.records.recommendation import (
     Comparison,
     FormatEffect,
     PairedDifference,
-    RetentionRatio,
 )
 from rankwise.records.results import ModelResults, TaskItems, TrainTaskResults
 from rankwise.records.study import Interval, Relation, RunRecord
@@ -259,26 +255,15 @@ def bound_of(estimate: Estimate, confidence: float) -> Bound:
 def compare(results: TrainTaskResults) -> tuple[Comparison, ...]:
     """Every trained run against the base on every task of the study, in the study's order.
 
-    Holm's correction is over the confirmatory family: each LoRA run on each in-domain task, by the
-    tests of their intervals in the metric that decides. Everything else is exploratory and carries
-    no corrected p-value.
+    Exploratory: no p-value is corrected.
     """
-    rows: list[Comparison] = []
-    family: list[tuple[int, float]] = []
-    for model in results.runs:
-        run = model.run
-        if run is None or run.status != "trained":
-            continue
-        for relation, tasks in results.tasks.items():
-            for task in tasks:
-                row, p_value = _comparison(results, model, relation, task)
-                if relation == "in_domain" and run.planned.method == "lora":
-                    family.append((len(rows), p_value))
-                rows.append(row)
-    adjusted = holm([p_value for _, p_value in family])
-    for (place, _), p_value in zip(family, adjusted, strict=True):
-        rows[place] = rows[place].model_copy(update={"holm_p_value": p_value})
-    return tuple(rows)
+    return tuple(
+        _comparison(results, model, relation, task)
+        for model in results.runs
+        if model.run is not None and model.run.status == "trained"
+        for relation, tasks in results.tasks.items()
+        for task in tasks
+    )
 
 
 def run_record(model: ModelResults) -> RunRecord:
@@ -294,25 +279,21 @@ def run_record(model: ModelResults) -> RunRecord:
 
 def _comparison(
     results: TrainTaskResults, model: ModelResults, relation: Relation, task: str
-) -> tuple[Comparison, float]:
+) -> Comparison:
     confidence = results.study.config.recommendation.confidence
     items = results.base.items[task]
-    pair = own_pair = pair_items(results.base, model, task)
-    test = own = paired_test(pair, confidence)
+    test = own = paired_test(pair_items(results.base, model, task), confidence)
     if items.accuracy is not None:
         own_pair = pair_items(results.base, model, task, by_accuracy=True)
         own = paired_test(own_pair, confidence)
-    row = Comparison(
+    return Comparison(
         run=model.name,
         task=task,
         relation=relation,
         unit=items.unit,
         **test.values(Comparison, own),
-        holm_p_value=None,
-        retention_ratio=_ratio(results, task, own_pair) if relation == "retention" else None,
         accuracy=items.accuracy and accuracy_difference(items.accuracy.metric, test, own),
     )
-    return row, test.p_value
 
 
 def _counts(pair: Pair) -> Counts | None:
@@ -325,26 +306,6 @@ def _counts(pair: Pair) -> Counts | None:
         forgotten=int((before & ~after).sum()),
         kept_right=int((before & after).sum()),
         kept_wrong=int((~before & ~after).sum()),
-    )
-
-
-def _ratio(results: TrainTaskResults, task: str, pair: Pair) -> RetentionRatio | None:
-    if not pair.in_points:
-        return None
-    evaluation = results.base.evaluations.get(task)
-    base, adapted = (
-        by_cluster([Items(values / POINTS, 1.0, clusters=pair.clusters)])[0]
-        for values in (pair.base, pair.adapted)
-    )
-    ratio = retention_ratio(
-        base.values,
-        adapted.values,
-        None if evaluation is None else evaluation.chance,
-        results.study.config.recommendation.confidence,
-        base.item_size,
-    )
-    return RetentionRatio(
-        estimate=ratio.value, lower=ratio.lower, upper=ratio.upper, reason=ratio.reason
     )
 
 

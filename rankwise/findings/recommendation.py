@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from rankwise.errors import RecordError
 from rankwise.findings.accuracy import accuracy_reasons
-from rankwise.findings.best_bet import Betting, Rule, Sizes
+from rankwise.findings.best_bet import Betting, Sizes
 from rankwise.findings.clusters import cluster_notes, num_clusters_of
-from rankwise.findings.decision import Choice, choose, standings, sufficient_epsilon
+from rankwise.findings.decision import (
+    Choice,
+    Margins,
+    Sufficient,
+    choose,
+    standings,
+    sufficient_margins,
+)
 from rankwise.findings.looks import alpha_of_look, with_look
 from rankwise.findings.odds import point_in
 from rankwise.findings.options import Option, OptionGains, Runs
 from rankwise.findings.pairs import compare, format_effects, run_record
 from rankwise.findings.statements import FullGain, reasons, statement
-from rankwise.findings.stats.estimates import (
-    P_RIGHT_VARIANCE_SHARE,
-    default_margin,
-    effective_items,
-)
+from rankwise.findings.stats.detectable import Detectable, TaskSize, detectable
 from rankwise.findings.stats.items import Items
 from rankwise.findings.stats.simultaneous import (
     Bounds,
     StudyBounds,
     StudyEvidence,
+    WorstTask,
     bounds_at,
     deciding_level,
     level_of_all,
@@ -37,7 +41,6 @@ from rankwise.records.axes import SETTING
 from rankwise.records.judgement import (
     BestBet,
     Look,
-    Margins,
     Outcome,
     Prospect,
     StudyLooks,
@@ -45,17 +48,14 @@ from rankwise.records.judgement import (
 )
 from rankwise.records.p_right import P_RIGHT
 from rankwise.records.recommendation import (
+    AdapterVerdict,
     Bound,
-    OptionBounds,
     RankVerdict,
     Recommendation,
     StudyRecommendation,
 )
 from rankwise.records.results import StudyResults, TrainTaskResults
 from rankwise.records.study import PlannedRun, Unit
-
-BOOTSTRAP_SEED = 20260101
-"""Fixed, so that the same results always give the same recommendation."""
 
 
 class _Tasks(NamedTuple):
@@ -75,7 +75,8 @@ class _Judgement(NamedTuple):
 
     choice: Choice
     verdicts: tuple[RankVerdict, ...]
-    sufficient: tuple[float, Option] | None
+    these_adapters: AdapterVerdict | None
+    sufficient: Sufficient | None
     best_bet: BestBet
     prospects: tuple[Prospect, ...]
 
@@ -102,13 +103,7 @@ def looks_of(recommendation: StudyRecommendation) -> StudyLooks:
     """What has to be known of this judgement when the study is judged again."""
     return StudyLooks(
         by_train_task=tuple(
-            TrainTaskLooks(
-                train_task=part.train_task,
-                margins=Margins(
-                    **{name: getattr(part, name) for name in Margins.model_fields},
-                ),
-                looks=part.looks,
-            )
+            TrainTaskLooks(train_task=part.train_task, looks=part.looks)
             for part in recommendation.by_train_task
         )
     )
@@ -127,7 +122,8 @@ def recommend_for(
     tasks = _judged_tasks(results)
     source = OptionGains(results)
     options, dropped = _qualified(source)
-    margins = _margins(results, tasks, max(len(options), 1), earlier)
+    metrics = {task: results.base.items[task].metric for task in tasks.all}
+    margins = _margins(results, tasks, metrics)
     look = _look(results, tasks, options)
     alpha = 1.0 - source.confidence
     looks = with_look(() if earlier is None else earlier.looks, look, alpha)
@@ -137,6 +133,7 @@ def recommend_for(
     if judged is not None and judged.choice.option is not None:
         chosen = options[judged.choice.option].plan
     enough = None if judged is None else judged.sufficient
+    first = None if enough is None else options[enough.option]
     found = Recommendation(
         train_task=results.train_task,
         **{name: getattr(chosen, name, None) for name in SETTING if name != "scaling"},
@@ -144,17 +141,24 @@ def recommend_for(
         reasons=(),
         outcome=outcome,
         unit=tasks.unit,
-        **margins.model_dump(),
+        in_domain_metric=_only(metrics[task] for task in tasks.in_domain),
+        retention_metric=_only(metrics[task] for task in tasks.retention),
+        retention_tasks=tasks.retention,
+        delta=margins.delta,
+        epsilon_points=margins.epsilon,
+        worst_task_points=margins.ceiling if tasks.retention else None,
         confidence=source.confidence,
         num_items_in_domain=_num_items(results, tasks.in_domain),
         num_clusters_in_domain=num_clusters_of(source, tasks.in_domain),
         num_seeds=len(_seeds(results)),
         looks=(*looks[:-1], looks[-1].model_copy(update={"outcome": outcome})),
+        these_adapters=None if judged is None else judged.these_adapters,
         best_bet=None if judged is None else judged.best_bet,
         prospects=() if judged is None else judged.prospects,
-        sufficient_epsilon_points=None if enough is None else enough[0],
-        sufficient_rank=None if enough is None else enough[1].rank,
-        sufficient_label=None if enough is None else enough[1].label,
+        sufficient_epsilon_points=None if enough is None else enough.epsilon,
+        sufficient_worst_task_points=None if enough is None else enough.ceiling,
+        sufficient_rank=None if first is None else first.rank,
+        sufficient_label=None if first is None else first.label,
         better_and_kept_by_full=_dominating_full(source, tasks, options),
         best_rate_at_edge=_rate_at_edge(source, tasks, options),
         verdicts=() if judged is None else judged.verdicts,
@@ -166,7 +170,8 @@ def recommend_for(
     full = tuple(_full_gains(source, tasks))
     parameters = tuple(option.plan.num_trainable_parameters for option in options)
     by_accuracy = accuracy_reasons(source, options, tasks.in_domain, tasks.retention)
-    why = (*reasons(found, full, parameters), *by_accuracy, *notes)
+    able = _detectable(results, tasks, margins, len(options))
+    why = (*reasons(found, full, parameters, able), *by_accuracy, *notes)
     return found.model_copy(update={"statement": statement(found), "reasons": why})
 
 
@@ -178,26 +183,42 @@ def _judge(
     look: Look,
     alpha: float,
 ) -> _Judgement:
-    evidence = _evidence(source, tasks, options)
-    count, epsilon = len(options), margins.epsilon_points
+    point = point_in(tasks.unit, margins.delta)
+    evidence, count = _evidence(source, tasks, options, point), len(options)
     bounds = bounds_at(evidence, deciding_level(count, look.alpha))
-    at_once = bounds_at(evidence, level_of_all(evidence, look.alpha, BOOTSTRAP_SEED))
-    choice = choose(bounds, margins.delta, epsilon)
-    enough = (
-        None if choice.option is not None else sufficient_epsilon(bounds, margins.delta, epsilon)
-    )
-    betting = Betting(evidence, options, point_in(tasks.unit, margins.delta))
+    level = level_of_all(count, look.alpha, has_retention=evidence.retention is not None)
+    at_once = bounds_at(evidence, level)
+    choice = choose(bounds, margins)
+    betting = Betting(evidence, options, margins, point)
     prospects: tuple[Prospect, ...] = ()
     if choice.outcome in ("cannot_tell", "no_evidence"):
-        level = deciding_level(count, alpha_of_look(look.number + 1, alpha))
-        rule = Rule(margins.delta, epsilon or 0.0, level)
-        prospects = tuple(betting.prospects(_sizes(source.results, tasks), rule))
+        later = deciding_level(count, alpha_of_look(look.number + 1, alpha))
+        prospects = tuple(betting.prospects(_sizes(source.results, tasks), later))
     return _Judgement(
         choice=choice,
-        verdicts=tuple(_verdicts(source, tasks, options, bounds, at_once, choice, margins)),
-        sufficient=None if enough is None else (enough[0], options[enough[1]]),
-        best_bet=betting.best_bet(margins.delta, epsilon),
+        verdicts=tuple(_verdicts(tasks, options, bounds, at_once, choice, margins)),
+        these_adapters=_these_adapters(evidence, options, margins, look.alpha),
+        sufficient=None if choice.option is not None else sufficient_margins(bounds, margins),
+        best_bet=betting.best_bet(bounds),
         prospects=prospects,
+    )
+
+
+def _these_adapters(
+    evidence: StudyEvidence, options: Sequence[Option], margins: Margins, alpha: float
+) -> AdapterVerdict | None:
+    """The rule about the runs that were trained; None where the verdict is about them."""
+    if evidence.in_domain.num_seeds == 1:
+        return None
+    bounds = bounds_at(evidence.of_these_runs, deciding_level(len(options), alpha))
+    choice = choose(bounds, margins)
+    place = choice.option
+    return AdapterVerdict(
+        outcome=choice.outcome,
+        label=None if place is None else options[place].label,
+        rank=None if place is None else options[place].rank,
+        gain=None if place is None else _bound(bounds.gain, place),
+        retention_loss=None if place is None or bounds.loss is None else _bound(bounds.loss, place),
     )
 
 
@@ -289,68 +310,50 @@ def _size(option: Option) -> tuple[int, float, float, float, tuple[str, ...], in
     return plan.rank, plan.alpha, plan.scaling, rate, plan.target_modules, epochs, option.label
 
 
-def _margins(
-    results: TrainTaskResults, tasks: _Tasks, num_options: int, earlier: TrainTaskLooks | None
-) -> Margins:
-    """As configured, else as derived when the study was first judged, else derived now.
-
-    A margin that was derived for another metric is not one for this.
-    """
+def _margins(results: TrainTaskResults, tasks: _Tasks, metrics: Mapping[str, str]) -> Margins:
+    """As configured, else the defaults of the metrics that decide."""
     config = results.study.config.recommendation
-    kept = None if earlier is None else earlier.margins
-
-    def is_same_metric(names: Sequence[str]) -> bool:
-        before = {} if earlier is None or not earlier.looks else earlier.looks[-1].metrics
-        metrics = {task: results.base.items[task].metric for task in names}
-        return all(before.get(task, metric) == metric for task, metric in metrics.items())
-
-    def derived(names: Sequence[str]) -> float:
-        items = [results.base.items[task] for task in names]
-        sizes = [len(its.doc_ids) for its in items]
-        # a task's variance falls with its items, so a smaller task counts more
-        of_p_right = sum(1 / len(its.doc_ids) for its in items if its.metric == P_RIGHT)
-        share = of_p_right / sum(1 / size for size in sizes)
-        return default_margin(
-            effective_items(sizes),
-            num_options,
-            config.confidence,
-            1.0 - share * (1.0 - P_RIGHT_VARIANCE_SHARE),
-        )
-
-    delta = config.delta_nats if tasks.unit == "nats" else config.delta_points
-    derive_delta = delta is None
-    if delta is None:
-        is_kept = kept is not None and kept.delta_is_derived and is_same_metric(tasks.in_domain)
-        delta = kept.delta if kept is not None and is_kept else derived(tasks.in_domain)
-    if not tasks.retention:
-        epsilon, derive_epsilon = None, False
-    else:
-        epsilon, derive_epsilon = config.epsilon_points, config.epsilon_points is None
-        is_kept = kept is not None and kept.epsilon_is_derived and is_same_metric(tasks.retention)
-        if derive_epsilon and kept is not None and is_kept:
-            epsilon = kept.epsilon_points
-        if epsilon is None:
-            epsilon = derived(tasks.retention)
+    in_domain, kept = (
+        [metrics[task] for task in part] for part in (tasks.in_domain, tasks.retention)
+    )
     return Margins(
-        delta=delta,
-        delta_is_derived=derive_delta,
-        epsilon_points=epsilon,
-        epsilon_is_derived=derive_epsilon,
+        delta=config.delta_nats if tasks.unit == "nats" else config.delta_for(in_domain),
+        epsilon=config.epsilon_for(kept) if kept else None,
+        ceiling=config.ceiling_for(kept),
     )
 
 
-def _evidence(source: OptionGains, tasks: _Tasks, options: Sequence[Option]) -> StudyEvidence:
+def _detectable(
+    results: TrainTaskResults, tasks: _Tasks, margins: Margins, num_options: int
+) -> Detectable | None:
+    """What a study of this size can tell in-domain; None where that is not in points."""
+    if tasks.unit == "nats" or not num_options:
+        return None
+    items = [results.base.items[task] for task in tasks.in_domain]
+    sizes = [TaskSize(len(its.doc_ids), its.metric == P_RIGHT) for its in items]
+    confidence = results.study.config.recommendation.confidence
+    return detectable(sizes, num_options, confidence, margins.delta)
+
+
+def _only(metrics: Iterable[str]) -> str | None:
+    different = set(metrics)
+    return different.pop() if len(different) == 1 else None
+
+
+def _evidence(
+    source: OptionGains, tasks: _Tasks, options: Sequence[Option], point: float
+) -> StudyEvidence:
     """The scores of the complete options, in their order."""
 
     def by_option(names: Sequence[str], sign: float) -> list[Items]:
         gains = [np.stack([source.gains(o.runs, task) for o in options], axis=1) for task in names]
         return source.items([sign * values for values in gains], names)
 
-    return study_evidence(by_option(tasks.in_domain, 1.0), by_option(tasks.retention, -1.0))
+    in_domain, losses = by_option(tasks.in_domain, 1.0), by_option(tasks.retention, -1.0)
+    return study_evidence(in_domain, losses, point)
 
 
 def _verdicts(
-    source: OptionGains,
     tasks: _Tasks,
     options: Sequence[Option],
     bounds: StudyBounds,
@@ -358,24 +361,22 @@ def _verdicts(
     choice: Choice,
     margins: Margins,
 ) -> Iterator[RankVerdict]:
-    together = choose(at_once, margins.delta, margins.epsilon_points)
-    standing_of = standings(at_once, margins.delta, margins.epsilon_points)
-    for index, (option, standing) in enumerate(zip(options, standing_of, strict=True)):
+    worst = bounds.worst
+    for index, (option, standing) in enumerate(
+        zip(options, standings(at_once, margins), strict=True)
+    ):
         by = standing.ruled_out_by
-        losses = {task: float(-source.gains(option.runs, task).mean()) for task in tasks.retention}
-        worst = max(losses, key=lambda task: losses[task]) if losses else None
-        deciding = _bounds_of(bounds, choice, index)
+        estimate, lower, upper = choice.shortfall[index]
         yield RankVerdict(
             label=option.label,
             **{name: getattr(option.plan, name) for name in SETTING},
             runs=tuple(run.name for run in option.runs),
             imported_as=option.plan.imported_as,
-            gain=deciding.gain,
-            retention_loss=deciding.retention_loss,
-            worst_retention_task=worst,
-            worst_retention_loss=None if worst is None else losses[worst],
-            shortfall=deciding.shortfall,
-            at_once=_bounds_of(at_once, together, index),
+            gain=_bound(bounds.gain, index),
+            retention_loss=None if bounds.loss is None else _bound(bounds.loss, index),
+            worst_retention_task=None if worst is None else tasks.retention[worst.place[index]],
+            worst_retention_loss=None if worst is None else _bound(worst, index),
+            shortfall=Bound(estimate=estimate, lower=lower, upper=upper),
             better_than_base=choice.better_than_base[index],
             keeps_enough=None if choice.keeps_enough is None else choice.keeps_enough[index],
             near_the_best=choice.near_the_best[index],
@@ -386,16 +387,7 @@ def _verdicts(
         )
 
 
-def _bounds_of(bounds: StudyBounds, choice: Choice, index: int) -> OptionBounds:
-    estimate, lower, upper = choice.shortfall[index]
-    return OptionBounds(
-        gain=_bound(bounds.gain, index),
-        retention_loss=None if bounds.loss is None else _bound(bounds.loss, index),
-        shortfall=Bound(estimate=estimate, lower=lower, upper=upper),
-    )
-
-
-def _bound(bounds: Bounds, *index: int) -> Bound:
+def _bound(bounds: Bounds | WorstTask, *index: int) -> Bound:
     return Bound(
         estimate=float(bounds.estimate[index]),
         lower=float(bounds.lower[index]),

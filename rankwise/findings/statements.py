@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from rankwise.findings.stats.detectable import Detectable
 from rankwise.records import quantities
 from rankwise.records.judgement import Prospect
 from rankwise.records.quantities import amount, score
@@ -48,26 +48,45 @@ def statement(numbers: Recommendation) -> str:
         first = f"Not settled at {_percent(numbers.confidence)}"
     if numbers.epsilon_points is None:
         first += "; forgetting was not measured"
-    parts = [first, _best_bet(numbers), _ruled_out(numbers), _full_is_better(numbers)]
+    parts = [
+        first,
+        _these_adapters(numbers),
+        _best_bet(numbers),
+        _ruled_out(numbers),
+        _full_is_better(numbers),
+    ]
     parts += [_edge(numbers), _what_decides(numbers)]
     return " ".join(f"{part}." for part in parts if part)
 
 
 def reasons(
-    numbers: Recommendation, full: Sequence[FullGain], parameters: Sequence[int]
+    numbers: Recommendation,
+    full: Sequence[FullGain],
+    parameters: Sequence[int],
+    able: Detectable | None,
 ) -> tuple[str, ...]:
     """Short sentences with the numbers: the margins, each verdict, and what it is compared with.
 
-    ``parameters`` are the trainable ones of each verdict's option.
+    ``parameters`` are the trainable ones of each verdict's option; ``able`` is what a study of this
+    size can tell in-domain.
     """
     return (
         *_margins_used(numbers),
+        *(() if able is None else (f"A study of this size can tell {apart(able)}.",)),
         *(_verdict(verdict, numbers) for verdict in numbers.verdicts),
         *_alternatives(numbers, parameters),
-        *_regret(numbers),
         *_full(full, numbers.unit),
         *_by_format(numbers),
     )
+
+
+def apart(able: Detectable) -> str:
+    """About 5.5 points apart; 3 would need about 1,100 items."""
+    text = f"about {amount(able.points, 'points')} apart"
+    if able.points > able.margin:
+        items = quantities.count(able.num_items)
+        text += f"; {able.margin:g} would need about {items} items"
+    return text
 
 
 def _in_domain_items(numbers: Recommendation) -> str:
@@ -87,8 +106,8 @@ def _recommended(numbers: Recommendation) -> str:
             of = f", imported as {chosen.imported_as}"
         text = f"Use this adapter (rank {chosen.rank}{of}, {_settings(chosen)})"
     text += (
-        f": it gains {amount(chosen.gain.estimate, unit)} over the base (at least "
-        f"{score(chosen.gain.lower, unit)})"
+        f": it gains {_measured(chosen.gain.estimate, unit, numbers.in_domain_metric)} over the "
+        f"base (at least {score(chosen.gain.lower, unit)})"
     )
     if len(numbers.verdicts) > 1:
         ahead = chosen.shortfall.upper
@@ -98,13 +117,53 @@ def _recommended(numbers: Recommendation) -> str:
             else ", it is better than every other that was not rejected"
         )
     if chosen.retention_loss is not None:
-        loss = max(chosen.retention_loss.upper, 0.0)
-        text += f", and it loses at most {amount(loss, 'points')} on the retention tasks"
+        text += f", and it loses at most {_most_lost(chosen, numbers)}"
+    return text
+
+
+def _most_lost(verdict: RankVerdict, numbers: Recommendation) -> str:
+    """0.7 points of p(right) on average over the 5 retention tasks, most on capitals (2.1 ...)."""
+    bound, worst = verdict.retention_loss, verdict.worst_retention_loss
+    loss = _measured(max(bound.upper, 0.0) if bound else 0.0, "points", numbers.retention_metric)
+    tasks = numbers.retention_tasks
+    if len(tasks) == 1 or worst is None:
+        return f"{loss} on {quantities.listed(tasks)}"
+    return (
+        f"{loss} on average over the {len(tasks)} retention tasks; most is lost on "
+        f"{verdict.worst_retention_task}, {amount(worst.estimate, 'points')} (on no task more than "
+        f"{score(max(worst.upper, 0.0), 'points')})"
+    )
+
+
+def _measured(value: float, unit: Unit, metric: str | None) -> str:
+    """20.0 points of p(right), or 0.020 nats."""
+    of = "" if unit == "nats" or metric is None else f" of {quantities.metric(metric)}"
+    return f"{amount(value, unit)}{of}"
+
+
+def _these_adapters(numbers: Recommendation) -> str:
+    """What is shown of the adapters themselves, where the verdict is about other seeds too."""
+    these = numbers.these_adapters
+    if these is None:
+        return ""
+    text = f"These adapters, the mean of their {numbers.num_seeds} seeds:"
+    if these.gain is None:
+        outcomes = {
+            "no_evidence": "not shown to be better than the base",
+            "none_keeps_enough": "none keeps enough",
+        }
+        return f"{text} {outcomes.get(these.outcome, 'not settled either')}"
+    text += (
+        f" use {these.label}, which gains {amount(these.gain.estimate, numbers.unit)} "
+        f"(at least {score(these.gain.lower, numbers.unit)})"
+    )
+    if numbers.outcome != "recommended":
+        text += "; another seed may do otherwise"
     return text
 
 
 def _best_bet(numbers: Recommendation) -> str:
-    """The option with the least expected regret and its odds, and the surest one if another."""
+    """The option that is worth most by the estimates, and how probably it is right."""
     bet = numbers.best_bet
     if bet is None:
         return ""
@@ -113,31 +172,28 @@ def _best_bet(numbers: Recommendation) -> str:
         if len(verdict.runs) > 1 or verdict.imported_as is not None:
             return ""
         chosen = bet.of(verdict.label)
-        odds = _odds(chosen.qualifies, amount(numbers.delta, numbers.unit), numbers)
+        odds = _odds(chosen.right, numbers)
         return f"{quantities.capital(chosen.label)} with another seed ({odds})"
     if bet.choice is None:
-        if max(option.better_than_base for option in bet.options) > 0.5:
-            price = f"{bet.price:g} points of gain for each"
-            return f"Best bet: do not fine-tune so; the points lost beyond ε cost more ({price})"
-        return "Best bet: do not fine-tune so; no option is probably better than the base"
-    chosen = bet.of(bet.choice)
-    surest = max(bet.options, key=lambda option: option.right)
-    epsilon = numbers.epsilon_points
-    near = "1 point" if numbers.unit == "points" else amount(bet.tolerance, numbers.unit)
-    if epsilon is None or surest.right < chosen.right + 0.05:
-        return f"Best bet: {chosen.label} ({_odds(chosen.right, near, numbers)})"
-    return (
-        f"Best bet: {surest.label} if {amount(epsilon, 'points')} of loss are a limit "
-        f"({_odds(surest.right, near, numbers)}); {chosen.label} if each point beyond them costs "
-        f"{bet.price:g} points of gain ({quantities.odds(chosen.right)})"
-    )
+        return "Best bet: do not fine-tune so; no option is estimated to be worth it"
+    return f"Best bet: {bet.choice} ({_odds(bet.of(bet.choice).right, numbers)})"
 
 
-def _odds(probability: float, near: str, numbers: Recommendation) -> str:
-    """72 %: within 1 point of the best, loses at most 6.0 points."""
-    text = f"{quantities.odds(probability)}: within {near} of the best"
+def _odds(probability: float, numbers: Recommendation) -> str:
+    """72 %: within 3.0 points of the best, loses at most 3.0 points, 9.0 on any task."""
+    text = f"{quantities.odds(probability)}: within {amount(numbers.delta, numbers.unit)} "
+    text += "of the best"
     if numbers.epsilon_points is not None:
-        text += f", loses at most {amount(numbers.epsilon_points, 'points')}"
+        text += f", loses at most {_acceptable(numbers.epsilon_points, numbers)}"
+    return text
+
+
+def _acceptable(epsilon: float, numbers: Recommendation, ceiling: float | None = None) -> str:
+    """3.0 points on average and 9.0 on any task; of a single task 3.0 points."""
+    text = amount(epsilon, "points")
+    if len(numbers.retention_tasks) > 1:
+        ceiling = ceiling or numbers.worst_task_points or 0.0
+        text += f" on average and {score(ceiling, 'points')} on any task"
     return text
 
 
@@ -188,9 +244,7 @@ def _ruled_out(numbers: Recommendation) -> str:
 
 def _why_left(better: Sequence[str], numbers: Recommendation) -> str:
     """Why options that are shown to score more do not rule out the one that scores less."""
-    losses = [v.at_once.retention_loss for v in numbers.verdicts if v.label in better]
-    epsilon = numbers.epsilon_points
-    if any(loss is None or epsilon is None or loss.upper < epsilon for loss in losses):
+    if any(v.keeps_enough in (None, "yes") for v in numbers.verdicts if v.label in better):
         return "but perhaps by less than δ"
     return f"which {'is' if len(better) == 1 else 'are'} not shown to keep enough"
 
@@ -227,10 +281,11 @@ def _edge(numbers: Recommendation) -> str:
 
 def _no_evidence(numbers: Recommendation) -> str:
     best = max(numbers.verdicts, key=lambda v: v.gain.estimate)
+    gain = _measured(best.gain.estimate, numbers.unit, numbers.in_domain_metric)
     return (
-        f"There is no evidence for fine-tuning: no rank is shown to be better than the base on "
-        f"{_in_domain_items(numbers)}; the best, {best.label}, gains "
-        f"{amount(best.gain.estimate, numbers.unit)} ({score_range(best.gain, numbers.unit)})"
+        f"Not shown at {_percent(numbers.confidence)} that fine-tuning helps: no rank is shown to "
+        f"be better than the base on {_in_domain_items(numbers)}; the best, {best.label}, gains "
+        f"{gain} ({score_range(best.gain, numbers.unit)})"
     )
 
 
@@ -238,24 +293,28 @@ def _none_keeps_enough(numbers: Recommendation) -> str:
     losses = [(v.retention_loss, v.label) for v in numbers.verdicts if v.retention_loss is not None]
     least, label = min(losses, key=lambda pair: pair[0].estimate)
     text = (
-        f"No rank keeps enough: every one loses more than "
-        f"{amount(numbers.epsilon_points or 0.0, 'points')} on the "
-        f"retention tasks; the least is lost by {label}, {amount(least.estimate, 'points')} "
+        f"No rank keeps enough: every one is shown to lose more than "
+        f"{_acceptable(numbers.epsilon_points or 0.0, numbers)}; the least is lost by {label}, "
+        f"{_measured(least.estimate, 'points', numbers.retention_metric)} on average "
         f"(at least {score(least.lower, 'points')})"
     )
-    if numbers.sufficient_label is not None:
-        price = amount(numbers.sufficient_epsilon_points or 0.0, "points")
-        text += f"; {numbers.sufficient_label} would qualify if {price} were acceptable (ε)"
-    return text
+    price = _price(numbers)
+    return f"{text}; {price}" if price else text
+
+
+def _price(numbers: Recommendation) -> str:
+    """The losses at which an option would qualify, where there are such."""
+    if numbers.sufficient_label is None:
+        return ""
+    loss = _acceptable(
+        numbers.sufficient_epsilon_points or 0.0, numbers, numbers.sufficient_worst_task_points
+    )
+    return f"{numbers.sufficient_label} would qualify if {loss} were acceptable"
 
 
 def _what_decides(numbers: Recommendation) -> str:
     """The smallest growth that decides more likely than not, or else the likeliest."""
-    price = ""
-    if numbers.sufficient_label is not None and numbers.outcome == "cannot_tell":
-        loss = amount(numbers.sufficient_epsilon_points or 0.0, "points")
-        price = f"{quantities.capital(numbers.sufficient_label)} would qualify if {loss} of loss "
-        price += "were acceptable (ε)"
+    price = quantities.capital(_price(numbers)) if numbers.outcome == "cannot_tell" else ""
     wider = "wider margins may (recommendation.delta_points, recommendation.epsilon_points)"
     if not numbers.prospects:
         is_open = numbers.outcome == "cannot_tell"
@@ -323,49 +382,26 @@ def _percent(share: float) -> str:
     return f"{100 * share:g} %"
 
 
-def _margin(name: str, value: float, unit: Unit, *, is_derived: bool) -> str:
-    derived = " (derived from the number of items)" if is_derived else ""
-    return f"{name} = {amount(value, unit)}{derived}"
-
-
 def delta_used(numbers: Recommendation) -> str:
-    """δ = 14.3 points (derived from the number of items): nobody asked for as wide a margin."""
-    return _margin("δ", numbers.delta, numbers.unit, is_derived=numbers.delta_is_derived)
+    """δ = 3.0 points of p(right): what counts as a difference."""
+    return f"δ = {_measured(numbers.delta, numbers.unit, numbers.in_domain_metric)}"
 
 
 def _margins_used(numbers: Recommendation) -> Iterator[str]:
-    best = max((v.gain.estimate for v in numbers.verdicts), default=math.inf)
     margins = delta_used(numbers)
     if numbers.epsilon_points is not None:
-        is_derived = numbers.epsilon_is_derived
-        epsilon = _margin("ε", numbers.epsilon_points, "points", is_derived=is_derived)
-        margins += f" and {epsilon}"
-    yield f"Judged with {margins} at {_percent(numbers.confidence)} confidence."
+        epsilon = _measured(numbers.epsilon_points, "points", numbers.retention_metric)
+        margins += f", ε = {epsilon} on average"
+        margins += f" and {amount(numbers.worst_task_points or 0.0, 'points')} on any task"
+    yield f"Judged with {margins}, at {_percent(numbers.confidence)} confidence."
     look = numbers.looks[-1]
     yield (
         f"Look {look.number} at this study: it may be wrong with probability "
         f"{quantities.formatted(100 * look.alpha, '.2g')} %, all looks together "
         f"{quantities.formatted(100 * (1 - numbers.confidence), '.2g')} %."
     )
-    if numbers.delta_is_derived and numbers.delta > best:
-        yield "δ is larger than any gain: this study can only tell very different ranks apart."
     if numbers.epsilon_points is None:
         yield "Forgetting was not measured: the study has no retention task that decides."
-
-
-def _regret(numbers: Recommendation) -> Iterator[str]:
-    """What deciding now may cost, and what the growth that saves most would save."""
-    bet = numbers.best_bet
-    if bet is None or not numbers.prospects:
-        return
-    most = max(numbers.prospects, key=lambda prospect: prospect.value)
-    text = (
-        f"Expected regret of {bet.choice or 'not fine-tuning'}: "
-        f"{amount(bet.expected_regret, numbers.unit)}"
-    )
-    if most.value > 0.05 * bet.tolerance:
-        text += f"; {growth(most)} would lower it by about {amount(most.value, numbers.unit)}"
-    yield f"{text}."
 
 
 def _verdict(verdict: RankVerdict, numbers: Recommendation) -> str:
@@ -376,15 +412,16 @@ def _verdict(verdict: RankVerdict, numbers: Recommendation) -> str:
         + better[verdict.better_than_base]
     ]
     if verdict.retention_loss is not None and verdict.keeps_enough is not None:
-        keeps = {"yes": "", "no": ", too much", "undecided": ", not shown below ε"}
+        keeps = {"yes": "", "no": ", too much", "undecided": ", not shown to be acceptable"}
         loss = (
             f"retention loss {amount(verdict.retention_loss.estimate, 'points')} "
             f"({score_range(verdict.retention_loss, 'points')}){keeps[verdict.keeps_enough]}"
         )
         if verdict.worst_retention_task is not None and verdict.worst_retention_loss is not None:
+            worst = verdict.worst_retention_loss
             loss += (
-                f", worst {verdict.worst_retention_task} "
-                f"{score(verdict.worst_retention_loss, 'points')}"
+                f", worst {verdict.worst_retention_task} {score(worst.estimate, 'points')} "
+                f"(any task: {score_range(worst, 'points')})"
             )
         parts.append(loss)
     if len(numbers.verdicts) > 1:

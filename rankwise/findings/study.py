@@ -70,7 +70,7 @@ def _there(found: Iterable[T | None]) -> tuple[T, ...]:
 
 def study_findings(results: StudyResults, recommendation: StudyRecommendation) -> StudyFindings:
     """Everything that follows from a finished study and is no recommendation."""
-    sources = option_gains(results)
+    sources = option_gains(results, recommendation)
     parts = list(zip(sources, recommendation.by_train_task, strict=True))
     return StudyFindings(
         cards=_there(verdict_card(*part) for part in parts),

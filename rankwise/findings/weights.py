@@ -8,7 +8,7 @@ from typing import Literal
 
 from rankwise.findings.audits import NullPair, norms, null_pair
 from rankwise.findings.options import OptionGains, OptionName, ladders
-from rankwise.findings.stats.growth import Growth, LineFit, norm_growth
+from rankwise.findings.stats.growth import LineFit, norm_growth
 from rankwise.findings.trends import correlated, mean_of_options
 from rankwise.records import quantities
 from rankwise.records.base import Record
@@ -70,7 +70,6 @@ class NormTrend(Record):
     norms: tuple[float, ...]
     logarithmic: FittedLaw
     power_law: FittedLaw
-    better: Growth
 
 
 class Association(Record):
@@ -200,7 +199,6 @@ def _norm_trends(source: OptionGains) -> Iterator[NormTrend]:
                     norms=of_module,
                     logarithmic=_law(growth.logarithmic),
                     power_law=_law(growth.power_law),
-                    better=growth.better,
                 )
 
 
@@ -248,15 +246,10 @@ def _statements(
                 quantities.formatted(value, "+.3g")
                 for value in (slope.estimate, slope.lower, slope.upper)
             )
-            words = {
-                "logarithmic": "a logarithm fits better than a power law",
-                "power law": "a power law fits better than a logarithm",
-                "undecided": "a logarithm and a power law cannot be told apart",
-            }[trend.better]
             yield (
                 f"The norm of the update changes by {estimate} ({lower} to {upper}) per doubling "
-                f"of the rank{setting}; {words} "
-                f"(R² {trend.logarithmic.r_squared:.3f} and {trend.power_law.r_squared:.3f})."
+                f"of the rank{setting} (R² {trend.logarithmic.r_squared:.3f}; as a power law "
+                f"{trend.power_law.r_squared:.3f})."
             )
     for association in associations:
         if association.measure == "intruders" and association.correlation is not None:

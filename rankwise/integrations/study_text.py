@@ -17,7 +17,8 @@ from rankwise.integrations.setups import Reading, TrainingSetup
 from rankwise.records.config.methods import LoraConfig
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.config.training import LearningRateConfig
-from rankwise.records.study_file import problems_of
+from rankwise.records.p_right import P_RIGHT
+from rankwise.records.study_file import margins_text, problems_of
 
 NO_DATA = "my_rows.jsonl"
 """Stands where a config names no data."""
@@ -67,8 +68,9 @@ def study_text(reading: Reading, folder: Path) -> StudyText:
         to_check.append(f"train.learning_rate.lora: none is given; {rate} is the default")
     lines = [*_head(reading, setup, not_carried, to_check), ""]
     lines += _lines(content, _comments(setup))
+    margins = margins_text("nats", P_RIGHT)  # your rows are judged by their loss
     said = (tuple(map(_on_a_line, sentences)) for sentences in (not_carried, to_check))
-    return StudyText("\n".join(lines) + "\n", *said)
+    return StudyText("\n".join(lines) + f"\n{margins}", *said)
 
 
 def _without_what_variants_lack(setup: TrainingSetup, not_carried: list[str]) -> TrainingSetup:

@@ -1,4 +1,4 @@
-"""How a study was judged, each time: margins, looks, odds, and what more data would do."""
+"""How a study was judged, each time: looks, odds, and what more data would do."""
 
 from __future__ import annotations
 
@@ -8,17 +8,6 @@ from rankwise.records.base import Record, VersionedRecord
 
 Outcome = Literal["recommended", "no_evidence", "none_keeps_enough", "cannot_tell"]
 Addition = Literal["in_domain", "retention", "items", "seeds"]
-
-
-class Margins(Record):
-    """The margins of a study; derived ones are kept when it grows."""
-
-    delta: float
-    """In the unit of the gains."""
-    delta_is_derived: bool
-    epsilon_points: float | None
-    """None without retention tasks."""
-    epsilon_is_derived: bool
 
 
 class Look(Record):
@@ -55,7 +44,6 @@ class TrainTaskLooks(Record):
     """The judgements of the runs that were trained on one task."""
 
     train_task: str
-    margins: Margins
     looks: tuple[Look, ...]
 
 
@@ -86,15 +74,11 @@ class OptionOdds(Record):
     rank: int
     better_than_base: float
     keeps_enough: float
-    """Loses at most epsilon; 1 without retention tasks."""
+    """Loses at most epsilon, and no task more than the ceiling; 1 without retention tasks."""
     near_the_best: float
-    """Within the tolerance of the best option that loses at most epsilon."""
+    """Within delta of the best option that keeps enough."""
     right: float
     """All three."""
-    qualifies: float
-    """The same with delta in place of the tolerance."""
-    expected_regret: float
-    """How much less it is worth than the best choice, on average, in the unit of the gains."""
 
 
 class EpsilonOdds(Record):
@@ -104,23 +88,15 @@ class EpsilonOdds(Record):
     right: tuple[float, ...]
     """Of every option, in the order of ``BestBet.options``."""
     choice: str | None
-    """The option with the least expected regret; None is not to fine-tune."""
+    """What the rule recommends then, else what is worth most; None is not to fine-tune."""
 
 
 class BestBet(Record):
     """What to do if one must decide now, with its odds; never in place of the verdict."""
 
-    tolerance: float
-    """In the unit of the gains."""
-    price: float
-    """Points of gain that a point of retention loss beyond epsilon is worth."""
     options: tuple[OptionOdds, ...]
     choice: str | None
-    """The label with the least expected regret; None is not to fine-tune."""
-    expected_regret: float
-    """Of the choice, in the unit of the gains."""
-    regret_of_base: float
-    """Of not fine-tuning."""
+    """The label of what is recommended, else of what is worth most; None is not to fine-tune."""
     by_epsilon: tuple[EpsilonOdds, ...]
     """Smallest epsilon first; empty without retention tasks."""
 
@@ -148,8 +124,6 @@ class Prospect(Record):
     """Seeds that are added."""
     probability: float
     """That the study would be decided."""
-    value: float
-    """By how much the expected regret of the best bet would fall, at most; the gains' unit."""
 
     @property
     def cost(self) -> float:

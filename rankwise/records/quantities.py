@@ -42,6 +42,11 @@ def amount(value: float, unit: Unit) -> str:
     return f"{score(value, unit)} {unit}"
 
 
+def metric(name: str) -> str:
+    """What points are of, in words: p(right), accuracy."""
+    return {"p_right": "p(right)", "acc": "accuracy"}.get(name, name)
+
+
 def with_interval(interval: Interval, unit: Unit, *, signed: bool = True) -> str:
     """+3.1 points (+1.0 to +5.2); without signs 20.0 points (12.6 to 27.4)."""
     write, ends = (change, change_interval) if signed else (score, score_interval)

@@ -18,18 +18,6 @@ class _Bounded(Protocol):
     def upper(self) -> float: ...
 
 
-class RetentionRatio(Record):
-    """(adapted - chance) / (base - chance) with Fieller's bounds, or the reason for their absence.
-
-    It is shown and never decides: decisions use the difference.
-    """
-
-    estimate: float | None
-    lower: float | None
-    upper: float | None
-    reason: str | None
-
-
 class PairedDifference(Record):
     """The difference of two models on the same items, positive where the adapted one is better.
 
@@ -63,11 +51,9 @@ class Comparison(PairedDifference):
     ``difference`` is signed so that positive is better for the adapted model: points for a
     score, nats per token for a loss. ``lower`` and ``upper`` bound it at the study's confidence,
     for this comparison alone, and ``p_value`` is theirs: below 1 - confidence where they leave zero
-    out. ``accuracy`` is there where p(right) decides; then the counts, ``mcnemar_p_value`` and
-    ``retention_ratio`` are of accuracy, both other p-values of p(right).
-    Counts and ``mcnemar_p_value`` are None unless every item is 0 or 1.
-    ``holm_p_value`` is there for the confirmatory family (each rank, in-domain) only.
-    ``retention_ratio`` is there for retention tasks scored in points only. Of items that come in
+    out. ``accuracy`` is there where p(right) decides; then the counts and ``mcnemar_p_value`` are
+    of accuracy, and the other p-value of p(right). Counts and ``mcnemar_p_value`` are None unless
+    every item is 0 or 1. Exploratory: nothing is corrected. Of items that come in
     ``num_clusters`` clusters (None: every item is its own) McNemar's test is not made.
     """
 
@@ -88,8 +74,6 @@ class Comparison(PairedDifference):
     num_kept_wrong: int | None
     p_value: float
     mcnemar_p_value: float | None
-    holm_p_value: float | None
-    retention_ratio: RetentionRatio | None = None
     num_clusters: int | None = None
     accuracy: AccuracyDifference | None = None
 
@@ -127,14 +111,6 @@ class FormatEffect(PairedDifference):
     num_clusters: int | None = None
 
 
-class OptionBounds(Record):
-    """What an option gains and loses, with bounds at one level."""
-
-    gain: Bound
-    retention_loss: Bound | None
-    shortfall: Bound
-
-
 class RankVerdict(Record):
     """What the data say of one rank with its other settings, seeds averaged.
 
@@ -158,15 +134,18 @@ class RankVerdict(Record):
     retention_loss: Bound | None
     """In points; None without retention tasks."""
     worst_retention_task: str | None
-    worst_retention_loss: float | None
+    """That is estimated to lose most."""
+    worst_retention_loss: Bound | None
+    """The largest loss of any retention task, in points; whichever task it is."""
     shortfall: Bound
     """How far it is below the best other option that was not rejected on retention."""
-    at_once: OptionBounds
-    """The same with bounds that hold together with those of all other options; they are wider."""
     better_than_base: State
     """Whether the gain is above 0."""
     keeps_enough: State | None
-    """Whether the retention loss is below epsilon; None without retention tasks."""
+    """Whether the retention loss is below epsilon, and on every task below the ceiling.
+
+    None without retention tasks.
+    """
     near_the_best: State
     """Whether the shortfall is below delta."""
     qualifies: bool
@@ -174,12 +153,26 @@ class RankVerdict(Record):
     leads: tuple[Bound, ...] = ()
     """Its in-domain score less that of every option, in their order, by the bounds that decide."""
     worse_than: tuple[str, ...]
-    """Labels of the options that are shown to score more in-domain."""
+    """Labels of the options that are shown to score more in-domain, all such statements at once."""
     ruled_out_by: str | None
     """What shows that it is not the answer.
 
     "retention", or an option that keeps enough and is better by over delta.
     """
+
+
+class AdapterVerdict(Record):
+    """What the data say of the adapters that were trained, whatever other seeds would do.
+
+    Those of an option are averaged. ``label`` and what follows are of the option that is
+    recommended of them; None unless one is.
+    """
+
+    outcome: Outcome
+    label: str | None
+    rank: int | None
+    gain: Bound | None
+    retention_loss: Bound | None
 
 
 class Recommendation(Record):
@@ -197,12 +190,18 @@ class Recommendation(Record):
     reasons: tuple[str, ...]
     unit: Unit
     """Of the gains and of delta."""
+    in_domain_metric: str | None
+    """That decides on every in-domain task; None where they differ."""
+    retention_metric: str | None
+    """The same of the retention tasks; None without any."""
+    retention_tasks: tuple[str, ...]
+    """Those that decide."""
     delta: float
     """The in-domain difference that counts."""
-    delta_is_derived: bool
     epsilon_points: float | None
-    """The acceptable retention loss; None without retention tasks."""
-    epsilon_is_derived: bool
+    """The acceptable retention loss, on average; None without retention tasks."""
+    worst_task_points: float | None
+    """That of any single task."""
     confidence: float
     """That nothing wrong is recommended, over all looks."""
     num_items_in_domain: int
@@ -211,15 +210,19 @@ class Recommendation(Record):
     num_seeds: int
     looks: tuple[Look, ...]
     """Every judgement of this study so far, this one last."""
+    these_adapters: AdapterVerdict | None
+    """Beside the verdict about the rank; None with one seed, where the verdict is about them."""
     best_bet: BestBet | None
     """Odds of every option; None where no option is complete."""
     prospects: tuple[Prospect, ...]
     """What more items or seeds would do; empty where the study is decided."""
     sufficient_epsilon_points: float | None
-    """The smallest larger epsilon, in tenths, at which an option would be recommended.
+    """The epsilon, in tenths, at which an option would be recommended.
 
     None where one is recommended, or where no loss would do.
     """
+    sufficient_worst_task_points: float | None
+    """The ceiling that it needs for that."""
     sufficient_rank: int | None
     """The rank of that option."""
     sufficient_label: str | None
@@ -230,6 +233,20 @@ class Recommendation(Record):
     verdicts: tuple[RankVerdict, ...]
     comparisons: tuple[Comparison, ...]
     format_effects: tuple[FormatEffect, ...]
+
+    def interval_of(self, row: Comparison) -> Interval:
+        """A run against the base on a task, by the bounds of the verdict where it says the same.
+
+        That is so of an option's only run on the only task that decides.
+        """
+        for verdict in self.verdicts if row.unit in (self.unit, "points") else ():
+            loss = verdict.retention_loss
+            if verdict.runs == (row.run,):
+                if row.relation == "in_domain" and verdict.gain.estimate == row.difference:
+                    return verdict.gain
+                if loss is not None and self.retention_tasks == (row.task,):
+                    return loss.negated()
+        return row.interval
 
     @property
     def recommended_run(self) -> str | None:

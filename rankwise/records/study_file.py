@@ -17,8 +17,10 @@ from rankwise.errors import ConfigError, did_you_mean
 from rankwise.records.config.methods import ImportedConfig
 from rankwise.records.config.mitigations import MitigationConfig
 from rankwise.records.config.own_rows import hub_data
-from rankwise.records.config.study import StudyConfig
+from rankwise.records.config.study import RecommendationConfig, StudyConfig
 from rankwise.records.config.training import RATE_TAGS
+from rankwise.records.p_right import P_RIGHT
+from rankwise.records.study import Unit
 from rankwise.records.yaml_reading import PlainLoader, YamlError, parse_yaml, read_yaml_text
 
 _MOST_SHOWN = 80
@@ -138,6 +140,27 @@ def study_file_text(config: StudyConfig) -> str:
     """
     content = without_folders(config.model_dump(mode="json", by_alias=True, exclude_defaults=True))
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None)
+
+
+def margins_text(unit: Unit, metric: str) -> str:
+    """The section of a new study file that says which differences matter: the defaults, in words.
+
+    Args:
+        unit: in which the trained task is scored.
+        metric: that decides on it; on the retention tasks it is p(right).
+    """
+    margins = RecommendationConfig()
+    delta = margins.delta_nats if unit == "nats" else margins.delta_for([metric])
+    kept = [P_RIGHT]
+    lines = {
+        f"delta_{unit}: {delta:g}": "in-domain, ranks that differ by less count as equal",
+        f"epsilon_points: {margins.epsilon_for(kept):g}": "losing less than this on the retention "
+        "tasks, on average, is fine",
+        f"worst_task_points: {margins.ceiling_for(kept):g}": "if no task loses more than this",
+    }
+    return "recommendation:\n" + "".join(
+        f"  {setting:<30}# {meaning}\n" for setting, meaning in lines.items()
+    )
 
 
 def without_folders(value: Any) -> Any:

@@ -114,6 +114,12 @@ def unit_name(unit: Unit) -> str:
     return "points" if unit == "points" else "nats per token"
 
 
+def measure(unit: Unit, metric: str | None) -> str:
+    """The unit in a heading, and what its points are of: points of p(right)."""
+    of = "" if unit == "nats" or metric is None else f" of {quantities.metric(metric)}"
+    return f"{unit_name(unit)}{of}"
+
+
 def metric_name(metric: str, filter_name: str) -> str:
     """exact_match, strict-match; the filter only where there is one."""
     return metric if filter_name == "none" else f"{metric}, {filter_name}"

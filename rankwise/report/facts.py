@@ -22,18 +22,18 @@ Facts = dict[str, str]
 
 
 def judgement_facts(recommendation: Recommendation) -> Facts:
-    """The margins and the confidence that decided, and what would decide more."""
-    derived = ", derived from the number of items"
-    delta = quantities.amount(recommendation.delta, recommendation.unit)
-    delta += derived if recommendation.delta_is_derived else ", as configured"
-    epsilon = "none: retention was not measured"
+    """The margins and the confidence that decided."""
+    epsilon = ceiling = "none: retention was not measured"
     if recommendation.epsilon_points is not None:
         epsilon = quantities.amount(recommendation.epsilon_points, "points")
-        epsilon += derived if recommendation.epsilon_is_derived else ", as configured"
+        ceiling = quantities.amount(recommendation.worst_task_points or 0.0, "points")
     items = quantities.count(recommendation.num_items_in_domain)
     return {
-        "δ, a difference in-domain that matters": delta,
-        "ε, a retention loss that matters": epsilon,
+        "δ, ranks closer than this count as equal": quantities.amount(
+            recommendation.delta, recommendation.unit
+        ),
+        "ε, the acceptable retention loss on average": epsilon,
+        "The acceptable loss of any single task": ceiling,
         "Confidence": f"{quantities.percent(recommendation.confidence)}, over all looks",
         "Looks at this study": ", ".join(map(_look, recommendation.looks)),
         "In-domain items": items + quantities.in_clusters(recommendation.num_clusters_in_domain),

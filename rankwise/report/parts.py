@@ -239,16 +239,19 @@ class Sliders(NamedTuple):
 
     Attributes:
         rule: ``labels`` of the options, smallest first, and their bounds as [lower, upper]:
-            ``gain``, ``loss`` (None where retention was not measured), and ``lead`` over each.
+            ``gain``, ``loss`` and ``worst`` (None where retention was not measured), and ``lead``
+            over each.
         unit: of the gains and of delta.
         delta: the study's own.
         epsilon: the study's own, in points; None where retention was not measured.
+        ceiling: the study's own for single tasks, likewise.
     """
 
     rule: Mapping[str, Any]
     unit: Unit
     delta: float
     epsilon: float | None
+    ceiling: float | None
 
 
 class TitledTable(NamedTuple):

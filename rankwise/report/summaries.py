@@ -26,7 +26,7 @@ RELATION_NAMES: dict[Relation, str] = {
 
 OUTCOMES: dict[Outcome, str] = {
     "recommended": "Recommended",
-    "no_evidence": "No evidence for fine-tuning",
+    "no_evidence": "Not shown that fine-tuning helps",
     "none_keeps_enough": "No rank keeps enough",
     "cannot_tell": "Not settled",
 }
@@ -105,8 +105,9 @@ def verdict_notes(recommendation: Recommendation, summaries: Summaries) -> Itera
         if problem is not None:
             yield f"{row.label}: {problem}"
     yield (
-        f"Intervals are {quantities.percent(recommendation.confidence)}, each for one number by "
-        "itself. Differences from the base (gain, retention change, forgetting) are paired over "
+        "What a rank gains and keeps has the bounds of its verdict. Other intervals are "
+        f"{quantities.percent(recommendation.confidence)}, each for one number by itself. "
+        "Differences from the base (gain, retention change, forgetting) are paired over "
         "the same items."
     )
     base = summaries[0]

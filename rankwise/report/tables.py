@@ -25,13 +25,20 @@ def decision_table(recommendation: Recommendation) -> Table | None:
         return None
     unit, epsilon = recommendation.unit, recommendation.epsilon_points
     is_alone = len(recommendation.verdicts) == 1
-    limit = f"loss below ε = {quantities.score(epsilon or 0.0, 'points')}"
+    limit = f"below ε = {quantities.score(epsilon or 0.0, 'points')} on average"
+    limit += f", {quantities.score(recommendation.worst_task_points or 0.0, 'points')} on any task"
+    measured = cells.measure(unit, recommendation.in_domain_metric)
+    kept_in = cells.measure("points", recommendation.retention_metric)
 
     def rank(verdict: RankVerdict) -> Cell:
         return Cell(verdict.label, "", f"alpha {quantities.alpha(verdict)}")
 
     def loss(verdict: RankVerdict) -> Cell:
         return cells.interval(verdict.retention_loss, "points")
+
+    def worst(verdict: RankVerdict) -> Cell:
+        task = verdict.worst_retention_task or ""
+        return cells.interval(verdict.worst_retention_loss, "points", note=task)
 
     def keeps(verdict: RankVerdict) -> str | None:
         return None if verdict.keeps_enough is None else _STATES[verdict.keeps_enough]
@@ -41,16 +48,17 @@ def decision_table(recommendation: Recommendation) -> Table | None:
 
     columns: list[Column[RankVerdict]] = [
         Column("Rank", rank),
-        Column("Gain", lambda verdict: cells.interval(verdict.gain, unit), unit),
+        Column("Gain", lambda verdict: cells.interval(verdict.gain, unit), measured),
         Column(
             "Better than base?",
             lambda verdict: _STATES[verdict.better_than_base],
             "gain above 0",
             is_text=True,
         ),
-        Column("Retention loss", loss, "points", is_optional=True),
+        Column("Retention loss", loss, f"{kept_in}, on average", is_optional=True),
+        Column("Worst task", worst, kept_in, is_optional=True),
         Column("Keeps enough?", keeps, limit, is_text=True, is_optional=True),
-        Column("Behind the best other rank", behind, unit),
+        Column("Behind the best other rank", behind, measured),
         Column(
             "Near the best?",
             lambda verdict: _STATES[verdict.near_the_best],
@@ -67,9 +75,10 @@ def odds_table(recommendation: Recommendation) -> Table | None:
     bet = recommendation.best_bet
     if bet is None:
         return None
-    unit, epsilon = recommendation.unit, recommendation.epsilon_points
-    near = quantities.amount(bet.tolerance, unit)
-    limit = quantities.amount(epsilon or 0.0, "points")
+    epsilon = recommendation.epsilon_points
+    near = quantities.amount(recommendation.delta, recommendation.unit)
+    limit = f"{quantities.amount(epsilon or 0.0, 'points')} on average, "
+    limit += f"{quantities.score(recommendation.worst_task_points or 0.0, 'points')} on any task"
     columns: list[Column[OptionOdds]] = [
         Column("Option", lambda option: _bet_on(option, bet)),
         Column("Better than base", lambda option: quantities.odds(option.better_than_base)),
@@ -85,16 +94,12 @@ def odds_table(recommendation: Recommendation) -> Table | None:
             f"within {near}",
         ),
         Column("All of it", lambda option: quantities.odds(option.right)),
-        Column(
-            "Expected regret", lambda option: quantities.score(option.expected_regret, unit), unit
-        ),
     ]
     caption = (
         "Probabilities that each option is so with any seed, from the scores and a prior that "
         "knows how much ranks differ elsewhere (docs/METHODS.md). Near the best is meant among the "
-        "options that keep enough. Expected regret is how much less an option is worth than the "
-        f"best choice on average, where a point of loss beyond ε costs {bet.price:g} points of "
-        f"gain; not fine-tuning has {quantities.amount(bet.regret_of_base, unit)}."
+        "options that keep enough. The best bet is what the rule recommends, else the largest "
+        "estimated gain after a price for what is lost beyond the margins."
     )
     return table(caption, columns, bet.options)
 
@@ -118,12 +123,10 @@ def epsilon_table(recommendation: Recommendation) -> Table | None:
 
     columns: list[Column[EpsilonOdds]] = [Column("ε", name, "points")]
     columns += [odds_of(place, option.label) for place, option in enumerate(bet.options)]
-    columns.append(
-        Column("Least regret", lambda row: row.choice or "do not fine-tune", is_text=True)
-    )
+    columns.append(Column("Best bet", lambda row: row.choice or "do not fine-tune", is_text=True))
     caption = (
-        "The probability that each option is right, and the one with the least expected regret, "
-        "for every retention loss that may be acceptable to you."
+        "The probability that each option is right, and the best bet, for every average retention "
+        "loss that may be acceptable to you; δ and the ceiling for single tasks are the study's."
     )
     return table(caption, columns, bet.by_epsilon)
 
@@ -139,16 +142,8 @@ def prospect_table(recommendation: Recommendation) -> Table | None:
     columns: list[Column[Prospect]] = [
         Column("Added", name),
         Column("Would settle it", lambda prospect: quantities.odds(prospect.probability)),
-        Column(
-            "Is worth, about",
-            lambda prospect: quantities.score(prospect.value, recommendation.unit),
-            recommendation.unit,
-        ),
     ]
-    caption = (
-        "The probability that the rule would recommend a rank, or reject every one, and by how "
-        "much the expected regret of the best bet would fall."
-    )
+    caption = "The probability that the rule would recommend a rank, or reject every one."
     return table(caption, columns, recommendation.prospects)
 
 
@@ -283,18 +278,13 @@ def relation_table(
         return None
     rows.sort(key=lambda row: order[row.run])
     is_prose = relation == "held_out_text"
-    has_holm = any(row.holm_p_value is not None for row in rows)
 
     def change(row: Comparison) -> Cell:
-        return cells.interval(row.interval.negated() if is_prose else row.interval, row.unit)
+        value = recommendation.interval_of(row)
+        return cells.interval(value.negated() if is_prose else value, row.unit)
 
     def chosen(row: Comparison) -> str | None:
         return _options(models[row.run], row.task) or None
-
-    def holm_p(row: Comparison) -> str | None:
-        exploratory = "exploratory" if has_holm else None
-        value = row.holm_p_value
-        return exploratory if value is None else quantities.p_value(value)
 
     columns: list[Column[Comparison]] = [
         Column("Run", lambda row: labels[row.run]),
@@ -310,8 +300,6 @@ def relation_table(
         Column("Forgotten", lambda row: row.num_forgotten, "items", is_optional=True),
         Column("Kept", _kept, "right / wrong", is_optional=True),
         Column("McNemar p", _mcnemar_p, "exact", is_optional=True),
-        Column("Holm p", holm_p, "confirmatory", is_optional=True),
-        Column("Retention ratio", _ratio, "above chance", is_optional=True),
         Column("Options chosen", chosen, "% of items", is_optional=True),
     ]
     caption = _relation_caption(rows, recommendation.confidence)
@@ -328,20 +316,8 @@ def _relation_caption(rows: Sequence[Comparison], confidence: float) -> str:
     caption = (
         f"Every run against the base, paired over the same items, {cells.intervals(confidence)}. "
     )
-    if any(row.holm_p_value is not None for row in rows):
-        caption += (
-            "Each rank against the base in-domain is the confirmatory family, whose p values are "
-            "corrected by Holm's method; everything else is exploratory."
-        )
-    else:
-        has_counts = any(row.num_learned is not None for row in rows)
-        caption += "Exploratory: p values are not corrected." if has_counts else "Exploratory."
-    if any(row.retention_ratio is not None for row in rows):
-        caption += (
-            " The retention ratio, (adapted − chance) / (base − chance), is shown and decides "
-            "nothing."
-        )
-    return caption
+    has_counts = any(row.num_learned is not None for row in rows)
+    return caption + ("Exploratory: p values are not corrected." if has_counts else "Exploratory.")
 
 
 def format_table(
@@ -412,18 +388,6 @@ def _kept(row: Comparison) -> str | None:
 
 def _mcnemar_p(row: Comparison) -> str:
     return quantities.p_value(row.mcnemar_p_value)
-
-
-def _ratio(row: Comparison) -> Cell | None:
-    ratio = row.retention_ratio
-    if ratio is None:
-        return None
-    if ratio.estimate is None or ratio.lower is None or ratio.upper is None:
-        return Cell(quantities.NOT_MEASURED, "", ratio.reason or "")
-    return Cell(
-        quantities.ratio(ratio.estimate),
-        f"{quantities.ratio(ratio.lower)} to {quantities.ratio(ratio.upper)}",
-    )
 
 
 def _task_detail(results: TrainTaskResults, recommendation: Recommendation, task: str) -> str:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rankwise.findings.stats.estimates import (
-    P_RIGHT_VARIANCE_SHARE,
-    default_margin,
-    effective_items,
-)
+from rankwise.findings.stats.detectable import Detectable, TaskSize, detectable
 from rankwise.records import p_right
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.folder import StudyFolder
@@ -37,17 +33,23 @@ FEWEST_ITEMS, FEWEST_ROWS = 50, 100
 
 
 class Told(NamedTuple):
-    """The smallest differences that a study of this size can tell, before anything is seen.
+    """About which differences a study of this size can tell, before anything is seen.
 
     Attributes:
         unit: of the task that decides.
-        in_domain_points: None where it decides by nats, whose spread no size tells.
-        retention_points: None without retention tasks.
+        in_domain: None where it decides by nats, whose spread no size tells.
+        retention: None without retention tasks.
     """
 
     unit: Unit
-    in_domain_points: float | None
-    retention_points: float | None
+    in_domain: Detectable | None
+    retention: Detectable | None
+
+    def content(self) -> dict[str, Any]:
+        """For a program."""
+        both = {"in_domain": self.in_domain, "retention": self.retention}
+        parts = {f"{k}_detectable": v and v._asdict() for k, v in both.items()}
+        return {"unit": self.unit, **parts}
 
 
 def planned_seconds(plan: StudyPlan, folder: StudyFolder, scored_per_second: float) -> float:
@@ -62,29 +64,21 @@ def planned_seconds(plan: StudyPlan, folder: StudyFolder, scored_per_second: flo
 
 
 def told(plan: StudyPlan) -> Told:
-    """The margins that the recommendation would derive from this many items and ranks."""
-    record = plan.record
+    """What this many items and ranks can tell."""
+    record, margins = plan.record, plan.record.config.recommendation
     relations = next(iter(record.tasks.values()))
     num_options = max(1, len({run.rank for run in record.runs if run.method == "lora"}))
-    in_domain, retention = relations["in_domain"], relations["retention"]
-    confidence = record.config.recommendation.confidence
 
-    def smallest(names: Sequence[str]) -> float:
-        sizes = [plan.tasks[name].num_items for name in names]
-        by_p_right = sum(
-            1 / size for name, size in zip(names, sizes, strict=True) if _is_p_right(plan, name)
-        )
-        share = by_p_right / sum(1 / size for size in sizes)
-        variance = 1.0 - share * (1.0 - P_RIGHT_VARIANCE_SHARE)
-        return default_margin(effective_items(sizes), num_options, confidence, variance)
+    def of(names: Sequence[str], margin_for: Callable[[Iterable[str]], float]) -> Detectable | None:
+        kept = [name for name in names if _unit(plan, name) == "points"]
+        tasks = [TaskSize(plan.tasks[name].num_items, _is_p_right(plan, name)) for name in kept]
+        margin = margin_for(p_right.P_RIGHT if task.is_p_right else "" for task in tasks)
+        return detectable(tasks, num_options, margins.confidence, margin) if tasks else None
 
-    deciding = [name for name in in_domain if _unit(plan, name) == _unit(plan, in_domain[0])]
-    kept = [name for name in retention if _unit(plan, name) == "points"]
-    unit = _unit(plan, in_domain[0])
+    unit = _unit(plan, relations["in_domain"][0])
+    deciding = relations["in_domain"] if unit == "points" else ()
     return Told(
-        unit=unit,
-        in_domain_points=smallest(deciding) if unit == "points" else None,
-        retention_points=smallest(kept) if kept else None,
+        unit, of(deciding, margins.delta_for), of(relations["retention"], margins.epsilon_for)
     )
 
 

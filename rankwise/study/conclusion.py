@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 from rankwise.findings.recommendation import looks_of, recommend
 from rankwise.findings.study import StudyFindings, study_findings
+from rankwise.records.config.study import StudyConfig
 from rankwise.records.folder import StudyFolder
 from rankwise.records.reading import read_results
 from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.results import StudyResults
 from rankwise.records.study import StageFailure, StudyRecord
+from rankwise.study.stages import stages
 
 
 class StudyOutcome(NamedTuple):
@@ -27,13 +29,26 @@ class StudyOutcome(NamedTuple):
         return self.results.failures
 
 
-def conclude(folder: StudyFolder, clusters: Mapping[str, str] | None = None) -> StudyOutcome:
+class OtherMargins(NamedTuple):
+    """Margins in place of a study's own; None keeps it. ``delta`` is in the unit of the gains."""
+
+    delta: float | None = None
+    epsilon: float | None = None
+    worst_task: float | None = None
+
+
+def conclude(
+    folder: StudyFolder,
+    clusters: Mapping[str, str] | None = None,
+    margins: OtherMargins | None = None,
+) -> StudyOutcome:
     """Recommendation and findings from the finished records of a study; nothing is written.
 
     Args:
         folder: of a study.
         clusters: task or group -> field of its documents, on top of ``evaluation.clusters`` of
             ``study.json``; an empty field takes the setting away. No score depends on it.
+        margins: to judge by.
 
     Raises:
         RecordError: the base is not scored or no run is finished, or a record cannot be read.
@@ -41,8 +56,37 @@ def conclude(folder: StudyFolder, clusters: Mapping[str, str] | None = None) -> 
     """
     study = folder.read_study()
     results = read_results(folder, _with_clusters(study, clusters) if clusters else study)
+    if margins is not None:
+        results = results.model_copy(update={"study": _with_margins(results, margins)})
     recommendation = recommend(results, folder.read_looks())
     return StudyOutcome(results, recommendation, study_findings(results, recommendation))
+
+
+def judged_again(folder: StudyFolder, config: StudyConfig) -> StudyOutcome | None:
+    """A finished study whose file has other margins alone, judged by these; it is written.
+
+    None where anything else differs, or where margins may ask for more work: then a study is
+    planned.
+
+    Raises:
+        StudyLockedError: another process is working on the study.
+    """
+    earlier = folder.read_if_there(folder.study_file, StudyRecord)
+    if earlier is None or config.is_open or config.deploy:
+        return None
+    before = earlier.config
+    if (
+        before == config
+        or before.model_copy(update={"recommendation": config.recommendation}) != config
+    ):
+        return None
+    if not all(stage.is_finished(folder) for stage in stages(earlier)):
+        return None
+    with folder.lock():
+        folder.write(folder.study_file, earlier.model_copy(update={"config": config}))
+        outcome = conclude(folder)
+        keep(folder, outcome)
+    return outcome
 
 
 def keep(folder: StudyFolder, outcome: StudyOutcome, *, settings: bool = False) -> None:
@@ -68,6 +112,21 @@ def keep(folder: StudyFolder, outcome: StudyOutcome, *, settings: bool = False) 
     folder.write(folder.looks_file, looks)
     folder.write(folder.recommendation_file, outcome.recommendation)
     folder.write(folder.findings_file, outcome.findings)
+
+
+def _with_margins(results: StudyResults, margins: OtherMargins) -> StudyRecord:
+    study = results.study
+    first = results.by_train_task[0]
+    unit = first.base.items[first.tasks["in_domain"][0]].unit
+    given = {
+        f"delta_{unit}": margins.delta,
+        "epsilon_points": margins.epsilon,
+        "worst_task_points": margins.worst_task,
+    }
+    update = {name: value for name, value in given.items() if value is not None}
+    recommendation = study.config.recommendation.model_copy(update=update)
+    config = study.config.model_copy(update={"recommendation": recommendation})
+    return study.model_copy(update={"config": config})
 
 
 def _with_clusters(study: StudyRecord, clusters: Mapping[str, str]) -> StudyRecord:

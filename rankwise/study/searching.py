@@ -32,7 +32,7 @@ from rankwise.study.costs import furthest
 from rankwise.study.planning.chosen import Candidates
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.searches import policy as searches
-from rankwise.study.searches.policy import Decision, Progress, Setting
+from rankwise.study.searches.policy import Decision, Measures, Progress, Setting
 from rankwise.study.searches.settings import terms_of
 
 NO_POLICY = "none"
@@ -112,8 +112,8 @@ class Search:
         return sum(trained) + sum(scored)
 
     def _course(self, source: str, candidates: Candidates) -> _Course:
-        unit = self._unit(source)
-        policy = candidates.policy(unit)
+        measures = self._measures(source)
+        policy = candidates.policy(measures)
         known: dict[Progress, searches.Shown | None] = {}
         decisions = [policy.decide(known)]
         while decisions[-1].wanted:
@@ -127,7 +127,7 @@ class Search:
             for decision in decisions
             for progress in (*decision.wanted, *decision.finalists)
         }
-        return _Course(tuple(decisions), known, models, candidates.settings, unit)
+        return _Course(tuple(decisions), known, models, candidates.settings, measures)
 
     def _is_known(self, model: PlannedRun) -> bool:
         """Whether a model is trained and scored on its validation items, or has diverged."""
@@ -160,22 +160,27 @@ class Search:
             self._base = read_model(self._folder, self._study, None, tasks)
         return self._base
 
-    def _unit(self, source: str) -> Unit:
-        """In which the trained task is scored; points until the base is scored."""
+    def _measures(self, source: str) -> Measures:
+        """How the validation items are scored; in points until the base is scored."""
         every = [t for s in self._study.tasks for t in self._study.validation_tasks(s)]
         if any(self._folder.earlier_evaluation(BASE, name) is None for name in every):
-            return "points"
-        names = self._study.validation_items[source]["in_domain"].values()
-        units = {self._base_scores().items[name].unit for name in names}
-        return "nats" if units == {"nats"} else "points"
+            return Measures()
+        items, by_relation = self._base_scores().items, self._study.validation_items[source]
+
+        def metrics(relation: Relation) -> tuple[str, ...]:
+            return tuple(items[name].metric for name in by_relation.get(relation, {}).values())
+
+        units = {items[name].unit for name in by_relation["in_domain"].values()}
+        unit: Unit = "nats" if units == {"nats"} else "points"
+        return Measures(unit, metrics("in_domain"), metrics("retention"))
 
     def _record(self, source: str, course: _Course) -> TrainTaskSearch:
-        terms = terms_of(self._study.config, course.unit)
+        terms = terms_of(self._study.config, course.measures)
         has_terms = self._study.config.train.stop is None
         items = self._study.validation_items[source]
         return TrainTaskSearch(
             train_task=source,
-            unit=course.unit,
+            unit=course.measures.unit,
             num_items={
                 task: len(self._base_scores().items[name].doc_ids)
                 for names in items.values()
@@ -224,7 +229,7 @@ class _Course(NamedTuple):
     known: Mapping[Progress, searches.Shown | None]
     models: Mapping[Progress, PlannedRun]
     settings: Sequence[Setting]
-    unit: Unit
+    measures: Measures
 
 
 def policy_name(study: StudyRecord) -> str:

@@ -14,6 +14,9 @@ from rankwise.errors import DataError
 from rankwise.records import quantities
 from rankwise.records.config.own_rows import ColumnsConfig, JudgedBy
 from rankwise.records.config.study import BaseModelConfig, StudyConfig
+from rankwise.records.p_right import P_RIGHT
+from rankwise.records.study import Unit
+from rankwise.records.study_file import margins_text
 from rankwise.study.budgets import NOWHERE, SURE_SHARE, planned_seconds
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.tasks.own_rows import OwnRows, read_own_rows
@@ -261,6 +264,9 @@ def left_out(trial: Trial, size: Size) -> Iterator[str]:
     yield "other seeds, which tell luck from rank"
 
 
-def study_file_text(settings: dict[str, Any], first_line: str) -> str:
-    """A study file as text."""
-    return f"# {first_line}\n" + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+def study_file_text(trial: Trial, settings: dict[str, Any], first_line: str) -> str:
+    """A study file as text, with the margins that it is judged by."""
+    content = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    unit: Unit = "nats" if trial.judged_by == "loss" else "points"
+    metric = P_RIGHT if trial.judged_by == "choice" else "exact_match"
+    return f"# {first_line}\n{content}{margins_text(unit, metric)}"

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from rankwise.cli import application
+from rankwise.cli import application, running
 from rankwise.cli.main import app
 from rankwise.errors import ModelError
 from rankwise.findings.statements import with_folder
@@ -444,6 +444,43 @@ def test_recommend_in_words_and_as_json(finished: Finished) -> None:
     assert "".join(said.stdout.split()).startswith("".join(statement.split()))
     for reason in part["reasons"]:
         assert words(reason) in words(said.stdout)
+
+
+def test_other_margins_are_judged_and_not_kept(finished: Finished) -> None:
+    records = [path for path in finished.folder.glob("*.json") if not path.name.startswith(".")]
+    before = [path.read_bytes() for path in records]
+    options = ("--delta", "40", "--epsilon", "30", "--worst-task", "50")
+    done = rankwise("recommend", finished.folder, *options, "--json")
+    assert done.exit_code == 0
+    assert "nothing was written" in done.stderr
+    (part,) = json.loads(done.stdout)["by_train_task"]
+    assert (part["delta"], part["epsilon_points"]) == (40.0, None)  # there is no retention task
+    assert before == [path.read_bytes() for path in records]
+    for option in ("--delta=0", "--epsilon=nan", "--worst-task=-1"):
+        refused = rankwise("recommend", finished.folder, option)
+        assert refused.exit_code == 2
+        assert "is no margin; give a number above 0" in words(refused.stderr)
+
+
+def test_a_study_file_with_other_margins_is_judged_at_once(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unwanted(*_: Any, **__: Any) -> None:
+        raise AssertionError("a finished study is planned again")
+
+    study = finished.folder / "study.json"
+    before = content_of(study)
+    monkeypatch.setattr(running, "planned_study", unwanted)
+    margins = "recommendation.delta_points=40"
+    done = rankwise("run", finished.file, margins, "--study-dir", finished.folder)
+    assert done.exit_code == 0
+    assert "only the margins differ" in done.stderr
+    (part,) = content_of(finished.folder / "recommendation.json")["by_train_task"]
+    assert part["delta"] == 40.0
+    assert content_of(study)["config"]["recommendation"]["delta_points"] == 40.0
+    back = rankwise("run", finished.file, "--study-dir", finished.folder)
+    assert back.exit_code == 0
+    assert content_of(study) == before
 
 
 def test_report_is_written_again(finished: Finished) -> None:

@@ -264,11 +264,25 @@ def test_the_largest_size_that_fits_is_taken(
     assert (1,) in asked
 
 
-def test_the_margins_that_are_stated_are_those_that_are_derived(tried: Tried) -> None:
+def test_the_study_file_says_the_margins_that_it_is_judged_by(tried: Tried) -> None:
+    """Four colours are a choice, so p(right) decides, as on what the base knows."""
+    text = tried.folder.settings_file.read_text()
+    section = text[text.index("recommendation:") :].splitlines()
+    assert [line.split("#")[0].split() for line in section] == [
+        ["recommendation:"],
+        ["delta_points:", "3"],
+        ["epsilon_points:", "3"],
+        ["worst_task_points:", "9"],
+    ]
+    assert all("# " in line for line in section[1:])  # what each means
     part = json.loads(tried.folder.recommendation_file.read_text())["by_train_task"][0]
-    able = told(plan_study(load_config(tried.folder.settings_file)))
-    assert able.in_domain_points == part["delta"]
-    assert able.retention_points == part["epsilon_points"]
+    margins = part["delta"], part["epsilon_points"], part["worst_task_points"]
+    assert margins == (3.0, 3.0, 9.0)
+    able = told(plan_study(load_config(tried.folder.settings_file))).in_domain
+    assert able is not None
+    assert able.margin == 3.0
+    said = f"differences in-domain of about {able.points:.1f} points apart; 3 would need about "
+    assert said in words(tried.output)
 
 
 def test_plan_says_what_fits_into_a_time(study_file: Path) -> None:
@@ -281,7 +295,7 @@ def test_plan_says_what_fits_into_a_time(study_file: Path) -> None:
     assert "in 1.0 s: not even the smallest fits, which takes about " in said
     assert "seeds=[0]" in said
     assert "methods.lora.ranks=[1,4]" in said
-    assert "it can tell: differences of " in said
+    assert "it can tell: differences in-domain of about " in said
 
 
 def test_ever_smaller_studies_are_studies(study_file: Path) -> None:

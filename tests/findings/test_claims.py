@@ -185,7 +185,7 @@ def test_no_rank_is_best_everywhere_or_one_is() -> None:
     assert crossed[name].evidence[0].startswith("rank 8 is beaten on other; ")
     assert same[name].evidence[1].startswith("rank 32 is beaten nowhere; ")
     # "contradicted" rests on how near the best is near enough, so the margin is said with it
-    assert same[name].judgement == "contradicted at δ = 5.0 points"
+    assert same[name].judgement == "contradicted at δ = 5.0 points of accuracy"
     assert crossed[name].judgement == "supported"  # that another rank is better needs no margin
     # by hand: two ranks on two tasks are two pairs, each interval at 97.5 %
     results = two_tasks({8: 0.8, 32: 0.6}, {8: 0.6, 32: 0.8})

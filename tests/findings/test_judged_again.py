@@ -1,4 +1,4 @@
-"""A study that is judged more than once: which looks count, and which margins stay."""
+"""A study that is judged more than once: which looks count, and which margins."""
 
 from __future__ import annotations
 
@@ -61,37 +61,31 @@ def test_runs_with_other_settings_are_another_look() -> None:
     assert len(recommend_for(trained_at(1e-4).of("kinship"), older).looks) == 1
 
 
-def test_a_derived_margin_is_of_its_metric() -> None:
-    """p(right) needs half the margin of accuracy on as many items."""
+def test_margins_are_narrower_where_p_right_decides() -> None:
+    """And where it decides on one of two tasks only, they are accuracy's."""
     study = planted_study()
 
-    def by_p_right(model: ModelResults) -> ModelResults:
+    def by_p_right(model: ModelResults, tasks: set[str]) -> ModelResults:
         items = {
-            task: its
-            if its.unit == "nats"
-            else its.model_copy(update={"metric": "p_right", "accuracy": its})
+            task: its.model_copy(update={"metric": "p_right", "accuracy": its})
+            if task in tasks
+            else its
             for task, its in model.items.items()
         }
         return model.model_copy(update={"items": items})
 
-    other = study.model_copy(
-        update={"base": by_p_right(study.base), "runs": tuple(map(by_p_right, study.runs))}
-    )
-    accuracy, p_right = recommend(study), recommend(other)
-    assert p_right.by_train_task[0].delta < 0.6 * accuracy.by_train_task[0].delta
-    for now, before, fresh in ((study, p_right, accuracy), (other, accuracy, p_right)):
-        again = recommend(now, looks_of(before)).by_train_task[0]
-        assert again.delta == fresh.by_train_task[0].delta
-        assert again.epsilon_points == fresh.by_train_task[0].epsilon_points
+    def margins(*tasks: str) -> tuple[float, float | None, float | None]:
+        runs = tuple(by_p_right(run, set(tasks)) for run in study.runs)
+        base = by_p_right(study.base, set(tasks))
+        (part,) = recommend(study.model_copy(update={"base": base, "runs": runs})).by_train_task
+        return part.delta, part.epsilon_points, part.worst_task_points
+
+    assert margins("kinship", "capitals", "elements") == (3.0, 3.0, 9.0)
+    assert margins("kinship", "capitals") == (3.0, 5.0, 15.0)
 
 
-def test_derived_margins_are_kept_when_a_study_grows() -> None:
-    small = recommend(planted_study(num_in_domain=100))
-    grown = recommend(planted_study(num_in_domain=1000), looks_of(small))
-    fresh = recommend(planted_study(num_in_domain=1000))
-    before, after, new = (study.by_train_task[0] for study in (small, grown, fresh))
-    assert after.delta == before.delta > 2 * new.delta
-    assert after.epsilon_points == before.epsilon_points
-    # what the user sets now counts
-    chosen = planted_study(num_in_domain=1000, recommendation=MARGINS)
-    assert recommend(chosen, looks_of(grown)).by_train_task[0].delta == 5.0
+def test_a_margin_that_is_set_counts_from_then_on() -> None:
+    first = recommend(planted_study())
+    (again,) = recommend(planted_study(recommendation=MARGINS), looks_of(first)).by_train_task
+    assert (again.delta, again.epsilon_points) == (5.0, 6.0)
+    assert [look.number for look in again.looks] == [1]  # the same data: no other look

@@ -103,7 +103,6 @@ def test_what_needs_right_and_wrong_items_is_made_from_accuracy(folder: StudyFol
     ):
         counted = (
             "num_learned", "num_forgotten", "num_kept_right", "num_kept_wrong", "mcnemar_p_value",
-            "retention_ratio",
         )  # fmt: skip
         assert row.model_dump(include=set(counted)) == known.model_dump(include=set(counted))
         if row.unit == "nats":

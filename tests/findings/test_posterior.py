@@ -1,74 +1,74 @@
-"""What options may truly be worth, also where two settings meet in one option."""
+"""What options may truly be worth: the mixture against draws from its prior, weighted by hand."""
 
 from __future__ import annotations
-
-from itertools import product
 
 import numpy as np
 import pytest
 
-from rankwise.findings.stats.items import Items
-from rankwise.findings.stats.posterior import (
-    GAIN_PRIOR,
-    Posterior,
-    posterior,
-    setting_correlations,
-    smooth_correlations,
-)
+from rankwise.findings.decision import Margins
+from rankwise.findings.odds import most_worth, worth
+from rankwise.findings.stats.blocks import block
+from rankwise.findings.stats.items import Floats, Items
+from rankwise.findings.stats.posterior import GAIN_PRIOR, posterior
 from rankwise.findings.stats.simultaneous import study_evidence
 
-Labels = list[list[set[str]]]
+
+def values_of(means: list[float], seed: int = 0, size: int = 400) -> Floats:
+    """(1, K, n) whose means are these, exactly."""
+    rng = np.random.default_rng(seed)
+    items = rng.normal(0.0, 15.0, size) + rng.normal(0.0, 30.0, (len(means), size))
+    return (items - items.mean(axis=1, keepdims=True) + np.array(means)[:, None])[None]
 
 
-def meeting(ranks: list[int], policies: list[str]) -> tuple[list[int], Labels]:
-    """Ranks and alpha labels of the options of a grid; equal alphas of one rank are one option."""
-    options: dict[tuple[int, int], set[str]] = {}
-    for policy, rank in product(policies, ranks):
-        alpha = int(policy[:-1]) * rank if policy.endswith("r") else int(policy)
-        options.setdefault((rank, alpha), set()).add(policy)
-    return [rank for rank, _ in options], [[labels] for labels in options.values()]
+def test_the_mixture_is_the_prior_weighted_by_what_was_seen() -> None:
+    of = block([Items(values_of([10.0, 14.0]), 60.0)])
+    found = posterior(of, GAIN_PRIOR, unit=1.0)
+    rng, number = np.random.default_rng(1), 1_500_000
+    grid = np.geomspace(0.25, 20.0, 9)
+    density = grid / (1.0 + (grid / 2.0) ** 2)
+    chances = np.array([0.2, *(0.8 * density / density.sum())])
+    amplitude = rng.choice([0.0, *grid], number, p=chances)
+    sds = np.geomspace(0.25, 4.0, 9)
+    prior = np.exp(-(np.log(sds / 0.8) ** 2) / (2.0 * 0.8**2))
+    run_sd = rng.choice(sds, number, p=prior / prior.sum())
+    # the level is drawn where the data are, and weighted back to its prior
+    level = rng.normal(12.0, 6.0, number)
+    log_weight = 0.5 * ((level - 12.0) / 6.0) ** 2 - 0.5 * (level / 40.0) ** 2
+    spread = np.sqrt(amplitude**2 + 0.3**2)[:, None]
+    truths = level[:, None] + spread * rng.standard_normal((number, 2))
+    # errors of items and runs, of which the run's part is drawn too
+    runs = truths + run_sd[:, None] * rng.standard_normal((number, 2))
+    error = of.mean - runs
+    log_weight -= 0.5 * np.einsum("ni,ij,nj->n", error, np.linalg.inv(of.item_covariance), error)
+    weight = np.exp(log_weight - log_weight.max())
+    weight /= weight.sum()
+    mean = weight @ truths
+    assert found.weights @ found.means == pytest.approx(mean, abs=0.1)
+    lead = truths[:, 1] - truths[:, 0]
+    ahead = found.draws(np.random.default_rng(2), 200_000)[0]
+    assert (ahead[:, 1] > ahead[:, 0]).mean() == pytest.approx(weight @ (lead > 0), abs=0.02)
 
 
-def believed(ranks: list[int], alike: np.ndarray, gains: np.ndarray) -> Posterior:
-    """The posterior of 1,000 items whose gains have these means, in points."""
-    rng = np.random.default_rng(0)
-    items = rng.normal(0.0, 15.0, 1000) + rng.normal(0.0, 10.0, (len(gains), 1000))
-    values = items - items.mean(axis=1, keepdims=True) + gains[:, None]
-    evidence = study_evidence([Items(values[None], 60.0)], [])
-    correlations = smooth_correlations(ranks, alike)
-    return posterior(evidence.in_domain, correlations, GAIN_PRIOR, unit=1.0)
+def test_what_is_believed_is_shrunk_towards_each_other() -> None:
+    gains = [12.0, 16.0, 20.0, 24.0, 19.0]
+    found = posterior(block([Items(values_of(gains), 60.0)]), GAIN_PRIOR, unit=1.0)
+    mean = found.weights @ found.means
+    assert 12.0 < mean.min() < mean.max() < 24.0
+    assert (np.linalg.eigvalsh(found.covariances) > 0.0).all()
 
 
-def test_settings_by_hand() -> None:
-    """One label in common of two: (1 + 0.5) / 2, over the root of (1 + 0.5) / 2 of itself."""
-    found = setting_correlations(
-        [[{"2r"}, {1}], [{"2r", "16"}, {1}], [{"16"}, {1}], [{"16"}, {2}], [{"2r"}, {2}]]
-    )
-    root = 0.75**0.5
-    assert found[0] == pytest.approx([1.0, root, 0.5, 0.25, 0.5])
-    assert found[1] == pytest.approx([root, 1.0, root, root / 2, root / 2])
-
-
-@pytest.mark.parametrize("ranks", [[4, 8, 16], [4, 8, 16, 32, 64], [8, 16, 32, 64, 128]])
-def test_correlations_are_those_of_random_variables(ranks: list[int]) -> None:
-    of, labels = meeting(ranks, ["1r", "2r", "16", "32"])
-    assert any(len(setting) > 1 for (setting,) in labels)
-    correlations = smooth_correlations(of, setting_correlations(labels))
-    assert (np.linalg.eigvalsh(correlations) > 0.0).all()
-    assert np.allclose(np.diagonal(correlations, axis1=1, axis2=2), 1.0)
-
-
-def test_what_is_believed_lies_within_what_was_seen_where_settings_meet() -> None:
-    ranks, labels = meeting([4, 8, 16, 32, 64], ["2r", "16"])
-    gains = np.random.default_rng(1).normal(20.0, 4.0, len(ranks))
-    of = believed(ranks, setting_correlations(labels), gains)
-    mean = of.weights @ of.means
-    assert gains.min() < mean.min() < mean.max() < gains.max()  # shrunk towards each other
-    assert (np.linalg.eigvalsh(of.covariances) > 0.0).all()
-
-
-def test_correlations_of_nothing_are_refused() -> None:
-    """Rank 8 wholly like both of two options that differ from each other."""
-    alike = np.array([[1.0, 1.0, 0.5], [1.0, 1.0, 1.0], [0.5, 1.0, 1.0]])
-    with pytest.raises(ValueError, match="positive semidefinite"):
-        believed([8, 8, 8], alike, np.array([10.0, 20.0, 15.0]))
+def test_the_best_bet_is_worth_most_by_the_estimates() -> None:
+    """Gains 10, 14, 20; the last loses 8 on average and 30 on one of two tasks, ε = 5, 15."""
+    margins = Margins(5.0, 5.0, 15.0)
+    gains = [Items(values_of([10.0, 14.0, 20.0]), 60.0)]
+    losses = [
+        Items(values_of([0.0, 4.0, -14.0], seed=1), 60.0),
+        Items(values_of([0.0, 4.0, 30.0], seed=2), 60.0),
+    ]
+    # 20 - 2 max(8 - 5, 30 - 15) = -10: on average alone it would be 14, as much as the second
+    assert worth(20.0, 8.0, margins, 1.0, worst=30.0) == pytest.approx(-10.0)
+    assert worth(20.0, 8.0, margins, 1.0) == pytest.approx(14.0)
+    assert most_worth(study_evidence(gains, losses), margins, 1.0) == 1
+    assert most_worth(study_evidence(gains, []), Margins(5.0, None), 1.0) == 2
+    nothing = [Items(values_of([-1.0, -0.1, -3.0]), 60.0)]
+    assert most_worth(study_evidence(nothing, []), Margins(5.0, None), 1.0) is None

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from benchmarks import decision_rule
 from rankwise.errors import RecordError
 from rankwise.findings.best_bet import EPSILONS
 from rankwise.findings.recommendation import compare, recommend, recommend_for
 from rankwise.findings.statements import statement
-from rankwise.findings.stats.estimates import mcnemar_exact
+from rankwise.findings.stats.estimates import crossed_difference, mcnemar_exact
 from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import StudyResults, TrainTaskResults
@@ -50,7 +51,6 @@ def test_the_smallest_rank_that_qualifies_is_recommended() -> None:
     )
     assert "Rank 16 with another seed (" in answer.statement
     assert any("Alternatives that qualify too: rank 64 (+1.0 points" in r for r in answer.reasons)
-    assert not answer.delta_is_derived
     assert answer.prospects == ()
 
 
@@ -65,17 +65,17 @@ def test_the_bounds_are_the_hand_computed_ones() -> None:
     assert row.mcnemar_p_value == mcnemar_exact(90, 0)
     gain = answer.verdicts[1].gain
     half = (gain.estimate - gain.lower) / stderr
-    assert 2.2 < half < 2.6  # three ranks, nine statements, strongly correlated
+    assert 2.2 < half < 2.6  # three ranks: 1 - 0.04 / 4, one-sided
 
 
 def test_no_evidence() -> None:
     scores = {4: 0.50, 16: 0.51, 64: 0.47}
     answer = recommend_for(limited(planted_runs(scores, recommendation=MARGINS)))
     assert (answer.outcome, answer.rank) == ("no_evidence", None)
-    assert answer.statement.startswith("There is no evidence for fine-tuning: no rank is shown")
-    assert "rank 16, gains 1.0 points" in answer.statement
+    assert answer.statement.startswith("Not shown at 95 % that fine-tuning helps: no rank is shown")
+    assert "rank 16, gains 1.0 points of accuracy (" in answer.statement
     assert answer.best_bet is not None
-    assert answer.best_bet.choice is None
+    assert answer.best_bet.choice == "rank 16"  # worth most by the estimates, by one point
     assert max(p.probability for p in answer.prospects if p.add == "retention") == 0.0
 
 
@@ -150,7 +150,9 @@ def test_a_rank_that_forgets_is_no_rival() -> None:
     answer = recommend_for(planted_runs(scores, kept, recommendation=MARGINS))
     assert answer.rank == 16  # 10 points below rank 64, which was rejected on retention
     assert [v.keeps_enough for v in answer.verdicts] == ["yes", "yes", "no"]
-    assert answer.verdicts[2].worst_retention_loss == pytest.approx(30.0)
+    worst = answer.verdicts[2].worst_retention_loss
+    assert worst is not None
+    assert worst.estimate == pytest.approx(30.0)
 
 
 def test_identical_ranks_take_the_smallest() -> None:
@@ -167,7 +169,6 @@ def test_full_fine_tuning_is_compared_and_never_recommended() -> None:
     assert answer.verdicts[0].shortfall.upper == 0.0
     rows = [c for c in answer.comparisons if "full" in c.run]
     assert {c.task for c in rows} >= {"kinship", "capitals", "pydoc_topics"}
-    assert all(c.holm_p_value is None for c in rows)
 
 
 def test_only_full_fine_tuning() -> None:
@@ -177,15 +178,90 @@ def test_only_full_fine_tuning() -> None:
     assert len(answer.comparisons) == 5
 
 
-def test_derived_margins_depend_on_sizes_alone() -> None:
-    first = recommend_for(planted_runs())
-    second = recommend_for(planted_runs({4: 0.6, 16: 0.6, 64: 0.6}))
-    larger = recommend_for(planted_runs(num_in_domain=3000))
-    assert first.delta_is_derived
-    assert first.epsilon_is_derived
-    assert (first.delta, first.epsilon_points) == (second.delta, second.epsilon_points)
-    assert larger.delta < first.delta / 3
-    assert "derived from the number of items" in first.reasons[0]
+def test_the_default_margins_are_those_that_are_said_whatever_the_size() -> None:
+    for size in (30, 300, 3000):
+        answer = recommend_for(planted_runs(num_in_domain=size, num_retention=size))
+        margins = answer.delta, answer.epsilon_points, answer.worst_task_points
+        assert margins == (5.0, 5.0, 15.0)
+    narrower = RecommendationConfig(epsilon_points=2.0)
+    answer = recommend_for(planted_runs(recommendation=narrower))
+    assert (answer.delta, answer.epsilon_points, answer.worst_task_points) == (5.0, 2.0, 6.0)
+    assert answer.reasons[0] == (
+        "Judged with δ = 5.0 points of accuracy, ε = 2.0 points of accuracy on average and 6.0 "
+        "points on any task, at 95 % confidence."
+    )
+
+
+def test_what_a_size_can_tell_is_said_and_decides_nothing() -> None:
+    # 100 sqrt((0.2 + 2/300) / 300) (z(1 - 0.05/4) + z(0.8)) = 8.09; 300 (8.09 / 5)^2 = 785
+    answer = recommend_for(planted_runs())
+    told = "A study of this size can tell about 8.1 points apart; 5 would need about 790 items."
+    assert told in answer.reasons
+    large = recommend_for(planted_runs(num_in_domain=3000))
+    # 100 sqrt((0.2 + 2/3000) / 3000) (2.2414 + 0.8416)
+    assert "A study of this size can tell about 2.5 points apart." in large.reasons
+
+
+CAPITALS = {"kinship": 0.5, "capitals": 1.0, "a": 0.62, "b": 0.62, "c": 0.62, "d": 0.62}
+"""Of the base: whoever is right on 0.70 of each task loses 30 points on one and gains 8 on four."""
+
+
+def one_task_lost(ceiling: float | None, num_retention: int = 400) -> Recommendation:
+    return recommend_for(
+        planted_runs(
+            retention_accuracy=dict.fromkeys((4, 16, 64, "full"), 0.7),
+            base=CAPITALS,
+            retention_tasks=("capitals", "a", "b", "c", "d"),
+            num_retention=num_retention,
+            recommendation=RecommendationConfig(worst_task_points=ceiling),
+        )
+    )
+
+
+def test_a_mean_hides_no_task_that_is_lost() -> None:
+    answer = one_task_lost(None)
+    assert (answer.outcome, answer.rank) == ("none_keeps_enough", None)
+    for verdict in answer.verdicts:
+        assert verdict.retention_loss is not None
+        assert verdict.retention_loss.estimate == pytest.approx(-0.4)  # (30 - 4 * 8) / 5
+        assert verdict.worst_retention_task == "capitals"
+    # rank 16 would do for whoever accepts what it loses on capitals
+    assert answer.sufficient_epsilon_points == 5.0
+    accepted = answer.sufficient_worst_task_points
+    assert accepted is not None
+    assert 30 < accepted < 40
+    assert one_task_lost(accepted).rank == answer.sufficient_rank
+    assert one_task_lost(accepted - 0.2).rank is None
+    assert f"{accepted:.1f} on any task were acceptable" in answer.statement
+
+
+def test_the_headline_names_the_task_that_loses_most() -> None:
+    answer = one_task_lost(40.0)
+    assert answer.outcome == "recommended"
+    loss, worst = answer.verdicts[1].retention_loss, answer.verdicts[1].worst_retention_loss
+    assert loss is not None
+    assert worst is not None
+    assert (
+        f"loses at most {loss.upper:.1f} points of accuracy on average over the 5 retention tasks; "
+        f"most is lost on capitals, 30.0 points (on no task more than {worst.upper:.1f})"
+    ) in answer.statement.replace("\u2212", "-")
+
+
+def test_a_task_is_shown_kept_by_its_own_bound_and_lost_by_one_that_tasks_share() -> None:
+    answer = one_task_lost(None)
+    worst = answer.verdicts[1].worst_retention_loss
+    assert worst is not None
+    # 120 of 400 items are lost and none is learned, but for the noise of the planted models
+    row = next(c for c in answer.comparisons if c.task == "capitals" and "r016" in c.run)
+    assert (row.num_learned, row.num_forgotten) == (0, 120)
+    level = 1 - 0.04 / 4
+    above, below = stats.t.ppf(level, 399), stats.t.ppf(1 - (1 - level) / 5, 399)
+    # what is rare is widened on the side of its tail: losses are, upwards
+    skewness = (1 - 2 * 0.3) / math.sqrt(0.3 * 0.7) / math.sqrt(400)
+    assert (worst.upper - 30) / row.stderr == pytest.approx(
+        above + skewness * (2 * above**2 + 1) / 6, rel=0.02
+    )
+    assert (30 - worst.lower) / row.stderr == pytest.approx(below, rel=0.001)
 
 
 def test_without_retention_tasks_forgetting_is_not_measured() -> None:
@@ -202,14 +278,13 @@ def test_losses_in_nats_are_better_lower() -> None:
     base = {"kinship": 2.0, "capitals": 0.9, "elements": 0.9}
     answer = recommend_for(planted_runs(losses, base=base, in_domain_unit="nats"))
     assert (answer.outcome, answer.rank, answer.unit) == ("recommended", 16, "nats")
-    assert (answer.delta, answer.delta_is_derived) == (0.02, False)
+    assert answer.delta == 0.05
     assert answer.verdicts[1].gain.estimate == pytest.approx(0.6)
     assert "gains 0.600 nats" in answer.statement
     row = answer.comparisons[0]
     assert row.mcnemar_p_value is None
     assert row.num_learned is None
-    assert row.holm_p_value is not None
-    assert row.holm_p_value < 1e-6
+    assert row.p_value < 1e-6
 
 
 def test_several_seeds_are_averaged_and_widen_the_bounds() -> None:
@@ -222,8 +297,45 @@ def test_several_seeds_are_averaged_and_widen_the_bounds() -> None:
     assert len(answer.verdicts[0].runs) == 3
     one, three = answer.verdicts[0].gain, answer.verdicts[2].gain
     assert one.upper - one.lower > three.upper - three.lower
-    family = [c for c in answer.comparisons if c.holm_p_value is not None]
-    assert len(family) == 9  # each run by itself: McNemar never pools seeds
+    own = [c for c in answer.comparisons if c.relation == "in_domain"]
+    assert len(own) == 9  # each run by itself: McNemar never pools seeds
+
+
+def test_the_adapters_have_a_verdict_beside_that_of_the_rank() -> None:
+    """Two seeds 20 points apart: the adapters gain 20 on average, other seeds may gain nothing."""
+    scores, kept = {16: (0.60, 0.80)}, {16: 0.9}
+    answer = recommend_for(planted_runs(scores, kept, seeds=(0, 1), num_in_domain=1000))
+    assert (answer.outcome, answer.rank) == ("no_evidence", None)
+    these = answer.these_adapters
+    assert these is not None
+    assert (these.outcome, these.label, these.rank) == ("recommended", "rank 16", 16)
+    assert these.gain is not None
+    assert these.gain.estimate == pytest.approx(20.0)
+    # the mean of the two runs on each item, as if it were one run
+    runs = planted_runs(scores, kept, seeds=(0, 1), num_in_domain=1000)
+    values = np.mean(
+        [
+            np.array(run.items["kinship"].values) - np.array(runs.base.items["kinship"].values)
+            for run in runs.runs
+        ],
+        axis=0,
+    )
+    alone = crossed_difference(100 * values, item_size=100.0)
+    assert these.gain.lower == pytest.approx(alone.interval(1 - 2 * 0.04 / 2)[0])
+    said = (
+        "These adapters, the mean of their 2 seeds: use rank 16, which gains 20.0 points (at least "
+        f"{these.gain.lower:.1f}); another seed may do otherwise."
+    )
+    assert said in answer.statement
+    assert answer.statement.startswith("Not shown at 95 %")
+    assert recommend_for(planted_runs()).these_adapters is None
+
+
+def test_both_verdicts_are_said_where_they_agree() -> None:
+    scores, kept = {4: (0.80, 0.80, 0.81), 16: 0.81}, {4: 0.9, 16: 0.9}
+    answer = recommend_for(planted_runs(scores, kept, seeds=(0, 1, 2), num_in_domain=2000))
+    assert answer.statement.startswith("Use rank 4 (")
+    assert "These adapters, the mean of their 3 seeds: use rank 4, which gains" in answer.statement
 
 
 def test_more_seeds_may_be_what_decides() -> None:
@@ -282,7 +394,7 @@ def test_the_odds_follow_epsilon() -> None:
     bet = answer.best_bet
     assert bet is not None
     own = answer.epsilon_points
-    assert [row.epsilon_points for row in bet.by_epsilon] == sorted([*EPSILONS, own])
+    assert [row.epsilon_points for row in bet.by_epsilon] == sorted({*EPSILONS, own})
     strict, loose = bet.by_epsilon[3], bet.by_epsilon[-1]  # 4 and 25 points
     assert strict.right[0] > 0.7 > 0.1 > strict.right[1]
     assert loose.right[1] > 0.9 > 0.1 > loose.right[0]
@@ -343,12 +455,6 @@ def test_one_item_is_an_error() -> None:
         recommend_for(planted_runs(num_in_domain=1))
 
 
-def test_a_study_too_small_for_its_gains_says_so() -> None:
-    answer = recommend_for(planted_runs(num_in_domain=30, num_retention=30))
-    assert answer.delta > 31  # the largest gain is 30 points
-    assert any("only tell very different ranks apart" in reason for reason in answer.reasons)
-
-
 def test_items_are_paired_by_id_in_any_order() -> None:
     study = planted_runs()
     items = study.runs[1].items["kinship"]
@@ -375,12 +481,6 @@ def test_compare_has_every_run_and_task_with_signs() -> None:
     assert prose.lower < prose.difference < prose.upper
     kept = next(c for c in rows if c.task == "capitals" and "full" in c.run)
     assert kept.difference == pytest.approx(-10.0)
-    assert kept.retention_ratio is not None
-    assert kept.retention_ratio.estimate == pytest.approx((0.8 - 0.25) / (0.9 - 0.25))
-    raw = sorted(c.p_value for c in rows if c.holm_p_value is not None)
-    adjusted = sorted(c.holm_p_value for c in rows if c.holm_p_value is not None)
-    steps = np.maximum.accumulate([p * (3 - i) for i, p in enumerate(raw)])
-    assert adjusted == pytest.approx(np.minimum(steps, 1.0))
 
 
 def test_several_tasks_count_by_their_macro_mean() -> None:
@@ -430,7 +530,8 @@ def test_the_price_of_qualifying_is_named_where_margins_conflict() -> None:
     assert verdict.retention_loss is not None
     assert verdict.retention_loss.upper == pytest.approx(11.895, abs=0.001)
     assert answer.sufficient_epsilon_points == 11.9
-    assert "Rank 64 would qualify if 11.9 points of loss were acceptable" in answer.statement
+    price = "Rank 64 would qualify if 11.9 points on average and 15.0 on any task were acceptable"
+    assert price in answer.statement
     full = "Full fine-tuning, for comparison only: gain 45.0 points; retention loss 0.0 points."
     assert full in answer.reasons
     paid = RecommendationConfig(delta_points=answer.delta, epsilon_points=11.9)

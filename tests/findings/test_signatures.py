@@ -421,18 +421,6 @@ def test_an_undecided_study_is_not_called_alike() -> None:
         assert found(results, name) == []
 
 
-@pytest.mark.parametrize(("score", "is_named"), [(0.80, True), (0.55, False)])
-def test_a_derived_delta_must_be_smaller_than_what_was_learned(
-    score: float, is_named: bool
-) -> None:
-    same = {4: score, 16: score, 64: score}
-    results = planted(same, recommendation=RecommendationConfig())
-    recommendation = recommend(results).by_train_task[0]
-    assert recommendation.delta_is_derived
-    assert 8 < recommendation.delta < 10  # on 300 items; 5 points or 30 were learned
-    assert bool(found(results, "not_a_matter_of_rank")) is is_named
-
-
 def test_one_rank_apart_is_not_alike() -> None:
     results = planted({4: 0.70, 16: 0.71, 64: 0.80}, num_in_domain=2000)
     assert found(results, "not_a_matter_of_rank") == []

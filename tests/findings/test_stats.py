@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from itertools import product
 
 import numpy as np
 import pytest
@@ -13,18 +14,16 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
 from rankwise.findings.stats.anytime import anytime_interval
+from rankwise.findings.stats.detectable import TaskSize, detectable
 from rankwise.findings.stats.estimates import (
     SMALLEST_P_VALUE,
     Estimate,
     Spread,
     crossed_difference,
-    default_margin,
-    effective_items,
     holm,
     holm_levels,
     mcnemar_exact,
     mean_over_tasks,
-    retention_ratio,
     skewed_quantiles,
     wilson_interval,
     zero_p_value,
@@ -40,12 +39,10 @@ from rankwise.findings.stats.simultaneous import (
 )
 
 
-def at_once(
-    gains: list[Items], losses: list[Items], *, rng: int = 0, num_draws: int = 10_000
-) -> tuple[StudyBounds, float]:
+def at_once(gains: list[Items], losses: list[Items]) -> tuple[StudyBounds, float]:
     """Bounds that hold at once at 95 %, and their critical value."""
     evidence = study_evidence(gains, losses)
-    level = level_of_all(evidence, 0.05, rng, num_draws)
+    level = level_of_all(evidence.num_options, 0.05, has_retention=bool(losses))
     return bounds_at(evidence, level), float(stats.norm.ppf(level))
 
 
@@ -127,52 +124,6 @@ def test_wilson_agrees_with_statsmodels(successes: int, total: int) -> None:
     assert wilson_interval(successes, total, 0.95) == pytest.approx(theirs, abs=1e-12)
 
 
-def test_retention_ratio_by_hand() -> None:
-    base = np.array([1.0] * 80 + [0.0] * 20)
-    adapted = np.array([1.0] * 70 + [0.0] * 30)
-    ratio = retention_ratio(base, adapted, 0.25, 0.95)
-    assert ratio.value == pytest.approx(0.45 / 0.55)
-    assert ratio.lower is not None
-    assert ratio.upper is not None
-    # at both ends of Fieller's interval the t statistic of a - ratio * b is the quantile
-    for end in (ratio.lower, ratio.upper):
-        moved = (adapted - 0.25) - end * (base - 0.25)
-        # with one pseudo-item of each model
-        t = moved.mean() / math.sqrt(moved.var(ddof=1) / 100 + (1 + end**2) / 100**2)
-        assert abs(t) == pytest.approx(stats.t.ppf(0.975, 99))
-
-
-def test_a_ratio_of_clusters_has_pseudo_items_and_not_pseudo_clusters() -> None:
-    """1,000 items, all right before and 20 wrong after, in 20 clusters of which each lost one."""
-    before, after = np.ones(20), np.full(20, 0.98)
-    whole = retention_ratio(before, after, 0.25, 0.95)
-    ratio = retention_ratio(before, after, 0.25, 0.95, item_size=20 / 1000)
-    assert ratio.value == whole.value == pytest.approx(0.73 / 0.75)
-    for each, size in ((whole, 1.0), (ratio, 0.02)):
-        assert each.upper is not None
-        moved = (0.98 - 0.25) - each.upper * 0.75  # clusters do not differ: only pseudo-items count
-        t = moved / math.sqrt((1 + each.upper**2) * (size / 20) ** 2)
-        assert abs(t) == pytest.approx(stats.t.ppf(0.975, 19))
-
-
-def test_retention_ratio_is_null_with_its_reason() -> None:
-    base, adapted = np.array([1.0, 0.0] * 50), np.zeros(100)
-    assert retention_ratio(base, adapted, None, 0.95).value is None
-    low = retention_ratio(base, adapted, 0.45, 0.95)
-    assert low[:3] == (None, None, None)
-    assert low.reason is not None
-    assert "not shown above chance" in low.reason
-
-
-def test_default_margin_follows_its_formula() -> None:
-    stderr = math.sqrt((0.2 + 2 / 300) / 300)
-    wanted = 100 * stderr * (stats.norm.ppf(1 - 0.05 / 9) + stats.norm.ppf(0.8))
-    assert wanted <= default_margin(300, 3, 0.95) < wanted + 0.1
-    assert default_margin(1_000_000, 3, 0.95) == 1.0
-    assert effective_items([200, 200]) == 400
-    assert effective_items([100, 300]) == pytest.approx(300)
-
-
 def test_intervals_cover_also_where_few_items_disagree() -> None:
     rng = np.random.default_rng(1)
     for learned, forgotten in ((0.05, 0.05), (0.02, 0.01), (0.05, 0.0), (0.3, 0.05)):
@@ -197,24 +148,10 @@ def test_crossed_intervals_cover_with_three_seeds() -> None:
         assert covered / 1500 > 0.93, seed_spread
 
 
-def test_critical_value_matches_a_known_case() -> None:
-    # one option, independent gain and loss: gain below, loss above and below
-    rng = np.random.default_rng(3)
-    gains, losses = rng.normal(size=(1, 1, 4000)), rng.normal(size=(1, 1, 4000))
-    planted = [Items(gains, 0)], [Items(losses, 0)]
-    _, critical = at_once(*planted, num_draws=200_000)
-    inside = 2 * stats.norm.cdf(critical) - 1
-    assert stats.norm.cdf(critical) * inside == pytest.approx(0.95, abs=0.003)
-
-
-def test_two_options_without_retention_match_the_bivariate_normal() -> None:
-    rng = np.random.default_rng(4)
-    gains = rng.normal(size=(1, 2, 4000))
-    _, critical = at_once([Items(gains, 0)], [], num_draws=200_000)
-    # gains independent, and the lead of the worse one: N(0, .) with correlations .71 and -.71
-    covariance = np.array([[1, 0], [0, 1], [math.sqrt(0.5), -math.sqrt(0.5)]])
-    law = stats.multivariate_normal(cov=covariance @ covariance.T + 1e-9 * np.eye(3))
-    assert law.cdf(np.full(3, critical)) == pytest.approx(0.95, abs=0.005)
+def test_the_level_of_all_is_bonferronis_for_their_number() -> None:
+    """3 gains, 3 losses, 2 leads over the best, and its loss from below, on average and by task."""
+    assert level_of_all(3, 0.05, has_retention=True) == pytest.approx(1 - 0.05 / 10)
+    assert level_of_all(3, 0.05, has_retention=False) == pytest.approx(1 - 0.05 / 5)
 
 
 def test_bounds_agree_with_the_single_estimate() -> None:
@@ -240,30 +177,94 @@ def test_bounds_agree_with_the_single_estimate() -> None:
     assert bounds.loss.estimate[0] == pytest.approx(macro)
 
 
-def test_seed_variance_is_that_of_the_two_way_analysis() -> None:
+def test_seed_variance_is_that_of_the_two_way_analysis_and_of_the_prior() -> None:
     # means by seed (rows) and option, the same on both items: residual 1, shared 0
     means = np.array([[0.0, 1.0], [2.0, 1.0], [1.0, 1.0]])
     gains = np.repeat(means[:, :, None], 2, axis=2)
     bounds, _ = at_once([Items(gains, 0)], [])
     spread = bounds.gain.spread
-    # variances 1 and 0, covariance 0: mean square of seeds .5, residual .5; own 1 is larger
-    assert spread.seed_variance == pytest.approx([1 / 3, 0.5 / 3])
-    assert spread.seed_freedom == pytest.approx([4.0, 4.0])
+    # variances 1 and 0, covariance 0: mean square of seeds .5, residual .5; own 1 is larger.
+    # Four degrees of freedom of .5 / 3, and 1.5 of the prior's .29 / 3
+    pooled = (4.0 * 0.5 + 1.5 * 0.29) / 5.5 / 3
+    assert spread.seed_variance == pytest.approx([1 / 3, pooled])
+    assert spread.seed_freedom == pytest.approx([5.5, 5.5])
     lead = bounds.lead.spread
+    # two of twice the residual, and the prior of two runs; the pair's own variance 1 is larger
+    assert (2.0 * 1.0 + 1.5 * 0.58) / 3.5 < 1.0
     assert lead.seed_variance[0, 1] == pytest.approx(1 / 3)
-    assert lead.seed_freedom[0, 1] == 2.0
+    assert lead.seed_freedom[0, 1] == 3.5
+    # in another unit the prior is another number of the same points
+    nats = bounds_at(study_evidence([Items(gains / 100, 0)], [], point=0.01), 0.975)
+    assert nats.gain.spread.seed_variance == pytest.approx(spread.seed_variance / 1e4)
+
+
+def test_bounds_of_ranks_cover_them_with_two_seeds_and_more() -> None:
+    """Runs differ from their rank by 0.8 points, the middle of the prior, or by twice as much."""
+    rng, studies, level = np.random.default_rng(12), 1500, 1 - 0.04 / 3
+    for sd, (least, seeds) in product((0.8, 1.6), ((0.975, 2), (0.978, 3))):
+        missed = np.zeros(2)
+        for _ in range(studies):
+            runs = sd * rng.standard_normal((seeds, 2))
+            items = rng.normal(0.0, 10.0, 200) + rng.normal(0.0, 10.0, (2, 200))
+            bounds = bounds_at(study_evidence([Items(runs[:, :, None] + items, 0.0)], []), level)
+            missed += bounds.gain.lower[0] > 0.0, bounds.lead.lower[0, 1] > 0.0
+        assert (1 - missed / studies > least).all(), (sd, seeds, missed / studies)
+
+
+def test_leads_have_pseudo_items_of_their_own_size() -> None:
+    """Gains of 60 points, which both options have; leads are 1 point at most."""
+    rng = np.random.default_rng(13)
+    shared = np.repeat([60.0, -60.0], 50)
+    values = np.array([shared, shared + rng.choice([-1.0, 1.0], 100)])[None]
+    evidence = study_evidence([Items(values, 61.0)], [])
+    bounds = bounds_at(evidence, 0.975)
+    lead = values[0, 1] - values[0, 0]
+    assert bounds.lead.spread.item_variance[1, 0] == pytest.approx(
+        (lead.var(ddof=1) + 2 * 1.0**2 / 100) / 100
+    )
+    assert bounds.gain.spread.item_variance[0] == pytest.approx(
+        (shared.var(ddof=1) + 2 * 61.0**2 / 100) / 100
+    )
+    # right and wrong items: a lead may be a whole item, seen or not
+    same = 100.0 * rng.integers(-1, 2, (1, 1, 100)).repeat(2, axis=1)
+    whole = bounds_at(study_evidence([Items(same, 100.0)], []), 0.975)
+    assert whole.lead.spread.item_variance[1, 0] == pytest.approx(2 * 100.0**2 / 100**2)
+
+
+def test_leads_with_a_tail_are_covered() -> None:
+    """One item in 100 is 40 points apart, the others hardly: at 100 items it may be unseen."""
+    rng, missed, studies = np.random.default_rng(14), 0, 2000
+    for _ in range(studies):
+        apart = np.where(rng.random(100) < 0.01, -40.0, 0.4) + rng.normal(0.0, 2.0, 100)
+        gains = rng.normal(20.0, 30.0, 100)
+        values = np.array([gains, gains + apart, gains + rng.normal(0.0, 8.0, 100)])[None]
+        bounds = bounds_at(study_evidence([Items(values, 90.0)], []), 1 - 0.04 / 4)
+        missed += bounds.lead.lower[1, 0] > -0.004  # 0.99 * 0.4 - 0.01 * 40
+    assert missed / studies <= 0.012
+
+
+def test_the_worst_task_s_bounds() -> None:
+    """Two tasks, one option: the larger of the upper bounds, and of lower ones at half the risk."""
+    rng = np.random.default_rng(15)
+    tasks = [Items(rng.normal(mean, sd, (1, 1, 50)), 0.0) for mean, sd in ((3.0, 20.0), (4.0, 1.0))]
+    worst = bounds_at(study_evidence(tasks, tasks), 0.98).worst
+    assert worst is not None
+    alone = [crossed_difference(task.values[0, 0], item_size=0.0) for task in tasks]
+    assert worst.upper[0] == pytest.approx(max(one.interval(0.96)[1] for one in alone))
+    assert worst.lower[0] == pytest.approx(max(one.interval(0.98)[0] for one in alone))
+    assert worst.estimate[0] == max(one.value for one in alone)
 
 
 def test_bounds_hold_all_at_once() -> None:
     rng = np.random.default_rng(6)
     studies, missed = 800, 0
-    for study in range(studies):
+    for _ in range(studies):
         base = rng.random(300) < 0.5
         learned = np.where(base, rng.random((3, 300)) < 0.8, rng.random((3, 300)) < 0.2)
         gains = 100.0 * (learned[None].astype(float) - base)
         losses = 100.0 * rng.choice([-1, 0, 1], p=[0.04, 0.92, 0.04], size=(1, 3, 200))
         planted = [Items(gains, 100)], [Items(losses, 100)]
-        bounds, _ = at_once(*planted, rng=study, num_draws=1000)
+        bounds, _ = at_once(*planted)
         assert bounds.loss is not None
         held = (bounds.gain.lower <= 0).all() and (bounds.loss.upper >= 0).all()
         missed += not (held and (bounds.lead.lower[:, 0] <= 0).all())
@@ -401,14 +402,6 @@ def test_the_deciding_level_is_bonferronis_for_one_more_than_the_options() -> No
     assert deciding_level(1, 0.05) == pytest.approx(0.975)
 
 
-def test_a_ratio_of_equal_outcomes_is_not_certain() -> None:
-    outcomes = np.array([1.0] * 45 + [0.0] * 5)
-    ratio = retention_ratio(outcomes, outcomes, 0.25, 0.95)
-    assert ratio.lower is not None
-    assert ratio.upper is not None
-    assert ratio.lower < 0.95 < 1.05 < ratio.upper
-
-
 def test_an_anytime_interval_holds_at_every_look() -> None:
     rng = np.random.default_rng(10)
     wrong, wide = 0, []
@@ -431,8 +424,15 @@ def test_an_anytime_interval_finds_a_difference() -> None:
     assert 0.0 < lower < differences.mean() < upper
 
 
-def test_a_margin_of_p_right_is_planned_with_a_quarter_of_the_variance() -> None:
-    whole = default_margin(300, 3, 0.95)
-    half = default_margin(300, 3, 0.95, 0.25)
-    assert half == pytest.approx(whole / 2, abs=0.1)
-    assert default_margin(10**9, 3, 0.95, 0.25) == 1.0
+def test_what_is_detectable_follows_its_formula() -> None:
+    one, other = TaskSize(300, is_p_right=False), TaskSize(100, is_p_right=True)
+    quantiles = stats.norm.ppf(1 - 0.05 / 4) + stats.norm.ppf(0.8)
+    # the mean of two tasks: a quarter of the sum of variances, p(right)'s a quarter of accuracy's
+    variance = (0.2 + 2 / 300) / 300 + 0.25 * (0.2 + 2 / 100) / 100
+    able = detectable([one, other], 3, 0.95, 2.0)
+    assert able.points == pytest.approx(100 * math.sqrt(variance) / 2 * quantiles)
+    assert able.num_items == pytest.approx(400 * (able.points / 2.0) ** 2, rel=0.05)
+    # so many items do
+    many = detectable([TaskSize(able.num_items // 2, False)] * 2, 3, 0.95, 2.0)
+    assert detectable([one], 3, 0.95, 2.0).points > many.points
+    assert able.num_items == int(float(f"{able.num_items:.1e}"))

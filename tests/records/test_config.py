@@ -13,11 +13,13 @@ from pydantic import ValidationError
 
 from rankwise.errors import ConfigError
 from rankwise.records.config.methods import AlphaConfig, LoraConfig
-from rankwise.records.config.study import StudyConfig
+from rankwise.records.config.study import RecommendationConfig, StudyConfig
 from rankwise.records.fields import bytes_of
+from rankwise.records.study import Unit
 from rankwise.records.study_file import (
     found_again,
     load_config,
+    margins_text,
     preset_names,
     preset_text,
     study_file_text,
@@ -500,3 +502,25 @@ def test_rows_are_a_file_of_the_study_or_a_data_set_of_the_hub(tmp_path: Path) -
     assert data_of("org/rows:main@abc/test") == "org/rows:main@abc/test"
     hub = load_config(written(tmp_path, "base_model: m\ntrain: {data: org/rows@abc/test}\n"))
     assert hub.train.sources == ("rows",)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_says_its_margins(name: str) -> None:
+    given = yaml.safe_load(preset_text(name))["recommendation"]
+    delta = {"quickstart": 3, "mitigation": 3, "retention": 3, "stress": 3}.get(name, 5)
+    wanted = None if name.startswith("paper") else delta  # two kinds of tasks have two margins
+    assert given == {"delta_points": wanted, "epsilon_points": 3, "worst_task_points": 9}
+    section = preset_text(name).partition("\nrecommendation:")[2].splitlines()
+    assert all("# " in line for line in section[:4])
+
+
+@pytest.mark.parametrize(("unit", "metric", "delta"), [("points", "acc", 5.0), ("nats", "", 0.05)])
+def test_the_margins_of_a_new_file_are_the_defaults(unit: Unit, metric: str, delta: float) -> None:
+    given = yaml.safe_load(margins_text(unit, metric))["recommendation"]
+    config = RecommendationConfig.model_validate(given)
+    defaults = RecommendationConfig()
+    assert given[f"delta_{unit}"] == delta
+    assert (config.epsilon_points, config.worst_task_points) == (
+        defaults.epsilon_for(["p_right"]),
+        defaults.ceiling_for(["p_right"]),
+    )

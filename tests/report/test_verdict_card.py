@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from rankwise.findings.card import VerdictCard, verdict_card
-from rankwise.findings.decision import choose
+from rankwise.findings.decision import Margins, choose
 from rankwise.findings.options import option_gains
 from rankwise.findings.recommendation import recommend
 from rankwise.findings.stats.estimates import Spread
-from rankwise.findings.stats.simultaneous import Bounds, StudyBounds
+from rankwise.findings.stats.simultaneous import Bounds, StudyBounds, WorstTask
 from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import StudyResults
@@ -117,17 +117,20 @@ def random_bounds(rng: np.random.Generator, count: int, *, has_loss: bool) -> St
     upper = np.triu(lead.estimate, 1), np.triu(lead.lower, 1), np.triu(lead.upper, 1)
     estimate = upper[0] - upper[0].T
     bounds = Bounds(estimate, upper[1] - upper[2].T, upper[2] - upper[1].T, lead.spread)
-    return StudyBounds(of((count,)), of((count,)) if has_loss else None, bounds)
+    loss, worst = (of((count,)) if has_loss else None for _ in range(2))
+    of_task = None if worst is None else WorstTask(*worst[:3], np.zeros(count, dtype=np.intp))
+    return StudyBounds(of((count,)), loss, bounds, of_task)
 
 
 def as_rule(bounds: StudyBounds) -> dict[str, Any]:
-    def ends(part: Bounds) -> Any:
+    def ends(part: Bounds | WorstTask) -> Any:
         return np.stack([part.lower, part.upper], axis=-1).tolist()
 
     return {
         "labels": [str(place) for place in range(len(bounds.gain.estimate))],
         "gain": ends(bounds.gain),
         "loss": None if bounds.loss is None else ends(bounds.loss),
+        "worst": None if bounds.worst is None else ends(bounds.worst),
         "lead": ends(bounds.lead),
     }
 
@@ -144,9 +147,10 @@ def test_the_page_judges_as_python_does(study_page: Path, visit: Visit) -> None:
     for number in range(300):
         has_loss = number % 3 > 0
         bounds = random_bounds(rng, int(rng.integers(1, 6)), has_loss=has_loss)
-        delta, epsilon = (round(float(value), 1) for value in rng.uniform(0.1, 6.0, 2))
-        choice = choose(bounds, delta, epsilon if has_loss else None)
-        settings.append({"rule": as_rule(bounds), "delta": delta, "epsilon": epsilon})
+        margins = [round(float(value), 1) for value in rng.uniform(0.1, 6.0, 3)]
+        delta, epsilon, ceiling = margins
+        choice = choose(bounds, Margins(delta, epsilon if has_loss else None, ceiling))
+        settings.append({"rule": as_rule(bounds), "margins": margins})
         states = {"yes": 1, "undecided": 0, "no": -1}
         kept = choice.keeps_enough or ("yes",) * len(choice.better_than_base)
         wanted.append(
@@ -160,7 +164,7 @@ def test_the_page_judges_as_python_does(study_page: Path, visit: Visit) -> None:
         )
     assert len({each["outcome"] for each in wanted}) == 4
     judged = visit(study_page).evaluate(
-        "(settings) => settings.map((each) => judge(each.rule, each.delta, each.epsilon))", settings
+        "(settings) => settings.map((each) => judge(each.rule, ...each.margins))", settings
     )
     assert judged == wanted
 
@@ -178,14 +182,18 @@ def test_sliders_judge_the_study_under_other_margins(study_page: Path, visit: Vi
         "none_keeps_enough": "No rank keeps enough under these margins.",
     }
     outcomes: set[str] = set()
-    for delta, epsilon in itertools.product((0.5, 4.0, 9.0, 14.0), (0.1, 2.0, 6.0)):
+    cases = [*itertools.product((0.5, 4.0, 9.0, 14.0), (0.1, 2.0, 6.0), (15.0,)), (9.0, 6.0, 0.5)]
+    for delta, epsilon, ceiling in cases:
         page.get_by_label("δ").fill(str(delta))
         page.get_by_label("ε").fill(str(epsilon))
-        margins = RecommendationConfig(delta_points=delta, epsilon_points=epsilon)
+        page.get_by_label("any task").fill(str(ceiling))
+        margins = RecommendationConfig(
+            delta_points=delta, epsilon_points=epsilon, worst_task_points=ceiling
+        )
         _, part = card_of(planted_study(recommendation=margins))
         said = answers.get(part.outcome, f"Recommended: rank {part.rank}.")
         outcomes.add(said)
-        assert page.locator(".answer").inner_text() == said, (delta, epsilon)
+        assert page.locator(".answer").inner_text() == said, (delta, epsilon, ceiling)
         words = {"yes": "yes", "no": "no", "undecided": "cannot tell"}
         wanted = [
             [
@@ -196,7 +204,11 @@ def test_sliders_judge_the_study_under_other_margins(study_page: Path, visit: Vi
             for each in part.verdicts
         ]
         rows = page.locator(".sliders tbody tr").all()
-        assert [row.locator("td").all_inner_texts() for row in rows] == wanted, (delta, epsilon)
+        assert [row.locator("td").all_inner_texts() for row in rows] == wanted, (
+            delta,
+            epsilon,
+            ceiling,
+        )
     assert len(outcomes) > 2
 
 

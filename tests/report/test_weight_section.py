@@ -128,7 +128,6 @@ def test_tables_have_every_number(own: ReportSection, report: Written) -> None:
     assert [row[0] for row in rows] == ["all modules", *KINDS]
     slope = 0.5 * math.sqrt(NUM_LAYERS)
     assert rows[1][1].startswith(f"{slope:.3g} ")
-    assert rows[1][5] == "logarithmic"
     assert rows[2][3].startswith("0.5 ")
     rows = rows_of(found, "Weights and forgetting")
     assert len(rows) == 6

@@ -314,9 +314,9 @@ def test_the_ladder_says_what_it_lacks_evidence_for() -> None:
 
 def test_the_ladder_compares_with_the_base() -> None:
     decisions, _ = search(Ladder(settings(), (0, 1), TERMS), by_rank((0,) * 5))
-    assert "no evidence for fine-tuning" in decisions[-1].statement
+    assert "nor that fine-tuning helps" in decisions[-1].statement
     decisions, _ = search(Ladder(settings(), (0, 1), TERMS), by_rank((10,) * 5))
-    assert "no evidence for fine-tuning" not in decisions[-1].statement
+    assert "nor that fine-tuning helps" not in decisions[-1].statement
 
 
 def test_the_ladder_starts_at_the_rank_nearest_to_32() -> None:
@@ -343,7 +343,7 @@ def prospect(probability: float, seeds: int = 0) -> Prospect:
     return Prospect(
         add="seeds" if seeds else "items", factor=None if seeds else 2.0,
         num_items={} if seeds else {"arc": 200}, num_available=None, num_new_items=100,
-        num_seeds=1 + seeds, num_new_seeds=seeds, probability=probability, value=0.0,
+        num_seeds=1 + seeds, num_new_seeds=seeds, probability=probability,
     )  # fmt: skip
 
 

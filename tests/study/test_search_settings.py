@@ -8,6 +8,7 @@ import pytest
 
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.study_file import load_config
+from rankwise.study.searches.policy import Measures
 from rankwise.study.searches.settings import searched, terms_of
 
 
@@ -66,9 +67,11 @@ def test_what_is_not_tuned_has_one_rate(tmp_path: Path) -> None:
 
 def test_the_study_s_margins_are_the_search_s(tmp_path: Path) -> None:
     margins = ("recommendation.delta_points=2", "recommendation.epsilon_points=4")
-    terms = terms_of(config_of(tmp_path, *margins, "evaluation.retention=[x]"), "points")
+    terms = terms_of(config_of(tmp_path, *margins, "evaluation.retention=[x]"), Measures())
     assert (terms.delta, terms.epsilon, terms.point) == (2, 4, 1.0)
-    without = terms_of(config_of(tmp_path, *margins), "points")
+    without = terms_of(config_of(tmp_path, *margins), Measures())
     assert without.epsilon is None
-    nats = terms_of(config_of(tmp_path), "nats")
-    assert (nats.delta, nats.point) == (0.02, 0.01)
+    nats = terms_of(config_of(tmp_path), Measures("nats"))
+    assert (nats.delta, nats.point) == (0.05, 0.01)
+    by_letters = terms_of(config_of(tmp_path), Measures("points", ("exact_match",)))
+    assert (by_letters.delta, terms_of(config_of(tmp_path), Measures()).delta) == (5.0, 3.0)

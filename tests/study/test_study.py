@@ -307,6 +307,12 @@ def test_planning_collects_every_problem(study_file: Path) -> None:
     assert len(caught.value.problems) == 4
 
 
+@pytest.mark.parametrize(("seeds", "warned"), [([0], False), ([0, 1], True), ([0, 1, 2], False)])
+def test_two_seeds_are_a_warning(study_file: Path, seeds: list[int], warned: bool) -> None:
+    warnings = plan_study(load_config(study_file, [f"seeds={seeds}"])).record.warnings
+    assert any(warning.startswith("seeds: two seeds") for warning in warnings) is warned
+
+
 def test_rank_above_the_smaller_side_is_a_warning(study_file: Path) -> None:
     config = load_config(
         study_file, ["methods.lora.ranks=[4, 30]", "methods.lora.target_modules=[q_proj, k_proj]"]

@@ -45,8 +45,7 @@ def _alike(
 ) -> Iterator[Signature]:
     """Every two ranks are shown to be less than delta apart.
 
-    All intervals must lie within the margin, so none needs a correction. A delta that follows
-    from few items may be larger than all that was learned; then it shows nothing.
+    All intervals must lie within the margin, so none needs a correction.
     """
     pairs = [
         (one, other, source.difference(one, other, tasks))
@@ -56,9 +55,6 @@ def _alike(
     if not all(abs(bound) < recommendation.delta for bound in bounds):
         return
     easy = _easy(source, ladder, tasks)
-    most_gained = max(source.change(option.runs, tasks).lower for option in ladder.rungs)
-    if recommendation.delta_is_derived and not easy and most_gained <= recommendation.delta:
-        return
     ahead, behind, widest = max(
         (pair for pair in pairs if pair[2].estimate >= 0), key=lambda pair: pair[2].upper
     )
@@ -68,8 +64,6 @@ def _alike(
         if easy
         else "Take the smallest rank, and look elsewhere: learning rate, epochs, training rows."
     )
-    if recommendation.delta_is_derived:
-        advice += " δ follows from the number of items; more of them tell ranks apart more finely."
     yield signature(
         "too_easy" if easy else "not_a_matter_of_rank",
         Place(source.results.train_task, ladder.label, None),

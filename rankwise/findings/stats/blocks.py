@@ -12,7 +12,14 @@ from typing import NamedTuple
 import numpy as np
 
 from rankwise.findings.stats.estimates import PSEUDO_ITEMS, Spread
-from rankwise.findings.stats.items import Floats, Items, by_cluster, sharing
+from rankwise.findings.stats.items import Floats, Items, by_cluster, lead_size, sharing
+
+RUN_SD_MEDIAN, RUN_SD_LOG_SD = 0.8, 0.8
+"""Of the runs of one option around it, a standard deviation in points: lognormal."""
+
+PRIOR_FREEDOM, PRIOR_RUN_VARIANCE = 1.5, 0.29
+"""The same as a scaled inverse chi-squared law of the variance, whose logarithm has the same mean
+and variance: psi'(f/2) = (2 * 0.8)^2, and ln v = 2 ln 0.8 - ln(f/2) + psi(f/2)."""
 
 
 class TaskPart(NamedTuple):
@@ -48,14 +55,12 @@ class SeedVariances(NamedTuple):
     """How the means of K options over m seeds vary, by a two-way analysis: seeds by options.
 
     ``covariance`` (K, K) is that of the options' own means over seeds; ``of_one`` and ``of_pair``
-    are pooled over the options; ``shared`` is the part of ``of_one`` that a seed brings to every
-    option alike.
+    are pooled over the options, and with the prior.
     """
 
     covariance: Floats
     of_one: SeedVariance
     of_pair: SeedVariance
-    shared: float
 
 
 class Block(NamedTuple):
@@ -85,10 +90,11 @@ class Block(NamedTuple):
         return np.sum([part.interaction for part in self.parts], axis=0)
 
     @property
-    def covariance(self) -> Floats:
-        """(K, K) of the means: items, and seeds as they are pooled."""
-        own = self.seeds.of_one.value - self.seeds.shared
-        return self.item_covariance + self.seeds.shared + own * np.eye(len(self.mean))
+    def of_these_runs(self) -> Block:
+        """What the scores say of these runs alone, averaged over their seeds: only items vary."""
+        parts = tuple(part._replace(interaction=0.0 * part.interaction) for part in self.parts)
+        by_seed = self.mean[None]
+        return Block(self.mean, by_seed, parts, seed_variances(by_seed, self.interaction, 0.0))
 
     def item_variances(self, contrasts: Floats) -> Floats:
         """(T, C) of contrasts (C, K): what is due to each part's items, pseudo-items included.
@@ -131,16 +137,19 @@ class Block(NamedTuple):
         return total
 
 
-def block(tasks: Sequence[Items]) -> Block:
+def block(tasks: Sequence[Items], point: float = 1.0) -> Block:
     """The block of tasks (m, K, n) with the same m seeds and K options.
+
+    Args:
+        tasks: at least one.
+        point: what a point of the prior of runs is in the unit of the values.
 
     Raises:
         ValueError: fewer than two items in a task.
     """
     num_seeds, num_options, _ = tasks[0].values.shape
     total = sum(task.weight for task in tasks)
-    # the base is in every gain, so that a lead has the pseudo-items of both options
-    pseudo_of_one_item = PSEUDO_ITEMS / 2.0 * (np.eye(num_options) + 1.0)
+    tasks = [task._replace(lead_size=lead_size(task.values, task.item_size)) for task in tasks]
     by_seed = np.zeros((num_seeds, num_options))
     parts: list[TaskPart] = []
     for task, places in zip(by_cluster(tasks), sharing(tasks), strict=True):
@@ -155,12 +164,21 @@ def block(tasks: Sequence[Items]) -> Block:
             TaskPart(
                 items=centred @ centred.T / (num_items - 1) / num_items,
                 interaction=_interaction(values),
-                pseudo=(share * task.item_size / num_items) ** 2 * pseudo_of_one_item,
+                pseudo=(share / num_items) ** 2 * _pseudo(task, num_options),
                 centred=centred,
                 places=tuple(places),
             )
         )
-    return Block(by_seed.mean(axis=0), by_seed, tuple(parts), seed_variances(by_seed))
+    by_chance = np.sum([part.interaction for part in parts], axis=0)
+    seeds = seed_variances(by_seed, by_chance, PRIOR_RUN_VARIANCE * point**2)
+    return Block(by_seed.mean(axis=0), by_seed, tuple(parts), seeds)
+
+
+def _pseudo(task: Items, num_options: int) -> Floats:
+    """(K, K) of one item: gains and leads each have pseudo-items of their own size."""
+    gain, lead = task.item_size, task.item_size if task.lead_size is None else task.lead_size
+    shared = max(2.0 * gain**2 - lead**2, 0.0)
+    return PSEUDO_ITEMS / 2.0 * (lead**2 * np.eye(num_options) + shared)
 
 
 def _interaction(values: Floats) -> Floats:
@@ -175,31 +193,43 @@ def _interaction(values: Floats) -> Floats:
     return covariance / (num_seeds * num_items)
 
 
-def seed_variances(by_seed: Floats) -> SeedVariances:
-    """Two-way analysis of variance of (m, K) means, as variances of the mean over m seeds."""
+def seed_variances(by_seed: Floats, by_chance: Floats, of_runs: float) -> SeedVariances:
+    """Two-way analysis of variance of (m, K) means, as variances of the mean over m seeds.
+
+    A few seeds say little, so the pooled variances are moderated (Smyth 2004): the prior counts as
+    ``PRIOR_FREEDOM`` more degrees of freedom with what it expects.
+
+    Args:
+        by_seed: the means.
+        by_chance: (K, K) what of their covariance the items alone bring.
+        of_runs: the prior variance of a run around its option, in the unit of the means squared.
+    """
     num_seeds, num_options = by_seed.shape
     if num_seeds == 1:
         none = SeedVariance(0.0, 1.0)
-        return SeedVariances(np.zeros((num_options, num_options)), none, none, 0.0)
+        return SeedVariances(np.zeros((num_options, num_options)), none, none)
     deviations = by_seed - by_seed.mean(axis=0)
     covariance = deviations.T @ deviations / (num_seeds - 1) / num_seeds
     freedom = num_seeds - 1
     total = float(np.trace(covariance)) / num_options
+    of_mean = of_runs / num_seeds + float(np.trace(by_chance)) / num_options
     if num_options == 1:
-        one, no_pair = SeedVariance(total, freedom), SeedVariance(0.0, 1.0)
-        return SeedVariances(covariance, one, no_pair, 0.0)
+        one = _moderated(total, freedom, of_mean)
+        return SeedVariances(covariance, one, SeedVariance(0.0, 1.0))
     between = float(covariance.sum()) / num_options**2
     residual = max(total - between, 0.0) * num_options / (num_options - 1)
     shared = max(between - residual / num_options, 0.0)
     of_residual = residual * (num_options - 1) / num_options
     spread = between**2 + of_residual**2 / (num_options - 1)
     of_one = freedom * (between + of_residual) ** 2 / spread if spread > 0 else freedom
-    return SeedVariances(
-        covariance,
-        SeedVariance(residual + shared, of_one),
-        SeedVariance(2.0 * residual, freedom * (num_options - 1)),
-        shared,
-    )
+    one = _moderated(residual + shared, of_one, of_mean)
+    pair = _moderated(2.0 * residual, freedom * (num_options - 1), 2.0 * of_mean)
+    return SeedVariances(covariance, one, pair)
+
+
+def _moderated(observed: float, freedom: float, expected: float) -> SeedVariance:
+    total = freedom + PRIOR_FREEDOM
+    return SeedVariance((freedom * observed + PRIOR_FREEDOM * expected) / total, total)
 
 
 def all_pairs(num_options: int) -> Floats:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import special
@@ -13,11 +13,6 @@ from rankwise.findings.stats.items import Floats
 
 MIN_RANKS = 3
 """Different ranks that a line with an interval needs."""
-
-_MIN_RANKS_TO_CHOOSE = 4
-_CLEAR_AIC = 2.0
-
-Growth = Literal["logarithmic", "power law", "undecided"]
 
 
 class LineFit(NamedTuple):
@@ -37,14 +32,10 @@ class LineFit(NamedTuple):
 
 
 class NormGrowth(NamedTuple):
-    """Both laws on the same points, and which is better by more than 2 of Akaike's criterion.
-
-    With fewer than four ranks, or a smaller difference, that is undecided.
-    """
+    """Both laws on the same points."""
 
     logarithmic: LineFit
     power_law: LineFit
-    better: Growth
 
 
 def norm_growth(
@@ -65,21 +56,15 @@ def norm_growth(
     if len(set(ranks)) < MIN_RANKS or min(norms) <= 0.0:
         return None
     x, y = np.log2(ranks), np.array(norms)
-    logarithmic, log_error = _fit(x, y, y, lambda fitted: fitted, confidence)
-    power, power_error = _fit(x * math.log(2), np.log(y), y, np.exp, confidence)
-    # equally many parameters: the criteria differ by n ln of the ratio of squared errors
-    tiny = 1e-24 * float((y**2).sum())
-    difference = len(y) * math.log((power_error + tiny) / (log_error + tiny))
-    better: Growth = "undecided"
-    if len(set(ranks)) >= _MIN_RANKS_TO_CHOOSE and abs(difference) > _CLEAR_AIC:
-        better = "logarithmic" if difference > 0 else "power law"
-    return NormGrowth(logarithmic, power, better)
+    logarithmic = _fit(x, y, y, lambda fitted: fitted, confidence)
+    power_law = _fit(x * math.log(2), np.log(y), y, np.exp, confidence)
+    return NormGrowth(logarithmic, power_law)
 
 
 def _fit(
     x: Floats, y: Floats, norms: Floats, inverse: Callable[[Floats], Floats], confidence: float
-) -> tuple[LineFit, float]:
-    """A line through (x, y), judged by its squared error on the norms, which is returned too."""
+) -> LineFit:
+    """A line through (x, y), judged by its squared error on the norms."""
     from scipy.stats import linregress  # slow to load
 
     line: Any = linregress(x, y)
@@ -89,4 +74,4 @@ def _fit(
     width = t * float(line.stderr)
     slope = float(line.slope)
     r_squared = 1.0 - error / spread if spread else 0.0
-    return LineFit(slope, slope - width, slope + width, float(line.intercept), r_squared), error
+    return LineFit(slope, slope - width, slope + width, float(line.intercept), r_squared)

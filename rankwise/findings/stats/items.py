@@ -30,12 +30,15 @@ class Items(NamedTuple):
     ``item_size`` is the size of a difference that may not have been seen (``item_size``);
     0 adds nothing to a variance. ``weight`` is the task's in a mean over tasks, in any unit.
     ``clusters`` is None where the items are independent. Tasks with a cluster in common share it.
+    ``lead_size`` is the size of such a difference between two options of (..., K, n); None: the
+    same.
     """
 
     values: Floats
     item_size: float
     weight: float = 1.0
     clusters: Clusters | None = None
+    lead_size: float | None = None
 
     @property
     def num_items(self) -> int:
@@ -59,6 +62,25 @@ def item_size(differences: ArrayLike, *, in_points: bool) -> float:
     if in_points and np.isin(sizes, (0.0, POINTS)).all():
         return POINTS
     return float(np.quantile(sizes, TAIL_QUANTILE, method="higher"))
+
+
+def lead_size(values: Floats, whole: float) -> float:
+    """How large the difference of two options on one item may be, by those that were seen.
+
+    Leads are smaller than gains where options move together. It is the same quantile of the
+    options' distances from their mean, scaled so that those of two options are their lead.
+
+    Args:
+        values: (m, K, n) of K options.
+        whole: the size of their differences from the base; of right and wrong items, and of one
+            option, it is the answer.
+    """
+    count = values.shape[1]
+    if whole in (0.0, POINTS) or count == 1:
+        return whole
+    from_mean = values - values.mean(axis=1, keepdims=True)
+    scale = math.sqrt(2.0 * count / (count - 1))
+    return scale * float(np.quantile(np.abs(from_mean), TAIL_QUANTILE, method="higher"))
 
 
 def by_cluster(tasks: Sequence[Items]) -> list[Items]:
@@ -138,7 +160,7 @@ def _linearised(group: Sequence[Items]) -> Items:
     labels, places = np.unique(_labels(group), return_inverse=True)
     size, total = len(labels), sum(task.weight for task in group)
     values = np.zeros((*group[0].values.shape[:-1], size))
-    pseudo, start = 0.0, 0
+    pseudo, start = np.zeros(2), 0
     for task in group:
         its, start = places[start : start + task.num_items], start + task.num_items
         mean = task.values.mean(axis=-1, keepdims=True)
@@ -146,5 +168,7 @@ def _linearised(group: Sequence[Items]) -> Items:
         residuals = share * size / task.num_items * (task.values - mean)
         np.add.at(values.T, its, residuals.T)  # the transpose is a view: its first axis is items'
         values += share * mean
-        pseudo += (share * task.item_size / task.num_items) ** 2
-    return Items(values, size * math.sqrt(pseudo), total)
+        of_lead = task.item_size if task.lead_size is None else task.lead_size
+        pseudo += (share * np.array([task.item_size, of_lead]) / task.num_items) ** 2
+    of_one, of_lead = (size * np.sqrt(pseudo)).tolist()
+    return Items(values, of_one, total, lead_size=of_lead)

@@ -1,41 +1,33 @@
 """What the options of a study may truly be worth: a posterior by Gaussian mixture, no sampler.
 
 The estimates are normal around the truths: by items as in ``stats.blocks``, and by runs, since an
-option's runs differ. The truths are smooth in log rank, by how much is unknown. All scales stand
-on grids, so the posterior is a mixture of Gaussians whose weights, means and covariances are
-computed; draws from it use a fixed seed. The priors are those of docs/METHODS.md, in points.
+option's runs differ. By how much the truths differ is unknown; which options are alike is not
+asked. All scales stand on grids, so the posterior is a mixture of Gaussians whose weights, means
+and covariances are computed; draws from it use a fixed seed. The priors are those of
+docs/METHODS.md, in points.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence, Set
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rankwise.findings.stats.blocks import Block
+from rankwise.findings.stats.blocks import RUN_SD_LOG_SD, RUN_SD_MEDIAN, Block
 from rankwise.findings.stats.items import Floats
-
-SETTING_CORRELATION = 0.5
-"""Of two options for each setting besides the rank (alpha, rate, modules, epochs) that differs."""
 
 _RUN_SD = np.geomspace(0.25, 4.0, 9)
 """Standard deviation between the runs of one option, in points."""
 
-_RUN_SD_MEDIAN, _RUN_SD_LOG_SD = 0.8, 0.8
-
 _AMPLITUDE = np.array([0.0, *np.geomspace(0.25, 20.0, 9)])
-"""Standard deviation of the smooth curve over ranks, in points; at 0 the rank does not matter."""
+"""Standard deviation over the options, in points; at 0 the rank does not matter."""
 
 _FLAT_SHARE = 0.2
 """Of studies in which the rank does not matter: of 56 published curves about a fifth are flat."""
 
-_LENGTH = np.array([0.01, 1.5, 4.0])
-"""Of the curve, in doublings of the rank; 0.01 is no smoothness at all."""
-
-_ROUGHNESS, _RELATIVE_ROUGHNESS = 0.3, 0.15
-"""What an option has of its own: standard deviation in points, and as a share of the amplitude."""
+_LEAST_SD = 0.3
+"""Of the options, in points, where the rank does not matter."""
 
 
 class Prior(NamedTuple):
@@ -82,47 +74,36 @@ def draws_of(covariances: Floats, sources: NDArray[np.intp], rng: np.random.Gene
     return (roots[sources] @ normal)[..., 0]
 
 
-def posterior(of: Block, correlations: Floats, prior: Prior, unit: float) -> Posterior:
+def posterior(of: Block, prior: Prior, unit: float) -> Posterior:
     """The truths of a block's K options.
 
     Args:
         of: the block; gains, or losses.
-        correlations: (L, K, K) of the smooth curve for each of L lengths; from
-            ``smooth_correlations``.
         prior: of these truths.
         unit: what a point of the priors is in the block's unit, above 0.
-
-    Raises:
-        ValueError: the correlations are those of no random variables.
     """
     one = np.eye(len(of.mean))
-    # (A, L, K, K): the truths' covariance for every amplitude and length
-    squared = _AMPLITUDE[:, None, None, None] ** 2
-    own = (_ROUGHNESS**2 + _RELATIVE_ROUGHNESS**2 * squared) * one
-    truth = prior.level_sd**2 + squared * correlations + own
+    # (A, K, K): the truths' covariance for every amplitude
+    truth = prior.level_sd**2 + (_AMPLITUDE**2 + _LEAST_SD**2)[:, None, None] * one
     # (R, K, K): the estimates' errors for every standard deviation of the runs
     by_runs = (_RUN_SD**2 / of.num_seeds)[:, None, None] * one
     noise = of.item_covariance / unit**2 + by_runs
-    of_amplitude = _amplitude_weights(prior.amplitude_scale)
-    by_length = np.full(len(correlations), 1.0 / len(correlations))
-    log_prior = _log_weights_of_run_sd(of, unit)[:, None, None] + np.log(
-        np.outer(of_amplitude, by_length)
+    log_prior = _log_weights_of_run_sd(of, unit)[:, None] + np.log(
+        _amplitude_weights(prior.amplitude_scale)
     )
-    # (R, A, L, K, K)
-    total = noise[:, None, None] + truth
+    # (R, A, K, K)
+    total = noise[:, None] + truth
     distance = of.mean / unit - prior.level_mean
     explained = np.linalg.solve(total, np.broadcast_to(truth, total.shape))
     solved = np.linalg.solve(total, np.broadcast_to(distance[:, None], (*total.shape[:-1], 1)))
-    sign, log_determinant = np.linalg.slogdet(total)
-    if (sign <= 0.0).any():
-        raise ValueError("the correlations are not positive semidefinite")
+    _, log_determinant = np.linalg.slogdet(total)
     log_likelihood = -0.5 * (solved[..., 0] @ distance + log_determinant)
     log_weights = (log_prior + log_likelihood).ravel()
     weights = np.exp(log_weights - log_weights.max())
     means = prior.level_mean + np.einsum("...ij,...i->...j", explained, distance)
     covariances = truth - np.swapaxes(explained, -1, -2) @ truth
     count = len(distance)
-    run_variances = np.broadcast_to((_RUN_SD**2)[:, None, None], log_prior.shape)
+    run_variances = np.broadcast_to((_RUN_SD**2)[:, None], log_prior.shape)
     return Posterior(
         weights=weights / weights.sum(),
         means=unit * means.reshape(-1, count),
@@ -131,52 +112,15 @@ def posterior(of: Block, correlations: Floats, prior: Prior, unit: float) -> Pos
     )
 
 
-def smooth_correlations(ranks: Sequence[int], alike: Floats | float = 1.0) -> Floats:
-    """(L, K, K) Matérn-3/2 correlations over log2 of the rank, for each length of the grid.
-
-    Args:
-        ranks: of the K options.
-        alike: (K, K) correlations by what differs besides the rank; from ``setting_correlations``.
-    """
-    doublings = np.log2(np.asarray(ranks, dtype=np.float64))
-    distance = np.abs(doublings[:, None] - doublings[None, :])
-    scaled = np.sqrt(3.0) * distance / _LENGTH[:, None, None]
-    return alike * (1.0 + scaled) * np.exp(-scaled)
-
-
-def setting_correlations(labels: Sequence[Sequence[Set[Hashable]]]) -> Floats:
-    """(K, K) correlations of K options by their other settings: the product over the settings.
-
-    An option may have several labels of one setting: at rank 8 alpha ``2r`` and alpha ``16`` are
-    one run. It counts as the mean of what each label alone would be. So the matrix is always
-    positive semidefinite, which it is not where one label in common makes two options alike.
-
-    Args:
-        labels: for each option, for each setting, its labels; none is empty.
-    """
-    product = np.ones((len(labels), len(labels)))
-    for setting in zip(*labels, strict=True):
-        names = sorted({name for names in setting for name in names}, key=str)
-        # (K, names): the share of each label in an option
-        shares = np.array([[(name in of) / len(of) for name in names] for of in setting])
-        one_label = np.where(np.eye(len(names)) > 0, 1.0, SETTING_CORRELATION)
-        covariance = shares @ one_label @ shares.T
-        sd = np.sqrt(np.diag(covariance))
-        product *= covariance / np.outer(sd, sd)
-    return product
-
-
 def lead_prior(unit: float) -> tuple[Floats, Floats]:
     """(A,) standard deviations of one option's lead over another, and their weights.
 
-    A lead is a mixture of normal distributions around zero: that of two options' gains, on a curve
-    without smoothness, for nothing is known of what the two differ by.
+    A lead is a mixture of normal distributions around zero: that of two options' gains.
 
     Args:
         unit: what a point of the priors is in the lead's unit, above 0.
     """
-    own = _ROUGHNESS**2 + (_RELATIVE_ROUGHNESS * _AMPLITUDE) ** 2
-    sd = unit * np.sqrt(2.0 * (_AMPLITUDE**2 + own))
+    sd = unit * np.sqrt(2.0 * (_AMPLITUDE**2 + _LEAST_SD**2))
     return sd, _amplitude_weights(GAIN_PRIOR.amplitude_scale)
 
 
@@ -191,7 +135,7 @@ def _amplitude_weights(scale: float) -> Floats:
 
 def _log_weights_of_run_sd(of: Block, unit: float) -> Floats:
     """Log prior times the likelihood of what the seeds of each option show, on the grid."""
-    log_weights = -(np.log(_RUN_SD / _RUN_SD_MEDIAN) ** 2) / (2.0 * _RUN_SD_LOG_SD**2)
+    log_weights = -(np.log(_RUN_SD / RUN_SD_MEDIAN) ** 2) / (2.0 * RUN_SD_LOG_SD**2)
     if of.num_seeds > 1:
         squares = ((of.by_seed - of.mean) ** 2).sum(axis=0) / unit**2
         # the means of runs of equal skill differ too, by their interaction with the items

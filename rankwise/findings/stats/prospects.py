@@ -1,4 +1,4 @@
-"""What more items or seeds would bring: the chance of a decision, and what it is worth.
+"""What more items or seeds would bring: the estimates and the bounds of a study that has grown.
 
 A study grows: its items are kept and new ones are added. With V the covariance of the K estimates'
 errors now and V' that after the growth, the errors r now and r' then are normal and
@@ -18,7 +18,7 @@ from scipy import special
 from rankwise.findings.stats.blocks import Block, all_pairs, normal_draws, quadratic
 from rankwise.findings.stats.estimates import Estimate, Spread
 from rankwise.findings.stats.items import Floats
-from rankwise.findings.stats.posterior import Posterior, draws_of, lead_prior
+from rankwise.findings.stats.posterior import lead_prior
 
 
 class Growth(NamedTuple):
@@ -67,8 +67,8 @@ def grow(
 
     Args:
         of: the block now.
-        truths: (N, K), from ``Posterior.draws``.
-        run_variances: (N,), from the same.
+        truths: (N, K) draws.
+        run_variances: (N,) of one run around its option in each.
         growth: what is added.
         rng: for the new errors.
     """
@@ -86,31 +86,6 @@ def grow(
         return _grown_spread(of, contrasts, run_variances, growth)
 
     return GrownBlock(estimate, spread)
-
-
-def after_growth(
-    of: Block, believed: Posterior, growth: Growth, rng: np.random.Generator, number: int
-) -> tuple[Floats, Floats]:
-    """What would be believed after a growth: (number, K) means, and standard deviations.
-
-    Each component of the posterior by itself, with the weight that it has now.
-    """
-    now, sources = Growth.none(of), rng.permutation(believed.sources(number))
-    covariances = believed.covariances
-    learnt = np.zeros_like(covariances)
-    if growth != now:
-        variances = np.unique(believed.run_variances)
-        both = now.covariances(of, variances), growth.covariances(of, variances)
-        for variance, before, after in zip(variances, *both, strict=True):
-            rows = believed.run_variances == variance
-            # the new data alone have the error V' (V - V')^-1 V
-            new = after @ np.linalg.pinv(before - after, hermitian=True) @ before
-            learnt[rows] = covariances[rows] @ np.linalg.solve(
-                covariances[rows] + new, covariances[rows]
-            )
-    left = np.diagonal(covariances - learnt, axis1=-2, axis2=-1)
-    means = believed.means[sources] + draws_of(learnt, sources, rng)
-    return means, np.sqrt(np.maximum(left, 0.0))[sources]
 
 
 def _grown_spread(of: Block, contrasts: Floats, run_variances: Floats, growth: Growth) -> Spread:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -40,6 +40,7 @@ from rankwise.records.fields import (
     seconds_of,
 )
 from rankwise.records.forms import known_form
+from rankwise.records.p_right import P_RIGHT
 
 Engine = Literal["resident", "vllm"]
 Tracker = Literal["trackio", "wandb", "mlflow", "tensorboard"]
@@ -176,16 +177,42 @@ class AnalysisConfig(Section):
     """Let every model answer some short prompts, and compare refusals, lengths and formats."""
 
 
+MARGIN_POINTS, MARGIN_P_RIGHT_POINTS = 5.0, 3.0
+CEILING_IN_EPSILONS = 3.0
+
+
+def _default_margin(metrics: Iterable[str]) -> float:
+    is_p_right = all(metric == P_RIGHT for metric in metrics)
+    return MARGIN_P_RIGHT_POINTS if is_p_right else MARGIN_POINTS
+
+
 class RecommendationConfig(Section):
     """What counts as a difference, and how sure the recommendation must be."""
 
     delta_points: Positive | None = None
-    """Margin δ: the in-domain difference that counts; None: derived from the number of items."""
+    """Margin δ: ranks that differ by less in-domain count as equal.
+
+    None: 5 points, or 3 where p(right) decides, whose changes are smaller.
+    """
     epsilon_points: Positive | None = None
-    """Margin ε: the acceptable retention loss; None: derived from the number of items."""
-    delta_nats: Positive = 0.02
+    """Margin ε: the acceptable retention loss, on average over the tasks; None: as for δ."""
+    worst_task_points: Positive | None = None
+    """The acceptable loss of any single retention task; None: three times ε."""
+    delta_nats: Positive = 0.05
     """δ for tasks that are scored by their loss, in nats per token."""
     confidence: Annotated[Number, Field(gt=0.5, lt=1)] = 0.95
+
+    def delta_for(self, metrics: Iterable[str]) -> float:
+        """δ in points, for tasks that these metrics decide on."""
+        return self.delta_points or _default_margin(metrics)
+
+    def epsilon_for(self, metrics: Iterable[str]) -> float:
+        """ε in points, for retention tasks that these metrics decide on."""
+        return self.epsilon_points or _default_margin(metrics)
+
+    def ceiling_for(self, metrics: Iterable[str]) -> float:
+        """The acceptable loss of a single task in points, for the same."""
+        return self.worst_task_points or CEILING_IN_EPSILONS * self.epsilon_for(metrics)
 
 
 class SearchConfig(Section):

@@ -89,11 +89,15 @@ def _alternatives(
 ) -> Table:
     columns: list[Column[Alternative]] = [
         Column("Option", lambda row: row.label),
-        Column("Gain", lambda row: cells.mean(row.gain), recommendation.unit),
+        Column(
+            "Gain",
+            lambda row: cells.mean(row.gain),
+            cells.measure(recommendation.unit, recommendation.in_domain_metric),
+        ),
         Column(
             "Retention",
             lambda row: cells.mean(row.retention),
-            "points",
+            cells.measure("points", recommendation.retention_metric),
             is_optional=True,
         ),
         Column(
@@ -110,7 +114,8 @@ def _alternatives(
 
 
 def _conditions(recommendation: Recommendation) -> str:
-    kept = "" if recommendation.epsilon_points is None else " and loses less than ε on retention"
+    kept = ", that it loses less than ε on average and less than the ceiling on every task"
+    kept = "" if recommendation.epsilon_points is None else kept
     return (
         f"An option qualifies where it is shown that it gains something{kept}, and that no rival "
         "gains δ more. The first that qualifies is recommended, smallest first."
@@ -125,10 +130,13 @@ def sliders(recommendation: Recommendation) -> Sliders:
 
     verdicts = recommendation.verdicts
     losses = [each.retention_loss for each in verdicts if each.retention_loss is not None]
+    worst = [each.worst_retention_loss for each in verdicts if each.worst_retention_loss]
     rule = {
         "labels": [each.label for each in verdicts],
         "gain": ends(each.gain for each in verdicts),
         "loss": ends(losses) if losses else None,
+        "worst": ends(worst) if worst else None,
         "lead": [ends(each.leads) for each in verdicts],
     }
-    return Sliders(rule, recommendation.unit, recommendation.delta, recommendation.epsilon_points)
+    margins = recommendation.delta, recommendation.epsilon_points, recommendation.worst_task_points
+    return Sliders(rule, recommendation.unit, *margins)

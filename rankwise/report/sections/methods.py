@@ -91,7 +91,7 @@ def _formulas(results: StudyResults) -> Iterator[Formula]:
         "Interval",
         f"D̄ ± q √(V(items){with_seeds})",
         "V(items) = (var of the items' means + 2u²/n) / n, with u what one item counts; "
-        + ("V(seeds) = var of the seeds' means / m; " if with_seeds else "")
+        + ("V(seeds) = var of the seeds' means / m, with a prior; " if with_seeds else "")
         + "q by Student's t, widened for skewness",
     )
     confidence = config.recommendation.confidence
@@ -101,7 +101,7 @@ def _formulas(results: StudyResults) -> Iterator[Formula]:
         f"for K options; α = {quantities.number(round(1 - confidence, 6))}, shared between the "
         "looks at the study",
     )
-    kept = ", loss < ε" if config.evaluation.retention else ""
+    kept = ", loss < ε, every task's loss < its ceiling" if config.evaluation.retention else ""
     yield Formula(
         "The rule",
         f"gain > 0{kept}, lead > −δ over every option that keeps enough",

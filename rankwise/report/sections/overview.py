@@ -34,7 +34,8 @@ class _Study(NamedTuple):
 
     @property
     def bars(self) -> str:
-        return f"bars are {cells.intervals(self.recommendation.confidence)}"
+        others = cells.intervals(self.recommendation.confidence)
+        return f"a rank's bars are the bounds of its verdict, others {others}"
 
 
 def study_figures(
@@ -146,7 +147,8 @@ def _by_rank(study: _Study) -> Figure:
     panel = RankPanel(
         _score_name(study.results, tasks, unit), marks, lines, write=in_unit(unit, signed=False)
     )
-    detail = f"{quantities.sample_size(drawn[0][1], 'items')}; bars and bands {study.bars[5:]}"
+    bars = f"bars and bands are {cells.intervals(study.recommendation.confidence)}"
+    detail = f"{quantities.sample_size(drawn[0][1], 'items')}; {bars}"
     return Figure(name, title, caption, rank_chart([panel]), detail)
 
 
@@ -185,7 +187,8 @@ def _forgetting(study: _Study) -> Figure:
         "An item is a passage; differences are paired over passages."
     )
     caption += _more_runs(study)
-    detail = f"rise of the mean loss per token; {study.bars}"
+    bars = f"bars are {cells.intervals(study.recommendation.confidence)}"
+    detail = f"rise of the mean loss per token; {bars}"
     return Figure(name, title, caption, interval_chart([panel]), detail)
 
 
@@ -211,7 +214,7 @@ def _panel(study: _Study, relation: Relation, unit: Unit) -> tuple[BarPanel, int
             f"{short[row.task]}\n{quantities.sample_size(row)}",
             summary.label,
             summary.kind,
-            row.interval.negated() if is_prose else row.interval,
+            row.interval.negated() if is_prose else study.recommendation.interval_of(row),
             "" if is_prose else row.task,
         )
         for task in worst

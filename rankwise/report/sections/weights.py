@@ -144,11 +144,10 @@ def _norm_table(found: TrainTaskWeights) -> Table:
             "exponent of the rank",
         ),
         Column("R²", lambda trend: f"{trend.power_law.r_squared:.3f}"),
-        Column("Better", lambda trend: trend.better, is_text=True),
     ]
     caption = (
-        f"Slopes with {quantities.percent(found.confidence)} intervals by t. One law is better by "
-        "more than 2 of Akaike's criterion; with fewer than four ranks that is undecided."
+        f"Slopes with {quantities.percent(found.confidence)} intervals by t; R² of the norms "
+        "themselves."
     )
     return table(caption, columns, found.norm_trends)
 

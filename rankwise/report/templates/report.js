@@ -1,13 +1,16 @@
 "use strict";
 
 /* The rule of rankwise/findings/decision.py; a test holds both to the same answers. */
-function judge(rule, delta, epsilon) {
+function judge(rule, delta, epsilon, ceiling) {
   const state = (shown, excluded) => (shown ? 1 : excluded ? -1 : 0);
   const better = rule.gain.map(([low, high]) => state(low > 0, high <= 0));
   const keeps =
     rule.loss === null
       ? better.map(() => 1)
-      : rule.loss.map(([low, high]) => state(high < epsilon, low > epsilon));
+      : rule.loss.map(([low, high], own) => {
+          const [least, most] = rule.worst[own];
+          return state(high < epsilon && most < ceiling, low > epsilon || least > ceiling);
+        });
   const shortfall = (own, end) => {
     const behind = rule.lead[own].flatMap((lead, other) =>
       other !== own && keeps[other] !== -1 ? [-lead[end]] : [],
@@ -25,7 +28,7 @@ function judge(rule, delta, epsilon) {
 
 const OUTCOMES = {
   cannot_tell: "Not settled under these margins.",
-  no_evidence: "No evidence for fine-tuning.",
+  no_evidence: "Not shown that fine-tuning helps.",
   none_keeps_enough: "No rank keeps enough under these margins.",
 };
 const STATES = { 1: "yes", 0: "cannot tell", "-1": "no" };
@@ -58,7 +61,7 @@ function showSliders(box) {
       const shown = moved ? margins[place].toFixed(digits) : shortest(margins[place], digits);
       input.nextElementSibling.textContent = `${shown} ${input.dataset.unit}`;
     }
-    const judged = judge(rule, margins[0], margins.length > 1 ? margins[1] : 0);
+    const judged = judge(rule, ...margins);
     box.querySelector(".answer").textContent =
       judged.option === null
         ? OUTCOMES[judged.outcome]

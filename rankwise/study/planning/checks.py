@@ -271,6 +271,15 @@ def _check_loading(
     )
 
 
+def check_seeds(config: StudyConfig, issues: Issues) -> None:
+    """Warn of two seeds, which say little of how runs vary."""
+    if len(config.seeds) == 2:
+        issues.warnings.append(
+            "seeds: two seeds hardly tell how much runs vary, so a verdict about the rank, with "
+            "other seeds, has wide bounds; take three or more, or one, and judge its adapters alone"
+        )
+
+
 def _check_rank(index: int, rank: int, sets: Iterable[TargetLayers], issues: Issues) -> None:
     """Warn where a layer's update cannot have so high a rank."""
     modules_by_side: dict[int, set[str]] = {}

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from rankwise.records.config.study import StudyConfig
-from rankwise.records.study import PlannedRun, Unit
+from rankwise.records.study import PlannedRun
 from rankwise.study.planning.runs import RunMaker, checkpoint, checkpoint_steps
-from rankwise.study.searches.policy import Decision, Policy, Progress, Setting, Trial
+from rankwise.study.searches.policy import Decision, Measures, Policy, Progress, Setting, Trial
 from rankwise.study.searches.settings import FullVariant, Searched, policy_of
 
 TUNED_LABEL = "tuned"
@@ -73,14 +73,14 @@ class Candidates:
             for place, setting in enumerate(self.settings)
         ]
 
-    def policy(self, unit: Unit) -> Policy:
-        """The policy of the study file; ``unit`` is that of the trained task's scores."""
+    def policy(self, measures: Measures) -> Policy:
+        """The policy of the study file, for validation items that are scored so."""
         config = self._config
         checkpoints = [
             [step / end.num_steps for step in checkpoint_steps(end, config.train.score_checkpoints)]
             for end in self.ends
         ]
-        return policy_of(config, self.settings, unit, checkpoints)
+        return policy_of(config, self.settings, measures, checkpoints)
 
     def model(self, progress: Progress) -> PlannedRun:
         """A training as far as it has come."""

@@ -38,6 +38,7 @@ from rankwise.study.planning.checks import (
     check_metrics,
     check_model,
     check_search,
+    check_seeds,
     check_trackers,
     check_variants,
     check_warmup,
@@ -68,7 +69,7 @@ from rankwise.study.planning.passes import Sharing, plan_passes
 from rankwise.study.planning.runs import RunMaker, TargetLayers, Trainable, plan_runs, plan_variants
 from rankwise.study.planning.tasks import TaskPlan, plan_tasks
 from rankwise.study.planning.truncated import plan_truncated
-from rankwise.study.searches.policy import Decision
+from rankwise.study.searches.policy import Decision, Measures
 from rankwise.study.searches.settings import searched
 from rankwise.tasks.behaviour import behaviour_prompts
 from rankwise.tasks.item_order import in_random_order
@@ -201,6 +202,7 @@ def _parts(config: StudyConfig, model: StudyModel, issues: Issues) -> _Parts | N
     """The parts of a plan; None where there are problems."""
     check_model(config, model, issues)
     check_search(config, issues)
+    check_seeds(config, issues)
     check_deploy(config, issues)
     check_trackers(config, issues)
     layers = target_layers(config, model, issues)
@@ -413,7 +415,7 @@ class Planner:
     def _first_decisions(self) -> dict[str, tuple[Decision, ...]]:
         """What the search of each trained task begins with."""
         return {
-            source: (candidates.policy("points").decide({}),)
+            source: (candidates.policy(Measures()).decide({}),)
             for source, candidates in self.candidates.items()
         }
 

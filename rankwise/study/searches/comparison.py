@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rankwise.findings import odds
+from rankwise.findings.decision import Margins
 from rankwise.findings.stats.items import Floats, Items, item_size
 from rankwise.findings.stats.simultaneous import StudyEvidence, study_evidence
 from rankwise.study.searches.policy import Shown, Terms
@@ -29,7 +30,7 @@ def evidence(shown: Sequence[Sequence[Shown]], terms: Terms) -> StudyEvidence:
         return [Items(task, item_size(task, in_points=is_share)) for task in values]
 
     losses = [] if terms.epsilon is None else stacked("losses", True)
-    return study_evidence(stacked("gains", terms.unit == "points"), losses)
+    return study_evidence(stacked("gains", terms.unit == "points"), losses, terms.point)
 
 
 def worth(shown: Shown, terms: Terms) -> float:
@@ -38,4 +39,4 @@ def worth(shown: Shown, terms: Terms) -> float:
     if terms.epsilon is None or not shown.losses:
         return gain
     loss = float(np.mean([task.mean() for task in shown.losses]))
-    return float(odds.worth(gain, loss, terms.epsilon, terms.point))
+    return float(odds.worth(gain, loss, Margins(terms.delta, terms.epsilon), terms.point))

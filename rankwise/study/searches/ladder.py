@@ -195,7 +195,7 @@ class _Climbing:
                 f"excluded."
             )
         if self.bounds([place]).gain.lower[0] <= 0.0:
-            says.append("It is not shown to be better than the base: no evidence for fine-tuning.")
+            says.append("It is not shown to be better than the base, nor that fine-tuning helps.")
         says.append("Ranks that were not trained are not compared.")
         return self.journal.end(self.tuning.finalists([place, *rivals]), " ".join(says))
 

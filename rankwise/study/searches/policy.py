@@ -104,6 +104,14 @@ class Policy(Protocol):
         ...
 
 
+class Measures(NamedTuple):
+    """How validation items are scored: the unit of the gains, and the metrics that decide."""
+
+    unit: Unit = "points"
+    in_domain: tuple[str, ...] = ()
+    retention: tuple[str, ...] = ()
+
+
 class Terms(NamedTuple):
     """On what terms settings are compared.
 

@@ -6,16 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from rankwise.findings.stats.estimates import P_RIGHT_VARIANCE_SHARE, default_margin
 from rankwise.records import quantities
 from rankwise.records.axes import FULL_LABEL, LoraVariant, full_variants, lora_variants
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.config.training import RateRuleConfig
-from rankwise.records.study import Unit
 from rankwise.study.searches.early_stop import EarlyStop
 from rankwise.study.searches.ladder import Ladder
 from rankwise.study.searches.narrow import Narrow
-from rankwise.study.searches.policy import Policy, Setting, Terms
+from rankwise.study.searches.policy import Measures, Policy, Setting, Terms
 from rankwise.study.searches.rates import FACTOR, rounded
 
 REFERENCE_RANK = 32
@@ -59,7 +57,7 @@ def searched(config: StudyConfig) -> Searched:
 def policy_of(
     config: StudyConfig,
     settings: Sequence[Setting],
-    unit: Unit,
+    measures: Measures,
     checkpoints: Sequence[Sequence[float]],
 ) -> Policy:
     """The policy that a study file asks for.
@@ -67,33 +65,27 @@ def policy_of(
     Args:
         config: of the study, which is searched.
         settings: from ``searched``.
-        unit: in which the trained task is scored.
+        measures: how the validation items are scored.
         checkpoints: shares of each setting's steps at ``train.score_checkpoints``.
     """
     if config.train.stop is not None:
         return EarlyStop(settings, config.seeds, checkpoints, config.train.stop)
-    terms = terms_of(config, unit)
+    terms = terms_of(config, measures)
     if config.search.policy == "ladder":
         return Ladder(settings, config.seeds, terms, config.search.rungs, config.search.first_rank)
     narrows = config.search.policy == "narrow"
     return Narrow(settings, config.seeds, terms, config.search.rungs, narrows)
 
 
-def terms_of(config: StudyConfig, unit: Unit) -> Terms:
-    """On what terms validation items decide: the study's margins, else derived ones."""
-    wanted = config.recommendation
-    num_options = len(lora_variants(config))
-    share = P_RIGHT_VARIANCE_SHARE
-    derived = default_margin(
-        config.search.validation_items, max(num_options, 1), wanted.confidence, share
+def terms_of(config: StudyConfig, measures: Measures) -> Terms:
+    """On what terms validation items decide: the study's margins."""
+    wanted, in_nats = config.recommendation, measures.unit == "nats"
+    return Terms(
+        delta=wanted.delta_nats if in_nats else wanted.delta_for(measures.in_domain),
+        epsilon=wanted.epsilon_for(measures.retention) if config.evaluation.retention else None,
+        alpha=1.0 - wanted.confidence,
+        unit=measures.unit,
     )
-    epsilon = wanted.epsilon_points or derived
-    has_retention = bool(config.evaluation.retention)
-    alpha = 1.0 - wanted.confidence
-    if unit == "nats":
-        return Terms(wanted.delta_nats, epsilon if has_retention else None, alpha, unit)
-    delta = wanted.delta_points or derived
-    return Terms(delta, epsilon if has_retention else None, alpha)
 
 
 def _expected_rate(variant: LoraVariant, is_flat: bool) -> float:
