@@ -3,7 +3,7 @@
     python -m benchmarks.time_left record study.yaml --study-dir DIR --output stream.jsonl
     python -m benchmarks.time_left compare stream.jsonl...
 
-A stream is what :class:`rankwise.study.pace.Pace` is told, a JSON list a line, with the seconds
+A stream is what :class:`rankwise.study.times.Rates` is told, a JSON list a line, with the seconds
 since the study began.
 """
 
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from rankwise.records.study import StageFailure
 from rankwise.study.observer import StageOutline
-from rankwise.study.pace import Pace
+from rankwise.study.times import Rates
 from tests.support.observers import Silent
 
 Line = list[Any]
@@ -34,7 +34,7 @@ _MERGED_SECONDS = 0.25
 
 
 class StreamRecorder(Silent):
-    """An observer that remembers what a pace is to be told."""
+    """An observer that remembers what rates are to be told."""
 
     def __init__(self) -> None:
         self.lines: list[Line] = []
@@ -88,29 +88,35 @@ class Said(NamedTuple):
         return self.predicted / self.true
 
 
+def all_left(rates: Rates, now: float) -> float | None:
+    """Of all stages, one after the other; None before anything is known."""
+    left = rates.seconds_left(now)
+    return sum(left.values()) if left else None
+
+
 def replayed(lines: Sequence[Line], end: float | None = None) -> list[Said]:
-    """What a pace says after every line; ``end``: when it was over, else at the last line."""
-    pace, said, stages, stage = Pace(), list[Said](), dict[str, StageOutline](), ""
+    """What rates say after every line; ``end``: when it was over, else at the last line."""
+    rates, said, stages, stage = Rates(), list[Said](), dict[str, StageOutline](), ""
     end = lines[-1][1] if end is None else end
     for kind, at, *content in lines:
         match kind:
             case "planned":
                 stages = {fields[0]: StageOutline(*fields) for fields in content[0]}
-                pace.planned(list(stages.values()))
+                rates.planned(list(stages.values()))
             case "started":
                 stage = content[0]
-                pace.started(stages[stage], at)
+                rates.started(stages[stage], at)
             case "advanced":
-                pace.advanced(stage, content[1], at)
+                rates.advanced(stage, content[1], at)
             case "skipped":
-                pace.skipped(stage, content[0])
+                rates.skipped(stage, content[0])
             case "finished":
-                pace.finished(stage, at)
+                rates.finished(stage, at)
             case "dropped":
-                pace.dropped(content[0])
+                rates.dropped(content[0])
             case _:
                 pass
-        left = pace.seconds_left(at)
+        left = all_left(rates, at)
         if left is not None and end > at:
             said.append(Said(at, left, end - at))
     return said

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rankwise.engine.models.base import BaseModel
     from rankwise.engine.models.devices import Machine, ResolvedPrecision
     from rankwise.records.config.study import StudyConfig
-    from rankwise.study.budgets import Affordable
+    from rankwise.study.budgets import Fitted, Smaller
     from rankwise.study.planning.plan import StudyPlan
 
 
@@ -36,7 +36,7 @@ def measured_rate(
     base: BaseModel, tokenizer: Any, precision: ResolvedPrecision, device: torch.device
 ) -> float:
     """Tokens that this machine scores in a second, after a note that it is measured."""
-    from rankwise.study.speed import scoring_rate
+    from rankwise.study.budgets import scoring_rate
 
     note("measuring how fast this machine reads the model ...")
     return scoring_rate(base, tokenizer, precision, device)
@@ -60,9 +60,9 @@ def told_lines(plan: StudyPlan) -> Iterator[str]:
         yield f"and forgetting of {apart(able.retention)}"
 
 
-def budget_lines(found: Affordable, budget: float) -> Iterator[str]:
+def budget_lines(found: Fitted[Smaller], budget: float) -> Iterator[str]:
     """What of a study fits into a time, and what it can tell then."""
-    changes = shlex.join(found.overrides)
+    changes = shlex.join(found.choice.overrides)
     within, takes = quantities.seconds(budget), quantities.seconds(found.seconds)
     if not found.fits:
         yield f"in {within}: not even the smallest fits, which takes about {takes} ({changes})"
@@ -73,17 +73,13 @@ def budget_lines(found: Affordable, budget: float) -> Iterator[str]:
     yield from told_lines(found.plan)
 
 
-def budget_content(found: Affordable) -> dict[str, Any]:
+def budget_content(found: Fitted[Smaller]) -> dict[str, Any]:
     """The same for a program."""
     from rankwise.study.budgets import told
 
     able = told(found.plan).content()
-    return {"overrides": found.overrides, "seconds": found.seconds, "fits": found.fits, **able}
-
-
-def described(machine: Machine) -> dict[str, Any]:
-    """A machine that is planned for, as a program reads it."""
-    return {"name": machine.name, "available_bytes": machine.available_bytes()}
+    overrides = found.choice.overrides
+    return {"overrides": overrides, "seconds": found.seconds, "fits": found.fits, **able}
 
 
 def affordable_here(
@@ -92,7 +88,7 @@ def affordable_here(
     budget: float,
     rate: float | None,
     machine: Machine | None,
-) -> Affordable:
+) -> Fitted[Smaller]:
     """What fits into a time; ``rate`` is of LoRA training, None: it is measured here.
 
     Raises:
@@ -102,8 +98,8 @@ def affordable_here(
         problem = "--budget: a search decides as it goes what is trained; set search.budget instead"
         raise ConfigError("plan", [problem])
     from rankwise.study.budgets import affordable
-    from rankwise.study.costs import TRAINING_WORK
     from rankwise.study.planning.plan import plan_study
+    from rankwise.study.times import TRAINING_WORK
 
     if rate is None:
         precision = planned.record.precision

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rankwise.cli.application import say, stdout
-from rankwise.cli.budgets import described
-from rankwise.cli.terminal import Done, needs_lines, pass_lines, plan_table
-from rankwise.cli.timetables import check_price, print_times
+from rankwise.cli.terminal import Done, pass_lines, plan_table
 from rankwise.engine.models.devices import Machine
+from rankwise.errors import ConfigError
 from rankwise.records import quantities
 from rankwise.records.files import free_bytes, in_words
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import StudyRecord
-from rankwise.study.costs import PASS_WORK, TRAINING_WORK
+from rankwise.study.acceptance import disk_left
 from rankwise.study.damage import Damage, find_damage, models_of
 from rankwise.study.deploying import with_deployed, work_after_verdict, work_of_forms
-from rankwise.study.needs import Needs, assumed_rate, needs_of
+from rankwise.study.outline import study_outline
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.stages import Stage, finished_work, stages
-from rankwise.study.timetable import Timetable, timetable
-from rankwise.study.units import owners, units
+from rankwise.study.times import TRAINING_WORK, Slot, assumed_rate, scheduled, seconds_left
+from rankwise.study.units import jobs, owners, units
+
+_ASSUMED_RATE = (
+    ": a third of an H100's peak, which is assumed and not measured, and more than small models "
+    "reach; --tokens-per-second takes another"
+)
 
 
 class Forecast(NamedTuple):
@@ -35,11 +39,14 @@ class Forecast(NamedTuple):
         damages: what of the folder is made again.
         machine: that is planned for; None: the one that is here.
         device_type: of the device that is planned for.
+        num_devices: equal ones.
         rate: tokens of LoRA training in a second; None: unknown.
         is_rate_assumed: nobody gave the rate.
-        needs: disk and seconds of what is left.
         later_work: in scored tokens, of what is planned once there is a verdict.
-        times: which device does what when.
+        seconds: of each stage that is left, by its id; empty: nothing is known.
+        slots: the units that are left, on the devices; in seconds, or in work where they are
+            not known.
+        price_per_hour: of a device; None: not known.
     """
 
     intact: StudyFolder
@@ -49,11 +56,13 @@ class Forecast(NamedTuple):
     damages: Sequence[Damage]
     machine: Machine | None
     device_type: str
+    num_devices: int
     rate: float | None
     is_rate_assumed: bool
-    needs: Needs
     later_work: float
-    times: Timetable
+    seconds: Mapping[str, float]
+    slots: Sequence[Slot]
+    price_per_hour: float | None
 
     def content(self) -> dict[str, Any]:
         """For a program."""
@@ -69,23 +78,67 @@ class Forecast(NamedTuple):
             "units": self._units(),
             "warnings": record.warnings,
             "device": self.device_type,
-            "machine": None if self.machine is None else described(self.machine),
+            "machine": self.machine
+            and {"name": self.machine.name, "available_bytes": self.machine.available_bytes()},
             "precision": record.precision,
             "is_searched": record.config.is_searched,
             "forms": record.forms,
             "work_after_verdict": self.later_work,
-            **self.needs._asdict(),
+            "disk_bytes": self._disk_bytes,
             "free_disk_bytes": free_bytes(self.intact.root),
+            "tokens_per_second": self.rate,
             "is_rate_assumed": self.is_rate_assumed,
-            "schedule": self.times.described(),
+            "seconds": sum(self.seconds.values()) if self.seconds else None,
+            "schedule": {
+                "num_devices": self.num_devices,
+                "seconds": self._makespan if self.seconds else None,
+                "busy_share": self._busy_share,
+                "device_hours": self._device_hours,
+                "price_per_hour": self.price_per_hour,
+                "cost": self._cost,
+            },
         }
 
     def _units(self) -> list[dict[str, Any]]:
-        """The units that are done together."""
-        per_second = None if self.rate is None else self.rate * TRAINING_WORK["lora"]
+        """The units that are done together, and which device does what is left of them when."""
+        slot_of = {slot.job.name: slot for slot in self.slots}
         taken = units(self.graph)
         unit_of = owners(taken)
-        return [unit.described(unit_of, self.intact, per_second) for unit in taken]
+
+        def when(unit: str) -> dict[str, Any]:
+            slot = slot_of.get(unit)
+            work, device, start, end = [None] * 4 if slot is None else (slot.job.work, *slot[1:])
+            times = {"seconds": work, "start_seconds": start, "end_seconds": end}
+            return {"device": device, **(times if self.seconds else dict.fromkeys(times))}
+
+        return [unit.described(unit_of, self.intact) | when(unit.id) for unit in taken]
+
+    @property
+    def _disk_bytes(self) -> int:
+        return disk_left(self.graph, self.intact, self.num_devices)
+
+    @property
+    def _makespan(self) -> float:
+        return max((slot.end for slot in self.slots), default=0.0)
+
+    @property
+    def _busy_share(self) -> float:
+        """Of the devices' time until all is done, what they are at work."""
+        whole = self.num_devices * self._makespan
+        return sum(slot.job.work for slot in self.slots) / whole if whole else 0.0
+
+    @property
+    def _device_hours(self) -> float | None:
+        """Summed over devices, each from the start to the end of its last unit."""
+        ends: dict[int, float] = {}
+        for slot in self.slots:
+            ends[slot.device] = max(slot.end, ends.get(slot.device, 0.0))
+        return sum(ends.values()) / 3600 if self.seconds else None
+
+    @property
+    def _cost(self) -> float | None:
+        hours, price = self._device_hours, self.price_per_hour
+        return None if hours is None or price is None else hours * price
 
     def show(self) -> None:
         """For people."""
@@ -102,9 +155,34 @@ class Forecast(NamedTuple):
         if machine is not None:
             available = in_words(machine.available_bytes())
             say(f"planned for {machine.name} with {available}, in {record.precision}")
-        for line in needs_lines(self.needs, self.intact.root, is_assumed=self.is_rate_assumed):
+        for line in self._lines():
             say(line)
-        print_times(self.times)
+
+    def _lines(self) -> Iterator[str]:
+        """What is left takes of the disk that the folder is on, of time and of devices."""
+        free = in_words(free_bytes(self.intact.root))
+        yield f"disk: about {in_words(self._disk_bytes)}, {free} free here"
+        if self.seconds:
+            takes = quantities.seconds(sum(self.seconds.values()))
+            yield f"time: about {takes} {self._by_what()}"
+        if self.num_devices > 1 and self.slots:
+            done = f"done after {quantities.seconds(self._makespan)}, " if self.seconds else ""
+            busy = quantities.share(self._busy_share)
+            yield f"{self.num_devices} devices: {done}at work {busy} of the time"
+        hours, cost = self._device_hours, self._cost
+        if hours is not None and (self.num_devices > 1 or cost is not None):
+            said = "" if cost is None else f"; cost: {cost:,.2f} at {self.price_per_hour:g} an hour"
+            yield f"device-hours: {hours:.2f}, each device until its last unit ends{said}"
+
+    def _by_what(self) -> str:
+        """What the time is of, and which speed it is estimated from."""
+        if self.rate is None:
+            return "if what is left goes as what is finished did"
+        return (
+            "of training and scoring, without the analysis of weights, if LoRA training reads "
+            f"{quantities.count(round(self.rate))} tokens per second"
+            + (_ASSUMED_RATE if self.is_rate_assumed else "")
+        )
 
 
 def forecast(
@@ -119,7 +197,7 @@ def forecast(
     Raises:
         ConfigError: there is a price, and no speed is known.
     """
-    record, num_devices = planned.record, planned.num_workers
+    record = planned.record
     damages = find_damage(folder, models_of(record, folder))
     intact = folder.without({path for damage in damages for path in damage.spoils})
     record = with_deployed(record, intact)
@@ -128,8 +206,17 @@ def forecast(
     is_assumed = rate is None and machine is not None and device_type == "cuda"
     if is_assumed:
         rate = assumed_rate(record.num_parameters)
-    check_price(price_per_hour, rate)
     later_work = work_after_verdict(record)
+    outline = study_outline(graph, intact)
+    seconds: Mapping[str, float] = {}
+    if rate is not None or machine is None:  # without a rate as it went here
+        scored = None if rate is None else rate * TRAINING_WORK["lora"]
+        seconds = seconds_left(outline, scored, later_work)
+    if price_per_hour is not None and not seconds:
+        problem = "--price-per-hour: no speed is known; give --tokens-per-second too"
+        raise ConfigError("plan", [problem])
+    work = {each.id: each.work_left for each in outline if each.num_tokens and each.work_left}
+    left = jobs(units(graph), seconds or work)
     return Forecast(
         intact,
         record,
@@ -138,9 +225,11 @@ def forecast(
         damages,
         machine,
         device_type,
+        planned.num_workers,
         rate,
         is_assumed,
-        needs_of(graph, intact, rate, num_devices, later_work),
         later_work,
-        timetable(graph, intact, num_devices, PASS_WORK[device_type], rate, price_per_hour),
+        seconds,
+        scheduled(left, planned.num_workers),
+        price_per_hour,
     )

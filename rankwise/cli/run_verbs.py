@@ -26,7 +26,6 @@ from rankwise.cli.application import (
 )
 from rankwise.cli.budgets import affordable_here, budget_content, budget_lines, given_seconds
 from rankwise.cli.running import planned_study, run_and_report
-from rankwise.cli.timetables import Devices, Price
 from rankwise.errors import ConfigError, NewerRecordError, RecordError
 from rankwise.records.fields import bytes_of
 
@@ -85,14 +84,14 @@ def _memory(text: str) -> int:
         raise typer.BadParameter(str(error)) from error
 
 
-def _rate(text: str) -> float:
+def _positive(text: str) -> float:
     try:
-        rate = float(text)
+        number = float(text)
     except ValueError:
-        rate = 0.0
-    if not 0 < rate < math.inf:
-        raise typer.BadParameter(f"{text!r} is no rate; write tokens per second, such as 10000")
-    return rate
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise typer.BadParameter(f"{text!r} is no number above 0; write one, such as 2.5")
+    return number
 
 
 Device = Annotated[
@@ -113,6 +112,25 @@ Memory = Annotated[
         parser=_memory,
     ),
 ]
+Devices = Annotated[
+    int,
+    typer.Option(
+        "--devices",
+        metavar="N",
+        min=1,
+        max=100_000,
+        help="Plan for N equal devices: cut passes for them, and say when all is done.",
+    ),
+]
+Price = Annotated[
+    float | None,
+    typer.Option(
+        "--price-per-hour",
+        metavar="PRICE",
+        help="Price of one device per hour, in any currency, for the study's cost.",
+        parser=_positive,
+    ),
+]
 Budget = Annotated[
     float | None,
     typer.Option(
@@ -131,7 +149,7 @@ TokensPerSecond = Annotated[
             "Estimate the time from this speed of LoRA training (default with --device cuda: a "
             "third of an H100's peak, which is assumed)."
         ),
-        parser=_rate,
+        parser=_positive,
     ),
 ]
 
@@ -215,7 +233,7 @@ def plan(
 
     Loads no weights and trains nothing. --device cuda --memory 80GB plans for
     such a card wherever it is: precision, passes, memory, disk and hours.
-    --devices 8 cuts passes for eight of them, and says which does what when.
+    --devices 8 cuts passes for eight of them, and says when all is done.
     --budget 1h says what fits into that time: for this alone the model is
     loaded and its speed measured, unless --tokens-per-second or
     --device cuda gives one.

@@ -18,7 +18,7 @@ from rankwise.findings.signatures.found import Signature
 from rankwise.findings.statements import with_folder
 from rankwise.records import quantities
 from rankwise.records.deployment import DeltaInForm, DeploymentCheck, FormScore
-from rankwise.records.files import free_bytes, in_words
+from rankwise.records.files import in_words
 from rankwise.records.heads import TaskHeadEffects
 from rankwise.records.quantities import NOT_MEASURED, count, memory, p_value, parameters, percent
 from rankwise.records.recommendation import Bound, Recommendation, StudyRecommendation
@@ -27,7 +27,6 @@ from rankwise.records.results import StudyResults, TrainTaskResults
 from rankwise.records.study import PlannedPass, StudyRecord, Unit
 from rankwise.report.parts import Table as ReportTable
 from rankwise.report.summaries import problem_of, verdict_table
-from rankwise.study.needs import Needs
 from rankwise.study.status import ModelStatus
 
 Done = Set[tuple[str, str | None]]
@@ -39,12 +38,6 @@ STRONGEST_HEADS = 5
 _WIDE_COLUMNS = 120
 _NOT_ON_A_TERMINAL = {"Seed", "Alpha", "Learning rate", "Worst retention task"}
 _NOT_ON_A_NARROW_ONE = {"Trainable parameters", "Gain", "Peak memory"}
-
-
-_ASSUMED_RATE = (
-    ": a third of an H100's peak, which is assumed and not measured, and more than small models "
-    "reach; --tokens-per-second takes another"
-)
 
 
 def plan_table(study: StudyRecord, done: Done) -> Table:
@@ -109,22 +102,6 @@ def pass_lines(study: StudyRecord) -> list[str]:
         number = f"pass {first}" if len(passes) == 1 else f"passes {first} to {last}"
         lines.append(f"{number}: {', '.join(parts)}")
     return lines
-
-
-def needs_lines(needs: Needs, folder: Path, *, is_assumed: bool) -> Iterator[str]:
-    """What is left of a study takes: of the disk that its folder is on, and of time.
-
-    ``is_assumed``: nobody gave the rate.
-    """
-    yield f"disk: about {in_words(needs.disk_bytes)}, {in_words(free_bytes(folder))} free here"
-    if needs.seconds is None or needs.tokens_per_second is None:
-        return
-    yield (
-        f"time: about {quantities.seconds(needs.seconds)} of training and scoring, without "
-        "the analysis of weights, if LoRA training reads "
-        f"{count(round(needs.tokens_per_second))} tokens per second"
-        + (_ASSUMED_RATE if is_assumed else "")
-    )
 
 
 def _scored(model: str, tasks: Sequence[str], done: Done) -> str:

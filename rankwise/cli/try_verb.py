@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from rankwise.records.config.study import StudyConfig
     from rankwise.records.folder import StudyFolder
     from rankwise.records.own_data import ColumnsRead
+    from rankwise.study.budgets import Fitted
     from rankwise.study.planning.plan import StudyPlan
-    from rankwise.study.trial import Fitted, Trial
+    from rankwise.study.trial import Size, Trial
 
 NUM_EXAMPLES = 3
 
@@ -95,7 +96,7 @@ def try_data(
             with usage_errors():
                 trial = trials.recognised(place, model, _columns(column or ()), note)
             fitted = _told_and_fitted(trial, name, budget, events)
-            settings = trials.settings_of(trial, fitted.size, name, folder.root)
+            settings = trials.settings_of(trial, fitted.choice, name, folder.root)
             text = trials.study_file_text(trial, settings, command)
             write_atomically(folder.settings_file, text)
         config = load_config(folder.settings_file)
@@ -142,7 +143,7 @@ def _columns(settings: Sequence[str]) -> ColumnsConfig | None:
         raise ConfigError("--column", list(problems_of(error, content, ColumnsConfig))) from error
 
 
-def _told_and_fitted(trial: Trial, name: str, budget: float, events: Events | None) -> Fitted:
+def _told_and_fitted(trial: Trial, name: str, budget: float, events: Events | None) -> Fitted[Size]:
     """Measure and plan, and tell all of it: in words, or by an event."""
     from rankwise.study import trial as trials
     from rankwise.study.planning.model import study_model
@@ -166,7 +167,9 @@ def _told_and_fitted(trial: Trial, name: str, budget: float, events: Events | No
     return fitted
 
 
-def fitted_content(trial: Trial, fitted: Fitted, budget: float, rate: float) -> Mapping[str, Any]:
+def fitted_content(
+    trial: Trial, fitted: Fitted[Size], budget: float, rate: float
+) -> Mapping[str, Any]:
     """For a program: how the rows were read, and the study that fits into the time."""
     from rankwise.study.budgets import told
     from rankwise.study.trial import left_out
@@ -177,14 +180,14 @@ def fitted_content(trial: Trial, fitted: Fitted, budget: float, rate: float) -> 
         "base_model": trial.base_model,
         "has_chat_template": trial.has_chat_template,
         "examples": [shown._asdict() for shown in _examples(plan)],
-        "size": fitted.size._asdict(),
+        "size": fitted.choice._asdict(),
         "num_items": {name: task.num_items for name, task in plan.tasks.items()},
         **told(plan).content(),
         "seconds": fitted.seconds,
         "budget_seconds": budget,
         "fits": fitted.fits,
         "scored_tokens_per_second": rate,
-        "left_out": list(left_out(trial, fitted.size)),
+        "left_out": list(left_out(trial, fitted.choice)),
     }
 
 
@@ -258,11 +261,11 @@ def _cut(text: str) -> str:
     return f"{text[:half]} [... {len(text) - 2 * half} characters ...] {text[-half:]}"
 
 
-def plan_lines(trial: Trial, fitted: Fitted, budget: float, rate: float) -> Iterator[str]:
+def plan_lines(trial: Trial, fitted: Fitted[Size], budget: float, rate: float) -> Iterator[str]:
     """What is trained and scored, how long it takes, and what it will be able to tell."""
     from rankwise.study.trial import left_out
 
-    size, plan = fitted.size, fitted.plan
+    size, plan = fitted.choice, fitted.plan
     (examples,) = plan.examples.values()
     ranks = quantities.listed([str(rank) for rank in size.ranks])
     full = " and full fine-tuning" if size.has_full else ""

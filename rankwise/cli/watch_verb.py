@@ -110,9 +110,9 @@ class _Now(NamedTuple):
 def _now(study: StudyRecord, folder: StudyFolder) -> _Now:
     """As the process that runs it tells; where none does, by what finished stages took."""
     from rankwise.study.outline import study_outline
-    from rankwise.study.pace import Pace
     from rankwise.study.stages import stages
     from rankwise.study.status import run_status
+    from rankwise.study.times import seconds_left
 
     outline = study_outline(stages(study), folder)
     left = [stage for stage in outline if not stage.is_finished]
@@ -123,10 +123,7 @@ def _now(study: StudyRecord, folder: StudyFolder) -> _Now:
     seconds: Mapping[str, float] = {}
     if running is not None and running.progress is not None:
         seconds = running.progress.seconds_left
-    if not seconds:
-        pace = Pace()
-        pace.planned(outline)
-        seconds = pace.stages_left(0.0)
+    seconds = seconds or seconds_left(outline)
     seconds = {stage.id: seconds[stage.id] for stage in left if stage.id in seconds}
     if seconds:
         num_at_once = 1 if running is None else max(1, len(running.doing))

@@ -60,6 +60,10 @@ class Training(Record):
     """Optimizer steps of the whole, by which its schedule goes."""
 
 
+_WEIGHT_BYTES = {"float32": 4, "bfloat16": 2}
+_MOMENTS_BYTES = {"adamw": 8, "adamw_8bit": 2}  # of both, per weight
+
+
 class FullTraining(Record):
     """How full fine-tuning keeps what it trains: ``methods.full`` without ``auto``."""
 
@@ -174,6 +178,24 @@ class PlannedRun(Record):
     def as_candidate(self) -> PlannedRun:
         """The same as a search sees it: scored on validation items only."""
         return self.model_copy(update={"is_searched": True})
+
+    @property
+    def weights_bytes(self) -> int:
+        """Of its trained weights in a file; an adapter's are float32."""
+        weights = "float32" if self.full is None else self.full.weights
+        return self.num_trainable_parameters * _WEIGHT_BYTES[weights]
+
+    @property
+    def state_bytes(self) -> int:
+        """Of a saved state of its training: the weights and two moments of each."""
+        optimizer = "adamw" if self.full is None else self.full.optimizer
+        return self.weights_bytes + self.num_trainable_parameters * _MOMENTS_BYTES[optimizer]
+
+    @property
+    def stored_bytes(self) -> int:
+        """Of its weights in the study folder; an imported checkpoint stays where it is."""
+        is_elsewhere = self.imported_from is not None and self.method == "full"
+        return 0 if is_elsewhere else self.weights_bytes
 
 
 class PlannedPass(Record):

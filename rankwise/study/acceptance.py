@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,9 +11,9 @@ from rankwise.errors import StorageError, StudyChangedError
 from rankwise.records.files import free_bytes, in_words
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.study import StudyRecord
-from rankwise.study.needs import disk_left
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.stages import Model, Score, Stage, model_name
+from rankwise.study.stages import Model, Score, Stage, Train, model_name
+from rankwise.study.times import furthest
 
 # Sections of a study file on which scores of a model depend.
 _SCORED_BY = ("base_model", "evaluation", "train.precision", "train.base_precision")
@@ -63,6 +64,37 @@ def replaced_scores(
     )
     error = StudyChangedError("\n  ".join([head, *differences, remedy]))
     return [path for scoring in finished for path in scoring.files], error
+
+
+def disk_left(stages: Sequence[Stage], folder: StudyFolder, num_devices: int = 1) -> int:
+    """Bytes that what is left of some stages takes of the disk, about, when it takes most.
+
+    Weights and answers stay. A state from which training can be resumed is there until its training
+    ends, so of all passes the one with the largest states counts, and of its largest state a second
+    copy: a new one is whole before the old one goes. Several devices have as many of these at once.
+    A search ends passes before their trainings: these states stay.
+    """
+    stay, states, waiting = 0, list[int](), dict[str, int]()
+    for stage in stages:
+        if not isinstance(stage, Train):
+            stay += round(stage.disk_bytes * len(stage.left(folder)) / max(1, len(stage.models)))
+            continue
+        left = [model for model in stage.left(folder) if model is not None]
+        stay += sum(model.stored_bytes for model in left)
+        passed = {model.training.name for model in left if model.checkpoint_of is not None}
+        sizes, of_pass = [0], 0
+        for model in furthest(left):
+            if not (stage.saves_states or model.training.name in passed):
+                continue
+            sizes.append(model.state_bytes)
+            if folder.training_state_file(model.whole).exists():
+                continue
+            if model.checkpoint_of is None:
+                of_pass += sizes[-1]
+            else:
+                waiting[model.training.name] = sizes[-1]
+        states.append(of_pass + max(sizes))
+    return stay + sum(heapq.nlargest(num_devices, states)) + sum(waiting.values())
 
 
 def require_disk(folder: StudyFolder, graph: Sequence[Stage], num_workers: int = 1) -> None:

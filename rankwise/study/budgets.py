@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
+import torch
+
+from rankwise.engine.models.base import BaseModel, fetch_weights, load_frozen
+from rankwise.engine.models.devices import ResolvedPrecision, give_back_memory
+from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.findings.stats.detectable import Detectable, TaskSize, detectable
 from rankwise.records import p_right
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import Unit
-from rankwise.study.costs import TRAINING_WORK
 from rankwise.study.deploying import work_after_verdict
-from rankwise.study.needs import needs_of
+from rankwise.study.outline import study_outline
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.stages import stages
+from rankwise.study.times import seconds_left
+from rankwise.tasks.questions import Continuation
 
 SURE_SHARE = 0.75
 """Of a budget, what is planned with: a machine is not always as quick as it was measured."""
@@ -30,6 +40,17 @@ NOWHERE = StudyFolder(Path(os.devnull) / "nothing")
 
 FEWEST_ITEMS, FEWEST_ROWS = 50, 100
 """Of a task and to train on: a study is not made smaller than that."""
+
+_CONTEXT, _SCORED = 48, 16
+"""Tokens of a text by which the speed is measured: about those of a short question and its answer.
+"""
+
+_FEW, _MANY = 2, 32
+"""Texts; many are read only where few took less than ``_LONG`` seconds."""
+
+_LONG = 2.0
+
+Choice = TypeVar("Choice")
 
 
 class Told(NamedTuple):
@@ -52,15 +73,52 @@ class Told(NamedTuple):
         return {"unit": self.unit, **parts}
 
 
-def planned_seconds(plan: StudyPlan, folder: StudyFolder, scored_per_second: float) -> float:
-    """What is left of a study takes, where so many tokens are scored in a second.
+def scoring_rate(
+    base: BaseModel, tokenizer: Any, precision: ResolvedPrecision, device: torch.device
+) -> float:
+    """Tokens of random texts that the base scores in a second, alone, as a study scores.
+
+    Args:
+        base: its weights are fetched if they are not here.
+        tokenizer: its own.
+        precision: of its weights and activations.
+        device: that scores.
 
     Raises:
-        RecordError: a record of the folder cannot be read.
+        ModelError: the weights cannot be had, or the model cannot be scored.
     """
-    rate = scored_per_second / TRAINING_WORK["lora"]
-    needs = needs_of(stages(plan.record), folder, rate, later_work=work_after_verdict(plan.record))
-    return FIXED_SECONDS + (needs.seconds or 0.0)
+    scorer = ResidentScorer(load_frozen(fetch_weights(base), precision, device), tokenizer)
+    try:
+        scorer.log_likelihoods([None], _texts(_FEW, len(tokenizer)))  # kernels are made
+        seconds, number = _seconds(scorer, _texts(_FEW, len(tokenizer))), _FEW
+        if seconds < _LONG:
+            number = _MANY
+            seconds = _seconds(scorer, _texts(_MANY, len(tokenizer)))
+    finally:
+        del scorer
+        give_back_memory(device)
+    return number * (_CONTEXT + _SCORED) / seconds
+
+
+def _seconds(scorer: ResidentScorer, texts: Sequence[Continuation]) -> float:
+    """Of one call, to its answers on the host."""
+    started = time.perf_counter()
+    scorer.log_likelihoods([None], texts)
+    return time.perf_counter() - started
+
+
+def _texts(number: int, vocabulary_size: int) -> list[Continuation]:
+    """Texts that begin differently, so that all their tokens are read."""
+    rng = random.Random(0)
+    rows = [rng.choices(range(vocabulary_size), k=_CONTEXT + _SCORED) for _ in range(number)]
+    return [Continuation(tuple(row[:_CONTEXT]), tuple(row[_CONTEXT:])) for row in rows]
+
+
+def planned_seconds(plan: StudyPlan, scored_per_second: float) -> float:
+    """A whole study takes, where so many tokens are scored in a second."""
+    outline = study_outline(stages(plan.record), NOWHERE)
+    left = seconds_left(outline, scored_per_second, work_after_verdict(plan.record))
+    return FIXED_SECONDS + sum(left.values())
 
 
 def told(plan: StudyPlan) -> Told:
@@ -104,20 +162,48 @@ class Smaller(NamedTuple):
     overrides: tuple[str, ...]
 
 
-class Affordable(NamedTuple):
-    """The largest of these that fits, as it was planned; or the smallest, which does not.
+class Fitted(NamedTuple, Generic[Choice]):
+    """The largest of some studies that fits into a time, or the smallest, which does not.
 
     Attributes:
-        overrides: what is changed.
+        choice: what it is.
         plan: of the study.
         seconds: that it takes, about.
-        fits: whether that is within the budget.
+        fits: whether that is within the time.
     """
 
-    overrides: tuple[str, ...]
+    choice: Choice
     plan: StudyPlan
     seconds: float
     fits: bool
+
+
+def largest_that_fits(
+    choices: Sequence[Choice],
+    plan: Callable[[Choice], StudyPlan],
+    budget_seconds: float,
+    scored_per_second: float,
+) -> Fitted[Choice]:
+    """The first of ever smaller studies that fits into a time, or the last.
+
+    Args:
+        choices: at least one.
+        plan: makes the plan of one.
+        budget_seconds: the time.
+        scored_per_second: tokens.
+
+    Raises:
+        PlanError: one cannot be planned.
+    """
+
+    @cache
+    def fitted(place: int) -> Fitted[Choice]:
+        made = plan(choices[place])
+        seconds = planned_seconds(made, scored_per_second)
+        return Fitted(choices[place], made, seconds, seconds <= SURE_SHARE * budget_seconds)
+
+    places = range(len(choices) - 1)
+    return fitted(bisect_left(places, True, key=lambda place: fitted(place).fits))
 
 
 def affordable(
@@ -126,7 +212,7 @@ def affordable(
     budget_seconds: float,
     scored_per_second: float,
     plan: Callable[[StudyConfig], StudyPlan],
-) -> Affordable:
+) -> Fitted[Smaller]:
     """What of a study fits into a time: as it is, or fewer seeds, items, ranks and rows, in turn.
 
     Args:
@@ -136,24 +222,12 @@ def affordable(
         scored_per_second: tokens.
         plan: makes the plan of another config.
     """
+    choices = [Smaller(config, ()), *smaller_studies(config, planned)]
 
-    def priced(overrides: tuple[str, ...], made: StudyPlan) -> Affordable:
-        seconds = planned_seconds(made, NOWHERE, scored_per_second)
-        return Affordable(overrides, made, seconds, seconds <= SURE_SHARE * budget_seconds)
+    def plan_of(choice: Smaller) -> StudyPlan:
+        return plan(choice.config) if choice.overrides else planned
 
-    best = priced((), planned)
-    if best.fits:
-        return best
-    steps = list(smaller_studies(config, planned))
-    low, high = 0, len(steps) - 1
-    while low <= high:  # the smaller, the quicker
-        middle = (low + high) // 2
-        found = priced(steps[middle].overrides, plan(steps[middle].config))
-        if found.fits:
-            best, high = found, middle - 1
-        else:
-            best, low = best if best.fits else found, middle + 1
-    return best
+    return largest_that_fits(choices, plan_of, budget_seconds, scored_per_second)
 
 
 def smaller_studies(config: StudyConfig, planned: StudyPlan) -> Iterator[Smaller]:

@@ -11,9 +11,9 @@ from rankwise.records.heads import HeadChanges
 from rankwise.records.results import Divergence
 from rankwise.records.spectra import SpectraRecord
 from rankwise.records.study import TaskEvaluation
-from rankwise.study.costs import furthest, training_work
 from rankwise.study.observer import StageOutline
 from rankwise.study.stages import Model, Score, Stage, Train, model_name
+from rankwise.study.times import furthest, training_work
 
 
 def study_outline(graph: Sequence[Stage], folder: StudyFolder) -> tuple[StageOutline, ...]:

@@ -30,7 +30,7 @@ from rankwise.study.observer import (
     StageStarted,
     Stepped,
 )
-from rankwise.study.pace import Pace
+from rankwise.study.times import Rates
 
 LINE_SECONDS = 30.0
 """Where there is no terminal, a line at least so far from the last: a log stays short, and whoever
@@ -86,7 +86,7 @@ class Follower:
     ) -> None:
         self._folder, self._clock = folder, clock
         self._told_at: float | None = None
-        self._pace = Pace()
+        self._rates = Rates()
         self.stages: dict[str, StageOutline] = {}
         self.doing: dict[str, Doing] = {}
         self._left_of: dict[str, float] = {}
@@ -104,23 +104,23 @@ class Follower:
             case Planned(stages):
                 self.stages = {stage.id: stage for stage in stages}
                 self._left_of = {stage.id: stage.work_left for stage in stages}
-                self._pace.planned(stages)
+                self._rates.planned(stages)
                 self._left = None
             case StageStarted(stage):
                 self.doing[stage] = Doing(self.stages[stage], self._clock())
-                self._pace.started(self.stages[stage], self._clock())
+                self._rates.started(self.stages[stage], self._clock())
                 self._tell_after(_STAGE_SECONDS)
             case Advanced(stage, work, peak_memory_bytes):
                 doing = self.doing[stage]
                 doing.done += work
                 doing.peak_memory_bytes = max(doing.peak_memory_bytes, peak_memory_bytes)
-                self._pace.advanced(stage, work, self._clock())
+                self._rates.advanced(stage, work, self._clock())
                 self._tell_after(TELL_SECONDS)
             case Skipped(stage, work):
                 self.doing[stage].done += work
-                self._pace.skipped(stage, work)
+                self._rates.skipped(stage, work)
             case StageFinished(stage):
-                self._pace.finished(stage, self._clock())
+                self._rates.finished(stage, self._clock())
                 self._ended(stage)
             case StageFailed(failure):
                 self._ended(failure.stage)
@@ -131,14 +131,14 @@ class Follower:
 
     def tokens_per_second(self, stage: str) -> float | None:
         """Of a stage that is being done; None where it reads none, or at its beginning."""
-        return self._pace.tokens_per_second(stage)
+        return self._rates.tokens_per_second(stage)
 
     def seconds_left(self) -> Mapping[str, float]:
         """Of every stage that is left, by its id; empty before anything is known."""
         now = self._clock()
         # while nothing is known it is asked again: that costs nothing
         if not self._left or now - self._estimated_at >= _ESTIMATE_SECONDS:
-            self._left, self._estimated_at = dict(self._pace.stages_left(now)), now
+            self._left, self._estimated_at = dict(self._rates.seconds_left(now)), now
         return self._left
 
     def study_seconds_left(self) -> float | None:
@@ -187,7 +187,7 @@ class Follower:
             )
 
     def _ended(self, stage: str) -> None:
-        self._pace.dropped(stage)
+        self._rates.dropped(stage)
         self._left_of[stage] = 0.0
         if self._left:
             self._left.pop(stage, None)
@@ -286,7 +286,8 @@ class TerminalObserver(Follower):
         """What an event says, before it is taken into account."""
         match event:
             case StageFinished(stage):
-                return f"{self.doing[stage].label} done in {_duration(self.seconds_of(stage))}"
+                took = quantities.seconds(self.seconds_of(stage))
+                return f"{self.doing[stage].label} done in {took}"
             case StageFailed(failure):
                 return self._of(failure.stage, f"failed: {failure.message}")
             case Noted(text, stage):
@@ -327,7 +328,7 @@ class TerminalObserver(Follower):
         if left is None:
             return []
         of_what = " of what is planned so far" if self._is_open else ""
-        return [f"about {_duration(left)} left{of_what}"]
+        return [f"about {quantities.seconds(left)} left{of_what}"]
 
     def _show_bars(self) -> None:
         """All bars as they are now."""
@@ -360,13 +361,4 @@ class TerminalObserver(Follower):
 
 
 def _left(seconds: float | None) -> str:
-    return "" if seconds is None else f"{_duration(seconds)} left"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return (
-        f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-    )
+    return "" if seconds is None else f"{quantities.seconds(seconds)} left"

@@ -28,12 +28,12 @@ from rankwise.records.search import (
     ValidationMean,
 )
 from rankwise.records.study import PlannedRun, Relation, StudyRecord, Unit
-from rankwise.study.costs import furthest
 from rankwise.study.planning.chosen import Candidates
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.searches import policy as searches
 from rankwise.study.searches.policy import Decision, Measures, Progress, Setting
 from rankwise.study.searches.settings import terms_of
+from rankwise.study.times import furthest
 
 NO_POLICY = "none"
 

@@ -40,7 +40,10 @@ from rankwise.records.study import (
     StudyRecord,
     TaskEvaluation,
 )
-from rankwise.study.costs import ANALYSIS_WORK, TOKEN_BYTES, furthest, stored_bytes, training_work
+from rankwise.study.times import ANALYSIS_WORK, furthest, training_work
+
+TOKEN_BYTES = 8
+"""Of a samples file per scored token: its text, and the answers beside it."""
 
 Model = PlannedRun | None
 """A model of a study: a run, or the untouched base (None)."""
@@ -400,7 +403,7 @@ class _Graph:
             needs=self._trainings(sources),
             work=training_work(runs),
             memory_bytes=0 if planned_pass is None else planned_pass.estimated_memory_bytes,
-            disk_bytes=sum(map(stored_bytes, runs)),
+            disk_bytes=sum(run.stored_bytes for run in runs),
             planned_pass=planned_pass,
             saves_states=planned_pass is not None
             and self._study.config.train.save_every is not None,

@@ -17,7 +17,7 @@ from rankwise.records.config.study import BaseModelConfig, StudyConfig
 from rankwise.records.p_right import P_RIGHT
 from rankwise.records.study import Unit
 from rankwise.records.study_file import margins_text
-from rankwise.study.budgets import NOWHERE, SURE_SHARE, planned_seconds
+from rankwise.study.budgets import Fitted, largest_that_fits
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.tasks.own_rows import OwnRows, read_own_rows
 from rankwise.tasks.user_data import ends_in_number
@@ -101,22 +101,6 @@ class Trial(NamedTuple):
     def num_held_out(self) -> int:
         """Rows that are scored and not trained on."""
         return max(1, round(self.held_out_fraction * len(self.own.rows)))
-
-
-class Fitted(NamedTuple):
-    """The largest size that fits, as it was planned.
-
-    Attributes:
-        size: of the study.
-        plan: of it.
-        seconds: that it takes, about.
-        fits: False if even the smallest size takes longer.
-    """
-
-    size: Size
-    plan: StudyPlan
-    seconds: float
-    fits: bool
 
 
 def recognised(
@@ -214,7 +198,7 @@ def fitted(
     budget_seconds: float,
     scored_per_second: float,
     plan: Callable[[StudyConfig], StudyPlan],
-) -> Fitted:
+) -> Fitted[Size]:
     """The largest size whose plan fits into a time, or the smallest if none does.
 
     Args:
@@ -228,22 +212,10 @@ def fitted(
         PlanError: the study cannot be planned at any size.
     """
 
-    def planned(index: int) -> Fitted:
-        config = StudyConfig.model_validate(settings_of(trial, SIZES[index], name))
-        made = plan(config)
-        seconds = planned_seconds(made, NOWHERE, scored_per_second)
-        return Fitted(SIZES[index], made, seconds, seconds <= SURE_SHARE * budget_seconds)
+    def planned(size: Size) -> StudyPlan:
+        return plan(StudyConfig.model_validate(settings_of(trial, size, name)))
 
-    best = planned(0)
-    low, high = 1, len(SIZES) - 1
-    while best.fits and low <= high:
-        middle = (low + high) // 2
-        found = planned(middle)
-        if found.fits:
-            best, low = found, middle + 1
-        else:
-            high = middle - 1
-    return best
+    return largest_that_fits(SIZES[::-1], planned, budget_seconds, scored_per_second)
 
 
 def left_out(trial: Trial, size: Size) -> Iterator[str]:

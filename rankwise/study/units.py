@@ -11,6 +11,7 @@ from typing import Any
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.folder import StudyFolder
 from rankwise.study.stages import CompareDistributions, Score, Stage, Train
+from rankwise.study.times import Job
 
 
 @dataclass(frozen=True)
@@ -42,28 +43,34 @@ class Unit:
         """The most that one of its stages holds at once."""
         return max(stage.memory_bytes for stage in self.stages)
 
-    def described(
-        self, unit_of: Mapping[str, Unit], folder: StudyFolder, work_per_second: float | None
-    ) -> dict[str, Any]:
+    def described(self, unit_of: Mapping[str, Unit], folder: StudyFolder) -> dict[str, Any]:
         """The unit as JSON: what it is, what it needs and costs, and whether it is finished.
 
-        Args:
-            unit_of: see ``owners``.
-            folder: of the study.
-            work_per_second: by which the seconds are estimated; None: they are not.
+        ``unit_of``: see ``owners``.
         """
-        needs = dict.fromkeys(unit_of[need].id for stage in self.stages for need in stage.needs)
         return {
             "id": self.id,
             "kind": self.kind,
             "model": self.model,
             "stages": [stage.id for stage in self.stages],
-            "needs": [unit for unit in needs if unit != self.id],
+            "needs": self._needs(self.stages, unit_of),
             "work": self.work,
-            "seconds": None if work_per_second is None else self.work / work_per_second,
             "memory_bytes": self.memory_bytes,
             "is_finished": all(stage.is_finished(folder) for stage in self.stages),
         }
+
+    def job(self, unit_of: Mapping[str, Unit], left: Mapping[str, float]) -> Job:
+        """What is left of it; the arguments are those of ``jobs``."""
+        stages = [stage for stage in self.stages if stage.id in left]
+        needs = self._needs(stages, unit_of)
+        trains = isinstance(stages[0], Train)
+        waits_for = self._needs(stages[:1], unit_of) if trains else needs
+        return Job(self.id, sum(left[stage.id] for stage in stages), needs, waits_for)
+
+    def _needs(self, stages: Sequence[Stage], unit_of: Mapping[str, Unit]) -> tuple[str, ...]:
+        """The ids of the units that some of its stages need."""
+        needs = (unit_of[need].id for stage in stages for need in stage.needs if need in unit_of)
+        return tuple(unit for unit in dict.fromkeys(needs) if unit != self.id)
 
 
 def units(graph: Sequence[Stage]) -> tuple[Unit, ...]:
@@ -85,24 +92,17 @@ def owners(all_units: Sequence[Unit]) -> dict[str, Unit]:
     return {stage.id: unit for unit in all_units for stage in unit.stages}
 
 
-def work_from(all_units: Sequence[Unit]) -> dict[str, float]:
-    """Unit -> the work of the longest chain of units that begins with it and need each other.
-
-    Whoever takes the one with the longest chain first is done soonest, or nearly so (Graham, 1969).
+def jobs(all_units: Sequence[Unit], left: Mapping[str, float]) -> list[Job]:
+    """What is left of some units; one that trains needs what its scoring does only after that.
 
     Args:
-        all_units: in an order in which each comes after those that it needs; what they need
-            besides counts as done.
+        all_units: in an order in which each comes after those that it needs.
+        left: the id of each stage that is left -> its work, or the seconds that it takes. What
+            is needed besides counts as done.
     """
-    longest = {unit.id: unit.work for unit in all_units}
-    unit_of = owners(all_units)
-    for unit in reversed(all_units):
-        needed = {need for stage in unit.stages for need in stage.needs} & unit_of.keys()
-        for before in {unit_of[need].id: unit_of[need] for need in needed}.values():
-            if before.id != unit.id:
-                chain = before.work + longest[unit.id]
-                longest[before.id] = max(longest[before.id], chain)
-    return longest
+    units_left = [unit for unit in all_units if any(stage.id in left for stage in unit.stages)]
+    unit_of = owners(units_left)
+    return [unit.job(unit_of, left) for unit in units_left]
 
 
 def _shared(stage: Stage) -> Hashable:

@@ -41,9 +41,11 @@ def test_plan_for_a_card_elsewhere(study_file: Path, monkeypatch: pytest.MonkeyP
 def test_plan_says_how_long_the_study_takes(study_file: Path) -> None:
     study = (study_file, "--study-dir", study_file.parent / "timed", "--tokens-per-second", "100")
     plan = json.loads(rankwise("plan", *study, "--json").stdout)
-    work = [stage["work"] for stage in plan["stages"] if stage["kind"] != "spectra"]
-    assert len(work) == len(plan["stages"]) - 1
-    assert plan["seconds"] == pytest.approx(sum(work) / 250)  # a token of training is 2.5 scored
+    slower = {"heads": 3.5, "spectra": 0.0}  # weights are left out
+    work = [stage["work"] * slower.get(stage["kind"], 1.0) for stage in plan["stages"]]
+    assert work.count(0.0) == 1
+    # a token of training is 2.5 scored
+    assert plan["seconds"] == pytest.approx(sum(work) / 250, rel=1e-5)
     stay = sum(stage["disk_bytes"] for stage in plan["stages"])
     trained = max(
         sum(run["num_trainable_parameters"] for run in plan["runs"] if run["name"] in each["runs"])
@@ -92,19 +94,19 @@ def test_a_plan_for_several_devices(study_file: Path) -> None:
     speed = ("--tokens-per-second", "100", "--price-per-hour", "2.5")
     plan = json.loads(rankwise("plan", *study, "--devices", "3", *speed, "--json").stdout)
     schedule = plan["schedule"]
-    ends = {job["id"]: job["end_seconds"] for job in schedule["jobs"]}
-    assert schedule["seconds"] == max(ends.values()) >= schedule["least_seconds"]
-    assert schedule["seconds"] == pytest.approx(schedule["work"] / 250)
-    assert {need for job in schedule["jobs"] for need in job["needs"]} < ends.keys()
-    assert {job["device"] for job in schedule["jobs"]} == {0, 1, 2}
+    timed = [unit for unit in plan["units"] if unit["kind"] != "spectra"]
+    assert schedule["seconds"] == max(unit["end_seconds"] for unit in timed)
+    assert plan["seconds"] == pytest.approx(sum(unit["seconds"] for unit in timed))
+    assert plan["seconds"] / 3 <= schedule["seconds"] < plan["seconds"] / 1.5
+    assert {unit["device"] for unit in timed} == {0, 1, 2}
     by_device = [
-        max(job["end_seconds"] for job in schedule["jobs"] if job["device"] == device)
+        max(unit["end_seconds"] for unit in timed if unit["device"] == device)
         for device in range(3)
     ]
     assert schedule["device_hours"] == pytest.approx(sum(by_device) / 3600)
     assert schedule["cost"] == pytest.approx(2.5 * sum(by_device) / 3600)
-    # two full fine-tunings, and four adapters in as many passes as make three devices end together
-    assert [len(each["runs"]) for each in plan["passes"]] == [2, 1, 1, 1, 1]
+    # two full fine-tunings, and four adapters in as many passes as there are devices
+    assert sorted(len(each["runs"]) for each in plan["passes"]) == [1, 1, 1, 1, 2]
     one = json.loads(rankwise("plan", *study, "--json").stdout)
     assert [len(each["runs"]) for each in one["passes"]] == [4, 1, 1]
     assert {run["fingerprint"] for run in one["runs"]} == {
@@ -113,12 +115,10 @@ def test_a_plan_for_several_devices(study_file: Path) -> None:
     assert one["schedule"]["busy_share"] == pytest.approx(1.0)
     assert one["disk_bytes"] < plan["disk_bytes"]  # states of three passes, and not of one
     said = words(rankwise("plan", *study, "--devices", "3", *speed).stdout)
-    assert re.search(
-        r"3 devices: done after [\d.]+ s, at work \d+ % of the time; no schedule", said
-    )
+    assert re.search(r"3 devices: done after [\d.]+ s, at work \d+ % of the time", said)
     assert re.search(r"device-hours: 0\.0\d, .*; cost: 0\.\d\d at 2\.5 an hour", said)
     unknown = words(rankwise("plan", *study, "--devices", "3").stdout)
-    assert re.search(r"3 devices: at work \d+ % of the time; no schedule takes less", unknown)
+    assert re.search(r"3 devices: at work \d+ % of the time", unknown)
     assert "device-hours" not in unknown
 
 

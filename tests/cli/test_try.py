@@ -13,6 +13,7 @@ from rankwise.records.config.own_rows import ColumnsConfig
 from rankwise.records.fingerprints import study_fingerprint
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
+from rankwise.study import budgets
 from rankwise.study import trial as trials
 from rankwise.study.budgets import smaller_studies, told
 from rankwise.study.planning.plan import plan_study
@@ -256,12 +257,13 @@ def test_the_largest_size_that_fits_is_taken(
 
     sizes = [Size(tuple(range(1, count + 1)), 8, 1, 8, ("capitals",)) for count in range(1, 6)]
     monkeypatch.setattr(trials, "SIZES", sizes)
-    monkeypatch.setattr(trials, "planned_seconds", seconds)
+    monkeypatch.setattr(budgets, "planned_seconds", seconds)
     for budget, count, fits in ((100, 1, False), (134, 1, True), (410, 3, True), (9999, 5, True)):
         found = trials.fitted(trial, "x", budget, 1.0, plan_study)
-        assert (len(found.size.ranks), found.fits) == (count, fits)
+        assert (len(found.choice.ranks), found.fits) == (count, fits)
         assert found.seconds == 100.0 * count
     assert (1,) in asked
+    assert len(asked) <= 4 * 3  # of five sizes, and none is planned twice for a time
 
 
 def test_the_study_file_says_the_margins_that_it_is_judged_by(tried: Tried) -> None:

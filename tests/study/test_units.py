@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from rankwise.engine.models.devices import Machine
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import StudyPlan, plan_study
 from rankwise.study.stages import stages
-from rankwise.study.units import owners, units
+from rankwise.study.times import scheduled
+from rankwise.study.units import jobs, owners, units
 from tests.support.command_line import rankwise
 from tests.support.small_studies import write_study
 
@@ -79,5 +82,45 @@ def test_their_ids_change_with_what_is_done_alone(file: Path, plan: StudyPlan) -
 
 def test_a_finished_unit_is_known_as_such(plan: StudyPlan, tmp_path: Path) -> None:
     all_units = units(stages(plan.record))
-    described = all_units[0].described(owners(all_units), StudyFolder(tmp_path), None)
-    assert (described["is_finished"], described["seconds"]) == (False, None)
+    described = all_units[0].described(owners(all_units), StudyFolder(tmp_path))
+    assert described["is_finished"] is False
+
+
+def test_what_is_left_of_them_are_jobs(plan: StudyPlan) -> None:
+    graph = stages(plan.record)
+    all_units = units(graph)
+    base, a_pass, full = (unit.id for unit in all_units[:3])
+    left = {stage.id: stage.work for stage in graph}
+    first = {job.name: job for job in jobs(all_units, left)}
+    assert first[a_pass].work == all_units[1].work
+    assert (first[a_pass].needs, first[a_pass].waits_for) == ((base,), ())  # to be scored
+    assert {a_pass, full} <= set(first[all_units[6].id].waits_for)
+    trained = {stage: work for stage, work in left.items() if "training" not in stage}
+    scored = {job.name: job for job in jobs(all_units, trained)}
+    assert scored[a_pass].waits_for == (base,)
+    without_base = {
+        stage: work
+        for stage, work in trained.items()
+        if stage not in {each.id for each in all_units[0].stages}
+    }
+    rest = jobs(all_units, without_base)
+    assert base not in {job.name for job in rest}
+    assert rest[0].needs == ()  # what is done is not waited for
+
+
+def test_several_devices_have_the_same_runs_in_more_passes(file: Path) -> None:
+    machine, config = Machine(torch.device("cuda"), 80 * 10**9), load_config(file)
+    one, three = (plan_study(config, machine=machine, num_workers=n).record for n in (1, 3))
+    changed = {"passes": one.passes, "provenance": one.provenance}
+    assert three.model_copy(update=changed) == one  # runs, fingerprints and everything else
+    names = [sorted(name for each in study.passes for name in each.runs) for study in (one, three)]
+    assert names[0] == names[1]
+    assert len(three.passes) > len(one.passes)
+    spans = []
+    for study, number in ((one, 1), (three, 3)):
+        graph = stages(study)
+        taken = jobs(units(graph), {stage.id: stage.work for stage in graph if stage.num_tokens})
+        spans.append(max(slot.end for slot in scheduled(taken, number)))
+    works = [stage.work for stage in stages(one) if stage.num_tokens]
+    assert spans[0] == pytest.approx(sum(works))
+    assert spans[0] / 3 <= spans[1] < spans[0] / 1.5

@@ -23,7 +23,8 @@ from rankwise.records.locking import leader_in
 from rankwise.study.executors.desk import Attempt, Desk, Letter, take_in
 from rankwise.study.executors.task import Job, do_task
 from rankwise.study.observer import Noted, StageFailed, StageFinished
-from rankwise.study.units import Unit, work_from
+from rankwise.study.times import longest_chains
+from rankwise.study.units import Unit, jobs
 
 if TYPE_CHECKING:
     from rankwise.engine.models.devices import Machine
@@ -342,7 +343,9 @@ class RayExecutor:
     def _submit(self, context: StudyContext, agenda: Agenda) -> bool:
         """Give Ray the units with the longest chains of work; False: it has none."""
         due = {unit.id: agenda.due(unit) for unit in agenda.units}
-        chains = work_from([unit for unit in agenda.units if agenda.is_left(unit)])
+        left = [unit for unit in agenda.units if agenda.is_left(unit)]
+        work = {stage.id: stage.work for unit in left for stage in unit.stages}
+        chains = longest_chains(jobs(left, work))
         room = _WAITING_SHARE * self._places.count(self._cluster.nodes()) - len(self._tasks)
         waiting = [unit for unit in agenda.units if due[unit.id] and unit.id not in self._tasks]
         failed = [failure.stage for failure in agenda.failures]

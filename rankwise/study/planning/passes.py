@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -9,7 +10,7 @@ from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.training.memory import AdapterSize
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.study import PlannedPass, PlannedRun
-from rankwise.study.planning.schedule import Job, Task, packed
+from rankwise.study.times import training_work
 
 _BALANCED = 0.001
 """Of a pass's memory, how well the fullest of several is known to be as empty as it can be."""
@@ -47,22 +48,6 @@ class MemoryOfPasses(Protocol):
         ...
 
 
-class Sharing(NamedTuple):
-    """How several devices share what is planned.
-
-    Attributes:
-        num_devices: equal ones, at least one.
-        pass_work: work of a pass besides its models.
-        work_of: the work of training and scoring the models of one training.
-        beside: work that the same devices do besides.
-    """
-
-    num_devices: int
-    pass_work: float
-    work_of: Callable[[Sequence[PlannedRun]], float]
-    beside: float = 0.0
-
-
 class _Cut(NamedTuple):
     """How a pass is cut: tokens of a micro-batch, whether layers are recomputed; its peak."""
 
@@ -77,11 +62,12 @@ def plan_passes(
     train: TrainConfig,
     *,
     available_bytes: int,
-    sharing: Sharing | None = None,
+    num_devices: int = 1,
+    work_of: Callable[[Sequence[PlannedRun]], float] = training_work,
 ) -> tuple[PlannedPass, ...]:
     """Adapters in as few passes as fit, in the study's order; others alone (``shares_a_pass``).
 
-    Several devices get passes that end together, where as few as fit would leave some idle. Then
+    For several devices there are more passes, so that all of them have about as much to do. Then
     the longest comes first, also of those that are trained alone.
 
     On CUDA each pass keeps room for micro-batches of 8192 tokens, or of its whole step, as far as a
@@ -99,7 +85,8 @@ def plan_passes(
         memory: of its passes.
         train: may fix the tokens of a micro-batch and gradient checkpointing.
         available_bytes: in which estimates must fit, on a CPU with the process.
-        sharing: of several devices; None: there is one.
+        num_devices: equal ones, which share the passes.
+        work_of: the work of training the models of one training, and of scoring them.
     """
     of_training: dict[str, list[PlannedRun]] = {}
     for run in runs:
@@ -107,14 +94,12 @@ def plan_passes(
             of_training.setdefault(run.training.name, []).append(run)
     cutter = _PassCutter(memory, train, usable(available_bytes))
     trained = [models[0] for models in of_training.values()]
-    adapters = [run for run in trained if shares_a_pass(run)]
-    alone = [run for run in trained if not shares_a_pass(run)]
-    if sharing is None:
-        groups = [*cutter.groups(adapters), *([run] for run in alone)]
+    if num_devices == 1:
+        alone = [[run] for run in trained if not shares_a_pass(run)]
+        groups = [*cutter.groups([run for run in trained if shares_a_pass(run)]), *alone]
     else:
-        work = {name: sharing.work_of(models) for name, models in of_training.items()}
-        groups = cutter.shared_out(adapters, alone, work, sharing)
-        groups += [[run] for run in alone]
+        work = {name: work_of(models) for name, models in of_training.items()}
+        groups = cutter.shared_out(trained, work, num_devices)
         groups.sort(key=lambda group: -sum(work[run.training.name] for run in group))
     passes: list[PlannedPass] = []
     for group in groups:
@@ -193,30 +178,33 @@ class _PassCutter:
             yield group
 
     def shared_out(
-        self,
-        adapters: Sequence[PlannedRun],
-        alone: Sequence[PlannedRun],
-        work: Mapping[str, float],
-        sharing: Sharing,
+        self, runs: Sequence[PlannedRun], work: Mapping[str, float], num_devices: int
     ) -> list[list[PlannedRun]]:
-        """Runs of one pass each, for several devices; ``work`` is by the name of a training."""
-        task = Task(
-            [Job(run.training.name, work[run.training.name]) for run in adapters],
-            [
-                Job("beside", sharing.beside),
-                *(
-                    Job(f"{name} alone", sharing.pass_work + work[name])
-                    for name in (run.training.name for run in alone)
-                ),
-            ],
-            sharing.num_devices,
-            sharing.pass_work,
-        )
+        """Runs of one pass each, for several devices; ``work`` is by the name of a training.
 
-        def has_room(group: Sequence[int], place: int) -> bool:
-            return self._has_room([adapters[each] for each in group], adapters[place], self._limit)
+        The run with the most work comes first, of equal ones the largest, and goes to the device
+        with the least to do: into its pass, or into a new one where memory ends.
+        """
 
-        return [[adapters[place] for place in places] for places in packed(task, has_room)]
+        def order(run: PlannedRun) -> tuple[float, int]:
+            return -work[run.training.name], -run.num_trainable_parameters
+
+        devices = [(0.0, device) for device in range(num_devices)]
+        pass_of: dict[int, list[PlannedRun]] = {}
+        groups: list[list[PlannedRun]] = []
+        for run in sorted(runs, key=order):
+            load, device = devices[0]
+            group = pass_of.get(device)
+            if not shares_a_pass(run):
+                groups.append([run])
+            elif group is not None and self._has_room(group, run, self._limit):
+                group.append(run)
+            else:
+                groups.append([run])
+                pass_of[device] = groups[-1]
+            heapq.heapreplace(devices, (load + work[run.training.name], device))
+        place = {run.name: number for number, run in enumerate(runs)}
+        return [sorted(group, key=lambda run: place[run.name]) for group in groups]
 
     def _has_room(self, group: Sequence[PlannedRun], run: PlannedRun, limit: int) -> bool:
         """Whether a pass that has been begun takes one more."""

@@ -29,7 +29,6 @@ from rankwise.records.fingerprints import (
 )
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import PlannedRun, StudyRecord, TaskEvaluation, TokenCounts
-from rankwise.study.costs import PASS_WORK, scoring_work, training_work
 from rankwise.study.planning.checks import (
     check_clusters,
     check_deploy,
@@ -64,12 +63,13 @@ from rankwise.study.planning.mitigations import (
     plan_mitigated,
 )
 from rankwise.study.planning.model import StudyModel, study_model
-from rankwise.study.planning.passes import Sharing, plan_passes
+from rankwise.study.planning.passes import plan_passes
 from rankwise.study.planning.runs import RunMaker, TargetLayers, Trainable, plan_runs, plan_variants
 from rankwise.study.planning.tasks import TaskPlan, plan_tasks
 from rankwise.study.planning.truncated import plan_truncated
 from rankwise.study.searches.policy import Decision, Measures
 from rankwise.study.searches.settings import searched
+from rankwise.study.times import scoring_work, training_work
 from rankwise.tasks.behaviour import behaviour_prompts
 from rankwise.tasks.item_order import in_random_order
 from rankwise.tasks.questions import Prompt, RightAnswer
@@ -305,13 +305,14 @@ class Planner:
             raise PlanError(config.name, model.base.name, issues.problems, issues.warnings)
         passes = [
             planned
-            for place, models in enumerate((*chosen.together, truncated, mitigated))
+            for models in (*chosen.together, truncated, mitigated)
             for planned in plan_passes(
                 models,
                 room.memory,
                 config.train,
                 available_bytes=room.available,
-                sharing=self._sharing(has_base=place == 0),
+                num_devices=self._num_workers,
+                work_of=self._work,
             )
         ]
         models = {
@@ -342,19 +343,10 @@ class Planner:
             cards=room.cards if room.is_over_cards else (),
         )
 
-    def _sharing(self, *, has_base: bool) -> Sharing | None:
-        """How workers share models, and with ``has_base`` the base's scoring; None: one alone."""
+    def _work(self, models: Sequence[PlannedRun]) -> float:
+        """Of training some models, and of scoring them."""
         record = self._unchosen
-        if self._num_workers == 1:
-            return None
-        return Sharing(
-            self._num_workers,
-            PASS_WORK[self._model.machine.device.type],
-            work_of=lambda models: (
-                training_work(models) + sum(scoring_work(record, model) for model in models)
-            ),
-            beside=scoring_work(record, None) if has_base else 0.0,
-        )
+        return training_work(models) + sum(scoring_work(record, model) for model in models)
 
     def _record(self) -> StudyRecord:
         """The study before anything is chosen: what no decision changes."""

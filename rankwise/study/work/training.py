@@ -36,13 +36,13 @@ from rankwise.records.fields import seconds_of
 from rankwise.records.files import require_room, writing
 from rankwise.records.study import PlannedPass, PlannedRun, RunRecord, is_rslora
 from rankwise.study.context import StudyContext
-from rankwise.study.costs import TRAINING_WORK, state_bytes, training_work, weight_bytes
 from rankwise.study.damage import set_aside
 from rankwise.study.observer import TrainingStep
 from rankwise.study.planning.imports import import_adapter, weights_bytes
 from rankwise.study.planning.passes import shares_a_pass
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.stages import Train
+from rankwise.study.times import TRAINING_WORK, training_work
 from rankwise.study.work.mitigations import RowsBeside
 from rankwise.study.work.truncation import Truncated, diverged_source, truncated_adapters
 
@@ -259,7 +259,7 @@ def _train_full(context: StudyContext, runs: Sequence[PlannedRun], planned: Plan
 
     def save(_: Trainee, run: PlannedRun) -> Saved:
         weights = context.folder.weights_folder(run)
-        require_room(weights, weight_bytes(run) * run.num_trainable_parameters)
+        require_room(weights, run.weights_bytes)
         with writing(weights):
             model.save_pretrained(str(weights))
             plan.tokenizer.save_pretrained(str(weights))
@@ -414,7 +414,7 @@ class _Writer:
         if trainee.run.name in self._finished:
             return
         path = self._folder.training_state_file(trainee.run)
-        require_room(path, state_bytes(trainee.run) * trainee.run.num_trainable_parameters)
+        require_room(path, trainee.run.state_bytes)
         trainee.save_state(path, self.states.write)
 
     def reached(self, trainee: Trainee, result: TrainingResult) -> None:

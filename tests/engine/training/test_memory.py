@@ -33,7 +33,7 @@ from rankwise.engine.training.memory import (
 )
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.study import FullTraining, PlannedRun
-from rankwise.study.planning.passes import USABLE_SHARE, Sharing, least_bytes, plan_passes
+from rankwise.study.planning.passes import USABLE_SHARE, least_bytes, plan_passes
 from rankwise.tasks.training_rows import Example
 
 SMALL = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 8, "vocab_size": 8000}
@@ -424,7 +424,7 @@ def test_all_adapters_share_a_pass_where_they_fit() -> None:
 
 
 def shared_out(
-    parameters: Sequence[int], works: Sequence[float], num_devices: int, fits: int, pass_work: float
+    parameters: Sequence[int], works: Sequence[float], num_devices: int, fits: int
 ) -> list[str]:
     """The names of each pass's models where several devices share them; the full one works 10."""
     runs = [
@@ -437,22 +437,20 @@ def shared_out(
         Planted("cpu"),
         TrainConfig(task=("sums",)),
         available_bytes=math.ceil(fits / USABLE_SHARE),
-        sharing=Sharing(
-            num_devices,
-            pass_work,
-            lambda models: 10.0 if models[0].method == "full" else works[int(models[0].name)],
-        ),
+        num_devices=num_devices,
+        work_of=lambda models: 10.0 if models[0].method == "full" else works[int(models[0].name)],
     )
     return [" ".join(each.runs) for each in found]
 
 
 def test_several_devices_share_adapters() -> None:
-    # one is busy with the full fine-tuning: 10 and a pass's own
-    assert shared_out([500] * 4, [4, 3, 2, 1], 2, 10**5, 1.0) == ["0 1 2 3", "full"]
-    assert shared_out([500] * 4, [8, 6, 4, 2], 3, 10**5, 1.0) == ["0 3", "1 2", "full"]
-    # memory has room for two adapters at a time
-    assert shared_out([500] * 4, [4, 3, 2, 1], 2, 2150, 0.0) == ["full", "0 1", "2 3"]
-    assert shared_out([5000] * 2, [2, 1], 4, 7048, 0.0) == ["full", "0", "1"]
+    # one is busy with the full fine-tuning
+    assert shared_out([500] * 4, [4, 3, 2, 1], 2, 10**5) == ["full", "0 1 2 3"]
+    assert shared_out([500] * 4, [8, 6, 4, 2], 3, 10**5) == ["full", "0 3", "1 2"]
+    assert shared_out([500] * 2, [2, 1], 4, 10**5) == ["full", "0", "1"]
+    # memory has room for two adapters at a time, or for one
+    assert shared_out([500] * 5, [9, 4, 1, 1, 1], 2, 2150) == ["0 1", "full", "2 3", "4"]
+    assert shared_out([5000] * 3, [1, 2, 3], 2, 7048) == ["full", "2", "1", "0"]
 
 
 def test_full_models_are_trained_alone() -> None:

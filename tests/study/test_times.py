@@ -1,8 +1,10 @@
-"""The time left, on planted studies of which it is known how long everything takes."""
+"""The time left, on planted studies of which it is known how long everything takes; schedules."""
 
 from __future__ import annotations
 
+import itertools
 import math
+import random
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
@@ -10,9 +12,17 @@ from typing import NamedTuple
 
 import pytest
 
-from benchmarks.time_left import Line, Said, compared, read_stream, replayed, within
+from benchmarks.time_left import (
+    Line,
+    Said,
+    all_left,
+    compared,
+    read_stream,
+    replayed,
+    within,
+)
 from rankwise.study.observer import StageOutline
-from rankwise.study.pace import Pace
+from rankwise.study.times import Job, Rates, Slot, longest_chains, scheduled, seconds_left
 
 TASKS = {"letters": 0.5, "options": 1.0, "texts": 6.0}
 """Task -> how much slower than planned it is scored."""
@@ -62,7 +72,7 @@ def study(num_passes: int) -> list[Planted]:
 
 
 def stream(planted: Sequence[Planted], at: float = 0.0) -> list[Line]:
-    """What a pace is told of a study that does these stages, one after the other."""
+    """What rates are told of a study that does these stages, one after the other."""
     lines: list[Line] = [["planned", at, [list(each.stage) for each in planted]]]
     return lines + _done(planted, at)
 
@@ -91,26 +101,26 @@ def wrong_by(said: Sequence[Said], since: float, until: float = math.inf) -> flo
 
 
 def test_nothing_is_said_before_anything_is_known() -> None:
-    pace, planted = Pace(), training(1000.0)
-    pace.planned([planted.stage])
-    assert pace.seconds_left(0.0) is None
-    pace.started(planted.stage, 0.0)
-    assert pace.seconds_left(5.0) is None
-    assert pace.tokens_per_second(planted.stage.id) is None
+    rates, planted = Rates(), training(1000.0)
+    rates.planned([planted.stage])
+    assert all_left(rates, 0.0) is None
+    rates.started(planted.stage, 0.0)
+    assert all_left(rates, 5.0) is None
+    assert rates.tokens_per_second(planted.stage.id) is None
 
 
 def test_a_constant_speed_gives_the_very_time() -> None:
     planted = training(1000.0, rate=0.5)  # 500 s
-    pace = Pace()
-    pace.planned([planted.stage])
-    pace.started(planted.stage, 0.0)
+    rates = Rates()
+    rates.planned([planted.stage])
+    rates.started(planted.stage, 0.0)
     for second in range(1, 101):
-        pace.advanced(planted.stage.id, 2.0, float(second))
-    assert pace.seconds_left(100.0) == pytest.approx(400.0, rel=1e-3)
-    assert pace.tokens_per_second(planted.stage.id) == pytest.approx(2.0)
+        rates.advanced(planted.stage.id, 2.0, float(second))
+    assert all_left(rates, 100.0) == pytest.approx(400.0, rel=1e-3)
+    assert rates.tokens_per_second(planted.stage.id) == pytest.approx(2.0)
     # what does not move counts down, to no less than a half of it
-    assert pace.seconds_left(110.0) == pytest.approx(390.0, rel=1e-3)
-    assert pace.seconds_left(1000.0) == pytest.approx(200.0, rel=1e-3)
+    assert all_left(rates, 110.0) == pytest.approx(390.0, rel=1e-3)
+    assert all_left(rates, 1000.0) == pytest.approx(200.0, rel=1e-3)
 
 
 def test_a_second_stage_alike_is_known_before_it_begins() -> None:
@@ -197,13 +207,13 @@ def test_what_fails_or_is_left_out_is_not_waited_for() -> None:
 
 def test_work_of_an_earlier_call_says_nothing_about_the_speed() -> None:
     planted = training(100_000)
-    pace = Pace()
-    pace.planned([planted.stage])
-    pace.started(planted.stage, 0.0)
-    pace.skipped(planted.stage.id, 50_000)
+    rates = Rates()
+    rates.planned([planted.stage])
+    rates.started(planted.stage, 0.0)
+    rates.skipped(planted.stage.id, 50_000)
     for second in range(1, 11):
-        pace.advanced(planted.stage.id, 1000.0, float(second))
-    assert pace.seconds_left(10.0) == pytest.approx(40.0, rel=1e-3)
+        rates.advanced(planted.stage.id, 1000.0, float(second))
+    assert all_left(rates, 10.0) == pytest.approx(40.0, rel=1e-3)
 
 
 def test_of_a_stage_that_is_half_done_only_the_rest_is_waited_for() -> None:
@@ -230,11 +240,103 @@ def test_a_recorded_study_is_right_within_a_half_until_its_first_texts() -> None
 
 def test_texts_that_end_together_are_no_stalls() -> None:
     stage = outline("behaviour", "behaviour", 1000.0)
-    pace = Pace()
-    pace.planned([stage])
-    pace.started(stage, 0.0)
+    rates = Rates()
+    rates.planned([stage])
+    rates.started(stage, 0.0)
     for burst in range(1, 6):  # 100 s: 10 units at once, and as slowly 10 others one by one
-        pace.advanced(stage.id, 10.0, 20.0 * burst - 10.0)
+        rates.advanced(stage.id, 10.0, 20.0 * burst - 10.0)
         for text in range(10):
-            pace.advanced(stage.id, 1.0, 20.0 * burst - 10.0 + text + 1.0)
-    assert pace.seconds_left(100.0) == pytest.approx(900.0, rel=0.02)
+            rates.advanced(stage.id, 1.0, 20.0 * burst - 10.0 + text + 1.0)
+    assert all_left(rates, 100.0) == pytest.approx(900.0, rel=0.02)
+
+
+def test_a_given_speed_holds_for_every_kind() -> None:
+    rates, planted = Rates(scored_per_second=200.0), study(1)
+    rates.planned([each.stage for each in planted])
+    left = rates.seconds_left()
+    assert left == {each.stage.id: pytest.approx(each.stage.work / 200) for each in planted}
+    heads = outline("heads", "heads", 1000.0)
+    rates.planned([heads])  # they take longer for the same work
+    assert rates.seconds_left() == {heads.id: pytest.approx(3.5 * 1000 / 200)}
+
+
+def test_what_is_left_takes_as_long_as_what_is_finished_did() -> None:
+    whole = study(4)
+    done, left = whole[:8], whole[8:]
+    stages = [*(each.as_finished() for each in done), *(each.stage for each in left)]
+    seconds = seconds_left(stages)
+    assert list(seconds) == [each.stage.id for each in left]
+    *known, _ = left  # of weights nothing was seen
+    for each in known:
+        assert seconds[each.stage.id] == pytest.approx(each.seconds, rel=0.15)
+    assert seconds_left([each.stage for each in left]) == {}
+
+
+def test_at_a_given_speed_records_count_nothing() -> None:
+    *left, weights = study(1)
+    stages = [training(1000.0, rate=9.0).as_finished(), *(each.stage for each in (*left, weights))]
+    assert seconds_left(stages, scored_per_second=100.0, later_work=300.0) == {
+        **{each.stage.id: pytest.approx(each.stage.work / 100) for each in left},
+        "after the verdict": pytest.approx(3.0),
+    }
+
+
+def ends(slots: Sequence[Slot]) -> dict[str, tuple[int, float, float]]:
+    return {slot.job.name: (slot.device, slot.start, slot.end) for slot in slots}
+
+
+def test_the_job_with_the_longest_chain_comes_first() -> None:
+    jobs = [Job("long", 5), Job("first", 2), Job("then", 4, ("first",), ("first",))]
+    assert longest_chains(jobs) == {"long": 5, "first": 2 + 4, "then": 4}
+    assert ends(scheduled(jobs, 1)) == {"first": (0, 0, 2), "long": (0, 2, 7), "then": (0, 7, 11)}
+    assert ends(scheduled(jobs, 9)) == {"first": (0, 0, 2), "long": (1, 0, 5), "then": (0, 2, 6)}
+    assert scheduled([], 3) == []
+
+
+def test_a_pass_trains_while_the_base_is_scored() -> None:
+    jobs = [Job("base", 3), Job("pass", 4, ("base",))]
+    assert ends(scheduled(jobs, 2)) == {"base": (0, 0, 3), "pass": (1, 0, 4)}
+    assert longest_chains(jobs)["base"] == 7
+
+
+def random_jobs(rng: random.Random) -> list[Job]:
+    jobs: list[Job] = []
+    for number in range(rng.randint(1, 6)):
+        before = [job.name for job in jobs]
+        needs = tuple(rng.sample(before, rng.randint(0, min(2, len(before)))))
+        jobs.append(Job(f"{number}", rng.uniform(1, 9), needs, needs))
+    return jobs
+
+
+def least_makespan(jobs: Sequence[Job], num_devices: int) -> float:
+    """Over every order in which jobs are begun as early as can be."""
+    least = math.inf
+    for order in itertools.permutations(jobs):
+        free, ended = [0.0] * num_devices, dict[str, float]()
+        for job in order:
+            if not ended.keys() >= set(job.needs):
+                break
+            device = free.index(min(free))
+            start = max([free[device], *(ended[need] for need in job.needs)])
+            ended[job.name] = free[device] = start + job.work
+        else:
+            least = min(least, max(free))
+    return least
+
+
+def test_schedules_are_possible_and_near_the_best() -> None:
+    rng, over = random.Random(5), list[float]()
+    for _ in range(60):
+        jobs, num_devices = random_jobs(rng), rng.randint(1, 3)
+        slots = scheduled(jobs, num_devices)
+        assert sorted(slot.job.name for slot in slots) == [job.name for job in jobs]
+        ended = {slot.job.name: slot.end for slot in slots}
+        for slot in slots:
+            assert slot.end == slot.start + slot.job.work
+            assert all(ended[need] <= slot.start for need in slot.job.needs)
+        for one, other in itertools.combinations(slots, 2):
+            assert one.device != other.device or other.start >= one.end or one.start >= other.end
+        makespan = max(ended.values())
+        over.append(makespan / least_makespan(jobs, num_devices))
+        assert 1 - 1e-9 <= over[-1] <= 2 - 1 / num_devices + 1e-9  # Graham's bound
+    assert sum(ratio < 1 + 1e-9 for ratio in over) > 45

@@ -11,9 +11,7 @@ from rankwise.errors import StorageError
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import FullTraining, PlannedRun
 from rankwise.study import acceptance
-from rankwise.study.acceptance import require_disk
-from rankwise.study.costs import stored_bytes
-from rankwise.study.needs import disk_left, needs_of
+from rankwise.study.acceptance import disk_left, require_disk
 from rankwise.study.stages import Score, Stage, Train
 from tests.planted.results import planted_run_record
 from tests.support.passes import planned
@@ -31,7 +29,7 @@ def checkpoint(of: PlannedRun, num_steps: int) -> PlannedRun:
 
 def one_pass(*runs: PlannedRun, saves_states: bool = True) -> Train:
     names = tuple(each.name for each in runs)
-    disk = sum(map(stored_bytes, runs))
+    disk = sum(each.stored_bytes for each in runs)
     return Train("pass", runs, names, (), 0.0, 0, disk, None, saves_states)
 
 
@@ -93,13 +91,13 @@ def test_full_fine_tuning_has_what_it_keeps(folder: StudyFolder) -> None:
     assert disk_left([one_pass(elsewhere, saves_states=False)], folder) == 0
 
 
-def test_a_plan_and_a_run_ask_for_the_same(
+def test_a_run_asks_for_what_the_plan_says(
     folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = one_pass(run("a", 100))
     scored = Score("a", trained.models, ("s",), (), 0.0, 0, 77, "task", "base")
     graph: list[Stage] = [trained, scored]
-    needed = needs_of(graph, folder, None).disk_bytes
+    needed = disk_left(graph, folder)
     assert needed == 100 * 4 + 200 * 12 + 77
     monkeypatch.setattr(acceptance, "free_bytes", lambda _: needed)
     require_disk(folder, graph)
