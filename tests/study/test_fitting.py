@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rankwise.cli.terminal import pass_lines
 from rankwise.engine.models.devices import Machine
 from rankwise.engine.training.memory import AdapterSize
 from rankwise.errors import PlanError
@@ -28,7 +27,6 @@ from rankwise.study.planning.passes import USABLE_SHARE, least_bytes
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
 from rankwise.study.stages import Train, stages
-from rankwise.study.units import units
 from tests.support.observers import Silent
 from tests.support.small_studies import SEARCHED, write_study
 from tests.support.studies import run
@@ -58,28 +56,25 @@ class Planted:
 
     longest, likely_tokens, kept_tokens = 100, 2048, 0
 
-    def __init__(self, full: FullTraining = FLOAT32, num_devices: int = 1) -> None:
-        self.full, self._num_devices = full, num_devices
+    def __init__(self, full: FullTraining = FLOAT32) -> None:
+        self.full = full
 
-    def changed(self, full: FullTraining | None = None, num_devices: int = 1) -> Planted:
-        return Planted(full or self.full, num_devices)
+    def changed(self, full: FullTraining) -> Planted:
+        return Planted(full)
 
     def full_bytes(self, max_tokens: int, gradient_checkpointing: bool) -> int:
         width = {"float32": 4, "bfloat16": 2}[self.full.weights]
         of_weight = 2 * width + {"adamw": 8, "adamw_8bit": 2}[self.full.optimizer]
-        return 1000 * of_weight // self._num_devices
+        return 1000 * of_weight
 
 
-def taken(
-    fits: int, earlier: FullTraining | None = None, num_devices: int = 1, **named: Any
-) -> FullTraining | None:
+def taken(fits: int, earlier: FullTraining | None = None, **named: Any) -> FullTraining | None:
     methods = MethodsConfig(full=FullConfig(**named))
     config = StudyConfig.model_validate(
         {"base_model": "m", "train": {"task": "t"}, "methods": methods.model_dump(by_alias=True)}
     )
     memory: Any = Planted()
-    machine = card(fits)._replace(num_devices=num_devices)
-    return full_training(config, memory, machine, earlier)
+    return full_training(config, memory, card(fits), earlier)
 
 
 @pytest.mark.usefixtures("torchao")
@@ -114,31 +109,6 @@ def test_what_was_taken_before_is_kept_unless_the_study_file_names_another() -> 
     assert taken(16_000, earlier=BFLOAT16, weights="float32") == FLOAT32
 
 
-@pytest.mark.usefixtures("torchao")
-def test_several_devices_hold_the_most_exact_together_where_one_does_not() -> None:
-    assert [taken(fits, num_devices=4) for fits in (15_999, 4_000)] == [FLOAT32] * 2
-    assert taken(3_999, num_devices=4) == EIGHT_BIT  # nothing else is dealt out
-    assert taken(15_999, num_devices=4, weights="bfloat16") == BFLOAT16
-
-
-@pytest.mark.usefixtures("torchao")
-def test_a_pass_names_its_devices(study_file: Path) -> None:
-    memory, train = memory_of(study_file)
-    # two have no more room than one: a model of two layers is gathered as a whole
-    dealt_out = least_bytes(memory.changed(full=FLOAT32, num_devices=4), train, None)
-    assert dealt_out < least_bytes(memory.changed(full=FLOAT32), train, None)
-    machine = card(dealt_out)._replace(num_devices=4)
-
-    def devices(**options: Any) -> list[int]:
-        return [each.num_devices for each in planned(study_file, **options).passes]
-
-    *adapters, full = devices(machine=machine)
-    assert adapters == [1] * len(adapters)
-    assert full == 4
-    assert set(devices(machine=machine, num_workers=2)) == {1}  # each has a device of its own
-    assert set(devices(machine=card(10**9)._replace(num_devices=4))) == {1}
-
-
 @pytest.fixture
 def deep_study(study_file: Path, tmp_path: Path, tiny_model_folder: Path) -> Path:
     """The study on a model of 24 layers, most of whose weights are in them."""
@@ -153,63 +123,74 @@ def deep_study(study_file: Path, tmp_path: Path, tiny_model_folder: Path) -> Pat
     return study_file
 
 
-WHOLE = ("methods.full=null", "analysis.gauges=false", "analysis.heads=false")
+SETTINGS = ("methods.full=null", "analysis.gauges=true", "analysis.heads=false")
 
 
-def test_a_base_that_fits_nowhere_is_held_by_all_devices_together(deep_study: Path) -> None:
-    memory, train = memory_of(deep_study, *WHOLE)
-    dealt_out = memory.changed(num_base_devices=4)
-    large = fitting.size_of(planned(deep_study, *WHOLE).runs[-1])
-    needed, whole = (least_bytes(each, train, large) for each in (dealt_out, memory))
-    assert needed < memory.base_bytes < whole
+def cards(fits: int, number: int = 4) -> Machine:
+    return card(fits)._replace(num_cards=number)
 
-    def passes(fits: int, *overrides: str, **options: Any) -> list[tuple[int, int]]:
-        machine = card(fits)._replace(num_devices=4)
-        record = planned(deep_study, *WHOLE, *overrides, machine=machine, **options)
-        return [(len(each.runs), each.num_devices) for each in record.passes]
 
-    assert sum(number for number, _ in passes(needed)) == 2
-    assert {count for _, count in passes(needed)} == {4}
-    assert {count for _, count in passes(whole)} == {1}
-    # rank 2 has room on one device, rank 4 has not
-    assert passes(whole - 1) == [(1, 1), (1, 4)]
-    config = load_config(deep_study, [*WHOLE, "analysis.behaviour=true"])
-    plan = plan_study(config, machine=card(needed)._replace(num_devices=4))
-    assert plan.record.base_devices == 4
-    # what trains and asks the base needs all of them, and what reads weights needs none
-    needs = {(unit.kind, unit.num_devices) for unit in units(stages(plan.record))}
-    assert needs == {("base", 4), ("pass", 4), ("behaviour", 4), ("spectra", 1)}
+def rooms(deep_study: Path, *overrides: str) -> tuple[Any, int, int]:
+    """Memory of passes, and what the largest adapter needs: on one card, and of each of four."""
+    memory, train = memory_of(deep_study, *SETTINGS, *overrides)
+    large = fitting.size_of(planned(deep_study, *SETTINGS, *overrides).runs[-1])
+    of_each = least_bytes(memory.changed(num_cards=4), train, large)
+    return memory, least_bytes(memory, train, large), of_each
+
+
+def test_a_base_that_fits_on_no_card_is_laid_over_all(deep_study: Path) -> None:
+    memory, whole, of_each = rooms(deep_study)
+    assert of_each < memory.base_bytes < whole
+    config = load_config(deep_study, SETTINGS)
+    plan = plan_study(config, machine=cards(of_each))
+    assert plan.cards == tuple(torch.device("cuda", number) for number in range(4))
+    assert all(each.estimated_memory_bytes <= of_each for each in plan.record.passes)
+    assert plan.record.most_weights_bytes is None
     (warning,) = plan.record.warnings
-    assert warning.endswith("4 devices hold them together for LoRA and its scores")
-    assert " on a model that 4 devices hold together, " in pass_lines(plan.record)[0]
-    assert plan.record.passes[0].estimated_memory_bytes <= needed
+    fullest = in_words(memory.changed(num_cards=4).base_bytes)
+    assert warning == (
+        "base_model: it does not fit on one card, so its layers are laid over 4 cards, "
+        f"{fullest} of weights on the fullest. They compute one after the other"
+    )
+    # the base fits on one card, and an adapter on it does not
+    assert len(plan_study(config, machine=cards(whole - 1)).cards) == 4
+    assert plan_study(config, machine=cards(whole)).cards == ()
     with pytest.raises(PlanError, match=r"methods\.lora: training"):
-        passes(needed, num_workers=2)  # each has a device of its own
-    with pytest.raises(PlanError) as caught:
-        passes(needed - 1)
-    (problem,) = caught.value.problems
-    assert f" ({in_words(needed)} on each of 4 devices together) and there are " in problem
+        plan_study(config, machine=cards(of_each), num_workers=2)  # each has a card of its own
+    (problem,) = problems(deep_study, *SETTINGS, machine=cards(of_each // 2))
+    assert "takes" in problem
+
+
+def test_an_adapter_that_does_not_fit_on_all_cards_either(deep_study: Path) -> None:
+    _, _, of_each = rooms(deep_study)
+    (problem,) = problems(deep_study, *SETTINGS, machine=cards(of_each - 1))
+    assert (
+        f" takes {in_words(of_each)} at least on the fullest of 4 cards and there are " in problem
+    )
     assert "train.base_precision=" in problem
 
 
-def test_what_needs_the_whole_base_is_refused_where_it_is_dealt_out(deep_study: Path) -> None:
-    memory, train = memory_of(deep_study, *WHOLE)
-    large = fitting.size_of(planned(deep_study, *WHOLE).runs[-1])
-    fits = least_bytes(memory.changed(num_base_devices=4), train, large)
-    machine = card(fits)._replace(num_devices=4)
-    (problem,) = problems(deep_study, "deploy=[merged-bf16]", "methods.full=null", machine=machine)
+def test_what_needs_the_whole_base_on_one_card_is_refused(deep_study: Path) -> None:
+    memory, _, of_each = rooms(deep_study)
+    more = ("analysis.heads=true", "deploy=[merged-bf16]", "train.compile=true")
+    variant = "methods.variants={names: [dora]}"
+    (problem,) = problems(deep_study, *SETTINGS, *more, machine=cards(of_each))
     quantised = in_words(memory.changed(base_precision="4bit").base_bytes)
-    assert problem == (
-        f"base_model: its weights take {in_words(memory.base_bytes)} and {in_words(fits)} of a "
-        "device are planned for. 4 devices hold them together for LoRA and its scores, and nothing "
-        "else; set analysis.gauges=false, analysis.heads=false, deploy=[], or "
-        f"train.base_precision=4bit ({quantised})"
+    assert ". What needs all of it on one card cannot be done: set train.compile=false, " in problem
+    assert problem.endswith(
+        f"analysis.heads=false, deploy=[], or train.base_precision=4bit ({quantised}, on one card)"
     )
-    pissa = "methods.variants={names: [pissa]}"
-    (problem,) = problems(deep_study, *WHOLE, pissa, machine=machine)
-    assert (
-        "the base is not dealt out over 4 devices: pissa begins at what the whole base has"
-        in problem
+    found = problems(deep_study, *SETTINGS, variant, machine=cards(of_each))
+    assert any("set methods.variants without dora" in problem for problem in found)
+
+
+def test_all_weights_that_fit_on_no_card_are_left_to_another_trainer(deep_study: Path) -> None:
+    _memory, _, of_each = rooms(deep_study)
+    found = problems(deep_study, "analysis.heads=false", machine=cards(of_each))
+    (problem,) = [each for each in found if each.startswith("methods.full: ")]
+    assert problem.endswith(
+        "; lower train.max_length, or set methods.full=null, train all weights with a trainer of "
+        "your choice and bring the checkpoint (methods.imported)"
     )
 
 

@@ -39,7 +39,7 @@ NOTHING_TRAINED = ("methods.lora=null", "methods.full=null")
 
 
 def asked(
-    study_file: Path, memory_bytes: int, *overrides: str, num_devices: int = 1
+    study_file: Path, memory_bytes: int, *overrides: str, num_cards: int = 1
 ) -> tuple[int | None, Issues]:
     """What is planned for such cards with so much memory each, where these runs are trained."""
     config, issues = load_config(study_file, overrides), Issues()
@@ -50,7 +50,9 @@ def asked(
         runs = plan_study(load_config(study_file)).record.runs
     if config.methods.full is None:
         runs = tuple(run for run in runs if run.method == "lora")
-    return fitting.most_weights_bytes(model, config, num_devices, runs, issues, None), issues
+    no_passes: Any = None
+    room = fitting.Room(no_passes, memory_bytes, machine._replace(num_cards=num_cards).cards)
+    return fitting.most_weights_bytes(model, config, room, runs, issues, None), issues
 
 
 @pytest.fixture
@@ -82,10 +84,10 @@ def test_the_base_is_whole_while_adapters_are_trained_on_it(study_file: Path) ->
     most, issues = asked(study_file, memory, "train.base_precision=4bit")
     assert most is not None
     assert issues.warnings
-    # several cards that hold it together score it too
+    # it is scored on the cards that its layers are laid over
     full = "methods.lora=null"
     assert asked(study_file, memory, full)[0] is not None
-    assert asked(study_file, memory, full, num_devices=2) == (None, Issues([], []))
+    assert asked(study_file, memory, full, num_cards=2) == (None, Issues([], []))
 
 
 def test_not_even_a_layer_fits(study_file: Path) -> None:
@@ -160,5 +162,5 @@ def test_heads_of_what_is_read_layer_by_layer_are_refused(
     monkeypatch.setattr(fitting, "room_for_weights", lambda *_: OUTSIDE + LAYER)
     plan = plan_study(load_config(study_file, ["methods.lora=null"]))
     context = StudyContext.of(plan, StudyFolder(tmp_path / "study"), Silent())
-    with pytest.raises(ModelError, match="read layer by layer to be scored: heads cannot"):
+    with pytest.raises(ModelError, match="read layer by layer: heads cannot"):
         context.models.adapted(plan.record.runs[0])

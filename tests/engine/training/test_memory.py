@@ -328,12 +328,12 @@ def test_real_attention_finds_no_masks_of_the_rehearsal(tiny_model_folder: Path)
     check_packable(model)
 
 
-def test_a_model_that_is_dealt_out_by_hand() -> None:
+def test_layers_on_several_cards_by_hand() -> None:
     config = LlamaConfig(
         vocab_size=100,
         hidden_size=8,
         intermediate_size=16,
-        num_hidden_layers=2,
+        num_hidden_layers=8,
         num_attention_heads=2,
         num_key_value_heads=2,
         tie_word_embeddings=False,
@@ -341,23 +341,28 @@ def test_a_model_that_is_dealt_out_by_hand() -> None:
     with torch.device("meta"):
         skeleton = LlamaForCausalLM(config)
     setting = TrainingSetting(torch.device("cuda"), "float32", longest=8, examples_per_step=1)
-    alone = PassMemory(skeleton, setting)
+    alone = PassMemory(skeleton, setting, ["model.layers.0.self_attn.q_proj"])
     outside = 2 * 100 * 8 + 8  # embeddings, head, last norm
     layer = 4 * 8 * 8 + 3 * 8 * 16 + 2 * 8  # attention, MLP, norms
-    state = 16 * (outside + 2 * layer)  # weight, gradient and two moments of 4 bytes
-    assert state == 46_720
-    gathered = 4 * (2 * outside + 3 * layer) + 4 * outside
-    assert gathered == 27_168
-    activations = alone.full_bytes(8, False) - state
-    assert activations > 0
-    assert alone.base_bytes == state // 4  # of the four numbers for each weight
-    for count, of_each in ((2, 5_840), (8, 1_460)):
-        # two layers are less than what is outside of them, which is there twice at the beginning
-        base = alone.changed(num_base_devices=count).base_bytes
-        assert base == of_each + 4 * (outside + max(outside, 3 * layer))
-    for count, of_each in ((2, 23_360), (4, 11_680), (8, 5_840)):
-        bytes_of_each = alone.changed(num_devices=count).full_bytes(8, False)
-        assert bytes_of_each == of_each + gathered + activations
+    assert alone.base_bytes == 4 * (outside + 8 * layer)
+    # embeddings and head take the room of two layers on the first card
+    laid = alone.changed(num_cards=2)
+    assert laid.base_bytes == 4 * 5 * layer > 4 * (outside + 3 * layer)
+    peaks = alone._peaks_at("lora", False, 8)
+    logits, inner = alone._loss_bytes("lora", 8), 8 * 4 * 2  # 8 tokens at rank 2
+    state = 32 * 20  # weight, gradient, two moments and the copy, of 4 bytes each
+    adapter = [AdapterSize(2, 32)]
+    assert alone.lora_bytes(adapter, 8, False) == alone.base_bytes + state + max(
+        max(peaks.loss + logits, peaks.high) + inner, peaks.end
+    )
+    # of adapters and activations five layers in eight; logits on one card, or a layer's gradients
+    assert laid.lora_bytes(adapter, 8, False) == (
+        laid.base_bytes
+        + state * 5 // 8
+        + math.ceil((peaks.loss + inner) * 5 / 8)
+        + max(logits, peaks.high - peaks.loss, peaks.end - peaks.loss)
+    )
+    assert laid.full_bytes(8, False) == alone.full_bytes(8, False)  # which is on one card
 
 
 def test_a_run_alone() -> None:
