@@ -120,6 +120,7 @@ def without_a_card() -> Generator[None]:
     with _empty_caches(), _device_guard(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "mem_get_info", lambda *_: (_BYTES, _BYTES))
         patch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+        patch.setattr(torch.cuda, "get_device_name", lambda *_: "no card")
         for name in ("reset_peak_memory_stats", "empty_cache"):
             patch.setattr(torch.cuda, name, lambda *_: None)
         for name in ("max_memory_allocated", "max_memory_reserved", "memory_reserved"):

@@ -164,9 +164,9 @@ def check_over_cards(
         return
     count = len(room.cards)
     text = (
-        f"base_model: it does not fit on one card, so its layers are laid over {count} cards, "
-        f"{in_words(room.memory.base_bytes)} of weights on the fullest. They compute one after the "
-        "other"
+        f"base_model: one card has no room for it and its adapters, so its layers are laid over "
+        f"{count} cards, {in_words(room.memory.base_bytes)} of weights on the fullest. They compute "
+        "one after the other"
     )
     by_peft = sorted({run.variant for run in runs if run.variant and not shares_a_pass(run)})
     asked = {
