@@ -162,11 +162,10 @@ def check_over_cards(
     """
     if not room.is_over_cards:
         return
-    count = len(room.cards)
     text = (
-        f"base_model: one card has no room for it and its adapters, so its layers are laid over "
-        f"{count} cards, {in_words(room.memory.base_bytes)} of weights on the fullest. They compute "
-        "one after the other"
+        "base_model: one card has no room for it and its adapters, so its layers are laid over "
+        f"{len(room.cards)} cards, {in_words(room.memory.base_bytes)} of weights on the fullest. "
+        "They compute one after the other"
     )
     by_peft = sorted({run.variant for run in runs if run.variant and not shares_a_pass(run)})
     asked = {
