@@ -33,9 +33,9 @@ _FLASH_WIDTH = 256
 MASK_BLOCK = 128
 """Queries and keys of a block of flex attention's mask: torch's default, which its tiles divide."""
 
-# Variants of flex attention in one process, by dynamo's count on a CPU: training makes 5 of one
-# model in one precision, and reading trees 7 (Llama) to 18 (GPT-OSS); torch's limit is 8. Beyond a
-# limit torch would silently compute scores of tokens * tokens.
+# Variants of flex attention in one process on one card, by dynamo's count on a CPU: training makes
+# 5 of one model in one precision, and reading trees 7 (Llama) to 18 (GPT-OSS); torch's limit is 8.
+# Beyond a limit torch would silently compute scores of tokens * tokens.
 _FLEX_VARIANTS = 64
 
 
@@ -364,7 +364,8 @@ def _compiled_flex() -> Callable[..., Any]:
 
     def attend(*tensors: Tensor, **arguments: Any) -> Any:
         with torch._dynamo.config.patch(  # pyright: ignore[reportPrivateUsage]
-            recompile_limit=_FLEX_VARIANTS, fail_on_recompile_limit_hit=True
+            recompile_limit=_FLEX_VARIANTS * (torch.cuda.device_count() or 1),
+            fail_on_recompile_limit_hit=True,
         ):
             return compiled(*tensors, **arguments)
 
