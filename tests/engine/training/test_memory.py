@@ -347,7 +347,7 @@ def test_layers_on_several_cards_by_hand() -> None:
     assert alone.base_bytes == 4 * (outside + 8 * layer)
     # embeddings and head take the room of two layers on the first card
     laid = alone.changed(num_cards=2)
-    assert laid.base_bytes == 4 * 5 * layer > 4 * (outside + 3 * layer)
+    assert laid.base_bytes == 4 * (outside + 3 * layer) > 4 * 5 * layer
     peaks = alone._peaks_at("lora", False, 8)
     logits, inner = alone._loss_bytes("lora", 8), 8 * 4 * 2  # 8 tokens at rank 2
     state = 32 * 20  # weight, gradient, two moments and the copy, of 4 bytes each
