@@ -322,14 +322,15 @@ def test_plan_says_what_of_a_pass_is_scored_already(
         ["no", "0/4"],
     ]
     done = rankwise("plan", *study[:1], *study[2:], "--tokens-per-second", "1")
-    assert "time: about 0.0 s of training and scoring" in done.stdout
+    assert "time:" not in done.stdout  # nothing is left
 
 
 def test_plan_as_json(finished: Finished) -> None:
     done = rankwise("plan", finished.file, "--study-dir", finished.folder, "--json", "seeds=[0,1]")
     assert done.exit_code == 0
     answer = json.loads(done.stdout)
-    assert answer["warnings"] == []
+    (warning,) = answer["warnings"]
+    assert warning.startswith("seeds: two seeds hardly tell")
     runs = {(run["method"], run["rank"], run["seed"]): run for run in answer["runs"]}
     assert runs.keys() == {("lora", 2, 0), ("lora", 2, 1)}
     assert [run["is_trained"] for run in runs.values()] == [True, False]
@@ -371,7 +372,7 @@ def test_run_ends_with_the_verdict_and_the_report(finished: Finished) -> None:
 
 def test_progress_goes_to_stderr_and_results_to_stdout(finished: Finished) -> None:
     done = finished.first
-    assert re.search(r"base model: colours done in \d+ s; about .* left\n", done.stderr)
+    assert re.search(r"base model: colours done in [\d.]+ s; about .* left\n", done.stderr)
     assert re.search(r"colours-lora-r002-\S+: training done in ", done.stderr)
     assert "done in" not in done.stdout
     assert "report:" not in done.stderr

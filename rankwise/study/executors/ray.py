@@ -85,7 +85,7 @@ class Places(NamedTuple):
             cpus = min(node.get("CPU", 0.0) / int(node["GPU"]) for node in cards)
             most = max(int(node["GPU"]) for node in cards)
             each = most if num_workers == 1 else 1
-            return cls(True, _whole(cpus * each), each, memory)
+            return cls(True, _whole(cpus) * each, each, memory)
         cores = [node["CPU"] for node in nodes if node.get("CPU", 0.0) > 0]
         if not cores:
             problem = "--address: the cluster has no card and no CPU; add a node to it"
