@@ -31,6 +31,10 @@ NUM_FUTURES = 1024
 PRICE = 2.0
 """Points of gain that a point of retention loss beyond what is acceptable is worth."""
 
+TASK_SPREAD = 3.0
+"""Points by which losses of single tasks are taken to differ from their mean before anything is
+seen (standard deviation). A convention of ours."""
+
 MOST_TASKS = 8
 """Retention tasks of which a growth is simulated: those that are least surely below the ceiling."""
 
@@ -132,18 +136,38 @@ class Believed(NamedTuple):
             return Truths(*gains, None, None, None)
         losses, run_variances = self.loss.draws(rng, number)
         worst: Floats | None = None
-        for task in self.evidence.tasks:
-            drawn = _task_truths(task, run_variances, rng)
+        tasks = self.evidence.tasks
+        for drawn in _task_truths(tasks, range(len(tasks)), losses, rng):
             worst = drawn if worst is None else np.maximum(worst, drawn)
         return Truths(*gains, losses, run_variances, worst)
 
 
-def _task_truths(task: Block, run_variances: Floats, rng: np.random.Generator) -> Floats:
-    """(N, K) losses of one task: around its estimates, for of a single task nothing is expected."""
-    number = len(run_variances)
-    by_items = normal_draws(task.item_covariance, rng, number)
-    by_runs = np.sqrt(run_variances / task.num_seeds)[:, None] * rng.standard_normal(by_items.shape)
-    return task.mean + by_items + by_runs
+def _task_truths(
+    tasks: Sequence[Block], places: Sequence[int], losses: Floats, rng: np.random.Generator
+) -> Iterator[Floats]:
+    """Of some retention tasks their (N, K) losses, from draws of the options' mean losses, (N, K).
+
+    A task is as far from its option's mean as the study says, shrunk by how little tasks differ:
+    the worst of several estimates is too large. How far they differ is pooled over the options,
+    with as much weight on ``TASK_SPREAD`` as on one task.
+
+    Args:
+        tasks: all that the mean is of.
+        places: of those that are drawn.
+        losses: draws of the means.
+        rng: draws.
+    """
+    means = np.array([task.mean for task in tasks])  # (T, K)
+    variances = np.array([np.diagonal(task.item_covariance) for task in tasks])
+    apart, more = means - means.mean(axis=0), len(tasks) - 1
+    seen = (apart**2).sum(axis=0).mean() - more * variances.mean()  # as of T - 1 tasks
+    spread = max((seen + TASK_SPREAD**2) / len(tasks), 0.0)
+    kept = spread / (spread + variances)  # (T, K)
+    # of a distance from the mean of all
+    scale = np.sqrt(kept * more / len(tasks))
+    for place in places:
+        noise = normal_draws(tasks[place].item_covariance, rng, len(losses))
+        yield losses + kept[place] * apart[place] + scale[place] * noise
 
 
 def odds(truths: Truths, margins: Margins) -> Odds:
@@ -201,25 +225,22 @@ def chance_of_decision(
         run_variances = truths.loss_run_variances[first]
         lost = grow(evidence.retention, truths.losses[first], run_variances, growths.retention, rng)
         loss = lost.ends(np.eye(count), level)
-        tasks = list(_unsure_tasks(evidence.tasks, growths.tasks, margins, level))
+        places = _unsure_tasks(evidence.tasks, margins, level)
+        drawn = _task_truths(evidence.tasks, places, truths.losses[first], rng)
         of_tasks = [
-            grow(task, _task_truths(task, run_variances, rng), run_variances, growth, rng)
-            for task, growth in tasks
+            grow(evidence.tasks[place], losses, run_variances, growths.tasks[place], rng)
+            for place, losses in zip(places, drawn, strict=True)
         ]
         worst = _worst_ends(of_tasks, count, level, len(evidence.tasks))
     gain, lead = gained.ends(np.eye(count), level), pair_ends(gained, count, level)
     return float(judge(gain, loss, worst, lead, margins).is_decided.mean())
 
 
-def _unsure_tasks(
-    tasks: Sequence[Block], growths: Sequence[Growth], margins: Margins, level: float
-) -> Iterator[tuple[Block, Growth]]:
-    """The tasks that are not shown to be below the ceiling with every option; few of them."""
+def _unsure_tasks(tasks: Sequence[Block], margins: Margins, level: float) -> list[int]:
+    """The places of tasks that are not shown to be below the ceiling with every option: a few."""
     uppers = [float(worst_task([task], level).upper.max()) for task in tasks]
     order = sorted(range(len(tasks)), key=lambda place: -uppers[place])[:MOST_TASKS]
-    for place in order:
-        if uppers[place] >= margins.ceiling:
-            yield tasks[place], growths[place]
+    return [place for place in order if uppers[place] >= margins.ceiling]
 
 
 def _worst_ends(

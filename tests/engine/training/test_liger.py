@@ -162,17 +162,23 @@ def test_without_liger_nothing_is_changed(
 
 
 @pytest.mark.parametrize(
-    ("device", "model_type", "activation", "expected"),
+    ("devices", "model_type", "activation", "expected"),
     [
-        (CUDA, "llama", "silu", True),
-        (CUDA, "qwen3", "silu", True),
-        (CUDA, "llama", "gelu", False),
-        (CUDA, "qwen3_moe", "silu", False),
-        (torch.device("cpu"), "llama", "silu", False),
+        ([CUDA], "llama", "silu", True),
+        ([CUDA], "qwen3", "silu", True),
+        ([CUDA], "llama", "gelu", False),
+        ([CUDA], "qwen3_moe", "silu", False),
+        ([CUDA, torch.device("cuda", 1)], "llama", "silu", False),
+        ([torch.device("cpu")], "llama", "silu", False),
     ],
 )
 def test_a_model_on_a_card_that_liger_knows(
-    device: torch.device, model_type: str, activation: str, expected: bool
+    devices: list[torch.device],
+    model_type: str,
+    activation: str,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(liger, "devices_of", lambda _: devices)
     of_model = SimpleNamespace(model_type=model_type, hidden_act=activation)
-    assert liger._fits(SimpleNamespace(device=device, config=of_model)) is expected
+    assert liger._fits(SimpleNamespace(config=of_model)) is expected
