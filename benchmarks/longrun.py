@@ -101,6 +101,7 @@ def _write_model(
 ) -> None:
     if model.run is not None:
         run = model.run.planned
+        folder.start_run(run)
         weights = folder.weights_folder(run)
         weights.mkdir(parents=True)
         (weights / "adapter_model.safetensors").write_bytes(run.name.encode() * 100)

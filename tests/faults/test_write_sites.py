@@ -178,7 +178,7 @@ def test_a_sample_of_the_sites_fails_once(
 def test_a_state_of_training_that_could_not_be_removed_is_removed_next_time(
     name: str, smallest_plan: StudyPlan, undisturbed_study: dict[str, Any], tmp_path: Path
 ) -> None:
-    site = Site("records.folder._remove_state", "unlink", "training.pt")
+    site = Site("records.folder.StudyFolder.finish_run", "unlink", "training.pt")
     fail_each(smallest_plan, tmp_path, [site], ERRORS[name], undisturbed_study)
 
 

@@ -94,7 +94,7 @@ def test_markdown_has_one_line_for_each_model(tmp_path: Path) -> None:
     (chosen,) = [row for row in rows if "rank 16" in row]
     assert chosen.startswith("| LoRA rank 16 recommended | 32 | 2e-4 | 1.84 M 1.4 % | 80.0 (75.1 ")
     assert "diverged and was not scored" in text
-    assert "Intervals are 95\u00a0%" in text
+    assert "Other intervals are 95\u00a0%" in text
 
 
 def test_markdown_takes_names_for_text(tmp_path: Path) -> None:

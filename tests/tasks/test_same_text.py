@@ -171,13 +171,9 @@ def test_running_out_of_memory_says_what_to_lower(
     def exhausted(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    class Silent:
-        def __getattr__(self, name: str) -> Any:
-            return lambda *_: None
-
     monkeypatch.setattr(training, "train_pass", exhausted)
     plan = plan_study(load_config(study_file))
     with pytest.raises(
         StageFailedError, match=r"training failed: .* it does not fit .*train\.max_length"
     ):
-        study.run_study(plan, StudyFolder(tmp_path / "study"), Silent())
+        study.run_study(plan, StudyFolder(tmp_path / "study"), lambda _: None)
