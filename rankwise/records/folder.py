@@ -99,6 +99,9 @@ class StudyFolder:
             RecordError: it is not there, or not as it was written.
         """
         state = state_of(path) if path.exists() else None
+        known, run = self._runs.get(path, (None, None))
+        if known is not None and known == state and isinstance(run, kind):
+            return run
         record = read_record(path, kind)
         if state is not None and isinstance(record, RunRecord):
             self._runs[path] = state, record
@@ -333,9 +336,7 @@ class StudyFolder:
         path = self.run_file(planned.name)
         if not self.has(path):
             return None
-        state, record = self._runs.get(path, (None, None))
-        if record is None or state != state_of(path):
-            record = self.read(path, RunRecord)
+        record = self.read(path, RunRecord)
         if record.planned.fingerprint != planned.fingerprint:
             raise RecordError(
                 f"{path} belongs to the run {record.planned.fingerprint[:16]}, not to "
