@@ -81,7 +81,8 @@ def change_digit(path: Path) -> None:
     end = text.index('"checksum"')
     places = [place for place, letter in enumerate(text[:end]) if letter.isdigit()]
     place = places[len(places) // 2]
-    path.write_text(f"{text[:place]}{(int(text[place]) + 1) % 10}{text[place + 1 :]}")
+    other = int(text[place]) % 9 + 1  # never a zero, which may not lead a number
+    path.write_text(f"{text[:place]}{other}{text[place + 1 :]}")
 
 
 def strip_checksum(path: Path) -> None:
