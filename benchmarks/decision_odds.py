@@ -30,6 +30,7 @@ from rankwise.findings.odds import (
     chance_of_decision,
     most_worth,
     odds,
+    unsure_tasks,
     worth,
 )
 from rankwise.findings.stats.items import Floats
@@ -179,6 +180,8 @@ def simulate_odds(cell: OddsCell, studies: int, seed: int) -> OddsTally:
         regret.append(_regrets(truth, evidence, choice.option, ranks.index(16)))
         if is_decided(choice):
             continue
+        level = level_of_look(cell.num_ranks, 2)
+        unsure = unsure_tasks(evidence.tasks, MARGINS, level)
         for factor in ITEM_FACTORS:
             growth = Growth((factor,), seeds)
             every = Growth((factor,) * NUM_TASKS, seeds)
@@ -187,7 +190,8 @@ def simulate_odds(cell: OddsCell, studies: int, seed: int) -> OddsTally:
                 truths,
                 Growths(growth, every, (growth,) * NUM_TASKS),
                 MARGINS,
-                level_of_look(cell.num_ranks, 2),
+                level,
+                unsure,
             )
             then = evidence_of(grown.first(round(factor * cell.num_items), seeds))
             prospects[factor].append((stated, is_decided(verdict(then, MARGINS, "rank", 2))))

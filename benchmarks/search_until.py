@@ -22,7 +22,7 @@ from benchmarks.search_studies import Simulated
 from rankwise.findings.best_bet import ITEM_FACTORS
 from rankwise.findings.decision import Choice, choose
 from rankwise.findings.looks import alpha_of_look
-from rankwise.findings.odds import Believed, Growths, chance_of_decision
+from rankwise.findings.odds import Believed, Growths, chance_of_decision, unsure_tasks
 from rankwise.findings.stats.anytime import anytime_interval
 from rankwise.findings.stats.estimates import crossed_difference
 from rankwise.findings.stats.items import POINTS, Floats, item_size
@@ -129,7 +129,8 @@ def _offers(
     terms: Terms,
     level: float,
 ) -> list[Offer]:
-    truths = Believed.of(of, terms.point).truths()
+    truths, margins = Believed.of(of, terms.point).truths(), margins_of(terms)
+    unsure = unsure_tasks(of.tasks, margins, level)
     offers: list[Offer] = []
     for add, then, factor in stages:
         if (
@@ -143,7 +144,7 @@ def _offers(
             Growth((kept,) * 2, then.num_seeds),
             (Growth((kept,), then.num_seeds),) * 2,
         )
-        probability = chance_of_decision(of, truths, growths, margins_of(terms), level)
+        probability = chance_of_decision(of, truths, growths, margins, level, unsure)
         items = {"in_domain": then.num_items, "retention": then.num_retention}
         prospect = Prospect(
             add=add, factor=factor, num_items=items if factor else {},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from rankwise.findings.odds import (
     chance_of_decision,
     most_worth,
     odds,
+    unsure_tasks,
 )
 from rankwise.findings.options import Option
 from rankwise.findings.stats.blocks import Block
@@ -111,6 +112,13 @@ class Betting:
 
     def prospects(self, sizes: Sizes, level: float) -> Iterator[Prospect]:
         """What each way to grow the study would do, if it is judged at this level then."""
+        unsure = unsure_tasks(self.evidence.tasks, self.margins, level)
+
+        def chance(growths: Growths) -> float:
+            return chance_of_decision(
+                self.evidence, self.truths, growths, self.margins, level, unsure
+            )
+
         kinds: dict[Addition, Mapping[str, int]] = {"in_domain": sizes.in_domain}
         if sizes.retention:
             kinds["retention"] = sizes.retention
@@ -121,16 +129,16 @@ class Betting:
                 items = sizes.grown(tasks, factor)
                 if items not in known:
                     known.append(items)
-                    yield self._prospect(add, items, sizes.num_seeds, sizes, level)
+                    yield self._prospect(add, items, sizes.num_seeds, sizes, chance)
             by_task = sizes.grown(tasks, TASK_FACTOR)
             if add != "items" and len(by_task) > 1:
                 for task in self._noisiest(add, by_task, sizes):
                     growing = {task: by_task[task]}
-                    yield self._prospect(add, growing, sizes.num_seeds, sizes, level)
+                    yield self._prospect(add, growing, sizes.num_seeds, sizes, chance)
         # an imported adapter has no other seed: in a study of more seeds it takes no part
         can_repeat = all(option.plan.imported_as is None for option in self.options)
         for more in MORE_SEEDS if can_repeat else ():
-            yield self._prospect("seeds", {}, sizes.num_seeds + more, sizes, level)
+            yield self._prospect("seeds", {}, sizes.num_seeds + more, sizes, chance)
 
     def _noisiest(self, add: Addition, tasks: Mapping[str, int], sizes: Sizes) -> list[str]:
         """At most ``MOST_TASKS`` of some tasks of one kind, in their order."""
@@ -157,7 +165,7 @@ class Betting:
         growing: Mapping[str, int],
         num_seeds: int,
         sizes: Sizes,
-        level: float,
+        chance: Callable[[Growths], float],
     ) -> Prospect:
         now = {**sizes.in_domain, **sizes.retention}
         factors = {task: number / now[task] for task, number in growing.items()}
@@ -185,7 +193,5 @@ class Betting:
             num_new_items=max((n - now[task] for task, n in growing.items()), default=0),
             num_seeds=num_seeds,
             num_new_seeds=num_seeds - sizes.num_seeds,
-            probability=chance_of_decision(
-                self.evidence, self.truths, growths, self.margins, level
-            ),
+            probability=chance(growths),
         )

@@ -197,7 +197,12 @@ def odds(truths: Truths, margins: Margins) -> Odds:
 
 
 def chance_of_decision(
-    evidence: StudyEvidence, truths: Truths, growths: Growths, margins: Margins, level: float
+    evidence: StudyEvidence,
+    truths: Truths,
+    growths: Growths,
+    margins: Margins,
+    level: float,
+    unsure: Sequence[int],
 ) -> float:
     """The probability that the rule decides after a growth.
 
@@ -207,6 +212,7 @@ def chance_of_decision(
         growths: of the in-domain items, and of the retention items.
         margins: as the study is judged.
         level: one-sided, at which the grown study will be judged.
+        unsure: from ``unsure_tasks``, the same for all growths.
     """
     rng, count = np.random.default_rng(_SEED), evidence.num_options
     first = slice(NUM_FUTURES)
@@ -225,18 +231,17 @@ def chance_of_decision(
         run_variances = truths.loss_run_variances[first]
         lost = grow(evidence.retention, truths.losses[first], run_variances, growths.retention, rng)
         loss = lost.ends(np.eye(count), level)
-        places = _unsure_tasks(evidence.tasks, margins, level)
-        drawn = _task_truths(evidence.tasks, places, truths.losses[first], rng)
+        drawn = _task_truths(evidence.tasks, unsure, truths.losses[first], rng)
         of_tasks = [
             grow(evidence.tasks[place], losses, run_variances, growths.tasks[place], rng)
-            for place, losses in zip(places, drawn, strict=True)
+            for place, losses in zip(unsure, drawn, strict=True)
         ]
         worst = _worst_ends(of_tasks, count, level, len(evidence.tasks))
     gain, lead = gained.ends(np.eye(count), level), pair_ends(gained, count, level)
     return float(judge(gain, loss, worst, lead, margins).is_decided.mean())
 
 
-def _unsure_tasks(tasks: Sequence[Block], margins: Margins, level: float) -> list[int]:
+def unsure_tasks(tasks: Sequence[Block], margins: Margins, level: float) -> list[int]:
     """The places of tasks that are not shown to be below the ceiling with every option: a few."""
     uppers = [float(worst_task([task], level).upper.max()) for task in tasks]
     order = sorted(range(len(tasks)), key=lambda place: -uppers[place])[:MOST_TASKS]

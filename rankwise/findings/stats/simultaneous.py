@@ -14,7 +14,7 @@ one's from below) and every score against the best one's. Their level is Bonferr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -146,9 +146,8 @@ def worst_task(tasks: Sequence[Block], level: float) -> WorstTask:
     From above, the largest of the tasks' own bounds: if the worst task's holds, so does it. From
     below it is wrong if any task's is, so these share what may be wrong.
     """
-    one = np.eye(len(tasks[0].mean))
-    above = [_bounds(task, one, level) for task in tasks]
-    below = [_bounds(task, one, 1.0 - (1.0 - level) / len(tasks)) for task in tasks]
+    one, shared = np.eye(len(tasks[0].mean)), 1.0 - (1.0 - level) / len(tasks)
+    above, below = zip(*(_bounds_at_each(task, one, level, shared) for task in tasks), strict=True)
     estimates = np.array([bounds.estimate for bounds in above])
     return WorstTask(
         estimates.max(axis=0),
@@ -159,9 +158,16 @@ def worst_task(tasks: Sequence[Block], level: float) -> WorstTask:
 
 
 def _bounds(of: Block, contrasts: Floats, level: float) -> Bounds:
+    (bounds,) = _bounds_at_each(of, contrasts, level)
+    return bounds
+
+
+def _bounds_at_each(of: Block, contrasts: Floats, *levels: float) -> Iterator[Bounds]:
+    """At several levels: the spread and the skewness are those of all."""
     spread = of.spread(contrasts)
     stderr = spread.stderr
     skewness = of.third_moment(contrasts) / or_one(stderr) ** 3
-    below, above = skewed_quantiles(spread.quantile(level), skewness)
     estimate = contrasts @ of.mean
-    return Bounds(estimate, estimate - below * stderr, estimate + above * stderr, spread)
+    for level in levels:
+        below, above = skewed_quantiles(spread.quantile(level), skewness)
+        yield Bounds(estimate, estimate - below * stderr, estimate + above * stderr, spread)
