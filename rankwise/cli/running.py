@@ -121,14 +121,18 @@ def run_and_report(
         with events or contextlib.nullcontext(), contextlib.ExitStack() as stack:
             check_output(quiet=quiet, as_json=as_json)
             config, folder = find(events)
+
+            def reported(outcome: StudyOutcome) -> int:
+                if events is None:
+                    return report_on(folder, outcome)
+                return report_events(folder, outcome, events)
+
             place = str(folder.root)
             check_page(folder)
             judged = judged_again(folder, config)
             if judged is not None:
                 note("only the margins differ: the finished study is judged again")
-                if events is None:
-                    return report_on(folder, judged)
-                return report_events(folder, judged, events)
+                return reported(judged)
             shown: Follower
             if events is not None:
                 shown = EventObserver(events, folder)
@@ -151,9 +155,7 @@ def run_and_report(
                 )
                 concluded(outcome)
             stack.close()
-            if events is None:
-                return report_on(folder, outcome)
-            return report_events(folder, outcome, events)
+            return reported(outcome)
     except Stopped as stopped:
         return told_of_stop(stopped, place)
 

@@ -106,13 +106,14 @@ class Desk:
         folder.task_folder(unit, self._current[unit].id).mkdir(parents=True, exist_ok=True)
         return True
 
-    def put(self, letter: Letter) -> bool:
-        """Take a letter; False: another attempt was begun since."""
-        self._require()
-        if self._current.get(letter.unit) != letter.attempt:
-            return False
+    def put(self, letter: Letter) -> None:
+        """Take a letter.
+
+        Raises:
+            SupersededError: another attempt was begun since, as for ``write``.
+        """
+        self._require_current(letter.unit, letter.attempt)
         self._letters.append(letter)
-        return True
 
     def take(self) -> list[Letter]:
         """All letters since the last call, whose letters have been taken in by now."""
@@ -137,11 +138,9 @@ class Desk:
             file.seek(offset)
             return file.read(PIECE_BYTES)
 
-    def write(self, unit: str, attempt: Attempt, name: str, piece: Piece) -> bool:
-        """Write a piece of a file that an attempt has made; False: another attempt was begun."""
-        self._require()
-        if self._current.get(unit) != attempt:
-            return False
+    def write(self, unit: str, attempt: Attempt, name: str, piece: Piece) -> None:
+        """Write a piece of a file that an attempt has made."""
+        self._require_current(unit, attempt)
         path = StudyFolder(self._root).task_folder(unit, attempt.id) / name
         growing = path.with_name(f".{path.name}")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +148,11 @@ class Desk:
             file.write(piece.content)
         if piece.is_last:
             growing.replace(path)
-        return True
+
+    def _require_current(self, unit: str, attempt: Attempt) -> None:
+        self._require()
+        if self._current.get(unit) != attempt:
+            raise SupersededError
 
     def _require(self) -> None:
         if leader_in(self._root) != self._leader:

@@ -342,12 +342,13 @@ class RayExecutor:
 
     def _submit(self, context: StudyContext, agenda: Agenda) -> bool:
         """Give Ray the units with the longest chains of work; False: it has none."""
-        due = {unit.id: agenda.due(unit) for unit in agenda.units}
+        idle = [unit for unit in agenda.units if unit.id not in self._tasks]
+        due = {unit.id: agenda.due(unit) for unit in idle}
         left = [unit for unit in agenda.units if agenda.is_left(unit)]
         work = {stage.id: stage.work for unit in left for stage in unit.stages}
         chains = longest_chains(jobs(left, work))
         room = _WAITING_SHARE * self._places.count(self._cluster.nodes()) - len(self._tasks)
-        waiting = [unit for unit in agenda.units if due[unit.id] and unit.id not in self._tasks]
+        waiting = [unit for unit in idle if due[unit.id]]
         failed = [failure.stage for failure in agenda.failures]
         for unit in sorted(waiting, key=lambda unit: -chains[unit.id])[: max(room, 0)]:
             task = self._ray.remote(_done_by_ray).options(

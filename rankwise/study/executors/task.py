@@ -23,7 +23,6 @@ from rankwise.study.executors.desk import (
     Letter,
     Piece,
     State,
-    SupersededError,
     files_in,
     link_or_copy,
 )
@@ -188,8 +187,7 @@ class StudyCopy:
                     self._send(name)
             self._known = now
         letter = Letter(self._unit, self._attempt, tuple(events), tuple(made), tuple(removed))
-        if not self._call("put", letter):
-            raise SupersededError
+        self._call("put", letter)
         if hands_over:
             self.bring()  # what others have made meanwhile
 
@@ -205,8 +203,7 @@ class StudyCopy:
             while True:
                 offset = file.tell()
                 piece = Piece(offset, file.read(PIECE_BYTES), file.tell() >= size)
-                if not self._call("write", self._unit, self._attempt, name, piece):
-                    raise SupersededError
+                self._call("write", self._unit, self._attempt, name, piece)
                 if piece.is_last:
                     return
 
