@@ -131,7 +131,7 @@ class Study:
     def recommendation(self) -> StudyRecommendation:
         """What ``recommendation.json`` holds: for each trained task outcome, rank and evidence.
 
-        Each judgement of other data counts as a look, as with ``rankwise recommend``.
+        Each judgement of other data counts as a look, as with ``rankwise verdict``.
 
         Raises:
             RecordError: nothing is scored yet, or a record cannot be read.
@@ -265,7 +265,7 @@ class Study:
         Args:
             kind: the format: csv, parquet, markdown, latex, lm-eval, model-card, trl and so on.
             output: the folder to write into; None: ``export/<kind>`` in the study's.
-            run: the name of a run, or its beginning, for formats of one run; None: the recommended.
+            run: a run, as ``find_run`` takes it, for formats of one run; None: the recommended.
             overwrite: replace files there that rankwise did not write.
 
         Returns:
@@ -289,11 +289,11 @@ class Study:
     def push(
         self, repo: str, *, run: str | None = None, public: bool = False, with_items: bool = False
     ) -> str:
-        """Upload an adapter, its card, the records and the report, as ``rankwise push`` does.
+        """Upload an adapter, its card, the records and the report, as ``rankwise export --to hub``.
 
         Args:
             repo: ``org/name`` on the Hugging Face Hub; it is made if it is not there.
-            run: the name of a run, or its beginning; None: the recommended.
+            run: a run, as ``find_run`` takes it; None: the recommended.
             public: everybody may read it.
             with_items: with the texts of the items, and what each model answered.
 

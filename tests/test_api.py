@@ -95,7 +95,7 @@ def test_a_study_is_what_the_command_line_makes_of_it(study: rw.Study) -> None:
     assert study.recommendation.model_dump(mode="json") == {
         key: value for key, value in written.items() if key != "checksum"
     }
-    done = rankwise("recommend", study.folder)
+    done = rankwise("verdict", study.folder)
     assert words(done.stdout).startswith(words(study.verdict))
     assert rw.open(study.folder).verdict == study.verdict
 

@@ -19,6 +19,7 @@ from rankwise.cli.application import (
     Overwrite,
     TasksPath,
     emit,
+    given_name,
     given_path,
     listed_names,
     note,
@@ -38,9 +39,17 @@ if TYPE_CHECKING:
 
 ADAPTERS = "Adapters and checkpoints"
 
-BASE = "The base: smollm2-135m-instruct, a folder or a hub repository."
+Base = Annotated[
+    str,
+    typer.Argument(
+        metavar="BASE", help="The base: smollm2-135m-instruct, a folder or a hub repository."
+    ),
+]
 Adapter = Annotated[
-    Path, typer.Argument(metavar="ADAPTER", help="A PEFT LoRA folder.", parser=given_path)
+    str,
+    typer.Argument(
+        metavar="ADAPTER", help="A PEFT LoRA folder, or a hub repository.", parser=given_name
+    ),
 ]
 AnyBase = Annotated[
     bool,
@@ -48,17 +57,25 @@ AnyBase = Annotated[
 ]
 ScoredLimit = Annotated[
     int | None,
-    typer.Option("--limit", min=2, help="Score N items of each task, drawn at random."),
+    typer.Option(
+        "--limit", metavar="N", min=2, help="Score N items of each task, drawn at random."
+    ),
 ]
 NumFewshot = Annotated[
     int | None,
     typer.Option(
-        "--num-fewshot", min=0, help="Examples in each prompt (default: the task's own number)."
+        "--num-fewshot",
+        metavar="N",
+        min=0,
+        help="Examples in each prompt (default: the task's own number).",
     ),
 ]
 ChatTemplate = Annotated[
     bool, typer.Option("--chat-template", help="Ask in the model's chat format.")
 ]
+
+
+RUN = "The run: its name, its rank, or any parts of the name that it alone has (r4-s0)."
 
 
 class ScorePrecision(StrEnum):
@@ -79,13 +96,13 @@ class Mode(StrEnum):
 
 @verb(ADAPTERS)
 def audit(
-    base: Annotated[str, typer.Argument(metavar="BASE", help=BASE)],
-    target: Annotated[
-        Path,
+    base: Base,
+    adapter: Annotated[
+        str,
         typer.Argument(
             metavar="ADAPTER_OR_CHECKPOINT",
-            help="A PEFT LoRA folder, or a whole model's folder.",
-            parser=given_path,
+            help="A PEFT LoRA folder, a whole model's folder, or a hub repository.",
+            parser=given_name,
         ),
     ],
     tasks: Annotated[
@@ -99,14 +116,22 @@ def audit(
     limit: ScoredLimit = None,
     num_fewshot: NumFewshot = None,
     top_k: Annotated[
-        int, typer.Option("--top-k", min=1, help="Number of leading singular vectors to compare.")
+        int,
+        typer.Option(
+            "--top-k", metavar="N", min=1, help="Number of leading singular vectors to compare."
+        ),
     ] = 500,
     null_draws: Annotated[
         int,
-        typer.Option("--null-draws", min=0, help="Number of random updates of each kind."),
+        typer.Option(
+            "--null-draws", metavar="N", min=0, help="Number of random updates of each kind."
+        ),
     ] = 2,
     precision: Annotated[
-        ScorePrecision, typer.Option("--precision", help="The precision of scoring.")
+        ScorePrecision,
+        typer.Option(
+            "--precision", metavar="auto|float32|bfloat16", help="The precision of scoring."
+        ),
     ] = ScorePrecision.AUTO,
     chat_template: ChatTemplate = False,
     any_base: AnyBase = False,
@@ -131,12 +156,12 @@ def audit(
     the page audit.html.
     """
     quiet_libraries()
+    from rankwise.engine.models.base import trained_folder
     from rankwise.report.audit_page import PAGE_FILE, RECORD_FILE, target_name, write_audit
     from rankwise.weights.audit import AuditSettings, find_audited
     from rankwise.weights.audit import audit as look
     from rankwise.weights.audit_scores import audit_scores, prepared_tasks
 
-    folder = output or Path("audits") / target_name(Path(os.path.realpath(target)))
     names = listed_names(tasks or "")
     asked = score_settings(
         names,
@@ -148,6 +173,8 @@ def audit(
         precision=precision,
     )
     with usage_errors():
+        target = trained_folder(adapter, note)
+        folder = output or Path("audits") / target_name(Path(os.path.realpath(adapter)))
         _refuse_inside(target, folder)
         refuse_foreign(folder, (RECORD_FILE, PAGE_FILE), overwrite=overwrite)
         audited = find_audited(base, target, any_base=any_base, report=note)
@@ -172,9 +199,7 @@ def audit(
 @verb(ADAPTERS)
 def heads(
     directory: Folder,
-    run: Annotated[
-        str, typer.Option("--run", metavar="ID", help="A run's name, or the beginning of it.")
-    ],
+    run: Annotated[str, typer.Option("--run", metavar="ID", help=RUN)],
     tasks: Annotated[
         str,
         typer.Option("--tasks", metavar="TASK,TASK", help="Tasks scored by likelihood."),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 from rich.console import Console
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from rankwise.errors import (
     ConfigError,
@@ -38,12 +38,41 @@ OK, RUN_FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 _STOPPED = "stopped; finished work is kept, run the same command to continue"
 _UsageError: Any = typer.BadParameter.__bases__[0]  # of the click that typer uses
 
+_START = """\
+rankwise says how much LoRA rank is enough for a task, and what a model forgets.
+
+Where to start:
+  rankwise run                    the default study, to a report in minutes
+  rankwise try ROWS.jsonl         a study of your own rows, in 10 minutes
+  rankwise init                   a study file to change and run
+  rankwise verdict BASE.jsonl A.jsonl
+                                  compare models that lm-eval has scored
+  rankwise check BASE ADAPTER --tasks arc_easy
+                                  has an adapter forgotten what its base knew?
+  rankwise --help                 all commands"""
+
+
+class _Panels(TyperGroup):
+    """Lists the verbs under the panels that they name."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Panels and verbs are in the order of registration."""
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for name in self.list_commands(ctx):
+            command: Any = self.get_command(ctx, name)
+            panels.setdefault(command.rich_help_panel, []).append((name, command.short_help))
+        for panel, rows in panels.items():
+            with formatter.section(panel):
+                formatter.write_dl(rows)
+
+
 app = typer.Typer(
     name="rankwise",
-    no_args_is_help=True,
+    cls=_Panels,
+    invoke_without_command=True,
     add_completion=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,  # rich's panels leave 24 characters a line for a text at 80 columns
     help=(
         "How much LoRA rank is enough for a task, and what does the model forget? Rankwise trains "
         "every rank and full fine-tuning on one frozen base, measures gain and retention with "
@@ -60,6 +89,12 @@ def given_path(text: str) -> Path:
     if not text.strip() or "\0" in text or "://" in text:
         raise typer.BadParameter(f"{redacted(text)!r} names no file or folder; write a path")
     return Path(text)
+
+
+def given_name(text: str) -> str:
+    """A folder of the command line, or a repository of the hub."""
+    given_path(text)
+    return text
 
 
 Folder = Annotated[
@@ -116,14 +151,17 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def main(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """Options that come before the verb."""
+    if context.invoked_subcommand is None:
+        say(_START, folded=False)
 
 
-class _Answering(TyperCommand):
+class Answering(TyperCommand):
     """A verb that answers once: with ``--json``, wrong options are its answer, as other errors."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -140,26 +178,32 @@ class _Answering(TyperCommand):
         """Print what the options are wrong in."""
         emit_error(name, message, USAGE)
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Arguments as their help calls them."""
+        return [self.options_metavar or "", *(name for name, _ in self._arguments())]
 
-class _Telling(_Answering):
-    """A verb that prints events: the last of them tells of wrong options."""
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Names and texts; typer's own list repeats the types of Python."""
+        options: list[Any] = [each for each in self.params if each.param_type_name == "option"]
+        records = [each.get_help_record(ctx) for each in options]
+        for title, rows in (("Arguments", self._arguments()), ("Options", records)):
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
 
-    def tell(self, name: str, message: str) -> None:
-        """Print the only event."""
-        from rankwise.cli.events import Events, print_line
-
-        Events(print_line).ended("error", USAGE, message=f"{name}: {message}")
+    def _arguments(self) -> list[tuple[str, str]]:
+        found: list[Any] = [each for each in self.params if each.param_type_name == "argument"]
+        return [(each.metavar, each.help or "") for each in found]
 
 
 def verb(
-    panel: str, name: str | None = None, *, tells_events: bool = False, **settings: Any
+    panel: str, name: str | None = None, *, kind: type[Answering] = Answering, **settings: Any
 ) -> Callable[[Callable[P, int]], Callable[P, None]]:
     """Make a function a verb of the command; its exit code is what the function returns.
 
     The help lists it under the panel. Errors that we raise on purpose become a message and an exit
-    code, and with ``--json`` also an answer, or the last event of a verb that tells events.
+    code, and with ``--json`` also an answer, or the last event of a verb whose kind tells events.
     """
-    kind = _Telling if tells_events else _Answering
 
     def register(function: Callable[P, int]) -> Callable[P, None]:
         summary = inspect.cleandoc(function.__doc__ or "").split("\n\n")[0]
@@ -167,7 +211,7 @@ def verb(
         @app.command(name, cls=kind, rich_help_panel=panel, short_help=summary, **settings)
         @wraps(function)
         def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-            answers = bool(kwargs.get("as_json")) and not tells_events
+            answers = bool(kwargs.get("as_json")) and kind is Answering
             try:
                 _require_current_folder()
                 code = function(*args, **kwargs)
@@ -227,7 +271,9 @@ def printable(text: str) -> str:
         letter.encode("unicode_escape").decode()
         if letter not in "\n\t" and is_hidden(letter)
         else letter
-        for letter in redacted(text, parameters=False)  # the address of `watch` has its token
+        for letter in redacted(
+            text, parameters=False
+        )  # the address of `status --watch` has its token
     )
 
 

@@ -22,7 +22,7 @@ from rankwise.weights.llama_cpp import TOOL
 # Optional package -> (what needs it, how to install it).
 OPTIONAL_PARTS = {
     "bitsandbytes": (
-        "8bit and 4bit (train.base_precision, deploy-check)",
+        "8bit and 4bit (train.base_precision, check --forms)",
         "pip install 'rankwise[quantization]'",
     ),
     "torchao": ("the optimizer adamw_8bit", "pip install 'rankwise[torchao]'"),
@@ -108,5 +108,5 @@ def _optional_parts() -> Iterator[tuple[str, str]]:
         else:
             yield f"optional {name}", f"missing, needed for {purpose}: {install}"
     tool = shutil.which(TOOL)
-    missing = "missing, needed for formats such as gguf:q4_k_m in deploy-check: install llama.cpp"
+    missing = "missing, needed for formats such as gguf:q4_k_m of check --forms: install llama.cpp"
     yield f"optional {TOOL}", missing if tool is None else f"found: {tool}"

@@ -3,13 +3,13 @@
 # The help lists the verbs in the order of these imports.
 # isort: off
 from rankwise.cli import run_verbs
+from rankwise.cli import try_verb
+from rankwise.cli import verdict_verb
 from rankwise.cli import study_verbs
 from rankwise.cli import compare_verb
-from rankwise.cli import try_verb
-from rankwise.cli import watch_verb
 from rankwise.cli import adapter_verbs
+from rankwise.cli import check_verb
 from rankwise.cli import repair_verb
-from rankwise.cli import deployment_verbs
 from rankwise.cli import tool_verbs
 from rankwise.cli.application import app, printable_streams
 from rankwise.engine.models.libraries import extend_cuda_memory, patient_threads
@@ -18,15 +18,15 @@ from rankwise.engine.models.libraries import extend_cuda_memory, patient_threads
 __all__ = [
     "adapter_verbs",
     "app",
+    "check_verb",
     "compare_verb",
-    "deployment_verbs",
     "entry_point",
     "repair_verb",
     "run_verbs",
     "study_verbs",
     "tool_verbs",
     "try_verb",
-    "watch_verb",
+    "verdict_verb",
 ]
 
 

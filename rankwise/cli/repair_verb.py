@@ -11,6 +11,7 @@ import typer
 
 from rankwise.cli.adapter_verbs import (
     ADAPTERS,
+    RUN,
     AnyBase,
     ScorePrecision,
     counted,
@@ -23,6 +24,7 @@ from rankwise.cli.application import (
     Json,
     TasksPath,
     emit,
+    given_name,
     given_path,
     listed_names,
     note,
@@ -48,14 +50,14 @@ def repair(
         list[str],
         typer.Argument(
             metavar="DIR|BASE ADAPTER",
-            help="A study's folder, with --run; or a base and a PEFT LoRA folder. Further adapters "
-            "are averaged with the first.",
+            help="A study's folder, with --run; or a base and an adapter, each a folder or a hub "
+            "repository. Further adapters are averaged with the first.",
         ),
     ],
     max_retention_loss: Annotated[
         float,
         typer.Option(
-            "--max-retention-loss",
+            "--max-loss",
             min=0.0,
             metavar="POINTS",
             help="The most that the mean score over the retention tasks may fall.",
@@ -63,7 +65,7 @@ def repair(
     ],
     run: Annotated[
         str | None,
-        typer.Option("--run", metavar="ID", help="A run's name, or the beginning of it."),
+        typer.Option("--run", metavar="ID", help=RUN),
     ] = None,
     by: Annotated[
         str | None,
@@ -100,18 +102,28 @@ def repair(
     limit: Annotated[
         int | None,
         typer.Option(
-            "--limit", min=2, help="Score N items of each task, drawn at random (no study)."
+            "--limit",
+            metavar="N",
+            min=2,
+            help="Score N items of each task, drawn at random (no study).",
         ),
     ] = None,
     num_fewshot: Annotated[
         int | None,
-        typer.Option("--num-fewshot", min=0, help="Examples in each prompt (no study)."),
+        typer.Option(
+            "--num-fewshot", metavar="N", min=0, help="Examples in each prompt (no study)."
+        ),
     ] = None,
     chat_template: Annotated[
         bool, typer.Option("--chat-template", help="Ask in the model's chat format (no study).")
     ] = False,
     precision: Annotated[
-        ScorePrecision, typer.Option("--precision", help="The precision of scoring (no study).")
+        ScorePrecision,
+        typer.Option(
+            "--precision",
+            metavar="auto|float32|bfloat16",
+            help="The precision of scoring (no study).",
+        ),
     ] = ScorePrecision.AUTO,
     any_base: AnyBase = False,
     as_json: Json = False,
@@ -211,13 +223,15 @@ def _of_run(directory: Path, name: str, asked: _Asked) -> AdapterRepair:
 
 def _found(targets: list[str], output: Path, any_base: bool) -> list[Audited]:
     """The adapters of a base, checked against it."""
+    from rankwise.engine.models.base import trained_folder
     from rankwise.weights.audit import find_adapter
 
-    base, *folders = targets
+    base, *names = targets
     with usage_errors():
         refuse_replacing(output)
+        folders = [trained_folder(given_name(name), note) for name in names]
         return [
-            find_adapter(base, given_path(folder), "repaired", any_base=any_base, report=note)
+            find_adapter(base, folder, "repaired", any_base=any_base, report=note)
             for folder in folders
         ]
 
@@ -269,7 +283,7 @@ def _asked(by: str | None, max_loss_points: float) -> _Asked:
         except ValueError as error:
             problems.append(f"--by: {error}")
     if not math.isfinite(max_loss_points):  # NaN passes the option's own bound
-        problems.append("--max-retention-loss is not a finite number; give one")
+        problems.append("--max-loss is not a finite number; give one")
     if not kinds and not problems:
         problems.append(f"--by names no kind of repair; there is {', '.join(REPAIR_FAMILIES)}")
     if problems:

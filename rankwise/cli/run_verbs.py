@@ -25,7 +25,7 @@ from rankwise.cli.application import (
     warn,
 )
 from rankwise.cli.budgets import affordable_here, budget_content, budget_lines, given_seconds
-from rankwise.cli.running import planned_study, run_and_report
+from rankwise.cli.running import Telling, planned_study, run_and_report
 from rankwise.errors import ConfigError, NewerRecordError, RecordError
 from rankwise.records.fields import bytes_of
 
@@ -176,7 +176,7 @@ Address = Annotated[
 ]
 
 
-@verb(STUDIES, tells_events=True)
+@verb(STUDIES, kind=Telling)
 def run(
     study: StudyFile = None,
     study_dir: StudyDir = None,

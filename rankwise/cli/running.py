@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from rankwise.cli.application import (
     OK,
     RUN_FAILED,
+    USAGE,
+    Answering,
     emit,
     note,
     say,
@@ -20,7 +22,7 @@ from rankwise.cli.application import (
     warn,
 )
 from rankwise.engine.models.libraries import quiet_libraries
-from rankwise.errors import ConfigError
+from rankwise.errors import ConfigError, StorageError
 from rankwise.records.outputs import refuse_foreign
 
 if TYPE_CHECKING:
@@ -33,6 +35,16 @@ if TYPE_CHECKING:
     from rankwise.study.context import StudyContext
     from rankwise.study.planning.plan import StudyPlan
     from rankwise.study.stopping import Stopped
+
+
+class Telling(Answering):
+    """A verb that prints events: the last of them tells of wrong options."""
+
+    def tell(self, name: str, message: str) -> None:
+        """Print the only event."""
+        from rankwise.cli.events import Events, print_line
+
+        Events(print_line).ended("error", USAGE, message=f"{name}: {message}")
 
 
 def planned_study(
@@ -226,6 +238,18 @@ def _told(outcome: StudyOutcome) -> int:
     if outcome.failures:
         note("What failed is left out. Run the same command to try it again.")
     return RUN_FAILED if diverged or outcome.failures else OK
+
+
+def keep(folder: StudyFolder, outcome: StudyOutcome, *, settings: bool = False) -> None:
+    """Write what was concluded; a folder that cannot be written is read all the same."""
+    from rankwise.study import conclusion
+
+    try:
+        conclusion.keep(folder, outcome, settings=settings)
+    except StorageError as error:
+        if settings:
+            raise
+        note(f"not kept, and not counted as a look: {error}")
 
 
 def note_left_out(outcome: StudyOutcome) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,13 +24,8 @@ from rankwise.cli.application import (
     verb,
 )
 from rankwise.cli.run_verbs import STUDIES, AcceptNewStack
-from rankwise.cli.running import (
-    note_left_out,
-    report_on,
-    run_and_report,
-    say_deployed,
-    verdict_content,
-)
+from rankwise.cli.running import Telling, keep, report_on, run_and_report
+from rankwise.cli.watch import MOST_PORT, PORT, serve
 from rankwise.errors import ConfigError, RecordError, StorageError
 from rankwise.records.reading import read_results
 
@@ -41,7 +34,6 @@ if TYPE_CHECKING:
     from rankwise.integrations.study_text import StudyText
     from rankwise.records.config.study import StudyConfig
     from rankwise.records.folder import StudyFolder
-    from rankwise.study.conclusion import OtherMargins, StudyOutcome
 
 
 @verb(STUDIES)
@@ -71,7 +63,7 @@ def report(
     folder = StudyFolder(directory)
     outcome = conclude(folder)
     note_damage(folder)
-    _keep(folder, outcome)
+    keep(folder, outcome)
     try:
         return report_on(
             folder,
@@ -88,13 +80,43 @@ def report(
 
 
 @verb(STUDIES)
-def status(directory: Folder, as_json: Json = False) -> int:
-    """Show what of a study is done, what is left, and what is being done."""
+def status(
+    directory: Folder,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Show it as a page, with losses and scores as they come."),
+    ] = False,
+    port: Annotated[
+        int,
+        typer.Option(
+            "--port",
+            metavar="N",
+            help="With --watch: of 127.0.0.1; 0 takes a free one.",
+            max=MOST_PORT,
+            min=0,
+        ),
+    ] = PORT,
+    every: Annotated[
+        int,
+        typer.Option(
+            "--every", metavar="SECONDS", help="With --watch: read the folder so often.", min=1
+        ),
+    ] = 15,
+    as_json: Json = False,
+) -> int:
+    """Show what of a study is done, what is left, and what is being done.
+
+    With --watch, as a page in the browser. It is read from the study's folder,
+    which nothing is written to. Only this machine can open it, and only with
+    the token in the printed address. Ctrl-C ends it; the study goes on.
+    """
     from rankwise.cli.terminal import status_table
     from rankwise.records.folder import StudyFolder
     from rankwise.study.status import run_status, study_status
 
     folder = StudyFolder(directory)
+    if watch:
+        return serve(folder, port, every, as_json=as_json)
     lines, running = study_status(folder), run_status(folder)
     if as_json:
         models = [line._asdict() for line in lines]
@@ -145,73 +167,6 @@ def verify(directory: Folder, as_json: Json = False) -> int:
 
 
 @verb(STUDIES)
-def recommend(
-    directory: Folder,
-    cluster: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--cluster",
-            metavar="TASK=FIELD",
-            help="Items of a task or group with equal FIELD belong together; can be repeated.",
-        ),
-    ] = None,
-    delta: Annotated[
-        float | None,
-        typer.Option("--delta", help="Margin δ: ranks closer than this in-domain are equal."),
-    ] = None,
-    epsilon: Annotated[
-        float | None,
-        typer.Option("--epsilon", help="Margin ε: the acceptable retention loss, on average."),
-    ] = None,
-    worst_task: Annotated[
-        float | None,
-        typer.Option("--worst-task", help="The acceptable loss of any single retention task."),
-    ] = None,
-    as_json: Json = False,
-) -> int:
-    """Say which rank to use, and why.
-
-    The recommendation is made again from the records of a finished study.
-    --delta, --epsilon and --worst-task judge it under other margins, in points
-    (nats for the --delta of a loss), and write nothing: to keep them, set
-    recommendation.delta_points and so on in the study file and run it again,
-    which judges at once.
-    --cluster drop=passage sets evaluation.clusters.drop of the study in DIR
-    before that; drop= takes it away. Nothing is scored again. rankwise report
-    DIR then shows it. Write it into the study file too, if you run that again.
-    """
-    from rankwise.findings.statements import with_folder
-    from rankwise.records.folder import StudyFolder
-    from rankwise.study.conclusion import conclude
-
-    folder, margins = StudyFolder(directory), _margins(delta, epsilon, worst_task)
-    if margins is not None and cluster:
-        problem = "--cluster is kept in the study, and other margins are not; give one at a time"
-        raise ConfigError("recommend", [problem])
-    outcome = conclude(folder, _clusters(cluster or ()), margins)
-    note_damage(folder)
-    if margins is None:
-        _keep(folder, outcome, settings=bool(cluster))
-    else:
-        note("judged under other margins than the study's; nothing was written")
-    recommendation = outcome.recommendation
-    note_left_out(outcome)
-    if as_json:
-        return emit(verdict_content(outcome))
-    for part in recommendation.by_train_task:
-        if len(recommendation.by_train_task) > 1:
-            say(f"trained on {part.train_task}:")
-        say(with_folder(part.statement, str(folder.root)), style="bold")
-        for reason in part.reasons:
-            say(f"- {reason}")
-        for signature in outcome.findings.signatures:
-            if signature.train_task == part.train_task:
-                say(f"- {signature.title}: {signature.statement}")
-    say_deployed(outcome)
-    return OK
-
-
-@verb(STUDIES)
 def init(
     path: Annotated[
         Path | None,
@@ -223,6 +178,7 @@ def init(
         str | None,
         typer.Option(
             "--preset",
+            metavar="NAME",
             help=(
                 "The preset to copy: quickstart (default), sanity, retention, stress, "
                 "learning-rate, alpha, beyond-128, mitigation, variants, paper-llama, paper-qwen."
@@ -266,12 +222,17 @@ def init(
     return OK
 
 
-@verb(STUDIES, tells_events=True)
+@verb(STUDIES, kind=Telling)
 def extend(
     directory: Folder,
-    seeds: Annotated[int, typer.Option("--seeds", min=0, help="Number of seeds to add.")] = 0,
+    seeds: Annotated[
+        int, typer.Option("--seeds", metavar="N", min=0, help="Number of seeds to add.")
+    ] = 0,
     items: Annotated[
-        int, typer.Option("--items", min=0, help="Number of items to add to each task's limit.")
+        int,
+        typer.Option(
+            "--items", metavar="N", min=0, help="Number of items to add to each task's limit."
+        ),
     ] = 0,
     ranks: Annotated[
         str, typer.Option("--ranks", metavar="R,R", help="Ranks to add, such as 8,128.")
@@ -329,46 +290,6 @@ def _made_from(source: Path, path: Path) -> StudyText:
     for sentence in made.to_check:
         note(f"to check: {sentence}")
     return made
-
-
-def _keep(folder: StudyFolder, outcome: StudyOutcome, *, settings: bool = False) -> None:
-    """Write what was concluded; a folder that cannot be written is read all the same."""
-    from rankwise.study.conclusion import keep
-
-    try:
-        keep(folder, outcome, settings=settings)
-    except StorageError as error:
-        if settings:
-            raise
-        note(f"not kept, and not counted as a look: {error}")
-
-
-def _margins(
-    delta: float | None, epsilon: float | None, worst_task: float | None
-) -> OtherMargins | None:
-    """None where none is given."""
-    from rankwise.study.conclusion import OtherMargins
-
-    given = {"--delta": delta, "--epsilon": epsilon, "--worst-task": worst_task}
-    for option, value in given.items():
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise ConfigError(
-                "recommend", [f"{option} {value:g} is no margin; give a number above 0"]
-            )
-    found = OtherMargins(delta, epsilon, worst_task)
-    return found if any(value is not None for value in found) else None
-
-
-def _clusters(settings: Iterable[str]) -> dict[str, str]:
-    """Task or group -> field, from TASK=FIELD."""
-    parts = {setting: setting.partition("=") for setting in settings}
-    for setting, (task, equals, _) in parts.items():
-        if not task or not equals:
-            problem = (
-                f"--cluster: {setting!r} is no setting; write TASK=FIELD, such as drop=passage"
-            )
-            raise ConfigError("recommend", [problem])
-    return {task: field for task, _, field in parts.values()}
 
 
 def _ranks(text: str) -> tuple[int, ...]:

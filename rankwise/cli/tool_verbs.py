@@ -1,4 +1,4 @@
-"""Verbs that need no study of their own: sample files, exports, tasks, lm-eval, doctor."""
+"""Verbs for tasks and other tools: export, tasks, lm-eval, doctor."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from rankwise.cli.adapter_verbs import RUN
 from rankwise.cli.application import (
     OK,
     RUN_FAILED,
@@ -22,13 +23,14 @@ from rankwise.cli.application import (
     note,
     note_damage,
     say,
-    stdout,
     usage_errors,
     verb,
-    warn,
 )
 from rankwise.engine.models.libraries import quiet_libraries
-from rankwise.errors import RankwiseError
+from rankwise.errors import ConfigError, RankwiseError
+
+if TYPE_CHECKING:
+    from rankwise.records.folder import StudyFolder
 
 TOOLS = "Tasks and other tools"
 
@@ -49,12 +51,34 @@ class ExportFormat(StrEnum):
     TRL = "trl"
 
 
+class Destination(StrEnum):
+    """Where an export goes."""
+
+    FOLDER = "folder"
+    HUB = "hub"
+
+
+Run = Annotated[
+    str | None,
+    typer.Option(
+        "--run",
+        metavar="ID",
+        help=f"For one run (default: the recommended). {RUN}",
+    ),
+]
+
+
 @verb(TOOLS)
 def export(
     directory: Folder,
     kind: Annotated[
-        ExportFormat, typer.Option("--format", help="The format to write.")
-    ] = ExportFormat.LM_EVAL,
+        ExportFormat | None,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help=f"{', '.join(ExportFormat)} (default: lm-eval).",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -65,17 +89,37 @@ def export(
         ),
     ] = None,
     overwrite: Overwrite = False,
-    run: Annotated[
+    run: Run = None,
+    to: Annotated[
+        Destination,
+        typer.Option("--to", metavar="folder|hub", help="hub: upload the adapter."),
+    ] = Destination.FOLDER,
+    repo: Annotated[
         str | None,
-        typer.Option(
-            "--run",
-            metavar="ID",
-            help="For one run: its name, or the beginning of it (default: the recommended).",
-        ),
+        typer.Option("--repo", metavar="ORG/NAME", help="With --to hub: the repository."),
     ] = None,
+    public: Annotated[
+        bool,
+        typer.Option(
+            "--public", help="With --to hub: everybody may read the repository (default: private)."
+        ),
+    ] = False,
+    with_items: Annotated[
+        bool,
+        typer.Option(
+            "--with-items", help="With --to hub: also send the texts of the items and the answers."
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="With --to hub: list the files and sizes; send nothing."),
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="With --to hub: do not ask before the files go.")
+    ] = False,
     as_json: Json = False,
 ) -> int:
-    """Write a study in another format.
+    """Write a study in another format, or upload its adapter to the Hugging Face Hub.
 
     lm-eval: for the base and every trained run of a finished study, the files
     that lm_eval --log_samples would have written: results_<date>.json with the
@@ -92,12 +136,36 @@ def export(
     rate, modules, epochs, batch and schedule as the config of that trainer.
     model-card: the card of the recommended run, with its scores, as README.md.
     Where the study recommends nothing, --run names the run to take.
+
+    --to hub --repo ORG/NAME uploads the recommended adapter with its model
+    card, and the study's records and report in the folder study. Never sent are
+    the base's weights, states of a training and caches. Names of folders of
+    this machine are left out, and a study with links in it is refused. The files
+    are listed before they go; on a terminal you are asked. Log in before with
+    hf auth login, or set HF_TOKEN.
     """
-    from rankwise.integrations.formats import export_study
     from rankwise.records.folder import StudyFolder
 
     folder = StudyFolder(directory)
-    written = export_study(folder, kind.value, output, run, overwrite=overwrite)
+    hub_only = {
+        "--repo": repo, "--public": public, "--with-items": with_items, "--dry-run": dry_run,
+        "--yes": yes,
+    }  # fmt: skip
+    folder_only = {"--format": kind, "--output": output, "--overwrite": overwrite}
+    is_hub = to is Destination.HUB
+    given = [name for name, value in (folder_only if is_hub else hub_only).items() if value]
+    if given:
+        problem = f"{', '.join(given)} does not go with --to {to}; leave it out"
+        raise ConfigError("export", [problem])
+    if is_hub:
+        if repo is None:
+            raise ConfigError("export", ["--repo ORG/NAME is missing; --to hub needs it"])
+        sending = _Sending(repo, public=public, with_items=with_items, dry_run=dry_run)
+        return _send(folder, sending, run, is_asked=not (yes or as_json), as_json=as_json)
+    from rankwise.integrations.formats import export_study
+
+    named = kind or ExportFormat.LM_EVAL
+    written = export_study(folder, named.value, output, run, overwrite=overwrite)
     note_damage(folder)
     if as_json:
         return emit(
@@ -120,180 +188,85 @@ def export(
     return OK
 
 
-@verb(TOOLS)
-def push(
-    directory: Folder,
-    repo: Annotated[
-        str, typer.Option("--repo", metavar="ORG/NAME", help="The repository on the Hub.")
-    ],
-    run: Annotated[
-        str | None,
-        typer.Option(
-            "--run",
-            metavar="ID",
-            help="The run's name, or the beginning of it (default: the recommended).",
-        ),
-    ] = None,
-    public: Annotated[
-        bool,
-        typer.Option("--public", help="Let everybody read the repository (default: private)."),
-    ] = False,
-    with_items: Annotated[
-        bool,
-        typer.Option("--with-items", help="Also send the texts of the items and the answers."),
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the files and their sizes; send nothing.")
-    ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before the files go.")] = False,
-    as_json: Json = False,
-) -> int:
-    """Upload the recommended adapter to the Hugging Face Hub.
+class _Sending(NamedTuple):
+    """Where to on the Hub, and how."""
 
-    With its model card, and the study's records and report in the folder study.
-    Never sent are the base's weights, states of a training and caches; items'
-    texts and answers are only with --with-items. Names of folders of this
-    machine are left out, and a study with links in it is refused. The files are
-    listed before they go; on a terminal you are asked. Log in before with
-    hf auth login, or set HF_TOKEN.
-    """
+    repo: str
+    public: bool
+    with_items: bool
+    dry_run: bool
+
+
+def _send(
+    folder: StudyFolder, sending: _Sending, run: str | None, *, is_asked: bool, as_json: bool
+) -> int:
+    """Upload a run's adapter and what the study has of it."""
     quiet_libraries()
     from rankwise.integrations.hub import PushedFile, push_study
     from rankwise.records.files import in_words
-    from rankwise.records.folder import StudyFolder
 
     def approve(files: Sequence[PushedFile]) -> bool:
         for file in files:
             note(f"{file.num_bytes:>13,}  {file.path}")
-        is_asked = not (yes or as_json) and sys.stdin.isatty() and sys.stderr.isatty()
-        return not is_asked or typer.confirm(f"Send these files to {repo}?", err=True)
+        asks = is_asked and sys.stdin.isatty() and sys.stderr.isatty()
+        return not asks or typer.confirm(f"Send these files to {sending.repo}?", err=True)
 
-    pushed = push_study(
-        StudyFolder(directory),
-        repo,
-        run,
-        public=public,
-        with_items=with_items,
-        dry_run=dry_run,
-        approve=approve,
-    )
+    pushed = push_study(folder, run=run, approve=approve, **sending._asdict())
     if as_json:
         return emit(pushed._asdict() | {"files": [file._asdict() for file in pushed.files]})
     for remark in pushed.remarks:
         note(f"to check: {remark}")
-    if pushed.url is None and not dry_run:
+    if pushed.url is None and not sending.dry_run:
         note("nothing was sent")
         return RUN_FAILED
-    if dry_run:
+    if sending.dry_run:
         for file in pushed.files:
             say(f"{file.num_bytes:>13,}  {file.path}", folded=False)
     size = in_words(sum(file.num_bytes for file in pushed.files))
     who = "private" if pushed.is_private else "public"
-    done = f"would go to {repo}" if pushed.url is None else f"are at {pushed.url}"
+    done = f"would go to {sending.repo}" if pushed.url is None else f"are at {pushed.url}"
     say(f"{pushed.run}: {len(pushed.files)} files, {size}, {done} ({who})", folded=False)
-    if public and pushed.is_private and pushed.url is not None:
-        note(f"{repo} was there and private, and stays so; its settings on the Hub change that")
-    return OK
-
-
-@verb(TOOLS)
-def compare_samples(
-    base: Annotated[
-        Path,
-        typer.Argument(
-            metavar="BASE.jsonl", help="The samples file to compare with.", parser=given_path
-        ),
-    ],
-    candidates: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="A.jsonl",
-            help="Samples files of other models on the same task.",
-            parser=given_path,
-        ),
-    ],
-    metric: Annotated[
-        str | None,
-        typer.Option(
-            "--metric",
-            help="The metric to compare (default: p_right with options, else the first of all).",
-        ),
-    ] = None,
-    filter_name: Annotated[
-        str | None,
-        typer.Option("--filter", help="The lm-eval filter (default: the first of BASE.jsonl)."),
-    ] = None,
-    cluster: Annotated[
-        str | None,
-        typer.Option(
-            "--cluster",
-            metavar="FIELD",
-            help="A field of the documents, such as passage: items of equal value belong together.",
-        ),
-    ] = None,
-    confidence: Annotated[
-        float,
-        typer.Option(
-            "--confidence", help="Confidence of each interval, and of all verdicts together."
-        ),
-    ] = 0.95,
-    anytime: Annotated[
-        bool,
-        typer.Option(
-            "--anytime", help="Keep the verdicts right however often growing files are compared."
-        ),
-    ] = False,
-    as_json: Json = False,
-) -> int:
-    """Compare models item by item from lm-eval's sample files.
-
-    Reads samples_<task>_<date>.jsonl files of lm_eval --log_samples, of any
-    version. Needs no study and no model. Items are paired, and only those on
-    which two models differ count, so this finds differences that two scores
-    with their standard errors do not show. Each file is judged better, worse,
-    or cannot tell (with the probability that more items would decide),
-    corrected for the number of files (Holm). Questions about one text are not
-    independent: with --cluster, the texts are what is counted.
-    """
-    from rankwise.cli.terminal import samples_verdict
-    from rankwise.findings.samples import compare_samples as compare
-
-    with usage_errors():
-        verdicts = compare(
-            base,
-            candidates,
-            metric=metric,
-            filter_name=filter_name,
-            cluster=cluster,
-            confidence=confidence,
-            anytime=anytime,
+    if sending.public and pushed.is_private and pushed.url is not None:
+        note(
+            f"{sending.repo} was there and private, and stays so; its settings on the Hub change "
+            "that"
         )
-    warn(verdicts.warnings)
-    if as_json:
-        return emit(verdicts)
-    stdout.print(*samples_verdict(verdicts), sep="\n")
     return OK
 
 
 @verb(TOOLS)
 def tasks(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[WORD]...",
+            help="List only tasks whose name or description has these words, of lm-eval's too.",
+        ),
+    ] = None,
     tasks_path: TasksPath = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Also list lm-eval's own tasks; this takes longer.")
     ] = False,
     as_json: Json = False,
 ) -> int:
-    """List the tasks that a study file can name."""
+    """List and search the tasks, groups and retention sets that a study can name."""
     quiet_libraries()
     from rankwise.tasks.resolution import list_tasks
 
-    listing = list_tasks(tuple(tasks_path or ()), everything=everything)
+    search = " ".join(words or ())
+    listing = list_tasks(
+        tuple(tasks_path or ()), everything=everything or bool(search), search=search
+    )
     if as_json:
         return emit([line._asdict() for line in listing])
     for line in listing:
-        say(f"{line.name}  ({line.kind}, {line.source})")
-    if not everything:
-        note("lm-eval's own tasks, groups and tags can be named too: rankwise tasks --all")
+        said = f": {line.description}" if line.description else ""
+        say(f"{line.name}  ({line.kind}, {line.source}){said}", folded=False)
+    if search and not listing:
+        note(f"no task has {search!r} in its name or description; rankwise tasks --all lists all")
+        return RUN_FAILED
+    if not everything and not search:
+        note("lm-eval's own can be named too: rankwise tasks --all, or a word: rankwise tasks math")
     return OK
 
 

@@ -13,7 +13,7 @@ import typer
 from rankwise.cli.application import AsEvents, note, say, usage_errors, verb, warn
 from rankwise.cli.budgets import given_seconds, measured_rate, told_lines
 from rankwise.cli.run_verbs import STUDIES, StudyDir
-from rankwise.cli.running import run_and_report
+from rankwise.cli.running import Telling, run_and_report
 from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError
 from rankwise.records import quantities
@@ -40,7 +40,7 @@ _JUDGED_BY = {
 }
 
 
-@verb(STUDIES, "try", tells_events=True)
+@verb(STUDIES, "try", kind=Telling)
 def try_data(
     data: Annotated[
         str,

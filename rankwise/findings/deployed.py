@@ -13,7 +13,7 @@ from rankwise.records.results import ModelResults, StudyResults, TrainTaskResult
 from rankwise.records.study import Relation, Unit
 
 POINTS_WITHOUT_MARGIN = 1.0
-"""May be lost where the study has no margin in points; that of ``rankwise deploy-check``."""
+"""May be lost where the study has no margin in points; that of ``rankwise check --forms``."""
 
 
 class DeployedRun(Record):

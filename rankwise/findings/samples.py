@@ -180,10 +180,10 @@ def compare_samples(
     """
     if not 0.5 < confidence < 1.0:
         problem = f"confidence: {confidence:g} given; use a number above 0.5 and below 1"
-        raise ConfigError("compare-samples", [problem])
+        raise ConfigError("verdict", [problem])
     if anytime and cluster is not None:
         problem = "anytime: it takes every item by itself, so it cannot go with --cluster; drop one"
-        raise ConfigError("compare-samples", [problem])
+        raise ConfigError("verdict", [problem])
     paths = (base, *candidates)
     names = file_names(paths)
     files = [read_sample_file(path, with_documents=path == base) for path in paths]
@@ -200,7 +200,7 @@ def compare_samples(
     pairs = _pairs(names, files, chosen, clusters)
     if anytime and chosen.unit != "points":
         problem = f"anytime: {chosen.metric} is not between 0 and 1 on every item, as it must be"
-        raise ConfigError("compare-samples", [problem])
+        raise ConfigError("verdict", [problem])
     judged = _judged(pairs, confidence)
     if anytime:
         judged = _judged_at_any_time(pairs, confidence, base_scores.doc_ids)

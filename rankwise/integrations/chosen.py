@@ -26,7 +26,7 @@ def chosen_runs(
 
     Args:
         outcome: of the study.
-        run: the name of a run, or its beginning, to take instead.
+        run: a run, as ``find_run`` takes it, to take instead.
         verb: what was asked for, which begins an error.
 
     Raises:

@@ -32,7 +32,7 @@ def export_setup(
     Args:
         folder: of a finished study.
         place: the folder to write into. With several trained tasks, each has a folder in it.
-        run: the name of a run, or its beginning, whose settings are written instead.
+        run: a run, as ``find_run`` takes it, whose settings are written instead.
         output: where that folder will be.
         tool: whose config is written.
 

@@ -47,7 +47,7 @@ def export_study(
         folder: a finished study's.
         kind: the name of the format.
         output: the folder to write into; None takes ``export/<kind>`` in the study's.
-        run: the name of a run, or its beginning, for formats of one run; None: the recommended.
+        run: a run, as ``find_run`` takes it, for formats of one run; None: the recommended.
         overwrite: replace files there that rankwise did not write.
 
     Raises:

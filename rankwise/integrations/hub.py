@@ -18,7 +18,7 @@ from rankwise.records.folder import StudyFolder
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
-_VERB = "push"
+_VERB = "export"
 
 
 class PushedFile(NamedTuple):
@@ -69,7 +69,7 @@ def push_study(
     Args:
         folder: of a finished study.
         repo: ``org/name`` on the Hub.
-        run: the name of a run, or its beginning; None: the recommended one.
+        run: a run, as ``find_run`` takes it; None: the recommended one.
         public: everybody may read the repository.
         with_items: with the texts of the items, and what each model answered.
         dry_run: send nothing, and ask the Hub nothing.

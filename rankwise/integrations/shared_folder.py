@@ -31,7 +31,7 @@ STUDY = "study"
 """The folder of the records and the report, beside the adapter."""
 
 _ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_VERB = "push"
+_VERB = "export"
 
 
 class Shared(NamedTuple):
@@ -54,7 +54,7 @@ def write_shared(
     Args:
         folder: of a finished study.
         target: an empty folder.
-        run: the name of a run, or its beginning; None: the recommended one.
+        run: a run, as ``find_run`` takes it; None: the recommended one.
         with_items: with the texts of the items, and what each model answered.
 
     Raises:

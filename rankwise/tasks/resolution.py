@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import itertools
 import logging
 import os
+import re
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rankwise.errors import TaskError, closest, did_you_mean
+from rankwise.records.yaml_reading import read_yaml_text
 from rankwise.tasks.code_guard import guarded_task_files
 from rankwise.tasks.task_files import (
     BUNDLED_FOLDER,
@@ -152,7 +155,7 @@ def load_tasks(
         TaskError: a folder of ``tasks_path`` is missing, or has a file that spoils the index.
     """
     manager = _manager(tasks_path, everything=False)
-    if any(name not in manager.task_index for name in names):
+    if not all(_is_known(manager.task_index, name) for name in names):
         manager = _manager(tasks_path, everything=True)
     loaded: dict[str, tuple[LoadedTask, ...] | Unloaded] = {}
     with guarded_task_files(allow_code=allow_code):
@@ -166,6 +169,14 @@ def load_tasks(
             except TaskError as error:
                 loaded[name] = error
     return loaded
+
+
+def _is_known(index: dict[str, Any], name: str) -> bool:
+    """Whether a name is there, and what it is a group of; a bundled one may be of lm-eval's."""
+    entry = index.get(name)
+    members: Any = () if entry is None else (entry.cfg or {}).get("task", ())
+    named = [each for each in members if isinstance(each, str)] if isinstance(members, list) else []
+    return entry is not None and all(each in index for each in named)
 
 
 def _leaves(manager: Any, name: str) -> tuple[LoadedTask, ...]:
@@ -213,24 +224,63 @@ def _check_config(loaded: LoadedTask) -> None:
 
 
 class TaskListing(NamedTuple):
-    """One line of ``rankwise tasks``."""
+    """One line of ``rankwise tasks``; the description is empty where its files have none."""
 
     name: str
     kind: str
     source: str
+    description: str
 
 
-def list_tasks(tasks_path: Sequence[Path] = (), *, everything: bool = False) -> list[TaskListing]:
-    """Every task, group and tag that can be named: bundled, in ``tasks_path``, and lm-eval's."""
+def list_tasks(
+    tasks_path: Sequence[Path] = (), *, everything: bool = False, search: str = ""
+) -> list[TaskListing]:
+    """Tasks, groups and tags that can be named: bundled, in ``tasks_path``, and lm-eval's.
+
+    Args:
+        tasks_path: folders with task files.
+        everything: lm-eval's own too.
+        search: only those whose name or description has all of these words.
+    """
     manager = _manager(tasks_path, everything=everything)
     listing: list[TaskListing] = []
     for name, entry in sorted(manager.task_index.items()):
-        parents = Path(entry.yaml_path or "").parents
-        if BUNDLED_FOLDER in parents:
+        path = Path(entry.yaml_path or "")
+        if BUNDLED_FOLDER in path.parents:
             source = "rankwise"
-        elif any(folder in parents for folder in tasks_path):
+        elif any(folder in path.parents for folder in tasks_path):
             source = "tasks_path"
         else:
             source = "lm-eval"
-        listing.append(TaskListing(name, entry.kind.name.lower(), source))
+        described = _title(path.parent) if source == "lm-eval" else _first_comment(path)
+        line = TaskListing(name, entry.kind.name.lower(), source, described)
+        text = f"{name} {described}".lower()
+        if all(word in text for word in search.lower().split()):
+            listing.append(line)
     return listing
+
+
+def _first_comment(file: Path) -> str:
+    """What a task file says of itself, above its content."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), read_yaml_text(file).split("\n"))
+    return " ".join(line.lstrip("# ") for line in lines)
+
+
+@functools.cache
+def _title(folder: Path) -> str:
+    """Of the paper that a folder of lm-eval's tasks is of, else the heading of its page."""
+    page = next(
+        (
+            place / "README.md"
+            for place in (folder, *folder.parents[:2])
+            if (place / "README.md").is_file()
+        ),
+        None,
+    )
+    if page is None:
+        return ""
+    text = page.read_text(encoding="utf-8", errors="replace")
+    found = re.search(r"^\**Title:?\**:?\s*(.+)", text, re.MULTILINE) or re.search(
+        r"^#\s*(.+)", text, re.MULTILINE
+    )
+    return "" if found is None else found[1].strip('`* "')

@@ -200,7 +200,7 @@ def _refuse_rounded(forms: Sequence[Form], precision: ResolvedPrecision) -> None
             f"--precision {precision} would round the weights of {', '.join(rounded)} once more; "
             "score these in float32"
         )
-        raise ConfigError("deploy-check", [problem])
+        raise ConfigError("check", [problem])
 
 
 def _num_bytes(found: Audited, *, with_adapter: bool) -> int:

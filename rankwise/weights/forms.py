@@ -183,9 +183,9 @@ def find_forms(names: Sequence[str]) -> list[Form]:
             known_form(name)
         except ValueError as error:
             problems.append(f"--as: {error}")
-    problems += [f"--as names no form; there is {', '.join(FORMS)}"] * (not names)
+    problems += [f"--forms names no form; there is {', '.join(FORMS)}"] * (not names)
     if problems:
-        raise ConfigError("deploy-check", problems)
+        raise ConfigError("check", problems)
     for name in names:
         if name in BITSANDBYTES_FORMS:
             require_bitsandbytes(f"the form {name}")

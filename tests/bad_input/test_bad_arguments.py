@@ -26,11 +26,9 @@ class Bad(NamedTuple):
     exit_code: int = 2
 
 
-ASKED = "--tasks kinship --retention capitals --max-retention-loss 1 --output {out}"
+ASKED = "--tasks kinship --retention capitals --max-loss 1 --output {out}"
 REPAIR = f"repair {{base}} {{adapter}} {ASKED}"
-INTO = (
-    "repair {base} {adapter} --tasks kinship --retention capitals --max-retention-loss 1 --output"
-)
+INTO = "repair {base} {adapter} --tasks kinship --retention capitals --max-loss 1 --output"
 EMPTY = "choose another folder"
 
 BAD = [

@@ -213,7 +213,7 @@ NO_PATH = "' names no file or folder; write a path"
 COMMANDS = [
     (("status", ""), NO_PATH),
     (("report", "nothing"), "nothing"),
-    (("recommend", "nothing"), "nothing"),
+    (("verdict", "nothing"), "nothing"),
     (("claims", "nothing"), "nothing"),
     (("export", "nothing"), "nothing"),
     (("status",), "Missing argument 'DIR'"),
@@ -251,8 +251,8 @@ COMMANDS = [
     (("audit", "base", ""), NO_PATH),
     (("audit", "base", "adapter", "--output", ""), NO_PATH),
     (("export", "study", "--output", " "), NO_PATH),
-    (("compare-samples", "", "a.jsonl"), NO_PATH),
-    (("compare-samples", "base.jsonl", ""), NO_PATH),
+    (("verdict", "", "a.jsonl"), NO_PATH),
+    (("verdict", "base.jsonl", ""), NO_PATH),
     (("lm-eval", "--model_args", "pretrained="), "pretrained: say which base model"),
 ]
 

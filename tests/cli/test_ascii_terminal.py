@@ -31,7 +31,7 @@ def test_what_would_hide_or_turn_the_text_beside_it_is_shown_by_its_code() -> No
     assert printable(told) == ("a\\u202eb\\x1b[31m \\ud800\tעברית می‌خواهم https://***@host/?a=1\n")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["recommend", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["verdict", "--help"]])
 def test_help(arguments: list[str]) -> None:
     assert called(*arguments).returncode == 0
 

@@ -25,15 +25,15 @@ from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.study_file import load_config, preset_names, preset_text
 from rankwise.study.stopping import Stopped
 from rankwise.tasks import resolution
+from rankwise.tasks.task_files import BUNDLED_FOLDER, read_task_file
 from tests.support import tiny_tasks
 from tests.support.command_line import rankwise, words
 from tests.support.records import content_of
 
 # In the order in which the help lists them.
 VERBS = (
-    "run", "plan", "report", "status", "verify", "recommend", "init", "extend", "claims", "compare",
-    "try", "watch", "audit", "heads", "repair",
-    "deploy-check", "check", "export", "push", "compare-samples", "tasks", "lm-eval", "doctor",
+    "run", "plan", "try", "verdict", "report", "status", "verify", "init", "extend", "claims",
+    "compare", "audit", "heads", "check", "repair", "export", "tasks", "lm-eval", "doctor",
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "lm_eval", "pandas", "scipy")
 
@@ -122,7 +122,18 @@ print(*(each.name or each.callback.__name__.replace("_", "-") for each in app.re
 def test_no_help_is_cut(width: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", width)
     for arguments in ((), *((verb,) for verb in VERBS)):
-        assert "…" not in rankwise(*arguments, "--help").stdout
+        shown = rankwise(*arguments, "--help").stdout
+        assert "…" not in shown
+        assert max(map(len, shown.splitlines())) <= int(width)
+        assert not re.search(r"<(bool|str|int|float|Path|list)\b|[{}]", shown)
+
+
+def test_without_a_verb_it_says_where_to_start() -> None:
+    done = rankwise()
+    assert done.exit_code == 0
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    named = set(re.findall(r"^  rankwise ([a-z]+)", done.stdout, re.MULTILINE))
+    assert {"run", "try", "init"} <= named <= set(VERBS)
 
 
 def test_the_documentation_lists_the_verbs_in_the_same_order() -> None:
@@ -142,11 +153,10 @@ def test_the_shell_completes_verbs() -> None:
             "COMP_CWORD": "1",
         },
     )
-    assert done.stdout.split() == ["report", "recommend", "repair"]
+    assert done.stdout.split() == ["report", "repair"]
 
 
 def test_usage_errors_exit_with_2(tmp_path: Path) -> None:
-    assert rankwise().exit_code == 2
     assert rankwise("nope").exit_code == 2
     assert rankwise("status").exit_code == 2
     assert rankwise("run", "--nope").exit_code == 2
@@ -237,7 +247,7 @@ def test_a_base_model_that_cannot_be_had(finished: Finished) -> None:
     assert "  base_model 'nobody/nothing' is neither" in done.stderr
 
 
-@pytest.mark.parametrize("verb", ["status", "report", "recommend"])
+@pytest.mark.parametrize("verb", ["status", "report", "verdict"])
 def test_a_folder_that_is_no_study(tmp_path: Path, verb: str) -> None:
     done = rankwise(verb, tmp_path)
     assert (done.exit_code, done.stdout) == (1, "")
@@ -274,7 +284,7 @@ def test_a_damaged_record_is_named(finished: Finished) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:50])
     said = f"{path} is not a readable TaskEvaluation"
-    for verb in ("recommend", "report"):
+    for verb in ("verdict", "report"):
         done = rankwise(verb, finished.folder)
         assert (done.exit_code, done.stdout) == (1, "")
         assert done.stderr.startswith(f"RecordError: {said}")
@@ -433,13 +443,13 @@ def test_recommend_in_words_and_as_json(finished: Finished) -> None:
     record = finished.folder / "recommendation.json"
     written = content_of(record)
     record.unlink()
-    done = rankwise("recommend", finished.folder, "--json")
+    done = rankwise("verdict", finished.folder, "--json")
     assert (done.exit_code, done.stderr) == (0, "")
     answer = json.loads(done.stdout)
     more = {key: answer[key] for key in ("signatures", "deployed", "left_out", "failures")}
     assert written == content_of(record)
     assert answer == written | more
-    said = rankwise("recommend", finished.folder)
+    said = rankwise("verdict", finished.folder)
     (part,) = written["by_train_task"]
     statement = with_folder(part["statement"], finished.folder)
     assert "".join(said.stdout.split()).startswith("".join(statement.split()))
@@ -451,14 +461,14 @@ def test_other_margins_are_judged_and_not_kept(finished: Finished) -> None:
     records = [path for path in finished.folder.glob("*.json") if not path.name.startswith(".")]
     before = [path.read_bytes() for path in records]
     options = ("--delta", "40", "--epsilon", "30", "--worst-task", "50")
-    done = rankwise("recommend", finished.folder, *options, "--json")
+    done = rankwise("verdict", finished.folder, *options, "--json")
     assert done.exit_code == 0
     assert "nothing was written" in done.stderr
     (part,) = json.loads(done.stdout)["by_train_task"]
     assert (part["delta"], part["epsilon_points"]) == (40.0, None)  # there is no retention task
     assert before == [path.read_bytes() for path in records]
     for option in ("--delta=0", "--epsilon=nan", "--worst-task=-1"):
-        refused = rankwise("recommend", finished.folder, option)
+        refused = rankwise("verdict", finished.folder, option)
         assert refused.exit_code == 2
         assert "is no margin; give a number above 0" in words(refused.stderr)
 
@@ -518,15 +528,36 @@ def test_tasks_are_listed_with_their_source(
     monkeypatch.chdir(finished.root)
     done = rankwise("tasks", "--tasks-path", "tasks")
     assert done.exit_code == 0
-    assert {
-        "kinship  (task, rankwise)",
-        "pydoc_topics  (task, rankwise)",
-        "colours  (task, tasks_path)",
-    } <= set(done.stdout.splitlines())
+    lines = done.stdout.splitlines()
+    assert "syllogism  (task, rankwise): Does the conclusion follow from the two premises" in (
+        done.stdout
+    )
+    assert "colours  (task, tasks_path)" in lines
+    assert any(line.startswith("retention_short  (group, rankwise): A retention") for line in lines)
     assert "rankwise tasks --all" in done.stderr
     listing = json.loads(rankwise("tasks", "--tasks-path", "tasks", "--json").stdout)
-    assert {"name": "sums", "kind": "task", "source": "tasks_path"} in listing
+    sums = {"name": "sums", "kind": "task", "source": "tasks_path", "description": ""}
+    assert sums in listing
     assert rankwise("tasks", "--tasks-path", "nowhere").exit_code == 2
+
+
+def test_tasks_are_found_by_words_of_their_names_and_descriptions() -> None:
+    done = rankwise("tasks", "rankwise-has", "no-such")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "no task has 'rankwise-has no-such' in its name or description" in done.stderr
+    science = rankwise("tasks", "AI2", "reasoning", "--json")
+    found = {line["name"]: line for line in json.loads(science.stdout)}
+    assert {"arc_easy", "arc_challenge"} <= found.keys()
+    assert found["arc_easy"]["description"].startswith("Think you have Solved Question Answering?")
+
+
+def test_retention_sets_are_of_tasks_that_lm_eval_has() -> None:
+    known = resolution.lm_evals_own()
+    sets = [line.name for line in resolution.list_tasks() if line.kind == "group"]
+    assert sets == ["retention_knowledge", "retention_short", "retention_wide"]
+    for name in sets:
+        file = BUNDLED_FOLDER / f"{name}.yaml"
+        assert set(read_task_file(file)["task"]) <= known.keys()
 
 
 def test_doctor_names_versions_devices_and_the_cache(

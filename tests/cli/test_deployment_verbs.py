@@ -1,4 +1,4 @@
-"""deploy-check and check: planted adapters that a form loses or keeps, exit codes, bad input."""
+"""check, with forms and without: planted adapters that are lost or kept, exit codes, bad input."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Planted(NamedTuple):
 
     def check(self, forms: str, *more: object) -> Any:
         return rankwise(
-            "deploy-check", self.base, self.adapter, "--tasks", "blues", "--tasks-path", self.tasks,
-            "--allow-task-code", "--as", forms, *more,
+            "check", self.base, self.adapter, "--tasks", "blues", "--tasks-path", self.tasks,
+            "--allow-task-code", "--forms", forms, *more,
         )  # fmt: skip
 
 
@@ -89,8 +89,8 @@ def test_an_answer_that_cannot_be_told_has_its_own_code(
 
     def check(tasks: str, limit: float) -> Any:
         return rankwise(
-            "check", tmp_path / "a", "--tasks", tasks, "--tasks-path", tasks_folder,
-            "--allow-task-code", "--max-retention-loss", limit, "--json",
+            "check", tiny_model_folder, tmp_path / "a", "--tasks", tasks,
+            "--tasks-path", tasks_folder, "--allow-task-code", "--max-loss", limit, "--json",
         )  # fmt: skip
 
     seen = {name: check(name, 1000) for name in ("colours", "hues")}
@@ -105,7 +105,7 @@ def test_an_answer_that_cannot_be_told_has_its_own_code(
     assert record.verdict == "cannot_tell"
     assert (record.reference, record.forms[0].form) == ("base", "adapter")
     assert record.forms[0].delta is None
-    assert record.base == str(tiny_model_folder)  # as the adapter's config names it
+    assert record.base == str(tiny_model_folder)
 
 
 def test_an_adapter_that_forgets_exits_with_1(strong: Planted) -> None:
@@ -114,8 +114,8 @@ def test_an_adapter_that_forgets_exits_with_1(strong: Planted) -> None:
         "include: blues.yaml\ntask: greens\ndoc_to_choice: [green, blue]\n"
     )
     done = rankwise(
-        "check", strong.adapter, "--tasks", "greens", "--tasks-path", strong.tasks,
-        "--allow-task-code", "--max-retention-loss", 1, "--base", strong.base,
+        "check", strong.base, strong.adapter, "--tasks", "greens", "--tasks-path", strong.tasks,
+        "--allow-task-code",
     )  # fmt: skip
     assert done.exit_code == 1, done.output
     assert "adapter loses too much: " in words(done.stdout)
@@ -128,8 +128,8 @@ def test_a_problem_of_check_names_no_other_verb(
     base = without_chat_template(tiny_model_folder, tmp_path / "base")
     adapter(base, tmp_path / "a")
     done = rankwise(
-        "check", tmp_path / "a", "--tasks", "colours", "--tasks-path", tasks_folder,
-        "--allow-task-code", "--max-retention-loss", 1, "--chat-template",
+        "check", base, tmp_path / "a", "--tasks", "colours", "--tasks-path", tasks_folder,
+        "--allow-task-code", "--chat-template",
     )  # fmt: skip
     assert done.exit_code == 2, done.output
     said = words(done.stderr)
@@ -153,7 +153,8 @@ def test_bad_input_is_told_and_exits_with_2(
         return words(done.stderr)
 
     def of(base: Path, folder: Path, *more: object, tasks: str = "blues") -> str:
-        return problem("deploy-check", base, folder, "--tasks", tasks, *common, *more)
+        forms = () if "--forms" in more else ("--forms", "merged-bf16")
+        return problem("check", base, folder, "--tasks", tasks, *common, *forms, *more)
 
     assert "is not a folder" in of(weak.base, tmp_path / "none")
     assert "as its base, not" in of(weak.base, tmp_path / "other")
@@ -162,12 +163,13 @@ def test_bad_input_is_told_and_exits_with_2(
     assert "is zero" in of(tiny_model_folder, tmp_path / "zero")
     assert "did you mean 'blues'?" in of(weak.base, weak.adapter, tasks="bleus")
     assert "names no task" in of(weak.base, weak.adapter, tasks=",")
-    assert "did you mean 'merged-bf16'?" in of(weak.base, weak.adapter, "--as", "merged-bf61")
-    assert "is no margin" in of(weak.base, weak.adapter, "--margin", "nan")
+    assert "did you mean 'merged-bf16'?" in of(weak.base, weak.adapter, "--forms", "merged-bf61")
+    assert "is no margin" in of(weak.base, weak.adapter, "--max-loss", "nan")
     assert "is not empty" in of(weak.base, weak.adapter, "--output", tmp_path / "full")
     rounded = of(
-        weak.base, weak.adapter, "--precision", "bfloat16", "--as", "merged-bf16,merged-fp16"
+        weak.base, weak.adapter, "--precision", "bfloat16", "--forms", "merged-bf16,merged-fp16"
     )
     assert "would round the weights of merged-fp16 once more" in rounded
-    missing = problem("check", tmp_path / "none", "--tasks", "blues", "--max-retention-loss", 1)
-    assert "adapter_config.json" in missing
+    assert "is not a folder" in problem("check", weak.base, tmp_path / "none", "--tasks", "blues")
+    elsewhere = problem("check", weak.base, "nobody/no-adapter", "--tasks", "blues")
+    assert "nobody/no-adapter is no folder here, and the hub could not give it" in elsewhere

@@ -37,7 +37,7 @@ def gaining(base: Path, folder: Path, tasks: Path) -> Path:
     adapter(base, folder, std=0.2)
     done = rankwise(
         *asked(base, tasks, folder.parent / "probe", folder),
-        "--max-retention-loss", 1000, "--by", "scale", "--json",
+        "--max-loss", 1000, "--by", "scale", "--json",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     record = AdapterRepair.model_validate_json(done.stdout)
@@ -54,7 +54,7 @@ def test_an_adapter_is_repaired_and_written(
     output = tmp_path / "out"
     before = {path.name: path.read_bytes() for path in mine.iterdir()}
     arguments = asked(tiny_model_folder, tasks_folder, output, mine)
-    done = rankwise(*arguments, "--max-retention-loss", 1000, "--json")
+    done = rankwise(*arguments, "--max-loss", 1000, "--json")
     assert done.exit_code == 0, done.output
     record = AdapterRepair.model_validate_json(done.stdout)
     choice = record.choice
@@ -104,7 +104,7 @@ def test_harm_in_one_head_is_found_and_the_gain_of_another_kept(
     done = rankwise(
         "repair", tiny_model_folder, tmp_path / "a", "--tasks", "learned", "--retention", "kept",
         "--tasks-path", tasks_folder, "--allow-task-code", "--precision", "float32",
-        "--output", tmp_path / "out", "--max-retention-loss", 5, "--json",
+        "--output", tmp_path / "out", "--max-loss", 5, "--json",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     record = AdapterRepair.model_validate_json(done.stdout)
@@ -126,7 +126,7 @@ def test_further_adapters_are_averaged(
     arguments = asked(
         tiny_model_folder, tasks_folder, tmp_path / "out", tmp_path / "one", tmp_path / "two"
     )
-    done = rankwise(*arguments, "--max-retention-loss", 1000, "--by", "average", "--json")
+    done = rankwise(*arguments, "--max-loss", 1000, "--by", "average", "--json")
     assert done.exit_code == 0, done.output
     record = AdapterRepair.model_validate_json(done.stdout)
     assert record.averaged_with == (str(tmp_path / "two"),)
@@ -141,7 +141,7 @@ def test_none_does_is_an_answer(
     """A limit of 0 points needs a shown gain on retention: a random adapter has none."""
     adapter(tiny_model_folder, tmp_path / "a", std=0.2)
     arguments = asked(tiny_model_folder, tasks_folder, tmp_path / "out", tmp_path / "a")
-    done = rankwise(*arguments, "--max-retention-loss", 0, "--by", "scale")
+    done = rankwise(*arguments, "--max-loss", 0, "--by", "scale")
     assert done.exit_code == 0, done.output
     assert "None does: " in words(done.stdout)
     assert not (tmp_path / "out").exists()
@@ -156,7 +156,7 @@ def test_what_was_given_wrong_exits_with_2(
     checkpoint(tiny_model_folder, tmp_path / "whole", lambda t: t)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
-    base, limit = tiny_model_folder, ("--max-retention-loss", 1)
+    base, limit = tiny_model_folder, ("--max-loss", 1)
 
     def of(*adapters: str, output: str = "out") -> tuple[object, ...]:
         places = [tmp_path / name for name in adapters]

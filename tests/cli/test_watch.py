@@ -1,4 +1,4 @@
-"""``rankwise watch``: the page on the loopback, read-only, for this machine alone."""
+"""``rankwise status --watch``: the page on the loopback, read-only, for this machine alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from rankwise.cli.watch_verb import ADDRESS, Watched, server
+from rankwise.cli.watch import ADDRESS, Watched, server
 from rankwise.errors import RecordError, StorageError
 from rankwise.records.folder import StudyFolder
 from rankwise.records.progress import StageProgress, StudyProgress
@@ -105,7 +105,7 @@ def test_without_the_token_nothing_is_told(served: Any) -> None:
         *("/", "/?token=", f"/?token={wrong}", f"/?token={token}A", f"/?token={token[:-1]}"),
         *(f"/{token}", f"/?a=1&token={token}", "/study.json", "/../../etc/passwd"),
     )
-    sentence = "Open the address that `rankwise watch` printed, with its token."
+    sentence = "Open the address that `rankwise status --watch` printed, with its token."
     for path in paths:
         assert answer(served, path) == (403, sentence), path
     with connected(served) as raw:
@@ -260,7 +260,16 @@ def test_a_port_that_is_taken_is_refused(folder: StudyFolder, served: Any) -> No
 
 
 def test_ctrl_c_ends_it_cleanly(folder: StudyFolder) -> None:
-    command = [sys.executable, "-m", "rankwise", "watch", str(folder.root), "--port", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "rankwise",
+        "status",
+        str(folder.root),
+        "--watch",
+        "--port",
+        "0",
+    ]
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

@@ -65,7 +65,7 @@ def test_blocks_are_found_with_their_marks_and_lines() -> None:
         ("rankwise runn study.yaml", "No such command 'runn'."),
         ("rankwise plan --bugdet 1h", "No such option: --bugdet"),
         ("rankwise heads DIR --top many --run a --tasks b", "Invalid value for '--top'"),
-        ("rankwise check my-adapter --tasks a", "Missing"),
+        ("rankwise check my-base --tasks a", "Missing"),
         ("rankwise run study.yaml train.epoch=1", "train.epoch: unknown key"),
         ("rankwise run variants.yaml methods.variants.names=[doora]", "methods.variants.names"),
         ("rankwise plan train.epochs=none", "train.epochs"),
@@ -100,7 +100,7 @@ def test_what_is_wrong_with_a_block_is_found(language: str, text: str, problem: 
     ("command", "problem"),
     [
         ("rankwise reprot DIR", "no verb 'reprot'"),
-        ("rankwise repair DIR --run ID --max-loss 1", "repair has no option --max-loss"),
+        ("rankwise repair DIR --run ID --max-losses 1", "repair has no option --max-losses"),
     ],
 )
 def test_what_is_wrong_in_a_sentence_is_found(command: str, problem: str) -> None:

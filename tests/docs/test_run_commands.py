@@ -22,7 +22,7 @@ from tests.support.command_line import rankwise
 from tests.support.documented import Block, blocks, pages
 from tests.support.tiny_tasks import write_tiny_tasks
 
-ANSWERS = {"check": (0, 1, 3), "deploy-check": (0, 1, 3)}
+ANSWERS = {"check": (0, 1, 3)}
 """Verbs whose exit code is an answer; of all others it is 0."""
 
 SMALL = (

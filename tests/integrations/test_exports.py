@@ -221,8 +221,14 @@ def test_a_run_is_chosen_by_hand(folder: StudyFolder) -> None:
     assert exported(folder, "axolotl", run="kinship-lora-r064")["lora_r"] == 64
     text = (folder.root / "export" / "axolotl" / "axolotl.yaml").read_text()
     assert "chosen by hand" in text.splitlines()[0]
-    with pytest.raises(ConfigError, match="several begin so"):
-        export_study(folder, "trl", run="kinship")
+    for text in ("64", "r64", "lora-r64-s0", "r064"):
+        assert exported(folder, "axolotl", run=text)["lora_r"] == 64
+    for text in ("kinship", "lora", "s0"):
+        with pytest.raises(ConfigError, match="is several runs of"):
+            export_study(folder, "trl", run=text)
+    for text in ("", "-", "6", "r6", "r640", "r64-s9"):
+        with pytest.raises(ConfigError, match=f"no run named {text!r}"):
+            export_study(folder, "trl", run=text)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""``rankwise push``, with the real client of the Hub and a stand-in for the Hub itself."""
+"""``rankwise export --to hub``: the real client of the Hub, and a stand-in for the Hub itself."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def everything(folder: Path) -> str:
 
 
 def push(study: StudyFolder, *options: str, repo: str = "org/mine") -> Any:
-    done = rankwise("push", study.root, "--repo", repo, *options)
+    done = rankwise("export", study.root, "--to", "hub", "--repo", repo, *options)
     assert TOKEN not in done.output
     return done
 
@@ -308,12 +308,12 @@ def test_what_the_study_did_not_write_is_not_sent(
     }
 
 
-@pytest.mark.parametrize("verb", ["push", "export"])
+@pytest.mark.parametrize("to", ["hub", "folder"])
 @pytest.mark.parametrize(
     "name", ["findings.json", "base/eval/sums.samples.jsonl", "{run}/adapter", "runs", "study.json"]
 )
 def test_a_study_with_a_link_in_it_goes_nowhere(
-    finished: StudyFolder, stand_in: Hub, tmp_path: Path, verb: str, name: str
+    finished: StudyFolder, stand_in: Hub, tmp_path: Path, to: str, name: str
 ) -> None:
     """A record, items without which the study is whole, weights, and a folder on the way."""
     shutil.copytree(finished.root, tmp_path / "study")
@@ -321,8 +321,8 @@ def test_a_study_with_a_link_in_it_goes_nowhere(
     link.rename(tmp_path / "secret")
     link.symlink_to(tmp_path / "secret")
     study = StudyFolder(tmp_path / "study")
-    done = push(study, "--run", LORA) if verb == "push" else rankwise("export", study.root)
-    if verb == "export" and name.endswith("adapter"):
+    done = push(study, "--run", LORA) if to == "hub" else rankwise("export", study.root)
+    if to == "folder" and name.endswith("adapter"):
         assert done.exit_code == 0  # no export reads weights
         return
     assert done.exit_code == 1
@@ -357,7 +357,7 @@ def test_only_a_run_with_an_adapter(finished: StudyFolder, stand_in: Hub) -> Non
     )
     nothing = push(finished, "--run", "nothing")
     assert nothing.exit_code == 2
-    assert "push has 1 problem --run: no run named 'nothing'" in words(nothing.stderr)
+    assert "export has 1 problem --run: no run named 'nothing'" in words(nothing.stderr)
 
 
 def test_a_study_that_is_unfinished_or_damaged(
@@ -388,7 +388,8 @@ def test_the_environment_alone_is_enough(finished: StudyFolder, tmp_path: Path) 
             "HF_HOME": str(tmp_path),
             "NO_PROXY": "127.0.0.1",
         }
-        command = ["-m", "rankwise", "push", finished.root, "--repo", "org/mine", "--run", LORA]
+        command = ["-m", "rankwise", "export", finished.root, "--to", "hub", "--repo", "org/mine"]
+        command += ["--run", LORA]
         done = subprocess.run(
             [sys.executable, *map(str, command)],
             env=environment,

@@ -556,7 +556,7 @@ import sys
 from rankwise.cli.main import app
 for arguments in (
     ["export", {str(exported.study.root)!r}, "--output", {str(tmp_path)!r}],
-    ["compare-samples", {str(exported.base.samples_file("colours"))!r},
+    ["verdict", {str(exported.base.samples_file("colours"))!r},
      {str(exported.lora.samples_file("colours"))!r}],
 ):
     try:
@@ -570,7 +570,7 @@ assert [name for name in heavy if name in sys.modules] == []
     assert done.returncode == 0, done.stderr
 
 
-# compare-samples on all these files
+# the verdict on all these files
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -291,15 +291,15 @@ def run(*arguments: Any) -> Any:
 
 def test_a_finished_study_names_the_setting_and_takes_it(study: StudyFolder) -> None:
     before = study.read_study()
-    warned = run("recommend", study.root)
+    warned = run("verdict", study.root)
     said = " ".join(warned.stdout.split())
     assert warned.exit_code == 0
     assert "evaluation.clusters.kinship: passage" in said
-    assert "rankwise recommend DIR --cluster kinship=passage" in said
+    assert "rankwise verdict DIR --cluster kinship=passage" in said
     assert study.read_study() == before
     without = read_record(study.recommendation_file, StudyRecommendation).by_train_task[0]
 
-    taken = run("recommend", study.root, "--cluster", "kinship=passage")
+    taken = run("verdict", study.root, "--cluster", "kinship=passage")
     said = " ".join(taken.stdout.split())
     assert taken.exit_code == 0, taken.output
     assert "kinship has 300 items in 30 clusters" in said
@@ -317,9 +317,9 @@ def test_a_finished_study_names_the_setting_and_takes_it(study: StudyFolder) -> 
     assert "n\u00a0=\u00a0300 in 30 clusters" in page
     assert "300 items in 30 clusters" in page
     # the report and a second call use what the study says now
-    again = run("recommend", study.root)
+    again = run("verdict", study.root)
     assert "kinship has 300 items in 30 clusters" in " ".join(again.stdout.split())
-    removed = run("recommend", study.root, "--cluster", "kinship=")
+    removed = run("verdict", study.root, "--cluster", "kinship=")
     assert removed.exit_code == 0
     assert study.read_study() == before
     assert read_record(study.recommendation_file, StudyRecommendation).by_train_task[0] == without
@@ -339,7 +339,7 @@ def test_a_setting_that_cannot_be_used_changes_nothing(
     study: StudyFolder, setting: str, said: str
 ) -> None:
     before = study.study_file.read_bytes()
-    result = run("recommend", study.root, "--cluster", setting)
+    result = run("verdict", study.root, "--cluster", setting)
     assert result.exit_code == 2
     assert said in " ".join(result.stderr.split())
     assert study.study_file.read_bytes() == before
@@ -452,14 +452,14 @@ def test_few_passages_are_a_warning(tmp_path: Path) -> None:
 
 def test_the_command_line_of_sample_files(tmp_path: Path) -> None:
     files = two_files(tmp_path, 40)
-    result = run("compare-samples", *files)
+    result = run("verdict", *files)
     assert "Use --cluster passage" in " ".join(result.stderr.split())
-    result = run("compare-samples", *files, "--cluster", "passage", "--json")
+    result = run("verdict", *files, "--cluster", "passage", "--json")
     assert result.exit_code == 0
     content = json.loads(result.stdout)
     assert content["cluster"] == "passage"
     assert content["candidates"][0]["num_clusters"] == 40
-    result = run("compare-samples", *files, "--cluster", "pasage")
+    result = run("verdict", *files, "--cluster", "pasage")
     assert result.exit_code == 2
     assert "did you mean 'passage'?" in " ".join(result.stderr.split())
 

@@ -568,7 +568,7 @@ def test_a_file_given_twice(tmp_path: Path) -> None:
 
 
 def rankwise(*arguments: object) -> Any:
-    result = CliRunner().invoke(app, ["compare-samples", *map(str, arguments)])
+    result = CliRunner().invoke(app, ["verdict", *map(str, arguments)])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
 

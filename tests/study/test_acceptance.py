@@ -99,7 +99,7 @@ def test_an_extension_that_fails_leaves_the_study_as_it_was(
     assert [failure.kind for failure in outcome.failures] == ["training"]
     assert study.folder.study_file.read_bytes() == before
     monkeypatch.undo()
-    assert rankwise("recommend", study.folder.root).exit_code == 0
+    assert rankwise("verdict", study.folder.root).exit_code == 0
     done = rankwise("extend", study.folder.root, "--ranks", "8")
     assert done.exit_code == 0
     assert [run.rank for run in study.folder.read_study().runs] == [2, 4, 8]
@@ -119,13 +119,13 @@ def test_a_stopped_extension_goes_on_with_the_folder(
     with pytest.raises(KeyboardInterrupt):
         run_study(plan, study.folder, Recorder())
     monkeypatch.undo()
-    done = rankwise("recommend", study.folder.root)
+    done = rankwise("verdict", study.folder.root)
     assert done.exit_code == 0
     new = [run.name for run in plan.record.runs if run.seed == 1]
     for name in new:
         assert f"left out: {name} is not scored on " in done.stderr
     assert rankwise("run", study.folder.root).exit_code == 0
-    assert "left out" not in rankwise("recommend", study.folder.root).stderr
+    assert "left out" not in rankwise("verdict", study.folder.root).stderr
     refused = rankwise("run", study.folder.root, "train.epochs=3")
     assert (refused.exit_code, "give overrides with its study file" in words(refused.stderr)) == (
         2,
@@ -226,7 +226,7 @@ def test_a_study_that_runs_is_read_as_far_as_it_is(study: Study, tmp_path: Path)
     name = study.runs[1].name
     study.folder.run_file(name).unlink()
     with study.folder.lock():
-        for arguments in (["recommend"], ["recommend", "--json"], ["report"]):
+        for arguments in (["verdict"], ["verdict", "--json"], ["report"]):
             done = rankwise(arguments[0], study.folder.root, *arguments[1:])
             assert done.exit_code == 0
             assert f"left out: {name} is not trained" in done.stderr
@@ -249,7 +249,7 @@ def test_a_folder_that_cannot_be_written_is_read_all_the_same(
     for module in ("records.files", "records.folder", "records.checked_files", "records.outputs"):
         monkeypatch.setattr(f"rankwise.{module}.write_atomically", refuse)
     before = contents(study.folder.root)
-    done = rankwise("recommend", study.folder.root, "--json")
+    done = rankwise("verdict", study.folder.root, "--json")
     assert done.exit_code == 0
     assert json.loads(done.stdout)["by_train_task"]
     assert "not kept, and not counted as a look" in done.stderr

@@ -70,7 +70,7 @@ def name_of(folder: StudyFolder) -> str:
 
 def repaired(folder: StudyFolder, *more: object, limit: float = 100.0) -> AdapterRepair:
     done = rankwise(
-        "repair", folder.root, "--run", name_of(folder), "--max-retention-loss", limit, "--json",
+        "repair", folder.root, "--run", name_of(folder), "--max-loss", limit, "--json",
         *more,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
@@ -297,7 +297,7 @@ def test_a_study_that_goes_on_keeps_the_repair(finished: Finished, folder: Study
 
 def test_the_answer_in_words(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(application.stdout, "width", 160)  # no label is on two lines
-    asked = ("repair", folder.root, "--run", name_of(folder), *FEW, "--max-retention-loss")
+    asked = ("repair", folder.root, "--run", name_of(folder), *FEW, "--max-loss")
     done = rankwise(*asked, 100)
     assert done.exit_code == 0, done.output
     said = words(done.stdout)
@@ -312,7 +312,7 @@ def test_the_answer_in_words(folder: StudyFolder, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_cannot_be_repaired_is_refused(folder: StudyFolder, tmp_path: Path) -> None:
-    limit = ("--max-retention-loss", 1)
+    limit = ("--max-loss", 1)
     run = ("--run", name_of(folder))
     cases: list[tuple[tuple[object, ...], str]] = [
         ((folder.root, "--run", "nope", *limit), "repair has 1 problem"),
@@ -320,10 +320,10 @@ def test_what_cannot_be_repaired_is_refused(folder: StudyFolder, tmp_path: Path)
         ((folder.root, folder.root, *run, *limit), "of one study's folder"),
         ((folder.root, *run, *limit, "--by", "scael"), "did you mean 'scale'"),
         ((folder.root, *run, *limit, "--by", ","), "names no kind"),
-        ((folder.root, *run, "--max-retention-loss", "inf"), "not a finite number"),
-        ((folder.root, *run, "--max-retention-loss", "nan"), "--max-retention-loss"),
-        ((folder.root, *run, "--max-retention-loss", -1), "greater than or"),
-        ((folder.root, *run), "--max-retention-loss"),
+        ((folder.root, *run, "--max-loss", "inf"), "not a finite number"),
+        ((folder.root, *run, "--max-loss", "nan"), "--max-loss"),
+        ((folder.root, *run, "--max-loss", -1), "greater than or"),
+        ((folder.root, *run), "--max-loss"),
         ((folder.root, *limit), "give a base and an adapter"),
     ]
     for arguments, message in cases:

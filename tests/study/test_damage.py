@@ -52,7 +52,7 @@ def test_broken_weights_are_noticed_and_trained_again(study: Study, damage: str)
     for verb in ("status", "verify"):
         done = rankwise(verb, study.folder.root)
         assert f"damaged: {found.path}" in done.stdout
-    for verb in ("recommend", "report", "claims", "export"):  # the scores stand
+    for verb in ("verdict", "report", "claims", "export"):  # the scores stand
         done = rankwise(verb, study.folder.root)
         assert done.exit_code == 0
         assert f"damaged: {found.path}" in done.stderr
@@ -80,7 +80,7 @@ def test_pipes_in_place_of_files_are_noticed_and_made_again(study: Study) -> Non
     for file in files:
         file.unlink()
         os.mkfifo(file)
-    for verb in ("status", "plan", "recommend", "report", "claims", "export", "verify"):
+    for verb in ("status", "plan", "verdict", "report", "claims", "export", "verify"):
         done = rankwise(verb, study.folder.root)
     assert done.exit_code == 1
     for file in files[:2]:
@@ -130,7 +130,7 @@ def test_one_digit_of_an_item_is_noticed(study: Study) -> None:
     text = before.decode()
     wrong = '"acc": 0.0' if '"acc": 0.0' in text else '"acc": 1.0'
     path.write_text(text.replace(wrong, '"acc": 1.0' if wrong.endswith("0.0") else '"acc": 0.0', 1))
-    for verb in ("recommend", "report"):
+    for verb in ("verdict", "report"):
         done = rankwise(verb, study.folder.root)
         assert done.exit_code == 1
         assert f"RecordError: {path} cannot be read: it has other bytes" in words(done.stderr)
@@ -160,7 +160,7 @@ def test_a_line_that_is_no_item(study: Study, line: str, is_known: bool) -> None
     path.write_text("\n".join([LINES[line], *lines[1:]]))
     if is_known:
         items_as_they_are(study.folder, name, "colours")
-    for verb in ("recommend", "report", "export"):
+    for verb in ("verdict", "report", "export"):
         done = rankwise(verb, study.folder.root)
         assert done.exit_code == 1
         assert f"RecordError: {path}" in done.stderr
@@ -218,7 +218,7 @@ def test_a_record_of_a_newer_version_is_never_overwritten(study: Study) -> None:
     before = path.read_bytes()
     with pytest.raises(NewerRecordError, match="Upgrade rankwise"):
         study.again()
-    for verb in ("status", "recommend", "report", "verify"):
+    for verb in ("status", "verdict", "report", "verify"):
         done = rankwise(verb, study.folder.root)
         assert done.exit_code == 1
         assert "NewerRecordError" in done.stderr

@@ -108,7 +108,7 @@ def test_stages_records_status_and_report_have_it(planted: Planted) -> None:
     done = rankwise("report", folder.root)
     assert done.exit_code == 0
     assert f"{name} (recommended), merged-bf16 loses too much: " in words(done.stdout)
-    told = json.loads(rankwise("recommend", folder.root, "--json").stdout)["deployed"]
+    told = json.loads(rankwise("verdict", folder.root, "--json").stdout)["deployed"]
     assert [form["verdict"] for form in told[0]["forms"]] == ["loses", "keeps"]
     text = folder.report_file.read_text(encoding="utf-8")
     assert "In the forms in which it is deployed" in text

@@ -265,7 +265,7 @@ def test_a_full_fine_tuning_is_ablated_by_means_and_not_reverted(finished: Finis
     ("arguments", "code", "said"),
     [
         (["--run", "colours-lora-r003", "--tasks", "hues"], 2, "did you mean 'colours-lora-r002"),
-        (["--run", "colours", "--tasks", "hues"], 2, "several begin so"),
+        (["--run", "colours", "--tasks", "hues"], 2, "is several runs of"),
         (["--run", "colours-lora", "--tasks", "hue"], 2, "did you mean 'hues'"),
         (["--run", "colours-lora", "--tasks", "sums"], 2, "is generate_until"),
         (["--run", "colours-lora", "--tasks", " , "], 2, "name at least one"),

@@ -46,11 +46,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mitigations, "NUM_TEXTS", 5)
         run(file, folder.root)
-    assert rankwise("recommend", folder.root).exit_code == 0
+    assert rankwise("verdict", folder.root).exit_code == 0
     name = folder.read_study().runs[1].name
     for verb in (
         ("heads", folder.root, "--run", name, "--tasks", "hues,colours", "--mode", "revert"),
-        ("repair", folder.root, "--run", name, "--max-retention-loss", 100),
+        ("repair", folder.root, "--run", name, "--max-loss", 100),
     ):
         assert rankwise(*verb).exit_code == 0
     return folder
@@ -290,7 +290,7 @@ def test_edited_losses_of_any_model_are_said_by_verbs_that_read(finished: StudyF
         path = finished.metrics_file(model.name)
         whole = path.read_bytes()
         path.write_bytes(whole + b"{}")
-        done = rankwise("recommend", finished.root)
+        done = rankwise("verdict", finished.root)
         path.write_bytes(whole)
         assert done.exit_code == 0
         assert f"damaged: {path} has {len(whole) + 2:,} bytes and had {len(whole):,}" in words(

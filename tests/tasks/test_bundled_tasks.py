@@ -23,7 +23,11 @@ from rankwise.tasks.bundled.splits import normalised
 
 REPOSITORY = Path(rankwise.__file__).resolve().parent.parent
 TASKS = REPOSITORY / "rankwise" / "tasks" / "bundled"
-NAMES = sorted(path.stem for path in TASKS.glob("*.yaml") if not path.stem.startswith("_"))
+NAMES = sorted(
+    path.stem
+    for path in TASKS.glob("*.yaml")
+    if not path.stem.startswith(("_", "retention_"))  # these are groups of lm-eval's tasks
+)
 CHOICE_NAMES = [name for name in NAMES if name != "pydoc_topics"]
 HARD_KINSHIP: dict[str, Any] = {"steps": [2, 3, 4], "inverted": 0.5, "shuffled": True}
 

@@ -65,7 +65,7 @@ def test_unknown_forms_are_all_named() -> None:
     first, second = caught.value.problems
     assert "did you mean 'gguf:q8_0'?" in first
     assert "merged-bf16, merged-fp16" in second
-    with pytest.raises(ConfigError, match="--as names no form; there is merged-bf16"):
+    with pytest.raises(ConfigError, match="--forms names no form; there is merged-bf16"):
         find_forms([])
 
 

@@ -197,21 +197,6 @@ def refuse_beyond_lora(config: Mapping[str, Any], folder: Path) -> None:
         )
 
 
-def recorded_base(folder: Path) -> str:
-    """The base that an adapter's config names.
-
-    Raises:
-        ModelError: it names none, or cannot be read.
-    """
-    name = read_adapter_config(folder).get("base_model_name_or_path")
-    if not name:
-        raise ModelError(
-            f"{folder}: {CONFIG_FILE} does not say from which base it was trained. Name it with "
-            "--base."
-        )
-    return name
-
-
 def refuse_other_base(folder: Path, base: models.BaseModel, *, remedy: str) -> tuple[str, ...]:
     """Refuse an adapter whose config names another base than the given one.
 

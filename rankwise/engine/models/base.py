@@ -108,16 +108,11 @@ def find_base_model(
         embedded = EMBEDDED_MODELS[config.name]
         folder = embedded_model_folder(embedded, report)
         return BaseModel(config.name, folder, f"sha256:{embedded.sha256}")
-    path = Path(config.name)
-    try:
-        path = path.expanduser()
-        is_folder = path.is_dir()
-    except (OSError, RuntimeError):  # too long for a path; no such user
-        is_folder = False
-    if is_folder:
-        refuse_adapter(path)
-        return BaseModel(config.name, path, _folder_fingerprint(path))
-    if path.is_absolute() or config.name.startswith(".") or config.name.count("/") > 1:
+    here = _folder_here(config.name)
+    if here is not None:
+        refuse_adapter(here)
+        return BaseModel(config.name, here, _folder_fingerprint(here))
+    if not _may_be_on_the_hub(config.name):
         raise ModelError(f"base_model {config.name!r} is not a folder. Check the path.")
     return _hub_model(config, report, weights)
 
@@ -134,22 +129,42 @@ def fetch_weights(base: BaseModel) -> Path:
     return base.folder
 
 
-def _hub_model(config: BaseModelConfig, report: Callable[[str], None], weights: bool) -> BaseModel:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+def trained_folder(name: str, report: Callable[[str], None] = lambda _: None) -> Path:
+    """The folder of an adapter or a checkpoint: itself, or a repository of the hub, fetched.
 
-    patterns = [*_SMALL_FILES, "*.safetensors"] if weights else _SMALL_FILES
-    report(f"looking up {config.name} on the hub")
+    Args:
+        name: a folder, or org/name.
+        report: receives a line before a download.
+
+    Raises:
+        ModelError: it is neither, or the hub cannot give it.
+    """
+    here = _folder_here(name)
+    if here is not None:
+        return here
+    if "/" not in name or not _may_be_on_the_hub(name):
+        raise ModelError(f"{name} is not a folder. Check the path.")
+    patterns = [*_SMALL_FILES, "*.safetensors"]
+    return _snapshot(name, None, patterns, f"{name} is no folder here", report)
+
+
+def _folder_here(name: str) -> Path | None:
     try:
-        snapshot = snapshot_download(config.name, revision=config.revision, allow_patterns=patterns)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        names = ", ".join(EMBEDDED_MODELS)
-        raise ModelError(
-            f"base_model {config.name!r} is neither an embedded model ({names}) nor a folder here, "
-            f"and the hub could not give it: {str(error).splitlines()[0]}. Check the name and the "
-            "revision, `hf auth login` for gated models, and the network (HF_HUB_OFFLINE)."
-        ) from error
-    folder = Path(snapshot)
+        path = Path(name).expanduser()
+        return path if path.is_dir() else None
+    except (OSError, RuntimeError):  # too long for a path; no such user
+        return None
+
+
+def _may_be_on_the_hub(name: str) -> bool:
+    return not (Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1)
+
+
+def _hub_model(config: BaseModelConfig, report: Callable[[str], None], weights: bool) -> BaseModel:
+    patterns = [*_SMALL_FILES, "*.safetensors"] if weights else _SMALL_FILES
+    names = ", ".join(EMBEDDED_MODELS)
+    said = f"base_model {config.name!r} is neither an embedded model ({names}) nor a folder here"
+    folder = _snapshot(config.name, config.revision, patterns, said, report)
     refuse_adapter(folder)
     if weights and not list(folder.glob("*.safetensors")):
         raise ModelError(
@@ -157,6 +172,27 @@ def _hub_model(config: BaseModelConfig, report: Callable[[str], None], weights: 
             "Choose a revision that has them, or convert the model."
         )
     return BaseModel(config.name, folder, f"hub:{config.name}@{folder.name}")
+
+
+def _snapshot(
+    name: str,
+    revision: str | None,
+    patterns: Sequence[str],
+    said: str,
+    report: Callable[[str], None],
+) -> Path:
+    """Files of a hub repository, in the hub's cache; ``said`` begins an error."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    report(f"looking up {name} on the hub")
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"{said}, and the hub could not give it: {str(error).splitlines()[0]}. Check the name "
+            "and the revision, `hf auth login` for gated models, and the network (HF_HUB_OFFLINE)."
+        ) from error
 
 
 def _folder_fingerprint(folder: Path) -> str:

@@ -87,7 +87,7 @@ def _negative_transfer(
             trained = ",".join(source.results.tasks.get("in_domain", ()))
             advice += (
                 f" `rankwise repair BASE ADAPTER --tasks {trained} --retention {task} "
-                "--max-retention-loss 1 --output FOLDER` looks for a change of the adapter that "
+                "--max-loss 1 --output FOLDER` looks for a change of the adapter that "
                 "needs no training."
             )
         yield signature(

@@ -79,7 +79,7 @@ def check_deploy(config: StudyConfig, issues: Issues) -> None:
     if config.train.base_precision != "auto":
         issues.problems.append(
             f"deploy: the study scores its adapters on a base in {config.train.base_precision}, "
-            "and forms are of the whole base; leave deploy out, and ask rankwise deploy-check"
+            "and forms are of the whole base; leave deploy out, and ask rankwise check --forms"
         )
 
 

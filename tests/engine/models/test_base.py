@@ -310,3 +310,25 @@ def test_a_router_that_is_no_product_is_not_adapted() -> None:
     shapes = models.adaptable_shapes(transformers.PhimoeForCausalLM(config))
     assert len(shapes) == 4
     assert all("self_attn" in name for name in shapes)
+
+
+def test_an_adapter_is_a_folder_or_a_repository_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def download(name: str, **options: Any) -> str:
+        asked.append((name, options["allow_patterns"]))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert models.trained_folder(str(tmp_path)) == tmp_path
+    for missing in (str(tmp_path / "none"), "./none", "none", "a/b/c"):
+        with pytest.raises(ModelError, match=f"{missing} is not a folder"):
+            models.trained_folder(missing)
+    assert asked == []
+    assert models.trained_folder("org/adapter") == tmp_path
+    ((name, patterns),) = asked
+    assert name == "org/adapter"
+    assert "*.safetensors" in patterns
+    assert not any(pattern.endswith((".bin", ".py")) for pattern in patterns)

@@ -1,4 +1,4 @@
-"""``rankwise watch``: the page of a study on this machine while it runs, read from its folder."""
+"""``rankwise status --watch``: the page of a study while it runs, on this machine alone."""
 
 from __future__ import annotations
 
@@ -12,12 +12,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import typer
-
-from rankwise.cli.application import OK, Folder, Json, emit, say, verb
-from rankwise.cli.run_verbs import STUDIES
+from rankwise.cli.application import OK, emit, say
 from rankwise.errors import RankwiseError, StorageError
 from rankwise.records import quantities
 
@@ -30,7 +27,7 @@ if TYPE_CHECKING:
 
 ADDRESS = "127.0.0.1"
 PORT = 8421
-_MOST_PORT = 65535
+MOST_PORT = 65535
 _MOST_SILENT = 32
 """Connections that have not asked for anything yet: more than any browser opens."""
 
@@ -68,11 +65,11 @@ class Watched:
         study = self._folder.read_study()
         losses = {run.name: self._folder.read_losses(run.name) for run in study.models}
         lines = study_status(self._folder)
-        page = Page("rankwise watch", study.config.name, question(study), (), ())
+        page = Page("rankwise status --watch", study.config.name, question(study), (), ())
         remarks = [f"Read from the folder every {self._seconds} seconds. {_done(lines)}"]
         try:
             outcome = conclude(self._folder)
-            page = study_page(*outcome, losses)._replace(kicker="rankwise watch")
+            page = study_page(*outcome, losses)._replace(kicker="rankwise status --watch")
             remarks.append("What follows is of what is finished; it can change until all is.")
         except RankwiseError as error:
             remarks.append(f"There is no verdict yet: {error}")
@@ -217,7 +214,9 @@ class _Handler(BaseHTTPRequestHandler):
         if host not in (ADDRESS, "localhost"):  # a name that leads here may be another site's
             self._answer(403, "This page is for this machine alone.")
         elif not hmac.compare_digest(self.path.encode(), serving.path.encode()):
-            self._answer(403, "Open the address that `rankwise watch` printed, with its token.")
+            self._answer(
+                403, "Open the address that `rankwise status --watch` printed, with its token."
+            )
         else:
             try:
                 self._answer(200, serving.watched.page(), "text/html")
@@ -253,34 +252,19 @@ def server(watched: Watched, port: int) -> _Server:
         ) from error
 
 
-@verb(STUDIES)
-def watch(
-    directory: Folder,
-    port: Annotated[
-        int, typer.Option("--port", help="Of 127.0.0.1; 0 takes a free one.", max=_MOST_PORT, min=0)
-    ] = PORT,
-    every: Annotated[
-        int, typer.Option("--every", metavar="SECONDS", help="Read the folder so often.", min=1)
-    ] = 15,
-    as_json: Json = False,
-) -> int:
-    """Show a study in the browser while it runs: progress, losses, scores as they come.
+def serve(folder: StudyFolder, port: int, seconds: int, *, as_json: bool) -> int:
+    """Show the study until Ctrl-C, read again after so many seconds; prints the address.
 
-    The page is read from the study's folder, which nothing is written to. Only
-    this machine can open it, and only with the token in the printed address.
-    Ctrl-C ends it; the study goes on.
+    Raises:
+        RecordError: there is no study.
+        StorageError: the port is taken.
     """
-    from rankwise.records.folder import StudyFolder
-
-    watched = Watched(StudyFolder(directory), every)
+    watched = Watched(folder, seconds)
     watched.page()
-    with server(watched, port) as serving:
-        try:
-            if as_json:
-                emit({"address": serving.address})
-            else:
-                say(f"{serving.address} (Ctrl-C ends it)", folded=False)
-            serving.serve_forever()
-        except KeyboardInterrupt:
-            return OK
+    with server(watched, port) as serving, contextlib.suppress(KeyboardInterrupt):
+        if as_json:
+            emit({"address": serving.address})
+        else:
+            say(f"{serving.address} (Ctrl-C ends it)", folded=False)
+        serving.serve_forever()
     return OK

@@ -1,0 +1,168 @@
+"""The verb that says whether something was lost: against the base, or in a deployed form."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rankwise.cli.adapter_verbs import (
+    ADAPTERS,
+    Adapter,
+    AnyBase,
+    Base,
+    ChatTemplate,
+    NumFewshot,
+    ScoredLimit,
+    ScorePrecision,
+    counted,
+    refuse_replacing,
+    score_settings,
+)
+from rankwise.cli.application import (
+    OK,
+    AllowTaskCode,
+    Json,
+    TasksPath,
+    emit,
+    given_path,
+    listed_names,
+    note,
+    say,
+    stdout,
+    usage_errors,
+    verb,
+    warn,
+)
+from rankwise.engine.models.libraries import quiet_libraries
+from rankwise.errors import ConfigError, RankwiseError
+from rankwise.records.config.study import RecommendationConfig
+from rankwise.records.deployment import FormVerdict
+from rankwise.records.files import write_record
+
+RECORD_FILE = "deployment.json"
+EXIT_CODES: dict[FormVerdict, int] = {"keeps": OK, "loses": 1, "cannot_tell": 3}
+
+
+@verb(ADAPTERS)
+def check(
+    base: Base,
+    adapter: Adapter,
+    tasks: Annotated[
+        str, typer.Option("--tasks", metavar="TASK,TASK", help="What is scored and compared.")
+    ],
+    forms: Annotated[
+        str,
+        typer.Option(
+            "--forms",
+            metavar="FORM,FORM",
+            help="Check these deployed forms against the adapter: merged-bf16, merged-fp16, "
+            "merged-fp32, 8bit, 4bit (bitsandbytes), gguf:q8_0, gguf:q5_1, gguf:q5_0, gguf:q4_1, "
+            "gguf:q4_0; where llama-quantize is on the PATH, also gguf:q6_k, gguf:q5_k_m, "
+            "gguf:q4_k_m and others.",
+        ),
+    ] = "",
+    margin: Annotated[
+        float,
+        typer.Option(
+            "--max-loss",
+            metavar="POINTS",
+            help="The most that the mean score over the tasks may fall.",
+        ),
+    ] = 1.0,
+    tasks_path: TasksPath = None,
+    allow_task_code: AllowTaskCode = False,
+    limit: ScoredLimit = None,
+    num_fewshot: NumFewshot = None,
+    chat_template: ChatTemplate = False,
+    precision: Annotated[
+        ScorePrecision | None,
+        typer.Option(
+            "--precision",
+            metavar="auto|float32|bfloat16",
+            help="The precision of scoring (default: auto; with --forms float32).",
+        ),
+    ] = None,
+    any_base: AnyBase = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            metavar="FOLDER",
+            parser=given_path,
+            help=f"Write {RECORD_FILE} there; it must be new or empty.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Check whether an adapter, or a form of it, still does what it should.
+
+    Without --forms, compares the adapter with its base item by item: has it
+    forgotten what the base could do? With --forms, merges the adapter, rounds it
+    to each form, and compares that with the adapter as trained, unmerged: does
+    it survive being deployed? The table then also says how large the rounding
+    is against the adapter's change of the weights. Everything is done in memory.
+
+    For a script that has to decide, the exit code says it. 0: every loss is
+    shown to be below --max-loss, 1: one is shown to be above, 3: it cannot be
+    told, 2: wrong usage or another error.
+    """
+    with usage_errors((RankwiseError,)):
+        wanted, names = listed_names(forms), listed_names(tasks)
+        _refuse(margin, names)
+        if output is not None:
+            refuse_replacing(output)
+        quiet_libraries()
+        from rankwise.engine.models.base import trained_folder
+        from rankwise.findings.deployment import LossRule
+        from rankwise.weights.audit import find_adapter
+        from rankwise.weights.audit_scores import CONFIDENCE, prepared_tasks
+        from rankwise.weights.deployment import Question, check_deployment, check_retention
+        from rankwise.weights.forms import find_forms
+
+        settings = score_settings(
+            names,
+            tasks_path,
+            allow_task_code,
+            num_fewshot=num_fewshot,
+            limit=limit,
+            chat_template=chat_template,
+            precision=precision or (ScorePrecision.FLOAT32 if wanted else ScorePrecision.AUTO),
+        )
+        found_forms = find_forms(wanted) if wanted else []
+        folder = trained_folder(adapter, note)
+        use = "merged" if wanted else "checked"
+        found = find_adapter(base, folder, use, any_base=any_base, report=note)
+        # tasks in nats have the margin of a study
+        rule = LossRule(margin, RecommendationConfig().delta_nats, CONFIDENCE)
+        question = Question(prepared_tasks(found, settings), settings, rule)
+        with counted("scoring, tokens", question.num_tokens(2 + len(found_forms))) as add:
+            if found_forms:
+                record = check_deployment(found, question, found_forms, add)
+            else:
+                record = check_retention(found, question, add)
+        if output is not None:
+            write_record(output / RECORD_FILE, record)
+    if as_json:
+        emit(record)
+        return EXIT_CODES[record.verdict]
+    from rankwise.cli.terminal import deployment_table
+
+    warn(record.warnings)
+    stdout.print(deployment_table(record))
+    for form in record.forms:
+        say(f"- {form.statement}")
+    return EXIT_CODES[record.verdict]
+
+
+def _refuse(margin: float, tasks: tuple[str, ...]) -> None:
+    """Refuse a margin that is none, and no tasks."""
+    problems: list[str] = []
+    if not (math.isfinite(margin) and margin > 0):
+        problems.append(f"--max-loss {margin:g} is no margin; give a number above 0")
+    if not tasks:
+        problems.append("--tasks names no task; name at least one")
+    if problems:
+        raise ConfigError("check", problems)
