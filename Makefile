@@ -1,15 +1,15 @@
-# Each target does all of its own set-up. `make demo`: the default study. `make test`: all tests.
+# Each target does all of its own set-up. `make demo`: the default study. `make test`: what a change usually breaks.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NEWEST := .venv-newest
 # Tests compare with what a CPU computes: a card, where there is one, is hidden from them.
-PYTEST := -m pytest -m "not slow and not gpu" -n logical --maxprocesses 4 --dist loadfile
+PYTEST := -m pytest -n logical --maxprocesses 4 --dist loadfile
 export HF_HUB_DISABLE_TELEMETRY = 1
 # Where it is set, as in many containers, every process compiles all modules and tests again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-full test-gpu test-newest fuzz audit-dependencies lint lock docs screenshots dist release clean
+.PHONY: demo test test-all test-full test-gpu test-newest fuzz audit-dependencies lint lock docs screenshots dist release clean
 
 %/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rankwise needs Python 3.11+")'
@@ -44,8 +44,12 @@ lint: $(VENV)/.test-tools
 	$(BIN)/basedpyright --warnings
 	$(BIN)/lint-imports
 
-test: lint $(VENV)/.browser
-	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python $(PYTEST)
+test: lint
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python $(PYTEST) -m "not slow and not gpu and not thorough"
+
+# Everything: after the quick tests kills, full disks, hostile input, browsers, pages, benchmarks.
+test-all: test $(VENV)/.browser
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python $(PYTEST) -m "thorough and not slow and not gpu"
 
 # On a machine with a card; `python -m benchmarks.gpu` measures it too.
 test-gpu: $(VENV)/.test-tools
@@ -64,7 +68,7 @@ audit-dependencies: $(VENV)/.test-tools
 	$(BIN)/python -m pip_audit --disable-pip --no-deps --progress-spinner off -r constraints.txt
 
 test-newest: $(NEWEST)/.test-tools $(NEWEST)/.browser
-	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(NEWEST)/bin/python $(PYTEST)
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(NEWEST)/bin/python $(PYTEST) -m "not slow and not gpu"
 
 # Renews constraints.txt from the newest versions; run it after `make test-newest` has passed.
 lock: $(NEWEST)/.test-tools

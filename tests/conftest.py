@@ -15,6 +15,7 @@ from jaxtyping import install_import_hook
 from tests.support.checked import check_first_calls, checked, forget_calls
 from tests.support.fake_vllm import FakeVllm, lora_requests
 from tests.support.tiny_tasks import tiny_tokenizer, write_tiny_tasks
+from tests.thorough import THOROUGH
 
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # started by nohup, as a study may be
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -36,6 +37,14 @@ install_import_hook(
 )
 
 SHARED_TASKS = Path(__file__).resolve().parents[2] / "shared" / "tasks"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `make test` leaves to `make test-all`."""
+    for item in items:
+        needs_browser = "visit" in getattr(item, "fixturenames", ())
+        if item.nodeid.startswith(THOROUGH) or needs_browser:
+            item.add_marker(pytest.mark.thorough)
 
 
 @pytest.hookimpl(tryfirst=True)
