@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -179,23 +180,24 @@ def pair_scores(
         RecordError: they were scored on other items, there are fewer than two, or a value is not
             finite.
     """
-    order, other = np.argsort(base.doc_ids), np.argsort(adapted.doc_ids)
-    ids, others = np.asarray(base.doc_ids)[order], np.asarray(adapted.doc_ids)[other]
-    if not np.array_equal(ids, others):
+    ids, others = tuple(base.doc_ids), tuple(adapted.doc_ids)
+    order, other = _order(ids), _order(others)
+    if ids != others and sorted(ids) != sorted(others):
         raise RecordError(
             f"{what}: {base.name} was scored on {len(ids)} items and {adapted.name} on "
-            f"{len(others)}, of which {len(np.intersect1d(ids, others))} are the same; "
+            f"{len(others)}, of which {len({*ids} & {*others})} are the same; "
             "only models scored on the same items can be compared"
         )
     if len(ids) < 2:
         raise RecordError(f"{what} has {len(ids)} items; two are needed for an error")
-    for scores in (base, adapted):
-        if not np.isfinite(scores.values).all():
+    before, after = (np.asarray(each.values, dtype=np.float64) for each in (base, adapted))
+    for scores, values in ((base, before), (adapted, after)):
+        if not np.isfinite(values).all():
             raise RecordError(f"{what}: a score of {scores.name} is not a finite number")
     scale = POINTS if in_points else 1.0
     return Pair(
-        scale * np.asarray(base.values, dtype=np.float64)[order],
-        scale * np.asarray(adapted.values, dtype=np.float64)[other],
+        scale * before[order],
+        scale * after[other],
         1.0 if higher_is_better else -1.0,
         in_points,
         None if base.clusters is None else np.asarray(base.clusters, dtype=np.int64)[order],
@@ -206,7 +208,12 @@ def clusters_of(items: TaskItems) -> Clusters | None:
     """The cluster of each item in the order of ``doc_id``, as in a ``Pair``; None without any."""
     if items.clusters is None:
         return None
-    return np.asarray(items.clusters, dtype=np.int64)[np.argsort(items.doc_ids)]
+    return np.asarray(items.clusters, dtype=np.int64)[_order(items.doc_ids)]
+
+
+@lru_cache(maxsize=256)  # all models of a study have the items of a task in one order
+def _order(doc_ids: tuple[int, ...]) -> NDArray[np.intp]:
+    return np.argsort(doc_ids)
 
 
 def paired_test(pair: Pair, confidence: float) -> PairedTest:

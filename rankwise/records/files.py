@@ -351,7 +351,7 @@ def read_items(path: Path, digest: FileDigest | None) -> list[dict[str, Any]]:
     if digest != FileDigest.of(content):
         raise ValueError("it has other bytes than when it was written")
     # not splitlines(): JSON leaves U+0085, U+2028 and the like as they are inside a text
-    lines = [from_json(line) for line in content.split(b"\n") if line]
+    lines = from_json(b"[%b]" % content.rstrip(b"\n").replace(b"\n", b","))
     for line in lines:
         if not isinstance(line, dict):
             raise ValueError(f"{json.dumps(line)[:40]} is no item")

@@ -91,6 +91,9 @@ def right_options(
     return None
 
 
+_SEQUENCES = (list, tuple)
+
+
 def option_nats(line: Line) -> list[float]:
     """The log-likelihood of each option; empty where the answers are none.
 
@@ -99,10 +102,11 @@ def option_nats(line: Line) -> list[float]:
     """
     nats: list[float] = []
     responses = line.get("resps")
-    # plain checks: a study of a thousand runs has a million lines, and patterns took half the time
+    # plain checks, and types in a tuple: a study of a thousand runs has a million lines, and
+    # patterns and unions that are made for each took half of the time
     for repeats in responses if isinstance(responses, list) else ():
-        first = repeats[0] if isinstance(repeats, list | tuple) and repeats else None
-        if not isinstance(first, list | tuple) or len(first) != 2:
+        first = repeats[0] if isinstance(repeats, _SEQUENCES) and repeats else None
+        if not isinstance(first, _SEQUENCES) or len(first) != 2:
             return []  # a generation, or prose
         value = first[0]
         if type(value) is not float:

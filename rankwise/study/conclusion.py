@@ -9,7 +9,7 @@ from rankwise.findings.recommendation import looks_of, recommend
 from rankwise.findings.study import StudyFindings, study_findings
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.folder import StudyFolder
-from rankwise.records.reading import read_results
+from rankwise.records.reading import read_results, without_collections
 from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.results import StudyResults
 from rankwise.records.study import StageFailure, StudyRecord
@@ -55,11 +55,12 @@ def conclude(
         TaskError: no such task or group is scored, or its documents have no such field.
     """
     study = folder.read_study()
-    results = read_results(folder, _with_clusters(study, clusters) if clusters else study)
-    if margins is not None:
-        results = results.model_copy(update={"study": _with_margins(results, margins)})
-    recommendation = recommend(results, folder.read_looks())
-    return StudyOutcome(results, recommendation, study_findings(results, recommendation))
+    with without_collections():
+        results = read_results(folder, _with_clusters(study, clusters) if clusters else study)
+        if margins is not None:
+            results = results.model_copy(update={"study": _with_margins(results, margins)})
+        recommendation = recommend(results, folder.read_looks())
+        return StudyOutcome(results, recommendation, study_findings(results, recommendation))
 
 
 def judged_again(folder: StudyFolder, config: StudyConfig) -> StudyOutcome | None:
