@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError, RankwiseError, StorageError
 from rankwise.records.folder import StudyFolder
+from rankwise.records.study import COMPARED
 from rankwise.records.study_file import config_of, study_name
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Study:
             _warn(warning)
         return _frame(
             {name: getattr(run, name) for name in _PLANNED}
-            for run in (*record.runs, *record.variants)
+            for run in record.of_role(*COMPARED, "variant")
         )
 
     def run(

@@ -52,7 +52,7 @@ def collected_studies(folder: StudyFolder) -> tuple[CollectedStudy, ...]:
 
 
 def _collected(folder: StudyFolder, part: TrainTaskResults) -> CollectedStudy:
-    runs = [run for run in part.runs if run_record(run).planned.imported_as is None]
+    runs = [run for run in part.runs if run_record(run).planned.role != "imported"]
     lora = [run_record(run).planned for run in runs if run_record(run).planned.rank is not None]
     ranks = {plan.rank for plan in lora}
     if len(ranks) < MIN_RANKS:

@@ -10,7 +10,7 @@ from benchmarks.prediction.probe import ProbeSetting
 from rankwise.engine.models import base as models
 from rankwise.errors import ConfigError
 from rankwise.records.config.study import StudyConfig
-from rankwise.records.study import PlannedRun
+from rankwise.records.study import COMPARED, PlannedRun
 from rankwise.study.observer import Observer
 from rankwise.study.planning.plan import StudyPlan, plan_study
 from rankwise.tasks.requests import PreparedTask, prepared_task
@@ -87,8 +87,8 @@ def _of_lora(plan: StudyPlan) -> tuple[PlannedRun, ...]:
     record = plan.record
     of_lora = tuple(
         model
-        for model in (*record.runs, *record.candidates)
-        if model.rank is not None and model.imported_from is None
+        for model in record.of_role(*COMPARED, "searched")
+        if model.rank is not None and model.role != "imported"
     )
     if not of_lora:
         problem = "methods.lora: no rank is trained, and the largest is measured; name one"

@@ -12,7 +12,7 @@ from rankwise.errors import ConfigError
 from rankwise.records import quantities
 from rankwise.records.files import free_bytes, in_words
 from rankwise.records.folder import StudyFolder
-from rankwise.records.study import StudyRecord
+from rankwise.records.study import COMPARED, StudyRecord
 from rankwise.study.acceptance import disk_left
 from rankwise.study.damage import Damage, find_damage, models_of
 from rankwise.study.deploying import with_deployed, work_after_verdict, work_of_forms
@@ -69,7 +69,7 @@ class Forecast(NamedTuple):
         record = self.record
         runs = [
             run.model_dump(mode="json") | {"is_trained": (run.name, None) in self.done}
-            for run in (*record.runs, *record.variants)
+            for run in record.of_role(*COMPARED, "variant")
         ]
         return {
             "runs": runs,

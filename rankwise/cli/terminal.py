@@ -52,7 +52,7 @@ def plan_table(study: StudyRecord, done: Done) -> Table:
         table.add_column(name, justify="left" if name == "run" else "right", overflow="fold")
     table.add_row("base", *[""] * 6, _scored("base", study.scored_tasks(), done))
     for run in study.models:
-        is_here = run.imported_as is not None
+        is_here = run.role == "imported"
         table.add_row(
             run.name,
             "imported" if is_here else str(run.num_steps),
@@ -73,8 +73,8 @@ def pass_lines(study: StudyRecord) -> list[str]:
     """
     from rankwise.study.planning.passes import shares_a_pass
 
-    variants = {run.name for run in study.variants}
-    alone = {run.name for run in study.variants if not shares_a_pass(run)}
+    variants = {run.name for run in study.of_role("variant")}
+    alone = {run.name for run in study.of_role("variant") if not shares_a_pass(run)}
     full = {run.name: run.full for run in study.models if run.full is not None}
 
     def line_of(numbered: tuple[int, PlannedPass]) -> tuple[int, int, bool]:

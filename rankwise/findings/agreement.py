@@ -103,7 +103,7 @@ def _lora(source: OptionGains) -> list[_Compared]:
     for option in source.options:
         plans = [study.full_run_of(record.planned) for record in option.records]
         full = [trained[plan.name] for plan in plans if plan is not None and plan.name in trained]
-        if option.plan.imported_as is None and len(full) == len(option.runs):
+        if option.plan.role != "imported" and len(full) == len(option.runs):
             reference = source.name_of(full[0])
             compared.append(_Compared(option.name, reference, option.runs, tuple(full)))
     return compared

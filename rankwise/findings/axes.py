@@ -141,7 +141,7 @@ def _trained(source: OptionGains, method: str) -> dict[Setting, Option]:
     return {
         setting: option
         for option in source.in_study_order(source.options)
-        if option.plan.method == method and option.plan.imported_as is None
+        if option.plan.method == method and option.plan.role != "imported"
         for setting in itertools.product(*(read(option.plan) for read in _READERS.values()))
     }
 

@@ -91,7 +91,7 @@ def verdict_card(source: OptionGains, recommendation: Recommendation) -> Verdict
     alternatives = tuple(
         _beside(source, tasks, chosen, option)
         for option in source.options
-        if option.label != label and option.plan.imported_as is None
+        if option.label != label and option.plan.role != "imported"
     )
     return VerdictCard(
         train_task=recommendation.train_task,
@@ -116,7 +116,7 @@ def _settings(option: Option) -> dict[str, str]:
     settings["Learning rate"] = None if rate is None else quantities.learning_rate(rate)
     settings["Target modules"] = quantities.modules(plan.target_modules) or None
     settings["Epochs"] = None if epochs is None else str(epochs)
-    if plan.checkpoint_of is not None:
+    if plan.is_part:
         settings["Stopped"] = f"at step {quantities.steps(plan)}"
     return {name: value for name, value in settings.items() if value is not None}
 
@@ -158,7 +158,7 @@ def _told(source: OptionGains, chosen: Option, alternatives: Sequence[Alternativ
 
 
 def _follows(option: Option, advice: Advice) -> bool:
-    if option.rank is None or option.plan.imported_as is not None:
+    if option.rank is None or option.plan.role == "imported":
         return False
     if advice.has_double_alpha:
         return option.plan.alpha == 2 * option.rank and not is_rslora(option.plan)

@@ -14,13 +14,12 @@ import numpy as np
 from rankwise.findings.decision import Margins
 from rankwise.findings.gauges import kl_on_prompts
 from rankwise.findings.odds import point_in, worth
-from rankwise.findings.options import Option, OptionGains, OptionName, Runs, TaskMean
+from rankwise.findings.options import Option, OptionGains, OptionName, Runs, TaskMean, over_seeds
 from rankwise.findings.pairs import pair_items, run_record
 from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.recommendation import Recommendation
-from rankwise.records.results import ModelResults
-from rankwise.records.study import Relation, Unit
+from rankwise.records.study import PlannedRun, Relation, Unit
 
 
 class CheckpointPoint(Record):
@@ -79,13 +78,19 @@ def checkpoints(source: OptionGains, recommendation: Recommendation) -> TrainTas
     Raises:
         RecordError: models were scored on different items.
     """
-    if not source.results.checkpoints:
+    by_step = over_seeds(source.results, "checkpoint", lambda plan: _place(source, plan))
+    if not by_step:
         return None
     point = point_in(recommendation.unit, recommendation.delta)
     points: list[CheckpointPoint] = []
     choices: list[CheckpointChoice] = []
     for option in source.in_study_order(source.options):
-        of_option = _points(source, option)
+        of_option = [
+            _Point(step, point.runs)
+            for (of, step), point in sorted(by_step.items(), key=lambda item: item[0][1])
+            if of == option.label and point.is_complete
+        ]
+        of_option.append(_Point(run_record(option.runs[0]).num_steps, option.runs))
         if len(of_option) < 2:
             continue
         worths = [_worth(source, each.models, recommendation, point) for each in of_option]
@@ -113,21 +118,9 @@ def checkpoints(source: OptionGains, recommendation: Recommendation) -> TrainTas
     )
 
 
-def _points(source: OptionGains, option: Option) -> list[_Point]:
-    """The checkpoints of an option that every seed has, and its end."""
-    order = [run_record(run).planned.name for run in option.runs]
-    by_step: dict[int, dict[str, ModelResults]] = {}
-    for model in source.results.checkpoints:
-        record = run_record(model)
-        training = record.planned.training.name
-        if training in order and record.status == "trained":
-            by_step.setdefault(record.num_steps, {})[training] = model
-    complete = [
-        _Point(step, tuple(models[name] for name in order))
-        for step, models in sorted(by_step.items())
-        if len(models) == len(order)
-    ]
-    return [*complete, _Point(run_record(option.runs[0]).num_steps, option.runs)]
+def _place(source: OptionGains, model: PlannedRun) -> tuple[str, int]:
+    """The label of the option that it is a checkpoint of, and its step."""
+    return source.labels[model.training.name], model.num_steps
 
 
 def _worth(

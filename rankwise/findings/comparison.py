@@ -323,7 +323,7 @@ def _choice(option: Option) -> ComparedChoice:
         num_parameters=plan.num_trainable_parameters,
         trainable_share=plan.trainable_share,
         train_seconds=None
-        if plan.imported_as is not None
+        if plan.role == "imported"
         else sum(record.train_seconds for record in option.records),
     )
 

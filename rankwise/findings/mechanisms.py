@@ -105,7 +105,7 @@ def mechanisms(source: OptionGains, recommendation: Recommendation) -> TrainTask
 def _gaps(source: OptionGains, unit: Unit) -> tuple[tuple[TrainTestGap, ...], RankTrend | None]:
     """The gap of every option trained here; an imported model may not have seen these items."""
     names = _trained_names(source, unit)
-    options = [option for option in source.options if option.plan.imported_as is None]
+    options = [option for option in source.options if option.plan.role != "imported"]
     if not names or not options:
         return (), None
     gaps: list[TrainTestGap] = []

@@ -16,7 +16,7 @@ from rankwise.findings.options import (
     OptionName,
     Runs,
     TaskMean,
-    trained_of,
+    over_seeds,
 )
 from rankwise.findings.pairs import run_record
 from rankwise.findings.shares import Share, share_of
@@ -113,21 +113,19 @@ def mitigations(source: OptionGains, recommendation: Recommendation) -> TrainTas
         recommendation: of the same task, for the unit in-domain and ε.
     """
     train_task = source.results.train_task
-    planned = [m for m in source.results.study.mitigated if m.train_task == train_task]
+    arms_of = over_seeds(source.results, "mitigated", lambda plan: _labels(source, plan))
     tasks = source.deciding_tasks(recommendation.unit)
-    if not planned or not tasks.retention:
+    if not arms_of or not tasks.retention:
         return None
     options: list[MitigatedOption] = []
     left_out: list[str] = []
     for option in source.planned:
-        names = {run.name for run in option.runs}
-        of_option = [m for m in planned if m.mitigates and m.mitigates.name in names]
-        if not option.is_complete:
-            labels = dict.fromkeys(m.mitigation.label for m in of_option if m.mitigation)
-            left_out += [f"{option.label}, {label}" for label in labels]
-            continue
-        arms, missing = _arms(source, option, of_option)
-        left_out += [f"{option.label}, {label}" for label in missing]
+        arms: list[_Arm] = []
+        for (of, label), arm in arms_of.items():
+            if of == option.label and option.is_complete and arm.is_complete:
+                arms.append(_Arm(label, _kind(arm.plans[0]), arm.runs))
+            elif of == option.label:
+                left_out.append(f"{option.label}, {label}")
         if arms:
             options.append(_option(source, tasks, option, arms, recommendation.epsilon_points))
     return TrainTaskMitigations(
@@ -140,30 +138,11 @@ def mitigations(source: OptionGains, recommendation: Recommendation) -> TrainTas
     )
 
 
-def _arms(
-    source: OptionGains, option: Option, planned: Sequence[PlannedRun]
-) -> tuple[list[_Arm], list[str]]:
-    """The arms of an option that are complete over its seeds, and the labels of the rest."""
-    order = [run.name for run in option.runs]
-    by_arm: dict[str, list[PlannedRun]] = {}
-    for model in planned:
-        assert model.mitigation is not None
-        by_arm.setdefault(model.mitigation.label, []).append(model)
-    complete: list[_Arm] = []
-    missing: list[str] = []
-    for label, models in by_arm.items():
-        models.sort(key=lambda model: order.index(_source_name(model)))
-        runs = trained_of(models, source.results.mitigated)
-        if len(runs) == len(order):
-            complete.append(_Arm(label, _kind(models[0]), runs))
-        else:
-            missing.append(label)
-    return complete, missing
-
-
-def _source_name(model: PlannedRun) -> str:
-    assert model.mitigates is not None
-    return model.mitigates.name
+def _labels(source: OptionGains, model: PlannedRun) -> tuple[str, str]:
+    """Of the option whose run it repeats, and of its arm."""
+    assert model.of is not None
+    assert model.mitigation is not None
+    return source.labels[model.of.name], model.mitigation.label
 
 
 def _kind(model: PlannedRun) -> ArmKind:

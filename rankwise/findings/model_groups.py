@@ -10,9 +10,16 @@ from rankwise.findings.pairs import run_record
 from rankwise.records import quantities
 from rankwise.records.axes import run_labels
 from rankwise.records.results import ModelResults
-from rankwise.records.study import PlannedRun
+from rankwise.records.study import COMPARED, PlannedRun, Role
 
 ModelKind = Literal["run", "checkpoint", "truncated", "mitigated", "variant"]
+_ROLES: dict[ModelKind, Sequence[Role]] = {
+    "run": COMPARED,
+    "checkpoint": ["checkpoint"],
+    "truncated": ["truncated"],
+    "mitigated": ["mitigated"],
+    "variant": ["variant"],
+}
 
 
 class ModelGroup(NamedTuple):
@@ -33,17 +40,9 @@ def model_groups(
     source: OptionGains, is_measured: Callable[[ModelResults], bool]
 ) -> Iterator[ModelGroup]:
     """The models that something was measured of, runs first, in the order of the study."""
-    results = source.results
-    by_kind: dict[ModelKind, Sequence[ModelResults]] = {
-        "run": results.runs,
-        "checkpoint": results.checkpoints,
-        "truncated": results.truncated,
-        "mitigated": results.mitigated,
-        "variant": results.variants,
-    }
-    for kind, models in by_kind.items():
+    for kind, roles in _ROLES.items():
         of_label: dict[str, list[ModelResults]] = {}
-        for model in models:
+        for model in source.results.of_role(*roles):
             if run_record(model).status == "trained" and is_measured(model):
                 label = _label(source, run_record(model).planned)
                 of_label.setdefault(label, []).append(model)
@@ -57,14 +56,14 @@ def _label(source: OptionGains, planned: PlannedRun) -> str:
     def of_run(name: str) -> str:
         return source.labels.get(name) or run_labels([planned])[planned.name]
 
-    if planned.checkpoint_of is not None:
-        return f"{of_run(planned.checkpoint_of.name)}, step {quantities.count(planned.num_steps)}"
-    if planned.truncated_from is not None:
+    if planned.role == "variant":
+        return run_labels(source.results.planned_of("variant"))[planned.name]
+    if planned.of is None:
+        return of_run(planned.name)
+    whole = of_run(planned.of.name)
+    if planned.role == "truncated":
         refined = ", refined" if planned.num_steps else ""
-        whole = of_run(planned.truncated_from.name)
         return f"{whole}, truncated to rank {planned.rank}{refined}"
-    if planned.mitigates is not None and planned.mitigation is not None:
-        return f"{of_run(planned.mitigates.name)}, {planned.mitigation.label}"
-    if planned.variant is not None:
-        return run_labels(source.results.planned_variants)[planned.name]
-    return of_run(planned.name)
+    if planned.mitigation is not None:
+        return f"{whole}, {planned.mitigation.label}"
+    return f"{whole}, step {quantities.count(planned.num_steps)}"

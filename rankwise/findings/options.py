@@ -6,7 +6,7 @@ runs differ by seed alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -19,9 +19,11 @@ from rankwise.records.axes import BesideRank, Kind, beside_rank, run_labels
 from rankwise.records.base import Record
 from rankwise.records.recommendation import Recommendation, StudyRecommendation
 from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults
-from rankwise.records.study import Interval, PlannedRun, Relation, RunRecord, Unit
+from rankwise.records.study import Interval, PlannedRun, Relation, Role, RunRecord, Unit
 
 Runs = tuple[ModelResults, ...]
+
+K = TypeVar("K")
 
 _Means = tuple[tuple[str, ...], tuple[str, ...]]
 """The names of runs, and the tasks over which they are averaged."""
@@ -125,10 +127,31 @@ class DecidingTasks(NamedTuple):
     retention: tuple[str, ...]
 
 
-def trained_of(planned: Iterable[PlannedRun], models: Iterable[ModelResults]) -> Runs:
-    """Those of some models that are planned and trained, in the order of the plans."""
-    done = {model.name: model for model in models if run_record(model).status == "trained"}
-    return tuple(done[plan.name] for plan in planned if plan.name in done)
+class OverSeeds(NamedTuple):
+    """Models that differ by seed alone, in the order of their seeds."""
+
+    plans: tuple[PlannedRun, ...]
+    runs: Runs
+    """Those of them that are trained."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether none is missing or diverged: only then it is compared."""
+        return len(self.runs) == len(self.plans)
+
+
+def over_seeds(
+    results: TrainTaskResults, role: Role, key: Callable[[PlannedRun], K]
+) -> dict[K, OverSeeds]:
+    """The planned models of a role, together where they have the same key: what is not the seed."""
+    done = {m.name: m for m in results.of_role(role) if run_record(m).status == "trained"}
+    plans: dict[K, list[PlannedRun]] = {}
+    for plan in sorted(results.planned_of(role), key=lambda plan: plan.seed or 0):
+        plans.setdefault(key(plan), []).append(plan)
+    return {
+        each: OverSeeds(tuple(its), tuple(done[plan.name] for plan in its if plan.name in done))
+        for each, its in plans.items()
+    }
 
 
 class OptionGains:
@@ -352,7 +375,7 @@ def _options(results: TrainTaskResults, labels: Mapping[str, str]) -> tuple[Opti
 
 def _order(plan: PlannedRun) -> tuple[bool, bool, int, float, float, float, int, int]:
     return (
-        plan.imported_as is not None,
+        plan.role == "imported",
         plan.rank is None,
         plan.rank or 0,
         plan.alpha or 0.0,
@@ -380,7 +403,7 @@ def ladders(source: OptionGains) -> list[Ladder]:
     """
     rungs: dict[BesideRank, dict[int, Option]] = {}
     for option in source.options:
-        if option.plan.rank is not None and option.plan.imported_as is None:
+        if option.plan.rank is not None and option.plan.role != "imported":
             for setting in beside_rank(option.plan):
                 rungs.setdefault(setting, {})[option.plan.rank] = option
     varied = [len({setting[place] for setting in rungs}) > 1 for place in range(len(_NAMES))]

@@ -371,7 +371,7 @@ def _verdicts(
             label=option.label,
             **{name: getattr(option.plan, name) for name in SETTING},
             runs=tuple(run.name for run in option.runs),
-            imported_as=option.plan.imported_as,
+            imported_as=option.plan.imported and option.plan.imported.label,
             gain=_bound(bounds.gain, index),
             retention_loss=None if bounds.loss is None else _bound(bounds.loss, index),
             worst_retention_task=None if worst is None else tasks.retention[worst.place[index]],
@@ -403,7 +403,7 @@ def _dominating_full(source: OptionGains, tasks: _Tasks, options: Sequence[Optio
     if not tasks.retention or not options:
         return None
     for full in source.options:
-        if full.plan.method != "full" or full.plan.imported_as is not None:
+        if full.plan.method != "full" or full.plan.role == "imported":
             continue
         pairs = [
             [source.difference(full, option, names) for names in (tasks.in_domain, tasks.retention)]
@@ -447,7 +447,7 @@ def _full_gains(source: OptionGains, tasks: _Tasks) -> Iterator[FullGain]:
 
     for option in source.in_study_order(source.planned):
         runs = tuple(run for run in option.runs if run_record(run).status == "trained")
-        if option.plan.method == "full" and option.plan.imported_as is None and runs:
+        if option.plan.method == "full" and option.plan.role != "imported" and runs:
             loss = -mean(runs, tasks.retention) if tasks.retention else None
             yield FullGain(option.label, mean(runs, tasks.in_domain), loss)
 

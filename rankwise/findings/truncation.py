@@ -16,7 +16,7 @@ from rankwise.findings.options import (
     OptionName,
     Runs,
     TaskMean,
-    trained_of,
+    over_seeds,
 )
 from rankwise.findings.pairs import run_record
 from rankwise.findings.shares import Share, share_of
@@ -98,18 +98,19 @@ def truncated_curves(
         recommendation: of the same task, for the unit in-domain.
     """
     train_task = source.results.train_task
-    planned = [m for m in source.results.study.truncated if m.train_task == train_task]
-    if not planned:
+    members = over_seeds(source.results, "truncated", lambda plan: _place(source, plan))
+    if not members:
         return None
     tasks = source.deciding_tasks(recommendation.unit)
-    of_source: dict[str, list[PlannedRun]] = {}
-    for model in planned:
-        of_source.setdefault(source.labels[_source_name(model)], []).append(model)
     curves: list[TruncatedCurve] = []
-    left_out = [label for label in of_source if label in source.left_out]
+    left_out = [of for of in dict.fromkeys(of for of, *_ in members) if of in source.left_out]
     for option in source.options:
-        complete, missing = _truncated(source, option, of_source.get(option.label, ()))
-        left_out += missing
+        complete: list[_Series] = []
+        for (of, series, rank), member in members.items():
+            if of == option.label and member.is_complete:
+                complete.append(_Series(series, rank, member.runs))
+            elif of == option.label:
+                left_out.append(f"{option.label}, {series} to rank {rank}")
         if complete:
             curves.append(_curve(source, tasks, option, complete))
     return TrainTaskTruncation(
@@ -121,31 +122,11 @@ def truncated_curves(
     )
 
 
-def _truncated(
-    source: OptionGains, option: Option, planned: Sequence[PlannedRun]
-) -> tuple[list[_Series], list[str]]:
-    """What was truncated from an option, complete over its seeds; the labels of the rest."""
-    order = [run.name for run in option.runs]
-    groups: dict[tuple[Series, int], list[PlannedRun]] = {}
-    for model in planned:
-        series: Series = "refined" if model.num_steps else "truncated"
-        groups.setdefault((series, model.rank or 0), []).append(model)
-    complete: list[_Series] = []
-    missing: list[str] = []
-    for (series, rank), models in groups.items():
-        models.sort(key=lambda model: order.index(_source_name(model)))
-        runs = trained_of(models, source.results.truncated)
-        if len(runs) == len(order):
-            complete.append(_Series(series, rank, runs))
-        else:
-            missing.append(f"{option.label}, {series} to rank {rank}")
-    return complete, missing
-
-
-def _source_name(model: PlannedRun) -> str:
-    """The name of the run whose adapter was truncated."""
-    assert model.truncated_from is not None
-    return model.truncated_from.name
+def _place(source: OptionGains, model: PlannedRun) -> tuple[str, Series, int]:
+    """The label of the option whose adapter is truncated, and the series and rank of its curve."""
+    assert model.of is not None
+    series: Series = "refined" if model.num_steps else "truncated"
+    return source.labels[model.of.name], series, model.rank or 0
 
 
 def _curve(
@@ -155,7 +136,7 @@ def _curve(
     trained: dict[int, _Series] = {}
     for other in source.options:
         rank = other.plan.rank
-        alike = other.plan.imported_as is None and settings & {*beside_rank(other.plan)}
+        alike = other.plan.role != "imported" and settings & {*beside_rank(other.plan)}
         if rank is not None and alike and rank <= (option.rank or 0):
             trained.setdefault(rank, _Series("trained", rank, other.runs))
     members = sorted(

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from statistics import mean
 from typing import Literal, NamedTuple
 
-from rankwise.findings.options import DecidingTasks, Option, OptionGains, Runs, TaskMean, trained_of
+from rankwise.findings.options import DecidingTasks, Option, OptionGains, Runs, TaskMean, over_seeds
 from rankwise.findings.pairs import run_record
 from rankwise.records import quantities
 from rankwise.records.axes import beside_rank, run_labels
@@ -81,7 +81,7 @@ def variants_beside_lora(
         source: the options of the trained task.
         recommendation: of the same task, for the unit in-domain.
     """
-    planned = source.results.planned_variants
+    planned = source.results.planned_of("variant")
     section = source.results.study.config.methods.variants
     if not planned or section is None:
         return None
@@ -107,16 +107,13 @@ def _trained(
 ) -> tuple[list[_Trained], list[str]]:
     """The variants that are complete over their seeds, and the labels of the others."""
     labels = run_labels(planned)
-    by_label: dict[str, list[PlannedRun]] = {}
-    for plan in sorted(planned, key=lambda plan: (plan.beside_ranks, plan.seed or 0)):
-        by_label.setdefault(labels[plan.name], []).append(plan)
+    groups = over_seeds(source.results, "variant", lambda plan: labels[plan.name])
     complete: list[_Trained] = []
     left_out: list[str] = []
-    for label, plans in by_label.items():
-        runs = trained_of(plans, source.results.variants)
-        if len(runs) == len(plans):
-            gain = source.change(runs, tasks.in_domain)
-            complete.append(_Trained(label, plans[0], runs, gain))
+    for label, group in sorted(groups.items(), key=lambda item: item[1].plans[0].beside_ranks):
+        if group.is_complete:
+            gain = source.change(group.runs, tasks.in_domain)
+            complete.append(_Trained(label, group.plans[0], group.runs, gain))
         else:
             left_out.append(label)
     return complete, left_out
@@ -170,7 +167,7 @@ def _beside(source: OptionGains, tasks: DecidingTasks, one: _Trained, rank: int)
         option
         for option in source.options
         if option.rank == rank
-        and option.plan.imported_as is None
+        and option.plan.role != "imported"
         and (option.plan.target_modules, option.plan.epochs) == (plan.target_modules, plan.epochs)
         and (not alphas or alphas & {alpha for alpha, *_ in beside_rank(option.plan)})
         and [run_record(run).planned.seed for run in option.runs] == seeds

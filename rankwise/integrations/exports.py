@@ -122,7 +122,7 @@ def refuse_imported(planned: PlannedRun, verb: str = "export") -> None:
     Raises:
         ConfigError: it was trained elsewhere.
     """
-    if planned.imported_as is not None:
+    if planned.role == "imported":
         problem = f"{planned.name} was trained elsewhere; name a run whose settings are known"
         raise ConfigError(verb, [problem])
 
@@ -208,7 +208,7 @@ def _remarks(
         remarks.append(f"the rows are those of the task {planned.train_task}; add your own data")
     else:
         remarks += _remarks_on_rows(setup, tool)
-    if planned.checkpoint_of is not None:
+    if planned.is_part:
         remarks.append(
             f"the run stopped at step {quantities.steps(planned)}: train by the schedule of the "
             "whole, and stop there"

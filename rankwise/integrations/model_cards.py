@@ -95,7 +95,7 @@ def _settings(study: StudyRecord, planned: PlannedRun) -> Iterator[tuple[str, st
     yield "schedule", f"{train.schedule}, warm-up {train.warmup_ratio:g} of the steps"
     yield "epochs", str(planned.epochs)
     yield "rows a step", str(train.batch_size * train.gradient_accumulation_steps)
-    stopped = "" if planned.checkpoint_of is None else ", where it stopped"
+    stopped = ", where it stopped" if planned.is_part else ""
     yield "steps", quantities.steps(planned) + stopped
     yield "trained weights", quantities.count(planned.num_trainable_parameters)
     yield "seed", str(planned.seed)

@@ -144,7 +144,7 @@ _Kind = tuple[Method, VariantName | None, bool]
 
 def _kind(run: PlannedRun) -> _Kind:
     """Runs of one kind are told apart by their settings."""
-    return run.method, run.variant, run.imported_as is not None
+    return run.method, run.variant, run.role == "imported"
 
 
 _SETTINGS: dict[str, Callable[[PlannedRun], str]] = {
@@ -157,8 +157,8 @@ _SETTINGS: dict[str, Callable[[PlannedRun], str]] = {
 
 
 def _run_label(run: PlannedRun, differing: Sequence[str]) -> str:
-    if run.imported_as is not None:
-        return f"imported {run.imported_as}"
+    if run.imported is not None:
+        return f"imported {run.imported.label}"
     parts = _kind_parts(run)
     parts += [f"{name}{_SETTINGS[name](run)}" for name in differing]
     return ", ".join(parts)

@@ -129,8 +129,8 @@ class StudyFolder:
         An imported checkpoint stays where it was; an imported adapter is copied here. To read
         them, use ``weights``.
         """
-        if run.imported_from is not None and run.method == "full":
-            return run.imported_from
+        if run.imported is not None and run.method == "full":
+            return run.imported.folder
         return self.model_folder(run.name) / WEIGHTS[run.method == "full"]
 
     def weights(self, run: PlannedRun) -> Path:
@@ -298,7 +298,7 @@ class StudyFolder:
             with writing(state):
                 if not self.run_file(state.parent.name).exists():
                     state.unlink(missing_ok=True)
-                if weights.exists() and model.imported_from is None:  # that is somebody else's
+                if weights.exists() and model.role != "imported":  # that is somebody else's
                     shutil.rmtree(weights)
 
     def write(self, path: Path, record: Record) -> None:
@@ -438,7 +438,7 @@ class StudyFolder:
         the search, and is trained again where it is wanted later.
         """
         run = self.finished_run(planned)
-        return run is not None and (planned.is_searched or not run.is_given_up)
+        return run is not None and (planned.role == "searched" or not run.is_given_up)
 
     def readable_runs(self) -> Iterator[RunRecord]:
         """The finished runs whose records are whole, whichever study planned them."""

@@ -179,7 +179,7 @@ def alpha(of: Scaled) -> str | None:
 
 def steps(of: PlannedRun) -> str:
     """240, or 60 of 240 where it stopped before the end of its training."""
-    whole = "" if of.checkpoint_of is None else f" of {count(of.checkpoint_of.num_steps)}"
+    whole = f" of {count(of.training.num_steps)}" if of.is_part else ""
     return f"{count(of.num_steps)}{whole}"
 
 

@@ -39,7 +39,13 @@ from rankwise.records.results import (
 )
 from rankwise.records.search import SearchRecord
 from rankwise.records.spectra import SpectraRecord
-from rankwise.records.study import PlannedRun, RunRecord, StudyRecord, TaskEvaluation
+from rankwise.records.study import (
+    COMPARED,
+    PlannedRun,
+    RunRecord,
+    StudyRecord,
+    TaskEvaluation,
+)
 
 MIN_ITEMS = 2
 """Of a scored task: a difference of one item has no standard error."""
@@ -94,13 +100,13 @@ def _results(folder: StudyFolder, study: StudyRecord) -> StudyResults:
         )
     study, left_out = _with_enough_items(folder, study)
     complete: list[PlannedRun] = []
-    for planned in study.runs:
+    for planned in study.tested:
         left = left_of(folder, study, planned)
         if left is None:
             complete.append(planned)
-        else:
+        elif planned.role in COMPARED:
             left_out[planned.name] = left
-    if not complete:
+    if not any(planned.role in COMPARED for planned in complete):
         raise RecordError(
             f"no run of {folder.root} is finished under its present settings: nothing can be "
             f"concluded. Run the study to its end; {_SHOW_LEFT}."
@@ -112,22 +118,12 @@ def _results(folder: StudyFolder, study: StudyRecord) -> StudyResults:
         for task, items in base.items.items()
         if items.clusters is not None
     }
-
-    def read(models: Iterable[PlannedRun]) -> tuple[ModelResults, ...]:
-        found = (read_model(folder, study, model) for model in models)
-        return tuple(model.in_clusters(clusters) for model in found)
-
-    def finished(models: Iterable[PlannedRun]) -> tuple[ModelResults, ...]:
-        return read(model for model in models if left_of(folder, study, model) is None)
-
     return StudyResults(
         study=study,
         base=base,
-        runs=read(complete),
-        checkpoints=finished(study.checkpoints),
-        truncated=finished(study.truncated),
-        mitigated=finished(study.mitigated),
-        variants=finished(study.variants),
+        models=tuple(
+            read_model(folder, study, planned).in_clusters(clusters) for planned in complete
+        ),
         search=folder.read_if_there(folder.search_file, SearchRecord),
         failures=folder.failures(),
         stacks=folder.accepted_stacks().stacks,
@@ -192,6 +188,10 @@ def read_model(
     """
     run = None if planned is None else folder.finished_run(planned)
     assert planned is None or run is not None
+    if run is not None and planned is not None:
+        # a run that a search chose was trained as one of its candidates
+        now = run.planned.model_copy(update={"role": planned.role})
+        run = run.model_copy(update={"planned": now})
     tasks = study.tasks_of(planned) if tasks is None else tasks
     if run is not None and run.status == "diverged":
         tasks = ()

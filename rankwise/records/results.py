@@ -25,9 +25,11 @@ from rankwise.records.search import SearchRecord, TrainTaskSearch
 from rankwise.records.spectra import SpectraRecord
 from rankwise.records.stacks import AcceptedStack
 from rankwise.records.study import (
+    COMPARED,
     MetricScore,
     PlannedRun,
     Relation,
+    Role,
     RunRecord,
     StageFailure,
     StageRecord,
@@ -170,20 +172,26 @@ class FormResults(Record):
     scores: ModelResults
 
 
-class StudyResults(Record):
-    """A study as read back: what recommendations and the report are made from."""
+class _Results(Record):
+    """What was measured on the base and on the finished models, searched ones left out."""
 
     study: StudyRecord
     base: ModelResults
-    runs: tuple[ModelResults, ...]
-    checkpoints: tuple[ModelResults, ...] = ()
-    """Checkpoints of the runs that are scored like them; they take no part in the verdict."""
-    truncated: tuple[ModelResults, ...] = ()
-    """Adapters of runs at lower ranks; they take no part in the verdict either."""
-    mitigated: tuple[ModelResults, ...] = ()
-    """Runs trained again with a repair against forgetting; they take no part in it either."""
-    variants: tuple[ModelResults, ...] = ()
-    """Variants of LoRA; nor do they."""
+    models: tuple[ModelResults, ...]
+
+    def of_role(self, *roles: Role) -> tuple[ModelResults, ...]:
+        """The models of some roles, in the study's order."""
+        return tuple(each for each in self.models if each.run and each.run.planned.role in roles)
+
+    @property
+    def runs(self) -> tuple[ModelResults, ...]:
+        """The models that the verdict compares."""
+        return self.of_role(*COMPARED)
+
+
+class StudyResults(_Results):
+    """A study as read back: what recommendations and the report are made from."""
+
     search: SearchRecord | None = None
     """How the runs were chosen; None where the study file lists them."""
     failures: tuple[StageFailure, ...] = ()
@@ -202,41 +210,30 @@ class StudyResults(Record):
         """The runs trained on one task, and the base on the tasks that these are scored on."""
         divergences = [each for each in self.base.divergences if each.train_task == train_task]
         base = self.base.limited_to(self.study.scored_tasks(train_task))
-
-        def trained(models: Sequence[ModelResults]) -> tuple[ModelResults, ...]:
-            return tuple(m for m in models if m.run and m.run.planned.train_task == train_task)
-
         return TrainTaskResults(
             study=self.study,
             train_task=train_task,
             base=base.model_copy(update={"divergences": tuple(divergences)}),
-            runs=trained(self.runs),
-            checkpoints=trained(self.checkpoints),
-            truncated=trained(self.truncated),
-            mitigated=trained(self.mitigated),
-            variants=trained(self.variants),
+            models=tuple(
+                model
+                for model in self.models
+                if model.run and model.run.planned.train_task == train_task
+            ),
             search=None if self.search is None else self.search.of(train_task),
         )
 
 
-class TrainTaskResults(Record):
-    """The part of a study's results whose runs were trained on one task."""
+class TrainTaskResults(_Results):
+    """The part of a study's results whose models were trained on one task."""
 
-    study: StudyRecord
     train_task: str
-    base: ModelResults
-    runs: tuple[ModelResults, ...]
-    checkpoints: tuple[ModelResults, ...] = ()
-    truncated: tuple[ModelResults, ...] = ()
-    mitigated: tuple[ModelResults, ...] = ()
-    variants: tuple[ModelResults, ...] = ()
     search: TrainTaskSearch | None = None
 
     @property
     def by_accuracy(self) -> Self:
         """The same with every task judged by its own metric, where p(right) decides."""
-        runs = tuple(run.by_accuracy for run in self.runs)
-        return self.model_copy(update={"base": self.base.by_accuracy, "runs": runs})
+        models = tuple(model.by_accuracy for model in self.models)
+        return self.model_copy(update={"base": self.base.by_accuracy, "models": models})
 
     @property
     def validation_items(self) -> Mapping[Relation, Mapping[str, str]]:
@@ -266,12 +263,12 @@ class TrainTaskResults(Record):
     @property
     def planned(self) -> tuple[PlannedRun, ...]:
         """The runs that the study plans for this task."""
-        return tuple(run for run in self.study.runs if run.train_task == self.train_task)
+        return self.planned_of(*COMPARED)
 
-    @property
-    def planned_variants(self) -> tuple[PlannedRun, ...]:
-        """The variants of LoRA that the study plans for this task."""
-        return tuple(run for run in self.study.variants if run.train_task == self.train_task)
+    def planned_of(self, *roles: Role) -> tuple[PlannedRun, ...]:
+        """The models of some roles that the study plans for this task."""
+        planned = self.study.of_role(*roles)
+        return tuple(model for model in planned if model.train_task == self.train_task)
 
 
 class JudgedItems(NamedTuple):

@@ -89,8 +89,30 @@ def is_rslora(of: Scaled) -> bool:
     return of.rank > 1 and math.isclose(of.scaling, of.alpha / math.sqrt(of.rank))
 
 
+Role = Literal["trained", "imported", "searched", "checkpoint", "truncated", "mitigated", "variant"]
+"""What a model is to its study; models of all roles but "searched" are scored on test items.
+
+- trained: a setting of the study file, or what its search chose; the verdict compares these.
+- imported: trained elsewhere; compared like the trained ones.
+- searched: a search decides by it; scored on validation items only.
+- checkpoint: a trained run after some of its steps.
+- truncated: a trained run's adapter at a lower rank, as cut or refined after that.
+- mitigated: a trained run once more, with a repair against forgetting.
+- variant: a variant of LoRA.
+"""
+COMPARED: tuple[Role, ...] = ("trained", "imported")
+"""The roles that the verdict is about; models of the others are shown beside these."""
+
+
+class Imported(Record):
+    """Where an imported model is from."""
+
+    label: str
+    folder: Path
+
+
 class PlannedRun(Record):
-    """One run of a study, as planned: a setting, a trained task and a seed.
+    """One model of a study, as planned: a setting, a trained task and a seed.
 
     A checkpoint of a run is a model like a run, with the settings of its training; so is a run's
     adapter that is truncated to a lower rank, with or without a training that refines it.
@@ -100,6 +122,10 @@ class PlannedRun(Record):
     """Name of the run, and of its folder in the study folder."""
     fingerprint: str
     """Hash of everything that its training depends on."""
+    role: Role = "trained"
+    of: Training | None = None
+    """The training that it comes from: whose part it is, whose adapter is truncated, or which it
+    repeats with a repair. None where it comes from none, or is a whole training itself."""
     method: Method
     train_task: Text
     """The task that the run is trained on."""
@@ -126,18 +152,12 @@ class PlannedRun(Record):
     """What full fine-tuning takes; None for LoRA."""
     seed: int | None = None
     """None for an imported model."""
-    imported_as: str | None = None
-    """Label of an imported model; None for a run that is trained here."""
-    imported_from: Path | None = None
-    """Folder of an imported model; None for a run that is trained here."""
-    checkpoint_of: Training | None = None
-    """The training that this is a checkpoint of; None for a whole training."""
-    truncated_from: Training | None = None
-    """The training whose adapter is truncated to this rank; None for what begins at the base."""
+    imported: Imported | None = None
+    """Only an imported model has it."""
+    refined_in: Training | None = None
+    """The training that begins where a truncated adapter is cut; None where nothing refines it."""
     mitigation: MitigationConfig | None = None
-    """What it changes against forgetting in the training of ``mitigates``; None: nothing."""
-    mitigates: Training | None = None
-    """The run whose training it repeats with a repair against forgetting; None: it is no repair."""
+    """What a mitigated run changes against forgetting."""
     variant: VariantName | None = None
     """Which variant of LoRA it is; None: LoRA itself, or full fine-tuning."""
     beside_ranks: tuple[int, ...] = ()
@@ -145,8 +165,6 @@ class PlannedRun(Record):
 
     Several where it is the same training beside each: (IA)³ has no rank.
     """
-    is_searched: bool = False
-    """Scored on validation items only: a search decides by it, and the verdict does not know it."""
     num_steps: int
     """Optimizer steps; of a checkpoint, those until there; of a truncated adapter, those since."""
     num_examples: int
@@ -165,19 +183,34 @@ class PlannedRun(Record):
 
         Of a truncated adapter, what refines it.
         """
-        return self.checkpoint_of or Training(
-            name=self.name, fingerprint=self.fingerprint, num_steps=self.num_steps
-        )
+        whole = self.refined_in if self._has_a_training_of_its_own else self.of
+        return whole or self.as_whole
+
+    @property
+    def as_whole(self) -> Training:
+        """It as what other models come from."""
+        return Training(name=self.name, fingerprint=self.fingerprint, num_steps=self.num_steps)
+
+    @property
+    def is_part(self) -> bool:
+        """Whether its training goes on after it: a checkpoint, or a run that stops early."""
+        return self.training.name != self.name
 
     @property
     def whole(self) -> PlannedRun:
         """The whole training as a run, with its name, its fingerprint and its steps."""
-        return self.model_copy(update={**dict(self.training), "checkpoint_of": None})
+        of = self.of if self._has_a_training_of_its_own else None
+        return self.model_copy(update={**dict(self.training), "of": of, "refined_in": None})
+
+    @property
+    def _has_a_training_of_its_own(self) -> bool:
+        """Whether ``of`` is where it begins or what it repeats, not what it is a part of."""
+        return self.role in ("truncated", "mitigated")
 
     @property
     def as_candidate(self) -> PlannedRun:
         """The same as a search sees it: scored on validation items only."""
-        return self.model_copy(update={"is_searched": True})
+        return self.model_copy(update={"role": "searched"})
 
     @property
     def weights_bytes(self) -> int:
@@ -194,7 +227,7 @@ class PlannedRun(Record):
     @property
     def stored_bytes(self) -> int:
         """Of its weights in the study folder; an imported checkpoint stays where it is."""
-        is_elsewhere = self.imported_from is not None and self.method == "full"
+        is_elsewhere = self.role == "imported" and self.method == "full"
         return 0 if is_elsewhere else self.weights_bytes
 
 
@@ -326,19 +359,8 @@ class StudyRecord(StudyTasks):
     """Weights of the base model."""
     num_tokens: TokenCounts = TokenCounts()
     """What the stages read."""
-    runs: tuple[PlannedRun, ...]
-    candidates: tuple[PlannedRun, ...] = ()
-    """Trainings and checkpoints that a search decides by: scored on validation items only."""
-    checkpoints: tuple[PlannedRun, ...] = ()
-    """Checkpoints of runs that are scored like the runs, and are shown beside them."""
-    truncated: tuple[PlannedRun, ...] = ()
-    """Adapters of runs at lower ranks, each as it was truncated and then refined; scored like the
-    runs, and shown beside them."""
-    mitigated: tuple[PlannedRun, ...] = ()
-    """LoRA runs trained again with a repair against forgetting; scored like the runs, and shown
-    beside them."""
-    variants: tuple[PlannedRun, ...] = ()
-    """Variants of LoRA; scored like the runs, and shown beside them."""
+    models: tuple[PlannedRun, ...]
+    """Everything that has weights of its own, role by role; a name is in it once."""
     passes: tuple[PlannedPass, ...] = ()
     """Which runs are trained together; imported ones are in none."""
     most_weights_bytes: int | None = None
@@ -352,17 +374,19 @@ class StudyRecord(StudyTasks):
     """What was read of users' own rows, and how; None without them."""
     provenance: Provenance
 
+    def of_role(self, *roles: Role) -> tuple[PlannedRun, ...]:
+        """The models of some roles, in the study's order."""
+        return tuple(model for model in self.models if model.role in roles)
+
     @property
-    def models(self) -> tuple[PlannedRun, ...]:
-        """Everything that has weights of its own: runs, and what they were chosen from or give."""
-        return (
-            *self.runs,
-            *self.candidates,
-            *self.checkpoints,
-            *self.truncated,
-            *self.mitigated,
-            *self.variants,
-        )
+    def runs(self) -> tuple[PlannedRun, ...]:
+        """The models that the verdict compares."""
+        return self.of_role(*COMPARED)
+
+    @property
+    def tested(self) -> tuple[PlannedRun, ...]:
+        """The models that are scored on test items."""
+        return tuple(model for model in self.models if model.role != "searched")
 
     @property
     def forms(self) -> tuple[str, ...]:
@@ -382,7 +406,7 @@ class StudyRecord(StudyTasks):
         """The names under which a model is scored; None: the base."""
         if model is None:
             return self.scored_tasks()
-        if model.is_searched:
+        if model.role == "searched":
             return self.validation_tasks(model.train_task)
         return self.scored_tasks(model.train_task)
 

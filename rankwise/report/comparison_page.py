@@ -191,20 +191,21 @@ def _setting_rows() -> list[_Row]:
 
 def _trained_on(answer: ComparedAnswer, study: StudyRecord) -> Cell:
     runs = [run for run in study.runs if run.train_task == answer.train_task]
-    rows = max((run.num_examples for run in runs if run.imported_as is None), default=0)
+    rows = max((run.num_examples for run in runs if run.role != "imported"), default=0)
     return _value(answer.train_task, f"{quantities.count(rows)} rows" if rows else "")
 
 
 def _methods(answer: ComparedAnswer, study: StudyRecord) -> Cell:
     """LoRA at ranks 8, 16; full fine-tuning; 2 imported."""
     runs = [run for run in study.runs if run.train_task == answer.train_task]
-    trained = [run for run in runs if run.imported_as is None]
+    trained = [run for run in runs if run.role != "imported"]
     ranks = sorted({run.rank for run in trained if run.rank is not None})
     parts = [f"LoRA, {'ranks' if len(ranks) > 1 else 'rank'} {', '.join(map(str, ranks))}"]
     parts = parts if ranks else []
     parts += ["full fine-tuning"] * any(run.method == "full" for run in trained)
     parts += [f"{len(runs) - len(trained)} imported"] * (len(runs) > len(trained))
-    variants = {run.variant for run in study.variants if run.train_task == answer.train_task}
+    planned = study.of_role("variant")
+    variants = {run.variant for run in planned if run.train_task == answer.train_task}
     parts += [quantities.counted(len(variants), "variant")] * bool(variants)
     return Cell("", "", "; ".join(parts))
 

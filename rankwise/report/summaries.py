@@ -138,8 +138,8 @@ def _model(summary: ModelSummary) -> Cell:
         return Cell("base", "", "untouched")
     plan = summary.run.planned
     name = "full fine-tuning" if plan.rank is None else f"LoRA rank {plan.rank}"
-    if plan.imported_as is not None:
-        name = f"{name}, imported {plan.imported_as}"
+    if plan.imported is not None:
+        name = f"{name}, imported {plan.imported.label}"
     note = "recommended" if summary.is_recommended else ""
     return Cell(name, "", note, is_marked=summary.is_recommended)
 

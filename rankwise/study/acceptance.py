@@ -81,7 +81,7 @@ def disk_left(stages: Sequence[Stage], folder: StudyFolder, num_devices: int = 1
             continue
         left = [model for model in stage.left(folder) if model is not None]
         stay += sum(model.stored_bytes for model in left)
-        passed = {model.training.name for model in left if model.checkpoint_of is not None}
+        passed = {model.training.name for model in left if model.is_part}
         sizes, of_pass = [0], 0
         for model in furthest(left):
             if not (stage.saves_states or model.training.name in passed):
@@ -89,10 +89,10 @@ def disk_left(stages: Sequence[Stage], folder: StudyFolder, num_devices: int = 1
             sizes.append(model.state_bytes)
             if folder.training_state_file(model.whole).exists():
                 continue
-            if model.checkpoint_of is None:
-                of_pass += sizes[-1]
-            else:
+            if model.is_part:
                 waiting[model.training.name] = sizes[-1]
+            else:
+                of_pass += sizes[-1]
         states.append(of_pass + max(sizes))
     return stay + sum(heapq.nlargest(num_devices, states)) + sum(waiting.values())
 

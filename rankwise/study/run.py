@@ -12,7 +12,7 @@ from rankwise.errors import RankwiseError, RecordError, StageFailedError
 from rankwise.records import quantities
 from rankwise.records.files import read_if_there, writing
 from rankwise.records.folder import StudyFolder
-from rankwise.records.study import RunRecord, StageFailure, StageRecord, StudyRecord
+from rankwise.records.study import Role, RunRecord, StageFailure, StageRecord, StudyRecord
 from rankwise.study.acceptance import replaced_scores, require_disk
 from rankwise.study.agenda import Agenda
 from rankwise.study.conclusion import StudyOutcome, conclude, keep
@@ -223,9 +223,9 @@ class _Leader:
             self._folder.write(self._folder.study_file, earlier)
 
 
-def _names(study: StudyRecord) -> list[tuple[str, bool]]:
-    """What a study trains, and what of it is only searched."""
-    return [(model.name, model.is_searched) for model in study.models]
+def _names(study: StudyRecord) -> list[tuple[str, Role]]:
+    """What a study trains, and as what."""
+    return [(model.name, model.role) for model in study.models]
 
 
 def _num_finished(graph: Sequence[Stage], folder: StudyFolder) -> int:

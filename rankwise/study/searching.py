@@ -92,12 +92,14 @@ class Search:
                 f"course is in {self._folder.search_file}; lower the learning rates, or search "
                 "nothing."
             )
-        self._folder.give_up(plan.record.candidates)
+        self._folder.give_up(plan.record.of_role("searched"))
 
     def _seconds(self, study: StudyRecord) -> float:
         """That candidates took; of several checkpoints of a training, the last has all steps."""
         ended = {run.name for run in study.runs}
-        finished = [m for m in study.candidates if self._folder.finished_run(m) is not None]
+        finished = [
+            m for m in study.of_role("searched") if self._folder.finished_run(m) is not None
+        ]
         trained = [
             record.train_seconds
             for model in furthest(finished)

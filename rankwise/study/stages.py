@@ -197,7 +197,7 @@ class Truncate(Train):
         return tuple(
             model
             for model in models
-            if model is not None and model.truncated_from and model.truncated_from.name in done
+            if model is not None and model.of is not None and model.of.name in done
         )
 
 
@@ -391,7 +391,7 @@ class _Graph:
         sources = self._sources(runs)
         what = "adapters" if runs[0].method == "lora" else "checkpoints"
         what = f"truncated {what}" if sources else what
-        what = f"mitigated {what}" if runs[0].mitigates is not None else what
+        what = f"mitigated {what}" if runs[0].role == "mitigated" else what
         model = runs[0].name if len(runs) == 1 else f"pass {number}: {len(runs)} {what}"
         if len(runs) > 1 and planned_pass is None:
             model = f"imported: {len(runs)} adapters"
@@ -420,14 +420,13 @@ class _Graph:
         study = self._study
         if study.behaviour_fingerprint is None:
             return
-        tested = [model for model in study.models if not model.is_searched]
-        models = (None, *tested)
+        models = (None, *study.tested)
         self.stages.append(
             ObserveBehaviour(
                 "behaviour",
                 models,
                 tuple(behaviour_fingerprint(study, _fingerprint(study, each)) for each in models),
-                needs=self._trainings(tested),
+                needs=self._trainings(study.tested),
                 work=float(study.num_tokens.behaviour * len(models)),
                 memory_bytes=study.weights_bytes,
                 disk_bytes=0,
@@ -436,9 +435,8 @@ class _Graph:
 
     def compare_with_base(self) -> None:
         study = self._study
-        tested = [model for model in study.models if not model.is_searched]
         for train_task in study.gauge_fingerprints:
-            models = tuple(model for model in tested if model.train_task == train_task)
+            models = tuple(model for model in study.tested if model.train_task == train_task)
             if models:
                 tokens = study.num_tokens.gauges.get(train_task, 0)
                 self.stages.append(
@@ -557,7 +555,7 @@ class _Graph:
 
     def _sources(self, runs: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
         """The runs whose adapters some models are truncated from; empty where none is."""
-        names = {run.truncated_from.name for run in runs if run.truncated_from is not None}
+        names = {run.of.name for run in runs if run.role == "truncated" and run.of is not None}
         return tuple(run for run in self._study.runs if run.name in names)
 
     def _trainings(self, runs: Sequence[PlannedRun]) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ def test_an_adapter_folder_is_a_run_of_its_study(here: Path, tiny_model_folder: 
     arguments = ("train.data=../rows.jsonl", "evaluation.retention=[capitals]", "--json")
     planned = rankwise("plan", "new/study.yaml", *arguments)
     assert planned.exit_code == 0, planned.output
-    names = [run["imported_as"] for run in json.loads(planned.stdout)["runs"]]
+    names = [run["imported"]["label"] for run in json.loads(planned.stdout)["runs"]]
     assert names.count("yours") == 1
 
 

@@ -109,7 +109,7 @@ def part() -> TrainTaskBehaviour:
         )
 
     results = results.model_copy(
-        update={"base": changed(results.base), "runs": tuple(map(changed, results.runs))}
+        update={"base": changed(results.base), "models": tuple(map(changed, results.runs))}
     )
     (source,) = option_gains(results)
     found = behaviour(source)

@@ -86,12 +86,7 @@ def test_every_point_has_its_kl_to_the_base() -> None:
         )
         return model.model_copy(update={"from_base": record})
 
-    with_gauges = results.model_copy(
-        update={
-            "runs": tuple(map(gauged, results.runs)),
-            "checkpoints": tuple(map(gauged, results.checkpoints)),
-        }
-    )
+    with_gauges = results.model_copy(update={"models": tuple(map(gauged, results.models))})
     points = found_in(with_gauges).points
     by_step = {point.step: point.kl_prompts for point in points}
     for step in (5, 20):

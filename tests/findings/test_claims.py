@@ -165,7 +165,7 @@ def two_tasks(first: dict[Any, float], second: dict[Any, float]) -> StudyResults
             "tasks": one.study.tasks | {"other": two.study.tasks["kinship"]},
             "trained_formats": {"kinship": {}, "other": {}},
             "trained_items": {"kinship": {}, "other": {}},
-            "runs": (*one.study.runs, *(renamed(run) for run in two.study.runs)),
+            "models": (*one.study.runs, *(renamed(run) for run in two.study.runs)),
         }
     )
     base = one.base.model_copy(
@@ -174,7 +174,7 @@ def two_tasks(first: dict[Any, float], second: dict[Any, float]) -> StudyResults
             "evaluations": one.base.evaluations | two.base.evaluations,
         }
     )
-    return StudyResults(study=study, base=base, runs=(*one.runs, *runs))
+    return StudyResults(study=study, base=base, models=(*one.runs, *runs))
 
 
 def test_no_rank_is_best_everywhere_or_one_is() -> None:

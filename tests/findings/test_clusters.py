@@ -244,7 +244,7 @@ def in_passages(
         return model.model_copy(update={"items": model.items | {task: new}})
 
     runs = tuple(map(changed, results.runs))
-    return results.model_copy(update={"base": changed(results.base), "runs": runs})
+    return results.model_copy(update={"base": changed(results.base), "models": runs})
 
 
 def by_difference(results: TrainTaskResults, task: str, size: int) -> list[int]:

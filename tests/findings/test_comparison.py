@@ -111,7 +111,7 @@ def test_a_study_of_several_stacks_is_compared_with_no_other() -> None:
             for task, each in first.evaluations.items()
         }
         changed = first.model_copy(update={"evaluations": scored})
-        return results.model_copy(update={"runs": (changed, *others)})
+        return results.model_copy(update={"models": (changed, *others)})
 
     comparison = of(judged(mixed("first")), judged(mixed("second")))
     assert comparison.kind == "stacks"

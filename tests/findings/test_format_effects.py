@@ -43,7 +43,7 @@ def with_trained_format(
         update={
             "study": study,
             "base": also(results.base),
-            "runs": tuple(also(run) for run in results.runs),
+            "models": tuple(also(run) for run in results.runs),
         }
     )
 

@@ -49,7 +49,7 @@ def with_gauges(results: StudyResults, kl: dict[int, float]) -> StudyResults:
         )
         return model.model_copy(update={"from_base": record})
 
-    return results.model_copy(update={"runs": tuple(map(changed, results.runs))})
+    return results.model_copy(update={"models": tuple(map(changed, results.runs))})
 
 
 def found(results: StudyResults) -> TrainTaskGauges:

@@ -104,7 +104,7 @@ def test_an_item_comes_back_where_the_trained_format_has_it_right() -> None:
         return model.model_copy(update={"items": {**model.items, "asked": all_right}})
 
     runs = tuple(map(also_asked, results.runs))
-    table = table_of(results.model_copy(update={"study": part, "runs": runs}))
+    table = table_of(results.model_copy(update={"study": part, "models": runs}))
     place = [task.name for task in table.tasks].index("capitals")
     for answers in table.answers[1:]:
         for item, right, back in zip(
@@ -160,7 +160,7 @@ def test_no_answer_by_raw_log_likelihoods_stands_beside_another_metric() -> None
 
     results = planted_study({4: 0.7})
     other = results.model_copy(
-        update={"base": by_length(results.base), "runs": tuple(map(by_length, results.runs))}
+        update={"base": by_length(results.base), "models": tuple(map(by_length, results.runs))}
     )
     plain, normed = table_of(results), table_of(other)
     for mine, theirs in zip(plain.answers, normed.answers, strict=True):

@@ -71,7 +71,7 @@ def test_margins_are_narrower_where_p_right_decides() -> None:
     def margins(*tasks: str) -> tuple[float, float | None, float | None]:
         runs = tuple(by_p_right(run, set(tasks)) for run in study.runs)
         base = by_p_right(study.base, set(tasks))
-        (part,) = recommend(study.model_copy(update={"base": base, "runs": runs})).by_train_task
+        (part,) = recommend(study.model_copy(update={"base": base, "models": runs})).by_train_task
         return part.delta, part.epsilon_points, part.worst_task_points
 
     assert margins("kinship", "capitals", "elements") == (3.0, 3.0, 9.0)

@@ -56,7 +56,7 @@ def study(num_back: int, num_kept_right: int = 36) -> StudyResults:
     return results.model_copy(
         update={
             "base": changed(results.base),
-            "runs": tuple(map(changed, results.runs)),
+            "models": tuple(map(changed, results.runs)),
             "study": results.study.model_copy(update=formats),
         }
     )
@@ -130,7 +130,7 @@ def test_each_task_s_kept_items_count_as_its_lost_ones() -> None:
         results.model_copy(
             update={
                 "base": changed(results.base),
-                "runs": tuple(map(changed, results.runs)),
+                "models": tuple(map(changed, results.runs)),
                 "study": results.study.model_copy(update=formats),
             }
         )

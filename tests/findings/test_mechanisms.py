@@ -45,7 +45,7 @@ def replaced(results: StudyResults, **changes: Any) -> StudyResults:
         model.model_copy(update={name: change(model) for name, change in changes.items()})
         for model in (results.base, *results.runs)
     ]
-    return results.model_copy(update={"base": models[0], "runs": tuple(models[1:])})
+    return results.model_copy(update={"base": models[0], "models": tuple(models[1:])})
 
 
 def with_trained_items(

@@ -214,7 +214,7 @@ def test_leads_vary_less_in_p_right(folder: StudyFolder) -> None:
         return model.model_copy(update={"items": items})
 
     planted = planted.model_copy(
-        update={"base": answered(planted.base), "runs": tuple(map(answered, planted.runs))}
+        update={"base": answered(planted.base), "models": tuple(map(answered, planted.runs))}
     )
     source = OptionGains(read_results(written(folder, planted, margins)).of("kinship"))
     ratios = [

@@ -19,6 +19,7 @@ from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import StudyResults, TrainTaskResults
 from rankwise.records.study import PlannedRun
+from tests.planted.grid import imported
 from tests.planted.results import Key, planted_runs, planted_study, with_plans
 
 MARGINS = RecommendationConfig(delta_points=5.0, epsilon_points=6.0)
@@ -413,7 +414,7 @@ def test_a_diverged_run_does_not_qualify() -> None:
 
 def test_a_missing_run_is_named() -> None:
     study = planted_runs()
-    answer = recommend_for(study.model_copy(update={"runs": study.runs[1:]}))
+    answer = recommend_for(study.model_copy(update={"models": study.runs[1:]}))
     assert [v.rank for v in answer.verdicts] == [16, 64]
     assert "Rank 4 has no run with seed 0, so it does not qualify." in answer.reasons
 
@@ -428,7 +429,7 @@ def _with_items(study: TrainTaskResults, index: int, task: str, **change: Any) -
     items = run.items | {task: run.items[task].model_copy(update=change)}
     runs = list(study.runs)
     runs[index] = run.model_copy(update={"items": items})
-    return study.model_copy(update={"runs": tuple(runs)})
+    return study.model_copy(update={"models": tuple(runs)})
 
 
 def test_other_items_are_an_error_that_names_both() -> None:
@@ -467,7 +468,7 @@ def test_items_are_paired_by_id_in_any_order() -> None:
 def test_a_missing_score_is_an_error() -> None:
     study = planted_runs()
     run = study.runs[0].model_copy(update={"items": {}})
-    broken = study.model_copy(update={"runs": (run, *study.runs[1:])})
+    broken = study.model_copy(update={"models": (run, *study.runs[1:])})
     with pytest.raises(RecordError, match="was not scored on 'kinship'"):
         recommend_for(broken)
 
@@ -613,7 +614,7 @@ def _imported(study: StudyResults, *ranks: int) -> TrainTaskResults:
     """The runs of these ranks as adapters of somebody else."""
 
     def changed(plan: PlannedRun) -> PlannedRun:
-        theirs = {"seed": None, "imported_as": f"theirs{plan.rank}"}
+        theirs = {"seed": None, "role": "imported", "imported": imported(f"theirs{plan.rank}")}
         return plan.model_copy(update=theirs) if plan.rank in ranks else plan
 
     return with_plans(study, changed).of("kinship")

@@ -74,7 +74,7 @@ def paired_stderr(num_changed: int, num_items: int = 300) -> float:
 def changed(results: StudyResults, change: Any) -> StudyResults:
     """Every model of the study as ``change`` makes it."""
     return results.model_copy(
-        update={"base": change(results.base), "runs": tuple(map(change, results.runs))}
+        update={"base": change(results.base), "models": tuple(map(change, results.runs))}
     )
 
 

@@ -122,9 +122,9 @@ def test_without_a_gain_there_is_no_share_of_it() -> None:
 def test_a_seed_that_is_missing_leaves_its_series_out() -> None:
     gains = {name: {rank: (v, v) for rank, v in each.items()} for name, each in GAINS.items()}
     results = planted_truncated(gains, seeds=(0, 1))
-    first = next(m for m in results.truncated if m.run and m.run.planned.num_steps == 0)
-    rest = tuple(model for model in results.truncated if model is not first)
-    found = found_in(results.model_copy(update={"truncated": rest}))
+    first = next(m for m in results.of_role("truncated") if m.run and m.run.planned.num_steps == 0)
+    rest = tuple(model for model in results.models if model is not first)
+    found = found_in(results.model_copy(update={"models": rest}))
     assert found.left_out == ("rank 64, truncated to rank 4",)
     assert ("truncated", 4) not in points_of(found)
     assert ("refined", 4) in points_of(found)

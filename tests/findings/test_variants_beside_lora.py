@@ -29,6 +29,7 @@ def of_variant(run: PlannedRun, name: VariantName) -> PlannedRun:
     changed = {
         "name": f"{run.name}-{name}",
         "fingerprint": f"{run.fingerprint}{name}",
+        "role": "variant",
         "variant": name,
         "beside_ranks": (run.rank,),
         "rank": run.rank if has_rank else None,
@@ -82,8 +83,8 @@ def planted(
     methods = study.config.methods.model_copy(update={"variants": VariantsConfig(names=names)})
     config = study.config.model_copy(update={"methods": methods})
     runs = tuple(model.run.planned for model in variants if model.run is not None)
-    study = study.model_copy(update={"config": config, "variants": runs})
-    return results.model_copy(update={"study": study, "variants": tuple(variants)})
+    study = study.model_copy(update={"config": config, "models": (*study.models, *runs)})
+    return results.model_copy(update={"study": study, "models": (*results.models, *variants)})
 
 
 def found_in(results: StudyResults) -> TrainTaskVariants:
@@ -139,7 +140,10 @@ def test_the_verdict_is_the_same_with_and_without_variants() -> None:
     with_variants = recommend(results).by_train_task[0]
     assert {verdict.rank for verdict in with_variants.verdicts} == {8, 16}
     alone = results.model_copy(
-        update={"variants": (), "study": results.study.model_copy(update={"variants": ()})}
+        update={
+            "models": results.runs,
+            "study": results.study.model_copy(update={"models": results.study.runs}),
+        }
     )
     assert recommend(alone).by_train_task[0] == with_variants
 
@@ -203,7 +207,7 @@ def test_gauges_of_variants_are_shown_as_models_of_their_own() -> None:
         )
         return model.model_copy(update={"from_base": record})
 
-    results = results.model_copy(update={"variants": tuple(map(gauged, results.variants))})
+    results = results.model_copy(update={"models": tuple(map(gauged, results.of_role("variant")))})
     (source,) = option_gains(results)
     (first, second) = model_groups(source, lambda model: model.from_base is not None)
     assert (first.kind, second.kind) == ("variant", "variant")

@@ -14,7 +14,7 @@ from rankwise.records import quantities
 from rankwise.records.results import StudyResults
 from rankwise.records.spectra import SpectraRecord
 from rankwise.records.study import PlannedRun
-from tests.planted.grid import grid_run, planted_grid, relations
+from tests.planted.grid import grid_run, imported, planted_grid, relations
 from tests.planted.results import planted_study
 from tests.planted.weights import (
     FORGET,
@@ -131,7 +131,9 @@ def test_a_planted_growth_is_found_by_module_and_over_all() -> None:
 
 def test_full_fine_tuning_and_the_imported_are_in_no_trend() -> None:
     plans = [grid_run("sums", rank) for rank in (4, 16, 64)]
-    stranger = grid_run("sums", 32, seed=7).model_copy(update={"imported_as": "theirs"})
+    stranger = grid_run("sums", 32, seed=7).model_copy(
+        update={"role": "imported", "imported": imported("theirs")}
+    )
     plans += [grid_run("sums", None), stranger]
     tasks = {"sums": relations(["sums"], [], ["facts"])}
     part = found(planted_grid(plans, tasks, lambda *_: 0.5))

@@ -127,7 +127,7 @@ def test_rslora_is_read_back(tmp_path: Path, name: str) -> None:
     )
     study = written(
         tmp_path,
-        results.model_copy(update={"study": results.study.model_copy(update={"runs": runs})}),
+        results.model_copy(update={"study": results.study.model_copy(update={"models": runs})}),
     )
     exported(study, name)
     back = read_source(study.root / "export" / name / BY_NAME[name].file_name).setup
@@ -335,14 +335,14 @@ def stopped(results: StudyResults) -> StudyResults:
 
     def changed(plan: PlannedRun) -> PlannedRun:
         whole = Training(name=f"{plan.name}-whole", fingerprint="e" * 64, num_steps=240)
-        return plan.model_copy(update={"checkpoint_of": whole}) if plan.rank else plan
+        return plan.model_copy(update={"of": whole}) if plan.rank else plan
 
     return with_plans(results, changed)
 
 
 def test_an_imported_model_has_no_settings(folder: StudyFolder) -> None:
     study = folder.read_study()
-    imported = study.runs[0].model_copy(update={"imported_as": "mine"})
+    imported = study.runs[0].model_copy(update={"role": "imported"})
     with pytest.raises(ConfigError, match="was trained elsewhere"):
         setup_of(study, imported)
 

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.results import ModelResults, StudyResults
-from rankwise.records.study import Training
 from tests.planted.results import planted_evaluation, planted_items, planted_study
 
 NUM_VALIDATION = 100
@@ -47,15 +46,14 @@ def with_checkpoints(points: dict[int, list[tuple[int, Shares]]]) -> StudyResult
     study = results.study.model_copy(
         update={
             "validation_items": {"kinship": validation},
-            "runs": tuple(run.run.planned for run in runs if run.run is not None),
+            "models": tuple(m.run.planned for m in (*runs, *checkpoints) if m.run is not None),
         }
     )
     return results.model_copy(
         update={
             "study": study,
             "base": _with_validation(results.base, BASE),
-            "runs": runs,
-            "checkpoints": tuple(checkpoints),
+            "models": (*runs, *checkpoints),
         }
     )
 
@@ -101,7 +99,6 @@ def _as_checkpoint(model: ModelResults, end: ModelResults, step: int) -> ModelRe
     assert model.run is not None
     assert end.run is not None
     of, name = end.run.planned, f"{end.name}-step{step:05d}"
-    training = Training(name=of.name, fingerprint=of.fingerprint, num_steps=of.num_steps)
-    changed = {"name": name, "checkpoint_of": training, "num_steps": step}
+    changed = {"name": name, "role": "checkpoint", "of": of.as_whole, "num_steps": step}
     run = model.run.model_copy(update={"planned": of.model_copy(update=changed), "num_steps": step})
     return model.model_copy(update={"name": name, "run": run})

@@ -58,7 +58,9 @@ def compared_results(
         }
     )
     models = [_made(model, study, torch) for model in (results.base, *results.runs)]
-    return results.model_copy(update={"study": study, "base": models[0], "runs": tuple(models[1:])})
+    return results.model_copy(
+        update={"study": study, "base": models[0], "models": tuple(models[1:])}
+    )
 
 
 def compared(name: str = "first", *scores: float, **planted: Any) -> StudySource:

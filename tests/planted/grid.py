@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from rankwise.records.config.methods import FullConfig, LoraConfig, MethodsConfig
 from rankwise.records.config.study import BaseModelConfig, RecommendationConfig, StudyConfig
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.results import ModelResults, StudyResults
-from rankwise.records.study import PlannedRun, Relation, StudyRecord
+from rankwise.records.study import Imported, PlannedRun, Relation, StudyRecord
 from tests.planted.results import (
     BASE_FINGERPRINT,
     PROVENANCE,
@@ -62,6 +63,11 @@ def grid_run(
         trainable_share=parameters / 135_000_000,
         estimated_memory_bytes=2_000_000_000,
     )
+
+
+def imported(label: str) -> Imported:
+    """A model from elsewhere."""
+    return Imported(label=label, folder=Path("elsewhere") / label)
 
 
 def planted_grid(
@@ -134,11 +140,11 @@ def planted_grid(
         overlaps={name: {} for name in tasks},
         groups=dict(groups or {}),
         domains=dict(domains or {}),
-        runs=tuple(plans),
+        models=tuple(plans),
         warnings=(),
         provenance=PROVENANCE,
     )
-    return StudyResults(study=study, base=model(None), runs=tuple(model(plan) for plan in plans))
+    return StudyResults(study=study, base=model(None), models=tuple(map(model, plans)))
 
 
 def relations(

@@ -182,7 +182,7 @@ def looked_into(
         found = changes(model.name, size, seed=number, width=width)
         own = {"head_changes": found, **updates.get(number, {})}
         runs.append(model.model_copy(update=own))
-    return results.model_copy(update={"runs": tuple(runs)})
+    return results.model_copy(update={"models": tuple(runs)})
 
 
 def with_effects(

@@ -84,8 +84,8 @@ def planted_mitigated(
                 items=items,
             )
         )
-    study = results.study.model_copy(update={"mitigated": tuple(planned)})
-    return results.model_copy(update={"study": study, "mitigated": tuple(models)})
+    study = results.study.model_copy(update={"models": (*runs, *planned)})
+    return results.model_copy(update={"study": study, "models": (*results.models, *models)})
 
 
 def _arm(run: PlannedRun, arm: MitigationConfig) -> PlannedRun:
@@ -95,7 +95,8 @@ def _arm(run: PlannedRun, arm: MitigationConfig) -> PlannedRun:
         "name": name,
         "fingerprint": name,
         "mitigation": arm,
-        "mitigates": run.training,
+        "role": "mitigated",
+        "of": run.as_whole,
         "learning_rate": run.learning_rate * (arm.learning_rate_factor or 1.0),
     }
     return run.model_copy(update=changed)

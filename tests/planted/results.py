@@ -163,11 +163,11 @@ def planted_study(
         overlaps={"kinship": {}},
         groups={},
         domains={},
-        runs=tuple(planned),
+        models=tuple(planned),
         warnings=(),
         provenance=PROVENANCE,
     )
-    return StudyResults(study=study, base=model("base", None, "full", 0), runs=runs)
+    return StudyResults(study=study, base=model("base", None, "full", 0), models=runs)
 
 
 def planted_runs(*args: Any, **settings: Any) -> TrainTaskResults:
@@ -262,8 +262,8 @@ def with_plans(results: StudyResults, change: Callable[[PlannedRun], PlannedRun]
         run = model.run.model_copy(update={"planned": planned})
         return model.model_copy(update={"name": planned.name, "run": run})
 
-    study = results.study.model_copy(update={"runs": tuple(map(change, results.study.runs))})
-    return results.model_copy(update={"study": study, "runs": tuple(map(changed, results.runs))})
+    study = results.study.model_copy(update={"models": tuple(map(change, results.study.runs))})
+    return results.model_copy(update={"study": study, "models": tuple(map(changed, results.runs))})
 
 
 def with_rslora(results: StudyResults) -> StudyResults:

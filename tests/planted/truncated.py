@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from rankwise.records.results import ModelResults, StudyResults
-from rankwise.records.study import PlannedRun, Training
+from rankwise.records.study import PlannedRun
 from tests.planted.grid import grid_run, planted_grid, relations
 from tests.planted.results import planted_evaluation, planted_items, planted_run_record
 
@@ -46,7 +46,7 @@ def planted_truncated(
 
     def score(plan: PlannedRun | None, task: str) -> float:
         if task != "sums":
-            is_cut = plan is not None and plan.truncated_from is not None
+            is_cut = plan is not None and plan.role == "truncated"
             return RETAINED_SHARE - FORGOTTEN_SHARE * is_cut
         learned = 0.0 if plan is None else gain(_series(plan), plan.rank, plan.seed)
         return BASE_SHARE + learned
@@ -64,25 +64,25 @@ def planted_truncated(
         for rank in ranks or gains[series]
     ]
     models = [_results(plan, score, is_diverged=largest in diverged) for plan in truncated]
-    study = results.study.model_copy(update={"truncated": tuple(truncated)})
-    return results.model_copy(update={"study": study, "truncated": tuple(models)})
+    study = results.study.model_copy(update={"models": (*results.study.models, *truncated)})
+    return results.model_copy(update={"study": study, "models": (*results.models, *models)})
 
 
 def _series(plan: PlannedRun) -> str:
-    if plan.truncated_from is None:
+    if plan.role != "truncated":
         return "trained"
     return "refined" if plan.num_steps else "truncated"
 
 
 def _truncated(plan: PlannedRun, series: str, rank: int) -> PlannedRun:
-    source = Training(name=plan.name, fingerprint=plan.fingerprint, num_steps=plan.num_steps)
     name = f"{plan.name}-{series}-r{rank:03d}"
     return plan.model_copy(
         update={
             "name": name,
             "fingerprint": name,
             "rank": rank,
-            "truncated_from": source,
+            "role": "truncated",
+            "of": plan.as_whole,
             "num_steps": REFINED_STEPS if series == "refined" else 0,
         }
     )

@@ -133,7 +133,7 @@ def with_spectra(
         assert model.run is not None
         return model.model_copy(update={"spectra": of(model.run.planned)})
 
-    return results.model_copy(update={"runs": tuple(looked(model) for model in results.runs)})
+    return results.model_copy(update={"models": tuple(looked(model) for model in results.runs)})
 
 
 RANKS = (4, 8, 16, 32, 64)

@@ -12,7 +12,7 @@ from rankwise.errors import RecordError
 from rankwise.records.file_names import task_file_name
 from rankwise.records.files import FileDigest
 from rankwise.records.folder import BASE, StudyFolder
-from rankwise.records.study import RunRecord, StageFailure, StudyRecord, Training
+from rankwise.records.study import Imported, RunRecord, StageFailure, StudyRecord, Training
 from tests.planted.folders import write_study
 from tests.planted.results import planted_study
 from tests.support.command_line import rankwise, words
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> StudyFolder:
 def forged(record: StudyRecord, name: str, **changed: Any) -> StudyRecord:
     first, *others = record.runs
     run = first.model_copy(update=changed or {"name": name})
-    return record.model_copy(update={"runs": (run, *others)})
+    return record.model_copy(update={"models": (run, *others)})
 
 
 STUDIES: dict[str, Callable[[StudyRecord, str], StudyRecord]] = {
@@ -45,7 +45,7 @@ STUDIES: dict[str, Callable[[StudyRecord, str], StudyRecord]] = {
     "what a checkpoint is of": lambda record, name: forged(
         record,
         name,
-        checkpoint_of=Training.model_construct(name=name, fingerprint="1", num_steps=1),
+        of=Training.model_construct(name=name, fingerprint="1", num_steps=1),
     ),
 }
 
@@ -94,7 +94,17 @@ def test_weights_that_would_lie_elsewhere(folder: StudyFolder, name: str) -> Non
 def test_a_search_removes_nothing_of_others(folder: StudyFolder) -> None:
     victim = folder.root.parent.parent / "victim"
     (first, *_) = folder.read_study().runs
-    folder.give_up([first.model_copy(update={"method": "full", "imported_from": victim})])
+    folder.give_up(
+        [
+            first.model_copy(
+                update={
+                    "method": "full",
+                    "role": "imported",
+                    "imported": Imported(label="victim", folder=victim),
+                }
+            )
+        ]
+    )
     assert (victim / "run.json").exists()
 
 

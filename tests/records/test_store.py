@@ -82,7 +82,7 @@ def without_digests(results: StudyResults) -> StudyResults:
         return model.model_copy(update={"evaluations": evaluations})
 
     runs = tuple(bare(model) for model in results.runs)
-    return results.model_copy(update={"base": bare(results.base), "runs": runs})
+    return results.model_copy(update={"base": bare(results.base), "models": runs})
 
 
 def disk_full(*_: Any, **__: Any) -> None:

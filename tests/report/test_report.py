@@ -254,7 +254,7 @@ def test_diverged_run_is_named_and_not_scored(tmp_path: Path) -> None:
     for title in ("In-domain score", "Gain", "Forgetting"):
         assert cell_of(table, 2, title) == Cell(quantities.NOT_MEASURED)
     assert "rank 16: diverged and was not scored: " in Page(html).text
-    study = StudyResults(study=results.study, base=results.base, runs=results.runs)
+    study = StudyResults(study=results.study, base=results.base, models=results.runs)
     assert any("diverged" in warning for warning in study_warnings(study))
 
 
@@ -325,7 +325,7 @@ def test_other_metrics_own_data_and_warnings_are_shown(tmp_path: Path) -> None:
         update={
             "study": results.study.model_copy(update={"config": config, "warnings": ("Beware.",)}),
             "base": models[0],
-            "runs": tuple(models[1:]),
+            "models": tuple(models[1:]),
         }
     )
     html = write_report(

@@ -120,10 +120,10 @@ def test_a_refined_adapter_of_the_study_is_one_of_the_repairs(
     ]  # fmt: skip
     cut, refined = (
         model
-        for model in finished.results.truncated
+        for model in finished.results.of_role("truncated")
         if model.run is not None
-        and model.run.planned.truncated_from is not None
-        and model.run.planned.truncated_from.name == name
+        and model.run.planned.of is not None
+        and model.run.planned.of.name == name
     )
     for task in ("colours", "hues"):
         scores = read_record(folder.repair_scores_file(name, task), RepairScores)

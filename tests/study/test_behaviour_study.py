@@ -107,7 +107,7 @@ def test_what_is_no_plain_lora_writes_alone(
     folder = StudyFolder(tmp_path / "study")
     outcome, _ = run(study_file, folder.root, *ON, "analysis.gauges=false", *settings)
     study = outcome.results.study
-    (plain,), (variant,) = study.runs, study.variants
+    (plain,), (variant,) = study.runs, study.of_role("variant")
     assert set(tried) == {folder.model_folder(plain.name)}
     record = read_record(folder.behaviour_file(variant.name), Behaviour)
     assert len(record.texts) == len(PROMPTS)

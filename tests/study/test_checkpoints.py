@@ -56,9 +56,9 @@ def test_a_checkpoint_is_what_a_training_of_so_many_steps_gives(
     two, one = StudyFolder(tmp_path / "two"), StudyFolder(tmp_path / "one")
     study = two.read_study()
     assert {run.num_steps for run in study.runs} == {18}  # 18 rows: 6 of 24 are held out
-    assert {point.num_steps for point in study.checkpoints} == {9}
+    assert {point.num_steps for point in study.of_role("checkpoint")} == {9}
     for rank in (2, 4):
-        early = weights_of(two, of_rank(study.checkpoints, rank))
+        early = weights_of(two, of_rank(study.of_role("checkpoint"), rank))
         assert same(early, weights_of(one, of_rank(one.read_study().runs, rank)))
         assert not same(early, weights_of(two, of_rank(study.runs, rank)))
 
@@ -69,10 +69,12 @@ def test_checkpoints_are_scored_with_the_ends_and_take_no_part_in_the_verdict(
     (results, recommendation, findings), _ = run(
         study_file, tmp_path, *CONSTANT, "train.score_checkpoints=[3, 0.5]"
     )
-    steps = [(point.run.planned.rank, point.run.num_steps) for point in results.checkpoints]
+    steps = [
+        (point.run.planned.rank, point.run.num_steps) for point in results.of_role("checkpoint")
+    ]
     assert sorted(steps) == [(2, 3), (2, 9), (4, 3), (4, 9)]
     tasks = {"colours", "sums", "colours@validation", "sums@validation"}
-    assert all(tasks <= point.items.keys() for point in results.checkpoints)
+    assert all(tasks <= point.items.keys() for point in results.of_role("checkpoint"))
     (found,) = findings.checkpoints
     assert all(point.kl_prompts and point.kl_prompts.estimate > 0 for point in found.points)
     (part,) = recommendation.by_train_task
@@ -148,9 +150,9 @@ def test_where_nothing_is_lost_every_training_ends_at_its_end(
 ) -> None:
     settings = ["train.score_checkpoints=[2]", "train.stop={retention_loss: 100.0}"]
     (results, _, _), _ = run(study_file, tmp_path, *settings)
-    assert {run.checkpoint_of for run in results.study.runs} == {None}
+    assert {run.of for run in results.study.runs} == {None}
     folder = StudyFolder(tmp_path)
-    for candidate in results.study.candidates:  # its weights are no longer needed
+    for candidate in results.study.of_role("searched"):  # its weights are no longer needed
         assert not folder.weights_folder(candidate).exists()
     run(study_file, tmp_path, *settings)  # and are not missed
 
@@ -165,7 +167,7 @@ def test_a_stopped_study_goes_on_to_the_same_checkpoints(study_file: Path, tmp_p
             run_study(plan_study(load_config(study_file, settings)), folder, _Stopping(after))
     run_study(plan_study(load_config(study_file, settings)), folder, Silent())
     study: StudyRecord = folder.read_study()
-    for model in (*study.runs, *study.checkpoints):
+    for model in (*study.runs, *study.of_role("checkpoint")):
         assert same(weights_of(whole, model), weights_of(folder, model))
 
 

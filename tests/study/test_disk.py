@@ -24,7 +24,7 @@ def run(name: str, size: int, **options: Any) -> PlannedRun:
 
 def checkpoint(of: PlannedRun, num_steps: int) -> PlannedRun:
     where = {"name": f"{of.name}-at{num_steps}", "num_steps": num_steps}
-    return of.model_copy(update={**where, "checkpoint_of": of.training})
+    return of.model_copy(update={**where, "of": of.training})
 
 
 def one_pass(*runs: PlannedRun, saves_states: bool = True) -> Train:
@@ -87,7 +87,7 @@ def test_full_fine_tuning_has_what_it_keeps(folder: StudyFolder) -> None:
     full = FullTraining(weights="bfloat16", optimizer="adamw_8bit")
     whole = run("full", 100, method="full", full=full)
     assert disk_left([one_pass(whole)], folder) == 100 * 2 + 2 * 100 * (2 + 2)
-    elsewhere = whole.model_copy(update={"imported_from": folder.root})
+    elsewhere = whole.model_copy(update={"role": "imported"})
     assert disk_left([one_pass(elsewhere, saves_states=False)], folder) == 0
 
 

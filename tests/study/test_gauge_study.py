@@ -81,7 +81,7 @@ def test_every_model_has_the_kl_of_dense_logits(finished: Finished) -> None:
     assert [each.task for each in answers] == ["colours"] * 26 + ["small_prose"] * 10
     models = plan.record.models
     assert {"lora", "full"} == {model.method for model in models}
-    assert any(model.truncated_from for model in models)
+    assert any(model.role == "truncated" for model in models)
     for planned in models:
         record = read_record(folder.gauges_file(planned.name), Divergence)
         base: Any = AutoModelForCausalLM.from_pretrained(plan.base.folder)

@@ -148,7 +148,7 @@ def test_another_content_is_another_run(study_file: Path, trained: tuple[Any, Pa
         str(adapter / "adapter_model.safetensors"),
     )
     after = imported()
-    assert before.imported_as == after.imported_as == "adapter"
+    assert before.imported.label == after.imported.label == "adapter"
     assert before.fingerprint != after.fingerprint
 
 
@@ -174,7 +174,7 @@ def test_an_adapter_so_large_that_its_answers_overflow_has_diverged(
     overrides = [*ONE_RANK, "methods.full=null", entry]
     outcome = run(study_file, tmp_path / "second", *overrides)
     huge = outcome.results.runs[-1].run
-    assert (huge.planned.imported_as, huge.status) == ("huge", "diverged")
+    assert (huge.planned.imported.label, huge.status) == ("huge", "diverged")
     assert "so large that its answers are not finite" in huge.message
     assert run(study_file, tmp_path / "second", *overrides).results.runs == outcome.results.runs
     with pytest.raises(ModelError, match=r"overflows float32: its training has diverged.* again\."):

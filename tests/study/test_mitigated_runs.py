@@ -50,7 +50,11 @@ class Finished(NamedTuple):
     results: StudyResults
 
     def arm(self, label: str) -> PlannedRun:
-        (found,) = (m for m in self.study.mitigated if m.mitigation and m.mitigation.label == label)
+        (found,) = (
+            m
+            for m in self.study.of_role("mitigated")
+            if m.mitigation and m.mitigation.label == label
+        )
         return found
 
     def record(self, model: PlannedRun) -> RunRecord:
@@ -77,7 +81,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) 
 
 def test_each_arm_is_one_more_run_changed_as_it_says(finished: Finished) -> None:
     (source,) = finished.study.runs
-    assert [m.mitigation.label for m in finished.study.mitigated if m.mitigation] == [
+    assert [m.mitigation.label for m in finished.study.of_role("mitigated") if m.mitigation] == [
         "rate × 0.3",
         "alpha × 0.5",
         "KL on own texts",
@@ -85,14 +89,14 @@ def test_each_arm_is_one_more_run_changed_as_it_says(finished: Finished) -> None
         "20 % sums",
         "weight decay 10",
     ]
-    assert all(model.mitigates == source.training for model in finished.study.mitigated)
+    assert all(model.of == source.training for model in finished.study.of_role("mitigated"))
     assert finished.arm("rate × 0.3").learning_rate == pytest.approx(3e-3)
     halved = finished.arm("alpha × 0.5")
     assert (halved.alpha, halved.scaling) == (4.0, 1.0)
     config = json.loads((finished.folder.weights(halved) / "adapter_config.json").read_text())
     assert config["lora_alpha"] == 4.0
-    assert len(finished.results.mitigated) == 6
-    assert {*finished.results.mitigated[0].items} == {*finished.results.runs[0].items}
+    assert len(finished.results.of_role("mitigated")) == 6
+    assert {*finished.results.of_role("mitigated")[0].items} == {*finished.results.runs[0].items}
 
 
 def test_arms_read_what_they_say_besides(finished: Finished) -> None:
@@ -127,11 +131,11 @@ def test_an_arm_changes_no_other(finished: Finished, tmp_path: Path) -> None:
     """The run and an arm are what they are without the other arms, but for rounding."""
     outcome, _ = run(finished.file, tmp_path / "alone", "mitigations=[{weight_decay: 10}]")
     alone = StudyFolder(tmp_path / "alone")
-    (arm,) = alone.read_study().mitigated
+    (arm,) = alone.read_study().of_role("mitigated")
     expected = finished.arm("weight decay 10")
     assert arm.fingerprint == expected.fingerprint
     assert arm.name == expected.name
-    assert len(outcome.results.mitigated) == 1
+    assert len(outcome.results.of_role("mitigated")) == 1
     for folder, model in ((alone, arm), (alone, alone.read_study().runs[0])):
         ours, theirs = (read_updates(each.weights(model)) for each in (folder, finished.folder))
         for name, update in ours.items():
@@ -206,7 +210,7 @@ def test_a_study_without_arms_has_its_old_fingerprint(finished: Finished) -> Non
     """Nothing that was trained before there were arms is trained again."""
     plain = plan_study(load_config(finished.file, ["mitigations=[]"])).record
     assert [r.fingerprint for r in plain.runs] == [r.fingerprint for r in finished.study.runs]
-    assert plain.mitigated == ()
+    assert plain.of_role("mitigated") == ()
     assert plain.fingerprint != finished.study.fingerprint
 
 
@@ -236,7 +240,7 @@ def test_rows_of_a_task_are_the_same_whatever_other_arms_there_are(finished: Fin
         finished.file,
         ["mitigations=[{replay: {share: 0.2, rows: {task: sums}}}, {replay: {share: 0.9}}]"],
     )
-    first, _ = plan_study(more).record.mitigated
+    first, _ = plan_study(more).record.of_role("mitigated")
     assert first.fingerprint == finished.arm("20 % sums").fingerprint
 
 
@@ -247,10 +251,10 @@ def test_a_file_of_rows_is_found_beside_the_study_file(
     rows.write_text(json.dumps({"prompt": "Two and two?", "completion": " Four."}) + "\n")
     monkeypatch.chdir(tmp_path)
     arm = "mitigations=[{replay: {rows: {data: mine.jsonl}}}]"
-    (model,) = plan_study(load_config(finished.file, [arm])).record.mitigated
+    (model,) = plan_study(load_config(finished.file, [arm])).record.of_role("mitigated")
     moved = finished.file.parent / "moved.jsonl"
     rows.rename(moved)
     (again,) = plan_study(
         load_config(finished.file, [arm.replace("mine", "moved")])
-    ).record.mitigated
+    ).record.of_role("mitigated")
     assert model.fingerprint == again.fingerprint  # the content counts, not the place

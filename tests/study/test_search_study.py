@@ -50,11 +50,11 @@ def search_of(folder: StudyFolder) -> SearchRecord:
 
 def test_only_what_is_left_answers_test_items(narrowed: StudyFolder) -> None:
     study = narrowed.read_study()
-    assert study.candidates
+    assert study.of_role("searched")
     assert study.runs
     for run_ in study.runs:
         assert {"colours", "sums"} <= scored_tasks(narrowed, run_.name)
-    for candidate in study.candidates:
+    for candidate in study.of_role("searched"):
         tasks = scored_tasks(narrowed, candidate.name)
         assert tasks <= {"colours@validation", "sums@validation"}
 
@@ -93,7 +93,7 @@ def test_a_finished_search_does_nothing_again(study_file: Path, narrowed: StudyF
 def test_status_names_candidates(narrowed: StudyFolder) -> None:
     study = narrowed.read_study()
     lines = {line.model: line for line in study_status(narrowed)}
-    for candidate in study.candidates:
+    for candidate in study.of_role("searched"):
         assert lines[candidate.name].left == ()
 
 
@@ -185,7 +185,7 @@ def test_full_fine_tuning_is_tuned_too(study_file: Path, tmp_path: Path) -> None
     assert len(full) >= 3
     assert [run_.method for run_ in results.study.runs].count("full") == 1
     folder = StudyFolder(tmp_path)
-    for candidate in results.study.candidates:  # checkpoints of a whole model are large
+    for candidate in results.study.of_role("searched"):  # checkpoints of a whole model are large
         assert not folder.weights_folder(candidate).exists()
         assert not folder.training_state_file(candidate).exists()
 
@@ -195,11 +195,13 @@ def test_arms_are_of_what_the_search_leaves(study_file: Path, tmp_path: Path) ->
     outcome, _ = run(study_file, tmp_path / "study", *NARROW, arms)
     study = StudyFolder(tmp_path / "study").read_study()
     rates = {run_.name: run_.learning_rate for run_ in study.runs}
-    assert {arm.mitigates.name for arm in study.mitigated if arm.mitigates} == {*rates}
-    assert len(study.mitigated) == 2 * len(study.runs)
-    assert {model.name for model in outcome.results.mitigated} == {m.name for m in study.mitigated}
-    for arm in study.mitigated:
+    assert {arm.of.name for arm in study.of_role("mitigated") if arm.of} == {*rates}
+    assert len(study.of_role("mitigated")) == 2 * len(study.runs)
+    assert {model.name for model in outcome.results.of_role("mitigated")} == {
+        m.name for m in study.of_role("mitigated")
+    }
+    for arm in study.of_role("mitigated"):
         assert arm.mitigation is not None
-        assert arm.mitigates is not None
+        assert arm.of is not None
         factor = arm.mitigation.learning_rate_factor
-        assert arm.learning_rate == pytest.approx(rates[arm.mitigates.name] * (factor or 1.0))
+        assert arm.learning_rate == pytest.approx(rates[arm.of.name] * (factor or 1.0))

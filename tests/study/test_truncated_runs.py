@@ -54,10 +54,12 @@ class Finished(NamedTuple):
         return next(run for run in self.study.runs if run.rank == 8)
 
     def cut(self, rank: int) -> PlannedRun:
-        return next(m for m in self.study.truncated if (m.rank, m.num_steps) == (rank, 0))
+        return next(
+            m for m in self.study.of_role("truncated") if (m.rank, m.num_steps) == (rank, 0)
+        )
 
     def refined(self, rank: int) -> PlannedRun:
-        return next(m for m in self.study.truncated if m.rank == rank and m.num_steps)
+        return next(m for m in self.study.of_role("truncated") if m.rank == rank and m.num_steps)
 
     def record(self, model: PlannedRun) -> RunRecord:
         record = self.folder.finished_run(model)
@@ -176,7 +178,9 @@ def test_they_are_made_in_one_pass_and_scored_together(finished: Finished) -> No
         run.name: stage.id for stage in graph for run in stage.runs if stage.kind == "training"
     }
     assert truncate.needs == (trainings[finished.source.name],)
-    scored = [s for s in graph if isinstance(s, Score) and s.models == finished.study.truncated]
+    scored = [
+        s for s in graph if isinstance(s, Score) and s.models == finished.study.of_role("truncated")
+    ]
     assert [stage.task for stage in scored] == [*finished.study.scored_tasks("colours")]
     assert all(truncate.id in stage.needs for stage in scored)
     assert finished.recorder.done == pytest.approx(finished.recorder.work[0])
@@ -184,11 +188,13 @@ def test_they_are_made_in_one_pass_and_scored_together(finished: Finished) -> No
 
 def test_results_have_them_and_the_verdict_does_not(finished: Finished) -> None:
     results = finished.results
-    assert [model.name for model in results.truncated] == [m.name for m in finished.study.truncated]
+    assert [model.name for model in results.of_role("truncated")] == [
+        m.name for m in finished.study.of_role("truncated")
+    ]
     assert {run.run.planned.rank for run in results.runs if run.run} == {4, 8}
-    assert results.of("colours").truncated == results.truncated
+    assert results.of("colours").of_role("truncated") == results.of_role("truncated")
     lines = {line.model: line for line in study_status(finished.folder)}
-    for model in finished.study.truncated:
+    for model in finished.study.of_role("truncated"):
         assert lines[model.name].training == "trained"
         assert not lines[model.name].left
 
@@ -208,7 +214,7 @@ def test_what_is_lost_is_made_again_and_equals_what_it_was(
     _, recorder = run(finished.file, folder.root, *SETTINGS)
     kinds = [stage for _, stage in recorder.stages]
     assert kinds == ["truncation", *finished.study.scored_tasks("colours"), "gauges"]
-    for model in finished.study.truncated:
+    for model in finished.study.of_role("truncated"):
         again = folder.finished_run(model)
         assert again is not None
         assert again.files == finished.record(model).files
@@ -231,7 +237,7 @@ class _Stopping(Recorder):
 def test_a_refinement_goes_on_where_it_was_saved(finished: Finished, tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path / "study")
     shutil.copytree(finished.folder.root, folder.root)
-    for model in finished.study.truncated:
+    for model in finished.study.of_role("truncated"):
         shutil.rmtree(folder.model_folder(model.name))
     plan = plan_study(load_config(finished.file, [*SETTINGS, "train.save_every=0.001s"]))
     with pytest.raises(KeyboardInterrupt):
@@ -240,7 +246,7 @@ def test_a_refinement_goes_on_where_it_was_saved(finished: Finished, tmp_path: P
     assert folder.finished_run(finished.refined(2)) is None
     assert folder.training_state_file(finished.refined(2)).exists()
     run(finished.file, folder.root, *SETTINGS, "train.save_every=0.001s")
-    for model in finished.study.truncated:
+    for model in finished.study.of_role("truncated"):
         again = folder.finished_run(model)
         assert again is not None
         assert again.files == finished.record(model).files
@@ -254,9 +260,9 @@ def test_of_a_search_its_largest_finalist_is_truncated(finished: Finished, tmp_p
     settings = [*SETTINGS, *tuned, "methods.truncated={ranks: [2]}", "evaluation.held_out_text=[]"]
     outcome, _ = run(finished.file, tmp_path / "study", *settings)
     (source,) = outcome.results.study.runs
-    assert {model.run.planned.rank for model in outcome.results.truncated} == {2}
-    for model in outcome.results.truncated:
-        assert model.run.planned.truncated_from.name == source.name
+    assert {model.run.planned.rank for model in outcome.results.of_role("truncated")} == {2}
+    for model in outcome.results.of_role("truncated"):
+        assert model.run.planned.of.name == source.name
         assert model.run.planned.learning_rate == source.learning_rate
         assert "colours" in model.evaluations
 
@@ -269,15 +275,15 @@ def test_another_refinement_is_another_model_beside_the_first(
     settings = [*SETTINGS, "methods.truncated={ranks: [2, 4], refine: 0.2}"]
     outcome, recorder = run(finished.file, folder.root, *settings)
     assert [kind for _, kind in recorder.stages].count("truncation") == 1
-    steps = {model.run.planned.num_steps for model in outcome.results.truncated}
+    steps = {model.run.planned.num_steps for model in outcome.results.of_role("truncated")}
     assert steps == {0, 1}
     assert folder.finished_run(finished.refined(4)) is not None  # it stays
 
 
 def test_without_refinement_and_without_ranks(finished: Finished) -> None:
     study = plan_study(load_config(finished.file, [*SETTINGS, "methods.truncated={refine: 0}"]))
-    (model,) = study.record.truncated
-    assert (model.rank, model.num_steps, model.checkpoint_of) == (4, 0, None)
+    (model,) = study.record.of_role("truncated")
+    assert (model.rank, model.num_steps, model.refined_in) == (4, 0, None)
     # however it is refined, what is truncated is the same
     assert model.fingerprint == finished.cut(4).fingerprint
     assert model.name == finished.cut(4).name
@@ -286,7 +292,7 @@ def test_without_refinement_and_without_ranks(finished: Finished) -> None:
 def test_what_diverged_leaves_nothing_to_truncate(finished: Finished, tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path / "study")
     shutil.copytree(finished.folder.root, folder.root)
-    for model in finished.study.truncated:
+    for model in finished.study.of_role("truncated"):
         shutil.rmtree(folder.model_folder(model.name))
     record = finished.record(finished.source)
     diverged = record.model_copy(update={"status": "diverged", "message": "the loss was nan"})
@@ -296,7 +302,7 @@ def test_what_diverged_leaves_nothing_to_truncate(finished: Finished, tmp_path: 
     assert not outcome.failures
     total, already_done = recorder.work
     assert recorder.done == pytest.approx(total - already_done)
-    for model in outcome.results.truncated:
+    for model in outcome.results.of_role("truncated"):
         assert model.run is not None
         assert model.run.status == "diverged"
         assert "the loss was nan" in (model.run.message or "")

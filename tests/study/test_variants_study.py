@@ -60,7 +60,7 @@ class Finished(NamedTuple):
         return self.results.study
 
     def variant(self, name: str) -> PlannedRun:
-        return next(run for run in self.study.variants if run.variant == name)
+        return next(run for run in self.study.of_role("variant") if run.variant == name)
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +85,8 @@ def planned(file: Path, *overrides: str) -> StudyRecord:
 
 def test_variants_share_lora_s_pass_or_are_trained_alone(finished: Finished) -> None:
     """Beside LoRA's middle rank. PiSSA is LoRA that begins elsewhere."""
-    assert [run.variant for run in finished.study.variants] == ["dora", "ia3", "pissa"]
-    assert [(run.rank, run.beside_ranks) for run in finished.study.variants] == [
+    assert [run.variant for run in finished.study.of_role("variant")] == ["dora", "ia3", "pissa"]
+    assert [(run.rank, run.beside_ranks) for run in finished.study.of_role("variant")] == [
         (4, (4,)),
         (None, (4,)),
         (4, (4,)),
@@ -114,10 +114,10 @@ def test_a_residual_initialisation_counts_twice_the_rank(finished: Finished) -> 
 def test_everything_is_trained_and_scored_and_the_verdict_knows_lora_only(
     finished: Finished,
 ) -> None:
-    assert {model.name for model in finished.results.variants} == {
-        run.name for run in finished.study.variants
+    assert {model.name for model in finished.results.of_role("variant")} == {
+        run.name for run in finished.study.of_role("variant")
     }
-    for model in finished.results.variants:
+    for model in finished.results.of_role("variant"):
         assert model.run is not None
         assert model.run.status == "trained"
         assert not model.run.update_is_zero
@@ -150,7 +150,7 @@ def test_the_page_has_each_variant_beside_lora(finished: Finished) -> None:
         4 * sum(map(sum, shapes)),
     ]
     (lora,) = (m for m in finished.results.runs if m.run and m.run.planned.rank == 4)
-    for row, model in zip(found.rows, finished.results.variants, strict=True):
+    for row, model in zip(found.rows, finished.results.of_role("variant"), strict=True):
         assert row.beside == "rank 4"
         own, its = model.items["colours"].values, lora.items["colours"].values
         mean = 100 * sum(a - b for a, b in zip(own, its, strict=True)) / len(own)
@@ -192,8 +192,8 @@ def test_killed_while_a_variant_trains_it_resumes(
     assert any(f"-{name}-" in path.parent.name for path in root.rglob("training.pt"))
     outcome = run_study(plan_study(load_config(file)), StudyFolder(root), Silent())
     expected = StudyFolder(whole)
-    assert len(outcome.results.variants) == 3
-    for model in outcome.results.variants:
+    assert len(outcome.results.of_role("variant")) == 3
+    for model in outcome.results.of_role("variant"):
         theirs = expected.model_folder(model.name) / "adapter" / WEIGHTS_FILE
         ours = StudyFolder(root).model_folder(model.name) / "adapter" / WEIGHTS_FILE
         assert ours.read_bytes() == theirs.read_bytes()
@@ -206,7 +206,7 @@ def test_as_many_weights_and_rates_of_their_own(finished: Finished) -> None:
         "methods.variants={names: [rslora, lora_fa, ia3], ranks: 8, match: parameters, "
         "learning_rate: [1e-3, 1e-2]}",
     )
-    assert [(run.variant, run.rank, run.learning_rate) for run in study.variants] == [
+    assert [(run.variant, run.rank, run.learning_rate) for run in study.of_role("variant")] == [
         ("rslora", 8, 1e-3),
         ("rslora", 8, 1e-2),
         ("lora_fa", 19, 1e-3),  # 8 * (48 + 48 + ...) over the outputs alone
@@ -214,7 +214,7 @@ def test_as_many_weights_and_rates_of_their_own(finished: Finished) -> None:
         ("ia3", None, 1e-3),
         ("ia3", None, 1e-2),
     ]
-    rslora = study.variants[0]
+    rslora = study.of_role("variant")[0]
     assert rslora.alpha == 16
     assert rslora.scaling == pytest.approx(16 / 8**0.5)
     (lora,) = (run for run in study.runs if run.rank == 8)
@@ -237,7 +237,7 @@ def test_pairs_of_settings_stay_together(finished: Finished) -> None:
             f"methods={{lora: {{_: [{pairs}]}}, variants: {{names: dora, ranks: {ranks}}}}}",
             "train.learning_rate={full: 1e-4}",
         )
-        found = [(run.rank, run.alpha, run.learning_rate) for run in study.variants]
+        found = [(run.rank, run.alpha, run.learning_rate) for run in study.of_role("variant")]
         assert found == expected
         assert {*found} <= {(run.rank, run.alpha, run.learning_rate) for run in study.runs}
 
@@ -251,7 +251,7 @@ def test_what_comes_to_one_training_is_beside_every_rank(
         finished.file,
         "methods.variants={names: [lora_fa, vera, ia3], ranks: [4, 8], match: parameters}",
     )
-    assert [(run.variant, run.rank, run.beside_ranks) for run in study.variants] == [
+    assert [(run.variant, run.rank, run.beside_ranks) for run in study.of_role("variant")] == [
         ("lora_fa", 9, (4,)),
         ("lora_fa", 19, (8,)),
         ("vera", 64, (4, 8)),
@@ -293,8 +293,12 @@ def test_the_same_initialisation_at_several_rates_is_made_once(
     assert asked == [0, 1]
     study = outcome.results.study
     assert len(study.passes) == 1
-    assert len(outcome.results.variants) == 8
-    eva = [model.run for model in outcome.results.variants if model.run.planned.variant == "eva"]  # pyright: ignore[reportOptionalMemberAccess]
+    assert len(outcome.results.of_role("variant")) == 8
+    eva = [
+        model.run
+        for model in outcome.results.of_role("variant")
+        if model.run.planned.variant == "eva"
+    ]  # pyright: ignore[reportOptionalMemberAccess]
     assert [each.update_is_zero for each in eva if each is not None] == [False] * 4
     # the few rows are read as one part, after which nothing is known to stay
     assert [each.unsettled_share for each in eva if each is not None] == [1.0] * 4
@@ -311,8 +315,11 @@ def test_a_run_of_lora_has_the_fingerprint_that_it_has_without_variants(
     assert [run.fingerprint for run in without.runs] == [
         run.fingerprint for run in finished.study.runs
     ]
-    assert without.variants == ()
-    assert len({run.fingerprint for run in (*finished.study.runs, *finished.study.variants)}) == 6
+    assert without.of_role("variant") == ()
+    assert (
+        len({run.fingerprint for run in (*finished.study.runs, *finished.study.of_role("variant"))})
+        == 6
+    )
 
 
 @pytest.mark.parametrize(

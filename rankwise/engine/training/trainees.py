@@ -135,7 +135,7 @@ class Trainee:
         self._optimizer = self._new_optimizer()
         self._norm = torch.zeros(())
         self._rate = run.learning_rate
-        is_refined = run.truncated_from is not None
+        is_refined = run.role == "truncated"
         self._rate_factor = rate_factor(config, run.num_steps, starts_at_zero=not is_refined)
 
     @property

@@ -34,7 +34,7 @@ def answer_signatures(source: OptionGains) -> Iterator[Signature]:
                 yield from _runs_on(source, option, task)
             if len(base.predicted_shares or ()) > 1 and task not in seen:
                 yield from _collapsed(source, option, task)
-        if results.ending_items is not None and option.plan.imported_as is None:
+        if results.ending_items is not None and option.plan.role != "imported":
             yield from _has_no_end(source, option, results.ending_items)
 
 

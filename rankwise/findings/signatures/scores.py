@@ -44,7 +44,7 @@ def score_signatures(source: OptionGains, recommendation: Recommendation) -> Ite
                 yield from _metrics_disagree(source, option, task)
         for task in source.tasks("held_out_text", "nats"):
             yield from _forgetting(source, option, task)
-        if option.plan.imported_as is None:
+        if option.plan.role != "imported":
             for task, seen in source.results.trained_items.items():
                 yield from _train_test_gap(source, recommendation, option, task, seen)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.study import PlannedRun
-from rankwise.study.planning.runs import RunMaker, checkpoint, checkpoint_steps
+from rankwise.study.planning.runs import RunMaker, checkpoint_steps, stopped
 from rankwise.study.searches.policy import Decision, Measures, Policy, Progress, Setting, Trial
 from rankwise.study.searches.settings import FullVariant, Searched, policy_of
 
@@ -21,15 +21,13 @@ class Chosen(NamedTuple):
 
     Attributes:
         runs: that are compared on the test items.
-        candidates: that a search decides by, on validation items.
-        checkpoints: of runs, scored beside them.
+        others: what a search decides by on validation items, or checkpoints of the runs.
         together: groups of models of which each is trained as far as it goes before the next;
             imported ones are in none.
     """
 
     runs: tuple[PlannedRun, ...]
-    candidates: tuple[PlannedRun, ...]
-    checkpoints: tuple[PlannedRun, ...]
+    others: tuple[PlannedRun, ...]
     together: tuple[tuple[PlannedRun, ...], ...]
 
 
@@ -38,11 +36,11 @@ def all_of(
 ) -> Chosen:
     """Every run of a study file, with the checkpoints that it asks for, and variants with them."""
     checkpoints = tuple(
-        checkpoint(run, step)
+        stopped(run, step).model_copy(update={"role": "checkpoint"})
         for run in runs
         for step in checkpoint_steps(run, config.train.score_checkpoints)
     )
-    return Chosen(tuple(runs), (), checkpoints, ((*runs, *checkpoints, *variants),))
+    return Chosen(tuple(runs), checkpoints, ((*runs, *checkpoints, *variants),))
 
 
 class Candidates:
@@ -100,7 +98,7 @@ class Candidates:
         if self._is_tuned:
             run = run.model_copy(update={"rate_labels": (TUNED_LABEL,)})
         steps = checkpoint_steps(run, [progress.share]) if progress.share < 1.0 else ()
-        return checkpoint(run, steps[0]) if steps else run
+        return stopped(run, steps[0]) if steps else run
 
 
 def decided(
@@ -134,7 +132,6 @@ def decided(
     rest = tuple(run for run in runs.values() if run.name not in searched)
     return Chosen(
         runs=tuple(runs.values()),
-        candidates=tuple(model for model in searched.values() if model.name not in runs),
-        checkpoints=(),
+        others=tuple(model for model in searched.values() if model.name not in runs),
         together=(*together, rest) if rest else tuple(together),
     )

@@ -241,7 +241,7 @@ def with_whole_base(study: StudyRecord, folder: StudyFolder) -> StudyRecord:
 
 
 def _trains_on_base(run: PlannedRun, folder: StudyFolder | None) -> bool:
-    is_trained_here = run.method == "lora" and run.imported_from is None
+    is_trained_here = run.method == "lora" and run.role != "imported"
     return is_trained_here and not _is_trained(run, folder)
 
 

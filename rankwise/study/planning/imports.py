@@ -26,7 +26,7 @@ from rankwise.records.config.methods import ImportedConfig
 from rankwise.records.config.study import BaseModelConfig
 from rankwise.records.files import writing
 from rankwise.records.fingerprints import import_fingerprint
-from rankwise.records.study import PlannedRun
+from rankwise.records.study import Imported, PlannedRun
 from rankwise.study.planning.runs import Trainable, run_name
 
 # Part of the name of the run's folder, which file systems limit to 255 bytes.
@@ -97,7 +97,8 @@ def _adapter_run(
     targets = settings.get("target_modules") or ()
     modules = (targets,) if isinstance(targets, str) else tuple(sorted(targets))
     run = _planned(
-        config,
+        config.name,
+        folder,
         base,
         train_task,
         digest.hexdigest(),
@@ -106,7 +107,6 @@ def _adapter_run(
         alpha=alpha,
         scaling=alpha / (math.sqrt(rank) if uses_rslora else rank),
         target_modules=modules,
-        imported_from=folder,
         num_trainable_parameters=size,
     )
     return PlannedImport(run, warnings)
@@ -120,19 +120,20 @@ def _checkpoint_run(
     checkpoint = find_base_model(BaseModelConfig(name=str(folder)))
     refuse_other_architecture(folder, base.model.skeleton.config, (*ARCHITECTURE, "vocab_size"))
     run = _planned(
-        config,
+        config.name,
+        folder,
         base,
         train_task,
         checkpoint.fingerprint,
         method="full",
-        imported_from=folder,
         num_trainable_parameters=base.model.num_parameters,
     )
     return PlannedImport(run)
 
 
 def _planned(
-    config: ImportedConfig,
+    label: str | None,
+    folder: Path,
     base: Trainable,
     train_task: str,
     digest: str,
@@ -141,7 +142,7 @@ def _planned(
     **settings: Any,
 ) -> PlannedRun:
     content = import_fingerprint(base.model.base.fingerprint, digest)
-    label = config.name or settings["imported_from"].name
+    label = label or folder.name
     if not label.isprintable() or len(label.encode(errors="surrogateescape")) > _LONGEST_NAME:
         raise ModelError(
             f"{label[:_LONGEST_NAME]!r} cannot name a model in tables and folders. Give it a name "
@@ -151,7 +152,8 @@ def _planned(
         name="unnamed",
         fingerprint=content,
         train_task=train_task,
-        imported_as=label,
+        role="imported",
+        imported=Imported(label=label, folder=folder),
         num_steps=0,
         num_examples=0,
         num_tokens=0,

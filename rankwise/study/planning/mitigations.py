@@ -143,7 +143,7 @@ def plan_mitigated(
     return tuple(
         _mitigated(run, arm, others)
         for run in runs
-        if run.method == "lora" and run.imported_as is None
+        if run.method == "lora" and run.role != "imported"
         for arm in config.mitigations
     )
 
@@ -166,8 +166,9 @@ def _mitigated(run: PlannedRun, arm: MitigationConfig, others: Others) -> Planne
         "learning_rate": float(f"{run.learning_rate * rate:.6g}"),
         "alpha": run.alpha * alpha,
         "scaling": run.scaling * alpha,
+        "role": "mitigated",
+        "of": run.as_whole,
         "mitigation": arm,
-        "mitigates": run.training,
         "num_tokens": run.num_tokens + _other_tokens(run, arm, others),
     }
     return run.model_copy(update=changed)

@@ -90,7 +90,7 @@ def plan_passes(
     """
     of_training: dict[str, list[PlannedRun]] = {}
     for run in runs:
-        if run.imported_as is None:
+        if run.role != "imported":
             of_training.setdefault(run.training.name, []).append(run)
     cutter = _PassCutter(memory, train, usable(available_bytes))
     trained = [models[0] for models in of_training.values()]

@@ -297,7 +297,7 @@ class Planner:
         truncated = plan_truncated(config, chosen.runs, self._memory)
         mitigated = plan_mitigated(config, chosen.runs, self._parts.others)
         issues = Issues(list(self._issues.problems), list(self._issues.warnings))
-        trained = [*chosen.runs, *chosen.candidates, *truncated, *mitigated, *self._variants]
+        trained = [*chosen.runs, *chosen.others, *truncated, *mitigated, *self._variants]
         check_memory(trained, config, self._room, issues, self._folder)
         runs, room = [*trained, *self._imported], self._room
         most_bytes = most_weights_bytes(model, config, room, runs, issues, self._folder)
@@ -316,12 +316,10 @@ class Planner:
             )
         ]
         models = {
-            "runs": (*chosen.runs, *self._imported),
-            "candidates": chosen.candidates,
-            "checkpoints": chosen.checkpoints,
-            "truncated": truncated,
-            "mitigated": mitigated,
-            "variants": self._variants,
+            "models": (
+                *(*chosen.runs, *self._imported),
+                *(*chosen.others, *truncated, *mitigated, *self._variants),
+            ),
             "passes": tuple(passes),
             "most_weights_bytes": most_bytes,
             "warnings": tuple(issues.warnings),
@@ -379,7 +377,7 @@ class Planner:
             num_tokens=_token_counts(
                 prepared, answers, self._gauged, self._prompts, scored.tasks
             ).model_copy(update={"behaviour": sum(map(_most_tokens, self._behaviour))}),
-            runs=(),
+            models=(),
             warnings=(),
             own_data=self._parts.tasks.own_data,
             provenance=model.machine.provenance,

@@ -78,14 +78,14 @@ def examples_digest(examples: Sequence[Example]) -> str:
     return fingerprint([(example.tokens, example.num_loss_tokens) for example in examples])
 
 
-def checkpoint(run: PlannedRun, step: int) -> PlannedRun:
+def stopped(run: PlannedRun, step: int) -> PlannedRun:
     """A run after ``step`` of its optimizer steps, as a model of its own."""
     digest = fingerprint([run.fingerprint, step])
     return run.model_copy(
         update={
             "name": f"{run.name}-step{step:05d}",
             "fingerprint": digest,
-            "checkpoint_of": run.training,
+            "of": run.as_whole,
             "num_steps": step,
             "num_tokens": round(run.num_tokens * step / run.num_steps),
         }
@@ -171,6 +171,7 @@ class RunMaker:
             "lora",
             lora.epochs,
             num_trainable=row.num_weights(shapes, rank),
+            role="variant",
             variant=choice.name,
             beside_ranks=(lora.rank,),
             rank=rank if row.has_rank else None,
@@ -234,6 +235,6 @@ def run_name(run: PlannedRun, digest: str) -> str:
     """
     size = f"r{run.rank:03d}-" if run.rank else ""
     size += f"a{run.alpha:03g}-" if run.alpha else ""
-    which = f"s{run.seed}" if run.imported_as is None else run.imported_as
+    which = f"s{run.seed}" if run.imported is None else run.imported.label
     name = f"{run.train_task[:100]}-{run.variant or run.method}-{size}{which}-{digest[:8]}"
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("-.")  # an option begins with a dash

@@ -8,7 +8,7 @@ from rankwise.engine.training.memory import PassMemory, estimate_training_memory
 from rankwise.records.axes import BesideRank, beside_rank
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.fingerprints import truncation_fingerprint
-from rankwise.records.study import PlannedRun, Training
+from rankwise.records.study import PlannedRun
 
 
 def plan_truncated(
@@ -37,7 +37,7 @@ def largest_ranks(runs: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
     """The LoRA runs that are trained here, the largest rank of each setting, task and seed."""
     largest: dict[tuple[str, int | None, BesideRank], PlannedRun] = {}
     for run in runs:
-        if run.rank is not None and run.imported_as is None:
+        if run.rank is not None and run.role != "imported":
             for setting in beside_rank(run):
                 other = largest.setdefault((run.train_task, run.seed, setting), run)
                 if run.rank > (other.rank or 0):
@@ -62,10 +62,8 @@ def _truncated(
             "fingerprint": truncation_fingerprint(run.fingerprint, rank, 0),
             "rank": rank,
             "alpha": run.scaling * rank,
-            "truncated_from": Training(
-                name=run.name, fingerprint=run.fingerprint, num_steps=run.num_steps
-            ),
-            "checkpoint_of": None,
+            "role": "truncated",
+            "of": run.as_whole,
             "num_steps": 0,
             "num_tokens": 0,
             "num_trainable_parameters": num_trainable,
@@ -89,4 +87,4 @@ def _truncated(
             "num_tokens": round(run.num_tokens * steps / run.num_steps),
         }
     )
-    return cut.model_copy(update={"checkpoint_of": refined.training}), refined
+    return cut.model_copy(update={"refined_in": refined.as_whole}), refined

@@ -261,7 +261,7 @@ def _other_seeds(
     study: StudyRecord, folder: StudyFolder, run: PlannedRun
 ) -> tuple[PlannedRun, ...]:
     """Trained runs that differ from a run by their seed alone."""
-    if run.imported_as is not None:
+    if run.role == "imported":
         return ()
     labels = run_labels([each for each in study.runs if each.train_task == run.train_task])
     alike = [each for each in study.runs if labels.get(each.name) == labels[run.name]]
@@ -274,10 +274,8 @@ def _refined(study: StudyRecord, folder: StudyFolder, run: PlannedRun) -> tuple[
         folder,
         [
             model
-            for model in study.truncated
-            if model.num_steps
-            and model.truncated_from is not None
-            and model.truncated_from.name == run.name
+            for model in study.of_role("truncated")
+            if model.num_steps and model.of is not None and model.of.name == run.name
         ],
     )
 

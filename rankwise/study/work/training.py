@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -96,15 +97,15 @@ def _import(context: StudyContext, run: PlannedRun) -> None:
 
     One whose weights or answers are not finite diverged where it was trained: it is not scored.
     """
-    assert run.imported_from is not None
+    assert run.imported is not None
     folder = context.folder
     folder.start_run(run)
     weights = folder.weights_folder(run)
     if run.method == "lora":
-        size, is_zero = import_adapter(run.imported_from, weights)
+        size, is_zero = import_adapter(run.imported.folder, weights)
     else:
         size, is_zero = weights_bytes(weights), False
-    message = _divergence(context, run)
+    message = _divergence(context, run, run.imported.folder)
     if message is None:
         record = _record(context.plan, run, weights_bytes=size, update_is_zero=is_zero)
     else:
@@ -112,16 +113,16 @@ def _import(context: StudyContext, run: PlannedRun) -> None:
     folder.finish_run(record)
 
 
-def _divergence(context: StudyContext, run: PlannedRun) -> str | None:
+def _divergence(context: StudyContext, run: PlannedRun, source: Path) -> str | None:
     """What shows that an imported model's training has diverged, if it has."""
     bad = not_finite(weights_files(context.folder.weights_folder(run)))
     if bad is not None:
-        return f"{bad} in {run.imported_from} holds NaN or infinite weights"
+        return f"{bad} in {source} holds NaN or infinite weights"
     tokens = context.plan.examples[run.train_task][0].tokens[:_PROBE_TOKENS]
     with context.models.reading(run) as model:
         if models.answers_finitely(model, tokens):
             return None
-    return f"the weights in {run.imported_from} are so large that its answers are not finite"
+    return f"the weights in {source} are so large that its answers are not finite"
 
 
 def _is_given_up(context: StudyContext, run: PlannedRun) -> bool:
@@ -424,7 +425,7 @@ class _Writer:
         self.states.finish()  # the record of a run takes its state away
         for model in self._models[trainee.run.name]:
             if model.num_steps == trainee.step:
-                if model.checkpoint_of is not None:
+                if model.is_part:
                     self._folder.start_run(model)
                     for metrics in trainee.metrics:
                         self._folder.append_metrics(model.name, metrics.model_dump())

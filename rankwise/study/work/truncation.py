@@ -38,8 +38,8 @@ def truncated_adapters(context: StudyContext, models: Sequence[PlannedRun]) -> d
     runs = {run.name: run for run in context.study.runs}
     by_source: dict[str, list[PlannedRun]] = {}
     for model in models:
-        if model.truncated_from is not None:
-            by_source.setdefault(model.truncated_from.name, []).append(model)
+        if model.role == "truncated" and model.of is not None:
+            by_source.setdefault(model.of.name, []).append(model)
     found: dict[str, Truncated] = {}
     for source, its_models in by_source.items():
         updates = read_updates(context.folder.weights(runs[source]))
@@ -65,9 +65,9 @@ def _truncated(updates: Mapping[str, LowRankUpdate], rank: int, scaling: float) 
 def diverged_source(context: StudyContext, model: PlannedRun) -> str | None:
     """Why there is nothing to truncate: the run's training diverged; None where it did not."""
     runs = {run.name: run for run in context.study.runs}
-    if model.truncated_from is None:
+    if model.role != "truncated" or model.of is None:
         return None
-    record = context.folder.finished_run(runs[model.truncated_from.name])
+    record = context.folder.finished_run(runs[model.of.name])
     if record is None or record.status != "diverged":
         return None
     return f"{record.planned.name}, whose adapter it is, diverged: {record.message}"

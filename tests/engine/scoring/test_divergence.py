@@ -227,7 +227,7 @@ def test_a_run_is_compared_with_the_first_full_run_of_its_seed_and_epochs() -> N
         planned("full-0-slow", "full", 0, 3),
         planned("full-0-fast", "full", 0, 3),
     )
-    study = planted_results.planted_study({4: 0.5}).study.model_copy(update={"runs": runs})
+    study = planted_results.planted_study({4: 0.5}).study.model_copy(update={"models": runs})
     references = {run.name: study.full_run_of(run) for run in runs}
     assert {name: run.name for name, run in references.items() if run} == {"lora-0": "full-0-slow"}
     assert [run.name for run in study.full_runs_compared] == ["full-0-slow"]

@@ -409,7 +409,7 @@ def passes(
     ]
     if full:
         runs.insert(1, planned("full", None, "full"))
-    runs.append(planned("lora", 8, "theirs", imported_as="theirs"))
+    runs.append(planned("lora", 8, "theirs", role="imported"))
     available = math.ceil(fits / USABLE_SHARE)
     found = plan_passes(
         runs,
