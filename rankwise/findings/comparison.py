@@ -36,7 +36,7 @@ STACK_SHIFT = (
     "seed on torch 2.7, 2.9 and 2.13 differed by 1.3 points (LoRA of rank 32) and 2.8 points (full "
     "fine-tuning) on GSM8K"
 )
-"""What is known of it; the source is in docs/METHODS.md."""
+"""What is known of it; the source is in docs/methods/several-studies.md."""
 
 ROUNDING: Mapping[Unit, float] = {"points": 0.01, "nats": 1e-4}
 """Below this the base's score of an item is the same: batches of other models round otherwise."""

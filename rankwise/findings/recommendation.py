@@ -82,7 +82,7 @@ class _Judgement(NamedTuple):
 
 
 def recommend(results: StudyResults, earlier: StudyLooks | None = None) -> StudyRecommendation:
-    """Apply the rule of docs/METHODS.md to a finished study, for each trained task.
+    """Apply the rule of docs/methods/rule.md to a finished study, for each trained task.
 
     Args:
         results: of the study as it is now.

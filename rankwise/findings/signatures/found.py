@@ -30,7 +30,7 @@ def failure_signatures(
 ) -> tuple[Signature, ...]:
     """Every failure that one trained task shows, in the order of ``SIGNATURES``.
 
-    Each is judged by the bounds of its own interval (docs/METHODS.md, "Failure signatures"), with
+    Each is judged by the bounds of its own interval (docs/methods/signatures.md), with
     the margins and units of the recommendation.
     """
     signatures = [

@@ -1,7 +1,7 @@
 """The values of a task, item by item, with what one whole item counts in a variance.
 
 Items that come in clusters (questions about one passage) become one number per cluster here; the
-formula and its source are in docs/METHODS.md.
+formula and its source are in docs/methods.
 """
 
 from __future__ import annotations

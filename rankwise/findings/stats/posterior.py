@@ -4,7 +4,7 @@ The estimates are normal around the truths: by items as in ``stats.blocks``, and
 option's runs differ. By how much the truths differ is unknown; which options are alike is not
 asked. All scales stand on grids, so the posterior is a mixture of Gaussians whose weights, means
 and covariances are computed; draws from it use a fixed seed. The priors are those of
-docs/METHODS.md, in points.
+docs/methods/rule.md, in points.
 """
 
 from __future__ import annotations
