@@ -11,7 +11,7 @@ from transformers import DynamicCache
 from rankwise.engine.models.seeds import seed_of
 
 NUM_TEXTS = 200
-"""A hundred were published to do most of what any number does (docs/methods/repairs-in-training)."""
+"""A hundred were published to do most of what any number does (docs/methods)."""
 
 NUM_TOKENS = 128
 """Of each text, its first token included: a paragraph, at the cost of a short training row."""
