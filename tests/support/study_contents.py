@@ -46,8 +46,7 @@ def comparable(folder: Path, *, exact: bool = False) -> dict[str, Any]:
             for varying in VARYING:
                 record.pop(varying, None)
             for planned in (
-                *record.get("runs", ()),
-                *record.get("candidates", ()),
+                *record.get("models", ()),
                 *record.get("passes", ()),
                 record.get("planned"),
             ):
