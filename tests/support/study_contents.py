@@ -51,7 +51,7 @@ def comparable(folder: Path, *, exact: bool = False) -> dict[str, Any]:
                 record.get("planned"),
             ):
                 if planned:  # an estimate has the process in it
-                    del planned["estimated_memory_bytes"]
+                    planned.pop("estimated_memory_bytes", None)
             if (
                 path.name == "spectra.json" and not exact
             ):  # decompositions round by where memory happens to lie
