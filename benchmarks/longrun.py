@@ -39,7 +39,6 @@ from scipy import stats
 
 from benchmarks.longrun_growth import PARTS as PARTS_THAT_GROW
 from benchmarks.longrun_growth import exponent, growth
-from rankwise.records.fingerprints import spectra_fingerprint
 from rankwise.records.folder import StudyFolder
 from rankwise.records.results import ModelResults, StudyResults
 from rankwise.records.study_file import load_config
@@ -48,7 +47,8 @@ from rankwise.study.conclusion import StudyOutcome, conclude
 from rankwise.study.damage import find_damage
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
-from rankwise.study.stages import finished_work, stages
+from rankwise.study.stages.graph import finished_work, stages
+from rankwise.study.stages.spectra import AnalyseWeights
 from rankwise.study.status import study_status
 from tests.planted.folders import samples_of
 from tests.planted.results import planted_study
@@ -110,9 +110,9 @@ def _write_model(
             matrix("self_attn.q_proj", layer, rank=run.rank, norm=1.0 + layer / 100)
             for layer in range(NUM_MATRICES)
         )
-        wanted = spectra_fingerprint(results.study, run)
+        wanted = AnalyseWeights.wanted(results.study, run)
         spectra = record(run, matrices).model_copy(update={"fingerprint": wanted})
-        folder.write(folder.spectra_file(run.name), spectra)
+        folder.write(AnalyseWeights.path(folder, run.name), spectra)
     for task, evaluation in model.evaluations.items():
         items = model.items[task]
         lines = samples_of(evaluation, items, documents[: len(items.values)])

@@ -26,7 +26,7 @@ from rankwise.study.conclusion import conclude
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.progress import Follower
 from rankwise.study.run import run_study
-from rankwise.study.stages import stages
+from rankwise.study.stages.graph import stages
 from tests.planted.results import planted_study
 
 Write = Callable[[StudyFolder, StudyResults], None]

@@ -19,7 +19,12 @@ from rankwise.records.study_file import load_config
 from rankwise.study.observer import StageOutline
 from rankwise.study.planning.plan import StudyPlan, plan_study
 from rankwise.study.run import run_study
-from rankwise.study.stages import AnalyseWeights, CompareWithBase, Score, Stage, Train, stages
+from rankwise.study.stages.gauges import CompareWithBase
+from rankwise.study.stages.graph import stages
+from rankwise.study.stages.scoring import Score
+from rankwise.study.stages.spectra import AnalyseWeights
+from rankwise.study.stages.stage import Stage
+from rankwise.study.stages.training import Train
 from tests.support.observers import Silent
 
 Seconds = dict[str, dict[str, list[float]]]

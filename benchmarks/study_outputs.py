@@ -13,6 +13,7 @@ from benchmarks.study_setting import GRID, read_json
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.spectra import MatrixSpectrum, SpectraRecord
 from rankwise.records.study import TaskEvaluation
+from rankwise.study.stages.spectra import AnalyseWeights
 
 
 class Agreement(NamedTuple):
@@ -95,7 +96,7 @@ def compare_spectra(repeat: Path) -> dict[str, float]:
     similarity = value = 0.0
     intruders = counts = 0
     for run in study.read_study().runs:
-        record = study.read(study.spectra_file(run.name), SpectraRecord)
+        record = study.read(AnalyseWeights.path(study, run.name), SpectraRecord)
         if {matrix.module for matrix in record.matrices} != peer[run.name].keys():
             raise ValueError(f"the sides analysed other matrices of {run.name}.")
         for matrix in record.matrices:

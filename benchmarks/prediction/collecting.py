@@ -25,10 +25,10 @@ from rankwise.findings.pairs import run_record
 from rankwise.records import quantities
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.folder import StudyFolder
-from rankwise.records.reading import read_results
 from rankwise.records.results import ModelResults, TaskItems, TrainTaskResults
 from rankwise.records.spectra import intruders_of
 from rankwise.records.study import PlannedRun, Relation, Unit
+from rankwise.study.reading import read_results
 
 NUM_LOSSES = 8
 MIN_RANKS = 2

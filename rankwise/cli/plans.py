@@ -18,7 +18,8 @@ from rankwise.study.damage import Damage, find_damage, models_of
 from rankwise.study.deploying import with_deployed, work_after_verdict, work_of_forms
 from rankwise.study.outline import study_outline
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.stages import Stage, finished_work, stages
+from rankwise.study.stages.graph import finished_work, stages
+from rankwise.study.stages.stage import Stage
 from rankwise.study.times import TRAINING_WORK, Slot, assumed_rate, scheduled, seconds_left
 from rankwise.study.units import jobs, owners, units
 

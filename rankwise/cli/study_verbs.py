@@ -27,7 +27,7 @@ from rankwise.cli.run_verbs import STUDIES, AcceptNewStack
 from rankwise.cli.running import Telling, keep, report_on, run_and_report
 from rankwise.cli.watch import MOST_PORT, PORT, serve
 from rankwise.errors import ConfigError, RecordError, StorageError
-from rankwise.records.reading import read_results
+from rankwise.study.reading import read_results
 
 if TYPE_CHECKING:
     from rankwise.cli.events import Events

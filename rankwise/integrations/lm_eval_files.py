@@ -21,9 +21,9 @@ from rankwise.integrations.exported import Exported
 from rankwise.records.files import write_atomically
 from rankwise.records.folder import LOSS_METRIC, StudyFolder
 from rankwise.records.p_right import P_RIGHT
-from rankwise.records.reading import read_results
 from rankwise.records.results import ModelResults
 from rankwise.records.study import MetricScore, Provenance, StudyRecord, TaskEvaluation
+from rankwise.study.reading import read_results
 
 Samples = Mapping[str, list[dict[str, Any]]]
 

@@ -12,7 +12,6 @@ from rankwise.records.base import Record
 from rankwise.records.behaviour import Behaviour
 from rankwise.records.file_names import samples_beside
 from rankwise.records.folder import BASE, StudyFolder
-from rankwise.records.forms import model_in_form
 from rankwise.records.heads import HeadRepair, TaskHeadEffects
 from rankwise.records.judgement import StudyLooks
 from rankwise.records.own_texts import OwnTexts
@@ -22,7 +21,7 @@ from rankwise.records.repairs import AdapterRepair
 from rankwise.records.search import SearchRecord
 from rankwise.records.stacks import AcceptedStacks
 from rankwise.records.study import StudyRecord, TaskEvaluation
-from rankwise.study.stages import CheckForm, model_name, stages
+from rankwise.study.stages.graph import stages
 
 _WITH_TEXTS = (Behaviour, OwnTexts)
 
@@ -91,11 +90,7 @@ def _records(folder: StudyFolder, study: StudyRecord) -> Iterator[tuple[Path, ty
     yield folder.own_texts_file, OwnTexts
     for stage in stages(study):
         for model in stage.models:
-            yield stage.path_of(folder, model), stage.record
-            if isinstance(stage, CheckForm):
-                scored = model_in_form(model_name(model), stage.form)
-                for task in stage.tasks:
-                    yield folder.evaluation_file(scored, task), TaskEvaluation
+            yield from stage.records_of(folder, model)
     for name in (BASE, *(model.name for model in study.models)):
         yield folder.head_repair_file(name), HeadRepair
         yield folder.adapter_repair_file(name), AdapterRepair

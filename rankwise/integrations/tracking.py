@@ -18,7 +18,6 @@ from rankwise.errors import RankwiseError
 from rankwise.findings.models import task_score
 from rankwise.records.config.study import StudyConfig, Tracker
 from rankwise.records.folder import StudyFolder
-from rankwise.records.reading import read_model
 from rankwise.study.conclusion import StudyOutcome
 from rankwise.study.observer import (
     Event,
@@ -30,7 +29,8 @@ from rankwise.study.observer import (
     Stepped,
 )
 from rankwise.study.progress import Follower
-from rankwise.study.stages import Score
+from rankwise.study.reading import read_model
+from rankwise.study.stages.scoring import Score
 
 AccelerateTracker = Any
 """One of accelerate's ``GeneralTracker``, whose class does not say what all of them have."""

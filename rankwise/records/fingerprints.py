@@ -24,9 +24,6 @@ IMPORT_REVISION = 1
 SCORING_REVISION = 4
 DIVERGENCE_REVISION = 2
 BEHAVIOUR_REVISION = 1
-DEPLOYMENT_REVISION = 2
-SPECTRA_REVISION = 2
-HEAD_CHANGES_REVISION = 1
 HEAD_EFFECTS_REVISION = 3
 HEAD_REPAIR_REVISION = 2
 REPAIR_REVISION = 2
@@ -196,68 +193,9 @@ def scoring_fingerprint(study: StudyRecord, model_fingerprint: str, task: str) -
     return fingerprint([model_fingerprint, study.task_fingerprints.get(task)])
 
 
-def divergence_fingerprint(study: StudyRecord, model: str, reference: PlannedRun) -> str:
-    """Of everything that a model's divergence from a full fine-tuning depends on."""
-    answers = study.answers_fingerprints.get(reference.train_task)
-    return fingerprint([model, reference.fingerprint, answers])
-
-
-def gauges_fingerprint(study: StudyRecord, run: PlannedRun) -> str:
-    """Of everything that a model's divergence from the base depends on."""
-    answers = study.gauge_fingerprints.get(run.train_task)
-    return fingerprint([run.fingerprint, study.base_model_fingerprint, answers])
-
-
-def behaviour_fingerprint(study: StudyRecord, model: str) -> str:
-    """Of everything that a model's answers to the prompts of behaviour depend on."""
-    return fingerprint([model, study.behaviour_fingerprint])
-
-
-def model_in_form_fingerprint(study: StudyRecord, run: PlannedRun, form: str) -> str:
-    """Of a run in a form: what its scores depend on, besides the tasks."""
-    return fingerprint([DEPLOYMENT_REVISION, study.base_model_fingerprint, run.fingerprint, form])
-
-
-def form_fingerprint(study: StudyRecord, run: PlannedRun, form: str) -> str:
-    """Of everything that is measured on a run in a form."""
-    model = model_in_form_fingerprint(study, run, form)
-    tasks = study.compared_tasks(run.train_task)
-    return fingerprint([scoring_fingerprint(study, model, task) for task in tasks])
-
-
 def prompts_fingerprint(precision: str, prompts: Sequence[Any]) -> str:
     """Of the prompts of behaviour, as they are asked."""
     return fingerprint([BEHAVIOUR_REVISION, precision, prompts])
-
-
-def spectra_fingerprint(study: StudyRecord, run: PlannedRun) -> str:
-    """Of everything that is found in a run's weights."""
-    full, settings = study.full_run_of(run), study.config.analysis
-    return fingerprint(
-        {
-            "revision": SPECTRA_REVISION,
-            "base_model": study.base_model_fingerprint,
-            "run": run.fingerprint,
-            "full": None if full is None else full.fingerprint,
-            "modules": study.adapted_modules if run.method == "full" else None,
-            "top_k": settings.top_k,
-            "null_draws": settings.null_draws,
-        }
-    )
-
-
-def head_changes_fingerprint(study: StudyRecord, run: PlannedRun) -> str:
-    """Of everything that the changes of a run's heads depend on."""
-    in_domain = study.tasks[run.train_task].get("in_domain", ())
-    return fingerprint(
-        {
-            "revision": HEAD_CHANGES_REVISION,
-            "base_model": study.base_model_fingerprint,
-            "run": run.fingerprint,
-            "prompts": [study.task_fingerprints.get(task) for task in in_domain],
-            "num_prompts": study.config.analysis.head_prompts,
-        }
-    )
 
 
 def head_effects_fingerprint(study: StudyRecord, run: PlannedRun, **asked: Any) -> str:

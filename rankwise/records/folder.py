@@ -48,9 +48,7 @@ F = TypeVar("F", bound=StageRecord)
 
 BASE = "base"
 
-_DIVERGENCE, _GAUGES, _BEHAVIOUR = "divergence.json", "gauges.json", "behaviour.json"
-_SPECTRA, _HEAD_CHANGES, _HEADS = "spectra.json", "heads.json", "heads"
-_REPAIR, _FORMS, _TRAINING_STATE = "repair", "forms", "training.pt"
+_HEADS, _REPAIR, _FORMS, _TRAINING_STATE = "heads", "repair", "forms", "training.pt"
 _TASKS = ".tasks"
 
 
@@ -174,35 +172,10 @@ class StudyFolder:
     def samples_file(self, model: str, task: str) -> Path:
         return samples_beside(self.evaluation_file(model, task))
 
-    def divergence_file(self, model: str, reference: str) -> Path:
-        """How far a model is from a full fine-tuning; the base is compared with several."""
-        name = f"divergence/{reference}.json" if model == BASE else _DIVERGENCE
-        return self.model_folder(model) / name
-
-    def gauges_file(self, model: str) -> Path:
-        """How far a model is from the base."""
-        return self.model_folder(model) / _GAUGES
-
-    def behaviour_file(self, model: str) -> Path:
-        """What a model wrote after short prompts."""
-        return self.model_folder(model) / _BEHAVIOUR
-
-    def form_file(self, run: str, form: str) -> Path:
-        """What a form makes of a run; its scores are those of ``model_in_form``."""
-        return self.model_folder(model_in_form(run, form)) / "form.json"
-
     def models_in_forms(self, model: str) -> list[str]:
         """The names under which a run was scored in forms."""
         places = sorted((self.model_folder(model) / _FORMS).glob("*"))
         return [model_in_form(model, place.name) for place in places]
-
-    def spectra_file(self, run: str) -> Path:
-        """What a run did to the base's weight matrices."""
-        return self.model_folder(run) / _SPECTRA
-
-    def head_changes_file(self, run: str) -> Path:
-        """What changed in a run's attention heads."""
-        return self.model_folder(run) / _HEAD_CHANGES
 
     def head_effects_file(
         self, run: str, mode: HeadMode, task: str, num_items: int, *, keys_and_values: bool = False
@@ -450,14 +423,14 @@ class StudyFolder:
         """Clear what an interrupted training of this run left behind."""
         folder = self.model_folder(planned.name)
         with writing(folder):
-            for leftover in (*WEIGHTS, "eval", _HEADS, _REPAIR, _FORMS):
-                shutil.rmtree(folder / leftover, ignore_errors=True)
-            for name in (_DIVERGENCE, _GAUGES, _BEHAVIOUR, _SPECTRA, _HEAD_CHANGES):
-                (folder / name).unlink(missing_ok=True)
             folder.mkdir(parents=True, exist_ok=True)
-            metrics = self.metrics_file(planned.name)
-            metrics.unlink(missing_ok=True)  # it may be a pipe
-            metrics.write_text("", encoding="utf-8")
+            kept = self.run_file(planned.name), self.training_state_file(planned)
+            for leftover in folder.iterdir():
+                if leftover.is_dir() and not leftover.is_symlink():
+                    shutil.rmtree(leftover, ignore_errors=True)
+                elif leftover not in kept and not leftover.name.startswith("."):
+                    leftover.unlink(missing_ok=True)
+            self.metrics_file(planned.name).write_text("", encoding="utf-8")
 
     def finish_run(self, record: RunRecord) -> None:
         """Make weights and losses durable, then say that they are there, and what they are."""

@@ -40,6 +40,9 @@ from rankwise.records.study import (
 
 LOSS_METRIC = "loss_nats"
 
+MIN_ITEMS = 2
+"""Of a scored task: a difference of one item has no standard error."""
+
 
 class TaskItems(Record):
     """The deciding metric of one model on one task, item by item.

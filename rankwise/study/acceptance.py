@@ -12,7 +12,9 @@ from rankwise.records.files import free_bytes, in_words
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.study import StudyRecord
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.stages import Model, Score, Stage, Train, model_name
+from rankwise.study.stages.scoring import Score
+from rankwise.study.stages.stage import Model, Stage, model_name
+from rankwise.study.stages.training import Train
 from rankwise.study.times import furthest
 
 # Sections of a study file on which scores of a model depend.

@@ -10,7 +10,8 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.study import StageFailure
 from rankwise.study.context import StudyContext
 from rankwise.study.outline import study_outline
-from rankwise.study.stages import Model, Stage, stages
+from rankwise.study.stages.graph import stages
+from rankwise.study.stages.stage import Model, Stage
 from rankwise.study.units import Unit, units
 
 

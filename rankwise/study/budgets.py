@@ -25,7 +25,7 @@ from rankwise.records.study import Unit
 from rankwise.study.deploying import work_after_verdict
 from rankwise.study.outline import study_outline
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.stages import stages
+from rankwise.study.stages.graph import stages
 from rankwise.study.times import seconds_left
 from rankwise.tasks.questions import Continuation
 

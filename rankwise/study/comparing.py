@@ -9,7 +9,7 @@ from pathlib import Path
 from rankwise.findings.comparison import StudySource
 from rankwise.findings.recommendation import recommend
 from rankwise.records.folder import StudyFolder
-from rankwise.records.reading import read_results
+from rankwise.study.reading import read_results
 
 
 def folder_problems(directories: Sequence[Path]) -> list[str]:

@@ -9,11 +9,11 @@ from rankwise.findings.recommendation import looks_of, recommend
 from rankwise.findings.study import StudyFindings, study_findings
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.folder import StudyFolder
-from rankwise.records.reading import read_results, without_collections
 from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.results import StudyResults
 from rankwise.records.study import StageFailure, StudyRecord
-from rankwise.study.stages import stages
+from rankwise.study.reading import read_results, without_collections
+from rankwise.study.stages.graph import stages
 
 
 class StudyOutcome(NamedTuple):

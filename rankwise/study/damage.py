@@ -1,8 +1,7 @@
-"""What of a study folder is not as it was written, what it takes to make it again, and where to."""
+"""What of a study folder is not as it was written, and what it takes to make it again."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,29 +9,21 @@ from typing import NamedTuple
 from rankwise.errors import NewerRecordError, RecordError
 from rankwise.findings.study import StudyFindings
 from rankwise.records.base import Record
-from rankwise.records.behaviour import Behaviour
 from rankwise.records.deployment import FormRecord
 from rankwise.records.file_names import samples_beside
-from rankwise.records.files import (
-    FileDigest,
-    storage_error,
-    without_remedy,
-    write_atomically,
-    writing,
-)
+from rankwise.records.files import FileDigest, without_remedy
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.forms import model_in_form
-from rankwise.records.heads import HeadChanges, HeadRepair, TaskHeadEffects
+from rankwise.records.heads import HeadRepair, TaskHeadEffects
 from rankwise.records.judgement import StudyLooks
 from rankwise.records.own_texts import OwnTexts
 from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.repair_scores import RepairDivergences, RepairScores
 from rankwise.records.repairs import AdapterRepair
-from rankwise.records.results import Divergence
 from rankwise.records.search import SearchRecord
-from rankwise.records.spectra import SpectraRecord
 from rankwise.records.stacks import AcceptedStacks
 from rankwise.records.study import RunRecord, StageFailure, StudyRecord, TaskEvaluation
+from rankwise.study.stages.graph import KINDS
 
 
 class Damage(NamedTuple):
@@ -88,43 +79,6 @@ def models_of(study: StudyRecord, folder: StudyFolder) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def set_aside(folder: StudyFolder, paths: Sequence[Path], why: str) -> Path:
-    """Move files and folders of a study into a new folder below ``quarantine/``.
-
-    Args:
-        folder: of the study.
-        paths: what to move; keeps its place below the new folder.
-        why: written beside them.
-
-    Returns:
-        The new folder.
-
-    Raises:
-        StorageError: they cannot be moved.
-    """
-    quarantine = folder.root / "quarantine"
-    with writing(quarantine):
-        number = 1
-        while True:
-            target = quarantine / f"{number:03d}"
-            try:
-                target.mkdir(parents=True)
-            except FileExistsError:
-                number += 1
-            else:
-                break
-    write_atomically(target / "why.txt", f"{why}\n")
-    for path in paths:
-        if path.exists() and path.is_relative_to(folder.root):
-            moved = target / path.relative_to(folder.root)
-            try:
-                moved.parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(path, moved)  # also where ``runs`` is a link to another disk
-            except OSError as error:
-                raise storage_error(moved, error) from error
-    return target
-
-
 class _Inspector:
     """Reads a folder's records, and compares files with them."""
 
@@ -162,19 +116,10 @@ class _Inspector:
             misfit = record and record.metrics and self._misfit(losses, record.metrics)
             if misfit:
                 yield Damage(losses, misfit, f"training {model}, whose weights stay", (losses,))
-        for path in sorted((place / "eval").glob("*.json")):
-            made_by, spoils = f"scoring {model} on {path.stem}", (path, samples_beside(path))
-            yield from self._record(path, TaskEvaluation, made_by, model, spoils)
-        for path, kind, what in (
-            (folder.spectra_file(model), SpectraRecord, "analysing the weights of"),
-            (folder.head_changes_file(model), HeadChanges, "comparing the heads of"),
-            *(
-                (path, Divergence, "comparing with full fine-tuning")
-                for path in sorted((place / "divergence").glob("*.json"))
-            ),
-            (place / "divergence.json", Divergence, "comparing with full fine-tuning"),
-            (folder.gauges_file(model), Divergence, "comparing with the base"),
-            (folder.behaviour_file(model), Behaviour, "asking short prompts of"),
+        for kind in KINDS:
+            for path, made_by, spoils in kind.written(folder, model):
+                yield from self._record(path, kind.record, made_by, model, spoils)
+        for path, record_kind, what in (
             *(
                 (path, TaskHeadEffects, "intervening on the heads of")
                 for path in sorted((place / "heads" / "effects").rglob("*.json"))
@@ -184,18 +129,17 @@ class _Inspector:
                 for path in sorted(folder.repair_scores_file(model, "_").parent.glob("*.json"))
             ),
             (folder.repair_divergences_file(model), RepairDivergences, "comparing repairs of"),
-            (place / "form.json", FormRecord, "checking the form"),
         ):
-            yield from self._record(path, kind, f"{what} {model}", model)
+            yield from self._record(path, record_kind, f"{what} {model}", model)
         for own in folder.models_in_forms(model):
             yield from self.of_model(own)
         heads, whole = folder.head_repair_file(model), folder.adapter_repair_file(model)
-        for path, kind, adapter, verb in (
+        for path, record_kind, adapter, verb in (
             (heads, HeadRepair, folder.repaired_folder(model), "heads"),
             (whole, AdapterRepair, folder.repaired_adapter_folder(model), "repair"),
         ):
             made_by = f"repairing {model} (`rankwise {verb}` makes it again)"
-            yield from self._record(path, kind, made_by, model, (path, adapter))
+            yield from self._record(path, record_kind, made_by, model, (path, adapter))
 
     def _record(
         self,

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from rankwise.errors import RecordError
 from rankwise.findings.recommendation import recommend
 from rankwise.records.folder import StudyFolder
-from rankwise.records.reading import read_results
 from rankwise.records.study import StudyRecord
-from rankwise.study.stages import CheckForm, Stage, stages
+from rankwise.study.reading import read_results
+from rankwise.study.stages.form import CheckForm
+from rankwise.study.stages.graph import stages
+from rankwise.study.stages.stage import Stage
 
 
 def with_deployed(study: StudyRecord, folder: StudyFolder) -> StudyRecord:

@@ -27,6 +27,7 @@ class StageOutline(NamedTuple):
         is_finished: whether an earlier call has done it.
         seconds: that it took then, by its records; None where it is not finished, or not known.
         records: the models that it writes records of: "base", or a run's name.
+        slowness: how many times longer than scoring it takes for the same work.
     """
 
     id: str
@@ -40,6 +41,7 @@ class StageOutline(NamedTuple):
     is_finished: bool = False
     seconds: float | None = None
     records: tuple[str, ...] = ()
+    slowness: float = 1.0
 
 
 class TrainingStep(NamedTuple):

@@ -17,14 +17,17 @@ from rankwise.study.acceptance import replaced_scores, require_disk
 from rankwise.study.agenda import Agenda
 from rankwise.study.conclusion import StudyOutcome, conclude, keep
 from rankwise.study.context import StudyContext
-from rankwise.study.damage import find_damage, models_of, set_aside
+from rankwise.study.damage import find_damage, models_of
 from rankwise.study.deploying import with_deployed
 from rankwise.study.executors.local import work_here
 from rankwise.study.observer import Observer, Teller
 from rankwise.study.planning.fitting import with_whole_base
 from rankwise.study.planning.plan import StudyPlan
+from rankwise.study.quarantine import set_aside
 from rankwise.study.searching import Search
-from rankwise.study.stages import Stage, Train, stages
+from rankwise.study.stages.graph import stages
+from rankwise.study.stages.stage import Stage
+from rankwise.study.stages.training import Train
 from rankwise.study.work.canary import check_stack
 
 Executor = Callable[[StudyContext, Agenda], None]

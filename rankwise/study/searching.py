@@ -16,7 +16,6 @@ from rankwise.findings.pairs import pair_items
 from rankwise.findings.stats.items import Floats
 from rankwise.records.files import read_if_there
 from rankwise.records.folder import BASE, StudyFolder
-from rankwise.records.reading import left_of, read_model
 from rankwise.records.results import ModelResults
 from rankwise.records.search import (
     SearchDecision,
@@ -30,6 +29,7 @@ from rankwise.records.search import (
 from rankwise.records.study import PlannedRun, Relation, StudyRecord, Unit
 from rankwise.study.planning.chosen import Candidates
 from rankwise.study.planning.plan import StudyPlan
+from rankwise.study.reading import left_of, read_model
 from rankwise.study.searches import policy as searches
 from rankwise.study.searches.policy import Decision, Measures, Progress, Setting
 from rankwise.study.searches.settings import terms_of

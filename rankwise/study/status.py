@@ -11,18 +11,10 @@ from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.progress import StageProgress, StudyProgress
 from rankwise.records.study import PlannedRun, StageFailure, StudyRecord
 from rankwise.study.damage import find_damage, models_of
-from rankwise.study.stages import (
-    AnalyseWeights,
-    CheckForm,
-    CompareDistributions,
-    CompareHeads,
-    CompareWithBase,
-    ObserveBehaviour,
-    Score,
-    Stage,
-    model_name,
-    stages,
-)
+from rankwise.study.stages.graph import stages
+from rankwise.study.stages.scoring import Score
+from rankwise.study.stages.stage import Stage, model_name
+from rankwise.study.stages.training import Train
 
 
 class ModelStatus(NamedTuple):
@@ -35,12 +27,10 @@ class ModelStatus(NamedTuple):
         num_steps: optimizer steps planned.
         tasks_scored: the tasks that it is scored on under the study's present settings.
         tasks_left: the tasks that it is still to be scored on.
-        divergence_left: whether it is still to be compared with full fine-tuning.
-        gauges_left: whether it is still to be compared with the base, token by token.
-        behaviour_left: whether it is still to answer the prompts of behaviour.
-        spectra_left: whether its weights are still to be analysed.
-        heads_left: whether its attention heads are still to be compared with the base's.
-        forms_left: the forms that it is still to be checked in, where the verdict names it.
+        others_left: what else is still to be done after training: "divergence" (it is compared
+            with full fine-tuning), "gauges" (with the base, token by token), "behaviour" (it
+            answers short prompts), "heads", "spectra", and the forms that it is checked in, where
+            the verdict names it.
         failed: the stages of it that failed when they were last tried, and why.
         damaged: its files that are not as they were written; running the study makes them again.
     """
@@ -51,30 +41,14 @@ class ModelStatus(NamedTuple):
     num_steps: int
     tasks_scored: tuple[str, ...]
     tasks_left: tuple[str, ...]
-    divergence_left: bool
-    gauges_left: bool
-    behaviour_left: bool
-    spectra_left: bool
-    heads_left: bool
-    forms_left: tuple[str, ...]
+    others_left: tuple[str, ...]
     failed: tuple[str, ...]
     damaged: tuple[str, ...]
 
     @property
     def left(self) -> tuple[str, ...]:
         """What is still to be done after training, in words."""
-        others = {
-            "divergence": self.divergence_left,
-            "gauges": self.gauges_left,
-            "behaviour": self.behaviour_left,
-            "heads": self.heads_left,
-            "spectra": self.spectra_left,
-        }
-        return (
-            *self.tasks_left,
-            *(name for name, is_left in others.items() if is_left),
-            *self.forms_left,
-        )
+        return *self.tasks_left, *self.others_left
 
 
 class RunStatus(NamedTuple):
@@ -179,6 +153,7 @@ def _line(
         if training == "diverged":
             tasks = ()
     tasks_left = {stage.task for stage in todo if isinstance(stage, Score)}
+    others = [stage.name for stage in todo if not isinstance(stage, Train | Score)]
     ids_left = {stage.id for stage in todo}
     return ModelStatus(
         model=name,
@@ -187,12 +162,7 @@ def _line(
         num_steps=0 if model is None else model.num_steps,
         tasks_scored=tuple(task for task in tasks if task not in tasks_left),
         tasks_left=tuple(task for task in tasks if task in tasks_left),
-        divergence_left=any(isinstance(stage, CompareDistributions) for stage in todo),
-        gauges_left=any(isinstance(stage, CompareWithBase) for stage in todo),
-        behaviour_left=any(isinstance(stage, ObserveBehaviour) for stage in todo),
-        spectra_left=any(isinstance(stage, AnalyseWeights) for stage in todo),
-        heads_left=any(isinstance(stage, CompareHeads) for stage in todo),
-        forms_left=tuple(stage.form for stage in todo if isinstance(stage, CheckForm)),
+        others_left=tuple(dict.fromkeys(others)),
         failed=tuple(
             f"{failure.what}: {failure.message}"
             for failure in failures

@@ -25,10 +25,6 @@ from rankwise.findings.stats.items import Floats
 from rankwise.records.study import PlannedRun, StudyRecord
 from rankwise.study.observer import StageOutline
 
-ANALYSIS_WORK = 1500.0
-"""Work of decomposing all adapted matrices of a run once, in scored tokens: measured on small
-models. Only the time left is estimated from it."""
-
 TRAINING_WORK = {"lora": 2.5, "full": 4.0}
 """Work of a trained token, in scored tokens: a backward pass, and for full fine-tuning the
 gradients of all weights. Only times are estimated from it, and work is shared out by it."""
@@ -46,9 +42,6 @@ _MACHINE_SD, _CALL_SD, _WORK_SD, _MODELS_SD = 100.0, 0.5, 0.8, 0.3
 more than to which models."""
 _GIVEN_SD = 1e-4
 """How far the machine is from a rate that is given."""
-_SLOWER = {"heads": 3.5, "behaviour": 2.3}
-"""Kinds that took longer for the same work than scoring did, and how much: two studies of a model
-of 135M weights on two cores. It is what is expected before a kind was seen."""
 _STAGE, _STAGE_SD = "stage ", 0.15
 """How far stages of which all is known differ from each other."""
 _PIECE_SD = 0.5
@@ -315,7 +308,8 @@ def _terms(seen: Mapping[Labels, _Seen]) -> dict[str, float]:
 
 
 def _expected(stage: StageOutline) -> float:
-    return math.log(_SLOWER.get(stage.kind, 1.0))
+    """The logarithm of the time for a unit of work, before a kind was seen."""
+    return math.log(stage.slowness)
 
 
 def _labels(stage: StageOutline, *, is_now: bool) -> Labels:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.folder import StudyFolder
-from rankwise.study.stages import CompareDistributions, Score, Stage, Train
+from rankwise.study.stages.stage import Stage
+from rankwise.study.stages.training import Train
 from rankwise.study.times import Job
 
 
@@ -81,8 +82,8 @@ def units(graph: Sequence[Stage]) -> tuple[Unit, ...]:
     its stages can: the training of a pass does not wait until the base is scored.
     """
     return tuple(
-        Unit(_kind(together[0]), together)
-        for _, group in itertools.groupby(graph, key=_shared)
+        Unit(together[0].unit_kind, together)
+        for _, group in itertools.groupby(graph, key=lambda stage: stage.together)
         for together in [tuple(group)]
     )
 
@@ -103,26 +104,3 @@ def jobs(all_units: Sequence[Unit], left: Mapping[str, float]) -> list[Job]:
     units_left = [unit for unit in all_units if any(stage.id in left for stage in unit.stages)]
     unit_of = owners(units_left)
     return [unit.job(unit_of, left) for unit in units_left]
-
-
-def _shared(stage: Stage) -> Hashable:
-    """The same for stages of one unit, which follow each other."""
-    match stage:
-        case Train() | Score():
-            return "", stage.model
-        case CompareDistributions():
-            return stage.kind, stage.reference.name
-        case _:
-            return stage.id
-
-
-def _kind(first: Stage) -> str:
-    match first:
-        case Score():
-            return "base"
-        case Train(planned_pass=None):
-            return "imported"
-        case Train():
-            return "full" if first.runs[0].method == "full" else "pass"
-        case _:
-            return first.kind

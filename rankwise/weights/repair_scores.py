@@ -24,7 +24,6 @@ from rankwise.records import p_right, quantities
 from rankwise.records.clusters import cluster_numbers, linked_clusters, ties_of
 from rankwise.records.files import write_atomically
 from rankwise.records.folder import BASE
-from rankwise.records.reading import MIN_ITEMS
 from rankwise.records.repair_scores import (
     RepairDivergences,
     RepairedDivergence,
@@ -36,7 +35,7 @@ from rankwise.records.repairs import (
     AdapterRepair,
     Repair,
 )
-from rankwise.records.results import TaskItems, judged_items
+from rankwise.records.results import MIN_ITEMS, TaskItems, judged_items
 from rankwise.tasks.evaluation import ScoredModel, Scoring, evaluate
 from rankwise.tasks.questions import Advance, RightAnswer
 from rankwise.tasks.requests import PreparedTask

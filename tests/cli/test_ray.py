@@ -22,7 +22,7 @@ from rankwise.study.executors.ray import MOST_RESTARTS, Cluster, RayExecutor
 from rankwise.study.observer import Event
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
-from rankwise.study.stages import stages
+from rankwise.study.stages.graph import stages
 from tests.support.command_line import rankwise, words
 from tests.support.observers import Recorder, Silent
 from tests.support.small_studies import write_study

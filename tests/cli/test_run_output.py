@@ -18,7 +18,9 @@ from rankwise.errors import ModelError
 from rankwise.records.files import read_record
 from rankwise.records.folder import StudyFolder
 from rankwise.records.recommendation import StudyRecommendation
-from rankwise.study.stages import Score, Stage, stages
+from rankwise.study.stages.graph import stages
+from rankwise.study.stages.scoring import Score
+from rankwise.study.stages.stage import Stage
 from rankwise.study.stopping import Stopped
 from rankwise.study.work.scoring import ScoreWorker
 from tests.support.command_line import rankwise, words
@@ -161,7 +163,7 @@ def test_a_failure_that_leaves_a_verdict_is_incomplete(
     def fail(*_: Any) -> None:
         raise ModelError("the heads are gone")
 
-    monkeypatch.setattr("rankwise.study.work.worker.compare_heads", fail)
+    monkeypatch.setattr("rankwise.study.work.head_changes.compare_heads", fail)
     done = rankwise("run", ran.file, "--study-dir", ran.folder.with_name("some"), "--json")
     ended = parsed(done.stdout)[-1]
     assert (ended["outcome"], ended["exit_code"], done.exit_code) == ("incomplete", 1, 1)
@@ -235,7 +237,7 @@ def test_quiet_tells_of_what_fails(
     def fail(*_: Any) -> None:
         raise ModelError("the heads are gone")
 
-    monkeypatch.setattr("rankwise.study.work.worker.compare_heads", fail)
+    monkeypatch.setattr("rankwise.study.work.head_changes.compare_heads", fail)
     done = rankwise("run", ran.file, "--study-dir", tmp_path / "study", "--quiet")
     assert done.exit_code == 1
     assert "heads failed: ModelError: the heads are gone" in words(done.stderr)

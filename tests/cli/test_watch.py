@@ -26,7 +26,7 @@ from rankwise.cli.watch import ADDRESS, Watched, server
 from rankwise.errors import RecordError, StorageError
 from rankwise.records.folder import StudyFolder
 from rankwise.records.progress import StageProgress, StudyProgress
-from rankwise.study.stages import stages
+from rankwise.study.stages.graph import stages
 from tests.planted.folders import write_study
 from tests.planted.results import planted_study
 from tests.support.command_line import rankwise, words

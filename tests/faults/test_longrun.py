@@ -22,7 +22,7 @@ from rankwise.findings.recommendation import recommend
 from rankwise.records import files
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import StudyRecord
-from rankwise.study.stages import stages
+from rankwise.study.stages.graph import stages
 from rankwise.study.status import study_status
 
 LEAK = 0.4

@@ -17,9 +17,9 @@ from rankwise.findings.recommendation import recommend, recommend_for
 from rankwise.findings.signatures.found import failure_signatures
 from rankwise.findings.study import study_findings
 from rankwise.records.folder import StudyFolder
-from rankwise.records.reading import read_results
 from rankwise.records.results import ModelResults, StudyResults
 from rankwise.report.page import write_report
+from rankwise.study.reading import read_results
 from tests.planted.results import planted_study
 
 Margins = Callable[[ModelResults, str], Any]

@@ -21,9 +21,9 @@ from rankwise.integrations.exported import Exported
 from rankwise.integrations.formats import export_study
 from rankwise.records.file_names import MANIFEST
 from rankwise.records.folder import StudyFolder
-from rankwise.records.reading import read_results
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
+from rankwise.study.reading import read_results
 from rankwise.study.run import run_study
 from tests.support import tiny_tasks
 from tests.support.observers import Silent

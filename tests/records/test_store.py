@@ -20,12 +20,12 @@ from rankwise.records.files import FileDigest, read_record, sealed
 from rankwise.records.files import write_atomically as write
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.folder import BASE, LOSS_METRIC, StudyFolder
-from rankwise.records.reading import read_results
 from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.results import ModelResults, StudyResults
 from rankwise.records.study import PlannedRun, RunRecord, StudyRecord, TaskEvaluation
 from rankwise.report.page import write_report
 from rankwise.study.conclusion import conclude, keep
+from rankwise.study.reading import read_results
 from tests.planted import results as planted_results
 from tests.planted.folders import write_study
 from tests.support.records import items_as_they_are

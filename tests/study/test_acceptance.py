@@ -25,11 +25,11 @@ from rankwise.errors import (
 )
 from rankwise.records import files
 from rankwise.records.folder import BASE, StudyFolder
-from rankwise.records.reading import read_results
 from rankwise.records.study_file import load_config
 from rankwise.study import acceptance
 from rankwise.study.extension import Extension, extended
 from rankwise.study.planning.plan import plan_study
+from rankwise.study.reading import read_results
 from rankwise.study.run import run_study
 from rankwise.study.stopping import Stopped
 from rankwise.study.work import canary
@@ -394,9 +394,9 @@ ALLOCATOR = RuntimeError(
 @pytest.mark.parametrize(
     ("place", "kinds"),
     [
-        ("worker.compare_heads", {"heads"}),
-        ("worker.analyse_weights", {"spectra"}),
-        ("worker.DistributionWorker.compare", {"divergence"}),
+        ("head_changes.compare_heads", {"heads"}),
+        ("weights.analyse_weights", {"spectra"}),
+        ("distributions.FullDistributions.of", {"divergence"}),
     ],
 )
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("no room"), ALLOCATOR, MemoryError()])

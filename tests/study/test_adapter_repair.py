@@ -24,6 +24,7 @@ from rankwise.records.study_file import load_config
 from rankwise.study.damage import find_damage
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
+from rankwise.study.stages.gauges import CompareWithBase
 from rankwise.weights import repair_scores
 from tests.support import tiny_tasks
 from tests.support.command_line import rankwise, words
@@ -138,7 +139,7 @@ def test_every_repair_has_its_kl_to_the_base(finished: Finished, folder: StudyFo
     found = read_record(folder.repair_divergences_file(name_of(folder)), RepairDivergences)
     assert {*found.tasks} == {"colours"}
     assert found.doc_ids == tuple(range(0, 26, 2))
-    gauge = read_record(folder.gauges_file(name_of(folder)), Divergence)
+    gauge = read_record(CompareWithBase.path(folder, name_of(folder)), Divergence)
     known = dict(zip(zip(gauge.tasks, gauge.doc_ids, strict=True), gauge.kl_nats, strict=True))
     expected = [known["colours", doc_id] for doc_id in found.doc_ids]
     assert (found.repaired[0].repair, min(expected) > 0) == (AS_IT_IS, True)

@@ -19,7 +19,8 @@ from rankwise.records.study_file import load_config
 from rankwise.report.page import write_report
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
-from rankwise.study.stages import ObserveBehaviour, stages
+from rankwise.study.stages.behaviour import ObserveBehaviour
+from rankwise.study.stages.graph import stages
 from rankwise.study.status import study_status
 from tests.support.observers import Silent
 from tests.support.saved_adapters import save_dora
@@ -61,7 +62,7 @@ def test_models_write_what_greedy_decoding_writes(study_file: Path, tmp_path: Pa
         )
     assert len(plan.behaviour) == len(PROMPTS)
     for name, model in models.items():
-        record = read_record(folder.behaviour_file(name), Behaviour)
+        record = read_record(ObserveBehaviour.path(folder, name), Behaviour)
         for place in (0, 13, 29):
             prompt = plan.behaviour[place]
             assert PROMPTS[place].text in plan.tokenizer.decode(prompt.tokens)
@@ -74,8 +75,8 @@ def test_models_write_what_greedy_decoding_writes(study_file: Path, tmp_path: Pa
     assert "Behaviour on short prompts" in page
 
     name = plan.record.runs[2].name
-    folder.behaviour_file(name).unlink()
-    assert [line.model for line in study_status(folder) if line.behaviour_left] == [name]
+    ObserveBehaviour.path(folder, name).unlink()
+    assert [line.model for line in study_status(folder) if "behaviour" in line.left] == [name]
     _, recorder = run(study_file, folder.root, *ON)
     assert recorder.stages == [("behaviour", "behaviour")]
     assert not any(line.left for line in study_status(folder))
@@ -109,7 +110,7 @@ def test_what_is_no_plain_lora_writes_alone(
     study = outcome.results.study
     (plain,), (variant,) = study.runs, study.of_role("variant")
     assert set(tried) == {folder.model_folder(plain.name)}
-    record = read_record(folder.behaviour_file(variant.name), Behaviour)
+    record = read_record(ObserveBehaviour.path(folder, variant.name), Behaviour)
     assert len(record.texts) == len(PROMPTS)
 
 
@@ -126,7 +127,7 @@ def test_what_the_engine_refuses_writes_alone_and_is_named_once(
         (note,) = observer.notes
         assert "is scored alone" in note
         assert "use_dora" in note
-        path = folder.behaviour_file(plan.record.runs[0].name)
+        path = ObserveBehaviour.path(folder, plan.record.runs[0].name)
         assert len(read_record(path, Behaviour).texts) == len(PROMPTS)
         path.unlink()
 

@@ -16,7 +16,7 @@ from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
 from rankwise.study.searches.policy import Shown
-from rankwise.study.stages import stages
+from rankwise.study.stages.graph import stages
 from rankwise.study.stopping import Stopped
 from tests.support.observers import Recorder, Silent
 from tests.support.small_studies import SEARCHED, write_study

@@ -16,12 +16,13 @@ from rankwise.integrations.model_cards import run_card
 from rankwise.records.fingerprints import study_fingerprint
 from rankwise.records.folder import StudyFolder
 from rankwise.records.forms import model_in_form
-from rankwise.records.reading import read_results
 from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.study_file import load_config
 from rankwise.study.conclusion import StudyOutcome
 from rankwise.study.planning.plan import plan_study
-from rankwise.study.stages import CheckForm, stages
+from rankwise.study.reading import read_results
+from rankwise.study.stages.form import CheckForm
+from rankwise.study.stages.graph import stages
 from tests.planted.rounded import KEPT, LOST, blue_tasks, deciding_adapter, undecided_base
 from tests.support.command_line import rankwise, words
 from tests.support.studies import run
@@ -114,7 +115,7 @@ def test_stages_records_status_and_report_have_it(planted: Planted) -> None:
     assert "In the forms in which it is deployed" in text
     assert "merged-bf16 loses too much" in text
     (_, line) = json.loads(rankwise("status", folder.root, "--json").stdout)["models"]
-    assert line["forms_left"] == []
+    assert line["others_left"] == []
     plan = json.loads(rankwise("plan", folder.root, "--json").stdout)
     assert plan["forms"] == list(study.forms)
     assert [s["is_finished"] for s in plan["stages"] if s["kind"] == "form"] == [True, True]
@@ -142,7 +143,7 @@ def test_a_finished_check_is_not_done_again_and_a_new_form_alone_is(planted: Pla
 
 def test_a_check_that_was_stopped_goes_on_with_its_tasks(planted: Planted) -> None:
     """Killed after the scores and before the record: nothing is scored again."""
-    path = planted.folder.form_file(planted.name, "merged-bf16")
+    path = CheckForm.path(planted.folder, planted.name, "merged-bf16")
     scores = planted.folder.evaluation_file(model_in_form(planted.name, "merged-bf16"), "blues")
     before, written = path.read_bytes(), scores.stat().st_mtime_ns
     path.unlink()

@@ -12,7 +12,9 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.study import FullTraining, PlannedRun
 from rankwise.study import acceptance
 from rankwise.study.acceptance import disk_left, require_disk
-from rankwise.study.stages import Score, Stage, Train
+from rankwise.study.stages.scoring import Score
+from rankwise.study.stages.stage import Stage
+from rankwise.study.stages.training import Train
 from tests.planted.results import planted_run_record
 from tests.support.passes import planned
 

@@ -26,7 +26,8 @@ from rankwise.study.planning.fitting import FULL_TRAININGS, full_training
 from rankwise.study.planning.passes import USABLE_SHARE, least_bytes
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
-from rankwise.study.stages import Train, stages
+from rankwise.study.stages.graph import stages
+from rankwise.study.stages.training import Train
 from tests.support.observers import Silent
 from tests.support.small_studies import SEARCHED, write_study
 from tests.support.studies import run

@@ -14,12 +14,13 @@ from transformers import AutoModelForCausalLM
 
 from rankwise.records.files import read_record
 from rankwise.records.folder import StudyFolder
-from rankwise.records.reading import read_results
 from rankwise.records.results import Divergence
 from rankwise.records.study_file import load_config
 from rankwise.report.page import write_report
 from rankwise.study.planning.plan import StudyPlan, plan_study
-from rankwise.study.stages import CompareWithBase, stages
+from rankwise.study.reading import read_results
+from rankwise.study.stages.gauges import CompareWithBase
+from rankwise.study.stages.graph import stages
 from rankwise.study.status import study_status
 from tests.support.observers import Recorder
 from tests.support.records import weights_as_they_are
@@ -83,7 +84,7 @@ def test_every_model_has_the_kl_of_dense_logits(finished: Finished) -> None:
     assert {"lora", "full"} == {model.method for model in models}
     assert any(model.role == "truncated" for model in models)
     for planned in models:
-        record = read_record(folder.gauges_file(planned.name), Divergence)
+        record = read_record(CompareWithBase.path(folder, planned.name), Divergence)
         base: Any = AutoModelForCausalLM.from_pretrained(plan.base.folder)
         weights = folder.weights_folder(planned)
         if planned.method == "full":
@@ -112,10 +113,10 @@ def test_an_update_of_zero_is_at_exactly_zero(finished: Finished, study_file: Pa
     zero = {k: t * (0.0 if "lora_B" in k else 1.0) for k, t in load_file(path).items()}
     save_file(zero, path, metadata={"format": "pt"})
     weights_as_they_are(folder, name)
-    folder.gauges_file(name).unlink()
+    CompareWithBase.path(folder, name).unlink()
     _, recorder = run(study_file, folder.root, *SMALL)
     assert recorder.stages == [("gauges", "gauges")]
-    record = read_record(folder.gauges_file(name), Divergence)
+    record = read_record(CompareWithBase.path(folder, name), Divergence)
     assert set(record.kl_nats) == set(record.rise_nats) == {0.0}
     assert set(record.top1_agreement) == {1.0}
 
@@ -123,11 +124,11 @@ def test_an_update_of_zero_is_at_exactly_zero(finished: Finished, study_file: Pa
 def test_a_missing_record_is_made_again_alone(finished: Finished, study_file: Path) -> None:
     _, plan, folder = finished
     name = plan.record.runs[1].name
-    path = folder.gauges_file(name)
+    path = CompareWithBase.path(folder, name)
     before = {other: other.stat().st_mtime_ns for other in folder.root.rglob("gauges.json")}
     path.unlink()
     assert read_results(folder).runs[1].from_base is None
-    left = {line.model: line.gauges_left for line in study_status(folder)}
+    left = {line.model: "gauges" in line.left for line in study_status(folder)}
     assert [model for model, is_left in left.items() if is_left] == [name]
     _, recorder = run(study_file, folder.root, *SMALL)
     assert recorder.stages == [("gauges", "gauges")]

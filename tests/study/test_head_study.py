@@ -29,11 +29,12 @@ from rankwise.records.heads import (
     HeadRepair,
     TaskHeadEffects,
 )
-from rankwise.records.reading import read_results
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
+from rankwise.study.reading import read_results
 from rankwise.study.run import run_study
-from rankwise.study.stages import stages
+from rankwise.study.stages.graph import stages
+from rankwise.study.stages.heads import CompareHeads
 from rankwise.study.work.head_repair import _Search
 from rankwise.tasks.questions import LogLikelihood
 from tests.support import records, tiny_tasks
@@ -73,7 +74,7 @@ def test_a_study_compares_the_heads_of_every_run(finished: Finished) -> None:
     assert finished.recorder.stages[-1] == ("heads", "heads")
     assert finished.recorder.done == pytest.approx(finished.recorder.work[0])
     for run in (finished.lora, finished.full):
-        record = read_record(finished.folder.head_changes_file(run.name), HeadChanges)
+        record = read_record(CompareHeads.path(finished.folder, run.name), HeadChanges)
         assert (record.num_prompts, record.tasks) == (6, ("colours",))
         assert record.num_groups == (2, 2)
         for change in record.changes:

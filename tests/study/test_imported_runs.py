@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from rankwise.errors import ConfigError, ModelError, PlanError
 from rankwise.records.folder import StudyFolder
-from rankwise.records.reading import read_results
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
+from rankwise.study.reading import read_results
 from rankwise.study.run import run_study
 from rankwise.weights.lowrank import read_updates
 from tests.support.observers import Silent

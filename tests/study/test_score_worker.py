@@ -20,7 +20,7 @@ from rankwise.records.study_file import load_config
 from rankwise.study import models as resident_models
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
-from rankwise.study.work import worker
+from rankwise.study.work import training
 from rankwise.tasks.questions import Continuation, LogLikelihood
 from rankwise.tasks.requests import Request
 from rankwise.tasks.update_guard import probes
@@ -120,7 +120,7 @@ def test_nothing_that_scores_is_held_while_a_model_is_trained(
 ) -> None:
     held: list[weakref.ref[PlainScorer]] = []
     trained: list[int] = []
-    train = worker.train
+    train = training.train
 
     def remembered(*args: Any, **options: Any) -> PlainScorer:
         scorer = PlainScorer(*args, **options)
@@ -133,7 +133,7 @@ def test_nothing_that_scores_is_held_while_a_model_is_trained(
         train(*args)
 
     monkeypatch.setattr(resident_models, "ResidentScorer", remembered)
-    monkeypatch.setattr(worker, "train", watched)
+    monkeypatch.setattr(training, "train", watched)
     run(study_file, tmp_path / "study", *SMALL, "methods.full={}")
     assert trained == [
         1,

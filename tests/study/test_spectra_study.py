@@ -22,12 +22,13 @@ from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
 from rankwise.records.files import read_record
 from rankwise.records.folder import StudyFolder
-from rankwise.records.reading import read_results
 from rankwise.records.spectra import MatrixSpectrum, SpectraRecord
 from rankwise.records.study_file import load_config
 from rankwise.report.page import study_sections
 from rankwise.study.planning.plan import plan_study
+from rankwise.study.reading import read_results
 from rankwise.study.run import run_study
+from rankwise.study.stages.spectra import AnalyseWeights
 from rankwise.study.status import study_status
 from rankwise.study.work import weights as spectra_worker
 from tests.support.observers import Recorder
@@ -231,8 +232,8 @@ def test_numbers_are_those_of_the_saved_weights(
 
 def left_over(folder: Path) -> dict[str, bool]:
     lines = study_status(StudyFolder(folder))
-    assert not lines[0].spectra_left  # the base has no update
-    return {line.model[:-9]: line.spectra_left for line in lines[1:]}
+    assert "spectra" not in lines[0].left  # the base has no update
+    return {line.model[:-9]: "spectra" in line.left for line in lines[1:]}
 
 
 def remarks(outcome: Any) -> str | None:
@@ -467,14 +468,14 @@ def test_a_full_fine_tuning_that_comes_later_is_compared_with(finished: Finished
     (full,) = (run for run in runs if run.method == "full")
     expected: dict[str, SpectraRecord] = {}
     for run_ in runs:
-        path = folder.spectra_file(run_.name)
+        path = AnalyseWeights.path(folder, run_.name)
         record = read_record(path, SpectraRecord)
         expected[run_.name] = record
         alone = [matrix.model_copy(update={"full_overlap": None}) for matrix in record.matrices]
         folder.write(path, record.model_copy(update={"matrices": tuple(alone)}))
-    folder.spectra_file(full.name).unlink()
+    AnalyseWeights.path(folder, full.name).unlink()
     run(finished.file, finished.folder)
     for name, record in expected.items():
-        found = read_record(folder.spectra_file(name), SpectraRecord)
+        found = read_record(AnalyseWeights.path(folder, name), SpectraRecord)
         assert found.matrices == record.matrices
         assert name == full.name or all(each.full_overlap is not None for each in found.matrices)

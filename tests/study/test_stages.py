@@ -15,13 +15,17 @@ from rich.console import Console
 from rankwise.cli.terminal import status_table
 from rankwise.errors import RecordError, StageFailedError
 from rankwise.records.folder import StudyFolder
-from rankwise.records.reading import read_results
 from rankwise.records.study import StageFailure
 from rankwise.records.study_file import load_config
 from rankwise.report.page import write_report
 from rankwise.study.planning.plan import StudyPlan, plan_study
+from rankwise.study.reading import read_results
 from rankwise.study.run import run_study
-from rankwise.study.stages import AnalyseWeights, CompareHeads, Score, Train, stages
+from rankwise.study.stages.graph import stages
+from rankwise.study.stages.heads import CompareHeads
+from rankwise.study.stages.scoring import Score
+from rankwise.study.stages.spectra import AnalyseWeights
+from rankwise.study.stages.training import Train
 from rankwise.study.status import study_status
 from rankwise.study.work import training
 from tests.support.command_line import rankwise, words
@@ -99,9 +103,9 @@ def test_heads_and_weights_are_split_by_trained_task(finished: tuple[StudyPlan, 
 def test_status_lists_heads_that_run_would_go_on_with(folder: StudyFolder) -> None:
     assert not any(line.left for line in study_status(folder))
     run = folder.read_study().runs[1]
-    folder.head_changes_file(run.name).unlink()
+    CompareHeads.path(folder, run.name).unlink()
     lines = {line.model: line for line in study_status(folder)}
-    assert lines[run.name].heads_left
+    assert "heads" in lines[run.name].left
     assert [name for name, line in lines.items() if line.left] == [run.name]
     (todo,) = [stage for stage in stages(folder.read_study()) if not stage.is_finished(folder)]
     assert (todo.kind, todo.left(folder)) == ("heads", (run,))
@@ -111,7 +115,7 @@ def test_status_lists_heads_that_run_would_go_on_with(folder: StudyFolder) -> No
     assert row.split("│")[-2].strip() == "heads"
     answered = rankwise("status", folder.root, "--json")
     models = json.loads(answered.stdout)["models"]
-    assert [line["heads_left"] for line in models].count(True) == 1
+    assert ["heads" in line["others_left"] for line in models].count(True) == 1
 
 
 def test_a_damaged_record_is_named_also_where_a_stage_failed(folder: StudyFolder) -> None:
@@ -160,7 +164,7 @@ def test_a_stage_that_fails_is_recorded_and_the_others_go_on(
     assert [model.name for model in outcome.results.runs] == [small.name, large.name]
     (verdicts,) = [part.verdicts for part in outcome.recommendation.by_train_task]
     assert [verdict.rank for verdict in verdicts] == [2, 4]
-    assert folder.head_changes_file(large.name).exists()  # of the runs that were trained
+    assert CompareHeads.path(folder, large.name).exists()  # of the runs that were trained
     page = write_report(path, outcome.results, outcome.recommendation, outcome.findings)
     assert f"{full.name}: training failed: it does not fit into memory" in page.read_text()
     lines = {line.model: line for line in study_status(folder)}

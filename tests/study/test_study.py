@@ -17,11 +17,11 @@ import yaml
 from rankwise.errors import PlanError, StudyLockedError
 from rankwise.records.files import read_record
 from rankwise.records.folder import StudyFolder
-from rankwise.records.reading import read_results
 from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
-from rankwise.study.stages import stages
+from rankwise.study.reading import read_results
+from rankwise.study.stages.graph import stages
 from tests.support.studies import run
 from tests.support.study_contents import comparable
 

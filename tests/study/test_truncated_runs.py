@@ -22,7 +22,9 @@ from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.planning.truncated import largest_ranks
 from rankwise.study.run import run_study
-from rankwise.study.stages import Score, Truncate, stages
+from rankwise.study.stages.graph import stages
+from rankwise.study.stages.scoring import Score
+from rankwise.study.stages.truncation import Truncate
 from rankwise.study.status import study_status
 from rankwise.weights.lowrank import read_updates
 from tests.planted.grid import ALL_LINEAR, grid_run

@@ -10,9 +10,9 @@ from rankwise.errors import OutOfMemoryError, RankwiseError, StorageError
 from rankwise.study.agenda import Agenda
 from rankwise.study.context import StudyContext
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.stages import Score, Stage
+from rankwise.study.stages.scoring import Score
+from rankwise.study.stages.stage import Stage
 from rankwise.study.units import Unit
-from rankwise.study.work.worker import Worker
 
 
 def work_here(context: StudyContext, agenda: Agenda) -> None:
@@ -22,23 +22,25 @@ def work_here(context: StudyContext, agenda: Agenda) -> None:
         StorageError: the folder cannot be written.
         Stopped: a signal asked for it; what was trained is saved.
     """
-    worker = Worker(context)
     for unit in agenda.units:
-        do_unit(context, agenda, worker, unit)
+        do_unit(context, agenda, unit)
+    context.forget()
 
 
-def do_unit(context: StudyContext, agenda: Agenda, worker: Worker, unit: Unit) -> None:
+def do_unit(context: StudyContext, agenda: Agenda, unit: Unit) -> None:
     """Do what can be done of a unit by now; see ``work_here``."""
     in_turn = sorted(unit.stages, key=lambda stage: _is_by_vllm(stage, context.plan))
     for stage in in_turn:
         if agenda.is_due(stage):
-            _do(context, agenda, worker, stage)
+            _do(context, agenda, stage)
 
 
-def _do(context: StudyContext, agenda: Agenda, worker: Worker, stage: Stage) -> None:
+def _do(context: StudyContext, agenda: Agenda, stage: Stage) -> None:
     try:
         with _enough_memory():
-            worker.do(stage, agenda.ready(stage))
+            context.tell.stage_started(stage.id)
+            stage.do(context, agenda.ready(stage))
+            context.tell.stage_finished()
     except StorageError:
         raise  # a full disk fails every stage
     except RankwiseError as error:

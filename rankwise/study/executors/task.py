@@ -79,7 +79,6 @@ def do_task(
     from rankwise.study.executors.local import do_unit
     from rankwise.study.planning.plan import plan_study
     from rankwise.study.work.canary import check_stack
-    from rankwise.study.work.worker import Worker
 
     quiet_libraries()
     process = os.getpid()
@@ -106,7 +105,7 @@ def do_task(
             try:
                 check_stack(context, agenda.graph, is_accepted=job.accept_new_stack)
                 (own,) = (each for each in agenda.units if each.id == unit)
-                do_unit(context, agenda, Worker(context), own)
+                do_unit(context, agenda, own)
             finally:
                 context.models.release()
                 relay.send()

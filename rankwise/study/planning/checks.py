@@ -23,7 +23,7 @@ from rankwise.records.clusters import cluster_fields, cluster_numbers
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.folder import LOSS_METRIC
 from rankwise.records.p_right import P_RIGHT
-from rankwise.records.reading import MIN_ITEMS
+from rankwise.records.results import MIN_ITEMS
 from rankwise.records.study import StudyTasks
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.model import StudyModel

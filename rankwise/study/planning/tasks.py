@@ -11,7 +11,7 @@ from rankwise.errors import DataError, TaskError
 from rankwise.records import quantities
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.own_data import OwnData
-from rankwise.records.reading import MIN_ITEMS
+from rankwise.records.results import MIN_ITEMS
 from rankwise.records.study import RELATIONS, Relation, StudyTasks
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.validation import CHOSEN_BY, Validation, of_other, of_trained, share_of

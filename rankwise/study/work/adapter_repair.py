@@ -27,8 +27,9 @@ from rankwise.records.repair_scores import RepairDivergences, RepairScores
 from rankwise.records.repairs import AdapterRepair, Repair, RepairFamily
 from rankwise.records.study import PlannedRun, StudyRecord
 from rankwise.study.context import StudyContext
-from rankwise.study.damage import find_damage, set_aside
+from rankwise.study.damage import find_damage
 from rankwise.study.observer import StageOutline
+from rankwise.study.quarantine import set_aside
 from rankwise.tasks.questions import RightAnswer
 from rankwise.weights.lowrank import read_updates
 from rankwise.weights.repair_scores import (

@@ -11,7 +11,8 @@ from rankwise.records.folder import BASE
 from rankwise.records.stacks import AcceptedStack, AcceptedStacks, Stack, differences, stack_of
 from rankwise.records.study import TaskEvaluation
 from rankwise.study.context import StudyContext
-from rankwise.study.stages import CheckForm, Score, Stage
+from rankwise.study.stages.scoring import Score
+from rankwise.study.stages.stage import Stage
 from rankwise.study.work.scoring import responses_of
 from rankwise.tasks.evaluation import ScoredModel, ask
 from rankwise.tasks.judgement import Responses
@@ -36,7 +37,7 @@ def check_stack(context: StudyContext, graph: Sequence[Stage], *, is_accepted: b
         StudyChangedError: they moved, and ``is_accepted`` is False.
     """
     folder = context.folder
-    if all(stage.is_finished(folder) for stage in graph if isinstance(stage, Score | CheckForm)):
+    if all(stage.is_finished(folder) for stage in graph if stage.scores_tasks):
         return
     scored = _base_scores(context, graph)
     stacks = [stack_of(record.provenance) for record in scored if record.provenance is not None]

@@ -12,72 +12,43 @@ from typing import Any
 from torch import Tensor
 
 from rankwise.engine.scoring.divergence import divergences, log_probabilities
-from rankwise.records.folder import BASE
 from rankwise.records.results import Divergence
 from rankwise.records.study import PlannedRun
 from rankwise.study.context import StudyContext
-from rankwise.study.stages import CompareDistributions, CompareWithBase, Model, Stage, model_name
+from rankwise.study.stages.stage import Model, Stage, model_name
 from rankwise.tasks.questions import RightAnswer
 
 
-class DistributionWorker:
-    """Reads a full fine-tuning once, and compares every other model with it."""
+class FullDistributions:
+    """What a full fine-tuning expects: read once, for every model that is compared with it."""
 
     def __init__(self, context: StudyContext) -> None:
         self._context = context
         self._expected: Sequence[Tensor] = ()
-        self._expected_of: str | None = None
+        self._of: str | None = None
 
-    def compare(self, stage: CompareDistributions, models: Sequence[Model]) -> None:
-        """Compare the stage's one model with its full fine-tuning.
-
-        Raises:
-            ModelError: weights cannot be read.
-            StorageError: the record cannot be written.
-        """
-        context, reference = self._context, stage.reference
-        answers = context.plan.answers[reference.train_task]
-        self._read(stage)
-        (model,) = models
-        reads = reference.name, reference.train_task
-        _write_divergence(context, stage, model, reads, answers, self._expected)
-
-    def _read(self, stage: CompareDistributions) -> None:
-        """What the full fine-tuning expects; half of the stage's work if it is not known yet."""
-        reference: PlannedRun = stage.reference
-        if self._expected_of == reference.name:
-            self._context.tell.skipped(stage.work / 2)
-            return
-        self._expected, self._expected_of = (), None  # released before the next is made
-        answers = self._context.plan.answers[reference.train_task]
-        with self._context.models.reading(reference) as module:
-            self._expected = log_probabilities(module, answers, **_settings(self._context))
-        self._expected_of = reference.name
+    def of(
+        self, reference: PlannedRun, answers: Sequence[RightAnswer], work: float
+    ) -> Sequence[Tensor]:
+        """Of a full fine-tuning; ``work`` is that of reading it, which may be done already."""
+        if self._of == reference.name:
+            self._context.tell.skipped(work)
+        else:
+            self._expected, self._of = (), None  # released before the next is made
+            self._expected = expected_by(self._context, reference, answers)
+            self._of = reference.name
+        return self._expected
 
 
-def compare_with_base(
-    context: StudyContext, stage: CompareWithBase, runs: Sequence[PlannedRun]
-) -> None:
-    """Compare some models of a trained task with the base, which reads once for all.
-
-    The models read one after the other, in the steps of the base: so an update of zero is at
-    exactly zero, which other steps would round away. With thousands of tokens in a step,
-    reading several adapters at once would multiply as much.
-
-    Raises:
-        ModelError: weights cannot be read.
-        StorageError: a record cannot be written.
-    """
-    answers = context.plan.gauged[stage.train_task]
-    context.tell.skipped(stage.work * (len(stage.models) - len(runs)) / (len(stage.models) + 1))
-    with context.models.reading(None) as base:
-        expected = log_probabilities(base, answers, **_settings(context))
-    # whole models last: each takes the place of the adapters
-    for run in sorted(runs, key=lambda run: run.method == "full"):
-        _write_divergence(context, stage, run, (BASE, stage.train_task), answers, expected)
+def expected_by(
+    context: StudyContext, model: Model, answers: Sequence[RightAnswer]
+) -> Sequence[Tensor]:
+    """The log-probabilities of a model at every token of the answers."""
+    with context.models.reading(model) as module:
+        return log_probabilities(module, answers, **_settings(context))
 
 
-def _write_divergence(
+def write_divergence(
     context: StudyContext,
     stage: Stage,
     model: Model,
@@ -85,7 +56,14 @@ def _write_divergence(
     answers: Sequence[RightAnswer],
     expected: Sequence[Tensor],
 ) -> None:
-    """``reads``: the name of the reference, and the trained task."""
+    """Compare a model with what is expected, and write its record.
+
+    ``reads``: the name of the reference, and the trained task.
+
+    Raises:
+        ModelError: weights cannot be read.
+        StorageError: the record cannot be written.
+    """
     reference, train_task = reads
     with context.models.reading(model) as module:
         started = time.perf_counter()

@@ -25,10 +25,12 @@ from rankwise.records.heads import HeadChanges, ShareMap
 from rankwise.records.study import PlannedRun
 from rankwise.study.context import StudyContext
 from rankwise.study.planning.plan import HeadPrompts
-from rankwise.study.stages import CompareHeads
+from rankwise.study.stages.stage import Stage
 
 
-def compare_heads(context: StudyContext, stage: CompareHeads, runs: Sequence[PlannedRun]) -> None:
+def compare_heads(
+    context: StudyContext, stage: Stage, prompts: HeadPrompts, runs: Sequence[PlannedRun]
+) -> None:
     """Compare the heads of some runs of a stage; the base is read once for all.
 
     A model whose heads are laid out in no known way is noted, and its records say so.
@@ -37,7 +39,6 @@ def compare_heads(context: StudyContext, stage: CompareHeads, runs: Sequence[Pla
         ModelError: weights cannot be read.
         StorageError: a record cannot be written.
     """
-    prompts = context.plan.head_prompts[stage.train_task]
     tokens = sum(map(len, prompts))
     context.tell.skipped(float(tokens * (len(stage.runs) - len(runs))))
     comparison = _Comparison(context, stage, prompts)
@@ -55,7 +56,7 @@ def compare_heads(context: StudyContext, stage: CompareHeads, runs: Sequence[Pla
 class _Comparison:
     """The base's activity on some prompts, compared with that of each run."""
 
-    def __init__(self, context: StudyContext, stage: CompareHeads, prompts: HeadPrompts) -> None:
+    def __init__(self, context: StudyContext, stage: Stage, prompts: HeadPrompts) -> None:
         self._context, self._stage, self._prompts = context, stage, prompts
         self._base_matrices: Mapping[str, Tensor] | None = None
 

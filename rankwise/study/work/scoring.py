@@ -12,7 +12,7 @@ from rankwise.records.folder import BASE
 from rankwise.records.study import PlannedRun
 from rankwise.study.context import StudyContext
 from rankwise.study.planning.plan import metric_of
-from rankwise.study.stages import Model, Score, model_name
+from rankwise.study.stages.stage import Model, Stage, model_name
 from rankwise.tasks.evaluation import Known, ScoredModel, Scoring, evaluate
 from rankwise.tasks.judgement import Responses
 from rankwise.tasks.questions import Scorer
@@ -30,14 +30,14 @@ class ScoreWorker:
         self._noted: set[str] = set()
         self._applied: set[tuple[str, Engine]] = set()
 
-    def score(self, stage: Score, models: Sequence[Model]) -> None:
-        """Score some models of a stage; those that share the base, in one call.
+    def score(self, stage: Stage, name: str, models: Sequence[Model]) -> None:
+        """Score some models of a stage on a task; those that share the base, in one call.
 
         Raises:
             UnchangedOutputsError: an adapter did not change what the model says. What the others
                 of the stage scored is written all the same.
         """
-        task = self._plan.tasks[stage.task]
+        task = self._plan.tasks[name]
         if task.num_truncated:
             self._note(
                 task.name,
@@ -46,11 +46,11 @@ class ScoreWorker:
             )
         self._tell.skipped(stage.work * (1 - len(models) / len(stage.models)))
         if None in models:
-            self._evaluate(stage, self._models.scorer(self._engine(task)), [None])
+            self._evaluate(stage, task, self._models.scorer(self._engine(task)), [None])
         runs = [run for run in models if run is not None]
         together = self._put_on(runs, task)
         if together:
-            self._evaluate(stage, self._models.scorer(self._engine(task)), together)
+            self._evaluate(stage, task, self._models.scorer(self._engine(task)), together)
         for run in runs:
             if run not in together:
                 self._score_alone(stage, run, task)
@@ -70,7 +70,7 @@ class ScoreWorker:
             self._applied.update((name, engine) for name in new)
         return together
 
-    def _score_alone(self, stage: Score, run: PlannedRun, task: PreparedTask) -> None:
+    def _score_alone(self, stage: Stage, run: PlannedRun, task: PreparedTask) -> None:
         """Score a full fine-tuning, or an adapter that only PEFT can apply."""
         key: tuple[str, Engine] = (run.name, "resident")
         if run.method == "lora" and self._has_update(run) and key not in self._applied:
@@ -80,12 +80,17 @@ class ScoreWorker:
             refuse_equal(run.name, base, own)
             self._applied.add(key)
         scorer = self._models.scorer_alone(run, self._engine(task))
-        self._evaluate(stage, scorer, [run], alone=True)
+        self._evaluate(stage, task, scorer, [run], alone=True)
 
     def _evaluate(
-        self, stage: Score, scorer: Scorer, models: Sequence[Model], *, alone: bool = False
+        self,
+        stage: Stage,
+        task: PreparedTask,
+        scorer: Scorer,
+        models: Sequence[Model],
+        *,
+        alone: bool = False,
     ) -> None:
-        task = self._plan.tasks[stage.task]
         # the scorer tells of all tokens of all requests, the work is that of the distinct ones
         work_per_token = stage.work / len(stage.models) / max(task.num_tokens, 1)
         scored = [

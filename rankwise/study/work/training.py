@@ -37,12 +37,11 @@ from rankwise.records.fields import seconds_of
 from rankwise.records.files import require_room, writing
 from rankwise.records.study import PlannedPass, PlannedRun, RunRecord, is_rslora
 from rankwise.study.context import StudyContext
-from rankwise.study.damage import set_aside
 from rankwise.study.observer import TrainingStep
 from rankwise.study.planning.imports import import_adapter, weights_bytes
 from rankwise.study.planning.passes import shares_a_pass
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.stages import Train
+from rankwise.study.quarantine import set_aside
 from rankwise.study.times import TRAINING_WORK, training_work
 from rankwise.study.work.mitigations import RowsBeside
 from rankwise.study.work.truncation import Truncated, diverged_source, truncated_adapters
@@ -66,7 +65,9 @@ Save = Callable[[Trainee, PlannedRun], Saved]
 """Writes a trainee's weights as those of a run or a checkpoint of it."""
 
 
-def train(context: StudyContext, stage: Train, runs: Sequence[PlannedRun]) -> None:
+def train(
+    context: StudyContext, planned_pass: PlannedPass | None, runs: Sequence[PlannedRun]
+) -> None:
     """Train some runs of a pass, each from where it was last saved, or import models.
 
     Adapters that are truncated from trained ones begin at these. Each run's record is written as
@@ -76,8 +77,7 @@ def train(context: StudyContext, stage: Train, runs: Sequence[PlannedRun]) -> No
         ModelError: weights cannot be read.
         StorageError: the folder cannot be written.
     """
-    context.tell.skipped(stage.work - training_work(runs))
-    if stage.planned_pass is None:
+    if planned_pass is None:
         for run in runs:
             _import(context, run)
         return
@@ -85,11 +85,11 @@ def train(context: StudyContext, stage: Train, runs: Sequence[PlannedRun]) -> No
     if not trainable:
         return
     if runs[0].method == "full":
-        _train_full(context, trainable, stage.planned_pass)
+        _train_full(context, trainable, planned_pass)
     elif shares_a_pass(runs[0]):
-        _train_adapters(context, trainable, stage.planned_pass)
+        _train_adapters(context, trainable, planned_pass)
     else:
-        _train_variant(context, trainable, stage.planned_pass)
+        _train_variant(context, trainable, planned_pass)
 
 
 def _import(context: StudyContext, run: PlannedRun) -> None:

@@ -20,7 +20,7 @@ from rankwise.errors import BeyondLoraError, ModelError
 from rankwise.records.spectra import EPSILONS, MatrixSpectrum, SpectraRecord
 from rankwise.records.study import PlannedRun, StudyRecord
 from rankwise.study.context import StudyContext
-from rankwise.study.stages import AnalyseWeights
+from rankwise.study.stages.stage import Stage
 from rankwise.weights.lowrank import LowRankUpdate, read_updates
 from rankwise.weights.matrix import NullDraws, delta_svd, matrix_spectrum
 from rankwise.weights.spectra import Svd
@@ -56,9 +56,7 @@ class _Look(NamedTuple):
     seconds: float
 
 
-def analyse_weights(
-    context: StudyContext, stage: AnalyseWeights, runs: Sequence[PlannedRun]
-) -> None:
+def analyse_weights(context: StudyContext, stage: Stage, runs: Sequence[PlannedRun]) -> None:
     """Analyse some runs of a stage, with the base's weights as they are stored.
 
     A matrix of the base is decomposed once for all of them, whatever precision it is trained in. Of
@@ -100,7 +98,7 @@ def analyse_weights(
 
 
 def _not_compared_yet(
-    context: StudyContext, stage: AnalyseWeights, runs: Sequence[PlannedRun]
+    context: StudyContext, stage: Stage, runs: Sequence[PlannedRun]
 ) -> Iterator[PlannedRun]:
     """Adapters that were analysed while the full fine-tuning among ``runs`` was not there.
 
@@ -115,7 +113,7 @@ def _not_compared_yet(
                 yield run
 
 
-def _write(context: StudyContext, stage: AnalyseWeights, subject: _Subject, seconds: float) -> None:
+def _write(context: StudyContext, stage: Stage, subject: _Subject, seconds: float) -> None:
     record = SpectraRecord(
         model=subject.run.name,
         fingerprint=stage.fingerprint_of(subject.run),
@@ -232,7 +230,7 @@ def _subject(context: StudyContext, run: PlannedRun, shapes: Mapping[str, Linear
 
 def _layers(
     context: StudyContext,
-    stage: AnalyseWeights,
+    stage: Stage,
     subjects: Sequence[_Subject],
     shapes: Mapping[str, LinearShape],
 ) -> list[str]:

@@ -16,13 +16,14 @@ from rankwise.engine.scoring.divergence import divergences, item_divergence, log
 from rankwise.records.config.study import BaseModelConfig
 from rankwise.records.files import read_record
 from rankwise.records.folder import BASE, StudyFolder
-from rankwise.records.reading import read_results
 from rankwise.records.results import Divergence
 from rankwise.records.study import PlannedRun
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import StudyPlan, plan_study
+from rankwise.study.reading import read_results
 from rankwise.study.run import run_study
-from rankwise.study.stages import stages
+from rankwise.study.stages.divergence import CompareDistributions
+from rankwise.study.stages.graph import stages
 from rankwise.study.status import study_status
 from rankwise.tasks import right_answers as right_answers_module
 from rankwise.tasks.questions import RightAnswer
@@ -320,10 +321,15 @@ def test_a_missing_record_is_made_again_and_nothing_else(
 ) -> None:
     before, _, folder = finished
     name = before.results.runs[1].name
-    path = folder.divergence_file(name, before.results.runs[2].name)
+    path = CompareDistributions.path(folder, name, before.results.runs[2].name)
     path.unlink()
     assert read_results(folder).runs[1].divergences == ()  # not read as something else
-    assert [line.divergence_left for line in study_status(folder)] == [False, False, True, False]
+    assert ["divergence" in line.left for line in study_status(folder)] == [
+        False,
+        False,
+        True,
+        False,
+    ]
     after, recorder = run(study_file, folder.root, *SMALL)
     assert names(recorder) == [("colours-lora-r004-a008-s0", "divergence")]
     assert recorder.done == pytest.approx(recorder.work[0] - recorder.work[1])
@@ -333,7 +339,7 @@ def test_a_missing_record_is_made_again_and_nothing_else(
     change(path, fingerprint="of other words")
     _, recorder = run(study_file, folder.root, *SMALL)
     assert len(recorder.stages) == 1
-    assert not any(line.divergence_left for line in study_status(folder))
+    assert not any("divergence" in line.left for line in study_status(folder))
 
 
 def test_a_run_that_is_trained_again_is_compared_again(

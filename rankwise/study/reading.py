@@ -1,0 +1,207 @@
+"""Reading a study folder back: everything that is finished, as findings and the report need it."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Generator, Iterable
+from typing import Any
+
+from rankwise.errors import RecordError
+from rankwise.records.clusters import cluster_fields, linked_clusters
+from rankwise.records.files import read_record
+from rankwise.records.fingerprints import scoring_fingerprint
+from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.heads import of_most_items
+from rankwise.records.reading import read_judged
+from rankwise.records.results import MIN_ITEMS, ModelResults, StudyResults
+from rankwise.records.search import SearchRecord
+from rankwise.records.study import (
+    COMPARED,
+    PlannedRun,
+    RunRecord,
+    StudyRecord,
+    TaskEvaluation,
+)
+from rankwise.study.stages.graph import KINDS
+
+_SHOW_LEFT = "`rankwise status` shows what is left"
+
+
+def read_results(folder: StudyFolder, study: StudyRecord | None = None) -> StudyResults:
+    """Everything that is finished, as the recommendation and the report need it.
+
+    A run that is not finished under the study's settings is left out and named, and so is a
+    task of one item: differences need two.
+
+    Args:
+        folder: of the study.
+        study: None: as it is in the folder.
+
+    Raises:
+        RecordError: the base is not scored or no run is finished, or a record cannot be read.
+        TaskError: ``evaluation.clusters`` names what is not scored, or no field.
+    """
+    with without_collections():
+        return _results(folder, folder.read_study() if study is None else study)
+
+
+@contextlib.contextmanager
+def without_collections() -> Generator[None]:
+    """Within the block no garbage is collected.
+
+    Samples files and findings are millions of lists and dictionaries without cycles; looking for
+    cycles among them took a third of the time of a study of a thousand runs.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            if not gc.get_freeze_count():
+                # what is new becomes old without being walked
+                gc.freeze()
+                gc.unfreeze()
+            gc.enable()
+
+
+def _results(folder: StudyFolder, study: StudyRecord) -> StudyResults:
+    unscored = _unscored(folder, study, None)
+    if unscored:
+        raise RecordError(
+            f"the base model of {folder.root} is not scored on {', '.join(unscored)} yet: "
+            f"nothing can be concluded. Run the study to its end; {_SHOW_LEFT}."
+        )
+    study, left_out = _with_enough_items(folder, study)
+    complete: list[PlannedRun] = []
+    for planned in study.tested:
+        left = left_of(folder, study, planned)
+        if left is None:
+            complete.append(planned)
+        elif planned.role in COMPARED:
+            left_out[planned.name] = left
+    if not any(planned.role in COMPARED for planned in complete):
+        raise RecordError(
+            f"no run of {folder.root} is finished under its present settings: nothing can be "
+            f"concluded. Run the study to its end; {_SHOW_LEFT}."
+        )
+
+    base = read_model(folder, study, None)
+    clusters = {
+        task: dict(zip(items.doc_ids, items.clusters, strict=True))
+        for task, items in base.items.items()
+        if items.clusters is not None
+    }
+    return StudyResults(
+        study=study,
+        base=base,
+        models=tuple(
+            read_model(folder, study, planned).in_clusters(clusters) for planned in complete
+        ),
+        search=folder.read_if_there(folder.search_file, SearchRecord),
+        failures=folder.failures(),
+        stacks=folder.accepted_stacks().stacks,
+        left_out=left_out,
+    )
+
+
+def _with_enough_items(
+    folder: StudyFolder, study: StudyRecord
+) -> tuple[StudyRecord, dict[str, str]]:
+    """The study without tasks of which fewer than two items were scored, and these."""
+    few: dict[str, str] = {}
+    for task in study.scored_tasks():
+        record = folder.earlier_evaluation(BASE, task)
+        if record is not None and record.num_examples < MIN_ITEMS:
+            few[task] = f"has {record.num_examples} item, and differences need {MIN_ITEMS}"
+    study = study.without(few)
+    for source, relations in study.tasks.items():
+        if not relations.get("in_domain"):
+            raise RecordError(
+                f"{source} cannot be judged: its task in-domain {next(iter(few.values()))}. "
+                "Give it more items (evaluation.limit, or train.held_out_fraction of your own "
+                "data) in another --study-dir."
+            )
+    return study, few
+
+
+def left_of(folder: StudyFolder, study: StudyRecord, planned: PlannedRun) -> str | None:
+    """What a run lacks, in words; None where it is trained and scored, or has diverged."""
+    run = folder.finished_run(planned)
+    if run is None:
+        return "is not trained"
+    unscored = () if run.status == "diverged" else _unscored(folder, study, planned)
+    return f"is not scored on {', '.join(unscored)}" if unscored else None
+
+
+def _unscored(folder: StudyFolder, study: StudyRecord, planned: PlannedRun | None) -> list[str]:
+    """The tasks without a score of a model under the study's present settings."""
+    name, model = BASE, study.base_model_fingerprint
+    if planned is not None:
+        name, model = planned.name, planned.fingerprint
+    return [
+        task
+        for task in study.tasks_of(planned)
+        if not folder.is_finished(
+            folder.evaluation_file(name, task),
+            TaskEvaluation,
+            scoring_fingerprint(study, model, task),
+        )
+    ]
+
+
+def read_model(
+    folder: StudyFolder,
+    study: StudyRecord,
+    planned: PlannedRun | None,
+    tasks: Iterable[str] | None = None,
+) -> ModelResults:
+    """Everything measured on a trained model, or on the base (None).
+
+    ``tasks`` are those whose scores are wanted; None: all. A run that diverged has none.
+    """
+    run = None if planned is None else folder.finished_run(planned)
+    assert planned is None or run is not None
+    if run is not None and planned is not None:
+        # a run that a search chose was trained as one of its candidates
+        now = run.planned.model_copy(update={"role": planned.role})
+        run = run.model_copy(update={"planned": now})
+    tasks = study.tasks_of(planned) if tasks is None else tasks
+    if run is not None and run.status == "diverged":
+        tasks = ()
+    return _model_results(folder, study, BASE if run is None else run.planned.name, run, tasks)
+
+
+def _model_results(
+    folder: StudyFolder, study: StudyRecord, name: str, run: RunRecord | None, tasks: Iterable[str]
+) -> ModelResults:
+    evaluations = {
+        task: read_record(folder.evaluation_file(name, task), TaskEvaluation) for task in tasks
+    }
+    fields = cluster_fields(study.config.evaluation.clusters, study)
+    judged = {
+        task: read_judged(folder, record, study.config.evaluation.metric_of(task), fields.get(task))
+        for task, record in evaluations.items()
+    }
+    if run is None:
+        named = {t: each.items.clusters for t, each in judged.items() if each.items.clusters}
+        linked = linked_clusters({task: each.ties for task, each in judged.items()}, named)
+        judged = {t: each.with_items(clusters=linked[t]) for t, each in judged.items()}
+    planned, measured = run and run.planned, dict[str, Any]()
+    for kind in KINDS:
+        measured |= kind.results(folder, study, planned)
+    effects = () if run is None else folder.head_effects(study, name)
+    repair = None if run is None else folder.head_repair(name)
+    if repair is not None and not {each.fingerprint for each in effects} >= {*repair.effects}:
+        repair = None  # made from what is no longer so
+    return ModelResults(
+        name=name,
+        run=run,
+        evaluations={task: each.record for task, each in judged.items()},
+        items={task: each.items for task, each in judged.items()},
+        head_effects=of_most_items(effects),
+        head_repair=repair,
+        adapter_repair=run and folder.adapter_repair(study, run.planned),
+        **measured,
+    )

@@ -1,0 +1,97 @@
+"""Behaviour: the base and every model that is scored on test items answer short prompts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rankwise.records.behaviour import PROMPTS, Behaviour
+from rankwise.records.fingerprints import fingerprint
+from rankwise.records.study import PlannedRun, StudyRecord
+from rankwise.study.stages.stage import (
+    Graph,
+    Model,
+    OneRecord,
+    Stage,
+    fingerprint_in,
+    model_name,
+)
+
+if TYPE_CHECKING:
+    from rankwise.study.context import StudyContext
+    from rankwise.tasks.questions import Scorer
+
+TOGETHER = 16
+"""The most adapters in memory at once: more would make room for fewer texts."""
+
+
+@dataclass(frozen=True)
+class ObserveBehaviour(OneRecord):
+    """Let the base and every model that is scored on test items answer short prompts."""
+
+    kind = "behaviour"
+    record = Behaviour
+    file = "behaviour.json"
+    field = "behaviour"
+    made_by = "asking short prompts of"
+    of_base = True
+    slowness = 2.3
+    """As measured in two studies of a model of 135M weights on two cores."""
+
+    @classmethod
+    def planned(cls, graph: Graph) -> Iterator[Stage]:
+        study = graph.study
+        if study.behaviour_fingerprint is not None:
+            models = (None, *study.tested)
+            yield cls(
+                "behaviour",
+                models,
+                tuple(cls.wanted(study, each) for each in models),
+                needs=graph.trainings(models),
+                work=float(study.num_tokens.behaviour * len(models)),
+                memory_bytes=study.weights_bytes,
+                disk_bytes=0,
+            )
+
+    @classmethod
+    def wanted(cls, study: StudyRecord, model: Model) -> str:
+        return fingerprint([fingerprint_in(study, model), study.behaviour_fingerprint])
+
+    def do(self, context: StudyContext, models: Sequence[Model]) -> None:
+        """Let some models write; those that share the base, together."""
+        context.tell.skipped(self.work * (1 - len(models) / len(self.models)))
+        alone: list[PlannedRun] = []
+        for start in range(0, len(models), TOGETHER):
+            group = models[start : start + TOGETHER]
+            runs = [model for model in group if model is not None]
+            put_on = context.models.put_on(runs)
+            together = [model for model in group if model is None or model in put_on]
+            if together:
+                asked = [None if model is None else model.name for model in together]
+                self._write(context, context.models.scorer(), together, asked)
+            alone += [run for run in runs if run not in put_on]
+        for model in alone:
+            self._write(context, context.models.scorer_alone(model), [model], [None])
+
+    def _write(
+        self,
+        context: StudyContext,
+        scorer: Scorer,
+        models: Sequence[Model],
+        asked: Sequence[str | None],
+    ) -> None:
+        started = time.perf_counter()
+        answers = scorer.generate(asked, context.plan.behaviour, context.tell.advanced)
+        seconds = (time.perf_counter() - started) / len(models)
+        for model, texts in zip(models, answers, strict=True):
+            record = Behaviour(
+                model=model_name(model),
+                fingerprint=self.fingerprint_of(model),
+                prompts=tuple(prompt.text for prompt in PROMPTS),
+                texts=tuple(each.text for each in texts),
+                is_finished=tuple(each.is_finished for each in texts),
+                score_seconds=seconds,
+            )
+            context.folder.write(self.path_of(context.folder, model), record)

@@ -1,0 +1,286 @@
+"""A stage of a study: one piece of it that is done as a whole and leaves a record for each model.
+
+A study is a graph of stages. It is made from ``study.json`` alone and needs no torch, so that
+``rankwise status`` on a laptop, ``rankwise run`` and a worker elsewhere walk over the same graph.
+Everything that is particular to a kind of stage is in the kind's file; whoever needs it asks the
+kind. What a kind does with torch is imported when it is done.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from rankwise.records.base import Record
+from rankwise.records.fingerprints import fingerprint
+from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.study import PlannedRun, StageRecord, StudyRecord
+
+if TYPE_CHECKING:
+    from rankwise.study.context import StudyContext
+
+TOKEN_BYTES = 8
+"""Of a samples file per scored token: its text, and the answers beside it."""
+
+Model = PlannedRun | None
+"""A model of a study: a run, or the untouched base (None)."""
+
+
+class Written(NamedTuple):
+    """A record that stages of a kind may have left.
+
+    Attributes:
+        path: of the record.
+        made_by: the work that makes it, in words.
+        spoils: what goes with it where it is damaged.
+    """
+
+    path: Path
+    made_by: str
+    spoils: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Stage(ABC):
+    """One piece of a study that is done as a whole and leaves a record for each of its models."""
+
+    model: str
+    """What the user sees: "base", a run's name, or "pass 1: 9 adapters"."""
+    models: tuple[Model, ...]
+    """The models that the stage writes records of."""
+    fingerprints: tuple[str, ...]
+    """The fingerprint that the record of each model must have, in the order of ``models``."""
+    needs: tuple[str, ...]
+    """The ids of the stages whose records it reads."""
+    work: float
+    """Scored tokens, or what takes as long; for the time left and to share work out."""
+    memory_bytes: int
+    """What it holds at once: of training the planned peak, else the weights of its models."""
+    disk_bytes: int
+    """What it leaves on the disk, about."""
+
+    kind: ClassVar[str]
+    record: ClassVar[type[Record]]
+    slowness: ClassVar[float] = 1.0
+    """Seconds for the same work against scoring's: what is expected before a kind was seen."""
+    tells_speed: ClassVar[bool] = False
+    """Whether its records are short, and are read to estimate what other kinds take."""
+    scores_tasks: ClassVar[bool] = False
+    """Whether its scores depend on the stack of versions and device."""
+
+    @classmethod
+    def planned(cls, graph: Graph) -> Iterator[Stage]:
+        """The stages of this kind, where they follow all training and scoring of the runs."""
+        yield from ()
+
+    @classmethod
+    def written(cls, folder: StudyFolder, model: str) -> Iterator[Written]:
+        """The records of this kind that a model's folder may have, under whatever settings."""
+        yield from ()
+
+    @classmethod
+    def results(cls, folder: StudyFolder, study: StudyRecord, model: Model) -> Mapping[str, Any]:
+        """What is finished under the study's present settings, as fields of ``ModelResults``."""
+        return {}
+
+    @cached_property
+    def id(self) -> str:
+        """The same however often the study is planned: what it does, and to which models."""
+        return f"{self.kind}-{fingerprint([self.name, *self.fingerprints])[:12]}"
+
+    @property
+    def name(self) -> str:
+        """What the stage does, in a word or two."""
+        return self.kind
+
+    @property
+    def num_tokens(self) -> int | None:
+        """Tokens that are scored or trained on for the work; None: it reads no tokens."""
+        return round(self.work)
+
+    @property
+    def runs(self) -> tuple[PlannedRun, ...]:
+        """The models that are runs."""
+        return tuple(run for run in self.models if run is not None)
+
+    @property
+    def together(self) -> Hashable:
+        """The same for stages that follow each other and are one unit."""
+        return self.id
+
+    @property
+    def unit_kind(self) -> str:
+        """What a unit is called that begins with it."""
+        return self.kind
+
+    @abstractmethod
+    def path_of(self, folder: StudyFolder, model: Model) -> Path:
+        """Where the record of a model is written."""
+
+    @abstractmethod
+    def do(self, context: StudyContext, models: Sequence[Model]) -> None:
+        """Do the stage for some of its models, and write their records.
+
+        Raises:
+            RankwiseError: it cannot be done.
+        """
+
+    def records_of(self, folder: StudyFolder, model: Model) -> Iterator[tuple[Path, type[Record]]]:
+        """All that it writes of a model."""
+        yield self.path_of(folder, model), self.record
+
+    def fingerprint_of(self, model: Model) -> str:
+        """The fingerprint that the record of a model must have."""
+        return self._fingerprint_of[model_name(model)]
+
+    @cached_property
+    def _fingerprint_of(self) -> Mapping[str, str]:
+        return dict(zip(map(model_name, self.models), self.fingerprints, strict=True))
+
+    def described(self, folder: StudyFolder) -> dict[str, Any]:
+        """The stage as JSON: what it is, what it needs and costs, and whether it is finished."""
+        return {
+            "id": self.id,
+            "kind": self.kind,
+            "name": self.name,
+            "model": self.model,
+            "runs": [run.name for run in self.runs],
+            "needs": list(self.needs),
+            "work": self.work,
+            "memory_bytes": self.memory_bytes,
+            "disk_bytes": self.disk_bytes,
+            "is_finished": self.is_finished(folder),
+        }
+
+    def is_finished(self, folder: StudyFolder) -> bool:
+        """Whether every record exists and has its fingerprint.
+
+        Raises:
+            RecordError: a record exists and cannot be read.
+        """
+        return not self.left(folder)
+
+    def left(self, folder: StudyFolder) -> tuple[Model, ...]:
+        """The models whose record is missing or was made under other settings.
+
+        Nothing is due of a run that diverged.
+        """
+        pairs = zip(self.models, self.fingerprints, strict=True)
+        return tuple(model for model, wanted in pairs if not self._is_done(folder, model, wanted))
+
+    def ready(self, folder: StudyFolder, models: Sequence[Model]) -> tuple[Model, ...]:
+        """Those of some models that can be worked on now: they are trained and did not diverge.
+
+        Which models are left is known before anything is trained: records that belong to weights
+        that are trained again are made again.
+        """
+        return tuple(model for model in models if is_usable(folder, model))
+
+    def work_of(self, models: Sequence[Model]) -> float:
+        """Of its work, that of some of its models."""
+        return self.work * len(models) / len(self.models)
+
+    def seconds(self, folder: StudyFolder) -> float | None:
+        """What it took by its records, once it is finished; None where they do not say."""
+        seconds = 0.0
+        for model in self.models:
+            record = folder.read_if_there(self.path_of(folder, model), self.record)
+            if record is None:  # nothing is due of a run that diverged
+                return None
+            seconds += self.seconds_in(record)
+        return seconds or None
+
+    def seconds_in(self, record: Any) -> float:
+        """What a record says that it took."""
+        return record.score_seconds
+
+    def _is_done(self, folder: StudyFolder, model: Model, wanted: str) -> bool:
+        if model is not None:
+            run = folder.finished_run(model)
+            if run is None:
+                return False  # a record of weights that are gone counts for nothing
+            if run.status == "diverged":
+                return True
+        assert issubclass(self.record, StageRecord)
+        return folder.is_finished(self.path_of(folder, model), self.record, wanted)
+
+
+class OneRecord(Stage):
+    """A kind whose record has one place in a model's folder and one field in its results."""
+
+    file: ClassVar[str]
+    field: ClassVar[str]
+    """Of ``ModelResults``."""
+    made_by: ClassVar[str]
+    """In words that a model's name follows."""
+    of_base: ClassVar[bool] = False
+    """Whether the base has one too."""
+
+    @classmethod
+    @abstractmethod
+    def wanted(cls, study: StudyRecord, model: Model) -> str:
+        """The fingerprint of everything that a model's record depends on."""
+
+    @classmethod
+    def path(cls, folder: StudyFolder, model: str) -> Path:
+        """Where the record of a model is, by its name."""
+        return folder.model_folder(model) / cls.file
+
+    @classmethod
+    def written(cls, folder: StudyFolder, model: str) -> Iterator[Written]:
+        path = cls.path(folder, model)
+        yield Written(path, f"{cls.made_by} {model}", (path,))
+
+    @classmethod
+    def results(cls, folder: StudyFolder, study: StudyRecord, model: Model) -> Mapping[str, Any]:
+        if model is None and not cls.of_base:
+            return {}
+        assert issubclass(cls.record, StageRecord)
+        path = cls.path(folder, model_name(model))
+        return {cls.field: folder.finished(path, cls.record, cls.wanted(study, model))}
+
+    def path_of(self, folder: StudyFolder, model: Model) -> Path:
+        return self.path(folder, model_name(model))
+
+
+class Graph:
+    """The stages of a study as they are added, and which of them train and score what."""
+
+    def __init__(self, study: StudyRecord) -> None:
+        self.study = study
+        self.stages: list[Stage] = []
+        self.training_of: dict[str, str] = {}
+        """A model's name -> the id of the stage that trains it."""
+        self.base_scoring_of: dict[str, str] = {}
+        """A task -> the id of the stage that scores the base on it."""
+
+    def trainings(self, models: Sequence[Model]) -> tuple[str, ...]:
+        """The ids of the stages that train some models."""
+        return tuple(dict.fromkeys(self.training_of[run.name] for run in models if run is not None))
+
+    def by_train_task(self) -> list[tuple[str, tuple[PlannedRun, ...]]]:
+        """The runs of each trained task that has any."""
+        by_task: dict[str, list[PlannedRun]] = {}
+        for run in self.study.runs:
+            by_task.setdefault(run.train_task, []).append(run)
+        return [(task, tuple(runs)) for task, runs in by_task.items()]
+
+
+def is_usable(folder: StudyFolder, model: Model) -> bool:
+    """Whether a model has weights: the base has, and a run that is trained and did not diverge."""
+    run = None if model is None else folder.finished_run(model)
+    return model is None or (run is not None and run.status == "trained")
+
+
+def model_name(model: Model) -> str:
+    """The name of a model's folder."""
+    return BASE if model is None else model.name
+
+
+def fingerprint_in(study: StudyRecord, model: Model) -> str:
+    """The fingerprint of a model's weights."""
+    return study.base_model_fingerprint if model is None else model.fingerprint

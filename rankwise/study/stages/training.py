@@ -1,0 +1,75 @@
+"""Training: runs together in one pass over the base; imported models are taken over."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rankwise.records.folder import StudyFolder
+from rankwise.records.study import PlannedPass, RunRecord
+from rankwise.study.stages.stage import Model, Stage
+from rankwise.study.times import furthest, training_work
+
+if TYPE_CHECKING:
+    from rankwise.study.context import StudyContext
+
+
+@dataclass(frozen=True)
+class Train(Stage):
+    """Train runs together in one pass over the base, or take over imported models."""
+
+    planned_pass: PlannedPass | None
+    """How the pass is cut to fit into memory; None for imported models."""
+    saves_states: bool
+    """Whether states from which it can be resumed are saved as time goes by."""
+
+    kind = "training"
+    record = RunRecord
+    tells_speed = True
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(model.num_tokens for model in furthest(self.runs))
+
+    @property
+    def together(self) -> Hashable:
+        """With its scoring."""
+        return "", self.model
+
+    @property
+    def unit_kind(self) -> str:
+        if self.planned_pass is None:
+            return "imported"
+        return "full" if self.runs[0].method == "full" else "pass"
+
+    def path_of(self, folder: StudyFolder, model: Model) -> Path:
+        assert model is not None
+        return folder.run_file(model.name)
+
+    def do(self, context: StudyContext, models: Sequence[Model]) -> None:
+        from rankwise.study.work.training import train
+
+        # one model at a time: full fine-tuning trains a copy of the base
+        context.models.release(base=any(run.method == "full" for run in self.runs))
+        runs = [model for model in models if model is not None]
+        context.tell.skipped(self.work - training_work(runs))
+        train(context, self.planned_pass, runs)
+
+    def ready(self, folder: StudyFolder, models: Sequence[Model]) -> tuple[Model, ...]:
+        """All of them: training needs no weights but the base's."""
+        return tuple(models)
+
+    def work_of(self, models: Sequence[Model]) -> float:
+        return training_work([model for model in models if model is not None])
+
+    def seconds(self, folder: StudyFolder) -> float | None:
+        records = [folder.finished_run(run) for run in furthest(self.runs)]
+        trained = [each for each in records if each is not None and each.status == "trained"]
+        is_whole = len(trained) == len(records)
+        return sum(each.train_seconds for each in trained) or None if is_whole else None
+
+    def _is_done(self, folder: StudyFolder, model: Model, wanted: str) -> bool:
+        assert model is not None
+        return folder.is_trained(model)
