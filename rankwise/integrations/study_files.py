@@ -7,20 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rankwise.errors import RecordError
-from rankwise.findings.study import StudyFindings
 from rankwise.records.base import Record
 from rankwise.records.behaviour import Behaviour
 from rankwise.records.file_names import samples_beside
 from rankwise.records.folder import BASE, StudyFolder
-from rankwise.records.heads import HeadRepair, TaskHeadEffects
-from rankwise.records.judgement import StudyLooks
 from rankwise.records.own_texts import OwnTexts
-from rankwise.records.recommendation import StudyRecommendation
-from rankwise.records.repair_scores import RepairDivergences, RepairScores
-from rankwise.records.repairs import AdapterRepair
-from rankwise.records.search import SearchRecord
-from rankwise.records.stacks import AcceptedStacks
 from rankwise.records.study import StudyRecord, TaskEvaluation
+from rankwise.study.damage import records_of_repairs, records_of_study
 from rankwise.study.stages.graph import stages
 
 _WITH_TEXTS = (Behaviour, OwnTexts)
@@ -82,20 +75,9 @@ def refuse_links(folder: StudyFolder, paths: list[Path]) -> None:
 
 
 def _records(folder: StudyFolder, study: StudyRecord) -> Iterator[tuple[Path, type[Record]]]:
-    yield folder.recommendation_file, StudyRecommendation
-    yield folder.findings_file, StudyFindings
-    yield folder.looks_file, StudyLooks
-    yield folder.search_file, SearchRecord
-    yield folder.stacks_file, AcceptedStacks
-    yield folder.own_texts_file, OwnTexts
+    yield from ((path, kind) for path, kind, _ in records_of_study(folder))
     for stage in stages(study):
         for model in stage.models:
             yield from stage.records_of(folder, model)
     for name in (BASE, *(model.name for model in study.models)):
-        yield folder.head_repair_file(name), HeadRepair
-        yield folder.adapter_repair_file(name), AdapterRepair
-        yield folder.repair_divergences_file(name), RepairDivergences
-        for task in study.scored_tasks():
-            yield folder.repair_scores_file(name, task), RepairScores
-        for path in folder.head_effects_files(name):
-            yield path, TaskHeadEffects
+        yield from ((path, kind) for path, kind, *_ in records_of_repairs(folder, name))

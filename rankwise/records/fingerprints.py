@@ -9,21 +9,15 @@ from typing import Any
 
 from rankwise.records.axes import SETTING
 from rankwise.records.base import Record
-from rankwise.records.config.mitigations import MitigationConfig
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.config.variants import VariantName
 from rankwise.records.study import PlannedRun, StudyRecord
 
 # Each is raised when a change to the code changes what equal settings give, so that records made
-# before are not mistaken for new ones.
+# before are not mistaken for new ones. So are the revisions of what is fingerprinted elsewhere.
 TRAINING_REVISION = 2
 TRUNCATION_REVISION = 1
-MITIGATION_REVISION = 1
-OWN_TEXTS_REVISION = 1
-IMPORT_REVISION = 1
-SCORING_REVISION = 4
 DIVERGENCE_REVISION = 2
-BEHAVIOUR_REVISION = 1
 HEAD_EFFECTS_REVISION = 3
 HEAD_REPAIR_REVISION = 2
 REPAIR_REVISION = 2
@@ -58,8 +52,6 @@ _IN_NO_RESULT: Any = {
     "evaluation": {"clusters", "max_batch_tokens"},
     "tracking": True,
 }
-# Of an arm, what names it and the places of its rows: their content counts.
-_WHERE_ROWS_ARE: Any = {"name": True, "kl": {"rows"}, "replay": {"rows"}}
 _RUN_IDENTITY = {"method", "seed", *SETTING}
 
 
@@ -121,68 +113,6 @@ def truncation_fingerprint(source: str, rank: int, num_steps: int) -> str:
     )
 
 
-def mitigation_fingerprint(
-    run: str, arm: MitigationConfig, *, others: Sequence[str], own_texts: Sequence[int] | None
-) -> str:
-    """Of a run that is trained again with a repair against forgetting, whatever it is called.
-
-    Args:
-        run: the fingerprint of the run, which covers what both share.
-        arm: what is changed.
-        others: digests of the rows that are read besides.
-        own_texts: number and length of the base's own texts, where they are read.
-    """
-    return fingerprint(
-        {
-            "mitigation_revision": MITIGATION_REVISION,
-            "run": run,
-            "arm": arm.model_dump(mode="json", exclude=_WHERE_ROWS_ARE, exclude_none=True),
-            "others": list(others),
-            "own_texts": own_texts,
-        }
-    )
-
-
-def own_texts_fingerprint(study: StudyRecord, settings: Sequence[int]) -> str:
-    """Of the texts that the base writes itself: their number, length and seed."""
-    return fingerprint([OWN_TEXTS_REVISION, study.base_model_fingerprint, *settings])
-
-
-def import_fingerprint(base_model: str, weights: str) -> str:
-    """Of an imported model: the base's fingerprint, and a digest of its own files."""
-    return fingerprint(
-        {"import_revision": IMPORT_REVISION, "base_model": base_model, "weights": weights}
-    )
-
-
-def task_fingerprint(
-    precision: str,
-    engine: str,
-    *,
-    task: str,
-    version: str,
-    digest: str,
-    limit: int | None,
-    metric: str | None,
-) -> str:
-    """Of everything that scores on a task depend on, besides the model.
-
-    ``metric`` is the configured one that decides; None: the task's own.
-    """
-    return fingerprint(
-        {
-            "scoring_revision": SCORING_REVISION,
-            "precision": precision,
-            "engine": engine,
-            "task": task,
-            "task_version": version,
-            "requests": digest,
-            "limit": limit,
-            "metric": metric,
-        }
-    )
-
-
 def answers_fingerprint(precision: str, answers: Sequence[Any]) -> str:
     """Of the right answers, or texts, on which models are compared with another."""
     return fingerprint([DIVERGENCE_REVISION, precision, answers])
@@ -191,11 +121,6 @@ def answers_fingerprint(precision: str, answers: Sequence[Any]) -> str:
 def scoring_fingerprint(study: StudyRecord, model_fingerprint: str, task: str) -> str:
     """Of everything that a model's scores on a task depend on in this study."""
     return fingerprint([model_fingerprint, study.task_fingerprints.get(task)])
-
-
-def prompts_fingerprint(precision: str, prompts: Sequence[Any]) -> str:
-    """Of the prompts of behaviour, as they are asked."""
-    return fingerprint([BEHAVIOUR_REVISION, precision, prompts])
 
 
 def head_effects_fingerprint(study: StudyRecord, run: PlannedRun, **asked: Any) -> str:

@@ -145,17 +145,14 @@ def _differences(earlier: StudyRecord, now: StudyRecord) -> list[str]:
     """One line per setting that scores depend on and that differs."""
     before, after = _settings(earlier), _settings(now)
     name = "base_model.name"
-    if before[name] == after[name] and _is_other_base(earlier, now):
+    is_other_base = earlier.base_model_fingerprint != now.base_model_fingerprint
+    if before[name] == after[name] and is_other_base:
         return [f"base_model: the weights of {after[name]} are not those that were scored"]
     return [
         f"{key}: {before.get(key)!r} when they were scored, {after.get(key)!r} now"
         for key in sorted({*before, *after})
         if before.get(key) != after.get(key) and not key.startswith(_NO_SCORE_DEPENDS_ON)
     ]
-
-
-def _is_other_base(earlier: StudyRecord, now: StudyRecord) -> bool:
-    return earlier.base_model_fingerprint != now.base_model_fingerprint
 
 
 def _settings(study: StudyRecord) -> dict[str, Any]:

@@ -33,13 +33,13 @@ class Agenda:
         self.graph = stages(context.study)
         self.units = units(self.graph)
         self.failures: list[StageFailure] = []
+        self._outline = study_outline(self.graph, context.folder)
         # of which nothing more comes: finished, failed, or without what they need
-        finished = {stage.id for stage in self.graph if stage.is_finished(context.folder)}
-        self._over = finished | set(failed)
+        self._over = {stage.id for stage in self._outline if stage.is_finished} | set(failed)
 
     def announce(self) -> None:
         """Say which stages there are and what is done of them."""
-        self._context.tell.planned(study_outline(self.graph, self._context.folder))
+        self._context.tell.planned(self._outline)
 
     def due(self, unit: Unit) -> list[Stage]:
         """The stages of a unit that can be done now; see ``is_due``."""

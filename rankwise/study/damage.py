@@ -79,6 +79,38 @@ def models_of(study: StudyRecord, folder: StudyFolder) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def records_of_study(folder: StudyFolder) -> list[tuple[Path, type[Record], str]]:
+    """The records of a study as a whole besides its plan, and the work that makes each."""
+    return [
+        (folder.looks_file, StudyLooks, "judging the study; the looks are counted anew"),
+        (folder.search_file, SearchRecord, "searching; it is decided anew"),
+        (folder.stacks_file, AcceptedStacks, "accepting another stack; it is asked for again"),
+        (folder.own_texts_file, OwnTexts, "training; the base writes its texts anew"),
+        (folder.recommendation_file, StudyRecommendation, "judging the study"),
+        (folder.findings_file, StudyFindings, "judging the study"),
+    ]
+
+
+def records_of_repairs(
+    folder: StudyFolder, model: str
+) -> Iterator[tuple[Path, type[Record], str, tuple[Path, ...]]]:
+    """What was found by intervening on a model and repairing it: no stage makes these.
+
+    With each the work that makes it, and what goes with it where it is damaged.
+    """
+    for path in folder.head_effects_files(model):
+        yield path, TaskHeadEffects, f"intervening on the heads of {model}", (path,)
+    for path in sorted(folder.repair_scores_file(model, "_").parent.glob("*.json")):
+        yield path, RepairScores, f"scoring repairs of {model}", (path,)
+    path = folder.repair_divergences_file(model)
+    yield path, RepairDivergences, f"comparing repairs of {model}", (path,)
+    heads, whole = folder.head_repair_file(model), folder.adapter_repair_file(model)
+    again = f"repairing {model} (`rankwise {{}}` makes it again)"
+    yield heads, HeadRepair, again.format("heads"), (heads, folder.repaired_folder(model))
+    whole_folder = folder.repaired_adapter_folder(model)
+    yield whole, AdapterRepair, again.format("repair"), (whole, whole_folder)
+
+
 class _Inspector:
     """Reads a folder's records, and compares files with them."""
 
@@ -87,20 +119,12 @@ class _Inspector:
 
     def of_study(self) -> Iterator[Damage]:
         folder = self._folder
-        records: list[tuple[Path, type[Record], str]] = [
+        failures = sorted(folder.failures_folder.glob("*.json"))
+        for path, kind, made_by in (
             (folder.study_file, StudyRecord, "planning the study"),
-            (folder.looks_file, StudyLooks, "judging the study; the looks are counted anew"),
-            (folder.search_file, SearchRecord, "searching; it is decided anew"),
-            (folder.stacks_file, AcceptedStacks, "accepting another stack; it is asked for again"),
-            (folder.own_texts_file, OwnTexts, "training; the base writes its texts anew"),
-            (folder.recommendation_file, StudyRecommendation, "judging the study"),
-            (folder.findings_file, StudyFindings, "judging the study"),
-            *(
-                (path, StageFailure, "a stage that failed")
-                for path in sorted(folder.failures_folder.glob("*.json"))
-            ),
-        ]
-        for path, kind, made_by in records:
+            *records_of_study(folder),
+            *((path, StageFailure, "a stage that failed") for path in failures),
+        ):
             yield from self._record(path, kind, made_by)
 
     def of_model(self, model: str) -> Iterator[Damage]:
@@ -119,27 +143,10 @@ class _Inspector:
         for kind in KINDS:
             for path, made_by, spoils in kind.written(folder, model):
                 yield from self._record(path, kind.record, made_by, model, spoils)
-        for path, record_kind, what in (
-            *(
-                (path, TaskHeadEffects, "intervening on the heads of")
-                for path in sorted((place / "heads" / "effects").rglob("*.json"))
-            ),
-            *(
-                (path, RepairScores, "scoring repairs of")
-                for path in sorted(folder.repair_scores_file(model, "_").parent.glob("*.json"))
-            ),
-            (folder.repair_divergences_file(model), RepairDivergences, "comparing repairs of"),
-        ):
-            yield from self._record(path, record_kind, f"{what} {model}", model)
         for own in folder.models_in_forms(model):
             yield from self.of_model(own)
-        heads, whole = folder.head_repair_file(model), folder.adapter_repair_file(model)
-        for path, record_kind, adapter, verb in (
-            (heads, HeadRepair, folder.repaired_folder(model), "heads"),
-            (whole, AdapterRepair, folder.repaired_adapter_folder(model), "repair"),
-        ):
-            made_by = f"repairing {model} (`rankwise {verb}` makes it again)"
-            yield from self._record(path, record_kind, made_by, model, (path, adapter))
+        for path, kind, made_by, spoils in records_of_repairs(folder, model):
+            yield from self._record(path, kind, made_by, model, spoils)
 
     def _record(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 from pydantic import ValidationError
@@ -45,7 +46,8 @@ def extended(config: StudyConfig, extension: Extension) -> StudyConfig:
     if problems:
         raise ConfigError(config.name, problems)
     data = config.model_dump(by_alias=True)
-    data["seeds"] = (*config.seeds, *_new_seeds(config.seeds, extension.num_seeds))
+    unused = (seed for seed in itertools.count() if seed not in config.seeds)
+    data["seeds"] = (*config.seeds, *itertools.islice(unused, extension.num_seeds))
     if limit is not None:
         data["evaluation"]["limit"] = limit + extension.num_items
     if extension.ranks:
@@ -56,8 +58,3 @@ def extended(config: StudyConfig, extension: Extension) -> StudyConfig:
         return StudyConfig.model_validate(data)
     except ValidationError as error:
         raise ConfigError(config.name, list(problems_of(error, data, StudyConfig))) from error
-
-
-def _new_seeds(seeds: tuple[int, ...], count: int) -> list[int]:
-    unused = (seed for seed in range(len(seeds) + count + max(seeds) + 1) if seed not in seeds)
-    return [next(unused) for _ in range(count)]

@@ -167,7 +167,6 @@ class _Leader:
         if earlier is not None and self._search is None:
             self._note_left_out(earlier, plan.record)
         folder.write(folder.study_file, plan.record)
-        folder.keep_failures({stage.id for stage in graph if not stage.is_finished(folder)})
         _forget_outdated(graph, folder)
 
     def _note_left_out(self, earlier: StudyRecord, now: StudyRecord) -> None:
@@ -236,11 +235,14 @@ def _num_finished(graph: Sequence[Stage], folder: StudyFolder) -> int:
 
 
 def _forget_outdated(graph: Sequence[Stage], folder: StudyFolder) -> None:
-    """Remove records of weights that are gone: they count for nothing once there are new ones."""
-    for stage in graph:
-        if isinstance(stage, Train):
-            continue
-        for model in stage.left(folder):
+    """Remove records of weights that are gone: they count for nothing once there are new ones.
+
+    And the failures of stages that are done, or planned no more.
+    """
+    left = [(stage, models) for stage in graph if (models := stage.left(folder))]
+    folder.keep_failures({stage.id for stage, _ in left})
+    for stage, models in left:
+        for model in () if isinstance(stage, Train) else models:
             path = stage.path_of(folder, model)
             assert issubclass(stage.record, StageRecord)
             if folder.is_finished(path, stage.record, stage.fingerprint_of(model)):
@@ -263,7 +265,9 @@ def _set_damaged_aside(plan: StudyPlan, folder: StudyFolder, tell: Teller) -> No
 
 
 def _concluded(folder: StudyFolder, failures: Sequence[StageFailure]) -> StudyOutcome:
-    failed = StageFailedError([_in_words(failure) for failure in failures])
+    failed = StageFailedError(
+        [f"{each.model}: {each.what} failed: {each.error}: {each.message}" for each in failures]
+    )
     try:
         outcome = conclude(folder)
     except RecordError as error:
@@ -274,7 +278,3 @@ def _concluded(folder: StudyFolder, failures: Sequence[StageFailure]) -> StudyOu
         raise failed
     keep(folder, outcome)
     return outcome
-
-
-def _in_words(failure: StageFailure) -> str:
-    return f"{failure.model}: {failure.what} failed: {failure.error}: {failure.message}"

@@ -120,8 +120,9 @@ class Search:
         decisions = [policy.decide(known)]
         while decisions[-1].wanted:
             models = {progress: candidates.model(progress) for progress in decisions[-1].wanted}
-            if not all(map(self._is_known, models.values())):
-                break
+            lacks = (left_of(self._folder, self._study, of.as_candidate) for of in models.values())
+            if any(lacks):
+                break  # a model is not trained and scored on its validation items yet
             known |= {progress: self._shown_by(model) for progress, model in models.items()}
             decisions.append(policy.decide(known))
         models = {
@@ -130,10 +131,6 @@ class Search:
             for progress in (*decision.wanted, *decision.finalists)
         }
         return _Course(tuple(decisions), known, models, candidates.settings, measures)
-
-    def _is_known(self, model: PlannedRun) -> bool:
-        """Whether a model is trained and scored on its validation items, or has diverged."""
-        return left_of(self._folder, self._study, model.as_candidate) is None
 
     def _shown_by(self, model: PlannedRun) -> searches.Shown | None:
         if model.name not in self._shown:

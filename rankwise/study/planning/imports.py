@@ -25,9 +25,12 @@ from rankwise.errors import ModelError
 from rankwise.records.config.methods import ImportedConfig
 from rankwise.records.config.study import BaseModelConfig
 from rankwise.records.files import writing
-from rankwise.records.fingerprints import import_fingerprint
+from rankwise.records.fingerprints import fingerprint
 from rankwise.records.study import Imported, PlannedRun
 from rankwise.study.planning.runs import Trainable, run_name
+
+IMPORT_REVISION = 1
+"""As the revisions in ``records.fingerprints``."""
 
 # Part of the name of the run's folder, which file systems limit to 255 bytes.
 _LONGEST_NAME = 100
@@ -141,7 +144,10 @@ def _planned(
     num_trainable_parameters: int,
     **settings: Any,
 ) -> PlannedRun:
-    content = import_fingerprint(base.model.base.fingerprint, digest)
+    base_model = base.model.base.fingerprint
+    content = fingerprint(
+        {"import_revision": IMPORT_REVISION, "base_model": base_model, "weights": digest}
+    )
     label = label or folder.name
     if not label.isprintable() or len(label.encode(errors="surrogateescape")) > _LONGEST_NAME:
         raise ModelError(

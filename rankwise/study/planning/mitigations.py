@@ -11,7 +11,7 @@ from rankwise.engine.models.own_texts import NUM_TEXTS, NUM_TOKENS
 from rankwise.errors import DataError, TaskError
 from rankwise.records.config.mitigations import MitigationConfig, RowsConfig
 from rankwise.records.config.study import StudyConfig
-from rankwise.records.fingerprints import mitigation_fingerprint
+from rankwise.records.fingerprints import fingerprint
 from rankwise.records.study import PlannedRun
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.model import StudyModel
@@ -24,6 +24,12 @@ from rankwise.tasks.user_data import read_rows
 
 MOST_ROWS = 2000
 """Of another task: more than any small share needs, and tokenised in seconds."""
+
+MITIGATION_REVISION = 1
+"""As the revisions in ``records.fingerprints``."""
+
+# Of an arm, what names it and the places of its rows: their content counts.
+_WHERE_ROWS_ARE: Any = {"name": True, "kl": {"rows"}, "replay": {"rows"}}
 
 Others = Mapping[RowsConfig, tuple[Example, ...]]
 """The rows beside those of the trained tasks, tokenised, by where the study file has them from."""
@@ -103,11 +109,6 @@ def _rows_of_task(
     ]
 
 
-def _ratio(config: StudyConfig) -> float:
-    """The most rows that any arm reads for each row of the trained task."""
-    return max((_others_of(arm) for arm in config.mitigations), default=0.0)
-
-
 def _others_of(arm: MitigationConfig) -> float:
     """How many rows an arm reads beside each row of the trained task."""
     factor = 1.0
@@ -121,7 +122,8 @@ def _others_of(arm: MitigationConfig) -> float:
 def largest_step(config: StudyConfig) -> int:
     """Examples of an optimizer step of the arm that reads the most."""
     size = config.train.batch_size * config.train.gradient_accumulation_steps
-    return math.ceil(size * (1.0 + _ratio(config)))
+    most = max(map(_others_of, config.mitigations), default=0.0)
+    return math.ceil(size * (1.0 + most))
 
 
 def longest_other(config: StudyConfig, others: Others) -> int:
@@ -152,11 +154,14 @@ def _mitigated(run: PlannedRun, arm: MitigationConfig, others: Others) -> Planne
     assert run.learning_rate is not None
     assert run.alpha is not None
     assert run.scaling is not None
-    digest = mitigation_fingerprint(
-        run.fingerprint,
-        arm,
-        others=[examples_digest(others[rows]) for rows in _rows_of(arm)],
-        own_texts=[NUM_TEXTS, NUM_TOKENS] if has_own_texts(arm) else None,
+    digest = fingerprint(
+        {
+            "mitigation_revision": MITIGATION_REVISION,
+            "run": run.fingerprint,
+            "arm": arm.model_dump(mode="json", exclude=_WHERE_ROWS_ARE, exclude_none=True),
+            "others": [examples_digest(others[rows]) for rows in _rows_of(arm)],
+            "own_texts": [NUM_TEXTS, NUM_TOKENS] if has_own_texts(arm) else None,
+        }
     )
     slug = re.sub(r"[^A-Za-z0-9]+", "-", arm.label.replace("×", "x")).strip("-").lower()
     rate, alpha = arm.learning_rate_factor or 1.0, arm.alpha_factor or 1.0

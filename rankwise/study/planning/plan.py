@@ -23,9 +23,7 @@ from rankwise.records.config.study import StudyConfig
 from rankwise.records.fingerprints import (
     answers_fingerprint,
     fingerprint,
-    prompts_fingerprint,
     study_fingerprint,
-    task_fingerprint,
 )
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import PlannedRun, StudyRecord, TaskEvaluation, TokenCounts
@@ -83,6 +81,10 @@ HEAD_TOKENS = 128
 GAUGE_ITEMS = 50
 """Right answers, and as many texts, on which models are compared with the base. More would cost as
 much as scoring a task, and models are compared on the same items, so their spread cancels."""
+
+SCORING_REVISION = 4
+BEHAVIOUR_REVISION = 1
+"""As the revisions in ``records.fingerprints``."""
 
 HeadPrompts = tuple[tuple[int, ...], ...]
 
@@ -181,10 +183,19 @@ def plan_study(
         PlanError: with every problem found, or because the base model cannot be had.
         ModelError: its tokenizer or config cannot be used.
     """
-    issues = Issues()
+    issues, planner = Issues(), None
     model = study_model(config, report, machine)
     parts = _parts(config, model, issues)
-    planner = None if parts is None else Planner(config, model, parts, issues, folder, num_workers)
+    if parts is not None:
+        memory = _memory(config, model, parts)
+        if num_workers > 1:  # each has a device of its own
+            model = model._replace(machine=model.machine._replace(num_cards=1))
+        before = earlier_full(folder, model.base.fingerprint)
+        full = full_training(config, memory, model.machine, before)
+        if full is not None:
+            config, memory = with_full(config, full), memory.changed(full=full)
+        base = Trainable(model, parts.layers, memory)
+        planner = Planner(config, base, parts, issues, folder, num_workers)
     if issues.problems or planner is None:
         raise PlanError(config.name, model.base.name, issues.problems, issues.warnings)
     return planner.plan()
@@ -230,28 +241,28 @@ class Planner:
 
     Attributes:
         candidates: trained task -> what its search may ask for; empty where there is no search.
+
+    Args:
+        config: of the study; what ``methods.full`` takes is settled.
+        base: the model, and how it is trained.
+        parts: what is tokenised.
+        issues: gets every problem and warning.
+        folder: see ``plan_study``.
+        num_workers: that share the study.
     """
 
     def __init__(
         self,
         config: StudyConfig,
-        model: StudyModel,
+        base: Trainable,
         parts: _Parts,
         issues: Issues,
         folder: StudyFolder | None,
         num_workers: int,
     ) -> None:
-        self._num_workers = num_workers
-        memory = _memory(config, model, parts)
-        before = earlier_full(folder, model.base.fingerprint)
-        if num_workers > 1:  # each has a device of its own
-            model = model._replace(machine=model.machine._replace(num_cards=1))
-        full = full_training(config, memory, model.machine, before)
-        if full is not None:
-            config, memory = with_full(config, full), memory.changed(full=full)
+        model, memory = base.model, base.memory
         self._config, self._model, self._parts, self._issues = config, model, parts, issues
-        self._memory = memory
-        base = Trainable(model, parts.layers, self._memory)
+        self._memory, self._folder, self._num_workers = memory, folder, num_workers
         self._imported = _imported(config, base, parts.examples, issues)
         self._prepared = {task.name: task for task in parts.tasks.prepared}
         has_full = config.methods.full is not None
@@ -271,7 +282,6 @@ class Planner:
             source: Candidates(config, maker, among)
             for source, maker in (makers if config.is_searched else {}).items()
         }
-        self._folder = folder
         ends = [end for each in self.candidates.values() for end in each.ends]
         runs = [*self._runs, *ends, *self._variants]
         self._room = room_for(runs, config, memory, model.machine, folder)
@@ -291,7 +301,8 @@ class Planner:
         """
         config, model = self._config, self._model
         if config.is_searched:
-            chosen = decided(self.candidates, decisions or self._first_decisions())
+            begin = {of: (c.policy(Measures()).decide({}),) for of, c in self.candidates.items()}
+            chosen = decided(self.candidates, decisions or begin)
         else:
             chosen = all_of(config, self._runs, self._variants)
         truncated = plan_truncated(config, chosen.runs, self._memory)
@@ -370,54 +381,45 @@ class Planner:
                 train_task: answers_fingerprint(model.precision, its_answers)
                 for train_task, its_answers in self._gauged.items()
             },
-            behaviour_fingerprint=prompts_fingerprint(model.precision, self._behaviour)
+            behaviour_fingerprint=fingerprint(
+                [BEHAVIOUR_REVISION, model.precision, self._behaviour]
+            )
             if self._behaviour
             else None,
             num_parameters=model.num_parameters,
-            num_tokens=_token_counts(
-                prepared, answers, self._gauged, self._prompts, scored.tasks
-            ).model_copy(update={"behaviour": sum(map(_most_tokens, self._behaviour))}),
+            num_tokens=TokenCounts(
+                scored={name: task.num_distinct_tokens for name, task in prepared.items()},
+                answers=_tokens_read(answers),
+                gauges=_tokens_read(self._gauged),
+                behaviour=sum(
+                    len(each.tokens) + each.settings.max_new_tokens for each in self._behaviour
+                ),
+                head_prompts={
+                    name: sum(map(len, self._prompts.get(name, ()))) for name in scored.tasks
+                },
+            ),
             models=(),
             warnings=(),
             own_data=self._parts.tasks.own_data,
             provenance=model.machine.provenance,
         )
 
-    def _first_decisions(self) -> dict[str, tuple[Decision, ...]]:
-        """What the search of each trained task begins with."""
-        return {
-            source: (candidates.policy(Measures()).decide({}),)
-            for source, candidates in self.candidates.items()
-        }
-
 
 def _task_fingerprint(
     config: StudyConfig, precision: str, task: PreparedTask, *, digest: str, limit: int | None
 ) -> str:
-    return task_fingerprint(
-        precision,
-        config.evaluation.engine.of(task.loaded.output_type),
-        task=task.name,
-        version=task.loaded.version,
-        digest=digest,
-        limit=limit,
-        metric=metric_of(config, task.name),
-    )
-
-
-def _token_counts(
-    tasks: Mapping[str, PreparedTask],
-    answers: Mapping[str, Sequence[RightAnswer]],
-    gauged: Mapping[str, Sequence[RightAnswer]],
-    prompts: Mapping[str, HeadPrompts],
-    train_tasks: Iterable[str],
-) -> TokenCounts:
-    """What the stages read; a trained task without prompts is named with 0."""
-    return TokenCounts(
-        scored={name: task.num_distinct_tokens for name, task in tasks.items()},
-        answers=_tokens_read(answers),
-        gauges=_tokens_read(gauged),
-        head_prompts={name: sum(map(len, prompts.get(name, ()))) for name in train_tasks},
+    """Of everything that scores on a task depend on, besides the model."""
+    return fingerprint(
+        {
+            "scoring_revision": SCORING_REVISION,
+            "precision": precision,
+            "engine": config.evaluation.engine.of(task.loaded.output_type),
+            "task": task.name,
+            "task_version": task.loaded.version,
+            "requests": digest,
+            "limit": limit,
+            "metric": metric_of(config, task.name),
+        }
     )
 
 
@@ -427,11 +429,6 @@ def _tokens_read(answers: Mapping[str, Sequence[RightAnswer]]) -> dict[str, int]
         train_task: len(PrefixTree([answer.tokens_read for answer in its_answers]))
         for train_task, its_answers in answers.items()
     }
-
-
-def _most_tokens(prompt: Prompt) -> int:
-    """Of reading a prompt and writing the longest answer."""
-    return len(prompt.tokens) + prompt.settings.max_new_tokens
 
 
 def _answers(tasks: TaskPlan, model: StudyModel) -> dict[str, tuple[RightAnswer, ...]]:

@@ -10,7 +10,7 @@ from rankwise.records import quantities
 from rankwise.study.searches.comparison import evidence
 from rankwise.study.searches.courses import Course, Journal, follow
 from rankwise.study.searches.policy import Decision, Known, Ruling, Setting, Shown, Terms
-from rankwise.study.searches.tuning import Tuning
+from rankwise.study.searches.tuning import Tuning, first_rung
 
 FIRST_RANK = 32  # of the paper
 
@@ -45,10 +45,8 @@ class Ladder:
     ) -> None:
         if all(setting.rank is None for setting in settings) or not seeds:
             raise ValueError("a ladder needs a rank and a seed")
-        if not rungs and any(len(setting.rates) > 1 for setting in settings):
-            raise ValueError("learning rates are tuned at rungs, and there is none")
         self.settings, self.seeds, self.terms = tuple(settings), tuple(seeds), terms
-        self.rungs = tuple(rungs)
+        self.rungs, self.first_rung = tuple(rungs), first_rung(settings, rungs)
         ranked = [place for place, of in enumerate(settings) if of.rank is not None]
         self.order = sorted(ranked, key=self.rank)
         self.start = min(
@@ -81,8 +79,7 @@ class _Climbing:
     def __init__(self, ladder: Ladder, known: Known) -> None:
         self.ladder, self.journal = ladder, Journal()
         self.tuning = Tuning(
-            ladder.settings, ladder.seeds, ladder.terms, next(iter(ladder.rungs), 0.0), known,
-            self.journal,
+            ladder.settings, ladder.seeds, ladder.terms, ladder.first_rung, known, self.journal,
         )  # fmt: skip
 
     def course(self) -> Course:

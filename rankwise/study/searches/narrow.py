@@ -8,7 +8,7 @@ from rankwise.records import quantities
 from rankwise.study.searches.comparison import worth
 from rankwise.study.searches.courses import Course, Journal, follow
 from rankwise.study.searches.policy import Decision, Known, Progress, Setting, Terms
-from rankwise.study.searches.tuning import Tuning
+from rankwise.study.searches.tuning import Tuning, first_rung
 
 
 class Narrow:
@@ -39,10 +39,9 @@ class Narrow:
     ) -> None:
         if not settings or not seeds:
             raise ValueError("a search needs a setting and a seed")
-        if not rungs and any(len(setting.rates) > 1 for setting in settings):
-            raise ValueError("learning rates are tuned at rungs, and there is none")
         self.settings, self.seeds, self.terms = tuple(settings), tuple(seeds), terms
-        self.rungs, self.narrows = tuple(rungs), narrows and len(seeds) > 1
+        self.rungs, self.first_rung = tuple(rungs), first_rung(settings, rungs)
+        self.narrows = narrows and len(seeds) > 1
 
     def decide(self, known: Known) -> Decision:
         """The next decision; see ``policy.Policy``."""
@@ -50,8 +49,7 @@ class Narrow:
 
     def _course(self, known: Known) -> Course:
         journal, every = Journal(), range(len(self.seeds))
-        first_rung = next(iter(self.rungs), 0.0)
-        tuning = Tuning(self.settings, self.seeds, self.terms, first_rung, known, journal)
+        tuning = Tuning(self.settings, self.seeds, self.terms, self.first_rung, known, journal)
         for share in self.rungs:
             tuned = [place for place in tuning.rates if tuning.is_tuned(place)]
             for wanted in tuning.to_rung(share, tuned):

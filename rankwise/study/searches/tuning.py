@@ -11,6 +11,17 @@ from rankwise.study.searches.policy import Known, Progress, Ruling, Setting, Sho
 from rankwise.study.searches.rates import Grid, Worth, best_rate, better_half, grid
 
 
+def first_rung(settings: Sequence[Setting], rungs: Sequence[float]) -> float:
+    """The share of the steps at which rates are tuned first; 0 where none is tuned.
+
+    Raises:
+        ValueError: rates are to be tuned, and there is no rung.
+    """
+    if not rungs and any(len(setting.rates) > 1 for setting in settings):
+        raise ValueError("learning rates are tuned at rungs, and there is none")
+    return rungs[0] if rungs else 0.0
+
+
 class Tuning:
     """Trials of settings at the rates that are left; rates are compared with the first seed.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rankwise.records.behaviour import PROMPTS, Behaviour
@@ -45,15 +45,8 @@ class ObserveBehaviour(OneRecord):
         study = graph.study
         if study.behaviour_fingerprint is not None:
             models = (None, *study.tested)
-            yield cls(
-                "behaviour",
-                models,
-                tuple(cls.wanted(study, each) for each in models),
-                needs=graph.trainings(models),
-                work=float(study.num_tokens.behaviour * len(models)),
-                memory_bytes=study.weights_bytes,
-                disk_bytes=0,
-            )
+            stage = cls.of(graph, "behaviour", models, study.num_tokens.behaviour * len(models))
+            yield replace(stage, memory_bytes=study.weights_bytes)  # adapters are on the base
 
     @classmethod
     def wanted(cls, study: StudyRecord, model: Model) -> str:

@@ -35,19 +35,10 @@ class CompareWithBase(OneRecord):
     def planned(cls, graph: Graph) -> Iterator[Stage]:
         study = graph.study
         for train_task in study.gauge_fingerprints:
-            models = tuple(model for model in study.tested if model.train_task == train_task)
+            models = [model for model in study.tested if model.train_task == train_task]
+            work = study.num_tokens.gauges.get(train_task, 0) * (len(models) + 1)
             if models:
-                tokens = study.num_tokens.gauges.get(train_task, 0)
-                yield cls(
-                    "gauges",
-                    models,
-                    tuple(cls.wanted(study, model) for model in models),
-                    needs=graph.trainings(models),
-                    work=float(tokens * (len(models) + 1)),
-                    memory_bytes=2 * study.weights_bytes,
-                    disk_bytes=0,
-                    train_task=train_task,
-                )
+                yield cls.of(graph, "gauges", models, work, train_task=train_task)
 
     @classmethod
     def wanted(cls, study: StudyRecord, model: Model) -> str:

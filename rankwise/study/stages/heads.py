@@ -38,16 +38,8 @@ class CompareHeads(OneRecord):
         for train_task, runs in graph.by_train_task():
             tokens = study.num_tokens.head_prompts.get(train_task)
             if study.config.analysis.heads and tokens != 0:
-                yield cls(
-                    "heads",
-                    runs,
-                    tuple(cls.wanted(study, run) for run in runs),
-                    needs=graph.trainings(runs),
-                    work=float((tokens or 0) * (len(runs) + 1)),
-                    memory_bytes=2 * study.weights_bytes,
-                    disk_bytes=0,
-                    train_task=train_task,
-                )
+                work = (tokens or 0) * (len(runs) + 1)
+                yield cls.of(graph, "heads", runs, work, train_task=train_task)
 
     @classmethod
     def wanted(cls, study: StudyRecord, model: Model) -> str:

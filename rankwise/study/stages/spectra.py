@@ -43,16 +43,8 @@ class AnalyseWeights(OneRecord):
         # the update, and the base with each of the random updates of both kinds
         decompositions = 1 + 2 * study.config.analysis.null_draws
         for train_task, runs in graph.by_train_task() if study.config.analysis.spectra else ():
-            yield cls(
-                "weights",
-                runs,
-                tuple(cls.wanted(study, run) for run in runs),
-                needs=graph.trainings(runs),
-                work=ANALYSIS_WORK * decompositions * len(runs),
-                memory_bytes=2 * study.weights_bytes,
-                disk_bytes=0,
-                train_task=train_task,
-            )
+            work = ANALYSIS_WORK * decompositions * len(runs)
+            yield cls.of(graph, "weights", runs, work, train_task=train_task)
 
     @classmethod
     def wanted(cls, study: StudyRecord, model: Model) -> str:

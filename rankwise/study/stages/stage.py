@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from rankwise.records.base import Record
 from rankwise.records.fingerprints import fingerprint
@@ -224,6 +224,20 @@ class OneRecord(Stage):
     @abstractmethod
     def wanted(cls, study: StudyRecord, model: Model) -> str:
         """The fingerprint of everything that a model's record depends on."""
+
+    @classmethod
+    def of(cls, graph: Graph, title: str, models: Sequence[Model], work: float, **own: Any) -> Self:
+        """The stage of some models, once they are trained; two of them are in memory at once."""
+        return cls(
+            title,
+            tuple(models),
+            tuple(cls.wanted(graph.study, model) for model in models),
+            needs=graph.trainings(models),
+            work=float(work),
+            memory_bytes=2 * graph.study.weights_bytes,
+            disk_bytes=0,
+            **own,
+        )
 
     @classmethod
     def path(cls, folder: StudyFolder, model: str) -> Path:

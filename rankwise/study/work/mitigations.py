@@ -9,12 +9,15 @@ from rankwise.engine.models.own_texts import NUM_TEXTS, NUM_TOKENS, write_texts
 from rankwise.engine.training.trainees import NOTHING_BESIDE, Beside
 from rankwise.errors import DataError
 from rankwise.records.config.mitigations import RowsConfig
-from rankwise.records.fingerprints import own_texts_fingerprint
+from rankwise.records.fingerprints import fingerprint
 from rankwise.records.own_texts import OwnTexts
 from rankwise.records.study import PlannedRun
 from rankwise.study.context import StudyContext
 from rankwise.tasks.overlap import find_overlap
 from rankwise.tasks.training_rows import Example, TextEncoder, TrainingRow
+
+OWN_TEXTS_REVISION = 1
+"""As the revisions in ``records.fingerprints``."""
 
 _SEED = 0  # one set of texts for all runs and seeds: what differs between arms is not the texts
 
@@ -66,7 +69,8 @@ class RowsBeside:
     def _record(self) -> OwnTexts:
         """They are written where there are none yet, and read from the study folder after that."""
         folder, plan = self._context.folder, self._context.plan
-        wanted = own_texts_fingerprint(self._context.study, [NUM_TEXTS, NUM_TOKENS, _SEED])
+        base = self._context.study.base_model_fingerprint
+        wanted = fingerprint([OWN_TEXTS_REVISION, base, NUM_TEXTS, NUM_TOKENS, _SEED])
         record = folder.finished(folder.own_texts_file, OwnTexts, wanted)
         if record is None:
             written = write_texts(
