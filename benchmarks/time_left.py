@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from rankwise.records.study import StageFailure
 from rankwise.study.observer import StageOutline
+from rankwise.study.stages.graph import KINDS
 from rankwise.study.times import Rates
 from tests.support.observers import Silent
 
@@ -101,7 +102,7 @@ def replayed(lines: Sequence[Line], end: float | None = None) -> list[Said]:
     for kind, at, *content in lines:
         match kind:
             case "planned":
-                stages = {fields[0]: StageOutline(*fields) for fields in content[0]}
+                stages = {fields[0]: _outline(fields) for fields in content[0]}
                 rates.planned(list(stages.values()))
             case "started":
                 stage = content[0]
@@ -120,6 +121,13 @@ def replayed(lines: Sequence[Line], end: float | None = None) -> list[Said]:
         if left is not None and end > at:
             said.append(Said(at, left, end - at))
     return said
+
+
+def _outline(fields: Sequence[Any]) -> StageOutline:
+    """A recorded stage; recordings do not say how slow its kind is."""
+    outline = StageOutline(*fields)
+    slowness = next((kind.slowness for kind in KINDS if kind.kind == outline.kind), 1.0)
+    return outline._replace(slowness=slowness)
 
 
 def compared(said: Iterable[Said], end: float) -> list[Said]:

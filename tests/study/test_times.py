@@ -22,6 +22,7 @@ from benchmarks.time_left import (
     within,
 )
 from rankwise.study.observer import StageOutline
+from rankwise.study.stages.graph import KINDS
 from rankwise.study.times import Job, Rates, Slot, longest_chains, scheduled, seconds_left
 
 TASKS = {"letters": 0.5, "options": 1.0, "texts": 6.0}
@@ -50,7 +51,9 @@ NUMBERS = count()
 
 def outline(kind: str, name: str, work: float, models: str = "lora") -> StageOutline:
     identity = f"{kind}-{next(NUMBERS)}"
-    return StageOutline(identity, kind, name, "pass", work, round(work), models, work_left=work)
+    slowness = next(each.slowness for each in KINDS if each.kind == kind)
+    stage = StageOutline(identity, kind, name, "pass", work, round(work), models, work_left=work)
+    return stage._replace(slowness=slowness)
 
 
 def training(work: float, rate: float = 1e-3, **truth: float) -> Planted:
