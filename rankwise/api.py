@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from rankwise.findings.comparison import StudyComparison
+    from rankwise.findings.rows import Row
     from rankwise.records.audits import AuditRecord
     from rankwise.records.config.study import StudyConfig
     from rankwise.records.recommendation import StudyRecommendation
@@ -175,15 +176,7 @@ class Study:
         Example:
             >>> study.runs_df()[["run", "gain", "retention_change"]]
         """
-        from rankwise.findings.models import summarise
-        from rankwise.report.tables import run_rows
-
-        results, recommendation, _ = self._concluded()
-        return _frame(
-            {"train_task": part.train_task, **row}
-            for part in recommendation.by_train_task
-            for row in run_rows(summarise(results.of(part.train_task), part))
-        )
+        return _frame(self._tables()["runs"])
 
     def scores_df(self) -> DataFrame:
         """A row for each metric of each model and task, as lm-evaluation-harness defines it.
@@ -199,13 +192,22 @@ class Study:
             >>> scores = study.scores_df()
             >>> scores[scores.decides].pivot_table("value", "model", "task")
         """
-        from rankwise.report.tables import score_rows
+        return _frame(self._tables()["scores"])
 
-        return _frame(
-            {"train_task": part.train_task, **row}
-            for part in self._concluded().results.by_train_task
-            for row in score_rows(part)
-        )
+    def tables_df(self) -> dict[str, DataFrame]:
+        """Every table that the study has rows for, by name: runs, scores, transfer, and so on.
+
+        Returns:
+            The columns of the report's CSV files of these names; those of a trained task stand
+            behind ``train_task``.
+
+        Raises:
+            RecordError: as ``recommendation``.
+
+        Example:
+            >>> study.tables_df()["retention"]
+        """
+        return {name: _frame(rows) for name, rows in self._tables().items()}
 
     def items_df(self) -> DataFrame:
         """A row for each item and model, of the tasks whose items are right or wrong.
@@ -338,6 +340,11 @@ class Study:
         for warning in plan.record.warnings:
             note(f"warning: {warning}")
         return plan
+
+    def _tables(self) -> dict[str, list[Row]]:
+        from rankwise.findings.tables import study_tables
+
+        return study_tables(*self._concluded())
 
     def _concluded(self) -> StudyOutcome:
         """The study as it is in its folder; judged once, until it is run again."""
@@ -520,7 +527,7 @@ def written_report(
     return write_report(output or folder.root, *shown, overwrite=overwrite)
 
 
-def _frame(rows: Iterable[dict[str, Any]]) -> DataFrame:
+def _frame(rows: Iterable[Row]) -> DataFrame:
     """Rows with their keys as columns; whole numbers stay whole where some are missing."""
     from pandas import DataFrame
 

@@ -156,6 +156,15 @@ def test_runs_have_the_planted_numbers(tmp_path: Path) -> None:
     assert row["retention_change"] == pytest.approx(-10.0)
 
 
+def test_every_table_of_the_report_is_a_frame(tmp_path: Path) -> None:
+    study = planted(tmp_path / "planted")
+    tables = study.tables_df()
+    files = {path.stem for path in (study.report().parent / "report").glob("*.csv")}
+    assert set(tables) == files >= {"runs", "scores", "ranks", "transfer", "retention"}
+    assert tables["runs"].equals(study.runs_df())
+    assert set(tables["retention"].train_task) == {"kinship"}
+
+
 def test_items_say_what_was_learned_and_forgotten(tmp_path: Path) -> None:
     items = planted(tmp_path / "planted").items_df()
     assert list(items.columns) == [

@@ -197,10 +197,8 @@ def report_on(
 
     results, recommendation, findings = outcome
     if not as_json:
-        signatures, width = findings.signatures, stdout.width
-        shown = verdict(results, recommendation, signatures, str(folder.root), width)
+        shown = verdict(results, recommendation, findings, str(folder.root), stdout.width)
         stdout.print(*shown, sep="\n")
-        say_deployed(outcome)
     path = written_report(folder, outcome, output, overwrite=overwrite, with_texts=with_texts)
     if as_json:
         emit({**verdict_content(outcome), "report": path})
@@ -209,19 +207,11 @@ def report_on(
     return _told(outcome)
 
 
-def say_deployed(outcome: StudyOutcome) -> None:
-    """Say what the runs that the verdict names keep in their deployed forms."""
-    for found in outcome.findings.deployed:
-        for form in found.forms:
-            say(f"- {found.run} ({found.named}), {form.statement}")
-
-
 def verdict_content(outcome: StudyOutcome) -> dict[str, Any]:
     """What a program is told of a verdict: the record, what people are shown beside it, and why."""
     return {
         **outcome.recommendation.model_dump(mode="json"),
-        "signatures": outcome.findings.signatures,
-        "deployed": outcome.findings.deployed,
+        **outcome.findings.told,
         "left_out": outcome.results.left_out,
         "failures": outcome.failures,
     }

@@ -14,8 +14,8 @@ from rankwise.findings.comparison import StudyComparison, StudySource
 from rankwise.findings.heads import intervention, is_selected, screen_correlation
 from rankwise.findings.models import summarise
 from rankwise.findings.samples import SampleVerdicts, sample_amount
-from rankwise.findings.signatures.found import Signature
 from rankwise.findings.statements import with_folder
+from rankwise.findings.study import StudyFindings
 from rankwise.records import quantities
 from rankwise.records.deployment import DeltaInForm, DeploymentCheck, FormScore
 from rankwise.records.files import in_words
@@ -128,7 +128,7 @@ def status_table(lines: Sequence[ModelStatus]) -> Table:
 def verdict(
     results: StudyResults,
     recommendation: StudyRecommendation,
-    signatures: Sequence[Signature],
+    findings: StudyFindings,
     folder: str | Path,
     width: int,
 ) -> Iterator[RenderableType]:
@@ -137,23 +137,20 @@ def verdict(
     Args:
         results: a study.
         recommendation: made from it.
-        signatures: what went wrong.
+        findings: made from both.
         folder: the study's, for the command that would settle it.
         width: of the terminal, in characters; a narrow one gets fewer columns.
     """
     for part in recommendation.by_train_task:
         if len(recommendation.by_train_task) > 1:
             yield Text(f"Trained on {part.train_task}", style="bold underline")
-        shown = [found for found in signatures if found.train_task == part.train_task]
-        yield from _verdict(results.of(part.train_task), part, shown, width)
+        yield from _verdict(results.of(part.train_task), part, width)
+        yield from (Text(f"- {line}") for line in findings.lines(part.train_task))
         yield Text(with_folder(part.statement, folder), style="bold")
 
 
 def _verdict(
-    results: TrainTaskResults,
-    recommendation: Recommendation,
-    signatures: Sequence[Signature],
-    width: int,
+    results: TrainTaskResults, recommendation: Recommendation, width: int
 ) -> Iterator[RenderableType]:
     summaries = summarise(results, recommendation)
     hidden = _NOT_ON_A_TERMINAL | (_NOT_ON_A_NARROW_ONE if width < _WIDE_COLUMNS else set())
@@ -165,7 +162,6 @@ def _verdict(
             yield Text(f"- {summary.name}: {problem}")
     for reason in recommendation.reasons:
         yield Text(f"- {reason}")
-    yield from (Text(f"- {found.title}: {found.statement}") for found in signatures)
 
 
 def _as_shown(shown: ReportTable) -> Table:

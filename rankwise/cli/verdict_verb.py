@@ -24,7 +24,7 @@ from rankwise.cli.application import (
     warn,
 )
 from rankwise.cli.run_verbs import STUDIES
-from rankwise.cli.running import keep, note_left_out, say_deployed, verdict_content
+from rankwise.cli.running import keep, note_left_out, verdict_content
 from rankwise.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -188,10 +188,8 @@ def _of_study(
         say(with_folder(part.statement, str(folder.root)), style="bold")
         for reason in part.reasons:
             say(f"- {reason}")
-        for signature in outcome.findings.signatures:
-            if signature.train_task == part.train_task:
-                say(f"- {signature.title}: {signature.statement}")
-    say_deployed(outcome)
+        for line in outcome.findings.lines(part.train_task):
+            say(f"- {line}")
     return OK
 
 

@@ -151,10 +151,10 @@ def _table(lines: list[ModelStatus]) -> Table:
 
     columns: list[Column[ModelStatus]] = [
         Column("Model", lambda line: line.model),
-        Column("Training", lambda line: line.training, is_text=True),
+        Column.text("Training", lambda line: line.training),
         Column("Steps", steps),
         Column("Tasks scored", lambda line: len(line.tasks_scored)),
-        Column("Left", lambda line: ", ".join(line.left) or "nothing", is_text=True),
+        Column.text("Left", lambda line: ", ".join(line.left) or "nothing"),
     ]
     return table("The base and every run.", columns, lines)
 

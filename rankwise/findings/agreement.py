@@ -7,17 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rankwise.findings.models import BASE_LABEL
 from rankwise.findings.options import OptionGains, OptionName, Runs, TaskMean
 from rankwise.findings.pairs import pair_items, run_record
 from rankwise.findings.stats.estimates import mean_over_tasks, wilson_interval
-from rankwise.findings.stats.items import (
-    POINTS,
-    Clusters,
-    Floats,
-    Items,
-    item_size,
-    num_clusters,
-)
+from rankwise.findings.stats.items import POINTS, Clusters, Floats, Items, item_size, num_clusters
 from rankwise.findings.trends import Measured, RankTrend, TrendOf, rank_trend
 from rankwise.records.base import Record
 from rankwise.records.recommendation import Bound
@@ -45,6 +39,11 @@ class AgreementWithFull(Record):
     same_option: TaskMean | None
     kl: TaskMean | None
     same_next_token: TaskMean | None
+
+    @property
+    def label(self) -> str:
+        """What it is called."""
+        return BASE_LABEL if self.option is None else self.option.label
 
 
 class _Compared(NamedTuple):
@@ -83,7 +82,12 @@ def agreement_with_full(
         *lora,
         *(_Compared(option, option, f[1:], f[:-1]) for option, f in references if len(f) > 1),
     ]
-    tasks = [task for task in source.tasks("in_domain") if _is_right_or_wrong(task, everyone)]
+    models = [model for each in everyone for model in (*each.models, *each.full)]
+    tasks = [
+        task
+        for task in source.tasks("in_domain")
+        if all(value in (0.0, 1.0) for model in models for value in model.items[task].values)
+    ]
     values = [_values(compared, tasks, source) for compared in everyone]
     agreement = [
         _agreement(each, its_values, tasks, source)
@@ -107,11 +111,6 @@ def _lora(source: OptionGains) -> list[_Compared]:
             reference = source.name_of(full[0])
             compared.append(_Compared(option.name, reference, option.runs, tuple(full)))
     return compared
-
-
-def _is_right_or_wrong(task: str, everyone: Sequence[_Compared]) -> bool:
-    models = [model for compared in everyone for model in (*compared.models, *compared.full)]
-    return all(value in (0.0, 1.0) for model in models for value in model.items[task].values)
 
 
 def _values(compared: _Compared, tasks: Sequence[str], source: OptionGains) -> _Values:
@@ -292,11 +291,6 @@ def _trends(
             for each, its in zip(lora, values, strict=True)
             if each.option is not None
         ]
-        trend = rank_trend(
-            of,
-            measured,
-            unit=unit,
-            confidence=confidence,
-        )
+        trend = rank_trend(of, measured, unit=unit, confidence=confidence)
         if trend is not None:
             yield trend

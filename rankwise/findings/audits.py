@@ -106,27 +106,21 @@ class Range(NamedTuple):
 class MatrixGroup(NamedTuple):
     """Matrices taken as one.
 
-    ``intruders`` (a sum) and ``similarities`` (a mean) are those of the trained update, then of the
-    random ones where any were drawn. What is not changed takes part in the norms alone.
+    ``intruders`` are a sum, ``similarities`` a mean. What is not changed takes part in the norms
+    alone.
     """
 
     norm: float
     base_norm: float
     energy_rank_90: Range
     energy_rank_99: Range
-    intruders: tuple[float, ...]
-    similarities: tuple[float, ...]
+    intruders: NullPair
+    similarities: NullPair
 
 
 def matrix_group(matrices: Sequence[MatrixSpectrum], epsilons: tuple[float, ...]) -> MatrixGroup:
     """At least one matrix, all measured at these ``epsilons``."""
     changed = [matrix for matrix in matrices if matrix.update.frobenius_norm > 0] or matrices
-    each_change = [(m.change, m.gaussian_null, m.haar_null) for m in changed]
-    compared = [
-        [(change, m.leading) for change, m in zip(of, changed, strict=True) if change is not None]
-        for of in zip(*each_change, strict=True)
-    ]
-    drawn = [changes for changes in compared if changes]
 
     def ranks(values: list[int]) -> Range:
         return Range(statistics.median(values), min(values), max(values))
@@ -135,8 +129,8 @@ def matrix_group(matrices: Sequence[MatrixSpectrum], epsilons: tuple[float, ...]
         *norms(matrices),
         ranks([matrix.update.energy_rank_90 for matrix in changed]),
         ranks([matrix.update.energy_rank_99 for matrix in changed]),
-        tuple(sum(intruders_of(c, leading, epsilons) for c, leading in each) for each in drawn),
-        tuple(statistics.fmean(similarity(change) for change, _ in each) for each in drawn),
+        null_pair(changed, lambda change, m: intruders_of(change, m.leading, epsilons), sum),
+        null_pair(changed, lambda change, _: similarity(change), statistics.fmean),
     )
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from rankwise.findings.options import Option, OptionGains, OptionName, TaskMean
+from rankwise.findings.rows import Row, flat
 from rankwise.findings.stats.estimates import holm, zero_p_value
 from rankwise.findings.stats.items import Floats
 from rankwise.records import quantities
@@ -79,6 +80,16 @@ class Axis(Record):
     retention: AxisState | None
 
 
+_WORDS: dict[AxisName, str] = {
+    "rank": "rank ",
+    "alpha": "alpha ",
+    "learning rate": "rate ",
+    "target modules": "on ",
+    "epochs": "epochs ",
+}
+"""As in the labels of the options."""
+
+
 class AxisPoint(Record):
     """One combination of values with its changes from the base; ``settings`` by axis."""
 
@@ -86,6 +97,10 @@ class AxisPoint(Record):
     settings: dict[AxisName, str]
     gain: TaskMean
     retention: TaskMean | None
+
+    def in_words(self, axes: Iterable[AxisName]) -> str:
+        """Its values on some axes."""
+        return ", ".join(f"{_WORDS[name]}{self.settings[name]}" for name in axes)
 
 
 class TrainTaskAxes(Record):
@@ -120,8 +135,8 @@ def axis_effects(source: OptionGains, recommendation: Recommendation) -> TrainTa
     }
     if epsilon is not None and source.tasks("retention"):
         judged["retention"] = _JudgedTasks(source.tasks("retention"), epsilon)
-    lora, full = (_trained(source, method) for method in ("lora", "full"))
-    axes = (*_axes(source, judged, "lora", lora), *_axes(source, judged, "full", full))
+    lora, full = (_Method.of(source, judged, method) for method in ("lora", "full"))
+    axes = (*lora.axes(), *full.axes())
     if all(axis.name == "rank" for axis in axes):
         return None
     return TrainTaskAxes(
@@ -131,104 +146,119 @@ def axis_effects(source: OptionGains, recommendation: Recommendation) -> TrainTa
         epsilon_points=epsilon,
         confidence=recommendation.confidence,
         axes=axes,
-        points=_points(source, judged, lora, axes),
+        points=lora.points([axis for axis in axes if axis.method == "lora"]),
         left_out=source.left_out,
     )
 
 
-def _trained(source: OptionGains, method: str) -> dict[Setting, Option]:
-    """The options of a method in the study's order; one with several labels is under each."""
-    return {
-        setting: option
-        for option in source.in_study_order(source.options)
-        if option.plan.method == method and option.plan.role != "imported"
-        for setting in itertools.product(*(read(option.plan) for read in _READERS.values()))
-    }
+class _Method(NamedTuple):
+    """The complete options of a method by their settings, and the tasks that judge them."""
 
+    name: Method
+    source: OptionGains
+    judged: Mapping[Relation, _JudgedTasks]
+    trained: Mapping[Setting, Option]
 
-def _axes(
-    source: OptionGains,
-    judged: Mapping[Relation, _JudgedTasks],
-    method: Method,
-    trained: Mapping[Setting, Option],
-) -> tuple[Axis, ...]:
-    found = [
-        _axis(source, judged, method, trained, name, values)
-        for place, name in enumerate(_READERS)
-        if len(values := _ordered(name, [setting[place] for setting in trained])) > 1
-    ]
-    compared = [axis for axis in found if any(effect.in_domain for effect in axis.effects)]
-    return tuple(found) if compared else ()
+    @classmethod
+    def of(
+        cls, source: OptionGains, judged: Mapping[Relation, _JudgedTasks], name: Method
+    ) -> _Method:
+        """Options in the study's order; one with several labels is under each."""
+        trained = {
+            setting: option
+            for option in source.in_study_order(source.options)
+            if option.plan.method == name and option.plan.role != "imported"
+            for setting in itertools.product(*(read(option.plan) for read in _READERS.values()))
+        }
+        return cls(name, source, judged, trained)
 
+    def axes(self) -> tuple[Axis, ...]:
+        """Those with several values, where any two can be compared."""
+        found = [
+            self._axis(place, name, values)
+            for place, name in enumerate(_READERS)
+            if len(values := _ordered(name, [setting[place] for setting in self.trained])) > 1
+        ]
+        compared = any(effect.in_domain for axis in found for effect in axis.effects)
+        return tuple(found) if compared else ()
 
-def _axis(
-    source: OptionGains,
-    judged: Mapping[Relation, _JudgedTasks],
-    method: Method,
-    trained: Mapping[Setting, Option],
-    name: AxisName,
-    values: Sequence[str],
-) -> Axis:
-    place = list(_READERS).index(name)
-    matched = [_matched(trained, place, values[0], value) for value in values[1:]]
-    differences: dict[Relation, list[AxisDifference | None]] = {
-        relation: _differences(source, its.tasks, matched) for relation, its in judged.items()
-    }
-    effects = tuple(
-        AxisEffect(
-            value=value,
-            num_combinations=len(pairs),
-            num_same_runs=sum(one is other for one, other in pairs),
-            in_domain=differences["in_domain"][index],
-            retention=differences["retention"][index] if "retention" in differences else None,
+    def _axis(self, place: int, name: AxisName, values: Sequence[str]) -> Axis:
+        matched = [self._matched(place, values[0], value) for value in values[1:]]
+        differences: dict[Relation, list[AxisDifference | None]] = {
+            relation: self._differences(its.tasks, matched) for relation, its in self.judged.items()
+        }
+        effects = tuple(
+            AxisEffect(
+                value=value,
+                num_combinations=len(pairs),
+                num_same_runs=sum(one is other for one, other in pairs),
+                in_domain=differences["in_domain"][index],
+                retention=differences["retention"][index] if "retention" in differences else None,
+            )
+            for index, (value, pairs) in enumerate(zip(values[1:], matched, strict=True))
         )
-        for index, (value, pairs) in enumerate(zip(values[1:], matched, strict=True))
-    )
-    states: dict[Relation, AxisState | None] = {
-        relation: _state(found, judged[relation].margin, 1.0 - source.confidence)
-        for relation, found in differences.items()
-    }
-    return Axis(
-        name=name,
-        method=method,
-        values=tuple(values),
-        effects=effects,
-        in_domain=states["in_domain"],
-        retention=states.get("retention"),
-    )
+        states: dict[Relation, AxisState | None] = {
+            relation: _state(found, self.judged[relation].margin, 1.0 - self.source.confidence)
+            for relation, found in differences.items()
+        }
+        return Axis(
+            name=name,
+            method=self.name,
+            values=tuple(values),
+            effects=effects,
+            in_domain=states["in_domain"],
+            retention=states.get("retention"),
+        )
 
+    def _matched(self, place: int, first: str, value: str) -> list[tuple[Option, Option]]:
+        """For every combination of the other axes that was trained with both: first, value."""
+        return [
+            (option, self.trained[other])
+            for setting, option in self.trained.items()
+            if (other := (*setting[:place], value, *setting[place + 1 :])) in self.trained
+            and setting[place] == first
+        ]
 
-def _matched(
-    trained: Mapping[Setting, Option], place: int, first: str, value: str
-) -> list[tuple[Option, Option]]:
-    """For every combination of the other axes that was trained with both: first, value."""
-    return [
-        (option, trained[other])
-        for setting, option in trained.items()
-        if (other := (*setting[:place], value, *setting[place + 1 :])) in trained
-        and setting[place] == first
-    ]
+    def _differences(
+        self, tasks: Sequence[str], matched: Sequence[Sequence[tuple[Option, Option]]]
+    ) -> list[AxisDifference | None]:
+        """The difference of every value; None where there are no two runs to compare."""
+        found: dict[int, tuple[TaskMean, float]] = {}
+        for place, pairs in enumerate(matched):
+            if any(one is not other for one, other in pairs):
+                # (seeds, items) of each task: the mean over the pairs of second - first
+                lead = self.source.lead
+                leads = [[lead(other, one, task) for one, other in pairs] for task in tasks]
+                values: list[Floats] = [np.mean(of_task, axis=0) for of_task in leads]
+                estimate = self.source.estimate(values, tasks)
+                found[place] = self.source.mean(values, tasks), zero_p_value(estimate)
+        corrected = holm([p_value for _, p_value in found.values()])
+        differences: list[AxisDifference | None] = [None] * len(matched)
+        for (place, (mean, p_value)), holm_p_value in zip(found.items(), corrected, strict=True):
+            differences[place] = AxisDifference(
+                mean=mean, p_value=p_value, holm_p_value=holm_p_value
+            )
+        return differences
 
-
-def _differences(
-    source: OptionGains,
-    tasks: Sequence[str],
-    matched: Sequence[Sequence[tuple[Option, Option]]],
-) -> list[AxisDifference | None]:
-    """The difference of every value; None where there are no two runs to compare."""
-    found: dict[int, tuple[TaskMean, float]] = {}
-    for place, pairs in enumerate(matched):
-        if any(one is not other for one, other in pairs):
-            # (seeds, items) of each task: the mean over the pairs of second - first
-            leads = [[source.lead(other, one, task) for one, other in pairs] for task in tasks]
-            values: list[Floats] = [np.mean(of_task, axis=0) for of_task in leads]
-            estimate = source.estimate(values, tasks)
-            found[place] = source.mean(values, tasks), zero_p_value(estimate)
-    corrected = holm([p_value for _, p_value in found.values()])
-    differences: list[AxisDifference | None] = [None] * len(matched)
-    for (place, (mean, p_value)), holm_p_value in zip(found.items(), corrected, strict=True):
-        differences[place] = AxisDifference(mean=mean, p_value=p_value, holm_p_value=holm_p_value)
-    return differences
+    def points(self, axes: Sequence[Axis]) -> tuple[AxisPoint, ...]:
+        """Every setting, by the places of its values on these axes; none without any."""
+        order = {axis.name: axis.values for axis in axes}
+        change, kept = self.source.change, self.judged.get("retention")
+        points = [
+            AxisPoint(
+                option=option.name,
+                settings=dict(zip(_READERS, setting, strict=True)),
+                gain=change(option.runs, self.judged["in_domain"].tasks),
+                retention=None if kept is None else change(option.runs, kept.tasks),
+            )
+            for setting, option in (self.trained if order else {}).items()
+        ]
+        points.sort(
+            key=lambda p: [
+                order[name].index(p.settings[name]) for name in _READERS if name in order
+            ]
+        )
+        return tuple(points)
 
 
 def _state(
@@ -243,32 +273,6 @@ def _state(
     if any(each.holm_p_value < alpha for each in found):
         return "slightly different" if within else "different"
     return "alike" if within else "undecided"
-
-
-def _points(
-    source: OptionGains,
-    judged: Mapping[Relation, _JudgedTasks],
-    trained: Mapping[Setting, Option],
-    axes: Sequence[Axis],
-) -> tuple[AxisPoint, ...]:
-    """Every setting, by the places of its values on their axes."""
-    order = {axis.name: axis.values for axis in axes if axis.method == "lora"}
-    if not order:
-        return ()
-    kept = judged.get("retention")
-    points = [
-        AxisPoint(
-            option=option.name,
-            settings=dict(zip(_READERS, setting, strict=True)),
-            gain=source.change(option.runs, judged["in_domain"].tasks),
-            retention=None if kept is None else source.change(option.runs, kept.tasks),
-        )
-        for setting, option in trained.items()
-    ]
-    points.sort(
-        key=lambda p: [order[name].index(p.settings[name]) for name in _READERS if name in order]
-    )
-    return tuple(points)
 
 
 def _ordered(name: AxisName, found: Sequence[str]) -> tuple[str, ...]:
@@ -292,3 +296,17 @@ def _split(value: str) -> tuple[float, str]:
     """2r as (2.0, r), 2e-4 × (r/32)^-1/2 as (2e-4, the rest); without a number (0.0, value)."""
     match = re.match(r"\d+(\.\d+)?(e[+-]?\d+)?", value)
     return (0.0, value) if match is None else (float(match[0]), value[match.end() :])
+
+
+def axis_rows(found: Sequence[TrainTaskAxes], _: object) -> Iterator[Row]:
+    """Every effect, then every combination with its changes from the base."""
+    for part in found:
+        for axis in part.axes:
+            before = {"train_task": part.train_task, "method": axis.method, "axis": axis.name}
+            for effect in axis.effects:
+                yield flat(effect, **before, against=axis.values[0])
+        for point in part.points:
+            settings = point.in_words(point.settings)
+            row = flat(point, train_task=part.train_task, value=settings, against="base")
+            del row["settings"]
+            yield row

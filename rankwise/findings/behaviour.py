@@ -16,6 +16,7 @@ import numpy as np
 from rankwise.findings.model_groups import ModelGroup, ModelKind, model_groups
 from rankwise.findings.options import OptionGains
 from rankwise.findings.pairs import bound_of
+from rankwise.findings.rows import Row, flat
 from rankwise.findings.stats.estimates import mean_over_tasks
 from rankwise.findings.stats.items import POINTS, Items, item_size
 from rankwise.records import quantities
@@ -187,21 +188,14 @@ def _words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+", text.lower())
 
 
-def _format(prompt: BehaviourPrompt, text: str) -> float | None:
-    kept = keeps_format(prompt, text)
-    return None if kept is None else float(kept)
-
-
-def _language(prompt: BehaviourPrompt, text: str) -> float | None:
-    """Only where anything may be answered: JSON and single words have no language."""
-    return None if prompt.format else float(language_of(text) == prompt.language)
-
-
 TRAITS: dict[Trait, Callable[[BehaviourPrompt, str], float | None]] = {
     "refuses": lambda _, text: float(refuses(text)),
     "length": lambda _, text: float(len(_words(text))),
-    "keeps the format": _format,
-    "keeps the language": _language,
+    "keeps the format": keeps_format,
+    # only where anything may be answered: JSON and single words have no language
+    "keeps the language": lambda prompt, text: (
+        None if prompt.format else float(language_of(text) == prompt.language)
+    ),
     "repeats itself": lambda _, text: repetition(text),
 }
 """What is measured of an answer; None where the prompt does not ask for it."""
@@ -222,3 +216,11 @@ def _statements(models: Sequence[ModelBehaviour]) -> Iterator[str]:
                 f"{quantities.formatted(change.base, '.0f')} "
                 f"{'words' if change.unit == 'words' else '%'}."
             )
+
+
+def behaviour_rows(found: Sequence[TrainTaskBehaviour], _: object) -> Iterator[Row]:
+    """Every trait of every model."""
+    for part in found:
+        for model in part.models:
+            before = flat(model, train_task=part.train_task)
+            yield from (flat(change, **before) for change in model.changes)

@@ -151,7 +151,10 @@ def _told(source: OptionGains, chosen: Option, alternatives: Sequence[Alternativ
                 for option in options
                 if option.label in beside and (advice.ranks or option.rank == chosen.rank)
             ]
-            here = "; ".join(f"{each.label} {_against(each)}" for each in tried)
+            here = "; ".join(
+                f"{each.label} {more_or_less(each.gain, each.retention)} than the choice"
+                for each in tried
+            )
             here = here or "not tried in this study"
         said.append(Told(advice=advice.source, here=here))
     return said
@@ -165,13 +168,11 @@ def _follows(option: Option, advice: Advice) -> bool:
     return option.rank in advice.ranks
 
 
-def _against(alternative: Alternative) -> str:
-    """Gains 3.1 points less (...) and keeps 0.2 points more (...) than the choice."""
-    return f"{more_or_less(alternative.gain, alternative.retention)} than the choice"
-
-
 def more_or_less(gain: TaskMean | None, retention: TaskMean | None) -> str:
-    """How much more or less one setting gains and keeps than another; None is left out."""
+    """How much more or less one setting gains and keeps than another; None is left out.
+
+    Such as: gains 3.1 points less (...) and keeps 0.2 points more (...).
+    """
 
     def part(verb: str, mean: TaskMean) -> str:
         amount = quantities.amount(abs(mean.estimate), mean.unit)

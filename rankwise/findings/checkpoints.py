@@ -160,10 +160,11 @@ def _choice(
     source: OptionGains, option: Option, points: Sequence[_Point], chosen: _Point
 ) -> CheckpointChoice:
     end = points[-1]
-    differences: dict[Relation, TaskMean | None] = {
-        relation: None if chosen is end else _difference(source, chosen, end, relation)
-        for relation in _COMPARED
-    }
+    differences: dict[Relation, TaskMean | None] = {}
+    for relation in _COMPARED:  # checkpoint - end, paired by seed and item
+        tasks, has_other = _tasks(source, relation), chosen is not end
+        paired = chosen.models, end.models, tasks
+        differences[relation] = source.difference_of(*paired) if tasks and has_other else None
     return CheckpointChoice(
         option=option.name,
         step=chosen.step,
@@ -175,14 +176,6 @@ def _choice(
 
 
 _COMPARED: tuple[Relation, ...] = ("in_domain", "retention")
-
-
-def _difference(
-    source: OptionGains, chosen: _Point, end: _Point, relation: Relation
-) -> TaskMean | None:
-    """Checkpoint - end, paired by seed and item."""
-    tasks = _tasks(source, relation)
-    return source.difference_of(chosen.models, end.models, tasks) if tasks else None
 
 
 def _statement(

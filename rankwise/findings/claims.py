@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from rankwise.findings.options import Option, OptionGains
 from rankwise.findings.pairs import bound_of
@@ -20,6 +20,7 @@ from rankwise.records.recommendation import Bound, Recommendation, StudyRecommen
 from rankwise.records.study import State, Unit
 
 Verdict = Literal["supported", "contradicted", "undecided", "not tested"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 REASONING = frozenset({"reasoning", "mathematics"})
 RECALL = frozenset({"knowledge", "recall", "medicine", "law"})

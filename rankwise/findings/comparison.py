@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -24,7 +25,9 @@ from rankwise.findings.options import DecidingTasks, Option, OptionGains, Runs, 
 from rankwise.findings.pairs import pair_items, run_record
 from rankwise.findings.stats.estimates import mean_over_tasks
 from rankwise.records import quantities
+from rankwise.records.axes import SETTING
 from rankwise.records.base import Record
+from rankwise.records.grouping import grouped
 from rankwise.records.judgement import Outcome
 from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.results import ModelResults, StudyResults, TaskItems
@@ -200,10 +203,11 @@ class StudyComparison(Record):
     @property
     def remarks(self) -> tuple[str, ...]:
         """Bases that scored otherwise; and for each reason, the pairs that it keeps apart."""
-        by_reason: dict[str, list[str]] = {}
-        for pair in self.pairs:
-            if pair.reason is not None:
-                by_reason.setdefault(pair.reason, []).append(f"{pair.first} and {pair.second}")
+        by_reason = grouped(
+            (pair.reason, f"{pair.first} and {pair.second}")
+            for pair in self.pairs
+            if pair.reason is not None
+        )
         return (
             *(note for pair in self.compared if (note := pair.base_note) is not None),
             *(f"Not compared: {'; '.join(who)}: {why}." for why, who in by_reason.items()),
@@ -313,12 +317,7 @@ def _choice(option: Option) -> ComparedChoice:
     plan = option.plan
     return ComparedChoice(
         label=option.label,
-        rank=option.rank,
-        alpha=plan.alpha,
-        scaling=plan.scaling,
-        learning_rate=plan.learning_rate,
-        target_modules=plan.target_modules,
-        epochs=plan.epochs,
+        **{name: getattr(plan, name) for name in SETTING},
         seeds=tuple(seed for seed in map(_seed, option.runs) if seed is not None),
         num_parameters=plan.num_trainable_parameters,
         trainable_share=plan.trainable_share,
@@ -335,22 +334,21 @@ def _pair(first: _Part, second: _Part) -> ComparedPair:
     if reason is None and not (in_domain or retention):
         reason = "no task was scored on the same items in both"
     confidence = max(first.answer.confidence, second.answer.confidence)
-    pair = ComparedPair(
-        first=first.answer.name, second=second.answer.name, reason=reason, confidence=confidence
+    pair = partial(
+        ComparedPair, first=first.answer.name, second=second.answer.name, confidence=confidence
     )
     if reason is not None or first.option is None or second.option is None:
-        return pair
+        return pair(reason=reason)
     runs = _same_seeds(first.option.runs, second.option.runs)
     moved = _base_moved(first, second, (*in_domain, *retention))
-    numbers = {
-        "gain": _difference(first, second, runs, in_domain, confidence),
-        "gain_tasks": in_domain,
-        "retention": _difference(first, second, runs, retention, confidence),
-        "retention_tasks": retention,
-        "num_base_items": len(moved),
-        "num_base_moved": sum(moved),
-    }
-    return pair.model_copy(update=numbers)
+    return pair(
+        gain=_difference(first, second, runs, in_domain, confidence),
+        gain_tasks=in_domain,
+        retention=_difference(first, second, runs, retention, confidence),
+        retention_tasks=retention,
+        num_base_items=len(moved),
+        num_base_moved=sum(moved),
+    )
 
 
 def _reason(first: _Part, second: _Part) -> str | None:
@@ -407,11 +405,7 @@ def _seed(run: ModelResults) -> int | None:
 
 
 def _difference(
-    first: _Part,
-    second: _Part,
-    runs: tuple[Runs, Runs],
-    tasks: Sequence[str],
-    confidence: float,
+    first: _Part, second: _Part, runs: tuple[Runs, Runs], tasks: Sequence[str], confidence: float
 ) -> TaskMean | None:
     """The second's gain less the first's over these tasks, each counting the same."""
     if not tasks:
@@ -439,16 +433,18 @@ def _base_moved(first: _Part, second: _Part, tasks: Sequence[str]) -> list[bool]
 
 def _panels(parts: Sequence[_Part]) -> Iterator[tuple[str, ...]]:
     """Answers with both coordinates, of one stack and base, with the same items throughout."""
-    groups: dict[tuple[object, ...], list[str]] = {}
-    for part in parts:
-        answer, base = part.answer, part.source.results.base
-        if part.study.stack is None or answer.gain is None or answer.retention is None:
-            continue
-        scored = tuple(
-            frozenset((task, base.evaluations[task].fingerprint) for task in tasks)
-            for tasks in part.tasks
+
+    def scored(part: _Part) -> tuple[frozenset[tuple[str, str]], ...]:
+        own = part.source.results.base.evaluations
+        return tuple(
+            frozenset((task, own[task].fingerprint) for task in tasks) for tasks in part.tasks
         )
-        groups.setdefault((part.study.stack, *scored), []).append(answer.name)
+
+    groups = grouped(
+        ((part.study.stack, *scored(part)), part.answer.name)
+        for part in parts
+        if part.study.stack and part.answer.gain and part.answer.retention
+    )
     return (tuple(names) for names in groups.values() if len(names) > 1)
 
 
@@ -464,10 +460,7 @@ def _statement(
         rest = "; those on one stack are compared item by item" if compared else ""
         return "stacks", f"{what}. {STACK_SHIFT}. So no number is made from two stacks{rest}."
     if not compared:
-        return (
-            "apart",
-            "No two of these studies can be compared item by item.",
-        )
+        return ("apart", "No two of these studies can be compared item by item.")
     if len(pairs) == 1:
         return "paired", compared[0].statement
     number = f"{len(compared)} of {len(pairs)}" if len(compared) < len(pairs) else "All"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rankwise.findings.deployment import FormWeights, TaskGroup, judged_in_groups
+from rankwise.findings.rows import Row, flat
 from rankwise.records.base import Record
 from rankwise.records.deployment import JudgedForm
 from rankwise.records.forms import AS_TRAINED
@@ -27,6 +28,11 @@ class DeployedRun(Record):
     """Of every interval, two-sided, 0..1; each holds for itself."""
     forms: tuple[JudgedForm, ...]
     warnings: tuple[str, ...]
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What is said of each form."""
+        return tuple(f"{self.run} ({self.named}), {form.statement}" for form in self.forms)
 
 
 def deployed_runs(
@@ -54,7 +60,11 @@ def _deployed(
     if not by_form or (trained is None and AS_TRAINED in results.study.forms):
         return None
     reference = run if trained is None else trained.scores
-    groups = list(_groups(results, part, reference))
+    groups = [
+        TaskGroup(unit, tasks, _margin(results, part, relation, unit), relation)
+        for relation, names in results.tasks.items()
+        for unit, tasks in reference.tasks_by_unit(names).items()
+    ]
     return DeployedRun(
         train_task=part.train_task,
         run=run.name,
@@ -76,14 +86,6 @@ def _deployed(
     )
 
 
-def _groups(
-    results: TrainTaskResults, part: Recommendation, reference: ModelResults
-) -> Iterator[TaskGroup]:
-    for relation, names in results.tasks.items():
-        for unit, tasks in reference.tasks_by_unit(names).items():
-            yield TaskGroup(unit, tasks, _margin(results, part, relation, unit), relation)
-
-
 def _margin(
     results: TrainTaskResults, part: Recommendation, relation: Relation, unit: Unit
 ) -> float:
@@ -92,3 +94,11 @@ def _margin(
     if unit == "nats":
         return results.study.config.recommendation.delta_nats
     return POINTS_WITHOUT_MARGIN if part.epsilon_points is None else part.epsilon_points
+
+
+def deployment_rows(found: Sequence[DeployedRun], _: object) -> Iterator[Row]:
+    """Every form of every run on every task."""
+    for each in found:
+        for form in each.forms:
+            before = {"run": each.run, "form": form.form, "verdict": form.verdict}
+            yield from (flat(score, **before) for score in form.scores)

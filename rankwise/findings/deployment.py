@@ -100,19 +100,19 @@ def judged_in_groups(
         _mean(group, [pair_items(reference, form, task) for task in group.tasks], confidence)
         for group in groups
     )
-    judged = JudgedForm(
+    verdict = worst([mean.verdict for mean in means])
+    return JudgedForm(
         form=form.name,
         num_bytes=weights.num_bytes,
-        verdict=worst([mean.verdict for mean in means]),
+        verdict=verdict,
         means=means,
         scores=tuple(
             _score(reference, form, task, confidence) for group in groups for task in group.tasks
         ),
         delta=weights.delta,
         modules=weights.modules,
-        statement="",
+        statement=_statement(form.name, verdict, means, weights.delta),
     )
-    return judged.model_copy(update={"statement": _statement(judged)})
 
 
 def verdict_of(difference: Bound, margin: float) -> FormVerdict:
@@ -146,45 +146,36 @@ def _score(reference: ModelResults, form: ModelResults, task: str, confidence: f
         metric=items.metric,
         unit=items.unit,
         higher_is_better=items.higher_is_better,
-        num_examples=test.num_examples,
         num_fewshot=record.num_fewshot,
         chat_template=record.chat_template,
         limit=record.limit,
         reference_score=test.base_score,
         form_score=test.adapted_score,
-        difference=test.estimate.value,
-        stderr=test.estimate.stderr,
-        lower=test.lower,
-        upper=test.upper,
+        **test.values(FormScore),
         gained=tuple(doc_ids[own_pair.gain > 0].tolist()) if is_whole else None,
         lost=tuple(doc_ids[own_pair.gain < 0].tolist()) if is_whole else None,
         accuracy=items.accuracy and accuracy_difference(items.accuracy.metric, test, own),
     )
 
 
-def _statement(judged: JudgedForm) -> str:
-    means = quantities.listed(
-        [
+def _statement(
+    form: str, verdict: FormVerdict, means: Sequence[MeanDifference], delta: DeltaInForm | None
+) -> str:
+    said: list[str] = []
+    for mean in means:
+        task = "task" if mean.relation is None else f"{mean.relation.replace('_', '-')} task"
+        said.append(
             f"{quantities.with_interval(mean.difference, mean.unit)} over "
-            f"{quantities.counted(len(mean.tasks), _tasks(mean.relation))}, where "
+            f"{quantities.counted(len(mean.tasks), task)}, where "
             f"{quantities.amount(mean.margin, mean.unit)} may be lost"
-            for mean in judged.means
-        ]
-    )
-    text = f"{judged.form} {_NAMES[judged.verdict]}: {means}."
-    if judged.verdict == "cannot_tell":
+        )
+    text = f"{form} {_NAMES[verdict]}: {quantities.listed(said)}."
+    if verdict == "cannot_tell":
         text += " More items would tell."
-    return text if judged.delta is None else f"{text} {_reason(judged.delta)}"
-
-
-def _tasks(relation: Relation | None) -> str:
-    return "task" if relation is None else f"{relation.replace('_', '-')} task"
-
-
-def _reason(delta: DeltaInForm) -> str:
-    """Of rounding and delta."""
+    if delta is None:
+        return text
     return (
-        f"Its rounding is {quantities.ratio(delta.relative_error)} times as large as delta; "
+        f"{text} Its rounding is {quantities.ratio(delta.relative_error)} times as large as delta; "
         f"{quantities.share(delta.unchanged_share)} of delta's entries change nothing, and "
         f"{quantities.share(max(delta.kept_share, 0.0))} of delta is there."
     )

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rankwise.findings.rows import column_names
 from rankwise.records import quantities
 from rankwise.records.base import Record
+from rankwise.records.grouping import grouped
 from rankwise.records.study import StudyRecord
 
 Settings = Mapping[str, str]
@@ -112,7 +114,7 @@ def differing(settings: Sequence[Settings]) -> tuple[DifferingSetting, ...]:
         DifferingSetting(
             name=name, axis=_axis(name), values=tuple(own.get(name) for own in settings)
         )
-        for name in _merged(settings)
+        for name in column_names(settings)
     ]
 
     def differ(row: DifferingSetting) -> bool:
@@ -144,26 +146,14 @@ def _equal_without(settings: Sequence[Settings], axis: str | None) -> Iterator[l
     def part(own: Settings, axes: Sequence[str | None]) -> frozenset[tuple[str, str]]:
         return frozenset((name, value) for name, value in own.items() if _axis(name) in axes)
 
-    groups: dict[frozenset[tuple[str, str]], list[int]] = {}
-    for place, own in enumerate(settings):
-        groups.setdefault(frozenset(own.items()) - part(own, apart), []).append(place)
+    groups = grouped(
+        (frozenset(own.items()) - part(own, apart), place) for place, own in enumerate(settings)
+    )
     for places in groups.values():
         on_axis = {part(settings[place], (axis,)) for place in places}
         with_items = {part(settings[place], apart) for place in places}
         if len(places) > 1 and (axis is None or 1 < len(on_axis) == len(with_items)):
             yield places
-
-
-def _merged(settings: Sequence[Settings]) -> list[str]:
-    """All their names; one that is new stands behind the one before it."""
-    names: list[str] = []
-    for own in settings:
-        place = 0
-        for name in own:
-            if name not in names:
-                names.insert(place, name)
-            place = names.index(name) + 1
-    return names
 
 
 def _axis(name: str) -> str:

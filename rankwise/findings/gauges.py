@@ -217,11 +217,18 @@ def _orders(models: Sequence[GaugedModel], confidence: float) -> Iterator[GaugeO
         ]
         if not any(value_of(model) is not None for model in models):
             continue
-        found, reason = None, f"{quantities.counted(len(pairs), 'model')}, {MIN_MODELS} are needed"
-        if len(pairs) >= MIN_MODELS:
-            x, y = zip(*pairs, strict=True)
-            found, reason = correlated(x, y, confidence, "model")
+        found, reason = order_of(pairs, confidence, "model")
         yield GaugeOrder(gauge=gauge, num_models=len(pairs), correlation=found, reason=reason)
+
+
+def order_of(
+    pairs: Sequence[tuple[float, float]], confidence: float, noun: str
+) -> tuple[Bound | None, str | None]:
+    """The correlation of a gauge with the loss over models (``noun``), or why there is none."""
+    if len(pairs) < MIN_MODELS:
+        return None, f"{quantities.counted(len(pairs), noun)}, {MIN_MODELS} are needed"
+    x, y = zip(*pairs, strict=True)
+    return correlated(x, y, confidence, noun)
 
 
 def _statements(orders: Sequence[GaugeOrder], ratio: float | None) -> Iterator[str]:

@@ -6,10 +6,11 @@ import itertools
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from rankwise.findings.options import OptionGains, OptionName
 from rankwise.findings.pairs import run_record
+from rankwise.findings.rows import Row, flat
 from rankwise.findings.stats.correlation import MIN_PAIRS
 from rankwise.findings.trends import correlated, correlation, mean_of_options
 from rankwise.records import quantities
@@ -22,10 +23,11 @@ from rankwise.records.heads import (
     HeadMode,
     HeadRepair,
     Screen,
+    ShareOf,
     TaskHeadEffects,
 )
 from rankwise.records.recommendation import Bound
-from rankwise.records.results import ModelResults
+from rankwise.records.results import ModelResults, StudyResults
 from rankwise.records.study import Interval
 
 HeadMeasure = Literal["entropy", "divergence", "first_token_mass", "output", "share"]
@@ -158,7 +160,7 @@ def screen_correlation(screen: Screen) -> Interval | None:
     return Interval(estimate=rho, lower=lower, upper=upper)
 
 
-def flat(values: HeadMap) -> list[float]:
+def _by_head(values: HeadMap) -> list[float]:
     """Layer by layer, head by head."""
     return list(itertools.chain.from_iterable(values))
 
@@ -224,27 +226,27 @@ def _heads_of_run(
     reference = None if full is None or full is model else _changes(full)
     measures: list[MeasureOfRun] = []
     for change in changes.changes:
-        values = flat(change.values)
+        values, (first, second) = _by_head(change.values), map(_by_head, change.halves)
         like_full = None
         if reference is not None and (theirs := reference.change(change.measure)) is not None:
-            like_full = correlation(values, flat(theirs.values), confidence)
+            like_full = correlation(values, _by_head(theirs.values), confidence)
         measures.append(
             MeasureOfRun(
                 measure=change.measure,
                 mean=statistics.fmean(map(abs, values)),
-                agreement=correlation(flat(change.halves[0]), flat(change.halves[1]), confidence),
+                agreement=correlation(first, second, confidence),
                 like_full=like_full,
             )
         )
     share, top_share = changes.share("all"), None
     if share is not None:
-        largest = sorted(flat(share.values), reverse=True)
+        largest = sorted(_by_head(share.values), reverse=True)
         top_share = sum(largest[: max(1, round(len(largest) / 10))])
     return HeadsOfRun(
         run=model.name,
         label=label,
         option=source.name_of(model),
-        num_heads=len(flat(changes.base_entropy)),
+        num_heads=len(_by_head(changes.base_entropy)),
         measures=tuple(measures),
         top_share=top_share,
     )
@@ -277,7 +279,9 @@ def _matters(
             ]
             if not pairs:
                 continue
-            found, reason = None, _chosen_by_screen(len(pairs))
+            scored = quantities.counted(len(pairs), "head")
+            verb = "was" if len(pairs) == 1 else "were"
+            found, reason = None, f"only the {scored} that a screen chose {verb} scored"
             if not is_selected(effects):
                 x, y = zip(*pairs, strict=True)
                 found, reason = correlated(x, y, source.confidence, "head")
@@ -294,12 +298,6 @@ def _matters(
                 correlation=found,
                 reason=reason,
             )
-
-
-def _chosen_by_screen(number: int) -> str:
-    """Why there is no correlation over these heads."""
-    heads = quantities.counted(number, "head")
-    return f"only the {heads} that a screen chose {'was' if number == 1 else 'were'} scored"
 
 
 def _measured(model: ModelResults) -> Iterator[tuple[HeadMeasure, HeadMap]]:
@@ -370,3 +368,42 @@ def _matter_statement(found: ChangeAndEffect) -> str:
         f"{quantities.correlation(found.correlation)} over "
         f"{quantities.counted(found.num_heads, 'head')}."
     )
+
+
+def head_rows(_: object, results: StudyResults) -> Iterator[Row]:
+    """One row for each run and head."""
+    for model in results.runs:
+        changes = model.head_changes
+        if changes is None or not changes.changes:
+            continue
+        maps: dict[str, HeadMap | None] = {
+            "base_entropy_nats": changes.base_entropy,
+            "base_first_token_mass": changes.base_first_token_mass,
+        }
+        for change in changes.changes:
+            name = f"{change.measure}_change"
+            maps |= {name: change.values, f"{name}_half_1": change.halves[0]}
+            maps[f"{name}_half_2"] = change.halves[1]
+        for of in get_args(ShareOf):
+            share = changes.share(of)
+            maps[f"delta_share_{of}"] = None if share is None else share.values
+        for layer, heads in enumerate(changes.base_entropy):
+            for head in range(len(heads)):
+                values = {name: its and its[layer][head] for name, its in maps.items()}
+                yield {"run": model.name, "layer": layer, "head": head, **values}
+
+
+def effect_rows(_: object, results: StudyResults) -> Iterator[Row]:
+    """One row for each run, mode, task, head and measure."""
+    for model in results.runs:
+        for effects in model.head_effects:
+            before = {
+                "run": model.name,
+                "mode": effects.mode,
+                "keys_and_values": effects.keys_and_values,
+                "task": effects.task,
+            }
+            for head in effects.scores:
+                yield flat(head, **before, unit=effects.unit)
+            for head in effects.answers:
+                yield flat(head, **before, unit="answer_nats")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rankwise.findings.models import BASE_LABEL, seeded_labels
+from rankwise.findings.pairs import run_record
 from rankwise.records.axes import Kind
 from rankwise.records.folder import BASE
 from rankwise.records.p_right import Line, highest, option_nats, requests_of, right_options
@@ -124,7 +125,9 @@ def item_rows(table: ItemTable) -> Iterator[ItemRow]:
             is_right, said = answers.is_right[place], answers.answers[place]
             if is_right is None:
                 continue
-            task = table.tasks[item.task]
+            task, answer = table.tasks[item.task], said or ""
+            if isinstance(said, int):  # an option whose text is not known is its place
+                answer = item.options[said] if said < len(item.options) else str(said)
             yield ItemRow(
                 task=task.name,
                 relation=task.relation,
@@ -134,17 +137,10 @@ def item_rows(table: ItemTable) -> Iterator[ItemRow]:
                 base_is_right=bool(base.is_right[place]),
                 is_right=is_right,
                 margin_nats=answers.margins[place],
-                answer=_in_words(said, item.options),
+                answer=str(answer),
                 right=item.right,
                 prompt=item.prompt,
             )
-
-
-def _in_words(said: int | str | None, options: Sequence[str]) -> str:
-    """An answer as text; an option whose text is not known is its place."""
-    if isinstance(said, int):
-        return options[said] if said < len(options) else str(said)
-    return said or ""
 
 
 def item_table(
@@ -160,14 +156,14 @@ def item_table(
     Raises:
         RecordError: samples cannot be read.
     """
-    runs = [run for run in results.runs if run.run is not None and run.run.status == "trained"]
-    runs.sort(key=_order)
-    labels = seeded_labels([run.run.planned for run in runs if run.run is not None])
+    runs = [run for run in results.runs if run_record(run).status == "trained"]
+    plans = {run.name: run_record(run).planned for run in runs}
+    runs.sort(key=lambda run: (not plans[run.name].rank, plans[run.name].rank or 0, run.name))
+    labels = seeded_labels([plans[run.name] for run in runs])
     several = len(results.by_train_task) > 1
     models = [ShownModel(BASE_LABEL, "base")]
     for run in runs:
-        assert run.run is not None
-        plan = run.run.planned
+        plan = plans[run.name]
         after = f", trained on {plan.train_task}" if several else ""
         models.append(ShownModel(f"{labels[run.name]}{after}", plan.rank or "full", run.name))
     table = ItemTable(models, [], [], [Answers([], [], [], []) for _ in models])
@@ -184,12 +180,6 @@ def item_table(
                 formats = part.trained_formats.get(task)
                 _add(table, place, [results.base, *runs], task, formats, read, with_texts)
     return table if table.items else None
-
-
-def _order(run: ModelResults) -> tuple[bool, int, str]:
-    assert run.run is not None
-    rank = run.run.planned.rank
-    return rank is None, rank or 0, run.name
 
 
 def _add(

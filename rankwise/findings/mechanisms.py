@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from rankwise.findings.agreement import AgreementWithFull, agreement_with_full
 from rankwise.findings.options import Option, OptionGains, OptionName, TaskMean
 from rankwise.findings.pairs import bound_of
+from rankwise.findings.rows import Row, flat
 from rankwise.findings.stats.estimates import mean_over_tasks
 from rankwise.findings.trends import Answer, Measured, RankTrend, TrendOf, answer_of, rank_trend
 from rankwise.records import quantities
@@ -123,12 +124,7 @@ def _gaps(source: OptionGains, unit: Unit) -> tuple[tuple[TrainTestGap, ...], Ra
         )
         if option.rank is not None:
             measured.append(Measured(option.name, parts))
-    trend = rank_trend(
-        "train-test gap",
-        measured,
-        unit=unit,
-        confidence=source.confidence,
-    )
+    trend = rank_trend("train-test gap", measured, unit=unit, confidence=source.confidence)
     return tuple(gaps), trend
 
 
@@ -221,3 +217,24 @@ def _matched_words(matched: MatchedPairs, recommendation: Recommendation) -> str
         f"{count['shown']}, to keep less in {count['contradicted']}; undecided in "
         f"{count['undecided']}."
     )
+
+
+def gap_rows(found: Sequence[TrainTaskMechanisms], _: object) -> Iterator[Row]:
+    """The gap of every option."""
+    for part in found:
+        yield from (flat(gap, train_task=part.train_task, unit=part.unit) for gap in part.gaps)
+
+
+def pair_rows(found: Sequence[TrainTaskMechanisms], _: object) -> Iterator[Row]:
+    """Every pair of equal gain."""
+    for part in found:
+        if part.matched is not None:
+            before = {"match": part.matched.match, "unit": part.unit}
+            yield from (flat(p, train_task=part.train_task, **before) for p in part.matched.pairs)
+
+
+def agreement_rows(found: Sequence[TrainTaskMechanisms], _: object) -> Iterator[Row]:
+    """Every model beside full fine-tuning."""
+    for part in found:
+        for row in part.agreement:
+            yield flat(row, train_task=part.train_task) | {"option": row.label}

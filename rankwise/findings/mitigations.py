@@ -19,6 +19,7 @@ from rankwise.findings.options import (
     over_seeds,
 )
 from rankwise.findings.pairs import run_record
+from rankwise.findings.rows import Row, flat
 from rankwise.findings.shares import Share, share_of
 from rankwise.findings.stats.estimates import holm, zero_p_value
 from rankwise.records import quantities
@@ -303,3 +304,11 @@ def _statements(
         f"{option.label}: of the arms that are shown to lose less than {limit} of retention, "
         f"{best.label} gains the most: {gain}."
     )
+
+
+def mitigation_rows(found: Sequence[TrainTaskMitigations], _: object) -> Iterator[Row]:
+    """Every arm of every option."""
+    for part in found:
+        for option in part.options:
+            before = {"option": option.source.label, "seeds": option.num_seeds}
+            yield from (flat(arm, train_task=part.train_task, **before) for arm in option.arms)

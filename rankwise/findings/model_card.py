@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from rankwise.findings.markdown import markdown_code, markdown_table, markdown_text
 from rankwise.records import quantities
-from rankwise.records.repairs import AdapterRepair, JudgedRepair, Repair
+from rankwise.records.repairs import AdapterRepair, JudgedRepair
 
 
 def model_card(record: AdapterRepair) -> str:
@@ -19,7 +19,8 @@ def model_card(record: AdapterRepair) -> str:
     choice, judged = record.choice, record.choice.judged
     if judged is None:
         raise ValueError(f"{record.model} has no repair to describe.")
-    unit = choice.unit
+    unit, is_refined = choice.unit, judged.repair.family == "refine"
+    how = "by a training that its study did" if is_refined else "without training"
     lines = [
         "---",
         f"base_model: {json.dumps(record.base_model)}",
@@ -32,7 +33,7 @@ def model_card(record: AdapterRepair) -> str:
         "",
         markdown_text(choice.statement),
         "",
-        f"Made from the adapter {markdown_code(record.model)} {_how(judged.repair)}, by rankwise "
+        f"Made from the adapter {markdown_code(record.model)} {how}, by rankwise "
         f"{record.provenance.rankwise_version}. {quantities.count(len(choice.curve))} candidates "
         f"were compared on {quantities.counted(choice.num_items, 'item')}, with intervals of "
         f"{choice.together}. All are against the base.",
@@ -62,10 +63,6 @@ def model_card(record: AdapterRepair) -> str:
         names = ", ".join(map(markdown_code, record.averaged_with))
         lines += ["", f"Averages were tried with {names}."]
     return "\n".join(lines) + "\n"
-
-
-def _how(repair: Repair) -> str:
-    return "by a training that its study did" if repair.family == "refine" else "without training"
 
 
 def _tasks(judged: JudgedRepair) -> Iterator[tuple[str, ...]]:

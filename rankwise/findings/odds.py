@@ -11,12 +11,7 @@ from numpy.typing import ArrayLike
 from rankwise.findings.decision import Ends, Margins, judge
 from rankwise.findings.stats.blocks import Block, normal_draws
 from rankwise.findings.stats.items import Floats
-from rankwise.findings.stats.posterior import (
-    GAIN_PRIOR,
-    LOSS_PRIOR,
-    Posterior,
-    posterior,
-)
+from rankwise.findings.stats.posterior import GAIN_PRIOR, LOSS_PRIOR, Posterior, posterior
 from rankwise.findings.stats.prospects import GrownBlock, Growth, grow, pair_ends
 from rankwise.findings.stats.simultaneous import StudyEvidence, worst_task
 from rankwise.records.config.study import MARGIN_POINTS
@@ -48,11 +43,7 @@ def point_in(unit: Unit, delta: float) -> float:
 
 
 def worth(
-    gain: ArrayLike,
-    loss: ArrayLike,
-    margins: Margins,
-    point: float,
-    worst: ArrayLike = -np.inf,
+    gain: ArrayLike, loss: ArrayLike, margins: Margins, point: float, worst: ArrayLike = -np.inf
 ) -> Floats:
     """The gain less the price of retention loss beyond the margins, in the unit of the gains.
 

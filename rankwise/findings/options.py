@@ -17,6 +17,7 @@ from rankwise.findings.stats.estimates import Estimate, mean_over_tasks
 from rankwise.findings.stats.items import Clusters, Floats, Items, item_size, num_clusters
 from rankwise.records.axes import BesideRank, Kind, beside_rank, run_labels
 from rankwise.records.base import Record
+from rankwise.records.grouping import grouped
 from rankwise.records.recommendation import Recommendation, StudyRecommendation
 from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults
 from rankwise.records.study import Interval, PlannedRun, Relation, Role, RunRecord, Unit
@@ -359,9 +360,7 @@ def option_gains(
 
 def _options(results: TrainTaskResults, labels: Mapping[str, str]) -> tuple[Option, ...]:
     """Every planned option with its runs."""
-    plans: dict[str, list[PlannedRun]] = {}
-    for plan in results.planned:
-        plans.setdefault(labels[plan.name], []).append(plan)
+    plans = grouped((labels[plan.name], plan) for plan in results.planned)
     runs: dict[str, list[ModelResults]] = {label: [] for label in plans}
     for model in sorted(results.runs, key=lambda model: run_record(model).planned.seed or 0):
         runs[labels[model.name]].append(model)

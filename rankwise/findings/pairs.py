@@ -10,20 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankwise.errors import RecordError
-from rankwise.findings.stats.estimates import (
-    Estimate,
-    mcnemar_exact,
-    mean_over_tasks,
-    zero_p_value,
-)
-from rankwise.findings.stats.items import (
-    POINTS,
-    Clusters,
-    Floats,
-    Items,
-    item_size,
-    num_clusters,
-)
+from rankwise.findings.stats.estimates import Estimate, mcnemar_exact, mean_over_tasks, zero_p_value
+from rankwise.findings.stats.items import POINTS, Clusters, Floats, Items, item_size, num_clusters
 from rankwise.records.recommendation import (
     AccuracyDifference,
     Bound,

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 
 from rankwise.errors import RecordError
-from rankwise.findings.accuracy import accuracy_reasons
 from rankwise.findings.best_bet import Betting, Sizes
 from rankwise.findings.clusters import cluster_notes, num_clusters_of
 from rankwise.findings.decision import (
@@ -38,14 +37,7 @@ from rankwise.findings.stats.simultaneous import (
 )
 from rankwise.records import quantities
 from rankwise.records.axes import SETTING
-from rankwise.records.judgement import (
-    BestBet,
-    Look,
-    Outcome,
-    Prospect,
-    StudyLooks,
-    TrainTaskLooks,
-)
+from rankwise.records.judgement import BestBet, Look, Outcome, Prospect, StudyLooks, TrainTaskLooks
 from rankwise.records.p_right import P_RIGHT
 from rankwise.records.recommendation import (
     AdapterVerdict,
@@ -55,7 +47,7 @@ from rankwise.records.recommendation import (
     StudyRecommendation,
 )
 from rankwise.records.results import StudyResults, TrainTaskResults
-from rankwise.records.study import PlannedRun, Unit
+from rankwise.records.study import Unit
 
 
 class _Tasks(NamedTuple):
@@ -71,14 +63,15 @@ class _Tasks(NamedTuple):
 
 
 class _Judgement(NamedTuple):
-    """What is concluded about the options that are complete."""
+    """What is concluded about the options that are complete; the defaults: there are none."""
 
-    choice: Choice
-    verdicts: tuple[RankVerdict, ...]
-    these_adapters: AdapterVerdict | None
-    sufficient: Sufficient | None
-    best_bet: BestBet
-    prospects: tuple[Prospect, ...]
+    outcome: Outcome = "cannot_tell"
+    chosen: Option | None = None
+    verdicts: tuple[RankVerdict, ...] = ()
+    these_adapters: AdapterVerdict | None = None
+    sufficient: Sufficient | None = None
+    best_bet: BestBet | None = None
+    prospects: tuple[Prospect, ...] = ()
 
 
 def recommend(results: StudyResults, earlier: StudyLooks | None = None) -> StudyRecommendation:
@@ -127,16 +120,15 @@ def recommend_for(
     look = _look(results, tasks, options)
     alpha = 1.0 - source.confidence
     looks = with_look(() if earlier is None else earlier.looks, look, alpha)
-    judged = _judge(source, tasks, options, margins, looks[-1], alpha) if options else None
-    outcome: Outcome = "cannot_tell" if judged is None else judged.choice.outcome
-    chosen: PlannedRun | None = None
-    if judged is not None and judged.choice.option is not None:
-        chosen = options[judged.choice.option].plan
-    enough = None if judged is None else judged.sufficient
+    judged = _Judgement()
+    if options:
+        judged = _judge(source, tasks, options, margins, looks[-1], alpha)
+    plan = None if judged.chosen is None else judged.chosen.plan
+    outcome, enough = judged.outcome, judged.sufficient
     first = None if enough is None else options[enough.option]
     found = Recommendation(
         train_task=results.train_task,
-        **{name: getattr(chosen, name, None) for name in SETTING if name != "scaling"},
+        **{name: getattr(plan, name, None) for name in SETTING if name != "scaling"},
         statement="",
         reasons=(),
         outcome=outcome,
@@ -148,20 +140,20 @@ def recommend_for(
         epsilon_points=margins.epsilon,
         worst_task_points=margins.ceiling if tasks.retention else None,
         confidence=source.confidence,
-        num_items_in_domain=_num_items(results, tasks.in_domain),
+        num_items_in_domain=sum(len(results.base.items[task].doc_ids) for task in tasks.in_domain),
         num_clusters_in_domain=num_clusters_of(source, tasks.in_domain),
         num_seeds=len(_seeds(results)),
         looks=(*looks[:-1], looks[-1].model_copy(update={"outcome": outcome})),
-        these_adapters=None if judged is None else judged.these_adapters,
-        best_bet=None if judged is None else judged.best_bet,
-        prospects=() if judged is None else judged.prospects,
+        these_adapters=judged.these_adapters,
+        best_bet=judged.best_bet,
+        prospects=judged.prospects,
         sufficient_epsilon_points=None if enough is None else enough.epsilon,
         sufficient_worst_task_points=None if enough is None else enough.ceiling,
         sufficient_rank=None if first is None else first.rank,
         sufficient_label=None if first is None else first.label,
         better_and_kept_by_full=_dominating_full(source, tasks, options),
         best_rate_at_edge=_rate_at_edge(source, tasks, options),
-        verdicts=() if judged is None else judged.verdicts,
+        verdicts=judged.verdicts,
         comparisons=compare(results),
         format_effects=format_effects(results),
     )
@@ -169,7 +161,7 @@ def recommend_for(
                          for task in tasks.left_out), *cluster_notes(source))  # fmt: skip
     full = tuple(_full_gains(source, tasks))
     parameters = tuple(option.plan.num_trainable_parameters for option in options)
-    by_accuracy = accuracy_reasons(source, options, tasks.in_domain, tasks.retention)
+    by_accuracy = _accuracy_reasons(source, options, tasks)
     able = _detectable(results, tasks, margins, len(options))
     why = (*reasons(found, full, parameters, able), *by_accuracy, *notes)
     return found.model_copy(update={"statement": statement(found), "reasons": why})
@@ -195,7 +187,8 @@ def _judge(
         later = deciding_level(count, alpha_of_look(look.number + 1, alpha))
         prospects = tuple(betting.prospects(_sizes(source.results, tasks), later))
     return _Judgement(
-        choice=choice,
+        outcome=choice.outcome,
+        chosen=None if choice.option is None else options[choice.option],
         verdicts=tuple(_verdicts(tasks, options, bounds, at_once, choice, margins)),
         these_adapters=_these_adapters(evidence, options, margins, look.alpha),
         sufficient=None if choice.option is not None else sufficient_margins(bounds, margins),
@@ -452,9 +445,36 @@ def _full_gains(source: OptionGains, tasks: _Tasks) -> Iterator[FullGain]:
             yield FullGain(option.label, mean(runs, tasks.in_domain), loss)
 
 
-def _num_items(results: TrainTaskResults, tasks: Sequence[str]) -> int:
-    return sum(len(results.base.items[task].doc_ids) for task in tasks)
-
-
 def _listed(seeds: Sequence[int | None]) -> str:
     return ", ".join(str(seed) for seed in seeds)
+
+
+def _accuracy_reasons(
+    source: OptionGains, options: Sequence[Option], tasks: _Tasks
+) -> Iterator[str]:
+    """Which tasks p(right) decides on, and what each option gains and loses by accuracy.
+
+    The intervals hold one at a time. Nothing is said where p(right) decides on no task.
+    """
+    items = source.results.base.items
+    judged = [task for task in tasks.all if items[task].accuracy is not None]
+    if not judged:
+        return
+    yield (
+        f"On {quantities.listed(judged)}, points are of p(right): the probability of the right "
+        "option among the options, times 100."
+    )
+    where = {"in-domain": tasks.in_domain, "on retention": tasks.retention}
+    compared = {name: its for name, its in where.items() if set(its) & set(judged)}
+
+    def changes(option: Option) -> str:
+        means = {
+            name: source.by_accuracy.change(option.runs, its) for name, its in compared.items()
+        }
+        return ", ".join(
+            f"{quantities.with_interval(mean, mean.unit)} {name}" for name, mean in means.items()
+        )
+
+    if options:
+        parts = [f"{option.label} {changes(option)}" for option in options]
+        yield f"By accuracy, each interval by itself: {'; '.join(parts)}."

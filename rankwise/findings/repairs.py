@@ -11,16 +11,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rankwise.errors import RecordError
-from rankwise.findings.gauges import MIN_MODELS, order_statement, over_answers
+from rankwise.findings.gauges import order_of, order_statement, over_answers
 from rankwise.findings.pairs import Pair, bound_of, pair_items
+from rankwise.findings.rows import Row, flat
 from rankwise.findings.stats.estimates import mean_over_tasks
 from rankwise.findings.stats.items import Floats, Items, item_size, num_clusters
-from rankwise.findings.trends import correlated
 from rankwise.records import quantities
+from rankwise.records.grouping import grouped
 from rankwise.records.recommendation import Bound
 from rankwise.records.repair_scores import RepairDivergences, RepairScores
 from rankwise.records.repairs import (
     AS_IT_IS,
+    AdapterRepair,
     JudgedRepair,
     JudgedTask,
     Repair,
@@ -94,7 +96,8 @@ def choose_repair(
         candidates += [point for point in kept[-1:] if point.gain.lower > 0.0]
     best = max(candidates, key=lambda point: point.gain.estimate, default=None)
     curve = tuple(points.values())
-    found = RepairChoice(
+    judged = best and compared.judged(best)
+    return RepairChoice(
         max_loss_points=max_loss_points,
         unit=compared.tasks.unit,
         confidence=confidence,
@@ -104,10 +107,10 @@ def choose_repair(
         left_out=compared.tasks.left_out,
         num_items=compared.num_items,
         curve=curve,
-        judged=best and compared.judged(best),
-        statement="",
+        judged=judged,
+        statement=_statement(max_loss_points, compared.tasks.unit, judged, curve),
+        **_kl_order(curve, confidence),
     )
-    return found.model_copy(update={"statement": _statement(found), **_kl_order(curve, confidence)})
 
 
 def _strength(repair: Repair) -> float:
@@ -122,10 +125,7 @@ def _kl_order(curve: Sequence[RepairPoint], confidence: float) -> dict[str, Any]
     if not pairs:
         return {}
     repairs, gauge = quantities.counted(len(pairs), "repair"), "KL on the task's prompts"
-    found, reason = None, f"{repairs}, {MIN_MODELS} are needed"
-    if len(pairs) >= MIN_MODELS:
-        x, y = zip(*pairs, strict=True)
-        found, reason = correlated(x, y, confidence, "repair")
+    found, reason = order_of(pairs, confidence, "repair")
     if found is None:
         return {"kl_statement": f"No correlation of {gauge} with forgetting: {reason}."}
     return {"kl_correlation": found, "kl_statement": order_statement(repairs, gauge, found)}
@@ -140,9 +140,8 @@ class _Compared:
         self._scores = {of_task.task: of_task for of_task in scores}
         self.tasks = _judged_tasks(self._scores, tasks)
         self.repairs = tuple(each.repair for each in scores[0].repaired)
-        kinds: dict[tuple[str, str | None], list[Repair]] = {}
-        for repair in sorted(self.repairs, key=_strength):
-            kinds.setdefault((repair.family, repair.combination), []).append(repair)
+        by_strength = sorted(self.repairs, key=_strength)
+        kinds = grouped(((repair.family, repair.combination), repair) for repair in by_strength)
         self.kinds = tuple(kinds.values())
         self._confidence = 1.0 - (1.0 - confidence) / len(kinds)
         self._pairs = {
@@ -151,7 +150,12 @@ class _Compared:
             for repair, pair in _pairs(self._scores[task])
         }
         for _, task in self.tasks.relations:
-            _refuse_one_cluster(task, self._pairs[AS_IT_IS, task])
+            pair = self._pairs[AS_IT_IS, task]
+            if num_clusters([pair.items]) == 1:
+                raise RecordError(
+                    f"all {len(pair.base)} items of task {task!r} are in one cluster, which has no "
+                    "error. Score more, or leave the task out."
+                )
 
     @property
     def num_items(self) -> int:
@@ -252,23 +256,16 @@ def _results(name: str, task: str, items: TaskItems) -> ModelResults:
     return ModelResults(name=name, run=None, evaluations={}, items={task: items})
 
 
-def _refuse_one_cluster(task: str, pair: Pair) -> None:
-    if num_clusters([pair.items]) == 1:
-        raise RecordError(
-            f"all {len(pair.base)} items of task {task!r} are in one cluster, which has no error. "
-            "Score more, or leave the task out."
-        )
-
-
-def _statement(found: RepairChoice) -> str:
-    limit = quantities.amount(found.max_loss_points, "points")
-    judged = found.judged
+def _statement(
+    max_loss_points: float, unit: Unit, judged: JudgedRepair | None, curve: Sequence[RepairPoint]
+) -> str:
+    limit = quantities.amount(max_loss_points, "points")
     if judged is None:
         return (
             f"None does: no repair is shown to gain and to lose at most {limit} of retention. "
-            f"{_nearest(found)}"
+            f"{_nearest(curve)}"
         )
-    gain = quantities.with_interval(judged.gain, found.unit)
+    gain = quantities.with_interval(judged.gain, unit)
     loss = quantities.with_interval(judged.retention_loss, "points")
     text = (
         f"{quantities.capital(judged.repair.label)}, the adapter gains {gain} and loses {loss} of "
@@ -276,16 +273,23 @@ def _statement(found: RepairChoice) -> str:
     )
     if judged.repair == AS_IT_IS:
         return f"{text} No repair that keeps enough gains more."
-    before = quantities.with_interval(judged.adapter_gain, found.unit)
+    before = quantities.with_interval(judged.adapter_gain, unit)
     lost = quantities.with_interval(judged.adapter_loss, "points")
     return f"{text} As it is, it gains {before} and loses {lost}."
 
 
-def _nearest(found: RepairChoice) -> str:
+def _nearest(curve: Sequence[RepairPoint]) -> str:
     """Of the repairs that are shown to gain, the one with the least loss."""
-    gaining = [point for point in found.curve if point.gain.lower > 0.0]
+    gaining = [point for point in curve if point.gain.lower > 0.0]
     if not gaining:
         return "None is shown to gain at all."
     least = min(gaining, key=lambda point: point.retention_loss.upper)
     loss = quantities.with_interval(least.retention_loss, "points")
     return f"The nearest is the adapter {least.repair.label}: it loses {loss}."
+
+
+def repair_rows(found: Sequence[AdapterRepair], _: object) -> Iterator[Row]:
+    """Every repair of every run, with what it gains and loses."""
+    for each in found:
+        for point in each.choice.curve:
+            yield flat(point, run=each.model, label=point.repair.label)

@@ -8,9 +8,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from rankwise.errors import ConfigError, RecordError, TaskError
+from rankwise.errors import ConfigError
 from rankwise.findings.clusters import suspect, suspicion, too_few
 from rankwise.findings.pairs import (
+    Counts,
     Pair,
     PairedTest,
     Scores,
@@ -25,48 +26,18 @@ from rankwise.findings.stats.prospects import chance_of_sign
 from rankwise.records import quantities
 from rankwise.records.base import SCHEMA_VERSION, Record, SchemaVersion
 from rankwise.records.clusters import candidate_fields, cluster_numbers, linked_clusters
-from rankwise.records.folder import LOSS_METRIC
-from rankwise.records.lm_eval_samples import (
-    SampleFile,
-    check_same_items,
-    check_same_tokens,
-    file_names,
-    higher_is_better,
-    read_sample_file,
-)
+from rankwise.records.compared_samples import Chosen, Direction, read_compared
+from rankwise.records.lm_eval_samples import SampleFile
 from rankwise.records.p_right import ACCURACY, P_RIGHT
 from rankwise.records.recommendation import AccuracyDifference, PairedDifference
 
 Verdict = Literal["better", "worse", "cannot_tell"]
-Direction = Literal["results_file", "metric_name", "assumed"]
-
-LOWER_IS_BETTER = frozenset(
-    {
-        "bits_per_byte", "brier_score", "byte_perplexity", "cer", "difference_male_female",
-        "likelihood_diff", LOSS_METRIC, "pct_female_preferred", "pct_invalid",
-        "pct_male_preferred", "pct_stereotype", "perplexity", "perspective_api_toxicity_score",
-        "ter", "wer", "word_perplexity",
-    }
-)  # fmt: skip
-"""Metrics of lm-eval of which less is better, for files that have no results file next to them."""
-
-HIGHER_IS_BETTER = frozenset(
-    {
-        "acc", "acc_bytes", "acc_mutual_info", "acc_norm", "accuracy", "bleu", "chrf", "em",
-        "exact_match", "f1", "inst_level_loose_acc", "inst_level_strict_acc", P_RIGHT, "pass@1",
-        "prompt_level_loose_acc", "prompt_level_strict_acc", "rouge1", "rouge2", "rougeL",
-    }
-)  # fmt: skip
-"""Metrics of which more is better; for unknown metrics this is assumed, with a warning."""
 
 MORE_ITEMS = (2.0, 4.0, 10.0)
 """By these factors more items are imagined, where nothing is decided."""
 
 NEXT_LOOK = 2.0
 """They would be a second look, for which half of alpha is assumed."""
-
-# lm-eval aggregates these from log-likelihoods, and that is what it writes for an item.
-_OF_LOG_LIKELIHOODS = frozenset({"perplexity"})
 
 
 class MoreItems(Record):
@@ -138,14 +109,6 @@ class SampleVerdicts(Record):
     candidates: tuple[SampleVerdict, ...]
 
 
-class _Chosen(NamedTuple):
-    filter: str
-    metric: str
-    higher_is_better: bool
-    direction_from: Direction
-    unit: str
-
-
 def compare_samples(
     base: Path,
     candidates: Sequence[Path],
@@ -184,10 +147,7 @@ def compare_samples(
     if anytime and cluster is not None:
         problem = "anytime: it takes every item by itself, so it cannot go with --cluster; drop one"
         raise ConfigError("verdict", [problem])
-    paths = (base, *candidates)
-    names = file_names(paths)
-    files = [read_sample_file(path, with_documents=path == base) for path in paths]
-    chosen, notes = _choose(files, metric, filter_name)
+    names, files, chosen, notes = read_compared(base, candidates, metric, filter_name)
     base_scores = _scores(names[0], files[0], chosen)
     documents = {doc_id: files[0].documents[doc_id] for doc_id in base_scores.doc_ids}
     named = {}
@@ -204,7 +164,11 @@ def compare_samples(
     judged = _judged(pairs, confidence)
     if anytime:
         judged = _judged_at_any_time(pairs, confidence, base_scores.doc_ids)
-        notes = (*notes, *_order_notes(base, base_scores.doc_ids))
+        if list(base_scores.doc_ids) == sorted(base_scores.doc_ids):
+            notes += (
+                f"the items of {base} are in the order of the data set. --anytime holds where that "
+                "order is random: shuffle a data set that is sorted, by subject or by length",
+            )
     in_accuracy: list[PairedTest | None] = [None] * len(pairs)
     if chosen.metric == P_RIGHT:
         own = _pairs(names, files, chosen._replace(metric=ACCURACY), clusters)
@@ -226,7 +190,7 @@ def compare_samples(
     )
 
 
-def _scores(name: str, file: SampleFile, chosen: _Chosen) -> Scores:
+def _scores(name: str, file: SampleFile, chosen: Chosen) -> Scores:
     items = file.filters[chosen.filter]
     return Scores(name, [item.doc_id for item in items], file.values(chosen.filter, chosen.metric))
 
@@ -234,7 +198,7 @@ def _scores(name: str, file: SampleFile, chosen: _Chosen) -> Scores:
 def _pairs(
     names: Sequence[str],
     files: Sequence[SampleFile],
-    chosen: _Chosen,
+    chosen: Chosen,
     clusters: Sequence[int] | None,
 ) -> list[Pair]:
     """The base with each candidate, by one metric; clusters are in the order of the base."""
@@ -306,14 +270,6 @@ def _judged_at_any_time(
     return judged
 
 
-def _order_notes(base: Path, doc_ids: Sequence[int]) -> Iterator[str]:
-    if list(doc_ids) == sorted(doc_ids):
-        yield (
-            f"the items of {base} are in the order of the data set. --anytime holds where that "
-            "order is random: shuffle a data set that is sorted, by subject or by length"
-        )
-
-
 def _cluster_notes(
     pairs: Sequence[Pair], documents: Mapping[int, Any], cluster: str | None
 ) -> Iterator[str]:
@@ -335,101 +291,8 @@ def _cluster_notes(
         yield suspicion(found, items, f"Use --cluster {found.field}")
 
 
-def _choose(
-    files: Sequence[SampleFile], metric: str | None, filter_name: str | None
-) -> tuple[_Chosen, tuple[str, ...]]:
-    """What to compare and how to read it, with what is worth knowing about the files."""
-    base, *others = files
-    notes: list[str] = []
-    first, *more = base.filters
-    if filter_name is None and more:
-        notes.append(
-            f"{base.path} has results of several filters; compared is {first!r}, the others are "
-            f"{quantities.listed(more)} (--filter)"
-        )
-    filter_name = first if filter_name is None else filter_name
-    for file in files:
-        if filter_name not in file.filters:
-            raise TaskError(
-                f"{file.path} has no filter {filter_name!r}; it has "
-                f"{quantities.listed(list(file.filters))}. Choose one that all files have with "
-                "--filter."
-            )
-    metric = _metric(files, filter_name, metric)
-    for other in others:
-        notes += check_same_items(base, other, filter_name)
-        if metric == LOSS_METRIC:
-            check_same_tokens(base, other, filter_name)
-    values = [value for file in files for value in file.values(filter_name, metric)]
-    higher, direction_from = _direction(files, metric, values)
-    if direction_from == "assumed":
-        notes.append(
-            f"no results file next to the samples says whether more or less of {metric!r} is "
-            "better; more is assumed to be better"
-        )
-    unit = metric
-    if metric == LOSS_METRIC:
-        unit = "nats"
-    elif metric in _OF_LOG_LIKELIHOODS and higher:
-        unit = "log-likelihood"
-    elif all(0.0 <= value <= 1.0 for value in values):
-        unit = "points"
-    return _Chosen(filter_name, metric, higher, direction_from, unit), tuple(notes)
-
-
-def _metric(files: Sequence[SampleFile], filter_name: str, wanted: str | None) -> str:
-    """The wanted metric, or the base's first, that is one number per item in every file."""
-    tables = [file.metrics(filter_name) for file in files]
-    for name in tables[0] if wanted is None else [wanted]:
-        if all(table.get(name, False) for table in tables):
-            return name
-    listing = "; ".join(
-        f"{file.path} has {_usable(table)}" for file, table in zip(files, tables, strict=True)
-    )
-    missing = "no metric" if wanted is None else f"no metric {wanted!r}"
-    raise TaskError(
-        f"{missing} is one finite number per item in every file under filter {filter_name!r}: "
-        f"{listing}. Choose one that all files have with --metric."
-    )
-
-
-def _usable(table: dict[str, bool]) -> str:
-    good = [name for name, usable in table.items() if usable]
-    bad = [name for name, usable in table.items() if not usable]
-    text = quantities.listed(good) or "none"
-    return f"{text} (not one number per item: {quantities.listed(bad)})" if bad else text
-
-
-def _direction(
-    files: Sequence[SampleFile], metric: str, values: Sequence[float]
-) -> tuple[bool, Direction]:
-    # a perplexity is at least 1; what is below 0 is the log-likelihood that it is made from
-    if metric in _OF_LOG_LIKELIHOODS and all(value <= 0.0 for value in values):
-        return True, "metric_name"
-    answers = {file.path: higher_is_better(file.path, metric) for file in files}
-    found = {answer for answer in answers.values() if answer is not None}
-    if len(found) > 1:
-        higher = [str(path) for path, answer in answers.items() if answer]
-        lower = [str(path) for path, answer in answers.items() if answer is False]
-        raise RecordError(
-            f"the results files do not agree on {metric!r}: higher is better next to "
-            f"{quantities.listed(higher)}, lower next to {quantities.listed(lower)}. These are two "
-            "different metrics; score both models with one version of the task."
-        )
-    if found:
-        return found.pop(), "results_file"
-    if metric in LOWER_IS_BETTER:
-        return False, "metric_name"
-    return True, "metric_name" if metric in HIGHER_IS_BETTER else "assumed"
-
-
 def _verdict(
-    base: str,
-    name: str,
-    file: Path,
-    unit: str,
-    of_file: _Judged,
-    in_accuracy: PairedTest | None,
+    base: str, name: str, file: Path, unit: str, of_file: _Judged, in_accuracy: PairedTest | None
 ) -> SampleVerdict:
     """The record of one candidate; ``in_accuracy`` is there beside p(right)."""
     test = of_file.test
@@ -449,64 +312,74 @@ def _verdict(
             for factor in MORE_ITEMS
         )
     values: dict[str, Any] = {**test.values(SampleVerdict, in_accuracy), "p_value": of_file.p_value}
-    found = SampleVerdict(
+    accuracy = in_accuracy and accuracy_difference(ACCURACY, test, in_accuracy)
+    counts = (in_accuracy or test).counts
+    return SampleVerdict(
         name=name,
         file=str(file),
         candidate_score=test.adapted_score,
         **values,
         holm_p_value=of_file.holm_p_value,
         interval_confidence=of_file.level,
-        accuracy=in_accuracy and accuracy_difference(ACCURACY, test, in_accuracy),
+        accuracy=accuracy,
         verdict=verdict,
         with_more_items=more,
-        statement="",
+        statement=" ".join(_statement(base, name, unit, verdict, of_file, counts, accuracy, more)),
     )
-    return found.model_copy(update={"statement": _statement(found, base, unit, of_file.num_files)})
 
 
-def _statement(found: SampleVerdict, base: str, unit: str, num_candidates: int) -> str:
+def _statement(
+    base: str,
+    name: str,
+    unit: str,
+    verdict: Verdict,
+    of_file: _Judged,
+    counts: Counts | None,
+    accuracy: AccuracyDifference | None,
+    more: Sequence[MoreItems],
+) -> Iterator[str]:
     """One candidate in plain words."""
+    test = of_file.test
     estimate, lower, upper = (
         sample_amount(value, unit, signed=True)
-        for value in (found.difference, found.lower, found.upper)
+        for value in (test.estimate.value, test.lower, test.upper)
     )
-    items = quantities.counted(found.num_examples, "item")
-    items += quantities.in_clusters(found.num_clusters)
-    of_metric = "" if found.accuracy is None else " of p(right)"
-    difference = f"{estimate} {unit}{of_metric} ({lower} to {upper}) on {items}"
-    if found.verdict == "cannot_tell":
-        text = f"Cannot tell whether {found.name} is better or worse than {base}: {difference}"
-    else:
-        text = f"{found.name} is {found.verdict} than {base}: {difference}"
-    if found.accuracy is not None:
-        text += f"; accuracy {quantities.with_interval(found.accuracy.interval, 'points')}"
-        text += ", the opposite sign" if found.accuracy.is_opposite else ""
-    if found.num_learned == found.num_forgotten == 0:
+    items = quantities.counted(test.num_examples, "item")
+    items += quantities.in_clusters(test.num_clusters)
+    of_metric = "" if accuracy is None else " of p(right)"
+    text = f"{name} is {verdict} than {base}"
+    if verdict == "cannot_tell":
+        text = f"Cannot tell whether {name} is better or worse than {base}"
+    text += f": {estimate} {unit}{of_metric} ({lower} to {upper}) on {items}"
+    if accuracy is not None:
+        text += f"; accuracy {quantities.with_interval(accuracy.interval, 'points')}"
+        text += ", the opposite sign" if accuracy.is_opposite else ""
+    is_equal = counts is not None and counts.learned == counts.forgotten == 0
+    if is_equal:
         text += "; right on exactly the same items"
-    elif found.num_learned is not None and found.num_forgotten is not None:
+    elif counts is not None:
         text += (
-            f"; right on {quantities.count(found.num_learned)} that {base} has wrong, "
-            f"wrong on {quantities.count(found.num_forgotten)} that it has right"
+            f"; right on {quantities.count(counts.learned)} that {base} has wrong, "
+            f"wrong on {quantities.count(counts.forgotten)} that it has right"
         )
-    if found.p_value is not None:
-        text += f"; p = {quantities.p_value(found.p_value)}"
-    if found.holm_p_value is not None and num_candidates > 1:
-        text += f", {quantities.p_value(found.holm_p_value)} corrected for {num_candidates} files"
-    is_equal = found.num_learned == found.num_forgotten == 0 and found.accuracy is None
-    if found.verdict == "cannot_tell" and is_equal:
-        return f"{text}. No difference was observed."
-    if not found.with_more_items:
-        return f"{text}."
-    likely = [more for more in found.with_more_items if more.probability >= 0.5]
-    more = likely[0] if likely else found.with_more_items[-1]
-    even = "" if likely else "even "
-    size = f"{more.num_items:,}"
-    if found.num_clusters is not None:
-        size += quantities.in_clusters(round(more.factor * found.num_clusters))
-    return (
-        f"{text}. With {even}{more.factor:g} times the items ({size}) it would be decided with "
-        f"probability {more.probability:.2g}."
-    )
+    if of_file.p_value is not None:
+        text += f"; p = {quantities.p_value(of_file.p_value)}"
+    if of_file.holm_p_value is not None and of_file.num_files > 1:
+        corrected = quantities.p_value(of_file.holm_p_value)
+        text += f", {corrected} corrected for {of_file.num_files} files"
+    yield f"{text}."
+    if verdict == "cannot_tell" and is_equal and accuracy is None:
+        yield "No difference was observed."
+    elif more:
+        likely = [each for each in more if each.probability >= 0.5]
+        first, even = (likely[0], "") if likely else (more[-1], "even ")
+        size = f"{first.num_items:,}"
+        if test.num_clusters is not None:
+            size += quantities.in_clusters(round(first.factor * test.num_clusters))
+        yield (
+            f"With {even}{first.factor:g} times the items ({size}) it would be decided with "
+            f"probability {first.probability:.2g}."
+        )
 
 
 def sample_amount(value: float, unit: str, *, signed: bool = False) -> str:

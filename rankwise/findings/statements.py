@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from rankwise.findings.stats.detectable import Detectable
 from rankwise.records import quantities
+from rankwise.records.grouping import grouped
 from rankwise.records.judgement import Prospect
 from rankwise.records.quantities import amount, score
 from rankwise.records.recommendation import Bound, RankVerdict, Recommendation
@@ -87,12 +88,6 @@ def apart(able: Detectable) -> str:
         items = quantities.count(able.num_items)
         text += f"; {able.margin:g} would need about {items} items"
     return text
-
-
-def _in_domain_items(numbers: Recommendation) -> str:
-    """1,319 in-domain items, or 817 in-domain items in 120 clusters."""
-    clusters = quantities.in_clusters(numbers.num_clusters_in_domain)
-    return f"{numbers.num_items_in_domain:,} in-domain items{clusters}"
 
 
 def _recommended(numbers: Recommendation) -> str:
@@ -201,10 +196,7 @@ def _ruled_out(numbers: Recommendation) -> str:
     """The options that are shown not to be the answer, and the group that is left."""
     if numbers.outcome in ("recommended", "none_keeps_enough"):
         return ""
-    by: dict[str, list[str]] = {}
-    for verdict in numbers.verdicts:
-        if verdict.ruled_out_by is not None:
-            by.setdefault(verdict.ruled_out_by, []).append(verdict.label)
+    by = grouped((v.ruled_out_by, v.label) for v in numbers.verdicts if v.ruled_out_by is not None)
     texts = [
         f"{_named(labels)} {'is' if len(labels) == 1 else 'are'} ruled out by "
         + (
@@ -216,11 +208,8 @@ def _ruled_out(numbers: Recommendation) -> str:
     ]
     left = [verdict for verdict in numbers.verdicts if verdict.ruled_out_by is None]
     names = {verdict.label for verdict in left}
-    behind: dict[tuple[str, ...], list[str]] = {}
-    for verdict in left:
-        better = tuple(label for label in verdict.worse_than if label in names)
-        if better:
-            behind.setdefault(better, []).append(verdict.label)
+    ahead_of = {v.label: tuple(label for label in v.worse_than if label in names) for v in left}
+    behind = grouped((better, label) for label, better in ahead_of.items() if better)
     if len(left) > 1 and not behind:
         labels = [verdict.label for verdict in left]
         other = "other " if by else ""
@@ -282,9 +271,11 @@ def _edge(numbers: Recommendation) -> str:
 def _no_evidence(numbers: Recommendation) -> str:
     best = max(numbers.verdicts, key=lambda v: v.gain.estimate)
     gain = _measured(best.gain.estimate, numbers.unit, numbers.in_domain_metric)
+    clusters = quantities.in_clusters(numbers.num_clusters_in_domain)
     return (
         f"Not shown at {_percent(numbers.confidence)} that fine-tuning helps: no rank is shown to "
-        f"be better than the base on {_in_domain_items(numbers)}; the best, {best.label}, gains "
+        f"be better than the base on {numbers.num_items_in_domain:,} in-domain items{clusters}; "
+        f"the best, {best.label}, gains "
         f"{gain} ({score_range(best.gain, numbers.unit)})"
     )
 
@@ -330,9 +321,12 @@ def _what_decides(numbers: Recommendation) -> str:
             text = "Every item is scored, and more seeds would hardly settle it"
         text += f": {wider}"
     else:
+        command = f"rankwise extend DIR --items {best.num_new_items}"
+        if best.factor is None:
+            command = f"rankwise extend DIR --seeds {best.num_new_seeds}"
         text = (
             f"{quantities.capital(growth(best))} would settle it with probability "
-            f"{best.probability:.1f}: `{_command(best)}`"
+            f"{best.probability:.1f}: `{command}`"
         )
     return f"{text}. {price}" if price else text
 
@@ -369,13 +363,6 @@ def growth(prospect: Prospect) -> str:
 def with_folder(text: str, folder: str | Path) -> str:
     """A statement whose command names the study's folder, which a record does not know."""
     return text.replace("rankwise extend DIR ", f"rankwise extend {shlex.quote(str(folder))} ")
-
-
-def _command(prospect: Prospect) -> str:
-    """How to grow the study so."""
-    if prospect.factor is None:
-        return f"rankwise extend DIR --seeds {prospect.num_new_seeds}"
-    return f"rankwise extend DIR --items {prospect.num_new_items}"
 
 
 def _percent(share: float) -> str:

@@ -1,39 +1,133 @@
-"""What a study shows beside its recommendations, put together from its records."""
+"""What a study shows beside its recommendations: one row for each finding.
+
+A row says how a finding is made from the judged study, and the forms in which others see it. Its
+section and the section's place on the page are in ``report.page``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TypeVar
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-from rankwise.findings.axes import TrainTaskAxes, axis_effects
-from rankwise.findings.behaviour import TrainTaskBehaviour, behaviour
+from rankwise.findings.axes import TrainTaskAxes, axis_effects, axis_rows
+from rankwise.findings.behaviour import TrainTaskBehaviour, behaviour, behaviour_rows
 from rankwise.findings.card import VerdictCard, verdict_card
 from rankwise.findings.checkpoints import TrainTaskCheckpoints, checkpoints
 from rankwise.findings.claims import Claim, paper_claims
-from rankwise.findings.deployed import DeployedRun, deployed_runs
+from rankwise.findings.deployed import DeployedRun, deployed_runs, deployment_rows
 from rankwise.findings.gauges import TrainTaskGauges, gauges
-from rankwise.findings.heads import TrainTaskHeads, head_findings
+from rankwise.findings.heads import TrainTaskHeads, effect_rows, head_findings, head_rows
 from rankwise.findings.lost_items import TrainTaskLostItems, lost_items
-from rankwise.findings.mechanisms import TrainTaskMechanisms, mechanisms
-from rankwise.findings.mitigations import TrainTaskMitigations, mitigations
-from rankwise.findings.options import option_gains
-from rankwise.findings.retention import TrainTaskRetention, retention_groups
+from rankwise.findings.mechanisms import (
+    TrainTaskMechanisms,
+    agreement_rows,
+    gap_rows,
+    mechanisms,
+    pair_rows,
+)
+from rankwise.findings.mitigations import TrainTaskMitigations, mitigation_rows, mitigations
+from rankwise.findings.options import OptionGains, option_gains
+from rankwise.findings.repairs import repair_rows
+from rankwise.findings.retention import TrainTaskRetention, retention_groups, retention_rows
+from rankwise.findings.rows import Row, RowsOf, each_of, flat
 from rankwise.findings.signatures.found import Signature, failure_signatures
-from rankwise.findings.transfer import Transfer, transfer
-from rankwise.findings.truncation import TrainTaskTruncation, truncated_curves
-from rankwise.findings.tuning import TrainTaskRates, tuned_rates
+from rankwise.findings.transfer import Transfer, transfer, transfer_rows
+from rankwise.findings.truncation import TrainTaskTruncation, truncated_curves, truncation_rows
+from rankwise.findings.tuning import TrainTaskRates, search_rows, tuned_rates
 from rankwise.findings.variants import TrainTaskVariants, variants_beside_lora
-from rankwise.findings.weights import TrainTaskWeights, weight_findings
+from rankwise.findings.weights import TrainTaskWeights, spectrum_rows, weight_findings
 from rankwise.records.base import SCHEMA_VERSION, Record, SchemaVersion
-from rankwise.records.recommendation import StudyRecommendation
+from rankwise.records.recommendation import Recommendation, StudyRecommendation
 from rankwise.records.repairs import AdapterRepair
 from rankwise.records.results import StudyResults
 
-T = TypeVar("T")
+
+class Judged(NamedTuple):
+    """A study and its verdict, as findings are made from them."""
+
+    results: StudyResults
+    recommendation: StudyRecommendation
+    sources: tuple[OptionGains, ...]
+
+
+class Finding(NamedTuple):
+    """How a finding is made, and its forms.
+
+    Attributes:
+        compute: from the judged study.
+        tables: by name, the rows of CSV, Parquet and data frames.
+        lines: sentences of what was found of a trained task, for the terminal; what has some is in
+            ``--json`` too.
+    """
+
+    compute: Callable[[Judged], Any]
+    tables: Mapping[str, RowsOf] = MappingProxyType({})
+    lines: Callable[[Any], Iterable[str]] | None = None
+
+
+def _each(find: Callable[[OptionGains], Any], **tables: RowsOf) -> Finding:
+    """What is there of every trained task; a table's name has hyphens."""
+
+    def compute(of: Judged) -> tuple[Any, ...]:
+        return tuple(one for source in of.sources if (one := find(source)) is not None)
+
+    return Finding(compute, {name.replace("_", "-"): rows for name, rows in tables.items()})
+
+
+def _judged(find: Callable[[OptionGains, Recommendation], Any], **tables: RowsOf) -> Finding:
+    """The same, of what rests on the trained task's verdict too."""
+
+    def compute(of: Judged) -> tuple[Any, ...]:
+        parts = zip(of.sources, of.recommendation.by_train_task, strict=True)
+        return tuple(one for part in parts if (one := find(*part)) is not None)
+
+    return Finding(compute, {name.replace("_", "-"): rows for name, rows in tables.items()})
+
+
+FINDINGS: Mapping[str, Finding] = {
+    "cards": _judged(verdict_card),
+    "signatures": Finding(
+        lambda of: tuple(itertools.chain(*_judged(failure_signatures).compute(of))),
+        {"signatures": lambda found, _: map(flat, found)},
+        lambda found: (f"{one.title}: {one.statement}" for one in found),
+    ),
+    "rates": Finding(lambda of: tuned_rates(of.results), {"search": search_rows}),
+    "axes": _judged(axis_effects, axes=axis_rows),
+    "checkpoints": _judged(checkpoints, checkpoints=each_of("points")),
+    "truncation": _judged(truncated_curves, truncation=truncation_rows),
+    "mitigations": _judged(mitigations, mitigations=mitigation_rows),
+    "repairs": Finding(
+        lambda of: tuple(run.adapter_repair for run in of.results.runs if run.adapter_repair),
+        {"repairs": repair_rows},
+    ),
+    "deployed": Finding(
+        lambda of: deployed_runs(of.results, of.recommendation),
+        {"deployment": deployment_rows},
+        lambda found: itertools.chain(*(run.lines for run in found)),
+    ),
+    "variants": _judged(variants_beside_lora, variants=each_of("rows")),
+    "transfer": Finding(lambda of: transfer(of.sources), {"transfer": transfer_rows}),
+    "retention": _each(retention_groups, retention=retention_rows),
+    "gauges": _each(gauges, gauges=each_of("models")),
+    "lost_items": _each(lost_items, lost_items=each_of("rows")),
+    "behaviour": _each(behaviour, behaviour=behaviour_rows),
+    "mechanisms": _judged(
+        mechanisms,
+        mechanism_gaps=gap_rows,
+        mechanism_pairs=pair_rows,
+        mechanism_agreement=agreement_rows,
+    ),
+    "weights": _each(weight_findings, weights=spectrum_rows),
+    "heads": _each(head_findings, heads=head_rows, head_effects=effect_rows),
+    "claims": Finding(lambda of: paper_claims(of.sources, of.recommendation)),
+}
+"""Every finding by its name, which is that of its field in ``StudyFindings``."""
 
 
 class StudyFindings(Record):
-    """``findings.json``.
+    """``findings.json``: what ``FINDINGS`` have made.
 
     All but ``signatures``, ``repairs``, ``deployed``, ``transfer`` and ``claims`` have an entry for
     each trained task that has such a thing. ``repairs`` has one for each repaired run, ``deployed``
@@ -62,34 +156,32 @@ class StudyFindings(Record):
     heads: tuple[TrainTaskHeads, ...] = ()
     claims: tuple[Claim, ...] = ()
 
+    @property
+    def told(self) -> dict[str, tuple[Any, ...]]:
+        """What people are told beside a verdict, by name: the findings with ``lines``."""
+        return {name: getattr(self, name) for name, its in FINDINGS.items() if its.lines}
 
-def _there(found: Iterable[T | None]) -> tuple[T, ...]:
-    """What there is of it."""
-    return tuple(each for each in found if each is not None)
+    def lines(self, train_task: str) -> Iterator[str]:
+        """What the terminal says of a trained task beside its verdict."""
+        for name, found in self.told.items():
+            to_lines = FINDINGS[name].lines
+            assert to_lines is not None
+            yield from to_lines(one for one in found if one.train_task == train_task)
 
 
 def study_findings(results: StudyResults, recommendation: StudyRecommendation) -> StudyFindings:
     """Everything that follows from a finished study and is no recommendation."""
-    sources = option_gains(results, recommendation)
-    parts = list(zip(sources, recommendation.by_train_task, strict=True))
-    return StudyFindings(
-        cards=_there(verdict_card(*part) for part in parts),
-        signatures=tuple(found for part in parts for found in failure_signatures(*part)),
-        rates=tuned_rates(results),
-        axes=_there(axis_effects(*part) for part in parts),
-        checkpoints=_there(checkpoints(*part) for part in parts),
-        truncation=_there(truncated_curves(*part) for part in parts),
-        mitigations=_there(mitigations(*part) for part in parts),
-        repairs=_there(model.adapter_repair for model in results.runs),
-        deployed=deployed_runs(results, recommendation),
-        variants=_there(variants_beside_lora(*part) for part in parts),
-        transfer=transfer(sources),
-        retention=_there(retention_groups(source) for source in sources),
-        gauges=_there(gauges(source) for source in sources),
-        lost_items=_there(lost_items(source) for source in sources),
-        behaviour=_there(behaviour(source) for source in sources),
-        mechanisms=_there(mechanisms(*part) for part in parts),
-        weights=_there(weight_findings(source) for source in sources),
-        heads=_there(head_findings(source) for source in sources),
-        claims=paper_claims(sources, recommendation),
-    )
+    judged = Judged(results, recommendation, option_gains(results, recommendation))
+    made = {name: finding.compute(judged) for name, finding in FINDINGS.items()}
+    return StudyFindings(**made)
+
+
+def finding_tables(findings: StudyFindings, results: StudyResults) -> dict[str, list[Row]]:
+    """The rows of every table of the findings that has any, by the table's name."""
+    tables = {
+        table: list(rows_of(found, results))
+        for name, finding in FINDINGS.items()
+        if (found := getattr(findings, name)) is not None
+        for table, rows_of in finding.tables.items()
+    }
+    return {table: rows for table, rows in tables.items() if rows}

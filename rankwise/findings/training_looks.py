@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from rankwise.findings.deployment import LossRule, verdict_of
@@ -111,19 +111,9 @@ def training_look(
 def _changes(
     base: ModelResults, now: ModelResults, confidence: float, deciding: float
 ) -> tuple[MeanChange, ...]:
-    return tuple(
-        _change(unit, tasks, base, now, (confidence, deciding))
-        for unit, tasks in base.tasks_by_unit(base.items).items()
-    )
-
-
-def _change(
-    unit: Unit,
-    tasks: Sequence[str],
-    base: ModelResults,
-    now: ModelResults,
-    confidences: tuple[float, float],
-) -> MeanChange:
-    mean = mean_over_tasks([pair_items(base, now, task).items for task in tasks])
-    shown, deciding = (bound_of(mean, confidence) for confidence in confidences)
-    return MeanChange(unit, tuple(tasks), shown, deciding)
+    changes: list[MeanChange] = []
+    for unit, tasks in base.tasks_by_unit(base.items).items():
+        mean = mean_over_tasks([pair_items(base, now, task).items for task in tasks])
+        bounds = (bound_of(mean, level) for level in (confidence, deciding))
+        changes.append(MeanChange(unit, tuple(tasks), *bounds))
+    return tuple(changes)

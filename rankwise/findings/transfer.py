@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from rankwise.findings.options import Option, OptionGains, OptionName, TaskMean
+from rankwise.findings.rows import Row, flat
 from rankwise.findings.statements import TRANSFER_ALARM_SHARE
 from rankwise.records.base import Record
 from rankwise.records.study import Relation, StudyRecord
@@ -57,6 +59,9 @@ class TransferRow(Record):
     domain: str | None
 
 
+Line = TypeVar("Line", TransferRow, TransferColumn)
+
+
 class Transfer(Record):
     """The cross-domain matrix, by each task's own metric. Exploratory, every interval by itself.
 
@@ -83,25 +88,25 @@ def transfer(trained: Sequence[OptionGains]) -> Transfer | None:
     if not any(source.tasks("out_of_domain") for source in sources.values()):
         return None
     columns = _columns(study, sources)
-    rows = [
-        TransferRow(name=name, domain=_domain_of(study, name, source))
-        for name, source in sources.items()
-    ]
-    order = _by_domain([row.domain for row in rows])
+    rows = _by_domain(
+        [
+            TransferRow(name=name, domain=_domain_of(study, name, source))
+            for name, source in sources.items()
+        ]
+    )
     cells: list[TransferCell] = []
     means: list[DomainMean] = []
     options: dict[str, OptionName] = {}
-    for place in order:
-        name = rows[place].name
-        for option in sources[name].options:
+    for source in (sources[row.name] for row in rows):
+        for option in source.options:
             options.setdefault(option.label, option.name)
-            cells += _cells(sources[name], option, columns)
-            means += _domain_means(sources[name], option, columns)
+            cells += _cells(source, option, columns)
+            means += _domain_means(source, option, columns)
     if not cells:
         return None
     return Transfer(
         confidence=study.config.recommendation.confidence,
-        rows=tuple(rows[place] for place in order),
+        rows=rows,
         columns=columns,
         options=tuple(sorted(options.values(), key=lambda each: each.rank is None)),
         cells=tuple(cells),
@@ -118,13 +123,10 @@ def _domain_of(study: StudyRecord, name: str, source: OptionGains) -> str | None
     return domains.pop() if len(domains) == 1 else None
 
 
-def _by_domain(domains: Sequence[str | None]) -> list[int]:
-    """The places of these, domains together in the order of their first; none at the end."""
-    first = list(dict.fromkeys(domain for domain in domains if domain is not None))
-    return sorted(
-        range(len(domains)),
-        key=lambda place: first.index(domain) if (domain := domains[place]) else len(first),
-    )
+def _by_domain(lines: Sequence[Line]) -> tuple[Line, ...]:
+    """Domains together in the order of their first; those without one at the end."""
+    first = [*dict.fromkeys(line.domain for line in lines if line.domain), None]
+    return tuple(sorted(lines, key=lambda line: first.index(line.domain or None)))
 
 
 def _relations(source: OptionGains) -> dict[str, Relation]:
@@ -153,7 +155,7 @@ def _columns(study: StudyRecord, sources: Mapping[str, OptionGains]) -> tuple[Tr
                 name, leaves = f"{group} ({len(alike)} tasks)", alike
         placed |= set(leaves)
         columns.append(TransferColumn(name=name, tasks=leaves, domain=kind[task][0]))
-    return tuple(columns[place] for place in _by_domain([column.domain for column in columns]))
+    return _by_domain(columns)
 
 
 def _cells(
@@ -195,3 +197,14 @@ def _domain_means(
                 tasks=away,
                 change=source.change(option.runs, away),
             )
+
+
+def transfer_rows(found: Transfer, _: object) -> Iterator[Row]:
+    """Every option of every trained task on every column, means of domains included."""
+    columns = {column.tasks: column for column in found.columns}
+    for cell in (*found.cells, *found.domain_means):
+        test = "mean" if isinstance(cell, DomainMean) else columns[cell.tasks].name
+        domain = cell.domain if isinstance(cell, DomainMean) else columns[cell.tasks].domain
+        row = flat(cell, train_task=cell.train_task, option=cell.label, test=test, domain=domain)
+        del row["label"]
+        yield row

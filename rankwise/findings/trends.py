@@ -15,6 +15,7 @@ from rankwise.findings.stats.estimates import mean_over_tasks
 from rankwise.findings.stats.items import Items, num_clusters
 from rankwise.records import quantities
 from rankwise.records.base import Record
+from rankwise.records.grouping import grouped
 from rankwise.records.recommendation import Bound
 from rankwise.records.study import Interval, Unit
 
@@ -52,21 +53,16 @@ class Measured(NamedTuple):
 
 
 def rank_trend(
-    of: TrendOf,
-    measured: Sequence[Measured],
-    *,
-    unit: Unit,
-    confidence: float,
+    of: TrendOf, measured: Sequence[Measured], *, unit: Unit, confidence: float
 ) -> RankTrend | None:
     """The change from the smallest to the largest rank; None with fewer than two ranks.
 
     Where a rank was trained with several other settings, their mean is taken. The options are
     measured on the same sets of items with the same seeds.
     """
-    by_rank: dict[int, list[Sequence[Items]]] = {}
-    for one in measured:
-        if one.option.rank is not None:
-            by_rank.setdefault(one.option.rank, []).append(one.parts)
+    by_rank = grouped(
+        (one.option.rank, one.parts) for one in measured if one.option.rank is not None
+    )
     if len(by_rank) < 2:
         return None
     smallest, largest = min(by_rank), max(by_rank)
@@ -116,18 +112,14 @@ def mean_of_options(runs: Sequence[R], value: Callable[[R], float]) -> tuple[lis
     Seeds of one option are no independent options: as separate points they make a correlation
     look sure.
     """
-    of_option: dict[str, list[R]] = {}
-    for run in runs:
-        of_option.setdefault(run.option.label, []).append(run)
+    of_option = grouped((run.option.label, run) for run in runs)
     first = [same[0] for same in of_option.values()]
     return first, [statistics.fmean(map(value, same)) for same in of_option.values()]
 
 
 def means_by_rank(points: Iterable[tuple[int, float]]) -> dict[int, float]:
     """The mean of what each rank has, over seeds and other settings, ranks from small to large."""
-    by_rank: dict[int, list[float]] = {}
-    for rank, value in points:
-        by_rank.setdefault(rank, []).append(value)
+    by_rank = grouped(points)
     return {rank: statistics.fmean(by_rank[rank]) for rank in sorted(by_rank)}
 
 

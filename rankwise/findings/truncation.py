@@ -19,6 +19,7 @@ from rankwise.findings.options import (
     over_seeds,
 )
 from rankwise.findings.pairs import run_record
+from rankwise.findings.rows import Row, flat
 from rankwise.findings.shares import Share, share_of
 from rankwise.records import quantities
 from rankwise.records.axes import beside_rank
@@ -218,3 +219,11 @@ def _kept(point: CurvePoint) -> str:
     """92 % (85 to 99), or the gain itself where there is no share."""
     share = None if point.share_of_gain is None else point.share_of_gain.in_words
     return share or quantities.with_interval(point.gain, point.gain.unit)
+
+
+def truncation_rows(found: Sequence[TrainTaskTruncation], _: object) -> Iterator[Row]:
+    """Every point of every curve."""
+    for part in found:
+        for curve in part.curves:
+            before = {"source": curve.source.label, "seeds": curve.num_seeds}
+            yield from (flat(p, train_task=part.train_task, **before) for p in curve.points)

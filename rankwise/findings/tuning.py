@@ -7,8 +7,9 @@ every rank is still there: validation items, a part of the training, one seed.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from rankwise.findings.rows import Row, flat
 from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.results import StudyResults
@@ -71,7 +72,11 @@ def _rates(search: TrainTaskSearch) -> TrainTaskRates | None:
             by_rank.setdefault(each.rank, {})[each.learning_rate] = each.gain
     if len(by_rank) < 2:
         return None
-    own = [_best(rank, rates) for rank, rates in sorted(by_rank.items())]
+    own = [
+        RatePoint(rank=rank, learning_rate=best, gain=rates[best])
+        for rank, rates in sorted(by_rank.items())
+        for best in [max(rates, key=lambda rate, rates=rates: rates[rate].estimate)]
+    ]
     common = _common(by_rank)
     own_spread, common_spread = _spread(own), _spread(common) if common else None
     return TrainTaskRates(
@@ -86,11 +91,6 @@ def _rates(search: TrainTaskSearch) -> TrainTaskRates | None:
         at_the_edge=_at_the_edge(shown),
         statement=_statement(own, common, share, search.unit),
     )
-
-
-def _best(rank: int, rates: Mapping[float, ValidationMean]) -> RatePoint:
-    rate = max(rates, key=lambda rate: rates[rate].estimate)
-    return RatePoint(rank=rank, learning_rate=rate, gain=rates[rate])
 
 
 def _common(by_rank: Mapping[int, Mapping[float, ValidationMean]]) -> list[RatePoint]:
@@ -161,3 +161,11 @@ def _range(points: Sequence[RatePoint]) -> float:
     """Largest less smallest."""
     gains = [point.gain.estimate for point in points]
     return max(gains) - min(gains)
+
+
+def search_rows(_: object, results: StudyResults) -> Iterator[Row]:
+    """What trainings showed, at every decision of the searches."""
+    for part in () if results.search is None else results.search.by_train_task:
+        for number, decision in enumerate(part.decisions):
+            before = {"train_task": part.train_task, "decision": number, "unit": part.unit}
+            yield from (flat(shown, **before) for shown in decision.shown)

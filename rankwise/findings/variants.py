@@ -173,9 +173,7 @@ def _beside(source: OptionGains, tasks: DecidingTasks, one: _Trained, rank: int)
         and [run_record(run).planned.seed for run in option.runs] == seeds
     ]
     return max(
-        alike,
-        key=lambda option: source.change(option.runs, tasks.in_domain).estimate,
-        default=None,
+        alike, key=lambda option: source.change(option.runs, tasks.in_domain).estimate, default=None
     )
 
 

@@ -8,12 +8,13 @@ from typing import Literal
 
 from rankwise.findings.audits import NullPair, norms, null_pair
 from rankwise.findings.options import OptionGains, OptionName, ladders
+from rankwise.findings.rows import Row
 from rankwise.findings.stats.growth import LineFit, norm_growth
 from rankwise.findings.trends import correlated, mean_of_options
 from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.recommendation import Bound
-from rankwise.records.results import ModelResults
+from rankwise.records.results import ModelResults, StudyResults
 from rankwise.records.spectra import (
     INTRUDER_EPSILON,
     INTRUDER_K,
@@ -267,3 +268,49 @@ def _statements(
             f"No run has an intruder dimension among its {k} leading directions at "
             f"ε = {INTRUDER_EPSILON}."
         )
+
+
+def spectrum_rows(_: object, results: StudyResults) -> Iterator[Row]:
+    """One row for each run and matrix."""
+    for model in results.runs:
+        if model.spectra is None:
+            continue
+        epsilons = model.spectra.epsilons
+        for matrix in model.spectra.matrices:
+            overlap = matrix.full_overlap
+            yield {
+                "run": model.name,
+                "module": matrix.module,
+                "layer": matrix.layer,
+                "kind": matrix.kind,
+                "out_features": matrix.out_features,
+                "in_features": matrix.in_features,
+                "base_frobenius_norm": matrix.base_frobenius_norm,
+                "base_spectral_norm": matrix.base_spectral_norm,
+                **matrix.update.model_dump(),
+                **_change_row("trained", matrix.change, matrix, epsilons),
+                **_change_row("gaussian", matrix.gaussian_null, matrix, epsilons),
+                **_change_row("haar", matrix.haar_null, matrix, epsilons),
+                "full_overlap_left": None if overlap is None else overlap.left,
+                "full_overlap_right": None if overlap is None else overlap.right,
+            }
+
+
+def _change_row(
+    name: str, change: VectorChange | None, matrix: MatrixSpectrum, epsilons: tuple[float, ...]
+) -> dict[str, float | None]:
+    """Over all vectors that were compared, and the intruders at the one entry of the grid."""
+    row: dict[str, float | None] = dict.fromkeys(
+        ("left_index", "right_index", "left_best", "left_overlap", "value_shift", "intruders")
+    )
+    if change is not None:
+        row = {
+            "left_index": change.left.index_matched[-1],
+            "right_index": change.right.index_matched[-1],
+            "left_best": change.left.best_matched[-1],
+            "left_overlap": change.left.overlap[-1],
+            "value_shift": change.value_shift[-1],
+            "intruders": intruders_of(change, matrix.leading, epsilons),
+        }
+    row = {"vectors": matrix.leading[-1], **row}
+    return {f"{name}_{key}": value for key, value in row.items()}

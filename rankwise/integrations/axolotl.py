@@ -179,5 +179,6 @@ AXOLOTL = Tool(
     read_own=_read_own,
     write_own=_write_own,
     file_name="axolotl.yaml",
+    usage="axolotl train axolotl.yaml",
     warmup_key="warmup_ratio",
 )

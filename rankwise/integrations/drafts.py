@@ -17,6 +17,7 @@ SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant_with_warmup": "co
 _NAMES = {ours: theirs for theirs, ours in SCHEDULES.items()}
 _WHOLE = ("rank", "batch_size", "gradient_accumulation_steps", "seed", "max_length")
 _NUMBERS = ("alpha", "dropout", "learning_rate", "weight_decay", "max_grad_norm")
+_TEXTS = ("base_model", "revision")
 _BOUNDS: dict[str, tuple[float, str]] = {
     "rank": (1, "is not a rank; use a whole number of at least 1"),
     "batch_size": (1, "is no batch size; use a whole number of at least 1"),
@@ -87,6 +88,7 @@ class Tool(NamedTuple):
         read_own: reads what is said in the tool's own way.
         write_own: the entries that say it, for a file in this folder.
         file_name: of a config that is written.
+        usage: how that file is used; empty where it cannot say so itself.
         warmup_key: where a share of the steps is written.
         flat: the config without its sections.
         arranged: the entries in their sections.
@@ -100,6 +102,7 @@ class Tool(NamedTuple):
     read_own: Callable[[Draft], None]
     write_own: Callable[[TrainingSetup, Path], dict[str, Any]]
     file_name: str
+    usage: str = ""
     warmup_key: str = "warmup_steps"
     flat: Callable[[dict[str, Any]], dict[str, Any]] = dict
     arranged: Callable[[dict[str, Any]], dict[str, Any]] = dict
@@ -113,12 +116,9 @@ def read_draft(content: dict[str, Any], tool: Tool, folder: Path) -> Draft:
     """Read a tool's config as far as a study file goes; its problems are in ``entries``."""
     draft = Draft(Entries(tool.flat(content)), folder)
     entries, keys = draft.entries, tool.keys
-    for field in _WHOLE:
-        draft.fields[field] = entries.whole(keys[field]) if field in keys else None
-    for field in _NUMBERS:
-        draft.fields[field] = entries.number(keys[field]) if field in keys else None
-    for field in ("base_model", "revision"):
-        draft.fields[field] = entries.text(keys[field]) if field in keys else None
+    readers = {entries.whole: _WHOLE, entries.number: _NUMBERS, entries.text: _TEXTS}
+    for read, fields in readers.items():
+        draft.fields |= {field: read(keys[field]) if field in keys else None for field in fields}
     draft.fields["use_rslora"] = entries.switch(keys["use_rslora"])
     if entries.switch(keys["use_dora"]):
         draft.set_variant("dora")
@@ -230,15 +230,11 @@ def written_entries(setup: TrainingSetup, tool: Tool, folder: Path) -> dict[str,
         values |= dict.fromkeys(("rank", "alpha", "dropout"))
     values |= {"use_rslora": setup.use_rslora or None}
     entries = {
-        key: _plain(values[field])
+        # a whole number without its point: some tools take no other alpha
+        key: int(value) if isinstance(value, float) and value.is_integer() else value
         for field, key in tool.keys.items()
-        if field != "warmup_ratio" and values.get(field) is not None
+        if field != "warmup_ratio" and (value := values.get(field)) is not None
     }
     if setup.warmup_ratio is not None and "warmup_ratio" in tool.keys:
         entries[tool.warmup_key] = setup.warmup_ratio
     return tool.arranged(entries | tool.write_own(setup, folder))
-
-
-def _plain(value: Any) -> Any:
-    """A whole number without its point: some tools take no other alpha."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -23,6 +23,13 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.study import PlannedRun, StudyRecord, is_rslora
 from rankwise.study.conclusion import conclude
 
+# What a setup takes from a run and from a study file, under the same names.
+_OF_RUN = ("rank", "alpha", "target_modules", "learning_rate", "epochs", "seed")
+_OF_TRAINING = (
+    *("dropout", "batch_size", "gradient_accumulation_steps", "schedule", "warmup_ratio"),
+    *("weight_decay", "max_grad_norm", "max_length", "loss_on", "chat_template"),
+)
+
 
 def export_setup(
     folder: StudyFolder, place: Path, run: str | None, output: Path, *, tool: Tool
@@ -98,22 +105,12 @@ def _export(
     else:
         how = "recommended" if chosen.is_recommended else "chosen by hand"
         head = [f"# {planned.name} of the study {study.config.name}, {how}, by rankwise export"]
-        head += [f"# {line}" for line in _usage(tool, file)]
+        head.append(f"# {tool.usage}")
         write_atomically(file, "\n".join([*head, *yaml_lines(entries)]) + "\n")
     if tool is LLAMA_FACTORY and (info := dataset_info(setup)):
         write_atomically(folder / DATASET_INFO, json.dumps(info, indent=2) + "\n")
     remarks = (*_remarks(study, planned, setup, tool), *without)
     return Exported(planned.name, file, remarks)
-
-
-def _usage(tool: Tool, file: Path) -> list[str]:
-    """How the file is used."""
-    return {
-        "trl": [f"trl sft --config {file.name} --output_dir OUT"],
-        "axolotl": [f"axolotl train {file.name}"],
-        "llamafactory": [f"llamafactory-cli train {file.name} output_dir=OUT"],
-        "unsloth": ["Each section has the arguments of the call that it is named after."],
-    }[tool.name]
 
 
 def refuse_imported(planned: PlannedRun, verb: str = "export") -> None:
@@ -142,26 +139,12 @@ def setup_of(study: StudyRecord, planned: PlannedRun) -> TrainingSetup:
         data=None if rows is None else str(train.data),
         rows=rows,
         is_full=planned.method == "full",
-        rank=planned.rank,
-        alpha=planned.alpha,
         use_rslora=is_rslora(planned),
-        dropout=train.dropout,
-        target_modules=planned.target_modules,
-        learning_rate=planned.learning_rate,
-        epochs=planned.epochs,
         max_examples=train.max_examples if rows else None,
-        batch_size=train.batch_size,
-        gradient_accumulation_steps=train.gradient_accumulation_steps,
-        schedule=train.schedule,
-        warmup_ratio=train.warmup_ratio,
-        weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm,
-        seed=planned.seed,
         precision=study.precision,
         base_precision=None if train.base_precision == "auto" else train.base_precision,
-        max_length=train.max_length,
-        loss_on=train.loss_on,
-        chat_template=train.chat_template,
+        **{name: getattr(planned, name) for name in _OF_RUN},
+        **{name: getattr(train, name) for name in _OF_TRAINING},
     )
 
 

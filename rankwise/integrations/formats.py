@@ -10,19 +10,20 @@ from rankwise.errors import ConfigError, did_you_mean
 from rankwise.integrations.exported import Exported
 from rankwise.integrations.exports import export_card, export_setup
 from rankwise.integrations.lm_eval_files import export_lm_eval
-from rankwise.integrations.paper_tables import export_latex, export_markdown
+from rankwise.integrations.paper_tables import export_paper, latex, markdown
 from rankwise.integrations.study_files import study_files
-from rankwise.integrations.study_tables import export_csv, export_parquet
+from rankwise.integrations.study_tables import export_tables, parquet_bytes
 from rankwise.integrations.tools import TOOLS
 from rankwise.records.folder import StudyFolder
 from rankwise.records.outputs import output_folder
+from rankwise.report.cells import csv_text
 
 OF_STUDY: Mapping[str, Callable[[StudyFolder, Path], list[Exported]]] = {
     "lm-eval": export_lm_eval,
-    "csv": export_csv,
-    "parquet": export_parquet,
-    "markdown": export_markdown,
-    "latex": export_latex,
+    "csv": partial(export_tables, suffix="csv", encode=csv_text),
+    "parquet": partial(export_tables, suffix="parquet", encode=parquet_bytes),
+    "markdown": partial(export_paper, file="results.md", write=markdown),
+    "latex": partial(export_paper, file="results.tex", write=latex),
 }
 """What is written of a whole study."""
 

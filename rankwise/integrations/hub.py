@@ -138,10 +138,7 @@ def _upload(source: Path, repo: str, message: str, *, public: bool) -> tuple[str
                 "repository private, or choose another name."
             )
         api.upload_folder(
-            repo_id=repo,
-            folder_path=source,
-            commit_message=message,
-            delete_patterns=[f"{STUDY}/*"],
+            repo_id=repo, folder_path=source, commit_message=message, delete_patterns=[f"{STUDY}/*"]
         )
     return str(url), is_private
 

@@ -173,5 +173,6 @@ LLAMA_FACTORY = Tool(
     read_own=_read_own,
     write_own=_write_own,
     file_name="llamafactory.yaml",
+    usage="llamafactory-cli train llamafactory.yaml output_dir=OUT",
     warmup_key="warmup_ratio",
 )

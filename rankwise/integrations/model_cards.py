@@ -19,10 +19,7 @@ FILE_NAME = "README.md"
 
 
 def run_card(
-    study: StudyRecord,
-    model: ModelResults,
-    chosen: ChosenRun,
-    deployed: DeployedRun | None = None,
+    study: StudyRecord, model: ModelResults, chosen: ChosenRun, deployed: DeployedRun | None = None
 ) -> str:
     """What a run is, how it was trained, and what it scores beside its base.
 
@@ -55,8 +52,12 @@ def run_card(
             ("task", "relation", "metric", "items", "base", "this", "change"),
             [_row(each, model.evaluations[each.task].decision_metric) for each in compared],
         ),
-        *(() if deployed is None else ("", *_forms(deployed))),
     ]
+    if deployed is not None:
+        said = (
+            "Merged into the base and rounded, against the adapter as trained, on the same items:"
+        )
+        lines += ["", said, "", *(f"- {markdown_text(f.statement)}" for f in deployed.forms)]
     return "\n".join(lines) + "\n"
 
 
@@ -99,12 +100,6 @@ def _settings(study: StudyRecord, planned: PlannedRun) -> Iterator[tuple[str, st
     yield "steps", quantities.steps(planned) + stopped
     yield "trained weights", quantities.count(planned.num_trainable_parameters)
     yield "seed", str(planned.seed)
-
-
-def _forms(deployed: DeployedRun) -> Iterator[str]:
-    yield "Merged into the base and rounded, against the adapter as trained, on the same items:"
-    yield ""
-    yield from (f"- {markdown_text(form.statement)}" for form in deployed.forms)
 
 
 def _row(each: Comparison, metric: str) -> tuple[str, ...]:

@@ -55,26 +55,24 @@ class PaperTable(NamedTuple):
     label: str
 
 
-def export_markdown(folder: StudyFolder, place: Path) -> list[Exported]:
-    """Write the main table of every trained task into ``results.md``.
+def export_paper(
+    folder: StudyFolder, place: Path, *, file: str, write: Callable[[PaperTable], str]
+) -> list[Exported]:
+    """Write the main table of every trained task into one file.
 
     Args:
         folder: a finished study's.
         place: the folder to write into.
+        file: its name.
+        write: a table as text.
 
     Raises:
         RecordError: the study is not finished, or a record cannot be read.
         StorageError: the file cannot be written.
     """
-    return [_write(folder, place / "results.md", markdown)]
-
-
-def export_latex(folder: StudyFolder, place: Path) -> list[Exported]:
-    """Write the main table of every trained task into ``results.tex``, as wide as the page.
-
-    Arguments and errors are those of ``export_markdown``.
-    """
-    return [_write(folder, place / "results.tex", latex)]
+    outcome = conclude(folder)
+    write_atomically(place / file, "\n".join(map(write, paper_tables(outcome))))
+    return [Exported(outcome.results.study.config.name, place / file)]
 
 
 def paper_tables(outcome: StudyOutcome) -> Iterator[PaperTable]:
@@ -145,9 +143,3 @@ def _texts(table: Table) -> tuple[list[str], list[list[str]]]:
 
 def _cells(texts: Sequence[str]) -> str:
     return f"{' & '.join(map(escaped, texts))} \\\\"
-
-
-def _write(folder: StudyFolder, file: Path, write: Callable[[PaperTable], str]) -> Exported:
-    outcome = conclude(folder)
-    write_atomically(file, "\n".join(map(write, paper_tables(outcome))))
-    return Exported(outcome.results.study.config.name, file)

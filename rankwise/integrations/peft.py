@@ -12,11 +12,11 @@ from rankwise.integrations.drafts import Draft, Tool
 from rankwise.integrations.entries import shown
 from rankwise.integrations.setups import TrainingSetup
 from rankwise.integrations.wordings import (
-    ALL_LINEAR,
     read_bias,
     read_devices,
     read_initialisation,
     read_targets,
+    targets_entry,
 )
 
 CONFIG_FILE = "adapter_config.json"
@@ -70,18 +70,10 @@ def _read_own(draft: Draft) -> None:
 
 
 def _write_own(setup: TrainingSetup, folder: Path) -> dict[str, Any]:
-    every = setup.target_modules == (ALL_LINEAR,)
+    targets = targets_entry(setup)
     return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "target_modules": ALL_LINEAR if every else list(setup.target_modules),
-        "bias": "none",
-    }
-
-
-def _of_lora(entries: dict[str, Any]) -> dict[str, Any]:
-    """Without what ``LoraConfig`` has no field for."""
-    return {key: value for key, value in entries.items() if key not in _OF_CARD.values()}
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "target_modules": targets, "bias": "none",
+    }  # fmt: skip
 
 
 PEFT = Tool(
@@ -94,5 +86,6 @@ PEFT = Tool(
     write_own=_write_own,
     file_name=CONFIG_FILE,
     warmup_key="lr_scheduler_warmup_ratio",
-    arranged=_of_lora,
+    # without what LoraConfig has no field for
+    arranged=lambda entries: {k: v for k, v in entries.items() if k not in _OF_CARD.values()},
 )

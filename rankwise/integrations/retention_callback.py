@@ -16,13 +16,7 @@ from typing import Any
 
 import peft
 from torch import nn
-from transformers import (
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rankwise.engine.models.attention import decoder_of
 from rankwise.engine.models.base import context_length
@@ -109,11 +103,7 @@ class RetentionCallback(TrainerCallback):
         self.stop_reason: str | None = None
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Prepare the tasks and score the base.
 
@@ -133,11 +123,7 @@ class RetentionCallback(TrainerCallback):
             self._base = self._scored(model, "base")
 
     def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Look, if it is time, and stop the training if it forgets too much."""
         if state.global_step % self._every:
@@ -149,11 +135,7 @@ class RetentionCallback(TrainerCallback):
             control.should_training_stop = True
 
     def on_train_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Look at the model that is left, unless that was done at the last step."""
         was_seen = bool(self.looks) and self.looks[-1].step == state.global_step
@@ -211,16 +193,13 @@ class RetentionCallback(TrainerCallback):
         if self._trainer is None:
             state.log_history.append({**look.logged, "epoch": state.epoch, "step": step})
         else:
-            _log(self._trainer, look)
+            control = self._trainer.control
+            is_due = control.should_log
+            # not by a subclass's own log: TRL's adds the means of its metrics, and begins new ones
+            Trainer.log(self._trainer, look.logged)
+            # logging has taken it back, and the loss is still to come
+            control.should_log = is_due
         return look
-
-
-def _log(trainer: Trainer, look: TrainingLook) -> None:
-    """Log beside what the trainer logs itself at this step."""
-    is_due = trainer.control.should_log
-    # not by a subclass's own log: TRL's adds the means of its metrics, and begins new ones
-    Trainer.log(trainer, look.logged)
-    trainer.control.should_log = is_due  # logging has taken it back, and the loss is still to come
 
 
 def _refuse_settings(

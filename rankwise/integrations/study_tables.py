@@ -3,58 +3,41 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from rankwise.findings.models import summarise
+from rankwise.findings.rows import Row, column_names
+from rankwise.findings.tables import study_tables
 from rankwise.integrations.exported import Exported
 from rankwise.records.files import write_atomically
 from rankwise.records.folder import StudyFolder
-from rankwise.report.cells import column_names, csv_text
-from rankwise.report.tables import row_tables
-from rankwise.study.conclusion import StudyOutcome, conclude
+from rankwise.study.conclusion import conclude
 
 
-def study_rows(outcome: StudyOutcome) -> dict[str, list[dict[str, Any]]]:
-    """The rows of the report's tables by name, all trained tasks together.
-
-    The columns are those of the report's CSV files, behind ``train_task``.
-    """
-    tables: dict[str, list[dict[str, Any]]] = {}
-    for part in outcome.recommendation.by_train_task:
-        results = outcome.results.of(part.train_task)
-        for name, rows in row_tables(results, part, summarise(results, part)).items():
-            tables.setdefault(name, []).extend({"train_task": part.train_task, **r} for r in rows)
-    return tables
-
-
-def export_csv(folder: StudyFolder, place: Path) -> list[Exported]:
-    """Write every table as ``<name>.csv``; a cell is empty where nothing was measured.
+def export_tables(
+    folder: StudyFolder, place: Path, *, suffix: str, encode: Callable[[list[Row]], str | bytes]
+) -> list[Exported]:
+    """Write every table as ``<name>.<suffix>``; a cell is empty where nothing was measured.
 
     Args:
         folder: a finished study's.
         place: the folder to write into.
+        suffix: of the files.
+        encode: the rows of a table as the content of its file.
 
     Raises:
         RecordError: the study is not finished, or a record cannot be read.
         StorageError: a file cannot be written.
     """
-    tables = study_rows(conclude(folder))
-    contents = {f"{name}.csv": csv_text(rows) for name, rows in tables.items()}
-    return _written(contents, place)
+    tables = study_tables(*conclude(folder))
+    exported = [Exported(name, place / f"{name}.{suffix}") for name in tables]
+    for each, rows in zip(exported, tables.values(), strict=True):
+        write_atomically(each.file, encode(rows))
+    return exported
 
 
-def export_parquet(folder: StudyFolder, place: Path) -> list[Exported]:
-    """Write every table as ``<name>.parquet``; a cell is null where nothing was measured.
-
-    Arguments and errors are those of ``export_csv``.
-    """
-    tables = study_rows(conclude(folder))
-    contents = {f"{name}.parquet": _parquet(rows) for name, rows in tables.items()}
-    return _written(contents, place)
-
-
-def _parquet(rows: list[dict[str, Any]]) -> bytes:
+def parquet_bytes(rows: list[Row]) -> bytes:
+    """Rows as a Parquet file; a cell is null where nothing was measured."""
     import pyarrow
     from pyarrow import parquet
 
@@ -62,9 +45,3 @@ def _parquet(rows: list[dict[str, Any]]) -> bytes:
     file = io.BytesIO()
     parquet.write_table(pyarrow.table(columns), file)
     return file.getvalue()
-
-
-def _written(contents: dict[str, str] | dict[str, bytes], place: Path) -> list[Exported]:
-    for name, content in contents.items():
-        write_atomically(place / name, content)
-    return [Exported(Path(name).stem, place / name) for name in contents]

@@ -27,6 +27,11 @@ MOST_RANK = 256
 _RETENTION = ("capitals", "continents", "elements")
 _HELD_OUT_TEXT = ("pydoc_topics",)
 _SECTIONS = ("train", "train.learning_rate", "methods", "methods.lora", "evaluation")
+_TRAIN = (
+    *("data", "max_examples", "epochs", "batch_size", "gradient_accumulation_steps"),
+    *("learning_rate", "schedule", "warmup_ratio", "dropout", "weight_decay", "max_grad_norm"),
+    *("precision", "base_precision", "loss_on", "chat_template", "max_length"),
+)
 _PLAIN = re.compile(r"(?:[A-Za-z/]|\.{1,2}/)[A-Za-z0-9_./-]*")
 _NO_TEXT = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 
@@ -114,25 +119,11 @@ def _content(setup: TrainingSetup, reading: Reading, folder: Path) -> dict[str, 
 
 def _train(setup: TrainingSetup, folder: Path) -> dict[str, Any]:
     rate = setup.learning_rate
-    train = {
+    said = setup._asdict() | {
         "data": _beside(setup.data or NO_DATA, folder),
-        "max_examples": setup.max_examples,
-        "epochs": setup.epochs,
-        "batch_size": setup.batch_size,
-        "gradient_accumulation_steps": setup.gradient_accumulation_steps,
         "learning_rate": None if rate is None else {"full" if setup.is_full else "lora": rate},
-        "schedule": setup.schedule,
-        "warmup_ratio": setup.warmup_ratio,
-        "dropout": setup.dropout,
-        "weight_decay": setup.weight_decay,
-        "max_grad_norm": setup.max_grad_norm,
-        "precision": setup.precision,
-        "base_precision": setup.base_precision,
-        "loss_on": setup.loss_on,
-        "chat_template": setup.chat_template,
-        "max_length": setup.max_length,
     }
-    return {key: value for key, value in train.items() if value is not None}
+    return {key: said[key] for key in _TRAIN if said[key] is not None}
 
 
 def _methods(setup: TrainingSetup, reading: Reading, folder: Path) -> dict[str, Any]:

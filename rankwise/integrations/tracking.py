@@ -167,12 +167,7 @@ def _tracker(name: Tracker, study: str, folder: StudyFolder) -> AccelerateTracke
     place = hashlib.sha256(str(folder.root.resolve()).encode()).hexdigest()[:8]
     identity = f"{study}-{place}"
     arguments: dict[Tracker, Callable[[], dict[str, Any]]] = {
-        "trackio": lambda: {
-            "run_name": PROJECT,
-            "name": study,
-            "resume": "allow",
-            "embed": False,
-        },
+        "trackio": lambda: {"run_name": PROJECT, "name": study, "resume": "allow", "embed": False},
         "wandb": lambda: {
             "run_name": PROJECT,
             "name": study,

@@ -14,7 +14,6 @@ from rankwise.integrations.drafts import Draft, Tool
 from rankwise.integrations.entries import shown
 from rankwise.integrations.setups import TrainingSetup
 from rankwise.integrations.wordings import (
-    ALL_LINEAR,
     TRAINER_DEFAULTS,
     TRAINER_KEYS,
     bits_entries,
@@ -28,6 +27,7 @@ from rankwise.integrations.wordings import (
     read_precision,
     read_split,
     read_targets,
+    targets_entry,
 )
 
 SFT_DEFAULTS = {**TRAINER_DEFAULTS, "learning_rate": 2e-5}
@@ -109,8 +109,7 @@ def _first_of(draft: Draft, mixed: Any) -> str | None:
 def _write_own(setup: TrainingSetup, folder: Path) -> dict[str, Any]:
     own: dict[str, Any] = {"use_peft": not setup.is_full}
     if not setup.is_full:
-        every = setup.target_modules == (ALL_LINEAR,)
-        own["lora_target_modules"] = ALL_LINEAR if every else list(setup.target_modules)
+        own["lora_target_modules"] = targets_entry(setup)
         own |= bits_entries(setup)
     if rows := json_rows(setup):
         own["datasets"] = [rows]
@@ -139,4 +138,5 @@ TRL = Tool(
     read_own=_read_own,
     write_own=_write_own,
     file_name="trl.yaml",
+    usage="trl sft --config trl.yaml --output_dir OUT",
 )

@@ -14,7 +14,6 @@ from rankwise.integrations.entries import shown
 from rankwise.integrations.setups import TrainingSetup
 from rankwise.integrations.trl import SFT_DEFAULTS, read_sft_settings, sft_entries
 from rankwise.integrations.wordings import (
-    ALL_LINEAR,
     TRAINER_KEYS,
     bits_entries,
     json_rows,
@@ -22,6 +21,7 @@ from rankwise.integrations.wordings import (
     read_initialisation,
     read_split,
     read_targets,
+    targets_entry,
 )
 
 CALLS = ("from_pretrained", "get_peft_model", "SFTConfig", "load_dataset")
@@ -130,9 +130,8 @@ def _write_own(setup: TrainingSetup, folder: Path) -> dict[str, Any]:
     if setup.is_full:
         bits["full_finetuning"] = True
     else:
-        every = setup.target_modules == (ALL_LINEAR,)
-        names: Any = ALL_LINEAR if every else list(setup.target_modules)
-        sections["get_peft_model"] = {"target_modules": names, "random_state": setup.seed}
+        targets = {"target_modules": targets_entry(setup), "random_state": setup.seed}
+        sections["get_peft_model"] = targets
     sections["SFTConfig"] = sft_entries(setup)
     if rows := json_rows(setup):
         sections["load_dataset"] = rows
@@ -157,6 +156,7 @@ UNSLOTH = Tool(
     read_own=_read_own,
     write_own=_write_own,
     file_name="unsloth.yaml",
+    usage="Each section has the arguments of the call that it is named after.",
     flat=_flat,
     arranged=_sections,
 )

@@ -64,6 +64,12 @@ def read_targets(draft: Draft, key: str) -> None:
         draft.fields["target_modules"] = (ALL_LINEAR,) if is_all else names
 
 
+def targets_entry(setup: TrainingSetup) -> Any:
+    """The adapted layers as PEFT takes them: names, or all linear ones."""
+    every = setup.target_modules == (ALL_LINEAR,)
+    return ALL_LINEAR if every else list(setup.target_modules)
+
+
 def read_bits(draft: Draft) -> None:
     """Whether the frozen base is quantised."""
     in_four, in_eight = (draft.entries.switch(f"load_in_{bits}bit") for bits in (4, 8))

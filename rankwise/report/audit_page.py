@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from rankwise.findings.audits import (
 from rankwise.records import quantities
 from rankwise.records.audits import AuditRecord, AuditScore, KeptEnergy, OtherChange
 from rankwise.records.files import sealed
+from rankwise.records.grouping import grouped
 from rankwise.records.outputs import write_outputs
 from rankwise.records.spectra import (
     INTRUDER_EPSILON,
@@ -26,7 +27,6 @@ from rankwise.records.spectra import (
     intruder_k,
     intruders_of,
 )
-from rankwise.records.study import Unit
 from rankwise.report import cells
 from rankwise.report.charts.intervals import Bar, BarPanel, interval_chart
 from rankwise.report.charts.ranks import RankCurve, RankMark, RankPanel, rank_chart
@@ -34,7 +34,6 @@ from rankwise.report.facts import NOT_RECORDED, Facts, software_facts
 from rankwise.report.parts import (
     Cell,
     Column,
-    Drawing,
     Figure,
     ReportSection,
     Table,
@@ -44,7 +43,6 @@ from rankwise.report.parts import (
 )
 from rankwise.report.rendering import Page, Part, rendered
 from rankwise.report.sections.weight_maps import (
-    has_layers,
     intruder_map,
     intruders,
     norm_map,
@@ -100,7 +98,9 @@ def _sections(record: AuditRecord) -> Iterator[ReportSection]:
         yield _score_section(record)
     if record.cut is not None:
         yield _energy_section(record, record.cut)
-    yield _size_section(record)
+    norms_of = () if record.is_zero else norm_map({_label(record): record.matrices})
+    table = TitledTable("By kind of matrix", kind_table(record))
+    yield ReportSection("size", "Where the update is", (), list(norms_of), (table,))
     if not record.is_zero:
         yield _direction_section(record)
     if record.other_changes:
@@ -122,29 +122,21 @@ def _score_section(record: AuditRecord) -> ReportSection:
         "Both models answered the same items. A difference is shown where its interval has only "
         "one sign; one seed, one training: whether another would do the same is not known.",
     )
+    sized = ((s, f"{s.task}\n{quantities.size(s.num_examples)}") for s in record.scores)
+    by_unit = grouped((s.unit, Bar(label, "", "full", s.interval)) for s, label in sized)
+    panels = [
+        BarPanel("", f"adapted {quantities.MINUS} base ({cells.unit_name(unit)})", unit, bars)
+        for unit, bars in by_unit.items()
+    ]
     figure = Figure(
         "scores",
         "Difference from the base",
         "Paired over the same items, each task by itself. Right of zero is better.",
-        _score_chart(record.scores),
+        interval_chart(panels),
         f"bars are {cells.intervals(record.confidence)}",
     )
     tables = (TitledTable("Every task", score_table(record)),)
     return ReportSection("scores", "Scores", remarks, (figure,), tables)
-
-
-def _score_chart(scores: Sequence[AuditScore]) -> Drawing:
-    """The difference from the base on every task, an axis for each unit."""
-    by_unit: dict[Unit, list[Bar]] = {}
-    for score in scores:
-        label = f"{score.task}\n{quantities.size(score.num_examples)}"
-        by_unit.setdefault(score.unit, []).append(Bar(label, "", "full", score.interval))
-    return interval_chart(
-        [
-            BarPanel("", f"adapted {quantities.MINUS} base ({cells.unit_name(unit)})", unit, bars)
-            for unit, bars in by_unit.items()
-        ]
-    )
 
 
 def _energy_section(record: AuditRecord, cut: KeptEnergy) -> ReportSection:
@@ -178,18 +170,10 @@ def _energy_section(record: AuditRecord, cut: KeptEnergy) -> ReportSection:
     return ReportSection("energy", "How much rank it uses", (remark,), (figure,))
 
 
-def _size_section(record: AuditRecord) -> ReportSection:
-    figures: tuple[Figure, ...] = ()
-    if has_layers(record.matrices) and not record.is_zero:
-        figures = tuple(norm_map({_label(record): record.matrices}))
-    table = TitledTable("By kind of matrix", kind_table(record))
-    return ReportSection("size", "Where the update is", (), figures, (table,))
-
-
 def _direction_section(record: AuditRecord) -> ReportSection:
     remarks = [_compared_with(record)]
     figures: list[Figure] = []
-    if has_layers(record.matrices):
+    if any(matrix.layer is not None for matrix in record.matrices):  # on a map
         figures += turned_map(_label(record), record.matrices)
         if any(
             intruders(change, matrix)
@@ -280,18 +264,15 @@ def matrix_table(record: AuditRecord) -> Table:
     def intruders(change: VectorChange, matrix: MatrixSpectrum) -> float:
         return intruders_of(change, matrix.leading, record.epsilons)
 
-    def share(matrix: MatrixSpectrum) -> str | None:
-        relative = matrix.update.relative_norm
-        return None if relative is None else f"{100 * relative:.2g}"
-
-    def rank(matrix: MatrixSpectrum) -> str | None:
-        return None if matrix.update.rank is None else str(matrix.update.rank)
-
     columns: list[Column[MatrixSpectrum]] = [
-        Column("Matrix", _matrix_name, "out × in"),
-        Column("Rank", rank),
+        Column(
+            "Matrix",
+            lambda row: Cell(row.module, "", f"{row.out_features} × {row.in_features}"),
+            "out × in",
+        ),
+        Column("Rank", lambda matrix: matrix.update.rank),
         Column("‖delta‖_F", lambda matrix: f"{matrix.update.frobenius_norm:.3g}"),
-        Column("of ‖W₀‖_F", share, "%"),
+        Column("of ‖W₀‖_F", lambda matrix: _percent(matrix.update.relative_norm), "%"),
         Column("‖delta‖₂", lambda matrix: f"{matrix.update.spectral_norm:.3g}"),
         Column("Stable rank", lambda matrix: f"{matrix.update.stable_rank:.1f}"),
         Column("Effective rank", lambda matrix: f"{matrix.update.effective_rank:.1f}"),
@@ -313,15 +294,12 @@ def matrix_table(record: AuditRecord) -> Table:
     return grouped_table(caption, columns, groups)
 
 
-def _matrix_name(matrix: MatrixSpectrum) -> Cell:
-    return Cell(matrix.module, "", f"{matrix.out_features} × {matrix.in_features}")
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{100 * share:.2g}"
 
 
 def _by_kind(record: AuditRecord) -> dict[str, list[MatrixSpectrum]]:
-    kinds: dict[str, list[MatrixSpectrum]] = {}
-    for matrix in record.matrices:
-        kinds.setdefault(matrix.kind, []).append(matrix)
-    return kinds
+    return grouped((matrix.kind, matrix) for matrix in record.matrices)
 
 
 def _small_numbers(record: AuditRecord, where: str) -> str:
@@ -350,10 +328,7 @@ def kind_table(record: AuditRecord) -> Table:
 
     def share(kind: _Kind) -> str | None:
         group = kind.group
-        return f"{100 * group.norm / group.base_norm:.2g}" if group.base_norm else None
-
-    def first(form: str, numbers: Sequence[float]) -> Cell:
-        return cells.beside(form, numbers[0], numbers[1:])
+        return _percent(group.norm / group.base_norm if group.base_norm else None)
 
     def span(ranks: Range) -> Cell:
         return Cell(f"{ranks.median:g}", f"{ranks.least} to {ranks.most}")
@@ -365,8 +340,14 @@ def kind_table(record: AuditRecord) -> Table:
         Column("of ‖W₀‖_F", share, "%"),
         Column("Energy rank 90 %", lambda kind: span(kind.group.energy_rank_90), "median, range"),
         Column("Energy rank 99 %", lambda kind: span(kind.group.energy_rank_99), "median, range"),
-        Column("Intruders", lambda kind: first("{:.3g}", kind.group.intruders), "in all"),
-        Column("Similarity", lambda kind: first("{:.3f}", kind.group.similarities), _SAME_INDEX),
+        Column(
+            "Intruders", lambda kind: cells.beside_nulls("{:.3g}", kind.group.intruders), "in all"
+        ),
+        Column(
+            "Similarity",
+            lambda kind: cells.beside_nulls("{:.3f}", kind.group.similarities),
+            _SAME_INDEX,
+        ),
     ]
     small = _small_numbers(record, " under intruders and similarity")
     return table(f"All matrices of a kind as one. {small}", columns, rows)
@@ -374,9 +355,20 @@ def kind_table(record: AuditRecord) -> Table:
 
 def score_table(record: AuditRecord) -> Table:
     """One row for each task: both scores, and the paired difference."""
+
+    def asked(score: AuditScore) -> Cell:
+        prompt = "chat template" if score.chat_template else "no chat template"
+        how = f"{score.num_fewshot}-shot, {prompt}, version {score.task_version}"
+        return Cell(score.task, "", how)
+
+    def metric(score: AuditScore) -> Cell:
+        direction = "higher" if score.higher_is_better else "lower"
+        name = cells.metric_name(score.metric, score.filter)
+        return Cell(name, "", f"{cells.unit_name(score.unit)}, {direction} is better")
+
     columns: list[Column[AuditScore]] = [
-        Column("Task", _asked),
-        Column("Metric", _metric, is_text=True),
+        Column("Task", asked),
+        Column.text("Metric", metric),
         Column("n", lambda row: cells.items(row.num_examples, row.limit)),
         Column("Base", lambda row: _score(row, row.base_score, row.base_stderr), _ERROR),
         Column("Adapted", lambda row: _score(row, row.adapted_score, row.adapted_stderr), _ERROR),
@@ -397,17 +389,6 @@ def score_table(record: AuditRecord) -> Table:
 
 
 _ERROR = "± standard error"
-
-
-def _asked(score: AuditScore) -> Cell:
-    prompt = "chat template" if score.chat_template else "no chat template"
-    return Cell(score.task, "", f"{score.num_fewshot}-shot, {prompt}, version {score.task_version}")
-
-
-def _metric(score: AuditScore) -> Cell:
-    direction = "higher" if score.higher_is_better else "lower"
-    name = cells.metric_name(score.metric, score.filter)
-    return Cell(name, "", f"{cells.unit_name(score.unit)}, {direction} is better")
 
 
 def _score(score: AuditScore, value: float, error: float) -> Cell:

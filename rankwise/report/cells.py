@@ -7,7 +7,9 @@ import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+from rankwise.findings.audits import NullPair
 from rankwise.findings.options import OptionName, TaskMean
+from rankwise.findings.rows import column_names
 from rankwise.findings.shares import Share
 from rankwise.records import quantities
 from rankwise.records.axes import Kind
@@ -93,6 +95,11 @@ def beside(form: str, value: float, others: Iterable[float | None]) -> Cell:
     )
 
 
+def beside_nulls(form: str, pair: NullPair) -> Cell:
+    """A measure of matrices, and in small print what random updates have."""
+    return beside(form, pair.observed, (pair.gaussian, pair.haar))
+
+
 def number(value: float | None, spec: str) -> Cell:
     """By Python's format; EMPTY for None."""
     return EMPTY if value is None else Cell(quantities.formatted(value, spec))
@@ -147,20 +154,6 @@ def changes_caption(train_task: str, confidence: float) -> str:
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def column_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """All names of some rows; one that is new stands behind the one before it."""
-    names: list[str] = []
-    for row in dict.fromkeys(map(tuple, rows)):
-        place = 0
-        for name in row:
-            if name in names:
-                place = names.index(name) + 1
-            else:
-                names.insert(place, name)
-                place += 1
-    return names
-
-
 def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
     """Rows under one line of all their names; what a row does not have is empty.
 
@@ -193,6 +186,12 @@ def drawn_options(
     for option in options:
         first.setdefault(option.kind, option)
     return tuple(first.values())[-most:]
+
+
+def of_one_seed(num_seeds: int) -> tuple[str, ...]:
+    """What is said of everything that rests on one seed."""
+    said = ("With one seed, all of this is conditional on that seed.",)
+    return said if num_seeds == 1 else ()
 
 
 def left_out(labels: Sequence[str]) -> tuple[str, ...]:

@@ -9,10 +9,10 @@ from typing import NamedTuple
 from rankwise.findings.comparison import (
     STACK_SHIFT,
     ComparedAnswer,
+    ComparedChoice,
     ComparedPair,
     ComparedStudy,
     ComparisonKind,
-    NamedStack,
     StudyComparison,
     StudySource,
 )
@@ -21,15 +21,9 @@ from rankwise.findings.options import TaskMean
 from rankwise.records import quantities
 from rankwise.records.axes import Kind
 from rankwise.records.outputs import write_outputs
-from rankwise.records.study import StudyRecord, Unit
+from rankwise.records.study import StudyRecord
 from rankwise.report import cells
-from rankwise.report.charts.intervals import (
-    Bar,
-    BarPanel,
-    cut_name,
-    interval_chart,
-    short_names,
-)
+from rankwise.report.charts.intervals import Bar, BarPanel, cut_name, interval_chart, short_names
 from rankwise.report.charts.marks import Look
 from rankwise.report.charts.plane import PlaneMark
 from rankwise.report.facts import base_model_name, study_warnings
@@ -84,20 +78,12 @@ def comparison_page(comparison: StudyComparison, studies: Sequence[StudySource])
         studies: in the same order.
     """
     names = [study.name for study in studies]
+    kind, points = comparison.kind, comparison.points
     page = Page(
         KICKER,
         quantities.listed(names),
         f"What {len(names)} studies found, side by side.",
-        [
-            Part(
-                "",
-                comparison.kind,
-                _ANSWERS[comparison.kind],
-                comparison.statement,
-                comparison.points,
-                (),
-            )
-        ],
+        [Part("", kind, _ANSWERS[kind], comparison.statement, points, ())],
         list(_sections(comparison, studies)),
     )
     text, _ = rendered(page, {"full", *map(_kind, comparison.answers)}, with_images=False)
@@ -145,11 +131,15 @@ def side_by_side(comparison: StudyComparison, studies: Sequence[StudySource]) ->
         _Row("Methods", lambda answer: _methods(answer, records[answer.study])),
         _Row("Verdict", lambda answer: OUTCOMES[answer.outcome]),
         _Row("Choice", _choice),
-        *_setting_rows(),
+        _Row("Alpha", _of(quantities.alpha)),
+        _Row("Learning rate", _of(_rate)),
+        _Row("Target modules", _of(lambda choice: quantities.modules(choice.target_modules))),
+        _Row("Epochs", _of(lambda choice: choice.epochs)),
+        _Row("Seeds", _of(lambda choice: ", ".join(map(str, choice.seeds)) or None)),
         _Row("Gain in-domain", lambda answer: _change(answer.gain), "from its own base"),
         _Row("Retention change", lambda answer: _change(answer.retention), "from its own base"),
-        _Row("Trained weights", _weights),
-        _Row("Training time", _time, "of the choice, all seeds"),
+        _Row("Trained weights", _of(_weights)),
+        _Row("Training time", _of(_time), "of the choice, all seeds"),
         _Row("Made", lambda answer: comparison.of(answer).made_at[:10]),
         _Row("Software stack", lambda answer: comparison.of(answer).stack_words),
     ]
@@ -160,33 +150,23 @@ def side_by_side(comparison: StudyComparison, studies: Sequence[StudySource]) ->
             for answer in comparison.answers
         ),
     ]
-    confidences = sorted({answer.confidence for answer in comparison.answers})
     caption = (
-        f"Changes from each study's own base, with {_intervals(confidences)}, each for one number "
-        "by itself. Where a study is not settled, its best bet is shown."
+        f"Changes from each study's own base, with {_intervals(comparison.answers)}, each for one "
+        "number by itself. Where a study is not settled, its best bet is shown."
     )
     return table(caption, columns, rows)
 
 
-def _setting_rows() -> list[_Row]:
-    """Of the choice; nothing for an answer without one."""
+def _of(
+    choice_cell: Callable[[ComparedChoice], Cell | str | int | None],
+) -> Callable[[ComparedAnswer], Cell | str | int | None]:
+    """A property of the choice; nothing for an answer without one."""
+    return lambda answer: None if answer.choice is None else choice_cell(answer.choice)
 
-    def rate(value: float | None) -> str | None:
-        return None if value is None else quantities.learning_rate(value)
 
-    return [
-        _Row("Alpha", lambda a: None if a.choice is None else quantities.alpha(a.choice)),
-        _Row("Learning rate", lambda a: None if a.choice is None else rate(a.choice.learning_rate)),
-        _Row(
-            "Target modules",
-            lambda a: None if a.choice is None else quantities.modules(a.choice.target_modules),
-        ),
-        _Row("Epochs", lambda a: None if a.choice is None else a.choice.epochs),
-        _Row(
-            "Seeds",
-            lambda a: None if a.choice is None else ", ".join(map(str, a.choice.seeds)) or None,
-        ),
-    ]
+def _rate(choice: ComparedChoice) -> str | None:
+    rate = choice.learning_rate
+    return None if rate is None else quantities.learning_rate(rate)
 
 
 def _trained_on(answer: ComparedAnswer, study: StudyRecord) -> Cell:
@@ -230,20 +210,19 @@ def _counted(value: TaskMean) -> str:
     return f"{value.unit}, {quantities.sample_size(value)}"
 
 
-def _weights(answer: ComparedAnswer) -> Cell | None:
-    if answer.choice is None:
-        return None
-    share = f"{quantities.share(answer.choice.trainable_share)} of full"
-    return Cell(quantities.parameters(answer.choice.num_parameters), "", share)
+def _weights(choice: ComparedChoice) -> Cell:
+    share = f"{quantities.share(choice.trainable_share)} of full"
+    return Cell(quantities.parameters(choice.num_parameters), "", share)
 
 
-def _time(answer: ComparedAnswer) -> str | None:
-    seconds = None if answer.choice is None else answer.choice.train_seconds
+def _time(choice: ComparedChoice) -> str | None:
+    seconds = choice.train_seconds
     return None if seconds is None else quantities.seconds(seconds)
 
 
-def _intervals(confidences: Sequence[float]) -> str:
+def _intervals(of: Sequence[ComparedAnswer | ComparedPair]) -> str:
     """The intervals of studies of one confidence, or of several."""
+    confidences = sorted({each.confidence for each in of})
     if len(confidences) == 1:
         return cells.intervals(confidences[0])
     least, most = map(quantities.percent, (confidences[0], confidences[-1]))
@@ -257,18 +236,20 @@ def _pair_section(comparison: StudyComparison) -> ReportSection:
         return ReportSection("pairs", "Item by item", remarks)
     columns: list[Column[ComparedPair]] = [
         Column("Studies", lambda pair: Cell(pair.second, "", f"less {pair.first}")),
-        Column("Gain in-domain", lambda pair: _on(pair.gain, pair.gain_tasks), is_optional=True),
+        Column.optional("Gain in-domain", lambda pair: _on(pair.gain, pair.gain_tasks)),
+        Column.optional("Retention change", lambda pair: _on(pair.retention, pair.retention_tasks)),
         Column(
-            "Retention change",
-            lambda pair: _on(pair.retention, pair.retention_tasks),
-            is_optional=True,
+            "Items the base scored otherwise",
+            lambda pair: (
+                f"{quantities.count(pair.num_base_moved)} of "
+                f"{quantities.count(pair.num_base_items)}"
+            ),
+            "should be 0",
         ),
-        Column("Items the base scored otherwise", _moved, "should be 0"),
     ]
-    confidences = sorted({pair.confidence for pair in pairs})
     caption = (
         "The choice of the second study less that of the first, each less its own base, paired "
-        f"over the same items, with {_intervals(confidences)}. Positive: the second is better. "
+        f"over the same items, with {_intervals(pairs)}. Positive: the second is better. "
         "Each interval is for one number by itself, and each choice was made on these items: no "
         "verdict rests on it."
     )
@@ -282,10 +263,6 @@ def _on(value: TaskMean | None, tasks: Sequence[str]) -> Cell | None:
     if value is None:
         return None
     return _change(value)._replace(note=f"{_counted(value)}; {', '.join(tasks)}")
-
-
-def _moved(pair: ComparedPair) -> str:
-    return f"{quantities.count(pair.num_base_moved)} of {quantities.count(pair.num_base_items)}"
 
 
 def _figure_section(comparison: StudyComparison) -> ReportSection:
@@ -326,13 +303,12 @@ def _planes(comparison: StudyComparison) -> Iterator[Figure]:
             "in-domain, right is less forgetting. All of these were scored on one software stack, "
             "from one base model, on the same items."
         )
-        confidences = sorted({answer.confidence for answer in answers})
         yield Figure(
             f"plane-{place}",
             f"Gain against change on retention tasks, {stack}",
             caption,
             plane_of(marks, gain.unit, None),
-            f"bars are {_intervals(confidences)}",
+            f"bars are {_intervals(answers)}",
         )
 
 
@@ -349,30 +325,25 @@ def _rows(comparison: StudyComparison) -> Iterator[Figure]:
                 "models, tasks or items stand beside each other here; that one is further right "
                 "does not show that it is better.",
                 interval_chart(panels),
-                f"bars are {_intervals(sorted({answer.confidence for answer in answers}))}",
+                f"bars are {_intervals(answers)}",
             )
 
 
 def _panels(answers: Sequence[ComparedAnswer]) -> Iterator[BarPanel]:
     short = short_names([answer.name for answer in answers])
 
-    def bars(means: Sequence[TaskMean | None], unit: Unit) -> list[Bar]:
-        return [
-            Bar(f"{short[answer.name]}\n{_label(answer)}", "", _kind(answer), mean)
-            for answer, mean in zip(answers, means, strict=True)
-            if mean is not None and mean.unit == unit
-        ]
-
+    labels = ["" if each.choice is None else cut_name(each.choice.label) for each in answers]
     for title, means in (
         ("Gain in-domain", [answer.gain for answer in answers]),
         ("Retention change", [answer.retention for answer in answers]),
     ):
         for unit in ("points", "nats"):
-            yield BarPanel(title, cells.unit_name(unit), unit, bars(means, unit))
-
-
-def _label(answer: ComparedAnswer) -> str:
-    return "" if answer.choice is None else cut_name(answer.choice.label)
+            bars = [
+                Bar(f"{short[answer.name]}\n{label}", "", _kind(answer), mean)
+                for answer, label, mean in zip(answers, labels, means, strict=True)
+                if mean is not None and mean.unit == unit
+            ]
+            yield BarPanel(title, cells.unit_name(unit), unit, bars)
 
 
 def _kind(answer: ComparedAnswer) -> Kind:
@@ -389,7 +360,7 @@ def _setting_section(comparison: StudyComparison) -> ReportSection:
     columns: list[Column[DifferingSetting]] = [
         Column("Setting", lambda row: row.name),
         *(
-            Column(study.name, lambda row, place=place: _value(row.values[place]), is_text=True)
+            Column.text(study.name, lambda row, place=place: _value(row.values[place]))
             for place, study in enumerate(comparison.studies)
         ),
     ]
@@ -420,7 +391,7 @@ def _stack_section(comparison: StudyComparison) -> ReportSection:
     columns: list[Column[str]] = [
         Column("Part", _part_name),
         *(
-            Column(stack.name, lambda name, stack=stack: _part(stack, name), is_text=True)
+            Column.text(stack.name, lambda name, stack=stack: _value(stack.parts.get(name)))
             for stack in stacks
         ),
     ]
@@ -439,19 +410,11 @@ def _part_name(name: str) -> str:
     return name.capitalize() if name in ("device", "precision", "products") else name
 
 
-def _part(stack: NamedStack, name: str) -> Cell:
-    return _value(stack.parts.get(name))
-
-
 def _provenance(comparison: StudyComparison) -> Table:
     columns: list[Column[ComparedStudy]] = [
         Column("Study", lambda study: study.name),
-        Column("Study fingerprint", lambda study: study.fingerprint[:16], is_text=True),
-        Column(
-            "Base model fingerprint",
-            lambda study: study.base_model_fingerprint[:16],
-            is_text=True,
-        ),
+        Column.text("Study fingerprint", lambda study: study.fingerprint[:16]),
+        Column.text("Base model fingerprint", lambda study: study.base_model_fingerprint[:16]),
         Column("Newest score", lambda study: study.made_at),
     ]
     return table("The studies that are compared.", columns, comparison.studies)

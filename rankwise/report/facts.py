@@ -9,7 +9,6 @@ from rankwise.records import quantities
 from rankwise.records.config.methods import AlphaConfig
 from rankwise.records.config.own_rows import data_place
 from rankwise.records.config.study import StudyConfig
-from rankwise.records.judgement import Look
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import StudyResults
 from rankwise.records.study import PlannedRun, Provenance, RunRecord
@@ -35,16 +34,14 @@ def judgement_facts(recommendation: Recommendation) -> Facts:
         "ε, the acceptable retention loss on average": epsilon,
         "The acceptable loss of any single task": ceiling,
         "Confidence": f"{quantities.percent(recommendation.confidence)}, over all looks",
-        "Looks at this study": ", ".join(map(_look, recommendation.looks)),
+        "Looks at this study": ", ".join(
+            f"{look.number} ({quantities.counted(sum(look.num_items.values()), 'item')}, may be "
+            f"wrong in {quantities.percent(round(look.alpha, 4))})"
+            for look in recommendation.looks
+        ),
         "In-domain items": items + quantities.in_clusters(recommendation.num_clusters_in_domain),
         "Seeds of each rank": quantities.count(recommendation.num_seeds),
     }
-
-
-def _look(look: Look) -> str:
-    """1 (988 items, may be wrong in 4 %)."""
-    items = quantities.counted(sum(look.num_items.values()), "item")
-    return f"{look.number} ({items}, may be wrong in {quantities.percent(round(look.alpha, 4))})"
 
 
 def training_facts(results: StudyResults) -> Facts:
@@ -127,7 +124,12 @@ def study_warnings(results: StudyResults) -> tuple[str, ...]:
                 f"{name}: {quantities.counted(run.num_truncated, 'training example')} of "
                 f"{quantities.count(run.planned.num_examples)} cut to the longest length."
             )
-    texts.extend(_cut_items(results))
+    texts += [
+        f"{task}: {quantities.counted(evaluation.num_truncated, 'item')} of "
+        f"{quantities.count(evaluation.num_examples)} too long for the model, cut."
+        for task, evaluation in results.base.evaluations.items()
+        if evaluation.num_truncated
+    ]
     texts.extend(_mixed_versions(results))
     return tuple(texts)
 
@@ -190,15 +192,6 @@ def _range(values: Iterable[int]) -> str:
 
 def _runs(results: StudyResults) -> list[RunRecord]:
     return [model.run for model in results.runs if model.run is not None]
-
-
-def _cut_items(results: StudyResults) -> Iterable[str]:
-    for task, evaluation in results.base.evaluations.items():
-        if evaluation.num_truncated:
-            yield (
-                f"{task}: {quantities.counted(evaluation.num_truncated, 'item')} of "
-                f"{quantities.count(evaluation.num_examples)} too long for the model, cut."
-            )
 
 
 def _mixed_versions(results: StudyResults) -> Iterable[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rankwise.findings.item_table import Answers, ItemTable
@@ -69,18 +68,13 @@ def _encoded(answers: Answers, number_of: Any) -> dict[str, Any]:
             "." if right is None else "1" if right else "c" if back else "0"
             for right, back in zip(answers.is_right, answers.comes_back, strict=True)
         ),
-        "margin": _hundredths(answers.margins),
+        # JSON has no infinity; no margin of a real model is as large as 10,000 nats
+        "margin": [
+            None if margin is None else round(_HUNDREDTHS * max(-1e4, min(1e4, margin)))
+            for margin in answers.margins
+        ],
         "option": [answer if isinstance(answer, int) else None for answer in answers.answers],
         "text": [
             number_of(answer) if isinstance(answer, str) else None for answer in answers.answers
         ],
     }
-
-
-def _hundredths(margins: Sequence[float | None]) -> list[int | None]:
-    return [None if margin is None else _bounded(margin) for margin in margins]
-
-
-def _bounded(margin: float) -> int:
-    """JSON has no infinity; no margin of a real model is as large as 10,000 nats."""
-    return round(_HUNDREDTHS * max(-1e4, min(1e4, margin)))

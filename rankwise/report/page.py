@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from rankwise.findings.item_table import ItemTable
 from rankwise.findings.models import seeded_labels, summarise
 from rankwise.findings.signatures.found import not_looked_for
-from rankwise.findings.study import StudyFindings
+from rankwise.findings.study import FINDINGS, StudyFindings, finding_tables
+from rankwise.findings.tables import task_tables
 from rankwise.records.axes import Kind
 from rankwise.records.folder import StudyFolder
+from rankwise.records.grouping import grouped
 from rankwise.records.outputs import refuse_foreign, write_outputs
 from rankwise.records.recommendation import Recommendation, StudyRecommendation
 from rankwise.records.results import StudyResults, TrainTaskResults
 from rankwise.records.study import RELATIONS, StudyRecord
+from rankwise.report import cells
 from rankwise.report.charts.losses import MOST_RUNS as MOST_LOSSES
 from rankwise.report.charts.losses import Course, loss_chart
 from rankwise.report.facts import (
@@ -36,30 +40,18 @@ from rankwise.report.parts import (
     thinned,
 )
 from rankwise.report.rendering import Page, Part, rendered
-from rankwise.report.sections.by_rank import (
-    axis_section,
-    checkpoint_section,
-    truncation_section,
-)
+from rankwise.report.sections.by_rank import axis_section, checkpoint_section, truncation_section
 from rankwise.report.sections.card import CARD_SECTION, card_section
 from rankwise.report.sections.deployment import deployment_section
 from rankwise.report.sections.gauges import behaviour_section, gauge_section, lost_item_section
 from rankwise.report.sections.heads import head_section
 from rankwise.report.sections.mechanisms import mechanism_section
 from rankwise.report.sections.methods import methods_section
-from rankwise.report.sections.mitigations import (
-    mitigation_section,
-    repair_section,
-    variant_section,
-)
+from rankwise.report.sections.mitigations import mitigation_section, repair_section, variant_section
 from rankwise.report.sections.overview import study_figures
 from rankwise.report.sections.retention import retention_section
 from rankwise.report.sections.search import search_section
-from rankwise.report.sections.signatures import (
-    claims_section,
-    signature_section,
-    watch_points,
-)
+from rankwise.report.sections.signatures import claims_section, signature_section, watch_points
 from rankwise.report.sections.transfer import transfer_section
 from rankwise.report.sections.weights import weight_section
 from rankwise.report.summaries import (
@@ -70,7 +62,6 @@ from rankwise.report.summaries import (
     verdict_table,
 )
 from rankwise.report.tables import (
-    csv_tables,
     decision_table,
     epsilon_table,
     format_table,
@@ -82,6 +73,12 @@ from rankwise.report.tables import (
 )
 
 FILES, ITEMS_FILE = "report", "items.html"
+
+ON_THE_CARD = "cards"
+"""The finding that is shown with its trained task and has no section of the whole study."""
+
+ALWAYS = ("signatures", "rates")
+"""Of these it is said too that nothing was found, or how runs were chosen without them."""
 
 
 def write_report(
@@ -130,6 +127,7 @@ def write_report(
     else:
         made = made._replace(items=encoded)
     page, files = rendered(made, kinds_of(results.study))
+    files |= csv_files(results, recommendation, findings)
     written |= {f"{FILES}/{name}": content for name, content in files.items()} | {path.name: page}
     replaces = (f"{FILES}/", ITEMS_FILE)
     write_outputs(folder, written, overwrite=overwrite, replaces=replaces)
@@ -152,7 +150,7 @@ def study_page(
             _part(results.of(part.train_task), part, findings, is_named=several)
             for part in recommendation.by_train_task
         ],
-        [*study_sections(results, recommendation, findings), *_origin(results, losses)],
+        [*study_sections(results, findings), *_origin(results, losses)],
     )
 
 
@@ -189,42 +187,40 @@ def _part(
     *,
     is_named: bool,
 ) -> Part:
-    """What the page shows of one trained task; of several, files have its name in front."""
+    """What the page shows of one trained task; of several, figures have its name in front."""
     summaries = summarise(results, recommendation)
-    prefix = f"{file_name(results.train_task)}-" if is_named else ""
+    prefix = _prefix(results.train_task, is_named=is_named)
     figures = [
         figure._replace(name=f"{prefix}{figure.name}")
         for figure in study_figures(results, recommendation, summaries)
     ]
-    files = csv_tables(results, recommendation, summaries)
     rank = "" if recommendation.rank is None else f", rank {recommendation.rank}"
+    trained = grouped((s.option, s.run.train_seconds) for s in summaries if s.run is not None)
+    seconds = {option: sum(of_seeds) for option, of_seeds in trained.items()}
+    # the seed is a column only where there are several
+    same = () if len(results.study.config.seeds) > 1 else ("Seed",)
     comparison = [
-        TitledTable("", verdict_table(results, recommendation, summaries, _same(results))),
+        TitledTable("", verdict_table(results, recommendation, summaries, same)),
         *(TitledTable("", note) for note in verdict_notes(recommendation, summaries)),
     ]
+    measured = [TitledTable("", measured_table(results))]
+    metrics = metrics_table(results, summaries)
+    measured += [] if metrics is None else [TitledTable("Other metrics", metrics)]
     sections = [
         *(
-            card_section(card, recommendation, _seconds(summaries))
+            card_section(card, recommendation, seconds)
             for card in findings.cards
             if card.train_task == results.train_task
         ),
+        ReportSection("comparison", "The comparison", tables=comparison),
         ReportSection(
-            "comparison",
-            "The comparison",
-            tables=comparison,
-            files={f"{prefix}{name}": text for name, text in files.items()},
-        ),
-        ReportSection(
-            "reasons",
-            "Why",
-            points=recommendation.reasons,
-            tables=list(_reasons(recommendation)),
+            "reasons", "Why", points=recommendation.reasons, tables=list(_reasons(recommendation))
         ),
         ReportSection("figures", "Figures", figures=figures),
         ReportSection(
             "tasks", "Task by task", tables=list(_tasks(results, recommendation, summaries))
         ),
-        ReportSection("measured", "What was measured", tables=list(_measured(results, summaries))),
+        ReportSection("measured", "What was measured", tables=measured),
     ]
     return Part(
         f"Trained on {results.train_task}" if is_named else "",
@@ -234,20 +230,6 @@ def _part(
         watch_points([s for s in findings.signatures if s.train_task == results.train_task]),
         sections,
     )
-
-
-def _seconds(summaries: Summaries) -> dict[str, float]:
-    """Of every option's training, all seeds together."""
-    seconds: dict[str, float] = {}
-    for summary in summaries:
-        if summary.run is not None:
-            seconds[summary.option] = seconds.get(summary.option, 0.0) + summary.run.train_seconds
-    return seconds
-
-
-def _same(results: TrainTaskResults) -> tuple[str, ...]:
-    """The seed is a column only where there are several."""
-    return () if len(results.study.config.seeds) > 1 else ("Seed",)
 
 
 def _reasons(recommendation: Recommendation) -> Iterator[TitledTable]:
@@ -281,13 +263,6 @@ def _tasks(
         yield TitledTable("As the training asked", formats)
 
 
-def _measured(results: TrainTaskResults, summaries: Summaries) -> Iterator[TitledTable]:
-    yield TitledTable("", measured_table(results))
-    metrics = metrics_table(results, summaries)
-    if metrics is not None:
-        yield TitledTable("Other metrics", metrics)
-
-
 def loss_figure(study: StudyRecord, losses: Mapping[str, Course]) -> Iterator[Figure]:
     """The courses of some runs, evenly from the smallest rank to full fine-tuning."""
     runs = [plan for plan in study.runs if losses.get(plan.name)]
@@ -315,31 +290,48 @@ def _origin(results: StudyResults, losses: Mapping[str, Course]) -> Iterator[Rep
     yield methods_section(results, FILES)
 
 
-def study_sections(
-    results: StudyResults, recommendation: StudyRecommendation, findings: StudyFindings
-) -> tuple[ReportSection, ...]:
+def study_sections(results: StudyResults, findings: StudyFindings) -> list[ReportSection]:
     """The sections of the page that are about the whole study, in their order."""
     confidence = results.study.config.recommendation.confidence
-    found = findings
-    shown: list[tuple[object, Callable[[], ReportSection | None]]] = [
-        (True, lambda: signature_section(found.signatures, not_looked_for(results), confidence)),
-        (True, lambda: search_section(results, found.rates)),
-        (found.checkpoints, lambda: checkpoint_section(found.checkpoints)),
-        (found.transfer, lambda: found.transfer and transfer_section(found.transfer)),
-        (found.retention, lambda: retention_section(found.retention)),
-        (found.lost_items, lambda: lost_item_section(found.lost_items)),
-        (found.gauges, lambda: gauge_section(found.gauges)),
-        (found.behaviour, lambda: behaviour_section(found.behaviour)),
-        (found.axes, lambda: axis_section(found.axes)),
-        (found.truncation, lambda: truncation_section(found.truncation)),
-        (found.mitigations, lambda: mitigation_section(found.mitigations)),
-        (found.repairs, lambda: repair_section(found.repairs)),
-        (found.deployed, lambda: deployment_section(found.deployed)),
-        (found.variants, lambda: variant_section(found.variants)),
-        (found.mechanisms, lambda: mechanism_section(found.mechanisms)),
-        (found.weights, lambda: weight_section(found.weights, results)),
-        (found.heads, lambda: head_section(found.heads, results)),
-        (True, lambda: claims_section(found.claims)),
-    ]
-    made = (section() for is_there, section in shown if is_there)
-    return tuple(section for section in made if section is not None)
+    builders: dict[str, Callable[[Any], ReportSection | None]] = {
+        "signatures": lambda found: signature_section(found, not_looked_for(results), confidence),
+        "rates": lambda found: search_section(results, found),
+        "checkpoints": checkpoint_section,
+        "transfer": transfer_section,
+        "retention": retention_section,
+        "lost_items": lost_item_section,
+        "gauges": gauge_section,
+        "behaviour": behaviour_section,
+        "axes": axis_section,
+        "truncation": truncation_section,
+        "mitigations": mitigation_section,
+        "repairs": repair_section,
+        "deployed": deployment_section,
+        "variants": variant_section,
+        "mechanisms": mechanism_section,
+        "weights": lambda found: weight_section(found, results),
+        "heads": lambda found: head_section(found, results),
+        "claims": claims_section,
+    }
+    assert {*builders, ON_THE_CARD} == {*FINDINGS}
+    found = {name: getattr(findings, name) for name in builders}
+    made = (build(found[name]) for name, build in builders.items() if found[name] or name in ALWAYS)
+    return [section for section in made if section is not None]
+
+
+def csv_files(
+    results: StudyResults, recommendation: StudyRecommendation, findings: StudyFindings
+) -> dict[str, str]:
+    """Every table without rounding, as CSV by file name."""
+    several = len(recommendation.by_train_task) > 1
+    tables = finding_tables(findings, results)
+    for part in recommendation.by_train_task:
+        own, prefix = results.of(part.train_task), _prefix(part.train_task, is_named=several)
+        rows = task_tables(own, part, summarise(own, part))
+        tables |= {f"{prefix}{name}": its for name, its in rows.items()}
+    return {f"{name}.csv": cells.csv_text(rows) for name, rows in tables.items()}
+
+
+def _prefix(train_task: str, *, is_named: bool) -> str:
+    """What names of files begin with where there are several trained tasks."""
+    return f"{file_name(train_task)}-" if is_named else ""

@@ -6,11 +6,9 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from rankwise.records import quantities
-from rankwise.records.base import Record
 from rankwise.records.judgement import BestBet
 from rankwise.records.quantities import NOT_MEASURED
 from rankwise.records.study import Unit
@@ -87,6 +85,20 @@ class Column(Generic[Row]):
     detail: str = ""
     is_text: bool = False
     is_optional: bool = False
+
+    @classmethod
+    def text(
+        cls, title: str, of: Callable[[Row], Cell | str | int | None], detail: str = ""
+    ) -> Column[Row]:
+        """A column of words."""
+        return cls(title, of, detail, is_text=True)
+
+    @classmethod
+    def optional(
+        cls, title: str, of: Callable[[Row], Cell | str | int | None], detail: str = ""
+    ) -> Column[Row]:
+        """A column of numbers that is left out where no row has one."""
+        return cls(title, of, detail, is_optional=True)
 
 
 class Labelled(Protocol):
@@ -281,7 +293,6 @@ class ReportSection(NamedTuple):
         remarks: sentences before the figures and tables.
         figures: each with its own caption; those that cannot be drawn say why.
         tables: every number of the section.
-        files: their numbers without rounding, as CSV by file name.
         points: a list of sentences above the remarks.
         listings: text to copy, at the end.
     """
@@ -291,7 +302,6 @@ class ReportSection(NamedTuple):
     remarks: Sequence[str] = ()
     figures: Sequence[Figure] = ()
     tables: Sequence[TitledTable] = ()
-    files: Mapping[str, str] = MappingProxyType({})
     points: Sequence[str] = ()
     listings: Sequence[Listing] = ()
 
@@ -320,7 +330,6 @@ def section(
     about: str | Sequence[str],
     found: Sequence[Found],
     show: Callable[[Found], Shown],
-    files: Mapping[str, str],
     *,
     figures: str = "",
 ) -> ReportSection:
@@ -332,7 +341,6 @@ def section(
         about: the sentences that come first, the same for every trained task.
         found: at least one.
         show: what is shown of one.
-        files: by name; empty ones are left out.
         figures: what the figures' names begin with, where that is not the section's name.
     """
     remarks: list[str] = [about] if isinstance(about, str) else [*about]
@@ -348,33 +356,9 @@ def section(
             its_name = "-".join(part for part in parts if part)
             drawn.append(figure._replace(name=its_name, title=f"{figure.title}{after}"))
         tables += [TitledTable(f"{its or 'Every number'}{after}", own) for its, own in shown.tables]
-    kept = {file: text for file, text in files.items() if text.strip()}
-    return ReportSection(name, title, remarks, drawn, tables, kept)
+    return ReportSection(name, title, remarks, drawn, tables)
 
 
 def file_name(text: str) -> str:
     """The text as part of a file name: other characters become hyphens."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-")
-
-
-def flat(record: Iterable[tuple[str, Any]], **before: Any) -> dict[str, Any]:
-    """A record, or names and values, as one row of a CSV, behind the cells of ``before``.
-
-    An estimate with bounds under ``gain`` becomes ``gain``, ``gain_lower`` and so on, an option its
-    label and its rank, a list of words one text. Records in a list have rows of their own.
-    """
-    row = dict(before)
-    for name, value in record:
-        _put(row, name, value)
-    return row
-
-
-def _put(row: dict[str, Any], name: str, value: Any) -> None:
-    if isinstance(value, tuple | list):
-        if not any(isinstance(part, Record) for part in value):
-            row[name] = " ".join(map(str, value))
-    elif isinstance(value, Record):
-        for key, part in value:
-            _put(row, name if key in ("estimate", "label", "mean") else f"{name}_{key}", part)
-    else:
-        row[name] = value

@@ -7,7 +7,7 @@ import hashlib
 import re
 import textwrap
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from typing import NamedTuple
 
@@ -123,7 +123,6 @@ def rendered(
                 png = vl_convert.svg_to_png(svg, scale=PNG_SCALE) if with_images else b""
                 figures.append(DrawnFigure(figure, number, svg, png, items_at))
                 files.update({f"{figure.name}.svg": svg, f"{figure.name}.png": png})
-            files.update(section.files)
             shown.append(DrawnSection(section, tuple(figures)))
         return shown
 
@@ -136,7 +135,12 @@ def rendered(
     )
     environment.filters["odds"] = quantities.odds
     environment.filters["with_commands"] = _with_commands
-    script = _script() if _has_script(page) else ""
+    sections = [*(section for part in page.parts for section in part.sections), *page.sections]
+    dials = [table.dial for section in sections for table in section.tables]
+    script = ""
+    if page.items is not None or any(isinstance(dial, Sliders) for dial in dials):  # it moves
+        file = resources.files("rankwise.report").joinpath("templates/report.js")
+        script = file.read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text = environment.get_template("page.html").render(
         page=page,
@@ -145,7 +149,7 @@ def rendered(
         shortened=shortened,
         script=Markup(script),  # noqa: S704 (our own file)
         script_digest=Markup(f"sha256-{digest}"),  # noqa: S704
-        dark=_dark_rules(page_colours(kinds)),
+        dark=Markup("\n".join(_dark_rules(page_colours(kinds)))),  # noqa: S704
     )
     return text.lstrip(), files
 
@@ -155,18 +159,6 @@ def _with_commands(text: str) -> Markup:
     return Markup(_COMMAND.sub(r"<code>\1</code>", str(escape(text))))  # noqa: S704
 
 
-def _script() -> str:
-    file = resources.files("rankwise.report").joinpath("templates/report.js")
-    return file.read_text(encoding="utf-8")
-
-
-def _has_script(page: Page) -> bool:
-    """Whether anything on it moves."""
-    sections = [section for part in page.parts for section in part.sections]
-    tables = [table for section in (*sections, *page.sections) for table in section.tables]
-    return page.items is not None or any(isinstance(table.dial, Sliders) for table in tables)
-
-
 def specification(figure: Figure, chart: Chart) -> Chart:
     """The chart under the figure's title, in the look of the page."""
     title, detail = (textwrap.wrap(text, _LETTERS) for text in (figure.title, figure.detail))
@@ -174,14 +166,11 @@ def specification(figure: Figure, chart: Chart) -> Chart:
     return with_datasets(titled)
 
 
-def _dark_rules(colours: Sequence[Colour]) -> Markup:
+def _dark_rules(colours: Sequence[Colour]) -> Iterator[str]:
     """Style rules that put the dark partner in the place of every colour of a chart."""
-    rules = [
-        f'.chart [{name}="{colour.light}"] {{ {name}: {colour.dark}; }}'
-        for colour in colours
-        for name in ("fill", "stroke")
-    ]
-    return Markup("\n".join(rules))  # noqa: S704
+    for colour in colours:
+        for name in ("fill", "stroke"):
+            yield f'.chart [{name}="{colour.light}"] {{ {name}: {colour.dark}; }}'
 
 
 SVG = "http://www.w3.org/2000/svg"

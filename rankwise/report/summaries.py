@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 from rankwise.findings.models import ModelSummary
 from rankwise.findings.options import TaskMean
@@ -10,7 +12,7 @@ from rankwise.records import quantities
 from rankwise.records.judgement import Outcome
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import TrainTaskResults
-from rankwise.records.study import PlannedRun, Relation
+from rankwise.records.study import Relation
 from rankwise.report import cells
 from rankwise.report.parts import Cell, Column, Table, table
 
@@ -51,14 +53,14 @@ def verdict_table(
     """
     base = summaries[0]
 
-    def detail(relation: Relation, mean: TaskMean | None, *, with_metric: bool = False) -> str:
-        return _detail(results, relation, mean, with_metric=with_metric)
-
+    detail = partial(_detail, results)
     columns: list[Column[ModelSummary]] = [
         Column("Model", _model),
-        Column("Seed", lambda row: _setting(row, "seed")),
-        Column("Alpha", _alpha),
-        Column("Learning rate", lambda row: _setting(row, "learning_rate")),
+        Column("Seed", lambda row: _setting(row, "seed", quantities.number)),
+        Column("Alpha", lambda row: None if row.run is None else quantities.alpha(row.run.planned)),
+        Column(
+            "Learning rate", lambda row: _setting(row, "learning_rate", quantities.learning_rate)
+        ),
         Column("Trainable parameters", _parameters, "share of full"),
         Column(
             "In-domain score",
@@ -93,7 +95,8 @@ def verdict_table(
         ),
     ]
     seeds = results.study.config.seeds
-    caption = f"all with seed {seeds[0]}" if len(seeds) == 1 else f"seeds {_listed(seeds)}"
+    several = f"seeds {', '.join(map(str, seeds))}"
+    caption = f"all with seed {seeds[0]}" if len(seeds) == 1 else several
     shown = [column for column in columns if column.title not in left_out]
     return table(f"The base and every run, {caption}.", shown, summaries)
 
@@ -129,10 +132,6 @@ def problem_of(summary: ModelSummary) -> str | None:
     return f"diverged and was not scored: {run.message or 'no reason was recorded'}"
 
 
-def _listed(seeds: Sequence[int]) -> str:
-    return ", ".join(map(str, seeds))
-
-
 def _model(summary: ModelSummary) -> Cell:
     if summary.run is None:
         return Cell("base", "", "untouched")
@@ -144,26 +143,15 @@ def _model(summary: ModelSummary) -> Cell:
     return Cell(name, "", note, is_marked=summary.is_recommended)
 
 
-def _plan(summary: ModelSummary) -> PlannedRun | None:
-    return None if summary.run is None else summary.run.planned
-
-
-def _setting(summary: ModelSummary, name: str) -> str | None:
-    value = getattr(_plan(summary), name, None)
-    if value is None:
-        return None
-    return quantities.learning_rate(value) if name == "learning_rate" else quantities.number(value)
-
-
-def _alpha(summary: ModelSummary) -> str | None:
-    plan = _plan(summary)
-    return None if plan is None else quantities.alpha(plan)
+def _setting(summary: ModelSummary, name: str, write: Callable[[Any], str]) -> str | None:
+    value = None if summary.run is None else getattr(summary.run.planned, name)
+    return None if value is None else write(value)
 
 
 def _parameters(summary: ModelSummary) -> Cell | None:
-    plan = _plan(summary)
-    if plan is None:
+    if summary.run is None:
         return None
+    plan = summary.run.planned
     parameters = quantities.parameters(plan.num_trainable_parameters)
     return Cell(parameters, "", quantities.share(plan.trainable_share))
 
@@ -185,7 +173,11 @@ def _worst(summary: ModelSummary) -> Cell | None:
 
 
 def _detail(
-    results: TrainTaskResults, relation: Relation, base: TaskMean | None, *, with_metric: bool
+    results: TrainTaskResults,
+    relation: Relation,
+    base: TaskMean | None,
+    *,
+    with_metric: bool = False,
 ) -> str:
     """acc, points, n = 400 in 2 tasks."""
     if base is None:

@@ -1,19 +1,18 @@
-"""The tables of a trained task, and its numbers as CSV."""
+"""The tables of a trained task."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rankwise.findings.models import task_score
 from rankwise.findings.statements import growth
 from rankwise.records import quantities
-from rankwise.records.judgement import BestBet, EpsilonOdds, OptionOdds, Prospect
+from rankwise.records.judgement import EpsilonOdds, OptionOdds, Prospect
 from rankwise.records.recommendation import Comparison, FormatEffect, RankVerdict, Recommendation
 from rankwise.records.results import ModelResults, TrainTaskResults
 from rankwise.records.study import MetricScore, Relation, State, TaskEvaluation, Unit
 from rankwise.report import cells
-from rankwise.report.parts import Cell, Column, Table, flat, grouped_table, table
+from rankwise.report.parts import Cell, Column, Table, grouped_table, table
 from rankwise.report.summaries import RELATION_NAMES, Summaries
 
 _STATES: dict[State, str] = {"yes": "yes", "no": "no", "undecided": "cannot tell"}
@@ -30,12 +29,6 @@ def decision_table(recommendation: Recommendation) -> Table | None:
     measured = cells.measure(unit, recommendation.in_domain_metric)
     kept_in = cells.measure("points", recommendation.retention_metric)
 
-    def rank(verdict: RankVerdict) -> Cell:
-        return Cell(verdict.label, "", f"alpha {quantities.alpha(verdict)}")
-
-    def loss(verdict: RankVerdict) -> Cell:
-        return cells.interval(verdict.retention_loss, "points")
-
     def worst(verdict: RankVerdict) -> Cell:
         task = verdict.worst_retention_task or ""
         return cells.interval(verdict.worst_retention_loss, "points", note=task)
@@ -47,25 +40,25 @@ def decision_table(recommendation: Recommendation) -> Table | None:
         return Cell("no other rank") if is_alone else cells.interval(verdict.shortfall, unit)
 
     columns: list[Column[RankVerdict]] = [
-        Column("Rank", rank),
+        Column("Rank", lambda row: Cell(row.label, "", f"alpha {quantities.alpha(row)}")),
         Column("Gain", lambda verdict: cells.interval(verdict.gain, unit), measured),
-        Column(
-            "Better than base?",
-            lambda verdict: _STATES[verdict.better_than_base],
-            "gain above 0",
-            is_text=True,
+        Column.text(
+            "Better than base?", lambda verdict: _STATES[verdict.better_than_base], "gain above 0"
         ),
-        Column("Retention loss", loss, f"{kept_in}, on average", is_optional=True),
-        Column("Worst task", worst, kept_in, is_optional=True),
+        Column.optional(
+            "Retention loss",
+            lambda verdict: cells.interval(verdict.retention_loss, "points"),
+            f"{kept_in}, on average",
+        ),
+        Column.optional("Worst task", worst, kept_in),
         Column("Keeps enough?", keeps, limit, is_text=True, is_optional=True),
         Column("Behind the best other rank", behind, measured),
-        Column(
+        Column.text(
             "Near the best?",
             lambda verdict: _STATES[verdict.near_the_best],
             f"behind by less than δ = {quantities.score(recommendation.delta, unit)}",
-            is_text=True,
         ),
-        Column("Qualifies?", lambda verdict: "yes" if verdict.qualifies else "no", is_text=True),
+        Column.text("Qualifies?", lambda verdict: "yes" if verdict.qualifies else "no"),
     ]
     return table(_decision_caption(recommendation), columns, recommendation.verdicts)
 
@@ -79,19 +72,17 @@ def odds_table(recommendation: Recommendation) -> Table | None:
     near = quantities.amount(recommendation.delta, recommendation.unit)
     limit = f"{quantities.amount(epsilon or 0.0, 'points')} on average, "
     limit += f"{quantities.score(recommendation.worst_task_points or 0.0, 'points')} on any task"
+    notes = {bet.choice: "best bet"}
     columns: list[Column[OptionOdds]] = [
-        Column("Option", lambda option: _bet_on(option, bet)),
+        Column("Option", lambda option: Cell(option.label, "", notes.get(option.label, ""))),
         Column("Better than base", lambda option: quantities.odds(option.better_than_base)),
-        Column(
+        Column.optional(
             "Keeps enough",
             lambda option: None if epsilon is None else quantities.odds(option.keeps_enough),
             f"loses at most {limit}",
-            is_optional=True,
         ),
         Column(
-            "Near the best",
-            lambda option: quantities.odds(option.near_the_best),
-            f"within {near}",
+            "Near the best", lambda option: quantities.odds(option.near_the_best), f"within {near}"
         ),
         Column("All of it", lambda option: quantities.odds(option.right)),
     ]
@@ -102,10 +93,6 @@ def odds_table(recommendation: Recommendation) -> Table | None:
         "estimated gain after a price for what is lost beyond the margins."
     )
     return table(caption, columns, bet.options)
-
-
-def _bet_on(option: OptionOdds, bet: BestBet) -> Cell:
-    return Cell(option.label, "", "best bet" if option.label == bet.choice else "")
 
 
 def epsilon_table(recommendation: Recommendation) -> Table | None:
@@ -123,7 +110,7 @@ def epsilon_table(recommendation: Recommendation) -> Table | None:
 
     columns: list[Column[EpsilonOdds]] = [Column("ε", name, "points")]
     columns += [odds_of(place, option.label) for place, option in enumerate(bet.options)]
-    columns.append(Column("Best bet", lambda row: row.choice or "do not fine-tune", is_text=True))
+    columns.append(Column.text("Best bet", lambda row: row.choice or "do not fine-tune"))
     caption = (
         "The probability that each option is right, and the best bet, for every average retention "
         "loss that may be acceptable to you; δ and the ceiling for single tasks are the study's."
@@ -136,11 +123,8 @@ def prospect_table(recommendation: Recommendation) -> Table | None:
     if not recommendation.prospects:
         return None
 
-    def name(prospect: Prospect) -> Cell:
-        return Cell(growth(prospect))
-
     columns: list[Column[Prospect]] = [
-        Column("Added", name),
+        Column("Added", growth),
         Column("Would settle it", lambda prospect: quantities.odds(prospect.probability)),
     ]
     caption = "The probability that the rule would recommend a rank, or reject every one."
@@ -161,22 +145,28 @@ def _decision_caption(recommendation: Recommendation) -> str:
 
 
 class _Measured(NamedTuple):
-    """A task in its relation, the base's evaluation, and the most items that were cut."""
+    """A task in its relation, with the base's evaluation."""
 
     relation: Relation
     evaluation: TaskEvaluation
-    metric: Cell
-    num_cut: int
 
 
 def measured_table(results: TrainTaskResults) -> Table:
     """Every task: how many items, by which metric, asked in which way."""
     rows = [
-        _measured(results, relation, task)
+        _Measured(relation, results.base.evaluations[task])
         for relation, tasks in results.tasks.items()
         for task in tasks
         if task in results.base.evaluations
     ]
+
+    def metric(row: _Measured) -> Cell:
+        unit = results.base.items[row.evaluation.task].unit
+        return Cell(_metric_name(row.evaluation), "", cells.unit_name(unit))
+
+    def num_cut(row: _Measured) -> int:
+        evaluations = [m.evaluations.get(row.evaluation.task) for m in _models(results).values()]
+        return max(each.num_truncated for each in evaluations if each is not None)
 
     def chance(row: _Measured) -> str | None:
         share = row.evaluation.chance
@@ -184,19 +174,15 @@ def measured_table(results: TrainTaskResults) -> Table:
 
     columns: list[Column[_Measured]] = [
         Column("Task", lambda row: row.evaluation.task),
-        Column("Relation", lambda row: RELATION_NAMES[row.relation], is_text=True),
+        Column.text("Relation", lambda row: RELATION_NAMES[row.relation]),
         Column("Items", lambda row: cells.items(row.evaluation.num_examples, row.evaluation.limit)),
-        Column("Metric", lambda row: row.metric, is_text=True),
+        Column.text("Metric", metric),
         Column("Chance", chance),
-        Column("Kind", lambda row: row.evaluation.output_type.replace("_", " "), is_text=True),
-        Column("Version", lambda row: row.evaluation.task_version, is_text=True),
+        Column.text("Kind", lambda row: row.evaluation.output_type.replace("_", " ")),
+        Column.text("Version", lambda row: row.evaluation.task_version),
         Column("Few-shot", lambda row: str(row.evaluation.num_fewshot), "examples"),
-        Column(
-            "Chat template",
-            lambda row: "yes" if row.evaluation.chat_template else "no",
-            is_text=True,
-        ),
-        Column("Cut", lambda row: row.num_cut, "items"),
+        Column.text("Chat template", lambda row: "yes" if row.evaluation.chat_template else "no"),
+        Column("Cut", num_cut, "items"),
     ]
     caption = (
         "What every model was scored on. Chance is what guessing would score on average, in "
@@ -205,16 +191,9 @@ def measured_table(results: TrainTaskResults) -> Table:
     return table(caption, columns, rows)
 
 
-def _measured(results: TrainTaskResults, relation: Relation, task: str) -> _Measured:
-    evaluation = results.base.evaluations[task]
-    name = cells.metric_name(evaluation.decision_metric, evaluation.decision_filter)
-    num_cut = max(
-        model.evaluations[task].num_truncated
-        for model in (results.base, *results.runs)
-        if task in model.evaluations
-    )
-    metric = Cell(name, "", cells.unit_name(results.base.items[task].unit))
-    return _Measured(relation, evaluation, metric, num_cut)
+def _metric_name(evaluation: TaskEvaluation) -> str:
+    """Of the metric that decides."""
+    return cells.metric_name(evaluation.decision_metric, evaluation.decision_filter)
 
 
 _Metric = tuple[TaskEvaluation, MetricScore]
@@ -283,9 +262,6 @@ def relation_table(
         value = recommendation.interval_of(row)
         return cells.interval(value.negated() if is_prose else value, row.unit)
 
-    def chosen(row: Comparison) -> str | None:
-        return _options(models[row.run], row.task) or None
-
     columns: list[Column[Comparison]] = [
         Column("Run", lambda row: labels[row.run]),
         Column(
@@ -296,28 +272,26 @@ def relation_table(
         Column("Forgetting", change, "rise of the loss")
         if is_prose
         else Column("Difference", change),
-        Column("Learned", lambda row: row.num_learned, "items", is_optional=True),
-        Column("Forgotten", lambda row: row.num_forgotten, "items", is_optional=True),
-        Column("Kept", _kept, "right / wrong", is_optional=True),
-        Column("McNemar p", _mcnemar_p, "exact", is_optional=True),
-        Column("Options chosen", chosen, "% of items", is_optional=True),
+        Column.optional("Learned", lambda row: row.num_learned, "items"),
+        Column.optional("Forgotten", lambda row: row.num_forgotten, "items"),
+        Column.optional("Kept", _kept, "right / wrong"),
+        Column.optional("McNemar p", lambda row: quantities.p_value(row.mcnemar_p_value), "exact"),
+        Column.optional(
+            "Options chosen", lambda row: _options(models[row.run], row.task), "% of items"
+        ),
     ]
-    caption = _relation_caption(rows, recommendation.confidence)
+    caption = (
+        "Every run against the base, paired over the same items, "
+        f"{cells.intervals(recommendation.confidence)}. Exploratory"
+    )
+    has_counts = any(row.num_learned is not None for row in rows)
+    caption += ": p values are not corrected." if has_counts else "."
     groups = [
         (task, _task_detail(results, recommendation, task), own)
         for task in results.tasks[relation]
         if (own := [row for row in rows if row.task == task])
     ]
     return grouped_table(caption, columns, groups)
-
-
-def _relation_caption(rows: Sequence[Comparison], confidence: float) -> str:
-    """How the runs of one relation are compared, and which p values are corrected."""
-    caption = (
-        f"Every run against the base, paired over the same items, {cells.intervals(confidence)}. "
-    )
-    has_counts = any(row.num_learned is not None for row in rows)
-    return caption + ("Exploratory: p values are not corrected." if has_counts else "Exploratory.")
 
 
 def format_table(
@@ -355,7 +329,7 @@ def format_table(
         ),
         Column(
             "Options chosen",
-            lambda effect: _options(models[effect.run], effect.scored_as) or None,
+            lambda effect: _options(models[effect.run], effect.scored_as),
             "trained format, % of items",
         ),
     ]
@@ -386,16 +360,14 @@ def _kept(row: Comparison) -> str | None:
     return f"{quantities.count(row.num_kept_right)} / {quantities.count(row.num_kept_wrong or 0)}"
 
 
-def _mcnemar_p(row: Comparison) -> str:
-    return quantities.p_value(row.mcnemar_p_value)
-
-
 def _task_detail(results: TrainTaskResults, recommendation: Recommendation, task: str) -> str:
     """Such as: n = 300, acc, chance 25.0, base 50.0 (44.4 to 55.6)."""
     evaluation, items = results.base.evaluations[task], results.base.items[task]
     score = task_score(evaluation, items, recommendation.confidence)
-    metric = cells.metric_name(evaluation.decision_metric, evaluation.decision_filter)
-    parts = [quantities.sample_size(score), f"{metric} in {cells.unit_name(items.unit)}"]
+    parts = [
+        quantities.sample_size(score),
+        f"{_metric_name(evaluation)} in {cells.unit_name(items.unit)}",
+    ]
     if evaluation.chance is not None:
         parts.append(f"chance {quantities.score(100 * evaluation.chance, 'points')}")
     parts.append(f"base {cells.mean(score, signed=False)}")
@@ -410,66 +382,8 @@ def _models(results: TrainTaskResults) -> dict[str, ModelResults]:
     return {model.name: model for model in (results.base, *results.runs)}
 
 
-def _options(model: ModelResults, task: str) -> str:
-    """The share of each option chosen: 25/24/26/25."""
+def _options(model: ModelResults, task: str) -> str | None:
+    """The share of each option chosen, 25/24/26/25; None where there are none."""
     evaluation = model.evaluations.get(task)
     shares = None if evaluation is None else evaluation.predicted_shares
-    return "/".join(f"{100 * value:.0f}" for value in shares or ())
-
-
-_PLAN = ("method", "rank", "alpha", "scaling", "learning_rate", "seed", "target_modules",
-         "num_trainable_parameters", "trainable_share")  # fmt: skip
-_RUN = ("num_steps", "num_tokens", "train_seconds", "peak_memory_bytes")
-_SUMMARY = ("in_domain", "gain", "out_of_domain", "out_of_domain_change", "retention",
-            "retention_change", "held_out_loss", "forgetting")  # fmt: skip
-_EVALUATION = ("task", "task_version", "num_fewshot", "chat_template", "chance")
-
-
-def row_tables(
-    results: TrainTaskResults, recommendation: Recommendation, summaries: Summaries
-) -> dict[str, list[dict[str, Any]]]:
-    """The rows of every table that has any, flat, by the table's name.
-
-    ``runs`` has one row for each model, ``differences`` one for each run and task, ``formats`` the
-    same for tasks that were also scored in the format of the training, ``ranks`` what each rank was
-    judged on, ``scores`` every metric of every model and task as lm-evaluation-harness defines it.
-    """
-    tables: dict[str, Iterable[dict[str, Any]]] = {
-        "runs": run_rows(summaries),
-        "differences": map(flat, recommendation.comparisons),
-        "formats": map(flat, recommendation.format_effects),
-        "ranks": map(flat, recommendation.verdicts),
-        "scores": score_rows(results),
-    }
-    return {name: listed for name, rows in tables.items() if (listed := list(rows))}
-
-
-def csv_tables(
-    results: TrainTaskResults, recommendation: Recommendation, summaries: Summaries
-) -> dict[str, str]:
-    """The text of the same tables by file name; a cell is empty where nothing was measured."""
-    tables = row_tables(results, recommendation, summaries)
-    return {f"{name}.csv": cells.csv_text(rows) for name, rows in tables.items()}
-
-
-def run_rows(summaries: Summaries) -> Iterator[dict[str, Any]]:
-    """One row for each model, flat: its settings, its means with their bounds, its cost."""
-    for summary in summaries:
-        run, worst = summary.run, summary.worst_retention
-        row: dict[str, Any] = {"run": summary.name, "status": "base" if run is None else run.status}
-        row |= {name: None if run is None else getattr(run.planned, name) for name in _PLAN}
-        row["recommended"] = summary.is_recommended
-        row |= {name: getattr(summary, name) for name in _SUMMARY}
-        row["worst_retention_task"] = None if worst is None else worst.task
-        row["worst_retention_change"] = None if worst is None else worst.difference
-        row |= {name: None if run is None else getattr(run, name) for name in _RUN}
-        yield flat(row.items())
-
-
-def score_rows(results: TrainTaskResults) -> Iterator[dict[str, Any]]:
-    """One row for each metric of each model and task, flat, as lm-evaluation-harness has it."""
-    for model in (results.base, *results.runs):
-        for evaluation in model.evaluations.values():
-            asked = {name: getattr(evaluation, name) for name in _EVALUATION}
-            for score in evaluation.metrics:
-                yield flat(score, model=model.name, **asked, decides=score == evaluation.decision)
+    return "/".join(f"{100 * value:.0f}" for value in shares or ()) or None

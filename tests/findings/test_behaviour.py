@@ -17,6 +17,7 @@ from rankwise.records.behaviour import PROMPTS, Behaviour, BehaviourPrompt
 from rankwise.records.results import ModelResults
 from rankwise.report.sections.gauges import behaviour_section
 from tests.planted.results import planted_study
+from tests.support.tables import csv_rows
 
 JSON = BehaviourPrompt("", "json")
 WORD = BehaviourPrompt("", "one word")
@@ -140,7 +141,7 @@ def test_the_section_has_every_trait_of_every_model(part: TrainTaskBehaviour) ->
     (table,) = section.tables
     assert [group.title for group in table.table.groups][:2] == ["Refuses", "Length"]
     assert all(len(group.rows) == 2 for group in table.table.groups)
-    assert len(section.files["behaviour.csv"].splitlines()) == 1 + 2 * 5
+    assert len(csv_rows("behaviour", planted_study(), behaviour=[part])) == 2 * 5
 
 
 def test_a_study_without_answers_has_none() -> None:

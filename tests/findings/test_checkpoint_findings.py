@@ -10,6 +10,7 @@ from rankwise.findings.study import study_findings
 from rankwise.records.results import Divergence, ModelResults, StudyResults
 from rankwise.report.sections.by_rank import checkpoint_section
 from tests.planted.checkpoints import Shares, with_checkpoints
+from tests.support.tables import csv_rows
 
 
 def found_in(results: StudyResults) -> TrainTaskCheckpoints:
@@ -107,9 +108,10 @@ def test_checkpoints_take_no_part_in_the_verdict() -> None:
 def test_the_section_has_every_point() -> None:
     kept, forgot = Shares(0.80, 0.90, 0.80, 0.90), Shares(0.80, 0.70, 0.80, 0.70)
     points = {8: [(5, kept), (20, forgot)], 32: [(5, kept), (20, kept)]}
-    section = checkpoint_section([found_in(with_checkpoints(points))])
-    rows = section.files["checkpoints.csv"].splitlines()
-    assert len(rows) == 1 + 4
+    results = with_checkpoints(points)
+    part = found_in(results)
+    section = checkpoint_section([part])
+    assert len(csv_rows("checkpoints", results, checkpoints=[part])) == 4
     assert [figure.name for figure in section.figures] == [
         "checkpoints-gain",
         "checkpoints-retention",

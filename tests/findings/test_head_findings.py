@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
-from rankwise.findings.heads import TrainTaskHeads, flat, head_findings
+from rankwise.findings.heads import TrainTaskHeads, head_findings
 from rankwise.findings.options import option_gains
 from rankwise.records.heads import CHANGE_MEASURES
 from rankwise.records.results import StudyResults
@@ -42,7 +44,7 @@ def test_changes_grow_with_rank_and_are_like_full_fine_tunings() -> None:
     assert against.correlation.estimate == pytest.approx(1.0)
     assert any(each.startswith("Heads change more at higher ranks (") for each in heads.statements)
     assert heads.runs[0].top_share == pytest.approx(
-        sum(sorted(flat(changes("", 1).shares[0].values))[-4:])
+        sum(sorted(itertools.chain(*changes("", 1).shares[0].values))[-4:])
     )
 
 

@@ -10,6 +10,7 @@ from rankwise.findings.options import option_gains
 from rankwise.records.results import ModelResults, StudyResults, TaskItems
 from rankwise.report.sections.gauges import lost_item_section
 from tests.planted.results import planted_evaluation, planted_study
+from tests.support.tables import csv_rows
 
 STANDARD, TRAINED = "capitals", "capitals@trained"
 SIZE = 200
@@ -164,8 +165,9 @@ def test_without_the_trained_format_there_is_nothing() -> None:
 
 
 def test_the_section_has_a_row_for_each_run_and_task() -> None:
-    section = lost_item_section([found(45)])
+    part = found(45)
+    section = lost_item_section([part])
     (table,) = section.tables
     (row,) = table.table.groups[0].rows
     assert [str(cell) for cell in row][:4] == ["rank 4", STANDARD, "60", "45"]
-    assert len(section.files["lost-items.csv"].splitlines()) == 2
+    assert len(csv_rows("lost-items", planted_study(), lost_items=[part])) == 1

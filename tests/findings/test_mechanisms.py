@@ -346,7 +346,7 @@ def test_without_full_and_without_retention_there_is_nothing() -> None:
     results = planted_study({4: 0.7}, retention_tasks=())
     findings = study_findings(results, recommend(results))
     assert findings.mechanisms == ()
-    names = [section.name for section in study_sections(results, recommend(results), findings)]
+    names = [section.name for section in study_sections(results, findings)]
     assert "mechanisms" not in names
 
 
@@ -442,7 +442,7 @@ def test_what_was_not_measured_is_said() -> None:
     )
     recommendation = recommend(results)
     findings = study_findings(results, recommendation)
-    sections = {s.name: s for s in study_sections(results, recommendation, findings)}
+    sections = {s.name: s for s in study_sections(results, findings)}
     remarks = " ".join(sections["mechanisms"].remarks)
     assert "conditional on that seed" in remarks
     assert "Agreement was not measured: no full fine-tuning" in remarks

@@ -559,14 +559,14 @@ def test_the_report_names_what_was_found_and_what_was_not(tmp_path: Path) -> Non
     rows = (tmp_path / "report" / "signatures.csv").read_text().splitlines()
     assert len(rows) == 1 + len(findings.signatures) == 2
     assert rows[0].startswith("name,train_task,label,task,statement,advice,estimate,lower")
-    lines = verdict(results, recommendation, findings.signatures, tmp_path, 200)
+    lines = verdict(results, recommendation, findings, tmp_path, 200)
     shown = [str(line) for line in lines]
     assert any(line.startswith("- Worse than the base: Rank 16 is") for line in shown)
 
 
 def test_a_section_without_any_says_what_was_looked_for() -> None:
     section = signature_section((), {"does_not_stop": "no generation task"}, 0.95)
-    assert section.tables == ()
+    assert not section.tables
     assert section.remarks[0].startswith("Looked for and not found: diverged")
     assert section.remarks[1].endswith("does not stop (no generation task).")
 

@@ -9,15 +9,16 @@ import pytest
 from pyarrow import parquet
 
 from rankwise.errors import RecordError
-from rankwise.findings.models import summarise
 from rankwise.integrations.formats import export_study
 from rankwise.records.folder import StudyFolder
-from rankwise.report.tables import csv_tables
+from rankwise.report.page import csv_files
 from rankwise.study.conclusion import conclude
 from tests.planted.folders import write_study
 from tests.planted.results import planted_study
 
-TABLES = ["runs", "differences", "ranks", "scores"]
+OF_EACH_TASK = ["runs", "differences", "ranks", "scores"]
+OF_FINDINGS = ["signatures", "transfer", "retention", "mechanism-pairs", "mechanism-agreement"]
+TABLES = [*OF_EACH_TASK, *OF_FINDINGS]
 
 
 @pytest.fixture
@@ -31,15 +32,15 @@ def folder(tmp_path: Path) -> StudyFolder:
 def test_the_csv_files_are_the_reports_behind_the_trained_task(folder: StudyFolder) -> None:
     written = export_study(folder, "csv")
     assert [each.name for each in written] == TABLES
-    outcome = conclude(folder)
-    (part,) = outcome.recommendation.by_train_task
-    results = outcome.results.of("kinship")
-    of_report = csv_tables(results, part, summarise(results, part))
+    of_report = csv_files(*conclude(folder))
+    assert {*of_report} == {f"{name}.csv" for name in TABLES}
     for each in written:
         assert each.file == folder.root / "export" / "csv" / f"{each.name}.csv"
         lines = each.file.read_text(encoding="utf-8").splitlines()
         report = of_report[f"{each.name}.csv"].splitlines()
-        assert lines == [f"train_task,{report[0]}", *(f"kinship,{row}" for row in report[1:])]
+        if each.name in OF_EACH_TASK:
+            report = [f"train_task,{report[0]}", *(f"kinship,{row}" for row in report[1:])]
+        assert lines == report
 
 
 def test_parquet_has_the_same_rows_with_their_types(folder: StudyFolder, tmp_path: Path) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-
 import pytest
 
 from rankwise.cli.terminal import head_lines
@@ -17,6 +14,7 @@ from rankwise.report.parts import Figure, ReportSection, Table
 from rankwise.report.sections.heads import head_section
 from tests.planted.heads import effects, looked_into, named, repair, with_effects
 from tests.planted.results import planted_study
+from tests.support.tables import csv_rows
 
 OWN = "on rows of k and v where it has them to itself"
 SHARED = "on the rows of k and v that its group shares"
@@ -66,11 +64,11 @@ def test_the_section_has_maps_tables_and_files() -> None:
     assert sum(title.startswith("Heads set to zero") for title in titles) == 2
     assert titles[-1].startswith("Repair of")
     assert named(found.remarks, "Reverting 2 heads restores syllogism")
-    rows = list(csv.DictReader(io.StringIO(found.files["heads.csv"])))
+    rows = csv_rows("heads", results)
     assert len(rows) == len(results.runs) * 40
     assert float(rows[39]["output_change"]) == pytest.approx(0.1)
     assert rows[0]["delta_share_query"] == ""
-    rows = list(csv.DictReader(io.StringIO(found.files["head-effects.csv"])))
+    rows = csv_rows("head-effects", results)
     assert len(rows) == 3 * 2 * 40
     assert rows[-1]["beyond_control"] == ""
 
@@ -209,14 +207,15 @@ def test_reversions_with_and_without_keys_and_values_are_on_maps_of_their_own() 
     own = [
         effects(name, "kinship", mode="revert", keys_and_values=shared) for shared in (False, True)
     ]
-    found = section(with_effects(study, 0, *own))
+    results = with_effects(study, 0, *own)
+    found = section(results)
     plain, shared = maps(found, "map-effects")
     assert plain.name != shared.name
     assert OWN in plain.caption
     assert SHARED in shared.caption
     details = [group.detail for group in table(found, "Change and effect").groups]
     assert details == ["heads reverted", "heads reverted with shared k and v"]
-    rows = csv.DictReader(io.StringIO(found.files["head-effects.csv"]))
+    rows = csv_rows("head-effects", results)
     assert {row["keys_and_values"] for row in rows} == {"False", "True"}
 
 

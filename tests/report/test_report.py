@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import csv
 import hashlib
-import io
 import itertools
 import re
 import subprocess
@@ -20,6 +19,7 @@ from rankwise.findings.models import seeded_labels, summarise
 from rankwise.findings.options import option_gains
 from rankwise.findings.recommendation import recommend, recommend_for
 from rankwise.findings.study import study_findings
+from rankwise.findings.tables import task_tables
 from rankwise.records import quantities
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults
@@ -29,7 +29,7 @@ from rankwise.report.page import write_report
 from rankwise.report.parts import Cell, Table
 from rankwise.report.sections.overview import study_figures
 from rankwise.report.summaries import verdict_table
-from rankwise.report.tables import csv_tables, relation_table
+from rankwise.report.tables import relation_table
 from tests.planted.results import planted_runs, planted_study, with_rslora
 from tests.support.pages import Page
 
@@ -431,8 +431,8 @@ def test_the_table_has_the_intervals_of_the_findings() -> None:
     cell = cell_of(table, models_in(table).index("LoRA rank 4"), "Gain")
     gain = source.change(source.options[0].runs, tasks)
     assert cell.interval == quantities.change_interval(gain.lower, gain.upper, "points")
-    (row,) = read_rows(csv_tables(part, its, (base, *runs))["runs.csv"], runs[0].name)
-    assert (float(row["gain_lower"]), float(row["gain_upper"])) == (gain.lower, gain.upper)
+    (row,) = (r for r in task_tables(part, its, (base, *runs))["runs"] if r["run"] == runs[0].name)
+    assert (row["gain_lower"], row["gain_upper"]) == (gain.lower, gain.upper)
 
 
 def test_the_table_says_which_alpha_is_of_rslora() -> None:
@@ -452,10 +452,6 @@ def test_reporting_reaches_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def read_rows(text: str, run: str) -> list[dict[str, str]]:
-    return [row for row in csv.DictReader(io.StringIO(text)) if row["run"] == run]
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -195,7 +195,7 @@ def test_alarms_are_named_and_marked(report: Written) -> None:
 def test_a_study_of_ranks_has_no_section_of_axes() -> None:
     results = planted_study()
     recommendation = recommend(results)
-    sections = study_sections(results, recommendation, study_findings(results, recommendation))
+    sections = study_sections(results, study_findings(results, recommendation))
     names = [section.name for section in sections]
     assert "axes" not in names
     assert {"transfer", "retention-by-subject"} <= set(names)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-
 from rankwise.findings.tuning import tuned_rates
 from rankwise.records.results import StudyResults
 from rankwise.records.search import (
@@ -19,6 +16,7 @@ from rankwise.records.search import (
 )
 from rankwise.report.sections.search import search_section
 from tests.planted.results import planted_study
+from tests.support.tables import csv_rows
 
 
 def shown(rank: int, rate: float, share: float, gain: float | None) -> Shown:
@@ -107,7 +105,7 @@ def test_the_table_says_what_became_of_each_training() -> None:
         "compared on the test items",
     ]
     assert rows[1][3] == "diverged"
-    found = list(csv.DictReader(io.StringIO(section.files["search.csv"])))
+    found = csv_rows("search", searched())
     assert [row["gain"] for row in found] == ["3.0", "", "9.0", "12.0"]
 
 

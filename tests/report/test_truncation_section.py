@@ -96,7 +96,7 @@ def test_findings_are_read_as_they_were_written(report: Written) -> None:
 def test_a_source_that_diverged_leaves_a_sentence_and_no_table() -> None:
     results = planted_truncated(GAINS, diverged=[64])
     recommendation = recommend(results)
-    sections = study_sections(results, recommendation, study_findings(results, recommendation))
+    sections = study_sections(results, study_findings(results, recommendation))
     (section,) = [section for section in sections if section.name == "truncation"]
     assert section.remarks[-1].startswith("rank 64 takes no part here")
     assert not section.tables
@@ -106,5 +106,5 @@ def test_a_source_that_diverged_leaves_a_sentence_and_no_table() -> None:
 def test_a_study_that_truncates_nothing_has_no_such_section() -> None:
     results = planted_study()
     recommendation = recommend(results)
-    sections = study_sections(results, recommendation, study_findings(results, recommendation))
+    sections = study_sections(results, study_findings(results, recommendation))
     assert "truncation" not in [section.name for section in sections]

@@ -37,6 +37,7 @@ from tests.planted.weights import (
     with_spectra,
 )
 from tests.support.pages import Page as HtmlPage
+from tests.support.tables import csv_rows
 
 SCORES = {**SAME, "full": 0.72}
 RETENTION = {**FORGET, "full": 0.75}
@@ -59,7 +60,7 @@ def written(folder: Path, results: StudyResults) -> Written:
 def section(results: StudyResults) -> ReportSection | None:
     recommendation = recommend(results)
     findings = study_findings(results, recommendation)
-    found = study_sections(results, recommendation, findings)
+    found = study_sections(results, findings)
     return next((each for each in found if each.name == "weights"), None)
 
 
@@ -186,14 +187,10 @@ def test_every_colour_has_a_partner_for_dark_pages(report: Written) -> None:
         assert used <= known, path.name
 
 
-def csv_rows(found: ReportSection) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(found.files["weights.csv"])))
-
-
 def test_the_csv_has_a_row_for_each_run_and_matrix(
     planted: StudyResults, own: ReportSection
 ) -> None:
-    rows = csv_rows(own)
+    rows = csv_rows("weights", planted)
     wanted = [
         (model.name, each)
         for model in planted.runs
@@ -216,7 +213,7 @@ def test_the_csv_has_a_row_for_each_run_and_matrix(
 
 def test_the_csv_is_written_beside_the_figures(report: Written, own: ReportSection) -> None:
     text = (report.folder / "weights.csv").read_text("utf-8")
-    assert list(csv.DictReader(io.StringIO(text))) == csv_rows(own)
+    assert list(csv.DictReader(io.StringIO(text))) == csv_rows("weights", report.results)
 
 
 def test_without_spectra_there_is_no_section() -> None:
@@ -232,7 +229,7 @@ def test_several_trained_tasks_have_files_of_their_own(tmp_path: Path) -> None:
         for title in ("Updates of the runs", "Norm against rank", "Weights and forgetting"):
             assert f"{title}, trained on {task}" in report.text
         assert f"Trained on {task}: The norm of the update changes" in report.text
-    assert len(csv_rows(shown(report.results))) == 6 * NUM_LAYERS * len(KINDS)
+    assert len(csv_rows("weights", report.results)) == 6 * NUM_LAYERS * len(KINDS)
 
 
 # what is not there

@@ -238,7 +238,7 @@ def left_over(folder: Path) -> dict[str, bool]:
 
 def remarks(outcome: Any) -> str | None:
     """Of the report's section; None where there is none."""
-    sections = study_sections(outcome.results, outcome.recommendation, outcome.findings)
+    sections = study_sections(outcome.results, outcome.findings)
     found = [" ".join(each.remarks) for each in sections if each.name == "weights"]
     return found[0] if found else None
 

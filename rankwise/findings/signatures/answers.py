@@ -97,13 +97,14 @@ def _collapsed(source: OptionGains, option: Option, task: str) -> Iterator[Signa
             collapsed.append((chosen, place))
     if collapsed:
         chosen, place = max(collapsed, key=lambda pair: (pair[0].estimate, pair[1]))
+        letter = ascii_uppercase[place] if place < len(ascii_uppercase) else str(place + 1)
         several = len(option.runs) > 1
         runs = f" with {len(collapsed)} of {len(option.runs)} seeds" if several else ""
         yield signature(
             "letters_collapsed",
             Place(source.results.train_task, option.label, task),
             _in_points(chosen, size),
-            statement=f"{option.label} chooses option {_letter(place)} ({place + 1} of "
+            statement=f"{option.label} chooses option {letter} ({place + 1} of "
             f"{len(before)}) on {_percent(chosen.estimate)} of {size:,} items of {task}{runs}, at "
             f"least {_percent(chosen.lower)}; the base on {_percent(before[place])}.",
             advice="See whether the right answers of the training rows are at every place "
@@ -159,10 +160,6 @@ def _accuracy(record: TaskEvaluation) -> float:
     """The share of items with the right answer: ``acc``, or what the task has in its place."""
     scores = [score for score in record.metrics if score.metric == "acc"]
     return (scores[0] if scores else record.decision).value
-
-
-def _letter(place: int) -> str:
-    return ascii_uppercase[place] if place < len(ascii_uppercase) else str(place + 1)
 
 
 def _percent(share: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -235,7 +235,11 @@ def layer_maps(maps: Sequence[LayerMap], *, names_largest: bool = False) -> Draw
     """
     layers = [str(layer) for layer in sorted({layer for own in maps for layer, _ in own.values})]
     parts = [list(dict.fromkeys(part for _, part in own.values)) for own in maps]
-    names = _short({part for own_parts in parts for part in own_parts})
+    # over a column stands q for q_proj, or the end of a long name; all where ends are alike
+    every = {part for own_parts in parts for part in own_parts}
+    names = {part: part.removesuffix("_proj")[-9:] for part in every}
+    if len(set(names.values())) < len(names):
+        names = {part: part for part in every}
     is_wide = sum(map(len, parts)) <= _MOST_WIDE_COLUMNS
     has_text = is_wide and sum(len(own.values) for own in maps) <= _MOST_NUMBERS
     panels = [
@@ -262,12 +266,6 @@ def layer_maps(maps: Sequence[LayerMap], *, names_largest: bool = False) -> Draw
         words.append(f"{own.title}{':' if names_largest else ''} {low} to {high}{where}")
     drawing = heat_map(panels, HeatSize(40.0 if is_wide else 20.0, 17.0))
     return drawing._replace(words=f"{'; '.join(words)}.", is_wide=True)
-
-
-def _short(parts: Collection[str]) -> dict[str, str]:
-    """What stands over a column: q for q_proj, the end of a long name; all where ends are alike."""
-    names = {part: part.removesuffix("_proj")[-9:] for part in parts}
-    return names if len(set(names.values())) == len(names) else {part: part for part in parts}
 
 
 def percent(value: float) -> str:

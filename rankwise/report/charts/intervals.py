@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from rankwise.records import quantities
 from rankwise.records.axes import Kind
+from rankwise.records.grouping import grouped
 from rankwise.records.study import Interval, Unit
 from rankwise.report.charts.marks import (
     COLOUR,
@@ -125,19 +126,12 @@ def _panel(panel: BarPanel, looks: dict[str, Look], width: float, *, has_key: bo
 
 
 def _in_words(panel: BarPanel) -> str:
-    groups = dict.fromkeys(bar.group for bar in panel.bars)
-    said = [
-        f"{group.replace(chr(10), ', ')}: {'; '.join(_bars_in_words(panel, group))}"
-        for group in groups
-    ]
+    words = grouped(
+        (bar.group, f"{bar.series} {quantities.with_interval(bar.value, panel.unit)}".strip())
+        for bar in panel.bars
+    )
+    said = [f"{group.replace(chr(10), ', ')}: {'; '.join(its)}" for group, its in words.items()]
     return f"{f'{panel.title}: ' if panel.title else ''}{'. '.join(said)}."
-
-
-def _bars_in_words(panel: BarPanel, group: str) -> Iterable[str]:
-    for bar in panel.bars:
-        if bar.group == group:
-            words = quantities.with_interval(bar.value, panel.unit)
-            yield f"{bar.series} {words}" if bar.series else words
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:

@@ -14,7 +14,6 @@ from rankwise.report.charts.marks import (
     LINE,
     MOST_MARKS,
     SHAPE,
-    Encoding,
     Look,
     Name,
     axis,
@@ -155,8 +154,9 @@ def _plane(plane: Plane, size: tuple[int, int]) -> Chart:
     few = len(rows) <= _MANY
     thin: dict[str, Any] = {"strokeWidth": 1.6 if few else 1.2, "opacity": 1 if few else 0.5}
     look = {"color": COLOUR, "shape": SHAPE, **links(mark.model for mark in plane.marks)}
+    of_region = {**at, "fill": COLOUR, "detail": category("place"), "order": number("order")}
     layers = [
-        _shaded(edges, at),
+        layer("line", edges, of_region, filled=True, fillOpacity=0.07, strokeWidth=0),
         *_lines(plane, rows, zero, at),
         *(between("rule", rows, axis_name, {**at, "color": COLOUR}, **thin) for axis_name in at),
         ring(rows, at),
@@ -213,12 +213,6 @@ def _regions(rows: Sequence[Mapping[str, Any]], confidence: float) -> Iterator[d
                 bound = row[f"{key}_high"] if part > 0 else row[f"{key}_low"]
                 edge[key] = row[key] + scale * abs(part) * (bound - row[key])
             yield edge
-
-
-def _shaded(edges: Sequence[Mapping[str, Any]], at: Encoding) -> Chart:
-    """Regions in the colours of their marks."""
-    by_mark = {"fill": COLOUR, "detail": category("place"), "order": number("order")}
-    return layer("line", edges, {**at, **by_mark}, filled=True, fillOpacity=0.07, strokeWidth=0)
 
 
 def _names(plane: Plane, places: Sequence[tuple[float, float]]) -> Iterator[Name]:

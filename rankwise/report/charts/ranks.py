@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from rankwise.findings.trends import means_by_rank
 from rankwise.records import quantities
 from rankwise.records.axes import Kind
+from rankwise.records.grouping import grouped
 from rankwise.records.study import Interval, Unit
 from rankwise.report.charts.marks import (
     ARE_DRAWN,
@@ -37,12 +38,7 @@ from rankwise.report.charts.marks import (
     ring,
     small_title,
 )
-from rankwise.report.charts.theme import (
-    MUTED,
-    SERIES,
-    SERIES_SHAPES,
-    kind_colour,
-)
+from rankwise.report.charts.theme import MUTED, SERIES, SERIES_SHAPES, kind_colour
 from rankwise.report.parts import Chart, Drawing, some_of, thinned
 
 MOST_SERIES = len(SERIES)
@@ -246,9 +242,9 @@ def _panel(
     layers: list[Chart] = []
     if panel.has_zero:
         layers.append(layer("rule", [{"y": 0.0}], {"y": at["y"]}, color=MUTED.light))
-    across: dict[tuple[str, Kind], list[dict[str, float]]] = {}
-    for line in panel.lines:
-        across.setdefault((line.text, line.kind), []).append(bounds(line.value, "y"))
+    across: _Lines = grouped(
+        ((line.text, line.kind), bounds(line.value, "y")) for line in panel.lines
+    )
     layers += _across(across, {"y": at["y"]})
     layers.append(_curves(panel.curves, at))
     if series.names:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from rankwise.findings.axes import (
     Axis,
     AxisDifference,
     AxisEffect,
     AxisName,
-    AxisPoint,
     AxisState,
     TrainTaskAxes,
 )
@@ -19,6 +18,7 @@ from rankwise.findings.options import TaskMean
 from rankwise.findings.truncation import SERIES, CurvePoint, Series, TrainTaskTruncation
 from rankwise.records import quantities
 from rankwise.records.axes import FULL_LABEL
+from rankwise.records.grouping import grouped
 from rankwise.records.study import Unit
 from rankwise.report import cells
 from rankwise.report.charts.ranks import MOST_SERIES, RankMark, RankPanel, in_unit, rank_chart
@@ -30,7 +30,6 @@ from rankwise.report.parts import (
     Shown,
     Table,
     file_name,
-    flat,
     grouped_table,
     section,
 )
@@ -120,16 +119,6 @@ def change_figures(
         )
 
 
-_WORDS: dict[AxisName, str] = {
-    "rank": "rank ",
-    "alpha": "alpha ",
-    "learning rate": "rate ",
-    "target modules": "on ",
-    "epochs": "epochs ",
-}
-"""As in the labels of the options."""
-
-
 def axis_section(found: Sequence[TrainTaskAxes]) -> ReportSection:
     """Two charts for each axis other than rank, and a table for each trained task."""
     about = (
@@ -141,21 +130,17 @@ def axis_section(found: Sequence[TrainTaskAxes]) -> ReportSection:
     )
 
     def show(part: TrainTaskAxes) -> Shown:
-        said = [*_sentences(part), *cells.left_out(part.left_out)]
+        said: list[str] = []
+        for axis in part.axes:  # whether it matters in-domain and on retention
+            text = f"in-domain {_verdict(axis.in_domain, part.delta, part.unit, 'δ')}"
+            if part.epsilon_points is not None:
+                kept = _verdict(axis.retention, part.epsilon_points, "points", "ε")
+                text += f"; on retention {kept}"
+            said.append(f"{_axis_name(axis)} ({', '.join(axis.values)}): {text}.")
+        said += cells.left_out(part.left_out)
         return Shown(said, _axis_figures(part), [("", _axis_table(part))])
 
-    files = {"axes.csv": cells.csv_text(_axis_rows(found))}
-    return section("axes", "One setting at a time", about, found, show, files, figures="axis")
-
-
-def _sentences(found: TrainTaskAxes) -> Iterator[str]:
-    """One for each axis: whether it matters in-domain and on retention."""
-    for axis in found.axes:
-        said = f"in-domain {_verdict(axis.in_domain, found.delta, found.unit, 'δ')}"
-        if found.epsilon_points is not None:
-            kept = _verdict(axis.retention, found.epsilon_points, "points", "ε")
-            said += f"; on retention {kept}"
-        yield f"{_axis_name(axis)} ({', '.join(axis.values)}): {said}."
+    return section("axes", "One setting at a time", about, found, show, figures="axis")
 
 
 def _verdict(state: AxisState | None, margin: float, unit: Unit, letter: str) -> str:
@@ -181,7 +166,7 @@ def _axis_figures(found: TrainTaskAxes) -> Iterator[Figure]:
         others: list[AxisName] = [each.name for each in drawn if each.name != axis.name]
         changes = [
             ChangeAtRank(
-                ", ".join(f"{_WORDS[name]}{point.settings[name]}" for name in others),
+                point.in_words(others),
                 point.option.rank,
                 point.settings[axis.name],
                 point.gain,
@@ -233,22 +218,6 @@ def _holm_p(difference: AxisDifference | None) -> str | None:
     return "< 10⁻⁹" if value < 1e-9 else quantities.p_value(value)
 
 
-def _axis_rows(found: Sequence[TrainTaskAxes]) -> Iterator[dict[str, Any]]:
-    """Every effect, then every combination with its changes from the base."""
-
-    def settings(point: AxisPoint) -> str:
-        return ", ".join(f"{_WORDS[name]}{value}" for name, value in point.settings.items())
-
-    for part in found:
-        for axis in part.axes:
-            before = {"train_task": part.train_task, "method": axis.method, "axis": axis.name}
-            for effect in axis.effects:
-                yield flat(effect, **before, against=axis.values[0])
-        for point in part.points:
-            row = flat(point, train_task=part.train_task, value=settings(point), against="base")
-            yield {name: value for name, value in row.items() if name != "settings"}
-
-
 def checkpoint_section(found: Sequence[TrainTaskCheckpoints]) -> ReportSection:
     """Two charts and a table for each trained task."""
     about = (
@@ -260,7 +229,14 @@ def checkpoint_section(found: Sequence[TrainTaskCheckpoints]) -> ReportSection:
 
     def show(part: TrainTaskCheckpoints) -> Shown:
         changes = [
-            ChangeAtRank("", point.option.rank, _share(point), point.gain, point.retention)
+            ChangeAtRank(
+                "",
+                point.option.rank,
+                # as a value beside rank: the share of the steps, the same for every option
+                quantities.percent(round(point.step / point.num_steps, 3)),
+                point.gain,
+                point.retention,
+            )
             for point in part.points
         ]
         shares = sorted({change.series for change in changes}, key=lambda text: float(text[:-2]))
@@ -275,38 +251,23 @@ def checkpoint_section(found: Sequence[TrainTaskCheckpoints]) -> ReportSection:
         said = [choice.statement for choice in part.choices]
         return Shown(said, figures, [("", _checkpoint_table(part))])
 
-    rows = (flat(point, train_task=part.train_task) for part in found for point in part.points)
-    files = {"checkpoints.csv": cells.csv_text(rows)}
-    return section("checkpoints", "On the way: checkpoints", about, found, show, files)
-
-
-def _share(point: CheckpointPoint) -> str:
-    """As a value beside rank: the share of the steps, the same for every option."""
-    return quantities.percent(round(point.step / point.num_steps, 3))
+    return section("checkpoints", "On the way: checkpoints", about, found, show)
 
 
 def _checkpoint_table(found: TrainTaskCheckpoints) -> Table:
     chosen = {(choice.option.label, choice.step) for choice in found.choices}
-
-    def is_chosen(row: CheckpointPoint) -> str:
-        return "yes" if (row.option.label, row.step) in chosen else ""
 
     columns: list[Column[CheckpointPoint]] = [
         Column("Step", lambda row: f"{quantities.count(row.step)} of {row.num_steps}"),
         Column("Gain", lambda row: cells.mean(row.gain), "test items"),
         Column("Retention", lambda row: cells.mean(row.retention), "test items"),
         Column("Worth", lambda row: cells.number(row.validation_worth, "+.1f"), "validation"),
-        Column(
-            "KL, prompts",
-            lambda row: cells.formatted(row.kl_prompts, ".3g"),
-            "nats per token",
-            is_optional=True,
+        Column.optional(
+            "KL, prompts", lambda row: cells.formatted(row.kl_prompts, ".3g"), "nats per token"
         ),
-        Column("Chosen", is_chosen, is_text=True),
+        Column.text("Chosen", lambda row: "yes" if (row.option.label, row.step) in chosen else ""),
     ]
-    groups: dict[str, list[CheckpointPoint]] = {}
-    for point in found.points:
-        groups.setdefault(point.option.label, []).append(point)
+    groups = grouped((point.option.label, point) for point in found.points)
     caption = (
         f"Trained on {found.train_task}: change from the base after so many steps. Worth is the "
         "gain less twice the retention loss beyond ε, on validation items."
@@ -330,12 +291,6 @@ def truncation_section(found: Sequence[TrainTaskTruncation]) -> ReportSection:
         "recommendation does not rest on this. Intervals are "
         f"{quantities.percent(found[0].confidence)}, one at a time: exploratory."
     )
-    rows = (
-        flat(point, train_task=part.train_task, source=curve.source.label, seeds=curve.num_seeds)
-        for part in found
-        for curve in part.curves
-        for point in curve.points
-    )
 
     def show(part: TrainTaskTruncation) -> Shown:
         said = [statement for curve in part.curves for statement in curve.statements]
@@ -356,8 +311,7 @@ def truncation_section(found: Sequence[TrainTaskTruncation]) -> ReportSection:
         tables = [("", _truncation_table(part))] if part.curves else []
         return Shown([*said, *cells.left_out(part.left_out)], figures, tables)
 
-    files = {"truncation.csv": cells.csv_text(rows)}
-    return section("truncation", "One run, every rank", about, found, show, files)
+    return section("truncation", "One run, every rank", about, found, show)
 
 
 def _truncation_table(found: TrainTaskTruncation) -> Table:
@@ -368,23 +322,14 @@ def _truncation_table(found: TrainTaskTruncation) -> Table:
         Column("Energy kept", lambda row: cells.percentage(row.energy), "of the update"),
         Column("Gain", lambda row: cells.sized(row.gain), found.unit),
         Column("Share of the gain", lambda row: cells.share(row.share_of_gain), whole),
-        Column(
+        Column.optional(
             "Against trained",
             lambda row: cells.mean(row.gain_less_trained),
             f"difference, {found.unit}",
-            is_optional=True,
         ),
-        Column(
-            "Retention",
-            lambda row: cells.sized(row.retention),
-            "change, points",
-            is_optional=True,
-        ),
-        Column(
-            "Against trained",
-            lambda row: cells.mean(row.retention_less_trained),
-            points,
-            is_optional=True,
+        Column.optional("Retention", lambda row: cells.sized(row.retention), "change, points"),
+        Column.optional(
+            "Against trained", lambda row: cells.mean(row.retention_less_trained), points
         ),
         Column("Training", lambda row: quantities.seconds(row.train_seconds), "all seeds"),
     ]

@@ -25,15 +25,12 @@ def card_section(
     remarks: list[str] = []
     if not card.is_settled:
         said = "do not fine-tune" if card.choice is None else card.choice
-        odds = "" if card.probability is None else f", right with {_odds(card.probability)}"
-        remarks.append(f"The best bet: {said}{odds}.")
+        odds = "" if card.probability is None else quantities.odds(card.probability)
+        right = odds and f", right with a probability of {odds}"
+        remarks.append(f"The best bet: {said}{right}.")
     return ReportSection(
         CARD_SECTION, "At a glance", remarks, tables=list(_tables(card, recommendation, seconds))
     )
-
-
-def _odds(probability: float) -> str:
-    return f"a probability of {quantities.odds(probability)}"
 
 
 def _tables(
@@ -46,7 +43,7 @@ def _tables(
     if card.told:
         columns: list[Column[Told]] = [
             Column("You may have been told", lambda row: row.advice),
-            Column("Here", lambda row: row.here, is_text=True),
+            Column.text("Here", lambda row: row.here),
         ]
         caption = f"{cells.intervals(recommendation.confidence)}, paired over the same items."
         yield TitledTable("What others say", table(quantities.capital(caption), columns, card.told))
@@ -66,16 +63,13 @@ def _facts(card: VerdictCard, seconds: Mapping[str, float]) -> Facts:
         parameters = quantities.parameters(card.num_parameters)
         facts["Trained weights"] = f"{parameters}, {quantities.share(card.trainable_share)} of full"
     if card.choice is not None and card.choice in seconds:
-        facts["Training"] = f"{quantities.seconds(seconds[card.choice])}{_of_full(card, seconds)}"
+        full = [_times(each.label, card, seconds) for each in card.alternatives if not each.rank]
+        of_full = f"; full fine-tuning: {full[0]} as long" if full and full[0] else ""
+        facts["Training"] = f"{quantities.seconds(seconds[card.choice])}{of_full}"
     tied = [each.label for each in card.alternatives if each.is_tied]
     if tied:
         facts["By itself not told apart from it in-domain"] = quantities.listed(tied)
     return facts
-
-
-def _of_full(card: VerdictCard, seconds: Mapping[str, float]) -> str:
-    full = [_times(each.label, card, seconds) for each in card.alternatives if each.rank is None]
-    return f"; full fine-tuning: {full[0]} as long" if full and full[0] else ""
 
 
 def _times(label: str, card: VerdictCard, seconds: Mapping[str, float]) -> str | None:
@@ -94,11 +88,10 @@ def _alternatives(
             lambda row: cells.mean(row.gain),
             cells.measure(recommendation.unit, recommendation.in_domain_metric),
         ),
-        Column(
+        Column.optional(
             "Retention",
             lambda row: cells.mean(row.retention),
             cells.measure("points", recommendation.retention_metric),
-            is_optional=True,
         ),
         Column(
             "Trained weights", lambda row: quantities.times(row.weights_ratio), "of the choice's"

@@ -9,7 +9,7 @@ from rankwise.records import quantities
 from rankwise.records.deployment import FormVerdict, JudgedForm
 from rankwise.records.files import in_words
 from rankwise.report import cells
-from rankwise.report.parts import Cell, Column, ReportSection, Table, TitledTable, flat, table
+from rankwise.report.parts import Cell, Column, ReportSection, Table, TitledTable, table
 from rankwise.report.summaries import RELATION_NAMES
 
 VERDICTS: dict[FormVerdict, str] = {
@@ -21,12 +21,6 @@ VERDICTS: dict[FormVerdict, str] = {
 
 def deployment_section(found: Sequence[DeployedRun]) -> ReportSection:
     """What is said of each form, and a table for each run."""
-    rows = (
-        flat(score, run=each.run, form=form.form, verdict=form.verdict)
-        for each in found
-        for form in each.forms
-        for score in form.scores
-    )
     return ReportSection(
         "deployment",
         "In the forms in which it is deployed",
@@ -36,15 +30,10 @@ def deployment_section(found: Sequence[DeployedRun]) -> ReportSection:
             "group of tasks is shown to be below its margin, and loses too much where one is shown "
             "to be above. Everything is scored in float32, so nothing but the rounding of the "
             "weights differs. The recommendation does not rest on this.",
-            *(
-                f"{each.run} ({each.named}), {form.statement}"
-                for each in found
-                for form in each.forms
-            ),
+            *(line for each in found for line in each.lines),
             *(f"{each.run}: {warning}" for each in found for warning in each.warnings),
         ],
         tables=[TitledTable(f"{each.run}, {each.named}", _table(each)) for each in found],
-        files={"deployment.csv": cells.csv_text(rows)},
     )
 
 
@@ -69,7 +58,7 @@ def _table(found: DeployedRun) -> Table:
         Column("On the disk", lambda row: in_words(row.num_bytes)),
         Column("Rounding", rounding, "times delta"),
         Column("Delta kept", kept),
-        Column("Verdict", lambda row: Cell(VERDICTS[row.verdict]), is_text=True),
+        Column.text("Verdict", lambda row: Cell(VERDICTS[row.verdict])),
     ]
     caption = (
         "Changes against the adapter as trained, paired item by item; positive is better; "

@@ -9,6 +9,7 @@ from rankwise.findings.gauges import GaugedModel, ModelKind, TrainTaskGauges
 from rankwise.findings.lost_items import LostItems, TrainTaskLostItems
 from rankwise.findings.options import TaskMean
 from rankwise.records import quantities
+from rankwise.records.grouping import grouped
 from rankwise.report import cells
 from rankwise.report.charts.marks import Look
 from rankwise.report.charts.plane import Plane, PlaneMark, plane_chart
@@ -19,7 +20,6 @@ from rankwise.report.parts import (
     ReportSection,
     Shown,
     Table,
-    flat,
     grouped_table,
     section,
     table,
@@ -46,25 +46,16 @@ def gauge_section(found: Sequence[TrainTaskGauges]) -> ReportSection:
         f"text. Intervals are {quantities.percent(found[0].confidence)}, one at a time. Models of "
         "one study share their data and their items, so a correlation over them is exploratory."
     )
-    rows = (flat(model, train_task=part.train_task) for part in found for model in part.models)
 
     def show(part: TrainTaskGauges) -> Shown:
-        return Shown(
-            [*part.statements, *_without(part)], _figures(part), [("", _gauge_table(part))]
-        )
+        without = grouped((o.reason, o.gauge) for o in part.orders if o.reason is not None)
+        said = [
+            f"No correlation of {quantities.listed(names)} with forgetting: {reason}."
+            for reason, names in without.items()
+        ]
+        return Shown([*part.statements, *said], _figures(part), [("", _gauge_table(part))])
 
-    files = {"gauges.csv": cells.csv_text(rows)}
-    return section("gauges", "Gauges of forgetting", about, found, show, files)
-
-
-def _without(part: TrainTaskGauges) -> Iterator[str]:
-    """Which gauges have no correlation, in one sentence for each reason."""
-    by_reason: dict[str, list[str]] = {}
-    for order in part.orders:
-        if order.reason is not None:
-            by_reason.setdefault(order.reason, []).append(order.gauge)
-    for reason, gauges in by_reason.items():
-        yield f"No correlation of {quantities.listed(gauges)} with forgetting: {reason}."
+    return section("gauges", "Gauges of forgetting", about, found, show)
 
 
 def _figures(found: TrainTaskGauges) -> Iterator[Figure]:
@@ -101,9 +92,6 @@ def _figures(found: TrainTaskGauges) -> Iterator[Figure]:
 
 
 def _gauge_table(found: TrainTaskGauges) -> Table:
-    def norm(model: GaugedModel) -> str | None:
-        return None if model.update_norm is None else quantities.formatted(model.update_norm, ".3g")
-
     losses = [model.retention_loss for model in found.models if model.retention_loss is not None]
     unit = cells.unit_name(losses[0].unit) if losses else "points"
     columns: list[Column[GaugedModel]] = [
@@ -114,7 +102,7 @@ def _gauge_table(found: TrainTaskGauges) -> Table:
             "KL, held-out text", lambda row: cells.formatted(row.kl_prose, ".3g"), "nats per token"
         ),
         Column("Rise of the loss", lambda row: cells.mean(row.prose_rise), "same text, nats"),
-        Column("Norm", norm, "of the update"),
+        Column("Norm", lambda row: cells.number(row.update_norm, ".3g"), "of the update"),
     ]
     caption = (
         f"Trained on {found.train_task}: what each gauge says, and what was forgotten, seeds "
@@ -135,36 +123,30 @@ def lost_item_section(found: Sequence[TrainTaskLostItems]) -> ReportSection:
         "little come back by chance too. Intervals are Wilson's, "
         f"{quantities.percent(found[0].confidence)}: exploratory."
     )
-    rows = (flat(row, train_task=part.train_task) for part in found for row in part.rows)
     return section(
         "lost-items",
         "Forgotten, or only unformatted",
         about,
         found,
         lambda part: Shown(part.statements, tables=[("", _lost_table(part))]),
-        {"lost-items.csv": cells.csv_text(rows)},
     )
 
 
 def _lost_table(found: TrainTaskLostItems) -> Table:
     columns: list[Column[LostItems]] = [
         Column("Run", lambda row: row.label),
-        Column("Task", lambda row: row.task, is_text=True),
+        Column.text("Task", lambda row: row.task),
         Column("Lost", lambda row: row.num_lost, "items"),
         Column("Back", lambda row: row.num_back, "in the trained format"),
         Column("Share", lambda row: cells.written(row.share_back, quantities.share), "of the lost"),
-        Column("Kept", lambda row: _share(row.kept_share), "right there"),
-        Column("Guessing", lambda row: _share(row.chance), "right there"),
+        Column("Kept", lambda row: cells.percentage(row.kept_share), "right there"),
+        Column("Guessing", lambda row: cells.percentage(row.chance), "right there"),
     ]
     caption = (
         f"Trained on {found.train_task}: lost items of the retention tasks that are right in the "
         "trained format, beside the items that were kept."
     )
     return table(caption, columns, found.rows)
-
-
-def _share(share: float | None) -> str | None:
-    return None if share is None else quantities.share(share)
 
 
 Row = tuple[ModelBehaviour, TraitChange]
@@ -186,33 +168,29 @@ def behaviour_section(found: Sequence[TrainTaskBehaviour]) -> ReportSection:
         f"four words. Intervals are {quantities.percent(found[0].confidence)}, one at a time: "
         "exploratory."
     )
-    rows = (
-        flat(change, **flat(model, train_task=part.train_task))
-        for part in found
-        for model in part.models
-        for change in model.changes
-    )
     return section(
         "behaviour",
         "Behaviour on short prompts",
         about,
         found,
         lambda part: Shown(part.statements, tables=[("", _behaviour_table(part))]),
-        {"behaviour.csv": cells.csv_text(rows)},
     )
 
 
 def _behaviour_table(found: TrainTaskBehaviour) -> Table:
+    def difference(row: Row) -> Cell:
+        size = f"{quantities.size(row[1].num_prompts)} prompts"
+        return cells.formatted(row[1].difference, "+.1f")._replace(note=size)
+
     columns: list[Column[Row]] = [
         Column("Model", lambda row: row[0].label),
         Column("Base", lambda row: quantities.formatted(row[1].base, ".1f")),
         Column("Model", lambda row: quantities.formatted(row[1].adapted, ".1f")),
-        Column("Difference", lambda row: _difference(row[1])),
+        Column("Difference", difference),
     ]
-    by_trait: dict[str, list[Row]] = {}
-    for model in found.models:
-        for change in model.changes:
-            by_trait.setdefault(change.trait, []).append((model, change))
+    by_trait = grouped(
+        (change.trait, (model, change)) for model in found.models for change in model.changes
+    )
     groups = [
         (quantities.capital(trait), _SHARES.get(trait, "words"), rows)
         for trait, rows in by_trait.items()
@@ -222,8 +200,3 @@ def _behaviour_table(found: TrainTaskBehaviour) -> Table:
         f"difference, {cells.intervals(found.confidence)}."
     )
     return grouped_table(caption, columns, groups)
-
-
-def _difference(change: TraitChange) -> Cell:
-    size = f"{quantities.size(change.num_prompts)} prompts"
-    return cells.formatted(change.difference, "+.1f")._replace(note=size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, get_args
 
 from rankwise.findings.heads import (
     MEASURE_NAMES,
@@ -17,6 +16,7 @@ from rankwise.findings.heads import (
 )
 from rankwise.findings.options import first_of_options
 from rankwise.records import quantities
+from rankwise.records.grouping import grouped
 from rankwise.records.heads import (
     ChangeMeasure,
     HeadChanges,
@@ -24,7 +24,6 @@ from rankwise.records.heads import (
     HeadMap,
     HeadRepair,
     RepairedTask,
-    ShareOf,
     TaskHeadEffects,
 )
 from rankwise.records.results import ModelResults, StudyResults
@@ -45,7 +44,6 @@ from rankwise.report.parts import (
     Shown,
     Table,
     file_name,
-    flat,
     grouped_table,
     section,
     table,
@@ -72,19 +70,14 @@ def head_section(found: Sequence[TrainTaskHeads], results: StudyResults) -> Repo
             "What heads do and what a repair restores is of one run and conditional on its seed: "
             "with another seed other heads may do it."
         )
-    if found[0].num_seeds == 1:
-        about.append("With one seed, all of this is conditional on that seed.")
+    about += cells.of_one_seed(found[0].num_seeds)
 
     def show(part: TrainTaskHeads) -> Shown:
         models = {model.name: model for model in results.of(part.train_task).runs}
         lacking = [f"{run}: {reason}" for run, reason in part.left_out.items()]
         return Shown([*part.statements, *lacking], head_maps(part, models), _tables(part, models))
 
-    files = {
-        "heads.csv": cells.csv_text(_change_rows(results)),
-        "head-effects.csv": cells.csv_text(_effect_rows(results)),
-    }
-    return section("heads", "Attention heads", about, found, show, files)
+    return section("heads", "Attention heads", about, found, show)
 
 
 def _tables(
@@ -112,11 +105,8 @@ def _change_table(runs: Sequence[HeadsOfRun]) -> Table:
     def mean(measure: ChangeMeasure, spec: str, scale: float = 1.0) -> Callable[[HeadsOfRun], str]:
         return lambda run: format(scale * measures[run.run][measure].mean, spec)
 
-    def like_full(run: HeadsOfRun) -> Cell:
-        return cells.correlation(measures[run.run]["output"].like_full)
-
-    def like_itself(run: HeadsOfRun) -> Cell:
-        return cells.correlation(measures[run.run]["output"].agreement)
+    def like(which: str) -> Callable[[HeadsOfRun], Cell]:
+        return lambda run: cells.correlation(getattr(measures[run.run]["output"], which))
 
     def top_share(run: HeadsOfRun) -> str | None:
         return None if run.top_share is None else f"{100 * run.top_share:.0f}"
@@ -128,8 +118,8 @@ def _change_table(runs: Sequence[HeadsOfRun]) -> Table:
         Column("Entropy", mean("entropy", ".2g"), "nats"),
         Column("First token", mean("first_token_mass", ".2g", 100), "% of the mass"),
         Column("Top tenth", top_share, "% of attention's ‖delta‖²"),
-        Column("Like full", like_full, "ρ over heads"),
-        Column("Like itself", like_itself, "ρ of two halves"),
+        Column("Like full", like("like_full"), "ρ over heads"),
+        Column("Like itself", like("agreement"), "ρ of two halves"),
     ]
     caption = (
         "Means of absolute changes over all heads. Attention's delta is that of q, k, v and output "
@@ -142,25 +132,28 @@ def _change_table(runs: Sequence[HeadsOfRun]) -> Table:
 
 def _matter_table(found: Sequence[ChangeAndEffect]) -> Table:
     """Every measure of change against the size of the effect, for each run, task and mode."""
-    groups: dict[tuple[str, str, str, str], dict[str, dict[bool, ChangeAndEffect]]] = {}
-    for part in found:
-        done = mode_name(part.mode, keys_and_values=part.keys_and_values)
-        by_measure = groups.setdefault((part.run, part.label, part.task, done), {})
-        by_measure.setdefault(part.measure, {})[part.is_beyond_control] = part
 
-    def beyond(parts: dict[bool, ChangeAndEffect]) -> Cell | None:
-        part = parts.get(True)
-        return None if part is None else cells.correlation(part.correlation, part.reason)
+    def correlation(place: int) -> Callable[[list[ChangeAndEffect]], Cell | None]:
+        """Of the whole effect, then of what is beyond the base's, where that is known."""
+        return lambda row: (
+            cells.correlation(row[place].correlation, row[place].reason)
+            if place < len(row)
+            else None
+        )
 
-    columns: list[Column[dict[bool, ChangeAndEffect]]] = [
-        Column("Change", lambda parts: quantities.capital(MEASURE_NAMES[parts[False].measure])),
-        Column(
-            "Size of the effect",
-            lambda parts: cells.correlation(parts[False].correlation, parts[False].reason),
-        ),
-        Column("Less the base's", beyond),
-        Column("Heads", lambda parts: parts[False].num_heads),
+    columns: list[Column[list[ChangeAndEffect]]] = [
+        Column("Change", lambda row: quantities.capital(MEASURE_NAMES[row[0].measure])),
+        Column("Size of the effect", correlation(0)),
+        Column("Less the base's", correlation(1)),
+        Column("Heads", lambda row: row[0].num_heads),
     ]
+    by_run = grouped(
+        (
+            (p.run, p.label, p.task, mode_name(p.mode, keys_and_values=p.keys_and_values)),
+            (p.measure, p),
+        )
+        for p in found
+    )
     caption = (
         "Do the heads that changed most matter most? Spearman's ρ over heads of the absolute "
         "change with the absolute effect on the right answer's log-probability, and with what of "
@@ -170,8 +163,8 @@ def _matter_table(found: Sequence[ChangeAndEffect]) -> Table:
         caption,
         columns,
         [
-            (f"{label}, {task}", f"heads {done}", by_measure.values())
-            for (_, label, task, done), by_measure in groups.items()
+            (f"{label}, {task}", f"heads {done}", grouped(parts).values())
+            for (_, label, task, done), parts in by_run.items()
         ],
     )
 
@@ -196,58 +189,41 @@ def _effect_table(effects: TaskHeadEffects) -> Table:
         if effects.mode == "revert"
         else "the same intervention on the base"
     )
-    caption = (
-        _scored_in_words(effects),
+    shown = sum(head.effect.is_shown for head in effects.answers)
+    done = mode_name(effects.mode, keys_and_values=effects.keys_and_values)
+    confidence = quantities.percent(effects.confidence)
+    bounds = f"Bounds hold for all heads at once at {confidence}."
+    if is_selected(effects):
+        bounds = (
+            f"Bounds hold for all {quantities.count(effects.num_candidates)} candidate heads at "
+            f"once, also those that were screened out, at {confidence}."
+        )
+    caption = [
+        f"{quantities.counted(len(effects.answers), 'head')} {done} one after another on "
+        f"{quantities.counted(effects.num_items, 'item')}; the strongest are listed, an effect on "
+        f"the right answer's log-probability is shown of {shown}.",
         intervention(effects.mode, keys_and_values=effects.keys_and_values),
-        _bounds_in_words(effects),
+        bounds,
         f"On the base: {base}.",
-        *_screen_in_words(effects),
-    )
+    ]
+    if effects.screen is not None:
+        rho = screen_correlation(effects.screen)
+        words = "" if rho is None else quantities.correlation(rho)
+        exact = words and f": rank correlation with the exact effects {words} over those scored"
+        caption.append(f"Screened by gradient{exact}.")
     strongest = sorted(effects.answers, key=lambda head: -abs(head.effect.estimate))[:_STRONGEST]
     return table(" ".join(caption), columns, strongest)
 
 
-def _scored_in_words(effects: TaskHeadEffects) -> str:
-    shown = sum(head.effect.is_shown for head in effects.answers)
-    done = mode_name(effects.mode, keys_and_values=effects.keys_and_values)
-    return (
-        f"{quantities.counted(len(effects.answers), 'head')} {done} one after another on "
-        f"{quantities.counted(effects.num_items, 'item')}; the strongest are listed, an effect on "
-        f"the right answer's log-probability is shown of {shown}."
-    )
-
-
-def _bounds_in_words(effects: TaskHeadEffects) -> str:
-    confidence = quantities.percent(effects.confidence)
-    if not is_selected(effects):
-        return f"Bounds hold for all heads at once at {confidence}."
-    return (
-        f"Bounds hold for all {quantities.count(effects.num_candidates)} candidate heads at once, "
-        f"also those that were screened out, at {confidence}."
-    )
-
-
-def _screen_in_words(effects: TaskHeadEffects) -> Iterator[str]:
-    if effects.screen is None:
-        return
-    rho = screen_correlation(effects.screen)
-    words = "" if rho is None else (
-        f": rank correlation with the exact effects {quantities.correlation(rho)} over those scored"
-    )  # fmt: skip
-    yield f"Screened by gradient{words}."
-
-
 def _repair_table(repair: HeadRepair) -> Table:
     """The repaired adapter on the items that no head was chosen by."""
-
-    def name(task: RepairedTask) -> Cell:
-        return Cell(task.task, "", "in-domain" if task.task in repair.in_domain else "")
+    own = dict.fromkeys(repair.in_domain, "in-domain")
 
     def random(task: RepairedTask) -> str | None:
         return None if task.random_nats is None else quantities.change(task.random_nats, "nats")
 
     columns: list[Column[RepairedTask]] = [
-        Column("Task", name),
+        Column("Task", lambda task: Cell(task.task, "", own.get(task.task, ""))),
         Column("Base", lambda task: quantities.score(task.base_score, task.unit)),
         Column("Adapter", lambda task: quantities.score(task.adapted_score, task.unit)),
         Column("Repaired", lambda task: quantities.score(task.repaired_score, task.unit)),
@@ -267,47 +243,6 @@ def _repair_table(repair: HeadRepair) -> Table:
         f"{quantities.counted(repair.num_random_sets, 'set')} of as many other heads."
     )
     return table(caption, columns, repair.tasks)
-
-
-def _change_rows(results: StudyResults) -> Iterator[dict[str, Any]]:
-    """One row for each run and head."""
-    for model in results.runs:
-        changes = model.head_changes
-        if changes is None or not changes.changes:
-            continue
-        for layer, entropies in enumerate(changes.base_entropy):
-            for head, entropy in enumerate(entropies):
-                row: dict[str, Any] = {
-                    "run": model.name,
-                    "layer": layer,
-                    "head": head,
-                    "base_entropy_nats": entropy,
-                    "base_first_token_mass": changes.base_first_token_mass[layer][head],
-                }
-                for change in changes.changes:
-                    row[f"{change.measure}_change"] = change.values[layer][head]
-                    for half, values in enumerate(change.halves, start=1):
-                        row[f"{change.measure}_change_half_{half}"] = values[layer][head]
-                for of in get_args(ShareOf):
-                    share = changes.share(of)
-                    row[f"delta_share_{of}"] = None if share is None else share.values[layer][head]
-                yield row
-
-
-def _effect_rows(results: StudyResults) -> Iterator[dict[str, Any]]:
-    """One row for each run, mode, task, head and measure."""
-    for model in results.runs:
-        for effects in model.head_effects:
-            before = {
-                "run": model.name,
-                "mode": effects.mode,
-                "keys_and_values": effects.keys_and_values,
-                "task": effects.task,
-            }
-            for head in effects.scores:
-                yield flat(head, **before, unit=effects.unit)
-            for head in effects.answers:
-                yield flat(head, **before, unit="answer_nats")
 
 
 # The title of a measure's map, what it is in words, how its numbers are written, and whether
@@ -343,9 +278,7 @@ def head_maps(found: TrainTaskHeads, models: Mapping[str, ModelResults]) -> Iter
         shown = [name for name in changed if name in adapters] or list(changed)
         yield _by_measure(found.labels[shown[-1]], changed[shown[-1]])
     for model in models.values():
-        by_kind: dict[tuple[str, bool], list[TaskHeadEffects]] = {}
-        for effects in model.head_effects:
-            by_kind.setdefault((effects.mode, effects.keys_and_values), []).append(effects)
+        by_kind = grouped(((its.mode, its.keys_and_values), its) for its in model.head_effects)
         for own in by_kind.values():
             yield _with_effects(model, found.labels[model.name], own)
 

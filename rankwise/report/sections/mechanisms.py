@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from rankwise.findings.agreement import AgreementWithFull
-from rankwise.findings.mechanisms import MatchedPair, TrainTaskMechanisms, TrainTestGap
-from rankwise.findings.models import BASE_LABEL
+from rankwise.findings.mechanisms import (
+    MatchedPair,
+    MatchedPairs,
+    TrainTaskMechanisms,
+    TrainTestGap,
+)
 from rankwise.findings.options import TaskMean
 from rankwise.findings.trends import Answer, RankTrend, TrendOf
 from rankwise.records import quantities
+from rankwise.records.grouping import grouped
 from rankwise.records.study import Interval
 from rankwise.report import cells
 from rankwise.report.charts.intervals import Bar, BarPanel, interval_chart
@@ -21,7 +26,6 @@ from rankwise.report.parts import (
     ReportSection,
     Shown,
     Table,
-    flat,
     grouped_table,
     section,
     table,
@@ -61,42 +65,17 @@ def mechanism_section(found: Sequence[TrainTaskMechanisms]) -> ReportSection:
         f"({quantities.percent(found[0].confidence)}) of one paired difference. Exploratory: with "
         "many intervals some miss, and the recommendation does not rest on them."
     ]
-    if {trend.num_seeds for part in found for trend in part.trends} == {1}:
-        about.append("With one seed, all of this is conditional on that seed.")
-    gaps = ((part, gap) for part in found for gap in part.gaps)
-    pairs = ((part, part.matched) for part in found if part.matched is not None)
-    alike = ((part, row) for part in found for row in part.agreement)
-    files = {
-        "mechanism-gaps.csv": [
-            flat(gap, train_task=part.train_task, unit=part.unit) for part, gap in gaps
-        ],
-        "mechanism-pairs.csv": [
-            flat(pair, train_task=part.train_task, match=matched.match, unit=part.unit)
-            for part, matched in pairs
-            for pair in matched.pairs
-        ],
-        "mechanism-agreement.csv": [
-            flat(row, train_task=part.train_task) | {"option": _option(row)} for part, row in alike
-        ],
-    }
-    return section(
-        "mechanisms",
-        "Mechanisms",
-        about,
-        found,
-        lambda part: Shown(_remarks(part), _figures(part), _tables(part)),
-        {name: cells.csv_text(rows) for name, rows in files.items()},
-        figures="mechanism",
-    )
+    about += cells.of_one_seed(max((t.num_seeds for part in found for t in part.trends), default=0))
 
+    def show(part: TrainTaskMechanisms) -> Shown:
+        said = [*part.statements]
+        if not part.agreement:
+            said.append("Agreement was not measured: no full fine-tuning of that seed.")
+        if part.matched is None:
+            said.append("What is kept was not compared: the study has no retention task.")
+        return Shown([*said, *cells.left_out(part.left_out)], _figures(part), _tables(part))
 
-def _remarks(found: TrainTaskMechanisms) -> Iterator[str]:
-    yield from found.statements
-    if not found.agreement:
-        yield "Agreement was not measured: no full fine-tuning of that seed."
-    if found.matched is None:
-        yield "What is kept was not compared: the study has no retention task."
-    yield from cells.left_out(found.left_out)
+    return section("mechanisms", "Mechanisms", about, found, show, figures="mechanism")
 
 
 def _tables(found: TrainTaskMechanisms) -> Iterator[tuple[str, Table]]:
@@ -105,7 +84,7 @@ def _tables(found: TrainTaskMechanisms) -> Iterator[tuple[str, Table]]:
     if found.gaps:
         yield "Trained and test items", _gap_table(found)
     if found.matched is not None and found.matched.pairs:
-        yield "Kept at equal gain", _pair_table(found)
+        yield "Kept at equal gain", _pair_table(found, found.matched)
     if found.agreement:
         yield "Agreement with full fine-tuning", _agreement_table(found)
 
@@ -120,8 +99,8 @@ def _trend_table(found: TrainTaskMechanisms) -> Table:
         Column("From rank", lambda trend: quantities.count(trend.smallest_rank)),
         Column("To rank", lambda trend: quantities.count(trend.largest_rank)),
         Column("Change", lambda trend: cells.interval(trend.change, trend.unit)),
-        Column("The mechanism says", lambda trend: _TRENDS[trend.of][1], is_text=True),
-        Column("The study", lambda trend: trend.answer, is_text=True),
+        Column.text("The mechanism says", lambda trend: _TRENDS[trend.of][1]),
+        Column.text("The study", lambda trend: trend.answer),
     ]
     caption = f"Trained on {found.train_task}: largest rank less smallest, on the same items."
     return table(caption, columns, found.trends)
@@ -142,32 +121,36 @@ def _gap_table(found: TrainTaskMechanisms) -> Table:
     return table(caption, columns, found.gaps)
 
 
-def _pair_table(found: TrainTaskMechanisms) -> Table:
-    assert found.matched is not None
+def _pair_table(found: TrainTaskMechanisms, matched: MatchedPairs) -> Table:
     columns: list[Column[MatchedPair]] = [
         Column("Lower rank", lambda pair: pair.option.label),
-        Column("Higher rank", lambda pair: pair.other.label, is_text=True),
+        Column.text("Higher rank", lambda pair: pair.other.label),
         Column("In-domain", lambda pair: cells.sized(pair.gain), f"lower − higher, {found.unit}"),
         Column("Retention", lambda pair: cells.sized(pair.kept), "lower − higher, points"),
-        Column("Does the lower keep more?", lambda pair: _ANSWERS[pair.answer], is_text=True),
+        Column.text("Does the lower keep more?", lambda pair: _ANSWERS[pair.answer]),
     ]
     delta = quantities.amount(found.delta, found.unit)
     which = (
         f"Pairs whose in-domain gains are shown to be equal within δ = {delta}."
-        if found.matched.match == "within delta"
+        if matched.match == "within delta"
         else f"No pair is shown to be equal within δ = {delta}; these cannot be told apart, which "
         "is weaker."
     )
     caption = f"Trained on {found.train_task}. {which} Paired over the same items."
-    return table(caption, columns, found.matched.pairs)
+    return table(caption, columns, matched.pairs)
 
 
 def _agreement_table(found: TrainTaskMechanisms) -> Table:
+    def name(row: AgreementWithFull) -> str:
+        """The base, an option's label, or full fine-tuning as the next seed of itself."""
+        is_full = row.option is not None and row.option.rank is None
+        return f"{row.label}, next seed" if is_full else row.label
+
     def score(mean: TaskMean | None) -> Cell:
         return cells.sized(mean, signed=False)
 
     columns: list[Column[AgreementWithFull]] = [
-        Column("Model", _model_name),
+        Column("Model", name),
         Column("Same outcome", lambda row: score(row.same_outcome), "% of items"),
         Column("Kappa", lambda row: cells.written(row.kappa, quantities.ratio), "beyond chance"),
         Column("Same option", lambda row: score(row.same_option), "% of items"),
@@ -179,21 +162,9 @@ def _agreement_table(found: TrainTaskMechanisms) -> Table:
         "the same seed. The base is an update of zero; full fine-tuning against its next seed is "
         "as alike as two runs can be expected to be."
     )
-    by_reference: dict[str, list[AgreementWithFull]] = {}
-    for row in found.agreement:
-        by_reference.setdefault(row.reference.label, []).append(row)
+    by_reference = grouped((row.reference.label, row) for row in found.agreement)
     groups = [(f"Beside {label}", "", rows) for label, rows in by_reference.items()]
     return grouped_table(caption, columns, groups)
-
-
-def _option(row: AgreementWithFull) -> str:
-    return BASE_LABEL if row.option is None else row.option.label
-
-
-def _model_name(row: AgreementWithFull) -> str:
-    """The base, an option's label, or full fine-tuning as the next seed of itself."""
-    is_full = row.option is not None and row.option.rank is None
-    return f"{_option(row)}, next seed" if is_full else _option(row)
 
 
 def _figures(found: TrainTaskMechanisms) -> Iterator[Figure]:
@@ -201,8 +172,7 @@ def _figures(found: TrainTaskMechanisms) -> Iterator[Figure]:
         yield _gap_figure(found)
     if found.matched is not None and found.matched.pairs:
         yield _pair_figure(found, found.matched.pairs)
-    if any(row.option is not None and row.option.rank is not None for row in found.agreement):
-        yield _agreement_figure(found)
+    yield from _agreement_figure(found)
 
 
 def _detail(found: TrainTaskMechanisms, sizes: str) -> str:
@@ -263,7 +233,8 @@ def _pair_figure(found: TrainTaskMechanisms, pairs: Sequence[MatchedPair]) -> Fi
     )
 
 
-def _agreement_figure(found: TrainTaskMechanisms) -> Figure:
+def _agreement_figure(found: TrainTaskMechanisms) -> Iterator[Figure]:
+    """Of the measures that a LoRA option has; nothing where none has any."""
     panels: list[RankPanel] = []
     for name, unit, measure in _MEASURES:
         rows = [(row, mean) for row in found.agreement if (mean := measure(row)) is not None]
@@ -279,6 +250,8 @@ def _agreement_figure(found: TrainTaskMechanisms) -> Figure:
         if marks:
             heading = f"{name}, {quantities.sample_size(rows[0][1])}"
             panels.append(RankPanel(unit, marks, lines, title=heading, write=_score_words))
+    if not panels:
+        return
     caption = (
         "Every LoRA option against full fine-tuning of the same seed. The grey line is the base, "
         "an update of zero: agreement starts there."
@@ -286,9 +259,7 @@ def _agreement_figure(found: TrainTaskMechanisms) -> Figure:
     if any(row.option is not None and row.option.rank is None for row in found.agreement):
         caption += " The dashed line is full fine-tuning against its own next seed."
     title = "Agreement with full fine-tuning by rank"
-    return Figure(
-        "agreement", title, caption, rank_chart(panels), _detail(found, "in-domain items")
-    )
+    yield Figure("agreement", title, caption, rank_chart(panels), _detail(found, "in-domain items"))
 
 
 def _score_words(mean: Interval | float) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from importlib import resources
+from string import Template
+from typing import NamedTuple
 
 from rankwise.records import quantities
 from rankwise.records.results import StudyResults
@@ -46,7 +48,7 @@ def methods_section(results: StudyResults, page_files: str) -> ReportSection:
         listings=[
             Listing("The commands", _commands(results)),
             Listing("study.yaml", study_file_text(results.study.config)),
-            Listing("To cite (BibTeX)", "\n\n".join(_citations(results))),
+            Listing("To cite (BibTeX)", _citations(results)),
         ],
     )
 
@@ -54,8 +56,8 @@ def methods_section(results: StudyResults, page_files: str) -> ReportSection:
 def _formula_table(results: StudyResults) -> Table:
     columns: list[Column[Formula]] = [
         Column("Number", lambda row: row.name),
-        Column("Formula", lambda row: row.formula, is_text=True),
-        Column("In words", lambda row: row.meaning, is_text=True),
+        Column.text("Formula", lambda row: row.formula),
+        Column.text("In words", lambda row: row.meaning),
     ]
     caption = (
         "D(i, j) is the adapted model's value less the base's, with seed i on item j, turned so "
@@ -121,49 +123,15 @@ def _commands(results: StudyResults) -> str:
     return f"{install}\nrankwise run study.yaml"
 
 
-def _citations(results: StudyResults) -> Iterator[str]:
-    """Of the software and of the methods that the study used."""
+def _citations(results: StudyResults) -> str:
+    """Of the software and of the methods that the study used, from ``templates/citations.bib``."""
     made = results.study.provenance
-    config = results.study.config
-    yield _entry(
-        "software",
-        "rankwise",
-        title="rankwise: how much {LoRA} rank is enough",
-        author="{The rankwise authors}",
-        version=made.rankwise_version,
+    file = resources.files("rankwise.report").joinpath("templates/citations.bib")
+    text = Template(file.read_text(encoding="utf-8")).substitute(
+        rankwise_version=made.rankwise_version,
         year=made.created_at[:4],
+        lm_eval_version=made.package_versions.get("lm-eval", ""),
     )
-    yield _entry(
-        "misc",
-        "rathore2025much",
-        title="How Much is Too Much? Exploring {LoRA} Rank Trade-offs for Retaining Knowledge and "
-        "Domain Robustness",
-        author="Rathore, Darshita and Kumar, Vineet and Bansal, Chetna and Moitra, Anindya",
-        year="2025",
-        eprint="2512.15634",
-        archiveprefix="arXiv",
-    )
-    if config.methods.lora is not None:
-        yield _entry(
-            "inproceedings",
-            "hu2022lora",
-            title="{LoRA}: Low-Rank Adaptation of Large Language Models",
-            author="Hu, Edward J. and Shen, Yelong and Wallis, Phillip and Allen-Zhu, Zeyuan and "
-            "Li, Yuanzhi and Wang, Shean and Wang, Lu and Chen, Weizhu",
-            booktitle="International Conference on Learning Representations",
-            year="2022",
-        )
-    yield _entry(
-        "software",
-        "eval-harness",
-        title="The Language Model Evaluation Harness",
-        author="Gao, Leo and Tow, Jonathan and Abbasi, Baber and others",
-        version=made.package_versions.get("lm-eval"),
-        year="2024",
-        doi="10.5281/zenodo.12608602",
-    )
-
-
-def _entry(kind: str, key: str, **fields: Any) -> str:
-    lines = [f"  {name} = {{{value}}}" for name, value in fields.items() if value]
-    return f"@{kind}{{{key},\n" + ",\n".join(lines) + "\n}"
+    entries = text.replace("  version = {},\n", "").strip().split("\n\n")
+    has_lora = results.study.config.methods.lora is not None
+    return "\n\n".join(each for each in entries if has_lora or "hu2022lora" not in each)

@@ -20,7 +20,6 @@ from rankwise.report.parts import (
     Shown,
     Table,
     TitledTable,
-    flat,
     grouped_table,
     section,
     table,
@@ -49,20 +48,14 @@ def mitigation_section(found: Sequence[TrainTaskMitigations]) -> ReportSection:
         f"{quantities.percent(found[0].confidence)}, one at a time; better and worse are corrected "
         "for the number of arms (Holm)."
     )
-    rows = (
-        flat(arm, train_task=part.train_task, option=option.source.label, seeds=option.num_seeds)
-        for part in found
-        for option in part.options
-        for arm in option.arms
-    )
 
     def show(part: TrainTaskMitigations) -> Shown:
         said = [statement for option in part.options for statement in option.statements]
         tables = [("", _arm_table(part))] if part.options else []
         return Shown([*said, *cells.left_out(part.left_out)], _figures(part), tables)
 
-    title, files = "What to do about forgetting", {"mitigations.csv": cells.csv_text(rows)}
-    return section("mitigations", title, about, found, show, files, figures="arms")
+    title = "What to do about forgetting"
+    return section("mitigations", title, about, found, show, figures="arms")
 
 
 def _figures(found: TrainTaskMitigations) -> Iterator[Figure]:
@@ -124,11 +117,12 @@ def _arm_table(found: TrainTaskMitigations) -> Table:
 
 def repair_section(found: Sequence[AdapterRepair]) -> ReportSection:
     """The answer of each ``rankwise repair``, its curve, and the judged tasks."""
-    rows = (
-        flat(point, run=each.model, label=point.repair.label)
-        for each in found
-        for point in each.choice.curve
-    )
+    tables: list[TitledTable] = []
+    for each in found:
+        tables.append(TitledTable(f"What repairs would do to {each.model}", _curve(each.choice)))
+        if (judged := each.choice.judged) is not None:
+            title = f"{each.model}, {judged.repair.label}"
+            tables.append(TitledTable(title, _judged(each, judged.tasks)))
     return ReportSection(
         "repairs",
         "Repairs after training",
@@ -150,16 +144,8 @@ def repair_section(found: Sequence[AdapterRepair]) -> ReportSection:
             ),
             *(f"{each.model}: {warning}" for each in found for warning in each.warnings),
         ],
-        tables=[each for repair in found for each in _repair_tables(repair)],
-        files={"repairs.csv": cells.csv_text(rows)},
+        tables=tables,
     )
-
-
-def _repair_tables(found: AdapterRepair) -> Iterator[TitledTable]:
-    yield TitledTable(f"What repairs would do to {found.model}", _curve(found.choice))
-    if found.choice.judged is not None:
-        title = f"{found.model}, {found.choice.judged.repair.label}"
-        yield TitledTable(title, _judged(found, found.choice.judged.tasks))
 
 
 def _curve(choice: RepairChoice) -> Table:
@@ -167,18 +153,14 @@ def _curve(choice: RepairChoice) -> Table:
         is_chosen = row.repair == choice.repair
         return Cell(row.repair.label, "", "chosen" if is_chosen else "", is_chosen)
 
-    def loss(row: RepairPoint) -> Cell:
-        return cells.interval(row.retention_loss, "points")
-
     columns: list[Column[RepairPoint]] = [
         Column("Repair", name),
         Column("Gain", lambda row: cells.interval(row.gain, choice.unit), choice.unit),
-        Column("Retention loss", loss, "points"),
         Column(
-            "KL, prompts",
-            lambda row: cells.formatted(row.kl, ".3g"),
-            "nats per token",
-            is_optional=True,
+            "Retention loss", lambda row: cells.interval(row.retention_loss, "points"), "points"
+        ),
+        Column.optional(
+            "KL, prompts", lambda row: cells.formatted(row.kl, ".3g"), "nats per token"
         ),
         Column("Keeps enough", lambda row: row.keeps_enough),
     ]
@@ -194,7 +176,7 @@ def _curve(choice: RepairChoice) -> Table:
 def _judged(found: AdapterRepair, tasks: Sequence[JudgedTask]) -> Table:
     columns: list[Column[JudgedTask]] = [
         Column("Task", lambda row: Cell(row.task, "", row.relation.replace("_", "-"))),
-        Column("Metric", lambda row: row.metric, is_text=True),
+        Column.text("Metric", lambda row: row.metric),
         Column("Items", lambda row: row.num_items),
         Column("Base", lambda row: quantities.score(row.base_score, row.unit)),
         Column("As it is", lambda row: quantities.score(row.adapted_score, row.unit)),
@@ -214,16 +196,15 @@ def variant_section(found: Sequence[TrainTaskVariants]) -> ReportSection:
         f"ranks and knows no variant. Intervals are {quantities.percent(found[0].confidence)}, one "
         "at a time: exploratory."
     ]
-    if all(row.num_seeds == 1 for part in found for row in part.rows):
-        about.append("With one seed, all of this is conditional on that seed.")
-    rows = (flat(row, train_task=part.train_task) for part in found for row in part.rows)
+    about += cells.of_one_seed(
+        max((row.num_seeds for part in found for row in part.rows), default=1)
+    )
 
     def show(part: TrainTaskVariants) -> Shown:
         said = [*part.statements, *cells.left_out(part.left_out)]
         return Shown(said, tables=[("", _variant_table(part))] if part.rows else [])
 
-    files = {"variants.csv": cells.csv_text(rows)}
-    return section("variants", "Variants of LoRA", about, found, show, files)
+    return section("variants", "Variants of LoRA", about, found, show)
 
 
 def _variant_table(found: TrainTaskVariants) -> Table:
@@ -237,18 +218,10 @@ def _variant_table(found: TrainTaskVariants) -> Table:
         Column("Trained weights", lambda row: quantities.parameters(row.num_parameters)),
         Column("Learning rate", rate),
         Column("Gain", lambda row: cells.sized(row.gain), found.unit),
-        Column("Against LoRA", lambda row: cells.mean(row.lead), lead, is_optional=True),
-        Column(
-            "Retention",
-            lambda row: cells.sized(row.retention),
-            "change, points",
-            is_optional=True,
-        ),
-        Column(
-            "Against LoRA",
-            lambda row: cells.mean(row.retention_lead),
-            "difference, points",
-            is_optional=True,
+        Column.optional("Against LoRA", lambda row: cells.mean(row.lead), lead),
+        Column.optional("Retention", lambda row: cells.sized(row.retention), "change, points"),
+        Column.optional(
+            "Against LoRA", lambda row: cells.mean(row.retention_lead), "difference, points"
         ),
         Column("Training", lambda row: quantities.seconds(row.train_seconds), "all seeds"),
     ]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from rankwise.findings.models import ModelSummary
 from rankwise.records import quantities
+from rankwise.records.axes import Kind
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import TrainTaskResults
 from rankwise.records.study import Relation, Unit
@@ -144,9 +145,11 @@ def _by_rank(study: _Study) -> Figure:
         "same items, so they are compared by paired differences, which vary less: overlapping "
         "intervals here do not mean that two models are equal."
     )
-    panel = RankPanel(
-        _score_name(study.results, tasks, unit), marks, lines, write=in_unit(unit, signed=False)
-    )
+    metrics = {items[task].metric for task in tasks}
+    score = f"{'mean ' * (len(tasks) > 1)}{metrics.pop() if len(metrics) == 1 else 'score'}"
+    kind = "points" if unit == "points" else "nats per token; lower is better"
+    y_title, write = f"In-domain {score} ({kind})", in_unit(unit, signed=False)
+    panel = RankPanel(y_title, marks, lines, write=write)
     bars = f"bars and bands are {cells.intervals(study.recommendation.confidence)}"
     detail = f"{quantities.sample_size(drawn[0][1], 'items')}; {bars}"
     return Figure(name, title, caption, rank_chart([panel]), detail)
@@ -237,23 +240,10 @@ def _drawn_runs(study: _Study) -> set[str]:
     """The names of all runs, or of the first settings of each rank, in every seed or in one."""
     shown = [summary for summary in study.summaries if summary.run is not None]
     if len(shown) > MOST_RUNS:
-        first: dict[int | None, ModelSummary] = {}
+        first: dict[Kind, ModelSummary] = {}
         for summary in shown:
-            first.setdefault(_rank(summary), summary)
-        shown = [each for each in shown if each.option == first[_rank(each)].option]
+            first.setdefault(summary.kind, summary)
+        shown = [each for each in shown if each.option == first[each.kind].option]
         if len(shown) > MOST_BARS:
             shown = thinned(list(first.values()), MOST_BARS)
     return {each.name for each in shown}
-
-
-def _rank(summary: ModelSummary) -> int | None:
-    return None if summary.run is None else summary.run.planned.rank
-
-
-def _score_name(results: TrainTaskResults, tasks: Sequence[str], unit: Unit) -> str:
-    """The metric with its unit, for an axis."""
-    metrics = {results.base.items[task].metric for task in tasks}
-    name = metrics.pop() if len(metrics) == 1 else "score"
-    mean = "mean " if len(tasks) > 1 else ""
-    kind = "points" if unit == "points" else "nats per token; lower is better"
-    return f"In-domain {mean}{name} ({kind})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from rankwise.findings.retention import RetentionLine, TrainTaskRetention
 from rankwise.records import quantities
@@ -14,7 +14,6 @@ from rankwise.report.parts import (
     ReportSection,
     Shown,
     Table,
-    flat,
     grouped_table,
     option_columns,
     section,
@@ -39,26 +38,22 @@ def retention_section(found: Sequence[TrainTaskRetention]) -> ReportSection:
             "given next to the mean over tasks. The mean over items decides nothing; the "
             "recommendation takes the mean over all retention tasks."
         )
-    rows = (
-        flat(change, **flat(line, train_task=part.train_task))
-        for part in found
-        for line in (*part.groups, *part.subjects)
-        for change in line.changes
-    )
     return section(
         "retention-by-subject",
         "Knowledge retention by subject",
         about,
         found,
         lambda part: Shown(cells.left_out(part.left_out), [_figure(part)], [("", _table(part))]),
-        {"retention.csv": cells.csv_text(rows)},
     )
 
 
 def _figure(found: TrainTaskRetention) -> Figure:
     options = cells.drawn_options(found.options)
     labels = {option.label for option in options}
-    subjects = sorted(found.subjects, key=lambda line: _worst(line, labels))
+    subjects = sorted(
+        found.subjects,
+        key=lambda line: min(c.change.estimate for c in line.changes if c.label in labels),
+    )
     parts = {"Means of groups": found.groups, "Tasks": subjects[:MOST_SUBJECTS]}
     short = short_names(line.name for lines in parts.values() for line in lines)
     panels = [
@@ -68,11 +63,12 @@ def _figure(found: TrainTaskRetention) -> Figure:
             "points",
             [
                 Bar(
-                    _name(line, short[line.name]),
+                    f"{short[line.name]}\nbase {cells.mean(line.base_score, signed=False).value}, "
+                    f"{quantities.sample_size(line.base_score)}",
                     change.label,
                     option.kind,
                     change.change,
-                    _only(line),
+                    line.tasks[0] if len(line.tasks) == 1 else "",
                 )
                 for line in lines
                 for option in options
@@ -97,19 +93,6 @@ def _figure(found: TrainTaskRetention) -> Figure:
     detail = f"{size} in {len(found.subjects)} tasks; bars are {cells.intervals(found.confidence)}"
     title = "Change on retention tasks, worst first"
     return Figure("", title, caption, interval_chart(panels), detail)
-
-
-def _only(line: RetentionLine) -> str:
-    return line.tasks[0] if len(line.tasks) == 1 else ""
-
-
-def _name(line: RetentionLine, short: str) -> str:
-    score = quantities.score(line.base_score.estimate, line.base_score.unit)
-    return f"{short}\nbase {score}, {quantities.sample_size(line.base_score)}"
-
-
-def _worst(line: RetentionLine, labels: Iterable[str]) -> float:
-    return min(change.change.estimate for change in line.changes if change.label in labels)
 
 
 def _table(found: TrainTaskRetention) -> Table:

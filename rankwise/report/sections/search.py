@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from rankwise.findings.tuning import TrainTaskRates
 from rankwise.records import quantities
@@ -12,17 +12,7 @@ from rankwise.records.search import TrainTaskSearch, ValidationMean
 from rankwise.records.study import Interval, Unit
 from rankwise.report import cells
 from rankwise.report.charts.ranks import RankMark, RankPanel, in_unit, rank_chart
-from rankwise.report.parts import (
-    Cell,
-    Column,
-    Figure,
-    ReportSection,
-    Shown,
-    Table,
-    flat,
-    section,
-    table,
-)
+from rankwise.report.parts import Cell, Column, Figure, ReportSection, Shown, Table, section, table
 
 POLICIES = {
     "narrow": "one seed of every rank, then more seeds of the best one and its nearest rival",
@@ -52,7 +42,12 @@ def search_section(results: StudyResults, rates: Sequence[TrainTaskRates]) -> Re
         said = [quantities.capital(decision.statement) for decision in part.decisions]
         found = rates_of.get(part.train_task)
         if found is not None:
-            said += _rates(found)
+            said.append(found.statement)
+            if found.at_the_edge:
+                said.append(
+                    f"The best learning rate of {quantities.listed(found.at_the_edge)} is the "
+                    "smallest or the largest that was tried: a better one may lie beyond."
+                )
         figures = [_figure(found)] if found is not None and found.common else []
         return Shown(said, figures, [("", _table(part))] if part.shown else [])
 
@@ -62,30 +57,8 @@ def search_section(results: StudyResults, rates: Sequence[TrainTaskRates]) -> Re
             "Decisions rest on validation items, which are held out of the training split. The "
             "items of the verdict are answered by the runs that are left, and by no other."
         )
-    rows = (
-        flat(shown, train_task=part.train_task, decision=number, unit=part.unit)
-        for part in search.by_train_task
-        for number, decision in enumerate(part.decisions)
-        for shown in decision.shown
-    )
-    made = section(
-        "search",
-        "How the runs were chosen",
-        about,
-        search.by_train_task,
-        show,
-        {"search.csv": cells.csv_text(rows)},
-    )
+    made = section("search", "How the runs were chosen", about, search.by_train_task, show)
     return made._replace(remarks=[*made.remarks, *(growth.statement for growth in search.growths)])
-
-
-def _rates(found: TrainTaskRates) -> Iterator[str]:
-    yield found.statement
-    if found.at_the_edge:
-        yield (
-            f"The best learning rate of {quantities.listed(found.at_the_edge)} is the smallest "
-            "or the largest that was tried: a better one may lie beyond."
-        )
 
 
 def _figure(found: TrainTaskRates) -> Figure:
@@ -96,10 +69,7 @@ def _figure(found: TrainTaskRates) -> Figure:
         for point in points
     ]
     panel = RankPanel(
-        f"Gain ({cells.unit_name(found.unit)})",
-        marks,
-        has_zero=True,
-        write=in_unit(found.unit),
+        f"Gain ({cells.unit_name(found.unit)})", marks, has_zero=True, write=in_unit(found.unit)
     )
     return Figure(
         "rates",
@@ -126,13 +96,12 @@ def _table(search: TrainTaskSearch) -> Table:
         Column("Learning rate", lambda row: quantities.learning_rate(row.learning_rate)),
         Column("Trained", lambda row: quantities.percent(row.share), "of its steps"),
         Column("Gain", lambda row: _cell(row.gain, search.unit), f"{search.unit}, ± 2 errors"),
-        Column(
+        Column.optional(
             "Retention loss",
             lambda row: row.retention_loss and _cell(row.retention_loss, "points"),
             "points, ± 2 errors",
-            is_optional=True,
         ),
-        Column("Then", lambda row: reasons.get(row.run, ""), is_text=True),
+        Column.text("Then", lambda row: reasons.get(row.run, "")),
     ]
     items = ", ".join(
         f"{quantities.count(number)} of {task}" for task, number in search.num_items.items()

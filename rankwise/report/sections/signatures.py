@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from rankwise.findings.claims import Claim
+from rankwise.findings.claims import VERDICTS, Claim
 from rankwise.findings.signatures.found import SIGNATURES, TITLES, Signature, SignatureName
 from rankwise.records import quantities
-from rankwise.report import cells
-from rankwise.report.parts import (
-    Cell,
-    Column,
-    ReportSection,
-    Table,
-    TitledTable,
-    flat,
-    grouped_table,
-)
+from rankwise.records.grouping import grouped
+from rankwise.report.parts import Cell, Column, ReportSection, Table, TitledTable, grouped_table
 
 _WHOLE_STUDY = "all models"
 
@@ -31,47 +24,35 @@ def signature_section(
         not_looked_for: those that it cannot show, with what it lacks.
         confidence: of the intervals, 0..1.
     """
-    return ReportSection(
-        name="failure-signatures",
-        title="Failure signatures",
-        remarks=_remarks(found, not_looked_for),
-        tables=(TitledTable("What was found", _table(found, confidence)),) if found else (),
-        files={"signatures.csv": cells.csv_text(map(flat, found))} if found else {},
-    )
+    names = {part.name for part in found}
+    absent = [TITLES[n].lower() for n in SIGNATURES if n not in names and n not in not_looked_for]
+    remarks = [f"Looked for and not found: {'; '.join(absent)}."] if absent else []
+    if not_looked_for:
+        lacking = "; ".join(
+            f"{TITLES[name].lower()} ({why})" for name, why in not_looked_for.items()
+        )
+        remarks.append(f"Not looked for, for want of data: {lacking}.")
+    tables = [TitledTable("What was found", _table(found, confidence))] if found else []
+    return ReportSection("failure-signatures", "Failure signatures", remarks, tables=tables)
 
 
 def watch_points(found: Iterable[Signature]) -> list[str]:
     """One sentence for each kind of failure: what, of which options, and what to do next."""
-    labels: dict[tuple[str, str], list[str]] = {}
-    for each in found:
-        labels.setdefault((each.title, each.advice), []).append(each.label or _WHOLE_STUDY)
+    labels = grouped(((one.title, one.advice), one.label or _WHOLE_STUDY) for one in found)
     return [
         f"{title} ({quantities.listed(list(dict.fromkeys(where)))}). {advice}"
         for (title, advice), where in labels.items()
     ]
 
 
-def _remarks(found: Sequence[Signature], not_looked_for: Mapping[SignatureName, str]) -> list[str]:
-    names = {part.name for part in found}
-    absent = [TITLES[n].lower() for n in SIGNATURES if n not in names and n not in not_looked_for]
-    listed = "; ".join(absent)
-    remarks = [f"Looked for and not found: {listed}."] if absent else []
-    if not_looked_for:
-        lacking = "; ".join(
-            f"{TITLES[name].lower()} ({why})" for name, why in not_looked_for.items()
-        )
-        remarks.append(f"Not looked for, for want of data: {lacking}.")
-    return remarks
-
-
 def _table(found: Sequence[Signature], confidence: float) -> Table:
     columns: list[Column[Signature]] = [
         Column("What", lambda signature: signature.title),
-        Column("Model", lambda signature: signature.label or _WHOLE_STUDY, is_text=True),
-        Column("Task", lambda signature: signature.task or None, is_text=True),
+        Column.text("Model", lambda signature: signature.label or _WHOLE_STUDY),
+        Column.text("Task", lambda signature: signature.task or None),
         Column("Judged", _judged, "estimate and interval"),
-        Column("In words", lambda signature: signature.statement, is_text=True),
-        Column("What to do next", lambda signature: signature.advice, is_text=True),
+        Column.text("In words", lambda signature: signature.statement),
+        Column.text("What to do next", lambda signature: signature.advice),
     ]
     caption = (
         f"Judged by the bounds of {quantities.percent(confidence)} intervals, seeds averaged. Each "
@@ -110,14 +91,8 @@ def claims_section(claims: Sequence[Claim]) -> ReportSection:
         [Column[str]("Evidence", lambda sentence: sentence)],
         [(claim.statement, claim.judgement, claim.evidence) for claim in claims],
     )
-    counts = {
-        verdict: sum(claim.verdict == verdict for claim in claims)
-        for verdict in ("supported", "contradicted", "undecided", "not tested")
-    }
-    said = ", ".join(f"{number} {verdict}" for verdict, number in counts.items() if number)
-    return ReportSection(
-        name="claims",
-        title="The paper's claims",
-        remarks=(f"Of {len(claims)} claims of arXiv:2512.15634: {said}.",),
-        tables=(TitledTable("Claim by claim", evidence),),
-    )
+    counts = Counter(claim.verdict for claim in claims)
+    said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+    remark = f"Of {len(claims)} claims of arXiv:2512.15634: {said}."
+    tables = [TitledTable("Claim by claim", evidence)]
+    return ReportSection("claims", "The paper's claims", [remark], tables=tables)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rankwise.findings.statements import TRANSFER_ALARM_SHARE
 from rankwise.findings.transfer import DomainMean, Transfer, TransferCell, TransferRow
@@ -21,7 +21,6 @@ from rankwise.report.parts import (
     Table,
     TitledTable,
     file_name,
-    flat,
     grouped_table,
     option_columns,
 )
@@ -123,7 +122,6 @@ def transfer_section(found: Transfer) -> ReportSection:
             )
             for row in found.rows
         ],
-        files={"transfer.csv": cells.csv_text(_rows(found))},
     )
 
 
@@ -245,44 +243,31 @@ def wrapped(text: str, letters: int) -> str:
 
 def _table(matrix: _Matrix, row: TransferRow) -> Table:
     """One row for each column of the matrix, one column for each option."""
+
+    def change(measured: Measured | None) -> Cell:
+        note = "negative transfer" if _is_alarm(measured) else ""
+        return EMPTY if measured is None else cells.mean(measured.change, note=note)
+
     groups: dict[str, list[list[Cell]]] = {}
     options = matrix.found.options
     for column in matrix.columns:
         own = [matrix.cells.get((row.name, option.label, column)) for option in options]
         first = next((cell for cell in own if cell is not None), None)
-        if first is not None:
-            group = (column.domain or _NO_DOMAIN) if matrix.is_named else ""
-            head = _row_head(first, column)
-            groups.setdefault(group, []).append([*head, *map(_change, own)])
+        if first is None:
+            continue
+        size = quantities.sample_size(first.change)
+        if isinstance(first, DomainMean):
+            tasks = quantities.counted(len(first.tasks), "task")
+            head = Cell("mean", "", f"{tasks}, {size}"), EMPTY
+        else:
+            note = f"{RELATION_NAMES[first.relation]}, {size}"
+            head = Cell(column.name, "", note), cells.mean(first.base_score, signed=False)
+        group = (column.domain or _NO_DOMAIN) if matrix.is_named else ""
+        groups.setdefault(group, []).append([*head, *map(change, own)])
+    where = f" ({row.domain})" if row.domain else ""
     caption = (
-        f"Trained on {row.name}{f' ({row.domain})' if row.domain else ''}: change from the base in "
+        f"Trained on {row.name}{where}: change from the base in "
         f"points, seeds averaged, {cells.intervals(matrix.found.confidence)}."
     )
     rows = [(group, "", own) for group, own in groups.items()]
     return grouped_table(caption, option_columns("Tested on", options), rows)
-
-
-def _row_head(measured: Measured, column: _Column) -> tuple[Cell, Cell]:
-    """What the column is, and the base's score there."""
-    size = quantities.sample_size(measured.change)
-    if isinstance(measured, DomainMean):
-        tasks = quantities.counted(len(measured.tasks), "task")
-        return Cell("mean", "", f"{tasks}, {size}"), EMPTY
-    note = f"{RELATION_NAMES[measured.relation]}, {size}"
-    return Cell(column.name, "", note), cells.mean(measured.base_score, signed=False)
-
-
-def _change(measured: Measured | None) -> Cell:
-    note = "negative transfer" if _is_alarm(measured) else ""
-    return EMPTY if measured is None else cells.mean(measured.change, note=note)
-
-
-def _rows(found: Transfer) -> Iterator[dict[str, Any]]:
-    """One row for each option, trained task and column, means of domains included."""
-    columns = {column.tasks: column for column in found.columns}
-    for cell in (*found.cells, *found.domain_means):
-        test = "mean" if isinstance(cell, DomainMean) else columns[cell.tasks].name
-        domain = cell.domain if isinstance(cell, DomainMean) else columns[cell.tasks].domain
-        row = flat(cell, train_task=cell.train_task, option=cell.label, test=test, domain=domain)
-        del row["label"]
-        yield row

@@ -17,11 +17,6 @@ from rankwise.report.charts.heatmap import HeatScale, LayerMap, layer_maps, perc
 from rankwise.report.parts import Figure
 
 
-def has_layers(matrices: Iterable[MatrixSpectrum]) -> bool:
-    """Whether there is anything to put on a map."""
-    return any(matrix.layer is not None for matrix in matrices)
-
-
 def norm_map(matrices: Mapping[str, Sequence[MatrixSpectrum]]) -> Iterator[Figure]:
     """The size of the updates of some models, by what they are called."""
     panels = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 from rankwise.findings.options import first_of_options
 from rankwise.findings.trends import means_by_rank
@@ -12,19 +11,12 @@ from rankwise.findings.weights import (
     ALL_MODULES,
     Association,
     NormTrend,
-    NullPair,
     RunWeights,
     TrainTaskWeights,
 )
 from rankwise.records import quantities
 from rankwise.records.results import ModelResults, StudyResults
-from rankwise.records.spectra import (
-    INTRUDER_EPSILON,
-    INTRUDER_K,
-    MatrixSpectrum,
-    VectorChange,
-    intruders_of,
-)
+from rankwise.records.spectra import INTRUDER_EPSILON, INTRUDER_K
 from rankwise.report import cells
 from rankwise.report.charts.heatmap import MOST_PANELS
 from rankwise.report.charts.marks import Look
@@ -41,13 +33,7 @@ from rankwise.report.parts import (
     table,
     thinned,
 )
-from rankwise.report.sections.weight_maps import (
-    has_layers,
-    intruder_map,
-    intruders,
-    norm_map,
-    turned_map,
-)
+from rankwise.report.sections.weight_maps import intruder_map, intruders, norm_map, turned_map
 
 
 def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> ReportSection:
@@ -58,51 +44,37 @@ def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> 
         results: of the study, for what single matrices say.
     """
     settings = results.study.config.analysis
+    nulls = "No random updates were drawn to compare with (analysis.null_draws: 0)."
+    if settings.null_draws:
+        nulls = (
+            "Random updates of the same rank are given for comparison "
+            f"({quantities.counted(settings.null_draws, 'draw')} of each kind: Gaussian, of the "
+            "same norm; Haar, of the same singular values)."
+        )
     about = [
         "Norms and ranks of an update are exact, from its factors. Singular vectors after training "
-        f"are compared with the base's own. {_nulls(settings.null_draws)} Exploratory: the "
-        "recommendation does not rest on it."
+        f"are compared with the base's own. {nulls} Exploratory: the recommendation does not rest "
+        "on it."
     ]
-    if found[0].num_seeds == 1:
-        about.append("With one seed, all of this is conditional on that seed.")
+    about += cells.of_one_seed(found[0].num_seeds)
     models = {model.name: model for model in results.runs}
     intruder_k = min(INTRUDER_K, settings.top_k)
 
     def show(part: TrainTaskWeights) -> Shown:
         lacking = [f"{run} was not analysed: {why}" for run, why in part.left_out.items()]
-        return Shown(
-            [*part.statements, *lacking],
-            _figures(part, models, intruder_k),
-            _tables(part, intruder_k),
-        )
+        tables: list[tuple[str, Table]] = []
+        if part.runs:
+            tables.append(("Updates of the runs", _run_table(part.runs, intruder_k)))
+        if part.norm_trends:
+            tables.append(("Norm against rank", _norm_table(part)))
+        if part.associations:
+            tables.append(("Weights and forgetting", _association_table(part)))
+        return Shown([*part.statements, *lacking], _figures(part, models, intruder_k), tables)
 
-    files = {"weights.csv": cells.csv_text(_spectrum_rows(results))}
-    return section("weights", "Weights", about, found, show, files)
-
-
-def _nulls(num_draws: int) -> str:
-    if not num_draws:
-        return "No random updates were drawn to compare with (analysis.null_draws: 0)."
-    return (
-        "Random updates of the same rank are given for comparison "
-        f"({quantities.counted(num_draws, 'draw')} of each kind: Gaussian, of the same norm; Haar, "
-        "of the same singular values)."
-    )
-
-
-def _tables(found: TrainTaskWeights, intruder_k: int) -> Iterator[tuple[str, Table]]:
-    if found.runs:
-        yield "Updates of the runs", _run_table(found.runs, intruder_k)
-    if found.norm_trends:
-        yield "Norm against rank", _norm_table(found)
-    if found.associations:
-        yield "Weights and forgetting", _association_table(found)
+    return section("weights", "Weights", about, found, show)
 
 
 def _run_table(runs: Sequence[RunWeights], intruder_k: int) -> Table:
-    def pair(numbers: NullPair, form: str) -> Cell:
-        return cells.beside(form, numbers.observed, (numbers.gaussian, numbers.haar))
-
     def shared(run: RunWeights) -> Cell | None:
         if run.full_overlap is None or run.full_overlap_expected is None:
             return None
@@ -116,10 +88,14 @@ def _run_table(runs: Sequence[RunWeights], intruder_k: int) -> Table:
         Column("Energy rank 99 %", lambda run: f"{run.energy_rank_99:g}", "median"),
         Column(
             "Intruders",
-            lambda run: pair(run.intruders, "{:.3g}"),
+            lambda run: cells.beside_nulls("{:.3g}", run.intruders),
             f"k = {intruder_k}, ε = {INTRUDER_EPSILON}",
         ),
-        Column("Similarity", lambda run: pair(run.similarity, "{:.3f}"), "mean |cos|, same index"),
+        Column(
+            "Similarity",
+            lambda run: cells.beside_nulls("{:.3f}", run.similarity),
+            "mean |cos|, same index",
+        ),
         Column("Shared with full", shared, "random directions"),
     ]
     caption = "All adapted matrices of a run together. Medians are over matrices."
@@ -156,7 +132,7 @@ def _association_table(found: TrainTaskWeights) -> Table:
     """Every measure of the weights against every kind of forgetting."""
     columns: list[Column[Association]] = [
         Column("Measure", lambda pair: pair.measure),
-        Column("Forgetting", lambda pair: pair.forgetting, is_text=True),
+        Column.text("Forgetting", lambda pair: pair.forgetting),
         Column("Options", lambda pair: pair.num_options),
         Column("Spearman's ρ", lambda pair: cells.correlation(pair.correlation, pair.reason)),
     ]
@@ -165,52 +141,6 @@ def _association_table(found: TrainTaskWeights) -> Table:
         f"{quantities.percent(found.confidence)}. Positive: the more of it, the more is forgotten."
     )
     return table(caption, columns, found.associations)
-
-
-def _spectrum_rows(results: StudyResults) -> Iterator[dict[str, Any]]:
-    """One row for each run and matrix."""
-    for model in results.runs:
-        if model.spectra is None:
-            continue
-        epsilons = model.spectra.epsilons
-        for matrix in model.spectra.matrices:
-            overlap = matrix.full_overlap
-            yield {
-                "run": model.name,
-                "module": matrix.module,
-                "layer": matrix.layer,
-                "kind": matrix.kind,
-                "out_features": matrix.out_features,
-                "in_features": matrix.in_features,
-                "base_frobenius_norm": matrix.base_frobenius_norm,
-                "base_spectral_norm": matrix.base_spectral_norm,
-                **matrix.update.model_dump(),
-                **_change_row("trained", matrix.change, matrix, epsilons),
-                **_change_row("gaussian", matrix.gaussian_null, matrix, epsilons),
-                **_change_row("haar", matrix.haar_null, matrix, epsilons),
-                "full_overlap_left": None if overlap is None else overlap.left,
-                "full_overlap_right": None if overlap is None else overlap.right,
-            }
-
-
-def _change_row(
-    name: str, change: VectorChange | None, matrix: MatrixSpectrum, epsilons: tuple[float, ...]
-) -> dict[str, float | None]:
-    """Over all vectors that were compared, and the intruders at the one entry of the grid."""
-    row: dict[str, float | None] = dict.fromkeys(
-        ("left_index", "right_index", "left_best", "left_overlap", "value_shift", "intruders")
-    )
-    if change is not None:
-        row = {
-            "left_index": change.left.index_matched[-1],
-            "right_index": change.right.index_matched[-1],
-            "left_best": change.left.best_matched[-1],
-            "left_overlap": change.left.overlap[-1],
-            "value_shift": change.value_shift[-1],
-            "intruders": intruders_of(change, matrix.leading, epsilons),
-        }
-    row = {"vectors": matrix.leading[-1], **row}
-    return {f"{name}_{key}": value for key, value in row.items()}
 
 
 def _figures(
@@ -345,8 +275,6 @@ def _maps(found: TrainTaskWeights, models: Mapping[str, ModelResults]) -> Iterat
         for run in shown
         if (spectra := models[run.run].spectra) is not None
     }
-    if not has_layers(matrix for own in matrices.values() for matrix in own):
-        return
     yield from norm_map({run.option.label: matrices[run.run] for run in shown})
     adapters = [run for run in shown if run.option.rank is not None]
     for run in adapters[-1:] or shown[-1:]:
