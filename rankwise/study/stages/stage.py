@@ -273,8 +273,9 @@ class Graph:
         """A task -> the id of the stage that scores the base on it."""
 
     def trainings(self, models: Sequence[Model]) -> tuple[str, ...]:
-        """The ids of the stages that train some models."""
-        return tuple(dict.fromkeys(self.training_of[run.name] for run in models if run is not None))
+        """The ids of the stages that train some models; a model without a pass has none."""
+        known = (self.training_of.get(model_name(model)) for model in models)
+        return tuple(dict.fromkeys(each for each in known if each is not None))
 
     def by_train_task(self) -> list[tuple[str, tuple[PlannedRun, ...]]]:
         """The runs of each trained task that has any."""
