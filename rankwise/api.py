@@ -268,7 +268,7 @@ class Study:
         Args:
             kind: the format: csv, parquet, markdown, latex, lm-eval, model-card, trl and so on.
             output: the folder to write into; None: ``export/<kind>`` in the study's.
-            run: a run, as ``find_run`` takes it, for formats of one run; None: the recommended.
+            run: a run, as ``find_run`` takes it, for formats of one; None: recommended or best bet.
             overwrite: replace files there that rankwise did not write.
 
         Returns:

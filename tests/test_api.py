@@ -96,7 +96,7 @@ def test_a_study_is_what_the_command_line_makes_of_it(study: rw.Study) -> None:
         key: value for key, value in written.items() if key != "checksum"
     }
     done = rankwise("verdict", study.folder)
-    assert words(done.stdout).startswith(words(study.verdict))
+    assert f"Why: {words(study.verdict)}" in words(done.stdout)
     assert rw.open(study.folder).verdict == study.verdict
 
 

@@ -197,7 +197,7 @@ def report_on(
 
     results, recommendation, findings = outcome
     if not as_json:
-        shown = verdict(results, recommendation, findings, str(folder.root), stdout.width)
+        shown = verdict(results, recommendation, findings, str(folder.root))
         stdout.print(*shown, sep="\n")
     path = written_report(folder, outcome, output, overwrite=overwrite, with_texts=with_texts)
     if as_json:

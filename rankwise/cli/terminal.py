@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from itertools import groupby
 from pathlib import Path
@@ -10,9 +12,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rankwise.findings.card import CardRow, VerdictCard
 from rankwise.findings.comparison import StudyComparison, StudySource
 from rankwise.findings.heads import intervention, is_selected, screen_correlation
-from rankwise.findings.models import summarise
+from rankwise.findings.options import TaskMean
 from rankwise.findings.samples import SampleVerdicts, sample_amount
 from rankwise.findings.statements import with_folder
 from rankwise.findings.study import StudyFindings
@@ -21,12 +24,11 @@ from rankwise.records.deployment import DeltaInForm, DeploymentCheck, FormScore
 from rankwise.records.files import in_words
 from rankwise.records.heads import TaskHeadEffects
 from rankwise.records.quantities import NOT_MEASURED, count, memory, p_value, parameters, percent
-from rankwise.records.recommendation import Bound, Recommendation, StudyRecommendation
+from rankwise.records.recommendation import Bound, StudyRecommendation
 from rankwise.records.repairs import RepairChoice
-from rankwise.records.results import StudyResults, TrainTaskResults
+from rankwise.records.results import StudyResults
 from rankwise.records.study import PlannedPass, StudyRecord, Unit
 from rankwise.report.parts import Table as ReportTable
-from rankwise.report.summaries import problem_of, verdict_table
 from rankwise.study.status import ModelStatus
 
 Done = Set[tuple[str, str | None]]
@@ -34,10 +36,8 @@ Done = Set[tuple[str, str | None]]
 STRONGEST_HEADS = 5
 """This many heads are listed for each task."""
 
-# What the report shows and a terminal has no room for; the rest of it is in the run's name.
-_WIDE_COLUMNS = 120
-_NOT_ON_A_TERMINAL = {"Seed", "Alpha", "Learning rate", "Worst retention task"}
-_NOT_ON_A_NARROW_ONE = {"Trainable parameters", "Gain", "Peak memory"}
+_MOST_ROWS = 8
+"""Of a card: the page has all."""
 
 
 def plan_table(study: StudyRecord, done: Done) -> Table:
@@ -130,38 +130,65 @@ def verdict(
     recommendation: StudyRecommendation,
     findings: StudyFindings,
     folder: str | Path,
-    width: int,
 ) -> Iterator[RenderableType]:
-    """For each trained task the table, the reasons, and last the sentence that people look for.
+    """For each trained task its card, in at most 15 lines of 80 characters.
 
     Args:
         results: a study.
         recommendation: made from it.
         findings: made from both.
-        folder: the study's, for the command that would settle it.
-        width: of the terminal, in characters; a narrow one gets fewer columns.
+        folder: the study's, for the next command.
     """
+    cards = {card.train_task: card for card in findings.cards}
     for part in recommendation.by_train_task:
         if len(recommendation.by_train_task) > 1:
             yield Text(f"Trained on {part.train_task}", style="bold underline")
-        yield from _verdict(results.of(part.train_task), part, width)
-        yield from (Text(f"- {line}") for line in findings.lines(part.train_task))
-        yield Text(with_folder(part.statement, folder), style="bold")
+        if part.train_task not in cards:
+            yield Text(with_folder(part.statement, folder), style="bold")
+            continue
+        card = cards[part.train_task]
+        yield Text(card.headline, style="bold")
+        yield _card_table(card, results)
+        if card.remark:
+            yield Text(card.remark)
+        signs = Counter(s.title for s in findings.signatures if s.train_task == part.train_task)
+        if signs:
+            named = ", ".join(f"{title} ({number})" for title, number in signs.items())
+            yield Text(f"Signs of failure: {named}.")
+        yield Text(f"Next: {with_folder(card.command, folder)}")
 
 
-def _verdict(
-    results: TrainTaskResults, recommendation: Recommendation, width: int
-) -> Iterator[RenderableType]:
-    summaries = summarise(results, recommendation)
-    hidden = _NOT_ON_A_TERMINAL | (_NOT_ON_A_NARROW_ONE if width < _WIDE_COLUMNS else set())
-    shown = verdict_table(results, recommendation, summaries, hidden)
-    yield _as_shown(shown)
-    for summary in summaries:
-        problem = problem_of(summary)
-        if problem is not None:
-            yield Text(f"- {summary.name}: {problem}")
-    for reason in recommendation.reasons:
-        yield Text(f"- {reason}")
+def _card_table(card: VerdictCard, results: StudyResults) -> Table:
+    """Every option against the base, or of many the choice, what has no rank, and the best."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("", "gain", "forgotten", "weights", "training", ""):
+        table.add_column(name, overflow="fold")
+    seconds = {run.name: run.run.train_seconds for run in results.runs if run.run is not None}
+    best = sorted(card.rows, key=lambda row: (row.is_choice, _gain(row)), reverse=True)[:_MOST_ROWS]
+    for row in (row for row in card.rows if row in best):
+        times = [seconds[run] for run in row.runs if run in seconds]
+        table.add_row(
+            row.label,
+            NOT_MEASURED if row.gain is None else _short(row.gain),
+            NOT_MEASURED if row.retention is None else _short(row.retention.negated()),
+            parameters(row.num_parameters),
+            quantities.seconds(sum(times)) if times else NOT_MEASURED,
+            "<- use this" if row.is_choice and card.is_settled else "<- best bet" * row.is_choice,
+            style="bold" if row.is_choice else None,
+        )
+    if len(best) < len(card.rows):
+        table.add_row(f"and {len(card.rows) - len(best)} more", *[""] * 5)
+    return table
+
+
+def _gain(row: CardRow) -> float:
+    return -math.inf if row.gain is None else row.gain.estimate
+
+
+def _short(mean: TaskMean) -> str:
+    """+30.0 ±6.6: the longer side of the interval, which a row has room for."""
+    side = max(mean.upper - mean.estimate, mean.estimate - mean.lower)
+    return f"{quantities.change(mean.estimate, mean.unit)} ±{quantities.score(side, mean.unit)}"
 
 
 def _as_shown(shown: ReportTable) -> Table:

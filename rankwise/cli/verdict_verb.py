@@ -164,6 +164,7 @@ def verdict(
 def _of_study(
     directory: Path, margins: OtherMargins | None, cluster: Sequence[str], *, as_json: bool
 ) -> int:
+    from rankwise.cli.terminal import verdict as card_lines
     from rankwise.findings.statements import with_folder
     from rankwise.records.folder import StudyFolder
     from rankwise.study.conclusion import conclude
@@ -181,14 +182,15 @@ def _of_study(
     note_left_out(outcome)
     if as_json:
         return emit(verdict_content(outcome))
-    parts = outcome.recommendation.by_train_task
-    for part in parts:
-        if len(parts) > 1:
-            say(f"trained on {part.train_task}:")
-        say(with_folder(part.statement, str(folder.root)), style="bold")
+    results, recommendation, findings = outcome
+    stdout.print(*card_lines(results, recommendation, findings, folder.root), sep="\n")
+    for part in recommendation.by_train_task:
+        of = f", trained on {part.train_task}" if len(recommendation.by_train_task) > 1 else ""
+        say(f"\nWhy{of}:")
+        say(with_folder(part.statement, folder.root))
         for reason in part.reasons:
             say(f"- {reason}")
-        for line in outcome.findings.lines(part.train_task):
+        for line in findings.lines(part.train_task):
             say(f"- {line}")
     return OK
 

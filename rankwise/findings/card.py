@@ -12,6 +12,7 @@ from typing import NamedTuple
 from pydantic import Field
 
 from rankwise.findings.options import DecidingTasks, Option, OptionGains, TaskMean
+from rankwise.findings.statements import MOST_NAMED, headline, next_command
 from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.recommendation import Recommendation
@@ -48,6 +49,18 @@ class Alternative(Record):
     """Whether neither of the two is shown to gain more."""
 
 
+class CardRow(Record):
+    """An option against the base; what was not measured is None."""
+
+    label: str
+    runs: tuple[str, ...]
+    """Of all its seeds."""
+    is_choice: bool
+    gain: TaskMean | None
+    retention: TaskMean | None
+    num_parameters: int
+
+
 class Told(Record):
     """A piece of advice, and what this study says of it."""
 
@@ -66,6 +79,13 @@ class VerdictCard(Record):
     is_settled: bool
     choice: str | None
     probability: float | None
+    headline: str
+    rows: tuple[CardRow, ...] = ()
+    """Every option, in the study's order."""
+    remark: str = ""
+    """What else decides; empty where nothing does."""
+    command: str
+    """What to do next."""
     settings: dict[str, str] = Field(default_factory=dict)
     gain: TaskMean | None = None
     retention: TaskMean | None = None
@@ -82,30 +102,59 @@ def verdict_card(source: OptionGains, recommendation: Recommendation) -> Verdict
         return None
     settled = next((each.label for each in recommendation.verdicts if each.qualifies), None)
     label = settled or bet.choice
-    if label is None:
-        return VerdictCard(
-            train_task=recommendation.train_task, is_settled=False, choice=None, probability=None
-        )
-    chosen = next(option for option in source.options if option.label == label)
     tasks = source.deciding_tasks(recommendation.unit)
+    card = VerdictCard(
+        train_task=recommendation.train_task,
+        is_settled=settled is not None,
+        choice=label,
+        probability=None if settled or label is None else bet.of(label).right,
+        headline=headline(recommendation),
+        rows=tuple(_row(source, tasks, option, label) for option in source.options),
+        remark=_remark(recommendation),
+        command=next_command(recommendation),
+    )
+    if label is None:
+        return card
+    chosen = next(option for option in source.options if option.label == label)
     alternatives = tuple(
         _beside(source, tasks, chosen, option)
         for option in source.options
         if option.label != label and option.plan.role != "imported"
     )
-    return VerdictCard(
-        train_task=recommendation.train_task,
-        is_settled=settled is not None,
-        choice=label,
-        probability=None if settled else bet.of(label).right,
-        settings=_settings(chosen),
-        gain=source.change(chosen.runs, tasks.in_domain),
-        retention=source.change(chosen.runs, tasks.retention) if tasks.retention else None,
-        num_parameters=chosen.plan.num_trainable_parameters,
-        trainable_share=chosen.plan.trainable_share,
-        alternatives=alternatives,
-        told=tuple(_told(source, chosen, alternatives)),
+    own = next(row for row in card.rows if row.is_choice)
+    return card.model_copy(
+        update={
+            "settings": _settings(chosen),
+            "gain": own.gain,
+            "retention": own.retention,
+            "num_parameters": own.num_parameters,
+            "trainable_share": chosen.plan.trainable_share,
+            "alternatives": alternatives,
+            "told": tuple(_told(source, chosen, alternatives)),
+        }
     )
+
+
+def _row(source: OptionGains, tasks: DecidingTasks, option: Option, choice: str | None) -> CardRow:
+    return CardRow(
+        label=option.label,
+        runs=tuple(run.name for run in option.runs),
+        is_choice=option.label == choice,
+        gain=source.change(option.runs, tasks.in_domain) if tasks.in_domain else None,
+        retention=source.change(option.runs, tasks.retention) if tasks.retention else None,
+        num_parameters=option.plan.num_trainable_parameters,
+    )
+
+
+def _remark(recommendation: Recommendation) -> str:
+    """What rank does not decide, or which ranks are not told apart."""
+    if recommendation.better_and_kept_by_full is not None:
+        full = quantities.capital(recommendation.better_and_kept_by_full)
+        return f"{full} gains more and forgets less than every rank: rank is not what limits it."
+    left = [each.label for each in recommendation.verdicts if each.ruled_out_by is None]
+    if recommendation.outcome == "cannot_tell" and 1 < len(left) <= MOST_NAMED:
+        return f"{quantities.capital(quantities.listed(left))} cannot be told apart."
+    return ""
 
 
 def _settings(option: Option) -> dict[str, str]:

@@ -303,30 +303,67 @@ def _price(numbers: Recommendation) -> str:
     return f"{numbers.sufficient_label} would qualify if {loss} were acceptable"
 
 
-def _what_decides(numbers: Recommendation) -> str:
+def headline(numbers: Recommendation) -> str:
+    """The verdict, or the best bet, in one line."""
+    at, bet = _percent(numbers.confidence), numbers.best_bet
+    if numbers.outcome == "recommended":
+        chosen = next(v for v in numbers.verdicts if v.qualifies)
+        if len(chosen.runs) > 1 or chosen.imported_as is not None or bet is None:
+            return f"Use {chosen.label}. Settled at {at}."
+        odds = quantities.odds(bet.of(chosen.label).right)
+        return f"Use {chosen.label}. Settled at {at} for this adapter; with another seed {odds}."
+    first = {
+        "no_evidence": f"Not shown at {at} that fine-tuning helps.",
+        "none_keeps_enough": "No rank keeps enough of what the base could do.",
+    }.get(numbers.outcome, f"Not settled at {at}.")
+    if bet is None:
+        return first
+    if bet.choice is None:
+        return f"{first} Best bet: do not fine-tune so."
+    return f"{first} Best bet: {bet.choice} ({quantities.odds(bet.of(bet.choice).right)})."
+
+
+def next_command(numbers: Recommendation) -> str:
+    """What to do with the verdict: use it, or what would probably settle it."""
+    growth = None if numbers.outcome == "recommended" else _likeliest(numbers)
+    if growth is not None and growth.probability >= HARDLY:
+        return _growing(growth)
+    if numbers.outcome == "recommended" or numbers.best_bet_run is not None:
+        return "rankwise export DIR --format peft"
+    return "rankwise report DIR"
+
+
+def _likeliest(numbers: Recommendation) -> Prospect | None:
     """The smallest growth that decides more likely than not, or else the likeliest."""
-    price = quantities.capital(_price(numbers)) if numbers.outcome == "cannot_tell" else ""
-    wider = "wider margins may (recommendation.delta_points, recommendation.epsilon_points)"
-    if not numbers.prospects:
-        is_open = numbers.outcome == "cannot_tell"
-        return price or (f"Every item is scored, which does not settle it: {wider}" * is_open)
     likely = [p for p in numbers.prospects if p.probability >= WORTH_A_TRY]
     if likely:
-        best = min(likely, key=lambda prospect: prospect.cost)
-    else:
-        best = max(numbers.prospects, key=lambda prospect: prospect.probability)
+        return min(likely, key=lambda prospect: prospect.cost)
+    return max(numbers.prospects, key=lambda prospect: prospect.probability, default=None)
+
+
+def _growing(best: Prospect) -> str:
+    if best.factor is None:
+        return f"rankwise extend DIR --seeds {best.num_new_seeds}"
+    return f"rankwise extend DIR --items {best.num_new_items}"
+
+
+def _what_decides(numbers: Recommendation) -> str:
+    """What would probably settle it, and at which margins it is settled."""
+    price = quantities.capital(_price(numbers)) if numbers.outcome == "cannot_tell" else ""
+    wider = "wider margins may (recommendation.delta_points, recommendation.epsilon_points)"
+    best = _likeliest(numbers)
+    if best is None:
+        is_open = numbers.outcome == "cannot_tell"
+        return price or (f"Every item is scored, which does not settle it: {wider}" * is_open)
     if best.probability < HARDLY:
         text = "Neither more items nor more seeds would probably settle it"
         if all(prospect.factor is None for prospect in numbers.prospects):
             text = "Every item is scored, and more seeds would hardly settle it"
         text += f": {wider}"
     else:
-        command = f"rankwise extend DIR --items {best.num_new_items}"
-        if best.factor is None:
-            command = f"rankwise extend DIR --seeds {best.num_new_seeds}"
         text = (
             f"{quantities.capital(growth(best))} would settle it with probability "
-            f"{best.probability:.1f}: `{command}`"
+            f"{best.probability:.1f}: `{_growing(best)}`"
         )
     return f"{text}. {price}" if price else text
 
@@ -362,7 +399,8 @@ def growth(prospect: Prospect) -> str:
 
 def with_folder(text: str, folder: str | Path) -> str:
     """A statement whose command names the study's folder, which a record does not know."""
-    return text.replace("rankwise extend DIR ", f"rankwise extend {shlex.quote(str(folder))} ")
+    place = shlex.quote(str(folder))
+    return re.sub(r"(?<=rankwise )([a-z]+) DIR\b", lambda found: f"{found[1]} {place}", text)
 
 
 def _percent(share: float) -> str:

@@ -1,10 +1,11 @@
-"""Which runs of a study are given away: the recommended ones, or one that is named."""
+"""Which runs of a study are given away: the recommended ones, the best bets, or one by name."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from rankwise.errors import ConfigError
+from rankwise.records import quantities
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.run_names import find_run
 from rankwise.records.study import PlannedRun
@@ -16,13 +17,13 @@ class ChosenRun(NamedTuple):
 
     planned: PlannedRun
     recommendation: Recommendation
-    is_recommended: bool
+    how: Literal["recommended", "the best bet", "chosen by hand"]
 
 
 def chosen_runs(
     outcome: StudyOutcome, run: str | None, verb: str = "export"
 ) -> tuple[list[ChosenRun], list[str]]:
-    """The recommended run of every trained task, and a sentence for each task that has none.
+    """The recommended run of every trained task, else its best bet, and what to know of it.
 
     Args:
         outcome: of the study.
@@ -30,33 +31,29 @@ def chosen_runs(
         verb: what was asked for, which begins an error.
 
     Raises:
-        ConfigError: there is no such run, or nothing is recommended; then the best bet is named.
+        ConfigError: there is no such run, or for every task it is best not to fine-tune.
     """
     study, parts = outcome.results.study, outcome.recommendation.by_train_task
     if run is not None:
         planned = find_run(study, run, verb)
         part = next(each for each in parts if each.train_task == planned.train_task)
-        return [ChosenRun(planned, part, is_recommended=False)], []
+        return [ChosenRun(planned, part, "chosen by hand")], []
     by_name = {planned.name: planned for planned in study.runs}
     chosen: list[ChosenRun] = []
-    without: list[str] = []
+    remarks: list[str] = []
     for part in parts:
-        settled = part.recommended_run
-        if settled is None:
-            without.append(_nothing(part))
-        else:
-            chosen.append(ChosenRun(by_name[settled], part, is_recommended=True))
+        settled, bet = part.recommended_run, part.best_bet_run
+        name = settled or bet
+        if name is None:
+            remarks.append(
+                f"nothing is recommended for {part.train_task}, and no option is a bet worth "
+                "taking; name a run with --run"
+            )
+            continue
+        chosen.append(ChosenRun(by_name[name], part, "recommended" if settled else "the best bet"))
+        if settled is None and part.best_bet is not None:
+            odds = quantities.odds(part.best_bet.of(part.best_bet.choice or "").right)
+            remarks.append(f"{part.train_task} is not settled: {name} is the best bet ({odds})")
     if not chosen:
-        raise ConfigError(verb, without)
-    return chosen, without
-
-
-def _nothing(part: Recommendation) -> str:
-    """That nothing is recommended, and what can be exported all the same."""
-    bet = part.best_bet
-    instead = "name a run with --run"
-    if bet is not None and bet.choice is None:
-        instead = f"the best bet is not to fine-tune; {instead}"
-    elif bet is not None:
-        instead = f"the best bet is {bet.choice}: --run {part.best_bet_run}"
-    return f"no rank is recommended for {part.train_task} ({part.outcome}); {instead}"
+        raise ConfigError(verb, remarks)
+    return chosen, remarks

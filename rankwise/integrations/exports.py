@@ -34,7 +34,7 @@ _OF_TRAINING = (
 def export_setup(
     folder: StudyFolder, place: Path, run: str | None, output: Path, *, tool: Tool
 ) -> list[Exported]:
-    """Write the settings of the recommended runs, one of each trained task, for another trainer.
+    """Write the settings of the chosen runs, one of each trained task, for another trainer.
 
     Args:
         folder: of a finished study.
@@ -44,7 +44,7 @@ def export_setup(
         tool: whose config is written.
 
     Raises:
-        ConfigError: nothing is recommended (the best bet is named), there is no such run, or the
+        ConfigError: no option is a bet worth taking, there is no such run, or the
             tool cannot say what it is.
         RecordError: the study is not finished, or a record cannot be read.
         StorageError: a file cannot be written.
@@ -58,7 +58,7 @@ def export_setup(
 
 
 def export_card(folder: StudyFolder, place: Path, run: str | None, _output: Path) -> list[Exported]:
-    """Write the model card of the recommended runs, or of the one that is named.
+    """Write the model card of the chosen runs, or of the one that is named.
 
     Arguments and errors are those of ``export_setup``.
     """
@@ -103,8 +103,9 @@ def _export(
     if tool is PEFT:
         write_atomically(file, json.dumps(entries, indent=2, sort_keys=True) + "\n")
     else:
-        how = "recommended" if chosen.is_recommended else "chosen by hand"
-        head = [f"# {planned.name} of the study {study.config.name}, {how}, by rankwise export"]
+        head = [
+            f"# {planned.name} of the study {study.config.name}, {chosen.how}, by rankwise export"
+        ]
         head.append(f"# {tool.usage}")
         write_atomically(file, "\n".join([*head, *yaml_lines(entries)]) + "\n")
     if tool is LLAMA_FACTORY and (info := dataset_info(setup)):
@@ -134,7 +135,7 @@ def setup_of(study: StudyRecord, planned: PlannedRun) -> TrainingSetup:
     train, base = study.config.train, study.config.base_model
     rows = _rows_of(train)
     return TrainingSetup(
-        base_model=base.name,
+        base_model=base.name_elsewhere,
         revision=base.revision,
         data=None if rows is None else str(train.data),
         rows=rows,
@@ -200,8 +201,10 @@ def _remarks(
         remarks.append(
             "weight decay here is of all weights; transformers' Trainer leaves out biases and norms"
         )
-    if "/" not in setup.base_model:
-        remarks.append(f"{setup.base_model} is a name of rankwise's; write the hub's, or a folder")
+    if study.config.base_model.is_embedded:
+        remarks.append(
+            f"the study's base was rounded to 4 bits; {setup.base_model} is as it was before"
+        )
     alpha = setup.alpha
     if alpha is not None and not float(alpha).is_integer() and tool is not PEFT:
         remarks.append(f"alpha is {alpha:g}, and {tool.title} takes whole numbers; round it")

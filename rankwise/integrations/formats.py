@@ -31,7 +31,7 @@ OF_RUN: Mapping[str, Callable[[StudyFolder, Path, str | None, Path], list[Export
     "model-card": export_card,
     **{tool.name: partial(export_setup, tool=tool) for tool in TOOLS},
 }
-"""What is written of the recommended run of every trained task, or of one that is named."""
+"""What is written of the chosen run of every trained task: recommended, the best bet, or named."""
 
 
 def export_study(
@@ -48,12 +48,12 @@ def export_study(
         folder: a finished study's.
         kind: the name of the format.
         output: the folder to write into; None takes ``export/<kind>`` in the study's.
-        run: a run, as ``find_run`` takes it, for formats of one run; None: the recommended.
+        run: a run, as ``find_run`` takes it, for formats of one; None: recommended or best bet.
         overwrite: replace files there that rankwise did not write.
 
     Raises:
         ConfigError: there is no such format or run, files that rankwise did not write are in the
-            way, or nothing is recommended; then the best bet is named.
+            way, or no option is a bet worth taking.
         RecordError: the study is not finished, or a record cannot be read.
         StorageError: a file cannot be written. Then, as with every error, nothing is left.
     """

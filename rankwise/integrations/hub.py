@@ -69,7 +69,7 @@ def push_study(
     Args:
         folder: of a finished study.
         repo: ``org/name`` on the Hub.
-        run: a run, as ``find_run`` takes it; None: the recommended one.
+        run: a run, as ``find_run`` takes it; None: the recommended one, else the best bet.
         public: everybody may read the repository.
         with_items: with the texts of the items, and what each model answered.
         dry_run: send nothing, and ask the Hub nothing.

@@ -40,7 +40,8 @@ def run_card(
         "",
         f"# {what}, trained on {markdown_text(planned.train_task)}",
         "",
-        ("" if chosen.is_recommended else "Chosen by hand. ") + markdown_text(part.statement),
+        ("" if chosen.how == "recommended" else f"{quantities.capital(chosen.how)}. ")
+        + markdown_text(part.statement),
         "",
         f"The run {markdown_code(planned.name)} of the study {study.config.name}, by rankwise "
         f"{version}. All changes are against the base, paired item by item, with intervals of "
@@ -73,7 +74,7 @@ def _front_matter(study: StudyRecord, model: ModelResults, planned: PlannedRun) 
         }
         for evaluation in model.evaluations.values()
     ]
-    base = study.config.base_model.name
+    base = study.config.base_model.name_elsewhere
     # a folder of this machine names no model elsewhere, and the Hub refuses such a card
     matter: dict[str, Any] = {} if Path(base).is_absolute() else {"base_model": base}
     if planned.method == "lora":

@@ -54,7 +54,7 @@ def write_shared(
     Args:
         folder: of a finished study.
         target: an empty folder.
-        run: a run, as ``find_run`` takes it; None: the recommended one.
+        run: a run, as ``find_run`` takes it; None: the recommended one, else the best bet.
         with_items: with the texts of the items, and what each model answered.
 
     Raises:
@@ -99,7 +99,7 @@ def _the_one(outcome: StudyOutcome, run: str | None) -> ChosenRun:
     chosen, _ = chosen_runs(outcome, run, _VERB)
     if len(chosen) > 1:
         names = ", ".join(each.planned.name for each in chosen)
-        problem = f"a run is recommended for each trained task; choose one with --run: {names}"
+        problem = f"each trained task has a run of its own; choose one with --run: {names}"
         raise ConfigError(_VERB, [problem])
     return chosen[0]
 
@@ -146,5 +146,8 @@ def _remarks(study: StudyRecord) -> Iterator[str]:
             f"the base model is a folder of this machine, {base}; say in the card where others "
             "find it"
         )
-    elif "/" not in base:
-        yield f"{base} is a name of rankwise's; write the hub's into the card"
+    elif study.config.base_model.is_embedded:
+        yield (
+            f"the study's base was rounded to 4 bits; {study.config.base_model.name_elsewhere}, "
+            "which the card names, is as it was before"
+        )

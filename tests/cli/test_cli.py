@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from rankwise.cli import application, running
 from rankwise.cli.main import app
 from rankwise.errors import ModelError
-from rankwise.findings.statements import with_folder
+from rankwise.findings.statements import headline, next_command, with_folder
 from rankwise.records.files import read_record
 from rankwise.records.folder import StudyFolder
 from rankwise.records.recommendation import StudyRecommendation
@@ -372,8 +372,9 @@ def test_run_ends_with_the_verdict_and_the_report(finished: Finished) -> None:
     (part,) = read_record(
         StudyFolder(finished.folder).recommendation_file, StudyRecommendation
     ).by_train_task
+    assert done.stdout.startswith(headline(part))
     # the terminal's command names this study's folder, whose long name may be folded
-    said = with_folder(part.statement, finished.folder)
+    said = f"Next: {with_folder(next_command(part), finished.folder)}"
     assert "".join(said.split()) in "".join(done.stdout.split())
     # the page shows commands as code
     page = report.read_text(encoding="utf-8").replace("<code>", "`").replace("</code>", "`")
@@ -451,8 +452,8 @@ def test_recommend_in_words_and_as_json(finished: Finished) -> None:
     assert answer == written | more
     said = rankwise("verdict", finished.folder)
     (part,) = written["by_train_task"]
-    statement = with_folder(part["statement"], finished.folder)
-    assert "".join(said.stdout.split()).startswith("".join(statement.split()))
+    statement = f"Why: {with_folder(part['statement'], finished.folder)}"
+    assert "".join(statement.split()) in "".join(said.stdout.split())
     for reason in part["reasons"]:
         assert words(reason) in words(said.stdout)
 

@@ -39,17 +39,24 @@ def test_the_file_is_named_on_stdout_and_remarks_on_stderr(study: Path, tmp_path
     assert (tmp_path / "out" / "axolotl.yaml").read_bytes() == again
 
 
-def test_a_study_that_recommends_nothing(tmp_path: Path) -> None:
+def test_of_a_study_that_is_not_settled_the_best_bet_is_taken(tmp_path: Path) -> None:
     results = planted_study(dict.fromkeys((4, 16, 64), 0.52), num_in_domain=60)
     write_study(StudyFolder(tmp_path), results)
     done = rankwise("export", tmp_path, "--format", "trl")
+    assert done.exit_code == 0
+    assert "to check: kinship is not settled: kinship-lora-r" in done.stderr
+    assert "is the best bet (" in words(done.stderr)
+
+
+def test_where_it_is_best_not_to_fine_tune_nothing_is_exported(tmp_path: Path) -> None:
+    write_study(StudyFolder(tmp_path), planted_study(dict.fromkeys((4, 16, 64), 0.30)))
+    done = rankwise("export", tmp_path, "--format", "trl")
     assert (done.exit_code, done.stdout) == (2, "")
-    assert "ConfigError: export has 1 problem no rank is recommended for kinship" in words(
-        done.stderr
-    )
     assert (
-        rankwise("export", tmp_path, "--format", "trl", "--run", "kinship-lora-r004").exit_code == 0
-    )
+        "ConfigError: export has 1 problem nothing is recommended for kinship, and no option is a "
+        "bet worth taking; name a run with --run"
+    ) in words(done.stderr)
+    assert rankwise("export", tmp_path, "--format", "trl", "--run", "r4").exit_code == 0
 
 
 def test_runs_are_for_trainers(study: Path) -> None:

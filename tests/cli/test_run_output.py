@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from rankwise.errors import ModelError
+from rankwise.findings.statements import headline
 from rankwise.records.files import read_record
 from rankwise.records.folder import StudyFolder
 from rankwise.records.recommendation import StudyRecommendation
@@ -227,7 +228,7 @@ def test_quiet_shows_the_verdict_alone(ran: Ran, tmp_path: Path) -> None:
     (said,) = read_record(
         StudyFolder(tmp_path / "study").recommendation_file, StudyRecommendation
     ).by_train_task
-    assert words(said.statement).split(".")[0] in words(done.stdout)
+    assert done.stdout.startswith(headline(said))
     assert f"report: {tmp_path / 'study' / 'report.html'}" in done.stdout.splitlines()
 
 

@@ -205,15 +205,15 @@ def test_rows_of_prompts_are_described(tmp_path: Path) -> None:
 # which run
 
 
-def test_a_study_without_a_recommendation_names_its_best_bet(tmp_path: Path) -> None:
+def test_of_a_study_without_a_recommendation_the_best_bet_is_written(tmp_path: Path) -> None:
     none = dict.fromkeys((4, 16, 64), 0.52)
     study = written(tmp_path, planted_study(none, num_in_domain=60))
-    with pytest.raises(ConfigError) as caught:
-        export_study(study, "trl")
-    text = str(caught.value)
-    assert "no rank is recommended for kinship (" in text
-    assert "--run" in text
-    assert not (tmp_path / "export").exists()
+    (part,) = conclude(study).recommendation.by_train_task
+    assert (part.recommended_run, part.best_bet is None) == (None, False)
+    (done,) = export_study(study, "trl")
+    assert done.name == part.best_bet_run
+    assert any(remark.startswith("kinship is not settled: ") for remark in done.remarks)
+    assert ", the best bet, by rankwise export" in done.file.read_text().splitlines()[0]
     assert exported(study, "trl", run="kinship-lora-r004")["lora_r"] == 4
 
 
@@ -364,4 +364,7 @@ def test_a_trained_task_without_a_recommendation_is_named_beside_the_others(
     both = outcome.recommendation.model_copy(update={"by_train_task": (part, other)})
     chosen, without = chosen_runs(outcome._replace(recommendation=both), None)
     assert [each.planned.rank for each in chosen] == [16]
-    assert without == ["no rank is recommended for other (cannot_tell); name a run with --run"]
+    assert without == [
+        "nothing is recommended for other, and no option is a bet worth taking; name a run with "
+        "--run"
+    ]

@@ -33,7 +33,7 @@ def card(folder: StudyFolder, run: str | None = None) -> ModelCard:
 
 def test_the_hub_reads_its_scores(folder: StudyFolder) -> None:
     data = card(folder).data
-    assert (data.base_model, data.library_name) == ("smollm2-135m-instruct", "peft")
+    assert (data.base_model, data.library_name) == ("HuggingFaceTB/SmolLM2-135M-Instruct", "peft")
     assert data.tags == ["lora", "rankwise"]
     assert data.eval_results is not None
     scores = {each.dataset_name: each.metric_value for each in data.eval_results}
@@ -72,9 +72,16 @@ def test_names_of_tasks_are_text(tmp_path: Path) -> None:
     assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [8]
 
 
-def test_a_study_that_recommends_nothing_has_no_card(tmp_path: Path) -> None:
+def test_a_card_of_a_study_that_is_not_settled_says_so(tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path)
     write_study(folder, planted_study(dict.fromkeys((4, 16, 64), 0.52), num_in_domain=60))
-    with pytest.raises(ConfigError, match="no rank is recommended for kinship"):
+    text = card(folder).text
+    assert "\nThe best bet. Not s" in text
+
+
+def test_where_it_is_best_not_to_fine_tune_there_is_no_card(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path)
+    write_study(folder, planted_study(dict.fromkeys((4, 16, 64), 0.30)))
+    with pytest.raises(ConfigError, match="no option is a bet worth taking"):
         export_study(folder, "model-card")
     assert not (tmp_path / "export").exists()

