@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rankwise.errors import StorageError
 from rankwise.records.folder import StudyFolder
 from rankwise.study.executors.desk import (
     Attempt,
@@ -17,7 +18,7 @@ from rankwise.study.executors.desk import (
     SupersededError,
     take_in,
 )
-from rankwise.study.executors.task import StudyCopy
+from rankwise.study.executors.task import StudyCopy, heard_of
 from rankwise.study.observer import Advanced
 
 UNIT, RUN = "pass-1", "run-a"
@@ -100,6 +101,19 @@ def test_an_attempt_that_comes_back_is_not_heard(root: Path, tmp_path: Path) -> 
     assert call("take") == []
     assert not list(root.rglob("run.json"))
     assert not list(root.rglob("training.pt"))
+
+
+def test_an_error_of_an_attempt_counts_only_while_it_is_heard(root: Path, tmp_path: Path) -> None:
+    """Another attempt removes its folder: what it writes then fails."""
+    call, error = Called(root), StorageError("its folder is gone")
+    copy_of(call, FIRST, tmp_path / "first", None)
+    with pytest.raises(StorageError), heard_of(UNIT, FIRST, call):
+        raise error
+    copy_of(call, SECOND, tmp_path / "second", None)
+    with pytest.raises(SupersededError), heard_of(UNIT, FIRST, call):
+        raise error
+    with pytest.raises(ZeroDivisionError), heard_of(UNIT, FIRST, call):
+        raise ZeroDivisionError  # a defect is told as what it is
 
 
 def test_the_next_attempt_waits_for_what_the_last_has_told(root: Path, tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ class Desk:
         Raises:
             SupersededError: another attempt was begun since, as for ``write``.
         """
-        self._require_current(letter.unit, letter.attempt)
+        self.require_current(letter.unit, letter.attempt)
         self._letters.append(letter)
 
     def take(self) -> list[Letter]:
@@ -140,7 +140,7 @@ class Desk:
 
     def write(self, unit: str, attempt: Attempt, name: str, piece: Piece) -> None:
         """Write a piece of a file that an attempt has made."""
-        self._require_current(unit, attempt)
+        self.require_current(unit, attempt)
         path = StudyFolder(self._root).task_folder(unit, attempt.id) / name
         growing = path.with_name(f".{path.name}")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,12 @@ class Desk:
         if piece.is_last:
             growing.replace(path)
 
-    def _require_current(self, unit: str, attempt: Attempt) -> None:
+    def require_current(self, unit: str, attempt: Attempt) -> None:
+        """Refuse an attempt that is heard no more.
+
+        Raises:
+            SupersededError: it is not.
+        """
         self._require()
         if self._current.get(unit) != attempt:
             raise SupersededError

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from rankwise.engine.models.libraries import extend_cuda_memory, patient_threads
 from rankwise.errors import ConfigError, RankwiseError, WorkerLostError
 from rankwise.records.locking import leader_in
-from rankwise.study.executors.desk import Attempt, Desk, Letter, take_in
+from rankwise.study.executors.desk import Attempt, Desk, Letter, SupersededError, take_in
 from rankwise.study.executors.task import Job, do_task
 from rankwise.study.observer import Noted, StageFailed, StageFinished
 from rankwise.study.times import longest_chains
@@ -410,6 +410,8 @@ class RayExecutor:
         except errors.TaskCancelledError:
             return  # its process was told to end, and has saved what it trained
         except errors.RayTaskError as error:
+            if isinstance(error.cause, SupersededError):
+                return  # Ray had begun it twice; what is left of it is begun again
             if isinstance(error.cause, RankwiseError):
                 raise error.cause from None
             raise

@@ -14,6 +14,7 @@ from dataclasses import replace as changed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rankwise.errors import RankwiseError
 from rankwise.records.files import replacing
 from rankwise.records.folder import StudyFolder
 from rankwise.records.locking import leader_in
@@ -86,7 +87,7 @@ def do_task(
     call("begin", unit, attempt)
     while not call("is_ready", unit):
         time.sleep(_LOOK_SECONDS)
-    with _place(job, unit, attempt) as (root, is_shared):
+    with _place(job, unit, attempt) as (root, is_shared), heard_of(unit, attempt, call):
         copy = StudyCopy(root, job.root if is_shared else None, unit, attempt, models, call)
         copy.bring()
         folder = StudyFolder(root)
@@ -109,6 +110,22 @@ def do_task(
             finally:
                 context.models.release()
                 relay.send()
+
+
+@contextlib.contextmanager
+def heard_of(unit: str, attempt: Attempt, call: Callable[..., Any]) -> Generator[None]:
+    """Within the block, errors count only while the attempt does.
+
+    Once another has begun, the folder of this one is removed, and whatever it writes fails.
+
+    Raises:
+        SupersededError: there was an error, and another attempt has begun.
+    """
+    try:
+        yield
+    except RankwiseError:
+        call("require_current", unit, attempt)
+        raise
 
 
 @contextlib.contextmanager
