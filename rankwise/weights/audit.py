@@ -60,6 +60,11 @@ class Audited(NamedTuple):
     shapes: Mapping[str, LinearShape]
     warnings: tuple[str, ...] = ()
 
+    @property
+    def has_update(self) -> bool:
+        """Whether an adapter's update is not zero."""
+        return any(update.frobenius_norm for update in self.updates.values())
+
 
 class AuditSettings(NamedTuple):
     """How the weights are analysed; see the study's ``analysis`` section."""
@@ -166,20 +171,16 @@ def _adapter(
             "Name the base that it was trained from."
         )
     adapted = {name: shape for name, shape in shapes.items() if name in updates}
-    missing = layers_without_factors(target, shapes, updates)
-    return Audited(base, target, "adapter", updates, adapted, (*warnings, *_missing(missing)))
-
-
-def _missing(layers: Sequence[str]) -> tuple[str, ...]:
-    if not layers:
-        return ()
-    more = len(layers) - _NAMED_LAYERS
-    names = [*layers[:_NAMED_LAYERS], *([f"{quantities.count(more)} more"] if more > 0 else [])]
-    return (
-        f"{CONFIG_FILE} targets {quantities.counted(len(layers), 'layer')} that the adapter has no "
-        f"factors for: {quantities.listed(names)}. They are taken as not adapted; check that the "
-        "file is complete.",
-    )
+    if layers := layers_without_factors(target, shapes, updates):
+        more = len(layers) - _NAMED_LAYERS
+        names = [*layers[:_NAMED_LAYERS], *([f"{quantities.count(more)} more"] if more > 0 else [])]
+        warnings = (
+            *warnings,
+            f"{CONFIG_FILE} targets {quantities.counted(len(layers), 'layer')} that the adapter "
+            f"has no factors for: {quantities.listed(names)}. They are taken as not adapted; check "
+            "that the file is complete.",
+        )
+    return Audited(base, target, "adapter", updates, adapted, tuple(warnings))
 
 
 def check_weights(audited: Audited) -> None:

@@ -161,11 +161,7 @@ def as_frozen(updates: Updates, base_model: nn.Module) -> FrozenAdapter:
         written = update.as_written
         A, B = (factor.to(devices[name], dtype) for factor in (written.lora_A, written.lora_B))
         layers[name] = ScaledFactors(A, B, 1.0)
-    return FrozenAdapter(layers, is_zero_update=not any(map(_is_not_zero, updates.values())))
-
-
-def _is_not_zero(update: LowRankUpdate) -> bool:
-    return bool(update.frobenius_norm)
+    return FrozenAdapter(layers, is_zero_update=not any(u.frobenius_norm for u in updates.values()))
 
 
 def scaled(updates: Updates, factor: float) -> Updates:

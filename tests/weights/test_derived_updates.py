@@ -320,13 +320,23 @@ def test_without_intruders_there_is_nothing_to_scale(
     assert list(derived_updates(of, ("intruders",))) == [AS_IT_IS]
 
 
-def test_what_is_scored_is_what_is_read_back(tmp_path: Path) -> None:
+def test_every_row_s_repairs_are_scored_as_they_are_read_back(tmp_path: Path) -> None:
+    """The contract of a row: updates of the same layers, whose saved folder is what is scored."""
     saved(tmp_path / "a", target_modules=["q_proj", "down_proj"], lora_alpha=7)
     own, base = read_updates(tmp_path / "a"), tiny("Llama").to(torch.bfloat16)
     of = RepairSources(
-        own, (), 2, head_layouts(base), lambda name: refined_svd(base.get_submodule(name).weight)
+        own,
+        (scaled(own, -0.5),),
+        2,
+        head_layouts(base),
+        lambda name: refined_svd(base.get_submodule(name).weight),
+        {1: truncated(own, 1)},
     )
-    for number, (repair, derived) in enumerate(derived_updates(of, REPAIR_FAMILIES).items()):
+    made = derived_updates(of, REPAIR_FAMILIES)
+    rows = {*REPAIR_FAMILIES} - {"intruders"}  # of which this adapter has none to scale
+    assert {repair.family for repair in made} == rows
+    for number, (repair, derived) in enumerate(made.items()):
+        assert derived.keys() == own.keys(), repair
         folder = tmp_path / str(number)
         save_updates(derived, folder, source=tmp_path / "a")
         held, read = as_frozen(derived, base), load_frozen_adapter(base, folder, torch.bfloat16)
