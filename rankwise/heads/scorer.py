@@ -23,16 +23,16 @@ from rankwise.engine.models.attention import decoder_of
 from rankwise.engine.models.base import layers_replaced
 from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank, carrying
 from rankwise.engine.models.head import CompletionHead
-from rankwise.engine.models.packed_attention import check_packable, packed_attention
+from rankwise.engine.models.packed_attention import check_packable
 from rankwise.engine.models.smaller_steps import in_smaller_steps
 from rankwise.engine.scoring.resident import CACHE_SHARE, free_share
 from rankwise.engine.scoring.tree.answers import LogLikelihoodSums, Targets, add_answers
-from rankwise.engine.scoring.tree.prefixes import PrefixTree, shared_length
+from rankwise.engine.scoring.tree.prefixes import PrefixTree
 from rankwise.engine.scoring.tree.reader import ReadPlaces, TreeReader, pieces_of
 from rankwise.errors import ModelError
 from rankwise.heads.interventions import Head, only_heads, without_heads
 from rankwise.heads.layouts import HeadLayout, head_layouts
-from rankwise.tasks.questions import Advance, Continuation, LogLikelihood
+from rankwise.tasks.questions import Advance, Continuation, LogLikelihood, shared_length
 
 # The share of the free memory for what is kept of the layers; the cache takes as much again.
 _KEPT_SHARE = 0.25
@@ -105,8 +105,7 @@ class HeadScorer:
         self._model, self._decoder = base_model, decoder_of(base_model)
         self.layouts: tuple[HeadLayout, ...] = head_layouts(base_model)
         check_packable(base_model)
-        with packed_attention(base_model):
-            self._head = CompletionHead(self._decoder)
+        self._head = CompletionHead(self._decoder)
         device = self._decoder.device
         self._kept_bytes = free_share(device, _KEPT_SHARE) if kept_bytes is None else kept_bytes
         self._bank = FrozenBank()
@@ -237,9 +236,7 @@ class HeadScorer:
         entering: dict[int, list[Tensor]] = defaultdict(list)
         heads: dict[int, list[Tensor]] = defaultdict(list)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(
-                carrying(self._model, [] if adapter is None else [adapter], self._bank)
-            )
+            stack.enter_context(carrying(self._model, [adapter], self._bank))
             for layout in self.layouts:
                 for name, into in ((layout.layer_name, entering), (layout.output, heads)):
                     hook = _keeping_input(into[layout.layer])
@@ -273,10 +270,8 @@ class HeadScorer:
             rest = {n: factors for n, factors in adapter.layers.items() if n not in of_layer}
             carried = FrozenAdapter(rest, adapter.is_zero_update)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(
-                carrying(self._model, [] if carried is None else [carried], self._bank)
-            )
-            stack.enter_context(carrying(self._model, [v for v in variants if v], bank))
+            stack.enter_context(carrying(self._model, [carried], self._bank))
+            stack.enter_context(carrying(self._model, variants, bank))
             attention = self._model.get_submodule(layout.attention)
             module: nn.Module
             ablations = [one for one in interventions if isinstance(one, Ablation)]

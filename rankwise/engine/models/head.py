@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rankwise.engine.models.attention import INSTEAD
+from rankwise.engine.models.packed_attention import packed_attention
 from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.errors import ModelError
 
@@ -29,10 +30,10 @@ class CompletionHead:
     """
 
     def __init__(self, model: Any) -> None:
-        """Take the head of ``model``, which is inside of ``packed_attention``.
+        """Take the head of ``model``, and compare with the model's own logits of four tokens.
 
         Args:
-            model: a causal language model.
+            model: a causal language model of transformers, which can be packed.
 
         Raises:
             ModelError: head and known scalings do not give the model's logits.
@@ -45,19 +46,6 @@ class CompletionHead:
         self._scale = float(getattr(config, "logit_scale", None) or 1.0)
         self._scale /= float(getattr(config, "logits_scaling", None) or 1.0)
         self.vocab_size: int = config.vocab_size
-        self._check(model)
-
-    def logits(self, hidden: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows vocab"]:
-        """The model's logits after these hidden states."""
-        logits: Tensor = self.head(hidden)
-        if self._scale != 1.0:
-            logits = logits * self._scale
-        if self._softcap is not None:
-            logits = torch.tanh(logits / self._softcap) * self._softcap
-        return logits
-
-    def _check(self, model: Any) -> None:
-        """Compare with the model's own logits of four tokens."""
         device = next(model.parameters()).device
         layout = PackedLayout((4,))
         inputs: dict[str, Any] = {
@@ -66,7 +54,7 @@ class CompletionHead:
             "packed_layout": layout,
             "use_cache": False,
         }
-        with torch.no_grad():
+        with torch.no_grad(), packed_attention(model):
             hidden = getattr(model.base_model(**inputs), "last_hidden_state", None)
             if hidden is None:
                 raise ModelError(
@@ -81,6 +69,15 @@ class CompletionHead:
                 "scales them is not known here. Choose a model whose logits are its head's, scaled "
                 "by logit_scale or logits_scaling or capped by final_logit_softcapping."
             )
+
+    def logits(self, hidden: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows vocab"]:
+        """The model's logits after these hidden states."""
+        logits: Tensor = self.head(hidden)
+        if self._scale != 1.0:
+            logits = logits * self._scale
+        if self._softcap is not None:
+            logits = torch.tanh(logits / self._softcap) * self._softcap
+        return logits
 
 
 class LearnedTokens(NamedTuple):

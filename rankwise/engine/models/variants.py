@@ -189,15 +189,6 @@ def _adalora(setting: VariantSetting) -> peft.PeftConfig:
     )
 
 
-def _ia3(setting: VariantSetting) -> peft.PeftConfig:
-    # no feed-forward modules: a vector rescales the output of each layer, not the input of some
-    return peft.IA3Config(feedforward_modules=[], **_settings(setting))
-
-
-def _oft(setting: VariantSetting) -> peft.PeftConfig:
-    return peft.OFTConfig(r=0, oft_block_size=setting.rank, **_settings(setting))
-
-
 def _weights_of_oft(shape: LinearShape, block_size: int) -> int:
     """The rotations of a layer's inputs: entries above the diagonal of each block."""
     return shape.in_features // block_size * (block_size * (block_size - 1) // 2)
@@ -379,10 +370,20 @@ VARIANTS: Mapping[VariantName, Variant] = {
         penalise=_orthogonal,
     ),
     # rescales what a layer puts out, arXiv:2205.05638
-    "ia3": Variant(lambda shape, _: shape.out_features, _ia3, has_rank=False, has_scaling=False),
+    "ia3": Variant(
+        lambda shape, _: shape.out_features,
+        # no feed-forward modules: a vector rescales the output of each layer, not the input of some
+        lambda setting: peft.IA3Config(feedforward_modules=[], **_settings(setting)),
+        has_rank=False,
+        has_scaling=False,
+    ),
     # rotates a layer's input in blocks, arXiv:2306.07280
     "oft": Variant(
-        _weights_of_oft, _oft, has_scaling=False, takes_rank=_is_oft_block, takes_conv1d=False
+        _weights_of_oft,
+        lambda setting: peft.OFTConfig(r=0, oft_block_size=setting.rank, **_settings(setting)),
+        has_scaling=False,
+        takes_rank=_is_oft_block,
+        takes_conv1d=False,
     ),
 }
 """By the names of the study file."""

@@ -213,7 +213,7 @@ class _Rehearsal:
             at_entry.append(live.bytes)
             if len(at_entry) == len(self._layers):
                 states: Tensor = inputs[0] if inputs else named["hidden_states"]
-                states.register_hook(lambda _: live.next_phase())
+                states.register_hook(lambda _: live.peaks.append(live.bytes))
 
         for module in self._layers:
             layer: Any = module
@@ -235,9 +235,6 @@ class _LiveBytes(TorchDispatchMode):
         self._known: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()
         for tensor in known:
             self._known[tensor.untyped_storage()] = None
-
-    def next_phase(self) -> None:
-        self.peaks.append(self.bytes)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None

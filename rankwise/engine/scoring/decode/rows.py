@@ -23,8 +23,7 @@ from rankwise.engine.scoring.decode.cache import (
     SharedUse,
 )
 from rankwise.engine.scoring.decode.samplers import RowSampling
-from rankwise.engine.scoring.tree.prefixes import shared_length
-from rankwise.tasks.questions import Prompt
+from rankwise.tasks.questions import Prompt, shared_length
 
 # A common prefix of fewer tokens costs more, by its own small products in every step, than it
 # saves.

@@ -6,8 +6,7 @@ places of the tree, each with its own keys and values.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,8 +18,6 @@ from transformers import AttentionInterface
 from rankwise.engine.models.attention import (
     INSTEAD,
     AttentionTerms,
-    attention_of,
-    decoder_of,
     score_dtype,
     scores_of,
 )
@@ -104,17 +101,6 @@ class TreeStep:
             added = added.masked_fill_(~seen, -torch.inf)[:, None, :, None, :]
             self._seen[number, window] = added
         return added
-
-
-@contextmanager
-def tree_attention(model: nn.Module) -> Generator[None]:
-    """Within the block, a model reads places of a prefix tree; afterwards it is as before.
-
-    It is called as ``model(input_ids=..., position_ids=..., tree_step=step, use_cache=False)``
-    with ids and positions of the step's layout, one row for each model.
-    """
-    with attention_of(decoder_of(model), TREE_ATTENTION):
-        yield
 
 
 @torch.compiler.disable

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rankwise.engine.models.attention import decoder_of
+from rankwise.engine.models.attention import attention_of, decoder_of
 from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank, FrozenPiece
-from rankwise.engine.scoring.tree.attention import KeyValues, TreeStep, tree_attention
+from rankwise.engine.scoring.tree.attention import TREE_ATTENTION, KeyValues, TreeStep
 from rankwise.engine.scoring.tree.layout import TreeLayout
 from rankwise.engine.scoring.tree.prefixes import PrefixTree
 
@@ -128,7 +128,7 @@ class TreeReader:
         layout, models = step.layout, len(adapters)
         with (
             self._bank.rows_of(pieces_of(adapters, layout.num_queries)),
-            tree_attention(self._model),
+            attention_of(self._model, TREE_ATTENTION),
         ):
             hidden: Tensor = self._model.base_model(  # (models, places, hidden)
                 input_ids=layout.token_ids().expand(models, -1),  # (models, places)
