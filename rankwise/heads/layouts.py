@@ -14,7 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rankwise.engine.models.attention import INSTEAD, decoder_of
-from rankwise.engine.models.base import text_part
+from rankwise.engine.models.base import LinearShape, linear_shape, text_part
 from rankwise.errors import ModelError
 
 # names of output projections in transformers
@@ -111,6 +111,11 @@ class HeadLayout:
         """The rows of v that a head shares with its group."""
         return self._slice(*self._fit.value(self.group_of(head)))
 
+    def keys_and_values(self, head: int) -> list[LayerSlice]:
+        """The rows of k, and those of v where these are others."""
+        key, value = self.key(head), self.value(head)
+        return [key] if key == value else [key, value]
+
     def columns(self, head: int) -> LayerSlice:
         """A head's columns of the output projection."""
         return LayerSlice(self.output, slice(head * self.width, (head + 1) * self.width))
@@ -138,9 +143,11 @@ def head_layouts(model: nn.Module) -> tuple[HeadLayout, ...]:
             if path and (fit := resolve(module)) is not None
         ]
         if len(fits) != 1:
+            classes = (type(module).__name__ for module in layer.modules())
+            attention = ", ".join(dict.fromkeys(c for c in classes if "ttention" in c))
             raise ModelError(
                 f"{type(decoder).__name__} lays its heads out in a way that is not known here: "
-                f"{name} ({type(layer).__name__}) has {_attention_classes(layer)}, and known are "
+                f"{name} ({type(layer).__name__}) has {attention or 'no attention'}, and known are "
                 f"{', '.join(LAYOUTS)}. {INSTEAD}"
             )
         ((kind, path, fit),) = fits
@@ -163,19 +170,9 @@ def _layers(model: nn.Module, decoder: Any) -> list[tuple[str, nn.Module]]:
     return [(f"{name}.{number}", layer) for number, layer in enumerate(layers)]
 
 
-def _attention_classes(layer: nn.Module) -> str:
-    classes = (type(module).__name__ for module in layer.modules())
-    return ", ".join(dict.fromkeys(c for c in classes if "ttention" in c)) or "no attention"
-
-
-def _size(module: nn.Module, name: str) -> tuple[int, int] | None:
-    """(inputs, outputs) of a module's linear layer of that name; None if it has none."""
-    layer = getattr(module, name, None)
-    if isinstance(layer, Conv1D):
-        return layer.nx, layer.nf
-    if isinstance(layer, nn.Linear):
-        return layer.in_features, layer.out_features
-    return None
+def _size(module: nn.Module, name: str) -> LinearShape | None:
+    """Of a module's linear layer of that name; None if it has none."""
+    return linear_shape(getattr(module, name, None))
 
 
 def _output(module: nn.Module) -> tuple[str, int] | None:
@@ -204,7 +201,9 @@ def _rows(name: str, start: int, width: int, gap: int = 0) -> Callable[[int], tu
 
 def _separate(module: nn.Module) -> _FittedLayout | None:
     """q_proj, k_proj and v_proj: Llama, Mistral, Qwen, Gemma, OLMo, Phi ..."""
-    q, k, v = (_size(module, name) for name in ("q_proj", "k_proj", "v_proj"))
+    # Gemma 4's large kind has layers whose keys are their values: there v_proj is None
+    v_proj = "k_proj" if getattr(module, "v_proj", module) is None else "v_proj"
+    q, k, v = (_size(module, name) for name in ("q_proj", "k_proj", v_proj))
     output, width = _output(module), _width(module)
     if q is None or k is None or v is None or output is None or width is None:
         return None
@@ -213,7 +212,7 @@ def _separate(module: nn.Module) -> _FittedLayout | None:
         return None  # projections carry more than heads: gates, latent keys
     if groups == 0 or heads % groups:
         return None
-    q_rows, k_rows, v_rows = (_rows(name, 0, width) for name in ("q_proj", "k_proj", "v_proj"))
+    q_rows, k_rows, v_rows = (_rows(name, 0, width) for name in ("q_proj", "k_proj", v_proj))
     return _FittedLayout(heads, groups, width, q_rows, k_rows, v_rows, output[0])
 
 
