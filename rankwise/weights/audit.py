@@ -120,7 +120,15 @@ def find_audited(
     if os.path.lexists(target / CONFIG_FILE):  # a broken one is refused as what it is
         other = () if any_base else refuse_other_base(target, base_model, remedy="add --any-base")
         check_fit(target, skeleton)
-        return _adapter(base_model, target, shapes, other)
+        updates = read_updates(target)
+        if beside := sorted(updates.keys() - shapes.keys()):
+            raise ModelError(
+                f"{target} adapts {beside[0]}, which is no linear layer below the head of "
+                f"{base_model.name}. Name the base that it was trained from."
+            )
+        adapted = {name: shape for name, shape in shapes.items() if name in updates}
+        warnings = (*other, *_missing(layers_without_factors(target, shapes, updates)))
+        return Audited(base_model, target, "adapter", updates, adapted, warnings)
     if (target / "config.json").is_file():
         models.find_base_model(BaseModelConfig(name=str(target)))  # has safetensors
         models.refuse_other_architecture(target, skeleton.config)
@@ -128,6 +136,19 @@ def find_audited(
     raise ModelError(
         f"{target} holds neither {CONFIG_FILE} (a PEFT adapter) nor config.json (a checkpoint). "
         "Check the path."
+    )
+
+
+def _missing(layers: Sequence[str]) -> tuple[str, ...]:
+    """That the config targets layers without factors, if there are any."""
+    if not layers:
+        return ()
+    more = len(layers) - _NAMED_LAYERS
+    names = [*layers[:_NAMED_LAYERS], *([f"{quantities.count(more)} more"] if more > 0 else [])]
+    return (
+        f"{CONFIG_FILE} targets {quantities.counted(len(layers), 'layer')} that the adapter has no "
+        f"factors for: {quantities.listed(names)}. They are taken as not adapted; check that the "
+        "file is complete.",
     )
 
 
@@ -158,29 +179,6 @@ def find_adapter(
             "LoRA folder."
         )
     return found
-
-
-def _adapter(
-    base: BaseModel, target: Path, shapes: Mapping[str, LinearShape], warnings: Sequence[str]
-) -> Audited:
-    updates = read_updates(target)
-    beside = sorted(updates.keys() - shapes.keys())
-    if beside:
-        raise ModelError(
-            f"{target} adapts {beside[0]}, which is no linear layer below the head of {base.name}. "
-            "Name the base that it was trained from."
-        )
-    adapted = {name: shape for name, shape in shapes.items() if name in updates}
-    if layers := layers_without_factors(target, shapes, updates):
-        more = len(layers) - _NAMED_LAYERS
-        names = [*layers[:_NAMED_LAYERS], *([f"{quantities.count(more)} more"] if more > 0 else [])]
-        warnings = (
-            *warnings,
-            f"{CONFIG_FILE} targets {quantities.counted(len(layers), 'layer')} that the adapter "
-            f"has no factors for: {quantities.listed(names)}. They are taken as not adapted; check "
-            "that the file is complete.",
-        )
-    return Audited(base, target, "adapter", updates, adapted, tuple(warnings))
 
 
 def check_weights(audited: Audited) -> None:

@@ -50,7 +50,10 @@ class SpectralCache:
         """
         if min(weight.shape) < _MIN_SIZE:
             return refined_svd(weight)
-        path = self.folder / f"{_digest(weight)}.safetensors"
+        content = weight.detach().cpu().contiguous()
+        digest = hashlib.sha256(f"{_REVISION} {content.dtype} {tuple(content.shape)}".encode())
+        digest.update(content.view(torch.uint8).numpy().data)
+        path = self.folder / f"{digest.hexdigest()}.safetensors"
         svd = _read(path, weight)
         if svd is None:
             svd = refined_svd(weight)
@@ -84,13 +87,6 @@ def decompositions(base: Path, layers: Sequence[str], device: torch.device) -> C
         return weight_matrices(base, layers)
 
     return lambda name: cache.svd(weights()[name].to(device))
-
-
-def _digest(weight: Tensor) -> str:
-    content = weight.detach().cpu().contiguous()
-    digest = hashlib.sha256(f"{_REVISION} {content.dtype} {tuple(content.shape)}".encode())
-    digest.update(content.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _checksum(weight: str, tensors: Mapping[str, Tensor]) -> str:

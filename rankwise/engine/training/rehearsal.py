@@ -25,9 +25,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rankwise.engine.models import packed_kernels
 from rankwise.engine.models.base import LinearShape
+from rankwise.engine.models.devices import DTYPES, ResolvedPrecision
 from rankwise.engine.models.packed_attention import packed_attention, packed_states
 from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.engine.models.trained_adapters import Adapter, DroppedSequence, Piece, adapted
+from rankwise.records.config.training import BasePrecision
+from rankwise.records.study import FullTraining
 
 _CUDA_STAND_IN = "rankwise_cuda_stand_in"
 _CPU = torch.device("cpu")  # fake tensors take no memory, whichever device would train
@@ -47,16 +50,40 @@ class Peaks(NamedTuple):
     end: int
 
 
+class TrainingSetting(NamedTuple):
+    """The settings that all passes of a study share.
+
+    Attributes:
+        device: that trains.
+        precision: of the matrix products.
+        longest: read tokens of the longest example.
+        examples_per_step: of one trainee's optimizer step.
+        shortest: read tokens of the shortest example; None: all are equally long.
+        base_precision: of the frozen base under LoRA.
+        dropout: of LoRA.
+        full: how a full fine-tuning keeps weights and moments.
+        is_held: whether any adapter is held to the base's distributions.
+        num_cards: over which the layers of the frozen base lie under LoRA; see ``placed``.
+    """
+
+    device: torch.device
+    precision: ResolvedPrecision
+    longest: int
+    examples_per_step: int
+    shortest: int | None = None
+    base_precision: BasePrecision = "auto"
+    dropout: float = 0.0
+    full: FullTraining = FullTraining()
+    is_held: bool = False
+    num_cards: int = 1
+
+
 def rehearsed(
     config: Any,
-    layout: PackedLayout,
+    setting: TrainingSetting,
     shapes: Mapping[str, LinearShape] | None,
-    *,
-    dtype: torch.dtype,
-    dropout: float,
-    autocast: bool,
+    count: int,
     gradient_checkpointing: bool,
-    device: torch.device,
 ) -> Peaks:
     """Rehearse a micro-batch of a frozen base, or one that adds to gradients of every weight.
 
@@ -64,27 +91,27 @@ def rehearsed(
 
     Args:
         config: of the model.
-        layout: of the micro-batch.
+        setting: of the training.
         shapes: of the adapted layers, by name; None trains every weight.
-        dtype: of the model.
-        dropout: of the adapter.
-        autocast: to bfloat16, where every weight is trained.
+        count: of the longest examples in the micro-batch.
         gradient_checkpointing: every layer is computed again in the backward pass.
-        device: that would train; it decides how attention is computed.
 
     Raises:
         ModelError: the model cannot be packed.
     """
+    layout, kind = PackedLayout((setting.longest,) * count), setting.device.type
+    dtype = DTYPES[setting.full.weights if shapes is None else setting.precision]
+    autocast = shapes is None and setting.precision == "bfloat16"
     model = (type(config).__name__, config.to_json_string(use_diff=False))
-    settings = (dtype, dropout, autocast, gradient_checkpointing)
-    key = repr((model, layout.lengths, device.type, settings, shapes and list(shapes.items())))
+    settings = (dtype, setting.dropout, autocast, gradient_checkpointing)
+    key = repr((model, layout.lengths, kind, settings, shapes and list(shapes.items())))
     if key not in _known:
         with _without_numbers():
-            rehearsal = _Rehearsal(config, dtype, layout, is_cuda=device.type == "cuda")
+            rehearsal = _Rehearsal(config, dtype, layout, is_cuda=kind == "cuda")
             if shapes is None:
                 _known[key] = rehearsal.full(autocast, gradient_checkpointing)
             else:
-                _known[key] = rehearsal.lora(shapes, dropout, gradient_checkpointing)
+                _known[key] = rehearsal.lora(shapes, setting.dropout, gradient_checkpointing)
     return _known[key]
 
 

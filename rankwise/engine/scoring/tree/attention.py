@@ -235,7 +235,7 @@ def _attend_shared(
 ) -> None:
     """Let queries also see the keys that they share; ``out`` changes in place."""
     models, _, kv_heads, per_key, width = q.shape
-    positions = step.layout.position_ids()[0, shared.start : shared.stop]  # (queries,)
+    positions = step.layout.positions[shared.start : shared.stop]  # (queries,)
     lowest = 0
     if terms.window is not None:
         # the first key that any of these queries still sees

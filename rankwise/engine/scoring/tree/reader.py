@@ -131,8 +131,8 @@ class TreeReader:
             attention_of(self._model, TREE_ATTENTION),
         ):
             hidden: Tensor = self._model.base_model(  # (models, places, hidden)
-                input_ids=layout.token_ids().expand(models, -1),  # (models, places)
-                position_ids=layout.position_ids().expand(models, -1),  # (models, places)
+                input_ids=layout.tokens.expand(models, -1),  # (models, places)
+                position_ids=layout.positions.expand(models, -1),  # (models, places)
                 tree_step=step,
                 use_cache=False,
             ).last_hidden_state
