@@ -271,7 +271,7 @@ def _of_adapters(
             retention=[AskedTask(task) for task in kept],
             kinds=asked.kinds,
             open_session=lambda: ScoringSession.of(first.base, precision),
-            others={str(other.target): other.target for other in others},
+            others=[(str(other.target), other.target) for other in others],
             warnings=tuple(warning for each in adapters for warning in each.warnings),
         )
         num_models = 1 + len(repairer.derived)

@@ -42,7 +42,7 @@ class AdapterRepairer:
         retention: what it should keep; likewise.
         kinds: of repair, as in ``repairs.derived_updates``.
         open_session: of the base, in which candidates are scored.
-        others: adapters of the base to average it with, name -> folder.
+        others: name and folder of the adapters to average it with.
         refined: rank -> folder of the adapter truncated to it and trained on.
         confidence: of all that is said together, 0..1.
         warnings: what could not be checked.
@@ -56,7 +56,7 @@ class AdapterRepairer:
     retention: Sequence[AskedTask]
     kinds: Sequence[RepairFamily | Repair]
     open_session: Callable[[], ScoringSession]
-    others: Mapping[str, Path] = field(default_factory=dict[str, Path])
+    others: Sequence[tuple[str, Path]] = ()
     refined: Mapping[int, Path] = field(default_factory=dict[int, Path])
     confidence: float = CONFIDENCE
     warnings: tuple[str, ...] = ()
@@ -73,7 +73,7 @@ class AdapterRepairer:
         Raises:
             ModelError: an adapter is more than plain LoRA, or as ``repairs.RepairSources``.
         """
-        others = [read_updates(folder) for folder in self.others.values()]
+        others = [read_updates(folder) for _, folder in self.others]
         refined = {rank: read_updates(folder) for rank, folder in self.refined.items()}
         return RepairSources.of(self.base.folder, read_updates(self.folder), others, refined)
 
@@ -137,7 +137,7 @@ class AdapterRepairer:
             fingerprint=wanted,
             model=self.model,
             base_model=self.base.name,
-            averaged_with=tuple(self.others),
+            averaged_with=tuple(name for name, _ in self.others),
             choice=choice,
             reverted=tuple(reverted_heads(self.sources, choice.repair)),
             folder=None if choice.repair is None else output,

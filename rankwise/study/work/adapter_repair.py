@@ -102,7 +102,7 @@ class RunRepairer:
             open_session=lambda: ScoringSession(
                 context.models.base(), plan.tokenizer, step_tokens=plan.step_tokens
             ),
-            others={partner.name: folder.weights(partner) for partner in partners},
+            others=[(partner.name, folder.weights(partner)) for partner in partners],
             refined={each.rank: folder.weights(each) for each in refined if each.rank is not None},
             confidence=study.config.recommendation.confidence,
         )
