@@ -37,7 +37,7 @@ from rankwise.cli.application import (
 )
 from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError, did_you_mean
-from rankwise.records.repairs import REPAIR_FAMILIES, AdapterRepair, Repair, RepairFamily
+from rankwise.records.repairs import METHODS, REPAIR_FAMILIES, AdapterRepair, Repair, RepairFamily
 
 if TYPE_CHECKING:
     from rankwise.weights.audit import Audited
@@ -318,9 +318,8 @@ def _kind(entry: str) -> RepairFamily | Repair:
         raise ValueError(f"no kind of repair is named {name!r}; {hint}")
     if not has_value:
         return family
-    if family == "truncate" and text.isdecimal() and int(text) > 0:
-        return Repair(family=family, value=float(text))
-    if family == "intruders" and re.fullmatch(r"0|1|0?\.\d+", text):
+    single = METHODS[family].single
+    if single is not None and re.fullmatch(single, text):
         return Repair(family=family, value=float(text))
     raise ValueError(
         f"{entry} is no repair; a value is for truncate (a rank of 1 or more) and for intruders "

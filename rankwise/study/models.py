@@ -103,6 +103,7 @@ class ResidentModels:
     def release(self, *, base: bool = False) -> None:
         """Give back the memory of everything but the base; ``base``: of that too."""
         self._let_go_of_alone()
+        self._keep(set())
         _close(self._scorer)
         self._scorer = self._adapter = None
         if base:
@@ -130,10 +131,7 @@ class ResidentModels:
         Raises:
             ModelError: the base cannot be scored.
         """
-        names = {run.name for run in runs}
-        if (held := self._scorer) is not None:
-            for name in sorted(held.attached - names):
-                held.take_off(name)
+        self._keep({run.name for run in runs})
         together: list[PlannedRun] = []
         for run in runs:
             is_plain = run.variant is None or VARIANTS[run.variant].is_plain
@@ -150,6 +148,12 @@ class ResidentModels:
             else:
                 together.append(run)
         return together
+
+    def _keep(self, names: set[str]) -> None:
+        """Take all other adapters off the base."""
+        if self._scorer is not None:
+            for name in sorted(self._scorer.attached - names):
+                self._scorer.take_off(name)
 
     def scorer_alone(self, run: PlannedRun, engine: Engine = "resident") -> Scorer:
         """What asks a run's model, which is loaded by itself; an adapter is never by vLLM."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from rankwise.engine.models.frozen_adapters import load_frozen_adapter
 from rankwise.errors import ModelError
 from rankwise.heads.layouts import head_layouts
-from rankwise.records.repairs import AS_IT_IS, COMBINATIONS, REPAIR_FAMILIES, Repair
+from rankwise.records.repairs import AS_IT_IS, COMBINATIONS, METHODS, REPAIR_FAMILIES, Repair
 from rankwise.weights import repairs
 from rankwise.weights.decomposition import refined_svd
 from rankwise.weights.intruders import scaled_intruders
@@ -261,7 +261,7 @@ def test_heads_that_are_not_known_are_said_to_be(
 
 
 def test_every_family_has_a_row_and_the_grid_is_the_documented_one() -> None:
-    assert tuple(FAMILIES) == REPAIR_FAMILIES
+    assert tuple(FAMILIES) == tuple(METHODS) == REPAIR_FAMILIES
     found = derived_updates(sources(updates(1, rank=8), updates(2)), ("scale", "lines", "truncate"))
     by_family: dict[str, list[float | None]] = {}
     for repair in found:
