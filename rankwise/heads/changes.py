@@ -19,8 +19,11 @@ from rankwise.engine.models.attention import (
     INSTEAD,
     AttentionTerms,
     attention_of,
+    capped_,
     decoder_of,
+    unseen_keys,
 )
+from rankwise.engine.models.devices import moved
 from rankwise.errors import ModelError
 from rankwise.heads.interventions import Head, adapted_heads, delta_rows
 from rankwise.heads.layouts import HeadLayout, LayerSlice
@@ -314,13 +317,10 @@ def attend_watched(
     heads, tokens = query.shape[1:3]
     # (1, heads, tokens, width): a key for each head of its group
     key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
-    scores = (query @ key.mT).float() * terms.scale  # (1, heads, tokens, tokens)
-    if terms.softcap is not None:
-        scores = terms.softcap * torch.tanh(scores / terms.softcap)
-    behind = torch.arange(tokens, device=query.device)
-    behind = behind[:, None] - behind  # (queries, keys): by how many positions a key is behind
-    seen = (behind >= 0) & (behind < (terms.window or tokens))
-    scores = scores.masked_fill(~seen, -torch.inf)
+    # (1, heads, tokens, tokens)
+    scores = capped_((query @ key.mT).float() * terms.scale, terms.softcap)
+    unseen = moved(unseen_keys(tokens, tokens, terms.window).squeeze(1), query.device)
+    scores = scores.masked_fill(unseen, -torch.inf)
     if terms.sinks is not None:
         # a last column without a value, which takes its share of the softmax and is cut off
         sinks = terms.sinks.float().view(1, heads, 1, 1).expand(-1, -1, tokens, 1)

@@ -10,12 +10,7 @@ import torch
 
 from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
-from rankwise.engine.models.devices import (
-    DTYPES,
-    ResolvedPrecision,
-    choose_device,
-    provenance_on,
-)
+from rankwise.engine.models.devices import DTYPES, ResolvedPrecision, choose_device, provenance_on
 from rankwise.engine.models.files import weights_files
 from rankwise.errors import ConfigError, ModelError
 from rankwise.findings.deployment import FormWeights, LossRule, judged_form

@@ -8,11 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rankwise.records.spectra import INTRUDER_EPSILON, INTRUDER_K
-from rankwise.weights.adapted_svd import (
-    in_base_basis,
-    leading_svd,
-    numerical_rank,
-)
+from rankwise.weights.adapted_svd import in_base_basis, leading_svd, numerical_rank
 from rankwise.weights.lowrank import LowRankUpdate
 from rankwise.weights.spectra import Svd, best_matched, intruder_indices
 

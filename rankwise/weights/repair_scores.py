@@ -25,10 +25,7 @@ from rankwise.records.repair_scores import (
     RepairedItems,
     RepairScores,
 )
-from rankwise.records.repairs import (
-    AS_IT_IS,
-    Repair,
-)
+from rankwise.records.repairs import AS_IT_IS, Repair
 from rankwise.records.results import MIN_ITEMS, TaskItems, judged_items
 from rankwise.tasks.evaluation import ScoredModel, Scoring, evaluate
 from rankwise.tasks.questions import Advance, RightAnswer

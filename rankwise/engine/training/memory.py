@@ -16,12 +16,7 @@ import torch
 
 from rankwise.engine.models.attention import decoder_layers
 from rankwise.engine.models.base import adaptable_shapes
-from rankwise.engine.models.devices import (
-    DTYPES,
-    KERNEL_BYTES,
-    MAX_KERNELS,
-    has_bfloat16_kernels,
-)
+from rankwise.engine.models.devices import DTYPES, KERNEL_BYTES, MAX_KERNELS, has_bfloat16_kernels
 from rankwise.engine.models.head import BLOCK_BYTES, CHUNK_BYTES
 from rankwise.engine.models.placed import cards_of_layers, most_on_a_card, num_weights
 from rankwise.engine.training.optimizers import optimizer_state_bytes
