@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -239,7 +240,7 @@ class HeadScorer:
             stack.enter_context(carrying(self._model, [adapter], self._bank))
             for layout in self.layouts:
                 for name, into in ((layout.layer_name, entering), (layout.output, heads)):
-                    hook = _keeping_input(into[layout.layer])
+                    hook = partial(_keep_input, into[layout.layer])
                     module = self._model.get_submodule(name)
                     handle = module.register_forward_pre_hook(hook, with_kwargs=True)
                     stack.callback(handle.remove)
@@ -289,9 +290,8 @@ class HeadScorer:
             }
             first = self._model.get_submodule(layout.layer_name)
             stack.enter_context(layers_replaced(self._model, replaced))
-            handle = first.register_forward_pre_hook(
-                _entering_layer(kept.entering[layer]), with_kwargs=True
-            )
+            hook = partial(_enter_layer, kept.entering[layer])
+            handle = first.register_forward_pre_hook(hook, with_kwargs=True)
             stack.callback(handle.remove)
             yield carried
 
@@ -334,10 +334,6 @@ class HeadScorer:
             chunks[-1].append(index)
             places, before = places + new, tokens
         return chunks
-
-
-_Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
-"""A forward pre-hook that receives keyword arguments."""
 
 
 class _AblatedAttention(nn.Module):
@@ -393,25 +389,24 @@ class _PassedLayer(nn.Module):
             return getattr(super().__getattr__("layer"), name)
 
 
-def _keeping_input(into: list[Tensor]) -> _Hook:
+def _keep_input(
+    into: list[Tensor], _: nn.Module, args: tuple[Any, ...], given: dict[str, Any]
+) -> None:
     """Keep the hidden states, the first input, of a module in a batch of one row."""
-
-    def keep(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
-        (row,) = args[0] if args else given["hidden_states"]  # (places, width)
-        into.append(row.clone())  # layers may change their input in place
-
-    return keep
+    (row,) = args[0] if args else given["hidden_states"]  # (places, width)
+    into.append(row.clone())  # layers may change their input in place
 
 
-def _entering_layer(kept: Float[Tensor, "places hidden"]) -> _Hook:
+def _enter_layer(
+    kept: Float[Tensor, "places hidden"],
+    _: nn.Module,
+    args: tuple[Any, ...],
+    given: dict[str, Any],
+) -> Any:
     """Give a layer its kept input, in every row."""
-
-    def enter(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
-        layout = given["tree_step"].layout
-        rows = len(args[0] if args else given["hidden_states"])
-        hidden = kept[layout.start : layout.stop].expand(rows, -1, -1)  # (rows, places, hidden)
-        if args:
-            return (hidden, *args[1:]), given
-        return args, given | {"hidden_states": hidden}
-
-    return enter
+    layout = given["tree_step"].layout
+    rows = len(args[0] if args else given["hidden_states"])
+    hidden = kept[layout.start : layout.stop].expand(rows, -1, -1)  # (rows, places, hidden)
+    if args:
+        return (hidden, *args[1:]), given
+    return args, given | {"hidden_states": hidden}

@@ -197,26 +197,19 @@ def _aggregate(prepared: PreparedTask, values: Values) -> list[MetricScore]:
     return scores
 
 
-def is_judged_by_loss(prepared: PreparedTask, wanted: str | None) -> bool:
-    """Whether answers are judged by the loss: as configured, else of prose and of rows as given."""
-    if wanted is not None:
-        return wanted.partition(",")[0] == LOSS_METRIC
-    loaded = prepared.loaded
-    own_data = loaded.is_rendered and loaded.output_type == "loglikelihood"
-    return own_data or loaded.output_type == "loglikelihood_rolling"
-
-
 def _decision(
     prepared: PreparedTask,
     metrics: Sequence[MetricScore],
     values: Values,
     wanted: str | None,
 ) -> MetricScore:
-    """The loss where it is the point, else the wanted metric, else the first usable one."""
+    """The loss of prose and of rows as given, or the wanted metric, else the first usable one."""
     usable = [
         score for score in metrics if _is_mean(score.value, values[score.metric, score.filter])
     ]
-    if is_judged_by_loss(prepared, wanted):
+    loaded, kind = prepared.loaded, prepared.loaded.output_type
+    is_by_loss = kind == "loglikelihood_rolling" or (loaded.is_rendered and kind == "loglikelihood")
+    if is_by_loss if wanted is None else wanted.partition(",")[0] == LOSS_METRIC:
         wanted = LOSS_METRIC
     for score in usable:
         if wanted is None or wanted in (score.metric, f"{score.metric},{score.filter}"):

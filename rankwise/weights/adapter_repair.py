@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
 from rankwise.engine.models.base import BaseModel
 from rankwise.engine.models.devices import ResolvedPrecision, choose_device, provenance_on
@@ -19,8 +20,9 @@ from rankwise.records.outputs import output_folder
 from rankwise.records.repair_scores import RepairDivergences, RepairScores
 from rankwise.records.repairs import AdapterRepair, Repair, RepairFamily
 from rankwise.tasks.questions import Advance, RightAnswer
+from rankwise.tasks.right_answers import right_answers
 from rankwise.weights.lowrank import read_updates, save_updates
-from rankwise.weights.repair_scores import AskedTask, RepairScorer, in_domain_answers
+from rankwise.weights.repair_scores import AskedTask, RepairScorer
 from rankwise.weights.repairs import RepairSources, Updates, derived_updates, reverted_heads
 from rankwise.weights.session import CONFIDENCE, ScoringSession
 
@@ -98,9 +100,16 @@ class AdapterRepairer:
 
     @cached_property
     def answers(self) -> tuple[RightAnswer, ...]:
-        """Right answers in-domain, on which candidates are compared with the base."""
+        """Right answers in-domain, on which candidates are compared with the base.
+
+        Raises:
+            ModelError: the base's config cannot be read.
+        """
         tasks = [task.prepared for task in self.in_domain]
-        return in_domain_answers(tasks, self.tokenizer, self.base.folder)
+        skeleton: Any = models.model_skeleton(self.base.folder)
+        vocabulary_size = skeleton.config.get_text_config().vocab_size
+        # half of them: each is read once for every repair, one after another
+        return right_answers(tasks, self.tokenizer, vocabulary_size)[::2]
 
     def chosen(
         self,

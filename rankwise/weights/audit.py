@@ -323,23 +323,18 @@ def _other_changes(base: ModelWeights, adapted: ModelWeights) -> tuple[OtherChan
         first = base.tied.get(name)
         if first is not None and first == adapted.tied.get(name):
             continue
-        change = _other_change(name, base.others.get(name), adapted.others.get(name))
-        if change is not None:
-            changes.append(change)
+        before, after = base.others.get(name), adapted.others.get(name)
+        if before is None or after is None:
+            change = "added" if before is None else "removed"
+            changes.append(OtherChange(name=name, change=change))
+        elif before.shape != after.shape:
+            changes.append(OtherChange(name=name, change="resized"))
+        elif norm := float((after.double() - before.double()).norm()):
+            size = float(before.double().norm())
+            relative = norm / size if size else None
+            change = "moved" if size else "from_zero"
+            changes.append(OtherChange(name=name, change=change, norm=norm, relative_norm=relative))
     return tuple(sorted(changes, key=_largest_first))
-
-
-def _other_change(name: str, before: Tensor | None, after: Tensor | None) -> OtherChange | None:
-    if before is None or after is None:
-        return OtherChange(name=name, change="added" if before is None else "removed")
-    if before.shape != after.shape:
-        return OtherChange(name=name, change="resized")
-    norm, size = float((after.double() - before.double()).norm()), float(before.double().norm())
-    if not norm:
-        return None
-    if not size:
-        return OtherChange(name=name, change="from_zero", norm=norm)
-    return OtherChange(name=name, change="moved", norm=norm, relative_norm=norm / size)
 
 
 def _largest_first(change: OtherChange) -> tuple[int, float]:

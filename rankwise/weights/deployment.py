@@ -10,7 +10,7 @@ import torch
 
 from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
-from rankwise.engine.models.devices import DTYPES, ResolvedPrecision, choose_device, provenance_on
+from rankwise.engine.models.devices import DTYPES, choose_device, provenance_on
 from rankwise.engine.models.files import weights_files
 from rankwise.errors import ConfigError, ModelError
 from rankwise.findings.deployment import FormWeights, LossRule, judged_form
@@ -67,7 +67,14 @@ def check_deployment(
     if not found.has_update:
         raise ModelError(f"the update of {found.target} is zero: there is nothing to deploy.")
     precision, folder = question.settings.resolved_precision, found.base.folder
-    _refuse_rounded(forms, precision)
+    # their numbers would be rounded once more to be computed with
+    dtype = DTYPES[precision]
+    if rounded := [form.name for form in forms if dtype not in (torch.float32, form.dtype)]:
+        problem = (
+            f"--precision {precision} would round the weights of {', '.join(rounded)} once more; "
+            "score these in float32"
+        )
+        raise ConfigError("check", [problem])
     # whole, as its weights are changed
     model = models.load_frozen(folder, precision, choose_device())
     session = ScoringSession(model, models.load_tokenizer(folder), advance)
@@ -141,18 +148,6 @@ def _record(
         verdict=worst([form.verdict for form in judged]),
         provenance=provenance_on(choose_device()),
     )
-
-
-def _refuse_rounded(forms: Sequence[Form], precision: ResolvedPrecision) -> None:
-    """Refuse forms whose numbers would be rounded once more to be computed with."""
-    dtype = DTYPES[precision]
-    rounded = [form.name for form in forms if dtype not in (torch.float32, form.dtype)]
-    if rounded:
-        problem = (
-            f"--precision {precision} would round the weights of {', '.join(rounded)} once more; "
-            "score these in float32"
-        )
-        raise ConfigError("check", [problem])
 
 
 def _num_bytes(found: Audited, *, with_adapter: bool) -> int:

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rankwise.engine.models import base as models
 from rankwise.engine.models.devices import provenance_on
 from rankwise.engine.models.frozen_adapters import load_frozen_adapter
 from rankwise.engine.scoring.divergence import divergences, log_probabilities
@@ -30,7 +29,6 @@ from rankwise.records.results import MIN_ITEMS, TaskItems, judged_items
 from rankwise.tasks.evaluation import ScoredModel, Scoring, evaluate
 from rankwise.tasks.questions import Advance, RightAnswer
 from rankwise.tasks.requests import PreparedTask
-from rankwise.tasks.right_answers import right_answers
 from rankwise.tasks.update_guard import probes, refuse_unapplied
 from rankwise.weights.repairs import Updates, as_frozen
 from rankwise.weights.session import ScoringSession
@@ -150,24 +148,6 @@ class RepairScorer:
             repaired=tuple(repaired),
             score_seconds=time.perf_counter() - started,
         )
-
-
-def in_domain_answers(
-    tasks: Sequence[PreparedTask], tokenizer: Any, base: Path
-) -> tuple[RightAnswer, ...]:
-    """Right answers, on which repairs are compared with the base.
-
-    Args:
-        tasks: in-domain.
-        tokenizer: the base's.
-        base: its folder, of which the config is read.
-
-    Raises:
-        ModelError: the config cannot be read.
-    """
-    skeleton: Any = models.model_skeleton(base)
-    answers = right_answers(tasks, tokenizer, skeleton.config.get_text_config().vocab_size)
-    return answers[::2]  # each is read once for every repair, one after another
 
 
 def refuse_unjudgeable(

@@ -117,7 +117,7 @@ def find_base_model(
         embedded = EMBEDDED_MODELS[config.name]
         folder = embedded_model_folder(embedded, report)
         return BaseModel(config.name, folder, f"sha256:{embedded.sha256}")
-    here = _folder_here(config.name)
+    here = folder_here(config.name)
     if here is not None:
         refuse_adapter(here)
         return BaseModel(config.name, here, _folder_fingerprint(here))
@@ -148,7 +148,7 @@ def trained_folder(name: str, report: Callable[[str], None] = lambda _: None) ->
     Raises:
         ModelError: it is neither, or the hub cannot give it.
     """
-    here = _folder_here(name)
+    here = folder_here(name)
     if here is not None:
         return here
     if "/" not in name or not _may_be_on_the_hub(name):
@@ -157,7 +157,8 @@ def trained_folder(name: str, report: Callable[[str], None] = lambda _: None) ->
     return _snapshot(name, None, patterns, f"{name} is no folder here", report)
 
 
-def _folder_here(name: str) -> Path | None:
+def folder_here(name: str) -> Path | None:
+    """The folder on this machine that a name leads to, if it does."""
     try:
         path = Path(name).expanduser()
         return path if path.is_dir() else None

@@ -89,7 +89,7 @@ class FrozenBank:
     def joined(self, layer: str) -> _Joined | None:
         """The factors of all pieces in one; None where each piece has to be multiplied alone.
 
-        That is so for a single piece, where an adapter lacks the layer, and as ``_join`` says.
+        That is so for a single piece, and where an adapter lacks the layer or a B is not finite.
         """
         if layer not in self._joined:
             factors = [
@@ -99,7 +99,12 @@ class FrozenBank:
             ]
             self._joined[layer] = None
             if len(factors) == len(self.pieces) > 1:
-                self._joined[layer] = _join(factors)
+                lora_A = torch.cat([a for a, _, _ in factors])
+                lora_B = torch.cat([b.T * scaling for _, b, scaling in factors])
+                # products with other adapters are set to 0 before B, and 0 times infinity is NaN
+                if bool(torch.isfinite(lora_B).all()):
+                    ranks = tuple(len(a) for a, _, _ in factors)
+                    self._joined[layer] = _Joined(lora_A, lora_B, ranks)
         return self._joined[layer]
 
     def foreign(self, joined: _Joined, rows: Float[Tensor, "rows features"]) -> Tensor:
@@ -113,18 +118,6 @@ class FrozenBank:
                 column += rank
             self._foreign[key] = foreign.to(rows.device)
         return self._foreign[key]
-
-
-def _join(factors: Sequence[ScaledFactors]) -> _Joined | None:
-    """Join the factors; None if a B is not finite.
-
-    A row's products with other adapters are set to 0 before B, and 0 times infinity is NaN.
-    """
-    lora_A = torch.cat([a for a, _, _ in factors])
-    lora_B = torch.cat([b.T * scaling for _, b, scaling in factors])
-    if not bool(torch.isfinite(lora_B).all()):
-        return None
-    return _Joined(lora_A, lora_B, tuple(len(a) for a, _, _ in factors))
 
 
 @contextlib.contextmanager

@@ -46,6 +46,19 @@ class CompletionHead:
         self._scale = float(getattr(config, "logit_scale", None) or 1.0)
         self._scale /= float(getattr(config, "logits_scaling", None) or 1.0)
         self.vocab_size: int = config.vocab_size
+        self._check(model)
+
+    def logits(self, hidden: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows vocab"]:
+        """The model's logits after these hidden states."""
+        logits: Tensor = self.head(hidden)
+        if self._scale != 1.0:
+            logits = logits * self._scale
+        if self._softcap is not None:
+            logits = torch.tanh(logits / self._softcap) * self._softcap
+        return logits
+
+    def _check(self, model: Any) -> None:
+        """Compare with the model's own logits of four tokens."""
         device = next(model.parameters()).device
         layout = PackedLayout((4,))
         inputs: dict[str, Any] = {
@@ -69,15 +82,6 @@ class CompletionHead:
                 "scales them is not known here. Choose a model whose logits are its head's, scaled "
                 "by logit_scale or logits_scaling or capped by final_logit_softcapping."
             )
-
-    def logits(self, hidden: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows vocab"]:
-        """The model's logits after these hidden states."""
-        logits: Tensor = self.head(hidden)
-        if self._scale != 1.0:
-            logits = logits * self._scale
-        if self._softcap is not None:
-            logits = torch.tanh(logits / self._softcap) * self._softcap
-        return logits
 
 
 class LearnedTokens(NamedTuple):

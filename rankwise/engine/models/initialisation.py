@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import peft
@@ -104,7 +105,9 @@ def input_directions(
     inputs = _Inputs(rank)
     rows = _packed(examples, max(_EVA_TOKENS, _EVA_TOKENS_PER_RANK * rank))[:_EVA_MOST_READS]
     device = next(base_model.parameters()).device
-    hooks = [layer.register_forward_pre_hook(inputs.hook(name)) for name, layer in layers.items()]
+    hooks = [
+        layer.register_forward_pre_hook(partial(inputs.add, name)) for name, layer in layers.items()
+    ]
     num_reads = 0
     try:
         with packed_attention(base_model):
@@ -141,19 +144,15 @@ class _Inputs:
         of_layers = self.of_layers.values()
         return bool(of_layers) and all(each.are_settled for each in of_layers)
 
-    def hook(self, name: str) -> Any:
-        """What a layer calls before it computes."""
-
-        def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            (x,) = inputs
-            if self._last is not None and x is self._last[0]:
-                self.of_layers[name] = self._last[1]
-                return
-            directions = self.of_layers.setdefault(name, _Directions(self._rank))
-            directions.add(x.reshape(-1, x.shape[-1]))
-            self._last = x, directions
-
-        return add
+    def add(self, name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """What a layer of this name calls before it computes."""
+        (x,) = inputs
+        if self._last is not None and x is self._last[0]:
+            self.of_layers[name] = self._last[1]
+            return
+        directions = self.of_layers.setdefault(name, _Directions(self._rank))
+        directions.add(x.reshape(-1, x.shape[-1]))
+        self._last = x, directions
 
 
 class _Directions:

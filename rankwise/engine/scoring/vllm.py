@@ -225,6 +225,10 @@ class VllmScorer:
                 "max_loras": min(_SLOTS, number),
                 "max_cpu_loras": number,
             }
+            memory: dict[str, float] = {}
+            if torch.cuda.is_available():
+                free, total = torch.cuda.mem_get_info(choose_device())
+                memory["gpu_memory_utilization"] = min(_MOST_MEMORY, _FREE_SHARE * free / total)
             before = set(psutil.Process().children(recursive=True))
             try:
                 self._engine = self._vllm.LLM(
@@ -233,7 +237,7 @@ class VllmScorer:
                     dtype=self._precision,
                     trust_remote_code=False,
                     max_model_len=self._max_length,
-                    **_memory(),
+                    **memory,
                     **(with_adapters if max(ranks) else {}),
                 )
             except (OSError, ValueError, RuntimeError) as error:
@@ -261,14 +265,6 @@ class VllmScorer:
         return self._vllm.SamplingParams(
             max_tokens=prompt.settings.max_new_tokens, stop=list(prompt.settings.stops), **given
         )
-
-
-def _memory() -> dict[str, float]:
-    """The share of the card's memory that vLLM may take, of what is free now."""
-    if not torch.cuda.is_available():
-        return {}
-    free, total = torch.cuda.mem_get_info(choose_device())
-    return {"gpu_memory_utilization": min(_MOST_MEMORY, _FREE_SHARE * free / total)}
 
 
 def _log_likelihood(output: Any, continuation: Sequence[int]) -> LogLikelihood:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import weakref
+from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,9 +22,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AutoModelForCausalLM
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rankwise.engine.models import packed_kernels
+from rankwise.engine.models.attention import decoder_layers
 from rankwise.engine.models.base import LinearShape
 from rankwise.engine.models.devices import DTYPES, ResolvedPrecision
 from rankwise.engine.models.packed_attention import packed_attention, packed_states
@@ -150,7 +151,10 @@ class _Rehearsal:
             model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.bfloat16)
         self._model = model.requires_grad_(False).eval()
         self._layout, self._is_cuda = layout, is_cuda
-        layers = _layers(model)
+        # of several lists of layers, such as a small encoder's beside them, the longest
+        lists = Counter(name.rpartition(".")[0] for name in decoder_layers(model))
+        prefix = lists.most_common(1)[0][0]
+        layers: Any = model.get_submodule(prefix)
         # Two layers of each kind are enough: the second shows what one more of them adds.
         alike: dict[str, list[int]] = {}
         for index, layer in enumerate(layers):
@@ -166,7 +170,6 @@ class _Rehearsal:
             for indices in alike.values()
             if len(indices) > 2
         ]
-        prefix = next(name for name, module in model.named_modules() if module is layers)
         # full model's prefix of a layer's name -> its prefix in the shortened model
         self._names = {
             f"{prefix}.{index}.": f"{prefix}.{place}." for place, index in enumerate(kept)
@@ -268,30 +271,16 @@ class _LiveBytes(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         for output in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(output, Tensor):
-                self._count(output.untyped_storage())
+            storage: Any = output.untyped_storage() if isinstance(output, Tensor) else None
+            if storage is not None and storage not in self._known:
+                self._known[storage] = None
+                self.bytes += storage.nbytes()
+                self.peaks[-1] = max(self.peaks[-1], self.bytes)
+                weakref.finalize(storage, self._free, storage.nbytes())
         return result
-
-    def _count(self, storage: Any) -> None:
-        if storage in self._known:
-            return
-        size: int = storage.nbytes()
-        self._known[storage] = None
-        self.bytes += size
-        self.peaks[-1] = max(self.peaks[-1], self.bytes)
-        weakref.finalize(storage, self._free, size)
 
     def _free(self, size: int) -> None:
         self.bytes -= size
-
-
-def _layers(model: nn.Module) -> nn.ModuleList:
-    """The decoder layers: the largest list of modules that transformers can checkpoint."""
-
-    def num_layers(modules: nn.ModuleList) -> int:
-        return sum(isinstance(module, GradientCheckpointingLayer) for module in modules)
-
-    return max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=num_layers)
 
 
 def _kind(layer: nn.Module) -> str:

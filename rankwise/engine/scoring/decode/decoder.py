@@ -139,8 +139,12 @@ class Decoder:
             batch = self._batch(len(adapters), list(counts), rules)
             while batch.is_unfinished:
                 for row in self._step(batch, adapters, rules):
-                    prompt = row.prompt
-                    texts[row.model, prompt] = self._text(row, rules[prompt.settings])
+                    prompt, rule = row.prompt, rules[row.prompt.settings]
+                    # what lm-eval keeps: no special tokens, and cut where a stop string begins
+                    text: str = self._tokenizer.decode(row.written, skip_special_tokens=True)
+                    kept = rule.stops.kept(text)
+                    is_finished = _has_stopped(row, rule) or len(kept) < len(text)
+                    texts[row.model, prompt] = Generation(kept, is_finished)
                     tokens = len(prompt.tokens) + prompt.settings.max_new_tokens
                     advance(tokens * counts[prompt])
         return [[texts[model, prompt] for prompt in wanted] for model in range(len(adapters))]
@@ -241,13 +245,6 @@ class Decoder:
             )
             for row, token in zip(group, new, strict=True):
                 row.written.append(token)
-
-    def _text(self, row: Row, rules: _Rules) -> Generation:
-        """What lm-eval keeps: without special tokens, and cut where a stop string begins."""
-        text: str = self._tokenizer.decode(row.written, skip_special_tokens=True)
-        kept = rules.stops.kept(text)
-        is_finished = _has_stopped(row, rules) or len(kept) < len(text)
-        return Generation(kept, is_finished)
 
 
 def _has_stopped(row: Row, rules: _Rules) -> bool:

@@ -102,7 +102,11 @@ class TreeReader:
         start = 0
         while start < len(tree):
             stop = min(start + step_tokens, len(tree))
-            layout = self._layout(tree, start, stop, device)
+            if any(layout.tree is not tree for layout in self._layouts.values()):
+                self.forget_layouts()
+            layout = self._layouts.get((start, stop)) or TreeLayout(tree, start, stop, device)
+            if self._keeps_layouts:
+                self._layouts[start, stop] = layout
             read = self._step(TreeStep(layout, cached), adapters)
             yield read
             if stop < len(tree):
@@ -113,16 +117,6 @@ class TreeReader:
                 held = sum(x.nbytes for layer in cached.values() for x in layer)
                 self.peak_cache_bytes = max(self.peak_cache_bytes, held)
             start = stop
-
-    def _layout(self, tree: PrefixTree, start: int, stop: int, device: torch.device) -> TreeLayout:
-        if any(layout.tree is not tree for layout in self._layouts.values()):
-            self.forget_layouts()
-        layout = self._layouts.get((start, stop))
-        if layout is None:
-            layout = TreeLayout(tree, start, stop, device)
-            if self._keeps_layouts:
-                self._layouts[start, stop] = layout
-        return layout
 
     def _step(self, step: TreeStep, adapters: Sequence[FrozenAdapter | None]) -> ReadPlaces:
         layout, models = step.layout, len(adapters)
