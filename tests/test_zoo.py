@@ -18,7 +18,7 @@ ACCEPTED = {
     "llama": True,
     "gemma3": True,  # a vision tower with as many layers
     "gemma3n_text": False,  # linear layers in lists, keys of other layers
-    "gemma4_text": False,  # layers of several widths, keys that are values, experts
+    "gemma4_text": True,  # layers of several widths, keys that are values, experts
     "gpt_oss": True,
     "qwen2_moe": True,
     "ctrl": False,

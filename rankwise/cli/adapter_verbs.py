@@ -35,7 +35,7 @@ from rankwise.records.outputs import refuse_foreign
 
 if TYPE_CHECKING:
     from rankwise.records.heads import HeadRepair
-    from rankwise.weights.audit_scores import ScoreSettings
+    from rankwise.weights.session import ScoreSettings
 
 ADAPTERS = "Adapters and checkpoints"
 
@@ -160,7 +160,8 @@ def audit(
     from rankwise.report.audit_page import PAGE_FILE, RECORD_FILE, target_name, write_audit
     from rankwise.weights.audit import AuditSettings, find_audited
     from rankwise.weights.audit import audit as look
-    from rankwise.weights.audit_scores import audit_scores, prepared_tasks
+    from rankwise.weights.audit_scores import audit_scores
+    from rankwise.weights.session import prepared_tasks
 
     names = listed_names(tasks or "")
     asked = score_settings(
@@ -308,7 +309,7 @@ def score_settings(
     precision: ScorePrecision,
 ) -> ScoreSettings:
     """What a verb's options say of scoring; imports torch."""
-    from rankwise.weights.audit_scores import ScoreSettings
+    from rankwise.weights.session import ScoreSettings
 
     return ScoreSettings(
         tasks,

@@ -118,9 +118,9 @@ def check(
         from rankwise.engine.models.base import trained_folder
         from rankwise.findings.deployment import LossRule
         from rankwise.weights.audit import find_adapter
-        from rankwise.weights.audit_scores import CONFIDENCE, prepared_tasks
         from rankwise.weights.deployment import Question, check_deployment, check_retention
         from rankwise.weights.forms import find_forms
+        from rankwise.weights.session import CONFIDENCE, prepared_tasks
 
         settings = score_settings(
             names,

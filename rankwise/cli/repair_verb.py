@@ -37,11 +37,11 @@ from rankwise.cli.application import (
 )
 from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError, did_you_mean
-from rankwise.records.repairs import REPAIR_FAMILIES, AdapterRepair, Repair, RepairFamily
+from rankwise.records.repairs import METHODS, REPAIR_FAMILIES, AdapterRepair, Repair, RepairFamily
 
 if TYPE_CHECKING:
     from rankwise.weights.audit import Audited
-    from rankwise.weights.audit_scores import ScoreSettings
+    from rankwise.weights.session import ScoreSettings
 
 
 @verb(ADAPTERS)
@@ -206,7 +206,7 @@ def _of_run(directory: Path, name: str, asked: _Asked) -> AdapterRepair:
     from rankwise.study.context import StudyContext
     from rankwise.study.planning.reopen import reopen_study
     from rankwise.study.progress import TerminalObserver
-    from rankwise.study.work.adapter_repair import AdapterRepairer, repair_tasks
+    from rankwise.study.work.adapter_repair import RunRepairer, repair_tasks
     from rankwise.study.work.head_subjects import check_trained
 
     chosen = find_run(study, name, "repair")
@@ -215,8 +215,8 @@ def _of_run(directory: Path, name: str, asked: _Asked) -> AdapterRepair:
     plan = reopen_study(study, (*tasks.in_domain, *tasks.retention), None, note)
     with folder.lock(), TerminalObserver(stderr) as observer:
         context = StudyContext.of(plan, folder, observer)
-        repairer = AdapterRepairer(context, chosen, asked.kinds)
-        record = repairer.repair(tasks, asked.max_loss_points)
+        repairer = RunRepairer(context, chosen, tasks, asked.kinds)
+        record = repairer.repair(asked.max_loss_points)
     note(f"records: {folder.adapter_repair_file(chosen.name).parent}")
     return record
 
@@ -244,11 +244,13 @@ def _of_adapters(
     output: Path,
 ) -> AdapterRepair:
     """Repair the first adapter; the settings name the tasks in-domain."""
-    from rankwise.weights.adapter_repair import RepairQuestions, candidates, repair_adapter
-    from rankwise.weights.audit_scores import prepared_tasks
-    from rankwise.weights.repair_scores import refuse_unjudgeable
+    from rankwise.engine.models.base import load_tokenizer
+    from rankwise.weights.adapter_repair import AdapterRepairer, repair_adapter
+    from rankwise.weights.repair_scores import AskedTask, refuse_unjudgeable
+    from rankwise.weights.session import ScoringSession, prepared_tasks
 
     first, *others = adapters
+    precision = settings.resolved_precision
     with usage_errors():
         own, kept = (
             prepared_tasks(first, settings._replace(tasks=names))
@@ -260,13 +262,24 @@ def _of_adapters(
             raise ConfigError("repair", [problem])
         refuse_unjudgeable(own, kept)
         note("deriving the candidates")
-        found = candidates(first, others, asked.kinds)
-        num_tokens = (1 + len(found.derived)) * sum(task.num_tokens for task in (*own, *kept))
+        repairer = AdapterRepairer(
+            model=str(first.target),
+            folder=first.target,
+            base=first.base,
+            tokenizer=load_tokenizer(first.base.folder),
+            in_domain=[AskedTask(task) for task in own],
+            retention=[AskedTask(task) for task in kept],
+            kinds=asked.kinds,
+            open_session=lambda: ScoringSession.of(first.base, precision),
+            others=[(str(other.target), other.target) for other in others],
+            warnings=tuple(warning for each in adapters for warning in each.warnings),
+        )
+        num_models = 1 + len(repairer.derived)
+        num_tokens = num_models * sum(task.num_tokens for task in (*own, *kept))
         with counted("scoring, tokens", num_tokens) as add:
             return repair_adapter(
-                found,
-                RepairQuestions(own, kept),
-                settings,
+                repairer,
+                precision,
                 max_loss_points=asked.max_loss_points,
                 output=output,
                 advance=add,
@@ -305,9 +318,8 @@ def _kind(entry: str) -> RepairFamily | Repair:
         raise ValueError(f"no kind of repair is named {name!r}; {hint}")
     if not has_value:
         return family
-    if family == "truncate" and text.isdecimal() and int(text) > 0:
-        return Repair(family=family, value=float(text))
-    if family == "intruders" and re.fullmatch(r"0|1|0?\.\d+", text):
+    single = METHODS[family].single
+    if single is not None and re.fullmatch(single, text):
         return Repair(family=family, value=float(text))
     raise ValueError(
         f"{entry} is no repair; a value is for truncate (a rank of 1 or more) and for intruders "

@@ -22,6 +22,7 @@ from rankwise.records.recommendation import Bound
 from rankwise.records.repair_scores import RepairDivergences, RepairScores
 from rankwise.records.repairs import (
     AS_IT_IS,
+    METHODS,
     AdapterRepair,
     JudgedRepair,
     JudgedTask,
@@ -116,7 +117,7 @@ def choose_repair(
 def _strength(repair: Repair) -> float:
     """By which the repairs of a kind are ordered, the one that changes the adapter most first."""
     value = repair.value or 0.0
-    return -value if repair.family == "heads" else value
+    return -value if METHODS[repair.family].is_stronger_upwards else value
 
 
 def _kl_order(curve: Sequence[RepairPoint], confidence: float) -> dict[str, Any]:

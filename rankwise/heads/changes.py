@@ -19,8 +19,11 @@ from rankwise.engine.models.attention import (
     INSTEAD,
     AttentionTerms,
     attention_of,
+    capped_,
     decoder_of,
+    unseen_keys,
 )
+from rankwise.engine.models.devices import moved
 from rankwise.errors import ModelError
 from rankwise.heads.interventions import Head, adapted_heads, delta_rows
 from rankwise.heads.layouts import HeadLayout, LayerSlice
@@ -186,8 +189,8 @@ def share_maps(layouts: Sequence[HeadLayout], norm_of: NormSquared) -> tuple[Sha
     """Each head's share of ‖delta‖² of q, k, v and the output projection, and of all of them.
 
     Shares of a kind sum to 1 over all heads of the model. The rows of k and v of a group are
-    divided evenly among its heads. A kind that is not adapted, or whose delta is zero, is left
-    out.
+    divided evenly among its heads. Keys that are values count as keys. A kind that is not adapted,
+    or whose delta is zero, is left out.
     """
     kinds: dict[ShareOf, list[list[float]]] = {}
     for kind in ("query", "key", "value", "output"):
@@ -202,7 +205,11 @@ def share_maps(layouts: Sequence[HeadLayout], norm_of: NormSquared) -> tuple[Sha
             [sum(norms[layer][n] for norms in kinds.values()) for n in range(layout.num_heads)]
             for layer, layout in enumerate(layouts)
         ]
-    return tuple(ShareMap(of=kind, values=_normalised(rows)) for kind, rows in kinds.items())
+    totals = {kind: sum(map(sum, rows)) for kind, rows in kinds.items()}
+    return tuple(
+        ShareMap(of=kind, values=tuple(tuple(x / totals[kind] for x in row) for row in rows))
+        for kind, rows in kinds.items()
+    )
 
 
 def heads_by_delta(
@@ -229,13 +236,9 @@ def _norm(layout: HeadLayout, head: int, kind: str, norm_of: NormSquared) -> flo
         return norm_of(layout.columns(head), False)
     if kind == "query":
         return norm_of(layout.query(head), True)
-    shared = norm_of(layout.key(head) if kind == "key" else layout.value(head), True)
+    parts = dict(zip(("key", "value"), layout.keys_and_values(head), strict=False))
+    shared = norm_of(parts[kind], True) if kind in parts else None
     return None if shared is None else shared / len(layout.sharers(head))
-
-
-def _normalised(rows: Sequence[Sequence[float]]) -> HeadMap:
-    total = sum(sum(row) for row in rows)
-    return tuple(tuple(value / total for value in row) for row in rows)
 
 
 def _index(part: LayerSlice, is_rows: bool) -> tuple[slice, slice]:
@@ -314,13 +317,10 @@ def attend_watched(
     heads, tokens = query.shape[1:3]
     # (1, heads, tokens, width): a key for each head of its group
     key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
-    scores = (query @ key.mT).float() * terms.scale  # (1, heads, tokens, tokens)
-    if terms.softcap is not None:
-        scores = terms.softcap * torch.tanh(scores / terms.softcap)
-    behind = torch.arange(tokens, device=query.device)
-    behind = behind[:, None] - behind  # (queries, keys): by how many positions a key is behind
-    seen = (behind >= 0) & (behind < (terms.window or tokens))
-    scores = scores.masked_fill(~seen, -torch.inf)
+    # (1, heads, tokens, tokens)
+    scores = capped_((query @ key.mT).float() * terms.scale, terms.softcap)
+    unseen = moved(unseen_keys(tokens, tokens, terms.window).squeeze(1), query.device)
+    scores = scores.masked_fill(unseen, -torch.inf)
     if terms.sinks is not None:
         # a last column without a value, which takes its share of the softmax and is cut off
         sinks = terms.sinks.float().view(1, heads, 1, 1).expand(-1, -1, tokens, 1)

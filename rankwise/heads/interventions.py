@@ -124,7 +124,7 @@ def adapted_heads(
 def delta_rows(layout: HeadLayout, head: int, *, keys_and_values: bool) -> list[LayerSlice]:
     """A head's rows of q; those of k and v if unshared, or with ``keys_and_values``."""
     if keys_and_values or len(layout.sharers(head)) == 1:
-        return [layout.query(head), layout.key(head), layout.value(head)]
+        return [layout.query(head), *layout.keys_and_values(head)]
     return [layout.query(head)]
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rankwise.engine.models.attention import INSTEAD, decoder_of
-from rankwise.engine.models.base import text_part
+from rankwise.engine.models.attention import INSTEAD, decoder_layers, decoder_of
+from rankwise.engine.models.base import LinearShape, linear_shape, text_part
 from rankwise.errors import ModelError
 
 # names of output projections in transformers
@@ -33,6 +33,20 @@ class LayerSlice(NamedTuple):
     span: slice
 
 
+class _Rows(NamedTuple):
+    """A layer's rows: of number n, a head or a group, those from start + n * (width + gap) on."""
+
+    layer: str
+    start: int
+    width: int
+    gap: int = 0
+
+    def of(self, number: int, attention: str) -> LayerSlice:
+        """In the attention module of that name."""
+        first = self.start + number * (self.width + self.gap)
+        return LayerSlice(f"{attention}.{self.layer}", slice(first, first + self.width))
+
+
 class _FittedLayout(NamedTuple):
     """An attention module's heads under a kind of layout.
 
@@ -40,18 +54,18 @@ class _FittedLayout(NamedTuple):
         num_heads: of queries.
         num_groups: of keys and values.
         width: features of a head.
-        query: number of a head → layer and its rows there.
-        key: number of a group → layer and its rows there.
-        value: number of a group → layer and its rows there.
+        query: of a head.
+        key: of a group.
+        value: of a group.
         output: name of the output projection.
     """
 
     num_heads: int
     num_groups: int
     width: int
-    query: Callable[[int], tuple[str, slice]]
-    key: Callable[[int], tuple[str, slice]]
-    value: Callable[[int], tuple[str, slice]]
+    query: _Rows
+    key: _Rows
+    value: _Rows
     output: str
 
 
@@ -101,22 +115,24 @@ class HeadLayout:
 
     def query(self, head: int) -> LayerSlice:
         """A head's own rows of q."""
-        return self._slice(*self._fit.query(head))
+        return self._fit.query.of(head, self.attention)
 
     def key(self, head: int) -> LayerSlice:
         """The rows of k that a head shares with its group."""
-        return self._slice(*self._fit.key(self.group_of(head)))
+        return self._fit.key.of(self.group_of(head), self.attention)
 
     def value(self, head: int) -> LayerSlice:
         """The rows of v that a head shares with its group."""
-        return self._slice(*self._fit.value(self.group_of(head)))
+        return self._fit.value.of(self.group_of(head), self.attention)
+
+    def keys_and_values(self, head: int) -> list[LayerSlice]:
+        """The rows of k, and those of v where these are others."""
+        key, value = self.key(head), self.value(head)
+        return [key] if key == value else [key, value]
 
     def columns(self, head: int) -> LayerSlice:
         """A head's columns of the output projection."""
         return LayerSlice(self.output, slice(head * self.width, (head + 1) * self.width))
-
-    def _slice(self, name: str, span: slice) -> LayerSlice:
-        return LayerSlice(f"{self.attention}.{name}", span)
 
 
 def head_layouts(model: nn.Module) -> tuple[HeadLayout, ...]:
@@ -128,9 +144,13 @@ def head_layouts(model: nn.Module) -> tuple[HeadLayout, ...]:
     Raises:
         ModelError: layers are not found, or the heads of one are laid out in no known way.
     """
-    decoder = decoder_of(model)
+    decoder, text = decoder_of(model), text_part(model)
+    count = decoder.config.get_text_config().num_hidden_layers
+    layers = [(name, at) for name, at in decoder_layers(model).items() if name.startswith(text)]
+    if len(layers) != count:
+        raise ModelError(f"the {count} layers of {type(decoder).__name__} are not found. {INSTEAD}")
     layouts: list[HeadLayout] = []
-    for number, (name, layer) in enumerate(_layers(model, decoder)):
+    for number, (name, layer) in enumerate(layers):
         fits = [
             (kind, path, fit)
             for path, module in layer.named_modules()
@@ -138,9 +158,11 @@ def head_layouts(model: nn.Module) -> tuple[HeadLayout, ...]:
             if path and (fit := resolve(module)) is not None
         ]
         if len(fits) != 1:
+            classes = (type(module).__name__ for module in layer.modules())
+            attention = ", ".join(dict.fromkeys(c for c in classes if "ttention" in c))
             raise ModelError(
                 f"{type(decoder).__name__} lays its heads out in a way that is not known here: "
-                f"{name} ({type(layer).__name__}) has {_attention_classes(layer)}, and known are "
+                f"{name} ({type(layer).__name__}) has {attention or 'no attention'}, and known are "
                 f"{', '.join(LAYOUTS)}. {INSTEAD}"
             )
         ((kind, path, fit),) = fits
@@ -149,33 +171,9 @@ def head_layouts(model: nn.Module) -> tuple[HeadLayout, ...]:
     return tuple(layouts)
 
 
-def _layers(model: nn.Module, decoder: Any) -> list[tuple[str, nn.Module]]:
-    """The decoder layers, by their full names."""
-    count, text = decoder.config.get_text_config().num_hidden_layers, text_part(model)
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count and name.startswith(text)
-    ]
-    if not lists:
-        raise ModelError(f"the {count} layers of {type(decoder).__name__} are not found. {INSTEAD}")
-    name, layers = lists[0]  # the outermost comes first
-    return [(f"{name}.{number}", layer) for number, layer in enumerate(layers)]
-
-
-def _attention_classes(layer: nn.Module) -> str:
-    classes = (type(module).__name__ for module in layer.modules())
-    return ", ".join(dict.fromkeys(c for c in classes if "ttention" in c)) or "no attention"
-
-
-def _size(module: nn.Module, name: str) -> tuple[int, int] | None:
-    """(inputs, outputs) of a module's linear layer of that name; None if it has none."""
-    layer = getattr(module, name, None)
-    if isinstance(layer, Conv1D):
-        return layer.nx, layer.nf
-    if isinstance(layer, nn.Linear):
-        return layer.in_features, layer.out_features
-    return None
+def _size(module: nn.Module, name: str) -> LinearShape | None:
+    """Of a module's linear layer of that name; None if it has none."""
+    return linear_shape(getattr(module, name, None))
 
 
 def _output(module: nn.Module) -> tuple[str, int] | None:
@@ -192,19 +190,11 @@ def _width(module: nn.Module) -> int | None:
     return None
 
 
-def _rows(name: str, start: int, width: int, gap: int = 0) -> Callable[[int], tuple[str, slice]]:
-    """Number n of a head or group → its ``width`` rows from ``start + n * (width + gap)`` on."""
-
-    def rows(number: int) -> tuple[str, slice]:
-        first = start + number * (width + gap)
-        return name, slice(first, first + width)
-
-    return rows
-
-
 def _separate(module: nn.Module) -> _FittedLayout | None:
     """q_proj, k_proj and v_proj: Llama, Mistral, Qwen, Gemma, OLMo, Phi ..."""
-    q, k, v = (_size(module, name) for name in ("q_proj", "k_proj", "v_proj"))
+    # Gemma 4's large kind has layers whose keys are their values: there v_proj is None
+    v_proj = "k_proj" if getattr(module, "v_proj", module) is None else "v_proj"
+    q, k, v = (_size(module, name) for name in ("q_proj", "k_proj", v_proj))
     output, width = _output(module), _width(module)
     if q is None or k is None or v is None or output is None or width is None:
         return None
@@ -213,7 +203,7 @@ def _separate(module: nn.Module) -> _FittedLayout | None:
         return None  # projections carry more than heads: gates, latent keys
     if groups == 0 or heads % groups:
         return None
-    q_rows, k_rows, v_rows = (_rows(name, 0, width) for name in ("q_proj", "k_proj", "v_proj"))
+    q_rows, k_rows, v_rows = (_Rows(name, 0, width) for name in ("q_proj", "k_proj", v_proj))
     return _FittedLayout(heads, groups, width, q_rows, k_rows, v_rows, output[0])
 
 
@@ -228,7 +218,7 @@ def _interleaved(module: nn.Module) -> _FittedLayout | None:
     if fused is None or output is None or width is None or fused[1] != 3 * output[1]:
         return None
     heads = output[1] // width
-    q, k, v = (_rows("query_key_value", n * width, width, 2 * width) for n in range(3))
+    q, k, v = (_Rows("query_key_value", n * width, width, 2 * width) for n in range(3))
     return _FittedLayout(heads, heads, width, q, k, v, output[0])
 
 
@@ -241,7 +231,7 @@ def _side_by_side(module: nn.Module) -> _FittedLayout | None:
     heads = output[1] // width
     if fused[1] != (heads + 2 * groups) * width or heads % groups:
         return None
-    q, k, v = (_rows("qkv_proj", n * width, width) for n in (0, heads, heads + groups))
+    q, k, v = (_Rows("qkv_proj", n * width, width) for n in (0, heads, heads + groups))
     return _FittedLayout(heads, groups, width, q, k, v, output[0])
 
 
@@ -253,7 +243,7 @@ def _conv1d(module: nn.Module) -> _FittedLayout | None:
     if fused is None or output is None or width is None or fused[1] != 3 * output[0]:
         return None
     heads = output[0] // width
-    q, k, v = (_rows("c_attn", n * heads * width, width) for n in range(3))
+    q, k, v = (_Rows("c_attn", n * heads * width, width) for n in range(3))
     return _FittedLayout(heads, heads, width, q, k, v, "c_proj")
 
 

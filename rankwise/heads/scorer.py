@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,16 +24,16 @@ from rankwise.engine.models.attention import decoder_of
 from rankwise.engine.models.base import layers_replaced
 from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank, carrying
 from rankwise.engine.models.head import CompletionHead
-from rankwise.engine.models.packed_attention import check_packable, packed_attention
+from rankwise.engine.models.packed_attention import check_packable
 from rankwise.engine.models.smaller_steps import in_smaller_steps
 from rankwise.engine.scoring.resident import CACHE_SHARE, free_share
 from rankwise.engine.scoring.tree.answers import LogLikelihoodSums, Targets, add_answers
-from rankwise.engine.scoring.tree.prefixes import PrefixTree, shared_length
+from rankwise.engine.scoring.tree.prefixes import PrefixTree
 from rankwise.engine.scoring.tree.reader import ReadPlaces, TreeReader, pieces_of
 from rankwise.errors import ModelError
 from rankwise.heads.interventions import Head, only_heads, without_heads
 from rankwise.heads.layouts import HeadLayout, head_layouts
-from rankwise.tasks.questions import Advance, Continuation, LogLikelihood
+from rankwise.tasks.questions import Advance, Continuation, LogLikelihood, shared_length
 
 # The share of the free memory for what is kept of the layers; the cache takes as much again.
 _KEPT_SHARE = 0.25
@@ -105,8 +106,7 @@ class HeadScorer:
         self._model, self._decoder = base_model, decoder_of(base_model)
         self.layouts: tuple[HeadLayout, ...] = head_layouts(base_model)
         check_packable(base_model)
-        with packed_attention(base_model):
-            self._head = CompletionHead(self._decoder)
+        self._head = CompletionHead(self._decoder)
         device = self._decoder.device
         self._kept_bytes = free_share(device, _KEPT_SHARE) if kept_bytes is None else kept_bytes
         self._bank = FrozenBank()
@@ -237,12 +237,10 @@ class HeadScorer:
         entering: dict[int, list[Tensor]] = defaultdict(list)
         heads: dict[int, list[Tensor]] = defaultdict(list)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(
-                carrying(self._model, [] if adapter is None else [adapter], self._bank)
-            )
+            stack.enter_context(carrying(self._model, [adapter], self._bank))
             for layout in self.layouts:
                 for name, into in ((layout.layer_name, entering), (layout.output, heads)):
-                    hook = _keeping_input(into[layout.layer])
+                    hook = partial(_keep_input, into[layout.layer])
                     module = self._model.get_submodule(name)
                     handle = module.register_forward_pre_hook(hook, with_kwargs=True)
                     stack.callback(handle.remove)
@@ -273,10 +271,8 @@ class HeadScorer:
             rest = {n: factors for n, factors in adapter.layers.items() if n not in of_layer}
             carried = FrozenAdapter(rest, adapter.is_zero_update)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(
-                carrying(self._model, [] if carried is None else [carried], self._bank)
-            )
-            stack.enter_context(carrying(self._model, [v for v in variants if v], bank))
+            stack.enter_context(carrying(self._model, [carried], self._bank))
+            stack.enter_context(carrying(self._model, variants, bank))
             attention = self._model.get_submodule(layout.attention)
             module: nn.Module
             ablations = [one for one in interventions if isinstance(one, Ablation)]
@@ -294,9 +290,8 @@ class HeadScorer:
             }
             first = self._model.get_submodule(layout.layer_name)
             stack.enter_context(layers_replaced(self._model, replaced))
-            handle = first.register_forward_pre_hook(
-                _entering_layer(kept.entering[layer]), with_kwargs=True
-            )
+            hook = partial(_enter_layer, kept.entering[layer])
+            handle = first.register_forward_pre_hook(hook, with_kwargs=True)
             stack.callback(handle.remove)
             yield carried
 
@@ -339,10 +334,6 @@ class HeadScorer:
             chunks[-1].append(index)
             places, before = places + new, tokens
         return chunks
-
-
-_Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
-"""A forward pre-hook that receives keyword arguments."""
 
 
 class _AblatedAttention(nn.Module):
@@ -398,25 +389,24 @@ class _PassedLayer(nn.Module):
             return getattr(super().__getattr__("layer"), name)
 
 
-def _keeping_input(into: list[Tensor]) -> _Hook:
+def _keep_input(
+    into: list[Tensor], _: nn.Module, args: tuple[Any, ...], given: dict[str, Any]
+) -> None:
     """Keep the hidden states, the first input, of a module in a batch of one row."""
-
-    def keep(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
-        (row,) = args[0] if args else given["hidden_states"]  # (places, width)
-        into.append(row.clone())  # layers may change their input in place
-
-    return keep
+    (row,) = args[0] if args else given["hidden_states"]  # (places, width)
+    into.append(row.clone())  # layers may change their input in place
 
 
-def _entering_layer(kept: Float[Tensor, "places hidden"]) -> _Hook:
+def _enter_layer(
+    kept: Float[Tensor, "places hidden"],
+    _: nn.Module,
+    args: tuple[Any, ...],
+    given: dict[str, Any],
+) -> Any:
     """Give a layer its kept input, in every row."""
-
-    def enter(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
-        layout = given["tree_step"].layout
-        rows = len(args[0] if args else given["hidden_states"])
-        hidden = kept[layout.start : layout.stop].expand(rows, -1, -1)  # (rows, places, hidden)
-        if args:
-            return (hidden, *args[1:]), given
-        return args, given | {"hidden_states": hidden}
-
-    return enter
+    layout = given["tree_step"].layout
+    rows = len(args[0] if args else given["hidden_states"])
+    hidden = kept[layout.start : layout.stop].expand(rows, -1, -1)  # (rows, places, hidden)
+    if args:
+        return (hidden, *args[1:]), given
+    return args, given | {"hidden_states": hidden}

@@ -73,8 +73,7 @@ def expected_effects(
     """
     decoder = decoder_of(base_model)
     layers = _gated_layers(base_model, layouts, adapter, gating)
-    with packed_attention(base_model):
-        head = CompletionHead(decoder)
+    head = CompletionHead(decoder)
     with layers_replaced(base_model, layers), packed_attention(base_model):
         sizes = [sum(len(option.tokens_read) for option in item.options) for item in items]
         for batch in within_budget(sizes, max_batch_tokens):
@@ -158,22 +157,16 @@ def _gated_layers(
 ) -> dict[str, _GatedLayer]:
     """Every layer with an adapter or a gate, by name."""
     factors = {} if adapter is None else adapter.layers
-    outputs = {} if gating.is_reversion else {layout.output: layout for layout in layouts}
-    gated: dict[str, _GatedLayer] = {}
-    for name in dict.fromkeys([*factors, *outputs]):
-        layer = base_model.get_submodule(name)
-        resting = None
-        if name in outputs:
-            resting = _resting(outputs[name], gating, next(base_model.parameters()))
-        gated[name] = _GatedLayer(layer, factors.get(name), resting)
-    return gated
-
-
-def _resting(layout: HeadLayout, gating: Gating, like: Tensor) -> Float[Tensor, " heads_width"]:
-    if gating.means is None:
-        return like.new_zeros(layout.num_heads * layout.width)
-    means = gating.means
-    return torch.cat([means[Head(layout.layer, n)] for n in range(layout.num_heads)])
+    weight, means = next(base_model.parameters()), gating.means
+    resting: dict[str, Tensor] = {}  # by output projection, (heads_width,) each
+    for layout in () if gating.is_reversion else layouts:
+        heads = [Head(layout.layer, number) for number in range(layout.num_heads)]
+        zeros = weight.new_zeros(layout.num_heads * layout.width)
+        resting[layout.output] = zeros if means is None else torch.cat([means[h] for h in heads])
+    return {
+        name: _GatedLayer(base_model.get_submodule(name), factors.get(name), resting.get(name))
+        for name in dict.fromkeys([*factors, *resting])
+    }
 
 
 def _answers(decoder: Any, head: CompletionHead, items: Sequence[ScreenedItem]) -> Tensor:

@@ -19,18 +19,14 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rankwise.engine.models.attention import decoder_of
-from rankwise.engine.models.base import context_length
 from rankwise.engine.models.undisturbed import undisturbed, untrained
-from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.errors import ConfigError, ModelError, TaskError
 from rankwise.findings.deployment import LossRule
 from rankwise.findings.training_looks import TrainingLook, training_look
 from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.results import ModelResults
-from rankwise.tasks import requests
-from rankwise.tasks.evaluation import ScoredModel, evaluate
 from rankwise.tasks.requests import PreparedTask
-from rankwise.weights.audit_scores import CONFIDENCE, ScoreSettings, model_results
+from rankwise.weights.session import CONFIDENCE, ScoreSettings, ScoringSession
 
 logger = logging.getLogger(__name__)
 
@@ -146,16 +142,9 @@ class RetentionCallback(TrainerCallback):
         settings, tokenizer = self._settings, self._tokenizer
         if settings.chat_template and not tokenizer.chat_template:
             raise ConfigError(_NAME, ["chat_template: the tokenizer has none; leave it out"])
-        longest = context_length(decoder_of(model).config, tokenizer)
+        config = decoder_of(model).config
         tasks = {
-            relation: requests.prepared_tasks(
-                names,
-                settings.tasks_path,
-                tokenizer,
-                longest,
-                settings.evaluation,
-                allow_code=settings.allow_task_code,
-            )
+            relation: settings._replace(tasks=names).prepared(tokenizer, config)
             for relation, names in self._names.items()
         }
         names = [task.name for of_relation in tasks.values() for task in of_relation]
@@ -168,20 +157,14 @@ class RetentionCallback(TrainerCallback):
     def _scored(self, model: nn.Module, name: str) -> dict[str, ModelResults]:
         """The model as it is now, by relation."""
         try:
-            scorer = ResidentScorer(model, self._tokenizer)
+            session = ScoringSession(model, self._tokenizer)
         except ModelError as error:
             raise ModelError(
                 f"{_NAME} cannot score this model while it trains: {error} Or leave the callback "
                 "out, and compare the saved model with its base (`rankwise audit --tasks`)."
             ) from error
         return {
-            relation: model_results(
-                [
-                    evaluate(scorer, [ScoredModel(name, name)], task, metric=None)[0]
-                    for task in tasks
-                ]
-            )
-            for relation, tasks in self._tasks.items()
+            relation: session.results(tasks, name)[0] for relation, tasks in self._tasks.items()
         }
 
     def _look(self, state: TrainerState, model: nn.Module) -> TrainingLook:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, get_args
 
 from pydantic import Field
 
@@ -15,6 +16,31 @@ from rankwise.records.study import Provenance, Relation, StageRecord, Unit
 
 RepairFamily = Literal["scale", "lines", "truncate", "refine", "heads", "intruders", "average"]
 REPAIR_FAMILIES: tuple[RepairFamily, ...] = get_args(RepairFamily)
+
+
+class RepairMethod(NamedTuple):
+    """How a kind of repair is named and asked for; ``weights.repairs.FAMILIES`` makes it.
+
+    Attributes:
+        label: of one of its repairs in tables and sentences.
+        single: what the value looks like by which one can be asked for; None: all are tried.
+        is_stronger_upwards: whether a larger value changes the adapter more.
+    """
+
+    label: str
+    single: str | None = None
+    is_stronger_upwards: bool = False
+
+
+METHODS: Mapping[RepairFamily, RepairMethod] = {
+    "scale": RepairMethod("scaled by {value}"),
+    "lines": RepairMethod("LiNeS from {value}"),
+    "truncate": RepairMethod("truncated to rank {value}", single=r"0*[1-9]\d*"),
+    "refine": RepairMethod("truncated to rank {value}, refined"),
+    "heads": RepairMethod("with {heads} reverted", is_stronger_upwards=True),
+    "intruders": RepairMethod("intruders times {value}", single=r"0|1|0?\.\d+"),
+    "average": RepairMethod("average, {combination}"),
+}
 
 Combination = Literal["linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
 COMBINATIONS: tuple[Combination, ...] = get_args(Combination)
@@ -40,18 +66,12 @@ class Repair(Record):
         """As it is called in tables and sentences."""
         if self == AS_IT_IS:
             return "as it is"
-        if self.combination is not None:
-            return f"average, {self.combination}"
-        value = quantities.number(self.value or 0.0)
-        heads = quantities.counted(int(self.value or 0), "head")
-        return {
-            "scale": f"scaled by {value}",
-            "lines": f"LiNeS from {value}",
-            "truncate": f"truncated to rank {value}",
-            "refine": f"truncated to rank {value}, refined",
-            "heads": f"with {heads} reverted",
-            "intruders": f"intruders times {value}",
-        }[self.family]
+        value = self.value or 0.0
+        return METHODS[self.family].label.format(
+            value=quantities.number(value),
+            heads=quantities.counted(int(value), "head"),
+            combination=self.combination,
+        )
 
 
 AS_IT_IS = Repair(family="scale", value=1.0)

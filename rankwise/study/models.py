@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
@@ -33,6 +34,15 @@ from rankwise.study.planning.plan import StudyPlan
 from rankwise.tasks.questions import Scorer
 
 
+@dataclass
+class _Alone:
+    """A run's model that is loaded by itself; vLLM holds its own, so there is no model then."""
+
+    name: str
+    model: nn.Module | None = None
+    scorer: Scorer | None = None
+
+
 class ResidentModels:
     """Loads models when they are asked for, and lets go of one before it loads another.
 
@@ -43,13 +53,10 @@ class ResidentModels:
     def __init__(self, plan: StudyPlan, folder: StudyFolder, tell: Teller) -> None:
         self._plan, self._folder, self._tell = plan, folder, tell
         self._base: nn.Module | None = None
-        self._scorer: Scorer | None = None
-        self._put_on: set[str] = set()
+        self._scorer: Scorer | None = None  # of the base; knows the adapters that are on it
+        self._alone: _Alone | None = None
+        self._adapter: tuple[str, FrozenAdapter] | None = None  # of ``adapted``, read once
         self._noted: set[str] = set()
-        self._alone: nn.Module | None = None
-        self._alone_scorer: Scorer | None = None
-        self._alone_name: str | None = None
-        self._adapter: tuple[str, FrozenAdapter] | None = None
 
     def follow(self, plan: StudyPlan) -> None:
         """Go on under another plan of the study; what is in memory stays there.
@@ -105,7 +112,7 @@ class ResidentModels:
 
     def scorer(self, engine: Engine = "resident") -> Scorer:
         """What asks the base and the adapters that were put on it; only one engine is open."""
-        if self._alone_name is not None or not _is_open(self._scorer, engine):
+        if self._alone is not None or not _is_open(self._scorer, engine):
             self.release(base=engine == "vllm")  # which holds its own
             if engine == "vllm":
                 self._scorer = self._open_vllm(models.fetch_weights(self._plan.base))
@@ -132,36 +139,38 @@ class ResidentModels:
                 continue
             scorer = self.scorer(engine)
             try:
-                if run.name not in self._put_on:
+                if run.name not in scorer.attached:
                     scorer.put_on(run.name, self._folder.weights(run))
             except ModelError as error:
                 if run.name not in self._noted:
                     self._tell.noted(f"{run.name} is scored alone: {error}")
                     self._noted.add(run.name)
             else:
-                self._put_on.add(run.name)
                 together.append(run)
         return together
 
     def _keep(self, names: set[str]) -> None:
         """Take all other adapters off the base."""
-        for name in sorted(self._put_on - names):
-            assert self._scorer is not None
-            self._scorer.take_off(name)
-            self._put_on.remove(name)
+        if self._scorer is not None:
+            for name in sorted(self._scorer.attached - names):
+                self._scorer.take_off(name)
 
     def scorer_alone(self, run: PlannedRun, engine: Engine = "resident") -> Scorer:
         """What asks a run's model, which is loaded by itself; an adapter is never by vLLM."""
         engine = engine if run.method == "full" else "resident"
-        if not _is_open(self._alone_scorer, engine) or self._alone_name != run.name:
-            if engine == "vllm":
-                self.release(base=True)
-                self._alone_scorer = self._open_vllm(self._folder.weights(run))
-                self._alone_name = run.name
-            else:
-                self._alone_scorer = self._open_resident(self._load_alone(run))
-        assert self._alone_scorer is not None
-        return self._alone_scorer
+        alone = self._alone
+        if alone is not None and alone.name == run.name and _is_open(alone.scorer, engine):
+            assert alone.scorer is not None
+            return alone.scorer
+        if engine == "vllm":
+            self.release(base=True)
+            scorer = self._open_vllm(self._folder.weights(run))
+            self._alone = _Alone(run.name, scorer=scorer)
+        else:
+            scorer = self._open_resident(self._load_alone(run))
+            assert self._alone is not None
+            self._alone.scorer = scorer
+        return scorer
 
     @contextlib.contextmanager
     def reading(self, run: PlannedRun | None) -> Generator[nn.Module]:
@@ -197,7 +206,7 @@ class ResidentModels:
                 "more memory."
             )
         if run.method == "full":
-            if self._alone_name != run.name:
+            if self._alone is None or self._alone.name != run.name:
                 self.release(base=True)  # one whole model at a time
             return self._load_alone(run), None
         base = self.base()
@@ -208,28 +217,30 @@ class ResidentModels:
 
     def _load_alone(self, run: PlannedRun) -> nn.Module:
         """A run's checkpoint, or the base with its adapter put on by PEFT."""
-        if self._alone is None or self._alone_name != run.name:
+        alone = self._alone
+        if alone is None or alone.name != run.name or alone.model is None:
             # two that are larger than a card may not fit on all cards
             self.release(base=bool(self._plan.cards) and run.method == "full")
             weights = self._folder.weights(run)
             if run.method == "full":
-                self._alone = self._load(weights)
+                model = self._load(weights)
             elif self.most_weights_bytes(run) is not None:
                 raise ModelError(
                     f"{run.name} is more than LoRA, and the base is read layer by layer: PEFT "
                     "cannot put it on. Score it on a device with more memory."
                 )
             else:
-                self._alone = adapters.load_adapter(self.base(), weights)
-            self._alone_name = run.name
-        return self._alone.eval()
+                model = adapters.load_adapter(self.base(), weights)
+            self._alone = alone = _Alone(run.name, model)
+        assert alone.model is not None
+        return alone.model.eval()
 
     def _let_go_of_alone(self) -> None:
-        _close(self._alone_scorer)
-        self._alone_scorer = None
-        if isinstance(self._alone, adapters.peft.PeftModel):
-            adapters.detach(self._alone)
-        self._alone = self._alone_name = None
+        alone, self._alone = self._alone, None
+        if alone is not None:
+            _close(alone.scorer)
+            if isinstance(alone.model, adapters.peft.PeftModel):
+                adapters.detach(alone.model)
 
     def _open_resident(self, model: nn.Module) -> Scorer:
         most = self._plan.step_tokens

@@ -78,8 +78,14 @@ def recognise(row: Mapping[str, Any], wanted: ColumnsConfig | None) -> Reading:
     Raises:
         DataError: no convention fits, or several do.
     """
+    for role, name in ({} if wanted is None else wanted.by_role).items():
+        if name not in row:
+            raise DataError(
+                f"has no column {name!r}, which train.columns.{role} names; it has "
+                f"{listed(row) or 'no columns'}. Correct the name"
+            )
     if wanted is not None:
-        return _as_wanted(row, wanted)
+        return Reading("train.columns", tuple(wanted.by_role.items()))
     found: list[Convention] = [
         convention
         for convention, names in _CONVENTIONS.items()
@@ -109,17 +115,6 @@ def recognise(row: Mapping[str, Any], wanted: ColumnsConfig | None) -> Reading:
     raise DataError(
         f"has {listed(row) or 'no columns'}; needs {KNOWN}. If others hold them, say {SAY_WHICH}"
     )
-
-
-def _as_wanted(row: Mapping[str, Any], wanted: ColumnsConfig) -> Reading:
-    columns = wanted.by_role
-    for role, name in columns.items():
-        if name not in row:
-            raise DataError(
-                f"has no column {name!r}, which train.columns.{role} names; it has "
-                f"{listed(row) or 'no columns'}. Correct the name"
-            )
-    return Reading("train.columns", tuple(columns.items()))
 
 
 def _refuse_options(row: Mapping[str, Any], reading: Reading) -> None:

@@ -37,7 +37,11 @@ class TrainedFormat(NamedTuple):
 
 def options_of(completions: Sequence[Sequence[str]]) -> Options:
     """``letters`` if the options of every item are A, B, C ...; else ``cloze``."""
-    return "letters" if all(_are_letters(options) for options in completions) else "cloze"
+    are_letters = all(
+        [option.strip() for option in options] == list(ascii_uppercase[: len(options)])
+        for options in completions
+    )
+    return "letters" if are_letters else "cloze"
 
 
 def trained_format(trained: Sequence[LoadedTask], chat_template: bool) -> TrainedFormat:
@@ -143,10 +147,6 @@ def without_letters(prompt: str, num_options: int) -> tuple[str, list[str]]:
     if len(texts) != num_options or not all(texts):
         raise ValueError(f"a prompt does not list its {num_options} options one a line: {prompt!r}")
     return "\n".join(lines[: starts[0]] + lines[starts[-1] + 1 :]), texts
-
-
-def _are_letters(options: Sequence[str]) -> bool:
-    return [option.strip() for option in options] == list(ascii_uppercase[: len(options)])
 
 
 @dataclass(frozen=True)

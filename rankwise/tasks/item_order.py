@@ -21,11 +21,12 @@ def in_random_order(doc_ids: Iterable[int]) -> list[int]:
     first of a part come in the order of the whole, a task asked in another format is asked about
     the same documents, and a file that grows at its end keeps most of a sample.
     """
-    return sorted(doc_ids, key=lambda doc_id: (_key(doc_id), doc_id))
 
+    def place(doc_id: int) -> tuple[bytes, int]:
+        name = f"{ORDER_SEED} {doc_id}".encode()
+        return hashlib.blake2b(name, digest_size=8).digest(), doc_id
 
-def _key(doc_id: int) -> bytes:
-    return hashlib.blake2b(f"{ORDER_SEED} {doc_id}".encode(), digest_size=8).digest()
+    return sorted(doc_ids, key=place)
 
 
 def build_requests(task: Any, doc_ids: Sequence[int], **options: Any) -> None:

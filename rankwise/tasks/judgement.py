@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rankwise.errors import TaskError
@@ -113,7 +113,9 @@ def _samples(
         instance.filtered_resps = {}
         by_doc[instance.doc_id].append(index)
     task.apply_filters()
-    num_loss_tokens = _num_loss_tokens(prepared)
+    num_loss_tokens = Counter[int]()  # of each instance
+    for request in prepared.requests:
+        num_loss_tokens[request.instance] += len(request.continuation)
     samples: list[dict[str, Any]] = []
     values: Values = defaultdict(list)
     for filter_name in instances[0].filtered_resps:
@@ -165,14 +167,6 @@ def _line(
     }
 
 
-def _num_loss_tokens(prepared: PreparedTask) -> list[int]:
-    """Number of scored tokens of each instance."""
-    counts = [0] * len(prepared.instances)
-    for request in prepared.requests:
-        counts[request.instance] += len(request.continuation)
-    return counts
-
-
 def _aggregate(prepared: PreparedTask, values: Values) -> list[MetricScore]:
     from lm_eval.api.metrics import mean, mean_stderr, stderr_for_metric
 
@@ -180,8 +174,11 @@ def _aggregate(prepared: PreparedTask, values: Values) -> list[MetricScore]:
     scores: list[MetricScore] = []
     for (metric, filter_name), items in values.items():
         aggregate = task.aggregation().get(metric, mean)
-        value = _finite(aggregate, items)
-        if value is None:
+        try:
+            value = float(aggregate(items))
+        except OverflowError:  # a word perplexity of prose without spaces
+            continue
+        if not math.isfinite(value):
             continue
         # a closed-form error where lm-eval has one; its bootstrap forks the whole process
         stderr_of: Any = stderr_for_metric(aggregate, bootstrap_iters=1)
@@ -200,35 +197,19 @@ def _aggregate(prepared: PreparedTask, values: Values) -> list[MetricScore]:
     return scores
 
 
-def _finite(aggregate: Callable[[list[Any]], Any], items: list[Any]) -> float | None:
-    """The aggregate, or None where it is no number: a word perplexity of prose without spaces."""
-    try:
-        value = float(aggregate(items))
-    except OverflowError:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def is_judged_by_loss(prepared: PreparedTask, wanted: str | None) -> bool:
-    """Whether answers are judged by the loss: as configured, else of prose and of rows as given."""
-    if wanted is not None:
-        return wanted.partition(",")[0] == LOSS_METRIC
-    loaded = prepared.loaded
-    own_data = loaded.is_rendered and loaded.output_type == "loglikelihood"
-    return own_data or loaded.output_type == "loglikelihood_rolling"
-
-
 def _decision(
     prepared: PreparedTask,
     metrics: Sequence[MetricScore],
     values: Values,
     wanted: str | None,
 ) -> MetricScore:
-    """The loss where it is the point, else the wanted metric, else the first usable one."""
+    """The loss of prose and of rows as given, or the wanted metric, else the first usable one."""
     usable = [
         score for score in metrics if _is_mean(score.value, values[score.metric, score.filter])
     ]
-    if is_judged_by_loss(prepared, wanted):
+    loaded, kind = prepared.loaded, prepared.loaded.output_type
+    is_by_loss = kind == "loglikelihood_rolling" or (loaded.is_rendered and kind == "loglikelihood")
+    if is_by_loss if wanted is None else wanted.partition(",")[0] == LOSS_METRIC:
         wanted = LOSS_METRIC
     for score in usable:
         if wanted is None or wanted in (score.metric, f"{score.metric},{score.filter}"):

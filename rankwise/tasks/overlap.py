@@ -10,7 +10,7 @@ import itertools
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rankwise.tasks.bundled.splits import normalised
@@ -96,7 +96,9 @@ def find_overlap(
         tasks: the scored tasks, with the documents that are scored.
         tokenizer: its special tokens separate the turns of a rendered conversation.
     """
-    parts = _splitter([*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()])
+    special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()} - {""}
+    longest_first = sorted(special, key=len, reverse=True)
+    parts = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
     items = [item for task in tasks for item in _items(task, parts)]
     wanted = {text for item in items for texts in item.alternatives for text in texts}
     texts_of = {
@@ -132,11 +134,6 @@ def find_overlap(
             for name, indices in numbers.items()
         },
     )
-
-
-def _splitter(special_tokens: Iterable[str]) -> re.Pattern[str]:
-    longest_first = sorted({token for token in special_tokens if token}, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def _texts(row: TrainingRow, parts: re.Pattern[str]) -> Iterator[str]:

@@ -96,7 +96,12 @@ def read_own_rows(
             reading = _reading_of(row, columns)
             parsed = _rendered(row.content, reading, tokenizer, chat_template)
             (parsed.prompt + parsed.completion).encode()  # JSON can hold half a surrogate pair
-            _refuse_long(parsed)
+            length = len(parsed.prompt) + len(parsed.completion)
+            if length > MOST_CHARACTERS:
+                raise DataError(
+                    f"has {length:,} characters, and at most {MOST_CHARACTERS:,} are read; cut it "
+                    "into rows"
+                )
         except UnicodeEncodeError:
             problems.append(f"{row.place}: half a surrogate pair; correct the character")
         except (DataError, TaskError) as error:
@@ -107,14 +112,6 @@ def read_own_rows(
     if problems:
         raise DataError(_in_words(raw, problems))
     return OwnRows(raw, list(dict.fromkeys(rows)), _columns_read(readings))
-
-
-def _refuse_long(row: OwnRow) -> None:
-    length = len(row.prompt) + len(row.completion)
-    if length > MOST_CHARACTERS:
-        raise DataError(
-            f"has {length:,} characters, and at most {MOST_CHARACTERS:,} are read; cut it into rows"
-        )
 
 
 def _in_words(raw: RawRows, problems: list[str]) -> str:
@@ -158,7 +155,9 @@ def _reading_of(row: RawRow, columns: ColumnsConfig | None) -> Reading:
 def _rendered(
     row: Mapping[str, Any], reading: Reading, tokenizer: Any, chat_template: bool
 ) -> OwnRow:
-    system = _system(row, reading)
+    column = reading.column("system")
+    text = "" if column is None else _text(row[column], column)
+    system = [{"role": "system", "content": text}] if text.strip() else []
     column = reading.column("messages")
     if column is not None:
         messages = _messages(row[column], column)
@@ -181,12 +180,6 @@ def _rendered(
         return _conversation(asked, turn, column, tokenizer)
     before, answer = _as_plain_text(reading, [turn["content"] for turn in system], question, answer)
     return OwnRow(before, answer, end_of_turn(tokenizer, chat_template=False), False)
-
-
-def _system(row: Mapping[str, Any], reading: Reading) -> list[dict[str, str]]:
-    column = reading.column("system")
-    text = "" if column is None else _text(row[column], column)
-    return [{"role": "system", "content": text}] if text.strip() else []
 
 
 def _question(row: Mapping[str, Any], reading: Reading, prompt: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -24,6 +24,18 @@ class Continuation(NamedTuple):
     def tokens_read(self) -> tuple[int, ...]:
         """The tokens that the model reads: the last one is only predicted."""
         return (self.context + self.continuation)[:-1]
+
+
+def shared_length(first: tuple[int, ...], second: tuple[int, ...]) -> int:
+    """How many tokens both begin with; by bisection, since tuples are compared in C."""
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first[low:middle] == second[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 class LogLikelihood(NamedTuple):
@@ -84,6 +96,11 @@ class Scorer(Protocol):
         Raises:
             ModelError: the adapter cannot be read, does not fit, or is of an unsupported kind.
         """
+        ...
+
+    @property
+    def attached(self) -> Set[str]:
+        """The names of the adapters that are attached."""
         ...
 
     def take_off(self, name: str) -> None:

@@ -17,13 +17,8 @@ from typing import Any, NamedTuple
 from rankwise.errors import DataError, TaskError
 from rankwise.records.config.study import EvaluationConfig
 from rankwise.tasks.item_order import build_requests, in_random_order
-from rankwise.tasks.questions import GenerationSettings
-from rankwise.tasks.resolution import (
-    LoadedTask,
-    TaskNotFound,
-    load_tasks,
-    quiet_lm_eval,
-)
+from rankwise.tasks.questions import GenerationSettings, shared_length
+from rankwise.tasks.resolution import LoadedTask, TaskNotFound, load_tasks, quiet_lm_eval
 from rankwise.tasks.task_files import task_code
 from rankwise.tasks.training_rows import TextEncoder, render_chat, swallowed
 
@@ -72,12 +67,6 @@ class Request(NamedTuple):
     def num_tokens(self) -> int:
         """Tokens that are read, and the most that are generated."""
         return len(self.tokens_read) + (self.settings.max_new_tokens if self.settings else 0)
-
-
-def _num_shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """Length of the longest common prefix."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 class PreparedTask(NamedTuple):
@@ -141,9 +130,7 @@ class PreparedTask(NamedTuple):
     def num_distinct_tokens(self) -> int:
         """The same where a prefix that several requests share is read once."""
         in_order = sorted(request.tokens_read for request in self.requests)
-        return self.num_tokens - sum(
-            _num_shared(*neighbours) for neighbours in itertools.pairwise(in_order)
-        )
+        return self.num_tokens - sum(itertools.starmap(shared_length, itertools.pairwise(in_order)))
 
     @property
     def num_truncated(self) -> int:
@@ -198,7 +185,9 @@ def prepare_task(
     ):
         # lm-eval shows its own progress bar on stderr; ours shows the whole study
         with quiet_lm_eval(), contextlib.redirect_stderr(io.StringIO()):
-            chosen = _chosen(task, limit) if doc_ids is None else tuple(doc_ids)
+            chosen = None if doc_ids is None else tuple(doc_ids)
+            if chosen is None and limit is not None and limit < (count := len(task.eval_docs)):
+                chosen = tuple(in_random_order(range(count))[:limit])
             build = task.build_all_requests
             if chosen is not None:
                 build = partial(build_requests, task, sorted(chosen))
@@ -217,6 +206,9 @@ def prepare_task(
             for request in encoder.requests(index, instance, loaded.name)
         ]
         num_draws = max(_num_draws(instance) for instance in instances)
+    chance = 0.0 if loaded.output_type == "generate_until" else None
+    if num_options:
+        chance = sum(1 / number for number in num_options.values()) / len(num_options)
     return PreparedTask(
         loaded=loaded,
         instances=instances,
@@ -227,17 +219,10 @@ def prepare_task(
         num_fewshot=shots,
         chat_template=chat_template,
         digest=digest,
-        chance=_chance(loaded, num_options),
+        chance=chance,
         num_options=num_options,
         num_draws=num_draws,
     )
-
-
-def _chosen(task: Any, limit: int | None) -> tuple[int, ...] | None:
-    """The documents within a limit; None where it leaves none out."""
-    if limit is None or limit >= (num_docs := len(task.eval_docs)):
-        return None
-    return tuple(in_random_order(range(num_docs))[:limit])
 
 
 def prepared_tasks(
@@ -350,12 +335,6 @@ def _num_options(loaded: LoadedTask, instances: Sequence[Any]) -> dict[int, int]
                 "the item out."
             )
     return {doc_id: len(texts) for doc_id, texts in options.items()}
-
-
-def _chance(loaded: LoadedTask, num_options: dict[int, int]) -> float | None:
-    if loaded.output_type == "generate_until":
-        return 0.0
-    return sum(1 / n for n in num_options.values()) / len(num_options) if num_options else None
 
 
 class RequestEncoder:

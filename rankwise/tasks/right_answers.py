@@ -76,15 +76,13 @@ def _in_turn(tasks: Sequence[PreparedTask], tokenizer: Any) -> list[RightAnswer]
     for turn in itertools.zip_longest(*(_answers(task, tokenizer) for task in tasks)):
         for answer in turn:
             if answer is not None and len(answers) < MOST_ITEMS:
-                answers.setdefault(_question(answer), answer)
+                # the beginning of text alone asks nothing: the answer tells such items apart
+                asks = len(answer.context) > 1
+                key = answer.context if asks else answer.context + answer.continuation
+                answers.setdefault(key, answer)
         if len(answers) == MOST_ITEMS:
             break
     return list(answers.values())
-
-
-def _question(answer: RightAnswer) -> tuple[int, ...]:
-    """Identifies an answer: its context, with the answer if that is the beginning of text only."""
-    return answer.context if len(answer.context) > 1 else answer.context + answer.continuation
 
 
 def _num_tokens(lengths: Sequence[int], vocabulary_size: int) -> int:

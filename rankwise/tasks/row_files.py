@@ -119,7 +119,11 @@ def _json_rows(path: Path, text: str) -> tuple[str, list[RawRow]]:
     lines = enumerate(io.StringIO(text, newline="\n"), 1)
     written = (_json_row(f"line {number}", line) for number, line in lines if line.strip())
     rows = list(itertools.islice(written, MOST_ROWS + 1))
-    if len(rows) > 1 and rows[0].problem is not None and isinstance(_parsed(text), dict):
+    if (
+        len(rows) > 1
+        and rows[0].problem is not None
+        and isinstance(_json_row("", text).content, dict)
+    ):
         raise DataError(
             f"{path.name} is one JSON object over {len(rows)} lines. Write a list of rows, [...], "
             "or one object a line."
@@ -148,13 +152,6 @@ def _json_row(place: str, line: str) -> RawRow:
         return RawRow(place, json.loads(line))
     except (ValueError, RecursionError) as error:
         return RawRow(place, None, _problem_of(error))
-
-
-def _parsed(text: str) -> Any:
-    """The text as JSON; None where it is none."""
-    with contextlib.suppress(ValueError, RecursionError):
-        return json.loads(text)
-    return None
 
 
 def _problem_of(error: ValueError | RecursionError) -> str:
@@ -290,7 +287,13 @@ def _hub_rows(hub: HubData) -> RawRows:
             f"{hub} is neither a file that is there nor a data set that can be had: {reason} "
             f"{_NETWORK}"
         ) from error
-    split = _split_of(hub, list(builder.info.splits or {}))
+    splits = list(builder.info.splits or {})
+    split = hub.split or ("train" if "train" in splits or len(splits) != 1 else splits[0])
+    if split not in splits:
+        raise DataError(
+            f"{hub} has no split {split!r}; it has {', '.join(splits) or 'none'}. Name one: "
+            f"{hub._replace(split='SPLIT')}."
+        )
     rows = builder.as_dataset(split=split)
     labels = {name: kind for name, kind in rows.features.items() if isinstance(kind, ClassLabel)}
     named = (
@@ -301,17 +304,6 @@ def _hub_rows(hub: HubData) -> RawRows:
     _refuse_many(str(pinned), rows.num_rows)
     with _table_read(str(pinned)):
         return RawRows(str(pinned), "Hub", _numbered(named), revision=builder.hash)
-
-
-def _split_of(hub: HubData, splits: Sequence[str]) -> str:
-    wanted = hub.split or ("train" if "train" in splits or len(splits) != 1 else splits[0])
-    if wanted not in splits:
-        known = ", ".join(splits) or "none"
-        raise DataError(
-            f"{hub} has no split {wanted!r}; it has {known}. Name one: "
-            f"{hub._replace(split='SPLIT')}."
-        )
-    return wanted
 
 
 def _numbered(rows: Any) -> list[RawRow]:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError
-from rankwise.records.config.own_rows import ColumnsConfig, JudgedBy, data_name
+from rankwise.records.config.own_rows import data_name
 from rankwise.records.config.study import ENDING_SUFFIX
+from rankwise.records.config.training import TrainConfig
 from rankwise.records.own_data import OwnData
 from rankwise.tasks.formats import TrainedFormat, options_of
 from rankwise.tasks.own_rows import OwnRow, OwnRows, read_own_rows
@@ -47,57 +48,52 @@ class UserData(NamedTuple):
     read: OwnData
 
 
-def load_user_data(
-    path: Path,
-    tokenizer: Any,
-    *,
-    chat_template: bool,
-    held_out_fraction: float,
-    max_examples: int | None,
-    exact_match: bool,
-    columns: ColumnsConfig | None = None,
-    judged_by: JudgedBy = "loss",
-) -> UserData:
+def load_user_data(train: TrainConfig, tokenizer: Any, *, chat_template: bool) -> UserData:
     """Read rows, and hold a part of them out.
 
     Of a conversation, the last turn, which must be the assistant's, is the completion. Rows that
     are equal as text are kept once, so that no held-out row was trained on.
 
     Args:
-        path: a file, or the name of a data set of the Hub; see ``row_files.read_raw_rows``.
+        train: the section of a study with ``data``; of the held-out rows one is left at least.
         tokenizer: renders messages.
         chat_template: render prompts that are texts as a user's turn too.
-        held_out_fraction: share of the rows that is scored and not trained on; at least one row.
-        max_examples: train on this many at most; None: all.
-        exact_match: also score greedy generations against the completions.
-        columns: which column is what; None: as their names say.
-        judged_by: how the held-out rows are scored.
 
     Raises:
         DataError: no such file, no rows, rows without a prompt or an answer (the message names
             the first ten), or rows that cannot be judged so.
     """
-    own = read_own_rows(path, tokenizer, chat_template=chat_template, columns=columns)
+    path, judged_by = train.data, train.judged_by
+    assert path is not None
+    own = read_own_rows(path, tokenizer, chat_template=chat_template, columns=train.columns)
     rows = own.rows
     if len(rows) < 2:
         raise DataError(f"{path} has {len(rows)} distinct rows; at least 2 are needed.")
     answers = _answers(own) if judged_by == "choice" else ()
     if judged_by == "number":
-        _check_numbers(own)
-    held_out, trained = split_rows(rows, held_out_fraction)
-    trained = trained[:max_examples]
+        without = sum(not ends_in_number(row.completion) for row in rows)
+        if without:
+            raise DataError(
+                f"{without} answers of {own.raw.source} do not end in '#### ' and a number. Add "
+                "it, or set train.judged_by=loss."
+            )
+    held_out, trained = split_rows(rows, train.held_out_fraction)
+    trained = trained[: train.max_examples]
     name = f"data_{data_name(path)}"
     tasks = [_choices(name, held_out, answers) if answers else _likelihoods(name, held_out)]
     if judged_by == "number":
         tasks.insert(0, _texts(f"{name}_number", held_out, _UP_TO_NUMBER, *_NOT_IN_A_NUMBER))
-    if exact_match:
+    if train.exact_match:
         tasks.append(_texts(f"{name}_exact_match", held_out))
-    seen = f"{name}@train"
+    seen, distinct = f"{name}@train", sorted({row.completion.strip() for row in rows})
+    is_letters = len(distinct) > 1 and options_of([distinct]) == "letters"
     return UserData(
         training=[row.as_trained for row in trained],
         tasks=tuple(tasks),
         trained_items=_choices(seen, trained, answers) if answers else _likelihoods(seen, trained),
-        format=_format(rows),
+        format=TrainedFormat(
+            "letters" if is_letters else None, all(row.is_conversation for row in rows)
+        ),
         name=name,
         read=OwnData(
             source=own.raw.source,
@@ -137,14 +133,6 @@ def read_rows(path: Path, tokenizer: Any, *, chat_template: bool) -> list[Traini
     return [row.as_trained for row in rows]
 
 
-def _format(rows: Sequence[OwnRow]) -> TrainedFormat:
-    answers = {row.completion.strip() for row in rows}
-    is_letters = len(answers) > 1 and options_of([sorted(answers)]) == "letters"
-    return TrainedFormat(
-        "letters" if is_letters else None, all(row.is_conversation for row in rows)
-    )
-
-
 def _answers(own: OwnRows) -> tuple[str, ...]:
     """The distinct answers, to choose among."""
     answers = tuple(sorted({row.completion for row in own.rows}))
@@ -159,15 +147,6 @@ def _answers(own: OwnRows) -> tuple[str, ...]:
 def ends_in_number(answer: str) -> bool:
     """Whether an answer ends in ``####`` and a number, as those of GSM8K do."""
     return _NUMBER.fullmatch(answer) is not None
-
-
-def _check_numbers(own: OwnRows) -> None:
-    without = sum(not ends_in_number(row.completion) for row in own.rows)
-    if without:
-        raise DataError(
-            f"{without} answers of {own.raw.source} do not end in '#### ' and a number. Add it, or "
-            "set train.judged_by=loss."
-        )
 
 
 def ending_items(name: str, rows: Sequence[TrainingRow]) -> LoadedTask:

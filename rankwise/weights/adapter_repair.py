@@ -1,93 +1,173 @@
-"""The repair of one adapter without a study: candidates, their scores, the choice, the folder."""
+"""The repair of one adapter, of a study's run or of any: candidates, scores, choice, folder."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
-from rankwise.engine.models.devices import choose_device, provenance_on, resolve_precision
-from rankwise.engine.models.streamed import load_to_score
-from rankwise.engine.scoring.resident import ResidentScorer
+from rankwise.engine.models.base import BaseModel
+from rankwise.engine.models.devices import ResolvedPrecision, choose_device, provenance_on
+from rankwise.findings.model_card import model_card
 from rankwise.findings.repairs import RepairTasks, choose_repair
-from rankwise.records.files import digest_of
+from rankwise.records.files import digest_of, write_atomically
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.outputs import output_folder
+from rankwise.records.repair_scores import RepairDivergences, RepairScores
 from rankwise.records.repairs import AdapterRepair, Repair, RepairFamily
-from rankwise.tasks.questions import Advance
-from rankwise.tasks.requests import PreparedTask
-from rankwise.weights.audit import Audited
-from rankwise.weights.audit_scores import CONFIDENCE, ScoreSettings
-from rankwise.weights.repair_scores import (
-    AskedTask,
-    RepairScorer,
-    in_domain_answers,
-    write_repaired,
-)
+from rankwise.tasks.questions import Advance, RightAnswer
+from rankwise.tasks.right_answers import right_answers
+from rankwise.weights.lowrank import read_updates, save_updates
+from rankwise.weights.repair_scores import AskedTask, RepairScorer
 from rankwise.weights.repairs import RepairSources, Updates, derived_updates, reverted_heads
+from rankwise.weights.session import CONFIDENCE, ScoringSession
+
+CARD_FILE = "README.md"
 
 
-class Candidates(NamedTuple):
-    """The repairs of an adapter that are tried.
+@dataclass(frozen=True, eq=False)
+class AdapterRepairer:
+    """An adapter, the repairs of it that are tried, and the tasks that choose and judge one.
+
+    Nothing is read before it is needed: a study may know all scores.
 
     Attributes:
-        adapter: the adapter, with its base.
-        others: what it is averaged with.
-        sources: what they are made of.
-        derived: repair -> updates, the adapter as it is first.
-        warnings: what could not be checked or tried.
+        model: the adapter's name in records.
+        folder: of the adapter.
+        base: of it.
+        tokenizer: the base's.
+        in_domain: what the adapter was trained for; at least one task.
+        retention: what it should keep; likewise.
+        kinds: of repair, as in ``repairs.derived_updates``.
+        open_session: of the base, in which candidates are scored.
+        others: name and folder of the adapters to average it with.
+        refined: rank -> folder of the adapter truncated to it and trained on.
+        confidence: of all that is said together, 0..1.
+        warnings: what could not be checked.
     """
 
-    adapter: Audited
-    others: tuple[Audited, ...]
-    sources: RepairSources
-    derived: dict[Repair, Updates]
-    warnings: tuple[str, ...]
-
-
-class RepairQuestions(NamedTuple):
-    """What is asked of the candidates, prepared for the base: in-domain, and retention."""
-
-    in_domain: Sequence[PreparedTask]
-    retention: Sequence[PreparedTask]
+    model: str
+    folder: Path
+    base: BaseModel
+    tokenizer: Any
+    in_domain: Sequence[AskedTask]
+    retention: Sequence[AskedTask]
+    kinds: Sequence[RepairFamily | Repair]
+    open_session: Callable[[], ScoringSession]
+    others: Sequence[tuple[str, Path]] = ()
+    refined: Mapping[int, Path] = field(default_factory=dict[int, Path])
+    confidence: float = CONFIDENCE
+    warnings: tuple[str, ...] = ()
 
     @property
-    def all(self) -> list[PreparedTask]:
-        """Every task."""
+    def tasks(self) -> list[AskedTask]:
+        """Every task, those in-domain first."""
         return [*self.in_domain, *self.retention]
 
+    @cached_property
+    def sources(self) -> RepairSources:
+        """What the candidates are made of.
 
-def candidates(
-    adapter: Audited, others: Sequence[Audited], kinds: Sequence[RepairFamily | Repair]
-) -> Candidates:
-    """Derive every repair of some kinds.
+        Raises:
+            ModelError: an adapter is more than plain LoRA, or as ``repairs.RepairSources``.
+        """
+        others = [read_updates(folder) for _, folder in self.others]
+        refined = {rank: read_updates(folder) for rank, folder in self.refined.items()}
+        return RepairSources.of(self.base.folder, read_updates(self.folder), others, refined)
 
-    Args:
-        adapter: to repair; of kind ``adapter``, as are the others.
-        others: adapters of the same base to average it with.
-        kinds: of repair, as in ``repairs.derived_updates``.
+    @cached_property
+    def derived(self) -> Mapping[Repair, Updates]:
+        """The candidates, the adapter as it is first.
 
-    Raises:
-        ModelError: as ``repairs.derived_updates`` and ``repairs.RepairSources``.
-    """
-    updates = [other.updates for other in others]
-    sources = RepairSources.of(adapter.base.folder, adapter.updates, updates)
-    warnings = tuple(warning for each in (adapter, *others) for warning in each.warnings)
-    return Candidates(
-        adapter,
-        tuple(others),
-        sources,
-        derived_updates(sources, kinds),
-        (*warnings, *sources.warnings_of(kinds)),
-    )
+        Raises:
+            ModelError: as ``sources`` and ``repairs.derived_updates``.
+        """
+        return derived_updates(self.sources, self.kinds)
+
+    @cached_property
+    def scorer(self) -> RepairScorer:
+        """The base and the candidates.
+
+        Raises:
+            ModelError: as ``derived``, or the base cannot be loaded.
+        """
+        derived = self.derived  # before the base is in memory: intruders read its weights too
+        return RepairScorer(self.open_session(), self.model, self.folder, derived)
+
+    @cached_property
+    def answers(self) -> tuple[RightAnswer, ...]:
+        """Right answers in-domain, on which candidates are compared with the base.
+
+        Raises:
+            ModelError: the base's config cannot be read.
+        """
+        tasks = [task.prepared for task in self.in_domain]
+        skeleton: Any = models.model_skeleton(self.base.folder)
+        vocabulary_size = skeleton.config.get_text_config().vocab_size
+        # half of them: each is read once for every repair, one after another
+        return right_answers(tasks, self.tokenizer, vocabulary_size)[::2]
+
+    def chosen(
+        self,
+        scores: Sequence[RepairScores],
+        divergences: RepairDivergences | None,
+        wanted: str,
+        *,
+        max_loss_points: float,
+        output: str,
+    ) -> AdapterRepair:
+        """The record of the candidate that gains most within the limit; see ``choose_repair``.
+
+        Args:
+            scores: of every task.
+            divergences: on ``answers``; None where there are none.
+            wanted: the record's fingerprint.
+            max_loss_points: limit of the retention loss.
+            output: what the record says of where ``write`` writes the candidate, if one holds.
+
+        Raises:
+            RecordError: as ``choose_repair``.
+        """
+        names = (
+            tuple(task.prepared.name for task in of) for of in (self.in_domain, self.retention)
+        )
+        choice = choose_repair(
+            scores,
+            RepairTasks(*names),
+            max_loss_points=max_loss_points,
+            confidence=self.confidence,
+            divergences=divergences,
+        )
+        return AdapterRepair(
+            fingerprint=wanted,
+            model=self.model,
+            base_model=self.base.name,
+            averaged_with=tuple(name for name, _ in self.others),
+            choice=choice,
+            reverted=tuple(reverted_heads(self.sources, choice.repair)),
+            folder=None if choice.repair is None else output,
+            warnings=(*self.warnings, *self.sources.warnings_of(self.kinds)),
+            provenance=provenance_on(choose_device()),
+        )
+
+    def write(self, folder: Path, record: AdapterRepair) -> None:
+        """Write the chosen candidate in PEFT's format, with a model card that has its scores.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
+        assert record.choice.repair is not None
+        save_updates(self.derived[record.choice.repair], folder, source=self.folder)
+        write_atomically(folder / CARD_FILE, model_card(record))
 
 
 def repair_adapter(
-    found: Candidates,
-    questions: RepairQuestions,
-    settings: ScoreSettings,
+    repairer: AdapterRepairer,
+    precision: ResolvedPrecision,
     *,
     max_loss_points: float,
     output: Path,
@@ -96,9 +176,8 @@ def repair_adapter(
     """Score the candidates, choose one within the limit, and write it if it holds.
 
     Args:
-        found: from ``candidates``.
-        questions: the tasks; at least one of each relation.
-        settings: with which the tasks were prepared.
+        repairer: of an adapter that is in no study.
+        precision: of its session.
         max_loss_points: limit of the retention loss, see ``findings.repairs.choose_repair``.
         output: folder of the repaired adapter; is not written where none does.
         advance: as of ``RepairScorer.scores``.
@@ -110,47 +189,19 @@ def repair_adapter(
         StorageError: the folder cannot be written.
         UnchangedOutputsError: the adapter answers as the base does.
     """
-    adapter, device = found.adapter, choose_device()
-    precision = resolve_precision(settings.precision, device)
-    base = load_to_score(adapter.base.folder, precision, device)
-    tokenizer = models.load_tokenizer(adapter.base.folder)
-    resident = ResidentScorer(base, tokenizer)
-    scorer = RepairScorer(resident, base, adapter.target, found.derived)
-    weights = [digest_of(adapter.target / name).sha256 for name in (CONFIG_FILE, WEIGHTS_FILE)]
-    asked = [task.digest for task in questions.all]
-    wanted = fingerprint([adapter.base.fingerprint, weights, precision, asked])
+    weights = [digest_of(repairer.folder / name).sha256 for name in (CONFIG_FILE, WEIGHTS_FILE)]
+    asked = [task.prepared.digest for task in repairer.tasks]
+    wanted = fingerprint([repairer.base.fingerprint, weights, precision, asked])
     scores = [
-        scorer.scores(
-            AskedTask(task), model=str(adapter.target), fingerprint=wanted, advance=advance
-        )
-        for task in questions.all
+        repairer.scorer.scores(task, fingerprint=wanted, advance=advance) for task in repairer.tasks
     ]
-    tasks = RepairTasks(
-        tuple(task.name for task in questions.in_domain),
-        tuple(task.name for task in questions.retention),
+    divergences = None
+    if repairer.answers:
+        divergences = repairer.scorer.divergences(repairer.answers, fingerprint=wanted)
+    record = repairer.chosen(
+        scores, divergences, wanted, max_loss_points=max_loss_points, output=str(output)
     )
-    answers = in_domain_answers(questions.in_domain, tokenizer, adapter.base.folder)
-    choice = choose_repair(
-        scores,
-        tasks,
-        max_loss_points=max_loss_points,
-        confidence=CONFIDENCE,
-        divergences=scorer.divergences(answers, model=str(adapter.target), fingerprint=wanted)
-        if answers
-        else None,
-    )
-    record = AdapterRepair(
-        fingerprint=wanted,
-        model=str(adapter.target),
-        base_model=adapter.base.name,
-        averaged_with=tuple(str(other.target) for other in found.others),
-        choice=choice,
-        reverted=tuple(reverted_heads(found.sources, choice.repair)),
-        folder=None if choice.repair is None else str(output),
-        warnings=found.warnings,
-        provenance=provenance_on(device),
-    )
-    if choice.repair is not None:
+    if record.choice.repair is not None:
         with output_folder(output) as place:
-            write_repaired(place, found.derived[choice.repair], adapter.target, record)
+            repairer.write(place, record)
     return record

@@ -60,6 +60,11 @@ class Audited(NamedTuple):
     shapes: Mapping[str, LinearShape]
     warnings: tuple[str, ...] = ()
 
+    @property
+    def has_update(self) -> bool:
+        """Whether an adapter's update is not zero."""
+        return any(update.frobenius_norm for update in self.updates.values())
+
 
 class AuditSettings(NamedTuple):
     """How the weights are analysed; see the study's ``analysis`` section."""
@@ -115,7 +120,15 @@ def find_audited(
     if os.path.lexists(target / CONFIG_FILE):  # a broken one is refused as what it is
         other = () if any_base else refuse_other_base(target, base_model, remedy="add --any-base")
         check_fit(target, skeleton)
-        return _adapter(base_model, target, shapes, other)
+        updates = read_updates(target)
+        if beside := sorted(updates.keys() - shapes.keys()):
+            raise ModelError(
+                f"{target} adapts {beside[0]}, which is no linear layer below the head of "
+                f"{base_model.name}. Name the base that it was trained from."
+            )
+        adapted = {name: shape for name, shape in shapes.items() if name in updates}
+        warnings = (*other, *_missing(layers_without_factors(target, shapes, updates)))
+        return Audited(base_model, target, "adapter", updates, adapted, warnings)
     if (target / "config.json").is_file():
         models.find_base_model(BaseModelConfig(name=str(target)))  # has safetensors
         models.refuse_other_architecture(target, skeleton.config)
@@ -123,6 +136,19 @@ def find_audited(
     raise ModelError(
         f"{target} holds neither {CONFIG_FILE} (a PEFT adapter) nor config.json (a checkpoint). "
         "Check the path."
+    )
+
+
+def _missing(layers: Sequence[str]) -> tuple[str, ...]:
+    """That the config targets layers without factors, if there are any."""
+    if not layers:
+        return ()
+    more = len(layers) - _NAMED_LAYERS
+    names = [*layers[:_NAMED_LAYERS], *([f"{quantities.count(more)} more"] if more > 0 else [])]
+    return (
+        f"{CONFIG_FILE} targets {quantities.counted(len(layers), 'layer')} that the adapter has no "
+        f"factors for: {quantities.listed(names)}. They are taken as not adapted; check that the "
+        "file is complete.",
     )
 
 
@@ -153,33 +179,6 @@ def find_adapter(
             "LoRA folder."
         )
     return found
-
-
-def _adapter(
-    base: BaseModel, target: Path, shapes: Mapping[str, LinearShape], warnings: Sequence[str]
-) -> Audited:
-    updates = read_updates(target)
-    beside = sorted(updates.keys() - shapes.keys())
-    if beside:
-        raise ModelError(
-            f"{target} adapts {beside[0]}, which is no linear layer below the head of {base.name}. "
-            "Name the base that it was trained from."
-        )
-    adapted = {name: shape for name, shape in shapes.items() if name in updates}
-    missing = layers_without_factors(target, shapes, updates)
-    return Audited(base, target, "adapter", updates, adapted, (*warnings, *_missing(missing)))
-
-
-def _missing(layers: Sequence[str]) -> tuple[str, ...]:
-    if not layers:
-        return ()
-    more = len(layers) - _NAMED_LAYERS
-    names = [*layers[:_NAMED_LAYERS], *([f"{quantities.count(more)} more"] if more > 0 else [])]
-    return (
-        f"{CONFIG_FILE} targets {quantities.counted(len(layers), 'layer')} that the adapter has no "
-        f"factors for: {quantities.listed(names)}. They are taken as not adapted; check that the "
-        "file is complete.",
-    )
 
 
 def check_weights(audited: Audited) -> None:
@@ -324,23 +323,18 @@ def _other_changes(base: ModelWeights, adapted: ModelWeights) -> tuple[OtherChan
         first = base.tied.get(name)
         if first is not None and first == adapted.tied.get(name):
             continue
-        change = _other_change(name, base.others.get(name), adapted.others.get(name))
-        if change is not None:
-            changes.append(change)
+        before, after = base.others.get(name), adapted.others.get(name)
+        if before is None or after is None:
+            change = "added" if before is None else "removed"
+            changes.append(OtherChange(name=name, change=change))
+        elif before.shape != after.shape:
+            changes.append(OtherChange(name=name, change="resized"))
+        elif norm := float((after.double() - before.double()).norm()):
+            size = float(before.double().norm())
+            relative = norm / size if size else None
+            change = "moved" if size else "from_zero"
+            changes.append(OtherChange(name=name, change=change, norm=norm, relative_norm=relative))
     return tuple(sorted(changes, key=_largest_first))
-
-
-def _other_change(name: str, before: Tensor | None, after: Tensor | None) -> OtherChange | None:
-    if before is None or after is None:
-        return OtherChange(name=name, change="added" if before is None else "removed")
-    if before.shape != after.shape:
-        return OtherChange(name=name, change="resized")
-    norm, size = float((after.double() - before.double()).norm()), float(before.double().norm())
-    if not norm:
-        return None
-    if not size:
-        return OtherChange(name=name, change="from_zero", norm=norm)
-    return OtherChange(name=name, change="moved", norm=norm, relative_norm=norm / size)
 
 
 def _largest_first(change: OtherChange) -> tuple[int, float]:

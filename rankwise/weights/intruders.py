@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from rankwise.records.spectra import INTRUDER_EPSILON, INTRUDER_K
-from rankwise.weights.adapted_svd import (
-    AdaptedSvd,
-    SumInBaseBasis,
-    in_base_basis,
-    leading_svd,
-    numerical_rank,
-)
+from rankwise.weights.adapted_svd import in_base_basis, leading_svd, numerical_rank
 from rankwise.weights.lowrank import LowRankUpdate
 from rankwise.weights.spectra import Svd, best_matched, intruder_indices
 
@@ -46,36 +39,19 @@ def scaled_intruders(
     made: dict[str, LowRankUpdate] = {}
     for name, update in updates.items():
         base_svd = base(name)
-        intruders = _intruders(base_svd, update)
-        if len(intruders.chosen):
-            wanted = update.plus(_scaled_part(base_svd, intruders, factor))
+        delta = Svd(*(part.to(base_svd.S.device) for part in update.factorization))
+        matrix = in_base_basis(base_svd, delta)
+        leading = leading_svd(matrix, min(INTRUDER_K, len(base_svd.S)))
+        chosen = intruder_indices(best_matched(leading.left_cosines), INTRUDER_K, INTRUDER_EPSILON)
+        if len(chosen):
+            # (factor - 1) σ u vᵀ of the intruders, in features
+            left = _in_features(base_svd.U, matrix.left_outside, leading.left[:, chosen])
+            right = _in_features(base_svd.Vh.T, matrix.right_outside, leading.right[:, chosen])
+            scaled = left * ((factor - 1.0) * leading.S[chosen])
+            wanted = update.plus(LowRankUpdate(right.T.cpu(), scaled.cpu()))
             needed = max(numerical_rank(wanted.singular_values), 1)  # others are only rounding
             made[name] = wanted.truncated(needed).update
     return {**updates, **made} if made else None
-
-
-class _Intruders(NamedTuple):
-    """Leading singular triplets of an adapted matrix, and which of them are intruders."""
-
-    matrix: SumInBaseBasis
-    leading: AdaptedSvd
-    chosen: Int[Tensor, " intruders"]
-
-
-def _intruders(base: Svd, update: LowRankUpdate) -> _Intruders:
-    delta = Svd(*(part.to(base.S.device) for part in update.factorization))
-    matrix = in_base_basis(base, delta)
-    leading = leading_svd(matrix, min(INTRUDER_K, len(base.S)))
-    chosen = intruder_indices(best_matched(leading.left_cosines), INTRUDER_K, INTRUDER_EPSILON)
-    return _Intruders(matrix, leading, chosen)
-
-
-def _scaled_part(base: Svd, intruders: _Intruders, factor: float) -> LowRankUpdate:
-    """(factor - 1) σ u vᵀ of the intruders, in features."""
-    matrix, leading, chosen = intruders
-    left = _in_features(base.U, matrix.left_outside, leading.left[:, chosen])
-    right = _in_features(base.Vh.T, matrix.right_outside, leading.right[:, chosen])
-    return LowRankUpdate(right.T.cpu(), (left * ((factor - 1.0) * leading.S[chosen])).cpu())
 
 
 def _in_features(

@@ -154,17 +154,13 @@ def read_updates(folder: Path) -> dict[str, LowRankUpdate]:
     for name, (A, B, scaling) in read_factors(folder).items():
         try:
             updates[name] = LowRankUpdate(A, B, scaling)
-            _refuse_overflow(updates[name])
+            # factors whose product may not fit into float32
+            norms = (float(factor.double().norm()) for factor in (A, B))
+            if math.prod((abs(scaling), *norms)) > torch.finfo(torch.float32).max:
+                raise ValueError("the update overflows float32: its training has diverged.")
         except ValueError as error:
             raise ModelError(f"the adapter in {folder}: {name}: {error} Train it again.") from error
     return updates
-
-
-def _refuse_overflow(update: LowRankUpdate) -> None:
-    """Refuse factors whose product may not fit into float32: their training has diverged."""
-    norms = (float(factor.double().norm()) for factor in (update.lora_A, update.lora_B))
-    if math.prod((abs(update.scaling), *norms)) > torch.finfo(torch.float32).max:
-        raise ValueError("the update overflows float32: its training has diverged.")
 
 
 def save_updates(updates: Mapping[str, LowRankUpdate], folder: Path, *, source: Path) -> None:

@@ -247,20 +247,14 @@ def random_sum(
     num_base, S = len(base_values), update_values.double().to(device)
     left, right = (_gaussian(size, num_base, len(S), generator) for size in shape)
     if kind == "haar":
-        left, right = (_orthonormal(factor) * S.sqrt() for factor in (left, right))
+        # Haar-distributed columns: QR alone prefers signs (Mezzadri, arXiv:math-ph/0609050)
+        pairs = (torch.linalg.qr(factor) for factor in (left, right))
+        left, right = (Q * R.diagonal().sign() * S.sqrt() for Q, R in pairs)
     else:
         # ‖left @ right.T‖_F, from (rank, rank) matrices
         norm = float((left.T @ left * (right.T @ right)).sum().sqrt())
         left, right = (factor * (float(S.norm()) / norm) ** 0.5 for factor in (left, right))
     return SumInBaseBasis(base_values.double(), left, right)
-
-
-def _orthonormal(
-    gaussian: Float[Tensor, "coordinates rank"],
-) -> Float[Tensor, "coordinates rank"]:
-    """Haar-distributed columns: QR alone prefers signs (Mezzadri, arXiv:math-ph/0609050)."""
-    Q, R = torch.linalg.qr(gaussian)
-    return Q * R.diagonal().sign()
 
 
 def _gaussian(

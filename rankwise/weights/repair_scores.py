@@ -11,18 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
-
-from rankwise.engine.models import base as models
-from rankwise.engine.models.devices import STEP_TOKENS, provenance_on
+from rankwise.engine.models.devices import provenance_on
 from rankwise.engine.models.frozen_adapters import load_frozen_adapter
 from rankwise.engine.scoring.divergence import divergences, log_probabilities
-from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.errors import TaskError
-from rankwise.findings.model_card import model_card
 from rankwise.records import p_right, quantities
 from rankwise.records.clusters import cluster_numbers, linked_clusters, ties_of
-from rankwise.records.files import write_atomically
 from rankwise.records.folder import BASE
 from rankwise.records.repair_scores import (
     RepairDivergences,
@@ -30,21 +24,14 @@ from rankwise.records.repair_scores import (
     RepairedItems,
     RepairScores,
 )
-from rankwise.records.repairs import (
-    AS_IT_IS,
-    AdapterRepair,
-    Repair,
-)
+from rankwise.records.repairs import AS_IT_IS, Repair
 from rankwise.records.results import MIN_ITEMS, TaskItems, judged_items
 from rankwise.tasks.evaluation import ScoredModel, Scoring, evaluate
 from rankwise.tasks.questions import Advance, RightAnswer
 from rankwise.tasks.requests import PreparedTask
-from rankwise.tasks.right_answers import right_answers
 from rankwise.tasks.update_guard import probes, refuse_unapplied
-from rankwise.weights.lowrank import save_updates
 from rankwise.weights.repairs import Updates, as_frozen
-
-CARD_FILE = "README.md"
+from rankwise.weights.session import ScoringSession
 
 
 class AskedTask(NamedTuple):
@@ -65,42 +52,38 @@ class RepairScorer:
     """The base and the repairs of one adapter, attached to a resident scorer."""
 
     def __init__(
-        self,
-        scorer: ResidentScorer,
-        base_model: nn.Module,
-        folder: Path,
-        derived: Mapping[Repair, Updates],
+        self, session: ScoringSession, model: str, folder: Path, derived: Mapping[Repair, Updates]
     ) -> None:
         """Attach the adapter from its folder, and its repairs as they would be written.
 
         Args:
-            scorer: of the base model.
-            base_model: the model in it.
+            session: of the base model.
+            model: name of the adapter in records.
             folder: of the adapter.
             derived: from ``repairs.derived_updates``.
         """
-        self._scorer, self._base_model = scorer, base_model
-        weight = next(base_model.parameters())
+        self._scorer, self._base_model = session.scorer, session.model
+        self._step_tokens, self._model = session.step_tokens, model
+        weight = next(session.model.parameters())
         self._device = weight.device
         self.repairs = tuple(derived)
         self._is_applied = False
         self._adapters = {
-            repair: load_frozen_adapter(base_model, folder, weight.dtype)
+            repair: load_frozen_adapter(session.model, folder, weight.dtype)
             if repair == AS_IT_IS
-            else as_frozen(updates, base_model)
+            else as_frozen(updates, session.model)
             for repair, updates in derived.items()
         }
         for repair, adapter in self._adapters.items():
-            scorer.hold(repair.label, adapter)
+            self._scorer.hold(repair.label, adapter)
 
     def scores(
-        self, task: AskedTask, *, model: str, fingerprint: str, advance: Advance = lambda _: None
+        self, task: AskedTask, *, fingerprint: str, advance: Advance = lambda _: None
     ) -> RepairScores:
         """Score the base and every repair on a task, item by item.
 
         Args:
             task: what is asked.
-            model: name of the adapter in the record.
             fingerprint: of the record.
             advance: receives the number of tokens read or written, ``num_tokens`` per model.
 
@@ -120,7 +103,7 @@ class RepairScorer:
         )
         return RepairScores(
             fingerprint=fingerprint,
-            model=model,
+            model=self._model,
             task=task.prepared.name,
             base=_items(base, task),
             repaired=tuple(
@@ -135,9 +118,7 @@ class RepairScorer:
         self,
         answers: Sequence[RightAnswer],
         *,
-        model: str,
         fingerprint: str,
-        max_batch_tokens: int | None = None,
         advance: Advance = lambda _: None,
     ) -> RepairDivergences:
         """How far from the base every repair is, item by item.
@@ -147,16 +128,11 @@ class RepairScorer:
 
         Args:
             answers: right answers; at least one.
-            model: name of the adapter in the record.
             fingerprint: of the record.
-            max_batch_tokens: of one forward pass; None: ``STEP_TOKENS``.
             advance: receives the number of tokens read, each distinct one once per model.
         """
         started = time.perf_counter()
-        settings: dict[str, Any] = {
-            "max_batch_tokens": max_batch_tokens or STEP_TOKENS[self._device.type],
-            "advance": advance,
-        }
+        settings: dict[str, Any] = {"max_batch_tokens": self._step_tokens, "advance": advance}
         expected = log_probabilities(self._base_model, answers, **settings)
         repaired: list[RepairedDivergence] = []
         for repair, adapter in self._adapters.items():
@@ -165,31 +141,13 @@ class RepairScorer:
             repaired.append(RepairedDivergence(repair=repair, kl_nats=kl_nats))
         return RepairDivergences(
             fingerprint=fingerprint,
-            model=model,
+            model=self._model,
             tasks=tuple(answer.task for answer in answers),
             doc_ids=tuple(answer.doc_id for answer in answers),
             item_tokens=tuple(len(answer.continuation) for answer in answers),
             repaired=tuple(repaired),
             score_seconds=time.perf_counter() - started,
         )
-
-
-def in_domain_answers(
-    tasks: Sequence[PreparedTask], tokenizer: Any, base: Path
-) -> tuple[RightAnswer, ...]:
-    """Right answers, on which repairs are compared with the base.
-
-    Args:
-        tasks: in-domain.
-        tokenizer: the base's.
-        base: its folder, of which the config is read.
-
-    Raises:
-        ModelError: the config cannot be read.
-    """
-    skeleton: Any = models.model_skeleton(base)
-    answers = right_answers(tasks, tokenizer, skeleton.config.get_text_config().vocab_size)
-    return answers[::2]  # each is read once for every repair, one after another
 
 
 def refuse_unjudgeable(
@@ -225,20 +183,3 @@ def _items(scoring: Scoring, task: AskedTask) -> TaskItems:
         named = {} if field is None else {name: cluster_numbers(documents, field, setting, name)}
         clusters = linked_clusters({name: ties_of(lines)}, named)[name]
     return items.model_copy(update={"choices": None, "accuracy": None, "clusters": clusters})
-
-
-def write_repaired(folder: Path, updates: Updates, source: Path, record: AdapterRepair) -> None:
-    """Write a repaired adapter in PEFT's format, with a model card that has its scores.
-
-    Args:
-        folder: is created.
-        updates: of the chosen repair.
-        source: folder of the adapter that was repaired.
-        record: what is said of it.
-
-    Raises:
-        ModelError: the source cannot be read.
-        StorageError: the folder cannot be written.
-    """
-    save_updates(updates, folder, source=source)
-    write_atomically(folder / CARD_FILE, model_card(record))

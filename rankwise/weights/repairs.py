@@ -6,7 +6,8 @@ Each family is one row of ``FAMILIES``: which of its repairs are tried, and how 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -115,15 +116,15 @@ class RepairSources:
 
 
 class Family(NamedTuple):
-    """One kind of repair.
+    """One kind of repair, by its parameter: a value, or how adapters are averaged.
 
     Attributes:
-        tried: the repairs of this kind that are tried on these sources.
-        derive: the updates of a repair; None where it changes nothing.
+        tried: the parameters that are tried on these sources.
+        derive: the updates under one; None where it changes nothing.
     """
 
-    tried: Callable[[RepairSources], list[Repair]]
-    derive: Callable[[RepairSources, Repair], Updates | None]
+    tried: Callable[[RepairSources], Iterable[float | Combination]]
+    derive: Callable[[RepairSources, Any], Updates | None]
 
 
 def derived_updates(
@@ -140,12 +141,21 @@ def derived_updates(
     """
     found: dict[Repair, Updates] = {AS_IT_IS: sources.adapter}
     for kind in kinds:
-        for repair in [kind] if isinstance(kind, Repair) else FAMILIES[kind].tried(sources):
+        for repair in [kind] if isinstance(kind, Repair) else _tried(sources, kind):
+            parameter = repair.value if repair.combination is None else repair.combination
             derive = FAMILIES[repair.family].derive
-            updates = None if repair in found else derive(sources, repair)
+            updates = None if repair in found else derive(sources, parameter)
             if updates is not None:
                 found[repair] = updates
     return found
+
+
+def _tried(sources: RepairSources, family: RepairFamily) -> Iterator[Repair]:
+    for parameter in FAMILIES[family].tried(sources):
+        if isinstance(parameter, str):
+            yield Repair(family=family, combination=parameter)
+        else:
+            yield Repair(family=family, value=float(parameter))
 
 
 def as_frozen(updates: Updates, base_model: nn.Module) -> FrozenAdapter:
@@ -161,11 +171,7 @@ def as_frozen(updates: Updates, base_model: nn.Module) -> FrozenAdapter:
         written = update.as_written
         A, B = (factor.to(devices[name], dtype) for factor in (written.lora_A, written.lora_B))
         layers[name] = ScaledFactors(A, B, 1.0)
-    return FrozenAdapter(layers, is_zero_update=not any(map(_is_not_zero, updates.values())))
-
-
-def _is_not_zero(update: LowRankUpdate) -> bool:
-    return bool(update.frobenius_norm)
+    return FrozenAdapter(layers, is_zero_update=not any(u.frobenius_norm for u in updates.values()))
 
 
 def scaled(updates: Updates, factor: float) -> Updates:
@@ -220,11 +226,12 @@ def reverted_heads(sources: RepairSources, repair: Repair | None) -> list[Head]:
     """The heads whose delta a repair takes away, the most changed first; none of other families."""
     if repair is None or repair.family != "heads":
         return []
-    return sources.heads[: int(_value(repair))]
+    assert repair.value is not None
+    return sources.heads[: int(repair.value)]
 
 
-def _without_heads(sources: RepairSources, repair: Repair) -> Updates:
-    heads = reverted_heads(sources, repair)
+def _without_heads(sources: RepairSources, number: float) -> Updates:
+    heads = sources.heads[: int(number)]
     changed = without_heads(_factors(sources.adapter), sources.layouts, heads)
     return {name: LowRankUpdate(*factors) for name, factors in changed.items()}
 
@@ -275,65 +282,38 @@ def _average(
     return LowRankUpdate((root[:, None] * Vh[:rank]).cpu(), (U[:, :rank] * root).cpu())
 
 
-def _combined(sources: RepairSources, repair: Repair) -> Updates | None:
-    assert repair.combination is not None
-    return averaged((sources.adapter, *sources.others), repair.combination)
-
-
-def _value(repair: Repair) -> float:
-    assert repair.value is not None
-    return repair.value
-
-
-def _grid(family: RepairFamily, *values: float) -> Callable[[RepairSources], list[Repair]]:
-    return lambda _: [Repair(family=family, value=value) for value in values]
-
-
-def _half_ranks(sources: RepairSources) -> list[Repair]:
+def _half_ranks(sources: RepairSources) -> Iterator[int]:
     """Half of the largest rank, half of that, and so on to 1."""
     rank = max(update.rank for update in sources.adapter.values())
-    halves = [rank >> times for times in range(1, rank.bit_length())]
-    return [Repair(family="truncate", value=float(half)) for half in halves]
+    return (rank >> times for times in range(1, rank.bit_length()))
 
 
-def _head_counts(sources: RepairSources) -> list[Repair]:
+def _head_counts(sources: RepairSources) -> Iterator[int]:
     """One head, four times as many, and so on up to half of those that have a delta."""
-    most, count = len(sources.heads) // 2, 1
-    counts: list[int] = []
-    while count <= most:
-        counts.append(count)
-        count *= 4
-    return [Repair(family="heads", value=float(count)) for count in counts]
-
-
-def _combinations(sources: RepairSources) -> list[Repair]:
-    """All of PEFT's, where there is anything to average with."""
-    if not sources.others:
-        return []
-    return [Repair(family="average", combination=each) for each in COMBINATIONS]
+    counts = (4**power for power in itertools.count())
+    return itertools.takewhile(lambda count: count <= len(sources.heads) // 2, counts)
 
 
 FAMILIES: Mapping[RepairFamily, Family] = {
     "scale": Family(
-        _grid("scale", *(tenths / 10 for tenths in range(1, 11))),
-        lambda sources, repair: scaled(sources.adapter, _value(repair)),
+        lambda _: [tenths / 10 for tenths in range(1, 11)],
+        lambda sources, factor: scaled(sources.adapter, factor),
     ),
     "lines": Family(
-        _grid("lines", 0.0, 0.25, 0.5, 0.75),
-        lambda sources, repair: lines(sources.adapter, sources.num_layers, _value(repair)),
+        lambda _: [0.0, 0.25, 0.5, 0.75],
+        lambda sources, first: lines(sources.adapter, sources.num_layers, first),
     ),
-    "truncate": Family(
-        _half_ranks,
-        lambda sources, repair: truncated(sources.adapter, int(_value(repair))),
-    ),
+    "truncate": Family(_half_ranks, lambda sources, rank: truncated(sources.adapter, int(rank))),
     "refine": Family(
-        lambda sources: [Repair(family="refine", value=float(rank)) for rank in sources.refined],
-        lambda sources, repair: sources.refined[int(_value(repair))],
+        lambda sources: sources.refined, lambda sources, rank: sources.refined[int(rank)]
     ),
     "heads": Family(_head_counts, _without_heads),
     "intruders": Family(
-        _grid("intruders", 0.0, 0.5),
-        lambda sources, repair: scaled_intruders(sources.adapter, sources.base_svd, _value(repair)),
+        lambda _: [0.0, 0.5],
+        lambda sources, factor: scaled_intruders(sources.adapter, sources.base_svd, factor),
     ),
-    "average": Family(_combinations, _combined),
+    "average": Family(
+        lambda sources: COMBINATIONS if sources.others else (),
+        lambda sources, how: averaged((sources.adapter, *sources.others), how),
+    ),
 }

@@ -50,14 +50,13 @@ class SpectralCache:
         """
         if min(weight.shape) < _MIN_SIZE:
             return refined_svd(weight)
-        path = self.folder / f"{_digest(weight)}.safetensors"
-        svd = _read(path, weight)
-        if svd is None:
-            svd = refined_svd(weight)
-            self._keep(path, svd)
-        return svd
-
-    def _keep(self, path: Path, svd: Svd) -> None:
+        content = weight.detach().cpu().contiguous()
+        digest = hashlib.sha256(f"{_REVISION} {content.dtype} {tuple(content.shape)}".encode())
+        digest.update(content.view(torch.uint8).numpy().data)
+        path = self.folder / f"{digest.hexdigest()}.safetensors"
+        if (svd := _read(path, weight)) is not None:
+            return svd
+        svd = refined_svd(weight)
         size = sum(part.nbytes for part in svd)
         with contextlib.suppress(StorageError, OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -65,6 +64,7 @@ class SpectralCache:
                 tensors = {name: part.contiguous().cpu() for name, part in svd._asdict().items()}
                 with replacing(path) as temporary, writing(path):
                     save_file(tensors, temporary, metadata={"crc32": _checksum(path.stem, tensors)})
+        return svd
 
 
 def decompositions(base: Path, layers: Sequence[str], device: torch.device) -> Callable[[str], Svd]:
@@ -84,13 +84,6 @@ def decompositions(base: Path, layers: Sequence[str], device: torch.device) -> C
         return weight_matrices(base, layers)
 
     return lambda name: cache.svd(weights()[name].to(device))
-
-
-def _digest(weight: Tensor) -> str:
-    content = weight.detach().cpu().contiguous()
-    digest = hashlib.sha256(f"{_REVISION} {content.dtype} {tuple(content.shape)}".encode())
-    digest.update(content.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _checksum(weight: str, tensors: Mapping[str, Tensor]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from rankwise.errors import ConfigError, DataError, TaskError
+from rankwise.records.config.training import TrainConfig
 from rankwise.records.study_file import load_config
 from rankwise.tasks.resolution import TaskNotFound, load_tasks
 from rankwise.tasks.user_data import load_user_data
@@ -59,12 +60,7 @@ def test_bad_rows(tmp_path: Path, tokenizer: Any, case: Case) -> None:
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(DataError) as caught:
         load_user_data(
-            path,
-            tokenizer,
-            chat_template=False,
-            held_out_fraction=0.5,
-            max_examples=None,
-            exact_match=False,
+            TrainConfig(data=path, held_out_fraction=0.5), tokenizer, chat_template=False
         )
     problems = tuple(line.strip() for line in str(caught.value).split("\n"))
     shown = tuple(line.replace(f"{tmp_path}/", "") for line in problems[1:] or problems)
@@ -75,12 +71,9 @@ def test_bad_rows(tmp_path: Path, tokenizer: Any, case: Case) -> None:
 def test_rows_that_are_nowhere(tmp_path: Path, tokenizer: Any, path: str) -> None:
     with pytest.raises(DataError, match=r"cannot be read: .*\. Check the path\."):
         load_user_data(
-            tmp_path / path,
+            TrainConfig.model_construct(data=tmp_path / path, held_out_fraction=0.5),
             tokenizer,
             chat_template=False,
-            held_out_fraction=0.5,
-            max_examples=None,
-            exact_match=False,
         )
 
 
@@ -95,12 +88,7 @@ def test_tool_calls_and_turns_that_a_template_drops(tmp_path: Path, tokenizer: A
     try:
         with pytest.raises(DataError, match="leaves out turn 0, whose role is 'tool'; change the"):
             load_user_data(
-                path,
-                tokenizer,
-                chat_template=True,
-                held_out_fraction=0.5,
-                max_examples=None,
-                exact_match=False,
+                TrainConfig(data=path, held_out_fraction=0.5), tokenizer, chat_template=True
             )
     finally:
         tokenizer.chat_template = whole

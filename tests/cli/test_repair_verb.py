@@ -180,7 +180,7 @@ def test_what_was_given_wrong_exits_with_2(
 
 
 def test_the_command_that_a_finding_suggests_can_be_called() -> None:
-    """Negative transfer ends with it; its options are complete, and the base is yet to be named."""
+    """Negative transfer ends with it; its options are complete, and only two names are missing."""
     lost = planted_study({4: 0.6}, {}, {4: 0.3}, {}, noise=0.0)
     (source,) = option_gains(lost)
     (part,) = recommend(lost).by_train_task
@@ -189,5 +189,5 @@ def test_the_command_that_a_finding_suggests_can_be_called() -> None:
     assert "--tasks kinship --retention syllogism" in command
     done = rankwise(*command.split())
     assert done.exit_code == 2
-    assert "BASE" in done.stderr
+    assert "ADAPTER is not a folder" in done.stderr
     assert "--output" not in done.stderr

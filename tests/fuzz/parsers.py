@@ -154,17 +154,13 @@ def _tokenizer() -> Any:
 
 
 def read_rows(folder: Path, text: str, name: str = "rows.jsonl") -> object:
+    from rankwise.records.config.training import TrainConfig
     from rankwise.tasks.user_data import load_user_data
 
     path = folder / name
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     return load_user_data(
-        path,
-        _tokenizer(),
-        chat_template=True,
-        held_out_fraction=0.5,
-        max_examples=None,
-        exact_match=False,
+        TrainConfig(data=path, held_out_fraction=0.5), _tokenizer(), chat_template=True
     )
 
 

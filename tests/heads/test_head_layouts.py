@@ -19,6 +19,7 @@ FAMILIES = {
     "Qwen2": ("q_proj, k_proj, v_proj", 2),
     "Qwen3": ("q_proj, k_proj, v_proj", 2),
     "Gemma3": ("q_proj, k_proj, v_proj", 2),
+    "Gemma4": ("q_proj, k_proj, v_proj", 2),
     "GPTNeoX": ("query_key_value", 4),
     "Phi3": ("qkv_proj", 2),
     "GPT2": ("c_attn", 4),

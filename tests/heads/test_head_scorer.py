@@ -20,7 +20,7 @@ from tests.support.plain_answers import ITEMS, assert_equal, plainly
 from tests.support.saved_adapters import saved
 from tests.support.tiny_models import tiny
 
-FAMILIES = ["Llama", "GPTNeoX", "Phi3", "GPT2", "Gemma3", "Qwen3"]
+FAMILIES = ["Llama", "GPTNeoX", "Phi3", "GPT2", "Gemma3", "Gemma4", "Qwen3"]
 
 
 def scorer_of(model: Any, **options: Any) -> HeadScorer:

@@ -19,6 +19,7 @@ from tests.support.tiny_models import tiny
 
 PROJECTIONS = {
     "Llama": ["q_proj", "k_proj", "o_proj"],
+    "Gemma4": ["q_proj", "k_proj", "o_proj"],
     "GPTNeoX": ["query_key_value", "attention.dense"],
     "Phi3": ["qkv_proj", "o_proj", "down_proj"],
     "GPT2": ["c_attn", "attn.c_proj"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,10 @@ class PlainScorer:
     def put_on(self, name: str, folder: Path) -> None:
         dtype = next(self.model.parameters()).dtype
         self.adapters[name] = load_frozen_adapter(self.model, folder, dtype)
+
+    @property
+    def attached(self) -> Set[str]:
+        return self.adapters.keys()
 
     def take_off(self, name: str) -> None:
         del self.adapters[name]

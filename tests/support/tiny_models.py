@@ -40,6 +40,14 @@ OWN: dict[str, dict[str, Any]] = {
         "query_pre_attn_scalar": 8,
     },
     "Gemma3": {**LAYER_TYPES, "query_pre_attn_scalar": 8},
+    # as its large kind, whose keys are its values in the layers without a window
+    "Gemma4": {
+        "layer_types": ["full_attention"] * 2,
+        "attention_k_eq_v": True,
+        "global_head_dim": 8,
+        "hidden_size_per_layer_input": 0,
+        "vocab_size_per_layer_input": 64,
+    },
     "GPT2": {**ONE_WIDTH, "attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
     "GPTNeoX": {**ONE_WIDTH, "rotary_pct": 0.5},
     "Phi3": {"head_dim": None, "sliding_window": 4},
@@ -75,7 +83,11 @@ MIXTURES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-CLASSES = {"Gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM"), "GPT2": ("", "GPT2LMHeadModel")}
+CLASSES = {
+    "Gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM"),
+    "Gemma4": ("Gemma4TextConfig", "Gemma4ForCausalLM"),
+    "GPT2": ("", "GPT2LMHeadModel"),
+}
 
 
 def tiny(family: str, **changes: Any) -> Any:

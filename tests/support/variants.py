@@ -20,8 +20,7 @@ from rankwise.engine.models.trained_adapters import Adapter, AdapterBank, Piece,
 from rankwise.engine.models.variant_models import variant_on
 from rankwise.engine.models.variants import RATE_RATIO, VARIANTS, VariantSetting
 from rankwise.engine.training import loop as training
-from rankwise.engine.training.trainees import AdapterTrainee, Trainee, rate_factor
-from rankwise.engine.training.variants import VariantTrainee
+from rankwise.engine.training.trainees import AdapterTrainee, Trainee, VariantTrainee, rate_factor
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.config.variants import VariantName
 from rankwise.tasks.training_rows import Example

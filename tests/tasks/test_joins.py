@@ -123,12 +123,7 @@ def rows_file(folder: Path, pairs: list[tuple[str, str]]) -> Path:
 
 def user_data(path: Path, tokenizer: Any) -> Any:
     return load_user_data(
-        path,
-        tokenizer,
-        chat_template=False,
-        held_out_fraction=0.1,
-        max_examples=None,
-        exact_match=False,
+        TrainConfig(data=path, held_out_fraction=0.1), tokenizer, chat_template=False
     )
 
 

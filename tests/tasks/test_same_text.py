@@ -81,14 +81,7 @@ def test_messages_that_the_template_refuses_are_named(tokenizer: Any, tmp_path: 
     turns = [{"role": "human", "content": "hi"}, {"role": "assistant", "content": "ho"}]
     path.write_text(json.dumps({"messages": turns}) + "\n")
     with pytest.raises(DataError, match=r"line 1: the chat template refuses .* must alternate"):
-        load_user_data(
-            path,
-            tokenizer,
-            chat_template=True,
-            held_out_fraction=0.5,
-            max_examples=None,
-            exact_match=False,
-        )
+        load_user_data(TrainConfig(data=path, held_out_fraction=0.5), tokenizer, chat_template=True)
 
 
 def test_where_learning_starts_is_in_a_run_s_fingerprint(study_file: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from rankwise.engine.models import base as models
 from rankwise.errors import DataError
+from rankwise.records.config.training import TrainConfig
 from rankwise.tasks.requests import prepare_task
 from rankwise.tasks.user_data import UserData, load_user_data
 
@@ -37,14 +38,9 @@ def written(folder: Path, rows: list[Any], *, ensure_ascii: bool = True) -> Path
     return path
 
 
-def load(path: Path, tokenizer: Any, **options: Any) -> UserData:
-    settings: dict[str, Any] = {
-        "chat_template": False,
-        "held_out_fraction": 0.1,
-        "max_examples": None,
-        "exact_match": False,
-    }
-    return load_user_data(path, tokenizer, **(settings | options))
+def load(path: Path, tokenizer: Any, *, chat_template: bool = False, **options: Any) -> UserData:
+    train = TrainConfig(data=path, **({"held_out_fraction": 0.1} | options))
+    return load_user_data(train, tokenizer, chat_template=chat_template)
 
 
 def pairs(count: int) -> list[dict[str, str]]:

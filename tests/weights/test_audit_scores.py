@@ -17,7 +17,7 @@ from rankwise.records.audits import AuditRecord
 from rankwise.records.files import read_record
 from rankwise.tasks.requests import prepare_task
 from rankwise.tasks.resolution import load_tasks
-from rankwise.weights import audit_scores
+from rankwise.weights import session
 from tests.support.audited_models import Q, adapter, checkpoint, load, merged, without_chat_template
 from tests.support.command_line import audited, words
 
@@ -151,10 +151,8 @@ def test_a_base_that_is_scored_in_a_checkpoint_s_place_is_no_result(
         tensors[f"{Q}.weight"] *= 1.5
 
     target = checkpoint(tiny_model_folder, tmp_path / "c", change)
-    load = audit_scores.load_to_score
-    monkeypatch.setattr(
-        audit_scores, "load_to_score", lambda _, *rest: load(tiny_model_folder, *rest)
-    )
+    load = session.load_to_score
+    monkeypatch.setattr(session, "load_to_score", lambda _, *rest: load(tiny_model_folder, *rest))
     names = ("--tasks", "colours", "--tasks-path", tasks_folder, "--allow-task-code")
     result = audited(tiny_model_folder, target, tmp_path / "out", *names)
     assert result.exit_code == 1
@@ -169,7 +167,7 @@ def nothing_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     def scored_all_the_same(*_: Any, **__: Any) -> None:
         raise AssertionError("a task was scored")
 
-    monkeypatch.setattr(audit_scores, "evaluate", scored_all_the_same)
+    monkeypatch.setattr(session, "evaluate", scored_all_the_same)
 
 
 def refused(base: Path, target: Path, tasks: Path, output: Path, *more: object) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from rankwise.engine.models.frozen_adapters import load_frozen_adapter
 from rankwise.errors import ModelError
 from rankwise.heads.layouts import head_layouts
-from rankwise.records.repairs import AS_IT_IS, COMBINATIONS, REPAIR_FAMILIES, Repair
+from rankwise.records.repairs import AS_IT_IS, COMBINATIONS, METHODS, REPAIR_FAMILIES, Repair
 from rankwise.weights import repairs
 from rankwise.weights.decomposition import refined_svd
 from rankwise.weights.intruders import scaled_intruders
@@ -261,7 +261,7 @@ def test_heads_that_are_not_known_are_said_to_be(
 
 
 def test_every_family_has_a_row_and_the_grid_is_the_documented_one() -> None:
-    assert tuple(FAMILIES) == REPAIR_FAMILIES
+    assert tuple(FAMILIES) == tuple(METHODS) == REPAIR_FAMILIES
     found = derived_updates(sources(updates(1, rank=8), updates(2)), ("scale", "lines", "truncate"))
     by_family: dict[str, list[float | None]] = {}
     for repair in found:
@@ -320,13 +320,23 @@ def test_without_intruders_there_is_nothing_to_scale(
     assert list(derived_updates(of, ("intruders",))) == [AS_IT_IS]
 
 
-def test_what_is_scored_is_what_is_read_back(tmp_path: Path) -> None:
+def test_every_row_s_repairs_are_scored_as_they_are_read_back(tmp_path: Path) -> None:
+    """The contract of a row: updates of the same layers, whose saved folder is what is scored."""
     saved(tmp_path / "a", target_modules=["q_proj", "down_proj"], lora_alpha=7)
     own, base = read_updates(tmp_path / "a"), tiny("Llama").to(torch.bfloat16)
     of = RepairSources(
-        own, (), 2, head_layouts(base), lambda name: refined_svd(base.get_submodule(name).weight)
+        own,
+        (scaled(own, -0.5),),
+        2,
+        head_layouts(base),
+        lambda name: refined_svd(base.get_submodule(name).weight),
+        {1: truncated(own, 1)},
     )
-    for number, (repair, derived) in enumerate(derived_updates(of, REPAIR_FAMILIES).items()):
+    made = derived_updates(of, REPAIR_FAMILIES)
+    rows = {*REPAIR_FAMILIES} - {"intruders"}  # of which this adapter has none to scale
+    assert {repair.family for repair in made} == rows
+    for number, (repair, derived) in enumerate(made.items()):
+        assert derived.keys() == own.keys(), repair
         folder = tmp_path / str(number)
         save_updates(derived, folder, source=tmp_path / "a")
         held, read = as_frozen(derived, base), load_frozen_adapter(base, folder, torch.bfloat16)

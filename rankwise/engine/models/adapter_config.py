@@ -220,8 +220,8 @@ def refuse_other_base(folder: Path, base: models.BaseModel, *, remedy: str) -> t
         return (f"{CONFIG_FILE} does not say from which base it was trained; it fits this one.",)
     if name == base.name:
         return ()
-    other = _model_folder(name)
-    if other is not None:
+    other = models.folder_here(name)
+    if other is not None and (other / "config.json").is_file() and weights_files(other):
         if base.folder.samefile(other) or _content(base.folder) == _content(other):
             return ()
     elif _last_part(name) == _last_part(base.name):
@@ -261,15 +261,6 @@ def layers_without_factors(
         return []
     named = models.target_shapes(shapes, [str(target) for target in targets])
     return [name for name in shapes if name in named and name not in adapted]
-
-
-def _model_folder(name: str) -> Path | None:
-    """The folder of a model on this machine that a name leads to, if it does."""
-    try:
-        folder = Path(name).expanduser()
-        return folder if (folder / "config.json").is_file() and weights_files(folder) else None
-    except (OSError, ValueError, RuntimeError):  # too long for a path; no such user
-        return None
 
 
 def _content(folder: Path) -> str:

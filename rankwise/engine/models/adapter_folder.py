@@ -14,7 +14,6 @@ from typing import NamedTuple
 from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from rankwise.engine.models.adapter_config import (
     CONFIG_FILE,
@@ -22,6 +21,7 @@ from rankwise.engine.models.adapter_config import (
     read_adapter_config,
     refuse_beyond_lora,
 )
+from rankwise.engine.models.base import linear_shape
 from rankwise.engine.models.files import opened, refuse_other_dtypes, tensor_headers
 from rankwise.errors import BeyondLoraError, ModelError
 from rankwise.records.files import share_as_usual, write_atomically, writing
@@ -61,7 +61,12 @@ def read_factors(folder: Path) -> dict[str, ScaledFactors]:
     config = read_adapter_config(folder)
     refuse_beyond_lora(config, folder)
     path = adapter_weights(folder)
-    layers = plain_layers(path)
+    layers, odd = _layers(path)
+    if odd or not layers:
+        examples = ", ".join(odd[:3]) or "none at all"
+        raise BeyondLoraError(
+            f"{path} holds other weights than pairs of lora_A and lora_B of layers: {examples}."
+        )
     settings = layer_settings(config, layers, folder)
     for name, layer in layers.items():
         _refuse_other_rank(settings[name].rank, name, layer, folder)
@@ -149,22 +154,6 @@ class FactorShapes(NamedTuple):
         return self.lora_A[0]
 
 
-def plain_layers(weights: Path) -> dict[str, FactorShapes]:
-    """The layers of an adapter's file, sorted, by the header alone: pairs of lora_A and lora_B.
-
-    Raises:
-        ModelError: the file cannot be read, or two factors do not fit each other.
-        BeyondLoraError: there is anything else in it.
-    """
-    layers, odd = _layers(weights)
-    if odd or not layers:
-        examples = ", ".join(odd[:3]) or "none at all"
-        raise BeyondLoraError(
-            f"{weights} holds other weights than pairs of lora_A and lora_B of layers: {examples}."
-        )
-    return layers
-
-
 def check_fit(folder: Path, model: nn.Module) -> int:
     """Refuse an adapter that does not fit a base, before any of its weights is read.
 
@@ -199,11 +188,12 @@ def check_fit(folder: Path, model: nn.Module) -> int:
                 f"{folder} adapts {name}, which the base model does not have. Choose the base "
                 "that it was trained from."
             ) from error
-        size = _linear_size(module)
-        if size is None:
+        shape = linear_shape(module)
+        if shape is None:
             continue
         _refuse_other_rank(settings[name].rank, name, factors, folder)
-        if size != (factors.lora_B[0], factors.lora_A[1]):
+        if shape != (factors.lora_A[1], factors.lora_B[0]):
+            size = shape.out_features, shape.in_features
             raise ModelError(
                 f"{folder} does not fit {name}: its factors are {factors.lora_A} and "
                 f"{factors.lora_B}, and the layer {size}. Choose the base that it was trained from."
@@ -235,13 +225,6 @@ def _layers(weights: Path) -> tuple[dict[str, FactorShapes], list[str]]:
         else:
             layers[layer] = FactorShapes(*keys, A, B)
     return layers, sorted(wanted ^ headers.keys())
-
-
-def _linear_size(module: nn.Module) -> tuple[int, int] | None:
-    """(out_features, in_features) of a linear layer."""
-    if isinstance(module, Conv1D):  # GPT-2's linear layer
-        return module.nf, module.nx
-    return (module.out_features, module.in_features) if isinstance(module, nn.Linear) else None
 
 
 def _refuse_other_rank(recorded: int, name: str, factors: FactorShapes, folder: Path) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -78,6 +78,18 @@ def scores_of(
     if (dtype := score_dtype(query)) == query.dtype:
         return torch.bmm(query, key)
     return torch.bmm(query, key, out_dtype=dtype)
+
+
+def capped_(scores: Tensor, softcap: float | None) -> Tensor:
+    """Scores under a softcap, in place."""
+    return scores if softcap is None else scores.div_(softcap).tanh_().mul_(softcap)
+
+
+def unseen_keys(rows: int, columns: int, window: int | None) -> Bool[Tensor, "rows 1 columns"]:
+    """True on keys that are not seen, on the CPU; the last column is the last row's own key."""
+    # (rows, 1, columns): by how many positions a key is behind the query
+    behind = torch.arange(columns - rows, columns)[:, None, None] - torch.arange(columns)
+    return (behind < 0) | (behind >= (columns if window is None else window))
 
 
 def decoder_of(model: nn.Module) -> Any:

@@ -91,6 +91,15 @@ class LinearShape(NamedTuple):
     out_features: int
 
 
+def linear_shape(module: nn.Module | None) -> LinearShape | None:
+    """The size of a linear layer, GPT-2's Conv1D too; None for other modules."""
+    if isinstance(module, Conv1D):
+        return LinearShape(module.nx, module.nf)
+    if isinstance(module, nn.Linear):
+        return LinearShape(module.in_features, module.out_features)
+    return None
+
+
 def find_base_model(
     config: BaseModelConfig, report: Callable[[str], None] = lambda _: None, *, weights: bool = True
 ) -> BaseModel:
@@ -108,7 +117,7 @@ def find_base_model(
         embedded = EMBEDDED_MODELS[config.name]
         folder = embedded_model_folder(embedded, report)
         return BaseModel(config.name, folder, f"sha256:{embedded.sha256}")
-    here = _folder_here(config.name)
+    here = folder_here(config.name)
     if here is not None:
         refuse_adapter(here)
         return BaseModel(config.name, here, _folder_fingerprint(here))
@@ -139,7 +148,7 @@ def trained_folder(name: str, report: Callable[[str], None] = lambda _: None) ->
     Raises:
         ModelError: it is neither, or the hub cannot give it.
     """
-    here = _folder_here(name)
+    here = folder_here(name)
     if here is not None:
         return here
     if "/" not in name or not _may_be_on_the_hub(name):
@@ -148,7 +157,8 @@ def trained_folder(name: str, report: Callable[[str], None] = lambda _: None) ->
     return _snapshot(name, None, patterns, f"{name} is no folder here", report)
 
 
-def _folder_here(name: str) -> Path | None:
+def folder_here(name: str) -> Path | None:
+    """The folder on this machine that a name leads to, if it does."""
     try:
         path = Path(name).expanduser()
         return path if path.is_dir() else None
@@ -493,10 +503,8 @@ def adaptable_shapes(model: nn.Module, *, beside_text: bool = False) -> dict[str
     for name, module in model.named_modules():
         if module is head or not name.startswith(text):
             continue
-        if isinstance(module, nn.Linear) and not _is_router(model, name):
-            shapes[name] = LinearShape(module.in_features, module.out_features)
-        elif isinstance(module, Conv1D):
-            shapes[name] = LinearShape(module.nx, module.nf)  # GPT-2's linear layer
+        if (shape := linear_shape(module)) is not None and not _is_router(model, name):
+            shapes[name] = shape
     return shapes
 
 
@@ -513,6 +521,8 @@ def text_part(model: nn.Module) -> str:
 def _is_router(model: nn.Module, name: str) -> bool:
     """Whether a model's own class made something else of a linear layer; FP8's is no model's."""
     kind = type(model.get_submodule(name))
+    if kind is Conv1D:
+        return False
     is_own = kind.__module__.startswith("transformers.models.")
     owner, _, own = name.rpartition(".")
     return (is_own and kind.forward is not nn.Linear.forward) or _reads_weight(

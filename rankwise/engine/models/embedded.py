@@ -105,8 +105,13 @@ def embedded_model_folder(model: EmbeddedModel, report: Progress = lambda _: Non
 def _gguf_file(model: EmbeddedModel, parts: Path, report: Progress) -> Path:
     """A verified GGUF file: the installed package's, an earlier call's, or a fresh download."""
     unpacked = parts / model.file_name
-    for candidate in (_installed_file(model), unpacked):
-        if candidate is not None and candidate.is_file() and sha256(candidate) == model.sha256:
+    candidates = [unpacked]
+    # the installed package's file is found without importing it, which fails
+    spec = importlib.util.find_spec(model.package)
+    for location in (spec and spec.submodule_search_locations) or ():
+        candidates.insert(0, Path(location) / model.file_name)
+    for candidate in candidates:
+        if candidate.is_file() and sha256(candidate) == model.sha256:
             return candidate
     parts.mkdir(parents=True, exist_ok=True)
     wheel = _wheel(model, parts, report)
@@ -133,13 +138,6 @@ def _gguf_file(model: EmbeddedModel, parts: Path, report: Progress) -> Path:
         )
     temporary.replace(unpacked)
     return unpacked
-
-
-def _installed_file(model: EmbeddedModel) -> Path | None:
-    """The file of the installed package, found without importing it (the import fails)."""
-    spec = importlib.util.find_spec(model.package)
-    locations = spec.submodule_search_locations if spec is not None else None
-    return Path(next(iter(locations))) / model.file_name if locations else None
 
 
 def _wheel(model: EmbeddedModel, parts: Path, report: Progress) -> Path:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rankwise.engine.models.adapter_folder import ScaledFactors, read_factors
-from rankwise.engine.models.base import LinearShape, adaptable_shapes, layers_replaced
+from rankwise.engine.models.base import adaptable_shapes, layers_replaced
 from rankwise.engine.models.placed import layer_devices
 from rankwise.errors import ModelError
 
@@ -89,7 +89,7 @@ class FrozenBank:
     def joined(self, layer: str) -> _Joined | None:
         """The factors of all pieces in one; None where each piece has to be multiplied alone.
 
-        That is so for a single piece, where an adapter lacks the layer, and as ``_join`` says.
+        That is so for a single piece, and where an adapter lacks the layer or a B is not finite.
         """
         if layer not in self._joined:
             factors = [
@@ -99,7 +99,12 @@ class FrozenBank:
             ]
             self._joined[layer] = None
             if len(factors) == len(self.pieces) > 1:
-                self._joined[layer] = _join(factors)
+                lora_A = torch.cat([a for a, _, _ in factors])
+                lora_B = torch.cat([b.T * scaling for _, b, scaling in factors])
+                # products with other adapters are set to 0 before B, and 0 times infinity is NaN
+                if bool(torch.isfinite(lora_B).all()):
+                    ranks = tuple(len(a) for a, _, _ in factors)
+                    self._joined[layer] = _Joined(lora_A, lora_B, ranks)
         return self._joined[layer]
 
     def foreign(self, joined: _Joined, rows: Float[Tensor, "rows features"]) -> Tensor:
@@ -115,29 +120,18 @@ class FrozenBank:
         return self._foreign[key]
 
 
-def _join(factors: Sequence[ScaledFactors]) -> _Joined | None:
-    """Join the factors; None if a B is not finite.
-
-    A row's products with other adapters are set to 0 before B, and 0 times infinity is NaN.
-    """
-    lora_A = torch.cat([a for a, _, _ in factors])
-    lora_B = torch.cat([b.T * scaling for _, b, scaling in factors])
-    if not bool(torch.isfinite(lora_B).all()):
-        return None
-    return _Joined(lora_A, lora_B, tuple(len(a) for a, _, _ in factors))
-
-
 @contextlib.contextmanager
 def carrying(
-    base_model: nn.Module, adapters: Iterable[FrozenAdapter], bank: FrozenBank | None = None
+    base_model: nn.Module, adapters: Iterable[FrozenAdapter | None], bank: FrozenBank | None = None
 ) -> Generator[FrozenBank]:
     """Within the block, the base's layers add these adapters to the rows of the bank's pieces.
 
     Rows are those of the input flattened to (rows, features). Gradients do not go through. The
     base's weights are neither copied nor changed; afterwards the base has its own layers again.
+    None among the adapters is the base itself.
     """
     bank = FrozenBank() if bank is None else bank
-    names = dict.fromkeys(name for adapter in adapters for name in adapter.layers)
+    names = dict.fromkeys(name for adapter in adapters if adapter for name in adapter.layers)
     layers = {name: _FrozenLayer(base_model.get_submodule(name), name, bank) for name in names}
     try:
         with layers_replaced(base_model, layers):
@@ -195,7 +189,17 @@ def load_frozen_adapter(base_model: nn.Module, folder: Path, dtype: torch.dtype)
     shapes = adaptable_shapes(base_model, beside_text=True)
     saved = read_factors(folder)
     for name, (A, B, _) in saved.items():
-        _check_shapes(shapes.get(name), name, A, B, folder)
+        if (shape := shapes.get(name)) is None:
+            raise ModelError(
+                f"the adapter in {folder} adapts {name}, which is no linear layer below the head "
+                "of this base model. Check which base it was trained on."
+            )
+        if A.shape[1:] != shape[:1] or B.shape != (shape.out_features, A.shape[0]):
+            raise ModelError(
+                f"the adapter in {folder} does not fit {name}: {tuple(A.shape)} and "
+                f"{tuple(B.shape)} on a layer from {shape.in_features} to {shape.out_features}. "
+                "Check which base it was trained on."
+            )
     devices = layer_devices(base_model, saved)
     layers = {
         name: ScaledFactors(A.to(devices[name], dtype), B.to(devices[name], dtype), scaling)
@@ -203,17 +207,3 @@ def load_frozen_adapter(base_model: nn.Module, folder: Path, dtype: torch.dtype)
     }
     # of the factors as saved: small numbers can become zero in another dtype
     return FrozenAdapter(layers, all(factors.is_zero for factors in saved.values()))
-
-
-def _check_shapes(shape: LinearShape | None, name: str, A: Tensor, B: Tensor, folder: Path) -> None:
-    if shape is None:
-        raise ModelError(
-            f"the adapter in {folder} adapts {name}, which is no linear layer below the head of "
-            "this base model. Check which base it was trained on."
-        )
-    if A.shape[1:] != shape[:1] or B.shape != (shape.out_features, A.shape[0]):
-        raise ModelError(
-            f"the adapter in {folder} does not fit {name}: {tuple(A.shape)} and {tuple(B.shape)} "
-            f"on a layer from {shape.in_features} to {shape.out_features}. Check which base it "
-            "was trained on."
-        )

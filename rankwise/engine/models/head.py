@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rankwise.engine.models.attention import INSTEAD
+from rankwise.engine.models.packed_attention import packed_attention
 from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.errors import ModelError
 
@@ -29,10 +30,10 @@ class CompletionHead:
     """
 
     def __init__(self, model: Any) -> None:
-        """Take the head of ``model``, which is inside of ``packed_attention``.
+        """Take the head of ``model``, and compare with the model's own logits of four tokens.
 
         Args:
-            model: a causal language model.
+            model: a causal language model of transformers, which can be packed.
 
         Raises:
             ModelError: head and known scalings do not give the model's logits.
@@ -66,7 +67,7 @@ class CompletionHead:
             "packed_layout": layout,
             "use_cache": False,
         }
-        with torch.no_grad():
+        with torch.no_grad(), packed_attention(model):
             hidden = getattr(model.base_model(**inputs), "last_hidden_state", None)
             if hidden is None:
                 raise ModelError(

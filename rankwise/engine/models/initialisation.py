@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import peft
@@ -103,12 +104,18 @@ def input_directions(
     layers = {name: base_model.get_submodule(name) for name in layer_names}
     inputs = _Inputs(rank)
     rows = _packed(examples, max(_EVA_TOKENS, _EVA_TOKENS_PER_RANK * rank))[:_EVA_MOST_READS]
-    hooks = [layer.register_forward_pre_hook(inputs.hook(name)) for name, layer in layers.items()]
+    device = next(base_model.parameters()).device
+    hooks = [
+        layer.register_forward_pre_hook(partial(inputs.add, name)) for name, layer in layers.items()
+    ]
     num_reads = 0
     try:
         with packed_attention(base_model):
             while num_reads < len(rows) and not inputs.are_settled:
-                _read(base_model, rows[num_reads])
+                row = rows[num_reads]
+                tokens = [[token for example in row for token in example.tokens[:-1]]]
+                layout = PackedLayout(tuple(example.num_inputs for example in row))
+                packed_states(base_model.base_model, torch.tensor(tokens, device=device), layout)
                 num_reads += 1
     finally:
         for hook in hooks:
@@ -137,19 +144,15 @@ class _Inputs:
         of_layers = self.of_layers.values()
         return bool(of_layers) and all(each.are_settled for each in of_layers)
 
-    def hook(self, name: str) -> Any:
-        """What a layer calls before it computes."""
-
-        def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            (x,) = inputs
-            if self._last is not None and x is self._last[0]:
-                self.of_layers[name] = self._last[1]
-                return
-            directions = self.of_layers.setdefault(name, _Directions(self._rank))
-            directions.add(x.reshape(-1, x.shape[-1]))
-            self._last = x, directions
-
-        return add
+    def add(self, name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """What a layer of this name calls before it computes."""
+        (x,) = inputs
+        if self._last is not None and x is self._last[0]:
+            self.of_layers[name] = self._last[1]
+            return
+        directions = self.of_layers.setdefault(name, _Directions(self._rank))
+        directions.add(x.reshape(-1, x.shape[-1]))
+        self._last = x, directions
 
 
 class _Directions:
@@ -184,19 +187,7 @@ class _Directions:
             self.are_settled = bool((cosines >= _EVA_STAYS).all())
 
 
-class _Row(NamedTuple):
-    """Examples that are read at once: their tokens (1, tokens), and how many each of them has."""
-
-    input_ids: Tensor
-    lengths: tuple[int, ...]
-
-
-def _read(base_model: Any, row: _Row) -> None:
-    device = next(base_model.parameters()).device
-    packed_states(base_model.base_model, row.input_ids.to(device), PackedLayout(row.lengths))
-
-
-def _packed(examples: Sequence[Example], num_tokens: int) -> list[_Row]:
+def _packed(examples: Sequence[Example], num_tokens: int) -> list[list[Example]]:
     """All examples in rows of nearly equal size, which is as near to so many tokens as can be."""
     total = sum(example.num_inputs for example in examples)
     rows: list[list[Example]] = [[] for _ in range(max(1, round(total / num_tokens)))]
@@ -204,11 +195,4 @@ def _packed(examples: Sequence[Example], num_tokens: int) -> list[_Row]:
     for example in examples:
         rows[before * len(rows) // total].append(example)
         before += example.num_inputs
-    return [
-        _Row(
-            torch.tensor([[token for example in row for token in example.tokens[:-1]]]),
-            tuple(example.num_inputs for example in row),
-        )
-        for row in rows
-        if row
-    ]
+    return [row for row in rows if row]

@@ -36,14 +36,18 @@ def write_texts(
         num_tokens: of each, with the first one.
         seed: of the random numbers.
     """
+    # transformers renamed the argument within version 5
+    parameters = inspect.signature(model.forward).parameters
+    cache = "cache" if "cache" in parameters else "past_key_values"
     texts: list[tuple[int, ...]] = []
     for start in range(0, number, _BATCH):
         places = range(start, min(start + _BATCH, number))
         # on the CPU: the same numbers on every device
-        numbers = torch.stack([_uniform(seed, place, num_tokens) for place in places])
+        generators = (torch.Generator().manual_seed(seed_of(seed, place)) for place in places)
+        numbers = torch.stack([torch.rand(num_tokens, generator=each) for each in generators])
         newest = torch.full((len(places), 1), first_token, device=model.device)  # (texts, 1)
         written = newest
-        reads = {_cache_argument(model): DynamicCache(config=model.config.get_text_config())}
+        reads = {cache: DynamicCache(config=model.config.get_text_config())}
         for step in range(1, num_tokens):
             out = model(input_ids=newest, use_cache=True, **reads)
             shares = out.logits[:, -1].float().softmax(dim=-1).cumsum(dim=-1)  # (texts, vocab)
@@ -53,13 +57,3 @@ def write_texts(
             written = torch.cat([written, newest], dim=1)
         texts += [tuple(text) for text in written.tolist()]
     return texts
-
-
-def _cache_argument(model: Any) -> str:
-    """What transformers calls the cache of keys and values: it was renamed within version 5."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-
-
-def _uniform(seed: int, place: int, number: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed_of(seed, place))
-    return torch.rand(number, generator=generator)

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 
-from rankwise.engine.models.attention import AttentionTerms
+from rankwise.engine.models.attention import AttentionTerms, unseen_keys
 from rankwise.engine.models.devices import moved
 from rankwise.engine.models.files import unusable
 from rankwise.engine.models.packed_layout import PackedLayout
@@ -159,10 +159,8 @@ def _unseen(
     rows: int, columns: int, window: int | None, dtype: torch.dtype, device: torch.device
 ) -> Float[Tensor, "rows 1 columns"]:
     """0 on keys that are seen and -inf elsewhere; the last column is the last row's own key."""
-    # (rows, 1, columns): how many tokens the key is behind the query
-    behind = torch.arange(columns - rows, columns)[:, None, None] - torch.arange(columns)
-    seen = (behind >= 0) & (behind < (columns if window is None else window))
-    return moved(torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf), device)
+    unseen = unseen_keys(rows, columns, window)
+    return moved(torch.zeros(unseen.shape, dtype=dtype).masked_fill_(unseen, -torch.inf), device)
 
 
 # The masks of blocks are kept, those of whole sequences not: they are as large as a head's scores.

@@ -7,6 +7,7 @@ import json
 import tempfile
 import warnings
 from collections.abc import Generator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,20 +156,17 @@ def _adding_otherwise(
     """
     wrong: set[str] = set()
 
-    def compared(name: str) -> Any:
-        def compare(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            x, y = inputs[0].float(), output.float()
-            lora_A, lora_B = (factor.to(x.device) for factor in drawn.factors[name])
-            expected = drawn.scaling * (x @ lora_A.T) @ lora_B.T
-            error = y - layer.base_layer(inputs[0]).float() - expected
-            rounding = 4 * torch.finfo(output.dtype).eps * y.norm()
-            if not bool(error.norm() <= _MOST_ERROR * expected.norm() + rounding):  # NaN is wrong
-                wrong.add(name)
-
-        return compare
+    def compare(name: str, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        x, y = inputs[0].float(), output.float()
+        lora_A, lora_B = (factor.to(x.device) for factor in drawn.factors[name])
+        expected = drawn.scaling * (x @ lora_A.T) @ lora_B.T
+        error = y - layer.base_layer(inputs[0]).float() - expected
+        rounding = 4 * torch.finfo(output.dtype).eps * y.norm()
+        if not bool(error.norm() <= _MOST_ERROR * expected.norm() + rounding):  # NaN is wrong
+            wrong.add(name)
 
     for name, layer in layers.items():
-        layer.register_forward_hook(compared(name))
+        layer.register_forward_hook(partial(compare, name))
     (weight, *_) = base_model.parameters()
     base_model(torch.tensor([tokens], device=weight.device), use_cache=False)
     return sorted(wrong)

@@ -7,7 +7,6 @@ rows; the A and B of each adapter then add to its rows, at its rank. Nothing is 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 from collections.abc import Generator, Mapping, Sequence
 from types import MappingProxyType
@@ -119,10 +118,17 @@ class Adapter:
         ]
 
     def _views(self, blocks: Sequence[Any], rank: int) -> dict[str, LoraFactors]:
-        """Matrices of every layer as views of the blocks of the devices."""
-        of_devices = zip(blocks, self._shapes.values(), strict=True)
-        views = (_views(block, shapes, rank) for block, shapes in of_devices)
-        return dict(itertools.chain.from_iterable(each.items() for each in views))
+        """Matrices of every layer as views of the devices' blocks: A before B, layer by layer."""
+        views: dict[str, LoraFactors] = {}
+        for block, shapes in zip(blocks, self._shapes.values(), strict=True):
+            start = 0
+            for name, (in_features, out_features) in shapes.items():
+                middle = start + rank * in_features
+                end = middle + rank * out_features
+                lora_A = block[start:middle].view(rank, in_features)
+                views[name] = LoraFactors(lora_A, block[middle:end].view(out_features, rank))
+                start = end
+        return views
 
     def start_from(
         self, factors: Mapping[str, tuple[Tensor, Tensor]], *, is_in_base: bool = False
@@ -412,18 +418,3 @@ def _dropout_mask(piece: Piece, layer: str, rows: Tensor) -> Tensor | None:
         of_sequence = mask[sequence.start - piece.start : sequence.stop - piece.start]
         of_sequence.bernoulli_(1 - piece.adapter.dropout, generator=generator)
     return mask
-
-
-def _views(
-    block: Float[Tensor, " size"], shapes: Mapping[str, LinearShape], rank: int
-) -> dict[str, LoraFactors]:
-    """Matrices of every layer as views of ``block``: layer after layer, A before B."""
-    views: dict[str, LoraFactors] = {}
-    start = 0
-    for name, (in_features, out_features) in shapes.items():
-        middle, end = start + rank * in_features, start + rank * (in_features + out_features)
-        views[name] = LoraFactors(
-            block[start:middle].view(rank, in_features), block[middle:end].view(out_features, rank)
-        )
-        start = end
-    return views

@@ -75,7 +75,7 @@ class VariantModel:
 
 @contextlib.contextmanager
 def variant_on(
-    base_model: nn.Module, variant: Variant, setting: VariantSetting
+    base_model: Any, variant: Variant, setting: VariantSetting
 ) -> Generator[VariantModel]:
     """Within the block, a base has a variant's weights in its layers, at their beginning.
 
@@ -90,29 +90,25 @@ def variant_on(
         ModelError: PEFT cannot put it on this base.
     """
     shapes = target_shapes(adaptable_shapes(base_model), setting.target_modules)
-    layers = map(base_model.get_submodule, shapes)
-    if not variant.takes_conv1d and any(isinstance(layer, Conv1D) for layer in layers):
+    adapted = map(base_model.get_submodule, shapes)
+    if not variant.takes_conv1d and any(isinstance(layer, Conv1D) for layer in adapted):
         raise ModelError(
             "PEFT cannot put this variant on layers of GPT-2's kind (Conv1D). Leave it out of "
             "methods.variants."
         )
+    assert variant.config is not None
+    what = "PEFT cannot put this variant on the base model"
     with lent(base_model):
         with torch.random.fork_rng(devices=[]), quietly():
-            model = _put_on(base_model, variant, setting)
-        yield VariantModel(variant, model)
-
-
-def _put_on(base_model: Any, variant: Variant, setting: VariantSetting) -> Any:
-    assert variant.config is not None
-    torch.default_generator.manual_seed(setting.seed)  # PEFT draws from it, on the CPU
-    what = "PEFT cannot put this variant on the base model"
-    with unusable(what, "Leave it out of methods.variants, or choose other target_modules."):
-        model: Any = peft.get_peft_model(base_model, variant.config(setting))
-    if variant.draws_like_lora:
-        with torch.no_grad():
-            for name, layer in base_model.named_modules():
+            torch.default_generator.manual_seed(setting.seed)  # PEFT draws from it, on the CPU
+            remedy = "Leave it out of methods.variants, or choose other target_modules."
+            with unusable(what, remedy):
+                model: Any = peft.get_peft_model(base_model, variant.config(setting))
+            layers = base_model.named_modules() if variant.draws_like_lora else ()
+            for name, layer in layers:
                 if isinstance(layer, peft.tuners.lora.LoraLayer):
                     into: Any = layer.lora_A["default"]
                     rank, size = into.weight.shape
-                    into.weight.copy_(drawn_rows(name, rank, size, setting.seed))
-    return model.eval()
+                    with torch.no_grad():
+                        into.weight.copy_(drawn_rows(name, rank, size, setting.seed))
+        yield VariantModel(variant, model.eval())

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -168,12 +169,6 @@ def _dora(setting: VariantSetting) -> peft.PeftConfig:
     )
 
 
-def _vera(setting: VariantSetting) -> peft.PeftConfig:
-    return peft.VeraConfig(
-        r=setting.rank, projection_prng_key=setting.seed, save_projection=True, **_settings(setting)
-    )
-
-
 def _adalora(setting: VariantSetting) -> peft.PeftConfig:
     first_rank = _ADALORA_EXCESS * setting.rank
     steps = max(setting.num_steps, 2)  # the budget falls between two steps at least
@@ -189,41 +184,20 @@ def _adalora(setting: VariantSetting) -> peft.PeftConfig:
     )
 
 
-def _ia3(setting: VariantSetting) -> peft.PeftConfig:
-    # no feed-forward modules: a vector rescales the output of each layer, not the input of some
-    return peft.IA3Config(feedforward_modules=[], **_settings(setting))
-
-
-def _oft(setting: VariantSetting) -> peft.PeftConfig:
-    return peft.OFTConfig(r=0, oft_block_size=setting.rank, **_settings(setting))
-
-
-def _weights_of_oft(shape: LinearShape, block_size: int) -> int:
-    """The rotations of a layer's inputs: entries above the diagonal of each block."""
-    return shape.in_features // block_size * (block_size * (block_size - 1) // 2)
-
-
-def _is_oft_block(shape: LinearShape, block_size: int) -> bool:
-    return block_size > 1 and shape.in_features % block_size == 0  # PEFT would take another one
-
-
 def _weights_of_lora(shape: LinearShape, rank: int) -> int:
     return rank * sum(shape)
 
 
-def _in_weights(of_layer: Callable[[nn.Module, int, float], LoraFactors]) -> Initialise:
+def _in_weights(
+    of_layer: Callable[[nn.Module, int, float], LoraFactors],
+    base_model: nn.Module,
+    adapter: Adapter,
+    _: Sequence[Example],
+) -> Initialisation:
     """Begins at a part of the weights of each layer, under the adapter's rank and scaling."""
-
-    def initialise(base_model: nn.Module, adapter: Adapter, _: Sequence[Example]) -> Initialisation:
-        rank, scaling = adapter.rank, adapter.scaling
-        return Initialisation(
-            {
-                name: of_layer(base_model.get_submodule(name), rank, scaling)
-                for name in adapter.factors
-            }
-        )
-
-    return initialise
+    layers = {name: base_model.get_submodule(name) for name in adapter.factors}
+    rank, scaling = adapter.rank, adapter.scaling
+    return Initialisation({name: of_layer(layers[name], rank, scaling) for name in layers})
 
 
 def _in_inputs(
@@ -362,15 +336,28 @@ VARIANTS: Mapping[VariantName, Variant] = {
         draws_like_lora=True,
     ),
     # begins at the base's leading singular vectors, arXiv:2404.02948
-    "pissa": Variant(_weights_of_lora, initialise=_in_weights(leading_vectors), is_in_base=True),
+    "pissa": Variant(
+        _weights_of_lora, initialise=partial(_in_weights, leading_vectors), is_in_base=True
+    ),
     # begins at an orthogonal basis of the base's first outputs, arXiv:2406.01775
-    "olora": Variant(_weights_of_lora, initialise=_in_weights(orthogonal_basis), is_in_base=True),
+    "olora": Variant(
+        _weights_of_lora, initialise=partial(_in_weights, orthogonal_basis), is_in_base=True
+    ),
     # begins at the directions in which a layer's inputs vary most, arXiv:2410.07170
     "eva": Variant(_weights_of_lora, initialise=_in_inputs),
     # A stays as drawn, arXiv:2308.03303
     "lora_fa": Variant(lambda shape, rank: rank * shape.out_features, optimizer=_b_alone),
     # vectors between two random matrices that all layers share, arXiv:2310.11454
-    "vera": Variant(lambda shape, rank: rank + shape.out_features, _vera, has_scaling=False),
+    "vera": Variant(
+        lambda shape, rank: rank + shape.out_features,
+        lambda setting: peft.VeraConfig(
+            r=setting.rank,
+            projection_prng_key=setting.seed,
+            save_projection=True,
+            **_settings(setting),
+        ),
+        has_scaling=False,
+    ),
     # singular values, of which those of little importance are taken away, arXiv:2303.10512
     "adalora": Variant(
         lambda shape, rank: _ADALORA_EXCESS * rank * (sum(shape) + 1),
@@ -379,10 +366,22 @@ VARIANTS: Mapping[VariantName, Variant] = {
         penalise=_orthogonal,
     ),
     # rescales what a layer puts out, arXiv:2205.05638
-    "ia3": Variant(lambda shape, _: shape.out_features, _ia3, has_rank=False, has_scaling=False),
+    "ia3": Variant(
+        lambda shape, _: shape.out_features,
+        # no feed-forward modules: a vector rescales the output of each layer, not the input of some
+        lambda setting: peft.IA3Config(feedforward_modules=[], **_settings(setting)),
+        has_rank=False,
+        has_scaling=False,
+    ),
     # rotates a layer's input in blocks, arXiv:2306.07280
     "oft": Variant(
-        _weights_of_oft, _oft, has_scaling=False, takes_rank=_is_oft_block, takes_conv1d=False
+        # entries above the diagonal of each block
+        lambda shape, size: shape.in_features // size * (size * (size - 1) // 2),
+        lambda setting: peft.OFTConfig(r=0, oft_block_size=setting.rank, **_settings(setting)),
+        has_scaling=False,
+        # of others PEFT would take another size
+        takes_rank=lambda shape, size: size > 1 and shape.in_features % size == 0,
+        takes_conv1d=False,
     ),
 }
 """By the names of the study file."""

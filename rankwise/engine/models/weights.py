@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -89,7 +89,8 @@ def weight_matrices(
         ModelError: the folder cannot be loaded, a layer is missing or no linear one, or a weight
             is NaN or infinite.
     """
-    return _matrices(_stored(folder), folder, layers)
+    model = load_in_files(folder, _widest_dtype(folder), {"": IN_FILES})
+    return _matrices(model, folder, layers)
 
 
 def model_weights(folder: Path, layers: Sequence[str]) -> ModelWeights:
@@ -98,7 +99,7 @@ def model_weights(folder: Path, layers: Sequence[str]) -> ModelWeights:
     Raises:
         ModelError: as ``weight_matrices``; other parameters that are not finite too.
     """
-    model = _stored(folder)
+    model = load_in_files(folder, _widest_dtype(folder), {"": IN_FILES})
     of_layers = {f"{name}.weight" for name in layers}
     first: dict[int, str] = {}
     tied: dict[str, str] = {}
@@ -110,10 +111,6 @@ def model_weights(folder: Path, layers: Sequence[str]) -> ModelWeights:
                 tied[name] = other
     matrices = _matrices(model, folder, layers)
     return ModelWeights(matrices, StoredWeights(model, folder, others), tied)
-
-
-def _stored(folder: Path) -> Any:
-    return load_in_files(folder, _widest_dtype(folder), {"": IN_FILES})
 
 
 def _matrices(model: nn.Module, folder: Path, layers: Sequence[str]) -> StoredWeights:

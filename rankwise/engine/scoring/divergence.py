@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from rankwise.engine.models.attention import decoder_of
 from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank, carrying
 from rankwise.engine.models.head import CompletionHead
-from rankwise.engine.models.packed_attention import packed_attention
 from rankwise.engine.models.smaller_steps import in_smaller_steps
 from rankwise.engine.scoring.tree.prefixes import PrefixTree
 from rankwise.engine.scoring.tree.reader import TreeReader
@@ -105,8 +104,7 @@ def _of_answers(
 ) -> Iterator[Float[Tensor, "_ vocabulary"]]:
     """The log-probabilities of one answer after the other, on the model's device."""
     decoder = decoder_of(model)
-    with packed_attention(model):
-        head = CompletionHead(decoder)
+    head = CompletionHead(decoder)
     tree = PrefixTree([answer.tokens_read for answer in answers])
     # the last token is not read, so the n tokens of an answer are predicted at its last n places
     paths = [
@@ -125,7 +123,7 @@ def _of_answers(
             yield read.hidden[0, rows]  # (some places, hidden)
             tell(read.stop - read.start)
 
-    with carrying(model, [] if adapter is None else [adapter], bank):
+    with carrying(model, [adapter], bank):
         states = in_smaller_steps(
             lambda tell: list(read_all(tell)), reader.shrink, advance, decoder.device
         )

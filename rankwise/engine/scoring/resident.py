@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from rankwise.engine.models.frozen_adapters import (
     load_frozen_adapter,
 )
 from rankwise.engine.models.head import CompletionHead
-from rankwise.engine.models.packed_attention import check_packable, packed_attention
+from rankwise.engine.models.packed_attention import check_packable
 from rankwise.engine.models.placed import devices_of
 from rankwise.engine.models.smaller_steps import in_smaller_steps
 from rankwise.engine.scoring.decode.decoder import Decoder, DecodeWork
@@ -78,8 +78,7 @@ class ResidentScorer:
         self._model = base_model
         check_packable(base_model)
         decoder = decoder_of(base_model)
-        with packed_attention(base_model):
-            self._head = CompletionHead(decoder)
+        self._head = CompletionHead(decoder)
         self._device: torch.device = decoder.device
         self._adapters: dict[str, FrozenAdapter] = {}
         self._bank = FrozenBank()
@@ -114,6 +113,11 @@ class ResidentScorer:
     def hold(self, name: str, adapter: FrozenAdapter) -> None:
         """Attach an adapter that is in memory, in the model's dtype."""
         self._adapters[name] = adapter
+
+    @property
+    def attached(self) -> Set[str]:
+        """The names of the adapters that are on the model."""
+        return self._adapters.keys()
 
     def take_off(self, name: str) -> None:
         """Detach an adapter and free its memory."""
@@ -188,7 +192,7 @@ class ResidentScorer:
         if unknown := [n for n in models if n is not None and n not in self._adapters]:
             raise ModelError(f"no adapter {', '.join(unknown)} is attached to the resident model.")
         adapters = [None if name is None else self._adapters[name] for name in models]
-        with carrying(self._model, [a for a in adapters if a is not None], self._bank):
+        with carrying(self._model, adapters, self._bank):
             yield adapters
 
 

@@ -13,7 +13,7 @@ import hashlib
 import importlib
 import importlib.util
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -89,7 +89,13 @@ class VllmScorer:
         max_rank: int = 0,
         max_length: int = 0,
     ) -> None:
-        self._vllm = _import_vllm()
+        try:
+            self._vllm: Any = importlib.import_module("vllm")
+        except ImportError as error:
+            raise ModelError(
+                f"engine vllm cannot be used: {error}. Run `pip install rankwise[vllm]`, or use "
+                "the engine resident, which is always available."
+            ) from error
         self._folder, self._tokenizer_folder = folder, tokenizer_folder
         self._precision, self._max_rank, self._max_length = precision, max_rank, max_length
         self._adapters: dict[str, _AttachedAdapter] = {}
@@ -98,7 +104,8 @@ class VllmScorer:
         self._processes: list[psutil.Process] = []
 
     def put_on(self, name: str, folder: Path) -> None:
-        rank = _rank(folder)
+        config = read_adapter_config(folder)  # the layers' largest rank counts
+        rank = max(config["r"], *(config.get("rank_pattern") or {"": 0}).values())
         if rank > _RANKS[-1]:
             raise ModelError(f"{folder}: vLLM takes ranks to {_RANKS[-1]}, this one is {rank}.")
         if self._engine is not None and rank > self._max_rank:
@@ -107,6 +114,10 @@ class VllmScorer:
                 "Attach it before the first query, or set max_rank."
             )
         self._adapters[name] = _AttachedAdapter(next(self._numbers), folder, rank)
+
+    @property
+    def attached(self) -> Set[str]:
+        return self._adapters.keys()
 
     def take_off(self, name: str) -> None:
         del self._adapters[name]
@@ -162,7 +173,12 @@ class VllmScorer:
             )
             for prompt in prompts
         ]
-        return self._answers(models, sequences, lambda output, _: _generation(output), advance)
+
+        def written(output: Any, _: int) -> Generation:
+            (completion,) = output.outputs
+            return Generation(completion.text, completion.finish_reason == "stop")
+
+        return self._answers(models, sequences, written, advance)
 
     def _answers(
         self,
@@ -209,6 +225,10 @@ class VllmScorer:
                 "max_loras": min(_SLOTS, number),
                 "max_cpu_loras": number,
             }
+            memory: dict[str, float] = {}
+            if torch.cuda.is_available():
+                free, total = torch.cuda.mem_get_info(choose_device())
+                memory["gpu_memory_utilization"] = min(_MOST_MEMORY, _FREE_SHARE * free / total)
             before = set(psutil.Process().children(recursive=True))
             try:
                 self._engine = self._vllm.LLM(
@@ -217,7 +237,7 @@ class VllmScorer:
                     dtype=self._precision,
                     trust_remote_code=False,
                     max_model_len=self._max_length,
-                    **_memory(),
+                    **memory,
                     **(with_adapters if max(ranks) else {}),
                 )
             except (OSError, ValueError, RuntimeError) as error:
@@ -247,30 +267,6 @@ class VllmScorer:
         )
 
 
-def _memory() -> dict[str, float]:
-    """The share of the card's memory that vLLM may take, of what is free now."""
-    if not torch.cuda.is_available():
-        return {}
-    free, total = torch.cuda.mem_get_info(choose_device())
-    return {"gpu_memory_utilization": min(_MOST_MEMORY, _FREE_SHARE * free / total)}
-
-
-def _import_vllm() -> Any:
-    try:
-        return importlib.import_module("vllm")
-    except ImportError as error:
-        raise ModelError(
-            f"engine vllm cannot be used: {error}. Run `pip install rankwise[vllm]`, or use the "
-            "engine resident, which is always available."
-        ) from error
-
-
-def _rank(folder: Path) -> int:
-    """The largest rank of an adapter's layers."""
-    config = read_adapter_config(folder)
-    return max(config["r"], *(config.get("rank_pattern") or {"": 0}).values())
-
-
 def _log_likelihood(output: Any, continuation: Sequence[int]) -> LogLikelihood:
     """From vLLM's log-probabilities of each continuation token and of the most likely one."""
     positions = output.prompt_logprobs[-len(continuation) :]
@@ -280,11 +276,6 @@ def _log_likelihood(output: Any, continuation: Sequence[int]) -> LogLikelihood:
         nats += of_token
         is_greedy &= of_token >= max(float(other.logprob) for other in candidates.values())
     return LogLikelihood(nats, is_greedy)
-
-
-def _generation(output: Any) -> Generation:
-    (completion,) = output.outputs
-    return Generation(completion.text, completion.finish_reason == "stop")
 
 
 def engine_problem(config: StudyConfig) -> str | None:

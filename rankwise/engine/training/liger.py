@@ -40,7 +40,11 @@ def liger_kernels(model: nn.Module, *, enabled: bool) -> Generator[str | None]:
         Package and version of the kernels; None where they are not used.
     """
     decoder = decoder_of(model)
-    apply = _liger() if enabled and _fits(decoder) else None
+    apply: Any = None
+    if enabled and _fits(decoder):
+        with suppress(ImportError):  # it is not installed
+            kernels: Any = importlib.import_module("liger_kernel.transformers")
+            apply = kernels._apply_liger_kernel_to_instance
     if apply is None:
         yield None
         return
@@ -75,10 +79,3 @@ def _fits(decoder: Any) -> bool:
         and config.model_type in _MODEL_TYPES
         and config.hidden_act in _ACTIVATIONS
     )
-
-
-def _liger() -> Any:
-    """Liger's function that changes a loaded model; None where it is not installed."""
-    with suppress(ImportError):
-        return importlib.import_module("liger_kernel.transformers")._apply_liger_kernel_to_instance
-    return None

@@ -23,22 +23,13 @@ from torch import Tensor, nn
 
 from rankwise.engine.models.attention import decoder_layers
 from rankwise.engine.models.devices import PeakMemory, ResolvedPrecision
-from rankwise.engine.models.head import (
-    CompletionHead,
-    HeldTokens,
-    backward_losses,
-)
-from rankwise.engine.models.packed_attention import (
-    check_packable,
-    packed_attention,
-    packed_states,
-)
+from rankwise.engine.models.head import CompletionHead, HeldTokens, backward_losses
+from rankwise.engine.models.packed_attention import check_packable, packed_attention, packed_states
 from rankwise.engine.models.placed import devices_of
 from rankwise.engine.models.smaller_steps import in_smaller_steps
 from rankwise.engine.models.trained_adapters import AdapterBank
 from rankwise.engine.training.liger import liger_kernels
 from rankwise.engine.training.micro_batches import (
-    HeldRows,
     MicroBatch,
     PackedTokens,
     Placed,
@@ -326,13 +317,11 @@ class _Pass:
         self, batch: MicroBatch, active: Mapping[int, Trainee]
     ) -> tuple[Float[Tensor, " losses"], Float[Tensor, " held"]]:
         """Add a micro-batch's part to the gradients; returns its losses and KLs, on the device."""
-        held = batch.held
-        to_base = held and HeldTokens(
-            rows=held.rows,
-            reference=self._base_states(held),
-            weights=held.weights,
-            left_out=held.left_out,
-        )
+        held, to_base = batch.held, None
+        if held is not None:
+            with torch.no_grad():  # the base's own states, without the bank's adapters
+                states = self._hidden(held.texts)[0][held.text_rows]  # (held, hidden)
+            to_base = HeldTokens(held.rows, states, held.weights, held.left_out)
         rows = (
             contextlib.nullcontext()
             if self._bank is None
@@ -344,14 +333,6 @@ class _Pass:
     def _hidden(self, tokens: PackedTokens) -> Float[Tensor, "1 tokens hidden"]:
         """The last hidden states of packed sequences."""
         return packed_states(self._decoder, tokens.input_ids, tokens.layout, tokens.position_ids)
-
-    @torch.no_grad()
-    def _base_states(self, held: HeldRows) -> Float[Tensor, "held hidden"]:
-        """The base's own last hidden states at the held rows.
-
-        No row belongs to an adapter here, so every layer is the base's.
-        """
-        return self._hidden(held.texts)[0][held.text_rows]
 
 
 @contextlib.contextmanager

@@ -16,19 +16,11 @@ import torch
 
 from rankwise.engine.models.attention import decoder_layers
 from rankwise.engine.models.base import adaptable_shapes
-from rankwise.engine.models.devices import (
-    DTYPES,
-    KERNEL_BYTES,
-    MAX_KERNELS,
-    ResolvedPrecision,
-    has_bfloat16_kernels,
-)
+from rankwise.engine.models.devices import DTYPES, KERNEL_BYTES, MAX_KERNELS, has_bfloat16_kernels
 from rankwise.engine.models.head import BLOCK_BYTES, CHUNK_BYTES
-from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.engine.models.placed import cards_of_layers, most_on_a_card, num_weights
 from rankwise.engine.training.optimizers import optimizer_state_bytes
-from rankwise.engine.training.rehearsal import Peaks, rehearsed
-from rankwise.records.config.training import BasePrecision
+from rankwise.engine.training.rehearsal import Peaks, TrainingSetting, rehearsed
 from rankwise.records.study import FullTraining, Method
 
 LIKELY_TOKENS = {"cpu": 2048, "cuda": 16384}
@@ -67,34 +59,6 @@ class AdapterSize(NamedTuple):
     rank: int
     num_parameters: int
     num_frozen: int = 0
-
-
-class TrainingSetting(NamedTuple):
-    """The settings that all passes of a study share.
-
-    Attributes:
-        device: that trains.
-        precision: of the matrix products.
-        longest: read tokens of the longest example.
-        examples_per_step: of one trainee's optimizer step.
-        shortest: read tokens of the shortest example; None: all are equally long.
-        base_precision: of the frozen base under LoRA.
-        dropout: of LoRA.
-        full: how a full fine-tuning keeps weights and moments.
-        is_held: whether any adapter is held to the base's distributions.
-        num_cards: over which the layers of the frozen base lie under LoRA; see ``placed``.
-    """
-
-    device: torch.device
-    precision: ResolvedPrecision
-    longest: int
-    examples_per_step: int
-    shortest: int | None = None
-    base_precision: BasePrecision = "auto"
-    dropout: float = 0.0
-    full: FullTraining = FullTraining()
-    is_held: bool = False
-    num_cards: int = 1
 
 
 class PassMemory:
@@ -278,17 +242,9 @@ class PassMemory:
             return Peaks(self._num_layers * kept, self._num_layers * kept + layer, layer)
 
     def _rehearse(self, method: Method, gradient_checkpointing: bool, count: int) -> Peaks:
-        setting, is_full = self._setting, method == "full"
-        return rehearsed(
-            self._config,
-            PackedLayout((setting.longest,) * count),
-            None if is_full else {name: self._shapes[name] for name in self._layer_names},
-            dtype=DTYPES[setting.full.weights if is_full else setting.precision],
-            dropout=setting.dropout,
-            autocast=is_full and setting.precision == "bfloat16",
-            gradient_checkpointing=gradient_checkpointing,
-            device=setting.device,
-        )
+        shapes = {name: self._shapes[name] for name in self._layer_names}
+        adapted = None if method == "full" else shapes
+        return rehearsed(self._config, self._setting, adapted, count, gradient_checkpointing)
 
     def _loss_bytes(self, method: Method, tokens: int) -> int:
         """Logits of a chunk, and with them either their copies or the head's gradient.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import NamedTuple
 
 import numpy as np
@@ -182,13 +182,13 @@ def pack(placed: Sequence[Placed], shares: Mapping[int, Share], device: torch.de
     texts = dict.fromkeys(text for text, item in zip(read, in_order, strict=True) if item.held)
     starts = dict(zip(texts, accumulate(map(len, texts), initial=0), strict=False))
     integers = {
-        "ids": _joined(read),
+        "ids": [*chain.from_iterable(read)],
         "positions": _positions(read),
         "loss_rows": loss_rows,
         "targets": targets,
         "held_rows": held_rows,
         "left_out": left_out,
-        "text_ids": _joined(texts),
+        "text_ids": [*chain.from_iterable(texts)],
         "text_positions": _positions(texts),
         "text_rows": [
             starts[text] + row
@@ -218,10 +218,6 @@ def pack(placed: Sequence[Placed], shares: Mapping[int, Share], device: torch.de
 def _packed(ids: Tensor, positions: Tensor, sequences: Iterable[Sequence[int]]) -> PackedTokens:
     layout = PackedLayout(tuple(len(sequence) for sequence in sequences))
     return PackedTokens(ids[None], positions[None], layout)  # both (1, tokens)
-
-
-def _joined(sequences: Iterable[Sequence[int]]) -> list[int]:
-    return [token for sequence in sequences for token in sequence]
 
 
 def _positions(sequences: Iterable[Sequence[int]]) -> list[int]:

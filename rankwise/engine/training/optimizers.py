@@ -131,13 +131,8 @@ class StochasticRoundingAdamW(torch.optim.Optimizer):
         defaults = {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": weight_decay}
         super().__init__(weights, defaults)
         self.generator = torch.Generator(device=weights[0].device).manual_seed(seed)
-        self._begin()  # now and not at the first step, when memory may be short
-
-    def _begin(self) -> None:
-        """Moments for every weight that has none."""
-        for weight in (weight for group in self.param_groups for weight in group["params"]):
-            if weight not in self.state:
-                self.state[weight] = {"step": 0} | _moments_of(weight)
+        for weight in weights:  # now and not at the first step, when memory may be short
+            self.state[weight] = {"step": 0} | _moments_of(weight)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -224,8 +219,21 @@ def _adamw_8bit(
     has_bfloat16 = any(weight.dtype == torch.bfloat16 for weight in weights)
     try:
         torchao: Any = importlib.import_module("torchao.optim")
-    except ImportError as error:
-        return _bitsandbytes_adamw(weights, learning_rate, weight_decay, has_bfloat16, error)
+    except ImportError as no_torchao:
+        try:
+            bitsandbytes: Any = importlib.import_module("bitsandbytes.optim")
+        except ImportError:
+            raise ModelError(
+                "optimizer adamw_8bit needs torchao or bitsandbytes, and neither can be imported "
+                f"({no_torchao}). Install one: pip install 'rankwise[torchao]'."
+            ) from no_torchao
+        if has_bfloat16:
+            raise ModelError(
+                "optimizer adamw_8bit needs torchao for bfloat16 weights, and torchao cannot be "
+                f"imported ({no_torchao}); bitsandbytes would lose small steps. "
+                "Install it: pip install 'rankwise[torchao]'."
+            ) from no_torchao
+        return bitsandbytes.AdamW8bit(weights, lr=learning_rate, weight_decay=weight_decay)
     if any(weight.device.type == "cpu" for weight in weights):
         _require_compiler()
     optimizer: torch.optim.Optimizer = torchao.AdamW8bit(
@@ -233,7 +241,13 @@ def _adamw_8bit(
     )
     if has_bfloat16:
         _keep_float32_moments(optimizer, weights)
-        _seed_every_step(optimizer, seed)
+
+        def before(*_: Any) -> None:
+            """Make the random numbers of a step independent of interruptions before it."""
+            steps = (int(state["step"]) for state in optimizer.state.values())
+            torch.manual_seed(seed * _LOW_BITS + max(steps, default=0))
+
+        optimizer.register_step_pre_hook(before)
     return optimizer
 
 
@@ -249,16 +263,6 @@ def has_8bit_adamw(device: torch.device) -> bool:
     except (ImportError, ModelError):
         return False
     return True
-
-
-def _seed_every_step(optimizer: torch.optim.Optimizer, seed: int) -> None:
-    """Make the random numbers of a step independent of interruptions before it."""
-
-    def before(*_: Any) -> None:
-        steps = (int(state["step"]) for state in optimizer.state.values())
-        torch.manual_seed(seed * _LOW_BITS + max(steps, default=0))
-
-    optimizer.register_step_pre_hook(before)
 
 
 def _keep_float32_moments(
@@ -284,29 +288,6 @@ def _keep_float32_moments(
 
     optimizer.register_load_state_dict_pre_hook(before)
     optimizer.register_load_state_dict_post_hook(after)
-
-
-def _bitsandbytes_adamw(
-    weights: Sequence[nn.Parameter],
-    learning_rate: float,
-    weight_decay: float,
-    has_bfloat16: bool,
-    no_torchao: ImportError,
-) -> torch.optim.Optimizer:
-    try:
-        bitsandbytes: Any = importlib.import_module("bitsandbytes.optim")
-    except ImportError:
-        raise ModelError(
-            "optimizer adamw_8bit needs torchao or bitsandbytes, and neither can be imported "
-            f"({no_torchao}). Install one: pip install 'rankwise[torchao]'."
-        ) from no_torchao
-    if has_bfloat16:
-        raise ModelError(
-            "optimizer adamw_8bit needs torchao for bfloat16 weights, and torchao cannot be "
-            f"imported ({no_torchao}); bitsandbytes would lose small steps. "
-            "Install it: pip install 'rankwise[torchao]'."
-        ) from no_torchao
-    return bitsandbytes.AdamW8bit(weights, lr=learning_rate, weight_decay=weight_decay)
 
 
 def _require_compiler() -> None:

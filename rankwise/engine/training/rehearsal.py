@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import weakref
+from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,13 +22,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AutoModelForCausalLM
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rankwise.engine.models import packed_kernels
+from rankwise.engine.models.attention import decoder_layers
 from rankwise.engine.models.base import LinearShape
+from rankwise.engine.models.devices import DTYPES, ResolvedPrecision
 from rankwise.engine.models.packed_attention import packed_attention, packed_states
 from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.engine.models.trained_adapters import Adapter, DroppedSequence, Piece, adapted
+from rankwise.records.config.training import BasePrecision
+from rankwise.records.study import FullTraining
 
 _CUDA_STAND_IN = "rankwise_cuda_stand_in"
 _CPU = torch.device("cpu")  # fake tensors take no memory, whichever device would train
@@ -47,16 +51,40 @@ class Peaks(NamedTuple):
     end: int
 
 
+class TrainingSetting(NamedTuple):
+    """The settings that all passes of a study share.
+
+    Attributes:
+        device: that trains.
+        precision: of the matrix products.
+        longest: read tokens of the longest example.
+        examples_per_step: of one trainee's optimizer step.
+        shortest: read tokens of the shortest example; None: all are equally long.
+        base_precision: of the frozen base under LoRA.
+        dropout: of LoRA.
+        full: how a full fine-tuning keeps weights and moments.
+        is_held: whether any adapter is held to the base's distributions.
+        num_cards: over which the layers of the frozen base lie under LoRA; see ``placed``.
+    """
+
+    device: torch.device
+    precision: ResolvedPrecision
+    longest: int
+    examples_per_step: int
+    shortest: int | None = None
+    base_precision: BasePrecision = "auto"
+    dropout: float = 0.0
+    full: FullTraining = FullTraining()
+    is_held: bool = False
+    num_cards: int = 1
+
+
 def rehearsed(
     config: Any,
-    layout: PackedLayout,
+    setting: TrainingSetting,
     shapes: Mapping[str, LinearShape] | None,
-    *,
-    dtype: torch.dtype,
-    dropout: float,
-    autocast: bool,
+    count: int,
     gradient_checkpointing: bool,
-    device: torch.device,
 ) -> Peaks:
     """Rehearse a micro-batch of a frozen base, or one that adds to gradients of every weight.
 
@@ -64,27 +92,27 @@ def rehearsed(
 
     Args:
         config: of the model.
-        layout: of the micro-batch.
+        setting: of the training.
         shapes: of the adapted layers, by name; None trains every weight.
-        dtype: of the model.
-        dropout: of the adapter.
-        autocast: to bfloat16, where every weight is trained.
+        count: of the longest examples in the micro-batch.
         gradient_checkpointing: every layer is computed again in the backward pass.
-        device: that would train; it decides how attention is computed.
 
     Raises:
         ModelError: the model cannot be packed.
     """
+    layout, kind = PackedLayout((setting.longest,) * count), setting.device.type
+    dtype = DTYPES[setting.full.weights if shapes is None else setting.precision]
+    autocast = shapes is None and setting.precision == "bfloat16"
     model = (type(config).__name__, config.to_json_string(use_diff=False))
-    settings = (dtype, dropout, autocast, gradient_checkpointing)
-    key = repr((model, layout.lengths, device.type, settings, shapes and list(shapes.items())))
+    settings = (dtype, setting.dropout, autocast, gradient_checkpointing)
+    key = repr((model, layout.lengths, kind, settings, shapes and list(shapes.items())))
     if key not in _known:
         with _without_numbers():
-            rehearsal = _Rehearsal(config, dtype, layout, is_cuda=device.type == "cuda")
+            rehearsal = _Rehearsal(config, dtype, layout, is_cuda=kind == "cuda")
             if shapes is None:
                 _known[key] = rehearsal.full(autocast, gradient_checkpointing)
             else:
-                _known[key] = rehearsal.lora(shapes, dropout, gradient_checkpointing)
+                _known[key] = rehearsal.lora(shapes, setting.dropout, gradient_checkpointing)
     return _known[key]
 
 
@@ -123,7 +151,10 @@ class _Rehearsal:
             model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.bfloat16)
         self._model = model.requires_grad_(False).eval()
         self._layout, self._is_cuda = layout, is_cuda
-        layers = _layers(model)
+        # of several lists of layers, such as a small encoder's beside them, the longest
+        lists = Counter(name.rpartition(".")[0] for name in decoder_layers(model))
+        prefix = lists.most_common(1)[0][0]
+        layers: Any = model.get_submodule(prefix)
         # Two layers of each kind are enough: the second shows what one more of them adds.
         alike: dict[str, list[int]] = {}
         for index, layer in enumerate(layers):
@@ -139,7 +170,6 @@ class _Rehearsal:
             for indices in alike.values()
             if len(indices) > 2
         ]
-        prefix = next(name for name, module in model.named_modules() if module is layers)
         # full model's prefix of a layer's name -> its prefix in the shortened model
         self._names = {
             f"{prefix}.{index}.": f"{prefix}.{place}." for place, index in enumerate(kept)
@@ -213,7 +243,7 @@ class _Rehearsal:
             at_entry.append(live.bytes)
             if len(at_entry) == len(self._layers):
                 states: Tensor = inputs[0] if inputs else named["hidden_states"]
-                states.register_hook(lambda _: live.next_phase())
+                states.register_hook(lambda _: live.peaks.append(live.bytes))
 
         for module in self._layers:
             layer: Any = module
@@ -236,38 +266,21 @@ class _LiveBytes(TorchDispatchMode):
         for tensor in known:
             self._known[tensor.untyped_storage()] = None
 
-    def next_phase(self) -> None:
-        self.peaks.append(self.bytes)
-
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         for output in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(output, Tensor):
-                self._count(output.untyped_storage())
+            storage: Any = output.untyped_storage() if isinstance(output, Tensor) else None
+            if storage is not None and storage not in self._known:
+                self._known[storage] = None
+                self.bytes += storage.nbytes()
+                self.peaks[-1] = max(self.peaks[-1], self.bytes)
+                weakref.finalize(storage, self._free, storage.nbytes())
         return result
-
-    def _count(self, storage: Any) -> None:
-        if storage in self._known:
-            return
-        size: int = storage.nbytes()
-        self._known[storage] = None
-        self.bytes += size
-        self.peaks[-1] = max(self.peaks[-1], self.bytes)
-        weakref.finalize(storage, self._free, size)
 
     def _free(self, size: int) -> None:
         self.bytes -= size
-
-
-def _layers(model: nn.Module) -> nn.ModuleList:
-    """The decoder layers: the largest list of modules that transformers can checkpoint."""
-
-    def num_layers(modules: nn.ModuleList) -> int:
-        return sum(isinstance(module, GradientCheckpointingLayer) for module in modules)
-
-    return max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=num_layers)
 
 
 def _kind(layer: nn.Module) -> str:

@@ -18,6 +18,7 @@ from rankwise.engine.models.base import LinearShape, target_shapes
 from rankwise.engine.models.devices import DTYPES, ResolvedPrecision, is_out_of_memory
 from rankwise.engine.models.seeds import seed_of
 from rankwise.engine.models.trained_adapters import Adapter
+from rankwise.engine.models.variant_models import VariantModel
 from rankwise.engine.models.variants import MakeOptimizer
 from rankwise.engine.training.optimizers import MOMENTS, make_optimizer
 from rankwise.engine.training.states import UNUSABLE, UnusableStateError, read_state, write_state
@@ -322,16 +323,13 @@ class Trainee:
             raise ValueError("other shapes")
         self._optimizer.state.clear()  # there may be no room for both
         self._optimizer.load_state_dict(state["optimizer"])
-        self._check_moments()
+        for weights, moments in self._optimizer.state.items():
+            for name in MOMENTS:
+                if name in moments and moments[name].numel() != weights.numel():
+                    raise ValueError(f"{name} of another shape")
         with torch.no_grad():
             for weights, values in zip(self._weights, saved, strict=True):
                 weights.copy_(values)
-
-    def _check_moments(self) -> None:
-        for weights, state in self._optimizer.state.items():
-            for name in MOMENTS:
-                if name in state and state[name].numel() != weights.numel():
-                    raise ValueError(f"{name} of another shape")
 
 
 def lora_adapter(
@@ -429,6 +427,31 @@ class FullTrainee(Trainee):
     def _sums(self) -> list[tuple[float, float]]:
         in_float64 = (weights.detach().double() for weights in self._weights)
         return [(float(weights.sum()), float(weights.abs().sum())) for weights in in_float64]
+
+
+class VariantTrainee(Trainee):
+    """The weights that PEFT has put into a base; float32, whatever the base's precision.
+
+    Data order, schedule, clipping and saved state are those of the other trainees. A variant that
+    has an optimizer of its own steps with it, and its penalty is clipped with the loss.
+    """
+
+    def __init__(
+        self,
+        run: PlannedRun,
+        examples: Sequence[Example],
+        config: TrainConfig,
+        model: VariantModel,
+        marks: Sequence[int] = (),
+    ) -> None:
+        assert run.learning_rate is not None
+        make, rate = model.variant.optimizer, run.learning_rate
+        own = None if make is None else partial(make, model.model, rate, config.weight_decay)
+        super().__init__(run, examples, config, model.weights, own or "adamw", marks)
+        self.model = model
+
+    def _before_step(self) -> None:
+        self.model.penalise()  # adds the gradient of the variant's penalty
 
 
 def effective_batches(

@@ -248,19 +248,9 @@ class _TaskFinder:
 
     def _user_source(self, leaves: Leaves) -> _Source:
         train = self.config.train
-        assert train.data is not None
         (source,) = train.sources
         try:
-            data = load_user_data(
-                train.data,
-                self.tokenizer,
-                chat_template=self._has_chat(),
-                held_out_fraction=train.held_out_fraction,
-                max_examples=train.max_examples,
-                exact_match=train.exact_match,
-                columns=train.columns,
-                judged_by=train.judged_by,
-            )
+            data = load_user_data(train, self.tokenizer, chat_template=self._has_chat())
         except DataError as error:
             self.problems.append(f"train.data: {error}")
             return _Source(source, {}, TrainedFormat(None, False), leaves, {})

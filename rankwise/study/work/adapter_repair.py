@@ -6,15 +6,12 @@ again.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from rankwise.engine.models.devices import provenance_on
-from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.engine.scoring.tree.prefixes import PrefixTree
 from rankwise.errors import ConfigError
-from rankwise.findings.repairs import RepairTasks, choose_repair
+from rankwise.findings.repairs import RepairTasks
 from rankwise.records.axes import run_labels
 from rankwise.records.clusters import cluster_fields
 from rankwise.records.fingerprints import (
@@ -31,15 +28,9 @@ from rankwise.study.damage import find_damage
 from rankwise.study.observer import StageOutline
 from rankwise.study.quarantine import set_aside
 from rankwise.tasks.questions import RightAnswer
-from rankwise.weights.lowrank import read_updates
-from rankwise.weights.repair_scores import (
-    AskedTask,
-    RepairScorer,
-    in_domain_answers,
-    refuse_unjudgeable,
-    write_repaired,
-)
-from rankwise.weights.repairs import RepairSources, Updates, derived_updates, reverted_heads
+from rankwise.weights.adapter_repair import AdapterRepairer
+from rankwise.weights.repair_scores import AskedTask, refuse_unjudgeable
+from rankwise.weights.session import ScoringSession
 
 _FROM_BASE = "divergence from the base"
 
@@ -64,28 +55,59 @@ def repair_tasks(study: StudyRecord, run: PlannedRun) -> RepairTasks:
     return RepairTasks(tasks.get("in_domain", ()), tasks["retention"])
 
 
-class AdapterRepairer:
-    """Scores the repairs of a run's adapter, chooses one, and writes it."""
+class RunRepairer:
+    """Repairs the adapter of a study's run, and keeps what is scored in the study's folder."""
 
     def __init__(
-        self, context: StudyContext, run: PlannedRun, kinds: Sequence[RepairFamily | Repair]
+        self,
+        context: StudyContext,
+        run: PlannedRun,
+        tasks: RepairTasks,
+        kinds: Sequence[RepairFamily | Repair],
     ) -> None:
         """Prepare to repair a run of a study whose folder is locked.
 
         Args:
             context: its plan has every task of ``repair_tasks``.
             run: a LoRA run that is trained.
+            tasks: from ``repair_tasks``.
             kinds: of repair that are tried, as in ``repairs.derived_updates``.
         """
-        self._plan, self._folder, self._run = context.plan, context.folder, run
-        self._models, self._tell = context.models, context.tell
-        self._kinds = tuple(kinds)
-        self._partners = _other_seeds(context.study, context.folder, run)
-        if "average" not in kinds:
-            self._partners = ()
-        self._refined = _refined(context.study, context.folder, run) if "refine" in kinds else ()
+        plan, folder, study = context.plan, context.folder, context.study
+        self._plan, self._folder, self._run, self._tell = plan, folder, run, context.tell
+        partners = _other_seeds(study, folder, run) if "average" in kinds else ()
+        refined = _refined(study, folder, run) if "refine" in kinds else ()
+        # what tells the repairs from others: their kinds, and the fingerprints of other models
+        self._tried: list[Any] = [tuple(kinds), [each.fingerprint for each in partners]]
+        if refined:  # scores of other kinds are as old as they are
+            self._tried.append([each.fingerprint for each in refined])
+        fields = cluster_fields(study.config.evaluation.clusters, study)
+        own, kept = (
+            [
+                AskedTask(
+                    plan.tasks[name], study.config.evaluation.metric_of(name), fields.get(name)
+                )
+                for name in names
+            ]
+            for names in (tasks.in_domain, tasks.retention)
+        )
+        self._repairer = AdapterRepairer(
+            model=run.name,
+            folder=folder.weights(run),
+            base=plan.base,
+            tokenizer=plan.tokenizer,
+            in_domain=own,
+            retention=kept,
+            kinds=kinds,
+            open_session=lambda: ScoringSession(
+                context.models.base(), plan.tokenizer, step_tokens=plan.step_tokens
+            ),
+            others=[(partner.name, folder.weights(partner)) for partner in partners],
+            refined={each.rank: folder.weights(each) for each in refined if each.rank is not None},
+            confidence=study.config.recommendation.confidence,
+        )
 
-    def repair(self, tasks: RepairTasks, max_loss_points: float) -> AdapterRepair:
+    def repair(self, max_loss_points: float) -> AdapterRepair:
         """The repair that gains most within a limit of retention loss; see ``choose_repair``.
 
         Raises:
@@ -95,115 +117,87 @@ class AdapterRepairer:
             StorageError: the folder cannot be written.
             UnchangedOutputsError: the adapter answers as the base does.
         """
-        own, kept = (
-            [self._plan.tasks[name] for name in names]
-            for names in (tasks.in_domain, tasks.retention)
+        repairer, folder, run = self._repairer, self._folder, self._run
+        refuse_unjudgeable(
+            *([task.prepared for task in of] for of in (repairer.in_domain, repairer.retention))
         )
-        refuse_unjudgeable(own, kept)
         self._set_damaged_aside()
-        answers = in_domain_answers(own, self._plan.tokenizer, self._plan.base.folder)
-        gauge_work = float(_num_tokens(answers))
-        of_tasks = [self._outline(task.name, "scoring", task.num_tokens) for task in (*own, *kept)]
-        of_answers = self._outline(_FROM_BASE, "divergence", gauge_work)
-        self._tell.planned([*of_tasks, *([of_answers] if gauge_work else [])])
-        scores = self._scores((*tasks.in_domain, *tasks.retention))
-        divergences = self._divergences(answers, gauge_work)
-        study = self._plan.record
-        confidence = study.config.recommendation.confidence
+        outlines = [
+            self._outline(task.prepared.name, "scoring", task.prepared.num_tokens)
+            for task in repairer.tasks
+        ]
+        if repairer.answers:
+            outlines.append(self._outline(_FROM_BASE, "divergence", _num_tokens(repairer.answers)))
+        self._tell.planned(outlines)
+        scores = [self._scores(task) for task in repairer.tasks]
+        divergences = self._divergences() if repairer.answers else None
         shown = [*scores, *([] if divergences is None else [divergences])]
         wanted = repair_fingerprint(
-            [each.fingerprint for each in shown], max_loss_points, confidence
+            [each.fingerprint for each in shown], max_loss_points, repairer.confidence
         )
-        path = self._folder.adapter_repair_file(self._run.name)
-        earlier = self._folder.finished(path, AdapterRepair, wanted)
-        fingerprints = {task.task: study.task_fingerprints[task.task] for task in scores}
+        earlier = folder.finished(folder.adapter_repair_file(run.name), AdapterRepair, wanted)
         if earlier is not None:
             return earlier
-        choice = choose_repair(
+        target = folder.repaired_adapter_folder(run.name)
+        record = repairer.chosen(
             scores,
-            tasks,
+            divergences,
+            wanted,
             max_loss_points=max_loss_points,
-            confidence=confidence,
-            divergences=divergences,
+            output=str(target.relative_to(folder.root)),
         )
-        self._folder.clear_adapter_repair(self._run.name)
-        sources = self._sources
-        target = self._folder.repaired_adapter_folder(self._run.name)
-        record = AdapterRepair(
-            fingerprint=wanted,
-            model=self._run.name,
-            model_fingerprint=self._run.fingerprint,
-            task_fingerprints=fingerprints,
-            base_model=self._plan.base.name,
-            averaged_with=tuple(partner.name for partner in self._partners),
-            choice=choice,
-            reverted=tuple(reverted_heads(sources, choice.repair)),
-            folder=None if choice.repair is None else str(target.relative_to(self._folder.root)),
-            warnings=sources.warnings_of(self._kinds),
-            provenance=provenance_on(self._plan.device),
+        asked = self._plan.record.task_fingerprints
+        record = record.model_copy(
+            update={
+                "model_fingerprint": run.fingerprint,
+                "task_fingerprints": {task.task: asked[task.task] for task in scores},
+            }
         )
-        if choice.repair is not None:
-            updates = self._derived[choice.repair]
-            write_repaired(target, updates, self._folder.weights(self._run), record)
-        return self._folder.write_adapter_repair(record)
+        folder.clear_adapter_repair(run.name)
+        if record.choice.repair is not None:
+            repairer.write(target, record)
+        return folder.write_adapter_repair(record)
 
-    @functools.cached_property
-    def _sources(self) -> RepairSources:
-        adapter, *others = (
-            read_updates(self._folder.weights(run)) for run in (self._run, *self._partners)
+    def _scores(self, task: AskedTask) -> RepairScores:
+        """Of a task, from the folder where they are there."""
+        name = task.prepared.name
+        wanted = repair_scores_fingerprint(
+            self._plan.record, self._run, name, self._tried, task.cluster_field
         )
-        refined = {
-            model.rank: read_updates(self._folder.weights(model))
-            for model in self._refined
-            if model.rank is not None
-        }
-        return RepairSources.of(self._plan.base.folder, adapter, others, refined)
+        path = self._folder.repair_scores_file(self._run.name, name)
+        self._tell.stage_started(name)
+        scores = self._folder.finished(path, RepairScores, wanted)
+        if scores is None:
+            scorer = self._repairer.scorer
+            per_token = 1.0 / (1 + len(scorer.repairs))
+            scores = scorer.scores(
+                task, fingerprint=wanted, advance=lambda num: self._tell.advanced(num * per_token)
+            )
+            self._folder.write(path, scores)
+        else:
+            self._tell.skipped(float(task.prepared.num_tokens))
+        self._tell.stage_finished()
+        return scores
 
-    @functools.cached_property
-    def _derived(self) -> Mapping[Repair, Updates]:
-        return derived_updates(self._sources, self._kinds)
-
-    @functools.cached_property
-    def _scorer(self) -> RepairScorer:
-        derived = self._derived  # before the base is in memory: intruders read its weights too
-        base, most = self._models.base(), self._plan.step_tokens
-        resident = ResidentScorer(base, self._plan.tokenizer, max_batch_tokens=most)
-        return RepairScorer(resident, base, self._folder.weights(self._run), derived)
-
-    @property
-    def _tried(self) -> list[Any]:
-        """What tells the repairs from others: their kinds, and the fingerprints of other models."""
-        tried: list[Any] = [self._kinds, [each.fingerprint for each in self._partners]]
-        if self._refined:  # scores of other kinds are as old as they are
-            tried.append([each.fingerprint for each in self._refined])
-        return tried
-
-    def _scores(self, names: Sequence[str]) -> list[RepairScores]:
-        """Of each task, from the folder where they are there."""
-        study = self._plan.record
-        fields = cluster_fields(study.config.evaluation.clusters, study)
-        found: list[RepairScores] = []
-        for name in names:
-            prepared, field = self._plan.tasks[name], fields.get(name)
-            wanted = repair_scores_fingerprint(study, self._run, name, self._tried, field)
-            path = self._folder.repair_scores_file(self._run.name, name)
-            self._tell.stage_started(name)
-            scores = self._folder.finished(path, RepairScores, wanted)
-            if scores is None:
-                scorer = self._scorer
-                per_token = 1.0 / (1 + len(scorer.repairs))
-                asked = AskedTask(prepared, study.config.evaluation.metric_of(name), field)
-                scores = scorer.scores(
-                    asked,
-                    model=self._run.name,
-                    fingerprint=wanted,
-                    advance=lambda num, share=per_token: self._tell.advanced(num * share),
-                )
-                self._folder.write(path, scores)
-            else:
-                self._tell.skipped(float(prepared.num_tokens))
-            self._tell.stage_finished()
-            found.append(scores)
+    def _divergences(self) -> RepairDivergences:
+        """From the base, on the right answers; from the folder where it is there."""
+        answers = self._repairer.answers
+        wanted = repair_divergences_fingerprint(self._plan.record, self._run, self._tried, answers)
+        path = self._folder.repair_divergences_file(self._run.name)
+        self._tell.stage_started(_FROM_BASE)
+        found = self._folder.finished(path, RepairDivergences, wanted)
+        if found is None:
+            scorer = self._repairer.scorer
+            per_token = 1.0 / (1 + len(scorer.repairs))
+            found = scorer.divergences(
+                answers,
+                fingerprint=wanted,
+                advance=lambda num: self._tell.advanced(num * per_token),
+            )
+            self._folder.write(path, found)
+        else:
+            self._tell.skipped(float(_num_tokens(answers)))
+        self._tell.stage_finished()
         return found
 
     def _outline(self, name: str, kind: str, work: float) -> StageOutline:
@@ -218,31 +212,6 @@ class AdapterRepairer:
             work_left=float(work),
         )
 
-    def _divergences(self, answers: Sequence[RightAnswer], work: float) -> RepairDivergences | None:
-        """From the base, on these right answers; from the folder where it is there."""
-        if not answers:
-            return None
-        study, name = self._plan.record, self._run.name
-        wanted = repair_divergences_fingerprint(study, self._run, self._tried, answers)
-        path = self._folder.repair_divergences_file(name)
-        self._tell.stage_started(_FROM_BASE)
-        found = self._folder.finished(path, RepairDivergences, wanted)
-        if found is None:
-            scorer = self._scorer
-            per_token = work / (_num_tokens(answers) * (1 + len(scorer.repairs)))
-            found = scorer.divergences(
-                answers,
-                model=name,
-                fingerprint=wanted,
-                max_batch_tokens=self._plan.step_tokens,
-                advance=lambda num: self._tell.advanced(num * per_token),
-            )
-            self._folder.write(path, found)
-        else:
-            self._tell.skipped(work)
-        self._tell.stage_finished()
-        return found
-
     def _set_damaged_aside(self) -> None:
         """Move what is damaged of an earlier repair into quarantine: it is made again."""
         name = self._run.name
@@ -255,7 +224,7 @@ class AdapterRepairer:
 
 def _num_tokens(answers: Sequence[RightAnswer]) -> int:
     """Of one model: what answers begin with in common is read once."""
-    return len(PrefixTree([answer.tokens_read for answer in answers])) if answers else 0
+    return len(PrefixTree([answer.tokens_read for answer in answers]))
 
 
 def _other_seeds(

@@ -27,10 +27,10 @@ from rankwise.engine.training.trainees import (
     FullTrainee,
     StepMetrics,
     Trainee,
+    VariantTrainee,
     effective_batches,
     lora_adapter,
 )
-from rankwise.engine.training.variants import VariantTrainee
 from rankwise.errors import DivergedError, ModelError, RecordError
 from rankwise.records.axes import SETTING
 from rankwise.records.fields import seconds_of

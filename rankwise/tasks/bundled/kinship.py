@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 
 from datasets import DatasetDict
 
@@ -128,8 +128,5 @@ def load(
         raise DataError(f"kinship: steps is {list(steps)}. Give numbers from 2 to 4.")
     if not 0 <= inverted <= 1:
         raise DataError(f"kinship: inverted is {inverted}. Give a share from 0 to 1.")
-
-    def draw(rng: random.Random, answer: str) -> ChoiceRow:
-        return _draw(rng, answer, steps, inverted, shuffled)
-
+    draw = partial(_draw, steps=steps, inverted=inverted, shuffled=shuffled)
     return balanced_splits("kinship", draw, ANSWERS, train=train, test=test, seed=seed)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 from datasets import DatasetDict
@@ -119,8 +119,5 @@ def load(
     """
     if not 0 <= near <= 1:
         raise DataError(f"syllogism: near is {near}. Give a share from 0 to 1.")
-
-    def draw(rng: random.Random, answer: str) -> ChoiceRow:
-        return _draw(rng, answer, near)
-
+    draw = partial(_draw, near=near)
     return balanced_splits("syllogism", draw, CHOICES, train=train, test=test, seed=seed)

@@ -200,5 +200,5 @@ def test_the_pool_has_cached_ancestors_at_their_depth() -> None:
 def test_positions_are_depths() -> None:
     tree: Any = PrefixTree([[1, 2, 3], [1, 9]])
     layout = TreeLayout(tree, 1, 4, CPU)
-    assert layout.token_ids().tolist() == [[2, 3, 9]]
-    assert layout.position_ids().tolist() == [[1, 2, 1]]
+    assert layout.tokens.tolist() == [2, 3, 9]
+    assert layout.positions.tolist() == [1, 2, 1]

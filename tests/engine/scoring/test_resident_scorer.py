@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from rankwise.engine.models.attention import attention_of
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.engine.scoring.tree import answers as tree_answers
 from rankwise.engine.scoring.tree import attention as tree_attention
@@ -398,7 +399,7 @@ def test_a_missing_step_and_tokens_of_another_number_are_refused() -> None:
     with pytest.raises(ModelError, match="reads 3 tokens"):
         given_to(Layer(), tokens=4)
     model = tiny("Llama")
-    with tree_attention.tree_attention(model), pytest.raises(ModelError, match="no tree_step"):
+    with attention_of(model, TREE_ATTENTION), pytest.raises(ModelError, match="no tree_step"):
         model(torch.tensor([[5, 6]]))
     assert model.config._attn_implementation != TREE_ATTENTION
 

@@ -18,7 +18,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from rankwise.engine.models.attention import INSTEAD, AttentionTerms, scores_of
+from rankwise.engine.models.attention import (
+    INSTEAD,
+    AttentionTerms,
+    capped_,
+    scores_of,
+    unseen_keys,
+)
 from rankwise.engine.models.devices import moved, moved_together
 from rankwise.engine.scoring.decode.cache import (
     BLOCK_TOKENS,
@@ -328,10 +334,7 @@ def _attend_segment(
 
 def _limited(products: Tensor, terms: AttentionTerms) -> Tensor:
     """Scale products, which are in float32, and cap them; in place."""
-    scores = products.mul_(terms.scale)
-    if terms.softcap is not None:
-        scores = scores.div_(terms.softcap).tanh_().mul_(terms.softcap)
-    return scores
+    return capped_(products.mul_(terms.scale), terms.softcap)
 
 
 def _out_of_window(
@@ -350,13 +353,7 @@ def _out_of_window(
 def _later(
     rows: int, columns: int, window: int | None, device: torch.device
 ) -> Bool[Tensor, "rows 1 columns"]:
-    """True on keys that are not seen; the last column is the last row's own key."""
-    # (rows, 1, columns): by how many positions a key is behind the query
-    behind = torch.arange(columns - rows, columns)[:, None, None] - torch.arange(columns)
-    unseen = behind < 0
-    if window is not None:
-        unseen |= behind >= window
-    return moved(unseen, device)
+    return moved(unseen_keys(rows, columns, window), device)
 
 
 AttentionInterface.register(DECODE_ATTENTION, attend_decoded)

@@ -122,7 +122,12 @@ class Decoder:
         """
         if not prompts or not adapters:
             return [[] for _ in adapters]
-        rules = self._rules(prompts)
+        rules = {
+            settings: _Rules(
+                Sampler(self._model, settings), StopStrings(self._tokenizer, settings.stops)
+            )
+            for settings in dict.fromkeys(prompt.settings for prompt in prompts)
+        }
         # greedy texts of equal prompts are equal, whichever draw: each is written once
         wanted = [
             prompt if rules[prompt.settings].sampler.is_random else prompt._replace(draw=0)
@@ -134,19 +139,15 @@ class Decoder:
             batch = self._batch(len(adapters), list(counts), rules)
             while batch.is_unfinished:
                 for row in self._step(batch, adapters, rules):
-                    prompt = row.prompt
-                    texts[row.model, prompt] = self._text(row, rules[prompt.settings])
+                    prompt, rule = row.prompt, rules[row.prompt.settings]
+                    # what lm-eval keeps: no special tokens, and cut where a stop string begins
+                    text: str = self._tokenizer.decode(row.written, skip_special_tokens=True)
+                    kept = rule.stops.kept(text)
+                    is_finished = _has_stopped(row, rule) or len(kept) < len(text)
+                    texts[row.model, prompt] = Generation(kept, is_finished)
                     tokens = len(prompt.tokens) + prompt.settings.max_new_tokens
                     advance(tokens * counts[prompt])
         return [[texts[model, prompt] for prompt in wanted] for model in range(len(adapters))]
-
-    def _rules(self, prompts: Sequence[Prompt]) -> dict[GenerationSettings, _Rules]:
-        return {
-            settings: _Rules(
-                Sampler(self._model, settings), StopStrings(self._tokenizer, settings.stops)
-            )
-            for settings in dict.fromkeys(prompt.settings for prompt in prompts)
-        }
 
     def _batch(
         self,
@@ -220,7 +221,12 @@ class Decoder:
             self.work.places + places,
         )
         self._write(rows, logits, rules)
-        ended = [row for row in rows if _has_ended(row, rules[row.prompt.settings])]
+        ended = [
+            row
+            for row in rows
+            if len(row.written) >= row.prompt.settings.max_new_tokens
+            or _has_stopped(row, rules[row.prompt.settings])
+        ]
         batch.remove(ended)
         return ended
 
@@ -240,20 +246,9 @@ class Decoder:
             for row, token in zip(group, new, strict=True):
                 row.written.append(token)
 
-    def _text(self, row: Row, rules: _Rules) -> Generation:
-        """What lm-eval keeps: without special tokens, and cut where a stop string begins."""
-        text: str = self._tokenizer.decode(row.written, skip_special_tokens=True)
-        kept = rules.stops.kept(text)
-        is_finished = _has_stopped(row, rules) or len(kept) < len(text)
-        return Generation(kept, is_finished)
-
 
 def _has_stopped(row: Row, rules: _Rules) -> bool:
     return row.written[-1] in rules.sampler.end_tokens or rules.stops.are_in(row.written)
-
-
-def _has_ended(row: Row, rules: _Rules) -> bool:
-    return len(row.written) >= row.prompt.settings.max_new_tokens or _has_stopped(row, rules)
 
 
 class StopStrings:

@@ -23,8 +23,7 @@ from rankwise.engine.scoring.decode.cache import (
     SharedUse,
 )
 from rankwise.engine.scoring.decode.samplers import RowSampling
-from rankwise.engine.scoring.tree.prefixes import shared_length
-from rankwise.tasks.questions import Prompt
+from rankwise.tasks.questions import Prompt, shared_length
 
 # A common prefix of fewer tokens costs more, by its own small products in every step, than it
 # saves.
@@ -207,7 +206,8 @@ class RowBatch:
                     reads.append(Read(len(tokens), segment.length, segment))
                     append(row, prefix.tokens, prefix.start, depth)
             if row.written:
-                self._lengthen(row)
+                if row.position - row.own_start >= len(row.blocks) * BLOCK_TOKENS:
+                    row.blocks += self._cache.take(1)  # for the newest token: the last is full
                 decoded.append(row)
                 places.append(len(tokens))
                 append(row, row.written[-1:], row.position, len(row.chain))
@@ -222,11 +222,16 @@ class RowBatch:
             ranges.append((row.model, first, len(tokens)))
         numbers = [np.array(each, dtype=np.int64) for each in (tokens, positions, places, ends)]
         of_tokens, of_positions, of_rows, of_ends = moved_together(numbers, self._device)
+        table = None
+        if decoded:
+            lengths = [row.position - row.own_start + 1 for row in decoded]
+            blocks = [row.blocks for row in decoded]
+            table = BlockTable(blocks, lengths, self._cache.used, self._device)
         layout = DecodeLayout(
             cache=self._cache,
             positions=of_positions,
             rows=of_rows,
-            table=self._table(decoded),
+            table=table,
             reads=reads,
             shared=[
                 SharedUse(self._segments[key], start, stop, max(positions[start:stop]))
@@ -253,17 +258,6 @@ class RowBatch:
             moved = self._cache.compact()
             for row in self.rows:
                 row.blocks = [moved.get(block, block) for block in row.blocks]
-
-    def _lengthen(self, row: Row) -> None:
-        """Add a block for the newest token if the last one is full."""
-        if row.position - row.own_start >= len(row.blocks) * BLOCK_TOKENS:
-            row.blocks += self._cache.take(1)
-
-    def _table(self, rows: Sequence[Row]) -> BlockTable | None:
-        if not rows:
-            return None
-        lengths = [row.position - row.own_start + 1 for row in rows]
-        return BlockTable([row.blocks for row in rows], lengths, self._cache.used, self._device)
 
 
 def shared_prefixes(prompts: Sequence[tuple[int, ...]]) -> list[tuple[SharedPrefix, ...]]:

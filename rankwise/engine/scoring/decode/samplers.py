@@ -81,14 +81,6 @@ class Sampler:
             config, unknown = model._prepare_generation_config(None, **dict(settings.options))
         except ValueError as error:
             raise ModelError(f"generation options {dict(settings.options)}: {error}") from error
-        self._refuse(config, unknown)
-        model._prepare_special_tokens(config, kwargs_has_attention_mask=True, device=self._device)
-        self._config = config
-        eos = config._eos_token_tensor
-        self.end_tokens: frozenset[int] = frozenset(() if eos is None else eos.tolist())
-        self.is_random = bool(config.do_sample)
-
-    def _refuse(self, config: Any, unknown: dict[str, Any]) -> None:
         refused = sorted(unknown)
         refused += [name for name in _REFUSED if getattr(config, name, None) not in (None, False)]
         refused = [n for n in refused if not (n == "guidance_scale" and config.guidance_scale == 1)]
@@ -102,6 +94,11 @@ class Sampler:
                 f"cannot generate with {', '.join(refused)}: texts are decoded greedily or "
                 "sampled. Change generation_kwargs of the task or generation_config.json."
             )
+        model._prepare_special_tokens(config, kwargs_has_attention_mask=True, device=self._device)
+        self._config = config
+        eos = config._eos_token_tensor
+        self.end_tokens: frozenset[int] = frozenset(() if eos is None else eos.tolist())
+        self.is_random = bool(config.do_sample)
 
     def begin(self, prompt: Prompt) -> RowSampling:
         """How the row of this prompt chooses.

@@ -6,8 +6,7 @@ places of the tree, each with its own keys and values.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,8 +18,7 @@ from transformers import AttentionInterface
 from rankwise.engine.models.attention import (
     INSTEAD,
     AttentionTerms,
-    attention_of,
-    decoder_of,
+    capped_,
     score_dtype,
     scores_of,
 )
@@ -104,17 +102,6 @@ class TreeStep:
             added = added.masked_fill_(~seen, -torch.inf)[:, None, :, None, :]
             self._seen[number, window] = added
         return added
-
-
-@contextmanager
-def tree_attention(model: nn.Module) -> Generator[None]:
-    """Within the block, a model reads places of a prefix tree; afterwards it is as before.
-
-    It is called as ``model(input_ids=..., position_ids=..., tree_step=step, use_cache=False)``
-    with ids and positions of the step's layout, one row for each model.
-    """
-    with attention_of(decoder_of(model), TREE_ATTENTION):
-        yield
 
 
 @torch.compiler.disable
@@ -217,7 +204,7 @@ def _attend_in_blocks(
     q = q.view(batch, -1, k.shape[-1])  # (batch, rows * per_key, width)
     k, v = k.view(batch, columns, -1), v.view(batch, columns, -1)  # (batch, columns, width)
     per_key = q.shape[1] // num_rows
-    scores = _capped(scores_of(q, k.mT), terms.softcap)  # (batch, rows * per_key, columns)
+    scores = capped_(scores_of(q, k.mT), terms.softcap)  # (batch, rows * per_key, columns)
     scores.view(-1, num_blocks, kv_heads, num_rows, per_key, columns).add_(seen)
     weights = scores.softmax(dim=-1)
     out = torch.bmm(weights.to(v.dtype), v)  # (batch, rows * per_key, value_width)
@@ -249,7 +236,7 @@ def _attend_shared(
 ) -> None:
     """Let queries also see the keys that they share; ``out`` changes in place."""
     models, _, kv_heads, per_key, width = q.shape
-    positions = step.layout.position_ids()[0, shared.start : shared.stop]  # (queries,)
+    positions = step.layout.positions[shared.start : shared.stop]  # (queries,)
     lowest = 0
     if terms.window is not None:
         # the first key that any of these queries still sees
@@ -271,7 +258,7 @@ def _attend_shared(
         part = q[:, span].transpose(1, 2)  # (models, kv_heads, queries, per_key, width)
         part = part.reshape(models * kv_heads, -1, width)  # (.., queries * per_key, width)
         # (models * kv_heads, queries * per_key, num_columns)
-        scores = _capped(scores_of(part, k.mT), terms.softcap)
+        scores = capped_(scores_of(part, k.mT), terms.softcap)
         # (models * kv_heads, queries * per_key)
         before = log_sum[:, span].transpose(1, 2).reshape(models * kv_heads, -1)
         scores[..., num_keys] = before
@@ -321,10 +308,6 @@ def _shared_block(
             block[:, :, at : at + length - skipped] = tokens
         position += length
     return block.flatten(0, 1)  # (models * kv_heads, rows, width)
-
-
-def _capped(scores: Tensor, softcap: float | None) -> Tensor:
-    return scores if softcap is None else scores.div_(softcap).tanh_().mul_(softcap)
 
 
 AttentionInterface.register(TREE_ATTENTION, attend_tree)

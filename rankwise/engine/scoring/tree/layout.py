@@ -108,6 +108,8 @@ class TreeLayout:
         start: the first place; ``stop`` is the one after the last.
         stop: see ``start``.
         device: of the tensors; ``on`` has them for another one.
+        tokens: (queries,) that are read.
+        positions: (queries,) of these in their sequences.
         num_cached: ancestors of ``start``, whose keys and values are cached.
     """
 
@@ -128,7 +130,7 @@ class TreeLayout:
         self.num_cached = int(self.tree.depths[self.start])
         span = slice(self.start, self.stop)
         numbers = [self.tree.tokens[span], self.tree.depths[span]]
-        self._tokens, self._positions = moved_together(numbers, self.device)
+        self.tokens, self.positions = moved_together(numbers, self.device)
 
     def on(self, device: torch.device) -> TreeLayout:
         """The same places for layers on another device."""
@@ -190,7 +192,7 @@ class TreeLayout:
         numbers = [x.astype(np.int32) for x in (since, until, self.tree.depths[places])]
         arrays = [*numbers, is_masked, is_full]
         begin, end, depth, masked, full = moved_together(arrays, self.device)
-        lengths, at = (self.num_queries, len(places)), self._positions
+        lengths, at = (self.num_queries, len(places)), self.positions
         if window is None:
             return block_mask(
                 masked, full, lambda b, h, q, k: (begin[k] <= q) & (q < end[k]), lengths
@@ -223,14 +225,6 @@ class TreeLayout:
         """Tokens that are read."""
         return self.stop - self.start
 
-    def token_ids(self) -> Int[Tensor, "1 queries"]:
-        """The tokens that are read."""
-        return self._tokens[None]
-
-    def position_ids(self) -> Int[Tensor, "1 queries"]:
-        """Their positions in their sequences."""
-        return self._positions[None]
-
     def lowest_position(self, shared: SharedKeys) -> int:
         """The lowest position of these queries."""
         return int(self.tree.depths[self.start + shared.start : self.start + shared.stop].min())
@@ -257,8 +251,8 @@ class TreeLayout:
         group = self.groups[number]
         # the pool's positions: a cached ancestor lies at its own
         cached = torch.arange(self.num_cached, device=self.device)
-        of_pool = torch.cat([cached, self._positions])
-        return self._positions[group.queries][:, :, None] - of_pool[group.keys][:, None]
+        of_pool = torch.cat([cached, self.positions])
+        return self.positions[group.queries][:, :, None] - of_pool[group.keys][:, None]
 
     def pool_slices(self, places: Places) -> tuple[slice, ...]:
         """Where these places, in order, lie in the key pool, as few slices as possible."""

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from rankwise.errors import DataError
+from rankwise.tasks.questions import shared_length
 
 Places = Int[np.ndarray, " places"]
 
@@ -100,15 +101,3 @@ class PrefixTree:
     def ancestors(self, place: int) -> Places:
         """The places before this one in its sequences, from the first token on."""
         return self.path(place)[:-1]
-
-
-def shared_length(first: tuple[int, ...], second: tuple[int, ...]) -> int:
-    """How many tokens both begin with; by bisection, since tuples are compared in C."""
-    low, high = 0, min(len(first), len(second))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if first[low:middle] == second[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

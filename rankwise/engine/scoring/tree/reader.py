@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rankwise.engine.models.attention import decoder_of
+from rankwise.engine.models.attention import attention_of, decoder_of
 from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank, FrozenPiece
-from rankwise.engine.scoring.tree.attention import KeyValues, TreeStep, tree_attention
+from rankwise.engine.scoring.tree.attention import TREE_ATTENTION, KeyValues, TreeStep
 from rankwise.engine.scoring.tree.layout import TreeLayout
 from rankwise.engine.scoring.tree.prefixes import PrefixTree
 
@@ -102,7 +102,11 @@ class TreeReader:
         start = 0
         while start < len(tree):
             stop = min(start + step_tokens, len(tree))
-            layout = self._layout(tree, start, stop, device)
+            if any(layout.tree is not tree for layout in self._layouts.values()):
+                self.forget_layouts()
+            layout = self._layouts.get((start, stop)) or TreeLayout(tree, start, stop, device)
+            if self._keeps_layouts:
+                self._layouts[start, stop] = layout
             read = self._step(TreeStep(layout, cached), adapters)
             yield read
             if stop < len(tree):
@@ -114,25 +118,15 @@ class TreeReader:
                 self.peak_cache_bytes = max(self.peak_cache_bytes, held)
             start = stop
 
-    def _layout(self, tree: PrefixTree, start: int, stop: int, device: torch.device) -> TreeLayout:
-        if any(layout.tree is not tree for layout in self._layouts.values()):
-            self.forget_layouts()
-        layout = self._layouts.get((start, stop))
-        if layout is None:
-            layout = TreeLayout(tree, start, stop, device)
-            if self._keeps_layouts:
-                self._layouts[start, stop] = layout
-        return layout
-
     def _step(self, step: TreeStep, adapters: Sequence[FrozenAdapter | None]) -> ReadPlaces:
         layout, models = step.layout, len(adapters)
         with (
             self._bank.rows_of(pieces_of(adapters, layout.num_queries)),
-            tree_attention(self._model),
+            attention_of(self._model, TREE_ATTENTION),
         ):
             hidden: Tensor = self._model.base_model(  # (models, places, hidden)
-                input_ids=layout.token_ids().expand(models, -1),  # (models, places)
-                position_ids=layout.position_ids().expand(models, -1),  # (models, places)
+                input_ids=layout.tokens.expand(models, -1),  # (models, places)
+                position_ids=layout.positions.expand(models, -1),  # (models, places)
                 tree_step=step,
                 use_cache=False,
             ).last_hidden_state

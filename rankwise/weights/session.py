@@ -1,0 +1,210 @@
+"""Models scored on tasks without a study: one model in memory, and results that pair by item."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from rankwise.engine.models import base as models
+from rankwise.engine.models.base import BaseModel
+from rankwise.engine.models.devices import (
+    STEP_TOKENS,
+    ResolvedPrecision,
+    choose_device,
+    give_back_memory,
+    resolve_precision,
+)
+from rankwise.engine.models.streamed import load_to_score
+from rankwise.engine.scoring.resident import ResidentScorer
+from rankwise.errors import ConfigError, ModelError
+from rankwise.records import quantities
+from rankwise.records.config.study import EvaluationConfig
+from rankwise.records.config.training import Precision
+from rankwise.records.results import ModelResults, judged_items
+from rankwise.tasks import requests
+from rankwise.tasks.evaluation import ScoredModel, Scoring, evaluate
+from rankwise.tasks.questions import Advance
+from rankwise.tasks.requests import PreparedTask
+from rankwise.tasks.update_guard import probes, refuse_unapplied
+from rankwise.weights.audit import Audited
+
+CONFIDENCE = 0.95
+"""Of every interval here; a study has ``recommendation.confidence``."""
+
+
+class ScoreSettings(NamedTuple):
+    """Which tasks to score, and how; as in a study's ``evaluation`` section."""
+
+    tasks: tuple[str, ...]
+    tasks_path: tuple[Path, ...] = ()
+    allow_task_code: bool = False
+    num_fewshot: int | None = None
+    limit: int | None = None
+    chat_template: bool = False
+    precision: Precision = "auto"
+
+    @property
+    def resolved_precision(self) -> ResolvedPrecision:
+        """The precision of scoring on the device here."""
+        return resolve_precision(self.precision, choose_device())
+
+    def prepared(self, tokenizer: Any, model_config: Any) -> list[PreparedTask]:
+        """Every named task, groups as their leaves, for a tokenizer and what its model reads.
+
+        Raises:
+            TaskError: as ``requests.prepared_tasks``.
+            DataError: likewise.
+        """
+        return requests.prepared_tasks(
+            self.tasks,
+            self.tasks_path,
+            tokenizer,
+            models.context_length(model_config, tokenizer),
+            EvaluationConfig(
+                num_fewshot=self.num_fewshot, limit=self.limit, chat_template=self.chat_template
+            ),
+            allow_code=self.allow_task_code,
+        )
+
+
+def prepared_tasks(audited: Audited, settings: ScoreSettings) -> list[PreparedTask]:
+    """Every named task, groups as their leaves, tokenised for the base.
+
+    Raises:
+        ConfigError: a chat template is wanted and the base has none.
+        ModelError: a checkpoint has no embeddings for some of the base's tokens.
+        TaskError: as ``requests.prepared_tasks``.
+        DataError: likewise.
+    """
+    tokenizer = models.load_tokenizer(audited.base.folder)
+    if settings.chat_template and not tokenizer.chat_template:
+        problem = f"--chat-template: the tokenizer of {audited.base.name} has none; leave it out"
+        raise ConfigError("rankwise", [problem])
+    skeleton: Any = models.model_skeleton(audited.base.folder)
+    if audited.kind == "checkpoint":  # which reads the base's tokens, and may have more
+        num_tokens = min(len(tokenizer), _num_embeddings(skeleton))
+        size = _num_embeddings(models.model_skeleton(audited.target))
+        if size < num_tokens:
+            raise ModelError(
+                f"{audited.target} has vocab_size {size}, and the tokenizer of "
+                f"{audited.base.name} {num_tokens} tokens: it cannot read its base's prompts. "
+                "Leave --tasks out to analyse its weights alone."
+            )
+    return settings.prepared(tokenizer, skeleton.config)
+
+
+def _num_embeddings(skeleton: Any) -> int:
+    return int(skeleton.get_input_embeddings().weight.shape[0])
+
+
+def cut_warnings(tasks: Sequence[PreparedTask]) -> tuple[str, ...]:
+    """That some of the items of tasks are not read whole."""
+    return tuple(
+        f"{task.name}: {quantities.counted(task.num_truncated, 'item')} of "
+        f"{quantities.count(task.num_items)} are longer than the model reads and lose their left "
+        "end."
+        for task in tasks
+        if task.num_truncated
+    )
+
+
+class ScoringSession:
+    """A model in memory that answers tasks: as it is, and with adapters on it.
+
+    Attributes:
+        model: it; who changes its weights scores them by ``reopened``, and puts them back.
+        tokenizer: its base's.
+        scorer: asks it.
+        step_tokens: the most of one forward pass.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        advance: Advance = lambda _: None,
+        step_tokens: int | None = None,
+    ) -> None:
+        """Take a model that is loaded, or in the middle of its training.
+
+        Args:
+            model: in eval mode.
+            tokenizer: of its base.
+            advance: receives the number of tokens read or written, ``num_tokens`` per task and
+                model.
+            step_tokens: the most of one forward pass; None: ``STEP_TOKENS``.
+
+        Raises:
+            ModelError: the model cannot be scored.
+        """
+        self.model, self.tokenizer, self._advance = model, tokenizer, advance
+        self.step_tokens = step_tokens or STEP_TOKENS[next(model.parameters()).device.type]
+        self.scorer = ResidentScorer(model, tokenizer, max_batch_tokens=self.step_tokens)
+
+    @classmethod
+    def of(
+        cls,
+        base: BaseModel,
+        precision: ResolvedPrecision,
+        advance: Advance = lambda _: None,
+        *,
+        weights: Path | None = None,
+    ) -> ScoringSession:
+        """Load a base, or the model of another folder that reads the base's tokens.
+
+        Raises:
+            ModelError: it cannot be loaded or scored.
+        """
+        model = load_to_score(weights or base.folder, precision, choose_device())
+        return cls(model, models.load_tokenizer(base.folder), advance)
+
+    def reopened(self) -> ScoringSession:
+        """The same model, whose weights have changed: whether it can be read is tried again."""
+        give_back_memory(choose_device())
+        return ScoringSession(self.model, self.tokenizer, self._advance)
+
+    def results(
+        self,
+        tasks: Sequence[PreparedTask],
+        name: str,
+        adapters: Mapping[str, Audited] = MappingProxyType({}),
+    ) -> list[ModelResults]:
+        """The model by a name, and then each adapter on it by its own, all in one pass.
+
+        Raises:
+            ModelError: an adapter does not fit.
+            RecordError: a score is not finite.
+            UnchangedOutputsError: an adapter with a non-zero update answers as the model does.
+        """
+        for each, adapter in adapters.items():
+            self.scorer.put_on(each, adapter.target)
+            if adapter.has_update:
+                refuse_unapplied(self.scorer, [each], probes(tasks[0].requests))
+        scored = [ScoredModel(name, name), *(ScoredModel(each, each, each) for each in adapters)]
+        by_task = [
+            evaluate(self.scorer, scored, task, metric=None, advance=self._advance)
+            for task in tasks
+        ]
+        for each in adapters:
+            self.scorer.take_off(each)
+        return [_results(of_model) for of_model in zip(*by_task, strict=True)]
+
+
+def _results(scorings: Sequence[Scoring]) -> ModelResults:
+    """One model's scorings, at least one, by the metric that decides each."""
+    judged = {
+        each.record.task: judged_items(
+            each.record, [s for s in each.samples if s["filter"] == each.record.decision_filter]
+        )
+        for each in scorings
+    }
+    return ModelResults(
+        name=scorings[0].record.model,
+        run=None,
+        evaluations={task: each.record for task, each in judged.items()},
+        items={task: each.items for task, each in judged.items()},
+    )
