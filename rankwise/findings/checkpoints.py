@@ -162,9 +162,8 @@ def _choice(
     end = points[-1]
     differences: dict[Relation, TaskMean | None] = {}
     for relation in _COMPARED:  # checkpoint - end, paired by seed and item
-        tasks, has_other = _tasks(source, relation), chosen is not end
-        paired = chosen.models, end.models, tasks
-        differences[relation] = source.difference_of(*paired) if tasks and has_other else None
+        ends = None if chosen is end else end.models
+        differences[relation] = source.lead_over(chosen.models, ends, _tasks(source, relation))
     return CheckpointChoice(
         option=option.name,
         step=chosen.step,

@@ -20,7 +20,7 @@ from rankwise.findings.options import (
 )
 from rankwise.findings.pairs import run_record
 from rankwise.findings.rows import Row, flat
-from rankwise.findings.shares import Share, share_of
+from rankwise.findings.shares import Share, share_of, share_of_gain
 from rankwise.findings.stats.estimates import holm, zero_p_value
 from rankwise.records import quantities
 from rankwise.records.base import Record
@@ -194,22 +194,10 @@ def _option(
 def _arm(source: OptionGains, tasks: DecidingTasks, option: Option, arm: _Arm) -> Arm:
     records = [run_record(model) for model in arm.runs]
     is_plain = arm.kind == AS_TRAINED
-    gains, plain = (
-        {task: source.gains(runs, task) for task in (*tasks.in_domain, *tasks.retention)}
-        for runs in (arm.runs, option.runs)
-    )
-    kept = share_of(
-        source,
-        [gains[task] for task in tasks.in_domain],
-        [plain[task] for task in tasks.in_domain],
-        tasks.in_domain,
-    )
-    regained = share_of(
-        source,
-        [gains[task] - plain[task] for task in tasks.retention],
-        [-plain[task] for task in tasks.retention],
-        tasks.retention,
-    )
+    kept = share_of_gain(source, arm.runs, option.runs, tasks.in_domain)
+    plain = [source.gains(option.runs, task) for task in tasks.retention]
+    back = [source.gains(arm.runs, t) - p for t, p in zip(tasks.retention, plain, strict=True)]
+    regained = share_of(source, back, [-loss for loss in plain], tasks.retention)
     return Arm(
         label=arm.label,
         kind=arm.kind,

@@ -321,6 +321,10 @@ class OptionGains:
         ]
         return self._mean_of(parts, tasks)
 
+    def lead_over(self, runs: Runs, others: Runs | None, tasks: Sequence[str]) -> TaskMean | None:
+        """The same where both are there, and a task to compare them on; else None."""
+        return self.difference_of(runs, others, tasks) if others and tasks else None
+
     def score(
         self, model: ModelResults, tasks: Sequence[str], *, by_items: bool = False
     ) -> TaskMean:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rankwise.findings.options import OptionGains
+from rankwise.findings.options import OptionGains, Runs
 from rankwise.findings.stats.items import Floats
 from rankwise.findings.stats.ratios import ratio_of_means
 from rankwise.records import quantities
@@ -41,3 +41,9 @@ def share_of(
     )
     ratio = ratio_of_means(numerator, denominator, difference, source.confidence)
     return Share(estimate=ratio.value, lower=ratio.lower, upper=ratio.upper, reason=ratio.reason)
+
+
+def share_of_gain(source: OptionGains, runs: Runs, whole: Runs, tasks: Sequence[str]) -> Share:
+    """What some runs gain as a share of what others do."""
+    own, largest = ([source.gains(models, task) for task in tasks] for models in (runs, whole))
+    return share_of(source, own, largest, tasks)

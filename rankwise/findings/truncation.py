@@ -20,7 +20,7 @@ from rankwise.findings.options import (
 )
 from rankwise.findings.pairs import run_record
 from rankwise.findings.rows import Row, flat
-from rankwise.findings.shares import Share, share_of
+from rankwise.findings.shares import Share, share_of_gain
 from rankwise.records import quantities
 from rankwise.records.axes import beside_rank
 from rankwise.records.base import Record
@@ -163,11 +163,7 @@ def _point(
     errors = [record.truncation_error for record in records]
     beside = None if member.series == "trained" else trained
 
-    def lead(names: Sequence[str]) -> TaskMean | None:
-        if beside is None or not names:
-            return None
-        return source.difference_of(member.runs, beside.runs, names)
-
+    others = None if beside is None else beside.runs
     return CurvePoint(
         series=member.series,
         rank=member.rank,
@@ -178,9 +174,9 @@ def _point(
         retention=source.change(member.runs, tasks.retention) if tasks.retention else None,
         share_of_gain=None
         if member.runs == option.runs
-        else _share(source, tasks.in_domain, member.runs, option.runs),
-        gain_less_trained=lead(tasks.in_domain),
-        retention_less_trained=lead(tasks.retention),
+        else share_of_gain(source, member.runs, option.runs, tasks.in_domain),
+        gain_less_trained=source.lead_over(member.runs, others, tasks.in_domain),
+        retention_less_trained=source.lead_over(member.runs, others, tasks.retention),
     )
 
 
@@ -188,11 +184,6 @@ def _mean_energy(errors: Sequence[float | None]) -> float | None:
     """1 - error², the mean over the seeds."""
     known = [1.0 - error**2 for error in errors if error is not None]
     return sum(known) / len(known) if known else None
-
-
-def _share(source: OptionGains, tasks: Sequence[str], runs: Runs, whole: Runs) -> Share:
-    own, largest = ([source.gains(models, task) for task in tasks] for models in (runs, whole))
-    return share_of(source, own, largest, tasks)
 
 
 def _statements(option: Option, points: Sequence[CurvePoint]) -> Iterator[str]:

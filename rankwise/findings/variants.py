@@ -126,11 +126,7 @@ def _row(
     beside, plan = _beside(source, tasks, one, rank), one.plan
     alike = [other for other in trained if _but_rate(other.plan) == _but_rate(plan)]
 
-    def lead(names: Sequence[str]) -> TaskMean | None:
-        if beside is None or not names:
-            return None
-        return source.difference_of(one.runs, beside.runs, names)
-
+    others = None if beside is None else beside.runs
     assert plan.variant is not None
     assert plan.learning_rate is not None
     shares = [run_record(run).unsettled_share for run in one.runs]
@@ -148,8 +144,8 @@ def _row(
         train_seconds=sum(run_record(run).train_seconds for run in one.runs),
         gain=one.gain,
         retention=source.change(one.runs, tasks.retention) if tasks.retention else None,
-        lead=lead(tasks.in_domain),
-        retention_lead=lead(tasks.retention),
+        lead=source.lead_over(one.runs, others, tasks.in_domain),
+        retention_lead=source.lead_over(one.runs, others, tasks.retention),
         unsettled_share=mean(unsettled) if unsettled else None,
     )
 
