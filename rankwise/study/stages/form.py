@@ -105,12 +105,11 @@ class CheckForm(Stage):
             yield folder.evaluation_file(scored, task), TaskEvaluation
 
     def do(self, context: StudyContext, models: Sequence[Model]) -> None:
-        from rankwise.study.work.forms import Wanted, check_form
+        from rankwise.study.work.forms import check_form
 
         for run in models:
             assert run is not None
-            own = self.weights_in_form(context.study, run, self.form)
-            check_form(context, self, run, Wanted(self.form, self.tasks, own))
+            check_form(context, self, run)
 
     def _is_done(self, folder: StudyFolder, model: Model, wanted: str) -> bool:
         files = [path for path, _ in self.records_of(folder, model)]

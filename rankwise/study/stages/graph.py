@@ -108,7 +108,8 @@ def _passes(study: StudyRecord) -> list[tuple[PlannedPass | None, tuple[PlannedR
     passes: list[tuple[PlannedPass | None, tuple[PlannedRun, ...]]] = [
         (planned, tuple(by_name[name] for name in planned.runs)) for planned in study.passes
     ]
-    imported = study.of_role("imported")
+    in_pass = {name for planned in study.passes for name in planned.runs}
+    imported = [run for run in study.runs if run.name not in in_pass]
     adapters = tuple(run for run in imported if run.method == "lora")
     passes += [(None, adapters)] if adapters else []
     return passes + [(None, (run,)) for run in imported if run.method == "full"]

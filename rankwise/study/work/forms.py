@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -19,7 +19,6 @@ from rankwise.records.forms import AS_TRAINED, model_in_form
 from rankwise.records.study import PlannedRun, TaskEvaluation
 from rankwise.study.context import StudyContext
 from rankwise.study.planning.plan import metric_of
-from rankwise.study.stages.stage import Stage
 from rankwise.tasks.evaluation import ScoredModel, evaluate
 from rankwise.tasks.update_guard import probes, refuse_unapplied
 from rankwise.weights.deployment import ADAPTER, instead_warnings
@@ -27,22 +26,11 @@ from rankwise.weights.forms import find_forms
 from rankwise.weights.lowrank import read_updates
 from rankwise.weights.merging import merged_as
 
-
-class Wanted(NamedTuple):
-    """What is to be scored of a run.
-
-    Attributes:
-        form: its name.
-        tasks: on which.
-        fingerprint: of the run in the form.
-    """
-
-    form: str
-    tasks: tuple[str, ...]
-    fingerprint: str
+if TYPE_CHECKING:
+    from rankwise.study.stages.form import CheckForm
 
 
-def check_form(context: StudyContext, stage: Stage, run: PlannedRun, wanted: Wanted) -> None:
+def check_form(context: StudyContext, stage: CheckForm, run: PlannedRun) -> None:
     """Put a run into a form, and score that in float32; tasks that are scored stay so.
 
     Raises:
@@ -56,25 +44,23 @@ def check_form(context: StudyContext, stage: Stage, run: PlannedRun, wanted: Wan
         raise ModelError(f"the update of {run.name} is zero: there is nothing to deploy.")
     weights, warnings = FormWeights(0), list[str]()
     with _float32_base(context) as base:
-        if wanted.form == AS_TRAINED:
+        if stage.form == AS_TRAINED:
             scorer = _scorer(context, base)
             scorer.put_on(ADAPTER, folder.weights(run))
-            refuse_unapplied(
-                scorer, [ADAPTER], probes(context.plan.tasks[wanted.tasks[0]].requests)
-            )
+            refuse_unapplied(scorer, [ADAPTER], probes(context.plan.tasks[stage.tasks[0]].requests))
             try:
-                seconds = _score(context, wanted, run, scorer, ADAPTER)
+                seconds = _score(context, stage, run, scorer, ADAPTER)
             finally:
                 scorer.take_off(ADAPTER)
         else:
-            (form,) = find_forms([wanted.form])
+            (form,) = find_forms([stage.form])
             with merged_as(base, form, updates) as merged:
-                seconds = _score(context, wanted, run, _scorer(context, base), None)
+                seconds = _score(context, stage, run, _scorer(context, base), None)
             weights, warnings = merged.weights, instead_warnings(form.name, merged)
     record = FormRecord(
         fingerprint=stage.fingerprint_of(run),
         model=run.name,
-        form=wanted.form,
+        form=stage.form,
         num_bytes=weights.num_bytes,
         delta=weights.delta,
         modules=weights.modules,
@@ -104,17 +90,18 @@ def _scorer(context: StudyContext, base: nn.Module) -> ResidentScorer:
 
 def _score(
     context: StudyContext,
-    of: Wanted,
+    stage: CheckForm,
     run: PlannedRun,
     scorer: ResidentScorer,
     adapter: str | None,
 ) -> float:
     """Score what is not scored yet; the seconds of all tasks."""
     plan, folder, study = context.plan, context.folder, context.study
-    name = model_in_form(run.name, of.form)
+    name = model_in_form(run.name, stage.form)
+    own = stage.weights_in_form(study, run, stage.form)
     seconds = 0.0
-    for task in of.tasks:
-        prepared, wanted = plan.tasks[task], scoring_fingerprint(study, of.fingerprint, task)
+    for task in stage.tasks:
+        prepared, wanted = plan.tasks[task], scoring_fingerprint(study, own, task)
         work = float(study.num_tokens.scored.get(task, 0))
         record = folder.finished(folder.evaluation_file(name, task), TaskEvaluation, wanted)
         if record is None:
