@@ -110,7 +110,7 @@ def status(
     which nothing is written to. Only this machine can open it, and only with
     the token in the printed address. Ctrl-C ends it; the study goes on.
     """
-    from rankwise.cli.terminal import status_table
+    from rankwise.cli.terminal import is_done, status_table
     from rankwise.records.folder import StudyFolder
     from rankwise.study.status import run_status, study_status
 
@@ -121,9 +121,11 @@ def status(
     if as_json:
         models = [line._asdict() for line in lines]
         return emit({"models": models, "running": running and running._asdict()})
-    stdout.print(status_table(lines))
+    stdout.print(status_table(lines, folder.read_study()))
     for line in () if running is None else running.lines:
         say(line)
+    if running is None and not all(map(is_done, lines)):
+        say(f"Next: rankwise run {folder.root}", folded=False)
     for line in lines:
         for failure in line.failed:
             say(f"failed: {line.model}: {failure}")

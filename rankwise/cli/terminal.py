@@ -15,6 +15,7 @@ from rich.text import Text
 from rankwise.findings.card import CardRow, VerdictCard
 from rankwise.findings.comparison import StudyComparison, StudySource
 from rankwise.findings.heads import intervention, is_selected, screen_correlation
+from rankwise.findings.models import seeded_labels
 from rankwise.findings.options import TaskMean
 from rankwise.findings.samples import SampleVerdicts, sample_amount
 from rankwise.findings.statements import with_folder
@@ -36,8 +37,8 @@ Done = Set[tuple[str, str | None]]
 STRONGEST_HEADS = 5
 """This many heads are listed for each task."""
 
-_MOST_ROWS = 8
-"""Of a card: the page has all."""
+_MOST_ROWS, _MOST_MODELS = 8, 10
+"""Of a card, and of a status: the page and ``--json`` have all."""
 
 
 def plan_table(study: StudyRecord, done: Done) -> Table:
@@ -108,21 +109,40 @@ def _scored(model: str, tasks: Sequence[str], done: Done) -> str:
     return f"{sum((model, task) in done for task in tasks)}/{len(tasks)}"
 
 
-def status_table(lines: Sequence[ModelStatus]) -> Table:
-    """What of a study is done: one row per model."""
-    table = Table()
-    for name in ("model", "training", "steps", "scored", "left"):
+def status_table(lines: Sequence[ModelStatus], study: StudyRecord) -> Table:
+    """What of a study is done: a row for each model, of many those that have something left."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("model", "training", "steps", "scored on", "left"):
         table.add_column(name, overflow="fold")
-    for line in lines:
-        steps = f"{line.num_steps_done}/{line.num_steps}" if line.num_steps else ""
+    names = short_names(study)
+    shown = sorted(lines, key=is_done)[:_MOST_MODELS]
+    for line in (line for line in lines if line in shown):
+        num_tasks = len(line.tasks_scored) + len(line.tasks_left)
         table.add_row(
-            line.model,
+            names.get(line.model, line.model),
             line.training,
-            steps,
-            ", ".join(line.tasks_scored) or "nothing",
+            f"{line.num_steps_done}/{line.num_steps}" if line.num_steps else "",
+            f"{len(line.tasks_scored)} of {num_tasks} tasks",
             ", ".join(line.left) or "nothing",
         )
+    hidden = [line for line in lines if line not in shown]
+    if hidden:
+        num_left = sum(not is_done(line) for line in hidden)
+        table.add_row(f"and {len(hidden)} more", "", "", "", f"something in {num_left}")
     return table
+
+
+def is_done(line: ModelStatus) -> bool:
+    """Whether nothing of a model is left."""
+    return not line.left and line.training not in ("started", "not started")
+
+
+def short_names(study: StudyRecord) -> dict[str, str]:
+    """What tells each model from the others, or all names as they are where that is not enough."""
+    labels = seeded_labels(study.models)
+    if len({run.train_task for run in study.models}) > 1 or len({*labels.values()}) < len(labels):
+        return {run.name: run.name for run in study.models}
+    return labels
 
 
 def verdict(

@@ -68,3 +68,18 @@ def test_of_many_options_the_best_are_shown(tmp_path: Path) -> None:
     assert 2048 in ranks
     assert 1 not in ranks
     assert any(line.startswith("and ") and " more" in line for line in lines)
+
+
+def test_a_status_has_fifteen_lines(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path)
+    write_study(folder, planted_study(**STUDIES["many ranks"]))
+    first = folder.read_study().runs[0]
+    folder.evaluation_file(first.name, "capitals").unlink()
+    lines = rankwise("status", tmp_path).stdout.rstrip().splitlines()
+    assert len(lines) <= 15
+    (row,) = (line for line in lines if line.startswith("rank 1 "))
+    assert "4 of 5 tasks" in row
+    assert "capitals" in row.split("tasks")[1]
+    # the base, which is done, and the two last of twelve ranks, whose weights were not analysed
+    assert any(re.match(r"and 3 more .* something in 2$", line.rstrip()) for line in lines)
+    assert lines[-1] == f"Next: rankwise run {tmp_path}"

@@ -251,7 +251,7 @@ def test_a_missing_record_is_made_again_and_nothing_else(finished: Finished) -> 
     assert [name for name, left in left_over(folder).items() if left] == [R4]
     console = Console(width=200)
     with console.capture() as shown:
-        console.print(status_table(study_status(StudyFolder(folder))))
+        console.print(status_table(study_status(study := StudyFolder(folder)), study.read_study()))
     assert shown.get().count("spectra") == 1
     assert read_results(StudyFolder(folder)).runs[1].spectra is None
     outcome, recorder = run(finished.file, folder)
