@@ -63,7 +63,7 @@ Run = Annotated[
     typer.Option(
         "--run",
         metavar="ID",
-        help=f"For one run (default: the recommended). {RUN}",
+        help=f"For one run (default: the recommended, else the best bet). {RUN}",
     ),
 ]
 
@@ -135,14 +135,14 @@ def export(
     peft, trl, axolotl, llamafactory, unsloth: the recommended rank, alpha,
     rate, modules, epochs, batch and schedule as the config of that trainer.
     model-card: the card of the recommended run, with its scores, as README.md.
-    Where the study recommends nothing, --run names the run to take.
+    Where nothing is settled, the best bet is taken and the file says so.
 
-    --to hub --repo ORG/NAME uploads the recommended adapter with its model
-    card, and the study's records and report in the folder study. Never sent are
-    the base's weights, states of a training and caches. Names of folders of
-    this machine are left out, and a study with links in it is refused. The files
-    are listed before they go; on a terminal you are asked. Log in before with
-    hf auth login, or set HF_TOKEN.
+    --to hub --repo ORG/NAME uploads that adapter with its model card, and the
+    study's records and report in the folder study. Never sent are the base's
+    weights, states of a training and caches. Names of folders of this machine
+    are left out, and a study with links in it is refused. The files are listed
+    before they go; on a terminal you are asked. Log in before with hf auth
+    login, or set HF_TOKEN.
     """
     from rankwise.records.folder import StudyFolder
 
