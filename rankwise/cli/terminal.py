@@ -175,6 +175,9 @@ def verdict(
         if signs:
             named = ", ".join(f"{title} ({number})" for title, number in signs.items())
             yield Text(f"Signs of failure: {named}.")
+        for deployed in findings.deployed:
+            if deployed.train_task == part.train_task:
+                yield from (Text(f"- {line}") for line in deployed.lines)
         yield Text(f"Next: {with_folder(card.command, folder)}")
 
 
