@@ -126,7 +126,7 @@ def test_the_model_card_says_what_the_forms_keep(planted: Planted) -> None:
     results, recommendation, findings = planted.outcome
     (model,), (part,) = results.runs, recommendation.by_train_task
     assert model.run is not None
-    chosen = ChosenRun(model.run.planned, part, is_recommended=True)
+    chosen = ChosenRun(model.run.planned, part, "recommended")
     card = run_card(results.study, model, chosen, findings.deployed[0])
     assert "- merged-bf16 loses too much: " in card
     assert "merged-bf16" not in run_card(results.study, model, chosen)
