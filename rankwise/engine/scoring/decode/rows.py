@@ -222,16 +222,11 @@ class RowBatch:
             ranges.append((row.model, first, len(tokens)))
         numbers = [np.array(each, dtype=np.int64) for each in (tokens, positions, places, ends)]
         of_tokens, of_positions, of_rows, of_ends = moved_together(numbers, self._device)
-        table = None
-        if decoded:
-            lengths = [row.position - row.own_start + 1 for row in decoded]
-            blocks = [row.blocks for row in decoded]
-            table = BlockTable(blocks, lengths, self._cache.used, self._device)
         layout = DecodeLayout(
             cache=self._cache,
             positions=of_positions,
             rows=of_rows,
-            table=table,
+            table=self._table(decoded),
             reads=reads,
             shared=[
                 SharedUse(self._segments[key], start, stop, max(positions[start:stop]))
@@ -258,6 +253,12 @@ class RowBatch:
             moved = self._cache.compact()
             for row in self.rows:
                 row.blocks = [moved.get(block, block) for block in row.blocks]
+
+    def _table(self, rows: Sequence[Row]) -> BlockTable | None:
+        if not rows:
+            return None
+        lengths = [row.position - row.own_start + 1 for row in rows]
+        return BlockTable([row.blocks for row in rows], lengths, self._cache.used, self._device)
 
 
 def shared_prefixes(prompts: Sequence[tuple[int, ...]]) -> list[tuple[SharedPrefix, ...]]:
