@@ -250,14 +250,9 @@ class StudyFolder:
     def _tidy(self) -> None:
         """Remove what processes that are gone have left behind, but the states of trainings."""
         self.keep_states_of_tasks()
-        self._remove_old_states()
-
-    def _remove_old_states(self) -> None:
-        """Remove states of training beside finished runs, left by a process that was killed."""
-        states = [r.with_name(_TRAINING_STATE) for r in self.root.glob("runs/*/run.json")]
-        for state in states:
+        for run in list(self.root.glob("runs/*/run.json")):  # a finished run needs no state
             with contextlib.suppress(OSError):
-                state.unlink(missing_ok=True)
+                run.with_name(_TRAINING_STATE).unlink(missing_ok=True)
 
     def give_up(self, models: Collection[PlannedRun]) -> None:
         """Remove states and weights of models that were dropped; records and scores stay."""

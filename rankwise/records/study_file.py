@@ -379,13 +379,10 @@ def _dotted(location: tuple[int | str, ...]) -> str:
 def _known_keys(model: Any, location: tuple[int | str, ...]) -> list[str]:
     for part in location:
         if isinstance(part, str) and part not in RATE_TAGS:
-            model = next(_sections(_field(model, part).annotation))
+            fields = model.model_fields.items()
+            field = next(field for name, field in fields if part in (name, field.alias))
+            model = next(_sections(field.annotation))
     return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _field(model: Any, key: str) -> Any:
-    """A section's field by its key in the file."""
-    return next(f for name, f in model.model_fields.items() if key in (name, f.alias))
 
 
 def _sections(annotation: Any) -> Iterator[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rankwise.errors import StorageError, StudyChangedError
 from rankwise.records.files import free_bytes, in_words
@@ -20,14 +20,6 @@ from rankwise.study.times import furthest
 # Sections of a study file on which scores of a model depend.
 _SCORED_BY = ("base_model", "evaluation", "train.precision", "train.base_precision")
 _NO_SCORE_DEPENDS_ON = ("evaluation.clusters", "evaluation.max_batch_tokens")
-
-
-class _Finished(NamedTuple):
-    """A finished scoring that the plan would replace."""
-
-    model: str
-    task: str
-    files: tuple[Path, ...]
 
 
 def replaced_scores(
@@ -47,10 +39,16 @@ def replaced_scores(
     Returns:
         The files, and None where there are none.
     """
-    finished = list(_replaced(plan, folder, graph))
+    finished = [
+        (model_name(model), stage.task)
+        for stage in graph
+        if isinstance(stage, Score)
+        for model in stage.left(folder)
+        if _has_other_scores(plan, folder, stage, model)
+    ]
     if not finished:
         return [], None
-    tasks = sorted({scoring.task for scoring in finished})
+    tasks = sorted({task for _, task in finished})
     differences = [] if earlier is None else _differences(earlier, plan.record)
     if not differences:
         differences = [
@@ -65,7 +63,8 @@ def replaced_scores(
         "`rankwise run`: the old scores are then set aside in quarantine/ and made again."
     )
     error = StudyChangedError("\n  ".join([head, *differences, remedy]))
-    return [path for scoring in finished for path in scoring.files], error
+    places = (folder.evaluation_file, folder.samples_file)
+    return [place(model, task) for model, task in finished for place in places], error
 
 
 def disk_left(stages: Sequence[Stage], folder: StudyFolder, num_devices: int = 1) -> int:
@@ -116,17 +115,6 @@ def require_disk(folder: StudyFolder, graph: Sequence[Stage], num_workers: int =
             f"{in_words(free)} are free. Free some space, {fewer}choose another --study-dir, or "
             "leave full fine-tuning out with methods.full=null."
         )
-
-
-def _replaced(plan: StudyPlan, folder: StudyFolder, graph: Sequence[Stage]) -> Iterator[_Finished]:
-    for stage in graph:
-        if isinstance(stage, Score):
-            for model in stage.left(folder):
-                name = model_name(model)
-                if _has_other_scores(plan, folder, stage, model):
-                    record = folder.evaluation_file(name, stage.task)
-                    samples = folder.samples_file(name, stage.task)
-                    yield _Finished(name, stage.task, (record, samples))
 
 
 def _has_other_scores(plan: StudyPlan, folder: StudyFolder, stage: Score, model: Model) -> bool:

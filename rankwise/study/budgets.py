@@ -222,12 +222,12 @@ def affordable(
         scored_per_second: tokens.
         plan: makes the plan of another config.
     """
-    choices = [Smaller(config, ()), *smaller_studies(config, planned)]
-
-    def plan_of(choice: Smaller) -> StudyPlan:
-        return plan(choice.config) if choice.overrides else planned
-
-    return largest_that_fits(choices, plan_of, budget_seconds, scored_per_second)
+    return largest_that_fits(
+        [Smaller(config, ()), *smaller_studies(config, planned)],
+        lambda choice: plan(choice.config) if choice.overrides else planned,
+        budget_seconds,
+        scored_per_second,
+    )
 
 
 def smaller_studies(config: StudyConfig, planned: StudyPlan) -> Iterator[Smaller]:

@@ -266,19 +266,27 @@ class TerminalObserver(Follower):
         line = self._line(event)
         super().__call__(event)
         match event:
-            case Planned():
-                self._show_planned()
+            case Planned(stages):
+                done, total = self.work
+                if all(stage.is_finished for stage in stages):
+                    line = "everything is done; nothing is trained or scored again"
+                elif done:
+                    line = f"resuming: {done / total:.0%} is done"
             case Advanced(stage):
                 if self._is_live and self._clock() - self._last_bars < _ESTIMATE_SECONDS:
                     return
                 if not self._is_live and self._clock() - self._last_line >= LINE_SECONDS:
-                    line = "; ".join([self._so_far(stage), *self._study_left()])
+                    doing = self.doing[stage]
+                    share, memory = doing.share_done, quantities.memory(doing.peak_memory_bytes)
+                    so_far = [f"{doing.label} {share:.0%} done", *self._speed(stage), memory]
+                    line = "; ".join([", ".join(so_far), *self._study_left()])
             case StageFinished():
                 line = "; ".join([line, *([] if self._is_live else self._study_left())])
             case _:
                 pass
         if line:
-            self._print(line)
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._last_line = self._clock()
         if not isinstance(event, Skipped | Stepped):
             self._show_bars()
 
@@ -300,23 +308,6 @@ class TerminalObserver(Follower):
     def _of(self, stage: str | None, text: str) -> str:
         doing = self.doing.get(stage or "")
         return text if doing is None else f"{doing.label}: {text}"
-
-    def _show_planned(self) -> None:
-        done, total = self.work
-        if all(stage.is_finished for stage in self.stages.values()):
-            self._print("everything is done; nothing is trained or scored again")
-        elif done:
-            self._print(f"resuming: {done / total:.0%} is done")
-
-    def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
-        self._last_line = self._clock()
-
-    def _so_far(self, stage: str) -> str:
-        """How much of a stage is done, how fast, and in how much memory."""
-        doing = self.doing[stage]
-        parts = [f"{doing.label} {doing.share_done:.0%} done", *self._speed(stage)]
-        return ", ".join([*parts, quantities.memory(doing.peak_memory_bytes)])
 
     def _speed(self, stage: str) -> list[str]:
         speed = self.tokens_per_second(stage)

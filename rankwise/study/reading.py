@@ -19,31 +19,12 @@ from rankwise.records.search import SearchRecord
 from rankwise.records.study import (
     COMPARED,
     PlannedRun,
-    RunRecord,
     StudyRecord,
     TaskEvaluation,
 )
 from rankwise.study.stages.graph import KINDS
 
 _SHOW_LEFT = "`rankwise status` shows what is left"
-
-
-def read_results(folder: StudyFolder, study: StudyRecord | None = None) -> StudyResults:
-    """Everything that is finished, as the recommendation and the report need it.
-
-    A run that is not finished under the study's settings is left out and named, and so is a
-    task of one item: differences need two.
-
-    Args:
-        folder: of the study.
-        study: None: as it is in the folder.
-
-    Raises:
-        RecordError: the base is not scored or no run is finished, or a record cannot be read.
-        TaskError: ``evaluation.clusters`` names what is not scored, or no field.
-    """
-    with without_collections():
-        return _results(folder, folder.read_study() if study is None else study)
 
 
 @contextlib.contextmanager
@@ -66,7 +47,22 @@ def without_collections() -> Generator[None]:
             gc.enable()
 
 
-def _results(folder: StudyFolder, study: StudyRecord) -> StudyResults:
+@without_collections()
+def read_results(folder: StudyFolder, study: StudyRecord | None = None) -> StudyResults:
+    """Everything that is finished, as the recommendation and the report need it.
+
+    A run that is not finished under the study's settings is left out and named, and so is a
+    task of one item: differences need two.
+
+    Args:
+        folder: of the study.
+        study: None: as it is in the folder.
+
+    Raises:
+        RecordError: the base is not scored or no run is finished, or a record cannot be read.
+        TaskError: ``evaluation.clusters`` names what is not scored, or no field.
+    """
+    study = folder.read_study() if study is None else study
     unscored = _unscored(folder, study, None)
     if unscored:
         raise RecordError(
@@ -170,12 +166,7 @@ def read_model(
     tasks = study.tasks_of(planned) if tasks is None else tasks
     if run is not None and run.status == "diverged":
         tasks = ()
-    return _model_results(folder, study, BASE if run is None else run.planned.name, run, tasks)
-
-
-def _model_results(
-    folder: StudyFolder, study: StudyRecord, name: str, run: RunRecord | None, tasks: Iterable[str]
-) -> ModelResults:
+    name, planned = (BASE, None) if run is None else (run.planned.name, run.planned)
     evaluations = {
         task: read_record(folder.evaluation_file(name, task), TaskEvaluation) for task in tasks
     }
@@ -188,7 +179,7 @@ def _model_results(
         named = {t: each.items.clusters for t, each in judged.items() if each.items.clusters}
         linked = linked_clusters({task: each.ties for task, each in judged.items()}, named)
         judged = {t: each.with_items(clusters=linked[t]) for t, each in judged.items()}
-    planned, measured = run and run.planned, dict[str, Any]()
+    measured: dict[str, Any] = {}
     for kind in KINDS:
         measured |= kind.results(folder, study, planned)
     effects = () if run is None else folder.head_effects(study, name)

@@ -49,7 +49,7 @@ class Search:
     def __init__(self, plan: StudyPlan, folder: StudyFolder) -> None:
         assert plan.planner is not None
         self._planner, self._folder, self._study = plan.planner, folder, plan.record
-        self._shown: dict[str, searches.Shown | None] = {}
+        self._shown: dict[str, searches.Shown] = {}
         self._base: ModelResults | None = None
 
     def plan(self) -> StudyPlan:
@@ -133,14 +133,12 @@ class Search:
         return _Course(tuple(decisions), known, models, candidates.settings, measures)
 
     def _shown_by(self, model: PlannedRun) -> searches.Shown | None:
-        if model.name not in self._shown:
-            self._shown[model.name] = self._read(model)
-        return self._shown[model.name]
-
-    def _read(self, model: PlannedRun) -> searches.Shown | None:
+        """What a model showed on its validation items, read once; None where it diverged."""
         run = self._folder.finished_run(model)
         if run is None or run.status == "diverged":
             return None
+        if model.name in self._shown:
+            return self._shown[model.name]
         adapted = read_model(self._folder, self._study, model.as_candidate)
         by_relation = self._study.validation_items[model.train_task]
 
@@ -148,7 +146,9 @@ class Search:
             names = by_relation.get(relation, {})
             return tuple(pair_items(self._base_scores(), adapted, n).gain for n in names.values())
 
-        return searches.Shown(gains("in_domain"), tuple(-values for values in gains("retention")))
+        losses = tuple(-values for values in gains("retention"))
+        self._shown[model.name] = searches.Shown(gains("in_domain"), losses)
+        return self._shown[model.name]
 
     def _base_scores(self) -> ModelResults:
         """Of the base, on every validation item."""

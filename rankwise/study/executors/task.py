@@ -175,16 +175,13 @@ class StudyCopy:
             if target.exists():
                 continue
             with replacing(target) as temporary:
-                self._fetch(name, temporary)
+                if self._study is not None:
+                    link_or_copy(self._study / name, temporary)
+                    continue
+                with temporary.open("wb") as file:
+                    while piece := self._call("read", name, file.tell()):
+                        file.write(piece)
         self._known = files_in(self._root)
-
-    def _fetch(self, name: str, target: Path) -> None:
-        if self._study is not None:
-            link_or_copy(self._study / name, target)
-            return
-        with target.open("wb") as file:
-            while piece := self._call("read", name, file.tell()):
-                file.write(piece)
 
     def tell(self, events: Sequence[Event], *, hands_over: bool = False) -> None:
         """Tell what happened; with ``hands_over``, hand over what was made by then.

@@ -189,9 +189,6 @@ def _other_tokens(run: PlannedRun, arm: MitigationConfig, others: Others) -> int
     for share, rows in parts:
         more = num_rows * share / (1.0 - share)
         num_rows += round(more)
-        total += more * (NUM_TOKENS if rows is None else _mean_length(others[rows]))
+        lengths = [NUM_TOKENS] if rows is None else [len(each.tokens) for each in others[rows]]
+        total += more * (sum(lengths) / len(lengths))
     return round(total)
-
-
-def _mean_length(examples: Sequence[Example]) -> float:
-    return sum(len(example.tokens) for example in examples) / len(examples)

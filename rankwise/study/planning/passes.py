@@ -208,8 +208,11 @@ class _PassCutter:
 
     def _has_room(self, group: Sequence[PlannedRun], run: PlannedRun, limit: int) -> bool:
         """Whether a pass that has been begun takes one more."""
-        least = self._checkpointing[0] or self._needs_checkpointing(group)
-        return self._peak_of([*group, run])(self._kept, least) <= limit
+        # one that recomputes already may be filled so
+        recomputes = self._checkpointing[0] or (
+            len(self._checkpointing) > 1 and self._peak_of(group)(self._lowest, False) > self._limit
+        )
+        return self._peak_of([*group, run])(self._kept, recomputes) <= limit
 
     def planned(self, runs: Sequence[PlannedRun]) -> PlannedPass:
         cut = self._cut(self._peak_of(runs))
@@ -225,12 +228,6 @@ class _PassCutter:
         if adapter is None:
             return self._memory.full_bytes(self._lowest, self._checkpointing[-1])
         return self._memory.lora_bytes([adapter], self._lowest, self._checkpointing[-1])
-
-    def _needs_checkpointing(self, runs: Sequence[PlannedRun]) -> bool:
-        """Whether a group that has been begun recomputes already: then it may be filled so."""
-        if len(self._checkpointing) == 1:
-            return False
-        return self._peak_of(runs)(self._lowest, False) > self._limit
 
     def _peak_of(self, runs: Sequence[PlannedRun]) -> Callable[[int, bool], int]:
         """Bytes by tokens of a micro-batch and gradient checkpointing."""

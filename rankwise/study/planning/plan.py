@@ -6,7 +6,7 @@ Checks the config against tasks and model and collects every problem; loads no w
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -133,21 +133,17 @@ class StudyPlan:
         They are the first of the random order, or the first documents: studies from before there
         was that order are kept where every document is scored now.
         """
-        num_items = earlier.num_examples
+        num_items, study = earlier.num_examples, self.record
         if not 0 < num_items < task.num_items:
             return False
-        return any(
-            earlier.fingerprint
-            == fingerprint([model_fingerprint, self._fingerprint_of(task, doc_ids, earlier.limit)])
-            for doc_ids in (in_random_order(task.doc_ids)[:num_items], range(num_items))
-        )
-
-    def _fingerprint_of(
-        self, task: PreparedTask, doc_ids: Collection[int], limit: int | None
-    ) -> str:
-        """The fingerprint that a task would have with these of its items."""
-        config, digest = self.record.config, task.digest_of(doc_ids)
-        return _task_fingerprint(config, self.record.precision, task, digest=digest, limit=limit)
+        for doc_ids in (in_random_order(task.doc_ids)[:num_items], range(num_items)):
+            digest = task.digest_of(doc_ids)
+            of_task = _task_fingerprint(
+                study.config, study.precision, task, digest=digest, limit=earlier.limit
+            )
+            if earlier.fingerprint == fingerprint([model_fingerprint, of_task]):
+                return True
+        return False
 
 
 def metric_of(config: StudyConfig, task: str) -> str | None:

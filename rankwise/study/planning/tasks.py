@@ -104,7 +104,11 @@ class _TaskFinder:
             items[source.name] = self._trained_items(source, kept)
             endings |= self._ending_items(source.name, rows[source.name])
         leaves = [t for s in sources for tasks in s.leaves.values() for t in tasks.values()]
-        self._warn_of_formats(formats)
+        if names := {name for by_task in formats.values() for name in by_task.values()}:
+            self.warnings.append(
+                "evaluation: models are scored in another format than they are trained in; besides "
+                f"the standard format, which decides, also as {', '.join(sorted(names))}"
+            )
         scored = StudyTasks(
             tasks=relations,
             trained_formats=formats,
@@ -117,14 +121,6 @@ class _TaskFinder:
         )
         prepared = [task for task in self._done.values() if task is not None]
         return TaskPlan(rows, scored, prepared, self._own_data)
-
-    def _warn_of_formats(self, formats: Mapping[str, Mapping[str, str]]) -> None:
-        names = {name for by_task in formats.values() for name in by_task.values()}
-        if names:
-            self.warnings.append(
-                "evaluation: models are scored in another format than they are trained in; besides "
-                f"the standard format, which decides, also as {', '.join(sorted(names))}"
-            )
 
     def _domains(self, leaves: list[LoadedTask]) -> dict[str, str]:
         """What the config says of a task or of one of its groups, else what its file says."""
@@ -148,24 +144,19 @@ class _TaskFinder:
         ``num_first``: score this many documents, the first of the file.
         """
         if loaded.name not in self._done:
-            self._done[loaded.name] = self._prepare(relation, loaded, num_first)
+            self._done[loaded.name] = None
+            try:
+                self._done[loaded.name] = prepared_task(
+                    loaded,
+                    self.tokenizer,
+                    self.max_length,
+                    self.config.evaluation,
+                    limit=num_first,
+                    doc_ids=None if num_first is None else range(num_first),
+                )
+            except (TaskError, DataError) as error:
+                self.problems.append(f"evaluation.{relation}: {error}")
         return self._done[loaded.name]
-
-    def _prepare(
-        self, relation: Relation, loaded: LoadedTask, num_first: int | None
-    ) -> PreparedTask | None:
-        try:
-            return prepared_task(
-                loaded,
-                self.tokenizer,
-                self.max_length,
-                self.config.evaluation,
-                limit=num_first,
-                doc_ids=None if num_first is None else range(num_first),
-            )
-        except (TaskError, DataError) as error:
-            self.problems.append(f"evaluation.{relation}: {error}")
-            return None
 
     def _in_trained_format(
         self, relation: Relation, task: PreparedTask | None, trained: TrainedFormat
@@ -203,13 +194,17 @@ class _TaskFinder:
 
     def _sources(self) -> list[_Source]:
         """What is trained on, each with the leaf tasks of each relation."""
-        train, evaluation = self.config.train, self.config.evaluation
+        config, train = self.config, self.config.train
         wanted: dict[Relation, list[str]] = {
-            relation: list(getattr(evaluation, relation)) for relation in RELATIONS
+            relation: list(getattr(config.evaluation, relation)) for relation in RELATIONS
         }
-        listed = [name for names in wanted.values() for name in names]
-        loaded = self._load([*train.task, *listed])
-        leaves: Leaves = {r: self._leaves(r, wanted, loaded) for r in RELATIONS}
+        names = dict.fromkeys([*train.task, *itertools.chain(*wanted.values())])
+        loaded: Mapping[str, tuple[LoadedTask, ...] | Unloaded] = {}
+        try:
+            loaded = load_tasks(list(names), config.tasks_path, allow_code=config.allow_task_code)
+        except TaskError as error:
+            self.problems.append(str(error))
+        leaves: Leaves = {r: self._leaves(r, listed, loaded) for r, listed in wanted.items()}
         for relation, other in itertools.combinations(RELATIONS, 2):
             for name in leaves[relation].keys() & leaves[other].keys():
                 self.problems.append(
@@ -264,24 +259,14 @@ class _TaskFinder:
     def _has_chat(self) -> bool:
         return self.config.train.chat_template and bool(self.tokenizer.chat_template)
 
-    def _load(self, names: list[str]) -> Mapping[str, tuple[LoadedTask, ...] | Unloaded]:
-        config = self.config
-        try:
-            return load_tasks(
-                list(dict.fromkeys(names)), config.tasks_path, allow_code=config.allow_task_code
-            )
-        except TaskError as error:
-            self.problems.append(str(error))
-            return {}
-
     def _leaves(
         self,
         relation: Relation,
-        wanted: Mapping[Relation, list[str]],
+        listed: Sequence[str],
         loaded: Mapping[str, tuple[LoadedTask, ...] | Unloaded],
     ) -> dict[str, LoadedTask]:
         leaves: dict[str, LoadedTask] = {}
-        for index, name in enumerate(wanted[relation]):
+        for index, name in enumerate(listed):
             named = loaded.get(name, ())
             if isinstance(named, TaskNotFound | TaskError):
                 self.problems.append(f"evaluation.{relation}[{index}]: {named}")
@@ -329,7 +314,8 @@ class _TaskFinder:
 
     def _is_spent(self, name: str, task: LoadedTask) -> bool:
         """Whether the items that it scores are those trained on under that name."""
-        return self._trained_split(name, task) == _scored_split(task)
+        config = task.task.config
+        return self._trained_split(name, task) == (config.test_split or config.validation_split)
 
     def _trained_split(self, name: str, task: LoadedTask) -> str | None:
         return self.config.train.split_of(name) or task.task.config.training_split
@@ -457,12 +443,6 @@ def _groups(leaves: list[LoadedTask]) -> dict[str, tuple[str, ...]]:
         for group in task.groups:
             groups.setdefault(group, {})[task.name] = None
     return {group: tuple(tasks) for group, tasks in groups.items()}
-
-
-def _scored_split(loaded: LoadedTask) -> str | None:
-    """The split whose items a task scores."""
-    config = loaded.task.config
-    return config.test_split or config.validation_split
 
 
 def _lost_unsaid(data: UserData) -> Iterator[str]:

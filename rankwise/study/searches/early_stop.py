@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from rankwise.records import quantities
 from rankwise.records.config.training import StopConfig
@@ -54,25 +54,33 @@ class EarlyStop:
         for trial in self._trials:
             shares = self._shares[trial.setting]
             reached = [share for share in shares if Progress(trial, share) in known]
-            stopped = next((s for s in reached if self._loses(known[Progress(trial, s)])), None)
+            shown = {share: known[Progress(trial, share)] for share in reached}
+            # at the first checkpoint where it diverged, or lost too much
+            stopped = next(
+                (share for share, of in shown.items() if of is None or _loss(of) > self._limit),
+                None,
+            )
             if stopped is None and len(reached) < len(shares):
                 wanted.append(Progress(trial, shares[len(reached)]))
             kept = [share for share in reached if stopped is None or share < stopped]
             finalists += [Progress(trial, kept[-1] if kept else share) for share in reached[-1:]]
             if stopped is not None and stopped == reached[-1]:
-                ruled_out.append(self._ruling(trial, stopped, known[Progress(trial, stopped)]))
+                ruled_out.append(self._ruling(trial, stopped, shown[stopped]))
         if wanted:
             share = f"{quantities.percent(min(progress.share for progress in wanted))}"
             statement = f"{len(wanted)} trainings go on to {share} of their steps"
             return Decision(tuple(wanted), (), tuple(ruled_out), statement)
-        statement = "; ".join(self._endings(finalists))
-        return Decision((), tuple(finalists), tuple(ruled_out), statement)
+        endings = [
+            f"{self._label(trial)}: {quantities.percent(share)} of its steps"
+            for trial, share in finalists
+        ]
+        return Decision((), tuple(finalists), tuple(ruled_out), "; ".join(endings))
 
-    def _loses(self, shown: Shown | None) -> bool:
-        return shown is None or _loss(shown) > self._limit
+    def _label(self, trial: Trial) -> str:
+        return f"{self._settings[trial.setting].label}, seed {trial.seed}"
 
     def _ruling(self, trial: Trial, share: float, shown: Shown | None) -> Ruling:
-        label = f"{self._settings[trial.setting].label}, seed {trial.seed}"
+        label = self._label(trial)
         if shown is None:
             reason = f"{label}: diverged before {quantities.percent(share)} of its steps"
         else:
@@ -82,11 +90,6 @@ class EarlyStop:
                 f"retention validation items, more than {quantities.amount(self._limit, 'points')}"
             )
         return Ruling(trial.setting, None, reason)
-
-    def _endings(self, finalists: Sequence[Progress]) -> Iterator[str]:
-        for trial, share in finalists:
-            label = self._settings[trial.setting].label
-            yield f"{label}, seed {trial.seed}: {quantities.percent(share)} of its steps"
 
 
 def _loss(shown: Shown) -> float:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 from rankwise.records import quantities
 from rankwise.study.searches.comparison import worth
 from rankwise.study.searches.courses import Journal
 from rankwise.study.searches.policy import Known, Progress, Ruling, Setting, Shown, Terms, Trial
-from rankwise.study.searches.rates import Grid, Worth, best_rate, better_half, grid
+from rankwise.study.searches.rates import Worth, best_rate, better_half, grid
 
 
 def first_rung(settings: Sequence[Setting], rungs: Sequence[float]) -> float:
@@ -113,7 +114,11 @@ class Tuning:
 
     def _grids(self, places: Sequence[int]) -> Iterator[list[Progress]]:
         """The grids of all settings side by side, as long as one of them wants more."""
-        grids = {place: self._grid(place) for place in places}
+        share, seed = self.first_rung, self.seeds[0]
+        grids = {
+            place: grid(self.settings[place].rates, partial(self._worth, place, share=share))
+            for place in places
+        }
         while grids:
             wanted: list[Progress] = []
             for place, of in list(grids.items()):
@@ -121,28 +126,16 @@ class Tuning:
                     rates = next(of)
                 except StopIteration as end:
                     del grids[place]
-                    self._take(place, end.value)
+                    self.rates[place], edge = end.value
+                    if edge is not None:
+                        self.journal.say(
+                            f"The best learning rate of {self.settings[place].label} stayed at the "
+                            f"edge of the grid: {quantities.learning_rate(edge)}."
+                        )
                 else:
-                    wanted += [self._at_first(place, rate) for rate in rates]
+                    wanted += [Progress(Trial(place, rate, seed), share) for rate in rates]
             if wanted:
                 yield wanted
-
-    def _grid(self, place: int) -> Generator[tuple[float, ...], None, Grid]:
-        return grid(
-            self.settings[place].rates, lambda rate: self._worth(place, rate, self.first_rung)
-        )
-
-    def _at_first(self, place: int, rate: float) -> Progress:
-        return Progress(Trial(place, rate, self.seeds[0]), self.first_rung)
-
-    def _take(self, place: int, of: Grid) -> None:
-        """Go on with the rates that were tried; name the best one where it is at the edge."""
-        self.rates[place] = of.rates
-        if of.edge is not None:
-            self.journal.say(
-                f"The best learning rate of {self.settings[place].label} stayed at the edge of "
-                f"the grid: {quantities.learning_rate(of.edge)}."
-            )
 
     def _worth(self, place: int, rate: float, share: float) -> Worth:
         shown = self.known[Progress(Trial(place, rate, self.seeds[0]), share)]

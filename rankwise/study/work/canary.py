@@ -39,7 +39,13 @@ def check_stack(context: StudyContext, graph: Sequence[Stage], *, is_accepted: b
     folder = context.folder
     if all(stage.is_finished(folder) for stage in graph if stage.scores_tasks):
         return
-    scored = _base_scores(context, graph)
+    # the base's finished scores under the study's settings
+    scored = [
+        record
+        for stage in graph
+        if isinstance(stage, Score) and not stage.runs and stage.is_finished(folder)
+        if (record := folder.earlier_evaluation(BASE, stage.task)) is not None
+    ]
     stacks = [stack_of(record.provenance) for record in scored if record.provenance is not None]
     now = stack_of(provenance_on(context.plan.device))
     accepted = folder.accepted_stacks()
@@ -56,19 +62,7 @@ def check_stack(context: StudyContext, graph: Sequence[Stage], *, is_accepted: b
             "--accept-new-stack to put new scores beside the old ones, or choose another "
             "--study-dir."
         )
-    stacks_now = AcceptedStacks(stacks=(*accepted.stacks, entry))
-    folder.write(folder.stacks_file, stacks_now)
-
-
-def _base_scores(context: StudyContext, graph: Sequence[Stage]) -> list[TaskEvaluation]:
-    """The base's finished scores under the study's settings."""
-    found: list[TaskEvaluation] = []
-    for stage in graph:
-        if isinstance(stage, Score) and not stage.runs and stage.is_finished(context.folder):
-            record = context.folder.earlier_evaluation(BASE, stage.task)
-            if record is not None:
-                found.append(record)
-    return found
+    folder.write(folder.stacks_file, AcceptedStacks(stacks=(*accepted.stacks, entry)))
 
 
 def _cheapest(context: StudyContext, scored: Sequence[TaskEvaluation]) -> list[str]:

@@ -38,11 +38,11 @@ class ScoreWorker:
                 of the stage scored is written all the same.
         """
         task = self._plan.tasks[name]
-        if task.num_truncated:
-            self._note(
-                task.name,
+        if task.num_truncated and task.name not in self._noted:
+            self._noted.add(task.name)
+            self._tell.noted(
                 f"{task.num_truncated:,} of {task.num_items:,} items are longer than the model "
-                "reads and lose their left end",
+                "reads and lose their left end"
             )
         self._tell.skipped(stage.work * (1 - len(models) / len(stage.models)))
         if None in models:
@@ -153,12 +153,6 @@ class ScoreWorker:
             return False
         before = [_log_likelihoods(line) for line in self._folder.read_samples(BASE, task.name)]
         return before == [_log_likelihoods(line) for line in scoring.samples]
-
-    def _note(self, about: str, text: str) -> None:
-        """Say something once."""
-        if about not in self._noted:
-            self._tell.noted(text)
-            self._noted.add(about)
 
 
 def responses_of(lines: Iterable[Mapping[str, Any]]) -> dict[int, tuple[Responses, ...]]:

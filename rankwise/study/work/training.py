@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -81,7 +80,16 @@ def train(
         for run in runs:
             _import(context, run)
         return
-    trainable = [run for run in runs if not _is_given_up(context, run)]
+    trainable: list[PlannedRun] = []
+    for run in runs:
+        message = diverged_source(context, run)
+        if message is None:
+            trainable.append(run)
+            continue
+        context.folder.start_run(run)  # there is no adapter to truncate
+        record = _record(context.plan, run, status="diverged", message=message)
+        context.folder.finish_run(record)
+        context.tell.skipped(training_work([run]))
     if not trainable:
         return
     if runs[0].method == "full":
@@ -105,35 +113,20 @@ def _import(context: StudyContext, run: PlannedRun) -> None:
         size, is_zero = import_adapter(run.imported.folder, weights)
     else:
         size, is_zero = weights_bytes(weights), False
-    message = _divergence(context, run, run.imported.folder)
+    source, message = run.imported.folder, None
+    bad = not_finite(weights_files(weights))
+    if bad is not None:
+        message = f"{bad} in {source} holds NaN or infinite weights"
+    else:
+        tokens = context.plan.examples[run.train_task][0].tokens[:_PROBE_TOKENS]
+        with context.models.reading(run) as model:
+            if not models.answers_finitely(model, tokens):
+                message = f"the weights in {source} are so large that its answers are not finite"
     if message is None:
         record = _record(context.plan, run, weights_bytes=size, update_is_zero=is_zero)
     else:
         record = _record(context.plan, run, status="diverged", message=message)
     folder.finish_run(record)
-
-
-def _divergence(context: StudyContext, run: PlannedRun, source: Path) -> str | None:
-    """What shows that an imported model's training has diverged, if it has."""
-    bad = not_finite(weights_files(context.folder.weights_folder(run)))
-    if bad is not None:
-        return f"{bad} in {source} holds NaN or infinite weights"
-    tokens = context.plan.examples[run.train_task][0].tokens[:_PROBE_TOKENS]
-    with context.models.reading(run) as model:
-        if models.answers_finitely(model, tokens):
-            return None
-    return f"the weights in {source} are so large that its answers are not finite"
-
-
-def _is_given_up(context: StudyContext, run: PlannedRun) -> bool:
-    """Whether there is no adapter to truncate; it is recorded then."""
-    message = diverged_source(context, run)
-    if message is not None:
-        context.folder.start_run(run)
-        record = _record(context.plan, run, status="diverged", message=message)
-        context.folder.finish_run(record)
-        context.tell.skipped(training_work([run]))
-    return message is not None
 
 
 def _train_adapters(

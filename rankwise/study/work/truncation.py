@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rankwise.records.study import PlannedRun
 from rankwise.study.context import StudyContext
-from rankwise.weights.lowrank import LowRankUpdate, read_updates
+from rankwise.weights.lowrank import read_updates
 
 
 class Truncated(NamedTuple):
@@ -46,20 +46,17 @@ def truncated_adapters(context: StudyContext, models: Sequence[PlannedRun]) -> d
         for model in its_models:
             assert model.rank is not None
             assert model.scaling is not None
-            found[model.name] = _truncated(updates, model.rank, model.scaling)
+            factors: dict[str, tuple[Tensor, Tensor]] = {}
+            missed: list[float] = []
+            for name, update in updates.items():
+                cut = update.truncated(model.rank)
+                kept = cut.update.at_scaling(model.scaling)
+                factors[name] = kept.lora_A, kept.lora_B
+                missed.append(cut.relative_error * update.frobenius_norm)
+            total = math.hypot(*(update.frobenius_norm for update in updates.values()))
+            error = math.hypot(*missed) / total if total else 0.0
+            found[model.name] = Truncated(factors, error)
     return found
-
-
-def _truncated(updates: Mapping[str, LowRankUpdate], rank: int, scaling: float) -> Truncated:
-    factors: dict[str, tuple[Tensor, Tensor]] = {}
-    missed: list[float] = []
-    for name, update in updates.items():
-        cut = update.truncated(rank)
-        kept = cut.update.at_scaling(scaling)
-        factors[name] = kept.lora_A, kept.lora_B
-        missed.append(cut.relative_error * update.frobenius_norm)
-    total = math.hypot(*(update.frobenius_norm for update in updates.values()))
-    return Truncated(factors, math.hypot(*missed) / total if total else 0.0)
 
 
 def diverged_source(context: StudyContext, model: PlannedRun) -> str | None:

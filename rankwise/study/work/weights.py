@@ -126,18 +126,6 @@ def _write(context: StudyContext, stage: Stage, subject: _Subject, seconds: floa
     context.folder.write(stage.path_of(context.folder, subject.run), record)
 
 
-def _full_matrices(context: StudyContext, name: str, layers: Sequence[str]) -> Mapping[str, Tensor]:
-    (run,) = (run for run in context.study.runs if run.name == name)
-    return weight_matrices(context.folder.weights(run), layers)
-
-
-def _delta(run: str, layer: str, base: Tensor, adapted: Tensor) -> Svd:
-    try:
-        return delta_svd(base, adapted.to(base.device))
-    except ValueError as error:
-        raise ModelError(f"{run}: {layer}: {error} Is it of this base model?") from error
-
-
 def _looks(
     context: StudyContext,
     group: Sequence[_Subject],
@@ -147,13 +135,26 @@ def _looks(
 ) -> Iterator[list[_Look]]:
     """For each layer of the base, what each run of a group did to it; they share a full run."""
     device, full = float64_device(context.plan.device), group[0].full
-    adapted = None if full is None else _full_matrices(context, full, list(base))
+    adapted: Mapping[str, Tensor] | None = None
+    if full is not None:
+        (run,) = (run for run in context.study.runs if run.name == full)
+        adapted = weight_matrices(context.folder.weights(run), list(base))
 
     def of_layer(name: str) -> list[_Look]:
-        weight = base[name].to(device)
-        delta = None if adapted is None else _delta(str(full), name, weight, adapted[name])
+        weight, delta = base[name].to(device), None
+        if adapted is not None:
+            try:
+                delta = delta_svd(weight, adapted[name].to(device))
+            except ValueError as error:
+                problem = f"{full}: {name}: {error} Is it of this base model?"
+                raise ModelError(problem) from error
         decomposed = cache.svd(weight)
-        return [_look(context.study, subject, name, decomposed, delta) for subject in group]
+        looks: list[_Look] = []
+        for subject in group:
+            started = time.perf_counter()
+            spectrum = _spectrum(context.study, subject, name, decomposed, delta)
+            looks.append(_Look(spectrum, time.perf_counter() - started))
+        return looks
 
     with _side_by_side(device, is_small) as map_layers:
         yield from map_layers(of_layer, base)
@@ -179,18 +180,10 @@ def _side_by_side(device: torch.device, is_small: bool) -> Generator[Any]:
         torch.set_num_threads(num_threads)
 
 
-def _look(
-    study: StudyRecord, subject: _Subject, layer: str, base: Svd, full_update: Svd | None
-) -> _Look:
-    """What a run did to a layer, if it adapted it."""
-    started = time.perf_counter()
-    spectrum = _spectrum(study, subject, layer, base, full_update)
-    return _Look(spectrum, time.perf_counter() - started)
-
-
 def _spectrum(
     study: StudyRecord, subject: _Subject, layer: str, base: Svd, full_update: Svd | None
 ) -> MatrixSpectrum | None:
+    """What a run did to a layer, if it adapted it."""
     settings = study.config.analysis
     common: dict[str, Any] = {
         "top_k": settings.top_k,
