@@ -53,8 +53,8 @@ def test_an_adapter_folder_is_a_run_of_its_study(here: Path, tiny_model_folder: 
     arguments = ("train.data=../rows.jsonl", "evaluation.retention=[capitals]", "--json")
     planned = rankwise("plan", "new/study.yaml", *arguments)
     assert planned.exit_code == 0, planned.output
-    names = [run["imported"]["label"] for run in json.loads(planned.stdout)["runs"]]
-    assert names.count("yours") == 1
+    imported = [run["imported"] for run in json.loads(planned.stdout)["runs"] if run["imported"]]
+    assert [each["label"] for each in imported] == ["yours"]
 
 
 def test_what_is_refused_writes_nothing(here: Path) -> None:

@@ -20,7 +20,6 @@ from rankwise.records.files import read_record
 from rankwise.records.folder import StudyFolder
 from rankwise.records.recommendation import StudyRecommendation
 from rankwise.study.stages.graph import stages
-from rankwise.study.stages.scoring import Score
 from rankwise.study.stages.stage import Stage
 from rankwise.study.stopping import Stopped
 from rankwise.study.work.scoring import ScoreWorker
@@ -137,7 +136,7 @@ def test_a_finished_study_has_its_plan_and_its_end(ran: Ran) -> None:
 def test_a_stage_that_fails_is_an_event_and_the_outcome(
     ran: Ran, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: ScoreWorker, stage: Score, models: Sequence[Any]) -> None:
+    def fail(*_: object) -> None:
         raise ModelError("the weights are gone")
 
     folder = ran.folder.with_name("failed")

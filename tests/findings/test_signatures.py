@@ -559,9 +559,10 @@ def test_the_report_names_what_was_found_and_what_was_not(tmp_path: Path) -> Non
     rows = (tmp_path / "report" / "signatures.csv").read_text().splitlines()
     assert len(rows) == 1 + len(findings.signatures) == 2
     assert rows[0].startswith("name,train_task,label,task,statement,advice,estimate,lower")
-    lines = verdict(results, recommendation, findings, tmp_path, 200)
-    shown = [str(line) for line in lines]
-    assert any(line.startswith("- Worse than the base: Rank 16 is") for line in shown)
+    lines = list(findings.lines("kinship"))
+    assert any(line.startswith("Worse than the base: Rank 16 is") for line in lines)
+    card = [str(line) for line in verdict(results, recommendation, findings, tmp_path)]
+    assert "Signs of failure: Worse than the base (1)." in card
 
 
 def test_a_section_without_any_says_what_was_looked_for() -> None:

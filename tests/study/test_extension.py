@@ -212,7 +212,7 @@ def test_extend_is_a_verb(study_file: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["extend", str(tmp_path / "study"), "--ranks", "3"])
     assert done.exit_code == 0, done.output
     record = json.loads((tmp_path / "study" / "study.json").read_text())
-    assert [planned["rank"] for planned in record["runs"]] == [2, 3]
+    assert [planned["rank"] for planned in record["models"]] == [2, 3]
     wrong = CliRunner().invoke(app, ["extend", str(tmp_path / "study"), "--ranks", "8,x"])
     assert (wrong.exit_code, wrong.stdout) == (2, "")
     assert "--ranks: 'x' is not a rank; write 8 or 8,128" in wrong.stderr

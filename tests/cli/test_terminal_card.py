@@ -59,7 +59,8 @@ def test_the_card_has_what_was_planted(tmp_path: Path) -> None:
     (full,) = (line for line in lines if line.startswith("full fine-tuning "))
     assert re.match(r"full fine-tuning +\+31\.0 ±\d\.\d +\+10\.0 ±\d\.\d ", full)
     assert "Signs of failure: Forgetting on prose (2)." in lines
-    assert f"Next: rankwise export {tmp_path} --format peft" in " ".join(lines)
+    said = "".join("".join(lines).split())  # a long path folds
+    assert "".join(f"Next: rankwise export {tmp_path} --format peft".split()) in said
 
 
 def test_of_many_options_the_best_are_shown(tmp_path: Path) -> None:
