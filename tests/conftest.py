@@ -17,8 +17,11 @@ from tests.support.fake_vllm import FakeVllm, lora_requests
 from tests.support.tiny_tasks import tiny_tokenizer, write_tiny_tasks
 from tests.thorough import THOROUGH
 
-if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # started by nohup, as a study may be
+# ignored where the tests are started by nohup, or in the background of a script
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
