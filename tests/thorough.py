@@ -11,7 +11,7 @@ THOROUGH = (
     "tests/study/test_study.py::test_killed_with_9_and_run_again_ends_with_the_same_records",
     "tests/study/test_variants_study.py::test_killed_while_a_variant_trains_it_resumes",
     "tests/study/test_search_study.py::test_a_search_that_is_stopped_again_and_again_ends_the_same",
-    "tests/study/test_acceptance.py::test_a_signal_saves_what_is_trained",
+    "tests/study/test_acceptance.py",
     "tests/study/test_verify.py",
     "tests/study/test_score_worker.py",
     "tests/cli/test_ray.py",
@@ -27,14 +27,17 @@ THOROUGH = (
     "tests/study/test_fitting.py",
     "tests/study/test_presets.py::test_a_paper_s_study",
     "tests/test_gpu_checks.py",
-    # the site, and what its pages and examples run; what needs a browser is marked by its fixture
+    # the page while a study runs, the site, what its pages run; a browser's fixture marks others
+    "tests/cli/test_watch.py",
     "tests/docs/test_run_commands.py",
     "tests/docs/test_site.py",
     "tests/test_notebook.py",
     "tests/test_examples.py",
     # other tools, whole
     "tests/integrations/test_tracking.py::test_trackio_has_it",
-    "tests/integrations/test_retention_callback.py::test_losses_are_bit_for_bit_those_without_the_callback",
+    "tests/integrations/test_retention_callback.py",
+    "tests/integrations/test_hub.py",
+    "tests/cli/test_lm_eval_model.py",
     # benchmarks
     "tests/test_study_benchmark.py",
     "tests/test_parity.py",
