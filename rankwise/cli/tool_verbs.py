@@ -155,8 +155,8 @@ def export(
     is_hub = to is Destination.HUB
     given = [name for name, value in (folder_only if is_hub else hub_only).items() if value]
     if given:
-        problem = f"{', '.join(given)} does not go with --to {to}; leave it out"
-        raise ConfigError("export", [problem])
+        why = "does not go with --to hub;" if is_hub else "is for --to hub; add that, or"
+        raise ConfigError("export", [f"{', '.join(given)} {why} leave it out"])
     if is_hub:
         if repo is None:
             raise ConfigError("export", ["--repo ORG/NAME is missing; --to hub needs it"])

@@ -349,6 +349,21 @@ def test_the_files_are_shown_before_they_go(finished: StudyFolder, stand_in: Hub
     assert {line.split()[1] for line in shown} == files_of(stand_in).keys() - {".gitattributes"}
 
 
+def test_options_of_the_hub_and_of_folders_do_not_mix(finished: StudyFolder, stand_in: Hub) -> None:
+    refused = {
+        "--repo is for --to hub; add that, or leave it out": ("--repo", "org/mine"),
+        "--repo ORG/NAME is missing; --to hub needs it": ("--to", "hub"),
+        "--format does not go with --to hub; leave it out": (
+            *("--to", "hub", "--repo", "org/mine", "--format", "peft"),
+        ),
+    }
+    for problem, options in refused.items():
+        done = rankwise("export", finished.root, *options)
+        assert done.exit_code == 2
+        assert problem in words(done.stderr)
+    assert stand_in.requests == []
+
+
 def test_only_a_run_with_an_adapter(finished: StudyFolder, stand_in: Hub) -> None:
     done = push(finished, "--run", "colours-full")
     assert done.exit_code == 2
