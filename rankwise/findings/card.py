@@ -79,12 +79,13 @@ class VerdictCard(Record):
     is_settled: bool
     choice: str | None
     probability: float | None
-    headline: str
+    headline: str = ""
+    """The verdict in a line."""
     rows: tuple[CardRow, ...] = ()
     """Every option, in the study's order."""
     remark: str = ""
     """What else decides; empty where nothing does."""
-    command: str
+    command: str = ""
     """What to do next."""
     settings: dict[str, str] = Field(default_factory=dict)
     gain: TaskMean | None = None
