@@ -245,14 +245,17 @@ def list_tasks(
     manager = _manager(tasks_path, everything=everything)
     listing: list[TaskListing] = []
     for name, entry in sorted(manager.task_index.items()):
-        path = Path(entry.yaml_path or "")
-        if BUNDLED_FOLDER in path.parents:
+        path = None if entry.yaml_path is None else Path(entry.yaml_path)  # a tag has no file
+        parents = () if path is None else path.parents
+        if BUNDLED_FOLDER in parents:
             source = "rankwise"
-        elif any(folder in path.parents for folder in tasks_path):
+        elif any(folder in parents for folder in tasks_path):
             source = "tasks_path"
         else:
             source = "lm-eval"
-        described = _title(path.parent) if source == "lm-eval" else _first_comment(path)
+        described = ""
+        if path is not None:
+            described = _title(path.parent) if source == "lm-eval" else _first_comment(path)
         line = TaskListing(name, entry.kind.name.lower(), source, described)
         text = f"{name} {described}".lower()
         if all(word in text for word in search.lower().split()):
@@ -268,19 +271,17 @@ def _first_comment(file: Path) -> str:
 
 @functools.cache
 def _title(folder: Path) -> str:
-    """Of the paper that a folder of lm-eval's tasks is of, else the heading of its page."""
-    page = next(
-        (
-            place / "README.md"
-            for place in (folder, *folder.parents[:2])
-            if (place / "README.md").is_file()
-        ),
-        None,
-    )
+    """Of the paper that a folder of lm-eval's tasks is of, else the heading of its page.
+
+    A folder without a page has that of the one around it; the page of all tasks says nothing.
+    """
+    below = itertools.takewhile(lambda place: place.name != "tasks", (folder, *folder.parents))
+    pages = (place / "README.md" for place in below)
+    page = next((page for page in pages if page.is_file()), None)
     if page is None:
         return ""
     text = page.read_text(encoding="utf-8", errors="replace")
     found = re.search(r"^\**Title:?\**:?\s*(.+)", text, re.MULTILINE) or re.search(
-        r"^#\s*(.+)", text, re.MULTILINE
+        r"^# +(.+)", text, re.MULTILINE
     )
     return "" if found is None else found[1].strip('`* "')

@@ -550,6 +550,11 @@ def test_tasks_are_found_by_words_of_their_names_and_descriptions() -> None:
     found = {line["name"]: line for line in json.loads(science.stdout)}
     assert {"arc_easy", "arc_challenge"} <= found.keys()
     assert found["arc_easy"]["description"].startswith("Think you have Solved Question Answering?")
+    # a tag has no file, and neither the folder we are in nor lm-eval's list of tasks is about it
+    listing = json.loads(rankwise("tasks", "ai2_arc", "--json").stdout)
+    assert {"name": "ai2_arc", "kind": "tag", "source": "lm-eval", "description": ""} in listing
+    described = {line.description for line in resolution.list_tasks(everything=True)}
+    assert described.isdisjoint({"rankwise", "Tasks", "## Paper"})
 
 
 def test_retention_sets_are_of_tasks_that_lm_eval_has() -> None:
