@@ -131,7 +131,7 @@ def check(
             chat_template=chat_template,
             precision=precision or (ScorePrecision.FLOAT32 if wanted else ScorePrecision.AUTO),
         )
-        found_forms = find_forms(wanted) if wanted else []
+        found_forms = find_forms(wanted) if forms else []
         folder = trained_folder(adapter, note)
         use = "merged" if wanted else "checked"
         found = find_adapter(base, folder, use, any_base=any_base, report=note)

@@ -163,6 +163,7 @@ def test_bad_input_is_told_and_exits_with_2(
     assert "is zero" in of(tiny_model_folder, tmp_path / "zero")
     assert "did you mean 'blues'?" in of(weak.base, weak.adapter, tasks="bleus")
     assert "names no task" in of(weak.base, weak.adapter, tasks=",")
+    assert "--forms names no form" in of(weak.base, weak.adapter, "--forms", ",")
     assert "did you mean 'merged-bf16'?" in of(weak.base, weak.adapter, "--forms", "merged-bf61")
     assert "is no margin" in of(weak.base, weak.adapter, "--max-loss", "nan")
     assert "is not empty" in of(weak.base, weak.adapter, "--output", tmp_path / "full")
