@@ -296,7 +296,7 @@ class Study:
 
         Args:
             repo: ``org/name`` on the Hugging Face Hub; it is made if it is not there.
-            run: a run, as ``find_run`` takes it; None: the recommended.
+            run: a run, as ``find_run`` takes it; None: recommended or best bet.
             public: everybody may read it.
             with_items: with the texts of the items, and what each model answered.
 

@@ -267,13 +267,12 @@ def usage_errors(
 
 def printable(text: str) -> str:
     """A text without passwords, and with the code of what would move or hide the text beside it."""
+    shown = redacted(text, parameters=False)  # the address of `status --watch` has its token
     return "".join(
         letter.encode("unicode_escape").decode()
         if letter not in "\n\t" and is_hidden(letter)
         else letter
-        for letter in redacted(
-            text, parameters=False
-        )  # the address of `status --watch` has its token
+        for letter in shown
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -125,7 +126,7 @@ def status(
     for line in () if running is None else running.lines:
         say(line)
     if running is None and not all(map(is_done, lines)):
-        say(f"Next: rankwise run {folder.root}", folded=False)
+        say(f"Next: rankwise run {shlex.quote(str(folder.root))}", folded=False)
     for line in lines:
         for failure in line.failed:
             say(f"failed: {line.model}: {failure}")
