@@ -130,7 +130,7 @@ def audit(
     precision: Annotated[
         ScorePrecision,
         typer.Option(
-            "--precision", metavar="auto|float32|bfloat16", help="The precision of scoring."
+            "--precision", metavar="|".join(ScorePrecision), help="The precision of scoring."
         ),
     ] = ScorePrecision.AUTO,
     chat_template: ChatTemplate = False,

@@ -81,7 +81,7 @@ def check(
         ScorePrecision | None,
         typer.Option(
             "--precision",
-            metavar="auto|float32|bfloat16",
+            metavar="|".join(ScorePrecision),
             help="The precision of scoring (default: auto; with --forms float32).",
         ),
     ] = None,

@@ -121,7 +121,7 @@ def repair(
         ScorePrecision,
         typer.Option(
             "--precision",
-            metavar="auto|float32|bfloat16",
+            metavar="|".join(ScorePrecision),
             help="The precision of scoring (no study).",
         ),
     ] = ScorePrecision.AUTO,

@@ -193,11 +193,11 @@ def report_on(
 ) -> int:
     """Write the report and print the verdict; 1 if a run diverged or a stage failed."""
     from rankwise.api import written_report
-    from rankwise.cli.terminal import verdict
+    from rankwise.cli.terminal import verdict_cards
 
     results, recommendation, findings = outcome
     if not as_json:
-        shown = verdict(results, recommendation, findings, str(folder.root))
+        shown = verdict_cards(results, recommendation, findings, str(folder.root))
         stdout.print(*shown, sep="\n")
     path = written_report(folder, outcome, output, overwrite=overwrite, with_texts=with_texts)
     if as_json:

@@ -145,7 +145,7 @@ def short_names(study: StudyRecord) -> dict[str, str]:
     return labels
 
 
-def verdict(
+def verdict_cards(
     results: StudyResults,
     recommendation: StudyRecommendation,
     findings: StudyFindings,

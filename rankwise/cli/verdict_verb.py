@@ -164,7 +164,7 @@ def verdict(
 def _of_study(
     directory: Path, margins: OtherMargins | None, cluster: Sequence[str], *, as_json: bool
 ) -> int:
-    from rankwise.cli.terminal import verdict as card_lines
+    from rankwise.cli.terminal import verdict_cards
     from rankwise.findings.statements import with_folder
     from rankwise.records.folder import StudyFolder
     from rankwise.study.conclusion import conclude
@@ -183,7 +183,7 @@ def _of_study(
     if as_json:
         return emit(verdict_content(outcome))
     results, recommendation, findings = outcome
-    stdout.print(*card_lines(results, recommendation, findings, folder.root), sep="\n")
+    stdout.print(*verdict_cards(results, recommendation, findings, folder.root), sep="\n")
     for part in recommendation.by_train_task:
         of = f", trained on {part.train_task}" if len(recommendation.by_train_task) > 1 else ""
         say(f"\nWhy{of}:")

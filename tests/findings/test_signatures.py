@@ -13,7 +13,7 @@ from scipy import stats
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from rankwise import write_report
-from rankwise.cli.terminal import verdict
+from rankwise.cli.terminal import verdict_cards
 from rankwise.findings.options import option_gains
 from rankwise.findings.recommendation import recommend
 from rankwise.findings.signatures.found import (
@@ -561,7 +561,7 @@ def test_the_report_names_what_was_found_and_what_was_not(tmp_path: Path) -> Non
     assert rows[0].startswith("name,train_task,label,task,statement,advice,estimate,lower")
     lines = list(findings.lines("kinship"))
     assert any(line.startswith("Worse than the base: Rank 16 is") for line in lines)
-    card = [str(line) for line in verdict(results, recommendation, findings, tmp_path)]
+    card = [str(line) for line in verdict_cards(results, recommendation, findings, tmp_path)]
     assert "Signs of failure: Worse than the base (1)." in card
 
 
