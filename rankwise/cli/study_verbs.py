@@ -100,7 +100,7 @@ def status(
     every: Annotated[
         int,
         typer.Option(
-            "--every", metavar="SECONDS", help="With --watch: read the folder so often.", min=1
+            "--every", metavar="SECONDS", help="With --watch: how often the folder is read.", min=1
         ),
     ] = 15,
     as_json: Json = False,

@@ -58,7 +58,10 @@ def try_data(
     budget: Annotated[
         float,
         typer.Option(
-            "--budget", metavar="TIME", help="About so long: 10m, 2h.", parser=given_seconds
+            "--budget",
+            metavar="TIME",
+            help="How long it may take, about: 10m, 2h.",
+            parser=given_seconds,
         ),
     ] = "10m",  # pyright: ignore[reportArgumentType]  # typer parses it
     column: Annotated[
