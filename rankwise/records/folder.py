@@ -76,19 +76,28 @@ class StudyFolder:
         self.progress_file = root / ".progress.json"
         self.checked = CheckedFiles(root)
         # What was read, with the state in which the file was: a study asks again and again.
-        self._runs: dict[Path, tuple[list[int], RunRecord]] = {}
+        # Whole records of the two small kinds; of others, which may be large, their fingerprints.
+        self._records: dict[Path, tuple[list[int], RunRecord | TaskEvaluation]] = {}
         self._fingerprints: dict[Path, tuple[list[int], str]] = {}
 
     def without(self, missing: Collection[Path]) -> StudyFolder:
         """The same folder, read as if some files and folders were not there."""
         folder = StudyFolder(self.root, missing)
-        folder._runs, folder._fingerprints = self._runs, self._fingerprints
+        folder._records, folder._fingerprints = self._records, self._fingerprints
         return folder
+
+    def _state(self, path: Path) -> list[int] | None:
+        """See ``state_of``; None where the file is not there, or counts as missing."""
+        if self._missing and not self._missing.isdisjoint((path, *path.parents)):
+            return None
+        try:
+            return state_of(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
     def has(self, path: Path) -> bool:
         """Whether a file is there, and does not count as missing."""
-        counts = not self._missing or self._missing.isdisjoint((path, *path.parents))
-        return counts and path.exists()
+        return self._state(path) is not None
 
     def read(self, path: Path, kind: type[R]) -> R:
         """Read a record, and remember what is asked for often.
@@ -96,20 +105,23 @@ class StudyFolder:
         Raises:
             RecordError: it is not there, or not as it was written.
         """
-        state = state_of(path) if path.exists() else None
-        known, run = self._runs.get(path, (None, None))
-        if known is not None and known == state and isinstance(run, kind):
-            return run
-        record = read_record(path, kind)
-        if state is not None and isinstance(record, RunRecord):
-            self._runs[path] = state, record
-        elif state is not None and isinstance(record, StageRecord):
-            self._fingerprints[path] = state, record.fingerprint
-        return record
+        return self._read(path, kind, self._state(path))
+
+    def _read(self, path: Path, kind: type[R], state: list[int] | None) -> R:
+        known, record = self._records.get(path, (None, None))
+        if known is not None and known == state and isinstance(record, kind):
+            return record
+        read = read_record(path, kind)
+        if state is not None and isinstance(read, RunRecord | TaskEvaluation):
+            self._records[path] = state, read
+        if state is not None and isinstance(read, StageRecord):
+            self._fingerprints[path] = state, read.fingerprint
+        return read
 
     def read_if_there(self, path: Path, kind: type[R]) -> R | None:
         """A record; None where there is no such file."""
-        return self.read(path, kind) if self.has(path) else None
+        state = self._state(path)
+        return None if state is None else self._read(path, kind, state)
 
     def model_folder(self, name: str) -> Path:
         """The folder of a run, or of the base model."""
@@ -302,9 +314,9 @@ class StudyFolder:
             RecordError: it is another run's, or not as it was written.
         """
         path = self.run_file(planned.name)
-        if not self.has(path):
+        record = self.read_if_there(path, RunRecord)
+        if record is None:
             return None
-        record = self.read(path, RunRecord)
         if record.planned.fingerprint != planned.fingerprint:
             raise RecordError(
                 f"{path} belongs to the run {record.planned.fingerprint[:16]}, not to "
@@ -319,11 +331,12 @@ class StudyFolder:
 
     def is_finished(self, path: Path, kind: type[StageRecord], fingerprint: str) -> bool:
         """Whether a record is there and has a fingerprint; see ``finished``."""
-        if not self.has(path):
+        state = self._state(path)
+        if state is None:
             return False
-        state, known = self._fingerprints.get(path, (None, ""))
-        if state != state_of(path):
-            known = self.read(path, kind).fingerprint
+        read, known = self._fingerprints.get(path, (None, ""))
+        if read != state:
+            known = self._read(path, kind, state).fingerprint
         return known == fingerprint
 
     def earlier_evaluation(self, model: str, task: str) -> TaskEvaluation | None:

@@ -9,7 +9,6 @@ from typing import Any
 
 from rankwise.errors import RecordError
 from rankwise.records.clusters import cluster_fields, linked_clusters
-from rankwise.records.files import read_record
 from rankwise.records.fingerprints import scoring_fingerprint
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.heads import of_most_items
@@ -168,7 +167,7 @@ def read_model(
         tasks = ()
     name, planned = (BASE, None) if run is None else (run.planned.name, run.planned)
     evaluations = {
-        task: read_record(folder.evaluation_file(name, task), TaskEvaluation) for task in tasks
+        task: folder.read(folder.evaluation_file(name, task), TaskEvaluation) for task in tasks
     }
     fields = cluster_fields(study.config.evaluation.clusters, study)
     judged = {
