@@ -11,6 +11,7 @@ from rankwise.integrations.exported import Exported
 from rankwise.integrations.exports import export_card, export_setup
 from rankwise.integrations.lm_eval_files import export_lm_eval
 from rankwise.integrations.paper_tables import export_paper, latex, markdown
+from rankwise.integrations.study_figures import export_figures
 from rankwise.integrations.study_files import study_files
 from rankwise.integrations.study_tables import export_tables, parquet_bytes
 from rankwise.integrations.tools import TOOLS
@@ -24,6 +25,7 @@ OF_STUDY: Mapping[str, Callable[[StudyFolder, Path], list[Exported]]] = {
     "parquet": partial(export_tables, suffix="parquet", encode=parquet_bytes),
     "markdown": partial(export_paper, file="results.md", write=markdown),
     "latex": partial(export_paper, file="results.tex", write=latex),
+    "figures": export_figures,
 }
 """What is written of a whole study."""
 
