@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page, and its figures and tables as files."""
+"""The report: one self-contained HTML page, and its tables as files."""
 
 from __future__ import annotations
 
@@ -113,22 +113,22 @@ def write_report(
         StorageError: the folder cannot be written.
     """
     path = StudyFolder(folder).report_file
-    refuse_foreign(folder, [path.name], overwrite=overwrite)  # before the figures are drawn
+    refuse_foreign(folder, [path.name], overwrite=overwrite)  # before anything is made
     config = results.study.config
     made = study_page(results, recommendation, findings, losses)
     encoded = None if items is None else encoded_items(items)
     written: dict[str, str | bytes] = {}
     if encoded is not None and encoded.is_large:
         link = Page("rankwise report", f"{config.name}, item by item", "", (), (), encoded)
-        written[ITEMS_FILE] = rendered(link, ())[0]
+        written[ITEMS_FILE] = rendered(link)
         said = f"{encoded.num_items:,} items are too many for this page; see {ITEMS_FILE}."
         sections = [*made.sections, ReportSection("items-beside", "Item by item", [said])]
         made = made._replace(sections=sections, items_beside=ITEMS_FILE)
     else:
         made = made._replace(items=encoded)
-    page, files = rendered(made, kinds_of(results.study))
-    files |= csv_files(results, recommendation, findings)
-    written |= {f"{FILES}/{name}": content for name, content in files.items()} | {path.name: page}
+    files = csv_files(results, recommendation, findings)
+    written |= {f"{FILES}/{name}": content for name, content in files.items()}
+    written[path.name] = rendered(made)
     replaces = (f"{FILES}/", ITEMS_FILE)
     write_outputs(folder, written, overwrite=overwrite, replaces=replaces)
     return path
@@ -163,7 +163,7 @@ def card_page(
         part._replace(sections=[each for each in part.sections if each.name == CARD_SECTION])
         for part in page.parts
     ]
-    return rendered(page._replace(parts=parts, sections=[]), (), with_images=False)[0]
+    return rendered(page._replace(parts=parts, sections=[]))
 
 
 def question(study: StudyRecord) -> str:
@@ -173,11 +173,6 @@ def question(study: StudyRecord) -> str:
         f"How much LoRA rank is enough for {trained_on} on {base}, and what does each choice make "
         "the model forget?"
     )
-
-
-def kinds_of(study: StudyRecord) -> list[Kind]:
-    """Whose colours the charts of a study have."""
-    return ["full", "base", *(run.rank for run in study.models if run.rank is not None)]
 
 
 def _part(
