@@ -39,6 +39,8 @@ LIGHT_MODULES = (
     "rankwise.integrations.lm_eval_files",
     "rankwise.cli.terminal",
     "rankwise.report.page",
+    "rankwise.scores.reading",
+    "rankwise.scores.study",
 )
 
 

@@ -33,6 +33,7 @@ from rankwise.findings.repairs import repair_rows
 from rankwise.findings.retention import TrainTaskRetention, retention_groups, retention_rows
 from rankwise.findings.rows import Row, RowsOf, each_of, flat
 from rankwise.findings.signatures.found import Signature, failure_signatures
+from rankwise.findings.slices import TrainTaskSlices, slices
 from rankwise.findings.transfer import Transfer, transfer, transfer_rows
 from rankwise.findings.truncation import TrainTaskTruncation, truncated_curves, truncation_rows
 from rankwise.findings.tuning import TrainTaskRates, search_rows, tuned_rates
@@ -111,6 +112,9 @@ FINDINGS: Mapping[str, Finding] = {
     "transfer": Finding(lambda of: transfer(of.sources), {"transfer": transfer_rows}),
     "retention": _each(retention_groups, retention=retention_rows),
     "gauges": _each(gauges, gauges=each_of("models")),
+    "slices": _each(slices, slices=each_of("rows"))._replace(
+        lines=lambda found: itertools.chain(*(part.statements for part in found))
+    ),
     "lost_items": _each(lost_items, lost_items=each_of("rows")),
     "behaviour": _each(behaviour, behaviour=behaviour_rows),
     "mechanisms": _judged(
@@ -149,6 +153,7 @@ class StudyFindings(Record):
     transfer: Transfer | None = None
     retention: tuple[TrainTaskRetention, ...] = ()
     gauges: tuple[TrainTaskGauges, ...] = ()
+    slices: tuple[TrainTaskSlices, ...] = ()
     lost_items: tuple[TrainTaskLostItems, ...] = ()
     behaviour: tuple[TrainTaskBehaviour, ...] = ()
     mechanisms: tuple[TrainTaskMechanisms, ...] = ()

@@ -48,7 +48,7 @@ F = TypeVar("F", bound=StageRecord)
 BASE = "base"
 
 _HEADS, _REPAIR, _FORMS, _TRAINING_STATE = "heads", "repair", "forms", "training.pt"
-_TASKS = ".tasks"
+_TASKS, _RUNS = ".tasks", "runs"
 
 
 class StudyFolder:
@@ -124,7 +124,7 @@ class StudyFolder:
 
     def model_folder(self, name: str) -> Path:
         """The folder of a run, or of the base model."""
-        return self.root / BASE if name == BASE else self.root / "runs" / name
+        return self.root / BASE if name == BASE else self.root / _RUNS / name
 
     def run_file(self, name: str) -> Path:
         return self.model_folder(name) / "run.json"
@@ -425,6 +425,13 @@ class StudyFolder:
         for path in sorted(self.root.glob("runs/*/run.json")):
             with contextlib.suppress(RecordError):
                 yield read_record(path, RunRecord)
+
+    def clear_models(self) -> None:
+        """Remove every model's records: those of others come in their place."""
+        with writing(self.root):
+            for folder in (self.root / BASE, self.root / _RUNS):
+                if folder.exists():
+                    shutil.rmtree(folder)
 
     def start_run(self, planned: PlannedRun) -> None:
         """Clear what an interrupted training of this run left behind."""
