@@ -76,6 +76,9 @@ from rankwise.report.tables import (
 
 FILES, ITEMS_FILE = "report", "items.html"
 
+ONLY_OF_TRAINING = ("Trainable parameters", "Training time", "Peak memory")
+"""Columns that say nothing of models that were trained elsewhere."""
+
 ON_THE_CARD = "cards"
 """The finding that is shown with its trained task and has no section of the whole study."""
 
@@ -199,7 +202,8 @@ def _part(
     trained = grouped((s.option, s.run.train_seconds) for s in summaries if s.run is not None)
     seconds = {option: sum(of_seeds) for option, of_seeds in trained.items()}
     # the seed is a column only where there are several
-    same = () if len(results.study.config.seeds) > 1 else ("Seed",)
+    same: tuple[str, ...] = () if len(results.study.config.seeds) > 1 else ("Seed",)
+    same += () if results.study.scores is None else ONLY_OF_TRAINING
     comparison = [
         TitledTable("", verdict_table(results, recommendation, summaries, same)),
         *(TitledTable("", note) for note in verdict_notes(recommendation, summaries)),

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rankwise.errors import DataError, did_you_mean
+from rankwise.errors import DataError, RankwiseError, did_you_mean
 from rankwise.records.files import read_regular
 from rankwise.scores.models import ScoredModel
 from rankwise.scores.scoring import Item, Scoring
@@ -72,9 +72,18 @@ def log_scorings(log: Log, metric: str | None) -> Scoring:
         metric: a scorer of Inspect, or a statistic of HELM; None: the only one, or HELM's main one.
 
     Raises:
-        DataError: it has no such metric, or a value that is no number.
+        DataError: it has no such metric, a value that is no number, or another layout.
     """
-    return (_inspect if _is_inspect(log.content) else _helm)(log, metric)
+    of_inspect = _is_inspect(log.content)
+    try:
+        return (_inspect if of_inspect else _helm)(log, metric)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        if isinstance(error, RankwiseError):
+            raise
+        tool = "Inspect" if of_inspect else "HELM"
+        raise DataError(
+            f"{log.path} is not laid out as {tool} writes it ({error!r}). Give a table of scores."
+        ) from error
 
 
 def _is_inspect(content: Any) -> bool:

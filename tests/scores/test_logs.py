@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rankwise.errors import DataError
+from rankwise.errors import DataError, RankwiseError
 from rankwise.records.results import StudyResults
 from rankwise.scores.asked import Asked
 from rankwise.scores.reading import read_scores
@@ -210,3 +210,23 @@ def test_samples_of_lm_eval_of_several_ranks_and_tasks(tmp_path: Path) -> None:
     answer = json.loads(alone.stdout)
     assert [each["name"] for each in answer["candidates"]] == ["r4", "r16"]
     assert answer["by_train_task"][0]["outcome"] == "recommended"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"eval": {}, "samples": [3]},
+        {"eval": {"model": "a"}, "samples": [{"id": 1, "scores": []}]},
+        {"eval": {"model": "a"}, "samples": {"id": 1}},
+        {"eval": {"task": 7}, "samples": [sample(0, "C")]},
+        [{"instance_id": "a", "stats": [{"mean": 1}]}],
+        [{"instance_id": "a", "stats": 7}],
+        [{"instance_id": "a", "stats": {"exact_match": "x"}}],
+        [{"instance_id": "a", "stats": {"exact_match": float("nan")}}, 3],
+    ],
+)
+def test_other_layouts_are_refused(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "log.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(RankwiseError):
+        read([path, path])

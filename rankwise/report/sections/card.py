@@ -93,12 +93,14 @@ def _alternatives(
             lambda row: cells.mean(row.retention),
             cells.measure("points", recommendation.retention_metric),
         ),
-        Column(
+        Column.optional(
             "Trained weights",
             lambda row: None if row.weights_ratio is None else quantities.times(row.weights_ratio),
             "of the choice's",
         ),
-        Column("Training time", lambda row: _times(row.label, card, seconds), "of the choice's"),
+        Column.optional(
+            "Training time", lambda row: _times(row.label, card, seconds), "of the choice's"
+        ),
     ]
     caption = (
         f"Every other option less {card.choice}, paired over the same items, "
@@ -128,6 +130,7 @@ def sliders(recommendation: Recommendation) -> Sliders:
     worst = [each.worst_retention_loss for each in verdicts if each.worst_retention_loss]
     rule = {
         "labels": [each.label for each in verdicts],
+        "has_base": recommendation.has_base,
         "gain": ends(each.gain for each in verdicts),
         "loss": ends(losses) if losses else None,
         "worst": ends(worst) if worst else None,
