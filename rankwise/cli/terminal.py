@@ -12,12 +12,12 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rankwise.findings.against_base import ModelVerdicts, sample_amount
 from rankwise.findings.card import CardRow, VerdictCard
 from rankwise.findings.comparison import StudyComparison, StudySource
 from rankwise.findings.heads import intervention, is_selected, screen_correlation
 from rankwise.findings.models import seeded_labels
 from rankwise.findings.options import TaskMean
-from rankwise.findings.samples import ModelVerdicts, sample_amount
 from rankwise.findings.statements import with_folder
 from rankwise.findings.study import StudyFindings
 from rankwise.records import quantities

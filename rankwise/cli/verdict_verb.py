@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -206,7 +207,7 @@ def verdict(
     other. Of lm-eval's samples the first file is the base.
     """
     study_only = {"--delta": delta, "--epsilon": epsilon, "--worst-task": worst_task}
-    if paths[0].is_dir() and not _is_of_helm(paths[0]):
+    if os.path.isdir(paths[0]) and not _is_of_helm(paths[0]):
         file_only = {
             "--item": item, "--score": score, "--model": model, "--task": task, "--base": base,
             "--name": name, "--in-domain": in_domain, "--retention": retention,
@@ -262,8 +263,8 @@ def _of_files(
 ) -> int:
     from rankwise.api import written_report
     from rankwise.cli.terminal import models_verdict
+    from rankwise.findings.against_base import against_base
     from rankwise.findings.recommendation import has_margin
-    from rankwise.findings.samples import against_base
     from rankwise.records.folder import StudyFolder
     from rankwise.records.study_file import study_name
     from rankwise.scores.reading import read_scores

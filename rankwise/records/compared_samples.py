@@ -45,7 +45,7 @@ OF_LOG_LIKELIHOODS = frozenset({"perplexity"})
 
 
 class Chosen(NamedTuple):
-    """What is compared, and how it is read; see ``findings.samples.ModelVerdicts``."""
+    """What is compared, and how it is read; see ``findings.against_base.ModelVerdicts``."""
 
     filter: str
     metric: str

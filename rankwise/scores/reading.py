@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,9 @@ def read_scores(paths: Sequence[Path], asked: Asked) -> Given:
                 )
             seen[key] = log.path
         return Given(scorings, {str(log.path): log.sha256 for log in read})
+    folder = next((path for path in paths if path.is_dir()), None)
+    if folder is not None:
+        raise DataError(f"{folder} is a folder; give its files, such as '{folder}/*.csv'.")
     if read:
         other = next(path for path, log in zip(paths, logs, strict=True) if log is None)
         raise DataError(f"{read[0].path} is a log and {other} is none; give files of one kind.")
@@ -86,9 +90,11 @@ def _as_rows(rows: Any) -> list[Mapping[str, Any]]:
 def _found(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
-        if path.exists() or not glob.has_magic(str(path)):
+        if os.path.exists(path):  # a name may be too long to ask pathlib
             found.append(path)
             continue
+        if not glob.has_magic(str(path)):  # nor is it looked for on the Hub
+            raise DataError(f"{path} does not exist. Check the path.")
         matches = sorted(map(Path, glob.glob(str(path), recursive=True)))
         if not matches:
             raise DataError(f"no file is called {path}. Check the path.")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rankwise.errors import ConfigError
-from rankwise.findings.samples import ModelVerdict
+from rankwise.findings.against_base import ModelVerdict
 from rankwise.findings.stats.anytime import anytime_interval
 from tests.planted.samples import compare_samples, line, planted, scored, write
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rankwise.findings.samples import ModelVerdicts, against_base
+from rankwise.findings.against_base import ModelVerdicts, against_base
 from rankwise.records.compared_samples import read_compared
 from rankwise.scores.asked import Asked
 from rankwise.scores.lm_eval import samples_given

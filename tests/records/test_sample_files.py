@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from rankwise.cli.main import app
 from rankwise.errors import ConfigError, DataError, RankwiseError, RecordError, TaskError
-from rankwise.findings.samples import ModelVerdicts
+from rankwise.findings.against_base import ModelVerdicts
 from rankwise.findings.stats.estimates import crossed_difference, zero_p_value
 from rankwise.records.lm_eval_samples import file_names, read_sample_file
 from tests.planted.samples import (
