@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import statistics
@@ -157,9 +158,8 @@ def scored_study(given: Given, asked: Asked, name: str) -> ScoredStudy:
             ]
             made = _evaluation(record, run, scoring, lines, units[task], asked)
             evaluations.setdefault(made.model, {})[task] = made, lines
-    return ScoredStudy(
-        record, tuple(map(_run_record, runs.values(), [record] * len(runs))), evaluations
-    )
+    records = tuple(_run_record(run, record) for run in runs.values())
+    return ScoredStudy(record, records, evaluations)
 
 
 def _check_fields(asked: Asked, by_task: Mapping[str, _Paired]) -> None:
@@ -206,21 +206,15 @@ def _models(
         hint = did_you_mean(asked.base, names) or f"there are {quantities.listed(names)}"
         raise ConfigError("verdict", [f"--base: no model {asked.base!r}; {hint}"])
     if base is None:
-        base = next((name for name in names if name.lower() in BASE_NAMES), None)
+        of_rank_zero = (model.name for model in found if model.rank == 0)
+        called = (name for name in names if name.lower() in BASE_NAMES)
+        base = next(itertools.chain(called, of_rank_zero), None)
     others = [model for model in found if model.name != base]
     if not others:
         raise DataError(f"{base} is the only model; nothing is there to compare with it.")
     read, notes = with_names_read(others, asked.name)
     read = dict(sorted(read.items(), key=lambda pair: _order(pair[1])))
-    alike = grouped((model._replace(name=""), model) for model in read.values() if model.rank)
-    for same in alike.values():
-        if len(same) > 1:
-            labels = quantities.listed([model.name for model in same])
-            raise DataError(
-                f"{labels} are all rank {same[0].rank}, and nothing tells them apart; say what "
-                "their names mean (--name 'r{rank}_s{seed}'), or give columns of seed, alpha, "
-                "learning_rate or modules."
-            )
+    _refuse_alike(list(read.values()))
     if base is None:
         if len(others) < 2:
             raise DataError(
@@ -233,13 +227,34 @@ def _models(
 
 
 def _order(model: ScoredModel) -> tuple[bool, int, float, float, int]:
-    """By rank, alpha, rate and seed; what has no rank stays as it stands, behind."""
+    """By rank, and behind what has none; by alpha, rate and seed; else as they stand."""
     settings = model.rank or 0, model.alpha or 0.0, model.learning_rate or 0.0
-    return (
-        (not model.rank, *settings, model.seed or 0)
-        if model.rank or model.is_full
-        else (True, 0, 0.0, 0.0, 0)
-    )
+    return (not model.rank, *settings, model.seed or 0)
+
+
+def _refuse_alike(models: Sequence[ScoredModel]) -> None:
+    """Refuse models that would have one label and one seed."""
+    has_ranks = any(model.rank for model in models)
+
+    def told_by(model: ScoredModel) -> object:
+        is_setting = model.rank or (has_ranks and model.is_full)
+        return model._replace(name="") if is_setting else (model.name, model.seed)
+
+    for same in grouped((told_by(model), model) for model in models).values():
+        if len(same) == 1:
+            continue
+        first = same[0]
+        if not has_ranks:
+            raise DataError(
+                f"{len(same)} models are called {first.name!r} and have one seed; give them names "
+                "of their own, or a column of the seed."
+            )
+        raise DataError(
+            f"{quantities.listed([model.name for model in same])} are all "
+            f"{f'rank {first.rank}' if first.rank else 'full fine-tuning'}, and nothing tells them "
+            "apart; say what their names mean (--name 'r{rank}_s{seed}'), or give columns of seed, "
+            "alpha, learning_rate or modules."
+        )
 
 
 class _Paired(NamedTuple):

@@ -271,6 +271,11 @@ REFUSED: Mapping[str, tuple[Sequence[Row], Mapping[str, Any], str]] = {
         scores(base=BASE, mathr4=R4, codex_r4=R16, r4=R4), {"name": "r{rank}"},
         "are all rank 4, and nothing tells them apart; say what their names mean",
     ),
+    "one name": (
+        [row | {"model": "mine", "lr": 1e-4 * len(row["model"])} if row["model"] != "base" else row
+         for row in scores(base=BASE, aa=R4, bbb=R16)], {},
+        "2 models are called 'mine' and have one seed; give them names of their own",
+    ),
     "a setting": (
         [row | {"seed": "x"} for row in THREE], {}, "the table row 1: seed is 'x'; write a whole",
     ),
