@@ -17,7 +17,16 @@ from benchmarks.prediction.collected import CollectedRun, CollectedStudy
 from benchmarks.prediction.collection import SHIPPED, read_collection
 from rankwise.records.grouping import grouped
 
-COLUMNS = ("id", "task", "model", "seed", "learning_rate", "alpha", "p_right", "correct")
+COLUMNS: tuple[str, ...] = (
+    "id",
+    "task",
+    "model",
+    "seed",
+    "learning_rate",
+    "alpha",
+    "p_right",
+    "correct",
+)
 
 
 def table_of(study: CollectedStudy) -> Iterator[dict[str, Any]]:

@@ -165,10 +165,12 @@ def scored_study(given: Given, asked: Asked, name: str) -> ScoredStudy:
 def _check_fields(asked: Asked, by_task: Mapping[str, _Paired]) -> None:
     """Refuse what items are to be grouped by where it is not the same of an item in all models."""
     for option, field in (("--slice", asked.slice), ("--cluster", asked.cluster)):
+        if field is None:
+            continue
         bases = [paired.scorings[None].items.values() for paired in by_task.values()]
         documents = [item.line.get("doc") or {} for its in bases for item in its]
         known = sorted({name for document in documents for name in document})
-        if field is not None and field not in known:
+        if field not in known:
             hint = did_you_mean(field, known) or f"there is {quantities.listed(known) or 'none'}"
             problem = f"{option}: no {field!r} describes an item alike in all models; {hint}"
             raise ConfigError("verdict", [problem])
