@@ -132,7 +132,8 @@ def is_samples_file(path: Path) -> bool:
             line = json.loads(file.readline().strip().removeprefix(b"[").removesuffix(b",") or b"0")
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(line, dict) and "doc_id" in line and bool({"resps", "arguments"} & {*line})
+    is_line = isinstance(line, dict) and "doc_id" in line and "model" not in line
+    return is_line and bool({"resps", "arguments", "doc"} & {*line})
 
 
 def task_of(path: Path) -> str | None:

@@ -472,5 +472,5 @@ def test_files_without_documents_have_no_clusters(tmp_path: Path) -> None:
         file.write_text("\n".join(lines))
     _, warnings = only(files)
     assert not any("--cluster" in warning for warning in warnings)
-    with pytest.raises(TaskError, match=r"--cluster: the documents of .* have no fields"):
+    with pytest.raises(ConfigError, match=r"--cluster: no 'passage' describes an item .* is none"):
         only(files, cluster="passage")

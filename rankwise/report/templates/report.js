@@ -4,7 +4,7 @@
 function judge(rule, delta, epsilon, ceiling) {
   const state = (shown, excluded) => (shown ? 1 : excluded ? -1 : 0);
   // without a base, none has to be better than one
-  const better = rule.gain.map(([low, high]) => (rule.has_base ? state(low > 0, high <= 0) : 1));
+  const better = rule.gain.map(([low, high]) => (rule.has_base === false ? 1 : state(low > 0, high <= 0)));
   const keeps =
     rule.loss === null
       ? better.map(() => 1)
@@ -76,7 +76,7 @@ function showSliders(box) {
         head.textContent = label;
         row.append(head);
         const kept = rule.loss === null ? "—" : STATES[judged.keeps[place]];
-        const gained = rule.has_base ? STATES[judged.better[place]] : "—";
+        const gained = rule.has_base === false ? "—" : STATES[judged.better[place]];
         for (const text of [gained, kept, STATES[judged.near[place]]]) {
           const cell = document.createElement("td");
           cell.textContent = text;
