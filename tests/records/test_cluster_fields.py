@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rankwise.cli.main import app
-from rankwise.errors import PlanError, StudyLockedError, TaskError
+from rankwise.errors import ConfigError, PlanError, StudyLockedError, TaskError
 from rankwise.findings.against_base import ModelVerdict
 from rankwise.findings.stats.estimates import mean_over_tasks, zero_p_value
 from rankwise.findings.stats.items import Items
