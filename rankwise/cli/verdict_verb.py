@@ -294,7 +294,9 @@ def _of_files(
         note("which models are alike is not judged: say with --delta which difference matters")
         return OK
     _say_verdict(outcome, output)
-    if output is not None:
+    if output is None:
+        say("\nTo keep it, with a report of every item: --output FOLDER")
+    else:
         say(f"report: {answer['report']}", folded=False)
     return OK
 

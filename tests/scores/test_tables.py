@@ -376,3 +376,15 @@ def test_from_python_by_path_and_with_settings(tmp_path: Path) -> None:
         rw.verdict(7)
     with pytest.warns(UserWarning, match="r4 lacks 1"):
         rw.verdict([row for row in THREE if (row["model"], row["id"]) != ("r4", "q3")])
+
+
+def test_the_page_of_models_without_base_and_rank(tmp_path: Path) -> None:
+    rows = scores(a=[1, 0, 0, 0] * 20, b=[1, 1, 0, 0] * 20, c=[1, 1, 1, 0] * 20)
+    study = rw.verdict(rows)
+    page = study.report(tmp_path).read_text(encoding="utf-8")
+    assert "Which model is best on scores" in page
+    assert "The mean of the models and every run." in page
+    assert "gain above 0" not in page
+    assert "full fine-tuning" not in page
+    assert study.runs_df()["run"].tolist()[0] == "base"
+    assert study.tables_df()["ranks"]["label"].tolist() == ["c", "b", "a"]
