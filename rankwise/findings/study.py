@@ -125,7 +125,10 @@ FINDINGS: Mapping[str, Finding] = {
     ),
     "weights": _each(weight_findings, weights=spectrum_rows),
     "heads": _each(head_findings, heads=head_rows, head_effects=effect_rows),
-    "claims": Finding(lambda of: paper_claims(of.sources, of.recommendation)),
+    "claims": Finding(
+        # they are about what a base gains and loses
+        lambda of: paper_claims(of.sources, of.recommendation) if of.results.study.has_base else ()
+    ),
 }
 """Every finding by its name, which is that of its field in ``StudyFindings``."""
 

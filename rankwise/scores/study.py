@@ -222,9 +222,14 @@ def _models(
             raise DataError(
                 f"{others[0].name} is the only model; nothing is there to compare with."
             )
-        if asked.retention:
-            problem = "--retention: what is forgotten is a loss against a base; name it with --base"
-            raise ConfigError("verdict", [problem])
+        given = {"--retention": asked.retention, "--out-of-domain": asked.out_of_domain}
+        problems = [
+            f"{option}: what is kept or transferred is a change from a base; name it with --base"
+            for option, tasks in given.items()
+            if tasks
+        ]
+        if problems:
+            raise ConfigError("verdict", problems)
     return base, read, notes
 
 

@@ -281,7 +281,7 @@ REFUSED: Mapping[str, tuple[Sequence[Row], Mapping[str, Any], str]] = {
     ),
     "forgetting nothing": (
         [row | {"task": t} for t in "ab" for row in THREE if row["model"] != "base"],
-        {"retention": ("a",)}, "--retention: what is forgotten is a loss against a base",
+        {"retention": ("a",)}, "--retention: what is kept or transferred is a change from a base",
     ),
     "a margin": (THREE, {"delta": -1.0}, "--delta -1 is no margin; give a number above 0"),
 }  # fmt: skip
