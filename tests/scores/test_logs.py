@@ -15,7 +15,8 @@ from rankwise.records.results import StudyResults
 from rankwise.scores.asked import Asked
 from rankwise.scores.reading import read_scores
 from rankwise.scores.study import scored_study
-from tests.planted.samples import line, write
+from tests.planted.frozen_samples import CASES
+from tests.planted.samples import compare_samples, line, write
 from tests.support.command_line import rankwise
 
 BASE, R8, R32 = "CICICICI", "CCCICICC", "CCCCCPCC"
@@ -230,3 +231,16 @@ def test_other_layouts_are_refused(tmp_path: Path, content: Any) -> None:
     path.write_text(json.dumps(content))
     with pytest.raises(RankwiseError):
         read([path, path])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_samples_files_get_the_numbers_that_they_had(tmp_path: Path, name: str) -> None:
+    """Every number was written down by the code that compared files before tables were read."""
+    frozen = json.loads((Path(__file__).parent / "frozen_samples.json").read_text())[name]
+    make, settings = CASES[name]
+    files = make(tmp_path)
+    found = compare_samples(files[0], files[1:], **settings).model_dump(mode="json")
+    candidates = frozen.pop("candidates")
+    assert {key: found[key] for key in frozen} == frozen
+    for now, before in zip(found["candidates"], candidates, strict=True):
+        assert {key: now[key] for key in before} == before
