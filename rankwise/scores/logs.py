@@ -170,10 +170,11 @@ def _inspect_value(log: Log, where: str, sample: Mapping[str, Any], metric: str)
 
 
 def _inspect_text(value: Any) -> str | None:
-    """A text; of messages, those contents that are texts; of several targets, all."""
+    """A text; of messages and their parts, and of several targets, all that is text."""
+    if isinstance(value, Mapping):
+        value = value.get("content", value.get("text"))
     if isinstance(value, list):
-        contents = [part.get("content") if isinstance(part, Mapping) else part for part in value]
-        value = "\n".join(part for part in contents if isinstance(part, str))
+        value = "\n".join(text for part in value if (text := _inspect_text(part)))
     return value if isinstance(value, str) and value else None
 
 

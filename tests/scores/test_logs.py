@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import rankwise as rw
 from rankwise.errors import DataError, RankwiseError
 from rankwise.records.results import StudyResults
 from rankwise.scores.asked import Asked
@@ -96,6 +97,21 @@ def test_logs_of_inspect(tmp_path: Path, ending: str) -> None:
     done = rankwise("verdict", *paths, "--base", "vllm/base", "--slice", "subject", "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["slices"][0]["field"] == "subject"
+
+
+def test_what_was_asked_is_shown_item_by_item(tmp_path: Path) -> None:
+    samples = [sample(0, "C"), sample(1, "I"), sample(2, "C")]
+    parts = [{"type": "text", "text": "in parts"}, {"type": "image", "image": "data:..."}]
+    samples[1]["input"] = [{"role": "user", "content": parts}]
+    samples[2]["input"] = "a text"
+    paths = [tmp_path / f"{name}.json" for name in ("base", "r8")]
+    for path in paths:
+        path.write_text(json.dumps(inspect_log(path.stem, samples)))
+    items = rw.verdict(paths).items_df()
+    shown = items[items.model == "base"]
+    assert shown.prompt.tolist() == ["question 0", "in parts", "a text"]
+    assert shown.answer.tolist() == ["answer 0", "answer 1", "answer 2"]
+    assert shown.right.tolist() == ["0", "1", "2"]
 
 
 def test_epochs_of_inspect_are_averaged_and_scorers_are_named(tmp_path: Path) -> None:
