@@ -15,6 +15,7 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.study import RunRecord
 from rankwise.study import unchanged
 from rankwise.study.unchanged import concluded_again, remember
+from rankwise.tasks import task_files
 from rankwise.tasks.task_files import is_bundled
 from tests.planted.folders import write_study
 from tests.planted.results import planted_study
@@ -134,11 +135,18 @@ def test_what_may_change_elsewhere_is_planned(folder: StudyFolder, tmp_path: Pat
         assert concluded_again(folder, other) is None
 
 
-def test_groups_of_ours_are_ours() -> None:
+def test_a_group_is_ours_where_all_its_tasks_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert is_bundled("kinship")
-    assert is_bundled("retention_knowledge")
-    assert not is_bundled("retention_wide")
+    assert not is_bundled("retention_wide")  # lm-eval's tasks, with data on the hub
     assert not is_bundled("../bundled/kinship")
+    (tmp_path / "one.yaml").write_text("task: one")
+    (tmp_path / "group.yaml").write_text("group: group\ntask: [one]")
+    (tmp_path / "wide.yaml").write_text("group: wide\ntask: [one, arc_easy]")
+    monkeypatch.setattr(task_files, "BUNDLED_FOLDER", tmp_path)
+    assert is_bundled("group")
+    assert not is_bundled("wide")
 
 
 def test_no_large_library_is_needed(folder: StudyFolder) -> None:
