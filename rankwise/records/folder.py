@@ -73,11 +73,19 @@ class StudyFolder:
         self.report_file = root / "report.html"
         self.failures_folder = root / "failures"
         self.progress_file = root / ".progress.json"
+        self.finished_file = root / ".finished"
         self.checked = CheckedFiles(root)
         # What was read, with the state in which the file was: a study asks again and again.
         # Whole records of the two small kinds; of others, which may be large, their fingerprints.
         self._records: dict[Path, tuple[list[int], RunRecord | TaskEvaluation]] = {}
         self._fingerprints: dict[Path, tuple[list[int], str]] = {}
+
+    @property
+    def records(self) -> tuple[Path, ...]:
+        """The files and folders of which the verdict is made; they need not be there."""
+        files = self.study_file, self.stacks_file, self.search_file, self.own_texts_file
+        folders = self.failures_folder, self.model_folder(BASE), self.model_folder("_").parent
+        return *files, *folders
 
     def without(self, missing: Collection[Path]) -> StudyFolder:
         """The same folder, read as if some files and folders were not there."""

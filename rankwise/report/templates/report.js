@@ -96,10 +96,16 @@ document.querySelectorAll(".sliders").forEach(showSliders);
 const LEAST_LETTERS = 11;
 const MOST_ENLARGED = 1.25;
 
-async function draw(chart) {
+function draw(chart) {
   drawnLater.unobserve(chart);
   if (chart.dataset.drawn) return;
   chart.dataset.drawn = "begun";
+  drawn(chart).catch((error) => {
+    chart.firstElementChild.textContent = `This chart cannot be drawn: ${error.message}`;
+  });
+}
+
+async function drawn(chart) {
   const place = element("div");
   place.ariaHidden = "true"; /* the image that it is in has words of its own */
   chart.firstElementChild.append(place);
