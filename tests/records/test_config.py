@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from rankwise.errors import ConfigError
 from rankwise.records.config.methods import AlphaConfig, LoraConfig
 from rankwise.records.config.study import RecommendationConfig, StudyConfig
+from rankwise.records.config.training import RateRuleConfig
 from rankwise.records.fields import bytes_of
 from rankwise.records.study import Unit
 from rankwise.records.study_file import (
@@ -162,14 +163,17 @@ def test_a_task_has_one_relation(tmp_path: Path, evaluation: str, problem: str) 
     assert problems_of(tmp_path, f"{SMALLEST}evaluation: {evaluation}\n") == (problem,)
 
 
-def test_defaults_are_the_papers(tmp_path: Path) -> None:
+def test_defaults_are_the_papers_but_for_layers_and_rates_of_lora(tmp_path: Path) -> None:
+    """All linear layers, and each rank at the rate of its rule: docs/hyper-parameters.md."""
     config = load_config(written(tmp_path, SMALLEST))
     train, lora = config.train, config.methods.lora
     assert lora is not None
     assert (train.epochs, train.batch_size, train.gradient_accumulation_steps) == ((3,), 2, 4)
-    assert (train.learning_rate.lora, train.learning_rate.full) == ((2e-4,), (5e-5,))
+    (rate,), full = train.learning_rate.lora, train.learning_rate.full
+    assert isinstance(rate, RateRuleConfig)
+    assert ([rate.rate_of(rank) for rank in (2, 8, 32)], full) == ([8e-4, 4e-4, 2e-4], (5e-5,))
     assert train.warmup_ratio == 0.1
-    assert lora.target_modules == (("q_proj", "k_proj", "v_proj", "o_proj"),)
+    assert lora.target_modules == (("all-linear",),)
     (alpha,) = lora.alpha
     assert [alpha.alpha_of(rank) for rank in lora.ranks] == [2 * r for r in lora.ranks]
 

@@ -75,10 +75,11 @@ LoraRate = Annotated[
 class LearningRateConfig(Section):
     """Peak learning rates; several make a grid.
 
-    The default for full fine-tuning is the reference paper's. The paper publishes none for LoRA.
+    The default for full fine-tuning is the reference paper's. The paper publishes none for LoRA:
+    its default is 2e-4 at rank 32, and by the rule for alpha = 2 * rank at others.
     """
 
-    lora: Several[LoraRate] = (2e-4,)
+    lora: Several[LoraRate] = (RateRuleConfig(rule="r^-1/2", value=2e-4),)
     full: Several[Positive] = (5e-5,)
     tune: Switch = False
     """Search each rank's rate, and full fine-tuning's, around the one rate that is given for each.
