@@ -102,8 +102,8 @@ zzz: 1
             "train: neither of 'task' and 'data' given; give exactly one",
         ),
         (
-            "base_model: m\ntrain: {task: t, exact_match: true}\n",
-            "train: exact_match is for 'data'; a task brings its own metrics",
+            "base_model: m\ntrain: {task: t, judged_by: exact}\n",
+            "train: judged_by is for 'data'; a task brings its own metrics",
         ),
         (
             "base_model: m\ntrain: {data: d.jsonl, split: train}\n",
@@ -433,7 +433,8 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
     [
         SMALLEST,
         "name: x\nbase_model: {name: ../m, revision: '12'}\ntrain: {data: d.jsonl, "
-        "exact_match: true, learning_rate: {lora: 3e-5, full: 0.1}}\ntasks_path: t\n"
+        "judged_by: [{json: {schema: s.json, sets: [a]}}, {regex: {must: x}}, loss], "
+        "learning_rate: {lora: 3e-5, full: 0.1}}\ntasks_path: t\n"
         "methods: {full: null, lora: {ranks: [1, 512], alpha: {policy: rslora, alpha: 1.5}}}\n"
         "seeds: [5, 0]\nevaluation: {metric: {a b: 'acc,none'}, num_fewshot: 0, limit: 1}\n"
         "recommendation: {delta_points: 0.5}\n",

@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from rankwise.records.config.own_rows import ColumnsConfig, JudgedBy, data_name
+from rankwise.records.config.own_rows import ColumnsConfig, Judge, data_name
 from rankwise.records.fields import (
     LARGEST,
     Count,
@@ -127,11 +127,8 @@ class TrainConfig(Section):
     """Which column of ``data`` is what; None: as the names of the columns say."""
     held_out_fraction: Annotated[Number, Field(gt=0, lt=1)] = 0.1
     """Share of ``data`` that is scored and not trained on."""
-    judged_by: JudgedBy = "loss"
-    """How the held-out rows of ``data`` are scored: by the loss of the answers; as a choice among
-    the distinct answers; or by the number behind ``####`` that a model writes."""
-    exact_match: Switch = False
-    """Score greedy answers to ``data`` too, by whether they equal the right ones."""
+    judged_by: Several[Judge] = ("loss",)
+    """How the held-out rows of ``data`` are scored; of several ways the first decides."""
     max_examples: Count | None = None
     """Train on this many rows at most; None: all."""
     drop_overlapping: Switch = False
@@ -189,10 +186,10 @@ class TrainConfig(Section):
                     raise ValueError(f"split: {name!r} is not trained on; there is {known}")
         if self.stop is not None and not self.score_checkpoints:
             raise ValueError("stop needs score_checkpoints: the steps at which a training may end")
-        if self.exact_match and self.data is None:
-            raise ValueError("exact_match is for 'data'; a task brings its own metrics")
-        if self.judged_by != "loss" and self.data is None:
+        if self.judged_by != ("loss",) and self.data is None:
             raise ValueError("judged_by is for 'data'; a task brings its own metrics")
+        if {"loss", "choice"} <= {*self.judged_by}:
+            raise ValueError("judged_by: loss and choice score the same answers; name one")
         if self.columns is not None and self.data is None:
             raise ValueError("columns are for 'data'; a task knows its own")
         return self
