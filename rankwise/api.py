@@ -109,15 +109,20 @@ class Study:
         from rich.console import Console
 
         from rankwise.integrations.tracking import followed
+        from rankwise.study.unchanged import concluded_again
+
+        config, folder = self.config, self._folder
+        self._outcome = None
+        self._outcome = concluded_again(folder, config)
+        if self._outcome is not None:
+            return self
         from rankwise.study.growing import run_to_verdict
         from rankwise.study.observer import Noted
         from rankwise.study.progress import Follower, TerminalObserver
 
-        config, folder = self.config, self._folder
         shown: Follower = Follower(folder)
         if progress:
             shown = TerminalObserver(Console(stderr=True), folder, is_open=config.is_open)
-        self._outcome = None
         with followed(shown, folder, config) as (observer, concluded):
             self._outcome = run_to_verdict(
                 config,
