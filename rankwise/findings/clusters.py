@@ -132,6 +132,6 @@ def _notes(source: OptionGains, task: str) -> Iterator[str]:
     if found is not None:
         remedy = (
             f"Set evaluation.clusters.{task}: {found.field} in the study file, or of this study: "
-            f"rankwise verdict DIR --cluster {task}={found.field}"
+            f"`rankwise verdict DIR --cluster {task}={found.field}`"
         )
         yield suspicion(found, f"{task}'s {counted}", remedy)

@@ -8,19 +8,22 @@ import re
 import textwrap
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from importlib import resources
+from pathlib import Path
 from typing import NamedTuple
 
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from rankwise.findings.statements import with_folder
 from rankwise.records import quantities
 from rankwise.records.axes import Kind
 from rankwise.report.charts.marks import ITEMS_LINK, with_datasets
 from rankwise.report.charts.theme import Colour, page_colours, theme
 from rankwise.report.items import EncodedItems
-from rankwise.report.parts import Chart, Figure, ReportSection, Sliders, shortened
+from rankwise.report.parts import Chart, Figure, ReportSection, shortened
 
 PNG_SCALE = 2.5
 
@@ -34,7 +37,7 @@ _LETTERS = 72
 
 
 class DrawnFigure(NamedTuple):
-    """A figure with its exports; ``svg`` is empty where there is nothing to draw."""
+    """A figure with its exports."""
 
     figure: Figure
     number: int
@@ -67,6 +70,9 @@ class Part(NamedTuple):
         statement: the answer in a sentence.
         points: more sentences.
         sections: what it rests on.
+        card: the first screen, in place of the statement: what can be chosen, in a table and in a
+            picture. None without.
+        command: what to do next, below the card's table.
     """
 
     title: str
@@ -75,12 +81,15 @@ class Part(NamedTuple):
     statement: str
     points: Sequence[str]
     sections: Sequence[ReportSection]
+    card: ReportSection | None = None
+    command: str = ""
 
 
 class Page(NamedTuple):
     """What stands on a page: its head, parts, and the sections about all of it.
 
-    ``items_beside`` is the page beside this one that has the items, if one does.
+    ``items_beside`` is the page beside this one that has the items, if one does; ``study_folder``
+    is what commands name.
     """
 
     kicker: str
@@ -91,6 +100,7 @@ class Page(NamedTuple):
     items: EncodedItems | None = None
     items_beside: str | None = None
     refresh_seconds: int | None = None
+    study_folder: Path | None = None
 
 
 def rendered(
@@ -113,9 +123,6 @@ def rendered(
         for section in sections:
             figures: list[DrawnFigure] = []
             for figure in section.figures:
-                if figure.drawing is None:
-                    figures.append(DrawnFigure(figure, 0, "", b"", None))
-                    continue
                 number += 1
                 spec = specification(figure, figure.drawing.chart)
                 svg = vl_convert.vegalite_to_svg(spec).replace(f"{_LOADED_FROM}#", "#")
@@ -134,17 +141,18 @@ def rendered(
         lstrip_blocks=True,
     )
     environment.filters["odds"] = quantities.odds
-    environment.filters["with_commands"] = _with_commands
-    sections = [*(section for part in page.parts for section in part.sections), *page.sections]
-    dials = [table.dial for section in sections for table in section.tables]
+    environment.filters["with_commands"] = partial(_with_commands, folder=page.study_folder)
     script = ""
-    if page.items is not None or any(isinstance(dial, Sliders) for dial in dials):  # it moves
+    if page.items is not None or any(part.card for part in page.parts):  # it moves
         file = resources.files("rankwise.report").joinpath("templates/report.js")
         script = file.read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text = environment.get_template("page.html").render(
         page=page,
-        parts=[(part, drawn(part.sections)) for part in page.parts],
+        parts=[
+            (part, drawn([part.card] if part.card else []), drawn(part.sections))
+            for part in page.parts
+        ],
         sections=drawn(page.sections),
         shortened=shortened,
         script=Markup(script),  # noqa: S704 (our own file)
@@ -154,8 +162,9 @@ def rendered(
     return text.lstrip(), files
 
 
-def _with_commands(text: str) -> Markup:
-    """A sentence, escaped, with what stands between backticks as code."""
+def _with_commands(text: str, folder: Path | None) -> Markup:
+    """A sentence, escaped, with what stands between backticks as code; commands name the folder."""
+    text = text if folder is None else with_folder(text, folder)
     return Markup(_COMMAND.sub(r"<code>\1</code>", str(escape(text))))  # noqa: S704
 
 
