@@ -214,16 +214,11 @@ def _part(
             [TitledTable("", card_table(card, recommendation, results.runs))],
         )
         folded += [margin_section(recommendation), alternative_section(card, recommendation)]
-    decision = decision_table(recommendation)
+    decision, notes = decision_table(recommendation), reasons_beside_verdicts(recommendation)
+    said = [recommendation.statement] if card is not None else []
+    tables = [TitledTable("", table) for table in (decision, *notes) if table is not None]
     shown = [
-        ReportSection(
-            "reasons",
-            "Why",
-            [recommendation.statement] if card is not None else [],
-            points=reasons_beside_verdicts(recommendation),
-            tables=[] if decision is None else [TitledTable("", decision)],
-            is_folded=is_named,
-        ),
+        ReportSection("reasons", "Why", said, tables=tables, is_folded=is_named),
         ReportSection("figures", "By rank", figures=list(figures.values()), is_folded=is_named),
     ]
     folded.append(_comparison(results, recommendation, summaries))
@@ -305,7 +300,7 @@ def _settings(
         for card in findings.cards
         if card.choice is not None
     }
-    tables["Every run"] = training_facts(results)
+    tables["Training"] = training_facts(results)
     for part in recommendation.by_train_task:
         tables[f"How it was judged{of(part.train_task)}"] = judgement_facts(part)
     titled = [TitledTable(title, facts) for title, facts in tables.items()]

@@ -185,7 +185,7 @@ def test_a_link_in_a_chart_shows_the_items_of_its_task(small_page: Path, visit: 
 
 def test_a_mark_shows_what_its_model_changed(small_page: Path, visit: Visit) -> None:
     page = ready(visit(small_page))
-    marks = page.locator('section.figures svg a[*|href="#items?model=rank%2064"]')
+    marks = page.locator('main svg a[*|href="#items?model=rank%2064"]')
     assert marks.count() == 2  # gain against retention, and score by rank
     marks.first.click()
     expect(page.locator(".found")).to_have_text("3 of 8 items")  # the address is read afterwards
