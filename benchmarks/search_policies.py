@@ -17,7 +17,6 @@ from rankwise.findings import odds
 from rankwise.findings.decision import Margins, choose
 from rankwise.findings.stats.items import Floats
 from rankwise.findings.stats.simultaneous import StudyEvidence, bounds_at
-from rankwise.study.searches.comparison import evidence, worth
 from rankwise.study.searches.policy import (
     Known,
     Policy,
@@ -26,6 +25,8 @@ from rankwise.study.searches.policy import (
     Shown,
     Terms,
     Trial,
+    evidence,
+    worth,
 )
 
 RANKS = (8, 16, 32, 64, 128)

@@ -29,9 +29,8 @@ from rankwise.findings.stats.items import POINTS, Floats, item_size
 from rankwise.findings.stats.prospects import Growth
 from rankwise.findings.stats.simultaneous import StudyEvidence, bounds_at
 from rankwise.records.judgement import Addition, Prospect
-from rankwise.study.searches.comparison import evidence
-from rankwise.study.searches.growth import Offer, next_growth
-from rankwise.study.searches.policy import Progress, Shown, Terms, Trial
+from rankwise.study.growing import Offer, next_growth
+from rankwise.study.searches.policy import Progress, Shown, Terms, Trial, evidence
 
 
 class Stage(NamedTuple):

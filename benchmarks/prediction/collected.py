@@ -10,7 +10,7 @@ from pydantic import model_validator
 
 from rankwise.findings.stats.items import POINTS, Floats
 from rankwise.records.base import Record, VersionedRecord
-from rankwise.records.file_names import task_file_name
+from rankwise.records.names import task_file_name
 from rankwise.records.study import Method, Relation, Unit
 
 # A quarter of LegalBench's mix of tasks are the rows of Overruling, texts for texts.

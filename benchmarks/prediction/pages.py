@@ -21,7 +21,7 @@ from rankwise.errors import RecordError
 from rankwise.findings.model_card import markdown_table
 from rankwise.findings.options import OptionGains
 from rankwise.findings.pairs import run_record
-from rankwise.integrations.paper_tables import markdown, paper_tables
+from rankwise.integrations.tables import markdown, paper_tables
 from rankwise.records import quantities
 from rankwise.records.folder import StudyFolder
 from rankwise.report.summaries import OUTCOMES

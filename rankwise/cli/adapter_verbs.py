@@ -160,8 +160,7 @@ def audit(
     from rankwise.report.audit_page import PAGE_FILE, RECORD_FILE, target_name, write_audit
     from rankwise.weights.audit import AuditSettings, find_audited
     from rankwise.weights.audit import audit as look
-    from rankwise.weights.audit_scores import audit_scores
-    from rankwise.weights.session import prepared_tasks
+    from rankwise.weights.session import audit_scores, prepared_tasks
 
     names = listed_names(tasks or "")
     asked = score_settings(
@@ -266,7 +265,7 @@ def heads(
     study = folder.read_study()
     quiet_libraries()
     from rankwise.cli.terminal import head_lines
-    from rankwise.records.run_names import find_run
+    from rankwise.records.names import find_run
     from rankwise.study.context import StudyContext
     from rankwise.study.planning.reopen import reopen_study
     from rankwise.study.progress import TerminalObserver

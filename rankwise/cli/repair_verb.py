@@ -202,7 +202,7 @@ def _of_run(directory: Path, name: str, asked: _Asked) -> AdapterRepair:
     folder = StudyFolder(directory)
     study = folder.read_study()
     quiet_libraries()
-    from rankwise.records.run_names import find_run
+    from rankwise.records.names import find_run
     from rankwise.study.context import StudyContext
     from rankwise.study.planning.reopen import reopen_study
     from rankwise.study.progress import TerminalObserver
@@ -245,8 +245,12 @@ def _of_adapters(
 ) -> AdapterRepair:
     """Repair the first adapter; the settings name the tasks in-domain."""
     from rankwise.engine.models.base import load_tokenizer
-    from rankwise.weights.adapter_repair import AdapterRepairer, repair_adapter
-    from rankwise.weights.repair_scores import AskedTask, refuse_unjudgeable
+    from rankwise.weights.adapter_repair import (
+        AdapterRepairer,
+        AskedTask,
+        refuse_unjudgeable,
+        repair_adapter,
+    )
     from rankwise.weights.session import ScoringSession, prepared_tasks
 
     first, *others = adapters

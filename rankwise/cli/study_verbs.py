@@ -250,7 +250,7 @@ def extend(
     rankwise run DIR goes on with it.
     """
     from rankwise.records.folder import StudyFolder
-    from rankwise.study.extension import Extension, extended
+    from rankwise.study.growing import Extension, extended
 
     def find(_: Events | None) -> tuple[StudyConfig, StudyFolder]:
         folder = StudyFolder(directory)

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from rankwise.findings.model_groups import ModelGroup, ModelKind, model_groups
+from rankwise.findings.models import ModelGroup, ModelKind, model_groups
 from rankwise.findings.options import OptionGains
 from rankwise.findings.pairs import bound_of
 from rankwise.findings.rows import Row, flat

@@ -29,9 +29,9 @@ from rankwise.records.axes import SETTING
 from rankwise.records.base import Record
 from rankwise.records.grouping import grouped
 from rankwise.records.judgement import Outcome
+from rankwise.records.provenance import Stack, differences, stack_of
 from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.results import ModelResults, StudyResults, TaskItems
-from rankwise.records.stacks import Stack, differences, stack_of
 from rankwise.records.study import Unit
 
 STACK_SHIFT = (

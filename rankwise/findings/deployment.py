@@ -1,4 +1,4 @@
-"""Whether a form of a model keeps what the reference can do: non-inferiority, item by item.
+"""What a model keeps in the form in which it is deployed, and what the verdict's runs keep.
 
 It is the rule by which a study judges retention (``decision.judge``): a loss that is shown to be
 below the margin is kept, one that is shown to be above it is not, and in between nothing is told.
@@ -6,14 +6,16 @@ below the margin is kept, one that is shown to be above it is not, and in betwee
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from rankwise.findings.pairs import Pair, accuracy_difference, bound_of, pair_items, paired_test
+from rankwise.findings.rows import Row, flat
 from rankwise.findings.stats.estimates import mean_over_tasks
 from rankwise.records import quantities
+from rankwise.records.base import Record
 from rankwise.records.deployment import (
     DeltaInForm,
     FormScore,
@@ -22,8 +24,9 @@ from rankwise.records.deployment import (
     MeanDifference,
     worst,
 )
-from rankwise.records.recommendation import Bound
-from rankwise.records.results import ModelResults
+from rankwise.records.forms import AS_TRAINED
+from rankwise.records.recommendation import Bound, Recommendation, StudyRecommendation
+from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults
 from rankwise.records.study import Relation, Unit
 
 _NAMES: Mapping[FormVerdict, str] = {
@@ -179,3 +182,94 @@ def _statement(
         f"{quantities.share(delta.unchanged_share)} of delta's entries change nothing, and "
         f"{quantities.share(max(delta.kept_share, 0.0))} of delta is there."
     )
+
+
+POINTS_WITHOUT_MARGIN = 1.0
+"""May be lost where the study has no margin in points; that of ``rankwise check --forms``."""
+
+
+class DeployedRun(Record):
+    """A run in its forms, each against the run as trained."""
+
+    train_task: str
+    run: str
+    named: str
+    """What the study says of it: recommended, the best bet, or neither any more."""
+    confidence: float
+    """Of every interval, two-sided, 0..1; each holds for itself."""
+    forms: tuple[JudgedForm, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What is said of each form."""
+        return tuple(f"{self.run} ({self.named}), {form.statement}" for form in self.forms)
+
+
+def deployed_runs(
+    results: StudyResults, recommendation: StudyRecommendation
+) -> tuple[DeployedRun, ...]:
+    """Every run that was checked in a form, also one that an earlier verdict named.
+
+    A relation to what was trained is judged by its mean over the tasks, by the study's own margins:
+    epsilon for retention, delta for the others.
+    """
+    parts = [(results.of(part.train_task), part) for part in recommendation.by_train_task]
+    return tuple(
+        found
+        for of_task, part in parts
+        for run in of_task.runs
+        if (found := _deployed(of_task, part, run)) is not None
+    )
+
+
+def _deployed(
+    results: TrainTaskResults, part: Recommendation, run: ModelResults
+) -> DeployedRun | None:
+    by_form = {form.record.form: form for form in run.forms}
+    trained = by_form.pop(AS_TRAINED, None)
+    if not by_form or (trained is None and AS_TRAINED in results.study.forms):
+        return None
+    reference = run if trained is None else trained.scores
+    groups = [
+        TaskGroup(unit, tasks, _margin(results, part, relation, unit), relation)
+        for relation, names in results.tasks.items()
+        for unit, tasks in reference.tasks_by_unit(names).items()
+    ]
+    return DeployedRun(
+        train_task=part.train_task,
+        run=run.name,
+        named={part.best_bet_run: "the best bet", part.recommended_run: "recommended"}.get(
+            run.name, "named by an earlier verdict"
+        ),
+        confidence=part.confidence,
+        forms=tuple(
+            judged_in_groups(
+                reference,
+                form.scores,
+                FormWeights(form.record.num_bytes, form.record.delta, form.record.modules),
+                groups,
+                part.confidence,
+            )
+            for form in by_form.values()
+        ),
+        warnings=tuple(warning for form in by_form.values() for warning in form.record.warnings),
+    )
+
+
+def _margin(
+    results: TrainTaskResults, part: Recommendation, relation: Relation, unit: Unit
+) -> float:
+    if unit == part.unit and not (unit == "points" and relation == "retention"):
+        return part.delta
+    if unit == "nats":
+        return results.study.config.recommendation.delta_nats
+    return POINTS_WITHOUT_MARGIN if part.epsilon_points is None else part.epsilon_points
+
+
+def deployment_rows(found: Sequence[DeployedRun], _: object) -> Iterator[Row]:
+    """Every form of every run on every task."""
+    for each in found:
+        for form in each.forms:
+            before = {"run": each.run, "form": form.form, "verdict": form.verdict}
+            yield from (flat(score, **before) for score in form.scores)

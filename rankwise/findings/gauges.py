@@ -14,7 +14,7 @@ import numpy as np
 
 from rankwise.findings.agreement import answer_clusters
 from rankwise.findings.audits import norms
-from rankwise.findings.model_groups import ModelGroup, ModelKind, model_groups
+from rankwise.findings.models import ModelGroup, ModelKind, model_groups
 from rankwise.findings.options import OptionGains, Runs, TaskMean
 from rankwise.findings.stats.estimates import Estimate, mean_over_tasks
 from rankwise.findings.stats.items import Items

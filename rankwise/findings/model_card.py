@@ -1,13 +1,30 @@
-"""The model card of a repaired adapter: Markdown with the front matter that model hubs read."""
+"""Markdown for model hubs: texts made safe, and the card of a repaired adapter."""
 
 from __future__ import annotations
 
+import html
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 
-from rankwise.findings.markdown import markdown_code, markdown_table, markdown_text
 from rankwise.records import quantities
 from rankwise.records.repairs import AdapterRepair, JudgedRepair
+
+
+def markdown_text(text: str) -> str:
+    """A text as Markdown shows it; code between backticks stays code."""
+    return re.sub(r"([\\\[\]|])", r"\\\1", html.escape(text, quote=False))
+
+
+def markdown_code(name: str) -> str:
+    """A name as code."""
+    return f"`{name.replace('`', chr(39))}`"
+
+
+def markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
+    lines = [[markdown_text(cell) for cell in row] for row in (heading, *rows)]
+    return [f"| {' | '.join(row)} |" for row in (lines[0], ["---"] * len(heading), *lines[1:])]
 
 
 def model_card(record: AdapterRepair) -> str:

@@ -1,4 +1,4 @@
-"""The models of one trained task, one by one: scores, differences from the base, and cost.
+"""Every trained model of a trained task, summarised and in groups.
 
 A model here is the base or one run of one seed. Means over tasks and their intervals are made by
 the functions that average options over seeds, so an option of one seed has the same numbers.
@@ -6,18 +6,29 @@ the functions that average options over seeds, so an option of one seed has the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from rankwise.findings.options import OptionGains, TaskMean
+from rankwise.findings.options import OptionGains, Runs, TaskMean
+from rankwise.findings.pairs import run_record
 from rankwise.findings.stats.estimates import mean_over_tasks, student_interval, wilson_interval
 from rankwise.findings.stats.items import POINTS, Items, num_clusters
+from rankwise.records import quantities
 from rankwise.records.axes import Kind, run_labels
 from rankwise.records.recommendation import Comparison, Recommendation
 from rankwise.records.results import ModelResults, TaskItems, TrainTaskResults
-from rankwise.records.study import PlannedRun, Relation, RunRecord, TaskEvaluation, Unit
+from rankwise.records.study import (
+    COMPARED,
+    PlannedRun,
+    Relation,
+    Role,
+    RunRecord,
+    TaskEvaluation,
+    Unit,
+)
 
 BASE_LABEL = "base"
 
@@ -161,3 +172,60 @@ def _summary(
 def _order(run: PlannedRun) -> tuple[bool, int, float, float, int, int]:
     settings = run.rank or 0, run.alpha or 0.0, run.learning_rate or 0.0, run.epochs or 0
     return run.rank is None, *settings, run.seed or 0
+
+
+ModelKind = Literal["run", "checkpoint", "truncated", "mitigated", "variant"]
+_ROLES: dict[ModelKind, Sequence[Role]] = {
+    "run": COMPARED,
+    "checkpoint": ["checkpoint"],
+    "truncated": ["truncated"],
+    "mitigated": ["mitigated"],
+    "variant": ["variant"],
+}
+
+
+class ModelGroup(NamedTuple):
+    """Models that differ by seed alone; ``label`` tells them from the others of the study."""
+
+    label: str
+    kind: ModelKind
+    runs: Runs
+
+    @property
+    def rank(self) -> int | None:
+        """Of a variant, LoRA's beside it: its own may be none. None for full fine-tuning."""
+        planned = run_record(self.runs[0]).planned
+        return planned.beside_ranks[0] if planned.beside_ranks else planned.rank
+
+
+def model_groups(
+    source: OptionGains, is_measured: Callable[[ModelResults], bool]
+) -> Iterator[ModelGroup]:
+    """The models that something was measured of, runs first, in the order of the study."""
+    for kind, roles in _ROLES.items():
+        of_label: dict[str, list[ModelResults]] = {}
+        for model in source.results.of_role(*roles):
+            if run_record(model).status == "trained" and is_measured(model):
+                label = _label(source, run_record(model).planned)
+                of_label.setdefault(label, []).append(model)
+        for label, group in of_label.items():
+            yield ModelGroup(label, kind, tuple(group))
+
+
+def _label(source: OptionGains, planned: PlannedRun) -> str:
+    """What tells a model from the others, the seed left out."""
+
+    def of_run(name: str) -> str:
+        return source.labels.get(name) or run_labels([planned])[planned.name]
+
+    if planned.role == "variant":
+        return run_labels(source.results.planned_of("variant"))[planned.name]
+    if planned.of is None:
+        return of_run(planned.name)
+    whole = of_run(planned.of.name)
+    if planned.role == "truncated":
+        refined = ", refined" if planned.num_steps else ""
+        return f"{whole}, truncated to rank {planned.rank}{refined}"
+    if planned.mitigation is not None:
+        return f"{whole}, {planned.mitigation.label}"
+    return f"{whole}, step {quantities.count(planned.num_steps)}"

@@ -17,7 +17,7 @@ from rankwise.findings.behaviour import TrainTaskBehaviour, behaviour, behaviour
 from rankwise.findings.card import VerdictCard, verdict_card
 from rankwise.findings.checkpoints import TrainTaskCheckpoints, checkpoints
 from rankwise.findings.claims import Claim, paper_claims
-from rankwise.findings.deployed import DeployedRun, deployed_runs, deployment_rows
+from rankwise.findings.deployment import DeployedRun, deployed_runs, deployment_rows
 from rankwise.findings.gauges import TrainTaskGauges, gauges
 from rankwise.findings.heads import TrainTaskHeads, effect_rows, head_findings, head_rows
 from rankwise.findings.lost_items import TrainTaskLostItems, lost_items

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rankwise.integrations.drafts import Draft, Tool
-from rankwise.integrations.entries import shown
-from rankwise.integrations.setups import TrainingSetup
+from rankwise.integrations.drafts import Draft, Tool, TrainingSetup, shown
 from rankwise.integrations.wordings import (
     ALL_LINEAR,
     bits_entries,

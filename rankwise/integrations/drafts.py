@@ -1,15 +1,222 @@
-"""What all tools say in their own words, read by one table of keys for each."""
+"""How one training is set up, read from the entries of a tool's config by one table of keys."""
 
 from __future__ import annotations
 
+import json
+import math
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from rankwise.integrations.entries import Entries, shown
-from rankwise.integrations.setups import TrainingSetup
+from rankwise.errors import ConfigError, redacted
 from rankwise.records.config.variants import VariantName
+from rankwise.records.yaml_reading import PlainLoader, YamlError, parse_yaml, read_yaml_text
+
+Schedule = Literal["linear", "cosine", "constant"]
+Rows = Literal["messages", "prompt"]
+"""What a row of a data file is: a conversation, or a prompt and its completion."""
+
+
+class TrainingSetup(NamedTuple):
+    """One training as a study file can say it; None is what nobody said.
+
+    Attributes:
+        base_model: a hub name or a folder.
+        revision: of the hub's repository.
+        data: a file of rows, or a hub's name of some.
+        rows: what a row of ``data`` is.
+        is_full: whether all weights are trained; then there is no rank and no alpha.
+        rank: of LoRA.
+        alpha: the numerator of its scaling.
+        use_rslora: whether the scaling is alpha over the root of the rank.
+        dropout: on LoRA's input.
+        target_modules: the adapted layers, or ``all-linear``.
+        variant: of LoRA; rsLoRA is ``use_rslora``.
+        learning_rate: at the peak.
+        epochs: passes over the rows.
+        max_examples: train on this many rows at most.
+        batch_size: examples that a device reads at once.
+        gradient_accumulation_steps: a step sees ``batch_size`` times this many examples.
+        schedule: how the rate falls after its peak.
+        warmup_ratio: share of the steps before the peak.
+        weight_decay: of AdamW.
+        max_grad_norm: gradients of a larger norm are scaled down to it.
+        seed: of the training.
+        precision: of the products.
+        base_precision: the frozen base's, where it is quantised.
+        max_length: tokens of a row.
+        loss_on: whether prompts are learned too.
+        chat_template: whether plain prompts are written as conversations.
+    """
+
+    base_model: str
+    revision: str | None = None
+    data: str | None = None
+    rows: Rows | None = None
+    is_full: bool = False
+    rank: int | None = None
+    alpha: float | None = None
+    use_rslora: bool = False
+    dropout: float | None = None
+    target_modules: tuple[str, ...] = ()
+    variant: VariantName | None = None
+    learning_rate: float | None = None
+    epochs: int | None = None
+    max_examples: int | None = None
+    batch_size: int | None = None
+    gradient_accumulation_steps: int | None = None
+    schedule: Schedule | None = None
+    warmup_ratio: float | None = None
+    weight_decay: float | None = None
+    max_grad_norm: float | None = None
+    seed: int | None = None
+    precision: Literal["float32", "bfloat16"] | None = None
+    base_precision: Literal["8bit", "4bit"] | None = None
+    max_length: int | None = None
+    loss_on: Literal["completion", "all"] | None = None
+    chat_template: bool | None = None
+
+
+class Reading(NamedTuple):
+    """What was read of a tool's config.
+
+    Attributes:
+        tool: its name, for a reader.
+        source: the file or folder.
+        setup: what a study file can say of it.
+        not_carried: what it cannot say, one sentence or ``key: value`` each.
+        to_check: what may differ, one sentence each.
+        adapter: folder of the adapter that was trained so, where it is there.
+    """
+
+    tool: str
+    source: Path
+    setup: TrainingSetup
+    not_carried: tuple[str, ...]
+    to_check: tuple[str, ...]
+    adapter: Path | None = None
+
+
+def read_content(path: Path) -> dict[str, Any]:
+    """The keys and values of a file; one that ends in ``.json`` is JSON, any other YAML.
+
+    Raises:
+        ConfigError: it cannot be read, is neither, or is no mapping.
+    """
+    try:
+        text = read_yaml_text(path)
+        content = json.loads(text) if path.suffix == ".json" else parse_yaml(text, PlainLoader)
+    except YamlError as error:
+        raise ConfigError(str(path), [str(error)]) from error
+    except (ValueError, RecursionError) as error:
+        problem = f"not valid JSON: {error}; save the file again"
+        raise ConfigError(str(path), [problem]) from error
+    if not isinstance(content, dict):
+        problem = "the file is no mapping of keys to values; give the config of a training"
+        raise ConfigError(str(path), [problem])
+    return content  # pyright: ignore[reportUnknownVariableType]
+
+
+_MOST_SHOWN = 80
+_NOTHING = (None, "", [], {})
+
+
+def shown(value: Any) -> str:
+    """A value on a part of a line, without characters that would end it."""
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except ValueError:  # Python writes no number of more than 4300 digits
+        return "a number of thousands of digits"
+    text = " ".join(text.split())
+    text = redacted("".join(c for c in text if unicodedata.category(c)[0] != "C"))
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+
+
+class Entries:
+    """Keys and values of a config; those that are null or empty count as not given.
+
+    Attributes:
+        problems: of the values that were read, one sentence each.
+    """
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        self._content = {str(key): value for key, value in content.items()}
+        self._read: set[str] = set()
+        self.problems: list[str] = []
+
+    def take(self, key: str) -> Any:
+        """The value as it is; None where it is not given."""
+        self._read.add(key)
+        value = self._content.get(key)
+        return None if value in _NOTHING else value
+
+    def number(self, key: str) -> float | None:
+        """A finite number, which may be in quotes."""
+        value = self.take(key)
+        if value is None:
+            return None
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if math.isfinite(number):
+            return number
+        self._problem(key, value, "is not a number")
+        return None
+
+    def whole(self, key: str) -> int | None:
+        """A whole number."""
+        number = self.number(key)
+        if number is None or number == int(number):
+            return None if number is None else int(number)
+        self._problem(key, number, "is not a whole number")
+        return None
+
+    def switch(self, key: str) -> bool:
+        """True or false, which may be in quotes; false where it is not given."""
+        value = self.take(key)
+        known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        if value is None:
+            return False
+        found = known.get(str(value).lower())
+        if found is None:
+            self._problem(key, value, "is neither true nor false")
+        return bool(found)
+
+    def text(self, key: str) -> str | None:
+        """Text."""
+        value = self.take(key)
+        if value is None or isinstance(value, str):
+            return value
+        self._problem(key, value, "is not text")
+        return None
+
+    def names(self, key: str) -> tuple[str, ...]:
+        """A list of names, or names with commas between them."""
+        value = self.take(key)
+        if value is None:
+            return ()
+        names = value.split(",") if isinstance(value, str) else value
+        if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+            return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
+        self._problem(key, value, "is not a list of names")
+        return ()
+
+    def unread(self, without_effect: re.Pattern[str]) -> list[str]:
+        """``key: value`` of what is given and was not read, but for keys that change no result."""
+        return [
+            f"{shown(key)}: {shown(value)}"
+            for key, value in self._content.items()
+            if key not in self._read
+            and value not in (*_NOTHING, False)
+            and not without_effect.fullmatch(key)
+        ]
+
+    def _problem(self, key: str, value: Any, what: str) -> None:
+        self.problems.append(f"{key}: {shown(value)} {what}; correct it")
+
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant_with_warmup": "constant"}
 """transformers' names -> a study file's, whose ``constant`` has a warm-up too."""

@@ -7,19 +7,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rankwise.errors import ConfigError
-from rankwise.integrations.chosen import ChosenRun, chosen_runs
-from rankwise.integrations.drafts import Tool, written_entries
-from rankwise.integrations.exported import Exported
+from rankwise.integrations.drafts import Rows, Tool, TrainingSetup, written_entries
+from rankwise.integrations.exported import ChosenRun, Exported, chosen_runs
 from rankwise.integrations.llama_factory import DATASET_INFO, LLAMA_FACTORY, dataset_info
 from rankwise.integrations.model_cards import FILE_NAME, run_card
 from rankwise.integrations.peft import PEFT
-from rankwise.integrations.setups import Rows, TrainingSetup
 from rankwise.integrations.study_text import yaml_lines
 from rankwise.records import quantities
 from rankwise.records.config.training import TrainConfig
-from rankwise.records.file_names import task_file_name
 from rankwise.records.files import require_regular, write_atomically
 from rankwise.records.folder import StudyFolder
+from rankwise.records.names import task_file_name
 from rankwise.records.study import PlannedRun, StudyRecord, is_rslora
 from rankwise.study.conclusion import conclude
 

@@ -10,10 +10,9 @@ from rankwise.errors import ConfigError, did_you_mean
 from rankwise.integrations.exported import Exported
 from rankwise.integrations.exports import export_card, export_setup
 from rankwise.integrations.lm_eval_files import export_lm_eval
-from rankwise.integrations.paper_tables import export_paper, latex, markdown
+from rankwise.integrations.sources import TOOLS
 from rankwise.integrations.study_files import study_files
-from rankwise.integrations.study_tables import export_tables, parquet_bytes
-from rankwise.integrations.tools import TOOLS
+from rankwise.integrations.tables import export_paper, export_tables, latex, markdown, parquet_bytes
 from rankwise.records.folder import StudyFolder
 from rankwise.records.outputs import output_folder
 from rankwise.report.cells import csv_text

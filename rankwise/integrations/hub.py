@@ -1,4 +1,7 @@
-"""A study on the Hugging Face Hub: its adapter, card, records and report as one repository.
+"""What of a study is shared, and the repository of it on the Hugging Face Hub.
+
+No weights but the adapter's are in it, no state of a training, no cache, no folder's name of this
+machine; and, unless that is wanted, no text of an item and none that a model wrote.
 
 Credentials are huggingface_hub's own: it finds the token, and it alone sees it.
 """
@@ -6,19 +9,156 @@ Credentials are huggingface_hub's own: it finds the token, and it alone sees it.
 from __future__ import annotations
 
 import contextlib
+import json
+import shutil
 import tempfile
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from rankwise.errors import ConfigError, HubError
-from rankwise.integrations.shared_folder import STUDY, write_shared
+from rankwise.errors import ConfigError, HubError, RecordError
+from rankwise.findings.item_table import item_table
+from rankwise.integrations.exported import ChosenRun, chosen_runs
+from rankwise.integrations.exports import refuse_imported
+from rankwise.integrations.model_cards import FILE_NAME, run_card
+from rankwise.integrations.study_files import refuse_links, study_files
+from rankwise.records.files import read_record, write_atomically, write_record, writing
 from rankwise.records.folder import StudyFolder
+from rankwise.records.study import PlannedRun, RunRecord, StudyRecord
+from rankwise.records.study_file import study_file_text, without_folders
+from rankwise.report.page import write_report
+from rankwise.study.conclusion import StudyOutcome, conclude
+from rankwise.study.damage import find_damage
+from rankwise.study.status import what_is_left
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
+
+STUDY = "study"
+"""The folder of the records and the report, beside the adapter."""
+
+_ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _VERB = "export"
+
+
+class Shared(NamedTuple):
+    """What was put into a folder.
+
+    Attributes:
+        run: whose adapter it is.
+        remarks: what may not be so elsewhere, one sentence each.
+    """
+
+    run: str
+    remarks: tuple[str, ...]
+
+
+def write_shared(
+    folder: StudyFolder, target: Path, run: str | None = None, *, with_items: bool = False
+) -> Shared:
+    """Write an adapter with its card, and the study's records and report below ``study/``.
+
+    Args:
+        folder: of a finished study.
+        target: an empty folder.
+        run: a run, as ``find_run`` takes it; None: the recommended one, else the best bet.
+        with_items: with the texts of the items, and what each model answered.
+
+    Raises:
+        ConfigError: there is no such run, no single one is recommended, or it has no adapter.
+        RecordError: the study is not finished, is not as it was written, or has a link in it.
+        StorageError: the folder cannot be written.
+    """
+    study_files(folder, folder.read_study())  # refuses links before anything is read
+    _refuse_unfinished(folder)
+    outcome = conclude(folder)
+    chosen = _the_one(outcome, run)
+    adapter = _adapter_of(folder, chosen.planned)
+    refuse_links(folder, [adapter / _ADAPTER_CONFIG, adapter / _ADAPTER_WEIGHTS])
+    study = outcome.results.study
+    model = next(each for each in outcome.results.runs if each.name == chosen.planned.name)
+    write_atomically(target / FILE_NAME, run_card(study, model, chosen))
+    config = without_folders(json.loads((adapter / _ADAPTER_CONFIG).read_text(encoding="utf-8")))
+    write_atomically(target / _ADAPTER_CONFIG, json.dumps(config, indent=2) + "\n")
+    with writing(target):
+        shutil.copyfile(adapter / _ADAPTER_WEIGHTS, target / _ADAPTER_WEIGHTS)
+    _write_records(folder, target / STUDY, with_items=with_items)
+    items = item_table(outcome.results, folder.read_samples, with_texts=with_items)
+    losses = {each.name: folder.read_losses(each.name) for each in outcome.results.runs}
+    write_report(target / STUDY, *outcome, items, losses, study=Path(STUDY))
+    return Shared(chosen.planned.name, tuple(_remarks(study)))
+
+
+def _refuse_unfinished(folder: StudyFolder) -> None:
+    study = folder.read_study()
+    again = f"rankwise run {folder.root} makes up for it"
+    damages = find_damage(folder, [model.name for model in study.models])
+    if damages:
+        listed = "; ".join(map(str, damages))
+        raise RecordError(f"{folder.root} is not as it was written: {listed}. {again}.")
+    left = what_is_left(folder, study)
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        raise RecordError(f"{folder.root} is not finished: {left[0]}{more} is left. {again}.")
+
+
+def _the_one(outcome: StudyOutcome, run: str | None) -> ChosenRun:
+    chosen, _ = chosen_runs(outcome, run, _VERB)
+    if len(chosen) > 1:
+        names = ", ".join(each.planned.name for each in chosen)
+        problem = f"each trained task has a run of its own; choose one with --run: {names}"
+        raise ConfigError(_VERB, [problem])
+    return chosen[0]
+
+
+def _adapter_of(folder: StudyFolder, planned: PlannedRun) -> Path:
+    """The folder of a run's adapter, after it was compared with the run's record."""
+    refuse_imported(planned, _VERB)
+    record = folder.finished_run(planned)
+    why = None
+    if planned.method == "full":
+        why = "all weights are trained, and those of the base are not shared"
+    elif record is None or record.status == "diverged":
+        why = "its training diverged"
+    elif record.is_given_up:
+        why = "a search removed its weights"
+    if why is not None:
+        raise ConfigError(_VERB, [f"{planned.name} has no adapter: {why}; name another with --run"])
+    return folder.weights(planned)
+
+
+def _write_records(folder: StudyFolder, target: Path, *, with_items: bool) -> None:
+    study = folder.read_study()
+    plain = StudyRecord.model_validate(without_folders(study.model_dump(mode="json")))
+    write_record(target / folder.study_file.name, plain)
+    write_atomically(target / folder.settings_file.name, study_file_text(study.config))
+    for path, kind, has_texts in study_files(folder, study):
+        place = target / path.relative_to(folder.root)
+        if has_texts and not with_items:
+            continue
+        if kind is None:
+            write_atomically(place, path.read_bytes())
+            continue
+        record = read_record(path, kind)
+        if isinstance(record, RunRecord):
+            content = without_folders(record.model_dump(mode="json"))
+            record = RunRecord.model_validate(content)
+        write_record(place, record)
+
+
+def _remarks(study: StudyRecord) -> Iterator[str]:
+    base = study.config.base_model.name
+    if Path(base).is_absolute():
+        yield (
+            f"the base model is a folder of this machine, {base}; say in the card where others "
+            "find it"
+        )
+    elif study.config.base_model.is_embedded:
+        yield (
+            f"the study's base was rounded to 4 bits; {study.config.base_model.name_elsewhere}, "
+            "which the card names, is as it was before"
+        )
 
 
 class PushedFile(NamedTuple):

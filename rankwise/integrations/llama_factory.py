@@ -9,10 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rankwise.integrations.drafts import Draft, Tool
-from rankwise.integrations.entries import shown
-from rankwise.integrations.files import read_content
-from rankwise.integrations.setups import TrainingSetup
+from rankwise.integrations.drafts import Draft, Tool, TrainingSetup, read_content, shown
 from rankwise.integrations.wordings import (
     ALL_LINEAR,
     TRAINER_DEFAULTS,

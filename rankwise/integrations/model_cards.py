@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rankwise.findings.deployed import DeployedRun
-from rankwise.findings.markdown import markdown_code, markdown_table, markdown_text
-from rankwise.integrations.chosen import ChosenRun
+from rankwise.findings.deployment import DeployedRun
+from rankwise.findings.model_card import markdown_code, markdown_table, markdown_text
+from rankwise.integrations.exported import ChosenRun
 from rankwise.integrations.study_text import yaml_lines
 from rankwise.records import quantities
 from rankwise.records.recommendation import Comparison

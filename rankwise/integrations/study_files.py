@@ -9,8 +9,8 @@ from typing import NamedTuple
 from rankwise.errors import RecordError
 from rankwise.records.base import Record
 from rankwise.records.behaviour import Behaviour
-from rankwise.records.file_names import samples_beside
 from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.names import samples_beside
 from rankwise.records.own_texts import OwnTexts
 from rankwise.records.study import StudyRecord, TaskEvaluation
 from rankwise.study.damage import records_of_repairs, records_of_study

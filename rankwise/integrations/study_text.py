@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from rankwise.errors import ConfigError
-from rankwise.integrations.entries import shown
-from rankwise.integrations.setups import Reading, TrainingSetup
+from rankwise.integrations.drafts import Reading, TrainingSetup, shown
 from rankwise.records.config.methods import LoraConfig
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.config.training import LearningRateConfig

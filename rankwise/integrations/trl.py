@@ -10,9 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rankwise.integrations.drafts import Draft, Tool
-from rankwise.integrations.entries import shown
-from rankwise.integrations.setups import TrainingSetup
+from rankwise.integrations.drafts import Draft, Tool, TrainingSetup, shown
 from rankwise.integrations.wordings import (
     TRAINER_DEFAULTS,
     TRAINER_KEYS,

@@ -9,9 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rankwise.integrations.drafts import Draft, Tool
-from rankwise.integrations.entries import shown
-from rankwise.integrations.setups import TrainingSetup
+from rankwise.integrations.drafts import Draft, Tool, TrainingSetup, shown
 from rankwise.integrations.trl import SFT_DEFAULTS, read_sft_settings, sft_entries
 from rankwise.integrations.wordings import (
     TRAINER_KEYS,

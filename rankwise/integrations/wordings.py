@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from rankwise.integrations.drafts import Draft
-from rankwise.integrations.entries import shown
-from rankwise.integrations.setups import TrainingSetup
+from rankwise.integrations.drafts import Draft, TrainingSetup, shown
 from rankwise.records.config.variants import VariantName
 
 ALL_LINEAR = "all-linear"

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 from rankwise.errors import RecordError
 from rankwise.records.base import Record
 from rankwise.records.checked_files import CheckedFiles, state_of
-from rankwise.records.file_names import WEIGHTS, samples_beside, task_file_name
 from rankwise.records.files import (
     FileDigest,
     make_durable,
@@ -28,11 +27,11 @@ from rankwise.records.files import (
 from rankwise.records.forms import model_in_form
 from rankwise.records.heads import HEAD_MODES, HeadMode, HeadRepair, TaskHeadEffects
 from rankwise.records.judgement import StudyLooks
-from rankwise.records.locking import leader_of, locked
-from rankwise.records.progress import StudyProgress
+from rankwise.records.locking import StudyProgress, leader_of, locked
+from rankwise.records.names import WEIGHTS, samples_beside, task_file_name
+from rankwise.records.provenance import AcceptedStacks
 from rankwise.records.repairs import AdapterRepair
 from rankwise.records.results import LOSS_METRIC as LOSS_METRIC
-from rankwise.records.stacks import AcceptedStacks
 from rankwise.records.study import (
     PlannedRun,
     RunRecord,

@@ -1,4 +1,4 @@
-"""A study's folder is led by one process at a time."""
+"""A study's folder is led by one process at a time, which says how far it is."""
 
 from __future__ import annotations
 
@@ -9,9 +9,36 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from pydantic import Field
 
 from rankwise.errors import StudyLockedError
+from rankwise.records.base import Record, VersionedRecord
 from rankwise.records.files import host_name, read_regular, remove_leftovers, storage_error
+
+
+class StageProgress(Record):
+    """A stage that is being done."""
+
+    stage: str
+    """Its id."""
+    share_done: float
+    """Of its work."""
+    tokens_per_second: float | None
+    """That it reads; None where it reads none, or at its beginning."""
+    peak_memory_bytes: int
+    """Of the process that does it, or of tensors on its card."""
+
+
+class StudyProgress(VersionedRecord):
+    """``.progress.json``: written every few seconds while a study runs."""
+
+    told_at: str
+    """When it was written: an ISO 8601 date and time with its zone."""
+    stages: tuple[StageProgress, ...]
+    """Those that are being done: several where a cluster does them."""
+    seconds_left: dict[str, float] = Field(default_factory=dict)
+    """Stage that is left, by its id -> about how long it takes; empty while it is not known."""
+
 
 _PATIENCE_SECONDS = 1.0
 """Who asks whether somebody leads holds the lock for a moment."""

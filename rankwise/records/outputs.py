@@ -17,7 +17,6 @@ from pathlib import Path
 from rankwise.errors import ConfigError, RecordError, StorageError
 from rankwise.records.base import VersionedRecord
 from rankwise.records.fields import PlaceBelow
-from rankwise.records.file_names import MANIFEST
 from rankwise.records.files import (
     digest_of,
     read_record,
@@ -27,6 +26,7 @@ from rankwise.records.files import (
     write_record,
     writing,
 )
+from rankwise.records.names import MANIFEST
 
 OVERWRITE = "move it away, choose another place, or give --overwrite"
 _IN_THE_WAY = "move it away, or choose another place"

@@ -38,7 +38,6 @@ def read_judged(
         )
     try:
         judged = judged_items(record, samples, metric)
-        documents = {int(line["doc_id"]): line.get("doc") for line in samples}
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         if isinstance(error, RankwiseError):
             raise
@@ -47,6 +46,7 @@ def read_judged(
     if record.model != BASE:  # the other models have the same documents
         return judged
     judged = judged._replace(ties=ties_of(samples))
+    documents = {int(line["doc_id"]): line.get("doc") for line in samples}
     if cluster_field is None:
         return judged.with_items(candidates=candidate_fields(documents))
     setting = f"evaluation.clusters.{record.task.partition('@')[0]}"

@@ -20,10 +20,10 @@ from rankwise.records.p_right import (
     option_nats,
     p_right_of_items,
 )
+from rankwise.records.provenance import AcceptedStack
 from rankwise.records.repairs import AdapterRepair
 from rankwise.records.search import SearchRecord, TrainTaskSearch
 from rankwise.records.spectra import SpectraRecord
-from rankwise.records.stacks import AcceptedStack
 from rankwise.records.study import (
     COMPARED,
     MetricScore,

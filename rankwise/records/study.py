@@ -418,9 +418,12 @@ class StudyRecord(StudyTasks):
         """
         if run.method != "lora":
             return None
-        full = (other for other in self.runs if other.method == "full")  # few of many
+        full = (other for other in self.models if other.method == "full")  # few of many
         alike = [
-            other for other in full if (other.train_task, other.seed) == (run.train_task, run.seed)
+            other
+            for other in full
+            if other.role in COMPARED
+            and (other.train_task, other.seed) == (run.train_task, run.seed)
         ]
         alike.sort(key=lambda other: other.epochs != run.epochs)
         return alike[0] if alike else None

@@ -1,19 +1,279 @@
-"""What the stages of one study work with."""
+"""What the stages of one study work with: its base model and adapters, loaded once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import sys
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rankwise.engine.models.devices import PeakMemory
+from torch import nn
+
+from rankwise.engine.models import base as models
+from rankwise.engine.models import peft_adapters as adapters
+from rankwise.engine.models.devices import DTYPES, PeakMemory, give_back_memory
+from rankwise.engine.models.frozen_adapters import (
+    FrozenAdapter,
+    FrozenPiece,
+    carrying,
+    load_frozen_adapter,
+)
+from rankwise.engine.models.placed import load_over_cards
+from rankwise.engine.models.streamed import load_streamed
+from rankwise.engine.models.variants import VARIANTS
+from rankwise.engine.scoring.resident import ResidentScorer
+from rankwise.engine.scoring.vllm import VllmScorer
+from rankwise.errors import ModelError
+from rankwise.records.config.study import Engine
+from rankwise.records.config.training import BasePrecision
 from rankwise.records.folder import StudyFolder
-from rankwise.records.study import StudyRecord
-from rankwise.study.models import ResidentModels
+from rankwise.records.study import PlannedRun, StudyRecord
 from rankwise.study.observer import Observer, Teller
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.stopping import StopSignals
+from rankwise.tasks.questions import Scorer
+
+
+@dataclass
+class _Alone:
+    """A run's model that is loaded by itself; vLLM holds its own, so there is no model then."""
+
+    name: str
+    model: nn.Module | None = None
+    scorer: Scorer | None = None
+
+
+class ResidentModels:
+    """Loads models when they are asked for, and lets go of one before it loads another.
+
+    The base stays; adapters are put on it. A full fine-tuning, or an adapter that only PEFT can
+    apply, is a model by itself.
+    """
+
+    def __init__(self, plan: StudyPlan, folder: StudyFolder, tell: Teller) -> None:
+        self._plan, self._folder, self._tell = plan, folder, tell
+        self._base: nn.Module | None = None
+        self._scorer: Scorer | None = None  # of the base; knows the adapters that are on it
+        self._alone: _Alone | None = None
+        self._adapter: tuple[str, FrozenAdapter] | None = None  # of ``adapted``, read once
+        self._noted: set[str] = set()
+
+    def follow(self, plan: StudyPlan) -> None:
+        """Go on under another plan of the study; what is in memory stays there.
+
+        All is let go of where models are held in another way from now on.
+        """
+        before, after = (
+            (each.record.most_weights_bytes, each.cards) for each in (self._plan, plan)
+        )
+        if before != after:
+            self.release(base=True)
+        self._plan = plan
+
+    def base(self) -> nn.Module:
+        """The base model, with nothing on it that PEFT has put there."""
+        self._let_go_of_alone()
+        if self._base is None:
+            self.release()
+            plan = self._plan
+            # planning needed the small files only; now the weights
+            self._base = self._load(models.fetch_weights(plan.base), self._base_precision)
+        return self._base
+
+    @property
+    def _base_precision(self) -> BasePrecision:
+        return self._plan.record.config.train.base_precision
+
+    def most_weights_bytes(self, run: PlannedRun | None) -> int | None:
+        """As ``StudyRecord.most_weights_bytes``, of one model; None: it is held whole."""
+        is_base = run is None or run.method == "lora"
+        if is_base and self._base_precision != "auto":
+            return None  # its files do not hold what it computes with
+        return self._plan.record.most_weights_bytes
+
+    def _load(self, folder: Path, base_precision: BasePrecision = "auto") -> nn.Module:
+        plan, most_bytes = self._plan, self._plan.record.most_weights_bytes
+        precision = plan.record.precision
+        if plan.cards and base_precision == "auto":
+            return load_over_cards(folder, precision, plan.cards)
+        if most_bytes is None or base_precision != "auto":
+            return models.load_frozen(folder, precision, plan.device, base_precision)
+        return load_streamed(folder, precision, plan.device, most_bytes)
+
+    def release(self, *, base: bool = False) -> None:
+        """Give back the memory of everything but the base; ``base``: of that too."""
+        self._let_go_of_alone()
+        self._keep(set())
+        _close(self._scorer)
+        self._scorer = self._adapter = None
+        if base:
+            self._base = None
+        give_back_memory(self._plan.device)
+
+    def scorer(self, engine: Engine = "resident") -> Scorer:
+        """What asks the base and the adapters that were put on it; only one engine is open."""
+        if self._alone is not None or not _is_open(self._scorer, engine):
+            self.release(base=engine == "vllm")  # which holds its own
+            if engine == "vllm":
+                self._scorer = self._open_vllm(models.fetch_weights(self._plan.base))
+            else:
+                self._scorer = self._open_resident(self.base())
+        assert self._scorer is not None
+        return self._scorer
+
+    def put_on(self, runs: Sequence[PlannedRun], engine: Engine = "resident") -> list[PlannedRun]:
+        """Put the adapters of some runs on the base for scoring, and take all others off.
+
+        Returns:
+            The runs that ``scorer`` answers for now. Each other one needs ``scorer_alone``: it is
+            a full fine-tuning or, as is noted once, what the engine cannot apply.
+
+        Raises:
+            ModelError: the base cannot be scored.
+        """
+        self._keep({run.name for run in runs})
+        together: list[PlannedRun] = []
+        for run in runs:
+            is_plain = run.variant is None or VARIANTS[run.variant].is_plain
+            if run.method != "lora" or not is_plain:
+                continue
+            scorer = self.scorer(engine)
+            try:
+                if run.name not in scorer.attached:
+                    scorer.put_on(run.name, self._folder.weights(run))
+            except ModelError as error:
+                if run.name not in self._noted:
+                    self._tell.noted(f"{run.name} is scored alone: {error}")
+                    self._noted.add(run.name)
+            else:
+                together.append(run)
+        return together
+
+    def _keep(self, names: set[str]) -> None:
+        """Take all other adapters off the base."""
+        if self._scorer is not None:
+            for name in sorted(self._scorer.attached - names):
+                self._scorer.take_off(name)
+
+    def scorer_alone(self, run: PlannedRun, engine: Engine = "resident") -> Scorer:
+        """What asks a run's model, which is loaded by itself; an adapter is never by vLLM."""
+        engine = engine if run.method == "full" else "resident"
+        alone = self._alone
+        if alone is not None and alone.name == run.name and _is_open(alone.scorer, engine):
+            assert alone.scorer is not None
+            return alone.scorer
+        if engine == "vllm":
+            self.release(base=True)
+            scorer = self._open_vllm(self._folder.weights(run))
+            self._alone = _Alone(run.name, scorer=scorer)
+        else:
+            scorer = self._open_resident(self._load_alone(run))
+            assert self._alone is not None
+            self._alone.scorer = scorer
+        return scorer
+
+    @contextlib.contextmanager
+    def reading(self, run: PlannedRun | None) -> Generator[nn.Module]:
+        """Within the block, the base model (None) or a run's model, to be called itself."""
+        if self._scorer is not None:
+            self.release()
+        if run is None:
+            yield self.base().eval()
+        elif run.method == "full":
+            yield self._load_alone(run)
+        else:
+            base, weights = self.base(), self._folder.weights(run)
+            try:
+                adapter = load_frozen_adapter(base, weights, DTYPES[self._plan.record.precision])
+            except ModelError:
+                yield self._load_alone(run)
+                return
+            everything = [FrozenPiece(adapter, 0, sys.maxsize)]
+            with carrying(base, [adapter]) as bank, bank.rows_of(everything):
+                yield base.eval()
+
+    def adapted(self, run: PlannedRun) -> tuple[nn.Module, FrozenAdapter | None]:
+        """A run's model in two parts: the base and an adapter, or a full fine-tuning and None.
+
+        Raises:
+            ModelError: an adapter that is more than plain LoRA, weights that cannot be read, or a
+                model that is too large: what looks at two parts also asks for gradients.
+        """
+        if self._plan.cards or self.most_weights_bytes(run) is not None:
+            raise ModelError(
+                f"{run.name} does not fit into {self._plan.device}, and is laid over several cards "
+                "or read layer by layer: heads cannot be switched off in it. Use a device with "
+                "more memory."
+            )
+        if run.method == "full":
+            if self._alone is None or self._alone.name != run.name:
+                self.release(base=True)  # one whole model at a time
+            return self._load_alone(run), None
+        base = self.base()
+        if self._adapter is None or self._adapter[0] != run.name:
+            weights, dtype = self._folder.weights(run), DTYPES[self._plan.record.precision]
+            self._adapter = run.name, load_frozen_adapter(base, weights, dtype)
+        return base, self._adapter[1]
+
+    def _load_alone(self, run: PlannedRun) -> nn.Module:
+        """A run's checkpoint, or the base with its adapter put on by PEFT."""
+        alone = self._alone
+        if alone is None or alone.name != run.name or alone.model is None:
+            # two that are larger than a card may not fit on all cards
+            self.release(base=bool(self._plan.cards) and run.method == "full")
+            weights = self._folder.weights(run)
+            if run.method == "full":
+                model = self._load(weights)
+            elif self.most_weights_bytes(run) is not None:
+                raise ModelError(
+                    f"{run.name} is more than LoRA, and the base is read layer by layer: PEFT "
+                    "cannot put it on. Score it on a device with more memory."
+                )
+            else:
+                model = adapters.load_adapter(self.base(), weights)
+            self._alone = alone = _Alone(run.name, model)
+        assert alone.model is not None
+        return alone.model.eval()
+
+    def _let_go_of_alone(self) -> None:
+        alone, self._alone = self._alone, None
+        if alone is not None:
+            _close(alone.scorer)
+            if isinstance(alone.model, adapters.peft.PeftModel):
+                adapters.detach(alone.model)
+
+    def _open_resident(self, model: nn.Module) -> Scorer:
+        most = self._plan.step_tokens
+        return ResidentScorer(model, self._plan.tokenizer, max_batch_tokens=most)
+
+    def _open_vllm(self, folder: Path) -> Scorer:
+        plan = self._plan
+        ranks = [run.rank for run in plan.record.models if run.rank is not None]
+        return VllmScorer(
+            folder,
+            plan.base.folder,
+            plan.record.precision,
+            max_rank=max(ranks, default=0),
+            max_length=max(
+                request.num_tokens
+                for task in plan.tasks.values()
+                for request in task.requests
+                if request.settings is not None
+            ),
+        )
+
+
+def _is_open(scorer: Scorer | None, engine: Engine) -> bool:
+    return scorer is not None and isinstance(scorer, VllmScorer) == (engine == "vllm")
+
+
+def _close(scorer: Scorer | None) -> None:
+    """End what has processes: their memory is what the next model needs."""
+    if isinstance(scorer, VllmScorer):
+        scorer.close()
+
 
 T = TypeVar("T")
 

@@ -10,18 +10,18 @@ from rankwise.errors import NewerRecordError, RecordError
 from rankwise.findings.study import StudyFindings
 from rankwise.records.base import Record
 from rankwise.records.deployment import FormRecord
-from rankwise.records.file_names import samples_beside
 from rankwise.records.files import FileDigest, without_remedy
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.forms import model_in_form
 from rankwise.records.heads import HeadRepair, TaskHeadEffects
 from rankwise.records.judgement import StudyLooks
+from rankwise.records.names import samples_beside
 from rankwise.records.own_texts import OwnTexts
+from rankwise.records.provenance import AcceptedStacks
 from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.repair_scores import RepairDivergences, RepairScores
 from rankwise.records.repairs import AdapterRepair
 from rankwise.records.search import SearchRecord
-from rankwise.records.stacks import AcceptedStacks
 from rankwise.records.study import RunRecord, StageFailure, StudyRecord, TaskEvaluation
 from rankwise.study.stages.graph import KINDS
 

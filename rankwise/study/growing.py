@@ -1,4 +1,7 @@
-"""Runs a study, and where it asks for that extends it until its verdict is settled.
+"""A study that grows: what to pay for next, when to stop, and the settings with more in them.
+
+The looks after each growth share alpha (``findings.looks``), so any number of growths may follow
+each other, chosen by whatever was seen.
 
 Every judgement is a look, and looks share the error (``findings.looks``), so it may be looked at
 after every growth. Growths are written into ``search.json``: a study that was stopped goes on with
@@ -8,10 +11,13 @@ them.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from rankwise.errors import RecordError
+from pydantic import ValidationError
+
+from rankwise.errors import ConfigError, RecordError
 from rankwise.records import quantities
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.files import read_if_there
@@ -19,13 +25,119 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.judgement import Prospect
 from rankwise.records.results import ModelResults, StudyResults
 from rankwise.records.search import GrowthDecision, SearchRecord
+from rankwise.records.study_file import problems_of
 from rankwise.study.conclusion import StudyOutcome
-from rankwise.study.extension import Extension, extended
 from rankwise.study.observer import Decided, Observer
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.run import Executor, Terms, lead
-from rankwise.study.searches.growth import Offer, next_growth
 from rankwise.study.searching import policy_name
+
+
+class Extension(NamedTuple):
+    """What to add: numbers of seeds and of items per task, and ranks by name."""
+
+    num_seeds: int = 0
+    num_items: int = 0
+    ranks: tuple[int, ...] = ()
+
+
+def extended(config: StudyConfig, extension: Extension) -> StudyConfig:
+    """The config of a study with more seeds, items or ranks.
+
+    New seeds are the smallest whole numbers that the study does not have. Items are added to
+    ``evaluation.limit``. Variants stay beside the ranks that they are beside.
+
+    Raises:
+        ConfigError: nothing is added, or the study cannot be extended so.
+    """
+    problems: list[str] = []
+    if not any(extension):
+        problems.append("nothing to add; give --seeds, --items or --ranks")
+    if min(extension.num_seeds, extension.num_items, *extension.ranks, 0) < 0:
+        problems.append("a study is extended by whole numbers of at least 1")
+    limit, lora = config.evaluation.limit, config.methods.lora
+    if extension.num_items and limit is None:
+        problems.append("--items: every item of every task is scored already (no limit is set)")
+    if extension.ranks and lora is None:
+        problems.append("--ranks: the study trains no LoRA rank; set methods.lora in its file")
+    if extension.ranks and lora is not None and any(pair.rank for pair in lora.paired):
+        problems.append("--ranks: the study pairs ranks with other settings in '_'; add them there")
+    known = () if lora is None else lora.ranks
+    problems += [f"--ranks: rank {r} is in the study" for r in extension.ranks if r in known]
+    if problems:
+        raise ConfigError(config.name, problems)
+    data = config.model_dump(by_alias=True)
+    unused = (seed for seed in itertools.count() if seed not in config.seeds)
+    data["seeds"] = (*config.seeds, *itertools.islice(unused, extension.num_seeds))
+    if limit is not None:
+        data["evaluation"]["limit"] = limit + extension.num_items
+    if extension.ranks:
+        data["methods"]["lora"]["ranks"] = tuple(sorted((*known, *extension.ranks)))
+        if config.methods.variants is not None:
+            data["methods"]["variants"]["ranks"] = config.methods.variant_ranks
+    try:
+        return StudyConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(config.name, list(problems_of(error, data, StudyConfig))) from error
+
+
+LEAST_CHANCE = 0.1
+"""A growth that decides with a smaller probability is not paid for."""
+
+
+class Offer(NamedTuple):
+    """A way to grow a study and what it costs, above 0, in any unit that all offers share."""
+
+    prospect: Prospect
+    cost: float
+
+
+class Step(NamedTuple):
+    """The growth to pay for next, or None: stop; and why, in a sentence."""
+
+    offer: Offer | None
+    statement: str
+
+
+def next_growth(
+    offers: Sequence[Offer],
+    budget: float | None = None,
+    least_chance: float = LEAST_CHANCE,
+    written: Callable[[float], str] = "{:.3g}".format,
+) -> Step:
+    """The affordable growth with the largest probability of a decision per cost.
+
+    The cheapest of equal ones. A growth that is likelier by little and dearer by much has to wait:
+    if the cheaper one does not decide, it is judged again with what was learnt.
+
+    Args:
+        offers: every growth that is considered, from ``Betting.prospects``.
+        budget: what may still be spent, in the unit of the costs; None without a limit.
+        least_chance: 0..1; where no growth decides with this probability, nothing is worth it.
+        written: a cost in words.
+    """
+    able = [offer for offer in offers if offer.prospect.probability >= least_chance]
+    if not able:
+        chance = max((offer.prospect.probability for offer in offers), default=0.0)
+        return Step(
+            None,
+            f"Nothing that can be added is likely to decide: the largest probability is "
+            f"{chance:.2f}.",
+        )
+    payable = [offer for offer in able if budget is None or offer.cost <= budget]
+    if not payable:
+        least = min(offer.cost for offer in able)
+        return Step(
+            None, f"The budget is spent: {written(budget or 0.0)} left, {written(least)} needed."
+        )
+    best = max(payable, key=lambda offer: (offer.prospect.probability / offer.cost, -offer.cost))
+    of = best.prospect
+    what = (
+        f"{of.num_new_seeds} more seeds"
+        if of.num_new_seeds
+        else f"{of.factor:.2g} times the items of {', '.join(of.num_items)}"
+    )
+    return Step(best, f"Next: {what}, which decide with probability {of.probability:.2f}.")
 
 
 def run_to_verdict(

@@ -15,7 +15,7 @@ from rich.table import Column
 from rankwise.errors import StorageError
 from rankwise.records import quantities
 from rankwise.records.folder import BASE, StudyFolder
-from rankwise.records.progress import StageProgress, StudyProgress
+from rankwise.records.locking import StageProgress, StudyProgress
 from rankwise.study.observer import (
     Advanced,
     Decided,

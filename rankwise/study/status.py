@@ -8,7 +8,7 @@ from typing import NamedTuple
 from rankwise.records import quantities
 from rankwise.records.files import read_regular
 from rankwise.records.folder import BASE, StudyFolder
-from rankwise.records.progress import StageProgress, StudyProgress
+from rankwise.records.locking import StageProgress, StudyProgress
 from rankwise.records.study import PlannedRun, StageFailure, StudyRecord
 from rankwise.study.damage import find_damage, models_of
 from rankwise.study.stages.graph import stages

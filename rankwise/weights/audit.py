@@ -31,9 +31,9 @@ from rankwise.records import quantities
 from rankwise.records.audits import AuditedKind, AuditRecord, AuditScore, KeptEnergy, OtherChange
 from rankwise.records.config.study import BaseModelConfig
 from rankwise.records.spectra import EPSILONS, MatrixSpectrum
+from rankwise.weights.decomposition import SpectralCache
 from rankwise.weights.lowrank import LowRankUpdate, read_updates
 from rankwise.weights.matrix import NullDraws, delta_svd, matrix_spectrum
-from rankwise.weights.svd_cache import SpectralCache
 
 # This many layers without factors are named, the others are counted.
 _NAMED_LAYERS = 4

@@ -14,8 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rankwise.engine.models.adapter_config import CONFIG_FILE
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
 from rankwise.records.audits import AuditRecord
-from rankwise.records.file_names import MANIFEST
 from rankwise.records.files import read_record
+from rankwise.records.names import MANIFEST
 from tests.support.audited_models import adapter, edited, rewritten
 from tests.support.command_line import FEW, audited, rankwise, words
 from tests.support.tiny_models import tiny

@@ -8,7 +8,7 @@ import pytest
 
 from rankwise.cli.tool_verbs import ExportFormat
 from rankwise.integrations.formats import OF_RUN, OF_STUDY
-from rankwise.integrations.tools import TOOLS
+from rankwise.integrations.sources import TOOLS
 from rankwise.records.folder import StudyFolder
 from tests.planted.folders import write_study
 from tests.planted.results import planted_study

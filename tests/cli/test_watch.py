@@ -25,7 +25,7 @@ import pytest
 from rankwise.cli.watch import ADDRESS, Watched, server
 from rankwise.errors import RecordError, StorageError
 from rankwise.records.folder import StudyFolder
-from rankwise.records.progress import StageProgress, StudyProgress
+from rankwise.records.locking import StageProgress, StudyProgress
 from rankwise.study.stages.graph import stages
 from tests.planted.folders import write_study
 from tests.planted.results import planted_study

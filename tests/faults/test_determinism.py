@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from rankwise.records.file_names import MANIFEST
+from rankwise.records.names import MANIFEST
 
 CODE = """
 import sys

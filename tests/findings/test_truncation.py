@@ -10,8 +10,8 @@ import pytest
 
 from rankwise.findings.options import option_gains
 from rankwise.findings.recommendation import recommend
+from rankwise.findings.shares import ratio_of_means
 from rankwise.findings.stats.estimates import crossed_difference
-from rankwise.findings.stats.ratios import ratio_of_means
 from rankwise.findings.truncation import CurvePoint, TrainTaskTruncation, truncated_curves
 from rankwise.records.results import StudyResults
 from rankwise.records.study import PlannedRun

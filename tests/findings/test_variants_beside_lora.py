@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from rankwise.findings.gauges import gauges
-from rankwise.findings.model_groups import model_groups
+from rankwise.findings.models import model_groups
 from rankwise.findings.options import option_gains
 from rankwise.findings.recommendation import recommend
 from rankwise.findings.variants import TrainTaskVariants, VariantRow, variants_beside_lora

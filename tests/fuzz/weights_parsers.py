@@ -36,12 +36,12 @@ from rankwise.engine.models.base import (
     model_skeleton,
     refuse_other_architecture,
 )
-from rankwise.engine.models.digests import DIGESTS_FILE, is_as_written, write_digests
+from rankwise.engine.models.embedded import DIGESTS_FILE, is_as_written, write_digests
 from rankwise.engine.models.files import not_finite
 from rankwise.engine.training.states import read_state
-from rankwise.weights import svd_cache
+from rankwise.weights import decomposition
+from rankwise.weights.decomposition import SpectralCache
 from rankwise.weights.lowrank import read_updates
-from rankwise.weights.svd_cache import SpectralCache
 from tests.support.tiny_models import tiny
 
 Parser = tuple[st.SearchStrategy[Any], Callable[[Any], object]]
@@ -230,7 +230,7 @@ def listed() -> bytes:
 def decomposed() -> tuple[torch.Tensor, Any, Path, bytes]:
     weight = torch.randn(128, 128, generator=torch.Generator().manual_seed(0))
     cache = SpectralCache(folder() / "svd")
-    with mock.patch.object(svd_cache, "free_bytes", return_value=10**12):  # on a full disk too
+    with mock.patch.object(decomposition, "free_bytes", return_value=10**12):  # on a full disk too
         svd = cache.svd(weight)
     (path,) = cache.folder.iterdir()
     return weight, svd, path, path.read_bytes()

@@ -13,12 +13,11 @@ import pytest
 import yaml
 
 from rankwise.errors import ConfigError
-from rankwise.integrations.chosen import chosen_runs
+from rankwise.integrations.drafts import TrainingSetup
+from rankwise.integrations.exported import chosen_runs
 from rankwise.integrations.exports import setup_of
 from rankwise.integrations.formats import export_study
-from rankwise.integrations.setups import TrainingSetup
-from rankwise.integrations.sources import read_source
-from rankwise.integrations.tools import TOOLS
+from rankwise.integrations.sources import TOOLS, read_source
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.folder import StudyFolder
 from rankwise.records.results import StudyResults

@@ -22,9 +22,9 @@ from transformers import AutoModelForCausalLM
 import rankwise as rw
 from rankwise.integrations.hub import PushedFile, push_study
 from rankwise.integrations.study_files import study_files
-from rankwise.records.file_names import WEIGHTS
 from rankwise.records.files import read_record
 from rankwise.records.folder import StudyFolder
+from rankwise.records.names import WEIGHTS
 from rankwise.records.study import PlannedRun, StudyRecord
 from tests.support.command_line import rankwise, words
 from tests.support.hub import TOKEN, Hub, Repository, hub

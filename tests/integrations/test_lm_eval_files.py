@@ -19,8 +19,8 @@ from rankwise.findings.pairs import compare
 from rankwise.findings.samples import compare_samples
 from rankwise.integrations.exported import Exported
 from rankwise.integrations.formats import export_study
-from rankwise.records.file_names import MANIFEST
 from rankwise.records.folder import StudyFolder
+from rankwise.records.names import MANIFEST
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.reading import read_results

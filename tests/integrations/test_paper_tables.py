@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rankwise.integrations.formats import export_study
-from rankwise.integrations.paper_tables import escaped, markdown, paper_tables
+from rankwise.integrations.tables import escaped, markdown, paper_tables
 from rankwise.records.folder import StudyFolder
 from rankwise.study.conclusion import conclude
 from tests.planted.folders import write_study

@@ -20,9 +20,8 @@ from rankwise.findings.deployment import LossRule
 from rankwise.findings.training_looks import TrainingLook
 from rankwise.records.deployment import DeploymentCheck
 from rankwise.weights.audit import find_adapter, find_audited
-from rankwise.weights.audit_scores import audit_scores
 from rankwise.weights.deployment import Question, check_retention
-from rankwise.weights.session import CONFIDENCE, ScoreSettings, prepared_tasks
+from rankwise.weights.session import CONFIDENCE, ScoreSettings, audit_scores, prepared_tasks
 from tests.planted.rounded import blue_tasks
 from tests.support.audited_models import adapter, load
 from tests.support.small_trainings import arguments, lora, rows, small_trainer

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rankwise.errors import ConfigError
-from rankwise.integrations.setups import Reading
+from rankwise.integrations.drafts import Reading
 from rankwise.integrations.sources import read_source
 from tests.planted import tool_configs
 from tests.planted.tool_configs import SAME

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rankwise.errors import ConfigError
-from rankwise.integrations.setups import Reading, TrainingSetup
+from rankwise.integrations.drafts import Reading, TrainingSetup
 from rankwise.integrations.sources import read_source
 from rankwise.integrations.study_text import StudyText, ranks_around, study_text
 from rankwise.records.axes import LoraVariant, lora_variants, variant_choices

@@ -8,7 +8,7 @@ https://huggingface.co/docs/peft (LoraConfig).
 
 from __future__ import annotations
 
-from rankwise.integrations.setups import TrainingSetup
+from rankwise.integrations.drafts import TrainingSetup
 
 SAME = TrainingSetup(
     base_model="org/model",

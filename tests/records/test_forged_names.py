@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from rankwise.errors import RecordError
-from rankwise.records.file_names import task_file_name
 from rankwise.records.files import FileDigest
 from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.names import task_file_name
 from rankwise.records.study import Imported, RunRecord, StageFailure, StudyRecord, Training
 from tests.planted.folders import write_study
 from tests.planted.results import planted_study

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from rankwise.errors import ConfigError, StorageError
-from rankwise.records.file_names import MANIFEST
 from rankwise.records.files import read_record, remove_leftovers, temporary_beside, write_record
+from rankwise.records.names import MANIFEST
 from rankwise.records.outputs import WrittenFiles, refuse_foreign, write_outputs
 
 PAGE, FIGURE = "report.html", "report/a.png"

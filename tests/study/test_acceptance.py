@@ -27,7 +27,7 @@ from rankwise.records import files
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study import acceptance
-from rankwise.study.extension import Extension, extended
+from rankwise.study.growing import Extension, extended
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.reading import read_results
 from rankwise.study.run import run_study

@@ -25,7 +25,7 @@ from rankwise.study.damage import find_damage
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
 from rankwise.study.stages.gauges import CompareWithBase
-from rankwise.weights import repair_scores
+from rankwise.weights import adapter_repair
 from tests.support import tiny_tasks
 from tests.support.command_line import rankwise, words
 from tests.support.observers import Recorder
@@ -173,7 +173,7 @@ def test_scores_of_an_older_version_are_kept_and_kl_is_added(
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("scored again")
 
-    monkeypatch.setattr(repair_scores, "evaluate", refuse)
+    monkeypatch.setattr(adapter_repair, "evaluate", refuse)
     again = repaired(folder, *FEW)
     assert again.choice == new.choice
     assert path.exists()
@@ -196,7 +196,7 @@ def test_the_chosen_repair_is_written_and_scores_as_it_says(
     scorer = ResidentScorer(base, finished.plan.tokenizer, max_batch_tokens=512)
     scorer.put_on("again", target)
     from rankwise.tasks.evaluation import ScoredModel, evaluate
-    from rankwise.weights.repair_scores import AskedTask, _items
+    from rankwise.weights.adapter_repair import AskedTask, _items
 
     for judged in choice.judged.tasks:
         task = AskedTask(finished.plan.tasks[judged.task])
@@ -238,7 +238,7 @@ def test_nothing_is_scored_twice(folder: StudyFolder, monkeypatch: pytest.Monkey
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("scored again")
 
-    monkeypatch.setattr(repair_scores, "evaluate", refuse)
+    monkeypatch.setattr(adapter_repair, "evaluate", refuse)
     assert repaired(folder, *FEW) == first
     other = repaired(folder, *FEW, limit=50.0)
     assert other.fingerprint != first.fingerprint

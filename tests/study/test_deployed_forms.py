@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from rankwise.errors import PlanError
-from rankwise.findings.deployed import deployed_runs
-from rankwise.integrations.chosen import ChosenRun
+from rankwise.findings.deployment import deployed_runs
+from rankwise.integrations.exported import ChosenRun
 from rankwise.integrations.model_cards import run_card
 from rankwise.records.fingerprints import study_fingerprint
 from rankwise.records.folder import StudyFolder

@@ -16,7 +16,7 @@ from rankwise.findings.statements import statement, with_folder
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study.conclusion import conclude
-from rankwise.study.extension import Extension, extended
+from rankwise.study.growing import Extension, extended
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
 from rankwise.study.work import scoring as score_worker

@@ -19,7 +19,7 @@ from rankwise.records.study_file import load_config
 from rankwise.report.page import write_report
 from rankwise.study.conclusion import conclude
 from rankwise.study.planning.plan import plan_study
-from rankwise.study.work import mitigations as work
+from rankwise.study.work import derived as work
 from rankwise.weights.lowrank import read_updates
 from tests.support.small_studies import write_study
 from tests.support.studies import run

@@ -41,7 +41,7 @@ def test_a_study_on_two_cards(
         loaded.append(cards)
         return laid_over(load_frozen(folder, precision, torch.device("cpu")))
 
-    monkeypatch.setattr("rankwise.study.models.load_over_cards", load)
+    monkeypatch.setattr("rankwise.study.context.load_over_cards", load)
     monkeypatch.setattr(packed_kernels, "_has_flash", lambda _: False)
     for module in (packed_kernels, tree_attention):
         monkeypatch.setattr(module, "flex_compiles", lambda _: False)

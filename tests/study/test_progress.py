@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from rankwise.records.folder import StudyFolder
-from rankwise.records.progress import StudyProgress
+from rankwise.records.locking import StudyProgress
 from rankwise.records.study import StageFailure
 from rankwise.study.observer import Advanced, StageFinished, StageOutline, StageStarted, Teller
 from rankwise.study.progress import LINE_SECONDS, TELL_SECONDS, Follower, TerminalObserver

@@ -13,11 +13,10 @@ import peft
 import pytest
 import torch
 
-from rankwise.engine.models import base as models
 from rankwise.errors import PlanError, StageFailedError
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
-from rankwise.study import models as resident_models
+from rankwise.study import context as study_context
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
 from rankwise.study.work import training
@@ -43,7 +42,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[PlainScorer]:
         found.append(PlainScorer(*args, **options))
         return found[-1]
 
-    monkeypatch.setattr(resident_models, "ResidentScorer", remembered)
+    monkeypatch.setattr(study_context, "ResidentScorer", remembered)
     return found
 
 
@@ -132,7 +131,7 @@ def test_nothing_that_scores_is_held_while_a_model_is_trained(
         trained.append(len(held))
         train(*args)
 
-    monkeypatch.setattr(resident_models, "ResidentScorer", remembered)
+    monkeypatch.setattr(study_context, "ResidentScorer", remembered)
     monkeypatch.setattr(training, "train", watched)
     run(study_file, tmp_path / "study", *SMALL, "methods.full={}")
     assert trained == [
@@ -180,7 +179,7 @@ def test_a_generation_task_alone_shows_that_an_adapter_is_not_applied(
     plan = plan_study(load_config(study_file, only_texts))
     assert {task.loaded.output_type for task in plan.tasks.values()} == {"generate_until"}
     run(study_file, tmp_path / "applied", *only_texts)
-    monkeypatch.setattr(resident_models, "ResidentScorer", engine)
+    monkeypatch.setattr(study_context, "ResidentScorer", engine)
     with pytest.raises(StageFailedError, match=r"sums-lora-r002.*update was not applied"):
         run(study_file, tmp_path / "forgotten", *only_texts)
     name = plan.record.runs[0].name
@@ -234,7 +233,7 @@ def test_an_adapter_that_only_peft_can_apply_is_scored_alone(
     assert [bool(each.changes) and bool(each.shares) for each in changes] == [False, True]
     assert all(each.changes for each in changes)
     assert recorder.done == pytest.approx(recorder.work[0])
-    base: Any = models.load_frozen(tiny_model_folder, "float32", torch.device("cpu"))
+    base: Any = study_context.load_frozen(tiny_model_folder, "float32", torch.device("cpu"))
     by_peft = peft.PeftModel.from_pretrained(base, str(tmp_path / "dora")).eval()
     requests = plan.tasks["colours"].requests
     items = [Continuation(each.context, each.continuation) for each in requests]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rankwise.records.judgement import Prospect
-from rankwise.study.searches.growth import Offer, next_growth
+from rankwise.study.growing import Offer, next_growth
 from rankwise.study.searches.ladder import Ladder
 from rankwise.study.searches.narrow import Narrow
 from rankwise.study.searches.policy import (
@@ -22,7 +22,7 @@ from rankwise.study.searches.policy import (
     Terms,
     Trial,
 )
-from rankwise.study.searches.rates import FACTOR, best_rate, better_half, grid
+from rankwise.study.searches.tuning import FACTOR, best_rate, better_half, grid
 
 RANKS = (8, 16, 32, 64, 128)
 TERMS = Terms(delta=4.0, epsilon=4.0, alpha=0.05)

@@ -13,7 +13,7 @@ import pytest
 from rankwise.engine.training.trainees import Trainee
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
-from rankwise.study.extension import Extension, extended
+from rankwise.study.growing import Extension, extended
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
 from rankwise.study.stopping import Stopped, StopSignals

@@ -148,7 +148,7 @@ def test_an_adapter_that_was_damaged_is_trained_on_a_whole_base(
     config, folder = load_config(study_file, settings), StudyFolder(tmp_path)
     plan = plan_study(config, folder=folder)
     assert plan.record.most_weights_bytes is not None  # all is trained, as far as it is known
-    monkeypatch.setattr("rankwise.study.models.load_streamed", None)
+    monkeypatch.setattr("rankwise.study.context.load_streamed", None)
     second = run_study(plan, folder, Silent())
     assert second.failures == ()
     assert second.results.study.most_weights_bytes is None

@@ -19,8 +19,8 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.results import StudyResults
 from rankwise.records.study import PlannedRun, RunRecord, StudyRecord
 from rankwise.records.study_file import load_config
+from rankwise.study.planning.derived import largest_ranks
 from rankwise.study.planning.plan import plan_study
-from rankwise.study.planning.truncated import largest_ranks
 from rankwise.study.run import run_study
 from rankwise.study.stages.graph import stages
 from rankwise.study.stages.scoring import Score

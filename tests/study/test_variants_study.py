@@ -21,7 +21,7 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.results import StudyResults
 from rankwise.records.study import PlannedRun, StudyRecord
 from rankwise.records.study_file import load_config
-from rankwise.study.extension import Extension, extended
+from rankwise.study.growing import Extension, extended
 from rankwise.study.planning.passes import size_of
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rankwise.records.file_names import MANIFEST
+from rankwise.records.names import MANIFEST
 
 VARYING = (
     *("provenance", "train_seconds", "score_seconds", "analysis_seconds", "peak_memory_bytes"),

@@ -18,7 +18,6 @@ from rankwise.heads.layouts import head_layouts
 from rankwise.records.repairs import AS_IT_IS, COMBINATIONS, METHODS, REPAIR_FAMILIES, Repair
 from rankwise.weights import repairs
 from rankwise.weights.decomposition import refined_svd
-from rankwise.weights.intruders import scaled_intruders
 from rankwise.weights.lowrank import LowRankUpdate, read_updates, save_updates
 from rankwise.weights.repairs import (
     DENSITY,
@@ -31,6 +30,7 @@ from rankwise.weights.repairs import (
     lines_factor,
     reverted_heads,
     scaled,
+    scaled_intruders,
     truncated,
 )
 from tests.support.audited_models import adapter, plant_intruder

@@ -15,9 +15,8 @@ from torch import Tensor
 from rankwise.engine.models.adapter_config import CONFIG_FILE
 from rankwise.errors import ModelError
 from rankwise.weights.decomposition import refined_svd
-from rankwise.weights.intruders import scaled_intruders
 from rankwise.weights.lowrank import LowRankUpdate, read_updates, save_updates
-from rankwise.weights.repairs import truncated
+from rankwise.weights.repairs import scaled_intruders, truncated
 from rankwise.weights.spectra import Svd, best_matched, cosines, intruder_indices
 from tests.support.saved_adapters import PATTERNS, rewritten, saved
 from tests.support.tiny_models import tiny

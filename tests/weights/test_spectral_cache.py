@@ -8,10 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rankwise.weights import svd_cache
-from rankwise.weights.decomposition import refined_svd
+from rankwise.weights import decomposition
+from rankwise.weights.decomposition import SpectralCache, refined_svd
 from rankwise.weights.spectra import Svd
-from rankwise.weights.svd_cache import SpectralCache
 
 ENOUGH_FREE = 10**12
 
@@ -23,7 +22,7 @@ def weight(seed: int = 0, size: int = 130) -> torch.Tensor:
 @pytest.fixture(autouse=True)
 def disk_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is free on the disk of the machine that runs the tests."""
-    monkeypatch.setattr(svd_cache, "free_bytes", lambda _: ENOUGH_FREE)
+    monkeypatch.setattr(decomposition, "free_bytes", lambda _: ENOUGH_FREE)
 
 
 @pytest.fixture
@@ -35,7 +34,7 @@ def decomposed(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
         calls.append(matrix)
         return refined_svd(matrix)
 
-    monkeypatch.setattr(svd_cache, "refined_svd", counted)
+    monkeypatch.setattr(decomposition, "refined_svd", counted)
     return calls
 
 
@@ -161,7 +160,7 @@ def test_a_nearly_full_disk_keeps_nothing(
     size = 4 * (130 * 130 + 130 + 130 * 136)
     cache = SpectralCache(tmp_path)
     for free, kept in ((10 * 10**9 + size, 0), (10 * 10**9 + size + 1, 1)):
-        monkeypatch.setattr(svd_cache, "free_bytes", lambda _, free=free: free)
+        monkeypatch.setattr(decomposition, "free_bytes", lambda _, free=free: free)
         found = cache.svd(weight())
         assert torch.allclose(found.U * found.S @ found.Vh, weight(), atol=1e-4)
         assert len(files(tmp_path)) == kept
@@ -183,7 +182,7 @@ def test_where_nothing_can_be_written_there_is_still_an_answer(
         def full(*_: object, **__: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(svd_cache, "save_file", full)
+        monkeypatch.setattr(decomposition, "save_file", full)
     before = files(tmp_path)
     for _ in range(2):
         found = SpectralCache(folder).svd(weight())
@@ -209,5 +208,5 @@ def test_weights_that_are_not_finite_are_refused_and_not_kept(tmp_path: Path) ->
 
 
 def test_the_default_is_in_the_user_s_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(svd_cache, "cache_folder", lambda: Path("/somewhere"))
+    monkeypatch.setattr(decomposition, "cache_folder", lambda: Path("/somewhere"))
     assert SpectralCache().folder == Path("/somewhere/svd")

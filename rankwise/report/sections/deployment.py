@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rankwise.findings.deployed import DeployedRun
+from rankwise.findings.deployment import DeployedRun
 from rankwise.records import quantities
 from rankwise.records.deployment import FormVerdict, JudgedForm
 from rankwise.records.files import in_words

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rankwise.records.file_names import order
 from rankwise.records.files import replacing, writing
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.locking import leader_in
+from rankwise.records.names import order
 from rankwise.study.observer import Event
 
 PIECE_BYTES = 64 * 2**20

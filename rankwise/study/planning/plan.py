@@ -42,6 +42,14 @@ from rankwise.study.planning.checks import (
     target_layers,
 )
 from rankwise.study.planning.chosen import Candidates, all_of, decided
+from rankwise.study.planning.derived import (
+    Others,
+    largest_step,
+    longest_other,
+    other_examples,
+    plan_mitigated,
+    plan_truncated,
+)
 from rankwise.study.planning.fitting import (
     check_memory,
     check_over_cards,
@@ -53,18 +61,10 @@ from rankwise.study.planning.fitting import (
 )
 from rankwise.study.planning.imports import imported_run
 from rankwise.study.planning.issues import Issues
-from rankwise.study.planning.mitigations import (
-    Others,
-    largest_step,
-    longest_other,
-    other_examples,
-    plan_mitigated,
-)
 from rankwise.study.planning.model import StudyModel, study_model
 from rankwise.study.planning.passes import plan_passes
 from rankwise.study.planning.runs import RunMaker, TargetLayers, Trainable, plan_runs, plan_variants
 from rankwise.study.planning.tasks import TaskPlan, plan_tasks
-from rankwise.study.planning.truncated import plan_truncated
 from rankwise.study.searches.policy import Decision, Measures
 from rankwise.study.searches.settings import searched
 from rankwise.study.times import scoring_work, training_work

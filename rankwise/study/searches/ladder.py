@@ -7,9 +7,18 @@ from collections.abc import Generator, Sequence
 
 from rankwise.findings.stats.simultaneous import StudyBounds, bounds_at
 from rankwise.records import quantities
-from rankwise.study.searches.comparison import evidence
-from rankwise.study.searches.courses import Course, Journal, follow
-from rankwise.study.searches.policy import Decision, Known, Ruling, Setting, Shown, Terms
+from rankwise.study.searches.policy import (
+    Course,
+    Decision,
+    Journal,
+    Known,
+    Ruling,
+    Setting,
+    Shown,
+    Terms,
+    evidence,
+    follow,
+)
 from rankwise.study.searches.tuning import Tuning, first_rung
 
 FIRST_RANK = 32  # of the paper

@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rankwise.records import quantities
-from rankwise.study.searches.comparison import worth
-from rankwise.study.searches.courses import Course, Journal, follow
-from rankwise.study.searches.policy import Decision, Known, Progress, Setting, Terms
+from rankwise.study.searches.policy import (
+    Course,
+    Decision,
+    Journal,
+    Known,
+    Progress,
+    Setting,
+    Terms,
+    follow,
+    worth,
+)
 from rankwise.study.searches.tuning import Tuning, first_rung
 
 

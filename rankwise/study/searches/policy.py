@@ -2,15 +2,23 @@
 
 A policy is a pure function of what is known. So a search that was killed goes on by asking again,
 and the policies that studies use are the ones that benchmarks simulate.
+
+A course reads of what is known only what it asked for before, so following it again over the same
+knowledge leads to the same place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
+from rankwise.findings import odds
+from rankwise.findings.decision import Margins
 from rankwise.findings.odds import point_in
-from rankwise.findings.stats.items import Floats
+from rankwise.findings.stats.items import Floats, Items, item_size
+from rankwise.findings.stats.simultaneous import StudyEvidence, study_evidence
 from rankwise.records import quantities
 from rankwise.records.study import Unit
 
@@ -145,3 +153,86 @@ class Terms(NamedTuple):
     def acceptable(self) -> str:
         """The acceptable retention loss in words."""
         return quantities.amount(self.epsilon or 0.0, "points")
+
+
+Course = Generator[Decision, None, Decision]
+"""Yields what is wanted, in order; returns the decision that ends the search."""
+
+
+def follow(course: Course, known: Known) -> Decision:
+    """The first decision of a course that asks for something unknown, or its last one.
+
+    Args:
+        course: a fresh one.
+        known: everything so far. Of a decision that is known in part, the missing part is wanted.
+    """
+    try:
+        while True:
+            decision = next(course)
+            missing = tuple(progress for progress in decision.wanted if progress not in known)
+            if missing:
+                return decision._replace(wanted=missing)
+    except StopIteration as end:
+        last: Decision = end.value
+        return last
+
+
+class Journal:
+    """What was ruled out and said since the last decision; the next one takes it."""
+
+    def __init__(self) -> None:
+        self._rulings: list[Ruling] = []
+        self._notes: list[str] = []
+
+    def say(self, sentence: str) -> None:
+        """Add a sentence to the next statement."""
+        self._notes.append(sentence)
+
+    def rule_out(self, ruling: Ruling) -> None:
+        """Add a ruling to the next decision."""
+        self._rulings.append(ruling)
+
+    def ask(self, wanted: Sequence[Progress], sentence: str) -> Decision:
+        """A decision to train on."""
+        return self._decision(tuple(wanted), (), sentence)
+
+    def end(self, finalists: Sequence[Trial], sentence: str) -> Decision:
+        """The decision that ends a search: the ends of these trials are compared."""
+        return self._decision((), tuple(Progress(trial, 1.0) for trial in finalists), sentence)
+
+    def _decision(
+        self, wanted: tuple[Progress, ...], finalists: tuple[Progress, ...], sentence: str
+    ) -> Decision:
+        statement = " ".join([*self._notes, sentence])
+        decision = Decision(wanted, finalists, tuple(self._rulings), statement)
+        self._rulings, self._notes = [], []
+        return decision
+
+
+def evidence(shown: Sequence[Sequence[Shown]], terms: Terms) -> StudyEvidence:
+    """Of K settings with the same m seeds, paired by item.
+
+    Args:
+        shown: m rows of K, all on the same items and tasks.
+        terms: retention takes part where they have an epsilon.
+    """
+
+    def stacked(kind: str, is_share: bool) -> list[Items]:
+        num_tasks = len(getattr(shown[0][0], kind))
+        values: list[Floats] = [
+            np.array([[getattr(of, kind)[task] for of in row] for row in shown])
+            for task in range(num_tasks)
+        ]
+        return [Items(task, item_size(task, in_points=is_share)) for task in values]
+
+    losses = [] if terms.epsilon is None else stacked("losses", True)
+    return study_evidence(stacked("gains", terms.unit == "points"), losses, terms.point)
+
+
+def worth(shown: Shown, terms: Terms) -> float:
+    """What a trial is worth, by the price of the best bet; macro-means over tasks."""
+    gain = float(np.mean([task.mean() for task in shown.gains]))
+    if terms.epsilon is None or not shown.losses:
+        return gain
+    loss = float(np.mean([task.mean() for task in shown.losses]))
+    return float(odds.worth(gain, loss, Margins(terms.delta, terms.epsilon), terms.point))

@@ -14,7 +14,7 @@ from rankwise.study.searches.early_stop import EarlyStop
 from rankwise.study.searches.ladder import Ladder
 from rankwise.study.searches.narrow import Narrow
 from rankwise.study.searches.policy import Measures, Policy, Setting, Terms
-from rankwise.study.searches.rates import FACTOR, rounded
+from rankwise.study.searches.tuning import FACTOR, rounded
 
 REFERENCE_RANK = 32
 """A rate that is given without a rule is that of this rank, where the paper's advice starts."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rankwise.records.file_names import samples_beside
 from rankwise.records.fingerprints import scoring_fingerprint
 from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.names import samples_beside
 from rankwise.records.study import TaskEvaluation
 from rankwise.study.stages.stage import (
     TOKEN_BYTES,

@@ -28,8 +28,7 @@ from rankwise.study.damage import find_damage
 from rankwise.study.observer import StageOutline
 from rankwise.study.quarantine import set_aside
 from rankwise.tasks.questions import RightAnswer
-from rankwise.weights.adapter_repair import AdapterRepairer
-from rankwise.weights.repair_scores import AskedTask, refuse_unjudgeable
+from rankwise.weights.adapter_repair import AdapterRepairer, AskedTask, refuse_unjudgeable
 from rankwise.weights.session import ScoringSession
 
 _FROM_BASE = "divergence from the base"

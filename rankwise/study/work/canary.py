@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from rankwise.engine.models.devices import provenance_on
 from rankwise.errors import StudyChangedError
 from rankwise.records.folder import BASE
-from rankwise.records.stacks import AcceptedStack, AcceptedStacks, Stack, differences, stack_of
+from rankwise.records.provenance import AcceptedStack, AcceptedStacks, Stack, differences, stack_of
 from rankwise.records.study import TaskEvaluation
 from rankwise.study.context import StudyContext
 from rankwise.study.stages.scoring import Score

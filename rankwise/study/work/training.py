@@ -42,8 +42,7 @@ from rankwise.study.planning.passes import shares_a_pass
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.quarantine import set_aside
 from rankwise.study.times import TRAINING_WORK, training_work
-from rankwise.study.work.mitigations import RowsBeside
-from rankwise.study.work.truncation import Truncated, diverged_source, truncated_adapters
+from rankwise.study.work.derived import RowsBeside, Truncated, diverged_source, truncated_adapters
 
 # An imported model reads so many of a text that is trained on before it is believed.
 _PROBE_TOKENS = 256

@@ -21,10 +21,10 @@ from rankwise.records.spectra import EPSILONS, MatrixSpectrum, SpectraRecord
 from rankwise.records.study import PlannedRun, StudyRecord
 from rankwise.study.context import StudyContext
 from rankwise.study.stages.stage import Stage
+from rankwise.weights.decomposition import SpectralCache
 from rankwise.weights.lowrank import LowRankUpdate, read_updates
 from rankwise.weights.matrix import NullDraws, delta_svd, matrix_spectrum
 from rankwise.weights.spectra import Svd
-from rankwise.weights.svd_cache import SpectralCache
 
 # Matrices whose smaller side is up to this are analysed side by side. The parallel parts of their
 # decompositions are too short for several threads: 576 columns by two took 0.7 of the time of one.

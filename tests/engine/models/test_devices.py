@@ -12,8 +12,7 @@ import torch
 
 from rankwise.engine.models import devices
 from rankwise.engine.models.attention import scores_of
-from rankwise.records.provenance import collect_provenance
-from rankwise.records.stacks import stack_of
+from rankwise.records.provenance import collect_provenance, stack_of
 from rankwise.records.study import Provenance
 from tests.support.fake_cuda import CUDA, fake_cuda
 

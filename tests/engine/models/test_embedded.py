@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-from rankwise.engine.models import digests, embedded
-from rankwise.engine.models.digests import sha256 as digests_sha256
+from rankwise.engine.models import embedded
 from rankwise.engine.models.embedded import EmbeddedModel, convert_gguf, embedded_model_folder
+from rankwise.engine.models.embedded import sha256 as digests_sha256
 from rankwise.errors import ModelError, StorageError
 from tests.support import tiny_tasks
 
@@ -356,8 +356,8 @@ def test_a_conversion_that_fails_leaves_no_folder_and_resumes_from_the_gguf(
 
 CALL = """
 import os, signal, sys
-from rankwise.engine.models import digests, embedded
-from rankwise.engine.models.digests import sha256 as digests_sha256
+from rankwise.engine.models import embedded
+from rankwise.engine.models.embedded import sha256 as digests_sha256
 if sys.argv[1] == "kill":
     def killed(gguf_file, folder):
         folder.mkdir(parents=True)
@@ -472,7 +472,7 @@ def test_a_copied_cache_is_read_once_and_believed(
         read.append(path.name)
         return digests_sha256(path)
 
-    monkeypatch.setattr(digests, "sha256", counted)
+    monkeypatch.setattr(embedded, "sha256", counted)
     monkeypatch.setattr(embedded, "convert_gguf", None)
     assert embedded_model_folder(tiny.embedded) == folder
     assert set(read) == FILES - {"digests.json"}

@@ -1,19 +1,56 @@
-"""The main table of a study for a paper or a README: LaTeX, or Markdown."""
+"""The numbers of a study for other programs and for a paper."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rankwise.findings.markdown import markdown_table, markdown_text
+from rankwise.findings.model_card import markdown_table, markdown_text
 from rankwise.findings.models import summarise
+from rankwise.findings.rows import Row, column_names
+from rankwise.findings.tables import study_tables
 from rankwise.integrations.exported import Exported
 from rankwise.records.files import write_atomically
 from rankwise.records.folder import StudyFolder
 from rankwise.report.parts import Table, file_name
 from rankwise.report.summaries import verdict_notes, verdict_table
 from rankwise.study.conclusion import StudyOutcome, conclude
+
+
+def export_tables(
+    folder: StudyFolder, place: Path, *, suffix: str, encode: Callable[[list[Row]], str | bytes]
+) -> list[Exported]:
+    """Write every table as ``<name>.<suffix>``; a cell is empty where nothing was measured.
+
+    Args:
+        folder: a finished study's.
+        place: the folder to write into.
+        suffix: of the files.
+        encode: the rows of a table as the content of its file.
+
+    Raises:
+        RecordError: the study is not finished, or a record cannot be read.
+        StorageError: a file cannot be written.
+    """
+    tables = study_tables(*conclude(folder))
+    exported = [Exported(name, place / f"{name}.{suffix}") for name in tables]
+    for each, rows in zip(exported, tables.values(), strict=True):
+        write_atomically(each.file, encode(rows))
+    return exported
+
+
+def parquet_bytes(rows: list[Row]) -> bytes:
+    """Rows as a Parquet file; a cell is null where nothing was measured."""
+    import pyarrow
+    from pyarrow import parquet
+
+    columns = {name: [row.get(name) for row in rows] for name in column_names(rows)}
+    file = io.BytesIO()
+    parquet.write_table(pyarrow.table(columns), file)
+    return file.getvalue()
+
 
 _LEFT_OUT = ("Worst retention task", "Training time", "Peak memory")
 # What LaTeX reads as a command, and what its fonts lack.

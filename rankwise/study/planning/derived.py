@@ -1,4 +1,4 @@
-"""The arms of a study against forgetting, and what they read besides."""
+"""Runs made from others: arms against forgetting, and adapters truncated to smaller ranks."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rankwise.engine.models.own_texts import NUM_TEXTS, NUM_TOKENS
+from rankwise.engine.training.memory import PassMemory, estimate_training_memory
 from rankwise.errors import DataError, TaskError
+from rankwise.records.axes import BesideRank, beside_rank
 from rankwise.records.config.mitigations import MitigationConfig, RowsConfig
 from rankwise.records.config.study import StudyConfig
-from rankwise.records.fingerprints import fingerprint
+from rankwise.records.fingerprints import fingerprint, truncation_fingerprint
 from rankwise.records.study import PlannedRun
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.model import StudyModel
@@ -192,3 +194,82 @@ def _other_tokens(run: PlannedRun, arm: MitigationConfig, others: Others) -> int
         lengths = [NUM_TOKENS] if rows is None else [len(each.tokens) for each in others[rows]]
         total += more * (sum(lengths) / len(lengths))
     return round(total)
+
+
+def plan_truncated(
+    config: StudyConfig, runs: Sequence[PlannedRun], memory: PassMemory
+) -> tuple[PlannedRun, ...]:
+    """Every truncated adapter of a study, each refined right after it is as truncated.
+
+    Args:
+        config: the study.
+        runs: those that are trained; the largest rank of each setting, task and seed is truncated.
+        memory: of its passes.
+    """
+    section = config.methods.truncated
+    if section is None:
+        return ()
+    models: list[PlannedRun] = []
+    for run in largest_ranks(runs):
+        steps = max(round(section.refine * run.num_steps), 1) if section.refine else 0
+        for rank in config.methods.truncated_ranks:
+            if run.rank is not None and rank < run.rank:
+                models += _truncated(config, run, rank, steps, memory)
+    return tuple(models)
+
+
+def largest_ranks(runs: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
+    """The LoRA runs that are trained here, the largest rank of each setting, task and seed."""
+    largest: dict[tuple[str, int | None, BesideRank], PlannedRun] = {}
+    for run in runs:
+        if run.rank is not None and run.role != "imported":
+            for setting in beside_rank(run):
+                other = largest.setdefault((run.train_task, run.seed, setting), run)
+                if run.rank > (other.rank or 0):
+                    largest[run.train_task, run.seed, setting] = run
+    return tuple({run.name: run for run in largest.values()}.values())
+
+
+def _truncated(
+    config: StudyConfig, run: PlannedRun, rank: int, steps: int, memory: PassMemory
+) -> tuple[PlannedRun, ...]:
+    """A run's adapter at a lower rank: as truncated, and where ``steps`` refine it, after them.
+
+    The first is the second's checkpoint before its first step. The scaling stays the run's, so
+    that the rank alone differs: alpha is in proportion to the rank, whatever its policy.
+    """
+    assert run.rank is not None
+    assert run.scaling is not None
+    num_trainable = run.num_trainable_parameters * rank // run.rank
+    cut = run.model_copy(
+        update={
+            "name": f"{run.name}-truncated-r{rank:03d}",
+            "fingerprint": truncation_fingerprint(run.fingerprint, rank, 0),
+            "rank": rank,
+            "alpha": run.scaling * rank,
+            "role": "truncated",
+            "of": run.as_whole,
+            "num_steps": 0,
+            "num_tokens": 0,
+            "num_trainable_parameters": num_trainable,
+            "trainable_share": run.trainable_share * num_trainable / run.num_trainable_parameters,
+            "estimated_memory_bytes": estimate_training_memory(
+                memory,
+                method="lora",
+                rank=rank,
+                num_trainable=num_trainable,
+                max_tokens=config.train.max_micro_batch_tokens or memory.likely_tokens,
+            ),
+        }
+    )
+    if not steps:
+        return (cut,)
+    refined = cut.model_copy(
+        update={
+            "name": f"{cut.name}-refined{steps:05d}",
+            "fingerprint": truncation_fingerprint(run.fingerprint, rank, steps),
+            "num_steps": steps,
+            "num_tokens": round(run.num_tokens * steps / run.num_steps),
+        }
+    )
+    return cut.model_copy(update={"refined_in": refined.as_whole}), refined
