@@ -266,7 +266,8 @@ class Study:
         """Write the study in another format, as ``rankwise export --format`` does.
 
         Args:
-            kind: the format: csv, parquet, markdown, latex, lm-eval, model-card, trl and so on.
+            kind: the format: csv, parquet, markdown, latex, figures, lm-eval, model-card, trl
+                and so on.
             output: the folder to write into; None: ``export/<kind>`` in the study's.
             run: a run, as ``find_run`` takes it, for formats of one; None: recommended or best bet.
             overwrite: replace files there that rankwise did not write.

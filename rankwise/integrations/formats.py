@@ -11,6 +11,7 @@ from rankwise.integrations.exported import Exported
 from rankwise.integrations.exports import export_card, export_setup
 from rankwise.integrations.lm_eval_files import export_lm_eval
 from rankwise.integrations.sources import TOOLS
+from rankwise.integrations.study_figures import export_figures
 from rankwise.integrations.study_files import study_files
 from rankwise.integrations.tables import export_paper, export_tables, latex, markdown, parquet_bytes
 from rankwise.records.folder import StudyFolder
@@ -23,6 +24,7 @@ OF_STUDY: Mapping[str, Callable[[StudyFolder, Path], list[Exported]]] = {
     "parquet": partial(export_tables, suffix="parquet", encode=parquet_bytes),
     "markdown": partial(export_paper, file="results.md", write=markdown),
     "latex": partial(export_paper, file="results.tex", write=latex),
+    "figures": export_figures,
 }
 """What is written of a whole study."""
 

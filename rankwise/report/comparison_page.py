@@ -86,8 +86,7 @@ def comparison_page(comparison: StudyComparison, studies: Sequence[StudySource])
         [Part("", kind, _ANSWERS[kind], comparison.statement, points, ())],
         list(_sections(comparison, studies)),
     )
-    text, _ = rendered(page, {"full", *map(_kind, comparison.answers)}, with_images=False)
-    return text
+    return rendered(page)
 
 
 def _sections(

@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page, and its figures and tables as files."""
+"""The report: one self-contained HTML page, and its tables as files."""
 
 from __future__ import annotations
 
@@ -111,22 +111,22 @@ def write_report(
         StorageError: the folder cannot be written.
     """
     path = StudyFolder(folder).report_file
-    refuse_foreign(folder, [path.name], overwrite=overwrite)  # before the figures are drawn
+    refuse_foreign(folder, [path.name], overwrite=overwrite)  # before anything is made
     config = results.study.config
     made = study_page(results, recommendation, findings, losses, study or folder)
     encoded = None if items is None else encoded_items(items)
     written: dict[str, str | bytes] = {}
     if encoded is not None and encoded.is_large:
         link = Page("rankwise report", f"{config.name}, item by item", "", (), (), encoded)
-        written[ITEMS_FILE] = rendered(link, ())[0]
+        written[ITEMS_FILE] = rendered(link)
         said = f"{encoded.num_items:,} items are too many for this page; see {ITEMS_FILE}."
         sections = [*made.sections, ReportSection("items-beside", "Item by item", [said])]
         made = made._replace(sections=sections, items_beside=ITEMS_FILE)
     else:
         made = made._replace(items=encoded)
-    page, files = rendered(made, kinds_of(results.study))
-    files |= csv_files(results, recommendation, findings)
-    written |= {f"{FILES}/{name}": content for name, content in files.items()} | {path.name: page}
+    files = csv_files(results, recommendation, findings)
+    written |= {f"{FILES}/{name}": content for name, content in files.items()}
+    written[path.name] = rendered(made)
     replaces = (f"{FILES}/", ITEMS_FILE)
     write_outputs(folder, written, overwrite=overwrite, replaces=replaces)
     return path
@@ -137,7 +137,7 @@ def study_page(
     recommendation: StudyRecommendation,
     findings: StudyFindings,
     losses: Mapping[str, Course],
-    folder: Path,
+    folder: Path | None = None,
 ) -> Page:
     """What stands on the page of a study, before it is drawn.
 
@@ -170,18 +170,13 @@ def card_page(
     """The cards alone, as a page that holds everything it shows."""
     page = study_page(results, recommendation, findings, {}, folder)
     parts = [part._replace(sections=[]) for part in page.parts]
-    return rendered(page._replace(parts=parts, sections=[]), (), with_images=False)[0]
+    return rendered(page._replace(parts=parts, sections=[]))
 
 
 def question(study: StudyRecord) -> str:
     """What a study asks."""
     trained_on, base = source_name(study.config), base_model_name(study.config)
     return f"How much LoRA rank is enough for {trained_on} on {base}?"
-
-
-def kinds_of(study: StudyRecord) -> list[Kind]:
-    """Whose colours the charts of a study have."""
-    return ["full", "base", *(run.rank for run in study.models if run.rank is not None)]
 
 
 def _part(

@@ -27,7 +27,7 @@ def methods_section(results: StudyResults, page_files: str) -> ReportSection:
 
     Args:
         results: of the study.
-        page_files: the folder of the page's figures and tables.
+        page_files: the folder of the page's tables.
     """
     return ReportSection(
         "methods",
@@ -38,8 +38,9 @@ def methods_section(results: StudyResults, page_files: str) -> ReportSection:
             "To make the study again, write the study file below to study.yaml and run the "
             "commands. What it names with ./ belongs beside it. The same study fingerprint means "
             "the same settings, data and base model.",
-            "The resolved settings are in study.json next to this page. Figures (SVG, PNG) and "
-            f"every number of the tables without rounding (CSV) are in {page_files}/.",
+            "The resolved settings are in study.json next to this page. Every number of the "
+            f"tables without rounding (CSV) is in {page_files}/. For the figures as SVG and PNG: "
+            "`rankwise export DIR --format figures`.",
         ],
         tables=[
             TitledTable("What the numbers are", _formula_table(results)),

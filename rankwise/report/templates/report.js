@@ -155,6 +155,49 @@ function showSliders(box) {
 
 document.querySelectorAll(".sliders").forEach(showSliders);
 
+/* Charts: a specification of Vega-Lite's is drawn when it comes into sight, or for print. */
+const LEAST_LETTERS = 11;
+const MOST_ENLARGED = 1.25;
+
+async function draw(chart) {
+  drawnLater.unobserve(chart);
+  if (chart.dataset.drawn) return;
+  chart.dataset.drawn = "begun";
+  const place = element("div");
+  place.ariaHidden = "true"; /* the image that it is in has words of its own */
+  chart.firstElementChild.append(place);
+  const { view } = await vegaEmbed(place, JSON.parse(chart.nextElementSibling.textContent), {
+    actions: false,
+    mode: "vega-lite",
+    ast: true /* the page's policy allows no code from text */,
+    config: JSON.parse(document.getElementById("look").textContent),
+    defaultStyle: false,
+    tooltip: { disableDefaultStyle: true },
+  });
+  const svg = place.querySelector("svg");
+  const width = svg.viewBox.baseVal.width;
+  const letters = [...svg.querySelectorAll("text")].map((text) => parseFloat(getComputedStyle(text).fontSize));
+  svg.style.minWidth = `${(width * LEAST_LETTERS) / Math.min(...letters)}px`;
+  svg.style.maxWidth = `${width * MOST_ENLARGED}px`;
+  view.addEventListener("click", (_, item) => {
+    /* an entry of a key, or a name beside a mark */
+    const name = item?.mark.role?.startsWith("legend") ? item.datum.value : item?.datum?.names;
+    if (name === undefined) return;
+    const hidden = view.signal("hidden");
+    const others = hidden.filter((each) => each !== name);
+    view.signal("hidden", others.length < hidden.length ? others : [...hidden, name]).runAsync();
+  });
+  chart.dataset.drawn = "yes";
+}
+
+const drawnLater = new IntersectionObserver(
+  (seen) => seen.filter((each) => each.isIntersecting).forEach((each) => draw(each.target)),
+  { rootMargin: "600px" },
+);
+const charts = document.querySelectorAll(".chart");
+charts.forEach((chart) => drawnLater.observe(chart));
+window.addEventListener("beforeprint", () => charts.forEach(draw));
+
 /* Item by item. Texts are set as text, never as HTML. */
 const ROW_HEIGHT = 34;
 const MOST_MATRIX_HEIGHT = 420;
