@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from rankwise.findings.models import task_score
-from rankwise.findings.statements import growth
+from rankwise.findings.statements import HARDLY, growth
 from rankwise.records import quantities
 from rankwise.records.judgement import OptionOdds, Prospect
 from rankwise.records.recommendation import Comparison, FormatEffect, RankVerdict, Recommendation
@@ -96,8 +96,8 @@ def odds_table(recommendation: Recommendation) -> Table | None:
 
 
 def prospect_table(recommendation: Recommendation) -> Table | None:
-    """What more items or seeds would do; None where the study is decided."""
-    if not recommendation.prospects:
+    """What more items or seeds would do; None where it is decided, or none would help."""
+    if all(prospect.probability < HARDLY for prospect in recommendation.prospects):
         return None
 
     columns: list[Column[Prospect]] = [
