@@ -19,7 +19,7 @@ import pytest
 from rankwise.findings.models import seeded_labels, summarise
 from rankwise.findings.options import option_gains
 from rankwise.findings.recommendation import recommend, recommend_for
-from rankwise.findings.statements import reasons_beside_verdicts, with_folder
+from rankwise.findings.statements import HARDLY, reasons_beside_verdicts, with_folder
 from rankwise.findings.study import study_findings
 from rankwise.findings.tables import task_tables
 from rankwise.records import quantities
@@ -501,7 +501,20 @@ def test_the_dial_shows_the_odds_for_every_acceptable_loss(tmp_path: Path) -> No
         f".dial input:nth-of-type({place + 1}):checked ~ .setting:nth-of-type({place + 1})" in html
         for place in range(len(bet.by_epsilon))
     )
-    assert "What would settle it" in Page(html).text
+
+
+def test_what_would_settle_it_is_listed_where_something_would(tmp_path: Path) -> None:
+    told: set[bool] = set()
+    for number in (60, 300):
+        _, recommendation, html = made(
+            tmp_path / str(number),
+            num_in_domain=number,
+            in_domain_accuracy={4: 0.69, 16: 0.72, 64: 0.73},
+        )
+        likely = any(each.probability >= HARDLY for each in recommendation.prospects)
+        assert ("What would settle it" in Page(html).text) == likely
+        told.add(likely)
+    assert told == {True, False}
 
 
 def test_without_retention_there_is_no_dial(tmp_path: Path) -> None:
