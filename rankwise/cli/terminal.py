@@ -10,10 +10,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rankwise.findings.against_base import ModelVerdicts, sample_amount
 from rankwise.findings.comparison import StudyComparison, StudySource
 from rankwise.findings.heads import intervention, is_selected, screen_correlation
 from rankwise.findings.models import seeded_labels
-from rankwise.findings.samples import SampleVerdicts, sample_amount
 from rankwise.findings.statements import with_folder
 from rankwise.findings.study import StudyFindings
 from rankwise.records import quantities
@@ -145,7 +145,7 @@ def verdict_cards(
     results: StudyResults,
     recommendation: StudyRecommendation,
     findings: StudyFindings,
-    folder: str | Path,
+    folder: str | Path | None,
 ) -> Iterator[RenderableType]:
     """For each trained task its card, in at most 15 lines of 80 characters.
 
@@ -153,7 +153,7 @@ def verdict_cards(
         results: a study.
         recommendation: made from it.
         findings: made from both.
-        folder: the study's, for the next command.
+        folder: the study's, for the next command; None: it is nowhere.
     """
     from rankwise.report.sections.card import card_table
 
@@ -162,13 +162,14 @@ def verdict_cards(
         if len(recommendation.by_train_task) > 1:
             yield Text(f"Trained on {part.train_task}", style="bold underline")
         if part.train_task not in cards:
-            yield Text(with_folder(part.statement, folder), style="bold")
+            yield Text(with_folder(part.statement, folder or "DIR"), style="bold")
             continue
         card = cards[part.train_task]
         yield Text(card.headline, style="bold")
-        yield _card_table(card_table(card, part, results.runs))
+        yield _card_table(card_table(card, part, results))
         yield from map(Text, findings.card_lines(card))
-        yield Text(f"Next: {with_folder(card.command, folder)}")
+        if folder is not None:
+            yield Text(f"Next: {with_folder(card.command, folder)}")
 
 
 def _card_table(shown: ReportTable) -> Table:
@@ -206,8 +207,8 @@ def comparison_lines(
     yield Text(comparison.statement, style="bold")
 
 
-def samples_verdict(verdicts: SampleVerdicts) -> Iterator[RenderableType]:
-    """Every candidate file against the base file: a table, and a sentence for each."""
+def models_verdict(verdicts: ModelVerdicts) -> Iterator[RenderableType]:
+    """Every model against the base: a table, and a sentence for each."""
     unit, confidence = verdicts.unit, percent(verdicts.confidence)
     holds = "at any number of items" if verdicts.anytime else "where p, Holm, is small enough"
     direction = "higher" if verdicts.higher_is_better else "lower"
@@ -220,10 +221,12 @@ def samples_verdict(verdicts: SampleVerdicts) -> Iterator[RenderableType]:
     )
     size = "n" if verdicts.cluster is None else "n\nclusters"
     for name in (
-        "file", size, "base", "score", "difference\n(interval)", "learned\nforgotten",
+        "model", size, "base", "score", "difference\n(interval)", "learned\nforgotten",
         "kept right\nkept wrong", "p\np, Holm", "verdict",
     ):  # fmt: skip
-        table.add_column(Text(name), justify="left" if name == "file" else "right", overflow="fold")
+        table.add_column(
+            Text(name), justify="left" if name == "model" else "right", overflow="fold"
+        )
     for row in verdicts.candidates:
         counts = [row.num_learned, row.num_forgotten, row.num_kept_right, row.num_kept_wrong]
         learned, forgotten, right, wrong = (NOT_MEASURED if n is None else count(n) for n in counts)

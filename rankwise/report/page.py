@@ -51,6 +51,7 @@ from rankwise.report.sections.overview import TRADE_OFF, study_figures
 from rankwise.report.sections.retention import retention_section
 from rankwise.report.sections.search import search_section
 from rankwise.report.sections.signatures import claims_section, signature_section
+from rankwise.report.sections.slices import slice_section
 from rankwise.report.sections.transfer import transfer_section
 from rankwise.report.sections.weights import weight_section
 from rankwise.report.summaries import (
@@ -69,6 +70,9 @@ from rankwise.report.tables import (
 )
 
 FILES, ITEMS_FILE = "report", "items.html"
+
+ONLY_OF_TRAINING = ("Trainable parameters", "Training time", "Peak memory")
+"""Columns that say nothing of models that were trained elsewhere."""
 
 ON_THE_CARD = "cards"
 """The finding that is shown with its trained task and has no section of the whole study."""
@@ -175,6 +179,10 @@ def card_page(
 
 def question(study: StudyRecord) -> str:
     """What a study asks."""
+    if study.scores is not None:
+        has_rank = any(run.rank is not None for run in study.runs)
+        what = "How much LoRA rank is enough" if has_rank else "Which model is best"
+        return f"{what} on {quantities.listed([*study.tasks])}, by scores that were made elsewhere?"
     trained_on, base = source_name(study.config), base_model_name(study.config)
     return f"How much LoRA rank is enough for {trained_on} on {base}?"
 
@@ -206,7 +214,7 @@ def _part(
             card.headline,
             list(findings.card_lines(card)),
             [] if picture is None else [picture],
-            [TitledTable("", card_table(card, recommendation, results.runs))],
+            [TitledTable("", card_table(card, recommendation, results))],
         )
         folded += [margin_section(recommendation), alternative_section(card, recommendation)]
     decision, notes = decision_table(recommendation), reasons_beside_verdicts(recommendation)
@@ -236,7 +244,8 @@ def _comparison(
     results: TrainTaskResults, recommendation: Recommendation, summaries: Summaries
 ) -> ReportSection:
     # the seed is a column only where there are several
-    same = () if len(results.study.config.seeds) > 1 else ("Seed",)
+    same: tuple[str, ...] = () if len(results.study.config.seeds) > 1 else ("Seed",)
+    same += () if results.study.scores is None else ONLY_OF_TRAINING
     notes = list(verdict_notes(recommendation, summaries))
     table = verdict_table(results, recommendation, summaries, same)
     tables = [TitledTable("", table)]
@@ -291,11 +300,12 @@ def _settings(
         return f", trained on {train_task}" if several else ""
 
     tables = {
-        f"{quantities.capital(card.choice)}{of(card.train_task)}": card.settings
+        f"{card.choice}{of(card.train_task)}": card.settings
         for card in findings.cards
-        if card.choice is not None
+        if card.settings
     }
-    tables["Training"] = training_facts(results)
+    title = "Training" if results.study.scores is None else "The scores"
+    tables[title] = training_facts(results)
     for part in recommendation.by_train_task:
         tables[f"How it was judged{of(part.train_task)}"] = judgement_facts(part)
     titled = [TitledTable(title, facts) for title, facts in tables.items()]
@@ -318,6 +328,7 @@ def study_sections(results: StudyResults, findings: StudyFindings) -> list[Repor
         "checkpoints": checkpoint_section,
         "transfer": transfer_section,
         "retention": retention_section,
+        "slices": slice_section,
         "lost_items": lost_item_section,
         "gauges": gauge_section,
         "behaviour": behaviour_section,

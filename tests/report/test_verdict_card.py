@@ -98,7 +98,9 @@ def test_an_unsettled_study_has_its_best_bet_on_the_card() -> None:
     assert not card.is_settled
     assert card.choice == part.best_bet.choice
     assert card.probability == part.best_bet.of(part.best_bet.choice or "").right
-    (chosen,) = [row for row in card_table(card, part, ()).groups[0].rows if row[0].is_marked]
+    (chosen,) = [
+        row for row in card_table(card, part, planted_study()).groups[0].rows if row[0].is_marked
+    ]
     assert (chosen[0].value, chosen[0].note) == (card.choice, "best bet")
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from rankwise.findings.card import Alternative, CardRow, Told, VerdictCard
 from rankwise.findings.options import TaskMean
 from rankwise.records import quantities
 from rankwise.records.recommendation import Recommendation
-from rankwise.records.results import ModelResults
+from rankwise.records.results import StudyResults, TrainTaskResults
 from rankwise.records.study import Interval
 from rankwise.report import cells
 from rankwise.report.parts import (
@@ -31,13 +31,15 @@ _MOST_ROWS = 8
 
 
 def card_table(
-    card: VerdictCard, recommendation: Recommendation, runs: Sequence[ModelResults]
+    card: VerdictCard, recommendation: Recommendation, results: StudyResults | TrainTaskResults
 ) -> Table:
     """Every option against the base, or of many the choice and those that gain most.
 
-    The terminal and the page show the same rows.
+    The terminal and the page show the same rows. What only a training knows is left out where
+    nothing was trained here.
     """
-    seconds = {run.name: run.run.train_seconds for run in runs if run.run is not None}
+    seconds = {run.name: run.run.train_seconds for run in results.runs if run.run is not None}
+    has_base = results.study.has_base
     choice = "use this" if card.is_settled else "best bet"
     rows = sorted(card.rows, key=lambda row: (row.is_choice, _gain(row)), reverse=True)[:_MOST_ROWS]
 
@@ -48,7 +50,7 @@ def card_table(
     columns: list[Column[CardRow]] = [
         Column("Option", lambda row: Cell(row.label, "", choice * row.is_choice, row.is_choice)),
         Column(
-            "Gain",
+            "Gain" if has_base else "Over the mean",
             lambda row: _short(row.gain),
             cells.measure(recommendation.unit, recommendation.in_domain_metric),
         ),
@@ -57,10 +59,12 @@ def card_table(
             lambda row: _short(row.retention and row.retention.negated()),
             cells.measure("points", recommendation.retention_metric),
         ),
-        Column("Weights", lambda row: quantities.parameters(row.num_parameters)),
-        Column("Training", time),
     ]
-    caption = "Changes from the base; ± is the longer side of the interval."
+    if results.study.scores is None:
+        columns.append(Column("Weights", lambda row: quantities.parameters(row.num_parameters)))
+        columns.append(Column("Training", time))
+    beside = "Changes from the base" if has_base else "Differences from the mean of the models"
+    caption = f"{beside}; ± is the longer side of the interval."
     made = table(caption, columns, [row for row in card.rows if row in rows])
     if len(rows) == len(card.rows):
         return made
@@ -93,8 +97,10 @@ def alternative_section(card: VerdictCard, recommendation: Recommendation) -> Re
             lambda row: cells.mean(row.retention),
             cells.measure("points", recommendation.retention_metric),
         ),
-        Column(
-            "Trained weights", lambda row: quantities.times(row.weights_ratio), "of the choice's"
+        Column.optional(
+            "Trained weights",
+            lambda row: None if row.weights_ratio is None else quantities.times(row.weights_ratio),
+            "of the choice's",
         ),
     ]
     advice: list[Column[Told]] = [
@@ -166,6 +172,7 @@ def sliders(recommendation: Recommendation) -> Sliders:
     worst = [each.worst_retention_loss for each in verdicts if each.worst_retention_loss]
     rule = {
         "labels": [each.label for each in verdicts],
+        "has_base": recommendation.has_base,
         "gain": ends(each.gain for each in verdicts),
         "loss": ends(losses) if losses else None,
         "worst": ends(worst) if worst else None,
