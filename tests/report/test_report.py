@@ -19,7 +19,7 @@ import pytest
 from rankwise.findings.models import seeded_labels, summarise
 from rankwise.findings.options import option_gains
 from rankwise.findings.recommendation import recommend, recommend_for
-from rankwise.findings.statements import HARDLY, reasons_beside_verdicts, with_folder
+from rankwise.findings.statements import reasons_beside_verdicts, with_folder
 from rankwise.findings.study import study_findings
 from rankwise.findings.tables import task_tables
 from rankwise.records import quantities
@@ -32,7 +32,7 @@ from rankwise.report.page import study_page, write_report
 from rankwise.report.parts import Cell, Table
 from rankwise.report.sections.overview import study_figures
 from rankwise.report.summaries import verdict_table
-from rankwise.report.tables import relation_table
+from rankwise.report.tables import prospect_table, relation_table
 from tests.planted.results import planted_runs, planted_study, with_rslora
 from tests.support.pages import Page, without_scripts
 
@@ -503,18 +503,14 @@ def test_the_dial_shows_the_odds_for_every_acceptable_loss(tmp_path: Path) -> No
     )
 
 
-def test_what_would_settle_it_is_listed_where_something_would(tmp_path: Path) -> None:
-    told: set[bool] = set()
-    for number in (60, 300):
-        _, recommendation, html = made(
-            tmp_path / str(number),
-            num_in_domain=number,
-            in_domain_accuracy={4: 0.69, 16: 0.72, 64: 0.73},
-        )
-        likely = any(each.probability >= HARDLY for each in recommendation.prospects)
-        assert ("What would settle it" in Page(html).text) == likely
-        told.add(likely)
-    assert told == {True, False}
+@pytest.mark.parametrize(("probability", "is_listed"), [(0.0, False), (0.5, True)])
+def test_what_would_settle_it_is_listed_where_something_would(
+    probability: float, is_listed: bool
+) -> None:
+    (part,) = recommend(planted_study(num_in_domain=60)).by_train_task
+    growth = part.prospects[0].model_copy(update={"probability": probability})
+    shown = prospect_table(part.model_copy(update={"prospects": (growth,)}))
+    assert (shown is not None) == is_listed
 
 
 def test_without_retention_there_is_no_dial(tmp_path: Path) -> None:
