@@ -335,7 +335,7 @@ class Study:
         from rankwise.report.page import card_page
 
         try:
-            page = card_page(*self._concluded())
+            page = card_page(*self._concluded(), self.folder)
         except RankwiseError as error:
             return f"<p>{escape(repr(self))}: no verdict yet. {escape(str(error))}</p>"
         style = f"width: 100%; height: {_FRAME_HEIGHT}px; border: 0"
@@ -618,7 +618,7 @@ def written_report(
     items = item_table(results, folder.read_samples, with_texts=with_texts)
     losses = {run.name: folder.read_losses(run.name) for run in results.runs}
     shown = results, recommendation, findings, items, losses
-    return write_report(output or folder.root, *shown, overwrite=overwrite)
+    return write_report(output or folder.root, *shown, study=folder.root, overwrite=overwrite)
 
 
 def _frame(rows: Iterable[Row]) -> DataFrame:
