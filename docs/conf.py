@@ -56,6 +56,7 @@ SIGNATURES = """
 ```{eval-rst}
 .. autofunction:: rankwise.api.new
 .. autofunction:: rankwise.api.open
+.. autofunction:: rankwise.api.verdict
 .. autoclass:: rankwise.api.Study
    :members:
 .. autofunction:: rankwise.api.compare

@@ -43,6 +43,7 @@ class ExportFormat(StrEnum):
     PARQUET = "parquet"
     MARKDOWN = "markdown"
     LATEX = "latex"
+    FIGURES = "figures"
     MODEL_CARD = "model-card"
     PEFT = "peft"
     AXOLOTL = "axolotl"
@@ -131,6 +132,8 @@ def export(
 
     markdown, latex: the table of all models with their intervals, to paste into
     a README or a paper (LaTeX needs the packages booktabs and graphicx).
+
+    figures: every chart of the report as SVG and PNG.
 
     peft, trl, axolotl, llamafactory, unsloth: the recommended rank, alpha,
     learning rate, modules, epochs, batch and schedule as a config for that

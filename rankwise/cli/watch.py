@@ -56,7 +56,7 @@ class Watched:
             return self._text
 
     def _draw(self) -> str:
-        from rankwise.report.page import kinds_of, loss_figure, question, study_page
+        from rankwise.report.page import loss_figure, question, study_page
         from rankwise.report.parts import ReportSection, TitledTable
         from rankwise.report.rendering import Page, rendered
         from rankwise.study.conclusion import conclude
@@ -89,7 +89,7 @@ class Watched:
         shown = page._replace(
             parts=[*parts, *page.parts[1:]], sections=sections, refresh_seconds=self._seconds
         )
-        return rendered(shown, kinds_of(study), with_images=False)[0]
+        return rendered(shown)
 
 
 def _done(lines: list[ModelStatus]) -> str:

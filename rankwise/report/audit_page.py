@@ -80,8 +80,7 @@ def audit_page(record: AuditRecord) -> str:
         [Part("", "audit", "In words", first, others, ())],
         list(_sections(record)),
     )
-    text, _ = rendered(page, ["full", *(kept.rank for kept in record.kept)], with_images=False)
-    return text
+    return rendered(page)
 
 
 def target_name(target: Path) -> str:

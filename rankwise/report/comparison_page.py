@@ -86,8 +86,7 @@ def comparison_page(comparison: StudyComparison, studies: Sequence[StudySource])
         [Part("", kind, _ANSWERS[kind], comparison.statement, points, ())],
         list(_sections(comparison, studies)),
     )
-    text, _ = rendered(page, {"full", *map(_kind, comparison.answers)}, with_images=False)
-    return text
+    return rendered(page)
 
 
 def _sections(
@@ -337,7 +336,7 @@ def _panels(answers: Sequence[ComparedAnswer]) -> Iterator[BarPanel]:
         ("Gain in-domain", [answer.gain for answer in answers]),
         ("Retention change", [answer.retention for answer in answers]),
     ):
-        for unit in ("points", "nats"):
+        for unit in ("points", "nats", "units"):
             bars = [
                 Bar(f"{short[answer.name]}\n{label}", "", _kind(answer), mean)
                 for answer, label, mean in zip(answers, labels, means, strict=True)

@@ -28,6 +28,7 @@ VERBS: dict[str, tuple[Call, str]] = {
     "parquet": (export("parquet"), "scores.parquet"),
     "markdown": (export("markdown"), "results.md"),
     "latex": (export("latex"), "results.tex"),
+    "figures": (export("figures"), "score-by-rank.svg"),
     "model card": (export("model-card"), "README.md"),
     "trl": (export("trl"), "trl.yaml"),
     "compare": (

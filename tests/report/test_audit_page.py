@@ -11,9 +11,9 @@ from torch import Tensor
 
 from rankwise.records.audits import AuditRecord, AuditScore
 from rankwise.report.audit_page import audit_page, target_name
-from rankwise.report.charts.theme import page_colours
 from rankwise.weights.audit import AuditSettings, audit, find_audited
 from tests.support.audited_models import adapter, checkpoint, plant_intruder
+from tests.support.pages import Page, colours, words
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -61,26 +61,21 @@ def with_intruder(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFact
 
 def test_every_colour_has_a_partner_on_a_dark_page(with_intruder: AuditRecord) -> None:
     scored = with_intruder.model_copy(update={"scores": (score("gsm8k", 3.0),)})
-    page = audit_page(scored)
-    charts = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
-    used = set(re.findall(r'(?:fill|stroke)="(#[0-9a-fA-F]{6})"', charts))
-    assert len(used) > 5
-    kinds = ["full", *(kept.rank for kept in with_intruder.kept)]
-    assert used <= {colour.light for colour in page_colours(kinds)}
+    paired, alone = colours(Page(audit_page(scored)).charts)
+    assert paired > 5
+    assert alone == []
 
 
 def test_intruders_stand_beside_both_nulls(with_intruder: AuditRecord) -> None:
     page = audit_page(with_intruder)
     assert "Intruder dimensions, rank-1 adapter" in page
-    (chart,) = re.findall(r"<svg[^>]*map-intruders.*?</svg>", page, re.DOTALL)
-    for panel in ("trained", "Gaussian", "Haar"):
-        assert f">{panel}</text>" in chart
+    assert {"trained", "Gaussian", "Haar"} <= {*words(Page(page).charts["map-intruders"])}
 
 
 def test_without_intruders_there_is_no_map_of_them(tiny_model_folder: Path, tmp_path: Path) -> None:
     adapter(tiny_model_folder, tmp_path / "a", std=1e-3)
     page = audit_page(look(tiny_model_folder, tmp_path / "a"))
-    assert "map-intruders" not in page
+    assert "map-intruders" not in Page(page).charts
     assert "No matrix has an intruder dimension, nor would one under random updates" in page
 
 
@@ -90,7 +85,7 @@ def test_without_draws_nothing_is_said_of_random_updates(
     adapter(tiny_model_folder, tmp_path / "a", std=1e-3)
     record = look(tiny_model_folder, tmp_path / "a", draws=0)
     page = audit_page(record)
-    assert ">Gaussian</text>" not in page
+    assert "Gaussian" not in {*words(Page(page).charts)}
     assert not any("andom updates" in sentence for sentence in record.statements)
     text = tables(page)
     assert "No matrix has an intruder dimension: there is no map of them" in text

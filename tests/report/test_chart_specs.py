@@ -25,8 +25,8 @@ from rankwise.report.charts.losses import loss_chart
 from rankwise.report.charts.marks import Look
 from rankwise.report.charts.plane import Plane, PlaneMark, plane_chart
 from rankwise.report.charts.ranks import RankCurve, RankLine, RankMark, RankPanel, rank_chart
+from rankwise.report.figures import specification
 from rankwise.report.parts import Chart, Drawing, Figure
-from rankwise.report.rendering import specification
 
 INTERVAL = Interval(estimate=1.0, lower=-1.0, upper=3.0)
 LINES = [RankLine("full", "full", INTERVAL), RankLine("base", "base", 0.0)]
@@ -65,7 +65,7 @@ def schema() -> Draft7Validator:
 
 
 def whole(drawing: Drawing) -> Chart:
-    return specification(Figure("name", "A title", "", drawing, "n = 9"), drawing.chart)
+    return specification(Figure("name", "A title", "", drawing, "n = 9"), drawing)
 
 
 @pytest.mark.parametrize("name", CHARTS)

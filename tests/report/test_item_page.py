@@ -10,7 +10,9 @@ from playwright.sync_api import Locator, Page, expect
 from rankwise.findings.item_table import ShownModel, ShownTask
 from rankwise.report import items as encoding
 from tests.planted.items import MODELS, OUTCOMES, planted_items, written
-from tests.support.browser import Visit
+from tests.support.browser import Visit, drawn
+from tests.support.pages import Page as ReadPage
+from tests.support.pages import words
 
 RUN = "window.pwned = true"
 HOSTILE = f'</pre></script><script>{RUN}</script><img src=x onerror="{RUN}"><b>\u202e'
@@ -39,6 +41,16 @@ def field(page: Page, label: str) -> Locator:
 
 def num_found(page: Page) -> str:
     return page.locator(".found").inner_text()
+
+
+def click_mark(page: Page, figure: str, said: str) -> None:
+    """Click on the first mark of a chart that says this to the pointer."""
+    drawn(page, figure).locator(".mark-symbol path").evaluate_all(
+        """(all, said) => all
+        .find((each) => each.__data__.tooltip?.includes(said))
+        .dispatchEvent(new MouseEvent("click", { bubbles: true }))""",
+        said,
+    )
 
 
 def is_inside(row: Locator, box: Locator, below: Locator) -> bool:
@@ -173,7 +185,7 @@ def test_keys_go_through_twenty_thousand_items(large_page: Path, visit: Visit) -
 
 def test_a_link_in_a_chart_shows_the_items_of_its_task(small_page: Path, visit: Visit) -> None:
     page = ready(visit(small_page))
-    page.locator('svg a[*|href^="#items?task=capitals"]').first.click()
+    click_mark(page, "difference-by-task", "capitals")
     expect(page.locator(".found")).to_have_text("3 of 8 items")  # the address is read afterwards
     assert field(page, "Which").locator("option:checked").inner_text() == "changed by rank 4"
     chosen = field(page, "Task").locator("option:checked")
@@ -185,9 +197,7 @@ def test_a_link_in_a_chart_shows_the_items_of_its_task(small_page: Path, visit: 
 
 def test_a_mark_shows_what_its_model_changed(small_page: Path, visit: Visit) -> None:
     page = ready(visit(small_page))
-    marks = page.locator('section.figures svg a[*|href="#items?model=rank%2064"]')
-    assert marks.count() == 2  # gain against retention, and score by rank
-    marks.first.click()
+    click_mark(page, "gain-and-retention", "rank 64")
     expect(page.locator(".found")).to_have_text("3 of 8 items")  # the address is read afterwards
     assert field(page, "Task").locator("option:checked").inner_text() == "all tasks"
 
@@ -195,20 +205,29 @@ def test_a_mark_shows_what_its_model_changed(small_page: Path, visit: Visit) -> 
 def test_marks_link_to_items_where_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert 'href="#items?' not in written(tmp_path).read_text("utf-8")
+    def links() -> set[str]:
+        texts = words(ReadPage(written(tmp_path, items).read_text("utf-8")).charts)
+        return {text for text in texts if "#items" in text}
+
+    items = None
+    assert links() == set()
+    items = planted_items()
+    assert "#items?model=rank%2064" in links()
     monkeypatch.setattr(encoding, "MOST_BYTES", 10)
-    text = written(tmp_path, planted_items()).read_text("utf-8")
-    assert 'href="#items?' not in text
-    assert 'href="items.html#items?' in text
+    assert "items.html#items?model=rank%2064" in links()
 
 
 def test_too_many_items_are_a_page_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visit: Visit
 ) -> None:
     monkeypatch.setattr(encoding, "MOST_BYTES", 10)
     page = written(tmp_path, planted_items())
     beside = tmp_path / "items.html"
     assert "8 items are too many for this page; see items.html." in page.read_text("utf-8")
+    shown = visit(page)
+    click_mark(shown, "gain-and-retention", "rank 64")
+    expect(ready(shown).locator(".found")).to_have_text("3 of 8 items")
+    assert shown.url.endswith("/items.html#items?model=rank%2064")
     assert '<section class="items"' in beside.read_text("utf-8")
     monkeypatch.undo()
     written(tmp_path, planted_items())

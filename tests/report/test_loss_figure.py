@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ import pytest
 from rankwise.findings.recommendation import recommend
 from rankwise.findings.study import study_findings
 from rankwise.records.folder import StudyFolder
-from rankwise.report.charts.losses import averaged
+from rankwise.report.charts.losses import averaged, loss_chart
 from rankwise.report.page import write_report
 from tests.planted.results import planted_study
+from tests.support.pages import Page
 
 
 def test_every_run_has_a_line(tmp_path: Path) -> None:
@@ -20,12 +22,19 @@ def test_every_run_has_a_line(tmp_path: Path) -> None:
     findings = study_findings(results, recommendation)
     losses = {run.name: [(step, 4.0 / step) for step in range(1, 31)] for run in results.study.runs}
     page = write_report(tmp_path, results, recommendation, findings, None, losses)
-    drawing = (tmp_path / "report" / "loss.svg").read_text("utf-8")
-    for label in ("rank 4", "rank 16", "rank 64", "full fine-tuning"):
-        assert f">{label}</text>" in drawing
-        assert f"{label} from 4 to 0.133" in page.read_text("utf-8")
+    html = page.read_text("utf-8")
+    labels = ["rank 4", "rank 16", "rank 64", "full fine-tuning"]
+    (rows,) = Page(html).charts["loss"]["datasets"].values()
+    assert list(dict.fromkeys(row["run"] for row in rows)) == labels
+    assert len(rows) == 4 * 30
+    assert all(f"{label} from 4 to 0.133" in html for label in labels)
     write_report(tmp_path, results, recommendation, findings)
-    assert not (tmp_path / "report" / "loss.svg").exists()
+    assert "loss" not in Page(page.read_text("utf-8")).charts
+
+
+def test_what_is_no_number_is_not_drawn() -> None:
+    drawing = loss_chart({"rank 4": (4, [(1, 3.0), (2, math.nan), (3, math.inf), (4, 2.0)])})
+    assert [row["loss"] for row in drawing.chart["layer"][0]["data"]["values"]] == [3.0, 2.0]
 
 
 def test_many_steps_become_means_of_as_many_neighbours() -> None:

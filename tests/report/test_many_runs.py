@@ -88,7 +88,7 @@ def test_a_plane_of_many_runs_keeps_its_path_its_ring_and_some_names() -> None:
     assert len(drawn) < MOST_MARKS + 4
     (path,) = layers(drawing.chart, "line")
     assert [row["x"] for row in path["data"]["values"]] == [201, 0, 203]
-    names = [row["text"] for row in layers(drawing.chart, "text")[-1]["data"]["values"]]
+    names = [row["names"] for row in layers(drawing.chart, "text")[-1]["data"]["values"]]
     assert "rank 10" in names
     assert len(names) <= MOST_NAMES + 1
     assert drawing.note.startswith(f"{len(drawn)} of 400 points are drawn")
@@ -111,9 +111,7 @@ def test_bars_of_very_many_runs_are_of_one_run_at_each_rank() -> None:
     for figure, relations in ((figures[2], 3), (figures[3], 1)):
         assert figure.drawing is not None
         assert "36 more runs are in the table" in figure.caption
-        series = {
-            row["series"] for panel in figure.drawing.chart["vconcat"] for row in points(panel)
-        }
+        series = {row["run"] for panel in figure.drawing.chart["vconcat"] for row in points(panel)}
         assert series == {f"rank {n}, seed 0" for n in (2, 4, 8)} | {"full fine-tuning, seed 0"}
         assert len(figure.drawing.chart["vconcat"]) == relations
 

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,14 @@ from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults
 from rankwise.records.study import MetricScore
 from rankwise.report.facts import study_warnings
-from rankwise.report.page import write_report
+from rankwise.report.figures import figure_files
+from rankwise.report.page import study_page, write_report
 from rankwise.report.parts import Cell, Table
 from rankwise.report.sections.overview import study_figures
 from rankwise.report.summaries import verdict_table
 from rankwise.report.tables import relation_table
 from tests.planted.results import planted_runs, planted_study, with_rslora
-from tests.support.pages import Page
+from tests.support.pages import Page, without_scripts
 
 FIGURES = (
     "gain-and-retention",
@@ -94,15 +96,18 @@ def test_page_fetches_nothing_and_its_ids_are_its_own(
             if name in ("src", "srcset", "action", "data", "href", "xlink:href"):
                 assert (value or "").startswith("#"), (tag, name, value)
             assert not name.startswith("on"), (tag, name)
-    scripts = [attributes for tag, attributes in page.tags if tag == "script"]
-    assert scripts == [{}]  # ours alone, which the policy names by its digest
-    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    assert f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in html
+    types = Counter(attributes.get("type") for tag, attributes in page.tags if tag == "script")
+    assert types == {"application/json": len(page.charts) + 1, None: 2}
+    scripts = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    digests = [
+        base64.b64encode(hashlib.sha256(each.encode()).digest()).decode() for each in scripts
+    ]
+    named = " ".join(f"'sha256-{digest}'" for digest in digests)
+    assert f"default-src 'none'; style-src 'unsafe-inline'; script-src {named}\"" in html
+    html = without_scripts(html)
     assert "@import" not in html
     assert not re.search(r"url\(\s*['\"]?(?!#)", html)
-    addresses = set(re.findall(r"https?://[^\s\"'<]+", html))
-    assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert re.findall(r"https?://[^\s\"'<]+", html) == []
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     for _, attributes in page.tags:
@@ -120,22 +125,34 @@ def test_page_is_well_ordered_for_those_who_hear_it(
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
     tags = [tag for tag, _ in page.tags]
     assert tags.count("caption") == tags.count("table") > 5
-    assert tags.count("svg") == tags.count("figcaption") == tags.count("desc") >= len(FIGURES)
+    images = [attributes for _, attributes in page.tags if attributes.get("role") == "img"]
+    assert len(images) == tags.count("figcaption") == len(page.charts) >= len(FIGURES)
+    assert all(attributes["aria-label"] for attributes in images)
     assert all("scope" in attributes for tag, attributes in page.tags if tag == "th")
-    assert all(attributes.get("role") == "img" for tag, attributes in page.tags if tag == "svg")
 
 
-def test_figures_and_tables_are_written_as_files(
+def test_figures_are_drawn_as_files_when_asked_for() -> None:
+    results = planted_study()
+    recommendation = recommend(results)
+    findings = study_findings(results, recommendation)
+    drawn = figure_files(study_page(results, recommendation, findings, {}))
+    assert {*FIGURES} <= drawn.keys()
+    for name, files in drawn.items():
+        assert files["png"][:4] == b"\x89PNG"
+        assert len(files["png"]) > 20_000
+        svg = files["svg"]
+        assert isinstance(svg, str)
+        assert "light-dark" not in svg
+        texts = [element.text or "" for element in ElementTree.fromstring(svg).iter()]
+        assert any("n\u00a0=\u00a0" in text for text in texts), name
+
+
+def test_the_folder_beside_the_page_has_tables_alone(
     report: tuple[Path, StudyResults, Recommendation, str],
 ) -> None:
-    folder = report[0] / "report"
-    for name in FIGURES:
-        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-        assert (folder / f"{name}.png").stat().st_size > 20_000
-        root = ElementTree.fromstring((folder / f"{name}.svg").read_text(encoding="utf-8"))
-        texts = [element.text or "" for element in root.iter()]
-        assert any("n\u00a0=\u00a0" in text for text in texts), name
-    assert not [path for path in folder.iterdir() if path.suffix not in (".png", ".svg", ".csv")]
+    files = list((report[0] / "report").iterdir())
+    assert len(files) > 5
+    assert {path.suffix for path in files} == {".csv"}
 
 
 def test_csv_numbers_equal_the_records(
@@ -204,21 +221,23 @@ def test_table_says_what_the_page_says(
 def test_hostile_names_are_text(tmp_path: Path) -> None:
     results, _, html = made(tmp_path, in_domain_tasks=(HOSTILE,), retention_tasks=("<b>", "]]>"))
     page = Page(html)
-    assert [tag for tag, _ in page.tags].count("script") == 1  # our own
+    scripts = [attributes.get("type") for tag, attributes in page.tags if tag == "script"]
+    assert scripts.count(None) == 2  # our own
     assert HOSTILE in page.text
-    inside = [attributes for tag, attributes in page.tags if tag in ("text", "svg", "title")]
-    assert not any("onload" in attributes for attributes in inside)
-    for path in (tmp_path / "report").glob("*.svg"):
-        root = ElementTree.fromstring(path.read_text(encoding="utf-8"))
-        assert not [element for element in root.iter() if element.tag.endswith("script")]
+    assert HOSTILE not in html
+    assert HOSTILE in {
+        row["group"].split("\n")[0]
+        for row in page.charts["difference-by-task"]["datasets"]["rows 2"]
+    }
     rows = read_csv(tmp_path / "report" / "differences.csv")
     assert HOSTILE in {row["task"] for row in rows}
     assert len(results.runs) == 4
 
 
-def test_without_retention_it_says_so_and_removes_the_old_figure(tmp_path: Path) -> None:
-    made(tmp_path)
-    assert (tmp_path / "report" / "gain-and-retention.svg").exists()
+def test_without_retention_it_says_so_and_removes_the_old_table(tmp_path: Path) -> None:
+    _, _, before = made(tmp_path)
+    assert "gain-and-retention" in Page(before).charts
+    assert (tmp_path / "report" / "retention.csv").exists()
     nothing: dict[str, Any] = {
         "retention_tasks": (),
         "held_out_tasks": (),
@@ -226,13 +245,13 @@ def test_without_retention_it_says_so_and_removes_the_old_figure(tmp_path: Path)
     }
     _, _, html = made(tmp_path, **nothing)
     text = Page(html).text
-    assert not (tmp_path / "report" / "gain-and-retention.svg").exists()
-    assert not (tmp_path / "report" / "gain-and-retention.png").exists()
+    assert not (tmp_path / "report" / "retention.csv").exists()
     assert "Retention was not measured" in text
     assert "Forgetting on prose was not measured" in text
     assert "Not drawn: the study has no retention task" in text
-    drawn = {str(a["id"]) for tag, a in Page(html).tags if tag == "title" and "id" in a}
-    assert {"score-by-rank-title", "difference-by-task-title"} <= drawn
+    drawn = Page(html).charts.keys()
+    assert {"score-by-rank", "difference-by-task"} <= drawn
+    assert "gain-and-retention" not in drawn
     for name in ("gain-and-retention", "forgetting-on-prose", "transfer", "retention-by-subject"):
         assert f"{name}-title" not in drawn
 

@@ -1,4 +1,4 @@
-"""What the report is made of: number formats, colours, labels of points, SVG inside a page."""
+"""What the report is made of: number formats, colours, labels of points."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rankwise.report import cells
 from rankwise.report.charts.heatmap import HeatScale, LayerMap, layer_maps, plain
 from rankwise.report.charts.marks import LETTER, LINE, Name, names_beside
 from rankwise.report.charts.theme import INK, rank_colour
-from rankwise.report.rendering import Page, Part, inline_svg, rendered
+from rankwise.report.rendering import Page, Part, rendered
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_names_do_not_cover_each_other_and_stay_in_the_plot() -> None:
     names = [Name(f"rank 16{letter}", x, y, INK) for letter, (x, y) in places.items()]
     *_, texts = names_beside(names, 200.0)
     assert texts["mark"]["type"] == "text"
-    drawn = {row["text"]: (row["x"], row["y"]) for row in texts["data"]["values"]}
+    drawn = {row["names"]: (row["x"], row["y"]) for row in texts["data"]["values"]}
     assert set(drawn) == {name.text for name in names}
     width = LETTER * len("rank 16a")
     for (one, (x, y)), (other, (x2, y2)) in itertools.combinations(drawn.items(), 2):
@@ -79,25 +79,6 @@ def test_columns_of_a_map_whose_names_end_alike_stay_apart() -> None:
     assert all(text in drawn for text in (">1</text>", ">2</text>"))
     assert "left.of_a" in drawn
     assert "right.of_a" in drawn
-
-
-def test_inline_svg_keeps_ids_apart_and_refuses_what_is_outside() -> None:
-    svg = (
-        '<svg xmlns="http://www.w3.org/2000/svg" width="5" height="5" viewBox="0 0 5 5">'
-        '<clipPath id="clip0"/><g clip-path="url(#clip0)" aria-label="x"/></svg>'
-    )
-    text = inline_svg(svg, "first", "A & B", "<words>")
-    assert 'id="first-clip0"' in text
-    assert 'clip-path="url(#first-clip0)"' in text
-    assert "<title" in text
-    assert "A &amp; B" in text
-    assert "&lt;words&gt;" in text
-    assert 'aria-label="x"' not in text
-    outside = svg.replace("<clipPath", '<a href="https://example.org"/><clipPath')
-    with pytest.raises(ValueError, match="must not refer"):
-        inline_svg(outside, "first", "", "")
-    with pytest.raises(ValueError, match="must not hold"):
-        inline_svg(svg.replace("<clipPath", "<script/><clipPath"), "first", "", "")
 
 
 def test_no_text_of_a_csv_is_a_formula_and_numbers_stay_numbers() -> None:
@@ -115,7 +96,7 @@ def test_no_text_of_a_csv_is_a_formula_and_numbers_stay_numbers() -> None:
 
 def test_a_command_in_a_sentence_is_code_and_still_text() -> None:
     said = "Run `rankwise run <b>` or `tell` it, but not ` or <i>."
-    page, _ = rendered(Page("", "", "", [Part("", "audit", "", said, (), ())], ()), ())
+    page = rendered(Page("", "", "", [Part("", "audit", "", said, (), ())], ()))
     assert (
         "Run <code>rankwise run &lt;b&gt;</code> or <code>tell</code> it, but not ` or &lt;i&gt;."
         in page

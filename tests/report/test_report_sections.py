@@ -24,12 +24,14 @@ from rankwise.records.study import PlannedRun
 from rankwise.report.cells import drawn_options
 from rankwise.report.charts.heatmap import HeatPanel, HeatSize, heat_map
 from rankwise.report.charts.marks import Look
-from rankwise.report.charts.theme import GAIN_STEPS, LOSS_STEPS, UNSHOWN, page_colours
+from rankwise.report.charts.theme import GAIN_STEPS, LOSS_STEPS, UNSHOWN
+from rankwise.report.figures import figure_svg
 from rankwise.report.page import study_sections, write_report
+from rankwise.report.parts import Figure
 from rankwise.report.sections.transfer import SCALE, heat_cell, transfer_section
 from tests.planted.grid import ALL_LINEAR, ATTENTION, grid_run, planted_grid, relations
 from tests.planted.results import planted_study
-from tests.support.pages import Page
+from tests.support.pages import Page, colours, words
 
 SUBJECTS = tuple(f"mmlu_subject_{number}" for number in range(24))
 DOMAINS = {"sums": "mathematics", "terms": "mathematics", "organs": "medicine"}
@@ -108,16 +110,16 @@ def test_a_page_of_several_parts_is_well_ordered(report: Written) -> None:
 
 
 def test_every_colour_of_a_chart_has_a_partner_for_dark_pages(report: Written) -> None:
-    known = {colour.light for colour in page_colours([8, 32, 128, "full", "base"])}
-    paths = list((report.folder / "report").glob("*.svg"))
-    assert len(paths) > 15
-    for path in paths:
-        used = set(re.findall(r'(?:fill|stroke)="(#[0-9a-f]{6})"', path.read_text("utf-8")))
-        assert used <= known, path.name
+    charts = Page(report.html).charts
+    assert len(charts) > 15
+    paired, alone = colours(charts)
+    assert paired > 20
+    assert alone == []
 
 
 def test_figures_say_how_many_items(report: Written) -> None:
-    names = {path.stem for path in (report.folder / "report").glob("*.svg")}
+    page = Page(report.html)
+    names = {*page.charts}
     for kind, axis, train in itertools.product(
         ("gain", "retention"), ("alpha", "target-modules"), ("sums", "organs")
     ):
@@ -125,9 +127,8 @@ def test_figures_say_how_many_items(report: Written) -> None:
     assert {"retention-by-subject-sums", "retention-by-subject-organs"} <= names
     # of 13 options one is drawn for each rank, and full fine-tuning
     assert len([name for name in names if name.startswith("transfer-")]) == 4
-    for name in names:
-        text = (report.folder / "report" / f"{name}.svg").read_text("utf-8")
-        assert "n\u00a0=\u00a0" in text, name
+    for name, chart in page.charts.items():
+        assert "n\u00a0=\u00a0" in page.titles[name] + " ".join(words(chart)), name
 
 
 def test_tables_have_every_number_of_the_findings(report: Written) -> None:
@@ -186,10 +187,10 @@ def test_alarms_are_named_and_marked(report: Written) -> None:
     text = Page(report.html).text
     assert "Negative transfer, a drop of over 10 % of the base's score" in text.replace("\xa0", " ")
     assert text.count("negative transfer") >= len(alarms)
-    chart = (report.folder / "report" / "transfer-full-fine-tuning.svg").read_text("utf-8")
-    texts = [element.text or "" for element in ElementTree.fromstring(chart).iter()]
+    chart = Page(report.html).charts["transfer-full-fine-tuning"]
+    texts = [row.get("text", "") for rows in chart["datasets"].values() for row in rows]
     drawn = [cell for cell in alarms if cell.label == "full fine-tuning"]
-    assert sum("▼" in text for text in texts) == len(drawn)
+    assert sum("▼" in text for text in {*texts}) == len(drawn)
 
 
 def test_a_study_of_ranks_has_no_section_of_axes() -> None:
@@ -246,11 +247,11 @@ def test_a_cell_is_coloured_by_size_and_muted_where_nothing_is_shown() -> None:
     shown = {place: cell for place, cell in cells.items() if cell is not None}
     assert not shown["row", "nothing"].is_shown
     panel = HeatPanel("", list(changes), ["row"], shown, SCALE)
-    drawn = vegalite_to_svg(heat_map([panel], HeatSize(80.0, 37.0)).chart)
+    drawn = figure_svg(Figure("map", "A map", ""), heat_map([panel], HeatSize(80.0, 37.0)))
     used = set(re.findall(r'fill="(#[0-9a-f]{6})"', drawn))
-    colours = {colour.light for colour in (*GAIN_STEPS, *LOSS_STEPS, UNSHOWN)}
-    assert len(colours) == 11
-    assert colours <= used
+    steps = {colour.light for colour in (*GAIN_STEPS, *LOSS_STEPS, UNSHOWN)}
+    assert len(steps) == 11
+    assert steps <= used
 
 
 def test_a_matrix_takes_long_names_and_empty_cells() -> None:

@@ -5,24 +5,22 @@ from __future__ import annotations
 import csv
 import io
 import math
-import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from rankwise.findings.recommendation import recommend
 from rankwise.findings.study import StudyFindings, study_findings
 from rankwise.records import quantities
-from rankwise.records.axes import Kind
 from rankwise.records.results import StudyResults
 from rankwise.records.spectra import SpectraRecord
 from rankwise.records.study import PlannedRun
-from rankwise.report.charts.theme import page_colours
+from rankwise.report.figures import figure_files
 from rankwise.report.page import study_sections, write_report
 from rankwise.report.parts import ReportSection, Table
-from rankwise.report.rendering import Page, rendered
+from rankwise.report.rendering import Page
 from tests.planted.results import planted_study
 from tests.planted.weights import (
     FORGET,
@@ -37,6 +35,7 @@ from tests.planted.weights import (
     with_spectra,
 )
 from tests.support.pages import Page as HtmlPage
+from tests.support.pages import colours, words
 from tests.support.tables import csv_rows
 
 SCORES = {**SAME, "full": 0.72}
@@ -48,13 +47,15 @@ class Written(NamedTuple):
     results: StudyResults
     findings: StudyFindings
     text: str
+    charts: dict[str, Any]
 
 
 def written(folder: Path, results: StudyResults) -> Written:
     recommendation = recommend(results)
     findings = study_findings(results, recommendation)
-    page = write_report(folder, results, recommendation, findings)
-    return Written(folder / "report", results, findings, HtmlPage(page.read_text("utf-8")).text)
+    page = HtmlPage(write_report(folder, results, recommendation, findings).read_text("utf-8"))
+    charts = {name: chart for name, chart in page.charts.items() if name.startswith("weights")}
+    return Written(folder / "report", results, findings, page.text, charts)
 
 
 def section(results: StudyResults) -> ReportSection | None:
@@ -158,33 +159,23 @@ FIGURES = {"norm", "overlap", "forgetting", "map-norm", "map-turned", "map-intru
 
 
 def test_every_figure_is_drawn(report: Written) -> None:
-    names = {path.stem for path in report.folder.glob("weights*.svg")}
-    assert names == {f"weights-{name}" for name in FIGURES}
-    for name in names:
-        assert (report.folder / f"{name}.png").stat().st_size > 1000
-    text = (report.folder / "weights-map-norm.svg").read_text("utf-8")
-    for layer in range(NUM_LAYERS):
-        assert f">{layer}</text>" in text
-    for kind in ("q", "up"):
-        assert f">{kind}</text>" in text
+    assert {*report.charts} == {f"weights-{name}" for name in FIGURES}
+    drawn = {*words(report.charts["weights-map-norm"])}
+    assert {*map(str, range(NUM_LAYERS)), "q", "up"} <= drawn
     run = report.results.runs[0].spectra
     assert run is not None
     share = 100 * (run.matrices[0].update.relative_norm or 0)
-    assert f">{share:.2g}</text>" in text
-    turned = (report.folder / "weights-map-turned.svg").read_text("utf-8")
-    for panel in ("trained", "Gaussian", "Haar"):
-        assert f">{panel}</text>" in turned
-    assert ">20</text>" in turned  # 1 - 0.8 of the trained
-    assert ">40</text>" in turned  # 1 - 0.6 of random ones
+    assert f"{share:.2g}" in drawn
+    turned = {*words(report.charts["weights-map-turned"])}
+    assert {"trained", "Gaussian", "Haar"} <= turned
+    assert {"20", "40"} <= turned  # 1 - 0.8 of the trained, 1 - 0.6 of random ones
 
 
 def test_every_colour_has_a_partner_for_dark_pages(report: Written) -> None:
-    kinds: list[Kind] = [*SAME, "full", "base"]
-    known = {colour.light for colour in page_colours(kinds)}
-    for path in report.folder.glob("weights*.svg"):
-        used = set(re.findall(r'(?:fill|stroke)="(#[0-9a-f]{6})"', path.read_text("utf-8")))
-        assert used
-        assert used <= known, path.name
+    for chart in report.charts.values():
+        paired, alone = colours(chart)
+        assert paired
+        assert alone == []
 
 
 def test_the_csv_has_a_row_for_each_run_and_matrix(
@@ -222,7 +213,7 @@ def test_without_spectra_there_is_no_section() -> None:
 
 def test_several_trained_tasks_have_files_of_their_own(tmp_path: Path) -> None:
     report = written(tmp_path, two_tasks((4, 16, 64)))
-    names = {path.stem for path in report.folder.glob("weights*.svg")}
+    names = {*report.charts}
     wanted = FIGURES - {"overlap"}
     assert names == {f"weights-{task}-{name}" for task in ("sums", "organs") for name in wanted}
     for task in ("sums", "organs"):
@@ -261,9 +252,7 @@ def test_what_is_not_there_is_not_drawn(case: str) -> None:
     of, figures = CASES[case]
     found = shown(with_spectra(planted_study(SCORES, RETENTION), of))
     page = Page("", "", "", (), [found])  # its other sections are the same as ever
-    _, files = rendered(page, ())
-    names = {name.removesuffix(".svg") for name in files if name.endswith(".svg")}
-    assert names == {f"weights-{name}" for name in figures}
+    assert figure_files(page).keys() == {f"weights-{name}" for name in figures}
     is_left_out = case.endswith(("be read", "alone"))
     assert ("was not analysed: it is DoRA" in " ".join(found.remarks)) == is_left_out
 

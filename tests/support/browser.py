@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Request, expect, sync_playwright
 
 WIDE, PHONE = (1280, 1000), (390, 844)
 
@@ -73,3 +73,11 @@ def opened(
     yield page, amiss
     page.evaluate("0")  # events before this one have arrived
     context.close()
+
+
+def drawn(page: Page, figure: str) -> Locator:
+    """A chart that the page has drawn, since it came into sight."""
+    chart = page.locator(f"#figure-{figure} .chart")
+    chart.scroll_into_view_if_needed()
+    expect(chart).to_have_attribute("data-drawn", "yes")
+    return chart

@@ -19,7 +19,7 @@ from rankwise.report.charts.marks import (
     number,
     small_title,
 )
-from rankwise.report.charts.theme import GAIN_STEPS, INK, LOSS_STEPS, MUTED, PAGE, UNSHOWN
+from rankwise.report.charts.theme import GAIN_STEPS, INK, LOSS_STEPS, MUTED, PAGE, UNSHOWN, Colour
 from rankwise.report.parts import Chart, Drawing
 
 MOST_PANELS = 4
@@ -29,9 +29,26 @@ _MOST_WIDE_COLUMNS, _MOST_NUMBERS = 16, 240
 """With more columns in all panels, cells of layers are narrow; those and more hold no numbers."""
 
 _SHARES = (0.3, 0.6, 0.85, 0.97)
-_FONT, _SMALL_FONT, _LINE = 12, 10, 13
+_FONT, _SMALL_FONT, _LINE = 12, 11, 13
 _GAP, _WIDEST = 1.5, 1440
 _KEY_LENGTH, _LABEL_LIMIT = 300, 240
+
+
+_UNSHOWN = "unshown"
+_FILLS = {
+    _UNSHOWN: UNSHOWN,
+    **dict(enumerate(GAIN_STEPS)),
+    **{-1 - step: colour for step, colour in enumerate(LOSS_STEPS)},
+}
+_INKS = {
+    step: MUTED if step == _UNSHOWN else PAGE if step in (3, 4, -4, -5) else INK for step in _FILLS
+}
+"""Of a cell, and of the text on it, by its step."""
+
+
+def _by_step(colours: Mapping[int | str, Colour]) -> dict[str, Any]:
+    domain, colours_of = list(colours), [colour.css for colour in colours.values()]
+    return category("step", scale={"domain": domain, "range": colours_of}, legend=None)
 
 
 class HeatScale(NamedTuple):
@@ -63,12 +80,11 @@ class HeatScale(NamedTuple):
             ends.append(rounded if not ends or rounded > ends[-1] else ends[-1] * 1.1 or 1e-9)
         return cls(tuple(ends), words, is_signed)
 
-    def colours(self, value: float) -> tuple[str, str]:
-        """Of a cell and of the text on it: the last two colours are dark."""
+    def step(self, value: float) -> int:
+        """The place among ``GAIN_STEPS``, and below zero, from -1 on, among ``LOSS_STEPS``."""
         size = abs(value) if self.is_signed else value
         step = bisect.bisect_right(self.ends, size * (1 + 1e-9))  # an end with its rounding
-        steps = LOSS_STEPS if self.is_signed and value < 0 else GAIN_STEPS
-        return steps[step].light, (PAGE if step >= len(self.ends) - 1 else INK).light
+        return -1 - step if self.is_signed and value < 0 else step
 
 
 class HeatCell(NamedTuple):
@@ -87,13 +103,17 @@ class HeatCell(NamedTuple):
 
 
 class HeatPanel(NamedTuple):
-    """One map: cells by row and column; what is not there was not measured."""
+    """One map: cells by row and column; what is not there was not measured.
+
+    ``rows_are`` says in front of a row's name what it is, where that alone would not.
+    """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[str]
     cells: Mapping[tuple[str, str], HeatCell]
     scale: HeatScale
+    rows_are: str = ""
 
 
 class HeatSize(NamedTuple):
@@ -131,14 +151,14 @@ def _key(panel: HeatPanel, *, has_title: bool) -> Chart:
     colours = [*(reversed(LOSS_STEPS) if scale.is_signed else ()), *GAIN_STEPS]
     size = _KEY_LENGTH / len(colours)
     boxes = [
-        {"x": size * place, "x2": size * (place + 1), "colour": colour.light}
+        {"x": size * place, "x2": size * (place + 1), "colour": colour.css}
         for place, colour in enumerate(colours)
     ]
     texts = [{"x": size * place, "text": scale.words(end)} for place, end in enumerate(ends, 1)]
     x = number("x", scale={"domain": [0, _KEY_LENGTH], "nice": False}, axis=None)
     box = {"x": x, "x2": {"field": "x2"}, "y": {"value": 0}, "fill": COLOUR}
     text = {"x": x, "y": {"value": 14}, "text": category("text")}
-    look = {"fontSize": _SMALL_FONT + 1, "color": MUTED.light}
+    look = {"fontSize": _SMALL_FONT, "color": MUTED.css}
     title = ", ".join(part for part in (panel.title if has_title else "", scale.title) if part)
     layers = [
         layer("rect", boxes, box, height=11, baseline="top"),
@@ -171,12 +191,12 @@ def _panel(panel: HeatPanel, size: HeatSize, *, is_first: bool) -> Chart:
     }
     link = {**at, **links(cell.task for cell in panel.cells.values())}
     rows = [_row(panel, place, cell) for place, cell in panel.cells.items()]
-    boxes = [row for row in rows if row["colour"]]
-    frames = [row for row in rows if row["frame"]]
+    boxes = [row for row in rows if "step" in row]
+    frames = [row for row in rows if "frame" in row]
     box = {"width": size.width - _GAP, "height": size.height - _GAP}
     frame = {"width": size.width - 4, "height": size.height - 4, "filled": False, "strokeWidth": 2}
     layers = [
-        layer("rect", boxes, {**link, "fill": COLOUR}, **box),
+        layer("rect", boxes, {**link, "fill": _by_step(_FILLS)}, **box),
         layer("rect", frames, {**at, "stroke": category("frame", scale=None)}, **frame),
         *_texts(rows, link),
     ]
@@ -193,29 +213,33 @@ def _channel(field: str, names: Sequence[str], axis: dict[str, Any] | None) -> d
 
 def _texts(rows: Sequence[Mapping[str, Any]], at: Encoding) -> Iterator[Chart]:
     """What is written in the cells, with the small line below it."""
-    has_small = any(row["small"] for row in rows)
+    has_small = any("small" in row for row in rows)
     looks = {"text": (_FONT if has_small else _SMALL_FONT, -6), "small": (_SMALL_FONT, 8)}
     for field, (font, dy) in looks.items():
-        own = [row for row in rows if row[field]]
-        text = {**at, "color": category("ink", scale=None), "text": category(field)}
+        own = [row for row in rows if field in row]
+        text = {**at, "color": _by_step(_INKS), "text": category(field)}
         shift = dy if has_small else 0
         yield layer("text", own, text, fontSize=font, dy=shift, baseline="middle")
 
 
 def _row(panel: HeatPanel, place: tuple[str, str], cell: HeatCell) -> dict[str, Any]:
-    colour, ink = "", MUTED.light
+    row, column = place
+    drawn: dict[str, Any] = {"row": row, "column": column, "said": _said(panel, place, cell)}
     if cell.value is not None:
-        colour, ink = panel.scale.colours(cell.value) if cell.is_shown else (UNSHOWN.light, ink)
-    return {
-        "row": place[0],
-        "column": place[1],
-        "colour": colour,
-        "ink": ink,
-        "text": cell.text,
-        "small": cell.small,
-        "frame": cell.frame,
-        "href": items_link(cell.task),
-    }
+        drawn["step"] = panel.scale.step(cell.value) if cell.is_shown else _UNSHOWN
+    for name, value in (("text", cell.text), ("small", cell.small), ("frame", cell.frame)):
+        if value:
+            drawn[name] = value
+    return {**drawn, "href": items_link(cell.task)} if cell.task else drawn
+
+
+def _said(panel: HeatPanel, place: tuple[str, str], cell: HeatCell) -> str:
+    """The names and the number of a cell, in words."""
+    text = panel.scale.words(cell.value) if cell.value is not None else cell.text
+    row, column = (name.replace("\n", " ") for name in place)
+    where = [panel.title, f"{panel.rows_are} {row}".strip(), column]
+    number = f"{text} ({cell.small})" if cell.small else text
+    return f"{', '.join(filter(None, where))}: {number}"
 
 
 class LayerMap(NamedTuple):
@@ -254,6 +278,7 @@ def layer_maps(maps: Sequence[LayerMap], *, names_largest: bool = False) -> Draw
                 for (layer, part), value in own.values.items()
             },
             own.scale,
+            "layer",
         )
         for own, own_parts in zip(maps, parts, strict=True)
     ]

@@ -54,7 +54,7 @@ class BarPanel(NamedTuple):
     bars: Sequence[Bar]
 
 
-def interval_chart(panels: Sequence[BarPanel], width: float = 360) -> Drawing:
+def interval_chart(panels: Sequence[BarPanel], width: float = 340) -> Drawing:
     """Panels under each other; every row has one bar for each series that was measured there.
 
     Args:
@@ -83,7 +83,7 @@ def _panel(panel: BarPanel, looks: dict[str, Look], width: float, *, has_key: bo
             "domain": False,
             "ticks": False,
             "grid": True,
-            "gridColor": GRID.light,
+            "gridColor": GRID.css,
             "bandPosition": 0,
             "labelLimit": _LABEL_LIMIT,
             "labelPadding": 8,
@@ -91,12 +91,13 @@ def _panel(panel: BarPanel, looks: dict[str, Look], width: float, *, has_key: bo
             "labelLineHeight": _LINE_OF_LABEL,
         },
     )
-    offset = category("series", sort=names, scale={"domain": names})
+    offset = category("run", sort=names, scale={"domain": names})
     rows = [
         {
             "group": bar.group,
-            "series": bar.series,
-            "colour": look.colour.light,
+            "run": bar.series,
+            "said": _said(panel, bar),
+            "colour": look.colour.css,
             "shape": look.shape,
             "href": items_link(bar.task, bar.series if bar.task else ""),
             **bounds(bar.value, "x"),
@@ -113,16 +114,21 @@ def _panel(panel: BarPanel, looks: dict[str, Look], width: float, *, has_key: bo
     }
     where, which = {"y": y, "yOffset": offset}, {"color": COLOUR, "shape": SHAPE}
     if has_key:
-        which = keyed("series", looks, width)
+        which = keyed(looks, width)
     at = {"x": number("x", **x), **where}
     point = {**at, **which, **links(bar.task for bar in panel.bars)}
-    title = {"text": panel.title, "fontSize": FONT_SIZE + 1, "color": INK.light, "offset": 6}
+    title = {"text": panel.title, "fontSize": FONT_SIZE + 1, "color": INK.css, "offset": 6}
     layers = [
-        layer("rule", [{"x": 0.0}], {"x": at["x"]}, color=MUTED.light),
+        layer("rule", [{"x": 0.0}], {"x": at["x"]}, color=MUTED.css),
         between("rule", rows, "x", {**at, "color": which["color"]}, strokeWidth=1.8),
         layer("point", rows, point, filled=True, size=55, opacity=1),
     ]
     return layered(layers, width, room * len(groups), title=title)
+
+
+def _said(panel: BarPanel, bar: Bar) -> str:
+    value = quantities.with_interval(bar.value, panel.unit)
+    return ", ".join(filter(None, (bar.series, *bar.group.split("\n"), value)))
 
 
 def _in_words(panel: BarPanel) -> str:

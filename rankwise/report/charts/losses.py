@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -30,21 +31,25 @@ def loss_chart(courses: Mapping[str, tuple[Kind, Course]]) -> Drawing:
     looks = Look.of_each({label: kind for label, (kind, _) in courses.items()})
     means = {label: averaged(course) for label, (_, course) in courses.items()}
     rows = [
-        {"run": label, "step": step, "loss": loss}
+        {"run": label, "step": step, "loss": loss, "said": f"{label}, step {step:.0f}: {loss:.3f}"}
         for label, points in means.items()
         for step, loss in points
+        if math.isfinite(loss)  # a run that diverged has others
     ]
     width, height = _SIZE
     encoding = {
         "x": number("step", title="Optimizer step", axis={"tickCount": 6, "grid": False}),
         "y": number("loss", title="Training loss (nats per token)", scale={"zero": False}),
-        "color": keyed("run", looks, width)["color"],
+        "color": keyed(looks, width)["color"],
     }
-    drawn = layer("line", rows, encoding, strokeWidth=1.6, opacity=0.85)
+    layers = [
+        layer("line", rows, encoding, strokeWidth=1.6, opacity=0.85),
+        layer("point", rows, encoding, filled=True, size=60, opacity=0),  # for the pointer
+    ]
     words = [
         f"{label} from {points[0][1]:.3g} to {points[-1][1]:.3g}" for label, points in means.items()
     ]
-    return Drawing(layered([drawn], width, height), f"{'; '.join(words)}.")
+    return Drawing(layered(layers, width, height), f"{'; '.join(words)}.")
 
 
 def averaged(course: Course) -> list[tuple[float, float]]:

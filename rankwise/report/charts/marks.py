@@ -70,8 +70,37 @@ Encoding = Mapping[str, Any]
 
 
 def layer(kind: str, rows: Sequence[Mapping[str, Any]], encoding: Encoding, **look: Any) -> Chart:
-    """A layer: a mark of Vega-Lite's for each row, or through all of them."""
-    return {"data": {"values": rows}, "mark": {"type": kind, **look}, "encoding": encoding}
+    """A layer: a mark of Vega-Lite's for each row, or through all of them.
+
+    What rows call themselves decides the rest: ``said`` is shown where the pointer is, of a ``run``
+    that is hidden they are not drawn, and ``names`` are pale while it is.
+    """
+    fields = rows[0].keys() if rows else ()
+    drawn: Chart = {"data": {"values": rows}, "mark": {"type": kind, **look}, "encoding": encoding}
+    if "said" in fields and kind != "line":  # a line is one mark for all its rows
+        drawn["encoding"] = {**encoding, "tooltip": category("said")}
+    if "run" in fields:
+        drawn["transform"] = [{"filter": _is_shown("run")}]
+    if "names" in fields:
+        drawn["mark"]["opacity"] = _paler("names")
+    return drawn
+
+
+HIDDEN = {"name": "hidden", "value": []}
+"""The parameter of every chart: runs that are not drawn; the page's script adds to it."""
+
+
+def _is_shown(field: str) -> str:
+    return f"indexof(hidden, datum.{field}) < 0"
+
+
+def _paler(field: str) -> dict[str, str]:
+    """The opacity of what names a run, which stays where the run is hidden."""
+    return {"expr": f"{_is_shown(field)} ? 1 : 0.35"}
+
+
+KEY = {"symbolOpacity": _paler("value"), "labelOpacity": _paler("value")}
+"""Of every key to runs."""
 
 
 def number(field: str, **how: Any) -> dict[str, Any]:
@@ -94,10 +123,22 @@ def layered(layers: Iterable[Chart], width: float, height: float, **more: Any) -
     return {"layer": drawn, "width": width, "height": height, **more}
 
 
-def with_datasets(chart: Chart) -> Chart:
-    """The chart with all rows at its top, those that layers share once."""
+def with_datasets(chart: Chart, items_at: str | None = None) -> Chart:
+    """A whole chart: all rows at its top, those that layers share once.
+
+    Args:
+        chart: whose layers have rows of their own.
+        items_at: the page with the items that marks link to; empty: this one; None: there is none,
+            and marks are no links.
+    """
     names: dict[int, str] = {}
     datasets: dict[str, Any] = {}
+
+    def linked(row: Mapping[str, Any]) -> dict[str, Any]:
+        own = {key: value for key, value in row.items() if key != "href"}
+        if items_at is not None and "href" in row:
+            own["href"] = f"{items_at}{row['href']}"
+        return own
 
     def named(part: Chart) -> Chart:
         part = dict(part)
@@ -105,12 +146,17 @@ def with_datasets(chart: Chart) -> Chart:
             part[key] = [named(each) for each in part[key]]
         if "data" in part:
             rows = part["data"]["values"]
-            place = names.setdefault(id(rows), f"rows {len(names) + 1}")
-            datasets[place] = rows
-            part["data"] = {"name": place}
+            if id(rows) not in names:
+                names[id(rows)] = f"rows {len(names) + 1}"
+                datasets[names[id(rows)]] = [linked(row) for row in rows]
+            part["data"] = {"name": names[id(rows)]}
+            if items_at is None:
+                part["encoding"] = {
+                    channel: how for channel, how in part["encoding"].items() if channel != "href"
+                }
         return part
 
-    return {**named(chart), "datasets": datasets}
+    return {**named(chart), "datasets": datasets, "params": [HIDDEN]}
 
 
 def bounds(value: Interval | float, axis: str) -> dict[str, float]:
@@ -130,24 +176,22 @@ def between(
     return layer(kind, rows, {**encoding, axis: low, f"{axis}2": {"field": f"{axis}_high"}}, **look)
 
 
-def keyed(
-    field: str, looks: Mapping[str, Look], width: float, title: str | None = None
-) -> dict[str, Any]:
-    """Colour and shape by the series that a field names, with one key above."""
+def keyed(looks: Mapping[str, Look], width: float, title: str | None = None) -> dict[str, Any]:
+    """Colour and shape by the run of a row, with one key above."""
     names = list(looks)
     key = {
         "title": title,
         "orient": "top",
         "columns": key_columns(names, width),
-        "symbolOpacity": 1,
+        **KEY,
         "labelLimit": max(width, _LEAST_LABEL),
     }
 
     def by_name(values: list[str]) -> dict[str, Any]:
-        return category(field, scale={"domain": names, "range": values}, legend=key)
+        return category("run", scale={"domain": names, "range": values}, legend=key)
 
     return {
-        "color": by_name([each.colour.light for each in looks.values()]),
+        "color": by_name([each.colour.css for each in looks.values()]),
         "shape": by_name([each.shape for each in looks.values()]),
     }
 
@@ -179,7 +223,7 @@ def axis(title: str, domain: tuple[float, float]) -> dict[str, Any]:
 
 def ring(rows: Iterable[Mapping[str, Any]], at: Encoding) -> Chart:
     """Around what is recommended."""
-    look = {"filled": False, "size": 230, "shape": "circle", "color": INK.light}
+    look = {"filled": False, "size": 230, "shape": "circle", "color": INK.css}
     return layer("point", [row for row in rows if row["is_ringed"]], at, **look, strokeWidth=1.6)
 
 
@@ -212,21 +256,21 @@ def names_beside(names: Sequence[Name], width: float) -> list[Chart]:
         taken.append((left, left + length, y, LINE))
         if y > name.y:
             end = {"x2": left if fits else left + length, "y2": y}
-            leaders.append({"x": name.x, "y": name.y, **end, "colour": name.colour.light})
+            leaders.append({"x": name.x, "y": name.y, **end, "colour": name.colour.css})
         moved.append(name._replace(x=left, y=y))
     ends = {**_PIXELS, "x2": {"field": "x2"}, "y2": {"field": "y2"}}
     dashed = layer("rule", leaders, {**ends, "color": COLOUR}, strokeDash=[2, 2])
     return [dashed, *on_halo(moved)]
 
 
-def on_halo(names: Sequence[Name], weight: str = "bold") -> list[Chart]:
+def on_halo(names: Sequence[Name]) -> list[Chart]:
     """Texts that begin at their places, legible on any mark."""
     rows = [
-        {"text": name.text, "x": name.x, "y": name.y, "colour": name.colour.light} for name in names
+        {"names": name.text, "x": name.x, "y": name.y, "colour": name.colour.css} for name in names
     ]
-    text = {**_PIXELS, "text": category("text")}
-    look = {"align": "left", "baseline": "middle", "fontSize": FONT_SIZE, "fontWeight": weight}
-    halo = {"color": PAGE.light, "stroke": PAGE.light, "strokeWidth": 4}
+    text = {**_PIXELS, "text": category("names")}
+    look = {"align": "left", "baseline": "middle", "fontSize": FONT_SIZE, "fontWeight": "bold"}
+    halo = {"color": PAGE.css, "stroke": PAGE.css, "strokeWidth": 4}
     return [
         layer("text", rows, text, **look, **halo),
         layer("text", rows, {**text, "color": COLOUR}, **look),

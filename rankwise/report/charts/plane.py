@@ -32,7 +32,9 @@ from rankwise.report.charts.marks import (
 from rankwise.report.charts.theme import MUTED
 from rankwise.report.parts import Chart, Drawing, some_of, thinned
 
-_SIZE, _SMALL_SIZE = (470, 350), (310, 220)
+_SIZE, _SMALL_SIZE = (360, 300), (310, 220)
+"""With its axis the first is as wide as a phone, in letters of 11 pixels."""
+
 _MANY = 7
 """With more marks than this, bars are paler."""
 
@@ -124,7 +126,9 @@ def _plane(plane: Plane, size: tuple[int, int]) -> Chart:
     width, height = size
     rows: list[dict[str, Any]] = [
         {
-            "colour": mark.look.colour.light,
+            "run": mark.name,
+            "said": mark.words,
+            "colour": mark.look.colour.css,
             "shape": mark.look.shape,
             "is_ringed": mark.is_ringed,
             "href": items_link(model=mark.model),
@@ -148,8 +152,15 @@ def _plane(plane: Plane, size: tuple[int, int]) -> Chart:
         )
 
     base = Look.of("base")
-    zero: dict[str, Any] = {"x": 0.0, "y": 0.0, "colour": base.colour.light, "shape": base.shape}
-    zero["href"] = items_link()
+    zero: dict[str, Any] = {
+        "x": 0.0,
+        "y": 0.0,
+        "colour": base.colour.css,
+        "shape": base.shape,
+        "run": "base",
+        "said": "base: no change",
+        "href": items_link(),
+    }
     points = [*rows, zero] if plane.has_origin else rows
     few = len(rows) <= _MANY
     thin: dict[str, Any] = {"strokeWidth": 1.6 if few else 1.2, "opacity": 1 if few else 0.5}
@@ -175,13 +186,14 @@ def _lines(
     plane: Plane, rows: Sequence[dict[str, Any]], zero: dict[str, Any], at: dict[str, Any]
 ) -> Iterator[Chart]:
     """Through the origin, at the limit, and along the path."""
-    look: dict[str, Any] = {"color": MUTED.light}
+    look: dict[str, Any] = {"color": MUTED.css}
     if plane.has_origin:
         for axis_name, channel in at.items():
-            yield layer("rule", [zero], {axis_name: channel}, **look, strokeWidth=1)
+            yield layer("rule", [{"x": 0.0, "y": 0.0}], {axis_name: channel}, **look, strokeWidth=1)
     if plane.limit is not None:
+        place, name = plane.limit
         dashed = {"strokeDash": [5, 4], "strokeWidth": 1.2}
-        yield layer("rule", [{"x": plane.limit[0]}], {"x": at["x"]}, **look, **dashed)
+        yield layer("rule", [{"x": place, "run": name}], {"x": at["x"]}, **look, **dashed)
     if plane.path:
         stops = [
             {**(zero if place is None else rows[place]), "order": n}
@@ -208,7 +220,7 @@ def _regions(rows: Sequence[Mapping[str, Any]], confidence: float) -> Iterator[d
     for place, row in enumerate(rows):
         for n in range(_CORNERS):
             angle = 2 * math.pi * n / _CORNERS
-            edge: dict[str, Any] = {"colour": row["colour"], "place": place, "order": n}
+            edge = {"run": row["run"], "colour": row["colour"], "place": place, "order": n}
             for key, part in (("x", math.cos(angle)), ("y", math.sin(angle))):
                 bound = row[f"{key}_high"] if part > 0 else row[f"{key}_low"]
                 edge[key] = row[key] + scale * abs(part) * (bound - row[key])

@@ -17,6 +17,7 @@ from rankwise.records.study import Interval, Unit
 from rankwise.report.charts.marks import (
     ARE_DRAWN,
     COLOUR,
+    KEY,
     LINE,
     MOST_MARKS,
     Encoding,
@@ -44,7 +45,7 @@ from rankwise.report.parts import Chart, Drawing, some_of, thinned
 MOST_SERIES = len(SERIES)
 """Each has a colour and a shape."""
 
-_SIZE, _SMALL_SIZE = (420, 280), (205, 165)
+_SIZE, _SMALL_SIZE = (350, 260), (205, 165)
 _STEP = 0.13
 """Between two marks of one rank and no series, in powers of two."""
 
@@ -183,7 +184,7 @@ class _Series(NamedTuple):
         if not self.names:
             return {"color": COLOUR}
         looks = map(Look, SERIES, SERIES_SHAPES)
-        return keyed("series", dict(zip(self.names, looks, strict=False)), width, self.title)
+        return keyed(dict(zip(self.names, looks, strict=False)), width, self.title)
 
     def places(self, marks: Sequence[RankMark]) -> Iterator[float]:
         """Where marks stand beside their ranks: with their series, or side by side."""
@@ -231,8 +232,9 @@ def _panel(
     rows = [
         {
             "x": place,
-            "series": mark.series,
-            "colour": kind_colour(mark.rank).light,
+            "run": mark.series,
+            "said": _said(panel, mark),
+            "colour": kind_colour(mark.rank).css,
             "is_ringed": mark.is_ringed,
             "href": items_link(model=mark.name),
             **bounds(mark.value, "y"),
@@ -241,9 +243,17 @@ def _panel(
     ]
     layers: list[Chart] = []
     if panel.has_zero:
-        layers.append(layer("rule", [{"y": 0.0}], {"y": at["y"]}, color=MUTED.light))
+        layers.append(layer("rule", [{"y": 0.0}], {"y": at["y"]}, color=MUTED.css))
     across: _Lines = grouped(
-        ((line.text, line.kind), bounds(line.value, "y")) for line in panel.lines
+        (
+            (line.text, line.kind),
+            {
+                "run": line.text,
+                "said": f"{line.text} {panel.write(line.value)}",
+                **bounds(line.value, "y"),
+            },
+        )
+        for line in panel.lines
     )
     layers += _across(across, {"y": at["y"]})
     layers.append(_curves(panel.curves, at))
@@ -254,7 +264,7 @@ def _panel(
         ends = ((mark.rank, bounds(mark.value, "y")["y"]) for mark in panel.marks)
         means = means_by_rank(ends)
         through = [{"x": rank, "y": mean} for rank, mean in means.items()]
-        layers.append(layer("line", through, at, color=MUTED.light, strokeWidth=1.2))
+        layers.append(layer("line", through, at, color=MUTED.css, strokeWidth=1.2))
     point = {**at, **look, **links(mark.name for mark in panel.marks)}
     layers += [
         between("rule", rows, "y", {**at, "color": look["color"]}, strokeWidth=1.7),
@@ -267,14 +277,14 @@ def _panel(
     return layered(layers, width, height, **titled)
 
 
-_Lines = Mapping[tuple[str, Kind], Sequence[dict[str, float]]]
-"""The bounds of the lines across, by what they are called."""
+_Lines = Mapping[tuple[str, Kind], Sequence[dict[str, Any]]]
+"""The rows of the lines across, by what they are called."""
 
 
 def _across(drawn: _Lines, at: Encoding) -> Iterator[Chart]:
     """Estimates across, in bands of their intervals; dashed for full fine-tuning."""
     for (_, kind), rows in drawn.items():
-        colour = kind_colour(kind).light
+        colour = kind_colour(kind).css
         dash = [1, 0] if kind == "base" else [6, 3]
         bands = thinned(rows, _MOST_BANDS)
         yield between("rect", bands, "y", at, color=colour, opacity=0.16 / len(bands))
@@ -284,22 +294,20 @@ def _across(drawn: _Lines, at: Encoding) -> Iterator[Chart]:
 def _curves(curves: Sequence[RankCurve], at: Encoding) -> Chart:
     names = [curve.name for curve in curves]
     dash = category(
-        "name",
+        "run",
         sort=names,
         scale={"domain": names, "range": list(_DASHES[: len(names)])},
-        legend={"title": None, "orient": "bottom", "symbolStrokeColor": MUTED.light},
+        legend={"title": None, "orient": "bottom", "symbolStrokeColor": MUTED.css, **KEY},
     )
     rows = [
-        {"x": rank, "y": value, "name": curve.name}
+        {"x": rank, "y": value, "run": curve.name}
         for curve in curves
         for rank, value in curve.points
     ]
-    return layer("line", rows, {**at, "strokeDash": dash}, color=MUTED.light, strokeWidth=1.6)
+    return layer("line", rows, {**at, "strokeDash": dash}, color=MUTED.css, strokeWidth=1.6)
 
 
-def _line_names(
-    drawn: _Lines, domain: tuple[float, float], size: tuple[int, int]
-) -> Iterator[Chart]:
+def _line_names(drawn: _Lines, domain: tuple[float, float], size: tuple[int, int]) -> list[Chart]:
     """At the right ends of the lines, a line's height apart; of several at their mean."""
     low, high = domain
     width, height = size
@@ -308,20 +316,21 @@ def _line_names(
         for key, rows in drawn.items()
     }
     last = -math.inf
-    names: dict[str, list[Name]] = {"normal": [], "bold": []}
+    names: list[Name] = []
     for text, kind in sorted(means, key=lambda key: means[key]):
         last = max(means[text, kind], last + LINE)
-        name = Name(text, width + _BESIDE, last, kind_colour(kind))
-        names["normal" if kind == "base" else "bold"].append(name)
-    for weight, own in names.items():
-        yield from on_halo(own, weight)
+        names.append(Name(text, width + _BESIDE, last, kind_colour(kind)))
+    return on_halo(names)
+
+
+def _said(panel: RankPanel, mark: RankMark) -> str:
+    series = f", {mark.series}" if mark.series else ""
+    return f"{mark.name or f'rank {mark.rank}'}{series} {panel.write(mark.value)}"
 
 
 def _in_words(panel: RankPanel) -> Iterator[str]:
     before = f"{panel.title}, " if panel.title else ""
     for mark in panel.drawn:
-        name = mark.name or f"rank {mark.rank}"
-        series = f", {mark.series}" if mark.series else ""
-        yield f"{before}{name}{series} {panel.write(mark.value)}"
+        yield f"{before}{_said(panel, mark)}"
     for line in panel.lines:
         yield f"{before}{line.text} {panel.write(line.value)}"

@@ -2,14 +2,15 @@
 
 Ranks run from light green to dark violet (told apart in grey as well), full fine-tuning is
 vermilion, the base is grey; methods differ in shape too. Every colour has a partner for dark
-pages, which the report's style sheet puts in its place.
+pages; the browser chooses.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rankwise.records.axes import Kind
@@ -24,6 +25,11 @@ class Colour(NamedTuple):
 
     light: str
     dark: str
+
+    @property
+    def css(self) -> str:
+        """Whichever suits the page it is on."""
+        return f"light-dark({self.light}, {self.dark})"
 
 
 PAGE = Colour("#ffffff", "#16191d")
@@ -88,6 +94,14 @@ _RAMP: tuple[tuple[float, Colour], ...] = (
 )
 
 
+_CSS = re.compile(r"light-dark\((#[0-9a-f]{6}), #[0-9a-f]{6}\)")
+
+
+def on_white(text: str) -> str:
+    """A text with the colours of white pages alone, for what does not know the others."""
+    return _CSS.sub(r"\1", text)
+
+
 def kind_colour(kind: Kind) -> Colour:
     """The colour of a rank, of full fine-tuning, or of the base."""
     if isinstance(kind, int):
@@ -112,12 +126,6 @@ def kind_shape(kind: Kind) -> str:
     return "circle" if isinstance(kind, int) else "diamond" if kind == "base" else "square"
 
 
-def page_colours(kinds: Iterable[Kind]) -> tuple[Colour, ...]:
-    """Every colour that the charts of these kinds can hold, each once."""
-    always = (PAGE, INK, MUTED, GRID, ALARM, UNSHOWN, *GAIN_STEPS, *LOSS_STEPS, *SERIES)
-    return tuple(dict.fromkeys((*always, *(kind_colour(kind) for kind in kinds))))
-
-
 def key_columns(labels: Sequence[str], width: float) -> int:
     """How many entries of a key fit next to each other into ``width`` pixels."""
     longest = max(len(label) for label in labels)
@@ -131,22 +139,22 @@ def theme() -> dict[str, Any]:
         return {
             f"{name}FontSize": FONT_SIZE,
             f"{name}FontWeight": weight,
-            f"{name}Color": colour.light,
+            f"{name}Color": colour.css,
         }
 
     return {
-        "background": PAGE.light,
+        "background": None,
         "padding": 6,
         "font": FONT,
         "axis": {
             **words("label"),
             **words("title"),
             "titlePadding": 8,
-            "gridColor": GRID.light,
-            "domainColor": MUTED.light,
-            "tickColor": MUTED.light,
+            "gridColor": GRID.css,
+            "domainColor": MUTED.css,
+            "tickColor": MUTED.css,
         },
-        "text": {"fontSize": FONT_SIZE, "color": INK.light},
+        "text": {"fontSize": FONT_SIZE, "color": INK.css},
         "view": {"stroke": None},
         "legend": {**words("label"), **words("title", MUTED), "labelLimit": 240, "symbolSize": 90},
         "concat": {"spacing": 26},
@@ -156,7 +164,7 @@ def theme() -> dict[str, Any]:
             "frame": "group",
             "fontSize": TITLE_SIZE,
             "fontWeight": "bold",
-            "color": INK.light,
+            "color": INK.css,
             **words("subtitle", MUTED),
             "subtitlePadding": 5,
             "lineHeight": 19,

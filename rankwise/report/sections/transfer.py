@@ -231,7 +231,7 @@ def heat_cell(cell: Measured | None, is_mean: bool = False) -> HeatCell | None:
         f"{'▼ ' if _is_alarm(cell) else ''}{quantities.change(change.estimate, change.unit)}",
         quantities.change_interval(change.lower, change.upper, change.unit),
         is_shown=change.sign() != 0,
-        frame=ALARM.light if _is_alarm(cell) else INK.light if is_own else "",
+        frame=ALARM.css if _is_alarm(cell) else INK.css if is_own else "",
         task=cell.tasks[0] if len(cell.tasks) == 1 else "",
     )
 

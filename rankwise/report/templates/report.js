@@ -3,7 +3,8 @@
 /* The rule of rankwise/findings/decision.py; a test holds both to the same answers. */
 function judge(rule, delta, epsilon, ceiling) {
   const state = (shown, excluded) => (shown ? 1 : excluded ? -1 : 0);
-  const better = rule.gain.map(([low, high]) => state(low > 0, high <= 0));
+  // without a base, none has to be better than one
+  const better = rule.gain.map(([low, high]) => (rule.has_base === false ? 1 : state(low > 0, high <= 0)));
   const keeps =
     rule.loss === null
       ? better.map(() => 1)
@@ -75,7 +76,8 @@ function showSliders(box) {
         head.textContent = label;
         row.append(head);
         const kept = rule.loss === null ? "—" : STATES[judged.keeps[place]];
-        for (const text of [STATES[judged.better[place]], kept, STATES[judged.near[place]]]) {
+        const gained = rule.has_base === false ? "—" : STATES[judged.better[place]];
+        for (const text of [gained, kept, STATES[judged.near[place]]]) {
           const cell = document.createElement("td");
           cell.textContent = text;
           row.append(cell);
@@ -89,6 +91,55 @@ function showSliders(box) {
 }
 
 document.querySelectorAll(".sliders").forEach(showSliders);
+
+/* Charts: a specification of Vega-Lite's is drawn when it comes into sight, or for print. */
+const LEAST_LETTERS = 11;
+const MOST_ENLARGED = 1.25;
+
+function draw(chart) {
+  drawnLater.unobserve(chart);
+  if (chart.dataset.drawn) return;
+  chart.dataset.drawn = "begun";
+  drawn(chart).catch((error) => {
+    chart.firstElementChild.textContent = `This chart cannot be drawn: ${error.message}`;
+  });
+}
+
+async function drawn(chart) {
+  const place = element("div");
+  place.ariaHidden = "true"; /* the image that it is in has words of its own */
+  chart.firstElementChild.append(place);
+  const { view } = await vegaEmbed(place, JSON.parse(chart.nextElementSibling.textContent), {
+    actions: false,
+    mode: "vega-lite",
+    ast: true /* the page's policy allows no code from text */,
+    config: JSON.parse(document.getElementById("look").textContent),
+    defaultStyle: false,
+    tooltip: { disableDefaultStyle: true },
+  });
+  const svg = place.querySelector("svg");
+  const width = svg.viewBox.baseVal.width;
+  const letters = [...svg.querySelectorAll("text")].map((text) => parseFloat(getComputedStyle(text).fontSize));
+  svg.style.minWidth = `${(width * LEAST_LETTERS) / Math.min(...letters)}px`;
+  svg.style.maxWidth = `${width * MOST_ENLARGED}px`;
+  view.addEventListener("click", (_, item) => {
+    /* an entry of a key, or a name beside a mark */
+    const name = item?.mark.role?.startsWith("legend") ? item.datum.value : item?.datum?.names;
+    if (name === undefined) return;
+    const hidden = view.signal("hidden");
+    const others = hidden.filter((each) => each !== name);
+    view.signal("hidden", others.length < hidden.length ? others : [...hidden, name]).runAsync();
+  });
+  chart.dataset.drawn = "yes";
+}
+
+const drawnLater = new IntersectionObserver(
+  (seen) => seen.filter((each) => each.isIntersecting).forEach((each) => draw(each.target)),
+  { rootMargin: "600px" },
+);
+const charts = document.querySelectorAll(".chart");
+charts.forEach((chart) => drawnLater.observe(chart));
+window.addEventListener("beforeprint", () => charts.forEach(draw));
 
 /* Item by item. Texts are set as text, never as HTML. */
 const ROW_HEIGHT = 34;
