@@ -161,7 +161,7 @@ def _refuse(margin: float, tasks: tuple[str, ...]) -> None:
     """Refuse a margin that is none, and no tasks."""
     problems: list[str] = []
     if not (math.isfinite(margin) and margin > 0):
-        problems.append(f"--max-loss {margin:g} is no margin; give a number above 0")
+        problems.append(f"--max-loss {margin:g} is not a margin; give a number above 0")
     if not tasks:
         problems.append("--tasks names no task; name at least one")
     if problems:

@@ -326,7 +326,7 @@ def _kind(entry: str) -> RepairFamily | Repair:
     if single is not None and re.fullmatch(single, text):
         return Repair(family=family, value=float(text))
     raise ValueError(
-        f"{entry} is no repair; a value is for truncate (a rank of 1 or more) and for intruders "
+        f"{entry} is not a repair; a value is for truncate (a rank of 1 or more) and for intruders "
         "(a factor from 0 to 1)"
     )
 

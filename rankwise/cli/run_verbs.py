@@ -73,7 +73,7 @@ AcceptNewStack = Annotated[
 
 def _device(text: str) -> str:
     if text not in ("cpu", "cuda"):
-        raise typer.BadParameter(f"{text!r} is no device; write cpu or cuda")
+        raise typer.BadParameter(f"{text!r} is not a device; write cpu or cuda")
     return text
 
 
@@ -90,7 +90,7 @@ def _positive(text: str) -> float:
     except ValueError:
         number = 0.0
     if not 0 < number < math.inf:
-        raise typer.BadParameter(f"{text!r} is no number above 0; write one, such as 2.5")
+        raise typer.BadParameter(f"{text!r} is not a number above 0; write one, such as 2.5")
     return number
 
 

@@ -91,7 +91,7 @@ def _read_data(draft: Draft) -> None:
     given = entries.take("datasets")
     sets = [each for each in given if isinstance(each, Mapping)] if isinstance(given, list) else []
     if given is not None and not sets:
-        entries.problems.append(f"datasets: {shown(given)} is no list of data sets; correct it")
+        entries.problems.append(f"datasets: {shown(given)} is not a list of data sets; correct it")
     if not sets:
         return
     first = {str(key): value for key, value in sets[0].items()}

@@ -195,11 +195,11 @@ def _refuse_settings(
     if not tasks:
         problems.append("tasks: there are none; name at least one")
     if every < 1:
-        problems.append(f"every: {every} is no number of steps; give at least 1")
+        problems.append(f"every: {every} is not a number of steps; give at least 1")
     if items < 2:
         problems.append(f"items: {items} are too few for an interval; give at least 2")
     if limit is not None and not (math.isfinite(limit) and limit > 0):
-        problems.append(f"max_retention_loss: {limit:g} is no margin; give a number above 0")
+        problems.append(f"max_retention_loss: {limit:g} is not a margin; give a number above 0")
     if problems:
         raise ConfigError(_NAME, problems)
 

@@ -50,7 +50,7 @@ def study_files(folder: StudyFolder, study: StudyRecord) -> list[StudyFile]:
     there = [each for each in found if each.path.exists()]
     for each in there:
         if not each.path.is_file():
-            raise RecordError(f"{each.path} is no regular file. Take it out of the study.")
+            raise RecordError(f"{each.path} is not a regular file. Take it out of the study.")
     return there
 
 

@@ -183,7 +183,7 @@ def test_rows_that_cannot_be_read_leave_nothing_behind(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("rows.jsonl", "--budget", "soon"), "'soon' is no time; write 90min, 2h or 1d"),
+        (("rows.jsonl", "--budget", "soon"), "'soon' is not a time; write 90min, 2h or 1d"),
         (("rows.jsonl", "--column", "promt=q"), "promt: unknown key; did you mean 'prompt'?"),
         (("rows.jsonl", "--column", "prompt=q"), "neither of 'completion' and 'messages' given"),
         (("nothing.jsonl",), "nothing.jsonl cannot be read: "),

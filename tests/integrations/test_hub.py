@@ -281,7 +281,7 @@ def test_a_study_with_a_pipe_in_it_stops_nothing(
     os.mkfifo(metrics)
     done = push(copy, "--run", LORA)
     assert done.exit_code == 1
-    assert f"{metrics} is no regular file. Take it out of the study." in words(done.stderr)
+    assert f"{metrics} is not a regular file. Take it out of the study." in words(done.stderr)
     assert stand_in.repositories == {}
 
 

@@ -171,7 +171,7 @@ def test_what_is_not_carried_over_is_said(tmp_path: Path, more: str, sentence: s
         ("warmup_steps: 10", "set train.warmup_ratio to 10 over the steps"),
         ("micro_batch_size: 2", "not given, so Axolotl's defaults: dropout 0.0; epochs 1"),
         ("micro_batch_size: 2", "the number of devices is not given"),
-        ("num_epochs: 1.5", "num_epochs: 1.5 is no whole number; train.epochs is 2"),
+        ("num_epochs: 1.5", "num_epochs: 1.5 is not a whole number; train.epochs is 2"),
         ("datasets: [{path: a, type: chat_template, message_property_mappings: x}]", "last turn"),
         ("datasets: [{path: a, type: alpaca}]", "alpaca's (instruction, input and output)"),
         (
@@ -208,8 +208,8 @@ def test_a_data_set_of_llama_factory_is_looked_up(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "the file is no mapping of keys to values"),
-        ("- 1\n", "the file is no mapping of keys to values"),
+        ("", "the file is not a mapping of keys to values"),
+        ("- 1\n", "the file is not a mapping of keys to values"),
         ("a: [1", "not valid YAML: line 2"),
         ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
         ("a: &a [x, x]\nb: &b [*a, *a]\n" + "c: *b\n" * 60_000, "more than 100,000 values"),
@@ -224,10 +224,10 @@ def test_a_data_set_of_llama_factory_is_looked_up(tmp_path: Path) -> None:
         (LORA + "learning_rate: fast", "learning_rate: fast is not a number"),
         (LORA + "learning_rate: 0", "learning_rate: 0 is not above 0"),
         (LORA + "learning_rate: .nan", "learning_rate: nan is not a number"),
-        (LORA + "micro_batch_size: 0", "micro_batch_size: 0 is no batch size"),
+        (LORA + "micro_batch_size: 0", "micro_batch_size: 0 is not a batch size"),
         (LORA + "load_in_4bit: maybe", "load_in_4bit: maybe is neither true nor false"),
         (LORA + "lora_target_modules: [1]", "lora_target_modules: [1] is not a list of names"),
-        (LORA + "datasets: x", "datasets: x is no list of data sets"),
+        (LORA + "datasets: x", "datasets: x is not a list of data sets"),
         (LORA + "datasets: [{path: 5}]", "the data 5 is no path and no name"),
         (LORA + "rl: dpo", "rl: dpo is not supervised training"),
         (LORA.replace("lora", "llama-adapter", 1), "adapter: llama-adapter is not compared"),

@@ -122,7 +122,7 @@ def find_base_model(
         refuse_adapter(here)
         return BaseModel(config.name, here, _folder_fingerprint(here))
     if not _may_be_on_the_hub(config.name):
-        raise ModelError(f"base_model {config.name!r} is not a folder. Check the path.")
+        raise ModelError(f"base_model {config.name!r} is not a folder; check the path.")
     return _hub_model(config, report, weights)
 
 
@@ -152,9 +152,9 @@ def trained_folder(name: str, report: Callable[[str], None] = lambda _: None) ->
     if here is not None:
         return here
     if "/" not in name or not _may_be_on_the_hub(name):
-        raise ModelError(f"{name} is not a folder. Check the path.")
+        raise ModelError(f"{name} is not a folder; check the path.")
     patterns = [*_SMALL_FILES, "*.safetensors"]
-    return _snapshot(name, None, patterns, f"{name} is no folder here", report)
+    return _snapshot(name, None, patterns, f"{name} is not a folder here", report)
 
 
 def folder_here(name: str) -> Path | None:
@@ -446,7 +446,7 @@ def _contiguous(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def model_skeleton(folder: Path) -> nn.Module:
     """The model without its weights (on the meta device): shapes and names only."""
     config = _model_config(folder)
-    with unusable(f"{folder} is no causal language model", _CHECK_CONFIG), torch.device("meta"):
+    with unusable(f"{folder} is not a causal language model", _CHECK_CONFIG), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
