@@ -110,7 +110,7 @@ def _read_data(draft: Draft) -> None:
         describe_rows(draft, "messages" if is_messages else "sharegpt")
         if template is not None:
             draft.to_check.append(
-                f"chat_template: {shown(template)}; the base model's own template is taken"
+                f"chat_template: {shown(template)}; the base model's own template is used"
             )
     elif str(kind).startswith("alpaca"):
         describe_rows(draft, "alpaca")

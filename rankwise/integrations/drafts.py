@@ -375,7 +375,7 @@ def _read_schedule(draft: Draft, tool: Tool) -> None:
     elif name is not None:
         nearest = "cosine" if "cosine" in name else "linear"
         draft.fields["schedule"] = nearest
-        draft.not_carried.append(f"{keys['schedule']}: {shown(name)}; {nearest} is taken")
+        draft.not_carried.append(f"{keys['schedule']}: {shown(name)}; {nearest} is used")
 
 
 def _take_defaults(draft: Draft, tool: Tool) -> None:
@@ -420,7 +420,7 @@ def _check_values(draft: Draft, tool: Tool) -> None:
         value = draft.fields.get(field)
         if value is not None and value <= 0:
             if field == "max_grad_norm":  # 0 turns it off
-                draft.not_carried.append(f"{tool.keys[field]}: {value:g}, no limit; 1 is taken")
+                draft.not_carried.append(f"{tool.keys[field]}: {value:g}, no limit; 1 is used")
                 draft.fields[field] = None
                 continue
             draft.entries.problems.append(

@@ -150,7 +150,7 @@ class RetentionCallback(TrainerCallback):
         names = [task.name for of_relation in tasks.values() for task in of_relation]
         if both := sorted({name for name in names if names.count(name) > 1}):
             raise TaskError(
-                f"{', '.join(both)} would be of retention and of the gain. Name each task once."
+                f"{', '.join(both)} is listed in both tasks and gain. Name each task once."
             )
         return tasks
 

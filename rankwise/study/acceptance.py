@@ -112,7 +112,7 @@ def require_disk(folder: StudyFolder, graph: Sequence[Stage], num_workers: int =
         if num_workers > 1:
             by, fewer = f" with {num_workers} units at a time", "do fewer at a time, "
         raise StorageError(
-            f"what is left of the study takes about {in_words(needed)}{by} in {folder.root} and "
+            f"the rest of the study needs about {in_words(needed)}{by} in {folder.root} and "
             f"{in_words(free)} are free. Free some space, {fewer}choose another --study-dir, or "
             "leave full fine-tuning out with methods.full=null."
         )

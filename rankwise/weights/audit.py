@@ -147,7 +147,7 @@ def _missing(layers: Sequence[str]) -> tuple[str, ...]:
     names = [*layers[:_NAMED_LAYERS], *([f"{quantities.count(more)} more"] if more > 0 else [])]
     return (
         f"{CONFIG_FILE} targets {quantities.counted(len(layers), 'layer')} that the adapter has no "
-        f"factors for: {quantities.listed(names)}. They are taken as not adapted; check that the "
+        f"factors for: {quantities.listed(names)}. They are treated as not adapted; check that the "
         "file is complete.",
     )
 

@@ -173,4 +173,4 @@ def test_bad_input_is_told_and_exits_with_2(
     assert "would round the weights of merged-fp16 once more" in rounded
     assert "is not a folder" in problem("check", weak.base, tmp_path / "none", "--tasks", "blues")
     elsewhere = problem("check", weak.base, "nobody/no-adapter", "--tasks", "blues")
-    assert "nobody/no-adapter is not a folder here, and the hub could not give it" in elsewhere
+    assert "nobody/no-adapter is not a folder here, and the hub could not provide it" in elsewhere

@@ -293,7 +293,7 @@ def test_a_task_of_both_relations_is_refused(
     tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
 ) -> None:
     trainer = refusal(tiny_model_folder, tasks_folder, tmp_path, gain=["hues"])
-    with pytest.raises(TaskError, match="hues would be of retention and of the gain"):
+    with pytest.raises(TaskError, match="hues is listed in both tasks and gain"):
         trainer.train()
 
 

@@ -145,15 +145,15 @@ def test_one_key(tmp_path: Path, more: str, field: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        ("optimizer: lion_pytorch", "optimizer: lion_pytorch; AdamW is taken"),
-        ("lr_scheduler: rex", "lr_scheduler: rex; linear is taken"),
+        ("optimizer: lion_pytorch", "optimizer: lion_pytorch; AdamW is used"),
+        ("lr_scheduler: rex", "lr_scheduler: rex; linear is used"),
         ("fp16: true", "fp16: a study computes in bfloat16 or float32"),
         ("neftune_noise_alpha: 5", "neftune_noise_alpha: 5"),
         ("lora_modules_to_save: [lm_head]", "lora_modules_to_save: ['lm_head']"),
         ("loraplus_lr_ratio: 8", "loraplus_lr_ratio: 8; LoRA+ is trained with 16"),
         ("peft_init_lora_weights: loftq", "peft_init_lora_weights: loftq"),
         ("lora_target_modules: '.*q_proj'", "lora_target_modules: .*q_proj, a pattern"),
-        ("max_grad_norm: 0", "max_grad_norm: 0, no limit; 1 is taken"),
+        ("max_grad_norm: 0", "max_grad_norm: 0, no limit; 1 is used"),
         ("datasets: [{path: a}, {path: b}]", "datasets[1]: b; a study trains on one"),
         ("datasets: [{path: a, shards: 4}]", "datasets[0].shards: 4"),
         ("datasets: [{path: a, split: 'train[:9%]'}]", "datasets[0].split: train[:9%]"),

@@ -200,8 +200,9 @@ def _snapshot(
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
-            f"{said}, and the hub could not give it: {str(error).splitlines()[0]}. Check the name "
-            "and the revision, `hf auth login` for gated models, and the network (HF_HUB_OFFLINE)."
+            f"{said}, and the hub could not provide it: {str(error).splitlines()[0]}. Check the "
+            "name and the revision, `hf auth login` for gated models, and the network "
+            "(HF_HUB_OFFLINE)."
         ) from error
 
 
@@ -249,7 +250,7 @@ def load_tokenizer(folder: Path) -> Any:
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer in {folder} has no end token; add eos_token to it.")
     if not tokenizer.encode("a b", add_special_tokens=False):
-        raise ModelError(f"the tokenizer in {folder} makes no tokens of a text. Save it again.")
+        raise ModelError(f"the tokenizer in {folder} produces no tokens for a text. Save it again.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
