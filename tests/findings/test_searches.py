@@ -86,7 +86,7 @@ def test_noise_is_no_effect() -> None:
     found = rates_of(
         shown(8, 1.0, 3.0), shown(8, 0.5, 3.0), shown(64, 1.0, 5.5), shown(64, 0.5, 3.0)
     )
-    assert "within what so few items can tell apart" in found.statement
+    assert "too small to detect with so few items" in found.statement
 
 
 def test_own_rates_that_tell_ranks_apart_are_no_noise() -> None:

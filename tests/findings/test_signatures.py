@@ -226,8 +226,7 @@ def test_diverged_with_its_seed_and_reason() -> None:
     results = planted({4: 0.6, 16: 0.7}, seeds=(0, 1), diverged=((16, 1),))
     (signature,) = found(results, "diverged")
     assert signature.statement == (
-        "Rank 16 with seed 1 diverged and takes no part: "
-        "the loss was not a finite number at step 7."
+        "Rank 16 with seed 1 diverged and is excluded: the loss was not a finite number at step 7."
     )
     assert (signature.label, signature.task, signature.estimate) == ("rank 16", None, None)
     assert found(planted({4: 0.6}), "diverged") == []

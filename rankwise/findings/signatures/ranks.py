@@ -60,9 +60,9 @@ def _alike(
     )
     unit = widest.unit
     advice = (
-        "Take the smallest rank, or score harder items: these items cannot tell ranks apart."
+        "Use the smallest rank, or score harder items: these items do not distinguish ranks."
         if easy
-        else "Take the smallest rank, and look elsewhere: learning rate, epochs, training rows."
+        else "Use the smallest rank, and look at learning rate, epochs and training rows."
     )
     yield signature(
         "too_easy" if easy else "not_a_matter_of_rank",
@@ -119,7 +119,7 @@ def _erratic(
             f"{'' if several else ', conditional on this seed'}."
         ),
         advice=(
-            "Something else than rank decides: tune the learning rate for each rank before ranks "
+            "Something other than rank decides: tune the learning rate for each rank before ranks "
             "are compared, and look at the training loss of these runs."
             if several
             else "Add seeds (rankwise extend --seeds 2): with one, an unlucky run looks the same."
