@@ -33,7 +33,6 @@ _NOT_IN_TRAINING = {
     "max_examples",
     "drop_overlapping",
     "held_out_fraction",
-    "exact_match",
     "learning_rate",
     "epochs",
     "precision",
