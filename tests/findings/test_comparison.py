@@ -92,7 +92,7 @@ def test_those_on_one_stack_are_paired_beside_others() -> None:
     assert comparison.kind == "stacks"
     assert [(pair.first, pair.second) for pair in comparison.compared] == [("a", "c")]
     assert comparison.statement.endswith(
-        "two stacks; those on one stack are compared item by item."
+        "never combined; those on one stack are compared item by item."
     )
     apart = "Not compared: a and b; b and c: they used different software stacks."
     assert comparison.remarks == (apart,)

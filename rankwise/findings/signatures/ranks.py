@@ -64,14 +64,15 @@ def _alike(
         if easy
         else "Use the smallest rank, and look at learning rate, epochs and training rows."
     )
+    every = "both" if len(ladder.rungs) == 2 else f"all {len(ladder.rungs)}"
     yield signature(
         "too_easy" if easy else "not_a_matter_of_rank",
         Place(source.results.train_task, ladder.label, None),
         widest,
         statement=(
-            f"{_among(ladder)}every two of {len(ladder.rungs)} ranks are within "
+            f"{_among(ladder)}{every} ranks are within "
             f"δ = {quantities.amount(recommendation.delta, unit)} of each other in-domain; the "
-            f"most is {_name(ahead)} over {_name(behind)}, {judged_amount(widest)}{easy}."
+            f"largest difference is {_name(ahead)} over {_name(behind)}, {judged_amount(widest)}{easy}."
         ),
         advice=advice,
     )
