@@ -332,7 +332,7 @@ def _margins(results: TrainTaskResults, tasks: _Tasks, metrics: Mapping[str, str
         delta = config.delta_nats if tasks.unit == "nats" else config.delta_units
     if delta is None:
         raise RecordError(
-            f"the scores on {quantities.listed(tasks.in_domain)} have their own unit; set "
+            f"the scores on {quantities.listed(tasks.in_domain)} have their own unit; say "
             "which difference matters in it: --delta, or recommendation.delta_units"
         )
     return Margins(

@@ -184,7 +184,7 @@ def test_without_a_base_models_are_compared_with_each_other() -> None:
     alone = concluded(results(scores(**values)))
     (part,) = alone.recommendation.by_train_task
     assert (part.has_base, part.outcome) == (False, "recommended")
-    assert part.statement.startswith("Use b: no other is over ")
+    assert part.statement.startswith("Use b: no other is more than ")
     assert {verdict.better_than_base for verdict in part.verdicts} == {None}
     assert "No model is the base" in " ".join(part.reasons)
     assert alone.findings.signatures == ()

@@ -72,7 +72,8 @@ def _alike(
         statement=(
             f"{_among(ladder)}{every} ranks are within "
             f"δ = {quantities.amount(recommendation.delta, unit)} of each other in-domain; the "
-            f"largest difference is {_name(ahead)} over {_name(behind)}, {judged_amount(widest)}{easy}."
+            f"largest difference is {_name(ahead)} over {_name(behind)}, "
+            f"{judged_amount(widest)}{easy}."
         ),
         advice=advice,
     )
