@@ -344,7 +344,10 @@ def headline(numbers: Recommendation) -> str:
         if not is_of_run or bet is None:
             return f"Use {chosen.label}. Settled at {at}."
         odds = quantities.odds(bet.of(chosen.label).right)
-        return f"Use {chosen.label}. Settled at {at} for this adapter; with another seed {odds}."
+        return (
+            f"Use {chosen.label}. Settled at {at} for this adapter; {odds} likely to hold for "
+            "another seed."
+        )
     first = {
         "no_evidence": f"Not shown at {at} that fine-tuning helps.",
         "none_keeps_enough": f"No {_noun(numbers)} keeps enough of what the base knew.",
