@@ -151,7 +151,7 @@ def _remark(recommendation: Recommendation) -> str:
     """What rank does not decide, or which ranks are not told apart."""
     if recommendation.better_and_kept_by_full is not None:
         full = quantities.capital(recommendation.better_and_kept_by_full)
-        return f"{full} gains more and forgets less than every rank: rank is not what limits it."
+        return f"{full} gains more and forgets less than every rank: rank is not the bottleneck."
     left = [each.label for each in recommendation.verdicts if each.ruled_out_by is None]
     if recommendation.outcome == "cannot_tell" and 1 < len(left) <= MOST_NAMED:
         return f"{quantities.capital(quantities.listed(left))} cannot be told apart."

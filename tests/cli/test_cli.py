@@ -471,7 +471,7 @@ def test_other_margins_are_judged_and_not_kept(finished: Finished) -> None:
     for option in ("--delta=0", "--epsilon=nan", "--worst-task=-1"):
         refused = rankwise("verdict", finished.folder, option)
         assert refused.exit_code == 2
-        assert "is no margin; give a number above 0" in words(refused.stderr)
+        assert "is not a margin; give a number above 0" in words(refused.stderr)
 
 
 def test_a_study_file_with_other_margins_is_judged_at_once(

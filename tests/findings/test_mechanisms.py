@@ -220,7 +220,7 @@ def test_pairs_that_are_only_not_told_apart_are_marked() -> None:
     assert part.matched is not None
     assert part.matched.match == "not distinguished"
     assert [(p.option.label, p.other.label) for p in part.matched.pairs] == [("rank 8", "rank 32")]
-    assert any("not told apart" in sentence for sentence in part.statements)
+    assert any("not distinguished" in sentence for sentence in part.statements)
 
 
 def test_seeds_widen_what_is_kept() -> None:

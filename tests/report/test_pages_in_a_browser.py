@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
 from rankwise.report import items as encoding
 from rankwise.report.audit_page import audit_page
@@ -78,6 +78,9 @@ def test_axe_finds_no_fault(name: str, request: pytest.FixtureRequest, visit: Vi
         page.wait_for_selector("section.items[data-ready]")
         page.locator(".list").press("Enter")  # the detail of an item is looked at too
     unfold(page)
+    for chart in page.locator(".chart").all():
+        chart.scroll_into_view_if_needed()
+        expect(chart).to_have_attribute("data-drawn", "yes")
     for colours, (width, height) in LOOKS:
         page.emulate_media(color_scheme=colours)
         page.set_viewport_size({"width": width, "height": height})

@@ -81,7 +81,7 @@ def _negative_transfer(
     loss = _loss(source, option, task)
     if base > 0 and loss.lower / base > TRANSFER_ALARM_SHARE:
         advice = (
-            f"Where that domain matters use the base, try {_LESS_TRAINING}, or mix rows of it "
+            f"If that domain matters, use the base,  try {_LESS_TRAINING}, or mix rows of it "
             "into the training (mitigations in the study file)."
         )
         if option.rank is not None:
@@ -120,8 +120,8 @@ def _metrics_disagree(source: OptionGains, option: Option, task: str) -> Iterato
             change,
             statement=f"{option.label} changes on {task} by {' and by '.join(by_metric)}: the two "
             "have opposite signs.",
-            advice="See whether only certainty changed and not the answers, and decide which of "
-            f"the two matters: evaluation.metric.{task}={accuracy.metric} is judged by accuracy.",
+            advice="Check whether only confidence changed and not the answers, and decide which of "
+            f"the two matters: evaluation.metric.{task}={accuracy.metric} judges by accuracy.",
         )
 
 
@@ -136,7 +136,7 @@ def _forgetting(source: OptionGains, option: Option, task: str) -> Iterator[Sign
             rise,
             statement=f"{option.label} has {judged_amount(rise)} more loss per token on {task} "
             f"than the base ({base}).",
-            advice=f"Where general text matters, try {_LESS_TRAINING}.",
+            advice=f"If general text matters, try {_LESS_TRAINING}.",
         )
 
 
@@ -166,7 +166,7 @@ def _train_test_gap(
         )
         name, ending = "train_test_gap", "."
     elif unit == "nats":
-        advice = "It may repeat its rows word for word: check that they hold nothing private."
+        advice = "It may repeat its rows verbatim:  check that they hold nothing private."
         name = "memorised"
         ending = (
             f"; its loss on these rows is {quantities.score(known.score, unit)}, at most "
@@ -174,7 +174,7 @@ def _train_test_gap(
         )
     else:
         advice = (
-            "It knows its rows by heart: train on more rows or for fewer epochs, and judge it on "
+            "It has memorised its rows: train on more rows or for fewer epochs, and judge it on "
             "other items only."
         )
         name = "memorised"
