@@ -109,15 +109,20 @@ class Study:
         from rich.console import Console
 
         from rankwise.integrations.tracking import followed
+        from rankwise.study.unchanged import concluded_again
+
+        config, folder = self.config, self._folder
+        self._outcome = None
+        self._outcome = concluded_again(folder, config)
+        if self._outcome is not None:
+            return self
         from rankwise.study.growing import run_to_verdict
         from rankwise.study.observer import Noted
         from rankwise.study.progress import Follower, TerminalObserver
 
-        config, folder = self.config, self._folder
         shown: Follower = Follower(folder)
         if progress:
             shown = TerminalObserver(Console(stderr=True), folder, is_open=config.is_open)
-        self._outcome = None
         with followed(shown, folder, config) as (observer, concluded):
             self._outcome = run_to_verdict(
                 config,
@@ -330,7 +335,7 @@ class Study:
         from rankwise.report.page import card_page
 
         try:
-            page = card_page(*self._concluded())
+            page = card_page(*self._concluded(), self.folder)
         except RankwiseError as error:
             return f"<p>{escape(repr(self))}: no verdict yet. {escape(str(error))}</p>"
         style = f"width: 100%; height: {_FRAME_HEIGHT}px; border: 0"
@@ -613,7 +618,7 @@ def written_report(
     items = item_table(results, folder.read_samples, with_texts=with_texts)
     losses = {run.name: folder.read_losses(run.name) for run in results.runs}
     shown = results, recommendation, findings, items, losses
-    return write_report(output or folder.root, *shown, overwrite=overwrite)
+    return write_report(output or folder.root, *shown, study=folder.root, overwrite=overwrite)
 
 
 def _frame(rows: Iterable[Row]) -> DataFrame:

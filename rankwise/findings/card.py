@@ -62,7 +62,7 @@ class CardRow(Record):
 
 
 class Told(Record):
-    """A piece of advice, and what this study says of it."""
+    """A piece of advice, and what this study says of it; what it does not try is left out."""
 
     advice: str
     here: str
@@ -192,7 +192,7 @@ def _weights_ratio(other: Option, chosen: Option) -> float | None:
 
 
 def _told(source: OptionGains, chosen: Option, alternatives: Sequence[Alternative]) -> list[Told]:
-    """Every piece of advice, beside what was measured at its rank."""
+    """Every piece of advice that the study tries, beside what was measured at its rank."""
     beside = {alternative.label: alternative for alternative in alternatives}
     said: list[Told] = []
     for advice in ADVICE:
@@ -210,8 +210,8 @@ def _told(source: OptionGains, chosen: Option, alternatives: Sequence[Alternativ
                 f"{each.label} {more_or_less(each.gain, each.retention)} than the choice"
                 for each in tried
             )
-            here = here or "not tried in this study"
-        said.append(Told(advice=advice.source, here=here))
+        if here:
+            said.append(Told(advice=advice.source, here=here))
     return said
 
 

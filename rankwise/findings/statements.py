@@ -19,6 +19,9 @@ from rankwise.records.study import Unit
 _MLP = re.compile(r"mlp|gate|up_|down_|fc|ffn|_4h|4h_|^w\d|experts")
 """In the names of adapted layers: LoRA was not left to attention alone."""
 
+_FOLDER = re.compile(r"(rankwise [a-z-]+ (?:[^\s`]+ )?)DIR\b")
+"""In a command, whose first argument it is, or the second."""
+
 TRANSFER_ALARM_SHARE = 0.10
 """A drop of more than this share of the base's score on another domain is reported."""
 
@@ -79,6 +82,12 @@ def reasons(
         *_full(full, numbers.unit),
         *_by_format(numbers),
     )
+
+
+def reasons_beside_verdicts(numbers: Recommendation) -> list[str]:
+    """The reasons but for those of single ranks, which a table has too."""
+    of_ranks = {_verdict(verdict, numbers) for verdict in numbers.verdicts}
+    return [reason for reason in numbers.reasons if reason not in of_ranks]
 
 
 def detected(able: Detectable) -> str:
@@ -335,7 +344,10 @@ def headline(numbers: Recommendation) -> str:
         if not is_of_run or bet is None:
             return f"Use {chosen.label}. Settled at {at}."
         odds = quantities.odds(bet.of(chosen.label).right)
-        return f"Use {chosen.label}. Settled at {at} for this adapter; with another seed {odds}."
+        return (
+            f"Use {chosen.label}. Settled at {at} for this adapter; {odds} likely to hold for "
+            "another seed."
+        )
     first = {
         "no_evidence": f"Not shown at {at} that fine-tuning helps.",
         "none_keeps_enough": f"No {_noun(numbers)} keeps enough of what the base knew.",
@@ -427,7 +439,7 @@ def growth(prospect: Prospect) -> str:
 def with_folder(text: str, folder: str | Path) -> str:
     """A statement whose command names the study's folder, which a record does not know."""
     place = shlex.quote(str(folder))
-    return re.sub(r"(?<=rankwise )([a-z]+) DIR\b", lambda found: f"{found[1]} {place}", text)
+    return _FOLDER.sub(lambda found: f"{found[1]}{place}", text)
 
 
 def _percent(share: float) -> str:

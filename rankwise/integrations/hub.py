@@ -86,7 +86,7 @@ def write_shared(
     _write_records(folder, target / STUDY, with_items=with_items)
     items = item_table(outcome.results, folder.read_samples, with_texts=with_items)
     losses = {each.name: folder.read_losses(each.name) for each in outcome.results.runs}
-    write_report(target / STUDY, *outcome, items, losses)
+    write_report(target / STUDY, *outcome, items, losses, study=Path(STUDY))
     return Shared(chosen.planned.name, tuple(_remarks(study)))
 
 

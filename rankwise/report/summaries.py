@@ -68,18 +68,18 @@ def verdict_table(
             detail("in_domain", base.in_domain, with_metric=True),
         ),
         Column("Gain", lambda row: cells.mean(row.gain), cells.unit_name(recommendation.unit)),
-        Column(
+        Column.optional(
             "Out-of-domain score",
             lambda row: cells.mean(row.out_of_domain, signed=False),
             detail("out_of_domain", base.out_of_domain),
         ),
-        Column(
+        Column.optional(
             "Retention change",
             lambda row: _from(row, row.retention, row.retention_change, "score"),
             detail("retention", base.retention),
         ),
-        Column("Worst retention task", _worst, "points"),
-        Column(
+        Column.optional("Worst retention task", _worst, "points"),
+        Column.optional(
             "Forgetting",
             lambda row: _from(row, row.held_out_loss, row.forgetting, "loss"),
             detail("held_out_text", base.held_out_loss),
@@ -189,7 +189,7 @@ def _detail(
 ) -> str:
     """acc, points, n = 400 in 2 tasks."""
     if base is None:
-        return "not measured"
+        return ""
     items = results.base.items
     metrics = {
         items[task].metric

@@ -378,7 +378,7 @@ def test_run_ends_with_the_verdict_and_the_report(finished: Finished) -> None:
     assert "".join(said.split()) in "".join(done.stdout.split())
     # the page shows commands as code
     page = report.read_text(encoding="utf-8").replace("<code>", "`").replace("</code>", "`")
-    assert part.statement in page
+    assert with_folder(part.statement, finished.folder) in page
 
 
 def test_progress_goes_to_stderr_and_results_to_stdout(finished: Finished) -> None:

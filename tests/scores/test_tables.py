@@ -18,6 +18,7 @@ from rankwise.scores.models import ScoredModel, with_names_read
 from rankwise.scores.reading import read_scores, rows_given
 from rankwise.scores.study import ScoredStudy, scored_study
 from rankwise.study.conclusion import concluded
+from tests.planted.results import planted_study
 from tests.planted.score_tables import Row, scores, write_csv
 from tests.support.command_line import rankwise
 
@@ -388,3 +389,14 @@ def test_the_page_of_models_without_base_and_rank(tmp_path: Path) -> None:
     assert "full fine-tuning" not in page
     assert study.runs_df()["run"].tolist()[0] == "base"
     assert study.tables_df()["ranks"]["label"].tolist() == ["c", "b", "a"]
+
+
+def test_a_field_that_no_task_of_a_study_has_is_said() -> None:
+    planted = planted_study()
+    evaluation = planted.study.config.evaluation.model_copy(update={"slice": "kind"})
+    config = planted.study.config.model_copy(update={"evaluation": evaluation})
+    study = planted.study.model_copy(update={"config": config})
+    outcome = concluded(planted.model_copy(update={"study": study}))
+    (found,) = outcome.findings.slices
+    assert (found.rows, len(found.statements)) == ((), 1)
+    assert "No task's items have the field 'kind'" in [*outcome.findings.lines("kinship")][-1]

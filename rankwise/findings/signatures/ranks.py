@@ -124,7 +124,8 @@ def _erratic(
             "Something other than rank decides: tune the learning rate for each rank before ranks "
             "are compared, and look at the training loss of these runs."
             if several
-            else "Add seeds (rankwise extend --seeds 2): with one, an unlucky run looks the same."
+            else "Add seeds (`rankwise extend DIR --seeds 2`): with one, an unlucky run looks the "
+            "same."
         ),
     )
 

@@ -6,6 +6,7 @@ Also whether models answer a task nearly perfectly.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -84,11 +85,13 @@ def _negative_transfer(
             "into the training (mitigations in the study file)."
         )
         if option.rank is not None:
+            base_model = source.results.study.config.base_model.name
             trained = ",".join(source.results.tasks.get("in_domain", ()))
+            base_model, trained, kept = map(shlex.quote, (base_model, trained, task))
             advice += (
-                f" `rankwise repair BASE ADAPTER --tasks {trained} --retention {task} "
-                "--max-loss 1 --output FOLDER` looks for a change of the adapter that "
-                "needs no training."
+                f" `rankwise repair {base_model} DIR/runs/{option.plan.name}/adapter --tasks "
+                f"{trained} --retention {kept} --max-loss 1 --output repaired` looks for a change "
+                "of the adapter that needs no training."
             )
         yield signature(
             "negative_transfer",
