@@ -181,7 +181,7 @@ train:
   max_examples: 8
   learning_rate: {{lora: 1e-2, full: 1e-3}}
   precision: float32
-methods: {{lora: {{ranks: [2, 3, 4, 5]}}}}
+methods: {{lora: {{ranks: [2, 3, 4, 5], target_modules: attention}}}}
 evaluation: {{out_of_domain: [], held_out_text: [], limit: 4}}
 """,
         encoding="utf-8",

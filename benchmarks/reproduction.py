@@ -85,7 +85,10 @@ def _study(
             "gradient_accumulation_steps": 1,
             "learning_rate": rates,
         },
-        "methods": {"lora": lora, "full": {} if "full" in rates else None},
+        "methods": {
+            "lora": {"target_modules": "attention", **lora},
+            "full": {} if "full" in rates else None,
+        },
         "seeds": seeds or [0, 1],
         "evaluation": {
             "retention": [*KEPT],

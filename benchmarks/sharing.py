@@ -33,7 +33,7 @@ name: sharing
 base_model: smollm2-135m-instruct
 train: {task: kinship, max_examples: 48, epochs: 1, batch_size: 4, gradient_accumulation_steps: 1,
         precision: float32, save_every: 5s, learning_rate: {lora: 5.0e-4}}
-methods: {lora: {ranks: [4, 16, 64]}, full: {}}
+methods: {lora: {ranks: [4, 16, 64], target_modules: attention}, full: {}}
 seeds: [0, 1]
 evaluation: {retention: [capitals], out_of_domain: [], held_out_text: [], limit: 40}
 analysis: {top_k: 16, null_draws: 1}

@@ -91,7 +91,7 @@ class Setting:
                 "precision": self.precision,
                 "save_every": None,
             },
-            "methods": {"lora": {"ranks": list(self.ranks)}},
+            "methods": {"lora": {"ranks": list(self.ranks), "target_modules": "attention"}},
             "evaluation": {
                 "retention": [self.letters_task, self.texts_task],
                 "limit": self.items,

@@ -86,7 +86,10 @@ def study_of(cell: Cell) -> dict[str, Any]:
             "learning_rate": {"full": 5e-5},
         },
         "methods": {
-            "lora": {"_": [{"rank": rank, "learning_rate": rate} for rank, rate in rates]},
+            "lora": {
+                "_": [{"rank": rank, "learning_rate": rate} for rank, rate in rates],
+                "target_modules": "attention",
+            },
             "full": {},
         },
         "seeds": [0, 1],
