@@ -272,7 +272,7 @@ def test_slider_dial_and_terminal_agree_on_a_grid_of_margins(
         if epsilon > 10:  # beyond the slider
             continue
         for label, value in (("δ", delta), ("ε", epsilon), ("any task", ceiling)):
-            page.get_by_label(label, exact=True).fill(str(value))
+            page.get_by_role("slider", name=label, exact=True).fill(str(value))
         answer = page.locator(".sliders .answer").inner_text()
         headline, rank = judged(
             results, delta_points=delta, epsilon_points=epsilon, worst_task_points=ceiling

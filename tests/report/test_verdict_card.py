@@ -188,9 +188,8 @@ def test_sliders_judge_the_study_under_other_margins(study_page: Path, visit: Vi
     outcomes: set[str] = set()
     cases = [*itertools.product((0.5, 4.0, 9.0, 14.0), (0.1, 2.0, 6.0), (15.0,)), (9.0, 6.0, 0.5)]
     for delta, epsilon, ceiling in cases:
-        page.get_by_label("δ").fill(str(delta))
-        page.get_by_label("ε").fill(str(epsilon))
-        page.get_by_label("any task").fill(str(ceiling))
+        for label, value in (("δ", delta), ("ε", epsilon), ("any task", ceiling)):
+            page.get_by_role("slider", name=label, exact=True).fill(str(value))
         margins = RecommendationConfig(
             delta_points=delta, epsilon_points=epsilon, worst_task_points=ceiling
         )
