@@ -134,7 +134,7 @@ def against_base(results: TrainTaskResults, *, anytime: bool = False) -> ModelVe
     if anytime and (cluster is not None or base.unit != "points"):
         problem = f"{base.metric} is not between 0 and 1 on every item, as it must be"
         if cluster is not None:
-            problem = "it treats items as independent and --cluster does not; drop one"
+            problem = "it treats items as independent, so it cannot go with --cluster; drop one"
         raise ConfigError("verdict", [f"anytime: {problem}"])
     pairs = [pair_items(results.base, run, task) for run in results.runs]
     confidence = study.config.recommendation.confidence
