@@ -52,7 +52,7 @@ def test_nothing_reads_it(tmp_path: Path, name: str, kind: str) -> None:
     KINDS[kind](tmp_path / name)
     with pytest.raises((RankwiseError, OSError)) as caught:
         READERS[name](tmp_path / name)
-    assert "no regular file" in str(caught.value) or name == "training.pt"
+    assert "not a regular file" in str(caught.value) or name == "training.pt"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -96,5 +96,5 @@ def test_no_losses_are_read_from_it_or_written_to_it(tmp_path: Path, kind: str) 
     folder.metrics_file("run").parent.mkdir(parents=True)
     KINDS[kind](folder.metrics_file("run"))
     assert folder.read_losses("run") == []
-    with pytest.raises(StorageError, match="no regular file"):
+    with pytest.raises(StorageError, match="not a regular file"):
         folder.append_metrics("run", {"step": 2})

@@ -126,7 +126,7 @@ def test_no_help_is_cut(width: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert "…" not in shown
         assert max(map(len, shown.splitlines())) <= int(width)
         # --name of verdict takes a pattern: r{rank}_s{seed}
-        plain = re.sub(r"\{(rank|seed)\}", "", shown)
+        plain = re.sub(r"\{(rank|seed|alpha|learning_rate|modules|epochs)\}", "", shown)
         assert not re.search(r"<(bool|str|int|float|Path|list)\b|[{}]", plain)
 
 
@@ -342,7 +342,7 @@ def test_plan_as_json(finished: Finished) -> None:
     assert done.exit_code == 0
     answer = json.loads(done.stdout)
     (warning,) = answer["warnings"]
-    assert warning.startswith("seeds: two seeds hardly tell")
+    assert warning.startswith("seeds: two seeds hardly show")
     runs = {(run["method"], run["rank"], run["seed"]): run for run in answer["runs"]}
     assert runs.keys() == {("lora", 2, 0), ("lora", 2, 1)}
     assert [run["is_trained"] for run in runs.values()] == [True, False]
@@ -449,7 +449,9 @@ def test_recommend_in_words_and_as_json(finished: Finished) -> None:
     done = rankwise("verdict", finished.folder, "--json")
     assert (done.exit_code, done.stderr) == (0, "")
     answer = json.loads(done.stdout)
-    more = {key: answer[key] for key in ("signatures", "deployed", "left_out", "failures")}
+    more = {
+        key: answer[key] for key in ("signatures", "slices", "deployed", "left_out", "failures")
+    }
     assert written == content_of(record)
     assert answer == written | more
     said = rankwise("verdict", finished.folder)

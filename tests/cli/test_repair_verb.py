@@ -189,5 +189,5 @@ def test_the_command_that_a_finding_suggests_can_be_called() -> None:
     assert "--tasks kinship --retention syllogism" in command
     done = rankwise(*command.split())
     assert done.exit_code == 2
-    assert "ADAPTER is not a folder" in done.stderr
+    assert "adapter is not a folder" in done.stderr
     assert "--output" not in done.stderr

@@ -283,7 +283,9 @@ def test_the_study_file_says_the_margins_that_it_is_judged_by(tried: Tried) -> N
     able = told(plan_study(load_config(tried.folder.settings_file))).in_domain
     assert able is not None
     assert able.margin == 3.0
-    said = f"differences in-domain of about {able.points:.1f} points apart; 3 would need about "
+    said = (
+        f"detectable in-domain: differences of about {able.points:.1f} points; 3 would need about "
+    )
     assert said in words(tried.output)
 
 

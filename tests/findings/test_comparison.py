@@ -210,9 +210,10 @@ def test_studies_that_differ_in_one_axis_alone() -> None:
         (("a", "c"), "the epochs"),
         (("a", "b"), "the learning rate"),
     ]
+    rule = "{rule: r^-1/2, reference_rank: 32, value: 0.0002}"  # the default
     assert [(row.name, row.values) for row in comparison.differing] == [
         ("train.epochs", ("3", "3", "1")),
-        ("train.learning_rate.lora", ("0.0002", "0.001", "0.0002")),
+        ("train.learning_rate.lora", (rule, "0.001", rule)),
     ]
 
 

@@ -82,6 +82,6 @@ def test_a_card_of_a_study_that_is_not_settled_says_so(tmp_path: Path) -> None:
 def test_where_it_is_best_not_to_fine_tune_there_is_no_card(tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path)
     write_study(folder, planted_study(dict.fromkeys((4, 16, 64), 0.30)))
-    with pytest.raises(ConfigError, match="no option is a bet worth taking"):
+    with pytest.raises(ConfigError, match="there is no best bet"):
         export_study(folder, "model-card")
     assert not (tmp_path / "export").exists()

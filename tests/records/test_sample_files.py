@@ -227,7 +227,7 @@ def test_an_unknown_direction_is_assumed_and_said(tmp_path: Path) -> None:
     verdicts = compare_samples(files[0], files[1:])
     assert (verdicts.higher_is_better, direction_from(*files)) == (True, "assumed")
     (warning,) = verdicts.warnings
-    assert "whether more or less of 'gap' is better; more is assumed" in warning
+    assert "whether more or less of 'gap' is better; higher is assumed" in warning
 
 
 def test_a_loss_of_prose_counts_every_token_the_same(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_a_run_asks_for_what_the_plan_says(
     monkeypatch.setattr(acceptance, "free_bytes", lambda _: needed)
     require_disk(folder, graph)
     monkeypatch.setattr(acceptance, "free_bytes", lambda _: needed - 1)
-    with pytest.raises(StorageError, match="what is left of the study takes about"):
+    with pytest.raises(StorageError, match="the rest of the study needs about"):
         require_disk(folder, graph)
 
 

@@ -191,7 +191,7 @@ def test_rows_with_scored_items_are_refused(finished: Finished, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arm", "message"),
     [
-        ("{}", "nothing is changed"),
+        ("{}", "the arm changes nothing"),
         ("{kl: {at: rows}}", "give both or neither"),
         ("{kl: {mask_target: true}}", "mask_target is for at: completions"),
         ("{replay: {share: 1}}", "less than 1"),

@@ -209,8 +209,8 @@ def test_as_many_weights_and_rates_of_their_own(finished: Finished) -> None:
     assert [(run.variant, run.rank, run.learning_rate) for run in study.of_role("variant")] == [
         ("rslora", 8, 1e-3),
         ("rslora", 8, 1e-2),
-        ("lora_fa", 19, 1e-3),  # 8 * (48 + 48 + ...) over the outputs alone
-        ("lora_fa", 19, 1e-2),
+        ("lora_fa", 16, 1e-3),  # 8 * (48 + 48 + ...) over the outputs alone
+        ("lora_fa", 16, 1e-2),
         ("ia3", None, 1e-3),
         ("ia3", None, 1e-2),
     ]
@@ -252,8 +252,8 @@ def test_what_comes_to_one_training_is_beside_every_rank(
         "methods.variants={names: [lora_fa, vera, ia3], ranks: [4, 8], match: parameters}",
     )
     assert [(run.variant, run.rank, run.beside_ranks) for run in study.of_role("variant")] == [
-        ("lora_fa", 9, (4,)),
-        ("lora_fa", 19, (8,)),
+        ("lora_fa", 8, (4,)),
+        ("lora_fa", 16, (8,)),
         ("vera", 64, (4, 8)),
         ("ia3", None, (4, 8)),
     ]

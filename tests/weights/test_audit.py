@@ -117,7 +117,7 @@ def test_a_matrix_that_uses_few_dimensions_can_be_cut(
     assert record.cut.rank == 4
     assert record.cut.share > 0.9999
     assert record.statements[0].startswith("This rank-16 adapter uses about ")
-    assert record.statements[0].endswith("Cut to rank 4 it keeps 99.9 % of its energy.")
+    assert record.statements[0].endswith("Truncated to rank 4 it keeps 99.9 % of its energy.")
 
 
 def test_a_planted_intruder_is_found_beside_none_under_random_directions(
@@ -130,7 +130,7 @@ def test_a_planted_intruder_is_found_beside_none_under_random_directions(
     assert counts[Q] == 1
     assert sum(counts.values()) == 1
     assert any(text.startswith("1 intruder dimension in 1 matrix is") for text in record.statements)
-    assert any("of 2 are as they were" in text for text in record.statements)
+    assert any("of 2 are unchanged" in text for text in record.statements)
 
 
 def test_a_zero_adapter_turns_nothing(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_merged_adapter_is_found_in_the_checkpoint(
         assert matched == pytest.approx(wanted.change.left.index_matched, abs=1e-4)
         assert each.change.intruders == wanted.change.intruders
     assert record.other_changes == ()
-    assert any("10 matrices of 14 are as they were" in text for text in record.statements)
+    assert any("10 matrices of 14 are unchanged" in text for text in record.statements)
     assert record.statements[-1] == "Nothing outside the linear layers below the head changed."
 
 

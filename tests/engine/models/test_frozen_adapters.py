@@ -156,7 +156,7 @@ def test_weights_that_are_missing_or_odd_are_refused(tmp_path: Path) -> None:
 
 def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
     saved(tmp_path)
-    with pytest.raises(ModelError, match="no linear layer below the head of this base"):
+    with pytest.raises(ModelError, match="not a linear layer below the head of this base model"):
         load_frozen_adapter(tiny("GPT2"), tmp_path, torch.float32)
     with pytest.raises(ModelError, match=r"does not fit model.layers.0.mlp.down_proj"):
         load_frozen_adapter(tiny("Llama", intermediate_size=64), tmp_path, torch.float32)
