@@ -79,7 +79,7 @@ class Study:
             _warn(warning)
         return _frame(
             {name: getattr(run, name) for name in _PLANNED}
-            for run in record.of_role(*COMPARED, "variant")
+            for run in record.of_role(*COMPARED, "variant", "fewer_rows")
         )
 
     def run(

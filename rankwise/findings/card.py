@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from pydantic import Field
 
+from rankwise.findings.doubling import doubling
 from rankwise.findings.options import DecidingTasks, Option, OptionGains, TaskMean
 from rankwise.findings.statements import MOST_NAMED, headline, next_command
 from rankwise.records import quantities
@@ -111,7 +112,7 @@ def verdict_card(source: OptionGains, recommendation: Recommendation) -> Verdict
         probability=None if settled or label is None else bet.of(label).right,
         headline=headline(recommendation),
         rows=tuple(_row(source, tasks, option, label) for option in source.options),
-        remark=_remark(recommendation),
+        remark=_remark(source, recommendation),
         command=next_command(recommendation),
     )
     if label is None:
@@ -147,8 +148,18 @@ def _row(source: OptionGains, tasks: DecidingTasks, option: Option, choice: str 
     )
 
 
-def _remark(recommendation: Recommendation) -> str:
-    """What rank does not decide, or which ranks are not told apart."""
+def _remark(source: OptionGains, recommendation: Recommendation) -> str:
+    """What rank does not decide, which ranks are not told apart, and that rows buy more."""
+    found = doubling(source, recommendation)
+    rows = None if found is None else found.rows_over_rank
+    if rows is None:
+        return _remark_on_ranks(recommendation)
+    lead = quantities.with_interval(rows.difference, recommendation.unit)
+    beats = f"Twice the rows gain more than twice the rank: by {lead}."
+    return f"{_remark_on_ranks(recommendation)} {beats}".strip()
+
+
+def _remark_on_ranks(recommendation: Recommendation) -> str:
     if recommendation.better_and_kept_by_full is not None:
         full = quantities.capital(recommendation.better_and_kept_by_full)
         return f"{full} gains more and forgets less than every rank: rank is not what limits it."

@@ -17,6 +17,7 @@ from rankwise.findings.card import VerdictCard, verdict_card
 from rankwise.findings.checkpoints import TrainTaskCheckpoints, checkpoints
 from rankwise.findings.claims import Claim, paper_claims
 from rankwise.findings.deployment import DeployedRun, deployed_runs, deployment_rows
+from rankwise.findings.doubling import TrainTaskDoubling, doubling, doubling_rows
 from rankwise.findings.gauges import TrainTaskGauges, gauges
 from rankwise.findings.heads import TrainTaskHeads, effect_rows, head_findings, head_rows
 from rankwise.findings.lost_items import TrainTaskLostItems, lost_items
@@ -95,6 +96,9 @@ FINDINGS: Mapping[str, Finding] = {
     ),
     "rates": Finding(lambda of: tuned_rates(of.results), {"search": search_rows}),
     "axes": _judged(axis_effects, axes=axis_rows),
+    "doubling": _judged(doubling, doubling=doubling_rows)._replace(
+        lines=lambda found: itertools.chain(*(one.statements for one in found))
+    ),
     "checkpoints": _judged(checkpoints, checkpoints=each_of("points")),
     "truncation": _judged(truncated_curves, truncation=truncation_rows),
     "mitigations": _judged(mitigations, mitigations=mitigation_rows),
@@ -140,6 +144,7 @@ class StudyFindings(Record):
     signatures: tuple[Signature, ...] = ()
     rates: tuple[TrainTaskRates, ...] = ()
     axes: tuple[TrainTaskAxes, ...] = ()
+    doubling: tuple[TrainTaskDoubling, ...] = ()
     checkpoints: tuple[TrainTaskCheckpoints, ...] = ()
     truncation: tuple[TrainTaskTruncation, ...] = ()
     mitigations: tuple[TrainTaskMitigations, ...] = ()

@@ -89,7 +89,16 @@ def is_rslora(of: Scaled) -> bool:
     return of.rank > 1 and math.isclose(of.scaling, of.alpha / math.sqrt(of.rank))
 
 
-Role = Literal["trained", "imported", "searched", "checkpoint", "truncated", "mitigated", "variant"]
+Role = Literal[
+    "trained",
+    "imported",
+    "searched",
+    "checkpoint",
+    "truncated",
+    "mitigated",
+    "variant",
+    "fewer_rows",
+]
 """What a model is to its study; models of all roles but "searched" are scored on test items.
 
 - trained: a setting of the study file, or what its search chose; the verdict compares these.
@@ -99,6 +108,7 @@ Role = Literal["trained", "imported", "searched", "checkpoint", "truncated", "mi
 - truncated: a trained run's adapter at a lower rank, as cut or refined after that.
 - mitigated: a trained run once more, with a repair against forgetting.
 - variant: a variant of LoRA.
+- fewer_rows: a trained run's setting on some of its rows.
 """
 COMPARED: tuple[Role, ...] = ("trained", "imported")
 """The roles that the verdict is about; models of the others are shown beside these."""
@@ -125,7 +135,8 @@ class PlannedRun(Record):
     role: Role = "trained"
     of: Training | None = None
     """The training that it comes from: whose part it is, whose adapter is truncated, or which it
-    repeats with a repair. None where it comes from none, or is a whole training itself."""
+    repeats with a repair or on fewer rows. None where it comes from none, or is a whole training
+    itself."""
     method: Method
     train_task: Text
     """The task that the run is trained on."""
@@ -145,7 +156,7 @@ class PlannedRun(Record):
     rate_labels: tuple[str, ...] = ()
     """How the learning rate follows from the rank ("2e-4 × (r/32)^-1/2"), like `alpha_labels`."""
     epochs: int | None = None
-    """None for an imported model."""
+    """How often rows are read, the last time maybe in part; None for an imported model."""
     target_modules: tuple[str, ...] = ()
     """The adapted linear layers, as PEFT takes them; empty for full fine-tuning."""
     full: FullTraining | None = None
@@ -168,7 +179,7 @@ class PlannedRun(Record):
     num_steps: int
     """Optimizer steps; of a checkpoint, those until there; of a truncated adapter, those since."""
     num_examples: int
-    """Training rows; each is read once per epoch."""
+    """Training rows."""
     num_tokens: int
     """Tokens that are read, over all epochs."""
     num_trainable_parameters: int
@@ -205,7 +216,7 @@ class PlannedRun(Record):
     @property
     def _has_a_training_of_its_own(self) -> bool:
         """Whether ``of`` is where it begins or what it repeats, not what it is a part of."""
-        return self.role in ("truncated", "mitigated")
+        return self.role in ("truncated", "mitigated", "fewer_rows")
 
     @property
     def as_candidate(self) -> PlannedRun:

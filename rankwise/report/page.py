@@ -43,6 +43,7 @@ from rankwise.report.rendering import Page, Part, rendered
 from rankwise.report.sections.by_rank import axis_section, checkpoint_section, truncation_section
 from rankwise.report.sections.card import CARD_SECTION, card_section
 from rankwise.report.sections.deployment import deployment_section
+from rankwise.report.sections.doubling import doubling_section
 from rankwise.report.sections.gauges import behaviour_section, gauge_section, lost_item_section
 from rankwise.report.sections.heads import head_section
 from rankwise.report.sections.mechanisms import mechanism_section
@@ -291,6 +292,7 @@ def study_sections(results: StudyResults, findings: StudyFindings) -> list[Repor
     builders: dict[str, Callable[[Any], ReportSection | None]] = {
         "signatures": lambda found: signature_section(found, not_looked_for(results), confidence),
         "rates": lambda found: search_section(results, found),
+        "doubling": doubling_section,
         "checkpoints": checkpoint_section,
         "transfer": transfer_section,
         "retention": retention_section,

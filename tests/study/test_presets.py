@@ -61,6 +61,7 @@ def test_the_presets_are_the_paper_s_experiments_and_next_checks() -> None:
         "retention",
         "stress",
         "alpha",
+        "data-size",
         "learning-rate",
         "mitigation",
         "variants",
@@ -204,7 +205,7 @@ def test_the_default_study_is_as_small_and_as_fair_as_the_documentation_says() -
     """Sizes and rates of docs/PERFORMANCE.md, "The default study"."""
     config = load_config(None)
     assert (config.train.max_examples, config.train.epochs, config.train.batch_size) == (
-        160,
+        (160,),
         (2,),
         8,
     )

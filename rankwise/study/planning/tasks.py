@@ -112,12 +112,15 @@ class TaskPlan(NamedTuple):
 
     Attributes:
         rows: trained task -> the rows to train on.
+        order: trained task -> their places; runs on fewer rows take the first. Those of a group
+            come in turn, so that it gives equal shares whatever their number.
         scored: which tasks are scored, and why; goes into the study's record.
         prepared: every task that is scored, with its requests.
         own_data: what was read of users' own rows; None without them.
     """
 
     rows: dict[str, list[TrainingRow]]
+    order: dict[str, tuple[int, ...]]
     scored: StudyTasks
     prepared: list[PreparedTask]
     own_data: OwnData | None = None
@@ -169,6 +172,7 @@ class _TaskFinder:
         chosen_by: dict[str, dict[Relation, dict[str, str]]] = {}
         overlaps: dict[str, dict[str, int]] = {}
         rows: dict[str, list[TrainingRow]] = {}
+        order: dict[str, tuple[int, ...]] = {}
         endings: dict[str, str] = {}
         for source in sources:
             relations[source.name] = {r: tuple(tasks) for r, tasks in source.leaves.items()}
@@ -182,6 +186,8 @@ class _TaskFinder:
             if self.config.has_validation_items:
                 chosen_by[source.name] = self._validation_items(source, kept)
             rows[source.name] = [source.rows[leaf][i] for leaf in kept for i in kept[leaf]]
+            order[source.name] = _in_turn([len(places) for places in kept.values()])
+            self._warn_of_too_few(source.name, len(rows[source.name]))
             items[source.name] = self._trained_items(source, kept)
             endings |= self._ending_items(source.name, rows[source.name])
         leaves = [t for s in sources for tasks in s.leaves.values() for t in tasks.values()]
@@ -201,7 +207,17 @@ class _TaskFinder:
             domains=self._domains(leaves),
         )
         prepared = [task for task in self._done.values() if task is not None]
-        return TaskPlan(rows, scored, prepared, self._own_data)
+        return TaskPlan(rows, order, scored, prepared, self._own_data)
+
+    def _warn_of_too_few(self, name: str, num_rows: int) -> None:
+        """Of several numbers of rows, more than one may come to all that there are."""
+        numbers = sorted(each for each in self.config.train.max_examples if each >= num_rows)
+        if len(numbers) > 1:
+            same = quantities.listed(list(map(str, numbers)))
+            self.warnings.append(
+                f"train.max_examples: {name} has {num_rows} rows to train on, so {same} come to "
+                "the same"
+            )
 
     def _domains(self, leaves: list[LoadedTask]) -> dict[str, str]:
         """What the config says of a task or of one of its groups, else what its file says."""
@@ -409,7 +425,7 @@ class _TaskFinder:
         rows: dict[str, list[TrainingRow]] = {}
         for index, task in enumerate(trained):
             given = sum(map(len, rows.values()))
-            left = None if train.max_examples is None else train.max_examples - given
+            left = None if train.most_examples is None else train.most_examples - given
             share = None if left is None else math.ceil(left / (len(trained) - index))
             if share == 0:
                 break
@@ -516,6 +532,14 @@ class _TaskFinder:
             )  # fmt: skip
             self.warnings.append(f"train: of {source.name} {overlap}; {what}")
         return kept, dict.fromkeys(overlap.num_items, 0) if drops else overlap.num_items
+
+
+def _in_turn(sizes: Sequence[int]) -> tuple[int, ...]:
+    """The places of lists that stand one behind the other: the first of each, the second ..."""
+    ends = list(itertools.accumulate(sizes))
+    places = (range(end - size, end) for size, end in zip(sizes, ends, strict=True))
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*places))
+    return tuple(place for place in turns if place is not None)
 
 
 def _groups(leaves: list[LoadedTask]) -> dict[str, tuple[str, ...]]:
