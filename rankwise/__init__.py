@@ -16,7 +16,7 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 
 if TYPE_CHECKING:
-    from rankwise.api import Study, audit, compare, new
+    from rankwise.api import Study, audit, compare, new, verdict
     from rankwise.api import open as open  # noqa: A004
     from rankwise.findings.recommendation import recommend
     from rankwise.integrations.retention_callback import RetentionCallback
@@ -38,6 +38,7 @@ __all__ = [
     "plan_study",
     "recommend",
     "run_study",
+    "verdict",
     "write_report",
 ]
 
@@ -54,6 +55,7 @@ _LAZY = {
     "plan_study": "rankwise.study.planning.plan",
     "recommend": "rankwise.findings.recommendation",
     "run_study": "rankwise.study.run",
+    "verdict": "rankwise.api",
     "write_report": "rankwise.report.page",
 }
 

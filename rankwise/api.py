@@ -6,14 +6,17 @@ Reading a finished study needs no torch.
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rankwise.engine.models.libraries import quiet_libraries
-from rankwise.errors import ConfigError, RankwiseError, StorageError
+from rankwise.errors import ConfigError, RankwiseError, StorageError, did_you_mean
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import COMPARED
 from rankwise.records.study_file import config_of, study_name
@@ -420,6 +423,91 @@ def open(folder: AnyPath) -> Study:
     """
     root = Path(folder)
     return Study(StudyFolder(root).read_study().config, root)
+
+
+def verdict(
+    scores: Any,
+    *,
+    item: str | None = None,
+    score: str | None = None,
+    model: str | None = None,
+    task: str | None = None,
+    base: str | None = None,
+    name: str | None = None,
+    in_domain: Sequence[str] = (),
+    retention: Sequence[str] = (),
+    out_of_domain: Sequence[str] = (),
+    folder: AnyPath | None = None,
+    **settings: Any,
+) -> Study:
+    """Which rank to use, by scores of models that were trained elsewhere: ``rankwise verdict``.
+
+    Args:
+        scores: a data frame of pandas or polars, or a list of dictionaries, with a row an item and
+            model; or a path, or several, of tables, samples files of lm-eval, or logs.
+        item: the column that names an item; None, as for the next three: it is recognised.
+        score: the column of the score; ``score.f1`` if it is nested.
+        model: the column that names a model.
+        task: the column that names a task.
+        base: the model before fine-tuning; None: one called base, or none.
+        name: what models' names mean: ``r{rank}_s{seed}``.
+        in_domain: the tasks to gain on; empty: those that are named nowhere.
+        retention: tasks that should not be forgotten.
+        out_of_domain: tasks that are shown besides.
+        folder: where to keep it as a study; None: it goes with the object.
+        settings: ``delta``, ``epsilon``, ``worst_task``, ``confidence``, ``cluster``, ``slice``,
+            ``lower_is_better``, ``metric``, ``filter``, as the command's options.
+
+    Returns:
+        The study of these scores, which cannot be run. What its tables show beside the verdict is
+        in ``runs_df``, ``scores_df``, ``items_df`` and ``report``.
+
+    Raises:
+        ConfigError: a base, a task, a margin or a pattern that does not fit.
+        DataError: a row or a column is not what it has to be; both are named.
+
+    Example:
+        >>> rw.verdict(frame, item="id", score="exact_match", retention=["arc"]).verdict
+    """
+    from rankwise.scores.asked import Asked
+    from rankwise.scores.reading import read_scores, rows_given
+    from rankwise.scores.study import scored_study
+
+    known = [each for each in Asked._fields if each != "anytime"]
+    problems = [
+        f"{each}: no such setting; {did_you_mean(each, known) or 'see its documentation'}"
+        for each in settings
+        if each not in known
+    ]
+    if problems:
+        raise ConfigError("rankwise.verdict", problems)
+    asked = Asked(
+        item=item,
+        score=score,
+        model=model,
+        task=task,
+        base=base,
+        name=name,
+        in_domain=tuple(in_domain),
+        retention=tuple(retention),
+        out_of_domain=tuple(out_of_domain),
+        **settings,
+    )
+    paths = [scores] if isinstance(scores, str | os.PathLike) else scores
+    is_list = isinstance(paths, list) and len(paths) > 0
+    if is_list and all(isinstance(path, str | os.PathLike) for path in paths):
+        given = read_scores([Path(path) for path in paths], asked)
+    else:
+        given = rows_given(scores, asked)
+    made = scored_study(given, asked, study_name(Path(folder or "scores").name))
+    for warning in made.record.warnings:
+        _warn(warning)
+    place = Path(folder or tempfile.mkdtemp(prefix="rankwise-"))
+    study = Study(made.record.config, place)
+    if folder is None:
+        weakref.finalize(study, shutil.rmtree, place, ignore_errors=True)
+    made.write(StudyFolder(place))
+    return study
 
 
 def compare(

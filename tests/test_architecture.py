@@ -32,13 +32,15 @@ LIGHT_MODULES = (
     "rankwise.findings.stats.estimates",
     "rankwise.findings.recommendation",
     "rankwise.records.lm_eval_samples",
-    "rankwise.findings.samples",
+    "rankwise.findings.against_base",
     "rankwise.integrations.sources",
     "rankwise.integrations.study_text",
     "rankwise.integrations.exports",
     "rankwise.integrations.lm_eval_files",
     "rankwise.cli.terminal",
     "rankwise.report.page",
+    "rankwise.scores.reading",
+    "rankwise.scores.study",
 )
 
 
@@ -192,3 +194,20 @@ def test_no_path_of_one_machine_and_no_bare_except() -> None:
                     assert ast.unparse(node.type) not in ("Exception", "BaseException"), path
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 assert not node.value.startswith(("/home/", "/root/", "/work/", "/tmp/")), path
+
+
+def test_a_verdict_from_a_table_takes_no_torch_and_no_data_frames(tmp_path: Path) -> None:
+    path = tmp_path / "scores.csv"
+    rows = [
+        f"{item},{model},{item % k == 0}"
+        for item in range(40)
+        for model, k in (("base", 3), ("r8", 2))
+    ]
+    path.write_text("\n".join(["id,model,acc", *rows]))
+    code = f"""
+import contextlib, io
+from rankwise.cli.main import app
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    app(["verdict", {str(path)!r}, "--json"])
+"""
+    assert loaded_by(code, (*HEAVY, "pandas", "vl_convert", "datasets")) == []

@@ -45,8 +45,7 @@ Where to start:
   rankwise run                    the default study, to a report in minutes
   rankwise try ROWS.jsonl         a study of your own rows, in 10 minutes
   rankwise init                   a study file to change and run
-  rankwise verdict BASE.jsonl A.jsonl
-                                  compare models that lm-eval has scored
+  rankwise verdict scores.csv     a verdict from scores that you have
   rankwise check BASE ADAPTER --tasks arc_easy
                                   has an adapter forgotten what its base knew?
   rankwise --help                 all commands"""

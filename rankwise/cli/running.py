@@ -122,9 +122,9 @@ def run_and_report(
     from rankwise.cli.events import EventObserver, Events, print_line
     from rankwise.integrations.tracking import followed
     from rankwise.study.conclusion import judged_again
-    from rankwise.study.growing import run_to_verdict
     from rankwise.study.progress import Follower, QuietObserver, TerminalObserver
     from rankwise.study.stopping import Stopped
+    from rankwise.study.unchanged import concluded_again
 
     # a cluster redirects stdout
     events = Events(partial(print_line, output=sys.stdout)) if as_json else None
@@ -139,12 +139,20 @@ def run_and_report(
                     return report_on(folder, outcome)
                 return report_events(folder, outcome, events)
 
+            report = (lambda _: None) if quiet or as_json else note
             place = str(folder.root)
             check_page(folder)
             judged = judged_again(folder, config)
             if judged is not None:
                 note("only the margins differ: the finished study is judged again")
                 return reported(judged)
+            again = concluded_again(folder, config)
+            if again is not None:
+                warn(again.results.study.warnings)
+                report("everything is done; nothing is trained or scored again")
+                return reported(again)
+            from rankwise.study.growing import run_to_verdict
+
             shown: Follower
             if events is not None:
                 shown = EventObserver(events, folder)
@@ -152,7 +160,6 @@ def run_and_report(
                 shown = QuietObserver(stderr, folder)
             else:
                 shown = TerminalObserver(stderr, folder, is_open=config.is_open)
-            report = (lambda _: None) if quiet or as_json else note
             places = None if cluster is None else stack.enter_context(cluster())
             machine, number = (None, 1) if places is None else (places.machine, places.num_workers)
             with followed(shown, folder, config) as (observer, concluded):

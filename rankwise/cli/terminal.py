@@ -12,12 +12,12 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rankwise.findings.against_base import ModelVerdicts, sample_amount
 from rankwise.findings.card import CardRow, VerdictCard
 from rankwise.findings.comparison import StudyComparison, StudySource
 from rankwise.findings.heads import intervention, is_selected, screen_correlation
 from rankwise.findings.models import seeded_labels
 from rankwise.findings.options import TaskMean
-from rankwise.findings.samples import SampleVerdicts, sample_amount
 from rankwise.findings.statements import with_folder
 from rankwise.findings.study import StudyFindings
 from rankwise.records import quantities
@@ -152,7 +152,7 @@ def verdict_cards(
     results: StudyResults,
     recommendation: StudyRecommendation,
     findings: StudyFindings,
-    folder: str | Path,
+    folder: str | Path | None,
 ) -> Iterator[RenderableType]:
     """For each trained task its card, in at most 15 lines of 80 characters.
 
@@ -160,14 +160,14 @@ def verdict_cards(
         results: a study.
         recommendation: made from it.
         findings: made from both.
-        folder: the study's, for the next command.
+        folder: the study's, for the next command; None: it is nowhere.
     """
     cards = {card.train_task: card for card in findings.cards}
     for part in recommendation.by_train_task:
         if len(recommendation.by_train_task) > 1:
             yield Text(f"Trained on {part.train_task}", style="bold underline")
         if part.train_task not in cards:
-            yield Text(with_folder(part.statement, folder), style="bold")
+            yield Text(with_folder(part.statement, folder or "DIR"), style="bold")
             continue
         card = cards[part.train_task]
         yield Text(card.headline, style="bold")
@@ -181,29 +181,36 @@ def verdict_cards(
         for deployed in findings.deployed:
             if deployed.train_task == part.train_task:
                 yield from (Text(f"- {line}") for line in deployed.lines)
-        yield Text(f"Next: {with_folder(card.command, folder)}")
+        if folder is not None:
+            yield Text(f"Next: {with_folder(card.command, folder)}")
 
 
 def _card_table(card: VerdictCard, results: StudyResults) -> Table:
-    """Every option against the base, or of many the choice, what has no rank, and the best."""
+    """Every option against the base, or of many the choice, what has no rank, and the best.
+
+    What only a training knows is left out where nothing was trained here.
+    """
     table = Table(box=None, pad_edge=False)
-    for name in ("", "gain", "forgotten", "weights", "training", ""):
+    is_of_scores = results.study.scores is not None
+    gain = "gain" if results.study.has_base else "over the mean"
+    costs = () if is_of_scores else ("weights", "training")
+    for name in ("", gain, "forgotten", *costs, ""):
         table.add_column(name, overflow="fold")
     seconds = {run.name: run.run.train_seconds for run in results.runs if run.run is not None}
     best = sorted(card.rows, key=lambda row: (row.is_choice, _gain(row)), reverse=True)[:_MOST_ROWS]
     for row in (row for row in card.rows if row in best):
         times = [seconds[run] for run in row.runs if run in seconds]
+        time = quantities.seconds(sum(times)) if times else NOT_MEASURED
         table.add_row(
             row.label,
             NOT_MEASURED if row.gain is None else _short(row.gain),
             NOT_MEASURED if row.retention is None else _short(row.retention.negated()),
-            parameters(row.num_parameters),
-            quantities.seconds(sum(times)) if times else NOT_MEASURED,
+            *(() if is_of_scores else (parameters(row.num_parameters), time)),
             "<- use this" if row.is_choice and card.is_settled else "<- best bet" * row.is_choice,
             style="bold" if row.is_choice else None,
         )
     if len(best) < len(card.rows):
-        table.add_row(f"and {len(card.rows) - len(best)} more", *[""] * 5)
+        table.add_row(f"and {len(card.rows) - len(best)} more", *[""] * (3 + len(costs)))
     return table
 
 
@@ -239,8 +246,8 @@ def comparison_lines(
     yield Text(comparison.statement, style="bold")
 
 
-def samples_verdict(verdicts: SampleVerdicts) -> Iterator[RenderableType]:
-    """Every candidate file against the base file: a table, and a sentence for each."""
+def models_verdict(verdicts: ModelVerdicts) -> Iterator[RenderableType]:
+    """Every model against the base: a table, and a sentence for each."""
     unit, confidence = verdicts.unit, percent(verdicts.confidence)
     holds = "at any number of items" if verdicts.anytime else "where p, Holm, is small enough"
     direction = "higher" if verdicts.higher_is_better else "lower"
@@ -253,10 +260,12 @@ def samples_verdict(verdicts: SampleVerdicts) -> Iterator[RenderableType]:
     )
     size = "n" if verdicts.cluster is None else "n\nclusters"
     for name in (
-        "file", size, "base", "score", "difference\n(interval)", "learned\nforgotten",
+        "model", size, "base", "score", "difference\n(interval)", "learned\nforgotten",
         "kept right\nkept wrong", "p\np, Holm", "verdict",
     ):  # fmt: skip
-        table.add_column(Text(name), justify="left" if name == "file" else "right", overflow="fold")
+        table.add_column(
+            Text(name), justify="left" if name == "model" else "right", overflow="fold"
+        )
     for row in verdicts.candidates:
         counts = [row.num_learned, row.num_forgotten, row.num_kept_right, row.num_kept_wrong]
         learned, forgotten, right, wrong = (NOT_MEASURED if n is None else count(n) for n in counts)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rankwise.cli.application import (
     OK,
     Json,
+    Overwrite,
     emit,
     given_path,
+    listed_names,
     note,
     note_damage,
     say,
@@ -28,7 +31,8 @@ from rankwise.cli.running import keep, note_left_out, verdict_content
 from rankwise.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rankwise.study.conclusion import OtherMargins
+    from rankwise.scores.asked import Asked
+    from rankwise.study.conclusion import OtherMargins, StudyOutcome
 
 
 @verb(STUDIES)
@@ -36,33 +40,73 @@ def verdict(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            metavar="DIR|BASE.jsonl A.jsonl...",
-            help="A study's folder; or samples files of lm-eval for one task, the base's first.",
+            metavar="DIR|FILES...",
+            help="A study's folder; or files with scores of items: tables (CSV, JSON Lines, "
+            "Parquet), samples files of lm-eval (the base's first), logs of Inspect or HELM.",
             parser=given_path,
         ),
     ],
-    delta: Annotated[
-        float | None,
+    item: Annotated[
+        str | None,
+        typer.Option("--item", metavar="COLUMN", help="Of a table: what names an item."),
+    ] = None,
+    score: Annotated[
+        str | None,
         typer.Option(
-            "--delta",
-            metavar="POINTS",
-            help="Of a study: ranks closer than this in-domain are equal.",
+            "--score", metavar="COLUMN", help="Of a table: the score; score.f1 if it is nested."
         ),
     ] = None,
-    epsilon: Annotated[
-        float | None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="COLUMN", help="Of a table: what names a model."),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", metavar="COLUMN", help="Of a table: what names a task."),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="MODEL", help="Of files: the model before fine-tuning."),
+    ] = None,
+    name: Annotated[
+        str | None,
         typer.Option(
-            "--epsilon",
-            metavar="POINTS",
-            help="Of a study: the retention loss that is accepted, on average.",
+            "--name",
+            metavar="PATTERN",
+            help="Of files: what models' names mean, such as r{rank}_s{seed}; also {alpha}, "
+            "{learning_rate}, {modules}, {epochs}.",
         ),
     ] = None,
-    worst_task: Annotated[
-        float | None,
+    in_domain: Annotated[
+        str | None,
         typer.Option(
-            "--worst-task",
-            metavar="POINTS",
-            help="Of a study: the loss that is accepted of any single retention task.",
+            "--in-domain",
+            metavar="NAMES",
+            help="Of files: tasks to gain on, with commas (default: those that are named nowhere).",
+        ),
+    ] = None,
+    retention: Annotated[
+        str | None,
+        typer.Option(
+            "--retention", metavar="NAMES", help="Of files: tasks that should not be forgotten."
+        ),
+    ] = None,
+    out_of_domain: Annotated[
+        str | None,
+        typer.Option(
+            "--out-of-domain", metavar="NAMES", help="Of files: tasks that are shown besides."
+        ),
+    ] = None,
+    lower_is_better: Annotated[
+        bool,
+        typer.Option("--lower-is-better", help="Of files: less of the score is better."),
+    ] = False,
+    by_slice: Annotated[
+        str | None,
+        typer.Option(
+            "--slice",
+            metavar="COLUMN",
+            help="Of files: say for each of its values which models got better or worse.",
         ),
     ] = None,
     cluster: Annotated[
@@ -79,7 +123,8 @@ def verdict(
         typer.Option(
             "--metric",
             metavar="NAME",
-            help="Of files: what is compared (default: p_right with options, else the first).",
+            help="Of lm-eval, Inspect or HELM: what is compared (lm-eval's default: p_right with "
+            "options, else the first).",
         ),
     ] = None,
     filter_name: Annotated[
@@ -87,7 +132,32 @@ def verdict(
         typer.Option(
             "--filter",
             metavar="NAME",
-            help="Of files: the lm-eval filter (default: the first of BASE.jsonl).",
+            help="Of lm-eval: the filter (default: the first of the first file).",
+        ),
+    ] = None,
+    delta: Annotated[
+        float | None,
+        typer.Option(
+            "--delta",
+            metavar="POINTS",
+            help="Models closer than this in-domain are equal; in the scores' own unit where "
+            "they are no shares.",
+        ),
+    ] = None,
+    epsilon: Annotated[
+        float | None,
+        typer.Option(
+            "--epsilon",
+            metavar="POINTS",
+            help="The retention loss that is accepted, on average.",
+        ),
+    ] = None,
+    worst_task: Annotated[
+        float | None,
+        typer.Option(
+            "--worst-task",
+            metavar="POINTS",
+            help="The loss that is accepted of any single retention task.",
         ),
     ] = None,
     confidence: Annotated[
@@ -95,16 +165,26 @@ def verdict(
         typer.Option(
             "--confidence",
             metavar="SHARE",
-            help="Of files: of each interval, and of all verdicts together (default: 0.95).",
+            help="Of files: that no verdict is wrong, all together (default: 0.95).",
         ),
     ] = None,
     anytime: Annotated[
         bool,
         typer.Option(
             "--anytime",
-            help="Of files: keep the verdicts right however often growing files are compared.",
+            help="Of files: keep better and worse right however often growing files are compared.",
         ),
     ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            metavar="FOLDER",
+            help="Of files: keep them as a study, with its report.",
+            parser=given_path,
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> int:
     """Say which rank to use, or which model is better, and why.
@@ -116,56 +196,114 @@ def verdict(
     which judges at once. --cluster drop=passage sets evaluation.clusters.drop
     of the study before that; drop= takes it away. Nothing is scored again.
 
-    Of files: samples_<task>_<date>.jsonl of lm_eval --log_samples, of any
-    version. Needs no study and no model. Items are paired, and only those on
-    which two models differ count, so this finds differences that two scores
-    with their standard errors do not show. Each file is better or worse than
-    the first, or it cannot be told (with the probability that more items would
-    decide), corrected for the number of files (Holm).
+    Of files: the same rule for models that you have trained and scored. It
+    needs no study and no model. A table has one row an item and model; columns
+    are recognised by their names (id, acc, model, task, seed, rank...) or said.
+    Scores of 0 to 1, and true and false, are shares and count in points; a
+    column called loss is nats, less is better; of other numbers, such as
+    rewards, say with --delta which difference matters. Items are paired: only
+    those on which models differ count. A model called base, or --base, is what
+    the others are compared with; without one the models are compared with each
+    other. Of lm-eval's samples the first file is the base.
     """
     study_only = {"--delta": delta, "--epsilon": epsilon, "--worst-task": worst_task}
-    file_only = {
-        "--metric": metric, "--filter": filter_name, "--confidence": confidence,
-        "--anytime": anytime or None,
-    }  # fmt: skip
-    if paths[0].is_dir():
+    if os.path.isdir(paths[0]) and not _is_of_helm(paths[0]):
+        file_only = {
+            "--item": item, "--score": score, "--model": model, "--task": task, "--base": base,
+            "--name": name, "--in-domain": in_domain, "--retention": retention,
+            "--out-of-domain": out_of_domain, "--lower-is-better": lower_is_better or None,
+            "--slice": by_slice, "--metric": metric, "--filter": filter_name,
+            "--confidence": confidence, "--anytime": anytime or None, "--output": output,
+        }  # fmt: skip
         if len(paths) > 1:
             command = f"rankwise compare {shlex.join(map(str, paths))}"
             problem = f"a verdict is of one study; to put several side by side: {command}"
             raise ConfigError("verdict", [problem])
-        _refuse_given(file_only, f"{paths[0]} is a study, and it is for files")
+        given = [option for option, value in file_only.items() if value is not None]
+        if given:
+            why = f"{paths[0]} is a study, and it is for files"
+            raise ConfigError("verdict", [f"{option}: {why}; leave it out" for option in given])
         return _of_study(paths[0], _margins(study_only), cluster or (), as_json=as_json)
-    _refuse_given(study_only, "files are given, and it is for a study")
-    if len(paths) == 1:
-        problem = f"{paths[0]} is no study's folder; give one, or two samples files or more"
-        raise ConfigError("verdict", [problem])
     if len(cluster or ()) > 1:
         raise ConfigError("verdict", ["--cluster is given twice; files have one field"])
-    from rankwise.cli.terminal import samples_verdict
-    from rankwise.findings.samples import compare_samples
+    from rankwise.scores.asked import Asked
+
+    asked = Asked(
+        item=item,
+        score=score,
+        model=model,
+        task=task,
+        base=base,
+        name=name,
+        in_domain=listed_names(in_domain or ""),
+        retention=listed_names(retention or ""),
+        out_of_domain=listed_names(out_of_domain or ""),
+        cluster=cluster[0] if cluster else None,
+        slice=by_slice,
+        lower_is_better=lower_is_better,
+        metric=metric,
+        filter=filter_name,
+        delta=delta,
+        epsilon=epsilon,
+        worst_task=worst_task,
+        confidence=confidence,
+        anytime=anytime,
+    )
+    return _of_files(paths, asked, output, overwrite=overwrite, as_json=as_json)
+
+
+def _is_of_helm(folder: Path) -> bool:
+    from rankwise.scores.logs import HELM_FILES
+
+    return any((folder / name).is_file() for name in HELM_FILES)
+
+
+def _of_files(
+    paths: Sequence[Path], asked: Asked, output: Path | None, *, overwrite: bool, as_json: bool
+) -> int:
+    from rankwise.api import written_report
+    from rankwise.cli.terminal import models_verdict
+    from rankwise.findings.against_base import against_base
+    from rankwise.findings.recommendation import has_margin
+    from rankwise.records.folder import StudyFolder
+    from rankwise.records.study_file import study_name
+    from rankwise.scores.reading import read_scores
+    from rankwise.scores.study import scored_study
+    from rankwise.study.conclusion import conclude, concluded
 
     with usage_errors():
-        verdicts = compare_samples(
-            paths[0],
-            paths[1:],
-            metric=metric,
-            filter_name=filter_name,
-            cluster=cluster[0] if cluster else None,
-            confidence=0.95 if confidence is None else confidence,
-            anytime=anytime,
-        )
-    warn(verdicts.warnings)
+        scored = scored_study(read_scores(paths, asked), asked, study_name(paths[0].stem))
+        results = scored.results()
+        (part,) = results.by_train_task
+        beside = against_base(part, anytime=asked.anytime)
+        is_judged = beside is None or output is not None or has_margin(part)
+        outcome = concluded(results) if is_judged else None
+    warn(scored.record.warnings if beside is None else beside.warnings)
+    answer: dict[str, Any] = {} if beside is None else dict(beside)
+    if outcome is not None and output is not None:
+        folder = StudyFolder(output)
+        scored.write(folder)
+        outcome = conclude(folder)
+        keep(folder, outcome)
+        answer["report"] = written_report(folder, outcome, overwrite=overwrite)
     if as_json:
-        return emit(verdicts)
-    stdout.print(*samples_verdict(verdicts), sep="\n")
+        return emit(answer if outcome is None else {**answer, **verdict_content(outcome)})
+    if beside is not None:
+        stdout.print(*models_verdict(beside), sep="\n")
+    if outcome is None:
+        note("which models are alike is not judged: say with --delta which difference matters")
+        return OK
+    _say_verdict(outcome, output)
+    if output is None:
+        say("\nTo keep it, with a report of every item: --output FOLDER")
+    else:
+        say(f"report: {answer['report']}", folded=False)
     return OK
 
 
 def _of_study(
     directory: Path, margins: OtherMargins | None, cluster: Sequence[str], *, as_json: bool
 ) -> int:
-    from rankwise.cli.terminal import verdict_cards
-    from rankwise.findings.statements import with_folder
     from rankwise.records.folder import StudyFolder
     from rankwise.study.conclusion import conclude
 
@@ -182,23 +320,25 @@ def _of_study(
     note_left_out(outcome)
     if as_json:
         return emit(verdict_content(outcome))
+    _say_verdict(outcome, folder.root)
+    return OK
+
+
+def _say_verdict(outcome: StudyOutcome, root: Path | None) -> None:
+    """The card and the reasons of each trained task; ``root`` is the study's folder, if any."""
+    from rankwise.cli.terminal import verdict_cards
+    from rankwise.findings.statements import with_folder
+
     results, recommendation, findings = outcome
-    stdout.print(*verdict_cards(results, recommendation, findings, folder.root), sep="\n")
+    stdout.print(*verdict_cards(results, recommendation, findings, root), sep="\n")
     for part in recommendation.by_train_task:
         of = f", trained on {part.train_task}" if len(recommendation.by_train_task) > 1 else ""
         say(f"\nWhy{of}:")
-        say(with_folder(part.statement, folder.root))
+        say(with_folder(part.statement, root or "DIR"))
         for reason in part.reasons:
             say(f"- {reason}")
         for line in findings.lines(part.train_task):
             say(f"- {line}")
-    return OK
-
-
-def _refuse_given(options: Mapping[str, object], why: str) -> None:
-    given = [name for name, value in options.items() if value is not None]
-    if given:
-        raise ConfigError("verdict", [f"{name}: {why}; leave it out" for name in given])
 
 
 def _margins(options: Mapping[str, float | None]) -> OtherMargins | None:

@@ -136,7 +136,10 @@ class Betting:
                     growing = {task: by_task[task]}
                     yield self._prospect(add, growing, sizes.num_seeds, sizes, chance)
         # an imported adapter has no other seed: in a study of more seeds it takes no part
-        can_repeat = all(option.plan.role != "imported" for option in self.options)
+        can_repeat = all(
+            option.plan.role != "imported" or option.plan.seed is not None
+            for option in self.options
+        )
         for more in MORE_SEEDS if can_repeat else ():
             yield self._prospect("seeds", {}, sizes.num_seeds + more, sizes, chance)
 

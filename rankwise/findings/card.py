@@ -44,8 +44,8 @@ class Alternative(Record):
     rank: int | None
     gain: TaskMean
     retention: TaskMean | None
-    weights_ratio: float
-    """Trained weights, in shares of the choice's."""
+    weights_ratio: float | None
+    """Trained weights, in shares of the choice's; None where nobody knows them."""
     is_tied: bool
     """Whether neither of the two is shown to gain more."""
 
@@ -121,7 +121,7 @@ def verdict_card(source: OptionGains, recommendation: Recommendation) -> Verdict
     alternatives = tuple(
         _beside(source, tasks, chosen, option)
         for option in source.options
-        if option.label != label and option.plan.role != "imported"
+        if option.label != label and option.plan.imported is None
     )
     own = next(row for row in card.rows if row.is_choice)
     return card.model_copy(
@@ -192,9 +192,14 @@ def _beside(
         rank=other.rank,
         gain=gain,
         retention=kept,
-        weights_ratio=other.plan.num_trainable_parameters / chosen.plan.num_trainable_parameters,
+        weights_ratio=_weights_ratio(other, chosen),
         is_tied=gain.sign() == 0,
     )
+
+
+def _weights_ratio(other: Option, chosen: Option) -> float | None:
+    sizes = [option.plan.num_trainable_parameters for option in (other, chosen)]
+    return sizes[0] / sizes[1] if all(sizes) else None
 
 
 def _told(source: OptionGains, chosen: Option, alternatives: Sequence[Alternative]) -> list[Told]:

@@ -134,4 +134,6 @@ def _notes(source: OptionGains, task: str) -> Iterator[str]:
             f"Set evaluation.clusters.{task}: {found.field} in the study file, or of this study: "
             f"rankwise verdict DIR --cluster {task}={found.field}"
         )
+        if source.results.study.scores is not None:
+            remedy = f"Use --cluster {found.field}"
         yield suspicion(found, f"{task}'s {counted}", remedy)

@@ -41,7 +41,7 @@ STACK_SHIFT = (
 )
 """What is known of it; the source is in docs/methods/several-studies.md."""
 
-ROUNDING: Mapping[Unit, float] = {"points": 0.01, "nats": 1e-4}
+ROUNDING: Mapping[Unit, float] = {"points": 0.01, "nats": 1e-4, "units": 1e-4}
 """Below this the base's score of an item is the same: batches of other models round otherwise."""
 
 MOST_STATEMENTS = 6

@@ -30,11 +30,13 @@ class Margins(NamedTuple):
         delta: in-domain, in the unit of the gains, above 0.
         epsilon: of the retention loss on average, in points; None where it was not measured.
         ceiling: of that of any single task, in points.
+        has_base: without a base, no option need be better than one.
     """
 
     delta: float
     epsilon: float | None
     ceiling: float = math.inf
+    has_base: bool = True
 
     @property
     def epsilon_points(self) -> float:
@@ -46,8 +48,8 @@ class Judged(NamedTuple):
     """The conditions of K options in any number of studies, arrays (..., K).
 
     1 is shown, -1 is shown not to hold, 0 is undecided; ``keeps`` is all 1 where retention was not
-    measured. ``shortfall`` are the bounds of how far an option is below the best other one that
-    was not rejected: negative if it is above, zero if there is no other.
+    measured, ``better`` without a base. ``shortfall`` are the bounds of how far an option is below
+    the best other one that was not rejected: negative if it is above, zero if there is no other.
     """
 
     better: NDArray[np.int8]
@@ -70,12 +72,12 @@ class Choice(NamedTuple):
     """The rule applied to K options; ``option`` is an index, None unless recommended.
 
     ``shortfall`` holds (estimate, lower, upper) of each option. ``keeps_enough`` is None where
-    retention was not measured.
+    retention was not measured, ``better_than_base`` without a base.
     """
 
     outcome: Outcome
     option: int | None
-    better_than_base: tuple[State, ...]
+    better_than_base: tuple[State, ...] | None
     keeps_enough: tuple[State, ...] | None
     near_the_best: tuple[State, ...]
     qualifies: tuple[bool, ...]
@@ -107,6 +109,8 @@ def judge(
         margins: epsilon and the ceiling are unused without losses.
     """
     better = _states(gain[0] > 0.0, gain[1] <= 0.0)
+    if not margins.has_base:
+        better = np.ones_like(better)
     nothing = np.full_like(gain[0], -np.inf), np.full_like(gain[0], -np.inf)
     keeps = retained(loss or nothing, worst or nothing, margins)
     delta, upper, lower = margins.delta, shortfall(lead[0], keeps), shortfall(lead[1], keeps)
@@ -158,7 +162,7 @@ def choose(bounds: StudyBounds, margins: Margins) -> Choice:
     return Choice(
         outcome=outcome,
         option=int(able.argmax()) if able.any() else None,
-        better_than_base=_words(judged.better),
+        better_than_base=_words(judged.better) if margins.has_base else None,
         keeps_enough=None if loss is None else _words(judged.keeps),
         near_the_best=_words(judged.near),
         qualifies=tuple(able.tolist()),

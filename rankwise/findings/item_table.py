@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rankwise.findings.models import BASE_LABEL, seeded_labels
+from rankwise.findings.models import seeded_labels
 from rankwise.findings.pairs import run_record
 from rankwise.records.axes import Kind
 from rankwise.records.folder import BASE
@@ -161,7 +161,7 @@ def item_table(
     runs.sort(key=lambda run: (not plans[run.name].rank, plans[run.name].rank or 0, run.name))
     labels = seeded_labels([plans[run.name] for run in runs])
     several = len(results.by_train_task) > 1
-    models = [ShownModel(BASE_LABEL, "base")]
+    models = [ShownModel(results.study.base_label, "base")]
     for run in runs:
         plan = plans[run.name]
         after = f", trained on {plan.train_task}" if several else ""

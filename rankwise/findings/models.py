@@ -78,7 +78,10 @@ def summarise(
     for row in recommendation.comparisons:
         if (row.relation, row.unit) == ("retention", "points"):
             worst[row.run] = min(worst.get(row.run, row), row, key=lambda each: each.difference)
-    shown = [(results.base, BASE_LABEL), *((models[plan], labels[plan.name]) for plan in planned)]
+    shown = [
+        (results.base, results.study.base_label),
+        *((models[plan], labels[plan.name]) for plan in planned),
+    ]
     return tuple(
         _summary(source, recommendation, model, label, worst.get(model.name))
         for model, label in shown

@@ -38,7 +38,7 @@ _SEED = 20260102
 
 
 def point_in(unit: Unit, delta: float) -> float:
-    """What a point counts in the unit of the gains: a fifth of delta in nats, as of 5 points."""
+    """What a point counts in the unit of the gains: a fifth of delta, as of 5 points."""
     return 1.0 if unit == "points" else delta / MARGIN_POINTS
 
 
@@ -68,7 +68,7 @@ def most_worth(evidence: StudyEvidence, margins: Margins, point: float) -> int |
         worst = np.max([task.mean for task in evidence.tasks], axis=0)
         values = worth(values, evidence.retention.mean, margins, point, worst)
     best = int(values.argmax())
-    return best if values[best] > 0.0 else None
+    return best if values[best] > 0.0 or not margins.has_base else None
 
 
 class Growths(NamedTuple):
@@ -178,7 +178,7 @@ def odds(truths: Truths, margins: Margins) -> Odds:
     if truths.worst is not None:
         is_kept &= truths.worst <= margins.ceiling
     best = np.where(is_kept, gains, -np.inf).max(axis=1, keepdims=True)
-    better, near = gains > 0.0, gains >= best - margins.delta
+    better, near = (gains > 0.0) | (not margins.has_base), gains >= best - margins.delta
     return Odds(
         better=better.mean(axis=0),
         keeps=is_kept.mean(axis=0),

@@ -259,6 +259,10 @@ class OptionGains:
         if task not in self._item_sizes:
             trained = [run for run in self.results.runs if run_record(run).status == "trained"]
             gains = [self._gain(run, task) for run in trained]
+            if not self.results.study.has_base:
+                # from a mean of the models no difference is a whole item; between them it may be
+                values = np.stack([self.pair(run, task).adapted for run in trained])
+                gains = list(values - values[0])
             self._item_sizes[task] = item_size(gains or [0.0], in_points=self.in_points(task))
         return self._item_sizes[task]
 

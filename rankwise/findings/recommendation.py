@@ -102,6 +102,12 @@ def looks_of(recommendation: StudyRecommendation) -> StudyLooks:
     )
 
 
+def has_margin(results: TrainTaskResults) -> bool:
+    """Whether δ is known: scores in a unit of their own have no default."""
+    unit = _judged_tasks(results).unit
+    return unit != "units" or results.study.config.recommendation.delta_units is not None
+
+
 def recommend_for(
     results: TrainTaskResults, earlier: TrainTaskLooks | None = None
 ) -> Recommendation:
@@ -110,7 +116,8 @@ def recommend_for(
     An option (a rank with its alpha, learning rate and target modules) is complete when every
     planned seed of it was trained and scored. One that is not, because a run diverged or is
     missing, is named in the reasons and takes no part. Full fine-tuning is compared and never
-    recommended.
+    recommended. Where models are known by their scores alone and none has a rank, every one is an
+    option, the one that gains most first: no other order says which to take.
     """
     tasks = _judged_tasks(results)
     source = OptionGains(results)
@@ -142,7 +149,9 @@ def recommend_for(
         confidence=source.confidence,
         num_items_in_domain=sum(len(results.base.items[task].doc_ids) for task in tasks.in_domain),
         num_clusters_in_domain=num_clusters_of(source, tasks.in_domain),
-        num_seeds=len(_seeds(results)),
+        num_seeds=max(len(_seeds(results)), 1),
+        is_of_scores=results.study.scores is not None,
+        has_base=results.study.has_base,
         looks=(*looks[:-1], looks[-1].model_copy(update={"outcome": outcome})),
         these_adapters=judged.these_adapters,
         best_bet=judged.best_bet,
@@ -276,8 +285,10 @@ def _qualified(source: OptionGains) -> tuple[tuple[Option, ...], tuple[str, ...]
     seeds = _seeds(source.results)
     complete: list[Option] = []
     dropped: list[str] = []
-    lora = [option for option in source.planned if option.plan.method == "lora"]
-    for option in sorted(lora, key=_size):
+    options = [option for option in source.planned if option.plan.method == "lora"]
+    if not options and source.results.study.scores is not None:
+        options = [option for option in source.planned if option.plan.role == "imported"]
+    for option in sorted(options, key=_size):
         by_seed = {record.planned.seed: record for record in option.records}
         wanted: tuple[int | None, ...] = seeds
         if None in by_seed and len(seeds) <= 1:
@@ -291,16 +302,23 @@ def _qualified(source: OptionGains) -> tuple[tuple[Option, ...], tuple[str, ...]
         what += [f"has no run with seed {_listed(missing)}"] if missing else []
         name = quantities.capital(option.label)
         dropped.append(f"{name} {' and '.join(what)}, so it does not qualify.")
+    if all(option.rank is None for option in complete):
+        in_domain = _judged_tasks(source.results).in_domain
+        complete.sort(key=lambda option: -_mean_gain(source, option.runs, in_domain))
     return tuple(complete), tuple(dropped)
 
 
 def _size(option: Option) -> tuple[int, float, float, float, tuple[str, ...], int, str]:
     """By which options are ordered, smallest first."""
     plan = option.plan
-    if plan.rank is None or plan.alpha is None or plan.scaling is None:
-        raise RecordError(f"run {plan.name} is a LoRA run without a rank or an alpha")
+    rank, alpha, scaling = plan.rank or 0, plan.alpha or 0.0, plan.scaling or 0.0
     rate, epochs = plan.learning_rate or 0.0, plan.epochs or 0
-    return plan.rank, plan.alpha, plan.scaling, rate, plan.target_modules, epochs, option.label
+    return rank, alpha, scaling, rate, plan.target_modules, epochs, option.label
+
+
+def _mean_gain(source: OptionGains, runs: Runs, tasks: Sequence[str]) -> float:
+    """The mean over the runs, and over the tasks, each counting the same."""
+    return float(np.mean([source.gains(runs, task).mean() for task in tasks]))
 
 
 def _margins(results: TrainTaskResults, tasks: _Tasks, metrics: Mapping[str, str]) -> Margins:
@@ -309,10 +327,19 @@ def _margins(results: TrainTaskResults, tasks: _Tasks, metrics: Mapping[str, str
     in_domain, kept = (
         [metrics[task] for task in part] for part in (tasks.in_domain, tasks.retention)
     )
+    delta = config.delta_for(in_domain)
+    if tasks.unit != "points":
+        delta = config.delta_nats if tasks.unit == "nats" else config.delta_units
+    if delta is None:
+        raise RecordError(
+            f"the scores on {quantities.listed(tasks.in_domain)} have a unit of their own; say "
+            "which difference matters in it: --delta, or recommendation.delta_units"
+        )
     return Margins(
-        delta=config.delta_nats if tasks.unit == "nats" else config.delta_for(in_domain),
+        delta=delta,
         epsilon=config.epsilon_for(kept) if kept else None,
         ceiling=config.ceiling_for(kept),
+        has_base=results.study.has_base,
     )
 
 
@@ -320,7 +347,7 @@ def _detectable(
     results: TrainTaskResults, tasks: _Tasks, margins: Margins, num_options: int
 ) -> Detectable | None:
     """What a study of this size can tell in-domain; None where that is not in points."""
-    if tasks.unit == "nats" or not num_options:
+    if tasks.unit != "points" or not num_options:
         return None
     items = [results.base.items[task] for task in tasks.in_domain]
     sizes = [TaskSize(len(its.doc_ids), its.metric == P_RIGHT) for its in items]
@@ -354,7 +381,7 @@ def _verdicts(
     choice: Choice,
     margins: Margins,
 ) -> Iterator[RankVerdict]:
-    worst = bounds.worst
+    worst, better = bounds.worst, choice.better_than_base
     for index, (option, standing) in enumerate(
         zip(options, standings(at_once, margins), strict=True)
     ):
@@ -370,7 +397,7 @@ def _verdicts(
             worst_retention_task=None if worst is None else tasks.retention[worst.place[index]],
             worst_retention_loss=None if worst is None else _bound(worst, index),
             shortfall=Bound(estimate=estimate, lower=lower, upper=upper),
-            better_than_base=choice.better_than_base[index],
+            better_than_base=None if better is None else better[index],
             keeps_enough=None if choice.keeps_enough is None else choice.keeps_enough[index],
             near_the_best=choice.near_the_best[index],
             qualifies=choice.qualifies[index],
@@ -412,10 +439,7 @@ def _dominating_full(source: OptionGains, tasks: _Tasks, options: Sequence[Optio
 
 def _rate_at_edge(source: OptionGains, tasks: _Tasks, options: Sequence[Option]) -> float | None:
     """The learning rate of the option that gains most, if no rate beyond it was tried."""
-    gains = [
-        float(np.mean([source.gains(option.runs, task).mean() for task in tasks.in_domain]))
-        for option in options
-    ]
+    gains = [_mean_gain(source, option.runs, tasks.in_domain) for option in options]
     if not options:
         return None
     best = options[int(np.argmax(gains))].plan
@@ -434,15 +458,11 @@ def _rate_at_edge(source: OptionGains, tasks: _Tasks, options: Sequence[Option])
 
 def _full_gains(source: OptionGains, tasks: _Tasks) -> Iterator[FullGain]:
     """Full fine-tuning by label, over its trained runs and the tasks that are judged."""
-
-    def mean(runs: Runs, names: Sequence[str]) -> float:
-        return float(np.mean([source.gains(runs, task).mean() for task in names]))
-
     for option in source.in_study_order(source.planned):
         runs = tuple(run for run in option.runs if run_record(run).status == "trained")
         if option.plan.method == "full" and option.plan.role != "imported" and runs:
-            loss = -mean(runs, tasks.retention) if tasks.retention else None
-            yield FullGain(option.label, mean(runs, tasks.in_domain), loss)
+            loss = -_mean_gain(source, runs, tasks.retention) if tasks.retention else None
+            yield FullGain(option.label, _mean_gain(source, runs, tasks.in_domain), loss)
 
 
 def _listed(seeds: Sequence[int | None]) -> str:

@@ -92,28 +92,45 @@ def apart(able: Detectable) -> str:
 
 def _recommended(numbers: Recommendation) -> str:
     chosen = next(v for v in numbers.verdicts if v.qualifies)
-    unit = numbers.unit
-    text = f"Use rank {chosen.rank} ({_settings(chosen)})"
-    if len(chosen.runs) == 1:
+    unit, settings = numbers.unit, _settings(chosen)
+    text = f"Use {chosen.label}"
+    if chosen.rank is not None:
+        text = f"Use rank {chosen.rank}" + (f" ({settings})" if settings else "")
+    if chosen.rank is not None and len(chosen.runs) == 1:
         # one run says nothing of the next one with another seed
-        of = "".join(f", seed {seed}" for seed in numbers.looks[-1].seeds)
+        of = [f"seed {seed}" for seed in numbers.looks[-1].seeds]
         if chosen.imported_as is not None:
-            of = f", imported as {chosen.imported_as}"
-        text = f"Use this adapter (rank {chosen.rank}{of}, {_settings(chosen)})"
-    text += (
-        f": it gains {_measured(chosen.gain.estimate, unit, numbers.in_domain_metric)} over the "
-        f"base (at least {score(chosen.gain.lower, unit)})"
-    )
+            of = [f"imported as {chosen.imported_as}"]
+        parts = [f"rank {chosen.rank}", *of, *([settings] if settings else [])]
+        text = f"Use this adapter ({', '.join(parts)})"
+    says: list[str] = []
+    if numbers.has_base:
+        gain = _measured(chosen.gain.estimate, unit, numbers.in_domain_metric)
+        says.append(f"it gains {gain} over the base (at least {score(chosen.gain.lower, unit)})")
     if len(numbers.verdicts) > 1:
-        ahead = chosen.shortfall.upper
-        text += (
-            f", no other that was not rejected is over {amount(ahead, unit)} better"
+        ahead, rejected = chosen.shortfall.upper, " that was not rejected" * numbers.has_base
+        says.append(
+            f"no other{rejected} is over {amount(ahead, unit)} better"
             if ahead > 0
-            else ", it is better than every other that was not rejected"
+            else f"it is better than every other{rejected}"
         )
+    if chosen.rank is None and (tied := _tied_with(chosen, numbers)):
+        says.append(f"it cannot be told apart from {_named(tied)}")
+    text += f": {', '.join(says)}" if says else ""
     if chosen.retention_loss is not None:
         text += f", and it loses at most {_most_lost(chosen, numbers)}"
     return text
+
+
+def _tied_with(chosen: RankVerdict, numbers: Recommendation) -> list[str]:
+    """The options that are neither shown to score more than the chosen one nor less."""
+    return [
+        each.label
+        for each in numbers.verdicts
+        if each is not chosen
+        and chosen.label not in each.worse_than
+        and each.label not in chosen.worse_than
+    ]
 
 
 def _most_lost(verdict: RankVerdict, numbers: Recommendation) -> str:
@@ -164,7 +181,7 @@ def _best_bet(numbers: Recommendation) -> str:
         return ""
     if numbers.outcome == "recommended":
         verdict = next(v for v in numbers.verdicts if v.qualifies)
-        if len(verdict.runs) > 1 or verdict.imported_as is not None:
+        if len(verdict.runs) > 1 or verdict.imported_as is not None or verdict.rank is None:
             return ""
         chosen = bet.of(verdict.label)
         odds = _odds(chosen.right, numbers)
@@ -273,9 +290,9 @@ def _no_evidence(numbers: Recommendation) -> str:
     gain = _measured(best.gain.estimate, numbers.unit, numbers.in_domain_metric)
     clusters = quantities.in_clusters(numbers.num_clusters_in_domain)
     return (
-        f"Not shown at {_percent(numbers.confidence)} that fine-tuning helps: no rank is shown to "
-        f"be better than the base on {numbers.num_items_in_domain:,} in-domain items{clusters}; "
-        f"the best, {best.label}, gains "
+        f"Not shown at {_percent(numbers.confidence)} that fine-tuning helps: no {_noun(numbers)} "
+        f"is shown to be better than the base on {numbers.num_items_in_domain:,} in-domain "
+        f"items{clusters}; the best, {best.label}, gains "
         f"{gain} ({score_range(best.gain, numbers.unit)})"
     )
 
@@ -284,13 +301,19 @@ def _none_keeps_enough(numbers: Recommendation) -> str:
     losses = [(v.retention_loss, v.label) for v in numbers.verdicts if v.retention_loss is not None]
     least, label = min(losses, key=lambda pair: pair[0].estimate)
     text = (
-        f"No rank keeps enough: every one is shown to lose more than "
+        f"No {_noun(numbers)} keeps enough: every one is shown to lose more than "
         f"{_acceptable(numbers.epsilon_points or 0.0, numbers)}; the least is lost by {label}, "
         f"{_measured(least.estimate, 'points', numbers.retention_metric)} on average "
         f"(at least {score(least.lower, 'points')})"
     )
     price = _price(numbers)
     return f"{text}; {price}" if price else text
+
+
+def _noun(numbers: Recommendation) -> str:
+    """What is compared: ranks, or models of which nobody said the rank."""
+    has_rank = any(verdict.rank is not None for verdict in numbers.verdicts)
+    return "rank" if has_rank else "model"
 
 
 def _price(numbers: Recommendation) -> str:
@@ -308,13 +331,14 @@ def headline(numbers: Recommendation) -> str:
     at, bet = _percent(numbers.confidence), numbers.best_bet
     if numbers.outcome == "recommended":
         chosen = next(v for v in numbers.verdicts if v.qualifies)
-        if len(chosen.runs) > 1 or chosen.imported_as is not None or bet is None:
+        is_of_run = len(chosen.runs) == 1 and chosen.imported_as is None and chosen.rank is not None
+        if not is_of_run or bet is None:
             return f"Use {chosen.label}. Settled at {at}."
         odds = quantities.odds(bet.of(chosen.label).right)
         return f"Use {chosen.label}. Settled at {at} for this adapter; with another seed {odds}."
     first = {
         "no_evidence": f"Not shown at {at} that fine-tuning helps.",
-        "none_keeps_enough": "No rank keeps enough of what the base could do.",
+        "none_keeps_enough": f"No {_noun(numbers)} keeps enough of what the base could do.",
     }.get(numbers.outcome, f"Not settled at {at}.")
     if bet is None:
         return first
@@ -326,6 +350,8 @@ def headline(numbers: Recommendation) -> str:
 def next_command(numbers: Recommendation) -> str:
     """What to do with the verdict: use it, or what would probably settle it."""
     growth = None if numbers.outcome == "recommended" else _likeliest(numbers)
+    if numbers.is_of_scores:
+        return "rankwise report DIR"
     if growth is not None and growth.probability >= HARDLY:
         return _growing(growth)
     if numbers.outcome == "recommended" or numbers.best_bet_run is not None:
@@ -361,9 +387,10 @@ def _what_decides(numbers: Recommendation) -> str:
             text = "Every item is scored, and more seeds would hardly settle it"
         text += f": {wider}"
     else:
+        how = "score them, and judge again" if numbers.is_of_scores else f"`{_growing(best)}`"
         text = (
             f"{quantities.capital(growth(best))} would settle it with probability "
-            f"{best.probability:.1f}: `{_growing(best)}`"
+            f"{best.probability:.1f}: {how}"
         )
     return f"{text}. {price}" if price else text
 
@@ -427,11 +454,15 @@ def _margins_used(numbers: Recommendation) -> Iterator[str]:
     )
     if numbers.epsilon_points is None:
         yield "Forgetting was not measured: the study has no retention task that decides."
+    if not numbers.has_base:
+        yield "No model is the base, so gains are over the mean of the models and decide nothing."
 
 
 def _verdict(verdict: RankVerdict, numbers: Recommendation) -> str:
     unit = numbers.unit
-    better = {"yes": "", "no": ", worse than the base", "undecided": ", not shown better"}
+    better = {
+        "yes": "", "no": ", worse than the base", "undecided": ", not shown better", None: ""
+    }  # fmt: skip
     parts = [
         f"gain {amount(verdict.gain.estimate, unit)} ({score_range(verdict.gain, unit)})"
         + better[verdict.better_than_base]
@@ -456,7 +487,9 @@ def _verdict(verdict: RankVerdict, numbers: Recommendation) -> str:
             + near[verdict.near_the_best]
         )
     ends = "qualifies" if verdict.qualifies else "does not qualify"
-    return f"{quantities.capital(verdict.label)} {ends}: {'; '.join(parts)}."
+    # a model's name is written as it is
+    label = verdict.label if verdict.rank is None else quantities.capital(verdict.label)
+    return f"{label} {ends}: {'; '.join(parts)}."
 
 
 def _alternatives(numbers: Recommendation, parameters: Sequence[int]) -> Iterator[str]:
@@ -471,7 +504,8 @@ def _alternatives(numbers: Recommendation, parameters: Sequence[int]) -> Iterato
         if other.retention_loss is not None and chosen.retention_loss is not None:
             lost = other.retention_loss.estimate - chosen.retention_loss.estimate
             text += f", {quantities.change(lost, 'points')} points of retention loss"
-        texts.append(f"{text}, {number / size:.3g} times the trainable parameters)")
+        times = f", {number / size:.3g} times the trainable parameters" if size else ""
+        texts.append(f"{text}{times})")
     yield f"Alternatives that qualify too: {', '.join(texts)}."
 
 
@@ -506,10 +540,10 @@ def score_range(bound: Bound, unit: Unit) -> str:
 
 
 def _settings(verdict: RankVerdict) -> str:
-    """All that a user must set besides the rank; an imported adapter does not record everything."""
+    """All that is known of what a user must set besides the rank."""
     rate, epochs = verdict.learning_rate, verdict.epochs
-    parts = [f"alpha {quantities.alpha(verdict)}"]
+    parts = [] if verdict.alpha is None else [f"alpha {quantities.alpha(verdict)}"]
     parts += [] if rate is None else [f"learning rate {quantities.learning_rate(rate)}"]
-    parts.append(quantities.modules(verdict.target_modules))
+    parts += [quantities.modules(verdict.target_modules)] if verdict.target_modules else []
     parts += [] if epochs is None else [quantities.counted(epochs, "epoch")]
     return ", ".join(parts)

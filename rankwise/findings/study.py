@@ -34,6 +34,7 @@ from rankwise.findings.repairs import repair_rows
 from rankwise.findings.retention import TrainTaskRetention, retention_groups, retention_rows
 from rankwise.findings.rows import Row, RowsOf, each_of, flat
 from rankwise.findings.signatures.found import Signature, failure_signatures
+from rankwise.findings.slices import TrainTaskSlices, slices
 from rankwise.findings.transfer import Transfer, transfer, transfer_rows
 from rankwise.findings.truncation import TrainTaskTruncation, truncated_curves, truncation_rows
 from rankwise.findings.tuning import TrainTaskRates, search_rows, tuned_rates
@@ -115,6 +116,9 @@ FINDINGS: Mapping[str, Finding] = {
     "transfer": Finding(lambda of: transfer(of.sources), {"transfer": transfer_rows}),
     "retention": _each(retention_groups, retention=retention_rows),
     "gauges": _each(gauges, gauges=each_of("models")),
+    "slices": _each(slices, slices=each_of("rows"))._replace(
+        lines=lambda found: itertools.chain(*(part.statements for part in found))
+    ),
     "lost_items": _each(lost_items, lost_items=each_of("rows")),
     "behaviour": _each(behaviour, behaviour=behaviour_rows),
     "mechanisms": _judged(
@@ -125,7 +129,10 @@ FINDINGS: Mapping[str, Finding] = {
     ),
     "weights": _each(weight_findings, weights=spectrum_rows),
     "heads": _each(head_findings, heads=head_rows, head_effects=effect_rows),
-    "claims": Finding(lambda of: paper_claims(of.sources, of.recommendation)),
+    "claims": Finding(
+        # they are about what a base gains and loses
+        lambda of: paper_claims(of.sources, of.recommendation) if of.results.study.has_base else ()
+    ),
 }
 """Every finding by its name, which is that of its field in ``StudyFindings``."""
 
@@ -154,6 +161,7 @@ class StudyFindings(Record):
     transfer: Transfer | None = None
     retention: tuple[TrainTaskRetention, ...] = ()
     gauges: tuple[TrainTaskGauges, ...] = ()
+    slices: tuple[TrainTaskSlices, ...] = ()
     lost_items: tuple[TrainTaskLostItems, ...] = ()
     behaviour: tuple[TrainTaskBehaviour, ...] = ()
     mechanisms: tuple[TrainTaskMechanisms, ...] = ()

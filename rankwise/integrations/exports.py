@@ -118,7 +118,7 @@ def refuse_imported(planned: PlannedRun, verb: str = "export") -> None:
     Raises:
         ConfigError: it was trained elsewhere.
     """
-    if planned.role == "imported":
+    if planned.role == "imported" or planned.called is not None:
         problem = f"{planned.name} was trained elsewhere; name a run whose settings are known"
         raise ConfigError(verb, [problem])
 

@@ -18,13 +18,18 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.outputs import output_folder
 from rankwise.report.cells import csv_text
 
-OF_STUDY: Mapping[str, Callable[[StudyFolder, Path], list[Exported]]] = {
-    "lm-eval": export_lm_eval,
+TABLES: Mapping[str, Callable[[StudyFolder, Path], list[Exported]]] = {
     "csv": partial(export_tables, suffix="csv", encode=csv_text),
     "parquet": partial(export_tables, suffix="parquet", encode=parquet_bytes),
     "markdown": partial(export_paper, file="results.md", write=markdown),
     "latex": partial(export_paper, file="results.tex", write=latex),
     "figures": export_figures,
+}
+"""Tables and figures of a whole study, also of models that were trained and scored elsewhere."""
+
+OF_STUDY: Mapping[str, Callable[[StudyFolder, Path], list[Exported]]] = {
+    "lm-eval": export_lm_eval,
+    **TABLES,
 }
 """What is written of a whole study."""
 
@@ -65,7 +70,13 @@ def export_study(
     if run is not None and kind in OF_STUDY:
         problem = f"--run is for formats of one run; {kind} has every run, so leave it out"
         raise ConfigError("export", [problem])
-    study_files(folder, folder.read_study())  # refuses links before anything is read
+    study = folder.read_study()
+    if study.scores is not None and kind not in TABLES:
+        problem = (
+            f"{kind}: the models were trained and scored elsewhere; there is {', '.join(TABLES)}"
+        )
+        raise ConfigError("export", [problem])
+    study_files(folder, study)  # refuses links before anything is read
     target, final = output or folder.root, output or folder.export_folder(kind)
     with output_folder(target, overwrite=overwrite) as temporary:
         place = temporary / final.relative_to(target)

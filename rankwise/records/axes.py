@@ -160,6 +160,8 @@ _SETTINGS: dict[str, Callable[[PlannedRun], str]] = {
 def _run_label(run: PlannedRun, differing: Sequence[str]) -> str:
     if run.imported is not None:
         return f"imported {run.imported.label}"
+    if run.called is not None and run.role == "imported":
+        return run.called
     parts = _kind_parts(run)
     parts += [f"{name}{_SETTINGS[name](run)}" for name in differing]
     return ", ".join(parts)

@@ -40,12 +40,12 @@ HIGHER_IS_BETTER = frozenset(
 )  # fmt: skip
 """Metrics of which more is better; for unknown metrics this is assumed, with a warning."""
 
-# lm-eval aggregates these from log-likelihoods, and that is what it writes for an item.
-_OF_LOG_LIKELIHOODS = frozenset({"perplexity"})
+OF_LOG_LIKELIHOODS = frozenset({"perplexity"})
+"""lm-eval aggregates these from log-likelihoods, and that is what it writes for an item."""
 
 
 class Chosen(NamedTuple):
-    """What is compared, and how it is read; see ``findings.samples.SampleVerdicts``."""
+    """What is compared, and how it is read; see ``findings.against_base.ModelVerdicts``."""
 
     filter: str
     metric: str
@@ -69,7 +69,7 @@ def read_compared(
     """Read the files of models on the same items.
 
     Args:
-        base: the file of the model to compare with; its documents are read too.
+        base: the file of the model to compare with.
         candidates: those of the other models.
         metric: None takes p(right) where every file has options, else the first that has one
             finite number per item in every file.
@@ -82,7 +82,7 @@ def read_compared(
     """
     paths = (base, *candidates)
     names = file_names(paths)
-    files = [read_sample_file(path, with_documents=path == base) for path in paths]
+    files = [read_sample_file(path) for path in paths]
     return ComparedFiles(names, files, *_chosen(files, metric, filter_name))
 
 
@@ -121,7 +121,7 @@ def _chosen(
     unit = metric
     if metric == LOSS_METRIC:
         unit = "nats"
-    elif metric in _OF_LOG_LIKELIHOODS and higher:
+    elif metric in OF_LOG_LIKELIHOODS and higher:
         unit = "log-likelihood"
     elif all(0.0 <= value <= 1.0 for value in values):
         unit = "points"
@@ -155,7 +155,7 @@ def _direction(
     files: Sequence[SampleFile], metric: str, values: Sequence[float]
 ) -> tuple[bool, Direction]:
     # a perplexity is at least 1; what is below 0 is the log-likelihood that it is made from
-    if metric in _OF_LOG_LIKELIHOODS and all(value <= 0.0 for value in values):
+    if metric in OF_LOG_LIKELIHOODS and all(value <= 0.0 for value in values):
         return True, "metric_name"
     answers = {file.path: higher_is_better(file.path, metric) for file in files}
     found = {answer for answer in answers.values() if answer is not None}

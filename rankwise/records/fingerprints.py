@@ -50,7 +50,7 @@ _IN_NO_RESULT: Any = {
     "tasks_path": True,
     "allow_task_code": True,
     "train": {"save_every"},
-    "evaluation": {"clusters", "max_batch_tokens"},
+    "evaluation": {"clusters", "max_batch_tokens", "slice"},
     "tracking": True,
 }
 _RUN_IDENTITY = {"method", "seed", *SETTING}

@@ -48,7 +48,7 @@ F = TypeVar("F", bound=StageRecord)
 BASE = "base"
 
 _HEADS, _REPAIR, _FORMS, _TRAINING_STATE = "heads", "repair", "forms", "training.pt"
-_TASKS = ".tasks"
+_TASKS, _RUNS = ".tasks", "runs"
 
 
 class StudyFolder:
@@ -73,11 +73,19 @@ class StudyFolder:
         self.report_file = root / "report.html"
         self.failures_folder = root / "failures"
         self.progress_file = root / ".progress.json"
+        self.finished_file = root / ".finished"
         self.checked = CheckedFiles(root)
         # What was read, with the state in which the file was: a study asks again and again.
         # Whole records of the two small kinds; of others, which may be large, their fingerprints.
         self._records: dict[Path, tuple[list[int], RunRecord | TaskEvaluation]] = {}
         self._fingerprints: dict[Path, tuple[list[int], str]] = {}
+
+    @property
+    def records(self) -> tuple[Path, ...]:
+        """The files and folders of which the verdict is made; they need not be there."""
+        files = self.study_file, self.stacks_file, self.search_file, self.own_texts_file
+        folders = self.failures_folder, self.model_folder(BASE), self.model_folder("_").parent
+        return *files, *folders
 
     def without(self, missing: Collection[Path]) -> StudyFolder:
         """The same folder, read as if some files and folders were not there."""
@@ -124,7 +132,7 @@ class StudyFolder:
 
     def model_folder(self, name: str) -> Path:
         """The folder of a run, or of the base model."""
-        return self.root / BASE if name == BASE else self.root / "runs" / name
+        return self.root / BASE if name == BASE else self.root / _RUNS / name
 
     def run_file(self, name: str) -> Path:
         return self.model_folder(name) / "run.json"
@@ -425,6 +433,13 @@ class StudyFolder:
         for path in sorted(self.root.glob("runs/*/run.json")):
             with contextlib.suppress(RecordError):
                 yield read_record(path, RunRecord)
+
+    def clear_models(self) -> None:
+        """Remove every model's records: those of others come in their place."""
+        with writing(self.root):
+            for folder in (self.root / BASE, self.root / _RUNS):
+                if folder.exists():
+                    shutil.rmtree(folder)
 
     def start_run(self, planned: PlannedRun) -> None:
         """Clear what an interrupted training of this run left behind."""

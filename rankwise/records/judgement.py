@@ -66,7 +66,9 @@ class OptionOdds(Record):
 
     label: str
     rank: int
+    """0 where it has none."""
     better_than_base: float
+    """1 without a base."""
     keeps_enough: float
     """Loses at most epsilon, and no task more than the ceiling; 1 without retention tasks."""
     near_the_best: float

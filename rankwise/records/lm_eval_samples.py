@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, RecordError
-from rankwise.records.clusters import Ties, ties_of
 from rankwise.records.files import read_regular
 from rankwise.records.p_right import P_RIGHT, p_right_of_items, requests_of
 from rankwise.records.results import LOSS_METRIC, weighted_by_tokens
@@ -60,16 +59,11 @@ class SampleItem(NamedTuple):
 
 
 class SampleFile(NamedTuple):
-    """A file's items by filter, in the file's order.
-
-    ``documents`` are those of all filters by ``doc_id``, None where a line has none, and ``ties``
-    what may tie the items to each other; empty unless they were asked for.
-    """
+    """A file's items by filter, in the file's order, and the lines that they are made of."""
 
     path: Path
     filters: Mapping[str, Sequence[SampleItem]]
-    documents: Mapping[int, Any] = {}
-    ties: Mapping[int, Ties] = {}
+    lines: Mapping[str, Sequence[Mapping[str, Any]]]
 
     def metrics(self, filter_name: str) -> dict[str, bool]:
         """Every metric of a filter, and whether each item has one finite number for it."""
@@ -97,8 +91,8 @@ class SampleFile(NamedTuple):
         return weighted_by_tokens(values, tokens)
 
 
-def read_sample_file(path: Path, *, with_documents: bool = False) -> SampleFile:
-    """Read one file; its documents are kept only on demand, since they may be large.
+def read_sample_file(path: Path) -> SampleFile:
+    """Read one file.
 
     Items with options also have p(right), before the metrics that the file names.
 
@@ -108,7 +102,6 @@ def read_sample_file(path: Path, *, with_documents: bool = False) -> SampleFile:
     """
     filters: dict[str, dict[int, SampleItem]] = {}
     lines: dict[str, list[Mapping[str, Any]]] = {}
-    documents: dict[int, Any] = {}
     for where, line in _lines(path):
         item = _item(line, where)
         items = filters.setdefault(str(line.get("filter", "none")), {})
@@ -122,18 +115,31 @@ def read_sample_file(path: Path, *, with_documents: bool = False) -> SampleFile:
             raise DataError(f"{where}: doc_id {item.doc_id} occurs twice: {reason}.")
         items[item.doc_id] = item
         lines.setdefault(str(line.get("filter", "none")), []).append(line)
-        if with_documents:
-            documents[item.doc_id] = line.get("doc")
     if not filters:
         raise DataError(f"{path} is empty; give a samples_*.jsonl file of lm_eval --log_samples.")
     by_filter = {
         name: _with_p_right(tuple(items.values()), lines[name]) for name, items in filters.items()
     }
-    ties: dict[int, Ties] = {}
-    if with_documents:
-        for its in lines.values():
-            ties |= {line["doc_id"]: tie for line, tie in zip(its, ties_of(its), strict=True)}
-    return SampleFile(path, by_filter, documents, ties)
+    return SampleFile(path, by_filter, lines)
+
+
+def is_samples_file(path: Path) -> bool:
+    """Whether a file is named as lm-eval names it, or begins with a line that has its fields."""
+    if _SAMPLES_NAME.fullmatch(path.name):
+        return True
+    try:
+        with path.open("rb") as file:
+            line = json.loads(file.readline().strip().removeprefix(b"[").removesuffix(b",") or b"0")
+    except (OSError, ValueError, RecursionError):
+        return False
+    is_line = isinstance(line, dict) and "doc_id" in line and "model" not in line
+    return is_line and bool({"resps", "arguments", "doc"} & {*line})
+
+
+def task_of(path: Path) -> str | None:
+    """The task that lm-eval named a file after; None where it has another name."""
+    named = _SAMPLES_NAME.fullmatch(path.name)
+    return None if named is None else named[1]
 
 
 def _with_p_right(

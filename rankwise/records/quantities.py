@@ -13,7 +13,7 @@ from rankwise.records.study import Interval, PlannedRun, Scaled, Unit, is_rslora
 NOT_MEASURED = "—"
 MINUS = "\u2212"
 
-_DIGITS: dict[Unit, int] = {"points": 1, "nats": 3}
+_DIGITS: dict[Unit, int] = {"points": 1, "nats": 3, "units": 3}
 _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 
@@ -130,7 +130,9 @@ def percent(value: float) -> str:
 
 
 def parameters(value: int) -> str:
-    """Three significant digits: 461 k, 1.84 M, 135 M, 7.62 B."""
+    """Three significant digits: 461 k, 1.84 M, 135 M, 7.62 B; 0 is not known."""
+    if value == 0:
+        return NOT_MEASURED
     for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
         if float(f"{value:.3g}") >= size:
             return f"{_significant(value / size, 3)} {letter}"

@@ -120,9 +120,10 @@ class RankVerdict(Record):
     """
 
     label: str
-    rank: int
-    alpha: float
-    scaling: float
+    rank: int | None
+    """None where no model has a rank, or nobody knows it."""
+    alpha: float | None
+    scaling: float | None
     learning_rate: float | None
     target_modules: tuple[str, ...]
     epochs: int | None
@@ -139,8 +140,8 @@ class RankVerdict(Record):
     """The largest loss of any retention task, in points; whichever task it is."""
     shortfall: Bound
     """How far it is below the best other option that was not rejected on retention."""
-    better_than_base: State
-    """Whether the gain is above 0."""
+    better_than_base: State | None
+    """Whether the gain is above 0; None without a base."""
     keeps_enough: State | None
     """Whether the retention loss is below epsilon, and on every task below the ceiling.
 
@@ -208,6 +209,10 @@ class Recommendation(Record):
     num_clusters_in_domain: int | None = None
     """The clusters that these items are in; None where every item is its own."""
     num_seeds: int
+    is_of_scores: bool = False
+    """The models were trained and scored elsewhere: what is missing has to come from there."""
+    has_base: bool = True
+    """Without one, gains are over the mean of the models, and no option need be above it."""
     looks: tuple[Look, ...]
     """Every judgement of this study so far, this one last."""
     these_adapters: AdapterVerdict | None

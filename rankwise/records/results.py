@@ -53,10 +53,10 @@ class TaskItems(Record):
     ``choices`` is the option of each item with the highest log-likelihood, where there are
     options. ``clusters`` numbers the cluster of each item (``clusters.linked_clusters``); None
     where each is its own. Where the study names no field for the task, ``candidates`` has fields
-    that may cluster the items (``clusters.candidate_fields``); only the base's items do. Where
-    p(right) decides, ``accuracy`` has the same items by the task's own metric: what needs items
-    that are right or wrong is made
-    from it.
+    that may cluster the items (``clusters.candidate_fields``); only the base's items do. ``slices``
+    are the values of ``evaluation.slice``, of the base's items too. Where p(right) decides,
+    ``accuracy`` has the same items by the task's own metric: what needs items that are right or
+    wrong is made from it.
     """
 
     task: str
@@ -68,6 +68,7 @@ class TaskItems(Record):
     choices: tuple[int, ...] | None = None
     clusters: tuple[int, ...] | None = None
     candidates: Mapping[str, tuple[int, ...]] = {}
+    slices: tuple[str, ...] | None = None
     accuracy: TaskItems | None = None
 
     @property
@@ -342,7 +343,7 @@ def task_items(
     return TaskItems(
         task=record.task,
         metric=record.decision_metric,
-        unit="nats" if record.decision_metric == LOSS_METRIC else "points",
+        unit=record.unit or ("nats" if record.decision_metric == LOSS_METRIC else "points"),
         higher_is_better=record.decision.higher_is_better,
         doc_ids=tuple(int(line["doc_id"]) for line in lines),
         values=tuple(values),

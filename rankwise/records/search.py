@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from rankwise.records.base import Record, VersionedRecord
+from rankwise.records.study import Unit
 
 
 class SearchSetting(Record):
@@ -69,7 +68,7 @@ class TrainTaskSearch(Record):
     """The search of the runs on one trained task."""
 
     train_task: str
-    unit: Literal["points", "nats"]
+    unit: Unit
     """Of the gains."""
     num_items: dict[str, int]
     """Validation items by the task that they stand for."""

@@ -22,7 +22,8 @@ Relation = Literal["in_domain", "out_of_domain", "retention", "held_out_text"]
 RELATIONS: tuple[Relation, ...] = get_args(Relation)
 Method = Literal["lora", "full"]
 OptimizerName = Literal["adamw", "adamw_8bit"]
-Unit = Literal["points", "nats"]
+Unit = Literal["points", "nats", "units"]
+"""Shares times 100; a loss per token; or a score's own, such as a reward's."""
 State = Literal["yes", "no", "undecided"]
 
 
@@ -164,7 +165,9 @@ class PlannedRun(Record):
     seed: int | None = None
     """None for an imported model."""
     imported: Imported | None = None
-    """Only an imported model has it."""
+    """Where an imported model is; None for all others, and of models known by scores alone."""
+    called: str | None = None
+    """What a model is called where its scores are from; None for what the study scores itself."""
     refined_in: Training | None = None
     """The training that begins where a truncated adapter is cut; None where nothing refines it."""
     mitigation: MitigationConfig | None = None
@@ -183,6 +186,7 @@ class PlannedRun(Record):
     num_tokens: int
     """Tokens that are read, over all epochs."""
     num_trainable_parameters: int
+    """0 where nobody knows: of a model that is known by its scores alone."""
     trainable_share: float
     """Trainable parameters as a share of the base model's."""
     estimated_memory_bytes: int
@@ -343,6 +347,23 @@ class TokenCounts(Record):
     """Trained task -> tokens of the prompts on which heads are compared; 0: there are too few."""
 
 
+class ScoreTables(Record):
+    """Where the scores of models are from that were trained and scored elsewhere."""
+
+    files: dict[str, str]
+    """Name of a file -> sha256 of it; of what was no file, of its rows."""
+    columns: dict[str, str]
+    """What a column is taken for -> its name; empty where a log says it itself."""
+    base: str | None
+    """The model that the others are compared with; None: there is none, and the mean of all models
+    stands in its place."""
+
+    @property
+    def reference(self) -> str:
+        """What differences are from, in words."""
+        return "mean of the models" if self.base is None else "base"
+
+
 class StudyRecord(StudyTasks):
     """``study.json``: the resolved config and the runs that it plans."""
 
@@ -383,6 +404,8 @@ class StudyRecord(StudyTasks):
     warnings: tuple[str, ...]
     own_data: OwnData | None = None
     """What was read of users' own rows, and how; None without them."""
+    scores: ScoreTables | None = None
+    """Where the scores are from, of a study that trains and scores nothing; None for all others."""
     provenance: Provenance
 
     def of_role(self, *roles: Role) -> tuple[PlannedRun, ...]:
@@ -393,6 +416,16 @@ class StudyRecord(StudyTasks):
     def runs(self) -> tuple[PlannedRun, ...]:
         """The models that the verdict compares."""
         return self.of_role(*COMPARED)
+
+    @property
+    def has_base(self) -> bool:
+        """Whether there is a base to be better than; no table of scores needs one."""
+        return self.scores is None or self.scores.base is not None
+
+    @property
+    def base_label(self) -> str:
+        """What tables and charts call the model that differences are from."""
+        return "base" if self.scores is None else self.scores.reference
 
     @property
     def tested(self) -> tuple[PlannedRun, ...]:
@@ -575,6 +608,8 @@ class TaskEvaluation(StageRecord):
     decision_metric: str
     """With `decision_filter`, names the entry of `metrics` that decides."""
     decision_filter: str
+    unit: Unit | None = None
+    """Of the deciding metric; None: nats for ``loss_nats``, points for all others."""
     num_examples: int
     """Items that were scored."""
     num_fewshot: int

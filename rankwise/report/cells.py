@@ -118,7 +118,7 @@ def items(value: int, limit: int | None) -> Cell:
 
 def unit_name(unit: Unit) -> str:
     """The unit in a heading or at an axis."""
-    return "points" if unit == "points" else "nats per token"
+    return {"points": "points", "nats": "nats per token", "units": "units"}[unit]
 
 
 def measure(unit: Unit, metric: str | None) -> str:

@@ -336,7 +336,7 @@ def _panels(answers: Sequence[ComparedAnswer]) -> Iterator[BarPanel]:
         ("Gain in-domain", [answer.gain for answer in answers]),
         ("Retention change", [answer.retention for answer in answers]),
     ):
-        for unit in ("points", "nats"):
+        for unit in ("points", "nats", "units"):
             bars = [
                 Bar(f"{short[answer.name]}\n{label}", "", _kind(answer), mean)
                 for answer, label, mean in zip(answers, labels, means, strict=True)

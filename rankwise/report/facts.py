@@ -11,7 +11,7 @@ from rankwise.records.config.own_rows import data_place
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import StudyResults
-from rankwise.records.study import PlannedRun, Provenance, RunRecord
+from rankwise.records.study import PlannedRun, Provenance, RunRecord, ScoreTables
 
 NOT_RECORDED = "not recorded"
 
@@ -45,7 +45,9 @@ def judgement_facts(recommendation: Recommendation) -> Facts:
 
 
 def training_facts(results: StudyResults) -> Facts:
-    """The settings that every run shares."""
+    """The settings that every run shares; of models that were trained elsewhere, their scores."""
+    if results.study.scores is not None:
+        return score_facts(results.study.scores)
     config, train = results.study.config, results.study.config.train
     shape = f"{train.batch_size} × {train.gradient_accumulation_steps} accumulated"
     plans = results.study.runs
@@ -71,9 +73,20 @@ def training_facts(results: StudyResults) -> Facts:
     return facts | ({"Task code": "allowed"} if config.allow_task_code else {})
 
 
+def score_facts(scores: ScoreTables) -> Facts:
+    """Where scores are from that were made elsewhere."""
+    return {
+        "Base": scores.base or "none; differences are from the mean of the models",
+        **{f"Column of the {role}": column for role, column in scores.columns.items()},
+        **{f"sha256 of {name}": digest for name, digest in scores.files.items()},
+    }
+
+
 def provenance_facts(results: StudyResults) -> Facts:
     """What made the numbers."""
     made = results.study.provenance
+    if results.study.scores is not None:
+        return {"rankwise": made.rankwise_version, "Judged": made.created_at}
     devices = {run.provenance.device for run in _runs(results)} | {made.device}
     kernels = {run.kernels for run in _runs(results) if run.kernels is not None}
     return {

@@ -12,6 +12,7 @@ from rankwise.findings.models import seeded_labels, summarise
 from rankwise.findings.signatures.found import not_looked_for
 from rankwise.findings.study import FINDINGS, StudyFindings, finding_tables
 from rankwise.findings.tables import task_tables
+from rankwise.records import quantities
 from rankwise.records.axes import Kind
 from rankwise.records.folder import StudyFolder
 from rankwise.records.grouping import grouped
@@ -53,6 +54,7 @@ from rankwise.report.sections.overview import study_figures
 from rankwise.report.sections.retention import retention_section
 from rankwise.report.sections.search import search_section
 from rankwise.report.sections.signatures import claims_section, signature_section, watch_points
+from rankwise.report.sections.slices import slice_section
 from rankwise.report.sections.transfer import transfer_section
 from rankwise.report.sections.weights import weight_section
 from rankwise.report.summaries import (
@@ -74,6 +76,9 @@ from rankwise.report.tables import (
 )
 
 FILES, ITEMS_FILE = "report", "items.html"
+
+ONLY_OF_TRAINING = ("Trainable parameters", "Training time", "Peak memory")
+"""Columns that say nothing of models that were trained elsewhere."""
 
 ON_THE_CARD = "cards"
 """The finding that is shown with its trained task and has no section of the whole study."""
@@ -169,6 +174,10 @@ def card_page(
 
 def question(study: StudyRecord) -> str:
     """What a study asks."""
+    if study.scores is not None:
+        has_rank = any(run.rank is not None for run in study.runs)
+        what = "How much LoRA rank is enough" if has_rank else "Which model is best"
+        return f"{what} on {quantities.listed([*study.tasks])}, by scores that were made elsewhere?"
     trained_on, base = source_name(study.config), base_model_name(study.config)
     return (
         f"How much LoRA rank is enough for {trained_on} on {base}, and what does each choice make "
@@ -194,7 +203,8 @@ def _part(
     trained = grouped((s.option, s.run.train_seconds) for s in summaries if s.run is not None)
     seconds = {option: sum(of_seeds) for option, of_seeds in trained.items()}
     # the seed is a column only where there are several
-    same = () if len(results.study.config.seeds) > 1 else ("Seed",)
+    same: tuple[str, ...] = () if len(results.study.config.seeds) > 1 else ("Seed",)
+    same += () if results.study.scores is None else ONLY_OF_TRAINING
     comparison = [
         TitledTable("", verdict_table(results, recommendation, summaries, same)),
         *(TitledTable("", note) for note in verdict_notes(recommendation, summaries)),
@@ -282,7 +292,8 @@ def _origin(results: StudyResults, losses: Mapping[str, Course]) -> Iterator[Rep
         yield ReportSection("warnings", "Warnings", points=warnings)
     facts = TitledTable("", training_facts(results))
     figures = list(loss_figure(results.study, losses))
-    yield ReportSection("training", "Training", figures=figures, tables=[facts])
+    title = "Training" if results.study.scores is None else "The scores"
+    yield ReportSection("training", title, figures=figures, tables=[facts])
     yield methods_section(results, FILES)
 
 
@@ -296,6 +307,7 @@ def study_sections(results: StudyResults, findings: StudyFindings) -> list[Repor
         "checkpoints": checkpoint_section,
         "transfer": transfer_section,
         "retention": retention_section,
+        "slices": slice_section,
         "lost_items": lost_item_section,
         "gauges": gauge_section,
         "behaviour": behaviour_section,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import gzip
 import hashlib
 import re
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from rankwise.report.charts.marks import with_datasets
 from rankwise.report.charts.theme import theme
 from rankwise.report.items import EncodedItems
 from rankwise.report.parts import Chart, Figure, ReportSection, Sliders, shortened
+from rankwise.report.runtime import chart_runtime
 
 _COMMAND = re.compile("`([^`]+)`")
 
@@ -115,7 +115,8 @@ def rendered(page: Page) -> str:
     if number:
         scripts.append(chart_runtime())
     if number or page.items is not None or any(isinstance(dial, Sliders) for dial in dials):
-        scripts.append(_template("report.js").decode())
+        file = resources.files("rankwise.report").joinpath("templates/report.js")
+        scripts.append(file.read_text(encoding="utf-8"))
     text = environment.get_template("page.html").render(
         page=page,
         parts=parts,
@@ -126,15 +127,6 @@ def rendered(page: Page) -> str:
         digests=Markup(" ".join(map(_digest, scripts))),  # noqa: S704
     )
     return text.lstrip()
-
-
-def chart_runtime() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script, which defines ``vegaEmbed``."""
-    return gzip.decompress(_template("vega.js.gz")).decode()
-
-
-def _template(name: str) -> bytes:
-    return resources.files("rankwise.report").joinpath("templates", name).read_bytes()
 
 
 def _digest(script: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from rankwise.findings.models import ModelSummary
+from rankwise.findings.models import BASE_LABEL, ModelSummary
 from rankwise.findings.options import TaskMean
 from rankwise.records import quantities
 from rankwise.records.judgement import Outcome
@@ -86,19 +86,19 @@ def verdict_table(
         ),
         Column(
             "Training time",
-            lambda row: None if row.run is None else quantities.seconds(row.run.train_seconds),
+            lambda row: _cost(row, "train_seconds", quantities.seconds),
         ),
         Column(
             "Peak memory",
-            lambda row: None if row.run is None else quantities.memory(row.run.peak_memory_bytes),
+            lambda row: _cost(row, "peak_memory_bytes", quantities.memory),
             "in training",
         ),
     ]
-    seeds = results.study.config.seeds
-    several = f"seeds {', '.join(map(str, seeds))}"
-    caption = f"all with seed {seeds[0]}" if len(seeds) == 1 else several
+    seeds = sorted({plan.seed for plan in results.planned if plan.seed is not None})
+    with_seeds = f", {'all with seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
+    caption = f"The {base.label} and every run{with_seeds if seeds else ''}."
     shown = [column for column in columns if column.title not in left_out]
-    return table(f"The base and every run, {caption}.", shown, summaries)
+    return table(caption, shown, summaries)
 
 
 def verdict_notes(recommendation: Recommendation, summaries: Summaries) -> Iterator[str]:
@@ -134,11 +134,13 @@ def problem_of(summary: ModelSummary) -> str | None:
 
 def _model(summary: ModelSummary) -> Cell:
     if summary.run is None:
-        return Cell("base", "", "untouched")
+        return Cell(summary.label, "", "untouched" if summary.label == BASE_LABEL else "")
     plan = summary.run.planned
     name = "full fine-tuning" if plan.rank is None else f"LoRA rank {plan.rank}"
     if plan.imported is not None:
         name = f"{name}, imported {plan.imported.label}"
+    elif plan.called is not None:
+        name = plan.called
     note = "recommended" if summary.is_recommended else ""
     return Cell(name, "", note, is_marked=summary.is_recommended)
 
@@ -148,8 +150,14 @@ def _setting(summary: ModelSummary, name: str, write: Callable[[Any], str]) -> s
     return None if value is None else write(value)
 
 
+def _cost(summary: ModelSummary, name: str, write: Callable[[Any], str]) -> str | None:
+    """Of a training; what was not trained here has 0, and nothing is shown."""
+    value = None if summary.run is None else getattr(summary.run, name)
+    return write(value) if value else None
+
+
 def _parameters(summary: ModelSummary) -> Cell | None:
-    if summary.run is None:
+    if summary.run is None or not summary.run.planned.num_trainable_parameters:
         return None
     plan = summary.run.planned
     parameters = quantities.parameters(plan.num_trainable_parameters)

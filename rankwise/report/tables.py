@@ -33,18 +33,23 @@ def decision_table(recommendation: Recommendation) -> Table | None:
         task = verdict.worst_retention_task or ""
         return cells.interval(verdict.worst_retention_loss, "points", note=task)
 
+    def better(verdict: RankVerdict) -> str | None:
+        return verdict.better_than_base and _STATES[verdict.better_than_base]
+
     def keeps(verdict: RankVerdict) -> str | None:
-        return None if verdict.keeps_enough is None else _STATES[verdict.keeps_enough]
+        return verdict.keeps_enough and _STATES[verdict.keeps_enough]
+
+    def option(verdict: RankVerdict) -> Cell:
+        alpha = quantities.alpha(verdict)
+        return Cell(verdict.label, "", "" if alpha is None else f"alpha {alpha}")
 
     def behind(verdict: RankVerdict) -> Cell:
         return Cell("no other rank") if is_alone else cells.interval(verdict.shortfall, unit)
 
     columns: list[Column[RankVerdict]] = [
-        Column("Rank", lambda row: Cell(row.label, "", f"alpha {quantities.alpha(row)}")),
+        Column("Rank", option),
         Column("Gain", lambda verdict: cells.interval(verdict.gain, unit), measured),
-        Column.text(
-            "Better than base?", lambda verdict: _STATES[verdict.better_than_base], "gain above 0"
-        ),
+        Column("Better than base?", better, "gain above 0", is_text=True, is_optional=True),
         Column.optional(
             "Retention loss",
             lambda verdict: cells.interval(verdict.retention_loss, "points"),

@@ -9,6 +9,7 @@ from rankwise.findings.recommendation import looks_of, recommend
 from rankwise.findings.study import StudyFindings, study_findings
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.folder import StudyFolder
+from rankwise.records.judgement import StudyLooks
 from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.results import StudyResults
 from rankwise.records.study import StageFailure, StudyRecord
@@ -59,8 +60,17 @@ def conclude(
         results = read_results(folder, _with_clusters(study, clusters) if clusters else study)
         if margins is not None:
             results = results.model_copy(update={"study": _with_margins(results, margins)})
-        recommendation = recommend(results, folder.read_looks())
-        return StudyOutcome(results, recommendation, study_findings(results, recommendation))
+        return concluded(results, folder.read_looks())
+
+
+def concluded(results: StudyResults, looks: StudyLooks | None = None) -> StudyOutcome:
+    """The same from results, and from how the study was judged before; None: it was not.
+
+    Raises:
+        RecordError: models were scored on different items, or a score is missing.
+    """
+    recommendation = recommend(results, looks)
+    return StudyOutcome(results, recommendation, study_findings(results, recommendation))
 
 
 def judged_again(folder: StudyFolder, config: StudyConfig) -> StudyOutcome | None:

@@ -31,6 +31,7 @@ from rankwise.study.observer import Decided, Observer
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.run import Executor, Terms, lead
 from rankwise.study.searching import policy_name
+from rankwise.study.unchanged import remember
 
 
 class Extension(NamedTuple):
@@ -165,21 +166,24 @@ def run_to_verdict(
         RankwiseError: see ``run_study``; a study that could be concluded once stays so.
     """
     terms = Terms(replace, accept_new_stack, executor)
-    config, is_last = _grown_before(config, folder), not config.search.grows
+    asked, config, is_last = config, _grown_before(config, folder), not config.search.grows
     planned = plan(config)  # a study that cannot be planned leaves no folder
     with folder.lock():
         while True:
             outcome = lead(planned, folder, observer, terms, is_last=is_last)
             if is_last or outcome.failures:
-                return outcome
+                break
             decision = _decide(config, outcome)
             observer(Decided(decision.statement))
             _write(folder, outcome, decision)
             is_last = decision.is_last
             if is_last and not config.deploy:
-                return outcome
+                break
             config = _grown(config, decision)
             planned = plan(config)
+        if not outcome.failures:
+            remember(folder, asked)
+        return outcome
 
 
 def _grown_before(config: StudyConfig, folder: StudyFolder) -> StudyConfig:

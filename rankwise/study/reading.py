@@ -8,11 +8,11 @@ from collections.abc import Generator, Iterable
 from typing import Any
 
 from rankwise.errors import RecordError
-from rankwise.records.clusters import cluster_fields, linked_clusters
+from rankwise.records.clusters import cluster_fields
 from rankwise.records.fingerprints import scoring_fingerprint
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.heads import of_most_items
-from rankwise.records.reading import read_judged
+from rankwise.records.reading import in_clusters_of, linked, read_judged
 from rankwise.records.results import MIN_ITEMS, ModelResults, StudyResults
 from rankwise.records.search import SearchRecord
 from rankwise.records.study import (
@@ -83,17 +83,10 @@ def read_results(folder: StudyFolder, study: StudyRecord | None = None) -> Study
         )
 
     base = read_model(folder, study, None)
-    clusters = {
-        task: dict(zip(items.doc_ids, items.clusters, strict=True))
-        for task, items in base.items.items()
-        if items.clusters is not None
-    }
     return StudyResults(
         study=study,
         base=base,
-        models=tuple(
-            read_model(folder, study, planned).in_clusters(clusters) for planned in complete
-        ),
+        models=in_clusters_of(base, (read_model(folder, study, each) for each in complete)),
         search=folder.read_if_there(folder.search_file, SearchRecord),
         failures=folder.failures(),
         stacks=folder.accepted_stacks().stacks,
@@ -170,15 +163,14 @@ def read_model(
     evaluations = {
         task: folder.read(folder.evaluation_file(name, task), TaskEvaluation) for task in tasks
     }
-    fields = cluster_fields(study.config.evaluation.clusters, study)
+    config = study.config.evaluation
+    fields = cluster_fields(config.clusters, study)
     judged = {
-        task: read_judged(folder, record, study.config.evaluation.metric_of(task), fields.get(task))
+        task: read_judged(folder, record, config.metric_of(task), fields.get(task), config.slice)
         for task, record in evaluations.items()
     }
     if run is None:
-        named = {t: each.items.clusters for t, each in judged.items() if each.items.clusters}
-        linked = linked_clusters({task: each.ties for task, each in judged.items()}, named)
-        judged = {t: each.with_items(clusters=linked[t]) for t, each in judged.items()}
+        judged = linked(judged)
     measured: dict[str, Any] = {}
     for kind in KINDS:
         measured |= kind.results(folder, study, planned)

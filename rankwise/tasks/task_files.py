@@ -47,6 +47,15 @@ def read_task_file(path: Path) -> dict[Any, Any]:
     return cast(dict[Any, Any], content)
 
 
+def is_bundled(name: str) -> bool:
+    """Whether a task, or every task of a group, is ours: made by code, with no data to fetch."""
+    files = {path.stem: path for path in task_files([BUNDLED_FOLDER])}
+    if name not in files:
+        return False
+    members: Any = read_task_file(files[name]).get("task", name)
+    return isinstance(members, str) or all(map(is_bundled, members))
+
+
 def task_files(folders: Iterable[Path]) -> Iterator[Path]:
     """The task files that lm-eval finds in folders."""
     for folder in folders:

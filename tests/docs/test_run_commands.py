@@ -19,7 +19,7 @@ from rankwise.engine.models import base as models
 from rankwise.records.study_file import preset_text
 from tests.planted import tool_configs
 from tests.support.command_line import rankwise
-from tests.support.documented import Block, blocks, pages
+from tests.support.documented import ROOT, Block, blocks, pages
 from tests.support.tiny_tasks import write_tiny_tasks
 
 ANSWERS = {"check": (0, 1, 3)}
@@ -59,6 +59,7 @@ def stage(
     patch.setattr(models, "embedded_model_folder", lambda *_: tiny_model_folder)
     patch.chdir(root)
     shutil.copytree(tiny_model_folder, "my-base")
+    shutil.copytree(ROOT / "docs" / "scores", "scores")
     write_tiny_tasks(Path("my_tasks"))
     Path("study.yaml").write_text(preset_text("quickstart"), encoding="utf-8")
     Path("my_axolotl.yaml").write_text(tool_configs.AXOLOTL, encoding="utf-8")

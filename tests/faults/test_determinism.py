@@ -39,7 +39,7 @@ VARYING = {
 }
 """All entries of records that differ between two runs of one study."""
 
-NOT_RECORDS = {".checked.json", MANIFEST}
+NOT_RECORDS = {".checked.json", ".finished", MANIFEST}
 """Inodes and times of files, and hashes of pages that have times in them."""
 
 LOCAL_TIMES = re.compile(

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from rankwise.errors import ConfigError
-from rankwise.findings.samples import SampleVerdict, compare_samples
+from rankwise.findings.against_base import ModelVerdict
 from rankwise.findings.stats.anytime import anytime_interval
-from tests.planted.samples import line, planted, scored, write
+from tests.planted.samples import compare_samples, line, planted, scored, write
 
 
 def compared(
     folder: Path, base: Sequence[int], other: Sequence[int], doc_ids: Sequence[int]
-) -> tuple[SampleVerdict, tuple[str, ...]]:
+) -> tuple[ModelVerdict, tuple[str, ...]]:
     """The verdict at any time on items that came in this order, and the warnings."""
     files = [
         write(folder / f"{name}.jsonl", [line(i, acc=v) for i, v in zip(doc_ids, of, strict=True)])

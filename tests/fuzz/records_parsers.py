@@ -89,7 +89,7 @@ def read_other_samples(folder: Path, text: str) -> object:
     """A samples file of lm-eval's."""
     path = folder / "samples_kinship_2026.jsonl"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
-    return read_sample_file(path, with_documents=True)
+    return read_sample_file(path)
 
 
 def _records(name: str) -> st.SearchStrategy[str]:

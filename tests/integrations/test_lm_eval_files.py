@@ -16,15 +16,16 @@ from typer.testing import CliRunner
 from rankwise.cli.main import app
 from rankwise.errors import ConfigError, RecordError, StorageError
 from rankwise.findings.pairs import compare
-from rankwise.findings.samples import compare_samples
 from rankwise.integrations.exported import Exported
 from rankwise.integrations.formats import export_study
+from rankwise.records.compared_samples import read_compared
 from rankwise.records.folder import StudyFolder
 from rankwise.records.names import MANIFEST
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.reading import read_results
 from rankwise.study.run import run_study
+from tests.planted.samples import compare_samples
 from tests.support import tiny_tasks
 from tests.support.observers import Silent
 from tests.support.records import change
@@ -590,7 +591,9 @@ def test_exported_samples_compare_as_the_study_does(exported: ExportedStudy, tas
     )
     (verdict,) = verdicts.candidates
     assert (verdicts.unit, verdicts.metric) == (row.unit, decision.metric)
-    assert verdicts.direction_from == "results_file"
+    files = exported.base.samples_file(task), [exported.lora.samples_file(task)]
+    chosen = read_compared(*files, decision.metric, decision.filter).chosen
+    assert chosen.direction_from == "results_file"
     assert verdicts.higher_is_better is decision.higher_is_better
     assert (verdicts.base, verdict.name) == (exported.base.folder.name, row.run)
     assert verdict.candidate_score == row.adapted_score

@@ -8,7 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rankwise.findings.samples import SampleVerdicts, compare_samples
+from rankwise.findings.against_base import ModelVerdicts, against_base
+from rankwise.records.compared_samples import read_compared
+from rankwise.scores.asked import Asked
+from rankwise.scores.lm_eval import samples_given
+from rankwise.scores.study import scored_study
 
 Outcome = tuple[int, int, int, int]
 
@@ -57,7 +61,7 @@ def outcomes(learned: int, forgotten: int, right: int, wrong: int) -> tuple[list
     return base, [1] * learned + [0] * forgotten + [1] * right + [0] * wrong
 
 
-def planted(folder: Path, *each: Outcome) -> SampleVerdicts:
+def planted(folder: Path, *each: Outcome) -> ModelVerdicts:
     """One base and some candidates; all outcomes give the base the same items."""
     files: list[Path] = []
     first: list[int] = []
@@ -72,3 +76,25 @@ def planted(folder: Path, *each: Outcome) -> SampleVerdicts:
             first = content
         assert content == first
     return compare_samples(folder / "base.jsonl", files)
+
+
+def compare_samples(
+    base: Path,
+    candidates: Sequence[Path],
+    *,
+    filter_name: str | None = None,
+    anytime: bool = False,
+    **settings: Any,
+) -> ModelVerdicts:
+    """What ``rankwise verdict BASE.jsonl A.jsonl`` says of each model against the base."""
+    asked = Asked(filter=filter_name, **settings)
+    scored = scored_study(samples_given([base, *candidates], asked), asked, "samples")
+    (part,) = scored.results().by_train_task
+    verdicts = against_base(part, anytime=anytime)
+    assert verdicts is not None
+    return verdicts
+
+
+def direction_from(base: Path, *candidates: Path) -> str:
+    """How it is known which way is better."""
+    return read_compared(base, candidates, None, None).chosen.direction_from

@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from rankwise.cli.main import app
-from rankwise.errors import PlanError, StudyLockedError, TaskError
-from rankwise.findings.samples import SampleVerdict, compare_samples
+from rankwise.errors import ConfigError, PlanError, StudyLockedError, TaskError
+from rankwise.findings.against_base import ModelVerdict
 from rankwise.findings.stats.estimates import mean_over_tasks, zero_p_value
 from rankwise.findings.stats.items import Items
 from rankwise.records.clusters import (
@@ -33,6 +33,7 @@ from rankwise.study.conclusion import conclude, keep
 from rankwise.study.planning.plan import plan_study
 from tests.planted.folders import write_study
 from tests.planted.results import planted_study
+from tests.planted.samples import compare_samples
 from tests.support.records import items_as_they_are
 
 TEXT = "A long passage that tells of many things, so that several questions can be asked about it"
@@ -393,7 +394,7 @@ def two_files(folder: Path, num_passages: int) -> list[Path]:
     ]
 
 
-def only(files: Sequence[Path], **settings: Any) -> tuple[SampleVerdict, tuple[str, ...]]:
+def only(files: Sequence[Path], **settings: Any) -> tuple[ModelVerdict, tuple[str, ...]]:
     verdicts = compare_samples(files[0], files[1:], **settings)
     (row,) = verdicts.candidates
     return row, verdicts.warnings
@@ -471,5 +472,5 @@ def test_files_without_documents_have_no_clusters(tmp_path: Path) -> None:
         file.write_text("\n".join(lines))
     _, warnings = only(files)
     assert not any("--cluster" in warning for warning in warnings)
-    with pytest.raises(TaskError, match=r"--cluster: the documents of .* have no fields"):
+    with pytest.raises(ConfigError, match=r"--cluster: no 'passage' describes an item .* is none"):
         only(files, cluster="passage")

@@ -16,10 +16,20 @@ from typer.testing import CliRunner
 
 from rankwise.cli.main import app
 from rankwise.errors import ConfigError, DataError, RankwiseError, RecordError, TaskError
-from rankwise.findings.samples import SampleVerdicts, compare_samples
+from rankwise.findings.against_base import ModelVerdicts
 from rankwise.findings.stats.estimates import crossed_difference, zero_p_value
 from rankwise.records.lm_eval_samples import file_names, read_sample_file
-from tests.planted.samples import hashed, line, outcomes, planted, scored, without, write
+from tests.planted.samples import (
+    compare_samples,
+    direction_from,
+    hashed,
+    line,
+    outcomes,
+    planted,
+    scored,
+    without,
+    write,
+)
 
 # numbers
 
@@ -28,7 +38,7 @@ def test_counts_scores_and_exact_p_values(tmp_path: Path) -> None:
     verdicts = planted(tmp_path, (12, 3, 17, 18), (8, 9, 11, 22), (2, 19, 1, 28))
     assert (verdicts.base, verdicts.metric, verdicts.filter) == ("base", "acc", "none")
     assert (verdicts.unit, verdicts.higher_is_better) == ("points", True)
-    assert (verdicts.direction_from, verdicts.warnings) == ("metric_name", ())
+    assert verdicts.warnings == ()
     a, b, c = verdicts.candidates
     assert [each.name for each in (a, b, c)] == ["model0", "model1", "model2"]
     assert (a.num_examples, a.base_score, a.candidate_score) == (50, 40.0, 58.0)
@@ -172,7 +182,7 @@ def test_less_of_an_error_rate_is_better(tmp_path: Path) -> None:
         scored(tmp_path / "a.jsonl", [0.25, 0.5, 0.5, 0.25], "wer"),
     ]
     verdicts = compare_samples(files[0], files[1:])
-    assert (verdicts.higher_is_better, verdicts.direction_from) == (False, "metric_name")
+    assert (verdicts.higher_is_better, direction_from(*files)) == (False, "metric_name")
     assert verdicts.candidates[0].difference == pytest.approx(31.25)
 
 
@@ -188,7 +198,7 @@ def test_the_results_file_beside_says_which_is_better(tmp_path: Path) -> None:
     base = with_results(tmp_path, "2026-01", [0.5, 0.5, 0.25], False)
     other = with_results(tmp_path, "2026-02", [0.0, 0.0, 0.25], None)
     verdicts = compare_samples(base, [other])
-    assert (verdicts.higher_is_better, verdicts.direction_from) == (False, "results_file")
+    assert (verdicts.higher_is_better, direction_from(base, other)) == (False, "results_file")
     assert verdicts.candidates[0].difference > 0
     assert verdicts.warnings == ()
     assert (verdicts.base, verdicts.candidates[0].name) == ("2026-01", "2026-02")
@@ -209,13 +219,13 @@ def test_a_damaged_results_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"results_2026-01-01T00-00-00\.5\.json cannot be read"):
         compare_samples(base, [other])
     path.write_text("[]")
-    assert compare_samples(base, [other]).direction_from == "assumed"
+    assert direction_from(base, other) == "assumed"
 
 
 def test_an_unknown_direction_is_assumed_and_said(tmp_path: Path) -> None:
     files = [scored(tmp_path / f"{name}.jsonl", [0.1, 0.4, 0.7], "gap") for name in "ab"]
     verdicts = compare_samples(files[0], files[1:])
-    assert (verdicts.higher_is_better, verdicts.direction_from) == (True, "assumed")
+    assert (verdicts.higher_is_better, direction_from(*files)) == (True, "assumed")
     (warning,) = verdicts.warnings
     assert "whether more or less of 'gap' is better; more is assumed" in warning
 
@@ -281,7 +291,7 @@ def test_without_hashes_the_parts_themselves_are_compared(tmp_path: Path) -> Non
     base = scored(tmp_path / "base.jsonl", [0, 1, 1, 0])
     lines = without([line(i, acc=1) for i in range(4)], *hashes)
 
-    def compared(**changes: Any) -> SampleVerdicts:
+    def compared(**changes: Any) -> ModelVerdicts:
         return compare_samples(
             base, [write(tmp_path / "a.jsonl", [*lines[:3], lines[3] | changes])]
         )
@@ -309,17 +319,17 @@ def test_what_cannot_be_checked_is_said(tmp_path: Path) -> None:
     )
 
 
-def test_other_items_are_refused(tmp_path: Path) -> None:
+def test_models_are_compared_on_the_items_that_both_have(tmp_path: Path) -> None:
     base = scored(tmp_path / "base.jsonl", [0, 1, 1, 0])
     shorter = scored(tmp_path / "a.jsonl", [1, 1, 1])
-    with pytest.raises(RecordError) as raised:
-        compare_samples(base, [shorter])
-    assert str(raised.value) == (
-        "metric 'acc': base was scored on 4 items and a on 3, of which 3 are the same; only models "
-        "scored on the same items can be compared"
+    verdicts = compare_samples(base, [shorter])
+    assert verdicts.warnings == (
+        "task: 3 of 4 items are scored by every model, and these are compared; a lacks 1",
     )
+    (row,) = verdicts.candidates
+    assert (row.num_examples, row.num_learned, row.num_kept_right) == (3, 1, 2)
     one = scored(tmp_path / "one.jsonl", [1])
-    with pytest.raises(RecordError, match="1 items; two are needed"):
+    with pytest.raises(DataError, match="task: 1 item of 1 is scored by every model, and differ"):
         compare_samples(one, [scored(tmp_path / "two.jsonl", [0])])
 
 
@@ -417,7 +427,7 @@ def test_options_are_compared_by_p_right_with_accuracy_beside_it(tmp_path: Path)
         "points",
         True,
     )
-    assert (verdicts.direction_from, verdicts.warnings) == ("metric_name", ())
+    assert (direction_from(base, other), verdicts.warnings) == ("metric_name", ())
     (row,) = verdicts.candidates
 
     def mean(*nats: tuple[int, float]) -> float:
@@ -588,12 +598,12 @@ def test_the_command_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (
         "- model0 is better than base: +3.0 points (+1.4 to +4.7) on 1,000 items; right on 40 that "
         "base has wrong, wrong on 10 that it has right; p = 3.0 × 10⁻⁵, 6.0 × 10⁻⁵ corrected for 2 "
-        "files."
+        "models."
     ) in text
     assert (
         "- Cannot tell whether model1 is better or worse than base: +0.5 points (−0.7 to +1.7) on "
         "1,000 items; right on 21 that base has wrong, wrong on 16 that it has right; p = 0.42, "
-        "0.42 corrected for 2 files. With even 10 times the items (10,000) it would be decided "
+        "0.42 corrected for 2 models. With even 10 times the items (10,000) it would be decided "
         "with probability 0.43."
     ) in text
     row = next(line for line in done.stdout.splitlines() if line.startswith("│ model0"))
@@ -606,12 +616,14 @@ def test_the_command_as_json_is_one_object_with_the_warnings(tmp_path: Path) -> 
     other = two_filters(tmp_path / "a.jsonl", [1, 1, 1], [0, 0, 1])
     done = rankwise(base, other, "--json")
     assert done.exit_code == 0
-    verdicts = SampleVerdicts.model_validate_json(done.stdout)
+    answer = json.loads(done.stdout)
+    of_models = {name: answer[name] for name in ModelVerdicts.model_fields}
+    verdicts = ModelVerdicts.model_validate_json(json.dumps(of_models))
     assert verdicts == compare_samples(base, [other])
     assert done.stderr == f"warning: {verdicts.warnings[0]}\n"
-    answer = json.loads(done.stdout)
-    assert (answer["base_file"], answer["candidates"][0]["file"]) == (str(base), str(other))
+    assert (answer["base"], answer["candidates"][0]["name"]) == ("base", "a")
     assert answer["schema_version"] == 1
+    assert answer["by_train_task"][0]["verdicts"][0]["label"] == "a"
 
 
 def test_the_command_takes_its_options(tmp_path: Path) -> None:
@@ -634,7 +646,7 @@ def test_what_is_wrong_with_the_input_exits_with_2(tmp_path: Path) -> None:
         ((good, tmp_path / "nowhere.jsonl"), DataError),
         ((good, bad), DataError),
         ((good, good), DataError),
-        ((good, other), RecordError),
+        ((good, scored(tmp_path / "one.jsonl", [0])), DataError),
         ((good, other, "--metric", "f1"), TaskError),
         ((good, other, "--filter", "strict"), TaskError),
         ((good, other, "--confidence", "95"), ConfigError),

@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Locator, expect
+from playwright.sync_api import Browser, Locator, expect
 
+from rankwise.report.parts import Figure, ReportSection
+from rankwise.report.rendering import Page as ShownPage
+from rankwise.report.rendering import rendered
 from tests.planted.items import planted_items, written
-from tests.support.browser import PHONE, WIDE, Visit, drawn
+from tests.report.test_chart_specs import CHARTS
+from tests.support.browser import PHONE, WIDE, Visit, drawn, opened
 from tests.support.pages import Page as ReadPage
 
 LEAST_LETTERS = 11
@@ -46,6 +50,25 @@ def test_every_chart_is_drawn_in_letters_that_can_be_read(
         )
         assert len(letters) > 3
         assert min(letters) * scale > LEAST_LETTERS - 0.1, name
+
+
+def test_charts_of_every_kind_are_drawn(tmp_path: Path, visit: Visit) -> None:
+    figures = [Figure(name, name, "", drawing) for name, drawing in CHARTS.items()]
+    html = rendered(ShownPage("", "", "", (), [ReportSection("all", "All", figures=figures)]))
+    (tmp_path / "all.html").write_text(html, "utf-8")
+    page = visit(tmp_path / "all.html")
+    for name in CHARTS:
+        assert drawn(page, name).locator("svg :is(path, text)").count() > 5, name
+
+
+def test_what_cannot_be_drawn_says_so(report: Path, tmp_path: Path, browser: Browser) -> None:
+    broken = tmp_path / "broken.html"
+    broken.write_text(report.read_text("utf-8").replace('"datasets":', '"datasets":NaN,"x":', 1))
+    with opened(browser, broken) as (page, _):
+        chart = page.locator(".chart").first
+        chart.scroll_into_view_if_needed()
+        expect(chart).to_contain_text("This chart cannot be drawn: ")
+        assert drawn(page, "score-by-rank").locator("svg").count() == 1
 
 
 def test_colours_suit_the_page(report: Path, visit: Visit) -> None:

@@ -218,12 +218,16 @@ def test_marks_link_to_items_where_they_are(
 
 
 def test_too_many_items_are_a_page_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visit: Visit
 ) -> None:
     monkeypatch.setattr(encoding, "MOST_BYTES", 10)
     page = written(tmp_path, planted_items())
     beside = tmp_path / "items.html"
     assert "8 items are too many for this page; see items.html." in page.read_text("utf-8")
+    shown = visit(page)
+    click_mark(shown, "gain-and-retention", "rank 64")
+    expect(ready(shown).locator(".found")).to_have_text("3 of 8 items")
+    assert shown.url.endswith("/items.html#items?model=rank%2064")
     assert '<section class="items"' in beside.read_text("utf-8")
     monkeypatch.undo()
     written(tmp_path, planted_items())

@@ -31,8 +31,10 @@ def failure_signatures(
     """Every failure that one trained task shows, in the order of ``SIGNATURES``.
 
     Each is judged by the bounds of its own interval (docs/methods/signatures.md), with
-    the margins and units of the recommendation.
+    the margins and units of the recommendation. Without a base nothing can have failed against it.
     """
+    if not source.results.study.has_base:
+        return ()
     signatures = [
         *_diverged(source),
         *_items_in_training(source.results),

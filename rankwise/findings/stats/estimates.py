@@ -70,8 +70,11 @@ class Spread(NamedTuple):
         def excess(log_p: float) -> float:
             return float(self.quantile(1.0 - math.exp(log_p) / 2.0)) - quantile
 
-        found = root_scalar(excess, bracket=(math.log(least), math.log(most)))
-        return math.exp(float(found.root))
+        ends = math.log(least), math.log(most)
+        beyond = [excess(end) for end in ends]
+        if beyond[0] * beyond[1] >= 0.0:  # by rounding, the root is at an end or just outside
+            return math.exp(ends[abs(beyond[1]) < abs(beyond[0])])
+        return math.exp(float(root_scalar(excess, bracket=ends).root))
 
 
 class Estimate(NamedTuple):

@@ -120,6 +120,8 @@ class EvaluationConfig(Section):
     Without it every item counts as independent of the others. Tasks with the same field share the
     clusters of equal value; ``doc_id`` stands for the number of the item.
     """
+    slice: Text | None = None
+    """Field of the documents; which of its values got better or worse is shown besides."""
     num_fewshot: Natural | None = None
     """Examples in each prompt; None: each task's own number."""
     limit: Count | None = None
@@ -196,6 +198,8 @@ class RecommendationConfig(Section):
     """The acceptable loss of any single retention task; None: three times ε."""
     delta_nats: Positive = 0.05
     """δ for tasks that are scored by their loss, in nats per token."""
+    delta_units: Positive | None = None
+    """δ for scores in a unit of their own, such as rewards; they have no default."""
     confidence: Annotated[Number, Field(gt=0.5, lt=1)] = 0.95
 
     def delta_for(self, metrics: Iterable[str]) -> float:

@@ -59,10 +59,10 @@ def _facts(card: VerdictCard, seconds: Mapping[str, float]) -> Facts:
         facts["Gains in-domain"] = cells.in_words(card.gain)
     if card.retention is not None:
         facts["Retention tasks change by"] = cells.in_words(card.retention)
-    if card.num_parameters is not None and card.trainable_share is not None:
+    if card.num_parameters and card.trainable_share is not None:
         parameters = quantities.parameters(card.num_parameters)
         facts["Trained weights"] = f"{parameters}, {quantities.share(card.trainable_share)} of full"
-    if card.choice is not None and card.choice in seconds:
+    if card.choice is not None and seconds.get(card.choice):
         full = [_times(each.label, card, seconds) for each in card.alternatives if not each.rank]
         of_full = f"; full fine-tuning: {full[0]} as long" if full and full[0] else ""
         facts["Training"] = f"{quantities.seconds(seconds[card.choice])}{of_full}"
@@ -93,10 +93,14 @@ def _alternatives(
             lambda row: cells.mean(row.retention),
             cells.measure("points", recommendation.retention_metric),
         ),
-        Column(
-            "Trained weights", lambda row: quantities.times(row.weights_ratio), "of the choice's"
+        Column.optional(
+            "Trained weights",
+            lambda row: None if row.weights_ratio is None else quantities.times(row.weights_ratio),
+            "of the choice's",
         ),
-        Column("Training time", lambda row: _times(row.label, card, seconds), "of the choice's"),
+        Column.optional(
+            "Training time", lambda row: _times(row.label, card, seconds), "of the choice's"
+        ),
     ]
     caption = (
         f"Every other option less {card.choice}, paired over the same items, "
@@ -126,6 +130,7 @@ def sliders(recommendation: Recommendation) -> Sliders:
     worst = [each.worst_retention_loss for each in verdicts if each.worst_retention_loss]
     rule = {
         "labels": [each.label for each in verdicts],
+        "has_base": recommendation.has_base,
         "gain": ends(each.gain for each in verdicts),
         "loss": ends(losses) if losses else None,
         "worst": ends(worst) if worst else None,

@@ -35,23 +35,35 @@ def methods_section(results: StudyResults, page_files: str) -> ReportSection:
         [
             "Gains and losses are differences between models on the same items. Formulas, "
             "assumptions and references in full are in rankwise's docs/METHODS.md.",
-            "To make the study again, write the study file below to study.yaml and run the "
-            "commands. What it names with ./ belongs beside it. The same study fingerprint means "
-            "the same settings, data and base model.",
-            "The resolved settings are in study.json next to this page. Every number of the "
-            f"tables without rounding (CSV) is in {page_files}/. For the figures as SVG and PNG: "
-            "`rankwise export DIR --format figures`.",
+            *_to_make_it_again(page_files, results),
         ],
         tables=[
             TitledTable("What the numbers are", _formula_table(results)),
             TitledTable("Provenance", provenance_facts(results)),
         ],
-        listings=[
-            Listing("The commands", _commands(results)),
-            Listing("study.yaml", study_file_text(results.study.config)),
-            Listing("To cite (BibTeX)", _citations(results)),
-        ],
+        listings=[*_made_by(results), Listing("To cite (BibTeX)", _citations(results))],
     )
+
+
+def _to_make_it_again(page_files: str, results: StudyResults) -> Iterator[str]:
+    if results.study.scores is None:
+        yield (
+            "To make the study again, write the study file below to study.yaml and run the "
+            "commands. What it names with ./ belongs beside it. The same study fingerprint means "
+            "the same settings, data and base model."
+        )
+    yield (
+        "The resolved settings are in study.json next to this page. Every number of the "
+        f"tables without rounding (CSV) is in {page_files}/. For the figures as SVG and PNG: "
+        "`rankwise export DIR --format figures`."
+    )
+
+
+def _made_by(results: StudyResults) -> Iterator[Listing]:
+    """What trains and scores it again; nothing does of models that were trained elsewhere."""
+    if results.study.scores is None:
+        yield Listing("The commands", _commands(results))
+        yield Listing("study.yaml", study_file_text(results.study.config))
 
 
 def _formula_table(results: StudyResults) -> Table:

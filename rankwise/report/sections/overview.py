@@ -158,7 +158,7 @@ def _by_rank(study: _Study) -> Figure:
 def _by_task(study: _Study) -> Figure:
     name, title = "difference-by-task", "Difference from the base on every task"
     relations: tuple[Relation, ...] = ("in_domain", "out_of_domain", "retention")
-    units: tuple[Unit, ...] = ("points", "nats")
+    units: tuple[Unit, ...] = ("points", "nats", "units")
     found = [_panel(study, relation, unit) for relation in relations for unit in units]
     panels = [panel for panel, _ in found if panel.bars]
     if not panels:

@@ -3,7 +3,8 @@
 /* The rule of rankwise/findings/decision.py; a test holds both to the same answers. */
 function judge(rule, delta, epsilon, ceiling) {
   const state = (shown, excluded) => (shown ? 1 : excluded ? -1 : 0);
-  const better = rule.gain.map(([low, high]) => state(low > 0, high <= 0));
+  // without a base, none has to be better than one
+  const better = rule.gain.map(([low, high]) => (rule.has_base === false ? 1 : state(low > 0, high <= 0)));
   const keeps =
     rule.loss === null
       ? better.map(() => 1)
@@ -75,7 +76,8 @@ function showSliders(box) {
         head.textContent = label;
         row.append(head);
         const kept = rule.loss === null ? "—" : STATES[judged.keeps[place]];
-        for (const text of [STATES[judged.better[place]], kept, STATES[judged.near[place]]]) {
+        const gained = rule.has_base === false ? "—" : STATES[judged.better[place]];
+        for (const text of [gained, kept, STATES[judged.near[place]]]) {
           const cell = document.createElement("td");
           cell.textContent = text;
           row.append(cell);
@@ -94,10 +96,16 @@ document.querySelectorAll(".sliders").forEach(showSliders);
 const LEAST_LETTERS = 11;
 const MOST_ENLARGED = 1.25;
 
-async function draw(chart) {
+function draw(chart) {
   drawnLater.unobserve(chart);
   if (chart.dataset.drawn) return;
   chart.dataset.drawn = "begun";
+  drawn(chart).catch((error) => {
+    chart.firstElementChild.textContent = `This chart cannot be drawn: ${error.message}`;
+  });
+}
+
+async function drawn(chart) {
   const place = element("div");
   place.ariaHidden = "true"; /* the image that it is in has words of its own */
   chart.firstElementChild.append(place);

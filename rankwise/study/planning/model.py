@@ -10,6 +10,7 @@ from rankwise.engine.models.base import BaseModel
 from rankwise.engine.models.devices import Machine, ResolvedPrecision
 from rankwise.errors import ModelError, PlanError
 from rankwise.records.config.study import StudyConfig
+from rankwise.records.study import StudyRecord
 
 
 class StudyModel(NamedTuple):
@@ -40,6 +41,20 @@ class StudyModel(NamedTuple):
     def num_parameters(self) -> int:
         """All weights of the model."""
         return sum(parameter.numel() for parameter in self.skeleton.parameters())
+
+
+def refuse_scores(study: StudyRecord | None) -> None:
+    """Refuse to plan what has scores only: its models were trained elsewhere.
+
+    Raises:
+        PlanError: it is such a study.
+    """
+    if study is not None and study.scores is not None:
+        problem = (
+            "it has scores of models that were trained elsewhere, and nothing to train; add rows "
+            "to the tables, and judge them again: rankwise verdict FILES --output DIR"
+        )
+        raise PlanError(study.config.name, study.config.base_model.name, [problem])
 
 
 def study_model(

@@ -5,6 +5,7 @@ Checks the config against tasks and model and collects every problem; loads no w
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from rankwise.engine.models.base import BaseModel
 from rankwise.engine.models.devices import STEP_TOKENS, Machine
 from rankwise.engine.scoring.tree.prefixes import PrefixTree
 from rankwise.engine.training.memory import PassMemory, TrainingSetting
-from rankwise.errors import DataError, ModelError, PlanError
+from rankwise.errors import DataError, ModelError, PlanError, RecordError
 from rankwise.records import p_right
 from rankwise.records.config.mitigations import RowsConfig
 from rankwise.records.config.study import StudyConfig
@@ -61,7 +62,7 @@ from rankwise.study.planning.fitting import (
 )
 from rankwise.study.planning.imports import imported_run
 from rankwise.study.planning.issues import Issues
-from rankwise.study.planning.model import StudyModel, study_model
+from rankwise.study.planning.model import StudyModel, refuse_scores, study_model
 from rankwise.study.planning.passes import plan_passes
 from rankwise.study.planning.runs import (
     RunMaker,
@@ -195,6 +196,8 @@ def plan_study(
         ModelError: its tokenizer or config cannot be used.
     """
     issues, planner = Issues(), None
+    with contextlib.suppress(RecordError):  # what is damaged is set aside when it is run
+        refuse_scores(folder and folder.read_if_there(folder.study_file, StudyRecord))
     model = study_model(config, report, machine)
     parts = _parts(config, model, issues)
     if parts is not None:

@@ -10,7 +10,7 @@ from rankwise.errors import PlanError, TaskError, closest
 from rankwise.records.config.study import EvaluationConfig
 from rankwise.records.study import StudyRecord
 from rankwise.study.planning.issues import Issues
-from rankwise.study.planning.model import StudyModel, study_model
+from rankwise.study.planning.model import StudyModel, refuse_scores, study_model
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.planning.tasks import plan_tasks
 from rankwise.tasks.item_order import in_random_order
@@ -40,6 +40,7 @@ def reopen_study(
         TaskError: a name is unknown, or a task cannot be scored.
         DataError: the data of a task cannot be had.
     """
+    refuse_scores(study)
     model = study_model(study.config, report)
     if model.base.fingerprint != study.base_model_fingerprint:
         problem = "base_model: it is no longer the model that the study was made with"

@@ -38,8 +38,11 @@ def stages(study: StudyRecord) -> tuple[Stage, ...]:
 
     The base is scored; the runs of every pass are trained together and then scored together, and
     likewise the adapters that are truncated from them, and the arms against forgetting. Then come
-    the other kinds in their order.
+    the other kinds in their order. Of models that were trained and scored elsewhere nothing is
+    done.
     """
+    if study.scores is not None:
+        return ()
     graph = Graph(study)
     for task in study.scored_tasks():
         stage = Score.of(graph, BASE, (None,), task)

@@ -1,9 +1,8 @@
-"""Is one model better than another? The paired verdict from two or more sample files."""
+"""Is one model better than another? The paired verdict on each model against the base."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,22 +13,22 @@ from rankwise.findings.pairs import (
     Counts,
     Pair,
     PairedTest,
-    Scores,
     accuracy_difference,
-    pair_scores,
+    pair_items,
     paired_test,
+    run_record,
 )
 from rankwise.findings.stats.anytime import anytime_interval
 from rankwise.findings.stats.estimates import holm, holm_levels
 from rankwise.findings.stats.items import POINTS, num_clusters
 from rankwise.findings.stats.prospects import chance_of_sign
 from rankwise.records import quantities
+from rankwise.records.axes import run_labels
 from rankwise.records.base import SCHEMA_VERSION, Record, SchemaVersion
-from rankwise.records.clusters import candidate_fields, cluster_numbers, linked_clusters
-from rankwise.records.compared_samples import Chosen, Direction, read_compared
-from rankwise.records.lm_eval_samples import SampleFile
-from rankwise.records.p_right import ACCURACY, P_RIGHT
+from rankwise.records.compared_samples import OF_LOG_LIKELIHOODS
+from rankwise.records.p_right import ACCURACY
 from rankwise.records.recommendation import AccuracyDifference, PairedDifference
+from rankwise.records.results import ModelResults, TaskItems, TrainTaskResults
 
 Verdict = Literal["better", "worse", "cannot_tell"]
 
@@ -48,21 +47,22 @@ class MoreItems(Record):
     probability: float
 
 
-class SampleVerdict(PairedDifference):
-    """One file against the base file, paired over the same items.
+class ModelVerdict(PairedDifference):
+    """One model against the base, paired over the same items.
 
-    Scores are in the unit of ``SampleVerdicts``. ``difference`` is signed so that positive is
+    Scores are in the unit of ``ModelVerdicts``. ``difference`` is signed so that positive is
     better for the candidate. The counts and McNemar's exact test are None unless every item is 0
     or 1; where p(right) is compared, ``accuracy`` has the difference in accuracy by itself, and
     they are of it. ``num_clusters`` is None where every item is its own. ``p_value`` is the
-    interval's own test, ``holm_p_value`` corrected for the number of files; both are None where the
-    interval holds at any time. ``interval_confidence`` is the level at which the interval
+    interval's own test, ``holm_p_value`` corrected for the number of models; both are None where
+    the interval holds at any time. ``interval_confidence`` is the level at which the interval
     leaves zero out exactly where ``verdict`` is better or worse. ``with_more_items`` says what
     more items would do; empty where the verdict is there.
     """
 
     name: str
-    file: str
+    run: str
+    """Its name in the study's records."""
     num_examples: int
     num_clusters: int | None = None
     base_score: float
@@ -85,144 +85,114 @@ class SampleVerdict(PairedDifference):
     accuracy: AccuracyDifference | None = None
 
 
-class SampleVerdicts(Record):
-    """Every candidate file against one base file, by one metric under one filter.
+class ModelVerdicts(Record):
+    """Every model against the base on one task, by the metric that decides.
 
-    ``unit`` is "points" for shares (times 100), "nats" for ``loss_nats``, else what a value of
-    the metric is. ``direction_from`` says how ``higher_is_better`` is known. ``cluster`` is the
-    field whose values make clusters of items, None where items are taken as independent.
+    ``unit`` is "points" for shares (times 100), "nats" for a loss, else what a value of the metric
+    is. ``cluster`` is the field whose values make clusters of items, None where none is named.
     """
 
     schema_version: SchemaVersion = SCHEMA_VERSION
     base: str
-    base_file: str
+    task: str
     metric: str
     filter: str
     unit: str
     higher_is_better: bool
-    direction_from: Direction
     confidence: float
     anytime: bool
-    """Whether the verdicts hold however often growing files are compared."""
+    """Whether the verdicts hold however often growing tables are compared."""
     cluster: str | None = None
     warnings: tuple[str, ...]
-    candidates: tuple[SampleVerdict, ...]
+    candidates: tuple[ModelVerdict, ...]
 
 
-def compare_samples(
-    base: Path,
-    candidates: Sequence[Path],
-    *,
-    metric: str | None = None,
-    filter_name: str | None = None,
-    cluster: str | None = None,
-    confidence: float = 0.95,
-    anytime: bool = False,
-) -> SampleVerdicts:
-    """Compare models item by item, from files that ``lm_eval --log_samples`` wrote for a task.
+def against_base(results: TrainTaskResults, *, anytime: bool = False) -> ModelVerdicts | None:
+    """Is each model better than the base? Of scores that were given, on the task that decides.
+
+    None where more than one task decides, a model has several seeds, or there is no base.
 
     Args:
-        base: the samples file of the model to compare with.
-        candidates: those of the other models, on the same documents.
-        metric: None takes p(right) where every file has options, else the first that has one
-            finite number per item in every file.
-        filter_name: None takes the first of the base file.
-        cluster: a field of the documents; items of equal value come in one cluster, as do those
-            that ask the same. With None there is a warning where a field speaks for more.
-        confidence: of each interval, and 1 - that of a wrong "better" or "worse" among all
-            candidates together; above 0.5 and below 1.
-        anytime: keep that promise over any number of comparisons of files to which items are added
-            at the end.
+        results: of scores that were made elsewhere.
+        anytime: keep the promise, that with the confidence of the study no "better" or "worse" is
+            wrong, over any number of comparisons of tables to which items are added at the end.
 
     Raises:
-        ConfigError: the confidence is no such number, or ``anytime`` with a metric that is not a
-            share or with ``cluster``.
-        DataError: a file cannot be read, or is given twice.
-        TaskError: a file does not have the metric or the filter, or documents not the field.
-        RecordError: the files are not about the same items.
+        ConfigError: ``anytime`` with a metric that is not a share, or with a cluster.
+        RecordError: the models are not scored on the same items.
     """
-    if not 0.5 < confidence < 1.0:
-        problem = f"confidence: {confidence:g} given; use a number above 0.5 and below 1"
-        raise ConfigError("verdict", [problem])
-    if anytime and cluster is not None:
-        problem = "anytime: it takes every item by itself, so it cannot go with --cluster; drop one"
-        raise ConfigError("verdict", [problem])
-    names, files, chosen, notes = read_compared(base, candidates, metric, filter_name)
-    base_scores = _scores(names[0], files[0], chosen)
-    documents = {doc_id: files[0].documents[doc_id] for doc_id in base_scores.doc_ids}
-    named = {}
-    if cluster is not None:
-        named = {str(base): cluster_numbers(documents, cluster, "--cluster", str(base))}
-    clusters = None
-    if not anytime:
-        ties = [files[0].ties[doc_id] for doc_id in documents]
-        clusters = linked_clusters({str(base): ties}, named)[str(base)]
-    pairs = _pairs(names, files, chosen, clusters)
-    if anytime and chosen.unit != "points":
-        problem = f"anytime: {chosen.metric} is not between 0 and 1 on every item, as it must be"
-        raise ConfigError("verdict", [problem])
-    judged = _judged(pairs, confidence)
+    study, deciding = results.study, (*results.tasks["in_domain"], *results.tasks["retention"])
+    labels = run_labels(results.planned)
+    is_plain = len(deciding) == 1 and len({*labels.values()}) == len(results.runs)
+    if study.scores is None or study.scores.base is None or not is_plain:
+        if anytime:
+            problem = "anytime: it compares models with a base on one task, each of one seed"
+            raise ConfigError("verdict", [problem])
+        return None
+    (task,) = deciding
+    base, cluster = results.base.items[task], study.config.evaluation.clusters.get(task)
+    if anytime and (cluster is not None or base.unit != "points"):
+        problem = f"{base.metric} is not between 0 and 1 on every item, as it must be"
+        if cluster is not None:
+            problem = "it takes every item by itself, so it cannot go with --cluster; drop one"
+        raise ConfigError("verdict", [f"anytime: {problem}"])
+    pairs = [pair_items(results.base, run, task) for run in results.runs]
+    confidence = study.config.recommendation.confidence
+    notes: tuple[str, ...] = ()
     if anytime:
-        judged = _judged_at_any_time(pairs, confidence, base_scores.doc_ids)
-        if list(base_scores.doc_ids) == sorted(base_scores.doc_ids):
-            notes += (
-                f"the items of {base} are in the order of the data set. --anytime holds where that "
-                "order is random: shuffle a data set that is sorted, by subject or by length",
+        pairs = [pair._replace(clusters=None) for pair in pairs]
+        judged = _judged_at_any_time(pairs, confidence, base.doc_ids)
+        if list(base.doc_ids) == sorted(base.doc_ids):
+            notes = (
+                f"the items of {study.scores.base} are in the order of the data set. --anytime "
+                "holds where that order is random: shuffle a data set that is sorted, by subject "
+                "or by length",
             )
+    else:
+        judged = _judged(pairs, confidence)
     in_accuracy: list[PairedTest | None] = [None] * len(pairs)
-    if chosen.metric == P_RIGHT:
-        own = _pairs(names, files, chosen._replace(metric=ACCURACY), clusters)
-        in_accuracy = [paired_test(pair, confidence) for pair in own]
-    return SampleVerdicts(
-        base=names[0],
-        base_file=str(base),
-        **chosen._asdict(),
+    if base.accuracy is not None:
+        own = [pair_items(results.base, run, task, by_accuracy=True) for run in results.runs]
+        in_accuracy = [
+            paired_test(pair._replace(clusters=pairs[0].clusters), confidence) for pair in own
+        ]
+    unit = base.metric if base.unit == "units" else base.unit
+    if base.metric in OF_LOG_LIKELIHOODS and base.higher_is_better:
+        unit = "log-likelihood"
+    names = [_name(run) for run in results.runs]
+    return ModelVerdicts(
+        base=study.scores.base,
+        task=task,
+        metric=base.metric,
+        filter=results.base.evaluations[task].decision_filter,
+        unit=unit,
+        higher_is_better=base.higher_is_better,
         confidence=confidence,
         cluster=cluster,
         anytime=anytime,
-        warnings=(*notes, *_cluster_notes(pairs, documents, cluster)),
+        warnings=(*study.warnings, *notes, *_cluster_notes(pairs, base, cluster)),
         candidates=tuple(
-            _verdict(names[0], name, file, chosen.unit, of_file, own)
-            for name, file, of_file, own in zip(
-                names[1:], candidates, judged, in_accuracy, strict=True
+            _verdict(study.scores.base, name, run.name, unit, of_model, own)
+            for name, run, of_model, own in zip(
+                names, results.runs, judged, in_accuracy, strict=True
             )
         ),
     )
 
 
-def _scores(name: str, file: SampleFile, chosen: Chosen) -> Scores:
-    items = file.filters[chosen.filter]
-    return Scores(name, [item.doc_id for item in items], file.values(chosen.filter, chosen.metric))
-
-
-def _pairs(
-    names: Sequence[str],
-    files: Sequence[SampleFile],
-    chosen: Chosen,
-    clusters: Sequence[int] | None,
-) -> list[Pair]:
-    """The base with each candidate, by one metric; clusters are in the order of the base."""
-    base, *others = (_scores(name, file, chosen) for name, file in zip(names, files, strict=True))
-    return [
-        pair_scores(
-            f"metric {chosen.metric!r}",
-            base._replace(clusters=clusters),
-            other,
-            higher_is_better=chosen.higher_is_better,
-            in_points=chosen.unit == "points",
-        )
-        for other in others
-    ]
+def _name(run: ModelResults) -> str:
+    planned = run_record(run).planned
+    return run.name if planned.called is None else planned.called
 
 
 class _Judged(NamedTuple):
-    """The test of one file, at the level at which it decides, and corrected for all files."""
+    """The test of one model, at the level at which it decides, and corrected for all models."""
 
     test: PairedTest
     p_value: float | None
     holm_p_value: float | None
     level: float
-    num_files: int
+    num_models: int
     point: float
     """What a point of the odds' prior is in the values' unit: 1 % of the largest differences."""
 
@@ -252,7 +222,7 @@ def _judged(pairs: Sequence[Pair], confidence: float) -> list[_Judged]:
 def _judged_at_any_time(
     pairs: Sequence[Pair], confidence: float, doc_ids: Sequence[int]
 ) -> list[_Judged]:
-    """The same with intervals that hold at any number of items, divided by the number of files.
+    """The same with intervals that hold at any number of items, divided by the number of models.
 
     ``doc_ids`` are in the order in which the items came; a pair's are sorted.
     """
@@ -270,61 +240,59 @@ def _judged_at_any_time(
     return judged
 
 
-def _cluster_notes(
-    pairs: Sequence[Pair], documents: Mapping[int, Any], cluster: str | None
-) -> Iterator[str]:
+def _cluster_notes(pairs: Sequence[Pair], base: TaskItems, cluster: str | None) -> Iterator[str]:
     """Too few clusters; without ``cluster``, a field that the differences go by."""
+    known = num_clusters([pairs[0].items])
     if cluster is not None:
-        number = num_clusters([pairs[0].items])
-        if number is not None and (few := too_few(f"--cluster {cluster}", number)):
+        if known is not None and (few := too_few(f"--cluster {cluster}", known)):
             yield few
         return
-    order, known = np.argsort(list(documents)), num_clusters([pairs[0].items])
+    order = np.argsort(base.doc_ids)
     candidates = {
         field: np.asarray(numbers, dtype=np.int64)[order]
-        for field, numbers in candidate_fields(documents).items()
+        for field, numbers in base.candidates.items()
         if known is None or len({*numbers}) < known
     }
     found = suspect(candidates, np.stack([pair.gain for pair in pairs]))
     if found is not None:
-        items = f"the {quantities.counted(len(documents), 'item')}"
+        items = f"the {quantities.counted(len(base.doc_ids), 'item')}"
         yield suspicion(found, items, f"Use --cluster {found.field}")
 
 
 def _verdict(
-    base: str, name: str, file: Path, unit: str, of_file: _Judged, in_accuracy: PairedTest | None
-) -> SampleVerdict:
+    base: str, name: str, run: str, unit: str, of_model: _Judged, in_accuracy: PairedTest | None
+) -> ModelVerdict:
     """The record of one candidate; ``in_accuracy`` is there beside p(right)."""
-    test = of_file.test
+    test = of_model.test
     verdict: Verdict = (
         "better" if test.lower > 0.0 else "worse" if test.upper < 0.0 else "cannot_tell"
     )
     more: tuple[MoreItems, ...] = ()
     # nothing was observed where all answers are the same
-    if verdict == "cannot_tell" and of_file.p_value is not None and test.has_differences:
-        alpha = (1.0 - of_file.level) / NEXT_LOOK
+    if verdict == "cannot_tell" and of_model.p_value is not None and test.has_differences:
+        alpha = (1.0 - of_model.level) / NEXT_LOOK
         more = tuple(
             MoreItems(
                 factor=factor,
                 num_items=round(factor * test.num_examples),
-                probability=chance_of_sign(test.estimate, factor, alpha, of_file.point),
+                probability=chance_of_sign(test.estimate, factor, alpha, of_model.point),
             )
             for factor in MORE_ITEMS
         )
-    values: dict[str, Any] = {**test.values(SampleVerdict, in_accuracy), "p_value": of_file.p_value}
+    values: dict[str, Any] = {**test.values(ModelVerdict, in_accuracy), "p_value": of_model.p_value}
     accuracy = in_accuracy and accuracy_difference(ACCURACY, test, in_accuracy)
     counts = (in_accuracy or test).counts
-    return SampleVerdict(
+    return ModelVerdict(
         name=name,
-        file=str(file),
+        run=run,
         candidate_score=test.adapted_score,
         **values,
-        holm_p_value=of_file.holm_p_value,
-        interval_confidence=of_file.level,
+        holm_p_value=of_model.holm_p_value,
+        interval_confidence=of_model.level,
         accuracy=accuracy,
         verdict=verdict,
         with_more_items=more,
-        statement=" ".join(_statement(base, name, unit, verdict, of_file, counts, accuracy, more)),
+        statement=" ".join(_statement(base, name, unit, verdict, of_model, counts, accuracy, more)),
     )
 
 
@@ -333,13 +301,13 @@ def _statement(
     name: str,
     unit: str,
     verdict: Verdict,
-    of_file: _Judged,
+    of_model: _Judged,
     counts: Counts | None,
     accuracy: AccuracyDifference | None,
     more: Sequence[MoreItems],
 ) -> Iterator[str]:
     """One candidate in plain words."""
-    test = of_file.test
+    test = of_model.test
     estimate, lower, upper = (
         sample_amount(value, unit, signed=True)
         for value in (test.estimate.value, test.lower, test.upper)
@@ -362,11 +330,11 @@ def _statement(
             f"; right on {quantities.count(counts.learned)} that {base} has wrong, "
             f"wrong on {quantities.count(counts.forgotten)} that it has right"
         )
-    if of_file.p_value is not None:
-        text += f"; p = {quantities.p_value(of_file.p_value)}"
-    if of_file.holm_p_value is not None and of_file.num_files > 1:
-        corrected = quantities.p_value(of_file.holm_p_value)
-        text += f", {corrected} corrected for {of_file.num_files} files"
+    if of_model.p_value is not None:
+        text += f"; p = {quantities.p_value(of_model.p_value)}"
+    if of_model.holm_p_value is not None and of_model.num_models > 1:
+        corrected = quantities.p_value(of_model.holm_p_value)
+        text += f", {corrected} corrected for {of_model.num_models} models"
     yield f"{text}."
     if verdict == "cannot_tell" and is_equal and accuracy is None:
         yield "No difference was observed."
@@ -383,7 +351,7 @@ def _statement(
 
 
 def sample_amount(value: float, unit: str, *, signed: bool = False) -> str:
-    """A score or a difference in the unit of ``SampleVerdicts``; that is not written."""
+    """A score or a difference in the unit of ``ModelVerdicts``; that is not written."""
     if unit == "points" or unit == "nats":
         write = quantities.change if signed else quantities.score
         return write(value, unit)

@@ -1,0 +1,41 @@
+"""Which kinds of item got better or worse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rankwise.findings.slices import SliceChange, TrainTaskSlices
+from rankwise.records import quantities
+from rankwise.report import cells
+from rankwise.report.parts import Column, ReportSection, Shown, Table, section, table
+from rankwise.report.summaries import RELATION_NAMES
+
+
+def slice_section(found: Sequence[TrainTaskSlices]) -> ReportSection:
+    """A table for each trained task."""
+    about = (
+        "Changes from the base on the items of each kind. Intervals are those at which Holm's "
+        "procedure holds each change against zero, so that all of them together are wrong with "
+        f"probability {quantities.percent(round(1 - found[0].confidence, 6))} at most."
+    )
+    return section(
+        "slices",
+        "Which kinds of item changed",
+        about,
+        found,
+        lambda part: Shown(part.statements, tables=[("", _table(part))]),
+    )
+
+
+def _table(found: TrainTaskSlices) -> Table:
+    columns: list[Column[SliceChange]] = [
+        Column("Option", lambda row: row.option.label),
+        Column.text("Task", lambda row: f"{row.task} ({RELATION_NAMES[row.relation]})"),
+        Column.text(found.field, lambda row: row.kind),
+        Column("Items", lambda row: row.num_examples),
+        Column("Change", lambda row: cells.interval(row.change, row.unit)),
+        Column("p, Holm", lambda row: quantities.p_value(row.holm_p_value)),
+        Column.text("Shown?", lambda row: row.verdict.replace("_", " ")),
+    ]
+    caption = f"Trained on {found.train_task}: changes by {found.field}, seeds averaged."
+    return table(caption, columns, found.rows)

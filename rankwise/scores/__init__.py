@@ -1,0 +1,1 @@
+"""Scores of models that were trained and scored elsewhere, as the records of a study."""

@@ -1,0 +1,92 @@
+"""What a user says of tables of scores: columns, the base, what tasks are to the models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from rankwise.errors import ConfigError
+from rankwise.records.study import Relation
+
+
+class Asked(NamedTuple):
+    """How tables are read, and how their models are judged; None: as it is found, or by default.
+
+    Attributes:
+        item: the column that names an item, ``meta.id`` if it is nested; as the next three.
+        score: the column of the score.
+        model: the column that names a model.
+        task: the column that names a task.
+        base: the model that the others are compared with.
+        name: what a model's name says of it, such as ``r{rank}_s{seed}``.
+        in_domain: the tasks to gain on; empty: those that are named nowhere.
+        retention: the tasks that should not be forgotten.
+        out_of_domain: the tasks that are shown besides.
+        cluster: a column; items of equal value belong together.
+        slice: a column; changes are shown for each of its values.
+        lower_is_better: of the scores, as of losses.
+        metric: of lm-eval, HELM or a scorer of Inspect.
+        filter: of lm-eval.
+        delta: in the unit of the scores, points for shares.
+        epsilon: points.
+        worst_task: points.
+        confidence: that nothing wrong is recommended.
+        anytime: "better" and "worse" hold however often growing tables are compared.
+    """
+
+    item: str | None = None
+    score: str | None = None
+    model: str | None = None
+    task: str | None = None
+    base: str | None = None
+    name: str | None = None
+    in_domain: tuple[str, ...] = ()
+    retention: tuple[str, ...] = ()
+    out_of_domain: tuple[str, ...] = ()
+    cluster: str | None = None
+    slice: str | None = None
+    lower_is_better: bool = False
+    metric: str | None = None
+    filter: str | None = None
+    delta: float | None = None
+    epsilon: float | None = None
+    worst_task: float | None = None
+    confidence: float | None = None
+    anytime: bool = False
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """What a column is taken for -> the column that is said."""
+        said = {"item": self.item, "score": self.score, "model": self.model, "task": self.task}
+        return {role: column for role, column in said.items() if column is not None}
+
+    @property
+    def relations(self) -> Mapping[Relation, tuple[str, ...]]:
+        """Every relation, with the tasks that are named for it."""
+        return {
+            "in_domain": self.in_domain,
+            "out_of_domain": self.out_of_domain,
+            "retention": self.retention,
+            "held_out_text": (),
+        }
+
+    def check(self) -> None:
+        """Refuse margins and levels that are none.
+
+        Raises:
+            ConfigError: with every problem.
+        """
+        margins = {"delta": self.delta, "epsilon": self.epsilon, "worst-task": self.worst_task}
+        problems = [
+            f"--{name} {value:g} is no margin; give a number above 0"
+            for name, value in margins.items()
+            if value is not None and not (math.isfinite(value) and value > 0)
+        ]
+        if self.confidence is not None and not 0.5 < self.confidence < 1.0:
+            problems.append(
+                f"--confidence {self.confidence:g} is no confidence; use a number above 0.5 and "
+                "below 1"
+            )
+        if problems:
+            raise ConfigError("verdict", problems)

@@ -1,0 +1,76 @@
+"""Sample files of lm-evaluation-harness, as scorings of models on tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rankwise.records.compared_samples import read_compared
+from rankwise.records.files import digest_of
+from rankwise.records.grouping import grouped
+from rankwise.records.lm_eval_samples import file_names, is_samples_file, task_of
+from rankwise.records.p_right import ACCURACY, P_RIGHT, option_nats
+from rankwise.records.results import LOSS_METRIC
+from rankwise.records.study import Unit
+from rankwise.scores.asked import Asked
+from rankwise.scores.models import ScoredModel
+from rankwise.scores.scoring import Given, Item, Scoring
+
+_UNITS: dict[str, Unit] = {"points": "points", "nats": "nats"}
+
+
+def are_samples(paths: Sequence[Path]) -> bool:
+    """Whether all files are what lm-eval logs; it is known by their names, else by a line."""
+    return all(path.is_file() and is_samples_file(path) for path in paths)
+
+
+def samples_given(paths: Sequence[Path], asked: Asked) -> Given:
+    """What the files say; the first file's model is the base.
+
+    Raises:
+        DataError: a file cannot be read, or is given twice.
+        TaskError: a file does not have the metric or the filter.
+        RecordError: files of a task are not about the same items.
+    """
+    by_task = grouped((task_of(path) or "task", path) for path in paths)
+    if len(by_task) == 1:
+        names = dict(zip(paths, file_names(paths), strict=True))
+    else:  # of several tasks, a model is the folder that has a file of each
+        names = {path: path.resolve().parent.name for path in paths}
+    scorings: list[Scoring] = []
+    notes: list[str] = []
+    for task, (base, *others) in by_task.items():
+        compared = read_compared(base, others, asked.metric, asked.filter)
+        chosen = compared.chosen
+        notes += compared.notes
+        for file in compared.files:
+            lines = file.lines[chosen.filter]
+            has_options = all(len(option_nats(line)) > 1 for line in lines)
+            is_rolling = all(item.is_rolling for item in file.filters[chosen.filter])
+            scorings.append(
+                Scoring(
+                    ScoredModel(names[file.path]),
+                    task,
+                    ACCURACY if chosen.metric == P_RIGHT else chosen.metric,
+                    {
+                        line["doc_id"]: Item(
+                            f"{file.path} doc_id {line['doc_id']}",
+                            {**line, "filter": chosen.filter},
+                        )
+                        for line in lines
+                    },
+                    unit=_UNITS.get(chosen.unit, "units"),
+                    higher_is_better=chosen.higher_is_better,
+                    filter=chosen.filter,
+                    output_type=_output_type(chosen.metric, has_options, is_rolling),
+                    decides=chosen.metric,
+                )
+            )
+    files = {str(path): digest_of(path).sha256 for path in paths}
+    return Given(scorings, files, base=names[paths[0]], notes=tuple(notes))
+
+
+def _output_type(metric: str, has_options: bool, is_rolling: bool) -> str:
+    if has_options:
+        return "multiple_choice"
+    return "loglikelihood_rolling" if metric == LOSS_METRIC and is_rolling else "generate_until"

@@ -1,0 +1,269 @@
+"""Reads logs of other evaluation tools as they are: Inspect's, and HELM's per-instance files."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rankwise.errors import DataError, RankwiseError, did_you_mean
+from rankwise.records.files import read_regular
+from rankwise.scores.models import ScoredModel
+from rankwise.scores.scoring import Item, Scoring
+from rankwise.scores.tables import listed
+
+HELM_FILES = ("per_instance_stats.json", "display_predictions.json", "predictions.json")
+"""What HELM writes of every instance, in a folder for each run; the first has every statistic."""
+
+_MOST_BYTES = 1 << 30
+"""Of what a log unpacks to."""
+
+_INSPECT_VALUES = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0}
+"""Inspect's values of answers that are correct, incorrect, partial, and of none."""
+
+_HELM_METRICS = (
+    "exact_match", "quasi_exact_match", "prefix_exact_match", "quasi_prefix_exact_match",
+    "chain_of_thought_correctness", "final_number_exact_match", "math_equiv",
+    "math_equiv_chain_of_thought", "f1_score", "rouge_l", "bleu_4", "ifeval_strict_accuracy",
+)  # fmt: skip
+"""HELM's main metrics, of which one decides unless another is named: the first that is there."""
+
+
+class Log(NamedTuple):
+    """A file, its digest and what is in it."""
+
+    path: Path
+    sha256: str
+    content: Any
+
+
+def read_log(path: Path) -> Log | None:
+    """A file of Inspect or HELM; None where it is neither.
+
+    Raises:
+        DataError: it is one of them and cannot be read.
+    """
+    if path.is_dir():
+        path = next((path / name for name in HELM_FILES if (path / name).is_file()), path)
+    if not path.is_file() or path.suffix not in (".eval", ".json"):
+        return None
+    content = read_regular(path, _MOST_BYTES)
+    digest = hashlib.sha256(content).hexdigest()
+    if path.suffix == ".eval":
+        return Log(path, digest, _unpacked(path, content))
+    try:
+        parsed = json.loads(content)
+    except (ValueError, RecursionError):
+        return None  # lines of JSON, or a table that says itself what is wrong with it
+    return Log(path, digest, parsed) if _is_inspect(parsed) or _is_helm(parsed) else None
+
+
+def log_scorings(log: Log, metric: str | None) -> Scoring:
+    """What the log's model scored on its task.
+
+    Args:
+        log: of one model.
+        metric: a scorer of Inspect, or a statistic of HELM; None: the only one, or HELM's main one.
+
+    Raises:
+        DataError: it has no such metric, a value that is no number, or another layout.
+    """
+    of_inspect = _is_inspect(log.content)
+    try:
+        return (_inspect if of_inspect else _helm)(log, metric)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        if isinstance(error, RankwiseError):
+            raise
+        tool = "Inspect" if of_inspect else "HELM"
+        raise DataError(
+            f"{log.path} is not laid out as {tool} writes it ({error!r}). Give a table of scores."
+        ) from error
+
+
+def _is_inspect(content: Any) -> bool:
+    return isinstance(content, Mapping) and isinstance(content.get("eval"), Mapping)
+
+
+def _is_helm(content: Any) -> bool:
+    first = content[0] if isinstance(content, list) and content else None
+    return isinstance(first, Mapping) and {"instance_id", "stats"} <= first.keys()
+
+
+def _unpacked(path: Path, content: bytes) -> dict[str, Any]:
+    """An ``.eval`` file, a zip archive, in the form of the same log as JSON."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if sum(each.file_size for each in archive.infolist()) > _MOST_BYTES:
+                raise DataError(
+                    f"{path} unpacks to more than 1 GiB, which is the most that is read."
+                )
+            names = archive.namelist()
+            header = next(
+                name
+                for name in ("header.json", "_journal/start.json", "start.json")
+                if name in names
+            )
+            samples = [
+                json.loads(archive.read(name))
+                for name in names
+                if name.startswith("samples/") and name.endswith(".json")
+            ]
+            return {**json.loads(archive.read(header)), "samples": samples}
+    except NotImplementedError as error:  # of a compression that Python does not have yet
+        raise DataError(
+            f"{path} is compressed in a way that this Python cannot read ({error}). Convert it: "
+            "inspect log convert --to json."
+        ) from error
+    except (zipfile.BadZipFile, StopIteration, ValueError, RecursionError, TypeError) as error:
+        raise DataError(f"{path} is no log of Inspect, or it is damaged: {error}.") from error
+
+
+def _inspect(log: Log, metric: str | None) -> Scoring:
+    """Samples of several epochs are averaged, as Inspect's mean reducer does."""
+    head, samples = log.content["eval"], log.content.get("samples") or []
+    if not samples:
+        raise DataError(f"{log.path} has no samples; log them (inspect eval --log-samples).")
+    known = dict.fromkeys(name for sample in samples for name in sample.get("scores") or {})
+    metric = _chosen(log, [*known], metric)
+    by_item: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
+    for number, sample in enumerate(samples, 1):
+        by_item.setdefault(str(sample.get("id")), []).append((f"sample {number}", sample))
+    items: dict[str, Item] = {}
+    for item, its in by_item.items():
+        place, first = its[0]
+        values = [_inspect_value(log, where, sample, metric) for where, sample in its]
+        answer = (first.get("scores") or {}).get(metric, {}).get("answer")
+        completion = (first.get("output") or {}).get("completion")
+        items[item] = _item(
+            f"{log.path} {place}",
+            metric,
+            math.fsum(values) / len(values),
+            prompt=_inspect_text(first.get("input")),
+            target=_inspect_text(first.get("target")),
+            answer=completion or answer,
+            document=first.get("metadata") or {},
+        )
+    model, task = str(head.get("model", log.path.stem)), str(head.get("task", log.path.stem))
+    return Scoring(ScoredModel(model), task.rpartition("/")[2], metric, items)
+
+
+def _inspect_value(log: Log, where: str, sample: Mapping[str, Any], metric: str) -> float:
+    value = (sample.get("scores") or {}).get(metric, {}).get("value")
+    if isinstance(value, str):
+        value = _INSPECT_VALUES.get(value, value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(
+            f"{log.path} {where} (id {sample.get('id')!r}): the value of {metric} is {value!r}, "
+            "which is no number. Score it, or leave it out of all models."
+        )
+    return number
+
+
+def _inspect_text(value: Any) -> str | None:
+    """A text; of messages and their parts, and of several targets, all that is text."""
+    if isinstance(value, Mapping):
+        value = value.get("content", value.get("text"))
+    if isinstance(value, list):
+        value = "\n".join(text for part in value if (text := _inspect_text(part)))
+    return value if isinstance(value, str) and value else None
+
+
+def _helm(log: Log, metric: str | None) -> Scoring:
+    """Instances as they are, without perturbation; of several train trials the mean."""
+    values: dict[str, dict[str, list[float]]] = {}
+    places: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    for number, instance in enumerate(log.content, 1):
+        if instance.get("perturbation") is not None:
+            continue
+        item = str(instance["instance_id"])
+        places.setdefault(item, (f"instance {number}", instance))
+        for name, value in _helm_stats(instance["stats"]):
+            values.setdefault(name, {}).setdefault(item, []).append(value)
+    counts = Counter({name: len(its) for name, its in values.items()})
+    everywhere = [name for name in values if counts[name] == len(places)]
+    if metric is None:
+        metric = next((name for name in _HELM_METRICS if name in everywhere), None)
+    metric = _chosen(log, everywhere, metric)
+    items = {
+        item: _item(
+            f"{log.path} {place}",
+            metric,
+            math.fsum(values[metric][item]) / len(values[metric][item]),
+            answer=instance.get("predicted_text"),
+            document={},
+        )
+        for item, (place, instance) in places.items()
+    }
+    task, model = _helm_names(log.path)
+    return Scoring(ScoredModel(model), task, metric, items)
+
+
+def _helm_stats(stats: Any) -> Iterator[tuple[str, float]]:
+    """Name and value: a list of statistics, or numbers by name."""
+    if isinstance(stats, Mapping):
+        yield from ((str(name), float(value)) for name, value in stats.items())
+        return
+    for stat in stats:
+        if stat["name"].get("perturbation") is None and stat.get("mean") is not None:
+            yield str(stat["name"]["name"]), float(stat["mean"])
+
+
+def _helm_names(path: Path) -> tuple[str, str]:
+    """The scenario and the model, from ``run_spec.json`` beside it or the folder's name."""
+    scenario, _, arguments = path.resolve().parent.name.partition(":")
+    parts = {part.partition("=")[0]: part.partition("=")[2] for part in arguments.split(",")}
+    model = parts.get("model", path.resolve().parent.name)
+    spec = path.parent / "run_spec.json"
+    if spec.is_file():
+        try:
+            model = json.loads(read_regular(spec))["adapter_spec"]["model"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{spec} cannot be read: {error}. Repair it, or move it away."
+            ) from error
+    named = [f"{name}={value}" for name, value in parts.items() if name in ("subset", "subject")]
+    return ",".join([scenario, *named]), str(model)
+
+
+def _chosen(log: Log, known: Sequence[str], metric: str | None) -> str:
+    """The metric that decides."""
+    if metric is None and len(known) == 1:
+        return known[0]
+    if metric in known:
+        return str(metric)
+    if metric is None:
+        raise DataError(f"{log.path} has {listed(known) or 'no score'}; say which: --metric NAME.")
+    hint = did_you_mean(metric, known) or f"it has {listed(known) or 'none'}"
+    raise DataError(f"{log.path} has no metric {metric!r} on every item; {hint}.")
+
+
+def _item(
+    place: str,
+    metric: str,
+    value: float,
+    *,
+    document: Mapping[str, Any],
+    prompt: str | None = None,
+    target: str | None = None,
+    answer: Any = None,
+) -> Item:
+    """An answer as lm-eval would log it."""
+    line: dict[str, Any] = {"filter": "none", "metrics": [metric], metric: value}
+    line["doc"] = dict(document)
+    if prompt is not None:
+        line["arguments"] = {"gen_args_0": {"arg_0": prompt}}
+    if target is not None:
+        line["target"] = target
+    if answer is not None:
+        line |= {"resps": [[str(answer)]], "filtered_resps": [str(answer)]}
+    return Item(place, line)

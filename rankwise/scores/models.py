@@ -1,0 +1,194 @@
+"""What a model is: its rank, its seed and its settings, by columns or by its name."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rankwise.errors import ConfigError, DataError
+
+BASE_NAMES = ("base", "base_model", "base-model", "pretrained", "untuned")
+"""A model of such a name is the base, unless another is said to be."""
+
+_FULL = re.compile(r"(?:^|[^a-z])(?:full|fft|full[ _-]?(?:fine[ _-]?tuning|ft))(?![a-z])", re.I)
+"""In a name without a rank: all weights were trained."""
+
+_NUMBER, _WHOLE = r"\d+(?:\.\d+)?(?:e[-+]?\d+)?", r"\d+"
+_FIELDS: Mapping[str, str] = {
+    "rank": _WHOLE,
+    "seed": _WHOLE,
+    "alpha": _NUMBER,
+    "learning_rate": _NUMBER,
+    "epochs": _WHOLE,
+    "modules": r"[^_/]+?",
+    "name": r".+?",
+}
+"""What a pattern may say of a model, and what stands there in its name."""
+
+_USUAL: Mapping[str, re.Pattern[str]] = {
+    "rank": re.compile(r"(?<![a-z])(?:r|rank)[-_= ]?(\d+)(?![\d.])", re.I),
+    "seed": re.compile(r"(?<![a-z])(?:s|seed)[-_= ]?(\d+)(?![\d.])", re.I),
+    "alpha": re.compile(r"(?<![a-z])(?:a|alpha)[-_= ]?(\d+(?:\.\d+)?)(?![\d.])", re.I),
+    "learning_rate": re.compile(rf"(?<![a-z])lr[-_= ]?({_NUMBER})", re.I),
+}
+"""How names usually say it: ``r8_s0``, ``rank-16-seed1``, ``lora_r8_a16_lr2e-4``."""
+
+
+class ScoredModel(NamedTuple):
+    """A model of a table: its name, and what is known of it; ``rank`` None: nothing says it.
+
+    ``is_full`` says that all weights were trained.
+    """
+
+    name: str
+    rank: int | None = None
+    seed: int | None = None
+    alpha: float | None = None
+    learning_rate: float | None = None
+    modules: tuple[str, ...] = ()
+    epochs: int | None = None
+    is_full: bool = False
+
+    @property
+    def label(self) -> str:
+        """It in an error: its name, and the columns that tell it from others of that name."""
+        said = {"rank": self.rank, "seed": self.seed}
+        parts = [f"{name} {value}" for name, value in said.items() if value is not None]
+        return f"{self.name} ({', '.join(parts)})" if parts else self.name
+
+
+def _whole(text: str) -> int:
+    value = float(text)
+    if value != int(value) or value < 0:
+        raise ValueError
+    return int(value)
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError
+    return value
+
+
+def _modules(text: str) -> tuple[str, ...]:
+    return tuple(part for part in re.split(r"[\s,;/+\[\]'\"]+", text) if part)
+
+
+READ: Mapping[str, tuple[Callable[[str], Any], str]] = {
+    "rank": (_whole, "a whole number"),
+    "seed": (_whole, "a whole number"),
+    "alpha": (_positive, "a number above 0"),
+    "learning_rate": (_positive, "a number above 0"),
+    "epochs": (_whole, "a whole number"),
+    "modules": (_modules, "names of layers"),
+}
+"""Setting -> how its text is read, and what it has to be."""
+
+
+def settings_of(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The settings that a row has, by their names; empty cells say nothing.
+
+    Args:
+        values: setting -> cell.
+        where: the row, for errors.
+
+    Raises:
+        DataError: a cell is no such setting.
+    """
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, list | tuple):
+            value = " ".join(map(str, value))
+        if value is None or value != value or not str(value).strip():  # NaN is an empty cell
+            continue
+        read, kind = READ[name]
+        try:
+            found[name] = read(str(value).strip())
+        except (ValueError, OverflowError) as error:
+            raise DataError(f"{where}: {name} is {value!r}; write {kind}.") from error
+    return found
+
+
+def with_names_read(
+    models: Sequence[ScoredModel], pattern: str | None
+) -> tuple[dict[ScoredModel, ScoredModel], tuple[str, ...]]:
+    """Each model with what its name says, and what is worth knowing.
+
+    Without a pattern names are read by ``_USUAL``, and only where all of them but full fine-tuning
+    have a rank: one model called R1 has none. What columns say stays.
+
+    Args:
+        models: all but the base.
+        pattern: such as ``r{rank}_s{seed}``; found anywhere in a name.
+
+    Raises:
+        ConfigError: the pattern cannot be read, or a name does not have it.
+    """
+    if pattern is not None:
+        found = {model: _by_pattern(model, pattern) for model in models}
+        return found, ()
+    read = {model: _merged(model, _by_habit(model.name)) for model in models}
+    lacking = [each for each in read.values() if each.rank is None and not each.is_full]
+    if not lacking:
+        return read, ()
+    some = [each.name for each in read.values() if each.rank is not None]
+    said = [model for model in models if model.rank is not None]
+    if said or not some:
+        return {model: _as_full(model) if said else model for model in models}, ()
+    note = (
+        f"{some[0]} looks like a rank, and {lacking[0].name} has none, so no rank is taken from "
+        "the names; say what they mean with --name, such as 'r{rank}_s{seed}'"
+    )
+    return {model: model for model in models}, (note,)
+
+
+def _by_habit(name: str) -> dict[str, Any]:
+    found = {key: pattern.search(name) for key, pattern in _USUAL.items()}
+    return {key: READ[key][0](match[1]) for key, match in found.items() if match is not None}
+
+
+def _by_pattern(model: ScoredModel, pattern: str) -> ScoredModel:
+    match = _compiled(pattern).search(model.name)
+    if match is None:
+        as_full = _as_full(model)
+        if as_full.is_full:
+            return as_full
+        problem = f"--name {pattern!r} does not fit model {model.name!r}"
+        raise ConfigError("verdict", [f"{problem}; write what all names have in common"])
+    said = match.groupdict()
+    return _merged(model, {key: read(said[key]) for key, (read, _) in READ.items() if key in said})
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    parts = re.split(r"\{(\w*)\}", pattern)
+    fields = parts[1::2]
+    problems = [
+        f"--name {pattern!r}: {{{field}}} is nothing that a name says; there is "
+        f"{', '.join(f'{{{known}}}' for known in _FIELDS)}"
+        for field in fields
+        if field not in _FIELDS
+    ]
+    if not fields or len({*fields}) < len(fields):
+        problems.append(f"--name {pattern!r}: name each field once, such as 'r{{rank}}_s{{seed}}'")
+    if problems:
+        raise ConfigError("verdict", problems)
+    text = "".join(
+        f"(?P<{part}>{_FIELDS[part]})" if place % 2 else re.escape(part)
+        for place, part in enumerate(parts)
+    )
+    # a number ends where its digits do, and a text at the end of the name
+    return re.compile(f"{text}(?!\\d)" if fields[-1] in READ and parts[-1] == "" else text)
+
+
+def _merged(model: ScoredModel, read: Mapping[str, Any]) -> ScoredModel:
+    """What columns say goes before what the name says."""
+    new = {key: value for key, value in read.items() if getattr(model, key) in (None, ())}
+    return _as_full(model._replace(**new))
+
+
+def _as_full(model: ScoredModel) -> ScoredModel:
+    is_full = model.rank is None and _FULL.search(model.name) is not None
+    return model._replace(is_full=model.is_full or is_full)

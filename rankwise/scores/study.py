@@ -1,0 +1,567 @@
+"""From scores to a study: the records that the verdict, the report and exports are made from."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rankwise.errors import ConfigError, DataError, did_you_mean
+from rankwise.records import quantities
+from rankwise.records.clusters import cluster_fields
+from rankwise.records.compared_samples import LOWER_IS_BETTER
+from rankwise.records.config.methods import FullConfig, LoraConfig, MethodsConfig
+from rankwise.records.config.study import (
+    AnalysisConfig,
+    BaseModelConfig,
+    EvaluationConfig,
+    RecommendationConfig,
+    StudyConfig,
+)
+from rankwise.records.config.training import TrainConfig
+from rankwise.records.fingerprints import fingerprint, scoring_fingerprint, study_fingerprint
+from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.grouping import grouped
+from rankwise.records.p_right import Line
+from rankwise.records.provenance import collect_provenance
+from rankwise.records.reading import in_clusters_of, judged_lines, linked
+from rankwise.records.results import MIN_ITEMS, ModelResults, StudyResults
+from rankwise.records.study import (
+    MetricScore,
+    PlannedRun,
+    Relation,
+    RunRecord,
+    ScoreTables,
+    StudyRecord,
+    TaskEvaluation,
+    Unit,
+)
+from rankwise.scores.asked import Asked
+from rankwise.scores.models import BASE_NAMES, ScoredModel, with_names_read
+from rankwise.scores.scoring import Given, Item, Scoring
+
+LOSSES = frozenset({"loss", "nll", "loss_nats", "cross_entropy", "eval_loss"})
+"""Columns of these names are a loss in nats per token."""
+
+NOT_SAID = "not said"
+"""Of a setting that no table has: all models may share it."""
+
+_NOTHING_LOGGED: Mapping[str, Any] = {"target": "", "arguments": {}, "filtered_resps": [""]}
+"""Of a line in which an answer's texts are not."""
+
+_PERCENT_FROM = 20.0
+"""Beside scores that are at most 1, such a large one is taken for percent."""
+
+
+class ScoredStudy(NamedTuple):
+    """A study that trained and scored nothing: its records, and the items that they stand on.
+
+    ``evaluations`` are those of the base, under ``BASE``, and of each run, with the lines that they
+    were made from.
+    """
+
+    record: StudyRecord
+    runs: tuple[RunRecord, ...]
+    evaluations: Mapping[str, Mapping[str, tuple[TaskEvaluation, Sequence[Line]]]]
+
+    def results(self) -> StudyResults:
+        """What is read back from a folder, without one.
+
+        Raises:
+            TaskError: items have no such field to be clustered by.
+        """
+        base = self._model(None)
+        models = in_clusters_of(base, map(self._model, self.runs))
+        return StudyResults(study=self.record, base=base, models=models)
+
+    def _model(self, run: RunRecord | None) -> ModelResults:
+        name = BASE if run is None else run.planned.name
+        config = self.record.config.evaluation
+        fields = cluster_fields(config.clusters, self.record)
+        judged = {
+            task: judged_lines(
+                record, lines, config.metric_of(task), fields.get(task), config.slice
+            )
+            for task, (record, lines) in self.evaluations[name].items()
+        }
+        judged = linked(judged) if run is None else judged
+        return ModelResults(
+            name=name,
+            run=run,
+            evaluations={task: each.record for task, each in judged.items()},
+            items={task: each.items for task, each in judged.items()},
+        )
+
+    def read_samples(self, model: str, task: str) -> Sequence[Line]:
+        """The lines of a model on a task."""
+        return self.evaluations[model][task][1]
+
+    def write(self, folder: StudyFolder) -> None:
+        """Write everything as a study's folder, in place of earlier scores there.
+
+        Raises:
+            ConfigError: the folder has a study that trained its models.
+            StorageError: it cannot be written.
+        """
+        if folder.study_file.exists() and folder.read_study().scores is None:
+            problem = (
+                f"--output: {folder.root} has a study that trained its models; write elsewhere"
+            )
+            raise ConfigError("verdict", [problem])
+        with folder.lock():
+            folder.clear_models()
+            for run in self.runs:
+                folder.write(folder.run_file(run.planned.name), run)
+            for by_task in self.evaluations.values():
+                for record, lines in by_task.values():
+                    folder.write_evaluation(record, lines)
+            folder.write(folder.study_file, self.record)
+
+
+def scored_study(given: Given, asked: Asked, name: str) -> ScoredStudy:
+    """The study that the scores are of.
+
+    Models are paired on the items that all of them have. Without a base, the mean of the models
+    stands in its place: leads of one model over another are the same from there.
+
+    Args:
+        given: what was read.
+        asked: how it is judged.
+        name: of the study.
+
+    Raises:
+        ConfigError: a base, a task or a pattern that does not fit.
+        DataError: scores of two units, too few items, or models that nothing tells apart.
+    """
+    asked.check()
+    relations = _relations(given, asked)
+    base, models, notes = _models(given, asked)
+    tasks = [task for names in relations.values() for task in names]
+    by_task = {task: _on_common_items(given, task, base, models) for task in tasks}
+    _check_fields(asked, by_task)
+    units: dict[str, Unit] = {task: _unit(task, by_task[task].scorings) for task in tasks}
+    runs = _planned(models, by_task, quantities.listed(relations["in_domain"]))
+    record = _record(given, asked, name, relations, base, units, by_task, tuple(runs.values()))
+    common = [note for each in by_task.values() for note in each.notes]
+    record = record.model_copy(update={"warnings": (*given.notes, *notes, *common)})
+    evaluations: dict[str, dict[str, tuple[TaskEvaluation, Sequence[Line]]]] = {}
+    for task, paired in by_task.items():
+        for model, scoring in paired.scorings.items():
+            run = None if model is None else runs[model]
+            lines = [
+                {"doc_id": number, **_NOTHING_LOGGED, **scoring.items[item].line}
+                for item, number in paired.numbers.items()
+            ]
+            made = _evaluation(record, run, scoring, lines, units[task], asked)
+            evaluations.setdefault(made.model, {})[task] = made, lines
+    records = tuple(_run_record(run, record) for run in runs.values())
+    return ScoredStudy(record, records, evaluations)
+
+
+def _check_fields(asked: Asked, by_task: Mapping[str, _Paired]) -> None:
+    """Refuse what items are to be grouped by where it is not the same of an item in all models."""
+    for option, field in (("--slice", asked.slice), ("--cluster", asked.cluster)):
+        if field is None:
+            continue
+        bases = [paired.scorings[None].items.values() for paired in by_task.values()]
+        documents = [item.line.get("doc") or {} for its in bases for item in its]
+        known = sorted({name for document in documents for name in document})
+        if field not in known:
+            hint = did_you_mean(field, known) or f"there is {quantities.listed(known) or 'none'}"
+            problem = f"{option}: no {field!r} describes an item alike in all models; {hint}"
+            raise ConfigError("verdict", [problem])
+
+
+def _relations(given: Given, asked: Asked) -> dict[Relation, tuple[str, ...]]:
+    """Every relation with its tasks; what is named in none is in-domain unless others are."""
+    there = list(dict.fromkeys(scoring.task for scoring in given.scorings))
+    problems: list[str] = []
+    relations = dict(asked.relations)
+    for relation, names in relations.items():
+        for task in names:
+            if task not in there:
+                hint = did_you_mean(task, there) or f"there are {quantities.listed(there)}"
+                option = f"--{relation.replace('_', '-')}"
+                problems.append(f"{option}: no task {task!r} is scored; {hint}")
+    if not relations["in_domain"]:
+        named = {task for names in relations.values() for task in names}
+        relations["in_domain"] = tuple(task for task in there if task not in named)
+    if not relations["in_domain"] and not problems:
+        problems.append("no task is left that is in-domain; name one with --in-domain")
+    if problems:
+        raise ConfigError("verdict", problems)
+    return relations
+
+
+def _models(
+    given: Given, asked: Asked
+) -> tuple[str | None, dict[ScoredModel, ScoredModel], tuple[str, ...]]:
+    """The base's name, and each other model with what is known of it."""
+    found = list(dict.fromkeys(scoring.model for scoring in given.scorings))
+    names = list(dict.fromkeys(model.name for model in found))
+    base = asked.base or given.base
+    if asked.base is not None and asked.base not in names:
+        hint = did_you_mean(asked.base, names) or f"there are {quantities.listed(names)}"
+        raise ConfigError("verdict", [f"--base: no model {asked.base!r}; {hint}"])
+    if base is None:
+        of_rank_zero = (model.name for model in found if model.rank == 0)
+        called = (name for name in names if name.lower() in BASE_NAMES)
+        base = next(itertools.chain(called, of_rank_zero), None)
+    others = [model for model in found if model.name != base]
+    if not others:
+        raise DataError(f"{base} is the only model; nothing is there to compare with it.")
+    read, notes = with_names_read(others, asked.name)
+    read = dict(sorted(read.items(), key=lambda pair: _order(pair[1])))
+    _refuse_alike(list(read.values()))
+    if base is None:
+        if len(others) < 2:
+            raise DataError(
+                f"{others[0].name} is the only model; nothing is there to compare with."
+            )
+        given = {"--retention": asked.retention, "--out-of-domain": asked.out_of_domain}
+        problems = [
+            f"{option}: what is kept or transferred is a change from a base; name it with --base"
+            for option, tasks in given.items()
+            if tasks
+        ]
+        if problems:
+            raise ConfigError("verdict", problems)
+    return base, read, notes
+
+
+def _order(model: ScoredModel) -> tuple[bool, int, float, float, int]:
+    """By rank, and behind what has none; by alpha, rate and seed; else as they stand."""
+    settings = model.rank or 0, model.alpha or 0.0, model.learning_rate or 0.0
+    return (not model.rank, *settings, model.seed or 0)
+
+
+def _refuse_alike(models: Sequence[ScoredModel]) -> None:
+    """Refuse models that would have one label and one seed."""
+    has_ranks = any(model.rank for model in models)
+
+    def told_by(model: ScoredModel) -> object:
+        is_setting = model.rank or (has_ranks and model.is_full)
+        return model._replace(name="") if is_setting else (model.name, model.seed)
+
+    for same in grouped((told_by(model), model) for model in models).values():
+        if len(same) == 1:
+            continue
+        first = same[0]
+        if not has_ranks:
+            raise DataError(
+                f"{len(same)} models are called {first.name!r} and have one seed; give them names "
+                "of their own, or a column of the seed."
+            )
+        raise DataError(
+            f"{quantities.listed([model.name for model in same])} are all "
+            f"{f'rank {first.rank}' if first.rank else 'full fine-tuning'}, and nothing tells them "
+            "apart; say what their names mean (--name 'r{rank}_s{seed}'), or give columns of seed, "
+            "alpha, learning_rate or modules."
+        )
+
+
+class _Paired(NamedTuple):
+    """A task's scorings on the items that all have; ``None`` stands for the base."""
+
+    scorings: dict[ScoredModel | None, Scoring]
+    numbers: dict[Any, int]
+    notes: tuple[str, ...]
+
+
+def _on_common_items(
+    given: Given, task: str, base: str | None, models: Mapping[ScoredModel, ScoredModel]
+) -> _Paired:
+    scorings: dict[ScoredModel | None, Scoring] = {}
+    bases: list[Scoring] = []
+    for scoring in given.scorings:
+        if scoring.task == task and scoring.model.name == base:
+            bases.append(scoring)
+        elif scoring.task == task:
+            scorings[models[scoring.model]] = scoring
+    if base is not None and not bases:
+        raise DataError(f"{base} has no scores on {task}; score it there, or leave the task out.")
+    common = set.intersection(*(set(each.items) for each in (*bases, *scorings.values())))
+    everything = list(dict.fromkeys(i for each in (*bases, *scorings.values()) for i in each.items))
+    notes: list[str] = []
+    if len(common) < len(everything):
+        lack = Counter(
+            {
+                each.model.label: len(everything) - len(each.items)
+                for each in (*bases, *scorings.values())
+            }
+        )
+        worst, number = lack.most_common(1)[0]
+        every = quantities.counted(len(everything), "item")
+        notes.append(
+            f"{task}: {quantities.count(len(common))} of {every} are scored by every model, and "
+            f"these are compared; {worst} lacks {number}"
+        )
+    if len(common) < MIN_ITEMS:
+        raise DataError(
+            f"{task}: {quantities.counted(len(common), 'item')} of {len(everything)} "
+            f"{'is' if len(common) == 1 else 'are'} scored by every model, and differences need "
+            f"{MIN_ITEMS}. Score all models on the same items, under the same names."
+        )
+    kept = [item for item in everything if item in common]
+    is_numbered = all(isinstance(item, int) for item in kept)  # by lm-eval
+    numbers = {item: item if is_numbered else place for place, item in enumerate(kept)}
+    stands = _mean_of(bases or list(scorings.values()), kept)
+    return _Paired({None: stands, **scorings}, numbers, tuple(notes))
+
+
+def _mean_of(scorings: Sequence[Scoring], items: Sequence[Any]) -> Scoring:
+    """The base; of several seeds, or of all models in its place, the mean item by item."""
+    first, *more = scorings
+    if not more:
+        return first
+
+    def meant(item: Any) -> Item:
+        place, line = first.items[item]
+        values = [float(each.items[item].line[each.metric]) for each in scorings]
+        answers = ("resps", "filtered_resps")  # it is nobody's answer
+        described = {name: value for name, value in line.items() if name not in answers}
+        return Item(place, {**described, first.metric: math.fsum(values) / len(values)})
+
+    return first._replace(items={item: meant(item) for item in items})
+
+
+def _unit(task: str, scorings: Mapping[ScoredModel | None, Scoring]) -> Unit:
+    """Points for shares; nats for losses; else the scores have a unit of their own."""
+    first = next(iter(scorings.values()))
+    if first.unit is not None:
+        return first.unit
+    if first.metric.lower() in LOSSES:
+        return "nats"
+    most: dict[str, float] = {}
+    least = 0.0
+    for scoring in scorings.values():
+        values = [item.line[scoring.metric] for item in scoring.items.values()]
+        most[scoring.model.label], least = max(values), min(least, min(values))
+    if least >= 0.0 and max(most.values()) <= 1.0:
+        return "points"
+    small = [name for name, value in most.items() if value <= 1.0]
+    large = [name for name, value in most.items() if value >= _PERCENT_FROM]
+    if small and large and least >= 0.0:
+        raise DataError(
+            f"{task}: the scores of {small[0]} are at most 1, and those of {large[0]} go up to "
+            f"{most[large[0]]:g}: two units. Write all as shares of 1, or all in percent."
+        )
+    return "units"
+
+
+def _planned(
+    models: Mapping[ScoredModel, ScoredModel], by_task: Mapping[str, _Paired], train_task: str
+) -> dict[ScoredModel, PlannedRun]:
+    """Each model as a run. A model without a rank is one that is known by its name alone."""
+    ranked = [model for model in models.values() if model.rank]
+    ratios = {model.alpha / model.rank for model in ranked if model.alpha and model.rank}
+    is_proportional = len(ratios) == 1 and all(model.alpha for model in ranked)
+    return {
+        model: _run(
+            model,
+            train_task,
+            is_proportional,
+            is_known=bool(ranked) and model.is_full,
+            scores=_values_of(model, by_task),
+        )
+        for model in models.values()
+    }
+
+
+def _values_of(model: ScoredModel, by_task: Mapping[str, _Paired]) -> list[Any]:
+    return [
+        [task, [scoring.items[item].line[scoring.metric] for item in paired.numbers]]
+        for task, paired in by_task.items()
+        if (scoring := paired.scorings.get(model)) is not None
+    ]
+
+
+def _run(
+    model: ScoredModel, train_task: str, is_proportional: bool, *, is_known: bool, scores: Any
+) -> PlannedRun:
+    rank, alpha, rate = model.rank, model.alpha, model.learning_rate
+    label = NOT_SAID if alpha is None else quantities.number(alpha)
+    if rank and alpha and is_proportional:
+        label = f"{quantities.number(alpha / rank)}r"
+    digest = fingerprint([list(model), scores])
+    is_lora = bool(rank)
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", model.name).strip("-._")[:60] or "model"
+    return PlannedRun(
+        name=f"{slug}-{digest[:8]}",
+        fingerprint=digest,
+        role="trained" if is_lora or is_known else "imported",
+        called=model.name,
+        method="lora" if is_lora else "full",
+        train_task=train_task,
+        rank=rank or None,
+        alpha=alpha,
+        alpha_labels=(label,) if is_lora else (),
+        scaling=alpha / rank if alpha and rank else None,
+        learning_rate=rate,
+        rate_labels=(NOT_SAID if rate is None else quantities.learning_rate(rate),),
+        epochs=model.epochs,
+        target_modules=model.modules,
+        seed=model.seed,
+        num_steps=0,
+        num_examples=0,
+        num_tokens=0,
+        num_trainable_parameters=0,
+        trainable_share=0.0,
+        estimated_memory_bytes=0,
+    )
+
+
+def _run_record(planned: PlannedRun, study: StudyRecord) -> RunRecord:
+    """What an import writes: nothing is known of its training."""
+    return RunRecord(
+        status="trained",
+        message=None,
+        planned=planned,
+        num_steps=0,
+        num_tokens=0,
+        num_loss_tokens=0,
+        num_truncated=0,
+        first_loss_nats=None,
+        final_loss_nats=None,
+        update_is_zero=False,
+        weights_bytes=0,
+        train_seconds=0.0,
+        peak_memory_bytes=0,
+        provenance=study.provenance,
+    )
+
+
+def _record(
+    given: Given,
+    asked: Asked,
+    name: str,
+    relations: Mapping[Relation, tuple[str, ...]],
+    base: str | None,
+    units: Mapping[str, Unit],
+    by_task: Mapping[str, _Paired],
+    runs: tuple[PlannedRun, ...],
+) -> StudyRecord:
+    ranks = tuple(dict.fromkeys(run.rank for run in runs if run.rank))
+    has_full = any(run.method == "full" for run in runs)
+    decides = {
+        task: scoring.decides
+        for task, paired in by_task.items()
+        if (scoring := paired.scorings[None]).decides
+    }
+    tasks = tuple(by_task)
+    config = StudyConfig(
+        name=name,
+        base_model=BaseModelConfig(name=base or "none"),
+        train=TrainConfig(task=(runs[0].train_task,)),
+        methods=MethodsConfig(
+            lora=LoraConfig(ranks=ranks) if ranks else None,
+            full=FullConfig() if has_full or not ranks else None,
+        ),
+        seeds=tuple(sorted({run.seed for run in runs if run.seed is not None})) or (0,),
+        evaluation=EvaluationConfig(
+            **relations,
+            metric=decides,
+            clusters={} if asked.cluster is None else dict.fromkeys(tasks, asked.cluster),
+            slice=asked.slice,
+        ),
+        analysis=AnalysisConfig(spectra=False, heads=False, gauges=False),
+        recommendation=_margins(asked, units[relations["in_domain"][0]]),
+    )
+    train_task = runs[0].train_task
+    return StudyRecord(
+        fingerprint=study_fingerprint(config),
+        config=config,
+        base_model_fingerprint=fingerprint([base, _values_of_base(by_task)]),
+        precision="float32",
+        task_fingerprints={task: _task_fingerprint(task, by_task[task]) for task in tasks},
+        num_parameters=0,
+        models=runs,
+        warnings=(),
+        scores=ScoreTables(
+            files=dict(given.files),
+            columns={str(k): v for k, v in given.columns.items()},
+            base=base,
+        ),
+        tasks={train_task: dict(relations)},
+        trained_formats={train_task: {}},
+        trained_items={train_task: {}},
+        ending_items={},
+        overlaps={train_task: {}},
+        groups={},
+        domains={},
+        provenance=collect_provenance(),
+    )
+
+
+def _values_of_base(by_task: Mapping[str, _Paired]) -> list[Any]:
+    return [
+        [
+            paired.scorings[None].items[item].line[paired.scorings[None].metric]
+            for item in paired.numbers
+        ]
+        for paired in by_task.values()
+    ]
+
+
+def _task_fingerprint(task: str, paired: _Paired) -> str:
+    return fingerprint([task, [str(item) for item in paired.numbers]])
+
+
+def _margins(asked: Asked, unit: Unit) -> RecommendationConfig:
+    given = {
+        f"delta_{unit}": asked.delta,
+        "epsilon_points": asked.epsilon,
+        "worst_task_points": asked.worst_task,
+        "confidence": asked.confidence,
+    }
+    return RecommendationConfig(**{key: value for key, value in given.items() if value is not None})
+
+
+def _evaluation(
+    study: StudyRecord,
+    run: PlannedRun | None,
+    scoring: Scoring,
+    lines: Sequence[Line],
+    unit: Unit,
+    asked: Asked,
+) -> TaskEvaluation:
+    values = [float(line[scoring.metric]) for line in lines]
+    higher = scoring.higher_is_better
+    if higher is None:
+        higher = unit != "nats" and scoring.metric.lower() not in LOWER_IS_BETTER
+    weights = study.base_model_fingerprint if run is None else run.fingerprint
+    return TaskEvaluation(
+        fingerprint=scoring_fingerprint(study, weights, scoring.task),
+        model=BASE if run is None else run.name,
+        task=scoring.task,
+        task_version="not said",
+        output_type=scoring.output_type,
+        domain=None,
+        metrics=(
+            MetricScore(
+                metric=scoring.metric,
+                filter=scoring.filter,
+                value=statistics.fmean(values),
+                stderr=statistics.stdev(values) / len(values) ** 0.5,
+                num_examples=len(values),
+                higher_is_better=higher and not asked.lower_is_better,
+            ),
+        ),
+        decision_metric=scoring.metric,
+        decision_filter=scoring.filter,
+        unit=unit,
+        num_examples=len(values),
+        num_fewshot=0,
+        chat_template=False,
+        limit=None,
+        chance=None,
+        predicted_shares=None,
+        num_unfinished=None,
+        num_truncated=0,
+        num_tokens=0,
+        score_seconds=0.0,
+    )

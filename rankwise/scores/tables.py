@@ -1,0 +1,174 @@
+"""Reads tables with a row for each item and model: CSV, JSON Lines, JSON, Parquet, data frames."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rankwise.errors import DataError
+from rankwise.records import quantities
+from rankwise.scores.asked import Asked
+from rankwise.scores.columns import find_columns, flat_row
+from rankwise.scores.models import READ, ScoredModel, settings_of
+from rankwise.scores.scoring import Item, Scoring
+from rankwise.tasks.row_files import RawRow
+
+_YES_AND_NO = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0, "correct": 1.0, "incorrect": 0.0}
+_TEXTS: tuple[str, ...] = ("prompt", "target", "answer")
+
+
+class Table(NamedTuple):
+    """A table as it was read: ``name`` is for errors.
+
+    ``task`` and ``model`` are what its rows are of where no column says it; without a model, a
+    column has to.
+    """
+
+    name: str
+    rows: Sequence[RawRow]
+    task: str = "scores"
+    model: str | None = None
+
+
+class _Row(NamedTuple):
+    place: str
+    content: dict[str, Any]
+
+
+def table_scorings(tables: Sequence[Table], asked: Asked) -> tuple[list[Scoring], dict[str, str]]:
+    """What each model scored on each task, and which column was taken for what.
+
+    Raises:
+        DataError: a row or a column is not what it has to be; the sentence names both.
+    """
+    scorings: dict[tuple[ScoredModel, str], Scoring] = {}
+    found: dict[str, str] = {}
+    described: dict[str, dict[Any, dict[str, Any]]] = {}
+    for table in tables:
+        rows = [_Row(f"{table.name} {row.place}", _content(table, row)) for row in table.rows]
+        if not rows:
+            raise DataError(f"{table.name} has no rows; give one for each item and model.")
+        names = list(dict.fromkeys(name for row in rows for name in row.content))
+        columns = find_columns(table.name, names, asked.columns)
+        found |= columns
+        for row in rows:
+            _add(scorings, described, table, row, columns)
+    _share_what_describes_items(scorings, described)
+    return list(scorings.values()), found
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names, quoted as they are written."""
+    return quantities.listed([str(name) for name in names])
+
+
+def _content(table: Table, row: RawRow) -> dict[str, Any]:
+    if row.problem is not None:
+        raise DataError(f"{table.name} {row.place}: {row.problem}.")
+    if not isinstance(row.content, Mapping):
+        raise DataError(
+            f"{table.name} {row.place}: {str(row.content)[:40]!r} is no row of columns."
+        )
+    return flat_row(row.content)
+
+
+def _add(
+    scorings: dict[tuple[ScoredModel, str], Scoring],
+    described: dict[str, dict[Any, dict[str, Any]]],
+    table: Table,
+    row: _Row,
+    columns: Mapping[str, str],
+) -> None:
+    """Put a row where it belongs."""
+    content = row.content
+    model = _model(table, row, columns)
+    task = _cell(row, columns["task"]) if "task" in columns else table.task
+    item = _cell(row, columns["item"])
+    metric = columns["score"].rpartition(".")[2]
+    scoring = scorings.setdefault((model, task), Scoring(model, task, metric, {}))
+    if item in scoring.items:
+        raise DataError(
+            f"{row.place}: item {item!r} of model {model.label!r} on {task} stands in "
+            f"{scoring.items[item].place} too. Keep one, or say what tells them apart: a column of "
+            "the seed or of the task."
+        )
+    line: dict[str, Any] = {"filter": "none", "metrics": [metric], metric: _score(row, columns)}
+    texts = {role: content.get(columns[role]) for role in _TEXTS if role in columns}
+    if (prompt := texts.get("prompt")) is not None:
+        line["arguments"] = {"gen_args_0": {"arg_0": str(prompt)}}
+    if (target := texts.get("target")) is not None:
+        line["target"] = str(target)
+    if (answer := texts.get("answer")) is not None:
+        line |= {"resps": [[str(answer)]], "filtered_resps": [str(answer)]}
+    scoring.items[item] = Item(row.place, line)
+    own = {*columns.values()} - {columns[role] for role in _TEXTS if role in columns}
+    document = {name: value for name, value in content.items() if name not in own}
+    document["item"] = item
+    _describe(described.setdefault(task, {}), item, document)
+
+
+def _describe(described: dict[Any, dict[str, Any]], item: Any, document: Mapping[str, Any]) -> None:
+    """Keep of an item what every model's row says alike: that is no part of an answer."""
+    known = described.setdefault(item, dict(document))
+    for name in [name for name, value in known.items() if document.get(name) != value]:
+        del known[name]
+
+
+def _share_what_describes_items(
+    scorings: Mapping[tuple[ScoredModel, str], Scoring],
+    described: Mapping[str, Mapping[Any, Mapping[str, Any]]],
+) -> None:
+    for (_, task), scoring in scorings.items():
+        documents = described[task].values()
+        shared = set.intersection(*map(set, documents))
+        for item, (_, line) in scoring.items.items():
+            line["doc"] = {k: v for k, v in described[task][item].items() if k in shared}
+
+
+def _model(table: Table, row: _Row, columns: Mapping[str, str]) -> ScoredModel:
+    cells = {role: row.content.get(columns[role]) for role in READ if role in columns}
+    settings = settings_of(cells, row.place)
+    if "model" in columns:
+        return ScoredModel(_cell(row, columns["model"]), **settings)
+    if "rank" in columns:
+        rank = settings.get("rank")
+        return ScoredModel("base" if not rank else f"r{rank}", **settings)
+    if table.model is None:
+        raise DataError(
+            f"{table.name}: no column is recognised as the model; say which: --model COLUMN. It "
+            f"has {listed(row.content)}. A table with a column for each model has to be made "
+            "long: one row an item and model."
+        )
+    return ScoredModel(table.model, **settings)
+
+
+def _cell(row: _Row, column: str) -> str:
+    """What names an item, a model or a task: a text, a whole number, or yes and no."""
+    value = row.content.get(column)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # a column of numbers with gaps is one of floats
+    text = "" if value is None or value != value else str(value).strip()
+    if not text or isinstance(value, list):
+        raise DataError(f"{row.place}, column {column}: it is empty; give every row one.")
+    return text
+
+
+def _score(row: _Row, columns: Mapping[str, str]) -> float:
+    column = columns["score"]
+    value = row.content.get(column)
+    where = f"{row.place}, column {column}"
+    if value is None or value == "":
+        raise DataError(
+            f"{where}: there is no score. Score the item, or leave it out of all models."
+        )
+    known = _YES_AND_NO.get(value.strip().lower()) if isinstance(value, str) else None
+    try:
+        number = float(value) if known is None else known
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{where}: {str(value)[:40]!r} is not a number.") from error
+    if not math.isfinite(number):
+        raise DataError(
+            f"{where}: {value} is no finite number. Score the item, or leave it out of all models."
+        )
+    return number

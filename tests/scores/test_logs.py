@@ -1,0 +1,262 @@
+"""Logs of lm-eval, Inspect and HELM, in the layouts that these tools write."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rankwise as rw
+from rankwise.errors import DataError, RankwiseError
+from rankwise.records.results import StudyResults
+from rankwise.scores.asked import Asked
+from rankwise.scores.reading import read_scores
+from rankwise.scores.study import scored_study
+from tests.planted.frozen_samples import CASES
+from tests.planted.samples import compare_samples, line, write
+from tests.support.command_line import rankwise
+
+BASE, R8, R32 = "CICICICI", "CCCICICC", "CCCCCPCC"
+
+
+def sample(number: int, value: Any, epoch: int = 1, scorer: str = "match") -> dict[str, Any]:
+    """A sample of Inspect, version 2 of its log, without what is not read."""
+    return {
+        "id": f"item-{number}",
+        "epoch": epoch,
+        "input": [{"role": "user", "content": f"question {number}", "source": "input"}],
+        "target": str(number),
+        "messages": [],
+        "output": {"model": "mockllm/model", "completion": f"answer {number}", "choices": []},
+        "scores": {scorer: {"value": value, "answer": str(number), "metadata": {}}},
+        "metadata": {"subject": ["biology", "physics"][number % 2]},
+        "store": {},
+    }
+
+
+def inspect_log(model: str, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        "version": 2,
+        "status": "success",
+        "eval": {
+            "task": "inspect_evals/trivia", "task_version": 0, "model": model,
+            "created": "2026-11-01T10:00:00+00:00", "config": {"epochs": 1},
+        },
+        "plan": {"name": "plan", "steps": []},
+        "results": {"total_samples": len(samples), "scores": []},
+        "samples": list(samples),
+    }  # fmt: skip
+
+
+def write_eval(path: Path, log: Mapping[str, Any]) -> Path:
+    """An .eval file: a zip archive of a header, summaries, and a file for each sample."""
+    head = {name: part for name, part in log.items() if name != "samples"}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        start = {name: head[name] for name in ("version", "eval", "plan")}
+        archive.writestr("_journal/start.json", json.dumps(start))
+        for each in log["samples"]:
+            name = f"samples/{each['id']}_epoch_{each['epoch']}.json"
+            archive.writestr(name, json.dumps(each))
+        archive.writestr("summaries.json", json.dumps([]))
+        archive.writestr("header.json", json.dumps(head))
+    return path
+
+
+def read(paths: Sequence[Path], **settings: Any) -> StudyResults:
+    asked = Asked(**settings)
+    return scored_study(read_scores(paths, asked), asked, "logs").results()
+
+
+def values_of(results: StudyResults) -> list[tuple[float, ...]]:
+    return [next(iter(model.items.values())).values for model in (results.base, *results.runs)]
+
+
+INSPECTED = [(1.0, 0.0) * 4, (1.0, 1, 1, 0, 1, 0, 1, 1), (1.0, 1, 1, 1, 1, 0.5, 1, 1)]
+
+
+@pytest.mark.parametrize("ending", ["eval", "json"])
+def test_logs_of_inspect(tmp_path: Path, ending: str) -> None:
+    paths: list[Path] = []
+    for name, letters in (("vllm/base", BASE), ("vllm/mine-r8", R8), ("vllm/mine-r32", R32)):
+        log = inspect_log(name, [sample(place, value) for place, value in enumerate(letters)])
+        path = tmp_path / f"{name.replace('/', '-')}.{ending}"
+        if ending == "eval":
+            write_eval(path, log)
+        else:
+            path.write_text(json.dumps(log, indent=2))
+        paths.append(path)
+    results = read(paths, base="vllm/base", slice="subject")
+    assert values_of(results) == INSPECTED
+    assert [run.run.planned.rank for run in results.runs if run.run] == [8, 32]
+    (task,) = results.base.items
+    assert task == "trivia"
+    done = rankwise("verdict", *paths, "--base", "vllm/base", "--slice", "subject", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["slices"][0]["field"] == "subject"
+
+
+def test_what_was_asked_is_shown_item_by_item(tmp_path: Path) -> None:
+    samples = [sample(0, "C"), sample(1, "I"), sample(2, "C")]
+    parts = [{"type": "text", "text": "in parts"}, {"type": "image", "image": "data:..."}]
+    samples[1]["input"] = [{"role": "user", "content": parts}]
+    samples[2]["input"] = "a text"
+    paths = [tmp_path / f"{name}.json" for name in ("base", "r8")]
+    for path in paths:
+        path.write_text(json.dumps(inspect_log(path.stem, samples)))
+    items = rw.verdict(paths).items_df()
+    shown = items[items.model == "base"]
+    assert shown.prompt.tolist() == ["question 0", "in parts", "a text"]
+    assert shown.answer.tolist() == ["answer 0", "answer 1", "answer 2"]
+    assert shown.right.tolist() == ["0", "1", "2"]
+
+
+def test_epochs_of_inspect_are_averaged_and_scorers_are_named(tmp_path: Path) -> None:
+    paths: list[Path] = []
+    for name in ("base", "other"):
+        samples = [sample(n, v, epoch) for n in range(3) for epoch, v in ((1, "C"), (2, "I"))]
+        for each in samples:
+            each["scores"]["judge"] = {"value": 0.75}
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(inspect_log(name, samples)))
+        paths.append(path)
+    with pytest.raises(DataError, match="has match and judge; say which: --metric NAME"):
+        read(paths)
+    assert values_of(read(paths, metric="match")) == [(0.5, 0.5, 0.5)] * 2
+    assert values_of(read(paths, metric="judge")) == [(0.75, 0.75, 0.75)] * 2
+    with pytest.raises(DataError, match="no metric 'jugde' on every item; did you mean 'judge'"):
+        read(paths, metric="jugde")
+
+
+@pytest.mark.parametrize("value", ["maybe", None, float("nan"), {"a": 1}])
+def test_a_value_of_inspect_that_is_no_number(tmp_path: Path, value: Any) -> None:
+    log = inspect_log("base", [sample(0, "C"), sample(1, value)])
+    path = tmp_path / "base.json"
+    path.write_text(json.dumps(log))
+    with pytest.raises(DataError, match=r"sample 2 \(id 'item-1'\): the value of match is"):
+        read([path])
+
+
+def test_an_archive_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.eval"
+    path.write_bytes(b"PK\x03\x04 and then nothing")
+    with pytest.raises(DataError, match="is no log of Inspect, or it is damaged"):
+        read([path])
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("samples/1.json", "{}")
+    with pytest.raises(DataError, match="is no log of Inspect, or it is damaged"):
+        read([path])
+
+
+def helm_run(root: Path, model: str, values: Sequence[float], *, display: bool = False) -> Path:
+    """The folder of a run of HELM with its per-instance statistics, or its slim predictions."""
+    folder = root / f"mmlu:subject=anatomy,method=multiple_choice_joint,model={model}"
+    folder.mkdir(parents=True)
+    if display:
+        content: list[Any] = [
+            {"instance_id": f"id{n}", "train_trial_index": 0, "predicted_text": "A",
+             "mapped_output": "x", "stats": {"exact_match": value, "quasi_exact_match": value}}
+            for n, value in enumerate(values)
+        ]  # fmt: skip
+        (folder / "display_predictions.json").write_text(json.dumps(content))
+        return folder / "display_predictions.json"
+    spec = {"name": folder.name, "adapter_spec": {"model": model.replace("_", "/", 1)}}
+    (folder / "run_spec.json").write_text(json.dumps(spec))
+
+    def stat(name: str, value: float) -> dict[str, Any]:
+        named = {"name": name, "split": "test"}
+        return {"name": named, "count": 1, "sum": value, "mean": value, "variance": 0}
+
+    content = [
+        {"instance_id": f"id{n}", "train_trial_index": 0,
+         "stats": [stat("num_references", 4), stat("exact_match", value)]}
+        for n, value in enumerate(values)
+    ]  # fmt: skip
+    robust = {"name": "typos", "robustness": True}
+    content.append({**content[0], "perturbation": robust, "stats": [stat("exact_match", 0.0)]})
+    (folder / "per_instance_stats.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("display", [False, True])
+def test_instances_of_helm(tmp_path: Path, display: bool) -> None:
+    values = {"org_base": [1, 0, 1, 0.0], "org_mine-r8": [1, 1, 1, 0.0], "org_r32": [1, 1, 1, 1.0]}
+    paths = [helm_run(tmp_path, *each, display=display) for each in values.items()]
+    base = "org_base" if display else "org/base"
+    results = read(paths, base=base)
+    assert values_of(results) == [tuple(map(float, its)) for its in values.values()]
+    assert [*results.base.items] == ["mmlu,subject=anatomy"]
+    assert [run.run.planned.rank for run in results.runs if run.run] == [8, 32]
+    done = rankwise("verdict", *paths, "--base", base)
+    assert done.exit_code == 0, done.output
+
+
+def test_one_log_of_a_model_and_task_and_one_kind_of_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(inspect_log("base", [sample(0, "C"), sample(1, "I")])))
+    other = tmp_path / "b.json"
+    other.write_text(path.read_text())
+    with pytest.raises(DataError, match="are both of base on trivia; give one"):
+        read([path, other])
+    table = tmp_path / "scores.csv"
+    table.write_text("id,acc,model\n1,1,base\n")
+    with pytest.raises(DataError, match=r"is a log and .* is none; give files of one kind"):
+        read([path, table])
+
+
+def test_samples_of_lm_eval_of_several_ranks_and_tasks(tmp_path: Path) -> None:
+    models = {"base": [0, 1, 0, 1] * 30, "r4": [0, 1, 1, 1] * 30, "r16": [1, 1, 1, 1] * 30}
+    paths = [
+        write(
+            tmp_path / name / f"samples_{task}_2026-11-01.jsonl",
+            [line(place, acc=value) for place, value in enumerate(values)],
+        )
+        for task in ("mine", "arc")
+        for name, values in models.items()
+    ]
+    done = rankwise("verdict", *paths, "--retention", "arc", "--json")
+    assert done.exit_code == 0, done.output
+    (part,) = json.loads(done.stdout)["by_train_task"]
+    assert [verdict["label"] for verdict in part["verdicts"]] == ["rank 4", "rank 16"]
+    assert (part["retention_tasks"], part["train_task"]) == (["arc"], "mine")
+    assert part["verdicts"][1]["gain"]["estimate"] == 50.0
+    alone = rankwise("verdict", *paths[:3], "--json")
+    answer = json.loads(alone.stdout)
+    assert [each["name"] for each in answer["candidates"]] == ["r4", "r16"]
+    assert answer["by_train_task"][0]["outcome"] == "recommended"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"eval": {}, "samples": [3]},
+        {"eval": {"model": "a"}, "samples": [{"id": 1, "scores": []}]},
+        {"eval": {"model": "a"}, "samples": {"id": 1}},
+        {"eval": {"task": 7}, "samples": [sample(0, "C")]},
+        [{"instance_id": "a", "stats": [{"mean": 1}]}],
+        [{"instance_id": "a", "stats": 7}],
+        [{"instance_id": "a", "stats": {"exact_match": "x"}}],
+        [{"instance_id": "a", "stats": {"exact_match": float("nan")}}, 3],
+    ],
+)
+def test_other_layouts_are_refused(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "log.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(RankwiseError):
+        read([path, path])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_samples_files_get_the_numbers_that_they_had(tmp_path: Path, name: str) -> None:
+    """Every number was written down by the code that compared files before tables were read."""
+    frozen = json.loads((Path(__file__).parent / "frozen_samples.json").read_text())[name]
+    make, settings = CASES[name]
+    files = make(tmp_path)
+    found = compare_samples(files[0], files[1:], **settings).model_dump(mode="json")
+    candidates = frozen.pop("candidates")
+    assert {key: found[key] for key in frozen} == frozen
+    for now, before in zip(found["candidates"], candidates, strict=True):
+        assert {key: now[key] for key in before} == before

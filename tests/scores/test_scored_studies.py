@@ -1,0 +1,212 @@
+"""Scores in a table are judged as the study that they are from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from rankwise.findings.recommendation import recommend
+from rankwise.records.base import Record
+from rankwise.records.folder import StudyFolder
+from rankwise.records.recommendation import Recommendation
+from rankwise.records.results import StudyResults
+from rankwise.scores.asked import Asked
+from rankwise.scores.reading import read_scores, rows_given
+from rankwise.scores.study import scored_study
+from rankwise.study.conclusion import concluded
+from tests.planted.folders import write_study
+from tests.planted.results import planted_study
+from tests.planted.score_tables import long_table, scores, write_csv
+from tests.support.command_line import rankwise
+
+OF_SEEDS: dict[str, Any] = {
+    "in_domain_accuracy": {
+        4: (0.70, 0.69, 0.72), 16: (0.80, 0.81, 0.79), 64: (0.81, 0.82, 0.79),
+        "full": (0.81, 0.80, 0.83),
+    },
+    "retention_accuracy": {
+        4: (0.90, 0.89, 0.91), 16: (0.90, 0.88, 0.89), 64: (0.88, 0.87, 0.86),
+        "full": (0.80, 0.81, 0.78),
+    },
+}  # fmt: skip
+
+PLANTED: Mapping[str, dict[str, Any]] = {
+    "one seed": {},
+    "three seeds": {"seeds": (0, 1, 2), **OF_SEEDS},
+    "a rank that forgets": {"retention_accuracy": {4: 0.9, 16: 0.9, 64: 0.7, "full": 0.6}},
+    "no rank keeps enough": {"retention_accuracy": {4: 0.6, 16: 0.55, 64: 0.5, "full": 0.4}},
+    "nothing gained": {"in_domain_accuracy": {4: 0.5, 16: 0.5, 64: 0.5, "full": 0.5}},
+    "no retention task": {"retention_tasks": ()},
+    "a loss in-domain": {
+        "in_domain_accuracy": {4: 2.2, 16: 2.0, 64: 1.99}, "in_domain_unit": "nats",
+        "base": {"kinship": 2.5},
+    },
+    "two tasks in-domain": {"in_domain_tasks": ("kinship", "family"), "seeds": (3, 5), **OF_SEEDS},
+}  # fmt: skip
+
+
+def asked_of(results: StudyResults, **settings: Any) -> Asked:
+    """The roles of the study's tasks."""
+    tasks = results.study.tasks["kinship"]
+    return Asked(
+        retention=tasks["retention"],
+        in_domain=tasks["in_domain"],
+        out_of_domain=tasks["out_of_domain"],
+        **settings,
+    )
+
+
+def of_points(results: StudyResults) -> StudyResults:
+    """Without the prose: a table has one column of scores, and one kind of them."""
+    tasks = results.study.tasks["kinship"]
+    unit = results.base.items[tasks["in_domain"][0]].unit
+    named = [t for r, names in tasks.items() if r != "held_out_text" for t in names]
+    kept = [task for task in named if results.base.items[task].unit == unit]
+    study = results.study.without([t for t in results.base.items if t not in kept])
+    models = tuple(model.limited_to(kept) for model in results.models)
+    return results.model_copy(
+        update={"study": study, "base": results.base.limited_to(kept), "models": models}
+    )
+
+
+SAME = ("outcome", "rank", "unit", "delta", "epsilon_points", "worst_task_points", "confidence",
+        "retention_tasks", "num_items_in_domain", "num_clusters_in_domain", "best_bet", "prospects",
+        "these_adapters", "sufficient_epsilon_points", "sufficient_worst_task_points",
+        "sufficient_rank", "better_and_kept_by_full")  # fmt: skip
+OF_A_RANK = ("label", "rank", "gain", "retention_loss", "worst_retention_task",
+             "worst_retention_loss", "shortfall", "better_than_base", "keeps_enough",
+             "near_the_best", "qualifies", "leads", "worse_than", "ruled_out_by")  # fmt: skip
+OF_A_TASK = ("task", "relation", "unit", "num_examples", "base_score", "adapted_score",
+             "difference", "stderr", "lower", "upper", "num_learned", "num_forgotten", "p_value",
+             "mcnemar_p_value", "num_clusters")  # fmt: skip
+
+
+def agree(found: Recommendation, wanted: Recommendation) -> None:
+    """Everything is the same but what only a training knows; a mean may round otherwise."""
+    same(found, wanted, SAME)
+    for one, other in zip(found.verdicts, wanted.verdicts, strict=True):
+        same(one, other, OF_A_RANK)
+    for one, other in zip(found.comparisons, wanted.comparisons, strict=True):
+        same(one, other, OF_A_TASK)
+
+
+def same(found: Record, wanted: Record, names: Sequence[str]) -> None:
+    one, other = (
+        numbers(each.model_dump(mode="json", include={*names})) for each in (found, wanted)
+    )
+    assert [value for value in one if isinstance(value, str)] == [
+        value for value in other if isinstance(value, str)
+    ]
+    assert [value for value in one if not isinstance(value, str)] == pytest.approx(
+        [value for value in other if not isinstance(value, str)], rel=1e-9, abs=1e-9
+    )
+
+
+def numbers(content: Any) -> list[Any]:
+    """Everything in a record, one after the other; None as a text."""
+    if isinstance(content, dict):
+        return [part for key in sorted(content) for part in (key, *numbers(content[key]))]
+    if isinstance(content, list):
+        return [part for each in content for part in numbers(each)]
+    return ["None"] if content is None else [content]
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_table_gets_the_verdict_of_its_study(tmp_path: Path, name: str) -> None:
+    results = of_points(planted_study(**PLANTED[name]))
+    (wanted,) = recommend(results).by_train_task
+    path = write_csv(tmp_path / "scores.csv", long_table(results))
+    asked = asked_of(results)
+    scored = scored_study(read_scores([path], asked), asked, "scores")
+    (found,) = concluded(scored.results()).recommendation.by_train_task
+    agree(found, wanted)
+
+
+def test_so_it_does_of_items_in_clusters(tmp_path: Path) -> None:
+    # two tasks that lose the same would be worst by rounding
+    base = {"kinship": 0.5, "syllogism": 0.5, "capitals": 0.9, "elements": 0.85}
+    results = of_points(planted_study(seeds=(0, 1), base=base, **OF_SEEDS))
+    documents = {
+        task: [{"passage": f"text {place // 10}"} for place in range(len(items.doc_ids))]
+        for task, items in results.base.items.items()
+    }
+    folder = StudyFolder(tmp_path / "study")
+    write_study(folder, results, documents)
+    wanted = rankwise("verdict", folder.root, *(
+        f"--cluster={task}=passage" for task in results.base.items), "--json")  # fmt: skip
+    table = write_csv(tmp_path / "scores.csv", long_table(results, documents))
+    roles = ("--retention", "capitals,elements", "--out-of-domain", "syllogism")
+    found = rankwise("verdict", table, *roles, "--cluster", "passage", "--json")
+    assert (wanted.exit_code, found.exit_code) == (0, 0), found.output
+    parts = [json.loads(done.stdout)["by_train_task"][0] for done in (found, wanted)]
+    one, other = map(Recommendation.model_validate, parts)
+    assert one.num_clusters_in_domain == 30
+    agree(one, other)
+
+
+def test_a_gain_has_students_interval_widened_for_unseen_items() -> None:
+    """Of many items with small differences nothing is left of the widening."""
+    rng = np.random.default_rng(3)
+    base = rng.uniform(0.2, 0.6, 4000)
+    better = base + rng.normal(0.05, 0.1, 4000)
+    asked = Asked()
+    given = rows_given(scores(base=base.tolist(), r8=better.clip(0, 1).tolist()), asked)
+    (found,) = concluded(scored_study(given, asked, "a").results()).recommendation.by_train_task
+    gain, alpha = found.verdicts[0].gain, found.looks[-1].alpha
+    difference = 100.0 * (better.clip(0, 1) - base)
+    level = 1.0 - alpha / 2  # K + 1 statements, of one option
+    low, _ = stats.ttest_1samp(difference, 0.0).confidence_interval(2 * level - 1)
+    assert gain.estimate == pytest.approx(difference.mean())
+    assert gain.lower == pytest.approx(low, abs=0.01)
+    assert gain.lower <= low
+
+
+def test_what_is_kept_is_a_study_like_any_other(tmp_path: Path) -> None:
+    results = of_points(planted_study(seeds=(0, 1)))
+    table = write_csv(tmp_path / "scores.csv", long_table(results))
+    roles = ("--retention", "capitals,elements", "--out-of-domain", "syllogism")
+    out = tmp_path / "kept"
+    first = rankwise("verdict", table, *roles, "--output", out, "--json")
+    assert first.exit_code == 0, first.output
+    again = rankwise("verdict", out, "--json")
+    one, other = (json.loads(done.stdout)["by_train_task"] for done in (first, again))
+    assert one == other
+    assert (out / "report.html").stat().st_size > 100_000
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "by scores that were made elsewhere" in page
+    assert "AdamW" not in page
+    assert rankwise("verify", out).stdout.strip() == "every file is as it was written"
+    assert rankwise("report", out).exit_code == 0
+    assert rankwise("export", out, "--format", "csv").exit_code == 0
+    assert (out / "export" / "csv" / "ranks.csv").exists()
+    for kind in ("peft", "trl", "model-card", "lm-eval"):
+        refused = rankwise("export", out, "--format", kind)
+        assert refused.exit_code == 2
+        assert "trained and scored elsewhere; there is csv" in refused.stderr
+    for verb in (("run", out), ("extend", out, "--seeds", 1)):
+        refused = rankwise(*verb)
+        assert refused.exit_code == 2
+        assert "has scores of models that were trained elsewhere" in " ".join(
+            refused.stderr.split()
+        )
+    # other scores of the same models are another look, and nothing of the old ones is left
+    rows = [row | {"acc": 1 - row["acc"]} for row in long_table(results)]
+    write_csv(table, rows)
+    done = json.loads(rankwise("verdict", table, *roles, "--output", out, "--json").stdout)
+    assert [look["number"] for look in done["by_train_task"][0]["looks"]] == [1, 2]
+    assert len(list((out / "runs").iterdir())) == len(results.runs)
+
+
+def test_a_study_that_was_trained_is_not_written_over(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "study")
+    write_study(folder, planted_study())
+    table = write_csv(tmp_path / "scores.csv", scores(base=[0, 1, 0], r4=[1, 1, 0]))
+    done = rankwise("verdict", table, "--output", folder.root)
+    assert done.exit_code == 2
+    assert "has a study that trained its models" in " ".join(done.stderr.split())
