@@ -36,7 +36,7 @@ AnyPath = str | os.PathLike[str]
 
 _PLANNED = (
     *("name", "train_task", "method", "rank", "alpha", "learning_rate", "epochs", "seed"),
-    *("num_steps", "num_tokens", "num_trainable_parameters", "trainable_share"),
+    *("num_examples", "num_steps", "num_tokens", "num_trainable_parameters", "trainable_share"),
     "estimated_memory_bytes",
 )
 _FRAME_HEIGHT = 640

@@ -54,8 +54,9 @@ def plan_table(study: StudyRecord, done: Done) -> Table:
     table.add_row("base", *[""] * 6, _scored("base", study.scored_tasks(), done))
     for run in study.models:
         is_here = run.role == "imported"
+        rows = f", {quantities.counted(run.num_examples, 'row')}"
         table.add_row(
-            run.name,
+            f"{run.name}{rows if run.role == 'fewer_rows' else ''}",
             "imported" if is_here else str(run.num_steps),
             "" if is_here else count(run.num_tokens),
             parameters(run.num_trainable_parameters),

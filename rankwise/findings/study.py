@@ -30,6 +30,7 @@ from rankwise.findings.mechanisms import (
 )
 from rankwise.findings.mitigations import TrainTaskMitigations, mitigation_rows, mitigations
 from rankwise.findings.options import OptionGains, option_gains
+from rankwise.findings.prompting import TrainTaskPrompting, prompt_rows, prompting
 from rankwise.findings.repairs import repair_rows
 from rankwise.findings.retention import TrainTaskRetention, retention_groups, retention_rows
 from rankwise.findings.rows import Row, RowsOf, each_of, flat
@@ -100,6 +101,9 @@ FINDINGS: Mapping[str, Finding] = {
     "doubling": _judged(doubling, doubling=doubling_rows)._replace(
         lines=lambda found: itertools.chain(*(one.statements for one in found))
     ),
+    "prompting": _judged(prompting, prompting=prompt_rows)._replace(
+        lines=lambda found: itertools.chain(*(one.statements for one in found))
+    ),
     "checkpoints": _judged(checkpoints, checkpoints=each_of("points")),
     "truncation": _judged(truncated_curves, truncation=truncation_rows),
     "mitigations": _judged(mitigations, mitigations=mitigation_rows),
@@ -152,6 +156,7 @@ class StudyFindings(Record):
     rates: tuple[TrainTaskRates, ...] = ()
     axes: tuple[TrainTaskAxes, ...] = ()
     doubling: tuple[TrainTaskDoubling, ...] = ()
+    prompting: tuple[TrainTaskPrompting, ...] = ()
     checkpoints: tuple[TrainTaskCheckpoints, ...] = ()
     truncation: tuple[TrainTaskTruncation, ...] = ()
     mitigations: tuple[TrainTaskMitigations, ...] = ()

@@ -258,6 +258,21 @@ class PlannedPass(Record):
     """Estimated peak: of the process on a CPU, of the card on CUDA."""
 
 
+class PromptedTask(Record):
+    """A task as the base is asked it with training rows in the prompt."""
+
+    task: Text
+    """The task whose items are asked."""
+    name: Text
+    """Under which it is scored."""
+    shots: int
+    """Rows in the prompt."""
+    seed: int | None
+    """By which they were drawn; None without any."""
+    context_tokens: float
+    """Read before the answer of an item, on average."""
+
+
 class StudyTasks(Record):
     """Which tasks a study scores, and what each is to the tasks that are trained."""
 
@@ -277,6 +292,8 @@ class StudyTasks(Record):
 
     Runs and checkpoints are chosen by these; only tasks in-domain and of retention have them.
     """
+    prompted: dict[Text, tuple[PromptedTask, ...]] = Field(default_factory=dict)
+    """Trained task -> its in-domain tasks with trained rows in the prompt; for the base alone."""
     overlaps: dict[str, dict[str, int]]
     """Trained task -> {scored task: number of its items that are in the training rows}."""
     groups: dict[Text, tuple[Text, ...]]
@@ -296,10 +313,15 @@ class StudyTasks(Record):
                 self.trained_items[source].values(),
                 (self.ending_items[source],) if source in self.ending_items else (),
                 self.validation_tasks(source),
+                self.prompted_tasks(source) if train_task is None else (),
             )
             for task in names
         ]
         return tuple(dict.fromkeys(scored))
+
+    def prompted_tasks(self, train_task: str) -> tuple[str, ...]:
+        """The names of the tasks with rows of a trained task in the prompt."""
+        return tuple(each.name for each in self.prompted.get(train_task, ()))
 
     def validation_tasks(self, train_task: str) -> tuple[str, ...]:
         """The names of the validation items of a trained task, and of what it may forget."""
@@ -324,6 +346,10 @@ class StudyTasks(Record):
                 "trained_formats": {s: kept(names) for s, names in self.trained_formats.items()},
                 "trained_items": {s: kept(names) for s, names in self.trained_items.items()},
                 "ending_items": kept(self.ending_items),
+                "prompted": {
+                    source: tuple(e for e in its if not {e.task, e.name} & {*left_out})
+                    for source, its in self.prompted.items()
+                },
                 "validation_items": {
                     source: {relation: kept(names) for relation, names in by_relation.items()}
                     for source, by_relation in self.validation_items.items()

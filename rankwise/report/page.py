@@ -51,6 +51,7 @@ from rankwise.report.sections.mechanisms import mechanism_section
 from rankwise.report.sections.methods import methods_section
 from rankwise.report.sections.mitigations import mitigation_section, repair_section, variant_section
 from rankwise.report.sections.overview import study_figures
+from rankwise.report.sections.prompting import prompting_section
 from rankwise.report.sections.retention import retention_section
 from rankwise.report.sections.search import search_section
 from rankwise.report.sections.signatures import claims_section, signature_section, watch_points
@@ -304,6 +305,7 @@ def study_sections(results: StudyResults, findings: StudyFindings) -> list[Repor
         "signatures": lambda found: signature_section(found, not_looked_for(results), confidence),
         "rates": lambda found: search_section(results, found),
         "doubling": doubling_section,
+        "prompting": prompting_section,
         "checkpoints": checkpoint_section,
         "transfer": transfer_section,
         "retention": retention_section,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rankwise.cli.terminal import pass_lines
+from rankwise.cli.terminal import pass_lines, plan_table
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
 from rankwise.errors import ConfigError
 from rankwise.findings.study import finding_tables
@@ -89,6 +89,10 @@ def test_few_rows_are_among_many_and_all_are_trained_in_one_pass(finished: Finis
     (only_pass,) = study.passes
     assert {*only_pass.runs} == {each.name for each in study.models}
     assert "6 adapters together (on fewer rows: 4)" in pass_lines(study)[0]
+    names = [*plan_table(study, set()).columns[0].cells]
+    rows = ["", "", ", 6 rows", ", 6 rows", ", 12 rows", ", 12 rows"]
+    models = zip(study.models, rows, strict=True)
+    assert names == ["base", *(f"{model.name}{its}" for model, its in models)]
 
 
 @pytest.mark.parametrize("number", [6, 12])

@@ -62,6 +62,7 @@ def test_the_presets_are_the_paper_s_experiments_and_next_checks() -> None:
         "stress",
         "alpha",
         "data-size",
+        "fine-tune-at-all",
         "learning-rate",
         "mitigation",
         "variants",
