@@ -123,7 +123,7 @@ train:
   learning_rate: {{lora: 1e-2, full: 1e-3}}
   precision: float32
 methods:
-  lora: {{ranks: [2, 4]}}
+  lora: {{ranks: [2, 4], target_modules: [q_proj, k_proj, v_proj, o_proj]}}
 evaluation:
   out_of_domain: [sums]
   held_out_text: [small_prose]

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from rankwise.errors import ConfigError
 from rankwise.integrations.drafts import Reading, TrainingSetup, shown
+from rankwise.records.axes import rate_label
 from rankwise.records.config.methods import LoraConfig
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.config.training import LearningRateConfig
@@ -68,7 +69,7 @@ def study_text(reading: Reading, folder: Path) -> StudyText:
         problems = list(problems_of(error, content, StudyConfig))
         raise ConfigError(str(reading.source), problems) from error
     if setup.is_full:
-        rate = LearningRateConfig().lora[0]
+        rate = rate_label(LearningRateConfig().lora[0])
         to_check.append(f"train.learning_rate.lora: none is given; {rate} is the default")
     lines = [*_head(reading, setup, not_carried, to_check), ""]
     lines += _lines(content, _comments(setup))

@@ -34,7 +34,6 @@ _NOT_IN_TRAINING = {
     "rows_at",
     "drop_overlapping",
     "held_out_fraction",
-    "exact_match",
     "learning_rate",
     "epochs",
     "precision",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from rankwise.records.base import Record
-from rankwise.records.config.own_rows import JudgedBy
+from rankwise.records.config.own_rows import Judge
 
 Convention = Literal[
     "prompt and completion",
@@ -47,7 +47,7 @@ class OwnData(Record):
     """Rows that differ as text; of equal ones, one is kept."""
     num_held_out: int
     """Of these, the rows that are scored and not trained on."""
-    judged_by: JudgedBy
-    """How the held-out rows are scored."""
+    judged_by: tuple[Judge, ...]
+    """How the held-out rows are scored; the first decides."""
     answers: tuple[str, ...] = ()
     """The answers to choose among; empty where rows are not judged by choice."""

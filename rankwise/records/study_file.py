@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from rankwise.errors import ConfigError, did_you_mean
 from rankwise.records.config.methods import ImportedConfig
 from rankwise.records.config.mitigations import MitigationConfig
-from rankwise.records.config.own_rows import hub_data
+from rankwise.records.config.own_rows import CHECK_TAGS, CheckConfig, JudgeName, hub_data
 from rankwise.records.config.study import RecommendationConfig, StudyConfig
 from rankwise.records.config.training import RATE_TAGS
 from rankwise.records.p_right import P_RIGHT
@@ -249,7 +249,8 @@ def _with_absolute_paths(config: StudyConfig, folder: Path) -> StudyConfig:
     update: dict[str, Any] = {}
     update["tasks_path"] = tuple(_place(folder, path) for path in config.tasks_path)
     if config.train.data is not None:
-        data = {"data": _rows_place(folder, config.train.data)}
+        checks = (_with_absolute_schema(each, folder) for each in config.train.judged_by)
+        data = {"data": _rows_place(folder, config.train.data), "judged_by": tuple(checks)}
         update["train"] = config.train.model_copy(update=data)
     update["methods"] = config.methods.model_copy(
         update={"imported": tuple(_resolved(folder, each) for each in config.methods.imported)}
@@ -272,6 +273,14 @@ def _rows_place(folder: Path, data: Path) -> Path:
     return path if hub_data(data) is None or os.path.exists(path) else data
 
 
+def _with_absolute_schema(judge: JudgeName | CheckConfig, folder: Path) -> JudgeName | CheckConfig:
+    check = None if isinstance(judge, str) else judge.json_fields
+    if check is None or check.schema_file is None:
+        return judge
+    found = check.model_copy(update={"schema_file": _place(folder, check.schema_file)})
+    return CheckConfig(json=found)
+
+
 def _with_absolute_rows(arm: MitigationConfig, folder: Path) -> MitigationConfig:
     update: dict[str, Any] = {}
     for key, part in (("kl", arm.kl), ("replay", arm.replay)):
@@ -281,6 +290,9 @@ def _with_absolute_rows(arm: MitigationConfig, folder: Path) -> MitigationConfig
             update[key] = part.model_copy(update={"rows": resolved})
     return arm.model_copy(update=update)
 
+
+_TAGS = (*RATE_TAGS, *CHECK_TAGS)
+"""Parts of an error's place that are no keys."""
 
 _PAIRED = {
     "rank": ("methods", "lora", "ranks"),
@@ -348,7 +360,7 @@ def _as_written(location: tuple[int | str, ...], data: dict[str, Any]) -> tuple[
     kept: list[int | str] = []
     here: Any = data
     for part in location:
-        if part in RATE_TAGS or _stands_for_a_list(here, part):
+        if part in _TAGS or _stands_for_a_list(here, part):
             continue
         kept.append(part)
         if isinstance(here, dict):
@@ -378,7 +390,7 @@ def _dotted(location: tuple[int | str, ...]) -> str:
 
 def _known_keys(model: Any, location: tuple[int | str, ...]) -> list[str]:
     for part in location:
-        if isinstance(part, str) and part not in RATE_TAGS:
+        if isinstance(part, str) and part not in _TAGS:
             fields = model.model_fields.items()
             field = next(field for name, field in fields if part in (name, field.alias))
             model = next(_sections(field.annotation))

@@ -16,6 +16,7 @@ import torch
 
 from rankwise.engine.models.base import BaseModel, fetch_weights, load_frozen
 from rankwise.engine.models.devices import ResolvedPrecision, give_back_memory
+from rankwise.engine.models.lanes import lanes_of
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.findings.stats.detectable import Detectable, TaskSize, detectable
 from rankwise.records import p_right
@@ -87,7 +88,8 @@ def scoring_rate(
     Raises:
         ModelError: the weights cannot be had, or the model cannot be scored.
     """
-    scorer = ResidentScorer(load_frozen(fetch_weights(base), precision, device), tokenizer)
+    model = load_frozen(fetch_weights(base), precision, device)
+    scorer = ResidentScorer(model, tokenizer, max_lanes=lanes_of(model))
     try:
         scorer.log_likelihoods([None], _texts(_FEW, len(tokenizer)))  # kernels are made
         seconds, number = _seconds(scorer, _texts(_FEW, len(tokenizer))), _FEW
@@ -95,7 +97,7 @@ def scoring_rate(
             number = _MANY
             seconds = _seconds(scorer, _texts(_MANY, len(tokenizer)))
     finally:
-        del scorer
+        del scorer, model
         give_back_memory(device)
     return number * (_CONTEXT + _SCORED) / seconds
 

@@ -20,6 +20,7 @@ from rankwise.engine.models.frozen_adapters import (
     carrying,
     load_frozen_adapter,
 )
+from rankwise.engine.models.lanes import lanes_of
 from rankwise.engine.models.placed import load_over_cards
 from rankwise.engine.models.streamed import load_streamed
 from rankwise.engine.models.variants import VARIANTS
@@ -245,8 +246,12 @@ class ResidentModels:
                 adapters.detach(alone.model)
 
     def _open_resident(self, model: nn.Module) -> Scorer:
-        most = self._plan.step_tokens
-        return ResidentScorer(model, self._plan.tokenizer, max_batch_tokens=most)
+        return ResidentScorer(
+            model,
+            self._plan.tokenizer,
+            max_batch_tokens=self._plan.step_tokens,
+            max_lanes=lanes_of(model),
+        )
 
     def _open_vllm(self, folder: Path) -> Scorer:
         plan = self._plan

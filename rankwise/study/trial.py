@@ -12,7 +12,7 @@ import yaml
 from rankwise.engine.models import base as models
 from rankwise.errors import DataError
 from rankwise.records import quantities
-from rankwise.records.config.own_rows import ColumnsConfig, JudgedBy
+from rankwise.records.config.own_rows import ColumnsConfig, JudgeName
 from rankwise.records.config.study import BaseModelConfig, StudyConfig
 from rankwise.records.p_right import P_RIGHT
 from rankwise.records.study import Unit
@@ -93,7 +93,7 @@ class Trial(NamedTuple):
     base_model: str
     own: OwnRows
     has_chat_template: bool
-    judged_by: JudgedBy
+    judged_by: JudgeName
     held_out_fraction: float
     columns: ColumnsConfig | None
 
@@ -144,7 +144,7 @@ def recognised(
     )
 
 
-def _judged_by(answers: Sequence[str], num_held_out: int) -> JudgedBy:
+def _judged_by(answers: Sequence[str], num_held_out: int) -> JudgeName:
     distinct = set(answers)
     if (
         2 <= len(distinct) <= min(MOST_CHOICES, len(answers) // ROWS_PER_CHOICE)
@@ -240,5 +240,5 @@ def study_file_text(trial: Trial, settings: dict[str, Any], first_line: str) -> 
     """A study file as text, with the margins that it is judged by."""
     content = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     unit: Unit = "nats" if trial.judged_by == "loss" else "points"
-    metric = P_RIGHT if trial.judged_by == "choice" else "exact_match"
+    metric = P_RIGHT if trial.judged_by == "choice" else trial.judged_by
     return f"# {first_line}\n{content}{margins_text(unit, metric)}"

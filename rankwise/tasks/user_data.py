@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError
-from rankwise.records.config.own_rows import data_name
+from rankwise.records.config.own_rows import CheckConfig, JudgeName, data_name
 from rankwise.records.config.study import ENDING_SUFFIX
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.own_data import OwnData
+from rankwise.tasks.answer_checks import Checker, checker, content_of
 from rankwise.tasks.formats import TrainedFormat, options_of
 from rankwise.tasks.own_rows import OwnRow, OwnRows, read_own_rows
 from rankwise.tasks.resolution import LoadedTask, quiet_lm_eval
@@ -24,8 +26,6 @@ MOST_ANSWERS = 100
 """To choose among; each is scored behind every question."""
 
 _NUMBER = re.compile(r"(?s).*####\s*\$?-?[\d,.]+\s*")
-_UP_TO_NUMBER = r"(?s).*####\s*"
-_NOT_IN_A_NUMBER = (",", r"\$", r"\.$")
 
 
 class UserData(NamedTuple):
@@ -69,8 +69,8 @@ def load_user_data(train: TrainConfig, tokenizer: Any, *, chat_template: bool) -
     rows = own.rows
     if len(rows) < 2:
         raise DataError(f"{path} has {len(rows)} distinct rows; at least 2 are needed.")
-    answers = _answers(own) if judged_by == "choice" else ()
-    if judged_by == "number":
+    answers = _answers(own) if "choice" in judged_by else ()
+    if "number" in judged_by:
         without = sum(not ends_in_number(row.completion) for row in rows)
         if without:
             raise DataError(
@@ -81,10 +81,10 @@ def load_user_data(train: TrainConfig, tokenizer: Any, *, chat_template: bool) -
     trained = trained[: train.most_examples]
     name = f"data_{data_name(path)}"
     tasks = [_choices(name, held_out, answers) if answers else _likelihoods(name, held_out)]
-    if judged_by == "number":
-        tasks.insert(0, _texts(f"{name}_number", held_out, _UP_TO_NUMBER, *_NOT_IN_A_NUMBER))
-    if train.exact_match:
-        tasks.append(_texts(f"{name}_exact_match", held_out))
+    of_texts = [check for check in judged_by if check not in ("loss", "choice")]
+    if of_texts:
+        texts = _texts(f"{name}_texts", held_out, of_texts, own.raw.source)
+        tasks.insert(len(tasks) if judged_by[0] in ("loss", "choice") else 0, texts)
     seen, distinct = f"{name}@train", sorted({row.completion.strip() for row in rows})
     is_letters = len(distinct) > 1 and options_of([distinct]) == "letters"
     return UserData(
@@ -182,10 +182,31 @@ def _choices(name: str, rows: Sequence[OwnRow], answers: Sequence[str]) -> Loade
     return _task(name, docs, "multiple_choice", _metric("acc"), **choices)
 
 
-def _texts(name: str, rows: Sequence[OwnRow], *ignored: str) -> LoadedTask:
-    """What a model writes compared with the completion, without what matches ``ignored``."""
+@dataclass(frozen=True)
+class _Checks:
+    """Judges what a model writes; lm-eval calls it.
+
+    Its repr goes into fingerprints, so it says what the checks do, and holds no address.
+    """
+
+    content: tuple[str, ...]
+    checkers: tuple[Checker, ...] = field(repr=False)
+
+    def __call__(self, doc: Mapping[str, str], answers: Sequence[str]) -> dict[str, float]:
+        numbers: dict[str, float] = {}
+        for check in self.checkers:
+            numbers |= check(answers[0], doc["completion"])
+        return numbers
+
+
+def _texts(
+    name: str, rows: Sequence[OwnRow], checks: Sequence[JudgeName | CheckConfig], source: str
+) -> LoadedTask:
+    """What a model writes, judged by every check; the first one's first number decides."""
     docs = [{"prompt": row.prompt, "completion": row.completion.strip()} for row in rows]
-    metric = _metric("exact_match", **({"regexes_to_ignore": list(ignored)} if ignored else {}))
+    right = [doc["completion"] for doc in docs]
+    checkers = tuple(checker(check, right, source) for check in checks)
+    judged = _Checks(tuple(map(content_of, checks)), checkers)
     stripped = [
         {"function": "regex", "regex_pattern": r"(?s)^\s*(.*?)\s*$"},
         {"function": "take_first"},
@@ -198,12 +219,13 @@ def _texts(name: str, rows: Sequence[OwnRow], *ignored: str) -> LoadedTask:
             "max_gen_toks": MAX_GENERATED_TOKENS,
         },
         "filter_list": [{"name": "stripped", "filter": stripped}],
+        "process_results": judged,
     }
-    return _task(name, docs, "generate_until", metric, **generates)
+    return _task(name, docs, "generate_until", _metric("exact_match"), **generates)
 
 
-def _metric(name: str, **settings: Any) -> dict[str, Any]:
-    return {"metric": name, "aggregation": "mean", "higher_is_better": True, **settings}
+def _metric(name: str) -> dict[str, Any]:
+    return {"metric": name, "aggregation": "mean", "higher_is_better": True}
 
 
 def _task(

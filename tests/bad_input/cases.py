@@ -75,21 +75,21 @@ STUDY_FILES = [
         "a section that is text",
         BASE + "train: kinship\n",
         (
-            "train: 'kinship' given; a section is needed here, with keys: task, split, data, columns, held_out_fraction, judged_by, exact_match, max_examples, drop_overlapping,",
+            "train: 'kinship' given; a section is needed here, with keys: task, split, data, columns, held_out_fraction, judged_by, max_examples, drop_overlapping,",
         ),
     ),
     Case(
         "a section that is a list",
         BASE + "train: [kinship]\n",
         (
-            "train: ['kinship'] given; a section is needed here, with keys: task, split, data, columns, held_out_fraction, judged_by, exact_match, max_examples, drop_overlapping,",
+            "train: ['kinship'] given; a section is needed here, with keys: task, split, data, columns, held_out_fraction, judged_by, max_examples, drop_overlapping,",
         ),
     ),
     Case(
         "a null section",
         BASE + "train: null\n",
         (
-            "train: None given; a section is needed here, with keys: task, split, data, columns, held_out_fraction, judged_by, exact_match, max_examples, drop_overlapping, epochs,",
+            "train: None given; a section is needed here, with keys: task, split, data, columns, held_out_fraction, judged_by, max_examples, drop_overlapping, epochs,",
         ),
     ),
     Case(
@@ -167,8 +167,8 @@ STUDY_FILES = [
     ),
     Case(
         "exact match of a task",
-        BASE + "train: {task: t, exact_match: true}\n",
-        ("train: exact_match is for 'data'; a task brings its own metrics",),
+        BASE + "train: {data: d, judged_by: [loss, choice]}\n",
+        ("train: judged_by: loss and choice score the same answers; name one",),
     ),
     Case(
         "a choice in a task",
@@ -178,7 +178,9 @@ STUDY_FILES = [
     Case(
         "judged by nothing known",
         BASE + "train: {data: d, judged_by: luck}\n",
-        ("train.judged_by: 'luck' given; input should be 'loss', 'choice' or 'number'",),
+        (
+            "train.judged_by: 'luck' given; input should be 'loss', 'choice', 'number', 'exact', 'contains' or 'json'",
+        ),
     ),
     Case(
         "columns of a task",
@@ -931,7 +933,7 @@ OVERRIDES = [
         "train=3",
         "train=3",
         (
-            "train: 3 given; a section is needed here, with keys: task, split, data, columns, held_out_fraction, judged_by, exact_match, max_examples, drop_overlapping, epochs,",
+            "train: 3 given; a section is needed here, with keys: task, split, data, columns, held_out_fraction, judged_by, max_examples, drop_overlapping, epochs,",
         ),
     ),
     Case(

@@ -58,7 +58,7 @@ class Finished:
         self.file.write_text(
             f"base_model: {model}\ntasks_path: tasks\nallow_task_code: true\n"
             "train: {task: colours, epochs: 1, precision: float32}\n"
-            "methods: {lora: {ranks: [2]}, full: null}\n"
+            "methods: {lora: {ranks: [2], target_modules: attention}, full: null}\n"
             "evaluation: {out_of_domain: [sums], limit: 8}\n"
         )
         self.folder = folder / "study"

@@ -31,7 +31,7 @@ EVENTS = ("run", "extend", "try")
 ON = ("--tasks", "colours", "--allow-task-code", "--limit", 8)
 SETTINGS = """
 train: {task: colours, epochs: 1, precision: float32}
-methods: {lora: {ranks: [2]}, full: null}
+methods: {lora: {ranks: [2], target_modules: [q_proj, k_proj, v_proj, o_proj]}, full: null}
 evaluation: {out_of_domain: [sums], retention: [hues], held_out_text: [], limit: 8}
 analysis: {spectra: false, heads: false, gauges: false}
 """

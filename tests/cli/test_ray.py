@@ -39,7 +39,7 @@ train:
   save_every: 0.001s
   learning_rate: {lora: 1e-2, full: 1e-3}
   precision: float32
-methods: {lora: {ranks: [2, 4, 8]}}
+methods: {lora: {ranks: [2, 4, 8], target_modules: [q_proj, k_proj, v_proj, o_proj]}}
 evaluation: {out_of_domain: [], held_out_text: [], limit: 4}
 analysis: {null_draws: 1, head_prompts: 4}
 """

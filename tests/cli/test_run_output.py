@@ -28,7 +28,7 @@ from tests.support.small_studies import write_study
 
 SETTINGS = """
 train: {task: colours, epochs: 1, precision: float32}
-methods: {lora: {ranks: [2, 4]}, full: null}
+methods: {lora: {ranks: [2, 4], target_modules: [q_proj, k_proj, v_proj, o_proj]}, full: null}
 evaluation: {out_of_domain: [sums], retention: [], held_out_text: []}
 """
 

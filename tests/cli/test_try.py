@@ -157,7 +157,7 @@ def test_what_was_read_is_in_the_record(tried: Tried) -> None:
     assert own is not None
     assert (own.source, own.format, own.revision) == ("my rows.jsonl", "JSON Lines", None)
     assert (own.num_rows, own.num_distinct, own.num_held_out) == (41, 40, 12)
-    assert (own.judged_by, own.answers) == ("choice", ("blue", "green", "red"))
+    assert (own.judged_by, own.answers) == (("choice",), ("blue", "green", "red"))
     (columns,) = own.columns
     assert columns.columns == {"prompt": "instruction", "completion": "output", "input": "input"}
     assert own.sha256 is not None

@@ -64,7 +64,7 @@ def stage(
     Path("study.yaml").write_text(preset_text("quickstart"), encoding="utf-8")
     Path("my_axolotl.yaml").write_text(tool_configs.AXOLOTL, encoding="utf-8")
     _save_adapter("my-base", "my-adapter")
-    for name, modules in (("quickstart", "attention"), ("all-linear", "all-linear")):
+    for name, modules in (("quickstart", "all-linear"), ("attention", "attention")):
         more = (f"methods.lora.target_modules={modules}", "--study-dir", f"studies/{name}")
         done = rankwise("run", "study.yaml", *SMALL, *more, "--quiet")
         assert done.exit_code == 0, done.output

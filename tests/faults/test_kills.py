@@ -139,7 +139,7 @@ def searched(
         smallest_study.read_text()
         .replace("tasks_path: tasks", f"tasks_path: {smallest_study.parent / 'tasks'}")
         .replace("full: 1e-3}", "full: 1e-3, tune: true}")
-        .replace("ranks: [2, 4]}", "ranks: [2, 4]}\n  full: null")
+        .replace("\nevaluation:", "\n  full: null\nevaluation:")
         .replace("analysis: {null_draws: 1}", "analysis: {spectra: false, heads: false}")
         + "search: {policy: narrow, validation_items: 6}\n"
     )

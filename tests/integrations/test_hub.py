@@ -33,7 +33,7 @@ from tests.support.studies import run
 
 SETTINGS = """
 train: {task: colours, epochs: 1, learning_rate: {lora: 1e-2, full: 1e-3}, precision: float32}
-methods: {lora: {ranks: [2, 4]}}
+methods: {lora: {ranks: [2, 4], target_modules: [q_proj, k_proj, v_proj, o_proj]}}
 evaluation: {out_of_domain: [sums], num_train_items: 0}
 analysis: {spectra: false, heads: false, behaviour: true}
 """

@@ -29,7 +29,7 @@ from tests.support.study_contents import comparable
 
 SETTINGS = """
 train: {task: colours, epochs: 1, learning_rate: {lora: 1e-2}, precision: float32}
-methods: {lora: {ranks: [2, 4]}, full: null}
+methods: {lora: {ranks: [2, 4], target_modules: [q_proj, k_proj, v_proj, o_proj]}, full: null}
 evaluation: {out_of_domain: [sums], num_train_items: 0}
 analysis: {spectra: false, heads: false, gauges: false}
 """

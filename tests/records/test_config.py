@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from rankwise.errors import ConfigError
 from rankwise.records.config.methods import AlphaConfig, LoraConfig
 from rankwise.records.config.study import RecommendationConfig, StudyConfig
+from rankwise.records.config.training import RateRuleConfig
 from rankwise.records.fields import bytes_of
 from rankwise.records.study import Unit
 from rankwise.records.study_file import (
@@ -101,8 +102,8 @@ zzz: 1
             "train: neither of 'task' and 'data' given; give exactly one",
         ),
         (
-            "base_model: m\ntrain: {task: t, exact_match: true}\n",
-            "train: exact_match is for 'data'; a task brings its own metrics",
+            "base_model: m\ntrain: {task: t, judged_by: exact}\n",
+            "train: judged_by is for 'data'; a task brings its own metrics",
         ),
         (
             "base_model: m\ntrain: {data: d.jsonl, split: train}\n",
@@ -162,14 +163,17 @@ def test_a_task_has_one_relation(tmp_path: Path, evaluation: str, problem: str) 
     assert problems_of(tmp_path, f"{SMALLEST}evaluation: {evaluation}\n") == (problem,)
 
 
-def test_defaults_are_the_papers(tmp_path: Path) -> None:
+def test_defaults_are_the_papers_but_for_layers_and_rates_of_lora(tmp_path: Path) -> None:
+    """All linear layers, and each rank at the rate of its rule: docs/hyper-parameters.md."""
     config = load_config(written(tmp_path, SMALLEST))
     train, lora = config.train, config.methods.lora
     assert lora is not None
     assert (train.epochs, train.batch_size, train.gradient_accumulation_steps) == ((3,), 2, 4)
-    assert (train.learning_rate.lora, train.learning_rate.full) == ((2e-4,), (5e-5,))
+    (rate,), full = train.learning_rate.lora, train.learning_rate.full
+    assert isinstance(rate, RateRuleConfig)
+    assert ([rate.rate_of(rank) for rank in (2, 8, 32)], full) == ([8e-4, 4e-4, 2e-4], (5e-5,))
     assert train.warmup_ratio == 0.1
-    assert lora.target_modules == (("q_proj", "k_proj", "v_proj", "o_proj"),)
+    assert lora.target_modules == (("all-linear",),)
     (alpha,) = lora.alpha
     assert [alpha.alpha_of(rank) for rank in lora.ranks] == [2 * r for r in lora.ranks]
 
@@ -429,7 +433,8 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
     [
         SMALLEST,
         "name: x\nbase_model: {name: ../m, revision: '12'}\ntrain: {data: d.jsonl, "
-        "exact_match: true, learning_rate: {lora: 3e-5, full: 0.1}}\ntasks_path: t\n"
+        "judged_by: [{json: {schema: s.json, sets: [a]}}, {regex: {must: x}}, loss], "
+        "learning_rate: {lora: 3e-5, full: 0.1}}\ntasks_path: t\n"
         "methods: {full: null, lora: {ranks: [1, 512], alpha: {policy: rslora, alpha: 1.5}}}\n"
         "seeds: [5, 0]\nevaluation: {metric: {a b: 'acc,none'}, num_fewshot: 0, limit: 1}\n"
         "recommendation: {delta_points: 0.5}\n",

@@ -17,7 +17,7 @@ def finished_study(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: 
     root = tmp_path_factory.mktemp("damage")
     settings = """
 train: {task: colours, epochs: 1, learning_rate: {lora: 1e-2, full: 1e-3}, precision: float32}
-methods: {lora: {ranks: [2, 4]}}
+methods: {lora: {ranks: [2, 4], target_modules: [q_proj, k_proj, v_proj, o_proj]}}
 """
     file = write_study(root, tiny_model_folder, settings)
     run(file, root / "study", *SMALL)

@@ -28,7 +28,7 @@ CONSTANT = ("train.schedule=constant", "train.warmup_ratio=0.0")
 
 @pytest.fixture(scope="module")
 def study_file(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Path:
-    settings = "methods: {lora: {ranks: [2, 4]}, full: null}\n"
+    settings = "methods: {lora: {ranks: [2, 4], target_modules: attention}, full: null}\n"
     return write_study(
         tmp_path_factory.mktemp("checkpoints"), tiny_model_folder, settings + SEARCHED
     )

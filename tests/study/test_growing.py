@@ -24,7 +24,7 @@ from tests.support.small_studies import write_study
 def study_file(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Path:
     settings = """
 train: {task: colours, epochs: 1, learning_rate: {lora: 1e-2}, precision: float32}
-methods: {lora: {ranks: [2, 4]}, full: null}
+methods: {lora: {ranks: [2, 4], target_modules: [q_proj, k_proj, v_proj, o_proj]}, full: null}
 evaluation: {limit: 6, num_train_items: 0}
 analysis: {spectra: false, heads: false}
 search: {until: decided}

@@ -205,13 +205,12 @@ def test_ranks_beyond_the_smaller_side_are_a_warning(
 def test_the_default_study_is_as_small_and_as_fair_as_the_documentation_says() -> None:
     """Sizes and rates of docs/PERFORMANCE.md, "The default study"."""
     config = load_config(None)
-    assert (config.train.max_examples, config.train.epochs, config.train.batch_size) == (
-        (160,),
-        (2,),
-        8,
-    )
-    assert config.evaluation.limit == 200
-    (rate,) = config.train.learning_rate.lora
+    train, lora = config.train, config.methods.lora
+    assert (train.max_examples, train.epochs, train.batch_size) == ((160,), (2,), 8)
+    assert config.evaluation.limit == 300
+    assert lora is not None
+    assert (lora.ranks, lora.target_modules) == ((1, 4, 16), (("all-linear",),))
+    (rate,) = train.learning_rate.lora
     assert isinstance(rate, RateRuleConfig)
-    assert [rate.rate_of(rank) for rank in (4, 16, 64)] == [8e-4, 4e-4, 2e-4]
-    assert config.train.learning_rate.full == (5e-5,)
+    assert [rate.rate_of(rank) for rank in (2, 8, 32)] == [8e-4, 4e-4, 2e-4]
+    assert train.learning_rate.full == (2e-5,)

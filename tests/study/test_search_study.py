@@ -29,7 +29,7 @@ NARROW = (
 
 @pytest.fixture(scope="module")
 def study_file(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Path:
-    settings = "methods: {lora: {ranks: [2, 8]}, full: null}\n"
+    settings = "methods: {lora: {ranks: [2, 8], target_modules: attention}, full: null}\n"
     return write_study(tmp_path_factory.mktemp("searches"), tiny_model_folder, settings + SEARCHED)
 
 

@@ -47,7 +47,7 @@ train:
   learning_rate: {{lora: 1e-2, full: 1e-3}}
   precision: float32
 methods:
-  lora: {{ranks: [2, 4]}}
+  lora: {{ranks: [2, 4], target_modules: [q_proj, k_proj, v_proj, o_proj]}}
 evaluation:
   num_train_items: 0
 analysis: {{top_k: 30, null_draws: 1}}

@@ -46,7 +46,7 @@ def finished(
     file.write_text(
         f"base_model: {tiny_model_folder}\ntasks_path: tasks\nallow_task_code: true\n"
         "train: {task: [colours, sums], epochs: 1, precision: float32}\n"
-        "methods: {lora: {ranks: [2, 4]}, full: {}}\n"
+        "methods: {lora: {ranks: [2, 4], target_modules: attention}, full: {}}\n"
         "evaluation: {held_out_text: [small_prose], limit: 6}\n"
         "analysis: {null_draws: 1, head_prompts: 4}\n"
     )

@@ -342,13 +342,13 @@ def test_own_data_is_trained_on_and_scored_by_loss(study_file: Path, tmp_path: P
     data = tmp_path / "own rows.jsonl"
     data.write_text("\n".join(json.dumps(row) for row in rows))
     config = yaml.safe_load(study_file.read_text())
-    config["train"] |= {"data": data.name, "task": None, "exact_match": True}
+    config["train"] |= {"data": data.name, "task": None, "judged_by": ["loss", "exact"]}
     config["evaluation"] = {"retention": ["colours"]}
     study_file.write_text(yaml.safe_dump(config))
     outcome, _ = run(study_file, tmp_path / "study", "train.held_out_fraction=0.25")
     assert outcome.results.study.tasks["own rows"]["in_domain"] == (
         "data_own rows",
-        "data_own rows_exact_match",
+        "data_own rows_texts",
     )
     base = outcome.results.base.evaluations["data_own rows"]
     assert (base.decision_metric, base.num_examples) == ("loss_nats", 10)

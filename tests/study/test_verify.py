@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
 SETTINGS = """
 train: {task: colours, epochs: 1, learning_rate: {lora: 1e-2, full: 1e-3}, precision: float32}
 methods:
-  lora: {ranks: [2, 4]}
+  lora: {ranks: [2, 4], target_modules: [q_proj, k_proj, v_proj, o_proj]}
   full: {weights: float32}
   truncated: {ranks: [2], refine: 0.5}
   variants: {names: [rslora]}

@@ -301,7 +301,7 @@ def test_settings_for_benchmarks_leave_own_prompts_alone(
     for index in (0, 1):
 
         def asked(index: int = index, **options: Any) -> Any:
-            data = load(path, tokenizer, held_out_fraction=0.5, exact_match=True)
+            data = load(path, tokenizer, held_out_fraction=0.5, judged_by=["loss", "exact"])
             return prepared(data, tokenizer, index, **options)
 
         assert asked(**options).requests == asked().requests
@@ -310,9 +310,11 @@ def test_settings_for_benchmarks_leave_own_prompts_alone(
 
 def test_exact_match_compares_what_is_generated(tmp_path: Path, tokenizer: Any) -> None:
     rows = [{"prompt": f"Say {n}:", "completion": f" it is {n}\n"} for n in range(10)]
-    data = load(written(tmp_path, rows), tokenizer, held_out_fraction=0.2, exact_match=True)
+    data = load(
+        written(tmp_path, rows), tokenizer, held_out_fraction=0.2, judged_by=["loss", "exact"]
+    )
     loss, exact = data.tasks
-    assert [loss.name, exact.name] == ["data_rows", "data_rows_exact_match"]
+    assert [loss.name, exact.name] == ["data_rows", "data_rows_texts"]
     assert exact.output_type == "generate_until"
     ready = prepared(data, tokenizer, 1)
     assert [instance.args[0] for instance in ready.instances] == [p for p, _ in scored_pairs(data)]
@@ -377,7 +379,7 @@ def test_numbers_are_compared_behind_the_marks(tmp_path: Path, tokenizer: Any) -
     path = written(tmp_path, rows)
     data = load(path, tokenizer, held_out_fraction=0.2, judged_by="number")
     number, loss = data.tasks
-    assert [number.name, loss.name, data.name] == ["data_rows_number", "data_rows", "data_rows"]
+    assert [number.name, loss.name, data.name] == ["data_rows_texts", "data_rows", "data_rows"]
     first, *_ = instances = prepared(data, tokenizer).instances
     right = first.doc["prompt"][2:]
     written_texts = {
@@ -395,7 +397,7 @@ def test_numbers_are_compared_behind_the_marks(tmp_path: Path, tokenizer: Any) -
         number.task._instances = instances
         number.task.apply_filters()
         got = number.task.process_results(first.doc, [first.filtered_resps["stripped"]])
-        assert got["exact_match"] == score, text
+        assert got["number"] == score, text
     path = written(tmp_path, [*rows, {"prompt": "q", "completion": "none"}])
     assert problems_of(path, tokenizer, judged_by="number") == (
         "1 answers of rows.jsonl do not end in '#### ' and a number. Add it, or set "

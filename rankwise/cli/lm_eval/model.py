@@ -24,6 +24,7 @@ from tqdm import tqdm
 from rankwise.cli.lm_eval.arguments import ModelArguments, parse_model_arguments
 from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, has_update
+from rankwise.engine.models.lanes import lanes_of
 from rankwise.engine.models.streamed import load_to_score
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.engine.scoring.vllm import VllmScorer
@@ -77,6 +78,7 @@ class HeldModels:
             model,
             self.tokenizer,
             max_batch_tokens=arguments.max_batch_tokens,
+            max_lanes=lanes_of(model),
         )
 
     @classmethod

@@ -7,6 +7,7 @@ rows; the A and B of each adapter then add to its rows, at its rank. Nothing is 
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Generator, Mapping, Sequence
 from types import MappingProxyType
@@ -129,6 +130,28 @@ class Adapter:
                 views[name] = LoraFactors(lora_A, block[middle:end].view(out_features, rank))
                 start = end
         return views
+
+    def twin(self) -> Adapter:
+        """The same weights with gradients of their own, for another thread."""
+        other = copy.copy(self)
+        other.weights = [nn.Parameter(block.detach()) for block in self.weights]
+        for block in other.weights:
+            block.grad = torch.zeros_like(block)
+        other.gradients = self._views([block.grad for block in other.weights], self.rank)
+        return other
+
+    def add_gradients(self, other: Adapter) -> None:
+        """Add those of a twin."""
+        for block, beside in zip(self.weights, other.weights, strict=True):
+            assert block.grad is not None
+            assert beside.grad is not None
+            block.grad.add_(beside.grad)
+
+    def clear_gradients(self) -> None:
+        """Set them to zero in place: ``gradients`` are views of them."""
+        for block in self.weights:
+            assert block.grad is not None
+            block.grad.zero_()
 
     def start_from(
         self, factors: Mapping[str, tuple[Tensor, Tensor]], *, is_in_base: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Generator, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,12 +21,13 @@ from rankwise.engine.models.frozen_adapters import (
     load_frozen_adapter,
 )
 from rankwise.engine.models.head import CompletionHead
+from rankwise.engine.models.lanes import Lanes, opened
 from rankwise.engine.models.packed_attention import check_packable
 from rankwise.engine.models.placed import devices_of
 from rankwise.engine.models.smaller_steps import in_smaller_steps
 from rankwise.engine.scoring.decode.decoder import Decoder, DecodeWork
 from rankwise.engine.scoring.tree.answers import LogLikelihoodSums, Targets, add_answers
-from rankwise.engine.scoring.tree.prefixes import PrefixTree
+from rankwise.engine.scoring.tree.prefixes import PrefixTree, side_by_side
 from rankwise.engine.scoring.tree.reader import TreeReader
 from rankwise.errors import ModelError
 from rankwise.tasks.questions import Advance, Continuation, Generation, LogLikelihood, Prompt
@@ -33,6 +35,9 @@ from rankwise.tasks.questions import Advance, Continuation, Generation, LogLikel
 CACHE_SHARE = 0.25
 """The share of the free memory that cached keys and values may take. There is a cache for
 log-likelihoods and one for texts, and the activations of a pass need room besides."""
+
+# Fewer distinct tokens are not shared out: a lane's modules take longer to make than to use.
+_LANE_TOKENS = 256
 
 
 class ReadingWork(NamedTuple):
@@ -45,6 +50,20 @@ class ReadingWork(NamedTuple):
 
     tokens_read: int = 0
     distinct_tokens: int = 0
+
+
+class _Part(NamedTuple):
+    """Continuations that one lane reads: their numbers among all, their tree, what is scored."""
+
+    numbers: Sequence[int]
+    tree: PrefixTree
+    targets: Targets
+
+    @classmethod
+    def of(cls, numbers: Sequence[int], items: Sequence[Continuation]) -> _Part:
+        own = [items[number] for number in numbers]
+        tree = PrefixTree([item.tokens_read for item in own])
+        return cls(numbers, tree, Targets(tree, own))
 
 
 class ResidentScorer:
@@ -61,6 +80,7 @@ class ResidentScorer:
         *,
         max_batch_tokens: int | None = None,
         cache_bytes: int | None = None,
+        max_lanes: int = 1,
     ) -> None:
         """Check that the model can read sequences in parts.
 
@@ -71,6 +91,7 @@ class ResidentScorer:
             max_batch_tokens: of one forward pass, all models together; None: ``STEP_TOKENS``.
             cache_bytes: for cached keys and values; None is a quarter of what is free. A single
                 sequence of a single model is read even if it needs more.
+            max_lanes: parts of the continuations that are read side by side, on a CPU.
 
         Raises:
             ModelError: attention or head of the model are not of a kind that is known here.
@@ -80,6 +101,7 @@ class ResidentScorer:
         decoder = decoder_of(base_model)
         self._head = CompletionHead(decoder)
         self._device: torch.device = decoder.device
+        self._max_lanes = max_lanes
         self._adapters: dict[str, FrozenAdapter] = {}
         self._bank = FrozenBank()
         if cache_bytes is None:
@@ -136,41 +158,71 @@ class ResidentScorer:
         """
         if not items:
             return [[] for _ in models]
-        tree = PrefixTree([item.tokens_read for item in items])
-        targets = Targets(tree, items)
-        answers = in_smaller_steps(
-            lambda tell: self._read(models, tree, targets, tell),
-            self._reader.shrink,
-            advance,
-            self._device,
-        )
+        texts = [item.tokens_read for item in items]
+        parts = [_Part.of(x, items) for x in side_by_side(texts, self._max_lanes, _LANE_TOKENS)]
+        with opened(len(parts)) as lanes:
+            by_part = in_smaller_steps(
+                lambda tell: self._read(models, parts, lanes, tell),
+                self._reader.shrink,
+                advance,
+                self._device,
+            )
         self._reader.forget_layouts()
-        distinct = self.reading.distinct_tokens + len(tree) * len(models)
-        self.reading = self.reading._replace(distinct_tokens=distinct)
-        return answers
+        distinct = sum(len(part.tree) for part in parts) * len(models)
+        self._count(ReadingWork(distinct_tokens=distinct))
+        numbers = itertools.chain(*(part.numbers for part in parts))
+        places = sorted(range(len(items)), key=[*numbers].__getitem__)
+        answers = ([*itertools.chain(*of_model)] for of_model in zip(*by_part, strict=True))
+        return [[of_model[place] for place in places] for of_model in answers]
 
     def _read(
         self,
         models: Sequence[str | None],
-        tree: PrefixTree,
-        targets: Targets,
+        parts: Sequence[_Part],
+        lanes: Lanes,
         advance: Advance,
-    ) -> list[list[LogLikelihood]]:
-        answers: list[list[LogLikelihood]] = []
+    ) -> list[list[list[LogLikelihood]]]:
+        """By part, model and item."""
         with self._carried(models) as adapters:
-            size = self._reader.together(tree, len(models))
-            for start in range(0, len(adapters), size):
-                group = adapters[start : start + size]
-                sums = LogLikelihoodSums(len(group), len(tree.lasts), self._device)
-                for read in self._reader.read(tree, group):
-                    add_answers(self._head, read, targets, sums)
-                    num_read = len(group) * (read.stop - read.start)
-                    self.reading = self.reading._replace(
-                        tokens_read=self.reading.tokens_read + num_read
-                    )
-                    advance(len(group) * targets.tokens_finished(read.start, read.stop))
-                answers += sums.log_likelihoods()
-        return answers
+            readers = [self._reader]
+            if len(parts) > 1:
+                readers = [self._reader.beside(len(parts)) for _ in parts]
+
+            @torch.inference_mode()
+            def read(
+                of: tuple[TreeReader, _Part], tell: Advance
+            ) -> tuple[ReadingWork, list[list[LogLikelihood]]]:
+                return self._read_part(*of, adapters, tell)
+
+            found = lanes.map(read, [*zip(readers, parts, strict=True)], advance)
+        for work, _ in found:
+            self._count(work)
+        return [answers for _, answers in found]
+
+    def _read_part(
+        self,
+        reader: TreeReader,
+        part: _Part,
+        adapters: Sequence[FrozenAdapter | None],
+        advance: Advance,
+    ) -> tuple[ReadingWork, list[list[LogLikelihood]]]:
+        """By model and item."""
+        tree, targets = part.tree, part.targets
+        answers: list[list[LogLikelihood]] = []
+        num_read = 0
+        size = reader.together(tree, len(adapters))
+        for start in range(0, len(adapters), size):
+            group = adapters[start : start + size]
+            sums = LogLikelihoodSums(len(group), len(tree.lasts), self._device)
+            for read in reader.read(tree, group):
+                add_answers(self._head, read, targets, sums)
+                num_read += len(group) * (read.stop - read.start)
+                advance(len(group) * targets.tokens_finished(read.start, read.stop))
+            answers += sums.log_likelihoods()
+        return ReadingWork(tokens_read=num_read), answers
+
+    def _count(self, work: ReadingWork) -> None:
+        self.reading = ReadingWork(*map(sum, zip(self.reading, work, strict=True)))
 
     def generate(
         self,

@@ -12,9 +12,10 @@ its loss. The base reads these in the same pass, with no adapter on their rows.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -24,10 +25,11 @@ from torch import Tensor, nn
 from rankwise.engine.models.attention import decoder_layers
 from rankwise.engine.models.devices import PeakMemory, ResolvedPrecision
 from rankwise.engine.models.head import CompletionHead, HeldTokens, backward_losses
+from rankwise.engine.models.lanes import Lanes, lanes_within, opened, twin
 from rankwise.engine.models.packed_attention import check_packable, packed_attention, packed_states
 from rankwise.engine.models.placed import devices_of
 from rankwise.engine.models.smaller_steps import in_smaller_steps
-from rankwise.engine.models.trained_adapters import AdapterBank
+from rankwise.engine.models.trained_adapters import AdapterBank, Piece
 from rankwise.engine.training.liger import liger_kernels
 from rankwise.engine.training.micro_batches import (
     MicroBatch,
@@ -36,9 +38,10 @@ from rankwise.engine.training.micro_batches import (
     Share,
     pack,
     pieces_of,
+    shared_out,
     split_by_budget,
 )
-from rankwise.engine.training.trainees import StepGradients, StepMetrics, Trainee
+from rankwise.engine.training.trainees import AdapterTrainee, StepGradients, StepMetrics, Trainee
 from rankwise.errors import DivergedError
 from rankwise.records.config.training import TrainConfig
 
@@ -103,6 +106,7 @@ def train_pass(
     gradient_checkpointing: bool,
     compile_layers: bool,
     observer: PassObserver,
+    max_lanes: int = 1,
 ) -> None:
     """Take all remaining steps of every trainee, until its last mark.
 
@@ -110,27 +114,39 @@ def train_pass(
         model: the frozen base with the bank's layers in it; or the model whose weights are trained.
         trainees: adapters, in any mix of rank, seed, data and number of steps; or one full model.
         bank: of the adapters; None when the model's own weights are trained.
-        max_tokens: read in one micro-batch. It is halved when memory runs out, and the step is
+        max_tokens: read at once. It is halved when memory runs out, and the step is
             taken again; only a single example that does not fit ends the pass. After some good
             steps it is doubled again.
         precision: of the matrix products when a model's float32 weights are trained.
         gradient_checkpointing: compute a layer's activations again instead of keeping them.
         compile_layers: compile the parts of a layer outside its adapters and its attention.
         observer: is notified of every step.
+        max_lanes: micro-batches of adapters that are read side by side, on a CPU; they share
+            ``max_tokens`` (``lanes_within``). Of a full model one is read at a time: gathering the
+            gradient of every weight twice costs more than is won.
 
     Raises:
         ModelError: the model cannot read packed sequences.
         torch.OutOfMemoryError: a single example does not fit (MemoryError, RuntimeError on a CPU).
     """
     check_packable(model)
+    count = 1 if bank is None else lanes_within(max_tokens, _longest(trainees), max_lanes)
     with (
         # compiled layers have kernels of their own
         liger_kernels(model, enabled=bank is not None and not compile_layers) as kernels,
         packed_attention(model),
         _checkpointing(model, gradient_checkpointing),
         _compiled(model, compile_layers),
+        opened(count) as lanes,
     ):
-        _Pass(model, trainees, bank, max_tokens, precision, observer, kernels).run()
+        _Pass(model, trainees, bank, max_tokens, precision, observer, kernels, lanes).run()
+
+
+def _longest(trainees: Sequence[Trainee]) -> int:
+    return max(
+        (example.num_inputs for each in trainees for batch in each.batches for example in batch),
+        default=1,
+    )
 
 
 class _Budget:
@@ -173,12 +189,16 @@ class _Pass:
         precision: ResolvedPrecision,
         observer: PassObserver,
         kernels: str | None,
+        lanes: Lanes,
     ) -> None:
-        self._trainees, self._bank, self._kernels = trainees, bank, kernels
+        self._trainees, self._kernels, self._threads = trainees, kernels, lanes
         self._budget, self._observer = _Budget(max_tokens), observer
-        self._decoder, self._head = model.base_model, CompletionHead(model)
         self._device: torch.device = next(model.parameters()).device
-        self._autocast = bank is None and precision == "bfloat16"
+        autocast = bank is None and precision == "bfloat16"
+        self._lanes = [_Lane(model, bank, autocast=autocast)]
+        if bank is not None:
+            beside = range(lanes.count - 1)
+            self._lanes += [_LaneBeside(model, bank, trainees) for _ in beside]
         self._memory = PeakMemory(*devices_of(model))
 
     def run(self) -> None:
@@ -200,7 +220,7 @@ class _Pass:
         stepped: list[tuple[Trainee, StepMetrics]] = []
         for index, trainee in list(active.items()):
             try:
-                taken = trainee.take_step(gathered[index], vocab_size=self._head.vocab_size)
+                taken = trainee.take_step(gathered[index], vocab_size=self._lanes[0].vocab_size)
                 stepped.append((trainee, taken))
             except DivergedError as error:
                 del active[index]
@@ -243,8 +263,7 @@ class _Pass:
             least = max(item.example.num_inputs for item in placed)
             if not self._budget.shrink(least):
                 return False
-            for trainee in active.values():
-                trainee.clear_gradients()
+            self._clear(active.values())
             self._observer.shrunk(self._budget.max_tokens)
             return True
 
@@ -266,7 +285,7 @@ class _Pass:
         if len(active) == 1 or all(each.is_finite for each in found.values()):
             return found
         for index, trainee in active.items():
-            trainee.clear_gradients()
+            self._clear([trainee])
             of_trainee = [item for item in placed if item.trainee == index]
             found |= self._gather_together({index: trainee}, of_trainee)
         return found
@@ -291,10 +310,7 @@ class _Pass:
             )
             for index, trainee in active.items()
         }
-        done: list[tuple[MicroBatch, Tensor, Tensor]] = []
-        for group in split_by_budget(placed, self._budget.max_tokens, self._device.type):
-            batch = pack(group, shares, self._device)
-            done.append((batch, *self._backward(batch, active)))
+        done = self._read(active, placed, shares)
         norms = [trainee.finish_gradients().to(self._device) for trainee in active.values()]
         nats = [part for _, losses, kls in done for part in (losses, kls)]
         of_batches = iter(torch.cat(nats).cpu().split([len(part) for part in nats]))
@@ -313,7 +329,53 @@ class _Pass:
             for index, norm in zip(active, torch.stack(norms).tolist(), strict=True)
         }
 
-    def _backward(
+    def _read(
+        self, active: Mapping[int, Trainee], placed: Sequence[Placed], shares: Mapping[int, Share]
+    ) -> list[tuple[MicroBatch, Tensor, Tensor]]:
+        """Gather the gradients of these examples; returns the micro-batches, their losses and KLs.
+
+        Which lane reads an example, and the order in which lanes' gradients are added, depend on
+        the examples alone: the result is the same however fast each lane is.
+        """
+        max_tokens, kind = self._budget.max_tokens, self._device.type
+        longest = max(item.example.num_inputs for item in placed)
+        count = lanes_within(max_tokens, longest, len(self._lanes))
+
+        def of_lane(
+            part: tuple[_Lane, list[Placed]], _: Callable[[int], None]
+        ) -> list[tuple[MicroBatch, Tensor, Tensor]]:
+            lane, items = part
+            groups = split_by_budget(items, max_tokens // count, kind)
+            batches = (pack(group, shares, self._device) for group in groups)
+            return [(batch, *lane.backward(batch, active)) for batch in batches]
+
+        parts = [*zip(self._lanes, shared_out(placed, count), strict=False)]
+        done = self._threads.map(of_lane, parts)
+        for lane in self._lanes:
+            lane.hand_over()
+        return [*itertools.chain(*done)]
+
+    def _clear(self, trainees: Iterable[Trainee]) -> None:
+        """Discard what was gathered for the next step of these, and whatever lanes hold."""
+        for trainee in trainees:
+            trainee.clear_gradients()
+        for lane in self._lanes:
+            lane.clear()
+
+
+class _Lane:
+    """The model and its trainees, on the thread that calls."""
+
+    def __init__(self, model: Any, bank: AdapterBank | None, *, autocast: bool) -> None:
+        self._decoder, self._head = model.base_model, CompletionHead(model)
+        self._bank, self._autocast = bank, autocast
+        self._device: torch.device = next(model.parameters()).device
+
+    @property
+    def vocab_size(self) -> int:
+        return self._head.vocab_size
+
+    def backward(
         self, batch: MicroBatch, active: Mapping[int, Trainee]
     ) -> tuple[Float[Tensor, " losses"], Float[Tensor, " held"]]:
         """Add a micro-batch's part to the gradients; returns its losses and KLs, on the device."""
@@ -325,7 +387,7 @@ class _Pass:
         rows = (
             contextlib.nullcontext()
             if self._bank is None
-            else self._bank.rows_of(pieces_of(batch, active))
+            else self._bank.rows_of(self._pieces(batch, active))
         )
         with rows, torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
             return backward_losses(self._head, self._hidden(batch.tokens), batch.learned, to_base)
@@ -333,6 +395,37 @@ class _Pass:
     def _hidden(self, tokens: PackedTokens) -> Float[Tensor, "1 tokens hidden"]:
         """The last hidden states of packed sequences."""
         return packed_states(self._decoder, tokens.input_ids, tokens.layout, tokens.position_ids)
+
+    def _pieces(self, batch: MicroBatch, active: Mapping[int, Trainee]) -> list[Piece]:
+        return pieces_of(batch, active)
+
+    def hand_over(self) -> None:
+        """Add the gradients that this lane gathered beside the trainees' own to these."""
+
+    def clear(self) -> None:
+        """Discard them."""
+
+
+class _LaneBeside(_Lane):
+    """Other modules over the same base, on a thread beside, with gradients of their own."""
+
+    def __init__(self, model: Any, bank: AdapterBank, trainees: Sequence[Trainee]) -> None:
+        super().__init__(*twin(model, bank), autocast=False)
+        adapters = [each.adapter for each in trainees if isinstance(each, AdapterTrainee)]
+        self._adapters = {adapter: adapter.twin() for adapter in adapters}
+
+    def _pieces(self, batch: MicroBatch, active: Mapping[int, Trainee]) -> list[Piece]:
+        pieces = super()._pieces(batch, active)
+        return [piece._replace(adapter=self._adapters[piece.adapter]) for piece in pieces]
+
+    def hand_over(self) -> None:
+        for adapter, beside in self._adapters.items():
+            adapter.add_gradients(beside)
+        self.clear()
+
+    def clear(self) -> None:
+        for beside in self._adapters.values():
+            beside.clear_gradients()
 
 
 @contextlib.contextmanager

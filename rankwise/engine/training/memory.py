@@ -18,6 +18,7 @@ from rankwise.engine.models.attention import decoder_layers
 from rankwise.engine.models.base import adaptable_shapes
 from rankwise.engine.models.devices import DTYPES, KERNEL_BYTES, MAX_KERNELS, has_bfloat16_kernels
 from rankwise.engine.models.head import BLOCK_BYTES, CHUNK_BYTES
+from rankwise.engine.models.lanes import lanes_within
 from rankwise.engine.models.placed import cards_of_layers, most_on_a_card, num_weights
 from rankwise.engine.training.optimizers import optimizer_state_bytes
 from rankwise.engine.training.rehearsal import Peaks, TrainingSetting, rehearsed
@@ -125,11 +126,12 @@ class PassMemory:
 
         Args:
             adapters: at least one.
-            max_tokens: read in one micro-batch; the longest example is always read whole.
+            max_tokens: read at once; the longest example is always read whole.
             gradient_checkpointing: a layer's activations are computed again.
         """
         width = DTYPES[self._setting.precision].itemsize
-        tokens = self._tokens(max_tokens, len(adapters))
+        lanes = lanes_within(max_tokens, self.longest, self._setting.max_lanes)
+        tokens = self._tokens(max_tokens, len(adapters), lanes)
         # Rows of x @ A.T of all layers. Adapters of other seeds or data read other lengths, so that
         # at worst all rows belong to the one of the highest rank.
         highest = max(adapter.rank for adapter in adapters)
@@ -140,7 +142,8 @@ class PassMemory:
         num_frozen = sum(adapter.num_frozen for adapter in adapters)
         # weights, gradients, two moments, and the copy; of what is frozen, weights and the copy
         state = num_weights * (4 * _FLOAT32_BYTES + width) + num_frozen * (_FLOAT32_BYTES + width)
-        step = self._step_bytes("lora", tokens, gradient_checkpointing, inner)
+        state += (lanes - 1) * num_weights * _FLOAT32_BYTES  # each has gradients of its own
+        step = lanes * self._step_bytes("lora", tokens, gradient_checkpointing, inner)
         return self._process + self.base_bytes + math.ceil(self._share * state) + step
 
     @property
@@ -163,10 +166,10 @@ class PassMemory:
             step = max(step, _ROUNDING_COPIES * _FLOAT32_BYTES * self._largest)
         return self._process + held + step
 
-    def _tokens(self, max_tokens: int, num_trainees: int) -> int:
+    def _tokens(self, max_tokens: int, num_trainees: int, lanes: int = 1) -> int:
         """Tokens of the largest micro-batch: no step has more than its examples."""
         of_step = num_trainees * self._setting.examples_per_step * self._setting.longest
-        return max(min(max_tokens, of_step), self._setting.longest)
+        return max(min(max_tokens, of_step) // lanes, self._setting.longest)
 
     def _step_bytes(
         self, method: Method, tokens: int, gradient_checkpointing: bool, inner: int = 0

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from rankwise.engine.models.devices import moved_together
 from rankwise.engine.models.head import LearnedTokens
+from rankwise.engine.models.lanes import num_lanes
 from rankwise.engine.models.packed_attention import within_budget
 from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.engine.models.trained_adapters import DroppedSequence, Piece
 from rankwise.engine.training.trainees import AdapterTrainee, Trainee
+from rankwise.records.config.training import TrainConfig
 from rankwise.tasks.training_rows import Example
 
 
@@ -120,6 +122,31 @@ class MicroBatch(NamedTuple):
             trainee = span.placed.trainee
             sums[trainee] = sums.get(trainee, 0.0) + float(of_span.sum())
         return sums
+
+
+def training_lanes(train: TrainConfig, device: torch.device) -> int:
+    """Micro-batches of adapters that may be read side by side.
+
+    Compiled layers have one state for all threads, and modules of a quantised base may have one.
+    """
+    is_plain = train.base_precision == "auto" and not train.compile
+    return num_lanes(device) if is_plain else 1
+
+
+def shared_out(placed: Sequence[Placed], count: int) -> list[list[Placed]]:
+    """Examples in up to ``count`` parts of about as many tokens, those of a trainee together.
+
+    So a part has few trainees, each of which brings small products of its own.
+    """
+    in_order = sorted(placed, key=lambda x: (x.trainee, -x.example.num_inputs, x.place))
+    total = sum(item.example.num_inputs for item in placed)
+    parts: list[list[Placed]] = [[] for _ in range(count)]
+    start = 0
+    for item in in_order:
+        middle = start + item.example.num_inputs / 2
+        parts[int(middle * count / total)].append(item)
+        start += item.example.num_inputs
+    return [part for part in parts if part]
 
 
 def split_by_budget(

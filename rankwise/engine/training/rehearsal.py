@@ -65,6 +65,7 @@ class TrainingSetting(NamedTuple):
         full: how a full fine-tuning keeps weights and moments.
         is_held: whether any adapter is held to the base's distributions.
         num_cards: over which the layers of the frozen base lie under LoRA; see ``placed``.
+        max_lanes: micro-batches of adapters that are read side by side; see ``lanes``.
     """
 
     device: torch.device
@@ -77,6 +78,7 @@ class TrainingSetting(NamedTuple):
     full: FullTraining = FullTraining()
     is_held: bool = False
     num_cards: int = 1
+    max_lanes: int = 1
 
 
 def rehearsed(

@@ -93,7 +93,7 @@ class LoraConfig(Section):
     ranks: Several[Rank] = (8, 16, 32, 64, 128)
     alpha: Several[AlphaConfig] = (AlphaConfig(),)
     target_modules: Annotated[Several[ModuleSet], BeforeValidator(as_module_sets)] = (
-        ("q_proj", "k_proj", "v_proj", "o_proj"),
+        ("all-linear",),
     )
     """A set of layer names, or ``attention``, ``mlp``, ``all-linear``; a list of lists: several."""
     init: LoraInit = "A"

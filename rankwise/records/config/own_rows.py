@@ -5,18 +5,94 @@ from __future__ import annotations
 import itertools
 import re
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
-from rankwise.records.fields import Section, Text
+from rankwise.records.fields import Names, NotNegative, Section, Text, UserPath, as_list, distinct
 
 FILE_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """Of files with rows; a file of another name is read as JSON Lines."""
 
-JudgedBy = Literal["loss", "choice", "number"]
-"""How held-out rows are scored: by the loss of their answers, as a choice among all answers that
-occur, or by the number behind ``####`` in what a model writes."""
+JudgeName = Literal["loss", "choice", "number", "exact", "contains", "json"]
+"""Ways to score held-out rows without settings: by the loss of their answers; as a choice among all
+answers; or by what a model writes: the number behind ``####``, the answer itself, a text with the
+answer in it, or JSON field by field."""
+
+
+def pattern(value: str) -> str:
+    """Refuse what is no regular expression."""
+    try:
+        re.compile(value)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"{value!r} is no regular expression: {error}") from error
+    return value
+
+
+Patterns = Annotated[
+    tuple[Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(pattern)], ...],
+    BeforeValidator(as_list),
+    Field(max_length=100),
+    AfterValidator(distinct),
+]
+
+
+class JsonCheckConfig(Section):
+    """What a model writes is JSON, compared with the right answer field by field."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    schema_file: Annotated[UserPath | None, Field(alias="schema")] = None
+    """A JSON Schema that answers must match."""
+    tolerance: NotNegative = 0.0
+    """Numbers are equal that differ by no more than this share of the right one."""
+    sets: Names = ()
+    """Fields whose lists may be in any order."""
+
+
+class RegexCheckConfig(Section):
+    """What a model writes matches patterns, and does not match others."""
+
+    must: Patterns = ()
+    must_not: Patterns = ()
+
+    @model_validator(mode="after")
+    def _a_pattern(self) -> Self:
+        if not self.must and not self.must_not:
+            raise ValueError("no pattern given; give must, must_not, or both")
+        return self
+
+
+class CheckConfig(Section):
+    """A check with settings of its own."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    json_fields: Annotated[JsonCheckConfig | None, Field(alias="json")] = None
+    regex: RegexCheckConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_check(self) -> Self:
+        if (self.json_fields is None) == (self.regex is None):
+            raise ValueError("name one check with its settings: json or regex")
+        return self
+
+
+CHECK_TAGS = ("a name", "a check")
+
+Judge = Annotated[
+    Annotated[JudgeName, Tag(CHECK_TAGS[0])] | Annotated[CheckConfig, Tag(CHECK_TAGS[1])],
+    Discriminator(lambda value: CHECK_TAGS[isinstance(value, dict | CheckConfig)]),
+]
+"""How held-out rows are scored."""
 
 _HUB = re.compile(
     r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"

@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from rankwise.records.config.own_rows import ColumnsConfig, JudgedBy, data_name
+from rankwise.records.config.own_rows import ColumnsConfig, Judge, data_name
 from rankwise.records.fields import (
     LARGEST,
     AnyNumber,
@@ -76,10 +76,11 @@ LoraRate = Annotated[
 class LearningRateConfig(Section):
     """Peak learning rates; several make a grid.
 
-    The default for full fine-tuning is the reference paper's. The paper publishes none for LoRA.
+    The default for full fine-tuning is the reference paper's. The paper publishes none for LoRA:
+    its default is 2e-4 at rank 32, and by the rule for alpha = 2 * rank at others.
     """
 
-    lora: Several[LoraRate] = (2e-4,)
+    lora: Several[LoraRate] = (RateRuleConfig(rule="r^-1/2", value=2e-4),)
     full: Several[Positive] = (5e-5,)
     tune: Switch = False
     """Search each rank's rate, and full fine-tuning's, around the one rate that is given for each.
@@ -127,11 +128,8 @@ class TrainConfig(Section):
     """Which column of ``data`` is what; None: as the names of the columns say."""
     held_out_fraction: Annotated[Number, Field(gt=0, lt=1)] = 0.1
     """Share of ``data`` that is scored and not trained on."""
-    judged_by: JudgedBy = "loss"
-    """How the held-out rows of ``data`` are scored: by the loss of the answers; as a choice among
-    the distinct answers; or by the number behind ``####`` that a model writes."""
-    exact_match: Switch = False
-    """Score greedy answers to ``data`` too, by whether they equal the right ones."""
+    judged_by: Several[Judge] = ("loss",)
+    """How the held-out rows of ``data`` are scored; of several ways the first decides."""
     max_examples: AnyNumber[Count] = ()
     """Train on this many rows at most; empty: all.
 
@@ -195,10 +193,10 @@ class TrainConfig(Section):
                     raise ValueError(f"split: {name!r} is not trained on; there is {known}")
         if self.stop is not None and not self.score_checkpoints:
             raise ValueError("stop needs score_checkpoints: the steps at which a training may end")
-        if self.exact_match and self.data is None:
-            raise ValueError("exact_match is for 'data'; a task brings its own metrics")
-        if self.judged_by != "loss" and self.data is None:
+        if self.judged_by != ("loss",) and self.data is None:
             raise ValueError("judged_by is for 'data'; a task brings its own metrics")
+        if {"loss", "choice"} <= {*self.judged_by}:
+            raise ValueError("judged_by: loss and choice score the same answers; name one")
         if self.columns is not None and self.data is None:
             raise ValueError("columns are for 'data'; a task knows its own")
         return self

@@ -17,6 +17,7 @@ from rankwise.engine.models.base import BaseModel
 from rankwise.engine.models.devices import STEP_TOKENS, Machine
 from rankwise.engine.scoring.tree.prefixes import PrefixTree
 from rankwise.engine.training.memory import PassMemory, TrainingSetting
+from rankwise.engine.training.micro_batches import training_lanes
 from rankwise.errors import DataError, ModelError, PlanError, RecordError
 from rankwise.records import p_right
 from rankwise.records.config.mitigations import RowsConfig
@@ -527,6 +528,7 @@ def _memory(config: StudyConfig, model: StudyModel, parts: _Parts) -> PassMemory
         base_precision=train.base_precision,
         dropout=train.dropout,
         is_held=any(arm.kl is not None for arm in config.mitigations),
+        max_lanes=training_lanes(train, model.machine.device),
     )
     adapted = dict.fromkeys(name for targets in parts.layers.values() for name in targets.shapes)
     return PassMemory(model.skeleton, setting, list(adapted))

@@ -20,6 +20,7 @@ from rankwise.engine.models.variant_models import variant_on
 from rankwise.engine.models.variants import VARIANTS, Initialisation, Initialise, VariantSetting
 from rankwise.engine.training import loop as training
 from rankwise.engine.training.loop import TrainingResult
+from rankwise.engine.training.micro_batches import training_lanes
 from rankwise.engine.training.states import StateWriter
 from rankwise.engine.training.trainees import (
     AdapterTrainee,
@@ -324,6 +325,7 @@ def _run_pass(
             gradient_checkpointing=together.planned.gradient_checkpointing,
             compile_layers=compiles,
             observer=writer,
+            max_lanes=training_lanes(context.study.config.train, context.plan.device),
         )
 
 

@@ -14,6 +14,7 @@ import transformers
 from torch import Tensor, nn
 
 from rankwise.engine.models.attention import attention_of
+from rankwise.engine.scoring import resident
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.engine.scoring.tree import answers as tree_answers
 from rankwise.engine.scoring.tree import attention as tree_attention
@@ -87,6 +88,26 @@ def test_base_and_adapters_score_what_the_plain_models_score(family: str, tmp_pa
     for one, other in ((0, 1), (1, 2), (0, 2)):
         changes = [abs(a.nats - b.nats) for a, b in zip(found[one], found[other], strict=True)]
         assert max(changes) > 1e-2
+
+
+@pytest.mark.parametrize("lanes", [2, 3])
+@pytest.mark.parametrize("family", ["Llama", "Gemma2", "GptOss"])
+def test_lanes_score_the_same(
+    family: str, lanes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Side by side, in the order of the items, and every token is told of once."""
+    monkeypatch.setattr(resident, "_LANE_TOKENS", 20)
+    saved(tmp_path / "a", family, target_modules=["q_proj", "o_proj"])
+    found: list[list[list[LogLikelihood]]] = []
+    told: list[list[int]] = [[], []]
+    for heard, most in zip(told, (1, lanes), strict=True):
+        scorer = scorer_of(tiny(family), max_lanes=most)
+        scorer.put_on("a", tmp_path / "a")
+        found.append(scorer.log_likelihoods([None, "a"], ITEMS, heard.append))
+        assert scorer.log_likelihoods([None, "a"], ITEMS) == found[-1]
+    for own, other in zip(*found, strict=True):
+        assert_equal(own, other)
+    assert sum(told[0]) == sum(told[1])
 
 
 @pytest.mark.parametrize("max_batch_tokens", [60, 4000])

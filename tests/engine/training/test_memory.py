@@ -99,6 +99,7 @@ def predict_and_train(
     precision: Any,
     checkpointing: bool,
     dropout: float = 0.0,
+    lanes: int = 1,
 ) -> tuple[int, int, int]:
     """Two real steps of several adapters or of the full model.
 
@@ -113,7 +114,7 @@ def predict_and_train(
         skeleton = LlamaForCausalLM(config)
     shapes = adaptable_shapes(skeleton)
     train = TrainConfig(task=("sums",), batch_size=8, gradient_accumulation_steps=1)
-    setting = TrainingSetting(device, precision, LENGTH, 8, dropout=dropout)
+    setting = TrainingSetting(device, precision, LENGTH, 8, dropout=dropout, max_lanes=lanes)
     before = psutil.Process().memory_info().rss
     memory = PassMemory(skeleton, setting, list(shapes))
     sides = sum(sum(shape) for shape in shapes.values())
@@ -149,7 +150,7 @@ def predict_and_train(
         run = planned("lora", rank, num_steps=2)
         trained.append(trainees.AdapterTrainee(run, examples, train, adapter))
     with adapted(model, list(shapes)) as bank:
-        train_pass(model, trained, bank=bank, **common)
+        train_pass(model, trained, bank=bank, max_lanes=lanes, **common)
     return predicted, observer.peak, before
 
 
@@ -175,6 +176,7 @@ IN_FLOAT32 = [
     (SMALL, "lora", "float32", False, 0.0),
     (LARGE, "lora", "float32", True, 0.0),
     (LARGE, "full", "float32", False, 0.0),
+    (LARGE, "lora", "float32", False, 0.0, 2),
 ]
 IN_BFLOAT16 = [
     (SMALL, "lora", "bfloat16", False, 0.1),
@@ -286,6 +288,18 @@ def test_what_needs_less_is_estimated_to_need_less(device: str) -> None:
     assert smaller.full_bytes(512, False) < 0.6 * memory.full_bytes(512, False)
     assert memory.changed(full=eight_bit).full_bytes(512, False) == smaller.full_bytes(512, False)
     assert memory.full == FullTraining()
+
+
+def test_lanes_share_the_tokens_and_gather_gradients_of_their_own() -> None:
+    memory = pass_memory(llama_config(SMALL))
+    lanes, wide = memory.changed(max_lanes=3), [AdapterSize(8, 10**6)]
+    added = lanes.lora_bytes(wide, 4 * LENGTH, False) - lanes.lora_bytes(ONE, 4 * LENGTH, False)
+    assert added == (20 + 2 * 4) * 10**6
+    plain = memory.lora_bytes(ONE, 4 * LENGTH, False)
+    assert plain < lanes.lora_bytes(ONE, 4 * LENGTH, False) < 2 * plain
+    # each has to read the longest example whole: with less there is one
+    assert lanes.lora_bytes(wide, LENGTH, False) == memory.lora_bytes(wide, LENGTH, False)
+    assert lanes.full_bytes(4 * LENGTH, False) == memory.full_bytes(4 * LENGTH, False)
 
 
 def test_a_micro_batch_is_not_larger_than_a_step() -> None:

@@ -101,3 +101,30 @@ class PrefixTree:
     def ancestors(self, place: int) -> Places:
         """The places before this one in its sequences, from the first token on."""
         return self.path(place)[:-1]
+
+
+def side_by_side(
+    sequences: Sequence[tuple[int, ...]], most: int, least_tokens: int
+) -> list[list[int]]:
+    """The numbers of the sequences in up to ``most`` parts of about as many distinct tokens.
+
+    Sequences with a common prefix are neighbours, so that few tokens are in two parts.
+
+    Args:
+        sequences: of tokens.
+        most: parts.
+        least_tokens: of a part, on average; with fewer there are fewer parts.
+    """
+    order = sorted(range(len(sequences)), key=sequences.__getitem__)
+    ends: list[int] = []  # of each sequence, the distinct tokens up to its own
+    before: tuple[int, ...] = ()
+    for number in order:
+        row = sequences[number]
+        new = len(row) - shared_length(before, row)
+        ends.append(new + (ends[-1] if ends else 0))
+        before = row
+    count = max(1, min(most, ends[-1] // least_tokens))
+    parts: list[list[int]] = [[] for _ in range(count)]
+    for number, end in zip(order, ends, strict=True):
+        parts[(end - 1) * count // ends[-1]].append(number)
+    return [sorted(part) for part in parts if part]

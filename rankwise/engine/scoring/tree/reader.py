@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rankwise.engine.models.attention import attention_of, decoder_of
 from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank, FrozenPiece
+from rankwise.engine.models.lanes import twin
 from rankwise.engine.scoring.tree.attention import TREE_ATTENTION, KeyValues, TreeStep
 from rankwise.engine.scoring.tree.layout import TreeLayout
 from rankwise.engine.scoring.tree.prefixes import PrefixTree
@@ -64,6 +65,15 @@ class TreeReader:
         self._token_bytes = _token_bytes(self._model)
         self._keeps_layouts = keeps_layouts
         self._layouts: dict[tuple[int, int], TreeLayout] = {}
+
+    def beside(self, count: int) -> TreeReader:
+        """One of ``count`` readers over the same weights, each for a thread of its own.
+
+        They share steps and cache, and carry the adapters that are attached now.
+        """
+        model, bank = twin(self._model, self._bank)
+        size = max(1, self.max_tokens // count), self.cache_bytes // count
+        return TreeReader(model, bank, max_tokens=size[0], cache_bytes=size[1])
 
     def together(self, tree: PrefixTree, num_models: int) -> int:
         """How many models to read a tree with at once.
