@@ -175,27 +175,28 @@ def page(outcomes: Sequence[Outcome]) -> str:
         [
             "# Models",
             "",
-            "Which causal language models of transformers rankwise takes, and what was checked.",
+            "The causal language models of transformers that rankwise accepts, and how each was "
+            "checked.",
             f"`python -m benchmarks.zoo --write` wrote this page with transformers "
             f"{transformers.__version__}:",
             f"{counts['accepted']} types accepted, {counts['refused']} refused. Each type is a "
-            "tiny random model. Checked are, in float32:",
+            "tiny random model. The checks, in float32:",
             "",
             "- **step**: one training step of two adapters of different ranks in one pass, against "
             "PEFT's layers, autograd and AdamW",
             "- **scores**: log-likelihoods of base and adapters, against each sequence alone",
-            "- **texts**: greedy texts of base and adapters, against always taking the likeliest "
-            "token",
+            "- **texts**: greedy texts of base and adapters, against a plain argmax loop",
             "- **head**: one head ablated, against a hook in the plain model",
             "- **PEFT**: the saved adapters, as PEFT loads them on the plain base",
-            "- of all, that scores in bfloat16 are no farther from float32 than twice the plain "
-            "ones",
+            "- for all: bfloat16 scores at most twice as far from float32 as the plain model's",
             "",
-            "Adapted are all linear layers, but for those named here: PEFT would load their "
-            "adapters on the fused",
-            "experts, so that a plan refuses them as targets. A model is refused where a number "
-            "could be wrong: at the plan by",
-            "its config, or when it is loaded, by reading a few tokens both ways.",
+            "All linear layers can be adapted, except those listed as *accepted but for*: PEFT "
+            "would load their adapters onto",
+            "the fused experts, so the plan refuses them as targets. *Without heads* means that "
+            "heads are not analysed. A model is",
+            "refused if any score could be wrong: when planning, from its config, or when loading, "
+            "by comparing a few tokens with",
+            "a plain forward pass.",
             "",
             "| model type | verdict | checked |",
             "| --- | --- | --- |",

@@ -49,7 +49,38 @@ def display_formula(translator: HTML5Translator, node: nodes.math_block) -> None
     raise nodes.SkipNode
 
 
+SIGNATURES = """
+
+## Signatures
+
+```{eval-rst}
+.. autofunction:: rankwise.api.new
+.. autofunction:: rankwise.api.open
+.. autofunction:: rankwise.api.verdict
+.. autoclass:: rankwise.api.Study
+   :members:
+.. autofunction:: rankwise.api.compare
+.. autofunction:: rankwise.api.audit
+.. autofunction:: rankwise.records.study_file.load_config
+.. autoclass:: rankwise.integrations.retention_callback.RetentionCallback
+   :no-inherited-members:
+.. automethod:: rankwise.integrations.retention_callback.RetentionCallback.__init__
+.. automodule:: rankwise.errors
+   :members:
+   :exclude-members: closest, did_you_mean
+   :show-inheritance:
+```
+"""
+
+
+def add_signatures(_: Sphinx, page: str, source: list[str]) -> None:
+    """Append docstrings to the Python page, on the site only: GitHub would show directives."""
+    if page == "api":
+        source[0] += SIGNATURES
+
+
 def setup(app: Sphinx) -> None:
-    """Register the renderer of formulas; called by Sphinx."""
+    """Register the renderer of formulas and the docstrings; called by Sphinx."""
+    app.connect("source-read", add_signatures)
     app.add_html_math_renderer("mathml", (formula, None), (display_formula, None))
     app.config.html_math_renderer = "mathml"

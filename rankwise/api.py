@@ -88,12 +88,12 @@ class Study:
     def run(
         self, *, progress: bool = True, replace: bool = False, accept_new_stack: bool = False
     ) -> Study:
-        """Do what is left of the study: train, score, recommend. Call it again to resume.
+        """Run the study: train, score, recommend. Call it again to resume.
 
         Args:
-            progress: show it; without, nothing is printed. Stages that fail are warnings.
-            replace: set finished scores aside that have other settings.
-            accept_new_stack: go on under other versions or on another device.
+            progress: show progress; otherwise nothing is printed. Failed stages are warnings.
+            replace: archive scores made with other settings.
+            accept_new_stack: continue with other versions or on another device.
 
         Returns:
             The study itself, so that a notebook shows the card.
@@ -109,15 +109,20 @@ class Study:
         from rich.console import Console
 
         from rankwise.integrations.tracking import followed
+        from rankwise.study.unchanged import concluded_again
+
+        config, folder = self.config, self._folder
+        self._outcome = None
+        self._outcome = concluded_again(folder, config)
+        if self._outcome is not None:
+            return self
         from rankwise.study.growing import run_to_verdict
         from rankwise.study.observer import Noted
         from rankwise.study.progress import Follower, TerminalObserver
 
-        config, folder = self.config, self._folder
         shown: Follower = Follower(folder)
         if progress:
             shown = TerminalObserver(Console(stderr=True), folder, is_open=config.is_open)
-        self._outcome = None
         with followed(shown, folder, config) as (observer, concluded):
             self._outcome = run_to_verdict(
                 config,
@@ -134,7 +139,7 @@ class Study:
 
     @property
     def recommendation(self) -> StudyRecommendation:
-        """What ``recommendation.json`` holds: for each trained task outcome, rank and evidence.
+        """The contents of ``recommendation.json``: outcome, rank and evidence of each task.
 
         Each judgement of other data counts as a look, as with ``rankwise verdict``.
 
@@ -149,7 +154,7 @@ class Study:
 
     @property
     def verdict(self) -> str:
-        """The answer in words; of several trained tasks, a line for each.
+        """The verdict in words; one line per trained task if there are several.
 
         Raises:
             RecordError: as ``recommendation``.
@@ -167,7 +172,7 @@ class Study:
         )
 
     def runs_df(self) -> DataFrame:
-        """A row for the base and each run: settings, means with their bounds, cost.
+        """One row for the base and each run: settings, means with bounds, cost.
 
         Returns:
             The columns of the report's ``runs.csv``, behind ``train_task``. Scores are in points,
@@ -182,7 +187,7 @@ class Study:
         return _frame(self._tables()["runs"])
 
     def scores_df(self) -> DataFrame:
-        """A row for each metric of each model and task, as lm-evaluation-harness defines it.
+        """One row for each model, task and metric, as defined by lm-evaluation-harness.
 
         Returns:
             The columns of the report's ``scores.csv``, behind ``train_task``; ``value`` is in
@@ -198,7 +203,7 @@ class Study:
         return _frame(self._tables()["scores"])
 
     def tables_df(self) -> dict[str, DataFrame]:
-        """Every table that the study has rows for, by name: runs, scores, transfer, and so on.
+        """Every table of the report, by name: runs, scores, transfer, and so on.
 
         Returns:
             The columns of the report's CSV files of these names; those of a trained task stand
@@ -213,7 +218,7 @@ class Study:
         return {name: _frame(rows) for name, rows in self._tables().items()}
 
     def items_df(self) -> DataFrame:
-        """A row for each item and model, of the tasks whose items are right or wrong.
+        """One row for each item and model, for tasks whose items are right or wrong.
 
         Returns:
             Columns as in ``findings.item_table.ItemRow``; no rows where there is no such task.
@@ -299,10 +304,10 @@ class Study:
         """Upload an adapter, its card, the records and the report, as ``rankwise export --to hub``.
 
         Args:
-            repo: ``org/name`` on the Hugging Face Hub; it is made if it is not there.
+            repo: ``org/name`` on the Hugging Face Hub; created if it does not exist.
             run: a run, as ``find_run`` takes it; None: recommended or best bet.
-            public: everybody may read it.
-            with_items: with the texts of the items, and what each model answered.
+            public: make the repository public.
+            with_items: also upload the texts of the items and the answers.
 
         Returns:
             The repository's URL.
@@ -330,7 +335,7 @@ class Study:
         from rankwise.report.page import card_page
 
         try:
-            page = card_page(*self._concluded())
+            page = card_page(*self._concluded(), self.folder)
         except RankwiseError as error:
             return f"<p>{escape(repr(self))}: no verdict yet. {escape(str(error))}</p>"
         style = f"width: 100%; height: {_FRAME_HEIGHT}px; border: 0"
@@ -374,7 +379,7 @@ def new(
     folder: AnyPath | None = None,
     **settings: Any,
 ) -> Study:
-    """A study of keyword arguments; nothing is read or trained before it is planned or run.
+    """A new study from keyword arguments; nothing is read or trained until it is planned or run.
 
     Args:
         base: the base model: an embedded one, a hub name, or a folder (``base_model``).
@@ -513,7 +518,7 @@ def verdict(
 def compare(
     folders: Sequence[AnyPath], page: AnyPath | None = None, *, overwrite: bool = False
 ) -> StudyComparison:
-    """Put finished studies side by side, as ``rankwise compare`` does; they stay as they are.
+    """Compare finished studies, as ``rankwise compare`` does; they are not changed.
 
     Args:
         folders: of two studies or more.
@@ -613,7 +618,7 @@ def written_report(
     items = item_table(results, folder.read_samples, with_texts=with_texts)
     losses = {run.name: folder.read_losses(run.name) for run in results.runs}
     shown = results, recommendation, findings, items, losses
-    return write_report(output or folder.root, *shown, overwrite=overwrite)
+    return write_report(output or folder.root, *shown, study=folder.root, overwrite=overwrite)
 
 
 def _frame(rows: Iterable[Row]) -> DataFrame:

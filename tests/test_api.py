@@ -208,7 +208,8 @@ def test_the_card_is_escaped_and_holds_itself(tmp_path: Path) -> None:
     page = html.unescape(shown.partition('srcdoc="')[2].removesuffix('"></iframe>'))
     assert "<img" not in page
     assert html.escape(hostile, quote=False) in page
-    assert "At a glance" in page
+    assert '<section class="verdict card ' in page
+    assert "Next: <code>rankwise export" in page
     assert "http" not in page.replace("http-equiv", "")
 
 

@@ -71,11 +71,11 @@ NumFewshot = Annotated[
     ),
 ]
 ChatTemplate = Annotated[
-    bool, typer.Option("--chat-template", help="Ask in the model's chat format.")
+    bool, typer.Option("--chat-template", help="Use the model's chat template.")
 ]
 
 
-RUN = "The run: its name, its rank, or any parts of the name that it alone has (r4-s0)."
+RUN = "The run: its name, its rank, or any unique part of the name (r4-s0)."
 
 
 class ScorePrecision(StrEnum):
@@ -108,7 +108,7 @@ def audit(
     tasks: Annotated[
         str | None,
         typer.Option(
-            "--tasks", metavar="TASK,TASK", help="Score the base and the adapted model on these."
+            "--tasks", metavar="TASK,TASK", help="Score base and adapted model on these tasks."
         ),
     ] = None,
     tasks_path: TasksPath = None,
@@ -149,9 +149,9 @@ def audit(
 ) -> int:
     """Analyse an adapter or a checkpoint without a study.
 
-    Says how large the update is and where, how many dimensions it uses, to
-    which rank it can be cut, and whether it has intruder dimensions, each
-    compared with random updates of the same size. With --tasks, it also scores
+    Shows how large the update is and where, how many dimensions it uses, to
+    which rank it can be truncated, and whether it has intruder dimensions, each
+    compared with random updates of the same size. With --tasks, also scores
     the base and the adapted model, paired item by item. Writes audit.json and
     the page audit.html.
     """
@@ -209,8 +209,8 @@ def heads(
         typer.Option(
             "--mode",
             metavar="MODE",
-            help="How to switch a head off: replace its output by zeros (ablate) or by its mean "
-            "(ablate-mean), or undo what training changed in it (revert).",
+            help="Replace the head's output by zeros (ablate) or by its mean (ablate-mean), or "
+            "undo what training changed in it (revert).",
         ),
     ] = Mode.ABLATE,
     top: Annotated[
@@ -232,27 +232,26 @@ def heads(
         bool,
         typer.Option(
             "--keys-and-values",
-            help="With --mode revert, also undo the rows of k and v that heads share.",
+            help="With --mode revert, also revert the rows of k and v that heads share.",
         ),
     ] = False,
     as_json: Json = False,
 ) -> int:
-    """Switch a run's attention heads off one by one and score tasks.
+    """Ablate a run's attention heads one at a time and score tasks.
 
-    Every head of the trained model is switched off in turn, and as a control
-    every head of the base. The effects are exact, with standard errors, and
-    their intervals are corrected for the number of heads.
+    Every head of the trained model is ablated in turn, and as a control every
+    head of the base. The effects are exact, with standard errors, and their
+    intervals are corrected for the number of heads.
 
-    With --mode revert, the adapter loses its delta in one head: rows of q,
-    columns of o, and rows of k and v that no other head reads. The control is
-    the base with the delta of that head alone. If one of the tasks is in-domain
-    and another is not, a set of heads is then chosen whose reversion restores
-    the other task at the least cost in-domain. It is chosen on half of the
-    items, confirmed on the other half, and written as an adapter to
-    runs/ID/heads/repaired.
+    --mode revert removes the adapter's update in one head: rows of q, columns
+    of o, and rows of k and v that no other head reads. The control is the base
+    with only that head's update. If one task is in-domain and another is not, a
+    set of heads is then chosen whose reversion restores the other task at the
+    lowest cost in-domain. The set is chosen on half of the items, confirmed on
+    the other half, and written as an adapter to runs/ID/heads/repaired.
 
-    The records are kept in the study's folder and shown in its report. Effects
-    that are recorded are not computed again.
+    The records are kept in the study's folder and shown in its report. Recorded
+    effects are not computed again.
     """
     names = listed_names(tasks)
     if not names:

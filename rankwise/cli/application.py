@@ -75,7 +75,7 @@ app = typer.Typer(
     help=(
         "How much LoRA rank is enough for a task, and what does the model forget? Rankwise trains "
         "every rank and full fine-tuning on one frozen base, measures gain and retention with "
-        "paired statistics, and says which rank to use, or that the data cannot tell."
+        "paired statistics, and recommends a rank. If the data cannot decide, it gives odds."
     ),
 )
 # Piped output is not folded at 80 columns.
@@ -127,7 +127,7 @@ AsEvents = Annotated[
     bool,
     typer.Option(
         "--json",
-        help="Print events to stdout instead of text, one JSON object a line; the last is the end.",
+        help="Print events as JSON lines to stdout instead of text; ends with an `ended` event.",
     ),
 ]
 Json = Annotated[

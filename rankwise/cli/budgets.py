@@ -43,25 +43,25 @@ def measured_rate(
 
 
 def told_lines(plan: StudyPlan) -> Iterator[str]:
-    """Which differences a study of this size can tell."""
-    from rankwise.findings.statements import apart
+    """The smallest differences that a study of this size detects."""
+    from rankwise.findings.statements import detected
     from rankwise.study.budgets import told
 
     able = told(plan)
     if able.in_domain is not None:
-        yield f"it can tell: differences in-domain of {apart(able.in_domain)}"
+        yield f"detectable in-domain: {detected(able.in_domain)}"
     else:
         margin = plan.record.config.recommendation.delta_nats
         yield (
-            f"it can tell: how far losses differ, row by row; less than {margin:g} nats per token "
-            "counts as equal"
+            "detectable in-domain: differences of the loss, paired by row; less than "
+            f"{margin:g} nats per token counts as equal"
         )
     if able.retention is not None:
-        yield f"and forgetting of {apart(able.retention)}"
+        yield f"detectable on retention: {detected(able.retention)}"
 
 
 def budget_lines(found: Fitted[Smaller], budget: float) -> Iterator[str]:
-    """What of a study fits into a time, and what it can tell then."""
+    """What of a study fits into a time, and what it then detects."""
     changes = shlex.join(found.choice.overrides)
     within, takes = quantities.seconds(budget), quantities.seconds(found.seconds)
     if not found.fits:

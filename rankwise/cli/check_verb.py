@@ -51,7 +51,7 @@ def check(
     base: Base,
     adapter: Adapter,
     tasks: Annotated[
-        str, typer.Option("--tasks", metavar="TASK,TASK", help="What is scored and compared.")
+        str, typer.Option("--tasks", metavar="TASK,TASK", help="Tasks to score and compare.")
     ],
     forms: Annotated[
         str,
@@ -69,7 +69,7 @@ def check(
         typer.Option(
             "--max-loss",
             metavar="POINTS",
-            help="The most that the mean score over the tasks may fall.",
+            help="Largest acceptable fall of the mean score over the tasks.",
         ),
     ] = 1.0,
     tasks_path: TasksPath = None,
@@ -92,22 +92,22 @@ def check(
             "--output",
             metavar="FOLDER",
             parser=given_path,
-            help=f"Write {RECORD_FILE} there; it must be new or empty.",
+            help=f"Folder for {RECORD_FILE}; it must be new or empty.",
         ),
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Check whether an adapter, or a form of it, still does what it should.
+    """Check whether an adapter keeps its quality, as trained or deployed.
 
     Without --forms, compares the adapter with its base item by item: has it
-    forgotten what the base could do? With --forms, merges the adapter, rounds it
-    to each form, and compares that with the adapter as trained, unmerged: does
-    it survive being deployed? The table then also says how large the rounding
-    is against the adapter's change of the weights. Everything is done in memory.
+    forgotten what the base knew? With --forms, merges the adapter, rounds it to
+    each form, and compares it with the adapter as trained, unmerged: does it
+    survive deployment? The table then also compares the rounding error with the
+    adapter's update of the weights. Everything is done in memory.
 
-    For a script that has to decide, the exit code says it. 0: every loss is
-    shown to be below --max-loss, 1: one is shown to be above, 3: it cannot be
-    told, 2: wrong usage or another error.
+    Exit codes, for scripts: 0 if every loss is shown to be below --max-loss, 1
+    if one is shown to be above, 3 if undecided, 2 for wrong usage or another
+    error.
     """
     with usage_errors((RankwiseError,)):
         wanted, names = listed_names(forms), listed_names(tasks)
@@ -161,7 +161,7 @@ def _refuse(margin: float, tasks: tuple[str, ...]) -> None:
     """Refuse a margin that is none, and no tasks."""
     problems: list[str] = []
     if not (math.isfinite(margin) and margin > 0):
-        problems.append(f"--max-loss {margin:g} is no margin; give a number above 0")
+        problems.append(f"--max-loss {margin:g} is not a margin; give a number above 0")
     if not tasks:
         problems.append("--tasks names no task; name at least one")
     if problems:

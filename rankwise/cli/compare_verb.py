@@ -44,13 +44,13 @@ def compare(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> int:
-    """Put studies side by side: models, tasks, methods, choices, dates.
+    """Compare studies: models, tasks, methods, recommendations and dates.
 
-    Says what each study chooses, in which settings they differ, and which of
-    them differ in one axis alone. Choices are compared item by item only where
-    both studies were made on one software stack, with the same base model, on
-    the same items: a stack alone moves scores by 1 to 3 points. Of a study that
-    is not finished, what is there is compared. The studies stay as they are.
+    Shows what each study recommends, which settings differ, and which studies
+    differ in a single axis. Recommended runs are compared item by item only if
+    both studies used the same software stack, base model and items: a different
+    stack alone moves scores by 1 to 3 points. Of an unfinished study, the
+    finished part is compared. The studies are not changed.
     """
     page = output or Path("comparison.html")
     from rankwise.cli.terminal import comparison_lines

@@ -51,7 +51,7 @@ def repair(
         typer.Argument(
             metavar="DIR|BASE ADAPTER",
             help="A study's folder, with --run; or a base and an adapter, each a folder or a hub "
-            "repository. Further adapters are averaged with the first.",
+            "repository. Additional adapters are averaged with the first.",
         ),
     ],
     max_retention_loss: Annotated[
@@ -60,7 +60,7 @@ def repair(
             "--max-loss",
             min=0.0,
             metavar="POINTS",
-            help="The most that the mean score over the retention tasks may fall.",
+            help="Largest acceptable fall of the mean score over the retention tasks.",
         ),
     ],
     run: Annotated[
@@ -79,13 +79,13 @@ def repair(
     tasks: Annotated[
         str,
         typer.Option(
-            "--tasks", metavar="TASK,TASK", help="What the adapter was trained for (no study)."
+            "--tasks", metavar="TASK,TASK", help="Tasks the adapter was trained for (no study)."
         ),
     ] = "",
     retention: Annotated[
         str,
         typer.Option(
-            "--retention", metavar="TASK,TASK", help="What it should not forget (no study)."
+            "--retention", metavar="TASK,TASK", help="Tasks it should not forget (no study)."
         ),
     ] = "",
     output: Annotated[
@@ -115,7 +115,7 @@ def repair(
         ),
     ] = None,
     chat_template: Annotated[
-        bool, typer.Option("--chat-template", help="Ask in the model's chat format (no study).")
+        bool, typer.Option("--chat-template", help="Use the model's chat template (no study).")
     ] = False,
     precision: Annotated[
         ScorePrecision,
@@ -130,23 +130,23 @@ def repair(
 ) -> int:
     """Change a trained adapter so that it forgets less, without training.
 
-    Tries kinds of repair: scale (delta times 0.1 to 1), lines (less change in
-    the first layers, LiNeS), truncate (half the rank, a quarter ...), refine
-    (truncated and trained on, what the study has of these), heads (the 1, 4,
-    16 ... that changed most go back to the base), intruders (less of the
-    intruder dimensions), average (with the other seeds of the setting, or with
-    the further adapters). The base and all of them are scored in one pass.
+    Kinds of repair: scale (delta times 0.1 to 1), lines (less change in the
+    first layers, LiNeS), truncate (half the rank, a quarter ...), refine
+    (truncations that the study trained further), heads (the 1, 4, 16 ... most
+    changed heads revert to the base), intruders (shrink the intruder
+    dimensions), average (with the setting's other seeds, or with the additional
+    adapters). The base and all repairs are scored in one pass.
 
-    Chosen is the repair that gains most, of those that are shown to keep the
-    loss of retention within the limit. It is written with a model card, in a
-    study to runs/ID/repair/adapter. If none is shown to gain and to keep
-    enough, the answer says so and nothing is written. A column has KL to
-    the base on the in-domain prompts, and a line says how well KL orders the
-    losses. KL chooses nothing.
+    Among the repairs that are shown to keep the retention loss within the
+    limit, the one with the largest gain is chosen. It is written with a model
+    card, in a study to runs/ID/repair/adapter. If none is shown to gain and to
+    keep enough, nothing is written. The table also has the KL divergence from
+    the base on the in-domain prompts, and a line says how well it ranks the
+    losses. KL does not affect the choice.
 
-    In a study, the tasks are the study's (--tasks-path, --allow-task-code and
-    --any-base are not for it), and scores that are recorded are not computed
-    again, also under another limit.
+    In a study, the study's tasks are used (without --tasks-path,
+    --allow-task-code and --any-base), and recorded scores are not computed
+    again, even with another limit.
     """
     asked = _asked(by, max_retention_loss)
     if run is not None:
@@ -326,7 +326,7 @@ def _kind(entry: str) -> RepairFamily | Repair:
     if single is not None and re.fullmatch(single, text):
         return Repair(family=family, value=float(text))
     raise ValueError(
-        f"{entry} is no repair; a value is for truncate (a rank of 1 or more) and for intruders "
+        f"{entry} is not a repair; a value is for truncate (a rank of 1 or more) and for intruders "
         "(a factor from 0 to 1)"
     )
 

@@ -42,7 +42,7 @@ StudyFile = Annotated[
         metavar="[STUDY.YAML|DIR] [KEY=VALUE]...",
         help=(
             "A study file (default: the quickstart preset), then overrides: train.epochs=1. "
-            "Or the folder of a study, with its settings as they are."
+            "Or a study's folder, to run it with its own settings."
         ),
     ),
 ]
@@ -59,7 +59,7 @@ StudyDir = Annotated[
 
 Replace = Annotated[
     bool,
-    typer.Option("--replace", help="Set finished scores aside that have other settings."),
+    typer.Option("--replace", help="Archive scores made with other settings."),
 ]
 AcceptNewStack = Annotated[
     bool,
@@ -73,7 +73,7 @@ AcceptNewStack = Annotated[
 
 def _device(text: str) -> str:
     if text not in ("cpu", "cuda"):
-        raise typer.BadParameter(f"{text!r} is no device; write cpu or cuda")
+        raise typer.BadParameter(f"{text!r} is not a device; write cpu or cuda")
     return text
 
 
@@ -90,7 +90,7 @@ def _positive(text: str) -> float:
     except ValueError:
         number = 0.0
     if not 0 < number < math.inf:
-        raise typer.BadParameter(f"{text!r} is no number above 0; write one, such as 2.5")
+        raise typer.BadParameter(f"{text!r} is not a number above 0; write one, such as 2.5")
     return number
 
 
@@ -99,7 +99,7 @@ Device = Annotated[
     typer.Option(
         "--device",
         metavar="cpu|cuda",
-        help="Plan for this device (default: the one that is here).",
+        help="Plan for this device (default: the one in this machine).",
         parser=_device,
     ),
 ]
@@ -108,7 +108,7 @@ Memory = Annotated[
     typer.Option(
         "--memory",
         metavar="SIZE",
-        help="Plan for so much memory: 80GB, 24GiB. A card of that size need not be here.",
+        help="Assume this much device memory: 80GB, 24GiB. This machine need not have it.",
         parser=_memory,
     ),
 ]
@@ -119,7 +119,7 @@ Devices = Annotated[
         metavar="N",
         min=1,
         max=100_000,
-        help="Plan for N equal devices: cut passes for them, and say when all is done.",
+        help="Plan passes for N equal devices, and estimate when the study is done.",
     ),
 ]
 Price = Annotated[
@@ -127,7 +127,7 @@ Price = Annotated[
     typer.Option(
         "--price-per-hour",
         metavar="PRICE",
-        help="Price of one device per hour, in any currency, for the study's cost.",
+        help="Price of one device per hour, in any currency, to estimate the cost.",
         parser=_positive,
     ),
 ]
@@ -136,7 +136,7 @@ Budget = Annotated[
     typer.Option(
         "--budget",
         metavar="TIME",
-        help="Say what of the study fits into so long, and which differences it can tell then.",
+        help="Show what fits into TIME, and the smallest detectable difference.",
         parser=given_seconds,
     ),
 ]
@@ -146,8 +146,8 @@ TokensPerSecond = Annotated[
         "--tokens-per-second",
         metavar="RATE",
         help=(
-            "Estimate the time from this speed of LoRA training (default with --device cuda: a "
-            "third of an H100's peak, which is assumed)."
+            "Speed of LoRA training, to estimate the time (default with --device cuda: a third "
+            "of an H100's peak, an assumption)."
         ),
         parser=_positive,
     ),
@@ -157,13 +157,16 @@ TokensPerSecond = Annotated[
 NumWorkers = Annotated[
     int | None,
     typer.Option(
-        "--workers", metavar="N", min=1, help="Do N units at a time on this machine, by Ray."
+        "--workers",
+        metavar="N",
+        min=1,
+        help="Run N units in parallel on this machine, through Ray.",
     ),
 ]
 Gpus = Annotated[
     str | None,
     typer.Option(
-        "--gpus", metavar="all|0,1", help="Do a unit on each of these cards at a time, by Ray."
+        "--gpus", metavar="all|0,1", help="Run one unit on each of these GPUs, through Ray."
     ),
 ]
 Address = Annotated[
@@ -171,7 +174,7 @@ Address = Annotated[
     typer.Option(
         "--address",
         metavar="HOST:PORT|auto",
-        help="Have the units done by a Ray cluster that is there.",
+        help="Run units on this Ray cluster.",
     ),
 ]
 
@@ -192,11 +195,11 @@ def run(
     """Run a study: train, score, recommend and report.
 
     Run the same command again to resume a stopped study, or to do what was
-    added to its file. Nothing that is finished is done again; what is damaged
-    is moved to DIR/quarantine and done again.
+    added to its file. Finished work is kept; damaged files
+    are moved to DIR/quarantine and made again.
 
-    --gpus all uses every card of this machine, --workers 4 does four units at
-    a time on its CPU, --address auto has the Ray cluster do them that this
+    --gpus all uses every GPU of this machine, --workers 4 runs four units in
+    parallel on its CPU, and --address auto uses the Ray cluster that this
     machine belongs to. All three need pip install "rankwise[ray]".
     """
     cluster = None
@@ -232,10 +235,10 @@ def plan(
     """List a study's runs with steps, tokens, parameters and memory.
 
     Loads no weights and trains nothing. --device cuda --memory 80GB plans for
-    such a card wherever it is: precision, passes, memory, disk and hours.
-    --devices 8 cuts passes for eight of them, and says when all is done.
-    --budget 1h says what fits into that time: for this alone the model is
-    loaded and its speed measured, unless --tokens-per-second or
+    such a card, which need not be in this machine: precision, passes, memory,
+    disk and hours. --devices 8 plans for eight of them, and estimates when the
+    study is done. --budget 1h shows what fits into that time. Only for this is
+    the model loaded and its speed measured, unless --tokens-per-second or
     --device cuda gives one.
     """
     if budget is not None and devices > 1:

@@ -53,10 +53,10 @@ def report(
     ] = False,
     as_json: Json = False,
 ) -> int:
-    """Write report.html and the folder report/ again.
+    """Rewrite report.html and the folder report/ from a study's records.
 
-    Both are made from the study's records; nothing is trained or scored. Of a
-    study that is not finished, they show what is.
+    Nothing is trained or scored. The report of an unfinished study shows what
+    is done so far.
     """
     from rankwise.records.folder import StudyFolder
     from rankwise.study.conclusion import conclude
@@ -85,31 +85,29 @@ def status(
     directory: Folder,
     watch: Annotated[
         bool,
-        typer.Option("--watch", help="Show it as a page, with losses and scores as they come."),
+        typer.Option("--watch", help="Show a live page with losses and scores."),
     ] = False,
     port: Annotated[
         int,
         typer.Option(
             "--port",
             metavar="N",
-            help="With --watch: of 127.0.0.1; 0 takes a free one.",
+            help="With --watch: port on 127.0.0.1; 0 takes a free one.",
             max=MOST_PORT,
             min=0,
         ),
     ] = PORT,
     every: Annotated[
         int,
-        typer.Option(
-            "--every", metavar="SECONDS", help="With --watch: how often the folder is read.", min=1
-        ),
+        typer.Option("--every", metavar="SECONDS", help="With --watch: refresh interval.", min=1),
     ] = 15,
     as_json: Json = False,
 ) -> int:
-    """Show what of a study is done, what is left, and what is being done.
+    """Show what is done, running and left in a study.
 
-    With --watch, as a page in the browser. It is read from the study's folder,
-    which nothing is written to. Only this machine can open it, and only with
-    the token in the printed address. Ctrl-C ends it; the study goes on.
+    With --watch, as a page in the browser, which only reads the study's folder.
+    Only this machine can open it, and only with the token in the printed
+    address. Ctrl-C closes the page; the study continues.
     """
     from rankwise.cli.terminal import is_done, status_table
     from rankwise.records.folder import StudyFolder
@@ -137,12 +135,12 @@ def status(
 
 @verb(STUDIES)
 def verify(directory: Folder, as_json: Json = False) -> int:
-    """Read every file of a study and compare it with its digest.
+    """Verify every file of a study against its checksum.
 
-    Records, weights, items, losses and adapters. Says what is damaged and what
-    made it, and what of the plan is left: not made yet, or gone. rankwise run
-    DIR sets aside what is damaged and makes what is left. The exit code is 1
-    where anything is damaged or left.
+    Checks records, weights, items, losses and adapters. Lists damaged files
+    with the stage that made them, and stages whose files are missing: not done
+    yet, or deleted. rankwise run DIR moves damaged files away and redoes these
+    stages. The exit code is 1 if anything is damaged or missing.
     """
     from rankwise.records.folder import StudyFolder
     from rankwise.study.damage import find_damage
@@ -194,7 +192,7 @@ def init(
         typer.Option(
             "--from",
             metavar="FILE_OR_FOLDER",
-            help="The config of a training, or its output folder.",
+            help="Your training config, or a Trainer's output folder.",
             parser=given_path,
         ),
     ] = None,
@@ -203,10 +201,10 @@ def init(
 ) -> int:
     """Write a commented study file to start from.
 
-    --from reads how you train today: the YAML of Axolotl, LLaMA-Factory or TRL,
-    Unsloth's arguments, a PEFT adapter_config.json, or the output folder of a
-    Trainer. Your settings become one arm of the study, with ranks around yours.
-    What a study cannot say, and what to check, is listed in the file and on
+    --from converts your training config: the YAML of Axolotl, LLaMA-Factory or
+    TRL, Unsloth's arguments, a PEFT adapter_config.json, or the output folder
+    of a Trainer. The study has your settings, with ranks around yours. Settings
+    that it cannot express, and what to check, are listed in the file and on
     stderr.
     """
     from rankwise.records.outputs import write_outputs
@@ -247,8 +245,8 @@ def extend(
 ) -> int:
     """Add seeds, items or ranks to a study and run them.
 
-    Only the new runs and items are trained and scored. If that is stopped,
-    rankwise run DIR goes on with it.
+    Only the new runs and items are trained and scored. If interrupted,
+    rankwise run DIR resumes it.
     """
     from rankwise.records.folder import StudyFolder
     from rankwise.study.growing import Extension, extended

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from itertools import groupby
 from pathlib import Path
@@ -13,11 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from rankwise.findings.against_base import ModelVerdicts, sample_amount
-from rankwise.findings.card import CardRow, VerdictCard
 from rankwise.findings.comparison import StudyComparison, StudySource
 from rankwise.findings.heads import intervention, is_selected, screen_correlation
 from rankwise.findings.models import seeded_labels
-from rankwise.findings.options import TaskMean
 from rankwise.findings.statements import with_folder
 from rankwise.findings.study import StudyFindings
 from rankwise.records import quantities
@@ -37,8 +33,8 @@ Done = Set[tuple[str, str | None]]
 STRONGEST_HEADS = 5
 """This many heads are listed for each task."""
 
-_MOST_ROWS, _MOST_MODELS = 8, 10
-"""Of a card, and of a status: the page and ``--json`` have all."""
+_MOST_MODELS = 10
+"""Of a status: ``--json`` has all."""
 
 
 def plan_table(study: StudyRecord, done: Done) -> Table:
@@ -163,6 +159,8 @@ def verdict_cards(
         findings: made from both.
         folder: the study's, for the next command; None: it is nowhere.
     """
+    from rankwise.report.sections.card import card_table
+
     cards = {card.train_task: card for card in findings.cards}
     for part in recommendation.by_train_task:
         if len(recommendation.by_train_task) > 1:
@@ -172,57 +170,23 @@ def verdict_cards(
             continue
         card = cards[part.train_task]
         yield Text(card.headline, style="bold")
-        yield _card_table(card, results)
-        if card.remark:
-            yield Text(card.remark)
-        signs = Counter(s.title for s in findings.signatures if s.train_task == part.train_task)
-        if signs:
-            named = ", ".join(f"{title} ({number})" for title, number in signs.items())
-            yield Text(f"Signs of failure: {named}.")
-        for deployed in findings.deployed:
-            if deployed.train_task == part.train_task:
-                yield from (Text(f"- {line}") for line in deployed.lines)
+        yield _card_table(card_table(card, part, results))
+        yield from map(Text, findings.card_lines(card))
         if folder is not None:
             yield Text(f"Next: {with_folder(card.command, folder)}")
 
 
-def _card_table(card: VerdictCard, results: StudyResults) -> Table:
-    """Every option against the base, or of many the choice, what has no rank, and the best.
-
-    What only a training knows is left out where nothing was trained here.
-    """
+def _card_table(shown: ReportTable) -> Table:
+    """The rows of a card without units, and an arrow to its choice."""
     table = Table(box=None, pad_edge=False)
-    is_of_scores = results.study.scores is not None
-    gain = "gain" if results.study.has_base else "over the mean"
-    costs = () if is_of_scores else ("weights", "training")
-    for name in ("", gain, "forgotten", *costs, ""):
-        table.add_column(name, overflow="fold")
-    seconds = {run.name: run.run.train_seconds for run in results.runs if run.run is not None}
-    best = sorted(card.rows, key=lambda row: (row.is_choice, _gain(row)), reverse=True)[:_MOST_ROWS]
-    for row in (row for row in card.rows if row in best):
-        times = [seconds[run] for run in row.runs if run in seconds]
-        time = quantities.seconds(sum(times)) if times else NOT_MEASURED
-        table.add_row(
-            row.label,
-            NOT_MEASURED if row.gain is None else _short(row.gain),
-            NOT_MEASURED if row.retention is None else _short(row.retention.negated()),
-            *(() if is_of_scores else (parameters(row.num_parameters), time)),
-            "<- use this" if row.is_choice and card.is_settled else "<- best bet" * row.is_choice,
-            style="bold" if row.is_choice else None,
-        )
-    if len(best) < len(card.rows):
-        table.add_row(f"and {len(card.rows) - len(best)} more", *[""] * (3 + len(costs)))
+    for heading in shown.headings:
+        table.add_column(heading.title.lower(), overflow="fold")
+    table.add_column("")
+    for row in (row for group in shown.groups for row in group.rows):
+        arrow = f"<- {row[0].note}" if row[0].note else ""
+        style = "bold" if row[0].is_marked else None
+        table.add_row(*(Text(cell.value) for cell in row), arrow, style=style)
     return table
-
-
-def _gain(row: CardRow) -> float:
-    return -math.inf if row.gain is None else row.gain.estimate
-
-
-def _short(mean: TaskMean) -> str:
-    """+30.0 ±6.6: the longer side of the interval, which a row has room for."""
-    side = max(mean.upper - mean.estimate, mean.estimate - mean.lower)
-    return f"{quantities.change(mean.estimate, mean.unit)} ±{quantities.score(side, mean.unit)}"
 
 
 def _as_shown(shown: ReportTable) -> Table:

@@ -64,7 +64,7 @@ Run = Annotated[
     typer.Option(
         "--run",
         metavar="ID",
-        help=f"For one run (default: the recommended, else the best bet). {RUN}",
+        help=f"Export one run (default: the recommended one, or the best bet). {RUN}",
     ),
 ]
 
@@ -102,33 +102,33 @@ def export(
     public: Annotated[
         bool,
         typer.Option(
-            "--public", help="With --to hub: everybody may read the repository (default: private)."
+            "--public", help="With --to hub: make the repository public (default: private)."
         ),
     ] = False,
     with_items: Annotated[
         bool,
         typer.Option(
-            "--with-items", help="With --to hub: also send the texts of the items and the answers."
+            "--with-items", help="With --to hub: also upload the texts of items and answers."
         ),
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="With --to hub: list the files and sizes; send nothing."),
+        typer.Option("--dry-run", help="With --to hub: list files and sizes; upload nothing."),
     ] = False,
     yes: Annotated[
-        bool, typer.Option("--yes", help="With --to hub: do not ask before the files go.")
+        bool, typer.Option("--yes", help="With --to hub: do not ask for confirmation.")
     ] = False,
     as_json: Json = False,
 ) -> int:
     """Write a study in another format, or upload its adapter to the Hugging Face Hub.
 
     lm-eval: for the base and every trained run of a finished study, the files
-    that lm_eval --log_samples would have written: results_<date>.json with the
-    scores and samples_<task>_<date>.jsonl with the items. The date is that of
-    the run, so a second export replaces the same files.
+    that lm_eval --log_samples would write: results_<date>.json with the scores
+    and samples_<task>_<date>.jsonl with the items. The date is that of the run,
+    so a second export replaces the same files.
 
-    csv, parquet: the tables of the report, whole and without rounding: runs,
-    scores, differences from the base, and what each rank was judged on.
+    csv, parquet: the complete, unrounded tables of the report: runs, scores,
+    differences from the base, and the evidence for each rank.
 
     markdown, latex: the table of all models with their intervals, to paste into
     a README or a paper (LaTeX needs the packages booktabs and graphicx).
@@ -136,16 +136,16 @@ def export(
     figures: every chart of the report as SVG and PNG.
 
     peft, trl, axolotl, llamafactory, unsloth: the recommended rank, alpha,
-    rate, modules, epochs, batch and schedule as the config of that trainer.
-    model-card: the card of the recommended run, with its scores, as README.md.
-    Where nothing is settled, the best bet is taken and the file says so.
+    learning rate, modules, epochs, batch and schedule as a config for that
+    trainer. model-card: the recommended run's card, with scores, as README.md.
+    If nothing is settled, they use the best bet, and the file says so.
 
     --to hub --repo ORG/NAME uploads that adapter with its model card, and the
-    study's records and report in the folder study. Never sent are the base's
-    weights, states of a training and caches. Names of folders of this machine
-    are left out, and a study with links in it is refused. The files are listed
-    before they go; on a terminal you are asked. Log in before with hf auth
-    login, or set HF_TOKEN.
+    study's records and report in the folder study. The base's weights, training
+    states and caches are never uploaded. Local folder names are removed, and a
+    study with links in it is refused. The files are listed first, and on a
+    terminal you are asked to confirm. Log in with hf auth login, or set
+    HF_TOKEN.
     """
     from rankwise.records.folder import StudyFolder
 
@@ -243,7 +243,7 @@ def tasks(
         list[str] | None,
         typer.Argument(
             metavar="[WORD]...",
-            help="List only tasks whose name or description has these words, of lm-eval's too.",
+            help="List only tasks with these words in name or description, including lm-eval's.",
         ),
     ] = None,
     tasks_path: TasksPath = None,
@@ -252,7 +252,7 @@ def tasks(
     ] = False,
     as_json: Json = False,
 ) -> int:
-    """List and search the tasks, groups and retention sets that a study can name."""
+    """List and search the tasks, groups and retention sets that a study can use."""
     quiet_libraries()
     from rankwise.tasks.resolution import list_tasks
 
@@ -282,9 +282,9 @@ def tasks(
 def lm_eval(context: typer.Context) -> int:
     """Run lm-eval on a base and all its adapters in one pass.
 
-    All flags are lm-eval's (see lm-eval run --help) except --model, which is
-    set here, and --allow-task-code, without which files of --include_path may
-    not run Python code. --model_args takes pretrained (an embedded model, a
+    All flags are lm-eval's (see lm-eval run --help), except that --model is set
+    automatically, and that files in --include_path may run Python code only
+    with --allow-task-code. --model_args takes pretrained (an embedded model, a
     folder or a hub repository), adapters ("NAME=FOLDER;NAME=FOLDER", PEFT's folders),
     dtype, max_length, max_batch_tokens and engine. In --output_path, lm-eval
     writes results_<date>.json and, with --log_samples, samples files: in one

@@ -47,7 +47,7 @@ def try_data(
         typer.Argument(
             metavar="DATA",
             help=(
-                "Your rows: a JSON Lines, JSON, CSV or Parquet file, or a data set of the Hub: "
+                "Your rows: a JSON Lines, JSON, CSV or Parquet file, or a data set on the Hub: "
                 "org/name, or org/name:config@revision/split."
             ),
         ),
@@ -60,7 +60,7 @@ def try_data(
         typer.Option(
             "--budget",
             metavar="TIME",
-            help="How long it may take, about: 10m, 2h.",
+            help="Target duration, such as 10m or 2h.",
             parser=given_seconds,
         ),
     ] = "10m",  # pyright: ignore[reportArgumentType]  # typer parses it
@@ -69,17 +69,17 @@ def try_data(
         typer.Option(
             "--column",
             metavar="ROLE=COLUMN",
-            help="prompt, input, system, completion or messages; can be repeated.",
+            help="Map a column to prompt, input, system, completion or messages; can be repeated.",
         ),
     ] = None,
     study_dir: StudyDir = None,
     as_json: AsEvents = False,
 ) -> int:
-    """Study your own rows, in a time that you give: from a file to a verdict.
+    """Run a study on your own rows within a time budget: from file to verdict.
 
-    Shows what was recognised, how rows are rendered and what is learned of
-    them, and a plan that fits into the time on this machine. Then it runs it.
-    DIR/study.yaml says all of it: rankwise run goes on with it, or repeats it.
+    Shows the column mapping, how rows are rendered, which tokens are trained
+    on, and a plan that fits the budget on this machine. Then runs the plan.
+    DIR/study.yaml has all settings: rankwise run resumes or repeats the study.
     """
     from rankwise.records.files import write_atomically
     from rankwise.records.folder import StudyFolder

@@ -347,7 +347,7 @@ def _margins(options: Mapping[str, float | None]) -> OtherMargins | None:
 
     for option, value in options.items():
         if value is not None and not (math.isfinite(value) and value > 0):
-            problem = f"{option} {value:g} is no margin; give a number above 0"
+            problem = f"{option} {value:g} is not a margin; give a number above 0"
             raise ConfigError("verdict", [problem])
     given = [value for value in options.values() if value is not None]
     return OtherMargins(*options.values()) if given else None
@@ -360,7 +360,7 @@ def _clusters(settings: Sequence[str]) -> dict[str, str]:
         task, equals, field = setting.partition("=")
         if not task or not equals:
             problem = (
-                f"--cluster: {setting!r} is no setting of a study; write TASK=FIELD, such as "
+                f"--cluster: {setting!r} is not a setting of a study; write TASK=FIELD, such as "
                 "drop=passage"
             )
             raise ConfigError("verdict", [problem])

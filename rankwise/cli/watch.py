@@ -69,7 +69,8 @@ class Watched:
         remarks = [f"Read from the folder every {self._seconds} seconds. {_done(lines)}"]
         try:
             outcome = conclude(self._folder)
-            page = study_page(*outcome, losses)._replace(kicker="rankwise status --watch")
+            page = study_page(*outcome, losses, self._folder.root)
+            page = page._replace(kicker="rankwise status --watch")
             remarks.append("What follows is of what is finished; it can change until all is.")
         except RankwiseError as error:
             remarks.append(f"There is no verdict yet: {error}")

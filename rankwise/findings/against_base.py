@@ -33,7 +33,7 @@ from rankwise.records.results import ModelResults, TaskItems, TrainTaskResults
 Verdict = Literal["better", "worse", "cannot_tell"]
 
 MORE_ITEMS = (2.0, 4.0, 10.0)
-"""By these factors more items are imagined, where nothing is decided."""
+"""Sample-size multipliers of the projection, where nothing is decided."""
 
 NEXT_LOOK = 2.0
 """They would be a second look, for which half of alpha is assumed."""
@@ -134,7 +134,7 @@ def against_base(results: TrainTaskResults, *, anytime: bool = False) -> ModelVe
     if anytime and (cluster is not None or base.unit != "points"):
         problem = f"{base.metric} is not between 0 and 1 on every item, as it must be"
         if cluster is not None:
-            problem = "it takes every item by itself, so it cannot go with --cluster; drop one"
+            problem = "it treats items as independent and --cluster does not; drop one"
         raise ConfigError("verdict", [f"anytime: {problem}"])
     pairs = [pair_items(results.base, run, task) for run in results.runs]
     confidence = study.config.recommendation.confidence

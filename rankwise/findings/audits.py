@@ -45,7 +45,7 @@ def audit_statements(
         found += [_turned(changed), _intruders(changed)]
         if len(changed) < len(matrices):
             left = _matrices(len(matrices) - len(changed))
-            found.append(f"{quantities.capital(left)} of {len(matrices)} are as they were.")
+            found.append(f"{quantities.capital(left)} of {len(matrices)} are unchanged.")
     if kind == "checkpoint":
         found.append(_others(others))
     return (*found, *(_score(score) for score in scores))
@@ -145,8 +145,8 @@ def _energy(
         f"{where}: that many hold 90 % of an update's energy."
     )
     if ranks and cut.rank >= ranks[-1]:
-        return f"{text} To keep {ENOUGH:.0%} it needs its whole rank."
-    return f"{text} Cut to rank {cut.rank} it keeps {_percent(cut.share)} of its energy."
+        return f"{text} To keep {ENOUGH:.0%} it needs its full rank."
+    return f"{text} Truncated to rank {cut.rank} it keeps {_percent(cut.share)} of its energy."
 
 
 def _percent(share: float) -> str:
@@ -204,7 +204,7 @@ def _of_nulls(pair: NullPair, form: str) -> str:
 
 def _others(others: Sequence[OtherChange]) -> str:
     if not others:
-        return "Beside the linear layers below the head nothing changed."
+        return "Nothing outside the linear layers below the head changed."
     first, more = others[0], len(others) - 1
     changed = f"Beside the linear layers below the head {first.name} {_what_changed(first)}"
     if not more:
@@ -231,7 +231,7 @@ def _what_changed(other: OtherChange) -> str:
 def _score(score: AuditScore) -> str:
     verdict = {
         1: "is better than the base",
-        0: "cannot be told from the base",
+        0: "cannot be distinguished from the base",
         -1: "is worse than the base",
     }[score.interval.sign()]
     accuracy = ""

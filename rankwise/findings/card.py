@@ -64,7 +64,7 @@ class CardRow(Record):
 
 
 class Told(Record):
-    """A piece of advice, and what this study says of it."""
+    """A piece of advice, and what this study says of it; what it does not try is left out."""
 
     advice: str
     here: str
@@ -165,7 +165,7 @@ def _remark(source: OptionGains, recommendation: Recommendation, choice: str | N
 def _remark_on_ranks(recommendation: Recommendation) -> str:
     if recommendation.better_and_kept_by_full is not None:
         full = quantities.capital(recommendation.better_and_kept_by_full)
-        return f"{full} gains more and forgets less than every rank: rank is not what limits it."
+        return f"{full} gains more and forgets less than every rank: rank is not the bottleneck."
     left = [each.label for each in recommendation.verdicts if each.ruled_out_by is None]
     if recommendation.outcome == "cannot_tell" and 1 < len(left) <= MOST_NAMED:
         return f"{quantities.capital(quantities.listed(left))} cannot be told apart."
@@ -206,7 +206,7 @@ def _weights_ratio(other: Option, chosen: Option) -> float | None:
 
 
 def _told(source: OptionGains, chosen: Option, alternatives: Sequence[Alternative]) -> list[Told]:
-    """Every piece of advice, beside what was measured at its rank."""
+    """Every piece of advice that the study tries, beside what was measured at its rank."""
     beside = {alternative.label: alternative for alternative in alternatives}
     said: list[Told] = []
     for advice in ADVICE:
@@ -224,8 +224,8 @@ def _told(source: OptionGains, chosen: Option, alternatives: Sequence[Alternativ
                 f"{each.label} {more_or_less(each.gain, each.retention)} than the choice"
                 for each in tried
             )
-            here = here or "not tried in this study"
-        said.append(Told(advice=advice.source, here=here))
+        if here:
+            said.append(Told(advice=advice.source, here=here))
     return said
 
 

@@ -132,7 +132,7 @@ def _notes(source: OptionGains, task: str) -> Iterator[str]:
     if found is not None:
         remedy = (
             f"Set evaluation.clusters.{task}: {found.field} in the study file, or of this study: "
-            f"rankwise verdict DIR --cluster {task}={found.field}"
+            f"`rankwise verdict DIR --cluster {task}={found.field}`"
         )
         if source.results.study.scores is not None:
             remedy = f"Use --cluster {found.field}"

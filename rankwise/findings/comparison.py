@@ -357,7 +357,7 @@ def _reason(first: _Part, second: _Part) -> str | None:
     if one.stack is None or other.stack is None:
         return "a study that was made on several software stacks is compared with no other"
     if one.stack != other.stack:
-        return "they were made on different software stacks"
+        return "they used different software stacks"
     if one.base_model_fingerprint != other.base_model_fingerprint:
         return "the fingerprints of their base models differ"
     if first.option is None or second.option is None:
@@ -458,7 +458,7 @@ def _statement(
             what = f"These studies were made on {len(stacks)} software stacks"
             what += f" ({differences(*stacks)})" if len(stacks) == 2 else ""
         rest = "; those on one stack are compared item by item" if compared else ""
-        return "stacks", f"{what}. {STACK_SHIFT}. So no number is made from two stacks{rest}."
+        return "stacks", f"{what}. {STACK_SHIFT}. So scores of two stacks are never combined{rest}."
     if not compared:
         return ("apart", "No two of these studies can be compared item by item.")
     if len(pairs) == 1:

@@ -32,7 +32,7 @@ from rankwise.records.study import Relation, Unit
 _NAMES: Mapping[FormVerdict, str] = {
     "keeps": "keeps enough",
     "loses": "loses too much",
-    "cannot_tell": "cannot be told from one that loses too much",
+    "cannot_tell": "cannot be distinguished from one that loses too much",
 }
 
 
@@ -170,17 +170,17 @@ def _statement(
         said.append(
             f"{quantities.with_interval(mean.difference, mean.unit)} over "
             f"{quantities.counted(len(mean.tasks), task)}, where "
-            f"{quantities.amount(mean.margin, mean.unit)} may be lost"
+            f"{quantities.amount(mean.margin, mean.unit)} is acceptable"
         )
     text = f"{form} {_NAMES[verdict]}: {quantities.listed(said)}."
     if verdict == "cannot_tell":
-        text += " More items would tell."
+        text += " More items would decide."
     if delta is None:
         return text
     return (
         f"{text} Its rounding is {quantities.ratio(delta.relative_error)} times as large as delta; "
         f"{quantities.share(delta.unchanged_share)} of delta's entries change nothing, and "
-        f"{quantities.share(max(delta.kept_share, 0.0))} of delta is there."
+        f"{quantities.share(max(delta.kept_share, 0.0))} of delta is kept."
     )
 
 

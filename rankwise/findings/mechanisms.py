@@ -209,7 +209,7 @@ def _matched_words(matched: MatchedPairs, recommendation: Recommendation) -> str
     how = (
         f"shown to be equal within δ = {delta}"
         if matched.match == "within delta"
-        else f"not told apart (none is shown to be equal within δ = {delta})"
+        else f"not distinguished (none is shown to be equal within δ = {delta})"
     )
     return (
         f"Lower ranks keep more at equal gain: of {quantities.counted(len(matched.pairs), 'pair')} "

@@ -166,7 +166,7 @@ def recommend_for(
         comparisons=compare(results),
         format_effects=format_effects(results),
     )
-    notes = (*dropped, *(f"{task} is scored in another unit and does not decide."
+    notes = (*dropped, *(f"{task} is scored in another unit, so it does not decide."
                          for task in tasks.left_out), *cluster_notes(source))  # fmt: skip
     full = tuple(_full_gains(source, tasks))
     parameters = tuple(option.plan.num_trainable_parameters for option in options)
@@ -332,7 +332,7 @@ def _margins(results: TrainTaskResults, tasks: _Tasks, metrics: Mapping[str, str
         delta = config.delta_nats if tasks.unit == "nats" else config.delta_units
     if delta is None:
         raise RecordError(
-            f"the scores on {quantities.listed(tasks.in_domain)} have a unit of their own; say "
+            f"the scores on {quantities.listed(tasks.in_domain)} have their own unit; say "
             "which difference matters in it: --delta, or recommendation.delta_units"
         )
     return Margins(
@@ -497,4 +497,4 @@ def _accuracy_reasons(
 
     if options:
         parts = [f"{option.label} {changes(option)}" for option in options]
-        yield f"By accuracy, each interval by itself: {'; '.join(parts)}."
+        yield f"By accuracy, each interval on its own: {'; '.join(parts)}."

@@ -53,6 +53,8 @@ class TrainTaskSlices(Record):
     @property
     def statements(self) -> tuple[str, ...]:
         """What is shown, or that nothing is."""
+        if not self.rows:
+            return (f"No task's items have the field {self.field!r} (evaluation.slice).",)
         shown = [row for row in self.rows if row.verdict != "cannot_tell"]
         corrected = f"corrected for {quantities.counted(len(self.rows), 'comparison')}"
         if not shown:
@@ -75,14 +77,14 @@ class _Part(NamedTuple):
 
 
 def slices(source: OptionGains) -> TrainTaskSlices | None:
-    """The changes by kind of item; None where the study names no field, or no task has it.
+    """The changes by kind of item; None where the study names no field.
 
     Kinds of fewer than two items are left out. Exploratory: no recommendation rests on it.
     """
     field = source.results.study.config.evaluation.slice
-    parts = list(_parts(source))
-    if field is None or not parts:
+    if field is None:
         return None
+    parts = list(_parts(source))
     p_values = [zero_p_value(part.estimate) for part in parts]
     levels = holm_levels(p_values, 1.0 - source.confidence)
     rows = [

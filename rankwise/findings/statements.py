@@ -19,6 +19,9 @@ from rankwise.records.study import Unit
 _MLP = re.compile(r"mlp|gate|up_|down_|fc|ffn|_4h|4h_|^w\d|experts")
 """In the names of adapted layers: LoRA was not left to attention alone."""
 
+_FOLDER = re.compile(r"(rankwise [a-z-]+ (?:[^\s`]+ )?)DIR\b")
+"""In a command, whose first argument it is, or the second."""
+
 TRANSFER_ALARM_SHARE = 0.10
 """A drop of more than this share of the base's score on another domain is reported."""
 
@@ -69,11 +72,11 @@ def reasons(
     """Short sentences with the numbers: the margins, each verdict, and what it is compared with.
 
     ``parameters`` are the trainable ones of each verdict's option; ``able`` is what a study of this
-    size can tell in-domain.
+    size detects in-domain.
     """
     return (
         *_margins_used(numbers),
-        *(() if able is None else (f"A study of this size can tell {apart(able)}.",)),
+        *([] if able is None else [f"A study of this size detects {detected(able)}."]),
         *(_verdict(verdict, numbers) for verdict in numbers.verdicts),
         *_alternatives(numbers, parameters),
         *_full(full, numbers.unit),
@@ -81,9 +84,15 @@ def reasons(
     )
 
 
-def apart(able: Detectable) -> str:
-    """About 5.5 points apart; 3 would need about 1,100 items."""
-    text = f"about {amount(able.points, 'points')} apart"
+def reasons_beside_verdicts(numbers: Recommendation) -> list[str]:
+    """The reasons but for those of single ranks, which a table has too."""
+    of_ranks = {_verdict(verdict, numbers) for verdict in numbers.verdicts}
+    return [reason for reason in numbers.reasons if reason not in of_ranks]
+
+
+def detected(able: Detectable) -> str:
+    """Differences of about 5.5 points; 3 would need about 1,100 items."""
+    text = f"differences of about {amount(able.points, 'points')}"
     if able.points > able.margin:
         items = quantities.count(able.num_items)
         text += f"; {able.margin:g} would need about {items} items"
@@ -108,9 +117,9 @@ def _recommended(numbers: Recommendation) -> str:
         gain = _measured(chosen.gain.estimate, unit, numbers.in_domain_metric)
         says.append(f"it gains {gain} over the base (at least {score(chosen.gain.lower, unit)})")
     if len(numbers.verdicts) > 1:
-        ahead, rejected = chosen.shortfall.upper, " that was not rejected" * numbers.has_base
+        ahead, rejected = chosen.shortfall.upper, " that may keep enough" * numbers.has_base
         says.append(
-            f"no other{rejected} is over {amount(ahead, unit)} better"
+            f"no other{rejected} is more than {amount(ahead, unit)} better"
             if ahead > 0
             else f"it is better than every other{rejected}"
         )
@@ -170,7 +179,7 @@ def _these_adapters(numbers: Recommendation) -> str:
         f"(at least {score(these.gain.lower, numbers.unit)})"
     )
     if numbers.outcome != "recommended":
-        text += "; another seed may do otherwise"
+        text += "; other seeds may differ"
     return text
 
 
@@ -187,7 +196,7 @@ def _best_bet(numbers: Recommendation) -> str:
         odds = _odds(chosen.right, numbers)
         return f"{quantities.capital(chosen.label)} with another seed ({odds})"
     if bet.choice is None:
-        return "Best bet: do not fine-tune so; no option is estimated to be worth it"
+        return "Best bet: keep the base model; no option is estimated to be worth it"
     return f"Best bet: {bet.choice} ({_odds(bet.of(bet.choice).right, numbers)})"
 
 
@@ -219,7 +228,7 @@ def _ruled_out(numbers: Recommendation) -> str:
         + (
             reason
             if reason == "retention"
-            else f"{reason}, which scores over δ more and keeps enough"
+            else f"{reason}, which scores more than δ higher and keeps enough"
         )
         for reason, labels in by.items()
     ]
@@ -236,8 +245,8 @@ def _ruled_out(numbers: Recommendation) -> str:
         texts.append(f"{which} cannot be told apart")
     if len(behind) > MOST_GROUPS:
         texts.append(
-            "Some of those left score less than others, but no lead of over δ is shown by one that "
-            "keeps enough"
+            "Some of the rest score less than others, but none that keeps enough is shown to lead "
+            "by more than δ"
         )
         behind = {}
     for better, labels in behind.items():
@@ -265,7 +274,7 @@ def _named(labels: Sequence[str]) -> str:
 def _full_is_better(numbers: Recommendation) -> str:
     if numbers.better_and_kept_by_full is None:
         return ""
-    rates = "other learning rates of LoRA (train.learning_rate.lora)"
+    rates = "other LoRA learning rates (train.learning_rate.lora)"
     layers = "all linear layers first (methods.lora.target_modules: all-linear), then "
     if any(_MLP.search(name) for v in numbers.verdicts for name in v.target_modules):
         layers = ""  # they were tried
@@ -280,8 +289,8 @@ def _edge(numbers: Recommendation) -> str:
     if rate is None:
         return ""
     return (
-        f"The best learning rate, {quantities.learning_rate(rate)}, is at the edge of those that "
-        "were tried: try rates beyond it (train.learning_rate.lora)"
+        f"The best learning rate, {quantities.learning_rate(rate)}, is at the edge of the range "
+        "tried: try rates beyond it (train.learning_rate.lora)"
     )
 
 
@@ -302,7 +311,7 @@ def _none_keeps_enough(numbers: Recommendation) -> str:
     least, label = min(losses, key=lambda pair: pair[0].estimate)
     text = (
         f"No {_noun(numbers)} keeps enough: every one is shown to lose more than "
-        f"{_acceptable(numbers.epsilon_points or 0.0, numbers)}; the least is lost by {label}, "
+        f"{_acceptable(numbers.epsilon_points or 0.0, numbers)}; {label} loses least, "
         f"{_measured(least.estimate, 'points', numbers.retention_metric)} on average "
         f"(at least {score(least.lower, 'points')})"
     )
@@ -323,7 +332,7 @@ def _price(numbers: Recommendation) -> str:
     loss = _acceptable(
         numbers.sufficient_epsilon_points or 0.0, numbers, numbers.sufficient_worst_task_points
     )
-    return f"{numbers.sufficient_label} would qualify if {loss} were acceptable"
+    return f"{numbers.sufficient_label} would qualify if you accepted a loss of {loss}"
 
 
 def headline(numbers: Recommendation) -> str:
@@ -335,15 +344,18 @@ def headline(numbers: Recommendation) -> str:
         if not is_of_run or bet is None:
             return f"Use {chosen.label}. Settled at {at}."
         odds = quantities.odds(bet.of(chosen.label).right)
-        return f"Use {chosen.label}. Settled at {at} for this adapter; with another seed {odds}."
+        return (
+            f"Use {chosen.label}. Settled at {at} for this adapter; {odds} likely to hold for "
+            "another seed."
+        )
     first = {
         "no_evidence": f"Not shown at {at} that fine-tuning helps.",
-        "none_keeps_enough": f"No {_noun(numbers)} keeps enough of what the base could do.",
+        "none_keeps_enough": f"No {_noun(numbers)} keeps enough of what the base knew.",
     }.get(numbers.outcome, f"Not settled at {at}.")
     if bet is None:
         return first
     if bet.choice is None:
-        return f"{first} Best bet: do not fine-tune so."
+        return f"{first} Best bet: keep the base model."
     return f"{first} Best bet: {bet.choice} ({quantities.odds(bet.of(bet.choice).right)})."
 
 
@@ -380,11 +392,11 @@ def _what_decides(numbers: Recommendation) -> str:
     best = _likeliest(numbers)
     if best is None:
         is_open = numbers.outcome == "cannot_tell"
-        return price or (f"Every item is scored, which does not settle it: {wider}" * is_open)
+        return price or (f"All items are scored, and it is not settled: {wider}" * is_open)
     if best.probability < HARDLY:
-        text = "Neither more items nor more seeds would probably settle it"
+        text = "More items or seeds would probably not settle it"
         if all(prospect.factor is None for prospect in numbers.prospects):
-            text = "Every item is scored, and more seeds would hardly settle it"
+            text = "All items are scored, and more seeds would probably not settle it"
         text += f": {wider}"
     else:
         how = "score them, and judge again" if numbers.is_of_scores else f"`{_growing(best)}`"
@@ -417,7 +429,7 @@ def growth(prospect: Prospect) -> str:
     total = sum(prospect.num_items.values())
     where = f"{total:,}"
     if prospect.num_available is None:
-        where += ", if there are so many"
+        where += ", if available"
     elif total == prospect.num_available:
         where = f"all {where}"
     of = f" of {next(iter(prospect.num_items))}" if len(prospect.num_items) == 1 else ""
@@ -427,7 +439,7 @@ def growth(prospect: Prospect) -> str:
 def with_folder(text: str, folder: str | Path) -> str:
     """A statement whose command names the study's folder, which a record does not know."""
     place = shlex.quote(str(folder))
-    return re.sub(r"(?<=rankwise )([a-z]+) DIR\b", lambda found: f"{found[1]} {place}", text)
+    return _FOLDER.sub(lambda found: f"{found[1]}{place}", text)
 
 
 def _percent(share: float) -> str:
@@ -448,9 +460,9 @@ def _margins_used(numbers: Recommendation) -> Iterator[str]:
     yield f"Judged with {margins}, at {_percent(numbers.confidence)} confidence."
     look = numbers.looks[-1]
     yield (
-        f"Look {look.number} at this study: it may be wrong with probability "
-        f"{quantities.formatted(100 * look.alpha, '.2g')} %, all looks together "
-        f"{quantities.formatted(100 * (1 - numbers.confidence), '.2g')} %."
+        f"Look {look.number} at this study; error rate "
+        f"{quantities.formatted(100 * look.alpha, '.2g')} % now, "
+        f"{quantities.formatted(100 * (1 - numbers.confidence), '.2g')} % over all looks."
     )
     if numbers.epsilon_points is None:
         yield "Forgetting was not measured: the study has no retention task that decides."
@@ -506,7 +518,7 @@ def _alternatives(numbers: Recommendation, parameters: Sequence[int]) -> Iterato
             text += f", {quantities.change(lost, 'points')} points of retention loss"
         times = f", {number / size:.3g} times the trainable parameters" if size else ""
         texts.append(f"{text}{times})")
-    yield f"Alternatives that qualify too: {', '.join(texts)}."
+    yield f"Alternatives that also qualify: {', '.join(texts)}."
 
 
 def _full(full: Sequence[FullGain], unit: Unit) -> Iterator[str]:
@@ -522,9 +534,9 @@ def _full(full: Sequence[FullGain], unit: Unit) -> Iterator[str]:
 def _by_format(numbers: Recommendation) -> tuple[str, ...]:
     """The tasks on which a loss is shown to be smaller in the format of the training."""
     return tuple(
-        f"A matter of format: {effect.run} changes by "
+        f"Partly format: {effect.run} changes by "
         f"{score(effect.standard_difference, effect.unit)} on {effect.task} and by "
-        f"{amount(effect.difference, effect.unit)} in the format of the training "
+        f"{amount(effect.difference, effect.unit)} in the training format "
         f"({effect.scored_as}); the difference is at least "
         f"{score(-effect.by_format.upper, effect.unit)}."
         for effect in numbers.format_effects

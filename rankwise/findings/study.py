@@ -7,6 +7,7 @@ section and the section's place on the page are in ``report.page``.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -178,6 +179,21 @@ class StudyFindings(Record):
     def told(self) -> dict[str, tuple[Any, ...]]:
         """What people are told beside a verdict, by name: the findings with ``lines``."""
         return {name: getattr(self, name) for name, its in FINDINGS.items() if its.lines}
+
+    def card_lines(self, card: VerdictCard) -> Iterator[str]:
+        """What stands below the rows of a card, in the terminal and on the page."""
+        if card.remark:
+            yield card.remark
+        signs = Counter(s.title for s in self.signatures if s.train_task == card.train_task)
+        if signs:
+            named = ", ".join(f"{title} ({number})" for title, number in signs.items())
+            yield f"Signs of failure: {named}."
+        yield from (
+            f"- {line}"
+            for run in self.deployed
+            if run.train_task == card.train_task
+            for line in run.lines
+        )
 
     def lines(self, train_task: str) -> Iterator[str]:
         """What the terminal says of a trained task beside its verdict."""

@@ -148,9 +148,9 @@ def _statement(
     )
     noise = NOISE_STDERRS * statistics.median(point.gain.stderr for point in common)
     if max(_range(common), _range(own)) <= noise:
-        return f"{both} Both are within what so few items can tell apart."
+        return f"{both} Both are too small to detect with so few items."
     if _range(common) <= _range(own):
-        return f"{both} So the effect of rank here is not one of step size."
+        return f"{both} So the effect of rank here is not an effect of step size."
     part = 1.0 - _range(own) / _range(common)
     return (
         f"{both} So about {quantities.percent(round(part, 2))} of the effect of rank is step size."

@@ -202,5 +202,5 @@ def _statements(rows: Sequence[VariantRow]) -> Iterator[str]:
     if at_edge:
         yield (
             f"The best learning rate of {quantities.listed(list(dict.fromkeys(at_edge)))} is the "
-            "smallest or the largest that was tried: a better one may lie beyond."
+            "smallest or the largest that was tried: the optimum may lie beyond."
         )

@@ -98,7 +98,7 @@ def save_without_heads(
     The folder ``target`` is created; all else is as in ``without_heads``.
 
     Raises:
-        ModelError: the source cannot be read, or is no plain LoRA.
+        ModelError: the source cannot be read, or is not a plain LoRA.
         StorageError: the target cannot be written.
     """
     changed = without_heads(read_factors(source), layouts, heads, keys_and_values=keys_and_values)

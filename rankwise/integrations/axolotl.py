@@ -91,7 +91,7 @@ def _read_data(draft: Draft) -> None:
     given = entries.take("datasets")
     sets = [each for each in given if isinstance(each, Mapping)] if isinstance(given, list) else []
     if given is not None and not sets:
-        entries.problems.append(f"datasets: {shown(given)} is no list of data sets; correct it")
+        entries.problems.append(f"datasets: {shown(given)} is not a list of data sets; correct it")
     if not sets:
         return
     first = {str(key): value for key, value in sets[0].items()}
@@ -110,7 +110,7 @@ def _read_data(draft: Draft) -> None:
         describe_rows(draft, "messages" if is_messages else "sharegpt")
         if template is not None:
             draft.to_check.append(
-                f"chat_template: {shown(template)}; the base model's own template is taken"
+                f"chat_template: {shown(template)}; the base model's own template is used"
             )
     elif str(kind).startswith("alpaca"):
         describe_rows(draft, "alpaca")

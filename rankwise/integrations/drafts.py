@@ -103,7 +103,7 @@ def read_content(path: Path) -> dict[str, Any]:
     """The keys and values of a file; one that ends in ``.json`` is JSON, any other YAML.
 
     Raises:
-        ConfigError: it cannot be read, is neither, or is no mapping.
+        ConfigError: it cannot be read, is neither, or is not a mapping.
     """
     try:
         text = read_yaml_text(path)
@@ -114,7 +114,7 @@ def read_content(path: Path) -> dict[str, Any]:
         problem = f"not valid JSON: {error}; save the file again"
         raise ConfigError(str(path), [problem]) from error
     if not isinstance(content, dict):
-        problem = "the file is no mapping of keys to values; give the config of a training"
+        problem = "the file is not a mapping of keys to values; give the config of a training"
         raise ConfigError(str(path), [problem])
     return content  # pyright: ignore[reportUnknownVariableType]
 
@@ -227,10 +227,10 @@ _NUMBERS = ("alpha", "dropout", "learning_rate", "weight_decay", "max_grad_norm"
 _TEXTS = ("base_model", "revision")
 _BOUNDS: dict[str, tuple[float, str]] = {
     "rank": (1, "is not a rank; use a whole number of at least 1"),
-    "batch_size": (1, "is no batch size; use a whole number of at least 1"),
-    "gradient_accumulation_steps": (1, "is no number of steps; use at least 1"),
-    "max_length": (1, "is no length; use at least 1"),
-    "seed": (0, "is no seed; use 0 or more"),
+    "batch_size": (1, "is not a batch size; use a whole number of at least 1"),
+    "gradient_accumulation_steps": (1, "is not a number of steps; use at least 1"),
+    "max_length": (1, "is not a length; use at least 1"),
+    "seed": (0, "is not a seed; use 0 or more"),
 }
 
 # Where and how often something is written, how fast it goes, and passwords, which are never shown:
@@ -351,7 +351,7 @@ def _read_steps(draft: Draft, tool: Tool) -> None:
         draft.fields["epochs"] = max(round(epochs), 1)
         if epochs != draft.fields["epochs"]:
             draft.to_check.append(
-                f"{tool.keys['num_epochs']}: {epochs:g} is no whole number; "
+                f"{tool.keys['num_epochs']}: {epochs:g} is not a whole number; "
                 f"train.epochs is {draft.fields['epochs']}"
             )
 
@@ -375,7 +375,7 @@ def _read_schedule(draft: Draft, tool: Tool) -> None:
     elif name is not None:
         nearest = "cosine" if "cosine" in name else "linear"
         draft.fields["schedule"] = nearest
-        draft.not_carried.append(f"{keys['schedule']}: {shown(name)}; {nearest} is taken")
+        draft.not_carried.append(f"{keys['schedule']}: {shown(name)}; {nearest} is used")
 
 
 def _take_defaults(draft: Draft, tool: Tool) -> None:
@@ -420,7 +420,7 @@ def _check_values(draft: Draft, tool: Tool) -> None:
         value = draft.fields.get(field)
         if value is not None and value <= 0:
             if field == "max_grad_norm":  # 0 turns it off
-                draft.not_carried.append(f"{tool.keys[field]}: {value:g}, no limit; 1 is taken")
+                draft.not_carried.append(f"{tool.keys[field]}: {value:g}, no limit; 1 is used")
                 draft.fields[field] = None
                 continue
             draft.entries.problems.append(

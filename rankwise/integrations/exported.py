@@ -70,8 +70,8 @@ def chosen_runs(
         name = settled or bet
         if name is None:
             remarks.append(
-                f"nothing is recommended for {part.train_task}, and no option is a bet worth "
-                "taking; name a run with --run"
+                f"nothing is recommended for {part.train_task}, and there is no best bet; "
+                "name a run with --run"
             )
             continue
         chosen.append(ChosenRun(by_name[name], part, "recommended" if settled else "the best bet"))

@@ -86,7 +86,7 @@ def write_shared(
     _write_records(folder, target / STUDY, with_items=with_items)
     items = item_table(outcome.results, folder.read_samples, with_texts=with_items)
     losses = {each.name: folder.read_losses(each.name) for each in outcome.results.runs}
-    write_report(target / STUDY, *outcome, items, losses)
+    write_report(target / STUDY, *outcome, items, losses, study=Path(STUDY))
     return Shared(chosen.planned.name, tuple(_remarks(study)))
 
 
@@ -284,8 +284,8 @@ def _upload(source: Path, repo: str, message: str, *, public: bool) -> tuple[str
 
 
 _OFFLINE = (
-    "the Hub is not asked, since HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set. Unset it and "
-    "push again, or see with --dry-run what would be sent."
+    "the Hub is not contacted, because HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set. Unset it "
+    "and push again, or list with --dry-run what would be sent."
 )
 
 
@@ -322,7 +322,7 @@ def _refusal(error: HfHubHTTPError, repo: str) -> str:
             )
         case 403:
             return (
-                f"the token may not write to {repo} ({said}). Take a token with write access, or a "
+                f"the token may not write to {repo} ({said}). Use a token with write access, or a "
                 "name of your own."
             )
         case _:

@@ -76,9 +76,7 @@ def _read_own(draft: Draft) -> None:
     template = entries.text("template")
     draft.fields["chat_template"] = template not in ("empty", "default", "vanilla")
     if template is not None and draft.fields["chat_template"]:
-        draft.to_check.append(
-            f"template: {shown(template)}; the base model's own template is taken"
-        )
+        draft.to_check.append(f"template: {shown(template)}; the base model's own template is used")
     _read_data(draft)
 
 

@@ -150,7 +150,7 @@ class RetentionCallback(TrainerCallback):
         names = [task.name for of_relation in tasks.values() for task in of_relation]
         if both := sorted({name for name in names if names.count(name) > 1}):
             raise TaskError(
-                f"{', '.join(both)} would be of retention and of the gain. Name each task once."
+                f"{', '.join(both)} is listed in both tasks and gain. Name each task once."
             )
         return tasks
 
@@ -195,11 +195,11 @@ def _refuse_settings(
     if not tasks:
         problems.append("tasks: there are none; name at least one")
     if every < 1:
-        problems.append(f"every: {every} is no number of steps; give at least 1")
+        problems.append(f"every: {every} is not a number of steps; give at least 1")
     if items < 2:
         problems.append(f"items: {items} are too few for an interval; give at least 2")
     if limit is not None and not (math.isfinite(limit) and limit > 0):
-        problems.append(f"max_retention_loss: {limit:g} is no margin; give a number above 0")
+        problems.append(f"max_retention_loss: {limit:g} is not a margin; give a number above 0")
     if problems:
         raise ConfigError(_NAME, problems)
 

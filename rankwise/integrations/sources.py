@@ -144,7 +144,7 @@ def read_source(path: Path) -> Reading:
         path: a YAML or JSON file of one of the tools, or a folder with ``adapter_config.json``.
 
     Raises:
-        ConfigError: with every problem: it cannot be read, is no known tool's, names no base
+        ConfigError: with every problem: it cannot be read, is not a known tool's, names no base
             model, or has values that no training can have.
     """
     if os.path.isdir(path):

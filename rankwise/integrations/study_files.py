@@ -50,7 +50,7 @@ def study_files(folder: StudyFolder, study: StudyRecord) -> list[StudyFile]:
     there = [each for each in found if each.path.exists()]
     for each in there:
         if not each.path.is_file():
-            raise RecordError(f"{each.path} is no regular file. Take it out of the study.")
+            raise RecordError(f"{each.path} is not a regular file. Take it out of the study.")
     return there
 
 
@@ -69,7 +69,7 @@ def refuse_links(folder: StudyFolder, paths: list[Path]) -> None:
     link = min((part for part in on_the_way if part.is_symlink()), default=None)
     if link is not None:
         raise RecordError(
-            f"{link} is a link, and nothing outside of the study is given away. Copy the study "
+            f"{link} is a link, and nothing outside the study is exported. Copy the study "
             "with what its links lead to (cp -rL), look at it, and give that folder."
         )
 

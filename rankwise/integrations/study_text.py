@@ -97,7 +97,7 @@ def _with_data(setup: TrainingSetup, to_check: list[str], folder: Path) -> Train
         return setup._replace(data=NO_DATA)
     if not os.path.exists(folder / setup.data):
         to_check.append(
-            f"train.data: {shown(setup.data)} is no file here; it takes JSON Lines, so save the "
+            f"train.data: {shown(setup.data)} is not a file here; it takes JSON Lines, so save the "
             "rows of a hub's data set as such"
         )
     return setup

@@ -81,7 +81,7 @@ class PaperTable(NamedTuple):
         title: the study and its trained task.
         statement: the verdict in words.
         table: each cell with its interval.
-        notes: on intervals, and on what was not measured.
+        notes: on intervals, and on runs without scores.
         label: for references.
     """
 

@@ -94,7 +94,7 @@ def _first_of(draft: Draft, mixed: Any) -> str | None:
     """The file or the name of the first data set of a mixture."""
     sets = [each for each in mixed if isinstance(each, Mapping)] if isinstance(mixed, list) else []
     if not sets:
-        draft.entries.problems.append(f"datasets: {shown(mixed)} is no list of data sets")
+        draft.entries.problems.append(f"datasets: {shown(mixed)} is not a list of data sets")
         return None
     for place, each in enumerate(sets[1:], start=1):
         draft.not_carried.append(f"datasets[{place}]: {shown(each.get('path'))}; a study has one")

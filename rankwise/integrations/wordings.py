@@ -117,7 +117,7 @@ def read_optimizer(draft: Draft, key: str) -> None:
     if name is None or str(name) in _ADAMW:
         return
     is_adamw = "adamw" in str(name)
-    more = "AdamW with float32 moments is taken" if is_adamw else "AdamW is taken"
+    more = "AdamW with float32 moments is used" if is_adamw else "AdamW is used"
     draft.not_carried.append(f"{key}: {shown(name)}; {more}")
 
 

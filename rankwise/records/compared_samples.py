@@ -116,7 +116,7 @@ def _chosen(
     if direction_from == "assumed":
         notes.append(
             f"no results file next to the samples says whether more or less of {metric!r} is "
-            "better; more is assumed to be better"
+            "better; higher is assumed to be better"
         )
     unit = metric
     if metric == LOSS_METRIC:

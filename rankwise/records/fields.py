@@ -39,7 +39,7 @@ def is_hidden(character: str) -> bool:
 def file_name(value: str) -> str:
     """Refuse names that are no plain name of a file or folder."""
     if value.startswith(".") or "/" in value or "\\" in value:
-        raise ValueError(f"{value!r} is no plain name of a file or folder; rename it")
+        raise ValueError(f"{value!r} is not a plain name of a file or folder; rename it")
     return plain_text(value)
 
 
@@ -98,7 +98,7 @@ def seconds_of(duration: str) -> float:
     """Seconds of a time such as 90min or 2h; raises ValueError for what is none."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|min|m|h|d)", duration.strip())
     if found is None or float(found[1]) == 0:
-        raise ValueError(f"{duration!r} is no time; write 90min, 2h or 1d")
+        raise ValueError(f"{duration!r} is not a time; write 90min, 2h or 1d")
     return float(found[1]) * _SECONDS[found[2]]
 
 
@@ -119,12 +119,12 @@ def bytes_of(memory: str) -> int:
     if 0 < size < 10**6 and found is not None and found[2] is None:
         raise ValueError(f"{memory} is bytes; write {memory.strip()}GB")
     if size == 0:
-        raise ValueError(f"{memory!r} is no amount of memory; write 80GB, 24GiB or bytes")
+        raise ValueError(f"{memory!r} is not an amount of memory; write 80GB, 24GiB or bytes")
     return size
 
 
 def duration(value: str) -> str:
-    """Refuse text that is no time."""
+    """Refuse text that is not a time."""
     seconds_of(value)
     return value
 
@@ -167,7 +167,7 @@ MOST_ENTRIES = 1000
 LARGEST = 2**31 - 1
 """Of a whole number: what is beyond every data set, and fits everywhere that numbers are kept."""
 
-# Strict: a switch (yes, true) is no number, a number is no switch, and "3" in quotes is text.
+# Strict: a switch (yes, true) is not a number, a number is not a switch, and "3" in quotes is text.
 Switch = Annotated[bool, Field(strict=True)]
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]

@@ -245,19 +245,19 @@ def require_regular(path: Path) -> None:
     """Refuse to open what blocks, or has no end: a pipe, a socket, a device.
 
     Raises:
-        OSError: it is not there, or is no regular file.
+        OSError: it is not there, or is not a regular file.
     """
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
         kind = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
-        raise OSError(kind, "it is no regular file", str(path))
+        raise OSError(kind, "it is not a regular file", str(path))
 
 
 def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
     """The content of a file, of ``most_bytes`` at most: of records and data nothing else is read.
 
     Raises:
-        OSError: it cannot be read, is larger, or is no regular file.
+        OSError: it cannot be read, is larger, or is not a regular file.
     """
     require_regular(path)
     if most_bytes is not None and path.stat().st_size > most_bytes:
@@ -345,7 +345,7 @@ def read_items(path: Path, digest: FileDigest | None) -> list[dict[str, Any]]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it has other bytes than its digest says, or a line is no JSON object.
+        ValueError: it has other bytes than its digest says, or a line is not a JSON object.
     """
     content = read_regular(path)
     if digest != FileDigest.of(content):

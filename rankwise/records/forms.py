@@ -23,7 +23,7 @@ AS_TRAINED = "as-trained"
 
 
 def known_form(name: str) -> str:
-    """Refuse a name that is no form's."""
+    """Refuse a name that is not a form's."""
     if name not in FORMS:
         instead = did_you_mean(name, FORMS) or f"there is {', '.join(FORMS)}"
         raise ValueError(f"no form is named {name!r}; {instead}")

@@ -117,7 +117,7 @@ def refuse_foreign(
 def _resolved(target: Path) -> Path:
     target = Path(os.path.realpath(target))
     if target.exists() and not target.is_dir():
-        raise ConfigError(str(target), ["it is no folder; name another place"])
+        raise ConfigError(str(target), ["it is not a folder; name another place"])
     return target
 
 
@@ -181,7 +181,7 @@ class _Target:
         for folder in reversed(Path(name).parents[:-1]):
             on_the_way = self._root / folder
             if on_the_way.is_symlink() or (on_the_way.exists() and not on_the_way.is_dir()):
-                return f"would go through {folder}, which is no folder", False
+                return f"would go through {folder}, which is not a folder", False
         if not os.path.lexists(file):
             return None
         mode = file.lstat().st_mode

@@ -175,7 +175,7 @@ class PlannedRun(Record):
     variant: VariantName | None = None
     """Which variant of LoRA it is; None: LoRA itself, or full fine-tuning."""
     beside_ranks: tuple[int, ...] = ()
-    """LoRA's ranks with which a variant is compared; empty for what is no variant.
+    """LoRA's ranks with which a variant is compared; empty for what is not a variant.
 
     Several where it is the same training beside each: (IA)³ has no rank.
     """

@@ -278,7 +278,7 @@ def _with_absolute_schema(judge: JudgeName | CheckConfig, folder: Path) -> Judge
     if check is None or check.schema_file is None:
         return judge
     found = check.model_copy(update={"schema_file": _place(folder, check.schema_file)})
-    return CheckConfig(json=found)
+    return CheckConfig.model_validate({"json": found})
 
 
 def _with_absolute_rows(arm: MitigationConfig, folder: Path) -> MitigationConfig:

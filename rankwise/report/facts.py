@@ -22,17 +22,18 @@ Facts = dict[str, str]
 
 def judgement_facts(recommendation: Recommendation) -> Facts:
     """The margins and the confidence that decided."""
-    epsilon = ceiling = "none: retention was not measured"
-    if recommendation.epsilon_points is not None:
-        epsilon = quantities.amount(recommendation.epsilon_points, "points")
-        ceiling = quantities.amount(recommendation.worst_task_points or 0.0, "points")
+    margins = {
+        "ε, the acceptable retention loss on average": recommendation.epsilon_points,
+        "The acceptable loss of any single task": recommendation.worst_task_points,
+    }
+    if recommendation.epsilon_points is None:
+        margins = {}
     items = quantities.count(recommendation.num_items_in_domain)
     return {
         "δ, ranks closer than this count as equal": quantities.amount(
             recommendation.delta, recommendation.unit
         ),
-        "ε, the acceptable retention loss on average": epsilon,
-        "The acceptable loss of any single task": ceiling,
+        **{name: quantities.amount(value or 0.0, "points") for name, value in margins.items()},
         "Confidence": f"{quantities.percent(recommendation.confidence)}, over all looks",
         "Looks at this study": ", ".join(
             f"{look.number} ({quantities.counted(sum(look.num_items.values()), 'item')}, may be "
@@ -162,7 +163,7 @@ def source_name(config: StudyConfig) -> str:
 
 def _method_facts(config: StudyConfig, plans: Sequence[PlannedRun]) -> Facts:
     lora, full = config.methods.lora, config.methods.full
-    facts = {"LoRA": "not part of the study"}
+    facts: Facts = {}
     if lora is not None:
         ranks = sorted({run.rank for run in plans if run.rank is not None})
         sets = dict.fromkeys(run.target_modules for run in plans if run.target_modules)
@@ -173,12 +174,10 @@ def _method_facts(config: StudyConfig, plans: Sequence[PlannedRun]) -> Facts:
             "LoRA target modules": "; ".join(map(", ".join, sets)),
             "LoRA learning rate": _rates(plans, "lora"),
         }
-    if full is None:
-        return facts | {"Full fine-tuning": "not part of the study"}
-    return facts | {
-        "Full fine-tuning learning rate": _rates(plans, "full"),
-        "Full fine-tuning's weights": f"{full.weights}, by {full.optimizer}",
-    }
+    if full is not None:
+        facts["Full fine-tuning learning rate"] = _rates(plans, "full")
+        facts["Full fine-tuning's weights"] = f"{full.weights}, by {full.optimizer}"
+    return facts
 
 
 def _rates(plans: Sequence[PlannedRun], method: str) -> str:

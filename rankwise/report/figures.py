@@ -24,7 +24,6 @@ def figure_files(page: Page) -> dict[str, dict[str, str | bytes]]:
         figure.name: {"svg": svg, "png": vl_convert.svg_to_png(svg, scale=PNG_SCALE)}
         for section in page.all_sections
         for figure in section.figures
-        if figure.drawing is not None
         # PNG from the SVG: compiling the chart a second time takes longer than drawing it
         for svg in [figure_svg(figure, figure.drawing)]
     }

@@ -10,12 +10,12 @@ from typing import Any
 from rankwise.findings.item_table import ItemTable
 from rankwise.findings.models import seeded_labels, summarise
 from rankwise.findings.signatures.found import not_looked_for
+from rankwise.findings.statements import reasons_beside_verdicts
 from rankwise.findings.study import FINDINGS, StudyFindings, finding_tables
 from rankwise.findings.tables import task_tables
 from rankwise.records import quantities
 from rankwise.records.axes import Kind
 from rankwise.records.folder import StudyFolder
-from rankwise.records.grouping import grouped
 from rankwise.records.outputs import refuse_foreign, write_outputs
 from rankwise.records.recommendation import Recommendation, StudyRecommendation
 from rankwise.records.results import StudyResults, TrainTaskResults
@@ -32,17 +32,15 @@ from rankwise.report.facts import (
 )
 from rankwise.report.items import encoded_items
 from rankwise.report.parts import (
-    Dial,
     Figure,
     ReportSection,
-    Table,
     TitledTable,
     file_name,
     thinned,
 )
 from rankwise.report.rendering import Page, Part, rendered
 from rankwise.report.sections.by_rank import axis_section, checkpoint_section, truncation_section
-from rankwise.report.sections.card import CARD_SECTION, card_section
+from rankwise.report.sections.card import alternative_section, card_table, margin_section
 from rankwise.report.sections.deployment import deployment_section
 from rankwise.report.sections.doubling import doubling_section
 from rankwise.report.sections.gauges import behaviour_section, gauge_section, lost_item_section
@@ -50,11 +48,11 @@ from rankwise.report.sections.heads import head_section
 from rankwise.report.sections.mechanisms import mechanism_section
 from rankwise.report.sections.methods import methods_section
 from rankwise.report.sections.mitigations import mitigation_section, repair_section, variant_section
-from rankwise.report.sections.overview import study_figures
+from rankwise.report.sections.overview import TRADE_OFF, study_figures
 from rankwise.report.sections.prompting import prompting_section
 from rankwise.report.sections.retention import retention_section
 from rankwise.report.sections.search import search_section
-from rankwise.report.sections.signatures import claims_section, signature_section, watch_points
+from rankwise.report.sections.signatures import claims_section, signature_section
 from rankwise.report.sections.slices import slice_section
 from rankwise.report.sections.transfer import transfer_section
 from rankwise.report.sections.weights import weight_section
@@ -67,12 +65,9 @@ from rankwise.report.summaries import (
 )
 from rankwise.report.tables import (
     decision_table,
-    epsilon_table,
     format_table,
     measured_table,
     metrics_table,
-    odds_table,
-    prospect_table,
     relation_table,
 )
 
@@ -96,6 +91,7 @@ def write_report(
     items: ItemTable | None = None,
     losses: Mapping[str, Course] = MappingProxyType({}),
     *,
+    study: Path | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write ``report.html`` and the folder ``report/`` into a study's folder.
@@ -110,6 +106,7 @@ def write_report(
         findings: made from them.
         items: to look at one by one; None leaves them out.
         losses: of each run in training, by name.
+        study: the study's folder, which the page's commands name; None: ``folder``.
         overwrite: replace files that rankwise did not write.
 
     Returns:
@@ -122,7 +119,7 @@ def write_report(
     path = StudyFolder(folder).report_file
     refuse_foreign(folder, [path.name], overwrite=overwrite)  # before anything is made
     config = results.study.config
-    made = study_page(results, recommendation, findings, losses)
+    made = study_page(results, recommendation, findings, losses, study or folder)
     encoded = None if items is None else encoded_items(items)
     written: dict[str, str | bytes] = {}
     if encoded is not None and encoded.is_large:
@@ -146,30 +143,39 @@ def study_page(
     recommendation: StudyRecommendation,
     findings: StudyFindings,
     losses: Mapping[str, Course],
+    folder: Path | None = None,
 ) -> Page:
-    """What stands on the page of a study, before it is drawn."""
+    """What stands on the page of a study, before it is drawn.
+
+    ``folder`` is the study's, for the commands.
+    """
     several = len(recommendation.by_train_task) > 1
-    return Page(
-        "rankwise report",
-        results.study.config.name,
-        question(results.study),
-        [
-            _part(results.of(part.train_task), part, findings, is_named=several)
-            for part in recommendation.by_train_task
-        ],
-        [*study_sections(results, findings), *_origin(results, losses)],
-    )
+    parts: list[Part] = []
+    sections = list(_settings(results, recommendation, findings))
+    for judged in recommendation.by_train_task:
+        own = results.of(judged.train_task)
+        part, folded = _part(own, judged, findings, is_named=several)
+        if several:
+            part = part._replace(sections=[*part.sections, *folded])
+        else:
+            sections += folded
+        parts.append(part)
+    rest = [*study_sections(results, findings), *_origin(results, losses)]
+    sections += [section._replace(is_folded=True) for section in rest]
+    title = results.study.config.name
+    asked = question(results.study)
+    return Page("rankwise report", title, asked, parts, sections, study_folder=folder)
 
 
 def card_page(
-    results: StudyResults, recommendation: StudyRecommendation, findings: StudyFindings
+    results: StudyResults,
+    recommendation: StudyRecommendation,
+    findings: StudyFindings,
+    folder: Path,
 ) -> str:
-    """The verdicts with their cards alone, as a page that holds everything it shows."""
-    page = study_page(results, recommendation, findings, {})
-    parts = [
-        part._replace(sections=[each for each in part.sections if each.name == CARD_SECTION])
-        for part in page.parts
-    ]
+    """The cards alone, as a page that holds everything it shows."""
+    page = study_page(results, recommendation, findings, {}, folder)
+    parts = [part._replace(sections=[]) for part in page.parts]
     return rendered(page._replace(parts=parts, sections=[]))
 
 
@@ -180,10 +186,7 @@ def question(study: StudyRecord) -> str:
         what = "How much LoRA rank is enough" if has_rank else "Which model is best"
         return f"{what} on {quantities.listed([*study.tasks])}, by scores that were made elsewhere?"
     trained_on, base = source_name(study.config), base_model_name(study.config)
-    return (
-        f"How much LoRA rank is enough for {trained_on} on {base}, and what does each choice make "
-        "the model forget?"
-    )
+    return f"How much LoRA rank is enough for {trained_on} on {base}?"
 
 
 def _part(
@@ -192,82 +195,81 @@ def _part(
     findings: StudyFindings,
     *,
     is_named: bool,
-) -> Part:
-    """What the page shows of one trained task; of several, figures have its name in front."""
+) -> tuple[Part, list[ReportSection]]:
+    """What the page shows of one trained task first, and what it folds.
+
+    Of several, figures have the task's name in front, and all but the card is folded.
+    """
     summaries = summarise(results, recommendation)
     prefix = _prefix(results.train_task, is_named=is_named)
-    figures = [
-        figure._replace(name=f"{prefix}{figure.name}")
+    figures = {
+        figure.name: figure._replace(name=f"{prefix}{figure.name}")
         for figure in study_figures(results, recommendation, summaries)
+    }
+    card = next((c for c in findings.cards if c.train_task == results.train_task), None)
+    first: ReportSection | None = None
+    folded: list[ReportSection | None] = []
+    if card is not None:
+        picture = figures.pop(TRADE_OFF, None)
+        first = ReportSection(
+            "card",
+            card.headline,
+            list(findings.card_lines(card)),
+            [] if picture is None else [picture],
+            [TitledTable("", card_table(card, recommendation, results))],
+        )
+        folded += [margin_section(recommendation), alternative_section(card, recommendation)]
+    decision, notes = decision_table(recommendation), reasons_beside_verdicts(recommendation)
+    said = [recommendation.statement] if card is not None else []
+    tables = [TitledTable("", table) for table in (decision, *notes) if table is not None]
+    shown = [
+        ReportSection("reasons", "Why", said, tables=tables, is_folded=is_named),
+        ReportSection("figures", "By rank", figures=list(figures.values()), is_folded=is_named),
     ]
-    rank = "" if recommendation.rank is None else f", rank {recommendation.rank}"
-    trained = grouped((s.option, s.run.train_seconds) for s in summaries if s.run is not None)
-    seconds = {option: sum(of_seeds) for option, of_seeds in trained.items()}
+    folded.append(_comparison(results, recommendation, summaries))
+    tasks = list(_tasks(results, recommendation, summaries))
+    folded.append(ReportSection("tasks", "Task by task", tables=tasks, is_folded=True))
+    part = Part(
+        f"Trained on {results.train_task}" if is_named else "",
+        recommendation.outcome,
+        OUTCOMES[recommendation.outcome] if card is None else card.headline,
+        recommendation.statement if card is None else "",
+        (),
+        [section for section in shown if section.figures or section.name != "figures"],
+        first,
+        "" if card is None else card.command,
+    )
+    return part, [section for section in folded if section is not None]
+
+
+def _comparison(
+    results: TrainTaskResults, recommendation: Recommendation, summaries: Summaries
+) -> ReportSection:
     # the seed is a column only where there are several
     same: tuple[str, ...] = () if len(results.study.config.seeds) > 1 else ("Seed",)
     same += () if results.study.scores is None else ONLY_OF_TRAINING
-    comparison = [
-        TitledTable("", verdict_table(results, recommendation, summaries, same)),
-        *(TitledTable("", note) for note in verdict_notes(recommendation, summaries)),
-    ]
-    measured = [TitledTable("", measured_table(results))]
-    metrics = metrics_table(results, summaries)
-    measured += [] if metrics is None else [TitledTable("Other metrics", metrics)]
-    sections = [
-        *(
-            card_section(card, recommendation, seconds)
-            for card in findings.cards
-            if card.train_task == results.train_task
-        ),
-        ReportSection("comparison", "The comparison", tables=comparison),
-        ReportSection(
-            "reasons", "Why", points=recommendation.reasons, tables=list(_reasons(recommendation))
-        ),
-        ReportSection("figures", "Figures", figures=figures),
-        ReportSection(
-            "tasks", "Task by task", tables=list(_tasks(results, recommendation, summaries))
-        ),
-        ReportSection("measured", "What was measured", tables=measured),
-    ]
-    return Part(
-        f"Trained on {results.train_task}" if is_named else "",
-        recommendation.outcome,
-        f"{OUTCOMES[recommendation.outcome]}{rank}",
-        recommendation.statement,
-        watch_points([s for s in findings.signatures if s.train_task == results.train_task]),
-        sections,
-    )
-
-
-def _reasons(recommendation: Recommendation) -> Iterator[TitledTable]:
-    bet = recommendation.best_bet
-    dial = None if bet is None else Dial(bet, recommendation.epsilon_points)
-    tables = {
-        "What each rank was judged on": decision_table(recommendation),
-        "The best bet": odds_table(recommendation),
-        "How much may be forgotten?": epsilon_table(recommendation),
-        "What would settle it": prospect_table(recommendation),
-    }
-    for title, table in tables.items():
-        if table is not None:
-            yield TitledTable(title, table, dial if title.startswith("How much") else None)
-    yield TitledTable("Margins", judgement_facts(recommendation))
+    notes = list(verdict_notes(recommendation, summaries))
+    table = verdict_table(results, recommendation, summaries, same)
+    tables = [TitledTable("", table)]
+    return ReportSection("comparison", "Every run", notes, tables=tables, is_folded=True)
 
 
 def _tasks(
     results: TrainTaskResults, recommendation: Recommendation, summaries: Summaries
 ) -> Iterator[TitledTable]:
-    """Every relation, with its table or why there is none."""
-    for relation in RELATIONS:
-        table: Table | str | None = relation_table(results, recommendation, summaries, relation)
-        if table is None:
-            named = bool(results.tasks.get(relation))
-            reason = "no run was scored" if named else "the study names no such task"
-            table = f"Not measured: {reason}."
-        yield TitledTable(RELATION_NAMES[relation].capitalize(), table)
-    formats = format_table(results, recommendation, summaries)
-    if formats is not None:
-        yield TitledTable("As the training asked", formats)
+    """The runs on the tasks of every relation, and how these tasks were asked."""
+    tables = {
+        RELATION_NAMES[relation].capitalize(): relation_table(
+            results, recommendation, summaries, relation
+        )
+        for relation in RELATIONS
+    }
+    tables["As the training asked"] = format_table(results, recommendation, summaries)
+    tables["What was measured"] = measured_table(results)
+    tables["Other metrics"] = metrics_table(results, summaries)
+    for title, table in tables.items():
+        if table is not None:
+            yield TitledTable(title, table)
 
 
 def loss_figure(study: StudyRecord, losses: Mapping[str, Course]) -> Iterator[Figure]:
@@ -287,14 +289,35 @@ def loss_figure(study: StudyRecord, losses: Mapping[str, Course]) -> Iterator[Fi
     yield Figure("loss", "Training loss", caption, loss_chart(courses), "on the trained rows")
 
 
-def _origin(results: StudyResults, losses: Mapping[str, Course]) -> Iterator[ReportSection]:
+def _settings(
+    results: StudyResults, recommendation: StudyRecommendation, findings: StudyFindings
+) -> Iterator[ReportSection]:
+    """What went wrong, how the choice is set, and what every run and every verdict rests on."""
     warnings = study_warnings(results)
     if warnings:
         yield ReportSection("warnings", "Warnings", points=warnings)
-    facts = TitledTable("", training_facts(results))
-    figures = list(loss_figure(results.study, losses))
+    several = len(recommendation.by_train_task) > 1
+
+    def of(train_task: str) -> str:
+        return f", trained on {train_task}" if several else ""
+
+    tables = {
+        f"{card.choice}{of(card.train_task)}": card.settings
+        for card in findings.cards
+        if card.settings
+    }
     title = "Training" if results.study.scores is None else "The scores"
-    yield ReportSection("training", title, figures=figures, tables=[facts])
+    tables[title] = training_facts(results)
+    for part in recommendation.by_train_task:
+        tables[f"How it was judged{of(part.train_task)}"] = judgement_facts(part)
+    titled = [TitledTable(title, facts) for title, facts in tables.items()]
+    yield ReportSection("settings", "Settings", tables=titled)
+
+
+def _origin(results: StudyResults, losses: Mapping[str, Course]) -> Iterator[ReportSection]:
+    figures = list(loss_figure(results.study, losses))
+    if figures:
+        yield ReportSection("training", "Training loss", figures=figures)
     yield methods_section(results, FILES)
 
 

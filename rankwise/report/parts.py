@@ -23,6 +23,10 @@ MOST_ROWS, LEAST_ROWS = 400, 12
 """Of a table on a page, and of a group while there are more: who needs all reads the files."""
 
 
+LEAST_POINTS = 6
+"""Over fewer, a correlation is nothing to draw or to list."""
+
+
 class Cell(NamedTuple):
     """A number as text, its interval ("75.1 to 84.1") and a remark; the last two may be empty.
 
@@ -222,21 +226,21 @@ class Figure(NamedTuple):
     Attributes:
         name: for links and file names.
         title: above the chart.
-        caption: what can be read from it; where there is nothing to draw, why.
-        drawing: None where the study has nothing to draw.
+        caption: what can be read from it.
+        drawing: the chart.
         detail: under the title: units, n, and what bars and points are.
     """
 
     name: str
     title: str
     caption: str
-    drawing: Drawing | None = None
+    drawing: Drawing
     detail: str = ""
 
     @property
     def description(self) -> str:
         """What it shows in words."""
-        return "" if self.drawing is None else self.drawing.words
+        return self.drawing.words
 
 
 class Dial(NamedTuple):
@@ -269,7 +273,7 @@ class Sliders(NamedTuple):
 class TitledTable(NamedTuple):
     """A table with its heading; or names with what they are, or a sentence in a table's place.
 
-    ``dial`` stands above the table.
+    ``dial`` stands below it.
     """
 
     title: str
@@ -291,10 +295,12 @@ class ReportSection(NamedTuple):
         name: for links and file names; lower case with hyphens.
         title: its heading.
         remarks: sentences before the figures and tables.
-        figures: each with its own caption; those that cannot be drawn say why.
+        figures: each with its own caption.
         tables: every number of the section.
-        points: a list of sentences above the remarks.
+        points: a list of sentences below the remarks.
         listings: text to copy, at the end.
+        is_folded: it opens when its title is clicked, something in it is linked to, or the page is
+            printed.
     """
 
     name: str
@@ -304,6 +310,7 @@ class ReportSection(NamedTuple):
     tables: Sequence[TitledTable] = ()
     points: Sequence[str] = ()
     listings: Sequence[Listing] = ()
+    is_folded: bool = False
 
 
 class OfTask(Protocol):

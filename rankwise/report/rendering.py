@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import re
 from collections.abc import Sequence
+from functools import partial
 from importlib import resources
+from pathlib import Path
 from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from rankwise.findings.statements import with_folder
 from rankwise.records import quantities
 from rankwise.report.charts.marks import with_datasets
 from rankwise.report.charts.theme import theme
 from rankwise.report.items import EncodedItems
-from rankwise.report.parts import Chart, Figure, ReportSection, Sliders, shortened
+from rankwise.report.parts import Chart, Figure, ReportSection, shortened
 from rankwise.report.runtime import chart_runtime
 
 _COMMAND = re.compile("`([^`]+)`")
 
 
 class DrawnFigure(NamedTuple):
-    """A figure with its place on the page; without a chart where there is nothing to draw."""
+    """A figure with its place on the page."""
 
     figure: Figure
     number: int
-    chart: Chart | None
+    chart: Chart
 
 
 class DrawnSection(NamedTuple):
@@ -47,6 +51,9 @@ class Part(NamedTuple):
         statement: the answer in a sentence.
         points: more sentences.
         sections: what it rests on.
+        card: the first screen, in place of the statement: what can be chosen, in a table and in a
+            picture. None without.
+        command: what to do next, below the card's table.
     """
 
     title: str
@@ -55,12 +62,15 @@ class Part(NamedTuple):
     statement: str
     points: Sequence[str]
     sections: Sequence[ReportSection]
+    card: ReportSection | None = None
+    command: str = ""
 
 
 class Page(NamedTuple):
     """What stands on a page: its head, parts, and the sections about all of it.
 
-    ``items_beside`` is the page beside this one that has the items, if one does.
+    ``items_beside`` is the page beside this one that has the items, if one does; ``study_folder``
+    is what commands name.
     """
 
     kicker: str
@@ -71,11 +81,13 @@ class Page(NamedTuple):
     items: EncodedItems | None = None
     items_beside: str | None = None
     refresh_seconds: int | None = None
+    study_folder: Path | None = None
 
     @property
     def all_sections(self) -> list[ReportSection]:
         """In their order on the page."""
-        return [*(section for part in self.parts for section in part.sections), *self.sections]
+        own = [[part.card, *part.sections] if part.card else part.sections for part in self.parts]
+        return [*itertools.chain(*own), *self.sections]
 
 
 def rendered(page: Page) -> str:
@@ -89,9 +101,6 @@ def rendered(page: Page) -> str:
         for section in sections:
             figures: list[DrawnFigure] = []
             for figure in section.figures:
-                if figure.drawing is None:
-                    figures.append(DrawnFigure(figure, 0, None))
-                    continue
                 number += 1
                 chart = with_datasets(figure.drawing.chart, items_at)
                 figures.append(DrawnFigure(figure, number, chart))
@@ -106,15 +115,16 @@ def rendered(page: Page) -> str:
         lstrip_blocks=True,
     )
     environment.filters["odds"] = quantities.odds
-    environment.filters["with_commands"] = _with_commands
+    environment.filters["with_commands"] = partial(_with_commands, folder=page.study_folder)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    parts = [(part, drawn(part.sections)) for part in page.parts]
-    dials = [table.dial for section in page.all_sections for table in section.tables]
-    scripts: list[str] = []
+    parts = [
+        (part, drawn([part.card] if part.card else []), drawn(part.sections)) for part in page.parts
+    ]
     drawn_sections = drawn(page.sections)
+    scripts: list[str] = []
     if number:
         scripts.append(chart_runtime())
-    if number or page.items is not None or any(isinstance(dial, Sliders) for dial in dials):
+    if number or page.items is not None or any(part.card for part in page.parts):  # it moves
         file = resources.files("rankwise.report").joinpath("templates/report.js")
         scripts.append(file.read_text(encoding="utf-8"))
     text = environment.get_template("page.html").render(
@@ -134,6 +144,7 @@ def _digest(script: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
-def _with_commands(text: str) -> Markup:
-    """A sentence, escaped, with what stands between backticks as code."""
+def _with_commands(text: str, folder: Path | None) -> Markup:
+    """A sentence, escaped, with what stands between backticks as code; commands name the folder."""
+    text = text if folder is None else with_folder(text, folder)
     return Markup(_COMMAND.sub(r"<code>\1</code>", str(escape(text))))  # noqa: S704

@@ -68,18 +68,18 @@ def verdict_table(
             detail("in_domain", base.in_domain, with_metric=True),
         ),
         Column("Gain", lambda row: cells.mean(row.gain), cells.unit_name(recommendation.unit)),
-        Column(
+        Column.optional(
             "Out-of-domain score",
             lambda row: cells.mean(row.out_of_domain, signed=False),
             detail("out_of_domain", base.out_of_domain),
         ),
-        Column(
+        Column.optional(
             "Retention change",
             lambda row: _from(row, row.retention, row.retention_change, "score"),
             detail("retention", base.retention),
         ),
-        Column("Worst retention task", _worst, "points"),
-        Column(
+        Column.optional("Worst retention task", _worst, "points"),
+        Column.optional(
             "Forgetting",
             lambda row: _from(row, row.held_out_loss, row.forgetting, "loss"),
             detail("held_out_text", base.held_out_loss),
@@ -102,7 +102,7 @@ def verdict_table(
 
 
 def verdict_notes(recommendation: Recommendation, summaries: Summaries) -> Iterator[str]:
-    """What the table does not show by itself: how intervals are made, and what is missing."""
+    """What the table does not show by itself: how intervals are made, and who has no scores."""
     for row in summaries:
         problem = problem_of(row)
         if problem is not None:
@@ -113,15 +113,9 @@ def verdict_notes(recommendation: Recommendation, summaries: Summaries) -> Itera
         "Differences from the base (gain, retention change, forgetting) are paired over "
         "the same items."
     )
-    base = summaries[0]
-    if base.out_of_domain is None:
-        yield "Out-of-domain scores were not measured: the study names no such task."
-    if base.retention is None:
-        yield "Retention was not measured: the study names no retention task scored in points."
-    elif base.retention.num_tasks > 1:
+    retention = summaries[0].retention
+    if retention is not None and retention.num_tasks > 1:
         yield "Retention change is the mean over the tasks, each counting the same."
-    if base.held_out_loss is None:
-        yield "Forgetting on prose was not measured: the study names no held-out text."
 
 
 def problem_of(summary: ModelSummary) -> str | None:
@@ -189,7 +183,7 @@ def _detail(
 ) -> str:
     """acc, points, n = 400 in 2 tasks."""
     if base is None:
-        return "not measured"
+        return ""
     items = results.base.items
     metrics = {
         items[task].metric

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from rankwise.findings.models import task_score
-from rankwise.findings.statements import growth
+from rankwise.findings.statements import HARDLY, growth
 from rankwise.records import quantities
-from rankwise.records.judgement import EpsilonOdds, OptionOdds, Prospect
+from rankwise.records.judgement import OptionOdds, Prospect
 from rankwise.records.recommendation import Comparison, FormatEffect, RankVerdict, Recommendation
 from rankwise.records.results import ModelResults, TrainTaskResults
 from rankwise.records.study import MetricScore, Relation, State, TaskEvaluation, Unit
@@ -100,32 +100,9 @@ def odds_table(recommendation: Recommendation) -> Table | None:
     return table(caption, columns, bet.options)
 
 
-def epsilon_table(recommendation: Recommendation) -> Table | None:
-    """The odds for other acceptable losses; None without retention tasks."""
-    bet = recommendation.best_bet
-    if bet is None or not bet.by_epsilon:
-        return None
-
-    def name(row: EpsilonOdds) -> Cell:
-        own = row.epsilon_points == recommendation.epsilon_points
-        return Cell(quantities.number(row.epsilon_points), "", "this study" if own else "")
-
-    def odds_of(place: int, label: str) -> Column[EpsilonOdds]:
-        return Column(label, lambda row: quantities.odds(row.right[place]))
-
-    columns: list[Column[EpsilonOdds]] = [Column("ε", name, "points")]
-    columns += [odds_of(place, option.label) for place, option in enumerate(bet.options)]
-    columns.append(Column.text("Best bet", lambda row: row.choice or "do not fine-tune"))
-    caption = (
-        "The probability that each option is right, and the best bet, for every average retention "
-        "loss that may be acceptable to you; δ and the ceiling for single tasks are the study's."
-    )
-    return table(caption, columns, bet.by_epsilon)
-
-
 def prospect_table(recommendation: Recommendation) -> Table | None:
-    """What more items or seeds would do; None where the study is decided."""
-    if not recommendation.prospects:
+    """What more items or seeds would do; None where it is decided, or none would help."""
+    if all(prospect.probability < HARDLY for prospect in recommendation.prospects):
         return None
 
     columns: list[Column[Prospect]] = [

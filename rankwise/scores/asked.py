@@ -79,13 +79,13 @@ class Asked(NamedTuple):
         """
         margins = {"delta": self.delta, "epsilon": self.epsilon, "worst-task": self.worst_task}
         problems = [
-            f"--{name} {value:g} is no margin; give a number above 0"
+            f"--{name} {value:g} is not a margin; give a number above 0"
             for name, value in margins.items()
             if value is not None and not (math.isfinite(value) and value > 0)
         ]
         if self.confidence is not None and not 0.5 < self.confidence < 1.0:
             problems.append(
-                f"--confidence {self.confidence:g} is no confidence; use a number above 0.5 and "
+                f"--confidence {self.confidence:g} is not a confidence; use a number above 0.5 and "
                 "below 1"
             )
         if problems:

@@ -72,7 +72,7 @@ def log_scorings(log: Log, metric: str | None) -> Scoring:
         metric: a scorer of Inspect, or a statistic of HELM; None: the only one, or HELM's main one.
 
     Raises:
-        DataError: it has no such metric, a value that is no number, or another layout.
+        DataError: it has no such metric, a value that is not a number, or another layout.
     """
     of_inspect = _is_inspect(log.content)
     try:
@@ -121,7 +121,7 @@ def _unpacked(path: Path, content: bytes) -> dict[str, Any]:
             "inspect log convert --to json."
         ) from error
     except (zipfile.BadZipFile, StopIteration, ValueError, RecursionError, TypeError) as error:
-        raise DataError(f"{path} is no log of Inspect, or it is damaged: {error}.") from error
+        raise DataError(f"{path} is not a log of Inspect, or it is damaged: {error}.") from error
 
 
 def _inspect(log: Log, metric: str | None) -> Scoring:
@@ -164,7 +164,7 @@ def _inspect_value(log: Log, where: str, sample: Mapping[str, Any], metric: str)
     if not math.isfinite(number):
         raise DataError(
             f"{log.path} {where} (id {sample.get('id')!r}): the value of {metric} is {value!r}, "
-            "which is no number. Score it, or leave it out of all models."
+            "which is not a number. Score it, or leave it out of all models."
         )
     return number
 

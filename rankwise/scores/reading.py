@@ -84,7 +84,7 @@ def _as_rows(rows: Any) -> list[Mapping[str, Any]]:
         return rows.to_dict("records")
     if isinstance(rows, Iterable):
         return list(rows)
-    raise DataError(f"{type(rows).__name__} is no table; give a data frame, rows or a path.")
+    raise DataError(f"{type(rows).__name__} is not a table; give a data frame, rows or a path.")
 
 
 def _found(paths: Sequence[Path]) -> list[Path]:

@@ -222,10 +222,10 @@ def _models(
             raise DataError(
                 f"{others[0].name} is the only model; nothing is there to compare with."
             )
-        given = {"--retention": asked.retention, "--out-of-domain": asked.out_of_domain}
+        needs_base = {"--retention": asked.retention, "--out-of-domain": asked.out_of_domain}
         problems = [
             f"{option}: what is kept or transferred is a change from a base; name it with --base"
-            for option, tasks in given.items()
+            for option, tasks in needs_base.items()
             if tasks
         ]
         if problems:

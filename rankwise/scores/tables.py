@@ -68,7 +68,7 @@ def _content(table: Table, row: RawRow) -> dict[str, Any]:
         raise DataError(f"{table.name} {row.place}: {row.problem}.")
     if not isinstance(row.content, Mapping):
         raise DataError(
-            f"{table.name} {row.place}: {str(row.content)[:40]!r} is no row of columns."
+            f"{table.name} {row.place}: {str(row.content)[:40]!r} is not a row of columns."
         )
     return flat_row(row.content)
 
@@ -109,7 +109,7 @@ def _add(
 
 
 def _describe(described: dict[Any, dict[str, Any]], item: Any, document: Mapping[str, Any]) -> None:
-    """Keep of an item what every model's row says alike: that is no part of an answer."""
+    """Keep of an item what every model's row says alike: that is not a part of an answer."""
     known = described.setdefault(item, dict(document))
     for name in [name for name, value in known.items() if document.get(name) != value]:
         del known[name]
@@ -169,6 +169,7 @@ def _score(row: _Row, columns: Mapping[str, str]) -> float:
         raise DataError(f"{where}: {str(value)[:40]!r} is not a number.") from error
     if not math.isfinite(number):
         raise DataError(
-            f"{where}: {value} is no finite number. Score the item, or leave it out of all models."
+            f"{where}: {value} is not a finite number. Score the item, or leave it out of "
+            "all models."
         )
     return number

@@ -55,12 +55,13 @@ def replaced_scores(
             f"the items of {task}, or how they are asked, have changed" for task in tasks
         ]
     head = (
-        f"{folder.root} has {len(finished)} finished scores of {', '.join(tasks)} under other "
+        f"{folder.root} has {len(finished)} finished scores of {', '.join(tasks)} with other "
         "settings:"
     )
     remedy = (
         "Keep the settings of the folder, choose another --study-dir, or give --replace to "
-        "`rankwise run`: the old scores are then set aside in quarantine/ and made again."
+        "`rankwise run`: the old scores are then archived in quarantine/, and the tasks are "
+        "scored again."
     )
     error = StudyChangedError("\n  ".join([head, *differences, remedy]))
     places = (folder.evaluation_file, folder.samples_file)
@@ -111,7 +112,7 @@ def require_disk(folder: StudyFolder, graph: Sequence[Stage], num_workers: int =
         if num_workers > 1:
             by, fewer = f" with {num_workers} units at a time", "do fewer at a time, "
         raise StorageError(
-            f"what is left of the study takes about {in_words(needed)}{by} in {folder.root} and "
+            f"the rest of the study needs about {in_words(needed)}{by} in {folder.root} and "
             f"{in_words(free)} are free. Free some space, {fewer}choose another --study-dir, or "
             "leave full fine-tuning out with methods.full=null."
         )
@@ -135,7 +136,7 @@ def _differences(earlier: StudyRecord, now: StudyRecord) -> list[str]:
     name = "base_model.name"
     is_other_base = earlier.base_model_fingerprint != now.base_model_fingerprint
     if before[name] == after[name] and is_other_base:
-        return [f"base_model: the weights of {after[name]} are not those that were scored"]
+        return [f"base_model: the weights of {after[name]} are not the weights that were scored"]
     return [
         f"{key}: {before.get(key)!r} when they were scored, {after.get(key)!r} now"
         for key in sorted({*before, *after})

@@ -82,10 +82,10 @@ def models_of(study: StudyRecord, folder: StudyFolder) -> list[str]:
 def records_of_study(folder: StudyFolder) -> list[tuple[Path, type[Record], str]]:
     """The records of a study as a whole besides its plan, and the work that makes each."""
     return [
-        (folder.looks_file, StudyLooks, "judging the study; the looks are counted anew"),
-        (folder.search_file, SearchRecord, "searching; it is decided anew"),
+        (folder.looks_file, StudyLooks, "judging the study; looks are counted from one again"),
+        (folder.search_file, SearchRecord, "searching; it is decided again"),
         (folder.stacks_file, AcceptedStacks, "accepting another stack; it is asked for again"),
-        (folder.own_texts_file, OwnTexts, "training; the base writes its texts anew"),
+        (folder.own_texts_file, OwnTexts, "training; the base writes its texts again"),
         (folder.recommendation_file, StudyRecommendation, "judging the study"),
         (folder.findings_file, StudyFindings, "judging the study"),
     ]

@@ -261,7 +261,7 @@ def _set_damaged_aside(plan: StudyPlan, folder: StudyFolder, tell: Teller) -> No
         if damage.path == folder.metrics_file(run):  # the weights stay, without losses
             record = folder.read(folder.run_file(run), RunRecord)
             folder.write(folder.run_file(run), record.model_copy(update={"metrics": None}))
-        tell.noted(f"{damage}: set aside in {place}")
+        tell.noted(f"{damage}: moved to {place}")
 
 
 def _concluded(folder: StudyFolder, failures: Sequence[StageFailure]) -> StudyOutcome:

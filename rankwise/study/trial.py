@@ -130,7 +130,7 @@ def recognised(
     if count < 10:
         raise DataError(
             f"{own.raw.source} has {count} distinct rows, too few to train on some and score the "
-            "others. Give it 10 at least; 200 begin to tell."
+            "others. Give it at least 10; 200 or more are useful."
         )
     fraction = float(f"{min(HELD_OUT_SHARE, MOST_HELD_OUT / count):.2g}")
     return Trial(

@@ -123,7 +123,7 @@ class _Guard:
         """A file with what it includes. Links are followed first, as lm-eval does."""
         path = Path(path).expanduser().resolve()
         if not path.is_file():  # a pipe would block
-            raise TaskError(f"{path} is no file that can be read. Check the path.")
+            raise TaskError(f"{path} is not a file that can be read. Check the path.")
         if _seen is None:
             self._read = {}
         if options.get("resolve_func", True) and not self._is_installed(path):
@@ -196,7 +196,7 @@ class _Guard:
             self.refuse(f"use_prompt: {prompt_id!r} is rendered outside of the sandbox")
         file = prompt_id.rpartition(":")[0]
         if ".yaml" in file and not os.path.isfile(file):
-            raise TaskError(f"{self._file}, use_prompt: {file} is no file. Check the path.")
+            raise TaskError(f"{self._file}, use_prompt: {file} is not a file. Check the path.")
         return self._prompt(prompt_id, *names)
 
 

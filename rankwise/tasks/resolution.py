@@ -113,7 +113,7 @@ def _manager(tasks_path: Sequence[Path], *, everything: bool) -> Any:
 
     for folder in tasks_path:
         if not os.path.isdir(folder):  # unlike Path.is_dir, raises nothing
-            raise TaskError(f"tasks_path: {folder} is not a folder. Check the path.")
+            raise TaskError(f"tasks_path: {folder} is not a folder; check the path.")
     sandbox_templates()
     try:
         with quiet_lm_eval(), guarded_task_files(allow_code=True):  # the index runs none

@@ -284,8 +284,7 @@ def _hub_rows(hub: HubData) -> RawRows:
     except (DatasetsError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise DataError(
-            f"{hub} is neither a file that is there nor a data set that can be had: {reason} "
-            f"{_NETWORK}"
+            f"{hub} is neither an existing file nor a data set that can be had: {reason} {_NETWORK}"
         ) from error
     splits = list(builder.info.splits or {})
     split = hub.split or ("train" if "train" in splits or len(splits) != 1 else splits[0])

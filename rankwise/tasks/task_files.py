@@ -114,7 +114,7 @@ def _with_includes(path: Path, _seen: set[Path] | None = None) -> Iterator[tuple
 def config_faults(config: Mapping[str, Any]) -> Iterator[str]:
     """What of a task's config lm-eval would fail on in the midst of work, by key."""
     if not callable(config.get("class", dict)):
-        yield f"class: {_shown(config['class'])} is no class; write class: !function FILE.CLASS"
+        yield f"class: {_shown(config['class'])} is not a class; write class: !function FILE.CLASS"
     for key, fault in (*_metric_faults(config), *_filter_faults(config), *_template_faults(config)):
         yield f"{key}: {fault}"
 
@@ -154,7 +154,7 @@ def _filter_faults(config: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
                 try:
                     re.compile(pattern)
                 except (re.error, TypeError, RecursionError, OverflowError) as error:
-                    problem = f"{_shown(pattern)} is no regular expression: {error}; correct it"
+                    problem = f"{_shown(pattern)} is not a regular expression: {error}; correct it"
                     yield f"{where}.regex_pattern", problem
 
 

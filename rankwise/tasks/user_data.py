@@ -81,7 +81,9 @@ def load_user_data(train: TrainConfig, tokenizer: Any, *, chat_template: bool) -
     trained = trained[: train.most_examples]
     name = f"data_{data_name(path)}"
     tasks = [_choices(name, held_out, answers) if answers else _likelihoods(name, held_out)]
-    of_texts = [check for check in judged_by if check not in ("loss", "choice")]
+    of_texts: list[JudgeName | CheckConfig] = [
+        check for check in judged_by if check not in ("loss", "choice")
+    ]
     if of_texts:
         texts = _texts(f"{name}_texts", held_out, of_texts, own.raw.source)
         tasks.insert(len(tasks) if judged_by[0] in ("loss", "choice") else 0, texts)

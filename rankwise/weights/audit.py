@@ -116,14 +116,14 @@ def find_audited(
     skeleton: Any = models.model_skeleton(base_model.folder)
     shapes = models.adaptable_shapes(skeleton, beside_text=True)
     if not target.is_dir():
-        raise ModelError(f"{target} is not a folder. Check the path.")
+        raise ModelError(f"{target} is not a folder; check the path.")
     if os.path.lexists(target / CONFIG_FILE):  # a broken one is refused as what it is
         other = () if any_base else refuse_other_base(target, base_model, remedy="add --any-base")
         check_fit(target, skeleton)
         updates = read_updates(target)
         if beside := sorted(updates.keys() - shapes.keys()):
             raise ModelError(
-                f"{target} adapts {beside[0]}, which is no linear layer below the head of "
+                f"{target} adapts {beside[0]}, which is not a linear layer below the head of "
                 f"{base_model.name}. Name the base that it was trained from."
             )
         adapted = {name: shape for name, shape in shapes.items() if name in updates}
@@ -147,7 +147,7 @@ def _missing(layers: Sequence[str]) -> tuple[str, ...]:
     names = [*layers[:_NAMED_LAYERS], *([f"{quantities.count(more)} more"] if more > 0 else [])]
     return (
         f"{CONFIG_FILE} targets {quantities.counted(len(layers), 'layer')} that the adapter has no "
-        f"factors for: {quantities.listed(names)}. They are taken as not adapted; check that the "
+        f"factors for: {quantities.listed(names)}. They are treated as not adapted; check that the "
         "file is complete.",
     )
 

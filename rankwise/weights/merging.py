@@ -119,7 +119,7 @@ def merged_as(
         updates: by layer.
 
     Raises:
-        ModelError: a merged weight is no number of the form.
+        ModelError: a merged weight is not a number of the form.
     """
     parameters = dict(base_model.named_parameters())
     own = {name: parameter.data.to("cpu") for name, parameter in parameters.items()}

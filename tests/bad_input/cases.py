@@ -244,7 +244,7 @@ STUDY_FILES = [
         ("train.held_out_fraction: 1 given; input should be less than 1",),
     ),
     Case(
-        "a held-out share that is no number",
+        "a held-out share that is not a number",
         BASE + "train: {data: d, held_out_fraction: .nan}\n",
         ("train.held_out_fraction: nan given; input should be a finite number",),
     ),
@@ -331,7 +331,7 @@ STUDY_FILES = [
         ("train.learning_rate.lora: inf given; input should be a finite number",),
     ),
     Case(
-        "a rate that is no number",
+        "a rate that is not a number",
         BASE + "train: {task: t, learning_rate: {full: .nan}}\n",
         ("train.learning_rate.full: nan given; input should be a finite number",),
     ),
@@ -365,7 +365,7 @@ STUDY_FILES = [
         ("train.warmup_ratio: 1 given; input should be less than 1",),
     ),
     Case(
-        "a warm-up that is no number",
+        "a warm-up that is not a number",
         BASE + "train: {task: t, warmup_ratio: .nan}\n",
         ("train.warmup_ratio: nan given; input should be a finite number",),
     ),
@@ -567,7 +567,7 @@ STUDY_FILES = [
         ("seeds[0]: -1 given; input should be greater than or equal to 0",),
     ),
     Case("no seeds", SMALLEST + "seeds: []\n", ("seeds: [] given; give at least 1",)),
-    Case("one seed that is no list", SMALLEST + "seeds: 0\n", ("seeds: 0 given; write a list",)),
+    Case("one seed that is not a list", SMALLEST + "seeds: 0\n", ("seeds: 0 given; write a list",)),
     Case(
         "a seed twice",
         SMALLEST + "seeds: [1, 1]\n",
@@ -642,7 +642,7 @@ STUDY_FILES = [
         "vllm for log-likelihoods",
         SMALLEST + "evaluation: {engine: {loglikelihood: vllm}}\n",
         (
-            "evaluation.engine: vllm is for texts only: for log-likelihoods it reads every prompt anew for each option and each adapter; write {loglikelihood: resident, generate_until: vllm}",
+            "evaluation.engine: vllm is for texts only: for log-likelihoods it rereads every prompt for each option and each adapter; write {loglikelihood: resident, generate_until: vllm}",
         ),
     ),
     Case(
@@ -686,7 +686,7 @@ STUDY_FILES = [
         ("recommendation.confidence: 95 given; input should be less than 1",),
     ),
     Case(
-        "a confidence that is no number",
+        "a confidence that is not a number",
         SMALLEST + "recommendation: {confidence: .nan}\n",
         ("recommendation.confidence: nan given; input should be a finite number",),
     ),

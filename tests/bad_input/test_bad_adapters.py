@@ -123,7 +123,7 @@ BAD = [
     Bad("alpha null", config(lora_alpha=None), f"{UNUSABLE}{ALPHA}None"),
     Bad("rank pattern a list", config(rank_pattern=[]), f"{UNUSABLE}rank_pattern: []"),
     Bad("rank pattern of 0", config(rank_pattern={"q_proj": 0}), f"{UNUSABLE}rank_pattern.q_proj:"),
-    Bad("rank pattern no pattern", config(rank_pattern={"(": 4}), "is no regular expression"),
+    Bad("rank pattern no pattern", config(rank_pattern={"(": 4}), "is not a regular expression"),
     Bad(
         "a long pattern",
         config(alpha_pattern={"(q|k)" * 201: 4}),
@@ -184,9 +184,9 @@ BAD = [
         "config no UTF-8", instead(CONFIG_FILE, lambda p: p.write_bytes(b"\xff{}")), "decode", PATH
     ),
     Bad("config huge", config_text(" " * (17 << 20)), "has more than 16 MiB", PATH),
-    Bad("config a folder", instead(CONFIG_FILE, Path.mkdir), "is no file", PATH),
-    Bad("config a loop", instead(CONFIG_FILE, looped), "is no file", PATH),
-    Bad("config a pipe", instead(CONFIG_FILE, os.mkfifo), "is no file", PATH),
+    Bad("config a folder", instead(CONFIG_FILE, Path.mkdir), "is not a file", PATH),
+    Bad("config a loop", instead(CONFIG_FILE, looped), "is not a file", PATH),
+    Bad("config a pipe", instead(CONFIG_FILE, os.mkfifo), "is not a file", PATH),
     Bad(
         "weights missing",
         instead(WEIGHTS_FILE, lambda _: None),

@@ -32,15 +32,15 @@ INTO = "repair {base} {adapter} --tasks kinship --retention capitals --max-loss 
 EMPTY = "choose another folder"
 
 BAD = [
-    Bad("rank 0", f"{REPAIR} --by truncate=0", "truncate=0 is no repair", "a rank of 1 or more"),
-    Bad("rank negative", f"{REPAIR} --by truncate=-4", "truncate=-4 is no repair"),
-    Bad("rank in words", f"{REPAIR} --by truncate=eight", "truncate=eight is no repair"),
-    Bad("rank of half", f"{REPAIR} --by truncate=2.5", "truncate=2.5 is no repair"),
-    Bad("no rank", f"{REPAIR} --by truncate=", "truncate= is no repair"),
-    Bad("factor NaN", f"{REPAIR} --by intruders=nan", "intruders=nan is no repair", "from 0 to 1"),
-    Bad("factor 2", f"{REPAIR} --by intruders=2", "intruders=2 is no repair", "from 0 to 1"),
-    Bad("factor in words", f"{REPAIR} --by intruders=half", "intruders=half is no repair"),
-    Bad("a value of another kind", f"{REPAIR} --by heads=3", "heads=3 is no repair", "truncate"),
+    Bad("rank 0", f"{REPAIR} --by truncate=0", "truncate=0 is not a repair", "a rank of 1 or more"),
+    Bad("rank negative", f"{REPAIR} --by truncate=-4", "truncate=-4 is not a repair"),
+    Bad("rank in words", f"{REPAIR} --by truncate=eight", "truncate=eight is not a repair"),
+    Bad("rank of half", f"{REPAIR} --by truncate=2.5", "truncate=2.5 is not a repair"),
+    Bad("no rank", f"{REPAIR} --by truncate=", "truncate= is not a repair"),
+    Bad("factor NaN", f"{REPAIR} --by intruders=nan", "=nan is not a repair", "from 0 to 1"),
+    Bad("factor 2", f"{REPAIR} --by intruders=2", "intruders=2 is not a repair", "from 0 to 1"),
+    Bad("factor in words", f"{REPAIR} --by intruders=half", "intruders=half is not a repair"),
+    Bad("a value of another kind", f"{REPAIR} --by heads=3", "heads=3 is not a repair", "truncate"),
     Bad("no such kind", f"{REPAIR} --by truncat=3", "no kind of repair is named 'truncat'"),
     Bad("output full", f"{INTO} {{full}}", "exists and is not empty", EMPTY),
     Bad("output a file", f"{INTO} {{file}}", "exists and is not", EMPTY),
@@ -137,7 +137,7 @@ BAD = [
     Bad(
         "audit into a file",
         "audit {base} {adapter} --output {file}",
-        "it is no folder",
+        "it is not a folder",
         "name another place",
         2,
     ),

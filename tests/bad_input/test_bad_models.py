@@ -244,7 +244,7 @@ def test_most_is_said_when_a_study_is_planned(
 
 
 TOKENIZERS: dict[str, tuple[str, Any, str]] = {
-    "no vocabulary": ("tokenizer.json", None, "makes no tokens of a text. Save it again."),
+    "no vocabulary": ("tokenizer.json", None, "produces no tokens for a text. Save it again."),
     **{
         f"a length of {given!r}": (
             "tokenizer_config.json", {"model_max_length": given},

@@ -111,7 +111,7 @@ JUDGING = {
             "metadata:",
             "filter_list: [{name: x, filter: [{function: regex, regex_pattern: '(['}]}]\nmetadata:",
         ),
-        "filter_list[0].filter[0].regex_pattern: '([' is no regular expression: unterminated "
+        "filter_list[0].filter[0].regex_pattern: '([' is not a regular expression: unterminated "
         "character set at position 1; correct it",
     ),
     "no step": (

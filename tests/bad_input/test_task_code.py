@@ -164,7 +164,7 @@ def test_no_way_leads_to_code(folder: Path, tmp_path: Path, way: str) -> None:
 
 OTHERS = {
     "a module of Python": ("process_results: !function os.system\n", "!function os.system is code"),
-    "a name of a class": ("class: evil.Task\n", "class: 'evil.Task' is no class"),
+    "a name of a class": ("class: evil.Task\n", "class: 'evil.Task' is not a class"),
     "pickles": ("dataset_path: pandas\n", "dataset_path: the loader 'pandas' runs what it reads"),
     "statements": ("dataset_path: sql\n", "cannot be loaded"),
     "references": (

@@ -378,7 +378,7 @@ def test_run_ends_with_the_verdict_and_the_report(finished: Finished) -> None:
     assert "".join(said.split()) in "".join(done.stdout.split())
     # the page shows commands as code
     page = report.read_text(encoding="utf-8").replace("<code>", "`").replace("</code>", "`")
-    assert part.statement in page
+    assert with_folder(part.statement, finished.folder) in page
 
 
 def test_progress_goes_to_stderr_and_results_to_stdout(finished: Finished) -> None:
@@ -471,7 +471,7 @@ def test_other_margins_are_judged_and_not_kept(finished: Finished) -> None:
     for option in ("--delta=0", "--epsilon=nan", "--worst-task=-1"):
         refused = rankwise("verdict", finished.folder, option)
         assert refused.exit_code == 2
-        assert "is no margin; give a number above 0" in words(refused.stderr)
+        assert "is not a margin; give a number above 0" in words(refused.stderr)
 
 
 def test_a_study_file_with_other_margins_is_judged_at_once(

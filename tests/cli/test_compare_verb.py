@@ -54,7 +54,7 @@ def test_two_studies(folders: tuple[Path, Path], tmp_path: Path) -> None:
 def test_two_stacks_are_not_pooled(folders: tuple[Path, Path], tmp_path: Path) -> None:
     other = written(tmp_path / "third", 0.85, torch="2.9.0")
     shown = words(rankwise("compare", folders[0], other).stdout)
-    assert "first and third: they were made on different software stacks." in shown
+    assert "first and third: they used different software stacks." in shown
     assert "by 1 to 3 points" in shown
     assert "gains" not in shown
 

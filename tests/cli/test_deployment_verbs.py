@@ -165,7 +165,7 @@ def test_bad_input_is_told_and_exits_with_2(
     assert "names no task" in of(weak.base, weak.adapter, tasks=",")
     assert "--forms names no form" in of(weak.base, weak.adapter, "--forms", ",")
     assert "did you mean 'merged-bf16'?" in of(weak.base, weak.adapter, "--forms", "merged-bf61")
-    assert "is no margin" in of(weak.base, weak.adapter, "--max-loss", "nan")
+    assert "is not a margin" in of(weak.base, weak.adapter, "--max-loss", "nan")
     assert "is not empty" in of(weak.base, weak.adapter, "--output", tmp_path / "full")
     rounded = of(
         weak.base, weak.adapter, "--precision", "bfloat16", "--forms", "merged-bf16,merged-fp16"
@@ -173,4 +173,4 @@ def test_bad_input_is_told_and_exits_with_2(
     assert "would round the weights of merged-fp16 once more" in rounded
     assert "is not a folder" in problem("check", weak.base, tmp_path / "none", "--tasks", "blues")
     elsewhere = problem("check", weak.base, "nobody/no-adapter", "--tasks", "blues")
-    assert "nobody/no-adapter is no folder here, and the hub could not give it" in elsewhere
+    assert "nobody/no-adapter is not a folder here, and the hub could not provide it" in elsewhere

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import shlex
 import textwrap
@@ -14,11 +15,13 @@ from rankwise.records.folder import StudyFolder
 from tests.planted.folders import write_study
 from tests.planted.results import planted_study
 from tests.support.command_line import rankwise
+from tests.support.documented import command_problems
 
 STUDIES: dict[str, dict[str, Any]] = {
     "settled": {},
     "few items": {"num_in_domain": 60},
     "nothing gained": {"in_domain_accuracy": dict.fromkeys((4, 16, 64), 0.52), "num_in_domain": 60},
+    "loses elsewhere": {"out_of_domain_accuracy": {4: 0.3, 16: 0.3, 64: 0.25, "full": 0.2}},
     "worse": {"in_domain_accuracy": dict.fromkeys((4, 16, 64), 0.30)},
     "many ranks": {
         "in_domain_accuracy": {2**n: 0.5 + 0.02 * n for n in range(12)},
@@ -45,15 +48,25 @@ def test_a_study_ends_in_a_card_of_fifteen_lines(
     assert max(len(line.rstrip()) for line in card if "±" in line) <= 80
     assert len(card[0].split()) <= 40
     (command,) = (line.removeprefix("Next: ") for line in card if line.startswith("Next: "))
-    program, *arguments = shlex.split(command)
-    assert program == "rankwise"
-    if arguments[0] != "extend":  # what that needs is tested where studies are extended
-        assert rankwise(*arguments).exit_code == 0
+    page = Path("study/report.html").read_text(encoding="utf-8")
+    advised = [html.unescape(text) for text in re.findall(r"<code>(.*?)</code>", page)]
+    assert advised[0] == command
+    for each in advised:
+        program, *arguments = shlex.split(each)
+        assert program == "rankwise"
+        # what the others need is tested where studies are extended and adapters repaired
+        if arguments[0] not in ("extend", "repair"):
+            assert rankwise(*arguments).exit_code == 0
+        if arguments[0] == "repair":
+            folder = StudyFolder(Path("study"))
+            adapters = [*map(folder.weights_folder, folder.read_study().runs)]
+            assert Path(arguments[2]) in adapters
+        assert command_problems(each) == []
 
 
 def test_the_card_has_what_was_planted(tmp_path: Path) -> None:
     lines = card_of(tmp_path, {})
-    assert lines[0].startswith("Use rank 16. Settled at 95 % for this adapter; with another seed ")
+    assert lines[0].startswith("Use rank 16. Settled at 95 % for this adapter; ")
     (chosen,) = (line for line in lines if line.endswith("<- use this"))
     assert re.match(r"rank 16 +\+30\.0 ±\d\.\d +0\.0 ±\d\.\d +1\.84 M +30 s ", chosen)
     (full,) = (line for line in lines if line.startswith("full fine-tuning "))

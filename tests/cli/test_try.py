@@ -183,7 +183,7 @@ def test_rows_that_cannot_be_read_leave_nothing_behind(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("rows.jsonl", "--budget", "soon"), "'soon' is no time; write 90min, 2h or 1d"),
+        (("rows.jsonl", "--budget", "soon"), "'soon' is not a time; write 90min, 2h or 1d"),
         (("rows.jsonl", "--column", "promt=q"), "promt: unknown key; did you mean 'prompt'?"),
         (("rows.jsonl", "--column", "prompt=q"), "neither of 'completion' and 'messages' given"),
         (("nothing.jsonl",), "nothing.jsonl cannot be read: "),
@@ -297,7 +297,7 @@ def test_plan_says_what_fits_into_a_time(study_file: Path) -> None:
     assert "in 1.0 s: not even the smallest fits, which takes about " in said
     assert "seeds=[0]" in said
     assert "methods.lora.ranks=[1,4]" in said
-    assert "it can tell: differences in-domain of about " in said
+    assert "detectable in-domain: differences of about " in said
 
 
 def test_ever_smaller_studies_are_studies(study_file: Path) -> None:

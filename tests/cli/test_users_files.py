@@ -83,7 +83,7 @@ def test_a_report_through_a_link(study: Path, tmp_path: Path) -> None:
     (out / "report").symlink_to(victim)
     done = rankwise("report", study, "--output", out, "--overwrite")
     assert done.exit_code == 2
-    assert "would go through report, which is no folder" in words(done.stderr)
+    assert "would go through report, which is not a folder" in words(done.stderr)
     assert [path.name for path in victim.iterdir()] == ["mine.csv"]
     (out / "report").unlink()
     (tmp_path / "to").symlink_to(out)  # the folder that was named may be one
@@ -108,5 +108,5 @@ def test_in_the_folder_of_the_study(tmp_path: Path) -> None:
     (folder.root / "export").symlink_to(tmp_path)
     done = rankwise("export", folder.root, "--format", "csv")
     assert done.exit_code == 2
-    assert "would go through export, which is no folder" in words(done.stderr)
+    assert "would go through export, which is not a folder" in words(done.stderr)
     assert not (tmp_path / "csv").exists()

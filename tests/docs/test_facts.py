@@ -7,10 +7,11 @@ import signal
 
 import yaml
 
+from rankwise import api, errors
 from rankwise.cli import application, check_verb
 from rankwise.findings.signatures.signature import TITLES
-from rankwise.records.study_file import preset_names
-from tests.support.documented import ROOT
+from rankwise.records.study_file import preset_names, preset_text
+from tests.support.documented import ROOT, blocks
 
 
 def text_of(page: str) -> str:
@@ -32,9 +33,30 @@ def test_every_signature_has_a_symptom_and_something_to_do() -> None:
 
 def test_the_presets_are_all_listed() -> None:
     text = text_of("docs/study-file.md")
-    table = text.split("## Study files that ship")[1].split("##")[0]
+    table = text.split("## Presets")[1].split("##")[0]
     named = {name for row in rows(table) for name in re.findall(r"`([^`]+)`", row[0])}
     assert named == set(preset_names())
+
+
+def test_the_page_of_the_study_file_has_the_file_that_init_writes() -> None:
+    shown = [each.text for each in blocks("docs/study-file.md") if each.language == "yaml"]
+    assert shown[-1] == preset_text("quickstart"), "copy rankwise/records/presets/quickstart.yaml"
+
+
+def test_the_page_about_python_has_every_public_name() -> None:
+    named = {
+        name
+        for row in rows(text_of("docs/api.md"))
+        for name in re.findall(r"(?:rw\.)?(\w+)(?=\(|`)", row[0])
+    }
+    members = {name for name in vars(api.Study) if not name.startswith("_")}
+    raised = {
+        name
+        for name, each in vars(errors).items()
+        if isinstance(each, type) and issubclass(each, errors.RankwiseError)
+    }
+    functions = {"new", "open", "verdict", "compare", "audit", "load_config"}
+    assert members | functions | raised - {"RankwiseError"} == named
 
 
 def test_the_rates_are_those_that_were_measured() -> None:

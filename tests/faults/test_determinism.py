@@ -25,7 +25,8 @@ from rankwise.study.planning.plan import plan_study
 
 root = Path(sys.argv[2])
 outcome = finish(plan_study(load_config(Path(sys.argv[1]))), root)
-write_report(root, outcome.results, outcome.recommendation, outcome.findings)
+parts = outcome.results, outcome.recommendation, outcome.findings
+write_report(root, *parts, study=Path("study"))
 """
 
 VARYING = {

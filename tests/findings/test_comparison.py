@@ -73,7 +73,7 @@ def test_no_number_is_made_from_two_stacks() -> None:
     comparison = of(compared("first"), compared("second", 0.85, torch="2.9.0"))
     assert comparison.kind == "stacks"
     assert numbers(comparison) == []
-    assert reasons(comparison) == ["they were made on different software stacks"]
+    assert reasons(comparison) == ["they used different software stacks"]
     assert "made on 2 software stacks (torch 2.13.0 -> 2.9.0). A" in comparison.statement
     assert "by 1 to 3 points" in comparison.statement
     assert [stack.parts["torch"] for stack in comparison.stacks] == ["2.13.0", "2.9.0"]
@@ -92,9 +92,9 @@ def test_those_on_one_stack_are_paired_beside_others() -> None:
     assert comparison.kind == "stacks"
     assert [(pair.first, pair.second) for pair in comparison.compared] == [("a", "c")]
     assert comparison.statement.endswith(
-        "two stacks; those on one stack are compared item by item."
+        "never combined; those on one stack are compared item by item."
     )
-    apart = "Not compared: a and b; b and c: they were made on different software stacks."
+    apart = "Not compared: a and b; b and c: they used different software stacks."
     assert comparison.remarks == (apart,)
     assert comparison.points[-1].startswith("The choice of c gains 5.0 points more (")
     assert comparison.panels == (("a", "c"),)

@@ -71,8 +71,7 @@ def test_a_loss_of_format_only_is_counted_and_said() -> None:
     assert effect.by_format.lower < -20.0 < effect.by_format.upper < 0.0
     assert (effect.num_learned, effect.num_forgotten) == (0, 0)
     assert any(
-        "A matter of format" in reason and "−20.0" in reason
-        for reason in recommend_for(results).reasons
+        "Partly format" in reason and "−20.0" in reason for reason in recommend_for(results).reasons
     )
 
 

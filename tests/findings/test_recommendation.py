@@ -51,7 +51,7 @@ def test_the_smallest_rank_that_qualifies_is_recommended() -> None:
         "Use this adapter (rank 16, seed 0, alpha 32, learning rate 2e-4, q/k/v/o, 2 epochs):"
     )
     assert "Rank 16 with another seed (" in answer.statement
-    assert any("Alternatives that qualify too: rank 64 (+1.0 points" in r for r in answer.reasons)
+    assert any("Alternatives that also qualify: rank 64 (+1.0 points" in r for r in answer.reasons)
     assert answer.prospects == ()
 
 
@@ -85,7 +85,7 @@ def test_no_rank_keeps_enough() -> None:
     answer = recommend_for(planted_runs(retention_accuracy=lost, recommendation=MARGINS))
     assert (answer.outcome, answer.rank) == ("none_keeps_enough", None)
     assert [v.keeps_enough for v in answer.verdicts] == ["no", "no", "no"]
-    assert "the least is lost by rank 4, 20.0 points" in answer.statement
+    assert "rank 4 loses least, 20.0 points" in answer.statement
 
 
 def test_cannot_tell_says_what_would_settle_it() -> None:
@@ -124,7 +124,7 @@ def test_what_can_be_done_comes_with_its_command() -> None:
     study = planted_runs(scores, noise=0.1, recommendation=close)
     answer = recommend_for(limited(study))
     assert (
-        "10 times the in-domain items of kinship (3,000, if there are so many) would settle"
+        "10 times the in-domain items of kinship (3,000, if available) would settle"
         in answer.statement
     )
     assert "`rankwise extend DIR --items 2700`" in answer.statement
@@ -196,11 +196,14 @@ def test_the_default_margins_are_those_that_are_said_whatever_the_size() -> None
 def test_what_a_size_can_tell_is_said_and_decides_nothing() -> None:
     # 100 sqrt((0.2 + 2/300) / 300) (z(1 - 0.05/4) + z(0.8)) = 8.09; 300 (8.09 / 5)^2 = 785
     answer = recommend_for(planted_runs())
-    told = "A study of this size can tell about 8.1 points apart; 5 would need about 790 items."
+    told = (
+        "A study of this size detects differences of about 8.1 points; 5 would need about 790 "
+        "items."
+    )
     assert told in answer.reasons
     large = recommend_for(planted_runs(num_in_domain=3000))
     # 100 sqrt((0.2 + 2/3000) / 3000) (2.2414 + 0.8416)
-    assert "A study of this size can tell about 2.5 points apart." in large.reasons
+    assert "A study of this size detects differences of about 2.5 points." in large.reasons
 
 
 CAPITALS = {"kinship": 0.5, "capitals": 1.0, "a": 0.62, "b": 0.62, "c": 0.62, "d": 0.62}
@@ -233,7 +236,7 @@ def test_a_mean_hides_no_task_that_is_lost() -> None:
     assert 30 < accepted < 40
     assert one_task_lost(accepted).rank == answer.sufficient_rank
     assert one_task_lost(accepted - 0.2).rank is None
-    assert f"{accepted:.1f} on any task were acceptable" in answer.statement
+    assert f"{accepted:.1f} on any task." in answer.statement
 
 
 def test_the_headline_names_the_task_that_loses_most() -> None:
@@ -325,7 +328,7 @@ def test_the_adapters_have_a_verdict_beside_that_of_the_rank() -> None:
     assert these.gain.lower == pytest.approx(alone.interval(1 - 2 * 0.04 / 2)[0])
     said = (
         "These adapters, the mean of their 2 seeds: use rank 16, which gains 20.0 points (at least "
-        f"{these.gain.lower:.1f}); another seed may do otherwise."
+        f"{these.gain.lower:.1f}); other seeds may differ."
     )
     assert said in answer.statement
     assert answer.statement.startswith("Not shown at 95 %")
@@ -361,7 +364,7 @@ def test_full_fine_tuning_that_is_better_on_both_axes_is_named() -> None:
         )
     )
     assert answer.better_and_kept_by_full == "full fine-tuning"
-    rates = "other learning rates of LoRA (train.learning_rate.lora)"
+    rates = "other LoRA learning rates (train.learning_rate.lora)"
     layers = "all linear layers first (methods.lora.target_modules: all-linear), then "
     better = "Full fine-tuning gains more and forgets less than every rank: try "
     assert f"{better}{layers}{rates}" in answer.statement
@@ -525,7 +528,10 @@ def test_the_price_of_qualifying_is_named_where_margins_conflict() -> None:
     assert verdict.retention_loss is not None
     assert verdict.retention_loss.upper == pytest.approx(11.895, abs=0.001)
     assert answer.sufficient_epsilon_points == 11.9
-    price = "Rank 64 would qualify if 11.9 points on average and 15.0 on any task were acceptable"
+    price = (
+        "Rank 64 would qualify if you accepted a loss of 11.9 points on average and 15.0 on any "
+        "task"
+    )
     assert price in answer.statement
     full = "Full fine-tuning, for comparison only: gain 45.0 points; retention loss 0.0 points."
     assert full in answer.reasons
@@ -573,7 +579,7 @@ def test_a_lead_that_may_be_below_delta_rules_nothing_out() -> None:
     assert answer.outcome == "cannot_tell"
     by = answer.verdicts[0].ruled_out_by
     assert by in ("rank 16", "rank 64")
-    words = f"Rank 4 is ruled out by {by}, which scores over δ more and keeps enough"
+    words = f"Rank 4 is ruled out by {by}, which scores more than δ higher and keeps enough"
     assert words in answer.statement
 
 

@@ -58,7 +58,7 @@ def test_none_does_where_all_lose_too_much() -> None:
 
 
 def test_a_repair_that_gains_nothing_is_none() -> None:
-    """The base loses nothing and gains nothing: it is no repair of the adapter."""
+    """The base loses nothing and gains nothing: it is not a repair of the adapter."""
     flat = dict.fromkeys(SCALES, -0.05)
     found = chosen(planted_scores({OWN: flat, KEPT: dict.fromkeys(SCALES, 0.0)}))
     assert found.repair is None

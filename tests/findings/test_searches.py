@@ -66,7 +66,7 @@ def test_an_effect_of_rank_that_no_rate_removes() -> None:
     found = rates_of(
         shown(8, 1.0, 2.0), shown(8, 0.5, 1.0), shown(64, 1.0, 9.0), shown(64, 0.5, 8.0)
     )
-    assert "the effect of rank here is not one of step size" in found.statement
+    assert "the effect of rank here is not an effect of step size" in found.statement
 
 
 def test_only_the_first_comparison_counts_where_all_rates_are_left() -> None:
@@ -86,7 +86,7 @@ def test_noise_is_no_effect() -> None:
     found = rates_of(
         shown(8, 1.0, 3.0), shown(8, 0.5, 3.0), shown(64, 1.0, 5.5), shown(64, 0.5, 3.0)
     )
-    assert "within what so few items can tell apart" in found.statement
+    assert "too small to detect with so few items" in found.statement
 
 
 def test_own_rates_that_tell_ranks_apart_are_no_noise() -> None:
@@ -96,7 +96,7 @@ def test_own_rates_that_tell_ranks_apart_are_no_noise() -> None:
     )
     assert "by up to 1.0 points" in found.statement
     assert "by up to 15.0 points" in found.statement
-    assert "the effect of rank here is not one of step size" in found.statement
+    assert "the effect of rank here is not an effect of step size" in found.statement
 
 
 def test_ranks_without_a_rate_in_common() -> None:

@@ -226,8 +226,7 @@ def test_diverged_with_its_seed_and_reason() -> None:
     results = planted({4: 0.6, 16: 0.7}, seeds=(0, 1), diverged=((16, 1),))
     (signature,) = found(results, "diverged")
     assert signature.statement == (
-        "Rank 16 with seed 1 diverged and takes no part: "
-        "the loss was not a finite number at step 7."
+        "Rank 16 with seed 1 diverged and is excluded: the loss was not a finite number at step 7."
     )
     assert (signature.label, signature.task, signature.estimate) == ("rank 16", None, None)
     assert found(planted({4: 0.6}), "diverged") == []
@@ -409,8 +408,8 @@ def test_ranks_alike_are_no_matter_of_rank() -> None:
     assert signature.estimate == pytest.approx(1.0)
     assert signature.upper is not None
     assert signature.upper < 5.0
-    assert "the most is rank 16 over rank 4, 1.0 points" in signature.statement
-    assert signature.statement.startswith("Every two of 3 ranks are within δ = 5.0 points")
+    assert "the largest difference is rank 16 over rank 4, 1.0 points" in signature.statement
+    assert signature.statement.startswith("All 3 ranks are within δ = 5.0 points")
     assert found(results, "too_easy") == []
 
 
@@ -452,7 +451,7 @@ def test_ranks_are_held_against_each_other_at_equal_settings() -> None:
     results = grid({(rank, rate): value for rank in (8, 32) for rate, value in scores.items()})
     signatures = found(results, "not_a_matter_of_rank")
     assert [each.label for each in signatures] == ["rate 1e-4", "rate 2e-4"]
-    assert signatures[0].statement.startswith("With rate 1e-4, every two of 2 ranks")
+    assert signatures[0].statement.startswith("With rate 1e-4, both ranks")
 
 
 def test_erratic_over_ranks() -> None:

@@ -364,6 +364,5 @@ def test_a_trained_task_without_a_recommendation_is_named_beside_the_others(
     chosen, without = chosen_runs(outcome._replace(recommendation=both), None)
     assert [each.planned.rank for each in chosen] == [16]
     assert without == [
-        "nothing is recommended for other, and no option is a bet worth taking; name a run with "
-        "--run"
+        "nothing is recommended for other, and there is no best bet; name a run with --run"
     ]

@@ -281,7 +281,7 @@ def test_a_study_with_a_pipe_in_it_stops_nothing(
     os.mkfifo(metrics)
     done = push(copy, "--run", LORA)
     assert done.exit_code == 1
-    assert f"{metrics} is no regular file. Take it out of the study." in words(done.stderr)
+    assert f"{metrics} is not a regular file. Take it out of the study." in words(done.stderr)
     assert stand_in.repositories == {}
 
 
@@ -326,9 +326,7 @@ def test_a_study_with_a_link_in_it_goes_nowhere(
         assert done.exit_code == 0  # no export reads weights
         return
     assert done.exit_code == 1
-    assert f"{link} is a link, and nothing outside of the study is given away." in words(
-        done.stderr
-    )
+    assert f"{link} is a link, and nothing outside the study is exported." in words(done.stderr)
     assert stand_in.requests == []
     assert not (tmp_path / "study" / "export").exists()
 

@@ -467,7 +467,7 @@ def test_an_unfinished_study_is_refused(copied: StudyFolder, tmp_path: Path) -> 
 
 def test_a_place_that_cannot_be_written(copied: StudyFolder, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="it is no folder; name another place"):
+    with pytest.raises(ConfigError, match="it is not a folder; name another place"):
         export_study(copied, "lm-eval", tmp_path / "file")
 
 

@@ -255,9 +255,9 @@ def test_the_model_that_is_left_is_scored_where_an_earlier_one_is_loaded(
     ("options", "message"),
     [
         ({"items": 0}, "items: 0 are too few for an interval; give at least 2"),
-        ({"every": 0}, "every: 0 is no number of steps; give at least 1"),
-        ({"max_retention_loss": 0.0}, "max_retention_loss: 0 is no margin"),
-        ({"max_retention_loss": float("nan")}, "max_retention_loss: nan is no margin"),
+        ({"every": 0}, "every: 0 is not a number of steps; give at least 1"),
+        ({"max_retention_loss": 0.0}, "max_retention_loss: 0 is not a margin"),
+        ({"max_retention_loss": float("nan")}, "max_retention_loss: nan is not a margin"),
         ({"gain": "sums"}, r"gain: 'sums' is a text; give a list of names: \['sums'\]"),
     ],
 )
@@ -293,7 +293,7 @@ def test_a_task_of_both_relations_is_refused(
     tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
 ) -> None:
     trainer = refusal(tiny_model_folder, tasks_folder, tmp_path, gain=["hues"])
-    with pytest.raises(TaskError, match="hues would be of retention and of the gain"):
+    with pytest.raises(TaskError, match="hues is listed in both tasks and gain"):
         trainer.train()
 
 

@@ -488,7 +488,7 @@ def test_memory_is_read_in_its_unit() -> None:
         *(2 * 10**12, 2**40, 2_000_000, 1000),
     ]
     for wrong in ("", "GB", "-1GB", "0", "1e9", "80GB free", "80G", "1,5GB"):
-        with pytest.raises(ValueError, match="is no amount of memory; write 80GB, 24GiB or bytes"):
+        with pytest.raises(ValueError, match="is not an amount of memory; write 80GB, 24GiB"):
             bytes_of(wrong)
     with pytest.raises(ValueError, match="80 is bytes; write 80GB"):
         bytes_of("80")

@@ -76,7 +76,7 @@ def test_a_failure_with_a_forged_name_removes_nothing(folder: StudyFolder) -> No
         failed_at="",
     )  # fmt: skip
     folder.write(folder.failures_folder / "a.json", failure)
-    with pytest.raises(RecordError, match=r"stage: .* is no plain name"):
+    with pytest.raises(RecordError, match=r"stage: .* is not a plain name"):
         folder.keep_failures(())
     assert (folder.root.parent / "victim.json").exists()
 

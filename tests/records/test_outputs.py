@@ -100,7 +100,7 @@ def test_no_link_is_followed(tmp_path: Path, overwrite: bool) -> None:
     def write() -> None:
         write_outputs(out, {FIGURE: "new"}, overwrite=overwrite, replaces=("report/",))
 
-    problem = f"{FIGURE} would go through report, which is no folder; {AWAY}"
+    problem = f"{FIGURE} would go through report, which is not a folder; {AWAY}"
     assert refused(write, out) == (problem,)
     write_outputs(out, {PAGE: "new"}, overwrite=overwrite, replaces=("report/",))
     assert tree(victim) == before
@@ -161,7 +161,7 @@ def test_a_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "report").write_text("mine")
     problems = refused(lambda: write_outputs(tmp_path, FIRST, overwrite=True), tmp_path)
     assert problems == (
-        f"{FIGURE} would go through report, which is no folder; {AWAY}",
+        f"{FIGURE} would go through report, which is not a folder; {AWAY}",
         f"{PAGE} is a folder; {AWAY}",
     )
 

@@ -50,7 +50,7 @@ def test_two_stacks_stand_in_charts_of_their_own_and_no_number_is_made_from_both
     text = text_of(html)
     assert "Not to be pooled" in text
     assert text.count(STACK_SHIFT) == 2  # in the answer, and beside the stacks
-    assert "first and second: they were made on different software stacks." in text
+    assert "first and second: they used different software stacks." in text
     charts = {name: "\n".join(words(chart)) for name, chart in Page(html).charts.items()}
     assert "plane-1" not in charts
     first, second = charts.values()

@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from rankwise.findings.signatures.found import Signature
 from rankwise.records.results import StudyResults
 from rankwise.records.study import Provenance
 from rankwise.records.study_file import load_config
 from rankwise.report.parts import ReportSection, Table
 from rankwise.report.sections.methods import methods_section
-from rankwise.report.sections.signatures import watch_points
 from tests.planted.results import planted_study
 
 VERSIONS = {"torch": "2.9.0+cpu", "peft": "0.18.0", "lm-eval": "0.4.13"}
@@ -77,21 +75,3 @@ def test_citations_are_whole_entries() -> None:
         assert entry.endswith("\n}")
         assert all(re.fullmatch(r"  \w+ = \{.+\},?", line) for line in entry.splitlines()[1:-1])
     assert "version = {0.4.13}" in entries[3]
-
-
-def test_what_to_watch_is_said_once_for_options_that_share_it() -> None:
-    def planted(label: str, advice: str) -> Signature:
-        return Signature(
-            name="letters_collapsed",
-            train_task="kinship",
-            label=label,
-            task="capitals",
-            statement=f"{label} answers B.",
-            advice=advice,
-        )
-
-    found = [planted("rank 8", "Lower it."), planted("rank 64", "Lower it."), planted("", "See.")]
-    assert watch_points(found) == [
-        "Answers collapsed to one option (rank 8 and rank 64). Lower it.",
-        "Answers collapsed to one option (all models). See.",
-    ]

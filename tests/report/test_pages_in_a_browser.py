@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
 from rankwise.report import items as encoding
 from rankwise.report.audit_page import audit_page
@@ -56,6 +56,11 @@ def faults(page: Page) -> list[str]:
     ]
 
 
+def unfold(page: Page) -> None:
+    """Open all that is folded."""
+    page.locator("main details").evaluate_all("(all) => all.forEach((each) => (each.open = true))")
+
+
 def test_axe_sees_a_planted_fault(tmp_path: Path, visit: Visit) -> None:
     page = tmp_path / "grey.html"
     page.write_text(
@@ -72,6 +77,10 @@ def test_axe_finds_no_fault(name: str, request: pytest.FixtureRequest, visit: Vi
     if page.locator("section.items").count():
         page.wait_for_selector("section.items[data-ready]")
         page.locator(".list").press("Enter")  # the detail of an item is looked at too
+    unfold(page)
+    for chart in page.locator(".chart").all():
+        chart.scroll_into_view_if_needed()
+        expect(chart).to_have_attribute("data-drawn", "yes")
     for colours, (width, height) in LOOKS:
         page.emulate_media(color_scheme=colours)
         page.set_viewport_size({"width": width, "height": height})
@@ -81,6 +90,7 @@ def test_axe_finds_no_fault(name: str, request: pytest.FixtureRequest, visit: Vi
 def test_a_page_is_not_wider_than_a_phone(study_page: Path, visit: Visit) -> None:
     page = visit(study_page, PHONE)
     page.wait_for_selector("section.items[data-ready]")
+    unfold(page)
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE[0]
     beside = page.evaluate(
         """[...document.querySelectorAll("h1, h2, h3, h4, p, li, figcaption, dt, dd, label")]
@@ -96,9 +106,10 @@ def test_tab_reaches_all_that_can_be_used_and_all_of_it_has_a_name(
 ) -> None:
     page = visit(study_page)
     page.wait_for_selector("section.items[data-ready]")
+    unfold(page)
     number = page.evaluate(
         """() => {
-        const all = document.querySelectorAll("a, input, select, button, [tabindex]");
+        const all = document.querySelectorAll("a, input, select, button, summary, [tabindex]");
         window.left = new Set([...all].filter((each) =>
             each.tabIndex >= 0 && (each.type !== "radio" || each.checked)));
         document.addEventListener("focusin", (event) => window.left.delete(event.target));
@@ -120,6 +131,7 @@ def test_tab_reaches_all_that_can_be_used_and_all_of_it_has_a_name(
 
 def test_keys_turn_the_dial(study_page: Path, visit: Visit) -> None:
     page = visit(study_page)
+    unfold(page)
     page.locator(".dial input:checked").focus()
     for key in ("ArrowRight", "ArrowRight", "ArrowLeft"):
         page.keyboard.press(key)
@@ -135,8 +147,9 @@ def test_keys_turn_the_dial(study_page: Path, visit: Visit) -> None:
 def test_print_has_every_section_in_dark_on_white(study_page: Path, visit: Visit) -> None:
     page = visit(study_page, is_dark=True)
     page.wait_for_selector("section.items[data-ready]")
-    titles = page.locator("main section:not(.items) :is(h2, h3)").all_inner_texts()
-    assert {"The comparison", "Why", "Task by task", "Provenance"} <= {*titles}
+    titles = page.locator("main section:not(.items) :is(h2, h3)").all_text_contents()
+    assert {"Every run", "Why", "Task by task", "Provenance"} <= {*titles}
+    assert page.locator("main details[open]").count() == 0
     printed = page.pdf(outline=True, tagged=True)
     outline = re.findall(rb"/Title \(((?:[^()\\]|\\.)*)\)", printed)
     said = re.sub(rb"\\(.)", rb"\1", b"\n".join(outline))  # without PDF's escapes

@@ -19,6 +19,7 @@ import pytest
 from rankwise.findings.models import seeded_labels, summarise
 from rankwise.findings.options import option_gains
 from rankwise.findings.recommendation import recommend, recommend_for
+from rankwise.findings.statements import reasons_beside_verdicts, with_folder
 from rankwise.findings.study import study_findings
 from rankwise.findings.tables import task_tables
 from rankwise.records import quantities
@@ -31,7 +32,7 @@ from rankwise.report.page import study_page, write_report
 from rankwise.report.parts import Cell, Table
 from rankwise.report.sections.overview import study_figures
 from rankwise.report.summaries import verdict_table
-from rankwise.report.tables import relation_table
+from rankwise.report.tables import prospect_table, relation_table
 from tests.planted.results import planted_runs, planted_study, with_rslora
 from tests.support.pages import Page, without_scripts
 
@@ -66,10 +67,10 @@ def report(
 def test_page_has_the_statement_every_run_and_every_interval(
     report: tuple[Path, StudyResults, Recommendation, str],
 ) -> None:
-    _, results, recommendation, html = report
+    folder, results, recommendation, html = report
     text = Page(html).text
-    assert re.sub(r"\s+", " ", recommendation.statement) in text
-    assert all(reason in text for reason in recommendation.reasons)
+    assert re.sub(r"\s+", " ", with_folder(recommendation.statement, folder)) in text
+    assert all(reason in text for reason in reasons_beside_verdicts(recommendation))
     for rank in (4, 16, 64):
         assert f"LoRA rank {rank}" in text
     assert "full fine-tuning" in text
@@ -246,9 +247,9 @@ def test_without_retention_it_says_so_and_removes_the_old_table(tmp_path: Path) 
     _, _, html = made(tmp_path, **nothing)
     text = Page(html).text
     assert not (tmp_path / "report" / "retention.csv").exists()
-    assert "Retention was not measured" in text
-    assert "Forgetting on prose was not measured" in text
-    assert "Not drawn: the study has no retention task" in text
+    assert "Forgetting was not measured" in text
+    assert text.count("not measured") == 2  # the statement and a reason, and no section
+    assert "Not drawn" not in text
     drawn = Page(html).charts.keys()
     assert {"score-by-rank", "difference-by-task"} <= drawn
     assert "gain-and-retention" not in drawn
@@ -264,7 +265,7 @@ def test_without_full_fine_tuning(tmp_path: Path) -> None:
         figure.description
         for figure in study_figures(results, recommendation, summarise(results, recommendation))
     )
-    assert "not part of the study" in Page(html).text
+    assert "Full fine-tuning" not in Page(html).text
 
 
 def test_diverged_run_is_named_and_not_scored(tmp_path: Path) -> None:
@@ -295,7 +296,7 @@ def test_diverged_run_is_named_and_not_scored(tmp_path: Path) -> None:
 )
 def test_other_studies_render(tmp_path: Path, planted: dict[str, Any]) -> None:
     results, recommendation, html = made(tmp_path, **planted)
-    assert recommendation.statement in Page(html).text
+    assert with_folder(recommendation.statement, tmp_path) in Page(html).text
     assert len(models_in(comparison(results, recommendation))) == 1 + len(results.runs)
     assert "None" not in re.findall(r"\b\w+\b", Page(html).text)
     assert "nan" not in re.findall(r"\b\w+\b", Page(html).text)
@@ -500,7 +501,16 @@ def test_the_dial_shows_the_odds_for_every_acceptable_loss(tmp_path: Path) -> No
         f".dial input:nth-of-type({place + 1}):checked ~ .setting:nth-of-type({place + 1})" in html
         for place in range(len(bet.by_epsilon))
     )
-    assert "What would settle it" in Page(html).text
+
+
+@pytest.mark.parametrize(("probability", "is_listed"), [(0.0, False), (0.5, True)])
+def test_what_would_settle_it_is_listed_where_something_would(
+    probability: float, is_listed: bool
+) -> None:
+    (part,) = recommend(planted_study(num_in_domain=60)).by_train_task
+    growth = part.prospects[0].model_copy(update={"probability": probability})
+    shown = prospect_table(part.model_copy(update={"prospects": (growth,)}))
+    assert (shown is not None) == is_listed
 
 
 def test_without_retention_there_is_no_dial(tmp_path: Path) -> None:

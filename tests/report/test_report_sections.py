@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import itertools
-import math
 import re
 import xml.etree.ElementTree as ElementTree
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +18,6 @@ from rankwise.findings.study import StudyFindings, study_findings
 from rankwise.findings.transfer import DomainMean
 from rankwise.records import quantities
 from rankwise.records.results import StudyResults
-from rankwise.records.study import PlannedRun
 from rankwise.report.cells import drawn_options
 from rankwise.report.charts.heatmap import HeatPanel, HeatSize, heat_map
 from rankwise.report.charts.marks import Look
@@ -29,44 +26,9 @@ from rankwise.report.figures import figure_svg
 from rankwise.report.page import study_sections, write_report
 from rankwise.report.parts import Figure
 from rankwise.report.sections.transfer import SCALE, heat_cell, transfer_section
-from tests.planted.grid import ALL_LINEAR, ATTENTION, grid_run, planted_grid, relations
+from tests.planted.grid import planted_domains
 from tests.planted.results import planted_study
 from tests.support.pages import Page, colours, words
-
-SUBJECTS = tuple(f"mmlu_subject_{number}" for number in range(24))
-DOMAINS = {"sums": "mathematics", "terms": "mathematics", "organs": "medicine"}
-ALPHAS = ("2r", "16")
-
-
-def score(plan: PlannedRun | None, task: str) -> float:
-    """More rank helps on what was trained on and costs elsewhere, some tasks more than others."""
-    base = 0.4 + 0.3 * (zlib.crc32(task.encode()) % 100) / 100
-    if plan is None:
-        return base
-    size = math.log2(plan.rank or 512)
-    if task == plan.train_task:
-        return base + 0.02 * size
-    return base - 0.012 * size * (1 + zlib.crc32(task.encode()) % 3)
-
-
-def planted() -> StudyResults:
-    """Two trained tasks, three ranks by two alphas by two module sets, full, and 24 subjects."""
-    plans = [
-        grid_run(train, rank, alpha_labels=(alpha,), target_modules=modules)
-        for train in ("sums", "organs")
-        for alpha in ALPHAS
-        for modules in (ATTENTION, ALL_LINEAR)
-        for rank in (8, 32, 128)
-    ]
-    plans += [grid_run(train, None, rate_labels=("5e-5",)) for train in ("sums", "organs")]
-    tasks = {
-        "sums": relations(["sums"], ["organs", "terms"], SUBJECTS),
-        "organs": relations(["organs"], ["sums", "terms"], SUBJECTS),
-    }
-    sizes = dict.fromkeys(("sums", "organs", "terms"), 150)
-    sizes |= {task: 60 + 10 * (number % 4) for number, task in enumerate(SUBJECTS)}
-    groups = {"mmlu": SUBJECTS, "mmlu_stem": SUBJECTS[:9]}
-    return planted_grid(plans, tasks, score, sizes=sizes, groups=groups, domains=DOMAINS, noise=0.1)
 
 
 class Written(NamedTuple):
@@ -78,7 +40,7 @@ class Written(NamedTuple):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Written:
-    results = planted()
+    results = planted_domains()
     folder = tmp_path_factory.mktemp("grid")
     recommendation = recommend(results)
     findings = study_findings(results, recommendation)

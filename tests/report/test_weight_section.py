@@ -214,10 +214,10 @@ def test_without_spectra_there_is_no_section() -> None:
 def test_several_trained_tasks_have_files_of_their_own(tmp_path: Path) -> None:
     report = written(tmp_path, two_tasks((4, 16, 64)))
     names = {*report.charts}
-    wanted = FIGURES - {"overlap"}
+    wanted = FIGURES - {"overlap", "forgetting"}  # three runs are too few for a correlation
     assert names == {f"weights-{task}-{name}" for task in ("sums", "organs") for name in wanted}
     for task in ("sums", "organs"):
-        for title in ("Updates of the runs", "Norm against rank", "Weights and forgetting"):
+        for title in ("Updates of the runs", "Norm against rank"):
             assert f"{title}, trained on {task}" in report.text
         assert f"Trained on {task}: The norm of the update changes" in report.text
     assert len(csv_rows("weights", report.results)) == 6 * NUM_LAYERS * len(KINDS)
@@ -241,7 +241,7 @@ CASES: dict[str, tuple[Callable[[PlannedRun], SpectraRecord | None], set[str]]] 
     ),
     "full fine-tuning alone": (
         lambda run: logarithmic(run) if run.rank is None else record(run, (), "it is DoRA"),
-        FIGURES - {"overlap", "norm"},
+        FIGURES - {"overlap", "norm", "forgetting"},  # one run is too few for a correlation
     ),
     "nothing but adapters that cannot be read": (lambda run: record(run, (), "it is DoRA"), set()),
 }
@@ -269,4 +269,4 @@ def test_three_ranks_are_needed_for_a_law() -> None:
     (figure,) = (each for each in found.figures if each.name == "weights-norm")
     assert "three different ranks and norms above zero" in figure.caption
     titles = [each.title for each in found.tables]
-    assert titles == ["Updates of the runs", "Weights and forgetting"]
+    assert titles == ["Updates of the runs"]

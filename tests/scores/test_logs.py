@@ -143,11 +143,11 @@ def test_a_value_of_inspect_that_is_no_number(tmp_path: Path, value: Any) -> Non
 def test_an_archive_that_is_none(tmp_path: Path) -> None:
     path = tmp_path / "a.eval"
     path.write_bytes(b"PK\x03\x04 and then nothing")
-    with pytest.raises(DataError, match="is no log of Inspect, or it is damaged"):
+    with pytest.raises(DataError, match="is not a log of Inspect, or it is damaged"):
         read([path])
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("samples/1.json", "{}")
-    with pytest.raises(DataError, match="is no log of Inspect, or it is damaged"):
+    with pytest.raises(DataError, match="is not a log of Inspect, or it is damaged"):
         read([path])
 
 

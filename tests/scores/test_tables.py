@@ -18,6 +18,7 @@ from rankwise.scores.models import ScoredModel, with_names_read
 from rankwise.scores.reading import read_scores, rows_given
 from rankwise.scores.study import ScoredStudy, scored_study
 from rankwise.study.conclusion import concluded
+from tests.planted.results import planted_study
 from tests.planted.score_tables import Row, scores, write_csv
 from tests.support.command_line import rankwise
 
@@ -184,7 +185,7 @@ def test_without_a_base_models_are_compared_with_each_other() -> None:
     alone = concluded(results(scores(**values)))
     (part,) = alone.recommendation.by_train_task
     assert (part.has_base, part.outcome) == (False, "recommended")
-    assert part.statement.startswith("Use b: no other is over ")
+    assert part.statement.startswith("Use b: no other is more than ")
     assert {verdict.better_than_base for verdict in part.verdicts} == {None}
     assert "No model is the base" in " ".join(part.reasons)
     assert alone.findings.signatures == ()
@@ -228,8 +229,8 @@ def changed(place: int, **cells: Any) -> list[Row]:
 REFUSED: Mapping[str, tuple[Sequence[Row], Mapping[str, Any], str]] = {
     "no number": (changed(7, acc="n/a"), {}, "the table row 8, column acc: 'n/a' is not a number."),
     "nothing": (changed(7, acc=None), {}, "the table row 8, column acc: there is no score."),
-    "nan": (changed(7, acc=float("nan")), {}, "row 8, column acc: nan is no finite number."),
-    "infinite": (changed(7, acc="inf"), {}, "row 8, column acc: inf is no finite number."),
+    "nan": (changed(7, acc=float("nan")), {}, "row 8, column acc: nan is not a finite number."),
+    "infinite": (changed(7, acc="inf"), {}, "row 8, column acc: inf is not a finite number."),
     "no item": (changed(7, id=" "), {}, "the table row 8, column id: it is empty;"),
     "no model": (changed(7, model=None), {}, "the table row 8, column model: it is empty;"),
     "twice": (
@@ -237,7 +238,7 @@ REFUSED: Mapping[str, tuple[Sequence[Row], Mapping[str, Any], str]] = {
         "the table row 8: item 'q0' of model 'r4' on scores stands in the table row 7 too.",
     ),
     "no rows": ([], {}, "the table has no rows"),
-    "a list": ([[1, 2]], {}, "the table row 1: '[1, 2]' is no row of columns."),  # type: ignore[list-item]
+    "a list": ([[1, 2]], {}, "the table row 1: '[1, 2]' is not a row of columns."),  # type: ignore[list-item]
     "misspelt": (
         THREE, {"score": "ac"},
         "the table has no column 'ac'; did you mean 'acc'? it has id, model and acc.",
@@ -283,7 +284,7 @@ REFUSED: Mapping[str, tuple[Sequence[Row], Mapping[str, Any], str]] = {
         [row | {"task": t} for t in "ab" for row in THREE if row["model"] != "base"],
         {"retention": ("a",)}, "--retention: what is kept or transferred is a change from a base",
     ),
-    "a margin": (THREE, {"delta": -1.0}, "--delta -1 is no margin; give a number above 0"),
+    "a margin": (THREE, {"delta": -1.0}, "--delta -1 is not a margin; give a number above 0"),
 }  # fmt: skip
 
 
@@ -372,7 +373,7 @@ def test_from_python_by_path_and_with_settings(tmp_path: Path) -> None:
     assert rw.verdict(path).recommendation == rw.verdict([path]).recommendation
     with pytest.raises(ConfigError, match="detla: no such setting; did you mean 'delta'"):
         rw.verdict(path, detla=3)
-    with pytest.raises(DataError, match="is no table"):
+    with pytest.raises(DataError, match="is not a table"):
         rw.verdict(7)
     with pytest.warns(UserWarning, match="r4 lacks 1"):
         rw.verdict([row for row in THREE if (row["model"], row["id"]) != ("r4", "q3")])
@@ -388,3 +389,14 @@ def test_the_page_of_models_without_base_and_rank(tmp_path: Path) -> None:
     assert "full fine-tuning" not in page
     assert study.runs_df()["run"].tolist()[0] == "base"
     assert study.tables_df()["ranks"]["label"].tolist() == ["c", "b", "a"]
+
+
+def test_a_field_that_no_task_of_a_study_has_is_said() -> None:
+    planted = planted_study()
+    evaluation = planted.study.config.evaluation.model_copy(update={"slice": "kind"})
+    config = planted.study.config.model_copy(update={"evaluation": evaluation})
+    study = planted.study.model_copy(update={"config": config})
+    outcome = concluded(planted.model_copy(update={"study": study}))
+    (found,) = outcome.findings.slices
+    assert (found.rows, len(found.statements)) == ((), 1)
+    assert "No task's items have the field 'kind'" in [*outcome.findings.lines("kinship")][-1]

@@ -459,6 +459,6 @@ def test_other_weights_of_the_base_are_named(study: Study, tmp_path: Path) -> No
     save_file({name: tensor + 0.5 for name, tensor in tensors.items()}, weights, {"format": "pt"})
     with pytest.raises(StudyChangedError) as error:
         run(study.file, folder, *overrides)
-    said = f"base_model: the weights of {base} are not those that were scored"
+    said = f"base_model: the weights of {base} are not the weights that were scored"
     assert said in str(error.value)
     assert "how they are asked" not in str(error.value)

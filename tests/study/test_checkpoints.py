@@ -190,7 +190,7 @@ class _Stopping(Recorder):
         ("train.score_checkpoints=[0]", "train.score_checkpoints[0]"),
         ("train.score_checkpoints=[1.5]", "train.score_checkpoints[0]"),
         ("train.stop={retention_loss: 1}", "stop needs score_checkpoints"),
-        ("search.budget=soon", "is no time; write 90min, 2h or 1d"),
+        ("search.budget=soon", "is not a time; write 90min, 2h or 1d"),
         ("search.rungs=[0.5, 0.2]", "from small to large"),
     ],
 )

@@ -150,8 +150,8 @@ def test_a_base_that_fits_on_no_card_is_laid_over_all(deep_study: Path) -> None:
     (warning,) = plan.record.warnings
     fullest = in_words(memory.changed(num_cards=4).base_bytes)
     assert warning == (
-        "base_model: one card has no room for it and its adapters, so its layers are laid over 4 "
-        f"cards, {fullest} of weights on the fullest. They compute one after the other"
+        "base_model: one card has no room for it and its adapters, so its layers are split over 4 "
+        f"cards, {fullest} of weights on the fullest. The cards compute one after the other"
     )
     # the base fits on one card, and an adapter on it does not
     assert len(plan_study(config, machine=cards(whole - 1)).cards) == 4
@@ -178,7 +178,7 @@ def test_what_needs_the_whole_base_on_one_card_is_refused(deep_study: Path) -> N
     variant = "methods.variants={names: [dora]}"
     (problem,) = problems(deep_study, *SETTINGS, *more, machine=cards(of_each))
     quantised = in_words(memory.changed(base_precision="4bit").base_bytes)
-    assert ". What needs all of it on one card cannot be done: set train.compile=false, " in problem
+    assert ". Settings that need it on one card are refused: set train.compile=false, " in problem
     assert problem.endswith(
         f"analysis.heads=false, deploy=[], or train.base_precision=4bit ({quantised}, on one card)"
     )
@@ -191,8 +191,8 @@ def test_all_weights_that_fit_on_no_card_are_left_to_another_trainer(deep_study:
     found = problems(deep_study, "analysis.heads=false", machine=cards(of_each))
     (problem,) = [each for each in found if each.startswith("methods.full: ")]
     assert problem.endswith(
-        "; lower train.max_length, or set methods.full=null, train all weights with a trainer of "
-        "your choice and bring the checkpoint (methods.imported)"
+        "; lower train.max_length, or set methods.full=null, train all weights with another "
+        "trainer and import the checkpoint (methods.imported)"
     )
 
 

@@ -166,7 +166,7 @@ def test_the_report_shows_them(finished: Finished) -> None:
     ("arm", "message"),
     [
         ("{replay: {rows: {task: suns}}}", r"mitigations\[0\]: .*suns.*did you mean.*sums"),
-        ("{kl: {at: rows, rows: {task: colours}}}", "'colours' is trained on already"),
+        ("{kl: {at: rows, rows: {task: colours}}}", "'colours' is already trained on"),
         ("{replay: {rows: {data: nowhere.jsonl}}}", r"nowhere.jsonl cannot be read"),
     ],
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from rankwise.findings.statements import with_folder
 from rankwise.records.folder import StudyFolder
 from rankwise.records.results import StudyResults
 from rankwise.records.study_file import load_config
@@ -22,7 +23,8 @@ def run(path: Path | None, folder: Path, *overrides: str) -> Any:
     plan = plan_study(load_config(path, overrides))
     outcome = run_study(plan, StudyFolder(folder), Silent())
     report = write_report(folder, outcome.results, outcome.recommendation, outcome.findings)
-    assert outcome.recommendation.by_train_task[0].statement in report.read_text(encoding="utf-8")
+    (part,) = outcome.recommendation.by_train_task
+    assert with_folder(part.statement, folder) in report.read_text(encoding="utf-8")
     return outcome
 
 

@@ -69,7 +69,7 @@ def test_a_plan_says_what_is_read_layer_by_layer(study_file: Path) -> None:
     assert most == int(0.8 * (whole * 100 // 86))
     (warning,) = issues.warnings
     assert "models take 0.2 MB and there are 0.3 MB" in warning
-    assert "2 of 2 layers are read from their files in every forward pass, 0.2 MB" in warning
+    assert "2 of 2 layers are read from disk in every forward pass, 0.2 MB" in warning
 
 
 @pytest.mark.usefixtures("half_is_enough")

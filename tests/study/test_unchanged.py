@@ -65,7 +65,7 @@ CHANGES: dict[str, Callable[[StudyFolder], object]] = {
     "a plan of other margins": lambda folder: folder.write(
         folder.study_file, folder.read_study().model_copy(update={"warnings": ("other",)})
     ),
-    "a mark that is no text": lambda folder: folder.finished_file.write_bytes(b"\xff"),
+    "a mark that is not a text": lambda folder: folder.finished_file.write_bytes(b"\xff"),
     "a mark that is gone": lambda folder: folder.finished_file.unlink(),
 }
 

@@ -111,7 +111,7 @@ BEYOND_THE_PLAN = re.compile(r"own_texts\.json|/heads/(effects|repair)|/repair/"
 
 
 def files_of(folder: StudyFolder) -> list[Path]:
-    """All that a study stands on; what `.lock` and such are for is no part of it."""
+    """All that a study stands on; what `.lock` and such are for is not a part of it."""
     paths = (path for path in folder.root.rglob("*") if path.is_file())
     return sorted(path for path in paths if not path.name.startswith("."))
 

@@ -98,7 +98,7 @@ def test_what_a_cut_keeps_is_computed_by_hand(tiny_model_folder: Path, tmp_path:
         assert each.lowest == pytest.approx(min(kept))
     assert record.cut is not None
     assert (record.cut.rank, record.cut.share) == (12, pytest.approx(1.0))
-    assert "needs its whole rank" in record.statements[0]
+    assert "needs its full rank" in record.statements[0]
 
 
 def test_a_matrix_that_uses_few_dimensions_can_be_cut(
@@ -174,7 +174,7 @@ def test_a_merged_adapter_is_found_in_the_checkpoint(
         assert each.change.intruders == wanted.change.intruders
     assert record.other_changes == ()
     assert any("10 matrices of 14 are as they were" in text for text in record.statements)
-    assert record.statements[-1] == "Beside the linear layers below the head nothing changed."
+    assert record.statements[-1] == "Nothing outside the linear layers below the head changed."
 
 
 def test_what_a_checkpoint_changed_beside_its_matrices(

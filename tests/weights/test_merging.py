@@ -140,7 +140,7 @@ def test_the_base_is_restored_bit_by_bit(name: str, tmp_path: Path) -> None:
 
 
 def test_it_is_restored_after_an_error_too(tiny_model_folder: Path, tmp_path: Path) -> None:
-    """1e5 is no float16."""
+    """1e5 is not a float16."""
     model = frozen(tiny_model_folder)
     before = copies(model)
     update = LowRankUpdate(torch.full((1, 48), 1e5), torch.ones(48, 1))

@@ -57,7 +57,7 @@ def _patterns(values: dict[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"{text:.40} has more than {_MAX_PATTERN} characters")
             regex.compile(text)
         except (regex.error, RecursionError, OverflowError) as error:
-            raise ValueError(f"{text:.40} is no regular expression ({error})") from error
+            raise ValueError(f"{text:.40} is not a regular expression ({error})") from error
     return values
 
 

@@ -121,7 +121,7 @@ def has_update(weights: Path) -> bool:
     with opened(weights) as tensors:
         return any(
             bool(tensors.get_tensor(name).any())
-            for name in tensors.keys()  # noqa: SIM118  (it is no dictionary)
+            for name in tensors.keys()  # noqa: SIM118  (it is not a dictionary)
             if ".lora_B" in name
         )
 

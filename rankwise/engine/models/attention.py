@@ -101,7 +101,7 @@ def decoder_of(model: nn.Module) -> Any:
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             return module
-    raise ModelError(f"{type(model).__name__} is no model of transformers. {INSTEAD}")
+    raise ModelError(f"{type(model).__name__} is not a model of transformers. {INSTEAD}")
 
 
 def decoder_layers(model: nn.Module) -> dict[str, nn.Module]:

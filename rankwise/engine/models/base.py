@@ -122,7 +122,7 @@ def find_base_model(
         refuse_adapter(here)
         return BaseModel(config.name, here, _folder_fingerprint(here))
     if not _may_be_on_the_hub(config.name):
-        raise ModelError(f"base_model {config.name!r} is not a folder. Check the path.")
+        raise ModelError(f"base_model {config.name!r} is not a folder; check the path.")
     return _hub_model(config, report, weights)
 
 
@@ -152,9 +152,9 @@ def trained_folder(name: str, report: Callable[[str], None] = lambda _: None) ->
     if here is not None:
         return here
     if "/" not in name or not _may_be_on_the_hub(name):
-        raise ModelError(f"{name} is not a folder. Check the path.")
+        raise ModelError(f"{name} is not a folder; check the path.")
     patterns = [*_SMALL_FILES, "*.safetensors"]
-    return _snapshot(name, None, patterns, f"{name} is no folder here", report)
+    return _snapshot(name, None, patterns, f"{name} is not a folder here", report)
 
 
 def folder_here(name: str) -> Path | None:
@@ -200,8 +200,9 @@ def _snapshot(
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
-            f"{said}, and the hub could not give it: {str(error).splitlines()[0]}. Check the name "
-            "and the revision, `hf auth login` for gated models, and the network (HF_HUB_OFFLINE)."
+            f"{said}, and the hub could not provide it: {str(error).splitlines()[0]}. Check the "
+            "name and the revision, `hf auth login` for gated models, and the network "
+            "(HF_HUB_OFFLINE)."
         ) from error
 
 
@@ -249,7 +250,7 @@ def load_tokenizer(folder: Path) -> Any:
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer in {folder} has no end token; add eos_token to it.")
     if not tokenizer.encode("a b", add_special_tokens=False):
-        raise ModelError(f"the tokenizer in {folder} makes no tokens of a text. Save it again.")
+        raise ModelError(f"the tokenizer in {folder} produces no tokens for a text. Save it again.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -446,7 +447,7 @@ def _contiguous(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def model_skeleton(folder: Path) -> nn.Module:
     """The model without its weights (on the meta device): shapes and names only."""
     config = _model_config(folder)
-    with unusable(f"{folder} is no causal language model", _CHECK_CONFIG), torch.device("meta"):
+    with unusable(f"{folder} is not a causal language model", _CHECK_CONFIG), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 

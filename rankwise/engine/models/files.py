@@ -76,7 +76,7 @@ def read_json(path: Path) -> dict[str, Any]:
         RecursionError: it is nested too deeply.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path.name} is not there, or is no file")
+        raise FileNotFoundError(f"{path.name} is not there, or is not a file")
     if path.stat().st_size > _MAX_JSON_BYTES:
         raise ValueError(f"{path.name} has more than {_MAX_JSON_BYTES >> 20} MiB")
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -96,7 +96,7 @@ def opened(path: Path) -> Generator[Any]:
     """
     with unusable(f"{path} cannot be read", "Save it again."):
         if not path.is_file():
-            raise FileNotFoundError("it is not there, or is no file")
+            raise FileNotFoundError("it is not there, or is not a file")
         with safe_open(str(path), framework="pt") as file:
             yield file
 

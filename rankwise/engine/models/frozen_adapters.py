@@ -191,8 +191,8 @@ def load_frozen_adapter(base_model: nn.Module, folder: Path, dtype: torch.dtype)
     for name, (A, B, _) in saved.items():
         if (shape := shapes.get(name)) is None:
             raise ModelError(
-                f"the adapter in {folder} adapts {name}, which is no linear layer below the head "
-                "of this base model. Check which base it was trained on."
+                f"the adapter in {folder} adapts {name}, which is not a linear layer below the "
+                "head of this base model. Check which base it was trained on."
             )
         if A.shape[1:] != shape[:1] or B.shape != (shape.out_features, A.shape[0]):
             raise ModelError(

@@ -39,7 +39,7 @@ def leading_vectors(layer: nn.Module, rank: int, scaling: float) -> LoraFactors:
     singular values each, by their roots. Where there are fewer vectors, all.
 
     Raises:
-        ModelError: the layer is no plain matrix product.
+        ModelError: the layer is not a plain matrix product.
     """
     U, S, Vh = torch.linalg.svd(_weight(layer), full_matrices=False)
     roots = (S[:rank] / scaling).sqrt()
@@ -50,7 +50,7 @@ def orthogonal_basis(layer: nn.Module, rank: int, _: float) -> LoraFactors:
     """The first part of a QR decomposition of the weights: OLoRA begins there (arXiv:2406.01775).
 
     Raises:
-        ModelError: the layer is no plain matrix product.
+        ModelError: the layer is not a plain matrix product.
     """
     Q, R = torch.linalg.qr(_weight(layer))
     return LoraFactors(R[:rank], Q[:, :rank])

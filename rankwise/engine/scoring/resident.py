@@ -195,6 +195,8 @@ class ResidentScorer:
                 return self._read_part(*of, adapters, tell)
 
             found = lanes.map(read, [*zip(readers, parts, strict=True)], advance)
+            peak = sum(reader.peak_cache_bytes for reader in readers)
+            self._reader.peak_cache_bytes = max(self._reader.peak_cache_bytes, peak)
         for work, _ in found:
             self._count(work)
         return [answers for _, answers in found]

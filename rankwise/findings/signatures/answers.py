@@ -107,8 +107,8 @@ def _collapsed(source: OptionGains, option: Option, task: str) -> Iterator[Signa
             statement=f"{option.label} chooses option {letter} ({place + 1} of "
             f"{len(before)}) on {_percent(chosen.estimate)} of {size:,} items of {task}{runs}, at "
             f"least {_percent(chosen.lower)}; the base on {_percent(before[place])}.",
-            advice="See whether the right answers of the training rows are at every place "
-            "equally often, or shuffle their options; try a lower learning rate.",
+            advice="Balance the positions of the right answers in the training rows, or shuffle "
+            "their options; try a lower learning rate.",
         )
 
 

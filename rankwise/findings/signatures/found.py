@@ -69,11 +69,11 @@ def _diverged(source: OptionGains) -> Iterator[Signature]:
                 label=labels[model.name],
                 task=None,
                 statement=quantities.capital(
-                    f"{labels[model.name]}{seed} diverged and takes no part: "
+                    f"{labels[model.name]}{seed} diverged and is excluded: "
                     f"{run.message or 'no reason was recorded'}."
                 ),
-                advice="Lower its learning rate or lengthen the warm-up, and see whether a "
-                "training row is broken.",
+                advice="Lower its learning rate or lengthen the warm-up, and check for "
+                "broken training rows.",
             )
 
 
@@ -90,7 +90,7 @@ def _items_in_training(results: TrainTaskResults) -> Iterator[Signature]:
                 statement=f"{number:,} of {num_items:,} scored items of {task} ({percent} %) are "
                 f"found in the training rows of {results.train_task}.",
                 advice="Set train.drop_overlapping=true, which trains without these rows; until "
-                "then a gain may be memory.",
+                "then the gain may be memorisation.",
                 estimate=POINTS * number / num_items,
                 unit="points",
                 num_items=num_items,

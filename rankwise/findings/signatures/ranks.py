@@ -60,18 +60,20 @@ def _alike(
     )
     unit = widest.unit
     advice = (
-        "Take the smallest rank, or score harder items: these items cannot tell ranks apart."
+        "Use the smallest rank, or score harder items: these items do not distinguish ranks."
         if easy
-        else "Take the smallest rank, and look elsewhere: learning rate, epochs, training rows."
+        else "Use the smallest rank, and look at learning rate, epochs and training rows."
     )
+    every = "both" if len(ladder.rungs) == 2 else f"all {len(ladder.rungs)}"
     yield signature(
         "too_easy" if easy else "not_a_matter_of_rank",
         Place(source.results.train_task, ladder.label, None),
         widest,
         statement=(
-            f"{_among(ladder)}every two of {len(ladder.rungs)} ranks are within "
+            f"{_among(ladder)}{every} ranks are within "
             f"δ = {quantities.amount(recommendation.delta, unit)} of each other in-domain; the "
-            f"most is {_name(ahead)} over {_name(behind)}, {judged_amount(widest)}{easy}."
+            f"largest difference is {_name(ahead)} over {_name(behind)}, "
+            f"{judged_amount(widest)}{easy}."
         ),
         advice=advice,
     )
@@ -119,10 +121,11 @@ def _erratic(
             f"{'' if several else ', conditional on this seed'}."
         ),
         advice=(
-            "Something else than rank decides: tune the learning rate for each rank before ranks "
+            "Something other than rank decides: tune the learning rate for each rank before ranks "
             "are compared, and look at the training loss of these runs."
             if several
-            else "Add seeds (rankwise extend --seeds 2): with one, an unlucky run looks the same."
+            else "Add seeds (`rankwise extend DIR --seeds 2`): with one, an unlucky run looks the "
+            "same."
         ),
     )
 

@@ -6,6 +6,7 @@ Also whether models answer a task nearly perfectly.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -80,15 +81,17 @@ def _negative_transfer(
     loss = _loss(source, option, task)
     if base > 0 and loss.lower / base > TRANSFER_ALARM_SHARE:
         advice = (
-            f"Where that domain matters use the base, try {_LESS_TRAINING}, or mix rows of it "
+            f"If that domain matters, use the base,  try {_LESS_TRAINING}, or mix rows of it "
             "into the training (mitigations in the study file)."
         )
         if option.rank is not None:
+            base_model = source.results.study.config.base_model.name
             trained = ",".join(source.results.tasks.get("in_domain", ()))
+            base_model, trained, kept = map(shlex.quote, (base_model, trained, task))
             advice += (
-                f" `rankwise repair BASE ADAPTER --tasks {trained} --retention {task} "
-                "--max-loss 1 --output FOLDER` looks for a change of the adapter that "
-                "needs no training."
+                f" `rankwise repair {base_model} DIR/runs/{option.plan.name}/adapter --tasks "
+                f"{trained} --retention {kept} --max-loss 1 --output repaired` looks for a change "
+                "of the adapter that needs no training."
             )
         yield signature(
             "negative_transfer",
@@ -117,8 +120,8 @@ def _metrics_disagree(source: OptionGains, option: Option, task: str) -> Iterato
             change,
             statement=f"{option.label} changes on {task} by {' and by '.join(by_metric)}: the two "
             "have opposite signs.",
-            advice="See whether only certainty changed and not the answers, and decide which of "
-            f"the two matters: evaluation.metric.{task}={accuracy.metric} is judged by accuracy.",
+            advice="Check whether only confidence changed and not the answers, and decide which of "
+            f"the two matters: evaluation.metric.{task}={accuracy.metric} judges by accuracy.",
         )
 
 
@@ -133,7 +136,7 @@ def _forgetting(source: OptionGains, option: Option, task: str) -> Iterator[Sign
             rise,
             statement=f"{option.label} has {judged_amount(rise)} more loss per token on {task} "
             f"than the base ({base}).",
-            advice=f"Where general text matters, try {_LESS_TRAINING}.",
+            advice=f"If general text matters, try {_LESS_TRAINING}.",
         )
 
 
@@ -163,7 +166,7 @@ def _train_test_gap(
         )
         name, ending = "train_test_gap", "."
     elif unit == "nats":
-        advice = "It may repeat its rows word for word: check that they hold nothing private."
+        advice = "It may repeat its rows verbatim:  check that they hold nothing private."
         name = "memorised"
         ending = (
             f"; its loss on these rows is {quantities.score(known.score, unit)}, at most "
@@ -171,7 +174,7 @@ def _train_test_gap(
         )
     else:
         advice = (
-            "It knows its rows by heart: train on more rows or for fewer epochs, and judge it on "
+            "It has memorised its rows: train on more rows or for fewer epochs, and judge it on "
             "other items only."
         )
         name = "memorised"

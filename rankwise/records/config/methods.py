@@ -215,7 +215,7 @@ class MethodsConfig(Section):
             if rank not in trained:
                 there = ", ".join(map(str, trained))
                 raise ValueError(
-                    f"variants.ranks: {rank} is no LoRA rank of the study, so there would be "
+                    f"variants.ranks: {rank} is not a LoRA rank of the study, so there would be "
                     f"nothing to compare with; there is {there}"
                 )
         return self

@@ -110,7 +110,7 @@ class MitigationConfig(Section):
     def _something(self) -> Self:
         if not self.model_dump(exclude={"name"}, exclude_none=True):
             raise ValueError(
-                "nothing is changed; give learning_rate_factor, kl, replay or another key"
+                "the arm changes nothing; give learning_rate_factor, kl, replay or another key"
             )
         return self
 

@@ -74,7 +74,7 @@ _ON_THE_HUB = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """Embedded models by the repositories that their files name as their origin."""
 
 VLLM_IS_FOR_TEXTS = (
-    "vllm is for texts only: for log-likelihoods it reads every prompt anew for each option and "
+    "vllm is for texts only: for log-likelihoods it rereads every prompt for each option and "
     "each adapter; write {loglikelihood: resident, generate_until: vllm}"
 )
 """Why vllm is refused for log-likelihoods."""
@@ -332,7 +332,7 @@ class StudyConfig(Section):
     def _variants_problem(self) -> str | None:
         """What variants do not go with."""
         if self.is_searched:
-            return "a search chooses among LoRA's ranks; leave out what searches"
+            return "a search chooses among LoRA's ranks; leave the search out"
         if self.train.dropout:
             return "they are trained without dropout; set train.dropout to 0"
         if self.train.base_precision != "auto":
@@ -411,8 +411,8 @@ class StudyConfig(Section):
             others = self.search.policy is not None or self.train.learning_rate.tune
             if others or not self.evaluation.retention:
                 raise ValueError(
-                    "train.stop: it needs evaluation.retention, and goes with no search.policy and "
-                    "no learning_rate.tune; take it out, or these"
+                    "train.stop: it needs evaluation.retention, and cannot be combined with "
+                    "search.policy or learning_rate.tune; take it out, or these"
                 )
         if len(self.train.max_examples) > 1 and (problem := self._rows_problem):
             raise ValueError(f"train.max_examples: {problem}; give one number")

@@ -192,10 +192,10 @@ class TrainConfig(Section):
                     known = ", ".join(self.task)
                     raise ValueError(f"split: {name!r} is not trained on; there is {known}")
         if self.stop is not None and not self.score_checkpoints:
-            raise ValueError("stop needs score_checkpoints: the steps at which a training may end")
+            raise ValueError("stop needs score_checkpoints: the steps at which training may end")
         if self.judged_by != ("loss",) and self.data is None:
             raise ValueError("judged_by is for 'data'; a task brings its own metrics")
-        if {"loss", "choice"} <= {*self.judged_by}:
+        if "loss" in self.judged_by and "choice" in self.judged_by:
             raise ValueError("judged_by: loss and choice score the same answers; name one")
         if self.columns is not None and self.data is None:
             raise ValueError("columns are for 'data'; a task knows its own")

@@ -1,93 +1,97 @@
-"""The answer at a glance: what to use, what it costs, what else would do, and other margins."""
+"""The first screen of a trained task, and what else would do: other options, and other margins."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator
 
-from rankwise.findings.card import Alternative, Told, VerdictCard
+from rankwise.findings.card import Alternative, CardRow, Told, VerdictCard
+from rankwise.findings.options import TaskMean
 from rankwise.records import quantities
 from rankwise.records.recommendation import Recommendation
+from rankwise.records.results import StudyResults, TrainTaskResults
 from rankwise.records.study import Interval
 from rankwise.report import cells
-from rankwise.report.facts import Facts
-from rankwise.report.parts import Column, ReportSection, Sliders, Table, TitledTable, table
+from rankwise.report.parts import (
+    EMPTY,
+    Cell,
+    Column,
+    Dial,
+    ReportSection,
+    RowGroup,
+    Sliders,
+    Table,
+    TitledTable,
+    table,
+)
+from rankwise.report.tables import odds_table, prospect_table
 
-CARD_SECTION = "glance"
-
-
-def card_section(
-    card: VerdictCard, recommendation: Recommendation, seconds: Mapping[str, float]
-) -> ReportSection:
-    """The settings of the choice, tables of alternatives and advice, and sliders.
-
-    ``seconds`` are those of every option's training, all seeds together.
-    """
-    remarks: list[str] = []
-    if not card.is_settled:
-        said = "do not fine-tune" if card.choice is None else card.choice
-        odds = "" if card.probability is None else quantities.odds(card.probability)
-        right = odds and f", right with a probability of {odds}"
-        remarks.append(f"The best bet: {said}{right}.")
-    return ReportSection(
-        CARD_SECTION, "At a glance", remarks, tables=list(_tables(card, recommendation, seconds))
-    )
+_MOST_ROWS = 8
+"""Of a card: the table of all runs, and ``--json``, have all."""
 
 
-def _tables(
-    card: VerdictCard, recommendation: Recommendation, seconds: Mapping[str, float]
-) -> Iterator[TitledTable]:
-    if card.choice is not None:
-        yield TitledTable("", _facts(card, seconds))
-    if card.alternatives:
-        yield TitledTable("Instead of it", _alternatives(card, recommendation, seconds))
-    if card.told:
-        columns: list[Column[Told]] = [
-            Column("You may have been told", lambda row: row.advice),
-            Column.text("Here", lambda row: row.here),
-        ]
-        caption = f"{cells.intervals(recommendation.confidence)}, paired over the same items."
-        yield TitledTable("What others say", table(quantities.capital(caption), columns, card.told))
-    if recommendation.verdicts:
-        yield TitledTable(
-            "If other margins matter to you", _conditions(recommendation), sliders(recommendation)
-        )
-
-
-def _facts(card: VerdictCard, seconds: Mapping[str, float]) -> Facts:
-    facts = dict(card.settings)
-    if card.gain is not None:
-        facts["Gains in-domain"] = cells.in_words(card.gain)
-    if card.retention is not None:
-        facts["Retention tasks change by"] = cells.in_words(card.retention)
-    if card.num_parameters and card.trainable_share is not None:
-        parameters = quantities.parameters(card.num_parameters)
-        facts["Trained weights"] = f"{parameters}, {quantities.share(card.trainable_share)} of full"
-    if card.choice is not None and seconds.get(card.choice):
-        full = [_times(each.label, card, seconds) for each in card.alternatives if not each.rank]
-        of_full = f"; full fine-tuning: {full[0]} as long" if full and full[0] else ""
-        facts["Training"] = f"{quantities.seconds(seconds[card.choice])}{of_full}"
-    tied = [each.label for each in card.alternatives if each.is_tied]
-    if tied:
-        facts["By itself not told apart from it in-domain"] = quantities.listed(tied)
-    return facts
-
-
-def _times(label: str, card: VerdictCard, seconds: Mapping[str, float]) -> str | None:
-    """In shares of the choice's time; None where nothing was timed."""
-    own = seconds.get(card.choice or "", 0.0)
-    return quantities.times(seconds[label] / own) if own and label in seconds else None
-
-
-def _alternatives(
-    card: VerdictCard, recommendation: Recommendation, seconds: Mapping[str, float]
+def card_table(
+    card: VerdictCard, recommendation: Recommendation, results: StudyResults | TrainTaskResults
 ) -> Table:
-    columns: list[Column[Alternative]] = [
-        Column("Option", lambda row: row.label),
+    """Every option against the base, or of many the choice and those that gain most.
+
+    The terminal and the page show the same rows. What only a training knows is left out where
+    nothing was trained here.
+    """
+    seconds = {run.name: run.run.train_seconds for run in results.runs if run.run is not None}
+    has_base = results.study.has_base
+    choice = "use this" if card.is_settled else "best bet"
+    rows = sorted(card.rows, key=lambda row: (row.is_choice, _gain(row)), reverse=True)[:_MOST_ROWS]
+
+    def time(row: CardRow) -> str | None:
+        times = [seconds[run] for run in row.runs if run in seconds]
+        return quantities.seconds(sum(times)) if times else None
+
+    columns: list[Column[CardRow]] = [
+        Column("Option", lambda row: Cell(row.label, "", choice * row.is_choice, row.is_choice)),
         Column(
-            "Gain",
-            lambda row: cells.mean(row.gain),
+            "Gain" if has_base else "Over the mean",
+            lambda row: _short(row.gain),
             cells.measure(recommendation.unit, recommendation.in_domain_metric),
         ),
+        Column.optional(
+            "Forgotten",
+            lambda row: _short(row.retention and row.retention.negated()),
+            cells.measure("points", recommendation.retention_metric),
+        ),
+    ]
+    if results.study.scores is None:
+        columns.append(Column("Weights", lambda row: quantities.parameters(row.num_parameters)))
+        columns.append(Column("Training", time))
+    beside = "Changes from the base" if has_base else "Differences from the mean of the models"
+    caption = f"{beside}; ± is the longer side of the interval."
+    made = table(caption, columns, [row for row in card.rows if row in rows])
+    if len(rows) == len(card.rows):
+        return made
+    blanks = [Cell("")] * (len(made.headings) - 1)
+    more = Cell(f"and {len(card.rows) - len(rows)} more"), *blanks
+    return made._replace(groups=(*made.groups, RowGroup("", "", (more,))))
+
+
+def _gain(row: CardRow) -> float:
+    return -math.inf if row.gain is None else row.gain.estimate
+
+
+def _short(mean: TaskMean | None) -> Cell:
+    """+30.0 ±6.6: the longer side of the interval, which a row has room for."""
+    if mean is None:
+        return EMPTY
+    side = max(mean.upper - mean.estimate, mean.estimate - mean.lower)
+    estimate = quantities.change(mean.estimate, mean.unit)
+    return Cell(f"{estimate} ±{quantities.score(side, mean.unit)}")
+
+
+def alternative_section(card: VerdictCard, recommendation: Recommendation) -> ReportSection | None:
+    """Other options beside the choice, and advice from elsewhere; None where there is neither."""
+    unit, metric = recommendation.unit, recommendation.in_domain_metric
+    options: list[Column[Alternative]] = [
+        Column("Option", lambda row: row.label),
+        Column("Gain", lambda row: cells.mean(row.gain), cells.measure(unit, metric)),
         Column.optional(
             "Retention",
             lambda row: cells.mean(row.retention),
@@ -98,16 +102,54 @@ def _alternatives(
             lambda row: None if row.weights_ratio is None else quantities.times(row.weights_ratio),
             "of the choice's",
         ),
-        Column.optional(
-            "Training time", lambda row: _times(row.label, card, seconds), "of the choice's"
-        ),
     ]
+    advice: list[Column[Told]] = [
+        Column("You may have been told", lambda row: row.advice),
+        Column.text("Here", lambda row: row.here),
+    ]
+    intervals = cells.intervals(recommendation.confidence)
     caption = (
-        f"Every other option less {card.choice}, paired over the same items, "
-        f"{cells.intervals(recommendation.confidence)}, each for one number by itself. Positive is "
-        "better than the choice."
+        f"Every other option less {card.choice}, paired over the same items, {intervals}, each for "
+        "one number by itself. Positive is better than the choice."
     )
-    return table(caption, columns, card.alternatives)
+    tables: list[TitledTable] = []
+    if card.alternatives:
+        tables.append(TitledTable("", table(caption, options, card.alternatives)))
+    if card.told:
+        said = f"{quantities.capital(intervals)}, paired over the same items."
+        tables.append(TitledTable("What others say", table(said, advice, card.told)))
+    title = f"Instead of {card.choice}"
+    return ReportSection("alternatives", title, tables=tables, is_folded=True) if tables else None
+
+
+def margin_section(recommendation: Recommendation) -> ReportSection | None:
+    """Sliders and a dial for other margins, and the odds; None where no rank was judged."""
+    if not recommendation.verdicts:
+        return None
+    return ReportSection(
+        "margins",
+        "If other margins matter to you",
+        tables=list(_margin_tables(recommendation)),
+        is_folded=True,
+    )
+
+
+def _margin_tables(recommendation: Recommendation) -> Iterator[TitledTable]:
+    yield TitledTable("", _conditions(recommendation), sliders(recommendation))
+    bet = recommendation.best_bet
+    if bet is not None and bet.by_epsilon:
+        said = (
+            "The probability that each option is right, and the best bet, for every average "
+            "retention loss that may be acceptable to you; δ and the ceiling for single tasks are "
+            "the study's."
+        )
+        dial = Dial(bet, recommendation.epsilon_points)
+        yield TitledTable("How much may be forgotten?", said, dial)
+    odds, prospects = odds_table(recommendation), prospect_table(recommendation)
+    if odds is not None:
+        yield TitledTable("The best bet", odds)
+    if prospects is not None:
+        yield TitledTable("What would settle it", prospects)
 
 
 def _conditions(recommendation: Recommendation) -> str:

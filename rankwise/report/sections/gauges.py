@@ -14,6 +14,7 @@ from rankwise.report import cells
 from rankwise.report.charts.marks import Look
 from rankwise.report.charts.plane import Plane, PlaneMark, plane_chart
 from rankwise.report.parts import (
+    LEAST_POINTS,
     Cell,
     Column,
     Figure,
@@ -49,12 +50,7 @@ def gauge_section(found: Sequence[TrainTaskGauges]) -> ReportSection:
     )
 
     def show(part: TrainTaskGauges) -> Shown:
-        without = grouped((o.reason, o.gauge) for o in part.orders if o.reason is not None)
-        said = [
-            f"No correlation of {quantities.listed(names)} with forgetting: {reason}."
-            for reason, names in without.items()
-        ]
-        return Shown([*part.statements, *said], _figures(part), [("", _gauge_table(part))])
+        return Shown(part.statements, _figures(part), [("", _gauge_table(part))])
 
     return section("gauges", "Gauges of forgetting", about, found, show)
 
@@ -67,7 +63,7 @@ def _figures(found: TrainTaskGauges) -> Iterator[Figure]:
             for model in found.models
             if (kl := kl_of(model)) is not None and model.retention_loss is not None
         ]
-        if len(drawn) < 2:
+        if len(drawn) < LEAST_POINTS:
             continue
         marks = [
             PlaneMark(

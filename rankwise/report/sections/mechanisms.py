@@ -68,12 +68,8 @@ def mechanism_section(found: Sequence[TrainTaskMechanisms]) -> ReportSection:
     about += cells.of_one_seed(max((t.num_seeds for part in found for t in part.trends), default=0))
 
     def show(part: TrainTaskMechanisms) -> Shown:
-        said = [*part.statements]
-        if not part.agreement:
-            said.append("Agreement was not measured: no full fine-tuning of that seed.")
-        if part.matched is None:
-            said.append("What is kept was not compared: the study has no retention task.")
-        return Shown([*said, *cells.left_out(part.left_out)], _figures(part), _tables(part))
+        said = [*part.statements, *cells.left_out(part.left_out)]
+        return Shown(said, _figures(part), _tables(part))
 
     return section("mechanisms", "Mechanisms", about, found, show, figures="mechanism")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from rankwise.findings.models import ModelSummary
@@ -18,6 +18,9 @@ from rankwise.report.charts.plane import Plane, PlaneMark, front, plane_chart
 from rankwise.report.charts.ranks import RankLine, RankMark, RankPanel, in_unit, rank_chart
 from rankwise.report.parts import Drawing, Figure, thinned
 from rankwise.report.summaries import RELATION_NAMES, Summaries
+
+TRADE_OFF = "gain-and-retention"
+"""The figure that stands on the card, and not among the others."""
 
 MOST_TASKS, MOST_BARS = 8, 36
 """More tasks than this of one relation, or more bars of its runs on all of them, are too many
@@ -42,10 +45,10 @@ class _Study(NamedTuple):
 def study_figures(
     results: TrainTaskResults, recommendation: Recommendation, summaries: Summaries
 ) -> tuple[Figure, ...]:
-    """Every figure of a report, in its order; those that cannot be drawn say why."""
+    """Every figure of a trained task that has something to draw, in its order."""
     study = _Study(results, recommendation, summaries)
-    builders: tuple[Callable[[_Study], Figure], ...] = (_trade_off, _by_rank, _by_task, _forgetting)
-    return tuple(builder(study) for builder in builders)
+    made = (draw(study) for draw in (_trade_off, _by_rank, _by_task, _forgetting))
+    return tuple(figure for figure in made if figure is not None)
 
 
 def plane_of(
@@ -71,26 +74,23 @@ def plane_of(
     return plane_chart([plane])
 
 
-def _trade_off(study: _Study) -> Figure:
-    name, title = "gain-and-retention", "Gain in-domain against change on retention tasks"
+def _trade_off(study: _Study) -> Figure | None:
     drawn = [
         (summary, gain, change)
         for summary in study.summaries
         if (gain := summary.gain) is not None and (change := summary.retention_change) is not None
     ]
     if not drawn:
-        reason = "the study has no retention task scored in points, or no run was scored on one"
-        return Figure(name, title, f"Not drawn: {reason}.")
+        return None
     epsilon = study.recommendation.epsilon_points
     caption = (
-        "One mark for each run; the base is at the origin. Up is better in-domain, right is less "
-        "forgetting. Each bar is the interval of one difference from the base, paired over the "
-        "same items. The line is the front: what lies on it is beaten by no other model in both."
+        "Up gains more, right forgets less. Bars are intervals. What lies on the line is beaten by "
+        "no other model in both."
     )
     confidence = None
     if len(drawn) <= MOST_RUNS:
         confidence = study.recommendation.confidence
-        caption += " A mark's shaded region is for both numbers together."
+        caption += " A shaded region is for both numbers together."
     if epsilon is not None:
         caption += " Left of the dashed line the loss is more than ε."
     if any(summary.is_recommended for summary, *_ in drawn):
@@ -115,11 +115,10 @@ def _trade_off(study: _Study) -> Figure:
     points = [(change.estimate, gain.estimate) for _, gain, change in drawn] + [(0.0, 0.0)]
     path = [place if place < len(drawn) else None for place in front(points)]
     drawing = plane_of(marks, study.recommendation.unit, epsilon, path, confidence)
-    return Figure(name, title, caption, drawing, detail)
+    return Figure(TRADE_OFF, "Gain against what is forgotten", caption, drawing, detail)
 
 
-def _by_rank(study: _Study) -> Figure:
-    name, title = "score-by-rank", "In-domain score by rank"
+def _by_rank(study: _Study) -> Figure | None:
     unit = study.recommendation.unit
     drawn = [
         (summary, score) for summary in study.summaries if (score := summary.in_domain) is not None
@@ -130,7 +129,7 @@ def _by_rank(study: _Study) -> Figure:
         if isinstance(summary.kind, int)
     ]
     if not marks:
-        return Figure(name, title, "Not drawn: no LoRA run was scored in-domain.")
+        return None
     items = study.results.base.items
     in_domain = study.results.tasks["in_domain"]
     tasks = [task for task in in_domain if task in items and items[task].unit == unit]
@@ -152,17 +151,17 @@ def _by_rank(study: _Study) -> Figure:
     panel = RankPanel(y_title, marks, lines, write=write)
     bars = f"bars and bands are {cells.intervals(study.recommendation.confidence)}"
     detail = f"{quantities.sample_size(drawn[0][1], 'items')}; {bars}"
-    return Figure(name, title, caption, rank_chart([panel]), detail)
+    title = "In-domain score by rank"
+    return Figure("score-by-rank", title, caption, rank_chart([panel]), detail)
 
 
-def _by_task(study: _Study) -> Figure:
-    name, title = "difference-by-task", "Difference from the base on every task"
+def _by_task(study: _Study) -> Figure | None:
     relations: tuple[Relation, ...] = ("in_domain", "out_of_domain", "retention")
     units: tuple[Unit, ...] = ("points", "nats", "units")
     found = [_panel(study, relation, unit) for relation in relations for unit in units]
     panels = [panel for panel, _ in found if panel.bars]
     if not panels:
-        return Figure(name, title, "Not drawn: no run was scored.")
+        return None
     caption = (
         "Right of zero is better than the base. Each interval is for one difference, "
         "paired over the same items. Each relation has its own axis."
@@ -176,15 +175,14 @@ def _by_task(study: _Study) -> Figure:
                 f"are drawn, {num_left_out} more are in the table."
             )
     detail = f"adapted {quantities.MINUS} base; {study.bars}"
-    return Figure(name, title, caption, interval_chart(panels), detail)
+    title = "Difference from the base on every task"
+    return Figure("difference-by-task", title, caption, interval_chart(panels), detail)
 
 
-def _forgetting(study: _Study) -> Figure:
-    name, title = "forgetting-on-prose", "Forgetting on held-out prose"
+def _forgetting(study: _Study) -> Figure | None:
     panel, _ = _panel(study, "held_out_text", "nats")
     if not panel.bars:
-        reason = "the study has no held-out text, or no run was scored on it"
-        return Figure(name, title, f"Not drawn: {reason}.")
+        return None
     caption = (
         "Right of zero, the adapted model predicts general prose worse than the base. "
         "An item is a passage; differences are paired over passages."
@@ -192,7 +190,8 @@ def _forgetting(study: _Study) -> Figure:
     caption += _more_runs(study)
     bars = f"bars are {cells.intervals(study.recommendation.confidence)}"
     detail = f"rise of the mean loss per token; {bars}"
-    return Figure(name, title, caption, interval_chart([panel]), detail)
+    title = "Forgetting on held-out prose"
+    return Figure("forgetting-on-prose", title, caption, interval_chart([panel]), detail)
 
 
 def _panel(study: _Study, relation: Relation, unit: Unit) -> tuple[BarPanel, int]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from rankwise.findings.claims import VERDICTS, Claim
 from rankwise.findings.signatures.found import SIGNATURES, TITLES, Signature, SignatureName
 from rankwise.records import quantities
-from rankwise.records.grouping import grouped
 from rankwise.report.parts import Cell, Column, ReportSection, Table, TitledTable, grouped_table
 
 _WHOLE_STUDY = "all models"
@@ -34,15 +33,6 @@ def signature_section(
         remarks.append(f"Not looked for, for want of data: {lacking}.")
     tables = [TitledTable("What was found", _table(found, confidence))] if found else []
     return ReportSection("failure-signatures", "Failure signatures", remarks, tables=tables)
-
-
-def watch_points(found: Iterable[Signature]) -> list[str]:
-    """One sentence for each kind of failure: what, of which options, and what to do next."""
-    labels = grouped(((one.title, one.advice), one.label or _WHOLE_STUDY) for one in found)
-    return [
-        f"{title} ({quantities.listed(list(dict.fromkeys(where)))}). {advice}"
-        for (title, advice), where in labels.items()
-    ]
 
 
 def _table(found: Sequence[Signature], confidence: float) -> Table:
@@ -85,14 +75,15 @@ def _judged(signature: Signature) -> Cell | None:
 
 def claims_section(claims: Sequence[Claim]) -> ReportSection:
     """Every claim with its verdict and all of its numbers."""
+    tested = [claim for claim in claims if claim.verdict != "not tested"]
     evidence = grouped_table(
         "One shown case contradicts a claim about all ranks or tasks, and supports a claim that "
         "something can happen. The intervals of one claim hold together.",
         [Column[str]("Evidence", lambda sentence: sentence)],
-        [(claim.statement, claim.judgement, claim.evidence) for claim in claims],
+        [(claim.statement, claim.judgement, claim.evidence) for claim in tested],
     )
     counts = Counter(claim.verdict for claim in claims)
     said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
     remark = f"Of {len(claims)} claims of arXiv:2512.15634: {said}."
-    tables = [TitledTable("Claim by claim", evidence)]
+    tables = [TitledTable("Claim by claim", evidence)] if tested else []
     return ReportSection("claims", "The paper's claims", [remark], tables=tables)

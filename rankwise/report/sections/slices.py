@@ -23,7 +23,7 @@ def slice_section(found: Sequence[TrainTaskSlices]) -> ReportSection:
         "Which kinds of item changed",
         about,
         found,
-        lambda part: Shown(part.statements, tables=[("", _table(part))]),
+        lambda part: Shown(part.statements, tables=[("", _table(part))] if part.rows else []),
     )
 
 

@@ -23,6 +23,7 @@ from rankwise.report.charts.marks import Look
 from rankwise.report.charts.plane import Plane, PlaneMark, plane_chart
 from rankwise.report.charts.ranks import RankCurve, RankLine, RankMark, RankPanel, rank_chart
 from rankwise.report.parts import (
+    LEAST_POINTS,
     Cell,
     Column,
     Figure,
@@ -67,7 +68,7 @@ def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> 
             tables.append(("Updates of the runs", _run_table(part.runs, intruder_k)))
         if part.norm_trends:
             tables.append(("Norm against rank", _norm_table(part)))
-        if part.associations:
+        if any(pair.num_options >= LEAST_POINTS for pair in part.associations):
             tables.append(("Weights and forgetting", _association_table(part)))
         return Shown([*part.statements, *lacking], _figures(part, models, intruder_k), tables)
 
@@ -140,7 +141,9 @@ def _association_table(found: TrainTaskWeights) -> Table:
         f"Over all runs, full fine-tuning among them; intervals at "
         f"{quantities.percent(found.confidence)}. Positive: the more of it, the more is forgotten."
     )
-    return table(caption, columns, found.associations)
+    return table(
+        caption, columns, [pair for pair in found.associations if pair.num_options >= LEAST_POINTS]
+    )
 
 
 def _figures(
@@ -151,7 +154,7 @@ def _figures(
         yield _norm_figure(found, adapters)
     if any(run.full_overlap is not None for run in adapters):
         yield _overlap_figure(adapters)
-    if any(run.forgetting for run in found.runs):
+    if sum(bool(run.forgetting) for run in found.runs) >= LEAST_POINTS:
         yield _forgetting_figure(found, intruder_k)
     yield from _maps(found, models)
 

@@ -1,5 +1,70 @@
 "use strict";
 
+/* A link to something in a folded section opens it. */
+function reveal(hash) {
+  const name = decodeURIComponent(hash.slice(1)).split("?")[0];
+  const there = name && document.getElementById(name);
+  if (!there) return;
+  for (let each = there; each; each = each.parentElement.closest("details")) {
+    if (each.localName === "details") each.open = true;
+  }
+  there.scrollIntoView();
+}
+
+/* So does printing, until it is done. */
+function unfoldForPrint() {
+  for (const each of document.querySelectorAll("details:not([open])")) {
+    each.open = true;
+    each.dataset.printed = "";
+  }
+}
+
+function foldAgain() {
+  for (const each of document.querySelectorAll("details[data-printed]")) {
+    each.open = false;
+    delete each.dataset.printed;
+  }
+}
+
+async function copyCommand(button) {
+  const command = button.previousElementSibling;
+  try {
+    await navigator.clipboard.writeText(command.textContent);
+    button.textContent = "Copied";
+  } catch {
+    /* a frame may not write to the clipboard */
+    getSelection().selectAllChildren(command);
+    button.textContent = "Selected";
+  }
+}
+
+/* Beside the page the contents are open, above it they are a menu. */
+function fitContents(menu) {
+  const isNarrow = matchMedia("(max-width: 1000px)");
+  const fit = () => {
+    menu.open = !isNarrow.matches;
+  };
+  isNarrow.addEventListener("change", fit);
+  menu.addEventListener("click", (event) => {
+    if (event.target.closest("a") && isNarrow.matches) menu.open = false;
+  });
+  fit();
+}
+
+document.querySelectorAll(".contents details").forEach(fitContents);
+document.querySelectorAll(".copy").forEach((button) => {
+  button.hidden = false;
+  button.addEventListener("click", () => copyCommand(button));
+});
+document.addEventListener("click", (event) => {
+  const link = event.target.closest?.('a[href^="#"]');
+  if (link) reveal(link.getAttribute("href"));
+});
+addEventListener("hashchange", () => reveal(location.hash));
+addEventListener("beforeprint", unfoldForPrint);
+addEventListener("afterprint", foldAgain);
+reveal(location.hash);
+
 /* The rule of rankwise/findings/decision.py; a test holds both to the same answers. */
 function judge(rule, delta, epsilon, ceiling) {
   const state = (shown, excluded) => (shown ? 1 : excluded ? -1 : 0);

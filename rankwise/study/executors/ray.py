@@ -384,7 +384,7 @@ class RayExecutor:
             before = self._attempts.get(letter.unit, letter.attempt)
             self._attempts[letter.unit] = letter.attempt
             if before != letter.attempt:
-                text = f"the process {before.process} was lost; its unit is begun again"
+                text = f"the process {before.process} was lost; its unit is restarted"
                 context.tell.event(Noted(text))
             for event in letter.events:
                 match event:

@@ -79,7 +79,7 @@ def check_deploy(config: StudyConfig, issues: Issues) -> None:
     if config.train.base_precision != "auto":
         issues.problems.append(
             f"deploy: the study scores its adapters on a base in {config.train.base_precision}, "
-            "and forms are of the whole base; leave deploy out, and ask rankwise check --forms"
+            "but forms need the unquantised base; leave deploy out, and ask rankwise check --forms"
         )
 
 
@@ -178,12 +178,13 @@ def check_search(config: StudyConfig, issues: Issues) -> None:
     """What a search does not do with what the file names."""
     if config.search.policy == "ladder" and config.methods.full is not None:
         issues.warnings.append(
-            "search: a ladder trains no full fine-tuning; take search.policy=narrow to compare it"
+            "search: a ladder does not train full fine-tuning; use search.policy=narrow to "
+            "compare it"
         )
     if config.search.grows and config.evaluation.limit is None:
         more = "nothing" if config.is_searched else "seeds alone"
         issues.warnings.append(
-            f"search: every item is scored at once, so {more} can be added until the study is "
+            f"search: all items are scored at once, so {more} can be added until the study is "
             "decided; set evaluation.limit to begin with fewer items"
         )
 
@@ -246,7 +247,7 @@ def _layers_of(
         if modules := sorted({".".join(name.split(".")[-2:]) for name in found}):
             issues.warnings.append(
                 f"methods.lora.target_modules: {kind} leaves out {quantities.listed(modules)} of "
-                f"{model.base.name}: fused experts and routers are no linear layers"
+                f"{model.base.name}: fused experts and routers are not linear layers"
             )
     return TargetLayers(resolved, models.target_shapes(shapes, resolved))
 
@@ -277,8 +278,8 @@ def check_seeds(config: StudyConfig, issues: Issues) -> None:
     """Warn of two seeds, which say little of how runs vary."""
     if len(config.seeds) == 2:
         issues.warnings.append(
-            "seeds: two seeds hardly tell how much runs vary, so a verdict about the rank, with "
-            "other seeds, has wide bounds; take three or more, or one, and judge its adapters alone"
+            "seeds: two seeds hardly show how much runs vary, so a verdict about the rank, with "
+            "other seeds, has wide bounds; use three or more, or one, and judge its adapters alone"
         )
 
 

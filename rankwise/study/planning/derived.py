@@ -74,13 +74,13 @@ def _examples(
     else:
         assert rows.task is not None
         if rows.task in config.train.task:
-            raise TaskError(f"{rows.task!r} is trained on already. Name another task.")
+            raise TaskError(f"{rows.task!r} is already trained on. Name another task.")
         read = _rows_of_task(rows, config, model, has_chat)
     overlap = find_overlap({rows.name: read}, tasks.prepared, model.tokenizer)
     if config.train.drop_overlapping:
         read = [read[place] for place in overlap.other_rows[rows.name]]
         if not read:
-            raise DataError(f"each row of {rows.name} contains a scored item. Take other rows.")
+            raise DataError(f"each row of {rows.name} contains a scored item. Use other rows.")
     elif overlap.num_rows:
         raise DataError(
             f"of {rows.name} {overlap}. A score on these would say what was replayed, not what was "

@@ -163,9 +163,9 @@ def check_over_cards(
     if not room.is_over_cards:
         return
     text = (
-        "base_model: one card has no room for it and its adapters, so its layers are laid over "
+        "base_model: one card has no room for it and its adapters, so its layers are split over "
         f"{len(room.cards)} cards, {in_words(room.memory.base_bytes)} of weights on the fullest. "
-        "They compute one after the other"
+        "The cards compute one after the other"
     )
     by_peft = sorted({run.variant for run in runs if run.variant and not shares_a_pass(run)})
     asked = {
@@ -184,7 +184,7 @@ def check_over_cards(
     quantised = room.memory.changed(base_precision="4bit", num_cards=1).base_bytes
     smaller = f", or train.base_precision=4bit ({in_words(quantised)}, on one card)"
     issues.problems.append(
-        f"{text}. What needs all of it on one card cannot be done: set {', '.join(unset)}"
+        f"{text}. Settings that need it on one card are refused: set {', '.join(unset)}"
         f"{smaller if quantised <= room.limit else ''}"
     )
 
@@ -226,9 +226,8 @@ def most_weights_bytes(
         issues.warnings.append(f"{what}: {str(error).rstrip('.')}")
         return None
     issues.warnings.append(
-        f"{what}: {placed.num_read} of {placed.num_layers} layers are read from their files in "
-        f"every forward pass, {in_words(placed.read_bytes)}. That is slow for texts, which take a "
-        "pass for each token"
+        f"{what}: {placed.num_read} of {placed.num_layers} layers are read from disk in every "
+        f"forward pass, {in_words(placed.read_bytes)}. Generating texts is slow: one pass per token"
     )
     return most_bytes
 
@@ -306,8 +305,8 @@ def _remedy(run: PlannedRun, config: StudyConfig, room: Room) -> str:
                     f"takes {in_words(peak)}"
                 )
         return (
-            "lower train.max_length, or set methods.full=null, train all weights with a trainer of "
-            "your choice and bring the checkpoint (methods.imported)"
+            "lower train.max_length, or set methods.full=null, train all weights with another "
+            "trainer and import the checkpoint (methods.imported)"
         )
     for precision in _QUANTISED:
         peak = least_bytes(memory.changed(base_precision=precision, num_cards=1), train, size)

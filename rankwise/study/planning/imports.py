@@ -119,7 +119,7 @@ def _checkpoint_run(
     config: ImportedConfig, folder: Path, base: Trainable, train_task: str
 ) -> PlannedImport:
     if not folder.is_dir():
-        raise ModelError(f"{folder} is not a folder. Check the path.")
+        raise ModelError(f"{folder} is not a folder; check the path.")
     checkpoint = find_base_model(BaseModelConfig(name=str(folder)))
     refuse_other_architecture(folder, base.model.skeleton.config, (*ARCHITECTURE, "vocab_size"))
     run = _planned(

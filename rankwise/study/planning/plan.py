@@ -575,15 +575,15 @@ def _examples(
     truncated = sum(example.is_truncated for example in examples)
     if truncated:
         issues.warnings.append(
-            f"train.max_length: {truncated} of {len(examples)} prompts are longer and lose "
-            "their left end"
+            f"train.max_length: {truncated} of {len(examples)} prompts are longer and are "
+            "truncated on the left"
         )
     merged = [row for row, example in zip(rows, examples, strict=True) if example.is_merged]
     if merged:
         issues.warnings.append(
             f"train: in {len(merged)} of {len(examples)} rows of {name} the tokenizer merges the "
             f"end of the prompt with the beginning of the answer ({merged[0].prompt[-20:]!r} with "
-            f"{merged[0].completion[:20]!r}); as in lm-eval's scoring, characters there are not "
-            "learned. Begin the answers with a space"
+            f"{merged[0].completion[:20]!r}); as in lm-eval's scoring, that part of the "
+            "answer is not trained. Begin the answers with a space"
         )
     return tuple(examples)

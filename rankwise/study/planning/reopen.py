@@ -43,7 +43,7 @@ def reopen_study(
     refuse_scores(study)
     model = study_model(study.config, report)
     if model.base.fingerprint != study.base_model_fingerprint:
-        problem = "base_model: it is no longer the model that the study was made with"
+        problem = "base_model: it is no longer the study's model"
         raise PlanError(study.config.name, model.base.name, [problem])
     prepared = _prepared(study, model, tasks, limit)
     precision = DTYPES[model.precision]

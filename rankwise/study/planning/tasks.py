@@ -198,8 +198,8 @@ class _TaskFinder:
         leaves = [t for s in sources for tasks in s.leaves.values() for t in tasks.values()]
         if names := {name for by_task in formats.values() for name in by_task.values()}:
             self.warnings.append(
-                "evaluation: models are scored in another format than they are trained in; besides "
-                f"the standard format, which decides, also as {', '.join(sorted(names))}"
+                "evaluation: models are scored in a format other than their training format; "
+                f"besides the standard format, which decides, also as {', '.join(sorted(names))}"
             )
         scored = StudyTasks(
             tasks=relations,
@@ -581,11 +581,11 @@ class _TaskFinder:
         if overlap.num_rows and not any(kept.values()):
             self.problems.append(
                 f"train.drop_overlapping: of {source.name} {overlap}, and no row is left to train "
-                "on; train on other rows, or score other items"
+                "on; train on other rows or score other items"
             )
         elif overlap.num_rows:
             what = "they are left out" if drops else (
-                "a score on these says what a model remembers; set train.drop_overlapping=true to "
+                "scores on these show memorisation; set train.drop_overlapping=true to "
                 "train without them"
             )  # fmt: skip
             self.warnings.append(f"train: of {source.name} {overlap}; {what}")

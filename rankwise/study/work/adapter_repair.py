@@ -218,7 +218,7 @@ class RunRepairer:
         for damage in find_damage(self._folder, [name]):
             if damage.path.is_relative_to(place):
                 aside = set_aside(self._folder, damage.spoils, str(damage))
-                self._tell.noted(f"{damage}: set aside in {aside}")
+                self._tell.noted(f"{damage}: moved to {aside}")
 
 
 def _num_tokens(answers: Sequence[RightAnswer]) -> int:

@@ -302,7 +302,7 @@ def _statement(record: HeadRepair, tasks: Sequence[RepairedTask]) -> str:
         cost = f"it costs {_amounts(harmed)}" if harmed else f"no cost was found: {_amounts(own)}"
         return f"Reverting {heads} {' and '.join(done)}; in-domain {cost}."
     return (
-        f"The items that were left do not confirm that reverting {heads} restores other domains: "
+        f"The remaining items do not confirm that reverting {heads} restores other domains: "
         f"{_amounts(others)}; in-domain {_amounts(own)}."
     )
 

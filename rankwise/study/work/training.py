@@ -369,7 +369,7 @@ class _Writer:
                 trainee.load_state(state, until=trainee.marks[0])
             except RecordError as error:
                 place = set_aside(self._folder, [state], str(error))
-                self._tell.noted(f"{error} It is set aside in {place}, and {run.name} begins anew.")
+                self._tell.noted(f"{error} It is moved to {place}, and {run.name} starts again.")
         for metrics in trainee.metrics:
             self._folder.append_metrics(run.name, metrics.model_dump())
         if trainee.metrics:

@@ -215,7 +215,7 @@ def _subject(context: StudyContext, run: PlannedRun, shapes: Mapping[str, Linear
     beside = sorted(updates.keys() - shapes.keys())
     reason = None
     if beside:
-        reason = f"it adapts {', '.join(beside)}, which is no linear layer below the head"
+        reason = f"it adapts {', '.join(beside)}, which is not a linear layer below the head"
         tell.noted(f"{run.name} is not analysed: {reason}")
         updates = {}
     return _Subject(run, updates, full, reason, [])

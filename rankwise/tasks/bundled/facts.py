@@ -163,7 +163,7 @@ def load(*, table: str, train: int = 40, seed: int = 0, **_: object) -> DatasetD
         DataError: there is no such table, or it has too few facts for this train split.
     """
     if table not in TABLES:
-        raise DataError(f"facts: {table!r} is no table. Use one of {', '.join(TABLES)}.")
+        raise DataError(f"facts: {table!r} is not a table. Use one of {', '.join(TABLES)}.")
     facts = TABLES[table]()
     if not 0 < train < len(facts) - 1:
         raise DataError(f"{table}: train is {train}. Give a number from 1 to {len(facts) - 2}.")

@@ -122,7 +122,7 @@ def load(
         shuffled: whether the sentences come in random order, not from one person to the next.
 
     Raises:
-        DataError: ``steps`` has a number below 2 or above 4, or ``inverted`` is no share.
+        DataError: ``steps`` has a number below 2 or above 4, or ``inverted`` is not a share.
     """
     if not steps or not all(2 <= number <= 4 for number in steps):
         raise DataError(f"kinship: steps is {list(steps)}. Give numbers from 2 to 4.")

@@ -41,7 +41,7 @@ def balanced_splits(
 ) -> DatasetDict:
     """Draw a train and a test split of distinct questions, every class equally often in each.
 
-    Where a size is no multiple of the number of classes, the first classes get one more row. The
+    Where a size is not a multiple of the number of classes, the first classes get one more row. The
     test split is drawn first, so that it does not depend on the size of the train split. The rows
     depend on the arguments only: neither on the global random state nor on string hashing.
 

@@ -115,7 +115,7 @@ def load(
             of the terms makes them invalid. More is harder.
 
     Raises:
-        DataError: ``near`` is no share.
+        DataError: ``near`` is not a share.
     """
     if not 0 <= near <= 1:
         raise DataError(f"syllogism: near is {near}. Give a share from 0 to 1.")

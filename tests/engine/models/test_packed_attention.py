@@ -179,7 +179,7 @@ def test_a_class_with_its_own_attention_is_refused_by_name() -> None:
 
 
 def test_what_is_no_model_of_transformers_is_refused() -> None:
-    with pytest.raises(ModelError, match="Identity is no model of transformers"):
+    with pytest.raises(ModelError, match="Identity is not a model of transformers"):
         refuse_unpackable(nn.Identity())
 
 
