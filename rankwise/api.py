@@ -36,7 +36,7 @@ AnyPath = str | os.PathLike[str]
 
 _PLANNED = (
     *("name", "train_task", "method", "rank", "alpha", "learning_rate", "epochs", "seed"),
-    *("num_steps", "num_tokens", "num_trainable_parameters", "trainable_share"),
+    *("num_examples", "num_steps", "num_tokens", "num_trainable_parameters", "trainable_share"),
     "estimated_memory_bytes",
 )
 _FRAME_HEIGHT = 640
@@ -82,7 +82,7 @@ class Study:
             _warn(warning)
         return _frame(
             {name: getattr(run, name) for name in _PLANNED}
-            for run in record.of_role(*COMPARED, "variant")
+            for run in record.of_role(*COMPARED, "variant", "fewer_rows")
         )
 
     def run(

@@ -70,7 +70,7 @@ class Forecast(NamedTuple):
         record = self.record
         runs = [
             run.model_dump(mode="json") | {"is_trained": (run.name, None) in self.done}
-            for run in record.of_role(*COMPARED, "variant")
+            for run in record.of_role(*COMPARED, "variant", "fewer_rows")
         ]
         return {
             "runs": runs,

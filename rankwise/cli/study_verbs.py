@@ -182,7 +182,8 @@ def init(
             metavar="NAME",
             help=(
                 "The preset to copy: quickstart (default), sanity, retention, stress, "
-                "learning-rate, alpha, beyond-128, mitigation, variants, paper-llama, paper-qwen."
+                "learning-rate, alpha, data-size, fine-tune-at-all, beyond-128, mitigation, "
+                "variants, paper-llama, paper-qwen."
             ),
         ),
     ] = None,

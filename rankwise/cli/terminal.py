@@ -50,8 +50,9 @@ def plan_table(study: StudyRecord, done: Done) -> Table:
     table.add_row("base", *[""] * 6, _scored("base", study.scored_tasks(), done))
     for run in study.models:
         is_here = run.role == "imported"
+        rows = f", {quantities.counted(run.num_examples, 'row')}"
         table.add_row(
-            run.name,
+            f"{run.name}{rows if run.role == 'fewer_rows' else ''}",
             "imported" if is_here else str(run.num_steps),
             "" if is_here else count(run.num_tokens),
             parameters(run.num_trainable_parameters),
@@ -71,6 +72,7 @@ def pass_lines(study: StudyRecord) -> list[str]:
     from rankwise.study.planning.passes import shares_a_pass
 
     variants = {run.name for run in study.of_role("variant")}
+    fewer = {run.name for run in study.of_role("fewer_rows")}
     alone = {run.name for run in study.of_role("variant") if not shares_a_pass(run)}
     full = {run.name: run.full for run in study.models if run.full is not None}
 
@@ -86,7 +88,9 @@ def pass_lines(study: StudyRecord) -> list[str]:
         runs, kept = planned.runs, full.get(planned.runs[0])
         peak = max(each.estimated_memory_bytes for each in passes.values())
         num_variants = len(variants.intersection(runs))
+        num_fewer = len(fewer.intersection(runs))
         among = f" (variants: {num_variants})" if num_variants else ""
+        among += f" (on fewer rows: {num_fewer})" if num_fewer else ""
         what = f"{len(runs)} adapters together{among}" if len(runs) > 1 else ", ".join(runs)
         parts = [
             what if len(passes) == 1 else f"{len(passes)} variants",

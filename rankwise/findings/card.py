@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 from pydantic import Field
 
+from rankwise.findings.doubling import doubling
 from rankwise.findings.options import DecidingTasks, Option, OptionGains, TaskMean
+from rankwise.findings.prompting import beside_the_choice, prompting
 from rankwise.findings.statements import MOST_NAMED, headline, next_command
 from rankwise.records import quantities
 from rankwise.records.base import Record
@@ -111,7 +113,7 @@ def verdict_card(source: OptionGains, recommendation: Recommendation) -> Verdict
         probability=None if settled or label is None else bet.of(label).right,
         headline=headline(recommendation),
         rows=tuple(_row(source, tasks, option, label) for option in source.options),
-        remark=_remark(recommendation),
+        remark=_remark(source, recommendation, label),
         command=next_command(recommendation),
     )
     if label is None:
@@ -147,8 +149,20 @@ def _row(source: OptionGains, tasks: DecidingTasks, option: Option, choice: str 
     )
 
 
-def _remark(recommendation: Recommendation) -> str:
-    """What rank does not decide, or which ranks are not told apart."""
+def _remark(source: OptionGains, recommendation: Recommendation, choice: str | None) -> str:
+    """What rank does not decide, that rows buy more, and whether a prompt would do."""
+    said = [_remark_on_ranks(recommendation)]
+    bought = doubling(source, recommendation)
+    if bought is not None and bought.rows_over_rank is not None:
+        lead = quantities.with_interval(bought.rows_over_rank.difference, recommendation.unit)
+        said.append(f"Twice the rows gain more than twice the rank: by {lead}.")
+    asked = prompting(source, recommendation)
+    if asked is not None and asked.best is not None and choice is not None:
+        said.append(beside_the_choice(asked.best, choice, recommendation.unit))
+    return " ".join(filter(None, said))
+
+
+def _remark_on_ranks(recommendation: Recommendation) -> str:
     if recommendation.better_and_kept_by_full is not None:
         full = quantities.capital(recommendation.better_and_kept_by_full)
         return f"{full} gains more and forgets less than every rank: rank is not the bottleneck."

@@ -177,9 +177,10 @@ def _order(run: PlannedRun) -> tuple[bool, int, float, float, int, int]:
     return run.rank is None, *settings, run.seed or 0
 
 
-ModelKind = Literal["run", "checkpoint", "truncated", "mitigated", "variant"]
+ModelKind = Literal["run", "fewer_rows", "checkpoint", "truncated", "mitigated", "variant"]
 _ROLES: dict[ModelKind, Sequence[Role]] = {
     "run": COMPARED,
+    "fewer_rows": ["fewer_rows"],
     "checkpoint": ["checkpoint"],
     "truncated": ["truncated"],
     "mitigated": ["mitigated"],
@@ -229,6 +230,8 @@ def _label(source: OptionGains, planned: PlannedRun) -> str:
     if planned.role == "truncated":
         refined = ", refined" if planned.num_steps else ""
         return f"{whole}, truncated to rank {planned.rank}{refined}"
+    if planned.role == "fewer_rows":
+        return f"{whole}, {quantities.counted(planned.num_examples, 'row')}"
     if planned.mitigation is not None:
         return f"{whole}, {planned.mitigation.label}"
     return f"{whole}, step {quantities.count(planned.num_steps)}"

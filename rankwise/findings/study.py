@@ -18,6 +18,7 @@ from rankwise.findings.card import VerdictCard, verdict_card
 from rankwise.findings.checkpoints import TrainTaskCheckpoints, checkpoints
 from rankwise.findings.claims import Claim, paper_claims
 from rankwise.findings.deployment import DeployedRun, deployed_runs, deployment_rows
+from rankwise.findings.doubling import TrainTaskDoubling, doubling, doubling_rows
 from rankwise.findings.gauges import TrainTaskGauges, gauges
 from rankwise.findings.heads import TrainTaskHeads, effect_rows, head_findings, head_rows
 from rankwise.findings.lost_items import TrainTaskLostItems, lost_items
@@ -30,6 +31,7 @@ from rankwise.findings.mechanisms import (
 )
 from rankwise.findings.mitigations import TrainTaskMitigations, mitigation_rows, mitigations
 from rankwise.findings.options import OptionGains, option_gains
+from rankwise.findings.prompting import TrainTaskPrompting, prompt_rows, prompting
 from rankwise.findings.repairs import repair_rows
 from rankwise.findings.retention import TrainTaskRetention, retention_groups, retention_rows
 from rankwise.findings.rows import Row, RowsOf, each_of, flat
@@ -97,6 +99,12 @@ FINDINGS: Mapping[str, Finding] = {
     ),
     "rates": Finding(lambda of: tuned_rates(of.results), {"search": search_rows}),
     "axes": _judged(axis_effects, axes=axis_rows),
+    "doubling": _judged(doubling, doubling=doubling_rows)._replace(
+        lines=lambda found: itertools.chain(*(one.statements for one in found))
+    ),
+    "prompting": _judged(prompting, prompting=prompt_rows)._replace(
+        lines=lambda found: itertools.chain(*(one.statements for one in found))
+    ),
     "checkpoints": _judged(checkpoints, checkpoints=each_of("points")),
     "truncation": _judged(truncated_curves, truncation=truncation_rows),
     "mitigations": _judged(mitigations, mitigations=mitigation_rows),
@@ -148,6 +156,8 @@ class StudyFindings(Record):
     signatures: tuple[Signature, ...] = ()
     rates: tuple[TrainTaskRates, ...] = ()
     axes: tuple[TrainTaskAxes, ...] = ()
+    doubling: tuple[TrainTaskDoubling, ...] = ()
+    prompting: tuple[TrainTaskPrompting, ...] = ()
     checkpoints: tuple[TrainTaskCheckpoints, ...] = ()
     truncation: tuple[TrainTaskTruncation, ...] = ()
     mitigations: tuple[TrainTaskMitigations, ...] = ()

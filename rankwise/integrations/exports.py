@@ -139,12 +139,17 @@ def setup_of(study: StudyRecord, planned: PlannedRun) -> TrainingSetup:
         rows=rows,
         is_full=planned.method == "full",
         use_rslora=is_rslora(planned),
-        max_examples=train.max_examples if rows else None,
+        max_examples=_num_rows(train, planned) if rows else None,
         precision=study.precision,
         base_precision=None if train.base_precision == "auto" else train.base_precision,
         **{name: getattr(planned, name) for name in _OF_RUN},
         **{name: getattr(train, name) for name in _OF_TRAINING},
     )
+
+
+def _num_rows(train: TrainConfig, planned: PlannedRun) -> int | None:
+    """How many rows a run is trained on; None: all."""
+    return planned.num_examples if planned.role == "fewer_rows" else train.most_examples
 
 
 def _rows_of(train: TrainConfig) -> Rows | None:

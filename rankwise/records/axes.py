@@ -152,6 +152,7 @@ _SETTINGS: dict[str, Callable[[PlannedRun], str]] = {
     "rate ": lambda run: " = ".join(run.rate_labels),
     "on ": lambda run: quantities.modules(run.target_modules),
     "epochs ": lambda run: str(run.epochs),
+    "rows ": lambda run: str(run.num_examples) if run.role == "fewer_rows" else "all",
 }
 """What may differ between runs of one method and rank, and how it is written."""
 

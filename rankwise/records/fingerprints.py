@@ -31,6 +31,7 @@ _NOT_IN_TRAINING = {
     "columns",
     "judged_by",
     "max_examples",
+    "rows_at",
     "drop_overlapping",
     "held_out_fraction",
     "learning_rate",
@@ -68,11 +69,18 @@ def study_fingerprint(config: StudyConfig) -> str:
 
 
 def training_fingerprint(
-    config: StudyConfig, run: PlannedRun, *, base_model: str, precision: str, examples: str
+    config: StudyConfig,
+    run: PlannedRun,
+    *,
+    base_model: str,
+    precision: str,
+    examples: str,
+    ends_within: int | None = None,
 ) -> str:
     """Of everything that a run's weights depend on; its name does not count.
 
-    ``base_model`` and ``examples``, the tokenised rows, are fingerprints.
+    ``base_model`` and ``examples``, the tokenised rows, are fingerprints. ``ends_within`` is the
+    last step of a run whose last epoch is not read to its end.
     """
     is_full = run.method == "full"
     unused = _NOT_IN_TRAINING | ({"dropout"} if is_full else set())
@@ -85,6 +93,7 @@ def training_fingerprint(
         {
             **of_variant,
             **({} if init == "A" else {"init": init}),
+            **({} if ends_within is None else {"ends_within": ends_within}),
             "training_revision": TRAINING_REVISION,
             "base_model": base_model,
             "precision": precision,

@@ -214,10 +214,12 @@ class StudyResults(_Results):
         """The runs trained on one task, and the base on the tasks that these are scored on."""
         divergences = [each for each in self.base.divergences if each.train_task == train_task]
         base = self.base.limited_to(self.study.scored_tasks(train_task))
+        prompted = self.study.prompted_tasks(train_task)
         return TrainTaskResults(
             study=self.study,
             train_task=train_task,
             base=base.model_copy(update={"divergences": tuple(divergences)}),
+            prompted={name: self.base.items[name] for name in prompted},
             models=tuple(
                 model
                 for model in self.models
@@ -232,6 +234,8 @@ class TrainTaskResults(_Results):
 
     train_task: str
     search: TrainTaskSearch | None = None
+    prompted: Mapping[str, TaskItems] = {}
+    """Name of a task with rows in its prompt -> what the base answered; see ``PromptedTask``."""
 
     @property
     def by_accuracy(self) -> Self:

@@ -90,7 +90,16 @@ def is_rslora(of: Scaled) -> bool:
     return of.rank > 1 and math.isclose(of.scaling, of.alpha / math.sqrt(of.rank))
 
 
-Role = Literal["trained", "imported", "searched", "checkpoint", "truncated", "mitigated", "variant"]
+Role = Literal[
+    "trained",
+    "imported",
+    "searched",
+    "checkpoint",
+    "truncated",
+    "mitigated",
+    "variant",
+    "fewer_rows",
+]
 """What a model is to its study; models of all roles but "searched" are scored on test items.
 
 - trained: a setting of the study file, or what its search chose; the verdict compares these.
@@ -100,6 +109,7 @@ Role = Literal["trained", "imported", "searched", "checkpoint", "truncated", "mi
 - truncated: a trained run's adapter at a lower rank, as cut or refined after that.
 - mitigated: a trained run once more, with a repair against forgetting.
 - variant: a variant of LoRA.
+- fewer_rows: a trained run's setting on some of its rows.
 """
 COMPARED: tuple[Role, ...] = ("trained", "imported")
 """The roles that the verdict is about; models of the others are shown beside these."""
@@ -126,7 +136,8 @@ class PlannedRun(Record):
     role: Role = "trained"
     of: Training | None = None
     """The training that it comes from: whose part it is, whose adapter is truncated, or which it
-    repeats with a repair. None where it comes from none, or is a whole training itself."""
+    repeats with a repair or on fewer rows. None where it comes from none, or is a whole training
+    itself."""
     method: Method
     train_task: Text
     """The task that the run is trained on."""
@@ -146,7 +157,7 @@ class PlannedRun(Record):
     rate_labels: tuple[str, ...] = ()
     """How the learning rate follows from the rank ("2e-4 × (r/32)^-1/2"), like `alpha_labels`."""
     epochs: int | None = None
-    """None for an imported model."""
+    """How often rows are read, the last time maybe in part; None for an imported model."""
     target_modules: tuple[str, ...] = ()
     """The adapted linear layers, as PEFT takes them; empty for full fine-tuning."""
     full: FullTraining | None = None
@@ -171,7 +182,7 @@ class PlannedRun(Record):
     num_steps: int
     """Optimizer steps; of a checkpoint, those until there; of a truncated adapter, those since."""
     num_examples: int
-    """Training rows; each is read once per epoch."""
+    """Training rows."""
     num_tokens: int
     """Tokens that are read, over all epochs."""
     num_trainable_parameters: int
@@ -209,7 +220,7 @@ class PlannedRun(Record):
     @property
     def _has_a_training_of_its_own(self) -> bool:
         """Whether ``of`` is where it begins or what it repeats, not what it is a part of."""
-        return self.role in ("truncated", "mitigated")
+        return self.role in ("truncated", "mitigated", "fewer_rows")
 
     @property
     def as_candidate(self) -> PlannedRun:
@@ -247,6 +258,21 @@ class PlannedPass(Record):
     """Estimated peak: of the process on a CPU, of the card on CUDA."""
 
 
+class PromptedTask(Record):
+    """A task as the base is asked it with training rows in the prompt."""
+
+    task: Text
+    """The task whose items are asked."""
+    name: Text
+    """Under which it is scored."""
+    shots: int
+    """Rows in the prompt."""
+    seed: int | None
+    """By which they were drawn; None without any."""
+    context_tokens: float
+    """Read before the answer of an item, on average."""
+
+
 class StudyTasks(Record):
     """Which tasks a study scores, and what each is to the tasks that are trained."""
 
@@ -266,6 +292,8 @@ class StudyTasks(Record):
 
     Runs and checkpoints are chosen by these; only tasks in-domain and of retention have them.
     """
+    prompted: dict[Text, tuple[PromptedTask, ...]] = Field(default_factory=dict)
+    """Trained task -> its in-domain tasks with trained rows in the prompt; for the base alone."""
     overlaps: dict[str, dict[str, int]]
     """Trained task -> {scored task: number of its items that are in the training rows}."""
     groups: dict[Text, tuple[Text, ...]]
@@ -285,10 +313,15 @@ class StudyTasks(Record):
                 self.trained_items[source].values(),
                 (self.ending_items[source],) if source in self.ending_items else (),
                 self.validation_tasks(source),
+                self.prompted_tasks(source) if train_task is None else (),
             )
             for task in names
         ]
         return tuple(dict.fromkeys(scored))
+
+    def prompted_tasks(self, train_task: str) -> tuple[str, ...]:
+        """The names of the tasks with rows of a trained task in the prompt."""
+        return tuple(each.name for each in self.prompted.get(train_task, ()))
 
     def validation_tasks(self, train_task: str) -> tuple[str, ...]:
         """The names of the validation items of a trained task, and of what it may forget."""
@@ -313,6 +346,10 @@ class StudyTasks(Record):
                 "trained_formats": {s: kept(names) for s, names in self.trained_formats.items()},
                 "trained_items": {s: kept(names) for s, names in self.trained_items.items()},
                 "ending_items": kept(self.ending_items),
+                "prompted": {
+                    source: tuple(e for e in its if not {e.task, e.name} & {*left_out})
+                    for source, its in self.prompted.items()
+                },
                 "validation_items": {
                     source: {relation: kept(names) for relation, names in by_relation.items()}
                     for source, by_relation in self.validation_items.items()

@@ -42,12 +42,14 @@ from rankwise.report.rendering import Page, Part, rendered
 from rankwise.report.sections.by_rank import axis_section, checkpoint_section, truncation_section
 from rankwise.report.sections.card import alternative_section, card_table, margin_section
 from rankwise.report.sections.deployment import deployment_section
+from rankwise.report.sections.doubling import doubling_section
 from rankwise.report.sections.gauges import behaviour_section, gauge_section, lost_item_section
 from rankwise.report.sections.heads import head_section
 from rankwise.report.sections.mechanisms import mechanism_section
 from rankwise.report.sections.methods import methods_section
 from rankwise.report.sections.mitigations import mitigation_section, repair_section, variant_section
 from rankwise.report.sections.overview import TRADE_OFF, study_figures
+from rankwise.report.sections.prompting import prompting_section
 from rankwise.report.sections.retention import retention_section
 from rankwise.report.sections.search import search_section
 from rankwise.report.sections.signatures import claims_section, signature_section
@@ -325,6 +327,8 @@ def study_sections(results: StudyResults, findings: StudyFindings) -> list[Repor
     builders: dict[str, Callable[[Any], ReportSection | None]] = {
         "signatures": lambda found: signature_section(found, not_looked_for(results), confidence),
         "rates": lambda found: search_section(results, found),
+        "doubling": doubling_section,
+        "prompting": prompting_section,
         "checkpoints": checkpoint_section,
         "transfer": transfer_section,
         "retention": retention_section,

@@ -260,7 +260,8 @@ def smaller_studies(config: StudyConfig, planned: StudyPlan) -> Iterator[Smaller
     num_rows = max(map(len, planned.examples.values()))
     while num_rows // 2 >= FEWEST_ROWS:
         num_rows //= 2
-        yield step("train.max_examples", num_rows)
+        fewer = [number for number in config.train.max_examples if number < num_rows]
+        yield step("train.max_examples", [*fewer, num_rows] if fewer else num_rows)
 
 
 def _changed(config: StudyConfig, changes: Mapping[str, Any]) -> StudyConfig:

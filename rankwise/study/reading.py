@@ -152,8 +152,9 @@ def read_model(
     run = None if planned is None else folder.finished_run(planned)
     assert planned is None or run is not None
     if run is not None and planned is not None:
-        # a run that a search chose was trained as one of its candidates
-        now = run.planned.model_copy(update={"role": planned.role})
+        # a run that a search chose was trained as one of its candidates, and one on all rows may
+        # have been trained before there were more
+        now = run.planned.model_copy(update={"role": planned.role, "of": planned.of})
         run = run.model_copy(update={"planned": now})
     tasks = study.tasks_of(planned) if tasks is None else tasks
     if run is not None and run.status == "diverged":

@@ -99,6 +99,35 @@ def trained_items(loaded: LoadedTask, split: str | None) -> LoadedTask:
     )
 
 
+def with_examples(
+    loaded: LoadedTask, split: str | None, rows: Sequence[int], name: str
+) -> LoadedTask:
+    """A copy of a task whose prompts begin with some rows of a split, as lm-eval writes examples.
+
+    Args:
+        loaded: the task.
+        split: of the rows; None: its training split.
+        rows: their places, in the order in which they stand in the prompt.
+        name: of the copy.
+
+    Raises:
+        TaskError: it has no such split, or writes its prompts itself.
+    """
+    from lm_eval.api.samplers import FirstNSampler
+    from lm_eval.api.task import ConfigurableTask
+
+    own = getattr(type(loaded.task), "fewshot_context", None)
+    if own is not ConfigurableTask.fewshot_context:
+        raise TaskError(
+            f"{loaded.where} writes its prompts itself, so that no rows can be put into them. "
+            "Leave methods.prompt out."
+        )
+    documents = _documents(loaded, split)
+    changed = loaded.changed(name, num_fewshot=len(rows))
+    changed.task.sampler = FirstNSampler([documents[place] for place in rows])
+    return changed
+
+
 def num_documents(loaded: LoadedTask, split: str | None) -> int:
     """The number of documents of a split; None takes the training split.
 

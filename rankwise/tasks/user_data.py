@@ -78,7 +78,7 @@ def load_user_data(train: TrainConfig, tokenizer: Any, *, chat_template: bool) -
                 "it, or set train.judged_by=loss."
             )
     held_out, trained = split_rows(rows, train.held_out_fraction)
-    trained = trained[: train.max_examples]
+    trained = trained[: train.most_examples]
     name = f"data_{data_name(path)}"
     tasks = [_choices(name, held_out, answers) if answers else _likelihoods(name, held_out)]
     of_texts: list[JudgeName | CheckConfig] = [

@@ -61,6 +61,8 @@ def test_the_presets_are_the_paper_s_experiments_and_next_checks() -> None:
         "retention",
         "stress",
         "alpha",
+        "data-size",
+        "fine-tune-at-all",
         "learning-rate",
         "mitigation",
         "variants",
@@ -204,7 +206,7 @@ def test_the_default_study_is_as_small_and_as_fair_as_the_documentation_says() -
     """Sizes and rates of docs/PERFORMANCE.md, "The default study"."""
     config = load_config(None)
     train, lora = config.train, config.methods.lora
-    assert (train.max_examples, train.epochs, train.batch_size) == (160, (2,), 8)
+    assert (train.max_examples, train.epochs, train.batch_size) == ((160,), (2,), 8)
     assert config.evaluation.limit == 300
     assert lora is not None
     assert (lora.ranks, lora.target_modules) == ((1, 4, 16), (("all-linear",),))

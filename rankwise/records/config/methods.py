@@ -165,6 +165,13 @@ class ImportedConfig(Section):
         return self
 
 
+class PromptConfig(Section):
+    """The base with training rows in its prompt: no training, more tokens a question."""
+
+    shots: Several[Annotated[int, Field(ge=0, le=1000, strict=True)]] = (5,)
+    """How many rows; each number is drawn once for each seed."""
+
+
 class MethodsConfig(Section):
     """What is compared with the base. ``full: null`` leaves full fine-tuning out."""
 
@@ -173,6 +180,7 @@ class MethodsConfig(Section):
     truncated: TruncatedConfig | None = None
     variants: VariantsConfig | None = None
     imported: Annotated[tuple[ImportedConfig, ...], Field(max_length=MOST_ENTRIES)] = ()
+    prompt: PromptConfig | None = None
 
     @model_validator(mode="after")
     def _something(self) -> Self:

@@ -318,7 +318,9 @@ class StudyConfig(Section):
             # each largest rank of one setting is truncated, and once more refined
             num_largest = num_lora // len(lora.trained_ranks)
             num_runs += num_lora + 2 * num_largest * len(self.methods.truncated_ranks)
-            num_runs += num_lora * len(self.mitigations)
+            num_runs += num_lora * (
+                len(self.mitigations) + max(len(self.train.max_examples) - 1, 0)
+            )
             variants = self.methods.variants
             if variants is not None:
                 num_settings = num_lora // len(lora.trained_ranks) * len(self.methods.variant_ranks)
@@ -347,6 +349,15 @@ class StudyConfig(Section):
                 "rslora is LoRA under alpha's policy rslora, which is set for LoRA itself; take "
                 "rslora out of the names or of LoRA's alpha"
             )
+        return None
+
+    @property
+    def _rows_problem(self) -> str | None:
+        """What several numbers of rows do not go with."""
+        if self.methods.lora is None:
+            return "'methods.lora' is null, and only LoRA's runs are trained on fewer rows"
+        if self.is_searched:
+            return "a search chooses runs on one number of rows"
         return None
 
     @property
@@ -403,6 +414,13 @@ class StudyConfig(Section):
                     "train.stop: it needs evaluation.retention, and cannot be combined with "
                     "search.policy or learning_rate.tune; take it out, or these"
                 )
+        if len(self.train.max_examples) > 1 and (problem := self._rows_problem):
+            raise ValueError(f"train.max_examples: {problem}; give one number")
+        if self.methods.prompt is not None and self.train.data is not None:
+            raise ValueError(
+                "methods.prompt: rows of train.data are rendered as they are trained on, and "
+                "lm-eval writes the prompts of tasks; make a task of them, or leave it out"
+            )
         if problem := self._mitigations_problem:
             raise ValueError(f"mitigations: {problem}")
         if self.methods.variants is not None and (problem := self._variants_problem):

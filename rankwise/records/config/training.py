@@ -17,6 +17,7 @@ from pydantic import (
 from rankwise.records.config.own_rows import ColumnsConfig, Judge, data_name
 from rankwise.records.fields import (
     LARGEST,
+    AnyNumber,
     Count,
     Duration,
     Epochs,
@@ -129,12 +130,18 @@ class TrainConfig(Section):
     """Share of ``data`` that is scored and not trained on."""
     judged_by: Several[Judge] = ("loss",)
     """How the held-out rows of ``data`` are scored; of several ways the first decides."""
-    max_examples: Count | None = None
-    """Train on this many rows at most; None: all."""
+    max_examples: AnyNumber[Count] = ()
+    """Train on this many rows at most; empty: all.
+
+    Of several, LoRA's runs are trained on each: the rows of fewer are among those of more.
+    """
     drop_overlapping: Switch = False
     """Leave out training rows that contain scored items."""
     epochs: Several[Epochs] = (3,)
     """Several make a grid."""
+    rows_at: Literal["epochs", "steps"] = "epochs"
+    """What runs on fewer rows have in common with those on the most: how often they read each row,
+    or how many optimizer steps they take, so that they read theirs more often."""
     batch_size: Count = 2
     gradient_accumulation_steps: Count = 4
     """An optimizer step sees ``batch_size`` times this many examples of each run."""
@@ -197,6 +204,11 @@ class TrainConfig(Section):
     def split_of(self, task: str) -> str | None:
         """The split to train on; None: the task's own training split."""
         return self.split.get(task) if isinstance(self.split, Mapping) else self.split
+
+    @property
+    def most_examples(self) -> int | None:
+        """The rows that the verdict is about, at most; None: all."""
+        return max(self.max_examples, default=None)
 
     @property
     def sources(self) -> tuple[str, ...]:

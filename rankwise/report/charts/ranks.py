@@ -140,7 +140,10 @@ def in_unit(unit: Unit, *, signed: bool = True) -> Callable[[Any], str]:
 
 
 def rank_chart(
-    panels: Sequence[RankPanel], series: Sequence[str] = (), series_title: str = ""
+    panels: Sequence[RankPanel],
+    series: Sequence[str] = (),
+    series_title: str = "",
+    x_title: str = "LoRA rank (log scale)",
 ) -> Drawing:
     """Panels with one axis of ranks, two in a row; what has the same title has the same axis.
 
@@ -149,6 +152,7 @@ def rank_chart(
         series: of the marks, at most ``MOST_SERIES``, in order: a line through each. Without, marks
             have the colours of their ranks and the line goes through the means.
         series_title: of the key.
+        x_title: of the axis; numbers of rows may take the place of ranks.
     """
     ranks = sorted({mark.rank for panel in panels for mark in panel.marks})
     ranks = ranks or sorted({round(rank) for p in panels for c in p.curves for rank, _ in c.points})
@@ -158,7 +162,7 @@ def rank_chart(
     ends = [ranks[0] / 2**reach, ranks[-1] * 2**reach]
     scale = {"type": "log", "base": 2, "domain": ends, "nice": False}
     ticks = {"values": _ticks(ranks, size[0]), "format": "d", "labelOverlap": False, "grid": False}
-    x = number("x", title="LoRA rank (log scale)", scale=scale, axis=ticks)
+    x = number("x", title=x_title, scale=scale, axis=ticks)
     domains = {
         panel.y_title: padded(
             [end for other in panels if other.y_title == panel.y_title for end in _ends(other)]

@@ -28,6 +28,7 @@ from rankwise.report.parts import (
 
 _GROUPS: dict[ModelKind, str] = {
     "run": "Runs",
+    "fewer_rows": "On fewer rows",
     "checkpoint": "Checkpoints",
     "truncated": "Truncated adapters",
     "mitigated": "With a repair",

@@ -201,6 +201,8 @@ def check_trackers(config: StudyConfig, issues: Issues) -> None:
 
 def check_warmup(config: StudyConfig, train_task: str, num_examples: int, issues: Issues) -> None:
     """Whether any step of the shortest training is after the warm-up."""
+    if config.train.rows_at == "epochs":
+        num_examples = min([num_examples, *config.train.max_examples])
     steps = num_optimizer_steps(num_examples, config.train, min(config.train.epochs))
     if 0 < steps <= math.ceil(config.train.warmup_ratio * steps):
         issues.warnings.append(

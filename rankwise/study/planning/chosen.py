@@ -32,15 +32,15 @@ class Chosen(NamedTuple):
 
 
 def all_of(
-    config: StudyConfig, runs: Sequence[PlannedRun], variants: Sequence[PlannedRun] = ()
+    config: StudyConfig, runs: Sequence[PlannedRun], beside: Sequence[PlannedRun] = ()
 ) -> Chosen:
-    """Every run of a study file, with the checkpoints that it asks for, and variants with them."""
+    """Every run of a study file, its checkpoints, and what is trained beside: see ``Chosen``."""
     checkpoints = tuple(
         stopped(run, step).model_copy(update={"role": "checkpoint"})
         for run in runs
         for step in checkpoint_steps(run, config.train.score_checkpoints)
     )
-    return Chosen(tuple(runs), checkpoints, ((*runs, *checkpoints, *variants),))
+    return Chosen(tuple(runs), checkpoints, ((*runs, *checkpoints, *beside),))
 
 
 class Candidates:

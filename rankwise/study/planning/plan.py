@@ -65,7 +65,15 @@ from rankwise.study.planning.imports import imported_run
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.model import StudyModel, refuse_scores, study_model
 from rankwise.study.planning.passes import plan_passes
-from rankwise.study.planning.runs import RunMaker, TargetLayers, Trainable, plan_runs, plan_variants
+from rankwise.study.planning.runs import (
+    RunMaker,
+    TargetLayers,
+    Trainable,
+    first_rows,
+    plan_fewer_rows,
+    plan_runs,
+    plan_variants,
+)
 from rankwise.study.planning.tasks import TaskPlan, plan_tasks
 from rankwise.study.searches.policy import Decision, Measures
 from rankwise.study.searches.settings import searched
@@ -103,6 +111,8 @@ class StudyPlan:
     device: torch.device
     examples: dict[str, tuple[Example, ...]]
     """Trained task -> its tokenised training examples."""
+    order: dict[str, tuple[int, ...]]
+    """Trained task -> the places of its examples; runs on fewer rows take the first."""
     tasks: dict[str, PreparedTask]
     """Every scored task by name, with its requests."""
     answers: dict[str, tuple[RightAnswer, ...]]
@@ -121,6 +131,11 @@ class StudyPlan:
     """For which its passes are cut."""
     cards: tuple[torch.device, ...] = ()
     """Over which the layers of its models lie; empty: they are on ``device``."""
+
+    def examples_of(self, run: PlannedRun) -> tuple[Example, ...]:
+        """What a run is trained on; of an imported model, all rows of its trained task."""
+        examples, number = self.examples[run.train_task], run.num_examples
+        return first_rows(examples, self.order[run.train_task], number) if number else examples
 
     @property
     def step_tokens(self) -> int:
@@ -273,17 +288,21 @@ class Planner:
         self._behaviour = behaviour_prompts(model.tokenizer) if config.analysis.behaviour else ()
         self._prompts = _head_prompts(config, parts.tasks.scored.tasks, self._prepared)
         makers = {
-            source: RunMaker(config, base, source, rows) for source, rows in parts.examples.items()
+            source: RunMaker(config, base, source, rows, parts.tasks.order[source])
+            for source, rows in parts.examples.items()
         }
         self._runs = () if config.is_searched else plan_runs(config, makers.values())
-        self._variants = plan_variants(config, makers.values())
+        self._beside = (
+            *plan_fewer_rows(config, makers.values()),
+            *plan_variants(config, makers.values()),
+        )
         among = searched(config)
         self.candidates = {
             source: Candidates(config, maker, among)
             for source, maker in (makers if config.is_searched else {}).items()
         }
         ends = [end for each in self.candidates.values() for end in each.ends]
-        runs = [*self._runs, *ends, *self._variants]
+        runs = [*self._runs, *ends, *self._beside]
         self._room = room_for(runs, config, memory, model.machine, folder)
         check_over_cards(config, self._room, runs, issues)
         if folder is None or not folder.study_file.exists():
@@ -304,11 +323,11 @@ class Planner:
             begin = {of: (c.policy(Measures()).decide({}),) for of, c in self.candidates.items()}
             chosen = decided(self.candidates, decisions or begin)
         else:
-            chosen = all_of(config, self._runs, self._variants)
+            chosen = all_of(config, self._runs, self._beside)
         truncated = plan_truncated(config, chosen.runs, self._memory)
         mitigated = plan_mitigated(config, chosen.runs, self._parts.others)
         issues = Issues(list(self._issues.problems), list(self._issues.warnings))
-        trained = [*chosen.runs, *chosen.others, *truncated, *mitigated, *self._variants]
+        trained = [*chosen.runs, *chosen.others, *truncated, *mitigated, *self._beside]
         check_memory(trained, config, self._room, issues, self._folder)
         runs, room = [*trained, *self._imported], self._room
         most_bytes = most_weights_bytes(model, config, room, runs, issues, self._folder)
@@ -329,7 +348,7 @@ class Planner:
         models = {
             "models": (
                 *(*chosen.runs, *self._imported),
-                *(*chosen.others, *truncated, *mitigated, *self._variants),
+                *(*chosen.others, *truncated, *mitigated, *self._beside),
             ),
             "passes": tuple(passes),
             "most_weights_bytes": most_bytes,
@@ -341,6 +360,7 @@ class Planner:
             tokenizer=model.tokenizer,
             device=model.machine.device,
             examples=self._parts.examples,
+            order=self._parts.tasks.order,
             tasks=self._prepared,
             answers=self._answers,
             head_prompts=self._prompts,

@@ -54,6 +54,7 @@ def reopen_study(
         tokenizer=model.tokenizer,
         device=model.machine.device,
         examples={},
+        order={},
         tasks={task.name: task for task in prepared},
         answers={},
         head_prompts={},

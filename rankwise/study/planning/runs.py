@@ -73,6 +73,25 @@ def plan_variants(config: StudyConfig, makers: Iterable[RunMaker]) -> tuple[Plan
     )
 
 
+def plan_fewer_rows(config: StudyConfig, makers: Iterable[RunMaker]) -> tuple[PlannedRun, ...]:
+    """Every LoRA run on fewer rows than there are; arguments as of ``plan_runs``."""
+    return _each_once(
+        [
+            maker.lora(variant, seed, number)
+            for maker, seed in itertools.product(makers, config.seeds)
+            for number in maker.numbers_below_all
+            for variant in lora_variants(config)
+        ]
+    )
+
+
+def first_rows(
+    examples: Sequence[Example], order: Sequence[int], number: int
+) -> tuple[Example, ...]:
+    """So many of the examples, as they stand there: the first of an order, the same for all."""
+    return tuple(examples[place] for place in sorted(order[:number]))
+
+
 def examples_digest(examples: Sequence[Example]) -> str:
     """Of tokenised rows: what a training depends on."""
     return fingerprint([(example.tokens, example.num_loss_tokens) for example in examples])
@@ -120,22 +139,52 @@ def _each_once(runs: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
 
 
 class RunMaker:
-    """Plans runs on one trained task, and has what they share."""
+    """Plans runs on one trained task, and has what they share.
+
+    Args:
+        config: of the study.
+        base: the model, and how it is trained.
+        source: the trained task.
+        examples: its rows, all that are trained on.
+        order: their places; runs on fewer rows take the first.
+    """
 
     def __init__(
-        self, config: StudyConfig, base: Trainable, source: str, examples: Sequence[Example]
+        self,
+        config: StudyConfig,
+        base: Trainable,
+        source: str,
+        examples: Sequence[Example],
+        order: Sequence[int],
     ) -> None:
-        self._config, self._base, self._source, self._examples = config, base, source, examples
-        self._digest_of_examples = examples_digest(examples)
+        self._config, self._base, self._source = config, base, source
+        self._rows = {len(examples): tuple(examples)}
+        self._rows |= {
+            number: first_rows(examples, order, number)
+            for number in sorted(config.train.max_examples)
+            if number < len(examples)
+        }
+        self._digests = {number: examples_digest(rows) for number, rows in self._rows.items()}
+        self._num_rows = len(examples)
 
-    def lora(self, variant: LoraVariant, seed: int) -> PlannedRun:
-        """A LoRA run with these settings."""
+    @property
+    def numbers_below_all(self) -> tuple[int, ...]:
+        """The numbers of rows that are fewer than all, smallest first."""
+        return tuple(number for number in self._rows if number < self._num_rows)
+
+    def lora(self, variant: LoraVariant, seed: int, num_rows: int | None = None) -> PlannedRun:
+        """A LoRA run with these settings; ``num_rows`` are fewer than all."""
         layers = self._base.layers[variant.target_modules]
         sides = sum(sum(shape) for shape in layers.shapes.values())
+        fewer: dict[str, Any] = {}
+        if num_rows is not None:
+            of = self.lora(variant, seed).as_whole
+            fewer = {"role": "fewer_rows", "of": of, "num_examples": num_rows}
         return self._run(
             "lora",
             variant.epochs,
             num_trainable=variant.rank * sides,
+            **fewer,
             rank=variant.rank,
             alpha=variant.alpha.alpha_of(variant.rank),
             alpha_labels=(variant.alpha.label,),
@@ -197,16 +246,21 @@ class RunMaker:
     def _run(
         self, method: Method, epochs: int, *, num_trainable: int, **settings: Any
     ) -> PlannedRun:
-        train, examples = self._config.train, self._examples
+        train, number = self._config.train, settings.setdefault("num_examples", self._num_rows)
+        of_epoch = num_optimizer_steps(number, train, 1)
+        num_steps = epochs * of_epoch
+        if train.rows_at == "steps":
+            num_steps = num_optimizer_steps(self._num_rows, train, epochs)
+            epochs = math.ceil(num_steps / of_epoch)
+        tokens_of_epoch = sum(len(example.tokens) for example in self._rows[number])
         run = PlannedRun(
             name="unnamed",
             fingerprint="",
             method=method,
             train_task=self._source,
             epochs=epochs,
-            num_steps=num_optimizer_steps(len(examples), train, epochs),
-            num_examples=len(examples),
-            num_tokens=sum(len(example.tokens) for example in examples) * epochs,
+            num_steps=num_steps,
+            num_tokens=tokens_of_epoch * num_steps // of_epoch,
             num_trainable_parameters=num_trainable,
             trainable_share=num_trainable / self._base.model.num_parameters,
             estimated_memory_bytes=estimate_training_memory(
@@ -223,7 +277,8 @@ class RunMaker:
             run,
             base_model=self._base.model.base.fingerprint,
             precision=self._base.model.precision,
-            examples=self._digest_of_examples,
+            examples=self._digests[number],
+            ends_within=num_steps if num_steps < epochs * of_epoch else None,
         )
         return run.model_copy(update={"name": run_name(run, digest), "fingerprint": digest})
 

@@ -18,7 +18,7 @@ from rankwise.records import quantities
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.own_data import OwnData
 from rankwise.records.results import MIN_ITEMS
-from rankwise.records.study import RELATIONS, Relation, StudyTasks
+from rankwise.records.study import RELATIONS, PromptedTask, Relation, StudyTasks
 from rankwise.study.planning.issues import Issues
 from rankwise.tasks.formats import TrainedFormat, in_trained_format, trained_format
 from rankwise.tasks.overlap import find_overlap
@@ -32,6 +32,7 @@ from rankwise.tasks.training_rows import (
     trained_items,
     validation_items,
     with_documents,
+    with_examples,
 )
 from rankwise.tasks.user_data import UserData, ending_items, load_user_data
 
@@ -112,12 +113,15 @@ class TaskPlan(NamedTuple):
 
     Attributes:
         rows: trained task -> the rows to train on.
+        order: trained task -> their places; runs on fewer rows take the first. Those of a group
+            come in turn, so that it gives equal shares whatever their number.
         scored: which tasks are scored, and why; goes into the study's record.
         prepared: every task that is scored, with its requests.
         own_data: what was read of users' own rows; None without them.
     """
 
     rows: dict[str, list[TrainingRow]]
+    order: dict[str, tuple[int, ...]]
     scored: StudyTasks
     prepared: list[PreparedTask]
     own_data: OwnData | None = None
@@ -169,7 +173,9 @@ class _TaskFinder:
         chosen_by: dict[str, dict[Relation, dict[str, str]]] = {}
         overlaps: dict[str, dict[str, int]] = {}
         rows: dict[str, list[TrainingRow]] = {}
+        order: dict[str, tuple[int, ...]] = {}
         endings: dict[str, str] = {}
+        prompted: dict[str, tuple[PromptedTask, ...]] = {}
         for source in sources:
             relations[source.name] = {r: tuple(tasks) for r, tasks in source.leaves.items()}
             for relation, tasks in source.leaves.items():
@@ -178,12 +184,17 @@ class _TaskFinder:
                     other = self._in_trained_format(relation, task, source.format)
                     if task is not None and other is not None:
                         formats[source.name][task.name] = other.name
-            kept, overlaps[source.name] = self._without_overlap(source)
+            kept, clean, overlaps[source.name] = self._without_overlap(source)
             if self.config.has_validation_items:
                 chosen_by[source.name] = self._validation_items(source, kept)
             rows[source.name] = [source.rows[leaf][i] for leaf in kept for i in kept[leaf]]
+            order[source.name] = _in_turn([len(places) for places in kept.values()])
+            self._warn_of_too_few(source.name, len(rows[source.name]))
             items[source.name] = self._trained_items(source, kept)
             endings |= self._ending_items(source.name, rows[source.name])
+            if self.config.methods.prompt is not None:
+                shown = {name: sorted({*kept[name]} & {*clean[name]}) for name in kept}
+                prompted[source.name] = tuple(self._prompted(source, shown))
         leaves = [t for s in sources for tasks in s.leaves.values() for t in tasks.values()]
         if names := {name for by_task in formats.values() for name in by_task.values()}:
             self.warnings.append(
@@ -196,12 +207,23 @@ class _TaskFinder:
             trained_items=items,
             ending_items=endings,
             validation_items=chosen_by,
+            prompted=prompted,
             overlaps=overlaps,
             groups=_groups(leaves),
             domains=self._domains(leaves),
         )
         prepared = [task for task in self._done.values() if task is not None]
-        return TaskPlan(rows, scored, prepared, self._own_data)
+        return TaskPlan(rows, order, scored, prepared, self._own_data)
+
+    def _warn_of_too_few(self, name: str, num_rows: int) -> None:
+        """Of several numbers of rows, more than one may come to all that there are."""
+        numbers = sorted(each for each in self.config.train.max_examples if each >= num_rows)
+        if len(numbers) > 1:
+            same = quantities.listed(list(map(str, numbers)))
+            self.warnings.append(
+                f"train.max_examples: {name} has {num_rows} rows to train on, so {same} come to "
+                "the same"
+            )
 
     def _domains(self, leaves: list[LoadedTask]) -> dict[str, str]:
         """What the config says of a task or of one of its groups, else what its file says."""
@@ -409,7 +431,7 @@ class _TaskFinder:
         rows: dict[str, list[TrainingRow]] = {}
         for index, task in enumerate(trained):
             given = sum(map(len, rows.values()))
-            left = None if train.max_examples is None else train.max_examples - given
+            left = None if train.most_examples is None else train.most_examples - given
             share = None if left is None else math.ceil(left / (len(trained) - index))
             if share == 0:
                 break
@@ -497,8 +519,60 @@ class _TaskFinder:
         task = self._prepared("in_domain", endings, num_first=len(chosen))
         return {} if task is None else {name: task.name}
 
-    def _without_overlap(self, source: _Source) -> tuple[dict[str, list[int]], dict[str, int]]:
-        """The rows to train on, by leaf task and number, and the scored items that are in them."""
+    def _prompted(self, source: _Source, rows: Mapping[str, list[int]]) -> Iterator[PromptedTask]:
+        """The trained tasks in-domain, with some of these rows before each question.
+
+        Rows with a scored item are in no prompt. A draw of fewer rows is the beginning of that of
+        more.
+        """
+        section, settings = self.config.methods.prompt, self.config.evaluation
+        assert section is not None
+        own = [task for name, task in source.leaves["in_domain"].items() if name in rows]
+        if not own:
+            self.problems.append(
+                f"methods.prompt: no task in-domain is trained on under {source.name}, so that its "
+                "rows are no examples of what is asked; leave it out"
+            )
+        for loaded, shots in itertools.product(own, section.shots):
+            if shots > len(rows[loaded.name]):
+                self.problems.append(
+                    f"methods.prompt.shots: {shots} rows of {loaded.name} are wanted, and "
+                    f"{len(rows[loaded.name])} are trained on without a scored item in them"
+                )
+                continue
+            for seed in self.config.seeds if shots else (None,):
+                drawn = random.Random(f"{loaded.name} prompt {seed}")
+                chosen = drawn.sample(rows[loaded.name], len(rows[loaded.name]))[:shots]
+                draw = "" if seed is None else f"-s{seed}"
+                # a task that is trained on by itself and in a group has other rows in each
+                group = "" if source.name == loaded.name else f"-{source.name}"
+                name = f"{loaded.name}@prompt-{shots}{draw}{group}"
+                try:
+                    split = self.config.train.split_of(source.name)
+                    task = self._done[name] = prepare_task(
+                        with_examples(loaded, split, chosen, name),
+                        self.tokenizer,
+                        max_length=self.max_length,
+                        num_fewshot=None,
+                        limit=settings.limit,
+                        chat_template=settings.chat_template and bool(self.tokenizer.chat_template),
+                        fewshot_as_multiturn=settings.fewshot_as_multiturn,
+                    )
+                except (TaskError, DataError) as error:
+                    self.problems.append(f"methods.prompt: {error}")
+                    continue
+                yield PromptedTask(
+                    task=loaded.name,
+                    name=name,
+                    shots=shots,
+                    seed=seed,
+                    context_tokens=_mean_context(task),
+                )
+
+    def _without_overlap(
+        self, source: _Source
+    ) -> tuple[dict[str, list[int]], dict[str, list[int]], dict[str, int]]:
+        """The rows to train on, by leaf task; all that hold no scored item; how many are held."""
         names = [name for tasks in source.leaves.values() for name in tasks]
         scored = [task for name in names if (task := self._done[name]) is not None]
         overlap = find_overlap(source.rows, scored, self.tokenizer)
@@ -515,7 +589,23 @@ class _TaskFinder:
                 "train without them"
             )  # fmt: skip
             self.warnings.append(f"train: of {source.name} {overlap}; {what}")
-        return kept, dict.fromkeys(overlap.num_items, 0) if drops else overlap.num_items
+        num_items = dict.fromkeys(overlap.num_items, 0) if drops else overlap.num_items
+        return kept, overlap.other_rows, num_items
+
+
+def _mean_context(task: PreparedTask) -> float:
+    """Tokens before the answer of an item, over its items; options have the same before them."""
+    lengths = {request.instance: len(request.context) for request in task.requests}
+    by_item = {task.instances[index].doc_id: length for index, length in lengths.items()}
+    return sum(by_item.values()) / len(by_item)
+
+
+def _in_turn(sizes: Sequence[int]) -> tuple[int, ...]:
+    """The places of lists that stand one behind the other: the first of each, the second ..."""
+    ends = list(itertools.accumulate(sizes))
+    places = (range(end - size, end) for size, end in zip(sizes, ends, strict=True))
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*places))
+    return tuple(place for place in turns if place is not None)
 
 
 def _groups(leaves: list[LoadedTask]) -> dict[str, tuple[str, ...]]:

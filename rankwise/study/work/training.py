@@ -118,7 +118,7 @@ def _import(context: StudyContext, run: PlannedRun) -> None:
     if bad is not None:
         message = f"{bad} in {source} holds NaN or infinite weights"
     else:
-        tokens = context.plan.examples[run.train_task][0].tokens[:_PROBE_TOKENS]
+        tokens = context.plan.examples_of(run)[0].tokens[:_PROBE_TOKENS]
         with context.models.reading(run) as model:
             if not models.answers_finitely(model, tokens):
                 message = f"the weights in {source} are so large that its answers are not finite"
@@ -167,7 +167,7 @@ def _refuse_misloaded(context: StudyContext, base: nn.Module, runs: Sequence[Pla
             models.target_shapes(shapes, run.target_modules),
             run.target_modules,
             use_rslora=is_rslora(run),
-            tokens=context.plan.examples[run.train_task][0].tokens[:_FEW_TOKENS],
+            tokens=context.plan.examples_of(run)[0].tokens[:_FEW_TOKENS],
         )
         if bad:
             raise ModelError(
@@ -201,7 +201,7 @@ def _adapter_trainees(
         trainees.append(
             AdapterTrainee(
                 run,
-                plan.examples[run.train_task],
+                plan.examples_of(run),
                 config.train,
                 adapter,
                 [model.num_steps for model in models_of],
@@ -231,7 +231,7 @@ class _Initialisations:
         fields = {"variant", "train_task", "seed", *SETTING} - {"learning_rate"}
         settings = run.model_dump(include=fields)
         if self._last is None or self._last[0] != settings:
-            examples = self._context.plan.examples[run.train_task]
+            examples = self._context.plan.examples_of(run)
             steps = effective_batches(examples, run, self._context.study.config.train)
             first_epoch = list(itertools.chain(*steps))[: len(examples)]
             self._last = settings, initialise(self._context.models.base(), adapter, first_epoch)
@@ -248,7 +248,7 @@ def _train_full(context: StudyContext, runs: Sequence[PlannedRun], planned: Plan
     model: Any = models.load_frozen(models.fetch_weights(plan.base), full.weights, plan.device)
     marks = [model.num_steps for model in models_of]
     trainee = FullTrainee(
-        whole, plan.examples[whole.train_task], config.train, model, full.optimizer, marks
+        whole, plan.examples_of(whole), config.train, model, full.optimizer, marks
     )
 
     def save(_: Trainee, run: PlannedRun) -> Saved:
@@ -274,7 +274,7 @@ def _train_variant(context: StudyContext, runs: Sequence[PlannedRun], planned: P
     )
     with variant_on(base, VARIANTS[run.variant], setting) as model:
         marks = [each.num_steps for each in models_of]
-        trainee = VariantTrainee(run, plan.examples[run.train_task], config.train, model, marks)
+        trainee = VariantTrainee(run, plan.examples_of(run), config.train, model, marks)
 
         def save(_: Trainee, run: PlannedRun) -> Saved:
             size = model.save(context.folder.weights_folder(run), config.base_model.name)
@@ -478,7 +478,7 @@ def _record(plan: StudyPlan, run: PlannedRun, **measured: Any) -> RunRecord:
     }
     return RunRecord(
         planned=run,
-        num_truncated=sum(example.is_truncated for example in plan.examples[run.train_task]),
+        num_truncated=sum(example.is_truncated for example in plan.examples_of(run)),
         provenance=provenance_on(plan.device),
         **(nothing | measured),
     )

@@ -1,0 +1,181 @@
+"""A prompt instead of a training: the base with training rows in its prompt, beside the options.
+
+Scored on the same items as all else, so paired with them. Exploratory: no verdict rests on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+from rankwise.findings.options import OptionGains, Runs, TaskMean
+from rankwise.findings.rows import Row, flat
+from rankwise.records import quantities
+from rankwise.records.base import Record
+from rankwise.records.recommendation import Recommendation
+from rankwise.records.results import ModelResults
+from rankwise.records.study import PromptedTask, Unit
+
+GainsAsMuch = Literal["as much", "less", "undecided"]
+
+
+class PromptBeside(Record):
+    """A prompt less an option, paired by item, and by draw and seed.
+
+    It gains as much where the lower bound is above -δ, less where the upper bound is below zero
+    besides.
+    """
+
+    label: str
+    rank: int | None
+    difference: TaskMean
+    gains: GainsAsMuch
+
+
+class PromptRow(Record):
+    """So many rows in the prompt, over all draws.
+
+    ``gain`` is over the base as the study asks it; ``context_tokens`` is what is read before the
+    answer of an item on average, ``more_tokens`` that less what a prompt without rows reads (None
+    where the study asks none).
+    """
+
+    shots: int
+    num_draws: int
+    context_tokens: float
+    more_tokens: float | None
+    gain: TaskMean
+    beside: tuple[PromptBeside, ...]
+
+
+class TrainTaskPrompting(Record):
+    """The prompts of one trained task, few rows first; ``delta`` is in ``unit``."""
+
+    train_task: str
+    unit: Unit
+    delta: float
+    confidence: float
+    rows: tuple[PromptRow, ...]
+    statements: tuple[str, ...]
+
+    @property
+    def best(self) -> PromptRow | None:
+        """What gains most, of the prompts with rows."""
+        rows = [row for row in self.rows if row.shots]
+        return max(rows, key=lambda row: row.gain.estimate, default=None)
+
+
+def prompting(source: OptionGains, recommendation: Recommendation) -> TrainTaskPrompting | None:
+    """Every prompt of a trained task; None where the study asks none on what decides."""
+    results, unit = source.results, recommendation.unit
+    asked: dict[int, dict[int | None, list[PromptedTask]]] = {}
+    for each in results.study.prompted.get(results.train_task, ()):
+        asked.setdefault(each.shots, {}).setdefault(each.seed, []).append(each)
+    decide = source.tasks("in_domain", unit)
+    tasks = [
+        task for task in decide
+        if any(e.task == task for draws in asked.values() for its in draws.values() for e in its)
+    ]  # fmt: skip
+    if not tasks:
+        return None
+    tokens = {
+        shots: _mean([each.context_tokens for its in draws.values() for each in its])
+        for shots, draws in asked.items()
+    }
+    rows = tuple(
+        _row(source, _models(source, draws), tasks, recommendation.delta, shots, tokens)
+        for shots, draws in sorted(asked.items())
+    )
+    return TrainTaskPrompting(
+        train_task=results.train_task,
+        unit=unit,
+        delta=recommendation.delta,
+        confidence=source.confidence,
+        rows=rows,
+        statements=tuple(_statements(rows, unit)),
+    )
+
+
+def _models(source: OptionGains, draws: Mapping[int | None, Sequence[PromptedTask]]) -> Runs:
+    """The base as it answers each draw, as a model of its own."""
+    items = source.results.prompted
+    return tuple(
+        ModelResults(
+            name=f"prompt {its[0].shots} {seed}",
+            run=None,
+            evaluations={},
+            items={e.task: items[e.name].model_copy(update={"task": e.task}) for e in its},
+        )
+        for seed, its in draws.items()
+    )
+
+
+def _row(
+    source: OptionGains,
+    models: Runs,
+    tasks: Sequence[str],
+    delta: float,
+    shots: int,
+    tokens: Mapping[int, float],
+) -> PromptRow:
+    beside: list[PromptBeside] = []
+    for option in source.options:
+        if len(option.runs) in (1, len(models)) or len(models) == 1:
+            difference = source.difference_of(models, option.runs, tasks)
+            beside.append(
+                PromptBeside(
+                    label=option.label,
+                    rank=option.rank,
+                    difference=difference,
+                    gains="as much"
+                    if difference.lower > -delta
+                    else "less"
+                    if difference.upper < 0
+                    else "undecided",
+                )
+            )
+    return PromptRow(
+        shots=shots,
+        num_draws=len(models),
+        context_tokens=tokens[shots],
+        more_tokens=tokens[shots] - tokens[0] if 0 in tokens else None,
+        gain=source.change(models, tasks),
+        beside=tuple(beside),
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def beside_the_choice(row: PromptRow, choice: str, unit: Unit) -> str:
+    """Whether a prompt gains what an option gains, in a sentence; empty where that is not known."""
+    found = next((each for each in row.beside if each.label == choice), None)
+    if found is None:
+        return ""
+    rows = f"{quantities.counted(row.shots, 'example')} in the prompt"
+    lead = quantities.with_interval(found.difference, unit)
+    if found.gains == "as much":
+        return f"{quantities.capital(rows)} gain what {choice} gains: {lead}."
+    if found.gains == "less":
+        return f"{quantities.capital(rows)} gain less than {choice}: {lead}."
+    return f"Whether {rows} gain what {choice} gains is not shown: {lead}."
+
+
+def _statements(rows: Sequence[PromptRow], unit: Unit) -> Iterator[str]:
+    for row in rows:
+        examples = quantities.counted(row.shots, "example") if row.shots else "No example"
+        more = "" if not row.more_tokens else f", {row.more_tokens:,.0f} more than without"
+        yield (
+            f"{examples} in the prompt: {quantities.with_interval(row.gain, unit)} over the base; "
+            f"a question reads {row.context_tokens:,.0f} tokens{more}."
+        )
+
+
+def prompt_rows(found: Sequence[TrainTaskPrompting], _: object) -> Iterator[Row]:
+    """Every prompt, and every prompt beside an option."""
+    for part in found:
+        for row in part.rows:
+            yield flat(row, train_task=part.train_task, against="base")
+            for each in row.beside:
+                yield flat(each, train_task=part.train_task, shots=row.shots, against=each.label)

@@ -1,0 +1,133 @@
+"""The base with training rows in its prompt: planned, scored on the same items, beside the runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from rankwise.errors import ConfigError, PlanError
+from rankwise.records.folder import StudyFolder
+from rankwise.records.study import StudyRecord
+from rankwise.records.study_file import load_config
+from rankwise.report.page import study_page
+from rankwise.study.planning.plan import StudyPlan, plan_study
+from tests.support.small_studies import write_study
+from tests.support.studies import run
+
+SETTINGS = """
+train:
+  task: colours
+  epochs: 1
+  learning_rate: {lora: 1e-2}
+  precision: float32
+methods:
+  lora: {ranks: [2, 4]}
+  full: null
+  prompt: {shots: [0, 2, 3]}
+seeds: [0, 1]
+evaluation: {held_out_text: [], retention: [sums], num_train_items: 0, limit: 10}
+analysis: {spectra: false, heads: false, behaviour: false, gauges: false}
+"""
+
+NAMES = ["prompt-0", "prompt-2-s0", "prompt-2-s1", "prompt-3-s0", "prompt-3-s1"]
+
+
+class Finished(NamedTuple):
+    file: Path
+    folder: StudyFolder
+    outcome: Any
+
+    @property
+    def study(self) -> StudyRecord:
+        return self.folder.read_study()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Finished:
+    root = tmp_path_factory.mktemp("prompted")
+    file = write_study(root, tiny_model_folder, SETTINGS)
+    outcome, _ = run(file, root / "study")
+    return Finished(file, StudyFolder(root / "study"), outcome)
+
+
+def planned(file: Path, *overrides: str) -> StudyPlan:
+    return plan_study(load_config(file, overrides))
+
+
+def first_prompt(plan: StudyPlan, name: str) -> str:
+    return plan.tasks[f"colours@{name}"].instances[0].args[0]
+
+
+def test_the_prompts_hold_drawn_rows_and_ask_the_same_items(finished: Finished) -> None:
+    plan = planned(finished.file)
+    prompted = plan.record.prompted["colours"]
+    assert [each.name for each in prompted] == [f"colours@{name}" for name in NAMES]
+    assert [(each.shots, each.seed) for each in prompted] == [
+        (0, None), (2, 0), (2, 1), (3, 0), (3, 1)
+    ]  # fmt: skip
+    standard = plan.tasks["colours"]
+    rows = [plan.tokenizer.decode(each.tokens) for each in plan.examples["colours"]]
+    for each in prompted:
+        task = plan.tasks[each.name]
+        assert task.doc_ids == standard.doc_ids
+        assert task.num_fewshot == each.shots
+        assert first_prompt(plan, each.name.partition("@")[2]).count("Question:") == each.shots + 1
+    question = standard.instances[0].args[0]
+    shown = first_prompt(plan, "prompt-3-s0").removesuffix(question).strip().split("\n\n")
+    assert len(shown) == 3
+    for text in shown:
+        assert any(text.split("\n")[0] in row for row in rows)
+
+
+def test_fewer_rows_begin_more_and_seeds_draw_others(finished: Finished) -> None:
+    plan = planned(finished.file)
+    question = plan.tasks["colours"].instances[0].args[0]
+    shown = {name: first_prompt(plan, name).removesuffix(question) for name in NAMES}
+    assert shown["prompt-0"] == ""
+    assert shown["prompt-3-s0"].startswith(shown["prompt-2-s0"])
+    assert shown["prompt-2-s0"] != shown["prompt-2-s1"]
+    again = planned(finished.file, "seeds=[1]")
+    assert first_prompt(again, "prompt-2-s1").removesuffix(question) == shown["prompt-2-s1"]
+
+
+def test_the_base_alone_is_asked_and_nothing_else_changes(finished: Finished) -> None:
+    without = planned(finished.file, "methods.prompt=null").record
+    study = finished.study
+    assert [each.fingerprint for each in study.runs] == [each.fingerprint for each in without.runs]
+    assert {*study.tasks_of(None)} - {*without.tasks_of(None)} == {f"colours@{n}" for n in NAMES}
+    for each in study.runs:
+        assert study.tasks_of(each) == without.tasks_of(each)
+    base = finished.outcome.results.base
+    assert base.items["colours@prompt-2-s0"].doc_ids == base.items["colours"].doc_ids
+    for model in finished.outcome.results.runs:
+        assert not any("@prompt" in name for name in model.items)
+
+
+def test_it_is_compared_with_the_base_and_every_option(finished: Finished) -> None:
+    results, recommendation, findings = finished.outcome
+    (found,) = findings.prompting
+    assert [(row.shots, row.num_draws) for row in found.rows] == [(0, 1), (2, 2), (3, 2)]
+    base = results.base
+    for row in found.rows:
+        names = [e.name for e in finished.study.prompted["colours"] if e.shots == row.shots]
+        means = [sum(base.items[n].values) / len(base.items[n].values) for n in names]
+        known = sum(base.items["colours"].values) / len(base.items["colours"].values)
+        gain = 100.0 * (sum(means) / len(means) - known)
+        assert row.gain.estimate == pytest.approx(gain)
+        assert [each.label for each in row.beside] == ["rank 2", "rank 4"]
+    costs = [row.more_tokens for row in found.rows]
+    assert costs[0] == 0.0
+    assert 0 < costs[1] < costs[2]
+    page = study_page(results, recommendation, findings, {})
+    assert "prompting" in [each.name for each in page.sections]
+
+
+def test_what_cannot_be_asked_is_a_problem(finished: Finished) -> None:
+    with pytest.raises(PlanError, match=r"shots: 99 rows of colours are wanted, and 24 are"):
+        planned(finished.file, "methods.prompt.shots=[99]")
+    with pytest.raises(PlanError, match="no task in-domain is trained on under colours"):
+        planned(finished.file, "evaluation.in_domain=[sums]", "evaluation.retention=[]")
+    with pytest.raises(ConfigError, match="make a task of them, or leave it out"):
+        load_config(finished.file, ["train.task=[]", "train.data=rows.jsonl"])
