@@ -450,7 +450,16 @@ def test_recommend_in_words_and_as_json(finished: Finished) -> None:
     assert (done.exit_code, done.stderr) == (0, "")
     answer = json.loads(done.stdout)
     more = {
-        key: answer[key] for key in ("signatures", "slices", "deployed", "left_out", "failures")
+        key: answer[key]
+        for key in (
+            "signatures",
+            "slices",
+            "doubling",
+            "prompting",
+            "deployed",
+            "left_out",
+            "failures",
+        )
     }
     assert written == content_of(record)
     assert answer == written | more

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rankwise.findings.doubling import CurvePoint, Doubling, LearningCurve, TrainTaskDoubling
-from rankwise.findings.stats.learning_curve import REACH_CONFIDENCE
+from rankwise.findings.doubling import (
+    REACH_CONFIDENCE,
+    CurvePoint,
+    Doubling,
+    LearningCurve,
+    TrainTaskDoubling,
+)
 from rankwise.records import quantities
 from rankwise.records.grouping import grouped
 from rankwise.report import cells
