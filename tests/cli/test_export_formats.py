@@ -53,7 +53,8 @@ def test_where_it_is_best_not_to_fine_tune_nothing_is_exported(tmp_path: Path) -
     done = rankwise("export", tmp_path, "--format", "trl")
     assert (done.exit_code, done.stdout) == (2, "")
     assert (
-        "ConfigError: export has 1 problem nothing is recommended for kinship, and there is no best bet; name a run with --run"
+        "ConfigError: export has 1 problem nothing is recommended for kinship, and there is no "
+        "best bet; name a run with --run"
     ) in words(done.stderr)
     assert rankwise("export", tmp_path, "--format", "trl", "--run", "r4").exit_code == 0
 
