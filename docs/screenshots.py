@@ -31,7 +31,8 @@ def main() -> None:
     with running_browser() as browser:
         for name, is_dark in (("report", False), ("report-dark", True)):
             with opened(browser, report, is_dark=is_dark) as (page, _):
-                seen(page, ".glance", pictures / f"{name}.png", is_whole=True)
+                page.wait_for_selector(".verdict .chart[data-drawn=yes]")
+                seen(page, ".verdict", pictures / f"{name}.png", is_whole=True)
         with opened(browser, report, PHONE) as (page, _):
             page.screenshot(path=pictures / "report-phone.png")
         with opened(browser, report) as (page, _):
