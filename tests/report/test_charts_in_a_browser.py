@@ -93,7 +93,7 @@ def test_a_chart_is_drawn_when_it_is_seen(report: Path, tmp_path: Path, visit: V
     page = visit(folded)
     page.wait_for_timeout(300)
     assert page.locator(".chart svg").count() == 0
-    page.locator("details").first.locator("summary").first.click()
+    page.locator("details:has(> #figure-gain-and-retention) > summary").click()
     drawn(page, "gain-and-retention")
     assert page.locator(".chart svg").count() == 1
 

@@ -268,7 +268,7 @@ def test_room_on_the_disk_is_asked_for_before_anything_is_written(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(acceptance, "free_bytes", lambda _: 1000)
-    with pytest.raises(StorageError, match=r"takes about \d\.\d MB in .* and 0\.0 MB are free"):
+    with pytest.raises(StorageError, match=r"needs about \d\.\d MB in .* and 0\.0 MB are free"):
         run(study.file, tmp_path / "new", *SMALL)
     assert [path.name for path in (tmp_path / "new").iterdir()] == [".lock"]
     run(study.file, study.folder.root, *SMALL)  # of a finished study nothing is left

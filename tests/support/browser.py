@@ -76,8 +76,12 @@ def opened(
 
 
 def drawn(page: Page, figure: str) -> Locator:
-    """A chart that the page has drawn, since it came into sight."""
+    """A chart that the page has drawn in sight; whatever it is folded into is opened."""
     chart = page.locator(f"#figure-{figure} .chart")
+    chart.evaluate(
+        "(each) => { for (let place = each; place; place = place.parentElement) "
+        "if (place.tagName === 'DETAILS') place.open = true; }"
+    )
     chart.scroll_into_view_if_needed()
     expect(chart).to_have_attribute("data-drawn", "yes")
     return chart
