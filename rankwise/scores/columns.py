@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from rankwise.errors import DataError, did_you_mean
 from rankwise.records import quantities
@@ -34,19 +33,6 @@ NAMES: Mapping[str, tuple[str, ...]] = {
 
 _ONE_OF_SEVERAL: tuple[str, ...] = ("score", "model")
 """Roles of which several candidates are refused: a wrong guess would be a wrong verdict."""
-
-
-def flat_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row with its nested values under names with dots: ``score.all_correct``."""
-    return dict(_flat(row, ""))
-
-
-def _flat(row: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in row.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def find_columns(source: str, names: Sequence[str], said: Mapping[str, str]) -> dict[str, str]:

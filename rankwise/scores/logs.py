@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from rankwise.errors import DataError, RankwiseError, did_you_mean
 from rankwise.records.files import read_regular
 from rankwise.scores.models import ScoredModel
-from rankwise.scores.scoring import Item, Scoring
+from rankwise.scores.scoring import Item, Scoring, answered
 from rankwise.scores.tables import listed
 
 HELM_FILES = ("per_instance_stats.json", "display_predictions.json", "predictions.json")
@@ -140,15 +140,15 @@ def _inspect(log: Log, metric: str | None) -> Scoring:
         values = [_inspect_value(log, where, sample, metric) for where, sample in its]
         answer = (first.get("scores") or {}).get(metric, {}).get("answer")
         completion = (first.get("output") or {}).get("completion")
-        items[item] = _item(
-            f"{log.path} {place}",
+        line = answered(
             metric,
             math.fsum(values) / len(values),
             prompt=_inspect_text(first.get("input")),
             target=_inspect_text(first.get("target")),
             answer=completion or answer,
-            document=first.get("metadata") or {},
         )
+        line["doc"] = dict(first.get("metadata") or {})
+        items[item] = Item(f"{log.path} {place}", line)
     model, task = str(head.get("model", log.path.stem)), str(head.get("task", log.path.stem))
     return Scoring(ScoredModel(model), task.rpartition("/")[2], metric, items)
 
@@ -194,16 +194,11 @@ def _helm(log: Log, metric: str | None) -> Scoring:
     if metric is None:
         metric = next((name for name in _HELM_METRICS if name in everywhere), None)
     metric = _chosen(log, everywhere, metric)
-    items = {
-        item: _item(
-            f"{log.path} {place}",
-            metric,
-            math.fsum(values[metric][item]) / len(values[metric][item]),
-            answer=instance.get("predicted_text"),
-            document={},
-        )
-        for item, (place, instance) in places.items()
-    }
+    items: dict[str, Item] = {}
+    for item, (place, instance) in places.items():
+        mean = math.fsum(values[metric][item]) / len(values[metric][item])
+        line = answered(metric, mean, answer=instance.get("predicted_text"))
+        items[item] = Item(f"{log.path} {place}", {**line, "doc": {}})
     task, model = _helm_names(log.path)
     return Scoring(ScoredModel(model), task, metric, items)
 
@@ -245,25 +240,3 @@ def _chosen(log: Log, known: Sequence[str], metric: str | None) -> str:
         raise DataError(f"{log.path} has {listed(known) or 'no score'}; say which: --metric NAME.")
     hint = did_you_mean(metric, known) or f"it has {listed(known) or 'none'}"
     raise DataError(f"{log.path} has no metric {metric!r} on every item; {hint}.")
-
-
-def _item(
-    place: str,
-    metric: str,
-    value: float,
-    *,
-    document: Mapping[str, Any],
-    prompt: str | None = None,
-    target: str | None = None,
-    answer: Any = None,
-) -> Item:
-    """An answer as lm-eval would log it."""
-    line: dict[str, Any] = {"filter": "none", "metrics": [metric], metric: value}
-    line["doc"] = dict(document)
-    if prompt is not None:
-        line["arguments"] = {"gen_args_0": {"arg_0": prompt}}
-    if target is not None:
-        line["target"] = target
-    if answer is not None:
-        line |= {"resps": [[str(answer)]], "filtered_resps": [str(answer)]}
-    return Item(place, line)

@@ -16,6 +16,25 @@ class Item(NamedTuple):
     line: dict[str, Any]
 
 
+def answered(
+    metric: str,
+    value: float,
+    *,
+    prompt: Any = None,
+    target: Any = None,
+    answer: Any = None,
+) -> dict[str, Any]:
+    """An answer as lm-eval would log it, without its document; what is None is not in it."""
+    line: dict[str, Any] = {"filter": "none", "metrics": [metric], metric: value}
+    if prompt is not None:
+        line["arguments"] = {"gen_args_0": {"arg_0": str(prompt)}}
+    if target is not None:
+        line["target"] = str(target)
+    if answer is not None:
+        line |= {"resps": [[str(answer)]], "filtered_resps": [str(answer)]}
+    return line
+
+
 class Scoring(NamedTuple):
     """One model on one task.
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from rankwise.errors import DataError
 from rankwise.records import quantities
 from rankwise.scores.asked import Asked
-from rankwise.scores.columns import find_columns, flat_row
+from rankwise.scores.columns import find_columns
 from rankwise.scores.models import READ, ScoredModel, settings_of
-from rankwise.scores.scoring import Item, Scoring
-from rankwise.tasks.row_files import RawRow
+from rankwise.scores.scoring import Item, Scoring, answered
+from rankwise.tasks.row_files import RawRow, flat_row
 
 _YES_AND_NO = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0, "correct": 1.0, "incorrect": 0.0}
 _TEXTS: tuple[str, ...] = ("prompt", "target", "answer")
@@ -93,15 +93,8 @@ def _add(
             f"{scoring.items[item].place} too. Keep one, or say what tells them apart: a column of "
             "the seed or of the task."
         )
-    line: dict[str, Any] = {"filter": "none", "metrics": [metric], metric: _score(row, columns)}
     texts = {role: content.get(columns[role]) for role in _TEXTS if role in columns}
-    if (prompt := texts.get("prompt")) is not None:
-        line["arguments"] = {"gen_args_0": {"arg_0": str(prompt)}}
-    if (target := texts.get("target")) is not None:
-        line["target"] = str(target)
-    if (answer := texts.get("answer")) is not None:
-        line |= {"resps": [[str(answer)]], "filtered_resps": [str(answer)]}
-    scoring.items[item] = Item(row.place, line)
+    scoring.items[item] = Item(row.place, answered(metric, _score(row, columns), **texts))
     own = {*columns.values()} - {columns[role] for role in _TEXTS if role in columns}
     document = {name: value for name, value in content.items() if name not in own}
     document["item"] = item

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import regex
 
@@ -22,6 +22,7 @@ from rankwise.records.config.own_rows import (
     RegexCheckConfig,
 )
 from rankwise.records.files import digest_of
+from rankwise.tasks.row_files import flat_row
 
 Checker = Callable[[str, str], dict[str, float]]
 """A model's answer and the right one -> numbers by metric."""
@@ -106,6 +107,7 @@ def _by_json(check: JsonCheckConfig, right_answers: Sequence[str], source: str) 
     """All fields right, the share of right ones, valid, as the schema says, and each field."""
     is_valid = _schema(check.schema_file) if check.schema_file is not None else None
     names: dict[str, None] = {}
+    fields_of: dict[str, dict[str, Any]] = {}
     for number, text in enumerate(right_answers, start=1):
         right = parsed(text)
         if not isinstance(right, dict):
@@ -118,12 +120,13 @@ def _by_json(check: JsonCheckConfig, right_answers: Sequence[str], source: str) 
                 f"{source}: the right answer of held-out row {number} does not match "
                 f"{check.schema_file}. Correct the row or the schema."
             )
-        names |= dict.fromkeys(fields(right))
+        fields_of[text] = flat_row(right)
+        names |= dict.fromkeys(fields_of[text])
     shown = list(names)[:MOST_FIELDS]
 
     def judged(answer: str, right: str) -> dict[str, float]:
-        found, wanted = parsed(answer), fields(cast(dict[str, Any], parsed(right)))
-        written = fields(found) if isinstance(found, dict) else {}
+        found, wanted = parsed(answer), fields_of[right]
+        written = flat_row(found) if isinstance(found, dict) else {}
         same = {
             name: name in written and _equal(written[name], value, name, check)
             for name, value in wanted.items()
@@ -156,19 +159,6 @@ def parsed(text: str) -> Any:
         return json.loads(fenced[1] if fenced else text.strip())
     except (ValueError, RecursionError):
         return INVALID
-
-
-def fields(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Name -> value; those of an object within an object are named ``outer.inner``."""
-    return dict(_fields(value, ""))
-
-
-def _fields(value: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, part in value.items():
-        if isinstance(part, dict) and part:
-            yield from _fields(part, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", part
 
 
 def _equal(written: Any, right: Any, name: str, check: JsonCheckConfig) -> bool:

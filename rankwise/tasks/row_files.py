@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -307,3 +307,16 @@ def _hub_rows(hub: HubData) -> RawRows:
 
 def _numbered(rows: Any) -> list[RawRow]:
     return [RawRow(f"row {number}", row) for number, row in enumerate(rows, 1)]
+
+
+def flat_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with its nested values under names with dots: ``score.all_correct``."""
+    return dict(_flat(row, ""))
+
+
+def _flat(row: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in row.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
