@@ -10,8 +10,8 @@ from playwright.sync_api import Browser, Locator, expect
 from rankwise.report.parts import Figure, ReportSection
 from rankwise.report.rendering import Page as ShownPage
 from rankwise.report.rendering import rendered
+from tests.planted.charts import CHARTS
 from tests.planted.items import planted_items, written
-from tests.report.test_chart_specs import CHARTS
 from tests.support.browser import PHONE, WIDE, Visit, drawn, opened
 from tests.support.pages import Page as ReadPage
 

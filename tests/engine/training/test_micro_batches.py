@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 
 import pytest
 import torch
@@ -13,26 +12,9 @@ from rankwise.engine.models.devices import is_out_of_memory
 from rankwise.engine.training.loop import _GOOD_STEPS, _Budget
 from rankwise.engine.training.micro_batches import Placed, Share, pack, split_by_budget
 from rankwise.engine.training.optimizers import make_optimizer
-from rankwise.tasks.training_rows import Example
+from tests.support.micro_batches import cut, example, placed
 
 CPU = torch.device("cpu")
-
-
-def example(tokens: Sequence[int], num_loss_tokens: int) -> Example:
-    return Example(tuple(tokens), num_loss_tokens, False)
-
-
-def placed(lengths: dict[int, Sequence[int]]) -> list[Placed]:
-    """Of each trainee, examples that read so many tokens."""
-    return [
-        Placed(trainee, place, example(range(length + 1), 1))
-        for trainee, of_trainee in lengths.items()
-        for place, length in enumerate(of_trainee)
-    ]
-
-
-def cut(groups: Sequence[Sequence[Placed]]) -> list[list[tuple[int, int]]]:
-    return [[(item.trainee, item.example.num_inputs) for item in group] for group in groups]
 
 
 def test_a_cpu_puts_equal_lengths_together_and_a_card_the_rows_of_a_trainee() -> None:

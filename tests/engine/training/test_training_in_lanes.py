@@ -11,7 +11,7 @@ import torch
 from rankwise.engine.training import loop
 from rankwise.engine.training.micro_batches import shared_out, training_lanes
 from rankwise.engine.training.trainees import AdapterTrainee
-from tests.engine.training.test_micro_batches import cut, placed
+from tests.support.micro_batches import cut, placed
 from tests.support.passes import CPU, ROWS, Heard, Setting, config
 
 RUNS: list[dict[str, Any]] = [
