@@ -188,7 +188,7 @@ def pair_scores(
         scale * after[other],
         1.0 if higher_is_better else -1.0,
         in_points,
-        None if base.clusters is None else np.asarray(base.clusters, dtype=np.int64)[order],
+        None if base.clusters is None else _labels(tuple(base.clusters))[order],
     )
 
 
@@ -196,7 +196,12 @@ def clusters_of(items: TaskItems) -> Clusters | None:
     """The cluster of each item in the order of ``doc_id``, as in a ``Pair``; None without any."""
     if items.clusters is None:
         return None
-    return np.asarray(items.clusters, dtype=np.int64)[_order(items.doc_ids)]
+    return _labels(items.clusters)[_order(items.doc_ids)]
+
+
+@lru_cache(maxsize=256)
+def _labels(clusters: tuple[int, ...]) -> Clusters:
+    return np.asarray(clusters, dtype=np.int64)
 
 
 @lru_cache(maxsize=256)  # all models of a study have the items of a task in one order

@@ -79,6 +79,7 @@ class StudyFolder:
         # Whole records of the two small kinds; of others, which may be large, their fingerprints.
         self._records: dict[Path, tuple[list[int], RunRecord | TaskEvaluation]] = {}
         self._fingerprints: dict[Path, tuple[list[int], str]] = {}
+        self._folders: dict[str, Path] = {}  # of models: making a path takes longer than a look
 
     @property
     def records(self) -> tuple[Path, ...]:
@@ -132,7 +133,9 @@ class StudyFolder:
 
     def model_folder(self, name: str) -> Path:
         """The folder of a run, or of the base model."""
-        return self.root / BASE if name == BASE else self.root / _RUNS / name
+        if name not in self._folders:
+            self._folders[name] = self.root / (BASE if name == BASE else f"{_RUNS}/{name}")
+        return self._folders[name]
 
     def run_file(self, name: str) -> Path:
         return self.model_folder(name) / "run.json"

@@ -101,14 +101,11 @@ def option_nats(line: Line) -> list[float]:
     are left out.
     """
     responses: Any = line.get("resps")
-    nats: list[float] = []
     try:  # as nearly all are: a study of a thousand runs has a million lines
-        for repeats in responses:
-            value, _ = repeats[0]
-            if type(value) is not float:
-                raise TypeError
-            nats.append(value)
-    except (TypeError, ValueError, LookupError):
+        nats = [value for [[value, _]] in responses]
+    except (TypeError, ValueError):
+        nats = _numbers(responses)
+    if not set(map(type, nats)) <= {float}:
         nats = _numbers(responses)
     metrics = line.get("metrics")
     names = metrics if isinstance(metrics, list) else line

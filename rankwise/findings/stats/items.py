@@ -127,6 +127,8 @@ def sharing(tasks: Sequence[Items]) -> list[list[int]]:
 
     ``by_cluster`` makes one of each; they are in the order of their first task.
     """
+    if len(tasks) == 1:
+        return [[0]]
     groups: list[tuple[set[int], list[int]]] = []
     for place, task in enumerate(tasks):
         if task.clusters is None:
