@@ -105,7 +105,7 @@ class Slow:
 def test_a_ray_that_does_not_start_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = Slow()
     monkeypatch.setitem(sys.modules, "ray", ray)
-    with pytest.raises(WorkerLostError, match="Ray did not start.*timed out.*without --workers"):
+    with pytest.raises(WorkerLostError, match=r"Ray did not start.*timed out.*without --workers"):
         Cluster(None).__enter__()
     assert ray.is_shut_down
 
