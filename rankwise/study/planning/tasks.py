@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError
@@ -34,7 +34,7 @@ from rankwise.tasks.training_rows import (
     with_documents,
     with_examples,
 )
-from rankwise.tasks.user_data import UserData, ending_items, load_user_data
+from rankwise.tasks.user_data import UserData, ending_items, load_own_set, load_user_data
 
 CHOSEN_BY: tuple[Relation, ...] = ("in_domain", "retention")
 """The relations that a search looks at."""
@@ -117,7 +117,8 @@ class TaskPlan(NamedTuple):
             come in turn, so that it gives equal shares whatever their number.
         scored: which tasks are scored, and why; goes into the study's record.
         prepared: every task that is scored, with its requests.
-        own_data: what was read of users' own rows; None without them.
+        own_data: what was read of users' own rows to train on; None without them.
+        own_sets: what was read of those that are scored only.
     """
 
     rows: dict[str, list[TrainingRow]]
@@ -125,6 +126,7 @@ class TaskPlan(NamedTuple):
     scored: StudyTasks
     prepared: list[PreparedTask]
     own_data: OwnData | None = None
+    own_sets: Mapping[str, OwnData] = {}
 
 
 def plan_tasks(config: StudyConfig, tokenizer: Any, max_length: int, issues: Issues) -> TaskPlan:
@@ -163,6 +165,7 @@ class _TaskFinder:
         self.problems, self.warnings = issues.problems, issues.warnings
         self._done: dict[str, PreparedTask | None] = {}
         self._own_data: OwnData | None = None
+        self._own_sets: dict[str, OwnData] = {}
 
     def plan(self) -> TaskPlan:
         """Incomplete where there are problems."""
@@ -213,7 +216,7 @@ class _TaskFinder:
             domains=self._domains(leaves),
         )
         prepared = [task for task in self._done.values() if task is not None]
-        return TaskPlan(rows, order, scored, prepared, self._own_data)
+        return TaskPlan(rows, order, scored, prepared, self._own_data, self._own_sets)
 
     def _warn_of_too_few(self, name: str, num_rows: int) -> None:
         """Of several numbers of rows, more than one may come to all that there are."""
@@ -308,6 +311,8 @@ class _TaskFinder:
         except TaskError as error:
             self.problems.append(str(error))
         leaves: Leaves = {r: self._leaves(r, listed, loaded) for r, listed in wanted.items()}
+        named = {t.name for its in loaded.values() if isinstance(its, tuple) for t in its}
+        self._add_own_sets(leaves, named)
         for relation, other in itertools.combinations(RELATIONS, 2):
             for name in leaves[relation].keys() & leaves[other].keys():
                 self.problems.append(
@@ -344,6 +349,29 @@ class _TaskFinder:
         }
         return _Source(name, rows, trained_format(own, self._has_chat()), mine, seen)
 
+    def _add_own_sets(self, leaves: Leaves, named: Collection[str]) -> None:
+        """The sets of ``evaluation.own``; ``named`` are the names of other tasks."""
+        settings = self.config.evaluation
+        for name, own_set in settings.own.items():
+            has_chat = settings.chat_template and bool(self.tokenizer.chat_template)
+            try:
+                own = load_own_set(name, own_set, self.tokenizer, chat_template=has_chat)
+            except DataError as error:
+                self.problems.append(f"evaluation.own.{name}: {error}")
+                continue
+            known = {*named, *(task for tasks in leaves.values() for task in tasks)}
+            if taken := [task.name for task in own.tasks if task.name in known]:
+                self.problems.append(
+                    f"evaluation.own.{name}: there is a task named {taken[0]!r}; rename the set"
+                )
+            if own_set.role == "retention" and own_set.judged_by[0] == "loss":
+                self.problems.append(
+                    f"evaluation.own.{name}: retention is judged in points, and a loss is in nats; "
+                    "judge by choice or by what is written, or set role: out_of_domain"
+                )
+            leaves[own_set.role] |= {task.name: task for task in own.tasks}
+            self._own_sets[name] = own.read
+
     def _user_source(self, leaves: Leaves) -> _Source:
         train = self.config.train
         (source,) = train.sources
@@ -353,6 +381,10 @@ class _TaskFinder:
             self.problems.append(f"train.data: {error}")
             return _Source(source, {}, TrainedFormat(None, False), leaves, {})
         held_out = {task.name: task for task in data.tasks}
+        for name in held_out.keys() & self.config.evaluation.own.keys():
+            self.problems.append(
+                f"evaluation.own.{name}: the rows of train.data are scored as {name!r}; rename it"
+            )
         leaves["in_domain"] = held_out | leaves["in_domain"]
         self._own_data = data.read
         self.warnings += _lost_unsaid(data)
