@@ -22,6 +22,9 @@ from rankwise.tasks.training_rows import TrainingRow
 
 MAX_GENERATED_TOKENS = 256
 
+TEXTS_SUFFIX = "_texts"
+"""Behind the name of held-out rows, where a model's own answers are judged beside likelihoods."""
+
 MOST_ANSWERS = 100
 """To choose among; each is scored behind every question."""
 
@@ -71,7 +74,7 @@ def load_user_data(train: TrainConfig, tokenizer: Any, *, chat_template: bool) -
     name = f"data_{data_name(train.data)}"
     tasks = [_choices(name, held_out, answers) if answers else _likelihoods(name, held_out)]
     if of_texts := _of_texts(train.judged_by):
-        texts = _texts(f"{name}_texts", held_out, of_texts, own.raw.source)
+        texts = _texts(f"{name}{TEXTS_SUFFIX}", held_out, of_texts, own.raw.source)
         tasks.insert(0 if train.judged_by[0] in of_texts else 1, texts)
     seen, distinct = f"{name}@train", sorted({row.completion.strip() for row in rows})
     is_letters = len(distinct) > 1 and options_of([distinct]) == "letters"
@@ -216,6 +219,40 @@ def ending_items(name: str, rows: Sequence[TrainingRow]) -> LoadedTask:
         for row in rows
     ]
     return _likelihoods(f"{name}{ENDING_SUFFIX}", whole)
+
+
+@dataclass(frozen=True)
+class _BehindRows:
+    """Writes a row's prompt behind other rows; lm-eval calls it, and fingerprints have its repr."""
+
+    shown: str
+    bos: str
+
+    def __call__(self, doc: Mapping[str, str]) -> str:
+        return self.shown + doc["prompt"].removeprefix(self.bos)
+
+
+def behind_rows(
+    loaded: LoadedTask, rows: Sequence[TrainingRow], name: str, *, is_chat: bool, bos: str
+) -> LoadedTask:
+    """A copy of a task of own rows that asks each question behind rows with their answers.
+
+    Args:
+        loaded: the task.
+        rows: in the order in which they stand in the prompt.
+        name: of the copy.
+        is_chat: rows are conversations, and end as they are trained on. Others are followed by an
+            empty line: a model starts anew behind its end-of-text token.
+        bos: what every rendered prompt may begin with, and stands once; "" for none.
+    """
+    texts: list[str] = []
+    for row in rows:
+        prompt = row.prompt.removeprefix(bos) if texts else row.prompt
+        answer = row.completion if is_chat else row.completion.removesuffix(row.end) + "\n\n"
+        texts.append(prompt + answer)
+    if not texts:
+        return loaded.changed(name)
+    return loaded.changed(name, doc_to_text=_BehindRows("".join(texts), bos))
 
 
 def _likelihoods(name: str, rows: Sequence[OwnRow]) -> LoadedTask:

@@ -13,7 +13,8 @@ from rankwise.errors import DataError
 from rankwise.records.config.own_rows import OwnSetConfig
 from rankwise.records.config.training import TrainConfig
 from rankwise.tasks.requests import prepare_task
-from rankwise.tasks.user_data import UserData, load_own_set, load_user_data
+from rankwise.tasks.training_rows import TrainingRow
+from rankwise.tasks.user_data import UserData, behind_rows, load_own_set, load_user_data
 
 END = "<|im_end|>"
 ASSISTANT = "<|im_start|>assistant\n"
@@ -430,3 +431,19 @@ def test_every_row_of_a_set_is_scored_and_its_first_judge_has_its_name(
         f"<|im_start|>user\nSay 25:{END}\n{ASSISTANT}"
     )
     assert (own.read.num_rows, own.read.num_distinct, own.read.num_held_out) == (24, 12, 12)
+
+
+@pytest.mark.parametrize("is_chat", [True, False])
+def test_a_question_behind_rows_begins_once(tmp_path: Path, tokenizer: Any, is_chat: bool) -> None:
+    path = written(tmp_path, [{"prompt": f"<s>q{n}?", "completion": f"a{n}"} for n in range(6)])
+    config = OwnSetConfig.model_validate({"data": path, "judged_by": "exact"})
+    (asked,) = load_own_set("mine", config, tokenizer, chat_template=False).tasks
+    rows = [TrainingRow(f"<s>r{n}?", f"b{n}<e>", "<e>") for n in range(2)]
+    behind = behind_rows(asked, rows, "mine@prompt-2", is_chat=is_chat, bos="<s>")
+    end = "<e>" if is_chat else "\n\n"
+    doc = asked.task.eval_docs[3]
+    assert behind.task.doc_to_text(doc) == f"<s>r0?b0{end}r1?b1{end}q3?"
+    assert asked.task.doc_to_text(doc) == "<s>q3?"
+    assert behind_rows(asked, [], "mine@prompt-0", is_chat=is_chat, bos="").task.doc_to_text(
+        doc
+    ) == asked.task.doc_to_text(doc)

@@ -423,11 +423,6 @@ class StudyConfig(Section):
                 )
         if len(self.train.max_examples) > 1 and (problem := self._rows_problem):
             raise ValueError(f"train.max_examples: {problem}; give one number")
-        if self.methods.prompt is not None and self.train.data is not None:
-            raise ValueError(
-                "methods.prompt: rows of train.data are rendered as they are trained on, and "
-                "lm-eval writes the prompts of tasks; make a task of them, or leave it out"
-            )
         if problem := self._mitigations_problem:
             raise ValueError(f"mitigations: {problem}")
         if self.methods.variants is not None and (problem := self._variants_problem):

@@ -34,7 +34,14 @@ from rankwise.tasks.training_rows import (
     with_documents,
     with_examples,
 )
-from rankwise.tasks.user_data import UserData, ending_items, load_own_set, load_user_data
+from rankwise.tasks.user_data import (
+    TEXTS_SUFFIX,
+    UserData,
+    behind_rows,
+    ending_items,
+    load_own_set,
+    load_user_data,
+)
 
 CHOSEN_BY: tuple[Relation, ...] = ("in_domain", "retention")
 """The relations that a search looks at."""
@@ -311,7 +318,8 @@ class _TaskFinder:
         except TaskError as error:
             self.problems.append(str(error))
         leaves: Leaves = {r: self._leaves(r, listed, loaded) for r, listed in wanted.items()}
-        named = {t.name for its in loaded.values() if isinstance(its, tuple) for t in its}
+        found = (its for its in loaded.values() if not isinstance(its, TaskNotFound | TaskError))
+        named = {task.name for tasks in found for task in tasks}
         self._add_own_sets(leaves, named)
         for relation, other in itertools.combinations(RELATIONS, 2):
             for name in leaves[relation].keys() & leaves[other].keys():
@@ -559,30 +567,35 @@ class _TaskFinder:
         """
         section, settings = self.config.methods.prompt, self.config.evaluation
         assert section is not None
-        own = [task for name, task in source.leaves["in_domain"].items() if name in rows]
+        own = {  # own rows that are held out may be scored as two tasks
+            task: name.removesuffix(TEXTS_SUFFIX) if self.config.train.data else name
+            for name, task in source.leaves["in_domain"].items()
+        }
+        own = {task: leaf for task, leaf in own.items() if leaf in rows}
         if not own:
             self.problems.append(
                 f"methods.prompt: no task in-domain is trained on under {source.name}, so that its "
                 "rows are no examples of what is asked; leave it out"
             )
-        for loaded, shots in itertools.product(own, section.shots):
-            if shots > len(rows[loaded.name]):
+        for (loaded, leaf), shots in itertools.product(own.items(), section.shots):
+            places = rows[leaf]
+            if shots > len(places):
                 self.problems.append(
-                    f"methods.prompt.shots: {shots} rows of {loaded.name} are wanted, and "
-                    f"{len(rows[loaded.name])} are trained on without a scored item in them"
+                    f"methods.prompt.shots: {shots} rows of {leaf} are wanted, and "
+                    f"{len(places)} are trained on without a scored item in them"
                 )
                 continue
             for seed in self.config.seeds if shots else (None,):
-                drawn = random.Random(f"{loaded.name} prompt {seed}")
-                chosen = drawn.sample(rows[loaded.name], len(rows[loaded.name]))[:shots]
+                drawn = random.Random(f"{leaf} prompt {seed}")
+                chosen = drawn.sample(places, len(places))[:shots]
                 draw = "" if seed is None else f"-s{seed}"
                 # a task that is trained on by itself and in a group has other rows in each
-                group = "" if source.name == loaded.name else f"-{source.name}"
+                is_alone = self.config.train.data or source.name == loaded.name
+                group = "" if is_alone else f"-{source.name}"
                 name = f"{loaded.name}@prompt-{shots}{draw}{group}"
                 try:
-                    split = self.config.train.split_of(source.name)
                     task = self._done[name] = prepare_task(
-                        with_examples(loaded, split, chosen, name),
+                        self._behind(source, loaded, leaf, chosen, name),
                         self.tokenizer,
                         max_length=self.max_length,
                         num_fewshot=None,
@@ -600,6 +613,17 @@ class _TaskFinder:
                     seed=seed,
                     context_tokens=_mean_context(task),
                 )
+
+    def _behind(
+        self, source: _Source, loaded: LoadedTask, leaf: str, chosen: Sequence[int], name: str
+    ) -> LoadedTask:
+        """A task with some rows of a leaf before each question; raises ``TaskError``."""
+        if self.config.train.data is None:
+            split = self.config.train.split_of(source.name)
+            return with_examples(loaded, split, chosen, name)
+        shown = [source.rows[leaf][place] for place in chosen]
+        is_chat, bos = source.format.chat_template, self.tokenizer.bos_token or ""
+        return behind_rows(loaded, shown, name, is_chat=is_chat, bos=bos)
 
     def _without_overlap(
         self, source: _Source
