@@ -8,7 +8,7 @@ from rankwise.errors import RankwiseError, RecordError
 from rankwise.records.clusters import candidate_fields, cluster_numbers, linked_clusters, ties_of
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.p_right import Line
-from rankwise.records.results import JudgedItems, ModelResults, judged_items
+from rankwise.records.results import JudgedItems, ModelResults, answered, judged_items
 from rankwise.records.study import TaskEvaluation
 
 
@@ -66,6 +66,7 @@ def judged_lines(
     judged = judged_items(record, samples, metric)
     if record.model != BASE:  # the other models have the same documents
         return judged
+    samples = answered(record, samples)
     documents = {int(line["doc_id"]): line.get("doc") for line in samples}
     judged = judged._replace(ties=ties_of(samples))
     kinds = [(doc or {}).get(slice_field) for doc in documents.values()]

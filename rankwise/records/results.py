@@ -54,7 +54,8 @@ class TaskItems(Record):
     options. ``clusters`` numbers the cluster of each item (``clusters.linked_clusters``); None
     where each is its own. Where the study names no field for the task, ``candidates`` has fields
     that may cluster the items (``clusters.candidate_fields``); only the base's items do. ``slices``
-    are the values of ``evaluation.slice``, of the base's items too. Where p(right) decides,
+    are the values of ``evaluation.slice``, of the base's items too. ``missing`` are documents that
+    have no value, and so are none of the items. Where p(right) decides,
     ``accuracy`` has the same items by the task's own metric: what needs items that are right or
     wrong is made from it.
     """
@@ -69,6 +70,7 @@ class TaskItems(Record):
     clusters: tuple[int, ...] | None = None
     candidates: Mapping[str, tuple[int, ...]] = {}
     slices: tuple[str, ...] | None = None
+    missing: tuple[int, ...] = ()
     accuracy: TaskItems | None = None
 
     @property
@@ -78,6 +80,20 @@ class TaskItems(Record):
             return self
         grouped = {"clusters": self.clusters, "candidates": self.candidates}
         return self.accuracy.model_copy(update=grouped)
+
+    def without(self, left_out: Collection[int]) -> TaskItems:
+        """The same without some documents, of a task without options: those miss none."""
+        places = [place for place, doc_id in enumerate(self.doc_ids) if doc_id not in left_out]
+
+        def of(values: Sequence[Any] | None) -> tuple[Any, ...] | None:
+            return None if values is None else tuple(values[place] for place in places)
+
+        update = {name: of(getattr(self, name)) for name in _BY_ITEM}
+        candidates = {name: of(values) for name, values in self.candidates.items()}
+        return self.model_copy(update={**update, "candidates": candidates})
+
+
+_BY_ITEM = ("doc_ids", "values", "clusters", "slices")
 
 
 class Divergence(StageRecord):
@@ -151,6 +167,18 @@ class ModelResults(Record):
             for task, each in self.items.items()
         }
         return self.model_copy(update={"items": items})
+
+    def without_items(self, left_out: Mapping[str, Collection[int]]) -> Self:
+        """The same without some items of tasks, in its forms too."""
+        items = {
+            task: each.without(left_out[task]) if task in left_out else each
+            for task, each in self.items.items()
+        }
+        forms = tuple(
+            form.model_copy(update={"scores": form.scores.without_items(left_out)})
+            for form in self.forms
+        )
+        return self.model_copy(update={"items": items, "forms": forms})
 
     def limited_to(self, tasks: Collection[str]) -> Self:
         """The same with the scores of these tasks only."""
@@ -291,6 +319,16 @@ class JudgedItems(NamedTuple):
         return self._replace(items=self.items.model_copy(update=fields))
 
 
+def missing_items(models: Sequence[ModelResults]) -> dict[str, set[int]]:
+    """Task -> the items that one of these models, in whatever form, has no number for."""
+    missing: dict[str, set[int]] = {}
+    for model in (*models, *(form.scores for each in models for form in each.forms)):
+        for task, items in model.items.items():
+            if items.missing:
+                missing.setdefault(task, set()).update(items.missing)
+    return missing
+
+
 def judged_items(
     record: TaskEvaluation, lines: Sequence[Line], metric: str | None = None
 ) -> JudgedItems:
@@ -339,8 +377,11 @@ def task_items(
 ) -> TaskItems:
     """The items of a scoring by its own metric, from the same lines as ``judged_items``.
 
-    ``nats`` is ``option_nats`` of each line; None where the task has no options.
+    ``nats`` is ``option_nats`` of each line; None where the task has no options. A line without a
+    number is of a missing item.
     """
+    missing = tuple(int(line["doc_id"]) for line in lines if line[record.decision_metric] is None)
+    lines = answered(record, lines)
     values = [float(line[record.decision_metric]) for line in lines]
     if record.decision_metric == LOSS_METRIC and record.output_type == "loglikelihood_rolling":
         values = weighted_by_tokens(values, [int(line["num_loss_tokens"]) for line in lines])
@@ -352,7 +393,13 @@ def task_items(
         doc_ids=tuple(int(line["doc_id"]) for line in lines),
         values=tuple(values),
         choices=None if nats is None else tuple(map(highest, nats)),
+        missing=missing,
     )
+
+
+def answered(record: TaskEvaluation, lines: Sequence[Line]) -> list[Line]:
+    """The lines with a number of the metric that decides."""
+    return [line for line in lines if line[record.decision_metric] is not None]
 
 
 def weighted_by_tokens(losses: Sequence[float], num_tokens: Sequence[int]) -> list[float]:

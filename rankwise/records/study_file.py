@@ -288,16 +288,21 @@ Rows = TypeVar("Rows", TrainConfig, OwnSetConfig)
 
 def _with_absolute_files(rows: Rows, folder: Path) -> Rows:
     assert rows.data is not None
-    checks = tuple(_with_absolute_schema(each, folder) for each in rows.judged_by)
+    checks = tuple(_with_absolute_check(each, folder) for each in rows.judged_by)
     return rows.model_copy(update={"data": _rows_place(folder, rows.data), "judged_by": checks})
 
 
-def _with_absolute_schema(judge: JudgeName | CheckConfig, folder: Path) -> JudgeName | CheckConfig:
-    check = None if isinstance(judge, str) else judge.json_fields
+def _with_absolute_check(judge: JudgeName | CheckConfig, folder: Path) -> JudgeName | CheckConfig:
+    if isinstance(judge, str):
+        return judge
+    if judge.code is not None:
+        file, _, function = judge.code.rpartition(":")
+        return judge.model_copy(update={"code": f"{_place(folder, Path(file))}:{function}"})
+    check = judge.json_fields
     if check is None or check.schema_file is None:
         return judge
     found = check.model_copy(update={"schema_file": _place(folder, check.schema_file)})
-    return CheckConfig.model_validate({"json": found})
+    return judge.model_copy(update={"json_fields": found})
 
 
 def _with_absolute_rows(arm: MitigationConfig, folder: Path) -> MitigationConfig:

@@ -1,31 +1,41 @@
-"""What a model writes, checked against a row's right answer: JSON by fields, patterns, texts.
+"""What a model writes, checked against a row: JSON by fields, patterns, texts, a user's function.
 
 A check gives numbers in 0..1 for one answer, by the names of metrics. The first number is the one
 that decides. Whatever a model writes gives numbers: an answer that is no JSON is a wrong answer.
+Only a user's function may give None for an answer: then the item is missing.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import regex
 
-from rankwise.errors import DataError
+from rankwise.errors import DataError, TaskError
 from rankwise.records.config.own_rows import (
+    CODE,
     CheckConfig,
     JsonCheckConfig,
     JudgeName,
     RegexCheckConfig,
 )
 from rankwise.records.files import digest_of
+from rankwise.tasks.code_guard import REMEDY
 from rankwise.tasks.row_files import flat_row
+from rankwise.tasks.task_files import task_code
 
-Checker = Callable[[str, str], dict[str, float]]
-"""A model's answer and the right one -> numbers by metric."""
+Checker = Callable[[str, Mapping[str, str]], dict[str, float | None]]
+"""A model's answer and the document, with the right one as ``completion`` -> numbers by metric."""
+
+BASE_ANSWER = "base_answer"
+"""Of a document: what the base wrote, for a function that compares with it."""
 
 MOST_FIELDS = 50
 """Fields of the right answers that have a metric each: more cannot be read."""
@@ -37,21 +47,34 @@ _FENCED = re.compile(r"```(?:json)?\s*\n(.*?)\n?```", re.DOTALL)
 _NUMBER_PARTS = tuple(map(re.compile, (r"(?s).*####\s*", ",", r"\$", r"\.$")))
 
 
-def checker(check: JudgeName | CheckConfig, right_answers: Sequence[str], source: str) -> Checker:
+def checker(
+    check: JudgeName | CheckConfig,
+    right_answers: Mapping[str, str],
+    source: str,
+    *,
+    allow_code: bool = False,
+) -> Checker:
     """The function that a check stands for.
 
     Args:
         check: a name, or settings.
-        right_answers: of the rows that are scored.
+        right_answers: place of a row -> its right answer, of the rows that are scored.
         source: names the rows in errors.
+        allow_code: whether the check may be a user's code.
 
     Raises:
-        DataError: the right answers do not pass it themselves, or its schema cannot be used.
+        DataError: the right answers do not pass it themselves, its schema cannot be used, or code
+            is not allowed.
+        TaskError: its code fails.
     """
     if isinstance(check, str) and check in _OF_TEXTS:
         return _OF_TEXTS[check]
     if isinstance(check, CheckConfig) and check.regex is not None:
         return _by_pattern(check.regex)
+    if isinstance(check, CheckConfig) and check.code is not None:
+        if not allow_code:
+            raise DataError(f"judged_by: {check.code} is code. {REMEDY}")
+        return _by_code(check.code)
     settings = None if isinstance(check, str) else check.json_fields
     return _by_json(settings or JsonCheckConfig(), right_answers, source)
 
@@ -60,9 +83,17 @@ def content_of(check: JudgeName | CheckConfig) -> str:
     """All that an answer's numbers depend on besides the answers, wherever the schema lies."""
     if isinstance(check, str):
         return check
+    if check.code is not None:
+        file, function = _file_of(check.code)
+        return f"{function} of {digest_of(file).sha256}"
     file = None if check.json_fields is None else check.json_fields.schema_file
-    content = check.model_dump_json(exclude={"json_fields": {"schema_file"}})
+    content = check.model_dump_json(exclude={"json_fields": {"schema_file"}, "code": True})
     return content if file is None else f"{content} {digest_of(file).sha256}"
+
+
+def needs_base(checkers: Iterable[Checker]) -> bool:
+    """Whether one of them compares with the base's answers."""
+    return any(isinstance(check, _Code) and check.needs_base for check in checkers)
 
 
 def number_of(answer: str) -> str:
@@ -73,7 +104,7 @@ def number_of(answer: str) -> str:
 
 
 def _share(name: str, is_right: Callable[[str, str], bool]) -> Checker:
-    return lambda answer, right: {name: float(is_right(answer.strip(), right.strip()))}
+    return lambda answer, doc: {name: float(is_right(answer.strip(), doc["completion"].strip()))}
 
 
 _OF_TEXTS: Mapping[str, Checker] = {
@@ -87,7 +118,7 @@ def _by_pattern(check: RegexCheckConfig) -> Checker:
     wanted = [(regex.compile(pattern), True) for pattern in check.must]
     wanted += [(regex.compile(pattern), False) for pattern in check.must_not]
 
-    def matches(answer: str, _: str) -> dict[str, float]:
+    def matches(answer: str, _: Mapping[str, str]) -> dict[str, float | None]:
         try:
             found = [
                 (pattern.search(answer, timeout=PATTERN_SECONDS) is not None) == is_wanted
@@ -103,36 +134,86 @@ def _by_pattern(check: RegexCheckConfig) -> Checker:
     return matches
 
 
-def _by_json(check: JsonCheckConfig, right_answers: Sequence[str], source: str) -> Checker:
+@dataclass(frozen=True)
+class _Code:
+    """A user's function as a check; ``where`` names it."""
+
+    function: Callable[..., Any]
+    where: str
+    needs_base: bool
+
+    def __call__(self, answer: str, doc: Mapping[str, str]) -> dict[str, float | None]:
+        # the base itself, and an answer like its own, are a tie without a call
+        if self.needs_base and doc.get(BASE_ANSWER, answer) == answer:
+            return {"code": 0.5}
+        row = json.loads(doc["row"])
+        given = (row, answer, doc[BASE_ANSWER]) if self.needs_base else (row, answer)
+        where = f"{self.where} on {doc['place']}"
+        with task_code(f"{where} fails", "Correct it."):
+            value = self.function(*given)
+        if value is None:
+            return {"code": None}
+        is_number = isinstance(value, int | float)  # also true and false
+        if not is_number or not 0 <= value <= 1:
+            raise TaskError(f"{where} gives {value!r:.60}; give a number from 0 to 1, or None.")
+        return {"code": float(value)}
+
+
+def _by_code(place: str) -> _Code:
+    file, function = _file_of(place)
+    where = f"judged_by: {file.name}:{function}"
+    with task_code(f"{where} cannot be loaded", "Correct the file."):
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found = getattr(module, function)
+        num_parameters = len(inspect.signature(found).parameters)
+    if num_parameters not in (2, 3):
+        raise TaskError(
+            f"{where} takes {num_parameters} arguments; take (row, answer), or (row, answer, "
+            "base_answer)."
+        )
+    return _Code(found, where, num_parameters == 3)
+
+
+def _file_of(code: str) -> tuple[Path, str]:
+    parts = CODE.fullmatch(code)
+    assert parts is not None
+    return Path(parts["file"]), parts["function"]
+
+
+def _by_json(check: JsonCheckConfig, right_answers: Mapping[str, str], source: str) -> Checker:
     """All fields right, the share of right ones, valid, as the schema says, and each field."""
     is_valid = _schema(check.schema_file) if check.schema_file is not None else None
     names: dict[str, None] = {}
     fields_of: dict[str, dict[str, Any]] = {}
-    for number, text in enumerate(right_answers, start=1):
+    for place, text in right_answers.items():
         right = parsed(text)
         if not isinstance(right, dict):
             raise DataError(
-                f"{source}: the right answer of held-out row {number} is no JSON object: "
+                f"{source}: the right answer of {place} is no JSON object: "
                 f"{text.strip()[:60]!r}. Correct it, or set judged_by: loss."
             )
         if is_valid is not None and not is_valid(right):
             raise DataError(
-                f"{source}: the right answer of held-out row {number} does not match "
+                f"{source}: the right answer of {place} does not match "
                 f"{check.schema_file}. Correct the row or the schema."
             )
         fields_of[text] = flat_row(right)
         names |= dict.fromkeys(fields_of[text])
     shown = list(names)[:MOST_FIELDS]
 
-    def judged(answer: str, right: str) -> dict[str, float]:
-        found, wanted = parsed(answer), fields_of[right]
+    def judged(answer: str, doc: Mapping[str, str]) -> dict[str, float | None]:
+        found, wanted = parsed(answer), fields_of[doc["completion"]]
         written = flat_row(found) if isinstance(found, dict) else {}
         same = {
             name: name in written and _equal(written[name], value, name, check)
             for name, value in wanted.items()
         }
         has_no_more = isinstance(found, dict) and written.keys() <= same.keys()
-        numbers = {
+        numbers: dict[str, float | None] = {
             "all_correct": float(has_no_more and all(same.values())),
             "fields_correct": sum(same.values()) / len(same) if same else float(found == {}),
             "json_valid": float(found is not INVALID),

@@ -33,10 +33,11 @@ from typing import Any
 from rankwise.errors import TaskError, did_you_mean
 from rankwise.tasks.task_files import BUNDLED_FOLDER, config_faults, metric_names, read_task_file
 
-_REMEDY = (
+REMEDY = (
     "Read that code, and if you trust it allow it with --allow-task-code or with "
     "allow_task_code: true in the study file."
 )
+"""What is said of code that is refused."""
 
 # Settings that bring an installed task's function no data, no text and no other function.
 _PLAIN_SETTINGS = frozenset({
@@ -114,7 +115,7 @@ class _Guard:
 
     def refuse(self, what: str) -> None:
         """Refuse code of the task that is being built."""
-        raise TaskError(f"{self._file}, {what}. {_REMEDY}")
+        raise TaskError(f"{self._file}, {what}. {REMEDY}")
 
     def _is_installed(self, path: Path) -> bool:
         return any(path.resolve().is_relative_to(folder) for folder in self._installed)
@@ -161,7 +162,7 @@ class _Guard:
             if settings and not self._allow_code and (place := next(_functions(config), None)):
                 names = ", ".join(sorted(settings))
                 raise TaskError(
-                    f"{file} sets {names} for a function of an installed task: {place}. {_REMEDY}"
+                    f"{file} sets {names} for a function of an installed task: {place}. {REMEDY}"
                 )
 
     def function_constructor(self, folder: Path, resolve: bool) -> Callable[..., Any]:
@@ -173,7 +174,7 @@ class _Guard:
             if resolve and not (self._is_installed(folder) and self._is_installed(module)):
                 mark = node.start_mark
                 raise TaskError(
-                    f"{mark.name}, line {mark.line + 1}: !function {node.value} is code. {_REMEDY}"
+                    f"{mark.name}, line {mark.line + 1}: !function {node.value} is code. {REMEDY}"
                 )
             return construct(loader, node)
 

@@ -6,12 +6,14 @@ import itertools
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from rankwise.errors import TaskError
 from rankwise.records.results import LOSS_METRIC, weighted_by_tokens
 from rankwise.records.study import MetricScore
+from rankwise.tasks.answer_checks import BASE_ANSWER
 from rankwise.tasks.requests import PreparedTask
 from rankwise.tasks.task_files import task_code
 from rankwise.tasks.training_rows import target_text
@@ -45,8 +47,15 @@ class Judgement(NamedTuple):
     predicted_shares: tuple[float, ...] | None
 
 
-def judge(prepared: PreparedTask, responses: Sequence[Responses], metric: str | None) -> Judgement:
+def judge(
+    prepared: PreparedTask,
+    responses: Sequence[Responses],
+    metric: str | None,
+    base_answers: Mapping[int, str] = MappingProxyType({}),
+) -> Judgement:
     """Let the task judge the answers to its instances, in order; see ``evaluation.evaluate``.
+
+    ``base_answers`` are those that a check compares with, by document.
 
     Raises:
         TaskError: its filters, functions or metrics fail on the answers, or none of its metrics is
@@ -56,7 +65,7 @@ def judge(prepared: PreparedTask, responses: Sequence[Responses], metric: str | 
         f"{prepared.loaded.where} cannot judge the answers",
         "Correct its filter_list, process_results and metric_list.",
     ):
-        samples, values = _samples(prepared, responses)
+        samples, values = _samples(prepared, responses, base_answers)
         metrics = _aggregate(prepared, values)
     return Judgement(
         samples,
@@ -87,7 +96,13 @@ def check_judging(prepared: PreparedTask, metric: str | None) -> None:
     all_instances, task._instances = task._instances, instances
     try:
         requests = [r for r in prepared.requests if r.instance < len(instances)]
-        judge(prepared._replace(instances=instances, requests=requests), answers, metric)
+        # beside empty texts, so that what compares with the base does compare
+        judge(
+            prepared._replace(instances=instances, requests=requests),
+            answers,
+            metric,
+            dict.fromkeys(doc_ids, "") if prepared.loaded.compares_with_base else {},
+        )
     finally:
         task._instances = all_instances
 
@@ -103,9 +118,12 @@ def _made_up(prepared: PreparedTask, instance: Any) -> Response:
 
 
 def _samples(
-    prepared: PreparedTask, responses: Sequence[Responses]
+    prepared: PreparedTask, responses: Sequence[Responses], base_answers: Mapping[int, str]
 ) -> tuple[list[dict[str, Any]], Values]:
-    """lm-eval's filters and metrics, item by item: sample lines, and values."""
+    """lm-eval's filters and metrics, item by item: sample lines, and values.
+
+    A value of None says that the item is missing.
+    """
     task, instances = prepared.loaded.task, prepared.instances
     by_doc: dict[int, list[int]] = defaultdict(list)
     for index, (instance, own) in enumerate(zip(instances, responses, strict=True)):
@@ -122,7 +140,10 @@ def _samples(
         for indices in by_doc.values():
             requests = sorted((instances[i] for i in indices), key=lambda request: request.idx)
             filtered = [request.filtered_resps[filter_name] for request in requests]
-            metrics: dict[str, Any] = dict(task.process_results(requests[0].doc, filtered))
+            doc, doc_id = requests[0].doc, requests[0].doc_id
+            if doc_id in base_answers:
+                doc = {**doc, BASE_ANSWER: base_answers[doc_id]}
+            metrics: dict[str, Any] = dict(task.process_results(doc, filtered))
             line = _line(prepared, requests, filter_name, filtered, list(metrics))
             if prepared.loaded.output_type in ("loglikelihood", "loglikelihood_rolling"):
                 (response, *_), tokens = responses[indices[0]], num_loss_tokens[indices[0]]
@@ -131,7 +152,7 @@ def _samples(
                 metrics[LOSS_METRIC] = -float(nats) / tokens
             samples.append(line | metrics)
             for metric, value in metrics.items():
-                values[metric, filter_name].append(value)
+                values[metric, filter_name] += [] if value is None else [value]
     if prepared.loaded.output_type == "loglikelihood_rolling":
         key = (LOSS_METRIC, samples[0]["filter"])
         tokens = [line["num_loss_tokens"] for line in samples]
@@ -174,6 +195,8 @@ def _aggregate(prepared: PreparedTask, values: Values) -> list[MetricScore]:
     scores: list[MetricScore] = []
     for (metric, filter_name), items in values.items():
         aggregate = task.aggregation().get(metric, mean)
+        if not items:
+            continue
         try:
             value = float(aggregate(items))
         except OverflowError:  # a word perplexity of prose without spaces
@@ -215,6 +238,11 @@ def _decision(
         if wanted is None or wanted in (score.metric, f"{score.metric},{score.filter}"):
             return score
     names = ", ".join(f"{score.metric},{score.filter}" for score in usable)
+    if empty := [metric for (metric, _), items in values.items() if not items]:
+        raise TaskError(
+            f"{prepared.loaded.where}: {empty[0]} has no number for any item, so that nothing can "
+            "be compared. Correct what judges."
+        )
     if not names:
         raise TaskError(
             f"{prepared.loaded.where} has no metric with one number per item, which statistics "

@@ -172,12 +172,14 @@ class OwnRow(NamedTuple):
         completion: the answer, without its end.
         end: from which the model learns to stop.
         is_conversation: rendered with the chat template.
+        raw: as it was read, and where; None of what no user wrote.
     """
 
     prompt: str
     completion: str
     end: str
     is_conversation: bool
+    raw: RawRow | None = None
 
     @property
     def as_trained(self) -> TrainingRow:
@@ -214,7 +216,7 @@ def read_own_rows(
         DataError: it cannot be read, or rows are bad (the message names the first ten).
     """
     raw = read_raw_rows(data)
-    rows: list[OwnRow] = []
+    rows: dict[OwnRow, OwnRow] = {}  # by what is trained on: of equal ones, the first is kept
     readings: list[tuple[Reading, frozenset[str]]] = []
     problems: list[str] = []
     for row in raw.rows:
@@ -233,11 +235,11 @@ def read_own_rows(
         except (DataError, TaskError) as error:
             problems.append(f"{row.place}: {error}")
         else:
-            rows.append(parsed)
+            rows.setdefault(parsed, parsed._replace(raw=row))
             readings.append((reading, frozenset(row.content)))
     if problems:
         raise DataError(_in_words(raw, problems))
-    return OwnRows(raw, list(dict.fromkeys(rows)), _columns_read(readings))
+    return OwnRows(raw, list(rows.values()), _columns_read(readings))
 
 
 def _in_words(raw: RawRows, problems: list[str]) -> str:

@@ -34,12 +34,14 @@ class LoadedTask(NamedTuple):
         task: the ``lm_eval.api.task.Task``.
         is_rendered: its texts contain the chat template, which must not be applied again.
         groups: names of the groups and tags that contain it.
+        compares_with_base: answers are judged beside the base's.
     """
 
     name: str
     task: Any
     is_rendered: bool = False
     groups: tuple[str, ...] = ()
+    compares_with_base: bool = False
 
     def changed(self, name: str | None = None, **config: Any) -> LoadedTask:
         """A copy under another name, and with other entries in its config."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -10,11 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError
-from rankwise.records.config.own_rows import Judge, OwnSetConfig, data_name
+from rankwise.records.config.own_rows import CheckConfig, Judge, OwnSetConfig, data_name
 from rankwise.records.config.study import ENDING_SUFFIX
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.own_data import OwnData
-from rankwise.tasks.answer_checks import Checker, checker, content_of
+from rankwise.tasks.answer_checks import Checker, checker, content_of, needs_base
 from rankwise.tasks.formats import TrainedFormat, options_of
 from rankwise.tasks.own_rows import OwnRow, OwnRows, read_own_rows
 from rankwise.tasks.resolution import LoadedTask, quiet_lm_eval
@@ -51,7 +52,9 @@ class UserData(NamedTuple):
     read: OwnData
 
 
-def load_user_data(train: TrainConfig, tokenizer: Any, *, chat_template: bool) -> UserData:
+def load_user_data(
+    train: TrainConfig, tokenizer: Any, *, chat_template: bool, allow_code: bool = False
+) -> UserData:
     """Read rows, and hold a part of them out.
 
     Of a conversation, the last turn, which must be the assistant's, is the completion. Rows that
@@ -61,10 +64,12 @@ def load_user_data(train: TrainConfig, tokenizer: Any, *, chat_template: bool) -
         train: the section of a study with ``data``; of the held-out rows one is left at least.
         tokenizer: renders messages.
         chat_template: render prompts that are texts as a user's turn too.
+        allow_code: whether answers may be judged by a user's code.
 
     Raises:
         DataError: no such file, no rows, rows without a prompt or an answer (the message names
             the first ten), or rows that cannot be judged so.
+        TaskError: a user's code fails.
     """
     own, answers = _read(train, tokenizer, chat_template=chat_template)
     rows = own.rows
@@ -74,7 +79,7 @@ def load_user_data(train: TrainConfig, tokenizer: Any, *, chat_template: bool) -
     name = f"data_{data_name(train.data)}"
     tasks = [_choices(name, held_out, answers) if answers else _likelihoods(name, held_out)]
     if of_texts := _of_texts(train.judged_by):
-        texts = _texts(f"{name}{TEXTS_SUFFIX}", held_out, of_texts, own.raw.source)
+        texts = _texts(f"{name}{TEXTS_SUFFIX}", held_out, of_texts, own.raw.source, allow_code)
         tasks.insert(0 if train.judged_by[0] in of_texts else 1, texts)
     seen, distinct = f"{name}@train", sorted({row.completion.strip() for row in rows})
     is_letters = len(distinct) > 1 and options_of([distinct]) == "letters"
@@ -103,7 +108,12 @@ class OwnSet(NamedTuple):
 
 
 def load_own_set(
-    name: str, own_set: OwnSetConfig, tokenizer: Any, *, chat_template: bool
+    name: str,
+    own_set: OwnSetConfig,
+    tokenizer: Any,
+    *,
+    chat_template: bool,
+    allow_code: bool = False,
 ) -> OwnSet:
     """Read a set of ``evaluation.own``, and make tasks of it; see ``load_user_data``.
 
@@ -113,6 +123,7 @@ def load_own_set(
 
     Raises:
         DataError: as ``load_user_data``.
+        TaskError: likewise.
     """
     own, answers = _read(own_set, tokenizer, chat_template=chat_template)
     of_texts = _of_texts(own_set.judged_by)
@@ -125,7 +136,7 @@ def load_own_set(
         elif judge == "loss":
             tasks.append(_likelihoods(called, own.rows))
         elif judge == of_texts[0]:
-            tasks.append(_texts(called, own.rows, of_texts, own.raw.source))
+            tasks.append(_texts(called, own.rows, of_texts, own.raw.source, allow_code))
     return OwnSet(tuple(tasks), _record(own, len(own.rows), own_set.judged_by, answers))
 
 
@@ -285,18 +296,25 @@ class _Checks:
     content: tuple[str, ...]
     checkers: tuple[Checker, ...] = field(repr=False)
 
-    def __call__(self, doc: Mapping[str, str], answers: Sequence[str]) -> dict[str, float]:
-        numbers: dict[str, float] = {}
+    def __call__(self, doc: Mapping[str, str], answers: Sequence[str]) -> dict[str, float | None]:
+        numbers: dict[str, float | None] = {}
         for check in self.checkers:
-            numbers |= check(answers[0], doc["completion"])
+            numbers |= check(answers[0], doc)
         return numbers
 
 
-def _texts(name: str, rows: Sequence[OwnRow], checks: Sequence[Judge], source: str) -> LoadedTask:
+def _texts(
+    name: str, rows: Sequence[OwnRow], checks: Sequence[Judge], source: str, allow_code: bool
+) -> LoadedTask:
     """What a model writes, judged by every check; the first one's first number decides."""
     docs = [{"prompt": row.prompt, "completion": row.completion.strip()} for row in rows]
-    right = [doc["completion"] for doc in docs]
-    checkers = tuple(checker(check, right, source) for check in checks)
+    places = [row.raw.place for row in rows if row.raw is not None]
+    right = {place: doc["completion"] for place, doc in zip(places, docs, strict=True)}
+    checkers = tuple(checker(each, right, source, allow_code=allow_code) for each in checks)
+    if any(isinstance(each, CheckConfig) and each.code is not None for each in checks):
+        for doc, row in zip(docs, rows, strict=True):
+            assert row.raw is not None
+            doc |= {"row": json.dumps(row.raw.content, default=str), "place": row.raw.place}
     judged = _Checks(tuple(map(content_of, checks)), checkers)
     stripped = [
         {"function": "regex", "regex_pattern": r"(?s)^\s*(.*?)\s*$"},
@@ -312,7 +330,8 @@ def _texts(name: str, rows: Sequence[OwnRow], checks: Sequence[Judge], source: s
         "filter_list": [{"name": "stripped", "filter": stripped}],
         "process_results": judged,
     }
-    return _task(name, docs, "generate_until", _metric("exact_match"), **generates)
+    loaded = _task(name, docs, "generate_until", _metric("exact_match"), **generates)
+    return loaded._replace(compares_with_base=needs_base(checkers))
 
 
 def _metric(name: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from rankwise.records.repair_scores import (
     RepairScores,
 )
 from rankwise.records.repairs import AS_IT_IS, AdapterRepair, Repair, RepairFamily
-from rankwise.records.results import MIN_ITEMS, TaskItems, judged_items
+from rankwise.records.results import MIN_ITEMS, TaskItems, answered, judged_items
 from rankwise.tasks.evaluation import ScoredModel, Scoring, evaluate
 from rankwise.tasks.questions import Advance, RightAnswer
 from rankwise.tasks.requests import PreparedTask
@@ -116,17 +116,18 @@ class RepairScorer:
         scored = [ScoredModel(BASE, fingerprint)]
         scored += [ScoredModel(each.label, fingerprint, each.label) for each in self.repairs]
         wanted = None if p_right.is_wanted(task.metric) else task.metric
-        base, *repaired = evaluate(
-            self._scorer, scored, task.prepared, metric=wanted, advance=advance
-        )
+        scorings = evaluate(self._scorer, scored, task.prepared, metric=wanted, advance=advance)
+        every = [_items(scoring, task) for scoring in scorings]
+        missing = {doc_id for items in every for doc_id in items.missing}
+        base, *repaired = (items.without(missing) for items in every)
         return RepairScores(
             fingerprint=fingerprint,
             model=self._model,
             task=task.prepared.name,
-            base=_items(base, task),
+            base=base,
             repaired=tuple(
-                RepairedItems(repair=repair, items=_items(scoring, task))
-                for repair, scoring in zip(self.repairs, repaired, strict=True)
+                RepairedItems(repair=repair, items=items)
+                for repair, items in zip(self.repairs, repaired, strict=True)
             ),
             score_seconds=time.perf_counter() - started,
             provenance=provenance_on(self._device),
@@ -195,6 +196,7 @@ def _items(scoring: Scoring, task: AskedTask) -> TaskItems:
     items = judged_items(scoring.record, lines, task.metric).items
     clusters: tuple[int, ...] | None = None
     if scoring.record.model == BASE:
+        lines = answered(scoring.record, lines)
         name, field = task.prepared.name, task.cluster_field
         documents = {int(line["doc_id"]): line.get("doc") for line in lines}
         setting = f"evaluation.clusters.{name.partition('@')[0]}"

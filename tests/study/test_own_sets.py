@@ -108,7 +108,8 @@ def test_where_rows_and_schema_lie_changes_nothing_and_what_they_say_does(
         ("sums", {"data": "own/labels.jsonl", "judged_by": "loss", "role": "in_domain"}, None),
         ("colours", {"data": "own/labels.jsonl", "judged_by": "exact"}, "there is a task named"),
         ("tools_loss", {"data": "own/labels.jsonl", "judged_by": "exact"}, "there is a task named"),
-        ("more", {"data": "own/labels.jsonl", "judged_by": "loss"}, "retention is judged in points"),
+        ("more", {"data": "own/labels.jsonl", "judged_by": "loss"}, "judged in points, and a loss"),
+        ("task", {"data": "own/gone.jsonl", "judged_by": "exact"}, "evaluation.own.task: "),
         ("empty", {"data": "own/empty.jsonl", "judged_by": "exact"}, "evaluation.own.empty: "),
     ],
 )
@@ -143,9 +144,59 @@ def test_a_set_that_cannot_be_scored_is_named(
         ),
     ],
 )
-def test_wrong_settings_are_named(
-    study_file: Path, settings: dict[str, Any], problem: str
-) -> None:
+def test_wrong_settings_are_named(study_file: Path, settings: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(with_own(study_file, "mine", **settings))
     assert problem in caught.value.problems
+
+
+CODE = """
+def score(row, answer):
+    return None if (len(answer) + row["n"]) % 5 == 0 else len(answer) % 2
+
+def better(row, answer, base_answer):
+    return None if row["n"] == 4 else float(len(answer) > len(base_answer))
+"""
+
+
+def test_items_without_a_number_are_left_out_for_all_models(
+    study_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "own" / "check.py").write_text(CODE)
+    rows = [{"prompt": f"Say {n}:", "completion": "x", "n": n} for n in range(20)]
+    (tmp_path / "own" / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    texts = {"data": "own/texts.jsonl"}
+    file = with_own(study_file, "checked", **texts, judged_by={"code": "own/check.py:score"})
+    file = with_own(file, "compared", **texts, judged_by={"code": "own/check.py:better"})
+    with pytest.raises(PlanError, match=r"check.py:score is code. Read that code"):
+        plan_study(load_config(file, ["allow_task_code=false"]))
+    outcome, _ = run(file, tmp_path / "study")
+    folder, results = StudyFolder(tmp_path / "study"), outcome.results
+    models = [results.base, *results.runs]
+
+    def written(model: str, task: str) -> dict[int, str]:
+        return {
+            line["doc_id"]: line["filtered_resps"][0] for line in folder.read_samples(model, task)
+        }
+
+    missing = {
+        doc_id
+        for model in models
+        for doc_id, answer in written(model.name, "checked").items()
+        if (len(answer) + doc_id) % 5 == 0
+    }
+    assert 0 < len(missing) < 18
+    base = written(results.base.name, "compared")
+    for model in models:
+        items = model.items["checked"]
+        assert {*items.doc_ids} == {*range(20)} - missing
+        answers = written(model.name, "checked")
+        assert items.values == tuple(float(len(answers[n]) % 2) for n in items.doc_ids)
+        compared, own = model.items["compared"], written(model.name, "compared")
+        assert compared.values == tuple(
+            0.5 if own[n] == base[n] else float(len(own[n]) > len(base[n]))
+            for n in compared.doc_ids
+        )
+    assert any(
+        w.startswith(f"checked: {len(missing)} items left out") for w in results.study.warnings
+    )

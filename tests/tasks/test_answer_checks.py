@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
 import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from rankwise.errors import DataError
+from rankwise.errors import DataError, TaskError
 from rankwise.records.config.own_rows import CheckConfig
 from rankwise.tasks.answer_checks import checker, content_of
 
 RIGHT = json.dumps({"name": "Ada", "year": 1815, "tags": ["a", "b"], "born": {"in": "London"}})
 
 
+ROOT = Path(__file__).parents[2]
+
+
 def check(settings: Any, right: str = RIGHT) -> Any:
     of = settings if isinstance(settings, str) else CheckConfig.model_validate(settings)
-    found = checker(of, [right], "rows.jsonl")
-    return lambda answer: found(answer, right)
+    found = checker(of, {"line 1": right}, "rows.jsonl")
+    return lambda answer: found(answer, {"completion": right})
 
 
 def changed(**values: Any) -> str:
@@ -100,7 +108,7 @@ def test_a_schema_that_cannot_be_used(tmp_path: Path, content: Any, message: str
 
 
 def test_right_answers_that_are_no_json_are_named() -> None:
-    with pytest.raises(DataError, match="right answer of held-out row 1 is no JSON object: 'Ada'"):
+    with pytest.raises(DataError, match="right answer of line 1 is no JSON object: 'Ada'"):
         check("json", "Ada")
 
 
@@ -140,3 +148,152 @@ def test_texts_are_compared_with_the_right_one(
     name: str, answer: str, metric: str, value: int
 ) -> None:
     assert check(name, "42")(answer) == {metric: value}
+
+
+def code(tmp_path: Path, text: str, function: str = "score") -> CheckConfig:
+    file = tmp_path / "my_check.py"
+    file.write_text(text)
+    return CheckConfig(code=f"{file}:{function}")
+
+
+def judged_by_code(tmp_path: Path, text: str, answer: str = "x", **more: str) -> Any:
+    found = checker(code(tmp_path, text), {}, "rows.jsonl", allow_code=True)
+    return found(answer, {"row": json.dumps({"n": 3}), "place": "line 7", **more})
+
+
+@pytest.mark.parametrize(
+    ("body", "value"),
+    [("row['n'] / 4", 0.75), ("answer == 'x'", 1.0), ("0", 0.0), ("None", None)],
+)
+def test_a_function_judges_a_row_and_an_answer(tmp_path: Path, body: str, value: Any) -> None:
+    text = f"def score(row, answer):\n    return {body}\n"
+    assert judged_by_code(tmp_path, text) == {"code": value}
+
+
+def test_a_function_that_compares_gets_the_answer_of_the_base(tmp_path: Path) -> None:
+    text = "def score(row, answer, base_answer):\n    return len(answer) > len(base_answer)\n"
+    assert judged_by_code(tmp_path, text, "long", base_answer="no") == {"code": 1.0}
+    assert judged_by_code(tmp_path, text, "no", base_answer="long") == {"code": 0.0}
+    # the base itself, and the same answer as the base's
+    assert judged_by_code(tmp_path, text) == {"code": 0.5}
+    assert judged_by_code(tmp_path, text, "long", base_answer="long") == {"code": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "def score(row, answer):\n    return row['m']\n",
+            r"my_check.py:score on line 7 fails: Key",
+        ),
+        ("def score(row, answer):\n    exit(3)\n", "on line 7 fails: SystemExit: 3"),
+        (
+            "def score(row, answer):\n    return 1.01\n",
+            "on line 7 gives 1.01; give a number from 0",
+        ),
+        ("def score(row, answer):\n    return float('nan')\n", "on line 7 gives nan"),
+        ("def score(row, answer):\n    return 'good'\n", "on line 7 gives 'good'"),
+        ("def score(row):\n    return 1\n", "takes 1 arguments; take"),
+        ("def other(row, answer):\n    return 1\n", "cannot be loaded: AttributeError"),
+        ("score = 3\n", "cannot be loaded: TypeError"),
+        ("def score(:\n", "cannot be loaded: SyntaxError"),
+        ("raise RuntimeError('no')\n", "cannot be loaded: RuntimeError: no"),
+    ],
+)
+def test_code_that_fails_is_named_with_the_row(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        judged_by_code(tmp_path, text)
+
+
+def test_code_runs_only_where_it_is_allowed(tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    config = code(tmp_path, f"open({str(ran)!r}, 'w')\ndef score(row, answer):\n    return 1\n")
+    with pytest.raises(DataError, match=r"my_check.py:score is code. Read that code"):
+        checker(config, {}, "rows.jsonl")
+    assert not ran.exists()
+    with pytest.raises(TaskError, match="cannot be loaded: FileNotFoundError"):
+        checker(CheckConfig(code=f"{tmp_path}/gone.py:score"), {}, "rows.jsonl", allow_code=True)
+
+
+def test_what_code_says_is_part_of_the_scores_and_where_it_lies_is_not(tmp_path: Path) -> None:
+    first = content_of(code(tmp_path, "def score(row, answer):\n    return 1\n"))
+    other = tmp_path / "other"
+    other.mkdir()
+    assert content_of(code(other, "def score(row, answer):\n    return 1\n")) == first
+    assert content_of(code(other, "def score(row, answer):\n    return 0\n")) != first
+
+
+def judge_of(said: str) -> Any:
+    """What a model that judges says: the longer answer is better, but for two questions."""
+    content = json.loads(said)["messages"][0]["content"]
+    question = content.partition("Question:\n")[2].partition("\n")[0]
+    first = content.partition("Answer A:\n")[2].partition("\n")[0]
+    second = content.partition("Answer B:\n")[2].partition("\n")[0]
+    if question == "refused":
+        return "I cannot judge that."
+    if question == "first one wins":
+        return "A"
+    return "TIE" if len(first) == len(second) else "A." if len(first) > len(second) else "B"
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "base_answer", "value", "num_asked"),
+    [
+        ("plain", "longer", "long", 1.0, 2),
+        ("plain", "long", "longer", 0.0, 2),
+        ("plain", "one", "two", 0.5, 2),
+        ("plain", "same", "same", 0.5, 0),
+        ("first one wins", "longer", "long", 0.5, 2),
+        ("refused", "longer", "long", None, 2),
+    ],
+)
+def test_a_judge_model_is_asked_in_both_orders(
+    monkeypatch: pytest.MonkeyPatch,
+    question: str,
+    answer: str,
+    base_answer: str,
+    value: float | None,
+    num_asked: int,
+) -> None:
+    with answering(judge_of, fails_first=1) as server:
+        monkeypatch.setenv("JUDGE_URL", server.url)
+        monkeypatch.setenv("JUDGE_KEY", "a key")
+        monkeypatch.setattr("time.sleep", lambda _: None)
+        config = CheckConfig(code=f"{ROOT / 'examples' / 'judge_model.py'}:score")
+        found = checker(config, {}, "rows.jsonl", allow_code=True)
+        row = {"prompt": question, "completion": "right"}
+        doc = {"row": json.dumps(row), "place": "line 1", "base_answer": base_answer}
+        assert found(answer, doc) == {"code": value}
+    assert server.keys == ["Bearer a key"] * len(server.keys)
+    assert len(server.keys) == num_asked + (num_asked > 0)  # one was refused as too busy
+
+
+@contextlib.contextmanager
+def answering(judge: Callable[[str], str], fails_first: int = 0) -> Iterator[Any]:
+    """A server of the loopback that answers as OpenAI's chat protocol says."""
+    seen = SimpleNamespace(keys=[])
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            said = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            seen.keys.append(self.headers["Authorization"])
+            busy = len(seen.keys) <= fails_first
+            self.send_response(429 if busy else 200)
+            self.end_headers()
+            if not busy:
+                message = {"message": {"role": "assistant", "content": judge(said)}}
+                self.wfile.write(json.dumps({"choices": [message]}).encode())
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    seen.url = f"http://127.0.0.1:{server.server_port}/v1"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

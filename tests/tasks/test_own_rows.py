@@ -432,9 +432,7 @@ def test_columns_of_the_study_file_come_first(tmp_path: Path, tokenizer: Any) ->
     assert own.columns[0].convention == "columns"
     assert own.columns[0].unread == ("answer", "question")
     message = problem_of(path, tokenizer, prompt="qery", completion="reply")
-    assert (
-        "line 1: has no column 'qery', which columns.prompt names; it has answer" in message
-    )
+    assert "line 1: has no column 'qery', which columns.prompt names; it has answer" in message
 
 
 def test_columns_beside_a_convention_are_named(tmp_path: Path, tokenizer: Any) -> None:

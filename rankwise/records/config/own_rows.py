@@ -80,6 +80,16 @@ class RegexCheckConfig(Section):
         return self
 
 
+CODE = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)")
+
+
+def code_place(value: str) -> str:
+    """Refuse what names no function of a Python file."""
+    if CODE.fullmatch(value) is None:
+        raise ValueError(f"{value!r} is no function; write FILE.py:FUNCTION")
+    return value
+
+
 class CheckConfig(Section):
     """A check with settings of its own."""
 
@@ -87,11 +97,13 @@ class CheckConfig(Section):
 
     json_fields: Annotated[JsonCheckConfig | None, Field(alias="json")] = None
     regex: RegexCheckConfig | None = None
+    code: Annotated[Text, AfterValidator(code_place)] | None = None
+    """A function of (row, answer), or of (row, answer, base_answer), that gives 0 to 1 or None."""
 
     @model_validator(mode="after")
     def _one_check(self) -> Self:
-        if (self.json_fields is None) == (self.regex is None):
-            raise ValueError("name one check with its settings: json or regex")
+        if len(self.model_dump(exclude_none=True)) != 1:
+            raise ValueError("name one check with its settings: json, regex or code")
         return self
 
 

@@ -363,8 +363,14 @@ class _TaskFinder:
         for name, own_set in settings.own.items():
             has_chat = settings.chat_template and bool(self.tokenizer.chat_template)
             try:
-                own = load_own_set(name, own_set, self.tokenizer, chat_template=has_chat)
-            except DataError as error:
+                own = load_own_set(
+                    name,
+                    own_set,
+                    self.tokenizer,
+                    chat_template=has_chat,
+                    allow_code=self.config.allow_task_code,
+                )
+            except (DataError, TaskError) as error:
                 self.problems.append(f"evaluation.own.{name}: {error}")
                 continue
             known = {*named, *(task for tasks in leaves.values() for task in tasks)}
@@ -384,8 +390,13 @@ class _TaskFinder:
         train = self.config.train
         (source,) = train.sources
         try:
-            data = load_user_data(train, self.tokenizer, chat_template=self._has_chat())
-        except DataError as error:
+            data = load_user_data(
+                train,
+                self.tokenizer,
+                chat_template=self._has_chat(),
+                allow_code=self.config.allow_task_code,
+            )
+        except (DataError, TaskError) as error:
             self.problems.append(f"train.data: {error}")
             return _Source(source, {}, TrainedFormat(None, False), leaves, {})
         held_out = {task.name: task for task in data.tasks}
