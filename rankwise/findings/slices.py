@@ -1,13 +1,20 @@
-"""Which kinds of item got better or worse: changes for each value of a field, corrected for all."""
+"""Which kinds of item got better or worse, and which fields of answers: corrected for all.
+
+A kind is a value of a field of the documents. Fields are those of answers in JSON.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from rankwise.findings.options import OptionGains, OptionName
+from rankwise.errors import RecordError
+from rankwise.findings.options import OptionGains, OptionName, Runs
 from rankwise.findings.stats.estimates import (
     Estimate,
     holm,
@@ -15,17 +22,22 @@ from rankwise.findings.stats.estimates import (
     mean_over_tasks,
     zero_p_value,
 )
-from rankwise.findings.stats.items import Items
+from rankwise.findings.stats.items import POINTS, Floats, Items
 from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.recommendation import Bound
-from rankwise.records.results import MIN_ITEMS
+from rankwise.records.results import MIN_ITEMS, ModelResults
 from rankwise.records.study import Relation, Unit
+
+FIELD_OF_ANSWERS = "field"
+"""In place of the field of documents: the kinds are the fields of answers."""
 
 
 class SliceChange(Record):
     """An option's change from the base on the items of one kind, seeds averaged.
 
+    ``by`` is the field of the documents, and ``kind`` its value; for a field of answers, which is
+    right or wrong by itself, ``by`` is "field" and ``kind`` its name. ``base`` is the base's score.
     ``change`` is positive where the option is better, and has the bounds at which Holm's procedure
     holds it against zero, over all kinds, tasks and options: ``verdict`` is that of the interval.
     """
@@ -33,20 +45,32 @@ class SliceChange(Record):
     option: OptionName
     task: str
     relation: Relation
+    by: str
     kind: str
     unit: Unit
     num_examples: int
+    base: float
     change: Bound
     p_value: float
     holm_p_value: float
     verdict: Literal["better", "worse", "cannot_tell"]
 
+    @property
+    def where(self) -> str:
+        """The kind in a sentence."""
+        if self.by == FIELD_OF_ANSWERS:
+            return f"in the field {self.kind}"
+        return f"where {self.by} is {self.kind}"
+
 
 class TrainTaskSlices(Record):
-    """The kinds of item by one field of their documents, of every task that has it."""
+    """The kinds of item by one field of their documents, and the fields of answers.
+
+    ``field`` is that of the documents; None where the study names none.
+    """
 
     train_task: str
-    field: str
+    field: str | None
     confidence: float
     rows: tuple[SliceChange, ...]
 
@@ -58,33 +82,53 @@ class TrainTaskSlices(Record):
         shown = [row for row in self.rows if row.verdict != "cannot_tell"]
         corrected = f"corrected for {quantities.counted(len(self.rows), 'comparison')}"
         if not shown:
-            return (f"No {self.field} is shown to have got better or worse ({corrected}).",)
+            what = " or ".join(dict.fromkeys(row.by for row in self.rows))
+            return (f"No {what} is shown to have got better or worse ({corrected}).",)
         return tuple(
-            f"{row.option.label} is {row.verdict} on {row.task} where {self.field} is {row.kind}: "
+            f"{row.option.label} is {row.verdict} on {row.task} {row.where}: "
             f"{quantities.with_interval(row.change, row.unit)} on "
             f"{quantities.counted(row.num_examples, 'item')}, {corrected}."
             for row in shown
         )
 
 
+class _Kind(NamedTuple):
+    """Some items of a task, and how good models are at them.
+
+    Attributes:
+        by: as in ``SliceChange``.
+        kind: likewise.
+        its: (items,): which of them, in the order of the gains.
+        base: (items,): the base's values.
+        gains: runs -> (seeds, items).
+        item_size: what one whole item counts.
+    """
+
+    by: str
+    kind: str
+    its: NDArray[np.bool_]
+    base: Floats
+    gains: Callable[[Runs], Floats]
+    item_size: float
+
+
 class _Part(NamedTuple):
     option: OptionName
     task: str
     relation: Relation
-    kind: str
-    num_items: int
+    kind: _Kind
     estimate: Estimate
 
 
 def slices(source: OptionGains) -> TrainTaskSlices | None:
-    """The changes by kind of item; None where the study names no field.
+    """The changes by kind of item; None where the study names no field and no answer has any.
 
     Kinds of fewer than two items are left out. Exploratory: no recommendation rests on it.
     """
     field = source.results.study.config.evaluation.slice
-    if field is None:
-        return None
     parts = list(_parts(source))
+    if field is None and not parts:
+        return None
     p_values = [zero_p_value(part.estimate) for part in parts]
     levels = holm_levels(p_values, 1.0 - source.confidence)
     rows = [
@@ -105,21 +149,43 @@ def _parts(source: OptionGains) -> Iterator[_Part]:
     results = source.results
     for relation, tasks in results.tasks.items():
         for task in tasks:
-            items = results.base.items.get(task)
-            if items is None or items.slices is None:
+            if task not in results.base.items:
                 continue
-            kinds = np.asarray(items.slices)[np.argsort(items.doc_ids)]
             clusters = source.clusters(task)
-            for option in source.options:
-                gains = source.gains(option.runs, task)
-                for kind in dict.fromkeys(items.slices):
-                    its = kinds == kind
-                    if its.sum() < MIN_ITEMS:
-                        continue
-                    of_kind = None if clusters is None else clusters[its]
-                    part = Items(gains[:, its], source.item_size(task), clusters=of_kind)
-                    estimate = mean_over_tasks([part])
-                    yield _Part(option.name, task, relation, kind, int(its.sum()), estimate)
+            kinds = [kind for kind in _kinds(source, task) if kind.its.sum() >= MIN_ITEMS]
+            for option, kind in itertools.product(source.options, kinds):
+                of_kind = None if clusters is None else clusters[kind.its]
+                gains = kind.gains(option.runs)[:, kind.its]
+                part = Items(gains, kind.item_size, clusters=of_kind)
+                yield _Part(option.name, task, relation, kind, mean_over_tasks([part]))
+
+
+def _kinds(source: OptionGains, task: str) -> Iterator[_Kind]:
+    items, field = source.results.base.items[task], source.results.study.config.evaluation.slice
+    if items.slices is not None and field is not None:
+        kinds = np.asarray(items.slices)[np.argsort(items.doc_ids)]
+        base, size = source.pair(source.results.base, task).base, source.item_size(task)
+        for kind in dict.fromkeys(items.slices):
+            yield _Kind(field, kind, kinds == kind, base, partial(source.gains, task=task), size)
+    for name in items.fields:
+        base = _right(source.results.base, task, name)
+
+        def gains(runs: Runs, name: str = name, base: Floats = base) -> Floats:
+            return np.stack([_right(run, task, name) - base for run in runs])
+
+        yield _Kind(FIELD_OF_ANSWERS, name, ~np.isnan(base), base, gains, POINTS)
+
+
+def _right(model: ModelResults, task: str, field: str) -> Floats:
+    """(items,) in points: whether a field is right, in the order of ``doc_id``; NaN: there is none.
+
+    Raises:
+        RecordError: the model was not judged by the field.
+    """
+    items = model.items[task]
+    if field not in items.fields:
+        raise RecordError(f"{model.name} was not judged by the field {field!r} of {task!r}")
+    return POINTS * np.asarray(items.fields[field], dtype=np.float64)[np.argsort(items.doc_ids)]
 
 
 def _row(
@@ -131,9 +197,11 @@ def _row(
         option=part.option,
         task=part.task,
         relation=part.relation,
-        kind=part.kind,
+        by=part.kind.by,
+        kind=part.kind.kind,
         unit=source.results.base.items[part.task].unit,
-        num_examples=part.num_items,
+        num_examples=int(part.kind.its.sum()),
+        base=float(part.kind.base[part.kind.its].mean()),
         change=change,
         p_value=p_value,
         holm_p_value=corrected,

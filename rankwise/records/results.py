@@ -40,6 +40,9 @@ from rankwise.records.study import (
 
 LOSS_METRIC = "loss_nats"
 
+FIELD = "field."
+"""Begins the metrics of the fields of an answer in JSON."""
+
 MIN_ITEMS = 2
 """Of a scored task: a difference of one item has no standard error."""
 
@@ -54,8 +57,9 @@ class TaskItems(Record):
     options. ``clusters`` numbers the cluster of each item (``clusters.linked_clusters``); None
     where each is its own. Where the study names no field for the task, ``candidates`` has fields
     that may cluster the items (``clusters.candidate_fields``); only the base's items do. ``slices``
-    are the values of ``evaluation.slice``, of the base's items too. ``missing`` are documents that
-    have no value, and so are none of the items. Where p(right) decides,
+    are the values of ``evaluation.slice``, of the base's items too. ``fields`` says of each field
+    of a right answer in JSON whether it is right, None where an item has no such field. ``missing``
+    are documents that have no value, and so are none of the items. Where p(right) decides,
     ``accuracy`` has the same items by the task's own metric: what needs items that are right or
     wrong is made from it.
     """
@@ -70,6 +74,7 @@ class TaskItems(Record):
     clusters: tuple[int, ...] | None = None
     candidates: Mapping[str, tuple[int, ...]] = {}
     slices: tuple[str, ...] | None = None
+    fields: Mapping[str, tuple[float | None, ...]] = {}
     missing: tuple[int, ...] = ()
     accuracy: TaskItems | None = None
 
@@ -88,9 +93,10 @@ class TaskItems(Record):
         def of(values: Sequence[Any] | None) -> tuple[Any, ...] | None:
             return None if values is None else tuple(values[place] for place in places)
 
-        update = {name: of(getattr(self, name)) for name in _BY_ITEM}
-        candidates = {name: of(values) for name, values in self.candidates.items()}
-        return self.model_copy(update={**update, "candidates": candidates})
+        update: dict[str, Any] = {name: of(getattr(self, name)) for name in _BY_ITEM}
+        for by_name in ("candidates", "fields"):
+            update[by_name] = {name: of(each) for name, each in getattr(self, by_name).items()}
+        return self.model_copy(update=update)
 
 
 _BY_ITEM = ("doc_ids", "values", "clusters", "slices")
@@ -393,8 +399,17 @@ def task_items(
         doc_ids=tuple(int(line["doc_id"]) for line in lines),
         values=tuple(values),
         choices=None if nats is None else tuple(map(highest, nats)),
+        fields=_fields(lines),
         missing=missing,
     )
+
+
+def _fields(lines: Sequence[Line]) -> dict[str, tuple[float | None, ...]]:
+    """Field of the right answers -> whether it is right, item by item; empty for other tasks."""
+    if not lines or "fields_correct" not in lines[0]:
+        return {}
+    names = dict.fromkeys(name for line in lines for name in line if name.startswith(FIELD))
+    return {name.removeprefix(FIELD): tuple(line.get(name) for line in lines) for name in names}
 
 
 def answered(record: TaskEvaluation, lines: Sequence[Line]) -> list[Line]:

@@ -31,11 +31,12 @@ def _table(found: TrainTaskSlices) -> Table:
     columns: list[Column[SliceChange]] = [
         Column("Option", lambda row: row.option.label),
         Column.text("Task", lambda row: f"{row.task} ({RELATION_NAMES[row.relation]})"),
-        Column.text(found.field, lambda row: row.kind),
+        Column.text("Kind", lambda row: f"{row.by}: {row.kind}"),
         Column("Items", lambda row: row.num_examples),
+        Column("Base", lambda row: quantities.amount(row.base, row.unit)),
         Column("Change", lambda row: cells.interval(row.change, row.unit)),
         Column("p, Holm", lambda row: quantities.p_value(row.holm_p_value)),
         Column.text("Shown?", lambda row: row.verdict.replace("_", " ")),
     ]
-    caption = f"Trained on {found.train_task}: changes by {found.field}, seeds averaged."
+    caption = f"Trained on {found.train_task}: changes by kind of item, seeds averaged."
     return table(caption, columns, found.rows)

@@ -1,0 +1,81 @@
+"""Which fields of answers in JSON got worse: planted, and corrected for all of them."""
+
+from __future__ import annotations
+
+import pytest
+from statsmodels.stats.multitest import multipletests
+
+from rankwise.errors import RecordError
+from rankwise.findings.options import option_gains
+from rankwise.findings.slices import slices
+from rankwise.records.results import ModelResults, StudyResults
+from rankwise.report.sections.slices import slice_section
+from tests.planted.results import planted_study
+
+TASK = "capitals"
+
+
+def study(num_lost: int) -> StudyResults:
+    """The base has every city right and no year; a run loses some cities, and learns no year.
+
+    Every second item alone has a year.
+    """
+    results = planted_study({4: 0.8}, {4: 0.9}, num_retention=200)
+
+    def changed(model: ModelResults) -> ModelResults:
+        items = model.items[TASK]
+        lost = 0 if model.run is None else num_lost
+        fields = {
+            "city": tuple(float(doc_id >= lost) for doc_id in items.doc_ids),
+            "year": tuple(0.0 if doc_id % 2 else None for doc_id in items.doc_ids),
+        }
+        own = items.model_copy(update={"fields": fields})
+        if model.run is not None:  # in another order than the base's
+            backwards = {
+                name: tuple(reversed(getattr(own, name))) for name in ("doc_ids", "values")
+            } | {"fields": {name: tuple(reversed(its)) for name, its in fields.items()}}
+            own = own.model_copy(update=backwards)
+        return model.model_copy(update={"items": {**model.items, TASK: own}})
+
+    models = tuple(map(changed, results.models))
+    return results.model_copy(update={"base": changed(results.base), "models": models})
+
+
+def test_the_field_that_got_worse_is_named_with_both_shares() -> None:
+    (source,) = option_gains(study(30))
+    found = slices(source)
+    assert found is not None
+    city, year = found.rows
+    assert (city.by, city.kind, city.num_examples, city.base) == ("field", "city", 200, 100.0)
+    assert city.change.estimate == pytest.approx(-15.0)
+    assert (city.verdict, year.verdict) == ("worse", "cannot_tell")
+    assert (year.kind, year.num_examples, year.base, year.change.estimate) == ("year", 100, 0.0, 0)
+    assert city.change.upper < 0 < year.change.upper
+    holm = multipletests([row.p_value for row in found.rows], method="holm")[1]
+    assert [row.holm_p_value for row in found.rows] == pytest.approx(list(holm))
+    (said,) = found.statements
+    assert said.startswith("rank 4 is worse on capitals in the field city: −15.0 points")
+    assert "corrected for 2 comparisons" in said
+    page = slice_section([found])
+    assert page is not None
+
+
+def test_fields_that_did_not_change_are_said_to_be_undecided() -> None:
+    (source,) = option_gains(study(0))
+    found = slices(source)
+    assert found is not None
+    assert found.statements == (
+        "No field is shown to have got better or worse (corrected for 2 comparisons).",
+    )
+
+
+def test_no_fields_and_no_kinds_are_no_finding_and_other_fields_an_error() -> None:
+    planted = study(30)
+    (source,) = option_gains(planted_study({4: 0.8}, {4: 0.9}))
+    assert slices(source) is None
+    (run,) = planted.models
+    items = run.items[TASK].model_copy(update={"fields": {"city": run.items[TASK].fields["city"]}})
+    other = run.model_copy(update={"items": {**run.items, TASK: items}})
+    (source,) = option_gains(planted.model_copy(update={"models": (other,)}))
+    with pytest.raises(RecordError, match=r"was not judged by the field 'year' of 'capitals'"):
+        slices(source)
