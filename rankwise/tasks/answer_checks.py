@@ -27,6 +27,7 @@ from rankwise.records.config.own_rows import (
     RegexCheckConfig,
 )
 from rankwise.records.files import digest_of
+from rankwise.records.results import FIELD
 from rankwise.tasks.code_guard import REMEDY
 from rankwise.tasks.row_files import flat_row
 from rankwise.tasks.task_files import task_code
@@ -69,6 +70,8 @@ def checker(
     """
     if isinstance(check, str) and check in _OF_TEXTS:
         return _OF_TEXTS[check]
+    if check == "rouge":
+        return _by_rouge()
     if isinstance(check, CheckConfig) and check.regex is not None:
         return _by_pattern(check.regex)
     if isinstance(check, CheckConfig) and check.code is not None:
@@ -107,7 +110,36 @@ def _share(name: str, is_right: Callable[[str, str], bool]) -> Checker:
     return lambda answer, doc: {name: float(is_right(answer.strip(), doc["completion"].strip()))}
 
 
+def _bleu(answer: str, doc: Mapping[str, str]) -> dict[str, float | None]:
+    """Of one sentence; that of a corpus, which lm-eval takes, is 0 for answers of three words."""
+    from sacrebleu import sentence_bleu
+
+    return {"bleu": sentence_bleu(answer, [doc["completion"]]).score / 100}
+
+
+def _chrf(answer: str, doc: Mapping[str, str]) -> dict[str, float | None]:
+    from sacrebleu import sentence_chrf
+
+    return {"chrf": sentence_chrf(answer, [doc["completion"]]).score / 100}
+
+
+def _by_rouge() -> Checker:
+    """F1 of words in the longest common subsequence, of words, and of pairs of words."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    names = ("rougeL", "rouge1", "rouge2")
+    scorer = RougeScorer(names, use_stemmer=True)
+
+    def judged(answer: str, doc: Mapping[str, str]) -> dict[str, float | None]:
+        scores: Any = scorer.score(doc["completion"], answer)
+        return {name: float(scores[name].fmeasure) for name in names}
+
+    return judged
+
+
 _OF_TEXTS: Mapping[str, Checker] = {
+    "bleu": _bleu,
+    "chrf": _chrf,
     "exact": _share("exact_match", lambda answer, right: answer == right),
     "contains": _share("contains", lambda answer, right: right in answer),
     "number": _share("number", lambda answer, right: number_of(answer) == number_of(right)),
@@ -143,8 +175,8 @@ class _Code:
     needs_base: bool
 
     def __call__(self, answer: str, doc: Mapping[str, str]) -> dict[str, float | None]:
-        # the base itself, and an answer like its own, are a tie without a call
-        if self.needs_base and doc.get(BASE_ANSWER, answer) == answer:
+        # an answer like the base's, as its own is, is a tie without a call
+        if self.needs_base and doc[BASE_ANSWER] == answer:
             return {"code": 0.5}
         row = json.loads(doc["row"])
         given = (row, answer, doc[BASE_ANSWER]) if self.needs_base else (row, answer)
@@ -220,7 +252,7 @@ def _by_json(check: JsonCheckConfig, right_answers: Mapping[str, str], source: s
         }
         if is_valid is not None:
             numbers["schema_valid"] = float(found is not INVALID and is_valid(found))
-        return numbers | {f"field.{name}": float(same[name]) for name in shown if name in same}
+        return numbers | {f"{FIELD}{name}": float(same[name]) for name in shown if name in same}
 
     return judged
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from rankwise.errors import TaskError
 from rankwise.records.folder import BASE
-from rankwise.records.p_right import Line
 from rankwise.records.study import TaskEvaluation
 from rankwise.tasks.judgement import Responses, judge
 from rankwise.tasks.questions import Advance, Continuation, Prompt, Scorer
@@ -62,7 +60,7 @@ def evaluate(
     metric: str | None,
     advance: Advance = lambda _: None,
     skipped: Advance | None = None,
-    base_samples: Iterable[Line] = (),
+    of_base: Mapping[int, tuple[Responses, ...]] | None = None,
 ) -> list[Scoring]:
     """Answer every request of a task with every model, and let the task judge the answers.
 
@@ -76,15 +74,13 @@ def evaluate(
         metric: the metric that decides; None: the task's first with one number per item.
         advance: receives the number of tokens read or written, ``prepared.num_tokens`` per model.
         skipped: receives those of them whose answers were known; None: ``advance`` does.
-        base_samples: what the base wrote, for a task that compares with it; needed where it is
-            not the first of the models.
+        of_base: the base's answers, where pairs are judged and it is not among the models.
 
     Returns:
         One scoring per model, in their order.
 
     Raises:
-        TaskError: the task has no metric of that name with one number per item, or the base's
-            answers are wanted and not there.
+        TaskError: the task has no metric of that name with one number per item.
     """
     groups: dict[frozenset[int], list[ScoredModel]] = defaultdict(list)
     for model in models:
@@ -95,24 +91,9 @@ def evaluate(
         num_tokens = prepared.num_tokens - sum(request.num_tokens for request in new)
         (skipped or advance)(num_tokens * len(group))
         answers |= ask(scorer, group, prepared, new, advance)
-    scorings: list[Scoring] = []
-    base_answers = _texts(base_samples)
-    for model in models:
-        against = base_answers if prepared.loaded.compares_with_base else {}
-        if prepared.loaded.compares_with_base and model.name != BASE and not against:
-            raise TaskError(
-                f"{prepared.loaded.where} compares with the base's answers, and the base is not "
-                "scored here. Judge it in another way."
-            )
-        scorings.append(_judged(model, prepared, answers[model.name], metric, against))
-        if model.name == BASE:
-            base_answers = _texts(scorings[-1].samples)
-    return scorings
-
-
-def _texts(samples: Iterable[Line]) -> dict[int, str]:
-    """Document -> what was written after it, as the filter left it."""
-    return {line["doc_id"]: line["filtered_resps"][0] for line in samples}
+    if BASE in answers:
+        of_base = answers[BASE].responses
+    return [_judged(model, prepared, answers[model.name], metric, of_base) for model in models]
 
 
 def _judged(
@@ -120,12 +101,16 @@ def _judged(
     prepared: PreparedTask,
     answers: Known,
     metric: str | None,
-    base_answers: Mapping[int, str],
+    of_base: Mapping[int, tuple[Responses, ...]] | None,
 ) -> Scoring:
     started = time.perf_counter()
     doc_ids = dict.fromkeys(instance.doc_id for instance in prepared.instances)
-    in_order = [each for doc_id in doc_ids for each in answers.responses[doc_id]]
-    judgement = judge(prepared, in_order, metric, base_answers)
+    in_order, base_in_order = (
+        None if of is None else [each for doc_id in doc_ids for each in of[doc_id]]
+        for of in (answers.responses, of_base)
+    )
+    assert in_order is not None
+    judgement = judge(prepared, in_order, metric, base_in_order)
     record = TaskEvaluation(
         model=model.name,
         task=prepared.name,

@@ -6,8 +6,7 @@ import itertools
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rankwise.errors import TaskError
@@ -51,11 +50,11 @@ def judge(
     prepared: PreparedTask,
     responses: Sequence[Responses],
     metric: str | None,
-    base_answers: Mapping[int, str] = MappingProxyType({}),
+    of_base: Sequence[Responses] | None = None,
 ) -> Judgement:
     """Let the task judge the answers to its instances, in order; see ``evaluation.evaluate``.
 
-    ``base_answers`` are those that a check compares with, by document.
+    ``of_base`` are the base's answers, with which a check may compare.
 
     Raises:
         TaskError: its filters, functions or metrics fail on the answers, or none of its metrics is
@@ -65,7 +64,7 @@ def judge(
         f"{prepared.loaded.where} cannot judge the answers",
         "Correct its filter_list, process_results and metric_list.",
     ):
-        samples, values = _samples(prepared, responses, base_answers)
+        samples, values = _samples(prepared, responses, of_base)
         metrics = _aggregate(prepared, values)
     return Judgement(
         samples,
@@ -96,13 +95,10 @@ def check_judging(prepared: PreparedTask, metric: str | None) -> None:
     all_instances, task._instances = task._instances, instances
     try:
         requests = [r for r in prepared.requests if r.instance < len(instances)]
-        # beside empty texts, so that what compares with the base does compare
-        judge(
-            prepared._replace(instances=instances, requests=requests),
-            answers,
-            metric,
-            dict.fromkeys(doc_ids, "") if prepared.loaded.compares_with_base else {},
-        )
+        prepared = prepared._replace(instances=instances, requests=requests)
+        # beside empty texts, so that a check that compares is called
+        is_written = prepared.loaded.compares_with_base
+        judge(prepared, answers, metric, [("",)] * len(answers) if is_written else answers)
     finally:
         task._instances = all_instances
 
@@ -118,7 +114,7 @@ def _made_up(prepared: PreparedTask, instance: Any) -> Response:
 
 
 def _samples(
-    prepared: PreparedTask, responses: Sequence[Responses], base_answers: Mapping[int, str]
+    prepared: PreparedTask, responses: Sequence[Responses], of_base: Sequence[Responses] | None
 ) -> tuple[list[dict[str, Any]], Values]:
     """lm-eval's filters and metrics, item by item: sample lines, and values.
 
@@ -140,9 +136,11 @@ def _samples(
         for indices in by_doc.values():
             requests = sorted((instances[i] for i in indices), key=lambda request: request.idx)
             filtered = [request.filtered_resps[filter_name] for request in requests]
-            doc, doc_id = requests[0].doc, requests[0].doc_id
-            if doc_id in base_answers:
-                doc = {**doc, BASE_ANSWER: base_answers[doc_id]}
+            doc = requests[0].doc
+            if prepared.loaded.compares_with_base:
+                if of_base is None:
+                    raise TaskError("answers are judged beside the base's; score it too")
+                doc = {**doc, BASE_ANSWER: str(of_base[indices[0]][0]).strip()}
             metrics: dict[str, Any] = dict(task.process_results(doc, filtered))
             line = _line(prepared, requests, filter_name, filtered, list(metrics))
             if prepared.loaded.output_type in ("loglikelihood", "loglikelihood_rolling"):

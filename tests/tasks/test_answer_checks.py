@@ -150,6 +150,33 @@ def test_texts_are_compared_with_the_right_one(
     assert check(name, "42")(answer) == {metric: value}
 
 
+@pytest.mark.parametrize(
+    ("name", "answer", "right", "wanted"),
+    [
+        # 3 words in common, of 4 and of 6: F1 = 2 · 3 / (4 + 6); pairs: 1 of 3 and of 5
+        (
+            "rouge",
+            "the cat sat down",
+            "the cat is on a sat",
+            {"rougeL": 0.6, "rouge1": 0.6, "rouge2": 0.25},
+        ),
+        ("rouge", "dogs", "dog", {"rougeL": 1, "rouge1": 1, "rouge2": 0}),
+        ("bleu", "good day", "good day", {"bleu": 1}),  # no group of four words
+        # 4, 3, 2 and 1 groups of 5, 4, 3 and 2 words, and no shorter than it should be
+        ("bleu", "a b c d e", "a b c d f", {"bleu": (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25}),
+        ("chrf", "abc", "abc", {"chrf": 1}),
+        ("chrf", "abc", "xyz", {"chrf": 0}),
+        ("bleu", "", "a b", {"bleu": 0}),
+        ("rouge", "", "a b", {"rougeL": 0, "rouge1": 0, "rouge2": 0}),
+        ("chrf", "", "a b", {"chrf": 0}),
+    ],
+)
+def test_texts_are_compared_by_their_words_and_letters(
+    name: str, answer: str, right: str, wanted: dict[str, float]
+) -> None:
+    assert check(name, right)(answer) == pytest.approx(wanted)
+
+
 def code(tmp_path: Path, text: str, function: str = "score") -> CheckConfig:
     file = tmp_path / "my_check.py"
     file.write_text(text)
@@ -174,8 +201,7 @@ def test_a_function_that_compares_gets_the_answer_of_the_base(tmp_path: Path) ->
     text = "def score(row, answer, base_answer):\n    return len(answer) > len(base_answer)\n"
     assert judged_by_code(tmp_path, text, "long", base_answer="no") == {"code": 1.0}
     assert judged_by_code(tmp_path, text, "no", base_answer="long") == {"code": 0.0}
-    # the base itself, and the same answer as the base's
-    assert judged_by_code(tmp_path, text) == {"code": 0.5}
+    # the same answer as the base's, as the base's own is
     assert judged_by_code(tmp_path, text, "long", base_answer="long") == {"code": 0.5}
 
 

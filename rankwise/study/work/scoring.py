@@ -109,7 +109,7 @@ class ScoreWorker:
             metric=metric_of(self._plan.record.config, task.name),
             advance=lambda num_tokens: self._tell.advanced(num_tokens * work_per_token),
             skipped=lambda num_tokens: self._tell.skipped(num_tokens * work_per_token),
-            base_samples=base_samples(self._folder, task, models),
+            of_base=base_answers(self._folder, task),
         )
         made = self._provenance
         if isinstance(scorer, ResidentScorer):
@@ -156,13 +156,13 @@ class ScoreWorker:
         return before == [_log_likelihoods(line) for line in scoring.samples]
 
 
-def base_samples(
-    folder: StudyFolder, task: PreparedTask, models: Sequence[Model]
-) -> Sequence[Mapping[str, Any]]:
-    """What the base wrote, for models that are compared with it; none of other tasks."""
-    if None in models or not task.loaded.compares_with_base:
-        return ()
-    return folder.read_samples(BASE, task.name)
+def base_answers(
+    folder: StudyFolder, task: PreparedTask
+) -> dict[int, tuple[Responses, ...]] | None:
+    """The base's answers to a task that compares with them, once it is scored; None for others."""
+    if not task.loaded.compares_with_base or not folder.samples_file(BASE, task.name).exists():
+        return None
+    return responses_of(folder.read_samples(BASE, task.name))
 
 
 def responses_of(lines: Iterable[Mapping[str, Any]]) -> dict[int, tuple[Responses, ...]]:
