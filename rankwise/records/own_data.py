@@ -24,7 +24,7 @@ class ColumnsRead(Record):
 
     convention: Convention
     columns: dict[str, str]
-    """Role (prompt, input, system, completion, messages) -> column."""
+    """Role (prompt, input, system, completion, messages, cluster) -> column."""
     unread: tuple[str, ...]
     """Columns of these rows that nothing was taken from."""
     num_rows: int
@@ -51,3 +51,5 @@ class OwnData(Record):
     """How the held-out rows are scored; the first decides."""
     answers: tuple[str, ...] = ()
     """The answers to choose among; empty where rows are not judged by choice."""
+    cluster: str | None = None
+    """The column by whose values rows belong together; None: each is its own."""

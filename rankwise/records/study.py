@@ -397,7 +397,8 @@ class StudyRecord(StudyTasks):
     fingerprint: str
     """Hash of the config."""
     config: StudyConfig
-    """As the study file says, but that ``methods.full`` names what was taken for ``auto``."""
+    """As the study file says, but that ``methods.full`` names what was taken for ``auto``, and
+    ``evaluation.clusters`` the columns that cluster users' own rows."""
     base_model_fingerprint: str
     precision: Literal["float32", "bfloat16"]
     """What training and scoring compute in."""

@@ -23,6 +23,9 @@ SAY_WHICH = (
     "--column completion=...)"
 )
 
+CONVERSATION = "conversation_id"
+"""The column that clusters rows where the study file names no other."""
+
 NOTHING = (None, "", [], {})
 """What a column may hold where a row has no use for it."""
 
@@ -32,7 +35,7 @@ class Reading(NamedTuple):
 
     Attributes:
         convention: by which it was recognised.
-        columns: (role, column): prompt, input, system, completion and messages.
+        columns: (role, column): prompt, input, system, completion, messages and cluster.
     """
 
     convention: Convention
@@ -173,6 +176,7 @@ class OwnRow(NamedTuple):
         end: from which the model learns to stop.
         is_conversation: rendered with the chat template.
         raw: as it was read, and where; None of what no user wrote.
+        cluster: (column, value) that rows of one cluster have in common; empty: it is its own.
     """
 
     prompt: str
@@ -180,6 +184,7 @@ class OwnRow(NamedTuple):
     end: str
     is_conversation: bool
     raw: RawRow | None = None
+    cluster: tuple[tuple[str, str], ...] = ()
 
     @property
     def as_trained(self) -> TrainingRow:
@@ -194,11 +199,13 @@ class OwnRows(NamedTuple):
         raw: what was read.
         rows: those that differ as text, in their order.
         columns: which column was taken for what.
+        cluster: the column by whose values rows belong together; None: each is its own.
     """
 
     raw: RawRows
     rows: list[OwnRow]
     columns: tuple[ColumnsRead, ...]
+    cluster: str | None
 
 
 def read_own_rows(
@@ -239,7 +246,25 @@ def read_own_rows(
             readings.append((reading, frozenset(row.content)))
     if problems:
         raise DataError(_in_words(raw, problems))
-    return OwnRows(raw, list(rows.values()), _columns_read(readings))
+    named = None if columns is None else columns.cluster
+    clustered, cluster = _clustered(list(rows.values()), named or CONVERSATION)
+    if named is not None and cluster is None:
+        raise DataError(
+            f"{raw.source}: column {named!r} (columns.cluster) is empty in some rows, or the same "
+            "in all; name one that tells groups of rows apart"
+        )
+    return OwnRows(raw, clustered, _columns_read(readings), cluster)
+
+
+def _clustered(rows: list[OwnRow], column: str) -> tuple[list[OwnRow], str | None]:
+    """The rows with their clusters, where every row has one and there are several."""
+    values = [row.raw.content.get(column) for row in rows if row.raw is not None]
+    texts = ["" if value in NOTHING else str(value).strip() for value in values]
+    if not all(texts) or len({*texts}) < 2:
+        return rows, None
+    return [
+        row._replace(cluster=((column, text),)) for row, text in zip(rows, texts, strict=True)
+    ], column
 
 
 def _in_words(raw: RawRows, problems: list[str]) -> str:
@@ -277,7 +302,10 @@ def _reading_of(row: RawRow, columns: ColumnsConfig | None) -> Reading:
         raise DataError("not a JSON object; write one with a prompt and a completion")
     if row.content.get("tools"):
         raise DataError("has tools, which would be lost; write them into a system message")
-    return recognise(row.content, columns)
+    reading = recognise(row.content, columns)
+    if reading.column("cluster") is None and CONVERSATION in row.content:
+        return reading._replace(columns=(*reading.columns, ("cluster", CONVERSATION)))
+    return reading
 
 
 def _rendered(

@@ -177,18 +177,29 @@ def _record(
         num_held_out=num_scored,
         judged_by=judged_by,
         answers=answers,
+        cluster=own.cluster,
     )
 
 
 def split_rows(
     rows: Sequence[OwnRow], held_out_fraction: float
 ) -> tuple[list[OwnRow], list[OwnRow]]:
-    """The rows that are held out, at random and always the same, and the others; one at least."""
-    order = list(range(len(rows)))
+    """The rows that are held out, at random and always the same, and the others; one at least.
+
+    Rows of a cluster stay together.
+    """
+    together: dict[object, list[int]] = {}
+    for index, row in enumerate(rows):
+        together.setdefault(row.cluster or index, []).append(index)
+    order = list(together.values())
     random.Random(0).shuffle(order)
-    num_held_out = min(max(1, round(held_out_fraction * len(rows))), len(rows) - 1)
-    held_out, trained = sorted(order[:num_held_out]), sorted(order[num_held_out:])
-    return [rows[index] for index in held_out], [rows[index] for index in trained]
+    held_out: set[int] = set()
+    for its in order[:-1]:
+        if len(held_out) >= max(1, round(held_out_fraction * len(rows))):
+            break
+        held_out.update(its)
+    trained = [row for index, row in enumerate(rows) if index not in held_out]
+    return [rows[index] for index in sorted(held_out)], trained
 
 
 def read_rows(path: Path, tokenizer: Any, *, chat_template: bool) -> list[TrainingRow]:
@@ -266,20 +277,21 @@ def behind_rows(
     return loaded.changed(name, doc_to_text=_BehindRows("".join(texts), bos))
 
 
+def _doc(row: OwnRow, completion: str | int) -> dict[str, Any]:
+    return {**dict(row.cluster), "prompt": row.prompt, "completion": completion}
+
+
 def _likelihoods(name: str, rows: Sequence[OwnRow]) -> LoadedTask:
     """The likelihood of every completion with its end; its loss per token decides."""
-    docs = [{"prompt": row.prompt, "completion": row.completion + row.end} for row in rows]
+    docs = [_doc(row, row.completion + row.end) for row in rows]
     return _task(name, docs, "loglikelihood", _metric("acc"))
 
 
 def _choices(name: str, rows: Sequence[OwnRow], answers: Sequence[str]) -> LoadedTask:
     """Every completion among all answers, each with the row's end."""
     docs = [
-        {
-            "prompt": row.prompt,
-            "completion": answers.index(row.completion),
-            "choices": [f"{answer}{row.end}" for answer in answers],
-        }
+        _doc(row, answers.index(row.completion))
+        | {"choices": [f"{answer}{row.end}" for answer in answers]}
         for row in rows
     ]
     choices: dict[str, Any] = {"doc_to_choice": "choices", "target_delimiter": ""}
@@ -307,7 +319,7 @@ def _texts(
     name: str, rows: Sequence[OwnRow], checks: Sequence[Judge], source: str, allow_code: bool
 ) -> LoadedTask:
     """What a model writes, judged by every check; the first one's first number decides."""
-    docs = [{"prompt": row.prompt, "completion": row.completion.strip()} for row in rows]
+    docs = [_doc(row, row.completion.strip()) for row in rows]
     places = [row.raw.place for row in rows if row.raw is not None]
     right = {place: doc["completion"] for place, doc in zip(places, docs, strict=True)}
     checkers = tuple(checker(each, right, source, allow_code=allow_code) for each in checks)

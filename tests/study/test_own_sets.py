@@ -37,7 +37,10 @@ def study_file(tmp_path: Path, tiny_model_folder: Path) -> Path:
     own = tmp_path / "own"
     own.mkdir()
     labels = [{"prompt": f"Is {n} even?", "completion": [" yes", " no"][n % 2]} for n in range(8)]
-    tools = [{"prompt": f"Call {n}:", "completion": json.dumps({"n": n})} for n in range(6)]
+    tools = [
+        {"prompt": f"Call {n}:", "completion": json.dumps({"n": n}), "conversation_id": n // 2}
+        for n in range(6)
+    ]
     for name, rows in (("labels", labels), ("tools", tools)):
         (own / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (own / "schema.json").write_text(json.dumps({"type": "object", "required": ["n"]}))
@@ -72,6 +75,14 @@ def test_own_sets_are_tasks_of_their_roles_up_to_the_verdict(
     assert base.items["labels"].metric == "p_right"
     assert base.items["tools"].metric == "all_correct"
     assert base.items["tools_loss"].unit == "nats"
+    assert study.config.evaluation.clusters == {
+        "tools": "conversation_id",
+        "tools_loss": "conversation_id",
+    }
+    clusters = base.items["tools"].clusters
+    assert clusters is not None
+    assert [clusters.index(each) // 2 for each in clusters] == [0, 0, 1, 1, 2, 2]
+    assert base.items["labels"].clusters is None
     # only points decide on retention
     (recommended,) = outcome.recommendation.by_train_task
     assert recommended.retention_tasks == ("tools",)

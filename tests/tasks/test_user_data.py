@@ -447,3 +447,40 @@ def test_a_question_behind_rows_begins_once(tmp_path: Path, tokenizer: Any, is_c
     assert behind_rows(asked, [], "mine@prompt-0", is_chat=is_chat, bos="").task.doc_to_text(
         doc
     ) == asked.task.doc_to_text(doc)
+
+
+def of_conversations(count: int, column: str = "conversation_id") -> list[dict[str, str]]:
+    """Four rows of each conversation."""
+    return [{**row, column: f"c{n % count}"} for n, row in enumerate(pairs(4 * count))]
+
+
+@pytest.mark.parametrize("column", ["conversation_id", "thread"])
+def test_rows_of_a_conversation_stay_together_and_know_it(
+    tmp_path: Path, tokenizer: Any, column: str
+) -> None:
+    rows = of_conversations(10, column)
+    columns = {"prompt": "prompt", "completion": "completion", "cluster": column}
+    options = {} if column == "conversation_id" else {"columns": columns}
+    data = load(written(tmp_path, rows), tokenizer, held_out_fraction=0.25, **options)
+    docs = list(data.tasks[0].task.eval_docs)
+    held_out = {doc[column] for doc in docs}
+    assert (len(docs), len(held_out)) == (12, 3)
+    assert all(doc[column] == f"c{int(doc['prompt'][4:-1]) % 10}" for doc in docs)
+    assert {int(row.prompt[4:-1]) % 10 for row in data.training} == {
+        n for n in range(10) if f"c{n}" not in held_out
+    }
+    assert data.read.cluster == column
+    assert data.read.columns[0].columns["cluster"] == column
+
+
+def test_a_column_that_groups_nothing_is_left_unless_it_was_named(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    for rows in ([*of_conversations(3), {"prompt": "a", "completion": "b"}], of_conversations(1)):
+        path = written(tmp_path, rows)
+        data = load(path, tokenizer)
+        assert data.read.cluster is None
+        assert "conversation_id" not in data.tasks[0].task.eval_docs[0]
+        columns = {"prompt": "prompt", "completion": "completion", "cluster": "conversation_id"}
+        message = problems_of(path, tokenizer, columns=columns)
+        assert "column 'conversation_id'" in message or "no column 'conversation_id'" in message

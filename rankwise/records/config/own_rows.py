@@ -31,10 +31,12 @@ from rankwise.records.fields import (
 FILE_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """Of files with rows; a file of another name is read as JSON Lines."""
 
-JudgeName = Literal["loss", "choice", "number", "exact", "contains", "json"]
+JudgeName = Literal[
+    "loss", "choice", "number", "exact", "contains", "json", "rouge", "bleu", "chrf"
+]
 """Ways to score held-out rows without settings: by the loss of their answers; as a choice among all
 answers; or by what a model writes: the number behind ``####``, the answer itself, a text with the
-answer in it, or JSON field by field."""
+answer in it, JSON field by field, or how much of the answer's words or letters it has."""
 
 
 def pattern(value: str) -> str:
@@ -176,6 +178,8 @@ class ColumnsConfig(Section):
     """The answer; without a prompt, a text."""
     messages: Text | None = None
     """A whole conversation."""
+    cluster: Text | None = None
+    """Rows of equal value belong together; None: ``conversation_id``, where rows have it."""
 
     @model_validator(mode="after")
     def _an_answer(self) -> Self:
@@ -186,7 +190,8 @@ class ColumnsConfig(Section):
             raise ValueError("'messages' hold the prompt; leave 'prompt' and 'input' out")
         if self.input is not None and self.prompt is None:
             raise ValueError("'input' goes below a prompt; give 'prompt'")
-        for one, other in itertools.combinations(self.by_role, 2):
+        # a text that several rows share may be their cluster too
+        for one, other in itertools.combinations(self.by_role.keys() - {"cluster"}, 2):
             if (name := self.by_role[one]) == self.by_role[other]:
                 raise ValueError(
                     f"{one!r} and {other!r} are both column {name!r}; name two columns"

@@ -202,6 +202,9 @@ def plan_study(
     model = study_model(config, report, machine)
     parts = _parts(config, model, issues)
     if parts is not None:
+        clusters = {**parts.tasks.clusters, **config.evaluation.clusters}
+        evaluation = config.evaluation.model_copy(update={"clusters": clusters})
+        config = config.model_copy(update={"evaluation": evaluation})
         memory = _memory(config, model, parts)
         if num_workers > 1:  # each has a device of its own
             model = model._replace(machine=model.machine._replace(num_cards=1))

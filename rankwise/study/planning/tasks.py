@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError
 from rankwise.records import quantities
-from rankwise.records.config.study import StudyConfig
+from rankwise.records.config.study import ENDING_SUFFIX, StudyConfig
 from rankwise.records.own_data import OwnData
 from rankwise.records.results import MIN_ITEMS
 from rankwise.records.study import RELATIONS, PromptedTask, Relation, StudyTasks
@@ -126,6 +126,7 @@ class TaskPlan(NamedTuple):
         prepared: every task that is scored, with its requests.
         own_data: what was read of users' own rows to train on; None without them.
         own_sets: what was read of those that are scored only.
+        clusters: task of own rows -> the column that clusters its items.
     """
 
     rows: dict[str, list[TrainingRow]]
@@ -134,6 +135,7 @@ class TaskPlan(NamedTuple):
     prepared: list[PreparedTask]
     own_data: OwnData | None = None
     own_sets: Mapping[str, OwnData] = {}
+    clusters: Mapping[str, str] = {}
 
 
 def plan_tasks(config: StudyConfig, tokenizer: Any, max_length: int, issues: Issues) -> TaskPlan:
@@ -173,6 +175,7 @@ class _TaskFinder:
         self._done: dict[str, PreparedTask | None] = {}
         self._own_data: OwnData | None = None
         self._own_sets: dict[str, OwnData] = {}
+        self._clusters: dict[str, str] = {}
 
     def plan(self) -> TaskPlan:
         """Incomplete where there are problems."""
@@ -223,7 +226,15 @@ class _TaskFinder:
             domains=self._domains(leaves),
         )
         prepared = [task for task in self._done.values() if task is not None]
-        return TaskPlan(rows, order, scored, prepared, self._own_data, self._own_sets)
+        return TaskPlan(
+            rows,
+            order,
+            scored,
+            prepared,
+            self._own_data,
+            self._own_sets,
+            {task: name for task, name in self._clusters.items() if _tells(prepared, task, name)},
+        )
 
     def _warn_of_too_few(self, name: str, num_rows: int) -> None:
         """Of several numbers of rows, more than one may come to all that there are."""
@@ -385,6 +396,11 @@ class _TaskFinder:
                 )
             leaves[own_set.role] |= {task.name: task for task in own.tasks}
             self._own_sets[name] = own.read
+            self._note_clusters(own.tasks, own.read)
+
+    def _note_clusters(self, tasks: Sequence[LoadedTask], read: OwnData) -> None:
+        if read.cluster is not None:
+            self._clusters |= {task.name: read.cluster for task in tasks}
 
     def _user_source(self, leaves: Leaves) -> _Source:
         train = self.config.train
@@ -406,6 +422,7 @@ class _TaskFinder:
             )
         leaves["in_domain"] = held_out | leaves["in_domain"]
         self._own_data = data.read
+        self._note_clusters(data.tasks, data.read)
         self.warnings += _lost_unsaid(data)
         rows, seen = {data.name: data.training}, {data.name: data.trained_items}
         return _Source(source, rows, data.format, leaves, seen)
@@ -658,6 +675,16 @@ class _TaskFinder:
             self.warnings.append(f"train: of {source.name} {overlap}; {what}")
         num_items = dict.fromkeys(overlap.num_items, 0) if drops else overlap.num_items
         return kept, overlap.other_rows, num_items
+
+
+def _tells(prepared: Sequence[PreparedTask], task: str, column: str) -> bool:
+    """Whether a column has several values in the items of a task, and in what is made of it."""
+    of_task = [each for each in prepared if each.name.partition("@")[0] == task]
+    return all(
+        len({instance.doc.get(column) for instance in each.instances}) > 1
+        for each in of_task
+        if not each.name.endswith(ENDING_SUFFIX)
+    )
 
 
 def _mean_context(task: PreparedTask) -> float:
