@@ -22,6 +22,7 @@ from rankwise.findings.looks import alpha_of_look, with_look
 from rankwise.findings.odds import point_in
 from rankwise.findings.options import Option, OptionGains, Runs
 from rankwise.findings.pairs import compare, format_effects, run_record
+from rankwise.findings.references import reference_notes
 from rankwise.findings.statements import FullGain, reasons, statement
 from rankwise.findings.stats.detectable import Detectable, TaskSize, detectable
 from rankwise.findings.stats.items import Items
@@ -167,7 +168,8 @@ def recommend_for(
         format_effects=format_effects(results),
     )
     notes = (*dropped, *(f"{task} is scored in another unit, so it does not decide."
-                         for task in tasks.left_out), *cluster_notes(source))  # fmt: skip
+                         for task in tasks.left_out),
+             *cluster_notes(source), *reference_notes(source))  # fmt: skip
     full = tuple(_full_gains(source, tasks))
     parameters = tuple(option.plan.num_trainable_parameters for option in options)
     by_accuracy = _accuracy_reasons(source, options, tasks)
