@@ -12,7 +12,7 @@ from rankwise.errors import ConfigError
 from rankwise.findings.item_table import ItemRow, item_rows, item_table
 from rankwise.integrations.lm_eval_files import export_lm_eval
 from rankwise.records.folder import StudyFolder
-from rankwise.records.results import ModelResults, StudyResults
+from rankwise.records.results import ModelResults, StudyResults, TaskItems
 from rankwise.records.study_file import load_config
 from rankwise.study import references
 from rankwise.study.conclusion import StudyOutcome, conclude
@@ -34,17 +34,15 @@ train: {task: colours, epochs: 1, learning_rate: {lora: 1e-2, full: 1e-3}, preci
 methods:
   lora: {ranks: [2, 4, 8], target_modules: [q_proj, k_proj, v_proj, o_proj]}
   full: {weights: float32}
-seeds: [0, 1]
 evaluation:
   retention: [hues]
   held_out_text: [small_prose]
   num_train_items: 20
   trained_format: false
-  max_batch_tokens: 1  # in other batches a loss differs in its last digits
 analysis: {spectra: false, heads: false}
 """
 PART = "evaluation.reference={share: 0.3}"
-TASKS, NUM_ALL, NUM_PART = ("colours", "hues"), 240, 100
+TASKS, NUM_ALL, NUM_PART = ("colours", "hues"), 160, 100
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +77,13 @@ def estimated(results: StudyResults) -> list[ModelResults]:
     return [m for m in results.runs if m.run and study.part_of(m.run.planned, "hues")]
 
 
+def check_alike(own: TaskItems, other: TaskItems) -> None:
+    """The same answers, but for rounding in other batches."""
+    assert own.doc_ids == other.doc_ids
+    assert own.values == pytest.approx(other.values, abs=1e-5)
+    assert (own.scored, own.choices) == (other.scored, other.choices)
+
+
 def pages(results: StudyResults, root: Path) -> dict[tuple[str, str, int], ItemRow]:
     """Model, task and item -> what its page shows."""
     table = item_table(results, StudyFolder(root).read_samples)
@@ -91,9 +96,11 @@ def test_references_are_chosen_before_any_score(file: Path, part: StudyOutcome) 
     (names,) = study.references.runs.values()
     chosen = [model for model in study.models if model.name in names]
     assert [(run.rank, run.seed) for run in chosen] == [(4, 0), (None, 0)]
-    assert len(estimated(part.results)) == 5
-    planned = plan_study(load_config(file, [PART])).record
-    assert planned.references == study.references
+    assert len(estimated(part.results)) == 2
+    planned = plan_study(load_config(file, [PART, "seeds=[3, 0]"])).record
+    (names,) = planned.references.runs.values()
+    chosen = [model for model in planned.models if model.name in names]
+    assert [(run.rank, run.seed) for run in chosen] == [(4, 3), (None, 3)]
     parts = planned.references.parts
     assert [*parts] == [*TASKS]
     assert {(part.num_items, part.num_all) for part in parts.values()} == {(NUM_PART, NUM_ALL)}
@@ -108,14 +115,13 @@ def test_what_is_answered_is_answered_as_in_the_whole_study(
         own = by_name(part.results)[name]
         for task, items in model.items.items():
             if name not in partly or task not in TASKS:
-                assert own.items[task] == items
+                check_alike(own.items[task], items)
                 continue
             mine = own.items[task]
             assert mine.doc_ids == items.doc_ids
             assert mine.scored is not None
             assert {*mine.scored.doc_ids} == first
-            values = dict(zip(items.doc_ids, items.values, strict=True))
-            assert mine.scored.values == tuple(values[doc] for doc in mine.scored.doc_ids)
+            check_alike(mine.scored, items.limited_to(mine.scored.doc_ids))
             assert own.evaluations[task].num_examples == NUM_PART
             assert own.evaluations[task].num_available == NUM_ALL
 
@@ -129,7 +135,7 @@ def test_estimates_are_near_what_the_whole_study_finds(
         assert own.lower <= true.difference <= own.upper
     told = [reason for reason in mine.reasons if "is estimated from rank 4" in reason]
     assert len(told) == len(TASKS)
-    assert "240 items, 5 runs answered 100" in told[0]
+    assert "160 items, 2 runs answered 100" in told[0]
     assert not any("is estimated" in reason for reason in theirs.reasons)
 
 
@@ -142,7 +148,9 @@ def test_counts_and_pages_are_of_what_was_answered(
     for name in by_name(part.results):
         number = sum(model == name for model, _, _ in rows)
         assert number == len(TASKS) * (NUM_PART if name in partly else NUM_ALL)
-    assert all(all_rows[key] == row for key, row in rows.items())
+    for key, row in rows.items():
+        assert row.margin_nats == pytest.approx(all_rows[key].margin_nats, abs=1e-4)
+        assert row._replace(margin_nats=None) == all_rows[key]._replace(margin_nats=None)
     (recommendation,) = part.recommendation.by_train_task
     for each in recommendation.comparisons:
         if each.run in partly and each.task in TASKS:
@@ -151,8 +159,8 @@ def test_counts_and_pages_are_of_what_was_answered(
             assert each.num_forgotten == sum(r.base_is_right and not r.is_right for r in own)
     for exported in export_lm_eval(folder, tmp_path):
         content = json.loads(exported.file.read_text())
-        number = NUM_PART if exported.model in partly else NUM_ALL
-        original = None if exported.model in partly else NUM_ALL
+        number = NUM_PART if exported.name in partly else NUM_ALL
+        original = None if exported.name in partly else NUM_ALL
         assert content["n-samples"]["hues"] == {"original": original, "effective": number}
 
 
@@ -181,20 +189,22 @@ def test_the_work_is_that_of_what_is_answered(file: Path, whole: StudyOutcome) -
     left_out = sum(
         record.num_tokens.scored[task] - record.references.parts[task].num_tokens for task in TASKS
     )
-    assert theirs - ours == 5 * left_out
+    assert theirs - ours == 2 * left_out
     text = rankwise("plan", file, "--set", PART, "--tokens-per-second", 1000).stdout
-    assert "reference: 5 runs of 8 answer 100 of 240 items of hues" in text
+    assert "reference: 2 runs of 4 answer 100 of 160 items of hues" in text
     assert "saves" in text
 
 
 def test_a_killed_study_goes_on(file: Path, part: StudyOutcome, tmp_path: Path) -> None:
     settings = file.with_name("killed.yaml")
     settings.write_text(file.read_text().replace("  retention", "  reference: {}\n  retention"))
-    process = started(run_until_path, settings, tmp_path / "study", ("eval", "hues.json"), 4)
+    process = started(
+        run_until_path, settings, tmp_path / "study", ("runs", "eval", "hues.json"), 1
+    )
     process.join(120)
     assert process.exitcode == -9
     done = [*(tmp_path / "study" / "runs").glob("*/eval/hues.json")]
-    assert 0 < len(done) < 8
+    assert 0 < len(done) < 4
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(references, "LEAST_R_SQUARED", -10.0)
         outcome, _ = run(settings, tmp_path / "study")
@@ -206,24 +216,29 @@ def test_more_items_are_added_to_those_that_are_known(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(references, "LEAST_R_SQUARED", -10.0)
-    small = ["evaluation.reference={share: 0.5}", "seeds=[0]", "methods.full=null"]
+    small = ["evaluation.reference={share: 0.64}", "methods.full=null"]
     small += ["methods.lora.ranks=[2, 4]", "evaluation.held_out_text=[]"]
-    config = load_config(file, [*small, "evaluation.limit=205"])
+    config = load_config(file, [*small, "evaluation.limit=155"])
     first = run_study(plan_study(config), StudyFolder(tmp_path / "grown"), Recorder())
     before = {m.name: m.evaluations["hues"].score_seconds for m in estimated(first.results)}
     grown = run_study(
-        plan_study(extended(config, Extension(num_items=15, ranks=(8, 16)))),
+        plan_study(extended(config, Extension(num_items=5, ranks=(8, 16)))),
         StudyFolder(tmp_path / "grown"),
         Recorder(),
     )
     assert grown.results.study.references.runs == first.results.study.references.runs
     (name,) = before
     own = by_name(grown.results)[name]
-    assert own.evaluations["hues"].num_examples == 110
+    assert own.evaluations["hues"].num_examples == 103
     assert own.evaluations["hues"].score_seconds > before[name]
-    config = load_config(file, [*small, "evaluation.limit=220"])
+    config = load_config(file, [*small, "evaluation.limit=160"])
     fresh = run_study(plan_study(config), StudyFolder(tmp_path / "fresh"), Recorder())
-    assert by_name(fresh.results)[name].items == own.items
+    (part,) = estimated(fresh.results)
+    scored = by_name(fresh.results)[name].items["hues"].scored, own.items["hues"].scored
+    assert part.name == name
+    assert scored[0] is not None
+    assert scored[1] is not None
+    check_alike(*scored)
 
 
 def test_tasks_of_which_the_references_tell_too_little_are_answered_whole(
@@ -234,9 +249,9 @@ def test_tasks_of_which_the_references_tell_too_little_are_answered_whole(
     assert outcome.results.study.references.whole == TASKS
     assert not estimated(outcome.results)
     for name, model in by_name(whole.results).items():
-        assert by_name(outcome.results)[name].items == model.items
-    (mine,), (theirs,) = (each.recommendation.by_train_task for each in (outcome, whole))
-    assert mine.comparisons == theirs.comparisons
+        for task, items in model.items.items():
+            check_alike(by_name(outcome.results)[name].items[task], items)
+    (mine,) = outcome.recommendation.by_train_task
     assert sum("predicted too little" in reason for reason in mine.reasons) == len(TASKS)
     monkeypatch.undo()
     _, again = run(file, tmp_path / "study", PART)
