@@ -57,6 +57,10 @@ class TaskItems(Record):
     are the values of ``evaluation.slice``, of the base's items too. Where p(right) decides,
     ``accuracy`` has the same items by the task's own metric: what needs items that are right or
     wrong is made from it.
+
+    Where a model answered a part of the items, ``scored`` has those answers, by the same metric,
+    and ``values`` are estimates (``stats.reference``) for all items of the base. ``choices`` is
+    None then.
     """
 
     task: str
@@ -70,6 +74,7 @@ class TaskItems(Record):
     candidates: Mapping[str, tuple[int, ...]] = {}
     slices: tuple[str, ...] | None = None
     accuracy: TaskItems | None = None
+    scored: TaskItems | None = None
 
     @property
     def by_accuracy(self) -> TaskItems:

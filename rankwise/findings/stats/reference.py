@@ -1,0 +1,132 @@
+"""Items that a model did not answer, estimated from reference runs that answered all of them.
+
+Every model of a study answers the same items, and runs that were trained alike change alike. So
+one or two reference runs answer all N items of a task, and another run a random part of n. What it
+would say of the others is predicted from the references, and the answers correct the prediction:
+the mean of these pseudo-items is unbiased whatever the prediction is worth. The sources and the
+variance are in docs/methods/reference.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from rankwise.findings.stats.items import Clusters, Floats
+
+MIN_SCORED = 100
+"""Items, or clusters, that a model has to answer: with fewer, too little is known of its errors."""
+
+NUM_FOLDS = 10
+"""A prediction of an answer must not have seen it: it is made from the other nine folds."""
+
+RIDGE = 1.0
+"""The penalty, in items: every slope of a standardised predictor shrinks as if one more item had
+shown none. It is the same for all models, so the lead of one over another is estimated as if it
+were an answer."""
+
+
+class Estimated(NamedTuple):
+    """(N,) pseudo-items in the unit of the answers, and how well their changes are predicted.
+
+    ``r_squared`` is that of the cross-fitted prediction of the change from the base, on the items
+    that were answered: 1 - mean squared error / variance. It is 0 where no item changed.
+    """
+
+    values: Floats
+    r_squared: float
+
+
+def draw(doc_ids: Sequence[int], share: float, clusters: Clusters | None = None) -> list[int]:
+    """The places of the items that a model answers: a random part, of clusters whole ones.
+
+    Args:
+        doc_ids: of all N items, in their random order.
+        share: of the items, or of the clusters; 0..1. At least ``MIN_SCORED`` are taken.
+        clusters: of each item; None where they are independent.
+    """
+    if clusters is None:
+        number = max(math.ceil(share * len(doc_ids)), MIN_SCORED)
+        return list(range(min(number, len(doc_ids))))
+    # A large cluster has an item early in the random order. So the place of one of its items
+    # decides, whichever has the smallest number: that does not depend on the cluster's size.
+    deciding: dict[int, int] = {}
+    for place in sorted(range(len(doc_ids)), key=lambda place: doc_ids[place]):
+        deciding.setdefault(int(clusters[place]), place)
+    number = max(math.ceil(share * len(deciding)), MIN_SCORED)
+    drawn = set(sorted(deciding, key=lambda label: deciding[label])[:number])
+    return [place for place in range(len(doc_ids)) if int(clusters[place]) in drawn]
+
+
+def pseudo_items(
+    base: Floats, references: Floats, scored: Floats, clusters: Clusters | None = None
+) -> Estimated:
+    """What a model is estimated to say of all N items, of which it answered the first n.
+
+    Item i becomes base_i + m_i, and where it was answered N/n times (answer_i - base_i - m_i) is
+    added, m being the predicted change: a ridge regression on the base's value and the references'
+    changes. It is cross-fitted over folds of the answered items (of clusters). Where all were
+    answered these are the answers. Nothing is random.
+
+    Args:
+        base: (N,) the base's values.
+        references: (k, N) those of the references, chosen before any answer was seen.
+        scored: (n,) the answers, a random part of the N.
+        clusters: (N,) of each item; None where they are independent. All items of a cluster are
+            among the first n, or none.
+
+    Raises:
+        ValueError: shapes that do not agree, a number that is not finite, fewer than ``MIN_SCORED``
+            answered items or clusters, or a cluster of which a part was answered.
+    """
+    total, number = len(base), len(scored)
+    if references.ndim != 2 or references.shape[1] != total or number > total:
+        raise ValueError(
+            f"base {base.shape}, references {references.shape} and scored {scored.shape} "
+            "are not of the same items"
+        )
+    if not all(np.isfinite(values).all() for values in (base, references, scored)):
+        raise ValueError("a value is not a finite number")
+    labels = np.arange(total) if clusters is None else clusters
+    drawn, firsts, places = np.unique(labels[:number], return_index=True, return_inverse=True)
+    if len(drawn) < MIN_SCORED:
+        raise ValueError(f"{len(drawn)} were scored; at least {MIN_SCORED} are needed")
+    if np.isin(labels[number:], drawn).any():
+        raise ValueError("of some clusters only a part was scored; whole ones are needed")
+    folds = firsts.argsort().argsort()[places] % NUM_FOLDS  # in the order of their first item
+    changes = scored - base[:number]
+    predictors = _standardised(np.vstack([references - base, base]))
+    predicted, unseen = np.empty(number), np.zeros(total - number)
+    for fold in range(NUM_FOLDS):
+        own = folds == fold
+        at, slopes = _ridge(predictors[:, :number][:, ~own], changes[~own])
+        predicted[own] = at + slopes @ predictors[:, :number][:, own]
+        # by its size: what a fold predicts of the others is what it corrects by its own
+        unseen += own.mean() * (at + slopes @ predictors[:, number:])
+    errors = changes - predicted
+    values = base + np.concatenate([predicted + total / number * errors, unseen])
+    return Estimated(values, _explained(changes, errors))
+
+
+def _standardised(predictors: Floats) -> Floats:
+    """(p, N) with means of 0 and standard deviations of 1; constant ones are 0."""
+    centred = predictors - predictors.mean(axis=1, keepdims=True)
+    sd = centred.std(axis=1, keepdims=True)
+    return centred / np.where(sd > 0, sd, 1.0)
+
+
+def _ridge(predictors: Floats, changes: Floats) -> tuple[float, Floats]:
+    """The intercept and the (p,) slopes of changes (n,) on predictors (p, n)."""
+    mean, at = predictors.mean(axis=1, keepdims=True), float(changes.mean())
+    centred = predictors - mean
+    squares = centred @ centred.T + RIDGE * np.eye(len(centred))
+    slopes = np.linalg.solve(squares, centred @ (changes - at))
+    return at - float(slopes @ mean[:, 0]), slopes
+
+
+def _explained(changes: Floats, errors: Floats) -> float:
+    variance = float(changes.var())
+    return 1.0 - float((errors**2).mean()) / variance if variance > 0 else 0.0
