@@ -99,16 +99,16 @@ def pseudo_items(
     folds = firsts.argsort().argsort()[places] % NUM_FOLDS  # in the order of their first item
     changes = scored - base[:number]
     predictors = _standardised(np.vstack([references - base, base]))
-    predicted, unseen = np.empty(number), np.zeros(total - number)
-    for fold in range(NUM_FOLDS):
-        own = folds == fold
-        at, slopes = _ridge(predictors[:, :number][:, ~own], changes[~own])
-        predicted[own] = at + slopes @ predictors[:, :number][:, own]
-        # by its size: what a fold predicts of the others is what it corrects by its own
-        unseen += own.mean() * (at + slopes @ predictors[:, number:])
+    is_of = (folds == np.arange(NUM_FOLDS)[:, None]).astype(np.float64)
+    by_fold = _predicted_without(is_of, predictors, changes)
+    predicted = by_fold[folds, np.arange(number)]
     errors = changes - predicted
+    # by their sizes: what a fold is predicted to add is what its own answers correct
+    unseen = is_of.mean(axis=1) @ by_fold[:, number:]
     values = base + np.concatenate([predicted + total / number * errors, unseen])
-    return Estimated(values, _explained(changes, errors))
+    variance = float(changes.var())
+    explained = 1.0 - float((errors**2).mean()) / variance if variance > 0 else 0.0
+    return Estimated(values, explained)
 
 
 def _standardised(predictors: Floats) -> Floats:
@@ -118,15 +118,23 @@ def _standardised(predictors: Floats) -> Floats:
     return centred / np.where(sd > 0, sd, 1.0)
 
 
-def _ridge(predictors: Floats, changes: Floats) -> tuple[float, Floats]:
-    """The intercept and the (p,) slopes of changes (n,) on predictors (p, n)."""
-    mean, at = predictors.mean(axis=1, keepdims=True), float(changes.mean())
-    centred = predictors - mean
-    squares = centred @ centred.T + RIDGE * np.eye(len(centred))
-    slopes = np.linalg.solve(squares, centred @ (changes - at))
-    return at - float(slopes @ mean[:, 0]), slopes
+def _predicted_without(is_of: Floats, predictors: Floats, changes: Floats) -> Floats:
+    """(folds, N): the change of every item, from the answers that are not of each fold.
 
-
-def _explained(changes: Floats, errors: Floats) -> float:
-    variance = float(changes.var())
-    return 1.0 - float((errors**2).mean()) / variance if variance > 0 else 0.0
+    Args:
+        is_of: (folds, n), 1 where an answer is of the fold.
+        predictors: (p, N), standardised.
+        changes: (n,) that are answered.
+    """
+    (num_folds, number), count = is_of.shape, len(predictors)
+    known = predictors[:, :number]
+    products = np.vstack([np.ones(number), known, known * changes, changes])
+    squares = (known[:, None] * known).reshape(-1, number)
+    # (folds, ...): sums over the answers of all other folds
+    sums, of_squares = ((1.0 - is_of) @ rows.T for rows in (products, squares))
+    sizes, means = sums[:, :1], sums[:, 1 : count + 1] / sums[:, :1]
+    with_changes, mean = sums[:, count + 1 : -1], sums[:, -1:] / sizes
+    apart = sizes[..., None] * means[..., None] * means[:, None]
+    moments = of_squares.reshape(num_folds, count, count) - apart + RIDGE * np.eye(count)
+    slopes = np.linalg.solve(moments, (with_changes - sizes * means * mean)[..., None])[..., 0]
+    return mean - (slopes * means).sum(axis=1, keepdims=True) + slopes @ predictors
