@@ -1,6 +1,6 @@
 """May most runs answer a part of the items? Errors, coverage, and what it saves.
 
-    python -m benchmarks.reference [--studies 100] [--only GROUP ...]
+    python -m benchmarks.reference [--studies 100] [--only GROUP ...] [--cells FROM TO]
 
 Studies are drawn as for ``benchmarks.decision``. One run of them, the middle rank's with the first
 seed, answers all N items of every task; every other run answers a part n (100 at least) and has
@@ -50,7 +50,7 @@ from benchmarks.prediction.collection import SHIPPED, read_collection
 from rankwise.findings.pairs import Pair, size_of
 from rankwise.findings.stats.estimates import mean_over_tasks
 from rankwise.findings.stats.items import Items
-from rankwise.findings.stats.reference import draw, pseudo_items
+from rankwise.findings.stats.reference import MIN_SCORED, pseudo_items
 from rankwise.findings.stats.simultaneous import StudyEvidence, bounds_at
 
 ALIKE = 0.9  # at which p(right)'s changes have an R² of about 0.9, as in the collected studies
@@ -147,14 +147,12 @@ def scored_in_part(
 ) -> Items:
     """(m, K, N) gains as they are estimated where one run answers all items, the others a part."""
     num_seeds, count, total = task.values.shape
+    number = max(round(at.share * total), MIN_SCORED)
+    if number >= total:
+        return task
     order = np.arange(total) if task.clusters is None else rng.permutation(total)
     labels = None if task.clusters is None else task.clusters[order]
-    drawn = draw(order.tolist(), at.share, labels)
-    if len(drawn) == total:
-        return task
-    order = order[[*drawn, *sorted({*range(total)} - {*drawn})]]
-    labels = None if task.clusters is None else task.clusters[order]
-    values, nothing, number = task.values[..., order], np.zeros(total), len(drawn)
+    values, nothing = task.values[..., order], np.zeros(total)
     reference = values[0, count // 2]
     told = reference[None, rng.permutation(total) if at.is_odd else np.arange(total)]
     scored, pairs = np.arange(total) < number, list[Pair]()
@@ -410,14 +408,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Reference runs, by simulated studies.")
     parser.add_argument("--studies", type=int, default=100, help="of each cell")
     parser.add_argument("--only", choices=list(GROUPS), nargs="+", help="groups of cells")
-    parser.add_argument("--cells", type=int, help="the first of each group")
+    parser.add_argument(
+        "--cells", type=int, nargs=2, default=(None, None), help="from, to: those of each group"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     started, summary = time.monotonic(), dict[str, Any]()
     for name in options.only or GROUPS:
         group, found = GROUPS[name], list[tuple[Any, Any]]()
         studies = max(round(group.share * options.studies), 2)
-        for cell in group.cells()[: options.cells]:
+        for cell in group.cells()[slice(*options.cells)]:
             tally = group.simulate(cell, studies, options.seed)
             if name == "edges" and is_counted_again(tally):
                 print(f"{cell}: {tally}; again", file=sys.stderr, flush=True)

@@ -11,7 +11,7 @@ from scipy import stats
 from rankwise.findings.pairs import Pair, pair_items, paired_test, size_of
 from rankwise.findings.stats.estimates import mean_over_tasks
 from rankwise.findings.stats.items import POINTS, Clusters, Floats, Items, by_cluster
-from rankwise.findings.stats.reference import MIN_SCORED, draw, pseudo_items
+from rankwise.findings.stats.reference import pseudo_items
 from rankwise.findings.stats.simultaneous import bounds_at, study_evidence
 from rankwise.records.results import ModelResults, TaskItems
 
@@ -130,26 +130,31 @@ def test_the_variance_is_that_of_repeated_studies(apart: float) -> None:
 
 
 def test_the_variance_in_clusters_is_that_of_repeated_studies() -> None:
-    rng, number, size = np.random.default_rng(8), 120, 4
+    # 125 clusters of 4 items, of which 120 items are drawn, whatever their clusters
+    rng, number, size = np.random.default_rng(8), 125, 4
     means, variances, inside = list[float](), list[float](), 0
-    labels = np.repeat(np.arange(3 * number), size)
-    scored = labels < number
-    for _ in range(1500):
-        common, own, of_base = rng.standard_normal((3, 3 * number))
+    labels = np.repeat(np.arange(number), size)
+    scored = np.arange(len(labels)) < SCORED
+    for _ in range(3000):
+        common, own, of_base = rng.standard_normal((3, number))
         base = 50.0 + 10.0 * np.repeat(of_base, size)
         reference = base + np.repeat(common, size) + 0.3 * rng.standard_normal(len(base))
         model = base + 2.0 + np.repeat(common + own, size) + 0.3 * rng.standard_normal(len(base))
-        found = pseudo_items(base, reference[None], model[scored], labels)
-        items = Items(found.values - base, 0.0, clusters=labels, scored=scored)
+        order = rng.permutation(len(labels))
+        base, reference, model, its = (each[order] for each in (base, reference, model, labels))
+        found = pseudo_items(base, reference[None], model[:SCORED], its)
+        items = Items(found.values - base, 0.0, clusters=its, scored=scored)
         estimate = mean_over_tasks([items])
-        assert by_cluster([items])[0].num_scored == number
-        assert float(estimate.spread.item_freedom) == pytest.approx(number - 1)
+        drawn = len(np.unique(its[:SCORED]))
+        assert by_cluster([items])[0].num_scored == drawn
+        assert float(estimate.spread.item_freedom) == pytest.approx(drawn - 1)
         means.append(estimate.value)
         variances.append(estimate.stderr**2)
         lower, upper = estimate.interval(0.95)
         inside += lower <= 2.0 <= upper
     ratio = np.mean(variances) / np.var(means, ddof=1)
     assert abs(ratio - 1.0) < 4.0 * math.sqrt(2.0 / len(means)) + 0.02
+    assert abs(np.mean(means) - 2.0) < 4.0 * np.std(means) / math.sqrt(len(means))
     assert 0.93 < inside / len(means) < 0.97
 
 
@@ -216,36 +221,22 @@ def test_one_model_against_another_is_of_what_both_answered() -> None:
     assert over_whole.gain == pytest.approx(pairs[1].adapted - reference)
 
 
-def test_of_clusters_whole_ones_are_drawn_by_lot() -> None:
-    rng = np.random.default_rng(12)
-    # 150 clusters of 1 and 150 of 9: by their first items the large ones would come first
-    labels = np.concatenate([np.arange(150), np.repeat(np.arange(150, 300), 9)])
-    shares: list[float] = []
-    for _ in range(200):
-        order = rng.permutation(len(labels))
-        its = labels[order]
-        places = draw(order.tolist(), 0.5, its)
-        drawn = set(its[places].tolist())
-        assert len(drawn) == 150
-        assert not drawn & set(np.delete(its, places).tolist())
-        shares.append(np.mean([label < 150 for label in drawn]).item())
-    assert abs(np.mean(shares) - 0.5) < 4.0 * 0.5 / math.sqrt(150 * 200)
-
-
-def test_never_fewer_than_a_hundred_are_drawn() -> None:
-    assert draw(range(1000), 0.2) == list(range(200))
-    assert draw(range(1000), 0.01) == list(range(MIN_SCORED))
-    assert draw(range(60), 0.2) == list(range(60))
-    labels = np.arange(1000) // 4
-    assert len(draw(range(1000), 0.01, labels)) == 4 * MIN_SCORED
+def test_without_a_reference_the_base_alone_predicts() -> None:
+    # it regresses to the mean: of the change's variance 4 of 5 parts
+    base, _, _ = population(np.random.default_rng(12))
+    model = 0.8 * base + np.random.default_rng(13).standard_normal(TOTAL)
+    found = pseudo_items(base, np.empty((0, TOTAL)), model[:SCORED])
+    assert 0.7 < found.r_squared < 0.9
+    whole = pseudo_items(base, np.empty((0, TOTAL)), model)
+    assert np.abs(whole.values - model).max() < 1e-12
 
 
 def test_what_cannot_be_estimated_is_refused() -> None:
     base, reference, model = population(np.random.default_rng(13))
-    with pytest.raises(ValueError, match="99 were scored; at least 100"):
+    with pytest.raises(ValueError, match="99 items in 99 clusters were scored; at least 100"):
         pseudo_items(base, reference[None], model[:99])
-    with pytest.raises(ValueError, match="only a part"):
-        pseudo_items(base, reference[None], model[:301], np.arange(TOTAL) // 2)
+    with pytest.raises(ValueError, match="in 1 clusters"):
+        pseudo_items(base, reference[None], model[:200], np.zeros(TOTAL, dtype=np.int64))
     with pytest.raises(ValueError, match="not a finite"):
         pseudo_items(base, np.full((1, TOTAL), np.nan), model[:200])
     with pytest.raises(ValueError, match="same items"):

@@ -105,8 +105,8 @@ def by_cluster(tasks: Sequence[Items]) -> list[Items]:
     items j. The mean of these G numbers is D, and the variance of their mean is the cluster-robust
     one of D with the factor G / (G - 1) (Liang and Zeger 1986). Tasks that share clusters become
     one: the weighted residuals of a cluster are summed over the tasks first, so what the tasks have
-    in common is counted. Pseudo-items stay what they are of single items. The answered
-    clusters are those of the task that has the fewest.
+    in common is counted. Pseudo-items stay what they are of single items. Answered
+    clusters have an answered item, in the task that has the fewest such clusters.
 
     Clusters of one item each change nothing, not even by rounding.
     """
