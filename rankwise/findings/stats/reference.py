@@ -9,8 +9,6 @@ variance are in docs/methods/reference.md.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +16,7 @@ import numpy as np
 from rankwise.findings.stats.items import Clusters, Floats
 
 MIN_SCORED = 100
-"""Items, or clusters, that a model has to answer: with fewer, too little is known of its errors."""
+"""Items that a model has to answer: with fewer, too little is known of its errors."""
 
 NUM_FOLDS = 10
 """A prediction of an answer must not have seen it: it is made from the other nine folds."""
@@ -40,27 +38,6 @@ class Estimated(NamedTuple):
     r_squared: float
 
 
-def draw(doc_ids: Sequence[int], share: float, clusters: Clusters | None = None) -> list[int]:
-    """The places of the items that a model answers: a random part, of clusters whole ones.
-
-    Args:
-        doc_ids: of all N items, in their random order.
-        share: of the items, or of the clusters; 0..1. At least ``MIN_SCORED`` are taken.
-        clusters: of each item; None where they are independent.
-    """
-    if clusters is None:
-        number = max(math.ceil(share * len(doc_ids)), MIN_SCORED)
-        return list(range(min(number, len(doc_ids))))
-    # A large cluster has an item early in the random order. So the place of one of its items
-    # decides, whichever has the smallest number: that does not depend on the cluster's size.
-    deciding: dict[int, int] = {}
-    for place in sorted(range(len(doc_ids)), key=lambda place: doc_ids[place]):
-        deciding.setdefault(int(clusters[place]), place)
-    number = max(math.ceil(share * len(deciding)), MIN_SCORED)
-    drawn = set(sorted(deciding, key=lambda label: deciding[label])[:number])
-    return [place for place in range(len(doc_ids)) if int(clusters[place]) in drawn]
-
-
 def pseudo_items(
     base: Floats, references: Floats, scored: Floats, clusters: Clusters | None = None
 ) -> Estimated:
@@ -73,14 +50,13 @@ def pseudo_items(
 
     Args:
         base: (N,) the base's values.
-        references: (k, N) those of the references, chosen before any answer was seen.
-        scored: (n,) the answers, a random part of the N.
-        clusters: (N,) of each item; None where they are independent. All items of a cluster are
-            among the first n, or none.
+        references: (k, N) those of the references, chosen before any answer was seen; k may be 0.
+        scored: (n,) the answers, a random part of the N items, whatever their clusters.
+        clusters: (N,) of each item; None where they are independent.
 
     Raises:
         ValueError: shapes that do not agree, a number that is not finite, fewer than ``MIN_SCORED``
-            answered items or clusters, or a cluster of which a part was answered.
+            answers, or all of one cluster.
     """
     total, number = len(base), len(scored)
     if references.ndim != 2 or references.shape[1] != total or number > total:
@@ -92,23 +68,25 @@ def pseudo_items(
         raise ValueError("a value is not a finite number")
     labels = np.arange(total) if clusters is None else clusters
     drawn, firsts, places = np.unique(labels[:number], return_index=True, return_inverse=True)
-    if len(drawn) < MIN_SCORED:
-        raise ValueError(f"{len(drawn)} were scored; at least {MIN_SCORED} are needed")
-    if np.isin(labels[number:], drawn).any():
-        raise ValueError("of some clusters only a part was scored; whole ones are needed")
-    folds = firsts.argsort().argsort()[places] % NUM_FOLDS  # in the order of their first item
+    if number < MIN_SCORED or len(drawn) < 2:
+        raise ValueError(
+            f"{number} items in {len(drawn)} clusters were scored; "
+            f"at least {MIN_SCORED} are needed, in two clusters"
+        )
+    num_folds = min(NUM_FOLDS, len(drawn))
+    folds = firsts.argsort().argsort()[places] % num_folds  # in the order of their first item
     changes = scored - base[:number]
     predictors = _standardised(np.vstack([references - base, base]))
-    predicted, unseen = np.empty(number), np.zeros(total - number)
-    for fold in range(NUM_FOLDS):
-        own = folds == fold
-        at, slopes = _ridge(predictors[:, :number][:, ~own], changes[~own])
-        predicted[own] = at + slopes @ predictors[:, :number][:, own]
-        # by its size: what a fold predicts of the others is what it corrects by its own
-        unseen += own.mean() * (at + slopes @ predictors[:, number:])
+    is_of = (folds == np.arange(num_folds)[:, None]).astype(np.float64)
+    by_fold = _predicted_without(is_of, predictors, changes)
+    predicted = by_fold[folds, np.arange(number)]
     errors = changes - predicted
+    # by their sizes: what a fold is predicted to add is what its own answers correct
+    unseen = is_of.mean(axis=1) @ by_fold[:, number:]
     values = base + np.concatenate([predicted + total / number * errors, unseen])
-    return Estimated(values, _explained(changes, errors))
+    variance = float(changes.var())
+    explained = 1.0 - float((errors**2).mean()) / variance if variance > 0 else 0.0
+    return Estimated(values, explained)
 
 
 def _standardised(predictors: Floats) -> Floats:
@@ -118,15 +96,23 @@ def _standardised(predictors: Floats) -> Floats:
     return centred / np.where(sd > 0, sd, 1.0)
 
 
-def _ridge(predictors: Floats, changes: Floats) -> tuple[float, Floats]:
-    """The intercept and the (p,) slopes of changes (n,) on predictors (p, n)."""
-    mean, at = predictors.mean(axis=1, keepdims=True), float(changes.mean())
-    centred = predictors - mean
-    squares = centred @ centred.T + RIDGE * np.eye(len(centred))
-    slopes = np.linalg.solve(squares, centred @ (changes - at))
-    return at - float(slopes @ mean[:, 0]), slopes
+def _predicted_without(is_of: Floats, predictors: Floats, changes: Floats) -> Floats:
+    """(folds, N): the change of every item, from the answers that are not of each fold.
 
-
-def _explained(changes: Floats, errors: Floats) -> float:
-    variance = float(changes.var())
-    return 1.0 - float((errors**2).mean()) / variance if variance > 0 else 0.0
+    Args:
+        is_of: (folds, n), 1 where an answer is of the fold.
+        predictors: (p, N), standardised.
+        changes: (n,) that are answered.
+    """
+    (num_folds, number), count = is_of.shape, len(predictors)
+    known = predictors[:, :number]
+    products = np.vstack([np.ones(number), known, known * changes, changes])
+    squares = (known[:, None] * known).reshape(-1, number)
+    # (folds, ...): sums over the answers of all other folds
+    sums, of_squares = ((1.0 - is_of) @ rows.T for rows in (products, squares))
+    sizes, means = sums[:, :1], sums[:, 1 : count + 1] / sums[:, :1]
+    with_changes, mean = sums[:, count + 1 : -1], sums[:, -1:] / sizes
+    apart = sizes[..., None] * means[..., None] * means[:, None]
+    moments = of_squares.reshape(num_folds, count, count) - apart + RIDGE * np.eye(count)
+    slopes = np.linalg.solve(moments, (with_changes - sizes * means * mean)[..., None])[..., 0]
+    return mean - (slopes * means).sum(axis=1, keepdims=True) + slopes @ predictors
