@@ -14,9 +14,9 @@ Convention = Literal[
     "conversations",
     "question and answer",
     "text",
-    "train.columns",
+    "columns",
 ]
-"""How the columns of a row are named; ``train.columns``: as the study file says."""
+"""How the columns of a row are named; ``columns``: as the study file says."""
 
 
 class ColumnsRead(Record):

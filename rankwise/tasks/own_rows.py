@@ -19,7 +19,7 @@ KNOWN = (
     "and answer, or text"
 )
 SAY_WHICH = (
-    "train.columns: {prompt: ..., completion: ...} (of `rankwise try`: --column prompt=... "
+    "columns: {prompt: ..., completion: ...} (of `rankwise try`: --column prompt=... "
     "--column completion=...)"
 )
 
@@ -86,11 +86,11 @@ def recognise(row: Mapping[str, Any], wanted: ColumnsConfig | None) -> Reading:
     for role, name in ({} if wanted is None else wanted.by_role).items():
         if name not in row:
             raise DataError(
-                f"has no column {name!r}, which train.columns.{role} names; it has "
+                f"has no column {name!r}, which columns.{role} names; it has "
                 f"{listed(row) or 'no columns'}. Correct the name"
             )
     if wanted is not None:
-        return Reading("train.columns", tuple(wanted.by_role.items()))
+        return Reading("columns", tuple(wanted.by_role.items()))
     found: list[Convention] = [
         convention
         for convention, names in _CONVENTIONS.items()
@@ -115,7 +115,7 @@ def recognise(row: Mapping[str, Any], wanted: ColumnsConfig | None) -> Reading:
     if "text" in row:
         raise DataError(
             f"has text and {', '.join(parts)}: is the text an answer, or all of it? Say with "
-            f"train.columns: {{completion: text}} or {{prompt: {parts[0]}, completion: text}}"
+            f"columns: {{completion: text}} or {{prompt: {parts[0]}, completion: text}}"
         )
     raise DataError(
         f"has {listed(row) or 'no columns'}; needs {KNOWN}. If others hold them, say {SAY_WHICH}"
@@ -130,7 +130,7 @@ def _refuse_options(row: Mapping[str, Any], reading: Reading) -> None:
         if row.get(name) not in NOTHING:
             raise DataError(
                 f'column "{name}" would be lost; write it into column "{prompt}", or leave it out '
-                f"with train.columns: {{prompt: {prompt}, completion: {completion}}}"
+                f"with columns: {{prompt: {prompt}, completion: {completion}}}"
             )
 
 

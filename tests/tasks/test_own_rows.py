@@ -360,7 +360,7 @@ PROBLEMS: list[Problem] = [
     ("rows.csv", "a,b\n1,2\n", "row 1: has a, b; needs prompt and completion, messages, instr"),
     ("rows.csv", "messages\nhello\n", 'row 1: column "messages" must be a list of objects with'),
     ("rows.jsonl", [{"text": "t", "prompt": "p"}],
-     "line 1: has text and prompt: is the text an answer, or all of it? Say with train.columns: "
+     "line 1: has text and prompt: is the text an answer, or all of it? Say with columns: "
      "{completion: text} or {prompt: prompt, completion: text}"),
     ("rows.jsonl", [{"question": "q", "answer": "a", "instruction": "i", "output": "o"}],
      "line 1: could be read as instruction and output or as question and answer; say which with"),
@@ -429,11 +429,11 @@ def test_columns_of_the_study_file_come_first(tmp_path: Path, tokenizer: Any) ->
     path = written(tmp_path / "rows.jsonl", rows)
     own = read(path, tokenizer, prompt="query", input="note", completion="reply")
     assert pairs(own) == [(asked("r\n\nn"), "b")]
-    assert own.columns[0].convention == "train.columns"
+    assert own.columns[0].convention == "columns"
     assert own.columns[0].unread == ("answer", "question")
     message = problem_of(path, tokenizer, prompt="qery", completion="reply")
     assert (
-        "line 1: has no column 'qery', which train.columns.prompt names; it has answer" in message
+        "line 1: has no column 'qery', which columns.prompt names; it has answer" in message
     )
 
 

@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from rankwise.records.config.own_rows import ColumnsConfig, Judge, data_name
+from rankwise.records.config.own_rows import ColumnsConfig, Judges, data_name
 from rankwise.records.fields import (
     LARGEST,
     AnyNumber,
@@ -128,7 +128,7 @@ class TrainConfig(Section):
     """Which column of ``data`` is what; None: as the names of the columns say."""
     held_out_fraction: Annotated[Number, Field(gt=0, lt=1)] = 0.1
     """Share of ``data`` that is scored and not trained on."""
-    judged_by: Several[Judge] = ("loss",)
+    judged_by: Judges = ("loss",)
     """How the held-out rows of ``data`` are scored; of several ways the first decides."""
     max_examples: AnyNumber[Count] = ()
     """Train on this many rows at most; empty: all.
@@ -195,8 +195,6 @@ class TrainConfig(Section):
             raise ValueError("stop needs score_checkpoints: the steps at which training may end")
         if self.judged_by != ("loss",) and self.data is None:
             raise ValueError("judged_by is for 'data'; a task brings its own metrics")
-        if "loss" in self.judged_by and "choice" in self.judged_by:
-            raise ValueError("judged_by: loss and choice score the same answers; name one")
         if self.columns is not None and self.data is None:
             raise ValueError("columns are for 'data'; a task knows its own")
         return self
