@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,9 @@ MAX_GENERATED_TOKENS = 256
 
 MOST_ANSWERS = 100
 """To choose among; each is scored behind every question."""
+
+_OF_LIKELIHOODS = ("loss", "choice", "preference")
+"""Judges that ask how likely answers are; the others read what a model writes."""
 
 _NUMBER = re.compile(r"(?s).*####\s*\$?-?[\d,.]+\s*")
 
@@ -65,7 +69,10 @@ def load_user_data(train: TrainConfig, tokenizer: Any, *, chat_template: bool) -
     """
     path, judged_by = train.data, train.judged_by
     assert path is not None
-    own = read_own_rows(path, tokenizer, chat_template=chat_template, columns=train.columns)
+    in_pairs = train.dpo is not None
+    own = read_own_rows(
+        path, tokenizer, chat_template=chat_template, columns=train.columns, in_pairs=in_pairs
+    )
     rows = own.rows
     if len(rows) < 2:
         raise DataError(f"{path} has {len(rows)} distinct rows; at least 2 are needed.")
@@ -79,20 +86,26 @@ def load_user_data(train: TrainConfig, tokenizer: Any, *, chat_template: bool) -
             )
     held_out, trained = split_rows(rows, train.held_out_fraction)
     trained = trained[: train.most_examples]
+
+    def of_likelihoods(name: str, rows: Sequence[OwnRow]) -> LoadedTask:
+        if in_pairs:
+            return _pairs(name, rows)
+        return _choices(name, rows, answers) if answers else _likelihoods(name, rows)
+
     name = f"data_{data_name(path)}"
-    tasks = [_choices(name, held_out, answers) if answers else _likelihoods(name, held_out)]
+    tasks = [of_likelihoods(name, held_out)]
     of_texts: list[JudgeName | CheckConfig] = [
-        check for check in judged_by if check not in ("loss", "choice")
+        check for check in judged_by if check not in _OF_LIKELIHOODS
     ]
     if of_texts:
         texts = _texts(f"{name}_texts", held_out, of_texts, own.raw.source)
-        tasks.insert(len(tasks) if judged_by[0] in ("loss", "choice") else 0, texts)
+        tasks.insert(len(tasks) if judged_by[0] in _OF_LIKELIHOODS else 0, texts)
     seen, distinct = f"{name}@train", sorted({row.completion.strip() for row in rows})
     is_letters = len(distinct) > 1 and options_of([distinct]) == "letters"
     return UserData(
         training=[row.as_trained for row in trained],
         tasks=tuple(tasks),
-        trained_items=_choices(seen, trained, answers) if answers else _likelihoods(seen, trained),
+        trained_items=of_likelihoods(seen, trained),
         format=TrainedFormat(
             "letters" if is_letters else None, all(row.is_conversation for row in rows)
         ),
@@ -182,6 +195,31 @@ def _choices(name: str, rows: Sequence[OwnRow], answers: Sequence[str]) -> Loade
     ]
     choices: dict[str, Any] = {"doc_to_choice": "choices", "target_delimiter": ""}
     return _task(name, docs, "multiple_choice", _metric("acc"), **choices)
+
+
+def _pairs(name: str, rows: Sequence[OwnRow]) -> LoadedTask:
+    """The likelihoods of the chosen and the rejected answer, each with the row's end.
+
+    How they are judged needs the base's, which lm-eval does not know: see ``judgement``.
+    """
+    docs = [
+        {
+            "prompt": row.prompt,
+            "completion": row.completion + row.end,
+            "rejected": f"{row.rejected}{row.end}",
+        }
+        for row in rows
+    ]
+    loaded = _task(name, docs, "loglikelihood", _metric("acc"))
+    single = loaded.task.construct_requests
+
+    def both(doc: Any, ctx: str, **kwargs: Any) -> list[Any]:
+        chosen = single(doc, ctx, **kwargs)
+        arguments = (ctx, doc["rejected"])
+        return [chosen, dataclasses.replace(chosen, arguments=arguments, idx=1)]
+
+    loaded.task.construct_requests = both
+    return loaded._replace(has_pairs=True)
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,11 @@ from rankwise.records.fields import Names, NotNegative, Section, Text, UserPath,
 FILE_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """Of files with rows; a file of another name is read as JSON Lines."""
 
-JudgeName = Literal["loss", "choice", "number", "exact", "contains", "json"]
+JudgeName = Literal["loss", "choice", "number", "exact", "contains", "json", "preference"]
 """Ways to score held-out rows without settings: by the loss of their answers; as a choice among all
-answers; or by what a model writes: the number behind ``####``, the answer itself, a text with the
-answer in it, or JSON field by field."""
+answers; by which of a row's two answers became likelier, against the base; or by what a model
+writes: the number behind ``####``, the answer itself, a text with the answer in it, or JSON field
+by field."""
 
 
 def pattern(value: str) -> str:
@@ -152,9 +153,11 @@ class ColumnsConfig(Section):
     system: Text | None = None
     """The system's turn."""
     completion: Text | None = None
-    """The answer; without a prompt, a text."""
+    """The answer, of a pair the chosen one; without a prompt, a text."""
     messages: Text | None = None
-    """A whole conversation."""
+    """A whole conversation, of a pair the chosen one."""
+    rejected: Text | None = None
+    """The answer, or conversation, that is worse; for ``objective: dpo``."""
 
     @model_validator(mode="after")
     def _an_answer(self) -> Self:
