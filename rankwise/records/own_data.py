@@ -19,9 +19,9 @@ Convention = Literal[
     "instruction, chosen and rejected",
     "conversations, chosen and rejected",
     "chosen and rejected",
-    "train.columns",
+    "columns",
 ]
-"""How the columns of a row are named; ``train.columns``: as the study file says."""
+"""How the columns of a row are named; ``columns``: as the study file says."""
 
 
 class ColumnsRead(Record):

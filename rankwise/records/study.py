@@ -429,7 +429,9 @@ class StudyRecord(StudyTasks):
     study was last concluded; empty until it is."""
     warnings: tuple[str, ...]
     own_data: OwnData | None = None
-    """What was read of users' own rows, and how; None without them."""
+    """What was read of users' own rows to train on, and how; None without them."""
+    own_sets: dict[str, OwnData] = Field(default_factory=dict)
+    """Set of ``evaluation.own`` -> what was read of it."""
     scores: ScoreTables | None = None
     """Where the scores are from, of a study that trains and scores nothing; None for all others."""
     provenance: Provenance

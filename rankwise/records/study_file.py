@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -16,9 +16,15 @@ from pydantic import BaseModel, ValidationError
 from rankwise.errors import ConfigError, did_you_mean
 from rankwise.records.config.methods import ImportedConfig
 from rankwise.records.config.mitigations import MitigationConfig
-from rankwise.records.config.own_rows import CHECK_TAGS, CheckConfig, JudgeName, hub_data
+from rankwise.records.config.own_rows import (
+    CHECK_TAGS,
+    CheckConfig,
+    JudgeName,
+    OwnSetConfig,
+    hub_data,
+)
 from rankwise.records.config.study import RecommendationConfig, StudyConfig
-from rankwise.records.config.training import RATE_TAGS
+from rankwise.records.config.training import RATE_TAGS, TrainConfig
 from rankwise.records.p_right import P_RIGHT
 from rankwise.records.study import Unit
 from rankwise.records.yaml_reading import PlainLoader, YamlError, parse_yaml, read_yaml_text
@@ -223,12 +229,14 @@ def found_again(config: StudyConfig, folder: Path, file: Path) -> StudyConfig:
         file: a study file in it, which may say where the rows are now.
     """
     config = _with_absolute_paths(config, folder)
-    data = config.train.data
-    if data is not None and hub_data(data) is None and not data.exists() and file.exists():
+    places = [config.train.data, *(own.data for own in config.evaluation.own.values())]
+    files = [data for data in places if data is not None and hub_data(data) is None]
+    if file.exists() and not all(data.exists() for data in files):
         with contextlib.suppress(ConfigError):
-            moved = load_config(file).train.data
-            train = config.train.model_copy(update={"data": moved})
-            return config.model_copy(update={"train": train})
+            moved = load_config(file)
+            train = config.train.model_copy(update={"data": moved.train.data})
+            evaluation = config.evaluation.model_copy(update={"own": moved.evaluation.own})
+            return config.model_copy(update={"train": train, "evaluation": evaluation})
     return config
 
 
@@ -249,9 +257,11 @@ def _with_absolute_paths(config: StudyConfig, folder: Path) -> StudyConfig:
     update: dict[str, Any] = {}
     update["tasks_path"] = tuple(_place(folder, path) for path in config.tasks_path)
     if config.train.data is not None:
-        checks = (_with_absolute_schema(each, folder) for each in config.train.judged_by)
-        data = {"data": _rows_place(folder, config.train.data), "judged_by": tuple(checks)}
-        update["train"] = config.train.model_copy(update=data)
+        update["train"] = _with_absolute_files(config.train, folder)
+    own = config.evaluation.own.items()
+    update["evaluation"] = config.evaluation.model_copy(
+        update={"own": {name: _with_absolute_files(each, folder) for name, each in own}}
+    )
     update["methods"] = config.methods.model_copy(
         update={"imported": tuple(_resolved(folder, each) for each in config.methods.imported)}
     )
@@ -271,6 +281,15 @@ def _rows_place(folder: Path, data: Path) -> Path:
     """The absolute path of a file, or the name of a data set of the Hub as it is."""
     path = _place(folder, data)
     return path if hub_data(data) is None or os.path.exists(path) else data
+
+
+Rows = TypeVar("Rows", TrainConfig, OwnSetConfig)
+
+
+def _with_absolute_files(rows: Rows, folder: Path) -> Rows:
+    assert rows.data is not None
+    checks = tuple(_with_absolute_schema(each, folder) for each in rows.judged_by)
+    return rows.model_copy(update={"data": _rows_place(folder, rows.data), "judged_by": checks})
 
 
 def _with_absolute_schema(judge: JudgeName | CheckConfig, folder: Path) -> JudgeName | CheckConfig:
@@ -392,8 +411,9 @@ def _known_keys(model: Any, location: tuple[int | str, ...]) -> list[str]:
     for part in location:
         if isinstance(part, str) and part not in _TAGS:
             fields = model.model_fields.items()
-            field = next(field for name, field in fields if part in (name, field.alias))
-            model = next(_sections(field.annotation))
+            field = next((field for name, field in fields if part in (name, field.alias)), None)
+            # else the name of one of several sections, which is the user's
+            model = model if field is None else next(_sections(field.annotation))
     return [field.alias or name for name, field in model.model_fields.items()]
 
 

@@ -249,7 +249,7 @@ def _can_be_added(config: StudyConfig, prospect: Prospect) -> bool:
     """Items of all tasks where a limit holds some back; seeds where no policy chooses by them."""
     if prospect.num_new_seeds:
         return not config.is_searched
-    is_all = prospect.add == ("items" if config.evaluation.retention else "in_domain")
+    is_all = prospect.add == ("items" if config.evaluation.has("retention") else "in_domain")
     return is_all and config.evaluation.limit is not None
 
 

@@ -48,6 +48,7 @@ class Size(NamedTuple):
         prose: whether the loss on bundled prose is measured.
         has_full: whether full fine-tuning is trained too.
         is_analysed: whether trained rows are scored, and heads, weights and next words compared.
+        is_prompted: whether the base is asked with rows in its prompt too.
     """
 
     ranks: tuple[int, ...]
@@ -58,6 +59,7 @@ class Size(NamedTuple):
     prose: bool = True
     has_full: bool = False
     is_analysed: bool = False
+    is_prompted: bool = False
 
 
 SIZES = (
@@ -68,10 +70,11 @@ SIZES = (
     Size((8, 32), 160, 1, 60, prose=False),
     Size((4, 16, 64), 160, 1, 80, prose=False),
     Size((4, 16, 64), 200, 2, 100),
-    Size((4, 16, 64), 400, 2, 200),
-    Size((4, 16, 64), 1000, 3, 200, has_full=True, is_analysed=True),
-    Size((4, 16, 64), 4000, 3, 500, has_full=True, is_analysed=True),
-    Size((4, 16, 64, 256), None, 3, None, has_full=True, is_analysed=True),
+    Size((4, 16, 64), 200, 2, 100, is_prompted=True),
+    Size((4, 16, 64), 400, 2, 200, is_prompted=True),
+    Size((4, 16, 64), 1000, 3, 200, has_full=True, is_analysed=True, is_prompted=True),
+    Size((4, 16, 64), 4000, 3, 500, has_full=True, is_analysed=True, is_prompted=True),
+    Size((4, 16, 64, 256), None, 3, None, has_full=True, is_analysed=True, is_prompted=True),
 )
 """From small to large: first more ranks and items, then more rows, then what explains a verdict."""
 
@@ -172,14 +175,17 @@ def settings_of(trial: Trial, size: Size, name: str, folder: Path | None = None)
         "epochs": size.epochs,
         "batch_size": 8 if (size.num_rows or len(trial.own.rows)) > 200 else 4,
         "gradient_accumulation_steps": 1,
-        "learning_rate": {"lora": {"rule": "r^-1/2", "reference_rank": 16, "value": 4e-4}},
         "chat_template": trial.has_chat_template,
     }
     return {
         "name": name,
         "base_model": trial.base_model,
         "train": train,
-        "methods": {"lora": {"ranks": [*size.ranks]}, "full": {} if size.has_full else None},
+        "methods": {
+            "lora": {"ranks": [*size.ranks]},
+            "full": {} if size.has_full else None,
+            **({"prompt": {"shots": [2, 5]}} if size.is_prompted else {}),
+        },
         "seeds": [0],
         "evaluation": {
             "retention": [*size.retention],
@@ -229,6 +235,8 @@ def left_out(trial: Trial, size: Size) -> Iterator[str]:
         yield f"retention on {quantities.listed(missing)}"
     if not size.prose:
         yield "the loss on plain prose"
+    if not size.is_prompted:
+        yield "rows in the prompt, in place of training"
     if not size.has_full:
         yield "full fine-tuning"
     if not size.is_analysed:

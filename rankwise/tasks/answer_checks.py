@@ -95,7 +95,7 @@ def _by_pattern(check: RegexCheckConfig) -> Checker:
             ]
         except TimeoutError as error:
             raise DataError(
-                f"train.judged_by: a pattern took more than {PATTERN_SECONDS:g} s on one answer. "
+                f"judged_by: a pattern took more than {PATTERN_SECONDS:g} s on one answer. "
                 "Write it without nested repeats, such as (a+)+."
             ) from error
         return {"regex": float(all(found))}
@@ -113,7 +113,7 @@ def _by_json(check: JsonCheckConfig, right_answers: Sequence[str], source: str) 
         if not isinstance(right, dict):
             raise DataError(
                 f"{source}: the right answer of held-out row {number} is no JSON object: "
-                f"{text.strip()[:60]!r}. Correct it, or set train.judged_by=loss."
+                f"{text.strip()[:60]!r}. Correct it, or set judged_by: loss."
             )
         if is_valid is not None and not is_valid(right):
             raise DataError(

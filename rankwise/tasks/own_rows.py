@@ -23,7 +23,7 @@ KNOWN_PAIRS = (
     "conversations that begin with the same turns"
 )
 SAY_WHICH = (
-    "train.columns: {prompt: ..., completion: ...} (of `rankwise try`: --column prompt=... "
+    "columns: {prompt: ..., completion: ...} (of `rankwise try`: --column prompt=... "
     "--column completion=...)"
 )
 
@@ -106,11 +106,11 @@ def recognise(
     for role, name in ({} if wanted is None else wanted.by_role).items():
         if name not in row:
             raise DataError(
-                f"has no column {name!r}, which train.columns.{role} names; it has "
+                f"has no column {name!r}, which columns.{role} names; it has "
                 f"{listed(row) or 'no columns'}. Correct the name"
             )
     if wanted is not None:
-        return Reading("train.columns", tuple(wanted.by_role.items()))
+        return Reading("columns", tuple(wanted.by_role.items()))
     conventions = _PAIR_CONVENTIONS if in_pairs else _CONVENTIONS
     found: list[Convention] = [
         convention
@@ -133,7 +133,12 @@ def recognise(
     if in_pairs:
         raise DataError(
             f"has {listed(row) or 'no columns'}; needs {KNOWN_PAIRS}. If others hold them, say "
-            "train.columns: {prompt: ..., completion: ..., rejected: ...}"
+            "columns: {prompt: ..., completion: ..., rejected: ...}"
+        )
+    if row.keys() >= {*_PAIR.values()}:
+        raise DataError(
+            "has chosen and rejected: train on such pairs with train.objective: dpo, or say which "
+            "answer is learned, columns: {prompt: prompt, completion: chosen}"
         )
     parts = sorted(_PARTS & row.keys())
     if "text" in row and not parts:
@@ -141,7 +146,7 @@ def recognise(
     if "text" in row:
         raise DataError(
             f"has text and {', '.join(parts)}: is the text an answer, or all of it? Say with "
-            f"train.columns: {{completion: text}} or {{prompt: {parts[0]}, completion: text}}"
+            f"columns: {{completion: text}} or {{prompt: {parts[0]}, completion: text}}"
         )
     raise DataError(
         f"has {listed(row) or 'no columns'}; needs {KNOWN}. If others hold them, say {SAY_WHICH}"
@@ -156,7 +161,7 @@ def _refuse_options(row: Mapping[str, Any], reading: Reading) -> None:
         if row.get(name) not in NOTHING:
             raise DataError(
                 f'column "{name}" would be lost; write it into column "{prompt}", or leave it out '
-                f"with train.columns: {{prompt: {prompt}, completion: {completion}}}"
+                f"with columns: {{prompt: {prompt}, completion: {completion}}}"
             )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError
-from rankwise.records.config.own_rows import CheckConfig, JudgeName, data_name
+from rankwise.records.config.own_rows import Judge, OwnSetConfig, data_name
 from rankwise.records.config.study import ENDING_SUFFIX
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.own_data import OwnData
@@ -23,11 +23,11 @@ from rankwise.tasks.training_rows import TrainingRow
 
 MAX_GENERATED_TOKENS = 256
 
+TEXTS_SUFFIX = "_texts"
+"""Behind the name of held-out rows, where a model's own answers are judged beside likelihoods."""
+
 MOST_ANSWERS = 100
 """To choose among; each is scored behind every question."""
-
-_OF_LIKELIHOODS = ("loss", "choice", "preference")
-"""Judges that ask how likely answers are; the others read what a model writes."""
 
 _NUMBER = re.compile(r"(?s).*####\s*\$?-?[\d,.]+\s*")
 
@@ -67,39 +67,22 @@ def load_user_data(train: TrainConfig, tokenizer: Any, *, chat_template: bool) -
         DataError: no such file, no rows, rows without a prompt or an answer (the message names
             the first ten), or rows that cannot be judged so.
     """
-    path, judged_by = train.data, train.judged_by
-    assert path is not None
-    in_pairs = train.dpo is not None
-    own = read_own_rows(
-        path, tokenizer, chat_template=chat_template, columns=train.columns, in_pairs=in_pairs
-    )
+    own, answers = _read(train, tokenizer, chat_template=chat_template)
     rows = own.rows
-    if len(rows) < 2:
-        raise DataError(f"{path} has {len(rows)} distinct rows; at least 2 are needed.")
-    answers = _answers(own) if "choice" in judged_by else ()
-    if "number" in judged_by:
-        without = sum(not ends_in_number(row.completion) for row in rows)
-        if without:
-            raise DataError(
-                f"{without} answers of {own.raw.source} do not end in '#### ' and a number. Add "
-                "it, or set train.judged_by=loss."
-            )
     held_out, trained = split_rows(rows, train.held_out_fraction)
     trained = trained[: train.most_examples]
 
     def of_likelihoods(name: str, rows: Sequence[OwnRow]) -> LoadedTask:
-        if in_pairs:
+        if train.dpo is not None:
             return _pairs(name, rows)
         return _choices(name, rows, answers) if answers else _likelihoods(name, rows)
 
-    name = f"data_{data_name(path)}"
+    assert train.data is not None
+    name = f"data_{data_name(train.data)}"
     tasks = [of_likelihoods(name, held_out)]
-    of_texts: list[JudgeName | CheckConfig] = [
-        check for check in judged_by if check not in _OF_LIKELIHOODS
-    ]
-    if of_texts:
-        texts = _texts(f"{name}_texts", held_out, of_texts, own.raw.source)
-        tasks.insert(len(tasks) if judged_by[0] in _OF_LIKELIHOODS else 0, texts)
+    if of_texts := _of_texts(train.judged_by):
+        texts = _texts(f"{name}{TEXTS_SUFFIX}", held_out, of_texts, own.raw.source)
+        tasks.insert(0 if train.judged_by[0] in of_texts else 1, texts)
     seen, distinct = f"{name}@train", sorted({row.completion.strip() for row in rows})
     is_letters = len(distinct) > 1 and options_of([distinct]) == "letters"
     return UserData(
@@ -110,18 +93,94 @@ def load_user_data(train: TrainConfig, tokenizer: Any, *, chat_template: bool) -
             "letters" if is_letters else None, all(row.is_conversation for row in rows)
         ),
         name=name,
-        read=OwnData(
-            source=own.raw.source,
-            format=own.raw.format,
-            revision=own.raw.revision,
-            sha256=own.raw.sha256,
-            columns=own.columns,
-            num_rows=len(own.raw.rows),
-            num_distinct=len(rows),
-            num_held_out=len(held_out),
-            judged_by=judged_by,
-            answers=answers,
-        ),
+        read=_record(own, len(held_out), train.judged_by, answers),
+    )
+
+
+class OwnSet(NamedTuple):
+    """Own rows that are scored and not trained on, as tasks.
+
+    Attributes:
+        tasks: the one that decides first. It has the name of the set.
+        read: what was read, and how.
+    """
+
+    tasks: tuple[LoadedTask, ...]
+    read: OwnData
+
+
+def load_own_set(
+    name: str, own_set: OwnSetConfig, tokenizer: Any, *, chat_template: bool
+) -> OwnSet:
+    """Read a set of ``evaluation.own``, and make tasks of it; see ``load_user_data``.
+
+    What a model writes is one task, whatever it is judged by. Where answers' likelihoods are
+    judged too, these are another one: ``<name>_loss`` or ``<name>_choice``, or ``<name>_texts``
+    where the likelihoods decide.
+
+    Raises:
+        DataError: as ``load_user_data``.
+    """
+    own, answers = _read(own_set, tokenizer, chat_template=chat_template)
+    of_texts = _of_texts(own_set.judged_by)
+    tasks: list[LoadedTask] = []
+    for judge in own_set.judged_by:
+        kind = "texts" if judge in of_texts else judge
+        called = f"{name}_{kind}" if tasks else name
+        if judge == "choice":
+            tasks.append(_choices(called, own.rows, answers))
+        elif judge == "loss":
+            tasks.append(_likelihoods(called, own.rows))
+        elif judge == "preference":
+            tasks.append(_pairs(called, own.rows))
+        elif judge == of_texts[0]:
+            tasks.append(_texts(called, own.rows, of_texts, own.raw.source))
+    return OwnSet(tuple(tasks), _record(own, len(own.rows), own_set.judged_by, answers))
+
+
+def _of_texts(judged_by: Sequence[Judge]) -> list[Judge]:
+    """Those of what a model writes."""
+    return [check for check in judged_by if check not in ("loss", "choice", "preference")]
+
+
+def _read(
+    of: TrainConfig | OwnSetConfig, tokenizer: Any, *, chat_template: bool
+) -> tuple[OwnRows, tuple[str, ...]]:
+    """Rows that can be judged as they are to be, and the answers to choose among."""
+    assert of.data is not None
+    own = read_own_rows(
+        of.data,
+        tokenizer,
+        chat_template=chat_template,
+        columns=of.columns,
+        in_pairs="preference" in of.judged_by,
+    )
+    if len(own.rows) < 2:
+        raise DataError(f"{of.data} has {len(own.rows)} distinct rows; at least 2 are needed.")
+    if "number" in of.judged_by:
+        without = sum(not ends_in_number(row.completion) for row in own.rows)
+        if without:
+            raise DataError(
+                f"{without} answers of {own.raw.source} do not end in '#### ' and a number. Add "
+                "it, or set judged_by: loss."
+            )
+    return own, _answers(own) if "choice" in of.judged_by else ()
+
+
+def _record(
+    own: OwnRows, num_scored: int, judged_by: tuple[Judge, ...], answers: tuple[str, ...]
+) -> OwnData:
+    return OwnData(
+        source=own.raw.source,
+        format=own.raw.format,
+        revision=own.raw.revision,
+        sha256=own.raw.sha256,
+        columns=own.columns,
+        num_rows=len(own.raw.rows),
+        num_distinct=len(own.rows),
+        num_held_out=num_scored,
+        judged_by=judged_by,
+        answers=answers,
     )
 
 
@@ -154,7 +213,7 @@ def _answers(own: OwnRows) -> tuple[str, ...]:
     if not 2 <= len(answers) <= MOST_ANSWERS:
         raise DataError(
             f"{own.raw.source} has {len(answers)} distinct answers, and a choice is among 2 to "
-            f"{MOST_ANSWERS}. Set train.judged_by=loss."
+            f"{MOST_ANSWERS}. Set judged_by: loss."
         )
     return answers
 
@@ -175,6 +234,40 @@ def ending_items(name: str, rows: Sequence[TrainingRow]) -> LoadedTask:
         for row in rows
     ]
     return _likelihoods(f"{name}{ENDING_SUFFIX}", whole)
+
+
+@dataclass(frozen=True)
+class _BehindRows:
+    """Writes a row's prompt behind other rows; lm-eval calls it, and fingerprints have its repr."""
+
+    shown: str
+    bos: str
+
+    def __call__(self, doc: Mapping[str, str]) -> str:
+        return self.shown + doc["prompt"].removeprefix(self.bos)
+
+
+def behind_rows(
+    loaded: LoadedTask, rows: Sequence[TrainingRow], name: str, *, is_chat: bool, bos: str
+) -> LoadedTask:
+    """A copy of a task of own rows that asks each question behind rows with their answers.
+
+    Args:
+        loaded: the task.
+        rows: in the order in which they stand in the prompt.
+        name: of the copy.
+        is_chat: rows are conversations, and end as they are trained on. Others are followed by an
+            empty line: a model starts anew behind its end-of-text token.
+        bos: what every rendered prompt may begin with, and stands once; "" for none.
+    """
+    texts: list[str] = []
+    for row in rows:
+        prompt = row.prompt.removeprefix(bos) if texts else row.prompt
+        answer = row.completion if is_chat else row.completion.removesuffix(row.end) + "\n\n"
+        texts.append(prompt + answer)
+    if not texts:
+        return loaded.changed(name)
+    return loaded.changed(name, doc_to_text=_BehindRows("".join(texts), bos))
 
 
 def _likelihoods(name: str, rows: Sequence[OwnRow]) -> LoadedTask:
@@ -239,9 +332,7 @@ class _Checks:
         return numbers
 
 
-def _texts(
-    name: str, rows: Sequence[OwnRow], checks: Sequence[JudgeName | CheckConfig], source: str
-) -> LoadedTask:
+def _texts(name: str, rows: Sequence[OwnRow], checks: Sequence[Judge], source: str) -> LoadedTask:
     """What a model writes, judged by every check; the first one's first number decides."""
     docs = [{"prompt": row.prompt, "completion": row.completion.strip()} for row in rows]
     right = [doc["completion"] for doc in docs]

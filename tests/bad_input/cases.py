@@ -168,7 +168,7 @@ STUDY_FILES = [
     Case(
         "exact match of a task",
         BASE + "train: {data: d, judged_by: [loss, choice]}\n",
-        ("train: judged_by: loss and choice score the same answers; name one",),
+        ("train.judged_by: loss, choice and preference score the same answers; name one",),
     ),
     Case(
         "a choice in a task",
@@ -1042,7 +1042,7 @@ ROWS = [
         "other fields",
         '{"query": "a", "reply": "b"}',
         (
-            "line 1: has query, reply; needs prompt and completion, messages, instruction and output (and input), conversations, question and answer, or text. If others hold them, say train.columns: {prompt: ..., completion: ...}",
+            "line 1: has query, reply; needs prompt and completion, messages, instruction and output (and input), conversations, question and answer, or text. If others hold them, say columns: {prompt: ..., completion: ...}",
         ),
     ),
     Case(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rankwise.engine.models.devices import Machine
-from rankwise.errors import ConfigError
+from rankwise.errors import ConfigError, WorkerLostError
 from rankwise.study.executors.ray import Cluster, Places
 from tests.support.command_line import rankwise, words
 
@@ -88,6 +88,26 @@ def test_the_machine_of_a_cluster_has_memory_that_stays_as_it_is(
     card = cluster_of(OneCard()).machine(Places.of(CARDS, None))
     assert card == Machine(torch.device("cuda"), round(80 * GB), 1)
     assert notes == ["waiting for a card of the cluster: all of them are taken"]
+
+
+class Slow:
+    """A Ray whose start takes longer than it waits."""
+
+    is_shut_down = False
+
+    def init(self, *_: Any, **__: Any) -> None:
+        raise Exception("The current node timed out during startup.")  # the class that Ray raises
+
+    def shutdown(self) -> None:
+        self.is_shut_down = True
+
+
+def test_a_ray_that_does_not_start_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = Slow()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with pytest.raises(WorkerLostError, match=r"Ray did not start.*timed out.*without --workers"):
+        Cluster(None).__enter__()
+    assert ray.is_shut_down
 
 
 def test_a_cluster_without_processors_is_refused() -> None:

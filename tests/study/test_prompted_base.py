@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from rankwise.errors import ConfigError, PlanError
+from rankwise.errors import PlanError
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import StudyRecord
 from rankwise.records.study_file import load_config
@@ -129,5 +130,49 @@ def test_what_cannot_be_asked_is_a_problem(finished: Finished) -> None:
         planned(finished.file, "methods.prompt.shots=[99]")
     with pytest.raises(PlanError, match="no task in-domain is trained on under colours"):
         planned(finished.file, "evaluation.in_domain=[sums]", "evaluation.retention=[]")
-    with pytest.raises(ConfigError, match="make a task of them, or leave it out"):
-        load_config(finished.file, ["train.task=[]", "train.data=rows.jsonl"])
+
+
+OWN = """
+train:
+  data: rows.jsonl
+  held_out_fraction: 0.5
+  judged_by: [loss, exact]
+  epochs: 1
+  learning_rate: {lora: 1e-2}
+  precision: float32
+methods:
+  lora: {ranks: [2]}
+  full: null
+  prompt: {shots: [0, 2]}
+seeds: [0]
+evaluation: {held_out_text: [], retention: [], num_train_items: 0}
+analysis: {spectra: false, heads: false, behaviour: false, gauges: false}
+"""
+
+
+def test_own_rows_stand_before_held_out_rows(tmp_path: Path, tiny_model_folder: Path) -> None:
+    """As they are trained on, but for the end of a text, behind which a model starts anew."""
+    rows = [{"prompt": f"say {n}: ", "completion": f"it is {n}"} for n in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    file = write_study(tmp_path, tiny_model_folder, OWN)
+    plan = planned(file)
+    (prompted,) = plan.record.prompted.values()
+    assert [(each.task, each.name, each.shots) for each in prompted] == [
+        ("data_rows", "data_rows@prompt-0", 0),
+        ("data_rows", "data_rows@prompt-2-s0", 2),
+        ("data_rows_texts", "data_rows_texts@prompt-0", 0),
+        ("data_rows_texts", "data_rows_texts@prompt-2-s0", 2),
+    ]
+    for task in ("data_rows", "data_rows_texts"):
+        alone = [each.args[0] for each in plan.tasks[task].instances]
+        assert [each.args[0] for each in plan.tasks[f"{task}@prompt-0"].instances] == alone
+        behind = [each.args[0] for each in plan.tasks[f"{task}@prompt-2-s0"].instances]
+        (shown,) = {text.removesuffix(own) for text, own in zip(behind, alone, strict=True)}
+        examples = shown.removesuffix("\n\n").split("\n\n")
+        said = {f"{row['prompt']}{row['completion']}" for row in rows}
+        assert len(examples) == 2
+        assert set(examples) <= said  # and none is asked
+        assert not any(example.startswith(own) for example in examples for own in alone)
+    outcome, _ = run(file, tmp_path / "study")
+    (finding,) = outcome.findings.prompting
+    assert [row.shots for row in finding.rows] == [0, 2]

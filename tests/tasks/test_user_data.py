@@ -10,9 +10,11 @@ import pytest
 
 from rankwise.engine.models import base as models
 from rankwise.errors import DataError
+from rankwise.records.config.own_rows import OwnSetConfig
 from rankwise.records.config.training import TrainConfig
 from rankwise.tasks.requests import prepare_task
-from rankwise.tasks.user_data import UserData, load_user_data
+from rankwise.tasks.training_rows import TrainingRow
+from rankwise.tasks.user_data import UserData, behind_rows, load_own_set, load_user_data
 
 END = "<|im_end|>"
 ASSISTANT = "<|im_start|>assistant\n"
@@ -178,7 +180,7 @@ def test_all_bad_rows_are_named_at_once(tmp_path: Path, tokenizer: Any) -> None:
     said = {line.split(": ", 1)[0]: line.split(": ", 1)[1] for line in lines[1:]}
     assert said["line 3"] == "not a JSON object; write one with a prompt and a completion"
     assert said["line 4"].startswith("has query, reply; needs prompt and completion, messages, ")
-    assert "say train.columns: {prompt: ..., completion: ...}" in said["line 4"]
+    assert "say columns: {prompt: ..., completion: ...}" in said["line 4"]
     assert said["line 5"].startswith("has no columns; needs prompt and completion, messages, ")
     empty = 'column "completion" is empty; give an answer or drop the row'
     assert said["line 6"] == said["line 7"] == empty
@@ -370,7 +372,7 @@ def test_a_choice_among_too_few_or_too_many(
     message = problems_of(written(tmp_path, rows), tokenizer, judged_by="choice")
     assert message == (
         f"rows.jsonl has {number} distinct answers, and a choice is among 2 to 100. Set "
-        "train.judged_by=loss."
+        "judged_by: loss."
     )
 
 
@@ -401,5 +403,47 @@ def test_numbers_are_compared_behind_the_marks(tmp_path: Path, tokenizer: Any) -
     path = written(tmp_path, [*rows, {"prompt": "q", "completion": "none"}])
     assert problems_of(path, tokenizer, judged_by="number") == (
         "1 answers of rows.jsonl do not end in '#### ' and a number. Add it, or set "
-        "train.judged_by=loss."
+        "judged_by: loss."
     )
+
+
+@pytest.mark.parametrize(
+    ("judged_by", "names", "kinds"),
+    [
+        ("loss", ["mine"], ["loglikelihood"]),
+        ("choice", ["mine"], ["multiple_choice"]),
+        (["exact", "contains"], ["mine"], ["generate_until"]),
+        (["exact", "loss", "contains"], ["mine", "mine_loss"], ["generate_until", "loglikelihood"]),
+        (["choice", "exact"], ["mine", "mine_texts"], ["multiple_choice", "generate_until"]),
+    ],
+)
+def test_every_row_of_a_set_is_scored_and_its_first_judge_has_its_name(
+    tmp_path: Path, tokenizer: Any, judged_by: Any, names: list[str], kinds: list[str]
+) -> None:
+    path = written(tmp_path, [{"q": f"Say {n % 3}{n}:", "a": f" {n % 3}"} for n in range(12)] * 2)
+    wanted = {"prompt": "q", "completion": "a"}
+    config = OwnSetConfig.model_validate({"data": path, "judged_by": judged_by, "columns": wanted})
+    own = load_own_set("mine", config, tokenizer, chat_template=True)
+    assert [task.name for task in own.tasks] == names
+    assert [task.output_type for task in own.tasks] == kinds
+    assert [len(task.task.eval_docs) for task in own.tasks] == [12] * len(names)
+    assert own.tasks[0].task.eval_docs[5]["prompt"] == (
+        f"<|im_start|>user\nSay 25:{END}\n{ASSISTANT}"
+    )
+    assert (own.read.num_rows, own.read.num_distinct, own.read.num_held_out) == (24, 12, 12)
+
+
+@pytest.mark.parametrize("is_chat", [True, False])
+def test_a_question_behind_rows_begins_once(tmp_path: Path, tokenizer: Any, is_chat: bool) -> None:
+    path = written(tmp_path, [{"prompt": f"<s>q{n}?", "completion": f"a{n}"} for n in range(6)])
+    config = OwnSetConfig.model_validate({"data": path, "judged_by": "exact"})
+    (asked,) = load_own_set("mine", config, tokenizer, chat_template=False).tasks
+    rows = [TrainingRow(f"<s>r{n}?", f"b{n}<e>", "<e>") for n in range(2)]
+    behind = behind_rows(asked, rows, "mine@prompt-2", is_chat=is_chat, bos="<s>")
+    end = "<e>" if is_chat else "\n\n"
+    doc = asked.task.eval_docs[3]
+    assert behind.task.doc_to_text(doc) == f"<s>r0?b0{end}r1?b1{end}q3?"
+    assert asked.task.doc_to_text(doc) == "<s>q3?"
+    assert behind_rows(asked, [], "mine@prompt-0", is_chat=is_chat, bos="").task.doc_to_text(
+        doc
+    ) == asked.task.doc_to_text(doc)

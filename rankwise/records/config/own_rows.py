@@ -17,7 +17,16 @@ from pydantic import (
     model_validator,
 )
 
-from rankwise.records.fields import Names, NotNegative, Section, Text, UserPath, as_list, distinct
+from rankwise.records.fields import (
+    Names,
+    NotNegative,
+    Section,
+    Several,
+    Text,
+    UserPath,
+    as_list,
+    distinct,
+)
 
 FILE_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """Of files with rows; a file of another name is read as JSON Lines."""
@@ -179,3 +188,28 @@ class ColumnsConfig(Section):
     def by_role(self) -> dict[str, str]:
         """Role -> column."""
         return self.model_dump(exclude_none=True)
+
+
+def checked_judges(judged_by: tuple[Judge, ...]) -> tuple[Judge, ...]:
+    """Refuse two ways to score the same answers."""
+    if sum(name in judged_by for name in ("loss", "choice", "preference")) > 1:
+        raise ValueError("loss, choice and preference score the same answers; name one")
+    return judged_by
+
+
+Judges = Annotated[Several[Judge], AfterValidator(checked_judges)]
+"""Several give several scores; the first decides."""
+
+OwnRole = Literal["in_domain", "out_of_domain", "retention"]
+
+
+class OwnSetConfig(Section):
+    """Own rows that are scored and not trained on."""
+
+    data: UserPath
+    """A file or a data set of the Hub, as ``train.data``; every row is scored."""
+    judged_by: Judges
+    role: OwnRole = "retention"
+    """What the rows are to the trained task."""
+    columns: ColumnsConfig | None = None
+    """Which column is what; None: as the names of the columns say."""

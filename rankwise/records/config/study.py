@@ -15,6 +15,7 @@ from pydantic import (
 
 from rankwise.records.config.methods import MethodsConfig
 from rankwise.records.config.mitigations import MitigationConfig
+from rankwise.records.config.own_rows import OwnRole, OwnSetConfig
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.fields import (
     MOST_ENTRIES,
@@ -110,6 +111,8 @@ class EvaluationConfig(Section):
     """Tasks that the base can do and the adapted model should not forget."""
     held_out_text: Names = ()
     """Texts whose loss per token is measured."""
+    own: Mapping[Annotated[str, AfterValidator(run_name)], OwnSetConfig] = {}
+    """Name of a task -> own rows that are scored as it."""
     metric: Mapping[str, Text] = {}
     """Task -> the metric that decides, if not p_right (with options) or the task's first."""
     domains: Mapping[str, Text] = {}
@@ -144,6 +147,10 @@ class EvaluationConfig(Section):
     """``resident``, rankwise's own, scores all adapters at once; ``vllm`` needs its extra."""
     max_batch_tokens: Count | None = None
     """The most tokens in one forward pass; None: as many as the device is quick with."""
+
+    def has(self, role: OwnRole) -> bool:
+        """Whether a task or a set of own rows is named for it."""
+        return bool(getattr(self, role)) or any(own.role == role for own in self.own.values())
 
     def metric_of(self, task: str) -> str | None:
         """The configured metric that decides on a scored task; None: none is.
@@ -371,7 +378,7 @@ class StudyConfig(Section):
                 return f"two arms are called {label!r}; give them names"
         if self.methods.lora is None:
             return "'methods.lora' is null, and arms train LoRA runs; leave one of them out"
-        if not self.evaluation.retention:
+        if not self.evaluation.has("retention"):
             return "arms are judged by evaluation.retention; name a task there"
         if self.train.stop is not None:
             return "arms train whole runs, and train.stop ends runs early; leave one of them out"
@@ -399,7 +406,7 @@ class StudyConfig(Section):
                     f"evaluation: {task!r} is trained on, so it is in_domain; "
                     "take it out of out_of_domain and retention"
                 )
-        if len(self.train.task) > 1 and self.evaluation.in_domain:
+        if len(self.train.task) > 1 and self.evaluation.has("in_domain"):
             raise ValueError(
                 "evaluation.in_domain: with several trained tasks, each is in_domain for itself "
                 "and out_of_domain for the others; leave in_domain out"
@@ -418,11 +425,6 @@ class StudyConfig(Section):
                 )
         if len(self.train.max_examples) > 1 and (problem := self._rows_problem):
             raise ValueError(f"train.max_examples: {problem}; give one number")
-        if self.methods.prompt is not None and self.train.data is not None:
-            raise ValueError(
-                "methods.prompt: rows of train.data are rendered as they are trained on, and "
-                "lm-eval writes the prompts of tasks; make a task of them, or leave it out"
-            )
         if problem := self._mitigations_problem:
             raise ValueError(f"mitigations: {problem}")
         if self.methods.variants is not None and (problem := self._variants_problem):

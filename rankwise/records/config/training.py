@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from rankwise.records.config.own_rows import ColumnsConfig, Judge, data_name
+from rankwise.records.config.own_rows import ColumnsConfig, Judges, data_name
 from rankwise.records.fields import (
     LARGEST,
     AnyNumber,
@@ -163,7 +163,7 @@ class TrainConfig(Section):
     (``{dpo: {beta: 0.1}}``), on rows with a chosen and a rejected answer."""
     held_out_fraction: Annotated[Number, Field(gt=0, lt=1)] = 0.1
     """Share of ``data`` that is scored and not trained on."""
-    judged_by: Several[Judge] = ("loss",)
+    judged_by: Judges = ("loss",)
     """How the held-out rows of ``data`` are scored; of several ways the first decides."""
     max_examples: AnyNumber[Count] = ()
     """Train on this many rows at most; empty: all.
@@ -235,10 +235,10 @@ class TrainConfig(Section):
                     raise ValueError(f"split: {name!r} is not trained on; there is {known}")
         if self.stop is not None and not self.score_checkpoints:
             raise ValueError("stop needs score_checkpoints: the steps at which training may end")
+        if self.objective is not None and self.data is None:
+            raise ValueError("objective: dpo learns from 'data' with chosen and rejected answers")
         if self.judged_by != ("loss",) and self.data is None:
             raise ValueError("judged_by is for 'data'; a task brings its own metrics")
-        if "loss" in self.judged_by and "choice" in self.judged_by:
-            raise ValueError("judged_by: loss and choice score the same answers; name one")
         if self.columns is not None and self.data is None:
             raise ValueError("columns are for 'data'; a task knows its own")
         return self
@@ -246,13 +246,9 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _pairs(self) -> Self:
         """The rows of DPO have two answers, and no others have."""
-        is_dpo, names = self.dpo is not None, {*map(str, self.judged_by)}
-        if is_dpo and self.data is None:
-            raise ValueError("objective: dpo learns from 'data' with chosen and rejected answers")
-        if is_dpo != ("preference" in names) or (is_dpo and names & {"loss", "choice"}):
-            raise ValueError(
-                "judged_by: preference goes with objective dpo, in place of loss and choice"
-            )
+        is_dpo = self.dpo is not None
+        if is_dpo != ("preference" in self.judged_by):
+            raise ValueError("judged_by: preference goes with objective dpo; give both or neither")
         if is_dpo and self.loss_on == "all":
             raise ValueError("loss_on: dpo compares answers; leave it at completion")
         if self.columns is not None and (self.columns.rejected is not None) != is_dpo:

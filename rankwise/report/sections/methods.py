@@ -95,7 +95,7 @@ def _formulas(results: StudyResults) -> Iterator[Formula]:
         "D̄ = mean of D(i, j)",
         "over the in-domain items; over several tasks, the mean of the tasks' means",
     )
-    if config.evaluation.retention:
+    if config.evaluation.has("retention"):
         yield Formula(
             "Retention loss", "−D̄ on the retention tasks", "the mean of the tasks' means, in points"
         )
@@ -116,7 +116,9 @@ def _formulas(results: StudyResults) -> Iterator[Formula]:
         f"for K options; α = {quantities.number(round(1 - confidence, 6))}, shared between the "
         "looks at the study",
     )
-    kept = ", loss < ε, every task's loss < its ceiling" if config.evaluation.retention else ""
+    kept = (
+        ", loss < ε, every task's loss < its ceiling" if config.evaluation.has("retention") else ""
+    )
     yield Formula(
         "The rule",
         f"gain > 0{kept}, lead > −δ over every option that keeps enough",

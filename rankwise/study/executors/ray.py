@@ -155,13 +155,19 @@ class Cluster:
         if self._address is None:
             # a task for which memory never suffices is not tried for ever
             os.environ.setdefault("RAY_task_oom_retries", str(MOST_RESTARTS))
-            self.ray.init(
-                "local",
-                num_gpus=None if self._has_cards else 0,
-                include_dashboard=False,
-                object_store_memory=_OBJECT_BYTES,
-                **quiet,
-            )
+            try:
+                self.ray.init(
+                    "local",
+                    num_gpus=None if self._has_cards else 0,
+                    include_dashboard=False,
+                    object_store_memory=_OBJECT_BYTES,
+                    **quiet,
+                )
+            except Exception as error:  # Ray raises this class itself where a start takes 30 s
+                raise WorkerLostError(
+                    f"Ray did not start on this machine: {error}. Wait until it is less busy, or "
+                    "run without --workers and --gpus."
+                ) from error
             return
         try:
             if self._address != "auto":  # Ray would wait for minutes

@@ -421,6 +421,7 @@ class Planner:
             models=(),
             warnings=(),
             own_data=self._parts.tasks.own_data,
+            own_sets=dict(self._parts.tasks.own_sets),
             provenance=model.machine.provenance,
         )
 

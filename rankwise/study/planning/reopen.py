@@ -66,7 +66,8 @@ def _prepared(
     study: StudyRecord, model: StudyModel, names: Sequence[str], limit: int | None
 ) -> list[PreparedTask]:
     # the user's rows, trained rows and other formats of a task are made by planning the study
-    is_made = study.config.train.data is not None or any("@" in name for name in names)
+    has_own = study.config.train.data is not None or bool(study.own_sets)
+    is_made = has_own or any("@" in name for name in names)
     planned = _planned(study, model) if is_made else {}
     others = [name for name in names if name not in planned]
     folders, allowed = study.config.tasks_path, study.config.allow_task_code

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError
@@ -34,7 +34,14 @@ from rankwise.tasks.training_rows import (
     with_documents,
     with_examples,
 )
-from rankwise.tasks.user_data import UserData, ending_items, load_user_data
+from rankwise.tasks.user_data import (
+    TEXTS_SUFFIX,
+    UserData,
+    behind_rows,
+    ending_items,
+    load_own_set,
+    load_user_data,
+)
 
 CHOSEN_BY: tuple[Relation, ...] = ("in_domain", "retention")
 """The relations that a search looks at."""
@@ -117,7 +124,8 @@ class TaskPlan(NamedTuple):
             come in turn, so that it gives equal shares whatever their number.
         scored: which tasks are scored, and why; goes into the study's record.
         prepared: every task that is scored, with its requests.
-        own_data: what was read of users' own rows; None without them.
+        own_data: what was read of users' own rows to train on; None without them.
+        own_sets: what was read of those that are scored only.
     """
 
     rows: dict[str, list[TrainingRow]]
@@ -125,6 +133,7 @@ class TaskPlan(NamedTuple):
     scored: StudyTasks
     prepared: list[PreparedTask]
     own_data: OwnData | None = None
+    own_sets: Mapping[str, OwnData] = {}
 
 
 def plan_tasks(config: StudyConfig, tokenizer: Any, max_length: int, issues: Issues) -> TaskPlan:
@@ -163,6 +172,7 @@ class _TaskFinder:
         self.problems, self.warnings = issues.problems, issues.warnings
         self._done: dict[str, PreparedTask | None] = {}
         self._own_data: OwnData | None = None
+        self._own_sets: dict[str, OwnData] = {}
 
     def plan(self) -> TaskPlan:
         """Incomplete where there are problems."""
@@ -213,7 +223,7 @@ class _TaskFinder:
             domains=self._domains(leaves),
         )
         prepared = [task for task in self._done.values() if task is not None]
-        return TaskPlan(rows, order, scored, prepared, self._own_data)
+        return TaskPlan(rows, order, scored, prepared, self._own_data, self._own_sets)
 
     def _warn_of_too_few(self, name: str, num_rows: int) -> None:
         """Of several numbers of rows, more than one may come to all that there are."""
@@ -308,6 +318,9 @@ class _TaskFinder:
         except TaskError as error:
             self.problems.append(str(error))
         leaves: Leaves = {r: self._leaves(r, listed, loaded) for r, listed in wanted.items()}
+        found = (its for its in loaded.values() if not isinstance(its, TaskNotFound | TaskError))
+        named = {task.name for tasks in found for task in tasks}
+        self._add_own_sets(leaves, named)
         for relation, other in itertools.combinations(RELATIONS, 2):
             for name in leaves[relation].keys() & leaves[other].keys():
                 self.problems.append(
@@ -344,6 +357,29 @@ class _TaskFinder:
         }
         return _Source(name, rows, trained_format(own, self._has_chat()), mine, seen)
 
+    def _add_own_sets(self, leaves: Leaves, named: Collection[str]) -> None:
+        """The sets of ``evaluation.own``; ``named`` are the names of other tasks."""
+        settings = self.config.evaluation
+        for name, own_set in settings.own.items():
+            has_chat = settings.chat_template and bool(self.tokenizer.chat_template)
+            try:
+                own = load_own_set(name, own_set, self.tokenizer, chat_template=has_chat)
+            except DataError as error:
+                self.problems.append(f"evaluation.own.{name}: {error}")
+                continue
+            known = {*named, *(task for tasks in leaves.values() for task in tasks)}
+            if taken := [task.name for task in own.tasks if task.name in known]:
+                self.problems.append(
+                    f"evaluation.own.{name}: there is a task named {taken[0]!r}; rename the set"
+                )
+            if own_set.role == "retention" and own_set.judged_by[0] == "loss":
+                self.problems.append(
+                    f"evaluation.own.{name}: retention is judged in points, and a loss is in nats; "
+                    "judge by choice or by what is written, or set role: out_of_domain"
+                )
+            leaves[own_set.role] |= {task.name: task for task in own.tasks}
+            self._own_sets[name] = own.read
+
     def _user_source(self, leaves: Leaves) -> _Source:
         train = self.config.train
         (source,) = train.sources
@@ -353,6 +389,10 @@ class _TaskFinder:
             self.problems.append(f"train.data: {error}")
             return _Source(source, {}, TrainedFormat(None, False), leaves, {})
         held_out = {task.name: task for task in data.tasks}
+        for name in held_out.keys() & self.config.evaluation.own.keys():
+            self.problems.append(
+                f"evaluation.own.{name}: the rows of train.data are scored as {name!r}; rename it"
+            )
         leaves["in_domain"] = held_out | leaves["in_domain"]
         self._own_data = data.read
         self.warnings += _lost_unsaid(data)
@@ -527,30 +567,35 @@ class _TaskFinder:
         """
         section, settings = self.config.methods.prompt, self.config.evaluation
         assert section is not None
-        own = [task for name, task in source.leaves["in_domain"].items() if name in rows]
+        own = {  # own rows that are held out may be scored as two tasks
+            task: name.removesuffix(TEXTS_SUFFIX) if self.config.train.data else name
+            for name, task in source.leaves["in_domain"].items()
+        }
+        own = {task: leaf for task, leaf in own.items() if leaf in rows}
         if not own:
             self.problems.append(
                 f"methods.prompt: no task in-domain is trained on under {source.name}, so that its "
                 "rows are no examples of what is asked; leave it out"
             )
-        for loaded, shots in itertools.product(own, section.shots):
-            if shots > len(rows[loaded.name]):
+        for (loaded, leaf), shots in itertools.product(own.items(), section.shots):
+            places = rows[leaf]
+            if shots > len(places):
                 self.problems.append(
-                    f"methods.prompt.shots: {shots} rows of {loaded.name} are wanted, and "
-                    f"{len(rows[loaded.name])} are trained on without a scored item in them"
+                    f"methods.prompt.shots: {shots} rows of {leaf} are wanted, and "
+                    f"{len(places)} are trained on without a scored item in them"
                 )
                 continue
             for seed in self.config.seeds if shots else (None,):
-                drawn = random.Random(f"{loaded.name} prompt {seed}")
-                chosen = drawn.sample(rows[loaded.name], len(rows[loaded.name]))[:shots]
+                drawn = random.Random(f"{leaf} prompt {seed}")
+                chosen = drawn.sample(places, len(places))[:shots]
                 draw = "" if seed is None else f"-s{seed}"
                 # a task that is trained on by itself and in a group has other rows in each
-                group = "" if source.name == loaded.name else f"-{source.name}"
+                is_alone = self.config.train.data or source.name == loaded.name
+                group = "" if is_alone else f"-{source.name}"
                 name = f"{loaded.name}@prompt-{shots}{draw}{group}"
                 try:
-                    split = self.config.train.split_of(source.name)
                     task = self._done[name] = prepare_task(
-                        with_examples(loaded, split, chosen, name),
+                        self._behind(source, loaded, leaf, chosen, name),
                         self.tokenizer,
                         max_length=self.max_length,
                         num_fewshot=None,
@@ -568,6 +613,17 @@ class _TaskFinder:
                     seed=seed,
                     context_tokens=_mean_context(task),
                 )
+
+    def _behind(
+        self, source: _Source, loaded: LoadedTask, leaf: str, chosen: Sequence[int], name: str
+    ) -> LoadedTask:
+        """A task with some rows of a leaf before each question; raises ``TaskError``."""
+        if self.config.train.data is None:
+            split = self.config.train.split_of(source.name)
+            return with_examples(loaded, split, chosen, name)
+        shown = [source.rows[leaf][place] for place in chosen]
+        is_chat, bos = source.format.chat_template, self.tokenizer.bos_token or ""
+        return behind_rows(loaded, shown, name, is_chat=is_chat, bos=bos)
 
     def _without_overlap(
         self, source: _Source

@@ -80,9 +80,9 @@ def by_trl(
 ) -> tuple[Any, list[float], list[float]]:
     """The trained model, and the losses and norms of its steps."""
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerFast
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
 
     tokens = Tokenizer(WordLevel({f"t{n}": n for n in range(64)}, unk_token="t0"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, pad_token="t0", eos_token="t2")

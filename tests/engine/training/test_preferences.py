@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.func import functional_call
-from torch.nn import functional as F
 
 from rankwise.engine.models import base as models
 from rankwise.engine.training import loop as training
@@ -86,7 +85,7 @@ def mean_loss(pairs: Sequence[Example], ours: Any, theirs: Any, dpo: DpoConfig) 
 
 
 class Dense:
-    """Trains one adapter with whole matrices: W + scaling B A in every layer, one text at a time."""
+    """Trains one adapter with whole matrices, W + scaling B A in every layer, answer by answer."""
 
     def __init__(self, setting: Setting, trainee: AdapterTrainee, train: TrainConfig) -> None:
         self.base, self.adapter, self.trainee, self.train = (

@@ -1,0 +1,154 @@
+"""Own rows that are scored and not trained on: from the study file to the verdict, and again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rankwise.errors import ConfigError, PlanError
+from rankwise.records.folder import StudyFolder
+from rankwise.records.study_file import load_config
+from rankwise.study.planning.plan import plan_study
+from rankwise.study.reading import read_results
+from tests.support.command_line import rankwise
+from tests.support.small_studies import write_study
+from tests.support.studies import run
+
+SETTINGS = """
+train: {task: colours, epochs: 1, learning_rate: {lora: 1e-2, full: 1e-3}, precision: float32}
+methods: {lora: {ranks: [2, 4], target_modules: [q_proj, v_proj]}, full: null}
+analysis: {spectra: false, heads: false, gauges: false}
+evaluation:
+  num_train_items: 0
+  own:
+    labels: {data: own/labels.jsonl, judged_by: choice, role: out_of_domain}
+    tools: {data: own/tools.jsonl, judged_by: [{json: {schema: own/schema.json}}, loss]}
+"""
+
+
+@pytest.fixture
+def study_file(tmp_path: Path, tiny_model_folder: Path) -> Path:
+    file = write_study(tmp_path, tiny_model_folder, SETTINGS)
+    own = tmp_path / "own"
+    own.mkdir()
+    labels = [{"prompt": f"Is {n} even?", "completion": [" yes", " no"][n % 2]} for n in range(8)]
+    tools = [{"prompt": f"Call {n}:", "completion": json.dumps({"n": n})} for n in range(6)]
+    for name, rows in (("labels", labels), ("tools", tools)):
+        (own / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (own / "schema.json").write_text(json.dumps({"type": "object", "required": ["n"]}))
+    return file
+
+
+def with_own(file: Path, name: str, **settings: Any) -> Path:
+    """The study file with one more set, or other settings of one."""
+    content = yaml.safe_load(file.read_text())
+    own = content["evaluation"]["own"]
+    own[name] = own.get(name, {}) | settings
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+def test_own_sets_are_tasks_of_their_roles_up_to_the_verdict(
+    study_file: Path, tmp_path: Path
+) -> None:
+    outcome, _ = run(study_file, tmp_path / "study")
+    study = outcome.results.study
+    assert study.tasks["colours"] == {
+        "in_domain": ("colours",),
+        "out_of_domain": ("labels",),
+        "retention": ("tools", "tools_loss"),
+        "held_out_text": (),
+    }
+    assert {name: (own.source, own.num_held_out) for name, own in study.own_sets.items()} == {
+        "labels": ("labels.jsonl", 8),
+        "tools": ("tools.jsonl", 6),
+    }
+    base = outcome.results.base
+    assert base.items["labels"].metric == "p_right"
+    assert base.items["tools"].metric == "all_correct"
+    assert base.items["tools_loss"].unit == "nats"
+    # only points decide on retention
+    (recommended,) = outcome.recommendation.by_train_task
+    assert recommended.retention_tasks == ("tools",)
+
+    verified = json.loads(rankwise("verify", tmp_path / "study", "--json").stdout)
+    assert verified == {"damages": [], "left": []}
+    shutil.move(tmp_path / "study", tmp_path / "moved")
+    shutil.rmtree(tmp_path / "own")
+    again = read_results(StudyFolder(tmp_path / "moved"))
+    assert again.base.items == base.items
+
+
+def test_where_rows_and_schema_lie_changes_nothing_and_what_they_say_does(
+    study_file: Path, tmp_path: Path
+) -> None:
+    def fingerprints() -> dict[str, str]:
+        return plan_study(load_config(study_file)).record.task_fingerprints
+
+    before = fingerprints()
+    shutil.move(tmp_path / "own", tmp_path / "other")
+    text = study_file.read_text().replace("own/", "other/")
+    study_file.write_text(text)
+    assert fingerprints() == before
+    (tmp_path / "other" / "schema.json").write_text(json.dumps({"type": "object"}))
+    changed = fingerprints()
+    assert {name for name in before if changed[name] != before[name]} == {"tools"}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "problem"),
+    [
+        ("labels", {"judged_by": "json"}, "evaluation.own.labels: labels.jsonl: the right answer"),
+        ("labels", {"data": "gone.jsonl"}, "evaluation.own.labels: "),
+        ("sums", {"data": "own/labels.jsonl", "judged_by": "loss", "role": "in_domain"}, None),
+        ("colours", {"data": "own/labels.jsonl", "judged_by": "exact"}, "there is a task named"),
+        ("tools_loss", {"data": "own/labels.jsonl", "judged_by": "exact"}, "there is a task named"),
+        (
+            "more",
+            {"data": "own/labels.jsonl", "judged_by": "loss"},
+            "retention is judged in points",
+        ),
+        ("empty", {"data": "own/empty.jsonl", "judged_by": "exact"}, "evaluation.own.empty: "),
+    ],
+)
+def test_a_set_that_cannot_be_scored_is_named(
+    study_file: Path, tmp_path: Path, name: str, settings: dict[str, Any], problem: str | None
+) -> None:
+    (tmp_path / "own" / "empty.jsonl").touch()
+    file = with_own(study_file, name, **settings)
+    if problem is None:
+        plan_study(load_config(file))
+        return
+    with pytest.raises(PlanError) as caught:
+        plan_study(load_config(file))
+    assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"data": "rows.jsonl"}, "evaluation.own.mine.judged_by: is missing; add it"),
+        (
+            {"data": "rows.jsonl", "judged_by": "exact", "rolle": "retention"},
+            "evaluation.own.mine.rolle: unknown key; did you mean 'role'?",
+        ),
+        (
+            {"data": "rows.jsonl", "judged_by": ["loss", "choice"]},
+            "evaluation.own.mine.judged_by: loss, choice and preference score the same answers; "
+            "name one",
+        ),
+        (
+            {"data": "rows.jsonl", "judged_by": {"json": {"shema": "s.json"}}},
+            "evaluation.own.mine.judged_by.json.shema: unknown key; did you mean 'schema'?",
+        ),
+    ],
+)
+def test_wrong_settings_are_named(study_file: Path, settings: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(with_own(study_file, "mine", **settings))
+    assert problem in caught.value.problems
