@@ -383,5 +383,15 @@ VARIANTS: Mapping[VariantName, Variant] = {
         takes_rank=lambda shape, size: size > 1 and shape.in_features % size == 0,
         takes_conv1d=False,
     ),
+    # two such products of low rank, multiplied entry by entry, arXiv:2108.06098
+    "loha": Variant(
+        lambda shape, rank: 2 * _weights_of_lora(shape, rank),
+        lambda setting: peft.LoHaConfig(
+            r=setting.rank,
+            alpha=setting.scaling * setting.rank,  # pyright: ignore[reportArgumentType] (a float is allowed)
+            **_settings(setting),
+        ),
+        takes_conv1d=False,
+    ),
 }
 """By the names of the study file."""

@@ -24,6 +24,7 @@ VariantName = Literal[
     "adalora",
     "ia3",
     "oft",
+    "loha",
 ]
 
 VARIANT_LABELS: dict[VariantName, str] = {
@@ -38,6 +39,7 @@ VARIANT_LABELS: dict[VariantName, str] = {
     "adalora": "AdaLoRA",
     "ia3": "(IA)³",
     "oft": "OFT",
+    "loha": "LoHa",
 }
 """What each is called in tables."""
 
