@@ -30,6 +30,7 @@ _NOT_IN_TRAINING = {
     "data",
     "columns",
     "judged_by",
+    "objective",
     "max_examples",
     "rows_at",
     "drop_overlapping",
@@ -93,6 +94,7 @@ def training_fingerprint(
         {
             **of_variant,
             **({} if init == "A" else {"init": init}),
+            **({} if config.train.dpo is None else {"dpo": config.train.dpo.model_dump()}),
             **({} if ends_within is None else {"ends_within": ends_within}),
             "training_revision": TRAINING_REVISION,
             "base_model": base_model,

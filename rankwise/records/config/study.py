@@ -397,6 +397,8 @@ class StudyConfig(Section):
         at = [arm.kl.at for arm in self.mitigations if arm.kl is not None]
         if "prompts" in at and self.train.loss_on == "all":
             return "train.loss_on=all learns the prompts; choose kl: {at: own_texts}"
+        if self.train.dpo is not None and any(arm.kl or arm.replay for arm in self.mitigations):
+            return "kl and replay read rows of one answer, and dpo reads pairs; leave them out"
         return None
 
     @model_validator(mode="after")
