@@ -13,7 +13,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rankwise.errors import RecordError
 from rankwise.findings.options import OptionGains, OptionName, Runs
 from rankwise.findings.stats.estimates import (
     Estimate,
@@ -26,7 +25,7 @@ from rankwise.findings.stats.items import POINTS, Floats, Items
 from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.recommendation import Bound
-from rankwise.records.results import MIN_ITEMS, ModelResults
+from rankwise.records.results import MIN_ITEMS, TaskItems
 from rankwise.records.study import Relation, Unit
 
 FIELD_OF_ANSWERS = "field"
@@ -116,7 +115,10 @@ class _Part(NamedTuple):
     option: OptionName
     task: str
     relation: Relation
-    kind: _Kind
+    by: str
+    kind: str
+    num_items: int
+    base: float
     estimate: Estimate
 
 
@@ -152,12 +154,17 @@ def _parts(source: OptionGains) -> Iterator[_Part]:
             if task not in results.base.items:
                 continue
             clusters = source.clusters(task)
-            kinds = [kind for kind in _kinds(source, task) if kind.its.sum() >= MIN_ITEMS]
-            for option, kind in itertools.product(source.options, kinds):
-                of_kind = None if clusters is None else clusters[kind.its]
-                gains = kind.gains(option.runs)[:, kind.its]
-                part = Items(gains, kind.item_size, clusters=of_kind)
-                yield _Part(option.name, task, relation, kind, mean_over_tasks([part]))
+            for option, kind in itertools.product(source.options, _kinds(source, task)):
+                gains = kind.gains(option.runs)
+                its = kind.its & ~np.isnan(gains).any(axis=0)  # a run may have answered a part
+                if its.sum() < MIN_ITEMS:
+                    continue
+                of_kind = None if clusters is None else clusters[its]
+                part = Items(gains[:, its], kind.item_size, clusters=of_kind)
+                estimate, base = mean_over_tasks([part]), float(kind.base[its].mean())
+                yield _Part(
+                    option.name, task, relation, kind.by, kind.kind, int(its.sum()), base, estimate
+                )
 
 
 def _kinds(source: OptionGains, task: str) -> Iterator[_Kind]:
@@ -168,24 +175,24 @@ def _kinds(source: OptionGains, task: str) -> Iterator[_Kind]:
         for kind in dict.fromkeys(items.slices):
             yield _Kind(field, kind, kinds == kind, base, partial(source.gains, task=task), size)
     for name in items.fields:
-        base = _right(source.results.base, task, name)
+        base = _right(items, items, name)
 
         def gains(runs: Runs, name: str = name, base: Floats = base) -> Floats:
-            return np.stack([_right(run, task, name) - base for run in runs])
+            return np.stack([_right(run.items[task], items, name) - base for run in runs])
 
         yield _Kind(FIELD_OF_ANSWERS, name, ~np.isnan(base), base, gains, POINTS)
 
 
-def _right(model: ModelResults, task: str, field: str) -> Floats:
-    """(items,) in points: whether a field is right, in the order of ``doc_id``; NaN: there is none.
+def _right(own: TaskItems, base: TaskItems, field: str) -> Floats:
+    """(items,) in points: whether a field is right, in the order of the base's ``doc_id``.
 
-    Raises:
-        RecordError: the model was not judged by the field.
+    NaN where an item has no such field, and where a model has not answered it.
     """
-    items = model.items[task]
-    if field not in items.fields:
-        raise RecordError(f"{model.name} was not judged by the field {field!r} of {task!r}")
-    return POINTS * np.asarray(items.fields[field], dtype=np.float64)[np.argsort(items.doc_ids)]
+    scored = own.scored or own
+    none = (None,) * len(scored.doc_ids)
+    right = dict(zip(scored.doc_ids, scored.fields.get(field, none), strict=True))
+    values = [right.get(doc_id) for doc_id in sorted(base.doc_ids)]
+    return POINTS * np.asarray(values, dtype=np.float64)
 
 
 def _row(
@@ -197,11 +204,11 @@ def _row(
         option=part.option,
         task=part.task,
         relation=part.relation,
-        by=part.kind.by,
-        kind=part.kind.kind,
+        by=part.by,
+        kind=part.kind,
         unit=source.results.base.items[part.task].unit,
-        num_examples=int(part.kind.its.sum()),
-        base=float(part.kind.base[part.kind.its].mean()),
+        num_examples=part.num_items,
+        base=part.base,
         change=change,
         p_value=p_value,
         holm_p_value=corrected,

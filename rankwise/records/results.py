@@ -62,6 +62,10 @@ class TaskItems(Record):
     are documents that have no value, and so are none of the items. Where p(right) decides,
     ``accuracy`` has the same items by the task's own metric: what needs items that are right or
     wrong is made from it.
+
+    Where a model answered a part of the items, ``scored`` has those answers, by the same metric,
+    and ``values`` are estimates (``stats.reference``) for all items of the base. ``choices`` is
+    None then, and ``r_squared`` says how well the estimates predict changes that were seen.
     """
 
     task: str
@@ -77,6 +81,8 @@ class TaskItems(Record):
     fields: Mapping[str, tuple[float | None, ...]] = {}
     missing: tuple[int, ...] = ()
     accuracy: TaskItems | None = None
+    scored: TaskItems | None = None
+    r_squared: float | None = None
 
     @property
     def by_accuracy(self) -> TaskItems:
@@ -86,20 +92,37 @@ class TaskItems(Record):
         grouped = {"clusters": self.clusters, "candidates": self.candidates}
         return self.accuracy.model_copy(update=grouped)
 
+    def limited_to(self, doc_ids: Sequence[int]) -> TaskItems:
+        """What was answered of these items, where they are those of ``scored`` of some model."""
+        if self.scored is not None:
+            return self.scored.model_copy(
+                update={"accuracy": self.accuracy and self.accuracy.scored}
+            )
+        return self._of({*doc_ids}).model_copy(update={"candidates": {}})
+
     def without(self, left_out: Collection[int]) -> TaskItems:
-        """The same without some documents, of a task without options: those miss none."""
-        places = [place for place, doc_id in enumerate(self.doc_ids) if doc_id not in left_out]
+        """The same without some items; of those that a model answered, where it answered a part."""
+        return self._of({*self.doc_ids} - {*left_out})
 
-        def of(values: Sequence[Any] | None) -> tuple[Any, ...] | None:
-            return None if values is None else tuple(values[place] for place in places)
+    def _of(self, chosen: Collection[int]) -> TaskItems:
+        places = [place for place, doc_id in enumerate(self.doc_ids) if doc_id in chosen]
 
-        update: dict[str, Any] = {name: of(getattr(self, name)) for name in _BY_ITEM}
+        def of(part: Sequence[Any]) -> tuple[Any, ...]:
+            return tuple(part[place] for place in places)
+
+        parts = {name: getattr(self, name) for name in _BY_ITEM}
+        update: dict[str, Any] = {
+            name: of(each) for name, each in parts.items() if each is not None
+        }
         for by_name in ("candidates", "fields"):
             update[by_name] = {name: of(each) for name, each in getattr(self, by_name).items()}
+        if self.accuracy is not None:
+            update["accuracy"] = self.accuracy._of(chosen)
         return self.model_copy(update=update)
 
 
-_BY_ITEM = ("doc_ids", "values", "clusters", "slices")
+_BY_ITEM = ("doc_ids", "values", "choices", "clusters", "slices")
+"""The fields of ``TaskItems`` with an entry for each item."""
 
 
 class Divergence(StageRecord):
@@ -278,6 +301,28 @@ class TrainTaskResults(_Results):
         return self.model_copy(update={"base": self.base.by_accuracy, "models": models})
 
     @property
+    def answered(self) -> Self:
+        """The same on the items that every model answered: what counts answers is made from it."""
+        parts = {
+            task: items.scored.doc_ids
+            for model in self.models
+            for task, items in model.items.items()
+            if items.scored is not None
+        }
+        if not parts:
+            return self
+
+        def limited(model: ModelResults) -> ModelResults:
+            items = {
+                task: each.limited_to(parts[task]) if task in parts else each
+                for task, each in model.items.items()
+            }
+            return model.model_copy(update={"items": items})
+
+        models = tuple(map(limited, self.models))
+        return self.model_copy(update={"base": limited(self.base), "models": models})
+
+    @property
     def validation_items(self) -> Mapping[Relation, Mapping[str, str]]:
         """Relation -> {task: name of its validation items}, by which runs were chosen."""
         return self.study.validation_items.get(self.train_task, {})
@@ -408,7 +453,7 @@ def _fields(lines: Sequence[Line]) -> dict[str, tuple[float | None, ...]]:
     """Field of the right answers -> whether it is right, item by item; empty for other tasks."""
     if not lines or "fields_correct" not in lines[0]:
         return {}
-    names = dict.fromkeys(name for line in lines for name in line if name.startswith(FIELD))
+    names = [name for name in lines[0] if name.startswith(FIELD)]
     return {name.removeprefix(FIELD): tuple(line.get(name) for line in lines) for name in names}
 
 

@@ -63,13 +63,14 @@ def concluded_again(folder: StudyFolder, config: StudyConfig) -> StudyOutcome | 
 def _state(folder: StudyFolder, config: StudyConfig) -> str | None:
     """A digest of config, code, data and records; None where not all of the data is here.
 
-    On a hub, what has the same name can be new, and a user's task may read anything.
+    On a hub, what has the same name can be new, and a user's task or check may read anything.
     """
     named = list(_entries(config.model_dump(exclude={"base_model"})))
     data = [value for _, value in named if isinstance(value, Path)]
     data += [] if config.base_model.is_embedded else [Path(config.base_model.name)]
     tasks = [value for key, value in named if key in _TASKS and value is not None]
-    if config.tasks_path or not all(map(os.path.exists, data)) or not all(map(is_bundled, tasks)):
+    has_code = config.tasks_path or any(key == "code" and value for key, value in named)
+    if has_code or not all(map(os.path.exists, data)) or not all(map(is_bundled, tasks)):
         return None
     # an installation of any package makes or removes entries there
     packages = sorted({sysconfig.get_path(kind) for kind in ("purelib", "platlib")})

@@ -2,7 +2,7 @@
 
 A check gives numbers in 0..1 for one answer, by the names of metrics. The first number is the one
 that decides. Whatever a model writes gives numbers: an answer that is no JSON is a wrong answer.
-Only a user's function may give None for an answer: then the item is missing.
+None says that the item is missing: a user's function gives it, or a row has no such field.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import importlib.util
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,18 @@ def content_of(check: JudgeName | CheckConfig) -> str:
 def needs_base(checkers: Iterable[Checker]) -> bool:
     """Whether one of them compares with the base's answers."""
     return any(isinstance(check, _Code) and check.needs_base for check in checkers)
+
+
+def metrics_of(checkers: Iterable[Checker], docs: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
+    """The names of their numbers, as right answers get them; a user's function has one number."""
+    names: dict[str, None] = {}
+    for check in checkers:
+        if isinstance(check, _Code):
+            names["code"] = None
+            continue
+        for doc in docs:
+            names |= dict.fromkeys(check(doc["completion"], doc))
+    return tuple(names)
 
 
 def number_of(answer: str) -> str:
@@ -252,7 +264,9 @@ def _by_json(check: JsonCheckConfig, right_answers: Mapping[str, str], source: s
         }
         if is_valid is not None:
             numbers["schema_valid"] = float(found is not INVALID and is_valid(found))
-        return numbers | {f"{FIELD}{name}": float(same[name]) for name in shown if name in same}
+        for name in shown:
+            numbers[f"{FIELD}{name}"] = float(same[name]) if name in same else None
+        return numbers
 
     return judged
 

@@ -26,6 +26,14 @@ _MOST_CHECKED = 4
 Responses = tuple[Response, ...]
 """Answers to one of lm-eval's instances: one, or one per repeat."""
 
+PREFERENCE = "preference"
+"""The metric of pairs of answers: 1 where the chosen one has the larger implicit reward, which is
+log(model / base) up to a factor; 0 where the rejected one has; 0.5 where both are equal, as they
+are for the base itself."""
+
+MARGIN = "margin_nats"
+"""The difference of these log-ratios, chosen minus rejected."""
+
 Values = dict[tuple[str, str], list[Any]]
 """(metric, filter) -> values, item by item."""
 
@@ -54,7 +62,7 @@ def judge(
 ) -> Judgement:
     """Let the task judge the answers to its instances, in order; see ``evaluation.evaluate``.
 
-    ``of_base`` are the base's answers, with which a check may compare.
+    ``of_base`` are the base's answers, with which pairs, and checks that compare, are compared.
 
     Raises:
         TaskError: its filters, functions or metrics fail on the answers, or none of its metrics is
@@ -87,20 +95,14 @@ def check_judging(prepared: PreparedTask, metric: str | None) -> None:
     instances = list(
         itertools.takewhile(lambda instance: instance.doc_id in first, prepared.instances)
     )
-    task = prepared.loaded.task
     with task_code(
         f"{prepared.loaded.where} cannot write a right answer", "Correct doc_to_target."
     ):
         answers = [(_made_up(prepared, instance),) for instance in instances]
-    all_instances, task._instances = task._instances, instances
-    try:
-        requests = [r for r in prepared.requests if r.instance < len(instances)]
-        prepared = prepared._replace(instances=instances, requests=requests)
-        # beside empty texts, so that a check that compares is called
-        is_written = prepared.loaded.compares_with_base
-        judge(prepared, answers, metric, [("",)] * len(answers) if is_written else answers)
-    finally:
-        task._instances = all_instances
+    requests = [r for r in prepared.requests if r.instance < len(instances)]
+    # beside empty texts, so that a check that compares is called
+    of_base = [("",)] * len(answers) if prepared.loaded.compares_with_base else answers
+    judge(prepared._replace(instances=instances, requests=requests), answers, metric, of_base)
 
 
 def _made_up(prepared: PreparedTask, instance: Any) -> Response:
@@ -126,7 +128,11 @@ def _samples(
         instance.resps = list(own) if len(own) > 1 else list(own) * (instance.repeats or 1)
         instance.filtered_resps = {}
         by_doc[instance.doc_id].append(index)
-    task.apply_filters()
+    all_instances, task._instances = task._instances, instances  # these may be a part of the task
+    try:
+        task.apply_filters()
+    finally:
+        task._instances = all_instances
     num_loss_tokens = Counter[int]()  # of each instance
     for request in prepared.requests:
         num_loss_tokens[request.instance] += len(request.continuation)
@@ -137,11 +143,14 @@ def _samples(
             requests = sorted((instances[i] for i in indices), key=lambda request: request.idx)
             filtered = [request.filtered_resps[filter_name] for request in requests]
             doc = requests[0].doc
-            if prepared.loaded.compares_with_base:
-                if of_base is None:
-                    raise TaskError("answers are judged beside the base's; score it too")
+            if prepared.loaded.is_against_base and of_base is None:
+                raise TaskError("answers are judged against the base's; score it too")
+            if prepared.loaded.compares_with_base and of_base is not None:
                 doc = {**doc, BASE_ANSWER: str(of_base[indices[0]][0]).strip()}
             metrics: dict[str, Any] = dict(task.process_results(doc, filtered))
+            if prepared.loaded.has_pairs and of_base is not None:
+                pair, of_pair = ([of[i] for i in indices] for of in (responses, of_base))
+                metrics = _preference(pair, of_pair) | metrics  # the first one decides
             line = _line(prepared, requests, filter_name, filtered, list(metrics))
             if prepared.loaded.output_type in ("loglikelihood", "loglikelihood_rolling"):
                 (response, *_), tokens = responses[indices[0]], num_loss_tokens[indices[0]]
@@ -156,6 +165,17 @@ def _samples(
         tokens = [line["num_loss_tokens"] for line in samples]
         values[key] = weighted_by_tokens(values[key], tokens)
     return samples, dict(values)
+
+
+def _preference(own: Sequence[Responses], of_base: Sequence[Responses]) -> dict[str, float]:
+    """The metrics of one pair of answers, the chosen one first."""
+    chosen, rejected = (
+        float(ours[0]) - float(base[0])
+        for (ours, *_), (base, *_) in zip(own, of_base, strict=True)
+        if isinstance(ours, tuple) and isinstance(base, tuple)
+    )
+    margin = chosen - rejected
+    return {PREFERENCE: 0.5 if margin == 0 else float(margin > 0), MARGIN: margin}
 
 
 def _line(
@@ -230,6 +250,7 @@ def _decision(
     ]
     loaded, kind = prepared.loaded, prepared.loaded.output_type
     is_by_loss = kind == "loglikelihood_rolling" or (loaded.is_rendered and kind == "loglikelihood")
+    is_by_loss = is_by_loss and not loaded.has_pairs
     if is_by_loss if wanted is None else wanted.partition(",")[0] == LOSS_METRIC:
         wanted = LOSS_METRIC
     for score in usable:

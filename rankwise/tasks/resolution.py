@@ -33,8 +33,9 @@ class LoadedTask(NamedTuple):
         name: lm-eval's name.
         task: the ``lm_eval.api.task.Task``.
         is_rendered: its texts contain the chat template, which must not be applied again.
+        has_pairs: each item asks for two answers, whose odds are compared with the base's.
         groups: names of the groups and tags that contain it.
-        compares_with_base: answers are judged beside the base's.
+        compares_with_base: what is written is judged beside what the base wrote.
     """
 
     name: str
@@ -42,6 +43,12 @@ class LoadedTask(NamedTuple):
     is_rendered: bool = False
     groups: tuple[str, ...] = ()
     compares_with_base: bool = False
+    has_pairs: bool = False
+
+    @property
+    def is_against_base(self) -> bool:
+        """Whether the base's answers are needed to judge others."""
+        return self.has_pairs or self.compares_with_base
 
     def changed(self, name: str | None = None, **config: Any) -> LoadedTask:
         """A copy under another name, and with other entries in its config."""

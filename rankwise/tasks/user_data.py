@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import re
@@ -15,7 +16,7 @@ from rankwise.records.config.own_rows import CheckConfig, Judge, OwnSetConfig, d
 from rankwise.records.config.study import ENDING_SUFFIX
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.own_data import OwnData
-from rankwise.tasks.answer_checks import Checker, checker, content_of, needs_base
+from rankwise.tasks.answer_checks import Checker, checker, content_of, metrics_of, needs_base
 from rankwise.tasks.formats import TrainedFormat, options_of
 from rankwise.tasks.own_rows import OwnRow, OwnRows, read_own_rows
 from rankwise.tasks.resolution import LoadedTask, quiet_lm_eval
@@ -75,9 +76,15 @@ def load_user_data(
     rows = own.rows
     held_out, trained = split_rows(rows, train.held_out_fraction)
     trained = trained[: train.most_examples]
+
+    def of_likelihoods(name: str, rows: Sequence[OwnRow]) -> LoadedTask:
+        if train.dpo is not None:
+            return _pairs(name, rows)
+        return _choices(name, rows, answers) if answers else _likelihoods(name, rows)
+
     assert train.data is not None
     name = f"data_{data_name(train.data)}"
-    tasks = [_choices(name, held_out, answers) if answers else _likelihoods(name, held_out)]
+    tasks = [of_likelihoods(name, held_out)]
     if of_texts := _of_texts(train.judged_by):
         texts = _texts(f"{name}{TEXTS_SUFFIX}", held_out, of_texts, own.raw.source, allow_code)
         tasks.insert(0 if train.judged_by[0] in of_texts else 1, texts)
@@ -86,7 +93,7 @@ def load_user_data(
     return UserData(
         training=[row.as_trained for row in trained],
         tasks=tuple(tasks),
-        trained_items=_choices(seen, trained, answers) if answers else _likelihoods(seen, trained),
+        trained_items=of_likelihoods(seen, trained),
         format=TrainedFormat(
             "letters" if is_letters else None, all(row.is_conversation for row in rows)
         ),
@@ -135,6 +142,8 @@ def load_own_set(
             tasks.append(_choices(called, own.rows, answers))
         elif judge == "loss":
             tasks.append(_likelihoods(called, own.rows))
+        elif judge == "preference":
+            tasks.append(_pairs(called, own.rows))
         elif judge == of_texts[0]:
             tasks.append(_texts(called, own.rows, of_texts, own.raw.source, allow_code))
     return OwnSet(tuple(tasks), _record(own, len(own.rows), own_set.judged_by, answers))
@@ -142,7 +151,7 @@ def load_own_set(
 
 def _of_texts(judged_by: Sequence[Judge]) -> list[Judge]:
     """Those of what a model writes."""
-    return [check for check in judged_by if check not in ("loss", "choice")]
+    return [check for check in judged_by if check not in ("loss", "choice", "preference")]
 
 
 def _read(
@@ -150,7 +159,13 @@ def _read(
 ) -> tuple[OwnRows, tuple[str, ...]]:
     """Rows that can be judged as they are to be, and the answers to choose among."""
     assert of.data is not None
-    own = read_own_rows(of.data, tokenizer, chat_template=chat_template, columns=of.columns)
+    own = read_own_rows(
+        of.data,
+        tokenizer,
+        chat_template=chat_template,
+        columns=of.columns,
+        in_pairs="preference" in of.judged_by,
+    )
     if len(own.rows) < 2:
         raise DataError(f"{of.data} has {len(own.rows)} distinct rows; at least 2 are needed.")
     if "number" in of.judged_by:
@@ -298,6 +313,27 @@ def _choices(name: str, rows: Sequence[OwnRow], answers: Sequence[str]) -> Loade
     return _task(name, docs, "multiple_choice", _metric("acc"), **choices)
 
 
+def _pairs(name: str, rows: Sequence[OwnRow]) -> LoadedTask:
+    """The likelihoods of the chosen and the rejected answer, each with the row's end.
+
+    How they are judged needs the base's, which lm-eval does not know: see ``judgement``.
+    """
+    docs = [
+        _doc(row, row.completion + row.end) | {"rejected": f"{row.rejected}{row.end}"}
+        for row in rows
+    ]
+    loaded = _task(name, docs, "loglikelihood", _metric("acc"))
+    single = loaded.task.construct_requests
+
+    def both(doc: Any, ctx: str, **kwargs: Any) -> list[Any]:
+        chosen = single(doc, ctx, **kwargs)
+        arguments = (ctx, doc["rejected"])
+        return [chosen, dataclasses.replace(chosen, arguments=arguments, idx=1)]
+
+    loaded.task.construct_requests = both
+    return loaded._replace(has_pairs=True)
+
+
 @dataclass(frozen=True)
 class _Checks:
     """Judges what a model writes; lm-eval calls it.
@@ -342,7 +378,8 @@ def _texts(
         "filter_list": [{"name": "stripped", "filter": stripped}],
         "process_results": judged,
     }
-    loaded = _task(name, docs, "generate_until", _metric("exact_match"), **generates)
+    metrics = map(_metric, metrics_of(checkers, docs))
+    loaded = _task(name, docs, "generate_until", *metrics, **generates)
     return loaded._replace(compares_with_base=needs_base(checkers))
 
 
@@ -351,7 +388,7 @@ def _metric(name: str) -> dict[str, Any]:
 
 
 def _task(
-    name: str, docs: list[dict[str, Any]], output_type: str, metric: dict[str, Any], **more: Any
+    name: str, docs: list[dict[str, Any]], output_type: str, *metrics: dict[str, Any], **more: Any
 ) -> LoadedTask:
     """The rows as a lm-eval task whose prompts are taken as they are."""
     from datasets import Dataset, DatasetDict
@@ -365,7 +402,7 @@ def _task(
         "test_split": "test",
         "doc_to_text": lambda doc: doc["prompt"],
         "doc_to_target": lambda doc: doc["completion"],
-        "metric_list": [metric],
+        "metric_list": list(metrics),
         "num_fewshot": 0,  # prompts are taken as they are
         "metadata": {"version": 1.0, "domain": "own data"},
         **more,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from statsmodels.stats.multitest import multipletests
 
-from rankwise.errors import RecordError
 from rankwise.findings.options import option_gains
 from rankwise.findings.slices import slices
 from rankwise.records.results import ModelResults, StudyResults
@@ -69,13 +68,21 @@ def test_fields_that_did_not_change_are_said_to_be_undecided() -> None:
     )
 
 
-def test_no_fields_and_no_kinds_are_no_finding_and_other_fields_an_error() -> None:
-    planted = study(30)
+def test_no_fields_and_no_kinds_are_no_finding() -> None:
     (source,) = option_gains(planted_study({4: 0.8}, {4: 0.9}))
     assert slices(source) is None
+
+
+def test_a_run_that_answered_a_part_is_compared_on_that() -> None:
+    planted = study(30)
     (run,) = planted.models
-    items = run.items[TASK].model_copy(update={"fields": {"city": run.items[TASK].fields["city"]}})
-    other = run.model_copy(update={"items": {**run.items, TASK: items}})
+    items = run.items[TASK]
+    part = items.without(range(20))
+    partly = items.model_copy(update={"scored": part, "fields": part.fields})
+    other = run.model_copy(update={"items": {**run.items, TASK: partly}})
     (source,) = option_gains(planted.model_copy(update={"models": (other,)}))
-    with pytest.raises(RecordError, match=r"was not judged by the field 'year' of 'capitals'"):
-        slices(source)
+    found = slices(source)
+    assert found is not None
+    city, year = found.rows
+    assert (city.num_examples, year.num_examples) == (180, 90)
+    assert city.change.estimate == pytest.approx(-100 * 10 / 180)

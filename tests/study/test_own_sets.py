@@ -75,6 +75,7 @@ def test_own_sets_are_tasks_of_their_roles_up_to_the_verdict(
     assert base.items["labels"].metric == "p_right"
     assert base.items["tools"].metric == "all_correct"
     assert base.items["tools_loss"].unit == "nats"
+    assert {*base.items["tools"].fields} == {"n"}
     assert study.config.evaluation.clusters == {
         "tools": "conversation_id",
         "tools_loss": "conversation_id",
@@ -147,7 +148,8 @@ def test_a_set_that_cannot_be_scored_is_named(
         ),
         (
             {"data": "rows.jsonl", "judged_by": ["loss", "choice"]},
-            "evaluation.own.mine.judged_by: loss and choice score the same answers; name one",
+            "evaluation.own.mine.judged_by: loss, choice and preference score the same answers; "
+            "name one",
         ),
         (
             {"data": "rows.jsonl", "judged_by": {"json": {"shema": "s.json"}}},
@@ -211,3 +213,12 @@ def test_items_without_a_number_are_left_out_for_all_models(
     assert any(
         w.startswith(f"checked: {len(missing)} items left out") for w in results.study.warnings
     )
+
+
+def test_another_number_of_a_check_may_decide(study_file: Path) -> None:
+    plan_study(load_config(study_file, ["evaluation.metric.tools=fields_correct"]))
+    plan_study(load_config(study_file, ["evaluation.metric.tools=field.n"]))
+    with pytest.raises(
+        PlanError, match=r"no metric 'fields'; it has all_correct, fields_correct, "
+    ):
+        plan_study(load_config(study_file, ["evaluation.metric.tools=fields"]))

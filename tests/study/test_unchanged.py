@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rankwise.records.config.own_rows import CheckConfig, OwnSetConfig
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import RunRecord
@@ -124,7 +125,12 @@ def test_other_code_and_other_packages_are_planned(
 def test_what_may_change_elsewhere_is_planned(folder: StudyFolder, tmp_path: Path) -> None:
     config = folder.read_study().config
     evaluation: dict[str, object] = {"retention": ("arc_easy",)}
+    rows = tmp_path / "rows.jsonl"
+    rows.touch()
+    judged = CheckConfig(code=f"{tmp_path}/check.py:score")
+    own = {"mine": OwnSetConfig(data=rows, judged_by=(judged,))}
     for other in (
+        changed(config, evaluation={"own": own}),
         changed(config, base_model={"name": "org/model"}),
         changed(config, base_model={"name": "x" * 5000}),
         changed(config, evaluation=evaluation),

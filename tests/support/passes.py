@@ -166,9 +166,10 @@ class Setting:
         train: TrainConfig,
         model: Any,
         optimizer: OptimizerName = "adamw",
+        rows: Sequence[TrainingRow] = ROWS,
         **run_options: Any,
     ) -> FullTrainee:
-        examples = self.examples(train)
+        examples = self.examples(train, rows)
         steps = training.num_optimizer_steps(len(examples), train, train.epochs[0])
         run = planned(steps, "full", epochs=train.epochs[0], **run_options)
         return FullTrainee(run, examples, train, model, optimizer)

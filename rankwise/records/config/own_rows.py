@@ -32,11 +32,21 @@ FILE_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """Of files with rows; a file of another name is read as JSON Lines."""
 
 JudgeName = Literal[
-    "loss", "choice", "number", "exact", "contains", "json", "rouge", "bleu", "chrf"
+    "loss",
+    "choice",
+    "preference",
+    "number",
+    "exact",
+    "contains",
+    "json",
+    "rouge",
+    "bleu",
+    "chrf",
 ]
 """Ways to score held-out rows without settings: by the loss of their answers; as a choice among all
-answers; or by what a model writes: the number behind ``####``, the answer itself, a text with the
-answer in it, JSON field by field, or how much of the answer's words or letters it has."""
+answers; by which of a row's two answers became likelier, against the base; or by what a model
+writes: the number behind ``####``, the answer itself, a text with the answer in it, JSON field by
+field, or how much of the answer's words or letters it has."""
 
 
 def pattern(value: str) -> str:
@@ -175,9 +185,11 @@ class ColumnsConfig(Section):
     system: Text | None = None
     """The system's turn."""
     completion: Text | None = None
-    """The answer; without a prompt, a text."""
+    """The answer, of a pair the chosen one; without a prompt, a text."""
     messages: Text | None = None
-    """A whole conversation."""
+    """A whole conversation, of a pair the chosen one."""
+    rejected: Text | None = None
+    """The answer, or conversation, that is worse; for ``objective: dpo``."""
     cluster: Text | None = None
     """Rows of equal value belong together; None: ``conversation_id``, where rows have it."""
 
@@ -191,7 +203,8 @@ class ColumnsConfig(Section):
         if self.input is not None and self.prompt is None:
             raise ValueError("'input' goes below a prompt; give 'prompt'")
         # a text that several rows share may be their cluster too
-        for one, other in itertools.combinations(self.by_role.keys() - {"cluster"}, 2):
+        roles = [role for role in self.by_role if role != "cluster"]
+        for one, other in itertools.combinations(roles, 2):
             if (name := self.by_role[one]) == self.by_role[other]:
                 raise ValueError(
                     f"{one!r} and {other!r} are both column {name!r}; name two columns"
@@ -206,8 +219,8 @@ class ColumnsConfig(Section):
 
 def checked_judges(judged_by: tuple[Judge, ...]) -> tuple[Judge, ...]:
     """Refuse two ways to score the same answers."""
-    if "loss" in judged_by and "choice" in judged_by:
-        raise ValueError("loss and choice score the same answers; name one")
+    if sum(name in judged_by for name in ("loss", "choice", "preference")) > 1:
+        raise ValueError("loss, choice and preference score the same answers; name one")
     return judged_by
 
 

@@ -37,7 +37,7 @@ class ScoreWorker:
             UnchangedOutputsError: an adapter did not change what the model says. What the others
                 of the stage scored is written all the same.
         """
-        task = self._plan.tasks[name]
+        task = self._plan.task_of(models[0], name)  # a stage's models answer the same items
         if task.num_truncated and task.name not in self._noted:
             self._noted.add(task.name)
             self._tell.noted(
@@ -152,7 +152,11 @@ class ScoreWorker:
         """Whether all log-likelihoods are the base's; texts may well be the same."""
         if task.loaded.output_type == "generate_until":
             return False
-        before = [_log_likelihoods(line) for line in self._folder.read_samples(BASE, task.name)]
+        before = [
+            _log_likelihoods(line)
+            for line in self._folder.read_samples(BASE, task.name)
+            if line["doc_id"] in {*task.doc_ids}
+        ]
         return before == [_log_likelihoods(line) for line in scoring.samples]
 
 
@@ -160,7 +164,7 @@ def base_answers(
     folder: StudyFolder, task: PreparedTask
 ) -> dict[int, tuple[Responses, ...]] | None:
     """The base's answers to a task that compares with them, once it is scored; None for others."""
-    if not task.loaded.compares_with_base or not folder.samples_file(BASE, task.name).exists():
+    if not task.loaded.is_against_base or not folder.samples_file(BASE, task.name).exists():
         return None
     return responses_of(folder.read_samples(BASE, task.name))
 
