@@ -155,14 +155,20 @@ def generator(cell: object, seed: int) -> np.random.Generator:
 
 
 def draw_study(
-    family: Family, truth: Truth, num_items: int, num_seeds: int, rng: np.random.Generator
+    family: Family,
+    truth: Truth,
+    num_items: int,
+    num_seeds: int,
+    rng: np.random.Generator,
+    alike: float = 0.0,
 ) -> Study:
     """A study whose runs lie around their ranks.
 
     An item's difficulty, common to all models, and every model's own luck are normal. A model is
     right where their sum is below what its true score asks for, so true scores are exact at any
     level. p(right) is soft in that sum. Copies of an item, and items about one document, share
-    difficulty and nine tenths of the variance of the luck.
+    difficulty and nine tenths of the variance of the luck. ``alike`` is the share of the luck's
+    variance that all trained runs have in common: what training does to an item.
     """
     runs = [_run(family, truth, rng) for _ in range(num_seeds)]
     gain = np.stack([run.gain for run in runs])
@@ -171,9 +177,9 @@ def draw_study(
         gains = _nats(family, gain, num_items, rng)
     else:
         gains = _tasks(family, family.base, np.stack([gain] * len(family.in_domain)),
-                       family.in_domain, num_items, rng)  # fmt: skip
+                       family.in_domain, num_items, rng, alike)  # fmt: skip
     changes = -losses.transpose(1, 0, 2)
-    lost = _tasks(family, family.retained, changes, family.retention, num_items, rng)
+    lost = _tasks(family, family.retained, changes, family.retention, num_items, rng, alike)
     negated = tuple(task._replace(values=-task.values) for task in lost)
     return Study(tuple(gains), negated, tuple(runs), family.point)
 
@@ -211,6 +217,7 @@ def _tasks(
     sizes: tuple[float, ...],
     num_items: int,
     rng: np.random.Generator,
+    alike: float,
 ) -> list[Items]:
     """Tasks whose scores change (T, m, K) points from the base's."""
     numbers = tuple(_size(share, num_items) for share in sizes)
@@ -225,6 +232,9 @@ def _tasks(
         own = _Luck(shape, size, rng)
         if documents is not None:
             own = own.about(documents, labels)
+        if alike:
+            shared = rng.standard_normal(size, dtype=np.float32)
+            own.runs = np.float32(alike**0.5) * shared + np.float32((1 - alike) ** 0.5) * own.runs
         values = _answers(family, base, change, own)
         found.append(Items(values, _item_size(family.law, values), clusters=its))
     return found

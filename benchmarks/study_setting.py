@@ -61,6 +61,10 @@ class Setting:
     top_k: int = 500
     lora_rate: float = 5e-4
     full_rate: float = 5e-5
+    seeds: int = 1
+    """Of every rank and of full fine-tuning."""
+    reference: float | None = None
+    """Of the items, what our LoRA runs answer besides one; None: all. The peer's answer all."""
     trials: int = 2
     """How often the peer tries each of its settings before."""
     peer_sampling: str = "sequential"
@@ -77,8 +81,10 @@ class Setting:
         What a script of this kind does not do is left out: heads, random updates to compare with,
         scores of trained rows. Divergences from full fine-tuning cannot be left out.
         """
+        reference = None if self.reference is None else {"share": self.reference}
         return {
             "base_model": self.model,
+            "seeds": list(range(self.seeds)),
             "tasks_path": list(self.tasks_paths),
             "allow_task_code": True,
             "train": {
@@ -95,6 +101,7 @@ class Setting:
             "evaluation": {
                 "retention": [self.letters_task, self.texts_task],
                 "limit": self.items,
+                "reference": reference,
                 "num_train_items": 0,
                 "trained_format": False,
             },
@@ -103,7 +110,8 @@ class Setting:
 
     def narrow(self) -> dict[str, Any]:
         """The same study as a search, which decides on as many validation items as are scored."""
-        return self.study() | {"search": {"policy": "narrow", "validation_items": self.items}}
+        study = dataclasses.replace(self, reference=None).study()
+        return study | {"search": {"policy": "narrow", "validation_items": self.items}}
 
     def decisions(self, weights: dict[str, tuple[str, Path]]) -> dict[str, Any]:
         """Models that are trained already, scored in float32.
@@ -115,7 +123,7 @@ class Setting:
         imported = [
             {"name": name, kinds[method]: str(folder)} for name, (method, folder) in weights.items()
         ]
-        study = self.study()
+        study = dataclasses.replace(self, seeds=1, reference=None).study()
         study["train"] |= {"precision": "float32"}
         study["evaluation"] |= {"limit": self.float32_items}
         study["analysis"] = {"spectra": False, "heads": False}

@@ -12,12 +12,13 @@ from rankwise.errors import ConfigError
 from rankwise.records import quantities
 from rankwise.records.files import free_bytes, in_words
 from rankwise.records.folder import StudyFolder
-from rankwise.records.study import COMPARED, StudyRecord
+from rankwise.records.study import COMPARED, References, StudyRecord
 from rankwise.study.acceptance import disk_left
 from rankwise.study.damage import Damage, find_damage, models_of
 from rankwise.study.deploying import with_deployed, work_after_verdict, work_of_forms
 from rankwise.study.outline import study_outline
 from rankwise.study.planning.plan import StudyPlan
+from rankwise.study.references import with_earlier_references
 from rankwise.study.stages.graph import finished_work, stages
 from rankwise.study.stages.stage import Stage
 from rankwise.study.times import TRAINING_WORK, Slot, assumed_rate, scheduled, seconds_left
@@ -85,6 +86,8 @@ class Forecast(NamedTuple):
             "is_searched": record.config.is_searched,
             "forms": record.forms,
             "work_after_verdict": self.later_work,
+            "references": record.references,
+            "unscored_tokens": self._unscored_tokens,
             "disk_bytes": self._disk_bytes,
             "free_disk_bytes": free_bytes(self.intact.root),
             "tokens_per_second": self.rate,
@@ -113,6 +116,17 @@ class Forecast(NamedTuple):
             return {"device": device, **(times if self.seconds else dict.fromkeys(times))}
 
         return [unit.described(unit_of, self.intact) | when(unit.id) for unit in taken]
+
+    @property
+    def _unscored_tokens(self) -> int:
+        """Of the items that are estimated from references."""
+        record = self.record
+        whole = record.model_copy(update={"references": References()})
+        return sum(
+            whole.tokens_of(model, tasks) - record.tokens_of(model, tasks)
+            for model in record.tested
+            for tasks in [record.tasks_of(model)]
+        )
 
     @property
     def _disk_bytes(self) -> int:
@@ -149,6 +163,8 @@ class Forecast(NamedTuple):
             say(line)
         if record.config.is_searched:
             say("search: these trainings begin it; what they show decides which go on")
+        for line in self._reference_lines():
+            say(line)
         if record.forms:
             said = ", ".join(record.deployed) or "the run that the verdict names"
             tokens = quantities.count(round(self.later_work or work_of_forms(self.graph)))
@@ -174,6 +190,29 @@ class Forecast(NamedTuple):
         if hours is not None and (self.num_devices > 1 or cost is not None):
             said = "" if cost is None else f"; cost: {cost:,.2f} at {self.price_per_hour:g} an hour"
             yield f"device-hours: {hours:.2f}, each device until its last unit ends{said}"
+
+    def _reference_lines(self) -> Iterator[str]:
+        """What most runs answer of which tasks, and what that saves."""
+        record = self.record
+        if not self._unscored_tokens:
+            return
+        parts = {
+            task: [model for model in record.tested if record.part_of(model, task) is not None]
+            for task in record.references.parts
+        }
+        for task, models in parts.items():
+            part = record.references.parts[task]
+            yield (
+                f"reference: {quantities.counted(len(models), 'run')} of {len(record.tested)} "
+                f"answer {quantities.count(part.num_items)} of {quantities.count(part.num_all)} "
+                f"items of {task}"
+            )
+        names = dict.fromkeys(name for names in record.references.runs.values() for name in names)
+        saved = f"saves {quantities.count(self._unscored_tokens)} scored tokens"
+        if self.rate is not None:
+            seconds = self._unscored_tokens / (self.rate * TRAINING_WORK["lora"])
+            saved += f", about {quantities.seconds(seconds)}"
+        yield f"reference: the rest is estimated from {', '.join(names)}, which {saved}"
 
     def _by_what(self) -> str:
         """What the time is of, and which speed it is estimated from."""
@@ -201,7 +240,7 @@ def forecast(
     record = planned.record
     damages = find_damage(folder, models_of(record, folder))
     intact = folder.without({path for damage in damages for path in damage.spoils})
-    record = with_deployed(record, intact)
+    record = with_deployed(with_earlier_references(record, intact), intact)
     graph = stages(record)
     rate, device_type = tokens_per_second, planned.device.type
     is_assumed = rate is None and machine is not None and device_type == "cuda"

@@ -230,7 +230,8 @@ def _deployed(
     trained = by_form.pop(AS_TRAINED, None)
     if not by_form or (trained is None and AS_TRAINED in results.study.forms):
         return None
-    reference = run if trained is None else trained.scores
+    answers = {task: items.limited_to(items.doc_ids) for task, items in run.items.items()}
+    reference = run.model_copy(update={"items": answers}) if trained is None else trained.scores
     groups = [
         TaskGroup(unit, tasks, _margin(results, part, relation, unit), relation)
         for relation, names in results.tasks.items()

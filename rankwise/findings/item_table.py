@@ -202,17 +202,15 @@ def _add(
         item = _item(place, doc_id, lines[doc_id], places)
         table.items.append(item if with_texts else ShownItem(place, doc_id, "", "", ()))
     for model, answers in zip(models, table.answers, strict=True):
-        if task not in model.items:
-            for part in (answers.is_right, answers.margins, answers.answers):
-                part += [None] * len(base.doc_ids)
-            answers.comes_back.extend([False] * len(base.doc_ids))
-            continue
-        own = lines if model is models[0] else _lines(read, model, task)
-        scores = model.items[task].by_accuracy
-        values = dict(zip(scores.doc_ids, scores.values, strict=True))
-        back = _right_in(model, trained_format)
+        is_right_on, back = _right_in(model, task), _right_in(model, trained_format)
+        own = lines if model is models[0] or not is_right_on else _lines(read, model, task)
         for number, doc_id in enumerate(base.doc_ids):
-            is_right = values[doc_id] > 0.5  # of several draws, most
+            is_right = is_right_on.get(doc_id)
+            if is_right is None:
+                for part in (answers.is_right, answers.margins, answers.answers):
+                    part.append(None)
+                answers.comes_back.append(False)
+                continue
             nats = option_nats(own[doc_id])
             answers.is_right.append(is_right)
             has_margin = is_ordered and right is not None
@@ -231,10 +229,11 @@ def _lines(read: ReadSamples, model: ModelResults, task: str) -> Mapping[int, Li
 
 
 def _right_in(model: ModelResults, task: str | None) -> dict[int, bool]:
-    """Item -> whether it is right under another name of its task."""
+    """Item that was answered -> whether it is right: of several draws, most."""
     if task is None or task not in model.items:
         return {}
     items = model.items[task].by_accuracy
+    items = items.scored or items
     return {doc: value > 0.5 for doc, value in zip(items.doc_ids, items.values, strict=True)}
 
 

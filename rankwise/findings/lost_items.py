@@ -14,7 +14,7 @@ from rankwise.findings.pairs import pair_items, run_record
 from rankwise.findings.stats.estimates import wilson_interval
 from rankwise.records import quantities
 from rankwise.records.base import Record
-from rankwise.records.results import ModelResults
+from rankwise.records.results import ModelResults, TrainTaskResults
 from rankwise.records.study import Interval
 
 
@@ -60,14 +60,14 @@ def lost_items(source: OptionGains) -> TrainTaskLostItems | None:
     Raises:
         RecordError: models were scored on different items.
     """
-    results = source.results
+    results = source.results.answered
     trained = [run for run in results.runs if run_record(run).status == "trained"]
     labels = seeded_labels(results.planned)
     rows = tuple(
         row
         for run in trained
         for task in results.tasks.get("retention", ())
-        if (row := _lost(source, run, labels[run.name], task)) is not None
+        if (row := _lost(results, run, labels[run.name], task, source.confidence)) is not None
     )
     if not rows:
         return None
@@ -79,8 +79,9 @@ def lost_items(source: OptionGains) -> TrainTaskLostItems | None:
     )
 
 
-def _lost(source: OptionGains, run: ModelResults, label: str, task: str) -> LostItems | None:
-    results = source.results
+def _lost(
+    results: TrainTaskResults, run: ModelResults, label: str, task: str, confidence: float
+) -> LostItems | None:
     scored_as = results.trained_formats.get(task)
     if scored_as is None or task not in run.items or scored_as not in run.items:
         return None
@@ -101,7 +102,7 @@ def _lost(source: OptionGains, run: ModelResults, label: str, task: str) -> Lost
         scored_as=scored_as,
         num_lost=num_lost,
         num_back=num_back,
-        share_back=_share(num_back, num_lost, source.confidence),
+        share_back=_share(num_back, num_lost, confidence),
         num_kept=int(kept.sum()),
         num_kept_right=int((kept & there.adapted).sum()),
         chance=None if evaluation is None else evaluation.chance,

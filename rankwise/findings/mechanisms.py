@@ -85,7 +85,9 @@ def mechanisms(source: OptionGains, recommendation: Recommendation) -> TrainTask
     """What can be tested on one trained task; None where nothing can."""
     gaps, gap_trend = _gaps(source, recommendation.unit)
     matched = _matched(source, recommendation)
-    agreement, trends = agreement_with_full(source.by_accuracy)
+    answered = source.results.answered
+    same = source if answered is source.results else OptionGains(answered)
+    agreement, trends = agreement_with_full(same.by_accuracy)
     if not (gaps or matched or agreement):
         return None
     trends = trends if gap_trend is None else (gap_trend, *trends)

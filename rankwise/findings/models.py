@@ -108,12 +108,14 @@ def task_score(evaluation: TaskEvaluation, items: TaskItems, confidence: float) 
     """
     size = evaluation.decision.num_examples
     scale = POINTS if items.unit == "points" else 1.0
-    share = evaluation.decision.value
+    share = evaluation.decision.value if items.scored is None else float(np.mean(items.values))
     part = Items(np.asarray(items.values), 1.0 if items.unit == "points" else 0.0)
     if items.clusters is not None:
         part = part._replace(clusters=np.asarray(items.clusters))
+    if items.scored is not None:
+        part = part._replace(scored=np.isin(items.doc_ids, items.scored.doc_ids))
     clusters = num_clusters([part])
-    if clusters is not None:
+    if clusters is not None or part.scored is not None:
         lower, upper = mean_over_tasks([part]).interval(confidence)
     elif items.unit == "points" and all(value in (0.0, 1.0) for value in items.values):
         lower, upper = wilson_interval(share * size, size, confidence)

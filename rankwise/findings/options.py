@@ -12,9 +12,16 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from rankwise.findings.pairs import Pair, clusters_of, pair_items, run_record
+from rankwise.findings.pairs import (
+    Pair,
+    clusters_of,
+    pair_items,
+    run_record,
+    scored_by_all,
+    size_of,
+)
 from rankwise.findings.stats.estimates import Estimate, mean_over_tasks
-from rankwise.findings.stats.items import Clusters, Floats, Items, item_size, num_clusters
+from rankwise.findings.stats.items import Clusters, Floats, Items, Mask, item_size, num_clusters
 from rankwise.records.axes import BesideRank, Kind, beside_rank, run_labels
 from rankwise.records.base import Record
 from rankwise.records.grouping import grouped
@@ -189,6 +196,7 @@ class OptionGains:
         self._pairs: dict[tuple[str, str], Pair] = {}
         self._gains: dict[tuple[str, str], Floats] = {}
         self._item_sizes: dict[str, float] = {}
+        self._scored: dict[str, Mask | None] = {}
         self._decided = dict(self._verdicts(recommendation))
 
     def _verdicts(self, of: Recommendation | None) -> Iterator[tuple[_Means, Interval]]:
@@ -257,14 +265,28 @@ class OptionGains:
     def item_size(self, task: str) -> float:
         """What one whole item of a task counts, by the gains of all trained runs together."""
         if task not in self._item_sizes:
-            trained = [run for run in self.results.runs if run_record(run).status == "trained"]
-            gains = [self._gain(run, task) for run in trained]
+            pairs = self._trained_pairs(task)
             if not self.results.study.has_base:
                 # from a mean of the models no difference is a whole item; between them it may be
-                values = np.stack([self.pair(run, task).adapted for run in trained])
-                gains = list(values - values[0])
-            self._item_sizes[task] = item_size(gains or [0.0], in_points=self.in_points(task))
+                pairs = [pair.over(pairs[0]) for pair in pairs]
+            nothing = item_size([0.0], in_points=self.in_points(task))
+            self._item_sizes[task] = size_of(pairs) if pairs else nothing
         return self._item_sizes[task]
+
+    def scored(self, task: str) -> Mask | None:
+        """Which items of a task every trained run answered, in the order of the gains."""
+        if task not in self._scored:
+            self._scored[task] = scored_by_all(self._trained_pairs(task))
+        return self._scored[task]
+
+    def num_scored(self, task: str) -> int:
+        """How many these are."""
+        scored = self.scored(task)
+        return len(self.results.base.items[task].doc_ids) if scored is None else int(scored.sum())
+
+    def _trained_pairs(self, task: str) -> list[Pair]:
+        trained = [run for run in self.results.runs if run_record(run).status == "trained"]
+        return [self.pair(run, task) for run in trained]
 
     def in_points(self, task: str) -> bool:
         """Whether a task is scored in points; else it is a loss in nats."""
@@ -284,6 +306,7 @@ class OptionGains:
                 self.item_size(task),
                 array.shape[-1] if by_items else 1.0,
                 self.clusters(task),
+                scored=self.scored(task),
             )
             for array, task in zip(values, tasks, strict=True)
         ]
@@ -298,7 +321,8 @@ class OptionGains:
 
         def twice(task: str, sign: float) -> Items:
             gains, size = self.gains(runs, task), self.item_size(task)
-            return Items(2.0 * sign * gains, 2.0 * size, clusters=self.clusters(task))
+            values, scored = 2.0 * sign * gains, self.scored(task)
+            return Items(values, 2.0 * size, clusters=self.clusters(task), scored=scored)
 
         trained = [twice(name, 1.0) for name in trained_items.values()]
         return [*trained, *(twice(task, -1.0) for task in trained_items)]
@@ -318,9 +342,15 @@ class OptionGains:
     def difference_of(self, runs: Runs, others: Runs, tasks: Sequence[str]) -> TaskMean:
         """The same of any models, paired by seed and item; one model is set against each seed."""
         leads = [self.gains(runs, task) - self.gains(others, task) for task in tasks]
+        count = max(len(runs), len(others))
+        matched = [(runs[i % len(runs)], others[i % len(others)]) for i in range(count)]
+
+        def size(task: str) -> float:
+            return size_of([self.pair(a, task).over(self.pair(b, task)) for a, b in matched])
+
         # leads are smaller than gains, and so are those that were not seen
         parts = [
-            part._replace(item_size=item_size(part.values, in_points=self.in_points(task)))
+            part._replace(item_size=size(task))
             for part, task in zip(self.items(leads, tasks), tasks, strict=True)
         ]
         return self._mean_of(parts, tasks)

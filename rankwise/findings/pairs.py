@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 
 from rankwise.errors import RecordError
 from rankwise.findings.stats.estimates import Estimate, mcnemar_exact, mean_over_tasks, zero_p_value
-from rankwise.findings.stats.items import POINTS, Clusters, Floats, Items, item_size, num_clusters
+from rankwise.findings.stats.items import (
+    POINTS,
+    Clusters,
+    Floats,
+    Items,
+    Mask,
+    item_size,
+    num_clusters,
+    whole_item,
+)
 from rankwise.records.recommendation import (
     AccuracyDifference,
     Bound,
@@ -43,6 +52,8 @@ class Pair(NamedTuple):
     """Base and adapted values of the same items, in the task's unit, and what they mean.
 
     ``in_points`` says that the values are shares times 100. ``clusters`` are as in ``Items``.
+    Where a part of the items was answered, ``scored`` says which and ``answers`` has them alone;
+    the adapted values are estimates.
     """
 
     base: Floats
@@ -50,6 +61,13 @@ class Pair(NamedTuple):
     sign: float
     in_points: bool
     clusters: Clusters | None = None
+    scored: Mask | None = None
+    answers: Pair | None = None
+
+    @property
+    def answered(self) -> Pair:
+        """What both models answered, without estimates."""
+        return self.answers or self
 
     @property
     def gain(self) -> Floats:
@@ -59,12 +77,26 @@ class Pair(NamedTuple):
     @property
     def item_size(self) -> float:
         """What one whole item counts, by these differences alone."""
-        return item_size(self.gain, in_points=self.in_points)
+        return size_of([self])
 
     @property
     def items(self) -> Items:
         """The gain, item by item, as it enters an estimate."""
-        return Items(self.gain, self.item_size, clusters=self.clusters)
+        return Items(self.gain, self.item_size, clusters=self.clusters, scored=self.scored)
+
+    def over(self, other: Pair) -> Pair:
+        """The model against that of another pair with the same base, on the same items."""
+        pair = self._replace(base=other.adapted, scored=scored_by_all([self, other]), answers=None)
+        if pair.scored is None:
+            return pair
+        before, after = (each.answers_at(pair.scored) for each in (other, self))
+        return pair._replace(answers=Pair(before, after, self.sign, self.in_points))
+
+    def answers_at(self, places: Mask) -> Floats:
+        """What the adapted model answered on some of its answered items."""
+        if self.scored is None:
+            return self.adapted[places]
+        return self.answered.adapted[places[self.scored]]
 
     @property
     def outcomes(self) -> Outcomes | None:
@@ -74,6 +106,28 @@ class Pair(NamedTuple):
             return None
         best = POINTS if self.sign > 0 else 0.0
         return Outcomes(self.base == best, self.adapted == best)
+
+
+def scored_by_all(pairs: Iterable[Pair]) -> Mask | None:
+    """The items of a task that every model answered; None where all were."""
+    parts = [pair.scored for pair in pairs if pair.scored is not None]
+    return np.logical_and.reduce(parts) if parts else None
+
+
+def size_of(pairs: Sequence[Pair]) -> float:
+    """What one whole item of a task counts, by the differences of these pairs together.
+
+    An answered item stands for several where only a part was answered, and so does one that was
+    not seen to differ. What the references tell of the others is seen.
+    """
+    in_points, scored = pairs[0].in_points, scored_by_all(pairs)
+    if scored is None:
+        return item_size([pair.gain for pair in pairs], in_points=in_points)
+    answers = np.concatenate([pair.answered.gain for pair in pairs])
+    whole = item_size(answers, in_points=in_points)
+    if in_points and whole == POINTS:
+        return whole_item(len(scored), int(scored.sum()))
+    return item_size([pair.gain[scored] for pair in pairs], in_points=False)
 
 
 class Counts(NamedTuple):
@@ -133,7 +187,8 @@ def pair_items(
 ) -> Pair:
     """The values of two models on one task, item by item, matched by ``doc_id``.
 
-    They are the deciding metric's, or with ``by_accuracy`` those of the task's own.
+    They are the deciding metric's, or with ``by_accuracy`` those of the task's own. The base
+    answered every item, the adapted model all or some.
 
     Raises:
         RecordError: a model was not scored on the task, they were scored on other items or by
@@ -147,13 +202,20 @@ def pair_items(
             f"task {task!r} was scored by {first.metric} in {first.unit} for {base.name} and by "
             f"{second.metric} in {second.unit} for {adapted.name}; score both the same way"
         )
-    return pair_scores(
+    pair = pair_scores(
         f"task {task!r}",
         Scores(base.name, first.doc_ids, first.values, first.clusters),
         Scores(adapted.name, second.doc_ids, second.values),
         higher_is_better=first.higher_is_better,
         in_points=first.unit == "points",
     )
+    if second.scored is None:
+        return pair
+    ids = second.scored.doc_ids
+    answers = _scale(pair.in_points) * np.asarray(second.scored.values)[_order(ids)]
+    scored = np.isin(np.sort(first.doc_ids), ids)
+    of_both = Pair(pair.base[scored], answers, pair.sign, pair.in_points)
+    return pair._replace(scored=scored, answers=of_both)
 
 
 def pair_scores(
@@ -182,7 +244,7 @@ def pair_scores(
     for scores, values in ((base, before), (adapted, after)):
         if not np.isfinite(values).all():
             raise RecordError(f"{what}: a score of {scores.name} is not a finite number")
-    scale = POINTS if in_points else 1.0
+    scale = _scale(in_points)
     return Pair(
         scale * before[order],
         scale * after[other],
@@ -190,6 +252,11 @@ def pair_scores(
         in_points,
         None if base.clusters is None else _labels(tuple(base.clusters))[order],
     )
+
+
+def _scale(in_points: bool) -> float:
+    """From values as they are kept to those of a ``Pair``."""
+    return POINTS if in_points else 1.0
 
 
 def clusters_of(items: TaskItems) -> Clusters | None:
@@ -213,7 +280,7 @@ def paired_test(pair: Pair, confidence: float) -> PairedTest:
     """The difference of one pair of models by itself; ``confidence`` is two-sided, 0..1."""
     estimate = mean_over_tasks([pair.items])
     lower, upper = estimate.interval(confidence)
-    counts, clusters = _counts(pair), num_clusters([pair.items])
+    counts, clusters = _counts(pair.answered), num_clusters([pair.items])
     mcnemar: float | None = None
     if counts is not None and clusters is None:  # it takes items as independent
         mcnemar = mcnemar_exact(counts.learned, counts.forgotten)

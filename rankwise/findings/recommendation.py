@@ -22,6 +22,7 @@ from rankwise.findings.looks import alpha_of_look, with_look
 from rankwise.findings.odds import point_in
 from rankwise.findings.options import Option, OptionGains, Runs
 from rankwise.findings.pairs import compare, format_effects, run_record
+from rankwise.findings.references import reference_notes
 from rankwise.findings.statements import FullGain, reasons, statement
 from rankwise.findings.stats.detectable import Detectable, TaskSize, detectable
 from rankwise.findings.stats.items import Items
@@ -124,7 +125,7 @@ def recommend_for(
     options, dropped = _qualified(source)
     metrics = {task: results.base.items[task].metric for task in tasks.all}
     margins = _margins(results, tasks, metrics)
-    look = _look(results, tasks, options)
+    look = _look(source, tasks, options)
     alpha = 1.0 - source.confidence
     looks = with_look(() if earlier is None else earlier.looks, look, alpha)
     judged = _Judgement()
@@ -167,11 +168,12 @@ def recommend_for(
         format_effects=format_effects(results),
     )
     notes = (*dropped, *(f"{task} is scored in another unit, so it does not decide."
-                         for task in tasks.left_out), *cluster_notes(source))  # fmt: skip
+                         for task in tasks.left_out),
+             *cluster_notes(source), *reference_notes(source))  # fmt: skip
     full = tuple(_full_gains(source, tasks))
     parameters = tuple(option.plan.num_trainable_parameters for option in options)
     by_accuracy = _accuracy_reasons(source, options, tasks)
-    able = _detectable(results, tasks, margins, len(options))
+    able = _detectable(source, tasks, margins, len(options))
     why = (*reasons(found, full, parameters, able), *by_accuracy, *notes)
     return found.model_copy(update={"statement": statement(found), "reasons": why})
 
@@ -224,14 +226,15 @@ def _these_adapters(
     )
 
 
-def _look(results: TrainTaskResults, tasks: _Tasks, options: Sequence[Option]) -> Look:
+def _look(source: OptionGains, tasks: _Tasks, options: Sequence[Option]) -> Look:
     """What is judged now; its number and outcome are not known yet."""
-    items = results.base.items
+    results, items = source.results, source.results.base.items
     return Look(
         number=1,
         alpha=0.0,
         metrics={task: items[task].metric for task in tasks.all},
         num_items={task: len(items[task].doc_ids) for task in tasks.all},
+        num_scored={t: source.num_scored(t) for t in tasks.all if source.scored(t) is not None},
         seeds=_seeds(results),
         options=tuple(option.label for option in options),
         runs=tuple(run.name for option in options for run in option.runs),
@@ -344,15 +347,20 @@ def _margins(results: TrainTaskResults, tasks: _Tasks, metrics: Mapping[str, str
 
 
 def _detectable(
-    results: TrainTaskResults, tasks: _Tasks, margins: Margins, num_options: int
+    source: OptionGains, tasks: _Tasks, margins: Margins, num_options: int
 ) -> Detectable | None:
-    """What a study of this size can tell in-domain; None where that is not in points."""
+    """What a study of this size can tell in-domain; None where that is not in points.
+
+    Of items that were answered in part, those count that were: how alike the runs are is not known
+    beforehand.
+    """
     if tasks.unit != "points" or not num_options:
         return None
-    items = [results.base.items[task] for task in tasks.in_domain]
-    sizes = [TaskSize(len(its.doc_ids), its.metric == P_RIGHT) for its in items]
-    confidence = results.study.config.recommendation.confidence
-    return detectable(sizes, num_options, confidence, margins.delta)
+    items = source.results.base.items
+    sizes = [
+        TaskSize(source.num_scored(task), items[task].metric == P_RIGHT) for task in tasks.in_domain
+    ]
+    return detectable(sizes, num_options, source.confidence, margins.delta)
 
 
 def _only(metrics: Iterable[str]) -> str | None:

@@ -148,8 +148,9 @@ def _version(text: str) -> float | str:
 
 
 def _num_documents(record: TaskEvaluation) -> int | None:
-    """Number of documents of the task; None if a limit cut it."""
+    """Number of documents of the task; None if not all were scored."""
     is_whole = record.limit is None or record.num_examples < record.limit
+    is_whole = is_whole and record.num_available in (None, record.num_examples)
     return record.num_examples if is_whole else None
 
 

@@ -13,7 +13,7 @@ from rankwise.integrations.study_text import yaml_lines
 from rankwise.records import quantities
 from rankwise.records.recommendation import Comparison
 from rankwise.records.results import ModelResults
-from rankwise.records.study import PlannedRun, StudyRecord
+from rankwise.records.study import PlannedRun, StudyRecord, TaskEvaluation
 
 FILE_NAME = "README.md"
 
@@ -51,7 +51,7 @@ def run_card(
         "",
         *markdown_table(
             ("task", "relation", "metric", "items", "base", "this", "change"),
-            [_row(each, model.evaluations[each.task].decision_metric) for each in compared],
+            [_row(each, model.evaluations[each.task]) for each in compared],
         ),
     ]
     if deployed is not None:
@@ -103,12 +103,14 @@ def _settings(study: StudyRecord, planned: PlannedRun) -> Iterator[tuple[str, st
     yield "seed", str(planned.seed)
 
 
-def _row(each: Comparison, metric: str) -> tuple[str, ...]:
+def _row(each: Comparison, scored: TaskEvaluation) -> tuple[str, ...]:
+    is_part = scored.num_examples < each.num_examples
+    answered = f"{quantities.count(scored.num_examples)} of " if is_part else ""
     return (
         each.task,
         each.relation.replace("_", "-"),
-        f"{metric}, {each.unit}",
-        quantities.count(each.num_examples),
+        f"{scored.decision_metric}, {each.unit}",
+        answered + quantities.count(each.num_examples),
         quantities.score(each.base_score, each.unit),
         quantities.score(each.adapted_score, each.unit),
         quantities.with_interval(each.interval, each.unit),

@@ -128,9 +128,17 @@ def answers_fingerprint(precision: str, answers: Sequence[Any]) -> str:
     return fingerprint([DIVERGENCE_REVISION, precision, answers])
 
 
-def scoring_fingerprint(study: StudyRecord, model_fingerprint: str, task: str) -> str:
-    """Of everything that a model's scores on a task depend on in this study."""
-    return fingerprint([model_fingerprint, study.task_fingerprints.get(task)])
+def scoring_fingerprint(
+    study: StudyRecord, model: PlannedRun | None, task: str, weights: str | None = None
+) -> str:
+    """Of everything that a model's scores on a task depend on in this study; None is the base.
+
+    ``weights`` is the fingerprint of its weights, where these are not as they were trained.
+    """
+    own = study.base_model_fingerprint if model is None else model.fingerprint
+    part = study.part_of(model, task)
+    items = study.task_fingerprints.get(task) if part is None else part.fingerprint
+    return fingerprint([weights or own, items])
 
 
 def head_effects_fingerprint(study: StudyRecord, run: PlannedRun, **asked: Any) -> str:
@@ -166,7 +174,7 @@ def repair_scores_fingerprint(
         {
             "revision": REPAIR_REVISION,
             "base_model": study.base_model_fingerprint,
-            "scoring": scoring_fingerprint(study, run.fingerprint, task),
+            "scoring": fingerprint([run.fingerprint, study.task_fingerprints.get(task)]),
             "repairs": repairs,
             "metric": study.config.evaluation.metric_of(task),
             "cluster_field": cluster_field,

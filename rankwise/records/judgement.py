@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from rankwise.records.base import Record, VersionedRecord
@@ -21,6 +22,8 @@ class Look(Record):
     """Task that decides -> metric."""
     num_items: dict[str, int]
     """Task that decides -> items."""
+    num_scored: Mapping[str, int] = {}
+    """The same of those that every run answered, of tasks that were not scored whole."""
     seeds: tuple[int, ...]
     options: tuple[str, ...]
     """Labels of the options that were judged."""

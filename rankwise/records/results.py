@@ -57,6 +57,10 @@ class TaskItems(Record):
     are the values of ``evaluation.slice``, of the base's items too. Where p(right) decides,
     ``accuracy`` has the same items by the task's own metric: what needs items that are right or
     wrong is made from it.
+
+    Where a model answered a part of the items, ``scored`` has those answers, by the same metric,
+    and ``values`` are estimates (``stats.reference``) for all items of the base. ``choices`` is
+    None then, and ``r_squared`` says how well the estimates predict changes that were seen.
     """
 
     task: str
@@ -70,6 +74,8 @@ class TaskItems(Record):
     candidates: Mapping[str, tuple[int, ...]] = {}
     slices: tuple[str, ...] | None = None
     accuracy: TaskItems | None = None
+    scored: TaskItems | None = None
+    r_squared: float | None = None
 
     @property
     def by_accuracy(self) -> TaskItems:
@@ -78,6 +84,28 @@ class TaskItems(Record):
             return self
         grouped = {"clusters": self.clusters, "candidates": self.candidates}
         return self.accuracy.model_copy(update=grouped)
+
+    def limited_to(self, doc_ids: Sequence[int]) -> TaskItems:
+        """What was answered of these items, where they are those of ``scored`` of some model."""
+        if self.scored is not None:
+            return self.scored.model_copy(
+                update={"accuracy": self.accuracy and self.accuracy.scored}
+            )
+        chosen = {*doc_ids}
+        places = [place for place, doc_id in enumerate(self.doc_ids) if doc_id in chosen]
+        parts = {name: getattr(self, name) for name in _BY_ITEM}
+        update: dict[str, Any] = {
+            name: tuple(part[place] for place in places)
+            for name, part in parts.items()
+            if part is not None
+        }
+        if self.accuracy is not None:
+            update["accuracy"] = self.accuracy.limited_to(doc_ids)
+        return self.model_copy(update=update | {"candidates": {}})
+
+
+_BY_ITEM = ("doc_ids", "values", "choices", "clusters", "slices")
+"""The fields of ``TaskItems`` with an entry for each item."""
 
 
 class Divergence(StageRecord):
@@ -242,6 +270,28 @@ class TrainTaskResults(_Results):
         """The same with every task judged by its own metric, where p(right) decides."""
         models = tuple(model.by_accuracy for model in self.models)
         return self.model_copy(update={"base": self.base.by_accuracy, "models": models})
+
+    @property
+    def answered(self) -> Self:
+        """The same on the items that every model answered: what counts answers is made from it."""
+        parts = {
+            task: items.scored.doc_ids
+            for model in self.models
+            for task, items in model.items.items()
+            if items.scored is not None
+        }
+        if not parts:
+            return self
+
+        def limited(model: ModelResults) -> ModelResults:
+            items = {
+                task: each.limited_to(parts[task]) if task in parts else each
+                for task, each in model.items.items()
+            }
+            return model.model_copy(update={"items": items})
+
+        models = tuple(map(limited, self.models))
+        return self.model_copy(update={"base": limited(self.base), "models": models})
 
     @property
     def validation_items(self) -> Mapping[Relation, Mapping[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Literal, Protocol, Self, get_args
 
@@ -373,6 +373,37 @@ class TokenCounts(Record):
     """Trained task -> tokens of the prompts on which heads are compared; 0: there are too few."""
 
 
+class FirstItems(Record):
+    """The first items of a task in its random order, which most runs answer."""
+
+    num_items: int
+    num_all: int
+    """Items of the task that the references answer."""
+    num_tokens: int
+    """Distinct ones, as in ``TokenCounts.scored``."""
+    fingerprint: str
+    """As in ``StudyRecord.task_fingerprints``, of these items alone."""
+
+
+class References(Record):
+    """Which runs answer all items, and what of a task the other LoRA runs answer."""
+
+    runs: dict[Text, tuple[Text, ...]] = Field(default_factory=dict)
+    """Trained task -> the runs from which the others' items are estimated, chosen before any score
+    is seen: a LoRA run, and the full fine-tuning of its seed where there is one."""
+    parts: dict[Text, FirstItems] = Field(default_factory=dict)
+    """Scored task -> what the other LoRA runs answer; a task that is missing is answered whole."""
+    whole: tuple[Text, ...] = ()
+    """Tasks that were answered in part, of which the references told too little."""
+
+    def without(self, tasks: Collection[str]) -> Self:
+        """The same with some more tasks that all runs answer whole."""
+        parts = {task: part for task, part in self.parts.items() if task not in tasks}
+        return self.model_copy(
+            update={"parts": parts, "whole": tuple(sorted({*self.whole, *tasks}))}
+        )
+
+
 class ScoreTables(Record):
     """Where the scores of models are from that were trained and scored elsewhere."""
 
@@ -417,6 +448,8 @@ class StudyRecord(StudyTasks):
     """Weights of the base model."""
     num_tokens: TokenCounts = TokenCounts()
     """What the stages read."""
+    references: References = References()
+    """Empty where all models answer all items."""
     models: tuple[PlannedRun, ...]
     """Everything that has weights of its own, role by role; a name is in it once."""
     passes: tuple[PlannedPass, ...] = ()
@@ -481,6 +514,22 @@ class StudyRecord(StudyTasks):
         if model.role == "searched":
             return self.validation_tasks(model.train_task)
         return self.scored_tasks(model.train_task)
+
+    def part_of(self, model: PlannedRun | None, task: str) -> FirstItems | None:
+        """What of a task a model (None: the base) answers; None: all items."""
+        if model is None or model.method == "full" or model.role == "searched":
+            return None
+        references = self.references.runs.get(model.train_task, ())
+        is_whole = not references or model.name in references
+        return None if is_whole else self.references.parts.get(task)
+
+    def tokens_of(self, model: PlannedRun | None, tasks: Iterable[str]) -> int:
+        """Distinct tokens of what a model (None: the base) answers of some tasks."""
+        parts = {task: self.part_of(model, task) for task in tasks}
+        return sum(
+            self.num_tokens.scored.get(task, 0) if part is None else part.num_tokens
+            for task, part in parts.items()
+        )
 
     def full_run_of(self, run: PlannedRun) -> PlannedRun | None:
         """The full fine-tuning that a LoRA run is compared with; None without one.

@@ -221,6 +221,8 @@ def _metric_cell(model: ModelResults, row: _Metric) -> Cell | None:
     for score in () if evaluation is None else evaluation.metrics:
         if (score.metric, score.filter) == (row[1].metric, row[1].filter):
             error = "" if score.stderr is None else f"± {score.stderr:.3f}"
+            if score.num_examples != row[1].num_examples:
+                error += f", {quantities.size(score.num_examples)}"
             return Cell(f"{score.value:.3f}", "", error)
     return None
 

@@ -533,9 +533,8 @@ def _evaluation(
     higher = scoring.higher_is_better
     if higher is None:
         higher = unit != "nats" and scoring.metric.lower() not in LOWER_IS_BETTER
-    weights = study.base_model_fingerprint if run is None else run.fingerprint
     return TaskEvaluation(
-        fingerprint=scoring_fingerprint(study, weights, scoring.task),
+        fingerprint=scoring_fingerprint(study, run, scoring.task),
         model=BASE if run is None else run.name,
         task=scoring.task,
         task_version="not said",

@@ -127,7 +127,7 @@ def _has_other_scores(plan: StudyPlan, folder: StudyFolder, stage: Score, model:
     scored = folder.earlier_evaluation(name, stage.task)
     if scored is None or scored.fingerprint == stage.fingerprint_of(model):
         return False
-    return not plan.begins_with(scored, fingerprint, plan.tasks[stage.task])
+    return not plan.begins_with(scored, fingerprint, plan.task_of(model, stage.task))
 
 
 def _differences(earlier: StudyRecord, now: StudyRecord) -> list[str]:

@@ -131,7 +131,7 @@ def told(plan: StudyPlan) -> Told:
 
     def of(names: Sequence[str], margin_for: Callable[[Iterable[str]], float]) -> Detectable | None:
         kept = [name for name in names if _unit(plan, name) == "points"]
-        tasks = [TaskSize(plan.tasks[name].num_items, _is_p_right(plan, name)) for name in kept]
+        tasks = [TaskSize(_num_answered(plan, name), _is_p_right(plan, name)) for name in kept]
         margin = margin_for(p_right.P_RIGHT if task.is_p_right else "" for task in tasks)
         return detectable(tasks, num_options, margins.confidence, margin) if tasks else None
 
@@ -145,6 +145,12 @@ def told(plan: StudyPlan) -> Told:
 def _unit(plan: StudyPlan, task: str) -> Unit:
     by_loss = ("loglikelihood", "loglikelihood_rolling")
     return "nats" if plan.tasks[task].loaded.output_type in by_loss else "points"
+
+
+def _num_answered(plan: StudyPlan, task: str) -> int:
+    """Items of a task that all runs answer."""
+    part = plan.record.references.parts.get(task)
+    return plan.tasks[task].num_items if part is None else part.num_items
 
 
 def _is_p_right(plan: StudyPlan, task: str) -> bool:

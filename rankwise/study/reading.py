@@ -21,6 +21,7 @@ from rankwise.records.study import (
     StudyRecord,
     TaskEvaluation,
 )
+from rankwise.study.references import with_estimates
 from rankwise.study.stages.graph import KINDS
 
 _SHOW_LEFT = "`rankwise status` shows what is left"
@@ -83,10 +84,11 @@ def read_results(folder: StudyFolder, study: StudyRecord | None = None) -> Study
         )
 
     base = read_model(folder, study, None)
+    models = in_clusters_of(base, (read_model(folder, study, each) for each in complete))
     return StudyResults(
         study=study,
         base=base,
-        models=in_clusters_of(base, (read_model(folder, study, each) for each in complete)),
+        models=with_estimates(study, base, models),
         search=folder.read_if_there(folder.search_file, SearchRecord),
         failures=folder.failures(),
         stacks=folder.accepted_stacks().stacks,
@@ -125,16 +127,14 @@ def left_of(folder: StudyFolder, study: StudyRecord, planned: PlannedRun) -> str
 
 def _unscored(folder: StudyFolder, study: StudyRecord, planned: PlannedRun | None) -> list[str]:
     """The tasks without a score of a model under the study's present settings."""
-    name, model = BASE, study.base_model_fingerprint
-    if planned is not None:
-        name, model = planned.name, planned.fingerprint
+    name = BASE if planned is None else planned.name
     return [
         task
         for task in study.tasks_of(planned)
         if not folder.is_finished(
             folder.evaluation_file(name, task),
             TaskEvaluation,
-            scoring_fingerprint(study, model, task),
+            scoring_fingerprint(study, planned, task),
         )
     ]
 

@@ -24,6 +24,8 @@ from rankwise.study.observer import Observer, Teller
 from rankwise.study.planning.fitting import with_whole_base
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.quarantine import set_aside
+from rankwise.study.reading import read_results
+from rankwise.study.references import with_earlier_references, with_whole_tasks
 from rankwise.study.searching import Search
 from rankwise.study.stages.graph import stages
 from rankwise.study.stages.stage import Stage
@@ -133,7 +135,8 @@ class _Leader:
         """Plan, have units done, and conclude; more than once where what is found plans more."""
         plan, folder = self._context.plan, self._folder
         _set_damaged_aside(plan, folder, self._context.tell)
-        plan = changed(plan, record=with_whole_base(plan.record, folder))
+        record = with_earlier_references(with_whole_base(plan.record, folder), folder)
+        plan = changed(plan, record=record)
         if plan.record.config.is_searched:
             self._search = Search(plan, folder)
             plan = self._search.plan()
@@ -187,13 +190,18 @@ class _Leader:
             )
 
     def _next_plan(self) -> StudyPlan | None:
-        """What a search goes on with, or with the forms of the runs that the verdict names."""
+        """What a search goes on with, whole tasks, or the forms of the runs that are named."""
         study = self._context.study
         if self._search is not None:
             plan = self._search.plan()
             if _names(plan.record) != _names(study):
                 return plan
             self._search.tidy(plan)
+        if study.references.parts:
+            models = read_results(self._folder, study).models
+            whole = with_whole_tasks(study, models)
+            if whole != study:
+                return changed(self._context.plan, record=whole)
         plan = self._to_deploy(self._context.plan)
         return plan if plan.record.deployed != study.deployed else None
 

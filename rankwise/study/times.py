@@ -75,7 +75,7 @@ def training_work(models: Sequence[PlannedRun]) -> float:
 
 def scoring_work(study: StudyRecord, model: PlannedRun) -> float:
     """Work of scoring a model on everything that a study scores it on."""
-    return float(sum(study.num_tokens.scored.get(task, 0) for task in study.tasks_of(model)))
+    return float(study.tokens_of(model, study.tasks_of(model)))
 
 
 def assumed_rate(num_parameters: int) -> float:

@@ -94,18 +94,12 @@ def check_judging(prepared: PreparedTask, metric: str | None) -> None:
     instances = list(
         itertools.takewhile(lambda instance: instance.doc_id in first, prepared.instances)
     )
-    task = prepared.loaded.task
     with task_code(
         f"{prepared.loaded.where} cannot write a right answer", "Correct doc_to_target."
     ):
         answers = [(_made_up(prepared, instance),) for instance in instances]
-    all_instances, task._instances = task._instances, instances
-    try:
-        requests = [r for r in prepared.requests if r.instance < len(instances)]
-        prepared = prepared._replace(instances=instances, requests=requests)
-        judge(prepared, answers, metric, answers)
-    finally:
-        task._instances = all_instances
+    requests = [r for r in prepared.requests if r.instance < len(instances)]
+    judge(prepared._replace(instances=instances, requests=requests), answers, metric, answers)
 
 
 def _made_up(prepared: PreparedTask, instance: Any) -> Response:
@@ -128,7 +122,11 @@ def _samples(
         instance.resps = list(own) if len(own) > 1 else list(own) * (instance.repeats or 1)
         instance.filtered_resps = {}
         by_doc[instance.doc_id].append(index)
-    task.apply_filters()
+    all_instances, task._instances = task._instances, instances  # these may be a part of the task
+    try:
+        task.apply_filters()
+    finally:
+        task._instances = all_instances
     num_loss_tokens = Counter[int]()  # of each instance
     for request in prepared.requests:
         num_loss_tokens[request.instance] += len(request.continuation)

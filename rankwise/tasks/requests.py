@@ -115,6 +115,25 @@ class PreparedTask(NamedTuple):
         chosen = set(doc_ids)
         return _digest(self.loaded, [i for i in self.instances if i.doc_id in chosen])
 
+    def first(self, number: int) -> PreparedTask:
+        """The same task with the first of its items, in the random order, alone."""
+        doc_ids = tuple(in_random_order(self.doc_ids)[:number])
+        chosen = {*doc_ids}
+        kept = [index for index, each in enumerate(self.instances) if each.doc_id in chosen]
+        places = {index: place for place, index in enumerate(kept)}
+        instances = [self.instances[index] for index in kept]
+        return self._replace(
+            instances=instances,
+            requests=[
+                each._replace(instance=places[each.instance])
+                for each in self.requests
+                if each.instance in places
+            ],
+            doc_ids=doc_ids,
+            digest=_digest(self.loaded, instances),
+            **_options(self.loaded, instances),
+        )
+
     @property
     def requests_in_turn(self) -> list[Request]:
         """The requests, document after document as these were taken."""
@@ -197,7 +216,7 @@ def prepare_task(
                 chat_template=partial(render_chat, tokenizer) if chat_template else None,
             )
         instances = list(task.instances)
-        num_options = _num_options(loaded, instances)
+        options = _options(loaded, instances)
         digest = _digest(loaded, instances)
         encoder = RequestEncoder(tokenizer, max_length, are_written=loaded.is_rendered)
         requests = [
@@ -206,9 +225,6 @@ def prepare_task(
             for request in encoder.requests(index, instance, loaded.name)
         ]
         num_draws = max(_num_draws(instance) for instance in instances)
-    chance = 0.0 if loaded.output_type == "generate_until" else None
-    if num_options:
-        chance = sum(1 / number for number in num_options.values()) / len(num_options)
     return PreparedTask(
         loaded=loaded,
         instances=instances,
@@ -219,9 +235,8 @@ def prepare_task(
         num_fewshot=shots,
         chat_template=chat_template,
         digest=digest,
-        chance=chance,
-        num_options=num_options,
         num_draws=num_draws,
+        **options,
     )
 
 
@@ -335,6 +350,15 @@ def _num_options(loaded: LoadedTask, instances: Sequence[Any]) -> dict[int, int]
                 "the item out."
             )
     return {doc_id: len(texts) for doc_id, texts in options.items()}
+
+
+def _options(loaded: LoadedTask, instances: Sequence[Any]) -> dict[str, Any]:
+    """The fields of a task that follow from its items' options."""
+    num_options = _num_options(loaded, instances)
+    chance = 0.0 if loaded.output_type == "generate_until" else None
+    if num_options:
+        chance = sum(1 / number for number in num_options.values()) / len(num_options)
+    return {"num_options": num_options, "chance": chance}
 
 
 class RequestEncoder:

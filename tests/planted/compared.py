@@ -75,7 +75,6 @@ def judged(results: StudyResults) -> StudySource:
 def _made(model: ModelResults, study: StudyRecord, torch: str) -> ModelResults:
     """On this stack, with the fingerprints that the study gives."""
     run = model.run
-    weights = study.base_model_fingerprint if run is None else run.planned.fingerprint
     return model.model_copy(
         update={
             "run": run and run.model_copy(update={"provenance": on_torch(torch)}),
@@ -83,7 +82,7 @@ def _made(model: ModelResults, study: StudyRecord, torch: str) -> ModelResults:
                 task: each.model_copy(
                     update={
                         "provenance": on_torch(torch),
-                        "fingerprint": scoring_fingerprint(study, weights, task),
+                        "fingerprint": scoring_fingerprint(study, run and run.planned, task),
                     }
                 )
                 for task, each in model.evaluations.items()

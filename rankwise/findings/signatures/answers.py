@@ -82,7 +82,8 @@ def _has_no_end(source: OptionGains, option: Option, task: str) -> Iterator[Sign
 def _collapsed(source: OptionGains, option: Option, task: str) -> Iterator[Signature]:
     """One option nearly always, more often than that can be right; judged run by run."""
     base, confidence = source.results.base.evaluations[task], source.confidence
-    size, before = base.num_examples, base.predicted_shares or ()
+    before = base.predicted_shares or ()
+    size = min(_record(run, task).num_examples for run in option.runs)  # some answer a part
     collapsed: list[tuple[Interval, int]] = []
     for run in option.runs:
         record = _record(run, task)
@@ -92,7 +93,7 @@ def _collapsed(source: OptionGains, option: Option, task: str) -> Iterator[Signa
             continue
         chosen = _wilson(shares[place], size, confidence)
         right = _wilson(_accuracy(record), size, confidence)
-        was_so = _is_collapsed(_wilson(before[place], size, confidence))
+        was_so = _is_collapsed(_wilson(before[place], base.num_examples, confidence))
         if _is_collapsed(chosen) and right.upper < chosen.lower and not was_so:
             collapsed.append((chosen, place))
     if collapsed:

@@ -267,6 +267,8 @@ def level(models: Sequence[ModelResults], task: str, confidence: float) -> Level
     if items[0].unit == "nats":
         _, upper = mean_over_tasks([part]).interval(confidence)
         return Level(mean, upper, "nats")
-    size = num_clusters([part]) or part.num_items
+    answered = min(len((each.scored or each).doc_ids) for each in items)
+    size = min(num_clusters([part]) or answered, answered)
+    mean = min(max(mean, 0.0), 1.0)  # an estimate from a part of the items may leave the scale
     lower, _ = wilson_interval(mean * size, size, confidence)
     return Level(POINTS * mean, POINTS * lower, "points")

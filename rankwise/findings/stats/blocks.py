@@ -30,6 +30,7 @@ class TaskPart(NamedTuple):
     pseudo-items'. All are of the mean over seeds and items, times the task's share squared.
     ``centred`` (K, n) are the items' values less their mean, times the share. Items in clusters are
     one value for each cluster; ``places`` are the tasks', several where they share clusters.
+    ``freedom`` are the degrees of freedom of ``items``: the answered items less 1.
     """
 
     items: Floats
@@ -37,11 +38,7 @@ class TaskPart(NamedTuple):
     pseudo: Floats
     centred: Floats
     places: tuple[int, ...]
-
-    @property
-    def freedom(self) -> int:
-        """Degrees of freedom of ``items``: n - 1."""
-        return self.centred.shape[1] - 1
+    freedom: int
 
 
 class SeedVariance(NamedTuple):
@@ -149,7 +146,7 @@ def block(tasks: Sequence[Items], point: float = 1.0) -> Block:
     """
     num_seeds, num_options, _ = tasks[0].values.shape
     total = sum(task.weight for task in tasks)
-    tasks = [task._replace(lead_size=lead_size(task.values, task.item_size)) for task in tasks]
+    tasks = [task._replace(lead_size=lead_size(task)) for task in tasks]
     by_seed = np.zeros((num_seeds, num_options))
     parts: list[TaskPart] = []
     for task, places in zip(by_cluster(tasks), sharing(tasks), strict=True):
@@ -167,6 +164,7 @@ def block(tasks: Sequence[Items], point: float = 1.0) -> Block:
                 pseudo=(share / num_items) ** 2 * _pseudo(task, num_options),
                 centred=centred,
                 places=tuple(places),
+                freedom=task.num_scored - 1,
             )
         )
     by_chance = np.sum([part.interaction for part in parts], axis=0)

@@ -145,7 +145,8 @@ def mean_over_tasks(tasks: Sequence[Items]) -> Estimate:
 
     Each task has its own items, so the variances of their means add; their runs are the same,
     so the variance of the seeds is that of the seeds' means over all tasks. Of items in clusters,
-    the clusters take the place of the items (``items.by_cluster``).
+    the clusters take the place of the items (``items.by_cluster``). Of a task that was answered in
+    part, the degrees of freedom are those of the answered items.
 
     Args:
         tasks: at least one, each (n,) or (m, n); n may differ, the m seeds are the same in the
@@ -172,15 +173,16 @@ def mean_over_tasks(tasks: Sequence[Items]) -> Estimate:
     squares = np.array([float(values @ values) for values in centred])
     parts = shares**2 * (squares / (sizes - 1) + pseudo / sizes) / sizes
     cubes = np.array([float((values**3).mean()) for values in centred])
+    freedoms = np.array([task.num_scored - 1 for task in tasks], dtype=np.float64)
     third_moment = float((shares**3 * cubes / sizes**2).sum())
     seeds = np.sum([share * a.mean(axis=1) for share, a in zip(shares, arrays, strict=True)], 0)
     num_seeds, item_variance = len(seeds), float(parts.sum())
     seed_variance = float(seeds.var(ddof=1)) / num_seeds if num_seeds > 1 else 0.0
-    rest = float((parts**2 / (sizes - 1)).sum())
+    rest = float((parts**2 / freedoms).sum())
     stderr = math.sqrt(item_variance + seed_variance)
     spread = (
         item_variance,
-        item_variance**2 / rest if rest > 0 else float(sizes.min()) - 1.0,
+        item_variance**2 / rest if rest > 0 else float(freedoms.min()),
         seed_variance,
         max(num_seeds - 1, 1),
     )
@@ -227,7 +229,7 @@ def seed_spread(tasks: Sequence[Items], confidence: float) -> SeedSpread:
         freedom = (num_seeds - 1) * (array.shape[1] - 1)
         residual = float(((array - fitted) ** 2).sum()) / freedom
         by_chance += share**2 * residual / array.shape[1]
-    freedom = num_seeds - 1, (num_seeds - 1) * sum(array.shape[1] - 1 for array in arrays)
+    freedom = num_seeds - 1, (num_seeds - 1) * sum(task.num_scored - 1 for task in tasks)
     above, below = (
         float(special.fdtri(*freedom, p)) for p in ((1 + confidence) / 2, (1 - confidence) / 2)
     )

@@ -17,6 +17,8 @@ Floats = NDArray[np.float64]
 Clusters = NDArray[np.int64]
 """(n,): a number for each item, the same for items of one cluster."""
 
+Mask = NDArray[np.bool_]
+
 POINTS = 100.0
 """What one whole item counts where shares are given in points."""
 
@@ -31,7 +33,9 @@ class Items(NamedTuple):
     0 adds nothing to a variance. ``weight`` is the task's in a mean over tasks, in any unit.
     ``clusters`` is None where the items are independent. Tasks with a cluster in common share it.
     ``lead_size`` is the size of such a difference between two options of (..., K, n); None: the
-    same.
+    same. ``scored`` (n,) are the items that every model answered, where the other values are
+    estimates (``stats.reference``); None: all. Their variance is that of any values, but it is
+    known from the answered items only.
     """
 
     values: Floats
@@ -39,11 +43,22 @@ class Items(NamedTuple):
     weight: float = 1.0
     clusters: Clusters | None = None
     lead_size: float | None = None
+    scored: Mask | None = None
 
     @property
     def num_items(self) -> int:
         """n, the length of the last axis."""
         return self.values.shape[-1]
+
+    @property
+    def num_scored(self) -> int:
+        """How many of them were answered."""
+        return self.num_items if self.scored is None else int(self.scored.sum())
+
+
+def whole_item(num_items: int, num_scored: int) -> float:
+    """What an item that is right or wrong counts, in points: an answered one stands for others."""
+    return POINTS * num_items / num_scored
 
 
 def item_size(differences: ArrayLike, *, in_points: bool) -> float:
@@ -64,20 +79,20 @@ def item_size(differences: ArrayLike, *, in_points: bool) -> float:
     return float(np.quantile(sizes, TAIL_QUANTILE, method="higher"))
 
 
-def lead_size(values: Floats, whole: float) -> float:
+def lead_size(task: Items) -> float:
     """How large the difference of two options on one item may be, by those that were seen.
 
     Leads are smaller than gains where options move together. It is the same quantile of the
     options' distances from their mean, scaled so that those of two options are their lead.
 
     Args:
-        values: (m, K, n) of K options.
-        whole: the size of their differences from the base; of right and wrong items, and of one
-            option, it is the answer.
+        task: (m, K, n) of K options. Of right and wrong items, and of one option, the size is that
+            of their differences from the base.
     """
-    count = values.shape[1]
-    if whole in (0.0, POINTS) or count == 1:
-        return whole
+    count, whole = task.values.shape[1], whole_item(task.num_items, task.num_scored)
+    if task.item_size in (0.0, whole) or count == 1:
+        return task.item_size
+    values = task.values if task.scored is None else task.values[..., task.scored]
     from_mean = values - values.mean(axis=1, keepdims=True)
     scale = math.sqrt(2.0 * count / (count - 1))
     return scale * float(np.quantile(np.abs(from_mean), TAIL_QUANTILE, method="higher"))
@@ -90,7 +105,8 @@ def by_cluster(tasks: Sequence[Items]) -> list[Items]:
     items j. The mean of these G numbers is D, and the variance of their mean is the cluster-robust
     one of D with the factor G / (G - 1) (Liang and Zeger 1986). Tasks that share clusters become
     one: the weighted residuals of a cluster are summed over the tasks first, so what the tasks have
-    in common is counted. Pseudo-items stay what they are of single items.
+    in common is counted. Pseudo-items stay what they are of single items. Answered
+    clusters have an answered item, in the task that has the fewest such clusters.
 
     Clusters of one item each change nothing, not even by rounding.
     """
@@ -162,7 +178,7 @@ def _linearised(group: Sequence[Items]) -> Items:
     labels, places = np.unique(_labels(group), return_inverse=True)
     size, total = len(labels), sum(task.weight for task in group)
     values = np.zeros((*group[0].values.shape[:-1], size))
-    pseudo, start = np.zeros(2), 0
+    pseudo, start, scored = np.zeros(2), 0, np.ones(size, dtype=bool)
     for task in group:
         its, start = places[start : start + task.num_items], start + task.num_items
         mean = task.values.mean(axis=-1, keepdims=True)
@@ -170,7 +186,11 @@ def _linearised(group: Sequence[Items]) -> Items:
         residuals = share * size / task.num_items * (task.values - mean)
         np.add.at(values.T, its, residuals.T)  # the transpose is a view: its first axis is items'
         values += share * mean
+        if task.scored is not None:
+            its_own = np.isin(np.arange(size), its[task.scored])
+            scored = min(scored, its_own, key=np.sum)
         of_lead = task.item_size if task.lead_size is None else task.lead_size
         pseudo += (share * np.array([task.item_size, of_lead]) / task.num_items) ** 2
     of_one, of_lead = (size * np.sqrt(pseudo)).tolist()
-    return Items(values, of_one, total, lead_size=of_lead)
+    of_all = None if scored.all() else scored
+    return Items(values, of_one, total, lead_size=of_lead, scored=of_all)

@@ -22,7 +22,11 @@ from rankwise.findings.stats.posterior import lead_prior
 
 
 class Growth(NamedTuple):
-    """A block after it has grown: items of each task (T,) by these factors, and seeds in all."""
+    """A block after it has grown: items of each task (T,) by these factors, and seeds in all.
+
+    Of items that were answered in part, the same share of the new ones is: their variance A/N + B/n
+    falls by the factor too.
+    """
 
     factors: tuple[float, ...]
     num_seeds: int

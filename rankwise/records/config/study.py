@@ -100,6 +100,13 @@ class EngineConfig(Section):
         return self
 
 
+class ReferenceConfig(Section):
+    """One run of each trained task answers all items, and of the others a part is estimated."""
+
+    share: Annotated[Number, Field(gt=0, lt=1)] = 0.2
+    """Of a task's items that the other LoRA runs answer; 100 items at least."""
+
+
 class EvaluationConfig(Section):
     """What is scored, and how."""
 
@@ -131,6 +138,11 @@ class EvaluationConfig(Section):
     """Score a random sample of each task's items, this many at most; None: all.
 
     The order is fixed: a larger limit adds items to those of a smaller one.
+    """
+    reference: ReferenceConfig | None = None
+    """Let most LoRA runs answer a part of the items, and estimate the rest; None: all answer all.
+
+    The base, full fine-tuning and one LoRA run of each trained task answer all items.
     """
     chat_template: Switch = False
     """Ask in the model's chat format."""
@@ -423,6 +435,11 @@ class StudyConfig(Section):
                     "train.stop: it needs evaluation.retention, and cannot be combined with "
                     "search.policy or learning_rate.tune; take it out, or these"
                 )
+        if self.evaluation.reference is not None and self.is_searched:
+            raise ValueError(
+                "evaluation.reference: references are chosen before anything is scored, and a "
+                "search chooses runs by their scores; leave one of them out"
+            )
         if len(self.train.max_examples) > 1 and (problem := self._rows_problem):
             raise ValueError(f"train.max_examples: {problem}; give one number")
         if problem := self._mitigations_problem:

@@ -28,7 +28,14 @@ from rankwise.records.fingerprints import (
     study_fingerprint,
 )
 from rankwise.records.folder import StudyFolder
-from rankwise.records.study import PlannedRun, StudyRecord, TaskEvaluation, TokenCounts
+from rankwise.records.study import (
+    FirstItems,
+    PlannedRun,
+    References,
+    StudyRecord,
+    TaskEvaluation,
+    TokenCounts,
+)
 from rankwise.study.planning.checks import (
     check_clusters,
     check_deploy,
@@ -75,6 +82,7 @@ from rankwise.study.planning.runs import (
     plan_variants,
 )
 from rankwise.study.planning.tasks import TaskPlan, plan_tasks
+from rankwise.study.references import num_answered, with_references
 from rankwise.study.searches.policy import Decision, Measures
 from rankwise.study.searches.settings import searched
 from rankwise.study.times import scoring_work, training_work
@@ -95,6 +103,9 @@ much as scoring a task, and models are compared on the same items, so their spre
 SCORING_REVISION = 4
 BEHAVIOUR_REVISION = 1
 """As the revisions in ``records.fingerprints``."""
+
+_TEXTS = ("generate_until", "loglikelihood_rolling")
+"""lm-eval's kinds of requests whose items are texts."""
 
 HeadPrompts = tuple[tuple[int, ...], ...]
 
@@ -136,6 +147,11 @@ class StudyPlan:
         """What a run is trained on; of an imported model, all rows of its trained task."""
         examples, number = self.examples[run.train_task], run.num_examples
         return first_rows(examples, self.order[run.train_task], number) if number else examples
+
+    def task_of(self, model: PlannedRun | None, name: str) -> PreparedTask:
+        """A task with the items that a model (None: the base) answers."""
+        part = self.record.part_of(model, name)
+        return self.tasks[name] if part is None else self.tasks[name].first(part.num_items)
 
     @property
     def step_tokens(self) -> int:
@@ -355,7 +371,7 @@ class Planner:
             "warnings": tuple(issues.warnings),
         }
         return StudyPlan(
-            record=self._unchosen.model_copy(update=models),
+            record=with_references(self._unchosen.model_copy(update=models)),
             base=model.base,
             tokenizer=model.tokenizer,
             device=model.machine.device,
@@ -418,12 +434,41 @@ class Planner:
                     name: sum(map(len, self._prompts.get(name, ()))) for name in scored.tasks
                 },
             ),
+            references=References(parts=self._answered_in_part()),
             models=(),
             warnings=(),
             own_data=self._parts.tasks.own_data,
             own_sets=dict(self._parts.tasks.own_sets),
             provenance=model.machine.provenance,
         )
+
+    def _answered_in_part(self) -> dict[str, FirstItems]:
+        """What most runs answer of the tasks that models are compared on.
+
+        Texts are written and read whole: they differ in length, and few of them say little.
+        """
+        config, scored = self._config, self._parts.tasks.scored
+        share = None if config.evaluation.reference is None else config.evaluation.reference.share
+        if share is None:
+            return {}
+        names = [name for of in scored.tasks.values() for its in of.values() for name in its]
+        names += [name for of in scored.trained_formats.values() for name in of.values()]
+        parts: dict[str, FirstItems] = {}
+        for name in dict.fromkeys(names):
+            task = self._prepared[name]
+            number = num_answered(task.num_items, share)
+            if number is None or task.loaded.output_type in _TEXTS:
+                continue
+            part = task.first(number)
+            parts[name] = FirstItems(
+                num_items=number,
+                num_all=task.num_items,
+                num_tokens=part.num_distinct_tokens,
+                fingerprint=_task_fingerprint(
+                    config, self._model.precision, part, digest=part.digest, limit=part.limit
+                ),
+            )
+        return parts
 
 
 def _task_fingerprint(

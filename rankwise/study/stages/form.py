@@ -49,7 +49,7 @@ class CheckForm(Stage):
         for run in (run for run in study.runs if run.name in study.deployed):
             own = [s.id for s in graph.stages if isinstance(s, Score) and run in s.models]
             tasks = study.compared_tasks(run.train_task)
-            num_tokens = sum(study.num_tokens.scored.get(task, 0) for task in tasks)
+            num_tokens = study.tokens_of(run, tasks)
             for form in study.forms:
                 yield cls(
                     run.name,
@@ -72,9 +72,9 @@ class CheckForm(Stage):
     @classmethod
     def wanted(cls, study: StudyRecord, run: PlannedRun, form: str) -> str:
         """The fingerprint of everything that is measured on a run in a form."""
-        model = cls.weights_in_form(study, run, form)
+        weights = cls.weights_in_form(study, run, form)
         tasks = study.compared_tasks(run.train_task)
-        return fingerprint([scoring_fingerprint(study, model, task) for task in tasks])
+        return fingerprint([scoring_fingerprint(study, run, task, weights) for task in tasks])
 
     @classmethod
     def path(cls, folder: StudyFolder, model: str, form: str) -> Path:

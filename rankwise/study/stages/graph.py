@@ -97,9 +97,11 @@ def _train_and_score(
     graph.training_of |= {run.name: train.id for run in runs}
     scored = {run.name: study.tasks_of(run) for run in runs}
     for task in study.scored_tasks():
-        together = tuple(run for run in runs if task in scored[run.name])
-        if together:
-            graph.stages.append(Score.of(graph, model, together, task))
+        together = [run for run in runs if task in scored[run.name]]
+        for is_whole in (True, False):  # references before those that are estimated from them
+            alike = tuple(r for r in together if (study.part_of(r, task) is None) == is_whole)
+            if alike:
+                graph.stages.append(Score.of(graph, model, alike, task))
 
 
 def _passes(study: StudyRecord) -> list[tuple[PlannedPass | None, tuple[PlannedRun, ...]]]:

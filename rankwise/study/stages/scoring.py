@@ -17,7 +17,6 @@ from rankwise.study.stages.stage import (
     Model,
     Stage,
     Written,
-    fingerprint_in,
     model_name,
 )
 
@@ -42,18 +41,18 @@ class Score(Stage):
     def of(cls, graph: Graph, model: str, models: tuple[Model, ...], task: str) -> Score:
         """The scoring of some models, which are called ``model``, on a task."""
         study = graph.study
-        num_tokens = study.num_tokens.scored.get(task, 0) * len(models)
+        num_tokens = sum(study.tokens_of(one, [task]) for one in models)
         needs = graph.trainings(models)
         return cls(
             model,
             models,
-            tuple(scoring_fingerprint(study, fingerprint_in(study, one), task) for one in models),
+            tuple(scoring_fingerprint(study, one, task) for one in models),
             needs=(*needs, graph.base_scoring_of[task]) if needs else (),
             work=float(num_tokens),
             memory_bytes=study.weights_bytes,
             disk_bytes=round(TOKEN_BYTES * num_tokens),
             task=task,
-            base_fingerprint=scoring_fingerprint(study, study.base_model_fingerprint, task),
+            base_fingerprint=scoring_fingerprint(study, None, task),
         )
 
     @classmethod

@@ -102,8 +102,8 @@ def _score(
     own = stage.weights_in_form(study, run, stage.form)
     seconds = 0.0
     for task in stage.tasks:
-        prepared, wanted = plan.tasks[task], scoring_fingerprint(study, own, task)
-        work = float(study.num_tokens.scored.get(task, 0))
+        prepared, wanted = plan.task_of(run, task), scoring_fingerprint(study, run, task, own)
+        work = float(study.tokens_of(run, [task]))
         record = folder.finished(folder.evaluation_file(name, task), TaskEvaluation, wanted)
         if record is None:
             per_token = work / max(prepared.num_tokens, 1)

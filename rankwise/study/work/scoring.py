@@ -37,7 +37,7 @@ class ScoreWorker:
             UnchangedOutputsError: an adapter did not change what the model says. What the others
                 of the stage scored is written all the same.
         """
-        task = self._plan.tasks[name]
+        task = self._plan.task_of(models[0], name)  # a stage's models answer the same items
         if task.num_truncated and task.name not in self._noted:
             self._noted.add(task.name)
             self._tell.noted(
@@ -152,7 +152,11 @@ class ScoreWorker:
         """Whether all log-likelihoods are the base's; texts may well be the same."""
         if task.loaded.output_type == "generate_until":
             return False
-        before = [_log_likelihoods(line) for line in self._folder.read_samples(BASE, task.name)]
+        before = [
+            _log_likelihoods(line)
+            for line in self._folder.read_samples(BASE, task.name)
+            if line["doc_id"] in {*task.doc_ids}
+        ]
         return before == [_log_likelihoods(line) for line in scoring.samples]
 
 

@@ -1,0 +1,435 @@
+"""May most runs answer a part of the items? Errors, coverage, and what it saves.
+
+    python -m benchmarks.reference [--studies 100] [--only GROUP ...] [--cells FROM TO]
+
+Studies are drawn as for ``benchmarks.decision``. One run of them, the middle rank's with the first
+seed, answers all N items of every task; every other run answers a part n (100 at least) and has
+pseudo-items (``findings.stats.reference``) in the place of the rest. The functions behind
+``recommend`` judge them. ``alike`` is how much of the luck of two runs on an item is the same.
+
+- ``edges``: truths 0.2 % beyond a margin, by family: wrong recommendations, and how often each
+  bound misses, single ones at 97.5 % and those that decide. A bound that misses over 1.5 times as
+  often as it says, or a cell whose error rate may be above 0.06, is counted again.
+- ``curves``: equal, smooth, trade-off and rough rank curves: wrong, and decided with the first n
+  items alone, with a reference, and with all N items.
+- ``looks``: six looks at studies that double.
+- ``items``: the collected studies of benchmarks/prediction (60 items a task). 1,000 items are drawn
+  from a task's with replacement, of which a run answers 200; rank 16 with seed 0 is the reference.
+  How many answered items would be as exact, by the mean squared error?
+
+The last line of stdout is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks import decision_rule as rule
+from benchmarks.decision_studies import (
+    NUM_TASKS,
+    About,
+    Family,
+    Rate,
+    Study,
+    Truth,
+    draw_study,
+    generator,
+    rank_curve,
+    right_answers,
+)
+from benchmarks.prediction.collected import CollectedItems, CollectedStudy
+from benchmarks.prediction.collection import SHIPPED, read_collection
+from rankwise.findings.pairs import Pair, size_of
+from rankwise.findings.stats.estimates import mean_over_tasks
+from rankwise.findings.stats.items import Items
+from rankwise.findings.stats.reference import MIN_SCORED, pseudo_items
+from rankwise.findings.stats.simultaneous import StudyEvidence, bounds_at
+
+ALIKE = 0.9  # at which p(right)'s changes have an R² of about 0.9, as in the collected studies
+SHARE = 0.2
+SINGLE = 0.975
+MISSES, RECOUNT = 1.5, 6
+NUM_RUNS = 16
+
+
+class At(NamedTuple):
+    """How a study is scored: ``is_odd`` says that the reference tells nothing of the others."""
+
+    about: About
+    num_seeds: int
+    num_items: int
+    share: float
+    alike: float = ALIKE
+    is_odd: bool = False
+
+
+ATS = (
+    At("adapters", 1, 400, 0.5),
+    At("adapters", 1, 1000, 0.1),
+    At("adapters", 1, 1000, SHARE, alike=0.0),
+    At("adapters", 1, 2000, 0.1),
+    At("rank", 3, 1000, SHARE),
+)
+ODD = (At("adapters", 1, 1000, SHARE, is_odd=True), At("rank", 3, 1000, SHARE, is_odd=True))
+SMALL = (At("adapters", 1, 40, SHARE), At("rank", 3, 300, SHARE))
+"""Studies of which most tasks are too small to be answered in part."""
+
+
+class Cell(NamedTuple):
+    """A truth at an edge, judged as it is scored."""
+
+    family: Family
+    edge: str
+    truth: Truth
+    at: At
+
+    def __str__(self) -> str:
+        at = self.at
+        odd = " odd" if at.is_odd else ""
+        return (
+            f"{self.family.name:31} {self.edge:17} {at.about:8} seeds={at.num_seeds} "
+            f"N={at.num_items:<4} n/N={at.share:g} alike={at.alike:g}{odd}"
+        )
+
+
+class Tally(NamedTuple):
+    """Wrong recommendations, and the studies' shares of bounds that miss.
+
+    ``misses`` are by what is bounded, from which side, and the one-sided level.
+    """
+
+    wrong: Rate
+    misses: dict[tuple[str, str, float], list[float]]
+
+    @property
+    def ratios(self) -> dict[tuple[str, str, float], float]:
+        """How often each bound misses over how often it says that it does."""
+        return {key: float(np.mean(of)) / (1.0 - key[2]) for key, of in self.misses.items()}
+
+    @property
+    def coverage(self) -> float:
+        """The least of what is bounded, of single 95 % intervals."""
+        return min(
+            1.0 - sum(float(np.mean(of)) for (one, _, level), of in self.misses.items()
+                      if (one, level) == (what, SINGLE))
+            for what in ("gain", "loss", "lead")
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        (what, side, level), ratio = max(self.ratios.items(), key=lambda of: of[1])
+        worst = f"{what} {side} {level:.4f} misses {ratio:.2f} x nominal"
+        return f"wrong {self.wrong} coverage {self.coverage:.3f}, {worst}"
+
+
+def edge_cells() -> list[Cell]:
+    """Families whose whole studies keep what they say, at every edge."""
+    cells: list[Cell] = []
+    for each in rule.edge_cells():
+        family = each.family
+        if family == rule.LOST or family.collapse or family.fails or "adapters" not in family.about:
+            continue
+        plain = family.law in ("accuracy", "p(right)") and not family.copies > 1
+        ats = (*ATS, *ODD, *SMALL) if family == rule.PLAIN else (*ATS, *ODD) if plain else ATS
+        cells += [Cell(family, each.edge, each.truth, at) for at in ats]
+    return cells
+
+
+def scored_in_part(
+    task: Items, at: At, rng: np.random.Generator, *, in_points: bool = True
+) -> Items:
+    """(m, K, N) gains as they are estimated where one run answers all items, the others a part."""
+    num_seeds, count, total = task.values.shape
+    number = max(round(at.share * total), MIN_SCORED)
+    if number >= total:
+        return task
+    order = np.arange(total) if task.clusters is None else rng.permutation(total)
+    labels = None if task.clusters is None else task.clusters[order]
+    values, nothing = task.values[..., order], np.zeros(total)
+    reference = values[0, count // 2]
+    told = reference[None, rng.permutation(total) if at.is_odd else np.arange(total)]
+    scored, pairs = np.arange(total) < number, list[Pair]()
+    for seed, option in itertools.product(range(num_seeds), range(count)):
+        pair = Pair(nothing, values[seed, option], 1.0, in_points, labels)
+        if (seed, option) != (0, count // 2):
+            answers = Pair(nothing[:number], pair.adapted[:number], 1.0, in_points)
+            estimated = pseudo_items(nothing, told, answers.adapted, labels).values
+            pair = pair._replace(adapted=estimated, scored=scored, answers=answers)
+        pairs.append(pair)
+    estimates = np.stack([pair.adapted for pair in pairs]).reshape(task.values.shape)
+    return Items(estimates, size_of(pairs), task.weight, labels, scored=scored)
+
+
+def in_part(study: Study, family: Family, at: At, rng: np.random.Generator) -> StudyEvidence:
+    """What is known of a study where one run answers all items and the others a part."""
+    gains = [scored_in_part(t, at, rng, in_points=not family.is_nats) for t in study.gains]
+    losses = [scored_in_part(task, at, rng) for task in study.losses]
+    return rule.evidence_of(study._replace(gains=tuple(gains), losses=tuple(losses)))
+
+
+def simulate_edges(cell: Cell, studies: int, seed: int) -> Tally:
+    """A verdict about adapters is judged where all runs are as their rank."""
+    rng, margins, at = generator(cell, seed), rule.margins_of(cell.family), cell.at
+    family = cell.family._replace(run_sd=(0.0, 0.0)) if at.about == "adapters" else cell.family
+    able, wrong = right_answers(cell.truth, margins), 0
+    misses: dict[tuple[str, str, float], list[float]] = {}
+    for _ in range(studies):
+        study = draw_study(family, cell.truth, at.num_items, at.num_seeds, rng, at.alike)
+        evidence = in_part(study, family, at, rng)
+        wrong += rule.is_wrong(rule.verdict(evidence, margins, at.about), able)
+        for key, share in _misses(evidence, cell.truth, at.about):
+            misses.setdefault(key, []).append(share)
+    return Tally(Rate(wrong, studies), misses)
+
+
+def _misses(
+    evidence: StudyEvidence, truth: Truth, about: About
+) -> Iterator[tuple[tuple[str, str, float], float]]:
+    of = evidence.of_these_runs if about == "adapters" else evidence
+    gain, loss = truth.gain, truth.losses.mean(axis=0)
+    others = ~np.eye(len(gain), dtype=bool)
+    for level in (SINGLE, rule.level_of_look(len(gain), 1)):
+        bounds = bounds_at(of, level)
+        assert bounds.loss is not None
+        for what, one, true, at in (
+            ("gain", bounds.gain, gain, slice(None)),
+            ("loss", bounds.loss, loss, slice(None)),
+            ("lead", bounds.lead, gain[:, None] - gain, others),
+        ):
+            yield (what, "below", level), float((one.lower > true + 1e-9)[at].mean())
+            yield (what, "above", level), float((one.upper < true - 1e-9)[at].mean())
+
+
+def is_counted_again(tally: Tally) -> bool:
+    """Whether a rate is above its bar by more than chance would bring in most cells."""
+    return tally.wrong.upper > rule.BAR or max(tally.ratios.values()) > MISSES
+
+
+class CurveCell(NamedTuple):
+    """Plausible rank curves of one kind."""
+
+    curve: str
+    at: At
+
+    def __str__(self) -> str:
+        at = self.at
+        return f"curves, {self.curve:10} {at.about:8} seeds={at.num_seeds} N={at.num_items}"
+
+
+class CurveTally(NamedTuple):
+    """Decided with the answered items alone, with the reference, with all; wrong with it."""
+
+    wrong: Rate
+    decided: tuple[Rate, Rate, Rate]
+
+    def __str__(self) -> str:
+        first, reference, whole = self.decided
+        return f"wrong {self.wrong} decided {first} alone, {reference} so, {whole} whole"
+
+
+def curve_cells() -> list[CurveCell]:
+    """Of p(right), whose changes can be predicted."""
+    ats = (At("adapters", 1, 1000, SHARE), At("rank", 3, 1000, SHARE))
+    curves = ("flat", "smooth", "trade-off", "rough")
+    return [CurveCell(curve, at) for curve in curves for at in ats]
+
+
+CURVES_OF = Family("p(right) curves", law="p(right)", retention=(1.0,) * NUM_TASKS)
+
+
+def simulate_curves(cell: CurveCell, studies: int, seed: int) -> CurveTally:
+    """Every study is judged three times."""
+    rng, margins, at = generator(cell, seed), rule.margins_of(CURVES_OF), cell.at
+    wrong, decided = 0, np.zeros(3, dtype=int)
+    for _ in range(studies):
+        truth = rank_curve(cell.curve, rule.NUM_RANKS, rng)
+        study = draw_study(CURVES_OF, truth, at.num_items, at.num_seeds, rng, at.alike)
+        first = study.first(round(at.share * at.num_items), at.num_seeds)
+        of = rule.evidence_of(first), in_part(study, CURVES_OF, at, rng), rule.evidence_of(study)
+        choices = [rule.verdict(evidence, margins, at.about) for evidence in of]
+        able = right_answers(study.adapters if at.about == "adapters" else truth, margins)
+        wrong += rule.is_wrong(choices[1], able)
+        decided += [rule.is_decided(choice) for choice in choices]
+    alone, so, whole = (Rate(int(number), studies) for number in decided)
+    return CurveTally(Rate(wrong, studies), (alone, so, whole))
+
+
+def simulate_looks(cell: rule.LookCell, studies: int, seed: int) -> rule.LookTally:
+    """Every study is looked at, doubled, and looked at again, whatever it said."""
+    rng, margins = generator(cell, seed), rule.margins_of(rule.PLAIN)
+    at = At(cell.about, cell.num_seeds, cell.num_items, SHARE)
+    family = rule.PLAIN._replace(run_sd=(0.0, 0.0)) if cell.about == "adapters" else rule.PLAIN
+    truth = next(
+        e.truth for e in rule.edge_cells() if (e.family, e.edge) == (rule.PLAIN, cell.edge)
+    )
+    able = right_answers(truth, margins)
+    sizes = [cell.num_items * 2**look for look in range(rule.NUM_LOOKS)]
+    wrong = decided = 0
+    for _ in range(studies):
+        study = draw_study(family, truth, sizes[-1], cell.num_seeds, rng, at.alike)
+        choices = [
+            rule.verdict(
+                in_part(study.first(size, cell.num_seeds), family, at, rng),
+                margins,
+                cell.about,
+                look + 1,
+            )
+            for look, size in enumerate(sizes)
+        ]
+        wrong += any(rule.is_wrong(choice, able) for choice in choices)
+        decided += any(map(rule.is_decided, choices))
+    return rule.LookTally(Rate(wrong, studies), Rate(decided, studies))
+
+
+class ItemsCell(NamedTuple):
+    """A task of a collected study, by its place."""
+
+    study: CollectedStudy
+    items: CollectedItems
+
+    def __repr__(self) -> str:
+        return f"{self.study.file_name} {self.items.task}"
+
+    def __str__(self) -> str:
+        return f"items, {self.study.file_name:40} {self.items.task:22} {self.items.relation:9}"
+
+
+class ItemsTally(NamedTuple):
+    """Of a task's runs: n effective items over those answered, R², and 95 % intervals' coverage."""
+
+    relation: str
+    effective: float
+    r_squared: float
+    coverage: float
+
+    def __str__(self) -> str:
+        return f"{self.effective:.2f} n, R² {self.r_squared:.2f}, covered {self.coverage:.3f}"
+
+
+NUM_DRAWN, NUM_ANSWERED = 1000, 200
+REFERENCE_RANK = 16
+
+
+def items_cells() -> list[ItemsCell]:
+    """Every task of every collected study."""
+    return [ItemsCell(study, items) for study in read_collection(SHIPPED) for items in study.items]
+
+
+def simulate_items(cell: ItemsCell, studies: int, seed: int) -> ItemsTally:
+    """All LoRA runs but the reference, on items that are drawn again and again."""
+    rng, runs = generator(cell, seed), cell.study.runs
+    lora = [
+        place for place, run in enumerate(runs) if run.method == "lora" and run.status == "trained"
+    ]
+    reference = next(p for p in lora if (runs[p].rank, runs[p].seed) == (REFERENCE_RANK, 0))
+    values = np.stack([cell.items.value_of(0), *(cell.items.value_of(p + 1) for p in lora)])
+    own = [place for place, run in enumerate(lora, 1) if run != reference]
+    changes = values[own] - values[0]
+    varied = [place for place, of in zip(own, changes, strict=True) if of.std() > 0]
+    true = {place: float((values[place] - values[0]).mean()) for place in varied}
+    squares: dict[int, list[float]] = {place: [] for place in varied}
+    explained, covered = list[float](), list[bool]()
+    for _ in range(studies):
+        of = values[:, rng.integers(0, values.shape[1], NUM_DRAWN)]
+        base, told = of[0], of[lora.index(reference) + 1][None]
+        mask = np.arange(NUM_DRAWN) < NUM_ANSWERED
+        for place in varied:
+            answers = of[place, :NUM_ANSWERED]
+            found = pseudo_items(base, told, answers)
+            pair = Pair(base, found.values, 1.0, True, None, mask,
+                        Pair(base[:NUM_ANSWERED], answers, 1.0, True))  # fmt: skip
+            estimate = mean_over_tasks([pair.items])
+            lower, upper = estimate.interval(rule.CONFIDENCE)
+            squares[place].append((estimate.value - true[place]) ** 2)
+            covered.append(lower <= true[place] <= upper)
+            explained.append(found.r_squared)
+    variances = {place: float((values[place] - values[0]).var()) for place in varied}
+    effective = [variances[place] / float(np.mean(squares[place])) for place in varied]
+    return ItemsTally(
+        cell.items.relation,
+        float(np.median(effective)) / NUM_ANSWERED,
+        float(np.mean(explained)),
+        float(np.mean(covered)),
+    )
+
+
+class Group(NamedTuple):
+    """Cells that are simulated alike; ``share`` times ``--studies`` in each."""
+
+    cells: Callable[[], Sequence[Any]]
+    simulate: Callable[[Any, int, int], Any]
+    share: float = 1.0
+
+
+GROUPS = {
+    "edges": Group(edge_cells, simulate_edges),
+    "curves": Group(curve_cells, simulate_curves),
+    "looks": Group(rule.look_cells, simulate_looks, 2.0),
+    "items": Group(items_cells, simulate_items),
+}
+
+
+def cost_share() -> float:
+    """Of scoring every item: the base and one reference answer all, the other models a part."""
+    return (2 + (NUM_RUNS - 2) * SHARE) / NUM_RUNS
+
+
+def _summary(name: str, found: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
+    if name == "edges":
+        ratios = [(ratio, key) for _, tally in found for key, ratio in tally.ratios.items()]
+        return {
+            "coverage_min": round(min(tally.coverage for _, tally in found), 4),
+            "misses_over_nominal_max": round(max(r for r, key in ratios if key[2] == SINGLE), 2),
+            "misses_over_nominal_max_deciding": round(
+                max(r for r, key in ratios if key[2] != SINGLE), 2
+            ),
+            "worst_error_rate_upper95": round(max(t.wrong.upper for _, t in found), 4),
+        }
+    if name == "items":
+        return {
+            f"effective_items_{what}_median": round(
+                NUM_ANSWERED * float(np.median([t.effective for _, t in found if t.relation == of]))
+            )
+            for what, of in (("gain", "in_domain"), ("retention", "retention"))
+        } | {"coverage_of_records_min": round(min(tally.coverage for _, tally in found), 4)}
+    worst = max(tally.wrong.upper for _, tally in found)
+    return {f"worst_error_rate_{name}_upper95": round(worst, 4)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Simulate every cell, print a line for each to stderr, and the summary to stdout."""
+    parser = argparse.ArgumentParser(description="Reference runs, by simulated studies.")
+    parser.add_argument("--studies", type=int, default=100, help="of each cell")
+    parser.add_argument("--only", choices=list(GROUPS), nargs="+", help="groups of cells")
+    parser.add_argument(
+        "--cells", type=int, nargs=2, default=(None, None), help="from, to: those of each group"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    started, summary = time.monotonic(), dict[str, Any]()
+    for name in options.only or GROUPS:
+        group, found = GROUPS[name], list[tuple[Any, Any]]()
+        studies = max(round(group.share * options.studies), 2)
+        for cell in group.cells()[slice(*options.cells)]:
+            tally = group.simulate(cell, studies, options.seed)
+            if name == "edges" and is_counted_again(tally):
+                print(f"{cell}: {tally}; again", file=sys.stderr, flush=True)
+                tally = group.simulate(cell, RECOUNT * studies, options.seed + 1)
+            print(f"{cell}: {tally}", file=sys.stderr, flush=True)
+            found.append((cell, tally))
+        summary |= _summary(name, found)
+        took = round(time.monotonic() - started)
+        print(f"{name} done after {took} s", file=sys.stderr, flush=True)
+    summary |= {"cost_share_16_models": round(cost_share(), 3), "studies_per_cell": options.studies}
+    print(json.dumps(summary | {"seconds": round(time.monotonic() - started)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Reference runs: they answer all items, and most of what the others would answer is estimated.
+
+What is answered is in the study's record before anything is scored. Where the references tell too
+little of a task, all runs answer all of it: the precision decides that, and no estimate does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from rankwise.errors import RecordError
+from rankwise.findings.stats.reference import MIN_SCORED, pseudo_items
+from rankwise.records.files import read_if_there
+from rankwise.records.folder import StudyFolder
+from rankwise.records.results import ModelResults, TaskItems
+from rankwise.records.study import References, StudyRecord
+
+LEAST_SAVING = 1.5
+"""A task is answered in part where that divides its items by so much; else it is not worth it."""
+
+LEAST_R_SQUARED = 0.2
+"""Of the median run. With less, 200 of 1,000 items count as fewer than 240."""
+
+
+def num_answered(num_items: int, share: float) -> int | None:
+    """How many of a task's items most runs answer; None: all."""
+    number = max(MIN_SCORED, math.ceil(share * num_items))
+    return number if number * LEAST_SAVING < num_items else None
+
+
+def with_references(study: StudyRecord, earlier: References | None = None) -> StudyRecord:
+    """A planned study with its references: the middle rank's first run, and full beside it.
+
+    Args:
+        study: its record says which tasks may be answered in part.
+        earlier: of the same study as it was planned before. They stay, and so do the tasks that
+            they told too little of.
+    """
+    if not study.references.parts:
+        return study
+    runs: dict[str, tuple[str, ...]] = {}
+    for task in study.tasks:
+        lora = [run for run in study.of_role("trained") if run.train_task == task and run.rank]
+        first = [run for run in lora if run.seed == study.config.seeds[0]]
+        ranks = sorted({run.rank for run in first if run.rank is not None})
+        wanted = earlier.runs.get(task, ()) if earlier is not None else ()
+        kept = [run for run in lora if run.name in wanted]
+        for run in (kept or [run for run in first if run.rank == ranks[len(ranks) // 2]])[:1]:
+            full = study.full_run_of(run)
+            runs[task] = (run.name, *([] if full is None else [full.name]))
+    references = study.references.model_copy(update={"runs": runs})
+    whole = () if earlier is None else earlier.whole
+    return study.model_copy(update={"references": references.without(whole)})
+
+
+def with_earlier_references(study: StudyRecord, folder: StudyFolder) -> StudyRecord:
+    """A planned study with the references that it has in its folder, if it has some."""
+    earlier: StudyRecord | None = None
+    with contextlib.suppress(RecordError):  # what is damaged is set aside when the study is run
+        earlier = read_if_there(folder.study_file, StudyRecord)
+    return study if earlier is None else with_references(study, earlier.references)
+
+
+def with_whole_tasks(study: StudyRecord, models: Sequence[ModelResults]) -> StudyRecord:
+    """A finished study in which all runs answer the tasks that its references tell too little of.
+
+    They do where the median run's changes are predicted badly, or where what was answered is of
+    too few clusters.
+    """
+    too_little = [
+        task
+        for task in study.references.parts
+        for parts in [[m.items[task] for m in models if task in m.items and m.items[task].scored]]
+        if parts
+        and (
+            statistics.median(part.r_squared or 0.0 for part in parts) < LEAST_R_SQUARED
+            or any(_num_clusters(part) < MIN_SCORED for part in parts)
+        )
+    ]
+    return study.model_copy(update={"references": study.references.without(too_little)})
+
+
+def _num_clusters(items: TaskItems) -> int:
+    """Of what was answered; items without clusters are their own."""
+    assert items.scored is not None
+    return len({*(items.scored.clusters or items.scored.doc_ids)})
+
+
+def with_estimates(
+    study: StudyRecord, base: ModelResults, models: Sequence[ModelResults]
+) -> tuple[ModelResults, ...]:
+    """The models with all items of the tasks that they answered in part."""
+    by_name = {model.name: model for model in models}
+
+    def whole(model: ModelResults) -> ModelResults:
+        planned = None if model.run is None else model.run.planned
+        parts = [task for task in model.items if study.part_of(planned, task) is not None]
+        if planned is None or not parts:
+            return model
+        names = study.references.runs[planned.train_task]
+        references = [by_name[name] for name in names if name in by_name]  # some may have diverged
+        return model.model_copy(
+            update={
+                "items": model.items
+                | {
+                    task: _estimated(
+                        base.items[task],
+                        [each.items[task] for each in references if task in each.items],
+                        model.items[task],
+                    )
+                    for task in parts
+                }
+            }
+        )
+
+    return tuple(map(whole, models))
+
+
+def _estimated(base: TaskItems, references: Sequence[TaskItems], scored: TaskItems) -> TaskItems:
+    """All items of the base, from a model's answers to some; see ``stats.reference``."""
+    answered = {*scored.doc_ids}
+    order = [*scored.doc_ids, *(doc_id for doc_id in base.doc_ids if doc_id not in answered)]
+    clusters = None if base.clusters is None else np.array(_in_order(order, base, base.clusters))
+    others = [_in_order(order, each, each.values) for each in references]
+    found = pseudo_items(
+        np.array(_in_order(order, base, base.values)),
+        np.array(others).reshape(len(others), len(order)),
+        np.array(scored.values),
+        clusters,
+    )
+    values = dict(zip(order, found.values.tolist(), strict=True))
+    update = {
+        "doc_ids": base.doc_ids,
+        "values": tuple(values[doc_id] for doc_id in base.doc_ids),
+        "choices": None,
+        "clusters": base.clusters,
+        "scored": scored.model_copy(update={"accuracy": None}),
+        "r_squared": found.r_squared,
+    }
+    if scored.accuracy is not None:
+        before = [base.accuracy, *(each.accuracy for each in references)]
+        own, *theirs = [each for each in before if each is not None]
+        own = own.model_copy(update={"clusters": base.clusters})
+        update["accuracy"] = _estimated(own, theirs, scored.accuracy)
+    return scored.model_copy(update=update)
+
+
+def _in_order(doc_ids: Sequence[int], items: TaskItems, values: Sequence[float]) -> list[float]:
+    of: Mapping[int, float] = dict(zip(items.doc_ids, values, strict=True))
+    return [of[doc_id] for doc_id in doc_ids]
