@@ -34,7 +34,6 @@ from rankwise.errors import ConfigError
 from rankwise.records.outputs import refuse_foreign
 
 if TYPE_CHECKING:
-    from rankwise.records.heads import HeadRepair
     from rankwise.weights.session import ScoreSettings
 
 ADAPTERS = "Adapters and checkpoints"
@@ -245,10 +244,7 @@ def heads(
 
     --mode revert removes the adapter's update in one head: rows of q, columns
     of o, and rows of k and v that no other head reads. The control is the base
-    with only that head's update. If one task is in-domain and another is not, a
-    set of heads is then chosen whose reversion restores the other task at the
-    lowest cost in-domain. The set is chosen on half of the items, confirmed on
-    the other half, and written as an adapter to runs/ID/heads/repaired.
+    with only that head's update.
 
     The records are kept in the study's folder and shown in its report. Recorded
     effects are not computed again.
@@ -269,7 +265,6 @@ def heads(
     from rankwise.study.planning.reopen import reopen_study
     from rankwise.study.progress import TerminalObserver
     from rankwise.study.work.head_effects import HeadQuestion, HeadStudy
-    from rankwise.study.work.head_repair import HeadRepairer, can_repair
     from rankwise.study.work.head_subjects import check_tasks, check_trained
 
     chosen = find_run(study, run)
@@ -277,21 +272,15 @@ def heads(
     plan = reopen_study(study, names, items, note)
     prepared = list(plan.tasks.values())
     check_tasks(prepared)
-    repair = None
     with folder.lock(), TerminalObserver(stderr) as observer:
         asked = HeadQuestion(mode.value, keys_and_values, top)
         context = StudyContext.of(plan, folder, observer)
         effects = HeadStudy(context, chosen).effects(prepared, asked)
-        if mode is Mode.REVERT and can_repair(chosen, effects):
-            context.tell.decided("choosing heads to revert together")
-            repair = HeadRepairer(context, chosen).repair(prepared, effects)
     if as_json:
-        return emit({"effects": effects, "repair": repair})
+        return emit({"effects": effects})
     for task in effects:
         for line in head_lines(task):
             say(line)
-    if repair is not None:
-        _say_repair(repair)
     note(f"records: {folder.model_folder(chosen.name) / 'heads'}; rankwise report {folder.root}")
     return OK
 
@@ -352,14 +341,3 @@ def refuse_replacing(output: Path) -> None:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         problem = f"--output {output} exists and is not empty; choose another folder"
         raise ConfigError("rankwise", [problem])
-
-
-def _say_repair(repair: HeadRepair) -> None:
-    say(repair.statement)
-    for task in repair.tasks:
-        say(
-            f"  {task.task}: base {task.base_score:.2f}, adapter {task.adapted_score:.2f}, "
-            f"repaired {task.repaired_score:.2f} {task.unit} on {task.num_items} items"
-        )
-    if repair.folder is not None:
-        say(f"repaired adapter: {repair.folder}", folded=False)

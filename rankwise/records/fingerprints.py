@@ -18,8 +18,7 @@ from rankwise.records.study import PlannedRun, StudyRecord
 TRAINING_REVISION = 2
 TRUNCATION_REVISION = 1
 DIVERGENCE_REVISION = 2
-HEAD_EFFECTS_REVISION = 3
-HEAD_REPAIR_REVISION = 2
+HEAD_EFFECTS_REVISION = 4
 REPAIR_REVISION = 2
 VARIANT_REVISIONS: dict[VariantName, int] = {"eva": 2}  # 1 for the others
 
@@ -146,11 +145,6 @@ def head_effects_fingerprint(study: StudyRecord, run: PlannedRun, **asked: Any) 
             **asked,
         }
     )
-
-
-def head_repair_fingerprint(num_candidates: int, effects: Sequence[str]) -> str:
-    """Of a set of reverted heads: how many may be in it, and the effects it is chosen by."""
-    return fingerprint([HEAD_REPAIR_REVISION, num_candidates, list(effects)])
 
 
 def repair_scores_fingerprint(

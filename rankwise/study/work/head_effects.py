@@ -13,7 +13,7 @@ from rankwise.engine.models.frozen_adapters import FrozenAdapter
 from rankwise.errors import ModelError
 from rankwise.findings.stats.correlation import rank_correlation
 from rankwise.heads.answers import ItemOptions, ItemValues, continuations, item_values, questions
-from rankwise.heads.effects import HeadScores, first_half, head_effects
+from rankwise.heads.effects import HeadScores, head_effects
 from rankwise.heads.interventions import Head, adapted_heads
 from rankwise.heads.scorer import Ablation, Graft, HeadScorer, Intervention, Reversion
 from rankwise.heads.screen import Gating, ScreenedItem, expected_effects
@@ -176,7 +176,6 @@ class HeadStudy:
             adapted_answer_nats=float(values[0].answer_nats.mean()),
             scores=compared("values", 100.0 if values[0].unit == "points" else 0.0),
             answers=answers,
-            first_half_nats=first_half(_scores(values, "answer_nats").effects),
             screen=None
             if expected is None
             else _screen(expected, {Head(e.layer, e.head): e.effect.estimate for e in answers}),
@@ -264,11 +263,9 @@ class HeadStudy:
         side: _Side,
         question: HeadQuestion,
     ) -> dict[Head, float]:
-        """First-order effects on the run's model; of reversions, on what a set may be chosen by."""
+        """First-order effects on the run's model."""
         model, adapter = self._models.adapted(self._run)
         asked = continuations(task)
-        if question.mode == "revert":
-            items = items[::2]  # as first_half
         choices = [
             ScreenedItem(tuple(asked[index] for index in item.options), item.right)
             for item in items
