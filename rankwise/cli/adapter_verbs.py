@@ -25,6 +25,7 @@ from rankwise.cli.application import (
     note,
     say,
     stderr,
+    stdout,
     usage_errors,
     verb,
     warn,
@@ -259,8 +260,10 @@ def heads(
     folder = StudyFolder(directory)
     study = folder.read_study()
     quiet_libraries()
-    from rankwise.cli.terminal import head_lines
+    from rankwise.cli.terminal import as_shown
+    from rankwise.findings.heads import mode_name
     from rankwise.records.names import find_run
+    from rankwise.report.sections.heads import effect_table
     from rankwise.study.context import StudyContext
     from rankwise.study.planning.reopen import reopen_study
     from rankwise.study.progress import TerminalObserver
@@ -279,8 +282,8 @@ def heads(
     if as_json:
         return emit({"effects": effects})
     for task in effects:
-        for line in head_lines(task):
-            say(line)
+        done = mode_name(task.mode, keys_and_values=task.keys_and_values)
+        stdout.print(as_shown(effect_table(task), f"{task.task}: heads {done}"))
     note(f"records: {folder.model_folder(chosen.name) / 'heads'}; rankwise report {folder.root}")
     return OK
 

@@ -176,10 +176,11 @@ def repair(
         record = _of_adapters(adapters, settings, kept, asked, output)
     if as_json:
         return emit(record)
-    from rankwise.cli.terminal import repair_table
+    from rankwise.cli.terminal import as_shown
+    from rankwise.report.sections.mitigations import repair_table
 
     warn(record.warnings)
-    stdout.print(repair_table(record.choice))
+    stdout.print(as_shown(repair_table(record.choice)))
     say(record.choice.statement, style="bold")
     if record.choice.kl_statement is not None:
         say(record.choice.kl_statement)

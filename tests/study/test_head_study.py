@@ -187,7 +187,7 @@ def test_what_is_there_is_not_computed_again(
     monkeypatch.setattr(models, "load_frozen", None)  # would be called
     answered = finished.heads("--run", finished.lora.name, "--tasks", "colours,hues")
     assert answered.exit_code == 0
-    assert "8 of 8 heads set to zero one after another on 8 items" in words(answered.stdout)
+    assert "8 heads set to zero one after another on 8 items" in words(answered.stdout)
     monkeypatch.undo()
     results = read_results(finished.folder)
     (lora, full) = results.runs

@@ -1,4 +1,4 @@
-"""The attention heads on the page: what changed in them, what they do, and what was repaired."""
+"""The attention heads on the page: what changed in them, and what they do."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _tables(
         for effects in model.head_effects:
             done = mode_name(effects.mode, keys_and_values=effects.keys_and_values)
             title = f"Heads {done}, {found.labels[model.name]} on {effects.task}"
-            yield title, _effect_table(effects)
+            yield title, effect_table(effects)
 
 
 def _change_table(runs: Sequence[HeadsOfRun]) -> Table:
@@ -163,8 +163,8 @@ def _matter_table(found: Sequence[ChangeAndEffect]) -> Table:
     )
 
 
-def _effect_table(effects: TaskHeadEffects) -> Table:
-    """The heads of one run that do most on one task."""
+def effect_table(effects: TaskHeadEffects) -> Table:
+    """The heads of one run that do most on one task; in the terminal too."""
     scores = {(head.layer, head.head): head.effect for head in effects.scores}
     columns: list[Column[HeadEffect]] = [
         Column("Head", lambda head: f"layer {head.layer}, head {head.head}"),
@@ -183,7 +183,9 @@ def _effect_table(effects: TaskHeadEffects) -> Table:
         if effects.mode == "revert"
         else "the same intervention on the base"
     )
-    shown = sum(head.effect.is_shown for head in effects.answers)
+    shown, on_metric = (
+        sum(head.effect.is_shown for head in heads) for heads in (effects.answers, effects.scores)
+    )
     done = mode_name(effects.mode, keys_and_values=effects.keys_and_values)
     confidence = quantities.percent(effects.confidence)
     bounds = f"Bounds hold for all heads at once at {confidence}."
@@ -195,7 +197,8 @@ def _effect_table(effects: TaskHeadEffects) -> Table:
     caption = [
         f"{quantities.counted(len(effects.answers), 'head')} {done} one after another on "
         f"{quantities.counted(effects.num_items, 'item')}; the strongest are listed, an effect on "
-        f"the right answer's log-probability is shown of {shown}.",
+        f"the right answer's log-probability is shown of {shown}, on {effects.metric} of "
+        f"{on_metric}.",
         intervention(effects.mode, keys_and_values=effects.keys_and_values),
         bounds,
         f"On the base: {base}.",
