@@ -83,15 +83,12 @@ def training_fingerprint(
     """
     is_full = run.method == "full"
     unused = _NOT_IN_TRAINING | ({"dropout"} if is_full else set())
-    lora = None if is_full or run.variant is not None else config.methods.lora
-    init = "A" if lora is None else lora.init
     of_variant: dict[str, Any] = {}
     if run.variant is not None:
         of_variant["variant"] = [VARIANT_REVISIONS.get(run.variant, 1), run.variant]
     return fingerprint(
         {
             **of_variant,
-            **({} if init == "A" else {"init": init}),
             **({} if ends_within is None else {"ends_within": ends_within}),
             "training_revision": TRAINING_REVISION,
             "base_model": base_model,
