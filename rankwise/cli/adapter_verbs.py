@@ -9,8 +9,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from rankwise.cli.application import (
     OK,
     AllowTaskCode,
@@ -18,11 +16,13 @@ from rankwise.cli.application import (
     Json,
     Overwrite,
     TasksPath,
+    argument,
     emit,
     given_name,
     given_path,
     listed_names,
     note,
+    option,
     say,
     stderr,
     stdout,
@@ -40,39 +40,22 @@ if TYPE_CHECKING:
 ADAPTERS = "Adapters and checkpoints"
 
 Base = Annotated[
-    str,
-    typer.Argument(
-        metavar="BASE", help="The base: smollm2-135m-instruct, a folder or a hub repository."
-    ),
+    str, argument("BASE", "The base: smollm2-135m-instruct, a folder or a hub repository.")
 ]
 Adapter = Annotated[
-    str,
-    typer.Argument(
-        metavar="ADAPTER", help="A PEFT LoRA folder, or a hub repository.", parser=given_name
-    ),
+    str, argument("ADAPTER", "A PEFT LoRA folder, or a hub repository.", parser=given_name)
 ]
 AnyBase = Annotated[
-    bool,
-    typer.Option("--any-base", help="Accept an adapter trained on a base of another name."),
+    bool, option("--any-base", "Accept an adapter trained on a base of another name.")
 ]
 ScoredLimit = Annotated[
-    int | None,
-    typer.Option(
-        "--limit", metavar="N", min=2, help="Score N items of each task, drawn at random."
-    ),
+    int | None, option("--limit N", "Score N items of each task, drawn at random.", min=2)
 ]
 NumFewshot = Annotated[
     int | None,
-    typer.Option(
-        "--num-fewshot",
-        metavar="N",
-        min=0,
-        help="Examples in each prompt (default: the task's own number).",
-    ),
+    option("--num-fewshot N", "Examples in each prompt (default: the task's own number).", min=0),
 ]
-ChatTemplate = Annotated[
-    bool, typer.Option("--chat-template", help="Use the model's chat template.")
-]
+ChatTemplate = Annotated[bool, option("--chat-template", "Use the model's chat template.")]
 
 
 RUN = "The run: its name, its rank, or any unique part of the name (r4-s0)."
@@ -99,49 +82,35 @@ def audit(
     base: Base,
     adapter: Annotated[
         str,
-        typer.Argument(
-            metavar="ADAPTER_OR_CHECKPOINT",
-            help="A PEFT LoRA folder, a whole model's folder, or a hub repository.",
+        argument(
+            "ADAPTER_OR_CHECKPOINT",
+            "A PEFT LoRA folder, a whole model's folder, or a hub repository.",
             parser=given_name,
         ),
     ],
     tasks: Annotated[
-        str | None,
-        typer.Option(
-            "--tasks", metavar="TASK,TASK", help="Score base and adapted model on these tasks."
-        ),
+        str | None, option("--tasks TASK,TASK", "Score base and adapted model on these tasks.")
     ] = None,
     tasks_path: TasksPath = None,
     allow_task_code: AllowTaskCode = False,
     limit: ScoredLimit = None,
     num_fewshot: NumFewshot = None,
     top_k: Annotated[
-        int,
-        typer.Option(
-            "--top-k", metavar="N", min=1, help="Number of leading singular vectors to compare."
-        ),
+        int, option("--top-k N", "Number of leading singular vectors to compare.", min=1)
     ] = 500,
     null_draws: Annotated[
-        int,
-        typer.Option(
-            "--null-draws", metavar="N", min=0, help="Number of random updates of each kind."
-        ),
+        int, option("--null-draws N", "Number of random updates of each kind.", min=0)
     ] = 2,
     precision: Annotated[
         ScorePrecision,
-        typer.Option(
-            "--precision", metavar="|".join(ScorePrecision), help="The precision of scoring."
-        ),
+        option(f"--precision {'|'.join(ScorePrecision)}", "The precision of scoring."),
     ] = ScorePrecision.AUTO,
     chat_template: ChatTemplate = False,
     any_base: AnyBase = False,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            metavar="FOLDER",
-            help="The folder to write (default: audits/TARGET).",
-            parser=given_path,
+        option(
+            "--output FOLDER", "The folder to write (default: audits/TARGET).", parser=given_path
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -199,40 +168,32 @@ def audit(
 @verb(ADAPTERS)
 def heads(
     directory: Folder,
-    run: Annotated[str, typer.Option("--run", metavar="ID", help=RUN)],
-    tasks: Annotated[
-        str,
-        typer.Option("--tasks", metavar="TASK,TASK", help="Tasks scored by likelihood."),
-    ],
+    run: Annotated[str, option("--run ID", RUN)],
+    tasks: Annotated[str, option("--tasks TASK,TASK", "Tasks scored by likelihood.")],
     mode: Annotated[
         Mode,
-        typer.Option(
-            "--mode",
-            metavar="MODE",
-            help="Replace the head's output by zeros (ablate) or by its mean (ablate-mean), or "
+        option(
+            "--mode MODE",
+            "Replace the head's output by zeros (ablate) or by its mean (ablate-mean), or "
             "undo what training changed in it (revert).",
         ),
     ] = Mode.ABLATE,
     top: Annotated[
         int | None,
-        typer.Option(
-            "--top",
+        option(
+            "--top N",
+            "Score only the N heads with the largest effects by gradient (default: all).",
             min=1,
-            metavar="N",
-            help="Score only the N heads with the largest effects by gradient (default: all).",
         ),
     ] = None,
     items: Annotated[
-        int | None,
-        typer.Option(
-            "--items", min=4, metavar="N", help="Items of each task (default: the study's)."
-        ),
+        int | None, option("--items N", "Items of each task (default: the study's).", min=4)
     ] = None,
     keys_and_values: Annotated[
         bool,
-        typer.Option(
+        option(
             "--keys-and-values",
-            help="With --mode revert, also revert the rows of k and v that heads share.",
+            "With --mode revert, also revert the rows of k and v that heads share.",
         ),
     ] = False,
     as_json: Json = False,
