@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -57,7 +58,7 @@ class HeadStudy:
 
     def __init__(self, context: StudyContext, run: PlannedRun) -> None:
         self._plan, self._folder, self._run = context.plan, context.folder, run
-        self._models, self._tell = context.models, context.tell
+        self._context, self._models, self._tell = context, context.models, context.tell
 
     def effects(
         self, tasks: Sequence[PreparedTask], question: HeadQuestion
@@ -77,16 +78,7 @@ class HeadStudy:
         records: list[TaskHeadEffects] = []
         self._tell.planned(
             [
-                StageOutline(
-                    id=task.name,
-                    kind="heads",
-                    name=task.name,
-                    model=self._run.name,
-                    work=2.0 * task.num_items,
-                    num_tokens=None,
-                    models=self._run.method,
-                    work_left=2.0 * task.num_items,
-                )
+                StageOutline.of_run(task.name, "heads", self._run, 2.0 * task.num_items)
                 for task in tasks
             ]
         )
@@ -100,14 +92,14 @@ class HeadStudy:
                 task.num_items,
                 keys_and_values=question.keys_and_values,
             )
-            record = self._folder.finished(path, TaskHeadEffects, wanted, of_all)
-            self._tell.stage_started(task.name)
-            if record is None:
-                record = self._effects_on(task, question, wanted)
-                self._folder.write(path, record)
-            else:
-                self._tell.skipped(2.0 * task.num_items)
-            self._tell.stage_finished()
+            record = self._context.recorded(
+                task.name,
+                2.0 * task.num_items,
+                path,
+                TaskHeadEffects,
+                partial(self._effects_on, task, question, wanted),
+                *(wanted, of_all),
+            )
             records.append(record)
         return records
 
