@@ -205,6 +205,3 @@ class Teller:
 
     def noted(self, text: str) -> None:
         self.event(Noted(text, self._stage))
-
-    def decided(self, text: str) -> None:
-        self.event(Decided(text))
