@@ -101,6 +101,7 @@ class _Kind(NamedTuple):
         base: (items,): the base's values.
         gains: runs -> (seeds, items).
         item_size: what one whole item counts.
+        scored: as in ``Items``.
     """
 
     by: str
@@ -109,6 +110,7 @@ class _Kind(NamedTuple):
     base: Floats
     gains: Callable[[Runs], Floats]
     item_size: float
+    scored: NDArray[np.bool_] | None = None
 
 
 class _Part(NamedTuple):
@@ -157,10 +159,14 @@ def _parts(source: OptionGains) -> Iterator[_Part]:
             for option, kind in itertools.product(source.options, _kinds(source, task)):
                 gains = kind.gains(option.runs)
                 its = kind.its & ~np.isnan(gains).any(axis=0)  # a run may have answered a part
-                if its.sum() < MIN_ITEMS:
+                part = Items(
+                    gains[:, its],
+                    kind.item_size,
+                    clusters=None if clusters is None else clusters[its],
+                    scored=None if kind.scored is None else kind.scored[its],
+                )
+                if part.num_scored < MIN_ITEMS:
                     continue
-                of_kind = None if clusters is None else clusters[its]
-                part = Items(gains[:, its], kind.item_size, clusters=of_kind)
                 estimate, base = mean_over_tasks([part]), float(kind.base[its].mean())
                 yield _Part(
                     option.name, task, relation, kind.by, kind.kind, int(its.sum()), base, estimate
@@ -172,8 +178,9 @@ def _kinds(source: OptionGains, task: str) -> Iterator[_Kind]:
     if items.slices is not None and field is not None:
         kinds = np.asarray(items.slices)[np.argsort(items.doc_ids)]
         base, size = source.pair(source.results.base, task).base, source.item_size(task)
+        gains_of, scored = partial(source.gains, task=task), source.scored(task)
         for kind in dict.fromkeys(items.slices):
-            yield _Kind(field, kind, kinds == kind, base, partial(source.gains, task=task), size)
+            yield _Kind(field, kind, kinds == kind, base, gains_of, size, scored)
     for name in items.fields:
         base = _right(items, items, name)
 
