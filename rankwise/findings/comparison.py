@@ -413,7 +413,11 @@ def _difference(
     own, other = first.source, second.source
     leads = [other.gains(runs[1], task) - own.gains(runs[0], task) for task in tasks]
     parts = [
-        items._replace(item_size=max(items.item_size, other.item_size(task)))
+        items._replace(
+            item_size=max(items.item_size, other.item_size(task)),
+            # of two parts of one random order, the smaller one is in the larger one
+            scored=min((own, other), key=lambda each: each.num_scored(task)).scored(task),
+        )
         for items, task in zip(own.items(leads, tasks), tasks, strict=True)
     ]
     estimate = mean_over_tasks(parts)

@@ -224,8 +224,6 @@ def _remarks(
     alpha = setup.alpha
     if alpha is not None and not float(alpha).is_integer() and tool is not PEFT:
         remarks.append(f"alpha is {alpha:g}, and {tool.title} takes whole numbers; round it")
-    if study.config.methods.lora is not None and study.config.methods.lora.init == "B":
-        remarks.append("the runs began at A = 0; PEFT begins at B = 0")
     return remarks
 
 

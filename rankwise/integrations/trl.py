@@ -95,7 +95,7 @@ def _read_dpo(draft: Draft) -> dict[str, Any] | None:
     if len(by_loss) == 1 and {*by_loss} <= {*_DPO_LOSSES}:
         dpo["loss"] = next(iter(by_loss))
     else:
-        draft.not_carried.append(f"loss_type: {shown(losses)}; sigmoid is used")
+        draft.not_carried.append(f"loss_type: {shown(', '.join(losses))}; sigmoid is used")
     dpo["sft_weight"] = sft / (by_loss.get(dpo["loss"]) or 1.0)
     if smoothing := entries.number("label_smoothing"):
         draft.not_carried.append(f"label_smoothing: {smoothing:g}; TRL 1.16's sigmoid takes none")
@@ -106,6 +106,7 @@ def _read_dpo(draft: Draft) -> dict[str, Any] | None:
         draft.fields["dropout"] = 0.0
     for key in ("precompute_ref_log_probs", "precompute_ref_batch_size"):
         entries.take(key)
+    draft.fields["loss_on"] = "completion"
     draft.to_check.append("train.data: rows have a prompt, a chosen and a rejected answer")
     return dpo
 

@@ -174,7 +174,6 @@ def _method_facts(config: StudyConfig, plans: Sequence[PlannedRun]) -> Facts:
         facts = {
             "LoRA ranks": ", ".join(map(str, ranks)),
             "LoRA alpha": "; ".join(map(_alpha, lora.alphas)),
-            **({"LoRA's random matrix": "B; A begins at zero"} if lora.init == "B" else {}),
             "LoRA target modules": "; ".join(map(", ".join, sets)),
             "LoRA learning rate": _rates(plans, "lora"),
         }

@@ -75,20 +75,18 @@ def with_whole_tasks(study: StudyRecord, models: Sequence[ModelResults]) -> Stud
     too_little = [
         task
         for task in study.references.parts
-        for parts in [[m.items[task] for m in models if task in m.items and m.items[task].scored]]
-        if parts
-        and (
-            statistics.median(part.r_squared or 0.0 for part in parts) < LEAST_R_SQUARED
-            or any(_num_clusters(part) < MIN_SCORED for part in parts)
-        )
+        if _is_too_little([model.items[task] for model in models if task in model.items])
     ]
     return study.model_copy(update={"references": study.references.without(too_little)})
 
 
-def _num_clusters(items: TaskItems) -> int:
-    """Of what was answered; items without clusters are their own."""
-    assert items.scored is not None
-    return len({*(items.scored.clusters or items.scored.doc_ids)})
+def _is_too_little(items: Sequence[TaskItems]) -> bool:
+    """Of one task; models that answered all of it do not count."""
+    parts = [(each.scored, each.r_squared or 0.0) for each in items if each.scored is not None]
+    if not parts:
+        return False
+    clusters = min(len({*(scored.clusters or scored.doc_ids)}) for scored, _ in parts)
+    return clusters < MIN_SCORED or statistics.median(r for _, r in parts) < LEAST_R_SQUARED
 
 
 def with_estimates(
@@ -104,19 +102,11 @@ def with_estimates(
             return model
         names = study.references.runs[planned.train_task]
         references = [by_name[name] for name in names if name in by_name]  # some may have diverged
-        return model.model_copy(
-            update={
-                "items": model.items
-                | {
-                    task: _estimated(
-                        base.items[task],
-                        [each.items[task] for each in references if task in each.items],
-                        model.items[task],
-                    )
-                    for task in parts
-                }
-            }
-        )
+        items = dict(model.items)
+        for task in parts:
+            theirs = [each.items[task] for each in references if task in each.items]
+            items[task] = _estimated(base.items[task], theirs, items[task])
+        return model.model_copy(update={"items": items})
 
     return tuple(map(whole, models))
 

@@ -233,7 +233,7 @@ def test_a_data_set_of_llama_factory_is_looked_up(tmp_path: Path) -> None:
         (LORA + "datasets: [{path: 5}]", "the data 5 is no path and no name"),
         (LORA + "rl: dpo", "rl: dpo is not supervised training"),
         (LORA.replace("lora", "llama-adapter", 1), "adapter: llama-adapter is not compared"),
-        ("model_name_or_path: m\nstage: dpo\n", "stage: dpo is not supervised training"),
+        ("model_name_or_path: m\nstage: kto\n", "stage: kto is not compared; give sft or dpo"),
         ("model_name_or_path: m\nfinetuning_type: oft\n", "finetuning_type: oft is not compared"),
         ('{"peft_type": "IA3", "base_model_name_or_path": "m"}', "peft_type: IA3 is not LoRA"),
     ],
@@ -324,7 +324,7 @@ def test_what_trl_says_of_dpo_by_default(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("loss_type: [hinge]", "loss_type: ['hinge']; sigmoid is used"),
+        ("loss_type: [hinge]", "loss_type: hinge; sigmoid is used"),
         ("label_smoothing: 0.1", "label_smoothing: 0.1; TRL 1.16's sigmoid takes none"),
         (
             "f_divergence_type: js",

@@ -372,7 +372,6 @@ def lora_adapter(
         seed=run.seed,
         device=device,
         dtype=DTYPES[precision],
-        init="A" if config.methods.lora is None else config.methods.lora.init,
         elsewhere=elsewhere,
     )
 

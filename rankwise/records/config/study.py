@@ -361,8 +361,6 @@ class StudyConfig(Section):
         lora, variants = self.methods.lora, self.methods.variants
         if lora is None or variants is None:
             return None
-        if lora.init == "B":
-            return "they begin at B = 0, and LoRA would begin at A = 0; set methods.lora.init to A"
         if "rslora" in variants.names and "rslora" in {alpha.policy for alpha in lora.alphas}:
             return (
                 "rslora is LoRA under alpha's policy rslora, which is set for LoRA itself; take "

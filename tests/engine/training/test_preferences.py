@@ -128,7 +128,7 @@ class Dense:
             torch.nn.utils.clip_grad_norm_(leaves, self.train.max_grad_norm)
             optimizer.param_groups[0]["lr"] = 1e-2 * factor(step)
             optimizer.step()
-            self.losses.append(float(loss))
+            self.losses.append(loss.item())
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -210,7 +210,7 @@ def test_full_fine_tuning_learns_the_same_way(
         torch.nn.utils.clip_grad_norm_(dense.parameters(), train.max_grad_norm)
         optimizer.param_groups[0]["lr"] = 1e-3 * factor(step)
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     heard = Heard()
     training.train_pass(
         model,
