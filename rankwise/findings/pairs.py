@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -92,6 +93,14 @@ class Pair(NamedTuple):
         before, after = (each.answers_at(pair.scored) for each in (other, self))
         return pair._replace(answers=Pair(before, after, self.sign, self.in_points))
 
+    @property
+    def errors(self) -> Floats:
+        """By how much the gains of a part are above what was predicted of them."""
+        assert self.scored is not None
+        # an estimate has its error N/n times
+        more = len(self.scored) / int(self.scored.sum()) - 1.0
+        return (self.gain[self.scored] - self.answered.gain) / more
+
     def answers_at(self, places: Mask) -> Floats:
         """What the adapted model answered on some of its answered items."""
         if self.scored is None:
@@ -118,16 +127,23 @@ def size_of(pairs: Sequence[Pair]) -> float:
     """What one whole item of a task counts, by the differences of these pairs together.
 
     An answered item stands for several where only a part was answered, and so does one that was
-    not seen to differ. What the references tell of the others is seen.
+    not seen to differ. The answers may lack rare large changes that other items have by the
+    references: these are predicted as badly as the answers are.
     """
     in_points, scored = pairs[0].in_points, scored_by_all(pairs)
     if scored is None:
         return item_size([pair.gain for pair in pairs], in_points=in_points)
-    answers = np.concatenate([pair.answered.gain for pair in pairs])
-    whole = item_size(answers, in_points=in_points)
-    if in_points and whole == POINTS:
+    changes = np.concatenate([pair.answered.gain for pair in pairs])
+    if in_points and item_size(changes, in_points=True) == POINTS:
         return whole_item(len(scored), int(scored.sum()))
-    return item_size([pair.gain[scored] for pair in pairs], in_points=False)
+    seen = item_size([pair.gain[scored] for pair in pairs], in_points=False)
+    parts = [pair for pair in pairs if pair.scored is not None]
+    errors = np.concatenate([pair.errors for pair in parts])
+    variance = float(np.concatenate([pair.answered.gain for pair in parts]).var())
+    badly = math.sqrt(float((errors**2).mean()) / variance) if variance > 0.0 else 0.0
+    others = np.concatenate([p.gain if p.scored is None else p.gain[~p.scored] for p in pairs])
+    repeat = len(scored) / int(scored.sum())
+    return max(seen, repeat * min(badly, 1.0) * item_size(others, in_points=False))
 
 
 class Counts(NamedTuple):
@@ -214,6 +230,8 @@ def pair_items(
     ids = second.scored.doc_ids
     answers = _scale(pair.in_points) * np.asarray(second.scored.values)[_order(ids)]
     scored = np.isin(np.sort(first.doc_ids), ids)
+    if scored.all():
+        return pair
     of_both = Pair(pair.base[scored], answers, pair.sign, pair.in_points)
     return pair._replace(scored=scored, answers=of_both)
 
