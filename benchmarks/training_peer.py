@@ -177,7 +177,7 @@ def new_adapter(model: Any, rank: int, device: torch.device, dtype: torch.dtype)
     )
 
 
-class _Timer(TrainerCallback):
+class Timer(TrainerCallback):
     """The first step's begin and the last step's end."""
 
     def __init__(self, device: torch.device) -> None:
@@ -241,8 +241,8 @@ def train_peer(
     Returns:
         Seconds of its steps, and the loss of each in nats.
     """
-    model, weight = _with_adapter(base, rank), base.get_input_embeddings().weight
-    timer = _Timer(weight.device)
+    model, weight = with_adapter(base, rank), base.get_input_embeddings().weight
+    timer = Timer(weight.device)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder,
@@ -281,7 +281,7 @@ def train_peer(
     return timer.ended - timer.started, losses
 
 
-def _with_adapter(base: Any, rank: int) -> Any:
+def with_adapter(base: Any, rank: int) -> Any:
     """The base in peft's model, with our initial weights."""
     ours = new_adapter(base, rank, torch.device("cpu"), torch.float32)
     targets = list(TARGETS)

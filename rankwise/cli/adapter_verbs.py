@@ -9,8 +9,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from rankwise.cli.application import (
     OK,
     AllowTaskCode,
@@ -18,13 +16,16 @@ from rankwise.cli.application import (
     Json,
     Overwrite,
     TasksPath,
+    argument,
     emit,
     given_name,
     given_path,
     listed_names,
     note,
+    option,
     say,
     stderr,
+    stdout,
     usage_errors,
     verb,
     warn,
@@ -34,45 +35,27 @@ from rankwise.errors import ConfigError
 from rankwise.records.outputs import refuse_foreign
 
 if TYPE_CHECKING:
-    from rankwise.records.heads import HeadRepair
     from rankwise.weights.session import ScoreSettings
 
 ADAPTERS = "Adapters and checkpoints"
 
 Base = Annotated[
-    str,
-    typer.Argument(
-        metavar="BASE", help="The base: smollm2-135m-instruct, a folder or a hub repository."
-    ),
+    str, argument("BASE", "The base: smollm2-135m-instruct, a folder or a hub repository.")
 ]
 Adapter = Annotated[
-    str,
-    typer.Argument(
-        metavar="ADAPTER", help="A PEFT LoRA folder, or a hub repository.", parser=given_name
-    ),
+    str, argument("ADAPTER", "A PEFT LoRA folder, or a hub repository.", parser=given_name)
 ]
 AnyBase = Annotated[
-    bool,
-    typer.Option("--any-base", help="Accept an adapter trained on a base of another name."),
+    bool, option("--any-base", "Accept an adapter trained on a base of another name.")
 ]
 ScoredLimit = Annotated[
-    int | None,
-    typer.Option(
-        "--limit", metavar="N", min=2, help="Score N items of each task, drawn at random."
-    ),
+    int | None, option("--limit N", "Score N items of each task, drawn at random.", min=2)
 ]
 NumFewshot = Annotated[
     int | None,
-    typer.Option(
-        "--num-fewshot",
-        metavar="N",
-        min=0,
-        help="Examples in each prompt (default: the task's own number).",
-    ),
+    option("--num-fewshot N", "Examples in each prompt (default: the task's own number).", min=0),
 ]
-ChatTemplate = Annotated[
-    bool, typer.Option("--chat-template", help="Use the model's chat template.")
-]
+ChatTemplate = Annotated[bool, option("--chat-template", "Use the model's chat template.")]
 
 
 RUN = "The run: its name, its rank, or any unique part of the name (r4-s0)."
@@ -99,49 +82,35 @@ def audit(
     base: Base,
     adapter: Annotated[
         str,
-        typer.Argument(
-            metavar="ADAPTER_OR_CHECKPOINT",
-            help="A PEFT LoRA folder, a whole model's folder, or a hub repository.",
+        argument(
+            "ADAPTER_OR_CHECKPOINT",
+            "A PEFT LoRA folder, a whole model's folder, or a hub repository.",
             parser=given_name,
         ),
     ],
     tasks: Annotated[
-        str | None,
-        typer.Option(
-            "--tasks", metavar="TASK,TASK", help="Score base and adapted model on these tasks."
-        ),
+        str | None, option("--tasks TASK,TASK", "Score base and adapted model on these tasks.")
     ] = None,
     tasks_path: TasksPath = None,
     allow_task_code: AllowTaskCode = False,
     limit: ScoredLimit = None,
     num_fewshot: NumFewshot = None,
     top_k: Annotated[
-        int,
-        typer.Option(
-            "--top-k", metavar="N", min=1, help="Number of leading singular vectors to compare."
-        ),
+        int, option("--top-k N", "Number of leading singular vectors to compare.", min=1)
     ] = 500,
     null_draws: Annotated[
-        int,
-        typer.Option(
-            "--null-draws", metavar="N", min=0, help="Number of random updates of each kind."
-        ),
+        int, option("--null-draws N", "Number of random updates of each kind.", min=0)
     ] = 2,
     precision: Annotated[
         ScorePrecision,
-        typer.Option(
-            "--precision", metavar="|".join(ScorePrecision), help="The precision of scoring."
-        ),
+        option(f"--precision {'|'.join(ScorePrecision)}", "The precision of scoring."),
     ] = ScorePrecision.AUTO,
     chat_template: ChatTemplate = False,
     any_base: AnyBase = False,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            metavar="FOLDER",
-            help="The folder to write (default: audits/TARGET).",
-            parser=given_path,
+        option(
+            "--output FOLDER", "The folder to write (default: audits/TARGET).", parser=given_path
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -199,40 +168,32 @@ def audit(
 @verb(ADAPTERS)
 def heads(
     directory: Folder,
-    run: Annotated[str, typer.Option("--run", metavar="ID", help=RUN)],
-    tasks: Annotated[
-        str,
-        typer.Option("--tasks", metavar="TASK,TASK", help="Tasks scored by likelihood."),
-    ],
+    run: Annotated[str, option("--run ID", RUN)],
+    tasks: Annotated[str, option("--tasks TASK,TASK", "Tasks scored by likelihood.")],
     mode: Annotated[
         Mode,
-        typer.Option(
-            "--mode",
-            metavar="MODE",
-            help="Replace the head's output by zeros (ablate) or by its mean (ablate-mean), or "
+        option(
+            "--mode MODE",
+            "Replace the head's output by zeros (ablate) or by its mean (ablate-mean), or "
             "undo what training changed in it (revert).",
         ),
     ] = Mode.ABLATE,
     top: Annotated[
         int | None,
-        typer.Option(
-            "--top",
+        option(
+            "--top N",
+            "Score only the N heads with the largest effects by gradient (default: all).",
             min=1,
-            metavar="N",
-            help="Score only the N heads with the largest effects by gradient (default: all).",
         ),
     ] = None,
     items: Annotated[
-        int | None,
-        typer.Option(
-            "--items", min=4, metavar="N", help="Items of each task (default: the study's)."
-        ),
+        int | None, option("--items N", "Items of each task (default: the study's).", min=4)
     ] = None,
     keys_and_values: Annotated[
         bool,
-        typer.Option(
+        option(
             "--keys-and-values",
-            help="With --mode revert, also revert the rows of k and v that heads share.",
+            "With --mode revert, also revert the rows of k and v that heads share.",
         ),
     ] = False,
     as_json: Json = False,
@@ -245,10 +206,7 @@ def heads(
 
     --mode revert removes the adapter's update in one head: rows of q, columns
     of o, and rows of k and v that no other head reads. The control is the base
-    with only that head's update. If one task is in-domain and another is not, a
-    set of heads is then chosen whose reversion restores the other task at the
-    lowest cost in-domain. The set is chosen on half of the items, confirmed on
-    the other half, and written as an adapter to runs/ID/heads/repaired.
+    with only that head's update.
 
     The records are kept in the study's folder and shown in its report. Recorded
     effects are not computed again.
@@ -263,13 +221,14 @@ def heads(
     folder = StudyFolder(directory)
     study = folder.read_study()
     quiet_libraries()
-    from rankwise.cli.terminal import head_lines
+    from rankwise.cli.terminal import as_shown
+    from rankwise.findings.heads import mode_name
     from rankwise.records.names import find_run
+    from rankwise.report.sections.heads import effect_table
     from rankwise.study.context import StudyContext
     from rankwise.study.planning.reopen import reopen_study
     from rankwise.study.progress import TerminalObserver
     from rankwise.study.work.head_effects import HeadQuestion, HeadStudy
-    from rankwise.study.work.head_repair import HeadRepairer, can_repair
     from rankwise.study.work.head_subjects import check_tasks, check_trained
 
     chosen = find_run(study, run)
@@ -277,21 +236,15 @@ def heads(
     plan = reopen_study(study, names, items, note)
     prepared = list(plan.tasks.values())
     check_tasks(prepared)
-    repair = None
     with folder.lock(), TerminalObserver(stderr) as observer:
         asked = HeadQuestion(mode.value, keys_and_values, top)
         context = StudyContext.of(plan, folder, observer)
         effects = HeadStudy(context, chosen).effects(prepared, asked)
-        if mode is Mode.REVERT and can_repair(chosen, effects):
-            context.tell.decided("choosing heads to revert together")
-            repair = HeadRepairer(context, chosen).repair(prepared, effects)
     if as_json:
-        return emit({"effects": effects, "repair": repair})
+        return emit({"effects": effects})
     for task in effects:
-        for line in head_lines(task):
-            say(line)
-    if repair is not None:
-        _say_repair(repair)
+        done = mode_name(task.mode, keys_and_values=task.keys_and_values)
+        stdout.print(as_shown(effect_table(task), f"{task.task}: heads {done}"))
     note(f"records: {folder.model_folder(chosen.name) / 'heads'}; rankwise report {folder.root}")
     return OK
 
@@ -352,14 +305,3 @@ def refuse_replacing(output: Path) -> None:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         problem = f"--output {output} exists and is not empty; choose another folder"
         raise ConfigError("rankwise", [problem])
-
-
-def _say_repair(repair: HeadRepair) -> None:
-    say(repair.statement)
-    for task in repair.tasks:
-        say(
-            f"  {task.task}: base {task.base_score:.2f}, adapter {task.adapted_score:.2f}, "
-            f"repaired {task.repaired_score:.2f} {task.unit} on {task.num_items} items"
-        )
-    if repair.folder is not None:
-        say(f"repaired adapter: {repair.folder}", folded=False)

@@ -83,6 +83,17 @@ stdout = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ el
 stderr = Console(stderr=True)
 
 
+def option(shown: str, text: str, **settings: Any) -> Any:
+    """An option as its help shows it: ``--limit N``, or ``--quiet`` where it takes no value."""
+    name, _, value = shown.partition(" ")
+    return typer.Option(name, metavar=value or None, help=text, **settings)
+
+
+def argument(shown: str, text: str, **settings: Any) -> Any:
+    """An argument as its help shows it: ``DIR``."""
+    return typer.Argument(metavar=shown, help=text, **settings)
+
+
 def given_path(text: str) -> Path:
     """A path of the command line; an empty one would be the current folder."""
     if not text.strip() or "\0" in text or "://" in text:
@@ -96,43 +107,34 @@ def given_name(text: str) -> str:
     return text
 
 
-Folder = Annotated[
-    Path,
-    typer.Argument(metavar="DIR", help="A study's folder.", parser=given_path),
-]
+Folder = Annotated[Path, argument("DIR", "A study's folder.", parser=given_path)]
 TasksPath = Annotated[
     list[Path] | None,
-    typer.Option(
-        "--tasks-path",
-        metavar="PATH",
-        help="A folder with lm-eval YAML files; can be repeated.",
-        parser=given_path,
+    option(
+        "--tasks-path PATH", "A folder with lm-eval YAML files; can be repeated.", parser=given_path
     ),
 ]
 AllowTaskCode = Annotated[
     bool,
-    typer.Option(
+    option(
         "--allow-task-code",
-        help="Let task files of tasks_path or --tasks-path run Python code (!function, class).",
+        "Let task files of tasks_path or --tasks-path run Python code (!function, class).",
     ),
 ]
 Overwrite = Annotated[
-    bool,
-    typer.Option("--overwrite", help="Also replace files that rankwise did not write."),
+    bool, option("--overwrite", "Also replace files that rankwise did not write.")
 ]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", help="Show no progress; warnings and errors still go to stderr.")
+    bool, option("--quiet", "Show no progress; warnings and errors still go to stderr.")
 ]
 AsEvents = Annotated[
     bool,
-    typer.Option(
+    option(
         "--json",
-        help="Print events as JSON lines to stdout instead of text; ends with an `ended` event.",
+        "Print events as JSON lines to stdout instead of text; ends with an `ended` event.",
     ),
 ]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document to stdout instead of text.")
-]
+Json = Annotated[bool, option("--json", "Print one JSON document to stdout instead of text.")]
 
 
 def listed_names(text: str) -> tuple[str, ...]:
@@ -152,7 +154,7 @@ def _version(wanted: bool) -> None:
 def main(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool, option("--version", "Show the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
     """Options that come before the verb."""

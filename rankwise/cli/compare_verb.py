@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from rankwise.cli.application import (
     OK,
     Json,
     Overwrite,
+    argument,
     emit,
     given_path,
     note,
     note_damage,
+    option,
     say,
     stdout,
     usage_errors,
@@ -27,19 +27,11 @@ from rankwise.errors import ConfigError, RecordError, TaskError
 @verb(STUDIES)
 def compare(
     directories: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="DIR DIR...", help="The folders of two studies or more.", parser=given_path
-        ),
+        list[Path], argument("DIR DIR...", "The folders of two studies or more.", parser=given_path)
     ],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            metavar="FILE",
-            help="The page to write (default: comparison.html).",
-            parser=given_path,
-        ),
+        option("--output FILE", "The page to write (default: comparison.html).", parser=given_path),
     ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,

@@ -7,8 +7,6 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-import typer
-
 from rankwise.cli.adapter_verbs import (
     ADAPTERS,
     RUN,
@@ -23,11 +21,13 @@ from rankwise.cli.application import (
     AllowTaskCode,
     Json,
     TasksPath,
+    argument,
     emit,
     given_name,
     given_path,
     listed_names,
     note,
+    option,
     say,
     stderr,
     stdout,
@@ -48,82 +48,58 @@ if TYPE_CHECKING:
 def repair(
     targets: Annotated[
         list[str],
-        typer.Argument(
-            metavar="DIR|BASE ADAPTER",
-            help="A study's folder, with --run; or a base and an adapter, each a folder or a hub "
+        argument(
+            "DIR|BASE ADAPTER",
+            "A study's folder, with --run; or a base and an adapter, each a folder or a hub "
             "repository. Additional adapters are averaged with the first.",
         ),
     ],
     max_retention_loss: Annotated[
         float,
-        typer.Option(
-            "--max-loss",
+        option(
+            "--max-loss POINTS",
+            "Largest acceptable fall of the mean score over the retention tasks.",
             min=0.0,
-            metavar="POINTS",
-            help="Largest acceptable fall of the mean score over the retention tasks.",
         ),
     ],
-    run: Annotated[
-        str | None,
-        typer.Option("--run", metavar="ID", help=RUN),
-    ] = None,
+    run: Annotated[str | None, option("--run ID", RUN)] = None,
     by: Annotated[
         str | None,
-        typer.Option(
-            "--by",
-            metavar="KIND,KIND",
-            help="Kinds of repair to try (default: all), or one with its value: truncate=8, "
+        option(
+            "--by KIND,KIND",
+            "Kinds of repair to try (default: all), or one with its value: truncate=8, "
             "intruders=0.5.",
         ),
     ] = None,
     tasks: Annotated[
-        str,
-        typer.Option(
-            "--tasks", metavar="TASK,TASK", help="Tasks the adapter was trained for (no study)."
-        ),
+        str, option("--tasks TASK,TASK", "Tasks the adapter was trained for (no study).")
     ] = "",
     retention: Annotated[
-        str,
-        typer.Option(
-            "--retention", metavar="TASK,TASK", help="Tasks it should not forget (no study)."
-        ),
+        str, option("--retention TASK,TASK", "Tasks it should not forget (no study).")
     ] = "",
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            metavar="FOLDER",
+        option(
+            "--output FOLDER",
+            "The folder to write; it must be new or empty (no study).",
             parser=given_path,
-            help="The folder to write; it must be new or empty (no study).",
         ),
     ] = None,
     tasks_path: TasksPath = None,
     allow_task_code: AllowTaskCode = False,
     limit: Annotated[
         int | None,
-        typer.Option(
-            "--limit",
-            metavar="N",
-            min=2,
-            help="Score N items of each task, drawn at random (no study).",
-        ),
+        option("--limit N", "Score N items of each task, drawn at random (no study).", min=2),
     ] = None,
     num_fewshot: Annotated[
-        int | None,
-        typer.Option(
-            "--num-fewshot", metavar="N", min=0, help="Examples in each prompt (no study)."
-        ),
+        int | None, option("--num-fewshot N", "Examples in each prompt (no study).", min=0)
     ] = None,
     chat_template: Annotated[
-        bool, typer.Option("--chat-template", help="Use the model's chat template (no study).")
+        bool, option("--chat-template", "Use the model's chat template (no study).")
     ] = False,
     precision: Annotated[
         ScorePrecision,
-        typer.Option(
-            "--precision",
-            metavar="|".join(ScorePrecision),
-            help="The precision of scoring (no study).",
-        ),
+        option(f"--precision {'|'.join(ScorePrecision)}", "The precision of scoring (no study)."),
     ] = ScorePrecision.AUTO,
     any_base: AnyBase = False,
     as_json: Json = False,
@@ -176,10 +152,11 @@ def repair(
         record = _of_adapters(adapters, settings, kept, asked, output)
     if as_json:
         return emit(record)
-    from rankwise.cli.terminal import repair_table
+    from rankwise.cli.terminal import as_shown
+    from rankwise.report.sections.mitigations import repair_table
 
     warn(record.warnings)
-    stdout.print(repair_table(record.choice))
+    stdout.print(as_shown(repair_table(record.choice)))
     say(record.choice.statement, style="bold")
     if record.choice.kl_statement is not None:
         say(record.choice.kl_statement)

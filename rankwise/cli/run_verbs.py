@@ -17,9 +17,11 @@ from rankwise.cli.application import (
     AsEvents,
     Json,
     Quiet,
+    argument,
     emit,
     given_path,
     note,
+    option,
     say,
     verb,
     warn,
@@ -38,35 +40,24 @@ STUDIES = "Studies"
 
 StudyFile = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="[STUDY.YAML|DIR] [KEY=VALUE]...",
-        help=(
-            "A study file (default: the quickstart preset), then overrides: train.epochs=1. "
-            "Or a study's folder, to run it with its own settings."
-        ),
+    argument(
+        "[STUDY.YAML|DIR] [KEY=VALUE]...",
+        "A study file (default: the quickstart preset), then overrides: train.epochs=1. "
+        "Or a study's folder, to run it with its own settings.",
     ),
 ]
 StudyDir = Annotated[
     Path | None,
-    typer.Option(
-        "--study-dir",
-        metavar="DIR",
-        help="The study's folder (default: studies/NAME).",
-        parser=given_path,
-    ),
+    option("--study-dir DIR", "The study's folder (default: studies/NAME).", parser=given_path),
 ]
 
 
-Replace = Annotated[
-    bool,
-    typer.Option("--replace", help="Archive scores made with other settings."),
-]
+Replace = Annotated[bool, option("--replace", "Archive scores made with other settings.")]
 AcceptNewStack = Annotated[
     bool,
-    typer.Option(
+    option(
         "--accept-new-stack",
-        help="Continue with other library versions or another device even if the base's scores "
-        "change.",
+        "Continue with other library versions or another device even if the base's scores change.",
     ),
 ]
 
@@ -96,59 +87,51 @@ def _positive(text: str) -> float:
 
 Device = Annotated[
     str | None,
-    typer.Option(
-        "--device",
-        metavar="cpu|cuda",
-        help="Plan for this device (default: the one in this machine).",
+    option(
+        "--device cpu|cuda",
+        "Plan for this device (default: the one in this machine).",
         parser=_device,
     ),
 ]
 Memory = Annotated[
     int | None,
-    typer.Option(
-        "--memory",
-        metavar="SIZE",
-        help="Assume this much device memory: 80GB, 24GiB. This machine need not have it.",
+    option(
+        "--memory SIZE",
+        "Assume this much device memory: 80GB, 24GiB. This machine need not have it.",
         parser=_memory,
     ),
 ]
 Devices = Annotated[
     int,
-    typer.Option(
-        "--devices",
-        metavar="N",
+    option(
+        "--devices N",
+        "Plan passes for N equal devices, and estimate when the study is done.",
         min=1,
         max=100_000,
-        help="Plan passes for N equal devices, and estimate when the study is done.",
     ),
 ]
 Price = Annotated[
     float | None,
-    typer.Option(
-        "--price-per-hour",
-        metavar="PRICE",
-        help="Price of one device per hour, in any currency, to estimate the cost.",
+    option(
+        "--price-per-hour PRICE",
+        "Price of one device per hour, in any currency, to estimate the cost.",
         parser=_positive,
     ),
 ]
 Budget = Annotated[
     float | None,
-    typer.Option(
-        "--budget",
-        metavar="TIME",
-        help="Show what fits into TIME, and the smallest detectable difference.",
+    option(
+        "--budget TIME",
+        "Show what fits into TIME, and the smallest detectable difference.",
         parser=given_seconds,
     ),
 ]
 TokensPerSecond = Annotated[
     float | None,
-    typer.Option(
-        "--tokens-per-second",
-        metavar="RATE",
-        help=(
-            "Speed of LoRA training, to estimate the time (default with --device cuda: a third "
-            "of an H100's peak, an assumption)."
-        ),
+    option(
+        "--tokens-per-second RATE",
+        "Speed of LoRA training, to estimate the time (default with --device cuda: a third "
+        "of an H100's peak, an assumption).",
         parser=_positive,
     ),
 ]
@@ -156,26 +139,13 @@ TokensPerSecond = Annotated[
 
 NumWorkers = Annotated[
     int | None,
-    typer.Option(
-        "--workers",
-        metavar="N",
-        min=1,
-        help="Run N units in parallel on this machine, through Ray.",
-    ),
+    option("--workers N", "Run N units in parallel on this machine, through Ray.", min=1),
 ]
 Gpus = Annotated[
-    str | None,
-    typer.Option(
-        "--gpus", metavar="all|0,1", help="Run one unit on each of these GPUs, through Ray."
-    ),
+    str | None, option("--gpus all|0,1", "Run one unit on each of these GPUs, through Ray.")
 ]
 Address = Annotated[
-    str | None,
-    typer.Option(
-        "--address",
-        metavar="HOST:PORT|auto",
-        help="Run units on this Ray cluster.",
-    ),
+    str | None, option("--address HOST:PORT|auto", "Run units on this Ray cluster.")
 ]
 
 

@@ -6,8 +6,6 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from rankwise.cli.application import (
     OK,
     RUN_FAILED,
@@ -16,10 +14,12 @@ from rankwise.cli.application import (
     Json,
     Overwrite,
     Quiet,
+    argument,
     emit,
     given_path,
     note,
     note_damage,
+    option,
     say,
     stdout,
     verb,
@@ -41,15 +41,11 @@ if TYPE_CHECKING:
 def report(
     directory: Folder,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", metavar="FOLDER", help="Where to write (default: DIR).", parser=given_path
-        ),
+        Path | None, option("--output FOLDER", "Where to write (default: DIR).", parser=given_path)
     ] = None,
     overwrite: Overwrite = False,
     without_texts: Annotated[
-        bool,
-        typer.Option("--without-texts", help="Leave out prompts and answers, for sharing."),
+        bool, option("--without-texts", "Leave out prompts and answers, for sharing.")
     ] = False,
     as_json: Json = False,
 ) -> int:
@@ -83,24 +79,14 @@ def report(
 @verb(STUDIES)
 def status(
     directory: Folder,
-    watch: Annotated[
-        bool,
-        typer.Option("--watch", help="Show a live page with losses and scores."),
-    ] = False,
+    watch: Annotated[bool, option("--watch", "Show a live page with losses and scores.")] = False,
     port: Annotated[
         int,
-        typer.Option(
-            "--port",
-            metavar="N",
-            help="With --watch: port on 127.0.0.1; 0 takes a free one.",
-            max=MOST_PORT,
-            min=0,
+        option(
+            "--port N", "With --watch: port on 127.0.0.1; 0 takes a free one.", max=MOST_PORT, min=0
         ),
     ] = PORT,
-    every: Annotated[
-        int,
-        typer.Option("--every", metavar="SECONDS", help="With --watch: refresh interval.", min=1),
-    ] = 15,
+    every: Annotated[int, option("--every SECONDS", "With --watch: refresh interval.", min=1)] = 15,
     as_json: Json = False,
 ) -> int:
     """Show what is done, running and left in a study.
@@ -171,28 +157,22 @@ def verify(directory: Folder, as_json: Json = False) -> int:
 def init(
     path: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="[PATH]", help="The file to write (default: study.yaml).", parser=given_path
-        ),
+        argument("[PATH]", "The file to write (default: study.yaml).", parser=given_path),
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(
-            "--preset",
-            metavar="NAME",
-            help=(
-                "The preset to copy: quickstart (default), sanity, retention, stress, "
-                "learning-rate, alpha, data-size, fine-tune-at-all, beyond-128, mitigation, "
-                "variants, paper-llama, paper-qwen."
-            ),
+        option(
+            "--preset NAME",
+            "The preset to copy: quickstart (default), sanity, retention, stress, "
+            "learning-rate, alpha, data-size, fine-tune-at-all, beyond-128, mitigation, "
+            "variants, paper-llama, paper-qwen.",
         ),
     ] = None,
     source: Annotated[
         Path | None,
-        typer.Option(
-            "--from",
-            metavar="FILE_OR_FOLDER",
-            help="Your training config, or a Trainer's output folder.",
+        option(
+            "--from FILE_OR_FOLDER",
+            "Your training config, or a Trainer's output folder.",
             parser=given_path,
         ),
     ] = None,
@@ -227,18 +207,11 @@ def init(
 @verb(STUDIES, kind=Telling)
 def extend(
     directory: Folder,
-    seeds: Annotated[
-        int, typer.Option("--seeds", metavar="N", min=0, help="Number of seeds to add.")
-    ] = 0,
+    seeds: Annotated[int, option("--seeds N", "Number of seeds to add.", min=0)] = 0,
     items: Annotated[
-        int,
-        typer.Option(
-            "--items", metavar="N", min=0, help="Number of items to add to each task's limit."
-        ),
+        int, option("--items N", "Number of items to add to each task's limit.", min=0)
     ] = 0,
-    ranks: Annotated[
-        str, typer.Option("--ranks", metavar="R,R", help="Ranks to add, such as 8,128.")
-    ] = "",
+    ranks: Annotated[str, option("--ranks R,R", "Ranks to add, such as 8,128.")] = "",
     accept_new_stack: AcceptNewStack = False,
     quiet: Quiet = False,
     as_json: AsEvents = False,

@@ -12,26 +12,21 @@ from rich.text import Text
 
 from rankwise.findings.against_base import ModelVerdicts, sample_amount
 from rankwise.findings.comparison import StudyComparison, StudySource
-from rankwise.findings.heads import intervention, is_selected, screen_correlation
 from rankwise.findings.models import seeded_labels
 from rankwise.findings.statements import with_folder
 from rankwise.findings.study import StudyFindings
 from rankwise.records import quantities
 from rankwise.records.deployment import DeltaInForm, DeploymentCheck, FormScore
 from rankwise.records.files import in_words
-from rankwise.records.heads import TaskHeadEffects
 from rankwise.records.quantities import NOT_MEASURED, count, memory, p_value, parameters, percent
-from rankwise.records.recommendation import Bound, StudyRecommendation
-from rankwise.records.repairs import RepairChoice
+from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.results import StudyResults
-from rankwise.records.study import PlannedPass, StudyRecord, Unit
+from rankwise.records.study import PlannedPass, StudyRecord
 from rankwise.report.parts import Table as ReportTable
 from rankwise.study.status import ModelStatus
 
 Done = Set[tuple[str, str | None]]
 
-STRONGEST_HEADS = 5
-"""This many heads are listed for each task."""
 
 _MOST_MODELS = 10
 """Of a status: ``--json`` has all."""
@@ -189,9 +184,9 @@ def _card_table(shown: ReportTable) -> Table:
     return table
 
 
-def _as_shown(shown: ReportTable) -> Table:
+def as_shown(shown: ReportTable, title: str | None = None) -> Table:
     """A table of the report without groups, for the terminal."""
-    table = Table()
+    table = Table(title=title, caption=Text(shown.caption))
     for heading in shown.headings:
         table.add_column(Text(f"{heading.title}\n{heading.detail}".strip()), overflow="fold")
     for row in shown.groups[0].rows:
@@ -206,7 +201,7 @@ def comparison_lines(
     """Studies side by side, and last what may be compared of them."""
     from rankwise.report.comparison_page import side_by_side
 
-    yield _as_shown(side_by_side(comparison, studies))
+    yield as_shown(side_by_side(comparison, studies))
     yield from (Text(f"- {said}") for said in (*comparison.points, *comparison.remarks))
     yield Text(comparison.statement, style="bold")
 
@@ -251,44 +246,6 @@ def models_verdict(verdicts: ModelVerdicts) -> Iterator[RenderableType]:
         )
     yield table
     yield from (Text(f"- {row.statement}") for row in verdicts.candidates)
-
-
-def repair_table(choice: RepairChoice) -> Table:
-    """Every repair; the chosen one is bold."""
-    limit = quantities.amount(choice.max_loss_points, "points")
-    table = Table(
-        caption=Text(
-            f"against the base, on {quantities.counted(choice.num_items, 'item')}, with intervals "
-            f"of {choice.together}; a repair keeps enough if its interval ends at {limit} of loss "
-            "or less, and so do those of all stronger repairs of its kind"
-        )
-    )
-    kl = ["KL to the base\nnats per token"] if choice.kl_statement else []
-    for name in (
-        "repair", f"gain\n{choice.unit}", "retention loss\npoints", *kl, "keeps enough",
-    ):  # fmt: skip
-        table.add_column(Text(name), justify="left" if name == "repair" else "right")
-    for point in choice.curve:
-        gain, loss = point.gain, point.retention_loss
-        table.add_row(
-            point.repair.label,
-            _change_with_bounds(gain.estimate, gain.lower, gain.upper, choice.unit),
-            _change_with_bounds(loss.estimate, loss.lower, loss.upper, "points"),
-            *([_kl(point.kl)] if point.kl else []),
-            "yes" if point.keeps_enough else "no",
-            style="bold" if point.repair == choice.repair else None,
-        )
-    return table
-
-
-def _kl(kl: Bound) -> str:
-    bounds = quantities.score_interval(kl.lower, kl.upper, "nats")
-    return f"{quantities.score(kl.estimate, 'nats')} ({bounds})"
-
-
-def _change_with_bounds(estimate: float, lower: float, upper: float, unit: Unit) -> str:
-    bounds = quantities.change_interval(lower, upper, unit)
-    return f"{quantities.change(estimate, unit)} ({bounds})"
 
 
 def deployment_table(record: DeploymentCheck) -> Table:
@@ -341,7 +298,8 @@ def deployment_table(record: DeploymentCheck) -> Table:
 def _form_score(score: FormScore) -> Iterator[str]:
     yield score.task
     yield quantities.score(score.form_score, score.unit)
-    yield _change_with_bounds(score.difference, score.lower, score.upper, score.unit)
+    bounds = quantities.change_interval(score.lower, score.upper, score.unit)
+    yield f"{quantities.change(score.difference, score.unit)} ({bounds})"
     flipped = (score.gained, score.lost)
     yield "\n".join(NOT_MEASURED if its is None else count(len(its)) for its in flipped)
 
@@ -351,48 +309,3 @@ def _delta_cells(delta: DeltaInForm | None) -> tuple[str, str, str]:
         return "", "", ""
     kept = quantities.share(max(delta.kept_share, 0.0))
     return quantities.ratio(delta.relative_error), quantities.share(delta.unchanged_share), kept
-
-
-def head_lines(effects: TaskHeadEffects) -> Iterator[str]:
-    """The effects of a run's heads on a task: how many are shown, and the strongest."""
-    what = {
-        "ablate": "set to zero",
-        "ablate-mean": "set to their means",
-        "revert": "reverted",
-    }[effects.mode]
-    shown = sum(head.effect.is_shown for head in effects.answers)
-    on_metric = sum(head.effect.is_shown for head in effects.scores)
-    heads = f"{len(effects.answers)} of {sum(effects.num_heads)} heads"
-    yield (
-        f"{effects.task}: {heads} {what} one after another "
-        f"on {effects.num_items} items; {shown} have a shown effect on the right answer's "
-        f"probability, {on_metric} on {effects.metric}"
-    )
-    if effects.mode == "revert":
-        yield f"  {intervention(effects.mode, keys_and_values=effects.keys_and_values)}"
-    scores = {(each.layer, each.head): each for each in effects.scores}
-    strongest = sorted(effects.answers, key=lambda each: -abs(each.effect.estimate))
-    for each in strongest[:STRONGEST_HEADS]:
-        score = scores[each.layer, each.head].effect
-        own, lower, upper, base = (
-            quantities.change(value, "nats")
-            for value in (
-                each.effect.estimate,
-                each.effect.lower,
-                each.effect.upper,
-                each.control.estimate,
-            )
-        )
-        yield (
-            f"  layer {each.layer:>2} head {each.head:>2}: {own} nats ({lower} to {upper}), "
-            f"base {base}; {effects.metric} {quantities.formatted(score.estimate, '+.1f')} "
-            f"{effects.unit} ± {score.stderr:.1f}"
-        )
-    if effects.screen is not None and (rho := screen_correlation(effects.screen)) is not None:
-        words = quantities.correlation(rho)
-        yield f"  screened by gradient: rank correlation with the exact effects {words}"
-    if is_selected(effects):
-        yield (
-            f"  bounds hold for all {effects.num_candidates} candidate heads at once, also those "
-            "that were screened out"
-        )

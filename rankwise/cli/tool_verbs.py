@@ -18,10 +18,12 @@ from rankwise.cli.application import (
     Json,
     Overwrite,
     TasksPath,
+    argument,
     emit,
     given_path,
     note,
     note_damage,
+    option,
     say,
     usage_errors,
     verb,
@@ -61,11 +63,7 @@ class Destination(StrEnum):
 
 Run = Annotated[
     str | None,
-    typer.Option(
-        "--run",
-        metavar="ID",
-        help=f"Export one run (default: the recommended one, or the best bet). {RUN}",
-    ),
+    option("--run ID", f"Export one run (default: the recommended one, or the best bet). {RUN}"),
 ]
 
 
@@ -74,50 +72,32 @@ def export(
     directory: Folder,
     kind: Annotated[
         ExportFormat | None,
-        typer.Option(
-            "--format",
-            metavar="FORMAT",
-            help=f"{', '.join(ExportFormat)} (default: lm-eval).",
-        ),
+        option("--format FORMAT", f"{', '.join(ExportFormat)} (default: lm-eval)."),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            metavar="FOLDER",
-            help="The folder to write (default: DIR/export/FORMAT).",
+        option(
+            "--output FOLDER",
+            "The folder to write (default: DIR/export/FORMAT).",
             parser=given_path,
         ),
     ] = None,
     overwrite: Overwrite = False,
     run: Run = None,
     to: Annotated[
-        Destination,
-        typer.Option("--to", metavar="folder|hub", help="hub: upload the adapter."),
+        Destination, option("--to folder|hub", "hub: upload the adapter.")
     ] = Destination.FOLDER,
-    repo: Annotated[
-        str | None,
-        typer.Option("--repo", metavar="ORG/NAME", help="With --to hub: the repository."),
-    ] = None,
+    repo: Annotated[str | None, option("--repo ORG/NAME", "With --to hub: the repository.")] = None,
     public: Annotated[
-        bool,
-        typer.Option(
-            "--public", help="With --to hub: make the repository public (default: private)."
-        ),
+        bool, option("--public", "With --to hub: make the repository public (default: private).")
     ] = False,
     with_items: Annotated[
-        bool,
-        typer.Option(
-            "--with-items", help="With --to hub: also upload the texts of items and answers."
-        ),
+        bool, option("--with-items", "With --to hub: also upload the texts of items and answers.")
     ] = False,
     dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="With --to hub: list files and sizes; upload nothing."),
+        bool, option("--dry-run", "With --to hub: list files and sizes; upload nothing.")
     ] = False,
-    yes: Annotated[
-        bool, typer.Option("--yes", help="With --to hub: do not ask for confirmation.")
-    ] = False,
+    yes: Annotated[bool, option("--yes", "With --to hub: do not ask for confirmation.")] = False,
     as_json: Json = False,
 ) -> int:
     """Write a study in another format, or upload its adapter to the Hugging Face Hub.
@@ -241,14 +221,14 @@ def _send(
 def tasks(
     words: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[WORD]...",
-            help="List only tasks with these words in name or description, including lm-eval's.",
+        argument(
+            "[WORD]...",
+            "List only tasks with these words in name or description, including lm-eval's.",
         ),
     ] = None,
     tasks_path: TasksPath = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Also list lm-eval's own tasks; this takes longer.")
+        bool, option("--all", "Also list lm-eval's own tasks; this takes longer.")
     ] = False,
     as_json: Json = False,
 ) -> int:

@@ -8,9 +8,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-import typer
-
-from rankwise.cli.application import AsEvents, note, say, usage_errors, verb, warn
+from rankwise.cli.application import (
+    AsEvents,
+    argument,
+    note,
+    option,
+    say,
+    usage_errors,
+    verb,
+    warn,
+)
 from rankwise.cli.budgets import given_seconds, measured_rate, told_lines
 from rankwise.cli.run_verbs import STUDIES, StudyDir
 from rankwise.cli.running import Telling, run_and_report
@@ -44,32 +51,23 @@ _JUDGED_BY = {
 def try_data(
     data: Annotated[
         str,
-        typer.Argument(
-            metavar="DATA",
-            help=(
-                "Your rows: a JSON Lines, JSON, CSV or Parquet file, or a data set on the Hub: "
-                "org/name, or org/name:config@revision/split."
-            ),
+        argument(
+            "DATA",
+            "Your rows: a JSON Lines, JSON, CSV or Parquet file, or a data set on the Hub: "
+            "org/name, or org/name:config@revision/split.",
         ),
     ],
     model: Annotated[
-        str, typer.Option("--model", metavar="NAME", help="An embedded model, folder or hub name.")
+        str, option("--model NAME", "An embedded model, folder or hub name.")
     ] = "smollm2-135m-instruct",
     budget: Annotated[
-        float,
-        typer.Option(
-            "--budget",
-            metavar="TIME",
-            help="Target duration, such as 10m or 2h.",
-            parser=given_seconds,
-        ),
+        float, option("--budget TIME", "Target duration, such as 10m or 2h.", parser=given_seconds)
     ] = "10m",  # pyright: ignore[reportArgumentType]  # typer parses it
     column: Annotated[
         list[str] | None,
-        typer.Option(
-            "--column",
-            metavar="ROLE=COLUMN",
-            help="Map a column to prompt, input, system, completion or messages; can be repeated.",
+        option(
+            "--column ROLE=COLUMN",
+            "Map a column to prompt, input, system, completion or messages; can be repeated.",
         ),
     ] = None,
     study_dir: StudyDir = None,

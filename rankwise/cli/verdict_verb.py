@@ -9,17 +9,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from rankwise.cli.application import (
     OK,
     Json,
     Overwrite,
+    argument,
     emit,
     given_path,
     listed_names,
     note,
     note_damage,
+    option,
     say,
     stdout,
     usage_errors,
@@ -39,149 +39,108 @@ if TYPE_CHECKING:
 def verdict(
     paths: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="DIR|FILES...",
-            help="A study's folder; or files with scores of items: tables (CSV, JSON Lines, "
+        argument(
+            "DIR|FILES...",
+            "A study's folder; or files with scores of items: tables (CSV, JSON Lines, "
             "Parquet), samples files of lm-eval (the base's first), logs of Inspect or HELM.",
             parser=given_path,
         ),
     ],
-    item: Annotated[
-        str | None,
-        typer.Option("--item", metavar="COLUMN", help="Of a table: what names an item."),
-    ] = None,
+    item: Annotated[str | None, option("--item COLUMN", "Of a table: what names an item.")] = None,
     score: Annotated[
-        str | None,
-        typer.Option(
-            "--score", metavar="COLUMN", help="Of a table: the score; score.f1 if it is nested."
-        ),
+        str | None, option("--score COLUMN", "Of a table: the score; score.f1 if it is nested.")
     ] = None,
     model: Annotated[
-        str | None,
-        typer.Option("--model", metavar="COLUMN", help="Of a table: what names a model."),
+        str | None, option("--model COLUMN", "Of a table: what names a model.")
     ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option("--task", metavar="COLUMN", help="Of a table: what names a task."),
-    ] = None,
+    task: Annotated[str | None, option("--task COLUMN", "Of a table: what names a task.")] = None,
     base: Annotated[
-        str | None,
-        typer.Option("--base", metavar="MODEL", help="Of files: the model before fine-tuning."),
+        str | None, option("--base MODEL", "Of files: the model before fine-tuning.")
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option(
-            "--name",
-            metavar="PATTERN",
-            help="Of files: what models' names mean, such as r{rank}_s{seed}; also {alpha}, "
+        option(
+            "--name PATTERN",
+            "Of files: what models' names mean, such as r{rank}_s{seed}; also {alpha}, "
             "{learning_rate}, {modules}, {epochs}.",
         ),
     ] = None,
     in_domain: Annotated[
         str | None,
-        typer.Option(
-            "--in-domain",
-            metavar="NAMES",
-            help="Of files: tasks to gain on, with commas (default: those that are named nowhere).",
+        option(
+            "--in-domain NAMES",
+            "Of files: tasks to gain on, with commas (default: those that are named nowhere).",
         ),
     ] = None,
     retention: Annotated[
-        str | None,
-        typer.Option(
-            "--retention", metavar="NAMES", help="Of files: tasks that should not be forgotten."
-        ),
+        str | None, option("--retention NAMES", "Of files: tasks that should not be forgotten.")
     ] = None,
     out_of_domain: Annotated[
-        str | None,
-        typer.Option(
-            "--out-of-domain", metavar="NAMES", help="Of files: tasks that are shown besides."
-        ),
+        str | None, option("--out-of-domain NAMES", "Of files: tasks that are shown besides.")
     ] = None,
     lower_is_better: Annotated[
-        bool,
-        typer.Option("--lower-is-better", help="Of files: less of the score is better."),
+        bool, option("--lower-is-better", "Of files: less of the score is better.")
     ] = False,
     by_slice: Annotated[
         str | None,
-        typer.Option(
-            "--slice",
-            metavar="COLUMN",
-            help="Of files: say for each of its values which models got better or worse.",
+        option(
+            "--slice COLUMN",
+            "Of files: say for each of its values which models got better or worse.",
         ),
     ] = None,
     cluster: Annotated[
         list[str] | None,
-        typer.Option(
-            "--cluster",
-            metavar="[TASK=]FIELD",
-            help="Items with equal FIELD, such as passage, belong together. Of a study with the "
+        option(
+            "--cluster [TASK=]FIELD",
+            "Items with equal FIELD, such as passage, belong together. Of a study with the "
             "TASK or group; can be repeated.",
         ),
     ] = None,
     metric: Annotated[
         str | None,
-        typer.Option(
-            "--metric",
-            metavar="NAME",
-            help="Of lm-eval, Inspect or HELM: what is compared (lm-eval's default: p_right with "
+        option(
+            "--metric NAME",
+            "Of lm-eval, Inspect or HELM: what is compared (lm-eval's default: p_right with "
             "options, else the first).",
         ),
     ] = None,
     filter_name: Annotated[
         str | None,
-        typer.Option(
-            "--filter",
-            metavar="NAME",
-            help="Of lm-eval: the filter (default: the first of the first file).",
-        ),
+        option("--filter NAME", "Of lm-eval: the filter (default: the first of the first file)."),
     ] = None,
     delta: Annotated[
         float | None,
-        typer.Option(
-            "--delta",
-            metavar="POINTS",
-            help="Models closer than this in-domain are equal; in the scores' own unit where "
+        option(
+            "--delta POINTS",
+            "Models closer than this in-domain are equal; in the scores' own unit where "
             "they are no shares.",
         ),
     ] = None,
     epsilon: Annotated[
-        float | None,
-        typer.Option(
-            "--epsilon",
-            metavar="POINTS",
-            help="The retention loss that is accepted, on average.",
-        ),
+        float | None, option("--epsilon POINTS", "The retention loss that is accepted, on average.")
     ] = None,
     worst_task: Annotated[
         float | None,
-        typer.Option(
-            "--worst-task",
-            metavar="POINTS",
-            help="The loss that is accepted of any single retention task.",
-        ),
+        option("--worst-task POINTS", "The loss that is accepted of any single retention task."),
     ] = None,
     confidence: Annotated[
         float | None,
-        typer.Option(
-            "--confidence",
-            metavar="SHARE",
-            help="Of files: that no verdict is wrong, all together (default: 0.95).",
+        option(
+            "--confidence SHARE",
+            "Of files: that no verdict is wrong, all together (default: 0.95).",
         ),
     ] = None,
     anytime: Annotated[
         bool,
-        typer.Option(
+        option(
             "--anytime",
-            help="Of files: keep better and worse right however often growing files are compared.",
+            "Of files: keep better and worse right however often growing files are compared.",
         ),
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            metavar="FOLDER",
-            help="Of files: keep them as a study, with its report.",
-            parser=given_path,
+        option(
+            "--output FOLDER", "Of files: keep them as a study, with its report.", parser=given_path
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -345,9 +304,9 @@ def _margins(options: Mapping[str, float | None]) -> OtherMargins | None:
     """None where none is given."""
     from rankwise.study.conclusion import OtherMargins
 
-    for option, value in options.items():
+    for name, value in options.items():
         if value is not None and not (math.isfinite(value) and value > 0):
-            problem = f"{option} {value:g} is not a margin; give a number above 0"
+            problem = f"{name} {value:g} is not a margin; give a number above 0"
             raise ConfigError("verdict", [problem])
     given = [value for value in options.values() if value is not None]
     return OtherMargins(*options.values()) if given else None

@@ -21,7 +21,6 @@ from rankwise.records.heads import (
     HeadChanges,
     HeadMap,
     HeadMode,
-    HeadRepair,
     Screen,
     ShareOf,
     TaskHeadEffects,
@@ -121,7 +120,6 @@ class TrainTaskHeads(Record):
     runs: tuple[HeadsOfRun, ...]
     against_rank: tuple[ChangeAgainstRank, ...]
     matters: tuple[ChangeAndEffect, ...]
-    repairs: tuple[HeadRepair, ...]
     statements: tuple[str, ...]
     left_out: dict[str, str]
 
@@ -182,7 +180,6 @@ def head_findings(source: OptionGains) -> TrainTaskHeads | None:
         for effects in model.head_effects
         for each in _matters(source, model, labels[model.name], effects)
     ]
-    repairs = tuple(model.head_repair for model in looked if model.head_repair is not None)
     return TrainTaskHeads(
         train_task=results.train_task,
         confidence=confidence,
@@ -191,8 +188,7 @@ def head_findings(source: OptionGains) -> TrainTaskHeads | None:
         runs=tuple(runs),
         against_rank=against_rank,
         matters=tuple(matters),
-        repairs=repairs,
-        statements=tuple(_statements(runs, against_rank, matters, repairs)),
+        statements=tuple(_statements(runs, against_rank, matters)),
         left_out={
             model.name: changes.not_analysed
             for model in looked
@@ -315,7 +311,6 @@ def _statements(
     runs: Sequence[HeadsOfRun],
     against_rank: Sequence[ChangeAgainstRank],
     matters: Sequence[ChangeAndEffect],
-    repairs: Sequence[HeadRepair],
 ) -> Iterator[str]:
     ends = {run.run: run for run in (runs[0], runs[-1])} if runs else {}
     yield from (_change_statement(run) for run in ends.values())
@@ -333,7 +328,6 @@ def _statements(
     for matter in matters:
         if matter.measure == "output" and not matter.is_beyond_control:
             yield _matter_statement(matter)
-    yield from (f"{repair.model}: {repair.statement}" for repair in repairs)
 
 
 def _change_statement(run: HeadsOfRun) -> str:

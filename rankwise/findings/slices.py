@@ -109,15 +109,19 @@ def _parts(source: OptionGains) -> Iterator[_Part]:
             if items is None or items.slices is None:
                 continue
             kinds = np.asarray(items.slices)[np.argsort(items.doc_ids)]
-            clusters = source.clusters(task)
+            clusters, scored = source.clusters(task), source.scored(task)
             for option in source.options:
                 gains = source.gains(option.runs, task)
                 for kind in dict.fromkeys(items.slices):
                     its = kinds == kind
-                    if its.sum() < MIN_ITEMS:
+                    part = Items(
+                        gains[:, its],
+                        source.item_size(task),
+                        clusters=None if clusters is None else clusters[its],
+                        scored=None if scored is None else scored[its],
+                    )
+                    if part.num_scored < MIN_ITEMS:
                         continue
-                    of_kind = None if clusters is None else clusters[its]
-                    part = Items(gains[:, its], source.item_size(task), clusters=of_kind)
                     estimate = mean_over_tasks([part])
                     yield _Part(option.name, task, relation, kind, int(its.sum()), estimate)
 

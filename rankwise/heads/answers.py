@@ -67,9 +67,14 @@ def refuse_unasked(prepared: PreparedTask) -> None:
     """Refuse a task that is not scored by the likelihood of options or of a target.
 
     Raises:
-        TaskError: it generates texts, or scores prose.
+        TaskError: it generates texts, scores prose, or compares pairs of answers with the base's.
     """
     kind = prepared.loaded.output_type
+    if prepared.loaded.has_pairs:
+        raise TaskError(
+            f"task {prepared.name!r} has pairs of answers, which are judged against the base's "
+            "likelihoods; heads are not studied on them. Choose another task."
+        )
     if kind not in _LIKELIHOODS:
         raise TaskError(
             f"task {prepared.name!r} is {kind}; heads are studied on {' and '.join(_LIKELIHOODS)} "

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from rankwise.findings.stats.estimates import crossed_difference, holm, zero_p_value
 from rankwise.findings.stats.items import Floats
 from rankwise.records.heads import HeadEffect, HeadEstimate
@@ -92,11 +90,3 @@ def estimates(
         )
         for mean, (lower, upper), p_value in zip(means, bounds, adjusted, strict=False)
     )
-
-
-def first_half(effects: Floats) -> tuple[float, ...]:
-    """The mean over items 0, 2, 4 ... of each row: the half by which heads may be chosen.
-
-    ``effects`` are (rows, items), or (items,) of one row.
-    """
-    return tuple(float(value) for value in np.atleast_2d(effects)[:, ::2].mean(axis=1))

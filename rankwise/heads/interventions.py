@@ -8,11 +8,9 @@ if its group shares them), and its columns of the output projection. Removing it
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-from rankwise.engine.models.adapter_config import CONFIG_FILE
-from rankwise.engine.models.adapter_folder import ScaledFactors, read_factors, write_factors
+from rankwise.engine.models.adapter_folder import ScaledFactors
 from rankwise.heads.layouts import HeadLayout, LayerSlice
 
 
@@ -82,28 +80,6 @@ def only_heads(
                     kept[:, columns] = lora_A[:, columns]
                 changed[name] = ScaledFactors(kept, lora_B, scaling)
     return changed
-
-
-def save_without_heads(
-    source: Path,
-    target: Path,
-    layouts: Sequence[HeadLayout],
-    heads: Iterable[Head],
-    *,
-    keys_and_values: bool = False,
-) -> None:
-    """Write an adapter without the delta of some heads, in PEFT's format and the saved precision.
-
-    Exact: what is taken out becomes zero and nothing else changes, so the config stays as it is.
-    The folder ``target`` is created; all else is as in ``without_heads``.
-
-    Raises:
-        ModelError: the source cannot be read, or is not a plain LoRA.
-        StorageError: the target cannot be written.
-    """
-    changed = without_heads(read_factors(source), layouts, heads, keys_and_values=keys_and_values)
-    pairs = {name: (lora_A, lora_B) for name, (lora_A, lora_B, _) in changed.items()}
-    write_factors(target, pairs, (source / CONFIG_FILE).read_text(encoding="utf-8"))
 
 
 def adapted_heads(

@@ -15,8 +15,8 @@ from rankwise.records.config.variants import VariantName
 from rankwise.records.yaml_reading import PlainLoader, YamlError, parse_yaml, read_yaml_text
 
 Schedule = Literal["linear", "cosine", "constant"]
-Rows = Literal["messages", "prompt"]
-"""What a row of a data file is: a conversation, or a prompt and its completion."""
+Rows = Literal["messages", "prompt", "pairs"]
+"""What a row of a data file is: a conversation, a prompt and its completion, or two answers."""
 
 
 class TrainingSetup(NamedTuple):
@@ -49,6 +49,7 @@ class TrainingSetup(NamedTuple):
         max_length: tokens of a row.
         loss_on: whether prompts are learned too.
         chat_template: whether plain prompts are written as conversations.
+        dpo: settings of DPO, as ``train.objective.dpo`` has them; None: the next token is learned.
     """
 
     base_model: str
@@ -77,6 +78,7 @@ class TrainingSetup(NamedTuple):
     max_length: int | None = None
     loss_on: Literal["completion", "all"] | None = None
     chat_template: bool | None = None
+    dpo: Mapping[str, Any] | None = None
 
 
 class Reading(NamedTuple):
@@ -295,7 +297,9 @@ class Tool(NamedTuple):
         read_own: reads what is said in the tool's own way.
         write_own: the entries that say it, for a file in this folder.
         file_name: of a config that is written.
-        usage: how that file is used; empty where it cannot say so itself.
+        usage: how that file is used, with ``{stage}`` where the command says whether it is sft or
+            dpo; empty where the file cannot say so itself.
+        has_dpo: whether a config can say DPO here.
         warmup_key: where a share of the steps is written.
         flat: the config without its sections.
         arranged: the entries in their sections.
@@ -310,6 +314,7 @@ class Tool(NamedTuple):
     write_own: Callable[[TrainingSetup, Path], dict[str, Any]]
     file_name: str
     usage: str = ""
+    has_dpo: bool = False
     warmup_key: str = "warmup_steps"
     flat: Callable[[dict[str, Any]], dict[str, Any]] = dict
     arranged: Callable[[dict[str, Any]], dict[str, Any]] = dict

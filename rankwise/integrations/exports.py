@@ -96,6 +96,11 @@ def _export(
     if tool is PEFT and setup.is_full:
         problem = f"--run: {planned.name} trains all weights, which {tool.title} has no config for"
         raise ConfigError("export", [problem])
+    if setup.dpo is not None and not tool.has_dpo and tool is not PEFT:
+        problem = (
+            f"--format: no config of {tool.title} is written for DPO; take trl or llamafactory"
+        )
+        raise ConfigError("export", [problem])
     entries = written_entries(setup, tool, final)
     file = folder / tool.file_name
     if tool is PEFT:
@@ -104,7 +109,7 @@ def _export(
         head = [
             f"# {planned.name} of the study {study.config.name}, {chosen.how}, by rankwise export"
         ]
-        head.append(f"# {tool.usage}")
+        head.append(f"# {tool.usage.format(stage='sft' if setup.dpo is None else 'dpo')}")
         write_atomically(file, "\n".join([*head, *yaml_lines(entries)]) + "\n")
     if tool is LLAMA_FACTORY and (info := dataset_info(setup)):
         write_atomically(folder / DATASET_INFO, json.dumps(info, indent=2) + "\n")
@@ -139,6 +144,7 @@ def setup_of(study: StudyRecord, planned: PlannedRun) -> TrainingSetup:
         rows=rows,
         is_full=planned.method == "full",
         use_rslora=is_rslora(planned),
+        dpo=None if train.dpo is None else train.dpo.model_dump(),
         max_examples=_num_rows(train, planned) if rows else None,
         precision=study.precision,
         base_precision=None if train.base_precision == "auto" else train.base_precision,
@@ -163,12 +169,14 @@ def _rows_of(train: TrainConfig) -> Rows | None:
             lines = (line for line in file if line.strip())
             rows = json.load(file) if path.suffix == ".json" else [json.loads(next(lines))]
     except OSError:
-        return "prompt"  # the file is not here
+        return "prompt" if train.dpo is None else "pairs"  # the file is not here
     except (ValueError, StopIteration):
         return None
     first = rows[0] if isinstance(rows, list) and rows else None
     if not isinstance(first, dict):
         return None
+    if train.dpo is not None:  # a prompt that stands in the answers alone is read by TRL, not all
+        return "pairs" if {"prompt", "chosen", "rejected"} <= first.keys() else None
     if "messages" in first:
         return "messages"
     return "prompt" if {"prompt", "completion"} <= first.keys() else None
@@ -189,7 +197,12 @@ def _remarks(
     elif setup.data is None and study.config.train.data is not None:
         remarks.append(
             f"the rows are not in it, since {tool.title} would not read them as they are: write "
-            f"{study.config.train.data} as JSON Lines with prompt and completion, or messages"
+            f"{study.config.train.data} as JSON Lines with "
+            + (
+                "prompt and completion, or messages"
+                if setup.dpo is None
+                else "prompt, chosen and rejected"
+            )
         )
     elif setup.data is None:
         remarks.append(f"the rows are those of the task {planned.train_task}; add your own data")
@@ -211,13 +224,16 @@ def _remarks(
     alpha = setup.alpha
     if alpha is not None and not float(alpha).is_integer() and tool is not PEFT:
         remarks.append(f"alpha is {alpha:g}, and {tool.title} takes whole numbers; round it")
-    if study.config.methods.lora is not None and study.config.methods.lora.init == "B":
-        remarks.append("the runs began at A = 0; PEFT begins at B = 0")
     return remarks
 
 
 def _remarks_on_rows(setup: TrainingSetup, tool: Tool) -> Iterator[str]:
     """Where the other trainer learns something else from the same rows."""
+    dpo = setup.dpo or {}
+    if tool.name == "trl" and dpo.get("label_smoothing"):
+        yield "TRL's sigmoid loss has no label smoothing, so it is not in the file"
+    if tool is LLAMA_FACTORY and dpo.get("sft_weight"):
+        yield "pref_ftx is of each answer's mean loss, rankwise's of the mean over all tokens"
     if setup.rows == "messages":
         yield (
             "of a conversation rankwise learned the last turn of the assistant; "

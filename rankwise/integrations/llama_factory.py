@@ -44,6 +44,7 @@ _DEFAULTS = {
     "max_length": 2048,
 }
 DATASET_INFO = "dataset_info.json"
+_DPO = ("beta", "loss", "label_smoothing", "sft_weight")
 
 
 def _read_own(draft: Draft) -> None:
@@ -53,8 +54,9 @@ def _read_own(draft: Draft) -> None:
         entries.problems.append(
             f"finetuning_type: {shown(kind)} is not compared; give lora or full"
         )
-    if stage != "sft":
-        entries.problems.append(f"stage: {shown(stage)} is not supervised training; give sft")
+    if stage not in ("sft", "dpo"):
+        entries.problems.append(f"stage: {shown(stage)} is not compared; give sft or dpo")
+    draft.fields["dpo"] = _read_dpo(draft) if stage == "dpo" else None
     draft.fields["is_full"] = kind == "full"
     read_targets(draft, "lora_target")
     read_rate_ratio(draft, "loraplus_lr_ratio")
@@ -78,6 +80,25 @@ def _read_own(draft: Draft) -> None:
     if template is not None and draft.fields["chat_template"]:
         draft.to_check.append(f"template: {shown(template)}; the base model's own template is used")
     _read_data(draft)
+
+
+def _read_dpo(draft: Draft) -> dict[str, Any]:
+    entries = draft.entries
+    loss = entries.text("pref_loss") or "sigmoid"
+    if loss not in ("sigmoid", "ipo"):
+        draft.not_carried.append(f"pref_loss: {shown(loss)}; sigmoid is used")
+        loss = "sigmoid"
+    if sft := entries.number("pref_ftx"):
+        draft.to_check.append(
+            f"pref_ftx: {sft:g} is of each answer's mean loss, sft_weight of the mean over all "
+            "tokens of a step"
+        )
+    return {
+        "beta": entries.number("pref_beta") or 0.1,
+        "loss": loss,
+        "label_smoothing": entries.number("dpo_label_smoothing") or 0.0,
+        "sft_weight": sft or 0.0,
+    }
 
 
 def _read_data(draft: Draft) -> None:
@@ -116,7 +137,7 @@ def _read_data(draft: Draft) -> None:
 
 def _write_own(setup: TrainingSetup, folder: Path) -> dict[str, Any]:
     own: dict[str, Any] = {
-        "stage": "sft",
+        "stage": "sft" if setup.dpo is None else "dpo",
         "do_train": True,
         "finetuning_type": "full" if setup.is_full else "lora",
     }
@@ -128,7 +149,11 @@ def _write_own(setup: TrainingSetup, folder: Path) -> dict[str, Any]:
         own |= {"dataset": Path(setup.data).stem, "dataset_dir": str(folder.absolute())}
     if setup.rows != "messages" and not setup.chat_template:
         own["template"] = "empty"
-    own["train_on_prompt"] = setup.loss_on == "all"
+    if setup.dpo is None:
+        own["train_on_prompt"] = setup.loss_on == "all"
+    else:
+        keys = zip(("pref_beta", "pref_loss", "dpo_label_smoothing", "pref_ftx"), _DPO, strict=True)
+        own |= {key: setup.dpo[field] for key, field in keys}
     if setup.max_examples is not None:
         own["max_samples"] = setup.max_examples
     return own | precision_entries(setup)
@@ -151,6 +176,9 @@ def dataset_info(setup: TrainingSetup) -> dict[str, Any]:
                 "system_tag": "system",
             },
         }
+    elif setup.rows == "pairs":
+        columns = {name: name for name in ("prompt", "chosen", "rejected")}
+        description |= {"ranking": True, "columns": columns}
     else:
         description |= {"columns": {"prompt": "prompt", "response": "completion"}}
     return {Path(setup.data).stem: description}
@@ -168,6 +196,7 @@ LLAMA_FACTORY = Tool(
     read_own=_read_own,
     write_own=_write_own,
     file_name="llamafactory.yaml",
+    has_dpo=True,
     usage="llamafactory-cli train llamafactory.yaml output_dir=OUT",
     warmup_key="warmup_ratio",
 )

@@ -28,7 +28,7 @@ _RETENTION = ("capitals", "continents", "elements")
 _HELD_OUT_TEXT = ("pydoc_topics",)
 _SECTIONS = ("train", "train.learning_rate", "methods", "methods.lora", "evaluation")
 _TRAIN = (
-    *("data", "max_examples", "epochs", "batch_size", "gradient_accumulation_steps"),
+    *("data", "objective", "max_examples", "epochs", "batch_size", "gradient_accumulation_steps"),
     *("learning_rate", "schedule", "warmup_ratio", "dropout", "weight_decay", "max_grad_norm"),
     *("precision", "base_precision", "loss_on", "chat_template", "max_length"),
 )
@@ -73,7 +73,8 @@ def study_text(reading: Reading, folder: Path) -> StudyText:
         to_check.append(f"train.learning_rate.lora: none is given; {rate} is the default")
     lines = [*_head(reading, setup, not_carried, to_check), ""]
     lines += _lines(content, _comments(setup))
-    margins = margins_text("nats", P_RIGHT)  # your rows are judged by their loss
+    # your rows are judged by their loss, pairs of answers by preference
+    margins = margins_text("nats", P_RIGHT) if setup.dpo is None else margins_text("points", "acc")
     said = (tuple(map(_on_a_line, sentences)) for sentences in (not_carried, to_check))
     return StudyText("\n".join(lines) + f"\n{margins}", *said)
 
@@ -122,6 +123,7 @@ def _train(setup: TrainingSetup, folder: Path) -> dict[str, Any]:
     said = setup._asdict() | {
         "data": _beside(setup.data or NO_DATA, folder),
         "learning_rate": None if rate is None else {"full" if setup.is_full else "lora": rate},
+        "objective": None if setup.dpo is None else {"dpo": dict(setup.dpo)},
     }
     return {key: said[key] for key in _TRAIN if said[key] is not None}
 

@@ -1,6 +1,6 @@
-"""TRL's YAML for ``trl sft --config``: https://huggingface.co/docs/trl/clis.
+"""TRL's YAML for ``trl sft --config`` and ``trl dpo --config``: https://huggingface.co/docs/trl/clis.
 
-Its keys are the fields of ``SFTConfig``, ``ModelConfig``, ``ScriptArguments`` and
+Its keys are the fields of ``SFTConfig`` or ``DPOConfig``, ``ModelConfig``, ``ScriptArguments`` and
 ``DatasetMixtureConfig``.
 """
 
@@ -41,6 +41,9 @@ _KEYS = {
     "max_length": "max_length",
     **TRAINER_KEYS,
 }
+_DPO_SIGNS = ("beta", "loss_weights", "rpo_alpha", "precompute_ref_log_probs", "f_divergence_type")
+"""Keys that a config has for ``trl dpo`` alone; so has it a loss of ``_DPO_LOSSES``."""
+_DPO_LOSSES = ("sigmoid", "ipo")
 _DEFAULTS = {
     "rank": 16,
     "alpha": 32.0,
@@ -48,6 +51,9 @@ _DEFAULTS = {
     "target_modules": ("q_proj", "v_proj"),
     "max_length": 1024,
     **SFT_DEFAULTS,
+    "learning_rate": lambda fields: (
+        SFT_DEFAULTS["learning_rate"] if fields["dpo"] is None else 1e-6
+    ),
 }
 
 
@@ -61,7 +67,9 @@ def _read_own(draft: Draft) -> None:
     read_bits(draft)
     for key in ("dtype", "torch_dtype", "bnb_4bit_quant_type", "use_bnb_nested_quant"):
         entries.take(key)
-    read_sft_settings(draft, "num_processes")
+    draft.fields["dpo"] = _read_dpo(draft)
+    read = read_sft_settings if draft.fields["dpo"] is None else read_trainer_settings
+    read(draft, "num_processes")
     name, mixed = entries.text("dataset_name"), entries.take("datasets")
     if mixed is not None:
         name = _first_of(draft, mixed)
@@ -69,13 +77,52 @@ def _read_own(draft: Draft) -> None:
     draft.fields["data"] = name
 
 
-def read_sft_settings(draft: Draft, devices: str | None = None) -> None:
-    """What ``SFTConfig`` says beside numbers."""
+def _read_dpo(draft: Draft) -> dict[str, Any] | None:
+    """The settings of DPO; None: the config is one of SFT."""
     entries = draft.entries
+    losses = entries.names("loss_type")
+    signs = [entries.take(sign) for sign in _DPO_SIGNS]
+    if not {*_DPO_LOSSES} & {*losses} and all(sign is None for sign in signs):
+        return None
+    weights = entries.take("loss_weights") or [1.0] * len(losses)
+    try:
+        by_loss = dict(zip(losses, map(float, weights), strict=True)) or {"sigmoid": 1.0}
+    except (TypeError, ValueError):
+        entries.problems.append(f"loss_weights: {shown(weights)} are not a number for each loss")
+        return None
+    sft = by_loss.pop("sft", 0.0) or entries.number("rpo_alpha") or 0.0
+    dpo: dict[str, Any] = {"beta": entries.number("beta") or 0.1, "loss": "sigmoid"}
+    if len(by_loss) == 1 and {*by_loss} <= {*_DPO_LOSSES}:
+        dpo["loss"] = next(iter(by_loss))
+    else:
+        draft.not_carried.append(f"loss_type: {shown(', '.join(losses))}; sigmoid is used")
+    dpo["sft_weight"] = sft / (by_loss.get(dpo["loss"]) or 1.0)
+    if smoothing := entries.number("label_smoothing"):
+        draft.not_carried.append(f"label_smoothing: {smoothing:g}; TRL 1.16's sigmoid takes none")
+    for key, plain in (("f_divergence_type", "reverse_kl"), ("truncation_mode", "keep_end")):
+        if (value := entries.take(key)) not in (None, plain):
+            draft.not_carried.append(f"{key}: {shown(value)}; {plain} is used")
+    if entries.take("disable_dropout") in (None, True):  # TRL's default
+        draft.fields["dropout"] = 0.0
+    for key in ("precompute_ref_log_probs", "precompute_ref_batch_size"):
+        entries.take(key)
+    draft.fields["loss_on"] = "completion"
+    draft.to_check.append("train.data: rows have a prompt, a chosen and a rejected answer")
+    return dpo
+
+
+def read_trainer_settings(draft: Draft, devices: str | None = None) -> None:
+    """What every trainer's config says beside numbers."""
     read_precision(draft)
     read_optimizer(draft, "optim")
     read_packing(draft, "packing")
     read_devices(draft, devices)
+
+
+def read_sft_settings(draft: Draft, devices: str | None = None) -> None:
+    """What ``SFTConfig`` says beside numbers."""
+    entries = draft.entries
+    read_trainer_settings(draft, devices)
     of_completions = entries.take("completion_only_loss")
     draft.fields["loss_on"] = "all" if of_completions is False else "completion"
     if of_completions is None and not entries.switch("assistant_only_loss"):
@@ -111,7 +158,15 @@ def _write_own(setup: TrainingSetup, folder: Path) -> dict[str, Any]:
         own |= bits_entries(setup)
     if rows := json_rows(setup):
         own["datasets"] = [rows]
-    return own | sft_entries(setup)
+    return own | (sft_entries(setup) if setup.dpo is None else _dpo_entries(setup, setup.dpo))
+
+
+def _dpo_entries(setup: TrainingSetup, dpo: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``DPOConfig`` takes beside numbers."""
+    own = {**precision_entries(setup), "beta": dpo["beta"], "loss_type": [dpo["loss"]]}
+    if dpo["sft_weight"]:
+        own |= {"loss_type": [dpo["loss"], "sft"], "loss_weights": [1.0, dpo["sft_weight"]]}
+    return own | ({"disable_dropout": False} if setup.dropout else {})
 
 
 def sft_entries(setup: TrainingSetup) -> dict[str, Any]:
@@ -136,5 +191,6 @@ TRL = Tool(
     read_own=_read_own,
     write_own=_write_own,
     file_name="trl.yaml",
-    usage="trl sft --config trl.yaml --output_dir OUT",
+    usage="trl {stage} --config trl.yaml --output_dir OUT",
+    has_dpo=True,
 )

@@ -35,7 +35,8 @@ HIGHER_IS_BETTER = frozenset(
     {
         "acc", "acc_bytes", "acc_mutual_info", "acc_norm", "accuracy", "bleu", "chrf", "em",
         "exact_match", "f1", "inst_level_loose_acc", "inst_level_strict_acc", P_RIGHT, "pass@1",
-        "prompt_level_loose_acc", "prompt_level_strict_acc", "rouge1", "rouge2", "rougeL",
+        "preference", "prompt_level_loose_acc", "prompt_level_strict_acc", "rouge1", "rouge2",
+        "rougeL",
     }
 )  # fmt: skip
 """Metrics of which more is better; for unknown metrics this is assumed, with a warning."""

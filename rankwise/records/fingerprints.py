@@ -18,8 +18,7 @@ from rankwise.records.study import PlannedRun, StudyRecord
 TRAINING_REVISION = 2
 TRUNCATION_REVISION = 1
 DIVERGENCE_REVISION = 2
-HEAD_EFFECTS_REVISION = 3
-HEAD_REPAIR_REVISION = 2
+HEAD_EFFECTS_REVISION = 4
 REPAIR_REVISION = 2
 VARIANT_REVISIONS: dict[VariantName, int] = {"eva": 2}  # 1 for the others
 
@@ -30,6 +29,7 @@ _NOT_IN_TRAINING = {
     "data",
     "columns",
     "judged_by",
+    "objective",
     "max_examples",
     "rows_at",
     "drop_overlapping",
@@ -84,15 +84,13 @@ def training_fingerprint(
     """
     is_full = run.method == "full"
     unused = _NOT_IN_TRAINING | ({"dropout"} if is_full else set())
-    lora = None if is_full or run.variant is not None else config.methods.lora
-    init = "A" if lora is None else lora.init
     of_variant: dict[str, Any] = {}
     if run.variant is not None:
         of_variant["variant"] = [VARIANT_REVISIONS.get(run.variant, 1), run.variant]
     return fingerprint(
         {
             **of_variant,
-            **({} if init == "A" else {"init": init}),
+            **({} if config.train.dpo is None else {"dpo": config.train.dpo.model_dump()}),
             **({} if ends_within is None else {"ends_within": ends_within}),
             "training_revision": TRAINING_REVISION,
             "base_model": base_model,
@@ -154,11 +152,6 @@ def head_effects_fingerprint(study: StudyRecord, run: PlannedRun, **asked: Any) 
             **asked,
         }
     )
-
-
-def head_repair_fingerprint(num_candidates: int, effects: Sequence[str]) -> str:
-    """Of a set of reverted heads: how many may be in it, and the effects it is chosen by."""
-    return fingerprint([HEAD_REPAIR_REVISION, num_candidates, list(effects)])
 
 
 def repair_scores_fingerprint(

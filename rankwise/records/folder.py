@@ -25,7 +25,7 @@ from rankwise.records.files import (
     writing,
 )
 from rankwise.records.forms import model_in_form
-from rankwise.records.heads import HEAD_MODES, HeadMode, HeadRepair, TaskHeadEffects
+from rankwise.records.heads import HEAD_MODES, HeadMode, TaskHeadEffects
 from rankwise.records.judgement import StudyLooks
 from rankwise.records.locking import StudyProgress, leader_of, locked
 from rankwise.records.names import WEIGHTS, samples_beside, task_file_name
@@ -207,14 +207,6 @@ class StudyFolder:
         file = f"{task_file_name(task)}-{num_items}.json"
         return self.model_folder(run) / _HEADS / "effects" / what / file
 
-    def head_repair_file(self, run: str) -> Path:
-        """Which heads were reverted to restore other domains."""
-        return self.model_folder(run) / _HEADS / "repair.json"
-
-    def repaired_folder(self, run: str) -> Path:
-        """The run's adapter without the delta of these heads, in PEFT's layout."""
-        return self.model_folder(run) / _HEADS / "repaired"
-
     def repair_scores_file(self, run: str, task: str) -> Path:
         """What a run's adapter scores after each repair without training."""
         return self.model_folder(run) / _REPAIR / "scores" / f"{task_file_name(task)}.json"
@@ -393,10 +385,6 @@ class StudyFolder:
         ]
         return tuple(sorted(current, key=lambda each: HEAD_MODES.index(each.mode)))
 
-    def head_repair(self, run: str) -> HeadRepair | None:
-        """Which heads were reverted to restore other domains; None if that was not tried."""
-        return self.read_if_there(self.head_repair_file(run), HeadRepair)
-
     def adapter_repair(self, study: StudyRecord, run: PlannedRun) -> AdapterRepair | None:
         """How a run's adapter was repaired as a whole; None if run or tasks are others since."""
         record = self.read_if_there(self.adapter_repair_file(run.name), AdapterRepair)
@@ -407,18 +395,11 @@ class StudyFolder:
         same = record.choice.confidence == study.config.recommendation.confidence
         return record if is_current and same else None
 
-    def clear_repaired(self, run: str) -> None:
-        """Take away an earlier adapter that was repaired by its heads."""
-        self._clear(self.head_repair_file(run), self.repaired_folder(run))
-
     def clear_adapter_repair(self, run: str) -> None:
-        """Take away an earlier adapter that was repaired as a whole; the scores stay."""
-        self._clear(self.adapter_repair_file(run), self.repaired_adapter_folder(run))
-
-    def _clear(self, record: Path, folder: Path) -> None:
-        """Remove a record, and then the folder that it says is there."""
+        """Take away an earlier adapter that was repaired, its record first; the scores stay."""
+        folder = self.repaired_adapter_folder(run)
         with writing(folder):
-            record.unlink(missing_ok=True)
+            self.adapter_repair_file(run).unlink(missing_ok=True)
             if folder.exists():
                 shutil.rmtree(folder)
 
@@ -505,11 +486,6 @@ class StudyFolder:
         content = "".join(lines).encode()
         write_atomically(self.samples_file(record.model, record.task), content)
         self.write(path, record.model_copy(update={"samples": FileDigest.of(content)}))
-
-    def write_repair(self, record: HeadRepair) -> None:
-        """Write which heads were reverted; the adapter without them is there already."""
-        files = self._digests(record.model, self.repaired_folder(record.model))
-        self.write(self.head_repair_file(record.model), record.model_copy(update={"files": files}))
 
     def write_adapter_repair(self, record: AdapterRepair) -> AdapterRepair:
         """Write which repair was chosen; the adapter is there already. Returns what was written."""

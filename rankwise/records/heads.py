@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal, get_args
 
-from pydantic import Field
-
-from rankwise.records.base import Record, VersionedRecord
-from rankwise.records.fields import PlaceBelow
-from rankwise.records.files import FileDigest
+from rankwise.records.base import Record
 from rankwise.records.study import Relation, StageRecord, Unit
 
 HeadMode = Literal["ablate", "ablate-mean", "revert"]
@@ -68,10 +64,7 @@ class ScreenedHead(Record):
 
 
 class Screen(Record):
-    """A first-order screen: one backward pass orders the heads, and the first ones are scored.
-
-    The screen of a reversion reads every other item (``TaskHeadEffects.first_half_nats``).
-    """
+    """A first-order screen: one backward pass orders the heads, and the first ones are scored."""
 
     heads: tuple[ScreenedHead, ...]
     rank_correlation: float | None
@@ -114,66 +107,8 @@ class TaskHeadEffects(StageRecord):
 
     Among the options of a choice; per token of a target.
     """
-    first_half_nats: tuple[float, ...]
-    """Mean effect over every other item, for each head as in ``answers``.
-
-    Heads may be chosen by it; the other items then confirm the choice.
-    """
     screen: Screen | None
     score_seconds: float
-
-
-class RepairedTask(Record):
-    """A repaired adapter on one task, on the items by which no head was chosen.
-
-    Higher scores are better; a loss has a minus. Bounds hold for all tasks at once.
-    """
-
-    task: str
-    relation: Relation | None
-    unit: Unit
-    num_items: int
-    base_score: float
-    adapted_score: float
-    repaired_score: float
-    effect: HeadEstimate
-    """Repaired minus adapted score."""
-    effect_nats: HeadEstimate
-    """Repaired minus adapted log-probability of the right answer."""
-    lost_nats: HeadEstimate
-    """Adapted minus base log-probability: what there is to restore."""
-    random_nats: float | None
-    """Mean effect of reverting random sets of as many heads."""
-
-
-class HeadRepair(VersionedRecord):
-    """``heads/repair.json``: the heads whose reversion restores other domains at the least cost."""
-
-    model: str
-    fingerprint: str
-    effects: tuple[str, ...]
-    """Fingerprints of the effects by which the heads were chosen."""
-    keys_and_values: bool
-    in_domain: tuple[str, ...]
-    """Tasks that should keep their gain."""
-    others: tuple[str, ...]
-    """Tasks that should be restored."""
-    heads: tuple[tuple[int, int], ...]
-    """(layer, head), in the order in which they were chosen."""
-    selection_gain_nats: tuple[float, ...]
-    """Gain of the set up to and including each head, on the items used to choose."""
-    num_selection_items: int
-    tasks: tuple[RepairedTask, ...]
-    num_random_sets: int
-    """Random sets of as many heads that were reverted for comparison."""
-    folder: str | None
-    """The repaired adapter, in PEFT's format."""
-    projection_error: float | None
-    """‖wanted - written‖ / ‖wanted‖ of its delta; 0, as rows and columns of the factors are zeroed.
-    """
-    statement: str
-    files: dict[PlaceBelow, FileDigest] = Field(default_factory=dict)
-    """What the repaired adapter is: name in the run's folder -> digest."""
 
 
 class ChangeMap(Record):

@@ -14,6 +14,11 @@ Convention = Literal[
     "conversations",
     "question and answer",
     "text",
+    "prompt, chosen and rejected",
+    "question, chosen and rejected",
+    "instruction, chosen and rejected",
+    "conversations, chosen and rejected",
+    "chosen and rejected",
     "columns",
 ]
 """How the columns of a row are named; ``columns``: as the study file says."""
@@ -24,7 +29,7 @@ class ColumnsRead(Record):
 
     convention: Convention
     columns: dict[str, str]
-    """Role (prompt, input, system, completion, messages) -> column."""
+    """Role (prompt, input, system, completion, messages, rejected) -> column."""
     unread: tuple[str, ...]
     """Columns of these rows that nothing was taken from."""
     num_rows: int

@@ -11,7 +11,7 @@ from rankwise.records.base import Record
 from rankwise.records.behaviour import Behaviour
 from rankwise.records.clusters import Ties
 from rankwise.records.deployment import FormRecord
-from rankwise.records.heads import HeadChanges, HeadRepair, TaskHeadEffects
+from rankwise.records.heads import HeadChanges, TaskHeadEffects
 from rankwise.records.p_right import (
     P_RIGHT,
     Line,
@@ -157,7 +157,6 @@ class ModelResults(Record):
     spectra: SpectraRecord | None = None
     head_changes: HeadChanges | None = None
     head_effects: tuple[TaskHeadEffects, ...] = ()
-    head_repair: HeadRepair | None = None
     adapter_repair: AdapterRepair | None = None
     forms: tuple[FormResults, ...] = ()
 

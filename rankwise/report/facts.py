@@ -52,6 +52,10 @@ def training_facts(results: StudyResults) -> Facts:
     config, train = results.study.config, results.study.config.train
     shape = f"{train.batch_size} × {train.gradient_accumulation_steps} accumulated"
     plans = results.study.runs
+    learned = "the completion only" if train.loss_on == "completion" else "all tokens"
+    if train.dpo is not None:
+        settings = (f"{name} {value}" for name, value in train.dpo.model_dump().items() if value)
+        learned = f"pairs of answers (DPO: {', '.join(settings)})"
     facts = {
         "Base model": base_model_name(config),
         "Trained on": source_name(config),
@@ -65,7 +69,7 @@ def training_facts(results: StudyResults) -> Facts:
         "Schedule": f"{train.schedule}, warm-up over {100 * train.warmup_ratio:g} % of steps",
         "Gradient clipping": f"norm {quantities.number(train.max_grad_norm)}",
         "Dropout": quantities.number(train.dropout),
-        "Loss on": "the completion only" if train.loss_on == "completion" else "all tokens",
+        "Loss on": learned,
         "Chat template": "yes" if train.chat_template else "no",
         "Longest example": f"{quantities.count(train.max_length)} tokens",
         "Precision": results.study.precision,
@@ -170,7 +174,6 @@ def _method_facts(config: StudyConfig, plans: Sequence[PlannedRun]) -> Facts:
         facts = {
             "LoRA ranks": ", ".join(map(str, ranks)),
             "LoRA alpha": "; ".join(map(_alpha, lora.alphas)),
-            **({"LoRA's random matrix": "B; A begins at zero"} if lora.init == "B" else {}),
             "LoRA target modules": "; ".join(map(", ".join, sets)),
             "LoRA learning rate": _rates(plans, "lora"),
         }

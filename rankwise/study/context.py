@@ -30,7 +30,7 @@ from rankwise.errors import ModelError
 from rankwise.records.config.study import Engine
 from rankwise.records.config.training import BasePrecision
 from rankwise.records.folder import StudyFolder
-from rankwise.records.study import PlannedRun, StudyRecord
+from rankwise.records.study import PlannedRun, StageRecord, StudyRecord
 from rankwise.study.observer import Observer, Teller
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.stopping import StopSignals
@@ -280,6 +280,7 @@ def _close(scorer: Scorer | None) -> None:
         scorer.close()
 
 
+F = TypeVar("F", bound=StageRecord)
 T = TypeVar("T")
 
 
@@ -320,6 +321,26 @@ class StudyContext:
         if make not in self._kept:
             self._kept[make] = make(self)
         return self._kept[make]
+
+    def recorded(
+        self,
+        name: str,
+        work: float,
+        path: Path,
+        kind: type[F],
+        make: Callable[[], F],
+        *fingerprints: str,
+    ) -> F:
+        """The record of what a verb asks for: one with a fingerprint, else made now and written."""
+        self.tell.stage_started(name)
+        record = self.folder.finished(path, kind, *fingerprints)
+        if record is None:
+            record = make()
+            self.folder.write(path, record)
+        else:
+            self.tell.skipped(work)
+        self.tell.stage_finished()
+        return record
 
     def forget(self) -> None:
         """Let go of what stages have kept."""

@@ -13,7 +13,7 @@ from rankwise.records.deployment import FormRecord
 from rankwise.records.files import FileDigest, without_remedy
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.forms import model_in_form
-from rankwise.records.heads import HeadRepair, TaskHeadEffects
+from rankwise.records.heads import TaskHeadEffects
 from rankwise.records.judgement import StudyLooks
 from rankwise.records.names import samples_beside
 from rankwise.records.own_texts import OwnTexts
@@ -104,11 +104,9 @@ def records_of_repairs(
         yield path, RepairScores, f"scoring repairs of {model}", (path,)
     path = folder.repair_divergences_file(model)
     yield path, RepairDivergences, f"comparing repairs of {model}", (path,)
-    heads, whole = folder.head_repair_file(model), folder.adapter_repair_file(model)
-    again = f"repairing {model} (`rankwise {{}}` makes it again)"
-    yield heads, HeadRepair, again.format("heads"), (heads, folder.repaired_folder(model))
-    whole_folder = folder.repaired_adapter_folder(model)
-    yield whole, AdapterRepair, again.format("repair"), (whole, whole_folder)
+    path = folder.adapter_repair_file(model)
+    again = f"repairing {model} (`rankwise repair` makes it again)"
+    yield path, AdapterRepair, again, (path, folder.repaired_adapter_folder(model))
 
 
 class _Inspector:
@@ -181,7 +179,7 @@ class _Inspector:
         match record:
             case RunRecord(planned=planned):
                 return planned.name, self._folder.files_of(planned.name, record.files)
-            case HeadRepair() | AdapterRepair():
+            case AdapterRepair():
                 return record.model, self._folder.files_of(record.model, record.files)
             case TaskEvaluation(samples=FileDigest() as samples):
                 return record.model, {samples_beside(path): samples}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from rankwise.records.study import StageFailure
+from rankwise.records.study import PlannedRun, StageFailure
 
 
 class StageOutline(NamedTuple):
@@ -42,6 +42,11 @@ class StageOutline(NamedTuple):
     seconds: float | None = None
     records: tuple[str, ...] = ()
     slowness: float = 1.0
+
+    @classmethod
+    def of_run(cls, name: str, kind: str, run: PlannedRun, work: float) -> StageOutline:
+        """What a verb does to a run; no stage does it."""
+        return cls(name, kind, name, run.name, work, None, run.method, work)
 
 
 class TrainingStep(NamedTuple):
@@ -200,6 +205,3 @@ class Teller:
 
     def noted(self, text: str) -> None:
         self.event(Noted(text, self._stage))
-
-    def decided(self, text: str) -> None:
-        self.event(Decided(text))

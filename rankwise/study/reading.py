@@ -175,16 +175,12 @@ def read_model(
     for kind in KINDS:
         measured |= kind.results(folder, study, planned)
     effects = () if run is None else folder.head_effects(study, name)
-    repair = None if run is None else folder.head_repair(name)
-    if repair is not None and not {each.fingerprint for each in effects} >= {*repair.effects}:
-        repair = None  # made from what is no longer so
     return ModelResults(
         name=name,
         run=run,
         evaluations={task: each.record for task, each in judged.items()},
         items={task: each.items for task, each in judged.items()},
         head_effects=of_most_items(effects),
-        head_repair=repair,
         adapter_repair=run and folder.adapter_repair(study, run.planned),
         **measured,
     )

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from rankwise.records.folder import BASE
 from rankwise.records.study import TaskEvaluation
 from rankwise.tasks.judgement import Responses, judge
 from rankwise.tasks.questions import Advance, Continuation, Prompt, Scorer
@@ -59,6 +60,7 @@ def evaluate(
     metric: str | None,
     advance: Advance = lambda _: None,
     skipped: Advance | None = None,
+    of_base: Mapping[int, tuple[Responses, ...]] | None = None,
 ) -> list[Scoring]:
     """Answer every request of a task with every model, and let the task judge the answers.
 
@@ -72,6 +74,7 @@ def evaluate(
         metric: the metric that decides; None: the task's first with one number per item.
         advance: receives the number of tokens read or written, ``prepared.num_tokens`` per model.
         skipped: receives those of them whose answers were known; None: ``advance`` does.
+        of_base: the base's answers, where pairs are judged and it is not among the models.
 
     Returns:
         One scoring per model, in their order.
@@ -88,16 +91,26 @@ def evaluate(
         num_tokens = prepared.num_tokens - sum(request.num_tokens for request in new)
         (skipped or advance)(num_tokens * len(group))
         answers |= ask(scorer, group, prepared, new, advance)
-    return [_judged(model, prepared, answers[model.name], metric) for model in models]
+    if BASE in answers:
+        of_base = answers[BASE].responses
+    return [_judged(model, prepared, answers[model.name], metric, of_base) for model in models]
 
 
 def _judged(
-    model: ScoredModel, prepared: PreparedTask, answers: Known, metric: str | None
+    model: ScoredModel,
+    prepared: PreparedTask,
+    answers: Known,
+    metric: str | None,
+    of_base: Mapping[int, tuple[Responses, ...]] | None,
 ) -> Scoring:
     started = time.perf_counter()
     doc_ids = dict.fromkeys(instance.doc_id for instance in prepared.instances)
-    in_order = [each for doc_id in doc_ids for each in answers.responses[doc_id]]
-    judgement = judge(prepared, in_order, metric)
+    in_order, base_in_order = (
+        None if of is None else [each for doc_id in doc_ids for each in of[doc_id]]
+        for of in (answers.responses, of_base)
+    )
+    assert in_order is not None
+    judgement = judge(prepared, in_order, metric, base_in_order)
     record = TaskEvaluation(
         model=model.name,
         task=prepared.name,

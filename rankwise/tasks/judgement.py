@@ -25,6 +25,14 @@ _MOST_CHECKED = 4
 Responses = tuple[Response, ...]
 """Answers to one of lm-eval's instances: one, or one per repeat."""
 
+PREFERENCE = "preference"
+"""The metric of pairs of answers: 1 where the chosen one has the larger implicit reward, which is
+log(model / base) up to a factor; 0 where the rejected one has; 0.5 where both are equal, as they
+are for the base itself."""
+
+MARGIN = "margin_nats"
+"""The difference of these log-ratios, chosen minus rejected."""
+
 Values = dict[tuple[str, str], list[Any]]
 """(metric, filter) -> values, item by item."""
 
@@ -45,8 +53,15 @@ class Judgement(NamedTuple):
     predicted_shares: tuple[float, ...] | None
 
 
-def judge(prepared: PreparedTask, responses: Sequence[Responses], metric: str | None) -> Judgement:
+def judge(
+    prepared: PreparedTask,
+    responses: Sequence[Responses],
+    metric: str | None,
+    of_base: Sequence[Responses] | None = None,
+) -> Judgement:
     """Let the task judge the answers to its instances, in order; see ``evaluation.evaluate``.
+
+    ``of_base`` are the base's answers, with which pairs are compared.
 
     Raises:
         TaskError: its filters, functions or metrics fail on the answers, or none of its metrics is
@@ -56,7 +71,7 @@ def judge(prepared: PreparedTask, responses: Sequence[Responses], metric: str | 
         f"{prepared.loaded.where} cannot judge the answers",
         "Correct its filter_list, process_results and metric_list.",
     ):
-        samples, values = _samples(prepared, responses)
+        samples, values = _samples(prepared, responses, of_base)
         metrics = _aggregate(prepared, values)
     return Judgement(
         samples,
@@ -84,7 +99,7 @@ def check_judging(prepared: PreparedTask, metric: str | None) -> None:
     ):
         answers = [(_made_up(prepared, instance),) for instance in instances]
     requests = [r for r in prepared.requests if r.instance < len(instances)]
-    judge(prepared._replace(instances=instances, requests=requests), answers, metric)
+    judge(prepared._replace(instances=instances, requests=requests), answers, metric, answers)
 
 
 def _made_up(prepared: PreparedTask, instance: Any) -> Response:
@@ -98,7 +113,7 @@ def _made_up(prepared: PreparedTask, instance: Any) -> Response:
 
 
 def _samples(
-    prepared: PreparedTask, responses: Sequence[Responses]
+    prepared: PreparedTask, responses: Sequence[Responses], of_base: Sequence[Responses] | None
 ) -> tuple[list[dict[str, Any]], Values]:
     """lm-eval's filters and metrics, item by item: sample lines, and values."""
     task, instances = prepared.loaded.task, prepared.instances
@@ -122,6 +137,11 @@ def _samples(
             requests = sorted((instances[i] for i in indices), key=lambda request: request.idx)
             filtered = [request.filtered_resps[filter_name] for request in requests]
             metrics: dict[str, Any] = dict(task.process_results(requests[0].doc, filtered))
+            if prepared.loaded.has_pairs:
+                if of_base is None:
+                    raise TaskError("pairs of answers are judged against the base's; score it too")
+                pair, of_pair = ([of[i] for i in indices] for of in (responses, of_base))
+                metrics = _preference(pair, of_pair) | metrics  # the first one decides
             line = _line(prepared, requests, filter_name, filtered, list(metrics))
             if prepared.loaded.output_type in ("loglikelihood", "loglikelihood_rolling"):
                 (response, *_), tokens = responses[indices[0]], num_loss_tokens[indices[0]]
@@ -136,6 +156,17 @@ def _samples(
         tokens = [line["num_loss_tokens"] for line in samples]
         values[key] = weighted_by_tokens(values[key], tokens)
     return samples, dict(values)
+
+
+def _preference(own: Sequence[Responses], of_base: Sequence[Responses]) -> dict[str, float]:
+    """The metrics of one pair of answers, the chosen one first."""
+    chosen, rejected = (
+        float(ours[0]) - float(base[0])
+        for (ours, *_), (base, *_) in zip(own, of_base, strict=True)
+        if isinstance(ours, tuple) and isinstance(base, tuple)
+    )
+    margin = chosen - rejected
+    return {PREFERENCE: 0.5 if margin == 0 else float(margin > 0), MARGIN: margin}
 
 
 def _line(
@@ -208,6 +239,7 @@ def _decision(
     ]
     loaded, kind = prepared.loaded, prepared.loaded.output_type
     is_by_loss = kind == "loglikelihood_rolling" or (loaded.is_rendered and kind == "loglikelihood")
+    is_by_loss = is_by_loss and not loaded.has_pairs
     if is_by_loss if wanted is None else wanted.partition(",")[0] == LOSS_METRIC:
         wanted = LOSS_METRIC
     for score in usable:

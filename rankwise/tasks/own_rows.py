@@ -18,6 +18,10 @@ KNOWN = (
     "prompt and completion, messages, instruction and output (and input), conversations, question "
     "and answer, or text"
 )
+KNOWN_PAIRS = (
+    "prompt (or question, instruction, conversations), chosen and rejected, or chosen and rejected "
+    "conversations that begin with the same turns"
+)
 SAY_WHICH = (
     "columns: {prompt: ..., completion: ...} (of `rankwise try`: --column prompt=... "
     "--column completion=...)"
@@ -32,7 +36,7 @@ class Reading(NamedTuple):
 
     Attributes:
         convention: by which it was recognised.
-        columns: (role, column): prompt, input, system, completion and messages.
+        columns: (role, column): prompt, input, system, completion, messages and rejected.
     """
 
     convention: Convention
@@ -59,6 +63,19 @@ _CONVENTIONS: dict[Convention, _Names] = {
     "conversations": _Names({"messages": "conversations"}, {"system": "system"}),
     "question and answer": _Names({"prompt": "question", "completion": "answer"}),
 }
+_PAIR = {"completion": "chosen", "rejected": "rejected"}
+# of the prompt's columns the first that is there is read
+_PAIR_CONVENTIONS: dict[Convention, _Names] = {
+    "prompt, chosen and rejected": _Names({"prompt": "prompt", **_PAIR}, {"system": "system"}),
+    "question, chosen and rejected": _Names({"prompt": "question", **_PAIR}, {"system": "system"}),
+    "instruction, chosen and rejected": _Names(
+        {"prompt": "instruction", **_PAIR}, {"input": "input", "system": "system"}
+    ),
+    "conversations, chosen and rejected": _Names(
+        {"prompt": "conversations", **_PAIR}, {"system": "system"}
+    ),
+    "chosen and rejected": _Names({"messages": "chosen", "rejected": "rejected"}),
+}
 _TEXT = Reading("text", (("completion", "text"),))
 _FIRST: tuple[Convention, ...] = ("messages", "prompt and completion")
 """Rows that have these are read so, whatever else they have."""
@@ -70,7 +87,9 @@ OPTIONS = ("choices", "options")
 """Columns that hold what a question is to be answered by."""
 
 
-def recognise(row: Mapping[str, Any], wanted: ColumnsConfig | None) -> Reading:
+def recognise(
+    row: Mapping[str, Any], wanted: ColumnsConfig | None, *, in_pairs: bool = False
+) -> Reading:
     """Which column of a row is what.
 
     ``messages`` come first, then a prompt with its completion. A ``text`` beside columns of another
@@ -79,6 +98,7 @@ def recognise(row: Mapping[str, Any], wanted: ColumnsConfig | None) -> Reading:
     Args:
         row: columns and their content.
         wanted: what the study file says; None: it says nothing.
+        in_pairs: whether rows have a chosen and a rejected answer.
 
     Raises:
         DataError: no convention fits, or several do.
@@ -91,12 +111,13 @@ def recognise(row: Mapping[str, Any], wanted: ColumnsConfig | None) -> Reading:
             )
     if wanted is not None:
         return Reading("columns", tuple(wanted.by_role.items()))
+    conventions = _PAIR_CONVENTIONS if in_pairs else _CONVENTIONS
     found: list[Convention] = [
         convention
-        for convention, names in _CONVENTIONS.items()
+        for convention, names in conventions.items()
         if row.keys() >= set(names.needed.values())
     ]
-    if found and found[0] in _FIRST:
+    if found and (in_pairs or found[0] in _FIRST):
         found = found[:1]
     if len(found) > 1:
         raise DataError(
@@ -104,11 +125,21 @@ def recognise(row: Mapping[str, Any], wanted: ColumnsConfig | None) -> Reading:
             "{messages: ...}"
         )
     if found:
-        names = _CONVENTIONS[found[0]]
+        names = conventions[found[0]]
         besides = {role: name for role, name in names.besides.items() if name in row}
         reading = Reading(found[0], tuple({**names.needed, **besides}.items()))
         _refuse_options(row, reading)
         return reading
+    if in_pairs:
+        raise DataError(
+            f"has {listed(row) or 'no columns'}; needs {KNOWN_PAIRS}. If others hold them, say "
+            "columns: {prompt: ..., completion: ..., rejected: ...}"
+        )
+    if row.keys() >= {*_PAIR.values()}:
+        raise DataError(
+            "has chosen and rejected: train on such pairs with train.objective: dpo, or say which "
+            "answer is learned, columns: {prompt: prompt, completion: chosen}"
+        )
     parts = sorted(_PARTS & row.keys())
     if "text" in row and not parts:
         return _TEXT
@@ -172,17 +203,20 @@ class OwnRow(NamedTuple):
         completion: the answer, without its end.
         end: from which the model learns to stop.
         is_conversation: rendered with the chat template.
+        rejected: the answer that ``completion`` is preferred to; None: there is none.
     """
 
     prompt: str
     completion: str
     end: str
     is_conversation: bool
+    rejected: str | None = None
 
     @property
     def as_trained(self) -> TrainingRow:
-        """Prompt, completion with its end, and the end."""
-        return TrainingRow(self.prompt, self.completion + self.end, self.end)
+        """Prompt, completion with its end, and the end; the rejected answer with it too."""
+        rejected = None if self.rejected is None else self.rejected + self.end
+        return TrainingRow(self.prompt, self.completion + self.end, self.end, rejected=rejected)
 
 
 class OwnRows(NamedTuple):
@@ -200,7 +234,12 @@ class OwnRows(NamedTuple):
 
 
 def read_own_rows(
-    data: Path, tokenizer: Any, *, chat_template: bool, columns: ColumnsConfig | None = None
+    data: Path,
+    tokenizer: Any,
+    *,
+    chat_template: bool,
+    columns: ColumnsConfig | None = None,
+    in_pairs: bool = False,
 ) -> OwnRows:
     """Read and render every row. Of rows that are equal as text, the first is kept.
 
@@ -209,6 +248,7 @@ def read_own_rows(
         tokenizer: renders conversations.
         chat_template: render prompts that are no conversations as a user's turn too.
         columns: which column is what; None: as their names say.
+        in_pairs: whether every row has a chosen and a rejected answer.
 
     Raises:
         DataError: it cannot be read, or rows are bad (the message names the first ten).
@@ -219,10 +259,12 @@ def read_own_rows(
     problems: list[str] = []
     for row in raw.rows:
         try:
-            reading = _reading_of(row, columns)
-            parsed = _rendered(row.content, reading, tokenizer, chat_template)
-            (parsed.prompt + parsed.completion).encode()  # JSON can hold half a surrogate pair
-            length = len(parsed.prompt) + len(parsed.completion)
+            reading = _reading_of(row, columns, in_pairs=in_pairs)
+            render = _rendered_pair if in_pairs else _rendered
+            parsed = render(row.content, reading, tokenizer, chat_template)
+            text = parsed.prompt + parsed.completion + (parsed.rejected or "")
+            text.encode()  # JSON can hold half a surrogate pair
+            length = len(text)
             if length > MOST_CHARACTERS:
                 raise DataError(
                     f"has {length:,} characters, and at most {MOST_CHARACTERS:,} are read; cut it "
@@ -268,14 +310,52 @@ def _columns_read(readings: list[tuple[Reading, frozenset[str]]]) -> tuple[Colum
     )
 
 
-def _reading_of(row: RawRow, columns: ColumnsConfig | None) -> Reading:
+def _reading_of(row: RawRow, columns: ColumnsConfig | None, *, in_pairs: bool) -> Reading:
     if row.problem is not None:
         raise DataError(row.problem)
     if not isinstance(row.content, dict):
         raise DataError("not a JSON object; write one with a prompt and a completion")
     if row.content.get("tools"):
         raise DataError("has tools, which would be lost; write them into a system message")
-    return recognise(row.content, columns)
+    return recognise(row.content, columns, in_pairs=in_pairs)
+
+
+def _rendered_pair(
+    row: Mapping[str, Any], reading: Reading, tokenizer: Any, chat_template: bool
+) -> OwnRow:
+    """The chosen answer's row, with the rejected one beside it."""
+    columns = dict(reading.columns)
+    rejected = columns.pop("rejected")
+    role = "messages" if "messages" in columns else "completion"
+    answers: list[OwnRow] = []
+    for column in (columns[role], rejected):
+        value = [row[column]] if isinstance(row[column], dict) else row[column]
+        if value in NOTHING:
+            raise DataError(f'column "{column}" is empty; give both answers or drop the row')
+        if role == "messages" and not isinstance(value, list):
+            raise DataError(
+                f'column "{column}" is a text with its prompt in it; write the prompt into a '
+                'column "prompt"'
+            )
+        own, content = {**columns, role: column}, {**row, column: value}
+        prompt = own.get("prompt")
+        if prompt is not None and isinstance(value, list) and isinstance(row[prompt], str):
+            if len(value) > 1:  # the whole conversation, beside which the prompt stands once more
+                own = {"messages": column}
+            content[prompt] = [{"role": "user", "content": row[prompt]}]
+        of_answer = Reading(reading.convention, tuple(own.items()))
+        answers.append(_rendered(content, of_answer, tokenizer, chat_template))
+    chosen, other = answers
+    if chosen.prompt != other.prompt:
+        raise DataError(
+            f'columns "{columns[role]}" and "{rejected}" answer different prompts; give both the '
+            "same turns before the last one"
+        )
+    if chosen.completion == other.completion:
+        raise DataError(
+            f'columns "{columns[role]}" and "{rejected}" hold the same answer; drop the row'
+        )
+    return chosen._replace(rejected=other.completion)
 
 
 def _rendered(
@@ -322,11 +402,11 @@ def _as_plain_text(
     reading: Reading, system: list[str], question: list[str], answer: str
 ) -> tuple[str, str]:
     """Prompt and answer without a chat template, in the form that its convention is known for."""
-    if reading.convention == "instruction and output":
+    if reading.convention.startswith("instruction"):
         titles = ("### Instruction:", "### Input:")
         parts = [f"{title}\n{part}" for title, part in zip(titles, question, strict=False)]
         return "\n\n".join([*system, *parts, "### Response:\n"]), answer
-    if reading.convention == "question and answer":
+    if reading.convention.startswith("question"):
         return f"Question: {question[0]}\nAnswer:", f" {answer.lstrip()}"
     return "\n\n".join([*system, *question]), answer
 

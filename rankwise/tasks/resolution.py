@@ -33,6 +33,7 @@ class LoadedTask(NamedTuple):
         name: lm-eval's name.
         task: the ``lm_eval.api.task.Task``.
         is_rendered: its texts contain the chat template, which must not be applied again.
+        has_pairs: each item asks for two answers, whose odds are compared with the base's.
         groups: names of the groups and tags that contain it.
     """
 
@@ -40,6 +41,7 @@ class LoadedTask(NamedTuple):
     task: Any
     is_rendered: bool = False
     groups: tuple[str, ...] = ()
+    has_pairs: bool = False
 
     def changed(self, name: str | None = None, **config: Any) -> LoadedTask:
         """A copy under another name, and with other entries in its config."""

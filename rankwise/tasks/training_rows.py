@@ -27,6 +27,7 @@ class TrainingRow(NamedTuple):
         end: the end of the completion, from which the model learns to stop.
         texts: the texts of the document that the row was made from.
         is_written: a model writes the completion; False: lm-eval scores it.
+        rejected: the text that the completion is preferred to, with ``end``; None: there is none.
     """
 
     prompt: str
@@ -34,6 +35,7 @@ class TrainingRow(NamedTuple):
     end: str = ""
     texts: tuple[str, ...] = ()
     is_written: bool = True
+    rejected: str | None = None
 
 
 def task_rows(
@@ -186,7 +188,8 @@ def _row(
             )
         prompt, completion = requests[gold].arguments
     elif loaded.output_type == "loglikelihood":
-        prompt, completion = requests.arguments
+        asked = requests[0] if loaded.has_pairs else requests  # the chosen answer
+        prompt, completion = asked.arguments
     else:
         prompt = requests.arguments[0]
         with task_code(f"{where} cannot be read", "Repair or remove it."):
@@ -384,8 +387,8 @@ def tokenise_rows(
     """
     limit = min(config.max_length, max_length)
     encoder = TextEncoder(tokenizer)
-    examples: list[Example] = []
-    for index, row in enumerate(rows):
+
+    def example(index: int, row: TrainingRow) -> Example:
         split_of = encoder.as_written if row.is_written else encoder.split
         split = split_of(row.prompt, row.completion)
         tokens, num_completion = split.context + split.continuation, len(split.continuation)
@@ -403,9 +406,13 @@ def tokenise_rows(
             )
         kept = tuple(tokens[-limit:])
         num_loss = len(kept) - 1 if config.loss_on == "all" else num_completion
-        is_truncated = len(tokens) > limit
-        examples.append(Example(kept, num_loss, is_truncated, split.is_merged))
-    return examples
+        other = None
+        if row.rejected is not None:
+            other = example(index, row._replace(completion=row.rejected, rejected=None))
+        is_truncated = len(tokens) > limit or (other is not None and other.is_truncated)
+        return Example(kept, num_loss, is_truncated, split.is_merged, other)
+
+    return [example(index, row) for index, row in enumerate(rows)]
 
 
 def swallowed(prompt: str, answer: str) -> str:
@@ -425,14 +432,30 @@ class Example(NamedTuple):
         num_loss_tokens: number of tokens at the end that are learned.
         is_truncated: the prompt did not fit and lost tokens on its left.
         is_merged: see ``Split``.
+        rejected: the same prompt with the answer that the completion is preferred to; or None.
+        base_nats: of such a pair, the base's log-likelihoods of both answers, once it has read it.
     """
 
     tokens: tuple[int, ...]
     num_loss_tokens: int
     is_truncated: bool
     is_merged: bool = False
+    rejected: Example | None = None
+    base_nats: tuple[float, float] | None = None
+
+    @property
+    def sequences(self) -> tuple[Example, ...]:
+        """What is read: the example alone, or the chosen answer's and the rejected one's."""
+        if self.rejected is None:
+            return (self,)
+        return self._replace(rejected=None, base_nats=None), self.rejected
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all that is read."""
+        return sum(len(each.tokens) for each in self.sequences)
 
     @property
     def num_inputs(self) -> int:
-        """Tokens that are read: the last one is only predicted."""
-        return len(self.tokens) - 1
+        """Tokens that are read: the last one of a sequence is only predicted."""
+        return sum(len(each.tokens) - 1 for each in self.sequences)

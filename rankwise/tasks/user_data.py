@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -70,9 +71,15 @@ def load_user_data(train: TrainConfig, tokenizer: Any, *, chat_template: bool) -
     rows = own.rows
     held_out, trained = split_rows(rows, train.held_out_fraction)
     trained = trained[: train.most_examples]
+
+    def of_likelihoods(name: str, rows: Sequence[OwnRow]) -> LoadedTask:
+        if train.dpo is not None:
+            return _pairs(name, rows)
+        return _choices(name, rows, answers) if answers else _likelihoods(name, rows)
+
     assert train.data is not None
     name = f"data_{data_name(train.data)}"
-    tasks = [_choices(name, held_out, answers) if answers else _likelihoods(name, held_out)]
+    tasks = [of_likelihoods(name, held_out)]
     if of_texts := _of_texts(train.judged_by):
         texts = _texts(f"{name}{TEXTS_SUFFIX}", held_out, of_texts, own.raw.source)
         tasks.insert(0 if train.judged_by[0] in of_texts else 1, texts)
@@ -81,7 +88,7 @@ def load_user_data(train: TrainConfig, tokenizer: Any, *, chat_template: bool) -
     return UserData(
         training=[row.as_trained for row in trained],
         tasks=tuple(tasks),
-        trained_items=_choices(seen, trained, answers) if answers else _likelihoods(seen, trained),
+        trained_items=of_likelihoods(seen, trained),
         format=TrainedFormat(
             "letters" if is_letters else None, all(row.is_conversation for row in rows)
         ),
@@ -124,6 +131,8 @@ def load_own_set(
             tasks.append(_choices(called, own.rows, answers))
         elif judge == "loss":
             tasks.append(_likelihoods(called, own.rows))
+        elif judge == "preference":
+            tasks.append(_pairs(called, own.rows))
         elif judge == of_texts[0]:
             tasks.append(_texts(called, own.rows, of_texts, own.raw.source))
     return OwnSet(tuple(tasks), _record(own, len(own.rows), own_set.judged_by, answers))
@@ -131,7 +140,7 @@ def load_own_set(
 
 def _of_texts(judged_by: Sequence[Judge]) -> list[Judge]:
     """Those of what a model writes."""
-    return [check for check in judged_by if check not in ("loss", "choice")]
+    return [check for check in judged_by if check not in ("loss", "choice", "preference")]
 
 
 def _read(
@@ -139,7 +148,13 @@ def _read(
 ) -> tuple[OwnRows, tuple[str, ...]]:
     """Rows that can be judged as they are to be, and the answers to choose among."""
     assert of.data is not None
-    own = read_own_rows(of.data, tokenizer, chat_template=chat_template, columns=of.columns)
+    own = read_own_rows(
+        of.data,
+        tokenizer,
+        chat_template=chat_template,
+        columns=of.columns,
+        in_pairs="preference" in of.judged_by,
+    )
     if len(own.rows) < 2:
         raise DataError(f"{of.data} has {len(own.rows)} distinct rows; at least 2 are needed.")
     if "number" in of.judged_by:
@@ -273,6 +288,31 @@ def _choices(name: str, rows: Sequence[OwnRow], answers: Sequence[str]) -> Loade
     ]
     choices: dict[str, Any] = {"doc_to_choice": "choices", "target_delimiter": ""}
     return _task(name, docs, "multiple_choice", _metric("acc"), **choices)
+
+
+def _pairs(name: str, rows: Sequence[OwnRow]) -> LoadedTask:
+    """The likelihoods of the chosen and the rejected answer, each with the row's end.
+
+    How they are judged needs the base's, which lm-eval does not know: see ``judgement``.
+    """
+    docs = [
+        {
+            "prompt": row.prompt,
+            "completion": row.completion + row.end,
+            "rejected": f"{row.rejected}{row.end}",
+        }
+        for row in rows
+    ]
+    loaded = _task(name, docs, "loglikelihood", _metric("acc"))
+    single = loaded.task.construct_requests
+
+    def both(doc: Any, ctx: str, **kwargs: Any) -> list[Any]:
+        chosen = single(doc, ctx, **kwargs)
+        arguments = (ctx, doc["rejected"])
+        return [chosen, dataclasses.replace(chosen, arguments=arguments, idx=1)]
+
+    loaded.task.construct_requests = both
+    return loaded._replace(has_pairs=True)
 
 
 @dataclass(frozen=True)

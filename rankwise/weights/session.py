@@ -268,7 +268,7 @@ def _score(task: PreparedTask, first: ModelResults, second: ModelResults) -> Aud
     test = paired_test(pair, CONFIDENCE)
     items = first.items[task.name]
     own = paired_test(pair_items(first, second, task.name, by_accuracy=True), CONFIDENCE)
-    size = len(pair.base)
+    root = math.sqrt(len(pair.base))
     return AuditScore(
         task=task.name,
         task_version=task.loaded.version,
@@ -276,20 +276,11 @@ def _score(task: PreparedTask, first: ModelResults, second: ModelResults) -> Aud
         filter=first.evaluations[task.name].decision_filter,
         unit=items.unit,
         higher_is_better=items.higher_is_better,
-        num_examples=size,
         num_fewshot=task.num_fewshot,
         chat_template=task.chat_template,
         limit=task.limit,
-        base_score=float(pair.base.mean()),
-        base_stderr=float(pair.base.std(ddof=1)) / math.sqrt(size),
-        adapted_score=float(pair.adapted.mean()),
-        adapted_stderr=float(pair.adapted.std(ddof=1)) / math.sqrt(size),
-        difference=test.estimate.value,
-        stderr=test.estimate.stderr,
-        lower=test.lower,
-        upper=test.upper,
-        num_learned=None if own.counts is None else own.counts.learned,
-        num_forgotten=None if own.counts is None else own.counts.forgotten,
-        p_value=test.p_value,
+        base_stderr=float(pair.base.std(ddof=1)) / root,
+        adapted_stderr=float(pair.adapted.std(ddof=1)) / root,
+        **test.values(AuditScore, own),
         accuracy=items.accuracy and accuracy_difference(items.accuracy.metric, test, own),
     )

@@ -168,7 +168,7 @@ STUDY_FILES = [
     Case(
         "exact match of a task",
         BASE + "train: {data: d, judged_by: [loss, choice]}\n",
-        ("train.judged_by: loss and choice score the same answers; name one",),
+        ("train.judged_by: loss, choice and preference score the same answers; name one",),
     ),
     Case(
         "a choice in a task",

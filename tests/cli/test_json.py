@@ -147,7 +147,7 @@ CASES: dict[str, Case] = {
     ),
     "heads": Case(
         lambda at: (at.small, "--run", "colours-lora-r002", "--tasks", "colours", "--top", 1),
-        lambda a: ([task["task"] for task in a["effects"]], a["repair"]), (["colours"], None),
+        lambda a: [task["task"] for task in a["effects"]], ["colours"],
     ),
     "repair": Case(
         lambda at: (at.small, "--run", "colours-lora-r002", "--by", "scale",

@@ -9,7 +9,7 @@ import pytest
 
 from rankwise.findings.stats.correlation import rank_correlation
 from rankwise.findings.stats.items import Floats
-from rankwise.heads.effects import HeadScores, estimates, first_half, head_effects
+from rankwise.heads.effects import HeadScores, estimates, head_effects
 from rankwise.records.heads import HeadEstimate
 
 HEADS = [(layer, head) for layer in range(5) for head in range(8)]
@@ -93,11 +93,6 @@ def test_a_reversion_has_no_difference_from_its_control() -> None:
         less_control=False,
     )
     assert all(each.beyond_control is None for each in found)
-
-
-def test_the_first_half_is_every_other_item() -> None:
-    effects = np.array([[1.0, 100.0, 3.0, 100.0, 5.0]])
-    assert first_half(effects) == (3.0,)
 
 
 def test_equal_orders_correlate() -> None:

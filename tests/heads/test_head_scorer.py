@@ -12,10 +12,16 @@ from torch import Tensor
 
 from rankwise.engine.models.frozen_adapters import load_frozen_adapter
 from rankwise.errors import ModelError
-from rankwise.heads.interventions import Head, adapted_heads, save_without_heads
+from rankwise.heads.interventions import Head, adapted_heads
 from rankwise.heads.layouts import head_layouts
 from rankwise.heads.scorer import Ablation, Graft, HeadScorer, Reversion
-from tests.support.head_adapters import PROJECTIONS, adapter_of, hooked, quiet
+from tests.support.head_adapters import (
+    PROJECTIONS,
+    adapter_of,
+    hooked,
+    quiet,
+    save_without_heads,
+)
 from tests.support.plain_answers import ITEMS, assert_equal, plainly
 from tests.support.saved_adapters import saved
 from tests.support.tiny_models import tiny

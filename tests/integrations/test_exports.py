@@ -366,3 +366,58 @@ def test_a_trained_task_without_a_recommendation_is_named_beside_the_others(
     assert without == [
         "nothing is recommended for other, and there is no best bet; name a run with --run"
     ]
+
+
+# pairs of answers
+
+
+@pytest.fixture
+def with_pairs(tmp_path: Path) -> StudyFolder:
+    rows = tmp_path / "pairs.jsonl"
+    rows.write_text(json.dumps({"prompt": "q", "chosen": "a", "rejected": "b"}) + "\n")
+    objective = {"dpo": {"beta": 0.3, "loss": "ipo", "sft_weight": 0.25}}
+    results = with_training(planted_study(), data=rows, objective=objective, dropout=0.06)
+    return written(tmp_path / "study", results)
+
+
+@pytest.mark.parametrize("name", ["trl", "llamafactory"])
+def test_dpo_is_read_back_as_it_was(with_pairs: StudyFolder, name: str) -> None:
+    exported(with_pairs, name)
+    back = read_source(with_pairs.root / "export" / name / BY_NAME[name].file_name).setup
+    expected = setup_of(with_pairs.read_study(), run_of(with_pairs, BEST))
+    assert back.dpo is not None
+    assert expected.dpo is not None
+    assert {"label_smoothing": 0.0, **back.dpo} == expected.dpo
+    unsaid: dict[str, Any] = {"rows": None, "precision": None, "chat_template": None, "dpo": None}
+    assert back._replace(**unsaid) == expected._replace(**unsaid)
+
+
+def test_trl_reads_dpo(with_pairs: StudyFolder) -> None:
+    trl = pytest.importorskip("trl")
+    exported(with_pairs, "trl")
+    file = with_pairs.root / "export" / "trl" / "trl.yaml"
+    assert "# trl dpo --config trl.yaml" in file.read_text()
+    kinds = (trl.ScriptArguments, trl.DPOConfig, trl.ModelConfig, trl.DatasetMixtureConfig)
+    _, training, model, *_ = trl.TrlParser(kinds).parse_args_and_config(
+        args=["--config", str(file)]
+    )
+    assert (training.beta, training.loss_type, training.loss_weights) == (
+        0.3,
+        ["ipo", "sft"],
+        [1.0, 0.25],
+    )
+    assert (training.disable_dropout, model.lora_dropout) == (False, 0.06)
+
+
+def test_llama_factory_finds_its_pairs(with_pairs: StudyFolder) -> None:
+    content = exported(with_pairs, "llamafactory")
+    info = json.loads((Path(content["dataset_dir"]) / "dataset_info.json").read_text())
+    described = info[content["dataset"]]
+    assert described["ranking"] is True
+    assert described["columns"] == {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
+
+
+@pytest.mark.parametrize("name", ["axolotl", "unsloth"])
+def test_a_tool_whose_dpo_is_not_written_is_refused(with_pairs: StudyFolder, name: str) -> None:
+    with pytest.raises(ConfigError, match="is written for DPO; take trl or llamafactory"):
+        exported(with_pairs, name)

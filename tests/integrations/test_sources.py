@@ -10,6 +10,8 @@ import pytest
 from rankwise.errors import ConfigError
 from rankwise.integrations.drafts import Reading
 from rankwise.integrations.sources import read_source
+from rankwise.integrations.study_text import study_text
+from rankwise.records.study_file import load_config
 from tests.planted import tool_configs
 from tests.planted.tool_configs import SAME
 
@@ -231,7 +233,7 @@ def test_a_data_set_of_llama_factory_is_looked_up(tmp_path: Path) -> None:
         (LORA + "datasets: [{path: 5}]", "the data 5 is no path and no name"),
         (LORA + "rl: dpo", "rl: dpo is not supervised training"),
         (LORA.replace("lora", "llama-adapter", 1), "adapter: llama-adapter is not compared"),
-        ("model_name_or_path: m\nstage: dpo\n", "stage: dpo is not supervised training"),
+        ("model_name_or_path: m\nstage: kto\n", "stage: kto is not compared; give sft or dpo"),
         ("model_name_or_path: m\nfinetuning_type: oft\n", "finetuning_type: oft is not compared"),
         ('{"peft_type": "IA3", "base_model_name_or_path": "m"}', "peft_type: IA3 is not LoRA"),
     ],
@@ -277,3 +279,65 @@ def test_biases_are_not_carried_over(tmp_path: Path) -> None:
 def test_a_folder_name_that_is_too_long_leads_nowhere(tmp_path: Path) -> None:
     text = f"model_name_or_path: m\nlora_rank: 4\ndataset: d\ndataset_dir: {'x' * 5000}\n"
     assert read(tmp_path, text).setup.data == "d"
+
+
+DPO = {"beta": 0.2, "loss": "ipo", "sft_weight": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("tool", "lines"),
+    [
+        (
+            "TRL",
+            "beta: 0.2\nloss_type: [ipo, sft]\nloss_weights: [1, 0.5]\ndisable_dropout: false",
+        ),
+        ("LLAMA_FACTORY", "stage: dpo\npref_beta: 0.2\npref_loss: ipo\npref_ftx: 0.5"),
+    ],
+)
+def test_dpo_in_the_words_of_tools_that_have_it(tmp_path: Path, tool: str, lines: str) -> None:
+    own = "\n".join(
+        line
+        for line in getattr(tool_configs, tool).splitlines()
+        if not line.startswith(("stage:", "completion_only_loss:"))
+    )
+    reading = read(tmp_path, f"{own}\n{lines}\n")
+    found = dict(reading.setup.dpo or {})
+    assert {key: found[key] for key in DPO} == DPO
+    assert reading.setup._replace(dpo=None, chat_template=None) == SAME
+    assert reading.not_carried == ()
+    text = study_text(reading, tmp_path).text
+    (tmp_path / "study.yaml").write_text(text)
+    config = load_config(tmp_path / "study.yaml")
+    assert config.train.dpo is not None
+    assert config.train.dpo.model_dump() == {**DPO, "label_smoothing": 0.0}
+    assert config.train.judged_by == ("preference",)
+    assert "delta_points: 5" in text
+
+
+def test_what_trl_says_of_dpo_by_default(tmp_path: Path) -> None:
+    reading = read(tmp_path, "model_name_or_path: m\nuse_peft: true\nlora_dropout: 0.1\nbeta: 0.3")
+    setup = reading.setup
+    assert setup.dpo == {"beta": 0.3, "loss": "sigmoid", "sft_weight": 0.0}
+    assert (setup.learning_rate, setup.dropout, setup.max_length) == (1e-6, 0.0, 1024)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("loss_type: [hinge]", "loss_type: hinge; sigmoid is used"),
+        ("label_smoothing: 0.1", "label_smoothing: 0.1; TRL 1.16's sigmoid takes none"),
+        (
+            "f_divergence_type: js",
+            "f_divergence_type: js; reverse_kl is used",
+        ),
+        ("ld_alpha: 0.5", "ld_alpha: 0.5"),
+    ],
+)
+def test_what_a_study_cannot_say_of_dpo(tmp_path: Path, line: str, sentence: str) -> None:
+    reading = read(tmp_path, f"model_name_or_path: m\nbeta: 0.1\n{line}\n")
+    assert reading.not_carried == (sentence,)
+
+
+def test_weights_of_losses_must_be_numbers(tmp_path: Path) -> None:
+    text = "model_name_or_path: m\nbeta: 0.1\nloss_type: [sigmoid, sft]\nloss_weights: [1]\n"
+    assert "loss_weights: [1] are not a number for each loss" in problems(tmp_path, text)

@@ -16,8 +16,6 @@ from rankwise.records.heads import (
     HeadEffect,
     HeadMap,
     HeadMode,
-    HeadRepair,
-    RepairedTask,
     Screen,
     ScreenedHead,
     ShareMap,
@@ -125,47 +123,8 @@ def effects(
         adapted_answer_nats=-0.5,
         scores=heads,
         answers=heads,
-        first_half_nats=tuple(float(rows[n, ::2].mean()) for n in sorted(scored.tolist())),
         screen=None if top is None else screen,
         score_seconds=1.0,
-    )
-
-
-def repair(name: str, *, keys_and_values: bool = False) -> HeadRepair:
-    """Two heads restore 0.2 nats of the 0.3 that were lost."""
-    restored, lost = (
-        estimates(np.full((1, 9), size), item_size=0.0, confidence=0.95, family=1)[0]
-        for size in (0.2, -0.3)
-    )
-    return HeadRepair(
-        model=name,
-        fingerprint="f",
-        effects=("f",),
-        keys_and_values=keys_and_values,
-        in_domain=("kinship",),
-        others=("syllogism",),
-        heads=((1, 2), (3, 4)),
-        selection_gain_nats=(0.1, 0.2),
-        num_selection_items=20,
-        tasks=(
-            RepairedTask(
-                task="syllogism",
-                relation=None,
-                unit="points",
-                num_items=10,
-                base_score=50.0,
-                adapted_score=40.0,
-                repaired_score=49.0,
-                lost_nats=lost,
-                effect=restored,
-                effect_nats=restored,
-                random_nats=0.01,
-            ),
-        ),
-        num_random_sets=4,
-        folder="runs/x/heads/repaired",
-        projection_error=0.0,
-        statement="Reverting 2 heads restores syllogism.",
     )
 
 

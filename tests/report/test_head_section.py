@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from rankwise.cli.terminal import head_lines
 from rankwise.findings.heads import TrainTaskHeads, head_findings
 from rankwise.findings.options import option_gains
 from rankwise.records import quantities
@@ -12,7 +11,7 @@ from rankwise.records.heads import TaskHeadEffects
 from rankwise.records.results import StudyResults
 from rankwise.report.parts import Figure, ReportSection, Table
 from rankwise.report.sections.heads import head_section
-from tests.planted.heads import effects, looked_into, named, repair, with_effects
+from tests.planted.heads import effects, looked_into, named, with_effects
 from tests.planted.results import planted_study
 from tests.support.tables import csv_rows
 
@@ -53,7 +52,7 @@ def test_the_section_has_maps_tables_and_files() -> None:
         effects(name, "syllogism", 0.0),
         effects(name, "syllogism", mode="revert"),
     )
-    results = looked_into(study, {1: {"head_effects": own, "head_repair": repair(name)}})
+    results = looked_into(study, {1: {"head_effects": own}})
     found = section(results)
     assert [figure.name.rpartition("-")[2] for figure in found.figures] == [
         "output", "attention", "ablate", "revert",
@@ -62,8 +61,6 @@ def test_the_section_has_maps_tables_and_files() -> None:
     titles = [each.title for each in found.tables]
     assert titles[:2] == ["Change of the heads", "Change and effect"]
     assert sum(title.startswith("Heads set to zero") for title in titles) == 2
-    assert titles[-1].startswith("Repair of")
-    assert named(found.remarks, "Reverting 2 heads restores syllogism")
     rows = csv_rows("heads", results)
     assert len(rows) == len(results.runs) * 40
     assert float(rows[39]["output_change"]) == pytest.approx(0.1)
@@ -168,7 +165,6 @@ def test_tables_of_screened_heads_have_a_reason_and_bounds_over_all_candidates()
         "Bounds hold for all 40 candidate heads at once, also those that were screened out"
         in caption
     )
-    assert any("all 40 candidate heads" in line for line in head_lines(own))
     whole = section(with_effects(study, 0, effects(study.runs[0].name, "kinship")))
     caption = table(whole, "Heads set to zero").caption
     assert "Bounds hold for all heads at once" in caption
@@ -180,14 +176,11 @@ def test_captions_say_what_was_reverted(shared: bool, said: str, unsaid: str) ->
     study = planted_study()
     name = study.runs[0].name
     own = effects(name, "kinship", mode="revert", keys_and_values=shared)
-    more = {"head_effects": (own,), "head_repair": repair(name, keys_and_values=shared)}
-    found = section(looked_into(study, {0: more}))
+    found = section(with_effects(study, 0, own))
     (drawn,) = maps(found, "map-effects")
     captions = (
         drawn.caption,
         table(found, "Heads reverted").caption,
-        table(found, "Repair of").caption,
-        " ".join(head_lines(own)),
     )
     assert all(said in each and unsaid not in each for each in captions)
     assert "negative where the head's delta is needed" in drawn.caption
@@ -232,15 +225,3 @@ def test_effects_are_conditional_on_the_seed_of_their_run(seeds: tuple[int, ...]
     assert len(named(with_them.remarks, "of one run and conditional on its seed")) == 1
     assert not named(without.remarks, "of one run and conditional")
     assert len(named(without.remarks, "With one seed")) == (len(seeds) == 1)
-
-
-def test_a_repair_says_what_was_lost() -> None:
-    study = planted_study()
-    name = study.runs[0].name
-    more = {
-        "head_effects": (effects(name, "syllogism", mode="revert"),),
-        "head_repair": repair(name),
-    }
-    found = table(section(looked_into(study, {0: more})), "Repair of")
-    place = found.headings.index(("Adapter − base", "nats"))
-    assert found.groups[0].rows[0][place].value == "−0.300"

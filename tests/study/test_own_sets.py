@@ -108,7 +108,11 @@ def test_where_rows_and_schema_lie_changes_nothing_and_what_they_say_does(
         ("sums", {"data": "own/labels.jsonl", "judged_by": "loss", "role": "in_domain"}, None),
         ("colours", {"data": "own/labels.jsonl", "judged_by": "exact"}, "there is a task named"),
         ("tools_loss", {"data": "own/labels.jsonl", "judged_by": "exact"}, "there is a task named"),
-        ("more", {"data": "own/labels.jsonl", "judged_by": "loss"}, "retention is judged in points"),
+        (
+            "more",
+            {"data": "own/labels.jsonl", "judged_by": "loss"},
+            "retention is judged in points",
+        ),
         ("empty", {"data": "own/empty.jsonl", "judged_by": "exact"}, "evaluation.own.empty: "),
     ],
 )
@@ -135,7 +139,8 @@ def test_a_set_that_cannot_be_scored_is_named(
         ),
         (
             {"data": "rows.jsonl", "judged_by": ["loss", "choice"]},
-            "evaluation.own.mine.judged_by: loss and choice score the same answers; name one",
+            "evaluation.own.mine.judged_by: loss, choice and preference score the same answers; "
+            "name one",
         ),
         (
             {"data": "rows.jsonl", "judged_by": {"json": {"shema": "s.json"}}},
@@ -143,9 +148,7 @@ def test_a_set_that_cannot_be_scored_is_named(
         ),
     ],
 )
-def test_wrong_settings_are_named(
-    study_file: Path, settings: dict[str, Any], problem: str
-) -> None:
+def test_wrong_settings_are_named(study_file: Path, settings: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(with_own(study_file, "mine", **settings))
     assert problem in caught.value.problems

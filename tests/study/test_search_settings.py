@@ -45,13 +45,6 @@ def test_rates_begin_where_the_best_is_expected(
         )
 
 
-def test_with_b_drawn_every_rank_begins_at_one_rate(tmp_path: Path) -> None:
-    config = config_of(tmp_path, "methods.lora.ranks=[2, 512]", "methods.lora.init=B")
-    small, large, full = searched(config).settings
-    assert small.rates == large.rates
-    assert full.rank is None
-
-
 def test_a_rule_says_where_to_begin(tmp_path: Path) -> None:
     rule = "train.learning_rate.lora={rule: r^-1/2, reference_rank: 8, value: 1e-3}"
     config = config_of(tmp_path, "methods.lora.ranks=[32]", "methods.full=null", rule)

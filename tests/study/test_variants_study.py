@@ -332,7 +332,6 @@ def test_a_run_of_lora_has_the_fingerprint_that_it_has_without_variants(
         ("methods.variants.names=[lokr]", "lokr"),
         ("methods.variants.ranks=[0]", "0 is not a rank"),
         ("methods.variants.ranks=[4, 16]", "16 is not a LoRA rank of the study.* there is 2, 4, 8"),
-        ("methods.lora.init=B", "set methods.lora.init to A"),
         (
             "methods={lora: {alpha: [{ratio: 2}, {policy: rslora, alpha: 16}]}, "
             "variants: {names: [dora, rslora]}}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rankwise.engine.models.adapter_config import CONFIG_FILE
+from rankwise.engine.models.adapter_folder import read_factors, write_factors
 from rankwise.engine.models.frozen_adapters import FrozenAdapter, load_frozen_adapter
-from rankwise.heads.interventions import Head
-from rankwise.heads.layouts import head_layouts
+from rankwise.heads.interventions import Head, without_heads
+from rankwise.heads.layouts import HeadLayout, head_layouts
 from tests.support.saved_adapters import saved
 from tests.support.tiny_models import tiny
 
@@ -49,3 +51,17 @@ def adapter_of(family: str, folder: Path) -> tuple[Any, FrozenAdapter]:
     saved(folder, family, target_modules=PROJECTIONS[family])
     model = tiny(family)
     return model, load_frozen_adapter(model, folder, torch.float32)
+
+
+def save_without_heads(
+    source: Path,
+    target: Path,
+    layouts: Sequence[HeadLayout],
+    heads: Iterable[Head],
+    *,
+    keys_and_values: bool = False,
+) -> None:
+    """Write an adapter without the delta of some heads, in PEFT's format."""
+    changed = without_heads(read_factors(source), layouts, heads, keys_and_values=keys_and_values)
+    pairs = {name: (lora_A, lora_B) for name, (lora_A, lora_B, _) in changed.items()}
+    write_factors(target, pairs, (source / CONFIG_FILE).read_text(encoding="utf-8"))

@@ -24,7 +24,6 @@ from rankwise.engine.training.trainees import (
     effective_batches,
 )
 from rankwise.errors import DivergedError
-from rankwise.records.config.methods import LoraInit
 from rankwise.records.config.training import LearningRateConfig, TrainConfig
 from rankwise.records.study import OptimizerName, PlannedRun
 from rankwise.tasks.training_rows import Example, TrainingRow, tokenise_rows
@@ -128,7 +127,6 @@ class Setting:
         rows: Sequence[TrainingRow] = ROWS,
         dtype: torch.dtype = torch.float32,
         targets: Sequence[str] = TARGETS,
-        init: LoraInit = "A",
         beside: Beside = NOTHING_BESIDE,
         **run_options: Any,
     ) -> AdapterTrainee:
@@ -152,7 +150,6 @@ class Setting:
             seed=run.seed,
             device=CPU,
             dtype=dtype,
-            init=init,
             elsewhere=layer_devices(self.base, targeted),
         )
         if variant is not None and variant.initialise is not None:
@@ -166,9 +163,10 @@ class Setting:
         train: TrainConfig,
         model: Any,
         optimizer: OptimizerName = "adamw",
+        rows: Sequence[TrainingRow] = ROWS,
         **run_options: Any,
     ) -> FullTrainee:
-        examples = self.examples(train)
+        examples = self.examples(train, rows)
         steps = training.num_optimizer_steps(len(examples), train, train.epochs[0])
         run = planned(steps, "full", epochs=train.epochs[0], **run_options)
         return FullTrainee(run, examples, train, model, optimizer)

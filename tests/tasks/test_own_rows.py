@@ -432,9 +432,7 @@ def test_columns_of_the_study_file_come_first(tmp_path: Path, tokenizer: Any) ->
     assert own.columns[0].convention == "columns"
     assert own.columns[0].unread == ("answer", "question")
     message = problem_of(path, tokenizer, prompt="qery", completion="reply")
-    assert (
-        "line 1: has no column 'qery', which columns.prompt names; it has answer" in message
-    )
+    assert "line 1: has no column 'qery', which columns.prompt names; it has answer" in message
 
 
 def test_columns_beside_a_convention_are_named(tmp_path: Path, tokenizer: Any) -> None:
@@ -487,3 +485,76 @@ def test_what_is_lost_of_rows_that_can_be_read_is_warned_of(
     (warning,) = warnings(*empty)
     assert re.search(r"\d of 27 training rows have an empty prompt; give one or drop", warning)
     assert warnings(*({"text": f"a text {i}"} for i in range(30))) == []
+
+
+# pairs of answers
+
+Q, A, B = (
+    {"role": role, "content": text}
+    for role, text in (("user", "q"), ("assistant", "a"), ("assistant", "b"))
+)
+OTHER: dict[str, str] = {"role": "user", "content": "another"}
+
+
+def read_pairs(path: Path, tokenizer: Any, *, chat: bool = True, **columns: str) -> OwnRows:
+    wanted = ColumnsConfig(**columns) if columns else None
+    return read_own_rows(path, tokenizer, chat_template=chat, columns=wanted, in_pairs=True)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"question": "q", "chosen": "a", "rejected": "b", "system": ""},
+        {"instruction": "q", "input": "", "chosen": "a", "rejected": "b"},
+        {"prompt": [Q], "chosen": [A], "rejected": [B]},
+        {"prompt": "q", "chosen": [A], "rejected": [B]},
+        # the sets of UltraFeedback: whole conversations, their prompt once more, and scores
+        {"prompt": "q", "chosen": [Q, A], "rejected": [Q, B], "messages": [Q, A], "score": 1.0},
+        {"chosen": [Q, A], "rejected": [Q, B]},
+        # LLaMA-Factory's
+        {
+            "conversations": [{"from": "human", "value": "q"}],
+            "chosen": {"from": "gpt", "value": "a"},
+            "rejected": {"from": "gpt", "value": "b"},
+        },
+    ],
+)
+def test_a_pair_in_every_convention(tmp_path: Path, tokenizer: Any, row: dict[str, Any]) -> None:
+    (found,) = read_pairs(written(tmp_path / "rows.jsonl", [row]), tokenizer).rows
+    assert (found.prompt, found.completion, found.rejected) == (asked("q"), "a", "b")
+    assert found.as_trained.rejected == f"b{END}"
+
+
+def test_a_pair_without_a_template_and_with_columns(tmp_path: Path, tokenizer: Any) -> None:
+    path = written(tmp_path / "rows.jsonl", [{"q": "p: ", "good": "a", "bad": "b"}])
+    names = {"prompt": "q", "completion": "good", "rejected": "bad"}
+    (found,) = read_pairs(path, tokenizer, chat=False, **names).rows
+    assert (found.prompt, found.completion, found.rejected) == ("p: ", "a", "b")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "q", "chosen": "a"}, "has chosen, prompt; needs prompt (or question, instr"),
+        ({"prompt": "q", "chosen": "a", "rejected": "a"},
+         'columns "chosen" and "rejected" hold the same answer; drop the row'),
+        ({"prompt": "q", "chosen": "a", "rejected": ""},
+         'column "rejected" is empty; give both answers or drop the row'),
+        ({"prompt": "q", "chosen": " ", "rejected": "b"},
+         'column "chosen" is empty; give an answer or drop the row'),
+        ({"prompt": " ", "chosen": None, "rejected": "b"}, 'column "chosen" is empty; give both'),
+        ({"chosen": [Q, A], "rejected": [OTHER, B]},
+         'columns "chosen" and "rejected" answer different prompts; give both the same turns'),
+        ({"chosen": "q a", "rejected": "q b"},
+         'column "chosen" is a text with its prompt in it; write the prompt into a column'),
+        ({"chosen": [Q, A], "rejected": [Q]}, 'the last turn of column "rejected" must be the'),
+        ({"prompt": "q", "chosen": 0.5, "rejected": "b"}, 'column "chosen" is a number with'),
+    ],
+)  # fmt: skip
+def test_a_bad_pair_is_named_with_a_remedy(
+    tmp_path: Path, tokenizer: Any, row: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        read_pairs(written(tmp_path / "rows.jsonl", [row]), tokenizer)
+    assert str(caught.value).split("\n  ")[1].startswith(f"line 1: {reason}")

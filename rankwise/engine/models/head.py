@@ -157,6 +157,23 @@ def backward_losses(
     return losses, kls
 
 
+@torch.no_grad()
+def token_losses(
+    head: CompletionHead, states: Float[Tensor, "rows hidden"], targets: Int[Tensor, " rows"]
+) -> Float[Tensor, " rows"]:
+    """The cross-entropy of each token that follows on these states, float32, in nats."""
+    losses = torch.empty(len(targets), device=states.device)
+    size = CHUNK_BYTES[states.device.type] // (head.vocab_size * states.element_size())
+    for chunk in _chunks(len(targets), size):
+        logits = head.logits(states[chunk])  # (chunk, vocab)
+        right, into = targets[chunk], losses[chunk]
+        for part in _chunks(len(right), _rows_of_block(logits)):
+            into[part] = nn.functional.cross_entropy(
+                logits[part].float(), right[part], reduction="none"
+            )
+    return losses
+
+
 def _chunks(count: int, size: int) -> Iterator[slice]:
     size = max(1, size)
     return (slice(start, start + size) for start in range(0, count, size))

@@ -20,7 +20,6 @@ from transformers.pytorch_utils import Conv1D
 
 from rankwise.engine.models.base import LinearShape, layers_replaced
 from rankwise.engine.models.seeds import seed_of
-from rankwise.records.config.methods import LoraInit
 
 
 class LoraFactors(NamedTuple):
@@ -79,14 +78,9 @@ class Adapter:
         seed: int,
         device: torch.device,
         dtype: torch.dtype,
-        init: LoraInit = "A",
         elsewhere: Mapping[str, torch.device] = MappingProxyType({}),
     ) -> None:
-        """Allocate the weights for these layers: one matrix is drawn, the other one is zero.
-
-        ``init`` names the matrix that is drawn. A is drawn as PEFT draws it. B has independent
-        normal entries of variance 1 / rank, the Init[B] of arXiv:2602.06204: B @ B.T is then the
-        identity in the mean at every rank.
+        """Allocate the weights for these layers: A is drawn as PEFT draws it, and B is zero.
 
         It is multiplied in ``dtype``, to which the float32 weights are copied after each step.
         ``elsewhere`` are the devices of layers that are not on ``device``.
@@ -104,11 +98,7 @@ class Adapter:
         self.copies = self._views(self._copies, rank)
         self._in_base: Mapping[str, LoraFactors] = {}
         for name, factors in self.factors.items():
-            if init == "A":
-                factors.lora_A.copy_(drawn_rows(name, rank, shapes[name].in_features, seed))
-            else:
-                generator = _generator(name, seed)
-                factors.lora_B.copy_(_normal_columns(shapes[name].out_features, rank, generator))
+            factors.lora_A.copy_(drawn_rows(name, rank, shapes[name].in_features, seed))
         self.refresh()
 
     def _blocks(self, rank: int) -> list[Float[Tensor, " size"]]:
@@ -252,18 +242,6 @@ def _generator(layer: str, seed: int) -> torch.Generator:
     So the weights are the same on every device, whichever other layers are adapted.
     """
     return torch.Generator().manual_seed(seed_of(seed, layer))
-
-
-def _normal_columns(
-    out_features: int, rank: int, generator: torch.Generator
-) -> Float[Tensor, "out_features rank"]:
-    """Normal with variance 1 / rank.
-
-    Column after column, so that the columns of a lower rank are the first of a higher one, but for
-    their scale: torch draws the end of a large block otherwise than its beginning.
-    """
-    columns = [torch.randn(out_features, generator=generator) for _ in range(rank)]
-    return torch.stack(columns, dim=1) / math.sqrt(rank)
 
 
 class AdapterBank:

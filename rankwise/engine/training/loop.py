@@ -5,6 +5,8 @@ Each trainee goes through its own examples in its own order: an optimizer step s
 tokens, as transformers' Trainer averages it. How these examples are cut into micro-batches, and
 which other trainees' examples share one, changes nothing beyond rounding.
 
+Under DPO an example is a pair of answers. Both are in one micro-batch, and the mean is over pairs.
+
 A trainee may be held to the base: the mean of KL(base || adapted) at some tokens is then added to
 its loss. The base reads these in the same pass, with no adapter on their rows.
 """
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 
 from rankwise.engine.models.attention import decoder_layers
 from rankwise.engine.models.devices import PeakMemory, ResolvedPrecision
-from rankwise.engine.models.head import CompletionHead, HeldTokens, backward_losses
+from rankwise.engine.models.head import CompletionHead, HeldTokens, backward_losses, token_losses
 from rankwise.engine.models.lanes import Lanes, lanes_within, opened, twin
 from rankwise.engine.models.packed_attention import check_packable, packed_attention, packed_states
 from rankwise.engine.models.placed import devices_of
@@ -241,7 +243,10 @@ class _Pass:
             num_steps=trainee.step,
             num_tokens=last.num_tokens if last else 0,
             num_loss_tokens=sum(
-                x.num_loss_tokens for batch in trainee.batches[: trainee.step] for x in batch
+                sequence.num_loss_tokens
+                for batch in trainee.batches[: trainee.step]
+                for example in batch
+                for sequence in example.sequences
             ),
             first_loss_nats=first.loss_nats if first else None,
             final_loss_nats=last.loss_nats if last else None,
@@ -298,7 +303,7 @@ class _Pass:
         Each trainee's gradient is that of means over the tokens of the whole step, those that it
         learns and those at which it is held to the base, however the step is cut.
         """
-        counts = {index: trainee.num_loss_tokens for index, trainee in active.items()}
+        counts = {index: trainee.num_losses for index, trainee in active.items()}
         held = dict.fromkeys(active, 0)
         for item in placed:
             held[item.trainee] += len(item.held)
@@ -307,6 +312,9 @@ class _Pass:
                 of_loss=1.0 / counts[index],
                 of_kl=trainee.kl_weight / max(held[index], 1),
                 masks_targets=trainee.masks_targets,
+                of_chosen=0.0
+                if trainee.dpo is None
+                else trainee.dpo.sft_weight / trainee.num_loss_tokens,
             )
             for index, trainee in active.items()
         }
@@ -390,7 +398,16 @@ class _Lane:
             else self._bank.rows_of(self._pieces(batch, active))
         )
         with rows, torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
-            return backward_losses(self._head, self._hidden(batch.tokens), batch.learned, to_base)
+            hidden, learned = self._hidden(batch.tokens), batch.learned
+            if batch.pairs is None:
+                return backward_losses(self._head, hidden, learned, to_base)
+            dpo = active[batch.spans[0].placed.trainee].dpo
+            assert dpo is not None
+            # what a token weighs depends on the whole pair: its losses are read first
+            nats = token_losses(self._head, hidden.detach()[0, learned.rows], learned.targets)
+            losses, weights = batch.pairs.losses(nats, dpo)
+            _, kls = backward_losses(self._head, hidden, learned._replace(weights=weights), to_base)
+            return losses, kls
 
     def _hidden(self, tokens: PackedTokens) -> Float[Tensor, "1 tokens hidden"]:
         """The last hidden states of packed sequences."""

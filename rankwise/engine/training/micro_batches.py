@@ -17,6 +17,7 @@ from rankwise.engine.models.lanes import num_lanes
 from rankwise.engine.models.packed_attention import within_budget
 from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.engine.models.trained_adapters import DroppedSequence, Piece
+from rankwise.engine.training.preferences import PairTerms
 from rankwise.engine.training.trainees import AdapterTrainee, Trainee
 from rankwise.records.config.training import TrainConfig
 from rankwise.tasks.training_rows import Example
@@ -42,22 +43,29 @@ class Share(NamedTuple):
     """How a trainee's tokens count in its gradient, wherever they are in the step.
 
     Attributes:
-        of_loss: weight of each learned token.
+        of_loss: weight of each learned token; of each pair under DPO.
         of_kl: weight of each token at which it is held to the base.
         masks_targets: the right token is left out where it is held to the base.
+        of_chosen: weight of each token of chosen answers, beside DPO.
     """
 
     of_loss: float
     of_kl: float = 0.0
     masks_targets: bool = False
+    of_chosen: float = 0.0
 
 
 class Span(NamedTuple):
-    """The rows ``start`` to ``stop`` (exclusive) of one sequence."""
+    """The rows ``start`` to ``stop`` (exclusive) of one sequence: the ``part``-th of its example.
+
+    ``num_losses`` are those of its learned tokens; a pair has one, with its first sequence.
+    """
 
     placed: Placed
+    part: int
     start: int
     stop: int
+    num_losses: int
 
 
 class PackedTokens(NamedTuple):
@@ -100,18 +108,20 @@ class MicroBatch(NamedTuple):
         spans: the rows of each sequence, in order.
         learned: what is learned.
         held: where trainees are held to the base; None: nowhere.
+        pairs: whose learned tokens these are, under DPO; None: each has a loss of its own.
     """
 
     tokens: PackedTokens
     spans: tuple[Span, ...]
     learned: LearnedTokens
     held: HeldRows | None
+    pairs: PairTerms | None
 
     def summed(
         self, losses: Float[Tensor, " losses"], kls: Float[Tensor, " held"]
     ) -> tuple[dict[int, float], dict[int, float]]:
         """Each trainee's losses, and its KLs from the base, added up; both are on the CPU."""
-        loss_counts = [span.placed.example.num_loss_tokens for span in self.spans]
+        loss_counts = [span.num_losses for span in self.spans]
         held_counts = [len(span.placed.held) for span in self.spans]
         return self._sums(losses, loss_counts), self._sums(kls, held_counts)
 
@@ -189,24 +199,27 @@ def pack(placed: Sequence[Placed], shares: Mapping[int, Share], device: torch.de
         device: that trains.
     """
     in_order = sorted(placed, key=lambda item: (item.trainee, -item.example.num_inputs, item.place))
+    sequences = [(item, each) for item in in_order for each in enumerate(item.example.sequences)]
     spans: list[Span] = []
     loss_rows: list[int] = []
     targets: list[int] = []
     held_rows: list[int] = []
     left_out: list[int] = []
     start = 0
-    for item in in_order:
-        tokens, stop = item.example.tokens, start + item.example.num_inputs
-        first = stop - item.example.num_loss_tokens  # each is one before the one it predicts
+    for item, (part, sequence) in sequences:
+        tokens, stop = sequence.tokens, start + sequence.num_inputs
+        first = stop - sequence.num_loss_tokens  # each is one before the one it predicts
         loss_rows += range(first, stop)
         targets += tokens[first - start + 1 :]
         held_rows += (start + row for row in item.held)
         masks = shares[item.trainee].masks_targets
         left_out += (tokens[row + 1] if masks else -1 for row in item.held)
-        spans.append(Span(item, start, stop))
+        num_losses = sequence.num_loss_tokens if item.example.rejected is None else 1 - part
+        spans.append(Span(item, part, start, stop, num_losses))
         start = stop
-    read = [item.example.tokens[:-1] for item in in_order]  # the last token is only learned
-    texts = dict.fromkeys(text for text, item in zip(read, in_order, strict=True) if item.held)
+    read = [sequence.tokens[:-1] for _, (_, sequence) in sequences]  # the last is only learned
+    held_by = [item.held for item, _ in sequences]
+    texts = dict.fromkeys(text for text, held in zip(read, held_by, strict=True) if held)
     starts = dict(zip(texts, accumulate(map(len, texts), initial=0), strict=False))
     integers = {
         "ids": [*chain.from_iterable(read)],
@@ -218,28 +231,32 @@ def pack(placed: Sequence[Placed], shares: Mapping[int, Share], device: torch.de
         "text_ids": [*chain.from_iterable(texts)],
         "text_positions": _positions(texts),
         "text_rows": [
-            starts[text] + row
-            for text, item in zip(read, in_order, strict=True)
-            for row in item.held
+            starts[text] + row for text, held in zip(read, held_by, strict=True) for row in held
         ],
+        "counts": [sequence.num_loss_tokens for _, (_, sequence) in sequences],
     }
-    own = [shares[item.trainee] for item in in_order]
-    loss_counts = [item.example.num_loss_tokens for item in in_order]
-    held_counts = [len(item.held) for item in in_order]
+    own = [shares[item.trainee] for item, _ in sequences]
+    of_pairs = [shares[item.trainee] for item in in_order]
     arrays = {name: np.array(numbers, np.int64) for name, numbers in integers.items()}
     weights = np.array([share.of_loss for share in own], np.float32)
     kl_weights = np.array([share.of_kl for share in own], np.float32)
     arrays |= {
-        "weights": weights.repeat(loss_counts),
-        "kl_weights": kl_weights.repeat(held_counts),
+        "weights": weights.repeat(integers["counts"]),
+        "kl_weights": kl_weights.repeat([len(held) for held in held_by]),
+        "pair_weights": np.array([share.of_loss for share in of_pairs], np.float32),
+        "chosen_weights": np.array([share.of_chosen for share in of_pairs], np.float32),
+        "base_nats": np.array([item.example.base_nats or () for item in in_order], np.float32),
     }
     of = dict(zip(arrays, moved_together([*arrays.values()], device), strict=True))
     learned = LearnedTokens(of["loss_rows"], of["targets"], of["weights"])
-    held = None
+    held = pairs = None
     if texts:
         tokens = _packed(of["text_ids"], of["text_positions"], texts)
         held = HeldRows(of["held_rows"], of["kl_weights"], of["left_out"], tokens, of["text_rows"])
-    return MicroBatch(_packed(of["ids"], of["positions"], read), tuple(spans), learned, held)
+    if in_order[0].example.rejected is not None:
+        terms = (of[name] for name in ("counts", "base_nats", "pair_weights", "chosen_weights"))
+        pairs = PairTerms(*terms)
+    return MicroBatch(_packed(of["ids"], of["positions"], read), tuple(spans), learned, held, pairs)
 
 
 def _packed(ids: Tensor, positions: Tensor, sequences: Iterable[Sequence[int]]) -> PackedTokens:
@@ -258,6 +275,8 @@ def pieces_of(batch: MicroBatch, trainees: Mapping[int, Trainee]) -> list[Piece]
     for span in batch.spans:
         trainee, place = span.placed.trainee, span.placed.place
         draw = (trainees[trainee].step, place)
+        if span.part:  # the second answer of a pair is dropped apart from the first
+            draw = (*draw, span.part)
         spans.setdefault(trainee, []).append(DroppedSequence(span.start, span.stop, draw))
     pieces: list[Piece] = []
     for index, sequences in spans.items():

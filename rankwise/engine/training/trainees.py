@@ -25,7 +25,7 @@ from rankwise.engine.training.states import UNUSABLE, UnusableStateError, read_s
 from rankwise.errors import DivergedError, RecordError
 from rankwise.records.base import Record
 from rankwise.records.config.study import StudyConfig
-from rankwise.records.config.training import TrainConfig
+from rankwise.records.config.training import DpoConfig, TrainConfig
 from rankwise.records.study import OptimizerName, PlannedRun
 from rankwise.tasks.training_rows import Example
 
@@ -43,8 +43,9 @@ class StepMetrics(Record):
     """One line of ``metrics.jsonl``: one optimizer step.
 
     ``num_tokens`` counts the examples of all steps so far, ``loss_nats`` is the mean over the
-    step's learned tokens, ``learning_rate`` is the step's, ``grad_norm`` is taken before clipping.
-    ``kl_nats`` is the mean KL(base || adapted) where the run is held to the base; else None.
+    step's learned tokens, or over its pairs, ``learning_rate`` is the step's, ``grad_norm`` is
+    taken before clipping. ``kl_nats`` is the mean KL(base || adapted) where the run is held to the
+    base; else None.
     """
 
     step: int
@@ -59,7 +60,7 @@ class StepGradients(NamedTuple):
     """What was gathered for one step.
 
     Attributes:
-        loss_nats: per learned token.
+        loss_nats: per learned token, or per pair.
         kl_nats: from the base, per token at which it is held to it; None where there is none.
         norm: of the gradients, before clipping.
     """
@@ -162,7 +163,7 @@ class Trainee:
     @property
     def num_tokens(self) -> int:
         """Tokens of the examples of the next step."""
-        return sum(len(example.tokens) for example in self.batch)
+        return sum(example.num_tokens for example in self.batch)
 
     @property
     def num_read(self) -> int:
@@ -171,9 +172,19 @@ class Trainee:
         return self.num_tokens + held
 
     @property
+    def dpo(self) -> DpoConfig | None:
+        """How it learns from pairs of answers; None: it learns the next token."""
+        return self._config.dpo
+
+    @property
     def num_loss_tokens(self) -> int:
-        """Learned tokens of the next step."""
+        """Learned tokens of the next step; of pairs, those of the chosen answers."""
         return sum(example.num_loss_tokens for example in self.batch)
+
+    @property
+    def num_losses(self) -> int:
+        """Losses of the next step, whose mean is minimised: of tokens, or of pairs."""
+        return self.num_loss_tokens if self.dpo is None else len(self.batch)
 
     @property
     def kl_weight(self) -> float:
@@ -361,7 +372,6 @@ def lora_adapter(
         seed=run.seed,
         device=device,
         dtype=DTYPES[precision],
-        init="A" if config.methods.lora is None else config.methods.lora.init,
         elsewhere=elsewhere,
     )
 

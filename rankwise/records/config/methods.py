@@ -31,8 +31,6 @@ from rankwise.records.fields import (
     run_name,
 )
 
-LoraInit = Literal["A", "B"]
-
 
 class AlphaConfig(Section):
     """How LoRA's alpha follows from the rank."""
@@ -96,12 +94,6 @@ class LoraConfig(Section):
         ("all-linear",),
     )
     """A set of layer names, or ``attention``, ``mlp``, ``all-linear``; a list of lists: several."""
-    init: LoraInit = "A"
-    """The matrix that is drawn at random; the other one begins at zero.
-
-    ``A`` is PEFT's. With ``B`` and alpha = rank the best learning rate should hardly depend on the
-    rank, and be full fine-tuning's (arXiv:2602.06204).
-    """
     paired: Annotated[tuple[PairedConfig, ...], Field(alias="_", max_length=MOST_ENTRIES)] = ()
     """Values that are used together, as ``_`` in the file; axes given here leave the grid."""
 

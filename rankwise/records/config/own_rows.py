@@ -31,10 +31,11 @@ from rankwise.records.fields import (
 FILE_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """Of files with rows; a file of another name is read as JSON Lines."""
 
-JudgeName = Literal["loss", "choice", "number", "exact", "contains", "json"]
+JudgeName = Literal["loss", "choice", "number", "exact", "contains", "json", "preference"]
 """Ways to score held-out rows without settings: by the loss of their answers; as a choice among all
-answers; or by what a model writes: the number behind ``####``, the answer itself, a text with the
-answer in it, or JSON field by field."""
+answers; by which of a row's two answers became likelier, against the base; or by what a model
+writes: the number behind ``####``, the answer itself, a text with the answer in it, or JSON field
+by field."""
 
 
 def pattern(value: str) -> str:
@@ -161,9 +162,11 @@ class ColumnsConfig(Section):
     system: Text | None = None
     """The system's turn."""
     completion: Text | None = None
-    """The answer; without a prompt, a text."""
+    """The answer, of a pair the chosen one; without a prompt, a text."""
     messages: Text | None = None
-    """A whole conversation."""
+    """A whole conversation, of a pair the chosen one."""
+    rejected: Text | None = None
+    """The answer, or conversation, that is worse; for ``objective: dpo``."""
 
     @model_validator(mode="after")
     def _an_answer(self) -> Self:
@@ -189,8 +192,8 @@ class ColumnsConfig(Section):
 
 def checked_judges(judged_by: tuple[Judge, ...]) -> tuple[Judge, ...]:
     """Refuse two ways to score the same answers."""
-    if "loss" in judged_by and "choice" in judged_by:
-        raise ValueError("loss and choice score the same answers; name one")
+    if sum(name in judged_by for name in ("loss", "choice", "preference")) > 1:
+        raise ValueError("loss, choice and preference score the same answers; name one")
     return judged_by
 
 

@@ -361,8 +361,6 @@ class StudyConfig(Section):
         lora, variants = self.methods.lora, self.methods.variants
         if lora is None or variants is None:
             return None
-        if lora.init == "B":
-            return "they begin at B = 0, and LoRA would begin at A = 0; set methods.lora.init to A"
         if "rslora" in variants.names and "rslora" in {alpha.policy for alpha in lora.alphas}:
             return (
                 "rslora is LoRA under alpha's policy rslora, which is set for LoRA itself; take "
@@ -397,6 +395,8 @@ class StudyConfig(Section):
         at = [arm.kl.at for arm in self.mitigations if arm.kl is not None]
         if "prompts" in at and self.train.loss_on == "all":
             return "train.loss_on=all learns the prompts; choose kl: {at: own_texts}"
+        if self.train.dpo is not None and any(arm.kl or arm.replay for arm in self.mitigations):
+            return "kl and replay read rows of one answer, and dpo reads pairs; leave them out"
         return None
 
     @model_validator(mode="after")

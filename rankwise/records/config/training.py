@@ -95,6 +95,35 @@ class LearningRateConfig(Section):
         return self
 
 
+class DpoConfig(Section):
+    """DPO, as TRL's DPOTrainer has it: the chosen answer gets likelier against the rejected one.
+
+    A run is compared with the base, whose log-ratio of both answers is where it begins.
+    """
+
+    beta: Positive = 0.1
+    """How strongly a run is kept near the base: the reward is beta times the log-ratio to it."""
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    """``ipo`` draws the margin of the log-ratios, per answer token, to 1 / (2 beta)
+    (arXiv:2310.12036)."""
+    label_smoothing: Annotated[Number, Field(ge=0, lt=0.5)] = 0.0
+    """Of ``sigmoid``: the share of pairs whose answers may have been mistaken for each other."""
+    sft_weight: NotNegative = 0.0
+    """Of the loss of the chosen answers' tokens, which is added."""
+
+    @model_validator(mode="after")
+    def _smoothed(self) -> Self:
+        if self.label_smoothing and self.loss == "ipo":
+            raise ValueError("label_smoothing is of the sigmoid loss; leave it out")
+        return self
+
+
+class ObjectiveConfig(Section):
+    """An objective other than the next token's, by its name."""
+
+    dpo: DpoConfig
+
+
 class StopConfig(Section):
     """When a training ends before its last step."""
 
@@ -126,6 +155,12 @@ class TrainConfig(Section):
     ``org/name[:config][@revision][/split]``."""
     columns: ColumnsConfig | None = None
     """Which column of ``data`` is what; None: as the names of the columns say."""
+    objective: Annotated[
+        ObjectiveConfig | None,
+        BeforeValidator(lambda value: {"dpo": {}} if value == "dpo" else value),
+    ] = None
+    """What is minimised: the loss of the answers' tokens, or ``dpo``, alone or with its settings
+    (``{dpo: {beta: 0.1}}``), on rows with a chosen and a rejected answer."""
     held_out_fraction: Annotated[Number, Field(gt=0, lt=1)] = 0.1
     """Share of ``data`` that is scored and not trained on."""
     judged_by: Judges = ("loss",)
@@ -179,6 +214,13 @@ class TrainConfig(Section):
     max_length: Count = 1024
     """Rows are cut to this many tokens."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _pairs_by_preference(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("objective") is not None:
+            return {"judged_by": ("preference",), **data}
+        return data
+
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if bool(self.task) == (self.data is not None):
@@ -193,11 +235,30 @@ class TrainConfig(Section):
                     raise ValueError(f"split: {name!r} is not trained on; there is {known}")
         if self.stop is not None and not self.score_checkpoints:
             raise ValueError("stop needs score_checkpoints: the steps at which training may end")
+        if self.objective is not None and self.data is None:
+            raise ValueError("objective: dpo learns from 'data' with chosen and rejected answers")
         if self.judged_by != ("loss",) and self.data is None:
             raise ValueError("judged_by is for 'data'; a task brings its own metrics")
         if self.columns is not None and self.data is None:
             raise ValueError("columns are for 'data'; a task knows its own")
         return self
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Self:
+        """The rows of DPO have two answers, and no others have."""
+        is_dpo = self.dpo is not None
+        if is_dpo != ("preference" in self.judged_by):
+            raise ValueError("judged_by: preference goes with objective dpo; give both or neither")
+        if is_dpo and self.loss_on == "all":
+            raise ValueError("loss_on: dpo compares answers; leave it at completion")
+        if self.columns is not None and (self.columns.rejected is not None) != is_dpo:
+            raise ValueError("columns: 'rejected' goes with objective dpo; give both or neither")
+        return self
+
+    @property
+    def dpo(self) -> DpoConfig | None:
+        """The settings of DPO; None: the next token is learned."""
+        return None if self.objective is None else self.objective.dpo
 
     def split_of(self, task: str) -> str | None:
         """The split to train on; None: the task's own training split."""

@@ -1,4 +1,4 @@
-"""The attention heads on the page: what changed in them, what they do, and what was repaired."""
+"""The attention heads on the page: what changed in them, and what they do."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ from rankwise.records.heads import (
     HeadChanges,
     HeadEffect,
     HeadMap,
-    HeadRepair,
-    RepairedTask,
     TaskHeadEffects,
 )
 from rankwise.records.results import ModelResults, StudyResults
@@ -65,10 +63,10 @@ def head_section(found: Sequence[TrainTaskHeads], results: StudyResults) -> Repo
         "found by taking it off or its delta out, one head at a time (rankwise heads). "
         "Exploratory: the recommendation does not rest on it."
     ]
-    if any(model.head_effects or model.head_repair for model in results.runs):
+    if any(model.head_effects for model in results.runs):
         about.append(
-            "What heads do and what a repair restores is of one run and conditional on its seed: "
-            "with another seed other heads may do it."
+            "What heads do is of one run and conditional on its seed: with another seed other "
+            "heads may do it."
         )
     about += cells.of_one_seed(found[0].num_seeds)
 
@@ -91,11 +89,7 @@ def _tables(
         for effects in model.head_effects:
             done = mode_name(effects.mode, keys_and_values=effects.keys_and_values)
             title = f"Heads {done}, {found.labels[model.name]} on {effects.task}"
-            yield title, _effect_table(effects)
-    for repair in found.repairs:
-        if repair.tasks:
-            count = quantities.counted(len(repair.heads), "head")
-            yield f"Repair of {repair.model}: {count}", _repair_table(repair)
+            yield title, effect_table(effects)
 
 
 def _change_table(runs: Sequence[HeadsOfRun]) -> Table:
@@ -169,8 +163,8 @@ def _matter_table(found: Sequence[ChangeAndEffect]) -> Table:
     )
 
 
-def _effect_table(effects: TaskHeadEffects) -> Table:
-    """The heads of one run that do most on one task."""
+def effect_table(effects: TaskHeadEffects) -> Table:
+    """The heads of one run that do most on one task; in the terminal too."""
     scores = {(head.layer, head.head): head.effect for head in effects.scores}
     columns: list[Column[HeadEffect]] = [
         Column("Head", lambda head: f"layer {head.layer}, head {head.head}"),
@@ -189,7 +183,9 @@ def _effect_table(effects: TaskHeadEffects) -> Table:
         if effects.mode == "revert"
         else "the same intervention on the base"
     )
-    shown = sum(head.effect.is_shown for head in effects.answers)
+    shown, on_metric = (
+        sum(head.effect.is_shown for head in heads) for heads in (effects.answers, effects.scores)
+    )
     done = mode_name(effects.mode, keys_and_values=effects.keys_and_values)
     confidence = quantities.percent(effects.confidence)
     bounds = f"Bounds hold for all heads at once at {confidence}."
@@ -201,7 +197,8 @@ def _effect_table(effects: TaskHeadEffects) -> Table:
     caption = [
         f"{quantities.counted(len(effects.answers), 'head')} {done} one after another on "
         f"{quantities.counted(effects.num_items, 'item')}; the strongest are listed, an effect on "
-        f"the right answer's log-probability is shown of {shown}.",
+        f"the right answer's log-probability is shown of {shown}, on {effects.metric} of "
+        f"{on_metric}.",
         intervention(effects.mode, keys_and_values=effects.keys_and_values),
         bounds,
         f"On the base: {base}.",
@@ -213,36 +210,6 @@ def _effect_table(effects: TaskHeadEffects) -> Table:
         caption.append(f"Screened by gradient{exact}.")
     strongest = sorted(effects.answers, key=lambda head: -abs(head.effect.estimate))[:_STRONGEST]
     return table(" ".join(caption), columns, strongest)
-
-
-def _repair_table(repair: HeadRepair) -> Table:
-    """The repaired adapter on the items that no head was chosen by."""
-    own = dict.fromkeys(repair.in_domain, "in-domain")
-
-    def random(task: RepairedTask) -> str | None:
-        return None if task.random_nats is None else quantities.change(task.random_nats, "nats")
-
-    columns: list[Column[RepairedTask]] = [
-        Column("Task", lambda task: Cell(task.task, "", own.get(task.task, ""))),
-        Column("Base", lambda task: quantities.score(task.base_score, task.unit)),
-        Column("Adapter", lambda task: quantities.score(task.adapted_score, task.unit)),
-        Column("Repaired", lambda task: quantities.score(task.repaired_score, task.unit)),
-        Column("Adapter − base", lambda task: cells.formatted(task.lost_nats, "+.3f"), "nats"),
-        Column("Repaired − adapter", lambda task: cells.formatted(task.effect, "+.1f")),
-        Column(
-            "Repaired − adapter", lambda task: cells.formatted(task.effect_nats, "+.3f"), "nats"
-        ),
-        Column("Random heads", random, "nats"),
-        Column("Items", lambda task: task.num_items),
-    ]
-    heads = ", ".join(f"{layer}.{head}" for layer, head in repair.heads)
-    caption = (
-        f"Reverted together, layer.head: {heads}. "
-        f"{intervention('revert', keys_and_values=repair.keys_and_values)} Chosen on half of the "
-        f"items, judged on the others; written to {repair.folder}. Random: the mean over "
-        f"{quantities.counted(repair.num_random_sets, 'set')} of as many other heads."
-    )
-    return table(caption, columns, repair.tasks)
 
 
 # The title of a measure's map, what it is in words, how its numbers are written, and whether

@@ -119,7 +119,8 @@ def repair_section(found: Sequence[AdapterRepair]) -> ReportSection:
     """The answer of each ``rankwise repair``, its curve, and the judged tasks."""
     tables: list[TitledTable] = []
     for each in found:
-        tables.append(TitledTable(f"What repairs would do to {each.model}", _curve(each.choice)))
+        title = f"What repairs would do to {each.model}"
+        tables.append(TitledTable(title, repair_table(each.choice)))
         if (judged := each.choice.judged) is not None:
             title = f"{each.model}, {judged.repair.label}"
             tables.append(TitledTable(title, _judged(each, judged.tasks)))
@@ -148,7 +149,9 @@ def repair_section(found: Sequence[AdapterRepair]) -> ReportSection:
     )
 
 
-def _curve(choice: RepairChoice) -> Table:
+def repair_table(choice: RepairChoice) -> Table:
+    """Every repair, the chosen one marked; in the terminal too."""
+
     def name(row: RepairPoint) -> Cell:
         is_chosen = row.repair == choice.repair
         return Cell(row.repair.label, "", "chosen" if is_chosen else "", is_chosen)

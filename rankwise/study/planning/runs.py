@@ -94,7 +94,8 @@ def first_rows(
 
 def examples_digest(examples: Sequence[Example]) -> str:
     """Of tokenised rows: what a training depends on."""
-    return fingerprint([(example.tokens, example.num_loss_tokens) for example in examples])
+    sequences = itertools.chain.from_iterable(example.sequences for example in examples)
+    return fingerprint([(each.tokens, each.num_loss_tokens) for each in sequences])
 
 
 def stopped(run: PlannedRun, step: int) -> PlannedRun:
@@ -252,7 +253,7 @@ class RunMaker:
         if train.rows_at == "steps":
             num_steps = num_optimizer_steps(self._num_rows, train, epochs)
             epochs = math.ceil(num_steps / of_epoch)
-        tokens_of_epoch = sum(len(example.tokens) for example in self._rows[number])
+        tokens_of_epoch = sum(example.num_tokens for example in self._rows[number])
         run = PlannedRun(
             name="unnamed",
             fingerprint="",

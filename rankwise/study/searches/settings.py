@@ -40,11 +40,10 @@ def searched(config: StudyConfig) -> Searched:
     """The settings of a study file, smallest rank first and full fine-tuning last."""
     lora = sorted(lora_variants(config), key=lambda variant: variant.rank)
     tune = config.train.learning_rate.tune
-    is_flat = config.methods.lora is not None and config.methods.lora.init == "B"
     settings: list[Setting] = []
     variants: list[LoraVariant | FullVariant] = []
     for variant, label in zip(lora, _labels(lora), strict=True):
-        centre = _expected_rate(variant, is_flat) if tune else variant.peak_rate
+        centre = _expected_rate(variant) if tune else variant.peak_rate
         settings.append(Setting(label, variant.rank, _grid(centre) if tune else (centre,)))
         variants.append(variant)
     for rate, epochs in full_variants(config):
@@ -88,16 +87,11 @@ def terms_of(config: StudyConfig, measures: Measures) -> Terms:
     )
 
 
-def _expected_rate(variant: LoraVariant, is_flat: bool) -> float:
-    """The rate to search around: by its rule, else by how the best rate should go with the rank.
-
-    ``is_flat``: it should not, since B is drawn and A begins at zero.
-    """
+def _expected_rate(variant: LoraVariant) -> float:
+    """The rate to search around: by its rule, else by how the best rate should go with the rank."""
     rate = variant.learning_rate
     if isinstance(rate, RateRuleConfig):
         return rate.rate_of(variant.rank)
-    if is_flat:
-        return rate
     factor = (variant.rank / REFERENCE_RANK) ** _PRIORS[variant.alpha.policy]
     # whole steps of the grid, so that ranks share rates and can be compared at one
     return rate * FACTOR ** round(math.log(factor, FACTOR))

@@ -73,7 +73,8 @@ class RunRepairer:
             kinds: of repair that are tried, as in ``repairs.derived_updates``.
         """
         plan, folder, study = context.plan, context.folder, context.study
-        self._plan, self._folder, self._run, self._tell = plan, folder, run, context.tell
+        self._context, self._tell, self._run = context, context.tell, run
+        self._plan, self._folder = plan, folder
         partners = _other_seeds(study, folder, run) if "average" in kinds else ()
         refined = _refined(study, folder, run) if "refine" in kinds else ()
         # what tells the repairs from others: their kinds, and the fingerprints of other models
@@ -122,11 +123,12 @@ class RunRepairer:
         )
         self._set_damaged_aside()
         outlines = [
-            self._outline(task.prepared.name, "scoring", task.prepared.num_tokens)
+            StageOutline.of_run(task.prepared.name, "scoring", run, float(task.prepared.num_tokens))
             for task in repairer.tasks
         ]
         if repairer.answers:
-            outlines.append(self._outline(_FROM_BASE, "divergence", _num_tokens(repairer.answers)))
+            work = float(_num_tokens(repairer.answers))
+            outlines.append(StageOutline.of_run(_FROM_BASE, "divergence", run, work))
         self._tell.planned(outlines)
         scores = [self._scores(task) for task in repairer.tasks]
         divergences = self._divergences() if repairer.answers else None
@@ -163,53 +165,33 @@ class RunRepairer:
         wanted = repair_scores_fingerprint(
             self._plan.record, self._run, name, self._tried, task.cluster_field
         )
-        path = self._folder.repair_scores_file(self._run.name, name)
-        self._tell.stage_started(name)
-        scores = self._folder.finished(path, RepairScores, wanted)
-        if scores is None:
-            scorer = self._repairer.scorer
-            per_token = 1.0 / (1 + len(scorer.repairs))
-            scores = scorer.scores(
-                task, fingerprint=wanted, advance=lambda num: self._tell.advanced(num * per_token)
-            )
-            self._folder.write(path, scores)
-        else:
-            self._tell.skipped(float(task.prepared.num_tokens))
-        self._tell.stage_finished()
-        return scores
+        return self._context.recorded(
+            name,
+            float(task.prepared.num_tokens),
+            self._folder.repair_scores_file(self._run.name, name),
+            RepairScores,
+            lambda: self._repairer.scorer.scores(task, fingerprint=wanted, advance=self._advance),
+            wanted,
+        )
 
     def _divergences(self) -> RepairDivergences:
         """From the base, on the right answers; from the folder where it is there."""
         answers = self._repairer.answers
         wanted = repair_divergences_fingerprint(self._plan.record, self._run, self._tried, answers)
-        path = self._folder.repair_divergences_file(self._run.name)
-        self._tell.stage_started(_FROM_BASE)
-        found = self._folder.finished(path, RepairDivergences, wanted)
-        if found is None:
-            scorer = self._repairer.scorer
-            per_token = 1.0 / (1 + len(scorer.repairs))
-            found = scorer.divergences(
-                answers,
-                fingerprint=wanted,
-                advance=lambda num: self._tell.advanced(num * per_token),
-            )
-            self._folder.write(path, found)
-        else:
-            self._tell.skipped(float(_num_tokens(answers)))
-        self._tell.stage_finished()
-        return found
-
-    def _outline(self, name: str, kind: str, work: float) -> StageOutline:
-        return StageOutline(
-            id=name,
-            kind=kind,
-            name=name,
-            model=self._run.name,
-            work=float(work),
-            num_tokens=None,
-            models=self._run.method,
-            work_left=float(work),
+        return self._context.recorded(
+            _FROM_BASE,
+            float(_num_tokens(answers)),
+            self._folder.repair_divergences_file(self._run.name),
+            RepairDivergences,
+            lambda: self._repairer.scorer.divergences(
+                answers, fingerprint=wanted, advance=self._advance
+            ),
+            wanted,
         )
+
+    def _advance(self, num_tokens: int) -> None:
+        """Of one of the models, which all read the same."""
+        self._tell.advanced(num_tokens / (1 + len(self._repairer.scorer.repairs)))
 
     def _set_damaged_aside(self) -> None:
         """Move what is damaged of an earlier repair into quarantine: it is made again."""

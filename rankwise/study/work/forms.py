@@ -19,6 +19,7 @@ from rankwise.records.forms import AS_TRAINED, model_in_form
 from rankwise.records.study import PlannedRun, TaskEvaluation
 from rankwise.study.context import StudyContext
 from rankwise.study.planning.plan import metric_of
+from rankwise.study.work.scoring import base_answers
 from rankwise.tasks.evaluation import ScoredModel, evaluate
 from rankwise.tasks.update_guard import probes, refuse_unapplied
 from rankwise.weights.deployment import ADAPTER, instead_warnings
@@ -112,6 +113,7 @@ def _score(
                 prepared,
                 metric=metric_of(study.config, task),
                 advance=lambda num, share=per_token: context.tell.advanced(num * share),
+                of_base=base_answers(folder, prepared),
             )
             record = scoring.record.model_copy(update={"provenance": provenance_on(plan.device)})
             folder.write_evaluation(record, scoring.samples)

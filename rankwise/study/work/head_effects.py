@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from rankwise.engine.models.frozen_adapters import FrozenAdapter
 from rankwise.errors import ModelError
 from rankwise.findings.stats.correlation import rank_correlation
 from rankwise.heads.answers import ItemOptions, ItemValues, continuations, item_values, questions
-from rankwise.heads.effects import HeadScores, first_half, head_effects
+from rankwise.heads.effects import HeadScores, head_effects
 from rankwise.heads.interventions import Head, adapted_heads
 from rankwise.heads.scorer import Ablation, Graft, HeadScorer, Intervention, Reversion
 from rankwise.heads.screen import Gating, ScreenedItem, expected_effects
@@ -57,7 +58,7 @@ class HeadStudy:
 
     def __init__(self, context: StudyContext, run: PlannedRun) -> None:
         self._plan, self._folder, self._run = context.plan, context.folder, run
-        self._models, self._tell = context.models, context.tell
+        self._context, self._models, self._tell = context, context.models, context.tell
 
     def effects(
         self, tasks: Sequence[PreparedTask], question: HeadQuestion
@@ -77,16 +78,7 @@ class HeadStudy:
         records: list[TaskHeadEffects] = []
         self._tell.planned(
             [
-                StageOutline(
-                    id=task.name,
-                    kind="heads",
-                    name=task.name,
-                    model=self._run.name,
-                    work=2.0 * task.num_items,
-                    num_tokens=None,
-                    models=self._run.method,
-                    work_left=2.0 * task.num_items,
-                )
+                StageOutline.of_run(task.name, "heads", self._run, 2.0 * task.num_items)
                 for task in tasks
             ]
         )
@@ -100,14 +92,14 @@ class HeadStudy:
                 task.num_items,
                 keys_and_values=question.keys_and_values,
             )
-            record = self._folder.finished(path, TaskHeadEffects, wanted, of_all)
-            self._tell.stage_started(task.name)
-            if record is None:
-                record = self._effects_on(task, question, wanted)
-                self._folder.write(path, record)
-            else:
-                self._tell.skipped(2.0 * task.num_items)
-            self._tell.stage_finished()
+            record = self._context.recorded(
+                task.name,
+                2.0 * task.num_items,
+                path,
+                TaskHeadEffects,
+                partial(self._effects_on, task, question, wanted),
+                *(wanted, of_all),
+            )
             records.append(record)
         return records
 
@@ -176,7 +168,6 @@ class HeadStudy:
             adapted_answer_nats=float(values[0].answer_nats.mean()),
             scores=compared("values", 100.0 if values[0].unit == "points" else 0.0),
             answers=answers,
-            first_half_nats=first_half(_scores(values, "answer_nats").effects),
             screen=None
             if expected is None
             else _screen(expected, {Head(e.layer, e.head): e.effect.estimate for e in answers}),
@@ -264,11 +255,9 @@ class HeadStudy:
         side: _Side,
         question: HeadQuestion,
     ) -> dict[Head, float]:
-        """First-order effects on the run's model; of reversions, on what a set may be chosen by."""
+        """First-order effects on the run's model."""
         model, adapter = self._models.adapted(self._run)
         asked = continuations(task)
-        if question.mode == "revert":
-            items = items[::2]  # as first_half
         choices = [
             ScreenedItem(tuple(asked[index] for index in item.options), item.right)
             for item in items

@@ -8,7 +8,7 @@ from typing import Any
 from rankwise.engine.models.devices import provenance_on
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.records.config.study import Engine
-from rankwise.records.folder import BASE
+from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.study import PlannedRun
 from rankwise.study.context import StudyContext
 from rankwise.study.planning.plan import metric_of
@@ -109,6 +109,7 @@ class ScoreWorker:
             metric=metric_of(self._plan.record.config, task.name),
             advance=lambda num_tokens: self._tell.advanced(num_tokens * work_per_token),
             skipped=lambda num_tokens: self._tell.skipped(num_tokens * work_per_token),
+            of_base=base_answers(self._folder, task),
         )
         made = self._provenance
         if isinstance(scorer, ResidentScorer):
@@ -157,6 +158,15 @@ class ScoreWorker:
             if line["doc_id"] in {*task.doc_ids}
         ]
         return before == [_log_likelihoods(line) for line in scoring.samples]
+
+
+def base_answers(
+    folder: StudyFolder, task: PreparedTask
+) -> dict[int, tuple[Responses, ...]] | None:
+    """The base's answers to a task of pairs, once it is scored; None for other tasks."""
+    if not task.loaded.has_pairs or not folder.samples_file(BASE, task.name).exists():
+        return None
+    return responses_of(folder.read_samples(BASE, task.name))
 
 
 def responses_of(lines: Iterable[Mapping[str, Any]]) -> dict[int, tuple[Responses, ...]]:

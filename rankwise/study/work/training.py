@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -19,6 +19,7 @@ from rankwise.engine.models.trained_adapters import Adapter, AdapterBank, adapte
 from rankwise.engine.models.variant_models import variant_on
 from rankwise.engine.models.variants import VARIANTS, Initialisation, Initialise, VariantSetting
 from rankwise.engine.training import loop as training
+from rankwise.engine.training.base_readings import base_readings
 from rankwise.engine.training.loop import TrainingResult
 from rankwise.engine.training.micro_batches import training_lanes
 from rankwise.engine.training.states import StateWriter
@@ -44,6 +45,7 @@ from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.quarantine import set_aside
 from rankwise.study.times import TRAINING_WORK, training_work
 from rankwise.study.work.derived import RowsBeside, Truncated, diverged_source, truncated_adapters
+from rankwise.tasks.training_rows import Example
 
 # An imported model reads so many of a text that is trained on before it is believed.
 _PROBE_TOKENS = 256
@@ -136,7 +138,8 @@ def _train_adapters(
     config, base, by_training = context.study.config, context.models.base(), _by_training(runs)
     _refuse_misloaded(context, base, list(by_training))
     truncated = truncated_adapters(context, list(by_training))
-    trainees, unsettled = _adapter_trainees(context, base, by_training, truncated)
+    examples = _examples(context, by_training, base, planned.max_tokens)
+    trainees, unsettled = _adapter_trainees(context, base, by_training, truncated, examples)
 
     def save(trainee: Trainee, run: PlannedRun) -> Saved:
         assert isinstance(trainee, AdapterTrainee)
@@ -181,6 +184,7 @@ def _adapter_trainees(
     base: nn.Module,
     by_training: Mapping[PlannedRun, Sequence[PlannedRun]],
     truncated: Mapping[str, Truncated],
+    examples: Mapping[PlannedRun, Sequence[Example]],
 ) -> tuple[list[AdapterTrainee], dict[str, float | None]]:
     """The adapters of a pass as they begin, and ``unsettled_share`` by the name of the run."""
     plan, config = context.plan, context.study.config
@@ -201,7 +205,7 @@ def _adapter_trainees(
         trainees.append(
             AdapterTrainee(
                 run,
-                plan.examples_of(run),
+                examples[run],
                 config.train,
                 adapter,
                 [model.num_steps for model in models_of],
@@ -210,6 +214,28 @@ def _adapter_trainees(
             )
         )
     return trainees, unsettled
+
+
+def _examples(
+    context: StudyContext,
+    runs: Iterable[PlannedRun],
+    base: nn.Module,
+    max_tokens: int,
+    *,
+    autocast: bool = False,
+) -> dict[PlannedRun, Sequence[Example]]:
+    """What each run is trained on; pairs of answers with what the base says of them.
+
+    ``base`` is without any adapter or training: a saved state is not loaded yet.
+    """
+    of_runs: dict[PlannedRun, Sequence[Example]] = {
+        run: context.plan.examples_of(run) for run in runs
+    }
+    if context.study.config.train.dpo is None:
+        return of_runs
+    pairs = itertools.chain(*of_runs.values())
+    read = base_readings(base, pairs, max_tokens=max_tokens, autocast=autocast)
+    return {run: [read[pair] for pair in own] for run, own in of_runs.items()}
 
 
 class _Initialisations:
@@ -233,7 +259,8 @@ class _Initialisations:
         if self._last is None or self._last[0] != settings:
             examples = self._context.plan.examples_of(run)
             steps = effective_batches(examples, run, self._context.study.config.train)
-            first_epoch = list(itertools.chain(*steps))[: len(examples)]
+            in_order = list(itertools.chain(*steps))[: len(examples)]
+            first_epoch = [sequence for example in in_order for sequence in example.sequences]
             self._last = settings, initialise(self._context.models.base(), adapter, first_epoch)
         return self._last[1]
 
@@ -247,9 +274,9 @@ def _train_full(context: StudyContext, runs: Sequence[PlannedRun], planned: Plan
     assert full is not None
     model: Any = models.load_frozen(models.fetch_weights(plan.base), full.weights, plan.device)
     marks = [model.num_steps for model in models_of]
-    trainee = FullTrainee(
-        whole, plan.examples_of(whole), config.train, model, full.optimizer, marks
-    )
+    autocast = context.study.precision == "bfloat16"
+    examples = _examples(context, [whole], model, planned.max_tokens, autocast=autocast)[whole]
+    trainee = FullTrainee(whole, examples, config.train, model, full.optimizer, marks)
 
     def save(_: Trainee, run: PlannedRun) -> Saved:
         weights = context.folder.weights_folder(run)
@@ -264,7 +291,7 @@ def _train_full(context: StudyContext, runs: Sequence[PlannedRun], planned: Plan
 
 def _train_variant(context: StudyContext, runs: Sequence[PlannedRun], planned: PlannedPass) -> None:
     """Train a variant through PEFT on the base itself, which is as it was when that is done."""
-    plan, config, base = context.plan, context.study.config, context.models.base()
+    config, base = context.study.config, context.models.base()
     by_training = _by_training(runs)
     ((run, models_of),) = by_training.items()
     assert run.variant is not None
@@ -272,9 +299,10 @@ def _train_variant(context: StudyContext, runs: Sequence[PlannedRun], planned: P
     setting = VariantSetting(
         run.rank or 1, run.scaling or 1.0, run.target_modules, run.seed, run.num_steps
     )
+    examples = _examples(context, [run], base, planned.max_tokens)[run]
     with variant_on(base, VARIANTS[run.variant], setting) as model:
         marks = [each.num_steps for each in models_of]
-        trainee = VariantTrainee(run, plan.examples_of(run), config.train, model, marks)
+        trainee = VariantTrainee(run, examples, config.train, model, marks)
 
         def save(_: Trainee, run: PlannedRun) -> Saved:
             size = model.save(context.folder.weights_folder(run), config.base_model.name)

@@ -1,0 +1,199 @@
+"""DPO of several ranks in one pass against TRL's DPOTrainer, which trains each alone.
+
+It needs TRL, which the test set-up does not install: ``pip install trl``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import nn
+
+from rankwise.engine.models import base as models
+from rankwise.engine.models.trained_adapters import Adapter, adapted
+from rankwise.engine.training import loop as training
+from rankwise.engine.training.base_readings import base_readings
+from rankwise.engine.training.trainees import AdapterTrainee
+from rankwise.tasks.training_rows import Example
+from tests.support.passes import CPU, Heard, config, planned
+from tests.support.tiny_models import tiny
+
+trl = pytest.importorskip("trl")
+
+FAMILIES = ("Llama", "Qwen2", "Gemma2")  # Qwen2 has biases, Gemma2 caps its logits
+STEPS, BATCH, ACCUMULATION = 20, 2, 2
+RANKS = (2, 6)
+OBJECTIVES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "sigmoid": ({"beta": 0.3}, {"loss_type": ["sigmoid"]}),
+    "ipo": ({"beta": 0.3, "loss": "ipo"}, {"loss_type": ["ipo"]}),
+    "sft": (
+        {"beta": 0.3, "sft_weight": 0.5},
+        {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]},
+    ),
+}
+
+
+def model_of(family: str) -> Any:
+    torch.manual_seed(0)
+    model = tiny(family)
+    for name, weights in model.named_parameters():
+        if name.endswith("bias"):  # transformers begins them at zero
+            nn.init.normal_(weights, std=0.3)
+    return model.eval()
+
+
+def pairs(equal_lengths: bool) -> list[Example]:
+    """Of one length where TRL averages over a part of a step what is averaged over all of it."""
+    random.seed(1)
+
+    def text(low: int, high: int) -> tuple[int, ...]:
+        return tuple(
+            random.choices(range(3, 64), k=high if equal_lengths else random.randint(low, high))
+        )
+
+    found: list[Example] = []
+    for _ in range(STEPS * BATCH * ACCUMULATION):
+        prompt, chosen, rejected = text(3, 9), text(1, 7), text(1, 7)
+        other = Example(prompt + rejected, len(rejected), False)
+        found.append(Example(prompt + chosen, len(chosen), False, False, other))
+    return found
+
+
+class InOrder(trl.DPOTrainer):
+    """Reads tokens that are there already, in their order, and keeps what it is told."""
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset
+
+    def _get_train_sampler(self, *_: Any, **__: Any) -> Any:
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+def by_trl(
+    model: Any, batches: list[list[Example]], folder: Path, settings: dict[str, Any], **more: Any
+) -> tuple[Any, list[float], list[float]]:
+    """The trained model, and the losses and norms of its steps."""
+    from datasets import Dataset
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = Tokenizer(WordLevel({f"t{n}": n for n in range(64)}, unk_token="t0"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, pad_token="t0", eos_token="t2")
+    rows = [
+        {
+            "prompt_ids": pair.tokens[: -pair.num_loss_tokens],
+            "chosen_ids": pair.tokens[-pair.num_loss_tokens :],
+            "rejected_ids": pair.rejected.tokens[-pair.rejected.num_loss_tokens :],
+        }
+        for pair in itertools.chain(*batches)
+        if pair.rejected is not None
+    ]
+    arguments = trl.DPOConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=BATCH,
+        gradient_accumulation_steps=ACCUMULATION,
+        num_train_epochs=1,
+        learning_rate=1e-3,
+        lr_scheduler_type="linear",
+        warmup_steps=2,
+        max_grad_norm=0.5,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        **settings,
+    )
+    trainer = InOrder(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        **more,
+    )
+    trainer.train()
+    steps = [line for line in trainer.state.log_history if "grad_norm" in line]
+    return trainer.model, [x["loss"] for x in steps], [x["grad_norm"] for x in steps]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ranks_in_one_pass_train_as_trl_trains_each(
+    family: str, objective: str, tmp_path: Path
+) -> None:
+    ours, theirs = OBJECTIVES[objective]
+    train = config(
+        task=(),
+        data=Path("pairs.jsonl"),
+        objective={"dpo": ours},
+        epochs=1,
+        batch_size=BATCH,
+        gradient_accumulation_steps=ACCUMULATION,
+        learning_rate={"lora": 1e-3},
+        max_grad_norm=0.5,
+        warmup_ratio=2 / STEPS,
+    )
+    base = model_of(family).requires_grad_(False)
+    known = base_readings(base, pairs(objective == "sft"), max_tokens=100)
+    every = models.adaptable_shapes(base)
+    shapes = models.target_shapes(every, models.resolved_targets(every, ["all-linear"]))
+    trainees: list[AdapterTrainee] = []
+    for rank in RANKS:
+        run = planned(
+            STEPS, name=f"rank {rank}", rank=rank, alpha=2.0 * rank, learning_rate=1e-3, epochs=1
+        )
+        adapter = Adapter(
+            shapes, rank=rank, scaling=2.0, dropout=0.0, seed=rank, device=CPU, dtype=torch.float32
+        )
+        trainees.append(AdapterTrainee(run, [*known.values()], train, adapter))
+    begun = {
+        trainee.run.name: {
+            name: pair.lora_A.clone() for name, pair in trainee.adapter.factors.items()
+        }
+        for trainee in trainees
+    }
+    heard = Heard()
+    with adapted(base, list(shapes)) as bank:
+        training.train_pass(
+            base,
+            trainees,
+            bank=bank,
+            max_tokens=60,
+            precision="float32",
+            gradient_checkpointing=False,
+            compile_layers=False,
+            observer=heard,
+        )
+    for rank, trainee in zip(RANKS, trainees, strict=True):
+        peer = peft.get_peft_model(
+            model_of(family),
+            peft.LoraConfig(
+                task_type="CAUSAL_LM",
+                r=rank,
+                lora_alpha=2 * rank,
+                target_modules=sorted({name.rpartition(".")[2] for name in shapes}),
+            ),
+        )
+        layers: dict[str, Any] = {
+            name: peer.get_submodule(f"base_model.model.{name}") for name in shapes
+        }
+        for name, layer in layers.items():
+            layer.lora_A["default"].weight.data.copy_(begun[trainee.run.name][name])
+        _, losses, norms = by_trl(peer, trainee.batches, tmp_path, {"beta": ours["beta"], **theirs})
+        lines = heard.lines[trainee.run.name]
+        assert [line.loss_nats for line in lines] == pytest.approx(losses, abs=1e-5)
+        assert [line.grad_norm for line in lines] == pytest.approx(norms, rel=1e-4, abs=1e-5)
+        for name, layer in layers.items():
+            for mine, other in zip(
+                trainee.adapter.factors[name], (layer.lora_A, layer.lora_B), strict=True
+            ):
+                torch.testing.assert_close(mine, other["default"].weight.data, atol=1e-5, rtol=0)
