@@ -175,6 +175,7 @@ def test_a_study_is_whole_and_is_read_again(file: Path, part: StudyOutcome) -> N
     root = file.parent / "part"
     assert rankwise("verify", root).exit_code == 0
     assert rankwise("report", root).exit_code == 0
+    assert "counts and options are of that part" in (root / "report.html").read_text()
     again = conclude(StudyFolder(root))
     assert again.results == part.results
 
