@@ -270,6 +270,8 @@ def relation_table(
     )
     has_counts = any(row.num_learned is not None for row in rows)
     caption += ": p values are not corrected." if has_counts else "."
+    if any(models[row.run].items[row.task].scored is not None for row in rows):
+        caption += " Where a run answered a part of the items, counts and options are of that part."
     groups = [
         (task, _task_detail(results, recommendation, task), own)
         for task in results.tasks[relation]
