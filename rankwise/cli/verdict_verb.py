@@ -165,50 +165,37 @@ def verdict(
     the others are compared with; without one the models are compared with each
     other. Of lm-eval's samples the first file is the base.
     """
-    study_only = {"--delta": delta, "--epsilon": epsilon, "--worst-task": worst_task}
+    margins = {"delta": delta, "epsilon": epsilon, "worst_task": worst_task}
+    only_files: dict[str, Any] = {
+        "item": item, "score": score, "model": model, "task": task, "base": base, "name": name,
+        "in_domain": in_domain, "retention": retention, "out_of_domain": out_of_domain,
+        "lower_is_better": lower_is_better or None, "slice": by_slice, "metric": metric,
+        "filter": filter_name, "confidence": confidence, "anytime": anytime or None,
+    }  # fmt: skip
+    given = {field: value for field, value in only_files.items() if value is not None}
     if os.path.isdir(paths[0]) and not _is_of_helm(paths[0]):
-        file_only = {
-            "--item": item, "--score": score, "--model": model, "--task": task, "--base": base,
-            "--name": name, "--in-domain": in_domain, "--retention": retention,
-            "--out-of-domain": out_of_domain, "--lower-is-better": lower_is_better or None,
-            "--slice": by_slice, "--metric": metric, "--filter": filter_name,
-            "--confidence": confidence, "--anytime": anytime or None, "--output": output,
-        }  # fmt: skip
         if len(paths) > 1:
             command = f"rankwise compare {shlex.join(map(str, paths))}"
             problem = f"a verdict is of one study; to put several side by side: {command}"
             raise ConfigError("verdict", [problem])
-        given = [option for option, value in file_only.items() if value is not None]
-        if given:
-            why = f"{paths[0]} is a study, and it is for files"
-            raise ConfigError("verdict", [f"{option}: {why}; leave it out" for option in given])
-        return _of_study(paths[0], _margins(study_only), cluster or (), as_json=as_json)
+        if given or output is not None:
+            why = f"{paths[0]} is a study, and it is for files; leave it out"
+            names = [*given, *(["output"] if output is not None else [])]
+            raise ConfigError("verdict", [f"{_flag(name)}: {why}" for name in names])
+        return _of_study(paths[0], _margins(margins), cluster or (), as_json=as_json)
     if len(cluster or ()) > 1:
         raise ConfigError("verdict", ["--cluster is given twice; files have one field"])
     from rankwise.scores.asked import Asked
 
-    asked = Asked(
-        item=item,
-        score=score,
-        model=model,
-        task=task,
-        base=base,
-        name=name,
-        in_domain=listed_names(in_domain or ""),
-        retention=listed_names(retention or ""),
-        out_of_domain=listed_names(out_of_domain or ""),
-        cluster=cluster[0] if cluster else None,
-        slice=by_slice,
-        lower_is_better=lower_is_better,
-        metric=metric,
-        filter=filter_name,
-        delta=delta,
-        epsilon=epsilon,
-        worst_task=worst_task,
-        confidence=confidence,
-        anytime=anytime,
-    )
+    for relation in {"in_domain", "retention", "out_of_domain"} & given.keys():
+        given[relation] = listed_names(given[relation])
+    asked = Asked(**given, **margins, cluster=cluster[0] if cluster else None)
     return _of_files(paths, asked, output, overwrite=overwrite, as_json=as_json)
+
+
+def _flag(field: str) -> str:
+    """The option of a field of ``Asked``."""
+    return f"--{field.replace('_', '-')}"
 
 
 def _is_of_helm(folder: Path) -> bool:
@@ -300,16 +287,16 @@ def _say_verdict(outcome: StudyOutcome, root: Path | None) -> None:
             say(f"- {line}")
 
 
-def _margins(options: Mapping[str, float | None]) -> OtherMargins | None:
+def _margins(margins: Mapping[str, float | None]) -> OtherMargins | None:
     """None where none is given."""
     from rankwise.study.conclusion import OtherMargins
 
-    for name, value in options.items():
+    for name, value in margins.items():
         if value is not None and not (math.isfinite(value) and value > 0):
-            problem = f"{name} {value:g} is not a margin; give a number above 0"
+            problem = f"{_flag(name)} {value:g} is not a margin; give a number above 0"
             raise ConfigError("verdict", [problem])
-    given = [value for value in options.values() if value is not None]
-    return OtherMargins(*options.values()) if given else None
+    given = any(value is not None for value in margins.values())
+    return OtherMargins(**margins) if given else None
 
 
 def _clusters(settings: Sequence[str]) -> dict[str, str]:

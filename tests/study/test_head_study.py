@@ -329,7 +329,7 @@ def imported(finished: Finished, root: Path) -> tuple[StudyFolder, str, Any]:
 
 
 def test_planted_heads_are_found_by_their_reversion(finished: Finished, tmp_path: Path) -> None:
-    """Delta is in two heads alone: reverting one of these changes answers, and of others nothing."""
+    """Delta is in two heads alone: reverting one changes answers, and reverting others nothing."""
     planted(finished, tmp_path / "adapter", [Head(0, 1), Head(1, 2)], 1.5)
     folder, name, results = imported(finished, tmp_path)
     asked = ("--run", name, "--tasks", "colours,hues", "--mode", "revert")
