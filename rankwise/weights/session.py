@@ -26,18 +26,22 @@ from rankwise.errors import ConfigError, DataError, ModelError, TaskError
 from rankwise.findings.pairs import accuracy_difference, pair_items, paired_test
 from rankwise.records import quantities
 from rankwise.records.audits import AuditScore
+from rankwise.records.clusters import cluster_numbers
 from rankwise.records.config.own_rows import OwnSetConfig
 from rankwise.records.config.study import EvaluationConfig
 from rankwise.records.config.training import Precision
 from rankwise.records.folder import BASE
 from rankwise.records.results import (
+    JudgedItems,
     ModelResults,
+    answered,
     judged_items,
     left_out_warnings,
     missing_items,
 )
 from rankwise.tasks import requests
 from rankwise.tasks.evaluation import ScoredModel, Scoring, evaluate
+from rankwise.tasks.judgement import Responses
 from rankwise.tasks.questions import Advance, LogLikelihood
 from rankwise.tasks.requests import PreparedTask
 from rankwise.tasks.update_guard import probes, refuse_unapplied
@@ -241,27 +245,30 @@ class ScoringSession:
         if samples is not None:
             for scoring in itertools.chain.from_iterable(by_task):
                 samples[scoring.record.model, scoring.record.task] = scoring.samples
-        return [_results(of_model) for of_model in zip(*by_task, strict=True)]
+        return [_results(of_model, tasks) for of_model in zip(*by_task, strict=True)]
 
 
 def _written_by_base(
     task: PreparedTask, samples: Samples
-) -> dict[int, tuple[tuple[str, ...], ...]] | None:
+) -> dict[int, tuple[Responses, ...]] | None:
     """The base's answers by item, for a task that compares with them."""
     lines = samples.get((BASE, task.name))
-    if lines is None or not task.loaded.compares_with_base:
+    if lines is None or not task.loaded.is_against_base:
         return None
     return {line["doc_id"]: tuple(map(tuple, line["resps"])) for line in lines}
 
 
-def _results(scorings: Sequence[Scoring]) -> ModelResults:
+def _results(scorings: Sequence[Scoring], tasks: Sequence[PreparedTask]) -> ModelResults:
     """One model's scorings, at least one, by the metric that decides each."""
-    judged = {
-        each.record.task: judged_items(
-            each.record, [s for s in each.samples if s["filter"] == each.record.decision_filter]
-        )
-        for each in scorings
-    }
+    judged: dict[str, JudgedItems] = {}
+    for each, task in zip(scorings, tasks, strict=True):
+        lines = [s for s in each.samples if s["filter"] == each.record.decision_filter]
+        judged[task.name] = judged_items(each.record, lines)
+        column, numbered = task.loaded.cluster, answered(each.record, lines)
+        if column is not None and len({line["doc"][column] for line in numbered}) > 1:
+            documents = {line["doc_id"]: line["doc"] for line in numbered}
+            numbers = cluster_numbers(documents, column, "columns.cluster", task.name)
+            judged[task.name] = judged[task.name].with_items(clusters=numbers)
     return ModelResults(
         name=scorings[0].record.model,
         run=None,

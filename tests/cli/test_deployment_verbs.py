@@ -212,6 +212,34 @@ def test_a_function_judges_a_clause_and_items_without_a_number_are_left_out(
     assert any("bluer: 1 item left out for all models" in each for each in record.warnings)
 
 
+def test_rows_of_one_conversation_are_one_cluster(strong: Planted, tmp_path: Path) -> None:
+    """Every row four times, which as items of their own would halve the interval's width."""
+    folders = {name: tmp_path / name for name in ("once", "copied")}
+    for copies, (name, folder) in zip((1, 4), folders.items(), strict=True):
+        folder.mkdir()
+        rows = [
+            {
+                "prompt": f"Question: which colour has the old sky {number} {copy}?\nAnswer:",
+                "completion": " blue" if number % 4 else " green",
+                "conversation_id": f"{number}",
+            }
+            for number in range(40)
+            for copy in range(copies)
+        ]
+        (folder / "colours.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        (folder / "contract.yaml").write_text(yaml.safe_dump({name: clause("contains")}))
+    widths: dict[str, float] = {}
+    for name, folder in folders.items():
+        checked = rankwise(
+            "check", strong.base, strong.adapter, "--contract", folder / "contract.yaml", "--json"
+        )
+        record = DeploymentCheck.model_validate_json(checked.stdout)
+        (score,) = record.forms[0].scores
+        assert (score.num_examples, score.difference) == (40 * (1 + 3 * (name == "copied")), 75.0)
+        widths[name] = score.upper - score.lower
+    assert widths["copied"] == pytest.approx(widths["once"], rel=0.15)
+
+
 def test_an_audit_scores_the_sets_of_a_contract(strong: Planted, tmp_path: Path) -> None:
     file = contract(tmp_path, says_blue=clause("contains"))
     done = rankwise(
