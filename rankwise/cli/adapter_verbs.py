@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
 
 from rankwise.cli.application import (
@@ -33,8 +34,10 @@ from rankwise.cli.application import (
 from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError
 from rankwise.records.outputs import refuse_foreign
+from rankwise.records.study_file import load_contract
 
 if TYPE_CHECKING:
+    from rankwise.records.config.own_rows import OwnSetConfig
     from rankwise.weights.session import ScoreSettings
 
 ADAPTERS = "Adapters and checkpoints"
@@ -47,6 +50,15 @@ Adapter = Annotated[
 ]
 AnyBase = Annotated[
     bool, option("--any-base", "Accept an adapter trained on a base of another name.")
+]
+Contract = Annotated[
+    Path | None,
+    option(
+        "--contract FILE",
+        "Also score the sets of your own rows in this YAML file, written as `evaluation.own` in a "
+        "study file; a set may have a max_loss of its own.",
+        parser=given_path,
+    ),
 ]
 ScoredLimit = Annotated[
     int | None, option("--limit N", "Score N items of each task, drawn at random.", min=2)
@@ -91,6 +103,7 @@ def audit(
     tasks: Annotated[
         str | None, option("--tasks TASK,TASK", "Score base and adapted model on these tasks.")
     ] = None,
+    contract: Contract = None,
     tasks_path: TasksPath = None,
     allow_task_code: AllowTaskCode = False,
     limit: ScoredLimit = None,
@@ -131,11 +144,11 @@ def audit(
     from rankwise.weights.audit import audit as look
     from rankwise.weights.session import audit_scores, prepared_tasks
 
-    names = listed_names(tasks or "")
     asked = score_settings(
-        names,
+        listed_names(tasks or ""),
         tasks_path,
         allow_task_code,
+        own={} if contract is None else load_contract(contract),
         num_fewshot=num_fewshot,
         limit=limit,
         chat_template=chat_template,
@@ -147,7 +160,7 @@ def audit(
         _refuse_inside(target, folder)
         refuse_foreign(folder, (RECORD_FILE, PAGE_FILE), overwrite=overwrite)
         audited = find_audited(base, target, any_base=any_base, report=note)
-        prepared = prepared_tasks(audited, asked) if names else []
+        prepared = prepared_tasks(audited, asked) if asked.tasks or asked.own else []
         scored = None
         if prepared:
             with counted("scoring, tokens", 2 * sum(task.num_tokens for task in prepared)) as add:
@@ -254,6 +267,7 @@ def score_settings(
     tasks_path: Sequence[Path] | None,
     allow_task_code: bool,
     *,
+    own: Mapping[str, OwnSetConfig] = MappingProxyType({}),
     num_fewshot: int | None,
     limit: int | None,
     chat_template: bool,
@@ -266,6 +280,7 @@ def score_settings(
         tasks,
         tuple(tasks_path or ()),
         allow_task_code,
+        own,
         num_fewshot=num_fewshot,
         limit=limit,
         chat_template=chat_template,

@@ -14,6 +14,7 @@ from rankwise.cli.adapter_verbs import (
     AnyBase,
     Base,
     ChatTemplate,
+    Contract,
     NumFewshot,
     ScoredLimit,
     ScorePrecision,
@@ -40,9 +41,10 @@ from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError, RankwiseError
 from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.deployment import FormVerdict
-from rankwise.records.files import write_record
+from rankwise.records.files import write_atomically, write_record
+from rankwise.records.study_file import load_contract
 
-RECORD_FILE = "deployment.json"
+RECORD_FILE, REPORT_FILE = "deployment.json", "report.md"
 EXIT_CODES: dict[FormVerdict, int] = {"keeps": OK, "loses": 1, "cannot_tell": 3}
 
 
@@ -52,7 +54,8 @@ def check(
     adapter: Adapter,
     tasks: Annotated[
         str, typer.Option("--tasks", metavar="TASK,TASK", help="Tasks to score and compare.")
-    ],
+    ] = "",
+    contract: Contract = None,
     forms: Annotated[
         str,
         typer.Option(
@@ -68,8 +71,10 @@ def check(
         float,
         typer.Option(
             "--max-loss",
+            "--max-retention-loss",
             metavar="POINTS",
-            help="Largest acceptable fall of the mean score over the tasks.",
+            help="Largest acceptable fall of the mean score over the tasks, and of each set of a "
+            "contract that has no max_loss of its own.",
         ),
     ] = 1.0,
     tasks_path: TasksPath = None,
@@ -92,7 +97,7 @@ def check(
             "--output",
             metavar="FOLDER",
             parser=given_path,
-            help=f"Folder for {RECORD_FILE}; it must be new or empty.",
+            help=f"Folder for {RECORD_FILE} and {REPORT_FILE}; it must be new or empty.",
         ),
     ] = None,
     as_json: Json = False,
@@ -105,18 +110,22 @@ def check(
     survive deployment? The table then also compares the rounding error with the
     adapter's update of the weights. Everything is done in memory.
 
+    With --contract, each set of your own rows is a clause: it is judged by
+    itself, beside the mean over --tasks.
+
     Exit codes, for scripts: 0 if every loss is shown to be below --max-loss, 1
     if one is shown to be above, 3 if undecided, 2 for wrong usage or another
     error.
     """
     with usage_errors((RankwiseError,)):
         wanted, names = listed_names(forms), listed_names(tasks)
-        _refuse(margin, names)
+        _refuse(margin, names, contract)
+        clauses = {} if contract is None else load_contract(contract)
         if output is not None:
             refuse_replacing(output)
         quiet_libraries()
         from rankwise.engine.models.base import trained_folder
-        from rankwise.findings.deployment import LossRule
+        from rankwise.findings.deployment import LossRule, check_report
         from rankwise.weights.audit import find_adapter
         from rankwise.weights.deployment import Question, check_deployment, check_retention
         from rankwise.weights.forms import find_forms
@@ -126,6 +135,7 @@ def check(
             names,
             tasks_path,
             allow_task_code,
+            own=clauses,
             num_fewshot=num_fewshot,
             limit=limit,
             chat_template=chat_template,
@@ -136,7 +146,8 @@ def check(
         use = "merged" if wanted else "checked"
         found = find_adapter(base, folder, use, any_base=any_base, report=note)
         # tasks in nats have the margin of a study
-        rule = LossRule(margin, RecommendationConfig().delta_nats, CONFIDENCE)
+        margins = {name: clause.max_loss for name, clause in clauses.items()}
+        rule = LossRule(margin, RecommendationConfig().delta_nats, CONFIDENCE, margins)
         question = Question(prepared_tasks(found, settings), settings, rule)
         with counted("scoring, tokens", question.num_tokens(2 + len(found_forms))) as add:
             if found_forms:
@@ -145,6 +156,7 @@ def check(
                 record = check_retention(found, question, add)
         if output is not None:
             write_record(output / RECORD_FILE, record)
+            write_atomically(output / REPORT_FILE, check_report(record))
     if as_json:
         emit(record)
         return EXIT_CODES[record.verdict]
@@ -157,12 +169,12 @@ def check(
     return EXIT_CODES[record.verdict]
 
 
-def _refuse(margin: float, tasks: tuple[str, ...]) -> None:
-    """Refuse a margin that is none, and no tasks."""
+def _refuse(margin: float, tasks: tuple[str, ...], contract: Path | None) -> None:
+    """Refuse a margin that is none, and nothing to score."""
     problems: list[str] = []
     if not (math.isfinite(margin) and margin > 0):
         problems.append(f"--max-loss {margin:g} is not a margin; give a number above 0")
-    if not tasks:
-        problems.append("--tasks names no task; name at least one")
+    if not tasks and contract is None:
+        problems.append("--tasks names no task; name at least one, or give a --contract")
     if problems:
         raise ConfigError("check", problems)

@@ -283,6 +283,7 @@ def deployment_table(record: DeploymentCheck) -> Table:
         own = quantities.score(score.reference_score, score.unit)
         table.add_row(name, size, score.task, own, *blank)
     for form in record.forms:
+        verdicts = {mean.tasks[0]: mean.verdict for mean in form.means}
         for place, score in enumerate(form.scores):
             is_first = place == 0
             table.add_row(
@@ -290,7 +291,7 @@ def deployment_table(record: DeploymentCheck) -> Table:
                 in_words(form.num_bytes) if is_first else "",
                 *_form_score(score),
                 *(_delta_cells(form.delta if is_first else None) if merged else ()),
-                form.verdict.replace("_", " ") if is_first else "",
+                verdicts.get(score.task, "").replace("_", " "),
             )
     return table
 

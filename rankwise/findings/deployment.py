@@ -6,18 +6,31 @@ below the margin is kept, one that is shown to be above it is not, and in betwee
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
-from rankwise.findings.pairs import Pair, accuracy_difference, bound_of, pair_items, paired_test
+from rankwise.findings.model_card import markdown_code, markdown_table, markdown_text
+from rankwise.findings.pairs import (
+    Pair,
+    Scores,
+    accuracy_difference,
+    bound_of,
+    pair_items,
+    pair_scores,
+    paired_test,
+)
 from rankwise.findings.rows import Row, flat
 from rankwise.findings.stats.estimates import mean_over_tasks
 from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.deployment import (
     DeltaInForm,
+    DeploymentCheck,
+    FieldChange,
     FormScore,
     FormVerdict,
     JudgedForm,
@@ -26,7 +39,7 @@ from rankwise.records.deployment import (
 )
 from rankwise.records.forms import AS_TRAINED
 from rankwise.records.recommendation import Bound, Recommendation, StudyRecommendation
-from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults
+from rankwise.records.results import MIN_ITEMS, ModelResults, StudyResults, TrainTaskResults
 from rankwise.records.study import Relation, Unit
 
 _NAMES: Mapping[FormVerdict, str] = {
@@ -39,12 +52,14 @@ _NAMES: Mapping[FormVerdict, str] = {
 class LossRule(NamedTuple):
     """How much may be lost, in the unit of a task, and how sure the answer must be.
 
-    ``confidence`` is two-sided, 0..1.
+    ``confidence`` is two-sided, 0..1. ``clauses`` are tasks that are judged each by itself, with
+    what it may lose, in its unit; None: as much as the others.
     """
 
     points: float
     nats: float
     confidence: float
+    clauses: Mapping[str, float | None] = MappingProxyType({})
 
     def margin(self, unit: Unit) -> float:
         """Of tasks in this unit."""
@@ -83,8 +98,11 @@ def judged_form(
     Raises:
         RecordError: they were scored on other items, or a task has fewer than two.
     """
-    by_unit = reference.tasks_by_unit(reference.items)
+    by_unit = reference.tasks_by_unit(task for task in reference.items if task not in rule.clauses)
     groups = [TaskGroup(unit, tasks, rule.margin(unit)) for unit, tasks in by_unit.items()]
+    for task, margin in rule.clauses.items():
+        unit = reference.items[task].unit
+        groups.append(TaskGroup(unit, [task], margin or rule.margin(unit)))
     return judged_in_groups(reference, form, weights, groups, rule.confidence)
 
 
@@ -100,7 +118,7 @@ def judged_in_groups(
     ``confidence`` is two-sided, of each interval for itself.
     """
     means = tuple(
-        _mean(group, [pair_items(reference, form, task) for task in group.tasks], confidence)
+        judged_mean(group, [pair_items(reference, form, task) for task in group.tasks], confidence)
         for group in groups
     )
     verdict = worst([mean.verdict for mean in means])
@@ -118,6 +136,36 @@ def judged_in_groups(
     )
 
 
+def field_changes(
+    reference: ModelResults, form: ModelResults, confidence: float
+) -> Iterator[FieldChange]:
+    """How often each field of the right answers in JSON is right; two items at least have it."""
+    for task, items in reference.items.items():
+        for field in items.fields:
+            before, after = (_with_field(model, task, field) for model in (reference, form))
+            if len(before.values) < MIN_ITEMS:
+                continue
+            pair = pair_scores(task, before, after, higher_is_better=True, in_points=True)
+            test = paired_test(pair, confidence)
+            yield FieldChange(
+                form=form.name,
+                task=task,
+                field=field,
+                num_examples=test.num_examples,
+                reference_score=test.base_score,
+                form_score=test.adapted_score,
+                difference=bound_of(test.estimate, confidence),
+            )
+
+
+def _with_field(model: ModelResults, task: str, field: str) -> Scores:
+    """Of the items whose right answer has the field."""
+    items = model.items[task]
+    values = zip(items.doc_ids, items.fields[field], strict=True)
+    own = {doc_id: value for doc_id, value in values if value is not None}
+    return Scores(model.name, tuple(own), tuple(own.values()))
+
+
 def verdict_of(difference: Bound, margin: float) -> FormVerdict:
     """Whether a difference is shown to be above minus the margin, or below; positive is better."""
     if difference.lower > -margin:
@@ -125,7 +173,8 @@ def verdict_of(difference: Bound, margin: float) -> FormVerdict:
     return "loses" if difference.upper < -margin else "cannot_tell"
 
 
-def _mean(group: TaskGroup, pairs: Sequence[Pair], confidence: float) -> MeanDifference:
+def judged_mean(group: TaskGroup, pairs: Sequence[Pair], confidence: float) -> MeanDifference:
+    """The mean difference over a group's tasks, given a pair for each, and whether it is a loss."""
     difference = bound_of(mean_over_tasks([pair.items for pair in pairs]), confidence)
     return MeanDifference(
         unit=group.unit,
@@ -167,9 +216,11 @@ def _statement(
     said: list[str] = []
     for mean in means:
         task = "task" if mean.relation is None else f"{mean.relation.replace('_', '-')} task"
+        where = f"over {quantities.counted(len(mean.tasks), task)}"
+        if mean.relation is None and len(mean.tasks) == 1:
+            where = f"on {mean.tasks[0]}"
         said.append(
-            f"{quantities.with_interval(mean.difference, mean.unit)} over "
-            f"{quantities.counted(len(mean.tasks), task)}, where "
+            f"{quantities.with_interval(mean.difference, mean.unit)} {where}, where "
             f"{quantities.amount(mean.margin, mean.unit)} is acceptable"
         )
     text = f"{form} {_NAMES[verdict]}: {quantities.listed(said)}."
@@ -182,6 +233,103 @@ def _statement(
         f"{quantities.share(delta.unchanged_share)} of delta's entries change nothing, and "
         f"{quantities.share(max(delta.kept_share, 0.0))} of delta is kept."
     )
+
+
+RESULTS: Mapping[FormVerdict, str] = {
+    "keeps": "pass",
+    "loses": "fail",
+    "cannot_tell": "not settled",
+}
+MOST_CHANGED = 20
+"""Changed answers of a form that a report lists; the record has all."""
+_MOST_LETTERS = 200
+
+
+def check_report(record: DeploymentCheck) -> str:
+    """A check as Markdown, for a pull request: a line for each clause, and the changed answers."""
+    result = quantities.capital(RESULTS[record.verdict])
+    against = "its base" if record.reference == "base" else "itself as trained"
+    compared = ("items", "score", record.reference, "difference")
+    lines = [
+        f"# {result}: {markdown_code(record.adapter)} against {against}",
+        "",
+        f"Base: {markdown_code(record.base)}. Differences are paired over the same items, with "
+        f"intervals of {quantities.percent(record.confidence)}; positive is better.",
+        "",
+        *markdown_table(
+            ("form", "on", *compared, "may lose", "result"),
+            [row for form in record.forms for row in _clause_rows(form)],
+        ),
+    ]
+    if record.fields:
+        lines += [
+            "",
+            *markdown_table(
+                ("form", "on", "field", *compared),
+                [_field_row(change) for change in record.fields],
+            ),
+        ]
+    for form in record.forms:
+        changed = [answer for answer in record.changed if answer.form == form.form]
+        if not changed:
+            continue
+        num_lost = sum(answer.is_lost for answer in changed)
+        rows = [
+            (
+                "lost" if each.is_lost else "gained",
+                each.task,
+                str(each.doc_id),
+                *map(_cut, (each.prompt, each.right, each.reference_answer, each.form_answer)),
+            )
+            for each in changed[:MOST_CHANGED]
+        ]
+        lines += [
+            "",
+            f"## Changed answers of {markdown_text(form.form)}: {num_lost} lost, "
+            f"{len(changed) - num_lost} gained",
+            "",
+            *markdown_table(
+                ("", "task", "item", "asked", "right", record.reference, form.form), rows
+            ),
+        ]
+        if len(changed) > MOST_CHANGED:
+            lines += ["", f"{len(changed) - MOST_CHANGED} more are in the record."]
+    return "\n".join([*lines, ""])
+
+
+def _clause_rows(form: JudgedForm) -> Iterator[tuple[str, ...]]:
+    by_task = {score.task: score for score in form.scores}
+    for mean in form.means:
+        scores = [by_task[task] for task in mean.tasks]
+        values = [(score.form_score, score.reference_score) for score in scores]
+        means = (statistics.fmean(of_model) for of_model in zip(*values, strict=True))
+        yield (
+            form.form,
+            quantities.listed(mean.tasks),
+            quantities.count(sum(score.num_examples for score in scores)),
+            *(quantities.score(value, mean.unit) for value in means),
+            quantities.with_interval(mean.difference, mean.unit),
+            quantities.amount(mean.margin, mean.unit),
+            RESULTS[mean.verdict],
+        )
+
+
+def _field_row(change: FieldChange) -> tuple[str, ...]:
+    return (
+        change.form,
+        change.task,
+        change.field,
+        quantities.count(change.num_examples),
+        quantities.score(change.form_score, "points"),
+        quantities.score(change.reference_score, "points"),
+        quantities.with_interval(change.difference, "points"),
+    )
+
+
+def _cut(text: str) -> str:
+    """The end of a text on one line, where a prompt's question stands."""
+    line = " ".join(text.split())
+    return line if len(line) <= _MOST_LETTERS else f"… {line[-_MOST_LETTERS:]}"
 
 
 POINTS_WITHOUT_MARGIN = 1.0

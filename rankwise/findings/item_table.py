@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from rankwise.findings.models import seeded_labels
 from rankwise.findings.pairs import run_record
 from rankwise.records.axes import Kind
+from rankwise.records.deployment import ChangedAnswer
 from rankwise.records.folder import BASE
 from rankwise.records.p_right import Line, highest, option_nats, requests_of, right_options
 from rankwise.records.results import ModelResults, StudyResults
@@ -125,9 +126,7 @@ def item_rows(table: ItemTable) -> Iterator[ItemRow]:
             is_right, said = answers.is_right[place], answers.answers[place]
             if is_right is None:
                 continue
-            task, answer = table.tasks[item.task], said or ""
-            if isinstance(said, int):  # an option whose text is not known is its place
-                answer = item.options[said] if said < len(item.options) else str(said)
+            task = table.tasks[item.task]
             yield ItemRow(
                 task=task.name,
                 relation=task.relation,
@@ -137,9 +136,39 @@ def item_rows(table: ItemTable) -> Iterator[ItemRow]:
                 base_is_right=bool(base.is_right[place]),
                 is_right=is_right,
                 margin_nats=answers.margins[place],
-                answer=str(answer),
+                answer=_in_words(item, said),
                 right=item.right,
                 prompt=item.prompt,
+            )
+
+
+def changed_answers(
+    reference: ModelResults, form: ModelResults, read: ReadSamples
+) -> Iterator[ChangedAnswer]:
+    """The items that only one of two models gets right, by task; lost ones come first.
+
+    Tasks whose items are neither right nor wrong have none.
+
+    Raises:
+        RecordError: samples cannot be read.
+    """
+    for task in [task for task, items in reference.items.items() if items.unit == "points"]:
+        before, after = (Answers([], [], [], []) for _ in range(2))
+        table = ItemTable([], [], [], [before, after])
+        _add(table, 0, [reference, form], task, None, read, with_texts=True)
+        places = range(len(table.items))
+        changed = [place for place in places if before.is_right[place] != after.is_right[place]]
+        for place in sorted(changed, key=lambda place: bool(after.is_right[place])):
+            item = table.items[place]
+            yield ChangedAnswer(
+                form=form.name,
+                task=task,
+                doc_id=item.doc_id,
+                prompt=item.prompt,
+                right=item.right,
+                reference_answer=_in_words(item, before.answers[place]),
+                form_answer=_in_words(item, after.answers[place]),
+                is_lost=bool(before.is_right[place]),
             )
 
 
@@ -253,6 +282,13 @@ def _margin(nats: Sequence[float], right: Iterable[int]) -> float | None:
     if not places or not others:
         return None
     return max(nats[place] for place in places) - max(others)
+
+
+def _in_words(item: ShownItem, said: int | str | None) -> str:
+    """The text of an answer; an option whose text is not known is its place."""
+    if isinstance(said, int) and said < len(item.options):
+        return item.options[said]
+    return "" if said is None else str(said)
 
 
 def _text(value: Any) -> str:

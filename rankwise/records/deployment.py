@@ -102,6 +102,37 @@ class JudgedForm(Record):
     statement: str
 
 
+class ChangedAnswer(Record):
+    """An item that only the form, or only the reference, gets right."""
+
+    form: str
+    task: str
+    doc_id: int
+    prompt: str
+    """What was asked; of a long one the end."""
+    right: str
+    reference_answer: str
+    form_answer: str
+    is_lost: bool
+    """Whether the reference was right, and the form is wrong."""
+
+
+class FieldChange(Record):
+    """A field of answers in JSON, in points of the items whose right answer has it.
+
+    No verdict rests on it.
+    """
+
+    form: str
+    task: str
+    field: str
+    num_examples: int
+    reference_score: float
+    form_score: float
+    difference: Bound
+    """Positive where the form is better."""
+
+
 class DeploymentCheck(VersionedRecord):
     """``deployment.json``: an adapter in some forms against the adapter as trained.
 
@@ -122,6 +153,10 @@ class DeploymentCheck(VersionedRecord):
     precision: Literal["float32", "bfloat16"]
     """In which all of them were scored."""
     forms: tuple[JudgedForm, ...]
+    fields: tuple[FieldChange, ...]
+    """Of each form, by task."""
+    changed: tuple[ChangedAnswer, ...]
+    """Of each form, by task; those that were lost come first."""
     warnings: tuple[str, ...]
     verdict: FormVerdict
     """The worst of the forms'."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 from rankwise.errors import RecordError
+from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.behaviour import Behaviour
 from rankwise.records.clusters import Ties
@@ -377,6 +378,15 @@ def missing_items(models: Sequence[ModelResults]) -> dict[str, set[int]]:
             if items.missing:
                 missing.setdefault(task, set()).update(items.missing)
     return missing
+
+
+def left_out_warnings(missing: Mapping[str, Collection[int]]) -> Iterator[str]:
+    """What is said of ``missing_items``."""
+    for task, doc_ids in missing.items():
+        yield (
+            f"{task}: {quantities.counted(len(doc_ids), 'item')} left out for all models, because "
+            "the check gave no number for some of them"
+        )
 
 
 def judged_items(

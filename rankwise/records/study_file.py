@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -19,6 +19,8 @@ from rankwise.records.config.mitigations import MitigationConfig
 from rankwise.records.config.own_rows import (
     CHECK_TAGS,
     CheckConfig,
+    ClauseConfig,
+    ContractConfig,
     JudgeName,
     OwnSetConfig,
     hub_data,
@@ -30,6 +32,8 @@ from rankwise.records.study import Unit
 from rankwise.records.yaml_reading import PlainLoader, YamlError, parse_yaml, read_yaml_text
 
 _MOST_SHOWN = 80
+_STUDY_FILE = "a study file is a mapping of sections; see `rankwise init`"
+_CONTRACT = "a contract maps names to own rows, such as tools: {data: rows.jsonl, judged_by: json}"
 # What pydantic says of Python's types, said of a study file.
 _IN_WORDS = {
     "string_type": "write text, in quotes if it looks like something else",
@@ -75,18 +79,35 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> StudyConfig
         ConfigError: with every problem that the file alone can show.
     """
     if path is None:
-        source, folder, text = "quickstart", Path.cwd(), preset_text("quickstart")
+        source, folder = "quickstart", Path.cwd()
+        data = _parse_yaml(preset_text("quickstart"), source)
     else:
         source = path.name or str(path)
-        try:
-            folder, text = path.resolve().parent, read_yaml_text(path)
-        except (YamlError, OSError, ValueError, RuntimeError) as error:  # also NUL, link loops
-            raise ConfigError(source, [str(error)]) from error
-    data = _parse_yaml(text, source)
-    if path is not None:
+        data, folder = _read_sections(path, source), path.resolve().parent
         data.setdefault("name", study_name(path.stem))
     problems = [problem for override in overrides if (problem := _apply_override(data, override))]
     return _checked(data, source, folder, problems)
+
+
+def load_contract(path: Path) -> dict[str, ClauseConfig]:
+    """Read a contract: sets of own rows by their names, as in ``evaluation.own``.
+
+    Returns:
+        The clauses, with relative paths resolved against the file's folder.
+
+    Raises:
+        ConfigError: with every problem that the file alone can show.
+    """
+    source, key = path.name or str(path), "contract"
+    data = {key: _read_sections(path, source, _CONTRACT)}
+    try:
+        found = ContractConfig.model_validate(data)
+    except ValidationError as error:
+        problems = problems_of(error, data, ContractConfig)
+        # the file's own keys begin one level deeper
+        raise ConfigError(source, [each.removeprefix(f"{key}.") for each in problems]) from error
+    folder = path.resolve().parent
+    return {name: _with_absolute_files(each, folder) for name, each in found.contract.items()}
 
 
 def config_of(settings: Mapping[str, Any], source: str, folder: Path) -> StudyConfig:
@@ -179,13 +200,22 @@ def without_folders(value: Any) -> Any:
     return f"./{Path(value).name}" if is_path else value
 
 
-def _parse_yaml(text: str, source: str) -> dict[str, Any]:
+def _read_sections(path: Path, source: str, wanted: str = _STUDY_FILE) -> dict[str, Any]:
+    try:
+        path.resolve()  # refuses a NUL, and links that lead to themselves
+        text = read_yaml_text(path)
+    except (YamlError, OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(source, [str(error)]) from error
+    return _parse_yaml(text, source, wanted)
+
+
+def _parse_yaml(text: str, source: str, wanted: str = _STUDY_FILE) -> dict[str, Any]:
     try:
         data = parse_yaml(text, PlainLoader)
     except YamlError as error:
         raise ConfigError(source, [str(error)]) from error
     if not isinstance(data, dict):
-        raise ConfigError(source, ["a study file is a mapping of sections; see `rankwise init`"])
+        raise ConfigError(source, [wanted])
     return cast(dict[str, Any], data)
 
 
@@ -283,7 +313,7 @@ def _rows_place(folder: Path, data: Path) -> Path:
     return path if hub_data(data) is None or os.path.exists(path) else data
 
 
-Rows = TypeVar("Rows", TrainConfig, OwnSetConfig)
+Rows = TypeVar("Rows", bound=TrainConfig | OwnSetConfig)
 
 
 def _with_absolute_files(rows: Rows, folder: Path) -> Rows:
@@ -413,12 +443,15 @@ def _dotted(location: tuple[int | str, ...]) -> str:
 
 
 def _known_keys(model: Any, location: tuple[int | str, ...]) -> list[str]:
+    is_users_name = False
     for part in location:
-        if isinstance(part, str) and part not in _TAGS:
-            fields = model.model_fields.items()
-            field = next((field for name, field in fields if part in (name, field.alias)), None)
-            # else the name of one of several sections, which is the user's
-            model = model if field is None else next(_sections(field.annotation))
+        if is_users_name or isinstance(part, int) or part in _TAGS:
+            is_users_name = False
+            continue
+        fields = model.model_fields.items()
+        field = next(field for name, field in fields if part in (name, field.alias))
+        model = next(_sections(field.annotation))
+        is_users_name = get_origin(field.annotation) is Mapping
     return [field.alias or name for name, field in model.model_fields.items()]
 
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable
 from typing import Any
 
 from rankwise.errors import RecordError
-from rankwise.records import quantities
 from rankwise.records.clusters import cluster_fields
 from rankwise.records.fingerprints import scoring_fingerprint
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.heads import of_most_items
 from rankwise.records.reading import in_clusters_of, linked, read_judged
-from rankwise.records.results import MIN_ITEMS, ModelResults, StudyResults, missing_items
+from rankwise.records.results import (
+    MIN_ITEMS,
+    ModelResults,
+    StudyResults,
+    left_out_warnings,
+    missing_items,
+)
 from rankwise.records.search import SearchRecord
 from rankwise.records.study import (
     COMPARED,
@@ -89,7 +94,9 @@ def read_results(folder: StudyFolder, study: StudyRecord | None = None) -> Study
     missing = missing_items([base, *models])
     if missing:  # what is compared has the same items
         base, *models = (each.without_items(missing) for each in (base, *models))
-        study = study.model_copy(update={"warnings": (*study.warnings, *_said(missing))})
+        study = study.model_copy(
+            update={"warnings": (*study.warnings, *left_out_warnings(missing))}
+        )
     return StudyResults(
         study=study,
         base=base,
@@ -99,14 +106,6 @@ def read_results(folder: StudyFolder, study: StudyRecord | None = None) -> Study
         stacks=folder.accepted_stacks().stacks,
         left_out=left_out,
     )
-
-
-def _said(missing: Mapping[str, Collection[int]]) -> Iterator[str]:
-    for task, doc_ids in missing.items():
-        yield (
-            f"{task}: {quantities.counted(len(doc_ids), 'item')} left out for all models, because "
-            "the check gave no number for some of them"
-        )
 
 
 def _with_enough_items(

@@ -36,6 +36,7 @@ class LoadedTask(NamedTuple):
         has_pairs: each item asks for two answers, whose odds are compared with the base's.
         groups: names of the groups and tags that contain it.
         compares_with_base: what is written is judged beside what the base wrote.
+        cluster: column of own rows by which they belong together.
     """
 
     name: str
@@ -44,6 +45,7 @@ class LoadedTask(NamedTuple):
     groups: tuple[str, ...] = ()
     compares_with_base: bool = False
     has_pairs: bool = False
+    cluster: str | None = None
 
     @property
     def is_against_base(self) -> bool:

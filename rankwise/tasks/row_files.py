@@ -1,4 +1,4 @@
-"""Reads rows as they are: JSON Lines, JSON, CSV and Parquet files, and data sets of the Hub."""
+"""Reads rows as they are: files, data sets of the Hub, and the rows that come with rankwise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from rankwise.errors import DataError
+from rankwise.errors import DataError, did_you_mean
 from rankwise.records.config.own_rows import HubData, hub_data
 from rankwise.records.files import in_words, read_regular
 
@@ -23,6 +23,9 @@ MOST_BYTES = 1 << 30
 
 MOST_ROWS = 1_000_000
 """A study trains and scores each row many times, and all rows are in memory."""
+
+_BUNDLED = "bundled/"
+"""Before the name of rows that come with rankwise, where data sets of the Hub have their owner."""
 
 _DELIMITERS = (",", ";", "\t", "|")
 _NETWORK = "Check the name, `hf auth login` for gated data sets, and the network (HF_HUB_OFFLINE)."
@@ -50,7 +53,7 @@ class RawRows(NamedTuple):
 
     Attributes:
         source: name of the file, or of the data set.
-        format: JSON Lines, JSON, CSV, Parquet or Hub.
+        format: JSON Lines, JSON, CSV, Parquet, Hub or bundled.
         rows: in their order.
         revision: commit of the data set; None of a file.
         sha256: of the file; None of a data set.
@@ -68,14 +71,15 @@ def read_raw_rows(data: Path) -> RawRows:
 
     Args:
         data: a path, or ``org/name[:config][@revision][/split]``, the name of a data set of the
-            Hub. The file's ending says what it is; without a known one it is JSON Lines.
+            Hub, or ``bundled/name``. The file's ending says what it is; without a known one it is
+            JSON Lines.
 
     Raises:
         DataError: it is not there, or it is not of its format as a whole.
     """
     hub = hub_data(data)
     if hub is not None:
-        return _hub_rows(hub)
+        return _bundled_rows(hub) if hub.repository.startswith(_BUNDLED) else _hub_rows(hub)
     try:
         content = read_regular(data, MOST_BYTES)
     except (OSError, ValueError) as error:  # also of a path with a NUL
@@ -271,6 +275,15 @@ def _size(value: Any) -> int:
     if isinstance(value, dict):
         return sum(map(_size, cast(dict[str, Any], value).values()))
     return sum(map(_size, cast(list[Any], value))) if isinstance(value, list) else 8
+
+
+def _bundled_rows(hub: HubData) -> RawRows:
+    from rankwise.tasks.bundled.json_rows import SETS, bundled_rows
+
+    if str(hub) not in {f"{_BUNDLED}{name}" for name in SETS}:
+        hint = did_you_mean(hub.name, SETS) or f"there are {', '.join(SETS)}."
+        raise DataError(f"no rows named {hub} come with rankwise; {hint}")
+    return RawRows(str(hub), "bundled", _numbered(bundled_rows(hub.name)))
 
 
 def _hub_rows(hub: HubData) -> RawRows:

@@ -146,7 +146,10 @@ def load_own_set(
             tasks.append(_pairs(called, own.rows))
         elif judge == of_texts[0]:
             tasks.append(_texts(called, own.rows, of_texts, own.raw.source, allow_code))
-    return OwnSet(tuple(tasks), _record(own, len(own.rows), own_set.judged_by, answers))
+    return OwnSet(
+        tuple(task._replace(cluster=own.cluster) for task in tasks),
+        _record(own, len(own.rows), own_set.judged_by, answers),
+    )
 
 
 def _of_texts(judged_by: Sequence[Judge]) -> list[Judge]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,18 +14,26 @@ from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
 from rankwise.engine.models.devices import DTYPES, choose_device, provenance_on
 from rankwise.engine.models.files import weights_files
 from rankwise.errors import ConfigError, ModelError
-from rankwise.findings.deployment import FormWeights, LossRule, judged_form
+from rankwise.findings.deployment import FormWeights, LossRule, field_changes, judged_form
+from rankwise.findings.item_table import changed_answers
 from rankwise.findings.stats.items import POINTS
 from rankwise.records import quantities
-from rankwise.records.deployment import CheckReference, DeploymentCheck, JudgedForm, worst
+from rankwise.records.deployment import CheckReference, DeploymentCheck, worst
 from rankwise.records.folder import BASE
-from rankwise.records.results import ModelResults
+from rankwise.records.p_right import Line
+from rankwise.records.results import ModelResults, left_out_warnings, missing_items
 from rankwise.tasks.questions import Advance
 from rankwise.tasks.requests import PreparedTask
 from rankwise.weights.audit import Audited
 from rankwise.weights.forms import Form
 from rankwise.weights.merging import Merged, merged_as
-from rankwise.weights.session import ScoreSettings, ScoringSession, cut_warnings
+from rankwise.weights.session import (
+    Samples,
+    ScoreSettings,
+    ScoringSession,
+    comparable,
+    cut_warnings,
+)
 
 ADAPTER = "adapter"
 
@@ -78,15 +87,19 @@ def check_deployment(
     # whole, as its weights are changed
     model = models.load_frozen(folder, precision, choose_device())
     session = ScoringSession(model, models.load_tokenizer(folder), advance)
-    base, adapter = session.results(question.tasks, BASE, {ADAPTER: found})
+    samples: Samples = {}
+    base, adapter = session.results(question.tasks, BASE, {ADAPTER: found}, samples)
     warnings: list[str] = []
-    judged: list[JudgedForm] = []
+    scored: list[ModelResults] = []
+    weights: list[FormWeights] = []
     for form in forms:
         with merged_as(model, form, found.updates) as merged:
             warnings += instead_warnings(form.name, merged)
-            (own,) = session.reopened().results(question.tasks, form.name)
-        judged.append(judged_form(adapter, own, merged.weights, question.rule))
-    return _record(found, question, "adapter", base, judged, warnings)
+            (own,) = session.reopened().results(question.tasks, form.name, samples=samples)
+        scored.append(own)
+        weights.append(merged.weights)
+    adapter, *scored = comparable([adapter, *scored])
+    return _record(found, question, _Scored(base, adapter, scored, samples), weights, warnings)
 
 
 def check_retention(
@@ -105,10 +118,23 @@ def check_retention(
         UnchangedOutputsError: an adapter with a non-zero update answers as the base does.
     """
     session = ScoringSession.of(found.base, question.settings.resolved_precision, advance)
-    base, adapter = session.results(question.tasks, BASE, {ADAPTER: found})
+    samples: Samples = {}
+    scored = session.results(question.tasks, BASE, {ADAPTER: found}, samples)
+    base, adapter = comparable(scored)
     weights = FormWeights(_num_bytes(found, with_adapter=True))
-    judged = judged_form(base, adapter, weights, question.rule)
-    return _record(found, question, "base", base, [judged])
+    return _record(found, question, _Scored(base, base, [adapter], samples), [weights])
+
+
+class _Scored(NamedTuple):
+    """The models of a check; the reference is the base, or the adapter as trained.
+
+    The reference and the forms have the same items.
+    """
+
+    base: ModelResults
+    reference: ModelResults
+    forms: list[ModelResults]
+    samples: Samples
 
 
 def instead_warnings(form: str, merged: Merged) -> list[str]:
@@ -125,12 +151,23 @@ def instead_warnings(form: str, merged: Merged) -> list[str]:
 def _record(
     found: Audited,
     question: Question,
-    reference: CheckReference,
-    base: ModelResults,
-    judged: Sequence[JudgedForm],
+    scored: _Scored,
+    weights: Sequence[FormWeights],
     warnings: Sequence[str] = (),
 ) -> DeploymentCheck:
     """What was found, with what it was found by."""
+    base, ours, confidence = scored.base, scored.reference, question.rule.confidence
+    reference: CheckReference = "base" if ours is base else "adapter"
+
+    def read(model: str, task: str) -> Sequence[Line]:
+        return scored.samples[model, task]
+
+    judged = [
+        judged_form(ours, form, its, question.rule)
+        for form, its in zip(scored.forms, weights, strict=True)
+    ]
+    fields = [field_changes(ours, form, confidence) for form in scored.forms]
+    changed = [changed_answers(ours, form, read) for form in scored.forms]
     return DeploymentCheck(
         base=found.base.name,
         base_fingerprint=found.base.fingerprint,
@@ -141,10 +178,17 @@ def _record(
             task: (POINTS if items.unit == "points" else 1.0) * statistics.fmean(items.values)
             for task, items in base.items.items()
         },
-        confidence=question.rule.confidence,
+        confidence=confidence,
         precision=question.settings.resolved_precision,
         forms=tuple(judged),
-        warnings=(*found.warnings, *cut_warnings(question.tasks), *warnings),
+        fields=tuple(itertools.chain.from_iterable(fields)),
+        changed=tuple(itertools.chain.from_iterable(changed)),
+        warnings=(
+            *found.warnings,
+            *cut_warnings(question.tasks),
+            *left_out_warnings(missing_items([ours, *scored.forms])),
+            *warnings,
+        ),
         verdict=worst([form.verdict for form in judged]),
         provenance=provenance_on(choose_device()),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,23 +22,38 @@ from rankwise.engine.models.devices import (
 )
 from rankwise.engine.models.streamed import load_to_score
 from rankwise.engine.scoring.resident import ResidentScorer
-from rankwise.errors import ConfigError, ModelError
+from rankwise.errors import ConfigError, DataError, ModelError, TaskError
 from rankwise.findings.pairs import accuracy_difference, pair_items, paired_test
 from rankwise.records import quantities
 from rankwise.records.audits import AuditScore
+from rankwise.records.clusters import cluster_numbers
+from rankwise.records.config.own_rows import OwnSetConfig
 from rankwise.records.config.study import EvaluationConfig
 from rankwise.records.config.training import Precision
 from rankwise.records.folder import BASE
-from rankwise.records.results import ModelResults, judged_items
+from rankwise.records.results import (
+    JudgedItems,
+    ModelResults,
+    answered,
+    judged_items,
+    left_out_warnings,
+    missing_items,
+)
 from rankwise.tasks import requests
 from rankwise.tasks.evaluation import ScoredModel, Scoring, evaluate
+from rankwise.tasks.judgement import Responses
 from rankwise.tasks.questions import Advance, LogLikelihood
 from rankwise.tasks.requests import PreparedTask
 from rankwise.tasks.update_guard import probes, refuse_unapplied
+from rankwise.tasks.user_data import load_own_set
 from rankwise.weights.audit import Audited, AuditScores, check_weights
 
 CONFIDENCE = 0.95
 """Of every interval here; a study has ``recommendation.confidence``."""
+
+
+Samples = dict[tuple[str, str], list[dict[str, Any]]]
+"""(model, task) -> a line for each item and filter, as lm-eval logs them."""
 
 
 class ScoreSettings(NamedTuple):
@@ -46,6 +62,7 @@ class ScoreSettings(NamedTuple):
     tasks: tuple[str, ...]
     tasks_path: tuple[Path, ...] = ()
     allow_task_code: bool = False
+    own: Mapping[str, OwnSetConfig] = MappingProxyType({})
     num_fewshot: int | None = None
     limit: int | None = None
     chat_template: bool = False
@@ -59,20 +76,39 @@ class ScoreSettings(NamedTuple):
     def prepared(self, tokenizer: Any, model_config: Any) -> list[PreparedTask]:
         """Every named task, groups as their leaves, for a tokenizer and what its model reads.
 
+        Behind them are the own sets, each by the task that decides.
+
         Raises:
-            TaskError: as ``requests.prepared_tasks``.
-            DataError: likewise.
+            TaskError: as ``requests.prepared_tasks``; or a set has the name of a task.
+            DataError: likewise, or the rows of a set cannot be scored.
         """
-        return requests.prepared_tasks(
+        length = models.context_length(model_config, tokenizer)
+        settings = EvaluationConfig(
+            num_fewshot=self.num_fewshot, limit=self.limit, chat_template=self.chat_template
+        )
+        found = requests.prepared_tasks(
             self.tasks,
             self.tasks_path,
             tokenizer,
-            models.context_length(model_config, tokenizer),
-            EvaluationConfig(
-                num_fewshot=self.num_fewshot, limit=self.limit, chat_template=self.chat_template
-            ),
+            length,
+            settings,
             allow_code=self.allow_task_code,
         )
+        for name, own_set in self.own.items():
+            if name in {task.name for task in found}:
+                raise TaskError(f"there is a task named {name!r}; rename the set in the contract.")
+            try:
+                own = load_own_set(
+                    name,
+                    own_set,
+                    tokenizer,
+                    chat_template=self.chat_template,
+                    allow_code=self.allow_task_code,
+                )
+            except DataError as error:
+                raise DataError(f"{name}: {error}") from error
+            found.append(requests.prepared_task(own.tasks[0], tokenizer, length, settings))
+        return found
 
 
 def prepared_tasks(audited: Audited, settings: ScoreSettings) -> list[PreparedTask]:
@@ -176,8 +212,12 @@ class ScoringSession:
         tasks: Sequence[PreparedTask],
         name: str,
         adapters: Mapping[str, Audited] = MappingProxyType({}),
+        samples: Samples | None = None,
     ) -> list[ModelResults]:
         """The model by a name, and then each adapter on it by its own, all in one pass.
+
+        ``samples`` receives the lines of each model on each task, as lm-eval logs them; those of
+        the base may be there already.
 
         Raises:
             ModelError: an adapter does not fit.
@@ -190,28 +230,57 @@ class ScoringSession:
                 refuse_unapplied(self.scorer, [each], probes(tasks[0].requests))
         scored = [ScoredModel(name, name), *(ScoredModel(each, each, each) for each in adapters)]
         by_task = [
-            evaluate(self.scorer, scored, task, metric=None, advance=self._advance)
+            evaluate(
+                self.scorer,
+                scored,
+                task,
+                metric=None,
+                advance=self._advance,
+                of_base=_written_by_base(task, samples or {}),
+            )
             for task in tasks
         ]
         for each in adapters:
             self.scorer.take_off(each)
-        return [_results(of_model) for of_model in zip(*by_task, strict=True)]
+        if samples is not None:
+            for scoring in itertools.chain.from_iterable(by_task):
+                samples[scoring.record.model, scoring.record.task] = scoring.samples
+        return [_results(of_model, tasks) for of_model in zip(*by_task, strict=True)]
 
 
-def _results(scorings: Sequence[Scoring]) -> ModelResults:
+def _written_by_base(
+    task: PreparedTask, samples: Samples
+) -> dict[int, tuple[Responses, ...]] | None:
+    """The base's answers by item, for a task that compares with them."""
+    lines = samples.get((BASE, task.name))
+    if lines is None or not task.loaded.is_against_base:
+        return None
+    return {line["doc_id"]: tuple(map(tuple, line["resps"])) for line in lines}
+
+
+def _results(scorings: Sequence[Scoring], tasks: Sequence[PreparedTask]) -> ModelResults:
     """One model's scorings, at least one, by the metric that decides each."""
-    judged = {
-        each.record.task: judged_items(
-            each.record, [s for s in each.samples if s["filter"] == each.record.decision_filter]
-        )
-        for each in scorings
-    }
+    judged: dict[str, JudgedItems] = {}
+    for each, task in zip(scorings, tasks, strict=True):
+        lines = [s for s in each.samples if s["filter"] == each.record.decision_filter]
+        judged[task.name] = judged_items(each.record, lines)
+        column, numbered = task.loaded.cluster, answered(each.record, lines)
+        if column is not None and len({line["doc"][column] for line in numbered}) > 1:
+            documents = {line["doc_id"]: line["doc"] for line in numbered}
+            numbers = cluster_numbers(documents, column, "columns.cluster", task.name)
+            judged[task.name] = judged[task.name].with_items(clusters=numbers)
     return ModelResults(
         name=scorings[0].record.model,
         run=None,
         evaluations={task: each.record for task, each in judged.items()},
         items={task: each.items for task, each in judged.items()},
     )
+
+
+def comparable(models: Sequence[ModelResults]) -> list[ModelResults]:
+    """The models without the items that a check gave one of them no number for."""
+    missing = missing_items(models)
+    return [model.without_items(missing) for model in models]
 
 
 ADAPTED = "adapted"
@@ -253,12 +322,13 @@ def audit_scores(
     else:
         (base, before), (adapted, after) = alone(BASE), alone(ADAPTED)
         answers_as_base = before == after
+    base, adapted = comparable([base, adapted])
     give_back_memory(choose_device())
     return AuditScores(
         scores=tuple(_score(task, base, adapted) for task in tasks),
         confidence=CONFIDENCE,
         precision=precision,
-        warnings=cut_warnings(tasks),
+        warnings=(*cut_warnings(tasks), *left_out_warnings(missing_items([base, adapted]))),
         answers_as_base=answers_as_base,
     )
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import yaml
 
 from rankwise.records.deployment import DeploymentCheck
 from rankwise.records.files import read_record
@@ -121,6 +124,158 @@ def test_an_adapter_that_forgets_exits_with_1(strong: Planted) -> None:
     assert "adapter loses too much: " in words(done.stdout)
 
 
+def contract(folder: Path, **clauses: Any) -> Path:
+    """A contract on 40 questions of colour, of which blue answers all but one."""
+    rows = [
+        {
+            "prompt": f"Question: which colour has the old sky {number}?\nAnswer:",
+            "completion": " blue" if number else " green",
+        }
+        for number in range(40)
+    ]
+    (folder / "colours.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (folder / "empty.jsonl").touch()
+    file = folder / "contract.yaml"
+    file.write_text(yaml.safe_dump(clauses, sort_keys=False))
+    return file
+
+
+def clause(judged_by: Any, **more: Any) -> dict[str, Any]:
+    return {"data": "colours.jsonl", "judged_by": judged_by, **more}
+
+
+def test_a_contract_fails_by_the_clause_that_is_lost_and_names_the_answers(
+    strong: Planted, tmp_path: Path
+) -> None:
+    """The adapter writes blue, which is right in one clause and forbidden in the other."""
+    file = contract(
+        tmp_path,
+        says_blue=clause("contains"),
+        never_blue=clause({"regex": {"must_not": "blue"}}, max_loss=2),
+    )
+    checked = ("check", strong.base, strong.adapter, "--contract", file)
+    done = rankwise(*checked, "--max-retention-loss", 5, "--output", tmp_path / "out", "--json")
+    assert done.exit_code == 1, done.output
+    record = DeploymentCheck.model_validate_json(done.stdout)
+    (form,) = record.forms
+    assert [(mean.tasks, mean.margin, mean.verdict) for mean in form.means] == [
+        (("says_blue",), 5.0, "keeps"),
+        (("never_blue",), 2.0, "loses"),
+    ]
+    lost = [each for each in record.changed if each.task == "never_blue"]
+    assert len(lost) == 40
+    assert all(each.is_lost for each in lost)
+    assert all("blue" in each.form_answer for each in lost)
+    assert not any("blue" in each.reference_answer for each in lost)
+    gained = [each.doc_id for each in record.changed if each.task == "says_blue"]
+    assert gained == list(range(1, 40))
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert report.startswith("# Fail: ")
+    assert "| adapter | says_blue | 40 | 97.5 | 0.0 | +97.5 points" in report
+    assert re.search(r"\| never_blue \| 40 \| 0.0 \| 100.0 \| .* \| 2.0 points \| fail \|", report)
+    assert "## Changed answers of adapter: 40 lost, 39 gained" in report
+    assert "59 more are in the record." in report
+    said = words(rankwise(*checked, "--max-loss", 5).stdout)
+    assert "points (" in said
+    assert "on never_blue, where 2.0 points is acceptable" in said
+
+
+def test_a_contract_that_is_kept_exits_with_0_beside_tasks_and_for_forms(
+    strong: Planted, tmp_path: Path
+) -> None:
+    file = contract(tmp_path, says_blue=clause("contains"), chooses=clause("choice", max_loss=90))
+    done = strong.check("merged-bf16", "--contract", file, "--max-loss", 30, "--json")
+    assert done.exit_code == 0, done.output
+    record = DeploymentCheck.model_validate_json(done.stdout)
+    assert [mean.tasks for mean in record.forms[0].means] == [
+        ("blues",), ("says_blue",), ("chooses",),
+    ]  # fmt: skip
+    assert record.changed == ()
+
+
+def test_a_function_judges_a_clause_and_items_without_a_number_are_left_out(
+    strong: Planted, tmp_path: Path
+) -> None:
+    """Beside the base's answer, also for a form that is scored after it."""
+    file = contract(tmp_path, bluer=clause({"code": "judge.py:score"}))
+    (tmp_path / "judge.py").write_text(
+        "def score(row, answer, base_answer):\n"
+        "    if row['completion'] == ' green':\n"
+        "        return None\n"
+        "    return 0.5 if answer == base_answer else float('blue' in answer)\n"
+    )
+    done = strong.check("merged-bf16", "--contract", file, "--max-loss", 30, "--json")
+    record = DeploymentCheck.model_validate_json(done.stdout)
+    (score,) = [each for each in record.forms[0].scores if each.task == "bluer"]
+    assert (score.num_examples, score.reference_score, score.form_score) == (39, 100.0, 100.0)
+    assert record.base_scores["bluer"] == 50.0
+    assert any("bluer: 1 item left out for all models" in each for each in record.warnings)
+
+
+def test_rows_of_one_conversation_are_one_cluster(strong: Planted, tmp_path: Path) -> None:
+    """Every row four times, which as items of their own would halve the interval's width."""
+    folders = {name: tmp_path / name for name in ("once", "copied")}
+    for copies, (name, folder) in zip((1, 4), folders.items(), strict=True):
+        folder.mkdir()
+        rows = [
+            {
+                "prompt": f"Question: which colour has the old sky {number} {copy}?\nAnswer:",
+                "completion": " blue" if number % 4 else " green",
+                "conversation_id": f"{number}",
+            }
+            for number in range(40)
+            for copy in range(copies)
+        ]
+        (folder / "colours.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        (folder / "contract.yaml").write_text(yaml.safe_dump({name: clause("contains")}))
+    widths: dict[str, float] = {}
+    for name, folder in folders.items():
+        checked = rankwise(
+            "check", strong.base, strong.adapter, "--contract", folder / "contract.yaml", "--json"
+        )
+        record = DeploymentCheck.model_validate_json(checked.stdout)
+        (score,) = record.forms[0].scores
+        assert (score.num_examples, score.difference) == (40 * (1 + 3 * (name == "copied")), 75.0)
+        widths[name] = score.upper - score.lower
+    assert widths["copied"] == pytest.approx(widths["once"], rel=0.15)
+
+
+def test_an_audit_scores_the_sets_of_a_contract(strong: Planted, tmp_path: Path) -> None:
+    file = contract(tmp_path, says_blue=clause("contains"))
+    done = rankwise(
+        "audit", strong.base, strong.adapter, "--contract", file, "--null-draws", 0,
+        "--output", tmp_path / "audit", "--json",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    (score,) = json.loads(done.stdout)["scores"]
+    assert (score["task"], score["num_learned"]) == ("says_blue", 39)
+
+
+@pytest.mark.parametrize(
+    ("clauses", "problem"),
+    [
+        ({}, "contract: {} given; give at least 1"),
+        ({"a": clause("jsno")}, "a.judged_by: 'jsno' given; input should be 'loss', 'choice'"),
+        ({"a": clause("exact", max_los=1)}, "a.max_los: unknown key; did you mean 'max_loss'?"),
+        ({"a": clause("exact", max_loss=0)}, "a.max_loss: 0 given; input should be greater than 0"),
+        ({"data": {"judged_by": "exact"}}, "data.data: is missing; add it"),
+        ({"a": clause("exact") | {"data": "gone.jsonl"}}, "gone.jsonl cannot be read"),
+        (
+            {"a": clause("exact") | {"data": "empty.jsonl"}},
+            "0 distinct rows; at least 2 are needed",
+        ),
+        ({"a": clause("json")}, "a: colours.jsonl: the right answer of line 1 is no JSON"),
+        ({"blues": clause("exact")}, "there is a task named 'blues'; rename the set"),
+    ],
+)
+def test_a_contract_that_cannot_be_checked_exits_with_2(
+    strong: Planted, tmp_path: Path, clauses: dict[str, Any], problem: str
+) -> None:
+    done = strong.check("merged-bf16", "--contract", contract(tmp_path, **clauses))
+    assert done.exit_code == 2, done.output
+    assert problem in words(done.stderr)
+
+
 def test_a_problem_of_check_names_no_other_verb(
     tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
 ) -> None:
@@ -163,6 +318,7 @@ def test_bad_input_is_told_and_exits_with_2(
     assert "is zero" in of(tiny_model_folder, tmp_path / "zero")
     assert "did you mean 'blues'?" in of(weak.base, weak.adapter, tasks="bleus")
     assert "names no task" in of(weak.base, weak.adapter, tasks=",")
+    assert "cannot be read" in of(weak.base, weak.adapter, "--contract", tmp_path / "none.yaml")
     assert "--forms names no form" in of(weak.base, weak.adapter, "--forms", ",")
     assert "did you mean 'merged-bf16'?" in of(weak.base, weak.adapter, "--forms", "merged-bf61")
     assert "is not a margin" in of(weak.base, weak.adapter, "--max-loss", "nan")

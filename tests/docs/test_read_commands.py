@@ -83,6 +83,7 @@ def test_what_is_wrong_with_a_command_is_found(command: str, problem: str) -> No
 @pytest.mark.parametrize(
     ("language", "text", "problem"),
     [
+        ("yaml", "a: {data: b.jsonl, judged_by: exact, max_los: 2}", "contract.a.max_los"),
         ("yaml", "train: {epoch: 2}", "train.epoch: unknown key; did you mean 'epochs'?"),
         ("yaml", "methods: {lora: {ranks: [0]}}", "methods.lora.ranks[0]"),
         ("python", "import rankwise as rw\nrw.opn('a')", "rankwise has no opn"),

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from rankwise.findings.deployment import FormWeights, LossRule, judged_form, verdict_of
+from rankwise.findings.deployment import (
+    FormWeights,
+    LossRule,
+    field_changes,
+    judged_form,
+    verdict_of,
+)
 from rankwise.records.deployment import DeltaInForm, worst
 from rankwise.records.recommendation import Bound
 from rankwise.records.results import ModelResults, TaskItems
@@ -107,6 +113,22 @@ def test_tasks_of_one_unit_are_judged_by_their_mean_and_units_apart() -> None:
     assert alone.verdict == "loses"
 
 
+def test_a_clause_is_judged_by_itself_and_by_its_own_margin() -> None:
+    """Three points of a thousand items: too much for one clause, and little for another."""
+    good = {"a": RIGHT, "b": RIGHT, "strict": RIGHT, "lenient": RIGHT, "prose": [2.0] * 99 + [2.1]}
+    bad = good | {name: [0.0] * 30 + RIGHT[30:] for name in ("strict", "lenient")}
+    rule = RULE._replace(clauses={"strict": None, "lenient": 8.0, "prose": 0.5})
+    judged = judged_form(results("x", **good), results("y", **bad), FormWeights(1), rule)
+    assert [(mean.tasks, mean.margin, mean.verdict) for mean in judged.means] == [
+        (("a", "b"), 1.0, "keeps"),
+        (("strict",), 1.0, "loses"),
+        (("lenient",), 8.0, "keeps"),
+        (("prose",), 0.5, "keeps"),
+    ]
+    assert judged.verdict == "loses"
+    assert "on strict, where 1.0 points is acceptable" in judged.statement
+
+
 def test_flipped_items_are_named() -> None:
     judged = judged_form(
         results("x", t=[1, 1, 0, 0, 1]), results("y", t=[1, 0, 1, 0, 0]), FormWeights(1), RULE
@@ -123,6 +145,22 @@ def test_items_that_are_no_answers_have_no_flips() -> None:
     )
     assert (judged.scores[0].gained, judged.scores[0].lost) == (None, None)
     assert judged.scores[0].difference == pytest.approx(-0.25)
+
+
+def test_fields_are_compared_over_the_items_that_have_them() -> None:
+    """Of four answers the form gets one date wrong; two items alone have a date, one a name."""
+
+    def with_fields(name: str, dates: tuple[float, float]) -> ModelResults:
+        plain = results(name, t=[1.0, 1.0, 0.0, dates[0]])
+        fields = {"date": (None, *dates, None), "name": (1.0, None, None, None)}
+        items = plain.items["t"].model_copy(update={"fields": fields})
+        return plain.model_copy(update={"items": {"t": items}})
+
+    base, adapter = with_fields("base", (1.0, 1.0)), with_fields("adapter", (0.0, 1.0))
+    (change,) = field_changes(base, adapter, 0.95)
+    assert (change.form, change.task, change.field) == ("adapter", "t", "date")
+    assert (change.num_examples, change.reference_score, change.form_score) == (2, 100.0, 50.0)
+    assert change.difference.estimate == -50.0
 
 
 def test_the_statement_has_the_reason_in_the_weights() -> None:

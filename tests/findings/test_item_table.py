@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rankwise.findings.item_table import ItemTable, item_table
+from rankwise.findings.item_table import ItemTable, changed_answers, item_table
 from rankwise.records.p_right import Line
 from rankwise.records.results import ModelResults, StudyResults, TaskItems
 from rankwise.report.items import encoded_items
@@ -112,6 +112,24 @@ def test_an_item_comes_back_where_the_trained_format_has_it_right() -> None:
         ):
             assert back == (item.task == place and right is False)
     assert not any(table.answers[0].comes_back)  # the base was not asked so
+
+
+def test_answers_that_changed_are_named_the_lost_ones_first() -> None:
+    results = planted_study()
+    base, run = results.base, results.runs[0]
+    samples = samples_of(results)
+    found = list(changed_answers(base, run, lambda *asked: samples[asked]))
+    values = {name: model.items["kinship"].values for name, model in (("b", base), ("r", run))}
+    pairs = list(zip(values["b"], values["r"], strict=True))
+    own = [each for each in found if each.task == "kinship"]
+    assert [each.is_lost for each in own] == (
+        [True] * pairs.count((1.0, 0.0)) + [False] * pairs.count((0.0, 1.0))
+    )
+    lost, gained = next(e for e in found if e.is_lost), next(e for e in found if not e.is_lost)
+    assert (lost.right, lost.reference_answer, lost.form_answer) == ("yes", "yes", "no")
+    assert (gained.right, gained.reference_answer, gained.form_answer) == ("yes", "no", "yes")
+    assert lost.prompt == f"What is it? {lost.doc_id}"
+    assert not list(changed_answers(base, base, lambda *asked: samples[asked]))
 
 
 def test_without_texts_nothing_of_the_data_is_left() -> None:

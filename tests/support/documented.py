@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import typer
+from pydantic import ValidationError
 
 import rankwise as rw
 from rankwise.cli.main import app
 from rankwise.errors import ConfigError
+from rankwise.records.config.own_rows import ContractConfig
 from rankwise.records.study_file import config_of, load_config, preset_names
 from rankwise.records.yaml_reading import PlainLoader, parse_yaml
 
@@ -166,9 +168,15 @@ def _override_problems(study: list[str]) -> list[str]:
 
 
 def _study_problems(text: str) -> list[str]:
-    """A whole study file, or a part of one."""
+    """A whole study file, a part of one, or a contract."""
     settings = parse_yaml(text, PlainLoader)
     assert isinstance(settings, dict)
+    if all(isinstance(each, dict) and "judged_by" in each for each in settings.values()):
+        try:
+            ContractConfig.model_validate({"contract": settings})
+        except ValidationError as error:
+            return [str(error)]
+        return []
     train = settings.get("train", {})
     whole = {**_NEEDED, **settings}
     if not {"task", "data"} & train.keys():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
@@ -20,12 +21,14 @@ from pydantic import (
 from rankwise.records.fields import (
     Names,
     NotNegative,
+    Positive,
     Section,
     Several,
     Text,
     UserPath,
     as_list,
     distinct,
+    run_name,
 )
 
 FILE_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
@@ -227,6 +230,9 @@ def checked_judges(judged_by: tuple[Judge, ...]) -> tuple[Judge, ...]:
 Judges = Annotated[Several[Judge], AfterValidator(checked_judges)]
 """Several give several scores; the first decides."""
 
+OwnName = Annotated[str, AfterValidator(run_name)]
+"""Of a set of own rows; it is the name of a task."""
+
 OwnRole = Literal["in_domain", "out_of_domain", "retention"]
 
 
@@ -240,3 +246,16 @@ class OwnSetConfig(Section):
     """What the rows are to the trained task."""
     columns: ColumnsConfig | None = None
     """Which column is what; None: as the names of the columns say."""
+
+
+class ClauseConfig(OwnSetConfig):
+    """A set of a contract: what an adapter may lose of it."""
+
+    max_loss: Positive | None = None
+    """In points, or in nats per token where a loss decides; None: as the command says."""
+
+
+class ContractConfig(Section):
+    """A contract's file, whose keys are the names of the clauses."""
+
+    contract: Annotated[Mapping[OwnName, ClauseConfig], Field(min_length=1)]

@@ -15,7 +15,7 @@ from pydantic import (
 
 from rankwise.records.config.methods import MethodsConfig
 from rankwise.records.config.mitigations import MitigationConfig
-from rankwise.records.config.own_rows import OwnRole, OwnSetConfig
+from rankwise.records.config.own_rows import OwnName, OwnRole, OwnSetConfig
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.fields import (
     MOST_ENTRIES,
@@ -118,7 +118,7 @@ class EvaluationConfig(Section):
     """Tasks that the base can do and the adapted model should not forget."""
     held_out_text: Names = ()
     """Texts whose loss per token is measured."""
-    own: Mapping[Annotated[str, AfterValidator(run_name)], OwnSetConfig] = {}
+    own: Mapping[OwnName, OwnSetConfig] = {}
     """Name of a task -> own rows that are scored as it."""
     metric: Mapping[str, Text] = {}
     """Task -> the metric that decides, if not p_right (with options) or the task's first."""
