@@ -75,21 +75,21 @@ STUDY_FILES = [
         "a section that is text",
         BASE + "train: kinship\n",
         (
-            "train: 'kinship' given; a section is needed here, with keys: task, split, data, columns, held_out_fraction, judged_by, max_examples, drop_overlapping,",
+            "train: 'kinship' given; a section is needed here, with keys: task, split, data, columns, objective, held_out_fraction, judged_by, max_examples, drop_overlapping,",
         ),
     ),
     Case(
         "a section that is a list",
         BASE + "train: [kinship]\n",
         (
-            "train: ['kinship'] given; a section is needed here, with keys: task, split, data, columns, held_out_fraction, judged_by, max_examples, drop_overlapping,",
+            "train: ['kinship'] given; a section is needed here, with keys: task, split, data, columns, objective, held_out_fraction, judged_by, max_examples, drop_overlapping,",
         ),
     ),
     Case(
         "a null section",
         BASE + "train: null\n",
         (
-            "train: None given; a section is needed here, with keys: task, split, data, columns, held_out_fraction, judged_by, max_examples, drop_overlapping, epochs,",
+            "train: None given; a section is needed here, with keys: task, split, data, columns, objective, held_out_fraction, judged_by, max_examples, drop_overlapping, epochs,",
         ),
     ),
     Case(
@@ -179,7 +179,7 @@ STUDY_FILES = [
         "judged by nothing known",
         BASE + "train: {data: d, judged_by: luck}\n",
         (
-            "train.judged_by: 'luck' given; input should be 'loss', 'choice', 'number', 'exact', 'contains', 'json', 'rouge', 'bleu' or 'chrf'",
+            "train.judged_by: 'luck' given; input should be 'loss', 'choice', 'preference', 'number', 'exact', 'contains', 'json', 'rouge', 'bleu' or 'chrf'",
         ),
     ),
     Case(
@@ -933,7 +933,7 @@ OVERRIDES = [
         "train=3",
         "train=3",
         (
-            "train: 3 given; a section is needed here, with keys: task, split, data, columns, held_out_fraction, judged_by, max_examples, drop_overlapping, epochs,",
+            "train: 3 given; a section is needed here, with keys: task, split, data, columns, objective, held_out_fraction, judged_by, max_examples, drop_overlapping, epochs,",
         ),
     ),
     Case(
