@@ -87,7 +87,7 @@ def _read_dpo(draft: Draft) -> dict[str, Any] | None:
     weights = entries.take("loss_weights") or [1.0] * len(losses)
     try:
         by_loss = dict(zip(losses, map(float, weights), strict=True)) or {"sigmoid": 1.0}
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         entries.problems.append(f"loss_weights: {shown(weights)} are not a number for each loss")
         return None
     sft = by_loss.pop("sft", 0.0) or entries.number("rpo_alpha") or 0.0

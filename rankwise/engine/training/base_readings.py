@@ -53,10 +53,9 @@ def base_readings(
             )
             nats = token_losses(head, hidden[0, learned.rows], learned.targets)
             assert batch.pairs is not None
-            read = [span.placed.example for span in batch.spans if span.part == 0]
-            for pair, (chosen, rejected) in zip(
-                read, batch.pairs.log_likelihoods(nats).tolist(), strict=True
-            ):
+            likelihoods = batch.pairs.log_likelihoods(nats).tolist()
+            own = [span.placed.example for span in batch.spans if span.part == 0]
+            for pair, (chosen, rejected) in zip(own, likelihoods, strict=True):
                 found[pair] = pair._replace(base_nats=(chosen, rejected))
 
     with packed_attention(model), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
