@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from rankwise.errors import ConfigError
 from rankwise.records.config.methods import AlphaConfig, LoraConfig
+from rankwise.records.config.own_rows import CheckConfig
 from rankwise.records.config.study import RecommendationConfig, StudyConfig
 from rankwise.records.config.training import RateRuleConfig
 from rankwise.records.fields import bytes_of
@@ -314,6 +315,27 @@ def test_a_study_finds_its_rows_from_where_its_folder_is(tmp_path: Path) -> None
     gone.unlink()
     (folder / "study.yaml").write_text("base_model: [")
     assert found(gone) == gone
+
+
+def test_a_study_finds_its_sets_of_own_rows_and_their_checks(tmp_path: Path) -> None:
+    text = (
+        "base_model: m\ntrain: {task: t}\nevaluation: {own: {mine: {data: {place}/rows.jsonl, "
+        "judged_by: [{json: {schema: s.json}}, {code: c.py:score}]}}}\n"
+    )
+    config = load_config(written(tmp_path, text.replace("{place}", "gone")))
+    (own,) = config.evaluation.own.values()
+    schema, code = own.judged_by
+    assert own.data == tmp_path / "gone" / "rows.jsonl"
+    assert isinstance(schema, CheckConfig)
+    assert isinstance(code, CheckConfig)
+    assert schema.json_fields is not None
+    assert schema.json_fields.schema_file == tmp_path / "s.json"
+    assert code.code == f"{tmp_path / 'c.py'}:score"
+    folder = tmp_path / "study"
+    folder.mkdir()
+    (folder / "study.yaml").write_text(text.replace("{place}", "here"))
+    moved = found_again(config, folder, folder / "study.yaml").evaluation.own["mine"]
+    assert moved.data == folder / "here" / "rows.jsonl"
 
 
 def test_a_base_below_the_current_folder_is_the_same_from_elsewhere(
