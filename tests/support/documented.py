@@ -171,11 +171,12 @@ def _study_problems(text: str) -> list[str]:
     """A whole study file, a part of one, or a contract."""
     settings = parse_yaml(text, PlainLoader)
     assert isinstance(settings, dict)
-    if all(isinstance(each, dict) and "judged_by" in each for each in settings.values()):
+    own = [isinstance(each, dict) and "judged_by" in each for each in settings.values()]
+    if all(own) and "train" not in settings:
         try:
             ContractConfig.model_validate({"contract": settings})
         except ValidationError as error:
-            return [str(error)]
+            return [".".join(map(str, each["loc"])) for each in error.errors()]
         return []
     train = settings.get("train", {})
     whole = {**_NEEDED, **settings}
