@@ -191,15 +191,26 @@ def test_an_unseen_whole_item_counts_as_often_as_an_answered_one() -> None:
 
 def test_other_values_are_as_large_as_among_the_answered() -> None:
     base, reference, model = population(np.random.default_rng(10))
+    reference[-10:] -= 60.0  # a rare large change that no answer has
     found = pseudo_items(base, reference[None], model[:SCORED])
     scored = np.arange(TOTAL) < SCORED
     answers = Pair(base[:SCORED], model[:SCORED], 1.0, False)
     pair = Pair(base, found.values, 1.0, False, None, scored, answers)
-    sizes = np.sort(np.abs(found.values - base)[:SCORED])
-    assert pair.item_size == sizes[-1]  # the 99.5 % quantile of 120
+
+    def quantile(*parts: Floats) -> float:
+        return float(np.quantile(np.abs(np.concatenate(parts)), 0.995, method="higher"))
+
+    gain, of_whole = found.values - base, reference - base
+    badly = TOTAL / SCORED * math.sqrt(1.0 - found.r_squared)
+    seen, others = quantile(gain[scored]), quantile(gain[~scored])
+    assert pair.item_size == pytest.approx(max(seen, badly * others))
+    seen, others = (
+        quantile(gain[scored], of_whole[scored]),
+        quantile(gain[~scored], of_whole),
+    )
+    assert others > 50.0
     whole = Pair(base, reference, 1.0, False)
-    of_both = np.abs(np.append(found.values[scored], reference[scored]) - np.tile(base[scored], 2))
-    assert size_of([pair, whole]) == np.quantile(of_both, 0.995, method="higher")
+    assert size_of([pair, whole]) == pytest.approx(max(seen, badly * others))
 
 
 def test_one_model_against_another_is_of_what_both_answered() -> None:
