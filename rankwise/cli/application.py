@@ -84,9 +84,10 @@ stderr = Console(stderr=True)
 
 
 def option(shown: str, text: str, **settings: Any) -> Any:
-    """An option as its help shows it: ``--limit N``, or ``--quiet`` where it takes no value."""
-    name, _, value = shown.partition(" ")
-    return typer.Option(name, metavar=value or None, help=text, **settings)
+    """An option as its help shows it: ``--quiet``, ``--limit N``; with two names ``--a, --b N``."""
+    *others, last = shown.split(", ")
+    name, _, value = last.partition(" ")
+    return typer.Option(*others, name, metavar=value or None, help=text, **settings)
 
 
 def argument(shown: str, text: str, **settings: Any) -> Any:

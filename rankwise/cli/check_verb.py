@@ -6,8 +6,6 @@ import math
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from rankwise.cli.adapter_verbs import (
     ADAPTERS,
     Adapter,
@@ -31,6 +29,7 @@ from rankwise.cli.application import (
     given_path,
     listed_names,
     note,
+    option,
     say,
     stdout,
     usage_errors,
@@ -52,16 +51,13 @@ EXIT_CODES: dict[FormVerdict, int] = {"keeps": OK, "loses": 1, "cannot_tell": 3}
 def check(
     base: Base,
     adapter: Adapter,
-    tasks: Annotated[
-        str, typer.Option("--tasks", metavar="TASK,TASK", help="Tasks to score and compare.")
-    ] = "",
+    tasks: Annotated[str, option("--tasks TASK,TASK", "Tasks to score and compare.")] = "",
     contract: Contract = None,
     forms: Annotated[
         str,
-        typer.Option(
-            "--forms",
-            metavar="FORM,FORM",
-            help="Check these deployed forms against the adapter: merged-bf16, merged-fp16, "
+        option(
+            "--forms FORM,FORM",
+            "Check these deployed forms against the adapter: merged-bf16, merged-fp16, "
             "merged-fp32, 8bit, 4bit (bitsandbytes), gguf:q8_0, gguf:q5_1, gguf:q5_0, gguf:q4_1, "
             "gguf:q4_0; where llama-quantize is on the PATH, also gguf:q6_k, gguf:q5_k_m, "
             "gguf:q4_k_m and others.",
@@ -69,11 +65,9 @@ def check(
     ] = "",
     margin: Annotated[
         float,
-        typer.Option(
-            "--max-loss",
-            "--max-retention-loss",
-            metavar="POINTS",
-            help="Largest acceptable fall of the mean score over the tasks, and of each set of a "
+        option(
+            "--max-loss, --max-retention-loss POINTS",
+            "Largest acceptable fall of the mean score over the tasks, and of each set of a "
             "contract that has no max_loss of its own.",
         ),
     ] = 1.0,
@@ -84,20 +78,18 @@ def check(
     chat_template: ChatTemplate = False,
     precision: Annotated[
         ScorePrecision | None,
-        typer.Option(
-            "--precision",
-            metavar="|".join(ScorePrecision),
-            help="The precision of scoring (default: auto; with --forms float32).",
+        option(
+            f"--precision {'|'.join(ScorePrecision)}",
+            "The precision of scoring (default: auto; with --forms float32).",
         ),
     ] = None,
     any_base: AnyBase = False,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            metavar="FOLDER",
+        option(
+            "--output FOLDER",
+            f"Folder for {RECORD_FILE} and {REPORT_FILE}; it must be new or empty.",
             parser=given_path,
-            help=f"Folder for {RECORD_FILE} and {REPORT_FILE}; it must be new or empty.",
         ),
     ] = None,
     as_json: Json = False,
