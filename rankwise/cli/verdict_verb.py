@@ -189,7 +189,13 @@ def verdict(
 
     for relation in {"in_domain", "retention", "out_of_domain"} & given.keys():
         given[relation] = listed_names(given[relation])
-    asked = Asked(**given, **margins, cluster=cluster[0] if cluster else None)
+    asked = Asked(
+        **given,
+        cluster=cluster[0] if cluster else None,
+        delta=delta,
+        epsilon=epsilon,
+        worst_task=worst_task,
+    )
     return _of_files(paths, asked, output, overwrite=overwrite, as_json=as_json)
 
 
