@@ -141,7 +141,8 @@ def test_the_variance_in_clusters_is_that_of_repeated_studies() -> None:
         reference = base + np.repeat(common, size) + 0.3 * rng.standard_normal(len(base))
         model = base + 2.0 + np.repeat(common + own, size) + 0.3 * rng.standard_normal(len(base))
         order = rng.permutation(len(labels))
-        base, reference, model, its = (each[order] for each in (base, reference, model, labels))
+        base, reference, model = (each[order] for each in (base, reference, model))
+        its = labels[order]
         found = pseudo_items(base, reference[None], model[:SCORED], its)
         items = Items(found.values - base, 0.0, clusters=its, scored=scored)
         estimate = mean_over_tasks([items])
