@@ -58,6 +58,7 @@ def test_pairs_are_judged_against_the_base_up_to_the_verdict(
     results, folder = outcome.results, StudyFolder(tmp_path / "study")
     base = results.base.items["data_pairs"]
     assert (base.metric, base.unit, set(base.values)) == ("preference", "points", {0.5})
+    assert results.study.ending_items == {}  # both answers of a pair end alike
     of_base = {
         line["doc_id"]: [each[0][0] for each in line["resps"]]
         for line in folder.read_samples(BASE, "data_pairs")

@@ -581,7 +581,8 @@ class _TaskFinder:
 
     def _ending_items(self, name: str, rows: Sequence[TrainingRow]) -> dict[str, str]:
         chosen = rows[: self.config.evaluation.num_train_items]
-        if len(chosen) < MIN_ITEMS:
+        # both answers of a pair end alike, so DPO teaches nothing of their end
+        if len(chosen) < MIN_ITEMS or self.config.train.dpo is not None:
             return {}
         endings = ending_items(name, chosen)
         task = self._prepared("in_domain", endings, num_first=len(chosen))
