@@ -1,6 +1,6 @@
 r"""DPO at five ranks in one pass, or one after another with TRL: is it as fast as it says?
 
-    python -m benchmarks.preference [--pairs 16] [--repeats 2] [--dtype bfloat16]
+    python -m benchmarks.preference [--pairs 40] [--repeats 2] [--dtype bfloat16]
                                     [--model FOLDER] [--device auto]
 
 The peer is TRL's DPOTrainer (``pip install trl``), which trains one adapter after another; ours is
@@ -14,8 +14,9 @@ after an untimed step: ours with the base's reading of all pairs, the peer's fro
 begin to its last step's end. The peer's settings are the best that we know: a bfloat16 base under
 autocast, no gradient checkpointing (its default is slower), the attention that ``--attention``
 names, losses fetched at the end. ``ratio`` is the peer's time over ours, the median over pairs of
-neighbouring processes; ``max_loss_difference`` is in nats, over every step of every rank. The last
-line of output is one JSON object.
+neighbouring processes; ``max_loss_difference`` is in nats, over every step of every rank; before the
+third step it says nothing, for the first has a rate of zero, and both losses are ln 2. The last line
+of output is one JSON object.
 """
 
 from __future__ import annotations
@@ -210,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure both sides, one line for each process to stderr, and the summary to stdout."""
     parser = argparse.ArgumentParser(description="DPO at five ranks, against TRL.")
     parser.add_argument("--model", default="smollm2-135m-instruct", help="name or folder")
-    parser.add_argument("--pairs", type=int, default=16)
+    parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 16, 32, 64, 128])
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bfloat16")
