@@ -14,9 +14,9 @@ after an untimed step: ours with the base's reading of all pairs, the peer's fro
 begin to its last step's end. The peer's settings are the best that we know: a bfloat16 base under
 autocast, no gradient checkpointing (its default is slower), the attention that ``--attention``
 names, losses fetched at the end. ``ratio`` is the peer's time over ours, the median over pairs of
-neighbouring processes; ``max_loss_difference`` is in nats, over every step of every rank; before the
-third step it says nothing, for the first has a rate of zero, and both losses are ln 2. The last line
-of output is one JSON object.
+neighbouring processes; ``max_loss_difference`` is in nats, over every step of every rank. Before
+the third step it says nothing: the first has a rate of zero, so both losses are ln 2. The last
+line of output is one JSON object.
 """
 
 from __future__ import annotations
