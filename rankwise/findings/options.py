@@ -345,12 +345,15 @@ class OptionGains:
         count = max(len(runs), len(others))
         matched = [(runs[i % len(runs)], others[i % len(others)]) for i in range(count)]
 
-        def size(task: str) -> float:
-            return size_of([self.pair(a, task).over(self.pair(b, task)) for a, b in matched])
+        def size(task: str, values: Floats) -> float:
+            pairs = [(self.pair(one, task), self.pair(other, task)) for one, other in matched]
+            if all(pair.scored is None for both in pairs for pair in both):  # as nearly always
+                return item_size(values, in_points=self.in_points(task))
+            return size_of([pair.over(other) for pair, other in pairs])
 
         # leads are smaller than gains, and so are those that were not seen
         parts = [
-            part._replace(item_size=size(task))
+            part._replace(item_size=size(task, part.values))
             for part, task in zip(self.items(leads, tasks), tasks, strict=True)
         ]
         return self._mean_of(parts, tasks)
