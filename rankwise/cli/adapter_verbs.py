@@ -55,8 +55,8 @@ Contract = Annotated[
     Path | None,
     option(
         "--contract FILE",
-        "Also score the sets of your own rows in this YAML file, written as `evaluation.own` in a "
-        "study file; a set may have a max_loss of its own.",
+        "Also score sets of your own rows. The YAML file lists them as `evaluation.own` of a study "
+        "file does. Each may give its own max_loss.",
         parser=given_path,
     ),
 ]

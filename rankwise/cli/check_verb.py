@@ -67,8 +67,8 @@ def check(
         float,
         option(
             "--max-loss, --max-retention-loss POINTS",
-            "Largest acceptable fall of the mean score over the tasks, and of each set of a "
-            "contract that has no max_loss of its own.",
+            "Largest acceptable fall of the mean score over the tasks. It also holds for each set "
+            "of a contract without its own max_loss.",
         ),
     ] = 1.0,
     tasks_path: TasksPath = None,
