@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rankwise.errors import ConfigError
-from rankwise.integrations.drafts import Rows, Tool, TrainingSetup, written_entries
+from rankwise.integrations.drafts import Rows, TrainingSetup
 from rankwise.integrations.exported import ChosenRun, Exported, chosen_runs
 from rankwise.integrations.llama_factory import DATASET_INFO, LLAMA_FACTORY, dataset_info
 from rankwise.integrations.model_cards import FILE_NAME, run_card
 from rankwise.integrations.peft import PEFT
 from rankwise.integrations.study_text import yaml_lines
+from rankwise.integrations.tools import Tool, written_entries
 from rankwise.records import quantities
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.files import require_regular, write_atomically
@@ -106,11 +107,13 @@ def _export(
     if tool is PEFT:
         write_atomically(file, json.dumps(entries, indent=2, sort_keys=True) + "\n")
     else:
-        head = [
-            f"# {planned.name} of the study {study.config.name}, {chosen.how}, by rankwise export"
+        name = f"# {planned.name} of the study {study.config.name}"
+        lines = [
+            f"{name}, {chosen.how}, by rankwise export",
+            f"# {tool.usage.format(stage='sft' if setup.dpo is None else 'dpo')}",
+            *yaml_lines(entries),
         ]
-        head.append(f"# {tool.usage.format(stage='sft' if setup.dpo is None else 'dpo')}")
-        write_atomically(file, "\n".join([*head, *yaml_lines(entries)]) + "\n")
+        write_atomically(file, "\n".join(lines) + "\n")
     if tool is LLAMA_FACTORY and (info := dataset_info(setup)):
         write_atomically(folder / DATASET_INFO, json.dumps(info, indent=2) + "\n")
     remarks = (*_remarks(study, planned, setup, tool), *without)
@@ -137,6 +140,7 @@ def setup_of(study: StudyRecord, planned: PlannedRun) -> TrainingSetup:
     refuse_imported(planned)
     train, base = study.config.train, study.config.base_model
     rows = _rows_of(train)
+    num_rows = planned.num_examples if planned.role == "fewer_rows" else train.most_examples
     return TrainingSetup(
         base_model=base.name_elsewhere,
         revision=base.revision,
@@ -145,17 +149,12 @@ def setup_of(study: StudyRecord, planned: PlannedRun) -> TrainingSetup:
         is_full=planned.method == "full",
         use_rslora=is_rslora(planned),
         dpo=None if train.dpo is None else train.dpo.model_dump(),
-        max_examples=_num_rows(train, planned) if rows else None,
+        max_examples=num_rows if rows else None,
         precision=study.precision,
         base_precision=None if train.base_precision == "auto" else train.base_precision,
         **{name: getattr(planned, name) for name in _OF_RUN},
         **{name: getattr(train, name) for name in _OF_TRAINING},
     )
-
-
-def _num_rows(train: TrainConfig, planned: PlannedRun) -> int | None:
-    """How many rows a run is trained on; None: all."""
-    return planned.num_examples if planned.role == "fewer_rows" else train.most_examples
 
 
 def _rows_of(train: TrainConfig) -> Rows | None:

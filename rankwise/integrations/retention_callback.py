@@ -112,8 +112,18 @@ class RetentionCallback(TrainerCallback):
         model: nn.Module = kwargs["model"]
         self.looks, self.stop_reason = (), None
         self._tokenizer = _tokenizer(kwargs.get("processing_class"))
-        _refuse_processes(args)
-        _refuse_resumed(state, model)
+        problem = None
+        if args.world_size > 1 or args.deepspeed:
+            how = f"{args.world_size} processes" if args.world_size > 1 else "DeepSpeed"
+            problem = f"it trains with {how}; train in one process, or leave the callback out"
+        # a checkpoint of all weights is not the base that it came from
+        elif state.global_step and not isinstance(model, peft.PeftModel):
+            problem = (
+                f"all weights are resumed at step {state.global_step}, so the base is not there "
+                "any more; leave the callback out"
+            )
+        if problem is not None:
+            raise ConfigError(_NAME, [problem])
         with undisturbed(model), untrained(model):
             self._tasks = self._prepared(model)
             self._base = self._scored(model, "base")
@@ -211,20 +221,3 @@ def _tokenizer(processing_class: Any) -> Any:
         problem = "the trainer has no tokenizer; give it one by Trainer(processing_class=...)"
         raise ConfigError(_NAME, [problem])
     return tokenizer
-
-
-def _refuse_processes(args: TrainingArguments) -> None:
-    if args.world_size > 1 or args.deepspeed:
-        how = f"{args.world_size} processes" if args.world_size > 1 else "DeepSpeed"
-        problem = f"it trains with {how}; train in one process, or leave the callback out"
-        raise ConfigError(_NAME, [problem])
-
-
-def _refuse_resumed(state: TrainerState, model: nn.Module) -> None:
-    """A checkpoint of all weights is not the base that it came from."""
-    if state.global_step and not isinstance(model, peft.PeftModel):
-        problem = (
-            f"all weights are resumed at step {state.global_step}, so the base is not there any "
-            "more; leave the callback out"
-        )
-        raise ConfigError(_NAME, [problem])
