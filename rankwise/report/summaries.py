@@ -14,7 +14,7 @@ from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import TrainTaskResults
 from rankwise.records.study import Relation
 from rankwise.report import cells
-from rankwise.report.parts import Cell, Column, Table, table
+from rankwise.report.parts import Cell, Column, Table
 
 Summaries = Sequence[ModelSummary]
 """The models of one trained task, the base first."""
@@ -52,7 +52,6 @@ def verdict_table(
         left_out: titles of columns.
     """
     base = summaries[0]
-
     detail = partial(_detail, results)
     columns: list[Column[ModelSummary]] = [
         Column("Model", _model),
@@ -84,10 +83,7 @@ def verdict_table(
             lambda row: _from(row, row.held_out_loss, row.forgetting, "loss"),
             detail("held_out_text", base.held_out_loss),
         ),
-        Column(
-            "Training time",
-            lambda row: _cost(row, "train_seconds", quantities.seconds),
-        ),
+        Column("Training time", lambda row: _cost(row, "train_seconds", quantities.seconds)),
         Column(
             "Peak memory",
             lambda row: _cost(row, "peak_memory_bytes", quantities.memory),
@@ -96,9 +92,12 @@ def verdict_table(
     ]
     seeds = sorted({plan.seed for plan in results.planned if plan.seed is not None})
     with_seeds = f", {'all with seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
-    caption = f"The {base.label} and every run{with_seeds if seeds else ''}."
     shown = [column for column in columns if column.title not in left_out]
-    return table(caption, shown, summaries)
+    return Table.of(
+        f"The {base.label} and every run{with_seeds if seeds else ''}.",
+        summaries,
+        *shown,
+    )
 
 
 def verdict_notes(recommendation: Recommendation, summaries: Summaries) -> Iterator[str]:

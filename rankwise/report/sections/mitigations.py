@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from rankwise.findings.mitigations import Arm, ArmKind, TrainTaskMitigations
 from rankwise.findings.variants import TrainTaskVariants, VariantRow
 from rankwise.records import quantities
+from rankwise.records.grouping import grouped
 from rankwise.records.repairs import AdapterRepair, JudgedTask, RepairChoice, RepairPoint
 from rankwise.report import cells
 from rankwise.report.charts.marks import Look
@@ -20,9 +21,7 @@ from rankwise.report.parts import (
     Shown,
     Table,
     TitledTable,
-    grouped_table,
     section,
-    table,
 )
 from rankwise.report.sections.overview import plane_of
 
@@ -49,16 +48,13 @@ def mitigation_section(found: Sequence[TrainTaskMitigations]) -> ReportSection:
         "for the number of arms (Holm)."
     )
 
-    def show(part: TrainTaskMitigations) -> Shown:
-        said = [statement for option in part.options for statement in option.statements]
-        tables = [("", _arm_table(part))] if part.options else []
-        return Shown([*said, *cells.left_out(part.left_out)], _figures(part), tables)
-
     title = "What to do about forgetting"
-    return section("mitigations", title, about, found, show, figures="arms")
+    return section("mitigations", title, about, found, _mitigations_shown, figures="arms")
 
 
-def _figures(found: TrainTaskMitigations) -> Iterator[Figure]:
+def _mitigations_shown(found: TrainTaskMitigations) -> Iterator[Shown]:
+    yield from (statement for option in found.options for statement in option.statements)
+    yield from cells.left_out(found.left_out)
     for place, option in enumerate(found.options[:MOST_FIGURES], start=1):
         first = option.arms[0]
         marks = [
@@ -86,13 +82,16 @@ def _figures(found: TrainTaskMitigations) -> Iterator[Figure]:
             f"{cells.intervals(found.confidence)}",
         )
 
-
-def _arm_table(found: TrainTaskMitigations) -> Table:
     def over(row: Arm) -> Cell:
         lead = row.over_rate
         return cells.mean(lead and lead.gain, note="" if lead is None else lead.dominance)
 
-    columns: list[Column[Arm]] = [
+    yield Table.grouped(
+        cells.changes_caption(found.train_task, found.confidence),
+        [
+            (option.source.label, quantities.counted(option.num_seeds, "seed"), option.arms)
+            for option in found.options
+        ],
         Column("Arm", lambda row: row.label),
         Column("Gain", lambda row: cells.sized(row.gain), found.unit),
         Column("Kept", lambda row: cells.share(row.kept_gain), "of the gain as trained"),
@@ -107,12 +106,7 @@ def _arm_table(found: TrainTaskMitigations) -> Table:
         ),
         Column("Tokens", lambda row: row.num_tokens, "of each seed"),
         Column("Training", lambda row: quantities.seconds(row.train_seconds), "all seeds"),
-    ]
-    groups = [
-        (option.source.label, quantities.counted(option.num_seeds, "seed"), option.arms)
-        for option in found.options
-    ]
-    return grouped_table(cells.changes_caption(found.train_task, found.confidence), columns, groups)
+    )
 
 
 def repair_section(found: Sequence[AdapterRepair]) -> ReportSection:
@@ -156,7 +150,12 @@ def repair_table(choice: RepairChoice) -> Table:
         is_chosen = row.repair == choice.repair
         return Cell(row.repair.label, "", "chosen" if is_chosen else "", is_chosen)
 
-    columns: list[Column[RepairPoint]] = [
+    limit = quantities.amount(choice.max_loss_points, "points")
+    return Table.of(
+        f"Against the base, on {quantities.counted(choice.num_items, 'item')}; intervals of "
+        f"{choice.together}. A repair keeps enough if its interval ends at {limit} of loss or "
+        "less, and so do those of all stronger repairs of its kind.",
+        choice.curve,
         Column("Repair", name),
         Column("Gain", lambda row: cells.interval(row.gain, choice.unit), choice.unit),
         Column(
@@ -166,27 +165,21 @@ def repair_table(choice: RepairChoice) -> Table:
             "KL, prompts", lambda row: cells.formatted(row.kl, ".3g"), "nats per token"
         ),
         Column("Keeps enough", lambda row: row.keeps_enough),
-    ]
-    limit = quantities.amount(choice.max_loss_points, "points")
-    caption = (
-        f"Against the base, on {quantities.counted(choice.num_items, 'item')}; intervals of "
-        f"{choice.together}. A repair keeps enough if its interval ends at {limit} of loss or "
-        "less, and so do those of all stronger repairs of its kind."
     )
-    return table(caption, columns, choice.curve)
 
 
 def _judged(found: AdapterRepair, tasks: Sequence[JudgedTask]) -> Table:
-    columns: list[Column[JudgedTask]] = [
+    place = "not written" if found.folder is None else f"written to {found.folder}"
+    return Table.of(
+        f"On all items; {place}.",
+        tasks,
         Column("Task", lambda row: Cell(row.task, "", row.relation.replace("_", "-"))),
         Column.text("Metric", lambda row: row.metric),
         Column("Items", lambda row: row.num_items),
         Column("Base", lambda row: quantities.score(row.base_score, row.unit)),
         Column("As it is", lambda row: quantities.score(row.adapted_score, row.unit)),
         Column("Repaired", lambda row: quantities.score(row.repaired_score, row.unit)),
-    ]
-    place = "not written" if found.folder is None else f"written to {found.folder}"
-    return table(f"On all items; {place}.", columns, tasks)
+    )
 
 
 def variant_section(found: Sequence[TrainTaskVariants]) -> ReportSection:
@@ -203,20 +196,21 @@ def variant_section(found: Sequence[TrainTaskVariants]) -> ReportSection:
         max((row.num_seeds for part in found for row in part.rows), default=1)
     )
 
-    def show(part: TrainTaskVariants) -> Shown:
-        said = [*part.statements, *cells.left_out(part.left_out)]
-        return Shown(said, tables=[("", _variant_table(part))] if part.rows else [])
-
-    return section("variants", "Variants of LoRA", about, found, show)
+    return section("variants", "Variants of LoRA", about, found, _variants_shown)
 
 
-def _variant_table(found: TrainTaskVariants) -> Table:
+def _variants_shown(found: TrainTaskVariants) -> Iterator[Shown]:
+    yield from (*found.statements, *cells.left_out(found.left_out))
+
     def rate(row: VariantRow) -> str:
         best = " (best)" if row.is_best_rate and row.num_rates > 1 else ""
         return f"{quantities.learning_rate(row.learning_rate)}{best}"
 
     lead = f"difference, {found.unit}"
-    columns: list[Column[VariantRow]] = [
+    by_rank = grouped((row.beside_rank, row) for row in found.rows)
+    yield Table.grouped(
+        cells.changes_caption(found.train_task, found.confidence),
+        [(f"Beside rank {rank}", "", rows) for rank, rows in by_rank.items()],
         Column("Variant", lambda row: row.label),
         Column("Trained weights", lambda row: quantities.parameters(row.num_parameters)),
         Column("Learning rate", rate),
@@ -227,10 +221,4 @@ def _variant_table(found: TrainTaskVariants) -> Table:
             "Against LoRA", lambda row: cells.mean(row.retention_lead), "difference, points"
         ),
         Column("Training", lambda row: quantities.seconds(row.train_seconds), "all seeds"),
-    ]
-    ranks = dict.fromkeys(row.beside_rank for row in found.rows)
-    groups = [
-        (f"Beside rank {rank}", "", [row for row in found.rows if row.beside_rank == rank])
-        for rank in ranks
-    ]
-    return grouped_table(cells.changes_caption(found.train_task, found.confidence), columns, groups)
+    )
