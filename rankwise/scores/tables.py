@@ -54,7 +54,10 @@ def table_scorings(tables: Sequence[Table], asked: Asked) -> tuple[list[Scoring]
         found |= columns
         for row in rows:
             _add(scorings, described, table, row, columns)
-    _share_what_describes_items(scorings, described)
+    for (_, task), scoring in scorings.items():
+        shared = set.intersection(*map(set, described[task].values()))
+        for item, (_, line) in scoring.items.items():
+            line["doc"] = {k: v for k, v in described[task][item].items() if k in shared}
     return list(scorings.values()), found
 
 
@@ -98,25 +101,10 @@ def _add(
     own = {*columns.values()} - {columns[role] for role in _TEXTS if role in columns}
     document = {name: value for name, value in content.items() if name not in own}
     document["item"] = item
-    _describe(described.setdefault(task, {}), item, document)
-
-
-def _describe(described: dict[Any, dict[str, Any]], item: Any, document: Mapping[str, Any]) -> None:
-    """Keep of an item what every model's row says alike: that is not a part of an answer."""
-    known = described.setdefault(item, dict(document))
+    # what every model's row says alike describes the item: it is not a part of an answer
+    known = described.setdefault(task, {}).setdefault(item, dict(document))
     for name in [name for name, value in known.items() if document.get(name) != value]:
         del known[name]
-
-
-def _share_what_describes_items(
-    scorings: Mapping[tuple[ScoredModel, str], Scoring],
-    described: Mapping[str, Mapping[Any, Mapping[str, Any]]],
-) -> None:
-    for (_, task), scoring in scorings.items():
-        documents = described[task].values()
-        shared = set.intersection(*map(set, documents))
-        for item, (_, line) in scoring.items.items():
-            line["doc"] = {k: v for k, v in described[task][item].items() if k in shared}
 
 
 def _model(table: Table, row: _Row, columns: Mapping[str, str]) -> ScoredModel:
