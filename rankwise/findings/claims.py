@@ -93,12 +93,9 @@ class _Part:
     ) -> Bound:
         """A difference with its interval; of several together each is wider (Bonferroni)."""
         confidence = 1.0 - (1.0 - self.recommendation.confidence) / max(num_together, 1)
-        values = [
-            self.source.gains(option.runs, task)
-            if other is None
-            else self.source.lead(option, other, task)
-            for task in tasks
-        ]
+        values = [self.source.gains(option.runs, task) for task in tasks]
+        if other is not None:
+            values = self.source.leads(option.runs, other.runs, tasks)
         return bound_of(self.source.estimate(values, tasks), confidence)
 
 
@@ -291,7 +288,17 @@ def _behind(part: _Part, label: str, labels: Sequence[str], num_together: int) -
 
 def _gets_worse(parts: Sequence[_Part]) -> Iterable[_Case]:
     """One case for each model whose base is strong in-domain."""
-    strong = [part for part in parts if _is_strong(part)]
+    strong: list[_Part] = []
+    for part in parts:
+        if part.recommendation.unit != "points":
+            continue  # where a loss decides no base is strong
+        known = 0.0
+        for task in part.in_domain:
+            values = part.results.base.items[task].values
+            chance = part.results.base.evaluations[task].chance or 0.0
+            known += (sum(values) / len(values) - chance) / (1.0 - chance)
+        if part.in_domain and known >= STRONG * len(part.in_domain):
+            strong.append(part)
     together = sum(len(part.options) for part in strong)
     for part in strong:
         values = [part.results.base.items[task].values for task in part.in_domain]
@@ -303,18 +310,6 @@ def _gets_worse(parts: Sequence[_Part]) -> Iterable[_Case]:
                 f"{part.name}: {option.label}, base {quantities.score(base, 'points')}, "
                 f"gain {_signed(bound, 'points')}.",
             )
-
-
-def _is_strong(part: _Part) -> bool:
-    """Whether the base is, in the mean of the tasks in-domain; none is where a loss decides."""
-    if part.recommendation.unit != "points" or not part.in_domain:
-        return False
-    known = 0.0
-    for task in part.in_domain:
-        values = part.results.base.items[task].values
-        chance = part.results.base.evaluations[task].chance or 0.0
-        known += (sum(values) / len(values) - chance) / (1.0 - chance)
-    return known >= STRONG * len(part.in_domain)
 
 
 def _transfer_costs(parts: Sequence[_Part]) -> Iterable[_Case]:

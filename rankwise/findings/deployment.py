@@ -266,7 +266,18 @@ def check_report(record: DeploymentCheck) -> str:
             "",
             *markdown_table(
                 ("form", "on", "field", *compared),
-                [_field_row(change) for change in record.fields],
+                [
+                    (
+                        change.form,
+                        change.task,
+                        change.field,
+                        quantities.count(change.num_examples),
+                        quantities.score(change.form_score, "points"),
+                        quantities.score(change.reference_score, "points"),
+                        quantities.with_interval(change.difference, "points"),
+                    )
+                    for change in record.fields
+                ],
             ),
         ]
     for form in record.forms:
@@ -312,18 +323,6 @@ def _clause_rows(form: JudgedForm) -> Iterator[tuple[str, ...]]:
             quantities.amount(mean.margin, mean.unit),
             RESULTS[mean.verdict],
         )
-
-
-def _field_row(change: FieldChange) -> tuple[str, ...]:
-    return (
-        change.form,
-        change.task,
-        change.field,
-        quantities.count(change.num_examples),
-        quantities.score(change.form_score, "points"),
-        quantities.score(change.reference_score, "points"),
-        quantities.with_interval(change.difference, "points"),
-    )
 
 
 def _cut(text: str) -> str:

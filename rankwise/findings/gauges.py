@@ -92,14 +92,26 @@ def gauges(source: OptionGains) -> TrainTaskGauges | None:
     )
     if not models:
         return None
-    orders = tuple(_orders(models, source.confidence))
+    orders: list[GaugeOrder] = []
+    for gauge, value_of in _GAUGES.items():
+        pairs = [
+            (value, model.retention_loss.estimate)
+            for model in models
+            if (value := value_of(model)) is not None and model.retention_loss is not None
+        ]
+        if any(value_of(model) is not None for model in models):
+            found, reason = order_of(pairs, source.confidence, "model")
+            number = len(pairs)
+            orders.append(
+                GaugeOrder(gauge=gauge, num_models=number, correlation=found, reason=reason)
+            )
     ratios = [model.stderr_ratio for model in models if model.stderr_ratio is not None]
     ratio = statistics.median(ratios) if ratios else None
     return TrainTaskGauges(
         train_task=source.results.train_task,
         confidence=source.confidence,
         models=models,
-        orders=orders,
+        orders=tuple(orders),
         stderr_ratio=ratio,
         statements=tuple(_statements(orders, ratio)),
     )
@@ -206,19 +218,6 @@ _GAUGES: dict[Gauge, Callable[[GaugedModel], float | None]] = {
     "the rise of the loss on held-out text": lambda model: _estimate(model.prose_rise),
     "the norm of the update": lambda model: model.update_norm,
 }
-
-
-def _orders(models: Sequence[GaugedModel], confidence: float) -> Iterator[GaugeOrder]:
-    for gauge, value_of in _GAUGES.items():
-        pairs = [
-            (value, model.retention_loss.estimate)
-            for model in models
-            if (value := value_of(model)) is not None and model.retention_loss is not None
-        ]
-        if not any(value_of(model) is not None for model in models):
-            continue
-        found, reason = order_of(pairs, confidence, "model")
-        yield GaugeOrder(gauge=gauge, num_models=len(pairs), correlation=found, reason=reason)
 
 
 def order_of(

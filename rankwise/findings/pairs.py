@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -40,13 +40,6 @@ class Scores(NamedTuple):
     doc_ids: Sequence[int]
     values: Sequence[float]
     clusters: Sequence[int] | None = None
-
-
-class Outcomes(NamedTuple):
-    """(items,) each: where the base and where the adapted model is right."""
-
-    base: NDArray[np.bool_]
-    adapted: NDArray[np.bool_]
 
 
 class Pair(NamedTuple):
@@ -108,13 +101,16 @@ class Pair(NamedTuple):
         return self.answered.adapted[places[self.scored]]
 
     @property
-    def outcomes(self) -> Outcomes | None:
-        """Who is right, item by item; None where an item is neither right nor wrong."""
+    def outcomes(self) -> tuple[Mask, Mask] | None:
+        """(items,) each: where the base and where the adapted model is right.
+
+        None where an item is neither right nor wrong.
+        """
         both = np.concatenate([self.base, self.adapted])
         if not self.in_points or not np.isin(both, (0.0, POINTS)).all():
             return None
         best = POINTS if self.sign > 0 else 0.0
-        return Outcomes(self.base == best, self.adapted == best)
+        return self.base == best, self.adapted == best
 
 
 def scored_by_all(pairs: Iterable[Pair]) -> Mask | None:
@@ -298,10 +294,15 @@ def paired_test(pair: Pair, confidence: float) -> PairedTest:
     """The difference of one pair of models by itself; ``confidence`` is two-sided, 0..1."""
     estimate = mean_over_tasks([pair.items])
     lower, upper = estimate.interval(confidence)
-    counts, clusters = _counts(pair.answered), num_clusters([pair.items])
+    outcomes, clusters = pair.answered.outcomes, num_clusters([pair.items])
+    counts: Counts | None = None
     mcnemar: float | None = None
-    if counts is not None and clusters is None:  # it takes items as independent
-        mcnemar = mcnemar_exact(counts.learned, counts.forgotten)
+    if outcomes is not None:
+        before, after = outcomes
+        of_items = (~before & after, before & ~after, before & after, ~before & ~after)
+        counts = Counts(*(int(items.sum()) for items in of_items))
+        if clusters is None:  # it takes items as independent
+            mcnemar = mcnemar_exact(counts.learned, counts.forgotten)
     return PairedTest(
         num_examples=len(pair.base),
         base_score=float(pair.base.mean()),
@@ -342,13 +343,7 @@ def compare(results: TrainTaskResults) -> tuple[Comparison, ...]:
 
     Exploratory: no p-value is corrected.
     """
-    return tuple(
-        _comparison(results, model, relation, task)
-        for model in results.runs
-        if model.run is not None and model.run.status == "trained"
-        for relation, tasks in results.tasks.items()
-        for task in tasks
-    )
+    return tuple(_comparison(results, *each) for each in _runs_on_tasks(results))
 
 
 def run_record(model: ModelResults) -> RunRecord:
@@ -360,6 +355,18 @@ def run_record(model: ModelResults) -> RunRecord:
     if model.run is None:
         raise RecordError(f"{model.name} is listed as a run but has no run record")
     return model.run
+
+
+def trained(models: Iterable[ModelResults]) -> tuple[ModelResults, ...]:
+    """The runs among them that were trained to their end, and did not diverge."""
+    return tuple(model for model in models if run_record(model).status == "trained")
+
+
+def _runs_on_tasks(results: TrainTaskResults) -> Iterator[tuple[ModelResults, Relation, str]]:
+    """Every trained run on every task of the study, in the study's order."""
+    for model in trained(results.runs):
+        for relation, tasks in results.tasks.items():
+            yield from ((model, relation, task) for task in tasks)
 
 
 def _comparison(
@@ -381,19 +388,6 @@ def _comparison(
     )
 
 
-def _counts(pair: Pair) -> Counts | None:
-    outcomes = pair.outcomes
-    if outcomes is None:
-        return None
-    before, after = outcomes
-    return Counts(
-        learned=int((~before & after).sum()),
-        forgotten=int((before & ~after).sum()),
-        kept_right=int((before & after).sum()),
-        kept_wrong=int((~before & ~after).sum()),
-    )
-
-
 def _items(model: ModelResults, task: str) -> TaskItems:
     if task not in model.items:
         raise RecordError(
@@ -406,10 +400,7 @@ def format_effects(results: TrainTaskResults) -> tuple[FormatEffect, ...]:
     """Every trained run on every task that was scored in both formats, in the study's order."""
     return tuple(
         _effect(results, model, relation, task)
-        for model in results.runs
-        if model.run is not None and model.run.status == "trained"
-        for relation, tasks in results.tasks.items()
-        for task in tasks
+        for model, relation, task in _runs_on_tasks(results)
         if task in results.trained_formats
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-from rankwise.findings.options import OptionGains, Runs, TaskMean
+from rankwise.findings.options import OptionGains, TaskMean
 from rankwise.findings.rows import Row, flat
 from rankwise.records import quantities
 from rankwise.records.base import Record
@@ -78,12 +78,12 @@ def prompting(source: OptionGains, recommendation: Recommendation) -> TrainTaskP
     ]  # fmt: skip
     if not tasks:
         return None
-    tokens = {
-        shots: _mean([each.context_tokens for its in draws.values() for each in its])
-        for shots, draws in asked.items()
-    }
+    tokens: dict[int, float] = {}
+    for shots, draws in asked.items():
+        read = [each.context_tokens for its in draws.values() for each in its]
+        tokens[shots] = sum(read) / len(read)
     rows = tuple(
-        _row(source, _models(source, draws), tasks, recommendation.delta, shots, tokens)
+        _row(source, draws, tasks, recommendation.delta, shots, tokens)
         for shots, draws in sorted(asked.items())
     )
     return TrainTaskPrompting(
@@ -96,32 +96,28 @@ def prompting(source: OptionGains, recommendation: Recommendation) -> TrainTaskP
     )
 
 
-def _models(source: OptionGains, draws: Mapping[int | None, Sequence[PromptedTask]]) -> Runs:
-    """The base as it answers each draw, as a model of its own."""
+def _row(
+    source: OptionGains,
+    draws: Mapping[int | None, Sequence[PromptedTask]],
+    tasks: Sequence[str],
+    delta: float,
+    shots: int,
+    tokens: Mapping[int, float],
+) -> PromptRow:
     items = source.results.prompted
-    return tuple(
+    models = tuple(  # the base as it answers each draw is a model of its own
         ModelResults(
-            name=f"prompt {its[0].shots} {seed}",
+            name=f"prompt {shots} {seed}",
             run=None,
             evaluations={},
             items={e.task: items[e.name].model_copy(update={"task": e.task}) for e in its},
         )
         for seed, its in draws.items()
     )
-
-
-def _row(
-    source: OptionGains,
-    models: Runs,
-    tasks: Sequence[str],
-    delta: float,
-    shots: int,
-    tokens: Mapping[int, float],
-) -> PromptRow:
     beside: list[PromptBeside] = []
     for option in source.options:
         if len(option.runs) in (1, len(models)) or len(models) == 1:
-            difference = source.difference_of(models, option.runs, tasks)
+            difference = source.difference(models, option.runs, tasks)
             beside.append(
                 PromptBeside(
                     label=option.label,
@@ -142,10 +138,6 @@ def _row(
         gain=source.change(models, tasks),
         beside=tuple(beside),
     )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def beside_the_choice(row: PromptRow, choice: str, unit: Unit) -> str:

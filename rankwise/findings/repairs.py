@@ -33,8 +33,6 @@ from rankwise.records.repairs import (
 from rankwise.records.results import ModelResults, TaskItems
 from rankwise.records.study import Relation, Unit
 
-_BASE = "base"
-
 
 class RepairTasks(NamedTuple):
     """What a repair is chosen and judged by: at least one task of each relation."""
@@ -145,12 +143,12 @@ class _Compared:
         kinds = grouped(((repair.family, repair.combination), repair) for repair in by_strength)
         self.kinds = tuple(kinds.values())
         self._confidence = 1.0 - (1.0 - confidence) / len(kinds)
-        self._pairs = {
-            (repair, task): pair
-            for _, task in self.tasks.relations
-            for repair, pair in _pairs(self._scores[task])
-        }
+        self._pairs: dict[tuple[Repair, str], Pair] = {}
         for _, task in self.tasks.relations:
+            base = _results("base", task, self._scores[task].base)
+            for each in self._scores[task].repaired:
+                model = _results(each.repair.label, task, each.items)
+                self._pairs[each.repair, task] = pair_items(base, model, task)
             pair = self._pairs[AS_IT_IS, task]
             if num_clusters([pair.items]) == 1:
                 raise RecordError(
@@ -192,6 +190,22 @@ class _Compared:
         def lead(task: str) -> Floats:
             return self._gain(point.repair, task) - self._gain(AS_IT_IS, task)
 
+        tasks: list[JudgedTask] = []
+        for relation, task in self.tasks.relations:
+            adapted, repaired = self._pairs[AS_IT_IS, task], self._pairs[point.repair, task]
+            items = self._scores[task].base
+            tasks.append(
+                JudgedTask(
+                    task=task,
+                    relation=relation,
+                    unit=items.unit,
+                    metric=items.metric,
+                    num_items=len(adapted.base),
+                    base_score=float(adapted.base.mean()),
+                    adapted_score=float(adapted.adapted.mean()),
+                    repaired_score=float(repaired.adapted.mean()),
+                )
+            )
         return JudgedRepair(
             repair=point.repair,
             gain=point.gain,
@@ -200,21 +214,7 @@ class _Compared:
             adapter_loss=as_it_is.retention_loss,
             gain_difference=self._mean(self.tasks.in_domain, lead),
             retention_difference=self._mean(self.tasks.retention, lead),
-            tasks=tuple(self._task(point.repair, *each) for each in self.tasks.relations),
-        )
-
-    def _task(self, repair: Repair, relation: Relation, task: str) -> JudgedTask:
-        adapted, repaired = self._pairs[AS_IT_IS, task], self._pairs[repair, task]
-        items = self._scores[task].base
-        return JudgedTask(
-            task=task,
-            relation=relation,
-            unit=items.unit,
-            metric=items.metric,
-            num_items=len(adapted.base),
-            base_score=float(adapted.base.mean()),
-            adapted_score=float(adapted.adapted.mean()),
-            repaired_score=float(repaired.adapted.mean()),
+            tasks=tuple(tasks),
         )
 
     def _gain(self, repair: Repair, task: str) -> Floats:
@@ -246,13 +246,6 @@ def _judged_tasks(scores: Mapping[str, RepairScores], tasks: RepairTasks) -> _Ju
     return _Judged(own, kept, unit, left_out)
 
 
-def _pairs(of_task: RepairScores) -> Iterator[tuple[Repair, Pair]]:
-    """Base and each repaired adapter on one task, in the order of ``doc_id``."""
-    base = _results(_BASE, of_task.task, of_task.base)
-    for repair, items in ((each.repair, each.items) for each in of_task.repaired):
-        yield repair, pair_items(base, _results(repair.label, of_task.task, items), of_task.task)
-
-
 def _results(name: str, task: str, items: TaskItems) -> ModelResults:
     return ModelResults(name=name, run=None, evaluations={}, items={task: items})
 
@@ -262,10 +255,14 @@ def _statement(
 ) -> str:
     limit = quantities.amount(max_loss_points, "points")
     if judged is None:
-        return (
-            f"None does: no repair is shown to gain and to lose at most {limit} of retention. "
-            f"{_nearest(curve)}"
-        )
+        gaining = [point for point in curve if point.gain.lower > 0.0]
+        nearest = "None is shown to gain at all."
+        if gaining:
+            least = min(gaining, key=lambda point: point.retention_loss.upper)
+            loss = quantities.with_interval(least.retention_loss, "points")
+            nearest = f"The nearest is the adapter {least.repair.label}: it loses {loss}."
+        none = f"None does: no repair is shown to gain and to lose at most {limit} of retention."
+        return f"{none} {nearest}"
     gain = quantities.with_interval(judged.gain, unit)
     loss = quantities.with_interval(judged.retention_loss, "points")
     text = (
@@ -277,16 +274,6 @@ def _statement(
     before = quantities.with_interval(judged.adapter_gain, unit)
     lost = quantities.with_interval(judged.adapter_loss, "points")
     return f"{text} As it is, it gains {before} and loses {lost}."
-
-
-def _nearest(curve: Sequence[RepairPoint]) -> str:
-    """Of the repairs that are shown to gain, the one with the least loss."""
-    gaining = [point for point in curve if point.gain.lower > 0.0]
-    if not gaining:
-        return "None is shown to gain at all."
-    least = min(gaining, key=lambda point: point.retention_loss.upper)
-    loss = quantities.with_interval(least.retention_loss, "points")
-    return f"The nearest is the adapter {least.repair.label}: it loses {loss}."
 
 
 def repair_rows(found: Sequence[AdapterRepair], _: object) -> Iterator[Row]:

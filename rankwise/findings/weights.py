@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
-from rankwise.findings.audits import NullPair, norms, null_pair
+from rankwise.findings.audits import NullPair, intruders_of_all, norms, similarity_of_all
 from rankwise.findings.options import OptionGains, OptionName, ladders
 from rankwise.findings.rows import Row
 from rankwise.findings.stats.growth import LineFit, norm_growth
@@ -22,7 +22,6 @@ from rankwise.records.spectra import (
     SpectraRecord,
     VectorChange,
     intruders_of,
-    similarity,
 )
 from rankwise.records.study import Relation, Unit
 
@@ -134,8 +133,13 @@ def _run_weights(source: OptionGains, model: ModelResults, spectra: SpectraRecor
     overlaps = [each.full_overlap for each in matrices if each.full_overlap is not None]
     norm, base_norm = norms(matrices)
 
-    def intruders(change: VectorChange, matrix: MatrixSpectrum) -> float:
-        return intruders_of(change, matrix.leading, spectra.epsilons)
+    # how much worse than the base, macro-mean over the tasks that are scored in the unit
+    forgetting: dict[str, float] = {}
+    for name, relation, unit in _FORGETTING:
+        tasks = [task for task in source.tasks(relation, unit) if task in model.items]
+        gains = [float(source.pair(model, task).gain.mean()) for task in tasks]
+        if gains:
+            forgetting[name] = -statistics.fmean(gains)
 
     return RunWeights(
         run=model.name,
@@ -145,13 +149,13 @@ def _run_weights(source: OptionGains, model: ModelResults, spectra: SpectraRecor
         relative_norm=norm / base_norm if base_norm else 0.0,
         effective_rank=statistics.median(each.update.effective_rank for each in matrices),
         energy_rank_99=statistics.median(each.update.energy_rank_99 for each in matrices),
-        intruders=null_pair(matrices, intruders, sum),
-        similarity=null_pair(matrices, lambda change, _: similarity(change), statistics.fmean),
+        intruders=intruders_of_all(matrices, spectra.epsilons),
+        similarity=similarity_of_all(matrices),
         full_overlap=_mean([(overlap.left + overlap.right) / 2 for overlap in overlaps]),
         full_overlap_expected=_mean(
             [(each.left_expected + each.right_expected) / 2 for each in overlaps]
         ),
-        forgetting=dict(_forgetting(source, model)),
+        forgetting=forgetting,
     )
 
 
@@ -163,15 +167,6 @@ _FORGETTING: tuple[tuple[str, Relation, Unit], ...] = (
     ("retention loss", "retention", "points"),
     ("loss on held-out text", "held_out_text", "nats"),
 )
-
-
-def _forgetting(source: OptionGains, model: ModelResults) -> Iterator[tuple[str, float]]:
-    """How much worse than the base, macro-mean over the tasks that are scored in the unit."""
-    for name, relation, unit in _FORGETTING:
-        tasks = [task for task in source.tasks(relation, unit) if task in model.items]
-        if tasks:
-            gains = [float(source.pair(model, task).gain.mean()) for task in tasks]
-            yield name, -statistics.fmean(gains)
 
 
 def _norm_trends(source: OptionGains) -> Iterator[NormTrend]:
@@ -270,6 +265,10 @@ def _statements(
         )
 
 
+_MATRIX = ("module", "layer", "kind", "out_features", "in_features", "base_frobenius_norm",
+           "base_spectral_norm")  # fmt: skip
+
+
 def spectrum_rows(_: object, results: StudyResults) -> Iterator[Row]:
     """One row for each run and matrix."""
     for model in results.runs:
@@ -280,13 +279,7 @@ def spectrum_rows(_: object, results: StudyResults) -> Iterator[Row]:
             overlap = matrix.full_overlap
             yield {
                 "run": model.name,
-                "module": matrix.module,
-                "layer": matrix.layer,
-                "kind": matrix.kind,
-                "out_features": matrix.out_features,
-                "in_features": matrix.in_features,
-                "base_frobenius_norm": matrix.base_frobenius_norm,
-                "base_spectral_norm": matrix.base_spectral_norm,
+                **{name: getattr(matrix, name) for name in _MATRIX},
                 **matrix.update.model_dump(),
                 **_change_row("trained", matrix.change, matrix, epsilons),
                 **_change_row("gaussian", matrix.gaussian_null, matrix, epsilons),
