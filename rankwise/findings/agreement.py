@@ -264,18 +264,14 @@ def _kappa(
     of_expected = (full - p) * (2 * q - 1) + (model - q) * (2 * p - 1)
     moved = ((same - observed) - (1 - kappa) * of_expected) / (1 - expected)
     size = float(np.mean(1 / (1 - expected)))
-    estimate = mean_over_tasks([Items(kappa + moved, size, clusters=_pooled_clusters(parts))])
-    lower, upper = estimate.interval(confidence)
-    return Bound(estimate=estimate.value, lower=max(lower, -1.0), upper=min(upper, 1.0))
-
-
-def _pooled_clusters(parts: Sequence[Items]) -> Clusters | None:
-    """Those of all items of several tasks, one after another; an item without one has its own."""
-    if num_clusters(parts) is None:
-        return None
+    # the clusters of all tasks' items, one after another; an item without one has its own,
+    # below zero, where no cluster is
     start, pooled = 0, list[Clusters]()
     for part in parts:
-        own = ~np.arange(start, start + part.num_items)  # below zero, where no cluster is
+        own = ~np.arange(start, start + part.num_items)
         pooled.append(own if part.clusters is None else part.clusters)
         start += part.num_items
-    return np.concatenate(pooled)
+    clusters = None if num_clusters(parts) is None else np.concatenate(pooled)
+    estimate = mean_over_tasks([Items(kappa + moved, size, clusters=clusters)])
+    lower, upper = estimate.interval(confidence)
+    return Bound(estimate=estimate.value, lower=max(lower, -1.0), upper=min(upper, 1.0))

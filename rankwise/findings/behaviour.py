@@ -97,11 +97,23 @@ def behaviour(source: OptionGains) -> TrainTaskBehaviour | None:
         )
     if not models:
         return None
+    statements: list[str] = []
+    changes = [(each.label, change) for each in models for change in each.changes]
+    for label, change in changes:
+        if change.difference.sign() != 0:
+            more = "more" if change.difference.sign() > 0 else "less"
+            what = f"writes {more}" if change.trait == "length" else f"{change.trait} {more} often"
+            statements.append(
+                f"{quantities.capital(label)} {what} than the base: "
+                f"{quantities.formatted(change.adapted, '.0f')} against "
+                f"{quantities.formatted(change.base, '.0f')} "
+                f"{'words' if change.unit == 'words' else '%'}."
+            )
     return TrainTaskBehaviour(
         train_task=source.results.train_task,
         confidence=source.confidence,
         models=tuple(models),
-        statements=tuple(_statements(models)),
+        statements=tuple(statements),
     )
 
 
@@ -195,19 +207,3 @@ TRAITS: dict[Trait, Callable[[BehaviourPrompt, str], float | None]] = {
     "repeats itself": lambda _, text: repetition(text),
 }
 """What is measured of an answer; None where the prompt does not ask for it."""
-
-
-def _statements(models: Sequence[ModelBehaviour]) -> Iterator[str]:
-    """One for each change that is shown."""
-    for model in models:
-        for change in model.changes:
-            if change.difference.sign() == 0:
-                continue
-            more = "more" if change.difference.sign() > 0 else "less"
-            what = f"writes {more}" if change.trait == "length" else f"{change.trait} {more} often"
-            yield (
-                f"{quantities.capital(model.label)} {what} than the base: "
-                f"{quantities.formatted(change.adapted, '.0f')} against "
-                f"{quantities.formatted(change.base, '.0f')} "
-                f"{'words' if change.unit == 'words' else '%'}."
-            )

@@ -6,8 +6,6 @@ choice does not flatter what is said of it. Exploratory: the recommendation is a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from rankwise.findings.decision import Margins
@@ -147,36 +145,29 @@ def _change(source: OptionGains, models: Runs, relation: Relation) -> TaskMean |
 def _choice(
     source: OptionGains, option: Option, num_steps: int, step: int, models: Runs
 ) -> CheckpointChoice:
-    ends = None if models is option.runs else option.runs
-    differences: dict[Relation, TaskMean | None] = {}
-    for relation in _COMPARED:  # checkpoint - end, paired by seed and item
-        differences[relation] = source.lead_over(models, ends, _tasks(source, relation))
+    count, label = quantities.count, quantities.capital(option.label)
+    differences: dict[Relation, TaskMean | None] = {"in_domain": None, "retention": None}
+    statement = f"{label}: on validation items no checkpoint is worth more than its end."
+    if step != num_steps:
+        for relation in differences:  # checkpoint - end, paired by seed and item
+            tasks = _tasks(source, relation)
+            differences[relation] = source.lead_over(models, option.runs, tasks)
+        words: dict[Relation, str] = {"in_domain": "gains", "retention": "keeps"}
+        shown = {1: "more", -1: "less", 0: "neither more nor less, as far as can be told,"}
+        parts = [
+            f"{words[relation]} {shown[mean.sign()]} ({quantities.with_interval(mean, mean.unit)})"
+            for relation, mean in differences.items()
+            if mean is not None
+        ]
+        statement = (
+            f"{label}: on validation items step {count(step)} of {count(num_steps)} is worth most. "
+            f"On test items it {' and '.join(parts)} than at its end."
+        )
     return CheckpointChoice(
         option=option.name,
         step=step,
         num_steps=num_steps,
         gain=differences["in_domain"],
         retention=differences["retention"],
-        statement=" ".join(_statement(option.label, step, num_steps, differences)),
+        statement=statement,
     )
-
-
-_COMPARED: tuple[Relation, ...] = ("in_domain", "retention")
-
-
-def _statement(
-    label: str, step: int, num_steps: int, differences: dict[Relation, TaskMean | None]
-) -> Iterator[str]:
-    count, label = quantities.count, quantities.capital(label)
-    if step == num_steps:
-        yield f"{label}: on validation items no checkpoint is worth more than its end."
-        return
-    yield f"{label}: on validation items step {count(step)} of {count(num_steps)} is worth most."
-    words: dict[Relation, str] = {"in_domain": "gains", "retention": "keeps"}
-    shown = {1: "more", -1: "less", 0: "neither more nor less, as far as can be told,"}
-    parts = [
-        f"{words[relation]} {shown[mean.sign()]} ({quantities.with_interval(mean, mean.unit)})"
-        for relation, mean in differences.items()
-        if mean is not None
-    ]
-    yield f"On test items it {' and '.join(parts)} than at its end."

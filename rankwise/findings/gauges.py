@@ -7,7 +7,7 @@ Exploratory: the recommendation does not rest on it.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -107,13 +107,26 @@ def gauges(source: OptionGains) -> TrainTaskGauges | None:
             )
     ratios = [model.stderr_ratio for model in models if model.stderr_ratio is not None]
     ratio = statistics.median(ratios) if ratios else None
+    statements = [
+        order_statement(
+            quantities.counted(order.num_models, "model"), order.gauge, order.correlation
+        )
+        for order in orders
+        if order.correlation is not None
+    ]
+    if ratio is not None:
+        times = f"{quantities.formatted(ratio, '.1f')} times"
+        statements.append(
+            f"On the same tokens of held-out text the standard error of the rise of the loss is "
+            f"{times} that of the KL, a median over the models."
+        )
     return TrainTaskGauges(
         train_task=source.results.train_task,
         confidence=source.confidence,
         models=models,
         orders=tuple(orders),
         stderr_ratio=ratio,
-        statements=tuple(_statements(orders, ratio)),
+        statements=tuple(statements),
     )
 
 
@@ -228,19 +241,6 @@ def order_of(
         return None, f"{quantities.counted(len(pairs), noun)}, {MIN_MODELS} are needed"
     x, y = zip(*pairs, strict=True)
     return correlated(x, y, confidence, noun)
-
-
-def _statements(orders: Sequence[GaugeOrder], ratio: float | None) -> Iterator[str]:
-    for order in orders:
-        if order.correlation is not None:
-            models = quantities.counted(order.num_models, "model")
-            yield order_statement(models, order.gauge, order.correlation)
-    if ratio is not None:
-        times = f"{quantities.formatted(ratio, '.1f')} times"
-        yield (
-            f"On the same tokens of held-out text the standard error of the rise of the loss is "
-            f"{times} that of the KL, a median over the models."
-        )
 
 
 def order_statement(models: str, gauge: Gauge, correlation: Bound) -> str:

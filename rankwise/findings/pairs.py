@@ -343,7 +343,25 @@ def compare(results: TrainTaskResults) -> tuple[Comparison, ...]:
 
     Exploratory: no p-value is corrected.
     """
-    return tuple(_comparison(results, *each) for each in _runs_on_tasks(results))
+    confidence = results.study.config.recommendation.confidence
+    compared: list[Comparison] = []
+    for model, relation, task in _runs_on_tasks(results):
+        items = results.base.items[task]
+        test = own = paired_test(pair_items(results.base, model, task), confidence)
+        if items.accuracy is not None:
+            own_pair = pair_items(results.base, model, task, by_accuracy=True)
+            own = paired_test(own_pair, confidence)
+        compared.append(
+            Comparison(
+                run=model.name,
+                task=task,
+                relation=relation,
+                unit=items.unit,
+                **test.values(Comparison, own),
+                accuracy=items.accuracy and accuracy_difference(items.accuracy.metric, test, own),
+            )
+        )
+    return tuple(compared)
 
 
 def run_record(model: ModelResults) -> RunRecord:
@@ -369,25 +387,6 @@ def _runs_on_tasks(results: TrainTaskResults) -> Iterator[tuple[ModelResults, Re
             yield from ((model, relation, task) for task in tasks)
 
 
-def _comparison(
-    results: TrainTaskResults, model: ModelResults, relation: Relation, task: str
-) -> Comparison:
-    confidence = results.study.config.recommendation.confidence
-    items = results.base.items[task]
-    test = own = paired_test(pair_items(results.base, model, task), confidence)
-    if items.accuracy is not None:
-        own_pair = pair_items(results.base, model, task, by_accuracy=True)
-        own = paired_test(own_pair, confidence)
-    return Comparison(
-        run=model.name,
-        task=task,
-        relation=relation,
-        unit=items.unit,
-        **test.values(Comparison, own),
-        accuracy=items.accuracy and accuracy_difference(items.accuracy.metric, test, own),
-    )
-
-
 def _items(model: ModelResults, task: str) -> TaskItems:
     if task not in model.items:
         raise RecordError(
@@ -398,34 +397,31 @@ def _items(model: ModelResults, task: str) -> TaskItems:
 
 def format_effects(results: TrainTaskResults) -> tuple[FormatEffect, ...]:
     """Every trained run on every task that was scored in both formats, in the study's order."""
-    return tuple(
-        _effect(results, model, relation, task)
-        for model, relation, task in _runs_on_tasks(results)
-        if task in results.trained_formats
-    )
-
-
-def _effect(
-    results: TrainTaskResults, model: ModelResults, relation: Relation, task: str
-) -> FormatEffect:
-    scored_as = results.trained_formats[task]
-    confidence = results.study.config.recommendation.confidence
-    standard = pair_items(results.base, model, task)
-    trained = pair_items(results.base, model, scored_as)
-    test = paired_test(trained, confidence)
-    own = paired_test(pair_items(results.base, model, scored_as, by_accuracy=True), confidence)
-    by_format: Bound | None = None
-    if results.base.items[task].metric == results.base.items[scored_as].metric:
-        size = max(standard.item_size, trained.item_size)
-        both = standard.items._replace(values=standard.gain - trained.gain, item_size=size)
-        by_format = bound_of(mean_over_tasks([both]), confidence)
-    return FormatEffect(
-        run=model.name,
-        task=task,
-        scored_as=scored_as,
-        relation=relation,
-        unit=results.base.items[scored_as].unit,
-        **test.values(FormatEffect, own),
-        standard_difference=float(standard.gain.mean()),
-        by_format=by_format,
-    )
+    base, confidence = results.base, results.study.config.recommendation.confidence
+    effects: list[FormatEffect] = []
+    for model, relation, task in _runs_on_tasks(results):
+        if task not in results.trained_formats:
+            continue
+        scored_as = results.trained_formats[task]
+        standard, trained_format = (pair_items(base, model, t) for t in (task, scored_as))
+        test = paired_test(trained_format, confidence)
+        own = paired_test(pair_items(base, model, scored_as, by_accuracy=True), confidence)
+        by_format: Bound | None = None
+        if base.items[task].metric == base.items[scored_as].metric:
+            size = max(standard.item_size, trained_format.item_size)
+            values = standard.gain - trained_format.gain
+            both = standard.items._replace(values=values, item_size=size)
+            by_format = bound_of(mean_over_tasks([both]), confidence)
+        effects.append(
+            FormatEffect(
+                run=model.name,
+                task=task,
+                scored_as=scored_as,
+                relation=relation,
+                unit=base.items[scored_as].unit,
+                **test.values(FormatEffect, own),
+                standard_difference=float(standard.gain.mean()),
+                by_format=by_format,
+            )
+        )
+    return tuple(effects)

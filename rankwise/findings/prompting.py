@@ -86,13 +86,21 @@ def prompting(source: OptionGains, recommendation: Recommendation) -> TrainTaskP
         _row(source, draws, tasks, recommendation.delta, shots, tokens)
         for shots, draws in sorted(asked.items())
     )
+    statements: list[str] = []
+    for row in rows:
+        examples = quantities.counted(row.shots, "example") if row.shots else "No example"
+        more = "" if not row.more_tokens else f", {row.more_tokens:,.0f} more than without"
+        statements.append(
+            f"{examples} in the prompt: {quantities.with_interval(row.gain, unit)} over the base; "
+            f"a question reads {row.context_tokens:,.0f} tokens{more}."
+        )
     return TrainTaskPrompting(
         train_task=results.train_task,
         unit=unit,
         delta=recommendation.delta,
         confidence=source.confidence,
         rows=rows,
-        statements=tuple(_statements(rows, unit)),
+        statements=tuple(statements),
     )
 
 
@@ -152,16 +160,6 @@ def beside_the_choice(row: PromptRow, choice: str, unit: Unit) -> str:
     if found.gains == "less":
         return f"{quantities.capital(rows)} gain less than {choice}: {lead}."
     return f"Whether {rows} gain what {choice} gains is not shown: {lead}."
-
-
-def _statements(rows: Sequence[PromptRow], unit: Unit) -> Iterator[str]:
-    for row in rows:
-        examples = quantities.counted(row.shots, "example") if row.shots else "No example"
-        more = "" if not row.more_tokens else f", {row.more_tokens:,.0f} more than without"
-        yield (
-            f"{examples} in the prompt: {quantities.with_interval(row.gain, unit)} over the base; "
-            f"a question reads {row.context_tokens:,.0f} tokens{more}."
-        )
 
 
 def prompt_rows(found: Sequence[TrainTaskPrompting], _: object) -> Iterator[Row]:

@@ -112,12 +112,6 @@ def choose_repair(
     )
 
 
-def _strength(repair: Repair) -> float:
-    """By which the repairs of a kind are ordered, the one that changes the adapter most first."""
-    value = repair.value or 0.0
-    return -value if METHODS[repair.family].is_stronger_upwards else value
-
-
 def _kl_order(curve: Sequence[RepairPoint], confidence: float) -> dict[str, Any]:
     """How well KL orders the retention loss over the curve."""
     pairs = [(kl.estimate, each.retention_loss.estimate) for each in curve if (kl := each.kl)]
@@ -139,7 +133,14 @@ class _Compared:
         self._scores = {of_task.task: of_task for of_task in scores}
         self.tasks = _judged_tasks(self._scores, tasks)
         self.repairs = tuple(each.repair for each in scores[0].repaired)
-        by_strength = sorted(self.repairs, key=_strength)
+        # of a kind the one that changes the adapter most comes first
+        by_strength = sorted(
+            self.repairs,
+            key=lambda repair: (
+                (repair.value or 0.0)
+                * (-1.0 if METHODS[repair.family].is_stronger_upwards else 1.0)
+            ),
+        )
         kinds = grouped(((repair.family, repair.combination), repair) for repair in by_strength)
         self.kinds = tuple(kinds.values())
         self._confidence = 1.0 - (1.0 - confidence) / len(kinds)

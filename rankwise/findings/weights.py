@@ -111,14 +111,30 @@ def weight_findings(source: OptionGains) -> TrainTaskWeights | None:
     runs = tuple(_run_weights(source, *each) for each in looked if each[1].matrices)
     trends = tuple(_norm_trends(source))
     top_k = results.study.config.analysis.top_k
-    associations = tuple(_associations(runs, source.confidence))
+    associations: list[Association] = []
+    for name, _, unit in _FORGETTING:
+        having = [run for run in runs if name in run.forgetting]
+        for measure, value in _MEASURES if having else ():
+            options, x = mean_of_options(having, value)
+            _, y = mean_of_options(having, lambda run, name=name: run.forgetting[name])
+            correlation, reason = correlated(x, y, source.confidence, "option")
+            associations.append(
+                Association(
+                    measure=measure,
+                    forgetting=name,
+                    unit=unit,
+                    num_options=len(options),
+                    correlation=correlation,
+                    reason=reason,
+                )
+            )
     return TrainTaskWeights(
         train_task=results.train_task,
         confidence=source.confidence,
         num_seeds=len(results.study.config.seeds),
         runs=runs,
         norm_trends=trends,
-        associations=associations,
+        associations=tuple(associations),
         statements=tuple(_statements(trends, associations, runs, min(INTRUDER_K, top_k))),
         left_out={
             model.name: spectra.not_analysed
@@ -208,23 +224,6 @@ _MEASURES: tuple[tuple[Measure, Callable[[RunWeights], float]], ...] = (
     ("norm of the update", lambda run: run.frobenius_norm),
     ("turned directions", lambda run: 1.0 - run.similarity.observed),
 )
-
-
-def _associations(runs: Sequence[RunWeights], confidence: float) -> Iterator[Association]:
-    for name, _, unit in _FORGETTING:
-        having = [run for run in runs if name in run.forgetting]
-        for measure, value in _MEASURES if having else ():
-            options, x = mean_of_options(having, value)
-            _, y = mean_of_options(having, lambda run, name=name: run.forgetting[name])
-            found, reason = correlated(x, y, confidence, "option")
-            yield Association(
-                measure=measure,
-                forgetting=name,
-                unit=unit,
-                num_options=len(options),
-                correlation=found,
-                reason=reason,
-            )
 
 
 def _statements(
