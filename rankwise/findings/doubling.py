@@ -17,12 +17,7 @@ from rankwise.findings.options import Option, OptionGains, Runs, TaskMean, over_
 from rankwise.findings.rows import Row, flat
 from rankwise.findings.stats.estimates import holm, zero_p_value
 from rankwise.findings.stats.items import Floats
-from rankwise.findings.stats.learning_curve import (
-    MIN_SIZES,
-    REACH_CONFIDENCE,
-    LawName,
-    at_twice,
-)
+from rankwise.findings.stats.learning_curve import MIN_SIZES, REACH_CONFIDENCE, LawName, at_twice
 from rankwise.records import quantities
 from rankwise.records.axes import beside_rank
 from rankwise.records.base import Record

@@ -211,10 +211,10 @@ class OptionGains:
         if recommendation is not None:
             in_domain = self.tasks("in_domain", recommendation.unit)
             kept = recommendation.retention_tasks
-        for verdict in recommendation.verdicts if recommendation else ():
-            self._decided[verdict.runs, in_domain] = verdict.gain
-            if verdict.retention_loss is not None:
-                self._decided[verdict.runs, kept] = verdict.retention_loss.negated()
+            for verdict in recommendation.verdicts:
+                self._decided[verdict.runs, in_domain] = verdict.gain
+                if verdict.retention_loss is not None:
+                    self._decided[verdict.runs, kept] = verdict.retention_loss.negated()
 
     @cached_property
     def by_accuracy(self) -> OptionGains:

@@ -384,7 +384,8 @@ def _runs_on_tasks(results: TrainTaskResults) -> Iterator[tuple[ModelResults, Re
     """Every trained run on every task of the study, in the study's order."""
     for model in trained(results.runs):
         for relation, tasks in results.tasks.items():
-            yield from ((model, relation, task) for task in tasks)
+            for task in tasks:
+                yield model, relation, task
 
 
 def _items(model: ModelResults, task: str) -> TaskItems:
