@@ -24,8 +24,8 @@ class AgreementWithFull(Record):
 
     ``option`` is a LoRA option, None for the base (an update of zero), or full fine-tuning itself:
     then it is compared with its own next seed, as alike as anything can be expected to be.
-    ``same_outcome`` is the share of items on which both are
-    right or both are wrong, ``kappa`` the same beyond chance, ``same_option`` the share on which
+    ``same_outcome`` is the share of items on which both are right or both are wrong, ``kappa`` the
+    same beyond chance, ``same_option`` the share on which
     both choose the same option, in points; items of all tasks count the same. ``kl`` is
     KL(full || model) in nats per token, ``same_next_token`` the share of tokens that both find
     the most probable. None where it has no meaning or was not measured.

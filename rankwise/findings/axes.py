@@ -87,7 +87,7 @@ _WORDS: dict[AxisName, str] = {
     "target modules": "on ",
     "epochs": "epochs ",
 }
-"""As in the labels of the options."""
+"""What stands before a value in the labels of options."""
 
 
 class AxisPoint(Record):

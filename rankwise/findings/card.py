@@ -86,7 +86,7 @@ class VerdictCard(Record):
     rows: tuple[CardRow, ...] = ()
     """Every option, in the study's order."""
     remark: str = ""
-    """What else decides; empty where nothing does."""
+    """What matters beside the rank; empty where nothing does."""
     command: str = ""
     """What to do next."""
     settings: dict[str, str] = Field(default_factory=dict)
@@ -194,7 +194,7 @@ def _settings(option: Option) -> dict[str, str]:
 
 
 def _told(source: OptionGains, chosen: Option, alternatives: Sequence[Alternative]) -> list[Told]:
-    """Every piece of advice that the study tries, beside what was measured at its rank."""
+    """Each piece of advice that the study tried, beside what was measured at its rank."""
     beside = {alternative.label: alternative for alternative in alternatives}
     said: list[Told] = []
     for advice in ADVICE:

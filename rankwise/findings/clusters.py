@@ -18,11 +18,11 @@ FEW_CLUSTERS = 30
 that only where clusters are of one size and nearly normal (Cameron and Miller 2015)."""
 
 MOST_DESIGN_EFFECT = 1.2
-"""A design effect above this is told: without clusters the standard error is over 9 % too small."""
+"""A larger one is reported: without clusters the standard error is over 9 % too small."""
 
 
 NOTICED = 0.95
-"""Clusters are told where they are at most this share of the items."""
+"""Clusters are mentioned where their number is at most this share of the items."""
 
 
 class Suspect(NamedTuple):

@@ -62,12 +62,12 @@ class LossRule(NamedTuple):
     clauses: Mapping[str, float | None] = MappingProxyType({})
 
     def margin(self, unit: Unit) -> float:
-        """Of tasks in this unit."""
+        """The acceptable loss on tasks in this unit."""
         return self.points if unit == "points" else self.nats
 
 
 class FormWeights(NamedTuple):
-    """What a form makes of the weights; ``delta`` is None where nothing was merged."""
+    """The weights in a form; ``delta`` is None where nothing was merged."""
 
     num_bytes: int
     delta: DeltaInForm | None = None
@@ -241,7 +241,7 @@ RESULTS: Mapping[FormVerdict, str] = {
     "cannot_tell": "not settled",
 }
 MOST_CHANGED = 20
-"""Changed answers of a form that a report lists; the record has all."""
+"""A report lists at most so many changed answers of a form; the record has all."""
 _MOST_LETTERS = 200
 
 
@@ -332,7 +332,7 @@ def _cut(text: str) -> str:
 
 
 POINTS_WITHOUT_MARGIN = 1.0
-"""May be lost where the study has no margin in points; that of ``rankwise check --forms``."""
+"""The acceptable loss where a study has no margin in points; `rankwise check --forms` has it."""
 
 
 class DeployedRun(Record):

@@ -213,7 +213,7 @@ def over_answers(
 def _mean(
     source: OptionGains, measured: _Measured | None, at_least: float = -np.inf
 ) -> TaskMean | None:
-    """With its interval, cut off where no value can be."""
+    """The mean with its interval, which is cut off where no value can be."""
     if measured is None:
         return None
     lower, upper = measured.estimate.interval(source.confidence)

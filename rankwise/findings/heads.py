@@ -159,7 +159,7 @@ def screen_correlation(screen: Screen) -> Interval | None:
 
 
 def _by_head(values: HeadMap) -> list[float]:
-    """Layer by layer, head by head."""
+    """The values of all heads in one list, layer by layer."""
     return list(itertools.chain.from_iterable(values))
 
 

@@ -18,7 +18,7 @@ from rankwise.records.results import ModelResults, StudyResults
 from rankwise.records.study import Relation
 
 MOST_LETTERS = 4_000
-"""Of a prompt, from its end, where the question stands; and of an answer."""
+"""Letters that are kept of an answer, and of a prompt: its end, where the question stands."""
 
 ReadSamples = Callable[[str, str], Sequence[Line]]
 """The lines of a model on a task, as lm-eval logs them.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -185,14 +185,6 @@ def _summary(
 
 
 ModelKind = Literal["run", "fewer_rows", "checkpoint", "truncated", "mitigated", "variant"]
-_ROLES: dict[ModelKind, Sequence[Role]] = {
-    "run": COMPARED,
-    "fewer_rows": ["fewer_rows"],
-    "checkpoint": ["checkpoint"],
-    "truncated": ["truncated"],
-    "mitigated": ["mitigated"],
-    "variant": ["variant"],
-}
 
 
 class ModelGroup(NamedTuple):
@@ -213,7 +205,9 @@ def model_groups(
     source: OptionGains, is_measured: Callable[[ModelResults], bool]
 ) -> Iterator[ModelGroup]:
     """The models that something was measured of, runs first, in the order of the study."""
-    for kind, roles in _ROLES.items():
+    kinds: tuple[ModelKind, ...] = get_args(ModelKind)
+    for kind in kinds:
+        roles: tuple[Role, ...] = COMPARED if kind == "run" else (kind,)
         of_label: dict[str, list[ModelResults]] = {}
         for model in trained(source.results.of_role(*roles)):
             if is_measured(model):

@@ -267,7 +267,7 @@ class Sizes(NamedTuple):
 
 
 class Betting:
-    """What is believed of the options of a study.
+    """The odds of a study's options, and what growing the study would bring.
 
     Args:
         evidence: their scores.
@@ -350,7 +350,7 @@ class Betting:
             )
 
     def _ways(self, sizes: Sizes) -> Iterator[tuple[Addition, dict[str, int], int]]:
-        """What is added, the tasks that grow with their items then, and the seeds then."""
+        """Each way to grow: what is added, the sizes of tasks that grow, and the seeds in all."""
         kinds: dict[Addition, Mapping[str, int]] = {"in_domain": sizes.in_domain}
         if sizes.retention:
             kinds["retention"] = sizes.retention
@@ -397,7 +397,7 @@ class Betting:
 def _growth(
     of: Block, tasks: Iterable[str], factors: Mapping[str, float], num_seeds: int
 ) -> Growth:
-    """A block's; tasks that share clusters grow as the slowest of them."""
+    """How a block grows; tasks that share clusters grow as the slowest of them."""
     by_task = [factors.get(task, 1.0) for task in tasks]
     return Growth(
         tuple(min(by_task[place] for place in part.places) for part in of.parts), num_seeds

@@ -145,7 +145,7 @@ class DecidingTasks(NamedTuple):
 
 
 class OverSeeds(NamedTuple):
-    """Models that differ by seed alone, in the order of their seeds."""
+    """Planned models that differ by seed alone, in the order of their seeds."""
 
     plans: tuple[PlannedRun, ...]
     runs: Runs
@@ -153,14 +153,14 @@ class OverSeeds(NamedTuple):
 
     @property
     def is_complete(self) -> bool:
-        """Whether none is missing or diverged: only then it is compared."""
+        """Whether none is missing or diverged. Only complete groups are compared."""
         return len(self.runs) == len(self.plans)
 
 
 def over_seeds(
     results: TrainTaskResults, role: Role, key: Callable[[PlannedRun], K]
 ) -> dict[K, OverSeeds]:
-    """The planned models of a role, together where they have the same key: what is not the seed."""
+    """The planned models of a role, grouped by ``key``, which leaves the seed out."""
     done = {model.name: model for model in trained(results.of_role(role))}
     plans: dict[K, list[PlannedRun]] = {}
     for plan in sorted(results.planned_of(role), key=lambda plan: plan.seed or 0):
@@ -218,9 +218,9 @@ class OptionGains:
 
     @cached_property
     def by_accuracy(self) -> OptionGains:
-        """The same with every task judged by its own metric, where p(right) decides.
+        """These options with every task judged by its own metric, also where p(right) decides.
 
-        It takes the options and runs of either.
+        Both take each other's options and runs.
         """
         return OptionGains(self.results.by_accuracy, in_accuracy=True)
 
@@ -280,7 +280,7 @@ class OptionGains:
         return self._scored[task]
 
     def num_scored(self, task: str) -> int:
-        """How many these are."""
+        """How many items of a task every trained run answered."""
         scored = self.scored(task)
         return len(self.results.base.items[task].doc_ids) if scored is None else int(scored.sum())
 
@@ -361,7 +361,7 @@ class OptionGains:
         return self.mean_of(parts, self.results.base.items[tasks[0]].unit)
 
     def lead_over(self, runs: Runs, others: Runs | None, tasks: Sequence[str]) -> TaskMean | None:
-        """The same where both are there, and a task to compare them on; else None."""
+        """The difference; None without others to compare with, or without a task."""
         return self.difference(runs, others, tasks) if others and tasks else None
 
     def score(
@@ -382,12 +382,12 @@ class OptionGains:
     def mean(
         self, values: Sequence[Floats], tasks: Sequence[str], *, by_items: bool = False
     ) -> TaskMean:
-        """The same with its interval."""
+        """The mean of these tasks with its interval."""
         parts = self.items(values, tasks, by_items=by_items)
         return self.mean_of(parts, self.results.base.items[tasks[0]].unit)
 
     def mean_of(self, parts: Sequence[Items], unit: Unit) -> TaskMean:
-        """The same of parts that are made already, which may be no task's gains."""
+        """The mean of parts with its interval; the parts may be other than a task's gains."""
         estimate = mean_over_tasks(parts)
         return TaskMean.over(parts, unit, estimate.value, *estimate.interval(self.confidence))
 

@@ -70,7 +70,7 @@ class Pair(NamedTuple):
 
     @property
     def item_size(self) -> float:
-        """What one whole item counts, by these differences alone."""
+        """What one whole item counts, judged by these differences alone."""
         return size_of([self])
 
     @property
@@ -79,7 +79,7 @@ class Pair(NamedTuple):
         return Items(self.gain, self.item_size, clusters=self.clusters, scored=self.scored)
 
     def over(self, other: Pair) -> Pair:
-        """The model against that of another pair with the same base, on the same items."""
+        """The adapted model less that of another pair, which has the same base and items."""
         pair = self._replace(base=other.adapted, scored=scored_by_all([self, other]), answers=None)
         if pair.scored is None:
             return pair
@@ -235,7 +235,7 @@ def pair_items(
 def pair_scores(
     what: str, base: Scores, adapted: Scores, *, higher_is_better: bool, in_points: bool
 ) -> Pair:
-    """Two models' values in one order of items, matched by ``doc_id``.
+    """The values of two models, item by item, matched by ``doc_id``.
 
     ``what`` begins the sentence of an error: "task 'arc'". Values ``in_points`` are shares in
     0..1, to be shown times 100. Clusters are the base's.

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from rankwise.errors import RecordError
 from rankwise.findings.gauges import order_of, order_statement, over_answers
+from rankwise.findings.options import DecidingTasks
 from rankwise.findings.pairs import Pair, bound_of, pair_items
 from rankwise.findings.rows import Row, flat
 from rankwise.findings.stats.estimates import mean_over_tasks
@@ -39,23 +40,6 @@ class RepairTasks(NamedTuple):
 
     in_domain: tuple[str, ...]
     retention: tuple[str, ...]
-
-
-class _Judged(NamedTuple):
-    """The tasks that count: in-domain ones of one unit, retention ones scored in points."""
-
-    in_domain: tuple[str, ...]
-    retention: tuple[str, ...]
-    unit: Unit
-    left_out: tuple[str, ...]
-
-    @property
-    def relations(self) -> Iterator[tuple[Relation, str]]:
-        """Every task with its relation."""
-        for task in self.in_domain:
-            yield "in_domain", task
-        for task in self.retention:
-            yield "retention", task
 
 
 def choose_repair(
@@ -103,7 +87,9 @@ def choose_repair(
         num_kinds=len(compared.kinds),
         in_domain=compared.tasks.in_domain,
         retention=compared.tasks.retention,
-        left_out=compared.tasks.left_out,
+        left_out=tuple(
+            task for task in (*tasks.in_domain, *tasks.retention) if task not in compared.tasks.all
+        ),
         num_items=compared.num_items,
         curve=curve,
         judged=judged,
@@ -131,7 +117,7 @@ class _Compared:
         self, scores: Sequence[RepairScores], tasks: RepairTasks, confidence: float
     ) -> None:
         self._scores = {of_task.task: of_task for of_task in scores}
-        self.tasks = _judged_tasks(self._scores, tasks)
+        self.tasks = _deciding_tasks(self._scores, tasks)
         self.repairs = tuple(each.repair for each in scores[0].repaired)
         # of a kind the one that changes the adapter most comes first
         by_strength = sorted(
@@ -145,7 +131,7 @@ class _Compared:
         self.kinds = tuple(kinds.values())
         self._confidence = 1.0 - (1.0 - confidence) / len(kinds)
         self._pairs: dict[tuple[Repair, str], Pair] = {}
-        for _, task in self.tasks.relations:
+        for task in self.tasks.all:
             base = _results("base", task, self._scores[task].base)
             for each in self._scores[task].repaired:
                 model = _results(each.repair.label, task, each.items)
@@ -160,7 +146,7 @@ class _Compared:
     @property
     def num_items(self) -> int:
         """Of all tasks together."""
-        return sum(len(self._pairs[AS_IT_IS, task].base) for _, task in self.tasks.relations)
+        return sum(len(self._pairs[AS_IT_IS, task].base) for task in self.tasks.all)
 
     def kl(self, divergences: RepairDivergences) -> dict[Repair, Bound]:
         """KL to the base of every repair; empty where that has no standard error."""
@@ -192,7 +178,9 @@ class _Compared:
             return self._gain(point.repair, task) - self._gain(AS_IT_IS, task)
 
         tasks: list[JudgedTask] = []
-        for relation, task in self.tasks.relations:
+        relations: list[Relation] = ["in_domain"] * len(self.tasks.in_domain)
+        relations += ["retention"] * len(self.tasks.retention)
+        for relation, task in zip(relations, self.tasks.all, strict=True):
             adapted, repaired = self._pairs[AS_IT_IS, task], self._pairs[point.repair, task]
             items = self._scores[task].base
             tasks.append(
@@ -232,7 +220,8 @@ class _Compared:
         return bound_of(mean_over_tasks(parts), self._confidence)
 
 
-def _judged_tasks(scores: Mapping[str, RepairScores], tasks: RepairTasks) -> _Judged:
+def _deciding_tasks(scores: Mapping[str, RepairScores], tasks: RepairTasks) -> DecidingTasks:
+    """In-domain ones of one unit, retention ones that are scored in points."""
     if not tasks.in_domain:
         raise RecordError("a repair needs a task that was trained; name one in-domain.")
     unit = scores[tasks.in_domain[0]].base.unit
@@ -243,8 +232,7 @@ def _judged_tasks(scores: Mapping[str, RepairScores], tasks: RepairTasks) -> _Ju
             "a repair needs a retention task that is scored in points; name one that the base "
             "can do and the adapter should not forget."
         )
-    left_out = tuple(t for t in (*tasks.in_domain, *tasks.retention) if t not in (*own, *kept))
-    return _Judged(own, kept, unit, left_out)
+    return DecidingTasks(own, kept, unit)
 
 
 def _results(name: str, task: str, items: TaskItems) -> ModelResults:

@@ -11,7 +11,7 @@ Row = Mapping[str, Any]
 """The cells of a row by column; what is not in it is empty there."""
 
 RowsOf = Callable[[Any, Any], Iterable[Row]]
-"""From what was found, and the results that it was found in, to the rows of a table."""
+"""Makes the rows of a table from a finding and the results that it was made from."""
 
 
 def flat(record: Iterable[tuple[str, Any]], **before: Any) -> dict[str, Any]:

@@ -72,12 +72,12 @@ class Finding(NamedTuple):
 
 
 def _each(find: Callable[[OptionGains], Any], **tables: RowsOf) -> Finding:
-    """What is there of every trained task; a table's name has hyphens."""
+    """A finding of every trained task that has one; tables are named with hyphens."""
     return _judged(lambda source, _: find(source), **tables)
 
 
 def _judged(find: Callable[[OptionGains, Recommendation], Any], **tables: RowsOf) -> Finding:
-    """The same, of what rests on the trained task's verdict too."""
+    """Such a finding that also rests on the trained task's verdict."""
 
     def compute(of: Judged) -> tuple[Any, ...]:
         parts = zip(of.sources, of.recommendation.by_train_task, strict=True)
@@ -198,7 +198,7 @@ class StudyFindings(Record):
 
 
 def study_findings(results: StudyResults, recommendation: StudyRecommendation) -> StudyFindings:
-    """Everything that follows from a finished study and is no recommendation."""
+    """All findings of a finished study; the recommendation is made before."""
     judged = Judged(results, recommendation, option_gains(results, recommendation))
     made = {name: finding.compute(judged) for name, finding in FINDINGS.items()}
     return StudyFindings(**made)

@@ -1,4 +1,4 @@
-"""What a model gained and lost so far, while it trains: it is looked at again and again."""
+"""What a model gained and lost so far: looks at a training while it runs."""
 
 from __future__ import annotations
 

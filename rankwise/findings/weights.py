@@ -291,7 +291,7 @@ def spectrum_rows(_: object, results: StudyResults) -> Iterator[Row]:
 def _change_row(
     name: str, change: VectorChange | None, matrix: MatrixSpectrum, epsilons: tuple[float, ...]
 ) -> dict[str, float | None]:
-    """Over all vectors that were compared, and the intruders at the one entry of the grid."""
+    """A change in columns: over all vectors that were compared, at the grid's one entry."""
     row: dict[str, float | None] = dict.fromkeys(
         ("left_index", "right_index", "left_best", "left_overlap", "value_shift", "intruders")
     )

@@ -22,7 +22,7 @@ HELM_FILES = ("per_instance_stats.json", "display_predictions.json", "prediction
 """What HELM writes of every instance, in a folder for each run; the first has every statistic."""
 
 _MOST_BYTES = 1 << 30
-"""Of what a log unpacks to."""
+"""The most that a log may unpack to."""
 
 _INSPECT_VALUES = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0}
 """Inspect's values of answers that are correct, incorrect, partial, and of none."""
@@ -32,7 +32,7 @@ _HELM_METRICS = (
     "chain_of_thought_correctness", "final_number_exact_match", "math_equiv",
     "math_equiv_chain_of_thought", "f1_score", "rouge_l", "bleu_4", "ifeval_strict_accuracy",
 )  # fmt: skip
-"""HELM's main metrics, of which one decides unless another is named: the first that is there."""
+"""HELM's main metrics. The first that a log has decides, unless another is named."""
 
 
 class Log(NamedTuple):

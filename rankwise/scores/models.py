@@ -13,7 +13,7 @@ BASE_NAMES = ("base", "base_model", "base-model", "pretrained", "untuned")
 """A model of such a name is the base, unless another is said to be."""
 
 _FULL = re.compile(r"(?:^|[^a-z])(?:full|fft|full[ _-]?(?:fine[ _-]?tuning|ft))(?![a-z])", re.I)
-"""In a name without a rank: all weights were trained."""
+"""In a name without a rank it says that all weights were trained."""
 
 _NUMBER, _WHOLE = r"\d+(?:\.\d+)?(?:e[-+]?\d+)?", r"\d+"
 _FIELDS: Mapping[str, str] = {
@@ -53,7 +53,7 @@ class ScoredModel(NamedTuple):
 
     @property
     def label(self) -> str:
-        """It in an error: its name, and the columns that tell it from others of that name."""
+        """How errors call it: its name, and the columns that tell it from others of that name."""
         said = {"rank": self.rank, "seed": self.seed}
         parts = [f"{name} {value}" for name, value in said.items() if value is not None]
         return f"{self.name} ({', '.join(parts)})" if parts else self.name

@@ -48,13 +48,13 @@ LOSSES = frozenset({"loss", "nll", "loss_nats", "cross_entropy", "eval_loss"})
 """Columns of these names are a loss in nats per token."""
 
 NOT_SAID = "not said"
-"""Of a setting that no table has: all models may share it."""
+"""Written for a setting that no table has; all models may share it."""
 
 _NOTHING_LOGGED: Mapping[str, Any] = {"target": "", "arguments": {}, "filtered_resps": [""]}
-"""Of a line in which an answer's texts are not."""
+"""What a line has where an answer's texts were not logged."""
 
 _PERCENT_FROM = 20.0
-"""Beside scores that are at most 1, such a large one is taken for percent."""
+"""Where other models score at most 1, a score this large is read as percent."""
 
 
 class ScoredStudy(NamedTuple):
@@ -69,7 +69,7 @@ class ScoredStudy(NamedTuple):
     evaluations: Mapping[str, Mapping[str, tuple[TaskEvaluation, Sequence[Line]]]]
 
     def results(self) -> StudyResults:
-        """What is read back from a folder, without one.
+        """The results that a folder with these records would be read back as.
 
         Raises:
             TaskError: items have no such field to be clustered by.
@@ -180,7 +180,7 @@ def scored_study(given: Given, asked: Asked, name: str) -> ScoredStudy:
 
 
 def _check_fields(asked: Asked, by_task: Mapping[str, _Paired]) -> None:
-    """Refuse what items are to be grouped by where it is not the same of an item in all models."""
+    """Refuse a field to group items by that some model's items lack or have otherwise."""
     for option, field in (("--slice", asked.slice), ("--cluster", asked.cluster)):
         if field is None:
             continue
