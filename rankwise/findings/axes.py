@@ -278,12 +278,9 @@ def _ordered(name: AxisName, found: Sequence[str]) -> tuple[str, ...]:
     if name == "target modules":
         return tuple(sorted(values, key=lambda value: (len(re.findall(r"[/,]", value)), value)))
     kinds = list(dict.fromkeys(_split(value)[1] for value in values))
-
-    def key(value: str) -> tuple[int, float]:
-        number, kind = _split(value)
-        return kinds.index(kind), number
-
-    return tuple(sorted(values, key=key))
+    return tuple(
+        sorted(values, key=lambda value: (kinds.index(_split(value)[1]), _split(value)[0]))
+    )
 
 
 def _split(value: str) -> tuple[float, str]:

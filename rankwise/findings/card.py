@@ -226,12 +226,11 @@ def more_or_less(gain: TaskMean | None, retention: TaskMean | None) -> str:
 
     Such as: gains 3.1 points less (...) and keeps 0.2 points more (...).
     """
-
-    def part(verb: str, mean: TaskMean) -> str:
-        amount = quantities.amount(abs(mean.estimate), mean.unit)
-        bounds = quantities.change_interval(mean.lower, mean.upper, mean.unit)
-        more = "more" if mean.estimate > 0 else "less"
-        return f"{verb} {amount} {more} ({bounds})"
-
-    means = {"gains": gain, "keeps": retention}
-    return " and ".join(part(verb, mean) for verb, mean in means.items() if mean is not None)
+    parts: list[str] = []
+    for verb, mean in (("gains", gain), ("keeps", retention)):
+        if mean is not None:
+            amount = quantities.amount(abs(mean.estimate), mean.unit)
+            bounds = quantities.change_interval(mean.lower, mean.upper, mean.unit)
+            more = "more" if mean.estimate > 0 else "less"
+            parts.append(f"{verb} {amount} {more} ({bounds})")
+    return " and ".join(parts)

@@ -255,7 +255,13 @@ def _no_best_rank(parts: Sequence[_Part]) -> Iterable[_Case]:
         return
     together = len(parts) * len(labels) * (len(labels) - 1) // 2
     for label in labels:
-        behind = [(part, _behind(part, label, labels, together)) for part in parts]
+        behind: list[tuple[_Part, list[Bound]]] = []  # the leads in-domain of the others over it
+        for part in parts:
+            by_label = {option.label: option for option in part.lora}
+            others = [by_label[other] for other in labels if other != label]
+            own = by_label[label]
+            leads = [part.bound(other, own, part.in_domain, together) for other in others]
+            behind.append((part, leads))
         beaten = [part.name for part, leads in behind if any(lead.sign() > 0 for lead in leads)]
         state: State = "undecided"
         if beaten:
@@ -274,16 +280,6 @@ def _no_best_rank(parts: Sequence[_Part]) -> Iterable[_Case]:
         margins = tuple(delta_used(part.recommendation) for part in parts)
         text = f"{label} {what}; behind the best other rank by: {numbers}."
         yield _Case(state, text, margins if state == "no" else ())
-
-
-def _behind(part: _Part, label: str, labels: Sequence[str], num_together: int) -> list[Bound]:
-    """The leads in-domain of the other options over one."""
-    by_label = {option.label: option for option in part.lora}
-    return [
-        part.bound(by_label[other], by_label[label], part.in_domain, num_together)
-        for other in labels
-        if other != label
-    ]
 
 
 def _gets_worse(parts: Sequence[_Part]) -> Iterable[_Case]:

@@ -250,7 +250,8 @@ def compare_studies(studies: Sequence[StudySource]) -> StudyComparison:
         kind=kind,
         statement=statement,
         stacks=tuple(
-            NamedStack(name=_stack_name(place), parts=parts) for place, parts in enumerate(stacks)
+            NamedStack(name=f"stack {number}", parts=parts)
+            for number, parts in enumerate(stacks, 1)
         ),
         studies=tuple(described),
         answers=tuple(part.answer for part in parts),
@@ -281,14 +282,10 @@ def _described(study: StudySource, stacks: list[Stack]) -> ComparedStudy:
         fingerprint=record.fingerprint,
         base_model=record.config.base_model.name,
         base_model_fingerprint=record.base_model_fingerprint,
-        stacks=tuple(_stack_name(place) for place in sorted(map(stacks.index, own))),
+        stacks=tuple(f"stack {place + 1}" for place in sorted(map(stacks.index, own))),
         made_at=max(provenance.created_at for provenance in made),
         left_out=results.left_out,
     )
-
-
-def _stack_name(place: int) -> str:
-    return f"stack {place + 1}"
 
 
 def _parts(study: StudySource, of: ComparedStudy, *, has_several: bool) -> Iterator[_Part]:

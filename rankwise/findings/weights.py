@@ -9,7 +9,7 @@ from typing import Literal
 from rankwise.findings.audits import NullPair, intruders_of_all, norms, similarity_of_all
 from rankwise.findings.options import OptionGains, OptionName, ladders
 from rankwise.findings.rows import Row
-from rankwise.findings.stats.growth import LineFit, norm_growth
+from rankwise.findings.stats.growth import norm_growth
 from rankwise.findings.trends import correlated, mean_of_options
 from rankwise.records import quantities
 from rankwise.records.base import Record
@@ -204,19 +204,21 @@ def _norm_trends(source: OptionGains) -> Iterator[NormTrend]:
             )
             growth = norm_growth(ranks, of_module, source.confidence) if points else None
             if growth is not None:
+                laws = {
+                    law: FittedLaw(
+                        slope=Bound(estimate=fit.slope, lower=fit.lower, upper=fit.upper),
+                        intercept=fit.intercept,
+                        r_squared=fit.r_squared,
+                    )
+                    for law, fit in growth._asdict().items()
+                }
                 yield NormTrend(
                     module=module,
                     setting=ladder.label,
                     ranks=ranks,
                     norms=of_module,
-                    logarithmic=_law(growth.logarithmic),
-                    power_law=_law(growth.power_law),
+                    **laws,
                 )
-
-
-def _law(fit: LineFit) -> FittedLaw:
-    slope = Bound(estimate=fit.slope, lower=fit.lower, upper=fit.upper)
-    return FittedLaw(slope=slope, intercept=fit.intercept, r_squared=fit.r_squared)
 
 
 _MEASURES: tuple[tuple[Measure, Callable[[RunWeights], float]], ...] = (
