@@ -237,7 +237,7 @@ def norms_of_factors(factors: Mapping[str, ScaledFactors]) -> NormSquared:
     def of_slice(part: LayerSlice) -> float | None:
         if part.module not in factors:
             return None
-        return norm_squared(*factors[part.module], *part.index)
+        return norm_squared(*factors[part.module], *part.block)
 
     return of_slice
 
@@ -248,7 +248,7 @@ def norms_of_matrices(before: Mapping[str, Tensor], after: Mapping[str, Tensor])
     def of_slice(part: LayerSlice) -> float | None:
         if part.module not in before:
             return None
-        delta = after[part.module][part.index].double() - before[part.module][part.index].double()
+        delta = after[part.module][part.block].double() - before[part.module][part.block].double()
         return float(delta.square().sum())
 
     return of_slice

@@ -45,7 +45,7 @@ def without_heads(
                 lora_A, lora_B, scaling = factors[name]
                 changed[name] = ScaledFactors(lora_A.clone(), lora_B.clone(), scaling)
             factor = changed[name].lora_A if part.is_input else changed[name].lora_B
-            factor[part.index] = 0
+            factor[part.block] = 0
     return changed
 
 
@@ -67,7 +67,7 @@ def only_heads(
                 pair = (zeros, lora_B) if part.is_input else (lora_A, zeros)
                 changed[part.module] = ScaledFactors(*pair, scaling)
             kept = changed[part.module].lora_A if part.is_input else changed[part.module].lora_B
-            kept[part.index] = whole[part.index]
+            kept[part.block] = whole[part.block]
     return changed
 
 

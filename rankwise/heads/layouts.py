@@ -35,7 +35,7 @@ class LayerSlice(NamedTuple):
     is_input: bool = False
 
     @property
-    def index(self) -> tuple[slice, slice]:
+    def block(self) -> tuple[slice, slice]:
         """The rows and columns of the layer's matrix (out, in)."""
         return (slice(None), self.span) if self.is_input else (self.span, slice(None))
 
@@ -163,7 +163,11 @@ def head_layouts(model: nn.Module) -> tuple[HeadLayout, ...]:
                 f"{', '.join(LAYOUTS)}. {INSTEAD}"
             )
         ((kind, path, fit),) = fits
-        layouts.append(HeadLayout(*vars(fit).values(), number, name, f"{name}.{path}", kind))
+        layouts.append(
+            HeadLayout(
+                **vars(fit), layer=number, layer_name=name, attention=f"{name}.{path}", kind=kind
+            )
+        )
     return tuple(layouts)
 
 
