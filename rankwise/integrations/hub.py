@@ -205,9 +205,25 @@ def push_study(
         RecordError: the study is not finished, or not as it was written.
         StorageError: there is no room for the files here.
     """
-    _check_name(repo)
+    from huggingface_hub import constants, get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    problem = f"--repo: {repo!r} names no repository; write org/name"
+    if "/" not in repo:
+        raise ConfigError(_VERB, [problem])
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ConfigError(_VERB, [problem]) from error
     if not dry_run:
-        _check_login()
+        if constants.is_offline_mode():
+            raise HubError(_OFFLINE)
+        if get_token() is None:
+            raise HubError(
+                "there is no token of the Hugging Face Hub. Log in with `hf auth login`, or set "
+                "HF_TOKEN to a token that may write."
+            )
     with tempfile.TemporaryDirectory(prefix="rankwise-push-") as temporary:
         target = Path(temporary)
         name, remarks = write_shared(folder, target, run, with_items=with_items)
@@ -220,31 +236,6 @@ def push_study(
         if not dry_run and approve(files):
             url, is_private = _upload(target, repo, f"{name}, by rankwise", public=public)
     return Pushed(name, files, url, is_private, remarks)
-
-
-def _check_name(repo: str) -> None:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(repo)
-        is_whole = "/" in repo
-    except HFValidationError:
-        is_whole = False
-    if not is_whole:
-        raise ConfigError(_VERB, [f"--repo: {repo!r} names no repository; write org/name"])
-
-
-def _check_login() -> None:
-    from huggingface_hub import constants, get_token
-
-    if constants.is_offline_mode():
-        raise HubError(_OFFLINE)
-    if get_token() is None:
-        raise HubError(
-            "there is no token of the Hugging Face Hub. Log in with `hf auth login`, or set "
-            "HF_TOKEN to a token that may write."
-        )
 
 
 _OFFLINE = (

@@ -138,9 +138,18 @@ def read_source(path: Path) -> Reading:
         content, folder = read_content(path), path.parent
         tool = _tool_of(content, path)
         draft = read_draft(content, tool, folder)
-    _check_complete(draft, tool)
-    if draft.entries.problems:
-        raise ConfigError(str(path), draft.entries.problems)
+    problems = draft.entries.problems
+    # without a base model, or the rank of an adapter, there is nothing to compare
+    for field in ("base_model",) if draft.fields["is_full"] else ("base_model", "rank", "alpha"):
+        key = tool.keys[field]
+        is_known = any(problem.startswith(f"{key}:") for problem in problems)
+        if draft.fields.get(field) is None and not is_known:
+            problems.append(f"{key}: is missing; add it")
+    data = draft.fields.get("data")
+    if data is not None and not isinstance(data, str):
+        problems.append(f"the data {shown(data)} is no path and no name; correct it")
+    if problems:
+        raise ConfigError(str(path), problems)
     fields = {key: draft.fields[key] for key in TrainingSetup._fields if key in draft.fields}
     setup = TrainingSetup(**fields)
     is_adapter = (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file()
@@ -166,20 +175,6 @@ def _tool_of(content: dict[str, Any], path: Path) -> Tool:
     looked = "; ".join(f"{each.title}: {', '.join(each.signs)}" for each in TOOLS)
     problem = f"the keys ({keys}) are no known tool's; one of these is needed: {looked}"
     raise ConfigError(str(path), [problem])
-
-
-def _check_complete(draft: Draft, tool: Tool) -> None:
-    """Without a base model, or the rank of an adapter, there is nothing to compare."""
-    fields, problems = draft.fields, draft.entries.problems
-    needed = ["base_model"] if fields["is_full"] else ["base_model", "rank", "alpha"]
-    for field in needed:
-        key = tool.keys[field]
-        is_known = any(problem.startswith(f"{key}:") for problem in problems)
-        if fields.get(field) is None and not is_known:
-            problems.append(f"{key}: is missing; add it")
-    data = fields.get("data")
-    if data is not None and not isinstance(data, str):
-        problems.append(f"the data {shown(data)} is no path and no name; correct it")
 
 
 def _found(name: str, draft: Draft) -> str:

@@ -61,7 +61,15 @@ def study_text(reading: Reading, folder: Path) -> StudyText:
         ConfigError: the values make no study.
     """
     not_carried, to_check = list(reading.not_carried), list(reading.to_check)
-    setup = _without_what_variants_lack(reading.setup, not_carried)
+    setup = reading.setup
+    if setup.variant is not None:  # trained without dropout, on a base that is not quantised
+        if setup.dropout:
+            not_carried.append(f"dropout {setup.dropout:g}: variants are trained without it")
+        if setup.base_precision:
+            not_carried.append(
+                f"{setup.base_precision}: variants are trained on a base that is not quantised"
+            )
+        setup = setup._replace(dropout=None, base_precision=None)
     if setup.data is None:
         to_check.append(f"train.data: no data is named; write your own in place of {NO_DATA}")
         setup = setup._replace(data=NO_DATA)
@@ -91,19 +99,6 @@ def study_text(reading: Reading, folder: Path) -> StudyText:
     margins = margins_text("nats", P_RIGHT) if setup.dpo is None else margins_text("points", "acc")
     said = (tuple(map(_on_a_line, sentences)) for sentences in (not_carried, to_check))
     return StudyText("\n".join(lines) + f"\n{margins}", *said)
-
-
-def _without_what_variants_lack(setup: TrainingSetup, not_carried: list[str]) -> TrainingSetup:
-    """Variants are trained without dropout, on a base that is not quantised."""
-    if setup.variant is None:
-        return setup
-    if setup.dropout:
-        not_carried.append(f"dropout {setup.dropout:g}: variants are trained without it")
-    if setup.base_precision:
-        not_carried.append(
-            f"{setup.base_precision}: variants are trained on a base that is not quantised"
-        )
-    return setup._replace(dropout=None, base_precision=None)
 
 
 def _content(setup: TrainingSetup, reading: Reading, folder: Path) -> dict[str, Any]:

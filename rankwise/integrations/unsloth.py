@@ -67,7 +67,12 @@ def _read_own(draft: Draft) -> None:
     draft.fields["is_full"] = full or entries.text("training_type") == "full"
     draft.read_targets("target_modules")
     draft.read_initialisation("init_lora_weights")
-    _read_bits(draft)
+    is_eight = entries.switch("load_in_8bit")
+    is_said = is_eight or draft.fields["is_full"] or entries.take("load_in_4bit") is not None
+    is_four = entries.switch("load_in_4bit") if is_said else not entries.switch("load_in_16bit")
+    draft.fields["base_precision"] = "8bit" if is_eight else "4bit" if is_four else None
+    if is_four and not is_said:
+        draft.to_check.append("load_in_4bit is not given, so Unsloth's default: 4 bits")
     draft.read_bias()
     read_sft_settings(draft)
     path, files = entries.text("path"), entries.take("data_files")
@@ -76,17 +81,6 @@ def _read_own(draft: Draft) -> None:
         files = files[0] if files else None
     draft.fields["data"] = path if files is None else files
     draft.read_split("split")
-
-
-def _read_bits(draft: Draft) -> None:
-    """Four bits are the default."""
-    entries = draft.entries
-    is_eight = entries.switch("load_in_8bit")
-    is_said = is_eight or draft.fields["is_full"] or entries.take("load_in_4bit") is not None
-    is_four = entries.switch("load_in_4bit") if is_said else not entries.switch("load_in_16bit")
-    draft.fields["base_precision"] = "8bit" if is_eight else "4bit" if is_four else None
-    if is_four and not is_said:
-        draft.to_check.append("load_in_4bit is not given, so Unsloth's default: 4 bits")
 
 
 def _write_own(setup: TrainingSetup, folder: Path) -> dict[str, Any]:

@@ -273,7 +273,7 @@ def matrix_table(record: AuditRecord) -> Table:
 
 
 def _percent(share: float | None) -> str | None:
-    return None if share is None else f"{100 * share:.2g}"
+    return cells.known(share, lambda value: f"{100 * value:.2g}")
 
 
 def _by_kind(record: AuditRecord) -> dict[str, list[MatrixSpectrum]]:

@@ -23,7 +23,6 @@ from rankwise.records.study import StudyRecord
 from rankwise.report import cells
 from rankwise.report.charts.intervals import Bar, BarPanel, cut_name, interval_chart, short_names
 from rankwise.report.charts.marks import Look
-from rankwise.report.charts.plane import PlaneMark
 from rankwise.report.facts import base_model_name, study_warnings
 from rankwise.report.parts import (
     EMPTY,
@@ -36,7 +35,7 @@ from rankwise.report.parts import (
     TitledTable,
 )
 from rankwise.report.rendering import Page, Part, rendered
-from rankwise.report.sections.overview import plane_of
+from rankwise.report.sections.overview import change_mark, plane_of
 from rankwise.report.summaries import OUTCOMES
 
 KICKER = "rankwise compare"
@@ -123,14 +122,6 @@ def side_by_side(comparison: StudyComparison, studies: Sequence[StudySource]) ->
         share = f"{quantities.share(choice.trainable_share)} of full"
         return Cell(quantities.parameters(choice.num_parameters), "", share)
 
-    def rate(choice: ComparedChoice) -> str | None:
-        value = choice.learning_rate
-        return None if value is None else quantities.learning_rate(value)
-
-    def time(choice: ComparedChoice) -> str | None:
-        seconds = choice.train_seconds
-        return None if seconds is None else quantities.seconds(seconds)
-
     rows: list[Column[ComparedAnswer]] = [
         Column("Base model", lambda answer: base_model_name(records[answer.study].config)),
         Column("Trained on", lambda answer: _trained_on(answer, records[answer.study])),
@@ -138,14 +129,21 @@ def side_by_side(comparison: StudyComparison, studies: Sequence[StudySource]) ->
         Column("Verdict", lambda answer: OUTCOMES[answer.outcome]),
         Column("Choice", _choice),
         Column("Alpha", _of(quantities.alpha)),
-        Column("Learning rate", _of(rate)),
+        Column(
+            "Learning rate",
+            _of(lambda choice: cells.known(choice.learning_rate, quantities.learning_rate)),
+        ),
         Column("Target modules", _of(lambda choice: quantities.modules(choice.target_modules))),
         Column("Epochs", _of(lambda choice: choice.epochs)),
         Column("Seeds", _of(lambda choice: ", ".join(map(str, choice.seeds)) or None)),
         Column("Gain in-domain", lambda answer: _change(answer.gain), "from its own base"),
         Column("Retention change", lambda answer: _change(answer.retention), "from its own base"),
         Column("Trained weights", _of(weights)),
-        Column("Training time", _of(time), "of the choice, all seeds"),
+        Column(
+            "Training time",
+            _of(lambda choice: cells.known(choice.train_seconds, quantities.seconds)),
+            "of the choice, all seeds",
+        ),
         Column("Made", lambda answer: comparison.of(answer).made_at[:10]),
         Column("Software stack", lambda answer: comparison.of(answer).stack_words),
     ]
@@ -266,13 +264,8 @@ def _planes(comparison: StudyComparison) -> Iterator[Figure]:
         looks = Look.of_each({answer.name: _kind(answer) for answer in answers})
         short = short_names(names)
         marks = [
-            PlaneMark(
-                short[answer.name],
-                looks[answer.name],
-                answer.retention,
-                answer.gain,
-                f"{answer.name}: gain {cells.in_words(answer.gain)}, retention change "
-                f"{cells.in_words(answer.retention)}",
+            change_mark(
+                short[answer.name], looks[answer.name], answer.name, answer.gain, answer.retention
             )
             for answer in answers
             if answer.gain is not None and answer.retention is not None

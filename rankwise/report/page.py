@@ -162,7 +162,11 @@ def study_page(
         else:
             sections += folded
         parts.append(part)
-    rest = [*study_sections(results, findings), *_origin(results, losses)]
+    rest = study_sections(results, findings)
+    drawn = list(loss_figure(results.study, losses))
+    if drawn:
+        rest.append(ReportSection("training", "Training loss", figures=drawn))
+    rest.append(methods_section(results, FILES))
     sections += [section._replace(is_folded=True) for section in rest]
     title = results.study.config.name
     asked = question(results.study)
@@ -306,13 +310,6 @@ def _settings(
         tables[f"How it was judged{of(part.train_task)}"] = judgement_facts(part)
     titled = [TitledTable(title, facts) for title, facts in tables.items()]
     yield ReportSection("settings", "Settings", tables=titled)
-
-
-def _origin(results: StudyResults, losses: Mapping[str, Course]) -> Iterator[ReportSection]:
-    figures = list(loss_figure(results.study, losses))
-    if figures:
-        yield ReportSection("training", "Training loss", figures=figures)
-    yield methods_section(results, FILES)
 
 
 def study_sections(results: StudyResults, findings: StudyFindings) -> list[ReportSection]:

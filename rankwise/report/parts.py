@@ -277,6 +277,25 @@ class Listing(NamedTuple):
     text: str
 
 
+class OfTask(Protocol):
+    """What is found of one trained task."""
+
+    @property
+    def train_task(self) -> str: ...
+
+
+Found = TypeVar("Found", bound=OfTask)
+
+
+Shown: TypeAlias = str | Figure | Table | tuple[str, Table]
+"""What a section shows: a sentence, a figure, or a table, which may have a title."""
+
+
+def file_name(text: str) -> str:
+    """The text as part of a file name: other characters become hyphens."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-")
+
+
 class ReportSection(NamedTuple):
     """The answer to one question.
 
@@ -301,63 +320,44 @@ class ReportSection(NamedTuple):
     listings: Sequence[Listing] = ()
     is_folded: bool = False
 
+    @staticmethod
+    def of(
+        name: str,
+        title: str,
+        about: str | Sequence[str],
+        found: Sequence[Found],
+        show: Callable[[Found], Iterable[Shown]],
+        *,
+        figures: str = "",
+    ) -> ReportSection:
+        """A section of what each trained task has; several of them are named everywhere.
 
-class OfTask(Protocol):
-    """What is found of one trained task."""
+        A table without rows is left out.
 
-    @property
-    def train_task(self) -> str: ...
-
-
-Found = TypeVar("Found", bound=OfTask)
-
-
-Shown: TypeAlias = str | Figure | Table | tuple[str, Table]
-"""What a section shows: a sentence, a figure, or a table, which may have a title."""
-
-
-def section(
-    name: str,
-    title: str,
-    about: str | Sequence[str],
-    found: Sequence[Found],
-    show: Callable[[Found], Iterable[Shown]],
-    *,
-    figures: str = "",
-) -> ReportSection:
-    """A section of what each trained task has; several of them are named everywhere.
-
-    A table without rows is left out.
-
-    Args:
-        name: of the section.
-        title: its heading.
-        about: the sentences that come first, the same for every trained task.
-        found: at least one.
-        show: what is shown of one, sentences, figures and tables each in their order.
-        figures: what the figures' names begin with, where that is not the section's name.
-    """
-    remarks: list[str] = [about] if isinstance(about, str) else [*about]
-    drawn: list[Figure] = []
-    tables: dict[str, Table] = {}
-    for part in found:
-        task = part.train_task if len(found) > 1 else ""
-        after = f", trained on {task}" if task else ""
-        for shown in show(part):
-            match shown:
-                case str():
-                    remarks.append(f"Trained on {task}: {shown}" if task else shown)
-                case Figure():
-                    places = (figures or name, file_name(task), shown.name)
-                    its_name = "-".join(place for place in places if place)
-                    drawn.append(shown._replace(name=its_name, title=f"{shown.title}{after}"))
-                case Table():
-                    tables[f"Every number{after}"] = shown
-                case (heading, table):
-                    tables[f"{heading}{after}"] = table
-    return ReportSection(name, title, remarks, drawn, titled(tables))
-
-
-def file_name(text: str) -> str:
-    """The text as part of a file name: other characters become hyphens."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-")
+        Args:
+            name: of the section.
+            title: its heading.
+            about: the sentences that come first, the same for every trained task.
+            found: at least one.
+            show: what is shown of one, sentences, figures and tables each in their order.
+            figures: what the figures' names begin with, where that is not the section's name.
+        """
+        remarks: list[str] = [about] if isinstance(about, str) else [*about]
+        drawn: list[Figure] = []
+        tables: dict[str, Table] = {}
+        for part in found:
+            task = part.train_task if len(found) > 1 else ""
+            after = f", trained on {task}" if task else ""
+            for shown in show(part):
+                match shown:
+                    case str():
+                        remarks.append(f"Trained on {task}: {shown}" if task else shown)
+                    case Figure():
+                        places = (figures or name, file_name(task), shown.name)
+                        its_name = "-".join(place for place in places if place)
+                        drawn.append(shown._replace(name=its_name, title=f"{shown.title}{after}"))
+                    case Table():
+                        tables[f"Every number{after}"] = shown
+                    case (heading, table):
+                        tables[f"{heading}{after}"] = table
+        return ReportSection(name, title, remarks, drawn, titled(tables))

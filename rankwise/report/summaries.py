@@ -53,6 +53,21 @@ def verdict_table(
     """
     base = summaries[0]
     detail = partial(_detail, results)
+
+    def parameters(row: ModelSummary) -> Cell | None:
+        if row.run is None or not row.run.planned.num_trainable_parameters:
+            return None
+        plan = row.run.planned
+        number = quantities.parameters(plan.num_trainable_parameters)
+        return Cell(number, "", quantities.share(plan.trainable_share))
+
+    def worst(row: ModelSummary) -> Cell | None:
+        task = row.worst_retention
+        if task is None:
+            return None
+        note = f"{task.task}, {quantities.sample_size(task)}"
+        return cells.interval(task.interval, task.unit, note=note)
+
     columns: list[Column[ModelSummary]] = [
         Column("Model", _model),
         Column("Seed", lambda row: _setting(row, "seed", quantities.number)),
@@ -60,7 +75,7 @@ def verdict_table(
         Column(
             "Learning rate", lambda row: _setting(row, "learning_rate", quantities.learning_rate)
         ),
-        Column("Trainable parameters", _parameters, "share of full"),
+        Column("Trainable parameters", parameters, "share of full"),
         Column(
             "In-domain score",
             lambda row: cells.mean(row.in_domain, signed=False),
@@ -77,7 +92,7 @@ def verdict_table(
             lambda row: _from(row, row.retention, row.retention_change, "score"),
             detail("retention", base.retention),
         ),
-        Column.optional("Worst retention task", _worst, "points"),
+        Column.optional("Worst retention task", worst, "points"),
         Column.optional(
             "Forgetting",
             lambda row: _from(row, row.held_out_loss, row.forgetting, "loss"),
@@ -103,9 +118,9 @@ def verdict_table(
 def verdict_notes(recommendation: Recommendation, summaries: Summaries) -> Iterator[str]:
     """What the table does not show by itself: how intervals are made, and who has no scores."""
     for row in summaries:
-        problem = problem_of(row)
-        if problem is not None:
-            yield f"{row.label}: {problem}"
+        if row.run is not None and row.run.status == "diverged":
+            why = row.run.message or "no reason was recorded"
+            yield f"{row.label}: diverged and was not scored: {why}"
     yield (
         "What a rank gains and keeps has the bounds of its verdict. Other intervals are "
         f"{quantities.percent(recommendation.confidence)}, each for one number by itself. "
@@ -115,14 +130,6 @@ def verdict_notes(recommendation: Recommendation, summaries: Summaries) -> Itera
     retention = summaries[0].retention
     if retention is not None and retention.num_tasks > 1:
         yield "Retention change is the mean over the tasks, each counting the same."
-
-
-def problem_of(summary: ModelSummary) -> str | None:
-    """Why a run has no scores."""
-    run = summary.run
-    if run is None or run.status != "diverged":
-        return None
-    return f"diverged and was not scored: {run.message or 'no reason was recorded'}"
 
 
 def _model(summary: ModelSummary) -> Cell:
@@ -149,28 +156,12 @@ def _cost(summary: ModelSummary, name: str, write: Callable[[Any], str]) -> str 
     return write(value) if value else None
 
 
-def _parameters(summary: ModelSummary) -> Cell | None:
-    if summary.run is None or not summary.run.planned.num_trainable_parameters:
-        return None
-    plan = summary.run.planned
-    parameters = quantities.parameters(plan.num_trainable_parameters)
-    return Cell(parameters, "", quantities.share(plan.trainable_share))
-
-
 def _from(
     summary: ModelSummary, score: TaskMean | None, change: TaskMean | None, word: str
 ) -> Cell:
     """The base's own score or loss, or the change from it."""
     is_base = summary.run is None
     return cells.mean(score, signed=False, prefix=word) if is_base else cells.mean(change)
-
-
-def _worst(summary: ModelSummary) -> Cell | None:
-    worst = summary.worst_retention
-    if worst is None:
-        return None
-    note = f"{worst.task}, {quantities.sample_size(worst)}"
-    return cells.interval(worst.interval, worst.unit, note=note)
 
 
 def _detail(

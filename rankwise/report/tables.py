@@ -6,7 +6,7 @@ from rankwise.findings.models import task_score
 from rankwise.findings.statements import HARDLY, growth
 from rankwise.records import quantities
 from rankwise.records.judgement import BestBet
-from rankwise.records.recommendation import Comparison, FormatEffect, RankVerdict, Recommendation
+from rankwise.records.recommendation import Comparison, RankVerdict, Recommendation
 from rankwise.records.results import ModelResults, TrainTaskResults
 from rankwise.records.study import MetricScore, Relation, State, TaskEvaluation, Unit
 from rankwise.report import cells
@@ -129,9 +129,6 @@ def measured_table(results: TrainTaskResults) -> Table:
         evaluations = [model.evaluations.get(task) for model in _models(results).values()]
         return max(each.num_truncated for each in evaluations if each is not None)
 
-    def chance(share: float | None) -> str | None:
-        return None if share is None else quantities.score(100 * share, "points")
-
     return Table.of(
         "What every model was scored on. Chance is what guessing would score on average, in "
         "points. Cut are items that were too long for the model and lost their beginning.",
@@ -140,13 +137,17 @@ def measured_table(results: TrainTaskResults) -> Table:
         Column.text("Relation", lambda row: row[0]),
         Column("Items", lambda row: cells.items(row[1].num_examples, row[1].limit)),
         Column.text("Metric", lambda row: Cell(_metric_name(row[1]), "", units[row[1].task])),
-        Column("Chance", lambda row: chance(row[1].chance)),
+        Column("Chance", lambda row: cells.known(row[1].chance, _in_points)),
         Column.text("Kind", lambda row: row[1].output_type.replace("_", " ")),
         Column.text("Version", lambda row: row[1].task_version),
         Column("Few-shot", lambda row: str(row[1].num_fewshot), "examples"),
         Column.text("Chat template", lambda row: row[1].chat_template),
         Column("Cut", lambda row: num_cut(row[1].task), "items"),
     )
+
+
+def _in_points(share: float) -> str:
+    return quantities.score(100 * share, "points")
 
 
 def _metric_name(evaluation: TaskEvaluation) -> str:
@@ -264,10 +265,7 @@ def format_table(
     order = {name: place for place, name in enumerate(labels)}
     models = _models(results)
 
-    def standard(effect: FormatEffect) -> str:
-        unit = results.base.items[effect.task].unit
-        return quantities.change(effect.standard_difference, unit)
-
+    items = results.base.items
     ordered = sorted(recommendation.format_effects, key=lambda row: order[row.run])
     groups = [
         (task, f"also as {name}, {_task_detail(results, recommendation, name)}", own)
@@ -280,7 +278,11 @@ def format_table(
         f"{quantities.percent(recommendation.confidence)} intervals, exploratory.",
         groups,
         Column("Run", lambda row: labels[row.run]),
-        Column("Standard format", standard, "difference"),
+        Column(
+            "Standard format",
+            lambda row: quantities.change(row.standard_difference, items[row.task].unit),
+            "difference",
+        ),
         Column(
             "Trained format",
             lambda row: _from_to(row.base_score, row.adapted_score, row.unit),
@@ -311,7 +313,7 @@ def _task_detail(results: TrainTaskResults, recommendation: Recommendation, task
         f"{_metric_name(evaluation)} in {cells.unit_name(items.unit)}",
     ]
     if evaluation.chance is not None:
-        parts.append(f"chance {quantities.score(100 * evaluation.chance, 'points')}")
+        parts.append(f"chance {_in_points(evaluation.chance)}")
     parts.append(f"base {cells.mean(score, signed=False)}")
     options = _options(results.base, task)
     if options:

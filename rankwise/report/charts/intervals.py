@@ -41,6 +41,10 @@ class BarPanel(NamedTuple):
     unit: Unit
     bars: Sequence[Bar]
 
+    def written(self, bar: Bar) -> str:
+        """The estimate and its interval."""
+        return quantities.with_interval(bar.value, self.unit)
+
 
 def interval_chart(panels: Sequence[BarPanel], width: float = 340) -> Drawing:
     """Panels under each other; every row has one bar for each series that was measured there.
@@ -84,7 +88,9 @@ def _panel(panel: BarPanel, looks: dict[str, Look], width: float, *, has_key: bo
         {
             "group": bar.group,
             "run": bar.series,
-            "said": _said(panel, bar),
+            "said": ", ".join(
+                filter(None, (bar.series, *bar.group.split("\n"), panel.written(bar)))
+            ),
             "colour": look.colour.css,
             "shape": look.shape,
             "href": marks.items_link(bar.task, bar.series if bar.task else ""),
@@ -114,16 +120,8 @@ def _panel(panel: BarPanel, looks: dict[str, Look], width: float, *, has_key: bo
     return marks.layered(layers, width, room * len(groups), title=title)
 
 
-def _said(panel: BarPanel, bar: Bar) -> str:
-    value = quantities.with_interval(bar.value, panel.unit)
-    return ", ".join(filter(None, (bar.series, *bar.group.split("\n"), value)))
-
-
 def _in_words(panel: BarPanel) -> str:
-    words = grouped(
-        (bar.group, f"{bar.series} {quantities.with_interval(bar.value, panel.unit)}".strip())
-        for bar in panel.bars
-    )
+    words = grouped((bar.group, f"{bar.series} {panel.written(bar)}".strip()) for bar in panel.bars)
     said = [f"{group.replace(chr(10), ', ')}: {'; '.join(its)}" for group, its in words.items()]
     return f"{f'{panel.title}: ' if panel.title else ''}{'. '.join(said)}."
 

@@ -140,15 +140,18 @@ def rank_chart(
     scale = {"type": "log", "base": 2, "domain": ends, "nice": False}
     ticks = {"values": _ticks(ranks, size[0]), "format": "d", "labelOverlap": False, "grid": False}
     x = marks.number("x", title=x_title, scale=scale, axis=ticks)
-    domains = {
-        panel.y_title: marks.padded(
-            [end for other in panels if other.y_title == panel.y_title for end in _ends(other)]
-        )
-        for panel in panels
-    }
+    ends_of = grouped((panel.y_title, end) for panel in panels for end in _ends(panel))
+    domains = {title: marks.padded(own) for title, own in ends_of.items()}
     own = _Series(series, series_title, gap)
     charts = [_panel(panel, x, domains[panel.y_title], size, own) for panel in panels]
-    words = "; ".join(said for panel in panels for said in _in_words(panel))
+    words = "; ".join(
+        f"{panel.title}, {said}" if panel.title else said
+        for panel in panels
+        for said in (
+            *(_said(panel, mark) for mark in panel.drawn),
+            *(f"{line.text} {panel.write(line.value)}" for line in panel.lines),
+        )
+    )
     num_all = sum(len(panel.marks) for panel in panels)
     note = some_of(sum(len(panel.drawn) for panel in panels), num_all, marks.ARE_DRAWN)
     chart = charts[0] if len(charts) == 1 else {"concat": charts, "columns": 2}
@@ -167,10 +170,10 @@ class _Series(NamedTuple):
         looks = map(Look, SERIES, SERIES_SHAPES)
         return marks.keyed(dict(zip(self.names, looks, strict=False)), width, self.title)
 
-    def places(self, marks: Sequence[RankMark]) -> Iterator[float]:
+    def places(self, drawn: Sequence[RankMark]) -> Iterator[float]:
         """Where marks stand beside their ranks: with their series, or side by side."""
-        alike, before = Counter(mark.rank for mark in marks), Counter[int]()
-        for mark in marks:
+        alike, before = Counter(mark.rank for mark in drawn), Counter[int]()
+        for mark in drawn:
             if self.names:
                 place, count = self.names.index(mark.series), len(self.names)
                 step = self.gap * min(_SPREAD_SHARE / count, _STEP_SHARE)
@@ -307,11 +310,3 @@ def _line_names(drawn: _Lines, domain: tuple[float, float], size: tuple[int, int
 def _said(panel: RankPanel, mark: RankMark) -> str:
     series = f", {mark.series}" if mark.series else ""
     return f"{mark.name or f'rank {mark.rank}'}{series} {panel.write(mark.value)}"
-
-
-def _in_words(panel: RankPanel) -> Iterator[str]:
-    before = f"{panel.title}, " if panel.title else ""
-    for mark in panel.drawn:
-        yield f"{before}{_said(panel, mark)}"
-    for line in panel.lines:
-        yield f"{before}{line.text} {panel.write(line.value)}"

@@ -10,28 +10,19 @@ from rankwise.findings.axes import (
     AxisDifference,
     AxisEffect,
     AxisName,
+    AxisPoint,
     AxisState,
     TrainTaskAxes,
 )
-from rankwise.findings.checkpoints import TrainTaskCheckpoints
-from rankwise.findings.options import TaskMean
-from rankwise.findings.truncation import SERIES, Series, TrainTaskTruncation
+from rankwise.findings.checkpoints import CheckpointPoint, TrainTaskCheckpoints
+from rankwise.findings.truncation import SERIES, CurvePoint, Series, TrainTaskTruncation
 from rankwise.records import quantities
 from rankwise.records.axes import FULL_LABEL
 from rankwise.records.grouping import grouped
 from rankwise.records.study import Unit
 from rankwise.report import cells
 from rankwise.report.charts.ranks import MOST_SERIES, RankMark, RankPanel, in_unit, rank_chart
-from rankwise.report.parts import (
-    Cell,
-    Column,
-    Figure,
-    ReportSection,
-    Shown,
-    Table,
-    file_name,
-    section,
-)
+from rankwise.report.parts import Cell, Column, Figure, ReportSection, Shown, Table, file_name
 
 MOST_PANELS = 9
 """More panels than this are too many to draw."""
@@ -50,8 +41,7 @@ class ChangeAtRank(NamedTuple):
     panel: str
     rank: int | None
     series: str
-    gain: TaskMean | None
-    retention: TaskMean | None
+    of: AxisPoint | CheckpointPoint | CurvePoint
 
 
 def change_figures(
@@ -79,7 +69,7 @@ def change_figures(
         drawn = [
             (RankMark(change.rank, mean, change.series), mean, change.panel)
             for change in changes
-            if (mean := change.gain if kind == "gain" else change.retention) is not None
+            if (mean := change.of.gain if kind == "gain" else change.of.retention) is not None
             and change.rank is not None
             and change.series in series[:MOST_SERIES]
         ]
@@ -128,7 +118,9 @@ def axis_section(found: Sequence[TrainTaskAxes]) -> ReportSection:
         "recommendation does not rest on this."
     )
 
-    return section("axes", "One setting at a time", about, found, _axes_shown, figures="axis")
+    return ReportSection.of(
+        "axes", "One setting at a time", about, found, _axes_shown, figures="axis"
+    )
 
 
 def _axes_shown(found: TrainTaskAxes) -> Iterator[Shown]:
@@ -146,11 +138,7 @@ def _axes_shown(found: TrainTaskAxes) -> Iterator[Shown]:
         others: list[AxisName] = [each.name for each in drawn if each.name != axis.name]
         changes = [
             ChangeAtRank(
-                point.in_words(others),
-                point.option.rank,
-                point.settings[axis.name],
-                point.gain,
-                point.retention,
+                point.in_words(others), point.option.rank, point.settings[axis.name], point
             )
             for point in found.points
         ]
@@ -217,21 +205,18 @@ def checkpoint_section(found: Sequence[TrainTaskCheckpoints]) -> ReportSection:
         "recommendation is about the ends."
     )
 
-    return section("checkpoints", "On the way: checkpoints", about, found, _checkpoints_shown)
+    return ReportSection.of(
+        "checkpoints", "On the way: checkpoints", about, found, _checkpoints_shown
+    )
 
 
 def _checkpoints_shown(found: TrainTaskCheckpoints) -> Iterator[Shown]:
     yield from (choice.statement for choice in found.choices)
     changes = [
-        ChangeAtRank(
-            "",
-            point.option.rank,
-            # as a value beside rank: the share of the steps, the same for every option
-            quantities.percent(round(point.step / point.num_steps, 3)),
-            point.gain,
-            point.retention,
-        )
+        # as a value beside rank: the share of the steps, the same for every option
+        ChangeAtRank("", point.option.rank, quantities.percent(round(share, 3)), point)
         for point in found.points
+        for share in [point.step / point.num_steps]
     ]
     yield from change_figures(
         changes,
@@ -275,7 +260,7 @@ def truncation_section(found: Sequence[TrainTaskTruncation]) -> ReportSection:
         f"{quantities.percent(found[0].confidence)}, one at a time: exploratory."
     )
 
-    return section("truncation", "One run, every rank", about, found, _truncation_shown)
+    return ReportSection.of("truncation", "One run, every rank", about, found, _truncation_shown)
 
 
 def _truncation_shown(found: TrainTaskTruncation) -> Iterator[Shown]:
@@ -285,13 +270,7 @@ def _truncation_shown(found: TrainTaskTruncation) -> Iterator[Shown]:
         return
     several = len(found.curves) > 1
     changes = [
-        ChangeAtRank(
-            curve.source.label if several else "",
-            point.rank,
-            point.series,
-            point.gain,
-            point.retention,
-        )
+        ChangeAtRank(curve.source.label if several else "", point.rank, point.series, point)
         for curve in found.curves
         for point in curve.points
     ]

@@ -41,7 +41,11 @@ def card_table(
     seconds = {run.name: run.run.train_seconds for run in results.runs if run.run is not None}
     has_base = results.study.has_base
     choice = "use this" if card.is_settled else "best bet"
-    rows = sorted(card.rows, key=lambda row: (row.is_choice, _gain(row)), reverse=True)[:_MOST_ROWS]
+    rows = sorted(
+        card.rows,
+        key=lambda row: (row.is_choice, row.gain.estimate if row.gain else -math.inf),
+        reverse=True,
+    )[:_MOST_ROWS]
 
     def time(row: CardRow) -> str | None:
         times = [seconds[run] for run in row.runs if run in seconds]
@@ -75,10 +79,6 @@ def card_table(
     return made._replace(groups=(*made.groups, RowGroup("", "", (more,))))
 
 
-def _gain(row: CardRow) -> float:
-    return -math.inf if row.gain is None else row.gain.estimate
-
-
 def _short(mean: TaskMean | None) -> Cell:
     """+30.0 ±6.6: the longer side of the interval, which a row has room for."""
     if mean is None:
@@ -108,7 +108,7 @@ def alternative_section(card: VerdictCard, recommendation: Recommendation) -> Re
         ),
         Column.optional(
             "Trained weights",
-            lambda row: None if row.weights_ratio is None else quantities.times(row.weights_ratio),
+            lambda row: cells.known(row.weights_ratio, quantities.times),
             "of the choice's",
         ),
     )

@@ -9,7 +9,7 @@ from rankwise.records import quantities
 from rankwise.records.grouping import grouped
 from rankwise.report import cells
 from rankwise.report.charts.ranks import MOST_SERIES, RankMark, RankPanel, in_unit, rank_chart
-from rankwise.report.parts import Column, Figure, ReportSection, Shown, Table, section
+from rankwise.report.parts import Column, Figure, ReportSection, Shown, Table
 
 _HELD = {
     "epochs": "read each of their rows as often",
@@ -31,7 +31,7 @@ def doubling_section(found: Sequence[TrainTaskDoubling]) -> ReportSection:
     num_seeds = max(point.gain.num_seeds for part in found for point in part.points)
     about += cells.of_one_seed(num_seeds)
 
-    return section("doubling", "What buys most", about, found, _shown)
+    return ReportSection.of("doubling", "What buys most", about, found, _shown)
 
 
 def _shown(found: TrainTaskDoubling) -> Iterator[Shown]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from rankwise.findings.behaviour import ModelBehaviour, TrainTaskBehaviour, TraitChange
+from rankwise.findings.behaviour import TrainTaskBehaviour, TraitChange
 from rankwise.findings.gauges import GaugedModel, ModelKind, TrainTaskGauges
 from rankwise.findings.lost_items import TrainTaskLostItems
 from rankwise.findings.options import TaskMean
@@ -13,16 +13,7 @@ from rankwise.records.grouping import grouped
 from rankwise.report import cells
 from rankwise.report.charts.marks import Look
 from rankwise.report.charts.plane import Plane, PlaneMark, plane_chart
-from rankwise.report.parts import (
-    LEAST_POINTS,
-    Cell,
-    Column,
-    Figure,
-    ReportSection,
-    Shown,
-    Table,
-    section,
-)
+from rankwise.report.parts import LEAST_POINTS, Cell, Column, Figure, ReportSection, Shown, Table
 
 _GROUPS: dict[ModelKind, str] = {
     "run": "Runs",
@@ -47,7 +38,7 @@ def gauge_section(found: Sequence[TrainTaskGauges]) -> ReportSection:
         "one study share their data and their items, so a correlation over them is exploratory."
     )
 
-    return section("gauges", "Gauges of forgetting", about, found, _gauges_shown)
+    return ReportSection.of("gauges", "Gauges of forgetting", about, found, _gauges_shown)
 
 
 def _gauges_shown(found: TrainTaskGauges) -> Iterator[Shown]:
@@ -111,7 +102,7 @@ def lost_item_section(found: Sequence[TrainTaskLostItems]) -> ReportSection:
         f"{quantities.percent(found[0].confidence)}: exploratory."
     )
     title = "Forgotten, or only unformatted"
-    return section("lost-items", title, about, found, _lost_items_shown)
+    return ReportSection.of("lost-items", title, about, found, _lost_items_shown)
 
 
 def _lost_items_shown(found: TrainTaskLostItems) -> Iterator[Shown]:
@@ -130,8 +121,6 @@ def _lost_items_shown(found: TrainTaskLostItems) -> Iterator[Shown]:
     )
 
 
-Row = tuple[ModelBehaviour, TraitChange]
-
 _SHARES = {
     "refuses": "% of all prompts",
     "keeps the format": "% of prompts that ask for one",
@@ -149,15 +138,17 @@ def behaviour_section(found: Sequence[TrainTaskBehaviour]) -> ReportSection:
         f"four words. Intervals are {quantities.percent(found[0].confidence)}, one at a time: "
         "exploratory."
     )
-    return section("behaviour", "Behaviour on short prompts", about, found, _behaviour_shown)
+    return ReportSection.of(
+        "behaviour", "Behaviour on short prompts", about, found, _behaviour_shown
+    )
 
 
 def _behaviour_shown(found: TrainTaskBehaviour) -> Iterator[Shown]:
     yield from found.statements
 
-    def difference(row: Row) -> Cell:
-        size = f"{quantities.size(row[1].num_prompts)} prompts"
-        return cells.formatted(row[1].difference, "+.1f")._replace(note=size)
+    def difference(change: TraitChange) -> Cell:
+        size = f"{quantities.size(change.num_prompts)} prompts"
+        return cells.formatted(change.difference, "+.1f")._replace(note=size)
 
     by_trait = grouped(
         (change.trait, (model, change)) for model in found.models for change in model.changes
@@ -172,5 +163,5 @@ def _behaviour_shown(found: TrainTaskBehaviour) -> Iterator[Shown]:
         Column("Model", lambda row: row[0].label),
         Column("Base", lambda row: quantities.formatted(row[1].base, ".1f")),
         Column("Model", lambda row: quantities.formatted(row[1].adapted, ".1f")),
-        Column("Difference", difference),
+        Column("Difference", lambda row: difference(row[1])),
     )

@@ -36,7 +36,6 @@ from rankwise.report.parts import (
     Shown,
     Table,
     file_name,
-    section,
     thinned,
 )
 
@@ -75,7 +74,7 @@ def head_section(found: Sequence[TrainTaskHeads], results: StudyResults) -> Repo
                 title = f"Heads {done}, {part.labels[model.name]} on {effects.task}"
                 yield title, effect_table(effects)
 
-    return section("heads", "Attention heads", about, found, shown)
+    return ReportSection.of("heads", "Attention heads", about, found, shown)
 
 
 def _change_table(runs: Sequence[HeadsOfRun]) -> Table:

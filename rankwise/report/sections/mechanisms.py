@@ -14,7 +14,7 @@ from rankwise.records.study import Interval
 from rankwise.report import cells
 from rankwise.report.charts.intervals import Bar, BarPanel, interval_chart
 from rankwise.report.charts.ranks import RankLine, RankMark, RankPanel, in_unit, rank_chart
-from rankwise.report.parts import Cell, Column, Figure, ReportSection, Shown, Table, section
+from rankwise.report.parts import Cell, Column, Figure, ReportSection, Shown, Table
 
 MOST_PAIRS = 16
 """More pairs than this are too many to draw; the others are in the table."""
@@ -51,7 +51,7 @@ def mechanism_section(found: Sequence[TrainTaskMechanisms]) -> ReportSection:
         "many intervals some miss, and the recommendation does not rest on them."
     ]
     about += cells.of_one_seed(max((t.num_seeds for part in found for t in part.trends), default=0))
-    return section("mechanisms", "Mechanisms", about, found, _shown, figures="mechanism")
+    return ReportSection.of("mechanisms", "Mechanisms", about, found, _shown, figures="mechanism")
 
 
 def _shown(found: TrainTaskMechanisms) -> Iterator[Shown]:

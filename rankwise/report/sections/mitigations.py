@@ -8,22 +8,12 @@ from rankwise.findings.mitigations import Arm, ArmKind, TrainTaskMitigations
 from rankwise.findings.variants import TrainTaskVariants, VariantRow
 from rankwise.records import quantities
 from rankwise.records.grouping import grouped
-from rankwise.records.repairs import AdapterRepair, JudgedTask, RepairChoice, RepairPoint
+from rankwise.records.repairs import AdapterRepair, RepairChoice, RepairPoint
 from rankwise.report import cells
 from rankwise.report.charts.marks import Look
-from rankwise.report.charts.plane import PlaneMark
 from rankwise.report.charts.theme import INK, SERIES
-from rankwise.report.parts import (
-    Cell,
-    Column,
-    Figure,
-    ReportSection,
-    Shown,
-    Table,
-    TitledTable,
-    section,
-)
-from rankwise.report.sections.overview import plane_of
+from rankwise.report.parts import Cell, Column, Figure, ReportSection, Shown, Table, TitledTable
+from rankwise.report.sections.overview import change_mark, plane_of
 
 MOST_FIGURES = 6
 """More options than this are too many to draw."""
@@ -49,7 +39,7 @@ def mitigation_section(found: Sequence[TrainTaskMitigations]) -> ReportSection:
     )
 
     title = "What to do about forgetting"
-    return section("mitigations", title, about, found, _mitigations_shown, figures="arms")
+    return ReportSection.of("mitigations", title, about, found, _mitigations_shown, figures="arms")
 
 
 def _mitigations_shown(found: TrainTaskMitigations) -> Iterator[Shown]:
@@ -58,14 +48,7 @@ def _mitigations_shown(found: TrainTaskMitigations) -> Iterator[Shown]:
     for place, option in enumerate(found.options[:MOST_FIGURES], start=1):
         first = option.arms[0]
         marks = [
-            PlaneMark(
-                arm.label,
-                _LOOKS[arm.kind],
-                arm.retention,
-                arm.gain,
-                f"{arm.label}: gain {cells.in_words(arm.gain)}, retention "
-                f"{cells.in_words(arm.retention)}",
-            )
+            change_mark(arm.label, _LOOKS[arm.kind], arm.label, arm.gain, arm.retention)
             for arm in option.arms
         ]
         path = [*(place for place, arm in enumerate(option.arms) if arm.is_of_rates), None]
@@ -117,7 +100,18 @@ def repair_section(found: Sequence[AdapterRepair]) -> ReportSection:
         tables.append(TitledTable(title, repair_table(each.choice)))
         if (judged := each.choice.judged) is not None:
             title = f"{each.model}, {judged.repair.label}"
-            tables.append(TitledTable(title, _judged(each, judged.tasks)))
+            place = "not written" if each.folder is None else f"written to {each.folder}"
+            scores = Table.of(
+                f"On all items; {place}.",
+                judged.tasks,
+                Column("Task", lambda row: Cell(row.task, "", row.relation.replace("_", "-"))),
+                Column.text("Metric", lambda row: row.metric),
+                Column("Items", lambda row: row.num_items),
+                Column("Base", lambda row: quantities.score(row.base_score, row.unit)),
+                Column("As it is", lambda row: quantities.score(row.adapted_score, row.unit)),
+                Column("Repaired", lambda row: quantities.score(row.repaired_score, row.unit)),
+            )
+            tables.append(TitledTable(title, scores))
     return ReportSection(
         "repairs",
         "Repairs after training",
@@ -168,20 +162,6 @@ def repair_table(choice: RepairChoice) -> Table:
     )
 
 
-def _judged(found: AdapterRepair, tasks: Sequence[JudgedTask]) -> Table:
-    place = "not written" if found.folder is None else f"written to {found.folder}"
-    return Table.of(
-        f"On all items; {place}.",
-        tasks,
-        Column("Task", lambda row: Cell(row.task, "", row.relation.replace("_", "-"))),
-        Column.text("Metric", lambda row: row.metric),
-        Column("Items", lambda row: row.num_items),
-        Column("Base", lambda row: quantities.score(row.base_score, row.unit)),
-        Column("As it is", lambda row: quantities.score(row.adapted_score, row.unit)),
-        Column("Repaired", lambda row: quantities.score(row.repaired_score, row.unit)),
-    )
-
-
 def variant_section(found: Sequence[TrainTaskVariants]) -> ReportSection:
     """A table for each trained task, each variant beside LoRA."""
     alike = "the same rank" if found[0].match == "rank" else "about as many trained weights"
@@ -196,7 +176,7 @@ def variant_section(found: Sequence[TrainTaskVariants]) -> ReportSection:
         max((row.num_seeds for part in found for row in part.rows), default=1)
     )
 
-    return section("variants", "Variants of LoRA", about, found, _variants_shown)
+    return ReportSection.of("variants", "Variants of LoRA", about, found, _variants_shown)
 
 
 def _variants_shown(found: TrainTaskVariants) -> Iterator[Shown]:

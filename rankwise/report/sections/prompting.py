@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from rankwise.findings.prompting import TrainTaskPrompting
 from rankwise.records import quantities
 from rankwise.report import cells
-from rankwise.report.parts import Column, ReportSection, Shown, Table, section
+from rankwise.report.parts import Column, ReportSection, Shown, Table
 
 
 def prompting_section(found: Sequence[TrainTaskPrompting]) -> ReportSection:
@@ -21,7 +21,7 @@ def prompting_section(found: Sequence[TrainTaskPrompting]) -> ReportSection:
     ]
     about += cells.of_one_seed(max(row.num_draws for part in found for row in part.rows))
 
-    return section("prompting", "A prompt instead", about, found, _shown)
+    return ReportSection.of("prompting", "A prompt instead", about, found, _shown)
 
 
 def _shown(found: TrainTaskPrompting) -> Iterator[Shown]:

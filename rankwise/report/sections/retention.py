@@ -8,7 +8,7 @@ from rankwise.findings.retention import RetentionLine, TrainTaskRetention
 from rankwise.records import quantities
 from rankwise.report import cells
 from rankwise.report.charts.intervals import Bar, BarPanel, interval_chart, short_names
-from rankwise.report.parts import Cell, Figure, ReportSection, Shown, Table, option_columns, section
+from rankwise.report.parts import Cell, Figure, ReportSection, Shown, Table, option_columns
 
 MOST_SUBJECTS = 20
 """More subjects than this are too many to draw; those with the largest loss are."""
@@ -29,7 +29,9 @@ def retention_section(found: Sequence[TrainTaskRetention]) -> ReportSection:
             "given next to the mean over tasks. The mean over items decides nothing; the "
             "recommendation takes the mean over all retention tasks."
         )
-    return section("retention-by-subject", "Knowledge retention by subject", about, found, _shown)
+    return ReportSection.of(
+        "retention-by-subject", "Knowledge retention by subject", about, found, _shown
+    )
 
 
 def _shown(found: TrainTaskRetention) -> Iterator[Shown]:

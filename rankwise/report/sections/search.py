@@ -11,7 +11,7 @@ from rankwise.records.search import TrainTaskSearch, ValidationMean
 from rankwise.records.study import Interval, Unit
 from rankwise.report import cells
 from rankwise.report.charts.ranks import RankMark, RankPanel, in_unit, rank_chart
-from rankwise.report.parts import Cell, Column, Figure, ReportSection, Shown, Table, section
+from rankwise.report.parts import Cell, Column, Figure, ReportSection, Shown, Table
 
 POLICIES = {
     "narrow": "one seed of every rank, then more seeds of the best one and its nearest rival",
@@ -57,7 +57,9 @@ def search_section(results: StudyResults, rates: Sequence[TrainTaskRates]) -> Re
             "Decisions rest on validation items, which are held out of the training split. The "
             "items of the verdict are answered by the runs that are left, and by no other."
         )
-    made = section("search", "How the runs were chosen", about, search.by_train_task, shown)
+    made = ReportSection.of(
+        "search", "How the runs were chosen", about, search.by_train_task, shown
+    )
     return made._replace(remarks=[*made.remarks, *(growth.statement for growth in search.growths)])
 
 

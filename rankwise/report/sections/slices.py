@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from rankwise.findings.slices import TrainTaskSlices
 from rankwise.records import quantities
 from rankwise.report import cells
-from rankwise.report.parts import Column, ReportSection, Shown, Table, section
+from rankwise.report.parts import Column, ReportSection, Shown, Table
 from rankwise.report.summaries import RELATION_NAMES
 
 
@@ -18,7 +18,7 @@ def slice_section(found: Sequence[TrainTaskSlices]) -> ReportSection:
         "procedure holds each change against zero, so that all of them together are wrong with "
         f"probability {quantities.percent(round(1 - found[0].confidence, 6))} at most."
     )
-    return section("slices", "Which kinds of item changed", about, found, _shown)
+    return ReportSection.of("slices", "Which kinds of item changed", about, found, _shown)
 
 
 def _shown(found: TrainTaskSlices) -> Iterator[Shown]:

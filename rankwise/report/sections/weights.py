@@ -24,7 +24,6 @@ from rankwise.report.parts import (
     ReportSection,
     Shown,
     Table,
-    section,
     thinned,
 )
 from rankwise.report.sections.weight_maps import intruder_map, intruders, norm_map, turned_map
@@ -66,7 +65,7 @@ def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> 
         yield "Norm against rank", _norm_table(part)
         yield "Weights and forgetting", _association_table(part)
 
-    return section("weights", "Weights", about, found, shown)
+    return ReportSection.of("weights", "Weights", about, found, shown)
 
 
 def _run_table(runs: Sequence[RunWeights], intruder_k: int) -> Table:
