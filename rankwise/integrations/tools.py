@@ -124,7 +124,15 @@ def read_draft(content: dict[str, Any], tool: Tool, folder: Path) -> Draft:
     draft.fields["use_rslora"] = entries.switch(keys["use_rslora"])
     if entries.switch(keys["use_dora"]):
         draft.set_variant("dora")
-    _read_steps(draft, tool)
+    epochs, steps = entries.number(keys["num_epochs"]), entries.whole(keys["max_steps"])
+    if steps is not None and steps > 0:  # the rows that they read, once
+        draft.fields |= {"epochs": 1, "max_steps": steps}
+    elif epochs is not None:
+        whole = draft.fields["epochs"] = max(round(epochs), 1)
+        if epochs != whole:
+            draft.to_check.append(
+                f"{keys['num_epochs']}: {epochs:g} is not a whole number; train.epochs is {whole}"
+            )
     _read_schedule(draft, tool)
     for key in tool.without_effect:
         entries.take(key)
@@ -135,22 +143,6 @@ def read_draft(content: dict[str, Any], tool: Tool, folder: Path) -> Draft:
         draft.fields["dropout"] = None
     draft.not_carried += entries.unread(WITHOUT_EFFECT)
     return draft
-
-
-def _read_steps(draft: Draft, tool: Tool) -> None:
-    """Epochs, or the rows that a number of steps reads."""
-    epochs = draft.entries.number(tool.keys["num_epochs"])
-    steps = draft.entries.whole(tool.keys["max_steps"])
-    if steps is not None and steps > 0:
-        draft.fields["epochs"] = 1
-        draft.fields["max_steps"] = steps
-    elif epochs is not None:
-        draft.fields["epochs"] = max(round(epochs), 1)
-        if epochs != draft.fields["epochs"]:
-            draft.to_check.append(
-                f"{tool.keys['num_epochs']}: {epochs:g} is not a whole number; "
-                f"train.epochs is {draft.fields['epochs']}"
-            )
 
 
 def _read_schedule(draft: Draft, tool: Tool) -> None:

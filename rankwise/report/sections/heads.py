@@ -65,7 +65,20 @@ def head_section(found: Sequence[TrainTaskHeads], results: StudyResults) -> Repo
         yield from part.statements
         yield from (f"{run}: {reason}" for run, reason in part.left_out.items())
         models = {model.name: model for model in results.of(part.train_task).runs}
-        yield from head_maps(part, models)
+        changed = {
+            run.run: changes
+            for run in first_of_options(part.runs)
+            if (changes := models[run.run].head_changes) is not None and changes.changes
+        }
+        if changed:
+            yield _by_run(part, changed)
+            adapters = [run.run for run in part.runs if run.option.rank is not None]
+            shown = [name for name in changed if name in adapters] or list(changed)
+            yield _by_measure(part.labels[shown[-1]], changed[shown[-1]])
+        for model in models.values():
+            by_kind = grouped(((its.mode, its.keys_and_values), its) for its in model.head_effects)
+            for own in by_kind.values():
+                yield _with_effects(model, part.labels[model.name], own)
         yield "Change of the heads", _change_table(part.runs)
         yield "Change and effect", _matter_table(part.matters)
         for model in models.values():
@@ -208,24 +221,6 @@ _MEASURES: dict[ChangeMeasure, tuple[str, str, Callable[[float], str], bool]] = 
     ),
     "output": ("Output, %", "relative change of the output", percent, False),
 }
-
-
-def head_maps(found: TrainTaskHeads, models: Mapping[str, ModelResults]) -> Iterator[Figure]:
-    """All maps of one trained task, each where it was measured."""
-    changed = {
-        run.run: changes
-        for run in first_of_options(found.runs)
-        if (changes := models[run.run].head_changes) is not None and changes.changes
-    }
-    if changed:
-        yield _by_run(found, changed)
-        adapters = [run.run for run in found.runs if run.option.rank is not None]
-        shown = [name for name in changed if name in adapters] or list(changed)
-        yield _by_measure(found.labels[shown[-1]], changed[shown[-1]])
-    for model in models.values():
-        by_kind = grouped(((its.mode, its.keys_and_values), its) for its in model.head_effects)
-        for own in by_kind.values():
-            yield _with_effects(model, found.labels[model.name], own)
 
 
 def _by_run(found: TrainTaskHeads, changed: Mapping[str, HeadChanges]) -> Figure:

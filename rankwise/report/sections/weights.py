@@ -56,14 +56,24 @@ def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> 
     def shown(part: TrainTaskWeights) -> Iterator[Shown]:
         yield from part.statements
         yield from (f"{run} was not analysed: {why}" for run, why in part.left_out.items())
+        yield "Updates of the runs", _run_table(part.runs, intruder_k)
+        yield "Norm against rank", _norm_table(part)
         yield from _norms(part)
         yield from _overlap(part)
         if sum(bool(run.forgetting) for run in part.runs) >= LEAST_POINTS:
             yield _forgetting_figure(part, intruder_k)
         yield from _maps(part, models)
-        yield "Updates of the runs", _run_table(part.runs, intruder_k)
-        yield "Norm against rank", _norm_table(part)
-        yield "Weights and forgetting", _association_table(part)
+        associations = Table.of(
+            "Over all runs, full fine-tuning among them; intervals at "
+            f"{quantities.percent(part.confidence)}. Positive: the more of it, the more is "
+            "forgotten.",
+            [pair for pair in part.associations if pair.num_options >= LEAST_POINTS],
+            Column("Measure", lambda row: row.measure),
+            Column.text("Forgetting", lambda row: row.forgetting),
+            Column("Options", lambda row: row.num_options),
+            Column("Spearman's ρ", lambda row: cells.correlation(row.correlation, row.reason)),
+        )
+        yield "Weights and forgetting", associations
 
     return ReportSection.of("weights", "Weights", about, found, shown)
 
@@ -118,19 +128,6 @@ def _norm_table(found: TrainTaskWeights) -> Table:
             "exponent of the rank",
         ),
         Column("R²", lambda row: f"{row.power_law.r_squared:.3f}"),
-    )
-
-
-def _association_table(found: TrainTaskWeights) -> Table:
-    """Every measure of the weights against every kind of forgetting."""
-    return Table.of(
-        f"Over all runs, full fine-tuning among them; intervals at "
-        f"{quantities.percent(found.confidence)}. Positive: the more of it, the more is forgotten.",
-        [pair for pair in found.associations if pair.num_options >= LEAST_POINTS],
-        Column("Measure", lambda row: row.measure),
-        Column.text("Forgetting", lambda row: row.forgetting),
-        Column("Options", lambda row: row.num_options),
-        Column("Spearman's ρ", lambda row: cells.correlation(row.correlation, row.reason)),
     )
 
 
