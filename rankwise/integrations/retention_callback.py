@@ -77,7 +77,22 @@ class RetentionCallback(TrainerCallback):
         Raises:
             ConfigError: with every problem.
         """
-        _refuse_settings(tasks, gain, every, items, max_retention_loss)
+        problems: list[str] = []
+        for key, names in (("tasks", tasks), ("gain", gain)):
+            if isinstance(names, str):
+                problems.append(f"{key}: {names!r} is a text; give a list of names: [{names!r}]")
+        if not tasks:
+            problems.append("tasks: there are none; name at least one")
+        if every < 1:
+            problems.append(f"every: {every} is not a number of steps; give at least 1")
+        if items < 2:
+            problems.append(f"items: {items} are too few for an interval; give at least 2")
+        if max_retention_loss is not None and not 0 < max_retention_loss < math.inf:
+            problems.append(
+                f"max_retention_loss: {max_retention_loss:g} is not a margin; give a number above 0"
+            )
+        if problems:
+            raise ConfigError(_NAME, problems)
         self._settings = ScoreSettings(
             tuple(tasks),
             tuple(map(Path, tasks_path)),
@@ -193,25 +208,6 @@ class RetentionCallback(TrainerCallback):
             # logging has taken it back, and the loss is still to come
             control.should_log = is_due
         return look
-
-
-def _refuse_settings(
-    tasks: Sequence[str], gain: Sequence[str], every: int, items: int, limit: float | None
-) -> None:
-    problems: list[str] = []
-    for key, names in (("tasks", tasks), ("gain", gain)):
-        if isinstance(names, str):
-            problems.append(f"{key}: {names!r} is a text; give a list of names: [{names!r}]")
-    if not tasks:
-        problems.append("tasks: there are none; name at least one")
-    if every < 1:
-        problems.append(f"every: {every} is not a number of steps; give at least 1")
-    if items < 2:
-        problems.append(f"items: {items} are too few for an interval; give at least 2")
-    if limit is not None and not (math.isfinite(limit) and limit > 0):
-        problems.append(f"max_retention_loss: {limit:g} is not a margin; give a number above 0")
-    if problems:
-        raise ConfigError(_NAME, problems)
 
 
 def _tokenizer(processing_class: Any) -> Any:

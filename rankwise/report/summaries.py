@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 from rankwise.findings.models import BASE_LABEL, ModelSummary
 from rankwise.findings.options import TaskMean
@@ -70,10 +69,13 @@ def verdict_table(
 
     columns: list[Column[ModelSummary]] = [
         Column("Model", _model),
-        Column("Seed", lambda row: _setting(row, "seed", quantities.number)),
-        Column("Alpha", lambda row: None if row.run is None else quantities.alpha(row.run.planned)),
+        Column("Seed", lambda row: row.run and cells.known(row.run.planned.seed, str)),
+        Column("Alpha", lambda row: row.run and quantities.alpha(row.run.planned)),
         Column(
-            "Learning rate", lambda row: _setting(row, "learning_rate", quantities.learning_rate)
+            "Learning rate",
+            lambda row: (
+                row.run and cells.known(row.run.planned.learning_rate, quantities.learning_rate)
+            ),
         ),
         Column("Trainable parameters", parameters, "share of full"),
         Column(
@@ -98,10 +100,16 @@ def verdict_table(
             lambda row: _from(row, row.held_out_loss, row.forgetting, "loss"),
             detail("held_out_text", base.held_out_loss),
         ),
-        Column("Training time", lambda row: _cost(row, "train_seconds", quantities.seconds)),
+        # what was not trained here has 0, and nothing is shown
+        Column(
+            "Training time",
+            lambda row: row.run and cells.known(row.run.train_seconds or None, quantities.seconds),
+        ),
         Column(
             "Peak memory",
-            lambda row: _cost(row, "peak_memory_bytes", quantities.memory),
+            lambda row: (
+                row.run and cells.known(row.run.peak_memory_bytes or None, quantities.memory)
+            ),
             "in training",
         ),
     ]
@@ -143,17 +151,6 @@ def _model(summary: ModelSummary) -> Cell:
         name = plan.called
     note = "recommended" if summary.is_recommended else ""
     return Cell(name, "", note, is_marked=summary.is_recommended)
-
-
-def _setting(summary: ModelSummary, name: str, write: Callable[[Any], str]) -> str | None:
-    value = None if summary.run is None else getattr(summary.run.planned, name)
-    return None if value is None else write(value)
-
-
-def _cost(summary: ModelSummary, name: str, write: Callable[[Any], str]) -> str | None:
-    """Of a training; what was not trained here has 0, and nothing is shown."""
-    value = None if summary.run is None else getattr(summary.run, name)
-    return write(value) if value else None
 
 
 def _from(
