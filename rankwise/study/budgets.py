@@ -22,7 +22,7 @@ from rankwise.findings.stats.detectable import Detectable, TaskSize, detectable
 from rankwise.records import p_right
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.folder import StudyFolder
-from rankwise.records.study import Unit
+from rankwise.records.study import Relation, Unit
 from rankwise.study.deploying import work_after_verdict
 from rankwise.study.outline import study_outline
 from rankwise.study.planning.plan import StudyPlan
@@ -140,6 +140,49 @@ def told(plan: StudyPlan) -> Told:
     return Told(
         unit, of(deciding, margins.delta_for), of(relations["retention"], margins.epsilon_for)
     )
+
+
+class MarginCost(NamedTuple):
+    """About what it takes to tell a margin: items of all tasks of a kind together.
+
+    ``num_tokens`` of them are scored, by all models; ``seconds`` is None where no speed is known.
+    """
+
+    relation: Relation
+    margin: float
+    num_items: int
+    num_planned: int
+    num_available: int
+    num_tokens: int
+    seconds: float | None
+
+
+def margin_costs(plan: StudyPlan, scored_per_second: float | None) -> Iterator[MarginCost]:
+    """Of half, all and twice δ and ε; of tasks that are decided by nats, nothing is known."""
+    record, able = plan.record, told(plan)
+    relations = next(iter(record.tasks.values()))
+    kinds: dict[Relation, Detectable | None] = {
+        "in_domain": able.in_domain,
+        "retention": able.retention,
+    }
+    for relation, its in kinds.items():
+        if its is None:
+            continue
+        tasks = [name for name in relations[relation] if _unit(plan, name) == "points"]
+        planned = sum(_num_answered(plan, name) for name in tasks)
+        available = sum(plan.tasks[name].num_available for name in tasks)
+        tokens = sum(
+            record.tokens_of(model, {*tasks} & {*record.tasks_of(model)})
+            for model in (None, *record.tested)
+        )
+        for share in (0.5, 1.0, 2.0):
+            # the variance of a mean falls with its items: half the margin takes four times as many
+            items = its.num_items / share**2
+            scored = round(tokens * items / planned)
+            seconds = None if scored_per_second is None else scored / scored_per_second
+            yield MarginCost(
+                relation, share * its.margin, round(items), planned, available, scored, seconds
+            )
 
 
 def _unit(plan: StudyPlan, task: str) -> Unit:

@@ -13,6 +13,7 @@ from rankwise.records import quantities
 from rankwise.records.files import read_if_there, writing
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import Role, RunRecord, StageFailure, StageRecord, StudyRecord
+from rankwise.study.able import with_able_tasks
 from rankwise.study.acceptance import replaced_scores, require_disk
 from rankwise.study.agenda import Agenda
 from rankwise.study.conclusion import StudyOutcome, conclude, keep
@@ -137,20 +138,36 @@ class _Leader:
         _set_damaged_aside(plan, folder, self._context.tell)
         record = with_earlier_references(with_whole_base(plan.record, folder), folder)
         plan = changed(plan, record=record)
-        if plan.record.config.is_searched:
-            self._search = Search(plan, folder)
-            plan = self._search.plan()
-        following: StudyPlan | None = self._to_deploy(plan)
         failures: Sequence[StageFailure] = ()
+        if with_able_tasks(record, folder) is None:
+            failures = self._do(plan, is_of_base=True)
+        following = None if failures else self._first_plan(plan)
         while following is not None:
-            self._begin(following)
-            agenda = Agenda(self._context)
-            agenda.announce()
-            (self._terms.executor or work_here)(self._context, agenda)
-            failures = agenda.failures
+            failures = self._do(following)
             following = None if failures else self._next_plan()
         self.take_back()
         return _concluded(folder, failures)
+
+    def _do(self, plan: StudyPlan, *, is_of_base: bool = False) -> Sequence[StageFailure]:
+        """Have the units of a plan done, or only the base scored; and what failed."""
+        self._begin(plan)
+        agenda = Agenda(self._context)
+        if is_of_base:
+            agenda.units = agenda.units[:1]
+        agenda.announce()
+        (self._terms.executor or work_here)(self._context, agenda)
+        return agenda.failures
+
+    def _first_plan(self, plan: StudyPlan) -> StudyPlan:
+        """What a search begins with, or the whole study, on tasks that the base can do."""
+        plan = self._on_able_tasks(plan)
+        if plan.record.config.is_searched:
+            self._search = Search(plan, self._folder)
+            plan = self._on_able_tasks(self._search.plan())
+        return self._to_deploy(plan)
+
+    def _on_able_tasks(self, plan: StudyPlan) -> StudyPlan:
+        return changed(plan, record=with_able_tasks(plan.record, self._folder) or plan.record)
 
     def _begin(self, plan: StudyPlan) -> None:
         """Write a plan, once it is sure that it may be done."""
@@ -193,7 +210,7 @@ class _Leader:
         """What a search goes on with, whole tasks, or the forms of the runs that are named."""
         study = self._context.study
         if self._search is not None:
-            plan = self._search.plan()
+            plan = self._on_able_tasks(self._search.plan())
             if _names(plan.record) != _names(study):
                 return plan
             self._search.tidy(plan)

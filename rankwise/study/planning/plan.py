@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -90,6 +90,7 @@ from rankwise.tasks.behaviour import behaviour_prompts
 from rankwise.tasks.item_order import in_random_order
 from rankwise.tasks.questions import Prompt, RightAnswer
 from rankwise.tasks.requests import PreparedTask
+from rankwise.tasks.resolution import GENERAL
 from rankwise.tasks.right_answers import right_answers, text_ends
 from rankwise.tasks.training_rows import Example, TrainingRow, tokenise_rows
 
@@ -163,11 +164,13 @@ class StudyPlan:
     ) -> bool:
         """Whether an earlier scoring is that of fewer of the task's items and of nothing else.
 
-        They are the first of the random order, or the first documents: studies from before there
-        was that order are kept where every document is scored now.
+        Or of all of them, under a limit that left none out and is another now. They are the first
+        of the random order, or the first documents: studies from before there was that order are
+        kept where every document is scored now.
         """
         num_items, study = earlier.num_examples, self.record
-        if not 0 < num_items < task.num_items:
+        is_finished = num_items == task.num_items and earlier.limit == task.limit
+        if not 0 < num_items <= task.num_items or is_finished:
             return False
         for doc_ids in (in_random_order(task.doc_ids)[:num_items], range(num_items)):
             digest = task.digest_of(doc_ids)
@@ -212,11 +215,13 @@ def plan_study(
         PlanError: with every problem found, or because the base model cannot be had.
         ModelError: its tokenizer or config cannot be used.
     """
-    issues, planner = Issues(), None
+    issues, planner, earlier = Issues(), None, None
     with contextlib.suppress(RecordError):  # what is damaged is set aside when it is run
-        refuse_scores(folder and folder.read_if_there(folder.study_file, StudyRecord))
+        earlier = folder and folder.read_if_there(folder.study_file, StudyRecord)
+    refuse_scores(earlier)
     model = study_model(config, report, machine)
-    parts = _parts(config, model, issues)
+    begun_with = () if earlier is None else earlier.groups.get(GENERAL, ())
+    parts = _parts(config, model, issues, begun_with)
     if parts is not None:
         clusters = {**parts.tasks.clusters, **config.evaluation.clusters}
         evaluation = config.evaluation.model_copy(update={"clusters": clusters})
@@ -244,7 +249,9 @@ class _Parts(NamedTuple):
     others: Others
 
 
-def _parts(config: StudyConfig, model: StudyModel, issues: Issues) -> _Parts | None:
+def _parts(
+    config: StudyConfig, model: StudyModel, issues: Issues, begun_with: Collection[str]
+) -> _Parts | None:
     """The parts of a plan; None where there are problems."""
     check_model(config, model, issues)
     check_search(config, issues)
@@ -253,7 +260,7 @@ def _parts(config: StudyConfig, model: StudyModel, issues: Issues) -> _Parts | N
     check_trackers(config, issues)
     layers = target_layers(config, model, issues)
     check_variants(config, model, layers, issues)
-    tasks = plan_tasks(config, model.tokenizer, model.max_length, issues)
+    tasks = plan_tasks(config, model.tokenizer, model.max_length, issues, begun_with)
     examples = {
         train_task: _examples(train_task, rows, config, model, issues)
         for train_task, rows in tasks.rows.items()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError
@@ -24,7 +24,14 @@ from rankwise.tasks.formats import TrainedFormat, in_trained_format, trained_for
 from rankwise.tasks.overlap import find_overlap
 from rankwise.tasks.own_rows import OPTIONS
 from rankwise.tasks.requests import PreparedTask, prepare_task, prepared_task
-from rankwise.tasks.resolution import LoadedTask, TaskNotFound, Unloaded, load_tasks
+from rankwise.tasks.resolution import (
+    GENERAL,
+    LoadedTask,
+    TaskNotFound,
+    Unloaded,
+    load_tasks,
+    tasks_of_general,
+)
 from rankwise.tasks.training_rows import (
     TrainingRow,
     num_documents,
@@ -138,7 +145,13 @@ class TaskPlan(NamedTuple):
     clusters: Mapping[str, str] = {}
 
 
-def plan_tasks(config: StudyConfig, tokenizer: Any, max_length: int, issues: Issues) -> TaskPlan:
+def plan_tasks(
+    config: StudyConfig,
+    tokenizer: Any,
+    max_length: int,
+    issues: Issues,
+    begun_with: Collection[str] = (),
+) -> TaskPlan:
     """Find, load and prepare every task of a study; incomplete where there are problems.
 
     Args:
@@ -146,8 +159,9 @@ def plan_tasks(config: StudyConfig, tokenizer: Any, max_length: int, issues: Iss
         tokenizer: of the base model.
         max_length: tokens that the model reads at most.
         issues: gets every problem and warning.
+        begun_with: the tasks of the set ``general`` that the study has already.
     """
-    return _TaskFinder(config, tokenizer, max_length, issues).plan()
+    return _TaskFinder(config, tokenizer, max_length, issues, begun_with).plan()
 
 
 class _Source(NamedTuple):
@@ -168,9 +182,15 @@ class _TaskFinder:
     """Finds and prepares tasks, each name once."""
 
     def __init__(
-        self, config: StudyConfig, tokenizer: Any, max_length: int, issues: Issues
+        self,
+        config: StudyConfig,
+        tokenizer: Any,
+        max_length: int,
+        issues: Issues,
+        begun_with: Collection[str],
     ) -> None:
         self.config, self.tokenizer, self.max_length = config, tokenizer, max_length
+        self.begun_with = begun_with
         self.problems, self.warnings = issues.problems, issues.warnings
         self._done: dict[str, PreparedTask | None] = {}
         self._own_data: OwnData | None = None
@@ -323,11 +343,19 @@ class _TaskFinder:
             relation: list(getattr(config.evaluation, relation)) for relation in RELATIONS
         }
         names = dict.fromkeys([*train.task, *itertools.chain(*wanted.values())])
-        loaded: Mapping[str, tuple[LoadedTask, ...] | Unloaded] = {}
+        of_set: dict[str, None] = {}
+        if GENERAL in wanted["retention"]:
+            del names[GENERAL]
+            of_set = dict.fromkeys(tasks_of_general())
+        loaded: dict[str, tuple[LoadedTask, ...] | Unloaded] = {}
         try:
-            loaded = load_tasks(list(names), config.tasks_path, allow_code=config.allow_task_code)
+            loaded = load_tasks(
+                [*(names | of_set)], config.tasks_path, allow_code=config.allow_task_code
+            )
         except TaskError as error:
             self.problems.append(str(error))
+        if loaded and of_set:
+            loaded[GENERAL] = self._general(of_set, names, loaded)
         leaves: Leaves = {r: self._leaves(r, listed, loaded) for r, listed in wanted.items()}
         found = (its for its in loaded.values() if not isinstance(its, TaskNotFound | TaskError))
         named = {task.name for tasks in found for task in tasks}
@@ -344,6 +372,31 @@ class _TaskFinder:
             for index, name in enumerate(train.task)
         }
         return [self._task_source(name, trained, leaves) for name in trained]
+
+    def _general(
+        self,
+        of_set: Iterable[str],
+        named: Iterable[str],
+        loaded: Mapping[str, tuple[LoadedTask, ...] | Unloaded],
+    ) -> tuple[LoadedTask, ...]:
+        """Of the set's tasks, those that can be loaded here and are not named otherwise."""
+        missing = {name: why for name in of_set if isinstance(why := loaded[name], Unloaded)}
+        leaves = {name: its for name, its in loaded.items() if not isinstance(its, Unloaded)}
+        known = {task.name for name in named for task in leaves.get(name, ())}
+        if missing:
+            lost = [name for name in missing if name in self.begun_with]
+            names = lost or [*missing]
+            why = "cannot be loaded here" + (", and the study has it already" if lost else "")
+            (self.problems if lost else self.warnings).append(
+                f"evaluation.retention: of {GENERAL}, {quantities.listed(names)} {why} "
+                f"({missing[names[0]]})"
+            )
+        return tuple(
+            task._replace(groups=(*task.groups, GENERAL))
+            for name in of_set
+            for task in leaves.get(name, ())
+            if task.name not in known
+        )
 
     def _task_source(
         self, name: str, trained: Mapping[str, tuple[LoadedTask, ...]], leaves: Leaves
