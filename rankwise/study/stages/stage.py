@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
+from rankwise.errors import ModelError, RecordError
 from rankwise.records.base import Record
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.folder import BASE, StudyFolder
@@ -289,6 +290,22 @@ def is_usable(folder: StudyFolder, model: Model) -> bool:
     """Whether a model has weights: the base has, and a run that is trained and did not diverge."""
     run = None if model is None else folder.finished_run(model)
     return model is None or (run is not None and run.status == "trained")
+
+
+def check_trained(folder: StudyFolder, run: PlannedRun) -> None:
+    """Refuse a run that has no weights.
+
+    Raises:
+        RecordError: it is not trained yet.
+        ModelError: it diverged.
+    """
+    record = folder.finished_run(run)
+    if record is None:
+        raise RecordError(f"{run.name} is not trained yet; finish the study first (rankwise run).")
+    if record.status == "diverged":
+        raise ModelError(
+            f"{run.name} diverged: it has no weights to look into. Choose another run."
+        )
 
 
 def model_name(model: Model) -> str:
