@@ -386,8 +386,8 @@ class RayExecutor:
         has_ended = False
         for letter in letters:
             take_in(context.folder.root, letter)
-            before = self._attempts.get(letter.unit, letter.attempt)
-            self._attempts[letter.unit] = letter.attempt
+            before = self._attempts.get(letter.attempt.unit, letter.attempt)
+            self._attempts[letter.attempt.unit] = letter.attempt
             if before != letter.attempt:
                 text = f"the process {before.process} was lost; its unit is restarted"
                 context.tell.event(Noted(text))

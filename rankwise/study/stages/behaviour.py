@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rankwise.records.behaviour import PROMPTS, Behaviour
@@ -45,8 +45,9 @@ class ObserveBehaviour(OneRecord):
         study = graph.study
         if study.behaviour_fingerprint is not None:
             models = (None, *study.tested)
-            stage = cls.of(graph, "behaviour", models, study.num_tokens.behaviour * len(models))
-            yield replace(stage, memory_bytes=study.weights_bytes)  # adapters are on the base
+            work, weights = study.num_tokens.behaviour * len(models), study.weights_bytes
+            # adapters are on the base
+            yield cls.of(graph, "behaviour", models, work, memory_bytes=weights)
 
     @classmethod
     def wanted(cls, study: StudyRecord, model: Model) -> str:

@@ -229,15 +229,14 @@ class OneRecord(Stage):
     @classmethod
     def of(cls, graph: Graph, title: str, models: Sequence[Model], work: float, **own: Any) -> Self:
         """The stage of some models, once they are trained; two of them are in memory at once."""
+        usual = {"memory_bytes": 2 * graph.study.weights_bytes, "disk_bytes": 0}
         return cls(
             title,
             tuple(models),
             tuple(cls.wanted(graph.study, model) for model in models),
             needs=graph.trainings(models),
             work=float(work),
-            memory_bytes=2 * graph.study.weights_bytes,
-            disk_bytes=0,
-            **own,
+            **(usual | own),
         )
 
     @classmethod
