@@ -17,16 +17,16 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.study import COMPARED, References, StudyRecord
 from rankwise.study.able import with_able_tasks
 from rankwise.study.acceptance import disk_left
+from rankwise.study.agenda import jobs, owners, units
 from rankwise.study.budgets import MarginCost, margin_costs
+from rankwise.study.conclusion import with_deployed
 from rankwise.study.damage import Damage, find_damage, models_of
-from rankwise.study.deploying import with_deployed, work_after_verdict, work_of_forms
-from rankwise.study.outline import study_outline
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.references import with_earlier_references
-from rankwise.study.stages.graph import finished_work, stages
+from rankwise.study.stages.form import work_after_verdict, work_of_forms
+from rankwise.study.stages.graph import finished_work, stages, study_outline
 from rankwise.study.stages.stage import Stage
 from rankwise.study.times import TRAINING_WORK, Slot, assumed_rate, scheduled, seconds_left
-from rankwise.study.units import jobs, owners, units
 from rankwise.tasks.resolution import GENERAL
 
 _ASSUMED_RATE = (

@@ -42,6 +42,11 @@ class StudyModel(NamedTuple):
         """All weights of the model."""
         return sum(parameter.numel() for parameter in self.skeleton.parameters())
 
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that it gives probabilities of."""
+        return self.skeleton.config.get_text_config().vocab_size
+
 
 def refuse_scores(study: StudyRecord | None) -> None:
     """Refuse to plan what has scores only: its models were trained elsewhere.
