@@ -284,14 +284,16 @@ def smaller_studies(config: StudyConfig, planned: StudyPlan) -> Iterator[Smaller
     Items and rows are halved as long as ``FEWEST_ITEMS`` and ``FEWEST_ROWS`` are left.
     """
     changes: dict[str, Any] = {}
-    content = config.model_dump(by_alias=True)
 
     def step(key: str, value: Any) -> Smaller:
-        *parents, last = key.split(".")
-        section = content
-        for parent in parents:
-            section = section[parent]
-        section[last] = changes[key] = value
+        changes[key] = value
+        content = config.model_dump(by_alias=True)
+        for place, changed in changes.items():
+            *parents, last = place.split(".")
+            section = content
+            for parent in parents:
+                section = section[parent]
+            section[last] = changed
         texts = (
             f"{key}={json.dumps(value, separators=(',', ':'))}" for key, value in changes.items()
         )
