@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shutil
 from pathlib import Path
@@ -15,6 +14,7 @@ from rankwise.engine.models.adapter_config import (
 )
 from rankwise.engine.models.adapter_folder import (
     WEIGHTS_FILE,
+    adapter_digest,
     adapter_weights,
     check_fit,
     has_update,
@@ -88,15 +88,17 @@ def weights_bytes(folder: Path) -> int:
 def _adapter_run(
     config: ImportedConfig, folder: Path, base: Trainable, train_task: str
 ) -> PlannedImport:
-    settings, weights = read_adapter_config(folder), adapter_weights(folder)
+    settings = read_adapter_config(folder)
+    if base.model.base.start is not None:
+        raise ModelError(
+            f"{folder} is put on {base.model.base.name}, and this study's base has "
+            "methods.lora.start in it. Leave one of them out."
+        )
     remedy = f"write {base.model.base.name} as base_model_name_or_path into {CONFIG_FILE}"
     warnings = refuse_other_base(folder, base.model.base, remedy=remedy)
     size = check_fit(folder, base.model.skeleton)
     rank, alpha = settings["r"], float(settings["lora_alpha"])
     uses_rslora = bool(settings.get("use_rslora"))
-    digest = hashlib.sha256((folder / CONFIG_FILE).read_bytes())
-    with weights.open("rb") as file:
-        digest.update(hashlib.file_digest(file, "sha256").digest())
     targets = settings.get("target_modules") or ()
     modules = (targets,) if isinstance(targets, str) else tuple(sorted(targets))
     run = _planned(
@@ -104,7 +106,7 @@ def _adapter_run(
         folder,
         base,
         train_task,
-        digest.hexdigest(),
+        adapter_digest(folder),
         method="lora",
         rank=rank,
         alpha=alpha,

@@ -135,7 +135,7 @@ def _train_adapters(
     context: StudyContext, runs: Sequence[PlannedRun], planned: PlannedPass
 ) -> None:
     """Train adapters on the base."""
-    config, base, by_training = context.study.config, context.models.base(), _by_training(runs)
+    base, by_training = context.models.base(), _by_training(runs)
     _refuse_misloaded(context, base, list(by_training))
     truncated = truncated_adapters(context, list(by_training))
     examples = _examples(context, by_training, base, planned.max_tokens)
@@ -151,7 +151,7 @@ def _train_adapters(
             alpha=run.alpha,
             use_rslora=is_rslora(run),
             target_modules=run.target_modules,
-            base_model_name=config.base_model.name,
+            base_model_name=context.plan.base.recorded_name,
         )
         error = None if cut is None else cut.relative_error
         return Saved(size, adapter.is_zero_update, error, unsettled.get(trainee.run.name))
@@ -305,7 +305,7 @@ def _train_variant(context: StudyContext, runs: Sequence[PlannedRun], planned: P
         trainee = VariantTrainee(run, examples, config.train, model, marks)
 
         def save(_: Trainee, run: PlannedRun) -> Saved:
-            size = model.save(context.folder.weights_folder(run), config.base_model.name)
+            size = model.save(context.folder.weights_folder(run), context.plan.base.recorded_name)
             return Saved(size, model.is_zero_update)
 
         _run_pass(context, _Pass(base, [trainee], None, planned), by_training, save)
