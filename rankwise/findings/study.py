@@ -125,7 +125,9 @@ FINDINGS: Mapping[str, Finding] = {
         lines=lambda found: itertools.chain(*(part.statements for part in found))
     ),
     "lost_items": _each(lost_items, lost_items=each_of("rows")),
-    "behaviour": _each(behaviour, behaviour=behaviour_rows),
+    "behaviour": _each(behaviour, behaviour=behaviour_rows)._replace(
+        lines=lambda found: itertools.chain(*(part.drift for part in found))
+    ),
     "mechanisms": _judged(
         mechanisms,
         mechanism_gaps=gap_rows,
