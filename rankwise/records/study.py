@@ -14,7 +14,7 @@ from rankwise.records.config.mitigations import MitigationConfig
 from rankwise.records.config.study import EngineConfig, StudyConfig
 from rankwise.records.config.variants import VariantName
 from rankwise.records.fields import FileName, Place, PlaceBelow, Text
-from rankwise.records.files import FileDigest
+from rankwise.records.files import FileDigest, merged_base_folder
 from rankwise.records.forms import AS_TRAINED
 from rankwise.records.own_data import OwnData
 
@@ -489,6 +489,13 @@ class StudyRecord(StudyTasks):
     def has_base(self) -> bool:
         """Whether there is a base to be better than; no table of scores needs one."""
         return self.scores is None or self.scores.base is not None
+
+    @property
+    def base_elsewhere(self) -> str:
+        """What other tools load as the base; with a start, the folder here that both are in."""
+        if self.config.methods.start is None:
+            return self.config.base_model.name_elsewhere
+        return str(merged_base_folder(self.base_model_fingerprint))
 
     @property
     def base_label(self) -> str:

@@ -12,6 +12,7 @@ from rankwise.engine.models import base as models
 from rankwise.engine.models.attention import refuse_unpackable
 from rankwise.engine.models.base import LinearShape
 from rankwise.engine.models.peft_adapters import misloaded
+from rankwise.engine.models.start import check_start
 from rankwise.engine.models.stored import check_stored
 from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.scoring.vllm import engine_problem
@@ -53,6 +54,13 @@ def check_model(config: StudyConfig, model: StudyModel, issues: Issues) -> None:
             issues.warnings.extend(f"base_model: {each}" for each in beside)
     except ModelError as error:
         issues.problems.append(f"base_model: {error}")
+    if model.base.start is not None:
+        place = "methods.lora.start"
+        try:
+            unchecked = check_start(model.base, model.skeleton)
+            issues.warnings.extend(f"{place}: {each}" for each in unchecked)
+        except ModelError as error:
+            issues.problems.append(f"{place}: {error}")
     if problem := engine_problem(config):
         issues.problems.append(f"evaluation.engine: {problem}")
     if train.base_precision != "auto" and methods.full is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shutil
 from pathlib import Path
@@ -15,6 +14,7 @@ from rankwise.engine.models.adapter_config import (
 )
 from rankwise.engine.models.adapter_folder import (
     WEIGHTS_FILE,
+    adapter_digest,
     adapter_weights,
     check_fit,
     has_update,
@@ -119,13 +119,15 @@ def weights_bytes(folder: Path) -> int:
 
 def _adapter(folder: Path, base: Trainable) -> tuple[str, dict[str, Any], tuple[str, ...]]:
     """A digest of its files, what it says of a run, and what could not be checked."""
-    config, weights = read_adapter_config(folder), adapter_weights(folder)
+    config = read_adapter_config(folder)
+    if base.model.base.start is not None:
+        raise ModelError(
+            f"{folder} is put on {base.model.base.name}, and this study's base has "
+            "methods.lora.start in it. Leave one of them out."
+        )
     remedy = f"write {base.model.base.name} as base_model_name_or_path into {CONFIG_FILE}"
     warnings = refuse_other_base(folder, base.model.base, remedy=remedy)
     size = check_fit(folder, base.model.skeleton)
-    digest = hashlib.sha256((folder / CONFIG_FILE).read_bytes())
-    with weights.open("rb") as file:
-        digest.update(hashlib.file_digest(file, "sha256").digest())
     rank, alpha = config["r"], float(config["lora_alpha"])
     targets = config.get("target_modules") or ()
     settings = {
@@ -136,4 +138,4 @@ def _adapter(folder: Path, base: Trainable) -> tuple[str, dict[str, Any], tuple[
         "target_modules": (targets,) if isinstance(targets, str) else tuple(sorted(targets)),
         "num_trainable_parameters": size,
     }
-    return digest.hexdigest(), settings, warnings
+    return adapter_digest(folder), settings, warnings

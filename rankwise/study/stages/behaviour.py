@@ -75,12 +75,16 @@ class ObserveBehaviour(OneRecord):
         started = time.perf_counter()
         answers = scorer.generate(asked, context.plan.behaviour, context.tell.advanced)
         seconds = (time.perf_counter() - started) / len(models)
+        encode = context.plan.tokenizer.encode
         for model, texts in zip(models, answers, strict=True):
             record = Behaviour(
                 model=model_name(model),
                 fingerprint=self.fingerprint_of(model),
                 prompts=tuple(prompt.text for prompt in PROMPTS),
                 texts=tuple(each.text for each in texts),
+                num_tokens=tuple(
+                    len(encode(each.text, add_special_tokens=False)) for each in texts
+                ),
                 is_finished=tuple(each.is_finished for each in texts),
                 score_seconds=seconds,
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rankwise.engine.models.base import fetch_weights
 from rankwise.errors import ConfigError
 from rankwise.findings.repairs import RepairTasks
 from rankwise.records.axes import run_labels
@@ -100,7 +101,7 @@ class RunRepairer:
         self._repairer = AdapterRepairer(
             model=run.name,
             folder=folder.weights(run),
-            base=plan.base,
+            base=plan.base._replace(folder=fetch_weights(plan.base)),
             tokenizer=plan.tokenizer,
             in_domain=own,
             retention=kept,

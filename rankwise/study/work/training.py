@@ -179,7 +179,7 @@ def _train_adapters(context: StudyContext, trainings: Trainings, planned: Planne
             alpha=run.alpha,
             use_rslora=is_rslora(run),
             target_modules=run.target_modules,
-            base_model_name=config.base_model.name,
+            base_model_name=context.plan.base.recorded_name,
         )
         error = None if cut is None else cut.relative_error
         return Saved(size, adapter.is_zero_update, error, unsettled.get(trainee.run.name))
@@ -294,7 +294,7 @@ def _train_variant(context: StudyContext, trainings: Trainings, planned: Planned
         trainee = VariantTrainee(run, examples, config.train, model, marks)
 
         def save(_: Trainee, run: PlannedRun) -> Saved:
-            size = model.save(context.folder.weights_folder(run), config.base_model.name)
+            size = model.save(context.folder.weights_folder(run), context.plan.base.recorded_name)
             return Saved(size, model.is_zero_update)
 
         _Pass(context, [trainee], trainings, save).train(base, planned)
