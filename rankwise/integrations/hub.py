@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -82,18 +82,7 @@ def write_shared(
     items = item_table(outcome.results, folder.read_samples, with_texts=with_items)
     losses = {each.name: folder.read_losses(each.name) for each in outcome.results.runs}
     write_report(target / STUDY, *outcome, items, losses, study=Path(STUDY))
-    base, remarks = study.config.base_model, tuple[str, ...]()
-    if Path(base.name).is_absolute():
-        remarks = (
-            f"the base model is a folder of this machine, {base.name}; say in the card where "
-            "others find it",
-        )
-    elif base.is_embedded:
-        remarks = (
-            f"the study's base was rounded to 4 bits; {base.name_elsewhere}, which the card "
-            "names, is as it was before",
-        )
-    return chosen.planned.name, remarks
+    return chosen.planned.name, tuple(_remarks(study))
 
 
 def _refuse_unfinished(folder: StudyFolder) -> None:
@@ -142,6 +131,25 @@ def _write_records(folder: StudyFolder, target: Path, *, with_items: bool) -> No
             content = without_folders(record.model_dump(mode="json"))
             record = RunRecord.model_validate(content)
         write_record(place, record)
+
+
+def _remarks(study: StudyRecord) -> Iterator[str]:
+    base = study.config.base_model
+    if study.config.start_in_words:
+        yield (
+            f"the base is {base.name}{study.config.start_in_words}; say in the card where others "
+            "find that adapter"
+        )
+    if Path(base.name).is_absolute():
+        yield (
+            f"the base model is a folder of this machine, {base.name}; say in the card where "
+            "others find it"
+        )
+    elif base.is_embedded:
+        yield (
+            f"the study's base was rounded to 4 bits; {base.name_elsewhere}, which the card names, "
+            "is as it was before"
+        )
 
 
 class PushedFile(NamedTuple):

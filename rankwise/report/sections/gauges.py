@@ -134,7 +134,7 @@ def behaviour_section(found: Sequence[TrainTaskBehaviour]) -> ReportSection:
     about = (
         "Every model answers the same short prompts, greedily, in at most 64 tokens. What code can "
         "see in the answers is compared with the base, prompt by prompt: phrases of refusal, "
-        "words, whether a format that was asked for is kept, the language, and repeated runs of "
+        "tokens, whether a format that was asked for is kept, the language, and repeated runs of "
         f"four words. Intervals are {quantities.percent(found[0].confidence)}, one at a time: "
         "exploratory."
     )
@@ -144,7 +144,7 @@ def behaviour_section(found: Sequence[TrainTaskBehaviour]) -> ReportSection:
 
 
 def _behaviour_shown(found: TrainTaskBehaviour) -> Iterator[Shown]:
-    yield from found.statements
+    yield from (*found.statements, *found.drift)
 
     def difference(change: TraitChange) -> Cell:
         size = f"{quantities.size(change.num_prompts)} prompts"
@@ -157,7 +157,7 @@ def _behaviour_shown(found: TrainTaskBehaviour) -> Iterator[Shown]:
         f"Trained on {found.train_task}: the base and each model, seeds averaged, and the "
         f"difference, {cells.intervals(found.confidence)}.",
         [
-            (quantities.capital(trait), _SHARES.get(trait, "words"), rows)
+            (quantities.capital(trait), _SHARES.get(trait, "tokens"), rows)
             for trait, rows in by_trait.items()
         ],
         Column("Model", lambda row: row[0].label),
