@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 from rankwise.findings.models import BASE_LABEL, ModelSummary
 from rankwise.findings.options import TaskMean
@@ -52,32 +53,14 @@ def verdict_table(
     """
     base = summaries[0]
     detail = partial(_detail, results)
-
-    def parameters(row: ModelSummary) -> Cell | None:
-        if row.run is None or not row.run.planned.num_trainable_parameters:
-            return None
-        plan = row.run.planned
-        number = quantities.parameters(plan.num_trainable_parameters)
-        return Cell(number, "", quantities.share(plan.trainable_share))
-
-    def worst(row: ModelSummary) -> Cell | None:
-        task = row.worst_retention
-        if task is None:
-            return None
-        note = f"{task.task}, {quantities.sample_size(task)}"
-        return cells.interval(task.interval, task.unit, note=note)
-
     columns: list[Column[ModelSummary]] = [
         Column("Model", _model),
-        Column("Seed", lambda row: row.run and cells.known(row.run.planned.seed, str)),
-        Column("Alpha", lambda row: row.run and quantities.alpha(row.run.planned)),
+        Column("Seed", lambda row: _setting(row, "seed", str)),
+        Column("Alpha", lambda row: None if row.run is None else quantities.alpha(row.run.planned)),
         Column(
-            "Learning rate",
-            lambda row: (
-                row.run and cells.known(row.run.planned.learning_rate, quantities.learning_rate)
-            ),
+            "Learning rate", lambda row: _setting(row, "learning_rate", quantities.learning_rate)
         ),
-        Column("Trainable parameters", parameters, "share of full"),
+        Column("Trainable parameters", _parameters, "share of full"),
         Column(
             "In-domain score",
             lambda row: cells.mean(row.in_domain, signed=False),
@@ -94,22 +77,16 @@ def verdict_table(
             lambda row: _from(row, row.retention, row.retention_change, "score"),
             detail("retention", base.retention),
         ),
-        Column.optional("Worst retention task", worst, "points"),
+        Column.optional("Worst retention task", _worst, "points"),
         Column.optional(
             "Forgetting",
             lambda row: _from(row, row.held_out_loss, row.forgetting, "loss"),
             detail("held_out_text", base.held_out_loss),
         ),
-        # what was not trained here has 0, and nothing is shown
-        Column(
-            "Training time",
-            lambda row: row.run and cells.known(row.run.train_seconds or None, quantities.seconds),
-        ),
+        Column("Training time", lambda row: _cost(row, "train_seconds", quantities.seconds)),
         Column(
             "Peak memory",
-            lambda row: (
-                row.run and cells.known(row.run.peak_memory_bytes or None, quantities.memory)
-            ),
+            lambda row: _cost(row, "peak_memory_bytes", quantities.memory),
             "in training",
         ),
     ]
@@ -153,12 +130,39 @@ def _model(summary: ModelSummary) -> Cell:
     return Cell(name, "", note, is_marked=summary.is_recommended)
 
 
+def _setting(summary: ModelSummary, name: str, write: Callable[[Any], str]) -> str | None:
+    value = None if summary.run is None else getattr(summary.run.planned, name)
+    return None if value is None else write(value)
+
+
+def _cost(summary: ModelSummary, name: str, write: Callable[[Any], str]) -> str | None:
+    """Of a training; what was not trained here has 0, and nothing is shown."""
+    value = None if summary.run is None else getattr(summary.run, name)
+    return write(value) if value else None
+
+
+def _parameters(summary: ModelSummary) -> Cell | None:
+    if summary.run is None or not summary.run.planned.num_trainable_parameters:
+        return None
+    plan = summary.run.planned
+    parameters = quantities.parameters(plan.num_trainable_parameters)
+    return Cell(parameters, "", quantities.share(plan.trainable_share))
+
+
 def _from(
     summary: ModelSummary, score: TaskMean | None, change: TaskMean | None, word: str
 ) -> Cell:
     """The base's own score or loss, or the change from it."""
     is_base = summary.run is None
     return cells.mean(score, signed=False, prefix=word) if is_base else cells.mean(change)
+
+
+def _worst(summary: ModelSummary) -> Cell | None:
+    worst = summary.worst_retention
+    if worst is None:
+        return None
+    note = f"{worst.task}, {quantities.sample_size(worst)}"
+    return cells.interval(worst.interval, worst.unit, note=note)
 
 
 def _detail(

@@ -105,19 +105,7 @@ def _thinned(plane: Plane) -> Plane:
 
 def _plane(plane: Plane, size: tuple[int, int]) -> Chart:
     width, height = size
-    rows: list[dict[str, Any]] = [
-        {
-            "run": mark.name,
-            "said": mark.words,
-            "colour": mark.look.colour.css,
-            "shape": mark.look.shape,
-            "is_ringed": mark.is_ringed,
-            "href": marks.items_link(model=mark.model),
-            **marks.bounds(mark.x, "x"),
-            **marks.bounds(mark.y, "y"),
-        }
-        for mark in plane.marks
-    ]
+    rows = _rows(plane)
     edges = list(_regions(rows, plane.confidence)) if plane.confidence else []
     origin = [0.0] if plane.has_origin else []
     limits = [] if plane.limit is None else [plane.limit[0]]
@@ -173,6 +161,22 @@ def _plane(plane: Plane, size: tuple[int, int]) -> Chart:
         left, top = pixel({"x": plane.limit[0], "y": up[1]})
         names.append(Name(plane.limit[1], left, top + marks.LINE, base.colour))
     return marks.layered([*layers, *marks.names_beside(names, width)], width, height)
+
+
+def _rows(plane: Plane) -> list[dict[str, Any]]:
+    return [
+        {
+            "run": mark.name,
+            "said": mark.words,
+            "colour": mark.look.colour.css,
+            "shape": mark.look.shape,
+            "is_ringed": mark.is_ringed,
+            "href": marks.items_link(model=mark.model),
+            **marks.bounds(mark.x, "x"),
+            **marks.bounds(mark.y, "y"),
+        }
+        for mark in plane.marks
+    ]
 
 
 def _lines(
