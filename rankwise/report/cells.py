@@ -33,26 +33,20 @@ class Bounded(Protocol):
     def upper(self) -> float: ...
 
 
-def interval(
-    value: Interval | None, unit: Unit, *, signed: bool = True, note: str = "", prefix: str = ""
-) -> Cell:
-    """A difference with its sign, or a score; EMPTY for None.
-
-    ``prefix`` is a word before the number.
-    """
+def interval(value: Interval | None, unit: Unit, *, signed: bool = True, note: str = "") -> Cell:
+    """A difference with its sign, or a score; EMPTY for None."""
     if value is None:
         return EMPTY
     write = quantities.change if signed else quantities.score
     ends = quantities.change_interval if signed else quantities.score_interval
-    estimate = f"{prefix} {write(value.estimate, unit)}".strip()
-    return Cell(estimate, ends(value.lower, value.upper, unit), note)
+    return Cell(write(value.estimate, unit), ends(value.lower, value.upper, unit), note)
 
 
-def mean(value: TaskMean | None, *, signed: bool = True, note: str = "", prefix: str = "") -> Cell:
+def mean(value: TaskMean | None, *, signed: bool = True, note: str = "") -> Cell:
     """The same for a mean over tasks."""
     if value is None:
         return EMPTY
-    return interval(value, value.unit, signed=signed, note=note, prefix=prefix)
+    return interval(value, value.unit, signed=signed, note=note)
 
 
 def sized(value: TaskMean | None, *, signed: bool = True) -> Cell:

@@ -153,8 +153,10 @@ def _from(
     summary: ModelSummary, score: TaskMean | None, change: TaskMean | None, word: str
 ) -> Cell:
     """The base's own score or loss, or the change from it."""
-    is_base = summary.run is None
-    return cells.mean(score, signed=False, prefix=word) if is_base else cells.mean(change)
+    if summary.run is not None:
+        return cells.mean(change)
+    its = cells.mean(score, signed=False)
+    return its if score is None else its._replace(value=f"{word} {its.value}")
 
 
 def _worst(summary: ModelSummary) -> Cell | None:

@@ -16,7 +16,8 @@ from rankwise.report.parts import Chart, Drawing
 
 _STEP, _GAP = 12.0, 9.0
 _LINE_OF_LABEL = 15.0
-_LABEL_LIMIT = 260
+_LABEL_LIMIT, _WIDTH = 260, 340
+_LETTERS, _ENDING = 30, 11
 
 
 class Bar(NamedTuple):
@@ -46,22 +47,21 @@ class BarPanel(NamedTuple):
         return quantities.with_interval(bar.value, self.unit)
 
 
-def interval_chart(panels: Sequence[BarPanel], width: float = 340) -> Drawing:
+def interval_chart(panels: Sequence[BarPanel]) -> Drawing:
     """Panels under each other; every row has one bar for each series that was measured there.
 
     Args:
         panels: at least one, each with at least one bar.
-        width: of the axis in pixels.
     """
     looks = Look.of_each({bar.series: bar.kind for panel in panels for bar in panel.bars})
     charts = [
-        _panel(panel, looks, width, has_key=place == 0 and len(looks) > 1)
+        _panel(panel, looks, has_key=place == 0 and len(looks) > 1)
         for place, panel in enumerate(panels)
     ]
     return Drawing({"vconcat": charts}, " ".join(map(_in_words, panels)))
 
 
-def _panel(panel: BarPanel, looks: dict[str, Look], width: float, *, has_key: bool) -> Chart:
+def _panel(panel: BarPanel, looks: dict[str, Look], *, has_key: bool) -> Chart:
     groups = list(dict.fromkeys(bar.group for bar in panel.bars))
     names = list(dict.fromkeys(bar.series for bar in panel.bars))
     label_lines = max(group.count("\n") + 1 for group in groups)
@@ -108,7 +108,7 @@ def _panel(panel: BarPanel, looks: dict[str, Look], width: float, *, has_key: bo
     }
     where, which = {"y": y, "yOffset": offset}, {"color": marks.COLOUR, "shape": marks.SHAPE}
     if has_key:
-        which = marks.keyed(looks, width)
+        which = marks.keyed(looks, _WIDTH)
     at = {"x": marks.number("x", **x), **where}
     point = {**at, **which, **marks.links(bar.task for bar in panel.bars)}
     title = {"text": panel.title, "fontSize": FONT_SIZE + 1, "color": INK.css, "offset": 6}
@@ -117,7 +117,7 @@ def _panel(panel: BarPanel, looks: dict[str, Look], width: float, *, has_key: bo
         marks.between("rule", rows, "x", {**at, "color": which["color"]}, strokeWidth=1.8),
         marks.layer("point", rows, point, filled=True, size=55, opacity=1),
     ]
-    return marks.layered(layers, width, room * len(groups), title=title)
+    return marks.layered(layers, _WIDTH, room * len(groups), title=title)
 
 
 def _in_words(panel: BarPanel) -> str:
@@ -132,8 +132,8 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
     return short if len({*short.values()}) == len(short) else {name: name for name in short}
 
 
-def cut_name(name: str, letters: int = 30, ending: int = 11) -> str:
-    """A name of so many letters at most: the middle of a longer one is left out."""
-    if len(name) <= letters:
+def cut_name(name: str) -> str:
+    """A name as it has room: the middle of a long one is left out."""
+    if len(name) <= _LETTERS:
         return name
-    return f"{name[: letters - ending - 1]}…{name[-ending:]}"
+    return f"{name[: _LETTERS - _ENDING - 1]}…{name[-_ENDING:]}"
