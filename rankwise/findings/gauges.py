@@ -237,10 +237,8 @@ def order_of(
     pairs: Sequence[tuple[float, float]], confidence: float, noun: str
 ) -> tuple[Bound | None, str | None]:
     """The correlation of a gauge with the loss over models (``noun``), or why there is none."""
-    if len(pairs) < MIN_MODELS:
-        return None, f"{quantities.counted(len(pairs), noun)}, {MIN_MODELS} are needed"
-    x, y = zip(*pairs, strict=True)
-    return correlated(x, y, confidence, noun)
+    x, y = [one for one, _ in pairs], [other for _, other in pairs]
+    return correlated(x, y, confidence, noun, MIN_MODELS)
 
 
 def order_statement(models: str, gauge: Gauge, correlation: Bound) -> str:
