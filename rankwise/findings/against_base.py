@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from rankwise.errors import ConfigError
-from rankwise.findings.clusters import suspect, suspicion, too_few
+from rankwise.findings.notes import suspect, suspicion, too_few
 from rankwise.findings.pairs import (
     Counts,
     Pair,

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 
 from rankwise.errors import RecordError
-from rankwise.findings.clusters import cluster_notes, num_clusters_of
 from rankwise.findings.decision import (
     Choice,
     Margins,
@@ -18,10 +17,10 @@ from rankwise.findings.decision import (
     sufficient_margins,
 )
 from rankwise.findings.looks import alpha_of_look, with_look
+from rankwise.findings.notes import cluster_notes, num_clusters_of, reference_notes
 from rankwise.findings.odds import Betting, Sizes, point_in
 from rankwise.findings.options import DecidingTasks, Option, OptionGains, Runs
 from rankwise.findings.pairs import compare, format_effects, run_record, trained
-from rankwise.findings.references import reference_notes
 from rankwise.findings.statements import reasons, statement
 from rankwise.findings.stats.detectable import Detectable, TaskSize, detectable
 from rankwise.findings.stats.items import Items
