@@ -54,14 +54,11 @@ class Posterior(NamedTuple):
     covariances: Floats
     run_variances: Floats
 
-    def sources(self, number: int) -> NDArray[np.intp]:
-        """The components of ``number`` draws: each has its exact share, rounded."""
-        ends = np.round(number * np.cumsum(self.weights)).astype(int)
-        return np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
-
     def draws(self, rng: np.random.Generator, number: int) -> tuple[Floats, Floats]:
         """(number, K) truths in random order, and (number,) the variance of a run in each."""
-        sources = rng.permutation(self.sources(number))
+        ends = np.round(number * np.cumsum(self.weights)).astype(int)
+        exact = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))  # shares, rounded
+        sources = rng.permutation(exact)
         truths = self.means[sources] + draws_of(self.covariances, sources, rng)
         return truths, self.run_variances[sources]
 
