@@ -22,7 +22,7 @@ from rankwise.records.study import is_rslora
 
 
 class Advice(NamedTuple):
-    """What people are told elsewhere: who says it, the ranks, and whether alpha is twice them."""
+    """Advice from elsewhere: who gives it, for which ranks, and whether alpha is twice the rank."""
 
     source: str
     ranks: tuple[int, ...] = ()
@@ -56,7 +56,7 @@ class CardRow(Record):
 
     label: str
     runs: tuple[str, ...]
-    """Of all its seeds."""
+    """Names of its runs over all seeds."""
     is_choice: bool
     gain: TaskMean | None
     retention: TaskMean | None

@@ -200,7 +200,7 @@ def _cells(source: OptionGains) -> tuple[_Cells, tuple[str, ...]]:
 
 
 def _middle(values: Sequence[T]) -> T:
-    """Of two the smaller, so that there is one above it to go to."""
+    """The middle value; the smaller of two, so that there is one above it to go to."""
     return values[(len(values) - 1) // 2]
 
 

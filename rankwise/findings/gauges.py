@@ -25,7 +25,7 @@ from rankwise.records.recommendation import Bound
 from rankwise.records.results import Divergence, TaskItems, weighted_by_tokens
 
 MIN_MODELS = 5
-"""Of fewer, an order says nothing: four come in a given order by chance once in 24 times."""
+"""An order of fewer says nothing: four come in a given order by chance once in 24 times."""
 
 Gauge = Literal[
     "KL on the task's prompts",
@@ -183,7 +183,7 @@ def _measured(
     places: Sequence[int],
     values: Callable[[Divergence], Sequence[float]],
 ) -> _Measured | None:
-    """Of the items at these places; None as in ``over_answers``."""
+    """The mean over the answers at these places; None as in ``over_answers``."""
     own = [[(values(each)[place], each.item_tokens[place]) for place in places] for each in read]
     answers = [(read[0].tasks[place], read[0].doc_ids[place]) for place in places]
     items = over_answers(own, answers, source.results.base.items)

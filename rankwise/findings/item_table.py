@@ -34,7 +34,7 @@ class ShownModel(NamedTuple):
     label: str
     kind: Kind
     name: str = BASE
-    """Of the run."""
+    """Name of the run."""
 
 
 class ShownTask(NamedTuple):

@@ -139,7 +139,7 @@ def _notes(source: OptionGains, task: str) -> Iterator[str]:
 
 
 def reference_notes(source: OptionGains) -> Iterator[str]:
-    """How many items were answered, from which runs the others are estimated, and how well."""
+    """Number of answered items, the runs from which the others are estimated, and how well."""
     results, references = source.results, source.results.study.references
     names = references.runs.get(results.train_task, ())
     labels = [source.labels[name] for name in names if name in source.labels]

@@ -50,7 +50,7 @@ from rankwise.records.study import Unit
 
 
 class _Judgement(NamedTuple):
-    """What is concluded about the options that are complete; the defaults: there are none."""
+    """The conclusions about the complete options; the defaults are those without any."""
 
     outcome: Outcome = "cannot_tell"
     chosen: Option | None = None
@@ -80,7 +80,7 @@ def recommend(results: StudyResults, earlier: StudyLooks | None = None) -> Study
 
 
 def looks_of(recommendation: StudyRecommendation) -> StudyLooks:
-    """What has to be known of this judgement when the study is judged again."""
+    """The part of a recommendation that the study's next judgement needs."""
     return StudyLooks(
         by_train_task=tuple(
             TrainTaskLooks(train_task=part.train_task, looks=part.looks)
@@ -215,7 +215,7 @@ def _these_adapters(
 
 
 def _look(source: OptionGains, tasks: DecidingTasks, options: Sequence[Option]) -> Look:
-    """What is judged now; its number and outcome are not known yet."""
+    """A new look at the study; its number and its outcome are set later."""
     results, items = source.results, source.results.base.items
     return Look(
         number=1,
@@ -248,7 +248,7 @@ def _sizes(results: TrainTaskResults, tasks: DecidingTasks) -> Sizes:
 
 
 def _deciding_unit(results: TrainTaskResults) -> Unit:
-    """That of the first in-domain task: the in-domain tasks of one unit decide."""
+    """The unit of the first in-domain task; only in-domain tasks in this unit decide."""
     in_domain = results.tasks.get("in_domain", ())
     if not in_domain:
         raise RecordError("the study has no in-domain task; name one in evaluation.in_domain")
@@ -340,7 +340,7 @@ def _margins(
 def _detectable(
     source: OptionGains, tasks: DecidingTasks, margins: Margins, num_options: int
 ) -> Detectable | None:
-    """What a study of this size can tell in-domain; None where that is not in points.
+    """The in-domain difference that a study of this size detects; None if not in points.
 
     Of items that were answered in part, those count that were: how alike the runs are is not known
     beforehand.
@@ -463,7 +463,7 @@ def _rate_at_edge(
 
 
 def _full_gains(source: OptionGains, tasks: DecidingTasks) -> Iterator[str]:
-    """What full fine-tuning gains and loses, over its trained runs, without bounds."""
+    """Sentences on the gain and loss of full fine-tuning over its trained runs, without bounds."""
     for option in source.in_study_order(source.planned):
         runs = trained(option.runs)
         if option.plan.method == "full" and option.plan.role != "imported" and runs:

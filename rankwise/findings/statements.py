@@ -159,7 +159,7 @@ def _measured(value: float, unit: Unit, metric: str | None) -> str:
 
 
 def _these_adapters(numbers: Recommendation) -> str:
-    """What is shown of the adapters themselves, where the verdict is about other seeds too."""
+    """The verdict about the adapters themselves, where the other one is about new seeds too."""
     these = numbers.these_adapters
     if these is None:
         return ""
@@ -288,7 +288,7 @@ def _none_keeps_enough(numbers: Recommendation) -> str:
 
 
 def _noun(numbers: Recommendation) -> str:
-    """What is compared: ranks, or models of which nobody said the rank."""
+    """The noun for what is compared: ranks, or models whose rank nobody said."""
     has_rank = any(verdict.rank is not None for verdict in numbers.verdicts)
     return "rank" if has_rank else "model"
 
@@ -391,7 +391,7 @@ _KINDS = {"in_domain": "in-domain ", "retention": "retention ", "items": ""}
 
 
 def growth(prospect: Prospect) -> str:
-    """What is added: 4 times the retention items (2,750; the tasks have 688 in all)."""
+    """A growth in words: 4 times the retention items (2,750; the tasks have 688 in all)."""
     if prospect.factor is None:
         return f"{prospect.num_new_seeds} more seeds"
     total = sum(prospect.num_items.values())

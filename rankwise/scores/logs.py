@@ -19,7 +19,7 @@ from rankwise.scores.scoring import Item, Scoring, answered
 from rankwise.scores.tables import listed
 
 HELM_FILES = ("per_instance_stats.json", "display_predictions.json", "predictions.json")
-"""What HELM writes of every instance, in a folder for each run; the first has every statistic."""
+"""HELM's per-instance files, in a folder for each run; the first has every statistic."""
 
 _MOST_BYTES = 1 << 30
 """The most that a log may unpack to."""

@@ -25,7 +25,7 @@ _FIELDS: Mapping[str, str] = {
     "modules": r"[^_/]+?",
     "name": r".+?",
 }
-"""What a pattern may say of a model, and what stands there in its name."""
+"""The fields of a pattern, and the texts that each fits in a model's name."""
 
 _USUAL: Mapping[str, re.Pattern[str]] = {
     "rank": re.compile(r"(?<![a-z])(?:r|rank)[-_= ]?(\d+)(?![\d.])", re.I),
@@ -183,7 +183,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def _merged(model: ScoredModel, read: Mapping[str, Any]) -> ScoredModel:
-    """What columns say goes before what the name says."""
+    """The model with what its name says; what columns say stays."""
     new = {key: value for key, value in read.items() if getattr(model, key) in (None, ())}
     return _as_full(model._replace(**new))
 

@@ -24,14 +24,14 @@ _AMPLITUDE = np.array([0.0, *np.geomspace(0.25, 20.0, 9)])
 """Standard deviation over the options, in points; at 0 the rank does not matter."""
 
 _FLAT_SHARE = 0.2
-"""Of studies in which the rank does not matter: of 56 published curves about a fifth are flat."""
+"""Share of studies in which the rank does not matter: about a fifth of 56 published curves."""
 
 _LEAST_SD = 0.3
-"""Of the options, in points, where the rank does not matter."""
+"""Standard deviation over the options, in points, where the rank does not matter."""
 
 
 class Prior(NamedTuple):
-    """Of one kind of truth, in points: level N(mean, sd^2), amplitude half-Cauchy(scale)."""
+    """The prior of one kind of truth, in points: level N(mean, sd^2), amplitude half-Cauchy."""
 
     level_mean: float
     level_sd: float
