@@ -235,9 +235,10 @@ def _sizes(results: TrainTaskResults, tasks: DecidingTasks) -> Sizes:
 
     def available(task: str) -> int | None:
         scored = results.base.evaluations.get(task)
-        if scored is None or (scored.limit or 0) > scored.num_examples:
-            return None if scored is None else scored.num_examples
-        return scored.num_examples if scored.limit is None else scored.num_available
+        if scored is None:
+            return None
+        is_whole = scored.limit is None or scored.limit > scored.num_examples
+        return scored.num_examples if is_whole else scored.num_available
 
     return Sizes(
         in_domain={task: sizes[task] for task in tasks.in_domain},
