@@ -73,17 +73,13 @@ def _positive(text: str) -> float:
     return value
 
 
-def _modules(text: str) -> tuple[str, ...]:
-    return tuple(part for part in re.split(r"[\s,;/+\[\]'\"]+", text) if part)
-
-
 READ: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "rank": (_whole, "a whole number"),
     "seed": (_whole, "a whole number"),
     "alpha": (_positive, "a number above 0"),
     "learning_rate": (_positive, "a number above 0"),
     "epochs": (_whole, "a whole number"),
-    "modules": (_modules, "names of layers"),
+    "modules": (lambda text: tuple(re.findall(r"[^\s,;/+\[\]'\"]+", text)), "names of layers"),
 }
 """Setting -> how its text is read, and what it has to be."""
 
