@@ -145,7 +145,7 @@ class _Compared:
 
     @property
     def num_items(self) -> int:
-        """Of all tasks together."""
+        """Number of items of all tasks together."""
         return sum(len(self._pairs[AS_IT_IS, task].base) for task in self.tasks.all)
 
     def kl(self, divergences: RepairDivergences) -> dict[Repair, Bound]:
