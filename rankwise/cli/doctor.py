@@ -17,7 +17,7 @@ from rankwise.engine.models.packed_kernels import check_flex
 from rankwise.errors import ModelError
 from rankwise.records.files import cache_folder
 from rankwise.records.provenance import PACKAGES, package_version
-from rankwise.weights.llama_cpp import TOOL
+from rankwise.weights.forms import TOOL
 
 # Optional package -> (what needs it, how to install it).
 OPTIONAL_PARTS = {
