@@ -130,33 +130,35 @@ def _now(study: StudyRecord, folder: StudyFolder) -> _Now:
 
 
 def _left_table(left: list[StageOutline], seconds: Mapping[str, float]) -> Table:
-    from rankwise.report.parts import Column, table
+    from rankwise.report.parts import Column, Table
 
     def time_left(stage: StageOutline) -> str | None:
         known = seconds.get(stage.id)
         return None if known is None else quantities.seconds(known)
 
-    columns: list[Column[StageOutline]] = [
+    return Table.of(
+        "The stages that are left.",
+        left,
         Column("Stage", lambda stage: f"{stage.model}: {stage.name}"),
         Column("Time left, about", time_left),
-    ]
-    return table("The stages that are left.", columns, left)
+    )
 
 
 def _table(lines: list[ModelStatus]) -> Table:
-    from rankwise.report.parts import Column, table
+    from rankwise.report.parts import Column, Table
 
     def steps(line: ModelStatus) -> str | None:
         return f"{line.num_steps_done} of {line.num_steps}" if line.num_steps else None
 
-    columns: list[Column[ModelStatus]] = [
+    return Table.of(
+        "The base and every run.",
+        lines,
         Column("Model", lambda line: line.model),
         Column.text("Training", lambda line: line.training),
         Column("Steps", steps),
         Column("Tasks scored", lambda line: len(line.tasks_scored)),
         Column.text("Left", lambda line: ", ".join(line.left) or "nothing"),
-    ]
-    return table("The base and every run.", columns, lines)
+    )
 
 
 class _Server(ThreadingHTTPServer):
