@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace as changed
 from typing import Any, NamedTuple
 
 from rankwise.cli.application import say, stdout
@@ -13,16 +15,19 @@ from rankwise.records import quantities
 from rankwise.records.files import free_bytes, in_words
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import COMPARED, References, StudyRecord
+from rankwise.study.able import with_able_tasks
 from rankwise.study.acceptance import disk_left
+from rankwise.study.agenda import jobs, owners, units
+from rankwise.study.budgets import MarginCost, margin_costs
+from rankwise.study.conclusion import with_deployed
 from rankwise.study.damage import Damage, find_damage, models_of
-from rankwise.study.deploying import with_deployed, work_after_verdict, work_of_forms
-from rankwise.study.outline import study_outline
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.references import with_earlier_references
-from rankwise.study.stages.graph import finished_work, stages
+from rankwise.study.stages.form import work_after_verdict, work_of_forms
+from rankwise.study.stages.graph import finished_work, stages, study_outline
 from rankwise.study.stages.stage import Stage
 from rankwise.study.times import TRAINING_WORK, Slot, assumed_rate, scheduled, seconds_left
-from rankwise.study.units import jobs, owners, units
+from rankwise.tasks.resolution import GENERAL
 
 _ASSUMED_RATE = (
     ": a third of an H100's peak, which is assumed and not measured, and more than small models "
@@ -49,6 +54,7 @@ class Forecast(NamedTuple):
         slots: the units that are left, on the devices; in seconds, or in work where they are
             not known.
         price_per_hour: of a device; None: not known.
+        margins: what they cost.
     """
 
     intact: StudyFolder
@@ -65,6 +71,7 @@ class Forecast(NamedTuple):
     seconds: Mapping[str, float]
     slots: Sequence[Slot]
     price_per_hour: float | None
+    margins: Sequence[MarginCost]
 
     def content(self) -> dict[str, Any]:
         """For a program."""
@@ -87,12 +94,14 @@ class Forecast(NamedTuple):
             "forms": record.forms,
             "work_after_verdict": self.later_work,
             "references": record.references,
+            "unable": record.unable,
             "unscored_tokens": self._unscored_tokens,
             "disk_bytes": self._disk_bytes,
             "free_disk_bytes": free_bytes(self.intact.root),
             "tokens_per_second": self.rate,
             "is_rate_assumed": self.is_rate_assumed,
             "seconds": sum(self.seconds.values()) if self.seconds else None,
+            "margins": [cost._asdict() for cost in self.margins],
             "schedule": {
                 "num_devices": self.num_devices,
                 "seconds": self._makespan if self.seconds else None,
@@ -163,7 +172,7 @@ class Forecast(NamedTuple):
             say(line)
         if record.config.is_searched:
             say("search: these trainings begin it; what they show decides which go on")
-        for line in self._reference_lines():
+        for line in (*self._general_lines(), *self._reference_lines()):
             say(line)
         if record.forms:
             said = ", ".join(record.deployed) or "the run that the verdict names"
@@ -172,7 +181,7 @@ class Forecast(NamedTuple):
         if machine is not None:
             available = in_words(machine.available_bytes())
             say(f"planned for {machine.name} with {available}, in {record.precision}")
-        for line in self._lines():
+        for line in (*self._margin_lines(), *self._lines()):
             say(line)
 
     def _lines(self) -> Iterator[str]:
@@ -190,6 +199,20 @@ class Forecast(NamedTuple):
         if hours is not None and (self.num_devices > 1 or cost is not None):
             said = "" if cost is None else f"; cost: {cost:,.2f} at {self.price_per_hour:g} an hour"
             yield f"device-hours: {hours:.2f}, each device until its last unit ends{said}"
+
+    def _general_lines(self) -> Iterator[str]:
+        """Whether the set's items are enough, and what is left out of it."""
+        of_set = self.record.groups.get(GENERAL, ())
+        if not of_set:
+            return
+        number = quantities.counted(len(of_set) - len(self.record.unable), "task")
+        cost = next(cost for cost in self.margins if cost.relation == "retention")
+        items = quantities.count(round(cost.num_items * (cost.margin / 2.0) ** 2))
+        planned = quantities.count(cost.num_planned)
+        yield f"{GENERAL}: {number}; 2 points of loss take about {items} items, {planned} planned"
+        if with_able_tasks(self.record, self.intact) is None:
+            yield f"{GENERAL}: the base is scored first, and what it cannot do is left out"
+        yield from self.record.unable.values()
 
     def _reference_lines(self) -> Iterator[str]:
         """What most runs answer of which tasks, and what that saves."""
@@ -213,6 +236,22 @@ class Forecast(NamedTuple):
             seconds = self._unscored_tokens / (self.rate * TRAINING_WORK["lora"])
             saved += f", about {quantities.seconds(seconds)}"
         yield f"reference: the rest is estimated from {', '.join(names)}, which {saved}"
+
+    def _margin_lines(self) -> Iterator[str]:
+        """How many items the margins take, and how long these take to score."""
+        for relation, of_kind in itertools.groupby(self.margins, key=lambda cost: cost.relation):
+            costs = list(of_kind)
+            takes = [
+                f"{cost.margin:g} points take about {quantities.count(cost.num_items)} items ("
+                + quantities.count(cost.num_tokens)
+                + " tokens to score"
+                + ("" if cost.seconds is None else f", {quantities.seconds(cost.seconds)}")
+                + ")"
+                for cost in costs
+            ]
+            planned, there = map(quantities.count, costs[0][3:5])
+            what = f"margins, {relation.replace('_', '-')}: {quantities.listed(takes)}"
+            yield f"{what}; planned: {planned} of {there} items"
 
     def _by_what(self) -> str:
         """What the time is of, and which speed it is estimated from."""
@@ -240,7 +279,8 @@ def forecast(
     record = planned.record
     damages = find_damage(folder, models_of(record, folder))
     intact = folder.without({path for damage in damages for path in damage.spoils})
-    record = with_deployed(with_earlier_references(record, intact), intact)
+    record = with_earlier_references(record, intact)
+    record = with_deployed(with_able_tasks(record, intact) or record, intact)
     graph = stages(record)
     rate, device_type = tokens_per_second, planned.device.type
     is_assumed = rate is None and machine is not None and device_type == "cuda"
@@ -249,8 +289,8 @@ def forecast(
     later_work = work_after_verdict(record)
     outline = study_outline(graph, intact)
     seconds: Mapping[str, float] = {}
-    if rate is not None or machine is None:  # without a rate as it went here
-        scored = None if rate is None else rate * TRAINING_WORK["lora"]
+    scored = None if rate is None else rate * TRAINING_WORK["lora"]
+    if scored is not None or machine is None:  # without a rate as it went here
         seconds = seconds_left(outline, scored, later_work)
     if price_per_hour is not None and not seconds:
         problem = "--price-per-hour: no speed is known; give --tokens-per-second too"
@@ -272,4 +312,5 @@ def forecast(
         seconds,
         scheduled(left, planned.num_workers),
         price_per_hour,
+        list(margin_costs(changed(planned, record=record), scored)),
     )

@@ -107,8 +107,7 @@ class _Now(NamedTuple):
 
 def _now(study: StudyRecord, folder: StudyFolder) -> _Now:
     """As the process that runs it tells; where none does, by what finished stages took."""
-    from rankwise.study.outline import study_outline
-    from rankwise.study.stages.graph import stages
+    from rankwise.study.stages.graph import stages, study_outline
     from rankwise.study.status import run_status
     from rankwise.study.times import seconds_left
 

@@ -292,9 +292,12 @@ def _with_absolute_paths(config: StudyConfig, folder: Path) -> StudyConfig:
     update["evaluation"] = config.evaluation.model_copy(
         update={"own": {name: _with_absolute_files(each, folder) for name, each in own}}
     )
-    update["methods"] = config.methods.model_copy(
-        update={"imported": tuple(_resolved(folder, each) for each in config.methods.imported)}
-    )
+    methods: dict[str, Any] = {}
+    methods["imported"] = tuple(_resolved(folder, each) for each in config.methods.imported)
+    if config.methods.lora is not None and config.methods.lora.start is not None:
+        start = _rows_place(folder, config.methods.lora.start)
+        methods["lora"] = config.methods.lora.model_copy(update={"start": start})
+    update["methods"] = config.methods.model_copy(update=methods)
     update["mitigations"] = tuple(_with_absolute_rows(arm, folder) for arm in config.mitigations)
     return config.model_copy(update=update)
 
@@ -308,7 +311,7 @@ def _place(folder: Path, path: Path) -> Path:
 
 
 def _rows_place(folder: Path, data: Path) -> Path:
-    """The absolute path of a file, or the name of a data set of the Hub as it is."""
+    """The absolute path of a file or folder, or the name of what is on the Hub as it is."""
     path = _place(folder, data)
     return path if hub_data(data) is None or os.path.exists(path) else data
 
