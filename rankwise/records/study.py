@@ -229,19 +229,19 @@ class PlannedRun(Record):
 
     @property
     def weights_bytes(self) -> int:
-        """Of its trained weights in a file; an adapter's are float32."""
+        """Bytes of its trained weights in a file; an adapter's are float32."""
         weights = "float32" if self.full is None else self.full.weights
         return self.num_trainable_parameters * _WEIGHT_BYTES[weights]
 
     @property
     def state_bytes(self) -> int:
-        """Of a saved state of its training: the weights and two moments of each."""
+        """Bytes of a saved state of its training: the weights and two moments of each."""
         optimizer = "adamw" if self.full is None else self.full.optimizer
         return self.weights_bytes + self.num_trainable_parameters * _MOMENTS_BYTES[optimizer]
 
     @property
     def stored_bytes(self) -> int:
-        """Of its weights in the study folder; an imported checkpoint stays where it is."""
+        """Bytes of its weights in the study folder; an imported checkpoint stays where it is."""
         is_elsewhere = self.role == "imported" and self.method == "full"
         return 0 if is_elsewhere else self.weights_bytes
 

@@ -28,6 +28,7 @@ from rankwise.records.fields import (
     UserPath,
     as_list,
     distinct,
+    exactly_one,
     run_name,
 )
 
@@ -198,9 +199,7 @@ class ColumnsConfig(Section):
 
     @model_validator(mode="after")
     def _an_answer(self) -> Self:
-        if (self.completion is None) == (self.messages is None):
-            got = "neither" if self.completion is None else "both"
-            raise ValueError(f"{got} of 'completion' and 'messages' given; give exactly one")
+        exactly_one(completion=self.completion, messages=self.messages)
         if self.messages is not None and (self.prompt or self.input):
             raise ValueError("'messages' hold the prompt; leave 'prompt' and 'input' out")
         if self.input is not None and self.prompt is None:
