@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,17 +123,12 @@ def _share(name: str, is_right: Callable[[str, str], bool]) -> Checker:
     return lambda answer, doc: {name: float(is_right(answer.strip(), doc["completion"].strip()))}
 
 
-def _bleu(answer: str, doc: Mapping[str, str]) -> dict[str, float | None]:
+def _by_sacrebleu(name: str, answer: str, doc: Mapping[str, str]) -> dict[str, float | None]:
     """Of one sentence; that of a corpus, which lm-eval takes, is 0 for answers of three words."""
-    from sacrebleu import sentence_bleu
+    import sacrebleu
 
-    return {"bleu": sentence_bleu(answer, [doc["completion"]]).score / 100}
-
-
-def _chrf(answer: str, doc: Mapping[str, str]) -> dict[str, float | None]:
-    from sacrebleu import sentence_chrf
-
-    return {"chrf": sentence_chrf(answer, [doc["completion"]]).score / 100}
+    score = {"bleu": sacrebleu.sentence_bleu, "chrf": sacrebleu.sentence_chrf}[name]
+    return {name: score(answer, [doc["completion"]]).score / 100}
 
 
 def _by_rouge() -> Checker:
@@ -150,8 +146,8 @@ def _by_rouge() -> Checker:
 
 
 _OF_TEXTS: Mapping[str, Checker] = {
-    "bleu": _bleu,
-    "chrf": _chrf,
+    "bleu": partial(_by_sacrebleu, "bleu"),
+    "chrf": partial(_by_sacrebleu, "chrf"),
     "exact": _share("exact_match", lambda answer, right: answer == right),
     "contains": _share("contains", lambda answer, right: right in answer),
     "number": _share("number", lambda answer, right: number_of(answer) == number_of(right)),
@@ -271,11 +267,7 @@ def _by_json(check: JsonCheckConfig, right_answers: Mapping[str, str], source: s
     return judged
 
 
-class _Invalid:
-    pass
-
-
-INVALID = _Invalid()
+INVALID: Any = object()
 """What is no JSON."""
 
 
