@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from rankwise.cli.application import AsEvents, argument, note, option, say, usage_errors, verb, warn
 from rankwise.cli.budgets import given_seconds, measured_rate, told_lines
@@ -20,7 +20,7 @@ from rankwise.records.config.own_rows import ColumnsConfig, data_name
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.files import read_regular, write_atomically
 from rankwise.records.folder import StudyFolder
-from rankwise.records.study_file import load_config, problems_of
+from rankwise.records.study_file import load_config, validated
 
 if TYPE_CHECKING:
     from rankwise.cli.events import Events
@@ -84,8 +84,11 @@ def try_data(
 
     def find(events: Events | None) -> tuple[StudyConfig, StudyFolder]:
         if not _is_begun(folder, command):
+            parts = [each.partition("=") for each in column or ()]
+            roles = {role: name for role, _, name in parts}
+            columns = validated(ColumnsConfig, roles, "--column") if roles else None
             with usage_errors():
-                trial = trials.recognised(place, model, _columns(column or ()), note)
+                trial = trials.recognised(place, model, columns, note)
             fitted = _told_and_fitted(trial, name, budget, events)
             settings = trials.settings_of(trial, fitted.choice, name, folder.root)
             text = trials.study_file_text(trial, settings, command)
@@ -115,19 +118,6 @@ def _is_begun(folder: StudyFolder, command: str) -> bool:
         raise ConfigError(str(file), [problem])
     note(f"going on with {file}")
     return True
-
-
-def _columns(settings: Sequence[str]) -> ColumnsConfig | None:
-    from pydantic import ValidationError
-
-    if not settings:
-        return None
-    parts = [setting.partition("=") for setting in settings]
-    content: dict[str, Any] = {role: column for role, _, column in parts}
-    try:
-        return ColumnsConfig.model_validate(content)
-    except ValidationError as error:
-        raise ConfigError("--column", list(problems_of(error, content, ColumnsConfig))) from error
 
 
 def _told_and_fitted(trial: Trial, name: str, budget: float, events: Events | None) -> Fitted[Size]:

@@ -12,7 +12,7 @@ from rankwise.records.config.study import StudyConfig
 from rankwise.records.config.training import LoraRate, RateRuleConfig
 from rankwise.records.config.variants import VARIANT_LABELS, VariantName
 from rankwise.records.grouping import grouped
-from rankwise.records.study import Method, PlannedRun
+from rankwise.records.study import PlannedRun
 
 FULL_LABEL = "full fine-tuning"
 
@@ -122,11 +122,13 @@ def run_labels(planned: Sequence[PlannedRun]) -> dict[str, str]:
     Seeds are left out: runs that differ by seed alone have one label. LoRA's rank beside a variant
     is named where variants would be called the same without it.
     """
+    # runs of one kind are told apart by their settings
+    kind_of = {run.name: (run.method, run.variant, run.role == "imported") for run in planned}
     differing = {
         kind: [name for name, setting in _SETTINGS.items() if len({*map(setting, runs)}) > 1]
-        for kind, runs in grouped((_kind(run), run) for run in planned).items()
+        for kind, runs in grouped((kind_of[run.name], run) for run in planned).items()
     }
-    labels = {run.name: _run_label(run, differing[_kind(run)]) for run in planned}
+    labels = {run.name: _run_label(run, differing[kind_of[run.name]]) for run in planned}
     ranks_of = grouped((labels[run.name], run.beside_ranks) for run in planned)
     ambiguous = {label for label, ranks in ranks_of.items() if len({*ranks}) > 1}
     for run in planned:
@@ -134,14 +136,6 @@ def run_labels(planned: Sequence[PlannedRun]) -> dict[str, str]:
             ranks = " and ".join(f"rank {rank}" for rank in run.beside_ranks)
             labels[run.name] += f", beside {ranks}"
     return labels
-
-
-_Kind = tuple[Method, VariantName | None, bool]
-
-
-def _kind(run: PlannedRun) -> _Kind:
-    """Runs of one kind are told apart by their settings."""
-    return run.method, run.variant, run.role == "imported"
 
 
 _SETTINGS: dict[str, Callable[[PlannedRun], str]] = {

@@ -64,7 +64,7 @@ def locked(root: Path) -> Generator[None]:
         lock = FileLock(root / _LOCK, timeout=_PATIENCE_SECONDS)
         lock.acquire()
     except Timeout as error:
-        leader = _in_words(leader_in(root) or "another process")
+        leader = (leader_in(root) or "another process").partition("\n")[0]
         raise StudyLockedError(
             f"{leader} is working on {root}. Wait for it, or choose another --study-dir."
         ) from error
@@ -93,7 +93,7 @@ def leader_of(root: Path) -> str | None:
     try:
         lock.acquire()
     except OSError:  # it is held, or cannot be asked
-        return _in_words(leader)
+        return leader.partition("\n")[0]
     lock.release()
     return None
 
@@ -106,7 +106,3 @@ def leader_in(root: Path) -> str | None:
     with contextlib.suppress(OSError, ValueError):
         return read_regular(root / _LEADER).decode()
     return None
-
-
-def _in_words(leader: str) -> str:
-    return leader.partition("\n")[0]

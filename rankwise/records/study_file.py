@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast, get_args, get_origin
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -20,6 +20,8 @@ from rankwise.records.config.training import RATE_TAGS
 from rankwise.records.p_right import P_RIGHT
 from rankwise.records.study import Unit
 from rankwise.records.yaml_reading import PlainLoader, YamlError, parse_yaml, read_yaml_text
+
+M = TypeVar("M", bound=BaseModel)
 
 _MOST_SHOWN = 80
 _STUDY_FILE = "a study file is a mapping of sections; see `rankwise init`"
@@ -312,6 +314,18 @@ def _at(data: Any, location: tuple[str, ...]) -> Any:
     for part in location:
         data = data.get(part) if isinstance(data, dict) else None
     return data
+
+
+def validated(model: type[M], data: dict[str, Any], source: str) -> M:
+    """Data of this kind, checked.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(source, list(problems_of(error, data, model))) from error
 
 
 def problems_of(

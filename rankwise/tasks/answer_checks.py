@@ -282,15 +282,12 @@ def parsed(text: str) -> Any:
 
 def _equal(written: Any, right: Any, name: str, check: JsonCheckConfig) -> bool:
     """Numbers within the tolerance, lists of ``sets`` in any order, all else exactly."""
-    if _is_number(written) and _is_number(right):
+    both = (written, right)
+    if all(isinstance(each, int | float) and not isinstance(each, bool) for each in both):
         return abs(written - right) <= check.tolerance * abs(right)
     if name in check.sets and isinstance(written, list) and isinstance(right, list):
         return sorted(map(_key, written)) == sorted(map(_key, right))
     return _key(written) == _key(right)  # true is not 1
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _key(value: Any) -> str:

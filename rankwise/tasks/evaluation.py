@@ -90,6 +90,7 @@ def evaluate(
         answers |= ask(scorer, group, prepared, new, advance)
     if BASE in answers:
         of_base = answers[BASE].responses
+    generates = prepared.loaded.output_type == "generate_until"
     doc_ids = dict.fromkeys(instance.doc_id for instance in prepared.instances)
     base_in_order = None if of_base is None else [each for i in doc_ids for each in of_base[i]]
     scorings: list[Scoring] = []
@@ -114,7 +115,7 @@ def evaluate(
             num_available=prepared.num_available,
             chance=prepared.chance,
             predicted_shares=judgement.predicted_shares,
-            num_unfinished=own.num_unfinished if _generates(prepared) else None,
+            num_unfinished=own.num_unfinished if generates else None,
             num_draws=prepared.num_draws,
             sampling_seed=SAMPLING_SEED if prepared.num_draws else None,
             num_truncated=prepared.num_truncated,
@@ -137,7 +138,7 @@ def ask(
     adapters = [model.adapter for model in models]
     unfinished = [0] * len(models)
     answers: list[list[Any]]
-    if _generates(prepared):
+    if prepared.loaded.output_type == "generate_until":
         prompts = [
             Prompt(request.context, request.settings, request.draw)
             for request in requests
@@ -168,7 +169,3 @@ def ask(
             model.known.score_seconds + seconds,
         )
     return known
-
-
-def _generates(prepared: PreparedTask) -> bool:
-    return prepared.loaded.output_type == "generate_until"
