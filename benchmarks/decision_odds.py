@@ -22,14 +22,14 @@ from benchmarks.decision_studies import (
     rank_curve,
     right_answers,
 )
-from rankwise.findings.best_bet import ITEM_FACTORS
 from rankwise.findings.decision import Margins
 from rankwise.findings.odds import (
-    Believed,
+    ITEM_FACTORS,
     Growths,
     chance_of_decision,
     most_worth,
     odds,
+    truths_of,
     unsure_tasks,
     worth,
 )
@@ -173,7 +173,7 @@ def simulate_odds(cell: OddsCell, studies: int, seed: int) -> OddsTally:
         most = round(max(ITEM_FACTORS) * cell.num_items)
         grown = draw_study(FAMILY, truth, most, seeds, rng)
         evidence = evidence_of(grown.first(cell.num_items, seeds))
-        truths = Believed.of(evidence, 1.0).truths()
+        truths = truths_of(evidence, 1.0)
         right.append(odds(truths, MARGINS).right)
         is_right.append(right_answers(truth, MARGINS).astype(np.float64))
         choice = verdict(evidence, MARGINS, "rank")

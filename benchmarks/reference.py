@@ -1,6 +1,7 @@
 """May most runs answer a part of the items? Errors, coverage, and what it saves.
 
     python -m benchmarks.reference [--studies 100] [--only GROUP ...] [--cells FROM TO]
+                                   [--study FOLDER ...]
 
 Studies are drawn as for ``benchmarks.decision``. One run of them, the middle rank's with the first
 seed, answers all N items of every task; every other run answers a part n (100 at least) and has
@@ -16,7 +17,9 @@ pseudo-items (``findings.stats.reference``) in the place of the rest. The functi
 - ``looks``: six looks at studies that double.
 - ``items``: the collected studies of benchmarks/prediction (60 items a task). 1,000 items are drawn
   from a task's with replacement, of which a run answers 200; rank 16 and full fine-tuning with seed
-  0 are the references. How many answered items would be as exact, by the mean squared error?
+  0 are the references. How many answered items would be as exact, by the mean squared error? With
+  ``--study FOLDER`` those of finished studies that were scored whole: a run answers 200 of a task's
+  distinct items, at random.
 
 The last line of stdout is one JSON object.
 """
@@ -29,6 +32,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,13 +50,15 @@ from benchmarks.decision_studies import (
     rank_curve,
     right_answers,
 )
-from benchmarks.prediction.collected import CollectedItems, CollectedStudy
 from benchmarks.prediction.collection import SHIPPED, read_collection
 from rankwise.findings.pairs import Pair, size_of
 from rankwise.findings.stats.estimates import mean_over_tasks
-from rankwise.findings.stats.items import Floats, Items
+from rankwise.findings.stats.items import POINTS, Floats, Items
 from rankwise.findings.stats.reference import MIN_SCORED, pseudo_items
 from rankwise.findings.stats.simultaneous import StudyEvidence, bounds_at
+from rankwise.records.folder import StudyFolder
+from rankwise.study.reading import read_results
+from rankwise.study.references import LEAST_SAVING
 
 ALIKE = 0.9  # at which p(right)'s changes have an R² of about 0.9, as in the collected studies
 SHARE = 0.2
@@ -304,16 +310,27 @@ def simulate_looks(cell: rule.LookCell, studies: int, seed: int) -> rule.LookTal
 
 
 class ItemsCell(NamedTuple):
-    """A task of a collected study, by its place."""
+    """A task of a study whose models answered all of its items.
 
-    study: CollectedStudy
-    items: CollectedItems
+    Attributes:
+        base, references, others: (items,), (k, items) and (runs, items) in points.
+        is_drawn: its items are too few: 1,000 are drawn of them, with replacement.
+    """
+
+    name: str
+    task: str
+    relation: str
+    base: Floats
+    references: Floats
+    others: Floats
+    is_drawn: bool
 
     def __repr__(self) -> str:
-        return f"{self.study.file_name} {self.items.task}"
+        return f"{self.name} {self.task}"
 
     def __str__(self) -> str:
-        return f"items, {self.study.file_name:40} {self.items.task:22} {self.items.relation:9}"
+        number = f"{len(self.base)} items" + (", drawn" if self.is_drawn else "")
+        return f"items, {self.name:40} {self.task:22} {self.relation:9} {number}"
 
 
 class ItemsTally(NamedTuple):
@@ -341,49 +358,91 @@ REFERENCE_RANK = 16
 
 def items_cells() -> list[ItemsCell]:
     """Every task of every collected study."""
-    return [ItemsCell(study, items) for study in read_collection(SHIPPED) for items in study.items]
+    cells: list[ItemsCell] = []
+    for study in read_collection(SHIPPED):
+        runs = {place: run for place, run in enumerate(study.runs, 1) if run.status == "trained"}
+        told = [p for p, r in runs.items() if r.seed == 0 and r.rank in (REFERENCE_RANK, None)]
+        own = [p for p, r in runs.items() if p not in told and r.method == "lora"]
+        for items in study.items:
+            base, *values = (items.value_of(place) for place in (0, *told, *own))
+            references, others = np.stack(values[: len(told)]), np.stack(values[len(told) :])
+            where = (study.file_name, items.task, items.relation)
+            cells.append(ItemsCell(*where, base, references, others, is_drawn=True))
+    return cells
+
+
+def cells_of(folder: Path) -> list[ItemsCell]:
+    """Every task of a finished study that was scored whole and has enough items.
+
+    The references are those that the study would have: the middle rank's run of the first seed and
+    full fine-tuning beside it.
+    """
+    results, cells = read_results(StudyFolder(folder)), list[ItemsCell]()
+    for part in results.by_train_task:
+        lora = [run for run in part.runs if run.planned.role == "trained" and run.planned.rank]
+        first = [run.planned for run in lora if run.planned.seed == results.study.config.seeds[0]]
+        ranks = sorted({planned.rank or 0 for planned in first})
+        middle = next(plan for plan in first if plan.rank == ranks[len(ranks) // 2])
+        full = results.study.full_run_of(middle)
+        told = [middle.name, *([] if full is None else [full.name])]
+        for relation, tasks in part.tasks.items():
+            for task in tasks:
+                if part.base.items[task].unit != "points":
+                    continue
+                models = {model.name: model.items[task] for model in (part.base, *part.runs)}
+                values = {name: POINTS * np.array(its.values) for name, its in models.items()}
+                base = values[part.base.name]
+                if len(base) < NUM_ANSWERED * LEAST_SAVING:
+                    continue
+                references = np.stack([values[name] for name in told])
+                others = np.stack([values[run.name] for run in lora if run.name not in told])
+                where = (results.study.config.name, task, relation)
+                cells.append(ItemsCell(*where, base, references, others, is_drawn=False))
+    return cells
 
 
 def simulate_items(cell: ItemsCell, studies: int, seed: int) -> ItemsTally:
-    """All LoRA runs but the reference, on items that are drawn again and again.
+    """All LoRA runs but the reference, of which a random part of the items is read.
 
     Full fine-tuning with the reference's seed is a reference too, as in a study.
     """
-    rng, runs = generator(cell, seed), cell.study.runs
-    trained = [place for place, run in enumerate(runs) if run.status == "trained"]
-    values = {place: cell.items.value_of(place + 1) for place in trained}
-    told = [p for p in trained if runs[p].seed == 0 and runs[p].rank in (REFERENCE_RANK, None)]
-    base, references = cell.items.value_of(0), np.stack([values[place] for place in told])
-    own = [place for place in trained if place not in told and runs[place].method == "lora"]
-    changes = np.stack([values[place] - base for place in own])
-    true, estimates = changes.mean(axis=1), np.zeros((studies, len(own)))
+    rng, base, references, others = generator(cell, seed), cell.base, cell.references, cell.others
+    changes = others - base
+    number = NUM_DRAWN if cell.is_drawn else len(base)
+    true, estimates = changes.mean(axis=1), np.zeros((studies, len(others)))
     explained, covered = np.zeros_like(estimates), np.zeros_like(estimates)
-    scored = np.arange(NUM_DRAWN) < NUM_ANSWERED
+    scored = np.arange(number) < NUM_ANSWERED
     for study in range(studies):
-        its = rng.integers(0, len(base), NUM_DRAWN)
-        first = its[scored]
-        for run, place in enumerate(own):
-            found = pseudo_items(base[its], references[:, its], values[place][first])
-            answers = Pair(base[first], values[place][first], 1.0, True)
-            pair = Pair(base[its], found.values, 1.0, True, None, scored, answers)
+        drawn = rng.integers(0, len(base), number) if cell.is_drawn else rng.permutation(number)
+        first = drawn[scored]
+        for run, values in enumerate(others):
+            found = pseudo_items(base[drawn], references[:, drawn], values[first])
+            answers = Pair(base[first], values[first], 1.0, True)
+            pair = Pair(base[drawn], found.values, 1.0, True, None, scored, answers)
             estimate = mean_over_tasks([pair.items])
             lower, upper = estimate.interval(rule.CONFIDENCE)
             estimates[study, run] = estimate.value
             explained[study, run] = found.r_squared
             covered[study, run] = lower <= true[run] <= upper
+    # without replacement the items themselves are a draw, which all runs share
+    share = 0.0 if cell.is_drawn else 1.0 / number
     return ItemsTally(
-        cell.items.relation,
-        _effective(estimates - true, changes),
-        _effective(np.diff(estimates - true), np.diff(changes, axis=0)),
+        cell.relation,
+        _effective(estimates - true, changes, share),
+        _effective(np.diff(estimates - true), np.diff(changes, axis=0), share),
         float(explained.mean()),
         float(covered.mean()),
     )
 
 
-def _effective(errors: Floats, values: Floats) -> float:
-    """How many times the answered items would be as exact, for the median of values (R, n)."""
+def _effective(errors: Floats, values: Floats, share: float) -> float:
+    """How many times the answered items would be as exact, for the median of values (R, n).
+
+    ``share`` of a value's variance is that of the mean over all items, which errors do not have.
+    """
     variances, squares = values.var(axis=1), (errors**2).mean(axis=0)
     varied = variances > 0
+    squares = squares + share * variances
     return float(np.median(variances[varied] / squares[varied])) / NUM_ANSWERED
 
 
@@ -445,12 +504,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--cells", type=int, nargs=2, default=(None, None), help="from, to: those of each group"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--study", type=Path, nargs="+", help="finished studies, for items alone")
     options = parser.parse_args(arguments)
+    studied = [cell for folder in options.study or () for cell in cells_of(folder)]
+    if studied:
+        options.only = ["items"]
     started, summary = time.monotonic(), dict[str, Any]()
     for name in options.only or GROUPS:
         group, found = GROUPS[name], list[tuple[Any, Any]]()
         studies = max(round(group.share * options.studies), 2)
-        for cell in group.cells()[slice(*options.cells)]:
+        for cell in (studied or group.cells())[slice(*options.cells)]:
             tally = group.simulate(cell, studies, options.seed)
             if name == "edges" and is_counted_again(tally):
                 print(f"{cell}: {tally}; again", file=sys.stderr, flush=True)

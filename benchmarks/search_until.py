@@ -19,10 +19,15 @@ from benchmarks.search_policies import (
     worths_of,
 )
 from benchmarks.search_studies import Simulated
-from rankwise.findings.best_bet import ITEM_FACTORS
 from rankwise.findings.decision import Choice, choose
 from rankwise.findings.looks import alpha_of_look
-from rankwise.findings.odds import Believed, Growths, chance_of_decision, unsure_tasks
+from rankwise.findings.odds import (
+    ITEM_FACTORS,
+    Growths,
+    chance_of_decision,
+    truths_of,
+    unsure_tasks,
+)
 from rankwise.findings.stats.anytime import anytime_interval
 from rankwise.findings.stats.estimates import crossed_difference
 from rankwise.findings.stats.items import POINTS, Floats, item_size
@@ -128,7 +133,7 @@ def _offers(
     terms: Terms,
     level: float,
 ) -> list[Offer]:
-    truths, margins = Believed.of(of, terms.point).truths(), margins_of(terms)
+    truths, margins = truths_of(of, terms.point), margins_of(terms)
     unsure = unsure_tasks(of.tasks, margins, level)
     offers: list[Offer] = []
     for add, then, factor in stages:

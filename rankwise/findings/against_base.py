@@ -138,12 +138,13 @@ def against_base(results: TrainTaskResults, *, anytime: bool = False) -> ModelVe
         raise ConfigError("verdict", [f"anytime: {problem}"])
     pairs = [pair_items(results.base, run, task) for run in results.runs]
     confidence = study.config.recommendation.confidence
-    notes: tuple[str, ...] = ()
+    notes = study.warnings
     if anytime:
         pairs = [pair._replace(clusters=None) for pair in pairs]
         judged = _judged_at_any_time(pairs, confidence, base.doc_ids)
         if list(base.doc_ids) == sorted(base.doc_ids):
             notes = (
+                *notes,
                 f"the items of {study.scores.base} are in the order of the data set. --anytime "
                 "holds where that order is random: shuffle a data set that is sorted, by subject "
                 "or by length",
@@ -159,7 +160,6 @@ def against_base(results: TrainTaskResults, *, anytime: bool = False) -> ModelVe
     unit = base.metric if base.unit == "units" else base.unit
     if base.metric in OF_LOG_LIKELIHOODS and base.higher_is_better:
         unit = "log-likelihood"
-    names = [_name(run) for run in results.runs]
     return ModelVerdicts(
         base=study.scores.base,
         task=task,
@@ -170,19 +170,24 @@ def against_base(results: TrainTaskResults, *, anytime: bool = False) -> ModelVe
         confidence=confidence,
         cluster=cluster,
         anytime=anytime,
-        warnings=(*study.warnings, *notes, *_cluster_notes(pairs, base, cluster)),
+        warnings=(*notes, *_cluster_notes(pairs, base, cluster)),
         candidates=tuple(
-            _verdict(study.scores.base, name, run.name, unit, of_model, own)
-            for name, run, of_model, own in zip(
-                names, results.runs, judged, in_accuracy, strict=True
-            )
+            _verdict(study.scores.base, run, unit, of_model, own)
+            for run, of_model, own in zip(results.runs, judged, in_accuracy, strict=True)
         ),
     )
 
 
-def _name(run: ModelResults) -> str:
-    planned = run_record(run).planned
-    return run.name if planned.called is None else planned.called
+def _cluster_notes(pairs: Sequence[Pair], base: TaskItems, cluster: str | None) -> Iterator[str]:
+    """Too few clusters; without ``cluster``, a field that the differences go by."""
+    known = num_clusters([pairs[0].items])
+    if cluster is None:
+        found = suspect(base, known, np.stack([pair.gain for pair in pairs]))
+        if found is not None:
+            items = f"the {quantities.counted(len(base.doc_ids), 'item')}"
+            yield suspicion(found, items, f"Use --cluster {found.field}")
+    elif known is not None and (few := too_few(f"--cluster {cluster}", known)):
+        yield few
 
 
 class _Judged(NamedTuple):
@@ -240,30 +245,12 @@ def _judged_at_any_time(
     return judged
 
 
-def _cluster_notes(pairs: Sequence[Pair], base: TaskItems, cluster: str | None) -> Iterator[str]:
-    """Too few clusters; without ``cluster``, a field that the differences go by."""
-    known = num_clusters([pairs[0].items])
-    if cluster is not None:
-        if known is not None and (few := too_few(f"--cluster {cluster}", known)):
-            yield few
-        return
-    order = np.argsort(base.doc_ids)
-    candidates = {
-        field: np.asarray(numbers, dtype=np.int64)[order]
-        for field, numbers in base.candidates.items()
-        if known is None or len({*numbers}) < known
-    }
-    found = suspect(candidates, np.stack([pair.gain for pair in pairs]))
-    if found is not None:
-        items = f"the {quantities.counted(len(base.doc_ids), 'item')}"
-        yield suspicion(found, items, f"Use --cluster {found.field}")
-
-
 def _verdict(
-    base: str, name: str, run: str, unit: str, of_model: _Judged, in_accuracy: PairedTest | None
+    base: str, run: ModelResults, unit: str, of_model: _Judged, in_accuracy: PairedTest | None
 ) -> ModelVerdict:
     """The record of one candidate; ``in_accuracy`` is there beside p(right)."""
-    test = of_model.test
+    test, called = of_model.test, run_record(run).planned.called
+    name = run.name if called is None else called
     verdict: Verdict = (
         "better" if test.lower > 0.0 else "worse" if test.upper < 0.0 else "cannot_tell"
     )
@@ -284,7 +271,7 @@ def _verdict(
     counts = (in_accuracy or test).counts
     return ModelVerdict(
         name=name,
-        run=run,
+        run=run.name,
         candidate_score=test.adapted_score,
         **values,
         holm_p_value=of_model.holm_p_value,

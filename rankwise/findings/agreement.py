@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from rankwise.findings.models import BASE_LABEL
 from rankwise.findings.options import OptionGains, OptionName, Runs, TaskMean
-from rankwise.findings.pairs import pair_items, run_record
+from rankwise.findings.pairs import pair_items, trained
 from rankwise.findings.stats.estimates import mean_over_tasks, wilson_interval
 from rankwise.findings.stats.items import POINTS, Clusters, Floats, Items, item_size, num_clusters
 from rankwise.findings.trends import Measured, RankTrend, TrendOf, rank_trend
@@ -24,8 +24,8 @@ class AgreementWithFull(Record):
 
     ``option`` is a LoRA option, None for the base (an update of zero), or full fine-tuning itself:
     then it is compared with its own next seed, as alike as anything can be expected to be.
-    ``same_outcome`` is the share of items on which both are
-    right or both are wrong, ``kappa`` the same beyond chance, ``same_option`` the share on which
+    ``same_outcome`` is the share of items on which both are right or both are wrong, ``kappa`` the
+    same beyond chance, ``same_option`` the share on which
     both choose the same option, in points; items of all tasks count the same. ``kl`` is
     KL(full || model) in nats per token, ``same_next_token`` the share of tokens that both find
     the most probable. None where it has no meaning or was not measured.
@@ -89,24 +89,44 @@ def agreement_with_full(
         if all(value in (0.0, 1.0) for model in models for value in model.items[task].values)
     ]
     values = [_values(compared, tasks, source) for compared in everyone]
+    confidence = source.confidence
     agreement = [
-        _agreement(each, its_values, tasks, source)
-        for each, its_values in zip(everyone, values, strict=True)
+        AgreementWithFull(
+            option=each.option,
+            reference=each.reference,
+            num_seeds=len(each.models),
+            same_outcome=_mean_agreement(its, "same outcome", confidence),
+            kappa=_kappa(_outcomes(each, tasks), its["same outcome"], confidence)
+            if tasks
+            else None,
+            same_option=_mean_agreement(its, "same option", confidence),
+            same_next_token=_mean_agreement(its, "same next token", confidence),
+            kl=_mean_agreement(its, "KL", confidence),
+        )
+        for each, its in zip(everyone, values, strict=True)
     ]
     first = len(references)
-    trends = _trends(lora, values[first : first + len(lora)], source.confidence)
+    of_lora = values[first : first + len(lora)]
+    trends: list[RankTrend] = []
+    for of, unit in _UNITS.items():
+        if lora and all(its[of] for its in of_lora):  # all of the options have it
+            measured = [
+                Measured(each.option, its[of])
+                for each, its in zip(lora, of_lora, strict=True)
+                if each.option is not None
+            ]
+            trend = rank_trend(of, measured, unit=unit, confidence=confidence)
+            trends += [] if trend is None else [trend]
     return tuple(agreement), tuple(trends)
 
 
 def _lora(source: OptionGains) -> list[_Compared]:
     study = source.results.study
-    trained = {
-        model.name: model for model in source.results.runs if run_record(model).status == "trained"
-    }
+    done = {model.name: model for model in trained(source.results.runs)}
     compared: list[_Compared] = []
     for option in source.options:
         plans = [study.full_run_of(record.planned) for record in option.records]
-        full = [trained[plan.name] for plan in plans if plan is not None and plan.name in trained]
+        full = [done[plan.name] for plan in plans if plan is not None and plan.name in done]
         if option.plan.role != "imported" and len(full) == len(option.runs):
             reference = source.name_of(full[0])
             compared.append(_Compared(option.name, reference, option.runs, tuple(full)))
@@ -203,33 +223,15 @@ def answer_clusters(
     return np.array([known.get(answer, ~place) for place, answer in enumerate(answers)])
 
 
-def _agreement(
-    compared: _Compared, values: _Values, tasks: Sequence[str], source: OptionGains
-) -> AgreementWithFull:
-    confidence = source.confidence
-
-    def mean(of: TrendOf) -> TaskMean | None:
-        return _mean_agreement(values[of], _UNITS[of], confidence) if values[of] else None
-
-    return AgreementWithFull(
-        option=compared.option,
-        reference=compared.reference,
-        num_seeds=len(compared.models),
-        same_outcome=mean("same outcome"),
-        kappa=_kappa(_outcomes(compared, tasks), values["same outcome"], confidence)
-        if tasks
-        else None,
-        same_option=mean("same option"),
-        same_next_token=mean("same next token"),
-        kl=mean("KL"),
-    )
-
-
-def _mean_agreement(parts: Sequence[Items], unit: Unit, confidence: float) -> TaskMean:
+def _mean_agreement(values: _Values, of: TrendOf, confidence: float) -> TaskMean | None:
     """Over all items; with one seed Wilson's interval, where every item agrees or does not.
 
-    The bounds are cut off where no value can be. Wilson's interval is not for clusters.
+    The bounds are cut off where no value can be. Wilson's interval is not for clusters. None where
+    it was not measured.
     """
+    parts, unit = values[of], _UNITS[of]
+    if not parts:
+        return None
     estimate = mean_over_tasks(parts)
     most = POINTS if unit == "points" else np.inf
     pooled = np.concatenate([part.values for part in parts], axis=1)
@@ -262,35 +264,14 @@ def _kappa(
     of_expected = (full - p) * (2 * q - 1) + (model - q) * (2 * p - 1)
     moved = ((same - observed) - (1 - kappa) * of_expected) / (1 - expected)
     size = float(np.mean(1 / (1 - expected)))
-    estimate = mean_over_tasks([Items(kappa + moved, size, clusters=_pooled_clusters(parts))])
-    lower, upper = estimate.interval(confidence)
-    return Bound(estimate=estimate.value, lower=max(lower, -1.0), upper=min(upper, 1.0))
-
-
-def _pooled_clusters(parts: Sequence[Items]) -> Clusters | None:
-    """Those of all items of several tasks, one after another; an item without one has its own."""
-    if num_clusters(parts) is None:
-        return None
+    # the clusters of all tasks' items, one after another; an item without one has its own,
+    # below zero, where no cluster is
     start, pooled = 0, list[Clusters]()
     for part in parts:
-        own = ~np.arange(start, start + part.num_items)  # below zero, where no cluster is
+        own = ~np.arange(start, start + part.num_items)
         pooled.append(own if part.clusters is None else part.clusters)
         start += part.num_items
-    return np.concatenate(pooled)
-
-
-def _trends(
-    lora: Sequence[_Compared], values: Sequence[_Values], confidence: float
-) -> Iterator[RankTrend]:
-    """One for each measure that all of the options have."""
-    for of, unit in _UNITS.items():
-        if not lora or not all(its[of] for its in values):
-            continue
-        measured = [
-            Measured(each.option, its[of])
-            for each, its in zip(lora, values, strict=True)
-            if each.option is not None
-        ]
-        trend = rank_trend(of, measured, unit=unit, confidence=confidence)
-        if trend is not None:
-            yield trend
+    clusters = None if num_clusters(parts) is None else np.concatenate(pooled)
+    estimate = mean_over_tasks([Items(kappa + moved, size, clusters=clusters)])
+    lower, upper = estimate.interval(confidence)
+    return Bound(estimate=estimate.value, lower=max(lower, -1.0), upper=min(upper, 1.0))

@@ -42,7 +42,14 @@ def audit_statements(
         found.append(f"{quantities.capital(what)} changes no weight matrix: its update is zero.")
     else:
         found += [_energy(what, ranks, changed, cut), _size(matrices)]
-        found += [_turned(changed), _intruders(changed)]
+        alike = similarity_of_all(changed)
+        words = _of_nulls(alike, ".3f")
+        random = f"; random updates of the same size leave {words}" if words else ""
+        found.append(
+            f"The leading singular vectors keep a mean |cos| of {alike.observed:.3f} with the "
+            f"base's of the same index{random}."
+        )
+        found.append(_intruders(changed))
         if len(changed) < len(matrices):
             left = _matrices(len(matrices) - len(changed))
             found.append(f"{quantities.capital(left)} of {len(matrices)} are unchanged.")
@@ -60,11 +67,6 @@ def subject(kind: AuditedKind, ranks: Sequence[int]) -> str:
     return f"this adapter of ranks {ranks[0]} to {ranks[-1]}"
 
 
-def intruder_total(matrices: Sequence[MatrixSpectrum]) -> float:
-    """How many intruders all matrices have together, at the standard k and ε."""
-    return sum(intruders_of(matrix.change, matrix.leading, EPSILONS) for matrix in matrices)
-
-
 def norms(matrices: Sequence[MatrixSpectrum]) -> tuple[float, float]:
     """‖delta‖_F and ‖W₀‖_F of all matrices together."""
     norm = sum(matrix.update.frobenius_norm**2 for matrix in matrices) ** 0.5
@@ -80,7 +82,17 @@ class NullPair(Record):
     haar: float | None
 
 
-def null_pair(
+def intruders_of_all(matrices: Sequence[MatrixSpectrum], epsilons: tuple[float, ...]) -> NullPair:
+    """How many intruders all matrices have together, at the one entry of the grid."""
+    return _null_pair(matrices, lambda c, m: intruders_of(c, m.leading, epsilons), sum)
+
+
+def similarity_of_all(matrices: Sequence[MatrixSpectrum]) -> NullPair:
+    """The mean |cos| of singular vectors with those of the base of the same index."""
+    return _null_pair(matrices, lambda change, _: similarity(change), statistics.fmean)
+
+
+def _null_pair(
     matrices: Sequence[MatrixSpectrum],
     measure: Callable[[VectorChange, MatrixSpectrum], float],
     total: Callable[[list[float]], float],
@@ -129,8 +141,8 @@ def matrix_group(matrices: Sequence[MatrixSpectrum], epsilons: tuple[float, ...]
         *norms(matrices),
         ranks([matrix.update.energy_rank_90 for matrix in changed]),
         ranks([matrix.update.energy_rank_99 for matrix in changed]),
-        null_pair(changed, lambda change, m: intruders_of(change, m.leading, epsilons), sum),
-        null_pair(changed, lambda change, _: similarity(change), statistics.fmean),
+        intruders_of_all(changed, epsilons),
+        similarity_of_all(changed),
     )
 
 
@@ -146,12 +158,8 @@ def _energy(
     )
     if ranks and cut.rank >= ranks[-1]:
         return f"{text} To keep {ENOUGH:.0%} it needs its full rank."
-    return f"{text} Truncated to rank {cut.rank} it keeps {_percent(cut.share)} of its energy."
-
-
-def _percent(share: float) -> str:
-    """Rounded down: 99.97 is not all of it."""
-    return f"{int(1000 * share) / 10:.1f} %"
+    percent = int(1000 * cut.share) / 10  # rounded down: 99.97 is not all of it
+    return f"{text} Truncated to rank {cut.rank} it keeps {percent:.1f} % of its energy."
 
 
 def _size(matrices: Sequence[MatrixSpectrum]) -> str:
@@ -169,18 +177,8 @@ def _size(matrices: Sequence[MatrixSpectrum]) -> str:
     return f"{text}; it is largest in {largest.module} ({share})."
 
 
-def _turned(changed: Sequence[MatrixSpectrum]) -> str:
-    alike = null_pair(changed, lambda change, _: similarity(change), statistics.fmean)
-    words = _of_nulls(alike, ".3f")
-    random = f"; random updates of the same size leave {words}" if words else ""
-    return (
-        f"The leading singular vectors keep a mean |cos| of {alike.observed:.3f} with the base's "
-        f"of the same index{random}."
-    )
-
-
 def _intruders(changed: Sequence[MatrixSpectrum]) -> str:
-    bring = null_pair(changed, lambda c, matrix: intruders_of(c, matrix.leading, EPSILONS), sum)
+    bring = intruders_of_all(changed, EPSILONS)
     trained, words = bring.observed, _of_nulls(bring, ".3g")
     random = f" Random updates of the same size bring {words}." if words else ""
     where = (
@@ -206,26 +204,19 @@ def _others(others: Sequence[OtherChange]) -> str:
     if not others:
         return "Nothing outside the linear layers below the head changed."
     first, more = others[0], len(others) - 1
-    changed = f"Beside the linear layers below the head {first.name} {_what_changed(first)}"
+    what = {
+        "moved": f"changed (by {quantities.share(first.relative_norm or 0.0)})",
+        "from_zero": f"changed (from zero to a norm of {first.norm or 0.0:.3g})",
+        "resized": "has another size",
+        "added": "was added",
+        "removed": "is gone",
+    }[first.change]
+    changed = f"Beside the linear layers below the head {first.name} {what}"
     if not more:
         return f"{changed}."
     if all(each.change == "moved" for each in others):
         return f"{changed}, and {quantities.counted(more, 'parameter')} less than that."
     return f"{changed}, and {quantities.counted(more, 'other parameter')} changed too."
-
-
-def _what_changed(other: OtherChange) -> str:
-    match other.change:
-        case "moved":
-            return f"changed (by {quantities.share(other.relative_norm or 0.0)})"
-        case "from_zero":
-            return f"changed (from zero to a norm of {other.norm:.3g})"
-        case "resized":
-            return "has another size"
-        case "added":
-            return "was added"
-        case "removed":
-            return "is gone"
 
 
 def _score(score: AuditScore) -> str:

@@ -87,7 +87,7 @@ _WORDS: dict[AxisName, str] = {
     "target modules": "on ",
     "epochs": "epochs ",
 }
-"""As in the labels of the options."""
+"""What stands before a value in the labels of options."""
 
 
 class AxisPoint(Record):
@@ -120,21 +120,16 @@ class TrainTaskAxes(Record):
     left_out: tuple[str, ...]
 
 
-class _JudgedTasks(NamedTuple):
-    """Tasks that are averaged, and the difference in them that matters."""
-
-    tasks: tuple[str, ...]
-    margin: float
+_Judged = dict[Relation, tuple[tuple[str, ...], float]]
+"""Of a relation the tasks that are averaged, and the difference in them that matters."""
 
 
 def axis_effects(source: OptionGains, recommendation: Recommendation) -> TrainTaskAxes | None:
     """Every axis with several values; None where there is none but the rank."""
     unit, epsilon = recommendation.unit, recommendation.epsilon_points
-    judged: dict[Relation, _JudgedTasks] = {
-        "in_domain": _JudgedTasks(source.tasks("in_domain", unit), recommendation.delta)
-    }
+    judged: _Judged = {"in_domain": (source.tasks("in_domain", unit), recommendation.delta)}
     if epsilon is not None and source.tasks("retention"):
-        judged["retention"] = _JudgedTasks(source.tasks("retention"), epsilon)
+        judged["retention"] = source.tasks("retention"), epsilon
     lora, full = (_Method.of(source, judged, method) for method in ("lora", "full"))
     axes = (*lora.axes(), *full.axes())
     if all(axis.name == "rank" for axis in axes):
@@ -156,13 +151,11 @@ class _Method(NamedTuple):
 
     name: Method
     source: OptionGains
-    judged: Mapping[Relation, _JudgedTasks]
+    judged: _Judged
     trained: Mapping[Setting, Option]
 
     @classmethod
-    def of(
-        cls, source: OptionGains, judged: Mapping[Relation, _JudgedTasks], name: Method
-    ) -> _Method:
+    def of(cls, source: OptionGains, judged: _Judged, name: Method) -> _Method:
         """Options in the study's order; one with several labels is under each."""
         trained = {
             setting: option
@@ -185,7 +178,8 @@ class _Method(NamedTuple):
     def _axis(self, place: int, name: AxisName, values: Sequence[str]) -> Axis:
         matched = [self._matched(place, values[0], value) for value in values[1:]]
         differences: dict[Relation, list[AxisDifference | None]] = {
-            relation: self._differences(its.tasks, matched) for relation, its in self.judged.items()
+            relation: self._differences(tasks, matched)
+            for relation, (tasks, _) in self.judged.items()
         }
         effects = tuple(
             AxisEffect(
@@ -198,7 +192,7 @@ class _Method(NamedTuple):
             for index, (value, pairs) in enumerate(zip(values[1:], matched, strict=True))
         )
         states: dict[Relation, AxisState | None] = {
-            relation: _state(found, self.judged[relation].margin, 1.0 - self.source.confidence)
+            relation: _state(found, self.judged[relation][1], 1.0 - self.source.confidence)
             for relation, found in differences.items()
         }
         return Axis(
@@ -227,9 +221,8 @@ class _Method(NamedTuple):
         for place, pairs in enumerate(matched):
             if any(one is not other for one, other in pairs):
                 # (seeds, items) of each task: the mean over the pairs of second - first
-                lead = self.source.lead
-                leads = [[lead(other, one, task) for one, other in pairs] for task in tasks]
-                values: list[Floats] = [np.mean(of_task, axis=0) for of_task in leads]
+                leads = [self.source.leads(other.runs, one.runs, tasks) for one, other in pairs]
+                values: list[Floats] = [np.mean(its, axis=0) for its in zip(*leads, strict=True)]
                 estimate = self.source.estimate(values, tasks)
                 found[place] = self.source.mean(values, tasks), zero_p_value(estimate)
         corrected = holm([p_value for _, p_value in found.values()])
@@ -243,13 +236,14 @@ class _Method(NamedTuple):
     def points(self, axes: Sequence[Axis]) -> tuple[AxisPoint, ...]:
         """Every setting, by the places of its values on these axes; none without any."""
         order = {axis.name: axis.values for axis in axes}
-        change, kept = self.source.change, self.judged.get("retention")
+        change, gained = self.source.change, self.judged["in_domain"][0]
+        kept = self.judged["retention"][0] if "retention" in self.judged else ()
         points = [
             AxisPoint(
                 option=option.name,
                 settings=dict(zip(_READERS, setting, strict=True)),
-                gain=change(option.runs, self.judged["in_domain"].tasks),
-                retention=None if kept is None else change(option.runs, kept.tasks),
+                gain=change(option.runs, gained),
+                retention=change(option.runs, kept) if kept else None,
             )
             for setting, option in (self.trained if order else {}).items()
         ]
@@ -284,12 +278,9 @@ def _ordered(name: AxisName, found: Sequence[str]) -> tuple[str, ...]:
     if name == "target modules":
         return tuple(sorted(values, key=lambda value: (len(re.findall(r"[/,]", value)), value)))
     kinds = list(dict.fromkeys(_split(value)[1] for value in values))
-
-    def key(value: str) -> tuple[int, float]:
-        number, kind = _split(value)
-        return kinds.index(kind), number
-
-    return tuple(sorted(values, key=key))
+    return tuple(
+        sorted(values, key=lambda value: (kinds.index(_split(value)[1]), _split(value)[0]))
+    )
 
 
 def _split(value: str) -> tuple[float, str]:

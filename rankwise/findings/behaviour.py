@@ -13,10 +13,9 @@ from typing import Literal
 
 import numpy as np
 
-from rankwise.findings.models import ModelGroup, ModelKind, model_groups
+from rankwise.findings.models import ModelKind, model_groups
 from rankwise.findings.options import OptionGains
 from rankwise.findings.pairs import bound_of
-from rankwise.findings.rows import Row, flat
 from rankwise.findings.stats.estimates import mean_over_tasks
 from rankwise.findings.stats.items import POINTS, Items, item_size
 from rankwise.records import quantities
@@ -84,28 +83,37 @@ def behaviour(source: OptionGains) -> TrainTaskBehaviour | None:
     base = source.results.base.behaviour
     if base is None:
         return None
-    models = tuple(
-        _model(source, base, group)
-        for group in model_groups(source, lambda model: model.behaviour is not None)
-    )
+    models: list[ModelBehaviour] = []
+    for group in model_groups(source, lambda model: model.behaviour is not None):
+        own = [run.behaviour for run in group.runs if run.behaviour is not None]
+        models.append(
+            ModelBehaviour(
+                label=group.label,
+                kind=group.kind,
+                rank=group.rank,
+                num_seeds=len(own),
+                changes=tuple(_changes(base, own, source.confidence)),
+            )
+        )
     if not models:
         return None
+    statements: list[str] = []
+    changes = [(each.label, change) for each in models for change in each.changes]
+    for label, change in changes:
+        if change.difference.sign() != 0:
+            more = "more" if change.difference.sign() > 0 else "less"
+            what = f"writes {more}" if change.trait == "length" else f"{change.trait} {more} often"
+            statements.append(
+                f"{quantities.capital(label)} {what} than the base: "
+                f"{quantities.formatted(change.adapted, '.0f')} against "
+                f"{quantities.formatted(change.base, '.0f')} "
+                f"{'words' if change.unit == 'words' else '%'}."
+            )
     return TrainTaskBehaviour(
         train_task=source.results.train_task,
         confidence=source.confidence,
-        models=models,
-        statements=tuple(_statements(models)),
-    )
-
-
-def _model(source: OptionGains, base: Behaviour, group: ModelGroup) -> ModelBehaviour:
-    own = [run.behaviour for run in group.runs if run.behaviour is not None]
-    return ModelBehaviour(
-        label=group.label,
-        kind=group.kind,
-        rank=group.rank,
-        num_seeds=len(own),
-        changes=tuple(_changes(base, own, source.confidence)),
+        models=tuple(models),
+        statements=tuple(statements),
     )
 
 
@@ -199,28 +207,3 @@ TRAITS: dict[Trait, Callable[[BehaviourPrompt, str], float | None]] = {
     "repeats itself": lambda _, text: repetition(text),
 }
 """What is measured of an answer; None where the prompt does not ask for it."""
-
-
-def _statements(models: Sequence[ModelBehaviour]) -> Iterator[str]:
-    """One for each change that is shown."""
-    for model in models:
-        for change in model.changes:
-            if change.difference.sign() == 0:
-                continue
-            more = "more" if change.difference.sign() > 0 else "less"
-            what = "writes more" if more == "more" else "writes less"
-            what = what if change.trait == "length" else f"{change.trait} {more} often"
-            yield (
-                f"{quantities.capital(model.label)} {what} than the base: "
-                f"{quantities.formatted(change.adapted, '.0f')} against "
-                f"{quantities.formatted(change.base, '.0f')} "
-                f"{'words' if change.unit == 'words' else '%'}."
-            )
-
-
-def behaviour_rows(found: Sequence[TrainTaskBehaviour], _: object) -> Iterator[Row]:
-    """Every trait of every model."""
-    for part in found:
-        for model in part.models:
-            before = flat(model, train_task=part.train_task)
-            yield from (flat(change, **before) for change in model.changes)

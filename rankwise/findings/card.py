@@ -12,7 +12,7 @@ from typing import NamedTuple
 from pydantic import Field
 
 from rankwise.findings.doubling import doubling
-from rankwise.findings.options import DecidingTasks, Option, OptionGains, TaskMean
+from rankwise.findings.options import Option, OptionGains, TaskMean
 from rankwise.findings.prompting import beside_the_choice, prompting
 from rankwise.findings.statements import MOST_NAMED, headline, next_command
 from rankwise.records import quantities
@@ -86,7 +86,7 @@ class VerdictCard(Record):
     rows: tuple[CardRow, ...] = ()
     """Every option, in the study's order."""
     remark: str = ""
-    """What else decides; empty where nothing does."""
+    """What matters beside the rank; empty where nothing does."""
     command: str = ""
     """What to do next."""
     settings: dict[str, str] = Field(default_factory=dict)
@@ -112,18 +112,39 @@ def verdict_card(source: OptionGains, recommendation: Recommendation) -> Verdict
         choice=label,
         probability=None if settled or label is None else bet.of(label).right,
         headline=headline(recommendation),
-        rows=tuple(_row(source, tasks, option, label) for option in source.options),
+        rows=tuple(
+            CardRow(
+                label=option.label,
+                runs=tuple(run.name for run in option.runs),
+                is_choice=option.label == label,
+                gain=source.change(option.runs, tasks.in_domain) if tasks.in_domain else None,
+                retention=source.change(option.runs, tasks.retention) if tasks.retention else None,
+                num_parameters=option.plan.num_trainable_parameters,
+            )
+            for option in source.options
+        ),
         remark=_remark(source, recommendation, label),
         command=next_command(recommendation),
     )
     if label is None:
         return card
     chosen = next(option for option in source.options if option.label == label)
-    alternatives = tuple(
-        _beside(source, tasks, chosen, option)
-        for option in source.options
-        if option.label != label and option.plan.imported is None
-    )
+    alternatives: list[Alternative] = []
+    for option in source.options:
+        if option.label == label or option.plan.imported is not None:
+            continue
+        sizes = [each.plan.num_trainable_parameters for each in (option, chosen)]
+        gain = source.difference(option.runs, chosen.runs, tasks.in_domain)
+        alternatives.append(
+            Alternative(
+                label=option.label,
+                rank=option.rank,
+                gain=gain,
+                retention=source.lead_over(option.runs, chosen.runs, tasks.retention),
+                weights_ratio=sizes[0] / sizes[1] if all(sizes) else None,
+                is_tied=gain.sign() == 0,
+            )
+        )
     own = next(row for row in card.rows if row.is_choice)
     return card.model_copy(
         update={
@@ -132,26 +153,23 @@ def verdict_card(source: OptionGains, recommendation: Recommendation) -> Verdict
             "retention": own.retention,
             "num_parameters": own.num_parameters,
             "trainable_share": chosen.plan.trainable_share,
-            "alternatives": alternatives,
+            "alternatives": tuple(alternatives),
             "told": tuple(_told(source, chosen, alternatives)),
         }
     )
 
 
-def _row(source: OptionGains, tasks: DecidingTasks, option: Option, choice: str | None) -> CardRow:
-    return CardRow(
-        label=option.label,
-        runs=tuple(run.name for run in option.runs),
-        is_choice=option.label == choice,
-        gain=source.change(option.runs, tasks.in_domain) if tasks.in_domain else None,
-        retention=source.change(option.runs, tasks.retention) if tasks.retention else None,
-        num_parameters=option.plan.num_trainable_parameters,
-    )
-
-
 def _remark(source: OptionGains, recommendation: Recommendation, choice: str | None) -> str:
     """What rank does not decide, that rows buy more, and whether a prompt would do."""
-    said = [_remark_on_ranks(recommendation)]
+    said: list[str] = []
+    left = [each.label for each in recommendation.verdicts if each.ruled_out_by is None]
+    if (full := recommendation.better_and_kept_by_full) is not None:
+        said.append(
+            f"{quantities.capital(full)} gains more and forgets less than every rank: rank is not "
+            "the bottleneck."
+        )
+    elif recommendation.outcome == "cannot_tell" and 1 < len(left) <= MOST_NAMED:
+        said.append(f"{quantities.capital(quantities.listed(left))} cannot be told apart.")
     bought = doubling(source, recommendation)
     if bought is not None and bought.rows_over_rank is not None:
         lead = quantities.with_interval(bought.rows_over_rank.difference, recommendation.unit)
@@ -160,16 +178,6 @@ def _remark(source: OptionGains, recommendation: Recommendation, choice: str | N
     if asked is not None and asked.best is not None and choice is not None:
         said.append(beside_the_choice(asked.best, choice, recommendation.unit))
     return " ".join(filter(None, said))
-
-
-def _remark_on_ranks(recommendation: Recommendation) -> str:
-    if recommendation.better_and_kept_by_full is not None:
-        full = quantities.capital(recommendation.better_and_kept_by_full)
-        return f"{full} gains more and forgets less than every rank: rank is not the bottleneck."
-    left = [each.label for each in recommendation.verdicts if each.ruled_out_by is None]
-    if recommendation.outcome == "cannot_tell" and 1 < len(left) <= MOST_NAMED:
-        return f"{quantities.capital(quantities.listed(left))} cannot be told apart."
-    return ""
 
 
 def _settings(option: Option) -> dict[str, str]:
@@ -185,32 +193,16 @@ def _settings(option: Option) -> dict[str, str]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _beside(
-    source: OptionGains, tasks: DecidingTasks, chosen: Option, other: Option
-) -> Alternative:
-    gain = source.difference(other, chosen, tasks.in_domain)
-    kept = source.difference(other, chosen, tasks.retention) if tasks.retention else None
-    return Alternative(
-        label=other.label,
-        rank=other.rank,
-        gain=gain,
-        retention=kept,
-        weights_ratio=_weights_ratio(other, chosen),
-        is_tied=gain.sign() == 0,
-    )
-
-
-def _weights_ratio(other: Option, chosen: Option) -> float | None:
-    sizes = [option.plan.num_trainable_parameters for option in (other, chosen)]
-    return sizes[0] / sizes[1] if all(sizes) else None
-
-
 def _told(source: OptionGains, chosen: Option, alternatives: Sequence[Alternative]) -> list[Told]:
-    """Every piece of advice that the study tries, beside what was measured at its rank."""
+    """Each piece of advice that the study tried, beside what was measured at its rank."""
     beside = {alternative.label: alternative for alternative in alternatives}
     said: list[Told] = []
     for advice in ADVICE:
-        options = [option for option in source.options if _follows(option, advice)]
+        ranked = [o for o in source.options if o.rank and o.plan.role != "imported"]
+        options = [option for option in ranked if option.rank in advice.ranks]
+        if advice.has_double_alpha:
+            plain = [option for option in ranked if not is_rslora(option.plan)]
+            options = [option for option in plain if option.plan.alpha == 2 * (option.rank or 0)]
         if any(option.label == chosen.label for option in options):
             here = "that is the choice here" if advice.ranks else "the choice has it"
         else:
@@ -229,25 +221,16 @@ def _told(source: OptionGains, chosen: Option, alternatives: Sequence[Alternativ
     return said
 
 
-def _follows(option: Option, advice: Advice) -> bool:
-    if option.rank is None or option.plan.role == "imported":
-        return False
-    if advice.has_double_alpha:
-        return option.plan.alpha == 2 * option.rank and not is_rslora(option.plan)
-    return option.rank in advice.ranks
-
-
 def more_or_less(gain: TaskMean | None, retention: TaskMean | None) -> str:
     """How much more or less one setting gains and keeps than another; None is left out.
 
     Such as: gains 3.1 points less (...) and keeps 0.2 points more (...).
     """
-
-    def part(verb: str, mean: TaskMean) -> str:
-        amount = quantities.amount(abs(mean.estimate), mean.unit)
-        bounds = quantities.change_interval(mean.lower, mean.upper, mean.unit)
-        more = "more" if mean.estimate > 0 else "less"
-        return f"{verb} {amount} {more} ({bounds})"
-
-    means = {"gains": gain, "keeps": retention}
-    return " and ".join(part(verb, mean) for verb, mean in means.items() if mean is not None)
+    parts: list[str] = []
+    for verb, mean in (("gains", gain), ("keeps", retention)):
+        if mean is not None:
+            amount = quantities.amount(abs(mean.estimate), mean.unit)
+            bounds = quantities.change_interval(mean.lower, mean.upper, mean.unit)
+            more = "more" if mean.estimate > 0 else "less"
+            parts.append(f"{verb} {amount} {more} ({bounds})")
+    return " and ".join(parts)

@@ -6,9 +6,6 @@ choice does not flatter what is said of it. Exploratory: the recommendation is a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
-
 import numpy as np
 
 from rankwise.findings.decision import Margins
@@ -19,7 +16,7 @@ from rankwise.findings.pairs import pair_items, run_record
 from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.recommendation import Recommendation
-from rankwise.records.study import PlannedRun, Relation, Unit
+from rankwise.records.study import Relation, Unit
 
 
 class CheckpointPoint(Record):
@@ -65,72 +62,61 @@ class TrainTaskCheckpoints(Record):
     choices: tuple[CheckpointChoice, ...]
 
 
-class _Point(NamedTuple):
-    """Models of one option after the same number of steps, one for each seed, in seed order."""
-
-    step: int
-    models: Runs
-
-
 def checkpoints(source: OptionGains, recommendation: Recommendation) -> TrainTaskCheckpoints | None:
     """What the checkpoints of a trained task show; None where it has none.
 
     Raises:
         RecordError: models were scored on different items.
     """
-    by_step = over_seeds(source.results, "checkpoint", lambda plan: _place(source, plan))
+    by_step = over_seeds(
+        source.results,
+        "checkpoint",
+        lambda plan: (source.labels[plan.training.name], plan.num_steps),
+    )
     if not by_step:
         return None
-    point = point_in(recommendation.unit, recommendation.delta)
+    unit, margins = (
+        recommendation.unit,
+        Margins(recommendation.delta, recommendation.epsilon_points),
+    )
+    point = point_in(unit, recommendation.delta)
     points: list[CheckpointPoint] = []
     choices: list[CheckpointChoice] = []
     for option in source.in_study_order(source.options):
         of_option = [
-            _Point(step, point.runs)
-            for (of, step), point in sorted(by_step.items(), key=lambda item: item[0][1])
-            if of == option.label and point.is_complete
+            (step, group.runs)
+            for (of, step), group in sorted(by_step.items(), key=lambda item: item[0][1])
+            if of == option.label and group.is_complete
         ]
-        of_option.append(_Point(run_record(option.runs[0]).num_steps, option.runs))
+        num_steps = run_record(option.runs[0]).num_steps
+        of_option.append((num_steps, option.runs))
         if len(of_option) < 2:
             continue
-        worths = [_worth(source, each.models, recommendation, point) for each in of_option]
-        num_steps = of_option[-1].step
-        points += [
-            CheckpointPoint(
-                option=option.name,
-                step=point.step,
-                num_steps=num_steps,
-                gain=_change(source, point.models, "in_domain"),
-                retention=_change(source, point.models, "retention"),
-                validation_worth=worth,
-                kl_prompts=kl_on_prompts(source, point.models),
+        worths: list[float] = []
+        for step, models in of_option:
+            gain = _validation_mean(source, models, "in_domain", unit)
+            loss = -_validation_mean(source, models, "retention", "points")
+            worths.append(float(worth(gain, loss, margins, point)))
+            points.append(
+                CheckpointPoint(
+                    option=option.name,
+                    step=step,
+                    num_steps=num_steps,
+                    gain=_change(source, models, "in_domain"),
+                    retention=_change(source, models, "retention"),
+                    validation_worth=worths[-1],
+                    kl_prompts=kl_on_prompts(source, models),
+                )
             )
-            for point, worth in zip(of_option, worths, strict=True)
-        ]
         # of points that are worth the same the last: a tie is no reason to stop before the end
         best = max(range(len(worths)), key=lambda place: (worths[place], place))
-        choices.append(_choice(source, option, of_option, of_option[best]))
+        choices.append(_choice(source, option, num_steps, *of_option[best]))
     return TrainTaskCheckpoints(
         train_task=source.results.train_task,
         confidence=source.confidence,
         points=tuple(points),
         choices=tuple(choices),
     )
-
-
-def _place(source: OptionGains, model: PlannedRun) -> tuple[str, int]:
-    """The label of the option that it is a checkpoint of, and its step."""
-    return source.labels[model.training.name], model.num_steps
-
-
-def _worth(
-    source: OptionGains, models: Runs, recommendation: Recommendation, point: float
-) -> float:
-    """On the validation items of the tasks that decide."""
-    gain = _validation_mean(source, models, "in_domain", recommendation.unit)
-    loss = -_validation_mean(source, models, "retention", "points")
-    margins = Margins(recommendation.delta, recommendation.epsilon_points)
-    return float(worth(gain, loss, margins, point))
 
 
 def _validation_mean(source: OptionGains, models: Runs, relation: Relation, unit: Unit) -> float:
@@ -157,45 +143,31 @@ def _change(source: OptionGains, models: Runs, relation: Relation) -> TaskMean |
 
 
 def _choice(
-    source: OptionGains, option: Option, points: Sequence[_Point], chosen: _Point
+    source: OptionGains, option: Option, num_steps: int, step: int, models: Runs
 ) -> CheckpointChoice:
-    end = points[-1]
-    differences: dict[Relation, TaskMean | None] = {}
-    for relation in _COMPARED:  # checkpoint - end, paired by seed and item
-        ends = None if chosen is end else end.models
-        differences[relation] = source.lead_over(chosen.models, ends, _tasks(source, relation))
+    count, label = quantities.count, quantities.capital(option.label)
+    differences: dict[Relation, TaskMean | None] = {"in_domain": None, "retention": None}
+    statement = f"{label}: on validation items no checkpoint is worth more than its end."
+    if step != num_steps:
+        for relation in differences:  # checkpoint - end, paired by seed and item
+            tasks = _tasks(source, relation)
+            differences[relation] = source.lead_over(models, option.runs, tasks)
+        words: dict[Relation, str] = {"in_domain": "gains", "retention": "keeps"}
+        shown = {1: "more", -1: "less", 0: "neither more nor less, as far as can be told,"}
+        parts = [
+            f"{words[relation]} {shown[mean.sign()]} ({quantities.with_interval(mean, mean.unit)})"
+            for relation, mean in differences.items()
+            if mean is not None
+        ]
+        statement = (
+            f"{label}: on validation items step {count(step)} of {count(num_steps)} is worth most. "
+            f"On test items it {' and '.join(parts)} than at its end."
+        )
     return CheckpointChoice(
         option=option.name,
-        step=chosen.step,
-        num_steps=end.step,
+        step=step,
+        num_steps=num_steps,
         gain=differences["in_domain"],
         retention=differences["retention"],
-        statement=" ".join(_statement(option.label, chosen.step, end.step, differences)),
+        statement=statement,
     )
-
-
-_COMPARED: tuple[Relation, ...] = ("in_domain", "retention")
-
-
-def _statement(
-    label: str, step: int, num_steps: int, differences: dict[Relation, TaskMean | None]
-) -> Iterator[str]:
-    count, label = quantities.count, quantities.capital(label)
-    if step == num_steps:
-        yield f"{label}: on validation items no checkpoint is worth more than its end."
-        return
-    yield f"{label}: on validation items step {count(step)} of {count(num_steps)} is worth most."
-    words: dict[Relation, str] = {"in_domain": "gains", "retention": "keeps"}
-    parts = [
-        f"{words[relation]} {_than_the_end(mean)}"
-        for relation, mean in differences.items()
-        if mean is not None
-    ]
-    yield f"On test items it {' and '.join(parts)} than at its end."
-
-
-def _than_the_end(mean: TaskMean) -> str:
-    """2.1 points more (0.3 to 3.9); as much, where it is not shown to differ, with the bounds."""
-    amount = quantities.with_interval(mean, mean.unit)
-    shown = {1: "more", -1: "less", 0: "neither more nor less, as far as can be told,"}
-    return f"{shown[mean.sign()]} ({amount})"

@@ -93,12 +93,9 @@ class _Part:
     ) -> Bound:
         """A difference with its interval; of several together each is wider (Bonferroni)."""
         confidence = 1.0 - (1.0 - self.recommendation.confidence) / max(num_together, 1)
-        values = [
-            self.source.gains(option.runs, task)
-            if other is None
-            else self.source.lead(option, other, task)
-            for task in tasks
-        ]
+        values = [self.source.gains(option.runs, task) for task in tasks]
+        if other is not None:
+            values = self.source.leads(option.runs, other.runs, tasks)
         return bound_of(self.source.estimate(values, tasks), confidence)
 
 
@@ -258,7 +255,13 @@ def _no_best_rank(parts: Sequence[_Part]) -> Iterable[_Case]:
         return
     together = len(parts) * len(labels) * (len(labels) - 1) // 2
     for label in labels:
-        behind = [(part, _behind(part, label, labels, together)) for part in parts]
+        behind: list[tuple[_Part, list[Bound]]] = []  # the leads in-domain of the others over it
+        for part in parts:
+            by_label = {option.label: option for option in part.lora}
+            others = [by_label[other] for other in labels if other != label]
+            own = by_label[label]
+            leads = [part.bound(other, own, part.in_domain, together) for other in others]
+            behind.append((part, leads))
         beaten = [part.name for part, leads in behind if any(lead.sign() > 0 for lead in leads)]
         state: State = "undecided"
         if beaten:
@@ -279,19 +282,19 @@ def _no_best_rank(parts: Sequence[_Part]) -> Iterable[_Case]:
         yield _Case(state, text, margins if state == "no" else ())
 
 
-def _behind(part: _Part, label: str, labels: Sequence[str], num_together: int) -> list[Bound]:
-    """The leads in-domain of the other options over one."""
-    by_label = {option.label: option for option in part.lora}
-    return [
-        part.bound(by_label[other], by_label[label], part.in_domain, num_together)
-        for other in labels
-        if other != label
-    ]
-
-
 def _gets_worse(parts: Sequence[_Part]) -> Iterable[_Case]:
     """One case for each model whose base is strong in-domain."""
-    strong = [part for part in parts if _is_strong(part)]
+    strong: list[_Part] = []
+    for part in parts:
+        if part.recommendation.unit != "points":
+            continue  # where a loss decides no base is strong
+        known = 0.0
+        for task in part.in_domain:
+            values = part.results.base.items[task].values
+            chance = part.results.base.evaluations[task].chance or 0.0
+            known += (sum(values) / len(values) - chance) / (1.0 - chance)
+        if part.in_domain and known >= STRONG * len(part.in_domain):
+            strong.append(part)
     together = sum(len(part.options) for part in strong)
     for part in strong:
         values = [part.results.base.items[task].values for task in part.in_domain]
@@ -303,18 +306,6 @@ def _gets_worse(parts: Sequence[_Part]) -> Iterable[_Case]:
                 f"{part.name}: {option.label}, base {quantities.score(base, 'points')}, "
                 f"gain {_signed(bound, 'points')}.",
             )
-
-
-def _is_strong(part: _Part) -> bool:
-    """Whether the base is, in the mean of the tasks in-domain; none is where a loss decides."""
-    if part.recommendation.unit != "points" or not part.in_domain:
-        return False
-    known = 0.0
-    for task in part.in_domain:
-        values = part.results.base.items[task].values
-        chance = part.results.base.evaluations[task].chance or 0.0
-        known += (sum(values) / len(values) - chance) / (1.0 - chance)
-    return known >= STRONG * len(part.in_domain)
 
 
 def _transfer_costs(parts: Sequence[_Part]) -> Iterable[_Case]:

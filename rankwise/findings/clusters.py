@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from rankwise.findings.options import OptionGains
-from rankwise.findings.stats.items import Clusters, Floats, Items, design_effects, num_clusters
+from rankwise.findings.stats.items import Floats, Items, design_effects, num_clusters
 from rankwise.records import quantities
+from rankwise.records.results import TaskItems
 
 FEW_CLUSTERS = 30
 """With fewer, the variance between clusters is itself uncertain, and t's degrees of freedom cover
 that only where clusters are of one size and nearly normal (Cameron and Miller 2015)."""
 
 MOST_DESIGN_EFFECT = 1.2
-"""A design effect above this is told: without clusters the standard error is over 9 % too small."""
+"""A larger one is reported: without clusters the standard error is over 9 % too small."""
 
 
 NOTICED = 0.95
-"""Clusters are told where they are at most this share of the items."""
+"""Clusters are mentioned where their number is at most this share of the items."""
 
 
 class Suspect(NamedTuple):
@@ -36,13 +37,20 @@ class Suspect(NamedTuple):
     design_effect: float
 
 
-def suspect(candidates: Mapping[str, Clusters], differences: Floats) -> Suspect | None:
-    """The candidate of the largest design effect, if that is above ``MOST_DESIGN_EFFECT``.
+def suspect(items: TaskItems, known: int | None, differences: Floats) -> Suspect | None:
+    """The field of the largest design effect, if that is above ``MOST_DESIGN_EFFECT``.
 
     Args:
-        candidates: field -> cluster of each item, (n,).
-        differences: (k, n), of k pairs of models on the same items in the same order.
+        items: the base's on a task, with the fields that may make clusters.
+        known: the clusters that are known; a field that makes more is none.
+        differences: (k, n), of k pairs of models on these items in the order of ``doc_id``.
     """
+    order = np.argsort(items.doc_ids)
+    candidates = {
+        field: np.asarray(its, dtype=np.int64)[order]
+        for field, its in items.candidates.items()
+        if known is None or len({*its}) < known
+    }
     found = [
         Suspect(field, len(np.unique(its)), float(design_effects(differences, its).max()))
         for field, its in candidates.items()
@@ -79,7 +87,20 @@ def cluster_notes(source: OptionGains) -> tuple[str, ...]:
     """
     tasks = dict.fromkeys(task for names in source.results.tasks.values() for task in names)
     notes = [note for task in tasks for note in _notes(source, task)]
-    return (*notes, *_shared(source))
+    for relation, names in source.results.tasks.items():  # that ask the same, or share texts
+        together = num_clusters_of(source, names)
+        sizes = [len(source.results.base.items[task].doc_ids) for task in names]
+        alone = sum(
+            num_clusters_of(source, (task,)) or size
+            for task, size in zip(names, sizes, strict=True)
+        )
+        if together is not None and together <= NOTICED * alone:
+            notes.append(
+                f"The {relation.replace('_', '-')} tasks {quantities.listed(names)} ask the same "
+                f"or share texts: their {quantities.counted(sum(sizes), 'item')} are in "
+                f"{quantities.counted(together, 'cluster')}, and intervals are between those."
+            )
+    return tuple(notes)
 
 
 def num_clusters_of(source: OptionGains, tasks: Sequence[str]) -> int | None:
@@ -93,23 +114,6 @@ def num_clusters_of(source: OptionGains, tasks: Sequence[str]) -> int | None:
     )
 
 
-def _shared(source: OptionGains) -> Iterator[str]:
-    """The relations whose tasks ask the same or are about the same texts."""
-    for relation, tasks in source.results.tasks.items():
-        together = num_clusters_of(source, tasks)
-        sizes = [len(source.results.base.items[task].doc_ids) for task in tasks]
-        alone = sum(
-            num_clusters_of(source, (task,)) or size
-            for task, size in zip(tasks, sizes, strict=True)
-        )
-        if together is not None and together <= NOTICED * alone:
-            yield (
-                f"The {relation.replace('_', '-')} tasks {quantities.listed(tasks)} ask the same "
-                f"or share texts: their {quantities.counted(sum(sizes), 'item')} are in "
-                f"{quantities.counted(together, 'cluster')}, and intervals are between those."
-            )
-
-
 def _notes(source: OptionGains, task: str) -> Iterator[str]:
     items = source.results.base.items[task]
     counted = quantities.counted(len(items.doc_ids), "item")
@@ -120,15 +124,9 @@ def _notes(source: OptionGains, task: str) -> Iterator[str]:
             yield few
     if not items.candidates or not source.options:
         return
-    order = np.argsort(items.doc_ids)
-    candidates = {
-        field: np.asarray(its, dtype=np.int64)[order]
-        for field, its in items.candidates.items()
-        if number is None or len({*its}) < number
-    }
     gains = [source.gains(option.runs, task).mean(axis=0) for option in source.options]
     leads = [one - other for one, other in itertools.combinations(gains, 2)]
-    found = suspect(candidates, np.stack([*gains, *leads]))
+    found = suspect(items, number, np.stack([*gains, *leads]))
     if found is not None:
         remedy = (
             f"Set evaluation.clusters.{task}: {found.field} in the study file, or of this study: "

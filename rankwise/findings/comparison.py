@@ -22,7 +22,7 @@ from rankwise.findings.differing import (
     settings_of,
 )
 from rankwise.findings.options import DecidingTasks, Option, OptionGains, Runs, TaskMean
-from rankwise.findings.pairs import pair_items, run_record
+from rankwise.findings.pairs import pair_items
 from rankwise.findings.stats.estimates import mean_over_tasks
 from rankwise.records import quantities
 from rankwise.records.axes import SETTING
@@ -31,7 +31,7 @@ from rankwise.records.grouping import grouped
 from rankwise.records.judgement import Outcome
 from rankwise.records.provenance import Stack, differences, stack_of
 from rankwise.records.recommendation import StudyRecommendation
-from rankwise.records.results import ModelResults, StudyResults, TaskItems
+from rankwise.records.results import StudyResults, TaskItems
 from rankwise.records.study import Unit
 
 STACK_SHIFT = (
@@ -250,7 +250,8 @@ def compare_studies(studies: Sequence[StudySource]) -> StudyComparison:
         kind=kind,
         statement=statement,
         stacks=tuple(
-            NamedStack(name=_stack_name(place), parts=parts) for place, parts in enumerate(stacks)
+            NamedStack(name=f"stack {number}", parts=parts)
+            for number, parts in enumerate(stacks, 1)
         ),
         studies=tuple(described),
         answers=tuple(part.answer for part in parts),
@@ -281,14 +282,10 @@ def _described(study: StudySource, stacks: list[Stack]) -> ComparedStudy:
         fingerprint=record.fingerprint,
         base_model=record.config.base_model.name,
         base_model_fingerprint=record.base_model_fingerprint,
-        stacks=tuple(_stack_name(place) for place in sorted(map(stacks.index, own))),
+        stacks=tuple(f"stack {place + 1}" for place in sorted(map(stacks.index, own))),
         made_at=max(provenance.created_at for provenance in made),
         left_out=results.left_out,
     )
-
-
-def _stack_name(place: int) -> str:
-    return f"stack {place + 1}"
 
 
 def _parts(study: StudySource, of: ComparedStudy, *, has_several: bool) -> Iterator[_Part]:
@@ -298,33 +295,30 @@ def _parts(study: StudySource, of: ComparedStudy, *, has_several: bool) -> Itera
         card = verdict_card(source, recommendation)
         label = None if card is None else card.choice
         option = next((each for each in source.options if each.label == label), None)
+        choice: ComparedChoice | None = None
+        if option is not None:
+            seconds = sum(record.train_seconds for record in option.records)
+            choice = ComparedChoice(
+                label=option.label,
+                **{name: getattr(option.plan, name) for name in SETTING},
+                seeds=tuple(seed for seed in option.seeds if seed is not None),
+                num_parameters=option.plan.num_trainable_parameters,
+                trainable_share=option.plan.trainable_share,
+                train_seconds=None if option.plan.role == "imported" else seconds,
+            )
         answer = ComparedAnswer(
             name=f"{study.name}, {task}" if has_several else study.name,
             study=study.name,
             train_task=task,
             outcome=recommendation.outcome,
             has_bet=card is not None,
-            choice=None if option is None else _choice(option),
+            choice=choice,
             probability=None if card is None else card.probability,
             gain=None if card is None else card.gain,
             retention=None if card is None else card.retention,
             confidence=source.confidence,
         )
         yield _Part(answer, of, source, source.deciding_tasks(recommendation.unit), option)
-
-
-def _choice(option: Option) -> ComparedChoice:
-    plan = option.plan
-    return ComparedChoice(
-        label=option.label,
-        **{name: getattr(plan, name) for name in SETTING},
-        seeds=tuple(seed for seed in map(_seed, option.runs) if seed is not None),
-        num_parameters=plan.num_trainable_parameters,
-        trainable_share=plan.trainable_share,
-        train_seconds=None
-        if plan.role == "imported"
-        else sum(record.train_seconds for record in option.records),
-    )
 
 
 def _pair(first: _Part, second: _Part) -> ComparedPair:
@@ -339,8 +333,13 @@ def _pair(first: _Part, second: _Part) -> ComparedPair:
     )
     if reason is not None or first.option is None or second.option is None:
         return pair(reason=reason)
-    runs = _same_seeds(first.option.runs, second.option.runs)
-    moved = _base_moved(first, second, (*in_domain, *retention))
+    runs = _same_seeds(first.option, second.option)
+    one, other = first.source.results.base, second.source.results.base
+    moved = [  # of each item, whether the base scored otherwise in the second study
+        bool(moved)
+        for task in (*in_domain, *retention)
+        for moved in np.abs(pair_items(one, other, task).gain) > ROUNDING[one.items[task].unit]
+    ]
     return pair(
         gain=_difference(first, second, runs, in_domain, confidence),
         gain_tasks=in_domain,
@@ -390,18 +389,17 @@ def _grouping(items: TaskItems) -> list[int]:
     return [first.setdefault(number, place) for place, number in enumerate(clusters)]
 
 
-def _same_seeds(runs: Runs, others: Runs) -> tuple[Runs, Runs]:
+def _same_seeds(one: Option, other: Option) -> tuple[Runs, Runs]:
     """The runs of the seeds that both have; without any, as many of each as both have."""
-    common = {_seed(run) for run in runs} & {_seed(run) for run in others}
-    if common:
-        runs = tuple(run for run in runs if _seed(run) in common)
-        others = tuple(run for run in others if _seed(run) in common)
+    common = {*one.seeds} & {*other.seeds}
+    runs, others = (
+        tuple(run for run, seed in zip(of.runs, of.seeds, strict=True) if seed in common)
+        if common
+        else of.runs
+        for of in (one, other)
+    )
     size = min(len(runs), len(others))
     return runs[:size], others[:size]
-
-
-def _seed(run: ModelResults) -> int | None:
-    return run_record(run).planned.seed
 
 
 def _difference(
@@ -425,23 +423,14 @@ def _difference(
     return TaskMean.over(parts, unit, estimate.value, *estimate.interval(confidence))
 
 
-def _base_moved(first: _Part, second: _Part, tasks: Sequence[str]) -> list[bool]:
-    """Of each item, whether the base scored otherwise in the second study."""
-    one, other = first.source.results.base, second.source.results.base
-    return [
-        bool(moved)
-        for task in tasks
-        for moved in np.abs(pair_items(one, other, task).gain) > ROUNDING[one.items[task].unit]
-    ]
-
-
 def _panels(parts: Sequence[_Part]) -> Iterator[tuple[str, ...]]:
     """Answers with both coordinates, of one stack and base, with the same items throughout."""
 
     def scored(part: _Part) -> tuple[frozenset[tuple[str, str]], ...]:
         own = part.source.results.base.evaluations
         return tuple(
-            frozenset((task, own[task].fingerprint) for task in tasks) for tasks in part.tasks
+            frozenset((task, own[task].fingerprint) for task in tasks)
+            for tasks in (part.tasks.in_domain, part.tasks.retention)
         )
 
     groups = grouped(

@@ -62,12 +62,12 @@ class LossRule(NamedTuple):
     clauses: Mapping[str, float | None] = MappingProxyType({})
 
     def margin(self, unit: Unit) -> float:
-        """Of tasks in this unit."""
+        """The acceptable loss on tasks in this unit."""
         return self.points if unit == "points" else self.nats
 
 
 class FormWeights(NamedTuple):
-    """What a form makes of the weights; ``delta`` is None where nothing was merged."""
+    """The weights in a form; ``delta`` is None where nothing was merged."""
 
     num_bytes: int
     delta: DeltaInForm | None = None
@@ -241,7 +241,7 @@ RESULTS: Mapping[FormVerdict, str] = {
     "cannot_tell": "not settled",
 }
 MOST_CHANGED = 20
-"""Changed answers of a form that a report lists; the record has all."""
+"""A report lists at most so many changed answers of a form; the record has all."""
 _MOST_LETTERS = 200
 
 
@@ -266,7 +266,18 @@ def check_report(record: DeploymentCheck) -> str:
             "",
             *markdown_table(
                 ("form", "on", "field", *compared),
-                [_field_row(change) for change in record.fields],
+                [
+                    (
+                        change.form,
+                        change.task,
+                        change.field,
+                        quantities.count(change.num_examples),
+                        quantities.score(change.form_score, "points"),
+                        quantities.score(change.reference_score, "points"),
+                        quantities.with_interval(change.difference, "points"),
+                    )
+                    for change in record.fields
+                ],
             ),
         ]
     for form in record.forms:
@@ -314,18 +325,6 @@ def _clause_rows(form: JudgedForm) -> Iterator[tuple[str, ...]]:
         )
 
 
-def _field_row(change: FieldChange) -> tuple[str, ...]:
-    return (
-        change.form,
-        change.task,
-        change.field,
-        quantities.count(change.num_examples),
-        quantities.score(change.form_score, "points"),
-        quantities.score(change.reference_score, "points"),
-        quantities.with_interval(change.difference, "points"),
-    )
-
-
 def _cut(text: str) -> str:
     """The end of a text on one line, where a prompt's question stands."""
     line = " ".join(text.split())
@@ -333,7 +332,7 @@ def _cut(text: str) -> str:
 
 
 POINTS_WITHOUT_MARGIN = 1.0
-"""May be lost where the study has no margin in points; that of ``rankwise check --forms``."""
+"""The acceptable loss where a study has no margin in points; `rankwise check --forms` has it."""
 
 
 class DeployedRun(Record):

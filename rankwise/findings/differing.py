@@ -116,12 +116,11 @@ def differing(settings: Sequence[Settings]) -> tuple[DifferingSetting, ...]:
         )
         for name in column_names(settings)
     ]
-
-    def differ(row: DifferingSetting) -> bool:
-        values = set(row.values)
-        return len(values - {None} if row.name.startswith(_ITEMS) else values) > 1
-
-    return tuple(row for row in rows if differ(row))
+    return tuple(
+        row
+        for row in rows
+        if len({*row.values} - ({None} if row.name.startswith(_ITEMS) else set())) > 1
+    )
 
 
 def alike(names: Sequence[str], settings: Sequence[Settings]) -> tuple[AlikeStudies, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
@@ -17,12 +17,7 @@ from rankwise.findings.options import Option, OptionGains, Runs, TaskMean, over_
 from rankwise.findings.rows import Row, flat
 from rankwise.findings.stats.estimates import holm, zero_p_value
 from rankwise.findings.stats.items import Floats
-from rankwise.findings.stats.learning_curve import (
-    MIN_SIZES,
-    REACH_CONFIDENCE,
-    LawName,
-    at_twice,
-)
+from rankwise.findings.stats.learning_curve import MIN_SIZES, REACH_CONFIDENCE, LawName, at_twice
 from rankwise.records import quantities
 from rankwise.records.axes import beside_rank
 from rankwise.records.base import Record
@@ -129,15 +124,6 @@ _Cells = Mapping[str, Mapping[int, Runs]]
 """Label of an option -> number of rows, ascending -> its models, in the order of their seeds."""
 
 
-class _Step(NamedTuple):
-    """From one set of models to another, which differ by one setting."""
-
-    of: Bought
-    names: tuple[str, str]
-    runs: tuple[Runs, Runs]
-    num_doublings: float
-
-
 def doubling(source: OptionGains, recommendation: Recommendation) -> TrainTaskDoubling | None:
     """What buys most of one trained task; None where all runs have the same rows.
 
@@ -155,26 +141,26 @@ def doubling(source: OptionGains, recommendation: Recommendation) -> TrainTaskDo
     middle = _middle_option(options)
     sizes = [*cells[middle.label]]
     begin = _middle(sizes)
-    steps = list(_steps(middle, options, cells, begin))
-    values: dict[Bought, list[Floats]] = {
-        step.of: _per_doubling(source, step, tasks.in_domain) for step in steps
-    }
+    doublings: list[Doubling] = []
+    values: dict[Bought, list[Floats]] = {}  # (seeds, items) of each task: what one doubling gains
+    for of, names, (before, after), number in _steps(middle, options, cells, begin):
+        values[of] = [lead / number for lead in source.leads(after, before, tasks.in_domain)]
+        doublings.append(
+            Doubling(
+                of=of,
+                before=names[0],
+                after=names[1],
+                num_doublings=number,
+                gain=source.mean(values[of], tasks.in_domain),
+            )
+        )
     found = TrainTaskDoubling(
         train_task=source.results.train_task,
         unit=recommendation.unit,
         confidence=source.confidence,
         rows_at=source.results.study.config.train.rows_at,
         middle=f"{middle.label}, {quantities.counted(begin, 'row')}",
-        doublings=tuple(
-            Doubling(
-                of=step.of,
-                before=step.names[0],
-                after=step.names[1],
-                num_doublings=step.num_doublings,
-                gain=source.mean(values[step.of], tasks.in_domain),
-            )
-            for step in steps
-        ),
+        doublings=tuple(doublings),
         compared=_compared(source, values, tasks.in_domain),
         points=tuple(
             _point(source, option, number, runs, recommendation.unit)
@@ -222,25 +208,26 @@ def _middle_option(options: Sequence[Option]) -> Option:
     return alike[(len(alike) - 1) // 2]
 
 
-def _steps(middle: Option, options: Sequence[Option], cells: _Cells, begin: int) -> Iterator[_Step]:
-    """From the middle to the next number of rows, the next rank and the next rate."""
+def _steps(
+    middle: Option, options: Sequence[Option], cells: _Cells, begin: int
+) -> Iterator[tuple[Bought, tuple[str, str], tuple[Runs, Runs], float]]:
+    """From the middle to the next number of rows, the next rank and the next rate.
+
+    The values and the models at both ends, and how many doublings are between them.
+    """
     of_middle = cells[middle.label]
     larger = [number for number in of_middle if number > begin]
     if larger:
         names, runs = (f"{begin:,}", f"{larger[0]:,}"), (of_middle[begin], of_middle[larger[0]])
-        yield _Step("rows", names, runs, math.log2(larger[0] / begin))
+        yield "rows", names, runs, math.log2(larger[0] / begin)
     for axis, ladder in _ladders(middle, options).items():
         low = next(value for value, option in ladder if option is middle)
         above = [(value, each) for value, each in ladder if value > low]
         if above and begin in cells[above[0][1].label]:
             high, option = above[0]
             write = quantities.learning_rate if axis == "learning rate" else "{:g}".format
-            yield _Step(
-                axis,
-                (write(low), write(high)),
-                (of_middle[begin], cells[option.label][begin]),
-                math.log2(high / low),
-            )
+            runs = of_middle[begin], cells[option.label][begin]
+            yield axis, (write(low), write(high)), runs, math.log2(high / low)
 
 
 def _ladders(middle: Option, options: Sequence[Option]) -> dict[Bought, list[tuple[float, Option]]]:
@@ -261,15 +248,6 @@ def _ladders(middle: Option, options: Sequence[Option]) -> dict[Bought, list[tup
     ]
     ladders: dict[Bought, list[tuple[float, Option]]] = {"rank": by_rank, "learning rate": by_rate}
     return {axis: sorted(its, key=lambda one: one[0]) for axis, its in ladders.items()}
-
-
-def _per_doubling(source: OptionGains, step: _Step, tasks: Sequence[str]) -> list[Floats]:
-    """(seeds, items) of each task: what one doubling gains."""
-    before, after = step.runs
-    return [
-        (source.gains(after, task) - source.gains(before, task)) / step.num_doublings
-        for task in tasks
-    ]
 
 
 def _compared(
@@ -315,10 +293,9 @@ def _curve(
     sizes, runs = [*cells[option.label]], [*cells[option.label].values()]
     if len(sizes) < MIN_SIZES:
         return LearningCurve(option=option.label, num_rows=sizes[-1])
-    of_size = [[source.gains(each, task) for task in tasks] for each in runs]
     steps = [
-        source.estimate([b - a for a, b in zip(low, high, strict=True)], tasks).stderr
-        for low, high in itertools.pairwise(of_size)
+        source.estimate(source.leads(more, fewer, tasks), tasks).stderr
+        for fewer, more in itertools.pairwise(runs)
     ]
     # of one point: a step has the noise of two, and what all sizes share is in neither
     noise = math.sqrt(float(np.mean(np.square(steps))) / 2.0)
@@ -356,11 +333,7 @@ def _rank_by_rows(
     if small is large or len(sizes) < 2:
         return None
     leads = [
-        [
-            source.gains(cells[large.label][number], task)
-            - source.gains(cells[small.label][number], task)
-            for task in tasks
-        ]
+        source.leads(cells[large.label][number], cells[small.label][number], tasks)
         for number in sizes
     ]
     alpha = 1.0 - source.confidence
@@ -391,15 +364,6 @@ def _statements(found: TrainTaskDoubling, middle: str) -> Iterator[str]:
             for each in found.doublings
         ]
         yield f"From {found.middle}: {'; '.join(parts)}."
-    yield from _bought_more(found)
-    for curve in found.curves:
-        if curve.option == middle:
-            yield _of_curve(curve, found.unit)
-    if found.rank_by_rows is not None:
-        yield _of_ranks(found.rank_by_rows, found.unit)
-
-
-def _bought_more(found: TrainTaskDoubling) -> Iterator[str]:
     shown = [each for each in found.compared if each.is_shown]
     for each in shown:
         yield (
@@ -408,6 +372,11 @@ def _bought_more(found: TrainTaskDoubling) -> Iterator[str]:
         )
     if found.compared and not shown:
         yield "Which of these doublings gains more is not shown."
+    for curve in found.curves:
+        if curve.option == middle:
+            yield _of_curve(curve, found.unit)
+    if found.rank_by_rows is not None:
+        yield _of_ranks(found.rank_by_rows, found.unit)
 
 
 def _of_curve(curve: LearningCurve, unit: Unit) -> str:

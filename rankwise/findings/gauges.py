@@ -7,7 +7,7 @@ Exploratory: the recommendation does not rest on it.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -92,16 +92,41 @@ def gauges(source: OptionGains) -> TrainTaskGauges | None:
     )
     if not models:
         return None
-    orders = tuple(_orders(models, source.confidence))
+    orders: list[GaugeOrder] = []
+    for gauge, value_of in _GAUGES.items():
+        pairs = [
+            (value, model.retention_loss.estimate)
+            for model in models
+            if (value := value_of(model)) is not None and model.retention_loss is not None
+        ]
+        if any(value_of(model) is not None for model in models):
+            found, reason = order_of(pairs, source.confidence, "model")
+            number = len(pairs)
+            orders.append(
+                GaugeOrder(gauge=gauge, num_models=number, correlation=found, reason=reason)
+            )
     ratios = [model.stderr_ratio for model in models if model.stderr_ratio is not None]
     ratio = statistics.median(ratios) if ratios else None
+    statements = [
+        order_statement(
+            quantities.counted(order.num_models, "model"), order.gauge, order.correlation
+        )
+        for order in orders
+        if order.correlation is not None
+    ]
+    if ratio is not None:
+        times = f"{quantities.formatted(ratio, '.1f')} times"
+        statements.append(
+            f"On the same tokens of held-out text the standard error of the rise of the loss is "
+            f"{times} that of the KL, a median over the models."
+        )
     return TrainTaskGauges(
         train_task=source.results.train_task,
         confidence=source.confidence,
         models=models,
-        orders=orders,
+        orders=tuple(orders),
         stderr_ratio=ratio,
-        statements=tuple(_statements(orders, ratio)),
+        statements=tuple(statements),
     )
 
 
@@ -188,7 +213,7 @@ def over_answers(
 def _mean(
     source: OptionGains, measured: _Measured | None, at_least: float = -np.inf
 ) -> TaskMean | None:
-    """With its interval, cut off where no value can be."""
+    """The mean with its interval, which is cut off where no value can be."""
     if measured is None:
         return None
     lower, upper = measured.estimate.interval(source.confidence)
@@ -208,19 +233,6 @@ _GAUGES: dict[Gauge, Callable[[GaugedModel], float | None]] = {
 }
 
 
-def _orders(models: Sequence[GaugedModel], confidence: float) -> Iterator[GaugeOrder]:
-    for gauge, value_of in _GAUGES.items():
-        pairs = [
-            (value, model.retention_loss.estimate)
-            for model in models
-            if (value := value_of(model)) is not None and model.retention_loss is not None
-        ]
-        if not any(value_of(model) is not None for model in models):
-            continue
-        found, reason = order_of(pairs, confidence, "model")
-        yield GaugeOrder(gauge=gauge, num_models=len(pairs), correlation=found, reason=reason)
-
-
 def order_of(
     pairs: Sequence[tuple[float, float]], confidence: float, noun: str
 ) -> tuple[Bound | None, str | None]:
@@ -229,19 +241,6 @@ def order_of(
         return None, f"{quantities.counted(len(pairs), noun)}, {MIN_MODELS} are needed"
     x, y = zip(*pairs, strict=True)
     return correlated(x, y, confidence, noun)
-
-
-def _statements(orders: Sequence[GaugeOrder], ratio: float | None) -> Iterator[str]:
-    for order in orders:
-        if order.correlation is not None:
-            models = quantities.counted(order.num_models, "model")
-            yield order_statement(models, order.gauge, order.correlation)
-    if ratio is not None:
-        times = f"{quantities.formatted(ratio, '.1f')} times"
-        yield (
-            f"On the same tokens of held-out text the standard error of the rise of the loss is "
-            f"{times} that of the KL, a median over the models."
-        )
 
 
 def order_statement(models: str, gauge: Gauge, correlation: Bound) -> str:

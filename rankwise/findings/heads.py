@@ -159,7 +159,7 @@ def screen_correlation(screen: Screen) -> Interval | None:
 
 
 def _by_head(values: HeadMap) -> list[float]:
-    """Layer by layer, head by head."""
+    """The values of all heads in one list, layer by layer."""
     return list(itertools.chain.from_iterable(values))
 
 
@@ -169,7 +169,11 @@ def head_findings(source: OptionGains) -> TrainTaskHeads | None:
     looked = [model for model in results.runs if model.head_changes or model.head_effects]
     if not looked:
         return None
-    labels = _labels(source)
+    # a run is called by its option, and by its seed too where several have one option
+    counts, labels = Counter(source.labels.values()), dict(source.labels)
+    for plan in results.planned:
+        if counts[labels[plan.name]] > 1:
+            labels[plan.name] += f", seed {plan.seed}"
     analysed = [model for model in looked if _changes(model) is not None]
     full = next((m for m in analysed if run_record(m).planned.method == "full"), None)
     runs = [_heads_of_run(source, model, labels[model.name], full) for model in analysed]
@@ -195,16 +199,6 @@ def head_findings(source: OptionGains) -> TrainTaskHeads | None:
             if (changes := model.head_changes) is not None and changes.not_analysed is not None
         },
     )
-
-
-def _labels(source: OptionGains) -> dict[str, str]:
-    """What each run is called, by name: its option, and the seed where several have one option."""
-    counts = Counter(source.labels.values())
-    return {
-        plan.name: f"{label}, seed {plan.seed}" if counts[label] > 1 else label
-        for plan in source.results.planned
-        for label in [source.labels[plan.name]]
-    }
 
 
 def _changes(model: ModelResults) -> HeadChanges | None:
@@ -266,7 +260,13 @@ def _against_rank(runs: Sequence[HeadsOfRun], confidence: float) -> Iterator[Cha
 def _matters(
     source: OptionGains, model: ModelResults, label: str, effects: TaskHeadEffects
 ) -> Iterator[ChangeAndEffect]:
-    for measure, values in _measured(model):
+    changes = model.head_changes
+    maps: dict[HeadMeasure, HeadMap] = {}
+    if changes is not None:
+        share = changes.share("all")
+        maps = {change.measure: change.values for change in changes.changes}
+        maps |= {} if share is None else {"share": share.values}
+    for measure, values in maps.items():
         for is_beyond in (False, True):
             pairs = [
                 (abs(values[head.layer][head.head]), abs(effect.estimate))
@@ -296,17 +296,6 @@ def _matters(
             )
 
 
-def _measured(model: ModelResults) -> Iterator[tuple[HeadMeasure, HeadMap]]:
-    changes = model.head_changes
-    if changes is None:
-        return
-    for change in changes.changes:
-        yield change.measure, change.values
-    share = changes.share("all")
-    if share is not None:
-        yield "share", share.values
-
-
 def _statements(
     runs: Sequence[HeadsOfRun],
     against_rank: Sequence[ChangeAgainstRank],
@@ -326,8 +315,24 @@ def _statements(
                 f"{quantities.counted(each.num_options, 'option')})."
             )
     for matter in matters:
-        if matter.measure == "output" and not matter.is_beyond_control:
-            yield _matter_statement(matter)
+        if matter.measure != "output" or matter.is_beyond_control:
+            continue
+        done = mode_name(matter.mode, keys_and_values=matter.keys_and_values)
+        where = f"{matter.label}, {matter.task}, {done}"
+        if matter.correlation is None:
+            what = "Not tested whether the heads that changed most matter most"
+            yield f"{what} ({where}): {matter.reason}."
+            continue
+        evidence = {
+            1: "The heads that changed most matter most",
+            0: "No evidence that the heads that changed most matter most",
+            -1: "The heads that changed most matter least",
+        }[matter.correlation.sign()]
+        yield (
+            f"{evidence} ({where}): Spearman's ρ of the output's change with the size of the "
+            f"effect is {quantities.correlation(matter.correlation)} over "
+            f"{quantities.counted(matter.num_heads, 'head')}."
+        )
 
 
 def _change_statement(run: HeadsOfRun) -> str:
@@ -344,24 +349,6 @@ def _change_statement(run: HeadsOfRun) -> str:
         rho = quantities.correlation(output.like_full)
         text += f", and full fine-tuning does with ρ {rho}"
     return f"{text}."
-
-
-def _matter_statement(found: ChangeAndEffect) -> str:
-    done = mode_name(found.mode, keys_and_values=found.keys_and_values)
-    where = f"{found.label}, {found.task}, {done}"
-    if found.correlation is None:
-        what = "Not tested whether the heads that changed most matter most"
-        return f"{what} ({where}): {found.reason}."
-    evidence = {
-        1: "The heads that changed most matter most",
-        0: "No evidence that the heads that changed most matter most",
-        -1: "The heads that changed most matter least",
-    }[found.correlation.sign()]
-    return (
-        f"{evidence} ({where}): Spearman's ρ of the output's change with the size of the effect is "
-        f"{quantities.correlation(found.correlation)} over "
-        f"{quantities.counted(found.num_heads, 'head')}."
-    )
 
 
 def head_rows(_: object, results: StudyResults) -> Iterator[Row]:
@@ -391,12 +378,8 @@ def effect_rows(_: object, results: StudyResults) -> Iterator[Row]:
     """One row for each run, mode, task, head and measure."""
     for model in results.runs:
         for effects in model.head_effects:
-            before = {
-                "run": model.name,
-                "mode": effects.mode,
-                "keys_and_values": effects.keys_and_values,
-                "task": effects.task,
-            }
+            names = ("mode", "keys_and_values", "task")
+            before = {"run": model.name, **{name: getattr(effects, name) for name in names}}
             for head in effects.scores:
                 yield flat(head, **before, unit=effects.unit)
             for head in effects.answers:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rankwise.findings.models import seeded_labels
-from rankwise.findings.pairs import run_record
+from rankwise.findings.pairs import run_record, trained
 from rankwise.records.axes import Kind
 from rankwise.records.deployment import ChangedAnswer
 from rankwise.records.folder import BASE
@@ -18,7 +18,7 @@ from rankwise.records.results import ModelResults, StudyResults
 from rankwise.records.study import Relation
 
 MOST_LETTERS = 4_000
-"""Of a prompt, from its end, where the question stands; and of an answer."""
+"""Letters that are kept of an answer, and of a prompt: its end, where the question stands."""
 
 ReadSamples = Callable[[str, str], Sequence[Line]]
 """The lines of a model on a task, as lm-eval logs them.
@@ -185,7 +185,7 @@ def item_table(
     Raises:
         RecordError: samples cannot be read.
     """
-    runs = [run for run in results.runs if run_record(run).status == "trained"]
+    runs = list(trained(results.runs))
     plans = {run.name: run_record(run).planned for run in runs}
     runs.sort(key=lambda run: (not plans[run.name].rank, plans[run.name].rank or 0, run.name))
     labels = seeded_labels([plans[run.name] for run in runs])
@@ -227,9 +227,16 @@ def _add(
     # options are ordered here by their log-likelihoods, as acc orders them and acc_norm does not
     is_ordered = base.metric == "acc"
     for number, doc_id in enumerate(base.doc_ids):
-        places = () if right is None else right[number]
-        item = _item(place, doc_id, lines[doc_id], places)
-        table.items.append(item if with_texts else ShownItem(place, doc_id, "", "", ()))
+        if not with_texts:
+            table.items.append(ShownItem(place, doc_id, "", "", ()))
+            continue
+        line = lines[doc_id]
+        requests, nats = requests_of(line), option_nats(line)
+        prompt = str(requests[0][0])[-MOST_LETTERS:] if requests else ""
+        options = tuple(str(each[-1]).strip()[:MOST_LETTERS] for each in requests[: len(nats)])
+        known = [options[at] for at in (right[number] if right else ()) if at < len(options)]
+        answer = " / ".join(known) if nats else _text(line.get("target"))
+        table.items.append(ShownItem(place, doc_id, prompt, answer, options))
     for model, answers in zip(models, table.answers, strict=True):
         is_right_on, back = _right_in(model, task), _right_in(model, trained_format)
         own = lines if model is models[0] or not is_right_on else _lines(read, model, task)
@@ -264,16 +271,6 @@ def _right_in(model: ModelResults, task: str | None) -> dict[int, bool]:
     items = model.items[task].by_accuracy
     items = items.scored or items
     return {doc: value > 0.5 for doc, value in zip(items.doc_ids, items.values, strict=True)}
-
-
-def _item(place: int, doc_id: int, line: Line, right: Iterable[int]) -> ShownItem:
-    requests = requests_of(line)
-    prompt = str(requests[0][0])[-MOST_LETTERS:] if requests else ""
-    nats = option_nats(line)
-    options = tuple(str(request[-1]).strip()[:MOST_LETTERS] for request in requests[: len(nats)])
-    known = [options[place] for place in right if place < len(options)]
-    answer = " / ".join(known) if nats else _text(line.get("target"))
-    return ShownItem(place, doc_id, prompt, answer, options)
 
 
 def _margin(nats: Sequence[float], right: Iterable[int]) -> float | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from rankwise.findings.models import seeded_labels
 from rankwise.findings.options import OptionGains
-from rankwise.findings.pairs import pair_items, run_record
+from rankwise.findings.pairs import pair_items, trained
 from rankwise.findings.stats.estimates import wilson_interval
 from rankwise.records import quantities
 from rankwise.records.base import Record
@@ -61,11 +61,10 @@ def lost_items(source: OptionGains) -> TrainTaskLostItems | None:
         RecordError: models were scored on different items.
     """
     results = source.results.answered
-    trained = [run for run in results.runs if run_record(run).status == "trained"]
     labels = seeded_labels(results.planned)
     rows = tuple(
         row
-        for run in trained
+        for run in trained(results.runs)
         for task in results.tasks.get("retention", ())
         if (row := _lost(results, run, labels[run.name], task, source.confidence)) is not None
     )
@@ -92,8 +91,9 @@ def _lost(
     there = pair_items(results.base, run, scored_as, by_accuracy=True).outcomes
     if standard is None or there is None:
         return None
-    lost, kept = standard.base & ~standard.adapted, standard.base & standard.adapted
-    num_lost, num_back = int(lost.sum()), int((lost & there.adapted).sum())
+    (before, after), (_, right_there) = standard, there
+    lost, kept = before & ~after, before & after
+    num_lost, num_back = int(lost.sum()), int((lost & right_there).sum())
     evaluation = results.base.evaluations.get(scored_as)
     return LostItems(
         run=run.name,
@@ -104,7 +104,7 @@ def _lost(
         num_back=num_back,
         share_back=_share(num_back, num_lost, confidence),
         num_kept=int(kept.sum()),
-        num_kept_right=int((kept & there.adapted).sum()),
+        num_kept_right=int((kept & right_there).sum()),
         chance=None if evaluation is None else evaluation.chance,
     )
 

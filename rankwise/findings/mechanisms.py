@@ -106,8 +106,18 @@ def mechanisms(source: OptionGains, recommendation: Recommendation) -> TrainTask
 
 
 def _gaps(source: OptionGains, unit: Unit) -> tuple[tuple[TrainTestGap, ...], RankTrend | None]:
-    """The gap of every option trained here; an imported model may not have seen these items."""
-    names = _trained_names(source, unit)
+    """The gap of every option trained here; an imported model may not have seen these items.
+
+    Over the in-domain tasks of this unit whose trained items were scored by the same metric.
+    """
+    items = source.results.base.items
+    names = {
+        task: name
+        for task, name in source.results.trained_items.items()
+        if task in source.tasks("in_domain", unit)
+        and name in items
+        and items[name].metric == items[task].metric
+    }
     options = [option for option in source.options if option.plan.role != "imported"]
     if not names or not options:
         return (), None
@@ -130,18 +140,6 @@ def _gaps(source: OptionGains, unit: Unit) -> tuple[tuple[TrainTestGap, ...], Ra
     return tuple(gaps), trend
 
 
-def _trained_names(source: OptionGains, unit: Unit) -> dict[str, str]:
-    """In-domain tasks of this unit whose trained items were scored by the same metric."""
-    items = source.results.base.items
-    return {
-        task: name
-        for task, name in source.results.trained_items.items()
-        if task in source.tasks("in_domain", unit)
-        and name in items
-        and items[name].metric == items[task].metric
-    }
-
-
 def _matched(source: OptionGains, recommendation: Recommendation) -> MatchedPairs | None:
     tasks = source.tasks("in_domain", recommendation.unit)
     retention = source.tasks("retention")
@@ -152,7 +150,7 @@ def _matched(source: OptionGains, recommendation: Recommendation) -> MatchedPair
         if _rank(one) == _rank(other):
             continue
         low, high = sorted((one, other), key=_rank)
-        gain, kept = (source.difference(low, high, names) for names in (tasks, retention))
+        gain, kept = (source.difference(low.runs, high.runs, names) for names in (tasks, retention))
         answer = answer_of(kept)
         pairs.append(
             MatchedPair(option=low.name, other=high.name, gain=gain, kept=kept, answer=answer)
@@ -185,8 +183,22 @@ def _statements(
     gap = [trend for trend in trends if trend.of == "train-test gap"]
     if gap:
         yield f"Lower ranks regularise: {_trend_words(gap)}."
-    if matched is not None:
-        yield _matched_words(matched, recommendation)
+    if matched is not None and not matched.pairs:
+        yield "Lower ranks keep more at equal gain: no two options have the same gain."
+    elif matched is not None:
+        count = Counter(pair.answer for pair in matched.pairs)
+        delta = quantities.amount(recommendation.delta, recommendation.unit)
+        how = (
+            f"shown to be equal within δ = {delta}"
+            if matched.match == "within delta"
+            else f"not distinguished (none is shown to be equal within δ = {delta})"
+        )
+        yield (
+            f"Lower ranks keep more at equal gain: of "
+            f"{quantities.counted(len(matched.pairs), 'pair')} of options with gains {how}, the "
+            f"lower rank is shown to keep more in {count['shown']}, to keep less in "
+            f"{count['contradicted']}; undecided in {count['undecided']}."
+        )
     near = [trend for trend in trends if trend.of != "train-test gap"]
     if near:
         yield f"High ranks approach full fine-tuning: {_trend_words(near)}."
@@ -201,24 +213,6 @@ def _trend_words(trends: Sequence[RankTrend]) -> str:
     ]
     first = trends[0]
     return f"from rank {first.smallest_rank} to rank {first.largest_rank} " + "; ".join(parts)
-
-
-def _matched_words(matched: MatchedPairs, recommendation: Recommendation) -> str:
-    count = Counter(pair.answer for pair in matched.pairs)
-    delta = quantities.amount(recommendation.delta, recommendation.unit)
-    if not matched.pairs:
-        return "Lower ranks keep more at equal gain: no two options have the same gain."
-    how = (
-        f"shown to be equal within δ = {delta}"
-        if matched.match == "within delta"
-        else f"not distinguished (none is shown to be equal within δ = {delta})"
-    )
-    return (
-        f"Lower ranks keep more at equal gain: of {quantities.counted(len(matched.pairs), 'pair')} "
-        f"of options with gains {how}, the lower rank is shown to keep more in "
-        f"{count['shown']}, to keep less in {count['contradicted']}; undecided in "
-        f"{count['undecided']}."
-    )
 
 
 def gap_rows(found: Sequence[TrainTaskMechanisms], _: object) -> Iterator[Row]:

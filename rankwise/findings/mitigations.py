@@ -114,7 +114,14 @@ def mitigations(source: OptionGains, recommendation: Recommendation) -> TrainTas
         recommendation: of the same task, for the unit in-domain and ε.
     """
     train_task = source.results.train_task
-    arms_of = over_seeds(source.results, "mitigated", lambda plan: _labels(source, plan))
+
+    def place(model: PlannedRun) -> tuple[str, str]:
+        """The labels of the option whose run it repeats, and of its arm."""
+        assert model.of is not None
+        assert model.mitigation is not None
+        return source.labels[model.of.name], model.mitigation.label
+
+    arms_of = over_seeds(source.results, "mitigated", place)
     tasks = source.deciding_tasks(recommendation.unit)
     if not arms_of or not tasks.retention:
         return None
@@ -137,13 +144,6 @@ def mitigations(source: OptionGains, recommendation: Recommendation) -> TrainTas
         options=tuple(options),
         left_out=tuple(left_out),
     )
-
-
-def _labels(source: OptionGains, model: PlannedRun) -> tuple[str, str]:
-    """Of the option whose run it repeats, and of its arm."""
-    assert model.of is not None
-    assert model.mitigation is not None
-    return source.labels[model.of.name], model.mitigation.label
 
 
 def _kind(model: PlannedRun) -> ArmKind:
@@ -173,10 +173,11 @@ def _option(
     if rates:
         leads = [_over_rate(source, tasks, arm, rates) for arm in others]
         adjusted = holm([p for _, p in leads]) if leads else ()
-        made = [
-            arm.model_copy(update={"over_rate": _judged(lead, p <= 1.0 - source.confidence)})
-            for arm, (lead, _), p in zip(made, leads, adjusted, strict=True)
-        ]
+        for place, ((lead, _), p_value) in enumerate(zip(leads, adjusted, strict=True)):
+            is_shown = p_value <= 1.0 - source.confidence
+            shown: Dominance = "better" if lead.gain.estimate > 0 else "worse"
+            lead = lead.model_copy(update={"dominance": shown if is_shown else "not shown"})
+            made[place] = made[place].model_copy(update={"over_rate": lead})
         made.sort(key=lambda arm: -(arm.over_rate.gain.estimate if arm.over_rate else 0.0))
     all_arms = (*line, *made)
     meeting = [
@@ -196,7 +197,7 @@ def _arm(source: OptionGains, tasks: DecidingTasks, option: Option, arm: _Arm) -
     is_plain = arm.kind == AS_TRAINED
     kept = share_of_gain(source, arm.runs, option.runs, tasks.in_domain)
     plain = [source.gains(option.runs, task) for task in tasks.retention]
-    back = [source.gains(arm.runs, t) - p for t, p in zip(tasks.retention, plain, strict=True)]
+    back = source.leads(arm.runs, option.runs, tasks.retention)
     regained = share_of(source, back, [-loss for loss in plain], tasks.retention)
     return Arm(
         label=arm.label,
@@ -222,34 +223,22 @@ def _over_rate(
     """
     leads = {
         rate.label: tuple(
-            source.estimate(
-                [source.gains(arm.runs, task) - source.gains(rate.runs, task) for task in names],
-                names,
-            )
-            for names in tasks
+            source.estimate(source.leads(arm.runs, rate.runs, names), names)
+            for names in (tasks.in_domain, tasks.retention)
         )
         for rate in rates
     }
 
-    def distance(rate: _Arm) -> tuple[bool, float]:
-        _, kept = leads[rate.label]
-        return kept.value < kept.stderr, abs(kept.value)
-
-    nearest = min(rates, key=distance)
+    distances = [(kept.value < kept.stderr, abs(kept.value)) for _, kept in leads.values()]
+    nearest = rates[distances.index(min(distances))]
     gain, retention = leads[nearest.label]
     is_one_way = gain.value * retention.value > 0.0
     p_value = max(zero_p_value(gain), zero_p_value(retention)) if is_one_way else 1.0
     return RateLead(
         rate=nearest.label,
-        gain=source.difference_of(arm.runs, nearest.runs, tasks.in_domain),
-        retention=source.difference_of(arm.runs, nearest.runs, tasks.retention),
+        gain=source.difference(arm.runs, nearest.runs, tasks.in_domain),
+        retention=source.difference(arm.runs, nearest.runs, tasks.retention),
     ), p_value
-
-
-def _judged(lead: RateLead, is_shown: bool) -> RateLead:
-    if not is_shown:
-        return lead
-    return lead.model_copy(update={"dominance": "better" if lead.gain.estimate > 0 else "worse"})
 
 
 def _statements(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from rankwise.records import quantities
-from rankwise.records.repairs import AdapterRepair, JudgedRepair
+from rankwise.records.repairs import AdapterRepair
 
 
 def markdown_text(text: str) -> str:
@@ -38,6 +38,18 @@ def model_card(record: AdapterRepair) -> str:
         raise ValueError(f"{record.model} has no repair to describe.")
     unit, is_refined = choice.unit, judged.repair.family == "refine"
     how = "by a training that its study did" if is_refined else "without training"
+    rows: list[tuple[str, ...]] = []
+    for task in judged.tasks:
+        scores = (task.base_score, task.adapted_score, task.repaired_score)
+        rows.append(
+            (
+                task.task,
+                task.relation.replace("_", "-"),
+                f"{task.metric}, {task.unit}",
+                quantities.count(task.num_items),
+                *(quantities.score(score, task.unit) for score in scores),
+            )
+        )
     lines = [
         "---",
         f"base_model: {json.dumps(record.base_model)}",
@@ -73,22 +85,10 @@ def model_card(record: AdapterRepair) -> str:
         "",
         *markdown_table(
             ("task", "relation", "metric", "items", "base", "as it is", "repaired"),
-            list(_tasks(judged)),
+            rows,
         ),
     ]
     if record.averaged_with:
         names = ", ".join(map(markdown_code, record.averaged_with))
         lines += ["", f"Averages were tried with {names}."]
     return "\n".join(lines) + "\n"
-
-
-def _tasks(judged: JudgedRepair) -> Iterator[tuple[str, ...]]:
-    for task in judged.tasks:
-        scores = (task.base_score, task.adapted_score, task.repaired_score)
-        yield (
-            task.task,
-            task.relation.replace("_", "-"),
-            f"{task.metric}, {task.unit}",
-            quantities.count(task.num_items),
-            *(quantities.score(score, task.unit) for score in scores),
-        )

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from rankwise.findings.options import OptionGains, Runs, TaskMean
-from rankwise.findings.pairs import run_record
+from rankwise.findings.pairs import run_record, trained
 from rankwise.findings.stats.estimates import mean_over_tasks, student_interval, wilson_interval
 from rankwise.findings.stats.items import POINTS, Items, num_clusters
 from rankwise.records import quantities
@@ -72,7 +72,17 @@ def summarise(
     """The base, then every run in the order of method, rank and seed."""
     source = OptionGains(results, recommendation)
     models = {model.run.planned: model for model in results.runs if model.run is not None}
-    planned = sorted(models, key=_order)
+    planned = sorted(
+        models,
+        key=lambda run: (
+            run.rank is None,
+            run.rank or 0,
+            run.alpha or 0.0,
+            run.learning_rate or 0.0,
+            run.epochs or 0,
+            run.seed or 0,
+        ),
+    )
     labels = seeded_labels(planned)
     worst: dict[str, Comparison] = {}
     for row in recommendation.comparisons:
@@ -174,20 +184,7 @@ def _summary(
     )
 
 
-def _order(run: PlannedRun) -> tuple[bool, int, float, float, int, int]:
-    settings = run.rank or 0, run.alpha or 0.0, run.learning_rate or 0.0, run.epochs or 0
-    return run.rank is None, *settings, run.seed or 0
-
-
 ModelKind = Literal["run", "fewer_rows", "checkpoint", "truncated", "mitigated", "variant"]
-_ROLES: dict[ModelKind, Sequence[Role]] = {
-    "run": COMPARED,
-    "fewer_rows": ["fewer_rows"],
-    "checkpoint": ["checkpoint"],
-    "truncated": ["truncated"],
-    "mitigated": ["mitigated"],
-    "variant": ["variant"],
-}
 
 
 class ModelGroup(NamedTuple):
@@ -208,10 +205,12 @@ def model_groups(
     source: OptionGains, is_measured: Callable[[ModelResults], bool]
 ) -> Iterator[ModelGroup]:
     """The models that something was measured of, runs first, in the order of the study."""
-    for kind, roles in _ROLES.items():
+    kinds: tuple[ModelKind, ...] = get_args(ModelKind)
+    for kind in kinds:
+        roles: tuple[Role, ...] = COMPARED if kind == "run" else (kind,)
         of_label: dict[str, list[ModelResults]] = {}
-        for model in source.results.of_role(*roles):
-            if run_record(model).status == "trained" and is_measured(model):
+        for model in trained(source.results.of_role(*roles)):
+            if is_measured(model):
                 label = _label(source, run_record(model).planned)
                 of_label.setdefault(label, []).append(model)
         for label, group in of_label.items():

@@ -1,21 +1,36 @@
-"""From a posterior to odds: how probable it is that an option is right, and which is worth most."""
+"""From a posterior to odds: how probable it is that an option is right, and which is worth most.
+
+Also what more items or seeds would do to a study.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rankwise.findings.decision import Ends, Margins, judge
+from rankwise.findings.decision import Ends, Margins, choose, judge
+from rankwise.findings.options import Option
 from rankwise.findings.stats.blocks import Block, normal_draws
 from rankwise.findings.stats.items import Floats
-from rankwise.findings.stats.posterior import GAIN_PRIOR, LOSS_PRIOR, Posterior, posterior
-from rankwise.findings.stats.prospects import GrownBlock, Growth, grow, pair_ends
-from rankwise.findings.stats.simultaneous import StudyEvidence, worst_task
+from rankwise.findings.stats.posterior import GAIN_PRIOR, LOSS_PRIOR, posterior
+from rankwise.findings.stats.prospects import Growth, grow, pair_ends
+from rankwise.findings.stats.simultaneous import StudyBounds, StudyEvidence, worst_task
 from rankwise.records.config.study import MARGIN_POINTS
+from rankwise.records.judgement import Addition, BestBet, EpsilonOdds, OptionOdds, Prospect
 from rankwise.records.study import Unit
+
+EPSILONS = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 25.0)
+"""The acceptable losses, in points, for which the odds are given, besides the study's own."""
+
+ITEM_FACTORS = (2.0, 4.0, 10.0)
+TASK_FACTOR = 4.0
+MOST_GROWN = 8
+"""Of one kind, for which it is said what more of their items alone would do: those whose items
+bring most of the variance. One task of hundreds hardly moves their mean."""
+MORE_SEEDS = (2, 4)
 
 NUM_DRAWS = 4096
 """At this number a probability is exact to 0.008 (one standard error)."""
@@ -30,7 +45,7 @@ TASK_SPREAD = 3.0
 """Points by which losses of single tasks are taken to differ from their mean before anything is
 seen (standard deviation). A convention of ours."""
 
-MOST_TASKS = 8
+MOST_UNSURE = 8
 """Retention tasks of which a growth is simulated: those that are least surely below the ceiling."""
 
 _SEED = 20260102
@@ -102,35 +117,22 @@ class Odds(NamedTuple):
     right: Floats
 
 
-class Believed(NamedTuple):
-    """The posterior of a study: of the gains, and of the losses if they were measured."""
+def truths_of(evidence: StudyEvidence, unit: float) -> Truths:
+    """Draws from the posterior of a study, always the same.
 
-    evidence: StudyEvidence
-    gain: Posterior
-    loss: Posterior | None
-
-    @classmethod
-    def of(cls, evidence: StudyEvidence, unit: float) -> Believed:
-        """From the scores; ``unit`` is what a point of the priors is in the gains' unit."""
-        retention = evidence.retention
-        return cls(
-            evidence,
-            posterior(evidence.in_domain, GAIN_PRIOR, unit),
-            None if retention is None else posterior(retention, LOSS_PRIOR, 1.0),
-        )
-
-    def truths(self, number: int = NUM_DRAWS) -> Truths:
-        """Draws of the truths, always the same."""
-        rng = np.random.default_rng(_SEED)
-        gains = self.gain.draws(rng, number)
-        if self.loss is None:
-            return Truths(*gains, None, None, None)
-        losses, run_variances = self.loss.draws(rng, number)
-        worst: Floats | None = None
-        tasks = self.evidence.tasks
-        for drawn in _task_truths(tasks, range(len(tasks)), losses, rng):
-            worst = drawn if worst is None else np.maximum(worst, drawn)
-        return Truths(*gains, losses, run_variances, worst)
+    Args:
+        evidence: the scores.
+        unit: what a point of the priors is in the gains' unit.
+    """
+    rng = np.random.default_rng(_SEED)
+    gains = posterior(evidence.in_domain, GAIN_PRIOR, unit).draws(rng, NUM_DRAWS)
+    if evidence.retention is None:
+        return Truths(*gains, None, None, None)
+    losses, run_variances = posterior(evidence.retention, LOSS_PRIOR, 1.0).draws(rng, NUM_DRAWS)
+    worst: Floats | None = None
+    for drawn in _task_truths(evidence.tasks, range(len(evidence.tasks)), losses, rng):
+        worst = drawn if worst is None else np.maximum(worst, drawn)
+    return Truths(*gains, losses, run_variances, worst)
 
 
 def _task_truths(
@@ -206,7 +208,7 @@ def chance_of_decision(
         unsure: from ``unsure_tasks``, the same for all growths.
     """
     rng, count = np.random.default_rng(_SEED), evidence.num_options
-    first = slice(NUM_FUTURES)
+    first, one = slice(NUM_FUTURES), np.eye(count)
     gained = grow(
         evidence.in_domain,
         truths.gains[first],
@@ -221,30 +223,182 @@ def chance_of_decision(
         assert truths.loss_run_variances is not None
         run_variances = truths.loss_run_variances[first]
         lost = grow(evidence.retention, truths.losses[first], run_variances, growths.retention, rng)
-        loss = lost.ends(np.eye(count), level)
+        loss = lost.ends(one, level)
         drawn = _task_truths(evidence.tasks, unsure, truths.losses[first], rng)
         of_tasks = [
             grow(evidence.tasks[place], losses, run_variances, growths.tasks[place], rng)
             for place, losses in zip(unsure, drawn, strict=True)
         ]
-        worst = _worst_ends(of_tasks, count, level, len(evidence.tasks))
-    gain, lead = gained.ends(np.eye(count), level), pair_ends(gained, count, level)
+        if of_tasks:  # as in ``simultaneous.worst_task``, without the skewness
+            shared = 1.0 - (1.0 - level) / len(evidence.tasks)
+            worst = (
+                np.max([task.ends(one, shared)[0] for task in of_tasks], axis=0),
+                np.max([task.ends(one, level)[1] for task in of_tasks], axis=0),
+            )
+    gain, lead = gained.ends(one, level), pair_ends(gained, count, level)
     return float(judge(gain, loss, worst, lead, margins).is_decided.mean())
 
 
 def unsure_tasks(tasks: Sequence[Block], margins: Margins, level: float) -> list[int]:
     """The places of tasks that are not shown to be below the ceiling with every option: a few."""
     uppers = [float(worst_task([task], level).upper.max()) for task in tasks]
-    order = sorted(range(len(tasks)), key=lambda place: -uppers[place])[:MOST_TASKS]
+    order = sorted(range(len(tasks)), key=lambda place: -uppers[place])[:MOST_UNSURE]
     return [place for place in order if uppers[place] >= margins.ceiling]
 
 
-def _worst_ends(
-    grown: Sequence[GrownBlock], count: int, level: float, num_tasks: int
-) -> Ends | None:
-    """As ``simultaneous.worst_task``, without the skewness; None where every task is settled."""
-    if not grown:
-        return None
-    one, shared = np.eye(count), 1.0 - (1.0 - level) / num_tasks
-    lower = np.max([task.ends(one, shared)[0] for task in grown], axis=0)
-    return lower, np.max([task.ends(one, level)[1] for task in grown], axis=0)
+class Sizes(NamedTuple):
+    """The items of the tasks that decide, and how many there are in all.
+
+    ``available`` is None for a task of which nobody recorded the number.
+    """
+
+    in_domain: Mapping[str, int]
+    retention: Mapping[str, int]
+    available: Mapping[str, int | None]
+    num_seeds: int
+
+    def grown(self, tasks: Mapping[str, int], factor: float) -> dict[str, int]:
+        """The tasks that have more items, and how many of this factor times theirs there are."""
+        items = {
+            task: min(round(factor * size), self.available[task] or round(factor * size))
+            for task, size in tasks.items()
+        }
+        return {task: number for task, number in items.items() if number > tasks[task]}
+
+
+class Betting:
+    """The odds of a study's options, and what growing the study would bring.
+
+    Args:
+        evidence: their scores.
+        options: in the same order.
+        margins: as the study is judged.
+        point: what a point of the priors is in the unit of the gains.
+    """
+
+    def __init__(
+        self, evidence: StudyEvidence, options: Sequence[Option], margins: Margins, point: float
+    ) -> None:
+        self.evidence, self.options, self.margins, self.point = evidence, options, margins, point
+        self.truths = truths_of(evidence, point)
+
+    def best_bet(self, bounds: StudyBounds) -> BestBet:
+        """The odds of every option at this acceptable loss and at others.
+
+        Args:
+            bounds: that decide. What they show is the choice, else what is worth most.
+        """
+        now = odds(self.truths, self.margins)
+        options = tuple(
+            OptionOdds(
+                label=option.label,
+                rank=option.plan.rank or 0,
+                better_than_base=float(now.better[place]),
+                keeps_enough=float(now.keeps[place]),
+                near_the_best=float(now.near[place]),
+                right=float(now.right[place]),
+            )
+            for place, option in enumerate(self.options)
+        )
+        by_epsilon: list[EpsilonOdds] = []
+        epsilon = self.margins.epsilon
+        for loss in () if epsilon is None else sorted({*EPSILONS, epsilon}):
+            margins = self.margins._replace(epsilon=loss)
+            right = tuple(odds(self.truths, margins).right.tolist())
+            choice = self._choice(bounds, margins)
+            by_epsilon.append(EpsilonOdds(epsilon_points=loss, right=right, choice=choice))
+        return BestBet(
+            options=options,
+            choice=self._choice(bounds, self.margins),
+            by_epsilon=tuple(by_epsilon),
+        )
+
+    def _choice(self, bounds: StudyBounds, margins: Margins) -> str | None:
+        """What the rule recommends, else what is estimated to be worth most."""
+        place = choose(bounds, margins).option
+        if place is None:
+            place = most_worth(self.evidence, margins, self.point)
+        return None if place is None else self.options[place].label
+
+    def prospects(self, sizes: Sizes, level: float) -> Iterator[Prospect]:
+        """What each way to grow the study would do, if it is judged at this level then."""
+        unsure = unsure_tasks(self.evidence.tasks, self.margins, level)
+        now, retention = {**sizes.in_domain, **sizes.retention}, self.evidence.retention
+        for add, growing, num_seeds in self._ways(sizes):
+            factors = {task: number / now[task] for task, number in growing.items()}
+            growths = Growths(
+                _growth(self.evidence.in_domain, sizes.in_domain, factors, num_seeds),
+                None
+                if retention is None
+                else _growth(retention, sizes.retention, factors, num_seeds),
+                tuple(Growth((factors.get(task, 1.0),), num_seeds) for task in sizes.retention),
+            )
+            available = [sizes.available[task] for task in growing]
+            known = [number for number in available if number is not None]
+            total = sum(now[task] for task in growing)
+            yield Prospect(
+                add=add,
+                factor=sum(growing.values()) / total if growing else None,
+                num_items=dict(growing),
+                num_available=sum(known) if len(known) == len(available) else None,
+                num_new_items=max((n - now[task] for task, n in growing.items()), default=0),
+                num_seeds=num_seeds,
+                num_new_seeds=num_seeds - sizes.num_seeds,
+                probability=chance_of_decision(
+                    self.evidence, self.truths, growths, self.margins, level, unsure
+                ),
+            )
+
+    def _ways(self, sizes: Sizes) -> Iterator[tuple[Addition, dict[str, int], int]]:
+        """Each way to grow: what is added, the sizes of tasks that grow, and the seeds in all."""
+        kinds: dict[Addition, Mapping[str, int]] = {"in_domain": sizes.in_domain}
+        if sizes.retention:
+            kinds["retention"] = sizes.retention
+            kinds["items"] = {**sizes.in_domain, **sizes.retention}
+        for add, tasks in kinds.items():
+            known: list[dict[str, int]] = [{}]
+            for factor in ITEM_FACTORS:
+                items = sizes.grown(tasks, factor)
+                if items not in known:
+                    known.append(items)
+                    yield add, items, sizes.num_seeds
+            by_task = sizes.grown(tasks, TASK_FACTOR)
+            if add != "items" and len(by_task) > 1:
+                for task in self._noisiest(add, by_task, sizes):
+                    yield add, {task: by_task[task]}, sizes.num_seeds
+        # an imported adapter has no other seed: in a study of more seeds it takes no part
+        can_repeat = all(
+            option.plan.role != "imported" or option.plan.seed is not None
+            for option in self.options
+        )
+        for more in MORE_SEEDS if can_repeat else ():
+            yield "seeds", {}, sizes.num_seeds + more
+
+    def _noisiest(self, add: Addition, tasks: Mapping[str, int], sizes: Sizes) -> list[str]:
+        """At most ``MOST_GROWN`` of some tasks of one kind, in their order."""
+        if len(tasks) <= MOST_GROWN:
+            return list(tasks)
+        of, kind = (
+            (self.evidence.in_domain, sizes.in_domain)
+            if add == "in_domain"
+            else (self.evidence.retention, sizes.retention)
+        )
+        assert of is not None
+        names = list(kind)
+        variances = {
+            names[place]: float(np.trace(part.items + part.pseudo))
+            for part in of.parts
+            for place in part.places
+        }
+        kept = set(sorted(tasks, key=lambda task: -variances[task])[:MOST_GROWN])
+        return [task for task in tasks if task in kept]
+
+
+def _growth(
+    of: Block, tasks: Iterable[str], factors: Mapping[str, float], num_seeds: int
+) -> Growth:
+    """How a block grows; tasks that share clusters grow as the slowest of them."""
+    by_task = [factors.get(task, 1.0) for task in tasks]
+    return Growth(
+        tuple(min(by_task[place] for place in part.places) for part in of.parts), num_seeds
+    )

@@ -6,7 +6,7 @@ runs differ by seed alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -19,6 +19,7 @@ from rankwise.findings.pairs import (
     run_record,
     scored_by_all,
     size_of,
+    trained,
 )
 from rankwise.findings.stats.estimates import Estimate, mean_over_tasks
 from rankwise.findings.stats.items import Clusters, Floats, Items, Mask, item_size, num_clusters
@@ -32,9 +33,6 @@ from rankwise.records.study import Interval, PlannedRun, Relation, Role, RunReco
 Runs = tuple[ModelResults, ...]
 
 K = TypeVar("K")
-
-_Means = tuple[tuple[str, ...], tuple[str, ...]]
-"""The names of runs, and the tasks over which they are averaged."""
 
 
 class OptionName(Record):
@@ -122,6 +120,11 @@ class Option(NamedTuple):
         return tuple(run_record(run) for run in self.runs)
 
     @property
+    def seeds(self) -> tuple[int | None, ...]:
+        """The seed of each of its runs."""
+        return tuple(record.planned.seed for record in self.records)
+
+    @property
     def is_complete(self) -> bool:
         """Whether every planned seed was trained, so that it can be compared on all seeds."""
         is_trained = all(record.status == "trained" for record in self.records)
@@ -129,14 +132,20 @@ class Option(NamedTuple):
 
 
 class DecidingTasks(NamedTuple):
-    """The tasks whose means are taken: in-domain in the unit that decides, retention in points."""
+    """The tasks that decide: in-domain ones scored in ``unit``, retention ones in points."""
 
     in_domain: tuple[str, ...]
     retention: tuple[str, ...]
+    unit: Unit
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Of both relations."""
+        return *self.in_domain, *self.retention
 
 
 class OverSeeds(NamedTuple):
-    """Models that differ by seed alone, in the order of their seeds."""
+    """Planned models that differ by seed alone, in the order of their seeds."""
 
     plans: tuple[PlannedRun, ...]
     runs: Runs
@@ -144,15 +153,15 @@ class OverSeeds(NamedTuple):
 
     @property
     def is_complete(self) -> bool:
-        """Whether none is missing or diverged: only then it is compared."""
+        """Whether none is missing or diverged. Only complete groups are compared."""
         return len(self.runs) == len(self.plans)
 
 
 def over_seeds(
     results: TrainTaskResults, role: Role, key: Callable[[PlannedRun], K]
 ) -> dict[K, OverSeeds]:
-    """The planned models of a role, together where they have the same key: what is not the seed."""
-    done = {m.name: m for m in results.of_role(role) if run_record(m).status == "trained"}
+    """The planned models of a role, grouped by ``key``, which leaves the seed out."""
+    done = {model.name: model for model in trained(results.of_role(role))}
     plans: dict[K, list[PlannedRun]] = {}
     for plan in sorted(results.planned_of(role), key=lambda plan: plan.seed or 0):
         plans.setdefault(key(plan), []).append(plan)
@@ -197,22 +206,21 @@ class OptionGains:
         self._gains: dict[tuple[str, str], Floats] = {}
         self._item_sizes: dict[str, float] = {}
         self._scored: dict[str, Mask | None] = {}
-        self._decided = dict(self._verdicts(recommendation))
-
-    def _verdicts(self, of: Recommendation | None) -> Iterator[tuple[_Means, Interval]]:
-        """What verdicts bound: the runs and the tasks, and how much better they are."""
-        if of is None:
-            return
-        for verdict in of.verdicts:
-            yield (verdict.runs, self.tasks("in_domain", of.unit)), verdict.gain
-            if verdict.retention_loss is not None:
-                yield (verdict.runs, of.retention_tasks), verdict.retention_loss.negated()
+        # what verdicts bound: how much better these runs are on these tasks
+        self._decided: dict[tuple[tuple[str, ...], tuple[str, ...]], Interval] = {}
+        if recommendation is not None:
+            in_domain = self.tasks("in_domain", recommendation.unit)
+            kept = recommendation.retention_tasks
+            for verdict in recommendation.verdicts:
+                self._decided[verdict.runs, in_domain] = verdict.gain
+                if verdict.retention_loss is not None:
+                    self._decided[verdict.runs, kept] = verdict.retention_loss.negated()
 
     @cached_property
     def by_accuracy(self) -> OptionGains:
-        """The same with every task judged by its own metric, where p(right) decides.
+        """These options with every task judged by its own metric, also where p(right) decides.
 
-        It takes the options and runs of either.
+        Both take each other's options and runs.
         """
         return OptionGains(self.results.by_accuracy, in_accuracy=True)
 
@@ -236,7 +244,7 @@ class OptionGains:
 
     def deciding_tasks(self, unit: Unit) -> DecidingTasks:
         """The tasks in-domain of this unit, and those of retention."""
-        return DecidingTasks(self.tasks("in_domain", unit), self.tasks("retention"))
+        return DecidingTasks(self.tasks("in_domain", unit), self.tasks("retention"), unit)
 
     def pair(self, model: ModelResults, task: str) -> Pair:
         """The base and a model on one task, item by item."""
@@ -249,18 +257,10 @@ class OptionGains:
 
     def gains(self, runs: Runs, task: str) -> Floats:
         """(runs, items): adapted - base, positive where the adapted model is better."""
-        return np.stack([self._gain(run, task) for run in runs])
-
-    def _gain(self, model: ModelResults, task: str) -> Floats:
-        """(items,): see ``gains``; asked for again and again."""
-        key = model.name, task
-        if key not in self._gains:
-            self._gains[key] = self.pair(model, task).gain
-        return self._gains[key]
-
-    def lead(self, option: Option, other: Option, task: str) -> Floats:
-        """(seeds, items): one option less another; a model without seeds is set against each."""
-        return self.gains(option.runs, task) - self.gains(other.runs, task)
+        for run in runs:  # they are asked for again and again
+            if (run.name, task) not in self._gains:
+                self._gains[run.name, task] = self.pair(run, task).gain
+        return np.stack([self._gains[run.name, task] for run in runs])
 
     def item_size(self, task: str) -> float:
         """What one whole item of a task counts, by the gains of all trained runs together."""
@@ -280,13 +280,12 @@ class OptionGains:
         return self._scored[task]
 
     def num_scored(self, task: str) -> int:
-        """How many these are."""
+        """How many items of a task every trained run answered."""
         scored = self.scored(task)
         return len(self.results.base.items[task].doc_ids) if scored is None else int(scored.sum())
 
     def _trained_pairs(self, task: str) -> list[Pair]:
-        trained = [run for run in self.results.runs if run_record(run).status == "trained"]
-        return [self.pair(run, task) for run in trained]
+        return [self.pair(run, task) for run in trained(self.results.runs)]
 
     def in_points(self, task: str) -> bool:
         """Whether a task is scored in points; else it is a loss in nats."""
@@ -335,13 +334,16 @@ class OptionGains:
             return mean
         return mean.model_copy(update={"lower": decided.lower, "upper": decided.upper})
 
-    def difference(self, option: Option, other: Option, tasks: Sequence[str]) -> TaskMean:
-        """How much an option scores above another, positive where it is better."""
-        return self.difference_of(option.runs, other.runs, tasks)
+    def leads(self, runs: Runs, others: Runs, tasks: Sequence[str]) -> list[Floats]:
+        """(seeds, items) of each task: some models less others, paired by seed and item.
 
-    def difference_of(self, runs: Runs, others: Runs, tasks: Sequence[str]) -> TaskMean:
-        """The same of any models, paired by seed and item; one model is set against each seed."""
-        leads = [self.gains(runs, task) - self.gains(others, task) for task in tasks]
+        One model is set against each seed of the others.
+        """
+        return [self.gains(runs, task) - self.gains(others, task) for task in tasks]
+
+    def difference(self, runs: Runs, others: Runs, tasks: Sequence[str]) -> TaskMean:
+        """How much some models score above others, positive where they are better."""
+        leads = self.leads(runs, others, tasks)
         count = max(len(runs), len(others))
         matched = [(runs[i % len(runs)], others[i % len(others)]) for i in range(count)]
 
@@ -356,11 +358,11 @@ class OptionGains:
             part._replace(item_size=size(task, part.values))
             for part, task in zip(self.items(leads, tasks), tasks, strict=True)
         ]
-        return self._mean_of(parts, tasks)
+        return self.mean_of(parts, self.results.base.items[tasks[0]].unit)
 
     def lead_over(self, runs: Runs, others: Runs | None, tasks: Sequence[str]) -> TaskMean | None:
-        """The same where both are there, and a task to compare them on; else None."""
-        return self.difference_of(runs, others, tasks) if others and tasks else None
+        """The difference; None without others to compare with, or without a task."""
+        return self.difference(runs, others, tasks) if others and tasks else None
 
     def score(
         self, model: ModelResults, tasks: Sequence[str], *, by_items: bool = False
@@ -373,21 +375,20 @@ class OptionGains:
         """The base's own score over tasks of one unit."""
         return self.score(self.results.base, tasks, by_items=by_items)
 
-    def estimate(
-        self, values: Sequence[Floats], tasks: Sequence[str], *, by_items: bool = False
-    ) -> Estimate:
+    def estimate(self, values: Sequence[Floats], tasks: Sequence[str]) -> Estimate:
         """The mean of (seeds, items) of these tasks, in their order."""
-        return mean_over_tasks(self.items(values, tasks, by_items=by_items))
+        return mean_over_tasks(self.items(values, tasks))
 
     def mean(
         self, values: Sequence[Floats], tasks: Sequence[str], *, by_items: bool = False
     ) -> TaskMean:
-        """The same with its interval."""
-        return self._mean_of(self.items(values, tasks, by_items=by_items), tasks)
+        """The mean of these tasks with its interval."""
+        parts = self.items(values, tasks, by_items=by_items)
+        return self.mean_of(parts, self.results.base.items[tasks[0]].unit)
 
-    def _mean_of(self, parts: Sequence[Items], tasks: Sequence[str]) -> TaskMean:
+    def mean_of(self, parts: Sequence[Items], unit: Unit) -> TaskMean:
+        """The mean of parts with its interval; the parts may be other than a task's gains."""
         estimate = mean_over_tasks(parts)
-        unit = self.results.base.items[tasks[0]].unit
         return TaskMean.over(parts, unit, estimate.value, *estimate.interval(self.confidence))
 
 
@@ -410,19 +411,20 @@ def _options(results: TrainTaskResults, labels: Mapping[str, str]) -> tuple[Opti
         for label, planned in plans.items()
         for plan in [run_record(runs[label][0]).planned if runs[label] else planned[0]]
     ]
-    return tuple(sorted(options, key=lambda option: _order(option.plan)))
-
-
-def _order(plan: PlannedRun) -> tuple[bool, bool, int, float, float, float, int, int]:
-    return (
-        plan.role == "imported",
-        plan.rank is None,
-        plan.rank or 0,
-        plan.alpha or 0.0,
-        plan.scaling or 0.0,
-        plan.learning_rate or 0.0,
-        len(plan.target_modules),
-        plan.epochs or 0,
+    return tuple(
+        sorted(
+            options,
+            key=lambda option: (
+                option.plan.role == "imported",
+                option.plan.rank is None,
+                option.plan.rank or 0,
+                option.plan.alpha or 0.0,
+                option.plan.scaling or 0.0,
+                option.plan.learning_rate or 0.0,
+                len(option.plan.target_modules),
+                option.plan.epochs or 0,
+            ),
+        )
     )
 
 
@@ -446,14 +448,12 @@ def ladders(source: OptionGains) -> list[Ladder]:
         if option.plan.rank is not None and option.plan.role != "imported":
             for setting in beside_rank(option.plan):
                 rungs.setdefault(setting, {})[option.plan.rank] = option
-    varied = [len({setting[place] for setting in rungs}) > 1 for place in range(len(_NAMES))]
+    varied = [place for place in range(len(_NAMES)) if len({each[place] for each in rungs}) > 1]
     return [
-        Ladder(_label(setting, varied), tuple(by_rank[rank] for rank in sorted(by_rank)))
+        Ladder(
+            ", ".join(f"{_NAMES[place]}{setting[place]}" for place in varied),
+            tuple(by_rank[rank] for rank in sorted(by_rank)),
+        )
         for setting, by_rank in rungs.items()
         if len(by_rank) > 1
     ]
-
-
-def _label(setting: BesideRank, varied: Sequence[bool]) -> str:
-    parts = zip(_NAMES, setting, varied, strict=True)
-    return ", ".join(f"{name}{value}" for name, value, is_varied in parts if is_varied)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -42,13 +42,6 @@ class Scores(NamedTuple):
     clusters: Sequence[int] | None = None
 
 
-class Outcomes(NamedTuple):
-    """(items,) each: where the base and where the adapted model is right."""
-
-    base: NDArray[np.bool_]
-    adapted: NDArray[np.bool_]
-
-
 class Pair(NamedTuple):
     """Base and adapted values of the same items, in the task's unit, and what they mean.
 
@@ -77,7 +70,7 @@ class Pair(NamedTuple):
 
     @property
     def item_size(self) -> float:
-        """What one whole item counts, by these differences alone."""
+        """What one whole item counts, judged by these differences alone."""
         return size_of([self])
 
     @property
@@ -86,7 +79,7 @@ class Pair(NamedTuple):
         return Items(self.gain, self.item_size, clusters=self.clusters, scored=self.scored)
 
     def over(self, other: Pair) -> Pair:
-        """The model against that of another pair with the same base, on the same items."""
+        """The adapted model less that of another pair, which has the same base and items."""
         pair = self._replace(base=other.adapted, scored=scored_by_all([self, other]), answers=None)
         if pair.scored is None:
             return pair
@@ -108,13 +101,16 @@ class Pair(NamedTuple):
         return self.answered.adapted[places[self.scored]]
 
     @property
-    def outcomes(self) -> Outcomes | None:
-        """Who is right, item by item; None where an item is neither right nor wrong."""
+    def outcomes(self) -> tuple[Mask, Mask] | None:
+        """(items,) each: where the base and where the adapted model is right.
+
+        None where an item is neither right nor wrong.
+        """
         both = np.concatenate([self.base, self.adapted])
         if not self.in_points or not np.isin(both, (0.0, POINTS)).all():
             return None
         best = POINTS if self.sign > 0 else 0.0
-        return Outcomes(self.base == best, self.adapted == best)
+        return self.base == best, self.adapted == best
 
 
 def scored_by_all(pairs: Iterable[Pair]) -> Mask | None:
@@ -239,7 +235,7 @@ def pair_items(
 def pair_scores(
     what: str, base: Scores, adapted: Scores, *, higher_is_better: bool, in_points: bool
 ) -> Pair:
-    """Two models' values in one order of items, matched by ``doc_id``.
+    """The values of two models, item by item, matched by ``doc_id``.
 
     ``what`` begins the sentence of an error: "task 'arc'". Values ``in_points`` are shares in
     0..1, to be shown times 100. Clusters are the base's.
@@ -298,10 +294,15 @@ def paired_test(pair: Pair, confidence: float) -> PairedTest:
     """The difference of one pair of models by itself; ``confidence`` is two-sided, 0..1."""
     estimate = mean_over_tasks([pair.items])
     lower, upper = estimate.interval(confidence)
-    counts, clusters = _counts(pair.answered), num_clusters([pair.items])
+    outcomes, clusters = pair.answered.outcomes, num_clusters([pair.items])
+    counts: Counts | None = None
     mcnemar: float | None = None
-    if counts is not None and clusters is None:  # it takes items as independent
-        mcnemar = mcnemar_exact(counts.learned, counts.forgotten)
+    if outcomes is not None:
+        before, after = outcomes
+        of_items = (~before & after, before & ~after, before & after, ~before & ~after)
+        counts = Counts(*(int(items.sum()) for items in of_items))
+        if clusters is None:  # it takes items as independent
+            mcnemar = mcnemar_exact(counts.learned, counts.forgotten)
     return PairedTest(
         num_examples=len(pair.base),
         base_score=float(pair.base.mean()),
@@ -342,13 +343,25 @@ def compare(results: TrainTaskResults) -> tuple[Comparison, ...]:
 
     Exploratory: no p-value is corrected.
     """
-    return tuple(
-        _comparison(results, model, relation, task)
-        for model in results.runs
-        if model.run is not None and model.run.status == "trained"
-        for relation, tasks in results.tasks.items()
-        for task in tasks
-    )
+    confidence = results.study.config.recommendation.confidence
+    compared: list[Comparison] = []
+    for model, relation, task in _runs_on_tasks(results):
+        items = results.base.items[task]
+        test = own = paired_test(pair_items(results.base, model, task), confidence)
+        if items.accuracy is not None:
+            own_pair = pair_items(results.base, model, task, by_accuracy=True)
+            own = paired_test(own_pair, confidence)
+        compared.append(
+            Comparison(
+                run=model.name,
+                task=task,
+                relation=relation,
+                unit=items.unit,
+                **test.values(Comparison, own),
+                accuracy=items.accuracy and accuracy_difference(items.accuracy.metric, test, own),
+            )
+        )
+    return tuple(compared)
 
 
 def run_record(model: ModelResults) -> RunRecord:
@@ -362,36 +375,17 @@ def run_record(model: ModelResults) -> RunRecord:
     return model.run
 
 
-def _comparison(
-    results: TrainTaskResults, model: ModelResults, relation: Relation, task: str
-) -> Comparison:
-    confidence = results.study.config.recommendation.confidence
-    items = results.base.items[task]
-    test = own = paired_test(pair_items(results.base, model, task), confidence)
-    if items.accuracy is not None:
-        own_pair = pair_items(results.base, model, task, by_accuracy=True)
-        own = paired_test(own_pair, confidence)
-    return Comparison(
-        run=model.name,
-        task=task,
-        relation=relation,
-        unit=items.unit,
-        **test.values(Comparison, own),
-        accuracy=items.accuracy and accuracy_difference(items.accuracy.metric, test, own),
-    )
+def trained(models: Iterable[ModelResults]) -> tuple[ModelResults, ...]:
+    """The runs among them that were trained to their end, and did not diverge."""
+    return tuple(model for model in models if run_record(model).status == "trained")
 
 
-def _counts(pair: Pair) -> Counts | None:
-    outcomes = pair.outcomes
-    if outcomes is None:
-        return None
-    before, after = outcomes
-    return Counts(
-        learned=int((~before & after).sum()),
-        forgotten=int((before & ~after).sum()),
-        kept_right=int((before & after).sum()),
-        kept_wrong=int((~before & ~after).sum()),
-    )
+def _runs_on_tasks(results: TrainTaskResults) -> Iterator[tuple[ModelResults, Relation, str]]:
+    """Every trained run on every task of the study, in the study's order."""
+    for model in trained(results.runs):
+        for relation, tasks in results.tasks.items():
+            for task in tasks:
+                yield model, relation, task
 
 
 def _items(model: ModelResults, task: str) -> TaskItems:
@@ -404,37 +398,31 @@ def _items(model: ModelResults, task: str) -> TaskItems:
 
 def format_effects(results: TrainTaskResults) -> tuple[FormatEffect, ...]:
     """Every trained run on every task that was scored in both formats, in the study's order."""
-    return tuple(
-        _effect(results, model, relation, task)
-        for model in results.runs
-        if model.run is not None and model.run.status == "trained"
-        for relation, tasks in results.tasks.items()
-        for task in tasks
-        if task in results.trained_formats
-    )
-
-
-def _effect(
-    results: TrainTaskResults, model: ModelResults, relation: Relation, task: str
-) -> FormatEffect:
-    scored_as = results.trained_formats[task]
-    confidence = results.study.config.recommendation.confidence
-    standard = pair_items(results.base, model, task)
-    trained = pair_items(results.base, model, scored_as)
-    test = paired_test(trained, confidence)
-    own = paired_test(pair_items(results.base, model, scored_as, by_accuracy=True), confidence)
-    by_format: Bound | None = None
-    if results.base.items[task].metric == results.base.items[scored_as].metric:
-        size = max(standard.item_size, trained.item_size)
-        both = standard.items._replace(values=standard.gain - trained.gain, item_size=size)
-        by_format = bound_of(mean_over_tasks([both]), confidence)
-    return FormatEffect(
-        run=model.name,
-        task=task,
-        scored_as=scored_as,
-        relation=relation,
-        unit=results.base.items[scored_as].unit,
-        **test.values(FormatEffect, own),
-        standard_difference=float(standard.gain.mean()),
-        by_format=by_format,
-    )
+    base, confidence = results.base, results.study.config.recommendation.confidence
+    effects: list[FormatEffect] = []
+    for model, relation, task in _runs_on_tasks(results):
+        if task not in results.trained_formats:
+            continue
+        scored_as = results.trained_formats[task]
+        standard, trained_format = (pair_items(base, model, t) for t in (task, scored_as))
+        test = paired_test(trained_format, confidence)
+        own = paired_test(pair_items(base, model, scored_as, by_accuracy=True), confidence)
+        by_format: Bound | None = None
+        if base.items[task].metric == base.items[scored_as].metric:
+            size = max(standard.item_size, trained_format.item_size)
+            values = standard.gain - trained_format.gain
+            both = standard.items._replace(values=values, item_size=size)
+            by_format = bound_of(mean_over_tasks([both]), confidence)
+        effects.append(
+            FormatEffect(
+                run=model.name,
+                task=task,
+                scored_as=scored_as,
+                relation=relation,
+                unit=base.items[scored_as].unit,
+                **test.values(FormatEffect, own),
+                standard_difference=float(standard.gain.mean()),
+                by_format=by_format,
+            )
+        )
+    return tuple(effects)

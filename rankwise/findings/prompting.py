@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-from rankwise.findings.options import OptionGains, Runs, TaskMean
+from rankwise.findings.options import OptionGains, TaskMean
 from rankwise.findings.rows import Row, flat
 from rankwise.records import quantities
 from rankwise.records.base import Record
@@ -78,50 +78,54 @@ def prompting(source: OptionGains, recommendation: Recommendation) -> TrainTaskP
     ]  # fmt: skip
     if not tasks:
         return None
-    tokens = {
-        shots: _mean([each.context_tokens for its in draws.values() for each in its])
-        for shots, draws in asked.items()
-    }
+    tokens: dict[int, float] = {}
+    for shots, draws in asked.items():
+        read = [each.context_tokens for its in draws.values() for each in its]
+        tokens[shots] = sum(read) / len(read)
     rows = tuple(
-        _row(source, _models(source, draws), tasks, recommendation.delta, shots, tokens)
+        _row(source, draws, tasks, recommendation.delta, shots, tokens)
         for shots, draws in sorted(asked.items())
     )
+    statements: list[str] = []
+    for row in rows:
+        examples = quantities.counted(row.shots, "example") if row.shots else "No example"
+        more = "" if not row.more_tokens else f", {row.more_tokens:,.0f} more than without"
+        statements.append(
+            f"{examples} in the prompt: {quantities.with_interval(row.gain, unit)} over the base; "
+            f"a question reads {row.context_tokens:,.0f} tokens{more}."
+        )
     return TrainTaskPrompting(
         train_task=results.train_task,
         unit=unit,
         delta=recommendation.delta,
         confidence=source.confidence,
         rows=rows,
-        statements=tuple(_statements(rows, unit)),
+        statements=tuple(statements),
     )
 
 
-def _models(source: OptionGains, draws: Mapping[int | None, Sequence[PromptedTask]]) -> Runs:
-    """The base as it answers each draw, as a model of its own."""
+def _row(
+    source: OptionGains,
+    draws: Mapping[int | None, Sequence[PromptedTask]],
+    tasks: Sequence[str],
+    delta: float,
+    shots: int,
+    tokens: Mapping[int, float],
+) -> PromptRow:
     items = source.results.prompted
-    return tuple(
+    models = tuple(  # the base as it answers each draw is a model of its own
         ModelResults(
-            name=f"prompt {its[0].shots} {seed}",
+            name=f"prompt {shots} {seed}",
             run=None,
             evaluations={},
             items={e.task: items[e.name].model_copy(update={"task": e.task}) for e in its},
         )
         for seed, its in draws.items()
     )
-
-
-def _row(
-    source: OptionGains,
-    models: Runs,
-    tasks: Sequence[str],
-    delta: float,
-    shots: int,
-    tokens: Mapping[int, float],
-) -> PromptRow:
     beside: list[PromptBeside] = []
     for option in source.options:
         if len(option.runs) in (1, len(models)) or len(models) == 1:
-            difference = source.difference_of(models, option.runs, tasks)
+            difference = source.difference(models, option.runs, tasks)
             beside.append(
                 PromptBeside(
                     label=option.label,
@@ -144,10 +148,6 @@ def _row(
     )
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 def beside_the_choice(row: PromptRow, choice: str, unit: Unit) -> str:
     """Whether a prompt gains what an option gains, in a sentence; empty where that is not known."""
     found = next((each for each in row.beside if each.label == choice), None)
@@ -160,16 +160,6 @@ def beside_the_choice(row: PromptRow, choice: str, unit: Unit) -> str:
     if found.gains == "less":
         return f"{quantities.capital(rows)} gain less than {choice}: {lead}."
     return f"Whether {rows} gain what {choice} gains is not shown: {lead}."
-
-
-def _statements(rows: Sequence[PromptRow], unit: Unit) -> Iterator[str]:
-    for row in rows:
-        examples = quantities.counted(row.shots, "example") if row.shots else "No example"
-        more = "" if not row.more_tokens else f", {row.more_tokens:,.0f} more than without"
-        yield (
-            f"{examples} in the prompt: {quantities.with_interval(row.gain, unit)} over the base; "
-            f"a question reads {row.context_tokens:,.0f} tokens{more}."
-        )
 
 
 def prompt_rows(found: Sequence[TrainTaskPrompting], _: object) -> Iterator[Row]:

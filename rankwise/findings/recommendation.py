@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 
 from rankwise.errors import RecordError
-from rankwise.findings.best_bet import Betting, Sizes
 from rankwise.findings.clusters import cluster_notes, num_clusters_of
 from rankwise.findings.decision import (
     Choice,
@@ -19,11 +18,11 @@ from rankwise.findings.decision import (
     sufficient_margins,
 )
 from rankwise.findings.looks import alpha_of_look, with_look
-from rankwise.findings.odds import point_in
-from rankwise.findings.options import Option, OptionGains, Runs
-from rankwise.findings.pairs import compare, format_effects, run_record
+from rankwise.findings.odds import Betting, Sizes, point_in
+from rankwise.findings.options import DecidingTasks, Option, OptionGains, Runs
+from rankwise.findings.pairs import compare, format_effects, run_record, trained
 from rankwise.findings.references import reference_notes
-from rankwise.findings.statements import FullGain, reasons, statement
+from rankwise.findings.statements import reasons, statement
 from rankwise.findings.stats.detectable import Detectable, TaskSize, detectable
 from rankwise.findings.stats.items import Items
 from rankwise.findings.stats.simultaneous import (
@@ -49,18 +48,6 @@ from rankwise.records.recommendation import (
 )
 from rankwise.records.results import StudyResults, TrainTaskResults
 from rankwise.records.study import Unit
-
-
-class _Tasks(NamedTuple):
-    in_domain: tuple[str, ...]
-    retention: tuple[str, ...]
-    unit: Unit
-    left_out: tuple[str, ...]
-
-    @property
-    def all(self) -> tuple[str, ...]:
-        """Those that decide."""
-        return *self.in_domain, *self.retention
 
 
 class _Judgement(NamedTuple):
@@ -105,7 +92,7 @@ def looks_of(recommendation: StudyRecommendation) -> StudyLooks:
 
 def has_margin(results: TrainTaskResults) -> bool:
     """Whether δ is known: scores in a unit of their own have no default."""
-    unit = _judged_tasks(results).unit
+    unit = _deciding_unit(results)
     return unit != "units" or results.study.config.recommendation.delta_units is not None
 
 
@@ -120,9 +107,9 @@ def recommend_for(
     recommended. Where models are known by their scores alone and none has a rank, every one is an
     option, the one that gains most first: no other order says which to take.
     """
-    tasks = _judged_tasks(results)
     source = OptionGains(results)
-    options, dropped = _qualified(source)
+    tasks = source.deciding_tasks(_deciding_unit(results))
+    options, dropped = _qualified(source, tasks)
     metrics = {task: results.base.items[task].metric for task in tasks.all}
     margins = _margins(results, tasks, metrics)
     look = _look(source, tasks, options)
@@ -167,20 +154,22 @@ def recommend_for(
         comparisons=compare(results),
         format_effects=format_effects(results),
     )
-    notes = (*dropped, *(f"{task} is scored in another unit, so it does not decide."
-                         for task in tasks.left_out),
-             *cluster_notes(source), *reference_notes(source))  # fmt: skip
-    full = tuple(_full_gains(source, tasks))
-    parameters = tuple(option.plan.num_trainable_parameters for option in options)
-    by_accuracy = _accuracy_reasons(source, options, tasks)
-    able = _detectable(source, tasks, margins, len(options))
-    why = (*reasons(found, full, parameters, able), *by_accuracy, *notes)
+    why = (
+        *reasons(
+            found,
+            _full_gains(source, tasks),
+            [option.plan.num_trainable_parameters for option in options],
+            _detectable(source, tasks, margins, len(options)),
+        ),
+        *_accuracy_reasons(source, options, tasks),
+        *(*dropped, *cluster_notes(source), *reference_notes(source)),
+    )
     return found.model_copy(update={"statement": statement(found), "reasons": why})
 
 
 def _judge(
     source: OptionGains,
-    tasks: _Tasks,
+    tasks: DecidingTasks,
     options: Sequence[Option],
     margins: Margins,
     look: Look,
@@ -226,7 +215,7 @@ def _these_adapters(
     )
 
 
-def _look(source: OptionGains, tasks: _Tasks, options: Sequence[Option]) -> Look:
+def _look(source: OptionGains, tasks: DecidingTasks, options: Sequence[Option]) -> Look:
     """What is judged now; its number and outcome are not known yet."""
     results, items = source.results, source.results.base.items
     return Look(
@@ -242,9 +231,8 @@ def _look(source: OptionGains, tasks: _Tasks, options: Sequence[Option]) -> Look
     )
 
 
-def _sizes(results: TrainTaskResults, tasks: _Tasks) -> Sizes:
-    def count(names: Sequence[str]) -> dict[str, int]:
-        return {task: len(results.base.items[task].doc_ids) for task in names}
+def _sizes(results: TrainTaskResults, tasks: DecidingTasks) -> Sizes:
+    sizes = {task: len(results.base.items[task].doc_ids) for task in tasks.all}
 
     def available(task: str) -> int | None:
         scored = results.base.evaluations.get(task)
@@ -253,27 +241,22 @@ def _sizes(results: TrainTaskResults, tasks: _Tasks) -> Sizes:
         return scored.num_examples if scored.limit is None else scored.num_available
 
     return Sizes(
-        in_domain=count(tasks.in_domain),
-        retention=count(tasks.retention),
+        in_domain={task: sizes[task] for task in tasks.in_domain},
+        retention={task: sizes[task] for task in tasks.retention},
         available={task: available(task) for task in tasks.all},
         num_seeds=max(len(_seeds(results)), 1),
     )
 
 
-def _judged_tasks(results: TrainTaskResults) -> _Tasks:
-    """The tasks that decide: in-domain ones of one unit, retention ones scored in points."""
+def _deciding_unit(results: TrainTaskResults) -> Unit:
+    """That of the first in-domain task: the in-domain tasks of one unit decide."""
     in_domain = results.tasks.get("in_domain", ())
-    retention = results.tasks.get("retention", ())
     if not in_domain:
         raise RecordError("the study has no in-domain task; name one in evaluation.in_domain")
-    for task in (*in_domain, *retention):
+    for task in (*in_domain, *results.tasks.get("retention", ())):
         if task not in results.base.items:
             raise RecordError(f"the base was not scored on {task!r}; run the study again")
-    unit = results.base.items[in_domain[0]].unit
-    judged = tuple(t for t in in_domain if results.base.items[t].unit == unit)
-    kept = tuple(t for t in retention if results.base.items[t].unit == "points")
-    left_out = tuple(t for t in (*in_domain, *retention) if t not in (*judged, *kept))
-    return _Tasks(judged, kept, unit, left_out)
+    return results.base.items[in_domain[0]].unit
 
 
 def _seeds(results: TrainTaskResults) -> tuple[int, ...]:
@@ -283,8 +266,10 @@ def _seeds(results: TrainTaskResults) -> tuple[int, ...]:
     return tuple(sorted({plan.seed for plan in lora or plans if plan.seed is not None}))
 
 
-def _qualified(source: OptionGains) -> tuple[tuple[Option, ...], tuple[str, ...]]:
-    """LoRA's complete options, smallest first, and why others take no part."""
+def _qualified(
+    source: OptionGains, tasks: DecidingTasks
+) -> tuple[tuple[Option, ...], tuple[str, ...]]:
+    """LoRA's complete options, smallest first, and why other options and tasks take no part."""
     seeds = _seeds(source.results)
     complete: list[Option] = []
     dropped: list[str] = []
@@ -301,13 +286,18 @@ def _qualified(source: OptionGains) -> tuple[tuple[Option, ...], tuple[str, ...]
         if not diverged and not missing:
             complete.append(option)
             continue
-        what = [f"diverged with seed {_listed(diverged)}"] if diverged else []
-        what += [f"has no run with seed {_listed(missing)}"] if missing else []
+        what = [f"diverged with seed {', '.join(map(str, diverged))}"] if diverged else []
+        what += [f"has no run with seed {', '.join(map(str, missing))}"] if missing else []
         name = quantities.capital(option.label)
         dropped.append(f"{name} {' and '.join(what)}, so it does not qualify.")
     if all(option.rank is None for option in complete):
-        in_domain = _judged_tasks(source.results).in_domain
-        complete.sort(key=lambda option: -_mean_gain(source, option.runs, in_domain))
+        complete.sort(key=lambda option: -_mean_gain(source, option.runs, tasks.in_domain))
+    dropped += [
+        f"{task} is scored in another unit, so it does not decide."
+        for relation in ("in_domain", "retention")
+        for task in source.results.tasks.get(relation, ())
+        if task not in tasks.all
+    ]
     return tuple(complete), tuple(dropped)
 
 
@@ -324,7 +314,9 @@ def _mean_gain(source: OptionGains, runs: Runs, tasks: Sequence[str]) -> float:
     return float(np.mean([source.gains(runs, task).mean() for task in tasks]))
 
 
-def _margins(results: TrainTaskResults, tasks: _Tasks, metrics: Mapping[str, str]) -> Margins:
+def _margins(
+    results: TrainTaskResults, tasks: DecidingTasks, metrics: Mapping[str, str]
+) -> Margins:
     """As configured, else the defaults of the metrics that decide."""
     config = results.study.config.recommendation
     in_domain, kept = (
@@ -347,7 +339,7 @@ def _margins(results: TrainTaskResults, tasks: _Tasks, metrics: Mapping[str, str
 
 
 def _detectable(
-    source: OptionGains, tasks: _Tasks, margins: Margins, num_options: int
+    source: OptionGains, tasks: DecidingTasks, margins: Margins, num_options: int
 ) -> Detectable | None:
     """What a study of this size can tell in-domain; None where that is not in points.
 
@@ -369,7 +361,7 @@ def _only(metrics: Iterable[str]) -> str | None:
 
 
 def _evidence(
-    source: OptionGains, tasks: _Tasks, options: Sequence[Option], point: float
+    source: OptionGains, tasks: DecidingTasks, options: Sequence[Option], point: float
 ) -> StudyEvidence:
     """The scores of the complete options, in their order."""
 
@@ -382,7 +374,7 @@ def _evidence(
 
 
 def _verdicts(
-    tasks: _Tasks,
+    tasks: DecidingTasks,
     options: Sequence[Option],
     bounds: StudyBounds,
     at_once: StudyBounds,
@@ -423,7 +415,9 @@ def _bound(bounds: Bounds | WorstTask, *index: int) -> Bound:
     )
 
 
-def _dominating_full(source: OptionGains, tasks: _Tasks, options: Sequence[Option]) -> str | None:
+def _dominating_full(
+    source: OptionGains, tasks: DecidingTasks, options: Sequence[Option]
+) -> str | None:
     """A full fine-tuning that gains more and loses less than every LoRA option.
 
     Of each option, both estimates say so, and one of the differences is shown.
@@ -434,7 +428,10 @@ def _dominating_full(source: OptionGains, tasks: _Tasks, options: Sequence[Optio
         if full.plan.method != "full" or full.plan.role == "imported":
             continue
         pairs = [
-            [source.difference(full, option, names) for names in (tasks.in_domain, tasks.retention)]
+            [
+                source.difference(full.runs, option.runs, names)
+                for names in (tasks.in_domain, tasks.retention)
+            ]
             for option in options
         ]
         if all(
@@ -445,7 +442,9 @@ def _dominating_full(source: OptionGains, tasks: _Tasks, options: Sequence[Optio
     return None
 
 
-def _rate_at_edge(source: OptionGains, tasks: _Tasks, options: Sequence[Option]) -> float | None:
+def _rate_at_edge(
+    source: OptionGains, tasks: DecidingTasks, options: Sequence[Option]
+) -> float | None:
     """The learning rate of the option that gains most, if no rate beyond it was tried."""
     gains = [_mean_gain(source, option.runs, tasks.in_domain) for option in options]
     if not options:
@@ -464,21 +463,21 @@ def _rate_at_edge(source: OptionGains, tasks: _Tasks, options: Sequence[Option])
     return best.learning_rate if is_edge else None
 
 
-def _full_gains(source: OptionGains, tasks: _Tasks) -> Iterator[FullGain]:
-    """Full fine-tuning by label, over its trained runs and the tasks that are judged."""
+def _full_gains(source: OptionGains, tasks: DecidingTasks) -> Iterator[str]:
+    """What full fine-tuning gains and loses, over its trained runs, without bounds."""
     for option in source.in_study_order(source.planned):
-        runs = tuple(run for run in option.runs if run_record(run).status == "trained")
+        runs = trained(option.runs)
         if option.plan.method == "full" and option.plan.role != "imported" and runs:
-            loss = -_mean_gain(source, runs, tasks.retention) if tasks.retention else None
-            yield FullGain(option.label, _mean_gain(source, runs, tasks.in_domain), loss)
-
-
-def _listed(seeds: Sequence[int | None]) -> str:
-    return ", ".join(str(seed) for seed in seeds)
+            gain = quantities.amount(_mean_gain(source, runs, tasks.in_domain), tasks.unit)
+            text = f"{quantities.capital(option.label)}, for comparison only: gain {gain}"
+            if tasks.retention:
+                loss = -_mean_gain(source, runs, tasks.retention)
+                text += f"; retention loss {quantities.amount(loss, 'points')}"
+            yield f"{text}."
 
 
 def _accuracy_reasons(
-    source: OptionGains, options: Sequence[Option], tasks: _Tasks
+    source: OptionGains, options: Sequence[Option], tasks: DecidingTasks
 ) -> Iterator[str]:
     """Which tasks p(right) decides on, and what each option gains and loses by accuracy.
 
@@ -493,16 +492,14 @@ def _accuracy_reasons(
         "option among the options, times 100."
     )
     where = {"in-domain": tasks.in_domain, "on retention": tasks.retention}
-    compared = {name: its for name, its in where.items() if set(its) & set(judged)}
-
-    def changes(option: Option) -> str:
+    parts: list[str] = []
+    for option in options:
         means = {
-            name: source.by_accuracy.change(option.runs, its) for name, its in compared.items()
+            name: source.by_accuracy.change(option.runs, its)
+            for name, its in where.items()
+            if set(its) & set(judged)
         }
-        return ", ".join(
-            f"{quantities.with_interval(mean, mean.unit)} {name}" for name, mean in means.items()
-        )
-
-    if options:
-        parts = [f"{option.label} {changes(option)}" for option in options]
+        changes = [f"{quantities.with_interval(m, m.unit)} {name}" for name, m in means.items()]
+        parts.append(f"{option.label} {', '.join(changes)}")
+    if parts:
         yield f"By accuracy, each interval on its own: {'; '.join(parts)}."

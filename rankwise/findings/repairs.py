@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from rankwise.errors import RecordError
 from rankwise.findings.gauges import order_of, order_statement, over_answers
+from rankwise.findings.options import DecidingTasks
 from rankwise.findings.pairs import Pair, bound_of, pair_items
 from rankwise.findings.rows import Row, flat
 from rankwise.findings.stats.estimates import mean_over_tasks
@@ -33,31 +34,12 @@ from rankwise.records.repairs import (
 from rankwise.records.results import ModelResults, TaskItems
 from rankwise.records.study import Relation, Unit
 
-_BASE = "base"
-
 
 class RepairTasks(NamedTuple):
     """What a repair is chosen and judged by: at least one task of each relation."""
 
     in_domain: tuple[str, ...]
     retention: tuple[str, ...]
-
-
-class _Judged(NamedTuple):
-    """The tasks that count: in-domain ones of one unit, retention ones scored in points."""
-
-    in_domain: tuple[str, ...]
-    retention: tuple[str, ...]
-    unit: Unit
-    left_out: tuple[str, ...]
-
-    @property
-    def relations(self) -> Iterator[tuple[Relation, str]]:
-        """Every task with its relation."""
-        for task in self.in_domain:
-            yield "in_domain", task
-        for task in self.retention:
-            yield "retention", task
 
 
 def choose_repair(
@@ -105,19 +87,15 @@ def choose_repair(
         num_kinds=len(compared.kinds),
         in_domain=compared.tasks.in_domain,
         retention=compared.tasks.retention,
-        left_out=compared.tasks.left_out,
+        left_out=tuple(
+            task for task in (*tasks.in_domain, *tasks.retention) if task not in compared.tasks.all
+        ),
         num_items=compared.num_items,
         curve=curve,
         judged=judged,
         statement=_statement(max_loss_points, compared.tasks.unit, judged, curve),
         **_kl_order(curve, confidence),
     )
-
-
-def _strength(repair: Repair) -> float:
-    """By which the repairs of a kind are ordered, the one that changes the adapter most first."""
-    value = repair.value or 0.0
-    return -value if METHODS[repair.family].is_stronger_upwards else value
 
 
 def _kl_order(curve: Sequence[RepairPoint], confidence: float) -> dict[str, Any]:
@@ -139,18 +117,25 @@ class _Compared:
         self, scores: Sequence[RepairScores], tasks: RepairTasks, confidence: float
     ) -> None:
         self._scores = {of_task.task: of_task for of_task in scores}
-        self.tasks = _judged_tasks(self._scores, tasks)
+        self.tasks = _deciding_tasks(self._scores, tasks)
         self.repairs = tuple(each.repair for each in scores[0].repaired)
-        by_strength = sorted(self.repairs, key=_strength)
+        # of a kind the one that changes the adapter most comes first
+        by_strength = sorted(
+            self.repairs,
+            key=lambda repair: (
+                (repair.value or 0.0)
+                * (-1.0 if METHODS[repair.family].is_stronger_upwards else 1.0)
+            ),
+        )
         kinds = grouped(((repair.family, repair.combination), repair) for repair in by_strength)
         self.kinds = tuple(kinds.values())
         self._confidence = 1.0 - (1.0 - confidence) / len(kinds)
-        self._pairs = {
-            (repair, task): pair
-            for _, task in self.tasks.relations
-            for repair, pair in _pairs(self._scores[task])
-        }
-        for _, task in self.tasks.relations:
+        self._pairs: dict[tuple[Repair, str], Pair] = {}
+        for task in self.tasks.all:
+            base = _results("base", task, self._scores[task].base)
+            for each in self._scores[task].repaired:
+                model = _results(each.repair.label, task, each.items)
+                self._pairs[each.repair, task] = pair_items(base, model, task)
             pair = self._pairs[AS_IT_IS, task]
             if num_clusters([pair.items]) == 1:
                 raise RecordError(
@@ -161,7 +146,7 @@ class _Compared:
     @property
     def num_items(self) -> int:
         """Of all tasks together."""
-        return sum(len(self._pairs[AS_IT_IS, task].base) for _, task in self.tasks.relations)
+        return sum(len(self._pairs[AS_IT_IS, task].base) for task in self.tasks.all)
 
     def kl(self, divergences: RepairDivergences) -> dict[Repair, Bound]:
         """KL to the base of every repair; empty where that has no standard error."""
@@ -192,6 +177,24 @@ class _Compared:
         def lead(task: str) -> Floats:
             return self._gain(point.repair, task) - self._gain(AS_IT_IS, task)
 
+        tasks: list[JudgedTask] = []
+        relations: list[Relation] = ["in_domain"] * len(self.tasks.in_domain)
+        relations += ["retention"] * len(self.tasks.retention)
+        for relation, task in zip(relations, self.tasks.all, strict=True):
+            adapted, repaired = self._pairs[AS_IT_IS, task], self._pairs[point.repair, task]
+            items = self._scores[task].base
+            tasks.append(
+                JudgedTask(
+                    task=task,
+                    relation=relation,
+                    unit=items.unit,
+                    metric=items.metric,
+                    num_items=len(adapted.base),
+                    base_score=float(adapted.base.mean()),
+                    adapted_score=float(adapted.adapted.mean()),
+                    repaired_score=float(repaired.adapted.mean()),
+                )
+            )
         return JudgedRepair(
             repair=point.repair,
             gain=point.gain,
@@ -200,21 +203,7 @@ class _Compared:
             adapter_loss=as_it_is.retention_loss,
             gain_difference=self._mean(self.tasks.in_domain, lead),
             retention_difference=self._mean(self.tasks.retention, lead),
-            tasks=tuple(self._task(point.repair, *each) for each in self.tasks.relations),
-        )
-
-    def _task(self, repair: Repair, relation: Relation, task: str) -> JudgedTask:
-        adapted, repaired = self._pairs[AS_IT_IS, task], self._pairs[repair, task]
-        items = self._scores[task].base
-        return JudgedTask(
-            task=task,
-            relation=relation,
-            unit=items.unit,
-            metric=items.metric,
-            num_items=len(adapted.base),
-            base_score=float(adapted.base.mean()),
-            adapted_score=float(adapted.adapted.mean()),
-            repaired_score=float(repaired.adapted.mean()),
+            tasks=tuple(tasks),
         )
 
     def _gain(self, repair: Repair, task: str) -> Floats:
@@ -231,7 +220,8 @@ class _Compared:
         return bound_of(mean_over_tasks(parts), self._confidence)
 
 
-def _judged_tasks(scores: Mapping[str, RepairScores], tasks: RepairTasks) -> _Judged:
+def _deciding_tasks(scores: Mapping[str, RepairScores], tasks: RepairTasks) -> DecidingTasks:
+    """In-domain ones of one unit, retention ones that are scored in points."""
     if not tasks.in_domain:
         raise RecordError("a repair needs a task that was trained; name one in-domain.")
     unit = scores[tasks.in_domain[0]].base.unit
@@ -242,15 +232,7 @@ def _judged_tasks(scores: Mapping[str, RepairScores], tasks: RepairTasks) -> _Ju
             "a repair needs a retention task that is scored in points; name one that the base "
             "can do and the adapter should not forget."
         )
-    left_out = tuple(t for t in (*tasks.in_domain, *tasks.retention) if t not in (*own, *kept))
-    return _Judged(own, kept, unit, left_out)
-
-
-def _pairs(of_task: RepairScores) -> Iterator[tuple[Repair, Pair]]:
-    """Base and each repaired adapter on one task, in the order of ``doc_id``."""
-    base = _results(_BASE, of_task.task, of_task.base)
-    for repair, items in ((each.repair, each.items) for each in of_task.repaired):
-        yield repair, pair_items(base, _results(repair.label, of_task.task, items), of_task.task)
+    return DecidingTasks(own, kept, unit)
 
 
 def _results(name: str, task: str, items: TaskItems) -> ModelResults:
@@ -262,10 +244,14 @@ def _statement(
 ) -> str:
     limit = quantities.amount(max_loss_points, "points")
     if judged is None:
-        return (
-            f"None does: no repair is shown to gain and to lose at most {limit} of retention. "
-            f"{_nearest(curve)}"
-        )
+        gaining = [point for point in curve if point.gain.lower > 0.0]
+        nearest = "None is shown to gain at all."
+        if gaining:
+            least = min(gaining, key=lambda point: point.retention_loss.upper)
+            loss = quantities.with_interval(least.retention_loss, "points")
+            nearest = f"The nearest is the adapter {least.repair.label}: it loses {loss}."
+        none = f"None does: no repair is shown to gain and to lose at most {limit} of retention."
+        return f"{none} {nearest}"
     gain = quantities.with_interval(judged.gain, unit)
     loss = quantities.with_interval(judged.retention_loss, "points")
     text = (
@@ -277,16 +263,6 @@ def _statement(
     before = quantities.with_interval(judged.adapter_gain, unit)
     lost = quantities.with_interval(judged.adapter_loss, "points")
     return f"{text} As it is, it gains {before} and loses {lost}."
-
-
-def _nearest(curve: Sequence[RepairPoint]) -> str:
-    """Of the repairs that are shown to gain, the one with the least loss."""
-    gaining = [point for point in curve if point.gain.lower > 0.0]
-    if not gaining:
-        return "None is shown to gain at all."
-    least = min(gaining, key=lambda point: point.retention_loss.upper)
-    loss = quantities.with_interval(least.retention_loss, "points")
-    return f"The nearest is the adapter {least.repair.label}: it loses {loss}."
 
 
 def repair_rows(found: Sequence[AdapterRepair], _: object) -> Iterator[Row]:

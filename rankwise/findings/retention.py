@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from rankwise.findings.options import OptionGains, OptionName, TaskMean
-from rankwise.findings.rows import Row, flat
 from rankwise.records.base import Record
 
 ALL = "all retention tasks"
@@ -84,11 +83,3 @@ def _line(source: OptionGains, name: str, tasks: Sequence[str]) -> RetentionLine
             for option in source.options
         ),
     )
-
-
-def retention_rows(found: Sequence[TrainTaskRetention], _: object) -> Iterator[Row]:
-    """Every option on every group and subject."""
-    for part in found:
-        for line in (*part.groups, *part.subjects):
-            before = flat(line, train_task=part.train_task)
-            yield from (flat(change, **before) for change in line.changes)

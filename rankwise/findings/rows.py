@@ -11,7 +11,7 @@ Row = Mapping[str, Any]
 """The cells of a row by column; what is not in it is empty there."""
 
 RowsOf = Callable[[Any, Any], Iterable[Row]]
-"""From what was found, and the results that it was found in, to the rows of a table."""
+"""Makes the rows of a table from a finding and the results that it was made from."""
 
 
 def flat(record: Iterable[tuple[str, Any]], **before: Any) -> dict[str, Any]:
@@ -38,12 +38,21 @@ def _put(row: dict[str, Any], name: str, value: Any) -> None:
 
 
 def each_of(*names: str) -> RowsOf:
-    """A row for each record in these lists of every trained task."""
+    """A row for each record in these lists of every trained task.
+
+    "models.changes" are the changes of every model, each behind the cells of its model.
+    """
 
     def rows(found: Sequence[Any], _: Any) -> Iterator[Row]:
         for part in found:
             for name in names:
-                yield from (flat(each, train_task=part.train_task) for each in getattr(part, name))
+                outer, *inner = name.split(".")
+                for record in getattr(part, outer):
+                    row = flat(record, train_task=part.train_task)
+                    if inner:
+                        yield from (flat(each, **row) for each in getattr(record, inner[0]))
+                    else:
+                        yield row
 
     return rows
 

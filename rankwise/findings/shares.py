@@ -5,38 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rankwise.findings.options import OptionGains, Runs
-from rankwise.findings.stats.estimates import Estimate, Ratio, fieller
+from rankwise.findings.stats.estimates import Estimate, fieller
 from rankwise.findings.stats.items import Floats
 from rankwise.records import quantities
 from rankwise.records.base import Record
-
-
-def ratio_of_means(
-    numerator: Estimate, denominator: Estimate, difference: Estimate, confidence: float
-) -> Ratio:
-    """The ratio numerator / denominator of two estimates from the same seeds and items.
-
-    The covariance of the two follows from the variances of both and of their difference.
-
-    Args:
-        numerator: a mean.
-        denominator: another one.
-        difference: numerator - denominator, item by item.
-        confidence: 0..1, two-sided.
-
-    Returns:
-        None and a reason if the denominator is not shown to be above zero: no θ is excluded then.
-    """
-    quantile = max(
-        float(each.spread.quantile((1.0 + confidence) / 2.0))
-        for each in (numerator, denominator, difference)
-    )
-    var_n, var_d = numerator.stderr**2, denominator.stderr**2
-    variances = var_n, var_d, (var_n + var_d - difference.stderr**2) / 2.0
-    ratio = fieller(numerator.value, denominator.value, variances, quantile)
-    if ratio is None or denominator.value <= 0:
-        return Ratio(None, None, None, "what it is a share of is not shown to be above zero")
-    return ratio
 
 
 class Share(Record):
@@ -59,6 +31,36 @@ class Share(Record):
         return f"{estimate} % ({lower} to {upper})"
 
 
+def ratio_of_means(
+    numerator: Estimate, denominator: Estimate, difference: Estimate, confidence: float
+) -> Share:
+    """The ratio numerator / denominator of two estimates from the same seeds and items.
+
+    The covariance of the two follows from the variances of both and of their difference.
+
+    Args:
+        numerator: a mean.
+        denominator: another one.
+        difference: numerator - denominator, item by item.
+        confidence: 0..1, two-sided.
+
+    Returns:
+        None and a reason if the denominator is not shown to be above zero: no θ is excluded then.
+    """
+    quantile = max(
+        float(each.spread.quantile((1.0 + confidence) / 2.0))
+        for each in (numerator, denominator, difference)
+    )
+    var_n, var_d = numerator.stderr**2, denominator.stderr**2
+    variances = var_n, var_d, (var_n + var_d - difference.stderr**2) / 2.0
+    ratio = fieller(numerator.value, denominator.value, variances, quantile)
+    if ratio is None or denominator.value <= 0:
+        why = "what it is a share of is not shown to be above zero"
+        return Share(estimate=None, lower=None, upper=None, reason=why)
+    value, lower, upper = ratio
+    return Share(estimate=value, lower=lower, upper=upper, reason=None)
+
+
 def share_of(
     source: OptionGains, part: Sequence[Floats], whole: Sequence[Floats], tasks: Sequence[str]
 ) -> Share:
@@ -67,8 +69,7 @@ def share_of(
     numerator, denominator, difference = (
         source.estimate(values, tasks) for values in (part, whole, both)
     )
-    ratio = ratio_of_means(numerator, denominator, difference, source.confidence)
-    return Share(estimate=ratio.value, lower=ratio.lower, upper=ratio.upper, reason=ratio.reason)
+    return ratio_of_means(numerator, denominator, difference, source.confidence)
 
 
 def share_of_gain(source: OptionGains, runs: Runs, whole: Runs, tasks: Sequence[str]) -> Share:

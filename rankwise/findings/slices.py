@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankwise.findings.options import OptionGains, OptionName, Runs
+from rankwise.findings.pairs import bound_of
 from rankwise.findings.stats.estimates import (
     Estimate,
     holm,
@@ -113,17 +114,6 @@ class _Kind(NamedTuple):
     scored: NDArray[np.bool_] | None = None
 
 
-class _Part(NamedTuple):
-    option: OptionName
-    task: str
-    relation: Relation
-    by: str
-    kind: str
-    num_items: int
-    base: float
-    estimate: Estimate
-
-
 def slices(source: OptionGains) -> TrainTaskSlices | None:
     """The changes by kind of item; None where the study names no field and no answer has any.
 
@@ -133,14 +123,17 @@ def slices(source: OptionGains) -> TrainTaskSlices | None:
     parts = list(_parts(source))
     if field is None and not parts:
         return None
-    p_values = [zero_p_value(part.estimate) for part in parts]
+    p_values = [zero_p_value(estimate) for _, estimate in parts]
     levels = holm_levels(p_values, 1.0 - source.confidence)
-    rows = [
-        _row(source, part, 1.0 - level, p_value, corrected)
-        for part, level, p_value, corrected in zip(
-            parts, levels, p_values, holm(p_values), strict=True
+    rows: list[SliceChange] = []
+    for (change_of, estimate), level, p_value, corrected in zip(
+        parts, levels, p_values, holm(p_values), strict=True
+    ):
+        change = bound_of(estimate, 1.0 - level)
+        verdict = ("worse", "cannot_tell", "better")[change.sign() + 1]
+        rows.append(
+            change_of(change=change, p_value=p_value, holm_p_value=corrected, verdict=verdict)
         )
-    ]
     return TrainTaskSlices(
         train_task=source.results.train_task,
         field=field,
@@ -149,7 +142,8 @@ def slices(source: OptionGains) -> TrainTaskSlices | None:
     )
 
 
-def _parts(source: OptionGains) -> Iterator[_Part]:
+def _parts(source: OptionGains) -> Iterator[tuple[partial[SliceChange], Estimate]]:
+    """Every change on items of one kind, without its bounds, and its estimate."""
     results = source.results
     for relation, tasks in results.tasks.items():
         for task in tasks:
@@ -167,10 +161,18 @@ def _parts(source: OptionGains) -> Iterator[_Part]:
                 )
                 if part.num_scored < MIN_ITEMS:
                     continue
-                estimate, base = mean_over_tasks([part]), float(kind.base[its].mean())
-                yield _Part(
-                    option.name, task, relation, kind.by, kind.kind, int(its.sum()), base, estimate
+                change_of = partial(
+                    SliceChange,
+                    option=option.name,
+                    task=task,
+                    relation=relation,
+                    by=kind.by,
+                    kind=kind.kind,
+                    unit=results.base.items[task].unit,
+                    num_examples=int(its.sum()),
+                    base=float(kind.base[its].mean()),
                 )
+                yield change_of, mean_over_tasks([part])
 
 
 def _kinds(source: OptionGains, task: str) -> Iterator[_Kind]:
@@ -200,24 +202,3 @@ def _right(own: TaskItems, base: TaskItems, field: str) -> Floats:
     right = dict(zip(scored.doc_ids, scored.fields.get(field, none), strict=True))
     values = [right.get(doc_id) for doc_id in sorted(base.doc_ids)]
     return POINTS * np.asarray(values, dtype=np.float64)
-
-
-def _row(
-    source: OptionGains, part: _Part, level: float, p_value: float, corrected: float
-) -> SliceChange:
-    lower, upper = part.estimate.interval(level)
-    change = Bound(estimate=part.estimate.value, lower=lower, upper=upper)
-    return SliceChange(
-        option=part.option,
-        task=part.task,
-        relation=part.relation,
-        by=part.by,
-        kind=part.kind,
-        unit=source.results.base.items[part.task].unit,
-        num_examples=part.num_items,
-        base=part.base,
-        change=change,
-        p_value=p_value,
-        holm_p_value=corrected,
-        verdict=("worse", "cannot_tell", "better")[change.sign() + 1],
-    )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from rankwise.findings.stats.detectable import Detectable
 from rankwise.records import quantities
@@ -26,18 +25,6 @@ TRANSFER_ALARM_SHARE = 0.10
 """A drop of more than this share of the base's score on another domain is reported."""
 
 
-class FullGain(NamedTuple):
-    """Full fine-tuning under one label, averaged over its runs and tasks, without bounds.
-
-    ``gain`` is in-domain, in the unit that decides; ``retention_loss`` in points, None without
-    retention tasks.
-    """
-
-    label: str
-    gain: float
-    retention_loss: float | None
-
-
 def statement(numbers: Recommendation) -> str:
     """The answer in a few sentences: the verdict, the best bet, and what to do next."""
     if not numbers.verdicts:
@@ -52,34 +39,40 @@ def statement(numbers: Recommendation) -> str:
         first = f"Not settled at {_percent(numbers.confidence)}"
     if numbers.epsilon_points is None:
         first += "; forgetting was not measured"
-    parts = [
-        first,
-        _these_adapters(numbers),
-        _best_bet(numbers),
-        _ruled_out(numbers),
-        _full_is_better(numbers),
-    ]
-    parts += [_edge(numbers), _what_decides(numbers)]
+    parts = [first, _these_adapters(numbers), _best_bet(numbers), _ruled_out(numbers)]
+    if (full := numbers.better_and_kept_by_full) is not None:
+        has_mlp = any(_MLP.search(name) for v in numbers.verdicts for name in v.target_modules)
+        layers = "all linear layers first (methods.lora.target_modules: all-linear), then "
+        parts.append(
+            f"{quantities.capital(full)} gains more and forgets less than every rank: try "
+            f"{'' if has_mlp else layers}other LoRA learning rates (train.learning_rate.lora)"
+        )
+    if (rate := numbers.best_rate_at_edge) is not None:
+        parts.append(
+            f"The best learning rate, {quantities.learning_rate(rate)}, is at the edge of the "
+            "range tried: try rates beyond it (train.learning_rate.lora)"
+        )
+    parts.append(_what_decides(numbers))
     return " ".join(f"{part}." for part in parts if part)
 
 
 def reasons(
     numbers: Recommendation,
-    full: Sequence[FullGain],
+    full: Iterable[str],
     parameters: Sequence[int],
     able: Detectable | None,
 ) -> tuple[str, ...]:
     """Short sentences with the numbers: the margins, each verdict, and what it is compared with.
 
-    ``parameters`` are the trainable ones of each verdict's option; ``able`` is what a study of this
-    size detects in-domain.
+    ``full`` says what full fine-tuning gains and loses; ``parameters`` are the trainable ones of
+    each verdict's option; ``able`` is what a study of this size detects in-domain.
     """
     return (
         *_margins_used(numbers),
         *([] if able is None else [f"A study of this size detects {detected(able)}."]),
         *(_verdict(verdict, numbers) for verdict in numbers.verdicts),
         *_alternatives(numbers, parameters),
-        *_full(full, numbers.unit),
+        *full,
         *_by_format(numbers),
     )
 
@@ -123,23 +116,19 @@ def _recommended(numbers: Recommendation) -> str:
             if ahead > 0
             else f"it is better than every other{rejected}"
         )
-    if chosen.rank is None and (tied := _tied_with(chosen, numbers)):
-        says.append(f"it cannot be told apart from {_named(tied)}")
-    text += f": {', '.join(says)}" if says else ""
-    if chosen.retention_loss is not None:
-        text += f", and it loses at most {_most_lost(chosen, numbers)}"
-    return text
-
-
-def _tied_with(chosen: RankVerdict, numbers: Recommendation) -> list[str]:
-    """The options that are neither shown to score more than the chosen one nor less."""
-    return [
+    tied = [
         each.label
         for each in numbers.verdicts
         if each is not chosen
         and chosen.label not in each.worse_than
         and each.label not in chosen.worse_than
     ]
+    if chosen.rank is None and tied:
+        says.append(f"it cannot be told apart from {_named(tied)}")
+    text += f": {', '.join(says)}" if says else ""
+    if chosen.retention_loss is not None:
+        text += f", and it loses at most {_most_lost(chosen, numbers)}"
+    return text
 
 
 def _most_lost(verdict: RankVerdict, numbers: Recommendation) -> str:
@@ -250,18 +239,13 @@ def _ruled_out(numbers: Recommendation) -> str:
         )
         behind = {}
     for better, labels in behind.items():
+        # why options that are shown to score more do not rule out the one that scores less
+        why = f"which {'is' if len(better) == 1 else 'are'} not shown to keep enough"
+        if any(v.keeps_enough in (None, "yes") for v in numbers.verdicts if v.label in better):
+            why = "but perhaps by less than δ"
         verb = "scores" if len(labels) == 1 else "score"
-        texts.append(
-            f"{_named(labels)} {verb} less than {_named(better)}, {_why_left(better, numbers)}"
-        )
+        texts.append(f"{_named(labels)} {verb} less than {_named(better)}, {why}")
     return ". ".join(map(quantities.capital, texts))
-
-
-def _why_left(better: Sequence[str], numbers: Recommendation) -> str:
-    """Why options that are shown to score more do not rule out the one that scores less."""
-    if any(v.keeps_enough in (None, "yes") for v in numbers.verdicts if v.label in better):
-        return "but perhaps by less than δ"
-    return f"which {'is' if len(better) == 1 else 'are'} not shown to keep enough"
 
 
 def _named(labels: Sequence[str]) -> str:
@@ -269,29 +253,6 @@ def _named(labels: Sequence[str]) -> str:
     if any("," in label for label in labels):
         return "; ".join(labels)
     return quantities.listed(labels)
-
-
-def _full_is_better(numbers: Recommendation) -> str:
-    if numbers.better_and_kept_by_full is None:
-        return ""
-    rates = "other LoRA learning rates (train.learning_rate.lora)"
-    layers = "all linear layers first (methods.lora.target_modules: all-linear), then "
-    if any(_MLP.search(name) for v in numbers.verdicts for name in v.target_modules):
-        layers = ""  # they were tried
-    return (
-        f"{quantities.capital(numbers.better_and_kept_by_full)} gains more and forgets less than "
-        f"every rank: try {layers}{rates}"
-    )
-
-
-def _edge(numbers: Recommendation) -> str:
-    rate = numbers.best_rate_at_edge
-    if rate is None:
-        return ""
-    return (
-        f"The best learning rate, {quantities.learning_rate(rate)}, is at the edge of the range "
-        "tried: try rates beyond it (train.learning_rate.lora)"
-    )
 
 
 def _no_evidence(numbers: Recommendation) -> str:
@@ -519,16 +480,6 @@ def _alternatives(numbers: Recommendation, parameters: Sequence[int]) -> Iterato
         times = f", {number / size:.3g} times the trainable parameters" if size else ""
         texts.append(f"{text}{times})")
     yield f"Alternatives that also qualify: {', '.join(texts)}."
-
-
-def _full(full: Sequence[FullGain], unit: Unit) -> Iterator[str]:
-    """What full fine-tuning gains and loses."""
-    for option in full:
-        name = quantities.capital(option.label)
-        text = f"{name}, for comparison only: gain {amount(option.gain, unit)}"
-        loss = option.retention_loss
-        text += "" if loss is None else f"; retention loss {amount(loss, 'points')}"
-        yield f"{text}."
 
 
 def _by_format(numbers: Recommendation) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from rankwise.findings.axes import TrainTaskAxes, axis_effects, axis_rows
-from rankwise.findings.behaviour import TrainTaskBehaviour, behaviour, behaviour_rows
+from rankwise.findings.behaviour import TrainTaskBehaviour, behaviour
 from rankwise.findings.card import VerdictCard, verdict_card
 from rankwise.findings.checkpoints import TrainTaskCheckpoints, checkpoints
 from rankwise.findings.claims import Claim, paper_claims
@@ -33,7 +33,7 @@ from rankwise.findings.mitigations import TrainTaskMitigations, mitigation_rows,
 from rankwise.findings.options import OptionGains, option_gains
 from rankwise.findings.prompting import TrainTaskPrompting, prompt_rows, prompting
 from rankwise.findings.repairs import repair_rows
-from rankwise.findings.retention import TrainTaskRetention, retention_groups, retention_rows
+from rankwise.findings.retention import TrainTaskRetention, retention_groups
 from rankwise.findings.rows import Row, RowsOf, each_of, flat
 from rankwise.findings.signatures.found import Signature, failure_signatures
 from rankwise.findings.slices import TrainTaskSlices, slices
@@ -72,22 +72,22 @@ class Finding(NamedTuple):
 
 
 def _each(find: Callable[[OptionGains], Any], **tables: RowsOf) -> Finding:
-    """What is there of every trained task; a table's name has hyphens."""
-
-    def compute(of: Judged) -> tuple[Any, ...]:
-        return tuple(one for source in of.sources if (one := find(source)) is not None)
-
-    return Finding(compute, {name.replace("_", "-"): rows for name, rows in tables.items()})
+    """A finding of every trained task that has one; tables are named with hyphens."""
+    return _judged(lambda source, _: find(source), **tables)
 
 
 def _judged(find: Callable[[OptionGains, Recommendation], Any], **tables: RowsOf) -> Finding:
-    """The same, of what rests on the trained task's verdict too."""
+    """Such a finding that also rests on the trained task's verdict."""
 
     def compute(of: Judged) -> tuple[Any, ...]:
         parts = zip(of.sources, of.recommendation.by_train_task, strict=True)
         return tuple(one for part in parts if (one := find(*part)) is not None)
 
     return Finding(compute, {name.replace("_", "-"): rows for name, rows in tables.items()})
+
+
+def _statements(found: Iterable[Any]) -> Iterator[str]:
+    return (statement for of_task in found for statement in of_task.statements)
 
 
 FINDINGS: Mapping[str, Finding] = {
@@ -99,12 +99,8 @@ FINDINGS: Mapping[str, Finding] = {
     ),
     "rates": Finding(lambda of: tuned_rates(of.results), {"search": search_rows}),
     "axes": _judged(axis_effects, axes=axis_rows),
-    "doubling": _judged(doubling, doubling=doubling_rows)._replace(
-        lines=lambda found: itertools.chain(*(one.statements for one in found))
-    ),
-    "prompting": _judged(prompting, prompting=prompt_rows)._replace(
-        lines=lambda found: itertools.chain(*(one.statements for one in found))
-    ),
+    "doubling": _judged(doubling, doubling=doubling_rows)._replace(lines=_statements),
+    "prompting": _judged(prompting, prompting=prompt_rows)._replace(lines=_statements),
     "checkpoints": _judged(checkpoints, checkpoints=each_of("points")),
     "truncation": _judged(truncated_curves, truncation=truncation_rows),
     "mitigations": _judged(mitigations, mitigations=mitigation_rows),
@@ -119,13 +115,11 @@ FINDINGS: Mapping[str, Finding] = {
     ),
     "variants": _judged(variants_beside_lora, variants=each_of("rows")),
     "transfer": Finding(lambda of: transfer(of.sources), {"transfer": transfer_rows}),
-    "retention": _each(retention_groups, retention=retention_rows),
+    "retention": _each(retention_groups, retention=each_of("groups.changes", "subjects.changes")),
     "gauges": _each(gauges, gauges=each_of("models")),
-    "slices": _each(slices, slices=each_of("rows"))._replace(
-        lines=lambda found: itertools.chain(*(part.statements for part in found))
-    ),
+    "slices": _each(slices, slices=each_of("rows"))._replace(lines=_statements),
     "lost_items": _each(lost_items, lost_items=each_of("rows")),
-    "behaviour": _each(behaviour, behaviour=behaviour_rows),
+    "behaviour": _each(behaviour, behaviour=each_of("models.changes")),
     "mechanisms": _judged(
         mechanisms,
         mechanism_gaps=gap_rows,
@@ -204,7 +198,7 @@ class StudyFindings(Record):
 
 
 def study_findings(results: StudyResults, recommendation: StudyRecommendation) -> StudyFindings:
-    """Everything that follows from a finished study and is no recommendation."""
+    """All findings of a finished study; the recommendation is made before."""
     judged = Judged(results, recommendation, option_gains(results, recommendation))
     made = {name: finding.compute(judged) for name, finding in FINDINGS.items()}
     return StudyFindings(**made)

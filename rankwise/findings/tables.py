@@ -45,7 +45,17 @@ def task_tables(
         "differences": map(flat, recommendation.comparisons),
         "formats": map(flat, recommendation.format_effects),
         "ranks": map(flat, recommendation.verdicts),
-        "scores": _score_rows(results),
+        "scores": (
+            flat(
+                score,
+                model=model.name,
+                **{name: getattr(evaluation, name) for name in _EVALUATION},
+                decides=score == evaluation.decision,
+            )
+            for model in (results.base, *results.runs)
+            for evaluation in model.evaluations.values()
+            for score in evaluation.metrics
+        ),
     }
     return {name: listed for name, rows in tables.items() if (listed := list(rows))}
 
@@ -62,12 +72,3 @@ def _run_rows(summaries: Sequence[ModelSummary]) -> Iterator[Row]:
         row["worst_retention_change"] = None if worst is None else worst.difference
         row |= {name: None if run is None else getattr(run, name) for name in _RUN}
         yield flat(row.items())
-
-
-def _score_rows(results: TrainTaskResults) -> Iterator[Row]:
-    """One row for each metric of each model and task, flat, as lm-evaluation-harness has it."""
-    for model in (results.base, *results.runs):
-        for evaluation in model.evaluations.values():
-            asked = {name: getattr(evaluation, name) for name in _EVALUATION}
-            for score in evaluation.metrics:
-                yield flat(score, model=model.name, **asked, decides=score == evaluation.decision)

@@ -1,4 +1,4 @@
-"""What a model gained and lost so far, while it trains: it is looked at again and again."""
+"""What a model gained and lost so far: looks at a training while it runs."""
 
 from __future__ import annotations
 
@@ -101,19 +101,11 @@ def training_look(
     """
     number = -(-step // every)
     alpha = alpha_of_look(number, 1.0 - confidence)
-    changes = {
-        relation: _changes(base[relation], now[relation], confidence, 1.0 - alpha)
-        for relation in base
-    }
+    changes: dict[str, tuple[MeanChange, ...]] = dict.fromkeys(base, ())
+    for relation, before in base.items():
+        for unit, tasks in before.tasks_by_unit(before.items).items():
+            pairs = [pair_items(before, now[relation], task).items for task in tasks]
+            mean = mean_over_tasks(pairs)
+            bounds = (bound_of(mean, level) for level in (confidence, 1.0 - alpha))
+            changes[relation] += (MeanChange(unit, tuple(tasks), *bounds),)
     return TrainingLook(number, step, alpha, **changes)
-
-
-def _changes(
-    base: ModelResults, now: ModelResults, confidence: float, deciding: float
-) -> tuple[MeanChange, ...]:
-    changes: list[MeanChange] = []
-    for unit, tasks in base.tasks_by_unit(base.items).items():
-        mean = mean_over_tasks([pair_items(base, now, task).items for task in tasks])
-        bounds = (bound_of(mean, level) for level in (confidence, deciding))
-        changes.append(MeanChange(unit, tuple(tasks), *bounds))
-    return tuple(changes)

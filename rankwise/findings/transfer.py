@@ -88,12 +88,13 @@ def transfer(trained: Sequence[OptionGains]) -> Transfer | None:
     if not any(source.tasks("out_of_domain") for source in sources.values()):
         return None
     columns = _columns(study, sources)
-    rows = _by_domain(
-        [
-            TransferRow(name=name, domain=_domain_of(study, name, source))
-            for name, source in sources.items()
-        ]
-    )
+    trained_rows: list[TransferRow] = []
+    for name, source in sources.items():
+        # a trained task's own domain, or that of all its in-domain tasks
+        domains = {study.domains.get(task) for task in source.results.tasks.get("in_domain", ())}
+        shared = domains.pop() if len(domains) == 1 else None
+        trained_rows.append(TransferRow(name=name, domain=study.domains.get(name, shared)))
+    rows = _by_domain(trained_rows)
     cells: list[TransferCell] = []
     means: list[DomainMean] = []
     options: dict[str, OptionName] = {}
@@ -113,14 +114,6 @@ def transfer(trained: Sequence[OptionGains]) -> Transfer | None:
         domain_means=tuple(means),
         left_out={name: source.left_out for name, source in sources.items() if source.left_out},
     )
-
-
-def _domain_of(study: StudyRecord, name: str, source: OptionGains) -> str | None:
-    """A trained task's own domain, or that of all its in-domain tasks."""
-    if name in study.domains:
-        return study.domains[name]
-    domains = {study.domains.get(task) for task in source.results.tasks.get("in_domain", ())}
-    return domains.pop() if len(domains) == 1 else None
 
 
 def _by_domain(lines: Sequence[Line]) -> tuple[Line, ...]:

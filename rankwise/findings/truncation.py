@@ -6,8 +6,8 @@ not the one that training at its rank finds; so both are shown wherever both are
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, get_args
 
 from rankwise.findings.options import (
     DecidingTasks,
@@ -81,14 +81,6 @@ class TrainTaskTruncation(Record):
     left_out: tuple[str, ...]
 
 
-class _Series(NamedTuple):
-    """A rank of a series with its models, in the order of the seeds."""
-
-    series: Series
-    rank: int
-    runs: Runs
-
-
 def truncated_curves(
     source: OptionGains, recommendation: Recommendation
 ) -> TrainTaskTruncation | None:
@@ -99,17 +91,24 @@ def truncated_curves(
         recommendation: of the same task, for the unit in-domain.
     """
     train_task = source.results.train_task
-    members = over_seeds(source.results, "truncated", lambda plan: _place(source, plan))
+
+    def place(model: PlannedRun) -> tuple[str, Series, int]:
+        """The option whose adapter is truncated, and the series and rank of its curve."""
+        assert model.of is not None
+        series: Series = "refined" if model.num_steps else "truncated"
+        return source.labels[model.of.name], series, model.rank or 0
+
+    members = over_seeds(source.results, "truncated", place)
     if not members:
         return None
     tasks = source.deciding_tasks(recommendation.unit)
     curves: list[TruncatedCurve] = []
     left_out = [of for of in dict.fromkeys(of for of, *_ in members) if of in source.left_out]
     for option in source.options:
-        complete: list[_Series] = []
+        complete: dict[tuple[Series, int], Runs] = {}
         for (of, series, rank), member in members.items():
             if of == option.label and member.is_complete:
-                complete.append(_Series(series, rank, member.runs))
+                complete[series, rank] = member.runs
             elif of == option.label:
                 left_out.append(f"{option.label}, {series} to rank {rank}")
         if complete:
@@ -123,27 +122,24 @@ def truncated_curves(
     )
 
 
-def _place(source: OptionGains, model: PlannedRun) -> tuple[str, Series, int]:
-    """The label of the option whose adapter is truncated, and the series and rank of its curve."""
-    assert model.of is not None
-    series: Series = "refined" if model.num_steps else "truncated"
-    return source.labels[model.of.name], series, model.rank or 0
-
-
 def _curve(
-    source: OptionGains, tasks: DecidingTasks, option: Option, truncated: Sequence[_Series]
+    source: OptionGains,
+    tasks: DecidingTasks,
+    option: Option,
+    truncated: Mapping[tuple[Series, int], Runs],
 ) -> TruncatedCurve:
     settings = {*beside_rank(option.plan)}
-    trained: dict[int, _Series] = {}
+    members: dict[tuple[Series, int], Runs] = {}
     for other in source.options:
         rank = other.plan.rank
         alike = other.plan.role != "imported" and settings & {*beside_rank(other.plan)}
         if rank is not None and alike and rank <= (option.rank or 0):
-            trained.setdefault(rank, _Series("trained", rank, other.runs))
-    members = sorted(
-        (*trained.values(), *truncated), key=lambda each: (SERIES.index(each.series), each.rank)
+            members.setdefault(("trained", rank), other.runs)
+    members |= truncated
+    points = tuple(
+        _point(source, tasks, option, series, rank, members)
+        for series, rank in sorted(members, key=lambda each: (SERIES.index(each[0]), each[1]))
     )
-    points = tuple(_point(source, tasks, option, each, trained.get(each.rank)) for each in members)
     return TruncatedCurve(
         source=option.name,
         num_seeds=len(option.runs),
@@ -156,34 +152,30 @@ def _point(
     source: OptionGains,
     tasks: DecidingTasks,
     option: Option,
-    member: _Series,
-    trained: _Series | None,
+    series: Series,
+    rank: int,
+    members: Mapping[tuple[Series, int], Runs],
 ) -> CurvePoint:
-    records = [run_record(model) for model in member.runs]
+    runs = members[series, rank]
+    others = None if series == "trained" else members.get(("trained", rank))
+    records = [run_record(model) for model in runs]
     errors = [record.truncation_error for record in records]
-    beside = None if member.series == "trained" else trained
-
-    others = None if beside is None else beside.runs
+    energies = [1.0 - error**2 for error in errors if error is not None]
+    is_whole = runs == option.runs
     return CurvePoint(
-        series=member.series,
-        rank=member.rank,
+        series=series,
+        rank=rank,
         num_steps=records[0].planned.num_steps,
         train_seconds=sum(record.train_seconds for record in records),
-        energy=_mean_energy(errors),
-        gain=source.change(member.runs, tasks.in_domain),
-        retention=source.change(member.runs, tasks.retention) if tasks.retention else None,
+        energy=sum(energies) / len(energies) if energies else None,
+        gain=source.change(runs, tasks.in_domain),
+        retention=source.change(runs, tasks.retention) if tasks.retention else None,
         share_of_gain=None
-        if member.runs == option.runs
-        else share_of_gain(source, member.runs, option.runs, tasks.in_domain),
-        gain_less_trained=source.lead_over(member.runs, others, tasks.in_domain),
-        retention_less_trained=source.lead_over(member.runs, others, tasks.retention),
+        if is_whole
+        else share_of_gain(source, runs, option.runs, tasks.in_domain),
+        gain_less_trained=source.lead_over(runs, others, tasks.in_domain),
+        retention_less_trained=source.lead_over(runs, others, tasks.retention),
     )
-
-
-def _mean_energy(errors: Sequence[float | None]) -> float | None:
-    """1 - error², the mean over the seeds."""
-    known = [1.0 - error**2 for error in errors if error is not None]
-    return sum(known) / len(known) if known else None
 
 
 def _statements(option: Option, points: Sequence[CurvePoint]) -> Iterator[str]:

@@ -97,19 +97,15 @@ def _common(by_rank: Mapping[int, Mapping[float, ValidationMean]]) -> list[RateP
     """Every rank at the rate whose mean over the ranks is the largest."""
     candidates: list[tuple[float, list[RatePoint]]] = []
     for rate in sorted(next(iter(by_rank.values()))):
-        points = [_at(rank, rates, rate) for rank, rates in sorted(by_rank.items())]
-        if all(point is not None for point in points):
-            found = [point for point in points if point is not None]
-            candidates.append((statistics.fmean(p.gain.estimate for p in found), found))
+        points: list[RatePoint] = []
+        for rank, rates in sorted(by_rank.items()):
+            # rates that differ by rounding are one
+            near = [own for own in rates if abs(own / rate - 1.0) < SAME_RATE]
+            if near:
+                points.append(RatePoint(rank=rank, learning_rate=rate, gain=rates[near[0]]))
+        if len(points) == len(by_rank):
+            candidates.append((statistics.fmean(p.gain.estimate for p in points), points))
     return max(candidates, key=lambda candidate: candidate[0])[1] if candidates else []
-
-
-def _at(rank: int, rates: Mapping[float, ValidationMean], wanted: float) -> RatePoint | None:
-    """What a rank showed at a rate; rates that differ by rounding are one."""
-    near = [rate for rate in rates if abs(rate / wanted - 1.0) < SAME_RATE]
-    if not near:
-        return None
-    return RatePoint(rank=rank, learning_rate=wanted, gain=rates[near[0]])
 
 
 def _spread(points: Sequence[RatePoint]) -> float:

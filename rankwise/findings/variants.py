@@ -86,7 +86,15 @@ def variants_beside_lora(
     if not planned or section is None:
         return None
     tasks = source.deciding_tasks(recommendation.unit)
-    trained, left_out = _trained(source, tasks, planned)
+    labels, left_out = run_labels(planned), list[str]()
+    groups = over_seeds(source.results, "variant", lambda plan: labels[plan.name])
+    trained: list[_Trained] = []
+    for label, group in sorted(groups.items(), key=lambda item: item[1].plans[0].beside_ranks):
+        if group.is_complete:
+            gain = source.change(group.runs, tasks.in_domain)
+            trained.append(_Trained(label, group.plans[0], group.runs, gain))
+        else:
+            left_out.append(label)
     rows: list[VariantRow] = []
     for rank in sorted({rank for one in trained for rank in one.plan.beside_ranks}):
         its = [one for one in trained if rank in one.plan.beside_ranks]
@@ -102,30 +110,18 @@ def variants_beside_lora(
     )
 
 
-def _trained(
-    source: OptionGains, tasks: DecidingTasks, planned: Sequence[PlannedRun]
-) -> tuple[list[_Trained], list[str]]:
-    """The variants that are complete over their seeds, and the labels of the others."""
-    labels = run_labels(planned)
-    groups = over_seeds(source.results, "variant", lambda plan: labels[plan.name])
-    complete: list[_Trained] = []
-    left_out: list[str] = []
-    for label, group in sorted(groups.items(), key=lambda item: item[1].plans[0].beside_ranks):
-        if group.is_complete:
-            gain = source.change(group.runs, tasks.in_domain)
-            complete.append(_Trained(label, group.plans[0], group.runs, gain))
-        else:
-            left_out.append(label)
-    return complete, left_out
-
-
 def _row(
     source: OptionGains, tasks: DecidingTasks, one: _Trained, rank: int, trained: Sequence[_Trained]
 ) -> VariantRow:
     """A variant beside a rank of LoRA, among all that are ``trained`` beside it."""
     beside, plan = _beside(source, tasks, one, rank), one.plan
-    alike = [other for other in trained if _but_rate(other.plan) == _but_rate(plan)]
-
+    alike = [  # variants that differ by learning rate alone
+        other
+        for other in trained
+        if (other.plan.variant, other.plan.alpha_labels, other.plan.target_modules)
+        == (plan.variant, plan.alpha_labels, plan.target_modules)
+        and other.plan.epochs == plan.epochs
+    ]
     others = None if beside is None else beside.runs
     assert plan.variant is not None
     assert plan.learning_rate is not None
@@ -150,11 +146,6 @@ def _row(
     )
 
 
-def _but_rate(plan: PlannedRun) -> tuple[object, ...]:
-    """What variants beside one rank have in common that differ by learning rate alone."""
-    return plan.variant, plan.alpha_labels, plan.target_modules, plan.epochs
-
-
 def _beside(source: OptionGains, tasks: DecidingTasks, one: _Trained, rank: int) -> Option | None:
     """LoRA at this rank and the variant's settings, at the rate at which it gains most."""
     plan, seeds = one.plan, [run_record(run).planned.seed for run in one.runs]
@@ -166,7 +157,7 @@ def _beside(source: OptionGains, tasks: DecidingTasks, one: _Trained, rank: int)
         and option.plan.role != "imported"
         and (option.plan.target_modules, option.plan.epochs) == (plan.target_modules, plan.epochs)
         and (not alphas or alphas & {alpha for alpha, *_ in beside_rank(option.plan)})
-        and [run_record(run).planned.seed for run in option.runs] == seeds
+        and [*option.seeds] == seeds
     ]
     return max(
         alike, key=lambda option: source.change(option.runs, tasks.in_domain).estimate, default=None

@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
-from rankwise.findings.audits import NullPair, norms, null_pair
+from rankwise.findings.audits import NullPair, intruders_of_all, norms, similarity_of_all
 from rankwise.findings.options import OptionGains, OptionName, ladders
 from rankwise.findings.rows import Row
-from rankwise.findings.stats.growth import LineFit, norm_growth
+from rankwise.findings.stats.growth import norm_growth
 from rankwise.findings.trends import correlated, mean_of_options
 from rankwise.records import quantities
 from rankwise.records.base import Record
@@ -22,7 +22,6 @@ from rankwise.records.spectra import (
     SpectraRecord,
     VectorChange,
     intruders_of,
-    similarity,
 )
 from rankwise.records.study import Relation, Unit
 
@@ -112,14 +111,30 @@ def weight_findings(source: OptionGains) -> TrainTaskWeights | None:
     runs = tuple(_run_weights(source, *each) for each in looked if each[1].matrices)
     trends = tuple(_norm_trends(source))
     top_k = results.study.config.analysis.top_k
-    associations = tuple(_associations(runs, source.confidence))
+    associations: list[Association] = []
+    for name, _, unit in _FORGETTING:
+        having = [run for run in runs if name in run.forgetting]
+        for measure, value in _MEASURES if having else ():
+            options, x = mean_of_options(having, value)
+            _, y = mean_of_options(having, lambda run, name=name: run.forgetting[name])
+            correlation, reason = correlated(x, y, source.confidence, "option")
+            associations.append(
+                Association(
+                    measure=measure,
+                    forgetting=name,
+                    unit=unit,
+                    num_options=len(options),
+                    correlation=correlation,
+                    reason=reason,
+                )
+            )
     return TrainTaskWeights(
         train_task=results.train_task,
         confidence=source.confidence,
         num_seeds=len(results.study.config.seeds),
         runs=runs,
         norm_trends=trends,
-        associations=associations,
+        associations=tuple(associations),
         statements=tuple(_statements(trends, associations, runs, min(INTRUDER_K, top_k))),
         left_out={
             model.name: spectra.not_analysed
@@ -134,8 +149,13 @@ def _run_weights(source: OptionGains, model: ModelResults, spectra: SpectraRecor
     overlaps = [each.full_overlap for each in matrices if each.full_overlap is not None]
     norm, base_norm = norms(matrices)
 
-    def intruders(change: VectorChange, matrix: MatrixSpectrum) -> float:
-        return intruders_of(change, matrix.leading, spectra.epsilons)
+    # how much worse than the base, macro-mean over the tasks that are scored in the unit
+    forgetting: dict[str, float] = {}
+    for name, relation, unit in _FORGETTING:
+        tasks = [task for task in source.tasks(relation, unit) if task in model.items]
+        gains = [float(source.pair(model, task).gain.mean()) for task in tasks]
+        if gains:
+            forgetting[name] = -statistics.fmean(gains)
 
     return RunWeights(
         run=model.name,
@@ -145,13 +165,13 @@ def _run_weights(source: OptionGains, model: ModelResults, spectra: SpectraRecor
         relative_norm=norm / base_norm if base_norm else 0.0,
         effective_rank=statistics.median(each.update.effective_rank for each in matrices),
         energy_rank_99=statistics.median(each.update.energy_rank_99 for each in matrices),
-        intruders=null_pair(matrices, intruders, sum),
-        similarity=null_pair(matrices, lambda change, _: similarity(change), statistics.fmean),
+        intruders=intruders_of_all(matrices, spectra.epsilons),
+        similarity=similarity_of_all(matrices),
         full_overlap=_mean([(overlap.left + overlap.right) / 2 for overlap in overlaps]),
         full_overlap_expected=_mean(
             [(each.left_expected + each.right_expected) / 2 for each in overlaps]
         ),
-        forgetting=dict(_forgetting(source, model)),
+        forgetting=forgetting,
     )
 
 
@@ -163,15 +183,6 @@ _FORGETTING: tuple[tuple[str, Relation, Unit], ...] = (
     ("retention loss", "retention", "points"),
     ("loss on held-out text", "held_out_text", "nats"),
 )
-
-
-def _forgetting(source: OptionGains, model: ModelResults) -> Iterator[tuple[str, float]]:
-    """How much worse than the base, macro-mean over the tasks that are scored in the unit."""
-    for name, relation, unit in _FORGETTING:
-        tasks = [task for task in source.tasks(relation, unit) if task in model.items]
-        if tasks:
-            gains = [float(source.pair(model, task).gain.mean()) for task in tasks]
-            yield name, -statistics.fmean(gains)
 
 
 def _norm_trends(source: OptionGains) -> Iterator[NormTrend]:
@@ -193,19 +204,21 @@ def _norm_trends(source: OptionGains) -> Iterator[NormTrend]:
             )
             growth = norm_growth(ranks, of_module, source.confidence) if points else None
             if growth is not None:
+                laws = {
+                    law: FittedLaw(
+                        slope=Bound(estimate=fit.slope, lower=fit.lower, upper=fit.upper),
+                        intercept=fit.intercept,
+                        r_squared=fit.r_squared,
+                    )
+                    for law, fit in growth._asdict().items()
+                }
                 yield NormTrend(
                     module=module,
                     setting=ladder.label,
                     ranks=ranks,
                     norms=of_module,
-                    logarithmic=_law(growth.logarithmic),
-                    power_law=_law(growth.power_law),
+                    **laws,
                 )
-
-
-def _law(fit: LineFit) -> FittedLaw:
-    slope = Bound(estimate=fit.slope, lower=fit.lower, upper=fit.upper)
-    return FittedLaw(slope=slope, intercept=fit.intercept, r_squared=fit.r_squared)
 
 
 _MEASURES: tuple[tuple[Measure, Callable[[RunWeights], float]], ...] = (
@@ -213,23 +226,6 @@ _MEASURES: tuple[tuple[Measure, Callable[[RunWeights], float]], ...] = (
     ("norm of the update", lambda run: run.frobenius_norm),
     ("turned directions", lambda run: 1.0 - run.similarity.observed),
 )
-
-
-def _associations(runs: Sequence[RunWeights], confidence: float) -> Iterator[Association]:
-    for name, _, unit in _FORGETTING:
-        having = [run for run in runs if name in run.forgetting]
-        for measure, value in _MEASURES if having else ():
-            options, x = mean_of_options(having, value)
-            _, y = mean_of_options(having, lambda run, name=name: run.forgetting[name])
-            found, reason = correlated(x, y, confidence, "option")
-            yield Association(
-                measure=measure,
-                forgetting=name,
-                unit=unit,
-                num_options=len(options),
-                correlation=found,
-                reason=reason,
-            )
 
 
 def _statements(
@@ -270,6 +266,10 @@ def _statements(
         )
 
 
+_MATRIX = ("module", "layer", "kind", "out_features", "in_features", "base_frobenius_norm",
+           "base_spectral_norm")  # fmt: skip
+
+
 def spectrum_rows(_: object, results: StudyResults) -> Iterator[Row]:
     """One row for each run and matrix."""
     for model in results.runs:
@@ -280,13 +280,7 @@ def spectrum_rows(_: object, results: StudyResults) -> Iterator[Row]:
             overlap = matrix.full_overlap
             yield {
                 "run": model.name,
-                "module": matrix.module,
-                "layer": matrix.layer,
-                "kind": matrix.kind,
-                "out_features": matrix.out_features,
-                "in_features": matrix.in_features,
-                "base_frobenius_norm": matrix.base_frobenius_norm,
-                "base_spectral_norm": matrix.base_spectral_norm,
+                **{name: getattr(matrix, name) for name in _MATRIX},
                 **matrix.update.model_dump(),
                 **_change_row("trained", matrix.change, matrix, epsilons),
                 **_change_row("gaussian", matrix.gaussian_null, matrix, epsilons),
@@ -299,7 +293,7 @@ def spectrum_rows(_: object, results: StudyResults) -> Iterator[Row]:
 def _change_row(
     name: str, change: VectorChange | None, matrix: MatrixSpectrum, epsilons: tuple[float, ...]
 ) -> dict[str, float | None]:
-    """Over all vectors that were compared, and the intruders at the one entry of the grid."""
+    """A change in columns: over all vectors that were compared, at the grid's one entry."""
     row: dict[str, float | None] = dict.fromkeys(
         ("left_index", "right_index", "left_best", "left_overlap", "value_shift", "intruders")
     )

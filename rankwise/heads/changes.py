@@ -25,14 +25,14 @@ from rankwise.engine.models.attention import (
 )
 from rankwise.engine.models.devices import moved
 from rankwise.errors import ModelError
-from rankwise.heads.interventions import Head, adapted_heads, delta_rows
+from rankwise.heads.interventions import Head, adapted_heads, head_slices
 from rankwise.heads.layouts import HeadLayout, LayerSlice
 from rankwise.records.heads import CHANGE_MEASURES, ChangeMap, HeadMap, ShareMap, ShareOf
 
 WATCHED_ATTENTION = "rankwise_watched"
 
-NormSquared = Callable[[LayerSlice, bool], float | None]
-"""(slice, is_rows) → ‖delta‖² of these rows (outputs) or columns; None if not adapted."""
+NormSquared = Callable[[LayerSlice], float | None]
+"""‖delta‖² of these rows or columns; None if not adapted."""
 
 
 class HeadActivity(NamedTuple):
@@ -94,13 +94,6 @@ def norm_squared(
     return scaling**2 * max(float(((B.T @ B) * (A @ A.T)).sum()), 0.0)
 
 
-class _Sums(NamedTuple):
-    """Sums over queries of every head of a layer: (measures, heads), and how many queries."""
-
-    values: Float[Tensor, "measures heads"]
-    num_queries: int
-
-
 class HeadChangeTally:
     """Sums over prompts, in two halves, so that the halves' agreement can be measured.
 
@@ -108,20 +101,21 @@ class HeadChangeTally:
     """
 
     def __init__(self) -> None:
-        self._halves: tuple[list[_Sums], list[_Sums]] = ([], [])
+        # of each layer, as ``_sums`` has them
+        self._halves: tuple[list[Tensor], list[Tensor]] = ([], [])
         self._added = 0
 
     def add(self, before: Sequence[HeadActivity], after: Sequence[HeadActivity]) -> None:
         """Add a prompt of at least two tokens, layer by layer; the halves take turns."""
         new = [_sums(one, other) for one, other in zip(before, after, strict=True)]
         half = self._halves[self._added % 2]
-        half[:] = [_joined(a, b) for a, b in zip(half, new, strict=True)] if half else new
+        half[:] = [a + b for a, b in zip(half, new, strict=True)] if half else new
         self._added += 1
 
     def changes(self) -> tuple[ChangeMap, ...]:
         """All measures; at least two prompts were added."""
         first, second = self._halves
-        whole = [_joined(a, b) for a, b in zip(first, second, strict=True)]
+        whole = [a + b for a, b in zip(first, second, strict=True)]
         maps = [_maps(sums) for sums in (whole, first, second)]
         return tuple(
             ChangeMap(measure=measure, values=maps[0][n], halves=(maps[1][n], maps[2][n]))
@@ -130,18 +124,19 @@ class HeadChangeTally:
 
     def base_maps(self) -> tuple[HeadMap, HeadMap]:
         """The base's own entropy in nats and mass on the first token."""
-        sums = [_joined(a, b) for a, b in zip(*self._halves, strict=True)]
+        sums = [a + b for a, b in zip(*self._halves, strict=True)]
         return tuple(  # pyright: ignore[reportReturnType]
-            tuple(tuple((layer.values[row] / layer.num_queries).tolist()) for layer in sums)
+            tuple(tuple((layer[row] / layer[_QUERIES]).tolist()) for layer in sums)
             for row in (_ENTROPY, _MASS)
         )
 
 
-# Rows of ``_Sums.values``, in the order of ``by_query`` below.
-_ENTROPY, _NEW_ENTROPY, _DIVERGENCE, _MASS, _NEW_MASS, _MOVED, _SIZE = range(7)
+# Rows of ``_sums``, in the order of ``by_query`` there.
+_ENTROPY, _NEW_ENTROPY, _DIVERGENCE, _MASS, _NEW_MASS, _MOVED, _SIZE, _QUERIES = range(8)
 
 
-def _sums(before: HeadActivity, after: HeadActivity) -> _Sums:
+def _sums(before: HeadActivity, after: HeadActivity) -> Float[Tensor, "measures heads"]:
+    """Sums over queries of every head of a layer, and last how many queries there are."""
     p, q = before.weights[:, 1:], after.weights[:, 1:]  # (heads, queries, keys)
     by_query = [  # each (heads, queries)
         attention_entropy(p),
@@ -151,14 +146,10 @@ def _sums(before: HeadActivity, after: HeadActivity) -> _Sums:
         first_token_mass(q),
         (after.outputs.float() - before.outputs.float()).square().sum(-1),
         before.outputs.float().square().sum(-1),
+        p.new_ones(p.shape[:2]),
     ]
     # float64: sums run over all prompts
-    values = torch.stack([measure.double().sum(-1).cpu() for measure in by_query])
-    return _Sums(values, p.shape[1])
-
-
-def _joined(first: _Sums, second: _Sums) -> _Sums:
-    return _Sums(first.values + second.values, first.num_queries + second.num_queries)
+    return torch.stack([measure.double().sum(-1).cpu() for measure in by_query])
 
 
 def relative_change(
@@ -169,10 +160,11 @@ def relative_change(
     return torch.where(moved == 0, torch.zeros_like(moved), relative)
 
 
-def _maps(sums: Sequence[_Sums]) -> list[HeadMap]:
+def _maps(sums: Sequence[Tensor]) -> list[HeadMap]:
     """A map for each of ``CHANGE_MEASURES``, in their order."""
     rows: list[list[tuple[float, ...]]] = [[] for _ in CHANGE_MEASURES]
-    for values, count in sums:
+    for values in sums:
+        count = values[_QUERIES]
         moved, size = values[_MOVED].sqrt(), values[_SIZE].sqrt()
         by_measure = [
             (values[_NEW_ENTROPY] - values[_ENTROPY]) / count,
@@ -223,36 +215,29 @@ def heads_by_delta(
     norm_of = norms_of_factors(factors)
 
     def size(head: Head) -> float:
-        layout = layouts[head.layer]
-        rows = delta_rows(layout, head.head, keys_and_values=False)
-        norms = [norm_of(part, True) for part in rows]
-        return sum(norm or 0.0 for norm in (*norms, norm_of(layout.columns(head.head), False)))
+        parts = head_slices(layouts[head.layer], head.head, keys_and_values=False)
+        return sum(norm_of(part) or 0.0 for part in parts)
 
     return sorted(adapted_heads(factors, layouts), key=size, reverse=True)
 
 
 def _norm(layout: HeadLayout, head: int, kind: str, norm_of: NormSquared) -> float | None:
     if kind == "output":
-        return norm_of(layout.columns(head), False)
+        return norm_of(layout.columns(head))
     if kind == "query":
-        return norm_of(layout.query(head), True)
+        return norm_of(layout.query(head))
     parts = dict(zip(("key", "value"), layout.keys_and_values(head), strict=False))
-    shared = norm_of(parts[kind], True) if kind in parts else None
+    shared = norm_of(parts[kind]) if kind in parts else None
     return None if shared is None else shared / len(layout.sharers(head))
-
-
-def _index(part: LayerSlice, is_rows: bool) -> tuple[slice, slice]:
-    """Rows and columns of delta."""
-    return (part.span, slice(None)) if is_rows else (slice(None), part.span)
 
 
 def norms_of_factors(factors: Mapping[str, ScaledFactors]) -> NormSquared:
     """Norms of an adapter's delta, from its factors by layer; delta is never built."""
 
-    def of_slice(part: LayerSlice, is_rows: bool) -> float | None:
+    def of_slice(part: LayerSlice) -> float | None:
         if part.module not in factors:
             return None
-        return norm_squared(*factors[part.module], *_index(part, is_rows))
+        return norm_squared(*factors[part.module], *part.block)
 
     return of_slice
 
@@ -260,11 +245,10 @@ def norms_of_factors(factors: Mapping[str, ScaledFactors]) -> NormSquared:
 def norms_of_matrices(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> NormSquared:
     """Norms of full fine-tuning's delta, from weight matrices (out, in) by layer."""
 
-    def of_slice(part: LayerSlice, is_rows: bool) -> float | None:
+    def of_slice(part: LayerSlice) -> float | None:
         if part.module not in before:
             return None
-        index = _index(part, is_rows)
-        delta = after[part.module][index].double() - before[part.module][index].double()
+        delta = after[part.module][part.block].double() - before[part.module][part.block].double()
         return float(delta.square().sum())
 
     return of_slice

@@ -7,7 +7,7 @@ if its group shares them), and its columns of the output projection. Removing it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from rankwise.engine.models.adapter_folder import ScaledFactors
@@ -19,13 +19,6 @@ class Head(NamedTuple):
 
     layer: int
     head: int
-
-
-class _Spans(NamedTuple):
-    """Which of a layer's factors belong to heads: rows of lora_B, or columns of lora_A."""
-
-    rows: list[slice]
-    columns: list[slice]
 
 
 def without_heads(
@@ -45,15 +38,14 @@ def without_heads(
             (``HeadLayout.sharers``) lose these.
     """
     changed = dict(factors)
-    for name, spans in _spans(layouts, heads, keys_and_values).items():
+    for part in _slices_of(layouts, heads, keys_and_values):
+        name = part.module
         if name in factors:
-            lora_A, lora_B, scaling = factors[name]
-            lora_A, lora_B = lora_A.clone(), lora_B.clone()
-            for rows in spans.rows:
-                lora_B[rows] = 0
-            for columns in spans.columns:
-                lora_A[:, columns] = 0
-            changed[name] = ScaledFactors(lora_A, lora_B, scaling)
+            if changed[name] is factors[name]:
+                lora_A, lora_B, scaling = factors[name]
+                changed[name] = ScaledFactors(lora_A.clone(), lora_B.clone(), scaling)
+            factor = changed[name].lora_A if part.is_input else changed[name].lora_B
+            factor[part.block] = 0
     return changed
 
 
@@ -66,19 +58,16 @@ def only_heads(
 ) -> dict[str, ScaledFactors]:
     """The delta of some heads and nothing else: what ``without_heads`` removes."""
     changed: dict[str, ScaledFactors] = {}
-    for name, spans in _spans(layouts, heads, keys_and_values).items():
-        if name in factors:
-            lora_A, lora_B, scaling = factors[name]
-            if spans.rows:
-                kept = lora_B.new_zeros(lora_B.shape)
-                for rows in spans.rows:
-                    kept[rows] = lora_B[rows]
-                changed[name] = ScaledFactors(lora_A, kept, scaling)
-            else:
-                kept = lora_A.new_zeros(lora_A.shape)
-                for columns in spans.columns:
-                    kept[:, columns] = lora_A[:, columns]
-                changed[name] = ScaledFactors(kept, lora_B, scaling)
+    for part in _slices_of(layouts, heads, keys_and_values):
+        if part.module in factors:
+            lora_A, lora_B, scaling = factors[part.module]
+            whole = lora_A if part.is_input else lora_B
+            if part.module not in changed:
+                zeros = whole.new_zeros(whole.shape)
+                pair = (zeros, lora_B) if part.is_input else (lora_A, zeros)
+                changed[part.module] = ScaledFactors(*pair, scaling)
+            kept = changed[part.module].lora_A if part.is_input else changed[part.module].lora_B
+            kept[part.block] = whole[part.block]
     return changed
 
 
@@ -93,30 +82,22 @@ def adapted_heads(
         Head(layout.layer, number)
         for layout in layouts
         for number in range(layout.num_heads)
-        if any(part.module in factors for part in _slices(layout, number, keys_and_values))
+        if any(
+            part.module in factors
+            for part in head_slices(layout, number, keys_and_values=keys_and_values)
+        )
     ]
 
 
-def delta_rows(layout: HeadLayout, head: int, *, keys_and_values: bool) -> list[LayerSlice]:
-    """A head's rows of q; those of k and v if unshared, or with ``keys_and_values``."""
-    if keys_and_values or len(layout.sharers(head)) == 1:
-        return [layout.query(head), *layout.keys_and_values(head)]
-    return [layout.query(head)]
+def head_slices(layout: HeadLayout, head: int, *, keys_and_values: bool) -> list[LayerSlice]:
+    """A head's columns, its rows of q, and those of k and v if unshared or on request."""
+    own = [layout.columns(head), layout.query(head)]
+    has_keys = keys_and_values or len(layout.sharers(head)) == 1
+    return [*own, *layout.keys_and_values(head)] if has_keys else own
 
 
-def _slices(layout: HeadLayout, head: int, keys_and_values: bool) -> list[LayerSlice]:
-    """A head's rows and, last, its columns."""
-    return [*delta_rows(layout, head, keys_and_values=keys_and_values), layout.columns(head)]
-
-
-def _spans(
+def _slices_of(
     layouts: Sequence[HeadLayout], heads: Iterable[Head], keys_and_values: bool
-) -> dict[str, _Spans]:
-    """Layer → the spans of these heads in its factors."""
-    spans: dict[str, _Spans] = {}
+) -> Iterator[LayerSlice]:
     for layer, head in heads:
-        *rows, columns = _slices(layouts[layer], head, keys_and_values)
-        for part in rows:
-            spans.setdefault(part.module, _Spans([], [])).rows.append(part.span)
-        spans.setdefault(columns.module, _Spans([], [])).columns.append(columns.span)
-    return spans
+        yield from head_slices(layouts[layer], head, keys_and_values=keys_and_values)

@@ -27,10 +27,17 @@ class LayerSlice(NamedTuple):
     Attributes:
         module: the layer's full name.
         span: which of them; also of a Conv1D, whose weight is transposed, outputs and inputs.
+        is_input: whether they are inputs.
     """
 
     module: str
     span: slice
+    is_input: bool = False
+
+    @property
+    def block(self) -> tuple[slice, slice]:
+        """The rows and columns of the layer's matrix (out, in)."""
+        return (slice(None), self.span) if self.is_input else (self.span, slice(None))
 
 
 class _Rows(NamedTuple):
@@ -47,30 +54,27 @@ class _Rows(NamedTuple):
         return LayerSlice(f"{attention}.{self.layer}", slice(first, first + self.width))
 
 
-class _FittedLayout(NamedTuple):
-    """An attention module's heads under a kind of layout.
+@dataclass(frozen=True)
+class _FittedLayout:
+    """An attention module's heads under a kind of layout: a head's q, a group's k and v.
 
     Attributes:
         num_heads: of queries.
-        num_groups: of keys and values.
+        num_groups: of keys and values; ``num_heads / num_groups`` heads share one.
         width: features of a head.
-        query: of a head.
-        key: of a group.
-        value: of a group.
-        output: name of the output projection.
     """
 
     num_heads: int
     num_groups: int
     width: int
-    query: _Rows
-    key: _Rows
-    value: _Rows
-    output: str
+    _query: _Rows
+    _key: _Rows
+    _value: _Rows
+    _output: str
 
 
 @dataclass(frozen=True)
-class HeadLayout:
+class HeadLayout(_FittedLayout):
     """The heads of one layer.
 
     Attributes:
@@ -78,24 +82,17 @@ class HeadLayout:
         layer_name: full name of the decoder layer.
         attention: full name of the attention module in it.
         kind: which entry of ``LAYOUTS`` fits.
-        num_heads: of queries.
-        num_groups: of keys and values; ``num_heads / num_groups`` heads share one.
-        width: features of a head.
     """
 
     layer: int
     layer_name: str
     attention: str
     kind: str
-    num_heads: int
-    num_groups: int
-    width: int
-    _fit: _FittedLayout
 
     @property
     def output(self) -> str:
         """Full name of the output projection."""
-        return f"{self.attention}.{self._fit.output}"
+        return f"{self.attention}.{self._output}"
 
     @property
     def projections(self) -> tuple[str, ...]:
@@ -115,15 +112,15 @@ class HeadLayout:
 
     def query(self, head: int) -> LayerSlice:
         """A head's own rows of q."""
-        return self._fit.query.of(head, self.attention)
+        return self._query.of(head, self.attention)
 
     def key(self, head: int) -> LayerSlice:
         """The rows of k that a head shares with its group."""
-        return self._fit.key.of(self.group_of(head), self.attention)
+        return self._key.of(self.group_of(head), self.attention)
 
     def value(self, head: int) -> LayerSlice:
         """The rows of v that a head shares with its group."""
-        return self._fit.value.of(self.group_of(head), self.attention)
+        return self._value.of(self.group_of(head), self.attention)
 
     def keys_and_values(self, head: int) -> list[LayerSlice]:
         """The rows of k, and those of v where these are others."""
@@ -132,7 +129,7 @@ class HeadLayout:
 
     def columns(self, head: int) -> LayerSlice:
         """A head's columns of the output projection."""
-        return LayerSlice(self.output, slice(head * self.width, (head + 1) * self.width))
+        return LayerSlice(self.output, slice(head * self.width, (head + 1) * self.width), True)
 
 
 def head_layouts(model: nn.Module) -> tuple[HeadLayout, ...]:
@@ -166,8 +163,11 @@ def head_layouts(model: nn.Module) -> tuple[HeadLayout, ...]:
                 f"{', '.join(LAYOUTS)}. {INSTEAD}"
             )
         ((kind, path, fit),) = fits
-        size = (fit.num_heads, fit.num_groups, fit.width)
-        layouts.append(HeadLayout(number, name, f"{name}.{path}", kind, *size, fit))
+        layouts.append(
+            HeadLayout(
+                **vars(fit), layer=number, layer_name=name, attention=f"{name}.{path}", kind=kind
+            )
+        )
     return tuple(layouts)
 
 

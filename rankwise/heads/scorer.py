@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -62,18 +62,6 @@ class Graft(NamedTuple):
 
 
 Intervention = Ablation | Reversion | Graft
-
-
-class _Kept(NamedTuple):
-    """What a model computed while it read a tree.
-
-    Attributes:
-        entering: layer → its input.
-        heads: layer → the input of its output projection.
-    """
-
-    entering: Mapping[int, Float[Tensor, "places hidden"]]
-    heads: Mapping[int, Float[Tensor, "places heads_width"]]
 
 
 class HeadScorer:
@@ -178,14 +166,14 @@ class HeadScorer:
             # item has in common with the last item before. Those are the tree's first places.
             begun = shared_length(before, items[chunk[0]].tokens_read)
             before = items[chunk[-1]].tokens_read
-            kept = in_smaller_steps(
+            _, kept = in_smaller_steps(
                 lambda _, tree=tree: self._read_whole(tree, adapter),
                 self._reader.shrink,
                 lambda _: None,
                 self._decoder.device,
             )
             count += len(tree) - begun
-            for layer, heads in kept.heads.items():
+            for layer, heads in kept.items():
                 total = heads[begun:].double().sum(dim=0)
                 sums[layer] = total if layer not in sums else sums[layer] + total
         dtype = next(self._model.parameters()).dtype
@@ -207,7 +195,7 @@ class HeadScorer:
         tree = PrefixTree([item.tokens_read for item in items])
         targets = Targets(tree, items)
         sums = LogLikelihoodSums(1, len(items), self._decoder.device)
-        kept = self._read_whole(
+        entering, heads = self._read_whole(
             tree, adapter, lambda read: add_answers(self._head, read, targets, sums)
         )
         yield 0, sums.log_likelihoods()[0]
@@ -221,7 +209,8 @@ class HeadScorer:
                 group = numbers[start : start + size]
                 chosen = [interventions[n] for n in group]
                 sums = LogLikelihoodSums(len(group), len(items), self._decoder.device)
-                with self._changed(layer, kept, chosen, adapter) as carried:
+                kept = entering[layer], heads[layer]
+                with self._changed(layer, *kept, chosen, adapter) as carried:
                     for read in self._reader.read(tree, [carried] * len(group)):
                         add_answers(self._head, read, targets, sums)
                 yield from zip((n + 1 for n in group), sums.log_likelihoods(), strict=True)
@@ -232,8 +221,10 @@ class HeadScorer:
         tree: PrefixTree,
         adapter: FrozenAdapter | None,
         on_read: Callable[[ReadPlaces], None] = lambda _: None,
-    ) -> _Kept:
-        """Read a tree with the model as it is, and keep the inputs of its layers and heads."""
+    ) -> tuple[
+        dict[int, Float[Tensor, "places hidden"]], dict[int, Float[Tensor, "places heads_width"]]
+    ]:
+        """Read a tree with the model as it is: each layer's input, and its heads' outputs."""
         entering: dict[int, list[Tensor]] = defaultdict(list)
         heads: dict[int, list[Tensor]] = defaultdict(list)
         with contextlib.ExitStack() as stack:
@@ -247,14 +238,17 @@ class HeadScorer:
             for read in self._reader.read(tree, [adapter]):
                 on_read(read)
         # the steps' pieces, (places, width) for every layer
-        joined = ({n: torch.cat(steps) for n, steps in kept.items()} for kept in (entering, heads))
-        return _Kept(*joined)
+        of_layers, of_heads = (
+            {n: torch.cat(steps) for n, steps in kept.items()} for kept in (entering, heads)
+        )
+        return of_layers, of_heads
 
     @contextlib.contextmanager
     def _changed(
         self,
         layer: int,
-        kept: _Kept,
+        entering: Float[Tensor, "places hidden"],
+        heads: Float[Tensor, "places heads_width"],
         interventions: Sequence[Intervention],
         adapter: FrozenAdapter | None,
     ) -> Generator[FrozenAdapter | None]:
@@ -280,7 +274,7 @@ class HeadScorer:
                 assert len(ablations) == len(interventions)
                 output = self._model.get_submodule(layout.output)
                 changes = [(layout.columns(one.head.head).span, one.value) for one in ablations]
-                module = _AblatedAttention(output, kept.heads[layer], changes)
+                module = _AblatedAttention(output, heads, changes)
             else:
                 module = _VariedAttention(attention, bank, variants)
             replaced = {layout.attention: module}
@@ -290,7 +284,7 @@ class HeadScorer:
             }
             first = self._model.get_submodule(layout.layer_name)
             stack.enter_context(layers_replaced(self._model, replaced))
-            hook = partial(_enter_layer, kept.entering[layer])
+            hook = partial(_enter_layer, entering)
             handle = first.register_forward_pre_hook(hook, with_kwargs=True)
             stack.callback(handle.remove)
             yield carried

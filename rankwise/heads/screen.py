@@ -7,7 +7,7 @@ backward pass gives the derivatives by all gates of all layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ from rankwise.engine.models.packed_attention import (
     predicting_states,
     within_budget,
 )
-from rankwise.heads.interventions import Head, delta_rows
+from rankwise.heads.interventions import Head, head_slices
 from rankwise.heads.layouts import HeadLayout, LayerSlice
 from rankwise.tasks.questions import Continuation
 
@@ -72,32 +72,33 @@ def expected_effects(
         max_batch_tokens: of a backward pass; a single item may have more.
     """
     decoder = decoder_of(base_model)
-    layers = _gated_layers(base_model, layouts, adapter, gating)
+    factors = {} if adapter is None else adapter.layers
+    weight, means = next(base_model.parameters()), gating.means
+    resting: dict[str, Tensor] = {}  # by output projection, (heads_width,) each
+    for layout in () if gating.is_reversion else layouts:
+        heads = [Head(layout.layer, number) for number in range(layout.num_heads)]
+        zeros = weight.new_zeros(layout.num_heads * layout.width)
+        resting[layout.output] = zeros if means is None else torch.cat([means[h] for h in heads])
+    layers = {
+        name: _GatedLayer(base_model.get_submodule(name), factors.get(name), resting.get(name))
+        for name in dict.fromkeys([*factors, *resting])
+    }
     head = CompletionHead(decoder)
     with layers_replaced(base_model, layers), packed_attention(base_model):
         sizes = [sum(len(option.tokens_read) for option in item.options) for item in items]
         for batch in within_budget(sizes, max_batch_tokens):
             _answers(decoder, head, [items[index] for index in batch]).backward()
+    # a head's gates are on its outputs, or on all of its delta
     return {
         Head(layout.layer, number): -sum(
-            layers[span.module].derivative(span, is_input=is_input)
-            for span, is_input in _gated_slices(layout, number, gating)
-            if span.module in layers
+            layers[part.module].derivative(part)
+            for part in head_slices(layout, number, keys_and_values=gating.keys_and_values)
+            if part.module in layers and (part.is_input or gating.is_reversion)
         )
         / len(items)
         for layout in layouts
         for number in range(layout.num_heads)
     }
-
-
-def _gated_slices(
-    layout: HeadLayout, head: int, gating: Gating
-) -> Iterator[tuple[LayerSlice, bool]]:
-    """The slices whose gates a head's intervention turns to 0, and whether they are inputs."""
-    yield layout.columns(head), True
-    if gating.is_reversion:
-        for rows in delta_rows(layout, head, keys_and_values=gating.keys_and_values):
-            yield rows, False
 
 
 class _GatedLayer(nn.Module):
@@ -141,32 +142,12 @@ class _GatedLayer(nn.Module):
             added = added * self.outputs.to(added.dtype)
         return y + added.to(y.dtype)
 
-    def derivative(self, part: LayerSlice, *, is_input: bool) -> float:
+    def derivative(self, part: LayerSlice) -> float:
         """The sum of the derivatives by a slice's gates; 0 where it has none."""
-        gates = self.inputs if is_input else self.outputs
+        gates = self.inputs if part.is_input else self.outputs
         if gates is None or gates.grad is None:
             return 0.0
         return float(gates.grad[part.span].double().sum())
-
-
-def _gated_layers(
-    base_model: nn.Module,
-    layouts: Sequence[HeadLayout],
-    adapter: FrozenAdapter | None,
-    gating: Gating,
-) -> dict[str, _GatedLayer]:
-    """Every layer with an adapter or a gate, by name."""
-    factors = {} if adapter is None else adapter.layers
-    weight, means = next(base_model.parameters()), gating.means
-    resting: dict[str, Tensor] = {}  # by output projection, (heads_width,) each
-    for layout in () if gating.is_reversion else layouts:
-        heads = [Head(layout.layer, number) for number in range(layout.num_heads)]
-        zeros = weight.new_zeros(layout.num_heads * layout.width)
-        resting[layout.output] = zeros if means is None else torch.cat([means[h] for h in heads])
-    return {
-        name: _GatedLayer(base_model.get_submodule(name), factors.get(name), resting.get(name))
-        for name in dict.fromkeys([*factors, *resting])
-    }
 
 
 def _answers(decoder: Any, head: CompletionHead, items: Sequence[ScreenedItem]) -> Tensor:

@@ -10,7 +10,7 @@ from rankwise.findings.audits import (
     ENOUGH,
     MatrixGroup,
     Range,
-    intruder_total,
+    intruders_of_all,
     matrix_group,
     norms,
     subject,
@@ -21,6 +21,7 @@ from rankwise.records.files import sealed
 from rankwise.records.grouping import grouped
 from rankwise.records.outputs import write_outputs
 from rankwise.records.spectra import (
+    EPSILONS,
     INTRUDER_EPSILON,
     MatrixSpectrum,
     VectorChange,
@@ -222,7 +223,7 @@ def _facts(record: AuditRecord) -> Facts:
         "‖delta‖_F": f"{norm:.4g}",
         "Relative to ‖W₀‖_F": quantities.share(norm / base) if base else "base is zero",
         f"Smallest customary rank that keeps {ENOUGH:.0%}": cut,
-        "Intruder dimensions": f"{intruder_total(record.matrices):g}",
+        "Intruder dimensions": f"{intruders_of_all(record.matrices, EPSILONS).observed:g}",
     }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rankwise.records.files import digest_of
 from rankwise.records.grouping import grouped
-from rankwise.records.lm_eval_samples import file_names, is_samples_file, read_compared, task_of
+from rankwise.records.lm_eval_samples import file_names, read_compared, task_of
 from rankwise.records.p_right import ACCURACY, P_RIGHT, option_nats
 from rankwise.records.results import LOSS_METRIC
 from rankwise.records.study import Unit
@@ -16,11 +16,6 @@ from rankwise.scores.models import ScoredModel
 from rankwise.scores.scoring import Given, Item, Scoring
 
 _UNITS: dict[str, Unit] = {"points": "points", "nats": "nats"}
-
-
-def are_samples(paths: Sequence[Path]) -> bool:
-    """Whether all files are what lm-eval logs; it is known by their names, else by a line."""
-    return all(path.is_file() and is_samples_file(path) for path in paths)
 
 
 def samples_given(paths: Sequence[Path], asked: Asked) -> Given:
@@ -45,6 +40,9 @@ def samples_given(paths: Sequence[Path], asked: Asked) -> Given:
             lines = file.lines[compared.filter]
             has_options = all(len(option_nats(line)) > 1 for line in lines)
             is_rolling = all(item.is_rolling for item in file.filters[compared.filter])
+            output_type = "multiple_choice" if has_options else "generate_until"
+            if not has_options and is_rolling and compared.metric == LOSS_METRIC:
+                output_type = "loglikelihood_rolling"
             scorings.append(
                 Scoring(
                     ScoredModel(names[file.path]),
@@ -60,15 +58,9 @@ def samples_given(paths: Sequence[Path], asked: Asked) -> Given:
                     unit=_UNITS.get(compared.unit, "units"),
                     higher_is_better=compared.higher_is_better,
                     filter=compared.filter,
-                    output_type=_output_type(compared.metric, has_options, is_rolling),
+                    output_type=output_type,
                     decides=compared.metric,
                 )
             )
     files = {str(path): digest_of(path).sha256 for path in paths}
     return Given(scorings, files, base=names[paths[0]], notes=tuple(notes))
-
-
-def _output_type(metric: str, has_options: bool, is_rolling: bool) -> str:
-    if has_options:
-        return "multiple_choice"
-    return "loglikelihood_rolling" if metric == LOSS_METRIC and is_rolling else "generate_until"

@@ -8,7 +8,7 @@ import json
 import math
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ HELM_FILES = ("per_instance_stats.json", "display_predictions.json", "prediction
 """What HELM writes of every instance, in a folder for each run; the first has every statistic."""
 
 _MOST_BYTES = 1 << 30
-"""Of what a log unpacks to."""
+"""The most that a log may unpack to."""
 
 _INSPECT_VALUES = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0}
 """Inspect's values of answers that are correct, incorrect, partial, and of none."""
@@ -32,7 +32,7 @@ _HELM_METRICS = (
     "chain_of_thought_correctness", "final_number_exact_match", "math_equiv",
     "math_equiv_chain_of_thought", "f1_score", "rouge_l", "bleu_4", "ifeval_strict_accuracy",
 )  # fmt: skip
-"""HELM's main metrics, of which one decides unless another is named: the first that is there."""
+"""HELM's main metrics. The first that a log has decides, unless another is named."""
 
 
 class Log(NamedTuple):
@@ -137,7 +137,20 @@ def _inspect(log: Log, metric: str | None) -> Scoring:
     items: dict[str, Item] = {}
     for item, its in by_item.items():
         place, first = its[0]
-        values = [_inspect_value(log, where, sample, metric) for where, sample in its]
+        values: list[float] = []
+        for where, sample in its:
+            value = (sample.get("scores") or {}).get(metric, {}).get("value")
+            if isinstance(value, str):
+                value = _INSPECT_VALUES.get(value, value)
+            try:
+                values.append(float(value))
+            except (TypeError, ValueError):
+                values.append(math.nan)
+            if not math.isfinite(values[-1]):
+                raise DataError(
+                    f"{log.path} {where} (id {sample.get('id')!r}): the value of {metric} is "
+                    f"{value!r}, which is not a number. Score it, or leave it out of all models."
+                )
         answer = (first.get("scores") or {}).get(metric, {}).get("answer")
         completion = (first.get("output") or {}).get("completion")
         line = answered(
@@ -151,22 +164,6 @@ def _inspect(log: Log, metric: str | None) -> Scoring:
         items[item] = Item(f"{log.path} {place}", line)
     model, task = str(head.get("model", log.path.stem)), str(head.get("task", log.path.stem))
     return Scoring(ScoredModel(model), task.rpartition("/")[2], metric, items)
-
-
-def _inspect_value(log: Log, where: str, sample: Mapping[str, Any], metric: str) -> float:
-    value = (sample.get("scores") or {}).get(metric, {}).get("value")
-    if isinstance(value, str):
-        value = _INSPECT_VALUES.get(value, value)
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise DataError(
-            f"{log.path} {where} (id {sample.get('id')!r}): the value of {metric} is {value!r}, "
-            "which is not a number. Score it, or leave it out of all models."
-        )
-    return number
 
 
 def _inspect_text(value: Any) -> str | None:
@@ -187,8 +184,14 @@ def _helm(log: Log, metric: str | None) -> Scoring:
             continue
         item = str(instance["instance_id"])
         places.setdefault(item, (f"instance {number}", instance))
-        for name, value in _helm_stats(instance["stats"]):
-            values.setdefault(name, {}).setdefault(item, []).append(value)
+        stats = instance["stats"]  # numbers by name, or a list of statistics
+        if isinstance(stats, Mapping):
+            means = list(stats.items())
+        else:
+            known = [stat for stat in stats if stat["name"].get("perturbation") is None]
+            means = [(s["name"]["name"], s["mean"]) for s in known if s.get("mean") is not None]
+        for name, value in means:
+            values.setdefault(str(name), {}).setdefault(item, []).append(float(value))
     counts = Counter({name: len(its) for name, its in values.items()})
     everywhere = [name for name in values if counts[name] == len(places)]
     if metric is None:
@@ -201,16 +204,6 @@ def _helm(log: Log, metric: str | None) -> Scoring:
         items[item] = Item(f"{log.path} {place}", {**line, "doc": {}})
     task, model = _helm_names(log.path)
     return Scoring(ScoredModel(model), task, metric, items)
-
-
-def _helm_stats(stats: Any) -> Iterator[tuple[str, float]]:
-    """Name and value: a list of statistics, or numbers by name."""
-    if isinstance(stats, Mapping):
-        yield from ((str(name), float(value)) for name, value in stats.items())
-        return
-    for stat in stats:
-        if stat["name"].get("perturbation") is None and stat.get("mean") is not None:
-            yield str(stat["name"]["name"]), float(stat["mean"])
 
 
 def _helm_names(path: Path) -> tuple[str, str]:

@@ -13,7 +13,7 @@ BASE_NAMES = ("base", "base_model", "base-model", "pretrained", "untuned")
 """A model of such a name is the base, unless another is said to be."""
 
 _FULL = re.compile(r"(?:^|[^a-z])(?:full|fft|full[ _-]?(?:fine[ _-]?tuning|ft))(?![a-z])", re.I)
-"""In a name without a rank: all weights were trained."""
+"""In a name without a rank it says that all weights were trained."""
 
 _NUMBER, _WHOLE = r"\d+(?:\.\d+)?(?:e[-+]?\d+)?", r"\d+"
 _FIELDS: Mapping[str, str] = {
@@ -53,7 +53,7 @@ class ScoredModel(NamedTuple):
 
     @property
     def label(self) -> str:
-        """It in an error: its name, and the columns that tell it from others of that name."""
+        """How errors call it: its name, and the columns that tell it from others of that name."""
         said = {"rank": self.rank, "seed": self.seed}
         parts = [f"{name} {value}" for name, value in said.items() if value is not None]
         return f"{self.name} ({', '.join(parts)})" if parts else self.name
@@ -130,24 +130,23 @@ def with_names_read(
     if pattern is not None:
         found = {model: _by_pattern(model, pattern) for model in models}
         return found, ()
-    read = {model: _merged(model, _by_habit(model.name)) for model in models}
+    read: dict[ScoredModel, ScoredModel] = {}
+    for model in models:
+        said = {key: pattern.search(model.name) for key, pattern in _USUAL.items()}
+        values = {key: READ[key][0](match[1]) for key, match in said.items() if match is not None}
+        read[model] = _merged(model, values)
     lacking = [each for each in read.values() if each.rank is None and not each.is_full]
     if not lacking:
         return read, ()
     some = [each.name for each in read.values() if each.rank is not None]
-    said = [model for model in models if model.rank is not None]
-    if said or not some:
-        return {model: _as_full(model) if said else model for model in models}, ()
+    has_column = any(model.rank is not None for model in models)
+    if has_column or not some:
+        return {model: _as_full(model) if has_column else model for model in models}, ()
     note = (
         f"{some[0]} looks like a rank, and {lacking[0].name} has none, so no rank is taken from "
         "the names; say what they mean with --name, such as 'r{rank}_s{seed}'"
     )
     return {model: model for model in models}, (note,)
-
-
-def _by_habit(name: str) -> dict[str, Any]:
-    found = {key: pattern.search(name) for key, pattern in _USUAL.items()}
-    return {key: READ[key][0](match[1]) for key, match in found.items() if match is not None}
 
 
 def _by_pattern(model: ScoredModel, pattern: str) -> ScoredModel:

@@ -6,14 +6,14 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rankwise.errors import DataError
-from rankwise.records.lm_eval_samples import file_names
+from rankwise.records.lm_eval_samples import file_names, is_samples_file
 from rankwise.scores.asked import Asked
-from rankwise.scores.lm_eval import are_samples, samples_given
+from rankwise.scores.lm_eval import samples_given
 from rankwise.scores.logs import log_scorings, read_log
 from rankwise.scores.scoring import Given
 from rankwise.scores.tables import Table, table_scorings
@@ -33,7 +33,7 @@ def read_scores(paths: Sequence[Path], asked: Asked) -> Given:
         RecordError: sample files are not about the same items.
     """
     paths = _found(paths)
-    if are_samples(paths):
+    if all(path.is_file() and is_samples_file(path) for path in paths):
         return samples_given(paths, asked)
     logs = [read_log(path) for path in paths]
     read = [log for log in logs if log is not None]
@@ -70,21 +70,17 @@ def rows_given(rows: Any, asked: Asked) -> Given:
     Raises:
         DataError: a row or a column is not what it has to be.
     """
-    listed = _as_rows(rows)
+    if hasattr(rows, "to_dicts"):  # polars
+        rows = rows.to_dicts()
+    elif hasattr(rows, "to_dict"):  # pandas
+        rows = rows.to_dict("records")
+    if not isinstance(rows, Iterable):
+        raise DataError(f"{type(rows).__name__} is not a table; give a data frame, rows or a path.")
+    listed: list[Any] = list(rows)
     raw = [RawRow(f"row {number}", row) for number, row in enumerate(listed, 1)]
     scorings, columns = table_scorings([Table("the table", raw)], asked)
     digest = hashlib.sha256(json.dumps(listed, default=str).encode()).hexdigest()
     return Given(scorings, {"the table": digest}, columns)
-
-
-def _as_rows(rows: Any) -> list[Mapping[str, Any]]:
-    if hasattr(rows, "to_dicts"):  # polars
-        return rows.to_dicts()
-    if hasattr(rows, "to_dict"):  # pandas
-        return rows.to_dict("records")
-    if isinstance(rows, Iterable):
-        return list(rows)
-    raise DataError(f"{type(rows).__name__} is not a table; give a data frame, rows or a path.")
 
 
 def _found(paths: Sequence[Path]) -> list[Path]:

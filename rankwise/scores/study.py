@@ -48,13 +48,13 @@ LOSSES = frozenset({"loss", "nll", "loss_nats", "cross_entropy", "eval_loss"})
 """Columns of these names are a loss in nats per token."""
 
 NOT_SAID = "not said"
-"""Of a setting that no table has: all models may share it."""
+"""Written for a setting that no table has; all models may share it."""
 
 _NOTHING_LOGGED: Mapping[str, Any] = {"target": "", "arguments": {}, "filtered_resps": [""]}
-"""Of a line in which an answer's texts are not."""
+"""What a line has where an answer's texts were not logged."""
 
 _PERCENT_FROM = 20.0
-"""Beside scores that are at most 1, such a large one is taken for percent."""
+"""Where other models score at most 1, a score this large is read as percent."""
 
 
 class ScoredStudy(NamedTuple):
@@ -69,7 +69,7 @@ class ScoredStudy(NamedTuple):
     evaluations: Mapping[str, Mapping[str, tuple[TaskEvaluation, Sequence[Line]]]]
 
     def results(self) -> StudyResults:
-        """What is read back from a folder, without one.
+        """The results that a folder with these records would be read back as.
 
         Raises:
             TaskError: items have no such field to be clustered by.
@@ -145,9 +145,8 @@ def scored_study(given: Given, asked: Asked, name: str) -> ScoredStudy:
     _check_fields(asked, by_task)
     units: dict[str, Unit] = {task: _unit(task, by_task[task].scorings) for task in tasks}
     runs = _planned(models, by_task, quantities.listed(relations["in_domain"]))
-    record = _record(given, asked, name, relations, base, units, by_task, tuple(runs.values()))
-    common = [note for each in by_task.values() for note in each.notes]
-    record = record.model_copy(update={"warnings": (*given.notes, *notes, *common)})
+    notes = (*given.notes, *notes, *(note for each in by_task.values() for note in each.notes))
+    record = _record(given, asked, name, relations, base, units, by_task, [*runs.values()], notes)
     evaluations: dict[str, dict[str, tuple[TaskEvaluation, Sequence[Line]]]] = {}
     for task, paired in by_task.items():
         for model, scoring in paired.scorings.items():
@@ -158,12 +157,30 @@ def scored_study(given: Given, asked: Asked, name: str) -> ScoredStudy:
             ]
             made = _evaluation(record, run, scoring, lines, units[task], asked)
             evaluations.setdefault(made.model, {})[task] = made, lines
-    records = tuple(_run_record(run, record) for run in runs.values())
+    records = tuple(
+        RunRecord(  # what an import writes: nothing is known of its training
+            status="trained",
+            message=None,
+            planned=run,
+            num_steps=0,
+            num_tokens=0,
+            num_loss_tokens=0,
+            num_truncated=0,
+            first_loss_nats=None,
+            final_loss_nats=None,
+            update_is_zero=False,
+            weights_bytes=0,
+            train_seconds=0.0,
+            peak_memory_bytes=0,
+            provenance=record.provenance,
+        )
+        for run in runs.values()
+    )
     return ScoredStudy(record, records, evaluations)
 
 
 def _check_fields(asked: Asked, by_task: Mapping[str, _Paired]) -> None:
-    """Refuse what items are to be grouped by where it is not the same of an item in all models."""
+    """Refuse a field to group items by that some model's items lack or have otherwise."""
     for option, field in (("--slice", asked.slice), ("--cluster", asked.cluster)):
         if field is None:
             continue
@@ -318,15 +335,14 @@ def _mean_of(scorings: Sequence[Scoring], items: Sequence[Any]) -> Scoring:
     first, *more = scorings
     if not more:
         return first
-
-    def meant(item: Any) -> Item:
+    means: dict[Any, Item] = {}
+    for item in items:
         place, line = first.items[item]
         values = [float(each.items[item].line[each.metric]) for each in scorings]
         answers = ("resps", "filtered_resps")  # it is nobody's answer
         described = {name: value for name, value in line.items() if name not in answers}
-        return Item(place, {**described, first.metric: math.fsum(values) / len(values)})
-
-    return first._replace(items={item: meant(item) for item in items})
+        means[item] = Item(place, {**described, first.metric: math.fsum(values) / len(values)})
+    return first._replace(items=means)
 
 
 def _unit(task: str, scorings: Mapping[ScoredModel | None, Scoring]) -> Unit:
@@ -360,79 +376,48 @@ def _planned(
     ranked = [model for model in models.values() if model.rank]
     ratios = {model.alpha / model.rank for model in ranked if model.alpha and model.rank}
     is_proportional = len(ratios) == 1 and all(model.alpha for model in ranked)
-    return {
-        model: _run(
-            model,
-            train_task,
-            is_proportional,
-            is_known=bool(ranked) and model.is_full,
-            scores=_values_of(model, by_task),
+    planned: dict[ScoredModel, PlannedRun] = {}
+    for model in models.values():
+        rank, alpha, rate = model.rank, model.alpha, model.learning_rate
+        label = NOT_SAID if alpha is None else quantities.number(alpha)
+        if rank and alpha and is_proportional:
+            label = f"{quantities.number(alpha / rank)}r"
+        digest = fingerprint([list(model), _values_of(model, by_task)])
+        is_known = bool(rank) or (bool(ranked) and model.is_full)
+        slug = re.sub(r"[^A-Za-z0-9._-]+", "-", model.name).strip("-._")[:60] or "model"
+        planned[model] = PlannedRun(
+            name=f"{slug}-{digest[:8]}",
+            fingerprint=digest,
+            role="trained" if is_known else "imported",
+            called=model.name,
+            method="lora" if rank else "full",
+            train_task=train_task,
+            rank=rank or None,
+            alpha=alpha,
+            alpha_labels=(label,) if rank else (),
+            scaling=alpha / rank if alpha and rank else None,
+            learning_rate=rate,
+            rate_labels=(NOT_SAID if rate is None else quantities.learning_rate(rate),),
+            epochs=model.epochs,
+            target_modules=model.modules,
+            seed=model.seed,
+            num_steps=0,
+            num_examples=0,
+            num_tokens=0,
+            num_trainable_parameters=0,
+            trainable_share=0.0,
+            estimated_memory_bytes=0,
         )
-        for model in models.values()
-    }
+    return planned
 
 
-def _values_of(model: ScoredModel, by_task: Mapping[str, _Paired]) -> list[Any]:
+def _values_of(model: ScoredModel | None, by_task: Mapping[str, _Paired]) -> list[Any]:
+    """Task and scores of a model on the items that all have; None is the base."""
     return [
         [task, [scoring.items[item].line[scoring.metric] for item in paired.numbers]]
         for task, paired in by_task.items()
         if (scoring := paired.scorings.get(model)) is not None
     ]
-
-
-def _run(
-    model: ScoredModel, train_task: str, is_proportional: bool, *, is_known: bool, scores: Any
-) -> PlannedRun:
-    rank, alpha, rate = model.rank, model.alpha, model.learning_rate
-    label = NOT_SAID if alpha is None else quantities.number(alpha)
-    if rank and alpha and is_proportional:
-        label = f"{quantities.number(alpha / rank)}r"
-    digest = fingerprint([list(model), scores])
-    is_lora = bool(rank)
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", model.name).strip("-._")[:60] or "model"
-    return PlannedRun(
-        name=f"{slug}-{digest[:8]}",
-        fingerprint=digest,
-        role="trained" if is_lora or is_known else "imported",
-        called=model.name,
-        method="lora" if is_lora else "full",
-        train_task=train_task,
-        rank=rank or None,
-        alpha=alpha,
-        alpha_labels=(label,) if is_lora else (),
-        scaling=alpha / rank if alpha and rank else None,
-        learning_rate=rate,
-        rate_labels=(NOT_SAID if rate is None else quantities.learning_rate(rate),),
-        epochs=model.epochs,
-        target_modules=model.modules,
-        seed=model.seed,
-        num_steps=0,
-        num_examples=0,
-        num_tokens=0,
-        num_trainable_parameters=0,
-        trainable_share=0.0,
-        estimated_memory_bytes=0,
-    )
-
-
-def _run_record(planned: PlannedRun, study: StudyRecord) -> RunRecord:
-    """What an import writes: nothing is known of its training."""
-    return RunRecord(
-        status="trained",
-        message=None,
-        planned=planned,
-        num_steps=0,
-        num_tokens=0,
-        num_loss_tokens=0,
-        num_truncated=0,
-        first_loss_nats=None,
-        final_loss_nats=None,
-        update_is_zero=False,
-        weights_bytes=0,
-        train_seconds=0.0,
-        peak_memory_bytes=0,
-        provenance=study.provenance,
-    )
 
 
 def _record(
@@ -443,16 +428,18 @@ def _record(
     base: str | None,
     units: Mapping[str, Unit],
     by_task: Mapping[str, _Paired],
-    runs: tuple[PlannedRun, ...],
+    runs: Sequence[PlannedRun],
+    notes: tuple[str, ...],
 ) -> StudyRecord:
     ranks = tuple(dict.fromkeys(run.rank for run in runs if run.rank))
     has_full = any(run.method == "full" for run in runs)
-    decides = {
-        task: scoring.decides
-        for task, paired in by_task.items()
-        if (scoring := paired.scorings[None]).decides
+    bases = {task: paired.scorings[None] for task, paired in by_task.items()}
+    margins = {
+        f"delta_{units[relations['in_domain'][0]]}": asked.delta,
+        "epsilon_points": asked.epsilon,
+        "worst_task_points": asked.worst_task,
+        "confidence": asked.confidence,
     }
-    tasks = tuple(by_task)
     config = StudyConfig(
         name=name,
         base_model=BaseModelConfig(name=base or "none"),
@@ -464,23 +451,28 @@ def _record(
         seeds=tuple(sorted({run.seed for run in runs if run.seed is not None})) or (0,),
         evaluation=EvaluationConfig(
             **relations,
-            metric=decides,
-            clusters={} if asked.cluster is None else dict.fromkeys(tasks, asked.cluster),
+            metric={task: each.decides for task, each in bases.items() if each.decides},
+            clusters={} if asked.cluster is None else dict.fromkeys(by_task, asked.cluster),
             slice=asked.slice,
         ),
         analysis=AnalysisConfig(spectra=False, heads=False, gauges=False),
-        recommendation=_margins(asked, units[relations["in_domain"][0]]),
+        recommendation=RecommendationConfig(
+            **{name: margin for name, margin in margins.items() if margin is not None}
+        ),
     )
     train_task = runs[0].train_task
     return StudyRecord(
         fingerprint=study_fingerprint(config),
         config=config,
-        base_model_fingerprint=fingerprint([base, _values_of_base(by_task)]),
+        base_model_fingerprint=fingerprint([base, [its for _, its in _values_of(None, by_task)]]),
         precision="float32",
-        task_fingerprints={task: _task_fingerprint(task, by_task[task]) for task in tasks},
+        task_fingerprints={
+            task: fingerprint([task, [str(item) for item in paired.numbers]])
+            for task, paired in by_task.items()
+        },
         num_parameters=0,
-        models=runs,
-        warnings=(),
+        models=tuple(runs),
+        warnings=notes,
         scores=ScoreTables(
             files=dict(given.files),
             columns={str(k): v for k, v in given.columns.items()},
@@ -495,30 +487,6 @@ def _record(
         domains={},
         provenance=collect_provenance(),
     )
-
-
-def _values_of_base(by_task: Mapping[str, _Paired]) -> list[Any]:
-    return [
-        [
-            paired.scorings[None].items[item].line[paired.scorings[None].metric]
-            for item in paired.numbers
-        ]
-        for paired in by_task.values()
-    ]
-
-
-def _task_fingerprint(task: str, paired: _Paired) -> str:
-    return fingerprint([task, [str(item) for item in paired.numbers]])
-
-
-def _margins(asked: Asked, unit: Unit) -> RecommendationConfig:
-    given = {
-        f"delta_{unit}": asked.delta,
-        "epsilon_points": asked.epsilon,
-        "worst_task_points": asked.worst_task,
-        "confidence": asked.confidence,
-    }
-    return RecommendationConfig(**{key: value for key, value in given.items() if value is not None})
 
 
 def _evaluation(

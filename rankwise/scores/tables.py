@@ -6,13 +6,39 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rankwise.errors import DataError
+from rankwise.errors import DataError, did_you_mean
 from rankwise.records import quantities
 from rankwise.scores.asked import Asked
-from rankwise.scores.columns import find_columns
 from rankwise.scores.models import READ, ScoredModel, settings_of
 from rankwise.scores.scoring import Item, Scoring, answered
 from rankwise.tasks.row_files import RawRow, flat_row
+
+NAMES: Mapping[str, tuple[str, ...]] = {
+    "item": (
+        "item", "item_id", "id", "doc_id", "question_id", "example_id", "sample_id", "instance_id",
+        "idx", "index", "qid", "uid",
+    ),
+    "score": (
+        "score", "acc", "accuracy", "correct", "is_correct", "all_correct", "exact_match", "em",
+        "pass", "passed", "pass@1", "p_right", "acc_norm", "f1", "rouge", "bleu", "reward",
+        "rating", "loss", "nll", "loss_nats", "value",
+    ),
+    "model": ("model", "model_name", "run", "run_name", "adapter", "checkpoint", "system"),
+    "task": ("task", "task_name", "dataset", "benchmark", "eval"),
+    "seed": ("seed",),
+    "rank": ("rank", "lora_rank", "r"),
+    "alpha": ("alpha", "lora_alpha"),
+    "learning_rate": ("learning_rate", "lr"),
+    "modules": ("modules", "target_modules", "lora_target_modules"),
+    "epochs": ("epochs", "num_epochs", "num_train_epochs"),
+    "prompt": ("prompt", "input", "question", "instruction"),
+    "target": ("target", "reference", "expected", "gold", "label"),
+    "answer": ("response", "output", "prediction", "completion", "answer", "generated"),
+}  # fmt: skip
+"""The names by which a column is recognised, in any case; earlier ones go first."""
+
+_ONE_OF_SEVERAL: tuple[str, ...] = ("score", "model")
+"""Roles of which several candidates are refused: a wrong guess would be a wrong verdict."""
 
 _YES_AND_NO = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0, "correct": 1.0, "incorrect": 0.0}
 _TEXTS: tuple[str, ...] = ("prompt", "target", "answer")
@@ -46,7 +72,14 @@ def table_scorings(tables: Sequence[Table], asked: Asked) -> tuple[list[Scoring]
     found: dict[str, str] = {}
     described: dict[str, dict[Any, dict[str, Any]]] = {}
     for table in tables:
-        rows = [_Row(f"{table.name} {row.place}", _content(table, row)) for row in table.rows]
+        rows: list[_Row] = []
+        for row in table.rows:
+            place = f"{table.name} {row.place}"
+            if row.problem is not None:
+                raise DataError(f"{place}: {row.problem}.")
+            if not isinstance(row.content, Mapping):
+                raise DataError(f"{place}: {str(row.content)[:40]!r} is not a row of columns.")
+            rows.append(_Row(place, flat_row(row.content)))
         if not rows:
             raise DataError(f"{table.name} has no rows; give one for each item and model.")
         names = list(dict.fromkeys(name for row in rows for name in row.content))
@@ -54,23 +87,61 @@ def table_scorings(tables: Sequence[Table], asked: Asked) -> tuple[list[Scoring]
         found |= columns
         for row in rows:
             _add(scorings, described, table, row, columns)
-    _share_what_describes_items(scorings, described)
+    for (_, task), scoring in scorings.items():
+        shared = set.intersection(*map(set, described[task].values()))
+        for item, (_, line) in scoring.items.items():
+            line["doc"] = {k: v for k, v in described[task][item].items() if k in shared}
     return list(scorings.values()), found
+
+
+def find_columns(source: str, names: Sequence[str], said: Mapping[str, str]) -> dict[str, str]:
+    """Role -> column of a table, for the roles that it has.
+
+    Args:
+        source: the table's name, for errors.
+        names: its columns.
+        said: what a user says.
+
+    Raises:
+        DataError: a column that is said is not there, or several may be the score or the model.
+    """
+    there = f"it has {quantities.listed(list(names)) or 'no columns'}"
+    found: dict[str, str] = {}
+    for role, column in said.items():
+        if column not in names:
+            hint = did_you_mean(column, names)
+            raise DataError(
+                f"{source} has no column {column!r}; {f'{hint} ' if hint else ''}{there}."
+            )
+        found[role] = column
+    taken = {*found.values()}
+    for role, known in NAMES.items():
+        if role in found:
+            continue
+        place = {name.lower(): name for name in names if name not in taken}
+        by_end = {name.lower().rpartition(".")[2]: name for name in names if name not in taken}
+        candidates = [place[name] for name in known if name in place]
+        candidates = candidates or [by_end[name] for name in known if name in by_end]
+        if len(candidates) > 1 and role in _ONE_OF_SEVERAL:
+            raise DataError(
+                f"{source}: {quantities.listed(candidates)} may be the {role}; say which: "
+                f"--{role} {candidates[0]}."
+            )
+        if candidates:
+            found[role] = candidates[0]
+            taken.add(candidates[0])
+    for role in ("item", "score"):
+        if role not in found:
+            raise DataError(
+                f"{source}: no column is recognised as the {role}; say which: --{role} COLUMN; "
+                f"{there}."
+            )
+    return found
 
 
 def listed(names: Iterable[str]) -> str:
     """Names, quoted as they are written."""
     return quantities.listed([str(name) for name in names])
-
-
-def _content(table: Table, row: RawRow) -> dict[str, Any]:
-    if row.problem is not None:
-        raise DataError(f"{table.name} {row.place}: {row.problem}.")
-    if not isinstance(row.content, Mapping):
-        raise DataError(
-            f"{table.name} {row.place}: {str(row.content)[:40]!r} is not a row of columns."
-        )
-    return flat_row(row.content)
 
 
 def _add(
@@ -98,25 +169,10 @@ def _add(
     own = {*columns.values()} - {columns[role] for role in _TEXTS if role in columns}
     document = {name: value for name, value in content.items() if name not in own}
     document["item"] = item
-    _describe(described.setdefault(task, {}), item, document)
-
-
-def _describe(described: dict[Any, dict[str, Any]], item: Any, document: Mapping[str, Any]) -> None:
-    """Keep of an item what every model's row says alike: that is not a part of an answer."""
-    known = described.setdefault(item, dict(document))
+    # what every model's row says alike describes the item: it is not a part of an answer
+    known = described.setdefault(task, {}).setdefault(item, dict(document))
     for name in [name for name, value in known.items() if document.get(name) != value]:
         del known[name]
-
-
-def _share_what_describes_items(
-    scorings: Mapping[tuple[ScoredModel, str], Scoring],
-    described: Mapping[str, Mapping[Any, Mapping[str, Any]]],
-) -> None:
-    for (_, task), scoring in scorings.items():
-        documents = described[task].values()
-        shared = set.intersection(*map(set, documents))
-        for item, (_, line) in scoring.items.items():
-            line["doc"] = {k: v for k, v in described[task][item].items() if k in shared}
 
 
 def _model(table: Table, row: _Row, columns: Mapping[str, str]) -> ScoredModel:

@@ -243,7 +243,7 @@ class ResidentModels:
         if alone is not None:
             _close(alone.scorer)
             if isinstance(alone.model, adapters.peft.PeftModel):
-                adapters.detach(alone.model)
+                alone.model.unload()  # pyright: ignore[reportCallIssue]
 
     def _open_resident(self, model: nn.Module) -> Scorer:
         return ResidentScorer(

@@ -17,7 +17,7 @@ from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
 from rankwise.engine.models.base import BaseModel
 from rankwise.engine.models.devices import ResolvedPrecision, choose_device, provenance_on
-from rankwise.engine.models.frozen_adapters import load_frozen_adapter
+from rankwise.engine.models.frozen_adapters import FrozenAdapter, load_frozen_adapter
 from rankwise.engine.scoring.divergence import divergences, log_probabilities
 from rankwise.errors import TaskError
 from rankwise.findings.model_card import model_card
@@ -64,109 +64,6 @@ class AskedTask(NamedTuple):
     prepared: PreparedTask
     metric: str | None = None
     cluster_field: str | None = None
-
-
-class RepairScorer:
-    """The base and the repairs of one adapter, attached to a resident scorer."""
-
-    def __init__(
-        self, session: ScoringSession, model: str, folder: Path, derived: Mapping[Repair, Updates]
-    ) -> None:
-        """Attach the adapter from its folder, and its repairs as they would be written.
-
-        Args:
-            session: of the base model.
-            model: name of the adapter in records.
-            folder: of the adapter.
-            derived: from ``repairs.derived_updates``.
-        """
-        self._scorer, self._base_model = session.scorer, session.model
-        self._step_tokens, self._model = session.step_tokens, model
-        weight = next(session.model.parameters())
-        self._device = weight.device
-        self.repairs = tuple(derived)
-        self._is_applied = False
-        self._adapters = {
-            repair: load_frozen_adapter(session.model, folder, weight.dtype)
-            if repair == AS_IT_IS
-            else as_frozen(updates, session.model)
-            for repair, updates in derived.items()
-        }
-        for repair, adapter in self._adapters.items():
-            self._scorer.hold(repair.label, adapter)
-
-    def scores(
-        self, task: AskedTask, *, fingerprint: str, advance: Advance = lambda _: None
-    ) -> RepairScores:
-        """Score the base and every repair on a task, item by item.
-
-        Args:
-            task: what is asked.
-            fingerprint: of the record.
-            advance: receives the number of tokens read or written, ``num_tokens`` per model.
-
-        Raises:
-            UnchangedOutputsError: the adapter answers as the base does.
-            TaskError: its answers cannot be judged, or its documents have no such field.
-        """
-        if not self._is_applied:
-            refuse_unapplied(self._scorer, [AS_IT_IS.label], probes(task.prepared.requests))
-            self._is_applied = True
-        started = time.perf_counter()
-        scored = [ScoredModel(BASE, fingerprint)]
-        scored += [ScoredModel(each.label, fingerprint, each.label) for each in self.repairs]
-        wanted = None if p_right.is_wanted(task.metric) else task.metric
-        scorings = evaluate(self._scorer, scored, task.prepared, metric=wanted, advance=advance)
-        every = [_items(scoring, task) for scoring in scorings]
-        missing = {doc_id for items in every for doc_id in items.missing}
-        base, *repaired = (items.without(missing) for items in every)
-        return RepairScores(
-            fingerprint=fingerprint,
-            model=self._model,
-            task=task.prepared.name,
-            base=base,
-            repaired=tuple(
-                RepairedItems(repair=repair, items=items)
-                for repair, items in zip(self.repairs, repaired, strict=True)
-            ),
-            score_seconds=time.perf_counter() - started,
-            provenance=provenance_on(self._device),
-        )
-
-    def divergences(
-        self,
-        answers: Sequence[RightAnswer],
-        *,
-        fingerprint: str,
-        advance: Advance = lambda _: None,
-    ) -> RepairDivergences:
-        """How far from the base every repair is, item by item.
-
-        The base reads once. The repairs read one after the other in its steps, so that rounding is
-        the same for all.
-
-        Args:
-            answers: right answers; at least one.
-            fingerprint: of the record.
-            advance: receives the number of tokens read, each distinct one once per model.
-        """
-        started = time.perf_counter()
-        settings: dict[str, Any] = {"max_batch_tokens": self._step_tokens, "advance": advance}
-        expected = log_probabilities(self._base_model, answers, **settings)
-        repaired: list[RepairedDivergence] = []
-        for repair, adapter in self._adapters.items():
-            items = divergences(self._base_model, answers, expected, adapter=adapter, **settings)
-            kl_nats = tuple(item.kl_nats for item in items)
-            repaired.append(RepairedDivergence(repair=repair, kl_nats=kl_nats))
-        return RepairDivergences(
-            fingerprint=fingerprint,
-            model=self._model,
-            tasks=tuple(answer.task for answer in answers),
-            doc_ids=tuple(answer.doc_id for answer in answers),
-            item_tokens=tuple(len(answer.continuation) for answer in answers),
-            repaired=tuple(repaired),
-            score_seconds=time.perf_counter() - started,
-        )
 
 
 def refuse_unjudgeable(
@@ -268,14 +165,27 @@ class AdapterRepairer:
         return derived_updates(self.sources, self.kinds)
 
     @cached_property
-    def scorer(self) -> RepairScorer:
-        """The base and the candidates.
+    def _opened(self) -> tuple[ScoringSession, dict[Repair, FrozenAdapter]]:
+        """The base, and on it the adapter from its folder and its repairs as they would be written.
 
         Raises:
             ModelError: as ``derived``, or the base cannot be loaded.
+            UnchangedOutputsError: the adapter answers as the base does.
         """
         derived = self.derived  # before the base is in memory: intruders read its weights too
-        return RepairScorer(self.open_session(), self.model, self.folder, derived)
+        session = self.open_session()
+        base, dtype = session.model, next(session.model.parameters()).dtype
+        adapters = {
+            repair: load_frozen_adapter(base, self.folder, dtype)
+            if repair == AS_IT_IS
+            else as_frozen(updates, base)
+            for repair, updates in derived.items()
+        }
+        for repair, adapter in adapters.items():
+            session.scorer.hold(repair.label, adapter)
+        asked = probes(self.tasks[0].prepared.requests)
+        refuse_unapplied(session.scorer, [AS_IT_IS.label], asked)
+        return session, adapters
 
     @cached_property
     def answers(self) -> tuple[RightAnswer, ...]:
@@ -289,6 +199,78 @@ class AdapterRepairer:
         vocabulary_size = skeleton.config.get_text_config().vocab_size
         # half of them: each is read once for every repair, one after another
         return right_answers(tasks, self.tokenizer, vocabulary_size)[::2]
+
+    def scores(
+        self, task: AskedTask, *, fingerprint: str, advance: Advance = lambda _: None
+    ) -> RepairScores:
+        """Score the base and every candidate on a task, item by item.
+
+        Args:
+            task: what is asked.
+            fingerprint: of the record.
+            advance: receives the number of tokens read or written, ``num_tokens`` per model.
+
+        Raises:
+            UnchangedOutputsError: the adapter answers as the base does.
+            TaskError: its answers cannot be judged, or its documents have no such field.
+        """
+        session, adapters = self._opened
+        started = time.perf_counter()
+        scored = [ScoredModel(BASE, fingerprint)]
+        scored += [ScoredModel(each.label, fingerprint, each.label) for each in adapters]
+        wanted = None if p_right.is_wanted(task.metric) else task.metric
+        scorings = evaluate(session.scorer, scored, task.prepared, metric=wanted, advance=advance)
+        every = [_items(scoring, task) for scoring in scorings]
+        missing = {doc_id for items in every for doc_id in items.missing}
+        base, *repaired = (items.without(missing) for items in every)
+        return RepairScores(
+            fingerprint=fingerprint,
+            model=self.model,
+            task=task.prepared.name,
+            base=base,
+            repaired=tuple(
+                RepairedItems(repair=repair, items=items)
+                for repair, items in zip(adapters, repaired, strict=True)
+            ),
+            score_seconds=time.perf_counter() - started,
+            provenance=provenance_on(next(session.model.parameters()).device),
+        )
+
+    def divergences(
+        self,
+        answers: Sequence[RightAnswer],
+        *,
+        fingerprint: str,
+        advance: Advance = lambda _: None,
+    ) -> RepairDivergences:
+        """How far from the base every candidate is, item by item.
+
+        The base reads once. The others read one after the other in its steps, so that rounding is
+        the same for all.
+
+        Args:
+            answers: right answers; at least one.
+            fingerprint: of the record.
+            advance: receives the number of tokens read, each distinct one once per model.
+        """
+        session, adapters = self._opened
+        started = time.perf_counter()
+        settings: dict[str, Any] = {"max_batch_tokens": session.step_tokens, "advance": advance}
+        expected = log_probabilities(session.model, answers, **settings)
+        repaired: list[RepairedDivergence] = []
+        for repair, adapter in adapters.items():
+            items = divergences(session.model, answers, expected, adapter=adapter, **settings)
+            kl_nats = tuple(item.kl_nats for item in items)
+            repaired.append(RepairedDivergence(repair=repair, kl_nats=kl_nats))
+        return RepairDivergences(
+            fingerprint=fingerprint,
+            model=self.model,
+            tasks=tuple(answer.task for answer in answers),
+            doc_ids=tuple(answer.doc_id for answer in answers),
+            item_tokens=tuple(len(answer.continuation) for answer in answers),
+            repaired=tuple(repaired),
+            score_seconds=time.perf_counter() - started,
+        )
 
     def chosen(
         self,
@@ -359,7 +341,7 @@ def repair_adapter(
         precision: of its session.
         max_loss_points: limit of the retention loss, see ``findings.repairs.choose_repair``.
         output: folder of the repaired adapter; is not written where none does.
-        advance: as of ``RepairScorer.scores``.
+        advance: as of ``AdapterRepairer.scores``.
 
     Raises:
         ConfigError: files that rankwise did not write are in the way.
@@ -371,12 +353,10 @@ def repair_adapter(
     weights = [digest_of(repairer.folder / name).sha256 for name in (CONFIG_FILE, WEIGHTS_FILE)]
     asked = [task.prepared.digest for task in repairer.tasks]
     wanted = fingerprint([repairer.base.fingerprint, weights, precision, asked])
-    scores = [
-        repairer.scorer.scores(task, fingerprint=wanted, advance=advance) for task in repairer.tasks
-    ]
+    scores = [repairer.scores(task, fingerprint=wanted, advance=advance) for task in repairer.tasks]
     divergences = None
     if repairer.answers:
-        divergences = repairer.scorer.divergences(repairer.answers, fingerprint=wanted)
+        divergences = repairer.divergences(repairer.answers, fingerprint=wanted)
     record = repairer.chosen(
         scores, divergences, wanted, max_loss_points=max_loss_points, output=str(output)
     )

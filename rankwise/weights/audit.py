@@ -334,16 +334,15 @@ def _other_changes(base: ModelWeights, adapted: ModelWeights) -> tuple[OtherChan
             relative = norm / size if size else None
             change = "moved" if size else "from_zero"
             changes.append(OtherChange(name=name, change=change, norm=norm, relative_norm=relative))
-    return tuple(sorted(changes, key=_largest_first))
-
-
-def _largest_first(change: OtherChange) -> tuple[int, float]:
-    """Sort key: changed shapes, then by relative norm, then former zeros by their norm."""
-    if change.norm is None:
-        return 0, 0.0
-    if change.relative_norm is None:
-        return 2, -change.norm
-    return 1, -change.relative_norm
+    # changed shapes, then by relative norm, then former zeros by their norm
+    changes.sort(
+        key=lambda each: (
+            each.norm is not None,
+            each.relative_norm is None,
+            -(each.relative_norm or each.norm or 0.0),
+        )
+    )
+    return tuple(changes)
 
 
 def _implausible(matrices: Sequence[MatrixSpectrum], audited: Audited) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ them: LLM.int8() and llama.cpp on a CPU round the inputs of a product too, which
 from __future__ import annotations
 
 import importlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -132,27 +133,12 @@ def _merged(name: str, dtype: torch.dtype) -> Form:
     return Form(name, each(store), store, store, dtype)
 
 
-def by_llama_cpp(kind: str) -> MatrixStorage:
-    """All matrices together, by llama.cpp's own quantiser."""
-
-    def store(weights: Iterable[Named]) -> Iterator[Stored]:
-        like: list[Tensor] = []
-
-        def noted() -> Iterator[Named]:
-            for name, weight in weights:
-                like.append(weight.new_empty(0))
-                yield name, weight
-
-        for place, (weight, num_bytes) in enumerate(quantised(kind, noted())):
-            yield Stored(weight.to(like[place]), num_bytes)
-
-    return store
-
-
 def _gguf(name: str) -> Form:
     """llama.cpp stores embeddings and head of small types in Q6_K; Q8_0 is the nearest here."""
     kind = name.removeprefix("gguf:").upper()
-    matrices = by_llama_cpp(kind) if name in LLAMA_CPP_FORMS else each(in_gguf(kind))
+    matrices = each(in_gguf(kind))
+    if name in LLAMA_CPP_FORMS:  # by its own quantiser, all together
+        matrices = lambda weights: itertools.starmap(Stored, quantised(kind, weights))  # noqa: E731
     return Form(name, matrices, in_gguf("Q8_0"), _FLOAT32, torch.float32)
 
 

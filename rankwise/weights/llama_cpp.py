@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,24 +25,21 @@ TOOL = "llama-quantize"
 _ROOM = 1.5
 
 
-class Quantised(NamedTuple):
-    """A matrix as read back, float32 on the CPU, and the bytes that it takes."""
-
-    weight: Tensor
-    num_bytes: int
-
-
 def has_llama_cpp() -> bool:
     """Whether the quantiser is on the PATH."""
     return shutil.which(TOOL) is not None
 
 
-def quantised(kind: str, weights: Iterable[tuple[str, Tensor]]) -> Iterator[Quantised]:
+def quantised(kind: str, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[Tensor, int]]:
     """Quantise all matrices of a model together.
 
     Args:
         kind: llama.cpp's name of the format, such as Q4_K_M.
         weights: transformers' name and (out_features, in_features) of each.
+
+    Yields:
+        Each as it is read back, in the dtype and on the device that it had, and the bytes that it
+        takes.
 
     Raises:
         ModelError: llama.cpp has no name for a matrix, or refuses the file.
@@ -50,7 +47,11 @@ def quantised(kind: str, weights: Iterable[tuple[str, Tensor]]) -> Iterator[Quan
     """
     import gguf
 
-    rows = {name: np.ascontiguousarray(weight.float().cpu().numpy()) for name, weight in weights}
+    rows: dict[str, Any] = {}
+    like: dict[str, Tensor] = {}
+    for name, weight in weights:
+        rows[name] = np.ascontiguousarray(weight.float().cpu().numpy())
+        like[name] = weight.new_empty(0)
     places = _llama_names(list(rows))
     with tempfile.TemporaryDirectory(prefix="rankwise-gguf-") as folder:
         source, target = Path(folder) / "merged.gguf", Path(folder) / "quantised.gguf"
@@ -70,7 +71,7 @@ def quantised(kind: str, weights: Iterable[tuple[str, Tensor]]) -> Iterator[Quan
         for name in rows:
             tensor = read[places[name]]
             weight = np.array(gguf.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
-            yield Quantised(torch.from_numpy(weight), int(tensor.n_bytes))
+            yield torch.from_numpy(weight).to(like[name]), int(tensor.n_bytes)
 
 
 def _llama_names(names: Sequence[str]) -> dict[str, str]:

@@ -67,6 +67,12 @@ class LowRankUpdate:
         if not (finite and math.isfinite(self.scaling)):
             raise ValueError("the update holds NaN or infinite weights.")
 
+    @classmethod
+    def of(cls, svd: Svd, rank: int) -> LowRankUpdate:
+        """The leading singular directions; each factor has half of the update's size."""
+        root = svd.S[:rank].sqrt()
+        return cls(root[:, None] * svd.Vh[:rank], svd.U[:, :rank] * root)
+
     @property
     def rank(self) -> int:
         """Of the factors; the update's own rank may be lower."""
@@ -110,11 +116,9 @@ class LowRankUpdate:
         """
         if rank < 1:
             raise ValueError(f"{rank} is not a rank; use a whole number of at least 1.")
-        U, S, Vh = self.factorization
-        root = S[:rank].sqrt()  # half of the update's size in each factor
-        kept = LowRankUpdate(root[:, None] * Vh[:rank], U[:, :rank] * root)
-        total = float(S.norm())
-        return Truncation(kept, float(S[rank:].norm()) / total if total else 0.0)
+        total = float(self.singular_values.norm())
+        missed = float(self.singular_values[rank:].norm()) / total if total else 0.0
+        return Truncation(LowRankUpdate.of(self.factorization, rank), missed)
 
     @property
     def as_written(self) -> LowRankUpdate:

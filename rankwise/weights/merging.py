@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Generator, Iterator, Mapping
 from typing import NamedTuple
 
@@ -35,16 +34,6 @@ class Rounding(NamedTuple):
     kept: float
     num_entries: int
     num_unchanged: int
-
-    def plus(self, other: Rounding) -> Rounding:
-        """Of both together."""
-        return Rounding(
-            self.squares + other.squares,
-            self.error_squares + other.error_squares,
-            self.kept + other.kept,
-            self.num_entries + other.num_entries,
-            self.num_unchanged + other.num_unchanged,
-        )
 
     def record(self, module: str) -> DeltaInForm:
         """Its shares; ``squares`` is above zero."""
@@ -157,7 +146,7 @@ def _merge(base_model: nn.Module, form: Form, updates: Mapping[str, LowRankUpdat
         layout.put(name, _finite(stored, form, name))
     weights = FormWeights(num_bytes)
     if roundings:
-        together = functools.reduce(Rounding.plus, roundings.values()).record("all")
+        together = Rounding(*map(sum, zip(*roundings.values(), strict=True))).record("all")
         modules = tuple(each.record(layer) for layer, each in roundings.items())
         weights = FormWeights(num_bytes, together, modules)
     return Merged(weights, len(layout.names), num_instead)

@@ -195,21 +195,23 @@ def derived_updates(
     """
     found: dict[Repair, Updates] = {AS_IT_IS: sources.adapter}
     for kind in kinds:
-        for repair in [kind] if isinstance(kind, Repair) else _tried(sources, kind):
+        repairs = (
+            [kind]
+            if isinstance(kind, Repair)
+            else [
+                Repair(family=kind, combination=each)
+                if isinstance(each, str)
+                else Repair(family=kind, value=float(each))
+                for each in FAMILIES[kind].tried(sources)
+            ]
+        )
+        for repair in repairs:
             parameter = repair.value if repair.combination is None else repair.combination
             derive = FAMILIES[repair.family].derive
             updates = None if repair in found else derive(sources, parameter)
             if updates is not None:
                 found[repair] = updates
     return found
-
-
-def _tried(sources: RepairSources, family: RepairFamily) -> Iterator[Repair]:
-    for parameter in FAMILIES[family].tried(sources):
-        if isinstance(parameter, str):
-            yield Repair(family=family, combination=parameter)
-        else:
-            yield Repair(family=family, value=float(parameter))
 
 
 def as_frozen(updates: Updates, base_model: nn.Module) -> FrozenAdapter:
@@ -311,29 +313,24 @@ def averaged(adapters: Sequence[Updates], combination: Combination) -> Updates:
 
     Sources: arXiv:2306.01708 (TIES), arXiv:2311.03099 (DARE).
     """
-    return {
-        name: _average([adapter[name] for adapter in adapters], combination, name)
-        for name in adapters[0]
-    }
-
-
-def _average(
-    updates: Sequence[LowRankUpdate], combination: Combination, name: str
-) -> LowRankUpdate:
-    if combination == "linear":
-        share = 1.0 / len(updates)
-        return functools.reduce(LowRankUpdate.plus, [update.times(share) for update in updates])
-    # (out_features, in_features) each
-    deltas = [update.scaling * update.lora_B.float() @ update.lora_A.float() for update in updates]
-    elects = combination in ("ties", "dare_ties")
-    weights = torch.full((len(updates),), 1.0 if elects else 1.0 / len(updates))
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(seed_of("average", combination, name))
-        dense: Tensor = getattr(merge_utils, combination)(deltas, weights, DENSITY)
-    U, S, Vh = thin_svd(dense.to(float64_device(choose_device())))
-    rank = min(sum(update.rank for update in updates), len(S))
-    root = S[:rank].sqrt()  # half of the update's size in each factor
-    return LowRankUpdate((root[:, None] * Vh[:rank]).cpu(), (U[:, :rank] * root).cpu())
+    share, found = 1.0 / len(adapters), dict[str, LowRankUpdate]()
+    for name in adapters[0]:
+        updates = [adapter[name] for adapter in adapters]
+        if combination == "linear":
+            shares = [update.times(share) for update in updates]
+            found[name] = functools.reduce(LowRankUpdate.plus, shares)
+            continue
+        # (out_features, in_features) each
+        deltas = [each.scaling * each.lora_B.float() @ each.lora_A.float() for each in updates]
+        elects = combination in ("ties", "dare_ties")
+        weights = torch.full((len(updates),), 1.0 if elects else share)
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(seed_of("average", combination, name))
+            dense: Tensor = getattr(merge_utils, combination)(deltas, weights, DENSITY)
+        svd = thin_svd(dense.to(float64_device(choose_device())))
+        cut = LowRankUpdate.of(svd, sum(update.rank for update in updates))
+        found[name] = LowRankUpdate(cut.lora_A.cpu(), cut.lora_B.cpu())
+    return found
 
 
 def _half_ranks(sources: RepairSources) -> Iterator[int]:

@@ -126,8 +126,11 @@ def prepared_tasks(audited: Audited, settings: ScoreSettings) -> list[PreparedTa
         raise ConfigError("rankwise", [problem])
     skeleton: Any = models.model_skeleton(audited.base.folder)
     if audited.kind == "checkpoint":  # which reads the base's tokens, and may have more
-        num_tokens = min(len(tokenizer), _num_embeddings(skeleton))
-        size = _num_embeddings(models.model_skeleton(audited.target))
+        checkpoint: Any = models.model_skeleton(audited.target)
+        of_base, size = (
+            int(each.get_input_embeddings().weight.shape[0]) for each in (skeleton, checkpoint)
+        )
+        num_tokens = min(len(tokenizer), of_base)
         if size < num_tokens:
             raise ModelError(
                 f"{audited.target} has vocab_size {size}, and the tokenizer of "
@@ -135,10 +138,6 @@ def prepared_tasks(audited: Audited, settings: ScoreSettings) -> list[PreparedTa
                 "Leave --tasks out to analyse its weights alone."
             )
     return settings.prepared(tokenizer, skeleton.config)
-
-
-def _num_embeddings(skeleton: Any) -> int:
-    return int(skeleton.get_input_embeddings().weight.shape[0])
 
 
 def cut_warnings(tasks: Sequence[PreparedTask]) -> tuple[str, ...]:
@@ -229,33 +228,23 @@ class ScoringSession:
             if adapter.has_update:
                 refuse_unapplied(self.scorer, [each], probes(tasks[0].requests))
         scored = [ScoredModel(name, name), *(ScoredModel(each, each, each) for each in adapters)]
-        by_task = [
-            evaluate(
-                self.scorer,
-                scored,
-                task,
-                metric=None,
-                advance=self._advance,
-                of_base=_written_by_base(task, samples or {}),
+        by_task: list[list[Scoring]] = []
+        for task in tasks:
+            of_base: dict[int, tuple[Responses, ...]] | None = None
+            if task.loaded.is_against_base and samples and (BASE, task.name) in samples:
+                lines = samples[BASE, task.name]
+                of_base = {line["doc_id"]: tuple(map(tuple, line["resps"])) for line in lines}
+            by_task.append(
+                evaluate(
+                    self.scorer, scored, task, metric=None, advance=self._advance, of_base=of_base
+                )
             )
-            for task in tasks
-        ]
         for each in adapters:
             self.scorer.take_off(each)
         if samples is not None:
             for scoring in itertools.chain.from_iterable(by_task):
                 samples[scoring.record.model, scoring.record.task] = scoring.samples
         return [_results(of_model, tasks) for of_model in zip(*by_task, strict=True)]
-
-
-def _written_by_base(
-    task: PreparedTask, samples: Samples
-) -> dict[int, tuple[Responses, ...]] | None:
-    """The base's answers by item, for a task that compares with them."""
-    lines = samples.get((BASE, task.name))
-    if lines is None or not task.loaded.is_against_base:
-        return None
-    return {line["doc_id"]: tuple(map(tuple, line["resps"])) for line in lines}
 
 
 def _results(scorings: Sequence[Scoring], tasks: Sequence[PreparedTask]) -> ModelResults:

@@ -17,7 +17,7 @@ from benchmarks.longrun import (
     write_small_study,
 )
 from benchmarks.longrun_growth import exponent, many_tasks, more_tasks, seconds_of_a_stage
-from rankwise.findings.best_bet import ITEM_FACTORS, MOST_TASKS
+from rankwise.findings.odds import ITEM_FACTORS, MOST_GROWN
 from rankwise.findings.recommendation import recommend
 from rankwise.records import files
 from rankwise.records.folder import StudyFolder
@@ -109,7 +109,7 @@ def test_the_growth_of_commands_is_measured_on_studies_of_that_size(tmp_path: Pa
     (verdict,) = recommend(many_tasks(12)).by_train_task
     assert verdict.rank is None  # else nobody looks ahead, which takes longest
     prospects = [each.num_items for each in verdict.prospects if len(each.num_items) == 1]
-    assert len(prospects) == MOST_TASKS + len(ITEM_FACTORS)  # of 12 tasks, and of in-domain items
+    assert len(prospects) == MOST_GROWN + len(ITEM_FACTORS)  # of 12 tasks, and of in-domain items
     file = write_small_study(tmp_path)
     overrides = more_tasks(tmp_path, 2, 3)
     number, seconds = seconds_of_a_stage(

@@ -191,7 +191,7 @@ def test_no_rank_is_best_everywhere_or_one_is() -> None:
     results = two_tasks({8: 0.8, 32: 0.6}, {8: 0.6, 32: 0.8})
     source, _ = option_gains(results)
     low, high = source.options
-    estimate = source.estimate([source.lead(high, low, "kinship")], ("kinship",))
+    estimate = source.estimate(source.leads(high.runs, low.runs, ["kinship"]), ["kinship"])
     lead, (lower, upper) = estimate.value, estimate.interval(1 - 0.05 / 2)
     said = f"kinship {lead:.1f} ({lower:.1f} to {upper:.1f})".replace("-", "−")
     assert said in on(results)[name].evidence[0]

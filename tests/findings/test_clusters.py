@@ -309,7 +309,7 @@ def test_every_finding_of_gains_knows_the_clusters() -> None:
     clustered = in_passages(clustered, "capitals", kept, known=True)
     before, after = OptionGains(results), OptionGains(clustered)
     first, last = (after.options[place] for place in (0, -1))
-    lead, plain = (s.difference(last, first, ("kinship",)) for s in (after, before))
+    lead, plain = (s.difference(last.runs, first.runs, ("kinship",)) for s in (after, before))
     assert (lead.num_examples, lead.num_clusters, plain.num_clusters) == (300, 20, None)
     assert lead.upper - lead.lower > plain.upper - plain.lower
     groups = retention_groups(after)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rankwise.errors import RecordError
-from rankwise.findings.options import OptionGains
+from rankwise.findings.options import OptionGains, Runs
 from rankwise.findings.recommendation import recommend, recommend_for
 from rankwise.findings.signatures.found import failure_signatures
 from rankwise.findings.study import study_findings
@@ -217,8 +217,13 @@ def test_leads_vary_less_in_p_right(folder: StudyFolder) -> None:
         update={"base": answered(planted.base), "models": tuple(map(answered, planted.runs))}
     )
     source = OptionGains(read_results(written(folder, planted, margins)).of("kinship"))
+    def spread(of: OptionGains, runs: Runs, others: Runs, task: str) -> float:
+        (lead,) = of.leads(runs, others, [task])
+        return float(lead.var())
+
     ratios = [
-        float(source.by_accuracy.lead(one, other, task).var() / source.lead(one, other, task).var())
+        spread(source.by_accuracy, one.runs, other.runs, task)
+        / spread(source, one.runs, other.runs, task)
         for task in ("kinship", "capitals", "elements")
         for one, other in itertools.combinations(source.options, 2)
     ]

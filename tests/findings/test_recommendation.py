@@ -11,7 +11,7 @@ from scipy import stats
 
 from benchmarks import decision_rule
 from rankwise.errors import RecordError
-from rankwise.findings.best_bet import EPSILONS
+from rankwise.findings.odds import EPSILONS
 from rankwise.findings.recommendation import compare, recommend, recommend_for
 from rankwise.findings.statements import statement
 from rankwise.findings.stats.estimates import crossed_difference, mcnemar_exact

@@ -134,8 +134,8 @@ def test_what_is_not_adapted_has_no_share(tmp_path: Path) -> None:
     found = share_maps(layouts, norms_of_factors(read_factors(tmp_path)))
     assert [each.of for each in found] == ["query", "all"]
     assert found[0].values == found[1].values
-    assert share_maps(layouts, lambda part, is_rows: None) == ()
-    assert share_maps(layouts, lambda part, is_rows: 0.0) == ()
+    assert share_maps(layouts, lambda part: None) == ()
+    assert share_maps(layouts, lambda part: 0.0) == ()
 
 
 def test_relative_change_has_a_number_where_nothing_was_or_nothing_moved() -> None:

@@ -16,7 +16,7 @@ from rankwise.engine.models.base import load_frozen
 from rankwise.errors import ModelError
 from rankwise.weights.forms import find_forms
 from rankwise.weights.lowrank import LowRankUpdate, read_updates
-from rankwise.weights.merging import merged_as, rounding
+from rankwise.weights.merging import Rounding, merged_as, rounding
 from tests.planted.rounded import KEPT, LAST, LOST, deciding_adapter, undecided_base
 from tests.support.audited_models import adapter, load
 from tests.support.saved_adapters import saved
@@ -63,7 +63,7 @@ def test_a_matrix_by_hand() -> None:
 def test_shares_of_several_modules_are_of_all_entries() -> None:
     one = rounding(W, DELTA, W + DELTA, W)  # nothing is lost
     other = rounding(W, DELTA, W, W)  # all is
-    both = one.plus(other).record("all")
+    both = Rounding(*map(sum, zip(one, other, strict=True))).record("all")
     assert both.relative_error == pytest.approx(0.5**0.5, rel=1e-4)
     assert both.kept_share == pytest.approx(0.5, rel=1e-4)
     assert (other.record("b").relative_error, other.record("b").unchanged_share) == (1.0, 1.0)

@@ -220,11 +220,15 @@ def refuse_other_base(folder: Path, base: models.BaseModel, *, remedy: str) -> t
         return (f"{CONFIG_FILE} does not say from which base it was trained; it fits this one.",)
     if name == base.name:
         return ()
+    last, expected = (
+        each.replace("\\", "/").rstrip("/").rpartition("/")[2].casefold()
+        for each in (name, base.name)
+    )
     other = models.folder_here(name)
     if other is not None and (other / "config.json").is_file() and weights_files(other):
         if base.folder.samefile(other) or _content(base.folder) == _content(other):
             return ()
-    elif _last_part(name) == _last_part(base.name):
+    elif last == expected:
         return ()
     elif name.startswith(("/", ".", "~")) or Path(name).is_absolute() or name.count("/") > 1:
         return (
@@ -265,7 +269,3 @@ def layers_without_factors(
 
 def _content(folder: Path) -> str:
     return models.find_base_model(BaseModelConfig(name=str(folder.absolute()))).fingerprint
-
-
-def _last_part(name: str) -> str:
-    return name.replace("\\", "/").rstrip("/").rpartition("/")[2].casefold()

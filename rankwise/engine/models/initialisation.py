@@ -102,25 +102,36 @@ def input_directions(
             has read none.
     """
     layers = {name: base_model.get_submodule(name) for name in layer_names}
-    inputs = _Inputs(rank)
+    found: dict[str, _Directions] = {}
+    last: tuple[Tensor, _Directions] | None = None
+
+    def add(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """What a layer calls before it computes; layers with the same input share directions."""
+        nonlocal last
+        (x,) = inputs
+        if last is not None and x is last[0]:
+            found[name] = last[1]
+            return
+        directions = found.setdefault(name, _Directions(rank))
+        directions.add(x.reshape(-1, x.shape[-1]))
+        last = x, directions
+
     rows = _packed(examples, max(_EVA_TOKENS, _EVA_TOKENS_PER_RANK * rank))[:_EVA_MOST_READS]
     device = next(base_model.parameters()).device
-    hooks = [
-        layer.register_forward_pre_hook(partial(inputs.add, name)) for name, layer in layers.items()
-    ]
+    hooks = [layer.register_forward_pre_hook(partial(add, name)) for name, layer in layers.items()]
     num_reads = 0
     try:
         with packed_attention(base_model):
-            while num_reads < len(rows) and not inputs.are_settled:
-                row = rows[num_reads]
+            for row in rows:
                 tokens = [[token for example in row for token in example.tokens[:-1]]]
                 layout = PackedLayout(tuple(example.num_inputs for example in row))
                 packed_states(base_model.base_model, torch.tensor(tokens, device=device), layout)
                 num_reads += 1
+                if found and all(each.are_settled for each in found.values()):
+                    break
     finally:
         for hook in hooks:
             hook.remove()
-    found = inputs.of_layers
     if unread := layers.keys() - found.keys():
         raise ModelError(
             f"the base has read training rows without {min(unread)}, so EVA cannot begin there. "
@@ -130,33 +141,8 @@ def input_directions(
     return InputDirections({name: found[name].rows for name in layers}, unsettled, num_reads)
 
 
-class _Inputs:
-    """The directions of what enters each layer; layers with the same input share them."""
-
-    def __init__(self, rank: int) -> None:
-        self._rank = rank
-        self._last: tuple[Tensor, _Directions] | None = None
-        self.of_layers: dict[str, _Directions] = {}
-
-    @property
-    def are_settled(self) -> bool:
-        """Whether they are in every layer."""
-        of_layers = self.of_layers.values()
-        return bool(of_layers) and all(each.are_settled for each in of_layers)
-
-    def add(self, name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """What a layer of this name calls before it computes."""
-        (x,) = inputs
-        if self._last is not None and x is self._last[0]:
-            self.of_layers[name] = self._last[1]
-            return
-        directions = self.of_layers.setdefault(name, _Directions(self._rank))
-        directions.add(x.reshape(-1, x.shape[-1]))
-        self._last = x, directions
-
-
 class _Directions:
-    """Those of the rows so far."""
+    """Those in which the rows so far vary most."""
 
     def __init__(self, rank: int) -> None:
         self._rank = rank

@@ -95,14 +95,19 @@ def predicting_states(
     ]
 
 
-def within_budget(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of at most ``max_tokens``, longest first; a longer one is a batch alone.
+def within_budget(
+    lengths: Sequence[int], max_tokens: int, order: Sequence[int] | None = None
+) -> Iterator[list[int]]:
+    """Indices in batches of at most ``max_tokens``; a longer one is a batch alone.
 
-    Sequences of equal length meet: packed attention multiplies them together.
+    Without an order the longest are first. Then sequences of equal length meet, which packed
+    attention multiplies together.
     """
     batch: list[int] = []
     tokens = 0
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    if order is None:
+        order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    for index in order:
         if batch and tokens + lengths[index] > max_tokens:
             yield batch
             batch, tokens = [], 0
@@ -151,24 +156,21 @@ def check_packable(model: nn.Module) -> None:
     if count != (layers := decoder_of(model).config.get_text_config().num_hidden_layers):
         raise ModelError(f"{name} packs {count} of its {layers} layers. {INSTEAD}")
     refuse_lost_window(decoder_of(model), (window for _, window in packed.attended))
-    if not near < 0.1 * far:
-        _refuse_weights_of_no_use(model, far)
-        raise ModelError(f"{name} mixes the sequences of a packed batch. {INSTEAD}")
-
-
-def _refuse_weights_of_no_use(model: nn.Module, distance: float) -> None:
-    """Refuse weights with which a model reads nothing; an all-zero matrix is harmless in others."""
-    if not math.isfinite(distance):
+    if near < 0.1 * far:
+        return
+    # weights with which a model reads nothing; an all-zero matrix is harmless in others
+    if not math.isfinite(far):
         raise ModelError(
             "the model's weights are so large that its logits are not finite: its training has "
             "diverged, or its files are damaged. Save or fetch it again."
         )
-    for name, weight in model.named_parameters():
+    for name_of_weight, weight in model.named_parameters():
         if weight.is_floating_point() and weight.dim() > 1 and not bool(weight.any()):
             raise ModelError(
-                f"all weights of {name} are zero, and the model gives every text the same logits. "
-                "Save or fetch it again."
+                f"all weights of {name_of_weight} are zero, and the model gives every text the "
+                "same logits. Save or fetch it again."
             )
+    raise ModelError(f"{name} mixes the sequences of a packed batch. {INSTEAD}")
 
 
 def _distances(model: nn.Module, packed: PackedLayout, seed: int) -> tuple[float, float]:

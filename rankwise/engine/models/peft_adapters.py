@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
 import warnings
 from collections.abc import Generator, Mapping, Sequence
@@ -16,12 +15,12 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from rankwise.engine.models.adapter_folder import CONFIG_FILE, write_factors
+from rankwise.engine.models.adapter_folder import rewrite_config, write_factors
 from rankwise.engine.models.base import LinearShape, layers_replaced
 from rankwise.engine.models.files import unusable
 from rankwise.engine.models.trained_adapters import Adapter
 from rankwise.errors import ModelError
-from rankwise.records.files import write_atomically, writing
+from rankwise.records.files import writing
 
 # Of what an adapter adds to a layer, the share that may be off beside the rounding of the sum.
 _MOST_ERROR = 0.02
@@ -40,11 +39,6 @@ def load_adapter(base_model: nn.Module, folder: Path) -> peft.PeftModel:
         # AdaLoRA names ranks by weights, and PEFT looks for layers of these names
         warnings.filterwarnings("ignore", ".*rank_pattern keys", RuntimeWarning)
         return peft.PeftModel.from_pretrained(base_model, str(folder))  # pyright: ignore[reportArgumentType]
-
-
-def detach(adapted_model: peft.PeftModel) -> nn.Module:
-    """Detach the adapter; returns the base with its weights unchanged."""
-    return adapted_model.unload()  # pyright: ignore[reportReturnType, reportCallIssue]
 
 
 def save_adapter(
@@ -88,11 +82,7 @@ def save_adapter(
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         config.save_pretrained(str(folder))
-        path = folder / CONFIG_FILE
-        content = json.loads(path.read_text(encoding="utf-8"))
-        # PEFT holds them as a set, whose order is another one in every process
-        content["target_modules"] = sorted(target_modules)
-    write_atomically(path, json.dumps(content, indent=2, sort_keys=True))
+        rewrite_config(folder)
     return write_factors(folder, update)
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from rankwise.engine.models.attention import decoder_layers, is_below
-from rankwise.engine.models.base import freeze, load_model, model_skeleton, refuse_not_finite
-from rankwise.engine.models.devices import DTYPES, ResolvedPrecision, multiply_exactly
+from rankwise.engine.models.base import load_frozen, model_skeleton
+from rankwise.engine.models.devices import ResolvedPrecision
 
 Place = int | str
 """As accelerate takes it: the number of a card, or the name of a device."""
@@ -86,12 +86,8 @@ def load_over_cards(
     Raises:
         ModelError: as ``load_frozen``.
     """
-    multiply_exactly(cards[0])
     where = over_cards(model_skeleton(folder), len(cards))
-    model = load_model(folder, DTYPES[precision], device_map=where)
-    refuse_not_finite(model, folder)
-    freeze(model)
-    return model
+    return load_frozen(folder, precision, cards[0], device_map=where)
 
 
 def devices_of(model: nn.Module) -> list[torch.device]:

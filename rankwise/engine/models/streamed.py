@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import align_module_device
-from torch import Tensor, nn
+from torch import nn
 
 from rankwise.engine.models.attention import decoder_layers
 from rankwise.engine.models.base import freeze, load_frozen, load_model, model_skeleton
@@ -28,7 +27,7 @@ from rankwise.engine.models.devices import (
     limit_kernel_cache,
     multiply_exactly,
 )
-from rankwise.engine.models.files import not_finite, unusable, weights_files
+from rankwise.engine.models.files import not_finite, weights_files
 from rankwise.engine.models.placed import (
     Place,
     device_map,
@@ -193,16 +192,3 @@ def load_in_files(folder: Path, dtype: torch.dtype, device_map: Mapping[str, Pla
         model = load_model(folder, dtype, device_map=dict(device_map), offload_folder=converted)
         weakref.finalize(model, made.pop_all().close)
     return model
-
-
-def parameter_of(model: nn.Module, folder: Path, name: str) -> Tensor:
-    """A parameter of a model that was loaded from a folder, read from its file if it is there.
-
-    Raises:
-        ModelError: it cannot be read, or has another shape there than the config asks for.
-    """
-    owner, _, own = name.rpartition(".")
-    module = model.get_submodule(owner)
-    what = f"{folder} holds a {name} that cannot be used"
-    with unusable(what, "Save it again."), align_module_device(module):
-        return getattr(module, own).detach()

@@ -232,16 +232,11 @@ def drawn_rows(
     Uniform within 1 / sqrt(in_features), which is PEFT's kaiming_uniform_ with a = sqrt(5).
     """
     drawn = torch.empty(rank, in_features)
-    nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=_generator(layer, seed))
+    # on the CPU and seeded by the layer's name, so that the weights are the same on every device,
+    # whichever other layers are adapted
+    generator = torch.Generator().manual_seed(seed_of(seed, layer))
+    nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
     return drawn
-
-
-def _generator(layer: str, seed: int) -> torch.Generator:
-    """On the CPU, and seeded by the layer's name.
-
-    So the weights are the same on every device, whichever other layers are adapted.
-    """
-    return torch.Generator().manual_seed(seed_of(seed, layer))
 
 
 class AdapterBank:
@@ -346,10 +341,7 @@ class _AdaptedLinear(torch.autograd.Function):
             part = slice(piece.start, piece.stop)
             mask = _dropout_mask(piece, name, rows)
             h = _dropped(rows[part].to(A.dtype), mask, piece) @ A.T  # (piece rows, rank)
-            if out.dtype == h.dtype:  # product, scaling and sum in one kernel
-                out[part].addmm_(h, B.T, alpha=piece.adapter.scaling)
-            else:
-                out[part].add_(h @ B.T, alpha=piece.adapter.scaling)
+            add_product(out[part], h, B.T, piece.adapter.scaling)
             inner.append(h)
             masks.append(mask)
         ctx.save_for_backward(x, weight, *inner, *masks)
@@ -376,22 +368,26 @@ class _AdaptedLinear(torch.autograd.Function):
             # of twice the rank (``Adapter.update``), A is in both halves, and B's in the first one
             rank = adapter.rank
             grad_A = grad_h if len(A) == rank else grad_h[:, :rank] + grad_h[:, rank:]
-            if A.dtype == into_A.dtype:
-                into_A.addmm_(grad_A.T, x_part)
-                into_B.addmm_(grad_part.T, h[:, :rank], alpha=adapter.scaling)
-            else:
-                into_A.add_(grad_A.T @ x_part)
-                into_B.add_(grad_part.T @ h[:, :rank], alpha=adapter.scaling)
+            add_product(into_A, grad_A.T, x_part)
+            add_product(into_B, grad_part.T, h[:, :rank], adapter.scaling)
             if grad_rows is None:
                 continue
             # dropout is linear: its backward multiplies by the same mask and factor
-            if mask is None and grad_rows.dtype == A.dtype:
-                grad_rows[part].addmm_(grad_h, A)
+            if mask is None:
+                add_product(grad_rows[part], grad_h, A)
             else:
                 grad_rows[part].add_(_dropped(grad_h @ A, mask, piece))
         grad_x = None if grad_rows is None else grad_rows.view_as(x)
         # for x, given; none for weight, bias, anchor, name, pieces
         return grad_x, grad_y if weight is None else None, None, None, None, None, None
+
+
+def add_product(into: Tensor, left: Tensor, right: Tensor, scaling: float = 1.0) -> None:
+    """Add scaling * left @ right in place: by one kernel where all have one dtype."""
+    if into.dtype == left.dtype:
+        into.addmm_(left, right, alpha=scaling)
+    else:
+        into.add_(left @ right, alpha=scaling)
 
 
 def _dropped(

@@ -31,35 +31,24 @@ def undisturbed(model: nn.Module) -> Generator[None]:
     weights_device = trained[0][0].device
     cards = [weights_device] if weights_device.type == "cuda" else []
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=cards), _without_autocast(model):
+    # where accelerate prepared the model for mixed precision: its forward would round the logits,
+    # and not those of the head
+    attributes, prepared = vars(model), vars(model).get("forward")
+    with torch.random.fork_rng(devices=cards):
         try:
             model.eval()
+            if "_original_forward" in attributes:
+                attributes["forward"] = attributes["_original_forward"]
             yield
         finally:
+            if "_original_forward" in attributes:
+                attributes["forward"] = prepared
             for module, mode in modes:
                 module.training = mode
             for weight, is_trained in trained:
                 weight.requires_grad_(is_trained)
             random.setstate(python_state)
             np.random.set_state(numpy_state)
-
-
-@contextlib.contextmanager
-def _without_autocast(model: nn.Module) -> Generator[None]:
-    """Within the block, a model that accelerate prepared has its own forward again.
-
-    Accelerate's one, of mixed precision, would round the logits and not those of the head.
-    """
-    attributes = vars(model)
-    if "_original_forward" not in attributes:
-        yield
-        return
-    prepared = attributes["forward"]
-    attributes["forward"] = attributes["_original_forward"]
-    try:
-        yield
-    finally:
-        attributes["forward"] = prepared
 
 
 def untrained(model: nn.Module) -> contextlib.AbstractContextManager[None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,14 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rankwise.engine.models.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
+from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, rewrite_config
 from rankwise.engine.models.base import adaptable_shapes, target_shapes
 from rankwise.engine.models.files import unusable
 from rankwise.engine.models.peft_adapters import lent, quietly
 from rankwise.engine.models.trained_adapters import drawn_rows
 from rankwise.engine.models.variants import Variant, VariantSetting
 from rankwise.errors import ModelError
-from rankwise.records.files import write_atomically, writing
+from rankwise.records.files import writing
 
 
 class VariantModel:
@@ -64,12 +63,7 @@ class VariantModel:
         with writing(folder), quietly(), torch.random.fork_rng(devices=[]):
             self.model.save_pretrained(str(folder), save_embedding_layers=False)
             (folder / "README.md").unlink(missing_ok=True)  # a model card to fill in
-            path = folder / CONFIG_FILE
-            content = json.loads(path.read_text(encoding="utf-8"))
-        content["base_model_name_or_path"] = base_model_name
-        # PEFT holds them as a set, whose order is another one in every process
-        content["target_modules"] = sorted(content["target_modules"])
-        write_atomically(path, json.dumps(content, indent=2, sort_keys=True))
+            rewrite_config(folder, base_model_name_or_path=base_model_name)
         return (folder / WEIGHTS_FILE).stat().st_size
 
 

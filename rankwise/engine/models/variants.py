@@ -160,15 +160,6 @@ def _settings(setting: VariantSetting) -> dict[str, Any]:
     return {"task_type": peft.TaskType.CAUSAL_LM, "target_modules": modules}
 
 
-def _dora(setting: VariantSetting) -> peft.PeftConfig:
-    return peft.LoraConfig(
-        r=setting.rank,
-        lora_alpha=setting.scaling * setting.rank,  # pyright: ignore[reportArgumentType] (a float is allowed)
-        use_dora=True,
-        **_settings(setting),
-    )
-
-
 def _adalora(setting: VariantSetting) -> peft.PeftConfig:
     first_rank = _ADALORA_EXCESS * setting.rank
     steps = max(setting.num_steps, 2)  # the budget falls between two steps at least
@@ -290,18 +281,16 @@ class _AllocatingAdamW(torch.optim.AdamW):
         found = state_dict["allocation"]
         super().load_state_dict(state_dict)
         allocator, device = self._tuner.rankallocator, self.param_groups[0]["params"][0].device
-        allocator.exp_avg_ipt = _on(device, found["importance"])
-        allocator.exp_avg_unc = _on(device, found["uncertainty"])
+        allocator.exp_avg_ipt, allocator.exp_avg_unc = (
+            {name: tensor.to(device) for name, tensor in found[kind].items()}
+            for kind in ("importance", "uncertainty")
+        )
         allocator.ipt = dict(allocator.exp_avg_ipt)  # made anew in a step; where it is there
         self._num_steps, self._config.rank_pattern = found["num_steps"], found["rank_pattern"]
 
     @property
     def _config(self) -> Any:
         return self._tuner.peft_config[self._tuner.trainable_adapter_name]
-
-
-def _on(device: torch.device, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
 def _orthogonal(model: Any) -> None:
@@ -332,7 +321,12 @@ VARIANTS: Mapping[VariantName, Variant] = {
     # the length of each output's weights apart from their direction, arXiv:2402.09353
     "dora": Variant(
         lambda shape, rank: _weights_of_lora(shape, rank) + shape.out_features,
-        _dora,
+        lambda setting: peft.LoraConfig(
+            r=setting.rank,
+            lora_alpha=setting.scaling * setting.rank,  # pyright: ignore[reportArgumentType] (a float is allowed)
+            use_dora=True,
+            **_settings(setting),
+        ),
         draws_like_lora=True,
     ),
     # begins at the base's leading singular vectors, arXiv:2404.02948

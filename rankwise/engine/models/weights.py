@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from accelerate.utils import align_module_device
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rankwise.engine.models.base import is_stored_quantised
-from rankwise.engine.models.files import DTYPES, tensor_headers, weights_files
-from rankwise.engine.models.streamed import IN_FILES, load_in_files, parameter_of
+from rankwise.engine.models.files import DTYPES, tensor_headers, unusable, weights_files
+from rankwise.engine.models.streamed import IN_FILES, load_in_files
 from rankwise.errors import ModelError
 
 
@@ -44,14 +45,16 @@ class StoredWeights(Mapping[str, Tensor]):
         """On the CPU; of a linear layer (out_features, in_features).
 
         Raises:
-            ModelError: its file can no longer be read.
+            ModelError: its file cannot be read, or has another shape than the config asks for.
         """
         parameter = self._parameters[name]
-        weight = parameter_of(self._model, self._folder, parameter)
         owner, _, own = parameter.rpartition(".")
+        module = self._model.get_submodule(owner)
+        what = f"{self._folder} holds a {parameter} that cannot be used"
+        with unusable(what, "Save it again."), align_module_device(module):
+            weight: Tensor = getattr(module, own).detach()
         # GPT-2's Conv1D stores it transposed
-        is_transposed = own == "weight" and isinstance(self._model.get_submodule(owner), Conv1D)
-        return weight.T if is_transposed else weight
+        return weight.T if own == "weight" and isinstance(module, Conv1D) else weight
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parameters)

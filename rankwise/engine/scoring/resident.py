@@ -169,10 +169,14 @@ class ResidentScorer:
             )
         self._reader.forget_layouts()
         distinct = sum(len(part.tree) for part in parts) * len(models)
-        self._count(ReadingWork(distinct_tokens=distinct))
+        self.reading = ReadingWork(
+            self.reading.tokens_read + sum(num_read for num_read, _ in by_part),
+            self.reading.distinct_tokens + distinct,
+        )
         numbers = itertools.chain(*(part.numbers for part in parts))
         places = sorted(range(len(items)), key=[*numbers].__getitem__)
-        answers = ([*itertools.chain(*of_model)] for of_model in zip(*by_part, strict=True))
+        by_model = zip(*(answers for _, answers in by_part), strict=True)
+        answers = ([*itertools.chain(*of_model)] for of_model in by_model)
         return [[of_model[place] for place in places] for of_model in answers]
 
     def _read(
@@ -181,34 +185,30 @@ class ResidentScorer:
         parts: Sequence[_Part],
         lanes: Lanes,
         advance: Advance,
-    ) -> list[list[list[LogLikelihood]]]:
-        """By part, model and item."""
+    ) -> list[tuple[int, list[list[LogLikelihood]]]]:
+        """Of each part, the tokens that were read, and the answers by model and item."""
         with self._carried(models) as adapters:
             readers = [self._reader]
             if len(parts) > 1:
                 readers = [self._reader.beside(len(parts)) for _ in parts]
-
-            @torch.inference_mode()
-            def read(
-                of: tuple[TreeReader, _Part], tell: Advance
-            ) -> tuple[ReadingWork, list[list[LogLikelihood]]]:
-                return self._read_part(*of, adapters, tell)
-
-            found = lanes.map(read, [*zip(readers, parts, strict=True)], advance)
+            found = lanes.map(
+                lambda of, tell: self._read_part(*of, adapters, tell),
+                [*zip(readers, parts, strict=True)],
+                advance,
+            )
             peak = sum(reader.peak_cache_bytes for reader in readers)
             self._reader.peak_cache_bytes = max(self._reader.peak_cache_bytes, peak)
-        for work, _ in found:
-            self._count(work)
-        return [answers for _, answers in found]
+        return found
 
+    @torch.inference_mode()  # here too, as each thread has its own mode
     def _read_part(
         self,
         reader: TreeReader,
         part: _Part,
         adapters: Sequence[FrozenAdapter | None],
         advance: Advance,
-    ) -> tuple[ReadingWork, list[list[LogLikelihood]]]:
-        """By model and item."""
+    ) -> tuple[int, list[list[LogLikelihood]]]:
+        """The tokens that were read, and the answers by model and item."""
         tree, targets = part.tree, part.targets
         answers: list[list[LogLikelihood]] = []
         num_read = 0
@@ -221,10 +221,7 @@ class ResidentScorer:
                 num_read += len(group) * (read.stop - read.start)
                 advance(len(group) * targets.tokens_finished(read.start, read.stop))
             answers += sums.log_likelihoods()
-        return ReadingWork(tokens_read=num_read), answers
-
-    def _count(self, work: ReadingWork) -> None:
-        self.reading = ReadingWork(*map(sum, zip(self.reading, work, strict=True)))
+        return num_read, answers
 
     def generate(
         self,

@@ -189,26 +189,23 @@ class VllmScorer:
     ) -> list[list[Answer]]:
         """Every model's answers, in calls of a limited number of sequences."""
         engine = self._open(max((sequence.length for sequence in sequences), default=0))
+        requests: dict[str | None, Any] = {None: None}
+        for name, adapter in self._adapters.items():
+            request: Any = importlib.import_module("vllm.lora.request").LoRARequest
+            requests[name] = request(name, adapter.number, str(adapter.folder))
         answers: dict[str | None, list[Answer]] = {model: [] for model in models}
         pairs = itertools.product(models, enumerate(sequences))
         while chunk := list(itertools.islice(pairs, _SEQUENCES_PER_CALL)):
             outputs = engine.generate(
                 [{"prompt_token_ids": list(sequence.tokens)} for _, (_, sequence) in chunk],
                 sampling_params=[sequence.parameters for _, (_, sequence) in chunk],
-                lora_request=[self._request(model) for model, _ in chunk],
+                lora_request=[requests[model] for model, _ in chunk],
                 use_tqdm=False,
             )
             for output, (model, (index, _)) in zip(outputs, chunk, strict=True):
                 answers[model].append(answer(output, index))
             advance(sum(sequence.num_tokens for _, (_, sequence) in chunk))
         return [answers[model] for model in models]
-
-    def _request(self, model: str | None) -> Any:
-        if model is None:
-            return None
-        adapter = self._adapters[model]
-        request: Any = importlib.import_module("vllm.lora.request").LoRARequest
-        return request(model, adapter.number, str(adapter.folder))
 
     def _open(self, length: int) -> Any:
         """vLLM, with room for sequences of this many tokens."""

@@ -8,7 +8,7 @@ from string import ascii_uppercase
 
 from rankwise.errors import RecordError
 from rankwise.findings.options import Option, OptionGains, TaskMean
-from rankwise.findings.signatures.signature import Place, Signature, signature
+from rankwise.findings.signatures.signature import Signature, signature
 from rankwise.findings.stats.estimates import wilson_interval
 from rankwise.findings.stats.items import POINTS
 from rankwise.records import quantities
@@ -50,7 +50,7 @@ def _runs_on(source: OptionGains, option: Option, task: str) -> Iterator[Signatu
     if more.sign() > 0 and after.sign(at=UNFINISHED_SHARE) > 0:
         yield signature(
             "does_not_stop",
-            Place(source.results.train_task, option.label, task),
+            (source.results.train_task, option.label, task),
             _in_points(more, num_items),
             statement=f"{option.label} leaves {_percent(after.estimate)} of its {num_items:,} "
             f"answers on {task} unfinished (at least {_percent(after.lower)}); the base leaves "
@@ -69,7 +69,7 @@ def _has_no_end(source: OptionGains, option: Option, task: str) -> Iterator[Sign
     if without.sign(at=UNFINISHED_SHARE) > 0:
         yield signature(
             "does_not_stop",
-            Place(source.results.train_task, option.label, task),
+            (source.results.train_task, option.label, task),
             _in_points(without, num_items),
             statement=f"{option.label} prefers to continue after the right answer in "
             f"{_percent(share)} of {num_items:,} training rows (at least "
@@ -103,7 +103,7 @@ def _collapsed(source: OptionGains, option: Option, task: str) -> Iterator[Signa
         runs = f" with {len(collapsed)} of {len(option.runs)} seeds" if several else ""
         yield signature(
             "letters_collapsed",
-            Place(source.results.train_task, option.label, task),
+            (source.results.train_task, option.label, task),
             _in_points(chosen, size),
             statement=f"{option.label} chooses option {letter} ({place + 1} of "
             f"{len(before)}) on {_percent(chosen.estimate)} of {size:,} items of {task}{runs}, at "

@@ -4,27 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from rankwise.findings.options import Ladder, Option, OptionGains, TaskMean, ladders
 from rankwise.findings.signatures.scores import level
-from rankwise.findings.signatures.signature import Place, Signature, judged_amount, signature
+from rankwise.findings.signatures.signature import Signature, judged_amount, signature
 from rankwise.findings.stats.estimates import seed_spread
 from rankwise.records import quantities
 from rankwise.records.recommendation import Recommendation
-
-
-class _Valley(NamedTuple):
-    """A rank with the leads over it of the best smaller and the best larger one."""
-
-    low: Option
-    left: tuple[TaskMean, Option]
-    right: tuple[TaskMean, Option]
-
-    @property
-    def nearer(self) -> TaskMean:
-        """The lead that is less sure."""
-        return min(self.left[0], self.right[0], key=lambda mean: mean.lower)
 
 
 def rank_signatures(source: OptionGains, recommendation: Recommendation) -> Iterator[Signature]:
@@ -48,7 +34,7 @@ def _alike(
     All intervals must lie within the margin, so none needs a correction.
     """
     pairs = [
-        (one, other, source.difference(one, other, tasks))
+        (one, other, source.difference(one.runs, other.runs, tasks))
         for one, other in itertools.permutations(ladder.rungs, 2)
     ]
     bounds = [bound for *_, mean in pairs for bound in (mean.lower, mean.upper)]
@@ -67,7 +53,7 @@ def _alike(
     every = "both" if len(ladder.rungs) == 2 else f"all {len(ladder.rungs)}"
     yield signature(
         "too_easy" if easy else "not_a_matter_of_rank",
-        Place(source.results.train_task, ladder.label, None),
+        (source.results.train_task, ladder.label, None),
         widest,
         statement=(
             f"{_among(ladder)}{every} ranks are within "
@@ -100,22 +86,28 @@ def _erratic(
 
     Scores that rise with rank, fall, or have one peak never look so.
     """
+    rungs = ladder.rungs
     valleys = [
-        _Valley(low, *(_best(source, others, low, tasks) for others in (smaller, larger)))
-        for place, low in enumerate(ladder.rungs[1:-1], start=1)
-        for smaller, larger in [(ladder.rungs[:place], ladder.rungs[place + 1 :])]
+        (
+            low,
+            _best(source, rungs[:place], low, tasks),
+            _best(source, rungs[place + 1 :], low, tasks),
+        )
+        for place, low in enumerate(rungs[1:-1], start=1)
     ]
-    valley = max(valleys, key=lambda each: each.nearer.lower, default=None)
-    if valley is None or valley.nearer.sign(at=recommendation.delta) <= 0:
+    # of both leads over a rank the one that is less sure counts
+    sure = [min(left, right, key=lambda mean: mean.lower) for _, (left, _), (right, _) in valleys]
+    nearer = max(sure, key=lambda mean: mean.lower, default=None)
+    if nearer is None or nearer.sign(at=recommendation.delta) <= 0:
         return
-    (left, smaller), (right, larger), nearer = valley.left, valley.right, valley.nearer
+    low, (left, smaller), (right, larger) = valleys[sure.index(nearer)]
     several = nearer.num_seeds > 1
     yield signature(
         "erratic_over_ranks",
-        Place(source.results.train_task, ladder.label, None),
+        (source.results.train_task, ladder.label, None),
         nearer,
         statement=(
-            f"{_among(ladder)}{_name(valley.low)} is {judged_amount(left)} below {_name(smaller)} "
+            f"{_among(ladder)}{_name(low)} is {judged_amount(left)} below {_name(smaller)} "
             f"and {judged_amount(right)} below {_name(larger)} in-domain, both more than "
             f"δ = {quantities.amount(recommendation.delta, nearer.unit)}"
             f"{'' if several else ', conditional on this seed'}."
@@ -134,7 +126,7 @@ def _best(
     source: OptionGains, others: Sequence[Option], low: Option, tasks: Sequence[str]
 ) -> tuple[TaskMean, Option]:
     """The option whose lead has the highest lower bound, and that lead."""
-    leads = [(source.difference(other, low, tasks), other) for other in others]
+    leads = [(source.difference(other.runs, low.runs, tasks), other) for other in others]
     return max(leads, key=lambda pair: pair[0].lower)
 
 
@@ -155,7 +147,7 @@ def _unstable(
     gained = quantities.change_interval(min(scores), max(scores), unit)
     yield signature(
         "unstable_over_seeds",
-        Place(source.results.train_task, option.label, None),
+        (source.results.train_task, option.label, None),
         spread,
         statement=(
             f"{option.label} gains {gained} {unit} in-domain over {len(scores)} seeds, a "

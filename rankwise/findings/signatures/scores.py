@@ -14,8 +14,8 @@ import numpy as np
 
 from rankwise.errors import RecordError
 from rankwise.findings.options import Option, OptionGains, TaskMean
-from rankwise.findings.pairs import are_opposite, bound_of
-from rankwise.findings.signatures.signature import Place, Signature, judged_amount, signature
+from rankwise.findings.pairs import are_opposite
+from rankwise.findings.signatures.signature import Signature, judged_amount, signature
 from rankwise.findings.statements import TRANSFER_ALARM_SHARE
 from rankwise.findings.stats.estimates import mean_over_tasks, wilson_interval
 from rankwise.findings.stats.items import POINTS, Items, num_clusters
@@ -62,7 +62,7 @@ def _worse_than_base(
         )
         yield signature(
             "worse_than_base",
-            Place(source.results.train_task, option.label, task),
+            (source.results.train_task, option.label, task),
             loss,
             statement=f"{option.label} is {judged_amount(loss)} worse than the base on {task}, "
             f"where the base has {base}.",
@@ -95,7 +95,7 @@ def _negative_transfer(
             )
         yield signature(
             "negative_transfer",
-            Place(source.results.train_task, option.label, task),
+            (source.results.train_task, option.label, task),
             loss,
             statement=f"{option.label} loses {judged_amount(loss)} on {task}, at least "
             f"{100 * loss.lower / base:.0f} % of the base's {quantities.score(base, 'points')}.",
@@ -116,7 +116,7 @@ def _metrics_disagree(source: OptionGains, option: Option, task: str) -> Iterato
         ]
         yield signature(
             "metrics_disagree",
-            Place(source.results.train_task, option.label, task),
+            (source.results.train_task, option.label, task),
             change,
             statement=f"{option.label} changes on {task} by {' and by '.join(by_metric)}: the two "
             "have opposite signs.",
@@ -132,7 +132,7 @@ def _forgetting(source: OptionGains, option: Option, task: str) -> Iterator[Sign
         base = quantities.score(source.base_score((task,)).estimate, "nats")
         yield signature(
             "forgetting_on_prose",
-            Place(source.results.train_task, option.label, task),
+            (source.results.train_task, option.label, task),
             rise,
             statement=f"{option.label} has {judged_amount(rise)} more loss per token on {task} "
             f"than the base ({base}).",
@@ -148,7 +148,7 @@ def _train_test_gap(
     unit = items[task].unit
     if unit != recommendation.unit or items[seen].metric != items[task].metric:
         return
-    gap = _gap(source, option, task, seen)
+    gap = source.mean_of(source.gap_parts(option.runs, {task: seen}), unit)
     if gap.sign(at=recommendation.delta) <= 0:
         return
     on_seen, on_others = source.change(option.runs, (seen,)), source.change(option.runs, (task,))
@@ -184,26 +184,10 @@ def _train_test_gap(
         )
     yield signature(
         name,
-        Place(source.results.train_task, option.label, task),
+        (source.results.train_task, option.label, task),
         gap,
         statement=f"{option.label} {statement}{ending}",
         advice=advice,
-    )
-
-
-def _gap(source: OptionGains, option: Option, task: str, seen: str) -> TaskMean:
-    """The gain on rows that were trained on (``seen``) less that on the task's test items."""
-    parts = source.gap_parts(option.runs, {task: seen})
-    unit = source.results.base.items[task].unit
-    estimate = mean_over_tasks(parts)
-    bound = bound_of(estimate, source.confidence)
-    return TaskMean(
-        **bound.model_dump(),
-        unit=unit,
-        num_examples=sum(part.num_items for part in parts),
-        num_tasks=1,
-        num_seeds=len(option.runs),
-        num_clusters=num_clusters(parts),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 from rankwise.findings.options import TaskMean
 from rankwise.records import quantities
@@ -74,21 +74,24 @@ class Signature(Record):
         return TITLES[self.name]
 
 
-class Place(NamedTuple):
-    """Where something went wrong; ``task`` is None for several, the rest as in ``Signature``."""
-
-    train_task: str
-    label: str
-    task: str | None
-
-
 def signature(
-    name: SignatureName, at: Place, judged: TaskMean, *, statement: str, advice: str
+    name: SignatureName,
+    at: tuple[str, str, str | None],
+    judged: TaskMean,
+    *,
+    statement: str,
+    advice: str,
 ) -> Signature:
-    """A signature that was judged by an interval; the statement may begin in lower case."""
+    """A signature that was judged by an interval; the statement may begin in lower case.
+
+    ``at`` are the trained task, the label and the task (None: several), as in ``Signature``.
+    """
+    train_task, label, task = at
     return Signature(
         name=name,
-        **at._asdict(),
+        train_task=train_task,
+        label=label,
+        task=task,
         statement=quantities.capital(statement),
         advice=advice,
         **judged.model_dump(include={"estimate", "lower", "upper", "unit"}),

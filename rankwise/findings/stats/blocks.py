@@ -157,11 +157,15 @@ def block(tasks: Sequence[Items], point: float = 1.0) -> Block:
         by_seed += values.mean(axis=2)
         by_item = values.mean(axis=0)
         centred = by_item - by_item.mean(axis=1, keepdims=True)
+        # gains and leads each have pseudo-items of their own size
+        gain, lead = task.item_size, task.item_size if task.lead_size is None else task.lead_size
+        shared = max(2.0 * gain**2 - lead**2, 0.0)
+        pseudo = PSEUDO_ITEMS / 2.0 * (lead**2 * np.eye(num_options) + shared)
         parts.append(
             TaskPart(
                 items=centred @ centred.T / (num_items - 1) / num_items,
                 interaction=_interaction(values),
-                pseudo=(share / num_items) ** 2 * _pseudo(task, num_options),
+                pseudo=(share / num_items) ** 2 * pseudo,
                 centred=centred,
                 places=tuple(places),
                 freedom=task.num_scored - 1,
@@ -170,13 +174,6 @@ def block(tasks: Sequence[Items], point: float = 1.0) -> Block:
     by_chance = np.sum([part.interaction for part in parts], axis=0)
     seeds = seed_variances(by_seed, by_chance, PRIOR_RUN_VARIANCE * point**2)
     return Block(by_seed.mean(axis=0), by_seed, tuple(parts), seeds)
-
-
-def _pseudo(task: Items, num_options: int) -> Floats:
-    """(K, K) of one item: gains and leads each have pseudo-items of their own size."""
-    gain, lead = task.item_size, task.item_size if task.lead_size is None else task.lead_size
-    shared = max(2.0 * gain**2 - lead**2, 0.0)
-    return PSEUDO_ITEMS / 2.0 * (lead**2 * np.eye(num_options) + shared)
 
 
 def _interaction(values: Floats) -> Floats:

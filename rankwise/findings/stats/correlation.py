@@ -21,7 +21,6 @@ class RankCorrelation(NamedTuple):
     estimate: float
     lower: float
     upper: float
-    num_pairs: int
 
 
 def rank_correlation(
@@ -54,7 +53,7 @@ def rank_correlation(
     width = float(special.ndtri((1 + confidence) / 2)) * math.sqrt((1 + inside**2 / 2) / (n - 3))
     centre = math.atanh(inside)
     lower, upper = math.tanh(centre - width), math.tanh(centre + width)
-    return RankCorrelation(rho, min(lower, rho), max(upper, rho), n)
+    return RankCorrelation(rho, min(lower, rho), max(upper, rho))
 
 
 def _mean_ranks(values: Sequence[float]) -> Floats:

@@ -31,13 +31,10 @@ class TaskSize(NamedTuple):
     is_p_right: bool
 
     @property
-    def _share(self) -> float:
-        return P_RIGHT_VARIANCE_SHARE if self.is_p_right else 1.0
-
-    @property
     def variance(self) -> float:
         """Of the mean difference of two ranks, in squared points."""
-        of_one = self._share * (DISCORDANCE + PSEUDO_ITEMS / self.num_items)
+        share = P_RIGHT_VARIANCE_SHARE if self.is_p_right else 1.0
+        of_one = share * (DISCORDANCE + PSEUDO_ITEMS / self.num_items)
         return POINTS**2 * of_one / self.num_items
 
 

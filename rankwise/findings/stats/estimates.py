@@ -95,15 +95,6 @@ class Estimate(NamedTuple):
         return self.value - self.stderr * float(below), self.value + self.stderr * float(above)
 
 
-class Ratio(NamedTuple):
-    """A ratio with its interval, or three None and the reason."""
-
-    value: float | None
-    lower: float | None
-    upper: float | None
-    reason: str | None
-
-
 def skewed_quantiles(quantile: Floats, skewness: Floats) -> tuple[Floats, Floats]:
     """How many standard errors to go below and above an estimate whose sampling is skewed.
 
@@ -327,8 +318,8 @@ def student_interval(mean: float, values: ArrayLike, confidence: float) -> tuple
 
 def fieller(
     numerator: float, denominator: float, variances: tuple[float, float, float], quantile: float
-) -> Ratio | None:
-    """A ratio of two estimates with the interval of Fieller (1954).
+) -> tuple[float, float, float] | None:
+    """A ratio of two estimates, and the interval of Fieller (1954).
 
     It is every θ for which numerator - θ denominator may be zero.
 
@@ -349,6 +340,4 @@ def fieller(
     middle = denominator * numerator - squared * covariance
     last = numerator**2 - squared * var_n
     root = math.sqrt(max(middle**2 - leading * last, 0.0))
-    return Ratio(
-        numerator / denominator, (middle - root) / leading, (middle + root) / leading, None
-    )
+    return numerator / denominator, (middle - root) / leading, (middle + root) / leading

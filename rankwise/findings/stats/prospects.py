@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -30,11 +31,6 @@ class Growth(NamedTuple):
 
     factors: tuple[float, ...]
     num_seeds: int
-
-    @classmethod
-    def none(cls, of: Block) -> Growth:
-        """The block as it is."""
-        return cls((1.0,) * len(of.parts), of.num_seeds)
 
     def covariances(self, of: Block, run_variances: Floats) -> Floats:
         """(V, K, K) of the errors then, for V variances of one run around its option."""
@@ -76,7 +72,7 @@ def grow(
         growth: what is added.
         rng: for the new errors.
     """
-    now = Growth.none(of)
+    now = Growth((1.0,) * len(of.parts), of.num_seeds)
     estimate = np.empty_like(truths)
     variances = np.unique(run_variances)
     both = now.covariances(of, variances), growth.covariances(of, variances)
@@ -86,13 +82,10 @@ def grow(
         new = normal_draws(after - kept @ after, rng, int(rows.sum()))
         estimate[rows] = truths[rows] + (of.mean - truths[rows]) @ kept.T + new
 
-    def spread(contrasts: Floats) -> Spread:
-        return _grown_spread(of, contrasts, run_variances, growth)
-
-    return GrownBlock(estimate, spread)
+    return GrownBlock(estimate, partial(_grown_spread, of, run_variances, growth))
 
 
-def _grown_spread(of: Block, contrasts: Floats, run_variances: Floats, growth: Growth) -> Spread:
+def _grown_spread(of: Block, run_variances: Floats, growth: Growth, contrasts: Floats) -> Spread:
     """The variances that a grown block would state for its contrasts (C, K)."""
     now, kept = of.spread(contrasts), of.num_seeds / growth.num_seeds
     factors = np.array(growth.factors)[:, None]

@@ -76,7 +76,10 @@ def pseudo_items(
     num_folds = min(NUM_FOLDS, len(drawn))
     folds = firsts.argsort().argsort()[places] % num_folds  # in the order of their first item
     changes = scored - base[:number]
-    predictors = _standardised(np.vstack([references - base, base]))
+    predictors = np.vstack([references - base, base])
+    predictors = predictors - predictors.mean(axis=1, keepdims=True)
+    sd = predictors.std(axis=1, keepdims=True)
+    predictors = predictors / np.where(sd > 0, sd, 1.0)  # constant ones are 0
     is_of = (folds == np.arange(num_folds)[:, None]).astype(np.float64)
     by_fold = _predicted_without(is_of, predictors, changes)
     predicted = by_fold[folds, np.arange(number)]
@@ -87,13 +90,6 @@ def pseudo_items(
     variance = float(changes.var())
     explained = 1.0 - float((errors**2).mean()) / variance if variance > 0 else 0.0
     return Estimated(values, explained)
-
-
-def _standardised(predictors: Floats) -> Floats:
-    """(p, N) with means of 0 and standard deviations of 1; constant ones are 0."""
-    centred = predictors - predictors.mean(axis=1, keepdims=True)
-    sd = centred.std(axis=1, keepdims=True)
-    return centred / np.where(sd > 0, sd, 1.0)
 
 
 def _predicted_without(is_of: Floats, predictors: Floats, changes: Floats) -> Floats:

@@ -170,7 +170,7 @@ class RunRepairer:
             float(task.prepared.num_tokens),
             self._folder.repair_scores_file(self._run.name, name),
             RepairScores,
-            lambda: self._repairer.scorer.scores(task, fingerprint=wanted, advance=self._advance),
+            lambda: self._repairer.scores(task, fingerprint=wanted, advance=self._advance),
             wanted,
         )
 
@@ -183,15 +183,13 @@ class RunRepairer:
             float(_num_tokens(answers)),
             self._folder.repair_divergences_file(self._run.name),
             RepairDivergences,
-            lambda: self._repairer.scorer.divergences(
-                answers, fingerprint=wanted, advance=self._advance
-            ),
+            lambda: self._repairer.divergences(answers, fingerprint=wanted, advance=self._advance),
             wanted,
         )
 
     def _advance(self, num_tokens: int) -> None:
         """Of one of the models, which all read the same."""
-        self._tell.advanced(num_tokens / (1 + len(self._repairer.scorer.repairs)))
+        self._tell.advanced(num_tokens / (1 + len(self._repairer.derived)))
 
     def _set_damaged_aside(self) -> None:
         """Move what is damaged of an earlier repair into quarantine: it is made again."""

@@ -19,8 +19,8 @@ import torch
 
 from rankwise.engine.models import embedded
 from rankwise.engine.models.embedded import EmbeddedModel, convert_gguf, embedded_model_folder
-from rankwise.engine.models.embedded import sha256 as digests_sha256
 from rankwise.errors import ModelError, StorageError
+from rankwise.records.files import FileDigest, digest_of
 from tests.support import tiny_tasks
 
 HIDDEN, HEADS, KEY_VALUE_HEADS, MLP = 64, 4, 2, 96
@@ -357,7 +357,7 @@ def test_a_conversion_that_fails_leaves_no_folder_and_resumes_from_the_gguf(
 CALL = """
 import os, signal, sys
 from rankwise.engine.models import embedded
-from rankwise.engine.models.embedded import sha256 as digests_sha256
+from rankwise.records.files import digest_of
 if sys.argv[1] == "kill":
     def killed(gguf_file, folder):
         folder.mkdir(parents=True)
@@ -468,11 +468,11 @@ def test_a_copied_cache_is_read_once_and_believed(
         os.utime(path, (1, 1))
     read: list[str] = []
 
-    def counted(path: Path) -> str:
+    def counted(path: Path) -> FileDigest:
         read.append(path.name)
-        return digests_sha256(path)
+        return digest_of(path)
 
-    monkeypatch.setattr(embedded, "sha256", counted)
+    monkeypatch.setattr(embedded, "digest_of", counted)
     monkeypatch.setattr(embedded, "convert_gguf", None)
     assert embedded_model_folder(tiny.embedded) == folder
     assert set(read) == FILES - {"digests.json"}

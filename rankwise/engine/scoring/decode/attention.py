@@ -186,7 +186,18 @@ def _attend(
     """The row's own tokens first, then every segment that it sees."""
     parts = _Outputs(q, v, bool(layout.shared) or terms.sinks is not None)
     keep_lse = parts.lse is not None
-    _write(layer, k, v, layout)
+    # keys and values of prompts and segments are written to where they belong
+    for read in layout.reads:
+        if isinstance(read.into, Segment):
+            span = slice(read.start, read.start + read.length)
+            # (kv_heads, width, tokens) and (kv_heads, tokens, value_width), as bmm wants them
+            pair = k[span].permute(1, 2, 0).contiguous(), v[span].transpose(0, 1).contiguous()
+            read.into.layers[layer] = pair
+    if layout.written is not None:
+        blocks, index = layout.written
+        keys, values = layout.cache.layer(layer, k.shape[-1], v)
+        keys[blocks] = k[index].permute(0, 2, 3, 1)  # (blocks, kv_heads, width, block)
+        values[blocks] = v[index].transpose(1, 2)  # (blocks, kv_heads, block, value_width)
     if layout.table is not None:
         keys, values = layout.cache.layer(layer, k.shape[-1], v)
         table = layout.table
@@ -210,21 +221,6 @@ def _attend(
         assert parts.lse is not None
         parts.out *= torch.sigmoid(parts.lse - terms.sinks.float())[..., None]
     return parts.out.to(v.dtype)
-
-
-def _write(layer: int, k: Tensor, v: Tensor, layout: DecodeLayout) -> None:
-    """Write keys and values of prompts and segments to where they belong."""
-    for read in layout.reads:
-        if isinstance(read.into, Segment):
-            span = slice(read.start, read.start + read.length)
-            # (kv_heads, width, tokens) and (kv_heads, tokens, value_width), as bmm wants them
-            pair = k[span].permute(1, 2, 0).contiguous(), v[span].transpose(0, 1).contiguous()
-            read.into.layers[layer] = pair
-    if layout.written is not None:
-        blocks, index = layout.written
-        keys, values = layout.cache.layer(layer, k.shape[-1], v)
-        keys[blocks] = k[index].permute(0, 2, 3, 1)  # (blocks, kv_heads, width, block)
-        values[blocks] = v[index].transpose(1, 2)  # (blocks, kv_heads, block, value_width)
 
 
 def _attend_blocks(

@@ -124,10 +124,6 @@ class Segment:
     length: int
     layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
-    @property
-    def size_bytes(self) -> int:
-        return sum(keys.nbytes + values.nbytes for keys, values in self.layers.values())
-
 
 @dataclass(frozen=True, eq=False)
 class Read:

@@ -184,7 +184,7 @@ class Decoder:
                 f"{name} keeps keys and values of {len(segment.layers)} of its {expected} layers. "
                 "Choose another base model."
             )
-        return segment.size_bytes
+        return sum(keys.nbytes + values.nbytes for keys, values in segment.layers.values())
 
     def _forward(self, input_ids: Tensor, layout: DecodeLayout, ends: Tensor) -> Tensor:
         """Logits behind some of the tokens, (ends, vocabulary)."""
@@ -220,20 +220,6 @@ class Decoder:
             self.work.rows + len(rows),
             self.work.places + places,
         )
-        self._write(rows, logits, rules)
-        ended = [
-            row
-            for row in rows
-            if len(row.written) >= row.prompt.settings.max_new_tokens
-            or _has_stopped(row, rules[row.prompt.settings])
-        ]
-        batch.remove(ended)
-        return ended
-
-    def _write(
-        self, rows: Sequence[Row], logits: Tensor, rules: Mapping[GenerationSettings, _Rules]
-    ) -> None:
-        """The next token of every row, those with equal settings together."""
         groups: dict[GenerationSettings, list[int]] = defaultdict(list)
         for index, row in enumerate(rows):
             groups[row.prompt.settings].append(index)
@@ -245,6 +231,14 @@ class Decoder:
             )
             for row, token in zip(group, new, strict=True):
                 row.written.append(token)
+        ended = [
+            row
+            for row in rows
+            if len(row.written) >= row.prompt.settings.max_new_tokens
+            or _has_stopped(row, rules[row.prompt.settings])
+        ]
+        batch.remove(ended)
+        return ended
 
 
 def _has_stopped(row: Row, rules: _Rules) -> bool:

@@ -109,22 +109,6 @@ class RowLimits(NamedTuple):
     read_tokens: int
 
 
-class ForwardPass(NamedTuple):
-    """The model's inputs, and which rows the logits belong to.
-
-    Attributes:
-        input_ids: (1, tokens).
-        layout: of these tokens.
-        ends: (rows,) places of the tokens whose logits are wanted.
-        ranges: of every active model: its number, first place, and the place behind its last.
-    """
-
-    input_ids: Int[Tensor, "1 tokens"]
-    layout: DecodeLayout
-    ends: Int[Tensor, " rows"]
-    ranges: list[tuple[int, int, int]]
-
-
 class RowBatch:
     """Active rows and waiting rows.
 
@@ -176,8 +160,17 @@ class RowBatch:
             coming |= new
         self.rows.sort(key=lambda row: row.order)
 
-    def forward_pass(self) -> ForwardPass:
-        """The newest token of each row, or its prompt, and prefixes that are not read yet."""
+    def forward_pass(
+        self,
+    ) -> tuple[
+        Int[Tensor, "1 tokens"], DecodeLayout, Int[Tensor, " rows"], list[tuple[int, int, int]]
+    ]:
+        """The newest token of each row, or its prompt, and prefixes that are not read yet.
+
+        Returns:
+            The tokens, their layout, the places of those whose logits are wanted, and of every
+            active model its number, first place, and the place behind its last.
+        """
         tokens: list[int] = []
         positions: list[int] = []
         reads: list[Read] = []
@@ -233,7 +226,7 @@ class RowBatch:
                 for key, (start, stop) in uses.items()
             ],
         )
-        return ForwardPass(of_tokens[None], layout, of_ends, ranges)
+        return of_tokens[None], layout, of_ends, ranges
 
     def remove(self, ended: Sequence[Row]) -> None:
         """Free the blocks of rows that have ended, and prefixes that no row needs any more."""

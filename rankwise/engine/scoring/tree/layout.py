@@ -87,15 +87,6 @@ class _QueryBlock(NamedTuple):
     shared: int
 
 
-class _Group(NamedTuple):
-    """A ``BlockGroup`` on the CPU; queries and keys are places."""
-
-    members: list[_QueryBlock]
-    queries: Int[np.ndarray, "blocks rows"]
-    keys: Int[np.ndarray, "blocks columns"]
-    seen: Bool[np.ndarray, "blocks rows columns"]
-
-
 @dataclass(eq=False)
 class TreeLayout:
     """The places ``start`` to ``stop`` of a tree, read in one pass.
@@ -152,17 +143,28 @@ class TreeLayout:
 
     @cached_property
     def _products(self) -> tuple[list[BlockGroup], list[SharedKeys], Int[Tensor, "3 queries"]]:
-        """Groups, shared keys, and the queries' places among the groups (see ``_places``)."""
+        """Groups, shared keys, and where each query is among the groups.
+
+        That is: rows of the blocks before its own, its row in it, and the block's rows, where
+        blocks are in the order of the groups.
+        """
         blocks = list(self._blocks())
         by_size: dict[int, list[_QueryBlock]] = {}
         for block in blocks:
             num_keys = len(block.ancestors) - block.shared + block.stop - block.start
             by_size.setdefault(-(-num_keys // _KEY_STEP), []).append(block)
-        groups = [self._group(members) for members in by_size.values()]
-        numbers = [self._places(groups)]
-        for group in groups:
-            numbers += [group.queries - self.start, self._in_pool(group.keys)]
-        seen = [group.seen for group in groups]
+        of_queries = np.empty((3, self.num_queries), dtype=np.int64)
+        numbers, seen = [of_queries], list[Bool[np.ndarray, "blocks rows columns"]]()
+        before = 0
+        for members in by_size.values():
+            queries, keys, seen_keys = self._group(members)
+            numbers += [queries - self.start, self._in_pool(keys)]
+            seen.append(seen_keys)
+            for block in members:
+                span = slice(block.start - self.start, block.stop - self.start)
+                of_queries[:, span] = [[before], [0], [queries.shape[1]]]
+                of_queries[1, span] = np.arange(block.stop - block.start)
+                before += queries.shape[1]
         moved = moved_together([*numbers, *seen], self.device)
         outputs, *pairs = moved[: len(numbers)]
         triples = zip(pairs[::2], pairs[1::2], moved[len(numbers) :], strict=True)
@@ -174,11 +176,8 @@ class TreeLayout:
         In the order of the walk a place's descendants are the places from it to its end. So each
         key is seen by one range of queries, of which a window leaves those that are near enough.
         """
-        if window not in self._masks:
-            self._masks[window] = self._mask(window)
-        return self._masks[window]
-
-    def _mask(self, window: int | None) -> BlockMask:
+        if window in self._masks:
+            return self._masks[window]
         places = np.concatenate([self.tree.ancestors(self.start), np.arange(self.start, self.stop)])
         # (keys,): the first query that sees a key, and the first behind it that does not
         since = np.maximum(places - self.start, 0)
@@ -194,31 +193,18 @@ class TreeLayout:
         begin, end, depth, masked, full = moved_together(arrays, self.device)
         lengths, at = (self.num_queries, len(places)), self.positions
         if window is None:
-            return block_mask(
+            mask = block_mask(
                 masked, full, lambda b, h, q, k: (begin[k] <= q) & (q < end[k]), lengths
             )
-        return block_mask(
-            masked,
-            full,
-            lambda b, h, q, k: (begin[k] <= q) & (q < end[k]) & (at[q] - depth[k] < window),
-            lengths,
-        )
-
-    def _places(self, groups: list[_Group]) -> Int[np.ndarray, "3 queries"]:
-        """Of each query: rows of the blocks before its own, its row in it, and the block's rows.
-
-        Blocks are in the order of the groups.
-        """
-        places = np.empty((3, self.num_queries), dtype=np.int64)
-        before = 0
-        for group in groups:
-            rows = group.queries.shape[1]
-            for block in group.members:
-                span = slice(block.start - self.start, block.stop - self.start)
-                places[:, span] = [[before], [0], [rows]]
-                places[1, span] = np.arange(block.stop - block.start)
-                before += rows
-        return places
+        else:
+            mask = block_mask(
+                masked,
+                full,
+                lambda b, h, q, k: (begin[k] <= q) & (q < end[k]) & (at[q] - depth[k] < window),
+                lengths,
+            )
+        self._masks[window] = mask
+        return mask
 
     @property
     def num_queries(self) -> int:
@@ -311,7 +297,14 @@ class TreeLayout:
             last = keys[-1]
         return rows
 
-    def _group(self, blocks: list[_QueryBlock]) -> _Group:
+    def _group(
+        self, blocks: list[_QueryBlock]
+    ) -> tuple[
+        Int[np.ndarray, "blocks rows"],
+        Int[np.ndarray, "blocks columns"],
+        Bool[np.ndarray, "blocks rows columns"],
+    ]:
+        """A ``BlockGroup`` on the CPU; queries and keys are places."""
         keys = [
             np.concatenate([b.ancestors[b.shared :], np.arange(b.start, b.stop)]) for b in blocks
         ]
@@ -328,7 +321,7 @@ class TreeLayout:
         q, k = query_places[:, :, None], key_places[:, None, :]
         # a place's descendants are the places from it to its end
         seen = (k <= q) & (q < self.tree.ends[k]) & is_key[:, None, :]
-        return _Group(blocks, query_places, key_places, seen)
+        return query_places, key_places, seen
 
 
 def _by_blocks(
