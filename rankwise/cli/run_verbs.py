@@ -164,8 +164,8 @@ def run(
     """Run a study: train, score, recommend and report.
 
     Run the same command again to resume a stopped study, or to do what was
-    added to its file. Finished work is kept; damaged files
-    are moved to DIR/quarantine and made again.
+    added to its file. Finished work is kept; damaged files are moved to
+    DIR/quarantine and made again.
 
     --gpus all uses every GPU of this machine, --workers 4 runs four units in
     parallel on its CPU, and --address auto uses the Ray cluster that this
@@ -206,8 +206,8 @@ def plan(
     Loads no weights and trains nothing. --device cuda --memory 80GB plans for
     such a card, which need not be in this machine: precision, passes, memory,
     disk and hours. --devices 8 plans for eight of them, and estimates when the
-    study is done. --budget 1h shows what fits into that time. Only for this is
-    the model loaded and its speed measured, unless --tokens-per-second or
+    study is done. --budget 1h shows what fits into that time. Only --budget
+    loads the model, to measure its speed, unless --tokens-per-second or
     --device cuda gives one.
     """
     if budget is not None and devices > 1:

@@ -94,9 +94,9 @@ def status(
 ) -> int:
     """Show what is done, running and left in a study.
 
-    With --watch, as a page in the browser, which only reads the study's folder.
-    Only this machine can open it, and only with the token in the printed
-    address. Ctrl-C closes the page; the study continues.
+    --watch serves it as a page, which only reads the study's folder. Only this
+    machine can open the page, and only with the token in the printed address.
+    Ctrl-C closes the page; the study continues.
     """
     from rankwise.cli.terminal import is_done, status_table
     from rankwise.study.status import run_status, study_status
@@ -285,7 +285,7 @@ def compare(
     Shows what each study recommends, which settings differ, and which studies
     differ in a single axis. Recommended runs are compared item by item only if
     both studies used the same software stack, base model and items: a different
-    stack alone moves scores by 1 to 3 points. Of an unfinished study, the
+    stack alone moves scores by 1 to 3 points. For an unfinished study, the
     finished part is compared. The studies are not changed.
     """
     from rankwise.cli.terminal import as_shown
