@@ -110,20 +110,6 @@ def share_as_usual(path: Path) -> None:
         path.chmod(0o666 & ~_UMASK)
 
 
-def make_durable(root: Path, *places: Path) -> None:
-    """Flush files, or all of folders, to the disk; those in ``root`` are written here, and shared.
-
-    Raises:
-        OSError: a file is gone, or the disk is full.
-    """
-    for path in (path for place in places for path in (place, *place.rglob("*"))):
-        if path.is_file():
-            if path.is_relative_to(root):
-                share_as_usual(path)
-            with path.open("rb") as written:
-                os.fsync(written.fileno())
-
-
 @contextlib.contextmanager
 def writing(path: Path) -> Generator[None]:
     """Turn the errors of the system, or of a library that writes, into ours, with the remedy.

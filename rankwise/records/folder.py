@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,12 +15,12 @@ from rankwise.records.base import Record
 from rankwise.records.checked_files import CheckedFiles, state_of
 from rankwise.records.files import (
     FileDigest,
-    make_durable,
     read_if_there,
     read_items,
     read_record,
     read_regular,
     require_regular,
+    share_as_usual,
     write_atomically,
     write_record,
     writing,
@@ -440,7 +441,13 @@ class StudyFolder:
         run, weights = record.planned, self.weights_folder(record.planned)
         metrics = self.metrics_file(run.name)
         with writing(weights):
-            make_durable(self.root, weights, metrics)
+            for path in (*weights.rglob("*"), metrics):
+                if not path.is_file():
+                    continue
+                if path.is_relative_to(self.root):  # an imported checkpoint is somebody else's
+                    share_as_usual(path)
+                with path.open("rb") as written:
+                    os.fsync(written.fileno())
             files, losses = self._digests(run.name, weights), self.checked.digest(metrics)
         digests = {"files": files, "metrics": losses}
         self.write(self.run_file(run.name), record.model_copy(update=digests))

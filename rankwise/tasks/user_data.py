@@ -75,7 +75,16 @@ def load_user_data(
     """
     own, answers = _read(train, tokenizer, chat_template=chat_template)
     rows = own.rows
-    held_out, trained = split_rows(rows, train.held_out_fraction)
+    # held out at random and always the same, one at least; rows of a cluster stay together
+    order = list(grouped((row.cluster or index, index) for index, row in enumerate(rows)).values())
+    random.Random(0).shuffle(order)
+    chosen: set[int] = set()
+    for its in order[:-1]:
+        if len(chosen) >= max(1, round(train.held_out_fraction * len(rows))):
+            break
+        chosen.update(its)
+    held_out = [rows[index] for index in sorted(chosen)]
+    trained = [row for index, row in enumerate(rows) if index not in chosen]
     trained = trained[: train.most_examples]
 
     def of_likelihoods(name: str, rows: Sequence[OwnRow]) -> LoadedTask:
@@ -206,24 +215,6 @@ def _record(
         answers=answers,
         cluster=own.cluster,
     )
-
-
-def split_rows(
-    rows: Sequence[OwnRow], held_out_fraction: float
-) -> tuple[list[OwnRow], list[OwnRow]]:
-    """The rows that are held out, at random and always the same, and the others; one at least.
-
-    Rows of a cluster stay together.
-    """
-    order = list(grouped((row.cluster or index, index) for index, row in enumerate(rows)).values())
-    random.Random(0).shuffle(order)
-    held_out: set[int] = set()
-    for its in order[:-1]:
-        if len(held_out) >= max(1, round(held_out_fraction * len(rows))):
-            break
-        held_out.update(its)
-    trained = [row for index, row in enumerate(rows) if index not in held_out]
-    return [rows[index] for index in sorted(held_out)], trained
 
 
 def read_rows(path: Path, tokenizer: Any, *, chat_template: bool) -> list[TrainingRow]:
