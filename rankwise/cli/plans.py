@@ -60,6 +60,7 @@ class Forecast:
         self._is_rate_assumed = tokens_per_second is None and has_card
         if self._is_rate_assumed:
             self.rate = assumed_rate(record.num_parameters)
+
         self._later_work = work_after_verdict(record)  # in scored tokens
         outline = study_outline(self._graph, intact)
         self._seconds: Mapping[str, float] = {}  # of each stage that is left; empty: unknown
@@ -73,6 +74,7 @@ class Forecast:
         self._units = units(self._graph)
         # the units that are left, on the devices; in work where seconds are not known
         self._slots = scheduled(jobs(self._units, self._seconds or work), self._num_devices)
+
         self._done = finished_work(self._graph, intact)
         self._disk_bytes = disk_left(self._graph, intact, self._num_devices)
         whole = record.model_copy(update={"references": References()})
@@ -81,21 +83,16 @@ class Forecast:
             for model in record.tested
             for tasks in [record.tasks_of(model)]
         )
+
         self._makespan = max((slot.end for slot in self._slots), default=0.0)
-        busy, of_all = (
-            sum(slot.job.work for slot in self._slots),
-            self._num_devices * self._makespan,
-        )
-        self._busy_share = busy / of_all if of_all else 0.0
-        self._hours: float | None = None  # of the devices, each until its last unit ends
-        if self._seconds:
-            ends: dict[int, float] = {}
-            for slot in self._slots:
-                ends[slot.device] = max(slot.end, ends.get(slot.device, 0.0))
-            self._hours = sum(ends.values()) / 3600
-        self._cost: float | None = None
-        if self._hours is not None and price_per_hour is not None:
-            self._cost = self._hours * price_per_hour
+        device_time = self._num_devices * self._makespan
+        busy_time = sum(slot.job.work for slot in self._slots)
+        self._busy_share = busy_time / device_time if device_time else 0.0
+        # of each device until its last unit ends
+        ends = {slot.device: slot.end for slot in sorted(self._slots, key=lambda slot: slot.end)}
+        hours = sum(ends.values()) / 3600
+        self._hours = hours if self._seconds else None
+        self._cost = None if price_per_hour is None else hours * price_per_hour
 
     def content(self) -> dict[str, Any]:
         """For a program: with each unit, which device does what is left of it when."""

@@ -271,8 +271,9 @@ def _with_absolute_paths(value: Any, folder: Path, key: str = "") -> Any:
         return f"{_with_absolute_paths(Path(file), folder)}:{function}"
     if isinstance(value, Path):
         place = folder / value.expanduser()
-        parent, names = (place, ()) if place.name == ".." else (place.parent, (place.name,))
-        path = Path(os.path.realpath(parent), *names)
+        path = Path(os.path.realpath(place.parent), place.name)
+        if place.name == "..":
+            path = Path(os.path.realpath(place))
         may_be_hub = key == "data" and hub_data(value) is not None
         return value if may_be_hub and not os.path.exists(path) else path
     if isinstance(value, tuple):
