@@ -43,7 +43,29 @@ def examine() -> Iterator[tuple[str, str]]:
     yield "python", f"{platform.python_version()} on {platform.platform()}"
     for name in PACKAGES:
         yield name, package_version(name) or f"missing: pip install {name}"
-    yield from _device()
+    device = choose_device()
+    yield "device", f"{device.type}: {device_name(device)}"
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        yield "CUDA", f"found: version {torch.version.cuda}"
+        yield "device memory", f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+        needed = "for training in float32, or with softcap or sinks, and for scoring"
+        flex = f"missing, {needed} slower products are used: pip install triton"
+        if importlib.util.find_spec("triton") is not None:
+            try:
+                check_flex(device)
+                flex = f"compiles, {needed}"
+            except ModelError as error:
+                flex = f"fails, {needed} slower products are used: {error}"
+        yield "flex attention", flex
+    elif torch.version.cuda is None and torch.version.hip is None:
+        yield "CUDA", "missing: this torch is a CPU build; see pytorch.org for the pip command"
+    else:
+        yield "CUDA", "missing: torch supports it, but finds no device; check the driver"
+    if torch.backends.mps.is_available():
+        yield "Apple's GPU (mps)", "found, but not used: the CPU computes"
+    slow = "float32 (the device has no fast bfloat16, and float16 is not used)"
+    yield "precision auto", "bfloat16" if has_fast_bfloat16(device) else slow
     cache = cache_folder()
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
     if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
@@ -68,29 +90,3 @@ def examine() -> Iterator[tuple[str, str]]:
     tool = shutil.which(TOOL)
     missing = "missing, needed for formats such as gguf:q4_k_m of check --forms: install llama.cpp"
     yield f"optional {TOOL}", missing if tool is None else f"found: {tool}"
-
-
-def _device() -> Iterator[tuple[str, str]]:
-    device = choose_device()
-    yield "device", f"{device.type}: {device_name(device)}"
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        yield "CUDA", f"found: version {torch.version.cuda}"
-        yield "device memory", f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-        needed = "for training in float32, or with softcap or sinks, and for scoring"
-        flex = f"missing, {needed} slower products are used: pip install triton"
-        if importlib.util.find_spec("triton") is not None:
-            try:
-                check_flex(device)
-                flex = f"compiles, {needed}"
-            except ModelError as error:
-                flex = f"fails, {needed} slower products are used: {error}"
-        yield "flex attention", flex
-    elif torch.version.cuda is None and torch.version.hip is None:
-        yield "CUDA", "missing: this torch is a CPU build; see pytorch.org for the pip command"
-    else:
-        yield "CUDA", "missing: torch supports it, but finds no device; check the driver"
-    if torch.backends.mps.is_available():
-        yield "Apple's GPU (mps)", "found, but not used: the CPU computes"
-    slow = "float32 (the device has no fast bfloat16, and float16 is not used)"
-    yield "precision auto", "bfloat16" if has_fast_bfloat16(device) else slow

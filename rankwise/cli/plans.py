@@ -97,14 +97,13 @@ class Forecast:
     def content(self) -> dict[str, Any]:
         """For a program: with each unit, which device does what is left of it when."""
         record, slot_of = self._record, {slot.job.name: slot for slot in self._slots}
-        unit_of = owners(self._units)
-
-        def when(unit: str) -> dict[str, Any]:
-            slot = slot_of.get(unit)
+        unit_of, listed = owners(self._units), list[dict[str, Any]]()
+        for unit in self._units:
+            slot = slot_of.get(unit.id)
             work, device, start, end = [None] * 4 if slot is None else (slot.job.work, *slot[1:])
             times = {"seconds": work, "start_seconds": start, "end_seconds": end}
-            return {"device": device, **(times if self._seconds else dict.fromkeys(times))}
-
+            when = {"device": device, **(times if self._seconds else dict.fromkeys(times))}
+            listed.append(unit.described(unit_of, self._intact) | when)
         runs = [
             run.model_dump(mode="json") | {"is_trained": (run.name, None) in self._done}
             for run in record.of_role(*COMPARED, "variant", "fewer_rows")
@@ -113,9 +112,7 @@ class Forecast:
             "runs": runs,
             "passes": record.passes,
             "stages": [stage.described(self._intact) for stage in self._graph],
-            "units": [
-                unit.described(unit_of, self._intact) | when(unit.id) for unit in self._units
-            ],
+            "units": listed,
             "warnings": record.warnings,
             "device": self._device_type,
             "machine": self._machine

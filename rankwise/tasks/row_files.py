@@ -123,9 +123,16 @@ def _text(path: Path, content: bytes) -> str:
 def _json_rows(path: Path, text: str) -> tuple[str, list[RawRow]]:
     """JSON Lines, or one list of rows, whatever the file is called."""
     if text.lstrip().startswith("["):
-        rows = _listed_rows(path, text)
-        if rows is not None:
-            return "JSON", rows
+        try:
+            return "JSON", _numbered(json.loads(text))
+        except json.JSONDecodeError as error:
+            if error.msg != "Extra data":  # else lines follow on a list
+                raise DataError(
+                    f"{path.name} is a JSON list that breaks off at line {error.lineno}, column "
+                    f"{error.colno}: {error.msg}. Correct it there, or write one object a line."
+                ) from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path.name}: {_problem_of(error)}.") from error
     # not splitlines(): JSON texts may contain U+0085, U+2028 and the like
     lines = enumerate(io.StringIO(text, newline="\n"), 1)
     written = (_json_row(f"line {number}", line) for number, line in lines if line.strip())
@@ -140,22 +147,6 @@ def _json_rows(path: Path, text: str) -> tuple[str, list[RawRow]]:
             "or one object a line."
         )
     return "JSON Lines", rows
-
-
-def _listed_rows(path: Path, text: str) -> list[RawRow] | None:
-    """The rows of a JSON list; None where lines follow on it."""
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":
-            return None
-        raise DataError(
-            f"{path.name} is a JSON list that breaks off at line {error.lineno}, column "
-            f"{error.colno}: {error.msg}. Correct it there, or write one object a line."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path.name}: {_problem_of(error)}.") from error
-    return [RawRow(f"row {number}", row) for number, row in enumerate(content, 1)]
 
 
 def _json_row(place: str, line: str) -> RawRow:
