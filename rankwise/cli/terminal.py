@@ -110,7 +110,7 @@ def _scored(model: str, tasks: Sequence[str], done: Done) -> str:
 
 
 def status_table(lines: Sequence[ModelStatus], study: StudyRecord) -> Table:
-    """What of a study is done: a row for each model, of many those that have something left."""
+    """Progress of a study: a row for each model; of many models, those with something left."""
     table = Table(box=None, pad_edge=False)
     columns = ("model", "training", "steps", "scored on", "left")
     _add_columns(table, columns, words={*columns})

@@ -43,7 +43,7 @@ class Watched:
         self._text = ""
 
     def page(self) -> str:
-        """As the folder is now, or was so many seconds ago.
+        """The page of the folder as it is now, or was at the last reading.
 
         Raises:
             RecordError: there is no study.

@@ -22,11 +22,11 @@ class StageProgress(Record):
     stage: str
     """Its id."""
     share_done: float
-    """Of its work."""
+    """Share of its work that is done."""
     tokens_per_second: float | None
-    """That it reads; None where it reads none, or at its beginning."""
+    """Tokens that it reads; None where it reads none, or at its beginning."""
     peak_memory_bytes: int
-    """Of the process that does it, or of tensors on its card."""
+    """Peak of the process that does it, or of tensors on its card."""
 
 
 class StudyProgress(VersionedRecord):

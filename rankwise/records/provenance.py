@@ -57,7 +57,7 @@ class AcceptedStack(Record):
 
     stack: Stack
     before: Stack
-    """That of the scores which were there."""
+    """The stack of the scores that were there."""
     num_items: int
     """Items of the base that were scored again, to see how far they move."""
     largest_shift_nats: float

@@ -46,7 +46,7 @@ FIELD = "field."
 """Begins the metrics of the fields of an answer in JSON."""
 
 MIN_ITEMS = 2
-"""Of a scored task: a difference of one item has no standard error."""
+"""The fewest items of a scored task: a difference of one item has no standard error."""
 
 
 class TaskItems(Record):

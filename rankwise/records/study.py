@@ -268,7 +268,7 @@ class PromptedTask(Record):
     shots: int
     """Rows in the prompt."""
     seed: int | None
-    """By which they were drawn; None without any."""
+    """The seed by which they were drawn; None without any."""
     context_tokens: float
     """Read before the answer of an item, on average."""
 
@@ -456,7 +456,7 @@ class StudyRecord(StudyTasks):
     passes: tuple[PlannedPass, ...] = ()
     """Which runs are trained together; imported ones are in none."""
     most_weights_bytes: int | None = None
-    """Of a model that is scored, the most weights in the device's memory at once; its other layers
+    """The most weights of a scored model in the device's memory at once; its other layers
     are read from its files in every pass. None: models fit, and are held whole."""
     deployed: tuple[str, ...] = ()
     """The runs that ``deploy`` of the study file is about: recommended, or the best bets, when the
@@ -687,7 +687,7 @@ class TaskEvaluation(StageRecord):
     """With `decision_filter`, names the entry of `metrics` that decides."""
     decision_filter: str
     unit: Unit | None = None
-    """Of the deciding metric; None: nats for ``loss_nats``, points for all others."""
+    """Unit of the deciding metric; None: nats for ``loss_nats``, points for all others."""
     num_examples: int
     """Items that were scored."""
     num_fewshot: int

@@ -37,7 +37,7 @@ Checker = Callable[[str, Mapping[str, str]], dict[str, float | None]]
 """A model's answer and the document, with the right one as ``completion`` -> numbers by metric."""
 
 BASE_ANSWER = "base_answer"
-"""Of a document: what the base wrote, for a function that compares with it."""
+"""The key of a document for what the base wrote, which some functions compare with."""
 
 MOST_FIELDS = 50
 """Fields of the right answers that have a metric each: more cannot be read."""
@@ -124,7 +124,7 @@ def _share(name: str, is_right: Callable[[str, str], bool]) -> Checker:
 
 
 def _by_sacrebleu(name: str, answer: str, doc: Mapping[str, str]) -> dict[str, float | None]:
-    """Of one sentence; that of a corpus, which lm-eval takes, is 0 for answers of three words."""
+    """The score of one sentence; lm-eval's corpus score is 0 for answers of three words."""
     import sacrebleu
 
     score = {"bleu": sacrebleu.sentence_bleu, "chrf": sacrebleu.sentence_chrf}[name]

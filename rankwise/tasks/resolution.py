@@ -280,7 +280,7 @@ def list_tasks(
 
 @functools.cache
 def _title(folder: Path) -> str:
-    """Of the paper that a folder of lm-eval's tasks is of, else the heading of its page.
+    """Title of the paper behind a folder of lm-eval's tasks, else the heading of its page.
 
     A folder without a page has that of the one around it; the page of all tasks says nothing.
     """

@@ -19,7 +19,7 @@ from rankwise.records.config.own_rows import HubData, hub_data
 from rankwise.records.files import in_words, read_regular
 
 MOST_BYTES = 1 << 30
-"""Of a file, and of what a Parquet file unpacks to; they take about ten times as much memory."""
+"""The size of a file, or of what Parquet unpacks to; in memory it is about ten times as much."""
 
 MOST_ROWS = 1_000_000
 """A study trains and scores each row many times, and all rows are in memory."""

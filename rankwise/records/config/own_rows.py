@@ -33,7 +33,7 @@ from rankwise.records.fields import (
 )
 
 FILE_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-"""Of files with rows; a file of another name is read as JSON Lines."""
+"""Endings of files with rows; a file of another name is read as JSON Lines."""
 
 JudgeName = Literal[
     "loss",
@@ -230,7 +230,7 @@ Judges = Annotated[Several[Judge], AfterValidator(checked_judges)]
 """Several give several scores; the first decides."""
 
 OwnName = Annotated[str, AfterValidator(run_name)]
-"""Of a set of own rows; it is the name of a task."""
+"""The name of a set of own rows, and of its task."""
 
 OwnRole = Literal["in_domain", "out_of_domain", "retention"]
 
