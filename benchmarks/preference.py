@@ -14,9 +14,9 @@ after an untimed step: ours with the base's reading of all pairs, the peer's fro
 begin to its last step's end. The peer's settings are the best that we know: a bfloat16 base under
 autocast, no gradient checkpointing (its default is slower), the attention that ``--attention``
 names, losses fetched at the end. ``ratio`` is the peer's time over ours, the median over pairs of
-neighbouring processes; ``max_loss_difference`` is in nats, over every step of every rank. Before
-the third step it says nothing: the first has a rate of zero, so both losses are ln 2. The last
-line of output is one JSON object.
+neighbouring processes; ``max_loss_difference`` is in nats, over every step of every rank. Until the
+third step it says nothing: the first has a rate of zero, so both losses are ln 2. How far the
+losses go from there is ``max_loss_change``. The last line of output is one JSON object.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -229,23 +230,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     base = models.find_base_model(BaseModelConfig(name=options.model))
     options.model = str(models.fetch_weights(base).resolve())
     found = [(ask(options, "ours"), ask(options, "peer")) for _ in range(options.repeats)]
+    settings = {"dtype": options.dtype, "pairs": options.pairs, "ranks": options.ranks}
+    print(json.dumps(compared(found) | settings | {"device": found[0][0].device}))
+
+
+def compared(found: Sequence[tuple[Measured, Measured]]) -> dict[str, Any]:
+    """Of ours and the peer's, neighbours together: the ratio, and how far losses are apart."""
     differences = [
         abs(mine - theirs)
         for ours, peer in found
         for rank, losses in peer.losses.items()
         for mine, theirs in zip(ours.losses[rank], losses, strict=True)
     ]
-    summary: dict[str, Any] = {
+    changes = [
+        abs(loss - math.log(2))
+        for _, peer in found
+        for losses in peer.losses.values()
+        for loss in losses
+    ]
+    return {
         "ratio": round(statistics.median(peer.seconds / ours.seconds for ours, peer in found), 3),
         "max_loss_difference": float(f"{max(differences):.3g}"),
+        "max_loss_change": float(f"{max(changes):.3g}"),
         "ours_seconds": [round(ours.seconds, 2) for ours, _ in found],
         "peer_seconds": [round(peer.seconds, 2) for _, peer in found],
-        "dtype": options.dtype,
-        "pairs": options.pairs,
-        "ranks": options.ranks,
-        "device": found[0][0].device,
     }
-    print(json.dumps(summary))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """May most runs answer a part of the items? Errors, coverage, and what it saves.
 
     python -m benchmarks.reference [--studies 100] [--only GROUP ...] [--cells FROM TO]
-                                   [--study FOLDER ...]
+                                   [--study FOLDER ...] [--file FILE] [--seconds LIMIT]
 
 Studies are drawn as for ``benchmarks.decision``. One run of them, the middle rank's with the first
 seed, answers all N items of every task; every other run answers a part n (100 at least) and has
@@ -11,7 +11,9 @@ pseudo-items (``findings.stats.reference``) in the place of the rest. The functi
 - ``edges``: truths 0.2 % beyond a margin, by family: wrong recommendations, and how often each
   bound misses, single ones at 97.5 % and those that decide (few misses: pooled by family). A cell
   of which a bound misses over 1.5 times as often as it says, by more than chance, or whose error
-  rate may be above 0.06, is counted again in six times as many studies.
+  rate may be above 0.06, is counted again in six times as many studies. With ``--file FILE`` they
+  are done in pieces: cells in the file are read from it, others are added to it, and none is begun
+  after ``--seconds``.
 - ``curves``: equal, smooth, trade-off and rough rank curves: wrong, and decided with the first n
   items alone, with a reference, and with all N items.
 - ``looks``: six looks at studies that double.
@@ -29,6 +31,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -221,6 +224,25 @@ def is_counted_again(tally: Tally) -> bool:
         for (key, of), ratio in zip(tally.misses.items(), tally.ratios.values(), strict=True)
     ]
     return tally.wrong.upper > rule.BAR or any(surely)
+
+
+def kept_tallies(file: Path | None) -> dict[str, Tally]:
+    """The cells of a file, by their names: of how often a bound misses, it has the mean."""
+    lines = file.read_text().splitlines() if file is not None and file.exists() else []
+    return {
+        kept["cell"]: Tally(
+            Rate(*kept["wrong"]),
+            {(what, side, level): [share] for what, side, level, share in kept["misses"]},
+        )
+        for kept in map(json.loads, lines)
+    }
+
+
+def keep(file: Path, cell: Cell, tally: Tally) -> None:
+    """Add a cell to a file, as a JSON object in a line."""
+    misses = [[*key, float(np.mean(shares))] for key, shares in tally.misses.items()]
+    with file.open("a") as lines:
+        print(json.dumps({"cell": str(cell), "wrong": tally.wrong, "misses": misses}), file=lines)
 
 
 def _pooled_ratios(found: Sequence[tuple[Cell, Tally]]) -> dict[tuple[str, str, str], float]:
@@ -504,6 +526,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--cells", type=int, nargs=2, default=(None, None), help="from, to: those of each group"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--file", type=Path, help="edge cells: read these, and add what is done")
+    parser.add_argument("--seconds", type=float, help="after which no cell is begun")
     parser.add_argument("--study", type=Path, nargs="+", help="finished studies, for items alone")
     options = parser.parse_args(arguments)
     studied = [cell for folder in options.study or () for cell in cells_of(folder)]
@@ -513,14 +537,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.only or GROUPS:
         group, found = GROUPS[name], list[tuple[Any, Any]]()
         studies = max(round(group.share * options.studies), 2)
-        for cell in (studied or group.cells())[slice(*options.cells)]:
-            tally = group.simulate(cell, studies, options.seed)
-            if name == "edges" and is_counted_again(tally):
-                print(f"{cell}: {tally}; again", file=sys.stderr, flush=True)
-                tally = group.simulate(cell, RECOUNT * studies, options.seed + 1)
+        known = kept_tallies(options.file) if name == "edges" else {}
+        cells = (studied or group.cells())[slice(*options.cells)]
+        for cell in cells:
+            tally = known.get(str(cell))
+            if tally is None:
+                if time.monotonic() - started > (options.seconds or math.inf):
+                    continue
+                tally = group.simulate(cell, studies, options.seed)
+                if name == "edges" and is_counted_again(tally):
+                    print(f"{cell}: {tally}; again", file=sys.stderr, flush=True)
+                    tally = group.simulate(cell, RECOUNT * studies, options.seed + 1)
+                if name == "edges" and options.file is not None:
+                    keep(options.file, cell, tally)
             print(f"{cell}: {tally}", file=sys.stderr, flush=True)
             found.append((cell, tally))
-        summary |= _summary(name, found)
+        if found:
+            summary |= _summary(name, found) | {f"cells_{name}": f"{len(found)} of {len(cells)}"}
         took = round(time.monotonic() - started)
         print(f"{name} done after {took} s", file=sys.stderr, flush=True)
     summary |= {"cost_share_16_models": round(cost_share(), 3), "studies_per_cell": options.studies}

@@ -66,8 +66,8 @@ def run_policy(policy: Policy, study: Simulated) -> tuple[tuple[Trial, ...], Kno
     known: dict[Progress, Shown | None] = {}
     while True:
         decision = policy.decide(known)
-        if decision.is_over:
-            return decision.trials, known
+        if not decision.wanted:
+            return tuple(trial for trial, _ in decision.finalists), known
         known |= {progress: study.shown(progress) for progress in decision.wanted}
 
 

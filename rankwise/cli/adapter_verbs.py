@@ -249,8 +249,8 @@ def heads(
     from rankwise.study.context import StudyContext
     from rankwise.study.planning.reopen import reopen_study
     from rankwise.study.progress import TerminalObserver
-    from rankwise.study.work.head_effects import HeadQuestion, HeadStudy
-    from rankwise.study.work.head_subjects import check_tasks, check_trained
+    from rankwise.study.stages.stage import check_trained
+    from rankwise.study.work.head_effects import HeadQuestion, HeadStudy, check_tasks
 
     chosen = find_run(study, run)
     check_trained(folder, chosen)
@@ -260,7 +260,7 @@ def heads(
     with folder.lock(), TerminalObserver(stderr) as observer:
         asked = HeadQuestion(mode.value, keys_and_values, top)
         context = StudyContext.of(plan, folder, observer)
-        effects = HeadStudy(context, chosen).effects(prepared, asked)
+        effects = HeadStudy(context, chosen, asked).effects(prepared)
     if as_json:
         return emit({"effects": effects})
     for task in effects:

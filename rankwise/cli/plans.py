@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import replace as changed
 from typing import Any
 
 from rankwise.cli.application import say, stdout
@@ -13,15 +15,18 @@ from rankwise.records import quantities
 from rankwise.records.files import free_bytes, in_words
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import COMPARED, References
+from rankwise.study.able import with_able_tasks
 from rankwise.study.acceptance import disk_left
+from rankwise.study.agenda import jobs, owners, units
+from rankwise.study.budgets import margin_costs
+from rankwise.study.conclusion import with_deployed
 from rankwise.study.damage import find_damage, models_of
-from rankwise.study.deploying import with_deployed, work_after_verdict, work_of_forms
-from rankwise.study.outline import study_outline
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.references import with_earlier_references
-from rankwise.study.stages.graph import finished_work, stages
+from rankwise.study.stages.form import work_after_verdict, work_of_forms
+from rankwise.study.stages.graph import finished_work, stages, study_outline
 from rankwise.study.times import TRAINING_WORK, assumed_rate, scheduled, seconds_left
-from rankwise.study.units import jobs, owners, units
+from rankwise.tasks.resolution import GENERAL
 
 _ASSUMED_RATE = (
     ": a third of an H100's peak, which is assumed and not measured, and more than small models "
@@ -51,7 +56,8 @@ class Forecast:
         """``machine`` is what is planned for; None: the one that is here."""
         self.damages = find_damage(folder, models_of(planned.record, folder))
         intact = folder.without({path for damage in self.damages for path in damage.spoils})
-        record = with_deployed(with_earlier_references(planned.record, intact), intact)
+        record = with_earlier_references(planned.record, intact)
+        record = with_deployed(with_able_tasks(record, intact) or record, intact)
         self._intact, self._record, self._graph = intact, record, stages(record)
         self._machine, self._device_type = machine, planned.device.type
         self._num_devices, self._price = planned.num_workers, price_per_hour
@@ -64,8 +70,8 @@ class Forecast:
         self._later_work = work_after_verdict(record)  # in scored tokens
         outline = study_outline(self._graph, intact)
         self._seconds: Mapping[str, float] = {}  # of each stage that is left; empty: unknown
-        if self.rate is not None or machine is None:  # without a rate as it went here
-            scored = None if self.rate is None else self.rate * TRAINING_WORK["lora"]
+        scored = None if self.rate is None else self.rate * TRAINING_WORK["lora"]
+        if scored is not None or machine is None:  # without a rate as it went here
             self._seconds = seconds_left(outline, scored, self._later_work)
         if price_per_hour is not None and not self._seconds:
             problem = "--price-per-hour: no speed is known; give --tokens-per-second too"
@@ -75,6 +81,7 @@ class Forecast:
         # the units that are left, on the devices; in work where seconds are not known
         self._slots = scheduled(jobs(self._units, self._seconds or work), self._num_devices)
 
+        self._margins = list(margin_costs(changed(planned, record=record), scored))
         self._done = finished_work(self._graph, intact)
         self._disk_bytes = disk_left(self._graph, intact, self._num_devices)
         whole = record.model_copy(update={"references": References()})
@@ -122,12 +129,14 @@ class Forecast:
             "forms": record.forms,
             "work_after_verdict": self._later_work,
             "references": record.references,
+            "unable": record.unable,
             "unscored_tokens": self._unscored_tokens,
             "disk_bytes": self._disk_bytes,
             "free_disk_bytes": free_bytes(self._intact.root),
             "tokens_per_second": self.rate,
             "is_rate_assumed": self._is_rate_assumed,
             "seconds": sum(self._seconds.values()) if self._seconds else None,
+            "margins": [cost._asdict() for cost in self._margins],
             "schedule": {
                 "num_devices": self._num_devices,
                 "seconds": self._makespan if self._seconds else None,
@@ -146,7 +155,7 @@ class Forecast:
             say(line)
         if record.config.is_searched:
             say("search: these trainings begin it; what they show decides which go on")
-        for line in self._reference_lines():
+        for line in (*self._general_lines(), *self._reference_lines()):
             say(line)
         if record.forms:
             said = ", ".join(record.deployed) or "the run that the verdict names"
@@ -155,6 +164,8 @@ class Forecast:
         if machine is not None:
             available = in_words(machine.available_bytes())
             say(f"planned for {machine.name} with {available}, in {record.precision}")
+        for line in self._margin_lines():
+            say(line)
         free = in_words(free_bytes(self._intact.root))
         say(f"disk: about {in_words(self._disk_bytes)}, {free} free here")
         if self._seconds:
@@ -174,6 +185,20 @@ class Forecast:
         if hours is not None and (self._num_devices > 1 or cost is not None):
             said = "" if cost is None else f"; cost: {cost:,.2f} at {self._price:g} an hour"
             say(f"device-hours: {hours:.2f}, each device until its last unit ends{said}")
+
+    def _general_lines(self) -> Iterator[str]:
+        """Whether the set's items are enough, and what is left out of it."""
+        of_set = self._record.groups.get(GENERAL, ())
+        if not of_set:
+            return
+        number = quantities.counted(len(of_set) - len(self._record.unable), "task")
+        cost = next(cost for cost in self._margins if cost.relation == "retention")
+        items = quantities.count(round(cost.num_items * (cost.margin / 2.0) ** 2))
+        planned = quantities.count(cost.num_planned)
+        yield f"{GENERAL}: {number}; 2 points of loss take about {items} items, {planned} planned"
+        if with_able_tasks(self._record, self._intact) is None:
+            yield f"{GENERAL}: the base is scored first, and what it cannot do is left out"
+        yield from self._record.unable.values()
 
     def _reference_lines(self) -> Iterator[str]:
         """What most runs answer of which tasks, and what that saves."""
@@ -197,3 +222,19 @@ class Forecast:
             seconds = self._unscored_tokens / (self.rate * TRAINING_WORK["lora"])
             saved += f", about {quantities.seconds(seconds)}"
         yield f"reference: the rest is estimated from {', '.join(names)}, which {saved}"
+
+    def _margin_lines(self) -> Iterator[str]:
+        """How many items the margins take, and how long these take to score."""
+        for relation, of_kind in itertools.groupby(self._margins, key=lambda cost: cost.relation):
+            costs = list(of_kind)
+            takes = [
+                f"{cost.margin:g} points take about {quantities.count(cost.num_items)} items ("
+                + quantities.count(cost.num_tokens)
+                + " tokens to score"
+                + ("" if cost.seconds is None else f", {quantities.seconds(cost.seconds)}")
+                + ")"
+                for cost in costs
+            ]
+            planned, there = map(quantities.count, costs[0][3:5])
+            what = f"margins, {relation.replace('_', '-')}: {quantities.listed(takes)}"
+            yield f"{what}; planned: {planned} of {there} items"

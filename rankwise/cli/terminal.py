@@ -44,7 +44,8 @@ def plan_table(study: StudyRecord, done: Done) -> Table:
         study: the planned study.
         done: finished (model, task) pairs; task None is the training.
     """
-    table = Table(title=f"{study.config.name} on {study.config.base_model.name}")
+    config = study.config
+    table = Table(title=f"{config.name} on {config.base_model.name}{config.start_in_words}")
     names = ("run", "steps", "tokens", "trainable", "of full", "memory", "trained", "scored")
     _add_columns(table, names, words={"run"})
     table.add_row("base", *[""] * 6, _scored("base", study.scored_tasks(), done))

@@ -101,8 +101,7 @@ def _now(study: StudyRecord, folder: StudyFolder) -> tuple[list[str], list[Table
     As the process that runs it tells; where none does, by what finished stages took.
     """
     from rankwise.report.parts import Column, table
-    from rankwise.study.outline import study_outline
-    from rankwise.study.stages.graph import stages
+    from rankwise.study.stages.graph import stages, study_outline
     from rankwise.study.status import run_status
     from rankwise.study.times import seconds_left
 

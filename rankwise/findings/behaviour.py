@@ -48,11 +48,11 @@ class TraitChange(Record):
     """A trait of a model beside the base, over the prompts that have it.
 
     ``base`` and ``adapted`` are means, ``difference`` adapted - base, paired by prompt: in points
-    of prompts, or in words for the length, or in points of 4-grams for repetition.
+    of prompts, or in tokens for the length, or in points of 4-grams for repetition.
     """
 
     trait: Trait
-    unit: Literal["points", "words"]
+    unit: Literal["points", "tokens"]
     num_prompts: int
     base: float
     adapted: float
@@ -76,6 +76,8 @@ class TrainTaskBehaviour(Record):
     confidence: float
     models: tuple[ModelBehaviour, ...]
     statements: tuple[str, ...]
+    drift: tuple[str, ...]
+    """Where preferences are trained: how much longer each model's own answers are."""
 
 
 def behaviour(source: OptionGains) -> TrainTaskBehaviour | None:
@@ -97,7 +99,8 @@ def behaviour(source: OptionGains) -> TrainTaskBehaviour | None:
         )
     if not models:
         return None
-    statements: list[str] = []
+    statements, drift = list[str](), list[str]()
+    has_pairs = source.results.study.config.train.dpo is not None
     changes = [(each.label, change) for each in models for change in each.changes]
     for label, change in changes:
         if change.difference.sign() != 0:
@@ -107,21 +110,30 @@ def behaviour(source: OptionGains) -> TrainTaskBehaviour | None:
                 f"{quantities.capital(label)} {what} than the base: "
                 f"{quantities.formatted(change.adapted, '.0f')} against "
                 f"{quantities.formatted(change.base, '.0f')} "
-                f"{'words' if change.unit == 'words' else '%'}."
+                f"{'tokens' if change.unit == 'tokens' else '%'}."
+            )
+        if has_pairs and change.trait == "length":
+            of = change.difference
+            more, lower, upper = (
+                quantities.formatted(each, "+.1f") for each in (of.estimate, of.lower, of.upper)
+            )
+            drift.append(
+                f"Own answers of {label}: {more} tokens ({lower} to {upper}) beside the base's "
+                f"{quantities.formatted(change.base, '.1f')}."
             )
     return TrainTaskBehaviour(
         train_task=source.results.train_task,
         confidence=source.confidence,
         models=tuple(models),
         statements=tuple(statements),
+        drift=tuple(drift),
     )
 
 
 def _changes(base: Behaviour, own: Sequence[Behaviour], confidence: float) -> Iterator[TraitChange]:
     """A trait that fewer than two prompts have is left out."""
     for trait, measure in TRAITS.items():
-        before = _measured(base, measure)
-        after = [_measured(each, measure) for each in own]
+        before, after = measure(base), [measure(each) for each in own]
         places = [place for place, value in enumerate(before) if value is not None]
         if len(places) < 2:
             continue
@@ -135,7 +147,7 @@ def _changes(base: Behaviour, own: Sequence[Behaviour], confidence: float) -> It
         )
         yield TraitChange(
             trait=trait,
-            unit="points" if in_points else "words",
+            unit="points" if in_points else "tokens",
             num_prompts=len(places),
             base=float(scale * first.mean()),
             adapted=float(scale * second.mean()),
@@ -143,10 +155,8 @@ def _changes(base: Behaviour, own: Sequence[Behaviour], confidence: float) -> It
         )
 
 
-def _measured(
-    record: Behaviour, measure: Callable[[BehaviourPrompt, str], float | None]
-) -> list[float | None]:
-    return [measure(prompt, text) for prompt, text in zip(PROMPTS, record.texts, strict=True)]
+def _of_texts(measure: Callable[[BehaviourPrompt, str], float | None]) -> Measure:
+    return lambda of: [measure(*answer) for answer in zip(PROMPTS, of.texts, strict=True)]
 
 
 def refuses(text: str) -> bool:
@@ -196,14 +206,16 @@ def _words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+", text.lower())
 
 
-TRAITS: dict[Trait, Callable[[BehaviourPrompt, str], float | None]] = {
-    "refuses": lambda _, text: float(refuses(text)),
-    "length": lambda _, text: float(len(_words(text))),
-    "keeps the format": keeps_format,
+Measure = Callable[[Behaviour], Sequence[float | None]]
+
+TRAITS: dict[Trait, Measure] = {
+    "refuses": _of_texts(lambda _, text: float(refuses(text))),
+    "length": lambda of: of.num_tokens,
+    "keeps the format": _of_texts(keeps_format),
     # only where anything may be answered: JSON and single words have no language
-    "keeps the language": lambda prompt, text: (
-        None if prompt.format else float(language_of(text) == prompt.language)
+    "keeps the language": _of_texts(
+        lambda prompt, text: None if prompt.format else float(language_of(text) == prompt.language)
     ),
-    "repeats itself": lambda _, text: repetition(text),
+    "repeats itself": _of_texts(lambda _, text: repetition(text)),
 }
 """What is measured of an answer; None where the prompt does not ask for it."""

@@ -162,7 +162,10 @@ def recommend_for(
             _detectable(source, tasks, margins, len(options)),
         ),
         *_accuracy_reasons(source, options, tasks),
-        *(*dropped, *cluster_notes(source), *reference_notes(source)),
+        *dropped,
+        *(f"{quantities.capital(why)}." for why in results.study.unable.values()),
+        *cluster_notes(source),
+        *reference_notes(source),
     )
     return found.model_copy(update={"statement": statement(found), "reasons": why})
 

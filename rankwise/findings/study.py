@@ -119,7 +119,9 @@ FINDINGS: Mapping[str, Finding] = {
     "gauges": _each(gauges, gauges=each_of("models")),
     "slices": _each(slices, slices=each_of("rows"))._replace(lines=_statements),
     "lost_items": _each(lost_items, lost_items=each_of("rows")),
-    "behaviour": _each(behaviour, behaviour=each_of("models.changes")),
+    "behaviour": _each(behaviour, behaviour=each_of("models.changes"))._replace(
+        lines=lambda found: itertools.chain(*(part.drift for part in found))
+    ),
     "mechanisms": _judged(
         mechanisms,
         mechanism_gaps=gap_rows,

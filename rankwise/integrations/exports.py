@@ -109,6 +109,7 @@ def _export(
         head = [
             f"# {planned.name} of the study {study.config.name}, {chosen.how}, by rankwise export"
         ]
+        head += [f"# {remark}" for remark in _remarks_on_start(study)]
         head.append(f"# {tool.usage.format(stage='sft' if setup.dpo is None else 'dpo')}")
         write_atomically(file, "\n".join([*head, *yaml_lines(entries)]) + "\n")
     if tool is LLAMA_FACTORY and (info := dataset_info(setup)):
@@ -135,11 +136,11 @@ def setup_of(study: StudyRecord, planned: PlannedRun) -> TrainingSetup:
         ConfigError: it was trained elsewhere, and its settings are not known.
     """
     refuse_imported(planned)
-    train, base = study.config.train, study.config.base_model
+    train = study.config.train
     rows = _rows_of(train)
     return TrainingSetup(
-        base_model=base.name_elsewhere,
-        revision=base.revision,
+        base_model=study.base_elsewhere,
+        revision=None if study.config.start_in_words else study.config.base_model.revision,
         data=None if rows is None else str(train.data),
         rows=rows,
         is_full=planned.method == "full",
@@ -217,7 +218,8 @@ def _remarks(
         remarks.append(
             "weight decay here is of all weights; transformers' Trainer leaves out biases and norms"
         )
-    if study.config.base_model.is_embedded:
+    remarks += _remarks_on_start(study)
+    if study.config.base_model.is_embedded and not study.config.start_in_words:
         remarks.append(
             f"the study's base was rounded to 4 bits; {setup.base_model} is as it was before"
         )
@@ -225,6 +227,17 @@ def _remarks(
     if alpha is not None and not float(alpha).is_integer() and tool is not PEFT:
         remarks.append(f"alpha is {alpha:g}, and {tool.title} takes whole numbers; round it")
     return remarks
+
+
+def _remarks_on_start(study: StudyRecord) -> Iterator[str]:
+    """What has to be made before the file is used on another machine."""
+    config = study.config
+    if config.start_in_words:
+        yield (
+            f"the base is {config.base_model.name_elsewhere}{config.start_in_words}: here "
+            f"{study.base_elsewhere}, elsewhere a folder to make first, by PEFT's merge_and_unload "
+            "and save_pretrained"
+        )
 
 
 def _remarks_on_rows(setup: TrainingSetup, tool: Tool) -> Iterator[str]:

@@ -149,6 +149,11 @@ def _write_records(folder: StudyFolder, target: Path, *, with_items: bool) -> No
 
 def _remarks(study: StudyRecord) -> Iterator[str]:
     base = study.config.base_model.name
+    if study.config.start_in_words:
+        yield (
+            f"the base is {base}{study.config.start_in_words}; say in the card where others find "
+            "that adapter"
+        )
     if Path(base).is_absolute():
         yield (
             f"the base model is a folder of this machine, {base}; say in the card where others "

@@ -158,7 +158,7 @@ def _model_config(
     folder: StudyFolder, study: StudyRecord, model: ModelResults, provenance: Provenance
 ) -> dict[str, Any]:
     """What was scored and how; null for settings that a study does not have."""
-    arguments = {"pretrained": study.config.base_model.name}
+    arguments = {"pretrained": study.config.base_model.name + study.config.start_in_words}
     if study.config.base_model.revision is not None:
         arguments["revision"] = study.config.base_model.revision
     if model.run is not None:

@@ -74,7 +74,7 @@ def _front_matter(study: StudyRecord, model: ModelResults, planned: PlannedRun) 
         }
         for evaluation in model.evaluations.values()
     ]
-    base = study.config.base_model.name_elsewhere
+    base = study.base_elsewhere
     # a folder of this machine names no model elsewhere, and the Hub refuses such a card
     matter: dict[str, Any] = {} if Path(base).is_absolute() else {"base_model": base}
     if planned.method == "lora":
@@ -88,7 +88,11 @@ def _front_matter(study: StudyRecord, model: ModelResults, planned: PlannedRun) 
 
 def _settings(study: StudyRecord, planned: PlannedRun) -> Iterator[tuple[str, str]]:
     train = study.config.train
-    alpha = quantities.alpha(planned)
+    alpha, config = quantities.alpha(planned), study.config
+    if config.start_in_words:
+        base = f"{config.base_model.name_elsewhere}{config.start_in_words}"
+        with_it = "" if planned.rank is None else "; this adapter is put on both"
+        yield "base", f"{base} (PEFT's merge_and_unload){with_it}"
     if planned.rank is not None and alpha is not None:
         yield "rank", str(planned.rank)
         yield "alpha", alpha

@@ -86,12 +86,13 @@ PROMPTS: tuple[BehaviourPrompt, ...] = (
 class Behaviour(StageRecord):
     """``behaviour.json``: what a model writes after each of ``PROMPTS``, greedily.
 
-    ``texts`` are in the order of ``prompts``; ``is_finished`` says which of them ended by
-    themselves within ``MOST_NEW_TOKENS``.
+    ``texts`` are in the order of ``prompts``, and ``num_tokens`` are those of each text;
+    ``is_finished`` says which of them ended by themselves within ``MOST_NEW_TOKENS``.
     """
 
     model: str
     prompts: tuple[str, ...]
     texts: tuple[str, ...]
+    num_tokens: tuple[int, ...]
     is_finished: tuple[bool, ...]
     score_seconds: float

@@ -177,6 +177,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("RANKWISE_CACHE") or platformdirs.user_cache_dir("rankwise"))
 
 
+def merged_base_folder(fingerprint: str) -> Path:
+    """Where a base with an adapter merged into it is kept; its fingerprint is that of both."""
+    return cache_folder() / f"merged-base-{hashlib.sha256(fingerprint.encode()).hexdigest()[:16]}"
+
+
 def in_words(num_bytes: int) -> str:
     """A size for people: "1.2 GB", "340.0 MB"."""
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"

@@ -14,7 +14,7 @@ from rankwise.records.config.mitigations import MitigationConfig
 from rankwise.records.config.study import EngineConfig, StudyConfig
 from rankwise.records.config.variants import VariantName
 from rankwise.records.fields import FileName, Place, PlaceBelow, Text
-from rankwise.records.files import FileDigest
+from rankwise.records.files import FileDigest, merged_base_folder
 from rankwise.records.forms import AS_TRAINED
 from rankwise.records.own_data import OwnData
 
@@ -395,6 +395,9 @@ class References(Record):
     """Scored task -> what the other LoRA runs answer; a task that is missing is answered whole."""
     whole: tuple[Text, ...] = ()
     """Tasks that were answered in part, of which the references told too little."""
+    answered: tuple[Text, ...] = ()
+    """Runs that had answered all items before there were references: none of theirs is estimated.
+    """
 
     def without(self, tasks: Collection[str]) -> Self:
         """The same with some more tasks that all runs answer whole."""
@@ -462,6 +465,9 @@ class StudyRecord(StudyTasks):
     """The runs that ``deploy`` of the study file is about: recommended, or the best bets, when the
     study was last concluded; empty until it is."""
     warnings: tuple[str, ...]
+    unable: dict[Text, str] = Field(default_factory=dict)
+    """Task of the set ``general`` that the base cannot do -> a sentence that says why it is left
+    out; empty until the base is scored."""
     own_data: OwnData | None = None
     """What was read of users' own rows to train on, and how; None without them."""
     own_sets: dict[str, OwnData] = Field(default_factory=dict)
@@ -483,6 +489,13 @@ class StudyRecord(StudyTasks):
     def has_base(self) -> bool:
         """Whether there is a base to be better than; no table of scores needs one."""
         return self.scores is None or self.scores.base is not None
+
+    @property
+    def base_elsewhere(self) -> str:
+        """What other tools load as the base; with a start, the folder here that both are in."""
+        if self.config.methods.start is None:
+            return self.config.base_model.name_elsewhere
+        return str(merged_base_folder(self.base_model_fingerprint))
 
     @property
     def base_label(self) -> str:
@@ -521,7 +534,7 @@ class StudyRecord(StudyTasks):
         if model is None or model.method == "full" or model.role == "searched":
             return None
         references = self.references.runs.get(model.train_task, ())
-        is_whole = not references or model.name in references
+        is_whole = not references or model.name in (*references, *self.references.answered)
         return None if is_whole else self.references.parts.get(task)
 
     def tokens_of(self, model: PlannedRun | None, tasks: Iterable[str]) -> int:

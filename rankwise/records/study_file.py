@@ -264,7 +264,8 @@ def found_again(config: StudyConfig, folder: Path, file: Path) -> StudyConfig:
 def _with_absolute_paths(value: Any, folder: Path, key: str = "") -> Any:
     """A section, or a part of one under a key, whose paths are whole and without ``..``.
 
-    They may be links themselves. ``data`` may also name a data set of the Hub, and stays so.
+    They may be links themselves. ``data`` and ``start`` may also name what is on the Hub, and then
+    stay as they are.
     """
     if key == "code" and isinstance(value, str):
         file, _, function = value.rpartition(":")
@@ -274,7 +275,7 @@ def _with_absolute_paths(value: Any, folder: Path, key: str = "") -> Any:
         path = Path(os.path.realpath(place.parent), place.name)
         if place.name == "..":
             path = Path(os.path.realpath(place))
-        may_be_hub = key == "data" and hub_data(value) is not None
+        may_be_hub = key in ("data", "start") and hub_data(value) is not None
         return value if may_be_hub and not os.path.exists(path) else path
     if isinstance(value, tuple):
         return tuple(_with_absolute_paths(part, folder, key) for part in value)

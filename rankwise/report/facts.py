@@ -155,10 +155,11 @@ def study_warnings(results: StudyResults) -> tuple[str, ...]:
 
 
 def base_model_name(config: StudyConfig) -> str:
-    """The name, of a folder only its last part; with the revision if it is fixed."""
+    """The name, of a folder only its last part; with revision and start if there are any."""
     name = config.base_model.name
     name = Path(name).name if Path(name).is_absolute() else name
-    return name if config.base_model.revision is None else f"{name} @ {config.base_model.revision}"
+    name += "" if config.base_model.revision is None else f" @ {config.base_model.revision}"
+    return name + config.start_in_words
 
 
 def source_name(config: StudyConfig) -> str:

@@ -7,7 +7,7 @@ import os
 import random
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -22,11 +22,10 @@ from rankwise.findings.stats.detectable import Detectable, TaskSize, detectable
 from rankwise.records import p_right
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.folder import StudyFolder
-from rankwise.records.study import Unit
-from rankwise.study.deploying import work_after_verdict
-from rankwise.study.outline import study_outline
+from rankwise.records.study import Relation, Unit
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.stages.graph import stages
+from rankwise.study.stages.form import work_after_verdict
+from rankwise.study.stages.graph import stages, study_outline
 from rankwise.study.times import seconds_left
 from rankwise.tasks.questions import Continuation
 
@@ -130,8 +129,11 @@ def told(plan: StudyPlan) -> Told:
     num_options = max(1, len({run.rank for run in record.runs if run.method == "lora"}))
 
     def of(names: Sequence[str], margin_for: Callable[[Iterable[str]], float]) -> Detectable | None:
-        kept = [name for name in names if _unit(plan, name) == "points"]
-        tasks = [TaskSize(_num_answered(plan, name), _is_p_right(plan, name)) for name in kept]
+        tasks: list[TaskSize] = []
+        for name in (name for name in names if _unit(plan, name) == "points"):
+            is_choice = plan.tasks[name].loaded.output_type == "multiple_choice"
+            is_p_right = is_choice and p_right.is_wanted(record.config.evaluation.metric_of(name))
+            tasks.append(TaskSize(_num_answered(plan, name), is_p_right))
         margin = margin_for(p_right.P_RIGHT if task.is_p_right else "" for task in tasks)
         return detectable(tasks, num_options, margins.confidence, margin) if tasks else None
 
@@ -140,6 +142,49 @@ def told(plan: StudyPlan) -> Told:
     return Told(
         unit, of(deciding, margins.delta_for), of(relations["retention"], margins.epsilon_for)
     )
+
+
+class MarginCost(NamedTuple):
+    """About what it takes to tell a margin: items of all tasks of a kind together.
+
+    ``num_tokens`` of them are scored, by all models; ``seconds`` is None where no speed is known.
+    """
+
+    relation: Relation
+    margin: float
+    num_items: int
+    num_planned: int
+    num_available: int
+    num_tokens: int
+    seconds: float | None
+
+
+def margin_costs(plan: StudyPlan, scored_per_second: float | None) -> Iterator[MarginCost]:
+    """Of half, all and twice δ and ε; of tasks that are decided by nats, nothing is known."""
+    record, able = plan.record, told(plan)
+    relations = next(iter(record.tasks.values()))
+    kinds: dict[Relation, Detectable | None] = {
+        "in_domain": able.in_domain,
+        "retention": able.retention,
+    }
+    for relation, its in kinds.items():
+        if its is None:
+            continue
+        tasks = [name for name in relations[relation] if _unit(plan, name) == "points"]
+        planned = sum(_num_answered(plan, name) for name in tasks)
+        available = sum(plan.tasks[name].num_available for name in tasks)
+        tokens = sum(
+            record.tokens_of(model, {*tasks} & {*record.tasks_of(model)})
+            for model in (None, *record.tested)
+        )
+        for share in (0.5, 1.0, 2.0):
+            # the variance of a mean falls with its items: half the margin takes four times as many
+            items = its.num_items / share**2
+            scored = round(tokens * items / planned)
+            seconds = None if scored_per_second is None else scored / scored_per_second
+            yield MarginCost(
+                relation, share * its.margin, round(items), planned, available, scored, seconds
+            )
 
 
 def _unit(plan: StudyPlan, task: str) -> Unit:
@@ -151,11 +196,6 @@ def _num_answered(plan: StudyPlan, task: str) -> int:
     """Items of a task that all runs answer."""
     part = plan.record.references.parts.get(task)
     return plan.tasks[task].num_items if part is None else part.num_items
-
-
-def _is_p_right(plan: StudyPlan, task: str) -> bool:
-    is_choice = plan.tasks[task].loaded.output_type == "multiple_choice"
-    return is_choice and p_right.is_wanted(plan.record.config.evaluation.metric_of(task))
 
 
 class Smaller(NamedTuple):
@@ -247,10 +287,17 @@ def smaller_studies(config: StudyConfig, planned: StudyPlan) -> Iterator[Smaller
 
     def step(key: str, value: Any) -> Smaller:
         changes[key] = value
+        content = config.model_dump(by_alias=True)
+        for place, changed in changes.items():
+            *parents, last = place.split(".")
+            section = content
+            for parent in parents:
+                section = section[parent]
+            section[last] = changed
         texts = (
             f"{key}={json.dumps(value, separators=(',', ':'))}" for key, value in changes.items()
         )
-        return Smaller(_changed(config, changes), tuple(texts))
+        return Smaller(StudyConfig.model_validate(content), tuple(texts))
 
     if len(config.seeds) > 1:
         yield step("seeds", [config.seeds[0]])
@@ -268,14 +315,3 @@ def smaller_studies(config: StudyConfig, planned: StudyPlan) -> Iterator[Smaller
         num_rows //= 2
         fewer = [number for number in config.train.max_examples if number < num_rows]
         yield step("train.max_examples", [*fewer, num_rows] if fewer else num_rows)
-
-
-def _changed(config: StudyConfig, changes: Mapping[str, Any]) -> StudyConfig:
-    content = config.model_dump(by_alias=True)
-    for key, value in changes.items():
-        *parents, last = key.split(".")
-        section = content
-        for parent in parents:
-            section = section[parent]
-        section[last] = value
-    return StudyConfig.model_validate(content)

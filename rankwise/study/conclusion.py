@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from rankwise.errors import RecordError
 from rankwise.findings.recommendation import looks_of, recommend
 from rankwise.findings.study import StudyFindings, study_findings
 from rankwise.records.config.study import StudyConfig
@@ -57,9 +58,20 @@ def conclude(
     """
     study = folder.read_study()
     with without_collections():
-        results = read_results(folder, _with_clusters(study, clusters) if clusters else study)
+        if clusters:
+            merged = {**study.config.evaluation.clusters, **clusters}
+            study = _with(study, "evaluation", {"clusters": {t: f for t, f in merged.items() if f}})
+        results = read_results(folder, study)
         if margins is not None:
-            results = results.model_copy(update={"study": _with_margins(results, margins)})
+            first = results.by_train_task[0]
+            given = {
+                f"delta_{first.base.items[first.tasks['in_domain'][0]].unit}": margins.delta,
+                "epsilon_points": margins.epsilon,
+                "worst_task_points": margins.worst_task,
+            }
+            update = {name: value for name, value in given.items() if value is not None}
+            study = _with(results.study, "recommendation", update)
+            results = results.model_copy(update={"study": study})
         return concluded(results, folder.read_looks())
 
 
@@ -71,6 +83,29 @@ def concluded(results: StudyResults, looks: StudyLooks | None = None) -> StudyOu
     """
     recommendation = recommend(results, looks)
     return StudyOutcome(results, recommendation, study_findings(results, recommendation))
+
+
+def with_deployed(study: StudyRecord, folder: StudyFolder) -> StudyRecord:
+    """A study with the runs that its verdict names, for ``deploy`` of the study file.
+
+    They are the recommended run of each trained task, or that of the best bet where nothing is
+    recommended. Until everything else is done, there are none.
+
+    Raises:
+        RecordError: a record cannot be read.
+    """
+    if not study.config.deploy:
+        return study
+    study = study.model_copy(update={"deployed": ()})
+    if not all(stage.is_finished(folder) for stage in stages(study)):
+        return study
+    try:
+        results = read_results(folder, study)
+    except RecordError:  # every run diverged
+        return study
+    parts = recommend(results, folder.read_looks()).by_train_task
+    named = (part.recommended_run or part.best_bet_run for part in parts)
+    return study.model_copy(update={"deployed": tuple(run for run in named if run is not None)})
 
 
 def judged_again(folder: StudyFolder, config: StudyConfig) -> StudyOutcome | None:
@@ -125,24 +160,8 @@ def keep(folder: StudyFolder, outcome: StudyOutcome, *, settings: bool = False) 
     folder.write(folder.findings_file, outcome.findings)
 
 
-def _with_margins(results: StudyResults, margins: OtherMargins) -> StudyRecord:
-    study = results.study
-    first = results.by_train_task[0]
-    unit = first.base.items[first.tasks["in_domain"][0]].unit
-    given = {
-        f"delta_{unit}": margins.delta,
-        "epsilon_points": margins.epsilon,
-        "worst_task_points": margins.worst_task,
-    }
-    update = {name: value for name, value in given.items() if value is not None}
-    recommendation = study.config.recommendation.model_copy(update=update)
-    config = study.config.model_copy(update={"recommendation": recommendation})
-    return study.model_copy(update={"config": config})
-
-
-def _with_clusters(study: StudyRecord, clusters: Mapping[str, str]) -> StudyRecord:
-    evaluation = study.config.evaluation
-    merged = {**evaluation.clusters, **clusters}
-    changed = evaluation.model_copy(update={"clusters": {t: f for t, f in merged.items() if f}})
-    config = study.config.model_copy(update={"evaluation": changed})
+def _with(study: StudyRecord, section: str, update: Mapping[str, Any]) -> StudyRecord:
+    """A study with other settings in a section of its file."""
+    changed = getattr(study.config, section).model_copy(update=update)
+    config = study.config.model_copy(update={section: changed})
     return study.model_copy(update={"config": config})

@@ -1,7 +1,11 @@
-"""What of a study folder is not as it was written, and what it takes to make it again."""
+"""What of a study folder is not as it was written, and what it takes to make it again.
+
+Files that are not to be used any more go into ``quarantine/``, with the reason.
+"""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +14,13 @@ from rankwise.errors import NewerRecordError, RecordError
 from rankwise.findings.study import StudyFindings
 from rankwise.records.base import Record
 from rankwise.records.deployment import FormRecord
-from rankwise.records.files import FileDigest, without_remedy
+from rankwise.records.files import (
+    FileDigest,
+    storage_error,
+    without_remedy,
+    write_atomically,
+    writing,
+)
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.forms import model_in_form
 from rankwise.records.heads import TaskHeadEffects
@@ -23,6 +33,7 @@ from rankwise.records.repair_scores import RepairDivergences, RepairScores
 from rankwise.records.repairs import AdapterRepair
 from rankwise.records.search import SearchRecord
 from rankwise.records.study import RunRecord, StageFailure, StudyRecord, TaskEvaluation
+from rankwise.study.observer import Teller
 from rankwise.study.stages.graph import KINDS
 
 
@@ -68,6 +79,57 @@ def find_damage(
         damages += inspector.of_model(model)
     folder.checked.save()
     return damages
+
+
+def set_aside(folder: StudyFolder, paths: Sequence[Path], why: str) -> Path:
+    """Move files and folders of a study into a new folder below ``quarantine/``.
+
+    Args:
+        folder: of the study.
+        paths: what to move; keeps its place below the new folder.
+        why: written beside them.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        StorageError: they cannot be moved.
+    """
+    quarantine = folder.root / "quarantine"
+    with writing(quarantine):
+        number = 1
+        while True:
+            target = quarantine / f"{number:03d}"
+            try:
+                target.mkdir(parents=True)
+            except FileExistsError:
+                number += 1
+            else:
+                break
+    write_atomically(target / "why.txt", f"{why}\n")
+    for path in paths:
+        if path.exists() and path.is_relative_to(folder.root):
+            moved = target / path.relative_to(folder.root)
+            try:
+                moved.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(path, moved)  # also where ``runs`` is a link to another disk
+            except OSError as error:
+                raise storage_error(moved, error) from error
+    return target
+
+
+def set_damaged_aside(folder: StudyFolder, damages: Sequence[Damage], tell: Teller) -> None:
+    """Move what is damaged into quarantine, so that it is made again."""
+    if not damages:
+        return
+    spoils = dict.fromkeys(path for damage in damages for path in damage.spoils)
+    place = set_aside(folder, list(spoils), "\n".join(map(str, damages)))
+    for damage in damages:
+        run = damage.path.parent.name
+        if damage.path == folder.metrics_file(run):  # the weights stay, without losses
+            record = folder.read(folder.run_file(run), RunRecord)
+            folder.write(folder.run_file(run), record.model_copy(update={"metrics": None}))
+        tell.noted(f"{damage}: moved to {place}")
 
 
 def models_of(study: StudyRecord, folder: StudyFolder) -> list[str]:

@@ -23,7 +23,6 @@ from rankwise.records.config.study import StudyConfig
 from rankwise.records.files import read_if_there
 from rankwise.records.folder import StudyFolder
 from rankwise.records.judgement import Prospect
-from rankwise.records.results import ModelResults, StudyResults
 from rankwise.records.search import GrowthDecision, SearchRecord
 from rankwise.records.study_file import problems_of
 from rankwise.study.conclusion import StudyOutcome
@@ -211,37 +210,44 @@ def _grown(config: StudyConfig, growth: GrowthDecision) -> StudyConfig:
 
 def _decide(config: StudyConfig, outcome: StudyOutcome) -> GrowthDecision:
     """What to add next, or why nothing."""
-    rate = _Seconds.of(outcome.results)
-    limit, seeds = config.evaluation.limit, len(config.seeds)
-    end = GrowthDecision(
-        statement="",
-        limit=limit,
-        num_seeds=seeds,
-        probability=None,
-        seconds_spent=rate.spent,
-        seconds_expected=None,
-    )
+    results = outcome.results
+    training = sum(run.run.train_seconds for run in results.runs if run.run is not None)
+    models = (results.base, *results.runs)
+    evaluations = [each for model in models for each in model.evaluations.values()]
+    scoring = sum(each.score_seconds for each in evaluations)
+    spent = training + scoring + (0.0 if results.search is None else results.search.seconds)
+    largest = max(each.num_examples for each in evaluations)
+    limit, num_seeds = config.evaluation.limit, len(config.seeds)
+
+    def seconds(prospect: Prospect) -> float:
+        """That a growth takes, by what the study took so far."""
+        if prospect.num_new_seeds:
+            return (training + scoring) / num_seeds * prospect.num_new_seeds
+        return scoring * prospect.num_new_items / largest
+
     open_parts = [part for part in outcome.recommendation.by_train_task if part.prospects]
-    if not open_parts:
-        return end.model_copy(update={"statement": "The study is decided."})
-    offers = [
-        Offer(prospect, max(rate.of_growth(prospect), 1e-9))
-        for prospect in open_parts[0].prospects
-        if _can_be_added(config, prospect)
-    ]
-    budget = config.search.budget_seconds
-    left = None if budget is None else max(budget - rate.spent, 0.0)
-    step = next_growth(offers, left, written=quantities.seconds)
-    if step.offer is None:
-        return end.model_copy(update={"statement": f"Not decided. {step.statement}"})
-    chosen = step.offer.prospect
+    step = Step(None, "The study is decided.")
+    if open_parts:
+        offers = [
+            Offer(prospect, max(seconds(prospect), 1e-9))
+            for prospect in open_parts[0].prospects
+            if _can_be_added(config, prospect)
+        ]
+        budget = config.search.budget_seconds
+        left = None if budget is None else max(budget - spent, 0.0)
+        step = next_growth(offers, left, written=quantities.seconds)
+        if step.offer is None:
+            step = Step(None, f"Not decided. {step.statement}")
+    chosen = None if step.offer is None else step.offer.prospect
+    if chosen is not None:
+        limit = None if limit is None else limit + chosen.num_new_items
     return GrowthDecision(
         statement=step.statement,
-        limit=None if limit is None else limit + chosen.num_new_items,
-        num_seeds=chosen.num_seeds,
-        probability=chosen.probability,
-        seconds_spent=rate.spent,
-        seconds_expected=step.offer.cost,
+        limit=limit,
+        num_seeds=num_seeds if chosen is None else chosen.num_seeds,
+        probability=None if chosen is None else chosen.probability,
+        seconds_spent=spent,
+        seconds_expected=None if step.offer is None else step.offer.cost,
     )
 
 
@@ -251,42 +257,6 @@ def _can_be_added(config: StudyConfig, prospect: Prospect) -> bool:
         return not config.is_searched
     is_all = prospect.add == ("items" if config.evaluation.has("retention") else "in_domain")
     return is_all and config.evaluation.limit is not None
-
-
-class _Seconds(NamedTuple):
-    """What training and scoring took so far."""
-
-    spent: float
-    of_training: float
-    """All runs together."""
-    of_scoring: float
-    """All runs and the base together."""
-    num_items: int
-    """Of the largest task."""
-    num_seeds: int
-
-    @classmethod
-    def of(cls, results: StudyResults) -> _Seconds:
-        """From the records of a study."""
-        training = sum(run.run.train_seconds for run in results.runs if run.run is not None)
-        models: Sequence[ModelResults] = (results.base, *results.runs)
-        evaluations = [each for model in models for each in model.evaluations.values()]
-        scoring = sum(each.score_seconds for each in evaluations)
-        searched = 0.0 if results.search is None else results.search.seconds
-        return cls(
-            spent=training + scoring + searched,
-            of_training=training,
-            of_scoring=scoring,
-            num_items=max(each.num_examples for each in evaluations),
-            num_seeds=len(results.study.config.seeds),
-        )
-
-    def of_growth(self, prospect: Prospect) -> float:
-        """Seconds that a growth takes."""
-        if prospect.num_new_seeds:
-            one = (self.of_training + self.of_scoring) / self.num_seeds
-            return one * prospect.num_new_seeds
-        return self.of_scoring * prospect.num_new_items / self.num_items
 
 
 def _write(folder: StudyFolder, outcome: StudyOutcome, decision: GrowthDecision) -> None:

@@ -200,8 +200,5 @@ class Teller:
         self._stage = None
         self.event(StageFailed(failure))
 
-    def stage_left_out(self, stage: str) -> None:
-        self.event(StageLeftOut(stage))
-
     def noted(self, text: str) -> None:
         self.event(Noted(text, self._stage))

@@ -160,31 +160,26 @@ class Follower:
         return total - sum(left.values()), total
 
     def _tell_after(self, seconds: float) -> None:
-        if self._told_at is None or self._clock() - self._told_at >= seconds:
-            self._tell_folder()
-
-    def _tell_folder(self) -> None:
         """Write where the study is; the next stage says it where the folder cannot be written."""
-        if self._folder is None:
+        now = self._clock()
+        if self._folder is None or (self._told_at is not None and now - self._told_at < seconds):
             return
-        self._told_at = self._clock()
+        self._told_at = now
+        progress = StudyProgress(
+            told_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            stages=tuple(
+                StageProgress(
+                    stage=stage,
+                    share_done=doing.share_done,
+                    tokens_per_second=self.tokens_per_second(stage),
+                    peak_memory_bytes=doing.peak_memory_bytes,
+                )
+                for stage, doing in self.doing.items()
+            ),
+            seconds_left=dict(self.seconds_left()),
+        )
         with contextlib.suppress(StorageError):
-            self._folder.write(
-                self._folder.progress_file,
-                StudyProgress(
-                    told_at=datetime.now(UTC).isoformat(timespec="seconds"),
-                    stages=tuple(
-                        StageProgress(
-                            stage=stage,
-                            share_done=doing.share_done,
-                            tokens_per_second=self.tokens_per_second(stage),
-                            peak_memory_bytes=doing.peak_memory_bytes,
-                        )
-                        for stage, doing in self.doing.items()
-                    ),
-                    seconds_left=dict(self.seconds_left()),
-                ),
-            )
+            self._folder.write(self._folder.progress_file, progress)
 
     def _ended(self, stage: str) -> None:
         self._rates.dropped(stage)
@@ -205,24 +200,6 @@ class QuietObserver(Follower):
         super().__call__(event)
         if isinstance(event, Noted):
             self._console.print(event.text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _bars(console: Console, *, is_shown: bool) -> Progress:
-    """Room for bars: each has its description, its share, the speed and the time left."""
-    return Progress(
-        TextColumn(
-            "{task.description}",
-            markup=False,
-            table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
-        ),
-        BarColumn(bar_width=10),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[speed]}", justify="right"),
-        TextColumn("{task.fields[left]}", justify="right"),
-        console=console,
-        disable=not is_shown,
-        expand=True,
-    )
 
 
 class TerminalObserver(Follower):
@@ -248,7 +225,20 @@ class TerminalObserver(Follower):
         self._console, self._is_open = console, is_open
         self._is_live = console.is_terminal
         self._last_line = self._last_bars = clock()
-        self._progress = _bars(console, is_shown=self._is_live)
+        self._progress = Progress(
+            TextColumn(
+                "{task.description}",
+                markup=False,
+                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+            ),
+            BarColumn(bar_width=10),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[speed]}", justify="right"),
+            TextColumn("{task.fields[left]}", justify="right"),
+            console=console,
+            disable=not self._is_live,
+            expand=True,
+        )
         study = "planned so far" if is_open else "study"
         self._study_bar = self._progress.add_task(study, total=None, speed="", left="")
         self._stage_bars: dict[str, TaskID] = {}

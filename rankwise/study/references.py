@@ -16,9 +16,10 @@ import numpy as np
 from rankwise.errors import RecordError
 from rankwise.findings.stats.reference import MIN_SCORED, pseudo_items
 from rankwise.records.files import read_if_there
+from rankwise.records.fingerprints import scoring_fingerprint
 from rankwise.records.folder import StudyFolder
 from rankwise.records.results import ModelResults, TaskItems
-from rankwise.records.study import References, StudyRecord
+from rankwise.records.study import References, StudyRecord, TaskEvaluation
 
 LEAST_SAVING = 1.5
 """A task is answered in part where that divides its items by so much; else it is not worth it."""
@@ -59,11 +60,30 @@ def with_references(study: StudyRecord, earlier: References | None = None) -> St
 
 
 def with_earlier_references(study: StudyRecord, folder: StudyFolder) -> StudyRecord:
-    """A planned study with the references that it has in its folder, if it has some."""
+    """A planned study with the references that it has in its folder, if it has some.
+
+    Of runs that were scored there on all items, all are kept.
+    """
     earlier: StudyRecord | None = None
     with contextlib.suppress(RecordError):  # what is damaged is set aside when the study is run
         earlier = read_if_there(folder.study_file, StudyRecord)
-    return study if earlier is None else with_references(study, earlier.references)
+    if earlier is None or not study.references.parts:
+        return study
+    whole = study.model_copy(update={"references": References()})
+    scored = {
+        run.name
+        for run in study.tested
+        for task in study.references.parts.keys() & study.tasks_of(run)
+        if folder.is_finished(
+            folder.evaluation_file(run.name, task),
+            TaskEvaluation,
+            scoring_fingerprint(whole, run, task),
+        )
+    }
+    study = with_references(study, earlier.references)
+    answered = tuple(sorted(scored.union(earlier.references.answered)))
+    references = study.references.model_copy(update={"answered": answered})
+    return study.model_copy(update={"references": references})
 
 
 def with_whole_tasks(study: StudyRecord, models: Sequence[ModelResults]) -> StudyRecord:

@@ -12,18 +12,17 @@ from rankwise.errors import RankwiseError, RecordError, StageFailedError
 from rankwise.records import quantities
 from rankwise.records.files import read_if_there, writing
 from rankwise.records.folder import StudyFolder
-from rankwise.records.study import Role, RunRecord, StageFailure, StageRecord, StudyRecord
+from rankwise.records.study import Role, StageFailure, StageRecord, StudyRecord
+from rankwise.study.able import with_able_tasks
 from rankwise.study.acceptance import replaced_scores, require_disk
 from rankwise.study.agenda import Agenda
-from rankwise.study.conclusion import StudyOutcome, conclude, keep
+from rankwise.study.conclusion import StudyOutcome, conclude, keep, with_deployed
 from rankwise.study.context import StudyContext
-from rankwise.study.damage import find_damage, models_of
-from rankwise.study.deploying import with_deployed
+from rankwise.study.damage import find_damage, models_of, set_aside, set_damaged_aside
 from rankwise.study.executors.local import work_here
-from rankwise.study.observer import Observer, Teller
+from rankwise.study.observer import Observer
 from rankwise.study.planning.fitting import with_whole_base
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.quarantine import set_aside
 from rankwise.study.reading import read_results
 from rankwise.study.references import with_earlier_references, with_whole_tasks
 from rankwise.study.searching import Search
@@ -134,23 +133,52 @@ class _Leader:
     def to_verdict(self) -> StudyOutcome:
         """Plan, have units done, and conclude; more than once where what is found plans more."""
         plan, folder = self._context.plan, self._folder
-        _set_damaged_aside(plan, folder, self._context.tell)
+        damages = find_damage(folder, models_of(plan.record, folder))
+        set_damaged_aside(folder, damages, self._context.tell)
         record = with_earlier_references(with_whole_base(plan.record, folder), folder)
         plan = changed(plan, record=record)
-        if plan.record.config.is_searched:
-            self._search = Search(plan, folder)
-            plan = self._search.plan()
-        following: StudyPlan | None = self._to_deploy(plan)
         failures: Sequence[StageFailure] = ()
+        if with_able_tasks(record, folder) is None:
+            failures = self._do(plan, is_of_base=True)
+        following = None if failures else self._first_plan(plan)
         while following is not None:
-            self._begin(following)
-            agenda = Agenda(self._context)
-            agenda.announce()
-            (self._terms.executor or work_here)(self._context, agenda)
-            failures = agenda.failures
+            failures = self._do(following)
             following = None if failures else self._next_plan()
         self.take_back()
-        return _concluded(folder, failures)
+        failed = StageFailedError(
+            [f"{each.model}: {each.what} failed: {each.error}: {each.message}" for each in failures]
+        )
+        try:
+            outcome = conclude(folder)
+        except RecordError as error:
+            if not failures:
+                raise
+            raise failed from error  # what is missing is needed by everything
+        if failures and not outcome.results.runs:
+            raise failed
+        keep(folder, outcome)
+        return outcome
+
+    def _do(self, plan: StudyPlan, *, is_of_base: bool = False) -> Sequence[StageFailure]:
+        """Have the units of a plan done, or only the base scored; and what failed."""
+        self._begin(plan)
+        agenda = Agenda(self._context)
+        if is_of_base:
+            agenda.units = agenda.units[:1]
+        agenda.announce()
+        (self._terms.executor or work_here)(self._context, agenda)
+        return agenda.failures
+
+    def _first_plan(self, plan: StudyPlan) -> StudyPlan:
+        """What a search begins with, or the whole study, on tasks that the base can do."""
+        plan = self._on_able_tasks(plan)
+        if plan.record.config.is_searched:
+            self._search = Search(plan, self._folder)
+            plan = self._on_able_tasks(self._search.plan())
+        return self._to_deploy(plan)
+
+    def _on_able_tasks(self, plan: StudyPlan) -> StudyPlan:
+        return changed(plan, record=with_able_tasks(plan.record, self._folder) or plan.record)
 
     def _begin(self, plan: StudyPlan) -> None:
         """Write a plan, once it is sure that it may be done."""
@@ -170,7 +198,16 @@ class _Leader:
         if earlier is not None and self._search is None:
             self._note_left_out(earlier, plan.record)
         folder.write(folder.study_file, plan.record)
-        _forget_outdated(graph, folder)
+        left = [(stage, models) for stage in graph if (models := stage.left(folder))]
+        folder.keep_failures({stage.id for stage, _ in left})  # of what is planned and not done
+        for stage, models in left:
+            for model in () if isinstance(stage, Train) else models:
+                path = stage.path_of(folder, model)
+                assert issubclass(stage.record, StageRecord)
+                # a record of weights that are gone counts for nothing once there are new ones
+                if folder.is_finished(path, stage.record, stage.fingerprint_of(model)):
+                    with writing(path):
+                        path.unlink()
 
     def _note_left_out(self, earlier: StudyRecord, now: StudyRecord) -> None:
         """Say which finished runs a plan leaves out, as that of a file before an extension does."""
@@ -193,7 +230,7 @@ class _Leader:
         """What a search goes on with, whole tasks, or the forms of the runs that are named."""
         study = self._context.study
         if self._search is not None:
-            plan = self._search.plan()
+            plan = self._on_able_tasks(self._search.plan())
             if _names(plan.record) != _names(study):
                 return plan
             self._search.tidy(plan)
@@ -240,49 +277,3 @@ def _names(study: StudyRecord) -> list[tuple[str, Role]]:
 
 def _num_finished(graph: Sequence[Stage], folder: StudyFolder) -> int:
     return sum(len(stage.models) - len(stage.left(folder)) for stage in graph)
-
-
-def _forget_outdated(graph: Sequence[Stage], folder: StudyFolder) -> None:
-    """Remove records of weights that are gone: they count for nothing once there are new ones.
-
-    And the failures of stages that are done, or planned no more.
-    """
-    left = [(stage, models) for stage in graph if (models := stage.left(folder))]
-    folder.keep_failures({stage.id for stage, _ in left})
-    for stage, models in left:
-        for model in () if isinstance(stage, Train) else models:
-            path = stage.path_of(folder, model)
-            assert issubclass(stage.record, StageRecord)
-            if folder.is_finished(path, stage.record, stage.fingerprint_of(model)):
-                with writing(path):
-                    path.unlink()
-
-
-def _set_damaged_aside(plan: StudyPlan, folder: StudyFolder, tell: Teller) -> None:
-    damages = find_damage(folder, models_of(plan.record, folder))
-    if not damages:
-        return
-    spoils = dict.fromkeys(path for damage in damages for path in damage.spoils)
-    place = set_aside(folder, list(spoils), "\n".join(map(str, damages)))
-    for damage in damages:
-        run = damage.path.parent.name
-        if damage.path == folder.metrics_file(run):  # the weights stay, without losses
-            record = folder.read(folder.run_file(run), RunRecord)
-            folder.write(folder.run_file(run), record.model_copy(update={"metrics": None}))
-        tell.noted(f"{damage}: moved to {place}")
-
-
-def _concluded(folder: StudyFolder, failures: Sequence[StageFailure]) -> StudyOutcome:
-    failed = StageFailedError(
-        [f"{each.model}: {each.what} failed: {each.error}: {each.message}" for each in failures]
-    )
-    try:
-        outcome = conclude(folder)
-    except RecordError as error:
-        if not failures:
-            raise
-        raise failed from error  # what is missing is needed by everything
-    if failures and not outcome.results.runs:
-        raise failed
-    keep(folder, outcome)
-    return outcome

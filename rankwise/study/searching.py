@@ -177,6 +177,7 @@ class Search:
         terms = terms_of(self._study.config, course.measures)
         has_terms = self._study.config.train.stop is None
         items = self._study.validation_items[source]
+        wanted_before = [(), *(decision.wanted for decision in course.decisions)]
         return TrainTaskSearch(
             train_task=source,
             unit=course.measures.unit,
@@ -191,33 +192,22 @@ class Search:
                 SearchSetting(label=setting.label, rank=setting.rank) for setting in course.settings
             ),
             decisions=tuple(
-                self._decision(decision, before, course)
-                for before, decision in zip(
-                    (None, *course.decisions), course.decisions, strict=False
+                SearchDecision(
+                    statement=decision.statement,
+                    shown=tuple(course.shown(each) for each in before),
+                    ruled_out=tuple(
+                        SearchRuling(
+                            setting=course.settings[ruling.setting].label,
+                            learning_rate=ruling.learning_rate,
+                            reason=ruling.reason,
+                        )
+                        for ruling in decision.ruled_out
+                    ),
+                    wanted=tuple(course.models[each].name for each in decision.wanted),
+                    finalists=tuple(course.models[each].name for each in decision.finalists),
                 )
+                for before, decision in zip(wanted_before, course.decisions, strict=False)
             ),
-        )
-
-    def _decision(
-        self, decision: Decision, before: Decision | None, course: _Course
-    ) -> SearchDecision:
-        shown = () if before is None else before.wanted
-        return SearchDecision(
-            statement=decision.statement,
-            shown=tuple(
-                _shown(course.models[progress], course.settings, progress, course.known[progress])
-                for progress in shown
-            ),
-            ruled_out=tuple(
-                SearchRuling(
-                    setting=course.settings[ruling.setting].label,
-                    learning_rate=ruling.learning_rate,
-                    reason=ruling.reason,
-                )
-                for ruling in decision.ruled_out
-            ),
-            wanted=tuple(course.models[progress].name for progress in decision.wanted),
-            finalists=tuple(course.models[progress].name for progress in decision.finalists),
         )
 
 
@@ -230,6 +220,22 @@ class _Course(NamedTuple):
     settings: Sequence[Setting]
     measures: Measures
 
+    def shown(self, progress: Progress) -> Shown:
+        """What a training had shown when it had come so far, as it is recorded."""
+        model, shown = self.models[progress], self.known[progress]
+        setting = self.settings[progress.trial.setting]
+        return Shown(
+            run=model.name,
+            setting=setting.label,
+            rank=setting.rank,
+            learning_rate=progress.trial.learning_rate,
+            seed=progress.trial.seed,
+            share=progress.share,
+            num_tokens=model.num_tokens,
+            gain=None if shown is None else _mean(shown.gains),
+            retention_loss=None if shown is None or not shown.losses else _mean(shown.losses),
+        )
+
 
 def policy_name(study: StudyRecord) -> str:
     """How the runs of a study are chosen, in a word."""
@@ -239,27 +245,6 @@ def policy_name(study: StudyRecord) -> str:
     if config.search.policy is not None:
         return config.search.policy
     return "grid" if config.is_searched else NO_POLICY
-
-
-def _shown(
-    model: PlannedRun,
-    settings: Sequence[Setting],
-    progress: Progress,
-    shown: searches.Shown | None,
-) -> Shown:
-    trial, share = progress
-    setting = settings[trial.setting]
-    return Shown(
-        run=model.name,
-        setting=setting.label,
-        rank=setting.rank,
-        learning_rate=trial.learning_rate,
-        seed=trial.seed,
-        share=share,
-        num_tokens=model.num_tokens,
-        gain=None if shown is None else _mean(shown.gains),
-        retention_loss=None if shown is None or not shown.losses else _mean(shown.losses),
-    )
 
 
 def _mean(tasks: Sequence[Floats]) -> ValidationMean:

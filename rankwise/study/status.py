@@ -8,8 +8,8 @@ from typing import NamedTuple
 from rankwise.records import quantities
 from rankwise.records.files import read_regular
 from rankwise.records.folder import BASE, StudyFolder
-from rankwise.records.locking import StageProgress, StudyProgress
-from rankwise.records.study import PlannedRun, StageFailure, StudyRecord
+from rankwise.records.locking import StudyProgress
+from rankwise.records.study import StudyRecord
 from rankwise.study.damage import find_damage, models_of
 from rankwise.study.stages.graph import stages
 from rankwise.study.stages.scoring import Score
@@ -86,18 +86,16 @@ def run_status(folder: StudyFolder) -> RunStatus | None:
     process, progress = leader
     by_id = {stage.id: stage for stage in stages(folder.read_study())}
     told = () if progress is None else progress.stages
-    doing = tuple(_at(by_id[each.stage], each) for each in told if each.stage in by_id)
-    return RunStatus(process, progress, doing)
-
-
-def _at(stage: Stage, progress: StageProgress) -> str:
-    speed = progress.tokens_per_second
-    parts = [
-        f"{stage.model}: {stage.name} is {quantities.share(progress.share_done)} done",
-        *([] if speed is None else [f"{quantities.count(round(speed))} tokens per second"]),
-        f"peak memory {quantities.memory(progress.peak_memory_bytes)}",
-    ]
-    return ", ".join(parts)
+    doing: list[str] = []
+    for stage, each in ((by_id[each.stage], each) for each in told if each.stage in by_id):
+        speed = each.tokens_per_second
+        parts = [
+            f"{stage.model}: {stage.name} is {quantities.share(each.share_done)} done",
+            *([] if speed is None else [f"{quantities.count(round(speed))} tokens per second"]),
+            f"peak memory {quantities.memory(each.peak_memory_bytes)}",
+        ]
+        doing.append(", ".join(parts))
+    return RunStatus(process, progress, tuple(doing))
 
 
 def study_status(folder: StudyFolder) -> list[ModelStatus]:
@@ -113,17 +111,39 @@ def study_status(folder: StudyFolder) -> list[ModelStatus]:
     damages = find_damage(folder, models_of(study, folder))
     spoilt = {path for damage in damages for path in damage.spoils}
     intact = folder.without(spoilt)
+    failures = intact.failures()
     todo: dict[str, list[Stage]] = {BASE: [], **{run.name: [] for run in study.models}}
     for stage in graph:
         for model in stage.left(intact):
             todo[model_name(model)].append(stage)
-    failures = intact.failures()
     lines: list[ModelStatus] = []
     for model in (None, *study.models):
-        name = model_name(model)
-        place = folder.model_folder(name)
-        damaged = [str(damage) for damage in damages if damage.path.is_relative_to(place)]
-        lines.append(_line(intact, study, model, todo[name], failures, damaged))
+        name, tasks = model_name(model), study.tasks_of(model)
+        training, done = "none needed", 0
+        if model is not None:
+            record, metrics = intact.finished_run(model), folder.metrics_file(name)
+            training = "not started"
+            if record is not None:
+                training, done = record.status, record.num_steps
+                tasks = () if training == "diverged" else tasks
+            elif intact.has(metrics):
+                training, done = "started", read_regular(metrics).count(b"\n")
+        place, ids_left = folder.model_folder(name), {stage.id for stage in todo[name]}
+        tasks_left = {stage.task for stage in todo[name] if isinstance(stage, Score)}
+        others = [stage.name for stage in todo[name] if not isinstance(stage, Train | Score)]
+        lines.append(
+            ModelStatus(
+                model=name,
+                training=training,
+                num_steps_done=done,
+                num_steps=0 if model is None else model.num_steps,
+                tasks_scored=tuple(task for task in tasks if task not in tasks_left),
+                tasks_left=tuple(task for task in tasks if task in tasks_left),
+                others_left=tuple(dict.fromkeys(others)),
+                failed=tuple(f"{f.what}: {f.message}" for f in failures if f.stage in ids_left),
+                damaged=tuple(str(each) for each in damages if each.path.is_relative_to(place)),
+            )
+        )
     return lines
 
 
@@ -135,49 +155,3 @@ def what_is_left(folder: StudyFolder, study: StudyRecord) -> list[str]:
     verdict = (folder.looks_file, folder.recommendation_file, folder.findings_file)
     expected = (*verdict, folder.search_file) if study.config.is_searched else verdict
     return left + [f"{path.name} of the study" for path in expected if not folder.has(path)]
-
-
-def _line(
-    folder: StudyFolder,
-    study: StudyRecord,
-    model: PlannedRun | None,
-    todo: list[Stage],
-    failures: tuple[StageFailure, ...],
-    damaged: list[str],
-) -> ModelStatus:
-    name, training, done = BASE, "none needed", 0
-    tasks = study.scored_tasks()
-    if model is not None:
-        name, tasks = model.name, study.tasks_of(model)
-        training, done = _training(folder, model)
-        if training == "diverged":
-            tasks = ()
-    tasks_left = {stage.task for stage in todo if isinstance(stage, Score)}
-    others = [stage.name for stage in todo if not isinstance(stage, Train | Score)]
-    ids_left = {stage.id for stage in todo}
-    return ModelStatus(
-        model=name,
-        training=training,
-        num_steps_done=done,
-        num_steps=0 if model is None else model.num_steps,
-        tasks_scored=tuple(task for task in tasks if task not in tasks_left),
-        tasks_left=tuple(task for task in tasks if task in tasks_left),
-        others_left=tuple(dict.fromkeys(others)),
-        failed=tuple(
-            f"{failure.what}: {failure.message}"
-            for failure in failures
-            if failure.stage in ids_left
-        ),
-        damaged=tuple(damaged),
-    )
-
-
-def _training(folder: StudyFolder, run: PlannedRun) -> tuple[str, int]:
-    """How far the training of a run is, and its steps so far."""
-    record = folder.finished_run(run)
-    if record is not None:
-        return record.status, record.num_steps
-    metrics = folder.metrics_file(run.name)
-    if folder.has(metrics):
-        return "started", read_regular(metrics).count(b"\n")
-    return "not started", 0

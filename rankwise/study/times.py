@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rankwise.findings.stats.items import Floats
-from rankwise.records.study import PlannedRun, StudyRecord
+from rankwise.records.study import PlannedRun
 from rankwise.study.observer import StageOutline
 
 TRAINING_WORK = {"lora": 2.5, "full": 4.0}
@@ -71,11 +71,6 @@ def furthest(models: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
 def training_work(models: Sequence[PlannedRun]) -> float:
     """Work of training some runs and checkpoints; those of one training are trained once."""
     return sum(model.num_tokens * TRAINING_WORK[model.method] for model in furthest(models))
-
-
-def scoring_work(study: StudyRecord, model: PlannedRun) -> float:
-    """Work of scoring a model on everything that a study scores it on."""
-    return float(study.tokens_of(model, study.tasks_of(model)))
 
 
 def assumed_rate(num_parameters: int) -> float:
@@ -176,14 +171,14 @@ class Rates:
         seen = dict(self._seen)
         for running in self._running.values():
             if (rate := running.rate()) is not None:
-                log_rate = math.log(rate) - _expected(running.stage)
+                log_rate = math.log(rate / running.stage.slowness)
                 seen[_own(running.stage)] = _NOTHING.joined(log_rate, running.variance)
         if not seen:
             return {}
         means = _terms(seen)
         left: dict[str, float] = {}
         for stage in self._left.values():
-            mean = sum(means.get(label, 0.0) for label in _own(stage)) + _expected(stage)
+            mean = sum(means.get(label, 0.0) for label in _own(stage)) + math.log(stage.slowness)
             running = self._running.get(stage.id)
             if running is None:
                 left[stage.id] = stage.work_left * math.exp(mean)
@@ -195,15 +190,10 @@ class Rates:
     def _learn(self, stage: StageOutline, rate: float, seconds: float, *, is_now: bool) -> None:
         if rate > 0 and seconds > 0:
             labels = _labels(stage, is_now=is_now)
-            log_rate = math.log(rate) - _expected(stage)
+            log_rate = math.log(rate / stage.slowness)
             variance = _STAGE_SD**2 + (_TIMING_SECONDS / seconds) ** 2
             self._seen[labels] = self._seen.get(labels, _NOTHING).joined(log_rate, variance)
             self._known.add(stage.id)
-
-
-class _Piece(NamedTuple):
-    seconds: float
-    work: float
 
 
 class _Seen(NamedTuple):
@@ -230,7 +220,7 @@ class _Running:
     def __init__(self, stage: StageOutline, now: float) -> None:
         self.stage, self.started, self.last = stage, now, now
         self.done = self.skipped = 0.0
-        self._pieces: list[_Piece] = []
+        self._pieces: list[tuple[float, float]] = []  # seconds, and work
         self._work, self._since = 0.0, now
 
     def advanced(self, work: float, now: float) -> None:
@@ -258,27 +248,27 @@ class _Running:
         if not self._pieces:
             return None
         usual = _median(self._pieces)
-        held_up = [piece.seconds > _STALL * usual * piece.work for piece in self._pieces]
+        held_up = [seconds > _STALL * usual * work for seconds, work in self._pieces]
         is_uneven = sum(held_up) > max(_MOST_STALLS, _STALL_SHARE * len(held_up))
         seconds = [
-            usual * piece.work if is_held_up and not is_uneven else piece.seconds
-            for piece, is_held_up in zip(self._pieces, held_up, strict=True)
+            usual * work if is_held_up and not is_uneven else seconds
+            for (seconds, work), is_held_up in zip(self._pieces, held_up, strict=True)
         ]
         if with_start:
-            seconds[0] = self._pieces[0].seconds
-        return sum(seconds) / sum(piece.work for piece in self._pieces)
+            seconds[0] = self._pieces[0][0]
+        return sum(seconds) / sum(work for _, work in self._pieces)
 
     def end(self, now: float) -> None:
         """What was done since the last piece is one more."""
         if now > self._since and self._work > 0:
-            self._pieces.append(_Piece(now - self._since, self._work))
+            self._pieces.append((now - self._since, self._work))
             self._work, self._since = 0.0, now
 
 
-def _median(pieces: Sequence[_Piece]) -> float:
+def _median(pieces: Sequence[tuple[float, float]]) -> float:
     """Of seconds per unit of work: half of the work took less."""
-    rates = sorted((piece.seconds / piece.work, piece.work) for piece in pieces)
-    half, passed = sum(piece.work for piece in pieces) / 2, 0.0
+    rates = sorted((seconds / work, work) for seconds, work in pieces)
+    half, passed = sum(work for _, work in pieces) / 2, 0.0
     for rate, work in rates:
         passed += work
         if passed >= half:
@@ -305,11 +295,6 @@ def _terms(seen: Mapping[Labels, _Seen]) -> dict[str, float]:
     information = design.T @ (design * weights[:, None]) + prior
     means: Floats = splu(information.tocsc()).solve(design.T @ log_rates)
     return dict(zip(labels, means.tolist(), strict=True))
-
-
-def _expected(stage: StageOutline) -> float:
-    """The logarithm of the time for a unit of work, before a kind was seen."""
-    return math.log(stage.slowness)
 
 
 def _labels(stage: StageOutline, *, is_now: bool) -> Labels:

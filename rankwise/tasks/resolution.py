@@ -21,6 +21,7 @@ from rankwise.tasks.task_files import (
     file_faults,
     metric_names,
     name_fault,
+    read_task_file,
     sandbox_templates,
     task_code,
 )
@@ -105,6 +106,14 @@ class TaskNotFound(NamedTuple):
 
 Unloaded = TaskNotFound | TaskError
 """Why a name has no tasks."""
+
+GENERAL = "general"
+"""A bundled group of which a study takes what can be loaded, and what its base can do."""
+
+
+def tasks_of_general() -> list[str]:
+    """The names in that group."""
+    return read_task_file(BUNDLED_FOLDER / f"{GENERAL}.yaml")["task"]
 
 
 @contextlib.contextmanager

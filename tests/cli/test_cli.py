@@ -454,6 +454,7 @@ def test_recommend_in_words_and_as_json(finished: Finished) -> None:
         for key in (
             "signatures",
             "slices",
+            "behaviour",
             "doubling",
             "prompting",
             "deployed",

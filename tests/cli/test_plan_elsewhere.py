@@ -12,6 +12,7 @@ import torch
 
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
+from rankwise.study.budgets import told
 from rankwise.study.planning.plan import plan_study
 from tests.planted.results import planted_run_record
 from tests.support.command_line import rankwise, words
@@ -56,6 +57,31 @@ def test_plan_says_how_long_the_study_takes(study_file: Path) -> None:
     said = words(rankwise("plan", *study).stdout)
     assert "of training and scoring, without the analysis of weights, if LoRA training" in said
     assert "reads 100 tokens per second" in said
+
+
+def test_plan_says_what_margins_take(study_file: Path) -> None:
+    def margins(*options: str) -> list[dict[str, Any]]:
+        where = ("--study-dir", study_file.parent / "margins")
+        found = json.loads(rankwise("plan", study_file, *where, *options, "--json").stdout)
+        return [cost for cost in found["margins"] if cost["relation"] == "in_domain"]
+
+    half, own, double = margins()
+    assert [half["margin"], own["margin"], double["margin"]] == [1.5, 3.0, 6.0]
+    assert (
+        half["num_items"] == 4 * own["num_items"] == pytest.approx(16 * double["num_items"], 0.01)
+    )
+    able = told(plan_study(load_config(study_file))).in_domain
+    assert able is not None
+    assert own["num_items"] == able.num_items
+    of_one = own["num_tokens"] / own["num_items"]
+    assert half["num_tokens"] / half["num_items"] == pytest.approx(of_one, 0.01)
+    assert own["seconds"] is None
+    # of a training token's time, 2.5 are scored
+    timed = margins("--tokens-per-second", "100")[1]
+    assert timed["seconds"] == pytest.approx(own["num_tokens"] / 250)
+    said = words(rankwise("plan", study_file).stdout)
+    assert "margins, in-domain: 1.5 points take about" in said
+    assert f"; planned: {own['num_planned']} of {own['num_available']} items" in said
 
 
 def test_what_does_not_fit_a_card_is_refused(

@@ -163,7 +163,7 @@ def test_a_failure_that_leaves_a_verdict_is_incomplete(
     def fail(*_: Any) -> None:
         raise ModelError("the heads are gone")
 
-    monkeypatch.setattr("rankwise.study.work.head_changes.compare_heads", fail)
+    monkeypatch.setattr("rankwise.study.stages.heads.CompareHeads.do", fail)
     done = rankwise("run", ran.file, "--study-dir", ran.folder.with_name("some"), "--json")
     ended = parsed(done.stdout)[-1]
     assert (ended["outcome"], ended["exit_code"], done.exit_code) == ("incomplete", 1, 1)
@@ -237,7 +237,7 @@ def test_quiet_tells_of_what_fails(
     def fail(*_: Any) -> None:
         raise ModelError("the heads are gone")
 
-    monkeypatch.setattr("rankwise.study.work.head_changes.compare_heads", fail)
+    monkeypatch.setattr("rankwise.study.stages.heads.CompareHeads.do", fail)
     done = rankwise("run", ran.file, "--study-dir", tmp_path / "study", "--quiet")
     assert done.exit_code == 1
     assert "heads failed: ModelError: the heads are gone" in words(done.stderr)

@@ -93,6 +93,7 @@ def answers(model: str, *, refused: int, word: str) -> Behaviour:
         model=model,
         prompts=tuple(prompt.text for prompt in PROMPTS),
         texts=tuple(texts),
+        num_tokens=tuple(3 * len(text.split()) for text in texts),
         is_finished=(True,) * len(PROMPTS),
         score_seconds=1.0,
         fingerprint="",
@@ -127,8 +128,8 @@ def test_differences_are_paired_by_prompt(part: TrainTaskBehaviour) -> None:
     assert refused.difference.estimate == pytest.approx(refused.adapted)
     assert refused.difference.lower > 0.0
     length = other["length"]
-    assert (length.unit, length.base) == ("words", 1.0)
-    assert length.adapted == pytest.approx((15 * 5 + (len(PROMPTS) - 15)) / len(PROMPTS))
+    assert (length.unit, length.base) == ("tokens", 3.0)
+    assert length.adapted == pytest.approx(3 * (15 * 5 + (len(PROMPTS) - 15)) / len(PROMPTS))
     formats = sum(prompt.format is not None for prompt in PROMPTS)
     assert same["keeps the format"].num_prompts == formats
     assert same["keeps the format"].base == pytest.approx(100 * 4 / formats)

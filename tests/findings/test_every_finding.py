@@ -33,7 +33,8 @@ def test_what_is_made_is_in_every_form() -> None:
     lines = [*findings.lines("kinship")]
     assert lines[0].startswith("Diverged: Rank 64 diverged")
     assert len(lines) == len(findings.signatures)
-    assert {*findings.told} == {"signatures", "slices", "deployed", "doubling", "prompting"}
+    told = {"signatures", "slices", "deployed", "doubling", "prompting", "behaviour"}
+    assert {*findings.told} == told
     assert [*findings.lines("another task")] == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,3 +56,24 @@ def test_every_group_gives_its_part_of_the_summary(capsys: pytest.CaptureFixture
     assert summary["cost_share_16_models"] == 0.3
     assert 0.0 <= summary["coverage_min"] <= 1.0
     assert {"worst_error_rate_upper95", "effective_items_gain_median"} <= summary.keys()
+
+
+def test_edge_cells_are_done_in_pieces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def piece(*options: str) -> dict[str, float]:
+        file = str(tmp_path / "cells.jsonl")
+        reference.main(["--studies", "2", "--only", "edges", "--file", file, *options])
+        return json.loads(capsys.readouterr().out)
+
+    assert piece("--cells", "0", "2")["cells_edges"] == "2 of 2"
+    first = (tmp_path / "cells.jsonl").read_text()
+    whole = piece("--cells", "0", "3")
+    lines = (tmp_path / "cells.jsonl").read_text()
+    assert lines.startswith(first)
+    assert lines.count("\n") == 3
+    later = piece("--seconds", "1e-9")
+    assert later["cells_edges"] == f"3 of {len(reference.edge_cells())}"
+    assert later | {"cells_edges": "3 of 3", "seconds": 0} == whole | {"seconds": 0}
+    # what is read says the same as what was counted
+    at_once = ["--studies", "2", "--only", "edges", "--cells", "0", "3"]
+    reference.main(at_once)
+    assert json.loads(capsys.readouterr().out) | {"seconds": 0} == whole | {"seconds": 0}

@@ -118,7 +118,7 @@ def test_a_training_ends_at_the_last_checkpoint_that_keeps_enough(
     assert search is not None
     assert search.policy == "stop"
     (part,) = search.by_train_task
-    assert part.is_over
+    assert not part.wanted
     ends: set[str] = set()
     for rank in (2, 4):
         shown = [each for each in part.shown if each.rank == rank]
@@ -138,7 +138,7 @@ def test_a_training_may_end_at_numbers_of_steps(study_file: Path) -> None:
     assert plan.planner is not None
     candidates = plan.planner.candidates["colours"]
     policy, known, steps = candidates.policy("points"), {}, []
-    while not (decision := policy.decide(known)).is_over:
+    while (decision := policy.decide(known)).wanted:
         steps.append({candidates.model(progress).num_steps for progress in decision.wanted})
         shown = Shown((np.zeros(6),), (np.zeros(6),))
         known |= dict.fromkeys(decision.wanted, shown)

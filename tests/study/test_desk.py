@@ -22,7 +22,8 @@ from rankwise.study.executors.task import StudyCopy, heard_of
 from rankwise.study.observer import Advanced
 
 UNIT, RUN = "pass-1", "run-a"
-FIRST, SECOND = Attempt("11 on here", "11-a"), Attempt("12 on here", "12-b")
+FIRST = Attempt(UNIT, "11 on here", "11-a")
+SECOND = Attempt(UNIT, "12 on here", "12-b")
 
 
 class Called:
@@ -52,9 +53,9 @@ def written(path: Path, text: str) -> Path:
 
 def copy_of(call: Called, attempt: Attempt, place: Path, study: Path | None) -> StudyCopy:
     """Of an attempt that has begun."""
-    call("begin", UNIT, attempt)
+    call("begin", attempt)
     assert call("is_ready", UNIT)
-    copy = StudyCopy(place, study, UNIT, attempt, [RUN], call)
+    copy = StudyCopy(place, study, attempt, [RUN], call)
     copy.bring()
     return copy
 
@@ -107,12 +108,12 @@ def test_an_error_of_an_attempt_counts_only_while_it_is_heard(root: Path, tmp_pa
     """Another attempt removes its folder: what it writes then fails."""
     call, error = Called(root), StorageError("its folder is gone")
     copy_of(call, FIRST, tmp_path / "first", None)
-    with pytest.raises(StorageError), heard_of(UNIT, FIRST, call):
+    with pytest.raises(StorageError), heard_of(FIRST, call):
         raise error
     copy_of(call, SECOND, tmp_path / "second", None)
-    with pytest.raises(SupersededError), heard_of(UNIT, FIRST, call):
+    with pytest.raises(SupersededError), heard_of(FIRST, call):
         raise error
-    with pytest.raises(ZeroDivisionError), heard_of(UNIT, FIRST, call):
+    with pytest.raises(ZeroDivisionError), heard_of(FIRST, call):
         raise ZeroDivisionError  # a defect is told as what it is
 
 
@@ -121,14 +122,14 @@ def test_the_next_attempt_waits_for_what_the_last_has_told(root: Path, tmp_path:
     first = copy_of(call, FIRST, StudyFolder(root).task_folder(UNIT, FIRST.id), root)
     written(StudyFolder(root).task_folder(UNIT, FIRST.id) / "runs" / RUN / "run.json", "first")
     first.tell([], hands_over=True)
-    call("begin", UNIT, SECOND)
+    call("begin", SECOND)
     assert not call("is_ready", UNIT)
     (letter,) = call("take")
     assert not call("is_ready", UNIT)  # it is being taken in
     take_in(root, letter)
     assert call("take") == []
     assert call("is_ready", UNIT)
-    second = StudyCopy(tmp_path / "second", None, UNIT, SECOND, [RUN], call)
+    second = StudyCopy(tmp_path / "second", None, SECOND, [RUN], call)
     second.bring()
     assert (tmp_path / "second" / "runs" / RUN / "run.json").read_text() == "first"
 
@@ -152,7 +153,7 @@ def test_a_state_that_was_cut_on_its_way_counts_for_nothing(root: Path, tmp_path
     call = Called(root)
     copy_of(call, FIRST, tmp_path / "first", None)
     name = f"runs/{RUN}/training.pt"
-    call("write", UNIT, FIRST, name, Piece(0, b"half", is_last=False))
+    call("write", FIRST, name, Piece(0, b"half", is_last=False))
     assert [path.read_text() for path in root.rglob(".training.pt")] == ["half"]  # it was taken
     copy_of(call, SECOND, tmp_path / "second", None)
     assert not (tmp_path / "second" / name).exists()
@@ -179,7 +180,7 @@ def test_what_an_earlier_leader_had_begun_is_not_heard(root: Path, tmp_path: Pat
     for told in (
         lambda: late.tell([], hands_over=True),
         lambda: late.send_state(written(tmp_path / "first" / "runs" / RUN / "training.pt", "x")),
-        lambda: call("begin", UNIT, SECOND),
+        lambda: call("begin", SECOND),
         lambda: call("is_ready", UNIT),
     ):
         with pytest.raises(SupersededError):
@@ -189,7 +190,7 @@ def test_what_an_earlier_leader_had_begun_is_not_heard(root: Path, tmp_path: Pat
 def test_what_is_taken_in_is_whole_or_not_there(root: Path) -> None:
     """A letter whose files are gone changes nothing of what is there."""
     kept = written(root / "runs" / RUN / "run.json", "before")
-    letter = Letter(UNIT, FIRST, (), (f"runs/{RUN}/run.json",))
+    letter = Letter(FIRST, (), (f"runs/{RUN}/run.json",))
     with pytest.raises(OSError, match=r"run\.json"):
         take_in(root, letter)
     assert kept.read_text() == "before"

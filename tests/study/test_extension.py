@@ -124,6 +124,10 @@ def test_other_settings_are_scored_from_the_beginning(study_file: Path, tmp_path
 
     assert begins("evaluation.limit=9")
     assert begins("evaluation.limit=null")
+    whole = [*SETTINGS, "evaluation.limit=30"]
+    run(load_config(study_file, whole), tmp_path / "whole")
+    grown, _ = run(load_config(study_file, [*whole, "evaluation.limit=40"]), tmp_path / "whole")
+    assert grown.results.base.evaluations["colours"].limit == 40  # of 26 items, all there are
     assert not begins("evaluation.limit=9", "evaluation.metric.colours=acc_norm")
     assert not begins("evaluation.limit=9", "evaluation.num_fewshot=1")
     assert not begins()  # the same items: finished, not extended

@@ -8,8 +8,7 @@ import pytest
 
 from rankwise.records.folder import StudyFolder
 from rankwise.study.observer import StageOutline
-from rankwise.study.outline import study_outline
-from rankwise.study.stages.graph import stages
+from rankwise.study.stages.graph import stages, study_outline
 from tests.planted.folders import write_study
 from tests.planted.results import planted_study
 

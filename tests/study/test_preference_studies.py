@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
+from transformers import AutoTokenizer
 
 from rankwise.errors import ConfigError, PlanError
+from rankwise.records import quantities
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
@@ -52,9 +54,9 @@ def with_train(file: Path, **settings: Any) -> Path:
 
 
 def test_pairs_are_judged_against_the_base_up_to_the_verdict(
-    study_file: Path, tmp_path: Path
+    study_file: Path, tmp_path: Path, tiny_model_folder: Path
 ) -> None:
-    outcome, _ = run(study_file, tmp_path / "study")
+    outcome, _ = run(study_file, tmp_path / "study", "analysis.behaviour=true")
     results, folder = outcome.results, StudyFolder(tmp_path / "study")
     base = results.base.items["data_pairs"]
     assert (base.metric, base.unit, set(base.values)) == ("preference", "points", {0.5})
@@ -83,6 +85,18 @@ def test_pairs_are_judged_against_the_base_up_to_the_verdict(
     assert len(outcome.recommendation.by_train_task) == 1
     again = read_results(folder)
     assert again.runs[0].items == results.runs[0].items
+    # own answers, which get longer or shorter
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
+    drift = [line for line in outcome.findings.lines("pairs") if line.startswith("Own answers")]
+    assert results.base.behaviour is not None
+    before = results.base.behaviour.num_tokens
+    for model, line in zip(results.runs, drift, strict=True):
+        assert model.behaviour is not None
+        assert model.behaviour.num_tokens == tuple(
+            len(tokenizer.encode(text)) for text in model.behaviour.texts
+        )
+        change = sum(model.behaviour.num_tokens) / len(before) - sum(before) / len(before)
+        assert f": {quantities.formatted(change, '+.1f')} tokens (" in line
 
 
 def test_pairs_without_the_bases_answers_are_not_judged(study_file: Path) -> None:

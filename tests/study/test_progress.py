@@ -13,7 +13,14 @@ from rich.console import Console
 from rankwise.records.folder import StudyFolder
 from rankwise.records.locking import StudyProgress
 from rankwise.records.study import StageFailure
-from rankwise.study.observer import Advanced, StageFinished, StageOutline, StageStarted, Teller
+from rankwise.study.observer import (
+    Advanced,
+    StageFinished,
+    StageLeftOut,
+    StageOutline,
+    StageStarted,
+    Teller,
+)
 from rankwise.study.progress import LINE_SECONDS, TELL_SECONDS, Follower, TerminalObserver
 
 TRAINING = StageOutline("t", "training", "training", "rank-8", 4000.0, 1000, "lora", 4000.0)
@@ -119,7 +126,7 @@ def test_a_failure_is_told_and_not_waited_for(log: Log) -> None:
             failed_at="2026-01-01T00:00:00+00:00",
         )
     )
-    log.tell.stage_left_out("s")
+    log.tell.event(StageLeftOut("s"))
     assert log.lines == ["rank-8: training: failed: no weights"]
     assert not log.observer.seconds_left()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,26 @@ def test_the_work_is_that_of_what_is_answered(file: Path, whole: StudyOutcome) -
     text = words(rankwise("plan", file, PART, "--tokens-per-second", 1000).stdout)
     assert "reference: 2 runs of 4 answer 100 of 160 items of hues" in text
     assert "saves" in text
+
+
+def test_a_study_that_was_scored_whole_goes_on_in_part(
+    file: Path, whole: StudyOutcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(references, "LEAST_R_SQUARED", -10.0)
+    root = tmp_path / "study"
+    shutil.copytree(file.parent / "whole", root)
+    again, recorder = run(file, root, PART)
+    assert not recorder.stages
+    assert not estimated(again.results)
+    grown, _ = run(file, root, PART, "methods.lora.ranks=[2, 4, 8, 16]")
+    (new,) = estimated(grown.results)
+    assert new.run is not None
+    assert new.run.planned.rank == 16
+    scored = new.items["hues"].scored
+    assert scored is not None
+    assert len(scored.doc_ids) == NUM_PART
+    for name, model in by_name(whole.results).items():
+        assert by_name(grown.results)[name].items == model.items
 
 
 def test_a_killed_study_goes_on(file: Path, part: StudyOutcome, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def search(policy: Policy, truth: Truth) -> tuple[list[Decision], dict[Progress,
     decisions: list[Decision] = []
     for _ in range(60):
         decisions.append(policy.decide(known))
-        if decisions[-1].is_over:
+        if not decisions[-1].wanted:
             return decisions, known
         for progress in decisions[-1].wanted:
             assert progress not in known
@@ -74,7 +74,7 @@ def ruled_out(decisions: Sequence[Decision]) -> dict[int, str]:
 
 
 def left(decisions: Sequence[Decision]) -> set[int]:
-    return {trial.setting for trial in decisions[-1].trials}
+    return {trial.setting for trial, _ in decisions[-1].finalists}
 
 
 def by_rank(gains: Sequence[float], losses: Sequence[float] = (0.0,) * 5) -> Truth:
@@ -88,7 +88,7 @@ def ends(known: dict[Progress, Shown | None]) -> set[tuple[int, int]]:
 def test_the_obviously_best_rank_alone_gets_more_seeds() -> None:
     decisions, known = search(Narrow(settings(), (7, 8, 9), TERMS), by_rank((0, 0, 30, 0, 0)))
     assert left(decisions) == {2}
-    assert {trial.seed for trial in decisions[-1].trials} == {7, 8, 9}
+    assert {trial.seed for trial, _ in decisions[-1].finalists} == {7, 8, 9}
     assert ends(known) == {(place, 7) for place in range(5)} | {(2, 8), (2, 9)}
     assert {of.share for of in known} == {1.0}  # no rate is tuned: nothing stops at a rung
     said = "it was worth 30.0 points less than rank 32 with the first seed"
@@ -154,7 +154,7 @@ def tuned(best: float, diverges_above: float = math.inf) -> Truth:
 def test_the_best_rate_is_found_between_the_given_ones() -> None:
     policy = Narrow(settings((1e-4, 3e-4, 1e-3), (8, 16)), (0, 1), TERMS, narrows=False)
     decisions, known = search(policy, tuned(5.4e-4))
-    assert {trial.learning_rate for trial in decisions[-1].trials} == {5.33e-4}
+    assert {trial.learning_rate for trial, _ in decisions[-1].finalists} == {5.33e-4}
     rungs = [{of.trial.learning_rate for of in known if of.share == share and of.trial.setting == 0}
              for share in (0.25, 0.5, 1.0)]  # fmt: skip
     assert rungs[0] == {1e-4, 1.69e-4, 3e-4, 5.33e-4, 1e-3}
@@ -241,7 +241,7 @@ def test_worth_is_paid_for_with_retention_beyond_epsilon_when_rates_are_compared
 
     policy = Narrow(settings((1e-4, 3e-4), (8,)), (0,), TERMS, narrows=False)
     decisions, _ = search(policy, truth)
-    assert all(trial.learning_rate < 2e-4 for trial in decisions[-1].trials)
+    assert all(trial.learning_rate < 2e-4 for trial, _ in decisions[-1].finalists)
 
 
 def test_equal_rates_are_a_tie_for_the_smaller_one() -> None:
@@ -327,7 +327,7 @@ def test_the_ladder_starts_at_the_rank_nearest_to_32() -> None:
 def test_each_step_of_the_ladder_is_tuned() -> None:
     policy = Ladder(settings((1e-4, 3e-4, 1e-3), (16, 32)), (0, 1), TERMS)
     decisions, known = search(policy, tuned(5.4e-4))
-    assert {trial.learning_rate for trial in decisions[-1].trials} == {5.33e-4}
+    assert {trial.learning_rate for trial, _ in decisions[-1].finalists} == {5.33e-4}
     assert {of.trial.learning_rate for of in known if of.trial.seed == 1} == {5.33e-4}
 
 

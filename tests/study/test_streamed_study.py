@@ -51,8 +51,9 @@ def asked(
     if config.methods.full is None:
         runs = tuple(run for run in runs if run.method == "lora")
     no_passes: Any = None
-    room = fitting.Room(no_passes, memory_bytes, machine._replace(num_cards=num_cards).cards)
-    return fitting.most_weights_bytes(model, config, room, runs, issues, None), issues
+    cards = machine._replace(num_cards=num_cards).cards
+    room = fitting.Room(config, model, None, no_passes, memory_bytes, cards)
+    return room.most_weights_bytes(runs, issues), issues
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import torch
 from rankwise.engine.models.devices import Machine
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
+from rankwise.study.agenda import jobs, owners, units
 from rankwise.study.planning.plan import StudyPlan, plan_study
 from rankwise.study.stages.graph import stages
 from rankwise.study.times import scheduled
-from rankwise.study.units import jobs, owners, units
 from tests.support.command_line import rankwise
 from tests.support.small_studies import write_study
 

@@ -6,6 +6,7 @@ factors.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -153,6 +154,19 @@ def adapter_weights(folder: Path) -> Path:
             "Save the adapter again with safetensors."
         )
     return path
+
+
+def adapter_digest(folder: Path) -> str:
+    """The sha256 of an adapter's config and weights together.
+
+    Raises:
+        ModelError: it is no adapter.
+    """
+    read_adapter_config(folder)
+    digest = hashlib.sha256((folder / CONFIG_FILE).read_bytes())
+    with adapter_weights(folder).open("rb") as file:
+        digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 class FactorShapes(NamedTuple):

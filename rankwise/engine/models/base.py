@@ -41,9 +41,10 @@ from rankwise.engine.models.stored import diverged, loaded_files, refuse_adapter
 from rankwise.errors import ModelError
 from rankwise.records.config.study import BaseModelConfig
 from rankwise.records.config.training import BasePrecision
+from rankwise.records.files import merged_base_folder
 
-# What a folder needs besides the weights: no pickles, no code.
-_SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
+SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+"""What a folder needs besides the weights: no pickles, no code."""
 # of one sample of a weights file; changing this would change every folder's fingerprint
 _SAMPLE_BYTES = 1 << 16
 # kinds of device that a base can be quantised on
@@ -77,11 +78,18 @@ class BaseModel(NamedTuple):
         name: as in the study file.
         folder: a transformers folder.
         fingerprint: of weights and tokenizer; a local folder's weights are sampled for it.
+        start: adapter that is merged into the folder's weights; see ``start.with_start``.
     """
 
     name: str
     folder: Path
     fingerprint: str
+    start: str | None = None
+
+    @property
+    def recorded_name(self) -> str:
+        """What an adapter that was trained on it names as its base."""
+        return self.name if self.start is None else str(merged_base_folder(self.fingerprint))
 
 
 class LinearShape(NamedTuple):
@@ -130,12 +138,15 @@ def fetch_weights(base: BaseModel) -> Path:
     """The folder of a planned base model with its weights; of a hub model, the exact commit.
 
     Raises:
-        ModelError: the weights cannot be fetched, or are no safetensors.
+        ModelError: the weights cannot be fetched, are no safetensors, or its start is another now.
     """
+    from rankwise.engine.models.start import merged  # which reads adapters, and they need this
+
+    folder = base.folder
     if base.fingerprint.startswith("hub:"):
-        config = BaseModelConfig(name=base.name, revision=base.folder.name)
-        return _hub_model(config, lambda _: None, weights=True).folder
-    return base.folder
+        config = BaseModelConfig(name=base.name, revision=folder.name)
+        folder = _hub_model(config, lambda _: None, weights=True).folder
+    return folder if base.start is None else merged(base, folder)
 
 
 def trained_folder(name: str, report: Callable[[str], None] = lambda _: None) -> Path:
@@ -153,7 +164,7 @@ def trained_folder(name: str, report: Callable[[str], None] = lambda _: None) ->
         return here
     if "/" not in name or not _may_be_on_the_hub(name):
         raise ModelError(f"{name} is not a folder; check the path.")
-    patterns = [*_SMALL_FILES, "*.safetensors"]
+    patterns = [*SMALL_FILES, "*.safetensors"]
     return _snapshot(name, None, patterns, f"{name} is not a folder here", report)
 
 
@@ -171,7 +182,7 @@ def _may_be_on_the_hub(name: str) -> bool:
 
 
 def _hub_model(config: BaseModelConfig, report: Callable[[str], None], weights: bool) -> BaseModel:
-    patterns = [*_SMALL_FILES, "*.safetensors"] if weights else _SMALL_FILES
+    patterns = [*SMALL_FILES, "*.safetensors"] if weights else SMALL_FILES
     names = ", ".join(EMBEDDED_MODELS)
     said = f"base_model {config.name!r} is neither an embedded model ({names}) nor a folder here"
     folder = _snapshot(config.name, config.revision, patterns, said, report)

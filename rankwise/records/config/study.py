@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from rankwise.records.config.methods import MethodsConfig
 from rankwise.records.config.mitigations import MitigationConfig
-from rankwise.records.config.own_rows import OwnName, OwnRole, OwnSetConfig
+from rankwise.records.config.own_rows import OwnName, OwnRole, OwnSetConfig, data_place
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.fields import (
     MOST_ENTRIES,
@@ -299,6 +299,12 @@ class StudyConfig(Section):
     tracking: AnyNumber[Tracker] = ()
     """Experiment trackers that are told of losses, scores and the verdict; no result depends on
     them."""
+
+    @property
+    def start_in_words(self) -> str:
+        """What follows the name of the base: nothing, or the adapter that is merged into it."""
+        start = self.methods.start
+        return "" if start is None else f" with the adapter {data_place(start)} merged into it"
 
     @property
     def is_searched(self) -> bool:

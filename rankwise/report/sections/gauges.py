@@ -161,7 +161,7 @@ def behaviour_section(found: Sequence[TrainTaskBehaviour]) -> ReportSection:
     about = (
         "Every model answers the same short prompts, greedily, in at most 64 tokens. What code can "
         "see in the answers is compared with the base, prompt by prompt: phrases of refusal, "
-        "words, whether a format that was asked for is kept, the language, and repeated runs of "
+        "tokens, whether a format that was asked for is kept, the language, and repeated runs of "
         f"four words. Intervals are {quantities.percent(found[0].confidence)}, one at a time: "
         "exploratory."
     )
@@ -170,7 +170,7 @@ def behaviour_section(found: Sequence[TrainTaskBehaviour]) -> ReportSection:
         "Behaviour on short prompts",
         about,
         found,
-        lambda part: Shown(part.statements, tables=[("", _behaviour_table(part))]),
+        lambda part: Shown((*part.statements, *part.drift), tables=[("", _behaviour_table(part))]),
     )
 
 
@@ -189,7 +189,7 @@ def _behaviour_table(found: TrainTaskBehaviour) -> Table:
         (change.trait, (model, change)) for model in found.models for change in model.changes
     )
     groups = [
-        (quantities.capital(trait), _SHARES.get(trait, "words"), rows)
+        (quantities.capital(trait), _SHARES.get(trait, "tokens"), rows)
         for trait, rows in by_trait.items()
     ]
     caption = (

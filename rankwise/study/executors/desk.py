@@ -29,8 +29,9 @@ State = tuple[int, int]
 
 
 class Attempt(NamedTuple):
-    """One process's attempt at a unit, and its id."""
+    """One process's attempt at a unit, by the unit's id, and its own."""
 
+    unit: str
     process: str
     id: str
 
@@ -39,14 +40,12 @@ class Letter(NamedTuple):
     """What a task tells of its unit.
 
     Attributes:
-        unit: its id.
         attempt: at it, and who makes it: host and process.
         events: that happened, in their order.
         made: the names of files that it has made or replaced by then, below the study's folder.
         removed: of those that it has removed.
     """
 
-    unit: str
     attempt: Attempt
     events: tuple[Event, ...]
     made: tuple[str, ...] = ()
@@ -87,19 +86,19 @@ class Desk:
         self._letters: list[Letter] = []
         self._given: list[Letter] = []
 
-    def begin(self, unit: str, attempt: Attempt) -> None:
+    def begin(self, attempt: Attempt) -> None:
         """From now on, this attempt at a unit is heard, and no earlier one.
 
         Raises:
             SupersededError: another process leads by now, as for the others.
         """
         self._require()
-        self._current[unit] = attempt
+        self._current[attempt.unit] = attempt
 
     def is_ready(self, unit: str) -> bool:
         """Whether all that was told of a unit has been taken in; then it may be gone on with."""
         self._require()
-        if any(letter.unit == unit for letter in (*self._given, *self._letters)):
+        if any(letter.attempt.unit == unit for letter in (*self._given, *self._letters)):
             return False
         folder = StudyFolder(self._root)
         folder.keep_states_of_tasks(unit)
@@ -112,7 +111,7 @@ class Desk:
         Raises:
             SupersededError: another attempt was begun since, as for ``write``.
         """
-        self.require_current(letter.unit, letter.attempt)
+        self.require_current(letter.attempt)
         self._letters.append(letter)
 
     def take(self) -> list[Letter]:
@@ -138,10 +137,10 @@ class Desk:
             file.seek(offset)
             return file.read(PIECE_BYTES)
 
-    def write(self, unit: str, attempt: Attempt, name: str, piece: Piece) -> None:
+    def write(self, attempt: Attempt, name: str, piece: Piece) -> None:
         """Write a piece of a file that an attempt has made."""
-        self.require_current(unit, attempt)
-        path = StudyFolder(self._root).task_folder(unit, attempt.id) / name
+        self.require_current(attempt)
+        path = StudyFolder(self._root).task_folder(attempt.unit, attempt.id) / name
         growing = path.with_name(f".{path.name}")
         path.parent.mkdir(parents=True, exist_ok=True)
         with growing.open("ab" if piece.offset else "wb") as file:
@@ -149,14 +148,14 @@ class Desk:
         if piece.is_last:
             growing.replace(path)
 
-    def require_current(self, unit: str, attempt: Attempt) -> None:
+    def require_current(self, attempt: Attempt) -> None:
         """Refuse an attempt that is heard no more.
 
         Raises:
             SupersededError: it is not.
         """
         self._require()
-        if self._current.get(unit) != attempt:
+        if self._current.get(attempt.unit) != attempt:
             raise SupersededError
 
     def _require(self) -> None:
@@ -170,7 +169,7 @@ def take_in(root: Path, letter: Letter) -> None:
     Raises:
         StorageError: it cannot be written.
     """
-    place = StudyFolder(root).task_folder(letter.unit, letter.attempt.id)
+    place = StudyFolder(root).task_folder(letter.attempt.unit, letter.attempt.id)
     for name in letter.removed:
         with writing(root / name):
             (root / name).unlink(missing_ok=True)

@@ -7,12 +7,11 @@ from collections.abc import Generator
 
 from rankwise.engine.models.devices import is_out_of_memory
 from rankwise.errors import OutOfMemoryError, RankwiseError, StorageError
-from rankwise.study.agenda import Agenda
+from rankwise.study.agenda import Agenda, Unit
 from rankwise.study.context import StudyContext
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.stages.scoring import Score
 from rankwise.study.stages.stage import Stage
-from rankwise.study.units import Unit
 
 
 def work_here(context: StudyContext, agenda: Agenda) -> None:
@@ -29,26 +28,22 @@ def work_here(context: StudyContext, agenda: Agenda) -> None:
 
 def do_unit(context: StudyContext, agenda: Agenda, unit: Unit) -> None:
     """Do what can be done of a unit by now; see ``work_here``."""
-    in_turn = sorted(unit.stages, key=lambda stage: _is_by_vllm(stage, context.plan))
-    for stage in in_turn:
-        if agenda.is_due(stage):
-            _do(context, agenda, stage)
-
-
-def _do(context: StudyContext, agenda: Agenda, stage: Stage) -> None:
-    try:
-        with _enough_memory():
-            context.tell.stage_started(stage.id)
-            stage.do(context, agenda.ready(stage))
-            context.tell.stage_finished()
-    except StorageError:
-        raise  # a full disk fails every stage
-    except RankwiseError as error:
-        agenda.failed(stage, error)
-    else:
-        agenda.finished(stage.id)
-        return
-    context.models.release(base=True)  # only now: the error held on to its frames
+    for stage in sorted(unit.stages, key=lambda stage: _is_by_vllm(stage, context.plan)):
+        if not agenda.is_due(stage):
+            continue
+        try:
+            with _enough_memory():
+                context.tell.stage_started(stage.id)
+                stage.do(context, agenda.ready(stage))
+                context.tell.stage_finished()
+        except StorageError:
+            raise  # a full disk fails every stage
+        except RankwiseError as error:
+            agenda.failed(stage, error)
+        else:
+            agenda.finished(stage.id)
+            continue
+        context.models.release(base=True)  # only now: the error held on to its frames
 
 
 def _is_by_vllm(stage: Stage, plan: StudyPlan) -> bool:

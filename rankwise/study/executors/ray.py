@@ -20,15 +20,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from rankwise.engine.models.libraries import extend_cuda_memory, patient_threads
 from rankwise.errors import ConfigError, RankwiseError, WorkerLostError
 from rankwise.records.locking import leader_in
+from rankwise.study.agenda import Agenda, Unit, jobs
 from rankwise.study.executors.desk import Attempt, Desk, Letter, SupersededError, take_in
 from rankwise.study.executors.task import Job, do_task
 from rankwise.study.observer import Noted, StageFailed, StageFinished
 from rankwise.study.times import longest_chains
-from rankwise.study.units import Unit, jobs
 
 if TYPE_CHECKING:
     from rankwise.engine.models.devices import Machine
-    from rankwise.study.agenda import Agenda
     from rankwise.study.context import StudyContext
 
 MOST_RESTARTS = 3
@@ -341,12 +340,12 @@ class RayExecutor:
         self._job = self._ray.put(job)
         with context.signals.deferred():
             try:
-                while not context.signals.is_pending and self._submit(context, agenda):
+                while not context.signals.is_pending and self._submit(agenda):
                     self._wait(context, agenda)
             finally:
                 self._stop(context, agenda)
 
-    def _submit(self, context: StudyContext, agenda: Agenda) -> bool:
+    def _submit(self, agenda: Agenda) -> bool:
         """Give Ray the units with the longest chains of work; False: it has none."""
         idle = [unit for unit in agenda.units if unit.id not in self._tasks]
         due = {unit.id: agenda.due(unit) for unit in idle}
@@ -387,8 +386,8 @@ class RayExecutor:
         has_ended = False
         for letter in letters:
             take_in(context.folder.root, letter)
-            before = self._attempts.get(letter.unit, letter.attempt)
-            self._attempts[letter.unit] = letter.attempt
+            before = self._attempts.get(letter.attempt.unit, letter.attempt)
+            self._attempts[letter.attempt.unit] = letter.attempt
             if before != letter.attempt:
                 text = f"the process {before.process} was lost; its unit is restarted"
                 context.tell.event(Noted(text))

@@ -83,12 +83,13 @@ def do_task(
 
     quiet_libraries()
     process = os.getpid()
-    attempt = Attempt(f"{process} on {socket.gethostname()}", f"{process}-{secrets.token_hex(4)}")
-    call("begin", unit, attempt)
+    where, own = f"{process} on {socket.gethostname()}", f"{process}-{secrets.token_hex(4)}"
+    attempt = Attempt(unit, where, own)
+    call("begin", attempt)
     while not call("is_ready", unit):
         time.sleep(_LOOK_SECONDS)
-    with _place(job, unit, attempt) as (root, is_shared), heard_of(unit, attempt, call):
-        copy = StudyCopy(root, job.root if is_shared else None, unit, attempt, models, call)
+    with _place(job, attempt) as (root, is_shared), heard_of(attempt, call):
+        copy = StudyCopy(root, job.root if is_shared else None, attempt, models, call)
         copy.bring()
         folder = StudyFolder(root)
         plan = plan_study(
@@ -113,7 +114,7 @@ def do_task(
 
 
 @contextlib.contextmanager
-def heard_of(unit: str, attempt: Attempt, call: Callable[..., Any]) -> Generator[None]:
+def heard_of(attempt: Attempt, call: Callable[..., Any]) -> Generator[None]:
     """Within the block, errors count only while the attempt does.
 
     Once another has begun, the folder of this one is removed, and whatever it writes fails.
@@ -124,16 +125,16 @@ def heard_of(unit: str, attempt: Attempt, call: Callable[..., Any]) -> Generator
     try:
         yield
     except RankwiseError:
-        call("require_current", unit, attempt)
+        call("require_current", attempt)
         raise
 
 
 @contextlib.contextmanager
-def _place(job: Job, unit: str, attempt: Attempt) -> Generator[tuple[Path, bool]]:
+def _place(job: Job, attempt: Attempt) -> Generator[tuple[Path, bool]]:
     """Yields a folder for an attempt, and whether it is on the study's own disk."""
     is_shared = leader_in(job.root) == job.leader
     if is_shared:
-        yield StudyFolder(job.root).task_folder(unit, attempt.id), True
+        yield StudyFolder(job.root).task_folder(attempt.unit, attempt.id), True
         return
     root = Path(tempfile.mkdtemp(prefix="rankwise-"))
     try:
@@ -148,8 +149,7 @@ class StudyCopy:
     Args:
         root: its own folder.
         study: the study's folder, where the task can see it; None: files come from the desk.
-        unit: that is done.
-        attempt: at it.
+        attempt: at the unit that is done.
         models: those whose files are needed.
         call: see ``do_task``.
     """
@@ -158,14 +158,12 @@ class StudyCopy:
         self,
         root: Path,
         study: Path | None,
-        unit: str,
         attempt: Attempt,
         models: Sequence[str],
         call: Callable[..., Any],
     ) -> None:
         self._root, self._study, self._models, self._call = root, study, models, call
-        self._unit, self._attempt = unit, attempt
-        self._known: dict[str, State] = {}
+        self._attempt, self._known = attempt, dict[str, State]()
 
     def bring(self) -> None:
         """Bring the files that are needed and not here yet."""
@@ -199,7 +197,7 @@ class StudyCopy:
                 for name in made:
                     self._send(name)
             self._known = now
-        letter = Letter(self._unit, self._attempt, tuple(events), tuple(made), tuple(removed))
+        letter = Letter(self._attempt, tuple(events), tuple(made), tuple(removed))
         self._call("put", letter)
         if hands_over:
             self.bring()  # what others have made meanwhile
@@ -216,7 +214,7 @@ class StudyCopy:
             while True:
                 offset = file.tell()
                 piece = Piece(offset, file.read(PIECE_BYTES), file.tell() >= size)
-                self._call("write", self._unit, self._attempt, name, piece)
+                self._call("write", self._attempt, name, piece)
                 if piece.is_last:
                     return
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from transformers.pytorch_utils import Conv1D
 
@@ -12,6 +12,7 @@ from rankwise.engine.models import base as models
 from rankwise.engine.models.attention import refuse_unpackable
 from rankwise.engine.models.base import LinearShape
 from rankwise.engine.models.peft_adapters import misloaded
+from rankwise.engine.models.start import check_start
 from rankwise.engine.models.stored import check_stored
 from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.scoring.vllm import engine_problem
@@ -53,6 +54,13 @@ def check_model(config: StudyConfig, model: StudyModel, issues: Issues) -> None:
             issues.warnings.extend(f"base_model: {each}" for each in beside)
     except ModelError as error:
         issues.problems.append(f"base_model: {error}")
+    if model.base.start is not None:
+        place = "methods.lora.start"
+        try:
+            unchecked = check_start(model.base, model.skeleton)
+            issues.warnings.extend(f"{place}: {each}" for each in unchecked)
+        except ModelError as error:
+            issues.problems.append(f"{place}: {error}")
     if problem := engine_problem(config):
         issues.problems.append(f"evaluation.engine: {problem}")
     if train.base_precision != "auto" and methods.full is not None:
@@ -62,25 +70,45 @@ def check_model(config: StudyConfig, model: StudyModel, issues: Issues) -> None:
         )
 
 
-def check_deploy(config: StudyConfig, issues: Issues) -> None:
-    """Whether the recommended run can be checked in the forms that the config names."""
+def check_settings(config: StudyConfig, issues: Issues) -> None:
+    """Whether settings go together and what they need is installed, whatever the model."""
+    if config.search.policy == "ladder" and config.methods.full is not None:
+        issues.warnings.append(
+            "search: a ladder does not train full fine-tuning; use search.policy=narrow to "
+            "compare it"
+        )
+    if config.search.grows and config.evaluation.limit is None:
+        more = "nothing" if config.is_searched else "seeds alone"
+        issues.warnings.append(
+            f"search: all items are scored at once, so {more} can be added until the study is "
+            "decided; set evaluation.limit to begin with fewer items"
+        )
+    if len(config.seeds) == 2:
+        issues.warnings.append(
+            "seeds: two seeds hardly show how much runs vary, so a verdict about the rank, with "
+            "other seeds, has wide bounds; use three or more, or one, and judge its adapters alone"
+        )
     for form in config.deploy:
         try:
             find_forms([form])
         except ModelError as error:
             issues.problems.append(f"deploy: {error}")
-    if not config.deploy:
-        return
-    if config.methods.lora is None and not config.methods.imported:
+    if config.deploy and config.methods.lora is None and not config.methods.imported:
         issues.problems.append(
             "deploy: full fine-tuning is never recommended, so there is no run to check; leave "
             "deploy out"
         )
-    if config.train.base_precision != "auto":
+    if config.deploy and config.train.base_precision != "auto":
         issues.problems.append(
             f"deploy: the study scores its adapters on a base in {config.train.base_precision}, "
             "but forms need the unquantised base; leave deploy out, and ask rankwise check --forms"
         )
+    for index, name in enumerate(config.tracking):
+        found = importlib.util.find_spec(name)
+        if found is None or found.origin is None:  # a folder of that name, as wandb makes one
+            issues.problems.append(
+                f"tracking[{index}]: {name} is not installed; pip install {name}, or leave it out"
+            )
 
 
 def check_items(
@@ -121,8 +149,10 @@ def check_judgements(
             issues.problems.append(f"evaluation: {error}")
 
 
-def check_metrics(config: StudyConfig, tasks: Sequence[PreparedTask], issues: Issues) -> None:
-    """Whether the configured metrics are those of scored tasks."""
+def check_fields(
+    config: StudyConfig, tasks: Sequence[PreparedTask], scored: StudyTasks, issues: Issues
+) -> None:
+    """Whether metrics and fields that cluster items are those of the tasks that are scored."""
     by_name = {task.name: task for task in tasks}
     for name, wanted in config.evaluation.metric.items():
         if name not in by_name:
@@ -136,18 +166,11 @@ def check_metrics(config: StudyConfig, tasks: Sequence[PreparedTask], issues: Is
             issues.problems.append(
                 f"evaluation.metric.{name}: no metric {wanted!r}; it has {', '.join(known)}"
             )
-
-
-def check_clusters(
-    config: StudyConfig, tasks: Sequence[PreparedTask], scored: StudyTasks, issues: Issues
-) -> None:
-    """Whether the fields that cluster items are those of the scored documents."""
-    by_name = {task.name: task for task in tasks}
     try:
         fields = cluster_fields(config.evaluation.clusters, scored)
     except TaskError as error:
         issues.problems.append(str(error))
-        return
+        fields = {}
     for name, field in fields.items():
         documents = {instance.doc_id: instance.doc for instance in by_name[name].instances}
         try:
@@ -174,31 +197,6 @@ def check_variants(
             )
 
 
-def check_search(config: StudyConfig, issues: Issues) -> None:
-    """What a search does not do with what the file names."""
-    if config.search.policy == "ladder" and config.methods.full is not None:
-        issues.warnings.append(
-            "search: a ladder does not train full fine-tuning; use search.policy=narrow to "
-            "compare it"
-        )
-    if config.search.grows and config.evaluation.limit is None:
-        more = "nothing" if config.is_searched else "seeds alone"
-        issues.warnings.append(
-            f"search: all items are scored at once, so {more} can be added until the study is "
-            "decided; set evaluation.limit to begin with fewer items"
-        )
-
-
-def check_trackers(config: StudyConfig, issues: Issues) -> None:
-    """Whether the packages of the trackers are installed."""
-    for index, name in enumerate(config.tracking):
-        found = importlib.util.find_spec(name)
-        if found is None or found.origin is None:  # a folder of that name, as wandb makes one
-            issues.problems.append(
-                f"tracking[{index}]: {name} is not installed; pip install {name}, or leave it out"
-            )
-
-
 def check_warmup(config: StudyConfig, train_task: str, num_examples: int, issues: Issues) -> None:
     """Whether any step of the shortest training is after the warm-up."""
     if config.train.rows_at == "epochs":
@@ -218,38 +216,44 @@ def target_layers(
     shapes = models.adaptable_shapes(model.skeleton)
     variants = lora_variants(config)
     sets = dict.fromkeys(variant.target_modules for variant in variants)
-    layers = {names: _layers_of(names, shapes, model, issues) for names in sets}
-    for index, rank in enumerate(dict.fromkeys(variant.rank for variant in variants)):
-        _check_rank(index, rank, layers.values(), issues)
-    return layers
-
-
-def _layers_of(
-    names: tuple[str, ...], shapes: Mapping[str, LinearShape], model: StudyModel, issues: Issues
-) -> TargetLayers:
     known = sorted({name.rpartition(".")[2] for name in shapes})
-    resolved = models.resolved_targets(shapes, names)
-    matches = models.matching_modules(shapes, resolved)
-    unknown = [target for target, layers in matches.items() if not layers]
-    for target in unknown:
-        near = did_you_mean(target, [*known, *models.MODULE_KINDS])
-        hint = near or f"it has {', '.join(known)}"
-        place = f"[{names.index(target)}]" if target in names else ""
-        issues.problems.append(
-            f"methods.lora.target_modules{place}: {model.base.name} has no linear layer "
-            f"named {target!r}; {hint}"
-        )
-    if not unknown:
-        _check_loading(matches, shapes, model, issues)
     left_out = models.not_linear(model.skeleton)
-    for kind in models.MODULE_KINDS.keys() & set(names):
-        found = {name for name in left_out if models.MODULE_KINDS[kind].search(name)}
-        if modules := sorted({".".join(name.split(".")[-2:]) for name in found}):
-            issues.warnings.append(
-                f"methods.lora.target_modules: {kind} leaves out {quantities.listed(modules)} of "
-                f"{model.base.name}: fused experts and routers are not linear layers"
+    layers: dict[tuple[str, ...], TargetLayers] = {}
+    for names in sets:
+        resolved = models.resolved_targets(shapes, names)
+        matches = models.matching_modules(shapes, resolved)
+        unknown = [target for target, found in matches.items() if not found]
+        for target in unknown:
+            near = did_you_mean(target, [*known, *models.MODULE_KINDS])
+            hint = near or f"it has {', '.join(known)}"
+            place = f"[{names.index(target)}]" if target in names else ""
+            issues.problems.append(
+                f"methods.lora.target_modules{place}: {model.base.name} has no linear layer "
+                f"named {target!r}; {hint}"
             )
-    return TargetLayers(resolved, models.target_shapes(shapes, resolved))
+        if not unknown:
+            _check_loading(matches, shapes, model, issues)
+        for kind in models.MODULE_KINDS.keys() & set(names):
+            found = {name for name in left_out if models.MODULE_KINDS[kind].search(name)}
+            if modules := sorted({".".join(name.split(".")[-2:]) for name in found}):
+                issues.warnings.append(
+                    f"methods.lora.target_modules: {kind} leaves out "
+                    f"{quantities.listed(modules)} of {model.base.name}: fused experts and routers "
+                    "are not linear layers"
+                )
+        layers[names] = TargetLayers(resolved, models.target_shapes(shapes, resolved))
+    for index, rank in enumerate(dict.fromkeys(variant.rank for variant in variants)):
+        modules_by_side: dict[int, set[str]] = {}  # where a layer's update cannot have that rank
+        for targets in layers.values():
+            for name, shape in targets.shapes.items():
+                if rank > min(shape):
+                    modules_by_side.setdefault(min(shape), set()).add(name.rpartition(".")[2])
+        for side, modules in sorted(modules_by_side.items()):
+            issues.warnings.append(
+                f"methods.lora.ranks[{index}]: rank {rank} is above min(in, out) of "
+                f"{', '.join(sorted(modules))} ({side}); the update there has rank {side} at most"
+            )
+    return layers
 
 
 def _check_loading(
@@ -272,26 +276,3 @@ def _check_loading(
         f"methods.lora.target_modules: PEFT would not load adapters of {', '.join(lost)} on the "
         f"layers of {model.base.name} that are trained; {remedy}"
     )
-
-
-def check_seeds(config: StudyConfig, issues: Issues) -> None:
-    """Warn of two seeds, which say little of how runs vary."""
-    if len(config.seeds) == 2:
-        issues.warnings.append(
-            "seeds: two seeds hardly show how much runs vary, so a verdict about the rank, with "
-            "other seeds, has wide bounds; use three or more, or one, and judge its adapters alone"
-        )
-
-
-def _check_rank(index: int, rank: int, sets: Iterable[TargetLayers], issues: Issues) -> None:
-    """Warn where a layer's update cannot have so high a rank."""
-    modules_by_side: dict[int, set[str]] = {}
-    for layers in sets:
-        for name, shape in layers.shapes.items():
-            if rank > min(shape):
-                modules_by_side.setdefault(min(shape), set()).add(name.rpartition(".")[2])
-    for side, modules in sorted(modules_by_side.items()):
-        issues.warnings.append(
-            f"methods.lora.ranks[{index}]: rank {rank} is above min(in, out) of "
-            f"{', '.join(sorted(modules))} ({side}); the update there has rank {side} at most"
-        )

@@ -9,8 +9,11 @@ from typing import NamedTuple
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.study import PlannedRun
 from rankwise.study.planning.runs import RunMaker, checkpoint_steps, stopped
+from rankwise.study.searches.early_stop import EarlyStop
+from rankwise.study.searches.ladder import Ladder
+from rankwise.study.searches.narrow import Narrow
 from rankwise.study.searches.policy import Decision, Measures, Policy, Progress, Setting, Trial
-from rankwise.study.searches.settings import FullVariant, Searched, policy_of
+from rankwise.study.searches.settings import FullVariant, Searched, terms_of
 
 TUNED_LABEL = "tuned"
 """The learning rate of runs whose rate was searched, as a label that all ranks share."""
@@ -73,32 +76,38 @@ class Candidates:
 
     def policy(self, measures: Measures) -> Policy:
         """The policy of the study file, for validation items that are scored so."""
-        config = self._config
-        checkpoints = [
-            [step / end.num_steps for step in checkpoint_steps(end, config.train.score_checkpoints)]
-            for end in self.ends
-        ]
-        return policy_of(config, self.settings, measures, checkpoints)
+        config, settings, search = self._config, self.settings, self._config.search
+        if config.train.stop is not None:
+            shares = [
+                [
+                    step / end.num_steps
+                    for step in checkpoint_steps(end, config.train.score_checkpoints)
+                ]
+                for end in self.ends
+            ]
+            return EarlyStop(settings, config.seeds, shares, config.train.stop)
+        terms = terms_of(config, measures)
+        if search.policy == "ladder":
+            return Ladder(settings, config.seeds, terms, search.rungs, search.first_rank)
+        narrows = search.policy == "narrow"
+        return Narrow(settings, config.seeds, terms, search.rungs, narrows)
 
     def model(self, progress: Progress) -> PlannedRun:
         """A training as far as it has come."""
         if progress not in self._models:
-            self._models[progress] = self._planned(progress)
+            setting, rate, seed = progress.trial
+            variant = self._among.variants[setting]
+            if isinstance(variant, FullVariant):
+                run = self._maker.full(rate, variant.epochs, seed)
+            else:
+                # a rule is kept as it is: it gives the same rate
+                changed = variant._replace(learning_rate=rate) if self._is_tuned else variant
+                run = self._maker.lora(changed, seed)
+            if self._is_tuned:
+                run = run.model_copy(update={"rate_labels": (TUNED_LABEL,)})
+            steps = checkpoint_steps(run, [progress.share]) if progress.share < 1.0 else ()
+            self._models[progress] = stopped(run, steps[0]) if steps else run
         return self._models[progress]
-
-    def _planned(self, progress: Progress) -> PlannedRun:
-        setting, rate, seed = progress.trial
-        variant = self._among.variants[setting]
-        if isinstance(variant, FullVariant):
-            run = self._maker.full(rate, variant.epochs, seed)
-        else:
-            # a rule is kept as it is: it gives the same rate
-            changed = variant._replace(learning_rate=rate) if self._is_tuned else variant
-            run = self._maker.lora(changed, seed)
-        if self._is_tuned:
-            run = run.model_copy(update={"rate_labels": (TUNED_LABEL,)})
-        steps = checkpoint_steps(run, [progress.share]) if progress.share < 1.0 else ()
-        return stopped(run, steps[0]) if steps else run
 
 
 def decided(

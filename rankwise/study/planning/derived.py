@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from rankwise.study.planning.runs import examples_digest
 from rankwise.study.planning.tasks import TaskPlan
 from rankwise.tasks.overlap import find_overlap
 from rankwise.tasks.resolution import TaskNotFound, load_tasks
-from rankwise.tasks.training_rows import Example, TrainingRow, task_rows, tokenise_rows
+from rankwise.tasks.training_rows import Example, task_rows, tokenise_rows
 from rankwise.tasks.user_data import read_rows
 
 MOST_ROWS = 2000
@@ -75,7 +76,23 @@ def _examples(
         assert rows.task is not None
         if rows.task in config.train.task:
             raise TaskError(f"{rows.task!r} is already trained on. Name another task.")
-        read = _rows_of_task(rows, config, model, has_chat)
+        loaded = load_tasks([rows.task], config.tasks_path, allow_code=config.allow_task_code)
+        named = loaded[rows.task]
+        if isinstance(named, TaskNotFound | TaskError):
+            raise TaskError(str(named))
+        # the first rows of a split, of each task of a group in equal shares
+        most = math.ceil(MOST_ROWS / len(named))
+        read = [
+            row
+            for task in named
+            for row in task_rows(
+                task,
+                model.tokenizer,
+                chat_template=has_chat,
+                max_examples=most,
+                split=rows.split,
+            )
+        ]
     overlap = find_overlap({rows.name: read}, tasks.prepared, model.tokenizer)
     if config.train.drop_overlapping:
         read = [read[place] for place in overlap.other_rows[rows.name]]
@@ -89,43 +106,17 @@ def _examples(
     return tuple(tokenise_rows(read, model.tokenizer, config.train, model.max_length))
 
 
-def _rows_of_task(
-    rows: RowsConfig, config: StudyConfig, model: StudyModel, has_chat: bool
-) -> list[TrainingRow]:
-    """The first rows of a split, of each task of a group in equal shares."""
-    assert rows.task is not None
-    loaded = load_tasks([rows.task], config.tasks_path, allow_code=config.allow_task_code)
-    named = loaded[rows.task]
-    if isinstance(named, TaskNotFound | TaskError):
-        raise TaskError(str(named))
-    return [
-        row
-        for task in named
-        for row in task_rows(
-            task,
-            model.tokenizer,
-            chat_template=has_chat,
-            max_examples=math.ceil(MOST_ROWS / len(named)),
-            split=rows.split,
-        )
-    ]
-
-
-def _others_of(arm: MitigationConfig) -> float:
-    """How many rows an arm reads beside each row of the trained task."""
-    factor = 1.0
-    if arm.replay is not None:
-        factor /= 1.0 - arm.replay.share
-    if arm.kl is not None and arm.kl.has_rows:
-        factor /= 1.0 - arm.kl.share_of_rows
-    return factor - 1.0
-
-
 def largest_step(config: StudyConfig) -> int:
     """Examples of an optimizer step of the arm that reads the most."""
-    size = config.train.batch_size * config.train.gradient_accumulation_steps
-    most = max(map(_others_of, config.mitigations), default=0.0)
-    return math.ceil(size * (1.0 + most))
+    most = 1.0
+    for arm in config.mitigations:  # how many rows it reads for each row of the trained task
+        factor = 1.0
+        if arm.replay is not None:
+            factor /= 1.0 - arm.replay.share
+        if arm.kl is not None and arm.kl.has_rows:
+            factor /= 1.0 - arm.kl.share_of_rows
+        most = max(most, factor)
+    return math.ceil(config.train.batch_size * config.train.gradient_accumulation_steps * most)
 
 
 def longest_other(config: StudyConfig, others: Others) -> int:
@@ -144,56 +135,46 @@ def plan_mitigated(
     config: StudyConfig, runs: Sequence[PlannedRun], others: Others
 ) -> tuple[PlannedRun, ...]:
     """Every LoRA run that is trained here, once more for each arm."""
-    return tuple(
-        _mitigated(run, arm, others)
-        for run in runs
-        if run.method == "lora" and run.role != "imported"
-        for arm in config.mitigations
-    )
-
-
-def _mitigated(run: PlannedRun, arm: MitigationConfig, others: Others) -> PlannedRun:
-    assert run.learning_rate is not None
-    assert run.alpha is not None
-    assert run.scaling is not None
-    digest = fingerprint(
-        {
-            "mitigation_revision": MITIGATION_REVISION,
-            "run": run.fingerprint,
-            "arm": arm.model_dump(mode="json", exclude=_WHERE_ROWS_ARE, exclude_none=True),
-            "others": [examples_digest(others[rows]) for rows in _rows_of(arm)],
-            "own_texts": [NUM_TEXTS, NUM_TOKENS] if has_own_texts(arm) else None,
+    models: list[PlannedRun] = []
+    trained = [run for run in runs if run.method == "lora" and run.role != "imported"]
+    for run, arm in itertools.product(trained, config.mitigations):
+        assert run.learning_rate is not None
+        assert run.alpha is not None
+        assert run.scaling is not None
+        digest = fingerprint(
+            {
+                "mitigation_revision": MITIGATION_REVISION,
+                "run": run.fingerprint,
+                "arm": arm.model_dump(mode="json", exclude=_WHERE_ROWS_ARE, exclude_none=True),
+                "others": [examples_digest(others[rows]) for rows in _rows_of(arm)],
+                "own_texts": [NUM_TEXTS, NUM_TOKENS] if has_own_texts(arm) else None,
+            }
+        )
+        # tokens of the rows that it reads besides, by the mean length of a row
+        num_rows, other_tokens = run.num_examples * (run.epochs or 1), 0.0
+        parts = [(arm.replay.share, arm.replay.rows)] if arm.replay is not None else []
+        if arm.kl is not None and arm.kl.has_rows:
+            parts.append((arm.kl.share_of_rows, arm.kl.rows))
+        for share, rows in parts:
+            more = num_rows * share / (1.0 - share)
+            num_rows += round(more)
+            lengths = [NUM_TOKENS] if rows is None else [len(each.tokens) for each in others[rows]]
+            other_tokens += more * (sum(lengths) / len(lengths))
+        slug = re.sub(r"[^A-Za-z0-9]+", "-", arm.label.replace("×", "x")).strip("-").lower()
+        rate, alpha = arm.learning_rate_factor or 1.0, arm.alpha_factor or 1.0
+        changed: dict[str, Any] = {
+            "name": f"{run.name}-{slug[:40]}-{digest[:8]}",
+            "fingerprint": digest,
+            "learning_rate": float(f"{run.learning_rate * rate:.6g}"),
+            "alpha": run.alpha * alpha,
+            "scaling": run.scaling * alpha,
+            "role": "mitigated",
+            "of": run.as_whole,
+            "mitigation": arm,
+            "num_tokens": run.num_tokens + round(other_tokens),
         }
-    )
-    slug = re.sub(r"[^A-Za-z0-9]+", "-", arm.label.replace("×", "x")).strip("-").lower()
-    rate, alpha = arm.learning_rate_factor or 1.0, arm.alpha_factor or 1.0
-    changed: dict[str, Any] = {
-        "name": f"{run.name}-{slug[:40]}-{digest[:8]}",
-        "fingerprint": digest,
-        "learning_rate": float(f"{run.learning_rate * rate:.6g}"),
-        "alpha": run.alpha * alpha,
-        "scaling": run.scaling * alpha,
-        "role": "mitigated",
-        "of": run.as_whole,
-        "mitigation": arm,
-        "num_tokens": run.num_tokens + _other_tokens(run, arm, others),
-    }
-    return run.model_copy(update=changed)
-
-
-def _other_tokens(run: PlannedRun, arm: MitigationConfig, others: Others) -> int:
-    """Tokens of the rows that an arm reads besides, by the mean length of a row."""
-    num_rows = run.num_examples * (run.epochs or 1)
-    total = 0.0
-    parts = [(arm.replay.share, arm.replay.rows)] if arm.replay is not None else []
-    if arm.kl is not None and arm.kl.has_rows:
-        parts.append((arm.kl.share_of_rows, arm.kl.rows))
-    for share, rows in parts:
-        more = num_rows * share / (1.0 - share)
-        num_rows += round(more)
-        lengths = [NUM_TOKENS] if rows is None else [len(each.tokens) for each in others[rows]]
-        total += more * (sum(lengths) / len(lengths))
-    return round(total)
+        models.append(run.model_copy(update=changed))
+    return tuple(models)
 
 
 def plan_truncated(
@@ -210,11 +191,48 @@ def plan_truncated(
     if section is None:
         return ()
     models: list[PlannedRun] = []
-    for run in largest_ranks(runs):
-        steps = max(round(section.refine * run.num_steps), 1) if section.refine else 0
-        for rank in config.methods.truncated_ranks:
-            if run.rank is not None and rank < run.rank:
-                models += _truncated(config, run, rank, steps, memory)
+    for run, rank in itertools.product(largest_ranks(runs), config.methods.truncated_ranks):
+        if run.rank is None or run.scaling is None or rank >= run.rank:
+            continue
+        num_trainable = run.num_trainable_parameters * rank // run.rank
+        share = run.trainable_share * num_trainable / run.num_trainable_parameters
+        cut = run.model_copy(
+            update={
+                "name": f"{run.name}-truncated-r{rank:03d}",
+                "fingerprint": truncation_fingerprint(run.fingerprint, rank, 0),
+                "rank": rank,
+                # the scaling stays the run's, so that the rank alone differs: alpha is in
+                # proportion to the rank, whatever its policy
+                "alpha": run.scaling * rank,
+                "role": "truncated",
+                "of": run.as_whole,
+                "num_steps": 0,
+                "num_tokens": 0,
+                "num_trainable_parameters": num_trainable,
+                "trainable_share": share,
+                "estimated_memory_bytes": estimate_training_memory(
+                    memory,
+                    method="lora",
+                    rank=rank,
+                    num_trainable=num_trainable,
+                    max_tokens=config.train.max_micro_batch_tokens or memory.likely_tokens,
+                ),
+            }
+        )
+        if not section.refine:
+            models.append(cut)
+            continue
+        # what is truncated is the checkpoint of what is refined, before its first step
+        steps = max(round(section.refine * run.num_steps), 1)
+        refined = cut.model_copy(
+            update={
+                "name": f"{cut.name}-refined{steps:05d}",
+                "fingerprint": truncation_fingerprint(run.fingerprint, rank, steps),
+                "num_steps": steps,
+                "num_tokens": round(run.num_tokens * steps / run.num_steps),
+            }
+        )
+        models += [cut.model_copy(update={"refined_in": refined.as_whole}), refined]
     return tuple(models)
 
 
@@ -228,48 +246,3 @@ def largest_ranks(runs: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
                 if run.rank > (other.rank or 0):
                     largest[run.train_task, run.seed, setting] = run
     return tuple({run.name: run for run in largest.values()}.values())
-
-
-def _truncated(
-    config: StudyConfig, run: PlannedRun, rank: int, steps: int, memory: PassMemory
-) -> tuple[PlannedRun, ...]:
-    """A run's adapter at a lower rank: as truncated, and where ``steps`` refine it, after them.
-
-    The first is the second's checkpoint before its first step. The scaling stays the run's, so
-    that the rank alone differs: alpha is in proportion to the rank, whatever its policy.
-    """
-    assert run.rank is not None
-    assert run.scaling is not None
-    num_trainable = run.num_trainable_parameters * rank // run.rank
-    cut = run.model_copy(
-        update={
-            "name": f"{run.name}-truncated-r{rank:03d}",
-            "fingerprint": truncation_fingerprint(run.fingerprint, rank, 0),
-            "rank": rank,
-            "alpha": run.scaling * rank,
-            "role": "truncated",
-            "of": run.as_whole,
-            "num_steps": 0,
-            "num_tokens": 0,
-            "num_trainable_parameters": num_trainable,
-            "trainable_share": run.trainable_share * num_trainable / run.num_trainable_parameters,
-            "estimated_memory_bytes": estimate_training_memory(
-                memory,
-                method="lora",
-                rank=rank,
-                num_trainable=num_trainable,
-                max_tokens=config.train.max_micro_batch_tokens or memory.likely_tokens,
-            ),
-        }
-    )
-    if not steps:
-        return (cut,)
-    refined = cut.model_copy(
-        update={
-            "name": f"{cut.name}-refined{steps:05d}",
-            "fingerprint": truncation_fingerprint(run.fingerprint, rank, steps),
-            "num_steps": steps,
-            "num_tokens": round(run.num_tokens * steps / run.num_steps),
-        }
-    )
-    return cut.model_copy(update={"refined_in": refined.as_whole}), refined

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,15 +16,15 @@ from rankwise.engine.models.streamed import placement, room_for_weights
 from rankwise.engine.training.memory import PassMemory
 from rankwise.engine.training.optimizers import has_8bit_adamw
 from rankwise.errors import ModelError, RecordError
-from rankwise.records.config.methods import FullConfig
 from rankwise.records.config.study import StudyConfig
-from rankwise.records.config.training import BasePrecision, TrainConfig
+from rankwise.records.config.training import BasePrecision
 from rankwise.records.files import in_words
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import FullTraining, PlannedRun, StudyRecord
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.model import StudyModel
 from rankwise.study.planning.passes import least_bytes, shares_a_pass, size_of, usable
+from rankwise.study.planning.runs import Trainable
 
 FULL_TRAININGS = (
     FullTraining(weights="float32", optimizer="adamw"),
@@ -66,18 +66,49 @@ def full_training(
     return smallest
 
 
-class Room(NamedTuple):
-    """The room that the models of a study have.
+@dataclass(frozen=True)
+class Room:
+    """The room that the models of a study have."""
 
-    Attributes:
-        memory: of its passes there.
-        available: bytes of a card.
-        cards: over which the layers of the base lie; one: it is whole there.
-    """
-
+    config: StudyConfig
+    model: StudyModel
+    """The base of the study."""
+    folder: StudyFolder | None
+    """Of the study; what is trained there already takes nothing."""
     memory: PassMemory
+    """Of its passes there."""
     available: int
+    """Bytes of a card."""
     cards: tuple[torch.device, ...]
+    """Over which the layers of the base lie; one: it is whole there."""
+
+    @classmethod
+    def of(
+        cls,
+        base: Trainable,
+        config: StudyConfig,
+        folder: StudyFolder | None,
+        runs: Sequence[PlannedRun],
+    ) -> Room:
+        """The device where the base fits there with each adapter of the study; else all cards.
+
+        If the base does not fit on all of them either, it is the device.
+        """
+        machine, memory = base.model.machine, base.memory
+        whole = cls(
+            config, base.model, folder, memory, machine.available_bytes(), (machine.device,)
+        )
+        if machine.num_cards == 1 or config.train.base_precision != "auto":
+            return whole  # a quantised base is on one card
+        over = memory.changed(num_cards=machine.num_cards)
+        laid = replace(
+            whole, memory=over, available=machine.available_on_each(), cards=machine.cards
+        )
+        adapters = [run for run in runs if run.method == "lora" and not _is_trained(run, folder)]
+        fits = memory.base_bytes <= whole.limit and all(
+            whole.least(run) <= whole.limit for run in adapters
+        )
+        return whole if fits or over.base_bytes > laid.limit else laid
 
     @property
     def limit(self) -> int:
@@ -89,46 +120,122 @@ class Room(NamedTuple):
         """Whether the layers of the base lie on several cards."""
         return len(self.cards) > 1
 
-    def least(self, run: PlannedRun, train: TrainConfig) -> int:
+    def least(self, run: PlannedRun) -> int:
         """The peak of a card when a run is trained alone in the smallest way."""
-        return least_bytes(self.memory, train, None if run.method == "full" else size_of(run))
+        size = None if run.method == "full" else size_of(run)
+        return least_bytes(self.memory, self.config.train, size)
 
+    def check_over_cards(self, runs: Sequence[PlannedRun], issues: Issues) -> None:
+        """Say that the layers of the base are laid over several cards; refuse what cannot be so."""
+        if not self.is_over_cards:
+            return
+        text = (
+            "base_model: one card has no room for it and its adapters, so its layers are split "
+            f"over {len(self.cards)} cards, {in_words(self.memory.base_bytes)} of weights on the "
+            "fullest. The cards compute one after the other"
+        )
+        by_peft = sorted({run.variant for run in runs if run.variant and not shares_a_pass(run)})
+        asked = {
+            "train.compile=false": self.config.train.compile,
+            "analysis.heads=false": self.config.analysis.heads,
+            "deploy=[]": bool(self.config.deploy),
+            "evaluation.engine.generate_until=resident": (
+                self.config.evaluation.engine.generate_until == "vllm"
+            ),
+            f"methods.variants without {', '.join(by_peft)}": bool(by_peft),
+        }
+        unset = [setting for setting, is_asked in asked.items() if is_asked]
+        if not unset:
+            issues.warnings.append(text)
+            return
+        quantised = self.memory.changed(base_precision="4bit", num_cards=1).base_bytes
+        smaller = f", or train.base_precision=4bit ({in_words(quantised)}, on one card)"
+        issues.problems.append(
+            f"{text}. Settings that need it on one card are refused: set {', '.join(unset)}"
+            f"{smaller if quantised <= self.limit else ''}"
+        )
 
-def room_for(
-    runs: Sequence[PlannedRun],
-    config: StudyConfig,
-    memory: PassMemory,
-    machine: Machine,
-    folder: StudyFolder | None,
-) -> Room:
-    """The device where the base fits there with each adapter of the study; else all cards.
+    def most_weights_bytes(self, runs: Sequence[PlannedRun], issues: Issues) -> int | None:
+        """Bytes of weights in memory at once while a model is scored; None: models are held whole.
 
-    If the base does not fit on all of them either, it is the device.
+        They are where they fit on one card or over several, where LoRA is still to be trained on
+        the base in memory, and where nothing but a quantised base is scored.
 
-    Args:
-        runs: that the study trains.
-        config: of the study.
-        memory: of its passes over a base on one device.
-        machine: that trains.
-        folder: of the study; what is trained there needs no room.
-    """
-    alone = Room(memory, machine.available_bytes(), (machine.device,))
-    if machine.num_cards == 1 or config.train.base_precision != "auto":
-        return alone  # a quantised base is on one card
-    over = memory.changed(num_cards=machine.num_cards)
-    laid = Room(over, machine.available_on_each(), machine.cards)
-    adapters = [run for run in runs if run.method == "lora" and not _is_trained(run, folder)]
-    fits = memory.base_bytes <= alone.limit and all(
-        alone.least(run, config.train) <= alone.limit for run in adapters
-    )
-    return alone if fits or over.base_bytes > laid.limit else laid
+        Args:
+            runs: of the study, imported ones too.
+            issues: gets a warning that says what is read layer by layer, or that not even that
+                fits.
+        """
+        available, dtype = self.model.machine.available_bytes(), DTYPES[self.model.precision]
+        num_bytes = self.model.num_parameters * dtype.itemsize
+        most_bytes = room_for_weights(num_bytes, available)
+        if self.config.train.base_precision == "auto":
+            is_whole = any(_trains_on_base(run, self.folder) for run in runs)
+        else:
+            is_whole = all(run.method == "lora" for run in runs)
+        if most_bytes is None or is_whole or self.is_over_cards:
+            return None
+        what = f"scoring: models take {in_words(num_bytes)} and there are {in_words(available)}"
+        try:
+            placed = placement(self.model.skeleton, dtype, self.model.machine.device, most_bytes)
+        except ModelError as error:
+            issues.warnings.append(f"{what}: {str(error).rstrip('.')}")
+            return None
+        issues.warnings.append(
+            f"{what}: {placed.num_read} of {placed.num_layers} layers are read from disk in every "
+            f"forward pass, {in_words(placed.read_bytes)}. Generating texts is slow: one pass per "
+            "token"
+        )
+        return most_bytes
 
+    def check_memory(self, runs: Sequence[PlannedRun], issues: Issues) -> None:
+        """Whether every run can be trained, at least alone and in the smallest way.
 
-def with_full(config: StudyConfig, full: FullTraining) -> StudyConfig:
-    """The config that names this for full fine-tuning."""
-    named = FullConfig.model_validate(full.model_dump())
-    methods = config.methods.model_copy(update={"full": named})
-    return config.model_copy(update={"methods": methods})
+        What takes more than there is is a problem, what takes more than is planned for a warning.
+        There is one entry for each method.
+        """
+        peaks: dict[str, list[tuple[int, PlannedRun]]] = {}
+        for run in runs:
+            peak = self.least(run)
+            if peak > self.limit and not _is_trained(run, self.folder):
+                peaks.setdefault(run.method, []).append((peak, run))
+        for method, too_large in peaks.items():
+            peak, run = max(too_large, key=lambda each: each[0])
+            more = len(too_large) - 1
+            is_over = self.is_over_cards and method == "lora"
+            where = f" on the fullest of {len(self.cards)} cards" if is_over else ""
+            text = (
+                f"methods.{method}: training {run.name}{f' (or {more} more)' if more else ''} "
+                f"takes {in_words(peak)} at least{where} and there are "
+                f"{in_words(self.available)}, of which {in_words(self.limit)} are planned for; "
+                + self._remedy(run)
+            )
+            (issues.problems if peak > self.available else issues.warnings).append(text)
+
+    def _remedy(self, run: PlannedRun) -> str:
+        """The first setting under which a run would fit, or what else to do."""
+        memory, limit = self.memory, self.limit
+        size, train = None if run.method == "full" else size_of(run), self.config.train
+        free = {"max_micro_batch_tokens": None, "gradient_checkpointing": None}
+        if least_bytes(memory, train.model_copy(update=free), size) <= limit:
+            return "set train.max_micro_batch_tokens and train.gradient_checkpointing to null"
+        if size is None:
+            for full in FULL_TRAININGS:
+                peak = least_bytes(memory.changed(full=full), train, None)
+                if peak <= limit:
+                    is_8bit = full.optimizer != "adamw"
+                    needs = " (pip install 'rankwise[torchao]')" if is_8bit else ""
+                    way = f"{{weights: {full.weights}, optimizer: {full.optimizer}}}"
+                    return f"methods.full={way}{needs} takes {in_words(peak)}"
+            return (
+                "lower train.max_length, or set methods.full=null, train all weights with another "
+                "trainer and import the checkpoint (methods.imported)"
+            )
+        for precision in _QUANTISED:
+            peak = least_bytes(memory.changed(base_precision=precision, num_cards=1), train, size)
+            if peak <= limit:
+                return f"train.base_precision={precision} takes {in_words(peak)}"
+        return "lower the ranks or train.max_length"
 
 
 def earlier_full(folder: StudyFolder | None, base_model: str) -> FullTraining | None:
@@ -149,89 +256,6 @@ def earlier_full(folder: StudyFolder | None, base_model: str) -> FullTraining | 
     return None if full is None else FullTraining.model_validate(full.model_dump())
 
 
-def check_over_cards(
-    config: StudyConfig, room: Room, runs: Sequence[PlannedRun], issues: Issues
-) -> None:
-    """Say that the layers of the base are laid over several cards, and refuse what cannot be so.
-
-    Args:
-        config: of the study.
-        room: that its models have.
-        runs: of the study.
-        issues: gets a warning, or one problem.
-    """
-    if not room.is_over_cards:
-        return
-    text = (
-        "base_model: one card has no room for it and its adapters, so its layers are split over "
-        f"{len(room.cards)} cards, {in_words(room.memory.base_bytes)} of weights on the fullest. "
-        "The cards compute one after the other"
-    )
-    by_peft = sorted({run.variant for run in runs if run.variant and not shares_a_pass(run)})
-    asked = {
-        "train.compile=false": config.train.compile,
-        "analysis.heads=false": config.analysis.heads,
-        "deploy=[]": bool(config.deploy),
-        "evaluation.engine.generate_until=resident": (
-            config.evaluation.engine.generate_until == "vllm"
-        ),
-        f"methods.variants without {', '.join(by_peft)}": bool(by_peft),
-    }
-    unset = [setting for setting, is_asked in asked.items() if is_asked]
-    if not unset:
-        issues.warnings.append(text)
-        return
-    quantised = room.memory.changed(base_precision="4bit", num_cards=1).base_bytes
-    smaller = f", or train.base_precision=4bit ({in_words(quantised)}, on one card)"
-    issues.problems.append(
-        f"{text}. Settings that need it on one card are refused: set {', '.join(unset)}"
-        f"{smaller if quantised <= room.limit else ''}"
-    )
-
-
-def most_weights_bytes(
-    model: StudyModel,
-    config: StudyConfig,
-    room: Room,
-    runs: Sequence[PlannedRun],
-    issues: Issues,
-    folder: StudyFolder | None,
-) -> int | None:
-    """Bytes of weights in memory at once while a model is scored; None: models are held whole.
-
-    They are where they fit on one card or over several, where LoRA is still to be trained on the
-    base in memory, and where nothing but a quantised base is scored.
-
-    Args:
-        model: the base of the study.
-        config: of the study.
-        room: that its models have.
-        runs: of the study, imported ones too.
-        issues: gets a warning that says what is read layer by layer, or that not even that fits.
-        folder: of the study; what is trained there needs no base.
-    """
-    available, dtype = model.machine.available_bytes(), DTYPES[model.precision]
-    num_bytes = model.num_parameters * dtype.itemsize
-    most_bytes = room_for_weights(num_bytes, available)
-    if config.train.base_precision == "auto":
-        is_whole = any(_trains_on_base(run, folder) for run in runs)
-    else:
-        is_whole = all(run.method == "lora" for run in runs)
-    if most_bytes is None or is_whole or room.is_over_cards:
-        return None
-    what = f"scoring: models take {in_words(num_bytes)} and there are {in_words(available)}"
-    try:
-        placed = placement(model.skeleton, dtype, model.machine.device, most_bytes)
-    except ModelError as error:
-        issues.warnings.append(f"{what}: {str(error).rstrip('.')}")
-        return None
-    issues.warnings.append(
-        f"{what}: {placed.num_read} of {placed.num_layers} layers are read from disk in every "
-        f"forward pass, {in_words(placed.read_bytes)}. Generating texts is slow: one pass per token"
-    )
-    return most_bytes
-
-
 def with_whole_base(study: StudyRecord, folder: StudyFolder) -> StudyRecord:
     """The study as it is where adapters turn out to be trained anew: models are held whole."""
     if any(_trains_on_base(run, folder) for run in study.models):
@@ -244,72 +268,8 @@ def _trains_on_base(run: PlannedRun, folder: StudyFolder | None) -> bool:
     return is_trained_here and not _is_trained(run, folder)
 
 
-def check_memory(
-    runs: Sequence[PlannedRun],
-    config: StudyConfig,
-    room: Room,
-    issues: Issues,
-    folder: StudyFolder | None = None,
-) -> None:
-    """Whether every run can be trained, at least alone and in the smallest way.
-
-    What takes more than there is is a problem, what takes more than is planned for a warning.
-
-    Args:
-        runs: that the study trains.
-        config: of the study; names what full fine-tuning takes.
-        room: that they have.
-        issues: gets one entry for each method.
-        folder: of the study; what is trained there already takes nothing.
-    """
-    peaks: dict[str, list[tuple[int, PlannedRun]]] = {}
-    for run in runs:
-        peak = room.least(run, config.train)
-        if peak > room.limit and not _is_trained(run, folder):
-            peaks.setdefault(run.method, []).append((peak, run))
-    for method, too_large in peaks.items():
-        peak, run = max(too_large, key=lambda each: each[0])
-        more = len(too_large) - 1
-        is_over = room.is_over_cards and method == "lora"
-        where = f" on the fullest of {len(room.cards)} cards" if is_over else ""
-        text = (
-            f"methods.{method}: training {run.name}{f' (or {more} more)' if more else ''} takes "
-            f"{in_words(peak)} at least{where} and there are "
-            f"{in_words(room.available)}, of which {in_words(room.limit)} are planned for; "
-            + _remedy(run, config, room)
-        )
-        (issues.problems if peak > room.available else issues.warnings).append(text)
-
-
 def _is_trained(run: PlannedRun, folder: StudyFolder | None) -> bool:
     """Whether its training is done in a folder; a damaged record says nothing."""
     with contextlib.suppress(RecordError):
         return folder is not None and folder.is_trained(run)
     return False
-
-
-def _remedy(run: PlannedRun, config: StudyConfig, room: Room) -> str:
-    """The first setting under which a run would fit, or what else to do."""
-    memory, limit = room.memory, room.limit
-    size, train = None if run.method == "full" else size_of(run), config.train
-    free = {"max_micro_batch_tokens": None, "gradient_checkpointing": None}
-    if least_bytes(memory, train.model_copy(update=free), size) <= limit:
-        return "set train.max_micro_batch_tokens and train.gradient_checkpointing to null"
-    if size is None:
-        for full in FULL_TRAININGS:
-            peak = least_bytes(memory.changed(full=full), train, None)
-            if peak <= limit:
-                extra = "" if full.optimizer == "adamw" else " (pip install 'rankwise[torchao]')"
-                return (
-                    f"methods.full={{weights: {full.weights}, optimizer: {full.optimizer}}}{extra} "
-                    f"takes {in_words(peak)}"
-                )
-        return (
-            "lower train.max_length, or set methods.full=null, train all weights with another "
-            "trainer and import the checkpoint (methods.imported)"
-        )
-    for precision in _QUANTISED:
-        peak = least_bytes(memory.changed(base_precision=precision, num_cards=1), train, size)
-        if peak <= limit:
-            return f"train.base_precision={precision} takes {in_words(peak)}"
-    return "lower the ranks or train.max_length"

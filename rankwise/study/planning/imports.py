@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rankwise.engine.models.adapter_config import (
     CONFIG_FILE,
@@ -15,6 +14,7 @@ from rankwise.engine.models.adapter_config import (
 )
 from rankwise.engine.models.adapter_folder import (
     WEIGHTS_FILE,
+    adapter_digest,
     adapter_weights,
     check_fit,
     has_update,
@@ -36,14 +36,9 @@ IMPORT_REVISION = 1
 _LONGEST_NAME = 100
 
 
-class PlannedImport(NamedTuple):
-    """A model from elsewhere as a run, and what could not be checked, one sentence each."""
-
-    run: PlannedRun
-    warnings: tuple[str, ...] = ()
-
-
-def imported_run(config: ImportedConfig, base: Trainable, train_task: str) -> PlannedImport:
+def imported_run(
+    config: ImportedConfig, base: Trainable, train_task: str
+) -> tuple[PlannedRun, tuple[str, ...]]:
     """Plan the import of one model; its files are read, its weights are not loaded.
 
     Args:
@@ -51,13 +46,50 @@ def imported_run(config: ImportedConfig, base: Trainable, train_task: str) -> Pl
         base: the base model of the study.
         train_task: among whose runs it is judged.
 
+    Returns:
+        The model as a run, and what could not be checked, one sentence each.
+
     Raises:
         ModelError: no such folder, not a LoRA adapter, another base, or it does not fit the base.
     """
+    settings: dict[str, Any]
+    warnings: tuple[str, ...] = ()
     if config.adapter is not None:
-        return _adapter_run(config, config.adapter, base, train_task)
-    assert config.checkpoint is not None
-    return _checkpoint_run(config, config.checkpoint, base, train_task)
+        folder = config.adapter
+        weights, settings, warnings = _adapter(folder, base)
+    else:
+        assert config.checkpoint is not None
+        folder = config.checkpoint
+        if not folder.is_dir():
+            raise ModelError(f"{folder} is not a folder; check the path.")
+        weights = find_base_model(BaseModelConfig(name=str(folder))).fingerprint
+        refuse_other_architecture(folder, base.model.skeleton.config, (*ARCHITECTURE, "vocab_size"))
+        size = base.model.num_parameters
+        settings = {"method": "full", "num_trainable_parameters": size}
+    label = config.name or folder.name
+    if not label.isprintable() or len(label.encode(errors="surrogateescape")) > _LONGEST_NAME:
+        raise ModelError(
+            f"{label[:_LONGEST_NAME]!r} cannot name a model in tables and folders. Give it a name "
+            f"of at most {_LONGEST_NAME} letters with `name`."
+        )
+    base_model = base.model.base.fingerprint
+    digest = fingerprint(
+        {"import_revision": IMPORT_REVISION, "base_model": base_model, "weights": weights}
+    )
+    run = PlannedRun(
+        name="unnamed",
+        fingerprint=digest,
+        train_task=train_task,
+        role="imported",
+        imported=Imported(label=label, folder=folder),
+        num_steps=0,
+        num_examples=0,
+        num_tokens=0,
+        trainable_share=settings["num_trainable_parameters"] / base.model.num_parameters,
+        estimated_memory_bytes=0,
+        **settings,
+    )
+    return run.model_copy(update={"name": run_name(run, digest)}), warnings
 
 
 def import_adapter(source: Path, folder: Path) -> tuple[int, bool]:
@@ -85,87 +117,25 @@ def weights_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in weights_files(folder))
 
 
-def _adapter_run(
-    config: ImportedConfig, folder: Path, base: Trainable, train_task: str
-) -> PlannedImport:
-    settings, weights = read_adapter_config(folder), adapter_weights(folder)
+def _adapter(folder: Path, base: Trainable) -> tuple[str, dict[str, Any], tuple[str, ...]]:
+    """A digest of its files, what it says of a run, and what could not be checked."""
+    config = read_adapter_config(folder)
+    if base.model.base.start is not None:
+        raise ModelError(
+            f"{folder} is put on {base.model.base.name}, and this study's base has "
+            "methods.lora.start in it. Leave one of them out."
+        )
     remedy = f"write {base.model.base.name} as base_model_name_or_path into {CONFIG_FILE}"
     warnings = refuse_other_base(folder, base.model.base, remedy=remedy)
     size = check_fit(folder, base.model.skeleton)
-    rank, alpha = settings["r"], float(settings["lora_alpha"])
-    uses_rslora = bool(settings.get("use_rslora"))
-    digest = hashlib.sha256((folder / CONFIG_FILE).read_bytes())
-    with weights.open("rb") as file:
-        digest.update(hashlib.file_digest(file, "sha256").digest())
-    targets = settings.get("target_modules") or ()
-    modules = (targets,) if isinstance(targets, str) else tuple(sorted(targets))
-    run = _planned(
-        config.name,
-        folder,
-        base,
-        train_task,
-        digest.hexdigest(),
-        method="lora",
-        rank=rank,
-        alpha=alpha,
-        scaling=alpha / (math.sqrt(rank) if uses_rslora else rank),
-        target_modules=modules,
-        num_trainable_parameters=size,
-    )
-    return PlannedImport(run, warnings)
-
-
-def _checkpoint_run(
-    config: ImportedConfig, folder: Path, base: Trainable, train_task: str
-) -> PlannedImport:
-    if not folder.is_dir():
-        raise ModelError(f"{folder} is not a folder; check the path.")
-    checkpoint = find_base_model(BaseModelConfig(name=str(folder)))
-    refuse_other_architecture(folder, base.model.skeleton.config, (*ARCHITECTURE, "vocab_size"))
-    run = _planned(
-        config.name,
-        folder,
-        base,
-        train_task,
-        checkpoint.fingerprint,
-        method="full",
-        num_trainable_parameters=base.model.num_parameters,
-    )
-    return PlannedImport(run)
-
-
-def _planned(
-    label: str | None,
-    folder: Path,
-    base: Trainable,
-    train_task: str,
-    digest: str,
-    *,
-    num_trainable_parameters: int,
-    **settings: Any,
-) -> PlannedRun:
-    base_model = base.model.base.fingerprint
-    content = fingerprint(
-        {"import_revision": IMPORT_REVISION, "base_model": base_model, "weights": digest}
-    )
-    label = label or folder.name
-    if not label.isprintable() or len(label.encode(errors="surrogateescape")) > _LONGEST_NAME:
-        raise ModelError(
-            f"{label[:_LONGEST_NAME]!r} cannot name a model in tables and folders. Give it a name "
-            f"of at most {_LONGEST_NAME} letters with `name`."
-        )
-    run = PlannedRun(
-        name="unnamed",
-        fingerprint=content,
-        train_task=train_task,
-        role="imported",
-        imported=Imported(label=label, folder=folder),
-        num_steps=0,
-        num_examples=0,
-        num_tokens=0,
-        num_trainable_parameters=num_trainable_parameters,
-        trainable_share=num_trainable_parameters / base.model.num_parameters,
-        estimated_memory_bytes=0,
-        **settings,
-    )
-    return run.model_copy(update={"name": run_name(run, content)})
+    rank, alpha = config["r"], float(config["lora_alpha"])
+    targets = config.get("target_modules") or ()
+    settings = {
+        "method": "lora",
+        "rank": rank,
+        "alpha": alpha,
+        "scaling": alpha / (math.sqrt(rank) if config.get("use_rslora") else rank),
+        "target_modules": (targets,) if isinstance(targets, str) else tuple(sorted(targets)),
+        "num_trainable_parameters": size,
+    }
+    return adapter_digest(folder), settings, warnings

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from rankwise.engine.models import base as models
 from rankwise.engine.models.base import BaseModel
 from rankwise.engine.models.devices import Machine, ResolvedPrecision
+from rankwise.engine.models.start import with_start
 from rankwise.errors import ModelError, PlanError
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.study import StudyRecord
@@ -17,7 +18,7 @@ class StudyModel(NamedTuple):
     """The base model of a study, without weights, and where it computes.
 
     Attributes:
-        base: its name, folder and fingerprint; a quantised base is another base.
+        base: its name, folder and fingerprint; quantised or with a start, it is another base.
         tokenizer: transformers' tokenizer.
         skeleton: the model on the meta device.
         max_length: tokens that it reads at most.
@@ -41,6 +42,11 @@ class StudyModel(NamedTuple):
     def num_parameters(self) -> int:
         """All weights of the model."""
         return sum(parameter.numel() for parameter in self.skeleton.parameters())
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that it gives probabilities of."""
+        return self.skeleton.config.get_text_config().vocab_size
 
 
 def refuse_scores(study: StudyRecord | None) -> None:
@@ -71,12 +77,16 @@ def study_model(
         PlanError: the model cannot be had.
         ModelError: its tokenizer or config cannot be used.
     """
+    start, place = config.methods.start, ""
     try:
         base = models.find_base_model(config.base_model, report, weights=False)
+        if config.train.base_precision != "auto":  # another base, for training and for scoring
+            base = base._replace(fingerprint=f"{base.fingerprint}+{config.train.base_precision}")
+        if start is not None:
+            place = "methods.lora.start: "
+            base = with_start(base, str(start), report)
     except ModelError as error:
-        raise PlanError(config.name, config.base_model.name, [str(error)]) from error
-    if config.train.base_precision != "auto":  # another base, for training and for scoring
-        base = base._replace(fingerprint=f"{base.fingerprint}+{config.train.base_precision}")
+        raise PlanError(config.name, config.base_model.name, [f"{place}{error}"]) from error
     tokenizer = models.load_tokenizer(base.folder)
     skeleton: Any = models.model_skeleton(base.folder)
     max_length = models.context_length(skeleton.config, tokenizer)

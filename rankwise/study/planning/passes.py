@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
 
 from rankwise.engine.models.variants import VARIANTS
-from rankwise.engine.training.memory import AdapterSize
+from rankwise.engine.training.memory import AdapterSize, PassMemory
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.study import PlannedPass, PlannedRun
 from rankwise.study.times import training_work
@@ -19,46 +18,9 @@ USABLE_SHARE = 0.85
 """Of the available memory, what a pass is planned for: estimates and other programs vary."""
 
 
-class MemoryOfPasses(Protocol):
-    """What is asked of ``memory.PassMemory``."""
-
-    @property
-    def longest(self) -> int:
-        """Read tokens of the longest example."""
-        ...
-
-    @property
-    def likely_tokens(self) -> int:
-        """Read tokens of a micro-batch where memory does not limit it."""
-        ...
-
-    @property
-    def kept_tokens(self) -> int:
-        """Read tokens of a micro-batch for which another pass is begun; 0: none is."""
-        ...
-
-    def lora_bytes(
-        self, adapters: Sequence[AdapterSize], max_tokens: int, gradient_checkpointing: bool
-    ) -> int:
-        """Peak of a pass that trains these adapters."""
-        ...
-
-    def full_bytes(self, max_tokens: int, gradient_checkpointing: bool) -> int:
-        """Peak of a full fine-tuning."""
-        ...
-
-
-class _Cut(NamedTuple):
-    """How a pass is cut: tokens of a micro-batch, whether layers are recomputed; its peak."""
-
-    max_tokens: int
-    gradient_checkpointing: bool
-    num_bytes: int
-
-
 def plan_passes(
     runs: Sequence[PlannedRun],
-    memory: MemoryOfPasses,
+    memory: PassMemory,
     train: TrainConfig,
     *,
     available_bytes: int,
@@ -121,7 +83,7 @@ def usable(available_bytes: int) -> int:
     return int(USABLE_SHARE * available_bytes)
 
 
-def least_bytes(memory: MemoryOfPasses, train: TrainConfig, adapter: AdapterSize | None) -> int:
+def least_bytes(memory: PassMemory, train: TrainConfig, adapter: AdapterSize | None) -> int:
     """The peak of training one adapter alone in the smallest way that ``train`` allows.
 
     None: of full fine-tuning.
@@ -138,7 +100,7 @@ def size_of(run: PlannedRun) -> AdapterSize:
 
 
 class _PassCutter:
-    def __init__(self, memory: MemoryOfPasses, train: TrainConfig, limit: int) -> None:
+    def __init__(self, memory: PassMemory, train: TrainConfig, limit: int) -> None:
         self._memory, self._limit = memory, limit
         fixed = train.max_micro_batch_tokens
         self._highest = max(fixed or memory.likely_tokens, memory.longest)
@@ -215,12 +177,23 @@ class _PassCutter:
         return self._peak_of([*group, run])(self._kept, recomputes) <= limit
 
     def planned(self, runs: Sequence[PlannedRun]) -> PlannedPass:
-        cut = self._cut(self._peak_of(runs))
+        """The pass that trains some runs, cut so that it fits if it can."""
+        peak = self._peak_of(runs)
+        fitting = (each for each in self._checkpointing if peak(self._lowest, each) <= self._limit)
+        recomputes = next(fitting, self._checkpointing[-1])
+        # the largest micro-batch that fits; the smallest where none does
+        low, high = self._lowest, self._highest
+        while low < high:
+            middle = (low + high + 1) // 2
+            if peak(middle, recomputes) > self._limit:
+                high = middle - 1
+            else:
+                low = middle
         return PlannedPass(
             runs=tuple(run.name for run in runs),
-            max_tokens=cut.max_tokens,
-            gradient_checkpointing=cut.gradient_checkpointing,
-            estimated_memory_bytes=cut.num_bytes,
+            max_tokens=low,
+            gradient_checkpointing=recomputes,
+            estimated_memory_bytes=peak(low, recomputes),
         )
 
     def least(self, adapter: AdapterSize | None) -> int:
@@ -235,24 +208,3 @@ class _PassCutter:
             return self._memory.full_bytes
         sizes = [size_of(run) for run in runs]
         return lambda tokens, checkpointing: self._memory.lora_bytes(sizes, tokens, checkpointing)
-
-    def _cut(self, peak: Callable[[int, bool], int]) -> _Cut:
-        for checkpointing in self._checkpointing:
-            tokens = self._most_tokens(peak, checkpointing)
-            if tokens is not None:
-                return _Cut(tokens, checkpointing, peak(tokens, checkpointing))
-        checkpointing = self._checkpointing[-1]
-        return _Cut(self._lowest, checkpointing, peak(self._lowest, checkpointing))
-
-    def _most_tokens(self, peak: Callable[[int, bool], int], checkpointing: bool) -> int | None:
-        """The largest micro-batch that fits."""
-        low, high = self._lowest, self._highest
-        if peak(low, checkpointing) > self._limit:
-            return None
-        while low < high:
-            middle = (low + high + 1) // 2
-            if peak(middle, checkpointing) > self._limit:
-                high = middle - 1
-            else:
-                low = middle
-        return low

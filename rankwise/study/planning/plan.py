@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from rankwise.engine.training.memory import PassMemory, TrainingSetting
 from rankwise.engine.training.micro_batches import training_lanes
 from rankwise.errors import DataError, ModelError, PlanError, RecordError
 from rankwise.records import p_right
+from rankwise.records.config.methods import FullConfig
 from rankwise.records.config.mitigations import RowsConfig
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.fingerprints import (
@@ -37,15 +38,11 @@ from rankwise.records.study import (
     TokenCounts,
 )
 from rankwise.study.planning.checks import (
-    check_clusters,
-    check_deploy,
+    check_fields,
     check_items,
     check_judgements,
-    check_metrics,
     check_model,
-    check_search,
-    check_seeds,
-    check_trackers,
+    check_settings,
     check_variants,
     check_warmup,
     target_layers,
@@ -59,15 +56,7 @@ from rankwise.study.planning.derived import (
     plan_mitigated,
     plan_truncated,
 )
-from rankwise.study.planning.fitting import (
-    check_memory,
-    check_over_cards,
-    earlier_full,
-    full_training,
-    most_weights_bytes,
-    room_for,
-    with_full,
-)
+from rankwise.study.planning.fitting import Room, earlier_full, full_training
 from rankwise.study.planning.imports import imported_run
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.model import StudyModel, refuse_scores, study_model
@@ -77,19 +66,19 @@ from rankwise.study.planning.runs import (
     TargetLayers,
     Trainable,
     first_rows,
-    plan_fewer_rows,
+    plan_beside,
     plan_runs,
-    plan_variants,
 )
 from rankwise.study.planning.tasks import TaskPlan, plan_tasks
 from rankwise.study.references import num_answered, with_references
 from rankwise.study.searches.policy import Decision, Measures
 from rankwise.study.searches.settings import searched
-from rankwise.study.times import scoring_work, training_work
+from rankwise.study.times import training_work
 from rankwise.tasks.behaviour import behaviour_prompts
 from rankwise.tasks.item_order import in_random_order
 from rankwise.tasks.questions import Prompt, RightAnswer
 from rankwise.tasks.requests import PreparedTask
+from rankwise.tasks.resolution import GENERAL
 from rankwise.tasks.right_answers import right_answers, text_ends
 from rankwise.tasks.training_rows import Example, TrainingRow, tokenise_rows
 
@@ -108,6 +97,8 @@ _TEXTS = ("generate_until", "loglikelihood_rolling")
 """lm-eval's kinds of requests whose items are texts."""
 
 HeadPrompts = tuple[tuple[int, ...], ...]
+Answers = dict[str, tuple[RightAnswer, ...]]
+"""Right answers by trained task."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +117,7 @@ class StudyPlan:
     """Trained task -> the places of its examples; runs on fewer rows take the first."""
     tasks: dict[str, PreparedTask]
     """Every scored task by name, with its requests."""
-    answers: dict[str, tuple[RightAnswer, ...]]
+    answers: Answers
     """Trained task -> the right answers on which runs are compared with full fine-tuning."""
     head_prompts: dict[str, HeadPrompts]
     """Trained task -> the tokens of the prompts on which heads are compared; at least two."""
@@ -134,7 +125,7 @@ class StudyPlan:
     """The rows that arms against forgetting read beside those of the trained tasks."""
     planner: Planner | None = None
     """Plans the same study after other decisions of its search; None where nothing is trained."""
-    gauged: dict[str, tuple[RightAnswer, ...]] = field(default_factory=dict)
+    gauged: Answers = field(default_factory=dict[str, tuple[RightAnswer, ...]])
     """Trained task -> the right answers and texts on which models are compared with the base."""
     behaviour: tuple[Prompt, ...] = ()
     """The prompts that every model answers to show its behaviour; empty where none is asked for."""
@@ -163,17 +154,17 @@ class StudyPlan:
     ) -> bool:
         """Whether an earlier scoring is that of fewer of the task's items and of nothing else.
 
-        They are the first of the random order, or the first documents: studies from before there
-        was that order are kept where every document is scored now.
+        Or of all of them, under a limit that left none out and is another now. They are the first
+        of the random order, or the first documents: studies from before there was that order are
+        kept where every document is scored now.
         """
         num_items, study = earlier.num_examples, self.record
-        if not 0 < num_items < task.num_items:
+        is_finished = num_items == task.num_items and earlier.limit == task.limit
+        if not 0 < num_items <= task.num_items or is_finished:
             return False
         for doc_ids in (in_random_order(task.doc_ids)[:num_items], range(num_items)):
             digest = task.digest_of(doc_ids)
-            of_task = _task_fingerprint(
-                study.config, study.precision, task, digest=digest, limit=earlier.limit
-            )
+            of_task = _task_fingerprint(study.config, study.precision, task, digest, earlier.limit)
             if earlier.fingerprint == fingerprint([model_fingerprint, of_task]):
                 return True
         return False
@@ -212,22 +203,41 @@ def plan_study(
         PlanError: with every problem found, or because the base model cannot be had.
         ModelError: its tokenizer or config cannot be used.
     """
-    issues, planner = Issues(), None
+    issues, planner, earlier = Issues(), None, None
     with contextlib.suppress(RecordError):  # what is damaged is set aside when it is run
-        refuse_scores(folder and folder.read_if_there(folder.study_file, StudyRecord))
+        earlier = folder and folder.read_if_there(folder.study_file, StudyRecord)
+    refuse_scores(earlier)
     model = study_model(config, report, machine)
-    parts = _parts(config, model, issues)
+    begun_with = () if earlier is None else earlier.groups.get(GENERAL, ())
+    parts = _parts(config, model, issues, begun_with)
     if parts is not None:
         clusters = {**parts.tasks.clusters, **config.evaluation.clusters}
         evaluation = config.evaluation.model_copy(update={"clusters": clusters})
         config = config.model_copy(update={"evaluation": evaluation})
-        memory = _memory(config, model, parts)
+        train = config.train
+        lengths = {example.num_inputs for rows in parts.examples.values() for example in rows}
+        setting = TrainingSetting(
+            device=model.machine.device,
+            precision=model.precision,
+            longest=max(*lengths, longest_other(config, parts.others)),
+            shortest=min(lengths),
+            examples_per_step=largest_step(config),
+            base_precision=train.base_precision,
+            dropout=train.dropout,
+            is_held=any(arm.kl is not None for arm in config.mitigations),
+            max_lanes=training_lanes(train, model.machine.device),
+        )
+        adapted = dict.fromkeys(name for to in parts.layers.values() for name in to.shapes)
+        memory = PassMemory(model.skeleton, setting, list(adapted))
         if num_workers > 1:  # each has a device of its own
             model = model._replace(machine=model.machine._replace(num_cards=1))
         before = earlier_full(folder, model.base.fingerprint)
         full = full_training(config, memory, model.machine, before)
         if full is not None:
-            config, memory = with_full(config, full), memory.changed(full=full)
+            named = {"full": FullConfig.model_validate(full.model_dump())}
+            methods = config.methods.model_copy(update=named)
+            config = config.model_copy(update={"methods": methods})
+            memory = memory.changed(full=full)
         base = Trainable(model, parts.layers, memory)
         planner = Planner(config, base, parts, issues, folder, num_workers)
     if issues.problems or planner is None:
@@ -244,23 +254,21 @@ class _Parts(NamedTuple):
     others: Others
 
 
-def _parts(config: StudyConfig, model: StudyModel, issues: Issues) -> _Parts | None:
+def _parts(
+    config: StudyConfig, model: StudyModel, issues: Issues, begun_with: Collection[str]
+) -> _Parts | None:
     """The parts of a plan; None where there are problems."""
     check_model(config, model, issues)
-    check_search(config, issues)
-    check_seeds(config, issues)
-    check_deploy(config, issues)
-    check_trackers(config, issues)
+    check_settings(config, issues)
     layers = target_layers(config, model, issues)
     check_variants(config, model, layers, issues)
-    tasks = plan_tasks(config, model.tokenizer, model.max_length, issues)
+    tasks = plan_tasks(config, model.tokenizer, model.max_length, issues, begun_with)
     examples = {
         train_task: _examples(train_task, rows, config, model, issues)
         for train_task, rows in tasks.rows.items()
     }
     others = {} if issues.problems else other_examples(config, model, tasks, issues)
-    check_metrics(config, tasks.prepared, issues)
-    check_clusters(config, tasks.prepared, tasks.scored, issues)
+    check_fields(config, tasks.prepared, tasks.scored, issues)
     check_items(config, tasks.prepared, tasks.scored, issues)
     if not issues.problems:  # a metric that does not exist is a problem already
         metrics = {task.name: metric_of(config, task.name) for task in tasks.prepared}
@@ -294,27 +302,16 @@ class Planner:
         folder: StudyFolder | None,
         num_workers: int,
     ) -> None:
-        model, memory = base.model, base.memory
-        self._config, self._model, self._parts, self._issues = config, model, parts, issues
-        self._memory, self._folder, self._num_workers = memory, folder, num_workers
+        self._config, self._model, self._parts, self._issues = config, base.model, parts, issues
+        self._memory = base.memory
         self._imported = _imported(config, base, parts.examples, issues)
         self._prepared = {task.name: task for task in parts.tasks.prepared}
-        has_full = config.methods.full is not None
-        has_full = has_full or any(run.method == "full" for run in self._imported)
-        answers = _answers(parts.tasks, model) if has_full or config.analysis.gauges else {}
-        self._answers = answers if has_full else {}
-        self._gauged = _gauged(parts.tasks, model, answers) if config.analysis.gauges else {}
-        self._behaviour = behaviour_prompts(model.tokenizer) if config.analysis.behaviour else ()
-        self._prompts = _head_prompts(config, parts.tasks.scored.tasks, self._prepared)
         makers = {
             source: RunMaker(config, base, source, rows, parts.tasks.order[source])
             for source, rows in parts.examples.items()
         }
         self._runs = () if config.is_searched else plan_runs(config, makers.values())
-        self._beside = (
-            *plan_fewer_rows(config, makers.values()),
-            *plan_variants(config, makers.values()),
-        )
+        self._beside = plan_beside(config, makers.values())
         among = searched(config)
         self.candidates = {
             source: Candidates(config, maker, among)
@@ -322,12 +319,12 @@ class Planner:
         }
         ends = [end for each in self.candidates.values() for end in each.ends]
         runs = [*self._runs, *ends, *self._beside]
-        self._room = room_for(runs, config, memory, model.machine, folder)
-        check_over_cards(config, self._room, runs, issues)
+        self._room = Room.of(base, config, folder, runs)
+        self._room.check_over_cards(runs, issues)
         if folder is None or not folder.study_file.exists():
             # what a search may come to; once it has begun, some of that is ruled out
-            check_memory(ends, config, self._room, issues)
-        self._unchosen = self._record()
+            self._room.check_memory(ends, issues)
+        self._unchosen = self._without_runs(num_workers)
 
     def plan(self, decisions: Mapping[str, Sequence[Decision]] | None = None) -> StudyPlan:
         """The study's plan after these decisions of its search, by trained task.
@@ -347,11 +344,18 @@ class Planner:
         mitigated = plan_mitigated(config, chosen.runs, self._parts.others)
         issues = Issues(list(self._issues.problems), list(self._issues.warnings))
         trained = [*chosen.runs, *chosen.others, *truncated, *mitigated, *self._beside]
-        check_memory(trained, config, self._room, issues, self._folder)
-        runs, room = [*trained, *self._imported], self._room
-        most_bytes = most_weights_bytes(model, config, room, runs, issues, self._folder)
+        room = self._room
+        room.check_memory(trained, issues)
+        most_bytes = room.most_weights_bytes([*trained, *self._imported], issues)
         if issues.problems:
             raise PlanError(config.name, model.base.name, issues.problems, issues.warnings)
+        unchosen, record = self._unchosen, self._unchosen.record
+
+        def work_of(models: Sequence[PlannedRun]) -> float:
+            """Of training them, and of scoring them."""
+            scored = sum(record.tokens_of(model, record.tasks_of(model)) for model in models)
+            return training_work(models) + scored
+
         passes = [
             planned
             for models in (*chosen.together, truncated, mitigated)
@@ -360,8 +364,8 @@ class Planner:
                 room.memory,
                 config.train,
                 available_bytes=room.available,
-                num_devices=self._num_workers,
-                work_of=self._work,
+                num_devices=unchosen.num_workers,
+                work_of=work_of,
             )
         ]
         models = {
@@ -373,84 +377,114 @@ class Planner:
             "most_weights_bytes": most_bytes,
             "warnings": tuple(issues.warnings),
         }
+        return replace(unchosen, record=with_references(record.model_copy(update=models)))
+
+    def _without_runs(self, num_workers: int) -> StudyPlan:
+        """The plan before anything is chosen: what no decision changes."""
+        config, model, tasks, room = self._config, self._model, self._parts.tasks, self._room
+        has_full = config.methods.full is not None
+        has_full = has_full or any(run.method == "full" for run in self._imported)
+        answers = self._right_answers() if has_full or config.analysis.gauges else {}
+        gauged = self._with_text_ends(answers) if config.analysis.gauges else {}
+        answers = answers if has_full else {}
+        prompts = _head_prompts(config, tasks.scored.tasks, self._prepared)
+        behaviour = behaviour_prompts(model.tokenizer) if config.analysis.behaviour else ()
         return StudyPlan(
-            record=with_references(self._unchosen.model_copy(update=models)),
+            record=self._record(answers, gauged, prompts, behaviour),
             base=model.base,
             tokenizer=model.tokenizer,
             device=model.machine.device,
             examples=self._parts.examples,
-            order=self._parts.tasks.order,
+            order=tasks.order,
             tasks=self._prepared,
-            answers=self._answers,
-            head_prompts=self._prompts,
+            answers=answers,
+            head_prompts=prompts,
             others=self._parts.others,
             planner=self,
-            gauged=self._gauged,
-            behaviour=self._behaviour,
-            num_workers=self._num_workers,
+            gauged=gauged,
+            behaviour=behaviour,
+            num_workers=num_workers,
             cards=room.cards if room.is_over_cards else (),
         )
 
-    def _work(self, models: Sequence[PlannedRun]) -> float:
-        """Of training some models, and of scoring them."""
-        record = self._unchosen
-        return training_work(models) + sum(scoring_work(record, model) for model in models)
-
-    def _record(self) -> StudyRecord:
-        """The study before anything is chosen: what no decision changes."""
-        config, model, scored = self._config, self._model, self._parts.tasks.scored
-        prepared, answers = self._prepared, self._answers
+    def _record(
+        self,
+        answers: Answers,
+        gauged: Answers,
+        prompts: Mapping[str, HeadPrompts],
+        behaviour: Sequence[Prompt],
+    ) -> StudyRecord:
+        config, model, tasks = self._config, self._model, self._parts.tasks
+        scored, precision = tasks.scored, model.precision
         return StudyRecord(
             **dict(scored),
             fingerprint=study_fingerprint(config),
             config=config,
             base_model_fingerprint=model.base.fingerprint,
-            precision=model.precision,
+            precision=precision,
             task_fingerprints={
-                name: _task_fingerprint(
-                    config, model.precision, task, digest=task.digest, limit=task.limit
-                )
-                for name, task in prepared.items()
+                name: _task_fingerprint(config, precision, task, task.digest, task.limit)
+                for name, task in self._prepared.items()
             },
             answers_fingerprints={
-                train_task: answers_fingerprint(model.precision, task_answers)
-                for train_task, task_answers in answers.items()
+                source: answers_fingerprint(precision, its) for source, its in answers.items()
             },
             gauge_fingerprints={
-                train_task: answers_fingerprint(model.precision, its_answers)
-                for train_task, its_answers in self._gauged.items()
+                source: answers_fingerprint(precision, its) for source, its in gauged.items()
             },
-            behaviour_fingerprint=fingerprint(
-                [BEHAVIOUR_REVISION, model.precision, self._behaviour]
-            )
-            if self._behaviour
+            behaviour_fingerprint=fingerprint([BEHAVIOUR_REVISION, precision, behaviour])
+            if behaviour
             else None,
             num_parameters=model.num_parameters,
             num_tokens=TokenCounts(
-                scored={name: task.num_distinct_tokens for name, task in prepared.items()},
-                answers=_tokens_read(answers),
-                gauges=_tokens_read(self._gauged),
-                behaviour=sum(
-                    len(each.tokens) + each.settings.max_new_tokens for each in self._behaviour
-                ),
+                scored={name: task.num_distinct_tokens for name, task in self._prepared.items()},
+                answers={source: tokens_read(its) for source, its in answers.items()},
+                gauges={source: tokens_read(its) for source, its in gauged.items()},
+                behaviour=sum(len(p.tokens) + p.settings.max_new_tokens for p in behaviour),
                 head_prompts={
-                    name: sum(map(len, self._prompts.get(name, ()))) for name in scored.tasks
+                    source: sum(map(len, prompts.get(source, ()))) for source in scored.tasks
                 },
             ),
             references=References(parts=self._answered_in_part()),
             models=(),
             warnings=(),
-            own_data=self._parts.tasks.own_data,
-            own_sets=dict(self._parts.tasks.own_sets),
+            own_data=tasks.own_data,
+            own_sets=dict(tasks.own_sets),
             provenance=model.machine.provenance,
         )
+
+    def _right_answers(self) -> Answers:
+        """Trained task -> its right answers in-domain; a task that has none is left out.
+
+        Models are compared there token by token, with full fine-tuning and with the base.
+        """
+        of_source = {
+            source: right_answers(
+                [self._prepared[name] for name in relations["in_domain"]],
+                self._model.tokenizer,
+                self._model.vocab_size,
+            )
+            for source, relations in self._parts.tasks.scored.tasks.items()
+        }
+        return {source: answers for source, answers in of_source.items() if answers}
+
+    def _with_text_ends(self, answers: Answers) -> Answers:
+        """Trained task -> its first right answers, and the ends of held-out texts."""
+        model, scored = self._model, self._parts.tasks.scored
+        found: Answers = {}
+        for source, its_answers in answers.items():
+            texts = [self._prepared[name] for name in scored.tasks[source]["held_out_text"]]
+            ends = text_ends(texts, model.tokenizer, model.vocab_size, GAUGE_ITEMS)
+            found[source] = (*its_answers[:GAUGE_ITEMS], *ends)
+        return found
 
     def _answered_in_part(self) -> dict[str, FirstItems]:
         """What most runs answer of the tasks that models are compared on.
 
         Texts are written and read whole: they differ in length, and few of them say little.
         """
-        config, scored = self._config, self._parts.tasks.scored
+        config, precision = self._config, self._model.precision
+        scored = self._parts.tasks.scored
         share = None if config.evaluation.reference is None else config.evaluation.reference.share
         if share is None:
             return {}
@@ -467,15 +501,13 @@ class Planner:
                 num_items=number,
                 num_all=task.num_items,
                 num_tokens=part.num_distinct_tokens,
-                fingerprint=_task_fingerprint(
-                    config, self._model.precision, part, digest=part.digest, limit=part.limit
-                ),
+                fingerprint=_task_fingerprint(config, precision, part, part.digest, part.limit),
             )
         return parts
 
 
 def _task_fingerprint(
-    config: StudyConfig, precision: str, task: PreparedTask, *, digest: str, limit: int | None
+    config: StudyConfig, precision: str, task: PreparedTask, digest: str, limit: int | None
 ) -> str:
     """Of everything that scores on a task depend on, besides the model."""
     return fingerprint(
@@ -492,48 +524,9 @@ def _task_fingerprint(
     )
 
 
-def _tokens_read(answers: Mapping[str, Sequence[RightAnswer]]) -> dict[str, int]:
-    """Trained task -> distinct tokens: answers are read with what they begin with in common."""
-    return {
-        train_task: len(PrefixTree([answer.tokens_read for answer in its_answers]))
-        for train_task, its_answers in answers.items()
-    }
-
-
-def _answers(tasks: TaskPlan, model: StudyModel) -> dict[str, tuple[RightAnswer, ...]]:
-    """Trained task -> its right answers in-domain; a task that has none is left out.
-
-    Models are compared there token by token, with full fine-tuning and with the base.
-    """
-    prepared = {task.name: task for task in tasks.prepared}
-    size = model.skeleton.config.get_text_config().vocab_size
-    answers = {
-        train_task: right_answers(
-            [prepared[name] for name in relations["in_domain"]], model.tokenizer, size
-        )
-        for train_task, relations in tasks.scored.tasks.items()
-    }
-    return {train_task: its_answers for train_task, its_answers in answers.items() if its_answers}
-
-
-def _gauged(
-    tasks: TaskPlan, model: StudyModel, answers: Mapping[str, tuple[RightAnswer, ...]]
-) -> dict[str, tuple[RightAnswer, ...]]:
-    """Trained task -> its first right answers, and the ends of held-out texts."""
-    prepared = {task.name: task for task in tasks.prepared}
-    size = model.skeleton.config.get_text_config().vocab_size
-    return {
-        train_task: (
-            *its_answers[:GAUGE_ITEMS],
-            *text_ends(
-                [prepared[name] for name in tasks.scored.tasks[train_task]["held_out_text"]],
-                model.tokenizer,
-                size,
-                GAUGE_ITEMS,
-            ),
-        )
-        for train_task, its_answers in answers.items()
-    }
+def tokens_read(answers: Sequence[RightAnswer]) -> int:
+    """Tokens that a model reads: what answers begin with in common is read once."""
+    return len(PrefixTree([answer.tokens_read for answer in answers]))
 
 
 def _head_prompts(
@@ -563,24 +556,6 @@ def _head_prompts(
         if len(chosen) > 1:
             prompts[train_task] = chosen
     return prompts
-
-
-def _memory(config: StudyConfig, model: StudyModel, parts: _Parts) -> PassMemory:
-    train = config.train
-    lengths = {example.num_inputs for rows in parts.examples.values() for example in rows}
-    setting = TrainingSetting(
-        device=model.machine.device,
-        precision=model.precision,
-        longest=max(*lengths, longest_other(config, parts.others)),
-        shortest=min(lengths),
-        examples_per_step=largest_step(config),
-        base_precision=train.base_precision,
-        dropout=train.dropout,
-        is_held=any(arm.kl is not None for arm in config.mitigations),
-        max_lanes=training_lanes(train, model.machine.device),
-    )
-    adapted = dict.fromkeys(name for targets in parts.layers.values() for name in targets.shapes)
-    return PassMemory(model.skeleton, setting, list(adapted))
 
 
 def _imported(

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from rankwise.engine.models.devices import DTYPES
 from rankwise.engine.models.streamed import room_to_score
 from rankwise.errors import PlanError, TaskError, closest
-from rankwise.records.config.study import EvaluationConfig
 from rankwise.records.study import StudyRecord
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.model import StudyModel, refuse_scores, study_model
@@ -65,13 +64,20 @@ def reopen_study(
 def _prepared(
     study: StudyRecord, model: StudyModel, names: Sequence[str], limit: int | None
 ) -> list[PreparedTask]:
+    config = study.config
     # the user's rows, trained rows and other formats of a task are made by planning the study
-    has_own = study.config.train.data is not None or bool(study.own_sets)
-    is_made = has_own or any("@" in name for name in names)
-    planned = _planned(study, model) if is_made else {}
+    has_own = config.train.data is not None or bool(study.own_sets)
+    planned: dict[str, PreparedTask] = {}
+    if has_own or any("@" in name for name in names):
+        issues = Issues()
+        tasks = plan_tasks(config, model.tokenizer, model.max_length, issues)
+        if issues.problems:
+            raise PlanError(config.name, model.base.name, issues.problems, issues.warnings)
+        planned = {task.name: task for task in tasks.prepared}
     others = [name for name in names if name not in planned]
-    folders, allowed = study.config.tasks_path, study.config.allow_task_code
-    loaded = load_tasks(others, folders, allow_code=allowed) if others else {}
+    loaded = (
+        load_tasks(others, config.tasks_path, allow_code=config.allow_task_code) if others else {}
+    )
     prepared: dict[str, PreparedTask] = {}
     for name in names:
         leaves = loaded.get(name, ())
@@ -81,36 +87,24 @@ def _prepared(
             near = closest(name, study.scored_tasks())
             hint = f"; the study scores {near!r}" if near else ""
             raise TaskError(f"--tasks: {leaves}{hint}")
-        if name in planned:
-            prepared[name] = _first_items(planned[name], model, study.config.evaluation, limit)
+        if task := planned.get(name):
+            # of the items that the study scores, the first of the random order
+            prepared[name] = (
+                task
+                if limit is None
+                else prepare_task(
+                    task.loaded,
+                    model.tokenizer,
+                    max_length=model.max_length,
+                    num_fewshot=task.num_fewshot,
+                    limit=limit,
+                    chat_template=task.chat_template,
+                    fewshot_as_multiturn=config.evaluation.fewshot_as_multiturn,
+                    doc_ids=in_random_order(task.doc_ids)[:limit],
+                )
+            )
         for leaf in leaves:
             prepared[leaf.name] = prepared_task(
-                leaf, model.tokenizer, model.max_length, study.config.evaluation, limit=limit
+                leaf, model.tokenizer, model.max_length, config.evaluation, limit=limit
             )
     return list(prepared.values())
-
-
-def _planned(study: StudyRecord, model: StudyModel) -> dict[str, PreparedTask]:
-    issues = Issues()
-    tasks = plan_tasks(study.config, model.tokenizer, model.max_length, issues)
-    if issues.problems:
-        raise PlanError(study.config.name, model.base.name, issues.problems, issues.warnings)
-    return {task.name: task for task in tasks.prepared}
-
-
-def _first_items(
-    task: PreparedTask, model: StudyModel, evaluation: EvaluationConfig, limit: int | None
-) -> PreparedTask:
-    """Of the items that the study scores, the first of the random order."""
-    if limit is None:
-        return task
-    return prepare_task(
-        task.loaded,
-        model.tokenizer,
-        max_length=model.max_length,
-        num_fewshot=task.num_fewshot,
-        limit=limit,
-        chat_template=task.chat_template,
-        fewshot_as_multiturn=evaluation.fewshot_as_multiturn,
-        doc_ids=in_random_order(task.doc_ids)[:limit],
-    )

@@ -62,27 +62,21 @@ def plan_runs(config: StudyConfig, makers: Iterable[RunMaker]) -> tuple[PlannedR
     return _each_once(runs)
 
 
-def plan_variants(config: StudyConfig, makers: Iterable[RunMaker]) -> tuple[PlannedRun, ...]:
-    """The variants of LoRA that are trained beside it; arguments as of ``plan_runs``."""
-    return _each_once(
-        [
-            maker.variant(choice, seed)
-            for maker, seed in itertools.product(makers, config.seeds)
-            for choice in variant_choices(config)
-        ]
-    )
-
-
-def plan_fewer_rows(config: StudyConfig, makers: Iterable[RunMaker]) -> tuple[PlannedRun, ...]:
-    """Every LoRA run on fewer rows than there are; arguments as of ``plan_runs``."""
-    return _each_once(
-        [
-            maker.lora(variant, seed, number)
-            for maker, seed in itertools.product(makers, config.seeds)
-            for number in maker.numbers_below_all
-            for variant in lora_variants(config)
-        ]
-    )
+def plan_beside(config: StudyConfig, makers: Iterable[RunMaker]) -> tuple[PlannedRun, ...]:
+    """What is trained beside the runs: LoRA on fewer rows, and its variants; see ``plan_runs``."""
+    of_seeds = list(itertools.product(makers, config.seeds))
+    fewer = [
+        maker.lora(variant, seed, number)
+        for maker, seed in of_seeds
+        for number in maker.numbers_below_all
+        for variant in lora_variants(config)
+    ]
+    variants = [
+        maker.variant(choice, seed)
+        for maker, seed in of_seeds
+        for choice in variant_choices(config)
+    ]
+    return *_each_once(fewer), *_each_once(variants)
 
 
 def first_rows(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError
@@ -24,7 +24,14 @@ from rankwise.tasks.formats import TrainedFormat, in_trained_format, trained_for
 from rankwise.tasks.overlap import find_overlap
 from rankwise.tasks.own_rows import OPTIONS
 from rankwise.tasks.requests import PreparedTask, prepare_task, prepared_task
-from rankwise.tasks.resolution import LoadedTask, TaskNotFound, Unloaded, load_tasks
+from rankwise.tasks.resolution import (
+    GENERAL,
+    LoadedTask,
+    TaskNotFound,
+    Unloaded,
+    load_tasks,
+    tasks_of_general,
+)
 from rankwise.tasks.training_rows import (
     TrainingRow,
     num_documents,
@@ -35,7 +42,6 @@ from rankwise.tasks.training_rows import (
     with_examples,
 )
 from rankwise.tasks.user_data import (
-    TEXTS_SUFFIX,
     UserData,
     behind_rows,
     ending_items,
@@ -51,59 +57,6 @@ MOST_HELD_OUT = 0.25
 
 _SEED = 20260103
 """Fixed, so that the same rows are held out whenever a study is planned."""
-
-
-class Validation(NamedTuple):
-    """The validation items of one task, and the rows that are left to train on.
-
-    ``task`` is None where there are fewer than two items; ``rows`` is None of a task that is not
-    trained on.
-    """
-
-    task: LoadedTask | None
-    num_items: int
-    rows: list[int] | None
-
-
-def share_of(config: StudyConfig, num_tasks: int) -> int:
-    """How many validation items each of the tasks of a relation has at most; two at least."""
-    return max(math.ceil(config.search.validation_items / max(num_tasks, 1)), 2)
-
-
-def of_trained(
-    loaded: LoadedTask, split: str | None, rows: Sequence[int], num_rows: int, number: int
-) -> Validation:
-    """Validation items of a task that is trained on.
-
-    Args:
-        loaded: the task; of users' own rows, the task that scores the rows to train on.
-        split: that is trained on; None: the task's training split.
-        rows: places of the rows to train on.
-        num_rows: how many rows of the split were read; those behind them are free.
-        number: of items that are wanted.
-    """
-    free = range(num_rows, num_documents(loaded, split))
-    if len(free) >= number:
-        chosen = _chosen(loaded, free, number)
-        return Validation(validation_items(loaded, split, chosen), len(chosen), [*rows])
-    held_out = _chosen(loaded, rows, min(number, int(MOST_HELD_OUT * len(rows))))
-    left = sorted(set(rows) - set(held_out))
-    task = validation_items(loaded, split, held_out) if len(held_out) > 1 else None
-    return Validation(task, len(held_out), left if task else [*rows])
-
-
-def of_other(loaded: LoadedTask, number: int) -> Validation:
-    """Validation items of a task that is not trained on, from a split that is not scored."""
-    config = loaded.task.config
-    scored = config.test_split or config.validation_split
-    for split in (config.validation_split, config.training_split):
-        if split is None or split == scored or split not in loaded.task.dataset:
-            continue
-        size = num_documents(loaded, split)
-        if size > 1:
-            rows = _chosen(loaded, range(size), min(number, size))
-            return Validation(validation_items(loaded, split, rows), len(rows), None)
-    return Validation(None, 0, None)
 
 
 def _chosen(loaded: LoadedTask, places: Sequence[int], number: int) -> list[int]:
@@ -138,7 +91,13 @@ class TaskPlan(NamedTuple):
     clusters: Mapping[str, str] = {}
 
 
-def plan_tasks(config: StudyConfig, tokenizer: Any, max_length: int, issues: Issues) -> TaskPlan:
+def plan_tasks(
+    config: StudyConfig,
+    tokenizer: Any,
+    max_length: int,
+    issues: Issues,
+    begun_with: Collection[str] = (),
+) -> TaskPlan:
     """Find, load and prepare every task of a study; incomplete where there are problems.
 
     Args:
@@ -146,15 +105,22 @@ def plan_tasks(config: StudyConfig, tokenizer: Any, max_length: int, issues: Iss
         tokenizer: of the base model.
         max_length: tokens that the model reads at most.
         issues: gets every problem and warning.
+        begun_with: the tasks of the set ``general`` that the study has already.
     """
-    return _TaskFinder(config, tokenizer, max_length, issues).plan()
+    return _TaskFinder(config, tokenizer, max_length, issues, begun_with).plan()
 
 
 class _Source(NamedTuple):
     """One thing to train on: how it asks, and what is scored for it.
 
-    ``rows`` has what each of its leaf tasks gives to train on, and ``trained`` those of them
-    that ask about these rows.
+    Attributes:
+        name: of the trained task.
+        rows: what each of its leaf tasks gives to train on.
+        format: in which it is trained.
+        leaves: the scored tasks of each relation.
+        trained: those leaf tasks of which trained rows are scored too, as tasks made of them.
+        asked: task in-domain -> the leaf task whose rows are examples of what it asks.
+        behind: makes of a task one of a name with some rows of a leaf before each question.
     """
 
     name: str
@@ -162,15 +128,23 @@ class _Source(NamedTuple):
     format: TrainedFormat
     leaves: Leaves
     trained: dict[str, LoadedTask]
+    asked: Mapping[str, str]
+    behind: Callable[[LoadedTask, str, Sequence[int], str], LoadedTask]
 
 
 class _TaskFinder:
     """Finds and prepares tasks, each name once."""
 
     def __init__(
-        self, config: StudyConfig, tokenizer: Any, max_length: int, issues: Issues
+        self,
+        config: StudyConfig,
+        tokenizer: Any,
+        max_length: int,
+        issues: Issues,
+        begun_with: Collection[str],
     ) -> None:
         self.config, self.tokenizer, self.max_length = config, tokenizer, max_length
+        self.begun_with = begun_with
         self.problems, self.warnings = issues.problems, issues.warnings
         self._done: dict[str, PreparedTask | None] = {}
         self._own_data: OwnData | None = None
@@ -180,56 +154,46 @@ class _TaskFinder:
     def plan(self) -> TaskPlan:
         """Incomplete where there are problems."""
         sources = self._sources()
-        relations: dict[str, dict[Relation, tuple[str, ...]]] = {}
-        formats: dict[str, dict[str, str]] = {source.name: {} for source in sources}
-        items: dict[str, dict[str, str]] = {}
-        chosen_by: dict[str, dict[Relation, dict[str, str]]] = {}
-        overlaps: dict[str, dict[str, int]] = {}
+        found: dict[str, dict[str, Any]] = {field: {} for field in StudyTasks.model_fields}
         rows: dict[str, list[TrainingRow]] = {}
         order: dict[str, tuple[int, ...]] = {}
-        endings: dict[str, str] = {}
-        prompted: dict[str, tuple[PromptedTask, ...]] = {}
         for source in sources:
-            relations[source.name] = {r: tuple(tasks) for r, tasks in source.leaves.items()}
+            name, formats = source.name, dict[str, str]()
+            found["tasks"][name] = {r: tuple(tasks) for r, tasks in source.leaves.items()}
             for relation, tasks in source.leaves.items():
                 for loaded in tasks.values():
                     task = self._prepared(relation, loaded)
                     other = self._in_trained_format(relation, task, source.format)
                     if task is not None and other is not None:
-                        formats[source.name][task.name] = other.name
-            kept, clean, overlaps[source.name] = self._without_overlap(source)
+                        formats[task.name] = other.name
+            found["trained_formats"][name] = formats
+            kept, clean, found["overlaps"][name] = self._without_overlap(source)
             if self.config.has_validation_items:
-                chosen_by[source.name] = self._validation_items(source, kept)
-            rows[source.name] = [source.rows[leaf][i] for leaf in kept for i in kept[leaf]]
-            order[source.name] = _in_turn([len(places) for places in kept.values()])
-            self._warn_of_too_few(source.name, len(rows[source.name]))
-            items[source.name] = self._trained_items(source, kept)
-            endings |= self._ending_items(source.name, rows[source.name])
+                found["validation_items"][name] = self._validation_items(source, kept)
+            rows[name] = [source.rows[leaf][i] for leaf in kept for i in kept[leaf]]
+            order[name] = _in_turn([len(places) for places in kept.values()])
+            self._warn_of_too_few(name, len(rows[name]))
+            found["trained_items"][name] = self._trained_items(source, kept)
+            ends = rows[name][: self.config.evaluation.num_train_items]
+            # both answers of a pair end alike, so DPO teaches nothing of their end
+            if len(ends) >= MIN_ITEMS and self.config.train.dpo is None:
+                task = self._prepared("in_domain", ending_items(name, ends), num_first=len(ends))
+                found["ending_items"] |= {} if task is None else {name: task.name}
             if self.config.methods.prompt is not None:
-                shown = {name: sorted({*kept[name]} & {*clean[name]}) for name in kept}
-                prompted[source.name] = tuple(self._prompted(source, shown))
+                shown = {leaf: sorted({*kept[leaf]} & {*clean[leaf]}) for leaf in kept}
+                found["prompted"][name] = tuple(self._prompted(source, shown))
         leaves = [t for s in sources for tasks in s.leaves.values() for t in tasks.values()]
-        if names := {name for by_task in formats.values() for name in by_task.values()}:
+        if others := {each for of in found["trained_formats"].values() for each in of.values()}:
             self.warnings.append(
                 "evaluation: models are scored in a format other than their training format; "
-                f"besides the standard format, which decides, also as {', '.join(sorted(names))}"
+                f"besides the standard format, which decides, also as {', '.join(sorted(others))}"
             )
-        scored = StudyTasks(
-            tasks=relations,
-            trained_formats=formats,
-            trained_items=items,
-            ending_items=endings,
-            validation_items=chosen_by,
-            prompted=prompted,
-            overlaps=overlaps,
-            groups=_groups(leaves),
-            domains=self._domains(leaves),
-        )
+        found |= {"groups": _groups(leaves), "domains": self._domains(leaves)}
         prepared = [task for task in self._done.values() if task is not None]
         return TaskPlan(
             rows,
             order,
-            scored,
+            StudyTasks(**found),
             prepared,
             self._own_data,
             self._own_sets,
@@ -323,11 +287,19 @@ class _TaskFinder:
             relation: list(getattr(config.evaluation, relation)) for relation in RELATIONS
         }
         names = dict.fromkeys([*train.task, *itertools.chain(*wanted.values())])
-        loaded: Mapping[str, tuple[LoadedTask, ...] | Unloaded] = {}
+        of_set: dict[str, None] = {}
+        if GENERAL in wanted["retention"]:
+            del names[GENERAL]
+            of_set = dict.fromkeys(tasks_of_general())
+        loaded: dict[str, tuple[LoadedTask, ...] | Unloaded] = {}
         try:
-            loaded = load_tasks(list(names), config.tasks_path, allow_code=config.allow_task_code)
+            loaded = load_tasks(
+                [*(names | of_set)], config.tasks_path, allow_code=config.allow_task_code
+            )
         except TaskError as error:
             self.problems.append(str(error))
+        if loaded and of_set:
+            loaded[GENERAL] = self._general(of_set, names, loaded)
         leaves: Leaves = {r: self._leaves(r, listed, loaded) for r, listed in wanted.items()}
         found = (its for its in loaded.values() if not isinstance(its, TaskNotFound | TaskError))
         named = {task.name for tasks in found for task in tasks}
@@ -339,16 +311,45 @@ class _TaskFinder:
                 )
         if train.data is not None:
             return [self._user_source(leaves)]
-        trained = {
-            name: self._trained_tasks(index, loaded.get(name))
-            for index, name in enumerate(train.task)
-        }
+        trained: dict[str, tuple[LoadedTask, ...]] = {}
+        for index, name in enumerate(train.task):
+            of_name = loaded.get(name, ())
+            if isinstance(of_name, TaskNotFound | TaskError):
+                place = f"[{index}]" if len(train.task) > 1 else ""
+                self.problems.append(f"train.task{place}: {of_name}")
+                of_name = ()
+            trained[name] = of_name
         return [self._task_source(name, trained, leaves) for name in trained]
+
+    def _general(
+        self,
+        of_set: Iterable[str],
+        named: Iterable[str],
+        loaded: Mapping[str, tuple[LoadedTask, ...] | Unloaded],
+    ) -> tuple[LoadedTask, ...]:
+        """Of the set's tasks, those that can be loaded here and are not named otherwise."""
+        missing = {name: why for name in of_set if isinstance(why := loaded[name], Unloaded)}
+        leaves = {name: its for name, its in loaded.items() if not isinstance(its, Unloaded)}
+        known = {task.name for name in named for task in leaves.get(name, ())}
+        if missing:
+            lost = [name for name in missing if name in self.begun_with]
+            names = lost or [*missing]
+            why = "cannot be loaded here" + (", and the study has it already" if lost else "")
+            (self.problems if lost else self.warnings).append(
+                f"evaluation.retention: of {GENERAL}, {quantities.listed(names)} {why} "
+                f"({missing[names[0]]})"
+            )
+        return tuple(
+            task._replace(groups=(*task.groups, GENERAL))
+            for name in of_set
+            for task in leaves.get(name, ())
+            if task.name not in known
+        )
 
     def _task_source(
         self, name: str, trained: Mapping[str, tuple[LoadedTask, ...]], leaves: Leaves
     ) -> _Source:
-        own = trained[name]
+        own, split = trained[name], self.config.train.split_of(name)
         mine: Leaves = {relation: dict(tasks) for relation, tasks in leaves.items()}
         self._exclude_trained(name, own, mine)
         for other, tasks in trained.items():
@@ -360,13 +361,13 @@ class _TaskFinder:
                     if task.name not in known and not self._is_spent(other, task)
                 }
         rows = self._task_rows(name, own)
-        split = self.config.train.split_of(name)
-        seen = {
-            task.name: trained_items(task, split)
-            for task in own
-            if task.name in mine["in_domain"] and task.name in rows
-        }
-        return _Source(name, rows, trained_format(own, self._has_chat()), mine, seen)
+        asked = {task: task for task in mine["in_domain"] if task in rows}
+        seen = {task.name: trained_items(task, split) for task in own if task.name in asked}
+
+        def behind(loaded: LoadedTask, _: str, places: Sequence[int], called: str) -> LoadedTask:
+            return with_examples(loaded, split, places, called)
+
+        return _Source(name, rows, trained_format(own, self._has_chat()), mine, seen, asked, behind)
 
     def _add_own_sets(self, leaves: Leaves, named: Collection[str]) -> None:
         """The sets of ``evaluation.own``; ``named`` are the names of other tasks."""
@@ -414,7 +415,8 @@ class _TaskFinder:
             )
         except (DataError, TaskError) as error:
             self.problems.append(f"train.data: {error}")
-            return _Source(source, {}, TrainedFormat(None, False), leaves, {})
+            no_rows = TrainedFormat(None, False)
+            return _Source(source, {}, no_rows, leaves, {}, {}, lambda loaded, *_: loaded)
         held_out = {task.name: task for task in data.tasks}
         for name in held_out.keys() & self.config.evaluation.own.keys():
             self.problems.append(
@@ -424,8 +426,15 @@ class _TaskFinder:
         self._own_data = data.read
         self._note_clusters(data.tasks, data.read)
         self.warnings += _lost_unsaid(data)
+        is_chat, bos = data.format.chat_template, self.tokenizer.bos_token or ""
+
+        def behind(loaded: LoadedTask, _: str, places: Sequence[int], called: str) -> LoadedTask:
+            shown = [data.training[place] for place in places]
+            return behind_rows(loaded, shown, called, is_chat=is_chat, bos=bos)
+
         rows, seen = {data.name: data.training}, {data.name: data.trained_items}
-        return _Source(source, rows, data.format, leaves, seen)
+        asked = dict.fromkeys(held_out, data.name)
+        return _Source(source, rows, data.format, leaves, seen, asked, behind)
 
     def _has_chat(self) -> bool:
         return self.config.train.chat_template and bool(self.tokenizer.chat_template)
@@ -451,15 +460,6 @@ class _TaskFinder:
                         "(loglikelihood_rolling); move it to another list"
                     )
         return leaves
-
-    def _trained_tasks(
-        self, index: int, named: tuple[LoadedTask, ...] | Unloaded | None
-    ) -> tuple[LoadedTask, ...]:
-        if isinstance(named, TaskNotFound | TaskError):
-            place = f"[{index}]" if len(self.config.train.task) > 1 else ""
-            self.problems.append(f"train.task{place}: {named}")
-            return ()
-        return named or ()
 
     def _exclude_trained(self, name: str, trained: tuple[LoadedTask, ...], leaves: Leaves) -> None:
         """What is trained on is in-domain, unless its scored items are those trained on."""
@@ -535,14 +535,23 @@ class _TaskFinder:
         found: dict[Relation, dict[str, str]] = {}
         for relation in CHOSEN_BY:
             tasks = source.leaves[relation]
-            number = share_of(self.config, len(tasks))
+            # what each of the tasks has at most; two at least
+            most = max(math.ceil(self.config.search.validation_items / max(len(tasks), 1)), 2)
             for loaded in tasks.values():
-                validation = self._validation_of(source, loaded, kept, number)
-                task = None
-                if validation is not None and validation.task is not None:
-                    task = self._prepared(relation, validation.task, num_first=validation.num_items)
-                if task is not None:
-                    found.setdefault(relation, {})[loaded.name] = task.name
+                try:
+                    task, number = self._held_out(source, loaded, kept, most)
+                except TaskError as error:
+                    self.problems.append(f"search: {error}")
+                    continue
+                if task is None:
+                    self.warnings.append(
+                        f"search: {loaded.name} has no split besides the scored one, so runs are "
+                        "chosen without it"
+                    )
+                    continue
+                prepared = self._prepared(relation, task, num_first=number)
+                if prepared is not None:
+                    found.setdefault(relation, {})[loaded.name] = prepared.name
         if not found.get("in_domain"):
             self.problems.append(
                 f"search: {source.name} has too few rows to hold validation items out; give it "
@@ -551,42 +560,40 @@ class _TaskFinder:
             )
         return found
 
-    def _validation_of(
+    def _held_out(
         self, source: _Source, loaded: LoadedTask, kept: dict[str, list[int]], number: int
-    ) -> Validation | None:
-        try:
-            if loaded.name not in source.rows:
-                validation = of_other(loaded, number)
-            else:
-                is_own = self.config.train.data is not None
-                split = "test" if is_own else self.config.train.split_of(source.name)
-                validation = of_trained(
-                    source.trained[loaded.name] if is_own else loaded,
-                    split,
-                    kept[loaded.name],
-                    len(source.rows[loaded.name]),
-                    number,
-                )
-        except TaskError as error:
-            self.problems.append(f"search: {error}")
-            return None
-        if validation.rows is not None:
-            kept[loaded.name] = validation.rows
-        if validation.task is None:
-            self.warnings.append(
-                f"search: {loaded.name} has no split besides the scored one, so runs are chosen "
-                "without it"
-            )
-        return validation
+    ) -> tuple[LoadedTask | None, int]:
+        """The validation items of a task, and how many; None where there are fewer than two.
 
-    def _ending_items(self, name: str, rows: Sequence[TrainingRow]) -> dict[str, str]:
-        chosen = rows[: self.config.evaluation.num_train_items]
-        # both answers of a pair end alike, so DPO teaches nothing of their end
-        if len(chosen) < MIN_ITEMS or self.config.train.dpo is not None:
-            return {}
-        endings = ending_items(name, chosen)
-        task = self._prepared("in_domain", endings, num_first=len(chosen))
-        return {} if task is None else {name: task.name}
+        Of a task that is trained on they are rows behind those that were read, else some of the
+        rows that are kept; of another one they are of a split that is not scored.
+        """
+        if loaded.name in source.rows:
+            is_own = self.config.train.data is not None
+            split = "test" if is_own else self.config.train.split_of(source.name)
+            asks = source.trained[loaded.name] if is_own else loaded
+            rows, left = kept[loaded.name], kept[loaded.name]
+            free = range(len(source.rows[loaded.name]), num_documents(asks, split))
+            if len(free) >= number:
+                chosen = _chosen(asks, free, number)
+            else:
+                chosen = _chosen(asks, rows, min(number, int(MOST_HELD_OUT * len(rows))))
+                left = sorted(set(rows) - set(chosen))
+            if len(chosen) < 2:
+                return None, 0
+            items = validation_items(asks, split, chosen)
+            kept[loaded.name] = left
+            return items, len(chosen)
+        config = loaded.task.config
+        scored = config.test_split or config.validation_split
+        for split in (config.validation_split, config.training_split):
+            if split is None or split == scored or split not in loaded.task.dataset:
+                continue
+            size = num_documents(loaded, split)
+            if size > 1:
+                chosen = _chosen(loaded, range(size), number)
+                return validation_items(loaded, split, chosen), len(chosen)
+        return None, 0
 
     def _prompted(self, source: _Source, rows: Mapping[str, list[int]]) -> Iterator[PromptedTask]:
         """The trained tasks in-domain, with some of these rows before each question.
@@ -596,17 +603,14 @@ class _TaskFinder:
         """
         section, settings = self.config.methods.prompt, self.config.evaluation
         assert section is not None
-        own = {  # own rows that are held out may be scored as two tasks
-            task: name.removesuffix(TEXTS_SUFFIX) if self.config.train.data else name
-            for name, task in source.leaves["in_domain"].items()
-        }
-        own = {task: leaf for task, leaf in own.items() if leaf in rows}
+        in_domain = source.leaves["in_domain"]
+        own = [(in_domain[task], leaf) for task, leaf in source.asked.items()]
         if not own:
             self.problems.append(
                 f"methods.prompt: no task in-domain is trained on under {source.name}, so that its "
                 "rows are no examples of what is asked; leave it out"
             )
-        for (loaded, leaf), shots in itertools.product(own.items(), section.shots):
+        for (loaded, leaf), shots in itertools.product(own, section.shots):
             places = rows[leaf]
             if shots > len(places):
                 self.problems.append(
@@ -624,7 +628,7 @@ class _TaskFinder:
                 name = f"{loaded.name}@prompt-{shots}{draw}{group}"
                 try:
                     task = self._done[name] = prepare_task(
-                        self._behind(source, loaded, leaf, chosen, name),
+                        source.behind(loaded, leaf, chosen, name),
                         self.tokenizer,
                         max_length=self.max_length,
                         num_fewshot=None,
@@ -635,24 +639,16 @@ class _TaskFinder:
                 except (TaskError, DataError) as error:
                     self.problems.append(f"methods.prompt: {error}")
                     continue
+                # tokens before the answer of an item; options have the same before them
+                lengths = {each.instance: len(each.context) for each in task.requests}
+                by_item = {task.instances[i].doc_id: length for i, length in lengths.items()}
                 yield PromptedTask(
                     task=loaded.name,
                     name=name,
                     shots=shots,
                     seed=seed,
-                    context_tokens=_mean_context(task),
+                    context_tokens=sum(by_item.values()) / len(by_item),
                 )
-
-    def _behind(
-        self, source: _Source, loaded: LoadedTask, leaf: str, chosen: Sequence[int], name: str
-    ) -> LoadedTask:
-        """A task with some rows of a leaf before each question; raises ``TaskError``."""
-        if self.config.train.data is None:
-            split = self.config.train.split_of(source.name)
-            return with_examples(loaded, split, chosen, name)
-        shown = [source.rows[leaf][place] for place in chosen]
-        is_chat, bos = source.format.chat_template, self.tokenizer.bos_token or ""
-        return behind_rows(loaded, shown, name, is_chat=is_chat, bos=bos)
 
     def _without_overlap(
         self, source: _Source
@@ -686,13 +682,6 @@ def _tells(prepared: Sequence[PreparedTask], task: str, column: str) -> bool:
         for each in of_task
         if not each.name.endswith(ENDING_SUFFIX)
     )
-
-
-def _mean_context(task: PreparedTask) -> float:
-    """Tokens before the answer of an item, over its items; options have the same before them."""
-    lengths = {request.instance: len(request.context) for request in task.requests}
-    by_item = {task.instances[index].doc_id: length for index, length in lengths.items()}
-    return sum(by_item.values()) / len(by_item)
 
 
 def _in_turn(sizes: Sequence[int]) -> tuple[int, ...]:

@@ -65,7 +65,15 @@ class EarlyStop:
             kept = [share for share in reached if stopped is None or share < stopped]
             finalists += [Progress(trial, kept[-1] if kept else share) for share in reached[-1:]]
             if stopped is not None and stopped == reached[-1]:
-                ruled_out.append(self._ruling(trial, stopped, shown[stopped]))
+                at, of = quantities.percent(stopped), shown[stopped]
+                reason = f"{self._label(trial)}: diverged before {at} of its steps"
+                if of is not None:
+                    lost, most = (quantities.amount(n, "points") for n in (_loss(of), self._limit))
+                    reason = (
+                        f"{self._label(trial)}: after {at} of its steps it loses {lost} on the "
+                        f"retention validation items, more than {most}"
+                    )
+                ruled_out.append(Ruling(trial.setting, None, reason))
         if wanted:
             share = f"{quantities.percent(min(progress.share for progress in wanted))}"
             statement = f"{len(wanted)} trainings go on to {share} of their steps"
@@ -78,18 +86,6 @@ class EarlyStop:
 
     def _label(self, trial: Trial) -> str:
         return f"{self._settings[trial.setting].label}, seed {trial.seed}"
-
-    def _ruling(self, trial: Trial, share: float, shown: Shown | None) -> Ruling:
-        label = self._label(trial)
-        if shown is None:
-            reason = f"{label}: diverged before {quantities.percent(share)} of its steps"
-        else:
-            lost = quantities.amount(_loss(shown), "points")
-            reason = (
-                f"{label}: after {quantities.percent(share)} of its steps it loses {lost} on the "
-                f"retention validation items, more than {quantities.amount(self._limit, 'points')}"
-            )
-        return Ruling(trial.setting, None, reason)
 
 
 def _loss(shown: Shown) -> float:

@@ -12,7 +12,6 @@ from rankwise.study.searches.policy import (
     Decision,
     Journal,
     Known,
-    Ruling,
     Setting,
     Shown,
     Terms,
@@ -114,10 +113,10 @@ class _Climbing:
                 rivals = [larger] if underfits == 0 else []
                 if underfits == -1:
                     reason = f"{self.label(current)} is shown to be within {margin} of it"
-                    self.rule_out(larger, reason)
+                    self.tuning.drop(larger, reason)
                 break
             reason = f"it underfits: {self.label(larger)} is shown to lead by more than {margin}"
-            self.rule_out(current, reason)
+            self.tuning.drop(current, reason)
             step += 1
         return self.end(order[step], rivals)
 
@@ -158,12 +157,8 @@ class _Climbing:
         """Rule out a setting that forgets; one that diverged is ruled out already."""
         if place in self.tuning.rates:
             epsilon = self.ladder.terms.acceptable
-            self.rule_out(place, f"it forgets: its retention loss is shown to be above {epsilon}")
-
-    def rule_out(self, place: int, reason: str) -> None:
-        """Leave a setting behind; it is not trained on, and no finalist."""
-        self.journal.rule_out(Ruling(place, None, reason))
-        self.journal.say(f"{self.label(place)} is ruled out: {reason}.")
+            reason = f"it forgets: its retention loss is shown to be above {epsilon}"
+            self.tuning.drop(place, reason)
 
     def bounds(self, places: Sequence[int]) -> StudyBounds:
         """Of settings with all seeds."""

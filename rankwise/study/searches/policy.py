@@ -93,16 +93,6 @@ class Decision(NamedTuple):
     ruled_out: tuple[Ruling, ...]
     statement: str
 
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing more is to be trained for the search."""
-        return not self.wanted
-
-    @property
-    def trials(self) -> tuple[Trial, ...]:
-        """The trials of the finalists."""
-        return tuple(progress.trial for progress in self.finalists)
-
 
 class Policy(Protocol):
     """Decides what to train next. Asked with the same knowledge, it always decides the same."""

@@ -1,4 +1,4 @@
-"""What a search chooses from, and by which policy, as a study file asks for it."""
+"""What a search chooses from, and on what terms, as a study file asks for it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ from rankwise.records import quantities
 from rankwise.records.axes import FULL_LABEL, LoraVariant, full_variants, lora_variants
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.config.training import RateRuleConfig
-from rankwise.study.searches.early_stop import EarlyStop
-from rankwise.study.searches.ladder import Ladder
-from rankwise.study.searches.narrow import Narrow
-from rankwise.study.searches.policy import Measures, Policy, Setting, Terms
+from rankwise.study.searches.policy import Measures, Setting, Terms
 from rankwise.study.searches.tuning import FACTOR, rounded
 
 REFERENCE_RANK = 32
@@ -43,7 +40,12 @@ def searched(config: StudyConfig) -> Searched:
     settings: list[Setting] = []
     variants: list[LoraVariant | FullVariant] = []
     for variant, label in zip(lora, _labels(lora), strict=True):
-        centre = _expected_rate(variant) if tune else variant.peak_rate
+        centre = variant.peak_rate
+        if tune and not isinstance(variant.learning_rate, RateRuleConfig):
+            # how the best rate should go with the rank, in whole steps of the grid: so ranks share
+            # rates and can be compared at one
+            factor = (variant.rank / REFERENCE_RANK) ** _PRIORS[variant.alpha.policy]
+            centre = variant.learning_rate * FACTOR ** round(math.log(factor, FACTOR))
         settings.append(Setting(label, variant.rank, _grid(centre) if tune else (centre,)))
         variants.append(variant)
     for rate, epochs in full_variants(config):
@@ -51,29 +53,6 @@ def searched(config: StudyConfig) -> Searched:
         settings.append(Setting(label, None, _grid(rate) if tune else (rate,)))
         variants.append(FullVariant(epochs))
     return Searched(tuple(settings), tuple(variants))
-
-
-def policy_of(
-    config: StudyConfig,
-    settings: Sequence[Setting],
-    measures: Measures,
-    checkpoints: Sequence[Sequence[float]],
-) -> Policy:
-    """The policy that a study file asks for.
-
-    Args:
-        config: of the study, which is searched.
-        settings: from ``searched``.
-        measures: how the validation items are scored.
-        checkpoints: shares of each setting's steps at ``train.score_checkpoints``.
-    """
-    if config.train.stop is not None:
-        return EarlyStop(settings, config.seeds, checkpoints, config.train.stop)
-    terms = terms_of(config, measures)
-    if config.search.policy == "ladder":
-        return Ladder(settings, config.seeds, terms, config.search.rungs, config.search.first_rank)
-    narrows = config.search.policy == "narrow"
-    return Narrow(settings, config.seeds, terms, config.search.rungs, narrows)
 
 
 def terms_of(config: StudyConfig, measures: Measures) -> Terms:
@@ -85,16 +64,6 @@ def terms_of(config: StudyConfig, measures: Measures) -> Terms:
         alpha=1.0 - wanted.confidence,
         unit=measures.unit,
     )
-
-
-def _expected_rate(variant: LoraVariant) -> float:
-    """The rate to search around: by its rule, else by how the best rate should go with the rank."""
-    rate = variant.learning_rate
-    if isinstance(rate, RateRuleConfig):
-        return rate.rate_of(variant.rank)
-    factor = (variant.rank / REFERENCE_RANK) ** _PRIORS[variant.alpha.policy]
-    # whole steps of the grid, so that ranks share rates and can be compared at one
-    return rate * FACTOR ** round(math.log(factor, FACTOR))
 
 
 def _grid(centre: float) -> tuple[float, ...]:

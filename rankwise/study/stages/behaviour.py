@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rankwise.records.behaviour import PROMPTS, Behaviour
@@ -45,8 +45,9 @@ class ObserveBehaviour(OneRecord):
         study = graph.study
         if study.behaviour_fingerprint is not None:
             models = (None, *study.tested)
-            stage = cls.of(graph, "behaviour", models, study.num_tokens.behaviour * len(models))
-            yield replace(stage, memory_bytes=study.weights_bytes)  # adapters are on the base
+            work, weights = study.num_tokens.behaviour * len(models), study.weights_bytes
+            # adapters are on the base
+            yield cls.of(graph, "behaviour", models, work, memory_bytes=weights)
 
     @classmethod
     def wanted(cls, study: StudyRecord, model: Model) -> str:
@@ -62,28 +63,28 @@ class ObserveBehaviour(OneRecord):
             put_on = context.models.put_on(runs)
             together = [model for model in group if model is None or model in put_on]
             if together:
-                asked = [None if model is None else model.name for model in together]
-                self._write(context, context.models.scorer(), together, asked)
+                self._write(context, context.models.scorer(), together)
             alone += [run for run in runs if run not in put_on]
         for model in alone:
-            self._write(context, context.models.scorer_alone(model), [model], [None])
+            self._write(context, context.models.scorer_alone(model), [model], alone=True)
 
     def _write(
-        self,
-        context: StudyContext,
-        scorer: Scorer,
-        models: Sequence[Model],
-        asked: Sequence[str | None],
+        self, context: StudyContext, scorer: Scorer, models: Sequence[Model], *, alone: bool = False
     ) -> None:
+        asked = [None if model is None or alone else model.name for model in models]
         started = time.perf_counter()
         answers = scorer.generate(asked, context.plan.behaviour, context.tell.advanced)
         seconds = (time.perf_counter() - started) / len(models)
+        encode = context.plan.tokenizer.encode
         for model, texts in zip(models, answers, strict=True):
             record = Behaviour(
                 model=model_name(model),
                 fingerprint=self.fingerprint_of(model),
                 prompts=tuple(prompt.text for prompt in PROMPTS),
                 texts=tuple(each.text for each in texts),
+                num_tokens=tuple(
+                    len(encode(each.text, add_special_tokens=False)) for each in texts
+                ),
                 is_finished=tuple(each.is_finished for each in texts),
                 score_seconds=seconds,
             )

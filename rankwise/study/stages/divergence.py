@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,10 @@ from rankwise.study.stages.stage import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from rankwise.study.context import StudyContext
+    from rankwise.tasks.questions import RightAnswer
 
 
 @dataclass(frozen=True)
@@ -97,13 +101,13 @@ class CompareDistributions(Stage):
         return self.path(folder, model_name(model), self.reference.name)
 
     def do(self, context: StudyContext, models: Sequence[Model]) -> None:
-        from rankwise.study.work.distributions import FullDistributions, write_divergence
-
-        answers = context.plan.answers[self.reference.train_task]
-        expected = context.kept(FullDistributions).of(self.reference, answers, self.work / 2)
         (model,) = models
-        reads = self.reference.name, self.reference.train_task
-        write_divergence(context, self, model, reads, answers, expected)
+        task = self.reference.train_task
+        answers = context.plan.answers[task]
+        expected = context.kept(_FullDistributions).of(self.reference, answers, self.work / 2)
+        write_divergence(
+            context, self, model, answers, expected, reference=self.reference.name, train_task=task
+        )
 
     def ready(self, folder: StudyFolder, models: Sequence[Model]) -> tuple[Model, ...]:
         """The model, where the full fine-tuning is usable too."""
@@ -114,3 +118,76 @@ class CompareDistributions(Stage):
         if reference is not None and reference.status == "diverged":
             return model is None or folder.finished_run(model) is not None
         return reference is not None and super()._is_done(folder, model, wanted)
+
+
+class _FullDistributions:
+    """What a full fine-tuning expects: read once, for every model that is compared with it."""
+
+    def __init__(self, context: StudyContext) -> None:
+        self._context = context
+        self._expected: Sequence[Tensor] = ()
+        self._of: str | None = None
+
+    def of(
+        self, reference: PlannedRun, answers: Sequence[RightAnswer], work: float
+    ) -> Sequence[Tensor]:
+        """Of a full fine-tuning; ``work`` is that of reading it, which may be done already."""
+        if self._of == reference.name:
+            self._context.tell.skipped(work)
+        else:
+            self._expected, self._of = (), None  # released before the next is made
+            self._expected = expected_by(self._context, reference, answers)
+            self._of = reference.name
+        return self._expected
+
+
+def expected_by(
+    context: StudyContext, model: Model, answers: Sequence[RightAnswer]
+) -> Sequence[Tensor]:
+    """The log-probabilities of a model at every token of the answers."""
+    from rankwise.engine.scoring.divergence import log_probabilities
+
+    most, advance = context.plan.step_tokens, context.tell.advanced
+    with context.models.reading(model) as module:
+        return log_probabilities(module, answers, max_batch_tokens=most, advance=advance)
+
+
+def write_divergence(
+    context: StudyContext,
+    stage: Stage,
+    model: Model,
+    answers: Sequence[RightAnswer],
+    expected: Sequence[Tensor],
+    *,
+    reference: str,
+    train_task: str,
+) -> None:
+    """Compare a model with what a reference expects, and write its record.
+
+    Raises:
+        ModelError: weights cannot be read.
+        StorageError: the record cannot be written.
+    """
+    from rankwise.engine.scoring.divergence import divergences
+
+    most, advance = context.plan.step_tokens, context.tell.advanced
+    with context.models.reading(model) as module:
+        started = time.perf_counter()
+        items = divergences(module, answers, expected, max_batch_tokens=most, advance=advance)
+    lengths = tuple(len(answer.continuation) for answer in answers)
+    record = Divergence(
+        model=model_name(model),
+        reference=reference,
+        train_task=train_task,
+        fingerprint=stage.fingerprint_of(model),
+        num_items=len(answers),
+        num_tokens=sum(lengths),
+        tasks=tuple(answer.task for answer in answers),
+        doc_ids=tuple(answer.doc_id for answer in answers),
+        kl_nats=tuple(item.kl_nats for item in items),
+        top1_agreement=tuple(item.top1_agreement for item in items),
+        rise_nats=tuple(item.rise_nats for item in items),
+        item_tokens=lengths,
+        score_seconds=time.perf_counter() - started,
+    )
+    context.folder.write(stage.path_of(context.folder, model), record)

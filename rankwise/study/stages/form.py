@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rankwise.errors import ModelError
 from rankwise.records.base import Record
 from rankwise.records.deployment import FormRecord
 from rankwise.records.fingerprints import fingerprint, scoring_fingerprint
 from rankwise.records.folder import StudyFolder
-from rankwise.records.forms import model_in_form
+from rankwise.records.forms import AS_TRAINED, model_in_form
 from rankwise.records.reading import read_judged
 from rankwise.records.results import FormResults, ModelResults
 from rankwise.records.study import PlannedRun, StudyRecord, TaskEvaluation
@@ -26,6 +27,7 @@ from rankwise.study.stages.stage import (
 )
 
 if TYPE_CHECKING:
+    from rankwise.engine.scoring.resident import ResidentScorer
     from rankwise.study.context import StudyContext
 
 DEPLOYMENT_REVISION = 2
@@ -89,7 +91,29 @@ class CheckForm(Stage):
 
     @classmethod
     def results(cls, folder: StudyFolder, study: StudyRecord, model: Model) -> Mapping[str, Any]:
-        return {"forms": () if model is None else tuple(_forms(folder, study, model))}
+        if model is None:
+            return {"forms": ()}
+        found: list[FormResults] = []
+        for form in study.forms:
+            path = cls.path(folder, model.name, form)
+            record = folder.finished(path, FormRecord, cls.wanted(study, model, form))
+            name, metric_of = model_in_form(model.name, form), study.config.evaluation.metric_of
+            tasks = study.compared_tasks(model.train_task)
+            files = {task: folder.evaluation_file(name, task) for task in tasks}
+            if record is None or not all(map(folder.has, files.values())):
+                continue
+            judged = {
+                task: read_judged(folder, folder.read(file, TaskEvaluation), metric_of(task))
+                for task, file in files.items()
+            }
+            scores = ModelResults(
+                name=form,
+                run=None,
+                evaluations={task: each.record for task, each in judged.items()},
+                items={task: each.items for task, each in judged.items()},
+            )
+            found.append(FormResults(record=record, scores=scores))
+        return {"forms": tuple(found)}
 
     @property
     def name(self) -> str:
@@ -105,37 +129,112 @@ class CheckForm(Stage):
             yield folder.evaluation_file(scored, task), TaskEvaluation
 
     def do(self, context: StudyContext, models: Sequence[Model]) -> None:
-        from rankwise.study.work.forms import check_form
+        """Put a run into the form, and score that in float32; tasks that are scored stay so.
 
-        for run in models:
-            assert run is not None
-            check_form(context, self, run)
+        Raises:
+            ModelError: the adapter is more than plain LoRA, its update is zero or does not fit the
+                form, or what the form needs is not here.
+            StorageError: a record cannot be written.
+        """
+        from rankwise.engine.models import base as loading
+        from rankwise.engine.models.devices import provenance_on
+        from rankwise.engine.scoring.resident import ResidentScorer
+        from rankwise.findings.deployment import FormWeights
+        from rankwise.tasks.update_guard import probes, refuse_unapplied
+        from rankwise.weights.deployment import ADAPTER, instead_warnings
+        from rankwise.weights.forms import find_forms
+        from rankwise.weights.lowrank import read_updates
+        from rankwise.weights.merging import merged_as
+
+        (run,) = models
+        assert run is not None
+        plan, folder = context.plan, context.folder
+        provenance, updates = provenance_on(plan.device), read_updates(folder.weights(run))
+        if all(update.frobenius_norm == 0 for update in updates.values()):
+            raise ModelError(f"the update of {run.name} is zero: there is nothing to deploy.")
+        # weights of the base are changed below, and put back
+        if plan.record.precision == "float32":
+            context.models.release()
+            base = context.models.base()
+        else:
+            context.models.release(base=True)
+            base = loading.load_frozen(loading.fetch_weights(plan.base), "float32", plan.device)
+        weights, warnings = FormWeights(0), list[str]()
+        if self.form == AS_TRAINED:
+            scorer = ResidentScorer(base, plan.tokenizer, max_batch_tokens=plan.step_tokens)
+            scorer.put_on(ADAPTER, folder.weights(run))
+            refuse_unapplied(scorer, [ADAPTER], probes(plan.tasks[self.tasks[0]].requests))
+            try:
+                seconds = self._score(context, run, scorer, ADAPTER)
+            finally:
+                scorer.take_off(ADAPTER)
+        else:
+            (form,) = find_forms([self.form])
+            with merged_as(base, form, updates) as merged:
+                scorer = ResidentScorer(base, plan.tokenizer, max_batch_tokens=plan.step_tokens)
+                seconds = self._score(context, run, scorer, None)
+            weights, warnings = merged.weights, instead_warnings(form.name, merged)
+        record = FormRecord(
+            fingerprint=self.fingerprint_of(run),
+            model=run.name,
+            form=self.form,
+            num_bytes=weights.num_bytes,
+            delta=weights.delta,
+            modules=weights.modules,
+            warnings=tuple(warnings),
+            score_seconds=seconds,
+            provenance=provenance,
+        )
+        folder.write(self.path_of(folder, run), record)
+
+    def _score(
+        self, context: StudyContext, run: PlannedRun, scorer: ResidentScorer, adapter: str | None
+    ) -> float:
+        """Score what is not scored yet; the seconds of all tasks."""
+        from rankwise.engine.models.devices import provenance_on
+        from rankwise.study.planning.plan import metric_of
+        from rankwise.study.work.scoring import base_answers
+        from rankwise.tasks.evaluation import ScoredModel, evaluate
+
+        plan, folder, study = context.plan, context.folder, context.study
+        name = model_in_form(run.name, self.form)
+        own, seconds = self.weights_in_form(study, run, self.form), 0.0
+        for task in self.tasks:
+            prepared, wanted = plan.task_of(run, task), scoring_fingerprint(study, run, task, own)
+            work = float(study.tokens_of(run, [task]))
+            record = folder.finished(folder.evaluation_file(name, task), TaskEvaluation, wanted)
+            if record is None:
+                per_token = work / max(prepared.num_tokens, 1)
+                (scoring,) = evaluate(
+                    scorer,
+                    [ScoredModel(name, wanted, adapter)],
+                    prepared,
+                    metric=metric_of(study.config, task),
+                    advance=lambda num, share=per_token: context.tell.advanced(num * share),
+                    of_base=base_answers(folder, prepared),
+                )
+                made = {"provenance": provenance_on(plan.device)}
+                record = scoring.record.model_copy(update=made)
+                folder.write_evaluation(record, scoring.samples)
+            else:
+                context.tell.skipped(work)
+            seconds += record.score_seconds
+        return seconds
 
     def _is_done(self, folder: StudyFolder, model: Model, wanted: str) -> bool:
         files = [path for path, _ in self.records_of(folder, model)]
         return super()._is_done(folder, model, wanted) and all(map(folder.has, files))
 
 
-def _forms(folder: StudyFolder, study: StudyRecord, run: PlannedRun) -> Iterator[FormResults]:
-    """A run in the forms in which it was checked, under the study's present settings."""
-    for form in study.forms:
-        path = CheckForm.path(folder, run.name, form)
-        record = folder.finished(path, FormRecord, CheckForm.wanted(study, run, form))
-        name, metric_of = model_in_form(run.name, form), study.config.evaluation.metric_of
-        files = {
-            task: folder.evaluation_file(name, task)
-            for task in study.compared_tasks(run.train_task)
-        }
-        if record is None or not all(map(folder.has, files.values())):
-            continue
-        judged = {
-            task: read_judged(folder, folder.read(file, TaskEvaluation), metric_of(task))
-            for task, file in files.items()
-        }
-        scores = ModelResults(
-            name=form,
-            run=None,
-            evaluations={task: each.record for task, each in judged.items()},
-            items={task: each.items for task, each in judged.items()},
-        )
-        yield FormResults(record=record, scores=scores)
+def work_after_verdict(study: StudyRecord) -> float:
+    """Scored tokens of the forms of runs that no verdict names yet: one for each trained task."""
+    if study.deployed:
+        return 0.0
+    scored = study.num_tokens.scored
+    tasks = [task for source in study.tasks for task in study.compared_tasks(source)]
+    return float(len(study.forms) * sum(scored.get(task, 0) for task in tasks))
+
+
+def work_of_forms(graph: Sequence[Stage]) -> float:
+    """Scored tokens of the stages that check forms."""
+    return sum(stage.work for stage in graph if isinstance(stage, CheckForm))

@@ -10,6 +10,7 @@ from rankwise.records.fingerprints import fingerprint
 from rankwise.records.folder import BASE
 from rankwise.records.results import Divergence
 from rankwise.records.study import StudyRecord
+from rankwise.study.stages.divergence import expected_by, write_divergence
 from rankwise.study.stages.stage import Graph, Model, OneRecord, Stage
 
 if TYPE_CHECKING:
@@ -53,12 +54,11 @@ class CompareWithBase(OneRecord):
         exactly zero, which other steps would round away. With thousands of tokens in a step,
         reading several adapters at once would multiply as much.
         """
-        from rankwise.study.work.distributions import expected_by, write_divergence
-
         answers = context.plan.gauged[self.train_task]
         context.tell.skipped(self.work * (len(self.models) - len(models)) / (len(self.models) + 1))
         expected = expected_by(context, None, answers)
         # whole models last: each takes the place of the adapters
         for model in sorted(models, key=lambda each: each is not None and each.method == "full"):
-            reads = BASE, self.train_task
-            write_divergence(context, self, model, reads, answers, expected)
+            write_divergence(
+                context, self, model, answers, expected, reference=BASE, train_task=self.train_task
+            )

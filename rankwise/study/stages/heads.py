@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rankwise.errors import BeyondLoraError, ModelError
 from rankwise.records.fingerprints import fingerprint
-from rankwise.records.heads import HeadChanges
-from rankwise.records.study import StudyRecord
+from rankwise.records.heads import HeadChanges, ShareMap
+from rankwise.records.study import PlannedRun, StudyRecord
 from rankwise.study.stages.stage import Graph, Model, OneRecord, Stage
 
 if TYPE_CHECKING:
+    from rankwise.heads.changes import HeadActivity
+    from rankwise.heads.layouts import HeadLayout
     from rankwise.study.context import StudyContext
 
 HEAD_CHANGES_REVISION = 1
@@ -56,10 +60,94 @@ class CompareHeads(OneRecord):
         )
 
     def do(self, context: StudyContext, models: Sequence[Model]) -> None:
-        from rankwise.study.work.head_changes import compare_heads
+        """The base is read once for all; see ``Stage.do``.
+
+        A model whose heads are laid out in no known way is noted, and its records say so.
+        """
+        from rankwise.engine.models.base import model_skeleton
+        from rankwise.heads.changes import HeadChangeTally, head_activity
+        from rankwise.heads.layouts import head_layouts
 
         runs = [model for model in models if model is not None]
-        compare_heads(context, self, context.plan.head_prompts[self.train_task], runs)
+        prompts, advanced = context.plan.head_prompts[self.train_task], context.tell.advanced
+        tokens = sum(map(len, prompts))
+        context.tell.skipped(float(tokens * (len(self.runs) - len(runs))))
+        try:
+            layouts = head_layouts(model_skeleton(context.plan.base.folder))
+        except ModelError as error:
+            context.tell.noted(f"heads are not analysed: {error}")
+            for run in runs:
+                self._write(context, run, not_analysed=str(error))
+            context.tell.skipped(float(tokens * (len(runs) + 1)))
+            return
+        before: list[list[HeadActivity]] = []
+        with context.models.reading(None) as model:
+            for prompt in prompts:
+                before.append(head_activity(model, prompt))
+                advanced(float(len(prompt)))
+        for run in runs:
+            started, tally = time.perf_counter(), HeadChangeTally()
+            with context.models.reading(run) as model:
+                for prompt, own in zip(prompts, before, strict=True):
+                    tally.add(own, head_activity(model, prompt))
+                    advanced(float(len(prompt)))
+            shares, reason = self._shares(context, run, layouts)
+            entropy, mass = tally.base_maps()
+            self._write(
+                context,
+                run,
+                num_prompts=len(prompts),
+                num_tokens=tokens,
+                num_groups=tuple(layout.num_groups for layout in layouts),
+                base_entropy=entropy,
+                base_first_token_mass=mass,
+                changes=tally.changes(),
+                shares=shares,
+                not_analysed=reason,
+                analysis_seconds=time.perf_counter() - started,
+            )
+
+    def _shares(
+        self, context: StudyContext, run: PlannedRun, layouts: Sequence[HeadLayout]
+    ) -> tuple[tuple[ShareMap, ...], str | None]:
+        """From the weights; not of an adapter that is more than LoRA, which is noted."""
+        from rankwise.engine.models.adapter_folder import read_factors
+        from rankwise.engine.models.base import fetch_weights
+        from rankwise.engine.models.weights import weight_matrices
+        from rankwise.heads.changes import norms_of_factors, norms_of_matrices, share_maps
+
+        weights = context.folder.weights(run)
+        if run.method == "full":
+            names = list(dict.fromkeys(name for layout in layouts for name in layout.projections))
+            base = weight_matrices(fetch_weights(context.plan.base), names)
+            norms = norms_of_matrices(base, weight_matrices(weights, names))
+            return share_maps(layouts, norms), None
+        try:
+            norms = norms_of_factors(read_factors(weights))
+        except BeyondLoraError as error:
+            context.tell.noted(f"{run.name}: no head's share of delta is known: {error}")
+            return (), str(error)
+        return share_maps(layouts, norms), None
+
+    def _write(self, context: StudyContext, run: PlannedRun, **found: Any) -> None:
+        """A run's record; of a model whose heads are not known, everything is empty."""
+        nothing: dict[str, Any] = {
+            "num_prompts": 0,
+            "num_tokens": 0,
+            "num_groups": (),
+            "base_entropy": (),
+            "base_first_token_mass": (),
+            "changes": (),
+            "shares": (),
+            "analysis_seconds": 0.0,
+        }
+        record = HeadChanges(
+            model=run.name,
+            fingerprint=self.fingerprint_of(run),
+            tasks=context.study.tasks[run.train_task].get("in_domain", ()),
+            **(nothing | found),
+        )
+        context.folder.write(self.path_of(context.folder, run), record)
 
     def seconds_in(self, record: Any) -> float:
         return record.analysis_seconds

@@ -80,7 +80,7 @@ class Score(Stage):
     def do(self, context: StudyContext, models: Sequence[Model]) -> None:
         from rankwise.study.work.scoring import ScoreWorker
 
-        context.kept(ScoreWorker).score(self, self.task, models)
+        context.kept(ScoreWorker).score(self, models)
 
     def ready(self, folder: StudyFolder, models: Sequence[Model]) -> tuple[Model, ...]:
         """The usable models, once the base is scored."""

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
+from rankwise.errors import ModelError, RecordError
 from rankwise.records.base import Record
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.folder import BASE, StudyFolder
@@ -228,15 +229,14 @@ class OneRecord(Stage):
     @classmethod
     def of(cls, graph: Graph, title: str, models: Sequence[Model], work: float, **own: Any) -> Self:
         """The stage of some models, once they are trained; two of them are in memory at once."""
+        usual = {"memory_bytes": 2 * graph.study.weights_bytes, "disk_bytes": 0}
         return cls(
             title,
             tuple(models),
             tuple(cls.wanted(graph.study, model) for model in models),
             needs=graph.trainings(models),
             work=float(work),
-            memory_bytes=2 * graph.study.weights_bytes,
-            disk_bytes=0,
-            **own,
+            **(usual | own),
         )
 
     @classmethod
@@ -289,6 +289,22 @@ def is_usable(folder: StudyFolder, model: Model) -> bool:
     """Whether a model has weights: the base has, and a run that is trained and did not diverge."""
     run = None if model is None else folder.finished_run(model)
     return model is None or (run is not None and run.status == "trained")
+
+
+def check_trained(folder: StudyFolder, run: PlannedRun) -> None:
+    """Refuse a run that has no weights.
+
+    Raises:
+        RecordError: it is not trained yet.
+        ModelError: it diverged.
+    """
+    record = folder.finished_run(run)
+    if record is None:
+        raise RecordError(f"{run.name} is not trained yet; finish the study first (rankwise run).")
+    if record.status == "diverged":
+        raise ModelError(
+            f"{run.name} diverged: it has no weights to look into. Choose another run."
+        )
 
 
 def model_name(model: Model) -> str:

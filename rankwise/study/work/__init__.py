@@ -1,1 +1,1 @@
-"""The stages of a study: each computes and writes its records."""
+"""What stages and repairs do with torch."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rankwise.engine.scoring.tree.prefixes import PrefixTree
+from rankwise.engine.models.base import fetch_weights
 from rankwise.errors import ConfigError
 from rankwise.findings.repairs import RepairTasks
 from rankwise.records.axes import run_labels
@@ -24,10 +24,9 @@ from rankwise.records.repair_scores import RepairDivergences, RepairScores
 from rankwise.records.repairs import AdapterRepair, Repair, RepairFamily
 from rankwise.records.study import PlannedRun, StudyRecord
 from rankwise.study.context import StudyContext
-from rankwise.study.damage import find_damage
+from rankwise.study.damage import find_damage, set_damaged_aside
 from rankwise.study.observer import StageOutline
-from rankwise.study.quarantine import set_aside
-from rankwise.tasks.questions import RightAnswer
+from rankwise.study.planning.plan import tokens_read
 from rankwise.weights.adapter_repair import AdapterRepairer, AskedTask, refuse_unjudgeable
 from rankwise.weights.session import ScoringSession
 
@@ -75,8 +74,16 @@ class RunRepairer:
         plan, folder, study = context.plan, context.folder, context.study
         self._context, self._tell, self._run = context, context.tell, run
         self._plan, self._folder = plan, folder
-        partners = _other_seeds(study, folder, run) if "average" in kinds else ()
-        refined = _refined(study, folder, run) if "refine" in kinds else ()
+        partners: tuple[PlannedRun, ...] = ()
+        if "average" in kinds and run.role != "imported":  # with runs that differ by seed alone
+            labels = run_labels([each for each in study.runs if each.train_task == run.train_task])
+            alike = [each for each in study.runs if labels.get(each.name) == labels[run.name]]
+            partners = _trained(folder, [each for each in alike if each != run])
+        refined: tuple[PlannedRun, ...] = ()
+        if "refine" in kinds:  # where the study truncated the adapter and trained it on
+            truncated = [model for model in study.of_role("truncated") if model.num_steps]
+            own = [each for each in truncated if each.of is not None and each.of.name == run.name]
+            refined = _trained(folder, own)
         # what tells the repairs from others: their kinds, and the fingerprints of other models
         self._tried: list[Any] = [tuple(kinds), [each.fingerprint for each in partners]]
         if refined:  # scores of other kinds are as old as they are
@@ -94,7 +101,7 @@ class RunRepairer:
         self._repairer = AdapterRepairer(
             model=run.name,
             folder=folder.weights(run),
-            base=plan.base,
+            base=plan.base._replace(folder=fetch_weights(plan.base)),
             tokenizer=plan.tokenizer,
             in_domain=own,
             retention=kept,
@@ -121,13 +128,15 @@ class RunRepairer:
         refuse_unjudgeable(
             *([task.prepared for task in of] for of in (repairer.in_domain, repairer.retention))
         )
-        self._set_damaged_aside()
+        place = folder.adapter_repair_file(run.name).parent
+        damages = [d for d in find_damage(folder, [run.name]) if d.path.is_relative_to(place)]
+        set_damaged_aside(folder, damages, self._tell)
         outlines = [
             StageOutline.of_run(task.prepared.name, "scoring", run, float(task.prepared.num_tokens))
             for task in repairer.tasks
         ]
         if repairer.answers:
-            work = float(_num_tokens(repairer.answers))
+            work = float(tokens_read(repairer.answers))
             outlines.append(StageOutline.of_run(_FROM_BASE, "divergence", run, work))
         self._tell.planned(outlines)
         scores = [self._scores(task) for task in repairer.tasks]
@@ -180,7 +189,7 @@ class RunRepairer:
         wanted = repair_divergences_fingerprint(self._plan.record, self._run, self._tried, answers)
         return self._context.recorded(
             _FROM_BASE,
-            float(_num_tokens(answers)),
+            float(tokens_read(answers)),
             self._folder.repair_divergences_file(self._run.name),
             RepairDivergences,
             lambda: self._repairer.divergences(answers, fingerprint=wanted, advance=self._advance),
@@ -191,51 +200,12 @@ class RunRepairer:
         """Of one of the models, which all read the same."""
         self._tell.advanced(num_tokens / (1 + len(self._repairer.derived)))
 
-    def _set_damaged_aside(self) -> None:
-        """Move what is damaged of an earlier repair into quarantine: it is made again."""
-        name = self._run.name
-        place = self._folder.adapter_repair_file(name).parent
-        for damage in find_damage(self._folder, [name]):
-            if damage.path.is_relative_to(place):
-                aside = set_aside(self._folder, damage.spoils, str(damage))
-                self._tell.noted(f"{damage}: moved to {aside}")
-
-
-def _num_tokens(answers: Sequence[RightAnswer]) -> int:
-    """Of one model: what answers begin with in common is read once."""
-    return len(PrefixTree([answer.tokens_read for answer in answers]))
-
-
-def _other_seeds(
-    study: StudyRecord, folder: StudyFolder, run: PlannedRun
-) -> tuple[PlannedRun, ...]:
-    """Trained runs that differ from a run by their seed alone."""
-    if run.role == "imported":
-        return ()
-    labels = run_labels([each for each in study.runs if each.train_task == run.train_task])
-    alike = [each for each in study.runs if labels.get(each.name) == labels[run.name]]
-    return _trained(folder, [each for each in alike if each != run])
-
-
-def _refined(study: StudyRecord, folder: StudyFolder, run: PlannedRun) -> tuple[PlannedRun, ...]:
-    """The run's adapter truncated to lower ranks and trained on, where the study has done it."""
-    return _trained(
-        folder,
-        [
-            model
-            for model in study.of_role("truncated")
-            if model.num_steps and model.of is not None and model.of.name == run.name
-        ],
-    )
-
 
 def _trained(folder: StudyFolder, models: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
     """Those of some models that have weights."""
-    finished = {model.name: folder.finished_run(model) for model in models}
+    records = ((model, folder.finished_run(model)) for model in models)
     return tuple(
         model
-        for model in models
-        if (record := finished[model.name]) is not None
-        and record.status == "trained"
-        and not record.is_given_up
+        for model, record in records
+        if record is not None and record.status == "trained" and not record.is_given_up
     )

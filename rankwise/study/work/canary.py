@@ -16,7 +16,6 @@ from rankwise.study.stages.stage import Stage
 from rankwise.study.work.scoring import responses_of
 from rankwise.tasks.evaluation import ScoredModel, ask
 from rankwise.tasks.judgement import Responses
-from rankwise.tasks.requests import PreparedTask
 
 SHARE = 0.1
 """Of the base's tokens that are scored again, or one task of each kind. Tasks are scored as a
@@ -67,19 +66,19 @@ def check_stack(context: StudyContext, graph: Sequence[Stage], *, is_accepted: b
 
 def _cheapest(context: StudyContext, scored: Sequence[TaskEvaluation]) -> list[str]:
     """The tasks to score again: the shortest with options or texts, the shortest that generates."""
-    tasks = sorted((context.plan.tasks[record.task] for record in scored), key=_num_tokens)
-    most, taken, names, kinds = SHARE * sum(map(_num_tokens, tasks)), 0, list[str](), set[bool]()
+    tasks = sorted(
+        (context.plan.tasks[record.task] for record in scored),
+        key=lambda task: task.num_distinct_tokens,
+    )
+    most = SHARE * sum(task.num_distinct_tokens for task in tasks)
+    taken, names, kinds = 0, list[str](), set[bool]()
     for task in tasks:
         generates = task.loaded.output_type == "generate_until"
-        if generates not in kinds or taken + _num_tokens(task) <= most:
-            taken += _num_tokens(task)
+        if generates not in kinds or taken + task.num_distinct_tokens <= most:
+            taken += task.num_distinct_tokens
             names.append(task.name)
             kinds.add(generates)
     return names
-
-
-def _num_tokens(task: PreparedTask) -> int:
-    return task.num_distinct_tokens
 
 
 def _measured(

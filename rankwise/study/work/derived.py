@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import NamedTuple
 
 from torch import Tensor
@@ -27,68 +26,56 @@ OWN_TEXTS_REVISION = 1
 _SEED = 0  # one set of texts for all runs and seeds: what differs between arms is not the texts
 
 
-class RowsBeside:
-    """What runs read beside the rows of their trained task."""
+def rows_beside(context: StudyContext, run: PlannedRun) -> Beside:
+    """What a run reads beside the rows of its trained task.
 
-    def __init__(self, context: StudyContext) -> None:
-        self._context = context
+    Raises:
+        DataError: a scored item is in every text of the base.
+        ModelError: the base's weights cannot be read.
+        StorageError: the base's own texts cannot be written.
+    """
+    arm = run.mitigation
+    if arm is None:
+        return NOTHING_BESIDE
 
-    def of(self, run: PlannedRun) -> Beside:
-        """Of one run.
+    def examples(rows: RowsConfig | None) -> Sequence[Example]:
+        return context.kept(_own_texts) if rows is None else context.plan.others[rows]
 
-        Raises:
-            DataError: a scored item is in every text of the base.
-            ModelError: the base's weights cannot be read.
-            StorageError: the base's own texts cannot be written.
-        """
-        arm = run.mitigation
-        if arm is None:
-            return NOTHING_BESIDE
-        held = arm.kl if arm.kl is not None and arm.kl.has_rows else None
-        return Beside(
-            replayed=() if arm.replay is None else self._examples(arm.replay.rows),
-            held=()
-            if held is None
-            else [each._replace(num_loss_tokens=0) for each in self._examples(held.rows)],
+    replayed = () if arm.replay is None else examples(arm.replay.rows)
+    held = examples(arm.kl.rows) if arm.kl is not None and arm.kl.has_rows else ()
+    return Beside(replayed, held=[each._replace(num_loss_tokens=0) for each in held])
+
+
+def _own_texts(context: StudyContext) -> list[Example]:
+    """The base's own texts, without those that contain a scored item.
+
+    They are written where there are none yet, and read from the study folder after that.
+    """
+    folder, plan = context.folder, context.plan
+    base = plan.record.base_model_fingerprint
+    wanted = fingerprint([OWN_TEXTS_REVISION, base, NUM_TEXTS, NUM_TOKENS, _SEED])
+    record = folder.finished(folder.own_texts_file, OwnTexts, wanted)
+    if record is None:
+        written = write_texts(
+            context.models.base().eval(),
+            TextEncoder(plan.tokenizer).prefix_id,
+            number=NUM_TEXTS,
+            num_tokens=NUM_TOKENS,
+            seed=_SEED,
         )
-
-    def _examples(self, rows: RowsConfig | None) -> Sequence[Example]:
-        return self._own_texts if rows is None else self._context.plan.others[rows]
-
-    @cached_property
-    def _own_texts(self) -> list[Example]:
-        """The base's own texts, without those that contain a scored item."""
-        folder, plan = self._context.folder, self._context.plan
-        record = self._record()
-        rows = {"own texts": [TrainingRow("", text) for text in record.texts]}
-        overlap = find_overlap(rows, [*plan.tasks.values()], plan.tokenizer)
-        kept = [record.tokens[place] for place in overlap.other_rows["own texts"]]
-        if not kept:
-            raise DataError(
-                f"each of the texts in {folder.own_texts_file} contains a scored item. Let the "
-                "arms read rows of a task or of your own instead (kl: {at: rows}, "
-                "replay: {rows: ...})."
-            )
-        return [Example(text, len(text) - 1, is_truncated=False) for text in kept]
-
-    def _record(self) -> OwnTexts:
-        """They are written where there are none yet, and read from the study folder after that."""
-        folder, plan = self._context.folder, self._context.plan
-        base = self._context.study.base_model_fingerprint
-        wanted = fingerprint([OWN_TEXTS_REVISION, base, NUM_TEXTS, NUM_TOKENS, _SEED])
-        record = folder.finished(folder.own_texts_file, OwnTexts, wanted)
-        if record is None:
-            written = write_texts(
-                self._context.models.base().eval(),
-                TextEncoder(plan.tokenizer).prefix_id,
-                number=NUM_TEXTS,
-                num_tokens=NUM_TOKENS,
-                seed=_SEED,
-            )
-            texts = tuple(plan.tokenizer.batch_decode(written))
-            record = OwnTexts(fingerprint=wanted, tokens=tuple(written), texts=texts)
-            folder.write(folder.own_texts_file, record)
-        return record
+        texts = tuple(plan.tokenizer.batch_decode(written))
+        record = OwnTexts(fingerprint=wanted, tokens=tuple(written), texts=texts)
+        folder.write(folder.own_texts_file, record)
+    rows = {"own texts": [TrainingRow("", text) for text in record.texts]}
+    overlap = find_overlap(rows, [*plan.tasks.values()], plan.tokenizer)
+    kept = [record.tokens[place] for place in overlap.other_rows["own texts"]]
+    if not kept:
+        raise DataError(
+            f"each of the texts in {folder.own_texts_file} contains a scored item. Let the "
+            "arms read rows of a task or of your own instead (kl: {at: rows}, "
+            "replay: {rows: ...})."
+        )
+    return [Example(text, len(text) - 1, is_truncated=False) for text in kept]
 
 
 class Truncated(NamedTuple):

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+from torch import nn
 
 from rankwise.engine.models.devices import STEP_TOKENS
 from rankwise.engine.models.frozen_adapters import FrozenAdapter
-from rankwise.errors import ModelError
+from rankwise.errors import ModelError, TaskError
 from rankwise.findings.stats.correlation import rank_correlation
-from rankwise.heads.answers import ItemOptions, ItemValues, continuations, item_values, questions
+from rankwise.heads.answers import (
+    ItemOptions,
+    ItemValues,
+    continuations,
+    item_values,
+    questions,
+    refuse_unasked,
+)
 from rankwise.heads.effects import HeadScores, head_effects
 from rankwise.heads.interventions import Head, adapted_heads
 from rankwise.heads.scorer import Ablation, Graft, HeadScorer, Intervention, Reversion
@@ -24,7 +32,6 @@ from rankwise.records.study import PlannedRun
 from rankwise.study.context import StudyContext
 from rankwise.study.observer import StageOutline
 from rankwise.study.planning.plan import metric_of
-from rankwise.study.work.head_subjects import relation_of
 from rankwise.tasks.questions import LogLikelihood
 from rankwise.tasks.requests import PreparedTask
 from rankwise.tasks.update_guard import not_applied
@@ -53,16 +60,29 @@ class _Side(NamedTuple):
     interventions: Callable[[Sequence[Head]], list[Intervention]]
 
 
+def check_tasks(tasks: Sequence[PreparedTask]) -> None:
+    """Refuse tasks on which heads cannot be studied.
+
+    Raises:
+        TaskError: there is none, one is not scored by likelihood, or one has a single item.
+    """
+    if not tasks:
+        raise TaskError("--tasks names no task.")
+    for task in tasks:
+        refuse_unasked(task)
+        if task.num_items < 2:
+            raise TaskError(f"task {task.name!r} has one item; an error needs two at least.")
+
+
 class HeadStudy:
     """Studies the heads of a run, task by task, and writes a record for each."""
 
-    def __init__(self, context: StudyContext, run: PlannedRun) -> None:
+    def __init__(self, context: StudyContext, run: PlannedRun, question: HeadQuestion) -> None:
         self._plan, self._folder, self._run = context.plan, context.folder, run
         self._context, self._models, self._tell = context, context.models, context.tell
+        self._question = question
 
-    def effects(
-        self, tasks: Sequence[PreparedTask], question: HeadQuestion
-    ) -> list[TaskHeadEffects]:
+    def effects(self, tasks: Sequence[PreparedTask]) -> list[TaskHeadEffects]:
         """The effects on every task; what is there from an earlier call is not done again.
 
         Raises:
@@ -70,23 +90,31 @@ class HeadStudy:
             UnchangedOutputsError: an adapter did not change what the model says.
             TaskError: a task has no metric with a number per item.
         """
-        if question.mode == "revert" and self._run.method == "full":
+        question, run = self._question, self._run
+        if question.mode == "revert" and run.method == "full":
             raise ModelError(
-                f"{self._run.name} is a full fine-tuning: reversion takes a head's part of an "
+                f"{run.name} is a full fine-tuning: reversion takes a head's part of an "
                 "adapter's delta out. Choose --mode ablate, or a run with an adapter."
             )
-        records: list[TaskHeadEffects] = []
         self._tell.planned(
-            [
-                StageOutline.of_run(task.name, "heads", self._run, 2.0 * task.num_items)
-                for task in tasks
-            ]
+            [StageOutline.of_run(task.name, "heads", run, 2.0 * task.num_items) for task in tasks]
         )
+        records: list[TaskHeadEffects] = []
         for task in tasks:
-            wanted = self._fingerprint(task, question)
-            of_all = self._fingerprint(task, question._replace(top=None))
+            wanted, of_all = (
+                head_effects_fingerprint(
+                    self._plan.record,
+                    run,
+                    task=task.digest,
+                    num_items=task.num_items,
+                    metric=metric_of(self._plan.record.config, task.name),
+                    question=each._asdict(),
+                    in_study=self._plan.record.task_fingerprints.get(task.name),
+                )
+                for each in (question, question._replace(top=None))
+            )
             path = self._folder.head_effects_file(
-                self._run.name,
+                run.name,
                 question.mode,
                 task.name,
                 task.num_items,
@@ -97,65 +125,54 @@ class HeadStudy:
                 2.0 * task.num_items,
                 path,
                 TaskHeadEffects,
-                partial(self._effects_on, task, question, wanted),
+                partial(self._effects_on, task, wanted),
                 *(wanted, of_all),
             )
             records.append(record)
         return records
 
-    def _fingerprint(self, task: PreparedTask, question: HeadQuestion) -> str:
-        return head_effects_fingerprint(
-            self._plan.record,
-            self._run,
-            task=task.digest,
-            num_items=task.num_items,
-            metric=metric_of(self._plan.record.config, task.name),
-            question=question._asdict(),
-            in_study=self._plan.record.task_fingerprints.get(task.name),
-        )
-
-    def _effects_on(
-        self, task: PreparedTask, question: HeadQuestion, wanted: str
-    ) -> TaskHeadEffects:
-        started = time.perf_counter()
-        items = questions(task)
-        adapted = self._adapted(task, question)
-        heads = self._heads(adapted, question)
+    def _effects_on(self, task: PreparedTask, wanted: str) -> TaskHeadEffects:
+        started, items, question = time.perf_counter(), questions(task), self._question
+        study, record = self._plan.record, self._folder.finished_run(self._run)
+        adapted = self._adapted(task)
+        heads = self._heads(adapted)
         chosen, expected = heads, None
         if question.top is not None and question.top < len(heads):
-            expected = self._screened(task, items, adapted, question)
+            expected = self._expected(task, items, adapted.scorer)
             order = sorted(heads, key=lambda head: -abs(expected[head]))
             chosen = sorted(order[: question.top])
         num_heads = tuple(layout.num_heads for layout in adapted.scorer.layouts)
         own = self._answers(task, adapted, chosen)
         kept = adapted if self._run.method == "lora" else None
         del adapted  # a full fine-tuning's model goes before the base comes
-        base = self._answers(task, self._base(task, question, kept), chosen)
-        self._check_applied(own[0], base[0])
-        values, base_values = ([self._values(task, items, one) for one in x] for x in (own, base))
-        confidence = self._plan.record.config.recommendation.confidence
-        less_control = question.mode != "revert"
-
-        def compared(of: str, item_size: float) -> tuple[HeadEffect, ...]:
-            return head_effects(
-                chosen,
-                _scores(values, of),
-                _scores(base_values, of),
-                item_size=item_size,
-                confidence=confidence,
-                num_candidates=len(heads),
-                less_control=less_control,
-            )
-
-        answers = compared("answer_nats", 0.0)
+        base = self._answers(task, self._base(task, kept), chosen)
+        if own[0] == base[0] and record is not None and not record.update_is_zero:
+            raise not_applied(self._run.name, f"gives all {len(own[0])} texts exactly")
+        metric, relations = metric_of(study.config, task.name), study.tasks[self._run.train_task]
+        values, base_values = (
+            [item_values(task, items, one, metric) for one in answers] for answers in (own, base)
+        )
+        confidence = study.config.recommendation.confidence
+        compared = partial(
+            head_effects,
+            chosen,
+            confidence=confidence,
+            num_candidates=len(heads),
+            less_control=question.mode != "revert",
+        )
+        unit_size = 100.0 if values[0].unit == "points" else 0.0
+        scores, answers = (
+            compared(_scores(values, of), _scores(base_values, of), item_size=item_size)
+            for of, item_size in (("values", unit_size), ("answer_nats", 0.0))
+        )
         return TaskHeadEffects(
             model=self._run.name,
             fingerprint=wanted,
             mode=question.mode,
             keys_and_values=question.keys_and_values,
             task=task.name,
-            task_fingerprint=self._plan.record.task_fingerprints.get(task.name),
-            relation=relation_of(self._plan.record, self._run, task.name),
+            task_fingerprint=study.task_fingerprints.get(task.name),
+            relation=next((each for each in relations if task.name in relations[each]), None),
             metric=values[0].metric,
             unit=values[0].unit,
             num_items=task.num_items,
@@ -166,23 +183,21 @@ class HeadStudy:
             adapted_score=values[0].score,
             base_answer_nats=float(base_values[0].answer_nats.mean()),
             adapted_answer_nats=float(values[0].answer_nats.mean()),
-            scores=compared("values", 100.0 if values[0].unit == "points" else 0.0),
+            scores=scores,
             answers=answers,
-            screen=None
-            if expected is None
-            else _screen(expected, {Head(e.layer, e.head): e.effect.estimate for e in answers}),
+            screen=None if expected is None else _screen(expected, answers),
             score_seconds=time.perf_counter() - started,
         )
 
-    def _heads(self, adapted: _Side, question: HeadQuestion) -> list[Head]:
+    def _heads(self, adapted: _Side) -> list[Head]:
         """The heads that there is something to do to."""
-        if question.mode != "revert":
+        if self._question.mode != "revert":
             return adapted.scorer.heads
         assert adapted.adapter is not None
         heads = adapted_heads(
             adapted.adapter.layers,
             adapted.scorer.layouts,
-            keys_and_values=question.keys_and_values,
+            keys_and_values=self._question.keys_and_values,
         )
         if not heads:
             raise ModelError(
@@ -192,41 +207,35 @@ class HeadStudy:
             )
         return heads
 
-    def _adapted(self, task: PreparedTask, question: HeadQuestion) -> _Side:
+    def _adapted(self, task: PreparedTask) -> _Side:
         """The run's model under the interventions."""
         model, adapter = self._models.adapted(self._run)
-        scorer = self._scorer(model)
-        if question.mode == "revert":
-            shared = question.keys_and_values
+        scorer, shared = self._scorer(model), self._question.keys_and_values
+        if self._question.mode == "revert":
             return _Side(scorer, adapter, lambda heads: [Reversion(h, shared) for h in heads])
-        return _Side(scorer, adapter, self._ablations(task, scorer, adapter, question))
+        return _Side(scorer, adapter, self._ablations(task, scorer, adapter))
 
-    def _base(self, task: PreparedTask, question: HeadQuestion, adapted: _Side | None) -> _Side:
+    def _base(self, task: PreparedTask, adapted: _Side | None) -> _Side:
         """The base under the same ablations; a reversion's control is the head's delta alone.
 
         ``adapted`` is the side of a run whose model is the base with an adapter.
         """
         model = self._models.base()
         scorer = self._scorer(model) if adapted is None else adapted.scorer
-        if question.mode == "revert":
+        if self._question.mode == "revert":
             assert adapted is not None
-            source, shared = adapted.adapter, question.keys_and_values
+            source, shared = adapted.adapter, self._question.keys_and_values
             assert source is not None
             return _Side(scorer, None, lambda heads: [Graft(h, source, shared) for h in heads])
-        return _Side(scorer, None, self._ablations(task, scorer, None, question))
+        return _Side(scorer, None, self._ablations(task, scorer, None))
 
-    def _scorer(self, model: object) -> HeadScorer:
-        most = self._plan.step_tokens
-        return HeadScorer(model, max_batch_tokens=most)  # pyright: ignore[reportArgumentType]
+    def _scorer(self, model: nn.Module) -> HeadScorer:
+        return HeadScorer(model, max_batch_tokens=self._plan.step_tokens)
 
-    @staticmethod
     def _ablations(
-        task: PreparedTask,
-        scorer: HeadScorer,
-        adapter: FrozenAdapter | None,
-        question: HeadQuestion,
+        self, task: PreparedTask, scorer: HeadScorer, adapter: FrozenAdapter | None
     ) -> Callable[[Sequence[Head]], list[Intervention]]:
-        if question.mode == "ablate":
+        if self._question.mode == "ablate":
             return lambda heads: [Ablation(head) for head in heads]
         means = scorer.mean_outputs(continuations(task), adapter)
         return lambda heads: [Ablation(head, means[head]) for head in heads]
@@ -243,45 +252,28 @@ class HeadStudy:
             lambda done: self._tell.advanced(task.num_items * done / total),
         )
 
-    def _values(
-        self, task: PreparedTask, items: Sequence[ItemOptions], answers: Sequence[LogLikelihood]
-    ) -> ItemValues:
-        return item_values(task, items, answers, metric_of(self._plan.record.config, task.name))
-
-    def _screened(
-        self,
-        task: PreparedTask,
-        items: Sequence[ItemOptions],
-        side: _Side,
-        question: HeadQuestion,
+    def _expected(
+        self, task: PreparedTask, items: Sequence[ItemOptions], scorer: HeadScorer
     ) -> dict[Head, float]:
         """First-order effects on the run's model."""
         model, adapter = self._models.adapted(self._run)
-        asked = continuations(task)
+        asked, question = continuations(task), self._question
         choices = [
             ScreenedItem(tuple(asked[index] for index in item.options), item.right)
             for item in items
             if item.right is not None
         ]
-        means = None
-        if question.mode == "ablate-mean":
-            means = side.scorer.mean_outputs(asked, adapter)
-        gating = Gating(question.mode == "revert", means, question.keys_and_values)
+        means = scorer.mean_outputs(asked, adapter) if question.mode == "ablate-mean" else None
         most = self._plan.record.config.evaluation.max_batch_tokens
         return expected_effects(
             model,
-            side.scorer.layouts,
+            scorer.layouts,
             choices,
             adapter,
-            gating,
+            Gating(question.mode == "revert", means, question.keys_and_values),
             # a backward pass keeps the activations of every layer: no more than on a CPU
             max_batch_tokens=most or STEP_TOKENS["cpu"],
         )
-
-    def _check_applied(self, own: Sequence[LogLikelihood], base: Sequence[LogLikelihood]) -> None:
-        record = self._folder.finished_run(self._run)
-        if own == base and record is not None and not record.update_is_zero:
-            raise not_applied(self._run.name, f"gives all {len(own)} texts exactly")
 
 
 def _scores(values: Sequence[ItemValues], of: str) -> HeadScores:
@@ -290,7 +282,9 @@ def _scores(values: Sequence[ItemValues], of: str) -> HeadScores:
     return HeadScores(rows[0], rows[1:])
 
 
-def _screen(expected: dict[Head, float], exact: dict[Head, float]) -> Screen:
+def _screen(expected: Mapping[Head, float], answers: Sequence[HeadEffect]) -> Screen:
+    """What the gradient expects of every head, and how that orders the heads that were scored."""
+    exact = {Head(each.layer, each.head): each.effect.estimate for each in answers}
     heads = sorted(exact)
     correlation = rank_correlation([expected[h] for h in heads], [exact[h] for h in heads])
     return Screen(

@@ -12,7 +12,8 @@ from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.study import PlannedRun
 from rankwise.study.context import StudyContext
 from rankwise.study.planning.plan import metric_of
-from rankwise.study.stages.stage import Model, Stage, model_name
+from rankwise.study.stages.scoring import Score
+from rankwise.study.stages.stage import Model, model_name
 from rankwise.tasks.evaluation import Known, ScoredModel, Scoring, evaluate
 from rankwise.tasks.judgement import Responses
 from rankwise.tasks.questions import Scorer
@@ -30,14 +31,14 @@ class ScoreWorker:
         self._noted: set[str] = set()
         self._applied: set[tuple[str, Engine]] = set()
 
-    def score(self, stage: Stage, name: str, models: Sequence[Model]) -> None:
-        """Score some models of a stage on a task; those that share the base, in one call.
+    def score(self, stage: Score, models: Sequence[Model]) -> None:
+        """Score some models of a stage on its task; those that share the base, in one call.
 
         Raises:
             UnchangedOutputsError: an adapter did not change what the model says. What the others
                 of the stage scored is written all the same.
         """
-        task = self._plan.task_of(models[0], name)  # a stage's models answer the same items
+        task = self._plan.task_of(models[0], stage.task)  # a stage's models answer the same items
         if task.num_truncated and task.name not in self._noted:
             self._noted.add(task.name)
             self._tell.noted(
@@ -45,33 +46,26 @@ class ScoreWorker:
                 "reads and lose their left end"
             )
         self._tell.skipped(stage.work * (1 - len(models) / len(stage.models)))
+        engine = self._plan.record.config.evaluation.engine.of(task.loaded.output_type)
         if None in models:
-            self._evaluate(stage, task, self._models.scorer(self._engine(task)), [None])
+            self._evaluate(stage, task, self._models.scorer(engine), [None])
         runs = [run for run in models if run is not None]
-        together = self._put_on(runs, task)
-        if together:
-            self._evaluate(stage, task, self._models.scorer(self._engine(task)), together)
-        for run in runs:
-            if run not in together:
-                self._score_alone(stage, run, task)
-
-    def _engine(self, task: PreparedTask) -> Engine:
-        engines = self._plan.record.config.evaluation.engine
-        return engines.of(task.loaded.output_type)
-
-    def _put_on(self, runs: Sequence[PlannedRun], task: PreparedTask) -> list[PlannedRun]:
-        """The runs that are on the base now, after all of them were seen to be applied."""
-        engine = self._engine(task)
         together = self._models.put_on(runs, engine)
         new = [run.name for run in together if self._has_update(run)]
         new = [name for name in new if (name, engine) not in self._applied]
-        if new:
+        if new:  # all of them are seen to be applied before any is scored
             refuse_unapplied(self._models.scorer(engine), new, probes(task.requests))
             self._applied.update((name, engine) for name in new)
-        return together
+        if together:
+            self._evaluate(stage, task, self._models.scorer(engine), together)
+        for run in runs:
+            if run not in together:
+                self._refuse_unapplied_alone(run, task)
+                scorer = self._models.scorer_alone(run, engine)
+                self._evaluate(stage, task, scorer, [run], alone=True)
 
-    def _score_alone(self, stage: Stage, run: PlannedRun, task: PreparedTask) -> None:
-        """Score a full fine-tuning, or an adapter that only PEFT can apply."""
+    def _refuse_unapplied_alone(self, run: PlannedRun, task: PreparedTask) -> None:
+        """An adapter that only PEFT can apply answers otherwise than the base."""
         key: tuple[str, Engine] = (run.name, "resident")
         if run.method == "lora" and self._has_update(run) and key not in self._applied:
             items = probes(task.requests)
@@ -79,12 +73,10 @@ class ScoreWorker:
             (own,) = self._models.scorer_alone(run).log_likelihoods([None], items)
             refuse_equal(run.name, base, own)
             self._applied.add(key)
-        scorer = self._models.scorer_alone(run, self._engine(task))
-        self._evaluate(stage, task, scorer, [run], alone=True)
 
     def _evaluate(
         self,
-        stage: Stage,
+        stage: Score,
         task: PreparedTask,
         scorer: Scorer,
         models: Sequence[Model],
@@ -116,13 +108,21 @@ class ScoreWorker:
             most_bytes = self._models.most_weights_bytes(models[0])
             made = made.model_copy(update={"most_weights_bytes": most_bytes})
         unchanged: list[Scoring] = []
+        is_text = task.loaded.output_type == "generate_until"
+        doc_ids, before = {*task.doc_ids}, list[list[float]]()
         for model, scoring in zip(models, scorings, strict=True):
             has_update = model is not None and model.method == "lora" and self._has_update(model)
-            if has_update and self._is_unchanged(task, scoring):
-                unchanged.append(scoring)
-            else:
-                record = scoring.record.model_copy(update={"provenance": made})
-                self._folder.write_evaluation(record, scoring.samples)
+            if has_update and not is_text:  # texts may well be those of the base
+                before = before or [
+                    _log_likelihoods(line)
+                    for line in self._folder.read_samples(BASE, task.name)
+                    if line["doc_id"] in doc_ids
+                ]
+                if before == [_log_likelihoods(line) for line in scoring.samples]:
+                    unchanged.append(scoring)
+                    continue
+            record = scoring.record.model_copy(update={"provenance": made})
+            self._folder.write_evaluation(record, scoring.samples)
         for scoring in unchanged:
             items = f"every one of the {len(scoring.samples)} items of {task.name!r}"
             raise not_applied(scoring.record.model, f"gives {items} exactly")
@@ -147,17 +147,6 @@ class ScoreWorker:
         """Whether the trained update is not zero."""
         record = self._folder.finished_run(run)
         return record is not None and not record.update_is_zero
-
-    def _is_unchanged(self, task: PreparedTask, scoring: Scoring) -> bool:
-        """Whether all log-likelihoods are the base's; texts may well be the same."""
-        if task.loaded.output_type == "generate_until":
-            return False
-        before = [
-            _log_likelihoods(line)
-            for line in self._folder.read_samples(BASE, task.name)
-            if line["doc_id"] in {*task.doc_ids}
-        ]
-        return before == [_log_likelihoods(line) for line in scoring.samples]
 
 
 def base_answers(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,13 +37,13 @@ from rankwise.records.fields import seconds_of
 from rankwise.records.files import require_room, writing
 from rankwise.records.study import PlannedPass, PlannedRun, RunRecord, is_rslora
 from rankwise.study.context import StudyContext
+from rankwise.study.damage import set_aside
 from rankwise.study.observer import TrainingStep
 from rankwise.study.planning.imports import import_adapter, weights_bytes
 from rankwise.study.planning.passes import shares_a_pass
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.quarantine import set_aside
 from rankwise.study.times import TRAINING_WORK, training_work
-from rankwise.study.work.derived import RowsBeside, Truncated, diverged_source, truncated_adapters
+from rankwise.study.work.derived import diverged_source, rows_beside, truncated_adapters
 from rankwise.tasks.training_rows import Example
 
 # An imported model reads so many of a text that is trained on before it is believed.
@@ -61,6 +60,9 @@ class Saved(NamedTuple):
     truncation_error: float | None = None
     unsettled_share: float | None = None
 
+
+Trainings = Mapping[PlannedRun, Sequence[PlannedRun]]
+"""Whole trainings -> the runs and checkpoints that come from each."""
 
 Save = Callable[[Trainee, PlannedRun], Saved]
 """Writes a trainee's weights as those of a run or a checkpoint of it."""
@@ -94,12 +96,16 @@ def train(
         context.tell.skipped(training_work([run]))
     if not trainable:
         return
+    by_name: dict[str, list[PlannedRun]] = {}
+    for run in trainable:
+        by_name.setdefault(run.training.name, []).append(run)
+    trainings = {models_of[0].whole: models_of for models_of in by_name.values()}
     if runs[0].method == "full":
-        _train_full(context, trainable, planned_pass)
+        _train_full(context, trainings, planned_pass)
     elif shares_a_pass(runs[0]):
-        _train_adapters(context, trainable, planned_pass)
+        _train_adapters(context, trainings, planned_pass)
     else:
-        _train_variant(context, trainable, planned_pass)
+        _train_variant(context, trainings, planned_pass)
 
 
 def _import(context: StudyContext, run: PlannedRun) -> None:
@@ -131,15 +137,37 @@ def _import(context: StudyContext, run: PlannedRun) -> None:
     folder.finish_run(record)
 
 
-def _train_adapters(
-    context: StudyContext, runs: Sequence[PlannedRun], planned: PlannedPass
-) -> None:
+def _train_adapters(context: StudyContext, trainings: Trainings, planned: PlannedPass) -> None:
     """Train adapters on the base."""
-    config, base, by_training = context.study.config, context.models.base(), _by_training(runs)
-    _refuse_misloaded(context, base, list(by_training))
-    truncated = truncated_adapters(context, list(by_training))
-    examples = _examples(context, by_training, base, planned.max_tokens)
-    trainees, unsettled = _adapter_trainees(context, base, by_training, truncated, examples)
+    plan, config, base = context.plan, context.study.config, context.models.base()
+    shapes = models.adaptable_shapes(base)
+    devices = layer_devices(base, shapes)
+    _refuse_misloaded(context, base, list(trainings))
+    truncated = truncated_adapters(context, list(trainings))
+    examples = _examples(context, trainings, base, planned.max_tokens)
+    initialisations = _Initialisations(context)
+    trainees: list[AdapterTrainee] = []
+    unsettled: dict[str, float | None] = {}
+    for run, models_of in trainings.items():
+        adapter = lora_adapter(shapes, run, config, plan.device, plan.record.precision, devices)
+        if run.name in truncated:
+            adapter.start_from(truncated[run.name].factors)
+        variant = None if run.variant is None else VARIANTS[run.variant]
+        if variant is not None and variant.initialise is not None:
+            initial = initialisations.of(run, adapter, variant.initialise)
+            adapter.start_from(initial.factors, is_in_base=variant.is_in_base)
+            unsettled[run.name] = initial.unsettled_share
+        trainees.append(
+            AdapterTrainee(
+                run,
+                examples[run],
+                config.train,
+                adapter,
+                [model.num_steps for model in models_of],
+                rows_beside(context, run),
+                None if variant is None else variant.optimizer,
+            )
+        )
 
     def save(trainee: Trainee, run: PlannedRun) -> Saved:
         assert isinstance(trainee, AdapterTrainee)
@@ -151,14 +179,14 @@ def _train_adapters(
             alpha=run.alpha,
             use_rslora=is_rslora(run),
             target_modules=run.target_modules,
-            base_model_name=config.base_model.name,
+            base_model_name=context.plan.base.recorded_name,
         )
         error = None if cut is None else cut.relative_error
         return Saved(size, adapter.is_zero_update, error, unsettled.get(trainee.run.name))
 
     layers = dict.fromkeys(name for trainee in trainees for name in trainee.adapter.factors)
     with adapted(base, list(layers)) as bank:
-        _run_pass(context, _Pass(base, trainees, bank, planned), by_training, save)
+        _Pass(context, trainees, trainings, save).train(base, planned, bank)
 
 
 def _refuse_misloaded(context: StudyContext, base: nn.Module, runs: Sequence[PlannedRun]) -> None:
@@ -177,43 +205,6 @@ def _refuse_misloaded(context: StudyContext, base: nn.Module, runs: Sequence[Pla
                 f"PEFT would load something else for {bad[0]} than is trained and saved by "
                 f"target_modules {', '.join(run.target_modules)}. Choose other ones."
             )
-
-
-def _adapter_trainees(
-    context: StudyContext,
-    base: nn.Module,
-    by_training: Mapping[PlannedRun, Sequence[PlannedRun]],
-    truncated: Mapping[str, Truncated],
-    examples: Mapping[PlannedRun, Sequence[Example]],
-) -> tuple[list[AdapterTrainee], dict[str, float | None]]:
-    """The adapters of a pass as they begin, and ``unsettled_share`` by the name of the run."""
-    plan, config = context.plan, context.study.config
-    shapes = models.adaptable_shapes(base)
-    devices = layer_devices(base, shapes)
-    beside, initialisations = RowsBeside(context), _Initialisations(context)
-    trainees: list[AdapterTrainee] = []
-    unsettled: dict[str, float | None] = {}
-    for run, models_of in by_training.items():
-        adapter = lora_adapter(shapes, run, config, plan.device, plan.record.precision, devices)
-        if run.name in truncated:
-            adapter.start_from(truncated[run.name].factors)
-        variant = None if run.variant is None else VARIANTS[run.variant]
-        if variant is not None and variant.initialise is not None:
-            initial = initialisations.of(run, adapter, variant.initialise)
-            adapter.start_from(initial.factors, is_in_base=variant.is_in_base)
-            unsettled[run.name] = initial.unsettled_share
-        trainees.append(
-            AdapterTrainee(
-                run,
-                examples[run],
-                config.train,
-                adapter,
-                [model.num_steps for model in models_of],
-                beside.of(run),
-                None if variant is None else variant.optimizer,
-            )
-        )
-    return trainees, unsettled
 
 
 def _examples(
@@ -265,11 +256,10 @@ class _Initialisations:
         return self._last[1]
 
 
-def _train_full(context: StudyContext, runs: Sequence[PlannedRun], planned: PlannedPass) -> None:
+def _train_full(context: StudyContext, trainings: Trainings, planned: PlannedPass) -> None:
     """Train a copy of the base, whatever precision the base itself is held in."""
     plan, config = context.plan, context.study.config
-    by_training = _by_training(runs)
-    ((whole, models_of),) = by_training.items()
+    ((whole, models_of),) = trainings.items()
     full = whole.full
     assert full is not None
     model: Any = models.load_frozen(models.fetch_weights(plan.base), full.weights, plan.device)
@@ -286,14 +276,13 @@ def _train_full(context: StudyContext, runs: Sequence[PlannedRun], planned: Plan
             plan.tokenizer.save_pretrained(str(weights))
         return Saved(weights_bytes(weights), trainee.is_zero_update)
 
-    _run_pass(context, _Pass(model, [trainee], None, planned), by_training, save)
+    _Pass(context, [trainee], trainings, save).train(model, planned)
 
 
-def _train_variant(context: StudyContext, runs: Sequence[PlannedRun], planned: PlannedPass) -> None:
+def _train_variant(context: StudyContext, trainings: Trainings, planned: PlannedPass) -> None:
     """Train a variant through PEFT on the base itself, which is as it was when that is done."""
     config, base = context.study.config, context.models.base()
-    by_training = _by_training(runs)
-    ((run, models_of),) = by_training.items()
+    ((run, models_of),) = trainings.items()
     assert run.variant is not None
     assert run.seed is not None
     setting = VariantSetting(
@@ -305,81 +294,62 @@ def _train_variant(context: StudyContext, runs: Sequence[PlannedRun], planned: P
         trainee = VariantTrainee(run, examples, config.train, model, marks)
 
         def save(_: Trainee, run: PlannedRun) -> Saved:
-            size = model.save(context.folder.weights_folder(run), config.base_model.name)
+            size = model.save(context.folder.weights_folder(run), context.plan.base.recorded_name)
             return Saved(size, model.is_zero_update)
 
-        _run_pass(context, _Pass(base, [trainee], None, planned), by_training, save)
+        _Pass(context, [trainee], trainings, save).train(base, planned)
 
 
-def _by_training(runs: Sequence[PlannedRun]) -> dict[PlannedRun, list[PlannedRun]]:
-    """The whole trainings that some runs and checkpoints come from, as runs -> these."""
-    by_name: dict[str, list[PlannedRun]] = {}
-    for run in runs:
-        by_name.setdefault(run.training.name, []).append(run)
-    return {models_of[0].whole: models_of for models_of in by_name.values()}
-
-
-class _Pass(NamedTuple):
-    """What is trained together: trainees on a model, adapters through a bank, as planned."""
-
-    model: nn.Module
-    trainees: Sequence[Trainee]
-    bank: AdapterBank | None
-    planned: PlannedPass
-
-
-def _run_pass(
-    context: StudyContext,
-    together: _Pass,
-    by_training: Mapping[PlannedRun, Sequence[PlannedRun]],
-    save: Save,
-) -> None:
-    """Train, and write what comes of it."""
-    writer = _Writer(context, together.trainees, by_training, save)
-    for trainee in together.trainees:
-        writer.resume(trainee)
-    precision, compiles = context.study.precision, context.study.config.train.compile
-    if isinstance(together.trainees[0], VariantTrainee):
-        # PEFT multiplies its float32 weights in float32 and the base's in the base's precision, and
-        # what is compiled leaves out adapters of ours, not PEFT's
-        precision, compiles = "float32", False
-    with context.signals.deferred(), contextlib.closing(writer):
-        training.train_pass(
-            together.model,
-            together.trainees,
-            bank=together.bank,
-            max_tokens=together.planned.max_tokens,
-            precision=precision,
-            gradient_checkpointing=together.planned.gradient_checkpointing,
-            compile_layers=compiles,
-            observer=writer,
-            max_lanes=training_lanes(context.study.config.train, context.plan.device),
-        )
-
-
-class _Writer:
-    """Writes the progress of a pass into the study's folder."""
+class _Pass:
+    """Trains a pass, and writes what comes of it into the study's folder."""
 
     def __init__(
         self,
         context: StudyContext,
         trainees: Sequence[Trainee],
-        by_training: Mapping[PlannedRun, Sequence[PlannedRun]],
+        trainings: Trainings,
         save: Save,
     ) -> None:
-        self._plan, self._folder, self._signals = context.plan, context.folder, context.signals
-        self._state_saved = context.state_saved
+        self._context, self._folder, self._signals = context, context.folder, context.signals
         self._trainees = trainees
-        self._models = {run.name: models_of for run, models_of in by_training.items()}
+        self._models = {run.name: models_of for run, models_of in trainings.items()}
         # the steps of a finished run are written down; only checkpoints on its way are missing
         self._finished = {
-            run.name for run in by_training if self._folder.finished_run(run) is not None
+            run.name for run in trainings if self._folder.finished_run(run) is not None
         }
         self._tell, self._save = context.tell, save
         every = context.study.config.train.save_every
         self._save_every = None if every is None else seconds_of(every)
         self._last_save = time.monotonic()
         self.states = StateWriter()
+
+    def train(
+        self, model: nn.Module, planned: PlannedPass, bank: AdapterBank | None = None
+    ) -> None:
+        """Train the pass as it is planned; adapters go through a bank."""
+        context, trained = self._context, self._context.study.config.train
+        precision, compiles = context.study.precision, trained.compile
+        if isinstance(self._trainees[0], VariantTrainee):
+            # PEFT multiplies its float32 weights in float32 and the base's in the base's precision,
+            # and what is compiled leaves out adapters of ours, not PEFT's
+            precision, compiles = "float32", False
+        for trainee in self._trainees:
+            self.resume(trainee)
+        with context.signals.deferred():
+            try:
+                training.train_pass(
+                    model,
+                    self._trainees,
+                    bank=bank,
+                    max_tokens=planned.max_tokens,
+                    precision=precision,
+                    gradient_checkpointing=planned.gradient_checkpointing,
+                    compile_layers=compiles,
+                    observer=self,
+                    max_lanes=training_lanes(trained, context.plan.device),
+                )
+            finally:
+                self.states.finish()  # however the pass ended
 
     def resume(self, trainee: Trainee) -> None:
         """Go on where the training was saved last, or begin.
@@ -424,10 +394,10 @@ class _Writer:
             for each in self._trainees:
                 if each.step and (stops or not each.is_finished):
                     self._save_state(each)
-            if self._state_saved is not None:
+            if self._context.state_saved is not None:
                 self.states.finish()
                 for each in self._trainees:
-                    self._state_saved(self._folder.training_state_file(each.run))
+                    self._context.state_saved(self._folder.training_state_file(each.run))
             self._last_save = time.monotonic()
         if stops:
             self.states.finish()
@@ -453,7 +423,7 @@ class _Writer:
                         self._folder.append_metrics(model.name, metrics.model_dump())
                 saved = self._save(trainee, model)
                 measured = saved._asdict() | result._asdict()
-                self._folder.finish_run(_record(self._plan, model, **measured))
+                self._folder.finish_run(_record(self._context.plan, model, **measured))
         if trainee.is_finished:
             self._finished.add(trainee.run.name)
 
@@ -467,7 +437,7 @@ class _Writer:
             if model.num_steps > trainee.step:
                 self._folder.finish_run(
                     _record(
-                        self._plan,
+                        self._context.plan,
                         model,
                         status="diverged",
                         message=str(error),
@@ -480,10 +450,6 @@ class _Writer:
         self._tell.noted(
             f"memory ran out: going on for now with micro-batches of {max_tokens} tokens at most"
         )
-
-    def close(self) -> None:
-        """Wait until all states are written, however the pass ended."""
-        self.states.finish()
 
 
 def _work(trainee: Trainee, num_tokens: int) -> float:

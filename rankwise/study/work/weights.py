@@ -20,7 +20,7 @@ from rankwise.errors import BeyondLoraError, ModelError
 from rankwise.records.spectra import EPSILONS, MatrixSpectrum, SpectraRecord
 from rankwise.records.study import PlannedRun, StudyRecord
 from rankwise.study.context import StudyContext
-from rankwise.study.stages.stage import Stage
+from rankwise.study.stages.stage import Stage, is_usable
 from rankwise.weights.decomposition import SpectralCache
 from rankwise.weights.lowrank import LowRankUpdate, read_updates
 from rankwise.weights.matrix import NullDraws, delta_svd, matrix_spectrum
@@ -44,16 +44,9 @@ class _Subject(NamedTuple):
 
     run: PlannedRun
     updates: dict[str, LowRankUpdate]
-    full: str | None
+    full: PlannedRun | None
     not_analysed: str | None
     matrices: list[MatrixSpectrum]
-
-
-class _Look(NamedTuple):
-    """What was found in one layer of one run, None if it did not adapt it, and how long it took."""
-
-    spectrum: MatrixSpectrum | None
-    seconds: float
 
 
 def analyse_weights(context: StudyContext, stage: Stage, runs: Sequence[PlannedRun]) -> None:
@@ -89,9 +82,9 @@ def analyse_weights(context: StudyContext, stage: Stage, runs: Sequence[PlannedR
         group = [subject for subject in subjects if subject.full == full]
         seconds: dict[str, float] = defaultdict(float)
         for looks in _looks(context, group, base, cache, is_small):
-            for subject, look in zip(group, looks, strict=True):
-                subject.matrices.extend([look.spectrum] if look.spectrum else [])
-                seconds[subject.run.name] += look.seconds
+            for subject, (spectrum, took) in zip(group, looks, strict=True):
+                subject.matrices.extend([spectrum] if spectrum else [])
+                seconds[subject.run.name] += took
             tell.advanced(share / len(base) * len(group))
         for subject in group:
             _write(context, stage, subject, seconds[subject.run.name])
@@ -132,28 +125,30 @@ def _looks(
     base: Mapping[str, Tensor],
     cache: SpectralCache,
     is_small: bool,
-) -> Iterator[list[_Look]]:
-    """For each layer of the base, what each run of a group did to it; they share a full run."""
+) -> Iterator[list[tuple[MatrixSpectrum | None, float]]]:
+    """For each layer of the base, what each run of a group did to it; they share a full run.
+
+    None where a run did not adapt the layer; and the seconds that it took.
+    """
     device, full = float64_device(context.plan.device), group[0].full
     adapted: Mapping[str, Tensor] | None = None
     if full is not None:
-        (run,) = (run for run in context.study.runs if run.name == full)
-        adapted = weight_matrices(context.folder.weights(run), list(base))
+        adapted = weight_matrices(context.folder.weights(full), list(base))
 
-    def of_layer(name: str) -> list[_Look]:
+    def of_layer(name: str) -> list[tuple[MatrixSpectrum | None, float]]:
         weight, delta = base[name].to(device), None
-        if adapted is not None:
+        if full is not None and adapted is not None:
             try:
                 delta = delta_svd(weight, adapted[name].to(device))
             except ValueError as error:
-                problem = f"{full}: {name}: {error} Is it of this base model?"
+                problem = f"{full.name}: {name}: {error} Is it of this base model?"
                 raise ModelError(problem) from error
         decomposed = cache.svd(weight)
-        looks: list[_Look] = []
+        looks: list[tuple[MatrixSpectrum | None, float]] = []
         for subject in group:
             started = time.perf_counter()
             spectrum = _spectrum(context.study, subject, name, decomposed, delta)
-            looks.append(_Look(spectrum, time.perf_counter() - started))
+            looks.append((spectrum, time.perf_counter() - started))
         return looks
 
     with _side_by_side(device, is_small) as map_layers:
@@ -202,11 +197,10 @@ def _spectrum(
 def _subject(context: StudyContext, run: PlannedRun, shapes: Mapping[str, LinearShape]) -> _Subject:
     """What is read of a run; an adapter that is more than LoRA is noted and has no matrices."""
     if run.method == "full":
-        return _Subject(run, {}, run.name, None, [])
+        return _Subject(run, {}, run, None, [])
     folder, tell = context.folder, context.tell
     reference = context.study.full_run_of(run)
-    record = None if reference is None else folder.finished_run(reference)
-    full = reference.name if reference and record and record.status == "trained" else None
+    full = reference if reference is not None and is_usable(folder, reference) else None
     try:
         updates = read_updates(folder.weights(run))
     except BeyondLoraError as error:

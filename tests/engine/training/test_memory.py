@@ -390,13 +390,12 @@ def test_a_run_alone() -> None:
     assert lora == memory.lora_bytes([AdapterSize(8, 100)], 512, False) < full
 
 
-class Planted:
+class Planted(PassMemory):
     """A base of 1000 bytes, an adapter of its parameters, a byte per token or a tenth of it."""
-
-    longest = 100
 
     def __init__(self, device: str) -> None:
         self.likely_tokens, self.kept_tokens = LIKELY_TOKENS[device], KEPT_TOKENS[device]
+        self.longest = 100
 
     def lora_bytes(
         self, adapters: Sequence[AdapterSize], max_tokens: int, gradient_checkpointing: bool

@@ -6,6 +6,7 @@ It needs TRL, which the test set-up does not install: ``pip install trl``.
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,16 @@ from rankwise.engine.models import base as models
 from rankwise.engine.models.trained_adapters import Adapter, adapted
 from rankwise.engine.training import loop as training
 from rankwise.engine.training.base_readings import base_readings
-from rankwise.engine.training.trainees import AdapterTrainee
+from rankwise.engine.training.trainees import AdapterTrainee, effective_batches, lora_adapter
+from rankwise.records.folder import StudyFolder
+from rankwise.records.study_file import load_config
+from rankwise.study.planning.plan import plan_study
+from rankwise.study.run import run_study
 from rankwise.tasks.training_rows import Example
+from tests.support.audited_models import adapter as write_adapter
+from tests.support.observers import Silent
 from tests.support.passes import CPU, Heard, config, planned
+from tests.support.small_studies import write_study
 from tests.support.tiny_models import tiny
 
 trl = pytest.importorskip("trl")
@@ -66,7 +74,9 @@ def pairs(equal_lengths: bool) -> list[Example]:
 
 
 class InOrder(trl.DPOTrainer):
-    """Reads tokens that are there already, in their order, and keeps what it is told."""
+    """Reads tokens that are there already, in their order, and keeps its first gradients."""
+
+    num_read = 0
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset
@@ -74,11 +84,29 @@ class InOrder(trl.DPOTrainer):
     def _get_train_sampler(self, *_: Any, **__: Any) -> Any:
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
+    def training_step(self, model: Any, *rest: Any, **more: Any) -> Any:
+        loss = super().training_step(model, *rest, **more)
+        self.num_read += 1
+        if self.num_read == ACCUMULATION:  # of the first step, not clipped yet
+            trained = {name: each.grad for name, each in model.named_parameters()}
+            self.first = {name: grad.clone() for name, grad in trained.items() if grad is not None}
+        return loss
+
+
+class KeepsFirst(AdapterTrainee):
+    """Keeps the gradients of its first step, before they are clipped."""
+
+    def finish_gradients(self) -> Any:
+        if not self.step:
+            of_layers = self.adapter.gradients.items()
+            self.first = {name: [each.clone() for each in pair] for name, pair in of_layers}
+        return super().finish_gradients()
+
 
 def by_trl(
     model: Any, batches: list[list[Example]], folder: Path, settings: dict[str, Any], **more: Any
-) -> tuple[Any, list[float], list[float]]:
-    """The trained model, and the losses and norms of its steps."""
+) -> tuple[InOrder, list[float], list[float]]:
+    """The trainer when it is done, and the losses and norms of its steps."""
     from datasets import Dataset
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -122,7 +150,7 @@ def by_trl(
     )
     trainer.train()
     steps = [line for line in trainer.state.log_history if "grad_norm" in line]
-    return trainer.model, [x["loss"] for x in steps], [x["grad_norm"] for x in steps]
+    return trainer, [x["loss"] for x in steps], [x["grad_norm"] for x in steps]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -146,7 +174,7 @@ def test_ranks_in_one_pass_train_as_trl_trains_each(
     known = base_readings(base, pairs(objective == "sft"), max_tokens=100)
     every = models.adaptable_shapes(base)
     shapes = models.target_shapes(every, models.resolved_targets(every, ["all-linear"]))
-    trainees: list[AdapterTrainee] = []
+    trainees: list[KeepsFirst] = []
     for rank in RANKS:
         run = planned(
             STEPS, name=f"rank {rank}", rank=rank, alpha=2.0 * rank, learning_rate=1e-3, epochs=1
@@ -154,10 +182,14 @@ def test_ranks_in_one_pass_train_as_trl_trains_each(
         adapter = Adapter(
             shapes, rank=rank, scaling=2.0, dropout=0.0, seed=rank, device=CPU, dtype=torch.float32
         )
-        trainees.append(AdapterTrainee(run, [*known.values()], train, adapter))
+        for _, lora_B in adapter.factors.values():  # where B is zero, A has no gradient
+            lora_B.normal_(std=0.02)
+        adapter.refresh()
+        trainees.append(KeepsFirst(run, [*known.values()], train, adapter))
     begun = {
         trainee.run.name: {
-            name: pair.lora_A.clone() for name, pair in trainee.adapter.factors.items()
+            name: [factor.clone() for factor in pair]
+            for name, pair in trainee.adapter.factors.items()
         }
         for trainee in trainees
     }
@@ -187,8 +219,16 @@ def test_ranks_in_one_pass_train_as_trl_trains_each(
             name: peer.get_submodule(f"base_model.model.{name}") for name in shapes
         }
         for name, layer in layers.items():
-            layer.lora_A["default"].weight.data.copy_(begun[trainee.run.name][name])
-        _, losses, norms = by_trl(peer, trainee.batches, tmp_path, {"beta": ours["beta"], **theirs})
+            lora_A, lora_B = begun[trainee.run.name][name]
+            layer.lora_A["default"].weight.data.copy_(lora_A)
+            layer.lora_B["default"].weight.data.copy_(lora_B)
+        settings = {"beta": ours["beta"], **theirs}
+        trainer, losses, norms = by_trl(peer, trainee.batches, tmp_path, settings)
+        for name, pair in trainee.first.items():
+            for mine, side in zip(pair, ("lora_A", "lora_B"), strict=True):
+                other = trainer.first[f"base_model.model.{name}.{side}.default.weight"]
+                largest = float(other.abs().max())
+                torch.testing.assert_close(mine, other, atol=1e-5 * largest, rtol=0)
         lines = heard.lines[trainee.run.name]
         assert [line.loss_nats for line in lines] == pytest.approx(losses, abs=1e-5)
         assert [line.grad_norm for line in lines] == pytest.approx(norms, rel=1e-4, abs=1e-5)
@@ -197,3 +237,58 @@ def test_ranks_in_one_pass_train_as_trl_trains_each(
                 trainee.adapter.factors[name], (layer.lora_A, layer.lora_B), strict=True
             ):
                 torch.testing.assert_close(mine, other["default"].weight.data, atol=1e-5, rtol=0)
+
+
+STARTED = """
+train:
+  data: pairs.jsonl
+  objective: {dpo: {beta: 0.3}}
+  epochs: 1
+  batch_size: 2
+  gradient_accumulation_steps: 2
+  held_out_fraction: 0.25
+  learning_rate: {lora: 1e-3, full: 1e-3}
+  max_grad_norm: 0.5
+  warmup_ratio: 0.3
+  precision: float32
+methods: {lora: {ranks: [2], target_modules: [q_proj, v_proj], start: start}, full: {}}
+analysis: {spectra: false, heads: false, gauges: false}
+evaluation: {num_train_items: 0}
+"""
+"""Six steps, of which two are the warm-up."""
+
+
+def test_a_study_from_a_start_trains_as_trl_from_the_merged_model(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path / "cache"))
+    write_adapter(tiny_model_folder, tmp_path / "start", std=0.1)
+    rows = [
+        {"prompt": f"Say {n}.", "chosen": f" yes, {n}", "rejected": f" no, not {n}"}
+        for n in range(32)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    plan = plan_study(load_config(write_study(tmp_path, tiny_model_folder, STARTED)))
+    folder = StudyFolder(tmp_path / "study")
+    run_study(plan, folder, Silent())
+
+    def start() -> Any:
+        plain = models.load_model(tiny_model_folder, torch.float32)
+        adapted: Any = peft.PeftModel.from_pretrained(plain, str(tmp_path / "start"))
+        return adapted.merge_and_unload().requires_grad_(True)
+
+    lora, full = plan.record.runs
+    shapes = models.target_shapes(models.adaptable_shapes(start()), lora.target_modules)
+    begun = lora_adapter(shapes, lora, plan.record.config, CPU, "float32")
+    peer: Any = peft.get_peft_model(
+        start(), peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"])
+    )
+    for name, pair in begun.factors.items():
+        peer.get_submodule(f"base_model.model.{name}.lora_A.default").weight.data.copy_(pair.lora_A)
+    for run, model, more in ((lora, peer, {}), (full, start(), {"ref_model": start()})):
+        batches = effective_batches(plan.examples_of(run), run, plan.record.config.train)
+        _, losses, _ = by_trl(model, batches, tmp_path / "trl", {"beta": 0.3}, **more)
+        lines = folder.metrics_file(run.name).read_text().splitlines()
+        found = [json.loads(line)["loss_nats"] for line in lines]
+        assert found == pytest.approx(losses, abs=1e-5)
+        assert abs(found[-1] - found[0]) > 1e-3

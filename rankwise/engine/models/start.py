@@ -1,0 +1,105 @@
+"""An adapter merged into a base: what the runs of a study start from and are compared with.
+
+The merged model is a folder in the user's cache, as an embedded model is. Whatever loads a base
+loads it as any other folder.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from rankwise.engine.models import base as models
+from rankwise.engine.models.adapter_config import CONFIG_FILE, refuse_other_base
+from rankwise.engine.models.adapter_folder import adapter_digest, check_fit, read_factors
+from rankwise.engine.models.base import BaseModel
+from rankwise.engine.models.embedded import made_once
+from rankwise.errors import ModelError
+from rankwise.records.files import merged_base_folder, require_room, writing
+
+
+def with_start(base: BaseModel, adapter: str, report: Callable[[str], None]) -> BaseModel:
+    """A base that an adapter is merged into once its weights are fetched.
+
+    Args:
+        base: without it.
+        adapter: a folder, or org/name on the hub.
+        report: receives a line before a download.
+
+    Raises:
+        ModelError: the adapter cannot be had.
+    """
+    digest = adapter_digest(models.trained_folder(adapter, report))
+    return base._replace(fingerprint=f"{base.fingerprint}+start:{digest}", start=adapter)
+
+
+def check_start(base: BaseModel, skeleton: Any) -> tuple[str, ...]:
+    """Refuse a start that cannot be merged into its base; weights of the base are not read.
+
+    Args:
+        base: of ``with_start``.
+        skeleton: the base on the meta device.
+
+    Returns:
+        What could not be checked, one sentence each.
+
+    Raises:
+        ModelError: it is of another base, more than plain LoRA, or cannot be read.
+    """
+    assert base.start is not None
+    folder = models.trained_folder(base.start)
+    remedy = f"write {base.name} as base_model_name_or_path into {CONFIG_FILE}"
+    warnings = refuse_other_base(folder, base, remedy=remedy)
+    check_fit(folder, skeleton)
+    beside = read_factors(folder).keys() - models.adaptable_shapes(skeleton).keys()
+    if beside:
+        raise ModelError(
+            f"{folder} adapts {min(beside)}, which is not a linear layer below the head of "
+            f"{base.name}. Merge it into a full model and take that as base_model."
+        )
+    if models.is_stored_quantised(base.folder):
+        raise ModelError(
+            f"{base.name} is stored quantised, and nothing can be merged into its numbers. Name "
+            "the model that it was made from."
+        )
+    return warnings
+
+
+def merged(base: BaseModel, folder: Path) -> Path:
+    """The folder of a base with its start in it, made once.
+
+    Args:
+        base: of ``with_start``.
+        folder: of the base's own weights.
+
+    Raises:
+        ModelError: the adapter is gone, or was changed since the study was planned.
+        StorageError: the cache has no room.
+    """
+    assert base.start is not None
+    place, adapter = merged_base_folder(base.fingerprint), models.trained_folder(base.start)
+    if not base.fingerprint.endswith(adapter_digest(adapter)):
+        raise ModelError(f"{adapter} was changed since the study was planned. Run it again.")
+    with writing(place):
+        return made_once(place, functools.partial(_merge, folder, adapter))
+
+
+@torch.no_grad()
+def _merge(folder: Path, adapter: Path, _parts: Path, target: Path) -> None:
+    model = models.load_model(folder, torch.float32)
+    require_room(target, 4 * model.num_parameters())
+    for name, (lora_A, lora_B, scaling) in read_factors(adapter).items():
+        layer = model.get_submodule(name)
+        delta = (lora_B.float() @ lora_A.float()) * scaling
+        layer.weight += delta.T if isinstance(layer, Conv1D) else delta
+    model.save_pretrained(str(target))
+    for file in (path for kind in models.SMALL_FILES for path in folder.glob(kind)):
+        # the config and the index are those of the weights as they are stored now
+        if file.name != "config.json" and not file.name.endswith(".index.json"):
+            shutil.copyfile(file, target / file.name)
