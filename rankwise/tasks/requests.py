@@ -386,7 +386,21 @@ class RequestEncoder:
         if kind == "generate_until":
             return self._generations(index, instance, task)
         if kind == "loglikelihood_rolling":
-            return self._windows(index, instance, task)
+            from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+            windows = get_rolling_token_windows(
+                token_list=self._text.encode(instance.args[0]),
+                prefix_token=self._text.prefix_id,
+                max_seq_len=self._max_length,
+                context_len=1,
+            )
+            requests = [
+                Request(index, tuple(context), tuple(scored), is_truncated=False)
+                for context, scored in map(make_disjoint_window, windows)
+            ]
+            if not requests:
+                raise DataError(f"task {task!r}, item {instance.doc_id}: its text is empty.")
+            return requests
         before, option = instance.args
         where = f"task {task!r}, item {instance.doc_id}"
         if not option:
@@ -402,23 +416,6 @@ class RequestEncoder:
         kept = self._max_length + 1 - len(continuation)
         is_truncated = len(context) > kept
         return [Request(index, tuple(context[-kept:]), tuple(continuation), is_truncated)]
-
-    def _windows(self, index: int, instance: Any, task: str) -> list[Request]:
-        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-
-        windows = get_rolling_token_windows(
-            token_list=self._text.encode(instance.args[0]),
-            prefix_token=self._text.prefix_id,
-            max_seq_len=self._max_length,
-            context_len=1,
-        )
-        requests = [
-            Request(index, tuple(context), tuple(scored), is_truncated=False)
-            for context, scored in map(make_disjoint_window, windows)
-        ]
-        if not requests:
-            raise DataError(f"task {task!r}, item {instance.doc_id}: its text is empty.")
-        return requests
 
     def _generations(self, index: int, instance: Any, task: str) -> list[Request]:
         """One request, or one for each text that is sampled."""
