@@ -25,7 +25,7 @@ from rankwise.findings.stats.prospects import chance_of_sign
 from rankwise.records import quantities
 from rankwise.records.axes import run_labels
 from rankwise.records.base import SCHEMA_VERSION, Record, SchemaVersion
-from rankwise.records.compared_samples import OF_LOG_LIKELIHOODS
+from rankwise.records.lm_eval_samples import OF_LOG_LIKELIHOODS
 from rankwise.records.p_right import ACCURACY
 from rankwise.records.recommendation import AccuracyDifference, PairedDifference
 from rankwise.records.results import ModelResults, TaskItems, TrainTaskResults

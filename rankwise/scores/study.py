@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from rankwise.errors import ConfigError, DataError, did_you_mean
 from rankwise.records import quantities
 from rankwise.records.clusters import cluster_fields
-from rankwise.records.compared_samples import LOWER_IS_BETTER
 from rankwise.records.config.methods import FullConfig, LoraConfig, MethodsConfig
 from rankwise.records.config.study import (
     AnalysisConfig,
@@ -25,6 +24,7 @@ from rankwise.records.config.study import (
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.fingerprints import fingerprint, scoring_fingerprint, study_fingerprint
 from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.lm_eval_samples import LOWER_IS_BETTER
 from rankwise.records.p_right import Line
 from rankwise.records.provenance import collect_provenance
 from rankwise.records.reading import in_clusters_of, judged_lines, linked
