@@ -116,7 +116,7 @@ def test_the_section_has_every_point() -> None:
         "checkpoints-gain",
         "checkpoints-retention",
     ]
-    assert "rank 8, 25" in section.figures[0].description
+    assert "rank 8, 25" in section.figures[0].drawing.words
     (titled,) = section.tables
     chosen = [row[-1].value for group in titled.table.groups for row in group.rows]
     assert chosen == ["yes", "", "", "yes"]  # of rank 32 both are worth the same: the end

@@ -150,7 +150,7 @@ def test_the_section_has_a_plane_a_table_and_a_file() -> None:
     section = mitigation_section([part])
     (figure,) = section.figures
     assert figure.drawing is not None
-    assert "kl: gain +28.0 points (" in figure.description
+    assert "kl: gain +28.0 points (" in figure.drawing.words
     (titled,) = section.tables
     (group,) = titled.table.groups
     assert group.rows[0][0].value == "as trained"
