@@ -60,8 +60,17 @@ def write_shared(
         RecordError: the study is not finished, is not as it was written, or has a link in it.
         StorageError: the folder cannot be written.
     """
-    study_files(folder, folder.read_study())  # refuses links before anything is read
-    _refuse_unfinished(folder)
+    study = folder.read_study()
+    study_files(folder, study)  # refuses links before anything is read
+    again = f"rankwise run {folder.root} makes up for it"
+    damages = find_damage(folder, [model.name for model in study.models])
+    if damages:
+        listed = "; ".join(map(str, damages))
+        raise RecordError(f"{folder.root} is not as it was written: {listed}. {again}.")
+    left = what_is_left(folder, study)
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        raise RecordError(f"{folder.root} is not finished: {left[0]}{more} is left. {again}.")
     outcome = conclude(folder)
     runs, _ = chosen_runs(outcome, run, _VERB)
     if len(runs) > 1:
@@ -83,19 +92,6 @@ def write_shared(
     losses = {each.name: folder.read_losses(each.name) for each in outcome.results.runs}
     write_report(target / STUDY, *outcome, items, losses, study=Path(STUDY))
     return chosen.planned.name, tuple(_remarks(study))
-
-
-def _refuse_unfinished(folder: StudyFolder) -> None:
-    study = folder.read_study()
-    again = f"rankwise run {folder.root} makes up for it"
-    damages = find_damage(folder, [model.name for model in study.models])
-    if damages:
-        listed = "; ".join(map(str, damages))
-        raise RecordError(f"{folder.root} is not as it was written: {listed}. {again}.")
-    left = what_is_left(folder, study)
-    if left:
-        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-        raise RecordError(f"{folder.root} is not finished: {left[0]}{more} is left. {again}.")
 
 
 def _adapter_of(folder: StudyFolder, planned: PlannedRun) -> Path:

@@ -140,7 +140,19 @@ class RetentionCallback(TrainerCallback):
         if problem is not None:
             raise ConfigError(_NAME, [problem])
         with undisturbed(model), untrained(model):
-            self._tasks = self._prepared(model)
+            settings, tokenizer = self._settings, self._tokenizer
+            if settings.chat_template and not tokenizer.chat_template:
+                raise ConfigError(_NAME, ["chat_template: the tokenizer has none; leave it out"])
+            config = decoder_of(model).config
+            self._tasks = {
+                relation: settings._replace(tasks=names).prepared(tokenizer, config)
+                for relation, names in self._names.items()
+            }
+            names = [task.name for of_relation in self._tasks.values() for task in of_relation]
+            if both := sorted({name for name in names if names.count(name) > 1}):
+                raise TaskError(
+                    f"{', '.join(both)} is listed in both tasks and gain. Name each task once."
+                )
             self._base = self._scored(model, "base")
 
     def on_step_end(
@@ -162,22 +174,6 @@ class RetentionCallback(TrainerCallback):
         was_seen = bool(self.looks) and self.looks[-1].step == state.global_step
         if state.global_step and (args.load_best_model_at_end or not was_seen):
             self._look(state, kwargs["model"])
-
-    def _prepared(self, model: nn.Module) -> dict[str, list[PreparedTask]]:
-        settings, tokenizer = self._settings, self._tokenizer
-        if settings.chat_template and not tokenizer.chat_template:
-            raise ConfigError(_NAME, ["chat_template: the tokenizer has none; leave it out"])
-        config = decoder_of(model).config
-        tasks = {
-            relation: settings._replace(tasks=names).prepared(tokenizer, config)
-            for relation, names in self._names.items()
-        }
-        names = [task.name for of_relation in tasks.values() for task in of_relation]
-        if both := sorted({name for name in names if names.count(name) > 1}):
-            raise TaskError(
-                f"{', '.join(both)} is listed in both tasks and gain. Name each task once."
-            )
-        return tasks
 
     def _scored(self, model: nn.Module, name: str) -> dict[str, ModelResults]:
         """The model as it is now, by relation."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,8 +38,14 @@ def study_files(folder: StudyFolder, study: StudyRecord) -> list[StudyFile]:
     Raises:
         RecordError: a file, or a folder on the way to it, is a link, or a file is a pipe.
     """
+    records = [(path, kind) for path, kind, _ in records_of_study(folder)]
+    for stage in stages(study):
+        for model in stage.models:
+            records += stage.records_of(folder, model)
+    for name in (BASE, *(model.name for model in study.models)):
+        records += [(path, kind) for path, kind, *_ in records_of_repairs(folder, name)]
     found: list[StudyFile] = []
-    for path, kind in _records(folder, study):
+    for path, kind in records:
         found.append(StudyFile(path, kind, kind in _WITH_TEXTS))
         if kind is TaskEvaluation:
             found.append(StudyFile(samples_beside(path), None, has_texts=True))
@@ -72,12 +77,3 @@ def refuse_links(folder: StudyFolder, paths: list[Path]) -> None:
             f"{link} is a link, and nothing outside the study is exported. Copy the study "
             "with what its links lead to (cp -rL), look at it, and give that folder."
         )
-
-
-def _records(folder: StudyFolder, study: StudyRecord) -> Iterator[tuple[Path, type[Record]]]:
-    yield from ((path, kind) for path, kind, _ in records_of_study(folder))
-    for stage in stages(study):
-        for model in stage.models:
-            yield from stage.records_of(folder, model)
-    for name in (BASE, *(model.name for model in study.models)):
-        yield from ((path, kind) for path, kind, *_ in records_of_repairs(folder, name))

@@ -81,7 +81,23 @@ def target_name(target: Path) -> str:
 
 
 def _sections(record: AuditRecord) -> Iterator[ReportSection]:
-    yield ReportSection("numbers", "In numbers", tables=[TitledTable("", _facts(record))])
+    norm, base = norms(record.matrices)
+    cut = "nothing to cut"
+    if record.cut is not None:
+        cut = (
+            f"rank {record.cut.rank} ({100 * record.cut.share:.2f} %; "
+            f"{100 * record.cut.lowest:.1f} % of the matrix that loses most)"
+        )
+    numbers: Facts = {
+        "Kind": "PEFT LoRA adapter" if record.kind == "adapter" else "full checkpoint",
+        "Matrices": quantities.count(len(record.matrices)),
+        "Rank of the factors": ", ".join(map(str, record.ranks)) or "not low-rank by construction",
+        "‖delta‖_F": f"{norm:.4g}",
+        "Relative to ‖W₀‖_F": quantities.share(norm / base) if base else "base is zero",
+        f"Smallest customary rank that keeps {ENOUGH:.0%}": cut,
+        "Intruder dimensions": f"{intruders_of_all(record.matrices, EPSILONS).observed:g}",
+    }
+    yield ReportSection("numbers", "In numbers", tables=[TitledTable("", numbers)])
     if record.warnings:
         yield ReportSection("warnings", "Warnings", points=record.warnings)
     if record.scores:
@@ -200,25 +216,6 @@ def _direction_section(record: AuditRecord) -> ReportSection:
 
 def _label(record: AuditRecord) -> str:
     return subject(record.kind, record.ranks).removeprefix("this ")
-
-
-def _facts(record: AuditRecord) -> Facts:
-    norm, base = norms(record.matrices)
-    cut = "nothing to cut"
-    if record.cut is not None:
-        cut = (
-            f"rank {record.cut.rank} ({100 * record.cut.share:.2f} %; "
-            f"{100 * record.cut.lowest:.1f} % of the matrix that loses most)"
-        )
-    return {
-        "Kind": "PEFT LoRA adapter" if record.kind == "adapter" else "full checkpoint",
-        "Matrices": quantities.count(len(record.matrices)),
-        "Rank of the factors": ", ".join(map(str, record.ranks)) or "not low-rank by construction",
-        "‖delta‖_F": f"{norm:.4g}",
-        "Relative to ‖W₀‖_F": quantities.share(norm / base) if base else "base is zero",
-        f"Smallest customary rank that keeps {ENOUGH:.0%}": cut,
-        "Intruder dimensions": f"{intruders_of_all(record.matrices, EPSILONS).observed:g}",
-    }
 
 
 MOST_OTHERS = 20

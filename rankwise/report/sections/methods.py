@@ -31,8 +31,18 @@ def methods_section(results: StudyResults, page_files: str) -> ReportSection:
             "commands. What it names with ./ belongs beside it. The same study fingerprint means "
             "the same settings, data and base model."
         )
-        study_file = Listing("study.yaml", study_file_text(results.study.config))
-        listings = [Listing("The commands", _commands(results)), study_file, *listings]
+        made = results.study.provenance
+        pinned = [f"rankwise=={made.rankwise_version}"]
+        pinned += [
+            f"{name}=={version.partition('+')[0]}"  # builds such as +cpu are not on PyPI
+            for name, version in sorted(made.package_versions.items())
+        ]
+        install = " \\\n    ".join(["pip install", *pinned])
+        listings = [
+            Listing("The commands", f"{install}\nrankwise run study.yaml"),
+            Listing("study.yaml", study_file_text(results.study.config)),
+            *listings,
+        ]
     remarks.append(
         "The resolved settings are in study.json next to this page. Every number of the "
         f"tables without rounding (CSV) is in {page_files}/. For the figures as SVG and PNG: "
@@ -100,18 +110,6 @@ def _formulas(results: StudyResults) -> Iterator[tuple[str, str, str]]:
         f"gain > 0{kept}, lead > −δ over every option that keeps enough",
         "the smallest rank of which all of it is shown by these bounds is recommended",
     )
-
-
-def _commands(results: StudyResults) -> str:
-    """What installs the same versions and runs the study."""
-    made = results.study.provenance
-    pinned = [f"rankwise=={made.rankwise_version}"]
-    pinned += [
-        f"{name}=={version.partition('+')[0]}"  # builds such as +cpu are not on PyPI
-        for name, version in sorted(made.package_versions.items())
-    ]
-    install = " \\\n    ".join(["pip install", *pinned])
-    return f"{install}\nrankwise run study.yaml"
 
 
 def _citations(results: StudyResults) -> str:
