@@ -336,6 +336,6 @@ def test_a_folder_without_an_adapter(
 def test_the_adapter_that_is_broken_here_is_good(
     good: Path, base: Trainable, tiny_model_folder: Path
 ) -> None:
-    planned = imported_run(ImportedConfig(adapter=good), base, "colours")
-    assert (planned.run.rank, planned.run.alpha, planned.warnings) == (4, 8, ())
+    run, warnings = imported_run(ImportedConfig(adapter=good), base, "colours")
+    assert (run.rank, run.alpha, warnings) == (4, 8, ())
     assert find_audited(str(tiny_model_folder), good).warnings == ()

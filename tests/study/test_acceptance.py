@@ -394,9 +394,9 @@ ALLOCATOR = RuntimeError(
 @pytest.mark.parametrize(
     ("place", "kinds"),
     [
-        ("head_changes.compare_heads", {"heads"}),
-        ("weights.analyse_weights", {"spectra"}),
-        ("distributions.FullDistributions.of", {"divergence"}),
+        ("stages.heads.CompareHeads.do", {"heads"}),
+        ("work.weights.analyse_weights", {"spectra"}),
+        ("stages.divergence.expected_by", {"divergence"}),
     ],
 )
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("no room"), ALLOCATOR, MemoryError()])
@@ -412,7 +412,7 @@ def test_without_memory_that_stage_alone_fails(
         raise error
 
     settings = ("methods.lora.ranks=[2]", "evaluation.held_out_text=[]")
-    monkeypatch.setattr(f"rankwise.study.work.{place}", refuse)
+    monkeypatch.setattr(f"rankwise.study.{place}", refuse)
     outcome, _ = run(study_file, tmp_path / "study", *settings)
     assert {failure.kind for failure in outcome.failures} == kinds
     assert all("does not fit into memory" in failure.message for failure in outcome.failures)

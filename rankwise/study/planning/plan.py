@@ -387,7 +387,7 @@ class Planner:
         answers = self._right_answers() if has_full or config.analysis.gauges else {}
         gauged = self._with_text_ends(answers) if config.analysis.gauges else {}
         answers = answers if has_full else {}
-        prompts = _head_prompts(config, tasks.scored.tasks, self._prepared)
+        prompts = self._head_prompts()
         behaviour = behaviour_prompts(model.tokenizer) if config.analysis.behaviour else ()
         return StudyPlan(
             record=self._record(answers, gauged, prompts, behaviour),
@@ -478,6 +478,30 @@ class Planner:
             found[source] = (*its_answers[:GAUGE_ITEMS], *ends)
         return found
 
+    def _head_prompts(self) -> dict[str, HeadPrompts]:
+        """Trained task -> its first in-domain prompts, of every task in turn, as they are scored.
+
+        A long prompt keeps its last tokens, a text without a context its first. A trained task with
+        fewer than two is left out.
+        """
+        prompts: dict[str, HeadPrompts] = {}
+        for train_task, tasks_of in self._parts.tasks.scored.tasks.items():
+            by_task: list[list[tuple[int, ...]]] = []
+            for name in tasks_of.get("in_domain", ()):
+                texts = [
+                    request.context[-HEAD_TOKENS:]
+                    if len(request.context) > 1
+                    else request.tokens_read[:HEAD_TOKENS]
+                    for request in self._prepared[name].requests_in_turn
+                ]
+                by_task.append([text for text in dict.fromkeys(texts) if len(text) > 1])
+            turns = itertools.chain.from_iterable(itertools.zip_longest(*by_task))
+            chosen = tuple(dict.fromkeys(prompt for prompt in turns if prompt is not None))
+            chosen = chosen[: self._config.analysis.head_prompts]
+            if len(chosen) > 1:
+                prompts[train_task] = chosen
+        return prompts
+
     def _answered_in_part(self) -> dict[str, FirstItems]:
         """What most runs answer of the tasks that models are compared on.
 
@@ -527,35 +551,6 @@ def _task_fingerprint(
 def tokens_read(answers: Sequence[RightAnswer]) -> int:
     """Tokens that a model reads: what answers begin with in common is read once."""
     return len(PrefixTree([answer.tokens_read for answer in answers]))
-
-
-def _head_prompts(
-    config: StudyConfig,
-    relations: Mapping[str, Mapping[Any, Sequence[str]]],
-    tasks: Mapping[str, PreparedTask],
-) -> dict[str, HeadPrompts]:
-    """Trained task -> its first in-domain prompts, of every task in turn, as they are scored.
-
-    A long prompt keeps its last tokens, a text without a context its first. A trained task with
-    fewer than two is left out.
-    """
-    prompts: dict[str, HeadPrompts] = {}
-    for train_task, tasks_of in relations.items():
-        by_task: list[list[tuple[int, ...]]] = []
-        for name in tasks_of.get("in_domain", ()):
-            texts = [
-                request.context[-HEAD_TOKENS:]
-                if len(request.context) > 1
-                else request.tokens_read[:HEAD_TOKENS]
-                for request in tasks[name].requests_in_turn
-            ]
-            by_task.append([text for text in dict.fromkeys(texts) if len(text) > 1])
-        turns = itertools.chain.from_iterable(itertools.zip_longest(*by_task))
-        chosen = tuple(dict.fromkeys(prompt for prompt in turns if prompt is not None))
-        chosen = chosen[: config.analysis.head_prompts]
-        if len(chosen) > 1:
-            prompts[train_task] = chosen
-    return prompts
 
 
 def _imported(
