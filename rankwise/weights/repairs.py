@@ -195,23 +195,21 @@ def derived_updates(
     """
     found: dict[Repair, Updates] = {AS_IT_IS: sources.adapter}
     for kind in kinds:
-        repairs = (
-            [kind]
-            if isinstance(kind, Repair)
-            else [
-                Repair(family=kind, combination=each)
-                if isinstance(each, str)
-                else Repair(family=kind, value=float(each))
-                for each in FAMILIES[kind].tried(sources)
-            ]
-        )
-        for repair in repairs:
+        for repair in [kind] if isinstance(kind, Repair) else _tried(sources, kind):
             parameter = repair.value if repair.combination is None else repair.combination
             derive = FAMILIES[repair.family].derive
             updates = None if repair in found else derive(sources, parameter)
             if updates is not None:
                 found[repair] = updates
     return found
+
+
+def _tried(sources: RepairSources, family: RepairFamily) -> Iterator[Repair]:
+    for parameter in FAMILIES[family].tried(sources):
+        if isinstance(parameter, str):
+            yield Repair(family=family, combination=parameter)
+        else:
+            yield Repair(family=family, value=float(parameter))
 
 
 def as_frozen(updates: Updates, base_model: nn.Module) -> FrozenAdapter:

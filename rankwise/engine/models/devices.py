@@ -55,11 +55,6 @@ def choose_device() -> torch.device:
     return device
 
 
-def count_devices(device: torch.device) -> int:
-    """How many of its kind this process sees; a CPU is one."""
-    return torch.cuda.device_count() if device.type == "cuda" else 1
-
-
 def multiply_exactly(device: torch.device) -> None:
     """Keep all bits of float32 in products on CUDA, whatever was set before.
 
@@ -132,10 +127,11 @@ class Machine(NamedTuple):
     num_cards: int = 1
 
     @classmethod
-    def here(cls) -> Machine:
-        """The one that computes here, with all cards that this process sees."""
-        device = choose_device()
-        return cls(device, num_cards=count_devices(device))
+    def here(cls, device: torch.device | None = None) -> Machine:
+        """The device that computes here; a card comes with all others that this process sees."""
+        device = choose_device() if device is None else device
+        num_cards = torch.cuda.device_count() if device.type == "cuda" else 1
+        return cls(device, num_cards=num_cards)
 
     @property
     def is_elsewhere(self) -> bool:

@@ -23,7 +23,6 @@ from rankwise.engine.models.devices import (
     DTYPES,
     Machine,
     ResolvedPrecision,
-    count_devices,
     limit_kernel_cache,
     multiply_exactly,
 )
@@ -160,8 +159,8 @@ def load_to_score(folder: Path, precision: ResolvedPrecision, device: torch.devi
     Raises:
         ModelError: as ``load_streamed``.
     """
-    machine = Machine(device, num_cards=count_devices(device))
-    cards, most_bytes = room_to_score(model_skeleton(folder), DTYPES[precision], machine)
+    skeleton, machine = model_skeleton(folder), Machine.here(device)
+    cards, most_bytes = room_to_score(skeleton, DTYPES[precision], machine)
     if cards:
         return load_over_cards(folder, precision, cards)
     if most_bytes is None:

@@ -58,12 +58,6 @@ class _Part(NamedTuple):
     tree: PrefixTree
     targets: Targets
 
-    @classmethod
-    def of(cls, numbers: Sequence[int], items: Sequence[Continuation]) -> _Part:
-        own = [items[number] for number in numbers]
-        tree = PrefixTree([item.tokens_read for item in own])
-        return cls(numbers, tree, Targets(tree, own))
-
 
 class ResidentScorer:
     """A frozen base model and adapters, scored together; see ``tasks.questions.Scorer``.
@@ -158,7 +152,10 @@ class ResidentScorer:
         if not items:
             return [[] for _ in models]
         texts = [item.tokens_read for item in items]
-        parts = [_Part.of(x, items) for x in side_by_side(texts, self._max_lanes, _LANE_TOKENS)]
+        parts: list[_Part] = []
+        for numbers in side_by_side(texts, self._max_lanes, _LANE_TOKENS):
+            tree = PrefixTree([texts[number] for number in numbers])
+            parts.append(_Part(numbers, tree, Targets(tree, [items[n] for n in numbers])))
         with opened(len(parts)) as lanes:
             by_part = in_smaller_steps(
                 lambda tell: self._read(models, parts, lanes, tell),
