@@ -54,7 +54,7 @@ from benchmarks.decision_studies import (
     right_answers,
 )
 from benchmarks.prediction.collection import SHIPPED, read_collection
-from rankwise.findings.pairs import Pair, size_of
+from rankwise.findings.pairs import Pair, run_record, size_of
 from rankwise.findings.stats.estimates import mean_over_tasks
 from rankwise.findings.stats.items import POINTS, Floats, Items
 from rankwise.findings.stats.reference import MIN_SCORED, pseudo_items
@@ -401,9 +401,10 @@ def cells_of(folder: Path) -> list[ItemsCell]:
     """
     results, cells = read_results(StudyFolder(folder)), list[ItemsCell]()
     for part in results.by_train_task:
-        lora = [run for run in part.runs if run.planned.role == "trained" and run.planned.rank]
-        first = [run.planned for run in lora if run.planned.seed == results.study.config.seeds[0]]
-        ranks = sorted({planned.rank or 0 for planned in first})
+        planned = {run.name: run_record(run).planned for run in part.runs}
+        lora = [plan for plan in planned.values() if plan.role == "trained" and plan.rank]
+        first = [plan for plan in lora if plan.seed == results.study.config.seeds[0]]
+        ranks = sorted({plan.rank or 0 for plan in first})
         middle = next(plan for plan in first if plan.rank == ranks[len(ranks) // 2])
         full = results.study.full_run_of(middle)
         told = [middle.name, *([] if full is None else [full.name])]
@@ -548,7 +549,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 if name == "edges" and is_counted_again(tally):
                     print(f"{cell}: {tally}; again", file=sys.stderr, flush=True)
                     tally = group.simulate(cell, RECOUNT * studies, options.seed + 1)
-                if name == "edges" and options.file is not None:
+                if isinstance(cell, Cell) and options.file is not None:
                     keep(options.file, cell, tally)
             print(f"{cell}: {tally}", file=sys.stderr, flush=True)
             found.append((cell, tally))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,10 +69,10 @@ def file(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> P
 
 
 @pytest.fixture(autouse=True, scope="module")
-def of_set() -> pytest.MonkeyPatch:
+def of_set() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tasks, "tasks_of_general", lambda: OF_SET)
-        yield patch
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +132,8 @@ def test_a_task_that_the_study_has_must_be_there(
 ) -> None:
     loaded = tasks.load_tasks
 
-    def without_known(names: list[str], *args: object, **kwargs: object) -> dict[str, object]:
-        found = loaded(names, *args, **kwargs)
+    def without_known(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        found = loaded(*args, **kwargs)
         return found | {"known": found["gone"]}
 
     monkeypatch.setattr(tasks, "load_tasks", without_known)
@@ -156,9 +158,7 @@ def test_a_search_chooses_by_what_the_base_can_do(file: Path) -> None:
     assert chosen.results.study.tasks["colours"]["retention"] == ("known",)
 
 
-def test_a_base_that_can_do_nothing_is_refused(
-    file: Path, of_set: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_base_that_can_do_nothing_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(able, "CEILING", 0.5)
     with pytest.raises(PlanError, match=r"no task is left .*; name tasks that"):
         run(file, file.parent / "nothing")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import reference as benchmark
 from rankwise.errors import ConfigError
 from rankwise.findings.item_table import ItemRow, item_rows, item_table
 from rankwise.integrations.lm_eval_files import export_lm_eval
@@ -197,6 +198,19 @@ def test_the_work_is_that_of_what_is_answered(file: Path, whole: StudyOutcome) -
     assert "saves" in text
 
 
+def test_the_benchmark_reads_a_study_that_was_scored_whole(
+    file: Path, whole: StudyOutcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "NUM_ANSWERED", 50)
+    cells = benchmark.cells_of(file.parent / "whole")
+    assert [(cell.task, cell.relation) for cell in cells] == list(
+        zip(TASKS, ("in_domain", "retention"), strict=True)
+    )
+    for cell in cells:  # rank 4 and full fine-tuning tell of ranks 2 and 8
+        assert (cell.base.shape, cell.references.shape) == ((NUM_ALL,), (2, NUM_ALL))
+        assert cell.others.shape == (2, NUM_ALL)
+
+
 def test_a_study_that_was_scored_whole_goes_on_in_part(
     file: Path, whole: StudyOutcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,11 +271,11 @@ def test_more_items_are_added_to_those_that_are_known(
     config = load_config(file, [*small, "evaluation.limit=160"])
     fresh = run_study(plan_study(config), StudyFolder(tmp_path / "fresh"), Recorder())
     (part,) = estimated(fresh.results)
-    scored = by_name(fresh.results)[name].items["hues"].scored, own.items["hues"].scored
+    at_once, grown = by_name(fresh.results)[name].items["hues"].scored, own.items["hues"].scored
     assert part.name == name
-    assert scored[0] is not None
-    assert scored[1] is not None
-    check_alike(*scored)
+    assert at_once is not None
+    assert grown is not None
+    check_alike(at_once, grown)
 
 
 def test_tasks_of_which_the_references_tell_too_little_are_answered_whole(
