@@ -17,7 +17,7 @@ from unittest import mock
 
 import numpy as np
 
-from rankwise.cli.plans import forecast
+from rankwise.cli.plans import Forecast
 from rankwise.records.folder import StudyFolder
 from rankwise.records.results import StudyResults
 from rankwise.records.study_file import load_config
@@ -105,7 +105,7 @@ def planning_seconds(file: Path, folder: Path, overrides: Sequence[str]) -> floa
     """How long ``rankwise plan`` takes."""
     started = _now()
     plan = plan_study(load_config(file, overrides))
-    forecast(plan, StudyFolder(folder), None, 100.0, None).content()
+    Forecast(plan, StudyFolder(folder), None, 100.0, None).content()
     return _now() - started
 
 

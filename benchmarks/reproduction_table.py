@@ -125,7 +125,7 @@ def _over_tasks(findings: StudyFindings) -> Iterator[str]:
     *lora, full = _labels(findings)
     rows: list[list[str]] = []
     for label, other in [(lora[-1], lora[0]), *((full, label) for label in lora)]:
-        row = [f"{label} less {other}"]
+        row = [f"{label} minus {other}"]
         for read, digits in _MEASURES.values():
             values = [
                 read(findings, task, label) - read(findings, task, other)
@@ -198,7 +198,7 @@ def _side(findings: StudyFindings) -> Iterator[str]:
             judged = {"gain": effect.in_domain, "retention": effect.retention}
             said = [f"{name} {_interval(of.mean)}" for name, of in judged.items() if of]
             yield ""
-            which = f"{axis.name} {effect.value} less {axis.values[0]}"
+            which = f"{axis.name} {effect.value} minus {axis.values[0]}"
             yield f"- {which} ({METHODS[axis.method]}): {', '.join(said)}."
 
 
@@ -211,7 +211,7 @@ def _same_step(findings: StudyFindings) -> Iterator[str]:
         pair = pairs[lower, higher]
         gain, kept = pair.gain.negated(), pair.kept.negated()
         yield ""
-        yield f"- {higher} less {lower}: gain {_interval(gain)}, retention {_interval(kept)}."
+        yield f"- {higher} minus {lower}: gain {_interval(gain)}, retention {_interval(kept)}."
 
 
 def _inside(findings: StudyFindings) -> Iterator[str]:

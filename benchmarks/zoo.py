@@ -179,8 +179,8 @@ def page(outcomes: Sequence[Outcome]) -> str:
             "checked.",
             f"`python -m benchmarks.zoo --write` wrote this page with transformers "
             f"{transformers.__version__}:",
-            f"{counts['accepted']} types accepted, {counts['refused']} refused. Each type is a "
-            "tiny random model. The checks, in float32:",
+            f"{counts['accepted']} types accepted, {counts['refused']} refused. Each type is "
+            "checked on a tiny random model, in float32:",
             "",
             "- **step**: one training step of two adapters of different ranks in one pass, against "
             "PEFT's layers, autograd and AdamW",
@@ -188,9 +188,10 @@ def page(outcomes: Sequence[Outcome]) -> str:
             "- **texts**: greedy texts of base and adapters, against a plain argmax loop",
             "- **head**: one head ablated, against a hook in the plain model",
             "- **PEFT**: the saved adapters, as PEFT loads them on the plain base",
-            "- for all: bfloat16 scores at most twice as far from float32 as the plain model's",
+            "- for every accepted type: bfloat16 scores at most twice as far from float32 as the "
+            "plain model's",
             "",
-            "All linear layers can be adapted, except those listed as *accepted but for*: PEFT "
+            "All linear layers can be adapted, except those listed as *accepted, except*: PEFT "
             "would load their adapters onto",
             "the fused experts, so the plan refuses them as targets. *Without heads* means that "
             "heads are not analysed. A model is",
@@ -208,7 +209,7 @@ def page(outcomes: Sequence[Outcome]) -> str:
 
 def _verdict(outcome: Outcome) -> str:
     if outcome.verdict == "accepted":
-        layers = f" but for adapters of {', '.join(outcome.left_out)}" if outcome.left_out else ""
+        layers = f", except adapters of {', '.join(outcome.left_out)}" if outcome.left_out else ""
         return f"accepted{layers}" + (f", without heads: {outcome.why}" if outcome.why else "")
     when = f" at {outcome.when}" if outcome.when else ""
     return f"{outcome.verdict}{when}: {outcome.why}"

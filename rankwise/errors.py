@@ -30,6 +30,11 @@ class RankwiseError(Exception):
 
     def __init__(self, *details: object) -> None:
         super().__init__(*(redacted(each) if isinstance(each, str) else each for each in details))
+        self._made_of: tuple[object, ...] = self.args
+
+    def __reduce__(self) -> tuple[type[RankwiseError], tuple[object, ...], dict[str, object]]:
+        """Errors that make their text of several things are made of these in another process."""
+        return type(self), self._made_of, self.__dict__
 
 
 class ConfigError(RankwiseError, ValueError):
@@ -47,9 +52,7 @@ class ConfigError(RankwiseError, ValueError):
         self.problems = tuple(map(redacted, problems))
         count = _count(len(self.problems), "problem")
         super().__init__("\n  ".join([f"{self.source} has {count}", *self.problems]))
-
-    def __reduce__(self) -> tuple[type[ConfigError], tuple[str, tuple[str, ...]]]:
-        return type(self), (self.source, self.problems)
+        self._made_of = self.source, self.problems
 
 
 class PlanError(RankwiseError, ValueError):
@@ -77,11 +80,7 @@ class PlanError(RankwiseError, ValueError):
             head += f" and {_count(len(self.warnings), 'warning')}"
         lines = [head, *self.problems, *(f"warning: {warning}" for warning in self.warnings)]
         super().__init__("\n  ".join(lines))
-
-    def __reduce__(
-        self,
-    ) -> tuple[type[PlanError], tuple[str, str, tuple[str, ...], tuple[str, ...]]]:
-        return type(self), (self.source, self.base_model, self.problems, self.warnings)
+        self._made_of = self.source, self.base_model, self.problems, self.warnings
 
 
 class RecordError(RankwiseError, ValueError):
@@ -152,9 +151,7 @@ class StageFailedError(RankwiseError, RuntimeError):
         count = _count(len(self.failures), "stage")
         again = "Run the same command to try again: finished work is kept."
         super().__init__("\n  ".join([f"{count} of the study failed", *self.failures, again]))
-
-    def __reduce__(self) -> tuple[type[StageFailedError], tuple[tuple[str, ...]]]:
-        return type(self), (self.failures,)
+        self._made_of = (self.failures,)
 
 
 class UnchangedOutputsError(RankwiseError, AssertionError):

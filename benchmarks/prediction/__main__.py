@@ -48,7 +48,7 @@ def _num_tasks(curves: Sequence[RankCurve], target: Target) -> int:
 def table(judgement: Judgement, unit: str) -> Iterator[str]:
     """A row for each predictor: regret, regret less that of the best constant, ranks chosen."""
     digits, best = DIGITS[unit], judgement.best_constant.name
-    yield f"| | regret, {unit} | less {best} | ranks chosen | beats the constants |"
+    yield f"| | regret, {unit} | minus {best} | ranks chosen | beats the constants |"
     yield "|---|---|---|---|---|"
     for each in sorted(judgement.judged, key=lambda each: each.regret.value):
         less = each.less_constants[best]

@@ -11,13 +11,8 @@ from torch import Tensor
 
 from rankwise.engine.models.packed_attention import packed_states
 from rankwise.engine.models.smaller_steps import in_smaller_steps
-from rankwise.engine.training.micro_batches import (
-    MicroBatch,
-    Placed,
-    Share,
-    pack,
-    split_by_budget,
-)
+from rankwise.engine.training.micro_batches import MicroBatch, Placed, pack, split_by_budget
+from rankwise.engine.training.trainees import Share
 from rankwise.tasks.questions import RightAnswer
 from rankwise.tasks.training_rows import Example
 

@@ -114,9 +114,9 @@ def _over_tasks(studies: Sequence[CollectedStudy], name: str) -> str:
     rank, rate = shown(lambda of: of.large - of.small), shown(lambda of: of.fast - of.slow)
     full = shown(lambda of: of.full - of.large)
     return (
-        f"Over the {len(of_tasks)} data sets, {name}: rank {_LARGE} less rank {_SMALL} {rank}; "
+        f"Over the {len(of_tasks)} data sets, {name}: rank {_LARGE} minus rank {_SMALL} {rank}; "
         f"rank {BRACKETED} at four times the rate {rate}; "
-        f"full fine-tuning less rank {_LARGE} {full}."
+        f"full fine-tuning minus rank {_LARGE} {full}."
     )
 
 

@@ -1,14 +1,14 @@
-"""Verbs for adapters and checkpoints: audit, ablate heads."""
+"""Verbs for adapters and checkpoints: audit, ablate heads, check what was lost."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator
 from enum import StrEnum
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from rankwise.cli.application import (
     OK,
@@ -32,15 +32,19 @@ from rankwise.cli.application import (
     warn,
 )
 from rankwise.engine.models.libraries import quiet_libraries
-from rankwise.errors import ConfigError
+from rankwise.errors import ConfigError, RankwiseError
+from rankwise.records.config.study import RecommendationConfig
+from rankwise.records.deployment import FormVerdict
+from rankwise.records.files import write_atomically, write_record
+from rankwise.records.folder import StudyFolder
+from rankwise.records.names import find_run
 from rankwise.records.outputs import refuse_foreign
 from rankwise.records.study_file import load_contract
 
-if TYPE_CHECKING:
-    from rankwise.records.config.own_rows import OwnSetConfig
-    from rankwise.weights.session import ScoreSettings
-
 ADAPTERS = "Adapters and checkpoints"
+
+CHECK_RECORD, CHECK_REPORT = "deployment.json", "report.md"
+EXIT_CODES: dict[FormVerdict, int] = {"keeps": OK, "loses": 1, "cannot_tell": 3}
 
 Base = Annotated[
     str, argument("BASE", "The base: smollm2-135m-instruct, a folder or a hub repository.")
@@ -81,6 +85,11 @@ class ScorePrecision(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+Precision = Annotated[
+    ScorePrecision, option(f"--precision {'|'.join(ScorePrecision)}", "The precision of scoring.")
+]
+
+
 class Mode(StrEnum):
     """How a head is switched off."""
 
@@ -114,10 +123,7 @@ def audit(
     null_draws: Annotated[
         int, option("--null-draws N", "Number of random updates of each kind.", min=0)
     ] = 2,
-    precision: Annotated[
-        ScorePrecision,
-        option(f"--precision {'|'.join(ScorePrecision)}", "The precision of scoring."),
-    ] = ScorePrecision.AUTO,
+    precision: Precision = ScorePrecision.AUTO,
     chat_template: ChatTemplate = False,
     any_base: AnyBase = False,
     output: Annotated[
@@ -142,22 +148,26 @@ def audit(
     from rankwise.report.audit_page import PAGE_FILE, RECORD_FILE, target_name, write_audit
     from rankwise.weights.audit import AuditSettings, find_audited
     from rankwise.weights.audit import audit as look
-    from rankwise.weights.session import audit_scores, prepared_tasks
+    from rankwise.weights.session import ScoreSettings, audit_scores, prepared_tasks
 
-    asked = score_settings(
+    asked = ScoreSettings(
         listed_names(tasks or ""),
-        tasks_path,
+        tuple(tasks_path or ()),
         allow_task_code,
         own={} if contract is None else load_contract(contract),
         num_fewshot=num_fewshot,
         limit=limit,
         chat_template=chat_template,
-        precision=precision,
+        precision=precision.value,
     )
     with usage_errors():
         target = trained_folder(adapter, note)
         folder = output or Path("audits") / target_name(Path(os.path.realpath(adapter)))
-        _refuse_inside(target, folder)
+        # realpath, as Path.resolve raises on links that lead to themselves
+        within, written = Path(os.path.realpath(target)), Path(os.path.realpath(folder))
+        if within in (written, *written.parents):
+            problem = f"--output {folder} is inside what is audited; choose another folder"
+            raise ConfigError("audit", [problem])
         refuse_foreign(folder, (RECORD_FILE, PAGE_FILE), overwrite=overwrite)
         audited = find_audited(base, target, any_base=any_base, report=note)
         prepared = prepared_tasks(audited, asked) if asked.tasks or asked.own else []
@@ -224,19 +234,17 @@ def heads(
     The records are kept in the study's folder and shown in its report. Recorded
     effects are not computed again.
     """
+    folder = StudyFolder(directory)
     names = listed_names(tasks)
     if not names:
         raise ConfigError("heads", ["--tasks names no task; name at least one"])
     if keys_and_values and mode is not Mode.REVERT:
         raise ConfigError("heads", ["--keys-and-values works only with --mode revert; add it"])
-    from rankwise.records.folder import StudyFolder
 
-    folder = StudyFolder(directory)
     study = folder.read_study()
     quiet_libraries()
     from rankwise.cli.terminal import as_shown
     from rankwise.findings.heads import mode_name
-    from rankwise.records.names import find_run
     from rankwise.report.sections.heads import effect_table
     from rankwise.study.context import StudyContext
     from rankwise.study.planning.reopen import reopen_study
@@ -262,30 +270,125 @@ def heads(
     return OK
 
 
-def score_settings(
-    tasks: tuple[str, ...],
-    tasks_path: Sequence[Path] | None,
-    allow_task_code: bool,
-    *,
-    own: Mapping[str, OwnSetConfig] = MappingProxyType({}),
-    num_fewshot: int | None,
-    limit: int | None,
-    chat_template: bool,
-    precision: ScorePrecision,
-) -> ScoreSettings:
-    """What a verb's options say of scoring; imports torch."""
-    from rankwise.weights.session import ScoreSettings
+@verb(ADAPTERS)
+def check(
+    base: Base,
+    adapter: Adapter,
+    tasks: Annotated[str, option("--tasks TASK,TASK", "Tasks to score and compare.")] = "",
+    contract: Contract = None,
+    forms: Annotated[
+        str,
+        option(
+            "--forms FORM,FORM",
+            "Check these deployed forms against the adapter: merged-bf16, merged-fp16, "
+            "merged-fp32, 8bit, 4bit (bitsandbytes), gguf:q8_0, gguf:q5_1, gguf:q5_0, gguf:q4_1, "
+            "gguf:q4_0; where llama-quantize is on the PATH, also gguf:q6_k, gguf:q5_k_m, "
+            "gguf:q4_k_m and others.",
+        ),
+    ] = "",
+    margin: Annotated[
+        float,
+        option(
+            "--max-loss, --max-retention-loss POINTS",
+            "Largest acceptable fall of the mean score over the tasks. It also holds for each set "
+            "of a contract without its own max_loss.",
+        ),
+    ] = 1.0,
+    tasks_path: TasksPath = None,
+    allow_task_code: AllowTaskCode = False,
+    limit: ScoredLimit = None,
+    num_fewshot: NumFewshot = None,
+    chat_template: ChatTemplate = False,
+    precision: Annotated[
+        ScorePrecision | None,
+        option(
+            f"--precision {'|'.join(ScorePrecision)}",
+            "The precision of scoring (default: auto; with --forms float32).",
+        ),
+    ] = None,
+    any_base: AnyBase = False,
+    output: Annotated[
+        Path | None,
+        option(
+            "--output FOLDER",
+            f"Folder for {CHECK_RECORD} and {CHECK_REPORT}; it must be new or empty.",
+            parser=given_path,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Check whether an adapter keeps its quality, as trained or deployed.
 
-    return ScoreSettings(
-        tasks,
-        tuple(tasks_path or ()),
-        allow_task_code,
-        own,
-        num_fewshot=num_fewshot,
-        limit=limit,
-        chat_template=chat_template,
-        precision=precision.value,
-    )
+    Without --forms, compares the adapter with its base item by item: has it
+    forgotten what the base knew? With --forms, merges the adapter, rounds it to
+    each form, and compares it with the adapter as trained, unmerged: does it
+    survive deployment? The table then also compares the rounding error with the
+    adapter's update of the weights. Everything is done in memory.
+
+    With --contract, each set of your own rows is a clause: it is judged by
+    itself, beside the mean over --tasks.
+
+    Exit codes, for scripts: 0 if every loss is shown to be below --max-loss, 1
+    if one is shown to be above, 3 if undecided, 2 for wrong usage or another
+    error.
+    """
+    with usage_errors((RankwiseError,)):
+        wanted, names = listed_names(forms), listed_names(tasks)
+        problems: list[str] = []
+        if not (math.isfinite(margin) and margin > 0):
+            problems.append(f"--max-loss {margin:g} is not a margin; give a number above 0")
+        if not names and contract is None:
+            problems.append("--tasks names no task; name at least one, or give a --contract")
+        if problems:
+            raise ConfigError("check", problems)
+        clauses = {} if contract is None else load_contract(contract)
+        if output is not None:
+            refuse_replacing(output)
+        quiet_libraries()
+        from rankwise.engine.models.base import trained_folder
+        from rankwise.findings.deployment import LossRule, check_report
+        from rankwise.weights.audit import find_adapter
+        from rankwise.weights.deployment import Question, check_deployment, check_retention
+        from rankwise.weights.forms import find_forms
+        from rankwise.weights.session import CONFIDENCE, ScoreSettings, prepared_tasks
+
+        used = precision or (ScorePrecision.FLOAT32 if wanted else ScorePrecision.AUTO)
+        settings = ScoreSettings(
+            names,
+            tuple(tasks_path or ()),
+            allow_task_code,
+            own=clauses,
+            num_fewshot=num_fewshot,
+            limit=limit,
+            chat_template=chat_template,
+            precision=used.value,
+        )
+        found_forms = find_forms(wanted) if forms else []
+        folder = trained_folder(adapter, note)
+        use = "merged" if wanted else "checked"
+        found = find_adapter(base, folder, use, any_base=any_base, report=note)
+        # tasks in nats have the margin of a study
+        margins = {name: clause.max_loss for name, clause in clauses.items()}
+        rule = LossRule(margin, RecommendationConfig().delta_nats, CONFIDENCE, margins)
+        question = Question(prepared_tasks(found, settings), settings, rule)
+        with counted("scoring, tokens", question.num_tokens(2 + len(found_forms))) as add:
+            if found_forms:
+                record = check_deployment(found, question, found_forms, add)
+            else:
+                record = check_retention(found, question, add)
+        if output is not None:
+            write_record(output / CHECK_RECORD, record)
+            write_atomically(output / CHECK_REPORT, check_report(record))
+    if as_json:
+        emit(record)
+        return EXIT_CODES[record.verdict]
+    from rankwise.cli.terminal import deployment_table
+
+    warn(record.warnings)
+    stdout.print(deployment_table(record))
+    for form in record.forms:
+        say(f"- {form.statement}")
+    return EXIT_CODES[record.verdict]
 
 
 @contextlib.contextmanager
@@ -300,15 +403,6 @@ def counted(text: str, total: int) -> Generator[Callable[[int], None]]:
             status.update(f"{text}: {done:,} of {total:,}")
 
         yield add
-
-
-def _refuse_inside(target: Path, output: Path) -> None:
-    """Refuse an output folder that would change what is audited."""
-    # realpath, as Path.resolve raises on links that lead to themselves
-    audited, written = Path(os.path.realpath(target)), Path(os.path.realpath(output))
-    if audited in (written, *written.parents):
-        problem = f"--output {output} is inside what is audited; choose another folder"
-        raise ConfigError("audit", [problem])
 
 
 def refuse_replacing(output: Path) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import io
 import json
 import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+from typing import Annotated, Any, ParamSpec
 
 import typer
 from rich.console import Console
@@ -28,9 +27,8 @@ from rankwise.errors import (
     redacted,
 )
 from rankwise.records.fields import is_hidden
-
-if TYPE_CHECKING:
-    from rankwise.records.folder import StudyFolder
+from rankwise.records.folder import StudyFolder
+from rankwise.records.provenance import package_version
 
 P = ParamSpec("P")
 
@@ -145,8 +143,6 @@ def listed_names(text: str) -> tuple[str, ...]:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from rankwise.records.provenance import package_version
-
         stdout.print(f"rankwise {package_version('rankwise') or '(not installed)'}")
         raise typer.Exit(OK)
 
@@ -218,12 +214,17 @@ def verb(
                 _require_current_folder()
                 code = function(*args, **kwargs)
             except (RankwiseError, PermissionError) as caught:
-                error = caught if isinstance(caught, RankwiseError) else _not_permitted(caught)
+                if isinstance(caught, RankwiseError):
+                    error = caught
+                else:
+                    where = caught.filename or "a file or folder"
+                    why = f"{where}: {caught.strerror or caught}. Give yourself permission there."
+                    error = StorageError(why)
                 code = exit_code_of(error)
                 if answers:
                     problems = error.problems if isinstance(error, ConfigError | PlanError) else ()
                     emit_error(type(error).__name__, str(error), code, problems)
-                print_error(error)
+                note(f"{type(error).__name__}: {error}", style="red")
             except KeyboardInterrupt:
                 code = INTERRUPTED
                 if answers:
@@ -242,12 +243,6 @@ def _require_current_folder() -> None:
         os.getcwd()
     except FileNotFoundError as error:
         raise StorageError("the current folder was deleted. Change to another one.") from error
-
-
-def _not_permitted(error: PermissionError) -> RankwiseError:
-    """The system's refusal to enter a folder, or to read or write there, with the remedy."""
-    where = error.filename or "a file or folder"
-    return StorageError(f"{where}: {error.strerror or error}. Give yourself permission there.")
 
 
 def exit_code_of(error: RankwiseError) -> int:
@@ -321,15 +316,3 @@ def warn(warnings: Iterable[str]) -> None:
     """Print warnings to stderr."""
     for warning in warnings:
         note(f"warning: {warning}")
-
-
-def print_error(error: RankwiseError) -> None:
-    """Print an error's name and text to stderr, in red."""
-    note(f"{type(error).__name__}: {error}", style="red")
-
-
-def printable_streams() -> None:
-    """Let a terminal that cannot show a character show its code (xe9 for an é), and go on."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")

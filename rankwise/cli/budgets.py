@@ -12,6 +12,7 @@ import typer
 from rankwise.cli.application import note
 from rankwise.errors import ConfigError
 from rankwise.records import quantities
+from rankwise.records.config.study import StudyConfig
 from rankwise.records.fields import seconds_of
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from rankwise.engine.models.base import BaseModel
     from rankwise.engine.models.devices import Machine, ResolvedPrecision
-    from rankwise.records.config.study import StudyConfig
     from rankwise.study.budgets import Fitted, Smaller
     from rankwise.study.planning.plan import StudyPlan
 
@@ -71,15 +71,6 @@ def budget_lines(found: Fitted[Smaller], budget: float) -> Iterator[str]:
     else:
         yield f"in {within}: fits as it is, about {takes}"
     yield from told_lines(found.plan)
-
-
-def budget_content(found: Fitted[Smaller]) -> dict[str, Any]:
-    """The same for a program."""
-    from rankwise.study.budgets import told
-
-    able = told(found.plan).content()
-    overrides = found.choice.overrides
-    return {"overrides": overrides, "seconds": found.seconds, "fits": found.fits, **able}
 
 
 def affordable_here(

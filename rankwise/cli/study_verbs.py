@@ -1,10 +1,12 @@
-"""Verbs that make, extend and read a study."""
+"""Verbs that make, extend, read and compare studies."""
 
 from __future__ import annotations
 
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+
+from rich.text import Text
 
 from rankwise.cli.application import (
     OK,
@@ -22,19 +24,21 @@ from rankwise.cli.application import (
     option,
     say,
     stdout,
+    usage_errors,
     verb,
 )
 from rankwise.cli.run_verbs import STUDIES, AcceptNewStack
 from rankwise.cli.running import Telling, keep, report_on, run_and_report
 from rankwise.cli.watch import MOST_PORT, PORT, serve
-from rankwise.errors import ConfigError, RecordError, StorageError
+from rankwise.errors import ConfigError, RecordError, StorageError, TaskError
+from rankwise.records.config.study import StudyConfig
+from rankwise.records.folder import StudyFolder
+from rankwise.records.outputs import write_outputs
+from rankwise.records.study_file import preset_text
 from rankwise.study.reading import read_results
 
 if TYPE_CHECKING:
     from rankwise.cli.events import Events
-    from rankwise.integrations.study_text import StudyText
-    from rankwise.records.config.study import StudyConfig
-    from rankwise.records.folder import StudyFolder
 
 
 @verb(STUDIES)
@@ -54,7 +58,6 @@ def report(
     Nothing is trained or scored. The report of an unfinished study shows what
     is done so far.
     """
-    from rankwise.records.folder import StudyFolder
     from rankwise.study.conclusion import conclude
 
     folder = StudyFolder(directory)
@@ -91,12 +94,11 @@ def status(
 ) -> int:
     """Show what is done, running and left in a study.
 
-    With --watch, as a page in the browser, which only reads the study's folder.
-    Only this machine can open it, and only with the token in the printed
-    address. Ctrl-C closes the page; the study continues.
+    --watch serves it as a page, which only reads the study's folder. Only this
+    machine can open the page, and only with the token in the printed address.
+    Ctrl-C closes the page; the study continues.
     """
     from rankwise.cli.terminal import is_done, status_table
-    from rankwise.records.folder import StudyFolder
     from rankwise.study.status import run_status, study_status
 
     folder = StudyFolder(directory)
@@ -128,7 +130,6 @@ def verify(directory: Folder, as_json: Json = False) -> int:
     yet, or deleted. rankwise run DIR moves damaged files away and redoes these
     stages. The exit code is 1 if anything is damaged or missing.
     """
-    from rankwise.records.folder import StudyFolder
     from rankwise.study.damage import find_damage
     from rankwise.study.status import what_is_left
 
@@ -187,14 +188,20 @@ def init(
     that it cannot express, and what to check, are listed in the file and on
     stderr.
     """
-    from rankwise.records.outputs import write_outputs
-    from rankwise.records.study_file import preset_text
-
     if source is not None and preset is not None:
         raise ConfigError("init", ["--preset and --from are both given; give one of them"])
     file = path or Path("study.yaml")
-    made = None if source is None else _made_from(source, file)
-    text = preset_text(preset or "quickstart") if made is None else made.text
+    made, text = None, preset_text(preset or "quickstart")
+    if source is not None:
+        from rankwise.integrations.sources import read_source
+        from rankwise.integrations.study_text import study_text
+
+        made = study_text(read_source(source), file.parent)
+        text = made.text
+        for sentence in made.not_carried:
+            note(f"not carried over: {sentence}")
+        for sentence in made.to_check:
+            note(f"to check: {sentence}")
     write_outputs(file.parent, {file.name: text}, overwrite=overwrite)
     if as_json:
         remarks = {} if made is None else made._asdict()
@@ -221,13 +228,21 @@ def extend(
     Only the new runs and items are trained and scored. If interrupted,
     rankwise run DIR resumes it.
     """
-    from rankwise.records.folder import StudyFolder
     from rankwise.study.growing import Extension, extended
 
+    folder = StudyFolder(directory)
+
     def find(_: Events | None) -> tuple[StudyConfig, StudyFolder]:
-        folder = StudyFolder(directory)
         config = folder.read_study().config
-        return extended(config, Extension(seeds, items, _ranks(ranks))), folder
+        parts = [part.strip() for part in ranks.split(",") if part.strip()]
+        for part in parts:
+            if not part.isdecimal() or int(part) < 1:
+                raise ConfigError("extend", [f"--ranks: {part!r} is not a rank; write 8 or 8,128"])
+        added = tuple(map(int, parts))
+        for rank in added:
+            if added.count(rank) > 1:
+                raise ConfigError("extend", [f"--ranks: rank {rank} is given twice; give it once"])
+        return extended(config, Extension(seeds, items, added)), folder
 
     return run_and_report(find, quiet=quiet, as_json=as_json, accept_new_stack=accept_new_stack)
 
@@ -238,7 +253,6 @@ def claims(directory: Folder, as_json: Json = False) -> int:
     from rankwise.findings.claims import paper_claims
     from rankwise.findings.options import option_gains
     from rankwise.findings.recommendation import recommend as recommend_study
-    from rankwise.records.folder import StudyFolder
 
     folder = StudyFolder(directory)
     results = read_results(folder)
@@ -254,26 +268,48 @@ def claims(directory: Folder, as_json: Json = False) -> int:
     return OK
 
 
-def _made_from(source: Path, path: Path) -> StudyText:
-    """The study file made from a tool's config; says what differs."""
-    from rankwise.integrations.sources import read_source
-    from rankwise.integrations.study_text import study_text
+@verb(STUDIES)
+def compare(
+    directories: Annotated[
+        list[Path], argument("DIR DIR...", "The folders of two studies or more.", parser=given_path)
+    ],
+    output: Annotated[
+        Path | None,
+        option("--output FILE", "The page to write (default: comparison.html).", parser=given_path),
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> int:
+    """Compare studies: models, tasks, methods, recommendations and dates.
 
-    made = study_text(read_source(source), path.parent)
-    for sentence in made.not_carried:
-        note(f"not carried over: {sentence}")
-    for sentence in made.to_check:
-        note(f"to check: {sentence}")
-    return made
+    Shows what each study recommends, which settings differ, and which studies
+    differ in a single axis. Recommended runs are compared item by item only if
+    both studies used the same software stack, base model and items: a different
+    stack alone moves scores by 1 to 3 points. For an unfinished study, the
+    finished part is compared. The studies are not changed.
+    """
+    from rankwise.cli.terminal import as_shown
+    from rankwise.findings.comparison import compare_studies
+    from rankwise.report.comparison_page import side_by_side, write_comparison
+    from rankwise.study.comparing import folder_problems, study_sources
 
-
-def _ranks(text: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    for part in parts:
-        if not part.isdecimal() or int(part) < 1:
-            raise ConfigError("extend", [f"--ranks: {part!r} is not a rank; write 8 or 8,128"])
-    ranks = [int(part) for part in parts]
-    for rank in ranks:
-        if ranks.count(rank) > 1:
-            raise ConfigError("extend", [f"--ranks: rank {rank} is given twice; give it once"])
-    return tuple(ranks)
+    if problems := folder_problems(directories):
+        raise ConfigError("compare", problems)
+    with usage_errors((RecordError, TaskError)):
+        studies = study_sources(directories)
+        for directory in directories:
+            note_damage(StudyFolder(directory))
+        comparison = compare_studies(studies)
+    page = output or Path("comparison.html")
+    write_comparison(page, comparison, studies, overwrite=overwrite)
+    for study in studies:
+        for name, reason in study.results.left_out.items():
+            note(f"left out of {study.name}: {name} {reason}")
+    if as_json:
+        return emit(comparison)
+    stdout.print(as_shown(side_by_side(comparison, studies)))
+    for sentence in (*comparison.points, *comparison.remarks):
+        stdout.print(Text(f"- {sentence}"))
+    stdout.print(Text(comparison.statement, style="bold"))
+    say(f"page: {page}", folded=False)
+    return OK

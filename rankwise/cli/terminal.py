@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from itertools import groupby
 from pathlib import Path
 
@@ -11,12 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from rankwise.findings.against_base import ModelVerdicts, sample_amount
-from rankwise.findings.comparison import StudyComparison, StudySource
 from rankwise.findings.models import seeded_labels
 from rankwise.findings.statements import with_folder
 from rankwise.findings.study import StudyFindings
 from rankwise.records import quantities
-from rankwise.records.deployment import DeltaInForm, DeploymentCheck, FormScore
+from rankwise.records.deployment import DeploymentCheck
 from rankwise.records.files import in_words
 from rankwise.records.quantities import NOT_MEASURED, count, memory, p_value, parameters, percent
 from rankwise.records.recommendation import StudyRecommendation
@@ -29,7 +28,13 @@ Done = Set[tuple[str, str | None]]
 
 
 _MOST_MODELS = 10
-"""Of a status: ``--json`` has all."""
+"""In the table of a status; ``--json`` has all."""
+
+
+def _add_columns(table: Table, names: Iterable[str], words: Set[str]) -> None:
+    """Columns of numbers, which end at the right, and of ``words``."""
+    for name in names:
+        table.add_column(Text(name), justify="left" if name in words else "right", overflow="fold")
 
 
 def plan_table(study: StudyRecord, done: Done) -> Table:
@@ -41,8 +46,8 @@ def plan_table(study: StudyRecord, done: Done) -> Table:
     """
     config = study.config
     table = Table(title=f"{config.name} on {config.base_model.name}{config.start_in_words}")
-    for name in ("run", "steps", "tokens", "trainable", "of full", "memory", "trained", "scored"):
-        table.add_column(name, justify="left" if name == "run" else "right", overflow="fold")
+    names = ("run", "steps", "tokens", "trainable", "of full", "memory", "trained", "scored")
+    _add_columns(table, names, words={"run"})
     table.add_row("base", *[""] * 6, _scored("base", study.scored_tasks(), done))
     for run in study.models:
         is_here = run.role == "imported"
@@ -106,10 +111,10 @@ def _scored(model: str, tasks: Sequence[str], done: Done) -> str:
 
 
 def status_table(lines: Sequence[ModelStatus], study: StudyRecord) -> Table:
-    """What of a study is done: a row for each model, of many those that have something left."""
+    """Progress of a study: a row for each model; of many models, those with something left."""
     table = Table(box=None, pad_edge=False)
-    for name in ("model", "training", "steps", "scored on", "left"):
-        table.add_column(name, overflow="fold")
+    columns = ("model", "training", "steps", "scored on", "left")
+    _add_columns(table, columns, words={*columns})
     names = short_names(study)
     shown = sorted(lines, key=is_done)[:_MOST_MODELS]
     for line in (line for line in lines if line in shown):
@@ -166,23 +171,19 @@ def verdict_cards(
             continue
         card = cards[part.train_task]
         yield Text(card.headline, style="bold")
-        yield _card_table(card_table(card, part, results))
+        # without units, and with an arrow to its choice
+        shown, table = card_table(card, part, results), Table(box=None, pad_edge=False)
+        for heading in shown.headings:
+            table.add_column(heading.title.lower(), overflow="fold")
+        table.add_column("")
+        for row in (row for group in shown.groups for row in group.rows):
+            arrow = f"<- {row[0].note}" if row[0].note else ""
+            style = "bold" if row[0].is_marked else None
+            table.add_row(*(Text(cell.value) for cell in row), arrow, style=style)
+        yield table
         yield from map(Text, findings.card_lines(card))
         if folder is not None:
             yield Text(f"Next: {with_folder(card.command, folder)}")
-
-
-def _card_table(shown: ReportTable) -> Table:
-    """The rows of a card without units, and an arrow to its choice."""
-    table = Table(box=None, pad_edge=False)
-    for heading in shown.headings:
-        table.add_column(heading.title.lower(), overflow="fold")
-    table.add_column("")
-    for row in (row for group in shown.groups for row in group.rows):
-        arrow = f"<- {row[0].note}" if row[0].note else ""
-        style = "bold" if row[0].is_marked else None
-        table.add_row(*(Text(cell.value) for cell in row), arrow, style=style)
-    return table
 
 
 def as_shown(shown: ReportTable, title: str | None = None) -> Table:
@@ -194,17 +195,6 @@ def as_shown(shown: ReportTable, title: str | None = None) -> Table:
         texts = [Text("\n".join(part for part in cell[:3] if part)) for cell in row]
         table.add_row(*texts, style="bold" if row[0].is_marked else None)
     return table
-
-
-def comparison_lines(
-    comparison: StudyComparison, studies: Sequence[StudySource]
-) -> Iterator[RenderableType]:
-    """Studies side by side, and last what may be compared of them."""
-    from rankwise.report.comparison_page import side_by_side
-
-    yield as_shown(side_by_side(comparison, studies))
-    yield from (Text(f"- {said}") for said in (*comparison.points, *comparison.remarks))
-    yield Text(comparison.statement, style="bold")
 
 
 def models_verdict(verdicts: ModelVerdicts) -> Iterator[RenderableType]:
@@ -220,13 +210,10 @@ def models_verdict(verdicts: ModelVerdicts) -> Iterator[RenderableType]:
         ),
     )
     size = "n" if verdicts.cluster is None else "n\nclusters"
-    for name in (
+    _add_columns(table, (
         "model", size, "base", "score", "difference\n(interval)", "learned\nforgotten",
         "kept right\nkept wrong", "p\np, Holm", "verdict",
-    ):  # fmt: skip
-        table.add_column(
-            Text(name), justify="left" if name == "model" else "right", overflow="fold"
-        )
+    ), words={"model"})  # fmt: skip
     for row in verdicts.candidates:
         counts = [row.num_learned, row.num_forgotten, row.num_kept_right, row.num_kept_wrong]
         learned, forgotten, right, wrong = (NOT_MEASURED if n is None else count(n) for n in counts)
@@ -261,18 +248,8 @@ def deployment_table(record: DeploymentCheck) -> Table:
     )
     merged = record.reference == "adapter"
     weights = ("rounding\n/ delta", "entries\nunchanged", "delta\nkept") if merged else ()
-    for name in (
-        "form",
-        "on disk",
-        "task",
-        "score",
-        "difference",
-        "gained\nlost",
-        *weights,
-        "verdict",
-    ):
-        side = "left" if name in ("form", "task", "verdict") else "right"
-        table.add_column(Text(name), justify=side, overflow="fold")
+    names = ("form", "on disk", "task", "score", "difference", "gained\nlost", *weights, "verdict")
+    _add_columns(table, names, words={"form", "task", "verdict"})
     first = record.forms[0]
     blank = [""] * (3 + len(weights))
     for score in first.scores if merged else ():
@@ -286,28 +263,24 @@ def deployment_table(record: DeploymentCheck) -> Table:
     for form in record.forms:
         verdicts = {mean.tasks[0]: mean.verdict for mean in form.means}
         for place, score in enumerate(form.scores):
-            is_first = place == 0
+            is_first, unit = place == 0, score.unit
+            bounds = quantities.change_interval(score.lower, score.upper, unit)
+            flipped = [
+                NOT_MEASURED if n is None else count(len(n)) for n in (score.gained, score.lost)
+            ]
+            cells, delta = ["" for _ in weights], form.delta if is_first else None
+            if merged and delta is not None:
+                kept = quantities.share(max(delta.kept_share, 0.0))
+                unchanged = quantities.share(delta.unchanged_share)
+                cells = [quantities.ratio(delta.relative_error), unchanged, kept]
             table.add_row(
                 form.form if is_first else "",
                 in_words(form.num_bytes) if is_first else "",
-                *_form_score(score),
-                *(_delta_cells(form.delta if is_first else None) if merged else ()),
+                score.task,
+                quantities.score(score.form_score, unit),
+                f"{quantities.change(score.difference, unit)} ({bounds})",
+                "\n".join(flipped),
+                *cells,
                 verdicts.get(score.task, "").replace("_", " "),
             )
     return table
-
-
-def _form_score(score: FormScore) -> Iterator[str]:
-    yield score.task
-    yield quantities.score(score.form_score, score.unit)
-    bounds = quantities.change_interval(score.lower, score.upper, score.unit)
-    yield f"{quantities.change(score.difference, score.unit)} ({bounds})"
-    flipped = (score.gained, score.lost)
-    yield "\n".join(NOT_MEASURED if its is None else count(len(its)) for its in flipped)
-
-
-def _delta_cells(delta: DeltaInForm | None) -> tuple[str, str, str]:
-    if delta is None:
-        return "", "", ""
-    kept = quantities.share(max(delta.kept_share, 0.0))
-    return quantities.ratio(delta.relative_error), quantities.share(delta.unchanged_share), kept

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import Annotated, NamedTuple
 
 import typer
 
@@ -30,9 +30,8 @@ from rankwise.cli.application import (
 )
 from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError, RankwiseError
-
-if TYPE_CHECKING:
-    from rankwise.records.folder import StudyFolder
+from rankwise.records.files import in_words
+from rankwise.records.folder import StudyFolder
 
 TOOLS = "Tasks and other tools"
 
@@ -127,8 +126,6 @@ def export(
     terminal you are asked to confirm. Log in with hf auth login, or set
     HF_TOKEN.
     """
-    from rankwise.records.folder import StudyFolder
-
     folder = StudyFolder(directory)
     hub_only = {
         "--repo": repo, "--public": public, "--with-items": with_items, "--dry-run": dry_run,
@@ -151,17 +148,10 @@ def export(
     written = export_study(folder, named.value, output, run, overwrite=overwrite)
     note_damage(folder)
     if as_json:
-        return emit(
-            [
-                {
-                    "name": exported.name,
-                    "file": exported.file,
-                    "remarks": exported.remarks,
-                    "num_samples_files": len(exported.samples_files),
-                }
-                for exported in written
-            ]
-        )
+        contents = [exported._asdict() for exported in written]
+        for content in contents:
+            content["num_samples_files"] = len(content.pop("samples_files"))
+        return emit(contents)
     for exported in written:
         samples = len(exported.samples_files)
         beside = f" and {samples} samples files" if samples else ""
@@ -186,7 +176,6 @@ def _send(
     """Upload a run's adapter and what the study has of it."""
     quiet_libraries()
     from rankwise.integrations.hub import PushedFile, push_study
-    from rankwise.records.files import in_words
 
     def approve(files: Sequence[PushedFile]) -> bool:
         for file in files:
@@ -286,9 +275,9 @@ def doctor(as_json: Json = False) -> int:
     quiet_libraries()
     from rankwise.cli.doctor import examine
 
-    findings = examine()
+    findings = dict(examine())
     if as_json:
-        return emit(dict(findings))
-    for name, finding in findings:
+        return emit(findings)
+    for name, finding in findings.items():
         say(f"{name:<34} {finding}", folded=False)
     return OK

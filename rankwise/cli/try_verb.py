@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-from rankwise.cli.application import (
-    AsEvents,
-    argument,
-    note,
-    option,
-    say,
-    usage_errors,
-    verb,
-    warn,
-)
+from rankwise.cli.application import AsEvents, argument, note, option, say, usage_errors, verb, warn
 from rankwise.cli.budgets import given_seconds, measured_rate, told_lines
 from rankwise.cli.run_verbs import STUDIES, StudyDir
 from rankwise.cli.running import Telling, run_and_report
@@ -25,12 +17,13 @@ from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError
 from rankwise.records import quantities
 from rankwise.records.config.own_rows import ColumnsConfig, data_name
+from rankwise.records.config.study import StudyConfig
+from rankwise.records.files import read_regular, write_atomically
+from rankwise.records.folder import StudyFolder
+from rankwise.records.study_file import load_config, validated
 
 if TYPE_CHECKING:
     from rankwise.cli.events import Events
-    from rankwise.records.config.study import StudyConfig
-    from rankwise.records.folder import StudyFolder
-    from rankwise.records.own_data import ColumnsRead
     from rankwise.study.budgets import Fitted
     from rankwise.study.planning.plan import StudyPlan
     from rankwise.study.trial import Size, Trial
@@ -79,9 +72,6 @@ def try_data(
     on, and a plan that fits the budget on this machine. Then runs the plan.
     DIR/study.yaml has all settings: rankwise run resumes or repeats the study.
     """
-    from rankwise.records.files import write_atomically
-    from rankwise.records.folder import StudyFolder
-    from rankwise.records.study_file import load_config
     from rankwise.study import trial as trials
 
     quiet_libraries()
@@ -94,8 +84,11 @@ def try_data(
 
     def find(events: Events | None) -> tuple[StudyConfig, StudyFolder]:
         if not _is_begun(folder, command):
+            parts = [each.partition("=") for each in column or ()]
+            roles = {role: name for role, _, name in parts}
+            columns = validated(ColumnsConfig, roles, "--column") if roles else None
             with usage_errors():
-                trial = trials.recognised(place, model, _columns(column or ()), note)
+                trial = trials.recognised(place, model, columns, note)
             fitted = _told_and_fitted(trial, name, budget, events)
             settings = trials.settings_of(trial, fitted.choice, name, folder.root)
             text = trials.study_file_text(trial, settings, command)
@@ -110,8 +103,6 @@ def try_data(
 
 def _is_begun(folder: StudyFolder, command: str) -> bool:
     """Whether this command has been here before, and is to go on."""
-    from rankwise.records.files import read_regular
-
     file = folder.settings_file
     if not file.exists():
         if folder.study_file.exists():
@@ -129,75 +120,42 @@ def _is_begun(folder: StudyFolder, command: str) -> bool:
     return True
 
 
-def _columns(settings: Sequence[str]) -> ColumnsConfig | None:
-    from pydantic import ValidationError
-
-    from rankwise.records.study_file import problems_of
-
-    if not settings:
-        return None
-    parts = [setting.partition("=") for setting in settings]
-    content: dict[str, Any] = {role: column for role, _, column in parts}
-    try:
-        return ColumnsConfig.model_validate(content)
-    except ValidationError as error:
-        raise ConfigError("--column", list(problems_of(error, content, ColumnsConfig))) from error
-
-
 def _told_and_fitted(trial: Trial, name: str, budget: float, events: Events | None) -> Fitted[Size]:
     """Measure and plan, and tell all of it: in words, or by an event."""
     from rankwise.study import trial as trials
+    from rankwise.study.budgets import told
     from rankwise.study.planning.model import study_model
     from rankwise.study.planning.plan import plan_study
 
-    def plan(config: StudyConfig) -> StudyPlan:
-        return plan_study(config, note)
-
     for line in recognised_lines(trial) if events is None else ():
         say(line)
-    first = plan_config(trial, name)
-    found = study_model(first, note)
+    # the smallest study of these rows says which model is asked for
+    smallest = StudyConfig.model_validate(trials.settings_of(trial, trials.SIZES[0], name))
+    found = study_model(smallest, note)
     rate = measured_rate(found.base, found.tokenizer, found.precision, found.machine.device)
-    fitted = trials.fitted(trial, name, budget, rate, plan)
+    fitted = trials.fitted(trial, name, budget, rate, partial(plan_study, report=note))
+    planned = fitted.plan
     if events is None:
-        for line in (*example_lines(fitted.plan), *plan_lines(trial, fitted, budget, rate)):
+        for line in (*example_lines(planned), *plan_lines(trial, fitted, budget, rate)):
             say(line)
     else:
-        events.write("fitted", **fitted_content(trial, fitted, budget, rate))
-    warn(fitted.plan.record.warnings)
+        events.write(
+            "fitted",
+            own_data=planned.record.own_data,
+            base_model=trial.base_model,
+            has_chat_template=trial.has_chat_template,
+            examples=[shown._asdict() for shown in _examples(planned)],
+            size=fitted.choice._asdict(),
+            num_items={name: task.num_items for name, task in planned.tasks.items()},
+            **told(planned).content(),
+            seconds=fitted.seconds,
+            budget_seconds=budget,
+            fits=fitted.fits,
+            scored_tokens_per_second=rate,
+            left_out=list(trials.left_out(trial, fitted.choice)),
+        )
+    warn(planned.record.warnings)
     return fitted
-
-
-def fitted_content(
-    trial: Trial, fitted: Fitted[Size], budget: float, rate: float
-) -> Mapping[str, Any]:
-    """For a program: how the rows were read, and the study that fits into the time."""
-    from rankwise.study.budgets import told
-    from rankwise.study.trial import left_out
-
-    plan = fitted.plan
-    return {
-        "own_data": plan.record.own_data,
-        "base_model": trial.base_model,
-        "has_chat_template": trial.has_chat_template,
-        "examples": [shown._asdict() for shown in _examples(plan)],
-        "size": fitted.choice._asdict(),
-        "num_items": {name: task.num_items for name, task in plan.tasks.items()},
-        **told(plan).content(),
-        "seconds": fitted.seconds,
-        "budget_seconds": budget,
-        "fits": fitted.fits,
-        "scored_tokens_per_second": rate,
-        "left_out": list(left_out(trial, fitted.choice)),
-    }
-
-
-def plan_config(trial: Trial, name: str) -> StudyConfig:
-    """The smallest study of these rows: it says which model is asked for."""
-    from rankwise.records.config.study import StudyConfig
-    from rankwise.study.trial import SIZES, settings_of
-
-    return StudyConfig.model_validate(settings_of(trial, SIZES[0], name))
 
 
 def recognised_lines(trial: Trial) -> Iterator[str]:
@@ -208,19 +166,16 @@ def recognised_lines(trial: Trial) -> Iterator[str]:
     num_rows = quantities.counted(len(own.raw.rows), "row")
     yield f"{own.raw.source}: {own.raw.format}, {num_rows}{repeated}"
     for read in own.columns:
-        yield f"  {_read_as(read)}"
+        roles = ", ".join(f"{role} = {column}" for role, column in read.columns.items())
+        unread = f"; not read: {', '.join(read.unread)}" if read.unread else ""
+        num_read = quantities.counted(read.num_rows, "row")
+        yield f"  {num_read} as {read.convention}: {roles}{unread}"
     if not trial.has_chat_template:
         yield f"chat template: none; {trial.base_model} has none, so rows are plain text"
     elif any(row.is_conversation for row in own.rows):
         yield f"chat template: the one of {trial.base_model}"
     else:
         yield "chat template: none; rows are whole texts"
-
-
-def _read_as(read: ColumnsRead) -> str:
-    mapping = ", ".join(f"{role} = {column}" for role, column in read.columns.items())
-    unread = f"; not read: {', '.join(read.unread)}" if read.unread else ""
-    return f"{quantities.counted(read.num_rows, 'row')} as {read.convention}: {mapping}{unread}"
 
 
 class _Example(NamedTuple):

@@ -29,10 +29,12 @@ from rankwise.cli.application import (
 from rankwise.cli.run_verbs import STUDIES
 from rankwise.cli.running import keep, note_left_out, verdict_content
 from rankwise.errors import ConfigError
+from rankwise.records.folder import StudyFolder
+from rankwise.records.study_file import study_name
 
 if TYPE_CHECKING:
     from rankwise.scores.asked import Asked
-    from rankwise.study.conclusion import OtherMargins, StudyOutcome
+    from rankwise.study.conclusion import StudyOutcome
 
 
 @verb(STUDIES)
@@ -46,101 +48,103 @@ def verdict(
             parser=given_path,
         ),
     ],
-    item: Annotated[str | None, option("--item COLUMN", "Of a table: what names an item.")] = None,
+    item: Annotated[str | None, option("--item COLUMN", "Table column with the item ids.")] = None,
     score: Annotated[
-        str | None, option("--score COLUMN", "Of a table: the score; score.f1 if it is nested.")
+        str | None, option("--score COLUMN", "Table column with the scores; score.f1 if nested.")
     ] = None,
     model: Annotated[
-        str | None, option("--model COLUMN", "Of a table: what names a model.")
+        str | None, option("--model COLUMN", "Table column with the model names.")
     ] = None,
-    task: Annotated[str | None, option("--task COLUMN", "Of a table: what names a task.")] = None,
+    task: Annotated[
+        str | None, option("--task COLUMN", "Table column with the task names.")
+    ] = None,
     base: Annotated[
-        str | None, option("--base MODEL", "Of files: the model before fine-tuning.")
+        str | None, option("--base MODEL", "The model before fine-tuning (files only).")
     ] = None,
     name: Annotated[
         str | None,
         option(
             "--name PATTERN",
-            "Of files: what models' names mean, such as r{rank}_s{seed}; also {alpha}, "
-            "{learning_rate}, {modules}, {epochs}.",
+            "What model names mean (files only): r{rank}_s{seed}; also {alpha}, {learning_rate}, "
+            "{modules}, {epochs}.",
         ),
     ] = None,
     in_domain: Annotated[
         str | None,
         option(
             "--in-domain NAMES",
-            "Of files: tasks to gain on, with commas (default: those that are named nowhere).",
+            "Tasks to gain on (files only; default: tasks that no other option names).",
         ),
     ] = None,
     retention: Annotated[
-        str | None, option("--retention NAMES", "Of files: tasks that should not be forgotten.")
+        str | None, option("--retention NAMES", "Tasks that should not be forgotten (files only).")
     ] = None,
     out_of_domain: Annotated[
-        str | None, option("--out-of-domain NAMES", "Of files: tasks that are shown besides.")
+        str | None, option("--out-of-domain NAMES", "Tasks shown in addition (files only).")
     ] = None,
     lower_is_better: Annotated[
-        bool, option("--lower-is-better", "Of files: less of the score is better.")
+        bool, option("--lower-is-better", "Lower scores are better (files only).")
     ] = False,
     by_slice: Annotated[
         str | None,
         option(
             "--slice COLUMN",
-            "Of files: say for each of its values which models got better or worse.",
+            "Report for each value of COLUMN which models got better or worse (files only).",
         ),
     ] = None,
     cluster: Annotated[
         list[str] | None,
         option(
             "--cluster [TASK=]FIELD",
-            "Items with equal FIELD, such as passage, belong together. Of a study with the "
-            "TASK or group; can be repeated.",
+            "Items with equal FIELD, such as passage, belong together. For a study, name the TASK "
+            "or group too; can be repeated.",
         ),
     ] = None,
     metric: Annotated[
         str | None,
         option(
             "--metric NAME",
-            "Of lm-eval, Inspect or HELM: what is compared (lm-eval's default: p_right with "
+            "Metric to compare, of lm-eval, Inspect or HELM (lm-eval's default: p_right with "
             "options, else the first).",
         ),
     ] = None,
     filter_name: Annotated[
         str | None,
-        option("--filter NAME", "Of lm-eval: the filter (default: the first of the first file)."),
+        option("--filter NAME", "The lm-eval filter (default: the first of the first file)."),
     ] = None,
     delta: Annotated[
         float | None,
         option(
             "--delta POINTS",
-            "Models closer than this in-domain are equal; in the scores' own unit where "
-            "they are no shares.",
+            "Models closer than this in-domain count as equal; in the scores' own unit if they "
+            "are not shares.",
         ),
     ] = None,
     epsilon: Annotated[
-        float | None, option("--epsilon POINTS", "The retention loss that is accepted, on average.")
+        float | None, option("--epsilon POINTS", "Acceptable retention loss, on average.")
     ] = None,
     worst_task: Annotated[
         float | None,
-        option("--worst-task POINTS", "The loss that is accepted of any single retention task."),
+        option("--worst-task POINTS", "Acceptable loss on any single retention task."),
     ] = None,
     confidence: Annotated[
         float | None,
         option(
             "--confidence SHARE",
-            "Of files: that no verdict is wrong, all together (default: 0.95).",
+            "Probability that no verdict is wrong, all together (files only; default: 0.95).",
         ),
     ] = None,
     anytime: Annotated[
         bool,
         option(
             "--anytime",
-            "Of files: keep better and worse right however often growing files are compared.",
+            "Verdicts stay valid under repeated looks at growing files (files only).",
         ),
     ] = False,
     output: Annotated[
         Path | None,
         option(
-            "--output FOLDER", "Of files: keep them as a study, with its report.", parser=given_path
+            "--output FOLDER", "Keep the scores as a study, with its report.", parser=given_path
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -148,22 +152,23 @@ def verdict(
 ) -> int:
     """Say which rank to use, or which model is better, and why.
 
-    Of a study: the recommendation, made again from its records. --delta,
-    --epsilon and --worst-task judge it under other margins (in points; nats for
-    the --delta of a loss) and write nothing: to keep them, set
+    With a study: recomputes the recommendation from its records. --delta,
+    --epsilon and --worst-task apply other margins (in points; nats for the
+    --delta of a loss) and write nothing: to keep them, set
     recommendation.delta_points and so on in the study file and run it again,
-    which judges at once. --cluster drop=passage sets evaluation.clusters.drop
-    of the study before that; drop= takes it away. Nothing is scored again.
+    which judges at once. --cluster drop=passage first sets
+    evaluation.clusters.drop of the study; drop= removes it. Nothing is scored
+    again.
 
-    Of files: the same rule for models that you have trained and scored. It
-    needs no study and no model. A table has one row an item and model; columns
-    are recognised by their names (id, acc, model, task, seed, rank...) or said.
-    Scores of 0 to 1, and true and false, are shares and count in points; a
-    column called loss is nats, less is better; of other numbers, such as
-    rewards, say with --delta which difference matters. Items are paired: only
-    those on which models differ count. A model called base, or --base, is what
-    the others are compared with; without one the models are compared with each
-    other. Of lm-eval's samples the first file is the base.
+    With files: applies the same rule to models that you trained and scored
+    yourself. It needs no study and no model. A table has one row per item and
+    model. Columns are recognised by their names (id, acc, model, task, seed,
+    rank...) or named by options. Scores from 0 to 1, and true and false, are
+    shares and count in points. A column called loss is in nats, and lower is
+    better. For other numbers, such as rewards, --delta says which difference
+    matters. Items are paired: only items on which models differ count. The
+    models are compared with the one called base, or with --base; without one,
+    with each other. For samples of lm-eval, the first file is the base.
     """
     margins = {"delta": delta, "epsilon": epsilon, "worst_task": worst_task}
     only_files: dict[str, Any] = {
@@ -173,7 +178,10 @@ def verdict(
         "filter": filter_name, "confidence": confidence, "anytime": anytime or None,
     }  # fmt: skip
     given = {field: value for field, value in only_files.items() if value is not None}
-    if os.path.isdir(paths[0]) and not _is_of_helm(paths[0]):
+    from rankwise.scores.logs import HELM_FILES
+
+    is_of_helm = any((paths[0] / file).is_file() for file in HELM_FILES)
+    if os.path.isdir(paths[0]) and not is_of_helm:
         if len(paths) > 1:
             command = f"rankwise compare {shlex.join(map(str, paths))}"
             problem = f"a verdict is of one study; to put several side by side: {command}"
@@ -182,7 +190,11 @@ def verdict(
             why = f"{paths[0]} is a study, and it is for files; leave it out"
             names = [*given, *(["output"] if output is not None else [])]
             raise ConfigError("verdict", [f"{_flag(name)}: {why}" for name in names])
-        return _of_study(paths[0], _margins(margins), cluster or (), as_json=as_json)
+        for field, value in margins.items():
+            if value is not None and not (math.isfinite(value) and value > 0):
+                problem = f"{_flag(field)} {value:g} is not a margin; give a number above 0"
+                raise ConfigError("verdict", [problem])
+        return _of_study(paths[0], margins, cluster or (), as_json=as_json)
     if len(cluster or ()) > 1:
         raise ConfigError("verdict", ["--cluster is given twice; files have one field"])
     from rankwise.scores.asked import Asked
@@ -204,12 +216,6 @@ def _flag(field: str) -> str:
     return f"--{field.replace('_', '-')}"
 
 
-def _is_of_helm(folder: Path) -> bool:
-    from rankwise.scores.logs import HELM_FILES
-
-    return any((folder / name).is_file() for name in HELM_FILES)
-
-
 def _of_files(
     paths: Sequence[Path], asked: Asked, output: Path | None, *, overwrite: bool, as_json: bool
 ) -> int:
@@ -217,8 +223,6 @@ def _of_files(
     from rankwise.cli.terminal import models_verdict
     from rankwise.findings.against_base import against_base
     from rankwise.findings.recommendation import has_margin
-    from rankwise.records.folder import StudyFolder
-    from rankwise.records.study_file import study_name
     from rankwise.scores.reading import read_scores
     from rankwise.scores.study import scored_study
     from rankwise.study.conclusion import conclude, concluded
@@ -254,18 +258,28 @@ def _of_files(
 
 
 def _of_study(
-    directory: Path, margins: OtherMargins | None, cluster: Sequence[str], *, as_json: bool
+    directory: Path, margins: Mapping[str, float | None], cluster: Sequence[str], *, as_json: bool
 ) -> int:
-    from rankwise.records.folder import StudyFolder
-    from rankwise.study.conclusion import conclude
+    from rankwise.study.conclusion import OtherMargins, conclude
 
-    if margins is not None and cluster:
+    others = None if set(margins.values()) == {None} else OtherMargins(**margins)
+    if others is not None and cluster:
         problem = "--cluster is kept in the study, and other margins are not; give one at a time"
         raise ConfigError("verdict", [problem])
+    fields: dict[str, str] = {}  # of a task or group
+    for setting in cluster:
+        task, equals, field = setting.partition("=")
+        if not task or not equals:
+            problem = (
+                f"--cluster: {setting!r} is not a setting of a study; write TASK=FIELD, such as "
+                "drop=passage"
+            )
+            raise ConfigError("verdict", [problem])
+        fields[task] = field
     folder = StudyFolder(directory)
-    outcome = conclude(folder, _clusters(cluster), margins)
+    outcome = conclude(folder, fields, others)
     note_damage(folder)
-    if margins is None:
+    if others is None:
         keep(folder, outcome, settings=bool(cluster))
     else:
         note("judged under other margins than the study's; nothing was written")
@@ -291,30 +305,3 @@ def _say_verdict(outcome: StudyOutcome, root: Path | None) -> None:
             say(f"- {reason}")
         for line in findings.lines(part.train_task):
             say(f"- {line}")
-
-
-def _margins(margins: Mapping[str, float | None]) -> OtherMargins | None:
-    """None where none is given."""
-    from rankwise.study.conclusion import OtherMargins
-
-    for name, value in margins.items():
-        if value is not None and not (math.isfinite(value) and value > 0):
-            problem = f"{_flag(name)} {value:g} is not a margin; give a number above 0"
-            raise ConfigError("verdict", [problem])
-    given = any(value is not None for value in margins.values())
-    return OtherMargins(**margins) if given else None
-
-
-def _clusters(settings: Sequence[str]) -> dict[str, str]:
-    """Task or group -> field, from TASK=FIELD."""
-    found: dict[str, str] = {}
-    for setting in settings:
-        task, equals, field = setting.partition("=")
-        if not task or not equals:
-            problem = (
-                f"--cluster: {setting!r} is not a setting of a study; write TASK=FIELD, such as "
-                "drop=passage"
-            )
-            raise ConfigError("verdict", [problem])
-        found[task] = field
-    return found

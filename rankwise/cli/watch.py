@@ -12,17 +12,16 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from rankwise.cli.application import OK, emit, say
 from rankwise.errors import RankwiseError, StorageError
 from rankwise.records import quantities
+from rankwise.records.folder import StudyFolder
+from rankwise.records.study import StudyRecord
 
 if TYPE_CHECKING:
-    from rankwise.records.folder import StudyFolder
-    from rankwise.records.study import StudyRecord
     from rankwise.report.parts import Table
-    from rankwise.study.observer import StageOutline
     from rankwise.study.status import ModelStatus
 
 ADDRESS = "127.0.0.1"
@@ -43,7 +42,7 @@ class Watched:
         self._text = ""
 
     def page(self) -> str:
-        """As the folder is now, or was so many seconds ago.
+        """The page of the folder as it is now, or was at the last reading.
 
         Raises:
             RecordError: there is no study.
@@ -66,7 +65,9 @@ class Watched:
         losses = {run.name: self._folder.read_losses(run.name) for run in study.models}
         lines = study_status(self._folder)
         page = Page("rankwise status --watch", study.config.name, question(study), (), ())
-        remarks = [f"Read from the folder every {self._seconds} seconds. {_done(lines)}"]
+        left = sum(len(line.left) + (line.training in ("started", "not started")) for line in lines)
+        done = "All is done." if left == 0 else f"{quantities.counted(left, 'thing')} left to do."
+        remarks = [f"Read from the folder every {self._seconds} seconds. {done}"]
         try:
             outcome = conclude(self._folder)
             page = study_page(*outcome, losses, self._folder.root)
@@ -74,15 +75,15 @@ class Watched:
             remarks.append("What follows is of what is finished; it can change until all is.")
         except RankwiseError as error:
             remarks.append(f"There is no verdict yet: {error}")
-        now = _now(study, self._folder)
-        remarks += now.remarks
+        said, tables = _now(study, self._folder)
+        remarks += said
         figures = [] if page.sections else list(loss_figure(study, losses))
         progress = ReportSection(
             "progress",
             "Progress",
             remarks,
             figures,
-            tables=[TitledTable("", table) for table in (*now.tables, _table(lines))],
+            tables=[TitledTable("", table) for table in (*tables, _table(lines))],
             points=[f"{line.model}: {failed}" for line in lines for failed in line.failed],
         )
         parts = [part._replace(sections=[progress, *part.sections]) for part in page.parts[:1]]
@@ -93,20 +94,12 @@ class Watched:
         return rendered(shown)
 
 
-def _done(lines: list[ModelStatus]) -> str:
-    left = sum(len(line.left) + (line.training in ("started", "not started")) for line in lines)
-    return "All is done." if left == 0 else f"{quantities.counted(left, 'thing')} left to do."
+def _now(study: StudyRecord, folder: StudyFolder) -> tuple[list[str], list[Table]]:
+    """What is being done, and the stages that are left: remarks, and a table if there are any.
 
-
-class _Now(NamedTuple):
-    """What is being done, and the stages that are left; both empty where nothing is."""
-
-    remarks: list[str]
-    tables: list[Table]
-
-
-def _now(study: StudyRecord, folder: StudyFolder) -> _Now:
-    """As the process that runs it tells; where none does, by what finished stages took."""
+    As the process that runs it tells; where none does, by what finished stages took.
+    """
+    from rankwise.report.parts import Column, Table
     from rankwise.study.stages.graph import stages, study_outline
     from rankwise.study.status import run_status
     from rankwise.study.times import seconds_left
@@ -126,37 +119,32 @@ def _now(study: StudyRecord, folder: StudyFolder) -> _Now:
         num_at_once = 1 if running is None else max(1, len(running.doing))
         of_all = quantities.seconds(sum(seconds.values()) / num_at_once)
         remarks.append(f"About {of_all} are left of what is planned.")
-    return _Now(remarks, [_left_table(left, seconds)] if left else [])
 
-
-def _left_table(left: list[StageOutline], seconds: Mapping[str, float]) -> Table:
-    from rankwise.report.parts import Column, table
-
-    def time_left(stage: StageOutline) -> str | None:
-        known = seconds.get(stage.id)
-        return None if known is None else quantities.seconds(known)
-
-    columns: list[Column[StageOutline]] = [
+    time_left = {stage: quantities.seconds(each) for stage, each in seconds.items()}
+    waiting = Table.of(
+        "The stages that are left.",
+        left,
         Column("Stage", lambda stage: f"{stage.model}: {stage.name}"),
-        Column("Time left, about", time_left),
-    ]
-    return table("The stages that are left.", columns, left)
+        Column("Time left, about", lambda stage: time_left.get(stage.id)),
+    )
+    return remarks, [waiting] if left else []
 
 
 def _table(lines: list[ModelStatus]) -> Table:
-    from rankwise.report.parts import Column, table
+    from rankwise.report.parts import Column, Table
 
     def steps(line: ModelStatus) -> str | None:
         return f"{line.num_steps_done} of {line.num_steps}" if line.num_steps else None
 
-    columns: list[Column[ModelStatus]] = [
+    return Table.of(
+        "The base and every run.",
+        lines,
         Column("Model", lambda line: line.model),
         Column.text("Training", lambda line: line.training),
         Column("Steps", steps),
         Column("Tasks scored", lambda line: len(line.tasks_scored)),
         Column.text("Left", lambda line: ", ".join(line.left) or "nothing"),
-    ]
-    return table("The base and every run.", columns, lines)
+    )
 
 
 class _Server(ThreadingHTTPServer):
@@ -172,7 +160,7 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, watched: Watched, port: int) -> None:
         self.watched = watched
         self.path = f"/?token={secrets.token_urlsafe(24)}"
-        self._silent: OrderedDict[object, None] = OrderedDict()  # what has not asked, oldest first
+        self.silent: OrderedDict[object, None] = OrderedDict()  # what has not asked, oldest first
         super().__init__((ADDRESS, port), _Handler)
 
     @property
@@ -182,16 +170,12 @@ class _Server(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Have it answered; where too many have connected and not asked, the oldest goes."""
-        self._silent[request] = None
-        if len(self._silent) > _MOST_SILENT:
-            oldest: Any = self._silent.popitem(last=False)[0]
+        self.silent[request] = None
+        if len(self.silent) > _MOST_SILENT:
+            oldest: Any = self.silent.popitem(last=False)[0]
             with contextlib.suppress(OSError):  # it is closed already
                 oldest.shutdown(socket.SHUT_RDWR)
         super().process_request(request, client_address)
-
-    def has_asked(self, request: object) -> None:
-        """It is answered, however long that takes."""
-        self._silent.pop(request, None)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Whoever leaves before the answer may."""
@@ -209,7 +193,7 @@ class _Handler(BaseHTTPRequestHandler):
         """The page."""
         serving = self.server
         assert isinstance(serving, _Server)
-        serving.has_asked(self.connection)
+        serving.silent.pop(self.connection, None)  # it is answered, however long that takes
         host = self.headers.get("Host", "").partition(":")[0]
         if host not in (ADDRESS, "localhost"):  # a name that leads here may be another site's
             self._answer(403, "This page is for this machine alone.")

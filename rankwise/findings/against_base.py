@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from rankwise.errors import ConfigError
-from rankwise.findings.clusters import suspect, suspicion, too_few
+from rankwise.findings.notes import suspect, suspicion, too_few
 from rankwise.findings.pairs import (
     Counts,
     Pair,
@@ -25,7 +25,7 @@ from rankwise.findings.stats.prospects import chance_of_sign
 from rankwise.records import quantities
 from rankwise.records.axes import run_labels
 from rankwise.records.base import SCHEMA_VERSION, Record, SchemaVersion
-from rankwise.records.compared_samples import OF_LOG_LIKELIHOODS
+from rankwise.records.lm_eval_samples import OF_LOG_LIKELIHOODS
 from rankwise.records.p_right import ACCURACY
 from rankwise.records.recommendation import AccuracyDifference, PairedDifference
 from rankwise.records.results import ModelResults, TaskItems, TrainTaskResults
@@ -227,7 +227,7 @@ def _judged(pairs: Sequence[Pair], confidence: float) -> list[_Judged]:
 def _judged_at_any_time(
     pairs: Sequence[Pair], confidence: float, doc_ids: Sequence[int]
 ) -> list[_Judged]:
-    """The same with intervals that hold at any number of items, divided by the number of models.
+    """Tests whose intervals hold at any number of items, at alpha over the number of models.
 
     ``doc_ids`` are in the order in which the items came; a pair's are sorted.
     """

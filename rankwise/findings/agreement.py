@@ -56,7 +56,7 @@ class _Compared(NamedTuple):
 
 
 _Values = dict[TrendOf, list[Items]]
-"""Of each measure, for each task, (seeds, items) in points or nats, every item counting the same;
+"""Measure -> for each task (seeds, items) in points or nats, every item counting the same;
 empty if not measured."""
 
 _UNITS: dict[TrendOf, Unit] = {

@@ -121,7 +121,7 @@ class TrainTaskAxes(Record):
 
 
 _Judged = dict[Relation, tuple[tuple[str, ...], float]]
-"""Of a relation the tasks that are averaged, and the difference in them that matters."""
+"""Relation -> the tasks that are averaged, and the difference that matters on them."""
 
 
 def axis_effects(source: OptionGains, recommendation: Recommendation) -> TrainTaskAxes | None:

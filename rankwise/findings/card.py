@@ -6,13 +6,13 @@ with the best bet where none is. What clocks say is left to the page: findings s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
 from rankwise.findings.doubling import doubling
-from rankwise.findings.options import Option, OptionGains, TaskMean
+from rankwise.findings.options import DecidingTasks, Option, OptionGains, TaskMean
 from rankwise.findings.prompting import beside_the_choice, prompting
 from rankwise.findings.statements import MOST_NAMED, headline, next_command
 from rankwise.records import quantities
@@ -22,7 +22,7 @@ from rankwise.records.study import is_rslora
 
 
 class Advice(NamedTuple):
-    """What people are told elsewhere: who says it, the ranks, and whether alpha is twice them."""
+    """Advice from elsewhere: who gives it, for which ranks, and whether alpha is twice the rank."""
 
     source: str
     ranks: tuple[int, ...] = ()
@@ -56,7 +56,7 @@ class CardRow(Record):
 
     label: str
     runs: tuple[str, ...]
-    """Of all its seeds."""
+    """Names of its runs over all seeds."""
     is_choice: bool
     gain: TaskMean | None
     retention: TaskMean | None
@@ -106,57 +106,59 @@ def verdict_card(source: OptionGains, recommendation: Recommendation) -> Verdict
     settled = next((each.label for each in recommendation.verdicts if each.qualifies), None)
     label = settled or bet.choice
     tasks = source.deciding_tasks(recommendation.unit)
-    card = VerdictCard(
+    rows = tuple(
+        CardRow(
+            label=option.label,
+            runs=tuple(run.name for run in option.runs),
+            is_choice=option.label == label,
+            gain=source.change(option.runs, tasks.in_domain) if tasks.in_domain else None,
+            retention=source.change(option.runs, tasks.retention) if tasks.retention else None,
+            num_parameters=option.plan.num_trainable_parameters,
+        )
+        for option in source.options
+    )
+    of_choice: dict[str, Any] = {}
+    for option, own in zip(source.options, rows, strict=True):
+        if own.is_choice:
+            alternatives = tuple(_alternatives(source, tasks, option))
+            of_choice = {
+                "settings": _settings(option),
+                "gain": own.gain,
+                "retention": own.retention,
+                "num_parameters": own.num_parameters,
+                "trainable_share": option.plan.trainable_share,
+                "alternatives": alternatives,
+                "told": tuple(_told(source, option, alternatives)),
+            }
+    return VerdictCard(
         train_task=recommendation.train_task,
         is_settled=settled is not None,
         choice=label,
         probability=None if settled or label is None else bet.of(label).right,
         headline=headline(recommendation),
-        rows=tuple(
-            CardRow(
-                label=option.label,
-                runs=tuple(run.name for run in option.runs),
-                is_choice=option.label == label,
-                gain=source.change(option.runs, tasks.in_domain) if tasks.in_domain else None,
-                retention=source.change(option.runs, tasks.retention) if tasks.retention else None,
-                num_parameters=option.plan.num_trainable_parameters,
-            )
-            for option in source.options
-        ),
+        rows=rows,
         remark=_remark(source, recommendation, label),
         command=next_command(recommendation),
+        **of_choice,
     )
-    if label is None:
-        return card
-    chosen = next(option for option in source.options if option.label == label)
-    alternatives: list[Alternative] = []
+
+
+def _alternatives(
+    source: OptionGains, tasks: DecidingTasks, chosen: Option
+) -> Iterator[Alternative]:
     for option in source.options:
-        if option.label == label or option.plan.imported is not None:
+        if option is chosen or option.plan.imported is not None:
             continue
         sizes = [each.plan.num_trainable_parameters for each in (option, chosen)]
         gain = source.difference(option.runs, chosen.runs, tasks.in_domain)
-        alternatives.append(
-            Alternative(
-                label=option.label,
-                rank=option.rank,
-                gain=gain,
-                retention=source.lead_over(option.runs, chosen.runs, tasks.retention),
-                weights_ratio=sizes[0] / sizes[1] if all(sizes) else None,
-                is_tied=gain.sign() == 0,
-            )
+        yield Alternative(
+            label=option.label,
+            rank=option.rank,
+            gain=gain,
+            retention=source.lead_over(option.runs, chosen.runs, tasks.retention),
+            weights_ratio=sizes[0] / sizes[1] if all(sizes) else None,
+            is_tied=gain.sign() == 0,
         )
-    own = next(row for row in card.rows if row.is_choice)
-    return card.model_copy(
-        update={
-            "settings": _settings(chosen),
-            "gain": own.gain,
-            "retention": own.retention,
-            "num_parameters": own.num_parameters,
-            "trainable_share": chosen.plan.trainable_share,
-            "alternatives": tuple(alternatives),
-            "told": tuple(_told(source, chosen, alternatives)),
-        }
-    )
 
 
 def _remark(source: OptionGains, recommendation: Recommendation, choice: str | None) -> str:

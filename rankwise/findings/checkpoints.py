@@ -31,7 +31,7 @@ class CheckpointPoint(Record):
     option: OptionName
     step: int
     num_steps: int
-    """Of the whole training."""
+    """Steps of the whole training."""
     gain: TaskMean | None
     retention: TaskMean | None
     validation_worth: float

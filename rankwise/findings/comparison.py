@@ -39,7 +39,7 @@ STACK_SHIFT = (
     "seed on torch 2.7, 2.9 and 2.13 differed by 1.3 points (LoRA of rank 32) and 2.8 points (full "
     "fine-tuning) on GSM8K"
 )
-"""What is known of it; the source is in docs/methods/several-studies.md."""
+"""The size of a stack's effect; the source is in docs/methods/several-studies.md."""
 
 ROUNDING: Mapping[Unit, float] = {"points": 0.01, "nats": 1e-4, "units": 1e-4}
 """Below this the base's score of an item is the same: batches of other models round otherwise."""
@@ -383,7 +383,7 @@ def _shared(
 
 
 def _grouping(items: TaskItems) -> list[int]:
-    """Of each item the first one of its cluster: numbers depend on a study's other tasks."""
+    """For each item the first of its cluster: cluster numbers depend on a study's other tasks."""
     first: dict[int, int] = {}
     clusters = range(len(items.doc_ids)) if items.clusters is None else items.clusters
     return [first.setdefault(number, place) for place, number in enumerate(clusters)]

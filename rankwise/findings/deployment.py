@@ -159,7 +159,7 @@ def field_changes(
 
 
 def _with_field(model: ModelResults, task: str, field: str) -> Scores:
-    """Of the items whose right answer has the field."""
+    """A model's scores on the items whose right answer has the field."""
     items = model.items[task]
     values = zip(items.doc_ids, items.fields[field], strict=True)
     own = {doc_id: value for doc_id, value in values if value is not None}
@@ -341,15 +341,15 @@ class DeployedRun(Record):
     train_task: str
     run: str
     named: str
-    """What the study says of it: recommended, the best bet, or neither any more."""
+    """Its place in the verdict: recommended, the best bet, or named by an earlier verdict."""
     confidence: float
-    """Of every interval, two-sided, 0..1; each holds for itself."""
+    """Confidence of every interval by itself, two-sided, 0..1."""
     forms: tuple[JudgedForm, ...]
     warnings: tuple[str, ...]
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """What is said of each form."""
+        """A sentence for each form."""
         return tuple(f"{self.run} ({self.named}), {form.statement}" for form in self.forms)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -120,6 +120,8 @@ class TrainTaskDoubling(Record):
         return next((each for each in both if each.is_shown), None)
 
 
+T = TypeVar("T")
+
 _Cells = Mapping[str, Mapping[int, Runs]]
 """Label of an option -> number of rows, ascending -> its models, in the order of their seeds."""
 
@@ -138,9 +140,11 @@ def doubling(source: OptionGains, recommendation: Recommendation) -> TrainTaskDo
     tasks = source.deciding_tasks(recommendation.unit)
     if not options or not tasks.in_domain:
         return None
-    middle = _middle_option(options)
-    sizes = [*cells[middle.label]]
-    begin = _middle(sizes)
+    # the middle rank, and of its settings the one with the middle rate
+    rank = _middle(sorted({option.rank or 0 for option in options}))
+    of_rank = [option for option in options if option.rank == rank]
+    middle = _middle(sorted(of_rank, key=lambda option: option.plan.learning_rate or 0.0))
+    begin = _middle([*cells[middle.label]])
     doublings: list[Doubling] = []
     values: dict[Bought, list[Floats]] = {}  # (seeds, items) of each task: what one doubling gains
     for of, names, (before, after), number in _steps(middle, options, cells, begin):
@@ -195,17 +199,9 @@ def _cells(source: OptionGains) -> tuple[_Cells, tuple[str, ...]]:
     return cells, tuple(left_out)
 
 
-def _middle(values: Sequence[int]) -> int:
-    """Of two the smaller, so that there is one above it to go to."""
+def _middle(values: Sequence[T]) -> T:
+    """The middle value; the smaller of two, so that there is one above it to go to."""
     return values[(len(values) - 1) // 2]
-
-
-def _middle_option(options: Sequence[Option]) -> Option:
-    """The middle rank, and of its settings the one with the middle rate."""
-    rank = _middle(sorted({option.rank or 0 for option in options}))
-    alike = [option for option in options if option.rank == rank]
-    alike.sort(key=lambda option: option.plan.learning_rate or 0.0)
-    return alike[(len(alike) - 1) // 2]
 
 
 def _steps(

@@ -25,7 +25,7 @@ from rankwise.records.recommendation import Bound
 from rankwise.records.results import Divergence, TaskItems, weighted_by_tokens
 
 MIN_MODELS = 5
-"""Of fewer, an order says nothing: four come in a given order by chance once in 24 times."""
+"""An order of fewer says nothing: four come in a given order by chance once in 24 times."""
 
 Gauge = Literal[
     "KL on the task's prompts",
@@ -183,7 +183,7 @@ def _measured(
     places: Sequence[int],
     values: Callable[[Divergence], Sequence[float]],
 ) -> _Measured | None:
-    """Of the items at these places; None as in ``over_answers``."""
+    """The mean over the answers at these places; None as in ``over_answers``."""
     own = [[(values(each)[place], each.item_tokens[place]) for place in places] for each in read]
     answers = [(read[0].tasks[place], read[0].doc_ids[place]) for place in places]
     items = over_answers(own, answers, source.results.base.items)
@@ -237,10 +237,8 @@ def order_of(
     pairs: Sequence[tuple[float, float]], confidence: float, noun: str
 ) -> tuple[Bound | None, str | None]:
     """The correlation of a gauge with the loss over models (``noun``), or why there is none."""
-    if len(pairs) < MIN_MODELS:
-        return None, f"{quantities.counted(len(pairs), noun)}, {MIN_MODELS} are needed"
-    x, y = zip(*pairs, strict=True)
-    return correlated(x, y, confidence, noun)
+    x, y = [one for one, _ in pairs], [other for _, other in pairs]
+    return correlated(x, y, confidence, noun, MIN_MODELS)
 
 
 def order_statement(models: str, gauge: Gauge, correlation: Bound) -> str:

@@ -12,7 +12,7 @@ from rankwise.findings.options import OptionGains, OptionName
 from rankwise.findings.pairs import run_record
 from rankwise.findings.rows import Row, flat
 from rankwise.findings.stats.correlation import MIN_PAIRS
-from rankwise.findings.trends import correlated, correlation, mean_of_options
+from rankwise.findings.trends import correlated, correlation, in_words, mean_of_options
 from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.heads import (
@@ -309,11 +309,8 @@ def _statements(
                 1: "Heads change more at higher ranks",
                 0: "No evidence that heads change more at higher ranks",
                 -1: "Heads change less at higher ranks",
-            }[each.correlation.sign()]
-            yield (
-                f"{evidence} (Spearman's ρ {quantities.correlation(each.correlation)} over "
-                f"{quantities.counted(each.num_options, 'option')})."
-            )
+            }
+            yield in_words(evidence, each.correlation, each.num_options, "option")
     for matter in matters:
         if matter.measure != "output" or matter.is_beyond_control:
             continue

@@ -34,7 +34,7 @@ class ShownModel(NamedTuple):
     label: str
     kind: Kind
     name: str = BASE
-    """Of the run."""
+    """Name of the run."""
 
 
 class ShownTask(NamedTuple):
@@ -249,8 +249,7 @@ def _add(
                 continue
             nats = option_nats(own[doc_id])
             answers.is_right.append(is_right)
-            has_margin = is_ordered and right is not None
-            answers.margins.append(_margin(nats, right[number]) if has_margin and right else None)
+            answers.margins.append(_margin(nats, right[number]) if is_ordered and right else None)
             said = highest(nats) if nats else _text(own[doc_id].get("filtered_resps"))
             is_told = is_ordered if nats else with_texts
             answers.answers.append(said if is_told else None)

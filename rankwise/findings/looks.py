@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rankwise.records.judgement import Look
 
 FIRST_SHARE = 0.8
-"""Of alpha, for the first look: most studies are judged once."""
+"""Share of alpha for the first look: most studies are judged once."""
 
 
 def alpha_of_look(number: int, alpha: float) -> float:

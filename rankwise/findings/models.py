@@ -196,7 +196,7 @@ class ModelGroup(NamedTuple):
 
     @property
     def rank(self) -> int | None:
-        """Of a variant, LoRA's beside it: its own may be none. None for full fine-tuning."""
+        """The rank; for a variant that of LoRA beside it. None for full fine-tuning."""
         planned = run_record(self.runs[0]).planned
         return planned.beside_ranks[0] if planned.beside_ranks else planned.rank
 

@@ -28,8 +28,8 @@ EPSILONS = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 25.0)
 ITEM_FACTORS = (2.0, 4.0, 10.0)
 TASK_FACTOR = 4.0
 MOST_GROWN = 8
-"""Of one kind, for which it is said what more of their items alone would do: those whose items
-bring most of the variance. One task of hundreds hardly moves their mean."""
+"""The most tasks of one kind for which more items of that task alone are projected: those whose
+items bring most of the variance. One task of hundreds hardly moves their mean."""
 MORE_SEEDS = (2, 4)
 
 NUM_DRAWS = 4096
@@ -53,7 +53,7 @@ _SEED = 20260102
 
 
 def point_in(unit: Unit, delta: float) -> float:
-    """What a point counts in the unit of the gains: a fifth of delta, as of 5 points."""
+    """A point of the priors in the gains' unit: a fifth of delta, which stands for 5 points."""
     return 1.0 if unit == "points" else delta / MARGIN_POINTS
 
 
@@ -87,7 +87,7 @@ def most_worth(evidence: StudyEvidence, margins: Margins, point: float) -> int |
 
 
 class Growths(NamedTuple):
-    """Of the in-domain block, of the retention block if there is one, and of each of its tasks."""
+    """How the in-domain block grows, the retention block if there is one, and each of its tasks."""
 
     in_domain: Growth
     retention: Growth | None
@@ -109,7 +109,7 @@ class Truths(NamedTuple):
 
 
 class Odds(NamedTuple):
-    """Of each option (K,) the probability of each condition, and of all three."""
+    """The probability (K,) that an option meets each condition, and all three."""
 
     better: Floats
     keeps: Floats
@@ -138,7 +138,7 @@ def truths_of(evidence: StudyEvidence, unit: float) -> Truths:
 def _task_truths(
     tasks: Sequence[Block], places: Sequence[int], losses: Floats, rng: np.random.Generator
 ) -> Iterator[Floats]:
-    """Of some retention tasks their (N, K) losses, from draws of the options' mean losses, (N, K).
+    """Draws (N, K) of the losses on some retention tasks, given draws (N, K) of the mean losses.
 
     A task is as far from its option's mean as the study says, shrunk by how little tasks differ:
     the worst of several estimates is too large. How far they differ is pooled over the options,
@@ -314,14 +314,14 @@ class Betting:
         )
 
     def _choice(self, bounds: StudyBounds, margins: Margins) -> str | None:
-        """What the rule recommends, else what is estimated to be worth most."""
+        """The option that the rule recommends, or else the one estimated to be worth most."""
         place = choose(bounds, margins).option
         if place is None:
             place = most_worth(self.evidence, margins, self.point)
         return None if place is None else self.options[place].label
 
     def prospects(self, sizes: Sizes, level: float) -> Iterator[Prospect]:
-        """What each way to grow the study would do, if it is judged at this level then."""
+        """The effect of each way to grow the study, judged at this level afterwards."""
         unsure = unsure_tasks(self.evidence.tasks, self.margins, level)
         now, retention = {**sizes.in_domain, **sizes.retention}, self.evidence.retention
         for add, growing, num_seeds in self._ways(sizes):

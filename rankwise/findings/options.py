@@ -83,7 +83,7 @@ class TaskMean(Interval):
     def over(
         cls, parts: Sequence[Items], unit: Unit, estimate: float, lower: float, upper: float
     ) -> TaskMean:
-        """What was estimated from (seeds, items) of each task."""
+        """An estimate from (seeds, items) of each task."""
         return cls(
             estimate=estimate,
             lower=lower,
@@ -140,7 +140,7 @@ class DecidingTasks(NamedTuple):
 
     @property
     def all(self) -> tuple[str, ...]:
-        """Of both relations."""
+        """The tasks of both relations."""
         return *self.in_domain, *self.retention
 
 

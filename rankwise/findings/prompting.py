@@ -33,7 +33,7 @@ class PromptBeside(Record):
 
 
 class PromptRow(Record):
-    """So many rows in the prompt, over all draws.
+    """One number of rows in the prompt, over all draws.
 
     ``gain`` is over the base as the study asks it; ``context_tokens`` is what is read before the
     answer of an item on average, ``more_tokens`` that less what a prompt without rows reads (None

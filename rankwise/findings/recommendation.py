@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 
 from rankwise.errors import RecordError
-from rankwise.findings.clusters import cluster_notes, num_clusters_of
 from rankwise.findings.decision import (
     Choice,
     Margins,
@@ -18,10 +17,10 @@ from rankwise.findings.decision import (
     sufficient_margins,
 )
 from rankwise.findings.looks import alpha_of_look, with_look
+from rankwise.findings.notes import cluster_notes, num_clusters_of, reference_notes
 from rankwise.findings.odds import Betting, Sizes, point_in
 from rankwise.findings.options import DecidingTasks, Option, OptionGains, Runs
 from rankwise.findings.pairs import compare, format_effects, run_record, trained
-from rankwise.findings.references import reference_notes
 from rankwise.findings.statements import reasons, statement
 from rankwise.findings.stats.detectable import Detectable, TaskSize, detectable
 from rankwise.findings.stats.items import Items
@@ -51,7 +50,7 @@ from rankwise.records.study import Unit
 
 
 class _Judgement(NamedTuple):
-    """What is concluded about the options that are complete; the defaults: there are none."""
+    """The conclusions about the complete options; the defaults are those without any."""
 
     outcome: Outcome = "cannot_tell"
     chosen: Option | None = None
@@ -81,7 +80,7 @@ def recommend(results: StudyResults, earlier: StudyLooks | None = None) -> Study
 
 
 def looks_of(recommendation: StudyRecommendation) -> StudyLooks:
-    """What has to be known of this judgement when the study is judged again."""
+    """The part of a recommendation that the study's next judgement needs."""
     return StudyLooks(
         by_train_task=tuple(
             TrainTaskLooks(train_task=part.train_task, looks=part.looks)
@@ -219,7 +218,7 @@ def _these_adapters(
 
 
 def _look(source: OptionGains, tasks: DecidingTasks, options: Sequence[Option]) -> Look:
-    """What is judged now; its number and outcome are not known yet."""
+    """A new look at the study; its number and its outcome are set later."""
     results, items = source.results, source.results.base.items
     return Look(
         number=1,
@@ -239,9 +238,10 @@ def _sizes(results: TrainTaskResults, tasks: DecidingTasks) -> Sizes:
 
     def available(task: str) -> int | None:
         scored = results.base.evaluations.get(task)
-        if scored is None or (scored.limit or 0) > scored.num_examples:
-            return None if scored is None else scored.num_examples
-        return scored.num_examples if scored.limit is None else scored.num_available
+        if scored is None:
+            return None
+        is_whole = scored.limit is None or scored.limit > scored.num_examples
+        return scored.num_examples if is_whole else scored.num_available
 
     return Sizes(
         in_domain={task: sizes[task] for task in tasks.in_domain},
@@ -252,7 +252,7 @@ def _sizes(results: TrainTaskResults, tasks: DecidingTasks) -> Sizes:
 
 
 def _deciding_unit(results: TrainTaskResults) -> Unit:
-    """That of the first in-domain task: the in-domain tasks of one unit decide."""
+    """The unit of the first in-domain task; only in-domain tasks in this unit decide."""
     in_domain = results.tasks.get("in_domain", ())
     if not in_domain:
         raise RecordError("the study has no in-domain task; name one in evaluation.in_domain")
@@ -344,7 +344,7 @@ def _margins(
 def _detectable(
     source: OptionGains, tasks: DecidingTasks, margins: Margins, num_options: int
 ) -> Detectable | None:
-    """What a study of this size can tell in-domain; None where that is not in points.
+    """The in-domain difference that a study of this size detects; None if not in points.
 
     Of items that were answered in part, those count that were: how alike the runs are is not known
     beforehand.
@@ -467,7 +467,7 @@ def _rate_at_edge(
 
 
 def _full_gains(source: OptionGains, tasks: DecidingTasks) -> Iterator[str]:
-    """What full fine-tuning gains and loses, over its trained runs, without bounds."""
+    """Sentences on the gain and loss of full fine-tuning over its trained runs, without bounds."""
     for option in source.in_study_order(source.planned):
         runs = trained(option.runs)
         if option.plan.method == "full" and option.plan.role != "imported" and runs:

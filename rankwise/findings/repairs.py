@@ -145,7 +145,7 @@ class _Compared:
 
     @property
     def num_items(self) -> int:
-        """Of all tasks together."""
+        """Number of items of all tasks together."""
         return sum(len(self._pairs[AS_IT_IS, task].base) for task in self.tasks.all)
 
     def kl(self, divergences: RepairDivergences) -> dict[Repair, Bound]:
@@ -178,9 +178,8 @@ class _Compared:
             return self._gain(point.repair, task) - self._gain(AS_IT_IS, task)
 
         tasks: list[JudgedTask] = []
-        relations: list[Relation] = ["in_domain"] * len(self.tasks.in_domain)
-        relations += ["retention"] * len(self.tasks.retention)
-        for relation, task in zip(relations, self.tasks.all, strict=True):
+        for task in self.tasks.all:
+            relation: Relation = "in_domain" if task in self.tasks.in_domain else "retention"
             adapted, repaired = self._pairs[AS_IT_IS, task], self._pairs[point.repair, task]
             items = self._scores[task].base
             tasks.append(

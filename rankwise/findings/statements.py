@@ -94,7 +94,14 @@ def detected(able: Detectable) -> str:
 
 def _recommended(numbers: Recommendation) -> str:
     chosen = next(v for v in numbers.verdicts if v.qualifies)
-    unit, settings = numbers.unit, _settings(chosen)
+    unit, rate, epochs = numbers.unit, chosen.learning_rate, chosen.epochs
+    known = [  # all that a user must set besides the rank
+        None if chosen.alpha is None else f"alpha {quantities.alpha(chosen)}",
+        None if rate is None else f"learning rate {quantities.learning_rate(rate)}",
+        quantities.modules(chosen.target_modules),
+        None if epochs is None else quantities.counted(epochs, "epoch"),
+    ]
+    settings = ", ".join(filter(None, known))
     text = f"Use {chosen.label}"
     if chosen.rank is not None:
         text = f"Use rank {chosen.rank}" + (f" ({settings})" if settings else "")
@@ -152,7 +159,7 @@ def _measured(value: float, unit: Unit, metric: str | None) -> str:
 
 
 def _these_adapters(numbers: Recommendation) -> str:
-    """What is shown of the adapters themselves, where the verdict is about other seeds too."""
+    """The verdict about the adapters themselves, where the other one is about new seeds too."""
     these = numbers.these_adapters
     if these is None:
         return ""
@@ -281,7 +288,7 @@ def _none_keeps_enough(numbers: Recommendation) -> str:
 
 
 def _noun(numbers: Recommendation) -> str:
-    """What is compared: ranks, or models of which nobody said the rank."""
+    """The noun for what is compared: ranks, or models whose rank nobody said."""
     has_rank = any(verdict.rank is not None for verdict in numbers.verdicts)
     return "rank" if has_rank else "model"
 
@@ -384,7 +391,7 @@ _KINDS = {"in_domain": "in-domain ", "retention": "retention ", "items": ""}
 
 
 def growth(prospect: Prospect) -> str:
-    """What is added: 4 times the retention items (2,750; the tasks have 688 in all)."""
+    """A growth in words: 4 times the retention items (2,750; the tasks have 688 in all)."""
     if prospect.factor is None:
         return f"{prospect.num_new_seeds} more seeds"
     total = sum(prospect.num_items.values())
@@ -500,13 +507,3 @@ def _by_format(numbers: Recommendation) -> tuple[str, ...]:
 def score_range(bound: Bound, unit: Unit) -> str:
     """The ends of an interval: 75.1 to 84.1."""
     return quantities.score_interval(bound.lower, bound.upper, unit)
-
-
-def _settings(verdict: RankVerdict) -> str:
-    """All that is known of what a user must set besides the rank."""
-    rate, epochs = verdict.learning_rate, verdict.epochs
-    parts = [] if verdict.alpha is None else [f"alpha {quantities.alpha(verdict)}"]
-    parts += [] if rate is None else [f"learning rate {quantities.learning_rate(rate)}"]
-    parts += [quantities.modules(verdict.target_modules)] if verdict.target_modules else []
-    parts += [] if epochs is None else [quantities.counted(epochs, "epoch")]
-    return ", ".join(parts)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from rankwise.findings.options import OfOption, OptionName
+from rankwise.findings.options import OptionName, R
 from rankwise.findings.pairs import bound_of
 from rankwise.findings.stats.correlation import MIN_PAIRS, rank_correlation
 from rankwise.findings.stats.estimates import mean_over_tasks
@@ -21,9 +21,6 @@ from rankwise.records.study import Interval, Unit
 
 TrendOf = Literal["train-test gap", "same outcome", "same option", "same next token", "KL"]
 Answer = Literal["shown", "contradicted", "undecided"]
-
-
-R = TypeVar("R", bound=OfOption)
 
 
 class RankTrend(Record):
@@ -95,15 +92,24 @@ def correlation(x: Sequence[float], y: Sequence[float], confidence: float) -> Bo
 
 
 def correlated(
-    x: Sequence[float], y: Sequence[float], confidence: float, noun: str
+    x: Sequence[float],
+    y: Sequence[float],
+    confidence: float,
+    noun: str,
+    at_least: int = MIN_PAIRS,
 ) -> tuple[Bound | None, str | None]:
-    """The correlation over options or heads (``noun``), or why there is none."""
+    """The correlation over ``at_least`` options or heads (``noun``), or why there is none."""
+    if len(x) < at_least:
+        return None, f"{quantities.counted(len(x), noun)}, {at_least} are needed"
     found = correlation(x, y, confidence)
-    if found is not None:
-        return found, None
-    if len(x) < MIN_PAIRS:
-        return None, f"{quantities.counted(len(x), noun)}, {MIN_PAIRS} are needed"
-    return None, f"one of them is the same in all {noun}s"
+    return found, f"one of them is the same in all {noun}s" if found is None else None
+
+
+def in_words(evidence: Mapping[int, str], found: Bound, number: int, noun: str) -> str:
+    """A correlation over so many options or heads; ``evidence`` says by its sign what it shows."""
+    rho = quantities.correlation(found)
+    over = quantities.counted(number, noun)
+    return f"{evidence[found.sign()]} (Spearman's ρ {rho} over {over})."
 
 
 def mean_of_options(runs: Sequence[R], value: Callable[[R], float]) -> tuple[list[R], list[float]]:

@@ -10,7 +10,7 @@ from rankwise.findings.audits import NullPair, intruders_of_all, norms, similari
 from rankwise.findings.options import OptionGains, OptionName, ladders
 from rankwise.findings.rows import Row
 from rankwise.findings.stats.growth import norm_growth
-from rankwise.findings.trends import correlated, mean_of_options
+from rankwise.findings.trends import correlated, in_words, mean_of_options
 from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.recommendation import Bound
@@ -254,11 +254,8 @@ def _statements(
                 1: f"Options with more intruder dimensions have more {association.forgetting}",
                 0: f"No evidence that intruder dimensions go with {association.forgetting}",
                 -1: f"Options with more intruder dimensions have less {association.forgetting}",
-            }[association.correlation.sign()]
-            yield (
-                f"{evidence} (Spearman's ρ {quantities.correlation(association.correlation)} over "
-                f"{quantities.counted(association.num_options, 'option')})."
-            )
+            }
+            yield in_words(evidence, association.correlation, association.num_options, "option")
     if runs and all(run.intruders.observed == 0 for run in runs):
         yield (
             f"No run has an intruder dimension among its {k} leading directions at "
@@ -266,6 +263,7 @@ def _statements(
         )
 
 
+_CHANGE = ("left_index", "right_index", "left_best", "left_overlap", "value_shift", "intruders")
 _MATRIX = ("module", "layer", "kind", "out_features", "in_features", "base_frobenius_norm",
            "base_spectral_norm")  # fmt: skip
 
@@ -294,17 +292,15 @@ def _change_row(
     name: str, change: VectorChange | None, matrix: MatrixSpectrum, epsilons: tuple[float, ...]
 ) -> dict[str, float | None]:
     """A change in columns: over all vectors that were compared, at the grid's one entry."""
-    row: dict[str, float | None] = dict.fromkeys(
-        ("left_index", "right_index", "left_best", "left_overlap", "value_shift", "intruders")
+    row: dict[str, float | None] = {f"{name}_vectors": matrix.leading[-1]}
+    if change is None:
+        return row | {f"{name}_{column}": None for column in _CHANGE}
+    values = (
+        change.left.index_matched[-1],
+        change.right.index_matched[-1],
+        change.left.best_matched[-1],
+        change.left.overlap[-1],
+        change.value_shift[-1],
+        intruders_of(change, matrix.leading, epsilons),
     )
-    if change is not None:
-        row = {
-            "left_index": change.left.index_matched[-1],
-            "right_index": change.right.index_matched[-1],
-            "left_best": change.left.best_matched[-1],
-            "left_overlap": change.left.overlap[-1],
-            "value_shift": change.value_shift[-1],
-            "intruders": intruders_of(change, matrix.leading, epsilons),
-        }
-    row = {"vectors": matrix.leading[-1], **row}
-    return {f"{name}_{key}": value for key, value in row.items()}
+    return row | {f"{name}_{column}": each for column, each in zip(_CHANGE, values, strict=True)}

@@ -7,7 +7,7 @@ if its group shares them), and its columns of the output projection. Removing it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from rankwise.engine.models.adapter_folder import ScaledFactors
@@ -38,14 +38,13 @@ def without_heads(
             (``HeadLayout.sharers``) lose these.
     """
     changed = dict(factors)
-    for part in _slices_of(layouts, heads, keys_and_values):
-        name = part.module
+    for name, parts in _by_module(layouts, heads, keys_and_values).items():
         if name in factors:
-            if changed[name] is factors[name]:
-                lora_A, lora_B, scaling = factors[name]
-                changed[name] = ScaledFactors(lora_A.clone(), lora_B.clone(), scaling)
-            factor = changed[name].lora_A if part.is_input else changed[name].lora_B
-            factor[part.block] = 0
+            lora_A, lora_B, scaling = factors[name]
+            lora_A, lora_B = lora_A.clone(), lora_B.clone()
+            for part in parts:
+                (lora_A if part.is_input else lora_B)[part.block] = 0
+            changed[name] = ScaledFactors(lora_A, lora_B, scaling)
     return changed
 
 
@@ -58,16 +57,16 @@ def only_heads(
 ) -> dict[str, ScaledFactors]:
     """The delta of some heads and nothing else: what ``without_heads`` removes."""
     changed: dict[str, ScaledFactors] = {}
-    for part in _slices_of(layouts, heads, keys_and_values):
-        if part.module in factors:
-            lora_A, lora_B, scaling = factors[part.module]
-            whole = lora_A if part.is_input else lora_B
-            if part.module not in changed:
-                zeros = whole.new_zeros(whole.shape)
-                pair = (zeros, lora_B) if part.is_input else (lora_A, zeros)
-                changed[part.module] = ScaledFactors(*pair, scaling)
-            kept = changed[part.module].lora_A if part.is_input else changed[part.module].lora_B
-            kept[part.block] = whole[part.block]
+    for name, parts in _by_module(layouts, heads, keys_and_values).items():
+        if name in factors:
+            lora_A, lora_B, scaling = factors[name]
+            are_inputs = parts[0].is_input  # as all of a layer are
+            whole = lora_A if are_inputs else lora_B
+            kept = whole.new_zeros(whole.shape)
+            for part in parts:
+                kept[part.block] = whole[part.block]
+            pair = (kept, lora_B) if are_inputs else (lora_A, kept)
+            changed[name] = ScaledFactors(*pair, scaling)
     return changed
 
 
@@ -96,8 +95,12 @@ def head_slices(layout: HeadLayout, head: int, *, keys_and_values: bool) -> list
     return [*own, *layout.keys_and_values(head)] if has_keys else own
 
 
-def _slices_of(
+def _by_module(
     layouts: Sequence[HeadLayout], heads: Iterable[Head], keys_and_values: bool
-) -> Iterator[LayerSlice]:
+) -> dict[str, list[LayerSlice]]:
+    """Layer → the slices of these heads in it."""
+    found: dict[str, list[LayerSlice]] = {}
     for layer, head in heads:
-        yield from head_slices(layouts[layer], head, keys_and_values=keys_and_values)
+        for part in head_slices(layouts[layer], head, keys_and_values=keys_and_values):
+            found.setdefault(part.module, []).append(part)
+    return found

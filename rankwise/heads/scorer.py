@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from rankwise.engine.models.adapter_folder import ScaledFactors
 from rankwise.engine.models.attention import decoder_of
 from rankwise.engine.models.base import layers_replaced
+from rankwise.engine.models.devices import free_bytes
 from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank, carrying
 from rankwise.engine.models.head import CompletionHead
 from rankwise.engine.models.packed_attention import check_packable
 from rankwise.engine.models.smaller_steps import in_smaller_steps
-from rankwise.engine.scoring.resident import CACHE_SHARE, free_share
+from rankwise.engine.scoring.resident import CACHE_SHARE
 from rankwise.engine.scoring.tree.answers import LogLikelihoodSums, Targets, add_answers
 from rankwise.engine.scoring.tree.prefixes import PrefixTree
 from rankwise.engine.scoring.tree.reader import ReadPlaces, TreeReader, pieces_of
@@ -95,14 +96,14 @@ class HeadScorer:
         self.layouts: tuple[HeadLayout, ...] = head_layouts(base_model)
         check_packable(base_model)
         self._head = CompletionHead(self._decoder)
-        device = self._decoder.device
-        self._kept_bytes = free_share(device, _KEPT_SHARE) if kept_bytes is None else kept_bytes
+        free = free_bytes(self._decoder.device)
+        self._kept_bytes = int(_KEPT_SHARE * free) if kept_bytes is None else kept_bytes
         self._bank = FrozenBank()
         self._reader = TreeReader(
             base_model,
             self._bank,
             max_tokens=max_batch_tokens,
-            cache_bytes=free_share(device, CACHE_SHARE) if cache_bytes is None else cache_bytes,
+            cache_bytes=int(CACHE_SHARE * free) if cache_bytes is None else cache_bytes,
             keeps_layouts=True,
         )
 

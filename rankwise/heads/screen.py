@@ -8,6 +8,7 @@ backward pass gives the derivatives by all gates of all layers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -21,9 +22,10 @@ from rankwise.engine.models.frozen_adapters import FrozenAdapter
 from rankwise.engine.models.head import CompletionHead
 from rankwise.engine.models.packed_attention import (
     packed_attention,
-    predicting_states,
+    packed_states,
     within_budget,
 )
+from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.heads.interventions import Head, head_slices
 from rankwise.heads.layouts import HeadLayout, LayerSlice
 from rankwise.tasks.questions import Continuation
@@ -153,8 +155,14 @@ class _GatedLayer(nn.Module):
 def _answers(decoder: Any, head: CompletionHead, items: Sequence[ScreenedItem]) -> Tensor:
     """The sum over items of the right option's log-probability."""
     options = [option for item in items for option in item.options]
+    layout = PackedLayout(tuple(len(option.tokens_read) for option in options))
+    tokens = [token for option in options for token in option.tokens_read]
+    input_ids = torch.tensor([tokens], device=decoder.device)
+    hidden = packed_states(decoder.base_model, input_ids, layout)[0]  # (tokens, hidden)
     nats: list[Tensor] = []
-    for states, option in zip(predicting_states(decoder, options), options, strict=True):
+    for option, stop in zip(options, accumulate(layout.lengths), strict=True):
+        # the last token is not read, so the continuation is predicted at the option's last rows
+        states = hidden[stop - len(option.continuation) : stop]
         right = torch.tensor(option.continuation, device=states.device)
         log_probabilities = head.logits(states).float().log_softmax(dim=-1)  # (tokens, vocabulary)
         nats.append(log_probabilities.gather(1, right[:, None]).sum())

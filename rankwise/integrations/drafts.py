@@ -1,4 +1,4 @@
-"""How one training is set up, read from the entries of a tool's config by one table of keys."""
+"""How one training is set up, and a setup in the making: what a tool's config says of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +17,20 @@ from rankwise.records.yaml_reading import PlainLoader, YamlError, parse_yaml, re
 Schedule = Literal["linear", "cosine", "constant"]
 Rows = Literal["messages", "prompt", "pairs"]
 """What a row of a data file is: a conversation, a prompt and its completion, or two answers."""
+
+ALL_LINEAR = "all-linear"
+_ADAMW = ("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw")
+_INITIALISATIONS: dict[str, VariantName] = {"pissa": "pissa", "olora": "olora", "eva": "eva"}
+_PLAIN_INITIALISATIONS = ("true", "gaussian")
+RATE_RATIO = 16.0
+"""LoRA+ as a study trains it: the rate of B over that of A."""
+
+_COLUMNS = {
+    "alpaca": "instruction, input and output",
+    "sharegpt": "conversations, turns with from and value",
+    "messages": "messages, turns with role and content",
+    "text": "whole texts",
+}
 
 
 class TrainingSetup(NamedTuple):
@@ -79,6 +93,34 @@ class TrainingSetup(NamedTuple):
     loss_on: Literal["completion", "all"] | None = None
     chat_template: bool | None = None
     dpo: Mapping[str, Any] | None = None
+
+    @property
+    def targets(self) -> Any:
+        """The adapted layers as PEFT takes them: names, or all linear ones."""
+        every = self.target_modules == (ALL_LINEAR,)
+        return ALL_LINEAR if every else list(self.target_modules)
+
+    @property
+    def in_bf16(self) -> dict[str, Any]:
+        """The entry for bf16, as transformers takes it."""
+        return {} if self.precision is None else {"bf16": self.precision == "bfloat16"}
+
+    @property
+    def in_bits(self) -> dict[str, Any]:
+        """The entry for the quantised base, as transformers takes it."""
+        return {} if self.base_precision is None else {f"load_in_{self.base_precision}": True}
+
+    @property
+    def split(self) -> str:
+        """The rows of a file that are read, as ``datasets`` writes it."""
+        return "train" if self.max_examples is None else f"train[:{self.max_examples}]"
+
+    @property
+    def json_rows(self) -> dict[str, Any]:
+        """The rows as ``datasets.load_dataset`` takes them; empty where they are a task's."""
+        if self.data is None:
+            return {}
+        return {"path": "json", "data_files": self.data, "split": self.split}
 
 
 class Reading(NamedTuple):
@@ -220,39 +262,6 @@ class Entries:
         self.problems.append(f"{key}: {shown(value)} {what}; correct it")
 
 
-SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant_with_warmup": "constant"}
-"""transformers' names -> a study file's, whose ``constant`` has a warm-up too."""
-
-_NAMES = {ours: theirs for theirs, ours in SCHEDULES.items()}
-_WHOLE = ("rank", "batch_size", "gradient_accumulation_steps", "seed", "max_length")
-_NUMBERS = ("alpha", "dropout", "learning_rate", "weight_decay", "max_grad_norm")
-_TEXTS = ("base_model", "revision")
-_BOUNDS: dict[str, tuple[float, str]] = {
-    "rank": (1, "is not a rank; use a whole number of at least 1"),
-    "batch_size": (1, "is not a batch size; use a whole number of at least 1"),
-    "gradient_accumulation_steps": (1, "is not a number of steps; use at least 1"),
-    "max_length": (1, "is not a length; use at least 1"),
-    "seed": (0, "is not a seed; use 0 or more"),
-}
-
-# Where and how often something is written, how fast it goes, and passwords, which are never shown:
-# no result depends on these.
-WITHOUT_EFFECT = re.compile(
-    r"(wandb|mlflow|comet|swanlab|trackio|hub|logging|log|save|saves|eval|evals|dataloader|ddp|"
-    r"tokenized|dataset_prepared|fsdp|deepspeed|gradient_checkpointing|torch_compile|push_to)_.*|"
-    r"(fsdp|deepspeed|debug|strict|output_dir|overwrite_output_dir|overwrite_cache|plot_loss|"
-    r"report_to|run_name|tf32|gradient_checkpointing|use_gradient_checkpointing|flash_attn|"
-    r"(.*_)?attention|attn_implementation|xformers|use_reentrant_gc|use_unsloth|use_unsloth_gc|"
-    r"enable_liger_kernel|use_liger_kernel|liger_.*|lora_(mlp|qkv|o)_kernel|torch_compile|plugins|"
-    r"do_train|do_eval|do_predict|val_set_size|val_size|val_.*|test_.*|auto_resume_.*|"
-    r"(.*_)?num_workers|(.*_)?num_proc|per_device_eval_batch_size|local_rank|resume_from_.*|"
-    r"remove_unused_columns|disable_tqdm|cache_dir|trust_remote_code|ray_.*|env|evaluation_strategy|"
-    r"prediction_loss_only|bf16_full_eval|loss_watchdog_.*|low_cpu_mem_usage|device_map|"
-    r"pad_to_sequence_len|tensorboard_dir|early_stopping_patience|enable_.*|"
-    r"(.*_)?(hf|hub|wandb|api|access|auth)_(token|key)|.*(secret|password).*)"
-)
-
-
 class Draft:
     """A setup in the making.
 
@@ -283,170 +292,133 @@ class Draft:
             return
         self.fields["variant"] = variant
 
+    def read_targets(self, key: str) -> None:
+        """The adapted layers: names, or all linear ones; a study file cannot say a pattern."""
+        value = self.entries.take(key)
+        if isinstance(value, str) and value.strip() in ("all", "all-linear", "all_linear"):
+            self.fields["target_modules"] = (ALL_LINEAR,)
+        elif isinstance(value, str) and any(sign in value for sign in r"*\()[]|^$+?"):
+            self.not_carried.append(f"{key}: {shown(value)}, a pattern; name the layers")
+        elif names := self.entries.names(key):
+            is_all = {*names} & {"all", "all-linear", "all_linear"}
+            self.fields["target_modules"] = (ALL_LINEAR,) if is_all else names
 
-class Tool(NamedTuple):
-    """A tool and its words.
+    def read_bits(self) -> None:
+        """Whether the frozen base is quantised."""
+        in_four, in_eight = (self.entries.switch(f"load_in_{bits}bit") for bits in (4, 8))
+        self.fields["base_precision"] = "4bit" if in_four else "8bit" if in_eight else None
 
-    Attributes:
-        name: as an option of the command.
-        title: as its makers write it.
-        signs: keys of which any tells its configs from those of the tools after it.
-        keys: field of a setup -> key of the config. Beside fields: ``num_epochs``, ``max_steps``,
-            ``schedule``, ``warmup_steps`` and ``warmup_ratio``.
-        defaults: field -> what the tool takes where its key is not given.
-        read_own: reads what is said in the tool's own way.
-        write_own: the entries that say it, for a file in this folder.
-        file_name: of a config that is written.
-        usage: how that file is used, with ``{stage}`` where the command says whether it is sft or
-            dpo; empty where the file cannot say so itself.
-        has_dpo: whether a config can say DPO here.
-        warmup_key: where a share of the steps is written.
-        flat: the config without its sections.
-        arranged: the entries in their sections.
-    """
+    def read_precision(self) -> None:
+        """What is computed in; a study has no float16."""
+        value = self.entries.take("bf16")
+        if value not in (None, "auto") and self.entries.switch("bf16"):
+            self.fields["precision"] = "bfloat16"
+        if self.entries.switch("fp16"):
+            self.not_carried.append("fp16: a study computes in bfloat16 or float32")
 
-    name: str
-    title: str
-    signs: tuple[str, ...]
-    keys: Mapping[str, str]
-    defaults: Mapping[str, Any]
-    read_own: Callable[[Draft], None]
-    write_own: Callable[[TrainingSetup, Path], dict[str, Any]]
-    file_name: str
-    usage: str = ""
-    has_dpo: bool = False
-    warmup_key: str = "warmup_steps"
-    flat: Callable[[dict[str, Any]], dict[str, Any]] = dict
-    arranged: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    def read_bias(self) -> None:
+        """PEFT can train biases beside the factors."""
+        if (value := self.entries.take("bias")) not in (None, "none"):
+            self.not_carried.append(f"bias: {shown(value)}")
 
-    def says(self, content: Mapping[str, Any]) -> bool:
-        """Whether a config is this tool's."""
-        return any(sign in content for sign in self.signs)
+    def read_initialisation(self, key: str) -> None:
+        """What A and B begin at: variants of LoRA differ in it."""
+        value = self.entries.take(key)
+        name = str(value).lower()
+        if value is None or name in _PLAIN_INITIALISATIONS:
+            return
+        variant = _INITIALISATIONS.get(name.partition("_niter_")[0])
+        if variant is None:
+            self.not_carried.append(f"{key}: {shown(value)}")
+        self.set_variant(variant)
 
+    def read_rate_ratio(self, key: str) -> None:
+        """LoRA+, whose ratio of rates is fixed in a study."""
+        ratio = self.entries.number(key)
+        if ratio is None:
+            return
+        self.set_variant("lora_plus")
+        if ratio != RATE_RATIO:
+            self.not_carried.append(f"{key}: {ratio:g}; LoRA+ is trained with {RATE_RATIO:g}")
 
-def read_draft(content: dict[str, Any], tool: Tool, folder: Path) -> Draft:
-    """Read a tool's config as far as a study file goes; its problems are in ``entries``."""
-    draft = Draft(Entries(tool.flat(content)), folder)
-    entries, keys = draft.entries, tool.keys
-    readers = {entries.whole: _WHOLE, entries.number: _NUMBERS, entries.text: _TEXTS}
-    for read, fields in readers.items():
-        draft.fields |= {field: read(keys[field]) if field in keys else None for field in fields}
-    draft.fields["use_rslora"] = entries.switch(keys["use_rslora"])
-    if entries.switch(keys["use_dora"]):
-        draft.set_variant("dora")
-    _read_steps(draft, tool)
-    _read_schedule(draft, tool)
-    tool.read_own(draft)
-    _take_defaults(draft, tool)
-    _check_values(draft, tool)
-    if draft.fields.get("is_full"):
-        draft.fields["dropout"] = None
-    draft.not_carried += entries.unread(WITHOUT_EFFECT)
-    return draft
+    def read_optimizer(self, key: str) -> None:
+        """Adapters are always trained with AdamW."""
+        name = self.entries.take(key)
+        if name is None or str(name) in _ADAMW:
+            return
+        is_adamw = "adamw" in str(name)
+        more = "AdamW with float32 moments is used" if is_adamw else "AdamW is used"
+        self.not_carried.append(f"{key}: {shown(name)}; {more}")
 
-
-def _read_steps(draft: Draft, tool: Tool) -> None:
-    """Epochs, or the rows that a number of steps reads."""
-    epochs = draft.entries.number(tool.keys["num_epochs"])
-    steps = draft.entries.whole(tool.keys["max_steps"])
-    if steps is not None and steps > 0:
-        draft.fields["epochs"] = 1
-        draft.fields["max_steps"] = steps
-    elif epochs is not None:
-        draft.fields["epochs"] = max(round(epochs), 1)
-        if epochs != draft.fields["epochs"]:
-            draft.to_check.append(
-                f"{tool.keys['num_epochs']}: {epochs:g} is not a whole number; "
-                f"train.epochs is {draft.fields['epochs']}"
+    def read_packing(self, *keys: str) -> None:
+        """Packed sequences, of which a batch holds more rows than it has sequences."""
+        packed = [self.entries.switch(key) for key in keys]
+        if any(packed):
+            self.to_check.append(
+                "packing: a step saw as many rows as its sequences hold; a study counts rows, so "
+                "raise train.gradient_accumulation_steps for as many"
             )
 
-
-def _read_schedule(draft: Draft, tool: Tool) -> None:
-    entries, keys = draft.entries, tool.keys
-    name = entries.text(keys["schedule"]) if "schedule" in keys else None
-    ratio = entries.number(keys["warmup_ratio"]) if "warmup_ratio" in keys else None
-    steps = entries.number(keys["warmup_steps"]) if "warmup_steps" in keys else None
-    if steps is not None and 0 < steps < 1:  # transformers 5 takes a share there too
-        steps, ratio = None, steps
-    if steps:
-        draft.fields["warmup_steps"] = round(steps)
-    elif ratio is not None or steps == 0:
-        draft.fields["warmup_ratio"] = ratio or 0.0
-    if name == "constant":  # transformers' has no warm-up
-        draft.fields |= {"schedule": "constant", "warmup_ratio": 0.0}
-        draft.fields.pop("warmup_steps", None)
-    elif name in SCHEDULES:
-        draft.fields["schedule"] = SCHEDULES[name]
-    elif name is not None:
-        nearest = "cosine" if "cosine" in name else "linear"
-        draft.fields["schedule"] = nearest
-        draft.not_carried.append(f"{keys['schedule']}: {shown(name)}; {nearest} is used")
-
-
-def _take_defaults(draft: Draft, tool: Tool) -> None:
-    """What the config does not say, as the tool would take it."""
-    fields = draft.fields
-    taken: list[str] = []
-    for field, value in tool.defaults.items():
-        if field == "warmup_ratio" and "warmup_steps" in fields:
-            continue
-        is_of_lora = field in ("rank", "alpha", "dropout", "target_modules")
-        if fields.get(field) in (None, ()) and not (is_of_lora and fields.get("is_full")):
-            fields[field] = value(fields) if callable(value) else value
-            shown_value = ", ".join(value) if isinstance(value, tuple) else fields[field]
-            taken.append(f"{field} {shown_value}")
-    if taken:
-        draft.to_check.append(f"not given, so {tool.title}'s defaults: {'; '.join(taken)}")
-    accumulation = fields.get("gradient_accumulation_steps") or 1
-    batch = (fields.get("batch_size") or 1) * accumulation
-    steps, warmup = fields.pop("max_steps", None), fields.pop("warmup_steps", None)
-    if steps:
-        fields["max_examples"] = steps * batch
-        draft.to_check.append(
-            f"{tool.keys['max_steps']}: {steps} steps of {batch} rows are the first "
-            f"{steps * batch} rows, once; with fewer rows set train.epochs"
-        )
-    if warmup and steps:
-        fields["warmup_ratio"] = min(warmup / steps, 0.99)
-    elif warmup:
-        draft.to_check.append(
-            f"{tool.keys['warmup_steps']}: {warmup} steps; a study file takes a share, so set "
-            f"train.warmup_ratio to {warmup} over the steps that rankwise plan shows"
-        )
-
-
-def _check_values(draft: Draft, tool: Tool) -> None:
-    """Problems of values that no training can have, under the config's own keys."""
-    for field, (least, what) in _BOUNDS.items():
-        value = draft.fields.get(field)
-        if value is not None and value < least and field in tool.keys:
-            draft.entries.problems.append(f"{tool.keys[field]}: {value} {what}")
-    for field in ("alpha", "learning_rate", "max_grad_norm"):
-        value = draft.fields.get(field)
-        if value is not None and value <= 0:
-            if field == "max_grad_norm":  # 0 turns it off
-                draft.not_carried.append(f"{tool.keys[field]}: {value:g}, no limit; 1 is used")
-                draft.fields[field] = None
-                continue
-            draft.entries.problems.append(
-                f"{tool.keys[field]}: {value:g} is not above 0; correct it"
+    def read_devices(self, key: str | None = None) -> None:
+        """A step's rows come from all devices; a study trains on one."""
+        devices = self.entries.whole(key) if key else None
+        if devices and devices > 1:
+            steps = self.fields.get("gradient_accumulation_steps") or 1
+            self.fields["gradient_accumulation_steps"] = steps * devices
+        elif devices is None:
+            self.to_check.append(
+                "devices: the number of devices is not given; with n of them multiply "
+                "train.gradient_accumulation_steps by n"
             )
 
+    def describe_rows(self, kind: str | None) -> None:
+        """Say what the rows are, where ``train.data`` may want other columns."""
+        if kind in ("sharegpt", "messages"):
+            self.to_check.append(
+                "train.data: of a conversation only the last turn of the assistant is learned"
+            )
+        if kind in ("alpaca", "sharegpt", "text"):
+            self.to_check.append(
+                f"train.data: the rows are {kind}'s ({_COLUMNS[kind]}); it takes prompt and "
+                "completion, or messages"
+            )
 
-def written_entries(setup: TrainingSetup, tool: Tool, folder: Path) -> dict[str, Any]:
-    """The config of a tool that says this setup; ``folder`` is that of the file."""
-    values = setup._asdict() | {"num_epochs": setup.epochs}
-    if setup.schedule is not None:
-        values["schedule"] = _NAMES[setup.schedule]
-    if setup.is_full:
-        values |= dict.fromkeys(("rank", "alpha", "dropout"))
-    values |= {"use_rslora": setup.use_rslora or None}
-    entries = {
-        # a whole number without its point: some tools take no other alpha
-        key: int(value) if isinstance(value, float) and value.is_integer() else value
-        for field, key in tool.keys.items()
-        if field != "warmup_ratio" and (value := values.get(field)) is not None
-    }
-    if setup.warmup_ratio is not None and "warmup_ratio" in tool.keys:
-        entries[tool.warmup_key] = setup.warmup_ratio
-    return tool.arranged(entries | tool.write_own(setup, folder))
+    def read_split(self, key: str, value: Any = None) -> None:
+        """The first rows of the training split; another split is none of a study's.
+
+        Args:
+            key: as it is called in what is said about it.
+            value: the split; None: the entry ``key``.
+        """
+        split = self.entries.take(key) if value is None else value
+        first = re.fullmatch(r"train\[:(\d{1,9})\]", str(split))
+        if first is not None:
+            self.fields["max_examples"] = int(first[1])
+        elif split not in (None, "train"):
+            self.not_carried.append(f"{key}: {shown(split)}")
+
+    def read_sets(self, key: str) -> dict[str, Any] | None:
+        """The rows are those of the first data set of a list; what else is said of it, if any is.
+
+        Args:
+            key: of the list.
+        """
+        given = self.entries.take(key)
+        sets = (
+            [each for each in given if isinstance(each, Mapping)] if isinstance(given, list) else []
+        )
+        if not sets:
+            if given is not None:
+                problem = f"{key}: {shown(given)} is not a list of data sets; correct it"
+                self.entries.problems.append(problem)
+            return None
+        first = {str(name): value for name, value in sets[0].items()}
+        files, path = first.pop("data_files", None), first.pop("path", None)
+        files = files[0] if isinstance(files, list) and files else files
+        self.fields["data"] = path if files is None else files
+        self.read_split(f"{key}[0].split", first.pop("split", None))
+        self.not_carried += [
+            f"{key}[{place}]: {shown(each.get('path'))}; a study trains on one"
+            for place, each in enumerate(sets[1:], start=1)
+        ]
+        return first

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rankwise.errors import ConfigError
-from rankwise.integrations.drafts import Rows, Tool, TrainingSetup, written_entries
+from rankwise.integrations.drafts import Rows, TrainingSetup
 from rankwise.integrations.exported import ChosenRun, Exported, chosen_runs
 from rankwise.integrations.llama_factory import DATASET_INFO, LLAMA_FACTORY, dataset_info
 from rankwise.integrations.model_cards import FILE_NAME, run_card
 from rankwise.integrations.peft import PEFT
 from rankwise.integrations.study_text import yaml_lines
+from rankwise.integrations.tools import Tool, written_entries
 from rankwise.records import quantities
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.files import require_regular, write_atomically
 from rankwise.records.folder import StudyFolder
 from rankwise.records.names import task_file_name
 from rankwise.records.study import PlannedRun, StudyRecord, is_rslora
-from rankwise.study.conclusion import conclude
+from rankwise.study.conclusion import StudyOutcome, conclude
 
 # What a setup takes from a run and from a study file, under the same names.
 _OF_RUN = ("rank", "alpha", "target_modules", "learning_rate", "epochs", "seed")
@@ -29,69 +30,55 @@ _OF_TRAINING = (
 )
 
 
-def export_setup(
-    folder: StudyFolder, place: Path, run: str | None, output: Path, *, tool: Tool
+Writer = Callable[[StudyOutcome, ChosenRun, Path, Path], tuple[Path, Sequence[str]]]
+"""Writes a run into a folder, whose files will be in another: the file, and remarks on it."""
+
+
+def export_runs(
+    folder: StudyFolder, place: Path, run: str | None, output: Path, *, write: Writer
 ) -> list[Exported]:
-    """Write the settings of the chosen runs, one of each trained task, for another trainer.
+    """Write the chosen runs, one of each trained task.
 
     Args:
         folder: of a finished study.
         place: the folder to write into. With several trained tasks, each has a folder in it.
-        run: a run, as ``find_run`` takes it, whose settings are written instead.
+        run: a run, as ``find_run`` takes it, that is written instead.
         output: where that folder will be.
-        tool: whose config is written.
+        write: writes one.
 
     Raises:
         ConfigError: no option is a bet worth taking, there is no such run, or the
-            tool cannot say what it is.
+            format cannot say what it is.
         RecordError: the study is not finished, or a record cannot be read.
         StorageError: a file cannot be written.
     """
     outcome = conclude(folder)
     chosen, without = chosen_runs(outcome, run)
-    return [
-        _export(outcome.results.study, each, tool, (place / part, output / part), without)
-        for each, part in zip(chosen, _places(chosen), strict=True)
-    ]
-
-
-def export_card(folder: StudyFolder, place: Path, run: str | None, _output: Path) -> list[Exported]:
-    """Write the model card of the chosen runs, or of the one that is named.
-
-    Arguments and errors are those of ``export_setup``.
-    """
-    outcome = conclude(folder)
-    chosen, without = chosen_runs(outcome, run)
-    models = {model.name: model for model in outcome.results.runs}
     exported: list[Exported] = []
-    for each, part in zip(chosen, _places(chosen), strict=True):
-        refuse_imported(each.planned)
-        forms = {found.run: found for found in outcome.findings.deployed}
-        name = each.planned.name
-        card = run_card(outcome.results.study, models[name], each, forms.get(name))
-        file = place / part / FILE_NAME
-        write_atomically(file, card)
-        exported.append(Exported(name, file, tuple(without)))
+    for each in chosen:
+        part = "" if len(chosen) == 1 else task_file_name(each.planned.train_task)
+        file, remarks = write(outcome, each, place / part, output / part)
+        exported.append(Exported(each.planned.name, file, (*remarks, *without)))
     return exported
 
 
-def _places(chosen: Sequence[ChosenRun]) -> list[str]:
-    """The folder of each run below the export's: with several, one for each trained task."""
-    if len(chosen) == 1:
-        return [""]
-    return [task_file_name(each.planned.train_task) for each in chosen]
+def write_card(
+    outcome: StudyOutcome, chosen: ChosenRun, folder: Path, _final: Path
+) -> tuple[Path, Sequence[str]]:
+    """Write the model card of a run."""
+    refuse_imported(chosen.planned)
+    name, results = chosen.planned.name, outcome.results
+    model = next(each for each in results.runs if each.name == name)
+    deployed = next((each for each in outcome.findings.deployed if each.run == name), None)
+    write_atomically(folder / FILE_NAME, run_card(results.study, model, chosen, deployed))
+    return folder / FILE_NAME, ()
 
 
-def _export(
-    study: StudyRecord,
-    chosen: ChosenRun,
-    tool: Tool,
-    places: tuple[Path, Path],
-    without: Sequence[str],
-) -> Exported:
-    """Write into the first place; the files say that they are in the second."""
-    folder, final = places
-    planned = chosen.planned
+def write_setup(
+    outcome: StudyOutcome, chosen: ChosenRun, folder: Path, final: Path, *, tool: Tool
+) -> tuple[Path, Sequence[str]]:
+    """Write the settings of a run as the config of another trainer, as it will be in ``final``."""
+    study, planned = outcome.results.study, chosen.planned
     setup = setup_of(study, planned)
     if tool is PEFT and setup.is_full:
         problem = f"--run: {planned.name} trains all weights, which {tool.title} has no config for"
@@ -106,16 +93,17 @@ def _export(
     if tool is PEFT:
         write_atomically(file, json.dumps(entries, indent=2, sort_keys=True) + "\n")
     else:
-        head = [
-            f"# {planned.name} of the study {study.config.name}, {chosen.how}, by rankwise export"
+        name = f"# {planned.name} of the study {study.config.name}"
+        lines = [
+            f"{name}, {chosen.how}, by rankwise export",
+            *(f"# {remark}" for remark in _remarks_on_start(study)),
+            f"# {tool.usage.format(stage='sft' if setup.dpo is None else 'dpo')}",
+            *yaml_lines(entries),
         ]
-        head += [f"# {remark}" for remark in _remarks_on_start(study)]
-        head.append(f"# {tool.usage.format(stage='sft' if setup.dpo is None else 'dpo')}")
-        write_atomically(file, "\n".join([*head, *yaml_lines(entries)]) + "\n")
+        write_atomically(file, "\n".join(lines) + "\n")
     if tool is LLAMA_FACTORY and (info := dataset_info(setup)):
         write_atomically(folder / DATASET_INFO, json.dumps(info, indent=2) + "\n")
-    remarks = (*_remarks(study, planned, setup, tool), *without)
-    return Exported(planned.name, file, remarks)
+    return file, _remarks(study, planned, setup, tool)
 
 
 def refuse_imported(planned: PlannedRun, verb: str = "export") -> None:
@@ -138,6 +126,7 @@ def setup_of(study: StudyRecord, planned: PlannedRun) -> TrainingSetup:
     refuse_imported(planned)
     train = study.config.train
     rows = _rows_of(train)
+    num_rows = planned.num_examples if planned.role == "fewer_rows" else train.most_examples
     return TrainingSetup(
         base_model=study.base_elsewhere,
         revision=None if study.config.start_in_words else study.config.base_model.revision,
@@ -146,17 +135,12 @@ def setup_of(study: StudyRecord, planned: PlannedRun) -> TrainingSetup:
         is_full=planned.method == "full",
         use_rslora=is_rslora(planned),
         dpo=None if train.dpo is None else train.dpo.model_dump(),
-        max_examples=_num_rows(train, planned) if rows else None,
+        max_examples=num_rows if rows else None,
         precision=study.precision,
         base_precision=None if train.base_precision == "auto" else train.base_precision,
         **{name: getattr(planned, name) for name in _OF_RUN},
         **{name: getattr(train, name) for name in _OF_TRAINING},
     )
-
-
-def _num_rows(train: TrainConfig, planned: PlannedRun) -> int | None:
-    """How many rows a run is trained on; None: all."""
-    return planned.num_examples if planned.role == "fewer_rows" else train.most_examples
 
 
 def _rows_of(train: TrainConfig) -> Rows | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rankwise.errors import ConfigError, did_you_mean
 from rankwise.integrations.exported import Exported
-from rankwise.integrations.exports import export_card, export_setup
+from rankwise.integrations.exports import export_runs, write_card, write_setup
 from rankwise.integrations.lm_eval_files import export_lm_eval
 from rankwise.integrations.sources import TOOLS
 from rankwise.integrations.study_figures import export_figures
@@ -34,8 +34,8 @@ OF_STUDY: Mapping[str, Callable[[StudyFolder, Path], list[Exported]]] = {
 """What is written of a whole study."""
 
 OF_RUN: Mapping[str, Callable[[StudyFolder, Path, str | None, Path], list[Exported]]] = {
-    "model-card": export_card,
-    **{tool.name: partial(export_setup, tool=tool) for tool in TOOLS},
+    "model-card": partial(export_runs, write=write_card),
+    **{tool.name: partial(export_runs, write=partial(write_setup, tool=tool)) for tool in TOOLS},
 }
 """What is written of the chosen run of every trained task: recommended, the best bet, or named."""
 

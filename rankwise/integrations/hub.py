@@ -8,17 +8,16 @@ Credentials are huggingface_hub's own: it finds the token, and it alone sees it.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from rankwise.errors import ConfigError, HubError, RecordError
 from rankwise.findings.item_table import item_table
-from rankwise.integrations.exported import ChosenRun, chosen_runs
+from rankwise.integrations.exported import chosen_runs
 from rankwise.integrations.exports import refuse_imported
 from rankwise.integrations.model_cards import FILE_NAME, run_card
 from rankwise.integrations.study_files import refuse_links, study_files
@@ -27,7 +26,7 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.study import PlannedRun, RunRecord, StudyRecord
 from rankwise.records.study_file import study_file_text, without_folders
 from rankwise.report.page import write_report
-from rankwise.study.conclusion import StudyOutcome, conclude
+from rankwise.study.conclusion import conclude
 from rankwise.study.damage import find_damage
 from rankwise.study.status import what_is_left
 
@@ -42,21 +41,9 @@ _ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safete
 _VERB = "export"
 
 
-class Shared(NamedTuple):
-    """What was put into a folder.
-
-    Attributes:
-        run: whose adapter it is.
-        remarks: what may not be so elsewhere, one sentence each.
-    """
-
-    run: str
-    remarks: tuple[str, ...]
-
-
 def write_shared(
     folder: StudyFolder, target: Path, run: str | None = None, *, with_items: bool = False
-) -> Shared:
+) -> tuple[str, tuple[str, ...]]:
     """Write an adapter with its card, and the study's records and report below ``study/``.
 
     Args:
@@ -64,6 +51,9 @@ def write_shared(
         target: an empty folder.
         run: a run, as ``find_run`` takes it; None: the recommended one, else the best bet.
         with_items: with the texts of the items, and what each model answered.
+
+    Returns:
+        The run whose adapter it is, and what may not be so elsewhere, one sentence each.
 
     Raises:
         ConfigError: there is no such run, no single one is recommended, or it has no adapter.
@@ -73,7 +63,12 @@ def write_shared(
     study_files(folder, folder.read_study())  # refuses links before anything is read
     _refuse_unfinished(folder)
     outcome = conclude(folder)
-    chosen = _the_one(outcome, run)
+    runs, _ = chosen_runs(outcome, run, _VERB)
+    if len(runs) > 1:
+        names = ", ".join(each.planned.name for each in runs)
+        problem = f"each trained task has a run of its own; choose one with --run: {names}"
+        raise ConfigError(_VERB, [problem])
+    chosen = runs[0]
     adapter = _adapter_of(folder, chosen.planned)
     refuse_links(folder, [adapter / _ADAPTER_CONFIG, adapter / _ADAPTER_WEIGHTS])
     study = outcome.results.study
@@ -87,7 +82,7 @@ def write_shared(
     items = item_table(outcome.results, folder.read_samples, with_texts=with_items)
     losses = {each.name: folder.read_losses(each.name) for each in outcome.results.runs}
     write_report(target / STUDY, *outcome, items, losses, study=Path(STUDY))
-    return Shared(chosen.planned.name, tuple(_remarks(study)))
+    return chosen.planned.name, tuple(_remarks(study))
 
 
 def _refuse_unfinished(folder: StudyFolder) -> None:
@@ -101,15 +96,6 @@ def _refuse_unfinished(folder: StudyFolder) -> None:
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         raise RecordError(f"{folder.root} is not finished: {left[0]}{more} is left. {again}.")
-
-
-def _the_one(outcome: StudyOutcome, run: str | None) -> ChosenRun:
-    chosen, _ = chosen_runs(outcome, run, _VERB)
-    if len(chosen) > 1:
-        names = ", ".join(each.planned.name for each in chosen)
-        problem = f"each trained task has a run of its own; choose one with --run: {names}"
-        raise ConfigError(_VERB, [problem])
-    return chosen[0]
 
 
 def _adapter_of(folder: StudyFolder, planned: PlannedRun) -> Path:
@@ -148,21 +134,21 @@ def _write_records(folder: StudyFolder, target: Path, *, with_items: bool) -> No
 
 
 def _remarks(study: StudyRecord) -> Iterator[str]:
-    base = study.config.base_model.name
+    base = study.config.base_model
     if study.config.start_in_words:
         yield (
-            f"the base is {base}{study.config.start_in_words}; say in the card where others find "
-            "that adapter"
+            f"the base is {base.name}{study.config.start_in_words}; say in the card where others "
+            "find that adapter"
         )
-    if Path(base).is_absolute():
+    if Path(base.name).is_absolute():
         yield (
-            f"the base model is a folder of this machine, {base}; say in the card where others "
-            "find it"
+            f"the base model is a folder of this machine, {base.name}; say in the card where "
+            "others find it"
         )
-    elif study.config.base_model.is_embedded:
+    elif base.is_embedded:
         yield (
-            f"the study's base was rounded to 4 bits; {study.config.base_model.name_elsewhere}, "
-            "which the card names, is as it was before"
+            f"the study's base was rounded to 4 bits; {base.name_elsewhere}, which the card names, "
+            "is as it was before"
         )
 
 
@@ -227,12 +213,28 @@ def push_study(
         RecordError: the study is not finished, or not as it was written.
         StorageError: there is no room for the files here.
     """
-    _check_name(repo)
+    from huggingface_hub import constants, get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    problem = f"--repo: {repo!r} names no repository; write org/name"
+    if "/" not in repo:
+        raise ConfigError(_VERB, [problem])
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ConfigError(_VERB, [problem]) from error
     if not dry_run:
-        _check_login()
+        if constants.is_offline_mode():
+            raise HubError(_OFFLINE)
+        if get_token() is None:
+            raise HubError(
+                "there is no token of the Hugging Face Hub. Log in with `hf auth login`, or set "
+                "HF_TOKEN to a token that may write."
+            )
     with tempfile.TemporaryDirectory(prefix="rankwise-push-") as temporary:
         target = Path(temporary)
-        shared = write_shared(folder, target, run, with_items=with_items)
+        name, remarks = write_shared(folder, target, run, with_items=with_items)
         files = tuple(
             PushedFile(path.relative_to(target).as_posix(), path.stat().st_size)
             for path in sorted(target.rglob("*"))
@@ -240,41 +242,27 @@ def push_study(
         )
         url, is_private = None, not public
         if not dry_run and approve(files):
-            url, is_private = _upload(target, repo, f"{shared.run}, by rankwise", public=public)
-    return Pushed(shared.run, files, url, is_private, shared.remarks)
+            url, is_private = _upload(target, repo, f"{name}, by rankwise", public=public)
+    return Pushed(name, files, url, is_private, remarks)
 
 
-def _check_name(repo: str) -> None:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(repo)
-        is_whole = "/" in repo
-    except HFValidationError:
-        is_whole = False
-    if not is_whole:
-        raise ConfigError(_VERB, [f"--repo: {repo!r} names no repository; write org/name"])
-
-
-def _check_login() -> None:
-    from huggingface_hub import constants, get_token
-
-    if constants.is_offline_mode():
-        raise HubError(_OFFLINE)
-    if get_token() is None:
-        raise HubError(
-            "there is no token of the Hugging Face Hub. Log in with `hf auth login`, or set "
-            "HF_TOKEN to a token that may write."
-        )
+_OFFLINE = (
+    "the Hub is not contacted, because HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set. Unset it "
+    "and push again, or list with --dry-run what would be sent."
+)
 
 
 def _upload(source: Path, repo: str, message: str, *, public: bool) -> tuple[str, bool]:
-    """The repository's URL, and whether it is private."""
+    """The repository's URL, and whether it is private.
+
+    Raises:
+        HubError: the Hub, or the way to it, refuses.
+    """
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
     api = HfApi(library_name="rankwise")
-    with _hub_errors(repo, api.endpoint):
+    try:
         url = api.create_repo(repo, private=not public, exist_ok=True)
         is_private = bool(api.repo_info(repo).private)
         if not is_private and not public:
@@ -285,35 +273,20 @@ def _upload(source: Path, repo: str, message: str, *, public: bool) -> tuple[str
         api.upload_folder(
             repo_id=repo, folder_path=source, commit_message=message, delete_patterns=[f"{STUDY}/*"]
         )
-    return str(url), is_private
-
-
-_OFFLINE = (
-    "the Hub is not contacted, because HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set. Unset it "
-    "and push again, or list with --dry-run what would be sent."
-)
-
-
-@contextlib.contextmanager
-def _hub_errors(repo: str, endpoint: str) -> Generator[None]:
-    """Within the block, what the Hub and the way to it refuse becomes a sentence with a remedy."""
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
-
-    try:
-        yield
     except OfflineModeIsEnabled as error:
         raise HubError(_OFFLINE) from error
     except HfHubHTTPError as error:
         raise HubError(_refusal(error, repo)) from error
     except HTTPError as error:  # of the library that carries the requests
         raise HubError(
-            f"{endpoint} cannot be reached: {str(error) or type(error).__name__}. Check the "
+            f"{api.endpoint} cannot be reached: {str(error) or type(error).__name__}. Check the "
             "network and HF_ENDPOINT, and push again."
         ) from error
     except ValueError as error:  # the Hub does not take the card
         raise HubError(
             f"the Hub does not take the files: {' '.join(str(error).split())}"
         ) from error
+    return str(url), is_private
 
 
 def _refusal(error: HfHubHTTPError, repo: str) -> str:

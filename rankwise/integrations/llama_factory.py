@@ -9,42 +9,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rankwise.integrations.drafts import Draft, Tool, TrainingSetup, read_content, shown
-from rankwise.integrations.wordings import (
-    ALL_LINEAR,
-    TRAINER_DEFAULTS,
-    TRAINER_KEYS,
-    describe_rows,
-    precision_entries,
-    read_devices,
-    read_optimizer,
-    read_packing,
-    read_precision,
-    read_rate_ratio,
-    read_targets,
-)
+from rankwise.integrations.drafts import ALL_LINEAR, Draft, TrainingSetup, read_content, shown
+from rankwise.integrations.tools import LORA_KEYS, TRAINER_DEFAULTS, TRAINER_KEYS, Tool
 
-_KEYS = {
-    "base_model": "model_name_or_path",
-    "revision": "model_revision",
-    "rank": "lora_rank",
-    "alpha": "lora_alpha",
-    "dropout": "lora_dropout",
-    "use_rslora": "use_rslora",
-    "use_dora": "use_dora",
-    **TRAINER_KEYS,
-    "max_length": "cutoff_len",
-}
-_DEFAULTS = {
-    "rank": 8,
-    "alpha": lambda fields: 2.0 * fields["rank"],
-    "dropout": 0.0,
-    "target_modules": (ALL_LINEAR,),
-    **TRAINER_DEFAULTS,
-    "max_length": 2048,
-}
 DATASET_INFO = "dataset_info.json"
-_DPO = ("beta", "loss", "label_smoothing", "sft_weight")
+_DPO = {
+    "pref_beta": "beta",
+    "pref_loss": "loss",
+    "dpo_label_smoothing": "label_smoothing",
+    "pref_ftx": "sft_weight",
+}
 
 
 def _read_own(draft: Draft) -> None:
@@ -58,23 +32,20 @@ def _read_own(draft: Draft) -> None:
         entries.problems.append(f"stage: {shown(stage)} is not compared; give sft or dpo")
     draft.fields["dpo"] = _read_dpo(draft) if stage == "dpo" else None
     draft.fields["is_full"] = kind == "full"
-    read_targets(draft, "lora_target")
-    read_rate_ratio(draft, "loraplus_lr_ratio")
+    draft.read_targets("lora_target")
+    draft.read_rate_ratio("loraplus_lr_ratio")
     if entries.switch("pissa_init"):
         draft.set_variant("pissa")
-    for key in ("pissa_iter", "pissa_convert"):
-        entries.take(key)
     bits = entries.whole("quantization_bit")
     draft.fields["base_precision"] = {4: "4bit", 8: "8bit"}.get(bits or 0)
     if bits not in (None, 4, 8):
         draft.not_carried.append(f"quantization_bit: {bits}; a study quantises to 4 or 8")
-    read_precision(draft)
-    read_optimizer(draft, "optim")
-    read_packing(draft, "packing", "neat_packing")
-    read_devices(draft)
+    draft.read_precision()
+    draft.read_optimizer("optim")
+    draft.read_packing("packing", "neat_packing")
+    draft.read_devices()
     draft.fields["loss_on"] = "all" if entries.switch("train_on_prompt") else "completion"
-    most = entries.whole("max_samples")
-    draft.fields["max_examples"] = most
+    draft.fields["max_examples"] = entries.whole("max_samples")
     template = entries.text("template")
     draft.fields["chat_template"] = template not in ("empty", "default", "vanilla")
     if template is not None and draft.fields["chat_template"]:
@@ -132,7 +103,7 @@ def _read_data(draft: Draft) -> None:
     is_messages = isinstance(tags, dict) and tags.get("role_tag") == "role"
     kind = described.get("formatting") or "alpaca"
     has_prompts = isinstance(columns, dict) and columns.get("prompt") == "prompt"
-    describe_rows(draft, "messages" if is_messages else None if has_prompts else str(kind))
+    draft.describe_rows("messages" if is_messages else None if has_prompts else str(kind))
 
 
 def _write_own(setup: TrainingSetup, folder: Path) -> dict[str, Any]:
@@ -152,11 +123,10 @@ def _write_own(setup: TrainingSetup, folder: Path) -> dict[str, Any]:
     if setup.dpo is None:
         own["train_on_prompt"] = setup.loss_on == "all"
     else:
-        keys = zip(("pref_beta", "pref_loss", "dpo_label_smoothing", "pref_ftx"), _DPO, strict=True)
-        own |= {key: setup.dpo[field] for key, field in keys}
+        own |= {key: setup.dpo[field] for key, field in _DPO.items()}
     if setup.max_examples is not None:
         own["max_samples"] = setup.max_examples
-    return own | precision_entries(setup)
+    return own | setup.in_bf16
 
 
 def dataset_info(setup: TrainingSetup) -> dict[str, Any]:
@@ -191,12 +161,27 @@ LLAMA_FACTORY = Tool(
         *("finetuning_type", "lora_rank", "lora_target", "cutoff_len", "stage", "template"),
         "quantization_bit",
     ),
-    keys=_KEYS,
-    defaults=_DEFAULTS,
+    keys={
+        "base_model": "model_name_or_path",
+        "revision": "model_revision",
+        "rank": "lora_rank",
+        **LORA_KEYS,
+        **TRAINER_KEYS,
+        "max_length": "cutoff_len",
+    },
+    defaults={
+        "rank": 8,
+        "alpha": lambda fields: 2.0 * fields["rank"],
+        "dropout": 0.0,
+        "target_modules": (ALL_LINEAR,),
+        **TRAINER_DEFAULTS,
+        "max_length": 2048,
+    },
     read_own=_read_own,
     write_own=_write_own,
     file_name="llamafactory.yaml",
     has_dpo=True,
+    without_effect=("pissa_iter", "pissa_convert"),
     usage="llamafactory-cli train llamafactory.yaml output_dir=OUT",
     warmup_key="warmup_ratio",
 )

@@ -25,10 +25,10 @@ from rankwise.records.results import ModelResults
 from rankwise.records.study import MetricScore, Provenance, StudyRecord, TaskEvaluation
 from rankwise.study.reading import read_results
 
-Samples = Mapping[str, list[dict[str, Any]]]
-
 SOURCE = "rankwise"
 """Replaces the name of lm-eval's model class: these scores did not come from one."""
+
+_NO_TEMPLATE = {"chat_template": None, "chat_template_sha": None}
 
 
 def export_lm_eval(folder: StudyFolder, place: Path) -> list[Exported]:
@@ -68,12 +68,31 @@ def _export(folder: StudyFolder, study: StudyRecord, model: ModelResults, output
         files.append(target / f"samples_{_sanitised(task)}_{date_id}.jsonl")
         text = [json.dumps(_sample(line), ensure_ascii=False) + "\n" for line in lines]
         write_atomically(files[-1], "".join(text))
+    versions, records = provenance.package_versions, model.evaluations.values()
+    # the text of a chat template is not in the records, and null would mean that there was none
+    template = {} if any(each.chat_template for each in records) else _NO_TEMPLATE
     content = {
         **_scores(model.evaluations),
         "config": _model_config(folder, study, model, provenance),
-        **_environment(provenance, date),
+        "git_hash": provenance.git_commit,
+        "date": date.timestamp(),
+        "pretty_env_info": (
+            f"rankwise version: {provenance.rankwise_version}\n"
+            f"Python version: {provenance.python_version}\n"
+            f"Python platform: {provenance.platform}"
+        ),
+        "transformers_version": versions.get("transformers"),
+        "lm_eval_version": versions.get("lm-eval"),
+        "upper_git_hash": None,
         "task_hashes": {task: _task_hash(lines) for task, lines in samples.items()},
-        **_general_config(study, model, model_name),
+        "model_source": SOURCE,
+        "model_name": model_name,
+        "model_name_sanitized": _sanitised(model_name),
+        "system_instruction": None,
+        "system_instruction_sha": None,
+        "fewshot_as_multiturn": study.config.evaluation.fewshot_as_multiturn,
+        **template,
+        "total_evaluation_time_seconds": str(sum(each.score_seconds for each in records)),
     }
     results_file = target / f"results_{date_id}.json"
     write_atomically(results_file, json.dumps(content, indent=2, ensure_ascii=False))
@@ -83,6 +102,13 @@ def _export(folder: StudyFolder, study: StudyRecord, model: ModelResults, output
 def _scores(evaluations: Mapping[str, TaskEvaluation]) -> dict[str, Any]:
     """The result of ``lm_eval.evaluate``, without the samples."""
     by_name = sorted(evaluations.items())
+
+    def num_documents(record: TaskEvaluation) -> int | None:
+        """Of the task; None if not all were scored."""
+        is_whole = record.limit is None or record.num_examples < record.limit
+        is_whole = is_whole and record.num_available in (None, record.num_examples)
+        return record.num_examples if is_whole else None
+
     return {
         "results": {task: _task_results(record) for task, record in evaluations.items()},
         "group_subtasks": {},
@@ -91,7 +117,7 @@ def _scores(evaluations: Mapping[str, TaskEvaluation]) -> dict[str, Any]:
         "n-shot": {task: record.num_fewshot for task, record in by_name},
         "higher_is_better": {task: _directions(record.metrics) for task, record in by_name},
         "n-samples": {
-            task: {"original": _num_documents(record), "effective": record.num_examples}
+            task: {"original": num_documents(record), "effective": record.num_examples}
             for task, record in evaluations.items()
         },
     }
@@ -147,13 +173,6 @@ def _version(text: str) -> float | str:
     return text
 
 
-def _num_documents(record: TaskEvaluation) -> int | None:
-    """Number of documents of the task; None if not all were scored."""
-    is_whole = record.limit is None or record.num_examples < record.limit
-    is_whole = is_whole and record.num_available in (None, record.num_examples)
-    return record.num_examples if is_whole else None
-
-
 def _model_config(
     folder: StudyFolder, study: StudyRecord, model: ModelResults, provenance: Provenance
 ) -> dict[str, Any]:
@@ -182,42 +201,6 @@ def _model_config(
         "device": provenance.device,
         "limit": None,  # lm-eval's limit takes the first documents
         **dict.fromkeys(seeds),
-    }
-
-
-def _environment(provenance: Provenance, date: datetime) -> dict[str, Any]:
-    versions = provenance.package_versions
-    return {
-        "git_hash": provenance.git_commit,
-        "date": date.timestamp(),
-        "pretty_env_info": (
-            f"rankwise version: {provenance.rankwise_version}\n"
-            f"Python version: {provenance.python_version}\n"
-            f"Python platform: {provenance.platform}"
-        ),
-        "transformers_version": versions.get("transformers"),
-        "lm_eval_version": versions.get("lm-eval"),
-        "upper_git_hash": None,
-    }
-
-
-def _general_config(study: StudyRecord, model: ModelResults, model_name: str) -> dict[str, Any]:
-    """The keys that lm-eval's tracker adds last.
-
-    A chat template's text is not in the records, and null would mean that there was none. So with a
-    chat template, its two keys are left out.
-    """
-    records = model.evaluations.values()
-    plain = not any(record.chat_template for record in records)
-    return {
-        "model_source": SOURCE,
-        "model_name": model_name,
-        "model_name_sanitized": _sanitised(model_name),
-        "system_instruction": None,
-        "system_instruction_sha": None,
-        "fewshot_as_multiturn": study.config.evaluation.fewshot_as_multiturn,
-        **({"chat_template": None, "chat_template_sha": None} if plain else {}),
-        "total_evaluation_time_seconds": str(sum(record.score_seconds for record in records)),
     }
 
 

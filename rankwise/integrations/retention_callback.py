@@ -77,7 +77,22 @@ class RetentionCallback(TrainerCallback):
         Raises:
             ConfigError: with every problem.
         """
-        _refuse_settings(tasks, gain, every, items, max_retention_loss)
+        problems: list[str] = []
+        for key, names in (("tasks", tasks), ("gain", gain)):
+            if isinstance(names, str):
+                problems.append(f"{key}: {names!r} is a text; give a list of names: [{names!r}]")
+        if not tasks:
+            problems.append("tasks: there are none; name at least one")
+        if every < 1:
+            problems.append(f"every: {every} is not a number of steps; give at least 1")
+        if items < 2:
+            problems.append(f"items: {items} are too few for an interval; give at least 2")
+        if max_retention_loss is not None and not 0 < max_retention_loss < math.inf:
+            problems.append(
+                f"max_retention_loss: {max_retention_loss:g} is not a margin; give a number above 0"
+            )
+        if problems:
+            raise ConfigError(_NAME, problems)
         self._settings = ScoreSettings(
             tuple(tasks),
             tuple(map(Path, tasks_path)),
@@ -112,8 +127,18 @@ class RetentionCallback(TrainerCallback):
         model: nn.Module = kwargs["model"]
         self.looks, self.stop_reason = (), None
         self._tokenizer = _tokenizer(kwargs.get("processing_class"))
-        _refuse_processes(args)
-        _refuse_resumed(state, model)
+        problem = None
+        if args.world_size > 1 or args.deepspeed:
+            how = f"{args.world_size} processes" if args.world_size > 1 else "DeepSpeed"
+            problem = f"it trains with {how}; train in one process, or leave the callback out"
+        # a checkpoint of all weights is not the base that it came from
+        elif state.global_step and not isinstance(model, peft.PeftModel):
+            problem = (
+                f"all weights are resumed at step {state.global_step}, so the base is not there "
+                "any more; leave the callback out"
+            )
+        if problem is not None:
+            raise ConfigError(_NAME, [problem])
         with undisturbed(model), untrained(model):
             self._tasks = self._prepared(model)
             self._base = self._scored(model, "base")
@@ -185,25 +210,6 @@ class RetentionCallback(TrainerCallback):
         return look
 
 
-def _refuse_settings(
-    tasks: Sequence[str], gain: Sequence[str], every: int, items: int, limit: float | None
-) -> None:
-    problems: list[str] = []
-    for key, names in (("tasks", tasks), ("gain", gain)):
-        if isinstance(names, str):
-            problems.append(f"{key}: {names!r} is a text; give a list of names: [{names!r}]")
-    if not tasks:
-        problems.append("tasks: there are none; name at least one")
-    if every < 1:
-        problems.append(f"every: {every} is not a number of steps; give at least 1")
-    if items < 2:
-        problems.append(f"items: {items} are too few for an interval; give at least 2")
-    if limit is not None and not (math.isfinite(limit) and limit > 0):
-        problems.append(f"max_retention_loss: {limit:g} is not a margin; give a number above 0")
-    if problems:
-        raise ConfigError(_NAME, problems)
-
-
 def _tokenizer(processing_class: Any) -> Any:
     """The trainer's tokenizer, out of a processor too."""
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
@@ -211,20 +217,3 @@ def _tokenizer(processing_class: Any) -> Any:
         problem = "the trainer has no tokenizer; give it one by Trainer(processing_class=...)"
         raise ConfigError(_NAME, [problem])
     return tokenizer
-
-
-def _refuse_processes(args: TrainingArguments) -> None:
-    if args.world_size > 1 or args.deepspeed:
-        how = f"{args.world_size} processes" if args.world_size > 1 else "DeepSpeed"
-        problem = f"it trains with {how}; train in one process, or leave the callback out"
-        raise ConfigError(_NAME, [problem])
-
-
-def _refuse_resumed(state: TrainerState, model: nn.Module) -> None:
-    """A checkpoint of all weights is not the base that it came from."""
-    if state.global_step and not isinstance(model, peft.PeftModel):
-        problem = (
-            f"all weights are resumed at step {state.global_step}, so the base is not there any "
-            "more; leave the callback out"
-        )
-        raise ConfigError(_NAME, [problem])

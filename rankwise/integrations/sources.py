@@ -7,23 +7,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rankwise.errors import ConfigError
 from rankwise.integrations.axolotl import AXOLOTL
-from rankwise.integrations.drafts import (
-    Draft,
-    Reading,
-    Tool,
-    TrainingSetup,
-    read_content,
-    read_draft,
-    shown,
-)
+from rankwise.integrations.drafts import Draft, Reading, TrainingSetup, read_content, shown
 from rankwise.integrations.llama_factory import LLAMA_FACTORY
 from rankwise.integrations.peft import CONFIG_FILE, PEFT
+from rankwise.integrations.tools import Tool, read_draft
 from rankwise.integrations.trl import TRL
 from rankwise.integrations.unsloth import UNSLOTH
 from rankwise.records.yaml_reading import PlainLoader, YamlError, parse_yaml, read_yaml_text
@@ -54,7 +46,13 @@ def read_trainer_folder(folder: Path) -> tuple[dict[str, Any], list[str]]:
     Raises:
         ConfigError: the folder has neither an adapter's config nor a card that names a base.
     """
-    place = _with_state(folder)
+    checkpoints = sorted(
+        (each for each in folder.glob("checkpoint-*") if each.name[11:].isdecimal()),
+        key=lambda each: int(each.name[11:]),
+        reverse=True,
+    )
+    # the folder, or its latest checkpoint, that has the Trainer's state
+    place = next((each for each in (folder, *checkpoints) if (each / STATE_FILE).is_file()), None)
     content, to_check = _state(place / STATE_FILE) if place is not None else ({}, [])
     card, problems = _card(folder / CARD_FILE)
     if "learning_rate" in card:
@@ -73,16 +71,6 @@ def read_trainer_folder(folder: Path) -> tuple[dict[str, Any], list[str]]:
         )
         raise ConfigError(str(folder), [problem])
     return content, [*to_check, *problems]
-
-
-def _with_state(folder: Path) -> Path | None:
-    """The folder, or its latest checkpoint, that has the Trainer's state."""
-    checkpoints = sorted(
-        (each for each in folder.glob("checkpoint-*") if each.name[11:].isdecimal()),
-        key=lambda each: int(each.name[11:]),
-        reverse=True,
-    )
-    return next((each for each in (folder, *checkpoints) if (each / STATE_FILE).is_file()), None)
 
 
 def _state(path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -132,11 +120,6 @@ TOOLS: tuple[Tool, ...] = (PEFT, AXOLOTL, LLAMA_FACTORY, UNSLOTH, TRL)
 """Those with keys of their own come before those whose keys are everybody's."""
 
 
-def tool_of(content: Mapping[str, Any]) -> Tool | None:
-    """The tool whose config this is; None where no key is a known tool's."""
-    return next((tool for tool in TOOLS if tool.says(content)), None)
-
-
 def read_source(path: Path) -> Reading:
     """Read the config of a training, or the folder that a training left.
 
@@ -153,11 +136,20 @@ def read_source(path: Path) -> Reading:
         draft.to_check += to_check
     else:
         content, folder = read_content(path), path.parent
-        tool = _known(content, path)
+        tool = _tool_of(content, path)
         draft = read_draft(content, tool, folder)
-    _check_complete(draft, tool)
-    if draft.entries.problems:
-        raise ConfigError(str(path), draft.entries.problems)
+    problems = draft.entries.problems
+    # without a base model, or the rank of an adapter, there is nothing to compare
+    for field in ("base_model",) if draft.fields["is_full"] else ("base_model", "rank", "alpha"):
+        key = tool.keys[field]
+        is_known = any(problem.startswith(f"{key}:") for problem in problems)
+        if draft.fields.get(field) is None and not is_known:
+            problems.append(f"{key}: is missing; add it")
+    data = draft.fields.get("data")
+    if data is not None and not isinstance(data, str):
+        problems.append(f"the data {shown(data)} is no path and no name; correct it")
+    if problems:
+        raise ConfigError(str(path), problems)
     fields = {key: draft.fields[key] for key in TrainingSetup._fields if key in draft.fields}
     setup = TrainingSetup(**fields)
     is_adapter = (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file()
@@ -174,28 +166,15 @@ def read_source(path: Path) -> Reading:
     )
 
 
-def _known(content: dict[str, Any], path: Path) -> Tool:
-    tool = tool_of(content)
-    if tool is not None:
-        return tool
+def _tool_of(content: dict[str, Any], path: Path) -> Tool:
+    """The tool whose config this is."""
+    for tool in TOOLS:
+        if any(sign in content for sign in tool.signs):
+            return tool
     keys = ", ".join(shown(key) for key in list(content)[:8]) or "none"
     looked = "; ".join(f"{each.title}: {', '.join(each.signs)}" for each in TOOLS)
     problem = f"the keys ({keys}) are no known tool's; one of these is needed: {looked}"
     raise ConfigError(str(path), [problem])
-
-
-def _check_complete(draft: Draft, tool: Tool) -> None:
-    """Without a base model, or the rank of an adapter, there is nothing to compare."""
-    fields, problems = draft.fields, draft.entries.problems
-    needed = ["base_model"] if fields["is_full"] else ["base_model", "rank", "alpha"]
-    for field in needed:
-        key = tool.keys[field]
-        is_known = any(problem.startswith(f"{key}:") for problem in problems)
-        if fields.get(field) is None and not is_known:
-            problems.append(f"{key}: is missing; add it")
-    data = fields.get("data")
-    if data is not None and not isinstance(data, str):
-        problems.append(f"the data {shown(data)} is no path and no name; correct it")
 
 
 def _found(name: str, draft: Draft) -> str:

@@ -61,7 +61,23 @@ def study_text(reading: Reading, folder: Path) -> StudyText:
         ConfigError: the values make no study.
     """
     not_carried, to_check = list(reading.not_carried), list(reading.to_check)
-    setup = _with_data(_without_what_variants_lack(reading.setup, not_carried), to_check, folder)
+    setup = reading.setup
+    if setup.variant is not None:  # trained without dropout, on a base that is not quantised
+        if setup.dropout:
+            not_carried.append(f"dropout {setup.dropout:g}: variants are trained without it")
+        if setup.base_precision:
+            not_carried.append(
+                f"{setup.base_precision}: variants are trained on a base that is not quantised"
+            )
+        setup = setup._replace(dropout=None, base_precision=None)
+    if setup.data is None:
+        to_check.append(f"train.data: no data is named; write your own in place of {NO_DATA}")
+        setup = setup._replace(data=NO_DATA)
+    elif not os.path.exists(folder / setup.data):
+        to_check.append(
+            f"train.data: {shown(setup.data)} is not a file here; it takes JSON Lines, so save the "
+            "rows of a hub's data set as such"
+        )
     content = _content(setup, reading, folder)
     try:
         StudyConfig.model_validate(content, context={"is_study_file": True})
@@ -71,61 +87,37 @@ def study_text(reading: Reading, folder: Path) -> StudyText:
     if setup.is_full:
         rate = rate_label(LearningRateConfig().lora[0])
         to_check.append(f"train.learning_rate.lora: none is given; {rate} is the default")
-    lines = [*_head(reading, setup, not_carried, to_check), ""]
-    lines += _lines(content, _comments(setup))
+    what = "full fine-tuning" if setup.is_full else f"rank {setup.rank}"
+    lines = [
+        f"# From {shown(reading.source.name)} ({reading.tool}): your {what}, and ranks around it."
+    ]
+    for title, sentences in (("Not carried over", not_carried), ("To check", to_check)):
+        if sentences:
+            lines += [f"#\n# {title}:", *(f"#   - {_on_a_line(said)}" for said in sentences)]
+    lines += ["", *_lines(content, _comments(setup))]
     # your rows are judged by their loss, pairs of answers by preference
     margins = margins_text("nats", P_RIGHT) if setup.dpo is None else margins_text("points", "acc")
     said = (tuple(map(_on_a_line, sentences)) for sentences in (not_carried, to_check))
     return StudyText("\n".join(lines) + f"\n{margins}", *said)
 
 
-def _without_what_variants_lack(setup: TrainingSetup, not_carried: list[str]) -> TrainingSetup:
-    """Variants are trained without dropout, on a base that is not quantised."""
-    if setup.variant is None:
-        return setup
-    if setup.dropout:
-        not_carried.append(f"dropout {setup.dropout:g}: variants are trained without it")
-    if setup.base_precision:
-        not_carried.append(
-            f"{setup.base_precision}: variants are trained on a base that is not quantised"
-        )
-    return setup._replace(dropout=None, base_precision=None)
-
-
-def _with_data(setup: TrainingSetup, to_check: list[str], folder: Path) -> TrainingSetup:
-    if setup.data is None:
-        to_check.append(f"train.data: no data is named; write your own in place of {NO_DATA}")
-        return setup._replace(data=NO_DATA)
-    if not os.path.exists(folder / setup.data):
-        to_check.append(
-            f"train.data: {shown(setup.data)} is not a file here; it takes JSON Lines, so save the "
-            "rows of a hub's data set as such"
-        )
-    return setup
-
-
 def _content(setup: TrainingSetup, reading: Reading, folder: Path) -> dict[str, Any]:
-    base = _beside(setup.base_model, folder)
+    base, rate = _beside(setup.base_model, folder), setup.learning_rate
     revision = None if setup.revision == "main" else setup.revision
+    train = setup._asdict() | {
+        "data": _beside(setup.data or NO_DATA, folder),
+        "learning_rate": None if rate is None else {"full" if setup.is_full else "lora": rate},
+        "objective": None if setup.dpo is None else {"dpo": dict(setup.dpo)},
+    }
     content: dict[str, Any] = {
         "base_model": base if revision is None else {"name": base, "revision": revision},
-        "train": _train(setup, folder),
+        "train": {key: train[key] for key in _TRAIN if train[key] is not None},
         "methods": _methods(setup, reading, folder),
         "evaluation": {"retention": list(_RETENTION), "held_out_text": list(_HELD_OUT_TEXT)},
     }
     if setup.seed is not None:
         content["seeds"] = [setup.seed]
     return content
-
-
-def _train(setup: TrainingSetup, folder: Path) -> dict[str, Any]:
-    rate = setup.learning_rate
-    said = setup._asdict() | {
-        "data": _beside(setup.data or NO_DATA, folder),
-        "learning_rate": None if rate is None else {"full" if setup.is_full else "lora": rate},
-        "objective": None if setup.dpo is None else {"dpo": dict(setup.dpo)},
-    }
-    return {key: said[key] for key in _TRAIN if said[key] is not None}
 
 
 def _methods(setup: TrainingSetup, reading: Reading, folder: Path) -> dict[str, Any]:
@@ -167,17 +159,6 @@ def _comments(setup: TrainingSetup) -> dict[str, str]:
         "methods.lora.ranks": f"{name}: {setup.rank}",
         "train.learning_rate.lora": "as yours, at every rank; see `rankwise init` for a rule",
     }
-
-
-def _head(
-    reading: Reading, setup: TrainingSetup, not_carried: list[str], to_check: list[str]
-) -> Iterator[str]:
-    what = "full fine-tuning" if setup.is_full else f"rank {setup.rank}"
-    yield f"# From {shown(reading.source.name)} ({reading.tool}): your {what}, and ranks around it."
-    for title, sentences in (("Not carried over", not_carried), ("To check", to_check)):
-        if sentences:
-            yield f"#\n# {title}:"
-            yield from (f"#   - {_on_a_line(sentence)}" for sentence in sentences)
 
 
 def _on_a_line(sentence: str) -> str:

@@ -6,75 +6,33 @@ Its keys are the fields of ``SFTConfig`` or ``DPOConfig``, ``ModelConfig``, ``Sc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rankwise.integrations.drafts import Draft, Tool, TrainingSetup, shown
-from rankwise.integrations.wordings import (
-    TRAINER_DEFAULTS,
-    TRAINER_KEYS,
-    bits_entries,
-    describe_rows,
-    json_rows,
-    precision_entries,
-    read_bits,
-    read_devices,
-    read_optimizer,
-    read_packing,
-    read_precision,
-    read_split,
-    read_targets,
-    targets_entry,
-)
+from rankwise.integrations.drafts import Draft, TrainingSetup, shown
+from rankwise.integrations.tools import LORA_KEYS, TRAINER_DEFAULTS, TRAINER_KEYS, Tool
 
 SFT_DEFAULTS = {**TRAINER_DEFAULTS, "learning_rate": 2e-5}
 """Of ``SFTConfig``."""
-_KEYS = {
-    "base_model": "model_name_or_path",
-    "revision": "model_revision",
-    "rank": "lora_r",
-    "alpha": "lora_alpha",
-    "dropout": "lora_dropout",
-    "use_rslora": "use_rslora",
-    "use_dora": "use_dora",
-    "max_length": "max_length",
-    **TRAINER_KEYS,
-}
 _DPO_SIGNS = ("beta", "loss_weights", "rpo_alpha", "precompute_ref_log_probs", "f_divergence_type")
 """Keys that a config has for ``trl dpo`` alone; so has it a loss of ``_DPO_LOSSES``."""
 _DPO_LOSSES = ("sigmoid", "ipo")
-_DEFAULTS = {
-    "rank": 16,
-    "alpha": 32.0,
-    "dropout": 0.05,
-    "target_modules": ("q_proj", "v_proj"),
-    "max_length": 1024,
-    **SFT_DEFAULTS,
-    "learning_rate": lambda fields: (
-        SFT_DEFAULTS["learning_rate"] if fields["dpo"] is None else 1e-6
-    ),
-}
 
 
 def _read_own(draft: Draft) -> None:
     entries = draft.entries
     draft.fields["is_full"] = not entries.switch("use_peft")
-    read_targets(draft, "lora_target_modules")
+    draft.read_targets("lora_target_modules")
     old_length = entries.whole("max_seq_length")
     if draft.fields["max_length"] is None:
         draft.fields["max_length"] = old_length
-    read_bits(draft)
-    for key in ("dtype", "torch_dtype", "bnb_4bit_quant_type", "use_bnb_nested_quant"):
-        entries.take(key)
+    draft.read_bits()
     draft.fields["dpo"] = _read_dpo(draft)
     read = read_sft_settings if draft.fields["dpo"] is None else read_trainer_settings
     read(draft, "num_processes")
-    name, mixed = entries.text("dataset_name"), entries.take("datasets")
-    if mixed is not None:
-        name = _first_of(draft, mixed)
-    read_split(draft, "dataset_train_split")
-    draft.fields["data"] = name
+    draft.fields["data"] = entries.text("dataset_name")
+    draft.read_sets("datasets")
+    draft.read_split("dataset_train_split")
 
 
 def _read_dpo(draft: Draft) -> dict[str, Any] | None:
@@ -113,10 +71,10 @@ def _read_dpo(draft: Draft) -> dict[str, Any] | None:
 
 def read_trainer_settings(draft: Draft, devices: str | None = None) -> None:
     """What every trainer's config says beside numbers."""
-    read_precision(draft)
-    read_optimizer(draft, "optim")
-    read_packing(draft, "packing")
-    read_devices(draft, devices)
+    draft.read_precision()
+    draft.read_optimizer("optim")
+    draft.read_packing("packing")
+    draft.read_devices(devices)
 
 
 def read_sft_settings(draft: Draft, devices: str | None = None) -> None:
@@ -134,36 +92,19 @@ def read_sft_settings(draft: Draft, devices: str | None = None) -> None:
     if (loss := entries.text("loss_type")) not in (None, "nll", "chunked_nll"):
         draft.not_carried.append(f"loss_type: {shown(loss)}")
     if entries.text("dataset_text_field") is not None:
-        describe_rows(draft, "text")
-
-
-def _first_of(draft: Draft, mixed: Any) -> str | None:
-    """The file or the name of the first data set of a mixture."""
-    sets = [each for each in mixed if isinstance(each, Mapping)] if isinstance(mixed, list) else []
-    if not sets:
-        draft.entries.problems.append(f"datasets: {shown(mixed)} is not a list of data sets")
-        return None
-    for place, each in enumerate(sets[1:], start=1):
-        draft.not_carried.append(f"datasets[{place}]: {shown(each.get('path'))}; a study has one")
-    read_split(draft, "datasets[0].split", sets[0].get("split"))
-    files = sets[0].get("data_files")
-    files = files[0] if isinstance(files, list) and files else files
-    return str(files or sets[0].get("path"))
+        draft.describe_rows("text")
 
 
 def _write_own(setup: TrainingSetup, folder: Path) -> dict[str, Any]:
     own: dict[str, Any] = {"use_peft": not setup.is_full}
     if not setup.is_full:
-        own["lora_target_modules"] = targets_entry(setup)
-        own |= bits_entries(setup)
-    if rows := json_rows(setup):
+        own["lora_target_modules"] = setup.targets
+        own |= setup.in_bits
+    if rows := setup.json_rows:
         own["datasets"] = [rows]
-    return own | (sft_entries(setup) if setup.dpo is None else _dpo_entries(setup, setup.dpo))
-
-
-def _dpo_entries(setup: TrainingSetup, dpo: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``DPOConfig`` takes beside numbers."""
-    own = {**precision_entries(setup), "beta": dpo["beta"], "loss_type": [dpo["loss"]]}
+    if (dpo := setup.dpo) is None:
+        return own | sft_entries(setup)
+    own |= {**setup.in_bf16, "beta": dpo["beta"], "loss_type": [dpo["loss"]]}
     if dpo["sft_weight"]:
         own |= {"loss_type": [dpo["loss"], "sft"], "loss_weights": [1.0, dpo["sft_weight"]]}
     return own | ({"disable_dropout": False} if setup.dropout else {})
@@ -171,7 +112,7 @@ def _dpo_entries(setup: TrainingSetup, dpo: Mapping[str, Any]) -> dict[str, Any]
 
 def sft_entries(setup: TrainingSetup) -> dict[str, Any]:
     """What ``SFTConfig`` takes beside numbers."""
-    own: dict[str, Any] = precision_entries(setup)
+    own: dict[str, Any] = setup.in_bf16
     if setup.loss_on == "all":
         own["completion_only_loss"] = False
     elif setup.rows == "messages":
@@ -186,10 +127,28 @@ TRL = Tool(
         *("model_name_or_path", "use_peft", "dataset_name", "lora_target_modules", "lora_r"),
         *("per_device_train_batch_size", "num_train_epochs", "learning_rate"),
     ),
-    keys=_KEYS,
-    defaults=_DEFAULTS,
+    keys={
+        "base_model": "model_name_or_path",
+        "revision": "model_revision",
+        "rank": "lora_r",
+        **LORA_KEYS,
+        "max_length": "max_length",
+        **TRAINER_KEYS,
+    },
+    defaults={
+        "rank": 16,
+        "alpha": 32.0,
+        "dropout": 0.05,
+        "target_modules": ("q_proj", "v_proj"),
+        "max_length": 1024,
+        **SFT_DEFAULTS,
+        "learning_rate": lambda fields: (
+            SFT_DEFAULTS["learning_rate"] if fields["dpo"] is None else 1e-6
+        ),
+    },
     read_own=_read_own,
     write_own=_write_own,
+    without_effect=("dtype", "torch_dtype", "bnb_4bit_quant_type", "use_bnb_nested_quant"),
     file_name="trl.yaml",
     usage="trl {stage} --config trl.yaml --output_dir OUT",
     has_dpo=True,

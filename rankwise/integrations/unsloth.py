@@ -9,18 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rankwise.integrations.drafts import Draft, Tool, TrainingSetup, shown
+from rankwise.integrations.drafts import Draft, TrainingSetup, shown
+from rankwise.integrations.tools import LORA_KEYS, TRAINER_KEYS, Tool
 from rankwise.integrations.trl import SFT_DEFAULTS, read_sft_settings, sft_entries
-from rankwise.integrations.wordings import (
-    TRAINER_KEYS,
-    bits_entries,
-    json_rows,
-    read_bias,
-    read_initialisation,
-    read_split,
-    read_targets,
-    targets_entry,
-)
 
 CALLS = ("from_pretrained", "get_peft_model", "SFTConfig", "load_dataset")
 _CALL_OF = {
@@ -49,26 +40,6 @@ _COMMAND_DEFAULTS = {
     "seed": 3407,
     "completion_only_loss": False,
 }
-_KEYS = {
-    "base_model": "model_name",
-    "revision": "revision",
-    "rank": "r",
-    "alpha": "lora_alpha",
-    "dropout": "lora_dropout",
-    "use_rslora": "use_rslora",
-    "use_dora": "use_dora",
-    "max_length": "max_seq_length",
-    **TRAINER_KEYS,
-}
-_DEFAULTS = {
-    "rank": 16,
-    "alpha": 16.0,
-    "dropout": 0.0,
-    "target_modules": _TARGETS,
-    "max_length": 2048,
-    **SFT_DEFAULTS,
-    "seed": 3407,
-}
 
 
 def _flat(content: dict[str, Any]) -> dict[str, Any]:
@@ -94,44 +65,34 @@ def _read_own(draft: Draft) -> None:
     entries = draft.entries
     full = entries.switch("full_finetuning")
     draft.fields["is_full"] = full or entries.text("training_type") == "full"
-    read_targets(draft, "target_modules")
-    read_initialisation(draft, "init_lora_weights")
-    _read_bits(draft)
-    read_bias(draft)
-    for key in ("random_state", "dtype", "format_type", "load_in_16bit"):
-        entries.take(key)
-    for part in ("vision_layers", "language_layers", "attention_modules", "mlp_modules"):
-        entries.take(f"finetune_{part}")
-    read_sft_settings(draft)
-    path, files = entries.text("path"), entries.take("data_files")
-    if isinstance(files, list):
-        draft.not_carried += [f"data_files: {shown(file)}; a study has one" for file in files[1:]]
-        files = files[0] if files else None
-    draft.fields["data"] = path if files is None else files
-    read_split(draft, "split")
-
-
-def _read_bits(draft: Draft) -> None:
-    """Four bits are the default."""
-    entries = draft.entries
+    draft.read_targets("target_modules")
+    draft.read_initialisation("init_lora_weights")
     is_eight = entries.switch("load_in_8bit")
     is_said = is_eight or draft.fields["is_full"] or entries.take("load_in_4bit") is not None
     is_four = entries.switch("load_in_4bit") if is_said else not entries.switch("load_in_16bit")
     draft.fields["base_precision"] = "8bit" if is_eight else "4bit" if is_four else None
     if is_four and not is_said:
         draft.to_check.append("load_in_4bit is not given, so Unsloth's default: 4 bits")
+    draft.read_bias()
+    read_sft_settings(draft)
+    path, files = entries.text("path"), entries.take("data_files")
+    if isinstance(files, list):
+        draft.not_carried += [f"data_files: {shown(file)}; a study has one" for file in files[1:]]
+        files = files[0] if files else None
+    draft.fields["data"] = path if files is None else files
+    draft.read_split("split")
 
 
 def _write_own(setup: TrainingSetup, folder: Path) -> dict[str, Any]:
-    bits = {"load_in_4bit": False, **bits_entries(setup)}
+    bits = {"load_in_4bit": False, **setup.in_bits}
     sections: dict[str, Any] = {"from_pretrained": bits}
     if setup.is_full:
         bits["full_finetuning"] = True
     else:
-        targets = {"target_modules": targets_entry(setup), "random_state": setup.seed}
+        targets = {"target_modules": setup.targets, "random_state": setup.seed}
         sections["get_peft_model"] = targets
     sections["SFTConfig"] = sft_entries(setup)
-    if rows := json_rows(setup):
+    if rows := setup.json_rows:
         sections["load_dataset"] = rows
     return sections
 
@@ -149,10 +110,30 @@ UNSLOTH = Tool(
     name="unsloth",
     title="Unsloth",
     signs=("get_peft_model", "from_pretrained", "model_name", "r", "lora", "training"),
-    keys=_KEYS,
-    defaults=_DEFAULTS,
+    keys={
+        "base_model": "model_name",
+        "revision": "revision",
+        "rank": "r",
+        **LORA_KEYS,
+        "max_length": "max_seq_length",
+        **TRAINER_KEYS,
+    },
+    defaults={
+        "rank": 16,
+        "alpha": 16.0,
+        "dropout": 0.0,
+        "target_modules": _TARGETS,
+        "max_length": 2048,
+        **SFT_DEFAULTS,
+        "seed": 3407,
+    },
     read_own=_read_own,
     write_own=_write_own,
+    without_effect=(
+        *("random_state", "dtype", "format_type", "load_in_16bit"),
+        *("finetune_vision_layers", "finetune_language_layers"),
+        *("finetune_attention_modules", "finetune_mlp_modules"),
+    ),
     file_name="unsloth.yaml",
     usage="Each section has the arguments of the call that it is named after.",
     flat=_flat,

@@ -49,7 +49,7 @@ class AuditScore(PairedDifference):
     p_value: float
     """By ``metric``: McNemar's exact test if it is 0 or 1 on every item, else a paired t-test."""
     accuracy: AccuracyDifference | None = None
-    """There where p(right) is compared; then learned and forgotten items are of accuracy."""
+    """Set where p(right) is compared: learned and forgotten items are then by accuracy."""
 
 
 class KeptEnergy(Record):
@@ -57,9 +57,9 @@ class KeptEnergy(Record):
 
     rank: int
     share: float
-    """Of all matrices together."""
+    """The share over all matrices together."""
     lowest: float
-    """Of the matrix that loses most."""
+    """The share of the matrix that loses most."""
 
 
 class OtherChange(Record):
@@ -95,7 +95,7 @@ class AuditRecord(VersionedRecord):
     """A checkpoint's: those of another size first, then by ``relative_norm``, then those from zero.
     """
     confidence: float
-    """Of the scores' intervals."""
+    """Confidence of the scores' intervals."""
     precision: Literal["float32", "bfloat16"] | None
     scores: tuple[AuditScore, ...]
     warnings: tuple[str, ...]

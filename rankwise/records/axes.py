@@ -11,7 +11,8 @@ from rankwise.records.config.methods import AlphaConfig, PairedConfig
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.config.training import LoraRate, RateRuleConfig
 from rankwise.records.config.variants import VARIANT_LABELS, VariantName
-from rankwise.records.study import Method, PlannedRun
+from rankwise.records.grouping import grouped
+from rankwise.records.study import PlannedRun
 
 FULL_LABEL = "full fine-tuning"
 
@@ -121,30 +122,20 @@ def run_labels(planned: Sequence[PlannedRun]) -> dict[str, str]:
     Seeds are left out: runs that differ by seed alone have one label. LoRA's rank beside a variant
     is named where variants would be called the same without it.
     """
-    alike: dict[_Kind, list[PlannedRun]] = {}
-    for run in planned:
-        alike.setdefault(_kind(run), []).append(run)
+    # runs of one kind are told apart by their settings
+    kind_of = {run.name: (run.method, run.variant, run.role == "imported") for run in planned}
     differing = {
         kind: [name for name, setting in _SETTINGS.items() if len({*map(setting, runs)}) > 1]
-        for kind, runs in alike.items()
+        for kind, runs in grouped((kind_of[run.name], run) for run in planned).items()
     }
-    labels = {run.name: _run_label(run, differing[_kind(run)]) for run in planned}
-    beside: dict[str, set[tuple[int, ...]]] = {}
+    labels = {run.name: _run_label(run, differing[kind_of[run.name]]) for run in planned}
+    ranks_of = grouped((labels[run.name], run.beside_ranks) for run in planned)
+    ambiguous = {label for label, ranks in ranks_of.items() if len({*ranks}) > 1}
     for run in planned:
-        beside.setdefault(labels[run.name], set()).add(run.beside_ranks)
-    for run in planned:
-        if len(beside[labels[run.name]]) > 1:
+        if labels[run.name] in ambiguous:
             ranks = " and ".join(f"rank {rank}" for rank in run.beside_ranks)
             labels[run.name] += f", beside {ranks}"
     return labels
-
-
-_Kind = tuple[Method, VariantName | None, bool]
-
-
-def _kind(run: PlannedRun) -> _Kind:
-    """Runs of one kind are told apart by their settings."""
-    return run.method, run.variant, run.role == "imported"
 
 
 _SETTINGS: dict[str, Callable[[PlannedRun], str]] = {
@@ -158,21 +149,16 @@ _SETTINGS: dict[str, Callable[[PlannedRun], str]] = {
 
 
 def _run_label(run: PlannedRun, differing: Sequence[str]) -> str:
+    """Full fine-tuning; rank 32; rank 32, DoRA; (IA)³; OFT, blocks of 32; then what differs."""
     if run.imported is not None:
         return f"imported {run.imported.label}"
     if run.called is not None and run.role == "imported":
         return run.called
-    parts = _kind_parts(run)
-    parts += [f"{name}{_SETTINGS[name](run)}" for name in differing]
-    return ", ".join(parts)
-
-
-def _kind_parts(run: PlannedRun) -> list[str]:
-    """Full fine-tuning; rank 32; rank 32, DoRA; (IA)³; OFT, blocks of 32."""
-    if run.variant is None:
-        return [FULL_LABEL if run.rank is None else f"rank {run.rank}"]
-    label = VARIANT_LABELS[run.variant]
-    if run.rank is None:
-        return [label]
-    size = f"rank {run.rank}"
-    return [label, f"blocks of {run.rank}"] if run.variant == "oft" else [size, label]
+    rank, variant = run.rank, run.variant
+    if variant is None:
+        parts = [FULL_LABEL if rank is None else f"rank {rank}"]
+    elif variant == "oft":
+        parts = [VARIANT_LABELS[variant], f"blocks of {rank}"]
+    else:
+        parts = [*([] if rank is None else [f"rank {rank}"]), VARIANT_LABELS[variant]]
+    return ", ".join([*parts, *(f"{name}{_SETTINGS[name](run)}" for name in differing)])

@@ -10,7 +10,7 @@ AnswerFormat = Literal["json", "one word", "list of three"]
 Language = Literal["English", "German"]
 
 MOST_NEW_TOKENS = 64
-"""Of an answer: enough for a refusal, a short list, or to see that a model repeats itself."""
+"""In one answer: enough for a refusal, a short list, or to see that a model repeats itself."""
 
 
 class BehaviourPrompt(NamedTuple):

@@ -31,7 +31,7 @@ class CheckedFiles:
     """
 
     def __init__(self, root: Path) -> None:
-        """Of the files below ``root``, and of others that are named by an absolute path."""
+        """Files below ``root`` are known by their names in it, others by their absolute paths."""
         self._root = root
         self._file = root / ".checked.json"
         self._known: dict[str, list[Any]] | None = None

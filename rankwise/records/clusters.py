@@ -72,7 +72,10 @@ def cluster_numbers(
         TaskError: no document has the field, or it is absent or empty in some, or all values are
             the same.
     """
-    values = {doc_id: _value(document, field, doc_id) for doc_id, document in documents.items()}
+    values = {
+        doc_id: _fields(document).get(field, doc_id if field == DOC_ID else None)
+        for doc_id, document in documents.items()
+    }
     missing = [doc_id for doc_id, value in values.items() if _is_empty(value)]
     if len(missing) == len(values):
         known = list(dict.fromkeys(name for doc in documents.values() for name in _fields(doc)))
@@ -105,7 +108,11 @@ def candidate_fields(documents: Mapping[int, Any]) -> dict[str, tuple[int, ...]]
         values = [_fields(document).get(name) for document in documents.values()]
         if any(map(_is_empty, values)):
             continue  # two items without a passage do not share one
-        if _is_long_text(values) or (_ID.search(name) and _is_id(values)):
+        texts = [value for value in values if isinstance(value, str)]
+        num_letters = sum(map(len, texts))
+        is_text = len(texts) == len(values) and num_letters >= LONG_TEXT_CHARACTERS * len(texts)
+        are_ids = all(isinstance(each, str | int) and not isinstance(each, bool) for each in values)
+        if is_text or (_ID.search(name) and are_ids):
             numbers = tuple(_number(name, value) for value in values)
             if MIN_CANDIDATES <= len(set(numbers)) < len(numbers):
                 found[name] = numbers
@@ -209,22 +216,9 @@ def _fields(document: Any) -> Mapping[str, Any]:
     return document if isinstance(document, Mapping) else {}
 
 
-def _value(document: Any, field: str, doc_id: int) -> Any:
-    return _fields(document).get(field, doc_id if field == DOC_ID else None)
-
-
 def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _number(field: str, value: Any) -> int:
     return int(fingerprint([field, value])[:_DIGITS], 16)
-
-
-def _is_long_text(values: Sequence[Any]) -> bool:
-    texts = [value for value in values if isinstance(value, str)]
-    return len(texts) == len(values) and sum(map(len, texts)) >= LONG_TEXT_CHARACTERS * len(texts)
-
-
-def _is_id(values: Sequence[Any]) -> bool:
-    return all(isinstance(value, str | int) and not isinstance(value, bool) for value in values)

@@ -28,7 +28,7 @@ class DeltaInForm(Record):
     relative_error: float
     """‖Q(W + delta) - W - delta‖_F / ‖delta‖_F: the rounding against the change; may be above 1."""
     unchanged_share: float
-    """Of the entries of delta that are not zero: the share at which Q(W + delta) is Q(W)."""
+    """Share of delta's non-zero entries at which Q(W + delta) is Q(W)."""
     kept_share: float
     """‹Q(W + delta) - Q(W), delta› / ‖delta‖_F²: how much of delta the form has along delta.
 
@@ -67,7 +67,7 @@ class FormScore(PairedDifference):
     lost: tuple[int, ...] | None
     """doc_id of the items that only the reference gets right; None likewise."""
     accuracy: AccuracyDifference | None
-    """There where p(right) is compared; then gained and lost items are of accuracy."""
+    """Set where p(right) is compared: gained and lost items are then by accuracy."""
 
 
 class MeanDifference(Record):
@@ -81,7 +81,7 @@ class MeanDifference(Record):
     """How much may be lost."""
     verdict: FormVerdict
     relation: Relation | None = None
-    """Of the tasks to what was trained; None where no study says it."""
+    """Relation of the tasks to what was trained; None where no study says it."""
 
 
 class JudgedForm(Record):
@@ -90,7 +90,7 @@ class JudgedForm(Record):
     form: str
     """One of ``forms.FORMS``, or ``adapter`` where that is compared with its base."""
     num_bytes: int
-    """Of its weights on the disk, without names and headers."""
+    """Bytes of its weights on the disk, without names and headers."""
     verdict: FormVerdict
     """``loses`` where a unit's mean does, ``keeps`` where each does."""
     means: tuple[MeanDifference, ...]
@@ -149,14 +149,14 @@ class DeploymentCheck(VersionedRecord):
     base_scores: dict[str, float]
     """Task -> score of the base, in the unit of the task."""
     confidence: float
-    """Of every interval, two-sided, 0..1; each holds for itself."""
+    """Confidence of every interval, two-sided, 0..1; each holds for itself."""
     precision: Literal["float32", "bfloat16"]
-    """In which all of them were scored."""
+    """The precision in which all of them were scored."""
     forms: tuple[JudgedForm, ...]
     fields: tuple[FieldChange, ...]
-    """Of each form, by task."""
+    """Rows by form, then by task."""
     changed: tuple[ChangedAnswer, ...]
-    """Of each form, by task; those that were lost come first."""
+    """Rows by form, then by task; lost items come first."""
     warnings: tuple[str, ...]
     verdict: FormVerdict
     """The worst of the forms'."""
@@ -173,7 +173,7 @@ class FormRecord(StageRecord):
     """The run's name."""
     form: str
     num_bytes: int
-    """Of the form's weights on the disk, without names and headers; 0 as trained."""
+    """Bytes of the form's weights on the disk, without names and headers; 0 as trained."""
     delta: DeltaInForm | None
     """All modules together; None as trained."""
     modules: tuple[DeltaInForm, ...]

@@ -84,6 +84,15 @@ def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
+def exactly_one(**given: object) -> None:
+    """Refuse two settings that exclude each other, or neither of them, by their names."""
+    are_given = [value is not None for value in given.values()]
+    if sum(are_given) != 1:
+        names = " and ".join(map(repr, given))
+        got = "both" if any(are_given) else "neither"
+        raise ValueError(f"{got} of {names} given; give exactly one")
+
+
 def ascending(values: tuple[float, ...]) -> tuple[float, ...]:
     """Refuse values that are not in order."""
     if any(after <= before for before, after in itertools.pairwise(values)):
@@ -138,11 +147,6 @@ def run_name(value: str) -> str:
     return value
 
 
-def as_model(value: Any) -> Any:
-    """Read a name as the model of this name."""
-    return {"name": value} if isinstance(value, str) else value
-
-
 def as_list(value: Any) -> Any:
     """Read one value as a list of one."""
     if value is None:
@@ -162,10 +166,10 @@ _HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _JOINERS = "\u200c\u200d"
 
 MOST_ENTRIES = 1000
-"""Of one list: each entry is at least one training, one task or one layer; more is a slip."""
+"""The most entries of one list. Each is at least one training, task or layer: more is a slip."""
 
 LARGEST = 2**31 - 1
-"""Of a whole number: what is beyond every data set, and fits everywhere that numbers are kept."""
+"""The largest whole number: beyond every data set, and within the 32 bits of any file format."""
 
 # Strict: a switch (yes, true) is not a number, a number is not a switch, and "3" in quotes is text.
 Switch = Annotated[bool, Field(strict=True)]
@@ -191,7 +195,7 @@ Text = Annotated[str, AfterValidator(plain_text)]
 FileName = Annotated[str, AfterValidator(file_name)]
 
 PlaceBelow = Annotated[str, AfterValidator(place_below)]
-"""Of a file below a folder, such as ``eval/capitals.json``."""
+"""The name of a file below a folder, such as ``eval/capitals.json``."""
 
 Place = Annotated[str, AfterValidator(place)]
 """The same, or a whole path."""
@@ -199,15 +203,6 @@ Place = Annotated[str, AfterValidator(place)]
 Duration = Annotated[str, AfterValidator(duration)]
 
 UserPath = Annotated[Path, BeforeValidator(user_path)]
-
-Names = Annotated[
-    tuple[Text, ...],
-    BeforeValidator(as_list),
-    Field(max_length=MOST_ENTRIES),
-    AfterValidator(distinct),
-]
-
-ModuleSet = Annotated[Names, Field(min_length=1)]
 
 T = TypeVar("T")
 
@@ -221,6 +216,9 @@ AnyNumber = Annotated[
 
 Several = Annotated[AnyNumber[T], Field(min_length=1)]
 """The same, at least one."""
+
+Names = AnyNumber[Text]
+ModuleSet = Several[Text]
 
 
 class Section(BaseModel):

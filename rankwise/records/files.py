@@ -63,7 +63,7 @@ class FileDigest(Record):
 
     @classmethod
     def of(cls, content: bytes) -> FileDigest:
-        """Of what a file is to hold."""
+        """The digest of what a file is to hold."""
         return cls(num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
@@ -87,7 +87,12 @@ def replacing(path: Path) -> Generator[Path]:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
-        sync_folder(path.parent)
+        if os.name == "posix":  # the rename survives a power cut; elsewhere there is no such call
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     except OSError as error:
         raise storage_error(path, error) from error
     finally:
@@ -103,20 +108,6 @@ def share_as_usual(path: Path) -> None:
     """
     if path.stat().st_mode & 0o777 == 0o600:
         path.chmod(0o666 & ~_UMASK)
-
-
-def make_durable(root: Path, *places: Path) -> None:
-    """Flush files, or all of folders, to the disk; those in ``root`` are written here, and shared.
-
-    Raises:
-        OSError: a file is gone, or the disk is full.
-    """
-    for path in (path for place in places for path in (place, *place.rglob("*"))):
-        if path.is_file():
-            if path.is_relative_to(root):
-                share_as_usual(path)
-            with path.open("rb") as written:
-                os.fsync(written.fileno())
 
 
 @contextlib.contextmanager
@@ -219,7 +210,7 @@ def remove_leftovers(root: Path) -> None:
 
 
 def host_name() -> str:
-    """Of this machine, as it stands in names of files."""
+    """The name of this machine, as names of files have it."""
     return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:60]
 
 
@@ -233,17 +224,6 @@ def _is_running(process: int) -> bool:
     except OSError:  # it runs, and belongs to somebody else
         return True
     return True
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in this folder survive a power cut (POSIX; elsewhere there is no such call)."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def require_regular(path: Path) -> None:
@@ -316,8 +296,20 @@ def read_record(path: Path, record_type: type[R]) -> R:
     try:
         return record_type.model_validate_json(_checked(content))
     except ValidationError as error:
-        _refuse_newer(path, content)
-        raise _unreadable(path, record_type, _first_misfit(error)) from error
+        version = None
+        with contextlib.suppress(ValueError, RecursionError):
+            data = json.loads(content)
+            version = data.get("schema_version") if isinstance(data, dict) else None
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise NewerRecordError(
+                f"{path} was written by a newer rankwise (schema {version}; this one reads "
+                f"{SCHEMA_VERSION}). Upgrade rankwise, or choose another folder."
+            ) from error
+        first, *others = error.errors(include_url=False)
+        where = ".".join(map(str, first["loc"]))
+        misfit = f"{where}: {first['msg']}" if where else first["msg"]
+        more = f" (and {len(others)} more)" if others else ""
+        raise _unreadable(path, record_type, misfit + more) from error
     except ValueError as error:
         raise _unreadable(path, record_type, str(error)) from error
 
@@ -363,26 +355,6 @@ def read_items(path: Path, digest: FileDigest | None) -> list[dict[str, Any]]:
     return lines
 
 
-def _refuse_newer(path: Path, content: bytes) -> None:
-    try:
-        data = json.loads(content)
-    except (ValueError, RecursionError):
-        return
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise NewerRecordError(
-            f"{path} was written by a newer rankwise (schema {version}; this one reads "
-            f"{SCHEMA_VERSION}). Upgrade rankwise, or choose another folder."
-        )
-
-
 def read_if_there(path: Path, record_type: type[R]) -> R | None:
     """Read one record; None where there is no such file. Raises as ``read_record`` does."""
     return read_record(path, record_type) if path.exists() else None
-
-
-def _first_misfit(error: ValidationError) -> str:
-    first, *others = error.errors(include_url=False)
-    where = ".".join(str(part) for part in first["loc"])
-    more = f" (and {len(others)} more)" if others else ""
-    return f"{where}: {first['msg']}{more}" if where else f"{first['msg']}{more}"

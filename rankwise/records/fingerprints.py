@@ -64,7 +64,7 @@ def fingerprint(content: Any) -> str:
 
 
 def study_fingerprint(config: StudyConfig) -> str:
-    """Of a study file's settings, but for those that no result depends on."""
+    """The fingerprint of a study file's settings, without those that affect no result."""
     return fingerprint(config.model_dump(mode="json", exclude=_IN_NO_RESULT))
 
 
@@ -77,7 +77,7 @@ def training_fingerprint(
     examples: str,
     ends_within: int | None = None,
 ) -> str:
-    """Of everything that a run's weights depend on; its name does not count.
+    """The fingerprint of everything that a run's weights depend on; its name does not count.
 
     ``base_model`` and ``examples``, the tokenised rows, are fingerprints. ``ends_within`` is the
     last step of a run whose last epoch is not read to its end.
@@ -104,7 +104,7 @@ def training_fingerprint(
 
 
 def truncation_fingerprint(source: str, rank: int, num_steps: int) -> str:
-    """Of a run's adapter at a lower rank, after ``num_steps`` of refinement.
+    """The fingerprint of a run's adapter at a lower rank, after ``num_steps`` of refinement.
 
     The rows and the settings of the refinement are those of the run, whose fingerprint covers
     them.
@@ -120,14 +120,14 @@ def truncation_fingerprint(source: str, rank: int, num_steps: int) -> str:
 
 
 def answers_fingerprint(precision: str, answers: Sequence[Any]) -> str:
-    """Of the right answers, or texts, on which models are compared with another."""
+    """The fingerprint of the right answers, or texts, on which models are compared."""
     return fingerprint([DIVERGENCE_REVISION, precision, answers])
 
 
 def scoring_fingerprint(
     study: StudyRecord, model: PlannedRun | None, task: str, weights: str | None = None
 ) -> str:
-    """Of everything that a model's scores on a task depend on in this study; None is the base.
+    """The fingerprint of all that a model's scores on a task depend on; None is the base.
 
     ``weights`` is the fingerprint of its weights, where these are not as they were trained.
     """
@@ -138,7 +138,7 @@ def scoring_fingerprint(
 
 
 def head_effects_fingerprint(study: StudyRecord, run: PlannedRun, **asked: Any) -> str:
-    """Of everything that the effects of a run's heads on a task depend on.
+    """The fingerprint of everything that the effects of a run's heads on a task depend on.
 
     ``asked`` is the task's digest, its items and metric, and what is done to the heads.
     """
@@ -157,7 +157,7 @@ def head_effects_fingerprint(study: StudyRecord, run: PlannedRun, **asked: Any) 
 def repair_scores_fingerprint(
     study: StudyRecord, run: PlannedRun, task: str, repairs: Any, cluster_field: str | None
 ) -> str:
-    """Of everything that the scores of a run's repairs on a task depend on.
+    """The fingerprint of everything that the scores of a run's repairs on a task depend on.
 
     ``repairs`` is what they are: the families, and the fingerprints of the runs in an average.
     """
@@ -176,7 +176,7 @@ def repair_scores_fingerprint(
 def repair_divergences_fingerprint(
     study: StudyRecord, run: PlannedRun, repairs: Any, answers: Sequence[Any]
 ) -> str:
-    """Of everything that the divergences of a run's repairs from the base depend on.
+    """The fingerprint of all that the divergences of a run's repairs from the base depend on.
 
     ``repairs`` are as in ``repair_scores_fingerprint``; the right answers are those compared.
     """
@@ -192,5 +192,5 @@ def repair_divergences_fingerprint(
 
 
 def repair_fingerprint(scores: Sequence[str], max_loss_points: float, confidence: float) -> str:
-    """Of the choice of a repair: the scores and divergences that it shows, and the limit."""
+    """The fingerprint of a choice of repair: its scores, its divergences, and the limit."""
     return fingerprint([REPAIR_REVISION, list(scores), max_loss_points, confidence])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,12 +15,12 @@ from rankwise.records.base import Record
 from rankwise.records.checked_files import CheckedFiles, state_of
 from rankwise.records.files import (
     FileDigest,
-    make_durable,
     read_if_there,
     read_items,
     read_record,
     read_regular,
     require_regular,
+    share_as_usual,
     write_atomically,
     write_record,
     writing,
@@ -107,15 +108,18 @@ class StudyFolder:
         """Whether a file is there, and does not count as missing."""
         return self._state(path) is not None
 
-    def read(self, path: Path, kind: type[R]) -> R:
+    def read(self, path: Path, kind: type[R], state: list[int] | None = None) -> R:
         """Read a record, and remember what is asked for often.
+
+        Args:
+            path: the record.
+            kind: what it is.
+            state: of the file, where it was just asked for.
 
         Raises:
             RecordError: it is not there, or not as it was written.
         """
-        return self._read(path, kind, self._state(path))
-
-    def _read(self, path: Path, kind: type[R], state: list[int] | None) -> R:
+        state = state or self._state(path)
         known, record = self._records.get(path, (None, None))
         if known is not None and known == state and isinstance(record, kind):
             return record
@@ -129,7 +133,7 @@ class StudyFolder:
     def read_if_there(self, path: Path, kind: type[R]) -> R | None:
         """A record; None where there is no such file."""
         state = self._state(path)
-        return None if state is None else self._read(path, kind, state)
+        return None if state is None else self.read(path, kind, state)
 
     def model_folder(self, name: str) -> Path:
         """The folder of a run, or of the base model."""
@@ -235,7 +239,11 @@ class StudyFolder:
             StudyLockedError: another process leads it.
             StorageError: the folder cannot be written.
         """
-        with locked(self.root, self._tidy):
+        with locked(self.root):
+            self.keep_states_of_tasks()
+            for run in list(self.root.glob("runs/*/run.json")):  # a finished run needs no state
+                with contextlib.suppress(OSError):
+                    run.with_name(_TRAINING_STATE).unlink(missing_ok=True)
             try:
                 yield
             finally:
@@ -260,13 +268,6 @@ class StudyFolder:
             shutil.rmtree(place, ignore_errors=True)
         with contextlib.suppress(OSError):
             (self.root / _TASKS).rmdir()
-
-    def _tidy(self) -> None:
-        """Remove what processes that are gone have left behind, but the states of trainings."""
-        self.keep_states_of_tasks()
-        for run in list(self.root.glob("runs/*/run.json")):  # a finished run needs no state
-            with contextlib.suppress(OSError):
-                run.with_name(_TRAINING_STATE).unlink(missing_ok=True)
 
     def give_up(self, models: Collection[PlannedRun]) -> None:
         """Remove states and weights of models that were dropped; records and scores stay."""
@@ -338,7 +339,7 @@ class StudyFolder:
             return False
         read, known = self._fingerprints.get(path, (None, ""))
         if read != state:
-            known = self._read(path, kind, state).fingerprint
+            known = self.read(path, kind, state).fingerprint
         return known == fingerprint
 
     def earlier_evaluation(self, model: str, task: str) -> TaskEvaluation | None:
@@ -352,11 +353,11 @@ class StudyFolder:
         return tuple(failure for failure in found if failure is not None)
 
     def write_failure(self, failure: StageFailure) -> None:
-        self.write(self._failure_file(failure.stage), failure)
+        self.write(self.failures_folder / f"{failure.stage}.json", failure)
 
     def remove_failure(self, stage: str) -> None:
         """Forget that a stage failed, if it did."""
-        path = self._failure_file(stage)
+        path = self.failures_folder / f"{stage}.json"
         with writing(path):
             path.unlink(missing_ok=True)
 
@@ -365,9 +366,6 @@ class StudyFolder:
         for failure in self.failures():
             if failure.stage not in stages:
                 self.remove_failure(failure.stage)
-
-    def _failure_file(self, stage: str) -> Path:
-        return self.failures_folder / f"{stage}.json"
 
     def head_effects_files(self, run: str) -> list[Path]:
         """The records of all interventions on a run's heads."""
@@ -443,7 +441,13 @@ class StudyFolder:
         run, weights = record.planned, self.weights_folder(record.planned)
         metrics = self.metrics_file(run.name)
         with writing(weights):
-            make_durable(self.root, weights, metrics)
+            for path in (*weights.rglob("*"), metrics):
+                if not path.is_file():
+                    continue
+                if path.is_relative_to(self.root):  # an imported checkpoint is somebody else's
+                    share_as_usual(path)
+                with path.open("rb") as written:
+                    os.fsync(written.fileno())
             files, losses = self._digests(run.name, weights), self.checked.digest(metrics)
         digests = {"files": files, "metrics": losses}
         self.write(self.run_file(run.name), record.model_copy(update=digests))

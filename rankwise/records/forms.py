@@ -19,7 +19,7 @@ FORMS = (*FLOAT_FORMS, *BITSANDBYTES_FORMS, *GGUF_FORMS, *LLAMA_CPP_FORMS)
 """Names of the forms in which an adapter can be deployed; in each, it is merged first."""
 
 AS_TRAINED = "as-trained"
-"""Of a run of a study: the adapter beside the base, scored in float32 to be compared with."""
+"""A study's run with the adapter beside the base, in float32: what its forms are compared with."""
 
 
 def known_form(name: str) -> str:

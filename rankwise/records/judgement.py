@@ -85,7 +85,7 @@ class EpsilonOdds(Record):
 
     epsilon_points: float
     right: tuple[float, ...]
-    """Of every option, in the order of ``BestBet.options``."""
+    """The odds of every option, in the order of ``BestBet.options``."""
     choice: str | None
     """What the rule recommends then, else what is worth most; None is not to fine-tune."""
 
@@ -110,7 +110,7 @@ class Prospect(Record):
     add: Addition
     """Items of the in-domain tasks, of the retention tasks, of both; or seeds."""
     factor: float | None
-    """By how much the items grow, all together; None for seeds."""
+    """Growth of the items, all together; None for seeds."""
     num_items: dict[str, int]
     """Task -> items after the growth; the tasks that grow."""
     num_available: int | None
@@ -122,11 +122,11 @@ class Prospect(Record):
     num_new_seeds: int
     """Seeds that are added."""
     probability: float
-    """That the study would be decided."""
+    """Probability that the study would be decided."""
 
     @property
     def cost(self) -> float:
-        """By how much the scoring grows, or for seeds the training too, as a factor."""
+        """Growth of the scoring, or for seeds of the training too, as a factor."""
         if self.factor is not None:
             return self.factor
         return self.num_seeds / (self.num_seeds - self.num_new_seeds)

@@ -14,9 +14,10 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from rankwise.errors import DataError, RecordError
+from rankwise.errors import DataError, RecordError, TaskError
+from rankwise.records import quantities
 from rankwise.records.files import read_regular
 from rankwise.records.p_right import P_RIGHT, p_right_of_items, requests_of
 from rankwise.records.results import LOSS_METRIC, weighted_by_tokens
@@ -28,6 +29,31 @@ _FIELDS = frozenset(
         "doc_hash", "prompt_hash", "target_hash", "num_loss_tokens",
     }
 )  # fmt: skip
+
+Direction = Literal["results_file", "metric_name", "assumed"]
+
+LOWER_IS_BETTER = frozenset(
+    {
+        "bits_per_byte", "brier_score", "byte_perplexity", "cer", "difference_male_female",
+        "likelihood_diff", LOSS_METRIC, "pct_female_preferred", "pct_invalid",
+        "pct_male_preferred", "pct_stereotype", "perplexity", "perspective_api_toxicity_score",
+        "ter", "wer", "word_perplexity",
+    }
+)  # fmt: skip
+"""Metrics of lm-eval of which less is better, for files that have no results file next to them."""
+
+HIGHER_IS_BETTER = frozenset(
+    {
+        "acc", "acc_bytes", "acc_mutual_info", "acc_norm", "accuracy", "bleu", "chrf", "em",
+        "exact_match", "f1", "inst_level_loose_acc", "inst_level_strict_acc", P_RIGHT, "pass@1",
+        "preference", "prompt_level_loose_acc", "prompt_level_strict_acc", "rouge1", "rouge2",
+        "rougeL",
+    }
+)  # fmt: skip
+"""Metrics of which more is better; for unknown metrics this is assumed, with a warning."""
+
+OF_LOG_LIKELIHOODS = frozenset({"perplexity"})
+"""lm-eval aggregates these from log-likelihoods, and that is what it writes for an item."""
 
 _SAMPLES_NAME = re.compile(r"samples_(.+)_([^_]+)\.jsonl?")
 
@@ -91,6 +117,119 @@ class SampleFile(NamedTuple):
         return weighted_by_tokens(values, tokens)
 
 
+class ComparedFiles(NamedTuple):
+    """The files of a comparison, the base's first, and what of them is compared.
+
+    ``notes`` are what is worth knowing about the files; for the others see
+    ``findings.against_base.ModelVerdicts``.
+    """
+
+    files: list[SampleFile]
+    filter: str
+    metric: str
+    higher_is_better: bool
+    direction_from: Direction
+    unit: str
+    notes: tuple[str, ...]
+
+
+def read_compared(
+    base: Path, candidates: Sequence[Path], metric: str | None, filter_name: str | None
+) -> ComparedFiles:
+    """Read the files of models on the same items.
+
+    Args:
+        base: the file of the model to compare with.
+        candidates: those of the other models.
+        metric: None takes p(right) where every file has options, else the first that has one
+            finite number per item in every file.
+        filter_name: None takes the first of the base file.
+
+    Raises:
+        DataError: a file cannot be read, or is given twice.
+        TaskError: a file does not have the metric or the filter.
+        RecordError: the files are not about the same items, or do not agree on the metric.
+    """
+    file_names((base, *candidates))  # refuses a file that is given twice
+    files = [read_sample_file(path) for path in (base, *candidates)]
+    own, *others = files
+    notes: list[str] = []
+    first, *more = own.filters
+    if filter_name is None and more:
+        notes.append(
+            f"{base} has results of several filters; compared is {first!r}, the others are "
+            f"{quantities.listed(more)} (--filter)"
+        )
+    filter_name = first if filter_name is None else filter_name
+    for file in files:
+        if filter_name not in file.filters:
+            raise TaskError(
+                f"{file.path} has no filter {filter_name!r}; it has "
+                f"{quantities.listed(list(file.filters))}. Choose one that all files have with "
+                "--filter."
+            )
+    metric = _metric(files, filter_name, metric)
+    for other in others:
+        notes += check_same_items(own, other, filter_name, metric)
+    values = [value for file in files for value in file.values(filter_name, metric)]
+    higher, direction_from = _direction(files, metric, values)
+    if direction_from == "assumed":
+        notes.append(
+            f"no results file next to the samples says whether more or less of {metric!r} is "
+            "better; higher is assumed to be better"
+        )
+    unit = metric
+    if metric == LOSS_METRIC:
+        unit = "nats"
+    elif metric in OF_LOG_LIKELIHOODS and higher:
+        unit = "log-likelihood"
+    elif all(0.0 <= value <= 1.0 for value in values):
+        unit = "points"
+    return ComparedFiles(files, filter_name, metric, higher, direction_from, unit, tuple(notes))
+
+
+def _metric(files: Sequence[SampleFile], filter_name: str, wanted: str | None) -> str:
+    """The wanted metric, or the base's first, that is one number per item in every file."""
+    tables = [file.metrics(filter_name) for file in files]
+    for name in tables[0] if wanted is None else [wanted]:
+        if all(table.get(name, False) for table in tables):
+            return name
+    has: list[str] = []
+    for file, table in zip(files, tables, strict=True):
+        good = quantities.listed([name for name, is_usable in table.items() if is_usable])
+        bad = [name for name, is_usable in table.items() if not is_usable]
+        also = f" (not one number per item: {quantities.listed(bad)})" if bad else ""
+        has.append(f"{file.path} has {good or 'none'}{also}")
+    missing = "no metric" if wanted is None else f"no metric {wanted!r}"
+    raise TaskError(
+        f"{missing} is one finite number per item in every file under filter {filter_name!r}: "
+        f"{'; '.join(has)}. Choose one that all files have with --metric."
+    )
+
+
+def _direction(
+    files: Sequence[SampleFile], metric: str, values: Sequence[float]
+) -> tuple[bool, Direction]:
+    # a perplexity is at least 1; what is below 0 is the log-likelihood that it is made from
+    if metric in OF_LOG_LIKELIHOODS and all(value <= 0.0 for value in values):
+        return True, "metric_name"
+    answers = {file.path: higher_is_better(file.path, metric) for file in files}
+    found = {answer for answer in answers.values() if answer is not None}
+    if len(found) > 1:
+        higher = [str(path) for path, answer in answers.items() if answer]
+        lower = [str(path) for path, answer in answers.items() if answer is False]
+        raise RecordError(
+            f"the results files do not agree on {metric!r}: higher is better next to "
+            f"{quantities.listed(higher)}, lower next to {quantities.listed(lower)}. These are two "
+            "different metrics; score both models with one version of the task."
+        )
+    if found:
+        return found.pop(), "results_file"
+    if metric in LOWER_IS_BETTER:
+        return False, "metric_name"
+    return True, "metric_name" if metric in HIGHER_IS_BETTER else "assumed"
+
+
 def read_sample_file(path: Path) -> SampleFile:
     """Read one file.
 
@@ -117,9 +256,15 @@ def read_sample_file(path: Path) -> SampleFile:
         lines.setdefault(str(line.get("filter", "none")), []).append(line)
     if not filters:
         raise DataError(f"{path} is empty; give a samples_*.jsonl file of lm_eval --log_samples.")
-    by_filter = {
-        name: _with_p_right(tuple(items.values()), lines[name]) for name, items in filters.items()
-    }
+    by_filter: dict[str, Sequence[SampleItem]] = {}
+    for name, items in filters.items():
+        by_filter[name] = own = list(items.values())
+        values = p_right_of_items(lines[name])
+        if values is not None and not any(P_RIGHT in item.values for item in own):
+            by_filter[name] = [
+                item._replace(values={P_RIGHT: _number(value), **item.values})
+                for item, value in zip(own, values, strict=True)
+            ]
     return SampleFile(path, by_filter, lines)
 
 
@@ -142,27 +287,17 @@ def task_of(path: Path) -> str | None:
     return None if named is None else named[1]
 
 
-def _with_p_right(
-    items: Sequence[SampleItem], lines: Sequence[Mapping[str, Any]]
-) -> Sequence[SampleItem]:
-    """The same with p(right) as the first metric, where the lines tell it."""
-    values = p_right_of_items(lines)
-    if values is None or any(P_RIGHT in item.values for item in items):
-        return items
-    return [
-        item._replace(values={P_RIGHT: _number(value), **item.values})
-        for item, value in zip(items, values, strict=True)
-    ]
-
-
-def check_same_items(base: SampleFile, other: SampleFile, filter_name: str) -> tuple[str, ...]:
+def check_same_items(
+    base: SampleFile, other: SampleFile, filter_name: str, metric: str
+) -> tuple[str, ...]:
     """Check that a ``doc_id`` means the same document and target in both files.
 
     Returns:
         Warnings: prompts that differ, documents that could not be checked.
 
     Raises:
-        RecordError: documents or targets differ.
+        RecordError: documents or targets differ, or losses per token are compared and are over
+            different numbers of tokens, so that the models have different tokenizers.
     """
     pairs = base.pairs(other, filter_name)
     documents = [item.document.differs(theirs.document) for item, theirs in pairs]
@@ -175,6 +310,13 @@ def check_same_items(base: SampleFile, other: SampleFile, filter_name: str) -> t
                 f"{len(pairs)} items that share a doc_id, for example doc_id {example}. Score both "
                 "models on the same version of the task's data."
             )
+    differing = sum(item.num_loss_tokens != theirs.num_loss_tokens for item, theirs in pairs)
+    if metric == LOSS_METRIC and differing:
+        raise RecordError(
+            f"{base.path} and {other.path} have losses over different numbers of tokens in "
+            f"{differing} items, so the models have different tokenizers. A loss per token cannot "
+            "be compared between them; choose another metric with --metric."
+        )
     notes: list[str] = []
     prompts = [item.prompt.differs(theirs.prompt) for item, theirs in pairs].count(True)
     if prompts:
@@ -189,22 +331,6 @@ def check_same_items(base: SampleFile, other: SampleFile, filter_name: str) -> t
             "both files; it is assumed that equal doc_ids mean equal documents"
         )
     return tuple(notes)
-
-
-def check_same_tokens(base: SampleFile, other: SampleFile, filter_name: str) -> None:
-    """Check that losses per token are over the same numbers of tokens in both files.
-
-    Raises:
-        RecordError: they are not, so the models have different tokenizers.
-    """
-    pairs = base.pairs(other, filter_name)
-    differing = sum(item.num_loss_tokens != theirs.num_loss_tokens for item, theirs in pairs)
-    if differing:
-        raise RecordError(
-            f"{base.path} and {other.path} have losses over different numbers of tokens in "
-            f"{differing} items, so the models have different tokenizers. A loss per token cannot "
-            "be compared between them; choose another metric with --metric."
-        )
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -253,24 +379,20 @@ def _item(line: Mapping[str, Any], where: str) -> SampleItem:
     prompt = requests[0][0] if requests and requests[0] else None
     tokens = line.get("num_loss_tokens")
     target = str(line["target"]) if "target" in line else None  # as later versions write it
+    metrics: Any = line.get("metrics")
+    if not isinstance(metrics, list):
+        metrics = [name for name in line if name not in _FIELDS]
+    elif LOSS_METRIC in line and LOSS_METRIC not in metrics:  # ours, which lm-eval does not name
+        metrics = [*metrics, LOSS_METRIC]
     return SampleItem(
         doc_id=doc_id,
         document=Mark(_text(line.get("doc_hash")), _digest(line.get("doc"))),
         prompt=Mark(_text(line.get("prompt_hash")), _digest(prompt)),
         target=Mark(_text(line.get("target_hash")), _digest(target)),
-        values={name: _number(line.get(name)) for name in _metric_names(line)},
+        values={str(name): _number(line.get(str(name))) for name in metrics},
         num_loss_tokens=tokens if isinstance(tokens, int) else None,
         is_rolling=len(requests) == 1 and len(requests[0]) == 1,
     )
-
-
-def _metric_names(line: Mapping[str, Any]) -> list[str]:
-    """The metrics that a line names, and ours; without names, all keys that are not fields."""
-    named = line.get("metrics")
-    if not isinstance(named, list):
-        return [name for name in line if name not in _FIELDS]
-    ours = [LOSS_METRIC] if LOSS_METRIC in line and LOSS_METRIC not in named else []
-    return [str(name) for name in named] + ours
 
 
 def _digest(part: Any) -> str | None:

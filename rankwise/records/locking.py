@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -22,11 +22,11 @@ class StageProgress(Record):
     stage: str
     """Its id."""
     share_done: float
-    """Of its work."""
+    """Share of its work that is done."""
     tokens_per_second: float | None
-    """That it reads; None where it reads none, or at its beginning."""
+    """Tokens that it reads; None where it reads none, or at its beginning."""
     peak_memory_bytes: int
-    """Of the process that does it, or of tensors on its card."""
+    """Peak of the process that does it, or of tensors on its card."""
 
 
 class StudyProgress(VersionedRecord):
@@ -40,12 +40,13 @@ class StudyProgress(VersionedRecord):
     """Stage that is left, by its id -> about how long it takes; empty while it is not known."""
 
 
+_LEADER, _LOCK = ".leader", ".lock"
 _PATIENCE_SECONDS = 1.0
-"""Who asks whether somebody leads holds the lock for a moment."""
+"""A process that asks who leads holds the lock for a moment."""
 
 
 @contextlib.contextmanager
-def locked(root: Path, tidy: Callable[[], None]) -> Generator[None]:
+def locked(root: Path) -> Generator[None]:
     """Within the block, no other process leads the study of the folder.
 
     The system lets go of the lock when the process ends, however it ends. What an earlier process
@@ -53,7 +54,6 @@ def locked(root: Path, tidy: Callable[[], None]) -> Generator[None]:
 
     Args:
         root: the folder; is created.
-        tidy: called once the folder is held.
 
     Raises:
         StudyLockedError: another process holds it.
@@ -61,10 +61,10 @@ def locked(root: Path, tidy: Callable[[], None]) -> Generator[None]:
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(_lock_file(root), timeout=_PATIENCE_SECONDS)
+        lock = FileLock(root / _LOCK, timeout=_PATIENCE_SECONDS)
         lock.acquire()
     except Timeout as error:
-        leader = _in_words(leader_in(root) or "another process")
+        leader = (leader_in(root) or "another process").partition("\n")[0]
         raise StudyLockedError(
             f"{leader} is working on {root}. Wait for it, or choose another --study-dir."
         ) from error
@@ -73,15 +73,14 @@ def locked(root: Path, tidy: Callable[[], None]) -> Generator[None]:
     try:
         try:
             about = f"process {os.getpid()} on {host_name()}\n{secrets.token_hex(8)}"
-            _leader_file(root).write_text(about, "utf-8")
+            (root / _LEADER).write_text(about, "utf-8")
         except OSError as error:
             raise storage_error(root, error) from error
         remove_leftovers(root)
-        tidy()
         yield
     finally:
         with contextlib.suppress(OSError):
-            _leader_file(root).unlink()
+            (root / _LEADER).unlink()
         lock.release()
 
 
@@ -90,11 +89,11 @@ def leader_of(root: Path) -> str | None:
     leader = leader_in(root)
     if leader is None:
         return None
-    lock = FileLock(_lock_file(root), timeout=0)
+    lock = FileLock(root / _LOCK, timeout=0)
     try:
         lock.acquire()
     except OSError:  # it is held, or cannot be asked
-        return _in_words(leader)
+        return leader.partition("\n")[0]
     lock.release()
     return None
 
@@ -105,17 +104,5 @@ def leader_in(root: Path) -> str | None:
     No two write the same.
     """
     with contextlib.suppress(OSError, ValueError):
-        return read_regular(_leader_file(root)).decode()
+        return read_regular(root / _LEADER).decode()
     return None
-
-
-def _in_words(leader: str) -> str:
-    return leader.partition("\n")[0]
-
-
-def _leader_file(root: Path) -> Path:
-    return root / ".leader"
-
-
-def _lock_file(root: Path) -> str:
-    return str(root / ".lock")

@@ -11,7 +11,7 @@ from rankwise.errors import ConfigError, did_you_mean
 from rankwise.records.study import PlannedRun, StudyRecord
 
 _LONGEST = 200
-"""In bytes, before a file's endings; the systems in use take 255."""
+"""Bytes of a file's name before its endings; the systems in use take 255."""
 
 MANIFEST = ".rankwise-written.json"
 """In a folder of users that rankwise writes into: what it wrote there, see ``outputs``."""
@@ -60,7 +60,15 @@ def find_run(study: StudyRecord, text: str, verb: str = "heads") -> PlannedRun:
         ConfigError: there is none, or several.
     """
     names = [run.name for run in study.runs]
-    matches = [run for run in study.runs if _is_meant(run, text)]
+    if text.isdecimal():
+        matches = [run for run in study.runs if run.rank == int(text)]
+    else:
+        parts = _parts(text)
+        matches = [
+            run
+            for run in study.runs
+            if (text and run.name.startswith(text)) or (parts and parts <= _parts(run.name))
+        ]
     exact = [run for run in matches if run.name == text]
     if len(exact or matches) == 1:
         return (exact or matches)[0]
@@ -69,15 +77,6 @@ def find_run(study: StudyRecord, text: str, verb: str = "heads") -> PlannedRun:
         raise ConfigError(verb, [f"--run: {text!r} is several runs of {study.config.name}; {hint}"])
     hint = did_you_mean(text, names, cutoff=0.4) or f"there are {', '.join(names) or 'none'}"
     raise ConfigError(verb, [f"--run: no run named {text!r} in {study.config.name}; {hint}"])
-
-
-def _is_meant(run: PlannedRun, text: str) -> bool:
-    if text.isdecimal():
-        return run.rank == int(text)
-    if text and run.name.startswith(text):
-        return True
-    parts = _parts(text)
-    return bool(parts) and parts <= _parts(run.name)
 
 
 def _parts(name: str) -> set[str]:

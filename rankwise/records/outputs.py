@@ -140,7 +140,10 @@ class _Target:
             if path.is_file()
         }
         self.refuse(files, OVERWRITE, overwrite=overwrite)
-        own = {name: sha256 for name in self._known if (sha256 := self._own(name))}
+        # as rankwise wrote them
+        there = [name for name in self._known if os.path.lexists(self._root / name)]
+        kept = [name for name in there if self._fault(name) is None]
+        own = {name: digest_of(self._root / name).sha256 for name in kept}
         others = {name: (sha256,) for name, sha256 in own.items() if name not in files}
         new = {name: (sha256, *filter(None, [own.get(name)])) for name, sha256 in files.items()}
         is_new = not self._root.exists()
@@ -168,12 +171,6 @@ class _Target:
         if problems:
             rest = [f"and {len(problems) - _MOST_NAMED} more"] * (len(problems) > _MOST_NAMED)
             raise ConfigError(str(self._root), [*problems[:_MOST_NAMED], *rest])
-
-    def _own(self, name: str) -> str | None:
-        """The hash of a file that is there as rankwise wrote it."""
-        file = self._root / name
-        is_own = os.path.lexists(file) and self._fault(name) is None
-        return digest_of(file).sha256 if is_own else None
 
     def _fault(self, name: str, sha256: str = "") -> tuple[str, bool] | None:
         """Why a file may not be written there, and whether a yes helps; None: nothing is lost."""

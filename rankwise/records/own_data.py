@@ -45,13 +45,13 @@ class OwnData(Record):
     revision: str | None
     """Commit of the data set; None of a file."""
     sha256: str | None
-    """Of the file; None of a data set."""
+    """Sha256 of the file; None for a data set."""
     columns: tuple[ColumnsRead, ...]
     num_rows: int
     num_distinct: int
     """Rows that differ as text; of equal ones, one is kept."""
     num_held_out: int
-    """Of these, the rows that are scored and not trained on."""
+    """Distinct rows that are scored and not trained on."""
     judged_by: tuple[Judge, ...]
     """How the held-out rows are scored; the first decides."""
     answers: tuple[str, ...] = ()

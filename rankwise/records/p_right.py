@@ -83,7 +83,11 @@ def right_options(
         known: list[Collection[int]] = []
         for line, values in zip(lines, nats, strict=True):
             places = read(line)
-            if places is None or not _agrees(line, values, places):
+            if places is None:
+                break
+            # p(right) of a nan is nan too, which no comparison accepts
+            is_nan = any(map(math.isnan, values))
+            if not is_nan and line.get(ACCURACY) != float(highest(values) in places):
                 break
             known.append(places)
         else:
@@ -141,12 +145,6 @@ def requests_of(line: Line) -> list[list[Any]]:
         return []
     inner = [list(part.values()) if isinstance(part, dict) else part for part in outer]
     return [list(arguments) for arguments in inner if isinstance(arguments, list | tuple)]
-
-
-def _agrees(line: Line, nats: Sequence[float], right: Collection[int]) -> bool:
-    if any(map(math.isnan, nats)):
-        return True  # p(right) is nan too, which no comparison accepts
-    return line.get(ACCURACY) == float(highest(nats) in right)
 
 
 def _by_place(line: Line) -> _Right:

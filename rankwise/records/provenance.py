@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -29,26 +30,22 @@ def collect_provenance(device: str | None = None, products: str | None = None) -
     ``products`` is as in ``Provenance``.
     """
     versions = {name: package_version(name) for name in PACKAGES}
+    commit = None
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=10
+        )
+        commit = done.stdout.strip() or None if done.returncode == 0 else None
     return Provenance(
         rankwise_version=package_version("rankwise") or "not installed",
         python_version=platform.python_version(),
         platform=platform.platform(),
         package_versions={name: version for name, version in versions.items() if version},
-        git_commit=_git_commit(),
+        git_commit=commit,
         device=device,
         products=products,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def _git_commit() -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
 
 
 Stack = dict[str, str]
@@ -60,7 +57,7 @@ class AcceptedStack(Record):
 
     stack: Stack
     before: Stack
-    """That of the scores which were there."""
+    """The stack of the scores that were there."""
     num_items: int
     """Items of the base that were scored again, to see how far they move."""
     largest_shift_nats: float

@@ -135,7 +135,7 @@ class RankVerdict(Record):
     retention_loss: Bound | None
     """In points; None without retention tasks."""
     worst_retention_task: str | None
-    """That is estimated to lose most."""
+    """The task that is estimated to lose most."""
     worst_retention_loss: Bound | None
     """The largest loss of any retention task, in points; whichever task it is."""
     shortfall: Bound
@@ -190,9 +190,9 @@ class Recommendation(Record):
     """The answer in words."""
     reasons: tuple[str, ...]
     unit: Unit
-    """Of the gains and of delta."""
+    """The unit of the gains and of delta."""
     in_domain_metric: str | None
-    """That decides on every in-domain task; None where they differ."""
+    """The metric that decides on every in-domain task; None where they differ."""
     retention_metric: str | None
     """The same of the retention tasks; None without any."""
     retention_tasks: tuple[str, ...]
@@ -202,9 +202,9 @@ class Recommendation(Record):
     epsilon_points: float | None
     """The acceptable retention loss, on average; None without retention tasks."""
     worst_task_points: float | None
-    """That of any single task."""
+    """The acceptable loss of any single task."""
     confidence: float
-    """That nothing wrong is recommended, over all looks."""
+    """Probability that nothing wrong is recommended, over all looks."""
     num_items_in_domain: int
     num_clusters_in_domain: int | None = None
     """The clusters that these items are in; None where every item is its own."""

@@ -40,7 +40,7 @@ class RepairDivergences(StageRecord):
 
     model: str
     tasks: tuple[str, ...]
-    """Of each item."""
+    """The task of each item."""
     doc_ids: tuple[int, ...]
     item_tokens: tuple[int, ...]
     """Tokens of each right answer that are compared."""

@@ -56,7 +56,7 @@ class Repair(Record):
     values (intruders); the rank that is kept (truncate, refine); the number of heads (heads); None
     for an average."""
     combination: Combination | None = None
-    """Of an average; None for the others."""
+    """How an average is made; None for the others."""
 
     def __hash__(self) -> int:
         return hash((self.family, self.value, self.combination))
@@ -107,7 +107,7 @@ class JudgedTask(Record):
     num_items: int
     base_score: float
     adapted_score: float
-    """Of the adapter as it is."""
+    """The score of the adapter as it is."""
     repaired_score: float
 
 
@@ -119,7 +119,7 @@ class JudgedRepair(Record):
     """As in ``RepairPoint``."""
     retention_loss: Bound
     adapter_gain: Bound
-    """Of the adapter as it is, on the same items."""
+    """The gain of the adapter as it is, on the same items."""
     adapter_loss: Bound
     gain_difference: Bound
     """Repaired less as it is, in-domain; positive is better."""
@@ -134,9 +134,9 @@ class RepairChoice(Record):
     max_loss_points: float
     """Limit of the retention loss, in points of the mean over the retention tasks."""
     unit: Unit
-    """Of the gains."""
+    """The unit of the gains."""
     confidence: float
-    """Of everything that is shown, together."""
+    """Confidence in everything that is shown, together."""
     num_kinds: int
     """Sequences of repairs that were tested, each at its part of what may err."""
     in_domain: tuple[str, ...]
@@ -144,7 +144,7 @@ class RepairChoice(Record):
     left_out: tuple[str, ...]
     """Tasks scored in another unit: they judge nothing."""
     num_items: int
-    """Of all tasks together."""
+    """Items of all tasks together."""
     curve: tuple[RepairPoint, ...]
     """Every repair, ``AS_IT_IS`` first."""
     judged: JudgedRepair | None
@@ -173,7 +173,7 @@ class AdapterRepair(StageRecord):
     model: str
     """Name of the run, or the adapter's folder."""
     model_fingerprint: str | None = None
-    """Of the run; None without a study."""
+    """The run's fingerprint; None without a study."""
     task_fingerprints: dict[str, str] = Field(default_factory=dict)
     """Task -> hash of the items and of how they were scored; empty without a study."""
     base_model: str

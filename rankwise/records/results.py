@@ -12,6 +12,7 @@ from rankwise.records.base import Record
 from rankwise.records.behaviour import Behaviour
 from rankwise.records.clusters import Ties
 from rankwise.records.deployment import FormRecord
+from rankwise.records.grouping import grouped
 from rankwise.records.heads import HeadChanges, TaskHeadEffects
 from rankwise.records.p_right import (
     P_RIGHT,
@@ -45,7 +46,7 @@ FIELD = "field."
 """Begins the metrics of the fields of an answer in JSON."""
 
 MIN_ITEMS = 2
-"""Of a scored task: a difference of one item has no standard error."""
+"""The fewest items of a scored task: a difference of one item has no standard error."""
 
 
 class TaskItems(Record):
@@ -180,10 +181,7 @@ class ModelResults(Record):
 
     def tasks_by_unit(self, tasks: Iterable[str]) -> dict[Unit, list[str]]:
         """Tasks that the model was scored on, in their order, by the unit of their values."""
-        by_unit: dict[Unit, list[str]] = {}
-        for task in tasks:
-            by_unit.setdefault(self.items[task].unit, []).append(task)
-        return by_unit
+        return grouped((self.items[task].unit, task) for task in tasks)
 
     def in_clusters(self, clusters: Mapping[str, Mapping[int, int]]) -> Self:
         """The same with these clusters, task -> item -> number."""
@@ -445,6 +443,8 @@ def task_items(
     values = [float(line[record.decision_metric]) for line in lines]
     if record.decision_metric == LOSS_METRIC and record.output_type == "loglikelihood_rolling":
         values = weighted_by_tokens(values, [int(line["num_loss_tokens"]) for line in lines])
+    has_fields = bool(lines) and "fields_correct" in lines[0]
+    names = [name for name in lines[0] if name.startswith(FIELD)] if has_fields else []
     return TaskItems(
         task=record.task,
         metric=record.decision_metric,
@@ -453,17 +453,11 @@ def task_items(
         doc_ids=tuple(int(line["doc_id"]) for line in lines),
         values=tuple(values),
         choices=None if nats is None else tuple(map(highest, nats)),
-        fields=_fields(lines),
+        fields={
+            name.removeprefix(FIELD): tuple(line.get(name) for line in lines) for name in names
+        },
         missing=missing,
     )
-
-
-def _fields(lines: Sequence[Line]) -> dict[str, tuple[float | None, ...]]:
-    """Field of the right answers -> whether it is right, item by item; empty for other tasks."""
-    if not lines or "fields_correct" not in lines[0]:
-        return {}
-    names = [name for name in lines[0] if name.startswith(FIELD)]
-    return {name.removeprefix(FIELD): tuple(line.get(name) for line in lines) for name in names}
 
 
 def answered(record: TaskEvaluation, lines: Sequence[Line]) -> list[Line]:

@@ -19,7 +19,7 @@ class ValidationMean(Record):
 
     estimate: float
     stderr: float
-    """Of the items alone."""
+    """The error from the items alone."""
 
 
 class Shown(Record):
@@ -33,7 +33,7 @@ class Shown(Record):
     learning_rate: float
     seed: int
     share: float
-    """Of its optimizer steps; 1 at the end."""
+    """Share of its optimizer steps; 1 at the end."""
     num_tokens: int
     """Trained until here."""
     gain: ValidationMean | None
@@ -69,7 +69,7 @@ class TrainTaskSearch(Record):
 
     train_task: str
     unit: Unit
-    """Of the gains."""
+    """The unit of the gains."""
     num_items: dict[str, int]
     """Validation items by the task that they stand for."""
     delta: float | None
@@ -102,7 +102,7 @@ class GrowthDecision(Record):
     seconds_spent: float
     """On training and scoring, when this was decided."""
     seconds_expected: float | None
-    """That this growth takes; None where nothing is added any more."""
+    """Seconds that this growth takes; None where nothing is added any more."""
 
     @property
     def is_last(self) -> bool:

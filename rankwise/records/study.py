@@ -229,19 +229,19 @@ class PlannedRun(Record):
 
     @property
     def weights_bytes(self) -> int:
-        """Of its trained weights in a file; an adapter's are float32."""
+        """Bytes of its trained weights in a file; an adapter's are float32."""
         weights = "float32" if self.full is None else self.full.weights
         return self.num_trainable_parameters * _WEIGHT_BYTES[weights]
 
     @property
     def state_bytes(self) -> int:
-        """Of a saved state of its training: the weights and two moments of each."""
+        """Bytes of a saved state of its training: the weights and two moments of each."""
         optimizer = "adamw" if self.full is None else self.full.optimizer
         return self.weights_bytes + self.num_trainable_parameters * _MOMENTS_BYTES[optimizer]
 
     @property
     def stored_bytes(self) -> int:
-        """Of its weights in the study folder; an imported checkpoint stays where it is."""
+        """Bytes of its weights in the study folder; an imported checkpoint stays where it is."""
         is_elsewhere = self.role == "imported" and self.method == "full"
         return 0 if is_elsewhere else self.weights_bytes
 
@@ -268,7 +268,7 @@ class PromptedTask(Record):
     shots: int
     """Rows in the prompt."""
     seed: int | None
-    """By which they were drawn; None without any."""
+    """The seed by which they were drawn; None without any."""
     context_tokens: float
     """Read before the answer of an item, on average."""
 
@@ -459,7 +459,7 @@ class StudyRecord(StudyTasks):
     passes: tuple[PlannedPass, ...] = ()
     """Which runs are trained together; imported ones are in none."""
     most_weights_bytes: int | None = None
-    """Of a model that is scored, the most weights in the device's memory at once; its other layers
+    """The most weights of a scored model in the device's memory at once; its other layers
     are read from its files in every pass. None: models fit, and are held whole."""
     deployed: tuple[str, ...] = ()
     """The runs that ``deploy`` of the study file is about: recommended, or the best bets, when the
@@ -700,7 +700,7 @@ class TaskEvaluation(StageRecord):
     """With `decision_filter`, names the entry of `metrics` that decides."""
     decision_filter: str
     unit: Unit | None = None
-    """Of the deciding metric; None: nats for ``loss_nats``, points for all others."""
+    """Unit of the deciding metric; None: nats for ``loss_nats``, points for all others."""
     num_examples: int
     """Items that were scored."""
     num_fewshot: int

@@ -14,22 +14,14 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from rankwise.errors import ConfigError, did_you_mean
-from rankwise.records.config.methods import ImportedConfig
-from rankwise.records.config.mitigations import MitigationConfig
-from rankwise.records.config.own_rows import (
-    CHECK_TAGS,
-    CheckConfig,
-    ClauseConfig,
-    ContractConfig,
-    JudgeName,
-    OwnSetConfig,
-    hub_data,
-)
+from rankwise.records.config.own_rows import CHECK_TAGS, ClauseConfig, ContractConfig, hub_data
 from rankwise.records.config.study import RecommendationConfig, StudyConfig
-from rankwise.records.config.training import RATE_TAGS, TrainConfig
+from rankwise.records.config.training import RATE_TAGS
 from rankwise.records.p_right import P_RIGHT
 from rankwise.records.study import Unit
 from rankwise.records.yaml_reading import PlainLoader, YamlError, parse_yaml, read_yaml_text
+
+M = TypeVar("M", bound=BaseModel)
 
 _MOST_SHOWN = 80
 _STUDY_FILE = "a study file is a mapping of sections; see `rankwise init`"
@@ -80,12 +72,22 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> StudyConfig
     """
     if path is None:
         source, folder = "quickstart", Path.cwd()
-        data = _parse_yaml(preset_text("quickstart"), source)
+        data = _read(preset_text("quickstart"), source)
     else:
         source = path.name or str(path)
-        data, folder = _read_sections(path, source), path.resolve().parent
+        data, folder = _read(path, source), path.resolve().parent
         data.setdefault("name", study_name(path.stem))
-    problems = [problem for override in overrides if (problem := _apply_override(data, override))]
+    problems: list[str | None] = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
+            example = "write key=value, for example train.epochs=1"
+            problems.append(f"{override!r} is not an override; {example}")
+            continue
+        try:
+            problems.append(_set(data, key, parse_yaml(text, PlainLoader)))
+        except YamlError as error:
+            problems.append(f"{key}: {_shown(text)} is not a YAML value: {error}")
     return _checked(data, source, folder, problems)
 
 
@@ -99,7 +101,7 @@ def load_contract(path: Path) -> dict[str, ClauseConfig]:
         ConfigError: with every problem that the file alone can show.
     """
     source, key = path.name or str(path), "contract"
-    data = {key: _read_sections(path, source, _CONTRACT)}
+    data = {key: _read(path, source, _CONTRACT)}
     try:
         found = ContractConfig.model_validate(data)
     except ValidationError as error:
@@ -107,7 +109,7 @@ def load_contract(path: Path) -> dict[str, ClauseConfig]:
         # the file's own keys begin one level deeper
         raise ConfigError(source, [each.removeprefix(f"{key}.") for each in problems]) from error
     folder = path.resolve().parent
-    return {name: _with_absolute_files(each, folder) for name, each in found.contract.items()}
+    return _with_absolute_paths(found.contract, folder)
 
 
 def config_of(settings: Mapping[str, Any], source: str, folder: Path) -> StudyConfig:
@@ -122,11 +124,8 @@ def config_of(settings: Mapping[str, Any], source: str, folder: Path) -> StudyCo
         ConfigError: with every problem that the settings alone can show.
     """
     data: dict[str, Any] = {}
-    problems: list[str] = []
-    for key in sorted(settings, key=lambda key: key.count(".")):  # a section before what is in it
-        problem = _set(data, key, _plain(settings[key]), replace=False)
-        if problem is not None:
-            problems.append(problem)
+    keys = sorted(settings, key=lambda key: key.count("."))  # a section before what is in it
+    problems = [_set(data, key, _plain(settings[key]), replace=False) for key in keys]
     return _checked(data, source, folder, problems)
 
 
@@ -136,17 +135,26 @@ def study_name(text: str) -> str:
 
 
 def _checked(
-    data: dict[str, Any], source: str, folder: Path, problems: Sequence[str]
+    data: dict[str, Any], source: str, folder: Path, problems: Sequence[str | None]
 ) -> StudyConfig:
-    found = [*problems, *_given_twice(data)]
+    found = [*filter(None, problems), *_given_twice(data)]
+    config = None
     try:
         config = StudyConfig.model_validate(data)
     except ValidationError as error:
         found.extend(problems_of(error, data, StudyConfig))
-        config = None
     if found or config is None:
         raise ConfigError(source, found)
-    return _with_absolute_base(_with_absolute_paths(config, folder), folder)
+    config = _with_absolute_paths(config, folder)
+    # A base in a folder is named by its whole path. A folder of the current one is meant from
+    # wherever the study goes on; a plain name may be an embedded model's.
+    name = config.base_model.name
+    is_beside = name.startswith(("./", "../")) or os.path.isdir(folder / name)
+    if is_beside or ("/" in name and os.path.isdir(name)):
+        place = str((folder / name if is_beside else Path(name)).resolve())
+        base = config.base_model.model_copy(update={"name": place})
+        config = config.model_copy(update={"base_model": base})
+    return config
 
 
 def _plain(value: Any) -> Any:
@@ -200,35 +208,18 @@ def without_folders(value: Any) -> Any:
     return f"./{Path(value).name}" if is_path else value
 
 
-def _read_sections(path: Path, source: str, wanted: str = _STUDY_FILE) -> dict[str, Any]:
+def _read(given: Path | str, source: str, wanted: str = _STUDY_FILE) -> dict[str, Any]:
+    """The sections of a file, or of a text."""
     try:
-        path.resolve()  # refuses a NUL, and links that lead to themselves
-        text = read_yaml_text(path)
+        if isinstance(given, Path):
+            given.resolve()  # refuses a NUL, and links that lead to themselves
+            given = read_yaml_text(given)
+        data = parse_yaml(given, PlainLoader)
     except (YamlError, OSError, ValueError, RuntimeError) as error:
-        raise ConfigError(source, [str(error)]) from error
-    return _parse_yaml(text, source, wanted)
-
-
-def _parse_yaml(text: str, source: str, wanted: str = _STUDY_FILE) -> dict[str, Any]:
-    try:
-        data = parse_yaml(text, PlainLoader)
-    except YamlError as error:
         raise ConfigError(source, [str(error)]) from error
     if not isinstance(data, dict):
         raise ConfigError(source, [wanted])
     return cast(dict[str, Any], data)
-
-
-def _apply_override(data: dict[str, Any], override: str) -> str | None:
-    """Set one dotted key in place; returns what is wrong with the override, if anything."""
-    key, equals, text = override.partition("=")
-    if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
-        return f"{override!r} is not an override; write key=value, for example train.epochs=1"
-    try:
-        value = parse_yaml(text, PlainLoader)
-    except YamlError as error:
-        return f"{key}: {_shown(text)} is not a YAML value: {error}"
-    return _set(data, key, value)
 
 
 def _set(data: dict[str, Any], key: str, value: Any, *, replace: bool = True) -> str | None:
@@ -270,82 +261,31 @@ def found_again(config: StudyConfig, folder: Path, file: Path) -> StudyConfig:
     return config
 
 
-def _with_absolute_base(config: StudyConfig, folder: Path) -> StudyConfig:
-    """A base in a folder is named by its whole path."""
-    name = config.base_model.name
-    is_beside = name.startswith(("./", "../")) or os.path.isdir(folder / name)
-    # a folder of the current one is meant from wherever the study goes on; a plain name may be an
-    # embedded model's
-    if not is_beside and not ("/" in name and os.path.isdir(name)):
-        return config
-    name = str((folder / name if is_beside else Path(name)).resolve())
-    base = config.base_model.model_copy(update={"name": name})
-    return config.model_copy(update={"base_model": base})
+def _with_absolute_paths(value: Any, folder: Path, key: str = "") -> Any:
+    """A section, or a part of one under a key, whose paths are whole and without ``..``.
 
-
-def _with_absolute_paths(config: StudyConfig, folder: Path) -> StudyConfig:
-    update: dict[str, Any] = {}
-    update["tasks_path"] = tuple(_place(folder, path) for path in config.tasks_path)
-    if config.train.data is not None:
-        update["train"] = _with_absolute_files(config.train, folder)
-    own = config.evaluation.own.items()
-    update["evaluation"] = config.evaluation.model_copy(
-        update={"own": {name: _with_absolute_files(each, folder) for name, each in own}}
-    )
-    methods: dict[str, Any] = {}
-    methods["imported"] = tuple(_resolved(folder, each) for each in config.methods.imported)
-    if config.methods.lora is not None and config.methods.lora.start is not None:
-        start = _rows_place(folder, config.methods.lora.start)
-        methods["lora"] = config.methods.lora.model_copy(update={"start": start})
-    update["methods"] = config.methods.model_copy(update=methods)
-    update["mitigations"] = tuple(_with_absolute_rows(arm, folder) for arm in config.mitigations)
-    return config.model_copy(update=update)
-
-
-def _place(folder: Path, path: Path) -> Path:
-    """The absolute path of what a study file names, which may itself be a link, without ``..``."""
-    place = folder / path.expanduser()
-    if place.name == "..":
-        return Path(os.path.realpath(place))
-    return Path(os.path.realpath(place.parent), place.name)
-
-
-def _rows_place(folder: Path, data: Path) -> Path:
-    """The absolute path of a file or folder, or the name of what is on the Hub as it is."""
-    path = _place(folder, data)
-    return path if hub_data(data) is None or os.path.exists(path) else data
-
-
-Rows = TypeVar("Rows", bound=TrainConfig | OwnSetConfig)
-
-
-def _with_absolute_files(rows: Rows, folder: Path) -> Rows:
-    assert rows.data is not None
-    checks = tuple(_with_absolute_check(each, folder) for each in rows.judged_by)
-    return rows.model_copy(update={"data": _rows_place(folder, rows.data), "judged_by": checks})
-
-
-def _with_absolute_check(judge: JudgeName | CheckConfig, folder: Path) -> JudgeName | CheckConfig:
-    if isinstance(judge, str):
-        return judge
-    if judge.code is not None:
-        file, _, function = judge.code.rpartition(":")
-        return judge.model_copy(update={"code": f"{_place(folder, Path(file))}:{function}"})
-    check = judge.json_fields
-    if check is None or check.schema_file is None:
-        return judge
-    found = check.model_copy(update={"schema_file": _place(folder, check.schema_file)})
-    return judge.model_copy(update={"json_fields": found})
-
-
-def _with_absolute_rows(arm: MitigationConfig, folder: Path) -> MitigationConfig:
-    update: dict[str, Any] = {}
-    for key, part in (("kl", arm.kl), ("replay", arm.replay)):
-        rows = None if part is None else part.rows
-        if part is not None and rows is not None and rows.data is not None:
-            resolved = rows.model_copy(update={"data": _rows_place(folder, rows.data)})
-            update[key] = part.model_copy(update={"rows": resolved})
-    return arm.model_copy(update=update)
+    They may be links themselves. ``data`` and ``start`` may also name what is on the Hub, and then
+    stay as they are.
+    """
+    if key == "code" and isinstance(value, str):
+        file, _, function = value.rpartition(":")
+        return f"{_with_absolute_paths(Path(file), folder)}:{function}"
+    if isinstance(value, Path):
+        place = folder / value.expanduser()
+        path = Path(os.path.realpath(place.parent), place.name)
+        if place.name == "..":
+            path = Path(os.path.realpath(place))
+        may_be_hub = key in ("data", "start") and hub_data(value) is not None
+        return value if may_be_hub and not os.path.exists(path) else path
+    if isinstance(value, tuple):
+        return tuple(_with_absolute_paths(part, folder, key) for part in value)
+    if isinstance(value, Mapping):
+        return {name: _with_absolute_paths(part, folder, key) for name, part in value.items()}
+    if not isinstance(value, BaseModel):
+        return value
+    parts = {name: _with_absolute_paths(part, folder, name) for name, part in value}
+    changed = {name: part for name, part in parts.items() if part != getattr(value, name)}
+    return value.model_copy(update=changed)
 
 
 _TAGS = (*RATE_TAGS, *CHECK_TAGS)
@@ -378,12 +318,24 @@ def _at(data: Any, location: tuple[str, ...]) -> Any:
     return data
 
 
+def validated(model: type[M], data: dict[str, Any], source: str) -> M:
+    """Data of this kind, checked.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(source, list(problems_of(error, data, model))) from error
+
+
 def problems_of(
     error: ValidationError, data: dict[str, Any], model: type[BaseModel]
 ) -> Iterable[str]:
     """One sentence for each problem that pydantic found: the key, what was given, what to do."""
     for detail in error.errors(include_url=False):
-        key = _dotted(_as_written(detail["loc"], data))
+        key = _key_of(detail["loc"], data)
         if detail["type"] == "extra_forbidden":
             known = _known_keys(model, detail["loc"][:-1])
             hint = did_you_mean(str(detail["loc"][-1]), known) or f"known here: {', '.join(known)}"
@@ -412,37 +364,21 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
-def _as_written(location: tuple[int | str, ...], data: dict[str, Any]) -> tuple[int | str, ...]:
-    """The place in the file, without the index 0 of a single value that stands for a list."""
-    kept: list[int | str] = []
+def _key_of(location: tuple[int | str, ...], data: dict[str, Any]) -> str:
+    """A place in the file, dotted, without the index 0 of a single value that stands for a list."""
+    key = ""
     here: Any = data
     for part in location:
-        if part in _TAGS or _stands_for_a_list(here, part):
+        is_index = isinstance(part, int)
+        is_key = isinstance(here, dict) and part in here
+        if part in _TAGS or (is_index and not isinstance(here, list) and not is_key):
             continue
-        kept.append(part)
+        key += f"[{part}]" if is_index else f".{part}" if key else str(part)
         if isinstance(here, dict):
             here = here.get(part)
         else:
-            here = here[part] if isinstance(here, list) and isinstance(part, int) else None
-    return tuple(kept)
-
-
-def _resolved(folder: Path, imported: ImportedConfig) -> ImportedConfig:
-    paths = {"adapter": imported.adapter, "checkpoint": imported.checkpoint}
-    absolute = {key: _place(folder, path) for key, path in paths.items() if path is not None}
-    return imported.model_copy(update=absolute)
-
-
-def _stands_for_a_list(value: Any, part: int | str) -> bool:
-    is_key = isinstance(value, dict) and part in value
-    return isinstance(part, int) and not isinstance(value, list) and not is_key
-
-
-def _dotted(location: tuple[int | str, ...]) -> str:
-    text = ""
-    for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text
+            here = here[part] if isinstance(here, list) and is_index else None
+    return key
 
 
 def _known_keys(model: Any, location: tuple[int | str, ...]) -> list[str]:

@@ -96,7 +96,13 @@ def parse_yaml(text: str, loader: type[yaml.SafeLoader]) -> Any:
         _refuse_bombs(text)
         return yaml.load(text, Loader=loader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
-        raise YamlError(f"not valid YAML: {_in_words(error)}; correct it") from error
+        what = " ".join(str(error).split())
+        if isinstance(error, yaml.MarkedYAMLError):  # on one line, without the excerpt
+            what = " ".join(str(part) for part in (error.context, error.problem) if part)
+            mark = error.problem_mark or error.context_mark
+            if mark is not None:
+                what = f"line {mark.line + 1}, column {mark.column + 1}: {what}"
+        raise YamlError(f"not valid YAML: {what}; correct it") from error
     except YamlError:
         raise
     except (ValueError, OverflowError, RecursionError) as error:  # 2020-99-99, 5,000 digits
@@ -138,12 +144,3 @@ def _refuse_bombs(text: str) -> None:
         open_nodes[-1] = (anchor, before + size)
         if before + size > MAX_VALUES:
             raise YamlError(f"line {line}: more than {MAX_VALUES:,} values; shorten its lists")
-
-
-def _in_words(error: yaml.YAMLError) -> str:
-    """The error on one line, without the excerpt: what is wrong, and where."""
-    if not isinstance(error, yaml.MarkedYAMLError):
-        return " ".join(str(error).split())
-    what = " ".join(str(part) for part in (error.context, error.problem) if part)
-    mark = error.problem_mark or error.context_mark
-    return f"line {mark.line + 1}, column {mark.column + 1}: {what}" if mark else what

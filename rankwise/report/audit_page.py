@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from rankwise.findings.audits import (
     ENOUGH,
@@ -32,16 +31,7 @@ from rankwise.report import cells
 from rankwise.report.charts.intervals import Bar, BarPanel, interval_chart
 from rankwise.report.charts.ranks import RankCurve, RankMark, RankPanel, rank_chart
 from rankwise.report.facts import NOT_RECORDED, Facts, software_facts
-from rankwise.report.parts import (
-    Cell,
-    Column,
-    Figure,
-    ReportSection,
-    Table,
-    TitledTable,
-    grouped_table,
-    table,
-)
+from rankwise.report.parts import Cell, Column, Figure, ReportSection, Table, TitledTable
 from rankwise.report.rendering import Page, Part, rendered
 from rankwise.report.sections.weight_maps import (
     intruder_map,
@@ -113,8 +103,17 @@ def _sections(record: AuditRecord) -> Iterator[ReportSection]:
     table = TitledTable("", matrix_table(record))
     yield ReportSection("matrices", "Every matrix", tables=(table,))
     said = f"Every number of this page, unrounded, is in {RECORD_FILE} next to it."
-    facts = TitledTable("", _provenance(record))
-    yield ReportSection("provenance", "Provenance", (said,), tables=(facts,))
+    scored = {} if record.precision is None else {"Precision of the scores": record.precision}
+    facts = {
+        "Base": record.base,
+        "Base model fingerprint": record.base_fingerprint,
+        "Audited": record.target,
+        **scored,
+        **software_facts(record.provenance),
+        "Device": record.provenance.device or NOT_RECORDED,
+        "Made": record.provenance.created_at,
+    }
+    yield ReportSection("provenance", "Provenance", (said,), tables=(TitledTable("", facts),))
 
 
 def _score_section(record: AuditRecord) -> ReportSection:
@@ -171,7 +170,18 @@ def _energy_section(record: AuditRecord, cut: KeptEnergy) -> ReportSection:
 
 
 def _direction_section(record: AuditRecord) -> ReportSection:
-    remarks = [_compared_with(record)]
+    draws = quantities.counted(record.null_draws, "draw")
+    compared_with = (
+        "Singular vectors after training compared with the base's own, and with what random "
+        f"updates of the same size do to them ({draws} of each kind: Gaussian, of the same norm; "
+        "Haar, of the same singular values). Vectors of near-equal singular values turn freely, so "
+        "a low similarity says something only where random updates have a higher one."
+        if record.null_draws
+        else "Singular vectors after training compared with the base's own. Vectors of near-equal "
+        "singular values turn freely, so a low similarity by itself says little: no random "
+        "updates were drawn to compare with."
+    )
+    remarks = [compared_with]
     figures: list[Figure] = []
     if any(matrix.layer is not None for matrix in record.matrices):  # on a map
         figures += turned_map(_label(record), record.matrices)
@@ -186,22 +196,6 @@ def _direction_section(record: AuditRecord) -> ReportSection:
             also = ", nor would one under random updates" if record.null_draws else ""
             remarks.append(f"No matrix has an intruder dimension{also}: there is no map of them.")
     return ReportSection("directions", "What it turns", tuple(remarks), tuple(figures))
-
-
-def _compared_with(record: AuditRecord) -> str:
-    if not record.null_draws:
-        return (
-            "Singular vectors after training compared with the base's own. Vectors of near-equal "
-            "singular values turn freely, so a low similarity by itself says little: no random "
-            "updates were drawn to compare with."
-        )
-    draws = quantities.counted(record.null_draws, "draw")
-    return (
-        "Singular vectors after training compared with the base's own, and with what random "
-        f"updates of the same size do to them ({draws} of each kind: Gaussian, of the same norm; "
-        "Haar, of the same singular values). Vectors of near-equal singular values turn freely, so "
-        "a low similarity says something only where random updates have a higher one."
-    )
 
 
 def _label(record: AuditRecord) -> str:
@@ -224,19 +218,6 @@ def _facts(record: AuditRecord) -> Facts:
         "Relative to ‖W₀‖_F": quantities.share(norm / base) if base else "base is zero",
         f"Smallest customary rank that keeps {ENOUGH:.0%}": cut,
         "Intruder dimensions": f"{intruders_of_all(record.matrices, EPSILONS).observed:g}",
-    }
-
-
-def _provenance(record: AuditRecord) -> Facts:
-    precision = record.precision
-    return {
-        "Base": record.base,
-        "Base model fingerprint": record.base_fingerprint,
-        "Audited": record.target,
-        **({} if precision is None else {"Precision of the scores": precision}),
-        **software_facts(record.provenance),
-        "Device": record.provenance.device or NOT_RECORDED,
-        "Made": record.provenance.created_at,
     }
 
 
@@ -264,7 +245,11 @@ def matrix_table(record: AuditRecord) -> Table:
     def intruders(change: VectorChange, matrix: MatrixSpectrum) -> float:
         return intruders_of(change, matrix.leading, record.epsilons)
 
-    columns: list[Column[MatrixSpectrum]] = [
+    most = max(matrix.leading[-1] for matrix in record.matrices)
+    return Table.grouped(
+        f"Similarities and overlap are over the {most} leading singular vectors, or the matrix's "
+        f"own number. {_small_numbers(record, '')}",
+        [(kind, "", matrices) for kind, matrices in _by_kind(record).items()],
         Column(
             "Matrix",
             lambda row: Cell(row.module, "", f"{row.out_features} × {row.in_features}"),
@@ -284,18 +269,11 @@ def matrix_table(record: AuditRecord) -> Table:
             f"k = {intruder_k(record.matrices)}, ε = {INTRUDER_EPSILON}",
         ),
         *(Column(title, compared("{:.3f}", of), detail) for title, detail, of in _SIMILARITIES),
-    ]
-    most = max(matrix.leading[-1] for matrix in record.matrices)
-    caption = (
-        f"Similarities and overlap are over the {most} leading singular vectors, or the matrix's "
-        f"own number. {_small_numbers(record, '')}"
     )
-    groups = [(kind, "", matrices) for kind, matrices in _by_kind(record).items()]
-    return grouped_table(caption, columns, groups)
 
 
 def _percent(share: float | None) -> str | None:
-    return None if share is None else f"{100 * share:.2g}"
+    return cells.known(share, lambda value: f"{100 * value:.2g}")
 
 
 def _by_kind(record: AuditRecord) -> dict[str, list[MatrixSpectrum]]:
@@ -311,46 +289,34 @@ def _small_numbers(record: AuditRecord, where: str) -> str:
     )
 
 
-class _Kind(NamedTuple):
-    name: str
-    num_matrices: int
-    group: MatrixGroup
-
-
 def kind_table(record: AuditRecord) -> Table:
     """One row for each kind of matrix, and one for all of them."""
     kinds = _by_kind(record)
     if len(kinds) > 1:
         kinds["all"] = list(record.matrices)
-    rows = [
-        _Kind(name, len(own), matrix_group(own, record.epsilons)) for name, own in kinds.items()
-    ]
-
-    def share(kind: _Kind) -> str | None:
-        group = kind.group
-        return _percent(group.norm / group.base_norm if group.base_norm else None)
+    rows = [(name, len(own), matrix_group(own, record.epsilons)) for name, own in kinds.items()]
 
     def span(ranks: Range) -> Cell:
         return Cell(f"{ranks.median:g}", f"{ranks.least} to {ranks.most}")
 
-    columns: list[Column[_Kind]] = [
-        Column("Kind", lambda kind: kind.name),
-        Column("Matrices", lambda kind: kind.num_matrices),
-        Column("‖delta‖_F", lambda kind: f"{kind.group.norm:.3g}"),
-        Column("of ‖W₀‖_F", share, "%"),
-        Column("Energy rank 90 %", lambda kind: span(kind.group.energy_rank_90), "median, range"),
-        Column("Energy rank 99 %", lambda kind: span(kind.group.energy_rank_99), "median, range"),
+    def share(group: MatrixGroup) -> str | None:
+        return _percent(group.norm / group.base_norm if group.base_norm else None)
+
+    return Table.of(
+        "All matrices of a kind as one. "
+        f"{_small_numbers(record, ' under intruders and similarity')}",
+        rows,
+        Column("Kind", lambda row: row[0]),
+        Column("Matrices", lambda row: row[1]),
+        Column("‖delta‖_F", lambda row: f"{row[2].norm:.3g}"),
+        Column("of ‖W₀‖_F", lambda row: share(row[2]), "%"),
+        Column("Energy rank 90 %", lambda row: span(row[2].energy_rank_90), "median, range"),
+        Column("Energy rank 99 %", lambda row: span(row[2].energy_rank_99), "median, range"),
+        Column("Intruders", lambda row: cells.beside_nulls("{:.3g}", row[2].intruders), "in all"),
         Column(
-            "Intruders", lambda kind: cells.beside_nulls("{:.3g}", kind.group.intruders), "in all"
+            "Similarity", lambda row: cells.beside_nulls("{:.3f}", row[2].similarities), _SAME_INDEX
         ),
-        Column(
-            "Similarity",
-            lambda kind: cells.beside_nulls("{:.3f}", kind.group.similarities),
-            _SAME_INDEX,
-        ),
-    ]
-    small = _small_numbers(record, " under intruders and similarity")
-    return table(f"All matrices of a kind as one. {small}", columns, rows)
+    )
 
 
 def score_table(record: AuditRecord) -> Table:
@@ -366,7 +332,12 @@ def score_table(record: AuditRecord) -> Table:
         name = cells.metric_name(score.metric, score.filter)
         return Cell(name, "", f"{cells.unit_name(score.unit)}, {direction} is better")
 
-    columns: list[Column[AuditScore]] = [
+    confidence = quantities.percent(record.confidence)
+    return Table.of(
+        f"Differences are paired over the same items; {confidence} intervals, each for one task by "
+        "itself. p is McNemar's exact one where items are right or wrong, else of a paired t-test; "
+        "neither is corrected for the number of tasks.",
+        record.scores,
         Column("Task", asked),
         Column.text("Metric", metric),
         Column("n", lambda row: cells.items(row.num_examples, row.limit)),
@@ -378,14 +349,7 @@ def score_table(record: AuditRecord) -> Table:
         Column("Learned", lambda row: row.num_learned, "wrong → right"),
         Column("Forgotten", lambda row: row.num_forgotten, "right → wrong"),
         Column("p", lambda row: quantities.p_value(row.p_value)),
-    ]
-    confidence = quantities.percent(record.confidence)
-    caption = (
-        f"Differences are paired over the same items; {confidence} intervals, each for one task by "
-        "itself. p is McNemar's exact one where items are right or wrong, else of a paired t-test; "
-        "neither is corrected for the number of tasks."
     )
-    return table(caption, columns, record.scores)
 
 
 _ERROR = "± standard error"
@@ -397,15 +361,21 @@ def _score(score: AuditScore, value: float, error: float) -> Cell:
 
 def other_table(changes: tuple[OtherChange, ...]) -> Table:
     """The largest changes of parameters that are no linear layers."""
-    columns: list[Column[OtherChange]] = [
+    more = len(changes) - MOST_OTHERS
+    said = f" {quantities.count(more)} more are in audit.json." if more > 0 else ""
+    return Table.of(
+        f"‖after − before‖ / ‖before‖, largest first.{said}",
+        changes[:MOST_OTHERS],
         Column("Parameter", lambda change: change.name),
         Column("Relative change", _other_cell),
-    ]
-    more = len(changes) - MOST_OTHERS
-    caption = "‖after − before‖ / ‖before‖, largest first." + (
-        f" {quantities.count(more)} more are in audit.json." if more > 0 else ""
     )
-    return table(caption, columns, changes[:MOST_OTHERS])
+
+
+_OTHER = {
+    "resized": "another size",
+    "added": "not in the base",
+    "removed": "not in the checkpoint",
+}
 
 
 def _other_cell(change: OtherChange) -> Cell:
@@ -414,9 +384,5 @@ def _other_cell(change: OtherChange) -> Cell:
             return Cell(quantities.share(change.relative_norm or 0.0))
         case "from_zero":
             return Cell("was zero", f"norm {change.norm:.3g}")
-        case "resized":
-            return Cell("another size")
-        case "added":
-            return Cell("not in the base")
-        case "removed":
-            return Cell("not in the checkpoint")
+        case other:
+            return Cell(_OTHER[other])

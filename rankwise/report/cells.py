@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from rankwise.findings.audits import NullPair
 from rankwise.findings.options import OptionName, TaskMean
@@ -15,6 +15,8 @@ from rankwise.records import quantities
 from rankwise.records.axes import Kind
 from rankwise.records.study import Interval, Unit
 from rankwise.report.parts import EMPTY, Cell
+
+T = TypeVar("T")
 
 MOST_OPTIONS = 8
 """More options than this are too many for one chart; then one is drawn for each rank."""
@@ -98,6 +100,11 @@ def beside(form: str, value: float, others: Iterable[float | None]) -> Cell:
 def beside_nulls(form: str, pair: NullPair) -> Cell:
     """A measure of matrices, and in small print what random updates have."""
     return beside(form, pair.observed, (pair.gaussian, pair.haar))
+
+
+def known(value: T | None, write: Callable[[T], str]) -> str | None:
+    """A quantity written so; None where there is none."""
+    return None if value is None else write(value)
 
 
 def number(value: float | None, spec: str) -> Cell:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from rankwise.findings.comparison import (
     STACK_SHIFT,
     ComparedAnswer,
     ComparedChoice,
     ComparedPair,
-    ComparedStudy,
     ComparisonKind,
     StudyComparison,
     StudySource,
@@ -25,21 +23,19 @@ from rankwise.records.study import StudyRecord
 from rankwise.report import cells
 from rankwise.report.charts.intervals import Bar, BarPanel, cut_name, interval_chart, short_names
 from rankwise.report.charts.marks import Look
-from rankwise.report.charts.plane import PlaneMark
 from rankwise.report.facts import base_model_name, study_warnings
 from rankwise.report.parts import (
     EMPTY,
     Cell,
     Column,
+    Content,
     Figure,
     ReportSection,
     Table,
     TitledTable,
-    grouped_table,
-    table,
 )
 from rankwise.report.rendering import Page, Part, rendered
-from rankwise.report.sections.overview import plane_of
+from rankwise.report.sections.overview import change_mark, plane_of
 from rankwise.report.summaries import OUTCOMES
 
 KICKER = "rankwise compare"
@@ -103,69 +99,70 @@ def _sections(
     ]
     if warnings:
         yield ReportSection("warnings", "Warnings", points=warnings)
-    facts = TitledTable("", _provenance(comparison))
-    yield ReportSection("provenance", "Provenance", [_REPRODUCE], tables=[facts])
-
-
-_REPRODUCE = (
-    "This page is made from the records in the studies' folders, which it does not change. Each "
-    "study's own report has what stands behind its choice."
-)
-
-
-class _Row(NamedTuple):
-    """A property of all answers."""
-
-    name: str
-    of: Callable[[ComparedAnswer], Cell | str | int | None]
-    detail: str = ""
+    said = (
+        "This page is made from the records in the studies' folders, which it does not change. "
+        "Each study's own report has what stands behind its choice."
+    )
+    made = Table.of(
+        "The studies that are compared.",
+        comparison.studies,
+        Column("Study", lambda study: study.name),
+        Column.text("Study fingerprint", lambda study: study.fingerprint[:16]),
+        Column.text("Base model fingerprint", lambda study: study.base_model_fingerprint[:16]),
+        Column("Newest score", lambda study: study.made_at),
+    )
+    yield ReportSection("provenance", "Provenance", [said], tables=[TitledTable("", made)])
 
 
 def side_by_side(comparison: StudyComparison, studies: Sequence[StudySource]) -> Table:
     """A column for each answer, a row for each thing to know of it."""
     records = {study.name: study.results.study for study in studies}
-    rows = [
-        _Row("Base model", lambda answer: base_model_name(records[answer.study].config)),
-        _Row("Trained on", lambda answer: _trained_on(answer, records[answer.study])),
-        _Row("Methods", lambda answer: _methods(answer, records[answer.study])),
-        _Row("Verdict", lambda answer: OUTCOMES[answer.outcome]),
-        _Row("Choice", _choice),
-        _Row("Alpha", _of(quantities.alpha)),
-        _Row("Learning rate", _of(_rate)),
-        _Row("Target modules", _of(lambda choice: quantities.modules(choice.target_modules))),
-        _Row("Epochs", _of(lambda choice: choice.epochs)),
-        _Row("Seeds", _of(lambda choice: ", ".join(map(str, choice.seeds)) or None)),
-        _Row("Gain in-domain", lambda answer: _change(answer.gain), "from its own base"),
-        _Row("Retention change", lambda answer: _change(answer.retention), "from its own base"),
-        _Row("Trained weights", _of(_weights)),
-        _Row("Training time", _of(_time), "of the choice, all seeds"),
-        _Row("Made", lambda answer: comparison.of(answer).made_at[:10]),
-        _Row("Software stack", lambda answer: comparison.of(answer).stack_words),
-    ]
-    columns: list[Column[_Row]] = [
-        Column("Study", lambda row: Cell(row.name, "", row.detail)),
-        *(
-            Column(answer.name, lambda row, answer=answer: row.of(answer))
-            for answer in comparison.answers
+
+    def weights(choice: ComparedChoice) -> Cell:
+        share = f"{quantities.share(choice.trainable_share)} of full"
+        return Cell(quantities.parameters(choice.num_parameters), "", share)
+
+    rows: list[Column[ComparedAnswer]] = [
+        Column("Base model", lambda answer: base_model_name(records[answer.study].config)),
+        Column("Trained on", lambda answer: _trained_on(answer, records[answer.study])),
+        Column("Methods", lambda answer: _methods(answer, records[answer.study])),
+        Column("Verdict", lambda answer: OUTCOMES[answer.outcome]),
+        Column("Choice", _choice),
+        Column("Alpha", _of(quantities.alpha)),
+        Column(
+            "Learning rate",
+            _of(lambda choice: cells.known(choice.learning_rate, quantities.learning_rate)),
         ),
+        Column("Target modules", _of(lambda choice: quantities.modules(choice.target_modules))),
+        Column("Epochs", _of(lambda choice: choice.epochs)),
+        Column("Seeds", _of(lambda choice: ", ".join(map(str, choice.seeds)) or None)),
+        Column("Gain in-domain", lambda answer: _change(answer.gain), "from its own base"),
+        Column("Retention change", lambda answer: _change(answer.retention), "from its own base"),
+        Column("Trained weights", _of(weights)),
+        Column(
+            "Training time",
+            _of(lambda choice: cells.known(choice.train_seconds, quantities.seconds)),
+            "of the choice, all seeds",
+        ),
+        Column("Made", lambda answer: comparison.of(answer).made_at[:10]),
+        Column("Software stack", lambda answer: comparison.of(answer).stack_words),
     ]
-    caption = (
+    answers: list[Column[Column[ComparedAnswer]]] = [
+        Column(answer.name, lambda row, answer=answer: row.cell(answer))
+        for answer in comparison.answers
+    ]
+    return Table.of(
         f"Changes from each study's own base, with {_intervals(comparison.answers)}, each for one "
-        "number by itself. Where a study is not settled, its best bet is shown."
+        "number by itself. Where a study is not settled, its best bet is shown.",
+        rows,
+        Column("Study", lambda row: Cell(row.title, "", row.detail)),
+        *answers,
     )
-    return table(caption, columns, rows)
 
 
-def _of(
-    choice_cell: Callable[[ComparedChoice], Cell | str | int | None],
-) -> Callable[[ComparedAnswer], Cell | str | int | None]:
+def _of(choice_cell: Callable[[ComparedChoice], Content]) -> Callable[[ComparedAnswer], Content]:
     """A property of the choice; nothing for an answer without one."""
     return lambda answer: None if answer.choice is None else choice_cell(answer.choice)
-
-
-def _rate(choice: ComparedChoice) -> str | None:
-    rate = choice.learning_rate
-    return None if rate is None else quantities.learning_rate(rate)
 
 
 def _trained_on(answer: ComparedAnswer, study: StudyRecord) -> Cell:
@@ -200,23 +197,11 @@ def _choice(answer: ComparedAnswer) -> Cell:
     return Cell(answer.choice.label, "", how)
 
 
-def _change(value: TaskMean | None) -> Cell:
-    return EMPTY if value is None else cells.sized(value)._replace(note=_counted(value))
-
-
-def _counted(value: TaskMean) -> str:
-    """Unit and n under a change: a table of several studies may have several units."""
-    return f"{value.unit}, {quantities.sample_size(value)}"
-
-
-def _weights(choice: ComparedChoice) -> Cell:
-    share = f"{quantities.share(choice.trainable_share)} of full"
-    return Cell(quantities.parameters(choice.num_parameters), "", share)
-
-
-def _time(choice: ComparedChoice) -> str | None:
-    seconds = choice.train_seconds
-    return None if seconds is None else quantities.seconds(seconds)
+def _change(value: TaskMean | None, note: str = "") -> Cell:
+    """With its unit and n below it: a table of several studies may have several units."""
+    if value is None:
+        return EMPTY
+    return cells.mean(value, note=f"{value.unit}, {quantities.sample_size(value)}{note}")
 
 
 def _intervals(of: Sequence[ComparedAnswer | ComparedPair]) -> str:
@@ -233,10 +218,20 @@ def _pair_section(comparison: StudyComparison) -> ReportSection:
     remarks = comparison.remarks
     if not pairs:
         return ReportSection("pairs", "Item by item", remarks)
-    columns: list[Column[ComparedPair]] = [
+    shown = Table.of(
+        "The choice of the second study less that of the first, each less its own base, paired "
+        f"over the same items, with {_intervals(pairs)}. Positive: the second is better. "
+        "Each interval is for one number by itself, and each choice was made on these items: no "
+        "verdict rests on it.",
+        pairs,
         Column("Studies", lambda pair: Cell(pair.second, "", f"less {pair.first}")),
-        Column.optional("Gain in-domain", lambda pair: _on(pair.gain, pair.gain_tasks)),
-        Column.optional("Retention change", lambda pair: _on(pair.retention, pair.retention_tasks)),
+        Column.optional(
+            "Gain in-domain", lambda pair: _change(pair.gain, f"; {', '.join(pair.gain_tasks)}")
+        ),
+        Column.optional(
+            "Retention change",
+            lambda pair: _change(pair.retention, f"; {', '.join(pair.retention_tasks)}"),
+        ),
         Column(
             "Items the base scored otherwise",
             lambda pair: (
@@ -245,23 +240,8 @@ def _pair_section(comparison: StudyComparison) -> ReportSection:
             ),
             "should be 0",
         ),
-    ]
-    caption = (
-        "The choice of the second study less that of the first, each less its own base, paired "
-        f"over the same items, with {_intervals(pairs)}. Positive: the second is better. "
-        "Each interval is for one number by itself, and each choice was made on these items: no "
-        "verdict rests on it."
     )
-    return ReportSection(
-        "pairs", "Item by item", remarks, tables=[TitledTable("", table(caption, columns, pairs))]
-    )
-
-
-def _on(value: TaskMean | None, tasks: Sequence[str]) -> Cell | None:
-    """A difference with its unit, its n and its tasks."""
-    if value is None:
-        return None
-    return _change(value)._replace(note=f"{_counted(value)}; {', '.join(tasks)}")
+    return ReportSection("pairs", "Item by item", remarks, tables=[TitledTable("", shown)])
 
 
 def _figure_section(comparison: StudyComparison) -> ReportSection:
@@ -284,13 +264,8 @@ def _planes(comparison: StudyComparison) -> Iterator[Figure]:
         looks = Look.of_each({answer.name: _kind(answer) for answer in answers})
         short = short_names(names)
         marks = [
-            PlaneMark(
-                short[answer.name],
-                looks[answer.name],
-                answer.retention,
-                answer.gain,
-                f"{answer.name}: gain {cells.in_words(answer.gain)}, retention change "
-                f"{cells.in_words(answer.retention)}",
+            change_mark(
+                short[answer.name], looks[answer.name], answer.name, answer.gain, answer.retention
             )
             for answer in answers
             if answer.gain is not None and answer.retention is not None
@@ -356,18 +331,18 @@ def _setting_section(comparison: StudyComparison) -> ReportSection:
     if not rows:
         said = "No setting that scores or choices depend on."
         return ReportSection("differs", title, [said])
-    columns: list[Column[DifferingSetting]] = [
-        Column("Setting", lambda row: row.name),
-        *(
-            Column.text(study.name, lambda row, place=place: _value(row.values[place]))
-            for place, study in enumerate(comparison.studies)
-        ),
+    values: list[Column[DifferingSetting]] = [
+        Column(study.name, lambda row, place=place: _value(row.values[place]), is_text=True)
+        for place, study in enumerate(comparison.studies)
     ]
-    caption = (
+    shown = Table.of(
         "The settings that scores or choices depend on and that are not the same in all studies, "
-        "as in their study files; items and weights by the beginning of their fingerprint."
+        "as in their study files; items and weights by the beginning of their fingerprint.",
+        rows,
+        Column("Setting", lambda row: row.name),
+        *values,
     )
-    return ReportSection("differs", title, tables=[TitledTable("", table(caption, columns, rows))])
+    return ReportSection("differs", title, tables=[TitledTable("", shown)])
 
 
 def _value(text: str | None, note: str = "") -> Cell:
@@ -387,33 +362,21 @@ def _stack_section(comparison: StudyComparison) -> ReportSection:
         facts = {_part_name(name): value for name, value in stacks[0].parts.items()}
         return ReportSection("stacks", "Software stack", remarks, tables=[TitledTable("", facts)])
     names = dict.fromkeys(name for stack in stacks for name in stack.parts)
-    columns: list[Column[str]] = [
-        Column("Part", _part_name),
-        *(
-            Column.text(stack.name, lambda name, stack=stack: _value(stack.parts.get(name)))
-            for stack in stacks
-        ),
+    values: list[Column[str]] = [
+        Column(stack.name, lambda name, stack=stack: _value(stack.parts.get(name)), is_text=True)
+        for stack in stacks
     ]
     same = [name for name in names if len({stack.parts.get(name) for stack in stacks}) == 1]
-    groups = (
-        ("Different", "", [name for name in names if name not in same]),
-        ("The same", "", same),
-    )
     made = [f"{study.name} on {study.stack_words}" for study in comparison.studies]
-    shown = grouped_table(f"Made: {quantities.listed(made)}.", columns, groups)
+    shown = Table.grouped(
+        f"Made: {quantities.listed(made)}.",
+        [("Different", "", [name for name in names if name not in same]), ("The same", "", same)],
+        Column("Part", _part_name),
+        *values,
+    )
     return ReportSection("stacks", title, remarks, tables=[TitledTable("", shown)])
 
 
 def _part_name(name: str) -> str:
     """Device rather than device; packages as they are written."""
     return name.capitalize() if name in ("device", "precision", "products") else name
-
-
-def _provenance(comparison: StudyComparison) -> Table:
-    columns: list[Column[ComparedStudy]] = [
-        Column("Study", lambda study: study.name),
-        Column.text("Study fingerprint", lambda study: study.fingerprint[:16]),
-        Column.text("Base model fingerprint", lambda study: study.base_model_fingerprint[:16]),
-        Column("Newest score", lambda study: study.made_at),
-    ]
-    return table("The studies that are compared.", columns, comparison.studies)

@@ -11,7 +11,7 @@ from rankwise.records.config.own_rows import data_place
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import StudyResults
-from rankwise.records.study import PlannedRun, Provenance, RunRecord, ScoreTables
+from rankwise.records.study import PlannedRun, Provenance, RunRecord
 
 NOT_RECORDED = "not recorded"
 
@@ -47,8 +47,12 @@ def judgement_facts(recommendation: Recommendation) -> Facts:
 
 def training_facts(results: StudyResults) -> Facts:
     """The settings that every run shares; of models that were trained elsewhere, their scores."""
-    if results.study.scores is not None:
-        return score_facts(results.study.scores)
+    if (scores := results.study.scores) is not None:
+        return {
+            "Base": scores.base or "none; differences are from the mean of the models",
+            **{f"Column of the {role}": column for role, column in scores.columns.items()},
+            **{f"sha256 of {name}": digest for name, digest in scores.files.items()},
+        }
     config, train = results.study.config, results.study.config.train
     shape = f"{train.batch_size} × {train.gradient_accumulation_steps} accumulated"
     plans = results.study.runs
@@ -78,15 +82,6 @@ def training_facts(results: StudyResults) -> Facts:
     own = [f"{name} ({read.source})" for name, read in results.study.own_sets.items()]
     facts |= {"Own rows that are scored only": ", ".join(own)} if own else {}
     return facts | ({"Task code": "allowed"} if config.allow_task_code else {})
-
-
-def score_facts(scores: ScoreTables) -> Facts:
-    """Where scores are from that were made elsewhere."""
-    return {
-        "Base": scores.base or "none; differences are from the mean of the models",
-        **{f"Column of the {role}": column for role, column in scores.columns.items()},
-        **{f"sha256 of {name}": digest for name, digest in scores.files.items()},
-    }
 
 
 def provenance_facts(results: StudyResults) -> Facts:

@@ -34,9 +34,11 @@ from rankwise.report.items import encoded_items
 from rankwise.report.parts import (
     Figure,
     ReportSection,
+    Table,
     TitledTable,
     file_name,
     thinned,
+    titled,
 )
 from rankwise.report.rendering import Page, Part, rendered
 from rankwise.report.sections.by_rank import axis_section, checkpoint_section, truncation_section
@@ -160,7 +162,11 @@ def study_page(
         else:
             sections += folded
         parts.append(part)
-    rest = [*study_sections(results, findings), *_origin(results, losses)]
+    rest = study_sections(results, findings)
+    drawn = list(loss_figure(results.study, losses))
+    if drawn:
+        rest.append(ReportSection("training", "Training loss", figures=drawn))
+    rest.append(methods_section(results, FILES))
     sections += [section._replace(is_folded=True) for section in rest]
     title = results.study.config.name
     asked = question(results.study)
@@ -226,8 +232,13 @@ def _part(
         ReportSection("reasons", "Why", said, tables=tables, is_folded=is_named),
         ReportSection("figures", "By rank", figures=list(figures.values()), is_folded=is_named),
     ]
-    folded.append(_comparison(results, recommendation, summaries))
-    tasks = list(_tasks(results, recommendation, summaries))
+    # the seed is a column only where there are several
+    same: tuple[str, ...] = () if len(results.study.config.seeds) > 1 else ("Seed",)
+    same += () if results.study.scores is None else ONLY_OF_TRAINING
+    every = TitledTable("", verdict_table(results, recommendation, summaries, same))
+    said = list(verdict_notes(recommendation, summaries))
+    folded.append(ReportSection("comparison", "Every run", said, tables=[every], is_folded=True))
+    tasks = titled(_task_tables(results, recommendation, summaries))
     folded.append(ReportSection("tasks", "Task by task", tables=tasks, is_folded=True))
     part = Part(
         f"Trained on {results.train_task}" if is_named else "",
@@ -242,34 +253,21 @@ def _part(
     return part, [section for section in folded if section is not None]
 
 
-def _comparison(
+def _task_tables(
     results: TrainTaskResults, recommendation: Recommendation, summaries: Summaries
-) -> ReportSection:
-    # the seed is a column only where there are several
-    same: tuple[str, ...] = () if len(results.study.config.seeds) > 1 else ("Seed",)
-    same += () if results.study.scores is None else ONLY_OF_TRAINING
-    notes = list(verdict_notes(recommendation, summaries))
-    table = verdict_table(results, recommendation, summaries, same)
-    tables = [TitledTable("", table)]
-    return ReportSection("comparison", "Every run", notes, tables=tables, is_folded=True)
-
-
-def _tasks(
-    results: TrainTaskResults, recommendation: Recommendation, summaries: Summaries
-) -> Iterator[TitledTable]:
+) -> dict[str, Table]:
     """The runs on the tasks of every relation, and how these tasks were asked."""
-    tables = {
+    by_relation = {
         RELATION_NAMES[relation].capitalize(): relation_table(
             results, recommendation, summaries, relation
         )
         for relation in RELATIONS
     }
-    tables["As the training asked"] = format_table(results, recommendation, summaries)
-    tables["What was measured"] = measured_table(results)
-    tables["Other metrics"] = metrics_table(results, summaries)
-    for title, table in tables.items():
-        if table is not None:
-            yield TitledTable(title, table)
+    return by_relation | {
+        "As the training asked": format_table(results, recommendation, summaries),
+        "What was measured": measured_table(results),
+        "Other metrics": metrics_table(results, summaries),
+    }
 
 
 def loss_figure(study: StudyRecord, losses: Mapping[str, Course]) -> Iterator[Figure]:
@@ -312,13 +310,6 @@ def _settings(
         tables[f"How it was judged{of(part.train_task)}"] = judgement_facts(part)
     titled = [TitledTable(title, facts) for title, facts in tables.items()]
     yield ReportSection("settings", "Settings", tables=titled)
-
-
-def _origin(results: StudyResults, losses: Mapping[str, Course]) -> Iterator[ReportSection]:
-    figures = list(loss_figure(results.study, losses))
-    if figures:
-        yield ReportSection("training", "Training loss", figures=figures)
-    yield methods_section(results, FILES)
 
 
 def study_sections(results: StudyResults, findings: StudyFindings) -> list[ReportSection]:

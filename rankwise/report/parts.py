@@ -46,6 +46,9 @@ class Cell(NamedTuple):
 
 EMPTY = Cell(NOT_MEASURED)
 
+Content: TypeAlias = Cell | str | int | None
+"""What a row has in a column: a cell, its text alone, a number of things, or nothing measured."""
+
 
 class Heading(NamedTuple):
     """A column's title, and its unit, metric or n."""
@@ -62,15 +65,6 @@ class RowGroup(NamedTuple):
     rows: tuple[tuple[Cell, ...], ...]
 
 
-class Table(NamedTuple):
-    """A table as text. The first cell of each row names it. ``texts`` are the columns of words."""
-
-    caption: str
-    headings: tuple[Heading, ...]
-    groups: tuple[RowGroup, ...]
-    texts: tuple[int, ...] = (0,)
-
-
 @dataclass(frozen=True)
 class Column(Generic[Row]):
     """A column of a table: its heading, and what a row has there.
@@ -85,66 +79,75 @@ class Column(Generic[Row]):
     """
 
     title: str
-    of: Callable[[Row], Cell | str | int | None]
+    of: Callable[[Row], Content]
     detail: str = ""
     is_text: bool = False
     is_optional: bool = False
 
-    @classmethod
-    def text(
-        cls, title: str, of: Callable[[Row], Cell | str | int | None], detail: str = ""
-    ) -> Column[Row]:
+    def cell(self, row: Row) -> Cell:
+        """What a row has in this column."""
+        match value := self.of(row):
+            case None:
+                return EMPTY
+            case Cell():
+                return value
+            case bool():
+                return Cell("yes" if value else "no")
+            case int():
+                return Cell(quantities.count(value))
+            case str():
+                return Cell(value)
+
+    # static, for a type checker infers the row of no class method from the rows of a table
+    @staticmethod
+    def text(title: str, of: Callable[[T], Content], detail: str = "") -> Column[T]:
         """A column of words."""
-        return cls(title, of, detail, is_text=True)
+        return Column(title, of, detail, is_text=True)
 
-    @classmethod
-    def optional(
-        cls, title: str, of: Callable[[Row], Cell | str | int | None], detail: str = ""
-    ) -> Column[Row]:
+    @staticmethod
+    def optional(title: str, of: Callable[[T], Content], detail: str = "") -> Column[T]:
         """A column of numbers that is left out where no row has one."""
-        return cls(title, of, detail, is_optional=True)
+        return Column(title, of, detail, is_optional=True)
 
 
-class Labelled(Protocol):
-    """An option."""
+class Table(NamedTuple):
+    """A table as text. The first cell of each row names it. ``texts`` are the columns of words."""
 
-    @property
-    def label(self) -> str: ...
+    caption: str
+    headings: tuple[Heading, ...]
+    groups: tuple[RowGroup, ...]
+    texts: tuple[int, ...] = (0,)
 
+    @staticmethod
+    def of(caption: str, rows: Iterable[T], *columns: Column[T]) -> Table:
+        """A table without groups. The first column names the row."""
+        return Table.grouped(caption, [("", "", rows)], *columns)
 
-Group = tuple[str, str, Iterable[Row]]
-"""The title and the detail of a group of rows, and the rows before they are text."""
-
-
-def table(caption: str, columns: Sequence[Column[Row]], rows: Iterable[Row]) -> Table:
-    """A table without groups. The first column names the row."""
-    return grouped_table(caption, columns, [("", "", rows)])
-
-
-def grouped_table(
-    caption: str, columns: Sequence[Column[Row]], groups: Iterable[Group[Row]]
-) -> Table:
-    """A table whose rows stand in groups, each under its title; an empty group is left out."""
-    written = [
-        (title, detail, [[_cell(column.of(row)) for column in columns] for row in rows])
-        for title, detail, rows in groups
-    ]
-    every = [row for *_, rows in written for row in rows]
-    kept = [
-        place
-        for place, column in enumerate(columns)
-        if not column.is_optional or any(row[place] != EMPTY for row in every)
-    ]
-    return Table(
-        caption,
-        tuple(Heading(columns[place].title, columns[place].detail) for place in kept),
-        tuple(
-            RowGroup(title, detail, tuple(tuple(row[place] for place in kept) for row in rows))
-            for title, detail, rows in written
-            if rows
-        ),
-        tuple(at for at, place in enumerate(kept) if at == 0 or columns[place].is_text),
-    )
+    @staticmethod
+    def grouped(
+        caption: str, groups: Iterable[tuple[str, str, Iterable[T]]], *columns: Column[T]
+    ) -> Table:
+        """A table of rows in groups, each under its title and detail; empty ones are left out."""
+        written = [
+            (title, detail, [[column.cell(row) for column in columns] for row in rows])
+            for title, detail, rows in groups
+        ]
+        every = [row for *_, rows in written for row in rows]
+        kept = [
+            place
+            for place, column in enumerate(columns)
+            if not column.is_optional or any(row[place] != EMPTY for row in every)
+        ]
+        return Table(
+            caption,
+            tuple(Heading(columns[place].title, columns[place].detail) for place in kept),
+            tuple(
+                RowGroup(title, detail, tuple(tuple(row[place] for place in kept) for row in rows))
+                for title, detail, rows in written
+                if rows
+            ),
+            tuple(at for at, place in enumerate(kept) if at == 0 or columns[place].is_text),
+        )
 
 
 def thinned(
@@ -181,27 +184,13 @@ def shortened(whole: Table) -> Table:
     return whole._replace(caption=f"{whole.caption} {said}", groups=groups)
 
 
-def option_columns(title: str, options: Iterable[Labelled]) -> list[Column[Sequence[Cell]]]:
+def option_columns(title: str, labels: Iterable[str]) -> list[Column[Sequence[Cell]]]:
     """What a row is, the base's score, and the change of every option; rows are these cells."""
-    headings = [(title, ""), ("Base", "points"), *((option.label, "change") for option in options)]
+    headings = [(title, ""), ("Base", "points"), *((label, "change") for label in labels)]
     return [
         Column(name, operator.itemgetter(place), detail)
         for place, (name, detail) in enumerate(headings)
     ]
-
-
-def _cell(value: Cell | str | int | None) -> Cell:
-    match value:
-        case None:
-            return EMPTY
-        case Cell():
-            return value
-        case bool():
-            return Cell("yes" if value else "no")
-        case int():
-            return Cell(quantities.count(value))
-        case str():
-            return Cell(value)
 
 
 class Drawing(NamedTuple):
@@ -236,11 +225,6 @@ class Figure(NamedTuple):
     caption: str
     drawing: Drawing
     detail: str = ""
-
-    @property
-    def description(self) -> str:
-        """What it shows in words."""
-        return self.drawing.words
 
 
 class Dial(NamedTuple):
@@ -281,11 +265,35 @@ class TitledTable(NamedTuple):
     dial: Dial | Sliders | None = None
 
 
+def titled(tables: Mapping[str, Table]) -> list[TitledTable]:
+    """Tables by their titles; one without rows is left out."""
+    return [TitledTable(title, own) for title, own in tables.items() if own.groups]
+
+
 class Listing(NamedTuple):
     """Text to copy: a file or commands, with its heading."""
 
     title: str
     text: str
+
+
+class OfTask(Protocol):
+    """What is found of one trained task."""
+
+    @property
+    def train_task(self) -> str: ...
+
+
+Found = TypeVar("Found", bound=OfTask)
+
+
+Shown: TypeAlias = str | Figure | Table | tuple[str, Table]
+"""What a section shows: a sentence, a figure, or a table, which may have a title."""
+
+
+def file_name(text: str) -> str:
+    """The text as part of a file name: other characters become hyphens."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-")
 
 
 class ReportSection(NamedTuple):
@@ -312,60 +320,44 @@ class ReportSection(NamedTuple):
     listings: Sequence[Listing] = ()
     is_folded: bool = False
 
+    @staticmethod
+    def of(
+        name: str,
+        title: str,
+        about: str | Sequence[str],
+        found: Sequence[Found],
+        show: Callable[[Found], Iterable[Shown]],
+        *,
+        figures: str = "",
+    ) -> ReportSection:
+        """A section of what each trained task has; several of them are named everywhere.
 
-class OfTask(Protocol):
-    """What is found of one trained task."""
+        A table without rows is left out.
 
-    @property
-    def train_task(self) -> str: ...
-
-
-Found = TypeVar("Found", bound=OfTask)
-
-
-class Shown(NamedTuple):
-    """What a section shows of one trained task; a table's title may be empty."""
-
-    remarks: Iterable[str] = ()
-    figures: Iterable[Figure] = ()
-    tables: Iterable[tuple[str, Table]] = ()
-
-
-def section(
-    name: str,
-    title: str,
-    about: str | Sequence[str],
-    found: Sequence[Found],
-    show: Callable[[Found], Shown],
-    *,
-    figures: str = "",
-) -> ReportSection:
-    """A section of what each trained task has; several of them are named everywhere.
-
-    Args:
-        name: of the section.
-        title: its heading.
-        about: the sentences that come first, the same for every trained task.
-        found: at least one.
-        show: what is shown of one.
-        figures: what the figures' names begin with, where that is not the section's name.
-    """
-    remarks: list[str] = [about] if isinstance(about, str) else [*about]
-    drawn: list[Figure] = []
-    tables: list[TitledTable] = []
-    for part in found:
-        task = part.train_task if len(found) > 1 else ""
-        after = f", trained on {task}" if task else ""
-        shown = show(part)
-        remarks += [f"Trained on {task}: {said}" if task else said for said in shown.remarks]
-        for figure in shown.figures:
-            parts = (figures or name, file_name(task), figure.name)
-            its_name = "-".join(part for part in parts if part)
-            drawn.append(figure._replace(name=its_name, title=f"{figure.title}{after}"))
-        tables += [TitledTable(f"{its or 'Every number'}{after}", own) for its, own in shown.tables]
-    return ReportSection(name, title, remarks, drawn, tables)
-
-
-def file_name(text: str) -> str:
-    """The text as part of a file name: other characters become hyphens."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-")
+        Args:
+            name: of the section.
+            title: its heading.
+            about: the sentences that come first, the same for every trained task.
+            found: at least one.
+            show: what is shown of one, sentences, figures and tables each in their order.
+            figures: what the figures' names begin with, where that is not the section's name.
+        """
+        remarks: list[str] = [about] if isinstance(about, str) else [*about]
+        drawn: list[Figure] = []
+        tables: dict[str, Table] = {}
+        for part in found:
+            task = part.train_task if len(found) > 1 else ""
+            after = f", trained on {task}" if task else ""
+            for shown in show(part):
+                match shown:
+                    case str():
+                        remarks.append(f"Trained on {task}: {shown}" if task else shown)
+                    case Figure():
+                        places = (figures or name, file_name(task), shown.name)
+                        its_name = "-".join(place for place in places if place)
+                        drawn.append(shown._replace(name=its_name, title=f"{shown.title}{after}"))
+                    case Table():
+                        tables[f"Every number{after}"] = shown
+                    case (heading, table):
+                        tables[f"{heading}{after}"] = table
+        return ReportSection(name, title, remarks, drawn, titled(tables))

@@ -6,11 +6,10 @@ import base64
 import hashlib
 import itertools
 import re
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -20,25 +19,10 @@ from rankwise.records import quantities
 from rankwise.report.charts.marks import with_datasets
 from rankwise.report.charts.theme import theme
 from rankwise.report.items import EncodedItems
-from rankwise.report.parts import Chart, Figure, ReportSection, shortened
+from rankwise.report.parts import ReportSection, shortened
 from rankwise.report.runtime import chart_runtime
 
 _COMMAND = re.compile("`([^`]+)`")
-
-
-class DrawnFigure(NamedTuple):
-    """A figure with its place on the page."""
-
-    figure: Figure
-    number: int
-    chart: Chart
-
-
-class DrawnSection(NamedTuple):
-    """A section with its figures drawn."""
-
-    section: ReportSection
-    figures: tuple[DrawnFigure, ...]
 
 
 class Part(NamedTuple):
@@ -93,19 +77,29 @@ class Page(NamedTuple):
 def rendered(page: Page) -> str:
     """The page as text, with all that its charts are drawn from; figures are counted through."""
     items_at = page.items_beside if page.items is None else ""
-    number = 0
+    numbers = itertools.count(1)
 
-    def drawn(sections: Sequence[ReportSection]) -> list[DrawnSection]:
-        nonlocal number
-        shown: list[DrawnSection] = []
-        for section in sections:
-            figures: list[DrawnFigure] = []
-            for figure in section.figures:
-                number += 1
-                chart = with_datasets(figure.drawing.chart, items_at)
-                figures.append(DrawnFigure(figure, number, chart))
-            shown.append(DrawnSection(section, tuple(figures)))
-        return shown
+    def drawn(sections: Iterable[ReportSection]) -> list[dict[str, Any]]:
+        """What the template calls shown sections and drawn figures, which are counted through."""
+        return [
+            {
+                "section": section,
+                "figures": [
+                    {
+                        "figure": figure,
+                        "number": next(numbers),
+                        "chart": with_datasets(figure.drawing.chart, items_at),
+                    }
+                    for figure in section.figures
+                ],
+            }
+            for section in sections
+        ]
+
+    def with_commands(text: str) -> Markup:
+        """A sentence, escaped, with backticks as code; commands name the study's folder."""
+        text = text if page.study_folder is None else with_folder(text, page.study_folder)
+        return Markup(_COMMAND.sub(r"<code>\1</code>", str(escape(text))))  # noqa: S704
 
     environment = Environment(
         loader=PackageLoader("rankwise.report"),
@@ -115,36 +109,27 @@ def rendered(page: Page) -> str:
         lstrip_blocks=True,
     )
     environment.filters["odds"] = quantities.odds
-    environment.filters["with_commands"] = partial(_with_commands, folder=page.study_folder)
+    environment.filters["with_commands"] = with_commands
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     parts = [
         (part, drawn([part.card] if part.card else []), drawn(part.sections)) for part in page.parts
     ]
-    drawn_sections = drawn(page.sections)
-    scripts: list[str] = []
-    if number:
-        scripts.append(chart_runtime())
-    if number or page.items is not None or any(part.card for part in page.parts):  # it moves
+    has_charts = any(section.figures for section in page.all_sections)
+    scripts = [chart_runtime()] if has_charts else []
+    if has_charts or page.items is not None or any(part.card for part in page.parts):  # it moves
         file = resources.files("rankwise.report").joinpath("templates/report.js")
         scripts.append(file.read_text(encoding="utf-8"))
+    # for the page's policy, which lets no other script run
+    digests = [
+        base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts
+    ]
     text = environment.get_template("page.html").render(
         page=page,
         parts=parts,
-        sections=drawn_sections,
+        sections=drawn(page.sections),
         shortened=shortened,
-        look=theme() if number else None,
+        look=theme() if has_charts else None,
         scripts=[Markup(script) for script in scripts],  # noqa: S704 (our own files)
-        digests=Markup(" ".join(map(_digest, scripts))),  # noqa: S704
+        digests=Markup(" ".join(f"'sha256-{digest}'" for digest in digests)),  # noqa: S704
     )
     return text.lstrip()
-
-
-def _digest(script: str) -> str:
-    """For the page's policy, which lets no other script run."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-
-
-def _with_commands(text: str, folder: Path | None) -> Markup:
-    """A sentence, escaped, with what stands between backticks as code; commands name the folder."""
-    text = text if folder is None else with_folder(text, folder)
-    return Markup(_COMMAND.sub(r"<code>\1</code>", str(escape(text))))  # noqa: S704

@@ -14,7 +14,7 @@ from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import TrainTaskResults
 from rankwise.records.study import Relation
 from rankwise.report import cells
-from rankwise.report.parts import Cell, Column, Table, table
+from rankwise.report.parts import Cell, Column, Table
 
 Summaries = Sequence[ModelSummary]
 """The models of one trained task, the base first."""
@@ -52,11 +52,10 @@ def verdict_table(
         left_out: titles of columns.
     """
     base = summaries[0]
-
     detail = partial(_detail, results)
     columns: list[Column[ModelSummary]] = [
         Column("Model", _model),
-        Column("Seed", lambda row: _setting(row, "seed", quantities.number)),
+        Column("Seed", lambda row: _setting(row, "seed", str)),
         Column("Alpha", lambda row: None if row.run is None else quantities.alpha(row.run.planned)),
         Column(
             "Learning rate", lambda row: _setting(row, "learning_rate", quantities.learning_rate)
@@ -84,10 +83,7 @@ def verdict_table(
             lambda row: _from(row, row.held_out_loss, row.forgetting, "loss"),
             detail("held_out_text", base.held_out_loss),
         ),
-        Column(
-            "Training time",
-            lambda row: _cost(row, "train_seconds", quantities.seconds),
-        ),
+        Column("Training time", lambda row: _cost(row, "train_seconds", quantities.seconds)),
         Column(
             "Peak memory",
             lambda row: _cost(row, "peak_memory_bytes", quantities.memory),
@@ -96,17 +92,20 @@ def verdict_table(
     ]
     seeds = sorted({plan.seed for plan in results.planned if plan.seed is not None})
     with_seeds = f", {'all with seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
-    caption = f"The {base.label} and every run{with_seeds if seeds else ''}."
     shown = [column for column in columns if column.title not in left_out]
-    return table(caption, shown, summaries)
+    return Table.of(
+        f"The {base.label} and every run{with_seeds if seeds else ''}.",
+        summaries,
+        *shown,
+    )
 
 
 def verdict_notes(recommendation: Recommendation, summaries: Summaries) -> Iterator[str]:
     """What the table does not show by itself: how intervals are made, and who has no scores."""
     for row in summaries:
-        problem = problem_of(row)
-        if problem is not None:
-            yield f"{row.label}: {problem}"
+        if row.run is not None and row.run.status == "diverged":
+            why = row.run.message or "no reason was recorded"
+            yield f"{row.label}: diverged and was not scored: {why}"
     yield (
         "What a rank gains and keeps has the bounds of its verdict. Other intervals are "
         f"{quantities.percent(recommendation.confidence)}, each for one number by itself. "
@@ -116,14 +115,6 @@ def verdict_notes(recommendation: Recommendation, summaries: Summaries) -> Itera
     retention = summaries[0].retention
     if retention is not None and retention.num_tasks > 1:
         yield "Retention change is the mean over the tasks, each counting the same."
-
-
-def problem_of(summary: ModelSummary) -> str | None:
-    """Why a run has no scores."""
-    run = summary.run
-    if run is None or run.status != "diverged":
-        return None
-    return f"diverged and was not scored: {run.message or 'no reason was recorded'}"
 
 
 def _model(summary: ModelSummary) -> Cell:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from rankwise.findings.models import task_score
 from rankwise.findings.statements import HARDLY, growth
 from rankwise.records import quantities
-from rankwise.records.judgement import OptionOdds, Prospect
-from rankwise.records.recommendation import Comparison, FormatEffect, RankVerdict, Recommendation
+from rankwise.records.judgement import BestBet
+from rankwise.records.recommendation import Comparison, RankVerdict, Recommendation
 from rankwise.records.results import ModelResults, TrainTaskResults
 from rankwise.records.study import MetricScore, Relation, State, TaskEvaluation, Unit
 from rankwise.report import cells
-from rankwise.report.parts import Cell, Column, Table, grouped_table, table
+from rankwise.report.parts import Cell, Column, Table
 from rankwise.report.summaries import RELATION_NAMES, Summaries
 
 _STATES: dict[State, str] = {"yes": "yes", "no": "no", "undecided": "cannot tell"}
@@ -22,22 +20,16 @@ def decision_table(recommendation: Recommendation) -> Table | None:
     """What each rank was judged on; None where no rank was."""
     if not recommendation.verdicts:
         return None
-    unit, epsilon = recommendation.unit, recommendation.epsilon_points
+    unit = recommendation.unit
     is_alone = len(recommendation.verdicts) == 1
-    limit = f"below ε = {quantities.score(epsilon or 0.0, 'points')} on average"
-    limit += f", {quantities.score(recommendation.worst_task_points or 0.0, 'points')} on any task"
+    ceiling = quantities.score(recommendation.worst_task_points or 0.0, "points")
+    average = quantities.score(recommendation.epsilon_points or 0.0, "points")
+    limit = f"below ε = {average} on average, {ceiling} on any task"
     measured = cells.measure(unit, recommendation.in_domain_metric)
     kept_in = cells.measure("points", recommendation.retention_metric)
 
-    def worst(verdict: RankVerdict) -> Cell:
-        task = verdict.worst_retention_task or ""
-        return cells.interval(verdict.worst_retention_loss, "points", note=task)
-
-    def better(verdict: RankVerdict) -> str | None:
-        return verdict.better_than_base and _STATES[verdict.better_than_base]
-
-    def keeps(verdict: RankVerdict) -> str | None:
-        return verdict.keeps_enough and _STATES[verdict.keeps_enough]
+    seeds = f"Averaged over {recommendation.num_seeds} seeds"
+    seeds = "Conditional on the one seed" if recommendation.num_seeds == 1 else seeds
 
     def option(verdict: RankVerdict) -> Cell:
         alpha = quantities.alpha(verdict)
@@ -46,131 +38,116 @@ def decision_table(recommendation: Recommendation) -> Table | None:
     def behind(verdict: RankVerdict) -> Cell:
         return Cell("no other rank") if is_alone else cells.interval(verdict.shortfall, unit)
 
-    columns: list[Column[RankVerdict]] = [
+    def worst(verdict: RankVerdict) -> Cell:
+        task = verdict.worst_retention_task or ""
+        return cells.interval(verdict.worst_retention_loss, "points", note=task)
+
+    return Table.of(
+        f"{seeds}. By these bounds a wrong rank is recommended in at most "
+        f"{quantities.percent(recommendation.looks[-1].alpha)} of studies, so they are wider than "
+        "the intervals of single differences. The smallest rank that qualifies is recommended.",
+        recommendation.verdicts,
         Column("Rank", option),
-        Column("Gain", lambda verdict: cells.interval(verdict.gain, unit), measured),
-        Column("Better than base?", better, "gain above 0", is_text=True, is_optional=True),
+        Column("Gain", lambda row: cells.interval(row.gain, unit), measured),
+        Column(
+            "Better than base?",
+            lambda row: row.better_than_base and _STATES[row.better_than_base],
+            "gain above 0",
+            is_text=True,
+            is_optional=True,
+        ),
         Column.optional(
             "Retention loss",
-            lambda verdict: cells.interval(verdict.retention_loss, "points"),
+            lambda row: cells.interval(row.retention_loss, "points"),
             f"{kept_in}, on average",
         ),
         Column.optional("Worst task", worst, kept_in),
-        Column("Keeps enough?", keeps, limit, is_text=True, is_optional=True),
+        Column(
+            "Keeps enough?",
+            lambda row: row.keeps_enough and _STATES[row.keeps_enough],
+            limit,
+            is_text=True,
+            is_optional=True,
+        ),
         Column("Behind the best other rank", behind, measured),
         Column.text(
             "Near the best?",
-            lambda verdict: _STATES[verdict.near_the_best],
+            lambda row: _STATES[row.near_the_best],
             f"behind by less than δ = {quantities.score(recommendation.delta, unit)}",
         ),
-        Column.text("Qualifies?", lambda verdict: "yes" if verdict.qualifies else "no"),
-    ]
-    return table(_decision_caption(recommendation), columns, recommendation.verdicts)
+        Column.text("Qualifies?", lambda row: row.qualifies),
+    )
 
 
-def odds_table(recommendation: Recommendation) -> Table | None:
-    """The best bet: how probable it is that each option is right; None where none is judged."""
-    bet = recommendation.best_bet
-    if bet is None:
-        return None
+def odds_table(recommendation: Recommendation, bet: BestBet) -> Table:
+    """The best bet: how probable it is that each option is right."""
     epsilon = recommendation.epsilon_points
     near = quantities.amount(recommendation.delta, recommendation.unit)
-    limit = f"{quantities.amount(epsilon or 0.0, 'points')} on average, "
-    limit += f"{quantities.score(recommendation.worst_task_points or 0.0, 'points')} on any task"
+    ceiling = quantities.score(recommendation.worst_task_points or 0.0, "points")
+    limit = f"{quantities.amount(epsilon or 0.0, 'points')} on average, {ceiling} on any task"
     notes = {bet.choice: "best bet"}
-    columns: list[Column[OptionOdds]] = [
-        Column("Option", lambda option: Cell(option.label, "", notes.get(option.label, ""))),
-        Column("Better than base", lambda option: quantities.odds(option.better_than_base)),
-        Column.optional(
-            "Keeps enough",
-            lambda option: None if epsilon is None else quantities.odds(option.keeps_enough),
-            f"loses at most {limit}",
-        ),
-        Column(
-            "Near the best", lambda option: quantities.odds(option.near_the_best), f"within {near}"
-        ),
-        Column("All of it", lambda option: quantities.odds(option.right)),
-    ]
-    caption = (
+    return Table.of(
         "Probabilities that each option is so with any seed, from the scores and a prior that "
         "knows how much ranks differ elsewhere (docs/METHODS.md). Near the best is meant among the "
         "options that keep enough. The best bet is what the rule recommends, else the largest "
-        "estimated gain after a price for what is lost beyond the margins."
+        "estimated gain after a price for what is lost beyond the margins.",
+        bet.options,
+        Column("Option", lambda row: Cell(row.label, "", notes.get(row.label, ""))),
+        Column("Better than base", lambda row: quantities.odds(row.better_than_base)),
+        Column.optional(
+            "Keeps enough",
+            lambda row: None if epsilon is None else quantities.odds(row.keeps_enough),
+            f"loses at most {limit}",
+        ),
+        Column("Near the best", lambda row: quantities.odds(row.near_the_best), f"within {near}"),
+        Column("All of it", lambda row: quantities.odds(row.right)),
     )
-    return table(caption, columns, bet.options)
 
 
-def prospect_table(recommendation: Recommendation) -> Table | None:
-    """What more items or seeds would do; None where it is decided, or none would help."""
-    if all(prospect.probability < HARDLY for prospect in recommendation.prospects):
-        return None
-
-    columns: list[Column[Prospect]] = [
+def prospect_table(recommendation: Recommendation) -> Table:
+    """What more items or seeds would do; without rows where it is decided, or none would help."""
+    prospects = recommendation.prospects
+    return Table.of(
+        "The probability that the rule would recommend a rank, or reject every one.",
+        prospects if any(each.probability >= HARDLY for each in prospects) else (),
         Column("Added", growth),
-        Column("Would settle it", lambda prospect: quantities.odds(prospect.probability)),
-    ]
-    caption = "The probability that the rule would recommend a rank, or reject every one."
-    return table(caption, columns, recommendation.prospects)
-
-
-def _decision_caption(recommendation: Recommendation) -> str:
-    seeds = (
-        "Conditional on the one seed"
-        if recommendation.num_seeds == 1
-        else f"Averaged over {recommendation.num_seeds} seeds"
+        Column("Would settle it", lambda row: quantities.odds(row.probability)),
     )
-    return (
-        f"{seeds}. By these bounds a wrong rank is recommended in at most "
-        f"{quantities.percent(recommendation.looks[-1].alpha)} of studies, so they are wider than "
-        "the intervals of single differences. The smallest rank that qualifies is recommended."
-    )
-
-
-class _Measured(NamedTuple):
-    """A task in its relation, with the base's evaluation."""
-
-    relation: Relation
-    evaluation: TaskEvaluation
 
 
 def measured_table(results: TrainTaskResults) -> Table:
     """Every task: how many items, by which metric, asked in which way."""
     rows = [
-        _Measured(relation, results.base.evaluations[task])
+        (RELATION_NAMES[relation], results.base.evaluations[task])
         for relation, tasks in results.tasks.items()
         for task in tasks
         if task in results.base.evaluations
     ]
+    units = {task: cells.unit_name(items.unit) for task, items in results.base.items.items()}
 
-    def metric(row: _Measured) -> Cell:
-        unit = results.base.items[row.evaluation.task].unit
-        return Cell(_metric_name(row.evaluation), "", cells.unit_name(unit))
-
-    def num_cut(row: _Measured) -> int:
-        evaluations = [m.evaluations.get(row.evaluation.task) for m in _models(results).values()]
+    def num_cut(task: str) -> int:
+        evaluations = [model.evaluations.get(task) for model in _models(results).values()]
         return max(each.num_truncated for each in evaluations if each is not None)
 
-    def chance(row: _Measured) -> str | None:
-        share = row.evaluation.chance
-        return None if share is None else quantities.score(100 * share, "points")
-
-    columns: list[Column[_Measured]] = [
-        Column("Task", lambda row: row.evaluation.task),
-        Column.text("Relation", lambda row: RELATION_NAMES[row.relation]),
-        Column("Items", lambda row: cells.items(row.evaluation.num_examples, row.evaluation.limit)),
-        Column.text("Metric", metric),
-        Column("Chance", chance),
-        Column.text("Kind", lambda row: row.evaluation.output_type.replace("_", " ")),
-        Column.text("Version", lambda row: row.evaluation.task_version),
-        Column("Few-shot", lambda row: str(row.evaluation.num_fewshot), "examples"),
-        Column.text("Chat template", lambda row: "yes" if row.evaluation.chat_template else "no"),
-        Column("Cut", num_cut, "items"),
-    ]
-    caption = (
+    return Table.of(
         "What every model was scored on. Chance is what guessing would score on average, in "
-        "points. Cut are items that were too long for the model and lost their beginning."
+        "points. Cut are items that were too long for the model and lost their beginning.",
+        rows,
+        Column("Task", lambda row: row[1].task),
+        Column.text("Relation", lambda row: row[0]),
+        Column("Items", lambda row: cells.items(row[1].num_examples, row[1].limit)),
+        Column.text("Metric", lambda row: Cell(_metric_name(row[1]), "", units[row[1].task])),
+        Column("Chance", lambda row: cells.known(row[1].chance, _in_points)),
+        Column.text("Kind", lambda row: row[1].output_type.replace("_", " ")),
+        Column.text("Version", lambda row: row[1].task_version),
+        Column("Few-shot", lambda row: str(row[1].num_fewshot), "examples"),
+        Column.text("Chat template", lambda row: row[1].chat_template),
+        Column("Cut", lambda row: num_cut(row[1].task), "items"),
     )
-    return table(caption, columns, rows)
+
+
+def _in_points(share: float) -> str:
+    return quantities.score(100 * share, "points")
 
 
 def _metric_name(evaluation: TaskEvaluation) -> str:
@@ -181,8 +158,8 @@ def _metric_name(evaluation: TaskEvaluation) -> str:
 _Metric = tuple[TaskEvaluation, MetricScore]
 
 
-def metrics_table(results: TrainTaskResults, summaries: Summaries) -> Table | None:
-    """Every metric of the tasks that have more than one; None if there is none."""
+def metrics_table(results: TrainTaskResults, summaries: Summaries) -> Table:
+    """Every metric of the tasks that have more than one."""
     rows: list[_Metric] = [
         (evaluation, score)
         for evaluation in results.base.evaluations.values()
@@ -190,8 +167,6 @@ def metrics_table(results: TrainTaskResults, summaries: Summaries) -> Table | No
         for score in evaluation.metrics
         if len(evaluation.metrics) > 1
     ]
-    if not rows:
-        return None
     models = _models(results)
 
     def name(row: _Metric) -> Cell:
@@ -201,30 +176,29 @@ def metrics_table(results: TrainTaskResults, summaries: Summaries) -> Table | No
         metric = cells.metric_name(score.metric, score.filter)
         return Cell(evaluation.task, "", f"{metric}{decides}, {better}")
 
-    columns: list[Column[_Metric]] = [
+    def scored(model: ModelResults, row: _Metric) -> Cell | None:
+        """The same metric of another model."""
+        task, metric = row[0].task, row[1]
+        for score in model.evaluations[task].metrics if task in model.evaluations else ():
+            if (score.metric, score.filter) == (metric.metric, metric.filter):
+                error = "" if score.stderr is None else f"± {score.stderr:.3f}"
+                if score.num_examples != metric.num_examples:
+                    error += f", {quantities.size(score.num_examples)}"
+                return Cell(f"{score.value:.3f}", "", error)
+        return None
+
+    of_models: list[Column[_Metric]] = [
+        Column(summary.label, lambda row, model=models[summary.name]: scored(model, row))
+        for summary in summaries
+        if models[summary.name].evaluations
+    ]
+    return Table.of(
+        "Every metric of the tasks that have several, as the harness gives it, ± standard error.",
+        rows,
         Column("Metric", name),
         Column("n", lambda row: row[1].num_examples),
-    ]
-    for summary in summaries:
-        model = models[summary.name]
-        if model.evaluations:
-            columns.append(Column(summary.label, lambda row, of=model: _metric_cell(of, row)))
-    caption = (
-        "Every metric of the tasks that have several, as the harness gives it, ± standard error."
+        *of_models,
     )
-    return table(caption, columns, rows)
-
-
-def _metric_cell(model: ModelResults, row: _Metric) -> Cell | None:
-    """The same metric of another model."""
-    evaluation = model.evaluations.get(row[0].task)
-    for score in () if evaluation is None else evaluation.metrics:
-        if (score.metric, score.filter) == (row[1].metric, row[1].filter):
-            error = "" if score.stderr is None else f"± {score.stderr:.3f}"
-            if score.num_examples != row[1].num_examples:
-                error += f", {quantities.size(score.num_examples)}"
-            return Cell(f"{score.value:.3f}", "", error)
-    return None
 
 
 def relation_table(
@@ -232,13 +206,11 @@ def relation_table(
     recommendation: Recommendation,
     summaries: Summaries,
     relation: Relation,
-) -> Table | None:
-    """Every run on every task of one relation; None where there is no comparison."""
+) -> Table:
+    """Every run on every task of one relation."""
     labels = {summary.name: summary.label for summary in summaries}
     order, models = {name: place for place, name in enumerate(labels)}, _models(results)
     rows = [row for row in recommendation.comparisons if row.relation == relation]
-    if not rows:
-        return None
     rows.sort(key=lambda row: order[row.run])
     is_prose = relation == "held_out_text"
 
@@ -246,24 +218,10 @@ def relation_table(
         value = recommendation.interval_of(row)
         return cells.interval(value.negated() if is_prose else value, row.unit)
 
-    columns: list[Column[Comparison]] = [
-        Column("Run", lambda row: labels[row.run]),
-        Column(
-            "Loss" if is_prose else "Score",
-            lambda row: _from_to(row.base_score, row.adapted_score, row.unit),
-            "base → adapted",
-        ),
-        Column("Forgetting", change, "rise of the loss")
-        if is_prose
-        else Column("Difference", change),
-        Column.optional("Learned", lambda row: row.num_learned, "items"),
-        Column.optional("Forgotten", lambda row: row.num_forgotten, "items"),
-        Column.optional("Kept", _kept, "right / wrong"),
-        Column.optional("McNemar p", lambda row: quantities.p_value(row.mcnemar_p_value), "exact"),
-        Column.optional(
-            "Options chosen", lambda row: _options(models[row.run], row.task), "% of items"
-        ),
-    ]
+    def kept(row: Comparison) -> str | None:
+        right, wrong = row.num_kept_right, row.num_kept_wrong or 0
+        return None if right is None else f"{quantities.count(right)} / {quantities.count(wrong)}"
+
     caption = (
         "Every run against the base, paired over the same items, "
         f"{cells.intervals(recommendation.confidence)}. Exploratory"
@@ -277,73 +235,73 @@ def relation_table(
         for task in results.tasks[relation]
         if (own := [row for row in rows if row.task == task])
     ]
-    return grouped_table(caption, columns, groups)
+    return Table.grouped(
+        caption,
+        groups,
+        Column("Run", lambda row: labels[row.run]),
+        Column(
+            "Loss" if is_prose else "Score",
+            lambda row: _from_to(row.base_score, row.adapted_score, row.unit),
+            "base → adapted",
+        ),
+        Column("Forgetting", change, "rise of the loss")
+        if is_prose
+        else Column("Difference", change),
+        Column.optional("Learned", lambda row: row.num_learned, "items"),
+        Column.optional("Forgotten", lambda row: row.num_forgotten, "items"),
+        Column.optional("Kept", kept, "right / wrong"),
+        Column.optional("McNemar p", lambda row: quantities.p_value(row.mcnemar_p_value), "exact"),
+        Column.optional(
+            "Options chosen", lambda row: _options(models[row.run], row.task), "% of items"
+        ),
+    )
 
 
 def format_table(
     results: TrainTaskResults, recommendation: Recommendation, summaries: Summaries
-) -> Table | None:
-    """Tasks in the format of the training, compared with their standard format; None without."""
-    effects = recommendation.format_effects
-    if not effects:
-        return None
+) -> Table:
+    """Tasks in the format of the training, compared with their standard format."""
     labels = {summary.name: summary.label for summary in summaries}
     order = {name: place for place, name in enumerate(labels)}
     models = _models(results)
 
-    def standard(effect: FormatEffect) -> str:
-        unit = results.base.items[effect.task].unit
-        return quantities.change(effect.standard_difference, unit)
-
-    columns: list[Column[FormatEffect]] = [
-        Column("Run", lambda effect: labels[effect.run]),
-        Column("Standard format", standard, "difference"),
+    items = results.base.items
+    ordered = sorted(recommendation.format_effects, key=lambda row: order[row.run])
+    groups = [
+        (task, f"also as {name}, {_task_detail(results, recommendation, name)}", own)
+        for task, name in results.trained_formats.items()
+        if (own := [effect for effect in ordered if effect.task == task])
+    ]
+    return Table.grouped(
+        "Tasks whose standard format is not that of the training, scored in both. The standard "
+        "format decides. Paired over the same items, "
+        f"{quantities.percent(recommendation.confidence)} intervals, exploratory.",
+        groups,
+        Column("Run", lambda row: labels[row.run]),
         Column(
-            "Trained format",
-            lambda effect: _from_to(effect.base_score, effect.adapted_score, effect.unit),
-            "base → adapted",
-        ),
-        Column(
-            "Trained format",
-            lambda effect: cells.interval(effect.interval, effect.unit),
+            "Standard format",
+            lambda row: quantities.change(row.standard_difference, items[row.task].unit),
             "difference",
         ),
         Column(
-            "By format",
-            lambda effect: cells.interval(effect.by_format, effect.unit),
-            "standard − trained",
+            "Trained format",
+            lambda row: _from_to(row.base_score, row.adapted_score, row.unit),
+            "base → adapted",
+        ),
+        Column("Trained format", lambda row: cells.interval(row.interval, row.unit), "difference"),
+        Column(
+            "By format", lambda row: cells.interval(row.by_format, row.unit), "standard − trained"
         ),
         Column(
             "Options chosen",
-            lambda effect: _options(models[effect.run], effect.scored_as),
+            lambda row: _options(models[row.run], row.scored_as),
             "trained format, % of items",
         ),
-    ]
-    ordered = sorted(effects, key=lambda effect: order[effect.run])
-    groups = [
-        (
-            task,
-            f"also as {name}, {_task_detail(results, recommendation, name)}",
-            [effect for effect in ordered if effect.task == task],
-        )
-        for task, name in results.trained_formats.items()
-    ]
-    caption = (
-        "Tasks whose standard format is not that of the training, scored in both. The standard "
-        "format decides. Paired over the same items, "
-        f"{quantities.percent(recommendation.confidence)} intervals, exploratory."
     )
-    return grouped_table(caption, columns, groups)
 
 
 def _from_to(base: float, adapted: float, unit: Unit) -> str:
     return f"{quantities.score(base, unit)} → {quantities.score(adapted, unit)}"
-
-
-def _kept(row: Comparison) -> str | None:
-    if row.num_kept_right is None:
-        return None
-    return f"{quantities.count(row.num_kept_right)} / {quantities.count(row.num_kept_wrong or 0)}"
 
 
 def _task_detail(results: TrainTaskResults, recommendation: Recommendation, task: str) -> str:
@@ -355,7 +313,7 @@ def _task_detail(results: TrainTaskResults, recommendation: Recommendation, task
         f"{_metric_name(evaluation)} in {cells.unit_name(items.unit)}",
     ]
     if evaluation.chance is not None:
-        parts.append(f"chance {quantities.score(100 * evaluation.chance, 'points')}")
+        parts.append(f"chance {_in_points(evaluation.chance)}")
     parts.append(f"base {cells.mean(score, signed=False)}")
     options = _options(results.base, task)
     if options:

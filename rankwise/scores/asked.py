@@ -1,4 +1,4 @@
-"""What a user says of tables of scores: columns, the base, what tasks are to the models."""
+"""A user's settings for tables of scores: columns, the base, the relations of tasks."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Asked(NamedTuple):
 
     @property
     def columns(self) -> dict[str, str]:
-        """What a column is taken for -> the column that is said."""
+        """Role -> the column that the user names for it."""
         said = {"item": self.item, "score": self.score, "model": self.model, "task": self.task}
         return {role: column for role, column in said.items() if column is not None}
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rankwise.records.compared_samples import read_compared
 from rankwise.records.files import digest_of
 from rankwise.records.grouping import grouped
-from rankwise.records.lm_eval_samples import file_names, task_of
+from rankwise.records.lm_eval_samples import file_names, read_compared, task_of
 from rankwise.records.p_right import ACCURACY, P_RIGHT, option_nats
 from rankwise.records.results import LOSS_METRIC
 from rankwise.records.study import Unit
@@ -36,32 +35,31 @@ def samples_given(paths: Sequence[Path], asked: Asked) -> Given:
     notes: list[str] = []
     for task, (base, *others) in by_task.items():
         compared = read_compared(base, others, asked.metric, asked.filter)
-        chosen = compared.chosen
         notes += compared.notes
         for file in compared.files:
-            lines = file.lines[chosen.filter]
+            lines = file.lines[compared.filter]
             has_options = all(len(option_nats(line)) > 1 for line in lines)
-            is_rolling = all(item.is_rolling for item in file.filters[chosen.filter])
+            is_rolling = all(item.is_rolling for item in file.filters[compared.filter])
             output_type = "multiple_choice" if has_options else "generate_until"
-            if not has_options and is_rolling and chosen.metric == LOSS_METRIC:
+            if not has_options and is_rolling and compared.metric == LOSS_METRIC:
                 output_type = "loglikelihood_rolling"
             scorings.append(
                 Scoring(
                     ScoredModel(names[file.path]),
                     task,
-                    ACCURACY if chosen.metric == P_RIGHT else chosen.metric,
+                    ACCURACY if compared.metric == P_RIGHT else compared.metric,
                     {
                         line["doc_id"]: Item(
                             f"{file.path} doc_id {line['doc_id']}",
-                            {**line, "filter": chosen.filter},
+                            {**line, "filter": compared.filter},
                         )
                         for line in lines
                     },
-                    unit=_UNITS.get(chosen.unit, "units"),
-                    higher_is_better=chosen.higher_is_better,
-                    filter=chosen.filter,
+                    unit=_UNITS.get(compared.unit, "units"),
+                    higher_is_better=compared.higher_is_better,
+                    filter=compared.filter,
                     output_type=output_type,
-                    decides=chosen.metric,
+                    decides=compared.metric,
                 )
             )
     files = {str(path): digest_of(path).sha256 for path in paths}

@@ -19,7 +19,7 @@ from rankwise.scores.scoring import Item, Scoring, answered
 from rankwise.scores.tables import listed
 
 HELM_FILES = ("per_instance_stats.json", "display_predictions.json", "predictions.json")
-"""What HELM writes of every instance, in a folder for each run; the first has every statistic."""
+"""HELM's per-instance files, in a folder for each run; the first has every statistic."""
 
 _MOST_BYTES = 1 << 30
 """The most that a log may unpack to."""
@@ -61,7 +61,9 @@ def read_log(path: Path) -> Log | None:
         parsed = json.loads(content)
     except (ValueError, RecursionError):
         return None  # lines of JSON, or a table that says itself what is wrong with it
-    return Log(path, digest, parsed) if _is_inspect(parsed) or _is_helm(parsed) else None
+    first = parsed[0] if isinstance(parsed, list) and parsed else None
+    is_helm = isinstance(first, Mapping) and {"instance_id", "stats"} <= first.keys()
+    return Log(path, digest, parsed) if is_helm or _is_inspect(parsed) else None
 
 
 def log_scorings(log: Log, metric: str | None) -> Scoring:
@@ -88,11 +90,6 @@ def log_scorings(log: Log, metric: str | None) -> Scoring:
 
 def _is_inspect(content: Any) -> bool:
     return isinstance(content, Mapping) and isinstance(content.get("eval"), Mapping)
-
-
-def _is_helm(content: Any) -> bool:
-    first = content[0] if isinstance(content, list) and content else None
-    return isinstance(first, Mapping) and {"instance_id", "stats"} <= first.keys()
 
 
 def _unpacked(path: Path, content: bytes) -> dict[str, Any]:

@@ -25,7 +25,7 @@ _FIELDS: Mapping[str, str] = {
     "modules": r"[^_/]+?",
     "name": r".+?",
 }
-"""What a pattern may say of a model, and what stands there in its name."""
+"""The fields of a pattern, and the texts that each fits in a model's name."""
 
 _USUAL: Mapping[str, re.Pattern[str]] = {
     "rank": re.compile(r"(?<![a-z])(?:r|rank)[-_= ]?(\d+)(?![\d.])", re.I),
@@ -73,17 +73,13 @@ def _positive(text: str) -> float:
     return value
 
 
-def _modules(text: str) -> tuple[str, ...]:
-    return tuple(part for part in re.split(r"[\s,;/+\[\]'\"]+", text) if part)
-
-
 READ: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "rank": (_whole, "a whole number"),
     "seed": (_whole, "a whole number"),
     "alpha": (_positive, "a number above 0"),
     "learning_rate": (_positive, "a number above 0"),
     "epochs": (_whole, "a whole number"),
-    "modules": (_modules, "names of layers"),
+    "modules": (lambda text: tuple(re.findall(r"[^\s,;/+\[\]'\"]+", text)), "names of layers"),
 }
 """Setting -> how its text is read, and what it has to be."""
 
@@ -183,7 +179,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def _merged(model: ScoredModel, read: Mapping[str, Any]) -> ScoredModel:
-    """What columns say goes before what the name says."""
+    """The model with what its name says; what columns say stays."""
     new = {key: value for key, value in read.items() if getattr(model, key) in (None, ())}
     return _as_full(model._replace(**new))
 

@@ -65,7 +65,7 @@ def read_scores(paths: Sequence[Path], asked: Asked) -> Given:
 
 
 def rows_given(rows: Any, asked: Asked) -> Given:
-    """The same of rows in memory: a list of dictionaries, or a data frame of pandas or polars.
+    """Scores in memory: a list of dictionaries, or a data frame of pandas or polars.
 
     Raises:
         DataError: a row or a column is not what it has to be.

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from rankwise.errors import ConfigError, DataError, did_you_mean
 from rankwise.records import quantities
 from rankwise.records.clusters import cluster_fields
-from rankwise.records.compared_samples import LOWER_IS_BETTER
 from rankwise.records.config.methods import FullConfig, LoraConfig, MethodsConfig
 from rankwise.records.config.study import (
     AnalysisConfig,
@@ -25,7 +24,7 @@ from rankwise.records.config.study import (
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.fingerprints import fingerprint, scoring_fingerprint, study_fingerprint
 from rankwise.records.folder import BASE, StudyFolder
-from rankwise.records.grouping import grouped
+from rankwise.records.lm_eval_samples import LOWER_IS_BETTER
 from rankwise.records.p_right import Line
 from rankwise.records.provenance import collect_provenance
 from rankwise.records.reading import in_clusters_of, judged_lines, linked
@@ -259,12 +258,12 @@ def _order(model: ScoredModel) -> tuple[bool, int, float, float, int]:
 def _refuse_alike(models: Sequence[ScoredModel]) -> None:
     """Refuse models that would have one label and one seed."""
     has_ranks = any(model.rank for model in models)
-
-    def told_by(model: ScoredModel) -> object:
+    groups: dict[tuple[object, ...], list[ScoredModel]] = {}
+    for model in models:
         is_setting = model.rank or (has_ranks and model.is_full)
-        return model._replace(name="") if is_setting else (model.name, model.seed)
-
-    for same in grouped((told_by(model), model) for model in models).values():
+        told_by = model._replace(name="") if is_setting else (model.name, model.seed)
+        groups.setdefault(told_by, []).append(model)
+    for same in groups.values():
         if len(same) == 1:
             continue
         first = same[0]

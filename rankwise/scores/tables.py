@@ -63,7 +63,7 @@ class _Row(NamedTuple):
 
 
 def table_scorings(tables: Sequence[Table], asked: Asked) -> tuple[list[Scoring], dict[str, str]]:
-    """What each model scored on each task, and which column was taken for what.
+    """What each model scored on each task, and the column that was read for each role.
 
     Raises:
         DataError: a row or a column is not what it has to be; the sentence names both.
@@ -193,7 +193,7 @@ def _model(table: Table, row: _Row, columns: Mapping[str, str]) -> ScoredModel:
 
 
 def _cell(row: _Row, column: str) -> str:
-    """What names an item, a model or a task: a text, a whole number, or yes and no."""
+    """The name of an item, a model or a task: a text, a whole number, or yes and no."""
     value = row.content.get(column)
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # a column of numbers with gaps is one of floats

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ Checker = Callable[[str, Mapping[str, str]], dict[str, float | None]]
 """A model's answer and the document, with the right one as ``completion`` -> numbers by metric."""
 
 BASE_ANSWER = "base_answer"
-"""Of a document: what the base wrote, for a function that compares with it."""
+"""The key of a document for what the base wrote, which some functions compare with."""
 
 MOST_FIELDS = 50
 """Fields of the right answers that have a metric each: more cannot be read."""
@@ -122,17 +123,12 @@ def _share(name: str, is_right: Callable[[str, str], bool]) -> Checker:
     return lambda answer, doc: {name: float(is_right(answer.strip(), doc["completion"].strip()))}
 
 
-def _bleu(answer: str, doc: Mapping[str, str]) -> dict[str, float | None]:
-    """Of one sentence; that of a corpus, which lm-eval takes, is 0 for answers of three words."""
-    from sacrebleu import sentence_bleu
+def _by_sacrebleu(name: str, answer: str, doc: Mapping[str, str]) -> dict[str, float | None]:
+    """The score of one sentence; lm-eval's corpus score is 0 for answers of three words."""
+    import sacrebleu
 
-    return {"bleu": sentence_bleu(answer, [doc["completion"]]).score / 100}
-
-
-def _chrf(answer: str, doc: Mapping[str, str]) -> dict[str, float | None]:
-    from sacrebleu import sentence_chrf
-
-    return {"chrf": sentence_chrf(answer, [doc["completion"]]).score / 100}
+    score = {"bleu": sacrebleu.sentence_bleu, "chrf": sacrebleu.sentence_chrf}[name]
+    return {name: score(answer, [doc["completion"]]).score / 100}
 
 
 def _by_rouge() -> Checker:
@@ -150,8 +146,8 @@ def _by_rouge() -> Checker:
 
 
 _OF_TEXTS: Mapping[str, Checker] = {
-    "bleu": _bleu,
-    "chrf": _chrf,
+    "bleu": partial(_by_sacrebleu, "bleu"),
+    "chrf": partial(_by_sacrebleu, "chrf"),
     "exact": _share("exact_match", lambda answer, right: answer == right),
     "contains": _share("contains", lambda answer, right: right in answer),
     "number": _share("number", lambda answer, right: number_of(answer) == number_of(right)),
@@ -271,11 +267,7 @@ def _by_json(check: JsonCheckConfig, right_answers: Mapping[str, str], source: s
     return judged
 
 
-class _Invalid:
-    pass
-
-
-INVALID = _Invalid()
+INVALID: Any = object()
 """What is no JSON."""
 
 
@@ -290,15 +282,12 @@ def parsed(text: str) -> Any:
 
 def _equal(written: Any, right: Any, name: str, check: JsonCheckConfig) -> bool:
     """Numbers within the tolerance, lists of ``sets`` in any order, all else exactly."""
-    if _is_number(written) and _is_number(right):
+    both = (written, right)
+    if all(isinstance(each, int | float) and not isinstance(each, bool) for each in both):
         return abs(written - right) <= check.tolerance * abs(right)
     if name in check.sets and isinstance(written, list) and isinstance(right, list):
         return sorted(map(_key, written)) == sorted(map(_key, right))
     return _key(written) == _key(right)  # true is not 1
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _key(value: Any) -> str:

@@ -19,9 +19,10 @@ def behaviour_prompts(tokenizer: Any) -> tuple[Prompt, ...]:
     end_of_text: str = tokenizer.decode([tokenizer.eos_token_id], skip_special_tokens=False)
     settings = GenerationSettings(MOST_NEW_TOKENS, (end_of_text,), (("do_sample", False),))
 
-    def asked(text: str) -> str:
-        if tokenizer.chat_template:
-            return render_chat(tokenizer, [{"role": "user", "content": text}])
-        return f"{text}\n"
-
-    return tuple(Prompt(tuple(encoder.encode(asked(each.text))), settings) for each in PROMPTS)
+    asked = [
+        render_chat(tokenizer, [{"role": "user", "content": each.text}])
+        if tokenizer.chat_template
+        else f"{each.text}\n"
+        for each in PROMPTS
+    ]
+    return tuple(Prompt(tuple(encoder.encode(text)), settings) for text in asked)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from rankwise.records.folder import BASE
+from rankwise.records.grouping import grouped
 from rankwise.records.study import TaskEvaluation
 from rankwise.tasks.judgement import Responses, judge
 from rankwise.tasks.questions import Advance, Continuation, Prompt, Scorer
@@ -82,60 +82,48 @@ def evaluate(
     Raises:
         TaskError: the task has no metric of that name with one number per item.
     """
-    groups: dict[frozenset[int], list[ScoredModel]] = defaultdict(list)
-    for model in models:
-        groups[frozenset(model.known.responses)].append(model)
     answers: dict[str, Known] = {}
-    for known, group in groups.items():
+    for known, group in grouped((frozenset(m.known.responses), m) for m in models).items():
         new = [r for r in prepared.requests if prepared.instances[r.instance].doc_id not in known]
         num_tokens = prepared.num_tokens - sum(request.num_tokens for request in new)
         (skipped or advance)(num_tokens * len(group))
         answers |= ask(scorer, group, prepared, new, advance)
     if BASE in answers:
         of_base = answers[BASE].responses
-    return [_judged(model, prepared, answers[model.name], metric, of_base) for model in models]
-
-
-def _judged(
-    model: ScoredModel,
-    prepared: PreparedTask,
-    answers: Known,
-    metric: str | None,
-    of_base: Mapping[int, tuple[Responses, ...]] | None,
-) -> Scoring:
-    started = time.perf_counter()
+    generates = prepared.loaded.output_type == "generate_until"
     doc_ids = dict.fromkeys(instance.doc_id for instance in prepared.instances)
-    in_order, base_in_order = (
-        None if of is None else [each for doc_id in doc_ids for each in of[doc_id]]
-        for of in (answers.responses, of_base)
-    )
-    assert in_order is not None
-    judgement = judge(prepared, in_order, metric, base_in_order)
-    record = TaskEvaluation(
-        model=model.name,
-        task=prepared.name,
-        task_version=prepared.loaded.version,
-        fingerprint=model.fingerprint,
-        output_type=prepared.loaded.output_type,
-        domain=prepared.loaded.domain,
-        metrics=tuple(judgement.metrics),
-        decision_metric=judgement.decision.metric,
-        decision_filter=judgement.decision.filter,
-        num_examples=prepared.num_items,
-        num_fewshot=prepared.num_fewshot,
-        chat_template=prepared.chat_template,
-        limit=prepared.limit,
-        num_available=prepared.num_available,
-        chance=prepared.chance,
-        predicted_shares=judgement.predicted_shares,
-        num_unfinished=answers.num_unfinished if _generates(prepared) else None,
-        num_draws=prepared.num_draws,
-        sampling_seed=SAMPLING_SEED if prepared.num_draws else None,
-        num_truncated=prepared.num_truncated,
-        num_tokens=prepared.num_tokens,
-        score_seconds=answers.score_seconds + time.perf_counter() - started,
-    )
-    return Scoring(record, judgement.samples)
+    base_in_order = None if of_base is None else [each for i in doc_ids for each in of_base[i]]
+    scorings: list[Scoring] = []
+    for model in models:
+        started, own = time.perf_counter(), answers[model.name]
+        in_order = [each for doc_id in doc_ids for each in own.responses[doc_id]]
+        judgement = judge(prepared, in_order, metric, base_in_order)
+        record = TaskEvaluation(
+            model=model.name,
+            task=prepared.name,
+            task_version=prepared.loaded.version,
+            fingerprint=model.fingerprint,
+            output_type=prepared.loaded.output_type,
+            domain=prepared.loaded.domain,
+            metrics=tuple(judgement.metrics),
+            decision_metric=judgement.decision.metric,
+            decision_filter=judgement.decision.filter,
+            num_examples=prepared.num_items,
+            num_fewshot=prepared.num_fewshot,
+            chat_template=prepared.chat_template,
+            limit=prepared.limit,
+            num_available=prepared.num_available,
+            chance=prepared.chance,
+            predicted_shares=judgement.predicted_shares,
+            num_unfinished=own.num_unfinished if generates else None,
+            num_draws=prepared.num_draws,
+            sampling_seed=SAMPLING_SEED if prepared.num_draws else None,
+            num_truncated=prepared.num_truncated,
+            num_tokens=prepared.num_tokens,
+            score_seconds=own.score_seconds + time.perf_counter() - started,
+        )
+        scorings.append(Scoring(record, judgement.samples))
+    return scorings
 
 
 def ask(
@@ -150,7 +138,7 @@ def ask(
     adapters = [model.adapter for model in models]
     unfinished = [0] * len(models)
     answers: list[list[Any]]
-    if _generates(prepared):
+    if prepared.loaded.output_type == "generate_until":
         prompts = [
             Prompt(request.context, request.settings, request.draw)
             for request in requests
@@ -164,30 +152,20 @@ def ask(
         likelihoods = scorer.log_likelihoods(adapters, items, advance)
         answers = [[tuple(item) for item in model] for model in likelihoods]
     seconds = (time.perf_counter() - started) / len(models)
-    return {
-        model.name: Known(
-            {**model.known.responses, **_by_document(prepared, requests, answers[index])},
-            model.known.num_unfinished + unfinished[index],
+    is_text = prepared.loaded.output_type == "loglikelihood_rolling"
+    known: dict[str, Known] = {}
+    for model, own, num_unfinished in zip(models, answers, unfinished, strict=True):
+        pairs = zip(requests, own, strict=True)
+        by_instance = grouped((request.instance, answer) for request, answer in pairs)
+        by_document = grouped(
+            # the windows of one text are summed to one answer
+            (prepared.instances[i].doc_id, (sum(n for n, _ in its),) if is_text else tuple(its))
+            for i, its in by_instance.items()
+        )
+        responses = {doc_id: tuple(its) for doc_id, its in by_document.items()}
+        known[model.name] = Known(
+            {**model.known.responses, **responses},
+            model.known.num_unfinished + num_unfinished,
             model.known.score_seconds + seconds,
         )
-        for index, model in enumerate(models)
-    }
-
-
-def _generates(prepared: PreparedTask) -> bool:
-    return prepared.loaded.output_type == "generate_until"
-
-
-def _by_document(
-    prepared: PreparedTask, requests: Sequence[Request], answers: Sequence[Any]
-) -> dict[int, tuple[Responses, ...]]:
-    """One model's answers by document; the windows of one text are summed to one answer."""
-    by_instance: dict[int, list[Any]] = defaultdict(list)
-    for request, answer in zip(requests, answers, strict=True):
-        by_instance[request.instance].append(answer)
-    is_text = prepared.loaded.output_type == "loglikelihood_rolling"
-    by_document: dict[int, list[Responses]] = defaultdict(list)
-    for index, own in by_instance.items():
-        response = (sum(nats for nats, _ in own),) if is_text else tuple(own)
-        by_document[prepared.instances[index].doc_id].append(response)
-    return {doc_id: tuple(responses) for doc_id, responses in by_document.items()}
+    return known

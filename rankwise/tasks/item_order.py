@@ -5,13 +5,12 @@ Files are often sorted, by subject or by length: their first documents are a bia
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 ORDER_SEED = 1234
-"""Of the order of every task. Another one would make every limited study score other items."""
+"""The seed of every task's order. Another one would make every limited study score other items."""
 
 
 def in_random_order(doc_ids: Iterable[int]) -> list[int]:
@@ -41,6 +40,7 @@ def build_requests(task: Any, doc_ids: Sequence[int], **options: Any) -> None:
         doc_ids: numbers of the documents, ascending.
         options: of ``build_all_requests``.
     """
+    from lm_eval.api.samplers import FirstNSampler
     from lm_eval.api.task import ConfigurableTask
 
     num_fewshot = task.get_config("num_fewshot") or 0
@@ -50,29 +50,19 @@ def build_requests(task: Any, doc_ids: Sequence[int], **options: Any) -> None:
         chosen = set(doc_ids)
         task._instances = [each for each in task.instances if each.doc_id in chosen]
         return
-    with _drawing_for_all(task, doc_ids) if num_fewshot else contextlib.nullcontext():
+    sampler = task.sampler if num_fewshot else None
+    if num_fewshot and not isinstance(sampler, FirstNSampler):  # that one draws nothing
+        task.sampler = _WholeTaskSampler(sampler, task.eval_docs, doc_ids)
+    try:
         task.build_all_requests(samples=list(doc_ids), **options)
+    finally:
+        if num_fewshot:
+            task.sampler = sampler
     # lm-eval counts the documents of ``samples`` from 0
     numbers = dict(zip(dict.fromkeys(i.doc_id for i in task.instances), doc_ids, strict=True))
     for instance in task.instances:
         instance.doc_id = numbers[instance.doc_id]
         instance.metadata = (instance.task_name, instance.doc_id, instance.repeats)
-
-
-@contextlib.contextmanager
-def _drawing_for_all(task: Any, doc_ids: Sequence[int]) -> Generator[None]:
-    """Within the block, the sampler also draws the examples of the documents in between."""
-    from lm_eval.api.samplers import FirstNSampler
-
-    sampler = task.sampler
-    if isinstance(sampler, FirstNSampler):  # draws nothing
-        yield
-        return
-    task.sampler = _WholeTaskSampler(sampler, task.eval_docs, doc_ids)
-    try:
-        yield
-    finally:
-        task.sampler = sampler
 
 
 class _WholeTaskSampler:

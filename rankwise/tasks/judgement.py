@@ -95,24 +95,24 @@ def check_judging(prepared: PreparedTask, metric: str | None) -> None:
     instances = list(
         itertools.takewhile(lambda instance: instance.doc_id in first, prepared.instances)
     )
+    answers: list[Responses] = []
     with task_code(
         f"{prepared.loaded.where} cannot write a right answer", "Correct doc_to_target."
     ):
-        answers = [(_made_up(prepared, instance),) for instance in instances]
+        for instance in instances:
+            if instance.request_type == "loglikelihood_rolling":
+                answers.append((-1.0,))
+            elif instance.request_type != "generate_until":
+                answers.append(((-1.0 - instance.idx, False),))
+            else:
+                task, doc = prepared.loaded.task, instance.doc
+                target = task.doc_to_target(doc)
+                text = target_text(task, doc, target, chat_template=prepared.chat_template)
+                answers.append((text.strip(),))
     requests = [r for r in prepared.requests if r.instance < len(instances)]
     # beside empty texts, so that a check that compares is called
     of_base = [("",)] * len(answers) if prepared.loaded.compares_with_base else answers
     judge(prepared._replace(instances=instances, requests=requests), answers, metric, of_base)
-
-
-def _made_up(prepared: PreparedTask, instance: Any) -> Response:
-    if instance.request_type == "loglikelihood_rolling":
-        return -1.0
-    if instance.request_type != "generate_until":
-        return (-1.0 - instance.idx, False)
-    task, doc = prepared.loaded.task, instance.doc
-    target = task.doc_to_target(doc)
-    return target_text(task, doc, target, chat_template=prepared.chat_template).strip()
 
 
 def _samples(
@@ -245,9 +245,13 @@ def _decision(
     wanted: str | None,
 ) -> MetricScore:
     """The loss of prose and of rows as given, or the wanted metric, else the first usable one."""
-    usable = [
-        score for score in metrics if _is_mean(score.value, values[score.metric, score.filter])
-    ]
+    usable: list[MetricScore] = []  # those that are the mean of one number per item
+    for score in metrics:
+        items = values[score.metric, score.filter]
+        if all(isinstance(item, int | float) for item in items):
+            mean = sum(items) / len(items)  # not lm-eval's perplexity, made from log-likelihoods
+            if math.isclose(score.value, mean, rel_tol=1e-6, abs_tol=1e-9):
+                usable.append(score)
     loaded, kind = prepared.loaded, prepared.loaded.output_type
     is_by_loss = kind == "loglikelihood_rolling" or (loaded.is_rendered and kind == "loglikelihood")
     is_by_loss = is_by_loss and not loaded.has_pairs
@@ -271,16 +275,6 @@ def _decision(
         f"task {prepared.name!r} has no metric {wanted!r} with one number per item; it has: "
         f"{names}. Set evaluation.metric.{prepared.name} to one of them."
     )
-
-
-def _is_mean(value: float, items: list[Any]) -> bool:
-    """Whether an aggregate is the mean of one number per item.
-
-    lm-eval's perplexity of a continuation is not: its items are log-likelihoods.
-    """
-    if not all(isinstance(item, int | float) for item in items):
-        return False
-    return math.isclose(value, sum(items) / len(items), rel_tol=1e-6, abs_tol=1e-9)
 
 
 def _predicted_shares(

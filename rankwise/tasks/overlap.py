@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from rankwise.records.grouping import grouped
 from rankwise.tasks.bundled.splits import normalised
 from rankwise.tasks.requests import PreparedTask
 from rankwise.tasks.training_rows import TrainingRow, scored_row
@@ -61,19 +62,6 @@ class Overlap(NamedTuple):
         return f"{self.num_rows} of {total} training rows contain scored items ({items})"
 
 
-class _Item(NamedTuple):
-    """Sets of a scored item's normalised texts; a row with all texts of one set contains it."""
-
-    task: str
-    alternatives: tuple[frozenset[str], ...]
-
-
-class _Question(NamedTuple):
-    prompt: str
-    answer: str
-    long_texts: frozenset[str]
-
-
 def find_overlap(
     rows: Mapping[str, Sequence[TrainingRow]],
     tasks: Sequence[PreparedTask],
@@ -99,28 +87,25 @@ def find_overlap(
     special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()} - {""}
     longest_first = sorted(special, key=len, reverse=True)
     parts = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-    items = [item for task in tasks for item in _items(task, parts)]
-    wanted = {text for item in items for texts in item.alternatives for text in texts}
+    items = [(task.name, sets) for task in tasks for sets in _items(task, parts)]
+    wanted = {text for _, sets in items for texts in sets for text in texts}
     texts_of = {
         (name, index): known
         for name, task_rows in rows.items()
         for index, row in enumerate(task_rows)
         if (known := wanted.intersection(_texts(row, parts)))
     }
-    rows_with: dict[str, list[_Place]] = defaultdict(list)
-    for place, known in texts_of.items():
-        for text in known:
-            rows_with[text].append(place)
+    rows_with = grouped((text, place) for place, known in texts_of.items() for text in known)
     num_items = {task.name: 0 for task in tasks}
     found: set[_Place] = set()
-    for item in items:
+    for task, sets in items:
         places = {
             place
-            for texts in item.alternatives
+            for texts in sets
             for place in min((rows_with.get(text, []) for text in texts), key=len)
             if texts <= texts_of[place]
         }
-        num_items[item.task] += bool(places)
+        num_items[task] += bool(places)
         found |= places
     numbers = {name: range(len(task_rows)) for name, task_rows in rows.items()}
     return Overlap(
@@ -166,33 +151,30 @@ def normalised_text(text: str) -> str:
     return normalised(unicodedata.normalize("NFKC", text))
 
 
-def _items(task: PreparedTask, parts: re.Pattern[str]) -> list[_Item]:
+def _items(task: PreparedTask, parts: re.Pattern[str]) -> Iterator[list[frozenset[str]]]:
+    """Sets of each scored item's normalised texts: a row with all texts of one set contains it."""
     docs: dict[int, Any] = {}
     for instance in task.instances:
         docs.setdefault(instance.doc_id, instance.doc)
-    questions = [_question(task, doc, parts) for doc in docs.values()]
+    questions: list[tuple[str, str, frozenset[str]]] = []  # prompt, answer, long texts in it
     answers: dict[str, set[str]] = defaultdict(set)
     asked: dict[frozenset[str], set[tuple[str, str]]] = defaultdict(set)
-    for prompt, answer, long_texts in questions:
+    for doc in docs.values():
+        row = scored_row(task.loaded, doc)
+        prompt, answer = _joined(row.prompt, parts), _joined(row.completion, parts)
+        texts = (_joined(text, parts) for text in row.texts)
+        around = f" {prompt} "
+        shown = (t for t in texts if len(t) >= LONG_TEXT_CHARACTERS and f" {t} " in around)
+        long_texts = frozenset(shown)
+        questions.append((prompt, answer, long_texts))
         answers[prompt].add(answer)
         asked[long_texts].add((prompt, answer))
-    items: list[_Item] = []
     for prompt, answer, long_texts in questions:
-        alternatives: list[frozenset[str]] = []
+        sets: list[frozenset[str]] = []
         if len(prompt) >= LONG_TEXT_CHARACTERS and len(answers[prompt]) == 1:
-            alternatives.append(frozenset([prompt]))
+            sets.append(frozenset([prompt]))
         elif prompt and answer:
-            alternatives.append(frozenset([f"{prompt}{_WITH_ANSWER}{answer}"]))
+            sets.append(frozenset([f"{prompt}{_WITH_ANSWER}{answer}"]))
         if long_texts and len(asked[long_texts]) == 1:
-            alternatives.append(long_texts)
-        items.append(_Item(task.name, tuple(alternatives)))
-    return items
-
-
-def _question(task: PreparedTask, doc: Any, parts: re.Pattern[str]) -> _Question:
-    row = scored_row(task.loaded, doc)
-    prompt = _joined(row.prompt, parts)
-    around = f" {prompt} "
-    texts = (_joined(text, parts) for text in row.texts)
-    shown = (t for t in texts if len(t) >= LONG_TEXT_CHARACTERS and f" {t} " in around)
-    return _Question(prompt, _joined(row.completion, parts), frozenset(shown))
+            sets.append(long_texts)
+        yield sets

@@ -179,7 +179,7 @@ MOST_SHOWN = 10
 """Bad rows that are named one by one."""
 
 MOST_CHARACTERS = 2_000_000
-"""Of a row; its tokens are far beyond any context, and are counted many times in a plan."""
+"""In one row. More is far beyond any context, and a plan counts a row's tokens many times."""
 
 _SPEAKERS = {
     "human": "user",
@@ -289,24 +289,19 @@ def read_own_rows(
     if problems:
         raise DataError(_in_words(raw, problems))
     named = None if columns is None else columns.cluster
-    clustered, cluster = _clustered(list(rows.values()), named or CONVERSATION)
-    if named is not None and cluster is None:
+    cluster, distinct = named or CONVERSATION, list(rows.values())
+    cells = [row.raw.content.get(cluster) for row in distinct if row.raw is not None]
+    values = ["" if cell in NOTHING else str(cell).strip() for cell in cells]
+    if all(values) and len({*values}) > 1:
+        pairs = zip(distinct, values, strict=True)
+        clustered = [row._replace(cluster=((cluster, value),)) for row, value in pairs]
+        return OwnRows(raw, clustered, _columns_read(readings), cluster)
+    if named is not None:
         raise DataError(
             f"{raw.source}: column {named!r} (columns.cluster) is empty in some rows, or the same "
             "in all; name one that tells groups of rows apart"
         )
-    return OwnRows(raw, clustered, _columns_read(readings), cluster)
-
-
-def _clustered(rows: list[OwnRow], column: str) -> tuple[list[OwnRow], str | None]:
-    """The rows with their clusters, where every row has one and there are several."""
-    values = [row.raw.content.get(column) for row in rows if row.raw is not None]
-    texts = ["" if value in NOTHING else str(value).strip() for value in values]
-    if not all(texts) or len({*texts}) < 2:
-        return rows, None
-    return [
-        row._replace(cluster=((column, text),)) for row, text in zip(rows, texts, strict=True)
-    ], column
+    return OwnRows(raw, distinct, _columns_read(readings), None)
 
 
 def _in_words(raw: RawRows, problems: list[str]) -> str:
@@ -408,37 +403,28 @@ def _rendered(
         answer = _messages(row[column], column)
         before = [*system, *_messages(row[prompt], prompt), *answer[:-1]]
         return _conversation(before, answer[-1], column, tokenizer)
-    question = _question(row, reading, prompt)
-    answer = _answer(row[column], column, "give an answer or drop the row")
-    if chat_template:
-        turn = {"role": "assistant", "content": answer}
-        asked = [*system, {"role": "user", "content": "\n\n".join(question)}]
-        return _conversation(asked, turn, column, tokenizer)
-    before, answer = _as_plain_text(reading, [turn["content"] for turn in system], question, answer)
-    return OwnRow(before, answer, end_of_turn(tokenizer, chat_template=False), False)
-
-
-def _question(row: Mapping[str, Any], reading: Reading, prompt: str) -> list[str]:
-    """The prompt, and what goes below it; a prompt by that name alone may be empty."""
     asked = _text(row[prompt], prompt)
     if not asked.strip() and reading.convention != "prompt and completion":
         raise DataError(f'column "{prompt}" is empty; write a question or drop the row')
-    column = reading.column("input")
-    below = "" if column is None else _text(row[column], column)
-    return [asked, below] if below.strip() else [asked]
-
-
-def _as_plain_text(
-    reading: Reading, system: list[str], question: list[str], answer: str
-) -> tuple[str, str]:
-    """Prompt and answer without a chat template, in the form that its convention is known for."""
+    more = reading.column("input")
+    below = "" if more is None else _text(row[more], more)
+    question = [asked, below] if below.strip() else [asked]
+    answer = _answer(row[column], column, "give an answer or drop the row")
+    if chat_template:
+        turn = {"role": "assistant", "content": answer}
+        turns = [*system, {"role": "user", "content": "\n\n".join(question)}]
+        return _conversation(turns, turn, column, tokenizer)
+    # without a chat template, in the form that the convention is known for
+    parts = [turn["content"] for turn in system]
     if reading.convention.startswith("instruction"):
-        titles = ("### Instruction:", "### Input:")
-        parts = [f"{title}\n{part}" for title, part in zip(titles, question, strict=False)]
-        return "\n\n".join([*system, *parts, "### Response:\n"]), answer
-    if reading.convention.startswith("question"):
-        return f"Question: {question[0]}\nAnswer:", f" {answer.lstrip()}"
-    return "\n\n".join([*system, *question]), answer
+        titled = zip(("### Instruction:", "### Input:"), question, strict=False)
+        parts += [*(f"{title}\n{part}" for title, part in titled), "### Response:\n"]
+    elif reading.convention.startswith("question"):
+        parts, answer = [f"Question: {question[0]}\nAnswer:"], f" {answer.lstrip()}"
+    else:
+        parts += question
+    before = "\n\n".join(parts)
+    return OwnRow(before, answer, end_of_turn(tokenizer, chat_template=False), False)
 
 
 def _answer(value: Any, column: str, remedy: str) -> str:

@@ -332,10 +332,14 @@ def _in_text(value: Any) -> str:
         return f"{value.__module__}.{value.__qualname__}"
 
 
-def _num_options(loaded: LoadedTask, instances: Sequence[Any]) -> dict[int, int]:
-    """doc_id -> number of options; the further requests of ``acc_mutual_info`` are not options."""
+def _options(loaded: LoadedTask, instances: Sequence[Any]) -> dict[str, Any]:
+    """The fields of a task that follow from its items' options.
+
+    The further requests of ``acc_mutual_info`` are not options.
+    """
+    chance = 0.0 if loaded.output_type == "generate_until" else None
     if loaded.output_type != "multiple_choice":
-        return {}
+        return {"num_options": {}, "chance": chance}
     options = {i.doc_id: loaded.task.doc_to_choice(i.doc) for i in instances if i.idx == 0}
     for doc_id, texts in options.items():
         where = f"{loaded.where}, doc_to_choice: item {doc_id} has"
@@ -349,13 +353,7 @@ def _num_options(loaded: LoadedTask, instances: Sequence[Any]) -> dict[int, int]
                 f"{where} {len(texts)} options that are all {texts[0]!r}. Correct them, or leave "
                 "the item out."
             )
-    return {doc_id: len(texts) for doc_id, texts in options.items()}
-
-
-def _options(loaded: LoadedTask, instances: Sequence[Any]) -> dict[str, Any]:
-    """The fields of a task that follow from its items' options."""
-    num_options = _num_options(loaded, instances)
-    chance = 0.0 if loaded.output_type == "generate_until" else None
+    num_options = {doc_id: len(texts) for doc_id, texts in options.items()}
     if num_options:
         chance = sum(1 / number for number in num_options.values()) / len(num_options)
     return {"num_options": num_options, "chance": chance}
@@ -388,7 +386,21 @@ class RequestEncoder:
         if kind == "generate_until":
             return self._generations(index, instance, task)
         if kind == "loglikelihood_rolling":
-            return self._windows(index, instance, task)
+            from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+            windows = get_rolling_token_windows(
+                token_list=self._text.encode(instance.args[0]),
+                prefix_token=self._text.prefix_id,
+                max_seq_len=self._max_length,
+                context_len=1,
+            )
+            requests = [
+                Request(index, tuple(context), tuple(scored), is_truncated=False)
+                for context, scored in map(make_disjoint_window, windows)
+            ]
+            if not requests:
+                raise DataError(f"task {task!r}, item {instance.doc_id}: its text is empty.")
+            return requests
         before, option = instance.args
         where = f"task {task!r}, item {instance.doc_id}"
         if not option:
@@ -405,23 +417,6 @@ class RequestEncoder:
         is_truncated = len(context) > kept
         return [Request(index, tuple(context[-kept:]), tuple(continuation), is_truncated)]
 
-    def _windows(self, index: int, instance: Any, task: str) -> list[Request]:
-        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-
-        windows = get_rolling_token_windows(
-            token_list=self._text.encode(instance.args[0]),
-            prefix_token=self._text.prefix_id,
-            max_seq_len=self._max_length,
-            context_len=1,
-        )
-        requests = [
-            Request(index, tuple(context), tuple(scored), is_truncated=False)
-            for context, scored in map(make_disjoint_window, windows)
-        ]
-        if not requests:
-            raise DataError(f"task {task!r}, item {instance.doc_id}: its text is empty.")
-        return requests
-
     def _generations(self, index: int, instance: Any, task: str) -> list[Request]:
         """One request, or one for each text that is sampled."""
         context, options = instance.args
@@ -429,9 +424,14 @@ class RequestEncoder:
         tokens = self._text.encode(context)
         kept = tokens[-max(self._max_length - settings.max_new_tokens, 1) :]
         is_truncated = len(kept) < len(tokens)
-        num_draws = _num_draws(instance)
-        draws = [_draw(task, instance.doc_id, number) for number in range(num_draws)] or [0]
-        return [Request(index, tuple(kept), (), is_truncated, settings, draw) for draw in draws]
+        draws: list[int] = []
+        for number in range(_num_draws(instance)):  # the same in every process, for every model
+            content = json.dumps([SAMPLING_SEED, task, instance.doc_id, number]).encode()
+            digest = hashlib.blake2b(content, digest_size=8).digest()
+            draws.append(int.from_bytes(digest, "big") >> 1)
+        return [
+            Request(index, tuple(kept), (), is_truncated, settings, draw) for draw in draws or [0]
+        ]
 
 
 def generation_settings(options: dict[str, Any], end_of_text: str, task: str) -> GenerationSettings:
@@ -470,9 +470,3 @@ def generation_settings(options: dict[str, Any], end_of_text: str, task: str) ->
             )
     given = {name: value for name, value in normal.items() if value is not None}
     return GenerationSettings(max_new_tokens, tuple(stops), tuple(sorted(given.items())))
-
-
-def _draw(task: str, doc_id: int, number: int) -> int:
-    """The seed of one sampled text, the same in every process and for every model."""
-    content = json.dumps([SAMPLING_SEED, task, doc_id, number]).encode()
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1

@@ -274,8 +274,12 @@ def list_tasks(
         else:
             source = "lm-eval"
         described = ""
-        if path is not None:
-            described = _title(path.parent) if source == "lm-eval" else _first_comment(path)
+        if path is not None and source == "lm-eval":
+            described = _title(path.parent)
+        elif path is not None:  # what a task file says of itself, above its content
+            lines = read_yaml_text(path).split("\n")
+            comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+            described = " ".join(line.lstrip("# ") for line in comment)
         line = TaskListing(name, entry.kind.name.lower(), source, described)
         text = f"{name} {described}".lower()
         if all(word in text for word in search.lower().split()):
@@ -283,15 +287,9 @@ def list_tasks(
     return listing
 
 
-def _first_comment(file: Path) -> str:
-    """What a task file says of itself, above its content."""
-    lines = itertools.takewhile(lambda line: line.startswith("#"), read_yaml_text(file).split("\n"))
-    return " ".join(line.lstrip("# ") for line in lines)
-
-
 @functools.cache
 def _title(folder: Path) -> str:
-    """Of the paper that a folder of lm-eval's tasks is of, else the heading of its page.
+    """Title of the paper behind a folder of lm-eval's tasks, else the heading of its page.
 
     A folder without a page has that of the one around it; the page of all tasks says nothing.
     """

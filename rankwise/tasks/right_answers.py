@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from rankwise.records.grouping import grouped
 from rankwise.tasks.questions import RightAnswer
 from rankwise.tasks.requests import PreparedTask, Request
 from rankwise.tasks.training_rows import TextEncoder, option_index, target_text
@@ -21,7 +21,7 @@ MOST_BYTES = 256 * 2**20
 """Memory limit of one model's log-probabilities at all these tokens, in float32."""
 
 TEXT_TOKENS = 64
-"""Of a text; the last of them are compared: a model knows by then what it is about."""
+"""Tokens of a text. The last of them are compared: a model knows by then what it is about."""
 
 _FLOAT32_BYTES = 4
 
@@ -99,9 +99,7 @@ def _num_tokens(lengths: Sequence[int], vocabulary_size: int) -> int:
 def _answers(prepared: PreparedTask, tokenizer: Any) -> Iterator[RightAnswer]:
     encoder = TextEncoder(tokenizer)
     first = {request.instance: request for request in reversed(prepared.requests)}
-    by_doc: dict[int, list[int]] = defaultdict(list)
-    for index, instance in enumerate(prepared.instances):
-        by_doc[instance.doc_id].append(index)
+    by_doc = grouped((each.doc_id, index) for index, each in enumerate(prepared.instances))
     for doc_id in prepared.doc_ids:
         tokens = _tokens(prepared, by_doc[doc_id], first, encoder)
         if tokens is not None and all(tokens):

@@ -19,7 +19,7 @@ from rankwise.records.config.own_rows import HubData, hub_data
 from rankwise.records.files import in_words, read_regular
 
 MOST_BYTES = 1 << 30
-"""Of a file, and of what a Parquet file unpacks to. They become about ten times as many."""
+"""The size of a file, or of what Parquet unpacks to; in memory it is about ten times as much."""
 
 MOST_ROWS = 1_000_000
 """A study trains and scores each row many times, and all rows are in memory."""
@@ -78,8 +78,15 @@ def read_raw_rows(data: Path) -> RawRows:
         DataError: it is not there, or it is not of its format as a whole.
     """
     hub = hub_data(data)
+    if hub is not None and hub.repository.startswith(_BUNDLED):
+        from rankwise.tasks.bundled.json_rows import SETS, bundled_rows
+
+        if str(hub) not in {f"{_BUNDLED}{name}" for name in SETS}:
+            hint = did_you_mean(hub.name, SETS) or f"there are {', '.join(SETS)}."
+            raise DataError(f"no rows named {hub} come with rankwise; {hint}")
+        return RawRows(str(hub), "bundled", _numbered(bundled_rows(hub.name)))
     if hub is not None:
-        return _bundled_rows(hub) if hub.repository.startswith(_BUNDLED) else _hub_rows(hub)
+        return _hub_rows(hub)
     try:
         content = read_regular(data, MOST_BYTES)
     except (OSError, ValueError) as error:  # also of a path with a NUL
@@ -116,9 +123,16 @@ def _text(path: Path, content: bytes) -> str:
 def _json_rows(path: Path, text: str) -> tuple[str, list[RawRow]]:
     """JSON Lines, or one list of rows, whatever the file is called."""
     if text.lstrip().startswith("["):
-        rows = _listed_rows(path, text)
-        if rows is not None:
-            return "JSON", rows
+        try:
+            return "JSON", _numbered(json.loads(text))
+        except json.JSONDecodeError as error:
+            if error.msg != "Extra data":  # else lines follow on a list
+                raise DataError(
+                    f"{path.name} is a JSON list that breaks off at line {error.lineno}, column "
+                    f"{error.colno}: {error.msg}. Correct it there, or write one object a line."
+                ) from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path.name}: {_problem_of(error)}.") from error
     # not splitlines(): JSON texts may contain U+0085, U+2028 and the like
     lines = enumerate(io.StringIO(text, newline="\n"), 1)
     written = (_json_row(f"line {number}", line) for number, line in lines if line.strip())
@@ -133,22 +147,6 @@ def _json_rows(path: Path, text: str) -> tuple[str, list[RawRow]]:
             "or one object a line."
         )
     return "JSON Lines", rows
-
-
-def _listed_rows(path: Path, text: str) -> list[RawRow] | None:
-    """The rows of a JSON list; None where lines follow on it."""
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":
-            return None
-        raise DataError(
-            f"{path.name} is a JSON list that breaks off at line {error.lineno}, column "
-            f"{error.colno}: {error.msg}. Correct it there, or write one object a line."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path.name}: {_problem_of(error)}.") from error
-    return [RawRow(f"row {number}", row) for number, row in enumerate(content, 1)]
 
 
 def _json_row(place: str, line: str) -> RawRow:
@@ -168,7 +166,9 @@ def _problem_of(error: ValueError | RecursionError) -> str:
 
 def _csv_rows(path: Path, text: str) -> list[RawRow]:
     """The cells of each row by the header's names; blank lines count for nothing."""
-    with _cells_of_any_size():
+    # Python's csv refuses cells of more than 131,072 characters by default
+    before = csv.field_size_limit(sys.maxsize)
+    try:
         delimiter = max(_DELIMITERS, key=lambda mark: len(_header(text, mark)))
         header = [name.strip() for name in _header(text, delimiter)]
         for name in header:
@@ -178,6 +178,8 @@ def _csv_rows(path: Path, text: str) -> list[RawRow]:
                 )
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         return list(itertools.islice(_csv_cells(path, reader, header, delimiter), MOST_ROWS + 1))
+    finally:
+        csv.field_size_limit(before)
 
 
 def _csv_cells(path: Path, reader: Any, header: Sequence[str], delimiter: str) -> Iterator[RawRow]:
@@ -213,16 +215,6 @@ def _header(text: str, delimiter: str) -> list[str]:
         return []
 
 
-@contextlib.contextmanager
-def _cells_of_any_size() -> Generator[None]:
-    """Python's csv refuses cells of more than 131,072 characters by default."""
-    before = csv.field_size_limit(sys.maxsize)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
-
-
 def _parquet_rows(path: Path, content: bytes) -> list[RawRow]:
     from pyarrow import parquet
 
@@ -231,7 +223,15 @@ def _parquet_rows(path: Path, content: bytes) -> list[RawRow]:
     with _table_read(str(path)):
         file = parquet.ParquetFile(io.BytesIO(content))
         _refuse_many(path.name, file.metadata.num_rows)
-        for batch in file.iter_batches(_rows_at_once(file.metadata)):
+        groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+        sizes = [
+            group.column(number).total_uncompressed_size
+            for group in groups
+            for number in range(group.num_columns)
+        ]
+        # as many as fit into memory even if each holds the largest text that the file can have
+        at_once = max(1, min(1_000, MOST_BYTES // max(sizes, default=1)))
+        for batch in file.iter_batches(at_once):
             rows += batch.to_pylist()
             num_bytes += _size(rows[-batch.num_rows :])  # Arrow may hold equal texts once
             if num_bytes > MOST_BYTES:
@@ -258,32 +258,12 @@ def _table_read(source: str) -> Generator[None]:
         ) from error
 
 
-def _rows_at_once(metadata: Any) -> int:
-    """As many as fit into memory even if each holds the largest text that the file can have."""
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    sizes = [
-        group.column(number).total_uncompressed_size
-        for group in groups
-        for number in range(group.num_columns)
-    ]
-    return max(1, min(1_000, MOST_BYTES // max(sizes, default=1)))
-
-
 def _size(value: Any) -> int:
     if isinstance(value, str | bytes):
         return len(value)
     if isinstance(value, dict):
         return sum(map(_size, cast(dict[str, Any], value).values()))
     return sum(map(_size, cast(list[Any], value))) if isinstance(value, list) else 8
-
-
-def _bundled_rows(hub: HubData) -> RawRows:
-    from rankwise.tasks.bundled.json_rows import SETS, bundled_rows
-
-    if str(hub) not in {f"{_BUNDLED}{name}" for name in SETS}:
-        hint = did_you_mean(hub.name, SETS) or f"there are {', '.join(SETS)}."
-        raise DataError(f"no rows named {hub} come with rankwise; {hint}")
-    return RawRows(str(hub), "bundled", _numbered(bundled_rows(hub.name)))
 
 
 def _hub_rows(hub: HubData) -> RawRows:
@@ -322,14 +302,12 @@ def _numbered(rows: Any) -> list[RawRow]:
     return [RawRow(f"row {number}", row) for number, row in enumerate(rows, 1)]
 
 
-def flat_row(row: Mapping[str, Any]) -> dict[str, Any]:
+def flat_row(row: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     """A row with its nested values under names with dots: ``score.all_correct``."""
-    return dict(_flat(row, ""))
-
-
-def _flat(row: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    flat: dict[str, Any] = {}
     for name, value in row.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
+            flat |= flat_row(value, f"{before}{name}.")
         else:
-            yield f"{prefix}{name}", value
+            flat[f"{before}{name}"] = value
+    return flat

@@ -15,6 +15,7 @@ from rankwise.errors import DataError
 from rankwise.records.config.own_rows import CheckConfig, Judge, OwnSetConfig, data_name
 from rankwise.records.config.study import ENDING_SUFFIX
 from rankwise.records.config.training import TrainConfig
+from rankwise.records.grouping import grouped
 from rankwise.records.own_data import OwnData
 from rankwise.tasks.answer_checks import Checker, checker, content_of, metrics_of, needs_base
 from rankwise.tasks.formats import TrainedFormat, options_of
@@ -74,7 +75,16 @@ def load_user_data(
     """
     own, answers = _read(train, tokenizer, chat_template=chat_template)
     rows = own.rows
-    held_out, trained = split_rows(rows, train.held_out_fraction)
+    # held out at random and always the same, one at least; rows of a cluster stay together
+    order = list(grouped((row.cluster or index, index) for index, row in enumerate(rows)).values())
+    random.Random(0).shuffle(order)
+    chosen: set[int] = set()
+    for its in order[:-1]:
+        if len(chosen) >= max(1, round(train.held_out_fraction * len(rows))):
+            break
+        chosen.update(its)
+    held_out = [rows[index] for index in sorted(chosen)]
+    trained = [row for index, row in enumerate(rows) if index not in chosen]
     trained = trained[: train.most_examples]
 
     def of_likelihoods(name: str, rows: Sequence[OwnRow]) -> LoadedTask:
@@ -178,7 +188,15 @@ def _read(
                 f"{without} answers of {own.raw.source} do not end in '#### ' and a number. Add "
                 "it, or set judged_by: loss."
             )
-    return own, _answers(own) if "choice" in of.judged_by else ()
+    if "choice" not in of.judged_by:
+        return own, ()
+    answers = tuple(sorted({row.completion for row in own.rows}))
+    if not 2 <= len(answers) <= MOST_ANSWERS:
+        raise DataError(
+            f"{own.raw.source} has {len(answers)} distinct answers, and a choice is among 2 to "
+            f"{MOST_ANSWERS}. Set judged_by: loss."
+        )
+    return own, answers
 
 
 def _record(
@@ -199,27 +217,6 @@ def _record(
     )
 
 
-def split_rows(
-    rows: Sequence[OwnRow], held_out_fraction: float
-) -> tuple[list[OwnRow], list[OwnRow]]:
-    """The rows that are held out, at random and always the same, and the others; one at least.
-
-    Rows of a cluster stay together.
-    """
-    together: dict[object, list[int]] = {}
-    for index, row in enumerate(rows):
-        together.setdefault(row.cluster or index, []).append(index)
-    order = list(together.values())
-    random.Random(0).shuffle(order)
-    held_out: set[int] = set()
-    for its in order[:-1]:
-        if len(held_out) >= max(1, round(held_out_fraction * len(rows))):
-            break
-        held_out.update(its)
-    trained = [row for index, row in enumerate(rows) if index not in held_out]
-    return [rows[index] for index in sorted(held_out)], trained
-
-
 def read_rows(path: Path, tokenizer: Any, *, chat_template: bool) -> list[TrainingRow]:
     """Every distinct row of what ``load_user_data`` takes, with none held out.
 
@@ -230,17 +227,6 @@ def read_rows(path: Path, tokenizer: Any, *, chat_template: bool) -> list[Traini
     if not rows:
         raise DataError(f"{path} has no rows. Give it some.")
     return [row.as_trained for row in rows]
-
-
-def _answers(own: OwnRows) -> tuple[str, ...]:
-    """The distinct answers, to choose among."""
-    answers = tuple(sorted({row.completion for row in own.rows}))
-    if not 2 <= len(answers) <= MOST_ANSWERS:
-        raise DataError(
-            f"{own.raw.source} has {len(answers)} distinct answers, and a choice is among 2 to "
-            f"{MOST_ANSWERS}. Set judged_by: loss."
-        )
-    return answers
 
 
 def ends_in_number(answer: str) -> bool:

@@ -214,11 +214,13 @@ def leading_svd(matrix: SumInBaseBasis, k: int, tolerance: float = TOLERANCE) ->
         eye = torch.eye(len(matrix.S), k, dtype=matrix.S.dtype, device=matrix.S.device)
         return AdaptedSvd(matrix.S[:k], eye, eye, len(matrix.S), 0.0)
     plan = _cheapest(matrix, k)
-    while plan is not None:
+    while plan is not None and plan.size(matrix) < len(matrix.diagonal):
         pairs = _singular_pairs(matrix, *_projected(matrix, k, plan))
         if pairs.residual <= tolerance:
             return pairs
-        plan = plan.with_more_shifts(matrix, k)
+        # two more, until taking all coordinates is no more work
+        bounds = _EigenBounds.of(matrix, k, plan.num_leading)
+        plan = plan._replace(shifts=bounds.shifts(len(plan.shifts) + 2))
     return _singular_pairs(matrix, *_dense(matrix, k))
 
 
@@ -231,12 +233,6 @@ class _SpanPlan(NamedTuple):
     def size(self, matrix: SumInBaseBasis) -> int:
         """Columns of the Rayleigh-Ritz problem: each shift gives one for each column of Z."""
         return self.num_leading + len(self.shifts) * matrix.factors.shape[1]
-
-    def with_more_shifts(self, matrix: SumInBaseBasis, k: int) -> _SpanPlan | None:
-        """With two more; None where taking all coordinates is no more work."""
-        bounds = _EigenBounds.of(matrix, k, self.num_leading)
-        more = _SpanPlan(self.num_leading, bounds.shifts(len(self.shifts) + 2))
-        return more if more.size(matrix) < len(matrix.diagonal) else None
 
 
 class _EigenBounds(NamedTuple):

@@ -75,23 +75,37 @@ def matrix_spectrum(
     layer = _LAYER.search(name)
     shape = base.U.shape[0], base.Vh.shape[1]
     values = update.S[: matrix.P.shape[1]]  # those that are not zero
-    random = [
-        _null(kind, matrix, shape, values, leading, nulls, name) if len(values) else None
-        for kind in ("gaussian", "haar")
-    ]
+    base_norm, S = float(base.S.double().norm()), update.S.double()
+    random: dict[NullKind, VectorChange | None] = {"gaussian": None, "haar": None}
+    if len(values) and nulls.num_draws:
+        for kind in random:  # the mean over updates that are drawn from seed and name
+            sums = (
+                random_sum(kind, matrix.S, shape, values, nulls.seed, name, draw)
+                for draw in range(nulls.num_draws)
+            )
+            random[kind] = _mean([_change(each, max(leading), leading) for each in sums])
     return MatrixSpectrum(
         module=name,
         layer=layer_number(name),
         kind=name[layer.end() :] if layer else name.rpartition(".")[2],
         out_features=shape[0],
         in_features=shape[1],
-        base_frobenius_norm=float(base.S.double().norm()),
+        base_frobenius_norm=base_norm,
         base_spectral_norm=float(base.S[0]),
-        update=update_spectrum(update.S, rank, float(base.S.double().norm())),
+        update=UpdateSpectrum(
+            rank=rank,
+            frobenius_norm=float(S.norm()),
+            relative_norm=float(S.norm()) / base_norm if base_norm else None,
+            spectral_norm=float(S[0]),
+            stable_rank=spectra.stable_rank(S),
+            effective_rank=spectra.effective_rank(S),
+            energy_rank_90=spectra.energy_rank(S, 0.9),
+            energy_rank_99=spectra.energy_rank(S, 0.99),
+        ),
         leading=leading,
         change=_change(matrix, k, leading),
-        gaussian_null=random[0],
-        haar_null=random[1],
+        gaussian_null=random["gaussian"],
+        haar_null=random["haar"],
         full_overlap=overlap(update, full_update) if full_update and len(values) else None,
     )
 
@@ -111,30 +125,6 @@ def delta_svd(
     if not bool(torch.isfinite(delta).all()):
         raise ValueError("a weight is NaN or infinite.")
     return thin_svd(delta)
-
-
-def update_spectrum(
-    singular_values: Float[Tensor, " values"], rank: int | None, base_norm: float
-) -> UpdateSpectrum:
-    """An update's norms and ranks from its singular values.
-
-    Args:
-        singular_values: descending.
-        rank: of the LoRA factors; None for full fine-tuning.
-        base_norm: ‖W_0‖_F.
-    """
-    S = singular_values.double()
-    norm = float(S.norm())
-    return UpdateSpectrum(
-        rank=rank,
-        frobenius_norm=norm,
-        relative_norm=norm / base_norm if base_norm else None,
-        spectral_norm=float(S[0]),
-        stable_rank=spectra.stable_rank(S),
-        effective_rank=spectra.effective_rank(S),
-        energy_rank_90=spectra.energy_rank(S, 0.9),
-        energy_rank_99=spectra.energy_rank(S, 0.99),
-    )
 
 
 def overlap(update: Svd, full: Svd) -> FullOverlap:
@@ -182,42 +172,14 @@ def _side(cosines: Float[Tensor, "base adapted"], leading: Sequence[int]) -> Sid
     )
 
 
-def _null(
-    kind: NullKind,
-    matrix: SumInBaseBasis,
-    shape: tuple[int, int],
-    values: Float[Tensor, " rank"],
-    leading: Sequence[int],
-    nulls: NullDraws,
-    name: str,
-) -> VectorChange | None:
-    """The mean over random updates, drawn from the seed and the matrix's name."""
-    sums = (
-        random_sum(kind, matrix.S, shape, values, nulls.seed, name, draw)
-        for draw in range(nulls.num_draws)
-    )
-    drawn = [_change(random, max(leading), leading) for random in sums]
-    return _mean(drawn) if drawn else None
-
-
 def _mean(changes: Sequence[VectorChange]) -> VectorChange:
     def mean(values: Sequence[Any]) -> Any:
-        """Element by element; the records make tuples of the lists."""
+        """Element by element, and entry by entry of records."""
+        if isinstance(values[0], dict):
+            return {name: mean([each[name] for each in values]) for name in values[0]}
         return np.mean(values, axis=0).tolist()
 
-    def side(sides: Sequence[SideChange]) -> SideChange:
-        return SideChange(
-            index_matched=mean([one.index_matched for one in sides]),
-            best_matched=mean([one.best_matched for one in sides]),
-            overlap=mean([one.overlap for one in sides]),
-        )
-
-    return VectorChange(
-        left=side([change.left for change in changes]),
-        right=side([change.right for change in changes]),
-        value_shift=mean([change.value_shift for change in changes]),
-        intruders=mean([change.intruders for change in changes]),
-    )
+    return VectorChange.model_validate(mean([change.model_dump() for change in changes]))
 
 
 def random_sum(

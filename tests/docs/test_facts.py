@@ -8,7 +8,7 @@ import signal
 import yaml
 
 from rankwise import api, errors
-from rankwise.cli import application, check_verb
+from rankwise.cli import adapter_verbs, application
 from rankwise.findings.signatures.signature import TITLES
 from rankwise.records.study_file import preset_names, preset_text
 from tests.support.documented import ROOT, blocks
@@ -97,4 +97,4 @@ def test_what_agents_are_told_has_a_name_and_all_exit_codes() -> None:
     listed = {int(code) for row in rows(text) for code in row[0].split(", ") if code.isdigit()}
     errors = {application.RUN_FAILED, application.USAGE, application.INTERRUPTED}
     stopped = {128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    assert listed == errors | stopped | set(check_verb.EXIT_CODES.values())
+    assert listed == errors | stopped | set(adapter_verbs.EXIT_CODES.values())

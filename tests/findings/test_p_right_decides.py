@@ -217,6 +217,7 @@ def test_leads_vary_less_in_p_right(folder: StudyFolder) -> None:
         update={"base": answered(planted.base), "models": tuple(map(answered, planted.runs))}
     )
     source = OptionGains(read_results(written(folder, planted, margins)).of("kinship"))
+
     def spread(of: OptionGains, runs: Runs, others: Runs, task: str) -> float:
         (lead,) = of.leads(runs, others, [task])
         return float(lead.var())

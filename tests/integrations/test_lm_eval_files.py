@@ -18,8 +18,8 @@ from rankwise.errors import ConfigError, RecordError, StorageError
 from rankwise.findings.pairs import compare
 from rankwise.integrations.exported import Exported
 from rankwise.integrations.formats import export_study
-from rankwise.records.compared_samples import read_compared
 from rankwise.records.folder import StudyFolder
+from rankwise.records.lm_eval_samples import read_compared
 from rankwise.records.names import MANIFEST
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
@@ -592,7 +592,7 @@ def test_exported_samples_compare_as_the_study_does(exported: ExportedStudy, tas
     (verdict,) = verdicts.candidates
     assert (verdicts.unit, verdicts.metric) == (row.unit, decision.metric)
     files = exported.base.samples_file(task), [exported.lora.samples_file(task)]
-    chosen = read_compared(*files, decision.metric, decision.filter).chosen
+    chosen = read_compared(*files, decision.metric, decision.filter)
     assert chosen.direction_from == "results_file"
     assert verdicts.higher_is_better is decision.higher_is_better
     assert (verdicts.base, verdict.name) == (exported.base.folder.name, row.run)

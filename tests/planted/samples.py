@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.findings.against_base import ModelVerdicts, against_base
-from rankwise.records.compared_samples import read_compared
+from rankwise.records.lm_eval_samples import read_compared
 from rankwise.scores.asked import Asked
 from rankwise.scores.lm_eval import samples_given
 from rankwise.scores.study import scored_study
@@ -97,4 +97,4 @@ def compare_samples(
 
 def direction_from(base: Path, *candidates: Path) -> str:
     """How it is known which way is better."""
-    return read_compared(base, candidates, None, None).chosen.direction_from
+    return read_compared(base, candidates, None, None).direction_from

@@ -24,7 +24,7 @@ def schema() -> Draft7Validator:
 
 
 def whole(drawing: Drawing) -> Chart:
-    return specification(Figure("name", "A title", "", drawing, "n = 9"), drawing)
+    return specification(Figure("name", "A title", "", drawing, "n = 9"))
 
 
 @pytest.mark.parametrize("name", CHARTS)

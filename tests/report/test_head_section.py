@@ -84,7 +84,7 @@ def test_every_task_is_on_a_map_behind_the_change(width: int, num_tasks: int) ->
     tasks = [f"task {number}" for number in range(num_tasks)]
     own = [effects(name, task, width=width) for task in tasks]
     (drawn,) = maps(section(with_effects(study, 0, *own, width=width)), "map-effects")
-    titles = [part.split(":")[0] for part in drawn.description.split("; ")]
+    titles = [part.split(":")[0] for part in drawn.drawing.words.split("; ")]
     assert titles == ["Change of the output, %", *(f"{task}, nats" for task in tasks)]
     assert "First, how far training has moved" in drawn.caption
 
@@ -98,7 +98,7 @@ def test_every_measure_is_on_a_map_and_the_caption_says_what_is_drawn(width: int
         "First token, %": "first token",
         "Output, %": "relative change of the output",
     }
-    assert [part.split(":")[0] for part in drawn.description.split("; ")] == list(words)
+    assert [part.split(":")[0] for part in drawn.drawing.words.split("; ")] == list(words)
     assert all(word in drawn.caption.lower() for word in words.values())
 
 
@@ -117,7 +117,7 @@ def test_effects_without_maps_of_change_are_drawn_alone() -> None:
     own = tuple(effects(name, f"task {number}", width=32) for number in range(3))
     without = {"head_changes": None, "head_effects": own}
     (drawn,) = maps(section(looked_into(study, {0: without}, width=32)), "map-effects")
-    assert drawn.description.count("nats") == 3
+    assert drawn.drawing.words.count("nats") == 3
     assert drawn.caption.startswith("What happens")
 
 

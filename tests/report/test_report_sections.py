@@ -210,7 +210,7 @@ def test_a_cell_is_coloured_by_size_and_muted_where_nothing_is_shown() -> None:
     assert not shown["row", "nothing"].is_shown
     panel = HeatPanel("", list(changes), ["row"], shown, SCALE)
     figure = Figure("map", "A map", "", heat_map([panel], HeatSize(80.0, 37.0)))
-    drawn = figure_svg(figure, figure.drawing)
+    drawn = figure_svg(figure)
     used = set(re.findall(r'fill="(#[0-9a-f]{6})"', drawn))
     steps = {colour.light for colour in (*GAIN_STEPS, *LOSS_STEPS, UNSHOWN)}
     assert len(steps) == 11

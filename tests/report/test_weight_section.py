@@ -259,7 +259,7 @@ def test_what_is_not_there_is_not_drawn(case: str) -> None:
 
 def test_of_many_ranks_four_are_shown_from_the_smallest_to_full(own: ReportSection) -> None:
     (figure,) = (each for each in own.figures if each.name == "weights-map-norm")
-    names = [" ".join(each.split(" ")[:2]) for each in figure.description.split("; ")]
+    names = [" ".join(each.split(" ")[:2]) for each in figure.drawing.words.split("; ")]
     assert names == ["rank 4", "rank 16", "rank 32", "full fine-tuning"]
 
 

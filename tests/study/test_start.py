@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from rankwise.engine.models.base import fetch_weights
 from rankwise.errors import ModelError, PlanError
-from rankwise.integrations.exports import export_card, export_setup
+from rankwise.integrations.exports import export_runs, write_card, write_setup
 from rankwise.integrations.trl import TRL
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
@@ -77,11 +78,13 @@ def test_it_is_the_study_of_the_model_that_peft_merges(
     # what is said of it
     study = started.results.study
     assert base_model_name(study.config) == "tiny-llama with the adapter start merged into it"
-    (exported,) = export_setup(folders[0], tmp_path, study.runs[0].name, tmp_path, tool=TRL)
+    (exported,) = export_runs(
+        folders[0], tmp_path, study.runs[0].name, tmp_path, write=partial(write_setup, tool=TRL)
+    )
     assert f"model_name_or_path: {study.base_elsewhere}\n" in exported.file.read_text()
     assert "# the base is" in exported.file.read_text()
     assert any("merge_and_unload" in remark for remark in exported.remarks)
-    (card,) = export_card(folders[0], tmp_path, study.runs[0].name, tmp_path)
+    (card,) = export_runs(folders[0], tmp_path, study.runs[0].name, tmp_path, write=write_card)
     text = card.file.read_text()
     assert "with the adapter start merged into it" in text
     assert "base_model" not in text

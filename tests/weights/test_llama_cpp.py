@@ -15,8 +15,7 @@ from torch import Tensor
 
 from rankwise.errors import ModelError, StorageError
 from rankwise.records import files
-from rankwise.weights.forms import find_forms, in_gguf
-from rankwise.weights.llama_cpp import has_llama_cpp, quantised
+from rankwise.weights.forms import find_forms, has_llama_cpp, in_gguf, quantised
 
 STAND_IN = f"""#!{sys.executable}
 import sys
@@ -105,11 +104,11 @@ def test_the_real_one_gives_its_formats() -> None:
     """4.5 bits for most and 6.6 for some; its Q8_0 is the gguf package's."""
     large = matrices(512)
     sizes = {
-        round(8 * num_bytes / weight.numel(), 2)
-        for (_, weight), (_, num_bytes) in zip(large, quantised("Q4_K_M", large), strict=True)
+        round(8 * stored.num_bytes / weight.numel(), 2)
+        for (_, weight), stored in zip(large, quantised("Q4_K_M", large), strict=True)
     }
     assert sizes <= {4.5, 6.56}
-    for (_, weight), (read, _) in zip(large, quantised("Q8_0", large), strict=True):
+    for (_, weight), stored in zip(large, quantised("Q8_0", large), strict=True):
         kind = gguf.GGMLQuantizationType.Q8_0
         rounded = gguf.dequantize(gguf.quants.quantize(weight.numpy(), kind), kind)
-        assert torch.equal(read, torch.from_numpy(rounded))
+        assert torch.equal(stored.weight, torch.from_numpy(rounded))

@@ -14,15 +14,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     model_validator,
 )
 
 from rankwise.engine.models.devices import ResolvedPrecision, choose_device, resolve_precision
-from rankwise.errors import ConfigError
 from rankwise.records.config.study import Engine
 from rankwise.records.fields import Count
-from rankwise.records.study_file import problems_of
+from rankwise.records.study_file import validated
 
 BASE_NAME = "base"
 _NAME = re.compile(r"[\w.-]+")
@@ -148,8 +146,4 @@ def parse_model_arguments(given: Mapping[str, Any]) -> ModelArguments:
         ConfigError: with every problem found.
     """
     known = {name: value for name, value in given.items() if value is not None}
-    try:
-        return ModelArguments.model_validate(known)
-    except ValidationError as error:
-        problems = problems_of(error, known, ModelArguments)
-        raise ConfigError("--model_args", list(problems)) from error
+    return validated(ModelArguments, known, "--model_args")

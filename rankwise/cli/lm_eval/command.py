@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
 import os
 import sys
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rankwise.cli.lm_eval.arguments import BASE_NAME, ModelArguments, parse_model_arguments
@@ -40,11 +39,14 @@ def run_lm_eval(arguments: Sequence[str]) -> None:
     setup_logging()
     harness = HarnessCLI()
     allows_code = _ALLOW_TASK_CODE in arguments
-    with _command_line([flag for flag in arguments if flag != _ALLOW_TASK_CODE]):
-        try:
-            flags = harness.parse_args()
-        except ValueError as error:  # argparse reports all but these
-            raise ConfigError(_PROGRAM, [str(error)]) from error
+    # lm-eval's parser reads the process's command line
+    before, sys.argv = sys.argv, [_PROGRAM, *(f for f in arguments if f != _ALLOW_TASK_CODE)]
+    try:
+        flags = harness.parse_args()
+    except ValueError as error:  # argparse reports all but these
+        raise ConfigError(_PROGRAM, [str(error)]) from error
+    finally:
+        sys.argv = before
     if flags.command != "run":
         harness.execute(flags)
         return
@@ -63,35 +65,19 @@ def run_lm_eval(arguments: Sequence[str]) -> None:
         one.model_args = dict(given) | ({} if name is None else {"peft": name})
         if one.use_cache and len(parsed.models) > 1:
             one.use_cache += f"_{name or BASE_NAME}"
-        with _tasks_found(), guarded_task_files(allow_code=allows_code):
-            harness.execute(one)
+        try:
+            with guarded_task_files(allow_code=allows_code):
+                harness.execute(one)
+        except ValueError as error:
+            if not str(error).startswith("Tasks not found"):
+                raise
+            raise TaskError(f"{error}. rankwise tasks --all lists all tasks.") from error
+        except (ConnectionError, FileNotFoundError) as error:
+            raise TaskError(
+                f"a task's data cannot be loaded: {error}. A hub name needs the network; a local "
+                "file must exist."
+            ) from error
     del held
-
-
-@contextlib.contextmanager
-def _tasks_found() -> Generator[None]:
-    """Turn lm-eval's tracebacks about missing tasks, or missing data, into ``TaskError``."""
-    try:
-        yield
-    except ValueError as error:
-        if not str(error).startswith("Tasks not found"):
-            raise
-        raise TaskError(f"{error}. rankwise tasks --all lists all tasks.") from error
-    except (ConnectionError, FileNotFoundError) as error:
-        raise TaskError(
-            f"a task's data cannot be loaded: {error}. A hub name needs the network; a local file "
-            "must exist."
-        ) from error
-
-
-@contextlib.contextmanager
-def _command_line(arguments: Sequence[str]) -> Generator[None]:
-    """Replace the process's command line, which lm-eval's parser reads."""
-    before, sys.argv = sys.argv, [_PROGRAM, *arguments]
-    try:
-        yield
-    finally:
-        sys.argv = before
 
 
 def _model_arguments(flags: argparse.Namespace) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -60,26 +59,26 @@ class HeldModels:
         skeleton: Any = models.model_skeleton(self.folder)
         longest = models.context_length(skeleton.config, self.tokenizer)
         self.max_length = arguments.max_length or longest
-        self.scorer = self._open(arguments)
+        self.scorer: Scorer
+        if arguments.engine == "vllm":
+            self.scorer = VllmScorer(
+                self.folder, self.folder, arguments.precision, max_length=self.max_length
+            )
+        else:
+            device = torch.device(arguments.device)
+            model = load_to_score(self.folder, arguments.precision, device)
+            self.scorer = ResidentScorer(
+                model,
+                self.tokenizer,
+                max_batch_tokens=arguments.max_batch_tokens,
+                max_lanes=lanes_of(model),
+            )
         for name, folder in arguments.adapters:
             self.scorer.put_on(name, folder)
         self._names = (None, *arguments.names)
-        self._unchecked = [name for name, folder in arguments.adapters if _has_update(folder)]
+        weights = {name: folder / WEIGHTS_FILE for name, folder in arguments.adapters}
+        self._unchecked = [n for n, file in weights.items() if file.is_file() and has_update(file)]
         self._kept: dict[str | None, dict[bytes, Any]] = {name: {} for name in self._names}
-
-    def _open(self, arguments: ModelArguments) -> Scorer:
-        if arguments.engine == "vllm":
-            return VllmScorer(
-                self.folder, self.folder, arguments.precision, max_length=self.max_length
-            )
-        device = torch.device(arguments.device)
-        model = load_to_score(self.folder, arguments.precision, device)
-        return ResidentScorer(
-            model,
-            self.tokenizer,
-            max_batch_tokens=arguments.max_batch_tokens,
-            max_lanes=lanes_of(model),
-        )
 
     @classmethod
     def of(cls, arguments: ModelArguments) -> HeldModels:
@@ -111,7 +110,8 @@ class HeldModels:
 
         ``ask`` is a method of the scorer, and ``num_tokens`` counts an item for the progress bar.
         """
-        keys = [_digest(item) for item in items]
+        # hashes, as the token ids of a whole benchmark would fill the memory
+        keys = [hashlib.blake2b(repr(item).encode(), digest_size=16).digest() for item in items]
         kept = self._kept[name]
         new = {key: item for key, item in zip(keys, items, strict=True) if key not in kept}
         if new:
@@ -128,17 +128,6 @@ class HeldModels:
 
 
 _held: WeakValueDictionary[ModelArguments, HeldModels] = WeakValueDictionary()
-
-
-def _has_update(folder: Path) -> bool:
-    """Whether an adapter changes anything; the engine refuses one without weights."""
-    weights = folder / WEIGHTS_FILE
-    return weights.is_file() and has_update(weights)
-
-
-def _digest(item: Continuation | Prompt) -> bytes:
-    """A hash in place of an item: the token ids of a whole benchmark would fill the memory."""
-    return hashlib.blake2b(repr(item).encode(), digest_size=16).digest()
 
 
 @register_model(MODEL_NAME)

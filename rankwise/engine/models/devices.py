@@ -97,6 +97,14 @@ def device_name(device: torch.device) -> str:
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
+def free_bytes(device: torch.device) -> int:
+    """Memory of the card, or of the machine, that nobody holds."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free
+    return psutil.virtual_memory().available
+
+
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the CPU on the device.
 
@@ -174,9 +182,8 @@ class Machine(NamedTuple):
         if self.memory_bytes is not None:
             return self.memory_bytes
         if self.device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(self.device)
-            return free + torch.cuda.memory_reserved(self.device)
-        return psutil.virtual_memory().available + psutil.Process().memory_info().rss
+            return free_bytes(self.device) + torch.cuda.memory_reserved(self.device)
+        return free_bytes(self.device) + psutil.Process().memory_info().rss
 
     @property
     def cards(self) -> tuple[torch.device, ...]:

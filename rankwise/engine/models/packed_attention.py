@@ -29,7 +29,6 @@ from rankwise.engine.models.files import unusable
 from rankwise.engine.models.packed_kernels import kernel_for
 from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.errors import ModelError
-from rankwise.tasks.questions import Continuation, RightAnswer
 
 PACKED_ATTENTION = "rankwise_packed"
 
@@ -72,27 +71,6 @@ def packed_states(
         input_ids=input_ids, position_ids=position_ids, packed_layout=layout, use_cache=False
     ).last_hidden_state
     return states.to(input_ids.device)  # a model without a last norm leaves them with its layers
-
-
-def predicting_states(
-    decoder: Any, sequences: Sequence[Continuation | RightAnswer]
-) -> list[Float[Tensor, "_ hidden"]]:
-    """The last hidden states from which each sequence's continuation is predicted.
-
-    Args:
-        decoder: of transformers; reads packed rows now (``packed_attention``).
-        sequences: are read in one forward pass.
-    """
-    layout = PackedLayout(tuple(len(sequence.tokens_read) for sequence in sequences))
-    tokens = [token for sequence in sequences for token in sequence.tokens_read]
-    input_ids = torch.tensor([tokens], device=decoder.device)
-    hidden = packed_states(decoder.base_model, input_ids, layout)[0]  # (tokens, hidden)
-    # the last token is not read, so the continuation is predicted at a sequence's last rows
-    stops = (start + length for start, length in zip(layout.starts, layout.lengths, strict=True))
-    return [
-        hidden[stop - len(sequence.continuation) : stop]
-        for stop, sequence in zip(stops, sequences, strict=True)
-    ]
 
 
 def within_budget(

@@ -8,12 +8,11 @@ from collections.abc import Generator, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
 import torch
 from torch import nn
 
 from rankwise.engine.models.attention import decoder_of
-from rankwise.engine.models.devices import STEP_TOKENS
+from rankwise.engine.models.devices import STEP_TOKENS, free_bytes
 from rankwise.engine.models.frozen_adapters import (
     FrozenAdapter,
     FrozenBank,
@@ -105,7 +104,7 @@ class ResidentScorer:
         self._adapters: dict[str, FrozenAdapter] = {}
         self._bank = FrozenBank()
         if cache_bytes is None:
-            cache_bytes = min(free_share(card, CACHE_SHARE) for card in devices_of(base_model))
+            cache_bytes = int(CACHE_SHARE * min(map(free_bytes, devices_of(base_model))))
         self._reader = TreeReader(
             base_model,
             self._bank,
@@ -245,12 +244,3 @@ class ResidentScorer:
         adapters = [None if name is None else self._adapters[name] for name in models]
         with carrying(self._model, adapters, self._bank):
             yield adapters
-
-
-def free_share(device: torch.device, share: float) -> int:
-    """A share of the memory that is free on a device, in bytes."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-    else:
-        free = psutil.virtual_memory().available
-    return int(share * free)

@@ -31,19 +31,24 @@ from rankwise.engine.models.lanes import Lanes, lanes_within, opened, twin
 from rankwise.engine.models.packed_attention import check_packable, packed_attention, packed_states
 from rankwise.engine.models.placed import devices_of
 from rankwise.engine.models.smaller_steps import in_smaller_steps
-from rankwise.engine.models.trained_adapters import AdapterBank, Piece
+from rankwise.engine.models.trained_adapters import Adapter, AdapterBank
 from rankwise.engine.training.liger import liger_kernels
 from rankwise.engine.training.micro_batches import (
     MicroBatch,
     PackedTokens,
     Placed,
-    Share,
     pack,
     pieces_of,
     shared_out,
     split_by_budget,
 )
-from rankwise.engine.training.trainees import AdapterTrainee, StepGradients, StepMetrics, Trainee
+from rankwise.engine.training.trainees import (
+    AdapterTrainee,
+    Share,
+    StepGradients,
+    StepMetrics,
+    Trainee,
+)
 from rankwise.errors import DivergedError
 from rankwise.records.config.training import TrainConfig
 
@@ -132,23 +137,20 @@ def train_pass(
         torch.OutOfMemoryError: a single example does not fit (MemoryError, RuntimeError on a CPU).
     """
     check_packable(model)
-    count = 1 if bank is None else lanes_within(max_tokens, _longest(trainees), max_lanes)
+    count = 1
+    if bank is not None:
+        examples = (one for each in trainees for batch in each.batches for one in batch)
+        longest = max((example.num_inputs for example in examples), default=1)
+        count = lanes_within(max_tokens, longest, max_lanes)
     with (
         # compiled layers have kernels of their own
         liger_kernels(model, enabled=bank is not None and not compile_layers) as kernels,
         packed_attention(model),
-        _checkpointing(model, gradient_checkpointing),
-        _compiled(model, compile_layers),
+        _checkpointing(model) if gradient_checkpointing else contextlib.nullcontext(),
+        _compiled(model) if compile_layers else contextlib.nullcontext(),
         opened(count) as lanes,
     ):
         _Pass(model, trainees, bank, max_tokens, precision, observer, kernels, lanes).run()
-
-
-def _longest(trainees: Sequence[Trainee]) -> int:
-    return max(
-        (example.num_inputs for each in trainees for batch in each.batches for example in batch),
-        default=1,
-    )
 
 
 class _Budget:
@@ -199,8 +201,9 @@ class _Pass:
         autocast = bank is None and precision == "bfloat16"
         self._lanes = [_Lane(model, bank, autocast=autocast)]
         if bank is not None:
-            beside = range(lanes.count - 1)
-            self._lanes += [_LaneBeside(model, bank, trainees) for _ in beside]
+            adapters = [each.adapter for each in trainees if isinstance(each, AdapterTrainee)]
+            for _ in range(lanes.count - 1):
+                self._lanes.append(_Lane(*twin(model, bank), twins_of=adapters))
         self._memory = PeakMemory(*devices_of(model))
 
     def run(self) -> None:
@@ -222,7 +225,9 @@ class _Pass:
         stepped: list[tuple[Trainee, StepMetrics]] = []
         for index, trainee in list(active.items()):
             try:
-                taken = trainee.take_step(gathered[index], vocab_size=self._lanes[0].vocab_size)
+                taken = trainee.take_step(
+                    gathered[index], vocab_size=self._lanes[0].head.vocab_size
+                )
                 stepped.append((trainee, taken))
             except DivergedError as error:
                 del active[index]
@@ -298,26 +303,12 @@ class _Pass:
     def _gather_together(
         self, active: Mapping[int, Trainee], placed: Sequence[Placed]
     ) -> dict[int, StepGradients]:
-        """The same of these trainees; losses and norms are read from the device once, at the end.
-
-        Each trainee's gradient is that of means over the tokens of the whole step, those that it
-        learns and those at which it is held to the base, however the step is cut.
-        """
+        """Of these trainees; losses and norms are read from the device once, at the end."""
         counts = {index: trainee.num_losses for index, trainee in active.items()}
         held = dict.fromkeys(active, 0)
         for item in placed:
             held[item.trainee] += len(item.held)
-        shares = {
-            index: Share(
-                of_loss=1.0 / counts[index],
-                of_kl=trainee.kl_weight / max(held[index], 1),
-                masks_targets=trainee.masks_targets,
-                of_chosen=0.0
-                if trainee.dpo is None
-                else trainee.dpo.sft_weight / trainee.num_loss_tokens,
-            )
-            for index, trainee in active.items()
-        }
+        shares = {index: trainee.share(held[index]) for index, trainee in active.items()}
         done = self._read(active, placed, shares)
         norms = [trainee.finish_gradients().to(self._device) for trainee in active.values()]
         nats = [part for _, losses, kls in done for part in (losses, kls)]
@@ -372,16 +363,24 @@ class _Pass:
 
 
 class _Lane:
-    """The model and its trainees, on the thread that calls."""
+    """The model and its trainees, on a thread.
 
-    def __init__(self, model: Any, bank: AdapterBank | None, *, autocast: bool) -> None:
-        self._decoder, self._head = model.base_model, CompletionHead(model)
+    One beside that of the call has other modules over the same base, and twins of the trainees'
+    adapters, with gradients of their own.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        bank: AdapterBank | None,
+        *,
+        autocast: bool = False,
+        twins_of: Sequence[Adapter] = (),
+    ) -> None:
+        self._decoder, self.head = model.base_model, CompletionHead(model)
         self._bank, self._autocast = bank, autocast
         self._device: torch.device = next(model.parameters()).device
-
-    @property
-    def vocab_size(self) -> int:
-        return self._head.vocab_size
+        self._twins = {adapter: adapter.twin() for adapter in twins_of}
 
     def backward(
         self, batch: MicroBatch, active: Mapping[int, Trainee]
@@ -392,69 +391,47 @@ class _Lane:
             with torch.no_grad():  # the base's own states, without the bank's adapters
                 states = self._hidden(held.texts)[0][held.text_rows]  # (held, hidden)
             to_base = HeldTokens(held.rows, states, held.weights, held.left_out)
-        rows = (
-            contextlib.nullcontext()
-            if self._bank is None
-            else self._bank.rows_of(self._pieces(batch, active))
-        )
+        rows = contextlib.nullcontext()
+        if self._bank is not None:
+            pieces = pieces_of(batch, active)
+            if self._twins:
+                pieces = [each._replace(adapter=self._twins[each.adapter]) for each in pieces]
+            rows = self._bank.rows_of(pieces)
         with rows, torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
             hidden, learned = self._hidden(batch.tokens), batch.learned
             if batch.pairs is None:
-                return backward_losses(self._head, hidden, learned, to_base)
+                return backward_losses(self.head, hidden, learned, to_base)
             dpo = active[batch.spans[0].placed.trainee].dpo
             assert dpo is not None
             # what a token weighs depends on the whole pair: its losses are read first
-            nats = token_losses(self._head, hidden.detach()[0, learned.rows], learned.targets)
+            nats = token_losses(self.head, hidden.detach()[0, learned.rows], learned.targets)
             losses, weights = batch.pairs.losses(nats, dpo)
-            _, kls = backward_losses(self._head, hidden, learned._replace(weights=weights), to_base)
+            _, kls = backward_losses(self.head, hidden, learned._replace(weights=weights), to_base)
             return losses, kls
 
     def _hidden(self, tokens: PackedTokens) -> Float[Tensor, "1 tokens hidden"]:
         """The last hidden states of packed sequences."""
         return packed_states(self._decoder, tokens.input_ids, tokens.layout, tokens.position_ids)
 
-    def _pieces(self, batch: MicroBatch, active: Mapping[int, Trainee]) -> list[Piece]:
-        return pieces_of(batch, active)
-
     def hand_over(self) -> None:
         """Add the gradients that this lane gathered beside the trainees' own to these."""
-
-    def clear(self) -> None:
-        """Discard them."""
-
-
-class _LaneBeside(_Lane):
-    """Other modules over the same base, on a thread beside, with gradients of their own."""
-
-    def __init__(self, model: Any, bank: AdapterBank, trainees: Sequence[Trainee]) -> None:
-        super().__init__(*twin(model, bank), autocast=False)
-        adapters = [each.adapter for each in trainees if isinstance(each, AdapterTrainee)]
-        self._adapters = {adapter: adapter.twin() for adapter in adapters}
-
-    def _pieces(self, batch: MicroBatch, active: Mapping[int, Trainee]) -> list[Piece]:
-        pieces = super()._pieces(batch, active)
-        return [piece._replace(adapter=self._adapters[piece.adapter]) for piece in pieces]
-
-    def hand_over(self) -> None:
-        for adapter, beside in self._adapters.items():
+        for adapter, beside in self._twins.items():
             adapter.add_gradients(beside)
         self.clear()
 
     def clear(self) -> None:
-        for beside in self._adapters.values():
+        """Discard them."""
+        for beside in self._twins.values():
             beside.clear_gradients()
 
 
 @contextlib.contextmanager
-def _compiled(model: nn.Module, enabled: bool) -> Generator[None]:
+def _compiled(model: nn.Module) -> Generator[None]:
     """Within the block, every decoder layer is compiled, without its adapters and its attention.
 
     All layers share their code, and dynamo counts the recompilations of one code: its limit is
     raised so that each layer can have some.
     """
-    if not enabled:
-        yield
-        return
     layers: list[Any] = [*decoder_layers(model).values()]
     with torch._dynamo.config.patch(  # pyright: ignore[reportPrivateUsage]
         recompile_limit=8 * max(8, len(layers))
@@ -469,15 +446,12 @@ def _compiled(model: nn.Module, enabled: bool) -> Generator[None]:
 
 
 @contextlib.contextmanager
-def _checkpointing(model: Any, enabled: bool) -> Generator[None]:
+def _checkpointing(model: Any) -> Generator[None]:
     """Within the block, every decoder layer computes its activations again in the backward pass.
 
     A layer recomputes in training mode only. Its parts stay in evaluation mode, and its own dropout
     (OPT has one) is set to 0.
     """
-    if not enabled:
-        yield
-        return
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     before = [
         (layer, name, value)

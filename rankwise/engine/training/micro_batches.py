@@ -18,7 +18,7 @@ from rankwise.engine.models.packed_attention import within_budget
 from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.engine.models.trained_adapters import DroppedSequence, Piece
 from rankwise.engine.training.preferences import PairTerms
-from rankwise.engine.training.trainees import AdapterTrainee, Trainee
+from rankwise.engine.training.trainees import AdapterTrainee, Share, Trainee
 from rankwise.records.config.training import TrainConfig
 from rankwise.tasks.training_rows import Example
 
@@ -37,22 +37,6 @@ class Placed(NamedTuple):
     place: int
     example: Example
     held: range = range(0)
-
-
-class Share(NamedTuple):
-    """How a trainee's tokens count in its gradient, wherever they are in the step.
-
-    Attributes:
-        of_loss: weight of each learned token; of each pair under DPO.
-        of_kl: weight of each token at which it is held to the base.
-        masks_targets: the right token is left out where it is held to the base.
-        of_chosen: weight of each token of chosen answers, beside DPO.
-    """
-
-    of_loss: float
-    of_kl: float = 0.0
-    masks_targets: bool = False
-    of_chosen: float = 0.0
 
 
 class Span(NamedTuple):
@@ -175,19 +159,12 @@ def split_by_budget(
         kind: of device: ``cpu`` or ``cuda``.
     """
     in_order = sorted(placed, key=lambda item: (item.place, item.trainee))
-    if kind != "cuda":
-        lengths = [item.example.num_inputs for item in in_order]
-        return [[in_order[i] for i in group] for group in within_budget(lengths, max_tokens)]
-    in_order.sort(key=lambda item: (item.trainee, -item.example.num_inputs))
-    groups: list[list[Placed]] = []
-    tokens = 0
-    for item in in_order:
-        if not groups or tokens + item.example.num_inputs > max_tokens:
-            groups.append([])
-            tokens = 0
-        groups[-1].append(item)
-        tokens += item.example.num_inputs
-    return groups
+    order = None
+    if kind == "cuda":
+        in_order.sort(key=lambda item: (item.trainee, -item.example.num_inputs))
+        order = range(len(in_order))
+    lengths = [item.example.num_inputs for item in in_order]
+    return [[in_order[i] for i in group] for group in within_budget(lengths, max_tokens, order)]
 
 
 def pack(placed: Sequence[Placed], shares: Mapping[int, Share], device: torch.device) -> MicroBatch:

@@ -12,7 +12,7 @@ import contextlib
 import copy
 import weakref
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -108,35 +108,26 @@ def rehearsed(
     model = (type(config).__name__, config.to_json_string(use_diff=False))
     settings = (dtype, setting.dropout, autocast, gradient_checkpointing)
     key = repr((model, layout.lengths, kind, settings, shapes and list(shapes.items())))
-    if key not in _known:
-        with _without_numbers():
+    if key in _known:
+        return _known[key]
+    # masks that attention keeps: one without numbers must not meet real tensors, nor the reverse
+    masks = packed_kernels._kept_unseen  # pyright: ignore[reportPrivateUsage]
+    masks.cache_clear()
+    try:
+        with FakeTensorMode():
             rehearsal = _Rehearsal(config, dtype, layout, is_cuda=kind == "cuda")
             if shapes is None:
                 _known[key] = rehearsal.full(autocast, gradient_checkpointing)
             else:
                 _known[key] = rehearsal.lora(shapes, setting.dropout, gradient_checkpointing)
+    finally:
+        masks.cache_clear()
     return _known[key]
 
 
 # Results of this process's rehearsals, by everything that they depend on: a study is planned again
 # whenever it is extended or shown.
 _known: dict[str, Peaks] = {}
-
-
-@contextlib.contextmanager
-def _without_numbers() -> Generator[None]:
-    """Tensors made inside have shapes only.
-
-    Masks that attention keeps are discarded before and after: a fake one must not meet real
-    tensors, nor the reverse.
-    """
-    masks = packed_kernels._kept_unseen  # pyright: ignore[reportPrivateUsage]
-    masks.cache_clear()
-    try:
-        with FakeTensorMode():
-            yield
-    finally:
-        masks.cache_clear()
 
 
 class _Rehearsal:
@@ -189,8 +180,14 @@ class _Rehearsal:
     def lora(
         self, shapes: Mapping[str, LinearShape], dropout: float, gradient_checkpointing: bool
     ) -> Peaks:
-        renamed = {self._name(name): shape for name, shape in shapes.items()}
-        kept = {name: shape for name, shape in renamed.items() if name is not None}
+        kept: dict[str, LinearShape] = {}
+        for name, shape in shapes.items():
+            # the prefix, and one part more: the layer's number
+            start = ".".join(name.split(".")[: self._prefix.count(".") + 2]) + "."
+            if not name.startswith(f"{self._prefix}."):
+                kept[name] = shape
+            elif start in self._names:  # others are left out
+                kept[self._names[start] + name.removeprefix(start)] = shape
         settings: dict[str, Any] = {"rank": 1, "scaling": 1.0, "dropout": dropout, "seed": 0}
         adapter = Adapter(kept, **settings, device=_CPU, dtype=self._model.dtype)
         tokens = self._layout.num_tokens
@@ -201,25 +198,33 @@ class _Rehearsal:
         with adapted(self._model, list(kept)) as bank, bank.rows_of([piece]):
             return self._step(held, False, gradient_checkpointing)
 
-    def _name(self, name: str) -> str | None:
-        """A layer's name in the shortened model; None if it is left out."""
-        if not name.startswith(f"{self._prefix}."):
-            return name
-        # the prefix, and one part more: the layer's number
-        start = ".".join(name.split(".")[: self._prefix.count(".") + 2]) + "."
-        return self._names[start] + name.removeprefix(start) if start in self._names else None
-
     def _step(self, held: Sequence[Tensor], autocast: bool, gradient_checkpointing: bool) -> Peaks:
         layout, model = self._layout, self._model
         ids = torch.zeros((1, layout.num_tokens), dtype=torch.int64)
         weights = list(model.parameters())
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         live = _LiveBytes([*held, *weights, *gradients, *model.buffers()])
+        at_entry: list[int] = []  # live bytes when each layer begins
+
+        def enter(_: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+            if len(at_entry) == len(self._layers):
+                return  # a checkpointed layer that is computed again
+            at_entry.append(live.bytes)
+            if len(at_entry) == len(self._layers):
+                # the first phase ends when the backward pass leaves the last layer
+                states: Tensor = inputs[0] if inputs else named["hidden_states"]
+                states.register_hook(lambda _: live.peaks.append(live.bytes))
+
         with contextlib.ExitStack() as stack:
             stack.enter_context(packed_attention(model))
             if self._is_cuda:
                 model.set_attn_implementation(_CUDA_STAND_IN)
-            at_entry = self._watched(live, stack, gradient_checkpointing)
+            for module in self._layers:
+                layer: Any = module
+                stack.callback(layer.register_forward_pre_hook(enter, with_kwargs=True).remove)
+                if gradient_checkpointing:  # what transformers' gradient_checkpointing_enable does
+                    layer.training = layer.gradient_checkpointing = True
+                    layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
             stack.enter_context(live)
             stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=autocast))
             hidden = packed_states(model.base_model, ids, layout)
@@ -229,31 +234,6 @@ class _Rehearsal:
         more = sum(count * (at_entry[place] - at_entry[place - 1]) for place, count in self._more)
         peaks = Peaks(at_loss + more, live.peaks[0] + more, live.peaks[-1])
         return Peaks(*(2 * peak for peak in peaks)) if self._is_halved else peaks
-
-    def _watched(
-        self, live: _LiveBytes, stack: contextlib.ExitStack, gradient_checkpointing: bool
-    ) -> list[int]:
-        """Live bytes when each layer begins, in a list that the step fills.
-
-        The first phase of ``live`` ends when the backward pass leaves the last layer.
-        """
-        at_entry: list[int] = []
-
-        def enter(_: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-            if len(at_entry) == len(self._layers):
-                return  # a checkpointed layer that is computed again
-            at_entry.append(live.bytes)
-            if len(at_entry) == len(self._layers):
-                states: Tensor = inputs[0] if inputs else named["hidden_states"]
-                states.register_hook(lambda _: live.peaks.append(live.bytes))
-
-        for module in self._layers:
-            layer: Any = module
-            stack.callback(layer.register_forward_pre_hook(enter, with_kwargs=True).remove)
-            if gradient_checkpointing:  # what transformers' gradient_checkpointing_enable does
-                layer.training = layer.gradient_checkpointing = True
-                layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-        return at_entry
 
 
 class _LiveBytes(TorchDispatchMode):

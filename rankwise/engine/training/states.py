@@ -8,11 +8,12 @@ import zipfile
 import zlib
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import psutil
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from rankwise.engine.models.devices import is_out_of_memory
 from rankwise.errors import RecordError
@@ -90,7 +91,8 @@ class StateWriter:
         if not 0 < size <= room:
             write_state(path, state)
             return
-        self._begun.append((self._thread.submit(write_state, path, _copied(state)), size))
+        copied = tree_map_only(Tensor, lambda each: each.detach().to("cpu", copy=True), state)
+        self._begun.append((self._thread.submit(write_state, path, copied), size))
 
     def finish(self) -> None:
         """Wait until everything is written.
@@ -104,26 +106,10 @@ class StateWriter:
             future.result()
 
 
-def _bytes_elsewhere(value: Any) -> int:
+def _bytes_elsewhere(state: dict[str, Any]) -> int:
     """Of the tensors that are not in the memory of the CPU."""
-    if isinstance(value, Tensor):
-        return 0 if value.device.type == "cpu" else value.nbytes
-    if isinstance(value, dict):
-        value = [*cast(dict[Any, Any], value).values()]
-    if isinstance(value, list | tuple):
-        return sum(_bytes_elsewhere(each) for each in cast(list[Any], value))
-    return 0
-
-
-def _copied(value: Any) -> Any:
-    """The same with all tensors in the memory of the CPU."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _copied(each) for key, each in cast(dict[Any, Any], value).items()}
-    if isinstance(value, list | tuple):
-        return [_copied(each) for each in cast(list[Any], value)]
-    return value
+    tensors = [each for each in tree_leaves(state) if isinstance(each, Tensor)]
+    return sum(each.nbytes for each in tensors if each.device.type != "cpu")
 
 
 def read_state(path: Path) -> dict[str, Any]:

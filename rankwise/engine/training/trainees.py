@@ -75,6 +75,22 @@ class StepGradients(NamedTuple):
         return math.isfinite(self.loss_nats) and math.isfinite(self.norm)
 
 
+class Share(NamedTuple):
+    """How a trainee's tokens count in its gradient, wherever they are in the step.
+
+    Attributes:
+        of_loss: weight of each learned token; of each pair under DPO.
+        of_kl: weight of each token at which it is held to the base.
+        masks_targets: the right token is left out where it is held to the base.
+        of_chosen: weight of each token of chosen answers, beside DPO.
+    """
+
+    of_loss: float
+    of_kl: float = 0.0
+    masks_targets: bool = False
+    of_chosen: float = 0.0
+
+
 class Beside(NamedTuple):
     """What a run reads beside its own rows.
 
@@ -102,6 +118,9 @@ class Trainee:
         seconds: that they took; of time shared with other trainees, its share by tokens.
     """
 
+    _frees_gradients = True
+    """Whether gradients that are cleared leave the memory; else they are set to zero in place."""
+
     def __init__(
         self,
         run: PlannedRun,
@@ -120,6 +139,10 @@ class Trainee:
         self.metrics: list[StepMetrics] = []
         self.seconds = 0.0
         self._weights, self._config = list(weights), config
+        # what kinds of trainees do when a step's gradients are gathered, and after each change of
+        # the weights: a step, or a state that is loaded
+        self._before_step: Callable[[], None] = lambda: None
+        self._weights_changed: Callable[[], None] = lambda: None
         arm = run.mitigation
         self._kl, decay = (None, None) if arm is None else (arm.kl, arm.weight_decay)
         self._new_optimizer: NewOptimizer = (
@@ -186,15 +209,17 @@ class Trainee:
         """Losses of the next step, whose mean is minimised: of tokens, or of pairs."""
         return self.num_loss_tokens if self.dpo is None else len(self.batch)
 
-    @property
-    def kl_weight(self) -> float:
-        """Of the mean KL from the base, beside the mean loss; 0 where it is not held to it."""
-        return 0.0 if self._kl is None else self._kl.weight
+    def share(self, num_held: int) -> Share:
+        """How the tokens of the next step count, at ``num_held`` of which it is held to the base.
 
-    @property
-    def masks_targets(self) -> bool:
-        """Whether the right token is left out where it is held to the base."""
-        return self._kl is not None and self._kl.mask_target
+        Its gradient is that of means over the whole step, however that is cut.
+        """
+        return Share(
+            of_loss=1.0 / self.num_losses,
+            of_kl=0.0 if self._kl is None else self._kl.weight / max(num_held, 1),
+            masks_targets=self._kl is not None and self._kl.mask_target,
+            of_chosen=0.0 if self.dpo is None else self.dpo.sft_weight / self.num_loss_tokens,
+        )
 
     def held_rows(self, example: Example) -> range:
         """The tokens of an example at whose prediction it is held to the base."""
@@ -261,13 +286,7 @@ class Trainee:
 
     def clear_gradients(self) -> None:
         """Discard the gradients gathered for the next step."""
-        self._optimizer.zero_grad(set_to_none=True)
-
-    def _before_step(self) -> None:
-        """Called when the gradients of a step are gathered."""
-
-    def _weights_changed(self) -> None:
-        """Called after a step, and when a saved state is loaded."""
+        self._optimizer.zero_grad(set_to_none=self._frees_gradients)
 
     def save_state(self, path: Path, write: WriteState = write_state) -> None:
         """Write everything that the next step depends on, whole or not at all.
@@ -316,7 +335,19 @@ class Trainee:
             seconds = float(state["seconds"])
             if not len(metrics) <= len(self.batches) or not math.isfinite(seconds):
                 raise ValueError("more steps than there are")
-            self._restore(state)
+            saved = state["weights"]
+            shapes = [tuple(weights.shape) for weights in self._weights]
+            if [tuple(values.shape) for values in saved] != shapes:
+                raise ValueError("other shapes")
+            self._optimizer.state.clear()  # there may be no room for both
+            self._optimizer.load_state_dict(state["optimizer"])
+            for weights, moments in self._optimizer.state.items():
+                for name in MOMENTS:
+                    if name in moments and moments[name].numel() != weights.numel():
+                        raise ValueError(f"{name} of another shape")
+            with torch.no_grad():  # at the end, when nothing can fail
+                for weights, values in zip(self._weights, saved, strict=True):
+                    weights.copy_(values)
         except UNUSABLE as error:
             self._optimizer.state.clear()
             self._optimizer = self._new_optimizer()
@@ -325,22 +356,6 @@ class Trainee:
             raise UnusableStateError("its content is none of this training") from error
         self.metrics, self.seconds = metrics, seconds
         self._weights_changed()
-
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        """Take moments and weights from a state; these at the end, when nothing can fail."""
-        saved = state["weights"]
-        shapes = [tuple(weights.shape) for weights in self._weights]
-        if [tuple(values.shape) for values in saved] != shapes:
-            raise ValueError("other shapes")
-        self._optimizer.state.clear()  # there may be no room for both
-        self._optimizer.load_state_dict(state["optimizer"])
-        for weights, moments in self._optimizer.state.items():
-            for name in MOMENTS:
-                if name in moments and moments[name].numel() != weights.numel():
-                    raise ValueError(f"{name} of another shape")
-        with torch.no_grad():
-            for weights, values in zip(self._weights, saved, strict=True):
-                weights.copy_(values)
 
 
 def lora_adapter(
@@ -383,6 +398,8 @@ class AdapterTrainee(Trainee):
     gradient; the others stay as they are, and do not count for the gradient's norm.
     """
 
+    _frees_gradients = False  # layers write into views of them
+
     def __init__(
         self,
         run: PlannedRun,
@@ -400,14 +417,7 @@ class AdapterTrainee(Trainee):
             in_groups = (group["params"] for group in optimizer().param_groups)
             weights = [w for group in in_groups for w in group if w.requires_grad]
         super().__init__(run, examples, config, weights, optimizer, marks, beside)
-        self.adapter = adapter
-
-    def clear_gradients(self) -> None:
-        # zeroed in place: layers write into views of the gradient
-        self._optimizer.zero_grad(set_to_none=False)
-
-    def _weights_changed(self) -> None:
-        self.adapter.refresh()
+        self.adapter, self._weights_changed = adapter, adapter.refresh
 
 
 class FullTrainee(Trainee):
@@ -459,9 +469,7 @@ class VariantTrainee(Trainee):
         own = None if make is None else partial(make, model.model, rate, config.weight_decay)
         super().__init__(run, examples, config, model.weights, own or "adamw", marks)
         self.model = model
-
-    def _before_step(self) -> None:
-        self.model.penalise()  # adds the gradient of the variant's penalty
+        self._before_step = model.penalise  # adds the gradient of the variant's penalty
 
 
 def effective_batches(

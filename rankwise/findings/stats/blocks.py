@@ -15,10 +15,10 @@ from rankwise.findings.stats.estimates import PSEUDO_ITEMS, Spread
 from rankwise.findings.stats.items import Floats, Items, by_cluster, lead_size, sharing
 
 RUN_SD_MEDIAN, RUN_SD_LOG_SD = 0.8, 0.8
-"""Of the runs of one option around it, a standard deviation in points: lognormal."""
+"""How far runs of one option lie from it: a lognormal standard deviation, in points."""
 
 PRIOR_FREEDOM, PRIOR_RUN_VARIANCE = 1.5, 0.29
-"""The same as a scaled inverse chi-squared law of the variance, whose logarithm has the same mean
+"""That prior as a scaled inverse chi-squared law of the variance; its logarithm has the same mean
 and variance: psi'(f/2) = (2 * 0.8)^2, and ln v = 2 ln 0.8 - ln(f/2) + psi(f/2)."""
 
 

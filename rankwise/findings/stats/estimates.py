@@ -36,7 +36,7 @@ class Spread(NamedTuple):
 
     @property
     def stderr(self) -> Floats:
-        """Of the estimates, in their unit."""
+        """Standard errors of the estimates, in their unit."""
         return np.sqrt(self.item_variance + self.seed_variance)
 
     def quantile(self, level: float) -> Floats:

@@ -23,7 +23,7 @@ POINTS = 100.0
 """What one whole item counts where shares are given in points."""
 
 TAIL_QUANTILE = 0.995
-"""Of the differences' sizes, where they are not whole items: about the largest of 200."""
+"""Quantile of the differences' sizes, where they are not whole items: about the largest of 200."""
 
 
 class Items(NamedTuple):
@@ -52,7 +52,7 @@ class Items(NamedTuple):
 
     @property
     def num_scored(self) -> int:
-        """How many of them were answered."""
+        """Number of answered items."""
         return self.num_items if self.scored is None else int(self.scored.sum())
 
 
@@ -117,7 +117,7 @@ def by_cluster(tasks: Sequence[Items]) -> list[Items]:
 
 
 def num_clusters(tasks: Sequence[Items]) -> int | None:
-    """How many independent numbers all items of these tasks make; None where it is every item."""
+    """Number of independent values among all items of these tasks; None if every item is one."""
     groups = _sharing(tasks)
     if all(map(_is_independent, groups)):
         return None

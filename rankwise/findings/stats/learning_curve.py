@@ -46,12 +46,6 @@ class Law(NamedTuple):
     exponent: float
     aic: float
 
-    def at(self, num_rows: float) -> float:
-        """The value at so many rows."""
-        return self.start + self.growth * float(
-            _shape(self.name, np.asarray(num_rows / self.first), self.exponent)
-        )
-
 
 def _shape(name: LawName, ratio: Floats, exponent: float) -> Floats:
     if name == "constant":
@@ -109,6 +103,7 @@ class AtTwice(NamedTuple):
 def at_twice(sizes: Sequence[float], values: ArrayLike, noise: float) -> AtTwice:
     """The best law's value at twice the most rows; arguments as of ``fitted_laws``."""
     law = fitted_laws(sizes, values, noise)[0]
-    value = law.at(2.0 * sizes[-1])
+    ratio = np.asarray(2.0 * sizes[-1] / law.first)
+    value = law.start + law.growth * float(_shape(law.name, ratio, law.exponent))
     last = float(np.asarray(values, dtype=np.float64)[-1])
     return AtTwice(law, value, value - last, REACH * noise)

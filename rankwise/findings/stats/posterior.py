@@ -24,14 +24,14 @@ _AMPLITUDE = np.array([0.0, *np.geomspace(0.25, 20.0, 9)])
 """Standard deviation over the options, in points; at 0 the rank does not matter."""
 
 _FLAT_SHARE = 0.2
-"""Of studies in which the rank does not matter: of 56 published curves about a fifth are flat."""
+"""Share of studies in which the rank does not matter: about a fifth of 56 published curves."""
 
 _LEAST_SD = 0.3
-"""Of the options, in points, where the rank does not matter."""
+"""Standard deviation over the options, in points, where the rank does not matter."""
 
 
 class Prior(NamedTuple):
-    """Of one kind of truth, in points: level N(mean, sd^2), amplitude half-Cauchy(scale)."""
+    """The prior of one kind of truth, in points: level N(mean, sd^2), amplitude half-Cauchy."""
 
     level_mean: float
     level_sd: float
@@ -54,14 +54,11 @@ class Posterior(NamedTuple):
     covariances: Floats
     run_variances: Floats
 
-    def sources(self, number: int) -> NDArray[np.intp]:
-        """The components of ``number`` draws: each has its exact share, rounded."""
-        ends = np.round(number * np.cumsum(self.weights)).astype(int)
-        return np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
-
     def draws(self, rng: np.random.Generator, number: int) -> tuple[Floats, Floats]:
         """(number, K) truths in random order, and (number,) the variance of a run in each."""
-        sources = rng.permutation(self.sources(number))
+        ends = np.round(number * np.cumsum(self.weights)).astype(int)
+        exact = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))  # shares, rounded
+        sources = rng.permutation(exact)
         truths = self.means[sources] + draws_of(self.covariances, sources, rng)
         return truths, self.run_variances[sources]
 

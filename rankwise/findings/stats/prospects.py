@@ -50,7 +50,7 @@ class GrownBlock(NamedTuple):
 
     estimate: Floats
     spread: Callable[[Floats], Spread]
-    """Of contrasts (C, K), each part (N, C) or (C,)."""
+    """The spread of contrasts (C, K), each part (N, C) or (C,)."""
 
     def ends(self, contrasts: Floats, level: float) -> tuple[Floats, Floats]:
         """(N, C) lower and upper bounds of the contrasts at a one-sided level."""

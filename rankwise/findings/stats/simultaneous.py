@@ -42,7 +42,7 @@ class StudyEvidence(NamedTuple):
 
     @property
     def of_these_runs(self) -> StudyEvidence:
-        """The same of the runs that were trained, whatever other seeds would do."""
+        """The evidence about the trained runs themselves, whatever other seeds would do."""
         kept = None if self.retention is None else self.retention.of_these_runs
         tasks = tuple(task.of_these_runs for task in self.tasks)
         return StudyEvidence(self.in_domain.of_these_runs, kept, tasks)
@@ -58,7 +58,7 @@ class Bounds(NamedTuple):
 
 
 class WorstTask(NamedTuple):
-    """Of each option (K,) the largest loss of any task, and the task where it is estimated."""
+    """The largest loss of an option (K,) on any task, and the task where it is estimated."""
 
     estimate: Floats
     lower: Floats

@@ -6,13 +6,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from rankwise.records.config.training import LoraRate
 from rankwise.records.config.variants import VariantsConfig
@@ -29,6 +23,7 @@ from rankwise.records.fields import (
     Text,
     UserPath,
     as_module_sets,
+    exactly_one,
     run_name,
 )
 
@@ -155,9 +150,7 @@ class ImportedConfig(Section):
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if (self.adapter is None) == (self.checkpoint is None):
-            got = "neither" if self.adapter is None else "both"
-            raise ValueError(f"{got} of 'adapter' and 'checkpoint' given; give exactly one")
+        exactly_one(adapter=self.adapter, checkpoint=self.checkpoint)
         return self
 
 
@@ -184,35 +177,24 @@ class MethodsConfig(Section):
         return None if self.lora is None else self.lora.start
 
     @model_validator(mode="after")
-    def _something(self) -> Self:
-        if self.lora is None and self.full is None and not self.imported:
+    def _beside_lora(self) -> Self:
+        """Something is compared; what is truncated or varied is LoRA's."""
+        lora, truncated, variants = self.lora, self.truncated, self.variants
+        if lora is None and self.full is None and not self.imported:
             raise ValueError("'lora' and 'full' are null and nothing is imported; give one of them")
-        return self
-
-    @model_validator(mode="after")
-    def _something_to_truncate(self) -> Self:
-        if self.truncated is None:
-            return self
-        if self.lora is None:
+        if lora is None and truncated is not None:
             raise ValueError("truncated: 'lora' is null, and only LoRA's adapters are truncated")
-        largest = self.lora.trained_ranks[-1]
-        for rank in self.truncated.ranks:
-            if rank >= largest:
-                raise ValueError(
-                    f"truncated.ranks: {rank} is not below the largest LoRA rank, {largest}"
-                )
-        if not self.truncated_ranks:
-            raise ValueError(f"truncated: rank {largest} is the only one; name ranks below it")
-        return self
-
-    @model_validator(mode="after")
-    def _something_to_vary(self) -> Self:
-        if self.variants is None:
-            return self
-        if self.lora is None:
+        if lora is None and variants is not None:
             raise ValueError("variants: 'lora' is null, and variants are compared with LoRA")
-        trained = self.lora.trained_ranks
-        for rank in self.variants.ranks:
+        trained = [] if lora is None else [*lora.trained_ranks]
+        for rank in () if truncated is None else truncated.ranks:
+            if rank >= trained[-1]:
+                raise ValueError(
+                    f"truncated.ranks: {rank} is not below the largest LoRA rank, {trained[-1]}"
+                )
+        if truncated is not None and not self.truncated_ranks:
+            raise ValueError(f"truncated: rank {trained[-1]} is the only one; name ranks below it")
+        for rank in () if variants is None else variants.ranks:
             if rank not in trained:
                 there = ", ".join(map(str, trained))
                 raise ValueError(

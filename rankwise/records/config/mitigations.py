@@ -15,6 +15,7 @@ from rankwise.records.fields import (
     Switch,
     Text,
     UserPath,
+    exactly_one,
 )
 
 KLRows = Literal["own_texts", "prompts", "completions", "rows"]
@@ -35,9 +36,7 @@ class RowsConfig(Section):
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if (self.task is None) == (self.data is None):
-            got = "neither" if self.task is None else "both"
-            raise ValueError(f"{got} of 'task' and 'data' given; give exactly one")
+        exactly_one(task=self.task, data=self.data)
         if self.split is not None and self.task is None:
             raise ValueError("split is for 'task'; your own data has no splits")
         return self
@@ -82,6 +81,14 @@ class KLConfig(Section):
         """Of the rows that a step reads, those that are there for the KL."""
         return 0.0 if not self.has_rows else 0.25 if self.share is None else self.share
 
+    @property
+    def label(self) -> str:
+        """What it is called in tables: KL on own texts × 2."""
+        where = {"own_texts": "own texts", "rows": self.rows.name if self.rows else "rows"}
+        text = f"KL on {where.get(self.at, self.at)}"
+        text += " without targets" if self.mask_target else ""
+        return text if self.weight == 1.0 else f"{text} × {self.weight:g}"
+
 
 class ReplayConfig(Section):
     """Rows that are learned beside those of the trained task."""
@@ -117,26 +124,15 @@ class MitigationConfig(Section):
     @property
     def label(self) -> str:
         """What it is called in tables: its name, or what it changes."""
-        return self.name or ", ".join(self._changes())
-
-    def _changes(self) -> list[str]:
-        parts: list[str] = []
-        if self.learning_rate_factor is not None:
-            parts.append(f"rate × {self.learning_rate_factor:g}")
-        if self.alpha_factor is not None:
-            parts.append(f"alpha × {self.alpha_factor:g}")
-        if self.weight_decay is not None:
-            parts.append(f"weight decay {self.weight_decay:g}")
+        changed = {
+            "rate × ": self.learning_rate_factor,
+            "alpha × ": self.alpha_factor,
+            "weight decay ": self.weight_decay,
+        }
+        parts = [f"{what}{to:g}" for what, to in changed.items() if to is not None]
         if self.kl is not None:
-            parts.append(_kl_label(self.kl))
+            parts.append(self.kl.label)
         if self.replay is not None:
             source = "own texts" if self.replay.rows is None else self.replay.rows.name
             parts.append(f"{100 * self.replay.share:g} % {source}")
-        return parts
-
-
-def _kl_label(kl: KLConfig) -> str:
-    where = {"own_texts": "own texts", "rows": kl.rows.name if kl.rows else "rows"}
-    text = f"KL on {where.get(kl.at, kl.at)}"
-    text += " without targets" if kl.mask_target else ""
-    return text if kl.weight == 1.0 else f"{text} × {kl.weight:g}"
+        return self.name or ", ".join(parts)

@@ -28,11 +28,12 @@ from rankwise.records.fields import (
     UserPath,
     as_list,
     distinct,
+    exactly_one,
     run_name,
 )
 
 FILE_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-"""Of files with rows; a file of another name is read as JSON Lines."""
+"""Endings of files with rows; a file of another name is read as JSON Lines."""
 
 JudgeName = Literal[
     "loss",
@@ -198,9 +199,7 @@ class ColumnsConfig(Section):
 
     @model_validator(mode="after")
     def _an_answer(self) -> Self:
-        if (self.completion is None) == (self.messages is None):
-            got = "neither" if self.completion is None else "both"
-            raise ValueError(f"{got} of 'completion' and 'messages' given; give exactly one")
+        exactly_one(completion=self.completion, messages=self.messages)
         if self.messages is not None and (self.prompt or self.input):
             raise ValueError("'messages' hold the prompt; leave 'prompt' and 'input' out")
         if self.input is not None and self.prompt is None:
@@ -231,7 +230,7 @@ Judges = Annotated[Several[Judge], AfterValidator(checked_judges)]
 """Several give several scores; the first decides."""
 
 OwnName = Annotated[str, AfterValidator(run_name)]
-"""Of a set of own rows; it is the name of a task."""
+"""The name of a set of own rows, and of its task."""
 
 OwnRole = Literal["in_domain", "out_of_domain", "retention"]
 

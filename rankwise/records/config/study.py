@@ -6,12 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from rankwise.records.config.methods import MethodsConfig
 from rankwise.records.config.mitigations import MitigationConfig
@@ -19,6 +14,7 @@ from rankwise.records.config.own_rows import OwnName, OwnRole, OwnSetConfig, dat
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.fields import (
     MOST_ENTRIES,
+    AnyNumber,
     Count,
     Duration,
     Names,
@@ -30,7 +26,6 @@ from rankwise.records.fields import (
     Text,
     UserPath,
     as_list,
-    as_model,
     ascending,
     distinct,
     none_or_two,
@@ -276,7 +271,10 @@ class StudyConfig(Section):
     """A whole study file."""
 
     name: Annotated[str, AfterValidator(run_name)] = "study"
-    base_model: Annotated[BaseModelConfig, BeforeValidator(as_model)]
+    base_model: Annotated[
+        BaseModelConfig,
+        BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value),
+    ]
     tasks_path: Annotated[
         tuple[UserPath, ...], BeforeValidator(as_list), Field(max_length=MOST_ENTRIES)
     ] = ()
@@ -296,16 +294,9 @@ class StudyConfig(Section):
     search: SearchConfig = SearchConfig()
     analysis: AnalysisConfig = AnalysisConfig()
     recommendation: RecommendationConfig = RecommendationConfig()
-    deploy: Annotated[
-        tuple[Annotated[Text, AfterValidator(known_form)], ...],
-        BeforeValidator(as_list),
-        Field(max_length=MOST_ENTRIES),
-        AfterValidator(distinct),
-    ] = ()
+    deploy: AnyNumber[Annotated[Text, AfterValidator(known_form)]] = ()
     """Forms in which the recommended run is checked, such as ``merged-bf16``."""
-    tracking: Annotated[
-        tuple[Tracker, ...], BeforeValidator(as_list), AfterValidator(distinct)
-    ] = ()
+    tracking: AnyNumber[Tracker] = ()
     """Experiment trackers that are told of losses, scores and the verdict; no result depends on
     them."""
 

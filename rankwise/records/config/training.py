@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Discriminator,
-    Field,
-    Tag,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from rankwise.records.config.own_rows import ColumnsConfig, Judges, data_name
 from rankwise.records.fields import (
@@ -34,6 +27,7 @@ from rankwise.records.fields import (
     UserPath,
     as_list,
     distinct,
+    exactly_one,
 )
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -63,13 +57,9 @@ class RateRuleConfig(Section):
 RATE_TAGS = ("a rate", "a rule")
 
 
-def _rate_tag(value: Any) -> str:
-    return RATE_TAGS[isinstance(value, dict | RateRuleConfig)]
-
-
 LoraRate = Annotated[
     Annotated[Positive, Tag(RATE_TAGS[0])] | Annotated[RateRuleConfig, Tag(RATE_TAGS[1])],
-    Discriminator(_rate_tag),
+    Discriminator(lambda value: RATE_TAGS[isinstance(value, dict | RateRuleConfig)]),
 ]
 
 
@@ -223,9 +213,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if bool(self.task) == (self.data is not None):
-            got = "both" if self.task else "neither"
-            raise ValueError(f"{got} of 'task' and 'data' given; give exactly one")
+        exactly_one(task=self.task or None, data=self.data)
         if self.split is not None and not self.task:
             raise ValueError("split is for 'task'; your own data has no splits")
         if isinstance(self.split, Mapping):
@@ -241,11 +229,7 @@ class TrainConfig(Section):
             raise ValueError("judged_by is for 'data'; a task brings its own metrics")
         if self.columns is not None and self.data is None:
             raise ValueError("columns are for 'data'; a task knows its own")
-        return self
-
-    @model_validator(mode="after")
-    def _pairs(self) -> Self:
-        """The rows of DPO have two answers, and no others have."""
+        # the rows of DPO have two answers, and no others have
         is_dpo = self.dpo is not None
         if is_dpo != ("preference" in self.judged_by):
             raise ValueError("judged_by: preference goes with objective dpo; give both or neither")

@@ -5,12 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from rankwise.records.config.training import LoraRate
-from rankwise.records.fields import (
-    AnyNumber,
-    Rank,
-    Section,
-    Several,
-)
+from rankwise.records.fields import AnyNumber, Rank, Section, Several
 
 VariantName = Literal[
     "rslora",

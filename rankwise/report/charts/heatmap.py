@@ -8,17 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rankwise.report.charts.marks import (
-    COLOUR,
-    Encoding,
-    category,
-    items_link,
-    layer,
-    layered,
-    links,
-    number,
-    small_title,
-)
+from rankwise.report.charts import marks
+from rankwise.report.charts.marks import Encoding
 from rankwise.report.charts.theme import GAIN_STEPS, INK, LOSS_STEPS, MUTED, PAGE, UNSHOWN, Colour
 from rankwise.report.parts import Chart, Drawing
 
@@ -48,7 +39,7 @@ _INKS = {
 
 def _by_step(colours: Mapping[int | str, Colour]) -> dict[str, Any]:
     domain, colours_of = list(colours), [colour.css for colour in colours.values()]
-    return category("step", scale={"domain": domain, "range": colours_of}, legend=None)
+    return marks.category("step", scale={"domain": domain, "range": colours_of}, legend=None)
 
 
 class HeatScale(NamedTuple):
@@ -155,17 +146,17 @@ def _key(panel: HeatPanel, *, has_title: bool) -> Chart:
         for place, colour in enumerate(colours)
     ]
     texts = [{"x": size * place, "text": scale.words(end)} for place, end in enumerate(ends, 1)]
-    x = number("x", scale={"domain": [0, _KEY_LENGTH], "nice": False}, axis=None)
-    box = {"x": x, "x2": {"field": "x2"}, "y": {"value": 0}, "fill": COLOUR}
-    text = {"x": x, "y": {"value": 14}, "text": category("text")}
+    x = marks.number("x", scale={"domain": [0, _KEY_LENGTH], "nice": False}, axis=None)
+    box = {"x": x, "x2": {"field": "x2"}, "y": {"value": 0}, "fill": marks.COLOUR}
+    text = {"x": x, "y": {"value": 14}, "text": marks.category("text")}
     look = {"fontSize": _SMALL_FONT, "color": MUTED.css}
     title = ", ".join(part for part in (panel.title if has_title else "", scale.title) if part)
     layers = [
-        layer("rect", boxes, box, height=11, baseline="top"),
-        layer("text", texts, text, baseline="top", **look),
+        marks.layer("rect", boxes, box, height=11, baseline="top"),
+        marks.layer("text", texts, text, baseline="top", **look),
     ]
     own = {"text": title, **look, "fontWeight": "normal", "offset": 4}
-    return layered(layers, _KEY_LENGTH, 26, title=own)
+    return marks.layered(layers, _KEY_LENGTH, 26, title=own)
 
 
 def _panel(panel: HeatPanel, size: HeatSize, *, is_first: bool) -> Chart:
@@ -189,26 +180,26 @@ def _panel(panel: HeatPanel, size: HeatSize, *, is_first: bool) -> Chart:
         "x": _channel("column", panel.columns, {**labels, **above}),
         "y": _channel("row", panel.rows, left),
     }
-    link = {**at, **links(cell.task for cell in panel.cells.values())}
+    link = {**at, **marks.links(cell.task for cell in panel.cells.values())}
     rows = [_row(panel, place, cell) for place, cell in panel.cells.items()]
     boxes = [row for row in rows if "step" in row]
     frames = [row for row in rows if "frame" in row]
     box = {"width": size.width - _GAP, "height": size.height - _GAP}
     frame = {"width": size.width - 4, "height": size.height - 4, "filled": False, "strokeWidth": 2}
     layers = [
-        layer("rect", boxes, {**link, "fill": _by_step(_FILLS)}, **box),
-        layer("rect", frames, {**at, "stroke": category("frame", scale=None)}, **frame),
+        marks.layer("rect", boxes, {**link, "fill": _by_step(_FILLS)}, **box),
+        marks.layer("rect", frames, {**at, "stroke": marks.category("frame", scale=None)}, **frame),
         *_texts(rows, link),
     ]
     width, height = size.width * len(panel.columns), size.height * len(panel.rows)
-    title = small_title(panel.title) if panel.title else {"text": ""}
-    return layered(layers, width, height, title=title)
+    title = marks.small_title(panel.title) if panel.title else {"text": ""}
+    return marks.layered(layers, width, height, title=title)
 
 
 def _channel(field: str, names: Sequence[str], axis: dict[str, Any] | None) -> dict[str, Any]:
     """The places of rows or of columns, in this order."""
     scale = {"domain": list(names), "paddingInner": 0, "paddingOuter": 0}
-    return category(field, sort=list(names), title=None, scale=scale, axis=axis)
+    return marks.category(field, sort=list(names), title=None, scale=scale, axis=axis)
 
 
 def _texts(rows: Sequence[Mapping[str, Any]], at: Encoding) -> Iterator[Chart]:
@@ -217,9 +208,9 @@ def _texts(rows: Sequence[Mapping[str, Any]], at: Encoding) -> Iterator[Chart]:
     looks = {"text": (_FONT if has_small else _SMALL_FONT, -6), "small": (_SMALL_FONT, 8)}
     for field, (font, dy) in looks.items():
         own = [row for row in rows if field in row]
-        text = {**at, "color": _by_step(_INKS), "text": category(field)}
+        text = {**at, "color": _by_step(_INKS), "text": marks.category(field)}
         shift = dy if has_small else 0
-        yield layer("text", own, text, fontSize=font, dy=shift, baseline="middle")
+        yield marks.layer("text", own, text, fontSize=font, dy=shift, baseline="middle")
 
 
 def _row(panel: HeatPanel, place: tuple[str, str], cell: HeatCell) -> dict[str, Any]:
@@ -230,7 +221,7 @@ def _row(panel: HeatPanel, place: tuple[str, str], cell: HeatCell) -> dict[str, 
     for name, value in (("text", cell.text), ("small", cell.small), ("frame", cell.frame)):
         if value:
             drawn[name] = value
-    return {**drawn, "href": items_link(cell.task)} if cell.task else drawn
+    return {**drawn, "href": marks.items_link(cell.task)} if cell.task else drawn
 
 
 def _said(panel: HeatPanel, place: tuple[str, str], cell: HeatCell) -> str:

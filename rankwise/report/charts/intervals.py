@@ -9,20 +9,8 @@ from rankwise.records import quantities
 from rankwise.records.axes import Kind
 from rankwise.records.grouping import grouped
 from rankwise.records.study import Interval, Unit
-from rankwise.report.charts.marks import (
-    COLOUR,
-    SHAPE,
-    Look,
-    between,
-    bounds,
-    category,
-    items_link,
-    keyed,
-    layer,
-    layered,
-    links,
-    number,
-)
+from rankwise.report.charts import marks
+from rankwise.report.charts.marks import Look
 from rankwise.report.charts.theme import FONT_SIZE, GRID, INK, MUTED
 from rankwise.report.parts import Chart, Drawing
 
@@ -53,6 +41,10 @@ class BarPanel(NamedTuple):
     unit: Unit
     bars: Sequence[Bar]
 
+    def written(self, bar: Bar) -> str:
+        """The estimate and its interval."""
+        return quantities.with_interval(bar.value, self.unit)
+
 
 def interval_chart(panels: Sequence[BarPanel], width: float = 340) -> Drawing:
     """Panels under each other; every row has one bar for each series that was measured there.
@@ -74,7 +66,7 @@ def _panel(panel: BarPanel, looks: dict[str, Look], width: float, *, has_key: bo
     names = list(dict.fromkeys(bar.series for bar in panel.bars))
     label_lines = max(group.count("\n") + 1 for group in groups)
     room = max(len(names) * _STEP, label_lines * _LINE_OF_LABEL) + _GAP
-    y = category(
+    y = marks.category(
         "group",
         sort=groups,
         title=None,
@@ -91,16 +83,18 @@ def _panel(panel: BarPanel, looks: dict[str, Look], width: float, *, has_key: bo
             "labelLineHeight": _LINE_OF_LABEL,
         },
     )
-    offset = category("run", sort=names, scale={"domain": names})
+    offset = marks.category("run", sort=names, scale={"domain": names})
     rows = [
         {
             "group": bar.group,
             "run": bar.series,
-            "said": _said(panel, bar),
+            "said": ", ".join(
+                filter(None, (bar.series, *bar.group.split("\n"), panel.written(bar)))
+            ),
             "colour": look.colour.css,
             "shape": look.shape,
-            "href": items_link(bar.task, bar.series if bar.task else ""),
-            **bounds(bar.value, "x"),
+            "href": marks.items_link(bar.task, bar.series if bar.task else ""),
+            **marks.bounds(bar.value, "x"),
         }
         for bar in panel.bars
         for look in [looks[bar.series] if bar.series else Look.of(bar.kind)]
@@ -112,30 +106,22 @@ def _panel(panel: BarPanel, looks: dict[str, Look], width: float, *, has_key: bo
         "axis": {"tickCount": 6, "labelFlush": False},
         "scale": {"domain": [min(ends) - margin, max(ends) + margin], "nice": False},
     }
-    where, which = {"y": y, "yOffset": offset}, {"color": COLOUR, "shape": SHAPE}
+    where, which = {"y": y, "yOffset": offset}, {"color": marks.COLOUR, "shape": marks.SHAPE}
     if has_key:
-        which = keyed(looks, width)
-    at = {"x": number("x", **x), **where}
-    point = {**at, **which, **links(bar.task for bar in panel.bars)}
+        which = marks.keyed(looks, width)
+    at = {"x": marks.number("x", **x), **where}
+    point = {**at, **which, **marks.links(bar.task for bar in panel.bars)}
     title = {"text": panel.title, "fontSize": FONT_SIZE + 1, "color": INK.css, "offset": 6}
     layers = [
-        layer("rule", [{"x": 0.0}], {"x": at["x"]}, color=MUTED.css),
-        between("rule", rows, "x", {**at, "color": which["color"]}, strokeWidth=1.8),
-        layer("point", rows, point, filled=True, size=55, opacity=1),
+        marks.layer("rule", [{"x": 0.0}], {"x": at["x"]}, color=MUTED.css),
+        marks.between("rule", rows, "x", {**at, "color": which["color"]}, strokeWidth=1.8),
+        marks.layer("point", rows, point, filled=True, size=55, opacity=1),
     ]
-    return layered(layers, width, room * len(groups), title=title)
-
-
-def _said(panel: BarPanel, bar: Bar) -> str:
-    value = quantities.with_interval(bar.value, panel.unit)
-    return ", ".join(filter(None, (bar.series, *bar.group.split("\n"), value)))
+    return marks.layered(layers, width, room * len(groups), title=title)
 
 
 def _in_words(panel: BarPanel) -> str:
-    words = grouped(
-        (bar.group, f"{bar.series} {quantities.with_interval(bar.value, panel.unit)}".strip())
-        for bar in panel.bars
-    )
+    words = grouped((bar.group, f"{bar.series} {panel.written(bar)}".strip()) for bar in panel.bars)
     said = [f"{group.replace(chr(10), ', ')}: {'; '.join(its)}" for group, its in words.items()]
     return f"{f'{panel.title}: ' if panel.title else ''}{'. '.join(said)}."
 

@@ -14,7 +14,6 @@ from rankwise.report.charts.theme import (
     PAGE,
     SERIES_SHAPES,
     Colour,
-    key_columns,
     kind_colour,
     kind_shape,
 )
@@ -179,10 +178,12 @@ def between(
 def keyed(looks: Mapping[str, Look], width: float, title: str | None = None) -> dict[str, Any]:
     """Colour and shape by the run of a row, with one key above."""
     names = list(looks)
+    # as many entries of the key as fit next to each other
+    columns = int(width / (0.55 * FONT_SIZE * max(map(len, names)) + 36))
     key = {
         "title": title,
         "orient": "top",
-        "columns": key_columns(names, width),
+        "columns": max(columns, 1),
         **KEY,
         "labelLimit": max(width, _LEAST_LABEL),
     }

@@ -8,27 +8,8 @@ from statistics import NormalDist
 from typing import Any, NamedTuple
 
 from rankwise.records.study import Interval
-from rankwise.report.charts.marks import (
-    ARE_DRAWN,
-    COLOUR,
-    LINE,
-    MOST_MARKS,
-    SHAPE,
-    Look,
-    Name,
-    axis,
-    between,
-    bounds,
-    category,
-    items_link,
-    layer,
-    layered,
-    links,
-    names_beside,
-    number,
-    padded,
-    ring,
-)
+from rankwise.report.charts import marks
+from rankwise.report.charts.marks import Look, Name
 from rankwise.report.charts.theme import MUTED
 from rankwise.report.parts import Chart, Drawing, some_of, thinned
 
@@ -108,7 +89,7 @@ def plane_chart(planes: Sequence[Plane]) -> Drawing:
     charts = [_plane(plane, size) for plane in planes]
     words = "; ".join(dict.fromkeys(mark.words for plane in planes for mark in plane.marks))
     num_names = max(len({mark.name for mark in plane.marks}) for plane in planes)
-    said = some_of(sum(len(plane.marks) for plane in planes), num_all, ARE_DRAWN)
+    said = some_of(sum(len(plane.marks) for plane in planes), num_all, marks.ARE_DRAWN)
     said += " " + some_of(min(num_names, MOST_NAMES), num_names, "names are written")
     chart = charts[0] if len(charts) == 1 else {"concat": charts, "columns": 2}
     return Drawing(chart, f"{words}.", is_wide=len(charts) > 1, note=said.strip())
@@ -117,33 +98,21 @@ def plane_chart(planes: Sequence[Plane]) -> Drawing:
 def _thinned(plane: Plane) -> Plane:
     """With the marks that are drawn, and the path over them."""
     every, needed = range(len(plane.marks)), {*plane.path}
-    drawn = thinned(every, MOST_MARKS, lambda at: at in needed or plane.marks[at].is_ringed)
+    drawn = thinned(every, marks.MOST_MARKS, lambda at: at in needed or plane.marks[at].is_ringed)
     path = [None if place is None else drawn.index(place) for place in plane.path]
     return plane._replace(marks=[plane.marks[place] for place in drawn], path=path)
 
 
 def _plane(plane: Plane, size: tuple[int, int]) -> Chart:
     width, height = size
-    rows: list[dict[str, Any]] = [
-        {
-            "run": mark.name,
-            "said": mark.words,
-            "colour": mark.look.colour.css,
-            "shape": mark.look.shape,
-            "is_ringed": mark.is_ringed,
-            "href": items_link(model=mark.model),
-            **bounds(mark.x, "x"),
-            **bounds(mark.y, "y"),
-        }
-        for mark in plane.marks
-    ]
+    rows = _rows(plane)
     edges = list(_regions(rows, plane.confidence)) if plane.confidence else []
     origin = [0.0] if plane.has_origin else []
     limits = [] if plane.limit is None else [plane.limit[0]]
-    across = padded([*origin, *limits, *_extent("x", rows, edges)])
-    up = padded([*origin, *_extent("y", rows, edges)])
-    x, y = axis(plane.x_title, across), axis(plane.y_title, up)
-    at = {"x": number("x", **x), "y": number("y", **y)}
+    across = marks.padded([*origin, *limits, *_extent("x", rows, edges)])
+    up = marks.padded([*origin, *_extent("y", rows, edges)])
+    x, y = marks.axis(plane.x_title, across), marks.axis(plane.y_title, up)
+    at = {"x": marks.number("x", **x), "y": marks.number("y", **y)}
 
     def pixel(row: dict[str, Any]) -> tuple[float, float]:
         return (
@@ -159,27 +128,55 @@ def _plane(plane: Plane, size: tuple[int, int]) -> Chart:
         "shape": base.shape,
         "run": "base",
         "said": "base: no change",
-        "href": items_link(),
+        "href": marks.items_link(),
     }
     points = [*rows, zero] if plane.has_origin else rows
     few = len(rows) <= _MANY
     thin: dict[str, Any] = {"strokeWidth": 1.6 if few else 1.2, "opacity": 1 if few else 0.5}
-    look = {"color": COLOUR, "shape": SHAPE, **links(mark.model for mark in plane.marks)}
-    of_region = {**at, "fill": COLOUR, "detail": category("place"), "order": number("order")}
+    look = {
+        "color": marks.COLOUR,
+        "shape": marks.SHAPE,
+        **marks.links(mark.model for mark in plane.marks),
+    }
+    of_region = {
+        **at,
+        "fill": marks.COLOUR,
+        "detail": marks.category("place"),
+        "order": marks.number("order"),
+    }
     layers = [
-        layer("line", edges, of_region, filled=True, fillOpacity=0.07, strokeWidth=0),
+        marks.layer("line", edges, of_region, filled=True, fillOpacity=0.07, strokeWidth=0),
         *_lines(plane, rows, zero, at),
-        *(between("rule", rows, axis_name, {**at, "color": COLOUR}, **thin) for axis_name in at),
-        ring(rows, at),
-        layer("point", points, {**at, **look}, filled=True, size=80, opacity=1),
+        *(
+            marks.between("rule", rows, axis_name, {**at, "color": marks.COLOUR}, **thin)
+            for axis_name in at
+        ),
+        marks.ring(rows, at),
+        marks.layer("point", points, {**at, **look}, filled=True, size=80, opacity=1),
     ]
     names = list(_names(plane, [pixel(row) for row in rows]))
     if plane.has_origin:
         names.append(Name("base", *pixel(zero), base.colour))
     if plane.limit is not None:
         left, top = pixel({"x": plane.limit[0], "y": up[1]})
-        names.append(Name(plane.limit[1], left, top + LINE, base.colour))
-    return layered([*layers, *names_beside(names, width)], width, height)
+        names.append(Name(plane.limit[1], left, top + marks.LINE, base.colour))
+    return marks.layered([*layers, *marks.names_beside(names, width)], width, height)
+
+
+def _rows(plane: Plane) -> list[dict[str, Any]]:
+    return [
+        {
+            "run": mark.name,
+            "said": mark.words,
+            "colour": mark.look.colour.css,
+            "shape": mark.look.shape,
+            "is_ringed": mark.is_ringed,
+            "href": marks.items_link(model=mark.model),
+            **marks.bounds(mark.x, "x"),
+            **marks.bounds(mark.y, "y"),
+        }
+        for mark in plane.marks
+    ]
 
 
 def _lines(
@@ -189,17 +186,21 @@ def _lines(
     look: dict[str, Any] = {"color": MUTED.css}
     if plane.has_origin:
         for axis_name, channel in at.items():
-            yield layer("rule", [{"x": 0.0, "y": 0.0}], {axis_name: channel}, **look, strokeWidth=1)
+            yield marks.layer(
+                "rule", [{"x": 0.0, "y": 0.0}], {axis_name: channel}, **look, strokeWidth=1
+            )
     if plane.limit is not None:
         place, name = plane.limit
         dashed = {"strokeDash": [5, 4], "strokeWidth": 1.2}
-        yield layer("rule", [{"x": place, "run": name}], {"x": at["x"]}, **look, **dashed)
+        yield marks.layer("rule", [{"x": place, "run": name}], {"x": at["x"]}, **look, **dashed)
     if plane.path:
         stops = [
             {**(zero if place is None else rows[place]), "order": n}
             for n, place in enumerate(plane.path)
         ]
-        yield layer("line", stops, {**at, "order": number("order")}, **look, strokeWidth=1.5)
+        yield marks.layer(
+            "line", stops, {**at, "order": marks.number("order")}, **look, strokeWidth=1.5
+        )
 
 
 def _extent(

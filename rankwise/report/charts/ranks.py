@@ -14,31 +14,8 @@ from rankwise.records import quantities
 from rankwise.records.axes import Kind
 from rankwise.records.grouping import grouped
 from rankwise.records.study import Interval, Unit
-from rankwise.report.charts.marks import (
-    ARE_DRAWN,
-    COLOUR,
-    KEY,
-    LINE,
-    MOST_MARKS,
-    Encoding,
-    Look,
-    Name,
-    axis,
-    between,
-    bounds,
-    category,
-    items_link,
-    keyed,
-    layer,
-    layered,
-    lines,
-    links,
-    number,
-    on_halo,
-    padded,
-    ring,
-    small_title,
-)
+from rankwise.report.charts import marks
+from rankwise.report.charts.marks import Encoding, Look, Name
 from rankwise.report.charts.theme import MUTED, SERIES, SERIES_SHAPES, kind_colour
 from rankwise.report.parts import Chart, Drawing, some_of, thinned
 
@@ -131,7 +108,7 @@ class RankPanel(NamedTuple):
     @property
     def drawn(self) -> list[RankMark]:
         """The marks that are drawn: of very many some of each rank, and what is recommended."""
-        return thinned(self.marks, MOST_MARKS, lambda mark: mark.is_ringed)
+        return thinned(self.marks, marks.MOST_MARKS, lambda mark: mark.is_ringed)
 
 
 def in_unit(unit: Unit, *, signed: bool = True) -> Callable[[Any], str]:
@@ -162,18 +139,21 @@ def rank_chart(
     ends = [ranks[0] / 2**reach, ranks[-1] * 2**reach]
     scale = {"type": "log", "base": 2, "domain": ends, "nice": False}
     ticks = {"values": _ticks(ranks, size[0]), "format": "d", "labelOverlap": False, "grid": False}
-    x = number("x", title=x_title, scale=scale, axis=ticks)
-    domains = {
-        panel.y_title: padded(
-            [end for other in panels if other.y_title == panel.y_title for end in _ends(other)]
-        )
-        for panel in panels
-    }
+    x = marks.number("x", title=x_title, scale=scale, axis=ticks)
+    ends_of = grouped((panel.y_title, end) for panel in panels for end in _ends(panel))
+    domains = {title: marks.padded(own) for title, own in ends_of.items()}
     own = _Series(series, series_title, gap)
     charts = [_panel(panel, x, domains[panel.y_title], size, own) for panel in panels]
-    words = "; ".join(said for panel in panels for said in _in_words(panel))
+    words = "; ".join(
+        f"{panel.title}, {said}" if panel.title else said
+        for panel in panels
+        for said in (
+            *(_said(panel, mark) for mark in panel.drawn),
+            *(f"{line.text} {panel.write(line.value)}" for line in panel.lines),
+        )
+    )
     num_all = sum(len(panel.marks) for panel in panels)
-    note = some_of(sum(len(panel.drawn) for panel in panels), num_all, ARE_DRAWN)
+    note = some_of(sum(len(panel.drawn) for panel in panels), num_all, marks.ARE_DRAWN)
     chart = charts[0] if len(charts) == 1 else {"concat": charts, "columns": 2}
     return Drawing(chart, f"{words}.", note=note)
 
@@ -186,14 +166,14 @@ class _Series(NamedTuple):
     def encodings(self, width: float) -> dict[str, Any]:
         """The colour and the shape of a mark, and what is told by colour alone."""
         if not self.names:
-            return {"color": COLOUR}
+            return {"color": marks.COLOUR}
         looks = map(Look, SERIES, SERIES_SHAPES)
-        return keyed(dict(zip(self.names, looks, strict=False)), width, self.title)
+        return marks.keyed(dict(zip(self.names, looks, strict=False)), width, self.title)
 
-    def places(self, marks: Sequence[RankMark]) -> Iterator[float]:
+    def places(self, drawn: Sequence[RankMark]) -> Iterator[float]:
         """Where marks stand beside their ranks: with their series, or side by side."""
-        alike, before = Counter(mark.rank for mark in marks), Counter[int]()
-        for mark in marks:
+        alike, before = Counter(mark.rank for mark in drawn), Counter[int]()
+        for mark in drawn:
             if self.names:
                 place, count = self.names.index(mark.series), len(self.names)
                 step = self.gap * min(_SPREAD_SHARE / count, _STEP_SHARE)
@@ -216,7 +196,7 @@ def _ticks(ranks: Sequence[int], width: float) -> list[int]:
 
 def _ends(panel: RankPanel) -> Iterator[float]:
     for drawn in (*panel.marks, *panel.lines):
-        yield from bounds(drawn.value, "y").values()
+        yield from marks.bounds(drawn.value, "y").values()
     for curve in panel.curves:
         yield from (value for _, value in curve.points)
     if panel.has_zero:
@@ -231,7 +211,7 @@ def _panel(
     series: _Series,
 ) -> Chart:
     width, height = size
-    at = {"x": x, "y": number("y", **axis(panel.y_title, domain))}
+    at = {"x": x, "y": marks.number("y", **marks.axis(panel.y_title, domain))}
     look = series.encodings(width)
     rows = [
         {
@@ -240,21 +220,21 @@ def _panel(
             "said": _said(panel, mark),
             "colour": kind_colour(mark.rank).css,
             "is_ringed": mark.is_ringed,
-            "href": items_link(model=mark.name),
-            **bounds(mark.value, "y"),
+            "href": marks.items_link(model=mark.name),
+            **marks.bounds(mark.value, "y"),
         }
         for mark, place in zip(panel.drawn, series.places(panel.drawn), strict=True)
     ]
     layers: list[Chart] = []
     if panel.has_zero:
-        layers.append(layer("rule", [{"y": 0.0}], {"y": at["y"]}, color=MUTED.css))
+        layers.append(marks.layer("rule", [{"y": 0.0}], {"y": at["y"]}, color=MUTED.css))
     across: _Lines = grouped(
         (
             (line.text, line.kind),
             {
                 "run": line.text,
                 "said": f"{line.text} {panel.write(line.value)}",
-                **bounds(line.value, "y"),
+                **marks.bounds(line.value, "y"),
             },
         )
         for line in panel.lines
@@ -262,23 +242,23 @@ def _panel(
     layers += _across(across, {"y": at["y"]})
     layers.append(_curves(panel.curves, at))
     if series.names:
-        through = {**at, "color": look["color"], "order": number("x")}
-        layers.append(layer("line", rows, through, strokeWidth=1.4, opacity=0.75))
+        through = {**at, "color": look["color"], "order": marks.number("x")}
+        layers.append(marks.layer("line", rows, through, strokeWidth=1.4, opacity=0.75))
     elif not panel.curves:
-        ends = ((mark.rank, bounds(mark.value, "y")["y"]) for mark in panel.marks)
+        ends = ((mark.rank, marks.bounds(mark.value, "y")["y"]) for mark in panel.marks)
         means = means_by_rank(ends)
         through = [{"x": rank, "y": mean} for rank, mean in means.items()]
-        layers.append(layer("line", through, at, color=MUTED.css, strokeWidth=1.2))
-    point = {**at, **look, **links(mark.name for mark in panel.marks)}
+        layers.append(marks.layer("line", through, at, color=MUTED.css, strokeWidth=1.2))
+    point = {**at, **look, **marks.links(mark.name for mark in panel.marks)}
     layers += [
-        between("rule", rows, "y", {**at, "color": look["color"]}, strokeWidth=1.7),
-        ring(rows, at),
-        layer("point", rows, point, filled=True, size=75, opacity=1),
+        marks.between("rule", rows, "y", {**at, "color": look["color"]}, strokeWidth=1.7),
+        marks.ring(rows, at),
+        marks.layer("point", rows, point, filled=True, size=75, opacity=1),
         *_line_names(across, domain, size),
     ]
-    title = lines(panel.title, _TITLE_LETTERS).split("\n")
-    titled = {"title": small_title(title)} if panel.title else {}
-    return layered(layers, width, height, **titled)
+    title = marks.lines(panel.title, _TITLE_LETTERS).split("\n")
+    titled = {"title": marks.small_title(title)} if panel.title else {}
+    return marks.layered(layers, width, height, **titled)
 
 
 _Lines = Mapping[tuple[str, Kind], Sequence[dict[str, Any]]]
@@ -291,24 +271,24 @@ def _across(drawn: _Lines, at: Encoding) -> Iterator[Chart]:
         colour = kind_colour(kind).css
         dash = [1, 0] if kind == "base" else [6, 3]
         bands = thinned(rows, _MOST_BANDS)
-        yield between("rect", bands, "y", at, color=colour, opacity=0.16 / len(bands))
-        yield layer("rule", rows, at, color=colour, strokeWidth=1.6, strokeDash=dash)
+        yield marks.between("rect", bands, "y", at, color=colour, opacity=0.16 / len(bands))
+        yield marks.layer("rule", rows, at, color=colour, strokeWidth=1.6, strokeDash=dash)
 
 
 def _curves(curves: Sequence[RankCurve], at: Encoding) -> Chart:
     names = [curve.name for curve in curves]
-    dash = category(
+    dash = marks.category(
         "run",
         sort=names,
         scale={"domain": names, "range": list(_DASHES[: len(names)])},
-        legend={"title": None, "orient": "bottom", "symbolStrokeColor": MUTED.css, **KEY},
+        legend={"title": None, "orient": "bottom", "symbolStrokeColor": MUTED.css, **marks.KEY},
     )
     rows = [
         {"x": rank, "y": value, "run": curve.name}
         for curve in curves
         for rank, value in curve.points
     ]
-    return layer("line", rows, {**at, "strokeDash": dash}, color=MUTED.css, strokeWidth=1.6)
+    return marks.layer("line", rows, {**at, "strokeDash": dash}, color=MUTED.css, strokeWidth=1.6)
 
 
 def _line_names(drawn: _Lines, domain: tuple[float, float], size: tuple[int, int]) -> list[Chart]:
@@ -322,19 +302,11 @@ def _line_names(drawn: _Lines, domain: tuple[float, float], size: tuple[int, int
     last = -math.inf
     names: list[Name] = []
     for text, kind in sorted(means, key=lambda key: means[key]):
-        last = max(means[text, kind], last + LINE)
+        last = max(means[text, kind], last + marks.LINE)
         names.append(Name(text, width + _BESIDE, last, kind_colour(kind)))
-    return on_halo(names)
+    return marks.on_halo(names)
 
 
 def _said(panel: RankPanel, mark: RankMark) -> str:
     series = f", {mark.series}" if mark.series else ""
     return f"{mark.name or f'rank {mark.rank}'}{series} {panel.write(mark.value)}"
-
-
-def _in_words(panel: RankPanel) -> Iterator[str]:
-    before = f"{panel.title}, " if panel.title else ""
-    for mark in panel.drawn:
-        yield f"{before}{_said(panel, mark)}"
-    for line in panel.lines:
-        yield f"{before}{line.text} {panel.write(line.value)}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rankwise.records.axes import Kind
@@ -124,12 +123,6 @@ def rank_colour(rank: int) -> Colour:
 def kind_shape(kind: Kind) -> str:
     """The mark's shape: circles are ranks, a square is full fine-tuning."""
     return "circle" if isinstance(kind, int) else "diamond" if kind == "base" else "square"
-
-
-def key_columns(labels: Sequence[str], width: float) -> int:
-    """How many entries of a key fit next to each other into ``width`` pixels."""
-    longest = max(len(label) for label in labels)
-    return max(int(width / (0.55 * FONT_SIZE * longest + 36)), 1)
 
 
 def theme() -> dict[str, Any]:

@@ -10,11 +10,11 @@ from rankwise.findings.axes import (
     AxisDifference,
     AxisEffect,
     AxisName,
+    AxisPoint,
     AxisState,
     TrainTaskAxes,
 )
 from rankwise.findings.checkpoints import CheckpointPoint, TrainTaskCheckpoints
-from rankwise.findings.options import TaskMean
 from rankwise.findings.truncation import SERIES, CurvePoint, Series, TrainTaskTruncation
 from rankwise.records import quantities
 from rankwise.records.axes import FULL_LABEL
@@ -22,17 +22,7 @@ from rankwise.records.grouping import grouped
 from rankwise.records.study import Unit
 from rankwise.report import cells
 from rankwise.report.charts.ranks import MOST_SERIES, RankMark, RankPanel, in_unit, rank_chart
-from rankwise.report.parts import (
-    Cell,
-    Column,
-    Figure,
-    ReportSection,
-    Shown,
-    Table,
-    file_name,
-    grouped_table,
-    section,
-)
+from rankwise.report.parts import Cell, Column, Figure, ReportSection, Shown, Table, file_name
 
 MOST_PANELS = 9
 """More panels than this are too many to draw."""
@@ -51,8 +41,7 @@ class ChangeAtRank(NamedTuple):
     panel: str
     rank: int | None
     series: str
-    gain: TaskMean | None
-    retention: TaskMean | None
+    of: AxisPoint | CheckpointPoint | CurvePoint
 
 
 def change_figures(
@@ -80,7 +69,7 @@ def change_figures(
         drawn = [
             (RankMark(change.rank, mean, change.series), mean, change.panel)
             for change in changes
-            if (mean := change.gain if kind == "gain" else change.retention) is not None
+            if (mean := change.of.gain if kind == "gain" else change.of.retention) is not None
             and change.rank is not None
             and change.series in series[:MOST_SERIES]
         ]
@@ -129,18 +118,54 @@ def axis_section(found: Sequence[TrainTaskAxes]) -> ReportSection:
         "recommendation does not rest on this."
     )
 
-    def show(part: TrainTaskAxes) -> Shown:
-        said: list[str] = []
-        for axis in part.axes:  # whether it matters in-domain and on retention
-            text = f"in-domain {_verdict(axis.in_domain, part.delta, part.unit, 'δ')}"
-            if part.epsilon_points is not None:
-                kept = _verdict(axis.retention, part.epsilon_points, "points", "ε")
-                text += f"; on retention {kept}"
-            said.append(f"{_axis_name(axis)} ({', '.join(axis.values)}): {text}.")
-        said += cells.left_out(part.left_out)
-        return Shown(said, _axis_figures(part), [("", _axis_table(part))])
+    return ReportSection.of(
+        "axes", "One setting at a time", about, found, _axes_shown, figures="axis"
+    )
 
-    return section("axes", "One setting at a time", about, found, show, figures="axis")
+
+def _axes_shown(found: TrainTaskAxes) -> Iterator[Shown]:
+    """Whether each axis matters, its figures, whose panels are the other axes, and the table."""
+    for axis in found.axes:
+        text = f"in-domain {_verdict(axis.in_domain, found.delta, found.unit, 'δ')}"
+        if found.epsilon_points is not None:
+            text += (
+                f"; on retention {_verdict(axis.retention, found.epsilon_points, 'points', 'ε')}"
+            )
+        yield f"{_axis_name(axis)} ({', '.join(axis.values)}): {text}."
+    yield from cells.left_out(found.left_out)
+    drawn = [axis for axis in found.axes if axis.method == "lora" and axis.name != "rank"]
+    for axis in drawn:
+        others: list[AxisName] = [each.name for each in drawn if each.name != axis.name]
+        changes = [
+            ChangeAtRank(
+                point.in_words(others), point.option.rank, point.settings[axis.name], point
+            )
+            for point in found.points
+        ]
+        title, name = f" by rank and {axis.name}", file_name(axis.name)
+        yield from change_figures(
+            changes, title, axis.values, axis.name, found.confidence, name=name
+        )
+
+    def combinations(effect: AxisEffect) -> Cell:
+        same = effect.num_same_runs
+        note = f"{quantities.count(same)} of them one run" if same else ""
+        return Cell(quantities.count(effect.num_combinations), "", note)
+
+    retention: list[Column[AxisEffect]] = [
+        Column("Retention", lambda row: _difference(row.retention), "difference, points"),
+        Column("Holm p", lambda row: _holm_p(row.retention)),
+    ]
+    yield Table.grouped(
+        f"Trained on {found.train_task}: each value less the first of its axis, on the same items, "
+        "all other settings equal. Positive is better.",
+        [(_axis_name(axis), f"against {axis.values[0]}", axis.effects) for axis in found.axes],
+        Column("Value", lambda effect: effect.value),
+        Column("Matched combinations", combinations, "of the other axes"),
+        Column("In-domain", lambda row: _difference(row.in_domain), f"difference, {found.unit}"),
+        Column("Holm p", lambda row: _holm_p(row.in_domain)),
+        *(() if found.epsilon_points is None else retention),
+    )
 
 
 def _verdict(state: AxisState | None, margin: float, unit: Unit, letter: str) -> str:
@@ -157,53 +182,6 @@ def _verdict(state: AxisState | None, margin: float, unit: Unit, letter: str) ->
 
 def _axis_name(axis: Axis) -> str:
     return f"{FULL_LABEL}, {axis.name}" if axis.method == "full" else axis.name
-
-
-def _axis_figures(found: TrainTaskAxes) -> Iterator[Figure]:
-    """A panel is a combination of the other axes."""
-    drawn = [axis for axis in found.axes if axis.method == "lora" and axis.name != "rank"]
-    for axis in drawn:
-        others: list[AxisName] = [each.name for each in drawn if each.name != axis.name]
-        changes = [
-            ChangeAtRank(
-                point.in_words(others),
-                point.option.rank,
-                point.settings[axis.name],
-                point.gain,
-                point.retention,
-            )
-            for point in found.points
-        ]
-        title, name = f" by rank and {axis.name}", file_name(axis.name)
-        yield from change_figures(
-            changes, title, axis.values, axis.name, found.confidence, name=name
-        )
-
-
-def _axis_table(found: TrainTaskAxes) -> Table:
-    def combinations(effect: AxisEffect) -> Cell:
-        same = effect.num_same_runs
-        note = f"{quantities.count(same)} of them one run" if same else ""
-        return Cell(quantities.count(effect.num_combinations), "", note)
-
-    columns: list[Column[AxisEffect]] = [
-        Column("Value", lambda effect: effect.value),
-        Column("Matched combinations", combinations, "of the other axes"),
-        Column("In-domain", lambda row: _difference(row.in_domain), f"difference, {found.unit}"),
-        Column("Holm p", lambda row: _holm_p(row.in_domain)),
-    ]
-    if found.epsilon_points is not None:
-        retention: list[Column[AxisEffect]] = [
-            Column("Retention", lambda row: _difference(row.retention), "difference, points"),
-            Column("Holm p", lambda row: _holm_p(row.retention)),
-        ]
-        columns += retention
-    caption = (
-        f"Trained on {found.train_task}: each value less the first of its axis, on the same items, "
-        "all other settings equal. Positive is better."
-    )
-    groups = [(_axis_name(axis), f"against {axis.values[0]}", axis.effects) for axis in found.axes]
-    return grouped_table(caption, columns, groups)
 
 
 def _difference(difference: AxisDifference | None) -> Cell:
@@ -227,37 +205,33 @@ def checkpoint_section(found: Sequence[TrainTaskCheckpoints]) -> ReportSection:
         "recommendation is about the ends."
     )
 
-    def show(part: TrainTaskCheckpoints) -> Shown:
-        changes = [
-            ChangeAtRank(
-                "",
-                point.option.rank,
-                # as a value beside rank: the share of the steps, the same for every option
-                quantities.percent(round(point.step / point.num_steps, 3)),
-                point.gain,
-                point.retention,
-            )
-            for point in part.points
-        ]
-        shares = sorted({change.series for change in changes}, key=lambda text: float(text[:-2]))
-        figures = change_figures(
-            changes,
-            " by rank and share of the steps",
-            shares,
-            "steps",
-            part.confidence,
-            more="The last share is the end of the training.",
-        )
-        said = [choice.statement for choice in part.choices]
-        return Shown(said, figures, [("", _checkpoint_table(part))])
-
-    return section("checkpoints", "On the way: checkpoints", about, found, show)
+    return ReportSection.of(
+        "checkpoints", "On the way: checkpoints", about, found, _checkpoints_shown
+    )
 
 
-def _checkpoint_table(found: TrainTaskCheckpoints) -> Table:
+def _checkpoints_shown(found: TrainTaskCheckpoints) -> Iterator[Shown]:
+    yield from (choice.statement for choice in found.choices)
+    changes = [
+        # as a value beside rank: the share of the steps, the same for every option
+        ChangeAtRank("", point.option.rank, quantities.percent(round(share, 3)), point)
+        for point in found.points
+        for share in [point.step / point.num_steps]
+    ]
+    yield from change_figures(
+        changes,
+        " by rank and share of the steps",
+        sorted({change.series for change in changes}, key=lambda text: float(text[:-2])),
+        "steps",
+        found.confidence,
+        more="The last share is the end of the training.",
+    )
     chosen = {(choice.option.label, choice.step) for choice in found.choices}
-
-    columns: list[Column[CheckpointPoint]] = [
+    groups = grouped((point.option.label, point) for point in found.points)
+    yield Table.grouped(
+        f"Trained on {found.train_task}: change from the base after so many steps. Worth is the "
+        "gain less twice the retention loss beyond ε, on validation items.",
+        [(label, "", rows) for label, rows in groups.items()],
         Column("Step", lambda row: f"{quantities.count(row.step)} of {row.num_steps}"),
         Column("Gain", lambda row: cells.mean(row.gain), "test items"),
         Column("Retention", lambda row: cells.mean(row.retention), "test items"),
@@ -266,13 +240,7 @@ def _checkpoint_table(found: TrainTaskCheckpoints) -> Table:
             "KL, prompts", lambda row: cells.formatted(row.kl_prompts, ".3g"), "nats per token"
         ),
         Column.text("Chosen", lambda row: "yes" if (row.option.label, row.step) in chosen else ""),
-    ]
-    groups = grouped((point.option.label, point) for point in found.points)
-    caption = (
-        f"Trained on {found.train_task}: change from the base after so many steps. Worth is the "
-        "gain less twice the retention loss beyond ε, on validation items."
     )
-    return grouped_table(caption, columns, [(label, "", rows) for label, rows in groups.items()])
 
 
 _GROUPS: dict[Series, str] = {
@@ -292,31 +260,31 @@ def truncation_section(found: Sequence[TrainTaskTruncation]) -> ReportSection:
         f"{quantities.percent(found[0].confidence)}, one at a time: exploratory."
     )
 
-    def show(part: TrainTaskTruncation) -> Shown:
-        said = [statement for curve in part.curves for statement in curve.statements]
-        several = len(part.curves) > 1
-        changes = [
-            ChangeAtRank(
-                curve.source.label if several else "",
-                point.rank,
-                point.series,
-                point.gain,
-                point.retention,
-            )
-            for curve in part.curves
-            for point in curve.points
-        ]
-        title = ": trained at a rank, or truncated to it"
-        figures = change_figures(changes, title, SERIES, "adapter", part.confidence)
-        tables = [("", _truncation_table(part))] if part.curves else []
-        return Shown([*said, *cells.left_out(part.left_out)], figures, tables)
-
-    return section("truncation", "One run, every rank", about, found, show)
+    return ReportSection.of("truncation", "One run, every rank", about, found, _truncation_shown)
 
 
-def _truncation_table(found: TrainTaskTruncation) -> Table:
+def _truncation_shown(found: TrainTaskTruncation) -> Iterator[Shown]:
+    yield from (statement for curve in found.curves for statement in curve.statements)
+    yield from cells.left_out(found.left_out)
+    if not found.curves:
+        return
+    several = len(found.curves) > 1
+    changes = [
+        ChangeAtRank(curve.source.label if several else "", point.rank, point.series, point)
+        for curve in found.curves
+        for point in curve.points
+    ]
+    title = ": trained at a rank, or truncated to it"
+    yield from change_figures(changes, title, SERIES, "adapter", found.confidence)
     whole, points = "of the largest rank's", "difference, points"
-    columns: list[Column[CurvePoint]] = [
+    yield Table.grouped(
+        f"{cells.changes_caption(found.train_task, found.confidence)} Energy is the squared "
+        "Frobenius norm.",
+        [
+            (_GROUPS[series], curve.source.label if several else "", curve.series(series))
+            for curve in found.curves
+            for series in SERIES
+        ],
         Column("Rank", lambda row: str(row.rank)),
         Column("Steps", lambda row: row.num_steps, "of each seed"),
         Column("Energy kept", lambda row: cells.percentage(row.energy), "of the update"),
@@ -332,15 +300,4 @@ def _truncation_table(found: TrainTaskTruncation) -> Table:
             "Against trained", lambda row: cells.mean(row.retention_less_trained), points
         ),
         Column("Training", lambda row: quantities.seconds(row.train_seconds), "all seeds"),
-    ]
-    caption = (
-        f"{cells.changes_caption(found.train_task, found.confidence)} Energy is the squared "
-        "Frobenius norm."
     )
-    several = len(found.curves) > 1
-    groups = [
-        (_GROUPS[series], curve.source.label if several else "", curve.series(series))
-        for curve in found.curves
-        for series in SERIES
-    ]
-    return grouped_table(caption, columns, groups)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
-from rankwise.findings.card import Alternative, CardRow, Told, VerdictCard
+from rankwise.findings.card import CardRow, VerdictCard
 from rankwise.findings.options import TaskMean
 from rankwise.records import quantities
 from rankwise.records.recommendation import Recommendation
@@ -22,7 +22,7 @@ from rankwise.report.parts import (
     Sliders,
     Table,
     TitledTable,
-    table,
+    titled,
 )
 from rankwise.report.tables import odds_table, prospect_table
 
@@ -41,13 +41,24 @@ def card_table(
     seconds = {run.name: run.run.train_seconds for run in results.runs if run.run is not None}
     has_base = results.study.has_base
     choice = "use this" if card.is_settled else "best bet"
-    rows = sorted(card.rows, key=lambda row: (row.is_choice, _gain(row)), reverse=True)[:_MOST_ROWS]
+    rows = sorted(
+        card.rows,
+        key=lambda row: (row.is_choice, row.gain.estimate if row.gain else -math.inf),
+        reverse=True,
+    )[:_MOST_ROWS]
 
     def time(row: CardRow) -> str | None:
         times = [seconds[run] for run in row.runs if run in seconds]
         return quantities.seconds(sum(times)) if times else None
 
-    columns: list[Column[CardRow]] = [
+    trained: list[Column[CardRow]] = [
+        Column("Weights", lambda row: quantities.parameters(row.num_parameters)),
+        Column("Training", time),
+    ]
+    beside = "Changes from the base" if has_base else "Differences from the mean of the models"
+    made = Table.of(
+        f"{beside}; ± is the longer side of the interval.",
+        [row for row in card.rows if row in rows],
         Column("Option", lambda row: Cell(row.label, "", choice * row.is_choice, row.is_choice)),
         Column(
             "Gain" if has_base else "Over the mean",
@@ -59,22 +70,13 @@ def card_table(
             lambda row: _short(row.retention and row.retention.negated()),
             cells.measure("points", recommendation.retention_metric),
         ),
-    ]
-    if results.study.scores is None:
-        columns.append(Column("Weights", lambda row: quantities.parameters(row.num_parameters)))
-        columns.append(Column("Training", time))
-    beside = "Changes from the base" if has_base else "Differences from the mean of the models"
-    caption = f"{beside}; ± is the longer side of the interval."
-    made = table(caption, columns, [row for row in card.rows if row in rows])
+        *(trained if results.study.scores is None else ()),
+    )
     if len(rows) == len(card.rows):
         return made
     blanks = [Cell("")] * (len(made.headings) - 1)
     more = Cell(f"and {len(card.rows) - len(rows)} more"), *blanks
     return made._replace(groups=(*made.groups, RowGroup("", "", (more,))))
-
-
-def _gain(row: CardRow) -> float:
-    return -math.inf if row.gain is None else row.gain.estimate
 
 
 def _short(mean: TaskMean | None) -> Cell:
@@ -88,10 +90,17 @@ def _short(mean: TaskMean | None) -> Cell:
 
 def alternative_section(card: VerdictCard, recommendation: Recommendation) -> ReportSection | None:
     """Other options beside the choice, and advice from elsewhere; None where there is neither."""
-    unit, metric = recommendation.unit, recommendation.in_domain_metric
-    options: list[Column[Alternative]] = [
+    intervals = cells.intervals(recommendation.confidence)
+    options = Table.of(
+        f"Every other option less {card.choice}, paired over the same items, {intervals}, each for "
+        "one number by itself. Positive is better than the choice.",
+        card.alternatives,
         Column("Option", lambda row: row.label),
-        Column("Gain", lambda row: cells.mean(row.gain), cells.measure(unit, metric)),
+        Column(
+            "Gain",
+            lambda row: cells.mean(row.gain),
+            cells.measure(recommendation.unit, recommendation.in_domain_metric),
+        ),
         Column.optional(
             "Retention",
             lambda row: cells.mean(row.retention),
@@ -99,25 +108,17 @@ def alternative_section(card: VerdictCard, recommendation: Recommendation) -> Re
         ),
         Column.optional(
             "Trained weights",
-            lambda row: None if row.weights_ratio is None else quantities.times(row.weights_ratio),
+            lambda row: cells.known(row.weights_ratio, quantities.times),
             "of the choice's",
         ),
-    ]
-    advice: list[Column[Told]] = [
+    )
+    advice = Table.of(
+        f"{quantities.capital(intervals)}, paired over the same items.",
+        card.told,
         Column("You may have been told", lambda row: row.advice),
         Column.text("Here", lambda row: row.here),
-    ]
-    intervals = cells.intervals(recommendation.confidence)
-    caption = (
-        f"Every other option less {card.choice}, paired over the same items, {intervals}, each for "
-        "one number by itself. Positive is better than the choice."
     )
-    tables: list[TitledTable] = []
-    if card.alternatives:
-        tables.append(TitledTable("", table(caption, options, card.alternatives)))
-    if card.told:
-        said = f"{quantities.capital(intervals)}, paired over the same items."
-        tables.append(TitledTable("What others say", table(said, advice, card.told)))
+    tables = titled({"": options, "What others say": advice})
     title = f"Instead of {card.choice}"
     return ReportSection("alternatives", title, tables=tables, is_folded=True) if tables else None
 
@@ -126,16 +127,13 @@ def margin_section(recommendation: Recommendation) -> ReportSection | None:
     """Sliders and a dial for other margins, and the odds; None where no rank was judged."""
     if not recommendation.verdicts:
         return None
-    return ReportSection(
-        "margins",
-        "If other margins matter to you",
-        tables=list(_margin_tables(recommendation)),
-        is_folded=True,
+    kept = ", that it loses less than ε on average and less than the ceiling on every task"
+    kept = "" if recommendation.epsilon_points is None else kept
+    conditions = (
+        f"An option qualifies where it is shown that it gains something{kept}, and that no rival "
+        "gains δ more. The first that qualifies is recommended, smallest first."
     )
-
-
-def _margin_tables(recommendation: Recommendation) -> Iterator[TitledTable]:
-    yield TitledTable("", _conditions(recommendation), sliders(recommendation))
+    tables = [TitledTable("", conditions, sliders(recommendation))]
     bet = recommendation.best_bet
     if bet is not None and bet.by_epsilon:
         said = (
@@ -144,21 +142,12 @@ def _margin_tables(recommendation: Recommendation) -> Iterator[TitledTable]:
             "the study's."
         )
         dial = Dial(bet, recommendation.epsilon_points)
-        yield TitledTable("How much may be forgotten?", said, dial)
-    odds, prospects = odds_table(recommendation), prospect_table(recommendation)
-    if odds is not None:
-        yield TitledTable("The best bet", odds)
-    if prospects is not None:
-        yield TitledTable("What would settle it", prospects)
-
-
-def _conditions(recommendation: Recommendation) -> str:
-    kept = ", that it loses less than ε on average and less than the ceiling on every task"
-    kept = "" if recommendation.epsilon_points is None else kept
-    return (
-        f"An option qualifies where it is shown that it gains something{kept}, and that no rival "
-        "gains δ more. The first that qualifies is recommended, smallest first."
-    )
+        tables.append(TitledTable("How much may be forgotten?", said, dial))
+    if bet is not None:
+        tables.append(TitledTable("The best bet", odds_table(recommendation, bet)))
+    tables += titled({"What would settle it": prospect_table(recommendation)})
+    title = "If other margins matter to you"
+    return ReportSection("margins", title, tables=tables, is_folded=True)
 
 
 def sliders(recommendation: Recommendation) -> Sliders:

@@ -9,7 +9,7 @@ from rankwise.records import quantities
 from rankwise.records.deployment import FormVerdict, JudgedForm
 from rankwise.records.files import in_words
 from rankwise.report import cells
-from rankwise.report.parts import Cell, Column, ReportSection, Table, TitledTable, table
+from rankwise.report.parts import Column, ReportSection, Table, TitledTable
 from rankwise.report.summaries import RELATION_NAMES
 
 VERDICTS: dict[FormVerdict, str] = {
@@ -46,22 +46,20 @@ def _table(found: DeployedRun) -> Table:
             title, lambda row: cells.interval(row.means[place].difference, first.unit), margin
         )
 
-    def rounding(row: JudgedForm) -> str | None:
-        return None if row.delta is None else quantities.ratio(row.delta.relative_error)
-
-    def kept(row: JudgedForm) -> str | None:
-        return None if row.delta is None else quantities.share(max(row.delta.kept_share, 0.0))
-
-    columns: list[Column[JudgedForm]] = [
+    return Table.of(
+        "Changes against the adapter as trained, paired item by item; positive is better; "
+        f"{cells.intervals(found.confidence)}",
+        found.forms,
         Column("Form", lambda row: row.form),
         *(change(place) for place in range(len(found.forms[0].means))),
         Column("On the disk", lambda row: in_words(row.num_bytes)),
-        Column("Rounding", rounding, "times delta"),
-        Column("Delta kept", kept),
-        Column.text("Verdict", lambda row: Cell(VERDICTS[row.verdict])),
-    ]
-    caption = (
-        "Changes against the adapter as trained, paired item by item; positive is better; "
-        f"{cells.intervals(found.confidence)}"
+        Column(
+            "Rounding",
+            lambda row: row.delta and quantities.ratio(row.delta.relative_error),
+            "times delta",
+        ),
+        Column(
+            "Delta kept", lambda row: row.delta and quantities.share(max(row.delta.kept_share, 0.0))
+        ),
+        Column.text("Verdict", lambda row: VERDICTS[row.verdict]),
     )
-    return table(caption, columns, found.forms)

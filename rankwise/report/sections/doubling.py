@@ -4,27 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rankwise.findings.doubling import (
-    REACH_CONFIDENCE,
-    CurvePoint,
-    Doubling,
-    LearningCurve,
-    TrainTaskDoubling,
-)
+from rankwise.findings.doubling import REACH_CONFIDENCE, TrainTaskDoubling
 from rankwise.records import quantities
 from rankwise.records.grouping import grouped
 from rankwise.report import cells
 from rankwise.report.charts.ranks import MOST_SERIES, RankMark, RankPanel, in_unit, rank_chart
-from rankwise.report.parts import (
-    Column,
-    Figure,
-    ReportSection,
-    Shown,
-    Table,
-    grouped_table,
-    section,
-    table,
-)
+from rankwise.report.parts import Column, Figure, ReportSection, Shown, Table
 
 _HELD = {
     "epochs": "read each of their rows as often",
@@ -46,18 +31,11 @@ def doubling_section(found: Sequence[TrainTaskDoubling]) -> ReportSection:
     num_seeds = max(point.gain.num_seeds for part in found for point in part.points)
     about += cells.of_one_seed(num_seeds)
 
-    def show(part: TrainTaskDoubling) -> Shown:
-        tables = [("One doubling", _doubling_table(part))] if part.doublings else []
-        tables.append(("By number of rows", _point_table(part)))
-        if any(curve.increase for curve in part.curves):
-            tables.append(("Twice the rows", _curve_table(part)))
-        said = [*part.statements, *cells.left_out(part.left_out)]
-        return Shown(said, _figures(part), tables)
-
-    return section("doubling", "What buys most", about, found, show)
+    return ReportSection.of("doubling", "What buys most", about, found, _shown)
 
 
-def _figures(found: TrainTaskDoubling) -> Iterator[Figure]:
+def _shown(found: TrainTaskDoubling) -> Iterator[Shown]:
+    yield from (*found.statements, *cells.left_out(found.left_out))
     names = list(dict.fromkeys(point.option for point in found.points))
     marks = [
         RankMark(point.num_rows, point.gain, point.option)
@@ -80,43 +58,34 @@ def _figures(found: TrainTaskDoubling) -> Iterator[Figure]:
         f"{quantities.sample_size(found.points[0].gain, 'items')}; bars are "
         f"{cells.intervals(found.confidence)}",
     )
-
-
-def _doubling_table(found: TrainTaskDoubling) -> Table:
-    columns: list[Column[Doubling]] = [
+    doublings = Table.of(
+        f"From {found.middle}.",
+        found.doublings,
         Column.text("Twice the", lambda row: row.of),
         Column("From", lambda row: row.before),
         Column("To", lambda row: row.after),
         Column("Gain", lambda row: cells.sized(row.gain), f"of one doubling, {found.unit}"),
-    ]
-    return table(f"From {found.middle}.", columns, found.doublings)
-
-
-def _point_table(found: TrainTaskDoubling) -> Table:
-    columns: list[Column[CurvePoint]] = [
+    )
+    by_option = grouped((point.option, point) for point in found.points)
+    points = Table.grouped(
+        cells.changes_caption(found.train_task, found.confidence),
+        [(option, "", own) for option, own in by_option.items()],
         Column("Rows", lambda row: row.num_rows),
         Column("Epochs", lambda row: row.epochs),
         Column("Steps", lambda row: row.num_steps),
         Column("Gain", lambda row: cells.sized(row.gain), found.unit),
         Column.optional("Retention", lambda row: cells.sized(row.retention), "change, points"),
-    ]
-    groups = [
-        (option, "", points)
-        for option, points in grouped((point.option, point) for point in found.points).items()
-    ]
-    return grouped_table(cells.changes_caption(found.train_task, found.confidence), columns, groups)
-
-
-def _curve_table(found: TrainTaskDoubling) -> Table:
-    columns: list[Column[LearningCurve]] = [
+    )
+    curves = Table.of(
+        "By the law with the least AIC. The intervals are as wide as they had to be to hold in "
+        f"{quantities.percent(REACH_CONFIDENCE)} of curves that others measured (docs/methods).",
+        [curve for curve in found.curves if curve.increase],
         Column("Setting", lambda row: row.option),
         Column("Rows", lambda row: quantities.count(2 * row.num_rows), "twice the most"),
         Column.text("Law", lambda row: row.law),
         Column("More than all rows", lambda row: cells.interval(row.increase, found.unit)),
         Column("Gain", lambda row: cells.interval(row.gain, found.unit), found.unit),
-    ]
-    caption = (
-        "By the law with the least AIC. The intervals are as wide as they had to be to hold in "
-        f"{quantities.percent(REACH_CONFIDENCE)} of curves that others measured (docs/methods)."
     )
-    return table(caption, columns, [curve for curve in found.curves if curve.increase])
+    yield "One doubling", doublings
+    yield "By number of rows", points
+    yield "Twice the rows", curves

@@ -4,27 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from rankwise.findings.behaviour import ModelBehaviour, TrainTaskBehaviour, TraitChange
+from rankwise.findings.behaviour import TrainTaskBehaviour, TraitChange
 from rankwise.findings.gauges import GaugedModel, ModelKind, TrainTaskGauges
-from rankwise.findings.lost_items import LostItems, TrainTaskLostItems
+from rankwise.findings.lost_items import TrainTaskLostItems
 from rankwise.findings.options import TaskMean
 from rankwise.records import quantities
 from rankwise.records.grouping import grouped
 from rankwise.report import cells
 from rankwise.report.charts.marks import Look
 from rankwise.report.charts.plane import Plane, PlaneMark, plane_chart
-from rankwise.report.parts import (
-    LEAST_POINTS,
-    Cell,
-    Column,
-    Figure,
-    ReportSection,
-    Shown,
-    Table,
-    grouped_table,
-    section,
-    table,
-)
+from rankwise.report.parts import LEAST_POINTS, Cell, Column, Figure, ReportSection, Shown, Table
 
 _GROUPS: dict[ModelKind, str] = {
     "run": "Runs",
@@ -49,13 +38,11 @@ def gauge_section(found: Sequence[TrainTaskGauges]) -> ReportSection:
         "one study share their data and their items, so a correlation over them is exploratory."
     )
 
-    def show(part: TrainTaskGauges) -> Shown:
-        return Shown(part.statements, _figures(part), [("", _gauge_table(part))])
-
-    return section("gauges", "Gauges of forgetting", about, found, show)
+    return ReportSection.of("gauges", "Gauges of forgetting", about, found, _gauges_shown)
 
 
-def _figures(found: TrainTaskGauges) -> Iterator[Figure]:
+def _gauges_shown(found: TrainTaskGauges) -> Iterator[Shown]:
+    yield from found.statements
     planes: list[Plane] = []
     for title, kl_of in _KL.items():
         drawn = [
@@ -86,12 +73,15 @@ def _figures(found: TrainTaskGauges) -> Iterator[Figure]:
             plane_chart(planes),
             "one point for each model, seeds averaged, at its rank",
         )
-
-
-def _gauge_table(found: TrainTaskGauges) -> Table:
     losses = [model.retention_loss for model in found.models if model.retention_loss is not None]
     unit = cells.unit_name(losses[0].unit) if losses else "points"
-    columns: list[Column[GaugedModel]] = [
+    yield Table.grouped(
+        f"Trained on {found.train_task}: what each gauge says, and what was forgotten, seeds "
+        f"averaged, {cells.intervals(found.confidence)}. Above zero is worse.",
+        [
+            (title, "", [model for model in found.models if model.kind == kind])
+            for kind, title in _GROUPS.items()
+        ],
         Column("Model", lambda row: row.label),
         Column("Retention loss", lambda row: cells.mean(row.retention_loss), unit),
         Column("KL, prompts", lambda row: cells.formatted(row.kl_prompts, ".3g"), "nats per token"),
@@ -100,16 +90,7 @@ def _gauge_table(found: TrainTaskGauges) -> Table:
         ),
         Column("Rise of the loss", lambda row: cells.mean(row.prose_rise), "same text, nats"),
         Column("Norm", lambda row: cells.number(row.update_norm, ".3g"), "of the update"),
-    ]
-    caption = (
-        f"Trained on {found.train_task}: what each gauge says, and what was forgotten, seeds "
-        f"averaged, {cells.intervals(found.confidence)}. Above zero is worse."
     )
-    groups = [
-        (title, "", [model for model in found.models if model.kind == kind])
-        for kind, title in _GROUPS.items()
-    ]
-    return grouped_table(caption, columns, groups)
 
 
 def lost_item_section(found: Sequence[TrainTaskLostItems]) -> ReportSection:
@@ -120,17 +101,16 @@ def lost_item_section(found: Sequence[TrainTaskLostItems]) -> ReportSection:
         "little come back by chance too. Intervals are Wilson's, "
         f"{quantities.percent(found[0].confidence)}: exploratory."
     )
-    return section(
-        "lost-items",
-        "Forgotten, or only unformatted",
-        about,
-        found,
-        lambda part: Shown(part.statements, tables=[("", _lost_table(part))]),
-    )
+    title = "Forgotten, or only unformatted"
+    return ReportSection.of("lost-items", title, about, found, _lost_items_shown)
 
 
-def _lost_table(found: TrainTaskLostItems) -> Table:
-    columns: list[Column[LostItems]] = [
+def _lost_items_shown(found: TrainTaskLostItems) -> Iterator[Shown]:
+    yield from found.statements
+    yield Table.of(
+        f"Trained on {found.train_task}: lost items of the retention tasks that are right in the "
+        "trained format, beside the items that were kept.",
+        found.rows,
         Column("Run", lambda row: row.label),
         Column.text("Task", lambda row: row.task),
         Column("Lost", lambda row: row.num_lost, "items"),
@@ -138,15 +118,8 @@ def _lost_table(found: TrainTaskLostItems) -> Table:
         Column("Share", lambda row: cells.written(row.share_back, quantities.share), "of the lost"),
         Column("Kept", lambda row: cells.percentage(row.kept_share), "right there"),
         Column("Guessing", lambda row: cells.percentage(row.chance), "right there"),
-    ]
-    caption = (
-        f"Trained on {found.train_task}: lost items of the retention tasks that are right in the "
-        "trained format, beside the items that were kept."
     )
-    return table(caption, columns, found.rows)
 
-
-Row = tuple[ModelBehaviour, TraitChange]
 
 _SHARES = {
     "refuses": "% of all prompts",
@@ -165,35 +138,30 @@ def behaviour_section(found: Sequence[TrainTaskBehaviour]) -> ReportSection:
         f"four words. Intervals are {quantities.percent(found[0].confidence)}, one at a time: "
         "exploratory."
     )
-    return section(
-        "behaviour",
-        "Behaviour on short prompts",
-        about,
-        found,
-        lambda part: Shown((*part.statements, *part.drift), tables=[("", _behaviour_table(part))]),
+    return ReportSection.of(
+        "behaviour", "Behaviour on short prompts", about, found, _behaviour_shown
     )
 
 
-def _behaviour_table(found: TrainTaskBehaviour) -> Table:
-    def difference(row: Row) -> Cell:
-        size = f"{quantities.size(row[1].num_prompts)} prompts"
-        return cells.formatted(row[1].difference, "+.1f")._replace(note=size)
+def _behaviour_shown(found: TrainTaskBehaviour) -> Iterator[Shown]:
+    yield from (*found.statements, *found.drift)
 
-    columns: list[Column[Row]] = [
-        Column("Model", lambda row: row[0].label),
-        Column("Base", lambda row: quantities.formatted(row[1].base, ".1f")),
-        Column("Model", lambda row: quantities.formatted(row[1].adapted, ".1f")),
-        Column("Difference", difference),
-    ]
+    def difference(change: TraitChange) -> Cell:
+        size = f"{quantities.size(change.num_prompts)} prompts"
+        return cells.formatted(change.difference, "+.1f")._replace(note=size)
+
     by_trait = grouped(
         (change.trait, (model, change)) for model in found.models for change in model.changes
     )
-    groups = [
-        (quantities.capital(trait), _SHARES.get(trait, "tokens"), rows)
-        for trait, rows in by_trait.items()
-    ]
-    caption = (
+    yield Table.grouped(
         f"Trained on {found.train_task}: the base and each model, seeds averaged, and the "
-        f"difference, {cells.intervals(found.confidence)}."
+        f"difference, {cells.intervals(found.confidence)}.",
+        [
+            (quantities.capital(trait), _SHARES.get(trait, "tokens"), rows)
+            for trait, rows in by_trait.items()
+        ],
+        Column("Model", lambda row: row[0].label),
+        Column("Base", lambda row: quantities.formatted(row[1].base, ".1f")),
+        Column("Model", lambda row: quantities.formatted(row[1].adapted, ".1f")),
+        Column("Difference", lambda row: difference(row[1])),
     )
-    return grouped_table(caption, columns, groups)

@@ -17,13 +17,7 @@ from rankwise.findings.heads import (
 from rankwise.findings.options import first_of_options
 from rankwise.records import quantities
 from rankwise.records.grouping import grouped
-from rankwise.records.heads import (
-    ChangeMeasure,
-    HeadChanges,
-    HeadEffect,
-    HeadMap,
-    TaskHeadEffects,
-)
+from rankwise.records.heads import ChangeMeasure, HeadChanges, HeadMap, TaskHeadEffects
 from rankwise.records.results import ModelResults, StudyResults
 from rankwise.report import cells
 from rankwise.report.charts.heatmap import (
@@ -42,9 +36,6 @@ from rankwise.report.parts import (
     Shown,
     Table,
     file_name,
-    grouped_table,
-    section,
-    table,
     thinned,
 )
 
@@ -70,26 +61,33 @@ def head_section(found: Sequence[TrainTaskHeads], results: StudyResults) -> Repo
         )
     about += cells.of_one_seed(found[0].num_seeds)
 
-    def show(part: TrainTaskHeads) -> Shown:
+    def shown(part: TrainTaskHeads) -> Iterator[Shown]:
+        yield from part.statements
+        yield from (f"{run}: {reason}" for run, reason in part.left_out.items())
         models = {model.name: model for model in results.of(part.train_task).runs}
-        lacking = [f"{run}: {reason}" for run, reason in part.left_out.items()]
-        return Shown([*part.statements, *lacking], head_maps(part, models), _tables(part, models))
+        changed = {
+            run.run: changes
+            for run in first_of_options(part.runs)
+            if (changes := models[run.run].head_changes) is not None and changes.changes
+        }
+        if changed:
+            yield _by_run(part, changed)
+            adapters = [run.run for run in part.runs if run.option.rank is not None]
+            shown = [name for name in changed if name in adapters] or list(changed)
+            yield _by_measure(part.labels[shown[-1]], changed[shown[-1]])
+        for model in models.values():
+            by_kind = grouped(((its.mode, its.keys_and_values), its) for its in model.head_effects)
+            for own in by_kind.values():
+                yield _with_effects(model, part.labels[model.name], own)
+        yield "Change of the heads", _change_table(part.runs)
+        yield "Change and effect", _matter_table(part.matters)
+        for model in models.values():
+            for effects in model.head_effects:
+                done = mode_name(effects.mode, keys_and_values=effects.keys_and_values)
+                title = f"Heads {done}, {part.labels[model.name]} on {effects.task}"
+                yield title, effect_table(effects)
 
-    return section("heads", "Attention heads", about, found, show)
-
-
-def _tables(
-    found: TrainTaskHeads, models: Mapping[str, ModelResults]
-) -> Iterator[tuple[str, Table]]:
-    if found.runs:
-        yield "Change of the heads", _change_table(found.runs)
-    if found.matters:
-        yield "Change and effect", _matter_table(found.matters)
-    for model in models.values():
-        for effects in model.head_effects:
-            done = mode_name(effects.mode, keys_and_values=effects.keys_and_values)
-            title = f"Heads {done}, {found.labels[model.name]} on {effects.task}"
-            yield title, effect_table(effects)
+    return ReportSection.of("heads", "Attention heads", about, found, shown)
 
 
 def _change_table(runs: Sequence[HeadsOfRun]) -> Table:
@@ -105,7 +103,12 @@ def _change_table(runs: Sequence[HeadsOfRun]) -> Table:
     def top_share(run: HeadsOfRun) -> str | None:
         return None if run.top_share is None else f"{100 * run.top_share:.0f}"
 
-    columns: list[Column[HeadsOfRun]] = [
+    return Table.of(
+        "Means of absolute changes over all heads. Attention's delta is that of q, k, v and output "
+        "projections. The last two are Spearman's correlations of the "
+        "outputs' changes over heads: with full fine-tuning's, and of two halves of the prompts, "
+        "which is the control.",
+        runs,
         Column("Model", lambda run: run.label),
         Column("Output", mean("output", ".3g", 100), "% of its size"),
         Column("Divergence", mean("divergence", ".2g"), "nats"),
@@ -114,14 +117,7 @@ def _change_table(runs: Sequence[HeadsOfRun]) -> Table:
         Column("Top tenth", top_share, "% of attention's ‖delta‖²"),
         Column("Like full", like("like_full"), "ρ over heads"),
         Column("Like itself", like("agreement"), "ρ of two halves"),
-    ]
-    caption = (
-        "Means of absolute changes over all heads. Attention's delta is that of q, k, v and output "
-        "projections. The last two are Spearman's correlations of the "
-        "outputs' changes over heads: with full fine-tuning's, and of two halves of the prompts, "
-        "which is the control."
     )
-    return table(caption, columns, runs)
 
 
 def _matter_table(found: Sequence[ChangeAndEffect]) -> Table:
@@ -135,12 +131,6 @@ def _matter_table(found: Sequence[ChangeAndEffect]) -> Table:
             else None
         )
 
-    columns: list[Column[list[ChangeAndEffect]]] = [
-        Column("Change", lambda row: quantities.capital(MEASURE_NAMES[row[0].measure])),
-        Column("Size of the effect", correlation(0)),
-        Column("Less the base's", correlation(1)),
-        Column("Heads", lambda row: row[0].num_heads),
-    ]
     by_run = grouped(
         (
             (p.run, p.label, p.task, mode_name(p.mode, keys_and_values=p.keys_and_values)),
@@ -148,36 +138,24 @@ def _matter_table(found: Sequence[ChangeAndEffect]) -> Table:
         )
         for p in found
     )
-    caption = (
+    return Table.grouped(
         "Do the heads that changed most matter most? Spearman's ρ over heads of the absolute "
         "change with the absolute effect on the right answer's log-probability, and with what of "
-        "the effect is beyond that of the same intervention on the base."
-    )
-    return grouped_table(
-        caption,
-        columns,
+        "the effect is beyond that of the same intervention on the base.",
         [
             (f"{label}, {task}", f"heads {done}", grouped(parts).values())
             for (_, label, task, done), parts in by_run.items()
         ],
+        Column("Change", lambda row: quantities.capital(MEASURE_NAMES[row[0].measure])),
+        Column("Size of the effect", correlation(0)),
+        Column("Less the base's", correlation(1)),
+        Column("Heads", lambda row: row[0].num_heads),
     )
 
 
 def effect_table(effects: TaskHeadEffects) -> Table:
     """The heads of one run that do most on one task; in the terminal too."""
     scores = {(head.layer, head.head): head.effect for head in effects.scores}
-    columns: list[Column[HeadEffect]] = [
-        Column("Head", lambda head: f"layer {head.layer}, head {head.head}"),
-        Column("Effect", lambda head: cells.formatted(head.effect, "+.3f"), "nats"),
-        Column("p", lambda head: quantities.p_value(head.effect.p_value), "Holm"),
-        Column("On the base", lambda head: cells.formatted(head.control, "+.3f"), "nats"),
-        Column("Beyond it", lambda head: cells.formatted(head.beyond_control, "+.3f"), "nats"),
-        Column(
-            quantities.capital(effects.metric),
-            lambda head: cells.formatted(scores[head.layer, head.head], "+.1f"),
-            effects.unit,
-        ),
-    ]
     base = (
         "the delta of this head alone"
         if effects.mode == "revert"
@@ -209,7 +187,20 @@ def effect_table(effects: TaskHeadEffects) -> Table:
         exact = words and f": rank correlation with the exact effects {words} over those scored"
         caption.append(f"Screened by gradient{exact}.")
     strongest = sorted(effects.answers, key=lambda head: -abs(head.effect.estimate))[:_STRONGEST]
-    return table(" ".join(caption), columns, strongest)
+    return Table.of(
+        " ".join(caption),
+        strongest,
+        Column("Head", lambda head: f"layer {head.layer}, head {head.head}"),
+        Column("Effect", lambda head: cells.formatted(head.effect, "+.3f"), "nats"),
+        Column("p", lambda head: quantities.p_value(head.effect.p_value), "Holm"),
+        Column("On the base", lambda head: cells.formatted(head.control, "+.3f"), "nats"),
+        Column("Beyond it", lambda head: cells.formatted(head.beyond_control, "+.3f"), "nats"),
+        Column(
+            quantities.capital(effects.metric),
+            lambda head: cells.formatted(scores[head.layer, head.head], "+.1f"),
+            effects.unit,
+        ),
+    )
 
 
 # The title of a measure's map, what it is in words, how its numbers are written, and whether
@@ -230,24 +221,6 @@ _MEASURES: dict[ChangeMeasure, tuple[str, str, Callable[[float], str], bool]] = 
     ),
     "output": ("Output, %", "relative change of the output", percent, False),
 }
-
-
-def head_maps(found: TrainTaskHeads, models: Mapping[str, ModelResults]) -> Iterator[Figure]:
-    """All maps of one trained task, each where it was measured."""
-    changed = {
-        run.run: changes
-        for run in first_of_options(found.runs)
-        if (changes := models[run.run].head_changes) is not None and changes.changes
-    }
-    if changed:
-        yield _by_run(found, changed)
-        adapters = [run.run for run in found.runs if run.option.rank is not None]
-        shown = [name for name in changed if name in adapters] or list(changed)
-        yield _by_measure(found.labels[shown[-1]], changed[shown[-1]])
-    for model in models.values():
-        by_kind = grouped(((its.mode, its.keys_and_values), its) for its in model.head_effects)
-        for own in by_kind.values():
-            yield _with_effects(model, found.labels[model.name], own)
 
 
 def _by_run(found: TrainTaskHeads, changed: Mapping[str, HeadChanges]) -> Figure:

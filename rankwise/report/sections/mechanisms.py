@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from rankwise.findings.agreement import AgreementWithFull
-from rankwise.findings.mechanisms import (
-    MatchedPair,
-    MatchedPairs,
-    TrainTaskMechanisms,
-    TrainTestGap,
-)
+from rankwise.findings.mechanisms import MatchedPairs, TrainTaskMechanisms
 from rankwise.findings.options import TaskMean
 from rankwise.findings.trends import Answer, RankTrend, TrendOf
 from rankwise.records import quantities
@@ -19,17 +14,7 @@ from rankwise.records.study import Interval
 from rankwise.report import cells
 from rankwise.report.charts.intervals import Bar, BarPanel, interval_chart
 from rankwise.report.charts.ranks import RankLine, RankMark, RankPanel, in_unit, rank_chart
-from rankwise.report.parts import (
-    Cell,
-    Column,
-    Figure,
-    ReportSection,
-    Shown,
-    Table,
-    grouped_table,
-    section,
-    table,
-)
+from rankwise.report.parts import Cell, Column, Figure, ReportSection, Shown, Table
 
 MOST_PAIRS = 16
 """More pairs than this are too many to draw; the others are in the table."""
@@ -66,138 +51,73 @@ def mechanism_section(found: Sequence[TrainTaskMechanisms]) -> ReportSection:
         "many intervals some miss, and the recommendation does not rest on them."
     ]
     about += cells.of_one_seed(max((t.num_seeds for part in found for t in part.trends), default=0))
-
-    def show(part: TrainTaskMechanisms) -> Shown:
-        said = [*part.statements, *cells.left_out(part.left_out)]
-        return Shown(said, _figures(part), _tables(part))
-
-    return section("mechanisms", "Mechanisms", about, found, show, figures="mechanism")
+    return ReportSection.of("mechanisms", "Mechanisms", about, found, _shown, figures="mechanism")
 
 
-def _tables(found: TrainTaskMechanisms) -> Iterator[tuple[str, Table]]:
-    if found.trends:
-        yield "From the smallest to the largest rank", _trend_table(found)
-    if found.gaps:
-        yield "Trained and test items", _gap_table(found)
-    if found.matched is not None and found.matched.pairs:
-        yield "Kept at equal gain", _pair_table(found, found.matched)
-    if found.agreement:
-        yield "Agreement with full fine-tuning", _agreement_table(found)
+def _shown(found: TrainTaskMechanisms) -> Iterator[Shown]:
+    yield from (*found.statements, *cells.left_out(found.left_out))
+    yield from _trends(found)
+    yield from _gaps(found)
+    if found.matched is not None:
+        yield from _pairs(found, found.matched)
+    yield from _agreement(found)
 
 
-def _trend_table(found: TrainTaskMechanisms) -> Table:
+def _trends(found: TrainTaskMechanisms) -> Iterator[Shown]:
     def measure(trend: RankTrend) -> Cell:
         unit = "nats" if trend.unit == "nats" else "points"
         return Cell(_TRENDS[trend.of][0], "", f"{unit}, {quantities.sample_size(trend)}")
 
-    columns: list[Column[RankTrend]] = [
+    trends = Table.of(
+        f"Trained on {found.train_task}: largest rank less smallest, on the same items.",
+        found.trends,
         Column("Measure", measure),
         Column("From rank", lambda trend: quantities.count(trend.smallest_rank)),
         Column("To rank", lambda trend: quantities.count(trend.largest_rank)),
         Column("Change", lambda trend: cells.interval(trend.change, trend.unit)),
         Column.text("The mechanism says", lambda trend: _TRENDS[trend.of][1]),
         Column.text("The study", lambda trend: trend.answer),
-    ]
-    caption = f"Trained on {found.train_task}: largest rank less smallest, on the same items."
-    return table(caption, columns, found.trends)
+    )
+    yield "From the smallest to the largest rank", trends
 
 
-def _gap_table(found: TrainTaskMechanisms) -> Table:
-    unit = found.unit
-    columns: list[Column[TrainTestGap]] = [
+def _gaps(found: TrainTaskMechanisms) -> Iterator[Shown]:
+    unit, gaps = found.unit, found.gaps
+    table = Table.of(
+        f"Trained on {found.train_task}, both against the base. The items are different ones, so "
+        "the variances of both gains add.",
+        gaps,
         Column("Option", lambda gap: gap.option.label),
         Column("Gain on trained items", lambda gap: cells.sized(gap.trained), unit),
         Column("Gain on test items", lambda gap: cells.sized(gap.test), unit),
         Column("Gap", lambda gap: cells.interval(gap.gap, unit), "trained − test"),
+    )
+    yield "Trained and test items", table
+    marks = [
+        RankMark(gap.option.rank, gap.gap, name=gap.option.label)
+        for gap in gaps
+        if gap.option.rank is not None
     ]
-    caption = (
-        f"Trained on {found.train_task}, both against the base. The items are different ones, so "
-        "the variances of both gains add."
-    )
-    return table(caption, columns, found.gaps)
-
-
-def _pair_table(found: TrainTaskMechanisms, matched: MatchedPairs) -> Table:
-    columns: list[Column[MatchedPair]] = [
-        Column("Lower rank", lambda pair: pair.option.label),
-        Column.text("Higher rank", lambda pair: pair.other.label),
-        Column("In-domain", lambda pair: cells.sized(pair.gain), f"lower − higher, {found.unit}"),
-        Column("Retention", lambda pair: cells.sized(pair.kept), "lower − higher, points"),
-        Column.text("Does the lower keep more?", lambda pair: _ANSWERS[pair.answer]),
-    ]
-    delta = quantities.amount(found.delta, found.unit)
-    which = (
-        f"Pairs whose in-domain gains are shown to be equal within δ = {delta}."
-        if matched.match == "within delta"
-        else f"No pair is shown to be equal within δ = {delta}; these cannot be told apart, which "
-        "is weaker."
-    )
-    caption = f"Trained on {found.train_task}. {which} Paired over the same items."
-    return table(caption, columns, matched.pairs)
-
-
-def _agreement_table(found: TrainTaskMechanisms) -> Table:
-    def name(row: AgreementWithFull) -> str:
-        """The base, an option's label, or full fine-tuning as the next seed of itself."""
-        is_full = row.option is not None and row.option.rank is None
-        return f"{row.label}, next seed" if is_full else row.label
-
-    def score(mean: TaskMean | None) -> Cell:
-        return cells.sized(mean, signed=False)
-
-    columns: list[Column[AgreementWithFull]] = [
-        Column("Model", name),
-        Column("Same outcome", lambda row: score(row.same_outcome), "% of items"),
-        Column("Kappa", lambda row: cells.written(row.kappa, quantities.ratio), "beyond chance"),
-        Column("Same option", lambda row: score(row.same_option), "% of items"),
-        Column("Same next token", lambda row: score(row.same_next_token), "%"),
-        Column("KL(full || model)", lambda row: score(row.kl), "nats per token"),
-    ]
-    caption = (
-        f"Trained on {found.train_task}, in-domain items, each seed against full fine-tuning of "
-        "the same seed. The base is an update of zero; full fine-tuning against its next seed is "
-        "as alike as two runs can be expected to be."
-    )
-    by_reference = grouped((row.reference.label, row) for row in found.agreement)
-    groups = [(f"Beside {label}", "", rows) for label, rows in by_reference.items()]
-    return grouped_table(caption, columns, groups)
-
-
-def _figures(found: TrainTaskMechanisms) -> Iterator[Figure]:
-    if any(gap.option.rank is not None for gap in found.gaps):
-        yield _gap_figure(found)
-    if found.matched is not None and found.matched.pairs:
-        yield _pair_figure(found, found.matched.pairs)
-    yield from _agreement_figure(found)
-
-
-def _detail(found: TrainTaskMechanisms, sizes: str) -> str:
-    return f"{sizes}; bars are {cells.intervals(found.confidence)}"
-
-
-def _gap_figure(found: TrainTaskMechanisms) -> Figure:
-    first = found.gaps[0]
-    sizes = (
-        f"{quantities.sample_size(first.trained, 'trained')} and "
-        f"{quantities.count(first.test.num_examples)} test items"
-        f"{quantities.in_clusters(first.test.num_clusters)}"
-    )
-    full = [gap for gap in found.gaps if gap.option.rank is None]
+    if not marks:
+        return
+    full = [gap for gap in gaps if gap.option.rank is None]
     panel = RankPanel(
-        f"Gain on trained − test ({cells.unit_name(found.unit)})",
-        [
-            RankMark(gap.option.rank, gap.gap, name=gap.option.label)
-            for gap in found.gaps
-            if gap.option.rank is not None
-        ],
+        f"Gain on trained − test ({cells.unit_name(unit)})",
+        marks,
         [
             RankLine("full" if len(full) == 1 else f"full ({number})", "full", gap.gap)
             for number, gap in enumerate(full, start=1)
         ],
         has_zero=True,
-        write=in_unit(found.unit),
+        write=in_unit(unit),
     )
-    return Figure(
+    test = gaps[0].test
+    sizes = (
+        f"{quantities.sample_size(gaps[0].trained, 'trained')} and "
+        f"{quantities.count(test.num_examples)} test items"
+        f"{quantities.in_clusters(test.num_clusters)}"
+    )
+    yield Figure(
         "gap",
         "Gap between trained and test items by rank",
         "How much more a model gains on trained items than on test items. The dashed line is full "
@@ -208,30 +128,83 @@ def _gap_figure(found: TrainTaskMechanisms) -> Figure:
     )
 
 
-def _pair_figure(found: TrainTaskMechanisms, pairs: Sequence[MatchedPair]) -> Figure:
-    drawn = pairs[:MOST_PAIRS]
+def _pairs(found: TrainTaskMechanisms, matched: MatchedPairs) -> Iterator[Shown]:
+    delta = quantities.amount(found.delta, found.unit)
+    which = (
+        f"Pairs whose in-domain gains are shown to be equal within δ = {delta}."
+        if matched.match == "within delta"
+        else f"No pair is shown to be equal within δ = {delta}; these cannot be told apart, which "
+        "is weaker."
+    )
+    pairs = Table.of(
+        f"Trained on {found.train_task}. {which} Paired over the same items.",
+        matched.pairs,
+        Column("Lower rank", lambda pair: pair.option.label),
+        Column.text("Higher rank", lambda pair: pair.other.label),
+        Column("In-domain", lambda pair: cells.sized(pair.gain), f"lower − higher, {found.unit}"),
+        Column("Retention", lambda pair: cells.sized(pair.kept), "lower − higher, points"),
+        Column.text("Does the lower keep more?", lambda pair: _ANSWERS[pair.answer]),
+    )
+    yield "Kept at equal gain", pairs
+    if not matched.pairs:
+        return
     caption = (
         "Each pair has the same in-domain gain, as the table says how. Right of zero the lower "
         "rank keeps more of the retention tasks; colours are those of the lower rank."
     )
-    if len(pairs) > len(drawn):
-        caption += f" {len(pairs) - len(drawn)} more pairs are in the table."
+    if len(matched.pairs) > MOST_PAIRS:
+        caption += f" {len(matched.pairs) - MOST_PAIRS} more pairs are in the table."
     bars = [
         Bar(f"{pair.option.label}\nless {pair.other.label}", "", pair.option.kind, pair.kept)
-        for pair in drawn
+        for pair in matched.pairs[:MOST_PAIRS]
     ]
-    return Figure(
+    yield Figure(
         "kept",
         "Kept by the lower of two ranks of equal gain",
         caption,
         interval_chart([BarPanel("", "Kept more by the lower rank (points)", "points", bars)]),
-        _detail(found, quantities.sample_size(pairs[0].kept, "retention items")),
+        _detail(found, quantities.sample_size(matched.pairs[0].kept, "retention items")),
     )
 
 
-def _agreement_figure(found: TrainTaskMechanisms) -> Iterator[Figure]:
-    """Of the measures that a LoRA option has; nothing where none has any."""
-    panels: list[RankPanel] = []
+def _agreement(found: TrainTaskMechanisms) -> Iterator[Shown]:
+    def name(row: AgreementWithFull) -> str:
+        """The base, an option's label, or full fine-tuning as the next seed of itself."""
+        is_full = row.option is not None and row.option.rank is None
+        return f"{row.label}, next seed" if is_full else row.label
+
+    def score(mean: TaskMean | None) -> Cell:
+        return cells.sized(mean, signed=False)
+
+    by_reference = grouped((row.reference.label, row) for row in found.agreement)
+    table = Table.grouped(
+        f"Trained on {found.train_task}, in-domain items, each seed against full fine-tuning of "
+        "the same seed. The base is an update of zero; full fine-tuning against its next seed is "
+        "as alike as two runs can be expected to be.",
+        [(f"Beside {label}", "", rows) for label, rows in by_reference.items()],
+        Column("Model", name),
+        Column("Same outcome", lambda row: score(row.same_outcome), "% of items"),
+        Column("Kappa", lambda row: cells.written(row.kappa, quantities.ratio), "beyond chance"),
+        Column("Same option", lambda row: score(row.same_option), "% of items"),
+        Column("Same next token", lambda row: score(row.same_next_token), "%"),
+        Column("KL(full || model)", lambda row: score(row.kl), "nats per token"),
+    )
+    yield "Agreement with full fine-tuning", table
+    panels = list(_agreement_panels(found))
+    if not panels:
+        return
+    caption = (
+        "Every LoRA option against full fine-tuning of the same seed. The grey line is the base, "
+        "an update of zero: agreement starts there."
+    )
+    if any(row.option is not None and row.option.rank is None for row in found.agreement):
+        caption += " The dashed line is full fine-tuning against its own next seed."
+    title = "Agreement with full fine-tuning by rank"
+    yield Figure("agreement", title, caption, rank_chart(panels), _detail(found, "in-domain items"))
+
+
+def _agreement_panels(found: TrainTaskMechanisms) -> Iterator[RankPanel]:
+    """Of the measures that a LoRA option has."""
     for name, unit, measure in _MEASURES:
         rows = [(row, mean) for row in found.agreement if (mean := measure(row)) is not None]
         marks: list[RankMark] = []
@@ -245,17 +218,7 @@ def _agreement_figure(found: TrainTaskMechanisms) -> Iterator[Figure]:
                 marks.append(RankMark(row.option.rank, mean, name=row.option.label))
         if marks:
             heading = f"{name}, {quantities.sample_size(rows[0][1])}"
-            panels.append(RankPanel(unit, marks, lines, title=heading, write=_score_words))
-    if not panels:
-        return
-    caption = (
-        "Every LoRA option against full fine-tuning of the same seed. The grey line is the base, "
-        "an update of zero: agreement starts there."
-    )
-    if any(row.option is not None and row.option.rank is None for row in found.agreement):
-        caption += " The dashed line is full fine-tuning against its own next seed."
-    title = "Agreement with full fine-tuning by rank"
-    yield Figure("agreement", title, caption, rank_chart(panels), _detail(found, "in-domain items"))
+            yield RankPanel(unit, marks, lines, title=heading, write=_score_words)
 
 
 def _score_words(mean: Interval | float) -> str:
@@ -263,3 +226,7 @@ def _score_words(mean: Interval | float) -> str:
     unit = "%" if mean.unit == "points" else "nats"
     bounds = quantities.score_interval(mean.lower, mean.upper, mean.unit)
     return f"{quantities.score(mean.estimate, mean.unit)} {unit} ({bounds})"
+
+
+def _detail(found: TrainTaskMechanisms, sizes: str) -> str:
+    return f"{sizes}; bars are {cells.intervals(found.confidence)}"

@@ -5,21 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib import resources
 from string import Template
-from typing import NamedTuple
 
 from rankwise.records import quantities
 from rankwise.records.results import StudyResults
 from rankwise.records.study_file import study_file_text
 from rankwise.report.facts import provenance_facts
-from rankwise.report.parts import Column, Listing, ReportSection, Table, TitledTable, table
-
-
-class Formula(NamedTuple):
-    """What a number of the page is, in words and as a formula."""
-
-    name: str
-    formula: str
-    meaning: str
+from rankwise.report.parts import Column, Listing, ReportSection, Table, TitledTable
 
 
 def methods_section(results: StudyResults, page_files: str) -> ReportSection:
@@ -29,80 +20,65 @@ def methods_section(results: StudyResults, page_files: str) -> ReportSection:
         results: of the study.
         page_files: the folder of the page's tables.
     """
-    return ReportSection(
-        "methods",
-        "Methods",
-        [
-            "Gains and losses are differences between models on the same items. Formulas, "
-            "assumptions and references in full are in rankwise's docs/METHODS.md.",
-            *_to_make_it_again(page_files, results),
-        ],
-        tables=[
-            TitledTable("What the numbers are", _formula_table(results)),
-            TitledTable("Provenance", provenance_facts(results)),
-        ],
-        listings=[*_made_by(results), Listing("To cite (BibTeX)", _citations(results))],
-    )
-
-
-def _to_make_it_again(page_files: str, results: StudyResults) -> Iterator[str]:
-    if results.study.scores is None:
-        yield (
+    remarks = [
+        "Gains and losses are differences between models on the same items. Formulas, "
+        "assumptions and references in full are in rankwise's docs/METHODS.md."
+    ]
+    listings = [Listing("To cite (BibTeX)", _citations(results))]
+    if results.study.scores is None:  # models that were trained elsewhere cannot be made again
+        remarks.append(
             "To make the study again, write the study file below to study.yaml and run the "
             "commands. What it names with ./ belongs beside it. The same study fingerprint means "
             "the same settings, data and base model."
         )
-    yield (
+        study_file = Listing("study.yaml", study_file_text(results.study.config))
+        listings = [Listing("The commands", _commands(results)), study_file, *listings]
+    remarks.append(
         "The resolved settings are in study.json next to this page. Every number of the "
         f"tables without rounding (CSV) is in {page_files}/. For the figures as SVG and PNG: "
         "`rankwise export DIR --format figures`."
     )
-
-
-def _made_by(results: StudyResults) -> Iterator[Listing]:
-    """What trains and scores it again; nothing does of models that were trained elsewhere."""
-    if results.study.scores is None:
-        yield Listing("The commands", _commands(results))
-        yield Listing("study.yaml", study_file_text(results.study.config))
-
-
-def _formula_table(results: StudyResults) -> Table:
-    columns: list[Column[Formula]] = [
-        Column("Number", lambda row: row.name),
-        Column.text("Formula", lambda row: row.formula),
-        Column.text("In words", lambda row: row.meaning),
-    ]
-    caption = (
+    formulas = Table.of(
         "D(i, j) is the adapted model's value less the base's, with seed i on item j, turned so "
-        "that positive is better; n items, m seeds."
+        "that positive is better; n items, m seeds.",
+        list(_formulas(results)),
+        Column("Number", lambda row: row[0]),
+        Column.text("Formula", lambda row: row[1]),
+        Column.text("In words", lambda row: row[2]),
     )
-    return table(caption, columns, list(_formulas(results)))
+    tables = [
+        TitledTable("What the numbers are", formulas),
+        TitledTable("Provenance", provenance_facts(results)),
+    ]
+    return ReportSection("methods", "Methods", remarks, tables=tables, listings=listings)
 
 
-def _formulas(results: StudyResults) -> Iterator[Formula]:
-    """Those of the numbers that this study has."""
+def _formulas(results: StudyResults) -> Iterator[tuple[str, str, str]]:
+    """Name, formula and meaning of the numbers that this study has."""
     config, study = results.study.config, results.study
     evaluations = results.base.evaluations.values()
     if any(evaluation.decision_metric == "p_right" for evaluation in evaluations):
-        yield Formula(
+        yield (
             "p(right)",
             "Σ right exp ℓ / Σ options exp ℓ",
             "the probability of the right option, given that one of the options is said; "
             "ℓ is an option's log-likelihood",
         )
-    yield Formula(
+    yield (
         "Gain",
         "D̄ = mean of D(i, j)",
         "over the in-domain items; over several tasks, the mean of the tasks' means",
     )
     if config.evaluation.has("retention"):
-        yield Formula(
-            "Retention loss", "−D̄ on the retention tasks", "the mean of the tasks' means, in points"
+        yield (
+            "Retention loss",
+            "−D̄ on the retention tasks",
+            "the mean of the tasks' means, in points",
         )
     if len(study.runs) > 1:
-        yield Formula("Lead", "D̄(r) − D̄(s)", "of one option over another, paired by item and seed")
+        yield ("Lead", "D̄(r) − D̄(s)", "of one option over another, paired by item and seed")
     with_seeds = " + V(seeds)" if len(config.seeds) > 1 else ""
-    yield Formula(
+    yield (
         "Interval",
         f"D̄ ± q √(V(items){with_seeds})",
         "V(items) = (var of the items' means + 2u²/n) / n, with u what one item counts; "
@@ -110,7 +86,7 @@ def _formulas(results: StudyResults) -> Iterator[Formula]:
         + "q by Student's t, widened for skewness",
     )
     confidence = config.recommendation.confidence
-    yield Formula(
+    yield (
         "Bounds that decide",
         "one-sided, at level 1 − α / (K + 1)",
         f"for K options; α = {quantities.number(round(1 - confidence, 6))}, shared between the "
@@ -119,7 +95,7 @@ def _formulas(results: StudyResults) -> Iterator[Formula]:
     kept = (
         ", loss < ε, every task's loss < its ceiling" if config.evaluation.has("retention") else ""
     )
-    yield Formula(
+    yield (
         "The rule",
         f"gain > 0{kept}, lead > −δ over every option that keeps enough",
         "the smallest rank of which all of it is shown by these bounds is recommended",

@@ -7,24 +7,13 @@ from collections.abc import Iterator, Sequence
 from rankwise.findings.mitigations import Arm, ArmKind, TrainTaskMitigations
 from rankwise.findings.variants import TrainTaskVariants, VariantRow
 from rankwise.records import quantities
-from rankwise.records.repairs import AdapterRepair, JudgedTask, RepairChoice, RepairPoint
+from rankwise.records.grouping import grouped
+from rankwise.records.repairs import AdapterRepair, RepairChoice, RepairPoint
 from rankwise.report import cells
 from rankwise.report.charts.marks import Look
-from rankwise.report.charts.plane import PlaneMark
 from rankwise.report.charts.theme import INK, SERIES
-from rankwise.report.parts import (
-    Cell,
-    Column,
-    Figure,
-    ReportSection,
-    Shown,
-    Table,
-    TitledTable,
-    grouped_table,
-    section,
-    table,
-)
-from rankwise.report.sections.overview import plane_of
+from rankwise.report.parts import Cell, Column, Figure, ReportSection, Shown, Table, TitledTable
+from rankwise.report.sections.overview import change_mark, plane_of
 
 MOST_FIGURES = 6
 """More options than this are too many to draw."""
@@ -49,27 +38,17 @@ def mitigation_section(found: Sequence[TrainTaskMitigations]) -> ReportSection:
         "for the number of arms (Holm)."
     )
 
-    def show(part: TrainTaskMitigations) -> Shown:
-        said = [statement for option in part.options for statement in option.statements]
-        tables = [("", _arm_table(part))] if part.options else []
-        return Shown([*said, *cells.left_out(part.left_out)], _figures(part), tables)
-
     title = "What to do about forgetting"
-    return section("mitigations", title, about, found, show, figures="arms")
+    return ReportSection.of("mitigations", title, about, found, _mitigations_shown, figures="arms")
 
 
-def _figures(found: TrainTaskMitigations) -> Iterator[Figure]:
+def _mitigations_shown(found: TrainTaskMitigations) -> Iterator[Shown]:
+    yield from (statement for option in found.options for statement in option.statements)
+    yield from cells.left_out(found.left_out)
     for place, option in enumerate(found.options[:MOST_FIGURES], start=1):
         first = option.arms[0]
         marks = [
-            PlaneMark(
-                arm.label,
-                _LOOKS[arm.kind],
-                arm.retention,
-                arm.gain,
-                f"{arm.label}: gain {cells.in_words(arm.gain)}, retention "
-                f"{cells.in_words(arm.retention)}",
-            )
+            change_mark(arm.label, _LOOKS[arm.kind], arm.label, arm.gain, arm.retention)
             for arm in option.arms
         ]
         path = [*(place for place, arm in enumerate(option.arms) if arm.is_of_rates), None]
@@ -86,13 +65,16 @@ def _figures(found: TrainTaskMitigations) -> Iterator[Figure]:
             f"{cells.intervals(found.confidence)}",
         )
 
-
-def _arm_table(found: TrainTaskMitigations) -> Table:
     def over(row: Arm) -> Cell:
         lead = row.over_rate
         return cells.mean(lead and lead.gain, note="" if lead is None else lead.dominance)
 
-    columns: list[Column[Arm]] = [
+    yield Table.grouped(
+        cells.changes_caption(found.train_task, found.confidence),
+        [
+            (option.source.label, quantities.counted(option.num_seeds, "seed"), option.arms)
+            for option in found.options
+        ],
         Column("Arm", lambda row: row.label),
         Column("Gain", lambda row: cells.sized(row.gain), found.unit),
         Column("Kept", lambda row: cells.share(row.kept_gain), "of the gain as trained"),
@@ -107,12 +89,7 @@ def _arm_table(found: TrainTaskMitigations) -> Table:
         ),
         Column("Tokens", lambda row: row.num_tokens, "of each seed"),
         Column("Training", lambda row: quantities.seconds(row.train_seconds), "all seeds"),
-    ]
-    groups = [
-        (option.source.label, quantities.counted(option.num_seeds, "seed"), option.arms)
-        for option in found.options
-    ]
-    return grouped_table(cells.changes_caption(found.train_task, found.confidence), columns, groups)
+    )
 
 
 def repair_section(found: Sequence[AdapterRepair]) -> ReportSection:
@@ -123,7 +100,18 @@ def repair_section(found: Sequence[AdapterRepair]) -> ReportSection:
         tables.append(TitledTable(title, repair_table(each.choice)))
         if (judged := each.choice.judged) is not None:
             title = f"{each.model}, {judged.repair.label}"
-            tables.append(TitledTable(title, _judged(each, judged.tasks)))
+            place = "not written" if each.folder is None else f"written to {each.folder}"
+            scores = Table.of(
+                f"On all items; {place}.",
+                judged.tasks,
+                Column("Task", lambda row: Cell(row.task, "", row.relation.replace("_", "-"))),
+                Column.text("Metric", lambda row: row.metric),
+                Column("Items", lambda row: row.num_items),
+                Column("Base", lambda row: quantities.score(row.base_score, row.unit)),
+                Column("As it is", lambda row: quantities.score(row.adapted_score, row.unit)),
+                Column("Repaired", lambda row: quantities.score(row.repaired_score, row.unit)),
+            )
+            tables.append(TitledTable(title, scores))
     return ReportSection(
         "repairs",
         "Repairs after training",
@@ -156,7 +144,12 @@ def repair_table(choice: RepairChoice) -> Table:
         is_chosen = row.repair == choice.repair
         return Cell(row.repair.label, "", "chosen" if is_chosen else "", is_chosen)
 
-    columns: list[Column[RepairPoint]] = [
+    limit = quantities.amount(choice.max_loss_points, "points")
+    return Table.of(
+        f"Against the base, on {quantities.counted(choice.num_items, 'item')}; intervals of "
+        f"{choice.together}. A repair keeps enough if its interval ends at {limit} of loss or "
+        "less, and so do those of all stronger repairs of its kind.",
+        choice.curve,
         Column("Repair", name),
         Column("Gain", lambda row: cells.interval(row.gain, choice.unit), choice.unit),
         Column(
@@ -166,27 +159,7 @@ def repair_table(choice: RepairChoice) -> Table:
             "KL, prompts", lambda row: cells.formatted(row.kl, ".3g"), "nats per token"
         ),
         Column("Keeps enough", lambda row: row.keeps_enough),
-    ]
-    limit = quantities.amount(choice.max_loss_points, "points")
-    caption = (
-        f"Against the base, on {quantities.counted(choice.num_items, 'item')}; intervals of "
-        f"{choice.together}. A repair keeps enough if its interval ends at {limit} of loss or "
-        "less, and so do those of all stronger repairs of its kind."
     )
-    return table(caption, columns, choice.curve)
-
-
-def _judged(found: AdapterRepair, tasks: Sequence[JudgedTask]) -> Table:
-    columns: list[Column[JudgedTask]] = [
-        Column("Task", lambda row: Cell(row.task, "", row.relation.replace("_", "-"))),
-        Column.text("Metric", lambda row: row.metric),
-        Column("Items", lambda row: row.num_items),
-        Column("Base", lambda row: quantities.score(row.base_score, row.unit)),
-        Column("As it is", lambda row: quantities.score(row.adapted_score, row.unit)),
-        Column("Repaired", lambda row: quantities.score(row.repaired_score, row.unit)),
-    ]
-    place = "not written" if found.folder is None else f"written to {found.folder}"
-    return table(f"On all items; {place}.", columns, tasks)
 
 
 def variant_section(found: Sequence[TrainTaskVariants]) -> ReportSection:
@@ -203,20 +176,21 @@ def variant_section(found: Sequence[TrainTaskVariants]) -> ReportSection:
         max((row.num_seeds for part in found for row in part.rows), default=1)
     )
 
-    def show(part: TrainTaskVariants) -> Shown:
-        said = [*part.statements, *cells.left_out(part.left_out)]
-        return Shown(said, tables=[("", _variant_table(part))] if part.rows else [])
-
-    return section("variants", "Variants of LoRA", about, found, show)
+    return ReportSection.of("variants", "Variants of LoRA", about, found, _variants_shown)
 
 
-def _variant_table(found: TrainTaskVariants) -> Table:
+def _variants_shown(found: TrainTaskVariants) -> Iterator[Shown]:
+    yield from (*found.statements, *cells.left_out(found.left_out))
+
     def rate(row: VariantRow) -> str:
         best = " (best)" if row.is_best_rate and row.num_rates > 1 else ""
         return f"{quantities.learning_rate(row.learning_rate)}{best}"
 
     lead = f"difference, {found.unit}"
-    columns: list[Column[VariantRow]] = [
+    by_rank = grouped((row.beside_rank, row) for row in found.rows)
+    yield Table.grouped(
+        cells.changes_caption(found.train_task, found.confidence),
+        [(f"Beside rank {rank}", "", rows) for rank, rows in by_rank.items()],
         Column("Variant", lambda row: row.label),
         Column("Trained weights", lambda row: quantities.parameters(row.num_parameters)),
         Column("Learning rate", rate),
@@ -227,10 +201,4 @@ def _variant_table(found: TrainTaskVariants) -> Table:
             "Against LoRA", lambda row: cells.mean(row.retention_lead), "difference, points"
         ),
         Column("Training", lambda row: quantities.seconds(row.train_seconds), "all seeds"),
-    ]
-    ranks = dict.fromkeys(row.beside_rank for row in found.rows)
-    groups = [
-        (f"Beside rank {rank}", "", [row for row in found.rows if row.beside_rank == rank])
-        for rank in ranks
-    ]
-    return grouped_table(cells.changes_caption(found.train_task, found.confidence), columns, groups)
+    )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rankwise.findings.models import ModelSummary
+from rankwise.findings.options import TaskMean
 from rankwise.records import quantities
 from rankwise.records.axes import Kind
 from rankwise.records.recommendation import Recommendation
@@ -74,6 +75,14 @@ def plane_of(
     return plane_chart([plane])
 
 
+def change_mark(
+    name: str, look: Look, label: str, gain: TaskMean, retention: TaskMean
+) -> PlaneMark:
+    """A model on that plane; ``label`` is it in words."""
+    said = f"gain {cells.in_words(gain)}, retention change {cells.in_words(retention)}"
+    return PlaneMark(name, look, retention, gain, f"{label}: {said}")
+
+
 def _trade_off(study: _Study) -> Figure | None:
     drawn = [
         (summary, gain, change)
@@ -96,16 +105,13 @@ def _trade_off(study: _Study) -> Figure | None:
     if any(summary.is_recommended for summary, *_ in drawn):
         caption += " A ring marks the recommended model."
     marks = [
-        PlaneMark(
+        change_mark(
             f"rank {summary.kind}" if isinstance(summary.kind, int) else summary.kind,
             Look.of(summary.kind),
-            change,
-            gain,
-            f"{summary.label}: gain {cells.in_words(gain)}, "
-            f"retention change {cells.in_words(change)}",
-            summary.is_recommended,
             summary.label,
-        )
+            gain,
+            change,
+        )._replace(is_ringed=summary.is_recommended, model=summary.label)
         for summary, gain, change in drawn
     ]
     _, gain, change = drawn[0]

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from rankwise.findings.prompting import PromptBeside, PromptRow, TrainTaskPrompting
+from rankwise.findings.prompting import TrainTaskPrompting
 from rankwise.records import quantities
 from rankwise.report import cells
-from rankwise.report.parts import (
-    Column,
-    ReportSection,
-    Shown,
-    Table,
-    grouped_table,
-    section,
-    table,
-)
+from rankwise.report.parts import Column, ReportSection, Shown, Table
 
 
 def prompting_section(found: Sequence[TrainTaskPrompting]) -> ReportSection:
@@ -29,40 +21,31 @@ def prompting_section(found: Sequence[TrainTaskPrompting]) -> ReportSection:
     ]
     about += cells.of_one_seed(max(row.num_draws for part in found for row in part.rows))
 
-    def show(part: TrainTaskPrompting) -> Shown:
-        tables = [("", _table(part))]
-        if any(row.beside for row in part.rows):
-            tables.append(("Against a training", _beside_table(part)))
-        return Shown(part.statements, tables=tables)
-
-    return section("prompting", "A prompt instead", about, found, show)
+    return ReportSection.of("prompting", "A prompt instead", about, found, _shown)
 
 
-def _table(found: TrainTaskPrompting) -> Table:
-    columns: list[Column[PromptRow]] = [
+def _shown(found: TrainTaskPrompting) -> Iterator[Shown]:
+    yield from found.statements
+    yield Table.of(
+        cells.changes_caption(found.train_task, found.confidence),
+        found.rows,
         Column("Examples", lambda row: row.shots),
         Column("Draws", lambda row: row.num_draws),
         Column("Tokens", lambda row: cells.number(row.context_tokens, ",.0f"), "of a question"),
         Column.optional("More", lambda row: cells.number(row.more_tokens, ",.0f"), "than without"),
         Column("Gain", lambda row: cells.sized(row.gain), found.unit),
-    ]
-    caption = cells.changes_caption(found.train_task, found.confidence)
-    return table(caption, columns, found.rows)
-
-
-def _beside_table(found: TrainTaskPrompting) -> Table:
-    columns: list[Column[PromptBeside]] = [
-        Column("Against", lambda row: row.label),
-        Column("Difference", lambda row: cells.mean(row.difference), found.unit),
-        Column.text("Gains", lambda row: row.gains),
-    ]
+    )
+    margin = quantities.amount(found.delta, found.unit)
     groups = [
         (quantities.counted(row.shots, "example") if row.shots else "No example", "", row.beside)
         for row in found.rows
     ]
-    margin = quantities.amount(found.delta, found.unit)
-    caption = (
+    beside = Table.grouped(
         f"The prompt less the training. As much: the interval ends above -δ, {margin}. Less: it "
-        "ends below zero, and not above -δ."
+        "ends below zero, and not above -δ.",
+        groups,
+        Column("Against", lambda row: row.label),
+        Column("Difference", lambda row: cells.mean(row.difference), found.unit),
+        Column.text("Gains", lambda row: row.gains),
     )
-    return grouped_table(caption, columns, groups)
+    yield "Against a training", beside

@@ -8,16 +8,7 @@ from rankwise.findings.retention import RetentionLine, TrainTaskRetention
 from rankwise.records import quantities
 from rankwise.report import cells
 from rankwise.report.charts.intervals import Bar, BarPanel, interval_chart, short_names
-from rankwise.report.parts import (
-    Cell,
-    Figure,
-    ReportSection,
-    Shown,
-    Table,
-    grouped_table,
-    option_columns,
-    section,
-)
+from rankwise.report.parts import Cell, Figure, ReportSection, Shown, Table, option_columns
 
 MOST_SUBJECTS = 20
 """More subjects than this are too many to draw; those with the largest loss are."""
@@ -38,12 +29,22 @@ def retention_section(found: Sequence[TrainTaskRetention]) -> ReportSection:
             "given next to the mean over tasks. The mean over items decides nothing; the "
             "recommendation takes the mean over all retention tasks."
         )
-    return section(
-        "retention-by-subject",
-        "Knowledge retention by subject",
-        about,
-        found,
-        lambda part: Shown(cells.left_out(part.left_out), [_figure(part)], [("", _table(part))]),
+    return ReportSection.of(
+        "retention-by-subject", "Knowledge retention by subject", about, found, _shown
+    )
+
+
+def _shown(found: TrainTaskRetention) -> Iterator[Shown]:
+    yield from cells.left_out(found.left_out)
+    yield _figure(found)
+    yield Table.grouped(
+        f"Trained on {found.train_task}: base score and change from it in points, seeds averaged, "
+        f"{cells.intervals(found.confidence)}.",
+        [
+            (title, "", [row for line in lines for row in _table_rows(line)])
+            for title, lines in (("Groups", found.groups), ("Tasks", found.subjects))
+        ],
+        *option_columns("Task or group", (option.label for option in found.options)),
     )
 
 
@@ -93,18 +94,6 @@ def _figure(found: TrainTaskRetention) -> Figure:
     detail = f"{size} in {len(found.subjects)} tasks; bars are {cells.intervals(found.confidence)}"
     title = "Change on retention tasks, worst first"
     return Figure("", title, caption, interval_chart(panels), detail)
-
-
-def _table(found: TrainTaskRetention) -> Table:
-    caption = (
-        f"Trained on {found.train_task}: base score and change from it in points, seeds averaged, "
-        f"{cells.intervals(found.confidence)}."
-    )
-    groups = [
-        (title, "", [row for line in lines for row in _table_rows(line)])
-        for title, lines in (("Groups", found.groups), ("Tasks", found.subjects))
-    ]
-    return grouped_table(caption, option_columns("Task or group", found.options), groups)
 
 
 def _table_rows(line: RetentionLine) -> Iterator[list[Cell]]:

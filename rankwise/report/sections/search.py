@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rankwise.findings.tuning import TrainTaskRates
 from rankwise.records import quantities
 from rankwise.records.results import StudyResults
-from rankwise.records.search import Shown as ShownTraining
 from rankwise.records.search import TrainTaskSearch, ValidationMean
 from rankwise.records.study import Interval, Unit
 from rankwise.report import cells
 from rankwise.report.charts.ranks import RankMark, RankPanel, in_unit, rank_chart
-from rankwise.report.parts import Cell, Column, Figure, ReportSection, Shown, Table, section, table
+from rankwise.report.parts import Cell, Column, Figure, ReportSection, Shown, Table
 
 POLICIES = {
     "narrow": "one seed of every rank, then more seeds of the best one and its nearest rival",
@@ -38,18 +37,19 @@ def search_section(results: StudyResults, rates: Sequence[TrainTaskRates]) -> Re
         return None
     rates_of = {found.train_task: found for found in rates}
 
-    def show(part: TrainTaskSearch) -> Shown:
-        said = [quantities.capital(decision.statement) for decision in part.decisions]
+    def shown(part: TrainTaskSearch) -> Iterator[Shown]:
+        yield from (quantities.capital(decision.statement) for decision in part.decisions)
         found = rates_of.get(part.train_task)
         if found is not None:
-            said.append(found.statement)
+            yield found.statement
             if found.at_the_edge:
-                said.append(
+                yield (
                     f"The best learning rate of {quantities.listed(found.at_the_edge)} is the "
                     "smallest or the largest that was tried: a better one may lie beyond."
                 )
-        figures = [_figure(found)] if found is not None and found.common else []
-        return Shown(said, figures, [("", _table(part))] if part.shown else [])
+            if found.common:
+                yield _figure(found)
+        yield _table(part)
 
     about = [f"Runs are chosen by {POLICIES[search.policy]}."]
     if search.by_train_task:
@@ -57,7 +57,9 @@ def search_section(results: StudyResults, rates: Sequence[TrainTaskRates]) -> Re
             "Decisions rest on validation items, which are held out of the training split. The "
             "items of the verdict are answered by the runs that are left, and by no other."
         )
-    made = section("search", "How the runs were chosen", about, search.by_train_task, show)
+    made = ReportSection.of(
+        "search", "How the runs were chosen", about, search.by_train_task, shown
+    )
     return made._replace(remarks=[*made.remarks, *(growth.statement for growth in search.growths)])
 
 
@@ -91,7 +93,12 @@ def _interval(mean: ValidationMean) -> Interval:
 
 def _table(search: TrainTaskSearch) -> Table:
     reasons = _reasons(search)
-    columns: list[Column[ShownTraining]] = [
+    items = ", ".join(
+        f"{quantities.count(number)} of {task}" for task, number in search.num_items.items()
+    )
+    return Table.of(
+        f"What trainings showed on the validation items ({items}), in order.",
+        search.shown,
         Column("Setting", lambda row: Cell(row.setting, "", f"seed {row.seed}")),
         Column("Learning rate", lambda row: quantities.learning_rate(row.learning_rate)),
         Column("Trained", lambda row: quantities.percent(row.share), "of its steps"),
@@ -102,12 +109,7 @@ def _table(search: TrainTaskSearch) -> Table:
             "points, ± 2 errors",
         ),
         Column.text("Then", lambda row: reasons.get(row.run, "")),
-    ]
-    items = ", ".join(
-        f"{quantities.count(number)} of {task}" for task, number in search.num_items.items()
     )
-    caption = f"What trainings showed on the validation items ({items}), in order."
-    return table(caption, columns, search.shown)
 
 
 def _cell(mean: ValidationMean | None, unit: Unit) -> Cell | str:

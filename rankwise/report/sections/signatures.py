@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from rankwise.findings.claims import VERDICTS, Claim
 from rankwise.findings.signatures.found import SIGNATURES, TITLES, Signature, SignatureName
 from rankwise.records import quantities
-from rankwise.report.parts import Cell, Column, ReportSection, Table, TitledTable, grouped_table
+from rankwise.records.grouping import grouped
+from rankwise.report.parts import Cell, Column, ReportSection, Table, TitledTable
 
 _WHOLE_STUDY = "all models"
 
@@ -31,34 +32,24 @@ def signature_section(
             f"{TITLES[name].lower()} ({why})" for name, why in not_looked_for.items()
         )
         remarks.append(f"Not looked for, for want of data: {lacking}.")
-    tables = [TitledTable("What was found", _table(found, confidence))] if found else []
-    return ReportSection("failure-signatures", "Failure signatures", remarks, tables=tables)
-
-
-def _table(found: Sequence[Signature], confidence: float) -> Table:
-    columns: list[Column[Signature]] = [
+    by_task = grouped((part.train_task, part) for part in found)
+    table = Table.grouped(
+        f"Judged by the bounds of {quantities.percent(confidence)} intervals, seeds averaged. Each "
+        "interval is by itself: among many comparisons a few of these appear by chance. A share "
+        "of items is in points.",
+        [
+            (f"Trained on {name}" if len(by_task) > 1 else "", "", parts)
+            for name, parts in by_task.items()
+        ],
         Column("What", lambda signature: signature.title),
         Column.text("Model", lambda signature: signature.label or _WHOLE_STUDY),
         Column.text("Task", lambda signature: signature.task or None),
         Column("Judged", _judged, "estimate and interval"),
         Column.text("In words", lambda signature: signature.statement),
         Column.text("What to do next", lambda signature: signature.advice),
-    ]
-    caption = (
-        f"Judged by the bounds of {quantities.percent(confidence)} intervals, seeds averaged. Each "
-        "interval is by itself: among many comparisons a few of these appear by chance. A share "
-        "of items is in points."
     )
-    tasks = dict.fromkeys(part.train_task for part in found)
-    groups = [
-        (
-            f"Trained on {name}" if len(tasks) > 1 else "",
-            "",
-            [part for part in found if part.train_task == name],
-        )
-        for name in tasks
-    ]
-    return grouped_table(caption, columns, groups)
+    tables = [TitledTable("What was found", table)] if found else []
+    return ReportSection("failure-signatures", "Failure signatures", remarks, tables=tables)
 
 
 def _judged(signature: Signature) -> Cell | None:
@@ -76,11 +67,11 @@ def _judged(signature: Signature) -> Cell | None:
 def claims_section(claims: Sequence[Claim]) -> ReportSection:
     """Every claim with its verdict and all of its numbers."""
     tested = [claim for claim in claims if claim.verdict != "not tested"]
-    evidence = grouped_table(
+    evidence = Table.grouped(
         "One shown case contradicts a claim about all ranks or tasks, and supports a claim that "
         "something can happen. The intervals of one claim hold together.",
-        [Column[str]("Evidence", lambda sentence: sentence)],
         [(claim.statement, claim.judgement, claim.evidence) for claim in tested],
+        Column("Evidence", lambda sentence: sentence),
     )
     counts = Counter(claim.verdict for claim in claims)
     said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])

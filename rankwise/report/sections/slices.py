@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from rankwise.findings.slices import SliceChange, TrainTaskSlices
+from rankwise.findings.slices import TrainTaskSlices
 from rankwise.records import quantities
 from rankwise.report import cells
-from rankwise.report.parts import Column, ReportSection, Shown, Table, section, table
+from rankwise.report.parts import Column, ReportSection, Shown, Table
 from rankwise.report.summaries import RELATION_NAMES
 
 
@@ -18,17 +18,14 @@ def slice_section(found: Sequence[TrainTaskSlices]) -> ReportSection:
         "procedure holds each change against zero, so that all of them together are wrong with "
         f"probability {quantities.percent(round(1 - found[0].confidence, 6))} at most."
     )
-    return section(
-        "slices",
-        "Which kinds of item changed",
-        about,
-        found,
-        lambda part: Shown(part.statements, tables=[("", _table(part))] if part.rows else []),
-    )
+    return ReportSection.of("slices", "Which kinds of item changed", about, found, _shown)
 
 
-def _table(found: TrainTaskSlices) -> Table:
-    columns: list[Column[SliceChange]] = [
+def _shown(found: TrainTaskSlices) -> Iterator[Shown]:
+    yield from found.statements
+    yield Table.of(
+        f"Trained on {found.train_task}: changes by kind of item, seeds averaged.",
+        found.rows,
         Column("Option", lambda row: row.option.label),
         Column.text("Task", lambda row: f"{row.task} ({RELATION_NAMES[row.relation]})"),
         Column.text("Kind", lambda row: f"{row.by}: {row.kind}"),
@@ -37,6 +34,4 @@ def _table(found: TrainTaskSlices) -> Table:
         Column("Change", lambda row: cells.interval(row.change, row.unit)),
         Column("p, Holm", lambda row: quantities.p_value(row.holm_p_value)),
         Column.text("Shown?", lambda row: row.verdict.replace("_", " ")),
-    ]
-    caption = f"Trained on {found.train_task}: changes by kind of item, seeds averaged."
-    return table(caption, columns, found.rows)
+    )

@@ -21,7 +21,6 @@ from rankwise.report.parts import (
     Table,
     TitledTable,
     file_name,
-    grouped_table,
     option_columns,
 )
 from rankwise.report.summaries import RELATION_NAMES
@@ -96,13 +95,29 @@ def transfer_section(found: Transfer) -> ReportSection:
     """A matrix for each option, or one of all options where one task was trained on."""
     matrix = _Matrix.of(found)
     several = len(found.rows) > 1
+    share = quantities.percent(TRANSFER_ALARM_SHARE)
+    alarms = [
+        f"{cell.label}{f' trained on {cell.train_task}' if several else ''} on "
+        f"{quantities.listed(cell.tasks)} {cells.in_words(cell.change)}, base "
+        f"{quantities.score(cell.base_score.estimate, 'points')}"
+        for cell in sorted(
+            (cell for cell in found.cells if cell.is_alarm),
+            key=lambda cell: cell.change.upper / cell.base_score.estimate,
+        )
+    ]
+    if len(alarms) > MOST_ALARMS:
+        alarms[MOST_ALARMS:] = [f"and {len(alarms) - MOST_ALARMS} more, marked below"]
     remarks = [
         "What a model trained on one task gains (+) or loses (−) on the others, in points of "
         "the task's own metric (accuracy where there are options), averaged over seeds and paired "
         "over the same items. Intervals are "
         f"{quantities.percent(found.confidence)}, one at a time, and exploratory: among many, "
         "some miss.",
-        _alarm_remark(found),
+        f"Negative transfer, a drop of over {share} of the base's score at its lower bound: "
+        f"{'; '.join(alarms)}."
+        if alarms
+        else "No negative transfer: no task outside the trained domain is shown to drop by more "
+        f"than {share} of the base's score.",
     ]
     if matrix.is_named:
         remarks.append(
@@ -111,41 +126,12 @@ def transfer_section(found: Transfer) -> ReportSection:
     for name, labels in found.left_out.items():
         before = f"Trained on {name}: " if several else ""
         remarks += [f"{before}{said}" for said in cells.left_out(labels)]
-    return ReportSection(
-        name="transfer",
-        title="On other tasks and domains",
-        remarks=remarks,
-        figures=list(_figures(matrix)),
-        tables=[
-            TitledTable(
-                f"Trained on {row.name}" if several else "Every number", _table(matrix, row)
-            )
-            for row in found.rows
-        ],
-    )
-
-
-def _alarm_remark(found: Transfer) -> str:
-    share = quantities.percent(TRANSFER_ALARM_SHARE)
-    alarms = [cell for cell in found.cells if cell.is_alarm]
-    if not alarms:
-        return (
-            f"No negative transfer: no task outside the trained domain is shown to drop by more "
-            f"than {share} of the base's score."
-        )
-    worst = sorted(alarms, key=lambda cell: cell.change.upper / cell.base_score.estimate)
-    parts = [
-        f"{cell.label}{f' trained on {cell.train_task}' if len(found.rows) > 1 else ''} on "
-        f"{quantities.listed(cell.tasks)} {cells.in_words(cell.change)}, base "
-        f"{quantities.score(cell.base_score.estimate, 'points')}"
-        for cell in worst[:MOST_ALARMS]
+    tables = [
+        TitledTable(f"Trained on {row.name}" if several else "Every number", _table(matrix, row))
+        for row in found.rows
     ]
-    if len(alarms) > MOST_ALARMS:
-        parts.append(f"and {len(alarms) - MOST_ALARMS} more, marked below")
-    return (
-        f"Negative transfer, a drop of over {share} of the base's score at its lower bound: "
-        f"{'; '.join(parts)}."
-    )
+    title = "On other tasks and domains"
+    return ReportSection("transfer", title, remarks, list(_figures(matrix)), tables)
 
 
 def _figures(matrix: _Matrix) -> Iterator[Figure]:
@@ -265,9 +251,10 @@ def _table(matrix: _Matrix, row: TransferRow) -> Table:
         group = (column.domain or _NO_DOMAIN) if matrix.is_named else ""
         groups.setdefault(group, []).append([*head, *map(change, own)])
     where = f" ({row.domain})" if row.domain else ""
-    caption = (
-        f"Trained on {row.name}{where}: change from the base in "
-        f"points, seeds averaged, {cells.intervals(matrix.found.confidence)}."
-    )
     rows = [(group, "", own) for group, own in groups.items()]
-    return grouped_table(caption, option_columns("Tested on", options), rows)
+    return Table.grouped(
+        f"Trained on {row.name}{where}: change from the base in "
+        f"points, seeds averaged, {cells.intervals(matrix.found.confidence)}.",
+        rows,
+        *option_columns("Tested on", (option.label for option in options)),
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from rankwise.records.spectra import (
@@ -88,10 +89,17 @@ def _figure(
     name: str, title: str, detail: str, caption: str, panels: _Panels, words: Callable[[float], str]
 ) -> Iterator[Figure]:
     """Of the panels that have values, with one scale; nothing where none has."""
-    kinds = _short_kinds(matrix for own in panels.values() for matrix, _ in own)
+    kinds = {matrix.kind for own in panels.values() for matrix, _ in own}
+    ends = Counter(kind.rpartition(".")[2] for kind in kinds)
+
+    def short(kind: str) -> str:
+        """The last part of a kind's name, or all of it where others end alike."""
+        end = kind.rpartition(".")[2]
+        return end if ends[end] == 1 else kind
+
     values = {
         title: {
-            (matrix.layer, kinds[matrix.kind]): value
+            (matrix.layer, short(matrix.kind)): value
             for matrix, value in own
             if matrix.layer is not None and value is not None
         }
@@ -105,14 +113,6 @@ def _figure(
 
 def _are_drawn(matrices: Iterable[MatrixSpectrum]) -> bool:
     return any(matrix.haar_null is not None for matrix in matrices)
-
-
-def _short_kinds(matrices: Iterable[MatrixSpectrum]) -> dict[str, str]:
-    """The last part of each kind's name, or all of it where others end alike."""
-    kinds = list(dict.fromkeys(matrix.kind for matrix in matrices))
-    last = {kind: kind.rpartition(".")[2] for kind in kinds}
-    names = list(last.values())
-    return {kind: name if names.count(name) == 1 else kind for kind, name in last.items()}
 
 
 def _with_nulls(

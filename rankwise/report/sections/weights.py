@@ -7,13 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rankwise.findings.options import first_of_options
 from rankwise.findings.trends import means_by_rank
-from rankwise.findings.weights import (
-    ALL_MODULES,
-    Association,
-    NormTrend,
-    RunWeights,
-    TrainTaskWeights,
-)
+from rankwise.findings.weights import ALL_MODULES, RunWeights, TrainTaskWeights
 from rankwise.records import quantities
 from rankwise.records.results import ModelResults, StudyResults
 from rankwise.records.spectra import INTRUDER_EPSILON, INTRUDER_K
@@ -30,8 +24,6 @@ from rankwise.report.parts import (
     ReportSection,
     Shown,
     Table,
-    section,
-    table,
     thinned,
 )
 from rankwise.report.sections.weight_maps import intruder_map, intruders, norm_map, turned_map
@@ -61,18 +53,29 @@ def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> 
     models = {model.name: model for model in results.runs}
     intruder_k = min(INTRUDER_K, settings.top_k)
 
-    def show(part: TrainTaskWeights) -> Shown:
-        lacking = [f"{run} was not analysed: {why}" for run, why in part.left_out.items()]
-        tables: list[tuple[str, Table]] = []
-        if part.runs:
-            tables.append(("Updates of the runs", _run_table(part.runs, intruder_k)))
-        if part.norm_trends:
-            tables.append(("Norm against rank", _norm_table(part)))
-        if any(pair.num_options >= LEAST_POINTS for pair in part.associations):
-            tables.append(("Weights and forgetting", _association_table(part)))
-        return Shown([*part.statements, *lacking], _figures(part, models, intruder_k), tables)
+    def shown(part: TrainTaskWeights) -> Iterator[Shown]:
+        yield from part.statements
+        yield from (f"{run} was not analysed: {why}" for run, why in part.left_out.items())
+        yield "Updates of the runs", _run_table(part.runs, intruder_k)
+        yield "Norm against rank", _norm_table(part)
+        yield from _norms(part)
+        yield from _overlap(part)
+        if sum(bool(run.forgetting) for run in part.runs) >= LEAST_POINTS:
+            yield _forgetting_figure(part, intruder_k)
+        yield from _maps(part, models)
+        associations = Table.of(
+            "Over all runs, full fine-tuning among them; intervals at "
+            f"{quantities.percent(part.confidence)}. Positive: the more of it, the more is "
+            "forgotten.",
+            [pair for pair in part.associations if pair.num_options >= LEAST_POINTS],
+            Column("Measure", lambda row: row.measure),
+            Column.text("Forgetting", lambda row: row.forgetting),
+            Column("Options", lambda row: row.num_options),
+            Column("Spearman's ρ", lambda row: cells.correlation(row.correlation, row.reason)),
+        )
+        yield "Weights and forgetting", associations
 
-    return section("weights", "Weights", about, found, show)
+    return ReportSection.of("weights", "Weights", about, found, shown)
 
 
 def _run_table(runs: Sequence[RunWeights], intruder_k: int) -> Table:
@@ -81,7 +84,12 @@ def _run_table(runs: Sequence[RunWeights], intruder_k: int) -> Table:
             return None
         return cells.beside("{:.3f}", run.full_overlap, [run.full_overlap_expected])
 
-    columns: list[Column[RunWeights]] = [
+    caption = "All adapted matrices of a run together. Medians are over matrices."
+    if any(run.similarity.haar is not None for run in runs):
+        caption += " Small numbers are what random updates have: Gaussian, Haar."
+    return Table.of(
+        caption,
+        runs,
         Column("Model", lambda run: run.option.label),
         Column("‖delta‖_F", lambda run: f"{run.frobenius_norm:.3g}"),
         Column("of ‖W₀‖_F", lambda run: f"{100 * run.relative_norm:.2g}", "%"),
@@ -98,71 +106,54 @@ def _run_table(runs: Sequence[RunWeights], intruder_k: int) -> Table:
             "mean |cos|, same index",
         ),
         Column("Shared with full", shared, "random directions"),
-    ]
-    caption = "All adapted matrices of a run together. Medians are over matrices."
-    if any(run.similarity.haar is not None for run in runs):
-        caption += " Small numbers are what random updates have: Gaussian, Haar."
-    return table(caption, columns, runs)
+    )
 
 
 def _norm_table(found: TrainTaskWeights) -> Table:
     """Both laws for all modules together and for each kind."""
-    columns: list[Column[NormTrend]] = [
-        Column("Modules", lambda trend: Cell(trend.module, trend.setting)),
+    return Table.of(
+        f"Slopes with {quantities.percent(found.confidence)} intervals by t; R² of the norms "
+        "themselves.",
+        found.norm_trends,
+        Column("Modules", lambda row: Cell(row.module, row.setting)),
         Column(
             "Logarithm",
-            lambda trend: cells.formatted(trend.logarithmic.slope, ".3g"),
+            lambda row: cells.formatted(row.logarithmic.slope, ".3g"),
             "norm per doubling of the rank",
         ),
-        Column("R²", lambda trend: f"{trend.logarithmic.r_squared:.3f}"),
+        Column("R²", lambda row: f"{row.logarithmic.r_squared:.3f}"),
         Column(
             "Power law",
-            lambda trend: cells.formatted(trend.power_law.slope, ".3g"),
+            lambda row: cells.formatted(row.power_law.slope, ".3g"),
             "exponent of the rank",
         ),
-        Column("R²", lambda trend: f"{trend.power_law.r_squared:.3f}"),
+        Column("R²", lambda row: f"{row.power_law.r_squared:.3f}"),
+    )
+
+
+def _norms(found: TrainTaskWeights) -> Iterator[Figure]:
+    marks = [
+        RankMark(run.option.rank, run.frobenius_norm, name=run.option.label)
+        for run in found.runs
+        if run.option.rank is not None
     ]
-    caption = (
-        f"Slopes with {quantities.percent(found.confidence)} intervals by t; R² of the norms "
-        "themselves."
-    )
-    return table(caption, columns, found.norm_trends)
-
-
-def _association_table(found: TrainTaskWeights) -> Table:
-    """Every measure of the weights against every kind of forgetting."""
-    columns: list[Column[Association]] = [
-        Column("Measure", lambda pair: pair.measure),
-        Column.text("Forgetting", lambda pair: pair.forgetting),
-        Column("Options", lambda pair: pair.num_options),
-        Column("Spearman's ρ", lambda pair: cells.correlation(pair.correlation, pair.reason)),
-    ]
-    caption = (
-        f"Over all runs, full fine-tuning among them; intervals at "
-        f"{quantities.percent(found.confidence)}. Positive: the more of it, the more is forgotten."
-    )
-    return table(
-        caption, columns, [pair for pair in found.associations if pair.num_options >= LEAST_POINTS]
-    )
-
-
-def _figures(
-    found: TrainTaskWeights, models: Mapping[str, ModelResults], intruder_k: int
-) -> Iterator[Figure]:
-    adapters = [run for run in found.runs if run.option.rank is not None]
-    if adapters:
-        yield _norm_figure(found, adapters)
-    if any(run.full_overlap is not None for run in adapters):
-        yield _overlap_figure(adapters)
-    if sum(bool(run.forgetting) for run in found.runs) >= LEAST_POINTS:
-        yield _forgetting_figure(found, intruder_k)
-    yield from _maps(found, models)
-
-
-def _norm_figure(found: TrainTaskWeights, runs: Sequence[RunWeights]) -> Figure:
+    if not marks:
+        return
     trends = [trend for trend in found.norm_trends if trend.module == ALL_MODULES]
     full = means_by_rank((0, run.frobenius_norm) for run in found.runs if run.option.rank is None)
-    curves = _laws(trends[0]) if len(trends) == 1 else []
+    curves: list[RankCurve] = []
+    if len(trends) == 1:
+        log, power, ranks = trends[0].logarithmic, trends[0].power_law, trends[0].ranks
+        slope, exponent = log.slope.estimate, power.slope.estimate
+        laws: dict[str, Callable[[float], float]] = {
+            f"logarithm, R² {log.r_squared:.3f}": lambda rank: (
+                log.intercept + slope * math.log2(rank)
+            ),
+            f"power law, R² {power.r_squared:.3f}": lambda rank: (
+                math.exp(power.intercept) * rank**exponent
+            ),
+        }
+        curves = [RankCurve.of(name, ranks, law) for name, law in laws.items()]
     caption = "The Frobenius norm of the whole update. "
     if curves:
         caption += "Lines are the two laws that were fitted; the table has them by module too."
@@ -172,46 +163,33 @@ def _norm_figure(found: TrainTaskWeights, runs: Sequence[RunWeights]) -> Figure:
         caption += "To fit a law, three different ranks and norms above zero are needed."
     panel = RankPanel(
         "Frobenius norm of the update",
-        [RankMark(run.option.rank or 1, run.frobenius_norm, name=run.option.label) for run in runs],
+        marks,
         [RankLine("full", "full", norm) for norm in full.values()],
         curves,
     )
     title, detail = "Norm of the update by rank", "one point for each run"
-    return Figure("norm", title, caption, rank_chart([panel]), detail)
+    yield Figure("norm", title, caption, rank_chart([panel]), detail)
 
 
-def _laws(trend: NormTrend) -> list[RankCurve]:
-    log, power = trend.logarithmic, trend.power_law
-
-    def logarithm(rank: float) -> float:
-        return log.intercept + log.slope.estimate * math.log2(rank)
-
-    def power_law(rank: float) -> float:
-        return math.exp(power.intercept) * rank**power.slope.estimate
-
-    return [
-        RankCurve.of(f"logarithm, R² {log.r_squared:.3f}", trend.ranks, logarithm),
-        RankCurve.of(f"power law, R² {power.r_squared:.3f}", trend.ranks, power_law),
-    ]
-
-
-def _overlap_figure(runs: Sequence[RunWeights]) -> Figure:
+def _overlap(found: TrainTaskWeights) -> Iterator[Figure]:
+    adapters = [(run.option.rank, run) for run in found.runs if run.option.rank is not None]
     expected = {
-        (float(run.option.rank or 1), run.full_overlap_expected)
-        for run in runs
+        (float(rank), run.full_overlap_expected)
+        for rank, run in adapters
         if run.full_overlap_expected is not None
     }
+    marks = [
+        RankMark(rank, run.full_overlap) for rank, run in adapters if run.full_overlap is not None
+    ]
+    if not marks:
+        return
     panel = RankPanel(
         "Shared share of directions",
-        [
-            RankMark(run.option.rank or 1, run.full_overlap)
-            for run in runs
-            if run.full_overlap is not None
-        ],
+        marks,
         curves=[RankCurve("random directions", sorted(expected))],
         write=lambda value: f"{value:.3f}",
     )
-    return Figure(
+    yield Figure(
         "overlap",
         "Directions shared with full fine-tuning by rank",
         "How much of the space of an update's directions lies in that of as many leading "
@@ -224,6 +202,12 @@ def _overlap_figure(runs: Sequence[RunWeights]) -> Figure:
 def _forgetting_figure(found: TrainTaskWeights, intruder_k: int) -> Figure:
     names = dict.fromkeys(name for run in found.runs for name in run.forgetting)
     units = {association.forgetting: association.unit for association in found.associations}
+    against: list[tuple[str, Callable[[RunWeights], float]]] = [
+        ("Intruder dimensions", lambda run: run.intruders.observed),
+        ("Norm of the update", lambda run: run.frobenius_norm),
+    ]
+    if len({run.intruders.observed for run in found.runs}) == 1:  # runs do not differ in them
+        against[0] = "Turned directions (1 − mean |cos|)", lambda run: 1.0 - run.similarity.observed
     planes = [
         Plane(
             x_title,
@@ -242,7 +226,7 @@ def _forgetting_figure(found: TrainTaskWeights, intruder_k: int) -> Figure:
             ],
         )
         for name in names
-        for x_title, value in _against(found)
+        for x_title, value in against
     ]
     return Figure(
         "forgetting",
@@ -253,18 +237,6 @@ def _forgetting_figure(found: TrainTaskWeights, intruder_k: int) -> Figure:
         plane_chart(planes),
         "one point for each run, at its rank",
     )
-
-
-def _against(found: TrainTaskWeights) -> list[tuple[str, Callable[[RunWeights], float]]]:
-    """What forgetting is drawn against: intruders where runs differ in them."""
-    measures: list[tuple[str, Callable[[RunWeights], float]]] = [
-        ("Intruder dimensions", lambda run: run.intruders.observed),
-        ("Turned directions (1 − mean |cos|)", lambda run: 1.0 - run.similarity.observed),
-        ("Norm of the update", lambda run: run.frobenius_norm),
-    ]
-    if len({run.intruders.observed for run in found.runs}) == 1:
-        return measures[1:]
-    return [measures[0], measures[2]]
 
 
 def _maps(found: TrainTaskWeights, models: Mapping[str, ModelResults]) -> Iterator[Figure]:

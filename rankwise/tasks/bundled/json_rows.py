@@ -11,7 +11,7 @@ import itertools
 import json
 import random
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from rankwise.tasks.bundled.kinship import NAMES
 
@@ -112,15 +112,11 @@ def _turns(tool: str, wording: str, values: Mapping[str, Any]) -> list[dict[str,
     return [asked, {"role": "assistant", "content": call}]
 
 
-class _Set(NamedTuple):
-    draw: Callable[[random.Random], Row]
-    num_rows: int
-
-
-SETS: Mapping[str, _Set] = {
-    "extraction": _Set(_extraction, 2000),  # of which a study holds out 200 by default
-    "tool_calls": _Set(_tool_call, 200),
+SETS: Mapping[str, tuple[Callable[[random.Random], Row], int]] = {
+    "extraction": (_extraction, 2000),  # of which a study holds out 200 by default
+    "tool_calls": (_tool_call, 200),
 }
+"""Name -> what draws a row, and the number of rows."""
 
 
 def bundled_rows(name: str) -> list[Row]:

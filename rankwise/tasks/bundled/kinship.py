@@ -71,14 +71,6 @@ def chains(steps: int) -> dict[str, list[tuple[str, ...]]]:
     return found
 
 
-def _sentence(chain_kind: str, names: Sequence[tuple[str, int]], inverted: bool) -> str:
-    """One stated relation between two (name, gender) pairs; inverted, the second is described."""
-    (first, first_gender), (second, second_gender) = names
-    if inverted:
-        return f"{second} is {first}'s {WORDS[_INVERSE[chain_kind]][second_gender]}."
-    return f"{first} is {second}'s {WORDS[chain_kind][first_gender]}."
-
-
 def _draw(
     rng: random.Random, answer: str, steps: Sequence[int], inverted: float, shuffled: bool
 ) -> ChoiceRow:
@@ -88,10 +80,12 @@ def _draw(
     genders = [WORDS[kind].index(answer), *(rng.randrange(2) for _ in chain)]
     pools = [rng.sample(names, len(genders)) for names in NAMES]
     people = [(pools[gender][index], gender) for index, gender in enumerate(genders)]
-    sentences = [
-        _sentence(step, people[index : index + 2], index > 0 and rng.random() < inverted)
-        for index, step in enumerate(chain)
-    ]
+    sentences: list[str] = []
+    for index, (step, first, second) in enumerate(zip(chain, people, people[1:], strict=False)):
+        told = first[0], second[0], WORDS[step][first[1]]
+        if index > 0 and rng.random() < inverted:  # from the other side
+            told = second[0], first[0], WORDS[_INVERSE[step]][second[1]]
+        sentences.append("{} is {}'s {}.".format(*told))
     if shuffled:
         rng.shuffle(sentences)
     question = f"Who is {people[0][0]} to {people[-1][0]}?"

@@ -41,16 +41,6 @@ def _paragraphs(text: str) -> Iterator[str]:
             yield _QUOTED.sub(r"\1", paragraph)
 
 
-def _cut(text: str, max_words: int) -> str:
-    """The whole sentences of ``text`` that fit into ``max_words``; may be empty."""
-    kept: list[str] = []
-    for sentence in re.split(r"(?<=\.) (?=[A-Z])", text):
-        if len(" ".join([*kept, sentence]).split()) > max_words:
-            break
-        kept.append(sentence)
-    return " ".join(kept)
-
-
 def _passages(
     paragraphs: Iterator[str], min_words: int, max_words: int, seen: set[str]
 ) -> list[str]:
@@ -65,7 +55,12 @@ def _passages(
         if key in seen:
             continue
         seen.add(key)
-        text = _cut(f"{text} {paragraph}".strip(), max_words)
+        kept: list[str] = []  # the whole sentences that fit
+        for sentence in re.split(r"(?<=\.) (?=[A-Z])", f"{text} {paragraph}".strip()):
+            if len(" ".join([*kept, sentence]).split()) > max_words:
+                break
+            kept.append(sentence)
+        text = " ".join(kept)
         if len(text.split()) >= min_words:
             passages.append(text)
             text = ""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Mapping
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -72,19 +71,6 @@ def _invalid(conclusion: str, near: bool) -> tuple[Form, ...]:
     )
 
 
-def _text(form: Form, terms: Mapping[str, str], swapped: bool) -> str:
-    """The question in words; swapped: the second premise comes first."""
-    premises = [
-        _STATEMENTS[quantifier].format(terms[pair[0]], terms[pair[1]])
-        for quantifier, pair in zip(form.mood, _FIGURES[form.figure], strict=False)
-    ]
-    if swapped:
-        premises.reverse()
-    stated = " ".join(f"{premise.capitalize()}." for premise in premises)
-    conclusion = _STATEMENTS[form.mood[2]].format(terms["S"], terms["P"])
-    return f"{stated} Does it follow that {conclusion}?"
-
-
 def _draw(rng: random.Random, answer: str, near: float) -> ChoiceRow:
     """One question with this answer, as :func:`load` describes."""
     form = rng.choice(VALID)
@@ -92,8 +78,16 @@ def _draw(rng: random.Random, answer: str, near: float) -> ChoiceRow:
         forms = _invalid(form.mood[2], rng.random() < near)
         form = rng.choice(forms or _invalid(form.mood[2], False))
     terms = dict(zip("SMP", rng.sample(TERMS, 3), strict=True))
+    premises = [
+        _STATEMENTS[quantifier].format(terms[pair[0]], terms[pair[1]])
+        for quantifier, pair in zip(form.mood, _FIGURES[form.figure], strict=False)
+    ]
+    if rng.random() < 0.5:
+        premises.reverse()
+    stated = " ".join(f"{premise.capitalize()}." for premise in premises)
+    conclusion = _STATEMENTS[form.mood[2]].format(terms["S"], terms["P"])
     return ChoiceRow(
-        question=_text(form, terms, rng.random() < 0.5),
+        question=f"{stated} Does it follow that {conclusion}?",
         choices=CHOICES,
         label=CHOICES.index(answer),
     )

@@ -10,8 +10,9 @@ from torch import nn
 
 from rankwise.engine.models.devices import is_out_of_memory
 from rankwise.engine.training.loop import _GOOD_STEPS, _Budget
-from rankwise.engine.training.micro_batches import Placed, Share, pack, split_by_budget
+from rankwise.engine.training.micro_batches import Placed, pack, split_by_budget
 from rankwise.engine.training.optimizers import make_optimizer
+from rankwise.engine.training.trainees import Share
 from tests.support.micro_batches import cut, example, placed
 
 CPU = torch.device("cpu")

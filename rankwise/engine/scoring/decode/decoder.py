@@ -261,13 +261,24 @@ class StopStrings:
             len(tokenizer.encode(stop, add_special_tokens=False)) + _MORE_TOKENS
             for stop in self._stops
         ]
+        # token -> numbers of the strings that it can complete
         self._may_complete: dict[int, tuple[int, ...]] = {}
 
     def are_in(self, new_tokens: Sequence[int]) -> bool:
         """Whether the newest token completes a stop string."""
+        newest = new_tokens[-1]
+        if newest not in self._may_complete:  # in doubt, it can complete a string
+            # Some tokenizers drop a leading space at the beginning of a text, and a part of a
+            # character is decoded to the replacement character.
+            text = " " + self._tokenizer.decode([newest])
+            unclear = text == " " or "\N{REPLACEMENT CHARACTER}" in text
+            stops = enumerate(self._stops)
+            self._may_complete[newest] = tuple(
+                i for i, stop in stops if unclear or stop[-1] in text
+            )
         return any(
             self._stops[i] in self._tokenizer.decode(new_tokens[-self._reach[i] :])
-            for i in self._completed_by(new_tokens[-1])
+            for i in self._may_complete[newest]
         )
 
     def kept(self, text: str) -> str:
@@ -275,16 +286,3 @@ class StopStrings:
         for stop in self._stops:
             text = text.split(stop)[0]
         return text
-
-    def _completed_by(self, token: int) -> tuple[int, ...]:
-        """Numbers of the strings that a token can complete; in doubt, it can."""
-        known = self._may_complete.get(token)
-        if known is None:
-            # Some tokenizers drop a leading space at the beginning of a text, and a part of a
-            # character is decoded to the replacement character.
-            text = " " + self._tokenizer.decode([token])
-            unclear = text == " " or "\N{REPLACEMENT CHARACTER}" in text
-            stops = enumerate(self._stops)
-            known = tuple(i for i, stop in stops if unclear or stop[-1] in text)
-            self._may_complete[token] = known
-        return known

@@ -63,21 +63,9 @@ class TreeStep:
     layout: TreeLayout
     cached: Mapping[int, KeyValues]
     pools: dict[int, KeyValues] = field(default_factory=dict[int, KeyValues], init=False)
-    _seen: dict[tuple[int, int | None], Tensor] = field(
-        default_factory=dict[tuple[int, int | None], Tensor], init=False
+    _seen: dict[tuple[torch.device, int, int | None], Tensor] = field(
+        default_factory=dict[tuple[torch.device, int, int | None], Tensor], init=False
     )
-    _elsewhere: dict[torch.device, TreeStep] = field(
-        default_factory=dict[torch.device, "TreeStep"], init=False
-    )
-
-    def on(self, device: torch.device) -> TreeStep:
-        """The same step for layers on another device; all fill the same ``pools``."""
-        if device == self.layout.device:
-            return self
-        if device not in self._elsewhere:
-            self._elsewhere[device] = TreeStep(self.layout.on(device), self.cached)
-            self._elsewhere[device].pools = self.pools
-        return self._elsewhere[device]
 
     def pool(self, layer: int, new: KeyValues) -> KeyValues:
         """A layer's key pool, from its new keys and values; it is kept in ``pools``."""
@@ -88,19 +76,22 @@ class TreeStep:
         return new
 
     def seen(
-        self, number: int, window: int | None, dtype: torch.dtype
+        self, layout: TreeLayout, number: int, window: int | None, dtype: torch.dtype
     ) -> Float[Tensor, "blocks 1 rows 1 columns"]:
-        """0 where a group's queries see a key and -inf elsewhere; made once for all layers."""
-        added = self._seen.get((number, window))
+        """0 where a group's queries see a key and -inf elsewhere; made once for all layers.
+
+        ``layout`` is the step's, on the device of the layer.
+        """
+        key = layout.device, number, window
+        added = self._seen.get(key)
         if added is None:
-            group = self.layout.groups[number]
-            seen = group.seen
+            seen = layout.groups[number].seen
             if window is not None:
-                seen = seen & (self.layout.distances(number) < window)
+                seen = seen & (layout.distances(number) < window)
             added = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
             # axes of size 1 stand for kv_heads and for the queries that share a key
             added = added.masked_fill_(~seen, -torch.inf)[:, None, :, None, :]
-            self._seen[number, window] = added
+            self._seen[key] = added
         return added
 
 
@@ -128,44 +119,25 @@ def attend_tree(
     sizes, tokens = [x.shape[2] for x in (query, key, value)], tree_step.layout.num_queries
     if sizes != [tokens] * 3:
         raise ModelError(f"{name} got {sizes} queries, keys and values, and reads {tokens} tokens.")
-    tree_step = tree_step.on(query.device)
+    layout = tree_step.layout.on(query.device)
     # (models, tokens, kv_heads, width): tokens first, so that the pool grows along one axis
     pool = tree_step.pool(layer, KeyValues(key.transpose(1, 2), value.transpose(1, 2)))
     if _takes_flex(query, value):
         k, v = (x.transpose(1, 2) for x in pool)  # (models, kv_heads, pool, width)
-        return attend_by_flex(query, k, v, tree_step.layout.mask(terms.window), terms), None
+        return attend_by_flex(query, k, v, layout.mask(terms.window), terms), None
     # heads that share a key are neighbours, as in transformers' repeat_kv
     q = (query * terms.scale).transpose(1, 2)  # (models, tokens, heads, width)
     q = q.unflatten(2, (key.shape[1], -1))  # (models, tokens, kv_heads, per_key, width)
-    return _attend(q, pool, tree_step, terms), None
-
-
-def _takes_flex(query: Tensor, value: Tensor) -> bool:
-    """Whether one kernel of flex attention reads the tree: on CUDA, in half precision.
-
-    In float32 the products have all its bits on every card, and no tile is too large for one.
-    """
-    widths = query.shape[-1], value.shape[-1]
-    kernel = chosen_kernel(query.device.type, query.dtype, widths, is_plain=False, has_flash=False)
-    return kernel == "flex" and query.dtype != torch.float32 and flex_compiles(query.device)
-
-
-def _attend(
-    q: Float[Tensor, "models tokens kv_heads per_key width"],
-    pool: KeyValues,
-    step: TreeStep,
-    terms: AttentionTerms,
-) -> Float[Tensor, "models tokens heads value_width"]:
-    """Each query with the keys of its own block, and then with the keys it shares with others."""
-    models, tokens, kv_heads, per_key, _ = q.shape
-    need_sums = bool(step.layout.shared)
+    # each query with the keys of its own block, and then with the keys it shares with others
+    models, _, kv_heads, per_key, _ = q.shape
+    need_sums = bool(layout.shared)
     rows = q.reshape(models, tokens * kv_heads, -1)  # (models, tokens * kv_heads, per_key * width)
     flat_pool = [x.reshape(models, -1, x.shape[-1]) for x in pool]  # (.., pool * kv_heads, width)
     outs: list[Tensor] = []
     sums: list[Tensor] = []
-    gathered = step.layout.gathered(kv_heads)
-    for number in range(len(step.layout.groups)):
-        seen = step.seen(number, terms.window, q.dtype)
+    gathered = layout.gathered(kv_heads)
+    for number in range(len(layout.groups)):
+        seen = tree_step.seen(layout, number, terms.window, q.dtype)
         block_q = rows.index_select(1, gathered.queries[number])
         k, v = (x.index_select(1, gathered.keys[number]) for x in flat_pool)
         out, log_sum = _attend_in_blocks(block_q, k, v, seen, kv_heads, terms, need_sums)
@@ -179,9 +151,19 @@ def _attend(
     if need_sums:
         joined = torch.cat(sums, dim=1) if len(sums) > 1 else sums[0]
         log_sum = joined.index_select(1, gathered.back).view(models, tokens, kv_heads, per_key)
-        for shared in step.layout.shared:
-            _attend_shared(q, pool, out, log_sum, shared, step, terms)
-    return out.flatten(2, 3)  # (models, tokens, heads, value_width)
+        for shared in layout.shared:
+            _attend_shared(q, pool, out, log_sum, shared, layout, terms)
+    return out.flatten(2, 3), None  # (models, tokens, heads, value_width)
+
+
+def _takes_flex(query: Tensor, value: Tensor) -> bool:
+    """Whether one kernel of flex attention reads the tree: on CUDA, in half precision.
+
+    In float32 the products have all its bits on every card, and no tile is too large for one.
+    """
+    widths = query.shape[-1], value.shape[-1]
+    kernel = chosen_kernel(query.device.type, query.dtype, widths, is_plain=False, has_flash=False)
+    return kernel == "flex" and query.dtype != torch.float32 and flex_compiles(query.device)
 
 
 def _attend_in_blocks(
@@ -231,16 +213,16 @@ def _attend_shared(
     out: Float[Tensor, "models tokens kv_heads per_key value_width"],
     log_sum: Float[Tensor, "models tokens kv_heads per_key"],
     shared: SharedKeys,
-    step: TreeStep,
+    layout: TreeLayout,
     terms: AttentionTerms,
 ) -> None:
     """Let queries also see the keys that they share; ``out`` changes in place."""
     models, _, kv_heads, per_key, width = q.shape
-    positions = step.layout.positions[shared.start : shared.stop]  # (queries,)
+    positions = layout.positions[shared.start : shared.stop]  # (queries,)
     lowest = 0
     if terms.window is not None:
         # the first key that any of these queries still sees
-        lowest = max(0, step.layout.lowest_position(shared) - terms.window + 1)
+        lowest = max(0, layout.lowest_position(shared) - terms.window + 1)
         if lowest >= shared.num_keys:
             return
     # One column more than there are keys: the softmax over the query's own block, done before,

@@ -1,8 +1,9 @@
-"""What is said of items that come in clusters: their number, and fields that look like a cause."""
+"""Notes on the items of a verdict: clusters, fields that look like them, estimated answers."""
 
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -135,3 +136,29 @@ def _notes(source: OptionGains, task: str) -> Iterator[str]:
         if source.results.study.scores is not None:
             remedy = f"Use --cluster {found.field}"
         yield suspicion(found, f"{task}'s {counted}", remedy)
+
+
+def reference_notes(source: OptionGains) -> Iterator[str]:
+    """Number of answered items, the runs from which the others are estimated, and how well."""
+    results, references = source.results, source.results.study.references
+    names = references.runs.get(results.train_task, ())
+    labels = [source.labels[name] for name in names if name in source.labels]
+    for task in results.study.scored_tasks(results.train_task):
+        items = [model.items[task] for model in results.models if task in model.items]
+        parts = [each for each in items if each.scored is not None]
+        if parts:
+            counts = sorted({len(part.scored.doc_ids) for part in parts if part.scored})
+            told = statistics.median(part.r_squared or 0.0 for part in parts)
+            yield (
+                f"Of {task}'s {quantities.counted(len(parts[0].doc_ids), 'item')}, "
+                f"{quantities.counted(len(parts), 'run')} answered "
+                f"{quantities.listed([quantities.count(count) for count in counts])}; the rest is "
+                f"estimated from {quantities.listed(labels) or 'the base'}, where "
+                f"{quantities.share(max(told, 0.0))} of the variance of a run's change is "
+                "predicted (median)."
+            )
+        elif task in references.whole:
+            yield (
+                f"All runs answered all items of {task}: {quantities.listed(labels)} predicted too "
+                "little of their changes to estimate any."
+            )
