@@ -138,6 +138,13 @@ def _notes(source: OptionGains, task: str) -> Iterator[str]:
         yield suspicion(found, f"{task}'s {counted}", remedy)
 
 
+def item_notes(source: OptionGains) -> Iterator[str]:
+    """Tasks that the base cannot do, clusters, and answers that are estimated."""
+    yield from (f"{quantities.capital(why)}." for why in source.results.study.unable.values())
+    yield from cluster_notes(source)
+    yield from reference_notes(source)
+
+
 def reference_notes(source: OptionGains) -> Iterator[str]:
     """Number of answered items, the runs from which the others are estimated, and how well."""
     results, references = source.results, source.results.study.references

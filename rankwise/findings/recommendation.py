@@ -17,7 +17,7 @@ from rankwise.findings.decision import (
     sufficient_margins,
 )
 from rankwise.findings.looks import alpha_of_look, with_look
-from rankwise.findings.notes import cluster_notes, num_clusters_of, reference_notes
+from rankwise.findings.notes import item_notes, num_clusters_of
 from rankwise.findings.odds import Betting, Sizes, point_in
 from rankwise.findings.options import DecidingTasks, Option, OptionGains, Runs
 from rankwise.findings.pairs import compare, format_effects, run_record, trained
@@ -162,9 +162,7 @@ def recommend_for(
         ),
         *_accuracy_reasons(source, options, tasks),
         *dropped,
-        *(f"{quantities.capital(why)}." for why in results.study.unable.values()),
-        *cluster_notes(source),
-        *reference_notes(source),
+        *item_notes(source),
     )
     return found.model_copy(update={"statement": statement(found), "reasons": why})
 
