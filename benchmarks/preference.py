@@ -91,7 +91,8 @@ def measure_ours(options: argparse.Namespace, device: torch.device) -> Measured:
 
     def train(rows: Sequence[Example]) -> tuple[float, list[AdapterTrainee]]:
         started = now(device)
-        read = [*base_readings(model, rows, max_tokens=max_tokens).values()]
+        known = base_readings(model, rows, max_tokens=max_tokens)
+        read = [known[row] for row in rows]  # in the peer's order
         trainees = [
             AdapterTrainee(
                 planned(rank, len(rows)),
