@@ -18,6 +18,8 @@ RANKS = [2, 4]
 def test_losses_move_and_agree(tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("trl")
     monkeypatch.setattr(training_peer, "DATA", Path("nowhere"))  # random tokens
+    for each in (preference, training_peer):  # at which losses move by more than is rounded
+        monkeypatch.setattr(each, "LEARNING_RATE", 1e-2)
     options = argparse.Namespace(
         model=str(tiny_model_folder),
         pairs=20,
@@ -39,9 +41,10 @@ def test_losses_move_and_agree(tiny_model_folder: Path, monkeypatch: pytest.Monk
             assert len(losses) == 3
             # the first step's rate is zero: from the third on the losses say something
             assert losses[:2] == pytest.approx([math.log(2)] * 2, abs=1e-5)
-            assert abs(losses[2] - math.log(2)) > 3e-5
+            assert abs(losses[2] - math.log(2)) > 1e-3
     found = compared([(ours, peer)])
-    assert found["max_loss_difference"] < 1e-6 < found["max_loss_change"]
+    # a log-likelihood of 200 random tokens is 1,000 nats, of which float32 keeps 1e-4
+    assert found["max_loss_difference"] < 2e-5 < 1e-3 < found["max_loss_change"]
 
 
 def test_a_loss_that_is_another_is_seen() -> None:

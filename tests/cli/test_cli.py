@@ -572,12 +572,12 @@ def test_tasks_are_found_by_words_of_their_names_and_descriptions() -> None:
 
 
 def test_retention_sets_are_of_tasks_that_lm_eval_has() -> None:
-    known = resolution.lm_evals_own()
+    known = {*resolution.lm_evals_own(), *(file.stem for file in BUNDLED_FOLDER.glob("*.yaml"))}
     sets = [line.name for line in resolution.list_tasks() if line.kind == "group"]
-    assert sets == ["retention_knowledge", "retention_short", "retention_wide"]
+    assert sets == ["general", "retention_knowledge", "retention_short", "retention_wide"]
     for name in sets:
         file = BUNDLED_FOLDER / f"{name}.yaml"
-        assert set(read_task_file(file)["task"]) <= known.keys()
+        assert set(read_task_file(file)["task"]) <= known
 
 
 def test_doctor_names_versions_devices_and_the_cache(
@@ -642,7 +642,7 @@ def test_doctor_compiles_a_kernel_where_there_is_a_card(
         "find_spec",
         lambda name: (object() if has_triton else None) if name == "triton" else find_spec(name),
     )
-    assert expected in dict(doctor._device())["flex attention"]
+    assert expected in dict(doctor.examine())["flex attention"]
 
 
 def test_doctor_finds_a_cache_that_cannot_be_written(
@@ -670,9 +670,9 @@ def test_doctor_says_what_old_cards_and_apple_s_get(monkeypatch: pytest.MonkeyPa
     from rankwise.cli import doctor
 
     monkeypatch.setattr(doctor, "has_fast_bfloat16", lambda _: False)
-    assert "Apple's GPU (mps)" not in dict(doctor._device())
+    assert "Apple's GPU (mps)" not in dict(doctor.examine())
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    found = dict(doctor._device())
+    found = dict(doctor.examine())
     assert found["Apple's GPU (mps)"] == "found, but not used: the CPU computes"
     assert found["precision auto"].startswith(
         "float32 (the device has no fast bfloat16, and float16"

@@ -26,7 +26,8 @@ TASKS = REPOSITORY / "rankwise" / "tasks" / "bundled"
 NAMES = sorted(
     path.stem
     for path in TASKS.glob("*.yaml")
-    if not path.stem.startswith(("_", "retention_"))  # these are groups of lm-eval's tasks
+    # the others are groups of tasks
+    if not path.stem.startswith(("_", "retention_")) and path.stem != "general"
 )
 CHOICE_NAMES = [name for name in NAMES if name != "pydoc_topics"]
 HARD_KINSHIP: dict[str, Any] = {"steps": [2, 3, 4], "inverted": 0.5, "shuffled": True}

@@ -46,6 +46,11 @@ class Law(NamedTuple):
     exponent: float
     aic: float
 
+    def at(self, num_rows: float) -> float:
+        """The law's value at a number of rows."""
+        shape = _shape(self.name, np.asarray(num_rows / self.first), self.exponent)
+        return self.start + self.growth * float(shape)
+
 
 def _shape(name: LawName, ratio: Floats, exponent: float) -> Floats:
     if name == "constant":
@@ -103,7 +108,6 @@ class AtTwice(NamedTuple):
 def at_twice(sizes: Sequence[float], values: ArrayLike, noise: float) -> AtTwice:
     """The best law's value at twice the most rows; arguments as of ``fitted_laws``."""
     law = fitted_laws(sizes, values, noise)[0]
-    ratio = np.asarray(2.0 * sizes[-1] / law.first)
-    value = law.start + law.growth * float(_shape(law.name, ratio, law.exponent))
+    value = law.at(2.0 * sizes[-1])
     last = float(np.asarray(values, dtype=np.float64)[-1])
     return AtTwice(law, value, value - last, REACH * noise)

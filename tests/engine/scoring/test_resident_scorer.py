@@ -123,7 +123,7 @@ def test_flex_attention_scores_the_same(
         scorer.put_on(name, tmp_path / name)
     expected = scorer.log_likelihoods([None, "a", "b"], ITEMS)
     monkeypatch.setattr(tree_attention, "_takes_flex", lambda *_: True)
-    monkeypatch.setattr(tree_attention, "_attend", None)  # no other attention is used
+    monkeypatch.setattr(tree_attention, "_attend_in_blocks", None)  # no other attention is used
     found = scorer.log_likelihoods([None, "a", "b"], ITEMS)
     for own, other in zip(found, expected, strict=True):
         assert_equal(own, other)
