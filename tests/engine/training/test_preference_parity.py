@@ -223,7 +223,9 @@ def test_ranks_in_one_pass_train_as_trl_trains_each(
             layer.lora_A["default"].weight.data.copy_(lora_A)
             layer.lora_B["default"].weight.data.copy_(lora_B)
         settings = {"beta": ours["beta"], **theirs}
-        trainer, losses, norms = by_trl(peer, trainee.batches, tmp_path, settings)
+        # without it TRL takes the adapter as it begins for the reference, and its B is not zero
+        reference = {"ref_model": model_of(family)}
+        trainer, losses, norms = by_trl(peer, trainee.batches, tmp_path, settings, **reference)
         for place, side in enumerate(("lora_A", "lora_B")):
             gradients = {
                 name: trainer.first[f"base_model.model.{name}.{side}.default.weight"]
