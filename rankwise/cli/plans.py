@@ -227,14 +227,19 @@ class Forecast:
         """How many items the margins take, and how long these take to score."""
         for relation, of_kind in itertools.groupby(self._margins, key=lambda cost: cost.relation):
             costs = list(of_kind)
-            takes = [
-                f"{cost.margin:g} points take about {quantities.count(cost.num_items)} items ("
-                + quantities.count(cost.num_tokens)
-                + " tokens to score"
-                + ("" if cost.seconds is None else f", {quantities.seconds(cost.seconds)}")
+            needs = [
+                f"{cost.margin:g} points about {quantities.count(cost.num_items)} ("
+                + (
+                    f"{quantities.count(cost.num_tokens)} tokens"
+                    if cost.seconds is None
+                    else quantities.seconds(cost.seconds)
+                )
                 + ")"
                 for cost in costs
             ]
-            planned, there = map(quantities.count, costs[0][3:5])
-            what = f"margins, {relation.replace('_', '-')}: {quantities.listed(takes)}"
-            yield f"{what}; planned: {planned} of {there} items"
+            planned = quantities.count(costs[0].num_planned)
+            there = quantities.count(costs[0].num_available)
+            yield (
+                f"items to resolve, {relation.replace('_', '-')}: {', '.join(needs)}; "
+                f"planned: {planned} of {there}"
+            )

@@ -80,8 +80,8 @@ def test_plan_says_what_margins_take(study_file: Path) -> None:
     timed = margins("--tokens-per-second", "100")[1]
     assert timed["seconds"] == pytest.approx(own["num_tokens"] / 250)
     said = words(rankwise("plan", study_file).stdout)
-    assert "margins, in-domain: 1.5 points take about" in said
-    assert f"; planned: {own['num_planned']} of {own['num_available']} items" in said
+    assert "items to resolve, in-domain: 1.5 points about" in said
+    assert f"; planned: {own['num_planned']} of {own['num_available']}" in said
 
 
 def test_what_does_not_fit_a_card_is_refused(
