@@ -301,7 +301,7 @@ def test_the_disk_fails_while_the_report_is_written(
     finished_study: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("rankwise.report.page.study_figures", lambda *_: ())
-    monkeypatch.setattr("rankwise.report.page.study_sections", lambda *_: ())
+    monkeypatch.setattr("rankwise.report.page.study_sections", lambda *_: [])
     root = tmp_path / "study"
     shutil.copytree(finished_study, root)
     outcome = conclude(StudyFolder(root))

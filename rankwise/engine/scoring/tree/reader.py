@@ -117,25 +117,29 @@ class TreeReader:
             layout = self._layouts.get((start, stop)) or TreeLayout(tree, start, stop, device)
             if self._keeps_layouts:
                 self._layouts[start, stop] = layout
-            step = TreeStep(layout, cached)
-            with (
-                self._bank.rows_of(pieces_of(adapters, layout.num_queries)),
-                attention_of(self._model, TREE_ATTENTION),
-            ):
-                hidden: Tensor = self._model.base_model(  # (models, places, hidden)
-                    input_ids=layout.tokens.expand(len(adapters), -1),  # (models, places)
-                    position_ids=layout.positions.expand(len(adapters), -1),  # (models, places)
-                    tree_step=step,
-                    use_cache=False,
-                ).last_hidden_state
-            yield ReadPlaces(start, stop, hidden.to(layout.device), step)
+            read = self._step(TreeStep(layout, cached), adapters)
+            yield read
             if stop < len(tree):
                 # keep the keys and values of the next place's ancestors, free all others
-                slices, pools = layout.pool_slices(tree.ancestors(stop)), step.pools
+                slices, pools = layout.pool_slices(tree.ancestors(stop)), read.step.pools
                 cached = {layer: pools[layer].at(slices) for layer in pools} if slices else {}
                 held = sum(x.nbytes for layer in cached.values() for x in layer)
                 self.peak_cache_bytes = max(self.peak_cache_bytes, held)
             start = stop
+
+    def _step(self, step: TreeStep, adapters: Sequence[FrozenAdapter | None]) -> ReadPlaces:
+        layout, models = step.layout, len(adapters)
+        with (
+            self._bank.rows_of(pieces_of(adapters, layout.num_queries)),
+            attention_of(self._model, TREE_ATTENTION),
+        ):
+            hidden: Tensor = self._model.base_model(  # (models, places, hidden)
+                input_ids=layout.tokens.expand(models, -1),  # (models, places)
+                position_ids=layout.positions.expand(models, -1),  # (models, places)
+                tree_step=step,
+                use_cache=False,
+            ).last_hidden_state
+        return ReadPlaces(layout.start, layout.stop, hidden.to(layout.device), step)
 
 
 def pieces_of(adapters: Sequence[FrozenAdapter | None], num_rows: int) -> list[FrozenPiece]:
