@@ -54,14 +54,14 @@ from benchmarks.decision_studies import (
     right_answers,
 )
 from benchmarks.prediction.collection import SHIPPED, read_collection
-from rankwise.findings.pairs import Pair, run_record, size_of
+from rankwise.findings.pairs import Pair, run_record, size_of, trained
 from rankwise.findings.stats.estimates import mean_over_tasks
 from rankwise.findings.stats.items import POINTS, Floats, Items
 from rankwise.findings.stats.reference import MIN_SCORED, pseudo_items
 from rankwise.findings.stats.simultaneous import StudyEvidence, bounds_at
 from rankwise.records.folder import StudyFolder
 from rankwise.study.reading import read_results
-from rankwise.study.references import LEAST_SAVING
+from rankwise.study.references import LEAST_SAVING, reference_runs
 
 ALIKE = 0.9  # at which p(right)'s changes have an R² of about 0.9, as in the collected studies
 SHARE = 0.2
@@ -227,7 +227,7 @@ def is_counted_again(tally: Tally) -> bool:
 
 
 def kept_tallies(file: Path | None) -> dict[str, Tally]:
-    """The cells of a file, by their names: of how often a bound misses, it has the mean."""
+    """The cells of a file by name; each bound has the mean share of misses."""
     lines = file.read_text().splitlines() if file is not None and file.exists() else []
     return {
         kept["cell"]: Tally(
@@ -401,18 +401,15 @@ def cells_of(folder: Path) -> list[ItemsCell]:
     """
     results, cells = read_results(StudyFolder(folder)), list[ItemsCell]()
     for part in results.by_train_task:
-        planned = {run.name: run_record(run).planned for run in part.runs}
+        runs = trained(part.runs)  # those that diverged have no items
+        planned = {run.name: run_record(run).planned for run in runs}
         lora = [plan for plan in planned.values() if plan.role == "trained" and plan.rank]
-        first = [plan for plan in lora if plan.seed == results.study.config.seeds[0]]
-        ranks = sorted({plan.rank or 0 for plan in first})
-        middle = next(plan for plan in first if plan.rank == ranks[len(ranks) // 2])
-        full = results.study.full_run_of(middle)
-        told = [middle.name, *([] if full is None else [full.name])]
+        told = [name for name in reference_runs(results.study, part.train_task) if name in planned]
         for relation, tasks in part.tasks.items():
             for task in tasks:
                 if part.base.items[task].unit != "points":
                     continue
-                models = {model.name: model.items[task] for model in (part.base, *part.runs)}
+                models = {model.name: model.items[task] for model in (part.base, *runs)}
                 values = {name: POINTS * np.array(its.values) for name, its in models.items()}
                 base = values[part.base.name]
                 if len(base) < NUM_ANSWERED * LEAST_SAVING:
@@ -532,14 +529,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--study", type=Path, nargs="+", help="finished studies, for items alone")
     options = parser.parse_args(arguments)
     studied = [cell for folder in options.study or () for cell in cells_of(folder)]
-    if studied:
+    if options.study:
         options.only = ["items"]
     started, summary = time.monotonic(), dict[str, Any]()
     for name in options.only or GROUPS:
         group, found = GROUPS[name], list[tuple[Any, Any]]()
         studies = max(round(group.share * options.studies), 2)
         known = kept_tallies(options.file) if name == "edges" else {}
-        cells = (studied or group.cells())[slice(*options.cells)]
+        cells = (studied if options.study else group.cells())[slice(*options.cells)]
         for cell in cells:
             tally = known.get(str(cell))
             if tally is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -44,31 +44,43 @@ def with_references(study: StudyRecord, earlier: References | None = None) -> St
     """
     if not study.references.parts:
         return study
-    runs: dict[str, tuple[str, ...]] = {}
-    for task in study.tasks:
-        lora = [run for run in study.of_role("trained") if run.train_task == task and run.rank]
-        first = [run for run in lora if run.seed == study.config.seeds[0]]
-        ranks = sorted({run.rank for run in first if run.rank is not None})
-        wanted = earlier.runs.get(task, ()) if earlier is not None else ()
-        kept = [run for run in lora if run.name in wanted]
-        for run in (kept or [run for run in first if run.rank == ranks[len(ranks) // 2]])[:1]:
-            full = study.full_run_of(run)
-            runs[task] = (run.name, *([] if full is None else [full.name]))
+    before = {} if earlier is None else earlier.runs
+    runs = {
+        task: names
+        for task in study.tasks
+        if (names := reference_runs(study, task, before.get(task, ())))
+    }
     references = study.references.model_copy(update={"runs": runs})
     whole = () if earlier is None else earlier.whole
     return study.model_copy(update={"references": references.without(whole)})
 
 
+def reference_runs(
+    study: StudyRecord, train_task: str, earlier: Collection[str] = ()
+) -> tuple[str, ...]:
+    """The names of a trained task's references; one that is among ``earlier`` stays."""
+    lora = [run for run in study.of_role("trained") if run.train_task == train_task and run.rank]
+    first = [run for run in lora if run.seed == study.config.seeds[0]]
+    ranks = sorted({run.rank for run in first if run.rank is not None})
+    kept = [run for run in lora if run.name in earlier]
+    for run in kept or [run for run in first if run.rank == ranks[len(ranks) // 2]]:
+        full = study.full_run_of(run)
+        return (run.name, *([] if full is None else [full.name]))
+    return ()
+
+
 def with_earlier_references(study: StudyRecord, folder: StudyFolder) -> StudyRecord:
     """A planned study with the references that it has in its folder, if it has some.
 
-    Of runs that were scored there on all items, all are kept.
+    A run that was scored there on all items of a task that others answer in part answers all items
+    of every such task.
     """
     earlier: StudyRecord | None = None
     with contextlib.suppress(RecordError):  # what is damaged is set aside when the study is run
         earlier = read_if_there(folder.study_file, StudyRecord)
     if earlier is None or not study.references.parts:
         return study
+    study = with_references(study, earlier.references)  # knows what all runs answer whole by now
     whole = study.model_copy(update={"references": References()})
     scored = {
         run.name
@@ -80,7 +92,6 @@ def with_earlier_references(study: StudyRecord, folder: StudyFolder) -> StudyRec
             scoring_fingerprint(whole, run, task),
         )
     }
-    study = with_references(study, earlier.references)
     answered = tuple(sorted(scored.union(earlier.references.answered)))
     references = study.references.model_copy(update={"answered": answered})
     return study.model_copy(update={"references": references})

@@ -295,6 +295,21 @@ def test_tasks_of_which_the_references_tell_too_little_are_answered_whole(
     assert again.stages == []
 
 
+def test_one_task_that_is_answered_whole_leaves_the_others_in_part(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *others = TASKS
+    monkeypatch.setattr(references, "_is_too_little", lambda items: items[0].task == first)
+    outcome, _ = run(file, tmp_path / "study", PART)
+    assert outcome.results.study.references.whole == (first,)
+    assert {*outcome.results.study.references.parts} == {*others}
+    again, told = run(file, tmp_path / "study", PART)
+    assert told.stages == []
+    parts = [model for model in again.results.models if model.items[others[0]].scored is not None]
+    assert parts
+    assert all(model.items[first].scored is None for model in parts)
+
+
 def test_without_its_reference_a_run_is_estimated_from_the_base(part: StudyOutcome) -> None:
     results = part.results
     (names,) = results.study.references.runs.values()
