@@ -72,15 +72,16 @@ def verdict(
     in_domain: Annotated[
         str | None,
         option(
-            "--in-domain NAMES",
+            "--in-domain NAME,NAME",
             "Tasks to gain on (files only; default: tasks that no other option names).",
         ),
     ] = None,
     retention: Annotated[
-        str | None, option("--retention NAMES", "Tasks that should not be forgotten (files only).")
+        str | None,
+        option("--retention NAME,NAME", "Tasks that should not be forgotten (files only)."),
     ] = None,
     out_of_domain: Annotated[
-        str | None, option("--out-of-domain NAMES", "Tasks shown in addition (files only).")
+        str | None, option("--out-of-domain NAME,NAME", "Tasks shown in addition (files only).")
     ] = None,
     lower_is_better: Annotated[
         bool, option("--lower-is-better", "Lower scores are better (files only).")
@@ -144,7 +145,9 @@ def verdict(
     output: Annotated[
         Path | None,
         option(
-            "--output FOLDER", "Keep the scores as a study, with its report.", parser=given_path
+            "--output FOLDER",
+            "Keep the scores as a study, with its report (files only).",
+            parser=given_path,
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -180,8 +183,7 @@ def verdict(
     given = {field: value for field, value in only_files.items() if value is not None}
     from rankwise.scores.logs import HELM_FILES
 
-    is_of_helm = any((paths[0] / file).is_file() for file in HELM_FILES)
-    if os.path.isdir(paths[0]) and not is_of_helm:
+    if os.path.isdir(paths[0]) and not any((paths[0] / file).is_file() for file in HELM_FILES):
         if len(paths) > 1:
             command = f"rankwise compare {shlex.join(map(str, paths))}"
             problem = f"a verdict is of one study; to put several side by side: {command}"

@@ -249,6 +249,12 @@ def test_a_base_model_that_cannot_be_had(finished: Finished) -> None:
     assert "  base_model 'nobody/nothing' is neither" in done.stderr
 
 
+def test_a_path_that_no_system_could_have_is_one_sentence() -> None:
+    done = rankwise("verdict", "a" * 300)
+    assert done.exit_code == 2
+    assert "does not exist" in done.stderr
+
+
 @pytest.mark.parametrize("verb", ["status", "report", "verdict"])
 def test_a_folder_that_is_no_study(tmp_path: Path, verb: str) -> None:
     done = rankwise(verb, tmp_path)
