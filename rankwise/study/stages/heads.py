@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from rankwise.records.study import PlannedRun, StudyRecord
 from rankwise.study.stages.stage import Graph, Model, OneRecord, Stage
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from rankwise.heads.changes import HeadActivity
     from rankwise.heads.layouts import HeadLayout
     from rankwise.study.context import StudyContext
@@ -64,7 +67,8 @@ class CompareHeads(OneRecord):
 
         A model whose heads are laid out in no known way is noted, and its records say so.
         """
-        from rankwise.engine.models.base import model_skeleton
+        from rankwise.engine.models.base import fetch_weights, model_skeleton
+        from rankwise.engine.models.weights import weight_matrices
         from rankwise.heads.changes import HeadChangeTally, head_activity
         from rankwise.heads.layouts import head_layouts
 
@@ -80,6 +84,11 @@ class CompareHeads(OneRecord):
                 self._write(context, run, not_analysed=str(error))
             context.tell.skipped(float(tokens * (len(runs) + 1)))
             return
+        names = list(dict.fromkeys(name for layout in layouts for name in layout.projections))
+        # read once for all full fine-tunings, and not at all where there is none
+        base_matrices = functools.cache(
+            lambda: weight_matrices(fetch_weights(context.plan.base), names)
+        )
         before: list[list[HeadActivity]] = []
         with context.models.reading(None) as model:
             for prompt in prompts:
@@ -91,7 +100,7 @@ class CompareHeads(OneRecord):
                 for prompt, own in zip(prompts, before, strict=True):
                     tally.add(own, head_activity(model, prompt))
                     advanced(float(len(prompt)))
-            shares, reason = self._shares(context, run, layouts)
+            shares, reason = self._shares(context, run, layouts, base_matrices)
             entropy, mass = tally.base_maps()
             self._write(
                 context,
@@ -108,19 +117,21 @@ class CompareHeads(OneRecord):
             )
 
     def _shares(
-        self, context: StudyContext, run: PlannedRun, layouts: Sequence[HeadLayout]
+        self,
+        context: StudyContext,
+        run: PlannedRun,
+        layouts: Sequence[HeadLayout],
+        base_matrices: Callable[[], Mapping[str, Tensor]],
     ) -> tuple[tuple[ShareMap, ...], str | None]:
         """From the weights; not of an adapter that is more than LoRA, which is noted."""
         from rankwise.engine.models.adapter_folder import read_factors
-        from rankwise.engine.models.base import fetch_weights
         from rankwise.engine.models.weights import weight_matrices
         from rankwise.heads.changes import norms_of_factors, norms_of_matrices, share_maps
 
         weights = context.folder.weights(run)
         if run.method == "full":
-            names = list(dict.fromkeys(name for layout in layouts for name in layout.projections))
-            base = weight_matrices(fetch_weights(context.plan.base), names)
-            norms = norms_of_matrices(base, weight_matrices(weights, names))
+            base = base_matrices()
+            norms = norms_of_matrices(base, weight_matrices(weights, list(base)))
             return share_maps(layouts, norms), None
         try:
             norms = norms_of_factors(read_factors(weights))

@@ -43,7 +43,7 @@ from rankwise.study.planning.imports import import_adapter, weights_bytes
 from rankwise.study.planning.passes import shares_a_pass
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.times import TRAINING_WORK, training_work
-from rankwise.study.work.derived import diverged_source, rows_beside, truncated_adapters
+from rankwise.study.work.derived import Truncated, diverged_source, rows_beside, truncated_adapters
 from rankwise.tasks.training_rows import Example
 
 # An imported model reads so many of a text that is trained on before it is believed.
@@ -139,12 +139,47 @@ def _import(context: StudyContext, run: PlannedRun) -> None:
 
 def _train_adapters(context: StudyContext, trainings: Trainings, planned: PlannedPass) -> None:
     """Train adapters on the base."""
-    plan, config, base = context.plan, context.study.config, context.models.base()
-    shapes = models.adaptable_shapes(base)
-    devices = layer_devices(base, shapes)
+    base = context.models.base()
     _refuse_misloaded(context, base, list(trainings))
     truncated = truncated_adapters(context, list(trainings))
     examples = _examples(context, trainings, base, planned.max_tokens)
+    trainees, unsettled = _adapter_trainees(context, base, trainings, truncated, examples)
+
+    def save(trainee: Trainee, run: PlannedRun) -> Saved:
+        assert isinstance(trainee, AdapterTrainee)
+        adapter, cut = trainee.adapter, truncated.get(trainee.run.name)
+        assert run.alpha is not None
+        size = adapters.save_adapter(
+            adapter,
+            context.folder.weights_folder(run),
+            alpha=run.alpha,
+            use_rslora=is_rslora(run),
+            target_modules=run.target_modules,
+            base_model_name=context.plan.base.recorded_name,
+        )
+        error = None if cut is None else cut.relative_error
+        return Saved(size, adapter.is_zero_update, error, unsettled.get(trainee.run.name))
+
+    layers = dict.fromkeys(name for trainee in trainees for name in trainee.adapter.factors)
+    with adapted(base, list(layers)) as bank:
+        _Pass(context, trainees, trainings, save).train(base, planned, bank)
+
+
+def _adapter_trainees(
+    context: StudyContext,
+    base: nn.Module,
+    trainings: Trainings,
+    truncated: Mapping[str, Truncated],
+    examples: Mapping[PlannedRun, Sequence[Example]],
+) -> tuple[list[AdapterTrainee], dict[str, float | None]]:
+    """The adapters of a pass as they begin, and ``unsettled_share`` by the name of the run.
+
+    What variants begin at is released here, before anything is trained: OLoRA's factors are views
+    of whole matrices.
+    """
+    plan, config = context.plan, context.study.config
+    shapes = models.adaptable_shapes(base)
+    devices = layer_devices(base, shapes)
     initialisations = _Initialisations(context)
     trainees: list[AdapterTrainee] = []
     unsettled: dict[str, float | None] = {}
@@ -168,25 +203,7 @@ def _train_adapters(context: StudyContext, trainings: Trainings, planned: Planne
                 None if variant is None else variant.optimizer,
             )
         )
-
-    def save(trainee: Trainee, run: PlannedRun) -> Saved:
-        assert isinstance(trainee, AdapterTrainee)
-        adapter, cut = trainee.adapter, truncated.get(trainee.run.name)
-        assert run.alpha is not None
-        size = adapters.save_adapter(
-            adapter,
-            context.folder.weights_folder(run),
-            alpha=run.alpha,
-            use_rslora=is_rslora(run),
-            target_modules=run.target_modules,
-            base_model_name=context.plan.base.recorded_name,
-        )
-        error = None if cut is None else cut.relative_error
-        return Saved(size, adapter.is_zero_update, error, unsettled.get(trainee.run.name))
-
-    layers = dict.fromkeys(name for trainee in trainees for name in trainee.adapter.factors)
-    with adapted(base, list(layers)) as bank:
-        _Pass(context, trainees, trainings, save).train(base, planned, bank)
+    return trainees, unsettled
 
 
 def _refuse_misloaded(context: StudyContext, base: nn.Module, runs: Sequence[PlannedRun]) -> None:
