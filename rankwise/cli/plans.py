@@ -57,7 +57,9 @@ class Forecast:
         self.damages = find_damage(folder, models_of(planned.record, folder))
         intact = folder.without({path for damage in self.damages for path in damage.spoils})
         record = with_earlier_references(planned.record, intact)
-        record = with_deployed(with_able_tasks(record, intact) or record, intact)
+        able = with_able_tasks(record, intact)
+        self._awaits_base = able is None
+        record = with_deployed(able or record, intact)
         self._intact, self._record, self._graph = intact, record, stages(record)
         self._machine, self._device_type = machine, planned.device.type
         self._num_devices, self._price = planned.num_workers, price_per_hour
@@ -70,7 +72,8 @@ class Forecast:
         self._later_work = work_after_verdict(record)  # in scored tokens
         outline = study_outline(self._graph, intact)
         self._seconds: Mapping[str, float] = {}  # of each stage that is left; empty: unknown
-        scored = None if self.rate is None else self.rate * TRAINING_WORK["lora"]
+        # tokens that are scored in a second
+        self._scored_rate = scored = self.rate and self.rate * TRAINING_WORK["lora"]
         if scored is not None or machine is None:  # without a rate as it went here
             self._seconds = seconds_left(outline, scored, self._later_work)
         if price_per_hour is not None and not self._seconds:
@@ -192,11 +195,12 @@ class Forecast:
         if not of_set:
             return
         number = quantities.counted(len(of_set) - len(self._record.unable), "task")
-        cost = next(cost for cost in self._margins if cost.relation == "retention")
-        items = quantities.count(round(cost.num_items * (cost.margin / 2.0) ** 2))
-        planned = quantities.count(cost.num_planned)
-        yield f"{GENERAL}: {number}; 2 points of loss take about {items} items, {planned} planned"
-        if with_able_tasks(self._record, self._intact) is None:
+        resolves = ""
+        for cost in [each for each in self._margins if each.relation == "retention"][:1]:
+            items, planned = map(quantities.count, (cost.items_for(2.0), cost.num_planned))
+            resolves = f"; 2 points of loss take about {items} items, {planned} planned"
+        yield f"{GENERAL}: {number}{resolves}"
+        if self._awaits_base:
             yield f"{GENERAL}: the base is scored first, and what it cannot do is left out"
         yield from self._record.unable.values()
 
@@ -218,9 +222,8 @@ class Forecast:
             )
         names = dict.fromkeys(name for names in record.references.runs.values() for name in names)
         saved = f"saves {quantities.count(self._unscored_tokens)} scored tokens"
-        if self.rate is not None:
-            seconds = self._unscored_tokens / (self.rate * TRAINING_WORK["lora"])
-            saved += f", about {quantities.seconds(seconds)}"
+        if self._scored_rate is not None:
+            saved += f", about {quantities.seconds(self._unscored_tokens / self._scored_rate)}"
         yield f"reference: the rest is estimated from {', '.join(names)}, which {saved}"
 
     def _margin_lines(self) -> Iterator[str]:

@@ -6,8 +6,6 @@ by a rule that reads the base's scores alone: no run has a say in what it is jud
 
 from __future__ import annotations
 
-from scipy.stats import binomtest
-
 from rankwise.errors import PlanError
 from rankwise.records import quantities
 from rankwise.records.fingerprints import scoring_fingerprint
@@ -49,6 +47,8 @@ def with_able_tasks(study: StudyRecord, folder: StudyFolder) -> StudyRecord | No
 
 def why_unable(scored: TaskEvaluation) -> str | None:
     """Why a task would show no loss of this base, in a sentence; None where it would."""
+    from scipy.stats import binomtest  # slow to load
+
     number, right, chance = scored.num_examples, scored.decision.value, scored.chance or 0.0
     bounds = binomtest(round(right * number), number).proportion_ci(_TWO_SIDED)
     what = f"of {GENERAL}, {scored.task} is left out: the base has {quantities.share(right)} right"

@@ -158,6 +158,10 @@ class MarginCost(NamedTuple):
     num_tokens: int
     seconds: float | None
 
+    def items_for(self, margin: float) -> int:
+        """Items that another margin takes: the variance of a mean falls with its items."""
+        return round(self.num_items * (self.margin / margin) ** 2)
+
 
 def margin_costs(plan: StudyPlan, scored_per_second: float | None) -> Iterator[MarginCost]:
     """Of half, all and twice δ and ε; of tasks that are decided by nats, nothing is known."""

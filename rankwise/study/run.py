@@ -164,7 +164,7 @@ class _Leader:
         self._begin(plan)
         agenda = Agenda(self._context)
         if is_of_base:
-            agenda.units = agenda.units[:1]
+            agenda.units = tuple(unit for unit in agenda.units if unit.kind == "base")
         agenda.announce()
         (self._terms.executor or work_here)(self._context, agenda)
         return agenda.failures
