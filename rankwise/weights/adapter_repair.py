@@ -306,7 +306,7 @@ class AdapterRepairer:
         return AdapterRepair(
             fingerprint=wanted,
             model=self.model,
-            base_model=self.base.name,
+            base_model=self.base.recorded_name,
             averaged_with=tuple(name for name, _ in self.others),
             choice=choice,
             reverted=tuple(reverted_heads(self.sources, choice.repair)),
