@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TextIO
+from typing import Any, Self, TextIO
 
 from rankwise.cli.application import INTERRUPTED, RUN_FAILED, exit_code_of, json_text
 from rankwise.errors import RankwiseError, StorageError
@@ -29,9 +29,6 @@ from rankwise.study.observer import (
     Stepped,
 )
 from rankwise.study.progress import Follower
-
-if TYPE_CHECKING:
-    pass
 
 PROGRESS_SECONDS = 1.0
 """Events of progress are at least so far apart."""

@@ -93,9 +93,11 @@ class _Part:
     ) -> Bound:
         """A difference with its interval; of several together each is wider (Bonferroni)."""
         confidence = 1.0 - (1.0 - self.recommendation.confidence) / max(num_together, 1)
-        values = [self.source.gains(option.runs, task) for task in tasks]
-        if other is not None:
-            values = self.source.leads(option.runs, other.runs, tasks)
+        values = (
+            [self.source.gains(option.runs, task) for task in tasks]
+            if other is None
+            else self.source.leads(option.runs, other.runs, tasks)
+        )
         return bound_of(self.source.estimate(values, tasks), confidence)
 
 

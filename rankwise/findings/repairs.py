@@ -18,6 +18,7 @@ from rankwise.findings.rows import Row, flat
 from rankwise.findings.stats.estimates import mean_over_tasks
 from rankwise.findings.stats.items import Floats, Items, item_size, num_clusters
 from rankwise.records import quantities
+from rankwise.records.folder import BASE
 from rankwise.records.grouping import grouped
 from rankwise.records.recommendation import Bound
 from rankwise.records.repair_scores import RepairDivergences, RepairScores
@@ -132,7 +133,7 @@ class _Compared:
         self._confidence = 1.0 - (1.0 - confidence) / len(kinds)
         self._pairs: dict[tuple[Repair, str], Pair] = {}
         for task in self.tasks.all:
-            base = _results("base", task, self._scores[task].base)
+            base = _results(BASE, task, self._scores[task].base)
             for each in self._scores[task].repaired:
                 model = _results(each.repair.label, task, each.items)
                 self._pairs[each.repair, task] = pair_items(base, model, task)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from rankwise.engine.models.adapter_folder import ScaledFactors
 from rankwise.heads.layouts import HeadLayout, LayerSlice
+from rankwise.records.grouping import grouped
 
 
 class Head(NamedTuple):
@@ -99,8 +100,8 @@ def _by_module(
     layouts: Sequence[HeadLayout], heads: Iterable[Head], keys_and_values: bool
 ) -> dict[str, list[LayerSlice]]:
     """Layer → the slices of these heads in it."""
-    found: dict[str, list[LayerSlice]] = {}
-    for layer, head in heads:
-        for part in head_slices(layouts[layer], head, keys_and_values=keys_and_values):
-            found.setdefault(part.module, []).append(part)
-    return found
+    return grouped(
+        (part.module, part)
+        for layer, head in heads
+        for part in head_slices(layouts[layer], head, keys_and_values=keys_and_values)
+    )

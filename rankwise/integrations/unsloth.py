@@ -70,6 +70,7 @@ def _read_own(draft: Draft) -> None:
     is_eight = entries.switch("load_in_8bit")
     is_said = is_eight or draft.fields["is_full"] or entries.take("load_in_4bit") is not None
     is_four = entries.switch("load_in_4bit") if is_said else not entries.switch("load_in_16bit")
+    entries.take("load_in_16bit")  # says nothing beside the others
     draft.fields["base_precision"] = "8bit" if is_eight else "4bit" if is_four else None
     if is_four and not is_said:
         draft.to_check.append("load_in_4bit is not given, so Unsloth's default: 4 bits")
@@ -130,7 +131,7 @@ UNSLOTH = Tool(
     read_own=_read_own,
     write_own=_write_own,
     without_effect=(
-        *("random_state", "dtype", "format_type", "load_in_16bit"),
+        *("random_state", "dtype", "format_type"),
         *("finetune_vision_layers", "finetune_language_layers"),
         *("finetune_attention_modules", "finetune_mlp_modules"),
     ),

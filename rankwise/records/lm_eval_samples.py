@@ -310,13 +310,14 @@ def check_same_items(
                 f"{len(pairs)} items that share a doc_id, for example doc_id {example}. Score both "
                 "models on the same version of the task's data."
             )
-    differing = sum(item.num_loss_tokens != theirs.num_loss_tokens for item, theirs in pairs)
-    if metric == LOSS_METRIC and differing:
-        raise RecordError(
-            f"{base.path} and {other.path} have losses over different numbers of tokens in "
-            f"{differing} items, so the models have different tokenizers. A loss per token cannot "
-            "be compared between them; choose another metric with --metric."
-        )
+    if metric == LOSS_METRIC:
+        differing = sum(item.num_loss_tokens != theirs.num_loss_tokens for item, theirs in pairs)
+        if differing:
+            raise RecordError(
+                f"{base.path} and {other.path} have losses over different numbers of tokens in "
+                f"{differing} items, so the models have different tokenizers. A loss per token "
+                "cannot be compared between them; choose another metric with --metric."
+            )
     notes: list[str] = []
     prompts = [item.prompt.differs(theirs.prompt) for item, theirs in pairs].count(True)
     if prompts:

@@ -308,8 +308,8 @@ def _settings(
     tables[title] = training_facts(results)
     for part in recommendation.by_train_task:
         tables[f"How it was judged{of(part.train_task)}"] = judgement_facts(part)
-    titled = [TitledTable(title, facts) for title, facts in tables.items()]
-    yield ReportSection("settings", "Settings", tables=titled)
+    facts = [TitledTable(title, its) for title, its in tables.items()]
+    yield ReportSection("settings", "Settings", tables=facts)
 
 
 def study_sections(results: StudyResults, findings: StudyFindings) -> list[ReportSection]:

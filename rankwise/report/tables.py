@@ -125,8 +125,10 @@ def measured_table(results: TrainTaskResults) -> Table:
     ]
     units = {task: cells.unit_name(items.unit) for task, items in results.base.items.items()}
 
+    models = _models(results).values()
+
     def num_cut(task: str) -> int:
-        evaluations = [model.evaluations.get(task) for model in _models(results).values()]
+        evaluations = [model.evaluations.get(task) for model in models]
         return max(each.num_truncated for each in evaluations if each is not None)
 
     return Table.of(

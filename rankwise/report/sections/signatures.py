@@ -9,7 +9,7 @@ from rankwise.findings.claims import VERDICTS, Claim
 from rankwise.findings.signatures.found import SIGNATURES, TITLES, Signature, SignatureName
 from rankwise.records import quantities
 from rankwise.records.grouping import grouped
-from rankwise.report.parts import Cell, Column, ReportSection, Table, TitledTable
+from rankwise.report.parts import Cell, Column, ReportSection, Table, TitledTable, titled
 
 _WHOLE_STUDY = "all models"
 
@@ -48,7 +48,7 @@ def signature_section(
         Column.text("In words", lambda signature: signature.statement),
         Column.text("What to do next", lambda signature: signature.advice),
     )
-    tables = [TitledTable("What was found", table)] if found else []
+    tables = titled({"What was found": table})
     return ReportSection("failure-signatures", "Failure signatures", remarks, tables=tables)
 
 

@@ -120,7 +120,7 @@ class _Source(NamedTuple):
         leaves: the scored tasks of each relation.
         trained: those leaf tasks of which trained rows are scored too, as tasks made of them.
         asked: task in-domain -> the leaf task whose rows are examples of what it asks.
-        behind: makes of a task one of a name with some rows of a leaf before each question.
+        behind: makes of a task one of a name with some rows before each question.
     """
 
     name: str
@@ -129,7 +129,7 @@ class _Source(NamedTuple):
     leaves: Leaves
     trained: dict[str, LoadedTask]
     asked: Mapping[str, str]
-    behind: Callable[[LoadedTask, str, Sequence[int], str], LoadedTask]
+    behind: Callable[[LoadedTask, Sequence[int], str], LoadedTask]
 
 
 class _TaskFinder:
@@ -364,7 +364,7 @@ class _TaskFinder:
         asked = {task: task for task in mine["in_domain"] if task in rows}
         seen = {task.name: trained_items(task, split) for task in own if task.name in asked}
 
-        def behind(loaded: LoadedTask, _: str, places: Sequence[int], called: str) -> LoadedTask:
+        def behind(loaded: LoadedTask, places: Sequence[int], called: str) -> LoadedTask:
             return with_examples(loaded, split, places, called)
 
         return _Source(name, rows, trained_format(own, self._has_chat()), mine, seen, asked, behind)
@@ -428,7 +428,7 @@ class _TaskFinder:
         self.warnings += _lost_unsaid(data)
         is_chat, bos = data.format.chat_template, self.tokenizer.bos_token or ""
 
-        def behind(loaded: LoadedTask, _: str, places: Sequence[int], called: str) -> LoadedTask:
+        def behind(loaded: LoadedTask, places: Sequence[int], called: str) -> LoadedTask:
             shown = [data.training[place] for place in places]
             return behind_rows(loaded, shown, called, is_chat=is_chat, bos=bos)
 
@@ -628,7 +628,7 @@ class _TaskFinder:
                 name = f"{loaded.name}@prompt-{shots}{draw}{group}"
                 try:
                     task = self._done[name] = prepare_task(
-                        source.behind(loaded, leaf, chosen, name),
+                        source.behind(loaded, chosen, name),
                         self.tokenizer,
                         max_length=self.max_length,
                         num_fewshot=None,
