@@ -261,7 +261,7 @@ def _kinds(by: str | None, max_loss_points: float) -> Kinds:
     """The kinds in their own order, and behind them those with a value: truncate=8.
 
     Raises:
-        ConfigError: there is no such kind, or it has no such repair, or the limit is none.
+        ConfigError: there is no such kind, or it has no such repair, or the limit is not finite.
     """
     problems: list[str] = []
     families: list[RepairFamily] = []

@@ -1,6 +1,6 @@
 """How models behave on short prompts, as far as code can tell, beside the base.
 
-What is counted is crude on purpose: a phrase of refusal, words, a format, frequent words of a
+What is counted is crude on purpose: a phrase of refusal, tokens, a format, frequent words of a
 language, repeated 4-grams. Exploratory: the recommendation does not rest on it.
 """
 

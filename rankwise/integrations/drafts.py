@@ -398,7 +398,7 @@ class Draft:
             self.not_carried.append(f"{key}: {shown(split)}")
 
     def read_sets(self, key: str) -> dict[str, Any] | None:
-        """The rows are those of the first data set of a list; what else is said of it, if any is.
+        """Take the rows of a list's first data set; give what else is said of it, None without one.
 
         Args:
             key: of the list.

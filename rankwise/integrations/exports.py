@@ -31,7 +31,7 @@ _OF_TRAINING = (
 
 
 Writer = Callable[[StudyOutcome, ChosenRun, Path, Path], tuple[Path, Sequence[str]]]
-"""Writes a run into a folder, whose files will be in another: the file, and remarks on it."""
+"""Writes a run into the first folder, for use from the second; gives the file and remarks on it."""
 
 
 def export_runs(

@@ -104,7 +104,7 @@ def _scores(evaluations: Mapping[str, TaskEvaluation]) -> dict[str, Any]:
     by_name = sorted(evaluations.items())
 
     def num_documents(record: TaskEvaluation) -> int | None:
-        """Of the task; None if not all were scored."""
+        """The task's documents; None if not all were scored."""
         is_whole = record.limit is None or record.num_examples < record.limit
         is_whole = is_whole and record.num_available in (None, record.num_examples)
         return record.num_examples if is_whole else None

@@ -98,7 +98,7 @@ class Column(Generic[Row]):
             case str():
                 return Cell(value)
 
-    # static, for a type checker infers the row of no class method from the rows of a table
+    # static: a type checker does not infer a class method's row from the rows of a table
     @staticmethod
     def text(title: str, of: Callable[[T], Content], detail: str = "") -> Column[T]:
         """A column of words."""

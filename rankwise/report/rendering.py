@@ -80,7 +80,7 @@ def rendered(page: Page) -> str:
     numbers = itertools.count(1)
 
     def drawn(sections: Iterable[ReportSection]) -> list[dict[str, Any]]:
-        """What the template calls shown sections and drawn figures, which are counted through."""
+        """Sections with their figures numbered, as the template takes them."""
         return [
             {
                 "section": section,
