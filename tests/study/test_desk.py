@@ -187,6 +187,42 @@ def test_what_an_earlier_leader_had_begun_is_not_heard(root: Path, tmp_path: Pat
             told()
 
 
+@pytest.mark.parametrize("sees_the_folder", [True, False])
+@pytest.mark.parametrize("is_replaced", [True, False])
+def test_a_file_that_changes_after_it_was_listed_is_brought_as_it_is_now_or_left_out(
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sees_the_folder: bool,
+    is_replaced: bool,
+) -> None:
+    """As the state of a training that ends meanwhile, and between two pieces of a large file."""
+    monkeypatch.setattr("rankwise.study.executors.desk.PIECE_BYTES", 2)
+    state = written(root / "runs" / RUN / "training.pt", "step 3")
+    call = Called(root)
+
+    def changes(name: str, *given: Any) -> Any:
+        answer = call(name, *given)
+        is_first_piece = name == "read" and given[0].endswith(".pt") and given[2] == 0
+        if (name == "files" if sees_the_folder else is_first_piece) and state.exists():
+            if not is_replaced:
+                state.unlink()
+            elif state.read_text() == "step 3":
+                written(root / "new", "step 40").replace(state)
+        return answer
+
+    call("begin", FIRST)
+    assert call("is_ready", UNIT)
+    place = StudyFolder(root).task_folder(UNIT, FIRST.id) if sees_the_folder else tmp_path / "node"
+    StudyCopy(place, root if sees_the_folder else None, FIRST, [RUN], changes).bring()
+    brought = place / "runs" / RUN / "training.pt"
+    assert (brought.read_text() if brought.exists() else None) == (
+        "step 40" if is_replaced else None
+    )
+    assert (place / "base" / "eval" / "sums.json").read_text() == "base"
+    assert not [path for path in place.rglob(".*") if path.is_file()]
+
+
 def test_what_is_taken_in_is_whole_or_not_there(root: Path) -> None:
     """A letter whose files are gone changes nothing of what is there."""
     kept = written(root / "runs" / RUN / "run.json", "before")

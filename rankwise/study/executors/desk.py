@@ -131,11 +131,17 @@ class Desk:
             if (state := state_of(path)) is not None
         }
 
-    def read(self, name: str, offset: int) -> bytes:
-        """A piece of a file."""
-        with (self._root / name).open("rb") as file:
-            file.seek(offset)
-            return file.read(PIECE_BYTES)
+    def read(self, name: str, state: State, offset: int) -> bytes | None:
+        """A piece of a file; None where it has been removed or replaced since it had that state."""
+        try:
+            with (self._root / name).open("rb") as file:
+                stat = os.fstat(file.fileno())
+                if (stat.st_size, stat.st_mtime_ns) != state:
+                    return None
+                file.seek(offset)
+                return file.read(PIECE_BYTES)
+        except FileNotFoundError:
+            return None
 
     def write(self, attempt: Attempt, name: str, piece: Piece) -> None:
         """Write a piece of a file that an attempt has made."""

@@ -9,7 +9,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace as changed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -143,6 +143,10 @@ def _place(job: Job, attempt: Attempt) -> Generator[tuple[Path, bool]]:
         shutil.rmtree(root, ignore_errors=True)
 
 
+class _ChangedError(Exception):
+    """A file of the study was removed or replaced since it was listed."""
+
+
 class StudyCopy:
     """What a task has of a study: what it needs to read, and what it makes.
 
@@ -167,19 +171,31 @@ class StudyCopy:
 
     def bring(self) -> None:
         """Bring the files that are needed and not here yet."""
-        there: Mapping[str, State] = self._call("files", self._models)
-        for name in there.keys() - self._known.keys():
-            target = self._root / name
-            if target.exists():
-                continue
-            with replacing(target) as temporary:
-                if self._study is not None:
-                    link_or_copy(self._study / name, temporary)
-                    continue
-                with temporary.open("wb") as file:
-                    while piece := self._call("read", name, file.tell()):
-                        file.write(piece)
+        # listed again until nothing is missing: while one file is brought, whoever leads may
+        # remove or replace another, such as the state of a training that has ended
+        while missing := [
+            (name, state)
+            for name, state in self._call("files", self._models).items()
+            if name not in self._known and not (self._root / name).exists()
+        ]:
+            for name, state in missing:
+                with contextlib.suppress(_ChangedError), replacing(self._root / name) as temporary:
+                    self._bring_to(temporary, name, state)
         self._known = files_in(self._root)
+
+    def _bring_to(self, path: Path, name: str, state: State) -> None:
+        """Bring a file that was listed with a state, or raise ``_ChangedError``."""
+        if self._study is not None:
+            try:
+                link_or_copy(self._study / name, path)
+            except FileNotFoundError as error:
+                raise _ChangedError from error
+            return
+        with path.open("wb") as file:
+            while (piece := self._call("read", name, state, file.tell())) != b"":
+                if piece is None:
+                    raise _ChangedError
+                file.write(piece)
 
     def tell(self, events: Sequence[Event], *, hands_over: bool = False) -> None:
         """Tell what happened; with ``hands_over``, hand over what was made by then.
