@@ -79,7 +79,7 @@ class Peer:
         self._tuned: dict[str, Any] = read_json(folder.parent / "peer-tuned.json", {})
 
     def do(self, part: str) -> None:
-        """Do a part of the measured study, and keep its seconds.
+        """Do a part of the measured study, and keep its seconds, model by model.
 
         Args:
             part: one of ``PARTS``.
@@ -88,16 +88,23 @@ class Peer:
         study = StudyFolder(self._folder / GRID)
         runs = [r for r in study.read_study().runs if r.method == ("full", "lora")[of != "full"]]
         precision = self._setting.precision
-        pieces: dict[str, list[float]]
+        works: dict[str, Callable[[], list[float]]]
         if part == "spectra":
-            pieces = {part: self._analyse(study)}
+            works = {part: lambda: self._analyse(study)}
         elif of == "base":
-            pieces = {BASE: self._score(study, None, precision)}
+            works = {BASE: lambda: self._score(study, None, precision)}
         elif verb == "train":
-            pieces = {run.name: self._train(study, run) for run in runs}
+            works = {run.name: functools.partial(self._train, study, run) for run in runs}
         else:
-            pieces = {run.name: self._score(study, run, precision) for run in runs}
-        path = self._folder / "peer-seconds.json"
+            works = {
+                run.name: functools.partial(self._score, study, run, precision) for run in runs
+            }
+        kept, path = self._folder / "peer-pieces.json", self._folder / "peer-seconds.json"
+        pieces: dict[str, list[float]] = read_json(kept, {}).get(part, {})
+        for name, work in works.items():
+            if name not in pieces:
+                pieces[name] = work()
+                keep_json(kept, read_json(kept, {}) | {part: pieces})
         keep_json(path, read_json(path, {}) | {part: pieces})
 
     def decide(self) -> None:
