@@ -22,7 +22,7 @@ from rankwise.study.budgets import margin_costs
 from rankwise.study.conclusion import with_deployed
 from rankwise.study.damage import find_damage, models_of
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.references import with_earlier_references
+from rankwise.study.references import with_settled_references
 from rankwise.study.stages.form import work_after_verdict, work_of_forms
 from rankwise.study.stages.graph import finished_work, stages, study_outline
 from rankwise.study.times import TRAINING_WORK, assumed_rate, scheduled, seconds_left
@@ -56,7 +56,7 @@ class Forecast:
         """``machine`` is what is planned for; None: the one that is here."""
         self.damages = find_damage(folder, models_of(planned.record, folder))
         intact = folder.without({path for damage in self.damages for path in damage.spoils})
-        record = with_earlier_references(planned.record, intact)
+        record = with_settled_references(planned.record, intact)
         able = with_able_tasks(record, intact)
         self._awaits_base = able is None
         record = with_deployed(able or record, intact)

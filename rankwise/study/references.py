@@ -20,6 +20,7 @@ from rankwise.records.fingerprints import scoring_fingerprint
 from rankwise.records.folder import StudyFolder
 from rankwise.records.results import ModelResults, TaskItems
 from rankwise.records.study import References, StudyRecord, TaskEvaluation
+from rankwise.study.times import training_work
 
 LEAST_SAVING = 1.5
 """A task is answered in part where that divides its items by so much; else it is not worth it."""
@@ -69,15 +70,19 @@ def reference_runs(
     return ()
 
 
-def with_earlier_references(study: StudyRecord, folder: StudyFolder) -> StudyRecord:
+def with_settled_references(study: StudyRecord, folder: StudyFolder) -> StudyRecord:
     """A planned study with the references that it has in its folder, if it has some.
 
     A run that was scored there on all items of a task that others answer in part answers all items
-    of every such task.
+    of every such task. While none has answered in part, all runs answer all if too little is saved.
     """
     earlier: StudyRecord | None = None
     with contextlib.suppress(RecordError):  # what is damaged is set aside when the study is run
         earlier = read_if_there(folder.study_file, StudyRecord)
+    if earlier is None or not earlier.references.runs:
+        settings = study.config.evaluation.reference
+        if settings is not None and saved_share(study) < settings.least_saving:
+            study = study.model_copy(update={"references": References()})
     if earlier is None or not study.references.parts:
         return study
     study = with_references(study, earlier.references)  # knows what all runs answer whole by now
@@ -95,6 +100,17 @@ def with_earlier_references(study: StudyRecord, folder: StudyFolder) -> StudyRec
     answered = tuple(sorted(scored.union(earlier.references.answered)))
     references = study.references.model_copy(update={"answered": answered})
     return study.model_copy(update={"references": references})
+
+
+def saved_share(study: StudyRecord) -> float:
+    """Of the work of training and scoring a study whole, what its references save."""
+    whole = study.model_copy(update={"references": References()})
+    work, all_work = (
+        sum(each.tokens_of(model, each.tasks_of(model)) for model in (None, *each.tested))
+        for each in (study, whole)
+    )
+    trained = training_work([model for model in study.models if model.role != "imported"])
+    return (all_work - work) / (all_work + trained)
 
 
 def with_whole_tasks(study: StudyRecord, models: Sequence[ModelResults]) -> StudyRecord:

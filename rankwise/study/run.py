@@ -24,7 +24,7 @@ from rankwise.study.observer import Observer
 from rankwise.study.planning.fitting import with_whole_base
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.reading import read_results
-from rankwise.study.references import with_earlier_references, with_whole_tasks
+from rankwise.study.references import with_settled_references, with_whole_tasks
 from rankwise.study.searching import Search
 from rankwise.study.stages.graph import stages
 from rankwise.study.stages.stage import Stage
@@ -135,7 +135,7 @@ class _Leader:
         plan, folder = self._context.plan, self._folder
         damages = find_damage(folder, models_of(plan.record, folder))
         set_damaged_aside(folder, damages, self._context.tell)
-        record = with_earlier_references(with_whole_base(plan.record, folder), folder)
+        record = with_settled_references(with_whole_base(plan.record, folder), folder)
         plan = changed(plan, record=record)
         failures: Sequence[StageFailure] = ()
         if with_able_tasks(record, folder) is None:

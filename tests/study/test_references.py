@@ -15,12 +15,18 @@ from rankwise.findings.item_table import ItemRow, item_rows, item_table
 from rankwise.integrations.lm_eval_files import export_lm_eval
 from rankwise.records.folder import StudyFolder
 from rankwise.records.results import ModelResults, StudyResults, TaskItems
+from rankwise.records.study import References, StudyRecord
 from rankwise.records.study_file import load_config
 from rankwise.study import references
 from rankwise.study.conclusion import StudyOutcome, conclude
 from rankwise.study.growing import Extension, extended
 from rankwise.study.planning.plan import plan_study
-from rankwise.study.references import num_answered, with_estimates
+from rankwise.study.references import (
+    num_answered,
+    saved_share,
+    with_estimates,
+    with_settled_references,
+)
 from rankwise.study.run import run_study
 from rankwise.study.stages.graph import stages
 from rankwise.tasks.item_order import in_random_order
@@ -44,6 +50,7 @@ evaluation:
 analysis: {spectra: false, heads: false}
 """
 PART = "evaluation.reference={share: 0.3}"
+AUTO = "evaluation.reference=auto"
 TASKS, NUM_ALL, NUM_PART = ("colours", "hues"), 160, 100
 
 
@@ -247,6 +254,45 @@ def test_a_killed_study_goes_on(file: Path, part: StudyOutcome, tmp_path: Path) 
         outcome, _ = run(settings, tmp_path / "study")
     for name, model in by_name(part.results).items():
         assert by_name(outcome.results)[name].items == model.items
+
+
+def test_auto_is_on_where_it_saves_a_quarter_of_the_work(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(references, "LEAST_R_SQUARED", -10.0)
+    folder = StudyFolder(tmp_path / "study")
+
+    def planned(*settings: str) -> StudyRecord:
+        config = load_config(file, [AUTO, *settings])
+        return with_settled_references(plan_study(config).record, folder)
+
+    few = ("methods.full=null", "evaluation.held_out_text=[]", "train.max_examples=4")
+    many = (*few, "seeds=[0, 1, 2, 3]")
+    parts = planned(*few).references.parts
+    assert not parts
+    study = planned(*many)
+    assert [*study.references.parts] == [*TASKS]
+    (names,) = study.references.runs.values()
+    assert len(names) == 1
+    # by hand: 2 tasks, 12 runs of which one answers all of 160 items, 100 of them at most
+    whole = study.model_copy(update={"references": References()})
+    per_model = sum(whole.num_tokens.scored[task] for task in study.tasks_of(None))
+    spared = 11 * sum(
+        study.num_tokens.scored[task] - part.num_tokens
+        for task, part in study.references.parts.items()
+    )
+    trained = sum(2.5 * run.num_tokens for run in study.models)
+    assert saved_share(study) == pytest.approx(spared / (13 * per_model + trained))
+    assert saved_share(study) > 0.25
+
+    run_study(plan_study(load_config(file, [AUTO, *many])), folder, Recorder())
+    assert planned(*few).references.runs == study.references.runs  # what was begun so stays so
+    with pytest.raises(ConfigError, match="share"):
+        load_config(file, ["evaluation.reference={shre: 0.2}"])
+    with pytest.raises(ConfigError, match="a section is needed"):
+        load_config(file, ["evaluation.reference=always"])
+    searched = load_config(file, [AUTO, "search={policy: ladder, validation_items: 2}"])
+    assert not plan_study(searched).record.references.parts
 
 
 def test_more_items_are_added_to_those_that_are_known(

@@ -100,6 +100,12 @@ class ReferenceConfig(Section):
 
     share: Annotated[Number, Field(gt=0, lt=1)] = 0.2
     """Of a task's items that the other LoRA runs answer; 100 items at least."""
+    least_saving: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    """Only where this part of the study's work is saved, by the tokens that are trained and scored,
+    and where nothing is searched; 0: always."""
+
+
+_AUTO_REFERENCE = {"least_saving": 0.25}
 
 
 class EvaluationConfig(Section):
@@ -134,10 +140,14 @@ class EvaluationConfig(Section):
 
     The order is fixed: a larger limit adds items to those of a smaller one.
     """
-    reference: ReferenceConfig | None = None
+    reference: Annotated[
+        ReferenceConfig | None,
+        BeforeValidator(lambda value: _AUTO_REFERENCE if value == "auto" else value),
+    ] = None
     """Let most LoRA runs answer a part of the items, and estimate the rest; None: all answer all.
 
-    The base, full fine-tuning and one LoRA run of each trained task answer all items.
+    The base, full fine-tuning and one LoRA run of each trained task answer all items. ``auto``:
+    where that saves a quarter of the study's work.
     """
     chat_template: Switch = False
     """Ask in the model's chat format."""
@@ -430,7 +440,8 @@ class StudyConfig(Section):
                     "train.stop: it needs evaluation.retention, and cannot be combined with "
                     "search.policy or learning_rate.tune; take it out, or these"
                 )
-        if self.evaluation.reference is not None and self.is_searched:
+        reference = self.evaluation.reference
+        if reference is not None and not reference.least_saving and self.is_searched:
             raise ValueError(
                 "evaluation.reference: references are chosen before anything is scored, and a "
                 "search chooses runs by their scores; leave one of them out"

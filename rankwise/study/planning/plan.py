@@ -509,15 +509,15 @@ class Planner:
         """
         config, precision = self._config, self._model.precision
         scored = self._parts.tasks.scored
-        share = None if config.evaluation.reference is None else config.evaluation.reference.share
-        if share is None:
+        reference = config.evaluation.reference
+        if reference is None or config.is_searched:
             return {}
         names = [name for of in scored.tasks.values() for its in of.values() for name in its]
         names += [name for of in scored.trained_formats.values() for name in of.values()]
         parts: dict[str, FirstItems] = {}
         for name in dict.fromkeys(names):
             task = self._prepared[name]
-            number = num_answered(task.num_items, share)
+            number = num_answered(task.num_items, reference.share)
             if number is None or task.loaded.output_type in _TEXTS:
                 continue
             part = task.first(number)
