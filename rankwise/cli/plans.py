@@ -22,7 +22,7 @@ from rankwise.study.budgets import margin_costs
 from rankwise.study.conclusion import with_deployed
 from rankwise.study.damage import find_damage, models_of
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.references import with_settled_references
+from rankwise.study.references import saved_share, with_settled_references
 from rankwise.study.stages.form import work_after_verdict, work_of_forms
 from rankwise.study.stages.graph import finished_work, stages, study_outline
 from rankwise.study.times import TRAINING_WORK, assumed_rate, scheduled, seconds_left
@@ -87,6 +87,7 @@ class Forecast:
         self._margins = list(margin_costs(changed(planned, record=record), scored))
         self._done = finished_work(self._graph, intact)
         self._disk_bytes = disk_left(self._graph, intact, self._num_devices)
+        self._could_save = saved_share(planned.record)
         whole = record.model_copy(update={"references": References()})
         self._unscored_tokens = sum(  # of the items that are estimated from references
             whole.tokens_of(model, tasks) - record.tokens_of(model, tasks)
@@ -205,9 +206,16 @@ class Forecast:
         yield from self._record.unable.values()
 
     def _reference_lines(self) -> Iterator[str]:
-        """What most runs answer of which tasks, and what that saves."""
+        """What most runs answer of which tasks, and what that saves; why all answer everything."""
         record = self._record
         if not self._unscored_tokens:
+            settings = record.config.evaluation.reference
+            if settings is not None and not record.references.runs:
+                saved, least = map(quantities.share, (self._could_save, settings.least_saving))
+                why = f"a part would save {saved} of the work, and {least} is asked for"
+                if not self._could_save:
+                    why = "no task has enough of them, runs are too few, or are searched for"
+                yield f"reference: all runs answer all items; {why}"
             return
         parts = {
             task: [model for model in record.tested if record.part_of(model, task) is not None]

@@ -270,6 +270,10 @@ def test_auto_is_on_where_it_saves_a_quarter_of_the_work(
     many = (*few, "seeds=[0, 1, 2, 3]")
     parts = planned(*few).references.parts
     assert not parts
+    text = words(rankwise("plan", str(file), AUTO, *few).stdout)
+    assert "all runs answer all items; a part would save" in text
+    text = words(rankwise("plan", str(file), AUTO, *few, "evaluation.limit=100").stdout)
+    assert "all runs answer all items; no task has enough of them" in text
     study = planned(*many)
     assert [*study.references.parts] == [*TASKS]
     (names,) = study.references.runs.values()
