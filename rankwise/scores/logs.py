@@ -6,7 +6,9 @@ import hashlib
 import io
 import json
 import math
+import struct
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +22,9 @@ from rankwise.scores.tables import listed
 
 HELM_FILES = ("per_instance_stats.json", "display_predictions.json", "predictions.json")
 """HELM's per-instance files, in a folder for each run; the first has every statistic."""
+
+_ZSTANDARD = 93
+"""Of a zip archive's ways of compressing, by its specification."""
 
 _MOST_BYTES = 1 << 30
 """The most that a log may unpack to."""
@@ -107,36 +112,67 @@ def _unpacked(path: Path, content: bytes) -> dict[str, Any]:
                 if name in names
             )
             samples = [
-                json.loads(archive.read(name))
+                json.loads(_member(archive, name, content))
                 for name in names
                 if name.startswith("samples/") and name.endswith(".json")
             ]
-            return {**json.loads(archive.read(header)), "samples": samples}
-    except NotImplementedError as error:  # of a compression that Python does not have yet
+            return {**json.loads(_member(archive, header, content)), "samples": samples}
+    except NotImplementedError as error:
         raise DataError(
-            f"{path} is compressed in a way that this Python cannot read ({error}). Convert it: "
-            "inspect log convert --to json."
+            f"{path} is compressed in a way that rankwise cannot read ({error}). Convert it: "
+            f"inspect log convert {path} --to json --output-dir FOLDER."
         ) from error
     except (zipfile.BadZipFile, StopIteration, ValueError, RecursionError, TypeError) as error:
         raise DataError(f"{path} is not a log of Inspect, or it is damaged: {error}.") from error
 
 
+def _member(archive: zipfile.ZipFile, name: str, content: bytes) -> bytes:
+    """A file of an archive; Inspect packs by Zstandard, which Python's zipfile knows from 3.14 on.
+
+    Raises:
+        ValueError: its bytes are damaged.
+    """
+    info = archive.getinfo(name)
+    if info.compress_type != _ZSTANDARD:
+        return archive.read(name)
+    import pyarrow
+
+    # a local header has 30 bytes, of which the last four are the sizes of the two fields behind it
+    sizes = struct.unpack_from("<HH", content, info.header_offset + 26)
+    start = info.header_offset + 30 + sum(sizes)
+    packed = content[start : start + info.compress_size]
+    try:
+        text = pyarrow.Codec("zstd").decompress(packed, info.file_size, asbytes=True)
+    except OSError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if zlib.crc32(text) != info.CRC:
+        raise ValueError(f"the checksum of {name} is another")
+    return text
+
+
 def _inspect(log: Log, metric: str | None) -> Scoring:
     """Samples of several epochs are averaged, as Inspect's mean reducer does."""
     head, samples = log.content["eval"], log.content.get("samples") or []
+    status = log.content.get("status", "success")
+    if status != "success":  # what is missing is no random part
+        raise DataError(
+            f"{log.path} is of an evaluation that was not finished (status {status!r}). Finish it: "
+            f"inspect eval-retry {log.path}."
+        )
     if not samples:
         raise DataError(f"{log.path} has no samples; log them (inspect eval --log-samples).")
-    known = dict.fromkeys(name for sample in samples for name in sample.get("scores") or {})
-    metric = _chosen(log, [*known], metric)
-    by_item: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
-    for number, sample in enumerate(samples, 1):
-        by_item.setdefault(str(sample.get("id")), []).append((f"sample {number}", sample))
+    scores = [_scores(sample) for sample in samples]
+    metric = _chosen(log, [*dict.fromkeys(name for its in scores for name in its)], metric)
+    by_item: dict[str, list[tuple[str, Mapping[str, Any], Mapping[str, Any]]]] = {}
+    for number, (sample, its) in enumerate(zip(samples, scores, strict=True), 1):
+        place = f"sample {number}"
+        by_item.setdefault(str(sample.get("id")), []).append((place, sample, its.get(metric, {})))
     items: dict[str, Item] = {}
     for item, its in by_item.items():
-        place, first = its[0]
+        place, first, score = its[0]
         values: list[float] = []
-        for where, sample in its:
-            value = (sample.get("scores") or {}).get(metric, {}).get("value")
+        for where, sample, own in its:
+            value: Any = own.get("value")
             if isinstance(value, str):
                 value = _INSPECT_VALUES.get(value, value)
             try:
@@ -148,19 +184,30 @@ def _inspect(log: Log, metric: str | None) -> Scoring:
                     f"{log.path} {where} (id {sample.get('id')!r}): the value of {metric} is "
                     f"{value!r}, which is not a number. Score it, or leave it out of all models."
                 )
-        answer = (first.get("scores") or {}).get(metric, {}).get("answer")
         completion = (first.get("output") or {}).get("completion")
         line = answered(
             metric,
             math.fsum(values) / len(values),
             prompt=_inspect_text(first.get("input")),
             target=_inspect_text(first.get("target")),
-            answer=completion or answer,
+            answer=completion or score.get("answer"),
         )
         line["doc"] = dict(first.get("metadata") or {})
         items[item] = Item(f"{log.path} {place}", line)
     model, task = str(head.get("model", log.path.stem)), str(head.get("task", log.path.stem))
     return Scoring(ScoredModel(model), task.rpartition("/")[2], metric, items)
+
+
+def _scores(sample: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """By scorer, and for each of its values where it has several, as ``scorer.value``."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for name, score in (sample.get("scores") or {}).items():
+        value = score.get("value")
+        if isinstance(value, Mapping):
+            found |= {f"{name}.{key}": {**score, "value": each} for key, each in value.items()}
+        else:
+            found[name] = score
+    return found
 
 
 def _inspect_text(value: Any) -> str | None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 
 import rankwise as rw
@@ -66,6 +69,25 @@ def write_eval(path: Path, log: Mapping[str, Any]) -> Path:
     return path
 
 
+def packed_by_zstandard(path: Path) -> Path:
+    """The same archive as Inspect writes it since 2026, which Python's zipfile cannot write."""
+    with zipfile.ZipFile(path) as archive:
+        texts = {info.filename: archive.read(info) for info in archive.infolist()}
+    codec, body, index = pyarrow.Codec("zstd"), b"", b""
+    for name, text in texts.items():
+        packed, place = codec.compress(text, asbytes=True), len(body)
+        sizes = (zlib.crc32(text), len(packed), len(text), len(name))
+        # an extra field, which a reader has to skip
+        extra = struct.pack("<HHI", 0xCAFE, 4, 0) if name.startswith("samples") else b""
+        common = struct.pack("<HHHHHIIIHH", 63, 0, 93, 0, 0x21, *sizes, len(extra))
+        body += b"PK\x03\x04" + common + name.encode() + extra + packed
+        central = struct.pack("<HHHHHHIIIHHHHHII", 63, 63, 0, 93, 0, 0x21, *sizes, *[0] * 5, place)
+        index += b"PK\x01\x02" + central + name.encode()
+    counts = (0, 0, len(texts), len(texts), len(index), len(body), 0)
+    path.write_bytes(body + index + b"PK\x05\x06" + struct.pack("<HHHHIIH", *counts))
+    return path
+
+
 def read(paths: Sequence[Path], **settings: Any) -> StudyResults:
     asked = Asked(**settings)
     return scored_study(read_scores(paths, asked), asked, "logs").results()
@@ -78,13 +100,15 @@ def values_of(results: StudyResults) -> list[tuple[float, ...]]:
 INSPECTED = [(1.0, 0.0) * 4, (1.0, 1, 1, 0, 1, 0, 1, 1), (1.0, 1, 1, 1, 1, 0.5, 1, 1)]
 
 
-@pytest.mark.parametrize("ending", ["eval", "json"])
+@pytest.mark.parametrize("ending", ["eval", "zstd.eval", "json"])
 def test_logs_of_inspect(tmp_path: Path, ending: str) -> None:
     paths: list[Path] = []
     for name, letters in (("vllm/base", BASE), ("vllm/mine-r8", R8), ("vllm/mine-r32", R32)):
         log = inspect_log(name, [sample(place, value) for place, value in enumerate(letters)])
         path = tmp_path / f"{name.replace('/', '-')}.{ending}"
-        if ending == "eval":
+        if ending == "zstd.eval":
+            packed_by_zstandard(write_eval(path, log))
+        elif ending == "eval":
             write_eval(path, log)
         else:
             path.write_text(json.dumps(log, indent=2))
@@ -131,12 +155,42 @@ def test_epochs_of_inspect_are_averaged_and_scorers_are_named(tmp_path: Path) ->
         read(paths, metric="jugde")
 
 
-@pytest.mark.parametrize("value", ["maybe", None, float("nan"), {"a": 1}])
+@pytest.mark.parametrize("value", ["maybe", None, float("nan"), [1]])
 def test_a_value_of_inspect_that_is_no_number(tmp_path: Path, value: Any) -> None:
     log = inspect_log("base", [sample(0, "C"), sample(1, value)])
     path = tmp_path / "base.json"
     path.write_text(json.dumps(log))
     with pytest.raises(DataError, match=r"sample 2 \(id 'item-1'\): the value of match is"):
+        read([path])
+
+
+def test_a_scorer_of_inspect_with_several_values(tmp_path: Path) -> None:
+    value = {"precision": 0.25, "found": "C"}
+    path = tmp_path / "base.json"
+    path.write_text(json.dumps(inspect_log("base", [sample(0, value), sample(1, value)])))
+    other = tmp_path / "other.json"
+    other.write_text(path.read_text().replace('"base"', '"other"').replace("0.25", "0.5"))
+    with pytest.raises(DataError, match=r"has match\.precision and match\.found; say which"):
+        read([path, other])
+    paths = [path, other]
+    assert values_of(read(paths, metric="match.precision")) == [(0.25, 0.25), (0.5, 0.5)]
+    assert values_of(read(paths, metric="match.found")) == [(1.0, 1.0)] * 2
+
+
+def test_an_evaluation_of_inspect_that_was_not_finished(tmp_path: Path) -> None:
+    log = inspect_log("base", [sample(0, "C"), sample(1, "I")]) | {"status": "error"}
+    with pytest.raises(DataError, match=r"not finished \(status 'error'\).*inspect eval-retry"):
+        read([write_eval(tmp_path / "base.eval", log)])
+
+
+def test_a_byte_of_a_packed_sample_that_has_changed(tmp_path: Path) -> None:
+    log = inspect_log("base", [sample(n, "C") for n in range(4)])
+    path = packed_by_zstandard(write_eval(tmp_path / "base.eval", log))
+    content = bytearray(path.read_bytes())
+    place = content.index(b"item-2_epoch_1.json") + 200
+    content[place] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="is not a log of Inspect, or it is damaged"):
         read([path])
 
 
