@@ -273,7 +273,9 @@ def _chosen(log: Log, known: Sequence[str], metric: str | None) -> str:
         return known[0]
     if metric in known:
         return str(metric)
+    if not known:
+        raise DataError(f"{log.path} has no score on every item. Give another file of this run.")
     if metric is None:
-        raise DataError(f"{log.path} has {listed(known) or 'no score'}; say which: --metric NAME.")
-    hint = did_you_mean(metric, known) or f"it has {listed(known) or 'none'}"
-    raise DataError(f"{log.path} has no metric {metric!r} on every item; {hint}.")
+        raise DataError(f"{log.path} has {listed(known)}; say which: --metric NAME.")
+    hint = did_you_mean(metric, known) or f"it has {listed(known)}."
+    raise DataError(f"{log.path} has no metric {metric!r} on every item; {hint}")
