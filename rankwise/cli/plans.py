@@ -199,7 +199,7 @@ class Forecast:
         resolves = ""
         for cost in [each for each in self._margins if each.relation == "retention"][:1]:
             items, planned = map(quantities.count, (cost.items_for(2.0), cost.num_planned))
-            resolves = f"; 2 points of loss take about {items} items, {planned} planned"
+            resolves = f"; 2 points of retention loss take about {items} items, {planned} planned"
         yield f"{GENERAL}: {number}{resolves}"
         if self._awaits_base:
             yield f"{GENERAL}: the base is scored first, and what it cannot do is left out"

@@ -111,10 +111,14 @@ def test_a_finished_study_has_nothing_left_to_do(file: Path, outcome: StudyOutco
 
 def test_the_plan_says_what_is_left_out(file: Path, outcome: StudyOutcome) -> None:
     before = words(rankwise("plan", file, "--study-dir", file.parent / "new").stdout)
-    assert re.search(r"general: 3 tasks; 2 points of loss take about [\d,]+ items, 180 pl", before)
+    assert re.search(
+        r"general: 3 tasks; 2 points of retention loss take about [\d,]+ items, 180 pl", before
+    )
     assert "general: the base is scored first, and what it cannot do is left out" in before
     after = words(rankwise("plan", file, "--study-dir", file.parent / "study").stdout)
-    assert re.search(r"general: 1 task; 2 points of loss take about [\d,]+ items, 60 pl", after)
+    assert re.search(
+        r"general: 1 task; 2 points of retention loss take about [\d,]+ items, 60 pl", after
+    )
     assert "of general, solved is left out: the base has 100 % right" in after
     assert "the base is scored first" not in after
 
