@@ -70,9 +70,11 @@ def kill_some(process: subprocess.Popen[bytes], say: Callable[[str], None]) -> i
         time.sleep(dice.uniform(20, 60))  # imports take some of it; the whole takes minutes
         try:
             children = psutil.Process(process.pid).children(recursive=True)
-            workers = [child for child in children if "ray::" in " ".join(child.cmdline())]
+            titles = {child: " ".join(child.cmdline()) for child in children}
         except psutil.Error:
             continue
+        # the desk, at which they leave what they make, ends the study with it
+        workers = [c for c, title in titles.items() if "ray::" in title and "Desk" not in title]
         if workers:
             victim = dice.choice(workers)
             victim.kill()

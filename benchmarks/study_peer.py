@@ -106,6 +106,7 @@ class Peer:
                 pieces[name] = work()
                 keep_json(kept, read_json(kept, {}) | {part: pieces})
         keep_json(path, read_json(path, {}) | {part: pieces})
+        keep_json(kept, {})  # a part that is taken out of the seconds is done again
 
     def decide(self) -> None:
         """Score all models of the study in float32, of which no time is kept."""

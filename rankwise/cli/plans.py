@@ -14,7 +14,7 @@ from rankwise.errors import ConfigError
 from rankwise.records import quantities
 from rankwise.records.files import free_bytes, in_words
 from rankwise.records.folder import StudyFolder
-from rankwise.records.study import COMPARED, References
+from rankwise.records.study import COMPARED
 from rankwise.study.able import with_able_tasks
 from rankwise.study.acceptance import disk_left
 from rankwise.study.agenda import jobs, owners, units
@@ -22,7 +22,7 @@ from rankwise.study.budgets import margin_costs
 from rankwise.study.conclusion import with_deployed
 from rankwise.study.damage import find_damage, models_of
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.references import saved_share, with_settled_references
+from rankwise.study.references import unscored_tokens, with_settled_references
 from rankwise.study.stages.form import work_after_verdict, work_of_forms
 from rankwise.study.stages.graph import finished_work, stages, study_outline
 from rankwise.study.times import TRAINING_WORK, assumed_rate, scheduled, seconds_left
@@ -87,13 +87,8 @@ class Forecast:
         self._margins = list(margin_costs(changed(planned, record=record), scored))
         self._done = finished_work(self._graph, intact)
         self._disk_bytes = disk_left(self._graph, intact, self._num_devices)
-        self._could_save = saved_share(planned.record)
-        whole = record.model_copy(update={"references": References()})
-        self._unscored_tokens = sum(  # of the items that are estimated from references
-            whole.tokens_of(model, tasks) - record.tokens_of(model, tasks)
-            for model in record.tested
-            for tasks in [record.tasks_of(model)]
-        )
+        self._has_parts = bool(planned.record.references.parts)
+        self._unscored_tokens = unscored_tokens(record)
 
         self._makespan = max((slot.end for slot in self._slots), default=0.0)
         device_time = self._num_devices * self._makespan
@@ -210,11 +205,13 @@ class Forecast:
         record = self._record
         if not self._unscored_tokens:
             settings = record.config.evaluation.reference
-            if settings is not None and not record.references.runs:
-                saved, least = map(quantities.share, (self._could_save, settings.least_saving))
-                why = f"a part would save {saved} of the work, and {least} is asked for"
-                if not self._could_save:
-                    why = "no task has enough of them, runs are too few, or are searched for"
+            if settings is not None:
+                why = "no task has enough items for it, or runs are searched for"
+                if record.references.parts:
+                    why = "there are no others"
+                elif self._has_parts:
+                    least = quantities.share(settings.least_saving)
+                    why = f"a part would save less than {least} of the work"
                 yield f"reference: all runs answer all items; {why}"
             return
         parts = {

@@ -23,6 +23,12 @@ from rankwise.scores.tables import listed
 HELM_FILES = ("per_instance_stats.json", "display_predictions.json", "predictions.json")
 """HELM's per-instance files, in a folder for each run; the first has every statistic."""
 
+_DAMAGES = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError),
+    *(StopIteration, ValueError, RecursionError, TypeError),
+)
+"""What a damaged archive, or one of something else, may raise."""
+
 _ZSTANDARD = 93
 """Of a zip archive's ways of compressing, by its specification."""
 
@@ -76,7 +82,8 @@ def log_scorings(log: Log, metric: str | None) -> Scoring:
 
     Args:
         log: of one model.
-        metric: a scorer of Inspect, or a statistic of HELM; None: the only one, or HELM's main one.
+        metric: a scorer of Inspect, ``scorer.value`` of one with several values, or a statistic of
+            HELM; None: the only one, or HELM's main one.
 
     Raises:
         DataError: it has no such metric, a value that is not a number, or another layout.
@@ -106,23 +113,22 @@ def _unpacked(path: Path, content: bytes) -> dict[str, Any]:
                     f"{path} unpacks to more than 1 GiB, which is the most that is read."
                 )
             names = archive.namelist()
-            header = next(
-                name
-                for name in ("header.json", "_journal/start.json", "start.json")
-                if name in names
-            )
+            # the header is written last; of an evaluation that was killed there is the journal
+            header = next(n for n in ("header.json", "_journal/start.json") if n in names)
+            status = {} if header == "header.json" else {"status": "started"}
             samples = [
                 json.loads(_member(archive, name, content))
                 for name in names
                 if name.startswith("samples/") and name.endswith(".json")
             ]
-            return {**json.loads(_member(archive, header, content)), "samples": samples}
+            head = json.loads(_member(archive, header, content))
+            return {**head, **status, "samples": samples}
     except NotImplementedError as error:
         raise DataError(
             f"{path} is compressed in a way that rankwise cannot read ({error}). Convert it: "
             f"inspect log convert {path} --to json --output-dir FOLDER."
         ) from error
-    except (zipfile.BadZipFile, StopIteration, ValueError, RecursionError, TypeError) as error:
+    except _DAMAGES as error:
         raise DataError(f"{path} is not a log of Inspect, or it is damaged: {error}.") from error
 
 
@@ -274,7 +280,10 @@ def _chosen(log: Log, known: Sequence[str], metric: str | None) -> str:
     if metric in known:
         return str(metric)
     if not known:
-        raise DataError(f"{log.path} has no score on every item. Give another file of this run.")
+        remedy = "Give another file of this run."
+        if _is_inspect(log.content):
+            remedy = f"Score it: inspect score {log.path}."
+        raise DataError(f"{log.path} has no score on every item. {remedy}")
     if metric is None:
         raise DataError(f"{log.path} has {listed(known)}; say which: --metric NAME.")
     hint = did_you_mean(metric, known) or f"it has {listed(known)}."

@@ -8,6 +8,7 @@ import random
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -24,6 +25,7 @@ from rankwise.records.config.study import StudyConfig
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import Relation, Unit
 from rankwise.study.planning.plan import StudyPlan
+from rankwise.study.references import with_settled_references
 from rankwise.study.stages.form import work_after_verdict
 from rankwise.study.stages.graph import stages, study_outline
 from rankwise.study.times import seconds_left
@@ -274,12 +276,13 @@ def affordable(
         scored_per_second: tokens.
         plan: makes the plan of another config.
     """
-    return largest_that_fits(
-        [Smaller(config, ()), *smaller_studies(config, planned)],
-        lambda choice: plan(choice.config) if choice.overrides else planned,
-        budget_seconds,
-        scored_per_second,
-    )
+
+    def planned_as(choice: Smaller) -> StudyPlan:
+        its = plan(choice.config) if choice.overrides else planned
+        return replace(its, record=with_settled_references(its.record, NOWHERE))
+
+    smaller = [Smaller(config, ()), *smaller_studies(config, planned)]
+    return largest_that_fits(smaller, planned_as, budget_seconds, scored_per_second)
 
 
 def smaller_studies(config: StudyConfig, planned: StudyPlan) -> Iterator[Smaller]:

@@ -16,10 +16,9 @@ import numpy as np
 from rankwise.errors import RecordError
 from rankwise.findings.stats.reference import MIN_SCORED, pseudo_items
 from rankwise.records.files import read_if_there
-from rankwise.records.fingerprints import scoring_fingerprint
 from rankwise.records.folder import StudyFolder
 from rankwise.records.results import ModelResults, TaskItems
-from rankwise.records.study import References, StudyRecord, TaskEvaluation
+from rankwise.records.study import References, StudyRecord
 from rankwise.study.times import training_work
 
 LEAST_SAVING = 1.5
@@ -73,44 +72,50 @@ def reference_runs(
 def with_settled_references(study: StudyRecord, folder: StudyFolder) -> StudyRecord:
     """A planned study with the references that it has in its folder, if it has some.
 
-    A run that was scored there on all items of a task that others answer in part answers all items
-    of every such task. While none has answered in part, all runs answer all if too little is saved.
+    A run that has answered more there of a task than others are to answer answers all items of
+    every such task. As long as a study has no references, it gets none where they save too little.
     """
-    earlier: StudyRecord | None = None
-    with contextlib.suppress(RecordError):  # what is damaged is set aside when the study is run
-        earlier = read_if_there(folder.study_file, StudyRecord)
-    if earlier is None or not earlier.references.runs:
-        settings = study.config.evaluation.reference
-        if settings is not None and saved_share(study) < settings.least_saving:
-            study = study.model_copy(update={"references": References()})
-    if earlier is None or not study.references.parts:
+    settings = study.config.evaluation.reference
+    if settings is None or not study.references.parts:
         return study
-    study = with_references(study, earlier.references)  # knows what all runs answer whole by now
-    whole = study.model_copy(update={"references": References()})
-    scored = {
+    earlier = References()
+    with contextlib.suppress(RecordError):  # what is damaged is set aside when the study is run
+        record = read_if_there(folder.study_file, StudyRecord)
+        earlier = earlier if record is None else record.references
+    study = with_references(study, earlier)  # knows what all runs answer whole by now
+    answered = {
         run.name
         for run in study.tested
         for task in study.references.parts.keys() & study.tasks_of(run)
-        if folder.is_finished(
-            folder.evaluation_file(run.name, task),
-            TaskEvaluation,
-            scoring_fingerprint(whole, run, task),
-        )
+        if _num_scored(folder, run.name, task) > study.references.parts[task].num_items
     }
-    answered = tuple(sorted(scored.union(earlier.references.answered)))
-    references = study.references.model_copy(update={"answered": answered})
-    return study.model_copy(update={"references": references})
+    update = {"answered": tuple(sorted(answered.union(earlier.answered)))}
+    study = study.model_copy(update={"references": study.references.model_copy(update=update)})
+    if not earlier.runs and saved_share(study) < settings.least_saving:
+        return study.model_copy(update={"references": References()})
+    return study
+
+
+def _num_scored(folder: StudyFolder, run: str, task: str) -> int:
+    with contextlib.suppress(RecordError):
+        scored = folder.earlier_evaluation(run, task)
+        return 0 if scored is None else scored.num_examples
+    return 0
+
+
+def unscored_tokens(study: StudyRecord) -> int:
+    """Of the items that are estimated from references."""
+    whole = study.model_copy(update={"references": References()})
+    models = [(model, study.tasks_of(model)) for model in study.tested]
+    return sum(whole.tokens_of(*each) - study.tokens_of(*each) for each in models)
 
 
 def saved_share(study: StudyRecord) -> float:
     """Of the work of training and scoring a study whole, what its references save."""
     whole = study.model_copy(update={"references": References()})
-    work, all_work = (
-        sum(each.tokens_of(model, each.tasks_of(model)) for model in (None, *each.tested))
-        for each in (study, whole)
-    )
-    trained = training_work([model for model in study.models if model.role != "imported"])
-    return (all_work - work) / (all_work + trained)
+    models = (None, *study.tested)
+    scored = sum(whole.tokens_of(model, study.tasks_of(model)) for model in models)
+    return unscored_tokens(study) / (scored + training_work(study.models))
 
 
 def with_whole_tasks(study: StudyRecord, models: Sequence[ModelResults]) -> StudyRecord:

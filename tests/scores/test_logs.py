@@ -17,6 +17,7 @@ import rankwise as rw
 from rankwise.errors import DataError, RankwiseError
 from rankwise.records.results import StudyResults
 from rankwise.scores.asked import Asked
+from rankwise.scores.logs import read_log
 from rankwise.scores.reading import read_scores
 from rankwise.scores.study import scored_study
 from tests.planted.frozen_samples import CASES
@@ -183,15 +184,39 @@ def test_an_evaluation_of_inspect_that_was_not_finished(tmp_path: Path) -> None:
         read([write_eval(tmp_path / "base.eval", log)])
 
 
-def test_a_byte_of_a_packed_sample_that_has_changed(tmp_path: Path) -> None:
-    log = inspect_log("base", [sample(n, "C") for n in range(4)])
-    path = packed_by_zstandard(write_eval(tmp_path / "base.eval", log))
-    content = bytearray(path.read_bytes())
-    place = content.index(b"item-2_epoch_1.json") + 200
-    content[place] ^= 4
-    path.write_bytes(content)
-    with pytest.raises(DataError, match="is not a log of Inspect, or it is damaged"):
+def test_an_evaluation_of_inspect_that_was_killed(tmp_path: Path) -> None:
+    """Its archive has what was begun with, and no header yet."""
+    path = write_eval(tmp_path / "base.eval", inspect_log("base", [sample(0, "C"), sample(1, "I")]))
+    with zipfile.ZipFile(path) as archive:
+        texts = {name: archive.read(name) for name in archive.namelist() if name != "header.json"}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in texts.items():
+            archive.writestr(name, text)
+    with pytest.raises(DataError, match=r"not finished \(status 'started'\)"):
         read([path])
+
+
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_any_byte_of_an_archive_that_has_changed(tmp_path: Path, is_packed: bool) -> None:
+    """It is an error with words, or what is read has not changed."""
+    log = inspect_log("base", [sample(0, "C"), sample(1, "I")])
+    path = write_eval(tmp_path / "base.eval", log)
+    content = (packed_by_zstandard(path) if is_packed else path).read_bytes()
+    expected = read_log(path)
+    assert expected is not None
+    said: set[str] = set()
+    for place in range(0, len(content), 7):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        try:
+            found = read_log(path)
+        except DataError as error:
+            said.add(str(error))
+        else:
+            assert found is not None  # a file of another name is not read
+            is_less = len(found.content["samples"]) < 2 or found.content["status"] == "started"
+            assert is_less or found.content == expected.content
+    assert all("damaged" in each or "compressed in a way" in each for each in said)
+    assert any("the checksum of" in each or "Bad CRC" in each for each in said)
 
 
 def test_an_archive_that_is_none(tmp_path: Path) -> None:

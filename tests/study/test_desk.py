@@ -85,6 +85,7 @@ def test_a_task_gets_what_it_needs_and_hands_over_what_it_made(
     assert (root / "runs" / RUN / "adapter" / "weights").read_bytes() == big
     assert (root / "runs" / RUN / "run.json").read_text() == "record"
     assert not (root / "runs" / RUN / "eval" / "old.json").exists()
+    assert not (place / "runs" / RUN / "eval" / "old.json").exists()  # nor is it brought back
     copy.tell([], hands_over=True)  # nothing new
     (letter,) = call("take")
     assert (letter.made, letter.removed) == ((), ())

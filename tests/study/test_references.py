@@ -271,9 +271,11 @@ def test_auto_is_on_where_it_saves_a_quarter_of_the_work(
     parts = planned(*few).references.parts
     assert not parts
     text = words(rankwise("plan", str(file), AUTO, *few).stdout)
-    assert "all runs answer all items; a part would save" in text
+    assert "all runs answer all items; a part would save less than 25 % of the work" in text
     text = words(rankwise("plan", str(file), AUTO, *few, "evaluation.limit=100").stdout)
-    assert "all runs answer all items; no task has enough of them" in text
+    assert "all runs answer all items; no task has enough items" in text
+    text = words(rankwise("plan", str(file), PART, *few, "methods.lora.ranks=[4]").stdout)
+    assert "all runs answer all items; there are no others" in text
     study = planned(*many)
     assert [*study.references.parts] == [*TASKS]
     (names,) = study.references.runs.values()
@@ -297,6 +299,26 @@ def test_auto_is_on_where_it_saves_a_quarter_of_the_work(
         load_config(file, ["evaluation.reference=always"])
     searched = load_config(file, [AUTO, "search={policy: ladder, validation_items: 2}"])
     assert not plan_study(searched).record.references.parts
+
+
+@pytest.mark.parametrize("setting", [AUTO, PART])
+def test_runs_that_were_scored_whole_stay_so_where_there_are_more_items(
+    file: Path, tmp_path: Path, setting: str
+) -> None:
+    """With 140 items nothing is answered in part; with 160 it would be 100, less than they have."""
+    few = ["methods.full=null", "evaluation.held_out_text=[]", "train.max_examples=4"]
+    config = load_config(file, [setting, *few, "seeds=[0, 1, 2, 3]", "evaluation.limit=140"])
+    folder = StudyFolder(tmp_path / "study")
+    first = run_study(plan_study(config), folder, Recorder())
+    assert not first.results.study.references.parts
+    grown = extended(config, Extension(num_items=20))
+    outcome = run_study(plan_study(grown), folder, Recorder())
+    assert not estimated(outcome.results)
+    counts = {run.evaluations["hues"].num_examples for run in outcome.results.runs}
+    assert counts == {NUM_ALL}
+    # a seed that is new has answered nothing yet
+    share = saved_share(with_settled_references(plan_study(grown).record, folder))
+    assert share == 0.0
 
 
 def test_more_items_are_added_to_those_that_are_known(

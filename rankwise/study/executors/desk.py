@@ -213,6 +213,8 @@ def files_in(root: Path) -> dict[str, State]:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.name.startswith("."):
-            yield path
+    for place, _, names in os.walk(folder):  # which passes over folders that are being removed
+        for name in names:
+            path = Path(place, name)
+            if path.is_file() and not name.startswith("."):
+                yield path

@@ -167,7 +167,7 @@ class StudyCopy:
         call: Callable[..., Any],
     ) -> None:
         self._root, self._study, self._models, self._call = root, study, models, call
-        self._attempt, self._known = attempt, dict[str, State]()
+        self._attempt, self._known, self._removed = attempt, dict[str, State](), set[str]()
 
     def bring(self) -> None:
         """Bring the files that are needed and not here yet."""
@@ -176,15 +176,22 @@ class StudyCopy:
         while missing := [
             (name, state)
             for name, state in self._call("files", self._models).items()
-            if name not in self._known and not (self._root / name).exists()
+            if name not in {*self._known, *self._removed} and not (self._root / name).exists()
         ]:
             for name, state in missing:
-                with contextlib.suppress(_ChangedError), replacing(self._root / name) as temporary:
-                    self._bring_to(temporary, name, state)
+                try:
+                    with replacing(self._root / name) as temporary:
+                        self._bring_to(temporary, name, state)
+                except _ChangedError:  # or a network disk does not show it yet
+                    time.sleep(_LOOK_SECONDS)
         self._known = files_in(self._root)
 
     def _bring_to(self, path: Path, name: str, state: State) -> None:
-        """Bring a file that was listed with a state, or raise ``_ChangedError``."""
+        """Bring a file that was listed with a state.
+
+        Raises:
+            _ChangedError: it is gone, or another by now.
+        """
         if self._study is not None:
             try:
                 link_or_copy(self._study / name, path)
@@ -213,6 +220,7 @@ class StudyCopy:
                 for name in made:
                     self._send(name)
             self._known = now
+            self._removed.update(removed)  # they stay in the study until the letter is taken in
         letter = Letter(self._attempt, tuple(events), tuple(made), tuple(removed))
         self._call("put", letter)
         if hands_over:
