@@ -208,7 +208,7 @@ class Forecast:
             if settings is not None:
                 why = "no task has enough items for it, or runs are searched for"
                 if record.references.parts:
-                    why = "there are no others"
+                    why = "each is a reference, or has answered them already"
                 elif self._has_parts:
                     least = quantities.share(settings.least_saving)
                     why = f"a part would save less than {least} of the work"

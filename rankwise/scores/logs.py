@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import lzma
 import math
 import struct
 import zipfile
@@ -24,10 +25,11 @@ HELM_FILES = ("per_instance_stats.json", "display_predictions.json", "prediction
 """HELM's per-instance files, in a folder for each run; the first has every statistic."""
 
 _DAMAGES = (
-    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError),
-    *(StopIteration, ValueError, RecursionError, TypeError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, OSError, EOFError),
+    *(StopIteration, ValueError, TypeError),
+    RuntimeError,  # also of a member that is packed or encrypted in a way that Inspect does not use
 )
-"""What a damaged archive, or one of something else, may raise."""
+"""What a damaged archive in memory, or one of something else, may raise."""
 
 _ZSTANDARD = 93
 """Of a zip archive's ways of compressing, by its specification."""
@@ -123,11 +125,6 @@ def _unpacked(path: Path, content: bytes) -> dict[str, Any]:
             ]
             head = json.loads(_member(archive, header, content))
             return {**head, **status, "samples": samples}
-    except NotImplementedError as error:
-        raise DataError(
-            f"{path} is compressed in a way that rankwise cannot read ({error}). Convert it: "
-            f"inspect log convert {path} --to json --output-dir FOLDER."
-        ) from error
     except _DAMAGES as error:
         raise DataError(f"{path} is not a log of Inspect, or it is damaged: {error}.") from error
 
@@ -136,7 +133,7 @@ def _member(archive: zipfile.ZipFile, name: str, content: bytes) -> bytes:
     """A file of an archive; Inspect packs by Zstandard, which Python's zipfile knows from 3.14 on.
 
     Raises:
-        ValueError: its bytes are damaged.
+        ValueError: its checksum is another; and others of ``_DAMAGES``.
     """
     info = archive.getinfo(name)
     if info.compress_type != _ZSTANDARD:
@@ -147,10 +144,7 @@ def _member(archive: zipfile.ZipFile, name: str, content: bytes) -> bytes:
     sizes = struct.unpack_from("<HH", content, info.header_offset + 26)
     start = info.header_offset + 30 + sum(sizes)
     packed = content[start : start + info.compress_size]
-    try:
-        text = pyarrow.Codec("zstd").decompress(packed, info.file_size, asbytes=True)
-    except OSError as error:
-        raise ValueError(f"{name}: {error}") from error
+    text = pyarrow.Codec("zstd").decompress(packed, info.file_size, asbytes=True)
     if zlib.crc32(text) != info.CRC:
         raise ValueError(f"the checksum of {name} is another")
     return text
@@ -167,18 +161,20 @@ def _inspect(log: Log, metric: str | None) -> Scoring:
         )
     if not samples:
         raise DataError(f"{log.path} has no samples; log them (inspect eval --log-samples).")
-    scores = [_scores(sample) for sample in samples]
-    metric = _chosen(log, [*dict.fromkeys(name for its in scores for name in its)], metric)
-    by_item: dict[str, list[tuple[str, Mapping[str, Any], Mapping[str, Any]]]] = {}
-    for number, (sample, its) in enumerate(zip(samples, scores, strict=True), 1):
-        place = f"sample {number}"
-        by_item.setdefault(str(sample.get("id")), []).append((place, sample, its.get(metric, {})))
+    known = _metrics(samples)
+    metric = _chosen(log, [*known], metric)
+    scorer, key = known[metric]
+    by_item: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
+    for number, sample in enumerate(samples, 1):
+        by_item.setdefault(str(sample.get("id")), []).append((f"sample {number}", sample))
     items: dict[str, Item] = {}
     for item, its in by_item.items():
-        place, first, score = its[0]
+        place, first = its[0]
         values: list[float] = []
-        for where, sample, own in its:
-            value: Any = own.get("value")
+        for where, sample in its:
+            value: Any = (sample.get("scores") or {}).get(scorer, {}).get("value")
+            if key is not None and isinstance(value, Mapping):
+                value = value.get(key)
             if isinstance(value, str):
                 value = _INSPECT_VALUES.get(value, value)
             try:
@@ -190,13 +186,14 @@ def _inspect(log: Log, metric: str | None) -> Scoring:
                     f"{log.path} {where} (id {sample.get('id')!r}): the value of {metric} is "
                     f"{value!r}, which is not a number. Score it, or leave it out of all models."
                 )
+        answer = (first.get("scores") or {}).get(scorer, {}).get("answer")
         completion = (first.get("output") or {}).get("completion")
         line = answered(
             metric,
             math.fsum(values) / len(values),
             prompt=_inspect_text(first.get("input")),
             target=_inspect_text(first.get("target")),
-            answer=completion or score.get("answer"),
+            answer=completion or answer,
         )
         line["doc"] = dict(first.get("metadata") or {})
         items[item] = Item(f"{log.path} {place}", line)
@@ -204,15 +201,21 @@ def _inspect(log: Log, metric: str | None) -> Scoring:
     return Scoring(ScoredModel(model), task.rpartition("/")[2], metric, items)
 
 
-def _scores(sample: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """By scorer, and for each of its values where it has several, as ``scorer.value``."""
-    found: dict[str, Mapping[str, Any]] = {}
-    for name, score in (sample.get("scores") or {}).items():
-        value = score.get("value")
+def _metrics(samples: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str | None]]:
+    """Metric -> its scorer and, where that gives several values, ``scorer.value``, which of them.
+
+    A scorer gives what it gives to the first sample that it scores.
+    """
+    values: dict[str, Any] = {}
+    for sample in samples:
+        for scorer, score in (sample.get("scores") or {}).items():
+            values.setdefault(scorer, score.get("value"))
+    found: dict[str, tuple[str, str | None]] = {}
+    for scorer, value in values.items():
         if isinstance(value, Mapping):
-            found |= {f"{name}.{key}": {**score, "value": each} for key, each in value.items()}
+            found |= {f"{scorer}.{key}": (scorer, key) for key in value}
         else:
-            found[name] = score
+            found[scorer] = (scorer, None)
     return found
 
 

@@ -87,20 +87,14 @@ def with_settled_references(study: StudyRecord, folder: StudyFolder) -> StudyRec
         run.name
         for run in study.tested
         for task in study.references.parts.keys() & study.tasks_of(run)
-        if _num_scored(folder, run.name, task) > study.references.parts[task].num_items
+        if (scored := folder.earlier_evaluation(run.name, task)) is not None
+        and scored.num_examples > study.references.parts[task].num_items
     }
     update = {"answered": tuple(sorted(answered.union(earlier.answered)))}
     study = study.model_copy(update={"references": study.references.model_copy(update=update)})
     if not earlier.runs and saved_share(study) < settings.least_saving:
         return study.model_copy(update={"references": References()})
     return study
-
-
-def _num_scored(folder: StudyFolder, run: str, task: str) -> int:
-    with contextlib.suppress(RecordError):
-        scored = folder.earlier_evaluation(run, task)
-        return 0 if scored is None else scored.num_examples
-    return 0
 
 
 def unscored_tokens(study: StudyRecord) -> int:

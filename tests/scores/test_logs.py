@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 import zipfile
@@ -156,7 +157,7 @@ def test_epochs_of_inspect_are_averaged_and_scorers_are_named(tmp_path: Path) ->
         read(paths, metric="jugde")
 
 
-@pytest.mark.parametrize("value", ["maybe", None, float("nan"), [1]])
+@pytest.mark.parametrize("value", ["maybe", None, float("nan"), {"a": 1}])
 def test_a_value_of_inspect_that_is_no_number(tmp_path: Path, value: Any) -> None:
     log = inspect_log("base", [sample(0, "C"), sample(1, value)])
     path = tmp_path / "base.json"
@@ -205,8 +206,8 @@ def test_any_byte_of_an_archive_that_has_changed(tmp_path: Path, is_packed: bool
     expected = read_log(path)
     assert expected is not None
     said: set[str] = set()
-    for place in range(0, len(content), 7):
-        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+    for place, bit in itertools.product(range(0, len(content), 5), (1, 4)):  # 1: as if encrypted
+        path.write_bytes(content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :])
         try:
             found = read_log(path)
         except DataError as error:
@@ -215,7 +216,7 @@ def test_any_byte_of_an_archive_that_has_changed(tmp_path: Path, is_packed: bool
             assert found is not None  # a file of another name is not read
             is_less = len(found.content["samples"]) < 2 or found.content["status"] == "started"
             assert is_less or found.content == expected.content
-    assert all("damaged" in each or "compressed in a way" in each for each in said)
+    assert all("damaged" in each for each in said)
     assert any("the checksum of" in each or "Bad CRC" in each for each in said)
 
 

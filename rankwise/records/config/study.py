@@ -105,9 +105,6 @@ class ReferenceConfig(Section):
     and where nothing is searched; 0: always."""
 
 
-_AUTO_REFERENCE = {"least_saving": 0.25}
-
-
 class EvaluationConfig(Section):
     """What is scored, and how."""
 
@@ -142,7 +139,7 @@ class EvaluationConfig(Section):
     """
     reference: Annotated[
         ReferenceConfig | None,
-        BeforeValidator(lambda value: _AUTO_REFERENCE if value == "auto" else value),
+        BeforeValidator(lambda value: {"least_saving": 0.25} if value == "auto" else value),
     ] = None
     """Let most LoRA runs answer a part of the items, and estimate the rest; None: all answer all.
 

@@ -135,8 +135,7 @@ class Desk:
         """A piece of a file; None where it has been removed or replaced since it had that state."""
         try:
             with (self._root / name).open("rb") as file:
-                stat = os.fstat(file.fileno())
-                if (stat.st_size, stat.st_mtime_ns) != state:
+                if state_of(file.fileno()) != state:
                     return None
                 file.seek(offset)
                 return file.read(PIECE_BYTES)
@@ -197,10 +196,10 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def state_of(path: Path) -> State | None:
-    """What changes when a file is replaced; None where it is gone."""
+def state_of(file: Path | int) -> State | None:
+    """What changes when a file is replaced, by its path or an open one; None where it is gone."""
     try:
-        stat = path.stat()
+        stat = os.stat(file)
     except FileNotFoundError:
         return None
     return stat.st_size, stat.st_mtime_ns

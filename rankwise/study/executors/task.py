@@ -171,12 +171,13 @@ class StudyCopy:
 
     def bring(self) -> None:
         """Bring the files that are needed and not here yet."""
+        settled = self._known.keys() | self._removed
         # listed again until nothing is missing: while one file is brought, whoever leads may
         # remove or replace another, such as the state of a training that has ended
         while missing := [
             (name, state)
             for name, state in self._call("files", self._models).items()
-            if name not in {*self._known, *self._removed} and not (self._root / name).exists()
+            if name not in settled and not (self._root / name).exists()
         ]:
             for name, state in missing:
                 try:
