@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import pytest
 from jaxtyping import install_import_hook
 
 from tests.support.checked import check_first_calls, checked, forget_calls
-from tests.support.fake_vllm import FakeVllm, lora_requests
 from tests.support.tiny_tasks import tiny_tokenizer, write_tiny_tasks
 from tests.thorough import THOROUGH
 
@@ -144,16 +142,6 @@ def ends() -> Iterator[None]:
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
-
-
-@pytest.fixture
-def vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeVllm]:
-    """A stand-in for vLLM, which cannot run here."""
-    fake = FakeVllm()
-    monkeypatch.setitem(sys.modules, "vllm", fake)
-    monkeypatch.setitem(sys.modules, "vllm.lora.request", lora_requests())
-    yield fake
-    fake.end()
 
 
 @pytest.fixture(scope="session")

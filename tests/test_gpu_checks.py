@@ -24,7 +24,7 @@ from rankwise.engine.training import loop
 
 ROOT = Path(__file__).resolve().parents[1]
 TOY = Setup(CPU, is_tiny=True)
-OF_8B = {"memory", "train_ratio", "score_ratio", "vllm"}  # they judge nothing on a CPU
+OF_8B = {"memory", "train_ratio", "score_ratio"}  # they judge nothing on a CPU
 quiet = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
 
@@ -83,12 +83,12 @@ def test_a_process_that_ends_or_takes_too_long_costs_its_section(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(sys, "executable", "false")
-        ended = in_a_process("vllm", [], {})
-    assert ended == {"checks": {"vllm": {"ok": False, "error": "it ended with 1"}}}
-    monkeypatch.setitem(SECTIONS, "vllm", Section(0))
-    slow = in_a_process("vllm", ["--device", "cpu"], {})
-    assert slow == {"checks": {"vllm": {"ok": False, "error": "not done after 0 s"}}}
-    assert capsys.readouterr().err.count("failed: vllm") == 2
+        ended = in_a_process("spectra", [], {})
+    assert ended == {"checks": {"spectra": {"ok": False, "error": "it ended with 1"}}}
+    monkeypatch.setitem(SECTIONS, "spectra", Section(0))
+    slow = in_a_process("spectra", ["--device", "cpu"], {})
+    assert slow == {"checks": {"spectra": {"ok": False, "error": "not done after 0 s"}}}
+    assert capsys.readouterr().err.count("failed: spectra") == 2
 
 
 def test_the_others_go_on_and_the_exit_code_says_so(

@@ -81,7 +81,6 @@ SECTIONS: dict[str, Section] = {
         60,
     ),
     "score_ratio": Section(240, (), (ratios.log_likelihoods, ratios.texts), 60),
-    "vllm": Section(300, (), (ratios.vllm,), 60),
 }
 
 

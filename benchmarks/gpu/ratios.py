@@ -5,9 +5,7 @@ from __future__ import annotations
 import importlib.util
 import random
 import statistics
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -25,7 +23,6 @@ from benchmarks.gpu.setting import (
     median_seconds,
     now,
     questions,
-    random_8b,
     random_tokens,
     shapes_of,
     vocabulary,
@@ -34,7 +31,6 @@ from benchmarks.gpu.training import train
 from rankwise.engine.models.devices import device_name
 from rankwise.engine.models.trained_adapters import Adapter
 from rankwise.engine.scoring.tree import attention as tree_attention
-from rankwise.engine.scoring.vllm import VllmScorer
 from rankwise.engine.training import liger
 from rankwise.engine.training.trainees import AdapterTrainee
 from rankwise.tasks.questions import Continuation, GenerationSettings, Prompt
@@ -275,25 +271,3 @@ def texts(setup: Setup, found: Found) -> None:
     found.timings["texts_tokens_per_s"] = finite(rate)
     found.timings["texts_ratio_generate"] = finite(rate / (num_rows * new_tokens / peer))
     found.timings["texts_step_over_floor"] = finite(ours / steps / floor)
-
-
-def vllm(setup: Setup, found: Found) -> None:
-    """The same prompts of the base by vLLM, where it is installed."""
-    if importlib.util.find_spec("vllm") is None:
-        found.skip("vllm", "vllm is not installed")
-        return
-    model = big_model(setup)
-    prompts = prompts_of(setup, vocabulary(model), 4 if setup.is_tiny else 128)
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        tiny_tokenizer().save_pretrained(folder)
-        del model
-        random_8b.cache_clear()
-        longest = len(prompts[0].tokens) + prompts[0].settings.max_new_tokens
-        scorer = VllmScorer(Path(folder), Path(folder), "bfloat16", max_length=longest)
-        try:
-            seconds = median_seconds(setup.device, lambda: scorer.generate([None], prompts))
-        finally:
-            scorer.close()
-    num_tokens = len(prompts) * prompts[0].settings.max_new_tokens
-    found.timings["vllm_tokens_per_s"] = finite(num_tokens / seconds)

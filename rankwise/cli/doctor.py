@@ -27,7 +27,6 @@ OPTIONAL_PARTS = {
     ),
     "torchao": ("the optimizer adamw_8bit", "pip install 'rankwise[torchao]'"),
     "liger_kernel": ("faster training of adapters on CUDA", "pip install 'rankwise[liger]'"),
-    "vllm": ("texts by evaluation.engine vllm", "pip install 'rankwise[vllm]'"),
     "ray": ("run --gpus, --workers and --address", "pip install 'rankwise[ray]'"),
     "trackio": ("tracking by trackio", "pip install trackio"),
     "wandb": ("tracking by wandb", "pip install wandb"),

@@ -255,7 +255,7 @@ def lm_eval(context: typer.Context) -> int:
     automatically, and that files in --include_path may run Python code only
     with --allow-task-code. --model_args takes pretrained (an embedded model, a
     folder or a hub repository), adapters ("NAME=FOLDER;NAME=FOLDER", PEFT's folders),
-    dtype, max_length, max_batch_tokens and engine. In --output_path, lm-eval
+    dtype, max_length and max_batch_tokens. In --output_path, lm-eval
     writes results_<date>.json and, with --log_samples, samples files: in one
     folder for the base, and in a folder NAME for each adapter.
 

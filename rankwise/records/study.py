@@ -11,7 +11,7 @@ from pydantic import Field
 
 from rankwise.records.base import SCHEMA_VERSION, Record, SchemaVersion, VersionedRecord
 from rankwise.records.config.mitigations import MitigationConfig
-from rankwise.records.config.study import EngineConfig, StudyConfig
+from rankwise.records.config.study import StudyConfig
 from rankwise.records.config.variants import VariantName
 from rankwise.records.fields import FileName, Place, PlaceBelow, Text
 from rankwise.records.files import FileDigest, merged_base_folder
@@ -513,9 +513,8 @@ class StudyRecord(StudyTasks):
 
         As it was trained too, where the study's own scores are not by the same means.
         """
-        config = self.config
-        is_alike = self.precision == "float32" and config.evaluation.engine == EngineConfig()
-        return (*(() if is_alike or not config.deploy else (AS_TRAINED,)), *config.deploy)
+        deploy = self.config.deploy
+        return (AS_TRAINED, *deploy) if deploy and self.precision != "float32" else tuple(deploy)
 
     def compared_tasks(self, train_task: str) -> tuple[str, ...]:
         """The tasks with a relation to a trained task: what its models are compared on."""

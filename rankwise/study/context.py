@@ -25,25 +25,22 @@ from rankwise.engine.models.placed import load_over_cards
 from rankwise.engine.models.streamed import load_streamed
 from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.scoring.resident import ResidentScorer
-from rankwise.engine.scoring.vllm import VllmScorer
 from rankwise.errors import ModelError
-from rankwise.records.config.study import Engine
 from rankwise.records.config.training import BasePrecision
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import PlannedRun, StageRecord, StudyRecord
 from rankwise.study.observer import Observer, Teller
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.stopping import StopSignals
-from rankwise.tasks.questions import Scorer
 
 
 @dataclass
 class _Alone:
-    """A run's model that is loaded by itself; vLLM holds its own, so there is no model then."""
+    """A run's model that is loaded by itself."""
 
     name: str
-    model: nn.Module | None = None
-    scorer: Scorer | None = None
+    model: nn.Module
+    scorer: ResidentScorer | None = None
 
 
 class ResidentModels:
@@ -56,7 +53,7 @@ class ResidentModels:
     def __init__(self, plan: StudyPlan, folder: StudyFolder, tell: Teller) -> None:
         self._plan, self._folder, self._tell = plan, folder, tell
         self._base: nn.Module | None = None
-        self._scorer: Scorer | None = None  # of the base; knows the adapters that are on it
+        self._scorer: ResidentScorer | None = None  # of the base; knows the adapters that are on it
         self._alone: _Alone | None = None
         self._adapter: tuple[str, FrozenAdapter] | None = None  # of ``adapted``, read once
         self._noted: set[str] = set()
@@ -107,29 +104,24 @@ class ResidentModels:
         """Give back the memory of everything but the base; ``base``: of that too."""
         self._let_go_of_alone()
         self._keep(set())
-        _close(self._scorer)
         self._scorer = self._adapter = None
         if base:
             self._base = None
         give_back_memory(self._plan.device)
 
-    def scorer(self, engine: Engine = "resident") -> Scorer:
-        """What asks the base and the adapters that were put on it; only one engine is open."""
-        if self._alone is not None or not _is_open(self._scorer, engine):
-            self.release(base=engine == "vllm")  # which holds its own
-            if engine == "vllm":
-                self._scorer = self._open_vllm(models.fetch_weights(self._plan.base))
-            else:
-                self._scorer = self._open_resident(self.base())
-        assert self._scorer is not None
+    def scorer(self) -> ResidentScorer:
+        """What asks the base and the adapters that were put on it."""
+        if self._alone is not None or self._scorer is None:
+            self.release()
+            self._scorer = self._open(self.base())
         return self._scorer
 
-    def put_on(self, runs: Sequence[PlannedRun], engine: Engine = "resident") -> list[PlannedRun]:
+    def put_on(self, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
         """Put the adapters of some runs on the base for scoring, and take all others off.
 
         Returns:
             The runs that ``scorer`` answers for now. Each other one needs ``scorer_alone``: it is
-            a full fine-tuning or, as is noted once, what the engine cannot apply.
+            a full fine-tuning or, as is noted once, what the scorer cannot apply.
 
         Raises:
             ModelError: the base cannot be scored.
@@ -140,7 +132,7 @@ class ResidentModels:
             is_plain = run.variant is None or VARIANTS[run.variant].is_plain
             if run.method != "lora" or not is_plain:
                 continue
-            scorer = self.scorer(engine)
+            scorer = self.scorer()
             try:
                 if run.name not in scorer.attached:
                     scorer.put_on(run.name, self._folder.weights(run))
@@ -158,22 +150,13 @@ class ResidentModels:
             for name in sorted(self._scorer.attached - names):
                 self._scorer.take_off(name)
 
-    def scorer_alone(self, run: PlannedRun, engine: Engine = "resident") -> Scorer:
-        """What asks a run's model, which is loaded by itself; an adapter is never by vLLM."""
-        engine = engine if run.method == "full" else "resident"
-        alone = self._alone
-        if alone is not None and alone.name == run.name and _is_open(alone.scorer, engine):
-            assert alone.scorer is not None
-            return alone.scorer
-        if engine == "vllm":
-            self.release(base=True)
-            scorer = self._open_vllm(self._folder.weights(run))
-            self._alone = _Alone(run.name, scorer=scorer)
-        else:
-            scorer = self._open_resident(self._load_alone(run))
-            assert self._alone is not None
-            self._alone.scorer = scorer
-        return scorer
+    def scorer_alone(self, run: PlannedRun) -> ResidentScorer:
+        """What asks a run's model, which is loaded by itself."""
+        model = self._load_alone(run)
+        assert self._alone is not None
+        if self._alone.scorer is None:
+            self._alone.scorer = self._open(model)
+        return self._alone.scorer
 
     @contextlib.contextmanager
     def reading(self, run: PlannedRun | None) -> Generator[nn.Module]:
@@ -221,7 +204,7 @@ class ResidentModels:
     def _load_alone(self, run: PlannedRun) -> nn.Module:
         """A run's checkpoint, or the base with its adapter put on by PEFT."""
         alone = self._alone
-        if alone is None or alone.name != run.name or alone.model is None:
+        if alone is None or alone.name != run.name:
             # two that are larger than a card may not fit on all cards
             self.release(base=bool(self._plan.cards) and run.method == "full")
             weights = self._folder.weights(run)
@@ -235,49 +218,20 @@ class ResidentModels:
             else:
                 model = adapters.load_adapter(self.base(), weights)
             self._alone = alone = _Alone(run.name, model)
-        assert alone.model is not None
         return alone.model.eval()
 
     def _let_go_of_alone(self) -> None:
         alone, self._alone = self._alone, None
-        if alone is not None:
-            _close(alone.scorer)
-            if isinstance(alone.model, adapters.peft.PeftModel):
-                alone.model.unload()  # pyright: ignore[reportCallIssue]
+        if alone is not None and isinstance(alone.model, adapters.peft.PeftModel):
+            alone.model.unload()  # pyright: ignore[reportCallIssue]
 
-    def _open_resident(self, model: nn.Module) -> Scorer:
+    def _open(self, model: nn.Module) -> ResidentScorer:
         return ResidentScorer(
             model,
             self._plan.tokenizer,
             max_batch_tokens=self._plan.step_tokens,
             max_lanes=lanes_of(model),
         )
-
-    def _open_vllm(self, folder: Path) -> Scorer:
-        plan = self._plan
-        ranks = [run.rank for run in plan.record.models if run.rank is not None]
-        return VllmScorer(
-            folder,
-            plan.base.folder,
-            plan.record.precision,
-            max_rank=max(ranks, default=0),
-            max_length=max(
-                request.num_tokens
-                for task in plan.tasks.values()
-                for request in task.requests
-                if request.settings is not None
-            ),
-        )
-
-
-def _is_open(scorer: Scorer | None, engine: Engine) -> bool:
-    return scorer is not None and isinstance(scorer, VllmScorer) == (engine == "vllm")
-
-
-def _close(scorer: Scorer | None) -> None:
-    """End what has processes: their memory is what the next model needs."""
-    if isinstance(scorer, VllmScorer):
-        scorer.close()
 
 
 F = TypeVar("F", bound=StageRecord)

@@ -634,18 +634,6 @@ STUDY_FILES = [
         ("evaluation.num_train_items: 1 item gives no standard error; write 0, or 2 and more",),
     ),
     Case(
-        "an unknown engine",
-        SMALLEST + "evaluation: {engine: {generate_until: onnx}}\n",
-        ("evaluation.engine.generate_until: 'onnx' given; input should be 'resident' or 'vllm'",),
-    ),
-    Case(
-        "vllm for log-likelihoods",
-        SMALLEST + "evaluation: {engine: {loglikelihood: vllm}}\n",
-        (
-            "evaluation.engine: vllm is for texts only: for log-likelihoods it rereads every prompt for each option and each adapter; write {loglikelihood: resident, generate_until: vllm}",
-        ),
-    ),
-    Case(
         "an empty metric",
         SMALLEST + "evaluation: {metric: {t: ''}}\n",
         ("evaluation.metric.t: empty text given; write a name, or leave the key out",),

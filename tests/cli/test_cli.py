@@ -601,7 +601,6 @@ def test_doctor_names_versions_devices_and_the_cache(
         "bitsandbytes": "quantization",
         "torchao": "torchao",
         "liger_kernel": "liger",
-        "vllm": "vllm",
         "ray": "ray",
     }
     for name, extra in extras.items():

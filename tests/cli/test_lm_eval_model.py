@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from rankwise.cli.lm_eval.arguments import parse_model_arguments
 from rankwise.cli.lm_eval.model import RankwiseLM
 from rankwise.cli.main import app
 from rankwise.errors import ConfigError, ModelError, UnchangedOutputsError
-from tests.support.fake_vllm import FakeVllm
 
 TASKS = ["colours", "small_prose", "sums"]
 RANKS = {"small": 2, "large": 8}
@@ -404,17 +402,6 @@ def test_an_adapter_that_is_not_there_is_refused(tiny_model_folder: Path, tmp_pa
     assert "nothing" in done.output
     with pytest.raises(ModelError):
         RankwiseLM(pretrained=str(tiny_model_folder), peft=str(tmp_path / "nothing"))
-
-
-def test_vllm_is_not_asked_for_log_likelihoods(
-    tiny_model_folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    evaluated: Callable[..., dict[str, Any]],
-) -> None:
-    monkeypatch.setitem(sys.modules, "vllm", FakeVllm())
-    model = RankwiseLM(pretrained=str(tiny_model_folder), engine="vllm")
-    with pytest.raises(ModelError, match="answers generate_until only"):
-        evaluated(model)
 
 
 def test_a_task_that_is_not_there_is_refused(no_index: None, tiny_model_folder: Path) -> None:

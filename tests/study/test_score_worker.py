@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from rankwise.engine.models import base as models
-from rankwise.errors import PlanError, StageFailedError
+from rankwise.errors import StageFailedError
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study import context as study_context
@@ -267,8 +267,3 @@ def test_cut_contexts_are_counted_by_item_and_said_once(
     assert noted.count("6 of 6 items are longer than the model reads and lose their left end") >= 1
     cut = [task for task in plan.tasks.values() if task.num_truncated]
     assert len(noted) == len(cut)
-
-
-def test_an_engine_that_is_not_here_is_refused_at_planning(study_file: Path) -> None:
-    with pytest.raises(PlanError, match=r"evaluation\.engine: vllm is not installed.*resident"):
-        plan_study(load_config(study_file, ["evaluation.engine.generate_until=vllm"]))

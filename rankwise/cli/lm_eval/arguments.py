@@ -18,7 +18,6 @@ from pydantic import (
 )
 
 from rankwise.engine.models.devices import ResolvedPrecision, choose_device, resolve_precision
-from rankwise.records.config.study import Engine
 from rankwise.records.fields import Count
 from rankwise.records.study_file import validated
 
@@ -98,9 +97,8 @@ class ModelArguments(BaseModel):
     ] = "auto"
     device: Annotated[str, BeforeValidator(_device)] = "auto"
     """A device in torch's notation."""
-    engine: Engine = "resident"
     max_batch_tokens: Count | None = None
-    """Tokens in one forward pass; None: the engine decides."""
+    """Tokens in one forward pass; None: rankwise decides."""
     max_length: Count | None = None
     """Context in tokens; None: the model's own."""
 

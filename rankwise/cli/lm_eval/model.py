@@ -26,10 +26,8 @@ from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, has_update
 from rankwise.engine.models.lanes import lanes_of
 from rankwise.engine.models.streamed import load_to_score
 from rankwise.engine.scoring.resident import ResidentScorer
-from rankwise.engine.scoring.vllm import VllmScorer
-from rankwise.errors import ModelError
 from rankwise.records.config.study import BaseModelConfig
-from rankwise.tasks.questions import Advance, Continuation, Prompt, Scorer
+from rankwise.tasks.questions import Advance, Continuation, Prompt
 from rankwise.tasks.requests import Request, RequestEncoder
 from rankwise.tasks.training_rows import render_chat
 from rankwise.tasks.update_guard import probes, refuse_unapplied
@@ -59,20 +57,14 @@ class HeldModels:
         skeleton: Any = models.model_skeleton(self.folder)
         longest = models.context_length(skeleton.config, self.tokenizer)
         self.max_length = arguments.max_length or longest
-        self.scorer: Scorer
-        if arguments.engine == "vllm":
-            self.scorer = VllmScorer(
-                self.folder, self.folder, arguments.precision, max_length=self.max_length
-            )
-        else:
-            device = torch.device(arguments.device)
-            model = load_to_score(self.folder, arguments.precision, device)
-            self.scorer = ResidentScorer(
-                model,
-                self.tokenizer,
-                max_batch_tokens=arguments.max_batch_tokens,
-                max_lanes=lanes_of(model),
-            )
+        device = torch.device(arguments.device)
+        model = load_to_score(self.folder, arguments.precision, device)
+        self.scorer = ResidentScorer(
+            model,
+            self.tokenizer,
+            max_batch_tokens=arguments.max_batch_tokens,
+            max_lanes=lanes_of(model),
+        )
         for name, folder in arguments.adapters:
             self.scorer.put_on(name, folder)
         self._names = (None, *arguments.names)
@@ -223,7 +215,6 @@ class RankwiseLM(LM):
         answering = self._arguments.answering
         adapters = dict(self._arguments.adapters)
         return {
-            "engine": self._arguments.engine,
             "model_dtype": self._arguments.precision,
             "model_folder": str(self._models.folder),
             "adapter_folder": None if answering is None else str(adapters[answering]),
@@ -250,11 +241,6 @@ class RankwiseLM(LM):
         return encoded
 
     def _log_likelihoods(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
-        if self._arguments.engine == "vllm":
-            raise ModelError(
-                "engine=vllm answers generate_until only: for log-likelihoods vLLM reads every "
-                "prompt anew for each option. Leave out engine for these tasks."
-            )
         answers = self._models.answers(
             self._arguments.answering,
             [Continuation(request.context, request.continuation) for request in requests],

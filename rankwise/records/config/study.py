@@ -35,7 +35,6 @@ from rankwise.records.fields import (
 from rankwise.records.forms import known_form
 from rankwise.records.p_right import P_RIGHT
 
-Engine = Literal["resident", "vllm"]
 Tracker = Literal["trackio", "wandb", "mlflow", "tensorboard"]
 """An experiment tracker, by the name of its package."""
 
@@ -68,31 +67,6 @@ class BaseModelConfig(Section):
 
 _ON_THE_HUB = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """Embedded models by the repositories that their files name as their origin."""
-
-VLLM_IS_FOR_TEXTS = (
-    "vllm is for texts only: for log-likelihoods it rereads every prompt for each option and "
-    "each adapter; write {loglikelihood: resident, generate_until: vllm}"
-)
-"""Why vllm is refused for log-likelihoods."""
-
-
-class EngineConfig(Section):
-    """Which engine answers which of lm-eval's kinds of requests."""
-
-    loglikelihood: Engine = "resident"
-    """Log-likelihoods, of options and of whole texts."""
-    generate_until: Engine = "resident"
-    """Texts."""
-
-    def of(self, output_type: str) -> Engine:
-        """The engine for tasks of one of lm-eval's output types."""
-        return self.generate_until if output_type == "generate_until" else self.loglikelihood
-
-    @model_validator(mode="after")
-    def _texts_only(self) -> Self:
-        if self.loglikelihood == "vllm":
-            raise ValueError(VLLM_IS_FOR_TEXTS)
-        return self
 
 
 class ReferenceConfig(Section):
@@ -157,8 +131,6 @@ class EvaluationConfig(Section):
     """
     num_train_items: Annotated[Natural, AfterValidator(none_or_two)] = 100
     """Number of trained rows to score, for the gap between seen and unseen items."""
-    engine: EngineConfig = EngineConfig()
-    """``resident``, rankwise's own, scores all adapters at once; ``vllm`` needs its extra."""
     max_batch_tokens: Count | None = None
     """The most tokens in one forward pass; None: as many as the device is quick with."""
 
@@ -360,8 +332,6 @@ class StudyConfig(Section):
             return "they are trained without dropout; set train.dropout to 0"
         if self.train.base_precision != "auto":
             return "they are trained on a base that is not quantised; set base_precision to auto"
-        if self.evaluation.engine.generate_until == "vllm":
-            return "vllm applies plain LoRA only; set evaluation.engine to resident"
         lora, variants = self.methods.lora, self.methods.variants
         if lora is None or variants is None:
             return None

@@ -9,9 +9,6 @@ from rankwise.engine.models.devices import is_out_of_memory
 from rankwise.errors import OutOfMemoryError, RankwiseError, StorageError
 from rankwise.study.agenda import Agenda, Unit
 from rankwise.study.context import StudyContext
-from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.stages.scoring import Score
-from rankwise.study.stages.stage import Stage
 
 
 def work_here(context: StudyContext, agenda: Agenda) -> None:
@@ -28,7 +25,7 @@ def work_here(context: StudyContext, agenda: Agenda) -> None:
 
 def do_unit(context: StudyContext, agenda: Agenda, unit: Unit) -> None:
     """Do what can be done of a unit by now; see ``work_here``."""
-    for stage in sorted(unit.stages, key=lambda stage: _is_by_vllm(stage, context.plan)):
+    for stage in unit.stages:
         if not agenda.is_due(stage):
             continue
         try:
@@ -44,14 +41,6 @@ def do_unit(context: StudyContext, agenda: Agenda, unit: Unit) -> None:
             agenda.finished(stage.id)
             continue
         context.models.release(base=True)  # only now: the error held on to its frames
-
-
-def _is_by_vllm(stage: Stage, plan: StudyPlan) -> bool:
-    """Whether vLLM does a stage; these come last of a unit's, since it takes minutes to open."""
-    if not isinstance(stage, Score):
-        return False
-    engines = plan.record.config.evaluation.engine
-    return engines.of(plan.tasks[stage.task].loaded.output_type) == "vllm"
 
 
 @contextlib.contextmanager

@@ -15,7 +15,6 @@ from rankwise.engine.models.peft_adapters import misloaded
 from rankwise.engine.models.start import check_start
 from rankwise.engine.models.stored import check_stored
 from rankwise.engine.models.variants import VARIANTS
-from rankwise.engine.scoring.vllm import engine_problem
 from rankwise.engine.training.loop import num_optimizer_steps
 from rankwise.errors import ModelError, TaskError, did_you_mean
 from rankwise.records import quantities
@@ -61,8 +60,6 @@ def check_model(config: StudyConfig, model: StudyModel, issues: Issues) -> None:
             issues.warnings.extend(f"{place}: {each}" for each in unchecked)
         except ModelError as error:
             issues.problems.append(f"{place}: {error}")
-    if problem := engine_problem(config):
-        issues.problems.append(f"evaluation.engine: {problem}")
     if train.base_precision != "auto" and methods.full is not None:
         issues.warnings.append(
             f"train.base_precision: the base and its adapters are trained and scored in "

@@ -139,9 +139,6 @@ class Room:
             "train.compile=false": self.config.train.compile,
             "analysis.heads=false": self.config.analysis.heads,
             "deploy=[]": bool(self.config.deploy),
-            "evaluation.engine.generate_until=resident": (
-                self.config.evaluation.engine.generate_until == "vllm"
-            ),
             f"methods.variants without {', '.join(by_peft)}": bool(by_peft),
         }
         unset = [setting for setting, is_asked in asked.items() if is_asked]

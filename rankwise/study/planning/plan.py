@@ -538,7 +538,6 @@ def _task_fingerprint(
         {
             "scoring_revision": SCORING_REVISION,
             "precision": precision,
-            "engine": config.evaluation.engine.of(task.loaded.output_type),
             "task": task.name,
             "task_version": task.loaded.version,
             "requests": digest,

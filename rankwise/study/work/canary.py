@@ -91,9 +91,7 @@ def _measured(
         lines = [line for line in lines if line["filter"] == lines[0]["filter"]]
         old = responses_of(lines)
         model = ScoredModel(BASE, context.plan.base.fingerprint)
-        engine = context.study.config.evaluation.engine.of(task.loaded.output_type)
-        scorer = context.models.scorer(engine)
-        new = ask(scorer, [model], task, task.requests)[BASE].responses
+        new = ask(context.models.scorer(), [model], task, task.requests)[BASE].responses
         for doc_id, before_it in old.items():
             shift, is_changed = _moved(before_it, new[doc_id])
             largest, num_changed = max(largest, shift), num_changed + is_changed

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rankwise.engine.models.devices import provenance_on
-from rankwise.engine.scoring.resident import ResidentScorer
-from rankwise.records.config.study import Engine
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.study import PlannedRun
 from rankwise.study.context import StudyContext
@@ -29,7 +27,7 @@ class ScoreWorker:
         self._tell, self._models = context.tell, context.models
         self._provenance = provenance_on(context.plan.device)
         self._noted: set[str] = set()
-        self._applied: set[tuple[str, Engine]] = set()
+        self._applied: set[str] = set()
 
     def score(self, stage: Score, models: Sequence[Model]) -> None:
         """Score some models of a stage on its task; those that share the base, in one call.
@@ -46,33 +44,31 @@ class ScoreWorker:
                 "reads and lose their left end"
             )
         self._tell.skipped(stage.work * (1 - len(models) / len(stage.models)))
-        engine = self._plan.record.config.evaluation.engine.of(task.loaded.output_type)
         if None in models:
-            self._evaluate(stage, task, self._models.scorer(engine), [None])
+            self._evaluate(stage, task, self._models.scorer(), [None])
         runs = [run for run in models if run is not None]
-        together = self._models.put_on(runs, engine)
+        together = self._models.put_on(runs)
         new = [run.name for run in together if self._has_update(run)]
-        new = [name for name in new if (name, engine) not in self._applied]
+        new = [name for name in new if name not in self._applied]
         if new:  # all of them are seen to be applied before any is scored
-            refuse_unapplied(self._models.scorer(engine), new, probes(task.requests))
-            self._applied.update((name, engine) for name in new)
+            refuse_unapplied(self._models.scorer(), new, probes(task.requests))
+            self._applied.update(new)
         if together:
-            self._evaluate(stage, task, self._models.scorer(engine), together)
+            self._evaluate(stage, task, self._models.scorer(), together)
         for run in runs:
             if run not in together:
                 self._refuse_unapplied_alone(run, task)
-                scorer = self._models.scorer_alone(run, engine)
+                scorer = self._models.scorer_alone(run)
                 self._evaluate(stage, task, scorer, [run], alone=True)
 
     def _refuse_unapplied_alone(self, run: PlannedRun, task: PreparedTask) -> None:
         """An adapter that only PEFT can apply answers otherwise than the base."""
-        key: tuple[str, Engine] = (run.name, "resident")
-        if run.method == "lora" and self._has_update(run) and key not in self._applied:
+        if run.method == "lora" and self._has_update(run) and run.name not in self._applied:
             items = probes(task.requests)
             (base,) = self._models.scorer().log_likelihoods([None], items)
             (own,) = self._models.scorer_alone(run).log_likelihoods([None], items)
             refuse_equal(run.name, base, own)
-            self._applied.add(key)
+            self._applied.add(run.name)
 
     def _evaluate(
         self,
@@ -103,10 +99,8 @@ class ScoreWorker:
             skipped=lambda num_tokens: self._tell.skipped(num_tokens * work_per_token),
             of_base=base_answers(self._folder, task),
         )
-        made = self._provenance
-        if isinstance(scorer, ResidentScorer):
-            most_bytes = self._models.most_weights_bytes(models[0])
-            made = made.model_copy(update={"most_weights_bytes": most_bytes})
+        most_bytes = self._models.most_weights_bytes(models[0])
+        made = self._provenance.model_copy(update={"most_weights_bytes": most_bytes})
         unchanged: list[Scoring] = []
         is_text = task.loaded.output_type == "generate_until"
         doc_ids, before = {*task.doc_ids}, list[list[float]]()
