@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from rankwise.findings.stats.learning_curve import (
+from benchmarks.rows_laws import (
     MIN_SIZES,
     REACH,
     REACH_CONFIDENCE,
@@ -117,7 +117,7 @@ def main() -> None:
         width = np.mean([each.noise for each in own]) * REACH
         about = f"{len(own)} curves, error {error:.2f} points"
         print(f"{task}: {about}, covered {share:.2f} within ±{width:.1f}")
-    print(f"reach of all tasks: {reach_of(found, REACH_CONFIDENCE):.2f}; rankwise takes {REACH}")
+    print(f"reach of all tasks: {reach_of(found, REACH_CONFIDENCE):.2f}")
     print(json.dumps(summary(found)))
 
 

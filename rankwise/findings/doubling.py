@@ -1,4 +1,4 @@
-"""What buys most: the gain of twice the rows, twice the rank, twice the rate; the learning curve.
+"""What buys most: the gain of twice the rows, twice the rank, twice the rate.
 
 There only where LoRA's runs were trained on several numbers of rows. Exploratory: the verdict is
 about the runs on all rows.
@@ -11,18 +11,15 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, TypeVar
 
-import numpy as np
-
 from rankwise.findings.options import Option, OptionGains, Runs, TaskMean, over_seeds
 from rankwise.findings.rows import Row, flat
 from rankwise.findings.stats.estimates import holm, zero_p_value
 from rankwise.findings.stats.items import Floats
-from rankwise.findings.stats.learning_curve import MIN_SIZES, REACH_CONFIDENCE, LawName, at_twice
 from rankwise.records import quantities
 from rankwise.records.axes import beside_rank
 from rankwise.records.base import Record
 from rankwise.records.recommendation import Recommendation
-from rankwise.records.study import Interval, Unit
+from rankwise.records.study import Unit
 
 Bought = Literal["rows", "rank", "learning rate"]
 
@@ -62,21 +59,6 @@ class CurvePoint(Record):
     retention: TaskMean | None
 
 
-class LearningCurve(Record):
-    """How one setting gains with rows, and what twice the most would give.
-
-    ``increase`` is what they would gain more than all rows do, ``gain`` what they would gain over
-    the base. Both hold in ``REACH_CONFIDENCE`` of cases whatever the study's confidence. None with
-    fewer sizes than a law needs.
-    """
-
-    option: str
-    num_rows: int
-    law: LawName | None = None
-    increase: Interval | None = None
-    gain: Interval | None = None
-
-
 class RankByRows(Record):
     """What a large rank gains over a small one, on few rows and on many.
 
@@ -108,7 +90,6 @@ class TrainTaskDoubling(Record):
     doublings: tuple[Doubling, ...]
     compared: tuple[BoughtMore, ...]
     points: tuple[CurvePoint, ...]
-    curves: tuple[LearningCurve, ...]
     rank_by_rows: RankByRows | None
     statements: tuple[str, ...]
     left_out: tuple[str, ...]
@@ -171,12 +152,11 @@ def doubling(source: OptionGains, recommendation: Recommendation) -> TrainTaskDo
             for option in options
             for number, runs in cells[option.label].items()
         ),
-        curves=tuple(_curve(source, option, cells, tasks.in_domain) for option in options),
         rank_by_rows=_rank_by_rows(source, middle, options, cells, tasks.in_domain),
         statements=(),
         left_out=left_out,
     )
-    return found.model_copy(update={"statements": tuple(_statements(found, middle.label))})
+    return found.model_copy(update={"statements": tuple(_statements(found))})
 
 
 def _cells(source: OptionGains) -> tuple[_Cells, tuple[str, ...]]:
@@ -283,38 +263,6 @@ def _point(source: OptionGains, option: Option, number: int, runs: Runs, unit: U
     )
 
 
-def _curve(
-    source: OptionGains, option: Option, cells: _Cells, tasks: Sequence[str]
-) -> LearningCurve:
-    sizes, runs = [*cells[option.label]], [*cells[option.label].values()]
-    if len(sizes) < MIN_SIZES:
-        return LearningCurve(option=option.label, num_rows=sizes[-1])
-    steps = [
-        source.estimate(source.leads(more, fewer, tasks), tasks).stderr
-        for fewer, more in itertools.pairwise(runs)
-    ]
-    # of one point: a step has the noise of two, and what all sizes share is in neither
-    noise = math.sqrt(float(np.mean(np.square(steps))) / 2.0)
-    gains = [source.change(each, tasks) for each in runs]
-    twice = at_twice(sizes, [gain.estimate for gain in gains], noise)
-    last = gains[-1]
-    below, above = (
-        math.hypot(twice.reach, end)
-        for end in (last.estimate - last.lower, last.upper - last.estimate)
-    )
-    return LearningCurve(
-        option=option.label,
-        num_rows=sizes[-1],
-        law=twice.law.name,
-        increase=Interval(
-            estimate=twice.increase,
-            lower=twice.increase - twice.reach,
-            upper=twice.increase + twice.reach,
-        ),
-        gain=Interval(estimate=twice.value, lower=twice.value - below, upper=twice.value + above),
-    )
-
-
 def _rank_by_rows(
     source: OptionGains,
     middle: Option,
@@ -352,7 +300,7 @@ def _rank_by_rows(
     )
 
 
-def _statements(found: TrainTaskDoubling, middle: str) -> Iterator[str]:
+def _statements(found: TrainTaskDoubling) -> Iterator[str]:
     if found.doublings:
         parts = [
             f"one doubling of the {each.of} ({each.before} to {each.after}) gains "
@@ -368,28 +316,8 @@ def _statements(found: TrainTaskDoubling, middle: str) -> Iterator[str]:
         )
     if found.compared and not shown:
         yield "Which of these doublings gains more is not shown."
-    for curve in found.curves:
-        if curve.option == middle:
-            yield _of_curve(curve, found.unit)
     if found.rank_by_rows is not None:
         yield _of_ranks(found.rank_by_rows, found.unit)
-
-
-def _of_curve(curve: LearningCurve, unit: Unit) -> str:
-    rows = quantities.counted(curve.num_rows, "row")
-    if curve.increase is None:
-        return f"{MIN_SIZES} numbers of rows are needed to say what twice {rows} would give."
-    if curve.law == "constant":
-        return (
-            f"{quantities.capital(curve.option)}: the curve is flat; between the numbers of rows "
-            "there is no difference beyond the noise."
-        )
-    said = (
-        f"{quantities.capital(curve.option)}: twice {rows} would change the gain by "
-        f"{quantities.with_interval(curve.increase, unit)}, by a {curve.law} "
-        f"({quantities.percent(REACH_CONFIDENCE)} of the curves that this was tried on)"
-    )
-    return f"{said}." if curve.increase.sign() else f"{said}: too noisy to say more."
 
 
 def _of_ranks(found: RankByRows, unit: Unit) -> str:
@@ -410,12 +338,10 @@ def _of_ranks(found: RankByRows, unit: Unit) -> str:
 
 
 def doubling_rows(found: Sequence[TrainTaskDoubling], _: object) -> Iterator[Row]:
-    """Every doubling, every point of a curve, and what twice the rows would give."""
+    """Every doubling, and every point of a curve."""
     for part in found:
         task = part.train_task
         for each in part.doublings:
             yield flat(each, train_task=task, what="doubling")
         for point in part.points:
             yield flat(point, train_task=task, what="point")
-        for curve in part.curves:
-            yield flat(curve, train_task=task, what="twice the rows")

@@ -181,27 +181,8 @@ def test_a_rank_that_helps_everywhere_shows_no_interaction() -> None:
     assert one.statements[-1].endswith("that it changes with rows is not shown.")
 
 
-def test_a_curve_has_its_law_and_says_what_twice_the_rows_give() -> None:
-    one = of(planted(additive))
-    curve = next(each for each in one.curves if one.middle.startswith(each.option))
-    assert (curve.num_rows, curve.law) == (480, "logarithm")
-    assert curve.increase is not None
-    assert curve.gain is not None
-    assert curve.increase.estimate == pytest.approx(8.0)
-    assert curve.gain.estimate == pytest.approx(8.0 * 3 + 2.0)
-    assert curve.gain.upper - curve.gain.lower > curve.increase.upper - curve.increase.lower
-
-
-def test_a_flat_curve_is_called_flat() -> None:
-    one = of(planted(lambda _: 0.1, noise=0.1))
-    assert any("the curve is flat" in said for said in one.statements)
-
-
-def test_two_numbers_of_rows_make_no_curve() -> None:
-    one = of(planted(additive, rows=(120,)))
-    assert all(curve.increase is None for curve in one.curves)
-    assert "3 numbers of rows are needed to say what twice 480 rows would give." in one.statements
-    (figure,) = doubling_section([one]).figures
+def test_the_figure_has_two_numbers_of_rows_and_more() -> None:
+    (figure,) = doubling_section([of(planted(additive, rows=(120,)))]).figures
     assert "Training rows (log scale)" in str(figure.drawing)
 
 
@@ -222,17 +203,9 @@ def test_the_page_and_the_table_have_every_number() -> None:
     findings = study_findings(results, recommend(results))
     rows = finding_tables(findings, results)["doubling"]
     kinds = [row["what"] for row in rows]
-    assert (kinds.count("doubling"), kinds.count("point"), kinds.count("twice the rows")) == (
-        3,
-        18,
-        6,
-    )
+    assert (kinds.count("doubling"), kinds.count("point")) == (3, 18)
     section = doubling_section(findings.doubling)
-    assert [each.title for each in section.tables] == [
-        "One doubling",
-        "By number of rows",
-        "Twice the rows",
-    ]
+    assert [each.title for each in section.tables] == ["One doubling", "By number of rows"]
     assert [*findings.lines("sums")][-len(findings.doubling[0].statements) :] == [
         *findings.doubling[0].statements
     ]

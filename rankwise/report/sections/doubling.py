@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rankwise.findings.doubling import REACH_CONFIDENCE, TrainTaskDoubling
+from rankwise.findings.doubling import TrainTaskDoubling
 from rankwise.records import quantities
 from rankwise.records.grouping import grouped
 from rankwise.report import cells
@@ -25,7 +25,7 @@ def doubling_section(found: Sequence[TrainTaskDoubling]) -> ReportSection:
         "setting to its next value; what it gains is divided by the number of doublings between "
         "the two, so that all are on one scale. Seeds and items are paired; intervals are "
         f"{quantities.percent(found[0].confidence)}, one at a time, and which doubling gains more "
-        "is corrected by Holm's method. Nothing is said beyond twice the most rows. Exploratory: "
+        "is corrected by Holm's method. Exploratory: "
         "the recommendation is about the runs on all rows."
     ]
     num_seeds = max(point.gain.num_seeds for part in found for point in part.points)
@@ -76,16 +76,5 @@ def _shown(found: TrainTaskDoubling) -> Iterator[Shown]:
         Column("Gain", lambda row: cells.sized(row.gain), found.unit),
         Column.optional("Retention", lambda row: cells.sized(row.retention), "change, points"),
     )
-    curves = Table.of(
-        "By the law with the least AIC. The intervals are as wide as they had to be to hold in "
-        f"{quantities.percent(REACH_CONFIDENCE)} of curves that others measured (docs/methods).",
-        [curve for curve in found.curves if curve.increase],
-        Column("Setting", lambda row: row.option),
-        Column("Rows", lambda row: quantities.count(2 * row.num_rows), "twice the most"),
-        Column.text("Law", lambda row: row.law),
-        Column("More than all rows", lambda row: cells.interval(row.increase, found.unit)),
-        Column("Gain", lambda row: cells.interval(row.gain, found.unit), found.unit),
-    )
     yield "One doubling", doublings
     yield "By number of rows", points
-    yield "Twice the rows", curves

@@ -1,7 +1,4 @@
-"""A learning curve: values by number of rows, the law that describes them, and twice the rows.
-
-Numbers in, numbers out. Nothing is said beyond twice the most rows.
-"""
+"""A learning curve: values by number of rows, and the law that describes them."""
 
 from __future__ import annotations
 
@@ -90,24 +87,3 @@ def fitted_laws(sizes: Sequence[float], values: ArrayLike, noise: float) -> tupl
     )
     laws = fit("constant", 1), fit("logarithm", 2), fit("power law", 3, math.exp(found.x))
     return tuple(sorted(laws, key=lambda law: law.aic))
-
-
-class AtTwice(NamedTuple):
-    """What a law says of twice the most rows.
-
-    ``increase`` is over the value that was measured at the most rows; it, and the value at twice,
-    are within ``reach`` in ``REACH_CONFIDENCE`` of all cases.
-    """
-
-    law: Law
-    value: float
-    increase: float
-    reach: float
-
-
-def at_twice(sizes: Sequence[float], values: ArrayLike, noise: float) -> AtTwice:
-    """The best law's value at twice the most rows; arguments as of ``fitted_laws``."""
-    law = fitted_laws(sizes, values, noise)[0]
-    value = law.at(2.0 * sizes[-1])
-    last = float(np.asarray(values, dtype=np.float64)[-1])
-    return AtTwice(law, value, value - last, REACH * noise)

@@ -5,18 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rankwise.findings.stats.learning_curve import REACH, at_twice, fitted_laws
+from benchmarks.rows_laws import fitted_laws
 
 SIZES = (50, 100, 200, 400, 800, 1600)
 
 
 def test_a_logarithm_is_found_and_continued() -> None:
     values = [10.0 + 3.0 * np.log2(n / 50) for n in SIZES]
-    found = at_twice(SIZES, values, 0.5)
-    assert found.law.name == "logarithm"
-    assert found.increase == pytest.approx(3.0)
-    assert found.value == pytest.approx(28.0)
-    assert found.reach == pytest.approx(REACH * 0.5)
+    law = fitted_laws(SIZES, values, 0.5)[0]
+    assert law.name == "logarithm"
+    assert law.at(3200) == pytest.approx(28.0)
 
 
 @pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0])
@@ -24,10 +22,10 @@ def test_a_power_law_is_found_and_continued(exponent: float) -> None:
     def law(n: float) -> float:
         return 40.0 - 30.0 * (n / 50) ** -exponent
 
-    found = at_twice(SIZES, [law(n) for n in SIZES], 0.5)
-    assert found.law.name == "power law"
-    assert found.law.exponent == pytest.approx(exponent, rel=1e-3)
-    assert found.value == pytest.approx(law(3200), abs=0.01)
+    found = fitted_laws(SIZES, [law(n) for n in SIZES], 0.5)[0]
+    assert found.name == "power law"
+    assert found.exponent == pytest.approx(exponent, rel=1e-3)
+    assert found.at(3200) == pytest.approx(law(3200), abs=0.01)
 
 
 def test_noise_alone_is_a_constant_in_most_cases() -> None:
@@ -38,12 +36,11 @@ def test_noise_alone_is_a_constant_in_most_cases() -> None:
 
 
 def test_a_curve_that_falls_is_continued_too() -> None:
-    found = at_twice((50, 100, 200), [3.0, 2.0, 1.0], 0.01)
-    assert found.increase == pytest.approx(-1.0)
+    assert fitted_laws((50, 100, 200), [3.0, 2.0, 1.0], 0.01)[0].at(400) == pytest.approx(0.0)
 
 
 def test_values_without_any_noise_are_fitted() -> None:
-    assert at_twice((50, 100, 200), [1.0, 1.0, 1.0], 0.0).increase == pytest.approx(0.0)
+    assert fitted_laws((50, 100, 200), [1.0, 1.0, 1.0], 0.0)[0].at(400) == pytest.approx(1.0)
 
 
 def test_two_sizes_are_no_curve() -> None:
