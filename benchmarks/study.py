@@ -29,7 +29,8 @@ of its cores (``ratios_of_core_seconds``) say more. Threads of both sides sleep 
 ``search.policy=narrow`` and as many validation items; null with ``--no-narrow``.
 
 With ``--seeds 3 --reference 0.2`` our LoRA runs besides one answer a fifth of the items, and the
-peer's answer all; answers are compared where ours are there.
+peer's answer all; answers are compared where ours are there. With ``--peer-seeds 1`` the peer
+trains and scores one seed of each rank, and its seconds are counted for the others too.
 
 Everything finished is kept under ``--out``, with its seconds; calling again goes on. The last line
 of output is one JSON object; the exit code is 1 if a decision differs in float32.
@@ -366,6 +367,7 @@ def _setting(options: argparse.Namespace, out: Path) -> Setting:
         float32_items=options.float32_items,
         seeds=options.seeds,
         reference=options.reference,
+        peer_seeds=options.peer_seeds,
         **sizes,
     )
 
@@ -378,6 +380,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 16, 32, 64, 128])
     parser.add_argument("--seeds", type=int, default=1, help="of every rank and of full")
     parser.add_argument("--reference", type=float, help="share of the items that most runs answer")
+    parser.add_argument("--peer-seeds", type=int, help="that the peer does; the others count alike")
     parser.add_argument("--rows", type=int, default=48, help="to train on, a multiple of 8")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--items", type=int, default=100, help="scored of each task")

@@ -48,7 +48,7 @@ def compare_scores(repeat: Path, name: str) -> Agreement:
     study = StudyFolder(repeat / name)
     agreement = Agreement(Tally(), 0.0, 0)
     for model in (BASE, *(run.name for run in study.read_study().runs)):
-        peer = read_json(repeat / "peer" / name / f"{model}.json")
+        peer = read_json(repeat / "peer" / name / f"{model}.json", {})  # of some seeds only
         for task, said in peer.items():
             record = study.read(study.evaluation_file(model, task), TaskEvaluation)
             ours = {f"{score.metric},{score.filter}": score.value for score in record.metrics}
@@ -83,6 +83,8 @@ def max_loss_difference(repeat: Path) -> float:
     for run in study.read_study().runs:
         ours = [line["loss_nats"] for line in _lines(study.metrics_file(run.name))]
         peer = read_json(repeat / "peer" / "losses" / f"{run.name}.json")
+        if peer is None:
+            continue  # a seed that the peer did not train
         pairs = zip(ours, peer, strict=True)
         worst = max(worst, *(abs(mine - theirs) / theirs for mine, theirs in pairs))
     return worst

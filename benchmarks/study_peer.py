@@ -101,12 +101,27 @@ class Peer:
             }
         kept, path = self._folder / "peer-pieces.json", self._folder / "peer-seconds.json"
         pieces: dict[str, list[float]] = read_json(kept, {}).get(part, {})
+        like = {} if part == "spectra" else self._counted_like(runs)
         for name, work in works.items():
-            if name not in pieces:
+            if name not in pieces and name not in like:
                 pieces[name] = work()
                 keep_json(kept, read_json(kept, {}) | {part: pieces})
+        if of != "base":
+            pieces |= {name: pieces[other] for name, other in like.items()}
         keep_json(path, read_json(path, {}) | {part: pieces})
         keep_json(kept, {})  # a part that is taken out of the seconds is done again
+
+    def _counted_like(self, runs: Sequence[PlannedRun]) -> dict[str, str]:
+        """The runs of seeds that the peer does not do, and the run that each is counted like."""
+        count, done = self._setting.peer_seeds, dict[int | None, list[str]]()
+        like: dict[str, str] = {}
+        for run in runs:
+            names = done.setdefault(run.rank, [])
+            if count is None or len(names) < count:
+                names.append(run.name)
+            else:
+                like[run.name] = names[len(like) % count]
+        return like
 
     def decide(self) -> None:
         """Score all models of the study in float32, of which no time is kept."""

@@ -65,6 +65,9 @@ class Setting:
     """Of every rank and of full fine-tuning."""
     reference: float | None = None
     """Of the items, what our LoRA runs answer besides one; None: all. The peer's answer all."""
+    peer_seeds: int | None = None
+    """Seeds that the peer trains and scores; None: all. What it does not is counted like what it
+    does of the same rank: as many tokens, rows and items."""
     trials: int = 2
     """How often the peer tries each of its settings before."""
     peer_sampling: str = "sequential"
