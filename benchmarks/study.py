@@ -349,6 +349,7 @@ def _setting(options: argparse.Namespace, out: Path) -> Setting:
 
     precision = resolve_precision(options.precision, choose_device())
     sizes: dict[str, Any] = {"precision": precision, "peer_sampling": options.peer_sampling}
+    sizes |= {"seeds": options.seeds, "peer_seeds": options.peer_seeds}
     if options.tiny:
         return tiny_setting(out, **sizes)
     return real_setting(
@@ -365,9 +366,7 @@ def _setting(options: argparse.Namespace, out: Path) -> Setting:
         step_size=8,
         items=options.items,
         float32_items=options.float32_items,
-        seeds=options.seeds,
         reference=options.reference,
-        peer_seeds=options.peer_seeds,
         **sizes,
     )
 

@@ -102,6 +102,17 @@ def test_calling_again_does_nothing_again(done: Done) -> None:
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+@pytest.mark.thorough
+def test_seeds_that_the_peer_does_not_do_count_like_those_it_does(tmp_path: Path) -> None:
+    one = finished(tmp_path, "--seeds", "2", "--peer-seeds", "1", "--no-narrow")
+    assert one.last["mismatched_decisions_float32"] == 0
+    assert one.figures["scores"][0]["items_compared"] == 4 * 8 * 3
+    seconds = read_json(tmp_path / "repeat-1" / "peer-seconds.json")
+    for part, number in (("train adapters", 4), ("score adapters", 4), ("score full", 2)):
+        assert len(seconds[part]) == number
+        assert len({tuple(each) for each in seconds[part].values()}) == number / 2
+
+
 def test_a_part_that_is_missing_is_done_again_alone(
     repeat: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
