@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from rankwise.findings.answer_lengths import TrainTaskLengths, answer_lengths
 from rankwise.findings.axes import TrainTaskAxes, axis_effects, axis_rows
-from rankwise.findings.behaviour import TrainTaskBehaviour, behaviour
 from rankwise.findings.card import VerdictCard, verdict_card
 from rankwise.findings.checkpoints import TrainTaskCheckpoints, checkpoints
 from rankwise.findings.claims import Claim, paper_claims
@@ -119,8 +119,8 @@ FINDINGS: Mapping[str, Finding] = {
     "gauges": _each(gauges, gauges=each_of("models")),
     "slices": _each(slices, slices=each_of("rows"))._replace(lines=_statements),
     "lost_items": _each(lost_items, lost_items=each_of("rows")),
-    "behaviour": _each(behaviour, behaviour=each_of("models.changes"))._replace(
-        lines=lambda found: itertools.chain(*(part.drift for part in found))
+    "answer_lengths": _each(answer_lengths, answer_lengths=each_of("models"))._replace(
+        lines=_statements
     ),
     "mechanisms": _judged(
         mechanisms,
@@ -165,7 +165,7 @@ class StudyFindings(Record):
     gauges: tuple[TrainTaskGauges, ...] = ()
     slices: tuple[TrainTaskSlices, ...] = ()
     lost_items: tuple[TrainTaskLostItems, ...] = ()
-    behaviour: tuple[TrainTaskBehaviour, ...] = ()
+    answer_lengths: tuple[TrainTaskLengths, ...] = ()
     mechanisms: tuple[TrainTaskMechanisms, ...] = ()
     weights: tuple[TrainTaskWeights, ...] = ()
     heads: tuple[TrainTaskHeads, ...] = ()

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rankwise.errors import RecordError
+from rankwise.records.answer_lengths import AnswerLengths
 from rankwise.records.base import Record
-from rankwise.records.behaviour import Behaviour
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.names import samples_beside
 from rankwise.records.own_texts import OwnTexts
@@ -15,7 +15,7 @@ from rankwise.records.study import StudyRecord, TaskEvaluation
 from rankwise.study.damage import records_of_repairs, records_of_study
 from rankwise.study.stages.graph import stages
 
-_WITH_TEXTS = (Behaviour, OwnTexts)
+_WITH_TEXTS = (AnswerLengths, OwnTexts)
 
 
 class StudyFile(NamedTuple):

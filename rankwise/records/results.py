@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, Self
 
 from rankwise.errors import RecordError
 from rankwise.records import quantities
+from rankwise.records.answer_lengths import AnswerLengths
 from rankwise.records.base import Record
-from rankwise.records.behaviour import Behaviour
 from rankwise.records.clusters import Ties
 from rankwise.records.deployment import FormRecord
 from rankwise.records.grouping import grouped
@@ -159,7 +159,7 @@ class ModelResults(Record):
 
     ``divergences`` are from full fine-tuning: of a run at most one, of the base one for each full
     fine-tuning that LoRA is compared with. ``from_base`` is the divergence from the base,
-    ``behaviour`` what it wrote after short prompts.
+    ``answer_lengths`` what it wrote after short prompts.
     ``spectra`` are of runs whose weights were analysed,
     ``head_changes``, ``head_effects`` and ``head_repair`` of those whose heads were, and
     ``adapter_repair`` of those that ``rankwise repair`` was asked for, and ``forms`` of those that
@@ -172,7 +172,7 @@ class ModelResults(Record):
     items: dict[str, TaskItems]
     divergences: tuple[Divergence, ...] = ()
     from_base: Divergence | None = None
-    behaviour: Behaviour | None = None
+    answer_lengths: AnswerLengths | None = None
     spectra: SpectraRecord | None = None
     head_changes: HeadChanges | None = None
     head_effects: tuple[TaskHeadEffects, ...] = ()

@@ -367,8 +367,8 @@ class TokenCounts(Record):
     """Trained task -> distinct tokens of the answers that are compared with full fine-tuning."""
     gauges: dict[str, int] = Field(default_factory=dict)
     """Trained task -> distinct tokens of the answers and texts that are compared with the base."""
-    behaviour: int = 0
-    """Tokens of the prompts of behaviour, and of their answers at most."""
+    short_prompts: int = 0
+    """Tokens of the short prompts, and of their answers at most."""
     head_prompts: dict[str, int] = Field(default_factory=dict)
     """Trained task -> tokens of the prompts on which heads are compared; 0: there are too few."""
 
@@ -446,8 +446,8 @@ class StudyRecord(StudyTasks):
     gauge_fingerprints: dict[str, str] = Field(default_factory=dict)
     """Trained task -> hash of the right answers and texts on which models are compared with the
     base; empty where they are not."""
-    behaviour_fingerprint: str | None = None
-    """Hash of the prompts on which behaviour is compared; None where it is not."""
+    short_prompts_fingerprint: str | None = None
+    """Hash of the prompts on which lengths of answers are compared; None where they are not."""
     num_parameters: int
     """Weights of the base model."""
     num_tokens: TokenCounts = TokenCounts()

@@ -56,7 +56,7 @@ def with_train(file: Path, **settings: Any) -> Path:
 def test_pairs_are_judged_against_the_base_up_to_the_verdict(
     study_file: Path, tmp_path: Path, tiny_model_folder: Path
 ) -> None:
-    outcome, _ = run(study_file, tmp_path / "study", "analysis.behaviour=true")
+    outcome, _ = run(study_file, tmp_path / "study", "analysis.answer_lengths=true")
     results, folder = outcome.results, StudyFolder(tmp_path / "study")
     base = results.base.items["data_pairs"]
     assert (base.metric, base.unit, set(base.values)) == ("preference", "points", {0.5})
@@ -88,14 +88,14 @@ def test_pairs_are_judged_against_the_base_up_to_the_verdict(
     # own answers, which get longer or shorter
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
     drift = [line for line in outcome.findings.lines("pairs") if line.startswith("Own answers")]
-    assert results.base.behaviour is not None
-    before = results.base.behaviour.num_tokens
+    assert results.base.answer_lengths is not None
+    before = results.base.answer_lengths.num_tokens
     for model, line in zip(results.runs, drift, strict=True):
-        assert model.behaviour is not None
-        assert model.behaviour.num_tokens == tuple(
-            len(tokenizer.encode(text)) for text in model.behaviour.texts
+        assert model.answer_lengths is not None
+        assert model.answer_lengths.num_tokens == tuple(
+            len(tokenizer.encode(text)) for text in model.answer_lengths.texts
         )
-        change = sum(model.behaviour.num_tokens) / len(before) - sum(before) / len(before)
+        change = sum(model.answer_lengths.num_tokens) / len(before) - sum(before) / len(before)
         assert f": {quantities.formatted(change, '+.1f')} tokens (" in line
 
 

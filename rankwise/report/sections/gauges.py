@@ -1,15 +1,14 @@
-"""Gauges of forgetting, lost items that come back in the trained format, and behaviour."""
+"""Gauges of forgetting, lost items that come back in the trained format, lengths of answers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from rankwise.findings.behaviour import TrainTaskBehaviour, TraitChange
+from rankwise.findings.answer_lengths import ModelLengths, TrainTaskLengths
 from rankwise.findings.gauges import GaugedModel, ModelKind, TrainTaskGauges
 from rankwise.findings.lost_items import TrainTaskLostItems
 from rankwise.findings.options import TaskMean
 from rankwise.records import quantities
-from rankwise.records.grouping import grouped
 from rankwise.report import cells
 from rankwise.report.charts.marks import Look
 from rankwise.report.charts.plane import Plane, PlaneMark, plane_chart
@@ -121,47 +120,31 @@ def _lost_items_shown(found: TrainTaskLostItems) -> Iterator[Shown]:
     )
 
 
-_SHARES = {
-    "refuses": "% of all prompts",
-    "keeps the format": "% of prompts that ask for one",
-    "keeps the language": "% of prompts in words",
-    "repeats itself": "% of the runs of four words",
-}
-
-
-def behaviour_section(found: Sequence[TrainTaskBehaviour]) -> ReportSection:
+def answer_length_section(found: Sequence[TrainTaskLengths]) -> ReportSection:
     """A table for each trained task."""
     about = (
-        "Every model answers the same short prompts, greedily, in at most 64 tokens. What code can "
-        "see in the answers is compared with the base, prompt by prompt: phrases of refusal, "
-        "tokens, whether a format that was asked for is kept, the language, and repeated runs of "
-        f"four words. Intervals are {quantities.percent(found[0].confidence)}, one at a time: "
-        "exploratory."
+        "Every model answers the same short prompts, greedily, in at most 64 tokens. The lengths "
+        "of its answers are compared with the base's, prompt by prompt. Intervals are "
+        f"{quantities.percent(found[0].confidence)}, one at a time: exploratory."
     )
     return ReportSection.of(
-        "behaviour", "Behaviour on short prompts", about, found, _behaviour_shown
+        "answer-lengths", "Length of own answers", about, found, _answer_lengths_shown
     )
 
 
-def _behaviour_shown(found: TrainTaskBehaviour) -> Iterator[Shown]:
-    yield from (*found.statements, *found.drift)
+def _answer_lengths_shown(found: TrainTaskLengths) -> Iterator[Shown]:
+    yield from found.statements
 
-    def difference(change: TraitChange) -> Cell:
-        size = f"{quantities.size(change.num_prompts)} prompts"
-        return cells.formatted(change.difference, "+.1f")._replace(note=size)
+    def difference(model: ModelLengths) -> Cell:
+        size = f"{quantities.size(model.num_prompts)} prompts"
+        return cells.formatted(model.difference, "+.1f")._replace(note=size)
 
-    by_trait = grouped(
-        (change.trait, (model, change)) for model in found.models for change in model.changes
-    )
-    yield Table.grouped(
-        f"Trained on {found.train_task}: the base and each model, seeds averaged, and the "
-        f"difference, {cells.intervals(found.confidence)}.",
-        [
-            (quantities.capital(trait), _SHARES.get(trait, "tokens"), rows)
-            for trait, rows in by_trait.items()
-        ],
-        Column("Model", lambda row: row[0].label),
-        Column("Base", lambda row: quantities.formatted(row[1].base, ".1f")),
-        Column("Model", lambda row: quantities.formatted(row[1].adapted, ".1f")),
-        Column("Difference", lambda row: difference(row[1])),
+    yield Table.of(
+        f"Trained on {found.train_task}: tokens of an answer, seeds averaged, and the difference, "
+        f"{cells.intervals(found.confidence)}.",
+        found.models,
+        Column("Model", lambda row: row.label),
+        Column("Base", lambda row: quantities.formatted(row.base, ".1f"), "tokens"),
+        Column("Model", lambda row: quantities.formatted(row.adapted, ".1f"), "tokens"),
+        Column("Difference", difference, "tokens"),
     )

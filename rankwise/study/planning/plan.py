@@ -74,12 +74,12 @@ from rankwise.study.references import num_answered, with_references
 from rankwise.study.searches.policy import Decision, Measures
 from rankwise.study.searches.settings import searched
 from rankwise.study.times import training_work
-from rankwise.tasks.behaviour import behaviour_prompts
 from rankwise.tasks.item_order import in_random_order
 from rankwise.tasks.questions import Prompt, RightAnswer
 from rankwise.tasks.requests import PreparedTask
 from rankwise.tasks.resolution import GENERAL
 from rankwise.tasks.right_answers import right_answers, text_ends
+from rankwise.tasks.short_prompts import encoded_prompts
 from rankwise.tasks.training_rows import Example, TrainingRow, tokenise_rows
 
 HEAD_TOKENS = 128
@@ -90,7 +90,7 @@ GAUGE_ITEMS = 50
 much as scoring a task, and models are compared on the same items, so their spread cancels."""
 
 SCORING_REVISION = 4
-BEHAVIOUR_REVISION = 1
+SHORT_PROMPTS_REVISION = 1
 """As the revisions in ``records.fingerprints``."""
 
 _TEXTS = ("generate_until", "loglikelihood_rolling")
@@ -127,8 +127,8 @@ class StudyPlan:
     """Plans the same study after other decisions of its search; None where nothing is trained."""
     gauged: Answers = field(default_factory=dict[str, tuple[RightAnswer, ...]])
     """Trained task -> the right answers and texts on which models are compared with the base."""
-    behaviour: tuple[Prompt, ...] = ()
-    """The prompts that every model answers to show its behaviour; empty where none is asked for."""
+    short_prompts: tuple[Prompt, ...] = ()
+    """What every model answers to show how long its answers are; empty where that is not asked."""
     num_workers: int = 1
     """For which its passes are cut."""
     cards: tuple[torch.device, ...] = ()
@@ -388,9 +388,9 @@ class Planner:
         gauged = self._with_text_ends(answers) if config.analysis.gauges else {}
         answers = answers if has_full else {}
         prompts = self._head_prompts()
-        behaviour = behaviour_prompts(model.tokenizer) if config.analysis.behaviour else ()
+        short_prompts = encoded_prompts(model.tokenizer) if config.analysis.answer_lengths else ()
         return StudyPlan(
-            record=self._record(answers, gauged, prompts, behaviour),
+            record=self._record(answers, gauged, prompts, short_prompts),
             base=model.base,
             tokenizer=model.tokenizer,
             device=model.machine.device,
@@ -402,7 +402,7 @@ class Planner:
             others=self._parts.others,
             planner=self,
             gauged=gauged,
-            behaviour=behaviour,
+            short_prompts=short_prompts,
             num_workers=num_workers,
             cards=room.cards if room.is_over_cards else (),
         )
@@ -412,7 +412,7 @@ class Planner:
         answers: Answers,
         gauged: Answers,
         prompts: Mapping[str, HeadPrompts],
-        behaviour: Sequence[Prompt],
+        short_prompts: Sequence[Prompt],
     ) -> StudyRecord:
         config, model, tasks = self._config, self._model, self._parts.tasks
         scored, precision = tasks.scored, model.precision
@@ -432,15 +432,17 @@ class Planner:
             gauge_fingerprints={
                 source: answers_fingerprint(precision, its) for source, its in gauged.items()
             },
-            behaviour_fingerprint=fingerprint([BEHAVIOUR_REVISION, precision, behaviour])
-            if behaviour
+            short_prompts_fingerprint=fingerprint(
+                [SHORT_PROMPTS_REVISION, precision, short_prompts]
+            )
+            if short_prompts
             else None,
             num_parameters=model.num_parameters,
             num_tokens=TokenCounts(
                 scored={name: task.num_distinct_tokens for name, task in self._prepared.items()},
                 answers={source: tokens_read(its) for source, its in answers.items()},
                 gauges={source: tokens_read(its) for source, its in gauged.items()},
-                behaviour=sum(len(p.tokens) + p.settings.max_new_tokens for p in behaviour),
+                short_prompts=sum(len(p.tokens) + p.settings.max_new_tokens for p in short_prompts),
                 head_prompts={
                     source: sum(map(len, prompts.get(source, ()))) for source in scored.tasks
                 },

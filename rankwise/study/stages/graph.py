@@ -8,7 +8,7 @@ from functools import partial
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.study import PlannedPass, PlannedRun, StudyRecord
 from rankwise.study.observer import StageOutline
-from rankwise.study.stages.behaviour import ObserveBehaviour
+from rankwise.study.stages.answer_lengths import MeasureLengths
 from rankwise.study.stages.divergence import CompareDistributions
 from rankwise.study.stages.form import CheckForm
 from rankwise.study.stages.gauges import CompareWithBase
@@ -24,7 +24,7 @@ KINDS: tuple[type[Stage], ...] = (
     Train,
     Truncate,
     Score,
-    ObserveBehaviour,
+    MeasureLengths,
     CompareWithBase,
     CompareDistributions,
     CompareHeads,

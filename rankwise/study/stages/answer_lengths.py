@@ -1,4 +1,4 @@
-"""Behaviour: the base and every model that is scored on test items answer short prompts."""
+"""Lengths of answers: base and every model that is scored on test items answer short prompts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rankwise.records.behaviour import PROMPTS, Behaviour
+from rankwise.records.answer_lengths import AnswerLengths
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.study import PlannedRun, StudyRecord
 from rankwise.study.stages.stage import (
@@ -18,6 +18,7 @@ from rankwise.study.stages.stage import (
     fingerprint_in,
     model_name,
 )
+from rankwise.tasks.short_prompts import short_prompts
 
 if TYPE_CHECKING:
     from rankwise.study.context import StudyContext
@@ -28,13 +29,13 @@ TOGETHER = 16
 
 
 @dataclass(frozen=True)
-class ObserveBehaviour(OneRecord):
+class MeasureLengths(OneRecord):
     """Let the base and every model that is scored on test items answer short prompts."""
 
-    kind = "behaviour"
-    record = Behaviour
-    file = "behaviour.json"
-    field = "behaviour"
+    kind = "answer_lengths"
+    record = AnswerLengths
+    file = "answer_lengths.json"
+    field = "answer_lengths"
     made_by = "asking short prompts of"
     of_base = True
     slowness = 2.3
@@ -43,15 +44,15 @@ class ObserveBehaviour(OneRecord):
     @classmethod
     def planned(cls, graph: Graph) -> Iterator[Stage]:
         study = graph.study
-        if study.behaviour_fingerprint is not None:
+        if study.short_prompts_fingerprint is not None:
             models = (None, *study.tested)
-            work, weights = study.num_tokens.behaviour * len(models), study.weights_bytes
+            work, weights = study.num_tokens.short_prompts * len(models), study.weights_bytes
             # adapters are on the base
-            yield cls.of(graph, "behaviour", models, work, memory_bytes=weights)
+            yield cls.of(graph, "answer_lengths", models, work, memory_bytes=weights)
 
     @classmethod
     def wanted(cls, study: StudyRecord, model: Model) -> str:
-        return fingerprint([fingerprint_in(study, model), study.behaviour_fingerprint])
+        return fingerprint([fingerprint_in(study, model), study.short_prompts_fingerprint])
 
     def do(self, context: StudyContext, models: Sequence[Model]) -> None:
         """Let some models write; those that share the base, together."""
@@ -73,14 +74,14 @@ class ObserveBehaviour(OneRecord):
     ) -> None:
         asked = [None if model is None or alone else model.name for model in models]
         started = time.perf_counter()
-        answers = scorer.generate(asked, context.plan.behaviour, context.tell.advanced)
+        answers = scorer.generate(asked, context.plan.short_prompts, context.tell.advanced)
         seconds = (time.perf_counter() - started) / len(models)
         encode = context.plan.tokenizer.encode
         for model, texts in zip(models, answers, strict=True):
-            record = Behaviour(
+            record = AnswerLengths(
                 model=model_name(model),
                 fingerprint=self.fingerprint_of(model),
-                prompts=tuple(prompt.text for prompt in PROMPTS),
+                prompts=short_prompts(),
                 texts=tuple(each.text for each in texts),
                 num_tokens=tuple(
                     len(encode(each.text, add_special_tokens=False)) for each in texts

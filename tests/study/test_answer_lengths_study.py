@@ -1,4 +1,4 @@
-"""Behaviour in a study: greedy texts of every model, off by default, resumed."""
+"""Lengths of answers in a study: greedy texts of every model, off by default, resumed."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from rankwise.engine.scoring import resident
-from rankwise.records.behaviour import MOST_NEW_TOKENS, PROMPTS, Behaviour
+from rankwise.records.answer_lengths import AnswerLengths
 from rankwise.records.files import read_record
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.report.page import write_report
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
-from rankwise.study.stages.behaviour import ObserveBehaviour
+from rankwise.study.stages.answer_lengths import MeasureLengths
 from rankwise.study.stages.graph import stages
 from rankwise.study.status import study_status
+from rankwise.tasks.short_prompts import MOST_NEW_TOKENS, short_prompts
 from tests.support.observers import Silent
 from tests.support.saved_adapters import save_dora
 from tests.support.studies import run
@@ -33,7 +34,7 @@ SMALL = (
     "analysis.spectra=false",
     "analysis.heads=false",
 )
-ON = (*SMALL, "analysis.behaviour=true")
+ON = (*SMALL, "analysis.answer_lengths=true")
 
 
 def greedy(model: Any, tokens: tuple[int, ...], eos: int) -> list[int]:
@@ -49,7 +50,7 @@ def test_models_write_what_greedy_decoding_writes(study_file: Path, tmp_path: Pa
     folder = StudyFolder(tmp_path / "study")
     outcome, recorder = run(study_file, folder.root, *ON)
     plan = plan_study(load_config(study_file, ON))
-    assert recorder.stages.count(("behaviour", "behaviour")) == 1
+    assert recorder.stages.count(("answer_lengths", "answer_lengths")) == 1
     models: dict[str, Any] = {BASE: AutoModelForCausalLM.from_pretrained(plan.base.folder)}
     for planned in plan.record.runs:
         weights = folder.weights_folder(planned)
@@ -60,25 +61,25 @@ def test_models_write_what_greedy_decoding_writes(study_file: Path, tmp_path: Pa
             if is_full
             else PeftModel.from_pretrained(base, weights)
         )
-    assert len(plan.behaviour) == len(PROMPTS)
+    assert len(plan.short_prompts) == len(short_prompts())
     for name, model in models.items():
-        record = read_record(ObserveBehaviour.path(folder, name), Behaviour)
+        record = read_record(MeasureLengths.path(folder, name), AnswerLengths)
         for place in (0, 13, 29):
-            prompt = plan.behaviour[place]
-            assert PROMPTS[place].text in plan.tokenizer.decode(prompt.tokens)
+            prompt = plan.short_prompts[place]
+            assert short_prompts()[place] in plan.tokenizer.decode(prompt.tokens)
             tokens = greedy(model.eval(), prompt.tokens, plan.tokenizer.eos_token_id)
             text = plan.tokenizer.decode(tokens, skip_special_tokens=True)
             assert record.texts[place].strip() == text.strip()
-    (part,) = outcome.findings.behaviour
+    (part,) = outcome.findings.answer_lengths
     assert len(part.models) == 3
     page = write_report(folder.root, *outcome).read_text(encoding="utf-8")
-    assert "Behaviour on short prompts" in page
+    assert "Length of own answers" in page
 
     name = plan.record.runs[2].name
-    ObserveBehaviour.path(folder, name).unlink()
-    assert [line.model for line in study_status(folder) if "behaviour" in line.left] == [name]
+    MeasureLengths.path(folder, name).unlink()
+    assert [line.model for line in study_status(folder) if "answer_lengths" in line.left] == [name]
     _, recorder = run(study_file, folder.root, *ON)
-    assert recorder.stages == [("behaviour", "behaviour")]
+    assert recorder.stages == [("answer_lengths", "answer_lengths")]
     assert not any(line.left for line in study_status(folder))
 
 
@@ -110,8 +111,8 @@ def test_what_is_no_plain_lora_writes_alone(
     study = outcome.results.study
     (plain,), (variant,) = study.runs, study.of_role("variant")
     assert set(tried) == {folder.model_folder(plain.name)}
-    record = read_record(ObserveBehaviour.path(folder, variant.name), Behaviour)
-    assert len(record.texts) == len(PROMPTS)
+    record = read_record(MeasureLengths.path(folder, variant.name), AnswerLengths)
+    assert len(record.texts) == len(short_prompts())
 
 
 def test_what_the_engine_refuses_writes_alone_and_is_named_once(
@@ -121,21 +122,21 @@ def test_what_the_engine_refuses_writes_alone_and_is_named_once(
     imported = json.dumps([{"adapter": str(tmp_path / "dora")}])
     overrides = (*ON, "methods.full=null", "methods.lora=null", f"methods.imported={imported}")
     plan, folder = plan_study(load_config(study_file, overrides)), StudyFolder(tmp_path / "study")
-    for _ in range(2):  # the second time, all but behaviour is there already
+    for _ in range(2):  # the second time, all but these is there already
         observer = Noting()
         run_study(plan, folder, observer)
         (note,) = observer.notes
         assert "is scored alone" in note
         assert "use_dora" in note
-        path = ObserveBehaviour.path(folder, plan.record.runs[0].name)
-        assert len(read_record(path, Behaviour).texts) == len(PROMPTS)
+        path = MeasureLengths.path(folder, plan.record.runs[0].name)
+        assert len(read_record(path, AnswerLengths).texts) == len(short_prompts())
         path.unlink()
 
 
 def test_it_is_off_unless_it_is_asked_for(study_file: Path) -> None:
     off, on = (plan_study(load_config(study_file, each)).record for each in (SMALL, ON))
-    assert not any(isinstance(stage, ObserveBehaviour) for stage in stages(off))
+    assert not any(isinstance(stage, MeasureLengths) for stage in stages(off))
     assert off.fingerprint != on.fingerprint
     assert [r.fingerprint for r in off.runs] == [r.fingerprint for r in on.runs]
-    named = plan_study(load_config(study_file, (*SMALL, "analysis.behaviour=false"))).record
+    named = plan_study(load_config(study_file, (*SMALL, "analysis.answer_lengths=false"))).record
     assert named.fingerprint == off.fingerprint
