@@ -30,7 +30,8 @@ of its cores (``ratios_of_core_seconds``) say more. Threads of both sides sleep 
 
 With ``--seeds 3 --reference 0.2`` our LoRA runs besides one answer a fifth of the items, and the
 peer's answer all; answers are compared where ours are there. With ``--peer-seeds 1`` the peer
-trains and scores one seed of each rank, and its seconds are counted for the others too.
+does one seed of each rank, and with ``--peer-ranks 8 128`` it scores two of the ranks; the others
+are counted like the mean of these.
 
 Everything finished is kept under ``--out``, with its seconds; calling again goes on. The last line
 of output is one JSON object; the exit code is 1 if a decision differs in float32.
@@ -349,7 +350,8 @@ def _setting(options: argparse.Namespace, out: Path) -> Setting:
 
     precision = resolve_precision(options.precision, choose_device())
     sizes: dict[str, Any] = {"precision": precision, "peer_sampling": options.peer_sampling}
-    sizes |= {"seeds": options.seeds, "peer_seeds": options.peer_seeds}
+    ranks = options.peer_ranks and tuple(options.peer_ranks)
+    sizes |= {"seeds": options.seeds, "peer_seeds": options.peer_seeds, "peer_ranks": ranks}
     if options.tiny:
         return tiny_setting(out, **sizes)
     return real_setting(
@@ -380,6 +382,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=1, help="of every rank and of full")
     parser.add_argument("--reference", type=float, help="share of the items that most runs answer")
     parser.add_argument("--peer-seeds", type=int, help="that the peer does; the others count alike")
+    parser.add_argument("--peer-ranks", type=int, nargs="+", help="that the peer scores; likewise")
     parser.add_argument("--rows", type=int, default=48, help="to train on, a multiple of 8")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--items", type=int, default=100, help="scored of each task")

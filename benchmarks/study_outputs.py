@@ -103,6 +103,8 @@ def compare_spectra(repeat: Path) -> dict[str, float]:
     intruders = counts = 0
     for run in study.read_study().runs:
         record = study.read(AnalyseWeights.path(study, run.name), SpectraRecord)
+        if run.name not in peer:
+            continue  # a seed that the peer did not analyse
         if {matrix.module for matrix in record.matrices} != peer[run.name].keys():
             raise ValueError(f"the sides analysed other matrices of {run.name}.")
         for matrix in record.matrices:

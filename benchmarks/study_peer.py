@@ -87,6 +87,7 @@ class Peer:
         verb, _, of = part.partition(" ")
         study = StudyFolder(self._folder / GRID)
         runs = [r for r in study.read_study().runs if r.method == ("full", "lora")[of != "full"]]
+        done = self._done_of(runs, verb)
         precision = self._setting.precision
         works: dict[str, Callable[[], list[float]]]
         if part == "spectra":
@@ -94,34 +95,32 @@ class Peer:
         elif of == "base":
             works = {BASE: lambda: self._score(study, None, precision)}
         elif verb == "train":
-            works = {run.name: functools.partial(self._train, study, run) for run in runs}
+            works = {run.name: functools.partial(self._train, study, run) for run in done}
         else:
             works = {
-                run.name: functools.partial(self._score, study, run, precision) for run in runs
+                run.name: functools.partial(self._score, study, run, precision) for run in done
             }
         kept, path = self._folder / "peer-pieces.json", self._folder / "peer-seconds.json"
         pieces: dict[str, list[float]] = read_json(kept, {}).get(part, {})
-        like = {} if part == "spectra" else self._counted_like(runs)
         for name, work in works.items():
-            if name not in pieces and name not in like:
+            if name not in pieces:
                 pieces[name] = work()
                 keep_json(kept, read_json(kept, {}) | {part: pieces})
-        if of != "base":
-            pieces |= {name: pieces[other] for name, other in like.items()}
+        if part != "spectra" and of != "base":
+            mean = [sum(column) / len(pieces) for column in zip(*pieces.values(), strict=True)]
+            pieces |= {run.name: mean for run in runs if run.name not in pieces}
         keep_json(path, read_json(path, {}) | {part: pieces})
         keep_json(kept, {})  # a part that is taken out of the seconds is done again
 
-    def _counted_like(self, runs: Sequence[PlannedRun]) -> dict[str, str]:
-        """The runs of seeds that the peer does not do, and the run that each is counted like."""
-        count, done = self._setting.peer_seeds, dict[int | None, list[str]]()
-        like: dict[str, str] = {}
-        for run in runs:
-            names = done.setdefault(run.rank, [])
-            if count is None or len(names) < count:
-                names.append(run.name)
-            else:
-                like[run.name] = names[len(like) % count]
-        return like
+    def _done_of(self, runs: Sequence[PlannedRun], verb: str) -> list[PlannedRun]:
+        """The runs that are done, and do not only count like the others."""
+        seeds, ranks = self._setting.peer_seeds, self._setting.peer_ranks
+        return [
+            run
+            for run in runs
+            if (seeds is None or (run.seed or 0) < seeds)
+            and (verb != "score" or ranks is None or run.rank in (None, *ranks))
+        ]
 
     def decide(self) -> None:
         """Score all models of the study in float32, of which no time is kept."""
@@ -337,12 +336,15 @@ class Peer:
     # weights
 
     def _analyse(self, study: StudyFolder) -> list[float]:
-        runs = {run: study.weights(run) for run in study.read_study().runs}
+        planned = study.read_study().runs
+        runs = {run: study.weights(run) for run in self._done_of(planned, "analyse")}
         watch = Stopwatch()
         found = analyse(Path(self._setting.model), runs, self._setting.top_k, self._device)
         seconds = watch.read()
         keep_json(self._folder / "peer" / "spectra.json", found)
-        return seconds
+        # a decomposition of the base, and for each run one of the sum and one of the update
+        share = (1 + 2 * len(planned)) / (1 + 2 * len(runs))
+        return [share * each for each in seconds]
 
 
 class _LossKeeper(Trainer):

@@ -66,8 +66,10 @@ class Setting:
     reference: float | None = None
     """Of the items, what our LoRA runs answer besides one; None: all. The peer's answer all."""
     peer_seeds: int | None = None
-    """Seeds that the peer trains and scores; None: all. What it does not is counted like what it
-    does of the same rank: as many tokens, rows and items."""
+    """Seeds that the peer trains, scores and analyses; None: all. What it leaves out is counted
+    like the mean of what it does: as many tokens, rows, items and matrices."""
+    peer_ranks: tuple[int, ...] | None = None
+    """Ranks that the peer scores; None: all. The others are counted likewise."""
     trials: int = 2
     """How often the peer tries each of its settings before."""
     peer_sampling: str = "sequential"
@@ -244,8 +246,8 @@ def write_setting(folder: Path, setting: Setting) -> None:
 def read_setting(folder: Path) -> Setting:
     """The setting of an output folder."""
     given: dict[str, Any] = read_json(folder / "setting.json")
-    for name in ("ranks", "tasks_paths"):
-        given[name] = tuple(given[name])
+    for name in ("ranks", "tasks_paths", "peer_ranks"):
+        given[name] = None if given[name] is None else tuple(given[name])
     return Setting(**given)
 
 

@@ -104,13 +104,15 @@ def test_calling_again_does_nothing_again(done: Done) -> None:
 
 @pytest.mark.thorough
 def test_seeds_that_the_peer_does_not_do_count_like_those_it_does(tmp_path: Path) -> None:
-    one = finished(tmp_path, "--seeds", "2", "--peer-seeds", "1", "--no-narrow")
+    counted = ("--seeds", "2", "--peer-seeds", "1", "--peer-ranks", "4")
+    one = finished(tmp_path, *counted, "--no-narrow")
     assert one.last["mismatched_decisions_float32"] == 0
-    assert one.figures["scores"][0]["items_compared"] == 4 * 8 * 3
+    assert one.figures["scores"][0]["items_compared"] == 3 * 8 * 3  # base, rank 4 and full
     seconds = read_json(tmp_path / "repeat-1" / "peer-seconds.json")
     for part, number in (("train adapters", 4), ("score adapters", 4), ("score full", 2)):
         assert len(seconds[part]) == number
-        assert len({tuple(each) for each in seconds[part].values()}) == number / 2
+        distinct = {tuple(each) for each in seconds[part].values()}
+        assert len(distinct) == {"train adapters": 3, "score adapters": 1, "score full": 1}[part]
 
 
 def test_a_part_that_is_missing_is_done_again_alone(

@@ -125,6 +125,8 @@ def _unpacked(path: Path, content: bytes) -> dict[str, Any]:
             ]
             head = json.loads(_member(archive, header, content))
             return {**head, **status, "samples": samples}
+    except DataError:  # too large; it is a ValueError too
+        raise
     except _DAMAGES as error:
         raise DataError(f"{path} is not a log of Inspect, or it is damaged: {error}.") from error
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rankwise.errors import TaskError
-from rankwise.records.results import LOSS_METRIC, weighted_by_tokens
+from rankwise.records.results import FIELD, LOSS_METRIC, weighted_by_tokens
 from rankwise.records.study import MetricScore
 from rankwise.tasks.answer_checks import BASE_ANSWER
 from rankwise.tasks.requests import PreparedTask
@@ -90,8 +90,13 @@ def check_judging(prepared: PreparedTask, metric: str | None) -> None:
     Raises:
         TaskError: as of ``judge``.
     """
-    doc_ids = list(dict.fromkeys(instance.doc_id for instance in prepared.instances))
-    first = set(doc_ids[:_MOST_CHECKED])
+    docs = {instance.doc_id: instance.doc for instance in prepared.instances}
+    number = _MOST_CHECKED
+    if metric is not None and metric.startswith(FIELD):  # not every right answer has every field
+        key = f'"{metric.rpartition(".")[2]}"'
+        has_key = (key in doc["completion"] for doc in docs.values())
+        number = max(number, 1 + next((at for at, has in enumerate(has_key) if has), 0))
+    first = set(list(docs)[:number])
     instances = list(
         itertools.takewhile(lambda instance: instance.doc_id in first, prepared.instances)
     )

@@ -629,6 +629,11 @@ STUDY_FILES = [
         ("evaluation.num_fewshot: -1 given; input should be greater than or equal to 0",),
     ),
     Case(
+        "a word for references",
+        SMALLEST + "evaluation: {reference: always}\n",
+        ("evaluation.reference: 'always' given; write auto, or a section such as {share: 0.2}",),
+    ),
+    Case(
         "one trained item",
         SMALLEST + "evaluation: {num_train_items: 1}\n",
         ("evaluation.num_train_items: 1 item gives no standard error; write 0, or 2 and more",),

@@ -17,6 +17,7 @@ import pytest
 import rankwise as rw
 from rankwise.errors import DataError, RankwiseError
 from rankwise.records.results import StudyResults
+from rankwise.scores import logs
 from rankwise.scores.asked import Asked
 from rankwise.scores.logs import read_log
 from rankwise.scores.reading import read_scores
@@ -228,6 +229,15 @@ def test_an_archive_that_is_none(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("samples/1.json", "{}")
     with pytest.raises(DataError, match="is not a log of Inspect, or it is damaged"):
+        read([path])
+
+
+def test_an_archive_that_unpacks_to_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_eval(tmp_path / "a.eval", inspect_log("base", [sample(0, "C"), sample(1, "I")]))
+    monkeypatch.setattr(logs, "_MOST_BYTES", path.stat().st_size)
+    with pytest.raises(DataError, match=r"a\.eval unpacks to more than 1 GiB, which is"):
         read([path])
 
 

@@ -96,6 +96,19 @@ def test_own_sets_are_tasks_of_their_roles_up_to_the_verdict(
     assert again.base.items == base.items
 
 
+def test_a_field_that_only_a_late_row_has_can_decide(study_file: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Call {n}:", "completion": json.dumps({"n": n})} for n in range(6)]
+    rows[5]["completion"] = json.dumps({"n": 5, "at": {"place": "here"}})
+    (tmp_path / "own" / "tools.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def plan(field: str) -> None:
+        plan_study(load_config(study_file, [f"evaluation.metric={{tools: field.{field}}}"]))
+
+    plan("at.place")
+    with pytest.raises(PlanError, match=r"no metric 'field\.elsewhere'"):
+        plan("elsewhere")
+
+
 def test_where_rows_and_schema_lie_changes_nothing_and_what_they_say_does(
     study_file: Path, tmp_path: Path
 ) -> None:

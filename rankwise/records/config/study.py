@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -79,6 +79,12 @@ class ReferenceConfig(Section):
     and where nothing is searched; 0: always."""
 
 
+def _reference(given: Any) -> Any:
+    if isinstance(given, str) and given != "auto":
+        raise ValueError(f"{given!r} given; write auto, or a section such as {{share: 0.2}}")
+    return {"least_saving": 0.25} if given == "auto" else given
+
+
 class EvaluationConfig(Section):
     """What is scored, and how."""
 
@@ -113,7 +119,7 @@ class EvaluationConfig(Section):
     """
     reference: Annotated[
         ReferenceConfig | None,
-        BeforeValidator(lambda value: {"least_saving": 0.25} if value == "auto" else value),
+        BeforeValidator(_reference),
     ] = None
     """Let most LoRA runs answer a part of the items, and estimate the rest; None: all answer all.
 
