@@ -13,10 +13,10 @@ from numpy.typing import ArrayLike
 
 from rankwise.findings.decision import Ends, Margins, choose, judge
 from rankwise.findings.options import Option
-from rankwise.findings.stats.blocks import Block, normal_draws
+from rankwise.findings.stats.blocks import Block, all_pairs, normal_draws
 from rankwise.findings.stats.items import Floats
 from rankwise.findings.stats.posterior import GAIN_PRIOR, LOSS_PRIOR, posterior
-from rankwise.findings.stats.prospects import Growth, grow, pair_ends
+from rankwise.findings.stats.prospects import Growth, grow
 from rankwise.findings.stats.simultaneous import StudyBounds, StudyEvidence, worst_task
 from rankwise.records.config.study import MARGIN_POINTS
 from rankwise.records.judgement import Addition, BestBet, EpsilonOdds, OptionOdds, Prospect
@@ -209,13 +209,8 @@ def chance_of_decision(
     """
     rng, count = np.random.default_rng(_SEED), evidence.num_options
     first, one = slice(NUM_FUTURES), np.eye(count)
-    gained = grow(
-        evidence.in_domain,
-        truths.gains[first],
-        truths.gain_run_variances[first],
-        growths.in_domain,
-        rng,
-    )
+    gains, variances = truths.gains[first], truths.gain_run_variances[first]
+    gained = grow(evidence.in_domain, gains, variances, growths.in_domain, rng)
     loss: Ends | None = None
     worst: Ends | None = None
     if evidence.retention is not None and growths.retention is not None:
@@ -235,8 +230,10 @@ def chance_of_decision(
                 np.max([task.ends(one, shared)[0] for task in of_tasks], axis=0),
                 np.max([task.ends(one, level)[1] for task in of_tasks], axis=0),
             )
-    gain, lead = gained.ends(one, level), pair_ends(gained, count, level)
-    return float(judge(gain, loss, worst, lead, margins).is_decided.mean())
+    lower, upper = gained.ends(all_pairs(count), level)
+    lead = lower.reshape(-1, count, count), upper.reshape(-1, count, count)
+    decided = judge(gained.ends(one, level), loss, worst, lead, margins).is_decided
+    return float(decided.mean())
 
 
 def unsure_tasks(tasks: Sequence[Block], margins: Margins, level: float) -> list[int]:
