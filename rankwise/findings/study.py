@@ -35,7 +35,8 @@ from rankwise.findings.prompting import TrainTaskPrompting, prompt_rows, prompti
 from rankwise.findings.repairs import repair_rows
 from rankwise.findings.retention import TrainTaskRetention, retention_groups
 from rankwise.findings.rows import Row, RowsOf, each_of, flat
-from rankwise.findings.signatures.found import Signature, failure_signatures
+from rankwise.findings.signatures.found import failure_signatures
+from rankwise.findings.signatures.signature import Signature
 from rankwise.findings.slices import TrainTaskSlices, slices
 from rankwise.findings.transfer import Transfer, transfer, transfer_rows
 from rankwise.findings.truncation import TrainTaskTruncation, truncated_curves, truncation_rows
