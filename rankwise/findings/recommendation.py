@@ -150,8 +150,8 @@ def recommend_for(
         better_and_kept_by_full=_dominating_full(source, tasks, options),
         best_rate_at_edge=_rate_at_edge(source, tasks, options),
         verdicts=judged.verdicts,
-        comparisons=compare(results),
-        format_effects=format_effects(results),
+        comparisons=tuple(compare(results)),
+        format_effects=tuple(format_effects(results)),
     )
     why = (
         *reasons(
