@@ -302,13 +302,10 @@ class Betting:
         for loss in () if epsilon is None else sorted({*EPSILONS, epsilon}):
             margins = self.margins._replace(epsilon=loss)
             right = tuple(odds(self.truths, margins).right.tolist())
-            choice = self._choice(bounds, margins)
-            by_epsilon.append(EpsilonOdds(epsilon_points=loss, right=right, choice=choice))
-        return BestBet(
-            options=options,
-            choice=self._choice(bounds, self.margins),
-            by_epsilon=tuple(by_epsilon),
-        )
+            own = self._choice(bounds, margins)
+            by_epsilon.append(EpsilonOdds(epsilon_points=loss, right=right, choice=own))
+        choice = self._choice(bounds, self.margins)
+        return BestBet(options=options, choice=choice, by_epsilon=tuple(by_epsilon))
 
     def _choice(self, bounds: StudyBounds, margins: Margins) -> str | None:
         """The option that the rule recommends, or else the one estimated to be worth most."""
@@ -348,11 +345,13 @@ class Betting:
 
     def _ways(self, sizes: Sizes) -> Iterator[tuple[Addition, dict[str, int], int]]:
         """Each way to grow: what is added, the sizes of tasks that grow, and the seeds in all."""
-        kinds: dict[Addition, Mapping[str, int]] = {"in_domain": sizes.in_domain}
+        kinds: list[tuple[Addition, Mapping[str, int], Block | None]] = [
+            ("in_domain", sizes.in_domain, self.evidence.in_domain)
+        ]
         if sizes.retention:
-            kinds["retention"] = sizes.retention
-            kinds["items"] = {**sizes.in_domain, **sizes.retention}
-        for add, tasks in kinds.items():
+            kinds.append(("retention", sizes.retention, self.evidence.retention))
+            kinds.append(("items", {**sizes.in_domain, **sizes.retention}, None))
+        for add, tasks, of in kinds:
             known: list[dict[str, int]] = [{}]
             for factor in ITEM_FACTORS:
                 items = sizes.grown(tasks, factor)
@@ -360,8 +359,8 @@ class Betting:
                     known.append(items)
                     yield add, items, sizes.num_seeds
             by_task = sizes.grown(tasks, TASK_FACTOR)
-            if add != "items" and len(by_task) > 1:
-                for task in self._noisiest(add, by_task, sizes):
+            if of is not None and len(by_task) > 1:
+                for task in _noisiest(of, tuple(tasks), by_task):
                     yield add, {task: by_task[task]}, sizes.num_seeds
         # an imported adapter has no other seed: in a study of more seeds it takes no part
         can_repeat = all(
@@ -371,24 +370,16 @@ class Betting:
         for more in MORE_SEEDS if can_repeat else ():
             yield "seeds", {}, sizes.num_seeds + more
 
-    def _noisiest(self, add: Addition, tasks: Mapping[str, int], sizes: Sizes) -> list[str]:
-        """At most ``MOST_GROWN`` of some tasks of one kind, in their order."""
-        if len(tasks) <= MOST_GROWN:
-            return list(tasks)
-        of, kind = (
-            (self.evidence.in_domain, sizes.in_domain)
-            if add == "in_domain"
-            else (self.evidence.retention, sizes.retention)
-        )
-        assert of is not None
-        names = list(kind)
-        variances = {
-            names[place]: float(np.trace(part.items + part.pseudo))
-            for part in of.parts
-            for place in part.places
-        }
-        kept = set(sorted(tasks, key=lambda task: -variances[task])[:MOST_GROWN])
-        return [task for task in tasks if task in kept]
+
+def _noisiest(of: Block, tasks: Sequence[str], some: Mapping[str, int]) -> list[str]:
+    """At most ``MOST_GROWN`` of some tasks of a block, in their order."""
+    variances = {
+        tasks[place]: float(np.trace(part.items + part.pseudo))
+        for part in of.parts
+        for place in part.places
+    }
+    kept = sorted(some, key=lambda task: -variances[task])[:MOST_GROWN]
+    return [task for task in some if task in kept]
 
 
 def _growth(
