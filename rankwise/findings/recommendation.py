@@ -114,9 +114,7 @@ def recommend_for(
     look = _look(source, tasks, options)
     alpha = 1.0 - source.confidence
     looks = with_look(() if earlier is None else earlier.looks, look, alpha)
-    judged = _Judgement()
-    if options:
-        judged = _judge(source, tasks, options, margins, looks[-1], alpha)
+    judged = _judge(source, tasks, options, margins, looks[-1], alpha) if options else _Judgement()
     plan = None if judged.chosen is None else judged.chosen.plan
     outcome, enough = judged.outcome, judged.sufficient
     first = None if enough is None else options[enough.option]
@@ -452,15 +450,13 @@ def _rate_at_edge(
         return None
     best = options[int(np.argmax(gains))].plan
     # a rule gives every rank its own rate: only those of one rank were tried against each other
-    rates = sorted(
-        {
-            option.plan.learning_rate or 0.0
-            for option in options
-            if (option.rank, option.plan.scaling, option.plan.target_modules, option.plan.epochs)
-            == (best.rank, best.scaling, best.target_modules, best.epochs)
-        }
-    )
-    is_edge = len(rates) > 1 and best.learning_rate in (rates[0], rates[-1])
+    rates = {
+        option.plan.learning_rate or 0.0
+        for option in options
+        if (option.rank, option.plan.scaling, option.plan.target_modules, option.plan.epochs)
+        == (best.rank, best.scaling, best.target_modules, best.epochs)
+    }
+    is_edge = len(rates) > 1 and best.learning_rate in (min(rates), max(rates))
     return best.learning_rate if is_edge else None
 
 

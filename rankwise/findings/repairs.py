@@ -91,7 +91,7 @@ def choose_repair(
         left_out=tuple(
             task for task in (*tasks.in_domain, *tasks.retention) if task not in compared.tasks.all
         ),
-        num_items=compared.num_items,
+        num_items=sum(len(each.base.doc_ids) for each in scores if each.task in compared.tasks.all),
         curve=curve,
         judged=judged,
         statement=_statement(max_loss_points, compared.tasks.unit, judged, curve),
@@ -143,11 +143,6 @@ class _Compared:
                     f"all {len(pair.base)} items of task {task!r} are in one cluster, which has no "
                     "error. Score more, or leave the task out."
                 )
-
-    @property
-    def num_items(self) -> int:
-        """Number of items of all tasks together."""
-        return sum(len(self._pairs[AS_IT_IS, task].base) for task in self.tasks.all)
 
     def kl(self, divergences: RepairDivergences) -> dict[Repair, Bound]:
         """KL to the base of every repair; empty where that has no standard error."""

@@ -194,10 +194,10 @@ def _domain_means(
 
 def transfer_rows(found: Transfer, _: object) -> Iterator[Row]:
     """Every option of every trained task on every column, means of domains included."""
-    columns = {column.tasks: column for column in found.columns}
+    columns = {column.tasks: (column.name, column.domain) for column in found.columns}
     for cell in (*found.cells, *found.domain_means):
-        test = "mean" if isinstance(cell, DomainMean) else columns[cell.tasks].name
-        domain = cell.domain if isinstance(cell, DomainMean) else columns[cell.tasks].domain
+        is_mean = isinstance(cell, DomainMean)
+        test, domain = ("mean", cell.domain) if is_mean else columns[cell.tasks]
         row = flat(cell, train_task=cell.train_task, option=cell.label, test=test, domain=domain)
         del row["label"]
         yield row
