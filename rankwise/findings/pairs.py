@@ -183,14 +183,14 @@ class PairedTest(NamedTuple):
 
         ``outcomes``, if given, has the counts of items and McNemar's test in its place.
         """
-        numbers = self._asdict() | {
+        counts = (outcomes or self).counts
+        numbers = {
+            **self._asdict(),
             "difference": self.estimate.value,
             "stderr": self.estimate.stderr,
+            "mcnemar_p_value": (outcomes or self).mcnemar_p_value,
+            **{f"num_{name}": getattr(counts, name, None) for name in Counts._fields},
         }
-        numbers["mcnemar_p_value"] = (outcomes or self).mcnemar_p_value
-        counts = (outcomes or self).counts
-        for name in Counts._fields:
-            numbers[f"num_{name}"] = None if counts is None else getattr(counts, name)
         return {name: number for name, number in numbers.items() if name in record.model_fields}
 
 

@@ -174,7 +174,13 @@ def _judge(
     alpha: float,
 ) -> _Judgement:
     point = point_in(tasks.unit, margins.delta)
-    evidence, count = _evidence(source, tasks, options, point), len(options)
+
+    def by_option(names: Sequence[str], sign: float) -> list[Items]:
+        gains = [np.stack([source.gains(o.runs, task) for o in options], axis=1) for task in names]
+        return source.items([sign * values for values in gains], names)
+
+    in_domain, losses = by_option(tasks.in_domain, 1.0), by_option(tasks.retention, -1.0)
+    evidence, count = study_evidence(in_domain, losses, point), len(options)
     bounds = bounds_at(evidence, deciding_level(count, look.alpha))
     level = level_of_all(count, look.alpha, has_retention=evidence.retention is not None)
     at_once = bounds_at(evidence, level)
@@ -357,19 +363,6 @@ def _detectable(
 def _only(metrics: Iterable[str]) -> str | None:
     different = set(metrics)
     return different.pop() if len(different) == 1 else None
-
-
-def _evidence(
-    source: OptionGains, tasks: DecidingTasks, options: Sequence[Option], point: float
-) -> StudyEvidence:
-    """The scores of the complete options, in their order."""
-
-    def by_option(names: Sequence[str], sign: float) -> list[Items]:
-        gains = [np.stack([source.gains(o.runs, task) for o in options], axis=1) for task in names]
-        return source.items([sign * values for values in gains], names)
-
-    in_domain, losses = by_option(tasks.in_domain, 1.0), by_option(tasks.retention, -1.0)
-    return study_evidence(in_domain, losses, point)
 
 
 def _verdicts(

@@ -90,7 +90,6 @@ def truncated_curves(
         source: the options of a trained task.
         recommendation: of the same task, for the unit in-domain.
     """
-    train_task = source.results.train_task
 
     def place(model: PlannedRun) -> tuple[str, Series, int]:
         """The option whose adapter is truncated, and the series and rank of its curve."""
@@ -114,7 +113,7 @@ def truncated_curves(
         if complete:
             curves.append(_curve(source, tasks, option, complete))
     return TrainTaskTruncation(
-        train_task=train_task,
+        train_task=source.results.train_task,
         unit=recommendation.unit,
         confidence=source.confidence,
         curves=tuple(curves),

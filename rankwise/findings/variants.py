@@ -15,6 +15,7 @@ from rankwise.records import quantities
 from rankwise.records.axes import beside_rank, run_labels
 from rankwise.records.base import Record
 from rankwise.records.config.variants import VARIANT_LABELS
+from rankwise.records.grouping import grouped
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.study import PlannedRun, Unit
 
@@ -180,9 +181,7 @@ def _statements(rows: Sequence[VariantRow]) -> Iterator[str]:
                 "layers when they were taken"
             )
         yield f"{text}; {OF_RATES}." if row.num_rates > 1 else f"{text}."
-    rates: dict[str, set[float]] = {}
-    for row in rows:
-        rates.setdefault(row.variant, set()).add(row.learning_rate)
+    rates = grouped((row.variant, row.learning_rate) for row in rows)
     at_edge = [
         row.variant
         for row in rows
