@@ -68,16 +68,14 @@ class TrainTaskPrompting(Record):
 def prompting(source: OptionGains, recommendation: Recommendation) -> TrainTaskPrompting | None:
     """Every prompt of a trained task; None where the study asks none on what decides."""
     results, unit = source.results, recommendation.unit
-    asked: dict[int, dict[int | None, list[PromptedTask]]] = {}
-    for each in results.study.prompted.get(results.train_task, ()):
-        asked.setdefault(each.shots, {}).setdefault(each.seed, []).append(each)
-    decide = source.tasks("in_domain", unit)
-    tasks = [
-        task for task in decide
-        if any(e.task == task for draws in asked.values() for its in draws.values() for e in its)
-    ]  # fmt: skip
+    prompted = results.study.prompted.get(results.train_task, ())
+    known = {each.task for each in prompted}
+    tasks = [task for task in source.tasks("in_domain", unit) if task in known]
     if not tasks:
         return None
+    asked: dict[int, dict[int | None, list[PromptedTask]]] = {}
+    for each in prompted:
+        asked.setdefault(each.shots, {}).setdefault(each.seed, []).append(each)
     tokens: dict[int, float] = {}
     for shots, draws in asked.items():
         read = [each.context_tokens for its in draws.values() for each in its]

@@ -57,10 +57,7 @@ def statement(numbers: Recommendation) -> str:
 
 
 def reasons(
-    numbers: Recommendation,
-    full: Iterable[str],
-    parameters: Sequence[int],
-    able: Detectable | None,
+    numbers: Recommendation, full: Iterable[str], parameters: Sequence[int], able: Detectable | None
 ) -> tuple[str, ...]:
     """Short sentences with the numbers: the margins, each verdict, and what it is compared with.
 
@@ -198,8 +195,8 @@ def _best_bet(numbers: Recommendation) -> str:
 
 def _odds(probability: float, numbers: Recommendation) -> str:
     """72 %: within 3.0 points of the best, loses at most 3.0 points, 9.0 on any task."""
-    text = f"{quantities.odds(probability)}: within {amount(numbers.delta, numbers.unit)} "
-    text += "of the best"
+    delta = amount(numbers.delta, numbers.unit)
+    text = f"{quantities.odds(probability)}: within {delta} of the best"
     if numbers.epsilon_points is not None:
         text += f", loses at most {_acceptable(numbers.epsilon_points, numbers)}"
     return text

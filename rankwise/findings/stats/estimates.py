@@ -185,15 +185,15 @@ def mean_over_tasks(tasks: Sequence[Items]) -> Estimate:
     )
 
 
-class SeedSpread(NamedTuple):
-    """A standard deviation between runs with its two-sided bounds, in the unit of the scores."""
+class Bounded(NamedTuple):
+    """A number with its two-sided bounds, in the unit of the number."""
 
     estimate: float
     lower: float
     upper: float
 
 
-def seed_spread(tasks: Sequence[Items], confidence: float) -> SeedSpread:
+def seed_spread(tasks: Sequence[Items], confidence: float) -> Bounded:
     """The standard deviation of one run's true score, from several seeds on the same items.
 
     Runs of equal skill err on different items, so their scores differ by chance. That part, the
@@ -225,7 +225,7 @@ def seed_spread(tasks: Sequence[Items], confidence: float) -> SeedSpread:
         float(special.fdtri(*freedom, p)) for p in ((1 + confidence) / 2, (1 - confidence) / 2)
     )
     variances = (between, between / above, between / below)
-    return SeedSpread(*(math.sqrt(max(value - by_chance, 0.0)) for value in variances))
+    return Bounded(*(math.sqrt(max(value - by_chance, 0.0)) for value in variances))
 
 
 def zero_p_value(estimate: Estimate) -> float:
@@ -318,7 +318,7 @@ def student_interval(mean: float, values: ArrayLike, confidence: float) -> tuple
 
 def fieller(
     numerator: float, denominator: float, variances: tuple[float, float, float], quantile: float
-) -> tuple[float, float, float] | None:
+) -> Bounded | None:
     """A ratio of two estimates, and the interval of Fieller (1954).
 
     It is every θ for which numerator - θ denominator may be zero.
@@ -340,4 +340,4 @@ def fieller(
     middle = denominator * numerator - squared * covariance
     last = numerator**2 - squared * var_n
     root = math.sqrt(max(middle**2 - leading * last, 0.0))
-    return numerator / denominator, (middle - root) / leading, (middle + root) / leading
+    return Bounded(numerator / denominator, (middle - root) / leading, (middle + root) / leading)
