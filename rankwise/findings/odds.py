@@ -5,6 +5,7 @@ Also what more items or seeds would do to a study.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -129,9 +130,8 @@ def truths_of(evidence: StudyEvidence, unit: float) -> Truths:
     if evidence.retention is None:
         return Truths(*gains, None, None, None)
     losses, run_variances = posterior(evidence.retention, LOSS_PRIOR, 1.0).draws(rng, NUM_DRAWS)
-    worst: Floats | None = None
-    for drawn in _task_truths(evidence.tasks, range(len(evidence.tasks)), losses, rng):
-        worst = drawn if worst is None else np.maximum(worst, drawn)
+    of_tasks = _task_truths(evidence.tasks, range(len(evidence.tasks)), losses, rng)
+    worst: Floats = functools.reduce(np.maximum, of_tasks)
     return Truths(*gains, losses, run_variances, worst)
 
 

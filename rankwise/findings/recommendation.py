@@ -416,20 +416,15 @@ def _dominating_full(
     """
     if not tasks.retention or not options:
         return None
+    where = (tasks.in_domain, tasks.retention)
+
+    def dominates(full: Option, option: Option) -> bool:
+        both = [source.difference(full.runs, option.runs, names) for names in where]
+        return min(more.estimate for more in both) > 0 and max(more.lower for more in both) > 0
+
     for full in source.options:
-        if full.plan.method != "full" or full.plan.role == "imported":
-            continue
-        pairs = [
-            [
-                source.difference(full.runs, option.runs, names)
-                for names in (tasks.in_domain, tasks.retention)
-            ]
-            for option in options
-        ]
-        if all(
-            min(more.estimate for more in both) > 0 and max(more.lower for more in both) > 0
-            for both in pairs
-        ):
+        is_own = full.plan.method == "full" and full.plan.role != "imported"
+        if is_own and all(dominates(full, option) for option in options):
             return full.label
     return None
 
@@ -438,10 +433,9 @@ def _rate_at_edge(
     source: OptionGains, tasks: DecidingTasks, options: Sequence[Option]
 ) -> float | None:
     """The learning rate of the option that gains most, if no rate beyond it was tried."""
-    gains = [_mean_gain(source, option.runs, tasks.in_domain) for option in options]
     if not options:
         return None
-    best = options[int(np.argmax(gains))].plan
+    best = max(options, key=lambda each: _mean_gain(source, each.runs, tasks.in_domain)).plan
     # a rule gives every rank its own rate: only those of one rank were tried against each other
     rates = {
         option.plan.learning_rate or 0.0
