@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -109,8 +109,7 @@ def recommend_for(
     source = OptionGains(results)
     tasks = source.deciding_tasks(_deciding_unit(results))
     options, dropped = _qualified(source, tasks)
-    metrics = {task: results.base.items[task].metric for task in tasks.all}
-    margins = _margins(results, tasks, metrics)
+    margins = _margins(results, tasks)
     look = _look(source, tasks, options)
     alpha = 1.0 - source.confidence
     looks = with_look(() if earlier is None else earlier.looks, look, alpha)
@@ -125,8 +124,8 @@ def recommend_for(
         reasons=(),
         outcome=outcome,
         unit=tasks.unit,
-        in_domain_metric=_only(metrics[task] for task in tasks.in_domain),
-        retention_metric=_only(metrics[task] for task in tasks.retention),
+        in_domain_metric=_only(look.metrics[task] for task in tasks.in_domain),
+        retention_metric=_only(look.metrics[task] for task in tasks.retention),
         retention_tasks=tasks.retention,
         delta=margins.delta,
         epsilon_points=margins.epsilon,
@@ -319,14 +318,11 @@ def _mean_gain(source: OptionGains, runs: Runs, tasks: Sequence[str]) -> float:
     return float(np.mean([source.gains(runs, task).mean() for task in tasks]))
 
 
-def _margins(
-    results: TrainTaskResults, tasks: DecidingTasks, metrics: Mapping[str, str]
-) -> Margins:
+def _margins(results: TrainTaskResults, tasks: DecidingTasks) -> Margins:
     """As configured, else the defaults of the metrics that decide."""
-    config = results.study.config.recommendation
-    in_domain, kept = (
-        [metrics[task] for task in part] for part in (tasks.in_domain, tasks.retention)
-    )
+    config, items = results.study.config.recommendation, results.base.items
+    in_domain = [items[task].metric for task in tasks.in_domain]
+    kept = [items[task].metric for task in tasks.retention]
     delta = config.delta_for(in_domain)
     if tasks.unit != "points":
         delta = config.delta_nats if tasks.unit == "nats" else config.delta_units
