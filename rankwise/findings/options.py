@@ -6,7 +6,7 @@ runs differ by seed alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -32,7 +32,7 @@ from rankwise.records.study import Interval, PlannedRun, Relation, Role, RunReco
 
 Runs = tuple[ModelResults, ...]
 
-K = TypeVar("K")
+K = TypeVar("K", bound=Hashable)
 
 
 class OptionName(Record):
@@ -162,9 +162,8 @@ def over_seeds(
 ) -> dict[K, OverSeeds]:
     """The planned models of a role, grouped by ``key``, which leaves the seed out."""
     done = {model.name: model for model in trained(results.of_role(role))}
-    plans: dict[K, list[PlannedRun]] = {}
-    for plan in sorted(results.planned_of(role), key=lambda plan: plan.seed or 0):
-        plans.setdefault(key(plan), []).append(plan)
+    in_order = sorted(results.planned_of(role), key=lambda plan: plan.seed or 0)
+    plans = grouped((key(plan), plan) for plan in in_order)
     return {
         each: OverSeeds(tuple(its), tuple(done[plan.name] for plan in its if plan.name in done))
         for each, its in plans.items()
