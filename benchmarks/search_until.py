@@ -28,8 +28,7 @@ from rankwise.findings.odds import (
     truths_of,
     unsure_tasks,
 )
-from rankwise.findings.stats.anytime import anytime_interval
-from rankwise.findings.stats.estimates import crossed_difference
+from rankwise.findings.stats.estimates import anytime_interval, crossed_difference
 from rankwise.findings.stats.items import POINTS, Floats, item_size
 from rankwise.findings.stats.prospects import Growth
 from rankwise.findings.stats.simultaneous import StudyEvidence, bounds_at

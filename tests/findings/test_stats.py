@@ -13,13 +13,13 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from rankwise.findings.stats.anytime import anytime_interval
 from rankwise.findings.stats.blocks import all_pairs
 from rankwise.findings.stats.detectable import TaskSize, detectable
 from rankwise.findings.stats.estimates import (
     SMALLEST_P_VALUE,
     Estimate,
     Spread,
+    anytime_interval,
     crossed_difference,
     holm,
     holm_levels,
