@@ -98,15 +98,13 @@ class Growths(NamedTuple):
 class Truths(NamedTuple):
     """Draws of what K options may be worth: (N, K) gains in-domain, (N, K) losses in points.
 
-    The variances of a run around its option are (N,). ``losses`` are None if not measured, and
-    ``worst`` are those of the task that loses most.
+    Each stand before (N,) variances of a run around its option. ``losses`` are None if not
+    measured, and ``worst`` (N, K) are those of the task that loses most.
     """
 
-    gains: Floats
-    gain_run_variances: Floats
-    losses: Floats | None
-    loss_run_variances: Floats | None
-    worst: Floats | None
+    gains: tuple[Floats, Floats]
+    losses: tuple[Floats, Floats] | None = None
+    worst: Floats | None = None
 
 
 class Odds(NamedTuple):
@@ -128,11 +126,10 @@ def truths_of(evidence: StudyEvidence, unit: float) -> Truths:
     rng = np.random.default_rng(_SEED)
     gains = posterior(evidence.in_domain, GAIN_PRIOR, unit).draws(rng, NUM_DRAWS)
     if evidence.retention is None:
-        return Truths(*gains, None, None, None)
-    losses, run_variances = posterior(evidence.retention, LOSS_PRIOR, 1.0).draws(rng, NUM_DRAWS)
-    of_tasks = _task_truths(evidence.tasks, range(len(evidence.tasks)), losses, rng)
-    worst: Floats = functools.reduce(np.maximum, of_tasks)
-    return Truths(*gains, losses, run_variances, worst)
+        return Truths(gains)
+    losses = posterior(evidence.retention, LOSS_PRIOR, 1.0).draws(rng, NUM_DRAWS)
+    of_tasks = _task_truths(evidence.tasks, range(len(evidence.tasks)), losses[0], rng)
+    return Truths(gains, losses, functools.reduce(np.maximum, of_tasks))
 
 
 def _task_truths(
@@ -173,12 +170,10 @@ def odds(truths: Truths, margins: Margins) -> Odds:
         truths: draws of what the options are worth.
         margins: epsilon and the ceiling are unused where losses were not measured.
     """
-    gains = truths.gains
+    gains, _ = truths.gains
     is_kept = np.ones(gains.shape, dtype=bool)
-    if truths.losses is not None:
-        is_kept = truths.losses <= margins.epsilon_points
-    if truths.worst is not None:
-        is_kept &= truths.worst <= margins.ceiling
+    if truths.losses is not None and truths.worst is not None:
+        is_kept = (truths.losses[0] <= margins.epsilon_points) & (truths.worst <= margins.ceiling)
     best = np.where(is_kept, gains, -np.inf).max(axis=1, keepdims=True)
     better, near = (gains > 0.0) | (not margins.has_base), gains >= best - margins.delta
     return Odds(
@@ -208,21 +203,18 @@ def chance_of_decision(
         unsure: from ``unsure_tasks``, the same for all growths.
     """
     rng, count = np.random.default_rng(_SEED), evidence.num_options
-    first, one = slice(NUM_FUTURES), np.eye(count)
-    gains, variances = truths.gains[first], truths.gain_run_variances[first]
+    one, retention = np.eye(count), evidence.retention
+    gains, variances = (drawn[:NUM_FUTURES] for drawn in truths.gains)
     gained = grow(evidence.in_domain, gains, variances, growths.in_domain, rng)
     loss: Ends | None = None
     worst: Ends | None = None
-    if evidence.retention is not None and growths.retention is not None:
-        assert truths.losses is not None
-        assert truths.loss_run_variances is not None
-        run_variances = truths.loss_run_variances[first]
-        lost = grow(evidence.retention, truths.losses[first], run_variances, growths.retention, rng)
-        loss = lost.ends(one, level)
-        drawn = _task_truths(evidence.tasks, unsure, truths.losses[first], rng)
+    if retention is not None and growths.retention is not None and truths.losses is not None:
+        losses, variances = (drawn[:NUM_FUTURES] for drawn in truths.losses)
+        loss = grow(retention, losses, variances, growths.retention, rng).ends(one, level)
+        of_unsure = _task_truths(evidence.tasks, unsure, losses, rng)
         of_tasks = [
-            grow(evidence.tasks[place], losses, run_variances, growths.tasks[place], rng)
-            for place, losses in zip(unsure, drawn, strict=True)
+            grow(evidence.tasks[place], drawn, variances, growths.tasks[place], rng)
+            for place, drawn in zip(unsure, of_unsure, strict=True)
         ]
         if of_tasks:  # as in ``simultaneous.worst_task``, without the skewness
             shared = 1.0 - (1.0 - level) / len(evidence.tasks)
