@@ -6,7 +6,7 @@ Also what more items or seeds would do to a study.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from rankwise.findings.options import Option
 from rankwise.findings.stats.blocks import Block, all_pairs, normal_draws
 from rankwise.findings.stats.items import Floats
 from rankwise.findings.stats.posterior import GAIN_PRIOR, LOSS_PRIOR, posterior
-from rankwise.findings.stats.prospects import Growth, grow
+from rankwise.findings.stats.prospects import GrownBlock, Growth, grow
 from rankwise.findings.stats.simultaneous import StudyBounds, StudyEvidence, worst_task
 from rankwise.records.config.study import MARGIN_POINTS
 from rankwise.records.judgement import Addition, BestBet, EpsilonOdds, OptionOdds, Prospect
@@ -88,11 +88,16 @@ def most_worth(evidence: StudyEvidence, margins: Margins, point: float) -> int |
 
 
 class Growths(NamedTuple):
-    """How the in-domain block grows, the retention block if there is one, and each of its tasks."""
+    """By which factors the items of each task grow, and the seeds in all."""
 
-    in_domain: Growth
-    retention: Growth | None
-    tasks: tuple[Growth, ...] = ()
+    in_domain: Sequence[float]
+    retention: Sequence[float]
+    num_seeds: int
+
+    def of(self, block: Block, by_task: Sequence[float]) -> Growth:
+        """How a block grows; tasks that share clusters grow as the slowest of them."""
+        factors = (min(by_task[place] for place in part.places) for part in block.parts)
+        return Growth(tuple(factors), self.num_seeds)
 
 
 class Truths(NamedTuple):
@@ -205,17 +210,20 @@ def chance_of_decision(
     rng, count = np.random.default_rng(_SEED), evidence.num_options
     one, retention = np.eye(count), evidence.retention
     gains, variances = (drawn[:NUM_FUTURES] for drawn in truths.gains)
-    gained = grow(evidence.in_domain, gains, variances, growths.in_domain, rng)
+    growth = growths.of(evidence.in_domain, growths.in_domain)
+    gained = grow(evidence.in_domain, gains, variances, growth, rng)
     loss: Ends | None = None
     worst: Ends | None = None
-    if retention is not None and growths.retention is not None and truths.losses is not None:
+    if retention is not None and truths.losses is not None:
         losses, variances = (drawn[:NUM_FUTURES] for drawn in truths.losses)
-        loss = grow(retention, losses, variances, growths.retention, rng).ends(one, level)
-        of_unsure = _task_truths(evidence.tasks, unsure, losses, rng)
-        of_tasks = [
-            grow(evidence.tasks[place], drawn, variances, growths.tasks[place], rng)
-            for place, drawn in zip(unsure, of_unsure, strict=True)
-        ]
+        growth = growths.of(retention, growths.retention)
+        loss = grow(retention, losses, variances, growth, rng).ends(one, level)
+        of_tasks: list[GrownBlock] = []
+        drawn_losses = _task_truths(evidence.tasks, unsure, losses, rng)
+        for place, drawn in zip(unsure, drawn_losses, strict=True):
+            task = evidence.tasks[place]
+            growth = growths.of(task, growths.retention[place : place + 1])
+            of_tasks.append(grow(task, drawn, variances, growth, rng))
         if of_tasks:  # as in ``simultaneous.worst_task``, without the skewness
             shared = 1.0 - (1.0 - level) / len(evidence.tasks)
             worst = (
@@ -309,15 +317,13 @@ class Betting:
     def prospects(self, sizes: Sizes, level: float) -> Iterator[Prospect]:
         """The effect of each way to grow the study, judged at this level afterwards."""
         unsure = unsure_tasks(self.evidence.tasks, self.margins, level)
-        now, retention = {**sizes.in_domain, **sizes.retention}, self.evidence.retention
+        now = {**sizes.in_domain, **sizes.retention}
         for add, growing, num_seeds in self._ways(sizes):
             factors = {task: number / now[task] for task, number in growing.items()}
             growths = Growths(
-                _growth(self.evidence.in_domain, sizes.in_domain, factors, num_seeds),
-                None
-                if retention is None
-                else _growth(retention, sizes.retention, factors, num_seeds),
-                tuple(Growth((factors.get(task, 1.0),), num_seeds) for task in sizes.retention),
+                [factors.get(task, 1.0) for task in sizes.in_domain],
+                [factors.get(task, 1.0) for task in sizes.retention],
+                num_seeds,
             )
             available = [sizes.available[task] for task in growing]
             known = [number for number in available if number is not None]
@@ -372,13 +378,3 @@ def _noisiest(of: Block, tasks: Sequence[str], some: Mapping[str, int]) -> list[
     }
     kept = sorted(some, key=lambda task: -variances[task])[:MOST_GROWN]
     return [task for task in some if task in kept]
-
-
-def _growth(
-    of: Block, tasks: Iterable[str], factors: Mapping[str, float], num_seeds: int
-) -> Growth:
-    """How a block grows; tasks that share clusters grow as the slowest of them."""
-    by_task = [factors.get(task, 1.0) for task in tasks]
-    return Growth(
-        tuple(min(by_task[place] for place in part.places) for part in of.parts), num_seeds
-    )
