@@ -327,12 +327,14 @@ def _erratic(
     Scores that rise with rank, fall, or have one peak never look so.
     """
     rungs = ladder.rungs
+
+    def best(others: Sequence[Option], low: Option) -> tuple[TaskMean, Option]:
+        """The option whose lead has the highest lower bound, and that lead."""
+        leads = [(source.difference(other.runs, low.runs, tasks), other) for other in others]
+        return max(leads, key=lambda pair: pair[0].lower)
+
     valleys = [
-        (
-            low,
-            _best(source, rungs[:place], low, tasks),
-            _best(source, rungs[place + 1 :], low, tasks),
-        )
+        (low, best(rungs[:place], low), best(rungs[place + 1 :], low))
         for place, low in enumerate(rungs[1:-1], start=1)
     ]
     # of both leads over a rank the one that is less sure counts
@@ -360,14 +362,6 @@ def _erratic(
             "same."
         ),
     )
-
-
-def _best(
-    source: OptionGains, others: Sequence[Option], low: Option, tasks: Sequence[str]
-) -> tuple[TaskMean, Option]:
-    """The option whose lead has the highest lower bound, and that lead."""
-    leads = [(source.difference(other.runs, low.runs, tasks), other) for other in others]
-    return max(leads, key=lambda pair: pair[0].lower)
 
 
 def _unstable(
