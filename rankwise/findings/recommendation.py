@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -433,12 +434,9 @@ def _rate_at_edge(
         return None
     best = max(options, key=lambda each: _mean_gain(source, each.runs, tasks.in_domain)).plan
     # a rule gives every rank its own rate: only those of one rank were tried against each other
-    rates = {
-        option.plan.learning_rate or 0.0
-        for option in options
-        if (option.rank, option.plan.scaling, option.plan.target_modules, option.plan.epochs)
-        == (best.rank, best.scaling, best.target_modules, best.epochs)
-    }
+    but_rate = attrgetter("rank", "scaling", "target_modules", "epochs")
+    alike = [option.plan for option in options if but_rate(option.plan) == but_rate(best)]
+    rates = {plan.learning_rate or 0.0 for plan in alike}
     is_edge = len(rates) > 1 and best.learning_rate in (min(rates), max(rates))
     return best.learning_rate if is_edge else None
 

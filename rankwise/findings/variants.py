@@ -6,6 +6,7 @@ The recommendation is about LoRA's ranks and knows no variant.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from statistics import mean
 from typing import Literal, NamedTuple
 
@@ -111,18 +112,16 @@ def variants_beside_lora(
     )
 
 
+_BUT_RATE = attrgetter("variant", "alpha_labels", "target_modules", "epochs")
+"""What variants that differ by learning rate alone have in common."""
+
+
 def _row(
     source: OptionGains, tasks: DecidingTasks, one: _Trained, rank: int, trained: Sequence[_Trained]
 ) -> VariantRow:
     """A variant beside a rank of LoRA, among all that are ``trained`` beside it."""
     beside, plan = _beside(source, tasks, one, rank), one.plan
-    alike = [  # variants that differ by learning rate alone
-        other
-        for other in trained
-        if (other.plan.variant, other.plan.alpha_labels, other.plan.target_modules)
-        == (plan.variant, plan.alpha_labels, plan.target_modules)
-        and other.plan.epochs == plan.epochs
-    ]
+    alike = [other for other in trained if _BUT_RATE(other.plan) == _BUT_RATE(plan)]
     others = None if beside is None else beside.runs
     assert plan.variant is not None
     assert plan.learning_rate is not None
