@@ -33,7 +33,7 @@ from rankwise.records.repairs import (
     RepairPoint,
 )
 from rankwise.records.results import ModelResults, TaskItems
-from rankwise.records.study import Relation, Unit
+from rankwise.records.study import Unit
 
 
 class RepairTasks(NamedTuple):
@@ -173,23 +173,20 @@ class _Compared:
         def lead(task: str) -> Floats:
             return self._gain(point.repair, task) - self._gain(AS_IT_IS, task)
 
-        tasks: list[JudgedTask] = []
-        for task in self.tasks.all:
-            relation: Relation = "in_domain" if task in self.tasks.in_domain else "retention"
+        def judged_task(task: str) -> JudgedTask:
             adapted, repaired = self._pairs[AS_IT_IS, task], self._pairs[point.repair, task]
             items = self._scores[task].base
-            tasks.append(
-                JudgedTask(
-                    task=task,
-                    relation=relation,
-                    unit=items.unit,
-                    metric=items.metric,
-                    num_items=len(adapted.base),
-                    base_score=float(adapted.base.mean()),
-                    adapted_score=float(adapted.adapted.mean()),
-                    repaired_score=float(repaired.adapted.mean()),
-                )
+            return JudgedTask(
+                task=task,
+                relation="in_domain" if task in self.tasks.in_domain else "retention",
+                unit=items.unit,
+                metric=items.metric,
+                num_items=len(adapted.base),
+                base_score=float(adapted.base.mean()),
+                adapted_score=float(adapted.adapted.mean()),
+                repaired_score=float(repaired.adapted.mean()),
             )
+
         return JudgedRepair(
             repair=point.repair,
             gain=point.gain,
@@ -198,7 +195,7 @@ class _Compared:
             adapter_loss=as_it_is.retention_loss,
             gain_difference=self._mean(self.tasks.in_domain, lead),
             retention_difference=self._mean(self.tasks.retention, lead),
-            tasks=tuple(tasks),
+            tasks=tuple(map(judged_task, self.tasks.all)),
         )
 
     def _gain(self, repair: Repair, task: str) -> Floats:
