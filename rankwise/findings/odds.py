@@ -70,11 +70,9 @@ def worth(
         point: from ``point_in``.
         worst: of the task that loses most, where that is judged.
     """
-    over = np.maximum(
-        np.asarray(loss, dtype=np.float64) - margins.epsilon_points,
-        np.asarray(worst, dtype=np.float64) - margins.ceiling,
-    )
-    return np.asarray(gain, dtype=np.float64) - PRICE * point * np.maximum(over, 0.0)
+    on_average = np.subtract(loss, margins.epsilon_points)
+    over = np.maximum(on_average, np.subtract(worst, margins.ceiling))
+    return np.subtract(gain, PRICE * point * np.maximum(over, 0.0))
 
 
 def most_worth(evidence: StudyEvidence, margins: Margins, point: float) -> int | None:
