@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from rankwise.findings.audits import NullPair, intruders_of_all, norms, similarity_of_all
 from rankwise.findings.options import OptionGains, OptionName, ladders
@@ -18,9 +18,7 @@ from rankwise.records.results import ModelResults, StudyResults
 from rankwise.records.spectra import (
     INTRUDER_EPSILON,
     INTRUDER_K,
-    MatrixSpectrum,
     SpectraRecord,
-    VectorChange,
     intruders_of,
 )
 from rankwise.records.study import Relation, Unit
@@ -262,31 +260,25 @@ def spectrum_rows(_: object, results: StudyResults) -> Iterator[Row]:
     for model in results.runs:
         if model.spectra is None:
             continue
-        epsilons = model.spectra.epsilons
         for matrix in model.spectra.matrices:
             overlap = matrix.full_overlap
-            yield {
-                "run": model.name,
-                **{name: getattr(matrix, name) for name in _MATRIX},
-                **matrix.update.model_dump(),
-                **_change_row("trained", matrix.change, matrix, epsilons),
-                **_change_row("gaussian", matrix.gaussian_null, matrix, epsilons),
-                **_change_row("haar", matrix.haar_null, matrix, epsilons),
-                "full_overlap_left": overlap and overlap.left,
-                "full_overlap_right": overlap and overlap.right,
-            }
-
-
-def _change_row(
-    name: str, change: VectorChange | None, matrix: MatrixSpectrum, epsilons: tuple[float, ...]
-) -> dict[str, float | None]:
-    """A change in columns: over all vectors that were compared, at the grid's one entry."""
-    return {
-        f"{name}_vectors": matrix.leading[-1],
-        f"{name}_left_index": change and change.left.index_matched[-1],
-        f"{name}_right_index": change and change.right.index_matched[-1],
-        f"{name}_left_best": change and change.left.best_matched[-1],
-        f"{name}_left_overlap": change and change.left.overlap[-1],
-        f"{name}_value_shift": change and change.value_shift[-1],
-        f"{name}_intruders": change and intruders_of(change, matrix.leading, epsilons),
-    }
+            row: dict[str, Any] = {"run": model.name}
+            row |= {name: getattr(matrix, name) for name in _MATRIX} | dict(matrix.update)
+            for name, change in (
+                ("trained", matrix.change),
+                ("gaussian", matrix.gaussian_null),
+                ("haar", matrix.haar_null),
+            ):  # over all vectors that were compared, at the grid's one entry
+                intruders = change and intruders_of(change, matrix.leading, model.spectra.epsilons)
+                row |= {
+                    f"{name}_vectors": matrix.leading[-1],
+                    f"{name}_left_index": change and change.left.index_matched[-1],
+                    f"{name}_right_index": change and change.right.index_matched[-1],
+                    f"{name}_left_best": change and change.left.best_matched[-1],
+                    f"{name}_left_overlap": change and change.left.overlap[-1],
+                    f"{name}_value_shift": change and change.value_shift[-1],
+                    f"{name}_intruders": intruders,
+                }
+            row["full_overlap_left"] = overlap and overlap.left
+            row["full_overlap_right"] = overlap and overlap.right
+            yield row
