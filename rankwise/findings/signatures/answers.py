@@ -140,15 +140,8 @@ def _wilson(share: float, num_items: int, confidence: float) -> Interval:
 
 
 def _in_points(shares: Interval, num_items: int) -> TaskMean:
-    return TaskMean(
-        estimate=POINTS * shares.estimate,
-        lower=POINTS * shares.lower,
-        upper=POINTS * shares.upper,
-        unit="points",
-        num_examples=num_items,
-        num_tasks=1,
-        num_seeds=1,
-    )
+    ends = {name: value * POINTS for name, value in shares}
+    return TaskMean(**ends, unit="points", num_examples=num_items, num_tasks=1, num_seeds=1)
 
 
 def _record(run: ModelResults, task: str) -> TaskEvaluation:
