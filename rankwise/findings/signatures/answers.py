@@ -89,8 +89,6 @@ def _collapsed(source: OptionGains, option: Option, task: str) -> Iterator[Signa
         record = _record(run, task)
         shares = record.predicted_shares or ()
         place = max(range(len(shares)), key=shares.__getitem__)
-        if shares[place] < COLLAPSED_SHARE:
-            continue
         chosen = _wilson(shares[place], size, confidence)
         right = _wilson(_accuracy(record), size, confidence)
         was_so = _is_collapsed(_wilson(before[place], base.num_examples, confidence))
