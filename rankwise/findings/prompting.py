@@ -12,9 +12,10 @@ from rankwise.findings.options import OptionGains, Runs, TaskMean
 from rankwise.findings.rows import Row, flat
 from rankwise.records import quantities
 from rankwise.records.base import Record
+from rankwise.records.grouping import grouped
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import ModelResults
-from rankwise.records.study import PromptedTask, Unit
+from rankwise.records.study import Unit
 
 GainsAsMuch = Literal["as much", "less", "undecided"]
 
@@ -73,13 +74,12 @@ def prompting(source: OptionGains, recommendation: Recommendation) -> TrainTaskP
     tasks = [task for task in source.tasks("in_domain", unit) if task in known]
     if not tasks:
         return None
-    asked: dict[int, dict[int | None, list[PromptedTask]]] = {}
-    for each in prompted:
-        asked.setdefault(each.shots, {}).setdefault(each.seed, []).append(each)
+    by_shots = grouped((each.shots, each) for each in prompted)
     rows: list[PromptRow] = []
     statements: list[str] = []
     without: float | None = None
-    for shots, draws in sorted(asked.items()):
+    for shots, asked in sorted(by_shots.items()):
+        draws = grouped((each.seed, each) for each in asked)
         models = tuple(  # the base as it answers each draw is a model of its own
             ModelResults(
                 name=f"prompt {shots} {seed}",
