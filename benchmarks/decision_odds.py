@@ -34,7 +34,6 @@ from rankwise.findings.odds import (
     worth,
 )
 from rankwise.findings.stats.items import Floats
-from rankwise.findings.stats.prospects import Growth
 from rankwise.findings.stats.simultaneous import StudyEvidence
 
 RANKS = {3: (4, 16, 64), 5: (4, 8, 16, 32, 64), 8: (1, 2, 4, 8, 16, 32, 64, 128)}
@@ -183,12 +182,10 @@ def simulate_odds(cell: OddsCell, studies: int, seed: int) -> OddsTally:
         level = level_of_look(cell.num_ranks, 2)
         unsure = unsure_tasks(evidence.tasks, MARGINS, level)
         for factor in ITEM_FACTORS:
-            growth = Growth((factor,), seeds)
-            every = Growth((factor,) * NUM_TASKS, seeds)
             stated = chance_of_decision(
                 evidence,
                 truths,
-                Growths(growth, every, (growth,) * NUM_TASKS),
+                Growths((factor,), (factor,) * NUM_TASKS, seeds),
                 MARGINS,
                 level,
                 unsure,

@@ -13,8 +13,8 @@ from benchmarks.decision_rule import CONFIDENCE, NUM_LOOKS, level_of_look
 from benchmarks.decision_studies import Rate, generator
 from rankwise.findings.decision import Margins, choose
 from rankwise.findings.pairs import Pair, paired_test
-from rankwise.findings.stats.anytime import anytime_interval
 from rankwise.findings.stats.estimates import (
+    anytime_interval,
     crossed_difference,
     holm,
     holm_levels,

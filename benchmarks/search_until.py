@@ -28,10 +28,8 @@ from rankwise.findings.odds import (
     truths_of,
     unsure_tasks,
 )
-from rankwise.findings.stats.anytime import anytime_interval
-from rankwise.findings.stats.estimates import crossed_difference
+from rankwise.findings.stats.estimates import anytime_interval, crossed_difference
 from rankwise.findings.stats.items import POINTS, Floats, item_size
-from rankwise.findings.stats.prospects import Growth
 from rankwise.findings.stats.simultaneous import StudyEvidence, bounds_at
 from rankwise.records.judgement import Addition, Prospect
 from rankwise.study.growing import Offer, next_growth
@@ -143,11 +141,7 @@ def _offers(
         ):
             continue  # there are no more
         kept = then.num_retention / now.num_retention
-        growths = Growths(
-            Growth((then.num_items / now.num_items,), then.num_seeds),
-            Growth((kept,) * 2, then.num_seeds),
-            (Growth((kept,), then.num_seeds),) * 2,
-        )
+        growths = Growths((then.num_items / now.num_items,), (kept,) * 2, then.num_seeds)
         probability = chance_of_decision(of, truths, growths, margins, level, unsure)
         items = {"in_domain": then.num_items, "retention": then.num_retention}
         prospect = Prospect(

@@ -351,7 +351,7 @@ class Study:
         return plan
 
     def _tables(self) -> dict[str, list[Row]]:
-        from rankwise.findings.tables import study_tables
+        from rankwise.findings.study import study_tables
 
         return study_tables(*self._concluded())
 

@@ -18,8 +18,7 @@ from rankwise.findings.pairs import (
     paired_test,
     run_record,
 )
-from rankwise.findings.stats.anytime import anytime_interval
-from rankwise.findings.stats.estimates import holm, holm_levels
+from rankwise.findings.stats.estimates import anytime_interval, holm, holm_levels
 from rankwise.findings.stats.items import POINTS, num_clusters
 from rankwise.findings.stats.prospects import chance_of_sign
 from rankwise.records import quantities

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rankwise.findings.options import OptionGains
-from rankwise.findings.stats.items import Floats, Items, design_effects, num_clusters
+from rankwise.findings.stats.items import Floats, design_effects, num_clusters
 from rankwise.records import quantities
 from rankwise.records.results import TaskItems
 
@@ -80,14 +80,14 @@ def too_few(what: str, number: int) -> str:
     )
 
 
-def cluster_notes(source: OptionGains) -> tuple[str, ...]:
+def cluster_notes(source: OptionGains) -> Iterator[str]:
     """One trained task's reasons that are about clusters; empty where items are independent.
 
     They are the clusters of every task that has some, and for the others the setting that is
     missing, judged by the gains of all options and the leads of each over each.
     """
-    tasks = dict.fromkeys(task for names in source.results.tasks.values() for task in names)
-    notes = [note for task in tasks for note in _notes(source, task)]
+    for task in dict.fromkeys(itertools.chain(*source.results.tasks.values())):
+        yield from _notes(source, task)
     for relation, names in source.results.tasks.items():  # that ask the same, or share texts
         together = num_clusters_of(source, names)
         sizes = [len(source.results.base.items[task].doc_ids) for task in names]
@@ -96,23 +96,17 @@ def cluster_notes(source: OptionGains) -> tuple[str, ...]:
             for task, size in zip(names, sizes, strict=True)
         )
         if together is not None and together <= NOTICED * alone:
-            notes.append(
+            yield (
                 f"The {relation.replace('_', '-')} tasks {quantities.listed(names)} ask the same "
                 f"or share texts: their {quantities.counted(sum(sizes), 'item')} are in "
                 f"{quantities.counted(together, 'cluster')}, and intervals are between those."
             )
-    return tuple(notes)
 
 
 def num_clusters_of(source: OptionGains, tasks: Sequence[str]) -> int | None:
     """The clusters of all items of these tasks; None where every item is its own."""
-    items = source.results.base.items
-    return num_clusters(
-        [
-            Items(np.asarray(items[task].values), 0.0, clusters=source.clusters(task))
-            for task in tasks
-        ]
-    )
+    values = [np.asarray(source.results.base.items[task].values) for task in tasks]
+    return num_clusters(source.items(values, tasks))
 
 
 def _notes(source: OptionGains, task: str) -> Iterator[str]:

@@ -5,7 +5,8 @@ Also what more items or seeds would do to a study.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,10 +14,10 @@ from numpy.typing import ArrayLike
 
 from rankwise.findings.decision import Ends, Margins, choose, judge
 from rankwise.findings.options import Option
-from rankwise.findings.stats.blocks import Block, normal_draws
+from rankwise.findings.stats.blocks import Block, all_pairs, normal_draws
 from rankwise.findings.stats.items import Floats
 from rankwise.findings.stats.posterior import GAIN_PRIOR, LOSS_PRIOR, posterior
-from rankwise.findings.stats.prospects import Growth, grow, pair_ends
+from rankwise.findings.stats.prospects import GrownBlock, Growth, grow
 from rankwise.findings.stats.simultaneous import StudyBounds, StudyEvidence, worst_task
 from rankwise.records.config.study import MARGIN_POINTS
 from rankwise.records.judgement import Addition, BestBet, EpsilonOdds, OptionOdds, Prospect
@@ -69,11 +70,9 @@ def worth(
         point: from ``point_in``.
         worst: of the task that loses most, where that is judged.
     """
-    over = np.maximum(
-        np.asarray(loss, dtype=np.float64) - margins.epsilon_points,
-        np.asarray(worst, dtype=np.float64) - margins.ceiling,
-    )
-    return np.asarray(gain, dtype=np.float64) - PRICE * point * np.maximum(over, 0.0)
+    on_average = np.subtract(loss, margins.epsilon_points)
+    over = np.maximum(on_average, np.subtract(worst, margins.ceiling))
+    return np.subtract(gain, PRICE * point * np.maximum(over, 0.0))
 
 
 def most_worth(evidence: StudyEvidence, margins: Margins, point: float) -> int | None:
@@ -87,25 +86,28 @@ def most_worth(evidence: StudyEvidence, margins: Margins, point: float) -> int |
 
 
 class Growths(NamedTuple):
-    """How the in-domain block grows, the retention block if there is one, and each of its tasks."""
+    """By which factors the items of each task grow, and the seeds in all."""
 
-    in_domain: Growth
-    retention: Growth | None
-    tasks: tuple[Growth, ...] = ()
+    in_domain: Sequence[float]
+    retention: Sequence[float]
+    num_seeds: int
+
+    def of(self, block: Block, by_task: Sequence[float]) -> Growth:
+        """How a block grows; tasks that share clusters grow as the slowest of them."""
+        factors = (min(by_task[place] for place in part.places) for part in block.parts)
+        return Growth(tuple(factors), self.num_seeds)
 
 
 class Truths(NamedTuple):
     """Draws of what K options may be worth: (N, K) gains in-domain, (N, K) losses in points.
 
-    The variances of a run around its option are (N,). ``losses`` are None if not measured, and
-    ``worst`` are those of the task that loses most.
+    Each stand before (N,) variances of a run around its option. ``losses`` are None if not
+    measured, and ``worst`` (N, K) are those of the task that loses most.
     """
 
-    gains: Floats
-    gain_run_variances: Floats
-    losses: Floats | None
-    loss_run_variances: Floats | None
-    worst: Floats | None
+    gains: tuple[Floats, Floats]
+    losses: tuple[Floats, Floats] | None = None
+    worst: Floats | None = None
 
 
 class Odds(NamedTuple):
@@ -127,12 +129,10 @@ def truths_of(evidence: StudyEvidence, unit: float) -> Truths:
     rng = np.random.default_rng(_SEED)
     gains = posterior(evidence.in_domain, GAIN_PRIOR, unit).draws(rng, NUM_DRAWS)
     if evidence.retention is None:
-        return Truths(*gains, None, None, None)
-    losses, run_variances = posterior(evidence.retention, LOSS_PRIOR, 1.0).draws(rng, NUM_DRAWS)
-    worst: Floats | None = None
-    for drawn in _task_truths(evidence.tasks, range(len(evidence.tasks)), losses, rng):
-        worst = drawn if worst is None else np.maximum(worst, drawn)
-    return Truths(*gains, losses, run_variances, worst)
+        return Truths(gains)
+    losses = posterior(evidence.retention, LOSS_PRIOR, 1.0).draws(rng, NUM_DRAWS)
+    of_tasks = _task_truths(evidence.tasks, range(len(evidence.tasks)), losses[0], rng)
+    return Truths(gains, losses, functools.reduce(np.maximum, of_tasks))
 
 
 def _task_truths(
@@ -173,12 +173,10 @@ def odds(truths: Truths, margins: Margins) -> Odds:
         truths: draws of what the options are worth.
         margins: epsilon and the ceiling are unused where losses were not measured.
     """
-    gains = truths.gains
+    gains, _ = truths.gains
     is_kept = np.ones(gains.shape, dtype=bool)
-    if truths.losses is not None:
-        is_kept = truths.losses <= margins.epsilon_points
-    if truths.worst is not None:
-        is_kept &= truths.worst <= margins.ceiling
+    if truths.losses is not None and truths.worst is not None:
+        is_kept = (truths.losses[0] <= margins.epsilon_points) & (truths.worst <= margins.ceiling)
     best = np.where(is_kept, gains, -np.inf).max(axis=1, keepdims=True)
     better, near = (gains > 0.0) | (not margins.has_base), gains >= best - margins.delta
     return Odds(
@@ -208,35 +206,32 @@ def chance_of_decision(
         unsure: from ``unsure_tasks``, the same for all growths.
     """
     rng, count = np.random.default_rng(_SEED), evidence.num_options
-    first, one = slice(NUM_FUTURES), np.eye(count)
-    gained = grow(
-        evidence.in_domain,
-        truths.gains[first],
-        truths.gain_run_variances[first],
-        growths.in_domain,
-        rng,
-    )
+    one, retention = np.eye(count), evidence.retention
+    gains, variances = (drawn[:NUM_FUTURES] for drawn in truths.gains)
+    growth = growths.of(evidence.in_domain, growths.in_domain)
+    gained = grow(evidence.in_domain, gains, variances, growth, rng)
     loss: Ends | None = None
     worst: Ends | None = None
-    if evidence.retention is not None and growths.retention is not None:
-        assert truths.losses is not None
-        assert truths.loss_run_variances is not None
-        run_variances = truths.loss_run_variances[first]
-        lost = grow(evidence.retention, truths.losses[first], run_variances, growths.retention, rng)
-        loss = lost.ends(one, level)
-        drawn = _task_truths(evidence.tasks, unsure, truths.losses[first], rng)
-        of_tasks = [
-            grow(evidence.tasks[place], losses, run_variances, growths.tasks[place], rng)
-            for place, losses in zip(unsure, drawn, strict=True)
-        ]
+    if retention is not None and truths.losses is not None:
+        losses, variances = (drawn[:NUM_FUTURES] for drawn in truths.losses)
+        growth = growths.of(retention, growths.retention)
+        loss = grow(retention, losses, variances, growth, rng).ends(one, level)
+        of_tasks: list[GrownBlock] = []
+        drawn_losses = _task_truths(evidence.tasks, unsure, losses, rng)
+        for place, drawn in zip(unsure, drawn_losses, strict=True):
+            task = evidence.tasks[place]
+            growth = growths.of(task, growths.retention[place : place + 1])
+            of_tasks.append(grow(task, drawn, variances, growth, rng))
         if of_tasks:  # as in ``simultaneous.worst_task``, without the skewness
             shared = 1.0 - (1.0 - level) / len(evidence.tasks)
             worst = (
                 np.max([task.ends(one, shared)[0] for task in of_tasks], axis=0),
                 np.max([task.ends(one, level)[1] for task in of_tasks], axis=0),
             )
-    gain, lead = gained.ends(one, level), pair_ends(gained, count, level)
-    return float(judge(gain, loss, worst, lead, margins).is_decided.mean())
+    lower, upper = gained.ends(all_pairs(count), level)
+    lead = lower.reshape(-1, count, count), upper.reshape(-1, count, count)
+    decided = judge(gained.ends(one, level), loss, worst, lead, margins).is_decided
+    return float(decided.mean())
 
 
 def unsure_tasks(tasks: Sequence[Block], margins: Margins, level: float) -> list[int]:
@@ -305,13 +300,10 @@ class Betting:
         for loss in () if epsilon is None else sorted({*EPSILONS, epsilon}):
             margins = self.margins._replace(epsilon=loss)
             right = tuple(odds(self.truths, margins).right.tolist())
-            choice = self._choice(bounds, margins)
-            by_epsilon.append(EpsilonOdds(epsilon_points=loss, right=right, choice=choice))
-        return BestBet(
-            options=options,
-            choice=self._choice(bounds, self.margins),
-            by_epsilon=tuple(by_epsilon),
-        )
+            own = self._choice(bounds, margins)
+            by_epsilon.append(EpsilonOdds(epsilon_points=loss, right=right, choice=own))
+        choice = self._choice(bounds, self.margins)
+        return BestBet(options=options, choice=choice, by_epsilon=tuple(by_epsilon))
 
     def _choice(self, bounds: StudyBounds, margins: Margins) -> str | None:
         """The option that the rule recommends, or else the one estimated to be worth most."""
@@ -323,15 +315,13 @@ class Betting:
     def prospects(self, sizes: Sizes, level: float) -> Iterator[Prospect]:
         """The effect of each way to grow the study, judged at this level afterwards."""
         unsure = unsure_tasks(self.evidence.tasks, self.margins, level)
-        now, retention = {**sizes.in_domain, **sizes.retention}, self.evidence.retention
+        now = {**sizes.in_domain, **sizes.retention}
         for add, growing, num_seeds in self._ways(sizes):
             factors = {task: number / now[task] for task, number in growing.items()}
             growths = Growths(
-                _growth(self.evidence.in_domain, sizes.in_domain, factors, num_seeds),
-                None
-                if retention is None
-                else _growth(retention, sizes.retention, factors, num_seeds),
-                tuple(Growth((factors.get(task, 1.0),), num_seeds) for task in sizes.retention),
+                [factors.get(task, 1.0) for task in sizes.in_domain],
+                [factors.get(task, 1.0) for task in sizes.retention],
+                num_seeds,
             )
             available = [sizes.available[task] for task in growing]
             known = [number for number in available if number is not None]
@@ -351,11 +341,13 @@ class Betting:
 
     def _ways(self, sizes: Sizes) -> Iterator[tuple[Addition, dict[str, int], int]]:
         """Each way to grow: what is added, the sizes of tasks that grow, and the seeds in all."""
-        kinds: dict[Addition, Mapping[str, int]] = {"in_domain": sizes.in_domain}
+        kinds: list[tuple[Addition, Mapping[str, int], Block | None]] = [
+            ("in_domain", sizes.in_domain, self.evidence.in_domain)
+        ]
         if sizes.retention:
-            kinds["retention"] = sizes.retention
-            kinds["items"] = {**sizes.in_domain, **sizes.retention}
-        for add, tasks in kinds.items():
+            kinds.append(("retention", sizes.retention, self.evidence.retention))
+            kinds.append(("items", {**sizes.in_domain, **sizes.retention}, None))
+        for add, tasks, of in kinds:
             known: list[dict[str, int]] = [{}]
             for factor in ITEM_FACTORS:
                 items = sizes.grown(tasks, factor)
@@ -363,8 +355,8 @@ class Betting:
                     known.append(items)
                     yield add, items, sizes.num_seeds
             by_task = sizes.grown(tasks, TASK_FACTOR)
-            if add != "items" and len(by_task) > 1:
-                for task in self._noisiest(add, by_task, sizes):
+            if of is not None and len(by_task) > 1:
+                for task in _noisiest(of, tuple(tasks), by_task):
                     yield add, {task: by_task[task]}, sizes.num_seeds
         # an imported adapter has no other seed: in a study of more seeds it takes no part
         can_repeat = all(
@@ -374,31 +366,13 @@ class Betting:
         for more in MORE_SEEDS if can_repeat else ():
             yield "seeds", {}, sizes.num_seeds + more
 
-    def _noisiest(self, add: Addition, tasks: Mapping[str, int], sizes: Sizes) -> list[str]:
-        """At most ``MOST_GROWN`` of some tasks of one kind, in their order."""
-        if len(tasks) <= MOST_GROWN:
-            return list(tasks)
-        of, kind = (
-            (self.evidence.in_domain, sizes.in_domain)
-            if add == "in_domain"
-            else (self.evidence.retention, sizes.retention)
-        )
-        assert of is not None
-        names = list(kind)
-        variances = {
-            names[place]: float(np.trace(part.items + part.pseudo))
-            for part in of.parts
-            for place in part.places
-        }
-        kept = set(sorted(tasks, key=lambda task: -variances[task])[:MOST_GROWN])
-        return [task for task in tasks if task in kept]
 
-
-def _growth(
-    of: Block, tasks: Iterable[str], factors: Mapping[str, float], num_seeds: int
-) -> Growth:
-    """How a block grows; tasks that share clusters grow as the slowest of them."""
-    by_task = [factors.get(task, 1.0) for task in tasks]
-    return Growth(
-        tuple(min(by_task[place] for place in part.places) for part in of.parts), num_seeds
-    )
+def _noisiest(of: Block, tasks: Sequence[str], some: Mapping[str, int]) -> list[str]:
+    """At most ``MOST_GROWN`` of some tasks of a block, in their order."""
+    variances = {
+        tasks[place]: float(np.trace(part.items + part.pseudo))
+        for part in of.parts
+        for place in part.places
+    }
+    kept = sorted(some, key=lambda task: -variances[task])[:MOST_GROWN]
+    return [task for task in some if task in kept]

@@ -6,7 +6,7 @@ runs differ by seed alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -32,7 +32,7 @@ from rankwise.records.study import Interval, PlannedRun, Relation, Role, RunReco
 
 Runs = tuple[ModelResults, ...]
 
-K = TypeVar("K")
+K = TypeVar("K", bound=Hashable)
 
 
 class OptionName(Record):
@@ -162,9 +162,8 @@ def over_seeds(
 ) -> dict[K, OverSeeds]:
     """The planned models of a role, grouped by ``key``, which leaves the seed out."""
     done = {model.name: model for model in trained(results.of_role(role))}
-    plans: dict[K, list[PlannedRun]] = {}
-    for plan in sorted(results.planned_of(role), key=lambda plan: plan.seed or 0):
-        plans.setdefault(key(plan), []).append(plan)
+    in_order = sorted(results.planned_of(role), key=lambda plan: plan.seed or 0)
+    plans = grouped((key(plan), plan) for plan in in_order)
     return {
         each: OverSeeds(tuple(its), tuple(done[plan.name] for plan in its if plan.name in done))
         for each, its in plans.items()
@@ -203,7 +202,6 @@ class OptionGains:
             label for label in dict.fromkeys(self.labels.values()) if label not in complete
         )
         self._pairs: dict[tuple[str, str], Pair] = {}
-        self._gains: dict[tuple[str, str], Floats] = {}
         self._item_sizes: dict[str, float] = {}
         self._scored: dict[str, Mask | None] = {}
         # what verdicts bound: how much better these runs are on these tasks
@@ -257,10 +255,7 @@ class OptionGains:
 
     def gains(self, runs: Runs, task: str) -> Floats:
         """(runs, items): adapted - base, positive where the adapted model is better."""
-        for run in runs:  # they are asked for again and again
-            if (run.name, task) not in self._gains:
-                self._gains[run.name, task] = self.pair(run, task).gain
-        return np.stack([self._gains[run.name, task] for run in runs])
+        return np.stack([self.pair(run, task).gain for run in runs])
 
     def item_size(self, task: str) -> float:
         """What one whole item of a task counts, by the gains of all trained runs together."""
@@ -317,14 +312,10 @@ class OptionGains:
         different ones, so the variances of both add; an item counts double.
         ``trained_items`` says under which name the trained rows of each task were scored.
         """
-
-        def twice(task: str, sign: float) -> Items:
-            gains, size = self.gains(runs, task), self.item_size(task)
-            values, scored = 2.0 * sign * gains, self.scored(task)
-            return Items(values, 2.0 * size, clusters=self.clusters(task), scored=scored)
-
-        trained = [twice(name, 1.0) for name in trained_items.values()]
-        return [*trained, *(twice(task, -1.0) for task in trained_items)]
+        twice = dict.fromkeys(trained_items.values(), 2.0) | dict.fromkeys(trained_items, -2.0)
+        values = [times * self.gains(runs, task) for task, times in twice.items()]
+        parts = self.items(values, tuple(twice))
+        return [part._replace(item_size=2.0 * part.item_size) for part in parts]
 
     def change(self, runs: Runs, tasks: Sequence[str], *, by_items: bool = False) -> TaskMean:
         """Adapted - base over tasks of one unit, each counting the same, or each item the same."""
@@ -411,21 +402,19 @@ def _options(results: TrainTaskResults, labels: Mapping[str, str]) -> tuple[Opti
         for label, planned in plans.items()
         for plan in [run_record(runs[label][0]).planned if runs[label] else planned[0]]
     ]
-    return tuple(
-        sorted(
-            options,
-            key=lambda option: (
-                option.plan.role == "imported",
-                option.plan.rank is None,
-                option.plan.rank or 0,
-                option.plan.alpha or 0.0,
-                option.plan.scaling or 0.0,
-                option.plan.learning_rate or 0.0,
-                len(option.plan.target_modules),
-                option.plan.epochs or 0,
-            ),
+    options.sort(
+        key=lambda option: (
+            option.plan.role == "imported",
+            option.plan.rank is None,
+            option.plan.rank or 0,
+            option.plan.alpha or 0.0,
+            option.plan.scaling or 0.0,
+            option.plan.learning_rate or 0.0,
+            len(option.plan.target_modules),
+            option.plan.epochs or 0,
         )
     )
+    return tuple(options)
 
 
 _NAMES = ("alpha ", "rate ", "on ", "epochs ")

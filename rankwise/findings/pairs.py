@@ -183,14 +183,14 @@ class PairedTest(NamedTuple):
 
         ``outcomes``, if given, has the counts of items and McNemar's test in its place.
         """
-        numbers = self._asdict() | {
+        counts = (outcomes or self).counts
+        numbers = {
+            **self._asdict(),
             "difference": self.estimate.value,
             "stderr": self.estimate.stderr,
+            "mcnemar_p_value": (outcomes or self).mcnemar_p_value,
+            **{f"num_{name}": getattr(counts, name, None) for name in Counts._fields},
         }
-        numbers["mcnemar_p_value"] = (outcomes or self).mcnemar_p_value
-        counts = (outcomes or self).counts
-        for name in Counts._fields:
-            numbers[f"num_{name}"] = None if counts is None else getattr(counts, name)
         return {name: number for name, number in numbers.items() if name in record.model_fields}
 
 
@@ -223,8 +223,8 @@ def pair_items(
     )
     if second.scored is None:
         return pair
-    ids = second.scored.doc_ids
-    answers = _scale(pair.in_points) * np.asarray(second.scored.values)[_order(ids)]
+    ids, scale = second.scored.doc_ids, POINTS if pair.in_points else 1.0
+    answers = scale * np.asarray(second.scored.values)[_order(ids)]
     scored = np.isin(np.sort(first.doc_ids), ids)
     if scored.all():
         return pair
@@ -258,7 +258,7 @@ def pair_scores(
     for scores, values in ((base, before), (adapted, after)):
         if not np.isfinite(values).all():
             raise RecordError(f"{what}: a score of {scores.name} is not a finite number")
-    scale = _scale(in_points)
+    scale = POINTS if in_points else 1.0
     return Pair(
         scale * before[order],
         scale * after[other],
@@ -266,11 +266,6 @@ def pair_scores(
         in_points,
         None if base.clusters is None else _labels(tuple(base.clusters))[order],
     )
-
-
-def _scale(in_points: bool) -> float:
-    """From values as they are kept to those of a ``Pair``."""
-    return POINTS if in_points else 1.0
 
 
 def clusters_of(items: TaskItems) -> Clusters | None:
@@ -338,30 +333,26 @@ def bound_of(estimate: Estimate, confidence: float) -> Bound:
     return Bound(estimate=estimate.value, lower=lower, upper=upper)
 
 
-def compare(results: TrainTaskResults) -> tuple[Comparison, ...]:
+def compare(results: TrainTaskResults) -> Iterator[Comparison]:
     """Every trained run against the base on every task of the study, in the study's order.
 
     Exploratory: no p-value is corrected.
     """
     confidence = results.study.config.recommendation.confidence
-    compared: list[Comparison] = []
     for model, relation, task in _runs_on_tasks(results):
         items = results.base.items[task]
         test = own = paired_test(pair_items(results.base, model, task), confidence)
         if items.accuracy is not None:
             own_pair = pair_items(results.base, model, task, by_accuracy=True)
             own = paired_test(own_pair, confidence)
-        compared.append(
-            Comparison(
-                run=model.name,
-                task=task,
-                relation=relation,
-                unit=items.unit,
-                **test.values(Comparison, own),
-                accuracy=items.accuracy and accuracy_difference(items.accuracy.metric, test, own),
-            )
+        yield Comparison(
+            run=model.name,
+            task=task,
+            relation=relation,
+            unit=items.unit,
+            **test.values(Comparison, own),
+            accuracy=items.accuracy and accuracy_difference(items.accuracy.metric, test, own),
         )
-    return tuple(compared)
 
 
 def run_record(model: ModelResults) -> RunRecord:
@@ -396,10 +387,9 @@ def _items(model: ModelResults, task: str) -> TaskItems:
     return model.items[task]
 
 
-def format_effects(results: TrainTaskResults) -> tuple[FormatEffect, ...]:
+def format_effects(results: TrainTaskResults) -> Iterator[FormatEffect]:
     """Every trained run on every task that was scored in both formats, in the study's order."""
     base, confidence = results.base, results.study.config.recommendation.confidence
-    effects: list[FormatEffect] = []
     for model, relation, task in _runs_on_tasks(results):
         if task not in results.trained_formats:
             continue
@@ -413,16 +403,13 @@ def format_effects(results: TrainTaskResults) -> tuple[FormatEffect, ...]:
             values = standard.gain - trained_format.gain
             both = standard.items._replace(values=values, item_size=size)
             by_format = bound_of(mean_over_tasks([both]), confidence)
-        effects.append(
-            FormatEffect(
-                run=model.name,
-                task=task,
-                scored_as=scored_as,
-                relation=relation,
-                unit=base.items[scored_as].unit,
-                **test.values(FormatEffect, own),
-                standard_difference=float(standard.gain.mean()),
-                by_format=by_format,
-            )
+        yield FormatEffect(
+            run=model.name,
+            task=task,
+            scored_as=scored_as,
+            relation=relation,
+            unit=base.items[scored_as].unit,
+            **test.values(FormatEffect, own),
+            standard_difference=float(standard.gain.mean()),
+            by_format=by_format,
         )
-    return tuple(effects)

@@ -5,16 +5,17 @@ Scored on the same items as all else, so paired with them. Exploratory: no verdi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from rankwise.findings.options import OptionGains, TaskMean
+from rankwise.findings.options import OptionGains, Runs, TaskMean
 from rankwise.findings.rows import Row, flat
 from rankwise.records import quantities
 from rankwise.records.base import Record
+from rankwise.records.grouping import grouped
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import ModelResults
-from rankwise.records.study import PromptedTask, Unit
+from rankwise.records.study import Unit
 
 GainsAsMuch = Literal["as much", "less", "undecided"]
 
@@ -68,84 +69,70 @@ class TrainTaskPrompting(Record):
 def prompting(source: OptionGains, recommendation: Recommendation) -> TrainTaskPrompting | None:
     """Every prompt of a trained task; None where the study asks none on what decides."""
     results, unit = source.results, recommendation.unit
-    asked: dict[int, dict[int | None, list[PromptedTask]]] = {}
-    for each in results.study.prompted.get(results.train_task, ()):
-        asked.setdefault(each.shots, {}).setdefault(each.seed, []).append(each)
-    decide = source.tasks("in_domain", unit)
-    tasks = [
-        task for task in decide
-        if any(e.task == task for draws in asked.values() for its in draws.values() for e in its)
-    ]  # fmt: skip
+    prompted = results.study.prompted.get(results.train_task, ())
+    known = {each.task for each in prompted}
+    tasks = [task for task in source.tasks("in_domain", unit) if task in known]
     if not tasks:
         return None
-    tokens: dict[int, float] = {}
-    for shots, draws in asked.items():
-        read = [each.context_tokens for its in draws.values() for each in its]
-        tokens[shots] = sum(read) / len(read)
-    rows = tuple(
-        _row(source, draws, tasks, recommendation.delta, shots, tokens)
-        for shots, draws in sorted(asked.items())
-    )
+    by_shots = grouped((each.shots, each) for each in prompted)
+    rows: list[PromptRow] = []
     statements: list[str] = []
-    for row in rows:
-        examples = quantities.counted(row.shots, "example") if row.shots else "No example"
+    without: float | None = None
+    for shots, asked in sorted(by_shots.items()):
+        draws = grouped((each.seed, each) for each in asked)
+        models = tuple(  # the base as it answers each draw is a model of its own
+            ModelResults(
+                name=f"prompt {shots} {seed}",
+                run=None,
+                evaluations={},
+                items={
+                    each.task: results.prompted[each.name].model_copy(update={"task": each.task})
+                    for each in its
+                },
+            )
+            for seed, its in draws.items()
+        )
+        read = [each.context_tokens for its in draws.values() for each in its]
+        tokens = sum(read) / len(read)
+        without = without if shots else tokens
+        row = PromptRow(
+            shots=shots,
+            num_draws=len(models),
+            context_tokens=tokens,
+            more_tokens=None if without is None else tokens - without,
+            gain=source.change(models, tasks),
+            beside=tuple(_beside(source, models, tasks, recommendation.delta)),
+        )
+        rows.append(row)
+        examples = quantities.counted(shots, "example") if shots else "No example"
         more = "" if not row.more_tokens else f", {row.more_tokens:,.0f} more than without"
         statements.append(
             f"{examples} in the prompt: {quantities.with_interval(row.gain, unit)} over the base; "
-            f"a question reads {row.context_tokens:,.0f} tokens{more}."
+            f"a question reads {tokens:,.0f} tokens{more}."
         )
     return TrainTaskPrompting(
         train_task=results.train_task,
         unit=unit,
         delta=recommendation.delta,
         confidence=source.confidence,
-        rows=rows,
+        rows=tuple(rows),
         statements=tuple(statements),
     )
 
 
-def _row(
-    source: OptionGains,
-    draws: Mapping[int | None, Sequence[PromptedTask]],
-    tasks: Sequence[str],
-    delta: float,
-    shots: int,
-    tokens: Mapping[int, float],
-) -> PromptRow:
-    items = source.results.prompted
-    models = tuple(  # the base as it answers each draw is a model of its own
-        ModelResults(
-            name=f"prompt {shots} {seed}",
-            run=None,
-            evaluations={},
-            items={e.task: items[e.name].model_copy(update={"task": e.task}) for e in its},
-        )
-        for seed, its in draws.items()
-    )
-    beside: list[PromptBeside] = []
+def _beside(
+    source: OptionGains, models: Runs, tasks: Sequence[str], delta: float
+) -> Iterator[PromptBeside]:
+    """The prompts less every option that they can be paired with."""
     for option in source.options:
         if len(option.runs) in (1, len(models)) or len(models) == 1:
             difference = source.difference(models, option.runs, tasks)
-            beside.append(
-                PromptBeside(
-                    label=option.label,
-                    rank=option.rank,
-                    difference=difference,
-                    gains="as much"
-                    if difference.lower > -delta
-                    else "less"
-                    if difference.upper < 0
-                    else "undecided",
-                )
+            gains: GainsAsMuch = "less" if difference.upper < 0 else "undecided"
+            if difference.lower > -delta:
+                gains = "as much"
+            yield PromptBeside(
+                label=option.label, rank=option.rank, difference=difference, gains=gains
             )
-    return PromptRow(
-        shots=shots,
-        num_draws=len(models),
-        context_tokens=tokens[shots],
-        more_tokens=tokens[shots] - tokens[0] if 0 in tokens else None,
-        gain=source.change(models, tasks),
-        beside=tuple(beside),
-    )
 
 
 def beside_the_choice(row: PromptRow, choice: str, unit: Unit) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -109,14 +110,11 @@ def recommend_for(
     source = OptionGains(results)
     tasks = source.deciding_tasks(_deciding_unit(results))
     options, dropped = _qualified(source, tasks)
-    metrics = {task: results.base.items[task].metric for task in tasks.all}
-    margins = _margins(results, tasks, metrics)
+    margins = _margins(results, tasks)
     look = _look(source, tasks, options)
     alpha = 1.0 - source.confidence
     looks = with_look(() if earlier is None else earlier.looks, look, alpha)
-    judged = _Judgement()
-    if options:
-        judged = _judge(source, tasks, options, margins, looks[-1], alpha)
+    judged = _judge(source, tasks, options, margins, looks[-1], alpha) if options else _Judgement()
     plan = None if judged.chosen is None else judged.chosen.plan
     outcome, enough = judged.outcome, judged.sufficient
     first = None if enough is None else options[enough.option]
@@ -127,8 +125,8 @@ def recommend_for(
         reasons=(),
         outcome=outcome,
         unit=tasks.unit,
-        in_domain_metric=_only(metrics[task] for task in tasks.in_domain),
-        retention_metric=_only(metrics[task] for task in tasks.retention),
+        in_domain_metric=_only(look.metrics[task] for task in tasks.in_domain),
+        retention_metric=_only(look.metrics[task] for task in tasks.retention),
         retention_tasks=tasks.retention,
         delta=margins.delta,
         epsilon_points=margins.epsilon,
@@ -150,8 +148,8 @@ def recommend_for(
         better_and_kept_by_full=_dominating_full(source, tasks, options),
         best_rate_at_edge=_rate_at_edge(source, tasks, options),
         verdicts=judged.verdicts,
-        comparisons=compare(results),
-        format_effects=format_effects(results),
+        comparisons=tuple(compare(results)),
+        format_effects=tuple(format_effects(results)),
     )
     why = (
         *reasons(
@@ -176,7 +174,13 @@ def _judge(
     alpha: float,
 ) -> _Judgement:
     point = point_in(tasks.unit, margins.delta)
-    evidence, count = _evidence(source, tasks, options, point), len(options)
+
+    def by_option(names: Sequence[str], sign: float) -> list[Items]:
+        gains = [np.stack([source.gains(o.runs, task) for o in options], axis=1) for task in names]
+        return source.items([sign * values for values in gains], names)
+
+    in_domain, losses = by_option(tasks.in_domain, 1.0), by_option(tasks.retention, -1.0)
+    evidence, count = study_evidence(in_domain, losses, point), len(options)
     bounds = bounds_at(evidence, deciding_level(count, look.alpha))
     level = level_of_all(count, look.alpha, has_retention=evidence.retention is not None)
     at_once = bounds_at(evidence, level)
@@ -315,14 +319,11 @@ def _mean_gain(source: OptionGains, runs: Runs, tasks: Sequence[str]) -> float:
     return float(np.mean([source.gains(runs, task).mean() for task in tasks]))
 
 
-def _margins(
-    results: TrainTaskResults, tasks: DecidingTasks, metrics: Mapping[str, str]
-) -> Margins:
+def _margins(results: TrainTaskResults, tasks: DecidingTasks) -> Margins:
     """As configured, else the defaults of the metrics that decide."""
-    config = results.study.config.recommendation
-    in_domain, kept = (
-        [metrics[task] for task in part] for part in (tasks.in_domain, tasks.retention)
-    )
+    config, items = results.study.config.recommendation, results.base.items
+    in_domain = [items[task].metric for task in tasks.in_domain]
+    kept = [items[task].metric for task in tasks.retention]
     delta = config.delta_for(in_domain)
     if tasks.unit != "points":
         delta = config.delta_nats if tasks.unit == "nats" else config.delta_units
@@ -359,19 +360,6 @@ def _detectable(
 def _only(metrics: Iterable[str]) -> str | None:
     different = set(metrics)
     return different.pop() if len(different) == 1 else None
-
-
-def _evidence(
-    source: OptionGains, tasks: DecidingTasks, options: Sequence[Option], point: float
-) -> StudyEvidence:
-    """The scores of the complete options, in their order."""
-
-    def by_option(names: Sequence[str], sign: float) -> list[Items]:
-        gains = [np.stack([source.gains(o.runs, task) for o in options], axis=1) for task in names]
-        return source.items([sign * values for values in gains], names)
-
-    in_domain, losses = by_option(tasks.in_domain, 1.0), by_option(tasks.retention, -1.0)
-    return study_evidence(in_domain, losses, point)
 
 
 def _verdicts(
@@ -425,20 +413,15 @@ def _dominating_full(
     """
     if not tasks.retention or not options:
         return None
+    where = (tasks.in_domain, tasks.retention)
+
+    def dominates(full: Option, option: Option) -> bool:
+        both = [source.difference(full.runs, option.runs, names) for names in where]
+        return min(more.estimate for more in both) > 0 and max(more.lower for more in both) > 0
+
     for full in source.options:
-        if full.plan.method != "full" or full.plan.role == "imported":
-            continue
-        pairs = [
-            [
-                source.difference(full.runs, option.runs, names)
-                for names in (tasks.in_domain, tasks.retention)
-            ]
-            for option in options
-        ]
-        if all(
-            min(more.estimate for more in both) > 0 and max(more.lower for more in both) > 0
-            for both in pairs
-        ):
+        is_own = full.plan.method == "full" and full.plan.role != "imported"
+        if is_own and all(dominates(full, option) for option in options):
             return full.label
     return None
 
@@ -447,20 +430,14 @@ def _rate_at_edge(
     source: OptionGains, tasks: DecidingTasks, options: Sequence[Option]
 ) -> float | None:
     """The learning rate of the option that gains most, if no rate beyond it was tried."""
-    gains = [_mean_gain(source, option.runs, tasks.in_domain) for option in options]
     if not options:
         return None
-    best = options[int(np.argmax(gains))].plan
+    best = max(options, key=lambda each: _mean_gain(source, each.runs, tasks.in_domain)).plan
     # a rule gives every rank its own rate: only those of one rank were tried against each other
-    rates = sorted(
-        {
-            option.plan.learning_rate or 0.0
-            for option in options
-            if (option.rank, option.plan.scaling, option.plan.target_modules, option.plan.epochs)
-            == (best.rank, best.scaling, best.target_modules, best.epochs)
-        }
-    )
-    is_edge = len(rates) > 1 and best.learning_rate in (rates[0], rates[-1])
+    but_rate = attrgetter("rank", "scaling", "target_modules", "epochs")
+    alike = [option.plan for option in options if but_rate(option.plan) == but_rate(best)]
+    rates = {plan.learning_rate or 0.0 for plan in alike}
+    is_edge = len(rates) > 1 and best.learning_rate in (min(rates), max(rates))
     return best.learning_rate if is_edge else None
 
 

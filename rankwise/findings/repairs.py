@@ -33,7 +33,7 @@ from rankwise.records.repairs import (
     RepairPoint,
 )
 from rankwise.records.results import ModelResults, TaskItems
-from rankwise.records.study import Relation, Unit
+from rankwise.records.study import Unit
 
 
 class RepairTasks(NamedTuple):
@@ -91,7 +91,7 @@ def choose_repair(
         left_out=tuple(
             task for task in (*tasks.in_domain, *tasks.retention) if task not in compared.tasks.all
         ),
-        num_items=compared.num_items,
+        num_items=sum(len(each.base.doc_ids) for each in scores if each.task in compared.tasks.all),
         curve=curve,
         judged=judged,
         statement=_statement(max_loss_points, compared.tasks.unit, judged, curve),
@@ -144,11 +144,6 @@ class _Compared:
                     "error. Score more, or leave the task out."
                 )
 
-    @property
-    def num_items(self) -> int:
-        """Number of items of all tasks together."""
-        return sum(len(self._pairs[AS_IT_IS, task].base) for task in self.tasks.all)
-
     def kl(self, divergences: RepairDivergences) -> dict[Repair, Bound]:
         """KL to the base of every repair; empty where that has no standard error."""
         answers = list(zip(divergences.tasks, divergences.doc_ids, strict=True))
@@ -178,23 +173,20 @@ class _Compared:
         def lead(task: str) -> Floats:
             return self._gain(point.repair, task) - self._gain(AS_IT_IS, task)
 
-        tasks: list[JudgedTask] = []
-        for task in self.tasks.all:
-            relation: Relation = "in_domain" if task in self.tasks.in_domain else "retention"
+        def judged_task(task: str) -> JudgedTask:
             adapted, repaired = self._pairs[AS_IT_IS, task], self._pairs[point.repair, task]
             items = self._scores[task].base
-            tasks.append(
-                JudgedTask(
-                    task=task,
-                    relation=relation,
-                    unit=items.unit,
-                    metric=items.metric,
-                    num_items=len(adapted.base),
-                    base_score=float(adapted.base.mean()),
-                    adapted_score=float(adapted.adapted.mean()),
-                    repaired_score=float(repaired.adapted.mean()),
-                )
+            return JudgedTask(
+                task=task,
+                relation="in_domain" if task in self.tasks.in_domain else "retention",
+                unit=items.unit,
+                metric=items.metric,
+                num_items=len(adapted.base),
+                base_score=float(adapted.base.mean()),
+                adapted_score=float(adapted.adapted.mean()),
+                repaired_score=float(repaired.adapted.mean()),
             )
+
         return JudgedRepair(
             repair=point.repair,
             gain=point.gain,
@@ -203,7 +195,7 @@ class _Compared:
             adapter_loss=as_it_is.retention_loss,
             gain_difference=self._mean(self.tasks.in_domain, lead),
             retention_difference=self._mean(self.tasks.retention, lead),
-            tasks=tuple(tasks),
+            tasks=tuple(map(judged_task, self.tasks.all)),
         )
 
     def _gain(self, repair: Repair, task: str) -> Floats:

@@ -67,8 +67,7 @@ def retention_groups(source: OptionGains) -> TrainTaskRetention | None:
 
 
 def _line(source: OptionGains, name: str, tasks: Sequence[str]) -> RetentionLine:
-    sizes = {len(source.results.base.items[task].doc_ids) for task in tasks}
-    differ = len(sizes) > 1
+    differ = len({len(source.results.base.items[task].doc_ids) for task in tasks}) > 1
     return RetentionLine(
         name=name,
         tasks=tuple(tasks),

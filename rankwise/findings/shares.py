@@ -57,8 +57,7 @@ def ratio_of_means(
     if ratio is None or denominator.value <= 0:
         why = "what it is a share of is not shown to be above zero"
         return Share(estimate=None, lower=None, upper=None, reason=why)
-    value, lower, upper = ratio
-    return Share(estimate=value, lower=lower, upper=upper, reason=None)
+    return Share(**ratio._asdict(), reason=None)
 
 
 def share_of(

@@ -5,15 +5,13 @@ A kind is a value of a field of the documents. Fields are those of answers in JS
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rankwise.findings.options import OptionGains, OptionName, Runs
+from rankwise.findings.options import Option, OptionGains, OptionName
 from rankwise.findings.pairs import bound_of
 from rankwise.findings.stats.estimates import (
     Estimate,
@@ -22,7 +20,7 @@ from rankwise.findings.stats.estimates import (
     mean_over_tasks,
     zero_p_value,
 )
-from rankwise.findings.stats.items import POINTS, Floats, Items
+from rankwise.findings.stats.items import POINTS, Floats, Items, Mask
 from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.recommendation import Bound
@@ -92,28 +90,6 @@ class TrainTaskSlices(Record):
         )
 
 
-class _Kind(NamedTuple):
-    """Some items of a task, and how good models are at them.
-
-    Attributes:
-        by: as in ``SliceChange``.
-        kind: likewise.
-        its: (items,): which of them, in the order of the gains.
-        base: (items,): the base's values.
-        gains: runs -> (seeds, items).
-        item_size: what one whole item counts.
-        scored: as in ``Items``.
-    """
-
-    by: str
-    kind: str
-    its: NDArray[np.bool_]
-    base: Floats
-    gains: Callable[[Runs], Floats]
-    item_size: float
-    scored: NDArray[np.bool_] | None = None
-
-
 def slices(source: OptionGains) -> TrainTaskSlices | None:
     """The changes by kind of item; None where the study names no field and no answer has any.
 
@@ -149,47 +125,50 @@ def _parts(source: OptionGains) -> Iterator[tuple[partial[SliceChange], Estimate
         for task in tasks:
             if task not in results.base.items:
                 continue
-            clusters = source.clusters(task)
-            for option, kind in itertools.product(source.options, _kinds(source, task)):
-                gains = kind.gains(option.runs)
-                its = kind.its & ~np.isnan(gains).any(axis=0)  # a run may have answered a part
-                part = Items(
-                    gains[:, its],
-                    kind.item_size,
-                    clusters=None if clusters is None else clusters[its],
-                    scored=None if kind.scored is None else kind.scored[its],
-                )
-                if part.num_scored < MIN_ITEMS:
-                    continue
-                change_of = partial(
-                    SliceChange,
-                    option=option.name,
-                    task=task,
-                    relation=relation,
-                    by=kind.by,
-                    kind=kind.kind,
-                    unit=results.base.items[task].unit,
-                    num_examples=int(its.sum()),
-                    base=float(kind.base[its].mean()),
-                )
-                yield change_of, mean_over_tasks([part])
+            for option in source.options:
+                for by, kind, of_kind, base, gains in _kinds(source, option, task):
+                    # a run may have answered a part
+                    its = of_kind & ~np.isnan(gains.values).any(axis=0)
+                    part = gains._replace(
+                        values=gains.values[:, its],
+                        clusters=None if gains.clusters is None else gains.clusters[its],
+                        scored=None if gains.scored is None else gains.scored[its],
+                    )
+                    if part.num_scored < MIN_ITEMS:
+                        continue
+                    change_of = partial(
+                        SliceChange,
+                        option=option.name,
+                        task=task,
+                        relation=relation,
+                        by=by,
+                        kind=kind,
+                        unit=results.base.items[task].unit,
+                        num_examples=int(its.sum()),
+                        base=float(base[its].mean()),
+                    )
+                    yield change_of, mean_over_tasks([part])
 
 
-def _kinds(source: OptionGains, task: str) -> Iterator[_Kind]:
+def _kinds(
+    source: OptionGains, option: Option, task: str
+) -> Iterator[tuple[str, str, Mask, Floats, Items]]:
+    """The kinds of a task's items: ``by``, ``kind``, which items, the base's values, the gains.
+
+    The first two are as in ``SliceChange``; the others are of all items, in the order of the gains.
+    """
     items, field = source.results.base.items[task], source.results.study.config.evaluation.slice
     if items.slices is not None and field is not None:
         kinds = np.asarray(items.slices)[np.argsort(items.doc_ids)]
-        base, size = source.pair(source.results.base, task).base, source.item_size(task)
-        gains_of, scored = partial(source.gains, task=task), source.scored(task)
+        base = source.pair(source.results.base, task).base
+        (gains,) = source.items([source.gains(option.runs, task)], [task])
         for kind in dict.fromkeys(items.slices):
-            yield _Kind(field, kind, kinds == kind, base, gains_of, size, scored)
+            yield field, kind, kinds == kind, base, gains
     for name in items.fields:
         base = _right(items, items, name)
-
-        def gains(runs: Runs, name: str = name, base: Floats = base) -> Floats:
-            return np.stack([_right(run.items[task], items, name) - base for run in runs])
-
-        yield _Kind(FIELD_OF_ANSWERS, name, ~np.isnan(base), base, gains, POINTS)
+        values = [_right(run.items[task], items, name) - base for run in option.runs]
+        gains = Items(np.stack(values), POINTS, clusters=source.clusters(task))
+        yield FIELD_OF_ANSWERS, name, ~np.isnan(base), base, gains
 
 
 def _right(own: TaskItems, base: TaskItems, field: str) -> Floats:

@@ -57,10 +57,7 @@ def statement(numbers: Recommendation) -> str:
 
 
 def reasons(
-    numbers: Recommendation,
-    full: Iterable[str],
-    parameters: Sequence[int],
-    able: Detectable | None,
+    numbers: Recommendation, full: Iterable[str], parameters: Sequence[int], able: Detectable | None
 ) -> tuple[str, ...]:
     """Short sentences with the numbers: the margins, each verdict, and what it is compared with.
 
@@ -101,17 +98,16 @@ def _recommended(numbers: Recommendation) -> str:
         quantities.modules(chosen.target_modules),
         None if epochs is None else quantities.counted(epochs, "epoch"),
     ]
-    settings = ", ".join(filter(None, known))
+    settings = [setting for setting in known if setting]
     text = f"Use {chosen.label}"
     if chosen.rank is not None:
-        text = f"Use rank {chosen.rank}" + (f" ({settings})" if settings else "")
+        text = f"Use rank {chosen.rank}" + (f" ({', '.join(settings)})" if settings else "")
     if chosen.rank is not None and len(chosen.runs) == 1:
         # one run says nothing of the next one with another seed
         of = [f"seed {seed}" for seed in numbers.looks[-1].seeds]
         if chosen.imported_as is not None:
             of = [f"imported as {chosen.imported_as}"]
-        parts = [f"rank {chosen.rank}", *of, *([settings] if settings else [])]
-        text = f"Use this adapter ({', '.join(parts)})"
+        text = f"Use this adapter ({', '.join([f'rank {chosen.rank}', *of, *settings])})"
     says: list[str] = []
     if numbers.has_base:
         gain = _measured(chosen.gain.estimate, unit, numbers.in_domain_metric)
@@ -198,8 +194,8 @@ def _best_bet(numbers: Recommendation) -> str:
 
 def _odds(probability: float, numbers: Recommendation) -> str:
     """72 %: within 3.0 points of the best, loses at most 3.0 points, 9.0 on any task."""
-    text = f"{quantities.odds(probability)}: within {amount(numbers.delta, numbers.unit)} "
-    text += "of the best"
+    delta = amount(numbers.delta, numbers.unit)
+    text = f"{quantities.odds(probability)}: within {delta} of the best"
     if numbers.epsilon_points is not None:
         text += f", loses at most {_acceptable(numbers.epsilon_points, numbers)}"
     return text
@@ -219,25 +215,19 @@ def _ruled_out(numbers: Recommendation) -> str:
     if numbers.outcome in ("recommended", "none_keeps_enough"):
         return ""
     by = grouped((v.ruled_out_by, v.label) for v in numbers.verdicts if v.ruled_out_by is not None)
-    texts = [
-        f"{_named(labels)} {'is' if len(labels) == 1 else 'are'} ruled out by "
-        + (
-            reason
-            if reason == "retention"
-            else f"{reason}, which scores more than δ higher and keeps enough"
-        )
-        for reason, labels in by.items()
-    ]
+    texts: list[str] = []
+    for reason, labels in by.items():
+        higher = ", which scores more than δ higher and keeps enough" * (reason != "retention")
+        verb = "is" if len(labels) == 1 else "are"
+        texts.append(f"{_named(labels)} {verb} ruled out by {reason}{higher}")
     left = [verdict for verdict in numbers.verdicts if verdict.ruled_out_by is None]
     names = {verdict.label for verdict in left}
     ahead_of = {v.label: tuple(label for label in v.worse_than if label in names) for v in left}
     behind = grouped((better, label) for label, better in ahead_of.items() if better)
     if len(left) > 1 and not behind:
-        labels = [verdict.label for verdict in left]
-        other = "other " if by else ""
-        which = (
-            _named(labels) if len(left) <= MOST_NAMED else f"the {other}{len(left)} LoRA options"
-        )
+        which = _named([verdict.label for verdict in left])
+        if len(left) > MOST_NAMED:
+            which = f"the {'other ' if by else ''}{len(left)} LoRA options"
         texts.append(f"{which} cannot be told apart")
     if len(behind) > MOST_GROUPS:
         texts.append(

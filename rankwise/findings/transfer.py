@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, product
 from typing import TypeVar
 
-from rankwise.findings.options import Option, OptionGains, OptionName, TaskMean
+from rankwise.findings.options import OptionGains, OptionName, TaskMean
 from rankwise.findings.rows import Row, flat
 from rankwise.findings.statements import TRANSFER_ALARM_SHARE
 from rankwise.records.base import Record
+from rankwise.records.grouping import grouped
 from rankwise.records.study import Relation, StudyRecord
 
 AWAY: tuple[Relation, ...] = ("out_of_domain", "retention")
@@ -101,8 +103,8 @@ def transfer(trained: Sequence[OptionGains]) -> Transfer | None:
     for source in (sources[row.name] for row in rows):
         for option in source.options:
             options.setdefault(option.label, option.name)
-            cells += _cells(source, option, columns)
-            means += _domain_means(source, option, columns)
+        cells += _cells(source, columns)
+        means += _domain_means(source, columns)
     if not cells:
         return None
     return Transfer(
@@ -151,11 +153,9 @@ def _columns(study: StudyRecord, sources: Mapping[str, OptionGains]) -> tuple[Tr
     return _by_domain(columns)
 
 
-def _cells(
-    source: OptionGains, option: Option, columns: Sequence[TransferColumn]
-) -> Iterator[TransferCell]:
+def _cells(source: OptionGains, columns: Sequence[TransferColumn]) -> Iterator[TransferCell]:
     relations = _relations(source)
-    for column in columns:
+    for option, column in product(source.options, columns):
         relation = relations.get(column.tasks[0])
         if relation is None:
             continue
@@ -173,15 +173,12 @@ def _cells(
         )
 
 
-def _domain_means(
-    source: OptionGains, option: Option, columns: Sequence[TransferColumn]
-) -> Iterator[DomainMean]:
+def _domain_means(source: OptionGains, columns: Sequence[TransferColumn]) -> Iterator[DomainMean]:
     """The means of domains with several columns; the trained task is left out."""
     relations = _relations(source)
-    for domain in dict.fromkeys(column.domain for column in columns):
-        its = [column for column in columns if column.domain == domain]
-        tasks = (task for column in its for task in column.tasks)
-        away = tuple(task for task in tasks if relations.get(task) in AWAY)
+    by_domain = grouped((column.domain, column.tasks) for column in columns)
+    for option, (domain, its) in product(source.options, by_domain.items()):
+        away = tuple(task for task in chain(*its) if relations.get(task) in AWAY)
         if domain is not None and len(its) > 1 and away:
             yield DomainMean(
                 train_task=source.results.train_task,
@@ -194,10 +191,10 @@ def _domain_means(
 
 def transfer_rows(found: Transfer, _: object) -> Iterator[Row]:
     """Every option of every trained task on every column, means of domains included."""
-    columns = {column.tasks: column for column in found.columns}
+    columns = {column.tasks: (column.name, column.domain) for column in found.columns}
     for cell in (*found.cells, *found.domain_means):
-        test = "mean" if isinstance(cell, DomainMean) else columns[cell.tasks].name
-        domain = cell.domain if isinstance(cell, DomainMean) else columns[cell.tasks].domain
+        is_mean = isinstance(cell, DomainMean)
+        test, domain = ("mean", cell.domain) if is_mean else columns[cell.tasks]
         row = flat(cell, train_task=cell.train_task, option=cell.label, test=test, domain=domain)
         del row["label"]
         yield row

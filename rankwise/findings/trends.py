@@ -57,9 +57,7 @@ def rank_trend(
     Where a rank was trained with several other settings, their mean is taken. The options are
     measured on the same sets of items with the same seeds.
     """
-    by_rank = grouped(
-        (one.option.rank, one.parts) for one in measured if one.option.rank is not None
-    )
+    by_rank = grouped((option.rank, parts) for option, parts in measured if option.rank is not None)
     if len(by_rank) < 2:
         return None
     smallest, largest = min(by_rank), max(by_rank)
@@ -68,8 +66,7 @@ def rank_trend(
         b._replace(values=b.values - a.values, item_size=max(a.item_size, b.item_size))
         for a, b in zip(low, high, strict=True)
     ]
-    estimate = mean_over_tasks(differences)
-    change = bound_of(estimate, confidence)
+    change = bound_of(mean_over_tasks(differences), confidence)
     return RankTrend(
         of=of,
         smallest_rank=smallest,
@@ -86,17 +83,11 @@ def rank_trend(
 def correlation(x: Sequence[float], y: Sequence[float], confidence: float) -> Bound | None:
     """Spearman's ρ with its interval; None with too few pairs, or where a side is constant."""
     rho = rank_correlation(x, y, confidence)
-    if rho is None:
-        return None
-    return Bound(estimate=rho.estimate, lower=rho.lower, upper=rho.upper)
+    return None if rho is None else Bound(**rho._asdict())
 
 
 def correlated(
-    x: Sequence[float],
-    y: Sequence[float],
-    confidence: float,
-    noun: str,
-    at_least: int = MIN_PAIRS,
+    x: Sequence[float], y: Sequence[float], confidence: float, noun: str, at_least: int = MIN_PAIRS
 ) -> tuple[Bound | None, str | None]:
     """The correlation over ``at_least`` options or heads (``noun``), or why there is none."""
     if len(x) < at_least:

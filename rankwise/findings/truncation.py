@@ -90,7 +90,6 @@ def truncated_curves(
         source: the options of a trained task.
         recommendation: of the same task, for the unit in-domain.
     """
-    train_task = source.results.train_task
 
     def place(model: PlannedRun) -> tuple[str, Series, int]:
         """The option whose adapter is truncated, and the series and rank of its curve."""
@@ -114,7 +113,7 @@ def truncated_curves(
         if complete:
             curves.append(_curve(source, tasks, option, complete))
     return TrainTaskTruncation(
-        train_task=train_task,
+        train_task=source.results.train_task,
         unit=recommendation.unit,
         confidence=source.confidence,
         curves=tuple(curves),
@@ -136,45 +135,35 @@ def _curve(
         if rank is not None and alike and rank <= (option.rank or 0):
             members.setdefault(("trained", rank), other.runs)
     members |= truncated
-    points = tuple(
-        _point(source, tasks, option, series, rank, members)
-        for series, rank in sorted(members, key=lambda each: (SERIES.index(each[0]), each[1]))
-    )
+    points: list[CurvePoint] = []
+    for series, rank in sorted(members, key=lambda each: (SERIES.index(each[0]), each[1])):
+        runs = members[series, rank]
+        others = None if series == "trained" else members.get(("trained", rank))
+        records = [run_record(model) for model in runs]
+        errors = [record.truncation_error for record in records]
+        energies = [1.0 - error**2 for error in errors if error is not None]
+        share: Share | None = None
+        if runs != option.runs:
+            share = share_of_gain(source, runs, option.runs, tasks.in_domain)
+        points.append(
+            CurvePoint(
+                series=series,
+                rank=rank,
+                num_steps=records[0].planned.num_steps,
+                train_seconds=sum(record.train_seconds for record in records),
+                energy=sum(energies) / len(energies) if energies else None,
+                gain=source.change(runs, tasks.in_domain),
+                retention=source.change(runs, tasks.retention) if tasks.retention else None,
+                share_of_gain=share,
+                gain_less_trained=source.lead_over(runs, others, tasks.in_domain),
+                retention_less_trained=source.lead_over(runs, others, tasks.retention),
+            )
+        )
     return TruncatedCurve(
         source=option.name,
         num_seeds=len(option.runs),
-        points=points,
+        points=tuple(points),
         statements=tuple(_statements(option, points)),
-    )
-
-
-def _point(
-    source: OptionGains,
-    tasks: DecidingTasks,
-    option: Option,
-    series: Series,
-    rank: int,
-    members: Mapping[tuple[Series, int], Runs],
-) -> CurvePoint:
-    runs = members[series, rank]
-    others = None if series == "trained" else members.get(("trained", rank))
-    records = [run_record(model) for model in runs]
-    errors = [record.truncation_error for record in records]
-    energies = [1.0 - error**2 for error in errors if error is not None]
-    is_whole = runs == option.runs
-    return CurvePoint(
-        series=series,
-        rank=rank,
-        num_steps=records[0].planned.num_steps,
-        train_seconds=sum(record.train_seconds for record in records),
-        energy=sum(energies) / len(energies) if energies else None,
-        gain=source.change(runs, tasks.in_domain),
-        retention=source.change(runs, tasks.retention) if tasks.retention else None,
-        share_of_gain=None
-        if is_whole
-        else share_of_gain(source, runs, option.runs, tasks.in_domain),
-        gain_less_trained=source.lead_over(runs, others, tasks.in_domain),
-        retention_less_trained=source.lead_over(runs, others, tasks.retention),
     )
 
 

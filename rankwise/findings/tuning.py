@@ -78,7 +78,6 @@ def _rates(search: TrainTaskSearch) -> TrainTaskRates | None:
         for best in [max(rates, key=lambda rate, rates=rates: rates[rate].estimate)]
     ]
     common = _common(by_rank)
-    own_spread, common_spread = _spread(own), _spread(common) if common else None
     return TrainTaskRates(
         train_task=search.train_task,
         unit=search.unit,
@@ -86,8 +85,8 @@ def _rates(search: TrainTaskSearch) -> TrainTaskRates | None:
         num_items=max(search.num_items.values()),
         own=tuple(own),
         common=tuple(common),
-        own_spread=own_spread,
-        common_spread=common_spread,
+        own_spread=statistics.stdev(point.gain.estimate for point in own),
+        common_spread=statistics.stdev(p.gain.estimate for p in common) if common else None,
         at_the_edge=_at_the_edge(shown),
         statement=_statement(own, common, share, search.unit),
     )
@@ -106,10 +105,6 @@ def _common(by_rank: Mapping[int, Mapping[float, ValidationMean]]) -> list[RateP
         if len(points) == len(by_rank):
             candidates.append((statistics.fmean(p.gain.estimate for p in points), points))
     return max(candidates, key=lambda candidate: candidate[0])[1] if candidates else []
-
-
-def _spread(points: Sequence[RatePoint]) -> float:
-    return statistics.stdev(point.gain.estimate for point in points)
 
 
 def _at_the_edge(shown: Sequence[Shown]) -> tuple[str, ...]:

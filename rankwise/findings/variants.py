@@ -6,6 +6,7 @@ The recommendation is about LoRA's ranks and knows no variant.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from statistics import mean
 from typing import Literal, NamedTuple
 
@@ -15,6 +16,7 @@ from rankwise.records import quantities
 from rankwise.records.axes import beside_rank, run_labels
 from rankwise.records.base import Record
 from rankwise.records.config.variants import VARIANT_LABELS
+from rankwise.records.grouping import grouped
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.study import PlannedRun, Unit
 
@@ -110,18 +112,16 @@ def variants_beside_lora(
     )
 
 
+_BUT_RATE = attrgetter("variant", "alpha_labels", "target_modules", "epochs")
+"""What variants that differ by learning rate alone have in common."""
+
+
 def _row(
     source: OptionGains, tasks: DecidingTasks, one: _Trained, rank: int, trained: Sequence[_Trained]
 ) -> VariantRow:
     """A variant beside a rank of LoRA, among all that are ``trained`` beside it."""
     beside, plan = _beside(source, tasks, one, rank), one.plan
-    alike = [  # variants that differ by learning rate alone
-        other
-        for other in trained
-        if (other.plan.variant, other.plan.alpha_labels, other.plan.target_modules)
-        == (plan.variant, plan.alpha_labels, plan.target_modules)
-        and other.plan.epochs == plan.epochs
-    ]
+    alike = [other for other in trained if _BUT_RATE(other.plan) == _BUT_RATE(plan)]
     others = None if beside is None else beside.runs
     assert plan.variant is not None
     assert plan.learning_rate is not None
@@ -180,9 +180,7 @@ def _statements(rows: Sequence[VariantRow]) -> Iterator[str]:
                 "layers when they were taken"
             )
         yield f"{text}; {OF_RATES}." if row.num_rates > 1 else f"{text}."
-    rates: dict[str, set[float]] = {}
-    for row in rows:
-        rates.setdefault(row.variant, set()).add(row.learning_rate)
+    rates = grouped((row.variant, row.learning_rate) for row in rows)
     at_edge = [
         row.variant
         for row in rows

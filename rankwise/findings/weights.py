@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from rankwise.findings.audits import NullPair, intruders_of_all, norms, similarity_of_all
 from rankwise.findings.options import OptionGains, OptionName, ladders
@@ -18,9 +18,7 @@ from rankwise.records.results import ModelResults, StudyResults
 from rankwise.records.spectra import (
     INTRUDER_EPSILON,
     INTRUDER_K,
-    MatrixSpectrum,
     SpectraRecord,
-    VectorChange,
     intruders_of,
 )
 from rankwise.records.study import Relation, Unit
@@ -147,6 +145,8 @@ def weight_findings(source: OptionGains) -> TrainTaskWeights | None:
 def _run_weights(source: OptionGains, model: ModelResults, spectra: SpectraRecord) -> RunWeights:
     matrices = spectra.matrices
     overlaps = [each.full_overlap for each in matrices if each.full_overlap is not None]
+    own = [(overlap.left + overlap.right) / 2 for overlap in overlaps]
+    expected = [(overlap.left_expected + overlap.right_expected) / 2 for overlap in overlaps]
     norm, base_norm = norms(matrices)
 
     # how much worse than the base, macro-mean over the tasks that are scored in the unit
@@ -167,16 +167,10 @@ def _run_weights(source: OptionGains, model: ModelResults, spectra: SpectraRecor
         energy_rank_99=statistics.median(each.update.energy_rank_99 for each in matrices),
         intruders=intruders_of_all(matrices, spectra.epsilons),
         similarity=similarity_of_all(matrices),
-        full_overlap=_mean([(overlap.left + overlap.right) / 2 for overlap in overlaps]),
-        full_overlap_expected=_mean(
-            [(each.left_expected + each.right_expected) / 2 for each in overlaps]
-        ),
+        full_overlap=statistics.fmean(own) if own else None,
+        full_overlap_expected=statistics.fmean(expected) if expected else None,
         forgetting=forgetting,
     )
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return statistics.fmean(values) if values else None
 
 
 _FORGETTING: tuple[tuple[str, Relation, Unit], ...] = (
@@ -188,12 +182,10 @@ _FORGETTING: tuple[tuple[str, Relation, Unit], ...] = (
 def _norm_trends(source: OptionGains) -> Iterator[NormTrend]:
     for ladder in ladders(source):
         points = [
-            (rung.plan.rank, spectra)
+            (rung.plan.rank or 0, run.spectra)
             for rung in ladder.rungs
             for run in rung.runs
-            if rung.plan.rank is not None
-            and (spectra := run.spectra) is not None
-            and spectra.matrices
+            if run.spectra is not None and run.spectra.matrices
         ]
         kinds = dict.fromkeys(matrix.kind for _, spectra in points for matrix in spectra.matrices)
         ranks = tuple(rank for rank, _ in points)
@@ -213,11 +205,7 @@ def _norm_trends(source: OptionGains) -> Iterator[NormTrend]:
                     for law, fit in growth._asdict().items()
                 }
                 yield NormTrend(
-                    module=module,
-                    setting=ladder.label,
-                    ranks=ranks,
-                    norms=of_module,
-                    **laws,
+                    module=module, setting=ladder.label, ranks=ranks, norms=of_module, **laws
                 )
 
 
@@ -263,7 +251,6 @@ def _statements(
         )
 
 
-_CHANGE = ("left_index", "right_index", "left_best", "left_overlap", "value_shift", "intruders")
 _MATRIX = ("module", "layer", "kind", "out_features", "in_features", "base_frobenius_norm",
            "base_spectral_norm")  # fmt: skip
 
@@ -273,34 +260,25 @@ def spectrum_rows(_: object, results: StudyResults) -> Iterator[Row]:
     for model in results.runs:
         if model.spectra is None:
             continue
-        epsilons = model.spectra.epsilons
         for matrix in model.spectra.matrices:
             overlap = matrix.full_overlap
-            yield {
-                "run": model.name,
-                **{name: getattr(matrix, name) for name in _MATRIX},
-                **matrix.update.model_dump(),
-                **_change_row("trained", matrix.change, matrix, epsilons),
-                **_change_row("gaussian", matrix.gaussian_null, matrix, epsilons),
-                **_change_row("haar", matrix.haar_null, matrix, epsilons),
-                "full_overlap_left": None if overlap is None else overlap.left,
-                "full_overlap_right": None if overlap is None else overlap.right,
-            }
-
-
-def _change_row(
-    name: str, change: VectorChange | None, matrix: MatrixSpectrum, epsilons: tuple[float, ...]
-) -> dict[str, float | None]:
-    """A change in columns: over all vectors that were compared, at the grid's one entry."""
-    row: dict[str, float | None] = {f"{name}_vectors": matrix.leading[-1]}
-    if change is None:
-        return row | {f"{name}_{column}": None for column in _CHANGE}
-    values = (
-        change.left.index_matched[-1],
-        change.right.index_matched[-1],
-        change.left.best_matched[-1],
-        change.left.overlap[-1],
-        change.value_shift[-1],
-        intruders_of(change, matrix.leading, epsilons),
-    )
-    return row | {f"{name}_{column}": each for column, each in zip(_CHANGE, values, strict=True)}
+            row: dict[str, Any] = {"run": model.name}
+            row |= {name: getattr(matrix, name) for name in _MATRIX} | dict(matrix.update)
+            for name, change in (
+                ("trained", matrix.change),
+                ("gaussian", matrix.gaussian_null),
+                ("haar", matrix.haar_null),
+            ):  # over all vectors that were compared, at the grid's one entry
+                intruders = change and intruders_of(change, matrix.leading, model.spectra.epsilons)
+                row |= {
+                    f"{name}_vectors": matrix.leading[-1],
+                    f"{name}_left_index": change and change.left.index_matched[-1],
+                    f"{name}_right_index": change and change.right.index_matched[-1],
+                    f"{name}_left_best": change and change.left.best_matched[-1],
+                    f"{name}_left_overlap": change and change.left.overlap[-1],
+                    f"{name}_value_shift": change and change.value_shift[-1],
+                    f"{name}_intruders": intruders,
+                }
+            row["full_overlap_left"] = overlap and overlap.left
+            row["full_overlap_right"] = overlap and overlap.right
+            yield row

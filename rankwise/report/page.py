@@ -11,8 +11,7 @@ from rankwise.findings.item_table import ItemTable
 from rankwise.findings.models import seeded_labels, summarise
 from rankwise.findings.signatures.found import not_looked_for
 from rankwise.findings.statements import reasons_beside_verdicts
-from rankwise.findings.study import FINDINGS, StudyFindings, finding_tables
-from rankwise.findings.tables import task_tables
+from rankwise.findings.study import FINDINGS, StudyFindings, finding_tables, task_tables
 from rankwise.records import quantities
 from rankwise.records.axes import Kind
 from rankwise.records.folder import StudyFolder

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from rankwise.findings.recommendation import recommend
-from rankwise.findings.study import FINDINGS, StudyFindings, finding_tables, study_findings
-from rankwise.findings.tables import study_tables
+from rankwise.findings.study import (
+    FINDINGS,
+    StudyFindings,
+    finding_tables,
+    study_findings,
+    study_tables,
+)
 from rankwise.report.page import csv_files, study_sections
 from tests.planted.results import planted_study
 

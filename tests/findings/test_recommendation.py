@@ -477,7 +477,7 @@ def test_a_missing_score_is_an_error() -> None:
 
 
 def test_compare_has_every_run_and_task_with_signs() -> None:
-    rows = compare(planted_runs())
+    rows = tuple(compare(planted_runs()))
     assert len(rows) == 4 * 5
     prose = next(c for c in rows if c.relation == "held_out_text" and "r064" in c.run)
     assert prose.unit == "nats"

@@ -10,7 +10,7 @@ import pytest
 
 from rankwise.errors import ConfigError
 from rankwise.findings.against_base import ModelVerdict
-from rankwise.findings.stats.anytime import anytime_interval
+from rankwise.findings.stats.estimates import anytime_interval
 from tests.planted.samples import compare_samples, line, planted, scored, write
 
 

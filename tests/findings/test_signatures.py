@@ -16,14 +16,9 @@ from rankwise import write_report
 from rankwise.cli.terminal import verdict_cards
 from rankwise.findings.options import option_gains
 from rankwise.findings.recommendation import recommend
-from rankwise.findings.signatures.found import (
-    SIGNATURES,
-    TITLES,
-    Signature,
-    failure_signatures,
-    not_looked_for,
-)
+from rankwise.findings.signatures.found import failure_signatures, not_looked_for
 from rankwise.findings.signatures.scores import NEARLY_PERFECT_NATS
+from rankwise.findings.signatures.signature import SIGNATURES, TITLES, Signature
 from rankwise.findings.stats.estimates import seed_spread
 from rankwise.findings.stats.items import Items
 from rankwise.findings.study import study_findings

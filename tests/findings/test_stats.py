@@ -13,12 +13,13 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from rankwise.findings.stats.anytime import anytime_interval
+from rankwise.findings.stats.blocks import all_pairs
 from rankwise.findings.stats.detectable import TaskSize, detectable
 from rankwise.findings.stats.estimates import (
     SMALLEST_P_VALUE,
     Estimate,
     Spread,
+    anytime_interval,
     crossed_difference,
     holm,
     holm_levels,
@@ -32,11 +33,20 @@ from rankwise.findings.stats.items import Items, item_size
 from rankwise.findings.stats.prospects import chance_of_sign
 from rankwise.findings.stats.simultaneous import (
     StudyBounds,
+    StudyEvidence,
     bounds_at,
     deciding_level,
     level_of_all,
     study_evidence,
 )
+
+
+def spreads(evidence: StudyEvidence) -> tuple[Spread, Spread]:
+    """(K,) of the gains, and (K, K) of the leads."""
+    count = evidence.num_options
+    leads = evidence.in_domain.spread(all_pairs(count))
+    square = Spread(*(part.reshape(count, count) for part in leads))
+    return evidence.in_domain.spread(np.eye(count)), square
 
 
 def at_once(gains: list[Items], losses: list[Items]) -> tuple[StudyBounds, float]:
@@ -159,17 +169,18 @@ def test_bounds_agree_with_the_single_estimate() -> None:
     gains = 100.0 * rng.integers(-1, 2, (3, 2, 80))
     losses = [Items(100.0 * rng.integers(-1, 2, (3, 2, n)), 100.0) for n in (50, 70)]
     bounds, _ = at_once([Items(gains, 100.0)], losses)
+    gain, leads = spreads(study_evidence([Items(gains, 100.0)], losses))
     for option in range(2):
         alone = crossed_difference(gains[:, option], item_size=100)
         assert bounds.gain.estimate[option] == pytest.approx(alone.value)
         # what seed and item do together is counted by the seeds, not by the items too
-        assert bounds.gain.spread.item_variance[option] < alone.spread.item_variance
-        assert bounds.gain.spread.seed_variance[option] >= alone.spread.seed_variance - 1e-9
+        assert gain.item_variance[option] < alone.spread.item_variance
+        assert gain.seed_variance[option] >= alone.spread.seed_variance - 1e-9
     lead = crossed_difference(gains[:, 0] - gains[:, 1], item_size=100)
-    assert bounds.lead.spread.stderr[0, 1] < lead.stderr
-    one_seed, _ = at_once([Items(gains[:1], 100.0)], [])
+    assert leads.stderr[0, 1] < lead.stderr
+    _, of_one_seed = spreads(study_evidence([Items(gains[:1], 100.0)], []))
     alone = crossed_difference(gains[0, 0] - gains[0, 1], item_size=100)
-    assert one_seed.lead.spread.stderr[0, 1] == pytest.approx(alone.stderr)
+    assert of_one_seed.stderr[0, 1] == pytest.approx(alone.stderr)
     assert bounds.lead.lower[0, 1] == pytest.approx(-bounds.lead.upper[1, 0])
     assert bounds.lead.upper[0, 0] == 0.0
     assert bounds.loss is not None
@@ -181,21 +192,19 @@ def test_seed_variance_is_that_of_the_two_way_analysis_and_of_the_prior() -> Non
     # means by seed (rows) and option, the same on both items: residual 1, shared 0
     means = np.array([[0.0, 1.0], [2.0, 1.0], [1.0, 1.0]])
     gains = np.repeat(means[:, :, None], 2, axis=2)
-    bounds, _ = at_once([Items(gains, 0)], [])
-    spread = bounds.gain.spread
+    spread, lead = spreads(study_evidence([Items(gains, 0)], []))
     # variances 1 and 0, covariance 0: mean square of seeds .5, residual .5; own 1 is larger.
     # Four degrees of freedom of .5 / 3, and 1.5 of the prior's .29 / 3
     pooled = (4.0 * 0.5 + 1.5 * 0.29) / 5.5 / 3
     assert spread.seed_variance == pytest.approx([1 / 3, pooled])
     assert spread.seed_freedom == pytest.approx([5.5, 5.5])
-    lead = bounds.lead.spread
     # two of twice the residual, and the prior of two runs; the pair's own variance 1 is larger
     assert (2.0 * 1.0 + 1.5 * 0.58) / 3.5 < 1.0
     assert lead.seed_variance[0, 1] == pytest.approx(1 / 3)
     assert lead.seed_freedom[0, 1] == 3.5
     # in another unit the prior is another number of the same points
-    nats = bounds_at(study_evidence([Items(gains / 100, 0)], [], point=0.01), 0.975)
-    assert nats.gain.spread.seed_variance == pytest.approx(spread.seed_variance / 1e4)
+    nats, _ = spreads(study_evidence([Items(gains / 100, 0)], [], point=0.01))
+    assert nats.seed_variance == pytest.approx(spread.seed_variance / 1e4)
 
 
 def test_bounds_of_ranks_cover_them_with_two_seeds_and_more() -> None:
@@ -216,19 +225,14 @@ def test_leads_have_pseudo_items_of_their_own_size() -> None:
     rng = np.random.default_rng(13)
     shared = np.repeat([60.0, -60.0], 50)
     values = np.array([shared, shared + rng.choice([-1.0, 1.0], 100)])[None]
-    evidence = study_evidence([Items(values, 61.0)], [])
-    bounds = bounds_at(evidence, 0.975)
+    gain, leads = spreads(study_evidence([Items(values, 61.0)], []))
     lead = values[0, 1] - values[0, 0]
-    assert bounds.lead.spread.item_variance[1, 0] == pytest.approx(
-        (lead.var(ddof=1) + 2 * 1.0**2 / 100) / 100
-    )
-    assert bounds.gain.spread.item_variance[0] == pytest.approx(
-        (shared.var(ddof=1) + 2 * 61.0**2 / 100) / 100
-    )
+    assert leads.item_variance[1, 0] == pytest.approx((lead.var(ddof=1) + 2 * 1.0**2 / 100) / 100)
+    assert gain.item_variance[0] == pytest.approx((shared.var(ddof=1) + 2 * 61.0**2 / 100) / 100)
     # right and wrong items: a lead may be a whole item, seen or not
     same = 100.0 * rng.integers(-1, 2, (1, 1, 100)).repeat(2, axis=1)
-    whole = bounds_at(study_evidence([Items(same, 100.0)], []), 0.975)
-    assert whole.lead.spread.item_variance[1, 0] == pytest.approx(2 * 100.0**2 / 100**2)
+    _, whole = spreads(study_evidence([Items(same, 100.0)], []))
+    assert whole.item_variance[1, 0] == pytest.approx(2 * 100.0**2 / 100**2)
 
 
 def test_leads_with_a_tail_are_covered() -> None:

@@ -20,8 +20,7 @@ from rankwise.findings.models import seeded_labels, summarise
 from rankwise.findings.options import option_gains
 from rankwise.findings.recommendation import recommend, recommend_for
 from rankwise.findings.statements import reasons_beside_verdicts, with_folder
-from rankwise.findings.study import study_findings
-from rankwise.findings.tables import task_tables
+from rankwise.findings.study import study_findings, task_tables
 from rankwise.records import quantities
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults

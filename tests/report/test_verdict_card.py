@@ -13,7 +13,6 @@ from rankwise.findings.card import VerdictCard, verdict_card
 from rankwise.findings.decision import Margins, choose
 from rankwise.findings.options import option_gains
 from rankwise.findings.recommendation import recommend
-from rankwise.findings.stats.estimates import Spread
 from rankwise.findings.stats.simultaneous import Bounds, StudyBounds, WorstTask
 from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.recommendation import Recommendation
@@ -104,21 +103,18 @@ def test_an_unsettled_study_has_its_best_bet_on_the_card() -> None:
     assert (chosen[0].value, chosen[0].note) == (card.choice, "best bet")
 
 
-NO_SPREAD = Spread(*[np.zeros(1)] * 4)
-
-
 def random_bounds(rng: np.random.Generator, count: int, *, has_loss: bool) -> StudyBounds:
     """Bounds of any order, some of them at the margins themselves."""
 
     def of(shape: tuple[int, ...]) -> Bounds:
         middle = np.round(rng.normal(0.0, 4.0, shape), 1)
         reach = np.round(rng.exponential(2.0, shape), 1)
-        return Bounds(middle, middle - reach, middle + reach, NO_SPREAD)
+        return Bounds(middle, middle - reach, middle + reach)
 
     lead = of((count, count))
     upper = np.triu(lead.estimate, 1), np.triu(lead.lower, 1), np.triu(lead.upper, 1)
     estimate = upper[0] - upper[0].T
-    bounds = Bounds(estimate, upper[1] - upper[2].T, upper[2] - upper[1].T, lead.spread)
+    bounds = Bounds(estimate, upper[1] - upper[2].T, upper[2] - upper[1].T)
     loss, worst = (of((count,)) if has_loss else None for _ in range(2))
     of_task = None if worst is None else WorstTask(*worst[:3], np.zeros(count, dtype=np.intp))
     return StudyBounds(of((count,)), loss, bounds, of_task)

@@ -89,8 +89,6 @@ def _collapsed(source: OptionGains, option: Option, task: str) -> Iterator[Signa
         record = _record(run, task)
         shares = record.predicted_shares or ()
         place = max(range(len(shares)), key=shares.__getitem__)
-        if shares[place] < COLLAPSED_SHARE:
-            continue
         chosen = _wilson(shares[place], size, confidence)
         right = _wilson(_accuracy(record), size, confidence)
         was_so = _is_collapsed(_wilson(before[place], base.num_examples, confidence))
@@ -140,15 +138,8 @@ def _wilson(share: float, num_items: int, confidence: float) -> Interval:
 
 
 def _in_points(shares: Interval, num_items: int) -> TaskMean:
-    return TaskMean(
-        estimate=POINTS * shares.estimate,
-        lower=POINTS * shares.lower,
-        upper=POINTS * shares.upper,
-        unit="points",
-        num_examples=num_items,
-        num_tasks=1,
-        num_seeds=1,
-    )
+    ends = {name: value * POINTS for name, value in shares}
+    return TaskMean(**ends, unit="points", num_examples=num_items, num_tasks=1, num_seeds=1)
 
 
 def _record(run: ModelResults, task: str) -> TaskEvaluation:

@@ -7,22 +7,12 @@ from collections.abc import Iterator
 from rankwise.findings.options import OptionGains, ladders, option_gains
 from rankwise.findings.pairs import run_record
 from rankwise.findings.signatures.answers import answer_signatures
-from rankwise.findings.signatures.ranks import rank_signatures
-from rankwise.findings.signatures.scores import score_signatures
-from rankwise.findings.signatures.signature import SIGNATURES, TITLES, Signature, SignatureName
+from rankwise.findings.signatures.scores import rank_signatures, score_signatures
+from rankwise.findings.signatures.signature import SIGNATURES, Signature, SignatureName
 from rankwise.findings.stats.items import POINTS
 from rankwise.records import quantities
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import StudyResults, TrainTaskResults
-
-__all__ = [
-    "SIGNATURES",
-    "TITLES",
-    "Signature",
-    "SignatureName",
-    "failure_signatures",
-    "not_looked_for",
-]
 
 
 def failure_signatures(

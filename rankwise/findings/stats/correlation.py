@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from scipy import special
 
+from rankwise.findings.stats.estimates import Bounded
 from rankwise.findings.stats.items import Floats
 
 MIN_PAIRS = 4
 """With fewer there is no interval: its variance is divided by n - 3."""
 
 
-class RankCorrelation(NamedTuple):
-    """Spearman's ρ of pairs, in [-1, 1], with two-sided bounds."""
-
-    estimate: float
-    lower: float
-    upper: float
-
-
 def rank_correlation(
     x: Sequence[float], y: Sequence[float], confidence: float = 0.95
-) -> RankCorrelation | None:
+) -> Bounded | None:
     """ρ with the interval of Bonett and Wright (Psychometrika 65, 2000) on Fisher's scale.
 
     A perfect order would have an interval of no width; its variance and bounds are those of the
@@ -37,7 +29,7 @@ def rank_correlation(
         confidence: of the interval.
 
     Returns:
-        None with fewer than 4 pairs, or where all values of a side are the same.
+        ρ is in [-1, 1]; None with fewer than 4 pairs, or where all values of a side are the same.
 
     Raises:
         ValueError: different numbers of values.
@@ -53,7 +45,7 @@ def rank_correlation(
     width = float(special.ndtri((1 + confidence) / 2)) * math.sqrt((1 + inside**2 / 2) / (n - 3))
     centre = math.atanh(inside)
     lower, upper = math.tanh(centre - width), math.tanh(centre + width)
-    return RankCorrelation(rho, min(lower, rho), max(upper, rho))
+    return Bounded(rho, min(lower, rho), max(upper, rho))
 
 
 def _mean_ranks(values: Sequence[float]) -> Floats:

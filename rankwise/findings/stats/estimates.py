@@ -185,15 +185,15 @@ def mean_over_tasks(tasks: Sequence[Items]) -> Estimate:
     )
 
 
-class SeedSpread(NamedTuple):
-    """A standard deviation between runs with its two-sided bounds, in the unit of the scores."""
+class Bounded(NamedTuple):
+    """A number with its two-sided bounds, in the unit of the number."""
 
     estimate: float
     lower: float
     upper: float
 
 
-def seed_spread(tasks: Sequence[Items], confidence: float) -> SeedSpread:
+def seed_spread(tasks: Sequence[Items], confidence: float) -> Bounded:
     """The standard deviation of one run's true score, from several seeds on the same items.
 
     Runs of equal skill err on different items, so their scores differ by chance. That part, the
@@ -225,7 +225,7 @@ def seed_spread(tasks: Sequence[Items], confidence: float) -> SeedSpread:
         float(special.fdtri(*freedom, p)) for p in ((1 + confidence) / 2, (1 - confidence) / 2)
     )
     variances = (between, between / above, between / below)
-    return SeedSpread(*(math.sqrt(max(value - by_chance, 0.0)) for value in variances))
+    return Bounded(*(math.sqrt(max(value - by_chance, 0.0)) for value in variances))
 
 
 def zero_p_value(estimate: Estimate) -> float:
@@ -316,9 +316,46 @@ def student_interval(mean: float, values: ArrayLike, confidence: float) -> tuple
     return mean - reach, mean + reach
 
 
+def anytime_interval(values: Floats, bound: float, confidence: float) -> tuple[float, float]:
+    """Bounds of the mean of values in -bound..bound that hold at every number of items at once.
+
+    The predictable plug-in empirical-Bernstein confidence sequence of Waudby-Smith and Ramdas
+    (2024, "Estimating means of bounded random variables by betting", theorem 2): a bet on each
+    value is sized by the values before it. It is about 1.5 to 2 times as wide as an interval for
+    one look, and stays right after any number of looks and any rule for stopping.
+
+    Args:
+        values: (n,) in the order in which they came; a new item goes to the end.
+        bound: the largest size of a value, above 0.
+        confidence: 0..1, two-sided.
+
+    Raises:
+        ValueError: a value beyond the bound.
+    """
+    if np.abs(values).max() > bound:
+        raise ValueError(f"a value is beyond {bound:g}")
+    shares = (values + bound) / (2.0 * bound)  # in 0..1
+    count = np.arange(1, len(shares) + 1)
+    log = math.log(2.0 / (1.0 - confidence))
+    # half a value of 0.5, and a variance of 1/4, stand for what is seen before the first item
+    means = (0.5 + np.cumsum(shares)) / (count + 1)
+    variances = (0.25 + np.cumsum((shares - means) ** 2)) / (count + 1)
+    mean_before = np.concatenate([[0.5], means[:-1]])
+    variance_before = np.concatenate([[0.25], variances[:-1]])
+    bets = np.sqrt(2.0 * log / (variance_before * count * np.log(1.0 + count)))
+    bets = np.minimum(bets, 0.5)  # below 1, where the penalty has its pole
+    penalty = (-np.log1p(-bets) - bets) / 4.0
+    centre = float(bets @ shares / bets.sum())
+    squares = 4.0 * (shares - mean_before) ** 2
+    reach = (log + float(squares @ penalty)) / float(bets.sum())
+    lower, upper = (2.0 * bound * min(max(end, 0.0), 1.0) - bound for end in
+                    (centre - reach, centre + reach))  # fmt: skip
+    return lower, upper
+
+
 def fieller(
     numerator: float, denominator: float, variances: tuple[float, float, float], quantile: float
-) -> tuple[float, float, float] | None:
+) -> Bounded | None:
     """A ratio of two estimates, and the interval of Fieller (1954).
 
     It is every θ for which numerator - θ denominator may be zero.
@@ -340,4 +377,4 @@ def fieller(
     middle = denominator * numerator - squared * covariance
     last = numerator**2 - squared * var_n
     root = math.sqrt(max(middle**2 - leading * last, 0.0))
-    return numerator / denominator, (middle - root) / leading, (middle + root) / leading
+    return Bounded(numerator / denominator, (middle - root) / leading, (middle + root) / leading)

@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rankwise.findings.stats.blocks import RUN_SD_LOG_SD, RUN_SD_MEDIAN, Block
 from rankwise.findings.stats.items import Floats
@@ -59,16 +58,11 @@ class Posterior(NamedTuple):
         ends = np.round(number * np.cumsum(self.weights)).astype(int)
         exact = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))  # shares, rounded
         sources = rng.permutation(exact)
-        truths = self.means[sources] + draws_of(self.covariances, sources, rng)
+        values, vectors = np.linalg.eigh(self.covariances)
+        roots = vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]
+        normal = rng.standard_normal((len(sources), self.means.shape[1], 1))
+        truths = self.means[sources] + (roots[sources] @ normal)[..., 0]
         return truths, self.run_variances[sources]
-
-
-def draws_of(covariances: Floats, sources: NDArray[np.intp], rng: np.random.Generator) -> Floats:
-    """(N, K) normal around zero, with the covariance (C, K, K) of each one's source (N,)."""
-    values, vectors = np.linalg.eigh(covariances)
-    roots = vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]
-    normal = rng.standard_normal((len(sources), covariances.shape[-1], 1))
-    return (roots[sources] @ normal)[..., 0]
 
 
 def posterior(of: Block, prior: Prior, unit: float) -> Posterior:

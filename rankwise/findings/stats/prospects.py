@@ -9,14 +9,12 @@ estimates are normal with mean truth + V' V^-1 r and covariance V' - V' V^-1 V'.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from scipy import special
 
-from rankwise.findings.stats.blocks import Block, all_pairs, normal_draws, quadratic
+from rankwise.findings.stats.blocks import Block, normal_draws, quadratic
 from rankwise.findings.stats.estimates import Estimate, Spread
 from rankwise.findings.stats.items import Floats
 from rankwise.findings.stats.posterior import lead_prior
@@ -46,18 +44,42 @@ class Growth(NamedTuple):
 
 
 class GrownBlock(NamedTuple):
-    """What a grown block may show: N times ``estimate`` (N, K), and the errors that it states."""
+    """What the block ``of`` may show after a growth: N times ``estimate`` (N, K).
 
+    ``run_variances`` (N,) are those of one run around its option in each.
+    """
+
+    of: Block
+    run_variances: Floats
+    growth: Growth
     estimate: Floats
-    spread: Callable[[Floats], Spread]
-    """The spread of contrasts (C, K), each part (N, C) or (C,)."""
 
     def ends(self, contrasts: Floats, level: float) -> tuple[Floats, Floats]:
         """(N, C) lower and upper bounds of the contrasts at a one-sided level."""
-        spread = self.spread(contrasts)
+        spread = self._spread(contrasts)
         reach = spread.quantile(level) * spread.stderr
         estimate = self.estimate @ contrasts.T
         return estimate - reach, estimate + reach
+
+    def _spread(self, contrasts: Floats) -> Spread:
+        """The variances that it would state for contrasts (C, K), each part (N, C) or (C,)."""
+        of, growth = self.of, self.growth
+        now, kept = of.spread(contrasts), of.num_seeds / growth.num_seeds
+        factors = np.array(growth.factors)[:, None]
+        by_part = (of.item_variances(contrasts) / factors).sum(axis=0)
+        more = now.item_variance / np.where(by_part > 0, by_part, 1.0)
+        if growth.num_seeds == 1:
+            return Spread(by_part, now.item_freedom * more, now.seed_variance, now.seed_freedom)
+        if of.num_seeds == 1:
+            freedom = np.float64((growth.num_seeds - 1) * max(len(of.mean) - 1, 1))
+        else:
+            freedom = now.seed_freedom * (growth.num_seeds - 1) / (of.num_seeds - 1)
+        # what the posterior says of the runs, and what seed and item do together
+        by_runs = self.run_variances[:, None] / growth.num_seeds * (contrasts**2).sum(axis=1)
+        by_chance = quadratic(contrasts, np.stack([part.interaction for part in of.parts]))
+        by_seed = by_runs + kept * (by_chance / factors).sum(axis=0)
+        freedoms = np.broadcast_to(np.asarray(freedom, dtype=np.float64), np.shape(by_part))
+        return Spread(by_part, now.item_freedom * more, by_seed, freedoms)
 
 
 def grow(
@@ -81,28 +103,7 @@ def grow(
         kept = np.linalg.solve(before, after).T  # V' V^-1, both symmetric
         new = normal_draws(after - kept @ after, rng, int(rows.sum()))
         estimate[rows] = truths[rows] + (of.mean - truths[rows]) @ kept.T + new
-
-    return GrownBlock(estimate, partial(_grown_spread, of, run_variances, growth))
-
-
-def _grown_spread(of: Block, run_variances: Floats, growth: Growth, contrasts: Floats) -> Spread:
-    """The variances that a grown block would state for its contrasts (C, K)."""
-    now, kept = of.spread(contrasts), of.num_seeds / growth.num_seeds
-    factors = np.array(growth.factors)[:, None]
-    by_part = (of.item_variances(contrasts) / factors).sum(axis=0)
-    more = now.item_variance / np.where(by_part > 0, by_part, 1.0)
-    if growth.num_seeds == 1:
-        return Spread(by_part, now.item_freedom * more, now.seed_variance, now.seed_freedom)
-    if of.num_seeds == 1:
-        freedom = np.float64((growth.num_seeds - 1) * max(len(of.mean) - 1, 1))
-    else:
-        freedom = now.seed_freedom * (growth.num_seeds - 1) / (of.num_seeds - 1)
-    # what the posterior says of the runs, and what seed and item do together
-    by_runs = run_variances[:, None] / growth.num_seeds * (contrasts**2).sum(axis=1)
-    by_chance = quadratic(contrasts, np.stack([part.interaction for part in of.parts]))
-    by_seed = by_runs + kept * (by_chance / factors).sum(axis=0)
-    freedoms = np.broadcast_to(np.asarray(freedom, dtype=np.float64), np.shape(by_part))
-    return Spread(by_part, now.item_freedom * more, by_seed, freedoms)
+    return GrownBlock(of, run_variances, growth, estimate)
 
 
 def chance_of_sign(estimate: Estimate, factor: float, alpha: float, unit: float) -> float:
@@ -130,10 +131,3 @@ def chance_of_sign(estimate: Estimate, factor: float, alpha: float, unit: float)
     reach = special.ndtri(1.0 - alpha / 2.0) * estimate.stderr / math.sqrt(factor)
     shown = special.ndtr((centre - reach) / spread) + special.ndtr((-centre - reach) / spread)
     return float(weights @ shown / weights.sum())
-
-
-def pair_ends(grown: GrownBlock, num_options: int, level: float) -> tuple[Floats, Floats]:
-    """(N, K, K) bounds of every option less every other."""
-    lower, upper = grown.ends(all_pairs(num_options), level)
-    shape = (-1, num_options, num_options)
-    return lower.reshape(shape), upper.reshape(shape)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankwise.findings.stats.blocks import Block, all_pairs, block, or_one
-from rankwise.findings.stats.estimates import Spread, skewed_quantiles
+from rankwise.findings.stats.estimates import skewed_quantiles
 from rankwise.findings.stats.items import Floats, Items
 
 
@@ -49,12 +49,11 @@ class StudyEvidence(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """Estimates with bounds, and what would tighten them; arrays of one shape."""
+    """Estimates with bounds; arrays of one shape."""
 
     estimate: Floats
     lower: Floats
     upper: Floats
-    spread: Spread
 
 
 class WorstTask(NamedTuple):
@@ -125,17 +124,11 @@ def bounds_at(evidence: StudyEvidence, level: float) -> StudyBounds:
     """
     count = evidence.num_options
     one, retention = np.eye(count), evidence.retention
-    lead = _bounds(evidence.in_domain, all_pairs(count), level)
-    square = (count, count)
+    leads = _bounds(evidence.in_domain, all_pairs(count), level)
     return StudyBounds(
         gain=_bounds(evidence.in_domain, one, level),
         loss=None if retention is None else _bounds(retention, one, level),
-        lead=Bounds(
-            lead.estimate.reshape(square),
-            lead.lower.reshape(square),
-            lead.upper.reshape(square),
-            Spread(*(part.reshape(square) for part in lead.spread)),
-        ),
+        lead=Bounds(*(ends.reshape(count, count) for ends in leads)),
         worst=worst_task(evidence.tasks, level) if evidence.tasks else None,
     )
 
@@ -170,4 +163,4 @@ def _bounds_at_each(of: Block, contrasts: Floats, *levels: float) -> Iterator[Bo
     estimate = contrasts @ of.mean
     for level in levels:
         below, above = skewed_quantiles(spread.quantile(level), skewness)
-        yield Bounds(estimate, estimate - below * stderr, estimate + above * stderr, spread)
+        yield Bounds(estimate, estimate - below * stderr, estimate + above * stderr)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from rankwise.findings.claims import VERDICTS, Claim
-from rankwise.findings.signatures.found import SIGNATURES, TITLES, Signature, SignatureName
+from rankwise.findings.signatures.signature import SIGNATURES, TITLES, Signature, SignatureName
 from rankwise.records import quantities
 from rankwise.records.grouping import grouped
 from rankwise.report.parts import Cell, Column, ReportSection, Table, TitledTable, titled
