@@ -227,7 +227,6 @@ def test_searches_that_cannot_be_run_are_refused() -> None:
     for bad in (
         lambda: Narrow([], (0,), TERMS),
         lambda: Narrow(settings(), (), TERMS),
-        lambda: Narrow(settings((1e-4, 3e-4)), (0,), TERMS, rungs=()),
         lambda: Ladder(settings(ranks=(None,)), (0,), TERMS),
     ):
         with pytest.raises(ValueError, match=r"."):

@@ -72,7 +72,6 @@ from rankwise.study.planning.runs import (
 from rankwise.study.planning.tasks import TaskPlan, plan_tasks
 from rankwise.study.references import num_answered, with_references
 from rankwise.study.searches.policy import Decision, Measures
-from rankwise.study.searches.settings import searched
 from rankwise.study.times import training_work
 from rankwise.tasks.behaviour import behaviour_prompts
 from rankwise.tasks.item_order import in_random_order
@@ -312,9 +311,8 @@ class Planner:
         }
         self._runs = () if config.is_searched else plan_runs(config, makers.values())
         self._beside = plan_beside(config, makers.values())
-        among = searched(config)
         self.candidates = {
-            source: Candidates(config, maker, among)
+            source: Candidates(config, maker)
             for source, maker in (makers if config.is_searched else {}).items()
         }
         ends = [end for each in self.candidates.values() for end in each.ends]

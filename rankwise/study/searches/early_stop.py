@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rankwise.records import quantities
 from rankwise.records.config.training import StopConfig
@@ -17,6 +19,7 @@ from rankwise.study.searches.policy import (
 )
 
 
+@dataclass(frozen=True)
 class EarlyStop:
     """Trains every setting and seed from checkpoint to checkpoint while it keeps enough.
 
@@ -31,61 +34,48 @@ class EarlyStop:
         stop: the limit.
     """
 
-    def __init__(
-        self,
-        settings: Sequence[Setting],
-        seeds: Sequence[int],
-        shares: Sequence[Sequence[float]],
-        stop: StopConfig,
-    ) -> None:
-        self._settings, self._limit = settings, stop.retention_loss
-        self._trials = [
-            Trial(place, setting.rates[0], seed)
-            for seed in seeds
-            for place, setting in enumerate(settings)
-        ]
-        self._shares = [(*sorted({*its}), 1.0) for its in shares]
+    settings: Sequence[Setting]
+    seeds: Sequence[int]
+    shares: Sequence[Sequence[float]]
+    stop: StopConfig
 
     def decide(self, known: Known) -> Decision:
         """The next checkpoint of every training that has kept enough so far."""
         wanted: list[Progress] = []
         ruled_out: list[Ruling] = []
         finalists: list[Progress] = []
-        for trial in self._trials:
-            shares = self._shares[trial.setting]
+        endings: list[str] = []
+        limit = self.stop.retention_loss
+        for seed, (place, setting) in itertools.product(self.seeds, enumerate(self.settings)):
+            trial, label = Trial(place, setting.rates[0], seed), f"{setting.label}, seed {seed}"
+            shares = (*sorted({*self.shares[place]}), 1.0)
             reached = [share for share in shares if Progress(trial, share) in known]
             shown = {share: known[Progress(trial, share)] for share in reached}
             # at the first checkpoint where it diverged, or lost too much
             stopped = next(
-                (share for share, of in shown.items() if of is None or _loss(of) > self._limit),
-                None,
+                (share for share, of in shown.items() if of is None or _loss(of) > limit), None
             )
             if stopped is None and len(reached) < len(shares):
                 wanted.append(Progress(trial, shares[len(reached)]))
             kept = [share for share in reached if stopped is None or share < stopped]
-            finalists += [Progress(trial, kept[-1] if kept else share) for share in reached[-1:]]
+            for share in kept[-1:] or reached[-1:]:
+                finalists.append(Progress(trial, share))
+                endings.append(f"{label}: {quantities.percent(share)} of its steps")
             if stopped is not None and stopped == reached[-1]:
                 at, of = quantities.percent(stopped), shown[stopped]
-                reason = f"{self._label(trial)}: diverged before {at} of its steps"
+                reason = f"{label}: diverged before {at} of its steps"
                 if of is not None:
-                    lost, most = (quantities.amount(n, "points") for n in (_loss(of), self._limit))
+                    lost, most = (quantities.amount(n, "points") for n in (_loss(of), limit))
                     reason = (
-                        f"{self._label(trial)}: after {at} of its steps it loses {lost} on the "
-                        f"retention validation items, more than {most}"
+                        f"{label}: after {at} of its steps it loses {lost} on the retention "
+                        f"validation items, more than {most}"
                     )
-                ruled_out.append(Ruling(trial.setting, None, reason))
+                ruled_out.append(Ruling(place, None, reason))
         if wanted:
-            share = f"{quantities.percent(min(progress.share for progress in wanted))}"
+            share = quantities.percent(min(progress.share for progress in wanted))
             statement = f"{len(wanted)} trainings go on to {share} of their steps"
             return Decision(tuple(wanted), (), tuple(ruled_out), statement)
-        endings = [
-            f"{self._label(trial)}: {quantities.percent(share)} of its steps"
-            for trial, share in finalists
-        ]
         return Decision((), tuple(finalists), tuple(ruled_out), "; ".join(endings))
-
-    def _label(self, trial: Trial) -> str:
-        return f"{self._settings[trial.setting].label}, seed {trial.seed}"
 
 
 def _loss(shown: Shown) -> float:

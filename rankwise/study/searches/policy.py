@@ -16,7 +16,6 @@ import numpy as np
 
 from rankwise.findings import odds
 from rankwise.findings.decision import Margins
-from rankwise.findings.odds import point_in
 from rankwise.findings.stats.items import Floats, Items, item_size
 from rankwise.findings.stats.simultaneous import StudyEvidence, study_evidence
 from rankwise.records import quantities
@@ -128,7 +127,7 @@ class Terms(NamedTuple):
     @property
     def point(self) -> float:
         """What a point of retention loss counts in the unit of the gains."""
-        return point_in(self.unit, self.delta)
+        return odds.point_in(self.unit, self.delta)
 
     def written(self, gain: float) -> str:
         """A difference of gains in words, such as 4.0 points."""
@@ -165,38 +164,6 @@ def follow(course: Course, known: Known) -> Decision:
     except StopIteration as end:
         last: Decision = end.value
         return last
-
-
-class Journal:
-    """What was ruled out and said since the last decision; the next one takes it."""
-
-    def __init__(self) -> None:
-        self._rulings: list[Ruling] = []
-        self._notes: list[str] = []
-
-    def say(self, sentence: str) -> None:
-        """Add a sentence to the next statement."""
-        self._notes.append(sentence)
-
-    def rule_out(self, ruling: Ruling) -> None:
-        """Add a ruling to the next decision."""
-        self._rulings.append(ruling)
-
-    def ask(self, wanted: Sequence[Progress], sentence: str) -> Decision:
-        """A decision to train on."""
-        return self._decision(tuple(wanted), (), sentence)
-
-    def end(self, finalists: Sequence[Trial], sentence: str) -> Decision:
-        """The decision that ends a search: the ends of these trials are compared."""
-        return self._decision((), tuple(Progress(trial, 1.0) for trial in finalists), sentence)
-
-    def _decision(
-        self, wanted: tuple[Progress, ...], finalists: tuple[Progress, ...], sentence: str
-    ) -> Decision:
-        statement = " ".join([*self._notes, sentence])
-        decision = Decision(wanted, finalists, tuple(self._rulings), statement)
-        self._rulings, self._notes = [], []
-        return decision
 
 
 def evidence(shown: Sequence[Sequence[Shown]], terms: Terms) -> StudyEvidence:
