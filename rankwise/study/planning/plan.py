@@ -69,7 +69,7 @@ from rankwise.study.planning.runs import (
     plan_beside,
     plan_runs,
 )
-from rankwise.study.planning.tasks import TaskPlan, plan_tasks
+from rankwise.study.planning.tasks import TaskFinder, TaskPlan
 from rankwise.study.references import num_answered, with_references
 from rankwise.study.searches.policy import Decision, Measures
 from rankwise.study.times import training_work
@@ -261,7 +261,7 @@ def _parts(
     check_settings(config, issues)
     layers = target_layers(config, model, issues)
     check_variants(config, model, layers, issues)
-    tasks = plan_tasks(config, model.tokenizer, model.max_length, issues, begun_with)
+    tasks = TaskFinder(config, model, issues, begun_with).plan()
     examples = {
         train_task: _examples(train_task, rows, config, model, issues)
         for train_task, rows in tasks.rows.items()

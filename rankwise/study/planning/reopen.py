@@ -11,7 +11,7 @@ from rankwise.records.study import StudyRecord
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.model import StudyModel, refuse_scores, study_model
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.planning.tasks import plan_tasks
+from rankwise.study.planning.tasks import TaskFinder
 from rankwise.tasks.item_order import in_random_order
 from rankwise.tasks.requests import PreparedTask, prepare_task, prepared_task
 from rankwise.tasks.resolution import TaskNotFound, load_tasks
@@ -70,7 +70,7 @@ def _prepared(
     planned: dict[str, PreparedTask] = {}
     if has_own or any("@" in name for name in names):
         issues = Issues()
-        tasks = plan_tasks(config, model.tokenizer, model.max_length, issues)
+        tasks = TaskFinder(config, model, issues).plan()
         if issues.problems:
             raise PlanError(config.name, model.base.name, issues.problems, issues.warnings)
         planned = {task.name: task for task in tasks.prepared}

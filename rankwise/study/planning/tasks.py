@@ -10,16 +10,18 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError
 from rankwise.records import quantities
 from rankwise.records.config.study import ENDING_SUFFIX, StudyConfig
+from rankwise.records.grouping import grouped
 from rankwise.records.own_data import OwnData
 from rankwise.records.results import MIN_ITEMS
 from rankwise.records.study import RELATIONS, PromptedTask, Relation, StudyTasks
 from rankwise.study.planning.issues import Issues
+from rankwise.study.planning.model import StudyModel
 from rankwise.tasks.formats import TrainedFormat, in_trained_format, trained_format
 from rankwise.tasks.overlap import find_overlap
 from rankwise.tasks.own_rows import OPTIONS
@@ -27,7 +29,6 @@ from rankwise.tasks.requests import PreparedTask, prepare_task, prepared_task
 from rankwise.tasks.resolution import (
     GENERAL,
     LoadedTask,
-    TaskNotFound,
     Unloaded,
     load_tasks,
     tasks_of_general,
@@ -86,28 +87,9 @@ class TaskPlan(NamedTuple):
     order: dict[str, tuple[int, ...]]
     scored: StudyTasks
     prepared: list[PreparedTask]
-    own_data: OwnData | None = None
-    own_sets: Mapping[str, OwnData] = {}
-    clusters: Mapping[str, str] = {}
-
-
-def plan_tasks(
-    config: StudyConfig,
-    tokenizer: Any,
-    max_length: int,
-    issues: Issues,
-    begun_with: Collection[str] = (),
-) -> TaskPlan:
-    """Find, load and prepare every task of a study; incomplete where there are problems.
-
-    Args:
-        config: of the study.
-        tokenizer: of the base model.
-        max_length: tokens that the model reads at most.
-        issues: gets every problem and warning.
-        begun_with: the tasks of the set ``general`` that the study has already.
-    """
-    return _TaskFinder(config, tokenizer, max_length, issues, begun_with).plan()
+    own_data: OwnData | None
+    own_sets: Mapping[str, OwnData]
+    clusters: Mapping[str, str]
 
 
 class _Source(NamedTuple):
@@ -120,7 +102,6 @@ class _Source(NamedTuple):
         leaves: the scored tasks of each relation.
         trained: those leaf tasks of which trained rows are scored too, as tasks made of them.
         asked: task in-domain -> the leaf task whose rows are examples of what it asks.
-        behind: makes of a task one of a name with some rows before each question.
     """
 
     name: str
@@ -129,27 +110,32 @@ class _Source(NamedTuple):
     leaves: Leaves
     trained: dict[str, LoadedTask]
     asked: Mapping[str, str]
-    behind: Callable[[LoadedTask, Sequence[int], str], LoadedTask]
 
 
-class _TaskFinder:
-    """Finds and prepares tasks, each name once."""
+class TaskFinder:
+    """Finds, loads and prepares every task of a study, each name once.
+
+    Args:
+        config: of the study.
+        model: whose tokenizer is used.
+        issues: gets every problem and warning.
+        begun_with: the tasks of the set ``general`` that the study has already.
+    """
 
     def __init__(
         self,
         config: StudyConfig,
-        tokenizer: Any,
-        max_length: int,
+        model: StudyModel,
         issues: Issues,
-        begun_with: Collection[str],
+        begun_with: Collection[str] = (),
     ) -> None:
-        self.config, self.tokenizer, self.max_length = config, tokenizer, max_length
-        self.begun_with = begun_with
+        self.config, self.model, self.begun_with = config, model, begun_with
         self.problems, self.warnings = issues.problems, issues.warnings
+        self._has_chat = config.train.chat_template and model.has_chat_template
         self._done: dict[str, PreparedTask | None] = {}
-        self._own_data: OwnData | None = None
+        self._own: UserData | None = None
         self._own_sets: dict[str, OwnData] = {}
-        self._clusters: dict[str, str] = {}
+        self._clusters: dict[str, str | None] = {}
 
     def plan(self) -> TaskPlan:
         """Incomplete where there are problems."""
@@ -188,16 +174,22 @@ class _TaskFinder:
                 "evaluation: models are scored in a format other than their training format; "
                 f"besides the standard format, which decides, also as {', '.join(sorted(others))}"
             )
-        found |= {"groups": _groups(leaves), "domains": self._domains(leaves)}
+        groups = grouped((group, task.name) for task in leaves for group in task.groups)
+        found["groups"] = {group: tuple(dict.fromkeys(its)) for group, its in groups.items()}
+        found["domains"] = self._domains(leaves)
         prepared = [task for task in self._done.values() if task is not None]
         return TaskPlan(
             rows,
             order,
             StudyTasks(**found),
             prepared,
-            self._own_data,
+            None if self._own is None else self._own.read,
             self._own_sets,
-            {task: name for task, name in self._clusters.items() if _tells(prepared, task, name)},
+            {
+                task: column
+                for task, column in self._clusters.items()
+                if column is not None and _tells(prepared, task, column)
+            },
         )
 
     def _warn_of_too_few(self, name: str, num_rows: int) -> None:
@@ -236,8 +228,8 @@ class _TaskFinder:
             try:
                 self._done[loaded.name] = prepared_task(
                     loaded,
-                    self.tokenizer,
-                    self.max_length,
+                    self.model.tokenizer,
+                    self.model.max_length,
                     self.config.evaluation,
                     limit=num_first,
                     doc_ids=None if num_first is None else range(num_first),
@@ -259,19 +251,18 @@ class _TaskFinder:
         )
         if rewritten is None:
             return None
-        if isinstance(rewritten, LoadedTask) and rewritten.name in self._done:
-            return self._done[rewritten.name]
         try:
             if isinstance(rewritten, str):
                 raise TaskError(rewritten)
-            self._done[rewritten.name] = prepare_task(
-                rewritten,
-                self.tokenizer,
-                max_length=self.max_length,
-                num_fewshot=0,
-                limit=self.config.evaluation.limit,
-                chat_template=trained.chat_template,
-            )
+            if rewritten.name not in self._done:
+                self._done[rewritten.name] = prepare_task(
+                    rewritten,
+                    self.model.tokenizer,
+                    max_length=self.model.max_length,
+                    num_fewshot=0,
+                    limit=self.config.evaluation.limit,
+                    chat_template=trained.chat_template,
+                )
             return self._done[rewritten.name]
         except (TaskError, DataError) as error:
             self.warnings.append(
@@ -301,7 +292,7 @@ class _TaskFinder:
         if loaded and of_set:
             loaded[GENERAL] = self._general(of_set, names, loaded)
         leaves: Leaves = {r: self._leaves(r, listed, loaded) for r, listed in wanted.items()}
-        found = (its for its in loaded.values() if not isinstance(its, TaskNotFound | TaskError))
+        found = (its for its in loaded.values() if not isinstance(its, Unloaded))
         named = {task.name for tasks in found for task in tasks}
         self._add_own_sets(leaves, named)
         for relation, other in itertools.combinations(RELATIONS, 2):
@@ -314,7 +305,7 @@ class _TaskFinder:
         trained: dict[str, tuple[LoadedTask, ...]] = {}
         for index, name in enumerate(train.task):
             of_name = loaded.get(name, ())
-            if isinstance(of_name, TaskNotFound | TaskError):
+            if isinstance(of_name, Unloaded):
                 place = f"[{index}]" if len(train.task) > 1 else ""
                 self.problems.append(f"train.task{place}: {of_name}")
                 of_name = ()
@@ -363,23 +354,18 @@ class _TaskFinder:
         rows = self._task_rows(name, own)
         asked = {task: task for task in mine["in_domain"] if task in rows}
         seen = {task.name: trained_items(task, split) for task in own if task.name in asked}
-
-        def behind(loaded: LoadedTask, places: Sequence[int], called: str) -> LoadedTask:
-            return with_examples(loaded, split, places, called)
-
-        return _Source(name, rows, trained_format(own, self._has_chat()), mine, seen, asked, behind)
+        return _Source(name, rows, trained_format(own, self._has_chat), mine, seen, asked)
 
     def _add_own_sets(self, leaves: Leaves, named: Collection[str]) -> None:
         """The sets of ``evaluation.own``; ``named`` are the names of other tasks."""
         settings = self.config.evaluation
         for name, own_set in settings.own.items():
-            has_chat = settings.chat_template and bool(self.tokenizer.chat_template)
             try:
                 own = load_own_set(
                     name,
                     own_set,
-                    self.tokenizer,
-                    chat_template=has_chat,
+                    self.model.tokenizer,
+                    chat_template=settings.chat_template and self.model.has_chat_template,
                     allow_code=self.config.allow_task_code,
                 )
             except (DataError, TaskError) as error:
@@ -397,47 +383,31 @@ class _TaskFinder:
                 )
             leaves[own_set.role] |= {task.name: task for task in own.tasks}
             self._own_sets[name] = own.read
-            self._note_clusters(own.tasks, own.read)
-
-    def _note_clusters(self, tasks: Sequence[LoadedTask], read: OwnData) -> None:
-        if read.cluster is not None:
-            self._clusters |= {task.name: read.cluster for task in tasks}
+            self._clusters |= {task.name: own.read.cluster for task in own.tasks}
 
     def _user_source(self, leaves: Leaves) -> _Source:
         train = self.config.train
         (source,) = train.sources
         try:
-            data = load_user_data(
+            data = self._own = load_user_data(
                 train,
-                self.tokenizer,
-                chat_template=self._has_chat(),
+                self.model.tokenizer,
+                chat_template=self._has_chat,
                 allow_code=self.config.allow_task_code,
             )
         except (DataError, TaskError) as error:
             self.problems.append(f"train.data: {error}")
-            no_rows = TrainedFormat(None, False)
-            return _Source(source, {}, no_rows, leaves, {}, {}, lambda loaded, *_: loaded)
+            return _Source(source, {}, TrainedFormat(None, False), leaves, {}, {})
         held_out = {task.name: task for task in data.tasks}
         for name in held_out.keys() & self.config.evaluation.own.keys():
             self.problems.append(
                 f"evaluation.own.{name}: the rows of train.data are scored as {name!r}; rename it"
             )
         leaves["in_domain"] = held_out | leaves["in_domain"]
-        self._own_data = data.read
-        self._note_clusters(data.tasks, data.read)
+        self._clusters |= {task.name: data.read.cluster for task in data.tasks}
         self.warnings += _lost_unsaid(data)
-        is_chat, bos = data.format.chat_template, self.tokenizer.bos_token or ""
-
-        def behind(loaded: LoadedTask, places: Sequence[int], called: str) -> LoadedTask:
-            shown = [data.training[place] for place in places]
-            return behind_rows(loaded, shown, called, is_chat=is_chat, bos=bos)
-
         rows, seen = {data.name: data.training}, {data.name: data.trained_items}
-        asked = dict.fromkeys(held_out, data.name)
-        return _Source(source, rows, data.format, leaves, seen, asked, behind)
-
-    def _has_chat(self) -> bool:
-        return self.config.train.chat_template and bool(self.tokenizer.chat_template)
+        return _Source(source, rows, data.format, leaves, seen, dict.fromkeys(held_out, data.name))
 
     def _leaves(
         self,
@@ -448,7 +418,7 @@ class _TaskFinder:
         leaves: dict[str, LoadedTask] = {}
         for index, name in enumerate(listed):
             named = loaded.get(name, ())
-            if isinstance(named, TaskNotFound | TaskError):
+            if isinstance(named, Unloaded):
                 self.problems.append(f"evaluation.{relation}[{index}]: {named}")
             else:
                 leaves |= {task.name: task for task in named}
@@ -506,8 +476,8 @@ class _TaskFinder:
             try:
                 rows[task.name] = task_rows(
                     task,
-                    self.tokenizer,
-                    chat_template=self._has_chat(),
+                    self.model.tokenizer,
+                    chat_template=self._has_chat,
                     max_examples=share,
                     split=train.split_of(name),
                 )
@@ -539,17 +509,18 @@ class _TaskFinder:
             most = max(math.ceil(self.config.search.validation_items / max(len(tasks), 1)), 2)
             for loaded in tasks.values():
                 try:
-                    task, number = self._held_out(source, loaded, kept, most)
+                    held_out = self._held_out(source, loaded, kept, most)
                 except TaskError as error:
                     self.problems.append(f"search: {error}")
                     continue
-                if task is None:
+                if held_out is None:
                     self.warnings.append(
                         f"search: {loaded.name} has no split besides the scored one, so runs are "
                         "chosen without it"
                     )
                     continue
-                prepared = self._prepared(relation, task, num_first=number)
+                items, number = held_out
+                prepared = self._prepared(relation, items, num_first=number)
                 if prepared is not None:
                     found.setdefault(relation, {})[loaded.name] = prepared.name
         if not found.get("in_domain"):
@@ -562,7 +533,7 @@ class _TaskFinder:
 
     def _held_out(
         self, source: _Source, loaded: LoadedTask, kept: dict[str, list[int]], number: int
-    ) -> tuple[LoadedTask | None, int]:
+    ) -> tuple[LoadedTask, int] | None:
         """The validation items of a task, and how many; None where there are fewer than two.
 
         Of a task that is trained on they are rows behind those that were read, else some of the
@@ -580,7 +551,7 @@ class _TaskFinder:
                 chosen = _chosen(asks, rows, min(number, int(MOST_HELD_OUT * len(rows))))
                 left = sorted(set(rows) - set(chosen))
             if len(chosen) < 2:
-                return None, 0
+                return None
             items = validation_items(asks, split, chosen)
             kept[loaded.name] = left
             return items, len(chosen)
@@ -593,7 +564,7 @@ class _TaskFinder:
             if size > 1:
                 chosen = _chosen(loaded, range(size), number)
                 return validation_items(loaded, split, chosen), len(chosen)
-        return None, 0
+        return None
 
     def _prompted(self, source: _Source, rows: Mapping[str, list[int]]) -> Iterator[PromptedTask]:
         """The trained tasks in-domain, with some of these rows before each question.
@@ -601,8 +572,10 @@ class _TaskFinder:
         Rows with a scored item are in no prompt. A draw of fewer rows is the beginning of that of
         more.
         """
-        section, settings = self.config.methods.prompt, self.config.evaluation
+        section = self.config.methods.prompt
         assert section is not None
+        # the rows are the examples
+        settings = self.config.evaluation.model_copy(update={"num_fewshot": None})
         in_domain = source.leaves["in_domain"]
         own = [(in_domain[task], leaf) for task, leaf in source.asked.items()]
         if not own:
@@ -627,14 +600,9 @@ class _TaskFinder:
                 group = "" if is_alone else f"-{source.name}"
                 name = f"{loaded.name}@prompt-{shots}{draw}{group}"
                 try:
-                    task = self._done[name] = prepare_task(
-                        source.behind(loaded, chosen, name),
-                        self.tokenizer,
-                        max_length=self.max_length,
-                        num_fewshot=None,
-                        limit=settings.limit,
-                        chat_template=settings.chat_template and bool(self.tokenizer.chat_template),
-                        fewshot_as_multiturn=settings.fewshot_as_multiturn,
+                    prompted = self._behind_rows(source, loaded, chosen, name)
+                    task = self._done[name] = prepared_task(
+                        prompted, self.model.tokenizer, self.model.max_length, settings
                     )
                 except (TaskError, DataError) as error:
                     self.problems.append(f"methods.prompt: {error}")
@@ -650,13 +618,23 @@ class _TaskFinder:
                     context_tokens=sum(by_item.values()) / len(by_item),
                 )
 
+    def _behind_rows(
+        self, source: _Source, loaded: LoadedTask, rows: Sequence[int], name: str
+    ) -> LoadedTask:
+        """A task of a name with some rows before each question."""
+        if self._own is None:
+            return with_examples(loaded, self.config.train.split_of(source.name), rows, name)
+        shown = [self._own.training[place] for place in rows]
+        is_chat, bos = self._own.format.chat_template, self.model.tokenizer.bos_token or ""
+        return behind_rows(loaded, shown, name, is_chat=is_chat, bos=bos)
+
     def _without_overlap(
         self, source: _Source
     ) -> tuple[dict[str, list[int]], dict[str, list[int]], dict[str, int]]:
         """The rows to train on, by leaf task; all that hold no scored item; how many are held."""
         names = [name for tasks in source.leaves.values() for name in tasks]
         scored = [task for name in names if (task := self._done[name]) is not None]
-        overlap = find_overlap(source.rows, scored, self.tokenizer)
+        overlap = find_overlap(source.rows, scored, self.model.tokenizer)
         drops = self.config.train.drop_overlapping
         kept = overlap.other_rows if drops else overlap.all_rows
         if overlap.num_rows and not any(kept.values()):
@@ -690,14 +668,6 @@ def _in_turn(sizes: Sequence[int]) -> tuple[int, ...]:
     places = (range(end - size, end) for size, end in zip(sizes, ends, strict=True))
     turns = itertools.chain.from_iterable(itertools.zip_longest(*places))
     return tuple(place for place in turns if place is not None)
-
-
-def _groups(leaves: list[LoadedTask]) -> dict[str, tuple[str, ...]]:
-    groups: dict[str, dict[str, None]] = {}
-    for task in leaves:
-        for group in task.groups:
-            groups.setdefault(group, {})[task.name] = None
-    return {group: tuple(tasks) for group, tasks in groups.items()}
 
 
 def _lost_unsaid(data: UserData) -> Iterator[str]:
