@@ -84,9 +84,7 @@ def assumed_rate(num_parameters: int) -> float:
 
 
 def seconds_left(
-    stages: Sequence[StageOutline],
-    scored_per_second: float | None = None,
-    later_work: float = 0.0,
+    stages: Sequence[StageOutline], scored_per_second: float | None = None, later_work: float = 0.0
 ) -> Mapping[str, float]:
     """Of each stage that is left, by its id, in their order; empty where nothing is known.
 

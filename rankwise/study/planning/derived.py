@@ -86,11 +86,7 @@ def _examples(
             row
             for task in named
             for row in task_rows(
-                task,
-                model.tokenizer,
-                chat_template=has_chat,
-                max_examples=most,
-                split=rows.split,
+                task, model.tokenizer, chat_template=has_chat, max_examples=most, split=rows.split
             )
         ]
     overlap = find_overlap({rows.name: read}, tasks.prepared, model.tokenizer)

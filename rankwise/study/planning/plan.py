@@ -23,11 +23,7 @@ from rankwise.records import p_right
 from rankwise.records.config.methods import FullConfig
 from rankwise.records.config.mitigations import RowsConfig
 from rankwise.records.config.study import StudyConfig
-from rankwise.records.fingerprints import (
-    answers_fingerprint,
-    fingerprint,
-    study_fingerprint,
-)
+from rankwise.records.fingerprints import answers_fingerprint, fingerprint, study_fingerprint
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import (
     FirstItems,
@@ -578,11 +574,7 @@ def _imported(
 
 
 def _examples(
-    name: str,
-    rows: Sequence[TrainingRow],
-    config: StudyConfig,
-    model: StudyModel,
-    issues: Issues,
+    name: str, rows: Sequence[TrainingRow], config: StudyConfig, model: StudyModel, issues: Issues
 ) -> tuple[Example, ...]:
     try:
         examples = tokenise_rows(rows, model.tokenizer, config.train, model.max_length)

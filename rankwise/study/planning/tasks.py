@@ -26,13 +26,7 @@ from rankwise.tasks.formats import TrainedFormat, in_trained_format, trained_for
 from rankwise.tasks.overlap import find_overlap
 from rankwise.tasks.own_rows import OPTIONS
 from rankwise.tasks.requests import PreparedTask, prepare_task, prepared_task
-from rankwise.tasks.resolution import (
-    GENERAL,
-    LoadedTask,
-    Unloaded,
-    load_tasks,
-    tasks_of_general,
-)
+from rankwise.tasks.resolution import GENERAL, LoadedTask, Unloaded, load_tasks, tasks_of_general
 from rankwise.tasks.training_rows import (
     TrainingRow,
     num_documents,
@@ -244,10 +238,7 @@ class TaskFinder:
         if task is None or not self.config.evaluation.trained_format:
             return None
         rewritten = in_trained_format(
-            task.loaded,
-            trained,
-            chat_template=task.chat_template,
-            num_fewshot=task.num_fewshot,
+            task.loaded, trained, chat_template=task.chat_template, num_fewshot=task.num_fewshot
         )
         if rewritten is None:
             return None

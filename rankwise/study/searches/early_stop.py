@@ -8,15 +8,7 @@ from dataclasses import dataclass
 
 from rankwise.records import quantities
 from rankwise.records.config.training import StopConfig
-from rankwise.study.searches.policy import (
-    Decision,
-    Known,
-    Progress,
-    Ruling,
-    Setting,
-    Shown,
-    Trial,
-)
+from rankwise.study.searches.policy import Decision, Known, Progress, Ruling, Setting, Shown, Trial
 
 
 @dataclass(frozen=True)
