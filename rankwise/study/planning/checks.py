@@ -25,11 +25,10 @@ from rankwise.records.config.study import StudyConfig
 from rankwise.records.folder import LOSS_METRIC
 from rankwise.records.p_right import P_RIGHT
 from rankwise.records.results import MIN_ITEMS
-from rankwise.records.study import StudyTasks
+from rankwise.records.study import Relation, StudyTasks
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.model import StudyModel
 from rankwise.study.planning.runs import TargetLayers
-from rankwise.tasks.judgement import check_judging
 from rankwise.tasks.requests import PreparedTask
 from rankwise.tasks.training_rows import chat_template_fault
 from rankwise.weights.forms import find_forms
@@ -111,48 +110,10 @@ def check_settings(config: StudyConfig, issues: Issues) -> None:
             )
 
 
-def check_items(
+def check_tasks(
     config: StudyConfig, tasks: Sequence[PreparedTask], scored: StudyTasks, issues: Issues
 ) -> None:
-    """Whether each task that is compared has enough items for a standard error."""
-    by_name = {task.name: task for task in tasks}
-    told: set[str] = set()
-    for relations in scored.tasks.values():
-        for relation, names in relations.items():
-            for name in names:
-                task = by_name.get(name)
-                if task is None or name in told or task.num_items >= MIN_ITEMS:
-                    continue
-                told.add(name)
-                if config.evaluation.limit is not None and config.evaluation.limit < MIN_ITEMS:
-                    place, remedy = "evaluation.limit", f"raise it to {MIN_ITEMS} at least"
-                elif task.loaded.is_rendered:
-                    place = "train.held_out_fraction"
-                    remedy = "raise it, or give train.data more rows"
-                else:
-                    place = f"evaluation.{relation}"
-                    remedy = "leave it out, or give it more items"
-                issues.problems.append(
-                    f"{place}: {task.num_items} item of {name!r} is scored, and a difference "
-                    f"needs {MIN_ITEMS} for its error; {remedy}"
-                )
-
-
-def check_judgements(
-    tasks: Sequence[PreparedTask], metrics: Mapping[str, str | None], issues: Issues
-) -> None:
-    """Whether every task can judge answers; ``metrics`` has the metric that is to decide on it."""
-    for task in tasks:
-        try:
-            check_judging(task, metrics[task.name])
-        except TaskError as error:
-            issues.problems.append(f"evaluation: {error}")
-
-
-def check_fields(
-    config: StudyConfig, tasks: Sequence[PreparedTask], scored: StudyTasks, issues: Issues
-) -> None:
-    """Whether metrics and fields that cluster items are those of the tasks that are scored."""
+    """Whether tasks have the metrics and fields that are named, and enough items for an error."""
     by_name = {task.name: task for task in tasks}
     for name, wanted in config.evaluation.metric.items():
         if name not in by_name:
@@ -177,6 +138,26 @@ def check_fields(
             cluster_numbers(documents, field, f"evaluation.clusters.{name.partition('@')[0]}", name)
         except TaskError as error:
             issues.problems.append(str(error))
+    relation_of: dict[str, Relation] = {}
+    for relations in scored.tasks.values():
+        for relation, names in relations.items():
+            relation_of |= {name: relation for name in names if name not in relation_of}
+    for name, relation in relation_of.items():
+        task = by_name.get(name)
+        if task is None or task.num_items >= MIN_ITEMS:
+            continue
+        if config.evaluation.limit is not None and config.evaluation.limit < MIN_ITEMS:
+            place, remedy = "evaluation.limit", f"raise it to {MIN_ITEMS} at least"
+        elif task.loaded.is_rendered:
+            place = "train.held_out_fraction"
+            remedy = "raise it, or give train.data more rows"
+        else:
+            place = f"evaluation.{relation}"
+            remedy = "leave it out, or give it more items"
+        issues.problems.append(
+            f"{place}: {task.num_items} item of {name!r} is scored, and a difference "
+            f"needs {MIN_ITEMS} for its error; {remedy}"
+        )
 
 
 def check_variants(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from rankwise.errors import PlanError
+
 
 @dataclass(frozen=True)
 class Issues:
@@ -11,3 +13,8 @@ class Issues:
 
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    def refuse(self, study: str, base_model: str) -> None:
+        """Raises ``PlanError`` where there are problems, with the names of study and model."""
+        if self.problems:
+            raise PlanError(study, base_model, self.problems, self.warnings)

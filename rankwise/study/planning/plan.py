@@ -18,7 +18,7 @@ from rankwise.engine.models.devices import STEP_TOKENS, Machine
 from rankwise.engine.scoring.tree.prefixes import PrefixTree
 from rankwise.engine.training.memory import PassMemory, TrainingSetting
 from rankwise.engine.training.micro_batches import training_lanes
-from rankwise.errors import DataError, ModelError, PlanError, RecordError
+from rankwise.errors import DataError, ModelError, RecordError, TaskError
 from rankwise.records import p_right
 from rankwise.records.config.methods import FullConfig
 from rankwise.records.config.mitigations import RowsConfig
@@ -33,16 +33,7 @@ from rankwise.records.study import (
     TaskEvaluation,
     TokenCounts,
 )
-from rankwise.study.planning.checks import (
-    check_fields,
-    check_items,
-    check_judgements,
-    check_model,
-    check_settings,
-    check_variants,
-    check_warmup,
-    target_layers,
-)
+from rankwise.study.planning import checks
 from rankwise.study.planning.chosen import Candidates, all_of, decided
 from rankwise.study.planning.derived import (
     Others,
@@ -71,6 +62,7 @@ from rankwise.study.searches.policy import Decision, Measures
 from rankwise.study.times import training_work
 from rankwise.tasks.behaviour import behaviour_prompts
 from rankwise.tasks.item_order import in_random_order
+from rankwise.tasks.judgement import check_judging
 from rankwise.tasks.questions import Prompt, RightAnswer
 from rankwise.tasks.requests import PreparedTask
 from rankwise.tasks.resolution import GENERAL
@@ -198,45 +190,44 @@ def plan_study(
         PlanError: with every problem found, or because the base model cannot be had.
         ModelError: its tokenizer or config cannot be used.
     """
-    issues, planner, earlier = Issues(), None, None
+    issues, earlier = Issues(), None
     with contextlib.suppress(RecordError):  # what is damaged is set aside when it is run
         earlier = folder and folder.read_if_there(folder.study_file, StudyRecord)
     refuse_scores(earlier)
     model = study_model(config, report, machine)
     begun_with = () if earlier is None else earlier.groups.get(GENERAL, ())
     parts = _parts(config, model, issues, begun_with)
-    if parts is not None:
-        clusters = {**parts.tasks.clusters, **config.evaluation.clusters}
-        evaluation = config.evaluation.model_copy(update={"clusters": clusters})
-        config = config.model_copy(update={"evaluation": evaluation})
-        train = config.train
-        lengths = {example.num_inputs for rows in parts.examples.values() for example in rows}
-        setting = TrainingSetting(
-            device=model.machine.device,
-            precision=model.precision,
-            longest=max(*lengths, longest_other(config, parts.others)),
-            shortest=min(lengths),
-            examples_per_step=largest_step(config),
-            base_precision=train.base_precision,
-            dropout=train.dropout,
-            is_held=any(arm.kl is not None for arm in config.mitigations),
-            max_lanes=training_lanes(train, model.machine.device),
-        )
-        adapted = dict.fromkeys(name for to in parts.layers.values() for name in to.shapes)
-        memory = PassMemory(model.skeleton, setting, list(adapted))
-        if num_workers > 1:  # each has a device of its own
-            model = model._replace(machine=model.machine._replace(num_cards=1))
-        before = earlier_full(folder, model.base.fingerprint)
-        full = full_training(config, memory, model.machine, before)
-        if full is not None:
-            named = {"full": FullConfig.model_validate(full.model_dump())}
-            methods = config.methods.model_copy(update=named)
-            config = config.model_copy(update={"methods": methods})
-            memory = memory.changed(full=full)
-        base = Trainable(model, parts.layers, memory)
-        planner = Planner(config, base, parts, issues, folder, num_workers)
-    if issues.problems or planner is None:
-        raise PlanError(config.name, model.base.name, issues.problems, issues.warnings)
+    issues.refuse(config.name, model.base.name)
+    clusters = {**parts.tasks.clusters, **config.evaluation.clusters}
+    evaluation = config.evaluation.model_copy(update={"clusters": clusters})
+    config = config.model_copy(update={"evaluation": evaluation})
+    train = config.train
+    lengths = {example.num_inputs for rows in parts.examples.values() for example in rows}
+    setting = TrainingSetting(
+        device=model.machine.device,
+        precision=model.precision,
+        longest=max(*lengths, longest_other(config, parts.others)),
+        shortest=min(lengths),
+        examples_per_step=largest_step(config),
+        base_precision=train.base_precision,
+        dropout=train.dropout,
+        is_held=any(arm.kl is not None for arm in config.mitigations),
+        max_lanes=training_lanes(train, model.machine.device),
+    )
+    adapted = dict.fromkeys(name for to in parts.layers.values() for name in to.shapes)
+    memory = PassMemory(model.skeleton, setting, list(adapted))
+    if num_workers > 1:  # each has a device of its own
+        model = model._replace(machine=model.machine._replace(num_cards=1))
+    before = earlier_full(folder, model.base.fingerprint)
+    full = full_training(config, memory, model.machine, before)
+    if full is not None:
+        named = {"full": FullConfig.model_validate(full.model_dump())}
+        methods = config.methods.model_copy(update=named)
+        config = config.model_copy(update={"methods": methods})
+        memory = memory.changed(full=full)
+    base = Trainable(model, parts.layers, memory)
+    planner = Planner(config, base, parts, issues, folder, num_workers)
+    issues.refuse(config.name, model.base.name)
     return planner.plan()
 
 
@@ -251,26 +242,28 @@ class _Parts(NamedTuple):
 
 def _parts(
     config: StudyConfig, model: StudyModel, issues: Issues, begun_with: Collection[str]
-) -> _Parts | None:
-    """The parts of a plan; None where there are problems."""
-    check_model(config, model, issues)
-    check_settings(config, issues)
-    layers = target_layers(config, model, issues)
-    check_variants(config, model, layers, issues)
+) -> _Parts:
+    """The parts of a plan; incomplete where there are problems."""
+    checks.check_model(config, model, issues)
+    checks.check_settings(config, issues)
+    layers = checks.target_layers(config, model, issues)
+    checks.check_variants(config, model, layers, issues)
     tasks = TaskFinder(config, model, issues, begun_with).plan()
     examples = {
         train_task: _examples(train_task, rows, config, model, issues)
         for train_task, rows in tasks.rows.items()
     }
     others = {} if issues.problems else other_examples(config, model, tasks, issues)
-    check_fields(config, tasks.prepared, tasks.scored, issues)
-    check_items(config, tasks.prepared, tasks.scored, issues)
-    if not issues.problems:  # a metric that does not exist is a problem already
-        metrics = {task.name: metric_of(config, task.name) for task in tasks.prepared}
-        check_judgements(tasks.prepared, metrics, issues)
+    checks.check_tasks(config, tasks.prepared, tasks.scored, issues)
+    # a metric that does not exist is a problem already
+    for task in () if issues.problems else tasks.prepared:
+        try:
+            check_judging(task, metric_of(config, task.name))
+        except TaskError as error:
+            issues.problems.append(f"evaluation: {error}")
     for train_task, task_examples in examples.items():
-        check_warmup(config, train_task, len(task_examples), issues)
-    return None if issues.problems else _Parts(tasks, examples, layers, others)
+        checks.check_warmup(config, train_task, len(task_examples), issues)
+    return _Parts(tasks, examples, layers, others)
 
 
 class Planner:
@@ -328,7 +321,7 @@ class Planner:
         Raises:
             PlanError: the study cannot be run; with every problem found.
         """
-        config, model = self._config, self._model
+        config = self._config
         if config.is_searched:
             begin = {of: (c.policy(Measures()).decide({}),) for of, c in self.candidates.items()}
             chosen = decided(self.candidates, decisions or begin)
@@ -337,12 +330,11 @@ class Planner:
         truncated = plan_truncated(config, chosen.runs, self._memory)
         mitigated = plan_mitigated(config, chosen.runs, self._parts.others)
         issues = Issues(list(self._issues.problems), list(self._issues.warnings))
-        trained = [*chosen.runs, *chosen.others, *truncated, *mitigated, *self._beside]
-        room = self._room
+        others = (*chosen.others, *truncated, *mitigated, *self._beside)
+        trained, room = [*chosen.runs, *others], self._room
         room.check_memory(trained, issues)
         most_bytes = room.most_weights_bytes([*trained, *self._imported], issues)
-        if issues.problems:
-            raise PlanError(config.name, model.base.name, issues.problems, issues.warnings)
+        issues.refuse(config.name, self._model.base.name)
         unchosen, record = self._unchosen, self._unchosen.record
 
         def work_of(models: Sequence[PlannedRun]) -> float:
@@ -363,10 +355,7 @@ class Planner:
             )
         ]
         models = {
-            "models": (
-                *(*chosen.runs, *self._imported),
-                *(*chosen.others, *truncated, *mitigated, *self._beside),
-            ),
+            "models": (*chosen.runs, *self._imported, *others),
             "passes": tuple(passes),
             "most_weights_bytes": most_bytes,
             "warnings": tuple(issues.warnings),

@@ -71,8 +71,7 @@ def _prepared(
     if has_own or any("@" in name for name in names):
         issues = Issues()
         tasks = TaskFinder(config, model, issues).plan()
-        if issues.problems:
-            raise PlanError(config.name, model.base.name, issues.problems, issues.warnings)
+        issues.refuse(config.name, model.base.name)
         planned = {task.name: task for task in tasks.prepared}
     others = [name for name in names if name not in planned]
     loaded = (
