@@ -372,8 +372,44 @@ class Planner:
         answers = answers if has_full else {}
         prompts = self._head_prompts()
         behaviour = behaviour_prompts(model.tokenizer) if config.analysis.behaviour else ()
+        record = StudyRecord(
+            **dict(tasks.scored),
+            fingerprint=study_fingerprint(config),
+            config=config,
+            base_model_fingerprint=model.base.fingerprint,
+            precision=model.precision,
+            task_fingerprints={
+                name: _task_fingerprint(config, model.precision, task, task.digest, task.limit)
+                for name, task in self._prepared.items()
+            },
+            answers_fingerprints={
+                source: answers_fingerprint(model.precision, its) for source, its in answers.items()
+            },
+            gauge_fingerprints={
+                source: answers_fingerprint(model.precision, its) for source, its in gauged.items()
+            },
+            behaviour_fingerprint=fingerprint([BEHAVIOUR_REVISION, model.precision, behaviour])
+            if behaviour
+            else None,
+            num_parameters=model.num_parameters,
+            num_tokens=TokenCounts(
+                scored={name: task.num_distinct_tokens for name, task in self._prepared.items()},
+                answers={source: tokens_read(its) for source, its in answers.items()},
+                gauges={source: tokens_read(its) for source, its in gauged.items()},
+                behaviour=sum(len(p.tokens) + p.settings.max_new_tokens for p in behaviour),
+                head_prompts={
+                    source: sum(map(len, prompts.get(source, ()))) for source in tasks.scored.tasks
+                },
+            ),
+            references=References(parts=self._answered_in_part()),
+            models=(),
+            warnings=(),
+            own_data=tasks.own_data,
+            own_sets=dict(tasks.own_sets),
+            provenance=model.machine.provenance,
+        )
         return StudyPlan(
-            record=self._record(answers, gauged, prompts, behaviour),
+            record=record,
             base=model.base,
             tokenizer=model.tokenizer,
             device=model.machine.device,
@@ -388,52 +424,6 @@ class Planner:
             behaviour=behaviour,
             num_workers=num_workers,
             cards=room.cards if room.is_over_cards else (),
-        )
-
-    def _record(
-        self,
-        answers: Answers,
-        gauged: Answers,
-        prompts: Mapping[str, HeadPrompts],
-        behaviour: Sequence[Prompt],
-    ) -> StudyRecord:
-        config, model, tasks = self._config, self._model, self._parts.tasks
-        scored, precision = tasks.scored, model.precision
-        return StudyRecord(
-            **dict(scored),
-            fingerprint=study_fingerprint(config),
-            config=config,
-            base_model_fingerprint=model.base.fingerprint,
-            precision=precision,
-            task_fingerprints={
-                name: _task_fingerprint(config, precision, task, task.digest, task.limit)
-                for name, task in self._prepared.items()
-            },
-            answers_fingerprints={
-                source: answers_fingerprint(precision, its) for source, its in answers.items()
-            },
-            gauge_fingerprints={
-                source: answers_fingerprint(precision, its) for source, its in gauged.items()
-            },
-            behaviour_fingerprint=fingerprint([BEHAVIOUR_REVISION, precision, behaviour])
-            if behaviour
-            else None,
-            num_parameters=model.num_parameters,
-            num_tokens=TokenCounts(
-                scored={name: task.num_distinct_tokens for name, task in self._prepared.items()},
-                answers={source: tokens_read(its) for source, its in answers.items()},
-                gauges={source: tokens_read(its) for source, its in gauged.items()},
-                behaviour=sum(len(p.tokens) + p.settings.max_new_tokens for p in behaviour),
-                head_prompts={
-                    source: sum(map(len, prompts.get(source, ()))) for source in scored.tasks
-                },
-            ),
-            references=References(parts=self._answered_in_part()),
-            models=(),
-            warnings=(),
-            own_data=tasks.own_data,
-            own_sets=dict(tasks.own_sets),
-            provenance=model.machine.provenance,
         )
 
     def _right_answers(self) -> Answers:
