@@ -7,6 +7,7 @@ needed to go on with a search that was stopped: every decision so far is made ag
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -35,8 +36,6 @@ from rankwise.study.searches.policy import Decision, Measures, Progress, Setting
 from rankwise.study.searches.settings import terms_of
 from rankwise.study.times import furthest
 
-NO_POLICY = "none"
-
 
 class Search:
     """The search of a study, made again from its records whenever it is asked.
@@ -50,7 +49,8 @@ class Search:
         assert plan.planner is not None
         self._planner, self._folder, self._study = plan.planner, folder, plan.record
         self._shown: dict[str, searches.Shown] = {}
-        self._base: ModelResults | None = None
+        every = map(plan.record.validation_tasks, plan.record.tasks)
+        self._tasks = [task for its in every for task in its]
 
     def plan(self) -> StudyPlan:
         """The plan after every decision that can be made now; ``search.json`` says how it came.
@@ -144,27 +144,22 @@ class Search:
 
         def gains(relation: Relation) -> tuple[Floats, ...]:
             names = by_relation.get(relation, {})
-            return tuple(pair_items(self._base_scores(), adapted, n).gain for n in names.values())
+            return tuple(pair_items(self._base, adapted, name).gain for name in names.values())
 
         losses = tuple(-values for values in gains("retention"))
         self._shown[model.name] = searches.Shown(gains("in_domain"), losses)
         return self._shown[model.name]
 
-    def _base_scores(self) -> ModelResults:
-        """Of the base, on every validation item."""
-        if self._base is None:
-            tasks = [
-                t for source in self._study.tasks for t in self._study.validation_tasks(source)
-            ]
-            self._base = read_model(self._folder, self._study, None, tasks)
-        return self._base
+    @cached_property
+    def _base(self) -> ModelResults:
+        """What the base scored, on every validation item."""
+        return read_model(self._folder, self._study, None, self._tasks)
 
     def _measures(self, source: str) -> Measures:
         """How the validation items are scored; in points until the base is scored."""
-        every = [t for s in self._study.tasks for t in self._study.validation_tasks(s)]
-        if any(self._folder.earlier_evaluation(BASE, name) is None for name in every):
+        if any(self._folder.earlier_evaluation(BASE, name) is None for name in self._tasks):
             return Measures()
-        items, by_relation = self._base_scores().items, self._study.validation_items[source]
+        items, by_relation = self._base.items, self._study.validation_items[source]
 
         def metrics(relation: Relation) -> tuple[str, ...]:
             return tuple(items[name].metric for name in by_relation.get(relation, {}).values())
@@ -182,7 +177,7 @@ class Search:
             train_task=source,
             unit=course.measures.unit,
             num_items={
-                task: len(self._base_scores().items[name].doc_ids)
+                task: len(self._base.items[name].doc_ids)
                 for names in items.values()
                 for task, name in names.items()
             },
@@ -244,7 +239,7 @@ def policy_name(study: StudyRecord) -> str:
         return "stop"
     if config.search.policy is not None:
         return config.search.policy
-    return "grid" if config.is_searched else NO_POLICY
+    return "grid" if config.is_searched else "none"
 
 
 def _mean(tasks: Sequence[Floats]) -> ValidationMean:
