@@ -348,19 +348,19 @@ def prospect(probability: float, seeds: int = 0) -> Prospect:
 
 def test_the_next_growth_is_the_likeliest_to_decide_for_its_cost() -> None:
     items, seeds = Offer(prospect(0.3), 1.0), Offer(prospect(0.9, seeds=2), 10.0)
-    step = next_growth([seeds, items])
-    assert step.offer is items
-    assert "2 times the items of arc" in step.statement
-    assert next_growth([seeds]).offer is seeds
+    offer, statement = next_growth([seeds, items])
+    assert offer is items
+    assert "2 times the items of arc" in statement
+    assert next_growth([seeds])[0] is seeds
 
 
 def test_a_study_stops_growing_where_nothing_decides_or_the_budget_is_spent() -> None:
-    step = next_growth([Offer(prospect(0.05), 1.0)])
-    assert step.offer is None
-    assert "0.05" in step.statement
-    assert next_growth([]).offer is None
+    offer, statement = next_growth([Offer(prospect(0.05), 1.0)])
+    assert offer is None
+    assert "0.05" in statement
+    assert next_growth([])[0] is None
     dear, cheap = Offer(prospect(0.9), 5.0), Offer(prospect(0.1), 2.0)
-    assert next_growth([dear, cheap], budget=3.0).offer is cheap
-    spent = next_growth([dear, cheap], budget=1.0)
-    assert spent.offer is None
-    assert "budget" in spent.statement
+    assert next_growth([dear, cheap], budget=3.0)[0] is cheap
+    offer, statement = next_growth([dear, cheap], budget=1.0)
+    assert offer is None
+    assert "budget" in statement

@@ -56,20 +56,6 @@ class SupersededError(Exception):
     """What was believed lost: another attempt, or another process that leads, has begun."""
 
 
-class Piece(NamedTuple):
-    """A part of a file.
-
-    Attributes:
-        offset: where it begins.
-        content: its bytes.
-        is_last: whether the file ends with it.
-    """
-
-    offset: int
-    content: bytes
-    is_last: bool
-
-
 class Desk:
     """Runs on the machine of the process that leads, as an actor of the cluster.
 
@@ -142,15 +128,17 @@ class Desk:
         except FileNotFoundError:
             return None
 
-    def write(self, attempt: Attempt, name: str, piece: Piece) -> None:
-        """Write a piece of a file that an attempt has made."""
+    def write(
+        self, attempt: Attempt, name: str, offset: int, content: bytes, is_last: bool
+    ) -> None:
+        """Write a piece of a file that an attempt has made; ``is_last``: the file ends with it."""
         self.require_current(attempt)
         path = StudyFolder(self._root).task_folder(attempt.unit, attempt.id) / name
         growing = path.with_name(f".{path.name}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with growing.open("ab" if piece.offset else "wb") as file:
-            file.write(piece.content)
-        if piece.is_last:
+        with growing.open("ab" if offset else "wb") as file:
+            file.write(content)
+        if is_last:
             growing.replace(path)
 
     def require_current(self, attempt: Attempt) -> None:
