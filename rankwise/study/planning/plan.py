@@ -218,7 +218,7 @@ def plan_study(
     memory = PassMemory(model.skeleton, setting, list(adapted))
     if num_workers > 1:  # each has a device of its own
         model = model._replace(machine=model.machine._replace(num_cards=1))
-    before = earlier_full(folder, model.base.fingerprint)
+    before = earlier_full(folder, earlier, model.base.fingerprint)
     full = full_training(config, memory, model.machine, before)
     if full is not None:
         named = {"full": FullConfig.model_validate(full.model_dump())}

@@ -126,6 +126,8 @@ class TaskFinder:
         self.config, self.model, self.begun_with = config, model, begun_with
         self.problems, self.warnings = issues.problems, issues.warnings
         self._has_chat = config.train.chat_template and model.has_chat_template
+        self._loaded: dict[str, tuple[LoadedTask, ...]] = {}
+        self._unloaded: dict[str, Unloaded] = {}
         self._done: dict[str, PreparedTask | None] = {}
         self._own: UserData | None = None
         self._own_sets: dict[str, OwnData] = {}
@@ -143,8 +145,10 @@ class TaskFinder:
             for relation, tasks in source.leaves.items():
                 for loaded in tasks.values():
                     task = self._prepared(relation, loaded)
+                    if task is None or not self.config.evaluation.trained_format:
+                        continue
                     other = self._in_trained_format(relation, task, source.format)
-                    if task is not None and other is not None:
+                    if other is not None:
                         formats[task.name] = other.name
             found["trained_formats"][name] = formats
             kept, clean, found["overlaps"][name] = self._without_overlap(source)
@@ -233,10 +237,8 @@ class TaskFinder:
         return self._done[loaded.name]
 
     def _in_trained_format(
-        self, relation: Relation, task: PreparedTask | None, trained: TrainedFormat
+        self, relation: Relation, task: PreparedTask, trained: TrainedFormat
     ) -> PreparedTask | None:
-        if task is None or not self.config.evaluation.trained_format:
-            return None
         rewritten = in_trained_format(
             task.loaded, trained, chat_template=task.chat_template, num_fewshot=task.num_fewshot
         )
@@ -273,18 +275,22 @@ class TaskFinder:
         if GENERAL in wanted["retention"]:
             del names[GENERAL]
             of_set = dict.fromkeys(tasks_of_general())
-        loaded: dict[str, tuple[LoadedTask, ...] | Unloaded] = {}
         try:
             loaded = load_tasks(
                 [*(names | of_set)], config.tasks_path, allow_code=config.allow_task_code
             )
         except TaskError as error:
             self.problems.append(str(error))
-        if loaded and of_set:
-            loaded[GENERAL] = self._general(of_set, names, loaded)
-        leaves: Leaves = {r: self._leaves(r, listed, loaded) for r, listed in wanted.items()}
-        found = (its for its in loaded.values() if not isinstance(its, Unloaded))
-        named = {task.name for tasks in found for task in tasks}
+            loaded, of_set = {}, {}
+        for name, its in loaded.items():
+            if isinstance(its, Unloaded):
+                self._unloaded[name] = its
+            else:
+                self._loaded[name] = its
+        if of_set:
+            self._loaded[GENERAL] = self._general(of_set, names)
+        leaves: Leaves = {r: self._leaves(r, listed) for r, listed in wanted.items()}
+        named = {task.name for tasks in self._loaded.values() for task in tasks}
         self._add_own_sets(leaves, named)
         for relation, other in itertools.combinations(RELATIONS, 2):
             for name in leaves[relation].keys() & leaves[other].keys():
@@ -293,38 +299,29 @@ class TaskFinder:
                 )
         if train.data is not None:
             return [self._user_source(leaves)]
-        trained: dict[str, tuple[LoadedTask, ...]] = {}
         for index, name in enumerate(train.task):
-            of_name = loaded.get(name, ())
-            if isinstance(of_name, Unloaded):
+            if name in self._unloaded:
                 place = f"[{index}]" if len(train.task) > 1 else ""
-                self.problems.append(f"train.task{place}: {of_name}")
-                of_name = ()
-            trained[name] = of_name
+                self.problems.append(f"train.task{place}: {self._unloaded[name]}")
+        trained = {name: self._loaded.get(name, ()) for name in train.task}
         return [self._task_source(name, trained, leaves) for name in trained]
 
-    def _general(
-        self,
-        of_set: Iterable[str],
-        named: Iterable[str],
-        loaded: Mapping[str, tuple[LoadedTask, ...] | Unloaded],
-    ) -> tuple[LoadedTask, ...]:
+    def _general(self, of_set: Iterable[str], named: Iterable[str]) -> tuple[LoadedTask, ...]:
         """Of the set's tasks, those that can be loaded here and are not named otherwise."""
-        missing = {name: why for name in of_set if isinstance(why := loaded[name], Unloaded)}
-        leaves = {name: its for name, its in loaded.items() if not isinstance(its, Unloaded)}
-        known = {task.name for name in named for task in leaves.get(name, ())}
+        missing = [name for name in of_set if name in self._unloaded]
+        known = {task.name for name in named for task in self._loaded.get(name, ())}
         if missing:
             lost = [name for name in missing if name in self.begun_with]
-            names = lost or [*missing]
+            names = lost or missing
             why = "cannot be loaded here" + (", and the study has it already" if lost else "")
             (self.problems if lost else self.warnings).append(
                 f"evaluation.retention: of {GENERAL}, {quantities.listed(names)} {why} "
-                f"({missing[names[0]]})"
+                f"({self._unloaded[names[0]]})"
             )
         return tuple(
             task._replace(groups=(*task.groups, GENERAL))
             for name in of_set
-            for task in leaves.get(name, ())
+            for task in self._loaded.get(name, ())
             if task.name not in known
         )
 
@@ -400,19 +397,12 @@ class TaskFinder:
         rows, seen = {data.name: data.training}, {data.name: data.trained_items}
         return _Source(source, rows, data.format, leaves, seen, dict.fromkeys(held_out, data.name))
 
-    def _leaves(
-        self,
-        relation: Relation,
-        listed: Sequence[str],
-        loaded: Mapping[str, tuple[LoadedTask, ...] | Unloaded],
-    ) -> dict[str, LoadedTask]:
+    def _leaves(self, relation: Relation, listed: Sequence[str]) -> dict[str, LoadedTask]:
         leaves: dict[str, LoadedTask] = {}
         for index, name in enumerate(listed):
-            named = loaded.get(name, ())
-            if isinstance(named, Unloaded):
-                self.problems.append(f"evaluation.{relation}[{index}]: {named}")
-            else:
-                leaves |= {task.name: task for task in named}
+            if name in self._unloaded:
+                self.problems.append(f"evaluation.{relation}[{index}]: {self._unloaded[name]}")
+            leaves |= {task.name: task for task in self._loaded.get(name, ())}
         if relation == "held_out_text":
             for task in leaves.values():
                 if task.output_type != "loglikelihood_rolling":

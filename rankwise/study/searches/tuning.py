@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
 
 from rankwise.records import quantities
 from rankwise.study.searches.policy import (
@@ -38,22 +37,13 @@ Worth = float | None
 """Of a rate at a rung; None where its training diverged."""
 
 
-class Grid(NamedTuple):
-    """The rates of a setting that were tried at the first rung.
-
-    Attributes:
-        rates: from small to large, those that were added among them.
-        edge: the best rate, where it is the smallest or the largest one and no more are added.
-    """
-
-    rates: tuple[float, ...]
-    edge: float | None
-
-
 def grid(
     given: Sequence[float], worth_of: Callable[[float], Worth]
-) -> Generator[tuple[float, ...], None, Grid]:
+) -> Generator[tuple[float, ...], None, tuple[tuple[float, ...], float | None]]:
     """Yields rates to try at the first rung, and goes on when they are tried.
+
+    Returns the rates that were tried, from small to large; and the best one, where it is the
+    smallest or the largest and no more are added.
 
     Args:
         given: at least one rate; a single one is not tuned.
@@ -62,7 +52,7 @@ def grid(
     rates = sorted(given)
     yield tuple(rates)
     if len(rates) == 1:
-        return Grid(tuple(rates), None)
+        return tuple(rates), None
     beyond = {0: 0, -1: 0}
     while True:
         best = best_rate({rate: worth_of(rate) for rate in rates})
@@ -74,14 +64,14 @@ def grid(
         yield (new,)
         rates = sorted([*rates, new])
     if best is None:
-        return Grid(tuple(rates), None)
+        return tuple(rates), None
     steps = (rounded(best / math.sqrt(FACTOR)), rounded(best * math.sqrt(FACTOR)))
     steps = tuple(s for s in steps if all(abs(s / rate - 1.0) > SAME_WITHIN for rate in rates))
     if steps:
         yield steps
     rates = sorted([*rates, *steps])
     best = best_rate({rate: worth_of(rate) for rate in rates})
-    return Grid(tuple(rates), best if best in (rates[0], rates[-1]) else None)
+    return tuple(rates), best if best in (rates[0], rates[-1]) else None
 
 
 def best_rate(worths: dict[float, Worth]) -> float | None:
