@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,11 +111,7 @@ class Desk:
         found = [self._root / name for name in _OF_STUDY]
         for model in dict.fromkeys((BASE, *models)):
             found += _files_below(folder.model_folder(model))
-        return {
-            path.relative_to(self._root).as_posix(): state
-            for path in found
-            if (state := state_of(path)) is not None
-        }
+        return _states(self._root, found)
 
     def read(self, name: str, state: State, offset: int) -> bytes | None:
         """A piece of a file; None where it has been removed or replaced since it had that state."""
@@ -195,7 +191,11 @@ def state_of(file: Path | int) -> State | None:
 
 def files_in(root: Path) -> dict[str, State]:
     """Name -> state of all files below a folder, without those that are being written."""
-    states = {path.relative_to(root).as_posix(): state_of(path) for path in _files_below(root)}
+    return _states(root, _files_below(root))
+
+
+def _states(root: Path, files: Iterable[Path]) -> dict[str, State]:
+    states = {path.relative_to(root).as_posix(): state_of(path) for path in files}
     return {name: state for name, state in states.items() if state is not None}
 
 

@@ -17,7 +17,7 @@ from rankwise.engine.models.stored import check_stored
 from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.scoring.vllm import engine_problem
 from rankwise.engine.training.loop import num_optimizer_steps
-from rankwise.errors import ModelError, TaskError, did_you_mean
+from rankwise.errors import TaskError, did_you_mean
 from rankwise.records import quantities
 from rankwise.records.axes import lora_variants
 from rankwise.records.clusters import cluster_fields, cluster_numbers
@@ -46,20 +46,16 @@ def check_model(config: StudyConfig, model: StudyModel, issues: Issues) -> None:
         if fault is not None:
             issues.problems.append(f"chat_template: that of {model.base.name} is broken: {fault}")
     # training and scoring pack sequences; a model that would mix them is refused
-    try:
+    with issues.of("base_model"):
         refuse_unpackable(model.skeleton)
         if not model.base.fingerprint.startswith("hub:"):  # whose weights may come later
             beside = check_stored(model.base.folder, model.skeleton)
             issues.warnings.extend(f"base_model: {each}" for each in beside)
-    except ModelError as error:
-        issues.problems.append(f"base_model: {error}")
     if model.base.start is not None:
         place = "methods.lora.start"
-        try:
+        with issues.of(place):
             unchecked = check_start(model.base, model.skeleton)
             issues.warnings.extend(f"{place}: {each}" for each in unchecked)
-        except ModelError as error:
-            issues.problems.append(f"{place}: {error}")
     if problem := engine_problem(config):
         issues.problems.append(f"evaluation.engine: {problem}")
     if train.base_precision != "auto" and methods.full is not None:
@@ -88,10 +84,8 @@ def check_settings(config: StudyConfig, issues: Issues) -> None:
             "other seeds, has wide bounds; use three or more, or one, and judge its adapters alone"
         )
     for form in config.deploy:
-        try:
+        with issues.of("deploy"):
             find_forms([form])
-        except ModelError as error:
-            issues.problems.append(f"deploy: {error}")
     if config.deploy and config.methods.lora is None and not config.methods.imported:
         issues.problems.append(
             "deploy: full fine-tuning is never recommended, so there is no run to check; leave "

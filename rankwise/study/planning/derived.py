@@ -51,13 +51,10 @@ def other_examples(
     """
     found: dict[RowsConfig, tuple[Example, ...]] = {}
     for index, arm in enumerate(config.mitigations):
-        place = f"mitigations[{index}]"
         for _, rows in reversed(_besides(arm)):
             if rows is not None and rows not in found:
-                try:
+                with issues.of(f"mitigations[{index}]"):
                     found[rows] = _examples(rows, config, model, tasks)
-                except (TaskError, DataError) as error:
-                    issues.problems.append(f"{place}: {error}")
     return found
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.training.memory import AdapterSize, PassMemory
 from rankwise.records.config.training import TrainConfig
+from rankwise.records.grouping import grouped
 from rankwise.records.study import PlannedPass, PlannedRun
 from rankwise.study.times import training_work
 
@@ -50,10 +51,7 @@ def plan_passes(
         num_devices: equal ones, which share the passes.
         work_of: the work of training the models of one training, and of scoring them.
     """
-    of_training: dict[str, list[PlannedRun]] = {}
-    for run in runs:
-        if run.role != "imported":
-            of_training.setdefault(run.training.name, []).append(run)
+    of_training = grouped((run.training.name, run) for run in runs if run.role != "imported")
     cutter = _PassCutter(memory, train, usable(available_bytes))
     trained = [models[0] for models in of_training.values()]
     if num_devices == 1:
@@ -66,7 +64,7 @@ def plan_passes(
     passes: list[PlannedPass] = []
     for group in groups:
         models = [model.name for run in group for model in of_training[run.training.name]]
-        passes.append(cutter.planned(group).model_copy(update={"runs": tuple(models)}))
+        passes.append(cutter.planned(group, models))
     return tuple(passes)
 
 
@@ -176,8 +174,8 @@ class _PassCutter:
         )
         return self._peak_of([*group, run])(self._kept, recomputes) <= limit
 
-    def planned(self, runs: Sequence[PlannedRun]) -> PlannedPass:
-        """The pass that trains some runs, cut so that it fits if it can."""
+    def planned(self, runs: Sequence[PlannedRun], names: Sequence[str]) -> PlannedPass:
+        """The pass that trains some runs, with the names of its models; it fits if it can."""
         peak = self._peak_of(runs)
         fitting = (each for each in self._checkpointing if peak(self._lowest, each) <= self._limit)
         recomputes = next(fitting, self._checkpointing[-1])
@@ -190,7 +188,7 @@ class _PassCutter:
             else:
                 low = middle
         return PlannedPass(
-            runs=tuple(run.name for run in runs),
+            runs=tuple(names),
             max_tokens=low,
             gradient_checkpointing=recomputes,
             estimated_memory_bytes=peak(low, recomputes),

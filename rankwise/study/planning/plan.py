@@ -18,7 +18,7 @@ from rankwise.engine.models.devices import STEP_TOKENS, Machine
 from rankwise.engine.scoring.tree.prefixes import PrefixTree
 from rankwise.engine.training.memory import PassMemory, TrainingSetting
 from rankwise.engine.training.micro_batches import training_lanes
-from rankwise.errors import DataError, ModelError, RecordError, TaskError
+from rankwise.errors import DataError, RecordError
 from rankwise.records import p_right
 from rankwise.records.config.methods import FullConfig
 from rankwise.records.config.mitigations import RowsConfig
@@ -257,10 +257,8 @@ def _parts(
     checks.check_tasks(config, tasks.prepared, tasks.scored, issues)
     # a metric that does not exist is a problem already
     for task in () if issues.problems else tasks.prepared:
-        try:
+        with issues.of("evaluation"):
             check_judging(task, metric_of(config, task.name))
-        except TaskError as error:
-            issues.problems.append(f"evaluation: {error}")
     for train_task, task_examples in examples.items():
         checks.check_warmup(config, train_task, len(task_examples), issues)
     return _Parts(tasks, examples, layers, others)
@@ -540,15 +538,12 @@ def _imported(
                 f"with train_task ({', '.join(known)})"
             )
             continue
-        try:
+        with issues.of(place):
             run, warnings = imported_run(imported, base, imported.train_task or known[0])
-        except ModelError as error:
-            issues.problems.append(f"{place}: {error}")
-            continue
-        if any(run.name == other.name for other in runs):
-            issues.problems.append(f"{place}: the same model is imported twice")
-        issues.warnings.extend(f"{place}: {warning}" for warning in warnings)
-        runs.append(run)
+            if any(run.name == other.name for other in runs):
+                issues.problems.append(f"{place}: the same model is imported twice")
+            issues.warnings.extend(f"{place}: {warning}" for warning in warnings)
+            runs.append(run)
     return runs
 
 

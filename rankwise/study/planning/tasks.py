@@ -124,7 +124,7 @@ class TaskFinder:
         begun_with: Collection[str] = (),
     ) -> None:
         self.config, self.model, self.begun_with = config, model, begun_with
-        self.problems, self.warnings = issues.problems, issues.warnings
+        self.issues, self.problems, self.warnings = issues, issues.problems, issues.warnings
         self._has_chat = config.train.chat_template and model.has_chat_template
         self._loaded: dict[str, tuple[LoadedTask, ...]] = {}
         self._unloaded: dict[str, Unloaded] = {}
@@ -223,7 +223,7 @@ class TaskFinder:
         """
         if loaded.name not in self._done:
             self._done[loaded.name] = None
-            try:
+            with self.issues.of(f"evaluation.{relation}"):
                 self._done[loaded.name] = prepared_task(
                     loaded,
                     self.model.tokenizer,
@@ -232,8 +232,6 @@ class TaskFinder:
                     limit=num_first,
                     doc_ids=None if num_first is None else range(num_first),
                 )
-            except (TaskError, DataError) as error:
-                self.problems.append(f"evaluation.{relation}: {error}")
         return self._done[loaded.name]
 
     def _in_trained_format(
@@ -348,7 +346,7 @@ class TaskFinder:
         """The sets of ``evaluation.own``; ``named`` are the names of other tasks."""
         settings = self.config.evaluation
         for name, own_set in settings.own.items():
-            try:
+            with self.issues.of(f"evaluation.own.{name}"):
                 own = load_own_set(
                     name,
                     own_set,
@@ -356,22 +354,19 @@ class TaskFinder:
                     chat_template=settings.chat_template and self.model.has_chat_template,
                     allow_code=self.config.allow_task_code,
                 )
-            except (DataError, TaskError) as error:
-                self.problems.append(f"evaluation.own.{name}: {error}")
-                continue
-            known = {*named, *(task for tasks in leaves.values() for task in tasks)}
-            if taken := [task.name for task in own.tasks if task.name in known]:
-                self.problems.append(
-                    f"evaluation.own.{name}: there is a task named {taken[0]!r}; rename the set"
-                )
-            if own_set.role == "retention" and own_set.judged_by[0] == "loss":
-                self.problems.append(
-                    f"evaluation.own.{name}: retention is judged in points, and a loss is in nats; "
-                    "judge by choice or by what is written, or set role: out_of_domain"
-                )
-            leaves[own_set.role] |= {task.name: task for task in own.tasks}
-            self._own_sets[name] = own.read
-            self._clusters |= {task.name: own.read.cluster for task in own.tasks}
+                known = {*named, *(task for tasks in leaves.values() for task in tasks)}
+                if taken := [task.name for task in own.tasks if task.name in known]:
+                    self.problems.append(
+                        f"evaluation.own.{name}: there is a task named {taken[0]!r}; rename the set"
+                    )
+                if own_set.role == "retention" and own_set.judged_by[0] == "loss":
+                    self.problems.append(
+                        f"evaluation.own.{name}: retention is judged in points, and a loss is in "
+                        "nats; judge by choice or by what is written, or set role: out_of_domain"
+                    )
+                leaves[own_set.role] |= {task.name: task for task in own.tasks}
+                self._own_sets[name] = own.read
+                self._clusters |= {task.name: own.read.cluster for task in own.tasks}
 
     def _user_source(self, leaves: Leaves) -> _Source:
         train = self.config.train
@@ -454,7 +449,7 @@ class TaskFinder:
             share = None if left is None else math.ceil(left / (len(trained) - index))
             if share == 0:
                 break
-            try:
+            with self.issues.of("train.task"):
                 rows[task.name] = task_rows(
                     task,
                     self.model.tokenizer,
@@ -462,8 +457,6 @@ class TaskFinder:
                     max_examples=share,
                     split=train.split_of(name),
                 )
-            except (TaskError, DataError) as error:
-                self.problems.append(f"train.task: {error}")
         return rows
 
     def _trained_items(self, source: _Source, kept: Mapping[str, list[int]]) -> dict[str, str]:
@@ -489,21 +482,18 @@ class TaskFinder:
             # what each of the tasks has at most; two at least
             most = max(math.ceil(self.config.search.validation_items / max(len(tasks), 1)), 2)
             for loaded in tasks.values():
-                try:
+                with self.issues.of("search"):
                     held_out = self._held_out(source, loaded, kept, most)
-                except TaskError as error:
-                    self.problems.append(f"search: {error}")
-                    continue
-                if held_out is None:
-                    self.warnings.append(
-                        f"search: {loaded.name} has no split besides the scored one, so runs are "
-                        "chosen without it"
-                    )
-                    continue
-                items, number = held_out
-                prepared = self._prepared(relation, items, num_first=number)
-                if prepared is not None:
-                    found.setdefault(relation, {})[loaded.name] = prepared.name
+                    if held_out is None:
+                        self.warnings.append(
+                            f"search: {loaded.name} has no split besides the scored one, so runs "
+                            "are chosen without it"
+                        )
+                        continue
+                    items, number = held_out
+                    prepared = self._prepared(relation, items, num_first=number)
+                    if prepared is not None:
+                        found.setdefault(relation, {})[loaded.name] = prepared.name
         if not found.get("in_domain"):
             self.problems.append(
                 f"search: {source.name} has too few rows to hold validation items out; give it "
@@ -580,24 +570,21 @@ class TaskFinder:
                 is_alone = self.config.train.data or source.name == loaded.name
                 group = "" if is_alone else f"-{source.name}"
                 name = f"{loaded.name}@prompt-{shots}{draw}{group}"
-                try:
+                with self.issues.of("methods.prompt"):
                     prompted = self._behind_rows(source, loaded, chosen, name)
                     task = self._done[name] = prepared_task(
                         prompted, self.model.tokenizer, self.model.max_length, settings
                     )
-                except (TaskError, DataError) as error:
-                    self.problems.append(f"methods.prompt: {error}")
-                    continue
-                # tokens before the answer of an item; options have the same before them
-                lengths = {each.instance: len(each.context) for each in task.requests}
-                by_item = {task.instances[i].doc_id: length for i, length in lengths.items()}
-                yield PromptedTask(
-                    task=loaded.name,
-                    name=name,
-                    shots=shots,
-                    seed=seed,
-                    context_tokens=sum(by_item.values()) / len(by_item),
-                )
+                    # tokens before the answer of an item; options have the same before them
+                    lengths = {each.instance: len(each.context) for each in task.requests}
+                    by_item = {task.instances[i].doc_id: length for i, length in lengths.items()}
+                    yield PromptedTask(
+                        task=loaded.name,
+                        name=name,
+                        shots=shots,
+                        seed=seed,
+                        context_tokens=sum(by_item.values()) / len(by_item),
+                    )
 
     def _behind_rows(
         self, source: _Source, loaded: LoadedTask, rows: Sequence[int], name: str
