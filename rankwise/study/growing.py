@@ -26,7 +26,7 @@ from rankwise.records.study_file import validated
 from rankwise.study.conclusion import StudyOutcome
 from rankwise.study.observer import Decided, Observer
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.run import Executor, Terms, lead
+from rankwise.study.run import Terms, lead
 from rankwise.study.searching import policy_name
 from rankwise.study.unchanged import remember
 
@@ -127,10 +127,7 @@ def run_to_verdict(
     plan: Callable[[StudyConfig], StudyPlan],
     folder: StudyFolder,
     observer: Observer,
-    *,
-    replace: bool = False,
-    accept_new_stack: bool = False,
-    executor: Executor | None = None,
+    terms: Terms | None = None,
 ) -> StudyOutcome:
     """Plan and run a study; with ``search.until`` or a budget, go on until nothing is to be gained.
 
@@ -139,24 +136,26 @@ def run_to_verdict(
         plan: makes the plan of a config.
         folder: the study's folder.
         observer: is told the progress.
-        replace: see ``Terms``, as for the others.
-        accept_new_stack: put scores beside those of another stack.
-        executor: does the units.
+        terms: on which it is run; None: the usual ones.
 
     Raises:
         RankwiseError: see ``run_study``; a study that could be concluded once stays so.
     """
-    terms = Terms(replace, accept_new_stack, executor)
     asked, config, is_last = config, _grown_before(config, folder), not config.search.grows
     planned = plan(config)  # a study that cannot be planned leaves no folder
     with folder.lock():
         while True:
-            outcome = lead(planned, folder, observer, terms, is_last=is_last)
+            outcome = lead(planned, folder, observer, terms or Terms(), is_last=is_last)
             if is_last or outcome.failures:
                 break
             decision = _decide(config, outcome)
             observer(Decided(decision.statement))
-            _write(folder, outcome, decision)
+            record = outcome.results.search or SearchRecord(
+                policy=policy_name(outcome.results.study), by_train_task=()
+            )
+            if record.growths[-1:] != (decision,):
+                grown = record.model_copy(update={"growths": (*record.growths, decision)})
+                folder.write(folder.search_file, grown)
             is_last = decision.is_last
             if is_last and not config.deploy:
                 break
@@ -239,12 +238,3 @@ def _can_be_added(config: StudyConfig, prospect: Prospect) -> bool:
         return not config.is_searched
     is_all = prospect.add == ("items" if config.evaluation.has("retention") else "in_domain")
     return is_all and config.evaluation.limit is not None
-
-
-def _write(folder: StudyFolder, outcome: StudyOutcome, decision: GrowthDecision) -> None:
-    record = outcome.results.search or SearchRecord(
-        policy=policy_name(outcome.results.study), by_train_task=()
-    )
-    if record.growths[-1:] != (decision,):
-        growths = (*record.growths, decision)
-        folder.write(folder.search_file, record.model_copy(update={"growths": growths}))

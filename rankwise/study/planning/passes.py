@@ -86,7 +86,10 @@ def least_bytes(memory: PassMemory, train: TrainConfig, adapter: AdapterSize | N
 
     None: of full fine-tuning.
     """
-    return _PassCutter(memory, train, limit=0).least(adapter)
+    cutter = _PassCutter(memory, train, limit=0)
+    if adapter is None:
+        return memory.full_bytes(cutter.lowest, cutter.checkpointing[-1])
+    return memory.lora_bytes([adapter], cutter.lowest, cutter.checkpointing[-1])
 
 
 def size_of(run: PlannedRun) -> AdapterSize:
@@ -102,11 +105,11 @@ class _PassCutter:
         self._memory, self._limit = memory, limit
         fixed = train.max_micro_batch_tokens
         self._highest = max(fixed or memory.likely_tokens, memory.longest)
-        self._lowest = self._highest if fixed else memory.longest
-        self._kept = min(max(memory.kept_tokens, self._lowest), self._highest)
+        self.lowest = self._highest if fixed else memory.longest
+        self._kept = min(max(memory.kept_tokens, self.lowest), self._highest)
         self._is_balanced = memory.kept_tokens > 0
         wanted = train.gradient_checkpointing
-        self._checkpointing = (False, True) if wanted is None else (wanted,)
+        self.checkpointing = (False, True) if wanted is None else (wanted,)
 
     def groups(self, adapters: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
         """Runs of one pass each."""
@@ -169,18 +172,18 @@ class _PassCutter:
     def _has_room(self, group: Sequence[PlannedRun], run: PlannedRun, limit: int) -> bool:
         """Whether a pass that has been begun takes one more."""
         # one that recomputes already may be filled so
-        recomputes = self._checkpointing[0] or (
-            len(self._checkpointing) > 1 and self._peak_of(group)(self._lowest, False) > self._limit
+        recomputes = self.checkpointing[0] or (
+            len(self.checkpointing) > 1 and self._peak_of(group)(self.lowest, False) > self._limit
         )
         return self._peak_of([*group, run])(self._kept, recomputes) <= limit
 
     def planned(self, runs: Sequence[PlannedRun], names: Sequence[str]) -> PlannedPass:
         """The pass that trains some runs, with the names of its models; it fits if it can."""
         peak = self._peak_of(runs)
-        fitting = (each for each in self._checkpointing if peak(self._lowest, each) <= self._limit)
-        recomputes = next(fitting, self._checkpointing[-1])
+        fitting = (each for each in self.checkpointing if peak(self.lowest, each) <= self._limit)
+        recomputes = next(fitting, self.checkpointing[-1])
         # the largest micro-batch that fits; the smallest where none does
-        low, high = self._lowest, self._highest
+        low, high = self.lowest, self._highest
         while low < high:
             middle = (low + high + 1) // 2
             if peak(middle, recomputes) > self._limit:
@@ -193,12 +196,6 @@ class _PassCutter:
             gradient_checkpointing=recomputes,
             estimated_memory_bytes=peak(low, recomputes),
         )
-
-    def least(self, adapter: AdapterSize | None) -> int:
-        """Bytes of an adapter, or of full fine-tuning, in the smallest way."""
-        if adapter is None:
-            return self._memory.full_bytes(self._lowest, self._checkpointing[-1])
-        return self._memory.lora_bytes([adapter], self._lowest, self._checkpointing[-1])
 
     def _peak_of(self, runs: Sequence[PlannedRun]) -> Callable[[int, bool], int]:
         """Bytes by tokens of a micro-batch and gradient checkpointing."""
