@@ -117,14 +117,14 @@ class Search:
         measures = self._measures(source)
         policy = candidates.policy(measures)
         known: dict[Progress, searches.Shown | None] = {}
-        decisions = [policy.decide(known)]
+        decisions = [policy(known)]
         while decisions[-1].wanted:
             models = {progress: candidates.model(progress) for progress in decisions[-1].wanted}
             lacks = (left_of(self._folder, self._study, of.as_candidate) for of in models.values())
             if any(lacks):
                 break  # a model is not trained and scored on its validation items yet
             known |= {progress: self._shown_by(model) for progress, model in models.items()}
-            decisions.append(policy.decide(known))
+            decisions.append(policy(known))
         models = {
             progress: candidates.model(progress)
             for decision in decisions

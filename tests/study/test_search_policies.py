@@ -54,7 +54,7 @@ def search(policy: Policy, truth: Truth) -> tuple[list[Decision], dict[Progress,
     known: dict[Progress, Shown | None] = {}
     decisions: list[Decision] = []
     for _ in range(60):
-        decisions.append(policy.decide(known))
+        decisions.append(policy(known))
         if not decisions[-1].wanted:
             return decisions, known
         for progress in decisions[-1].wanted:
@@ -212,11 +212,11 @@ def test_a_replay_decides_the_same(policy: Policy) -> None:
     so_far: dict[Progress, Shown | None] = {}
     for decision in decisions:
         shuffled = dict(sorted(so_far.items(), reverse=True))
-        assert policy.decide(shuffled) == decision
+        assert policy(shuffled) == decision
         for progress in decision.wanted[:-1]:
             so_far[progress] = known[progress]
         if len(decision.wanted) > 1:
-            again = policy.decide(so_far)
+            again = policy(so_far)
             assert again == decision._replace(wanted=decision.wanted[-1:])
         so_far |= {progress: known[progress] for progress in decision.wanted}
     rulings = [of for decision in decisions for of in decision.ruled_out]

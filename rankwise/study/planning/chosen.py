@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.study import PlannedRun
 from rankwise.study.planning.runs import RunMaker, checkpoint_steps, stopped
-from rankwise.study.searches.early_stop import EarlyStop
+from rankwise.study.searches.early_stop import early_stop
 from rankwise.study.searches.ladder import Ladder
 from rankwise.study.searches.narrow import Narrow
 from rankwise.study.searches.policy import Decision, Measures, Policy, Progress, Trial
@@ -79,7 +80,7 @@ class Candidates:
                 ]
                 for end in self.ends
             ]
-            return EarlyStop(settings, config.seeds, shares, config.train.stop)
+            return partial(early_stop, settings, config.seeds, shares, config.train.stop)
         terms = terms_of(config, measures)
         if search.policy == "ladder":
             return Ladder(settings, config.seeds, terms, search.rungs, search.first_rank)

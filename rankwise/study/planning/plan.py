@@ -321,7 +321,7 @@ class Planner:
         """
         config = self._config
         if config.is_searched:
-            begin = {of: (c.policy(Measures()).decide({}),) for of, c in self.candidates.items()}
+            begin = {of: (c.policy(Measures())({}),) for of, c in self.candidates.items()}
             chosen = decided(self.candidates, decisions or begin)
         else:
             chosen = all_of(config, self._runs, self._beside)

@@ -70,8 +70,8 @@ class Ladder:
         ratios = [abs(math.log2(self.rank(place) / self.first_rank)) for place in self.order]
         return ratios.index(min(ratios))
 
-    def decide(self, known: Known) -> Decision:
-        """The next decision; see ``policy.Policy``."""
+    def __call__(self, known: Known) -> Decision:
+        """The next decision."""
         return follow(_Climbing(self, known).course(), known)
 
 

@@ -48,8 +48,8 @@ class Narrow:
         if not self.settings or not self.seeds:
             raise ValueError("a search needs a setting and a seed")
 
-    def decide(self, known: Known) -> Decision:
-        """The next decision; see ``policy.Policy``."""
+    def __call__(self, known: Known) -> Decision:
+        """The next decision."""
         return follow(self._course(known), known)
 
     def _course(self, known: Known) -> Course:

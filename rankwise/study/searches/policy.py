@@ -9,8 +9,8 @@ knowledge leads to the same place.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -93,12 +93,9 @@ class Decision(NamedTuple):
     statement: str
 
 
-class Policy(Protocol):
-    """Decides what to train next. Asked with the same knowledge, it always decides the same."""
-
-    def decide(self, known: Known) -> Decision:
-        """The next decision; everything that earlier decisions wanted is known."""
-        ...
+Policy = Callable[[Known], Decision]
+"""Decides what to train next; everything that earlier decisions wanted is known. Asked with the
+same knowledge, it always decides the same."""
 
 
 class Measures(NamedTuple):
