@@ -18,8 +18,7 @@ import numpy as np
 
 from benchmarks.search_policies import ALPHA
 from rankwise.findings.stats.items import POINTS, Floats
-from rankwise.study.searches.ladder import Ladder
-from rankwise.study.searches.narrow import Narrow
+from rankwise.study.searches.policies import Ladder, Narrow
 from rankwise.study.searches.policy import Known, Policy, Progress, Setting, Shown, Terms
 
 DELTA, NUM_ITEMS, NUM_SEEDS, DISCORDANCE = 2.0, 500, 3, 0.2

@@ -11,8 +11,7 @@ import pytest
 
 from rankwise.records.judgement import Prospect
 from rankwise.study.growing import Offer, next_growth
-from rankwise.study.searches.ladder import Ladder
-from rankwise.study.searches.narrow import Narrow
+from rankwise.study.searches.policies import Ladder, Narrow
 from rankwise.study.searches.policy import (
     Decision,
     Policy,

@@ -10,9 +10,7 @@ from typing import NamedTuple
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.study import PlannedRun
 from rankwise.study.planning.runs import RunMaker, checkpoint_steps, stopped
-from rankwise.study.searches.early_stop import early_stop
-from rankwise.study.searches.ladder import Ladder
-from rankwise.study.searches.narrow import Narrow
+from rankwise.study.searches.policies import Ladder, Narrow, early_stop
 from rankwise.study.searches.policy import Decision, Measures, Policy, Progress, Trial
 from rankwise.study.searches.settings import searched, terms_of
 
