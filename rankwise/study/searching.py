@@ -32,7 +32,7 @@ from rankwise.study.planning.chosen import Candidates
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.reading import left_of, read_model
 from rankwise.study.searches import policy as searches
-from rankwise.study.searches.policy import Decision, Measures, Progress, Setting
+from rankwise.study.searches.policy import Decision, Measures, Progress
 from rankwise.study.searches.settings import terms_of
 from rankwise.study.times import furthest
 
@@ -125,12 +125,7 @@ class Search:
                 break  # a model is not trained and scored on its validation items yet
             known |= {progress: self._shown_by(model) for progress, model in models.items()}
             decisions.append(policy(known))
-        models = {
-            progress: candidates.model(progress)
-            for decision in decisions
-            for progress in (*decision.wanted, *decision.finalists)
-        }
-        return _Course(tuple(decisions), known, models, candidates.settings, measures)
+        return _Course(candidates, measures, tuple(decisions), known)
 
     def _shown_by(self, model: PlannedRun) -> searches.Shown | None:
         """What a model showed on its validation items, read once; None where it diverged."""
@@ -170,6 +165,7 @@ class Search:
 
     def _record(self, source: str, course: _Course) -> TrainTaskSearch:
         terms = terms_of(self._study.config, course.measures)
+        settings, model_of = course.candidates.settings, course.candidates.model
         has_terms = self._study.config.train.stop is None
         items = self._study.validation_items[source]
         wanted_before = [(), *(decision.wanted for decision in course.decisions)]
@@ -184,7 +180,7 @@ class Search:
             delta=terms.delta if has_terms else None,
             epsilon_points=terms.epsilon if has_terms else None,
             settings=tuple(
-                SearchSetting(label=setting.label, rank=setting.rank) for setting in course.settings
+                SearchSetting(label=setting.label, rank=setting.rank) for setting in settings
             ),
             decisions=tuple(
                 SearchDecision(
@@ -192,14 +188,14 @@ class Search:
                     shown=tuple(course.shown(each) for each in before),
                     ruled_out=tuple(
                         SearchRuling(
-                            setting=course.settings[ruling.setting].label,
+                            setting=settings[ruling.setting].label,
                             learning_rate=ruling.learning_rate,
                             reason=ruling.reason,
                         )
                         for ruling in decision.ruled_out
                     ),
-                    wanted=tuple(course.models[each].name for each in decision.wanted),
-                    finalists=tuple(course.models[each].name for each in decision.finalists),
+                    wanted=tuple(model_of(each).name for each in decision.wanted),
+                    finalists=tuple(model_of(each).name for each in decision.finalists),
                 )
                 for before, decision in zip(wanted_before, course.decisions, strict=False)
             ),
@@ -207,18 +203,17 @@ class Search:
 
 
 class _Course(NamedTuple):
-    """The decisions of a search so far, what was known for them, and the models they are about."""
+    """What a search chooses from and by, its decisions so far, and what was known for them."""
 
+    candidates: Candidates
+    measures: Measures
     decisions: tuple[Decision, ...]
     known: Mapping[Progress, searches.Shown | None]
-    models: Mapping[Progress, PlannedRun]
-    settings: Sequence[Setting]
-    measures: Measures
 
     def shown(self, progress: Progress) -> Shown:
         """What a training had shown when it had come so far, as it is recorded."""
-        model, shown = self.models[progress], self.known[progress]
-        setting = self.settings[progress.trial.setting]
+        model, shown = self.candidates.model(progress), self.known[progress]
+        setting = self.candidates.settings[progress.trial.setting]
         return Shown(
             run=model.name,
             setting=setting.label,

@@ -10,7 +10,6 @@ from transformers.pytorch_utils import Conv1D
 
 from rankwise.engine.models import base as models
 from rankwise.engine.models.attention import refuse_unpackable
-from rankwise.engine.models.base import LinearShape
 from rankwise.engine.models.peft_adapters import misloaded
 from rankwise.engine.models.start import check_start
 from rankwise.engine.models.stored import check_stored
@@ -233,7 +232,7 @@ def target_layers(
 
 def _check_loading(
     matches: Mapping[str, Sequence[str]],
-    shapes: Mapping[str, LinearShape],
+    shapes: Mapping[str, models.LinearShape],
     model: StudyModel,
     issues: Issues,
 ) -> None:

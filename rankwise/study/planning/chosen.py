@@ -33,9 +33,7 @@ class Chosen(NamedTuple):
     together: tuple[tuple[PlannedRun, ...], ...]
 
 
-def all_of(
-    config: StudyConfig, runs: Sequence[PlannedRun], beside: Sequence[PlannedRun] = ()
-) -> Chosen:
+def all_of(config: StudyConfig, runs: Sequence[PlannedRun], beside: Sequence[PlannedRun]) -> Chosen:
     """Every run of a study file, its checkpoints, and what is trained beside: see ``Chosen``."""
     checkpoints = tuple(
         stopped(run, step).model_copy(update={"role": "checkpoint"})
@@ -130,10 +128,10 @@ def decided(
             if model.name not in searched
         }
         searched |= group
-        together += [tuple(group.values())] if group else []
-    rest = tuple(run for run in runs.values() if run.name not in searched)
+        together.append(tuple(group.values()))
+    together.append(tuple(run for run in runs.values() if run.name not in searched))
     return Chosen(
         runs=tuple(runs.values()),
         others=tuple(model for model in searched.values() if model.name not in runs),
-        together=(*together, rest) if rest else tuple(together),
+        together=tuple(filter(None, together)),
     )

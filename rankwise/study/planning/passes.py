@@ -107,14 +107,13 @@ class _PassCutter:
         self._highest = max(fixed or memory.likely_tokens, memory.longest)
         self.lowest = self._highest if fixed else memory.longest
         self._kept = min(max(memory.kept_tokens, self.lowest), self._highest)
-        self._is_balanced = memory.kept_tokens > 0
         wanted = train.gradient_checkpointing
         self.checkpointing = (False, True) if wanted is None else (wanted,)
 
     def groups(self, adapters: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
         """Runs of one pass each."""
         groups, even = list(self._filled(adapters, self._limit)), []
-        while self._is_balanced and len(groups) > 1:
+        while self._memory.kept_tokens > 0 and len(groups) > 1:
             # the first one is filled up to the lowest limit that makes no more of them; then come
             # the others, which may do with less
             low, high = 0, self._limit
