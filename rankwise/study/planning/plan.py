@@ -363,8 +363,7 @@ class Planner:
     def _without_runs(self, num_workers: int) -> StudyPlan:
         """The plan before anything is chosen: what no decision changes."""
         config, model, tasks, room = self._config, self._model, self._parts.tasks, self._room
-        has_full = config.methods.full is not None
-        has_full = has_full or any(run.method == "full" for run in self._imported)
+        has_full = bool(config.methods.full) or "full" in {run.method for run in self._imported}
         answers = self._right_answers() if has_full or config.analysis.gauges else {}
         gauged = self._with_text_ends(answers) if config.analysis.gauges else {}
         answers = answers if has_full else {}
