@@ -14,8 +14,7 @@ from benchmarks.search_policies import ALPHA, RANKS, Answer, Judged
 from benchmarks.search_studies import Curve, Simulated, Size
 from benchmarks.search_until import AVAILABLE, FIRST, Grown, full_grid, until_decided
 from rankwise.findings.stats.items import Floats
-from rankwise.study.searches.ladder import Ladder
-from rankwise.study.searches.narrow import Narrow
+from rankwise.study.searches.policies import Ladder, Narrow
 from rankwise.study.searches.policy import Terms, Trial
 
 NUM_SEEDS = 3

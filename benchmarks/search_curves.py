@@ -18,8 +18,7 @@ import numpy as np
 
 from benchmarks.search_policies import ALPHA
 from rankwise.findings.stats.items import POINTS, Floats
-from rankwise.study.searches.ladder import Ladder
-from rankwise.study.searches.narrow import Narrow
+from rankwise.study.searches.policies import Ladder, Narrow
 from rankwise.study.searches.policy import Known, Policy, Progress, Setting, Shown, Terms
 
 DELTA, NUM_ITEMS, NUM_SEEDS, DISCORDANCE = 2.0, 500, 3, 0.2
@@ -121,10 +120,10 @@ def _choices(curve: RealCurve, runs: _Runs) -> dict[str, tuple[int, float]]:
 def _searched(policy: Policy, runs: _Runs, num_options: int) -> tuple[int, float]:
     """The finalist with the best mean."""
     known: dict[Progress, Shown] = {}
-    decision = policy.decide(known)
+    decision = policy(known)
     while decision.wanted:
         known |= {progress: runs.shown(progress) for progress in decision.wanted}
-        decision = policy.decide(known)
+        decision = policy(known)
     places = sorted({trial.setting for trial, _ in decision.finalists})
     best = max(places, key=lambda place: float(runs.values[:, place].mean()))
     return best, _num_trained(known) / (num_options * NUM_SEEDS)

@@ -65,7 +65,7 @@ def run_policy(policy: Policy, study: Simulated) -> tuple[tuple[Trial, ...], Kno
     """Do what a policy wants until it is over."""
     known: dict[Progress, Shown | None] = {}
     while True:
-        decision = policy.decide(known)
+        decision = policy(known)
         if not decision.wanted:
             return tuple(trial for trial, _ in decision.finalists), known
         known |= {progress: study.shown(progress) for progress in decision.wanted}

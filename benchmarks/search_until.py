@@ -76,10 +76,10 @@ def until_decided(study: Simulated, terms: Terms, first: Stage = FIRST) -> Grown
             return _grown(of, choice, stage, look, terms)
         stages = list(_stages(stage, study))
         offers = _offers(of, stage, stages, study, terms, level_of_look(len(RANKS), look + 1))
-        step = next_growth(offers)
-        if step.offer is None:
+        offer, _ = next_growth(offers)
+        if offer is None:
             return _grown(of, choice, stage, look, terms)
-        stage = stages[offers.index(step.offer)][1]
+        stage = stages[offers.index(offer)][1]
     raise AssertionError
 
 

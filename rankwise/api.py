@@ -119,6 +119,7 @@ class Study:
         from rankwise.study.growing import run_to_verdict
         from rankwise.study.observer import Noted
         from rankwise.study.progress import Follower, TerminalObserver
+        from rankwise.study.run import Terms
 
         shown: Follower = Follower(folder)
         if progress:
@@ -129,8 +130,7 @@ class Study:
                 lambda grown: self._planned(grown, lambda text: shown(Noted(text))),
                 folder,
                 observer,
-                replace=replace,
-                accept_new_stack=accept_new_stack,
+                Terms(replace, accept_new_stack),
             )
             concluded(self._outcome)
         for failure in self._outcome.failures:

@@ -122,6 +122,7 @@ def run_and_report(
                 report("everything is done; nothing is trained or scored again")
                 return reported(again)
             from rankwise.study.growing import run_to_verdict
+            from rankwise.study.run import Terms
 
             shown: Follower
             if events is not None:
@@ -138,9 +139,7 @@ def run_and_report(
                     lambda grown: planned_study(grown, folder, machine, report, number),
                     folder,
                     observer,
-                    replace=replace,
-                    accept_new_stack=accept_new_stack,
-                    executor=places,
+                    Terms(replace, accept_new_stack, places),
                 )
                 concluded(outcome)
             stack.close()

@@ -15,8 +15,6 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from pydantic import ValidationError
-
 from rankwise.errors import ConfigError, RecordError
 from rankwise.records import quantities
 from rankwise.records.config.study import StudyConfig
@@ -24,11 +22,11 @@ from rankwise.records.files import read_if_there
 from rankwise.records.folder import StudyFolder
 from rankwise.records.judgement import Prospect
 from rankwise.records.search import GrowthDecision, SearchRecord
-from rankwise.records.study_file import problems_of
+from rankwise.records.study_file import validated
 from rankwise.study.conclusion import StudyOutcome
 from rankwise.study.observer import Decided, Observer
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.run import Executor, Terms, lead
+from rankwise.study.run import Terms, lead
 from rankwise.study.searching import policy_name
 from rankwise.study.unchanged import remember
 
@@ -75,10 +73,7 @@ def extended(config: StudyConfig, extension: Extension) -> StudyConfig:
         data["methods"]["lora"]["ranks"] = tuple(sorted((*known, *extension.ranks)))
         if config.methods.variants is not None:
             data["methods"]["variants"]["ranks"] = config.methods.variant_ranks
-    try:
-        return StudyConfig.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(config.name, list(problems_of(error, data, StudyConfig))) from error
+    return validated(StudyConfig, data, config.name)
 
 
 LEAST_CHANCE = 0.1
@@ -92,44 +87,31 @@ class Offer(NamedTuple):
     cost: float
 
 
-class Step(NamedTuple):
-    """The growth to pay for next, or None: stop; and why, in a sentence."""
-
-    offer: Offer | None
-    statement: str
-
-
 def next_growth(
     offers: Sequence[Offer],
     budget: float | None = None,
-    least_chance: float = LEAST_CHANCE,
     written: Callable[[float], str] = "{:.3g}".format,
-) -> Step:
-    """The affordable growth with the largest probability of a decision per cost.
+) -> tuple[Offer | None, str]:
+    """The affordable growth with the largest probability of a decision per cost, and why.
 
-    The cheapest of equal ones. A growth that is likelier by little and dearer by much has to wait:
-    if the cheaper one does not decide, it is judged again with what was learnt.
+    None: stop. The cheapest of equal ones. A growth that is likelier by little and dearer by much
+    has to wait: if the cheaper one does not decide, it is judged again with what was learnt.
 
     Args:
         offers: every growth that is considered, from ``Betting.prospects``.
         budget: what may still be spent, in the unit of the costs; None without a limit.
-        least_chance: 0..1; where no growth decides with this probability, nothing is worth it.
         written: a cost in words.
     """
-    able = [offer for offer in offers if offer.prospect.probability >= least_chance]
+    able = [offer for offer in offers if offer.prospect.probability >= LEAST_CHANCE]
     if not able:
         chance = max((offer.prospect.probability for offer in offers), default=0.0)
-        return Step(
-            None,
-            f"Nothing that can be added is likely to decide: the largest probability is "
-            f"{chance:.2f}.",
-        )
+        none = "Nothing that can be added is likely to decide: the largest probability is"
+        return None, f"{none} {chance:.2f}."
     payable = [offer for offer in able if budget is None or offer.cost <= budget]
     if not payable:
         least = min(offer.cost for offer in able)
-        return Step(
-            None, f"The budget is spent: {written(budget or 0.0)} left, {written(least)} needed."
-        )
+        spent = f"The budget is spent: {written(budget or 0.0)} left, {written(least)} needed."
+        return None, spent
     best = max(payable, key=lambda offer: (offer.prospect.probability / offer.cost, -offer.cost))
     of = best.prospect
     what = (
@@ -137,7 +119,7 @@ def next_growth(
         if of.num_new_seeds
         else f"{of.factor:.2g} times the items of {', '.join(of.num_items)}"
     )
-    return Step(best, f"Next: {what}, which decide with probability {of.probability:.2f}.")
+    return best, f"Next: {what}, which decide with probability {of.probability:.2f}."
 
 
 def run_to_verdict(
@@ -145,10 +127,7 @@ def run_to_verdict(
     plan: Callable[[StudyConfig], StudyPlan],
     folder: StudyFolder,
     observer: Observer,
-    *,
-    replace: bool = False,
-    accept_new_stack: bool = False,
-    executor: Executor | None = None,
+    terms: Terms | None = None,
 ) -> StudyOutcome:
     """Plan and run a study; with ``search.until`` or a budget, go on until nothing is to be gained.
 
@@ -157,24 +136,26 @@ def run_to_verdict(
         plan: makes the plan of a config.
         folder: the study's folder.
         observer: is told the progress.
-        replace: see ``Terms``, as for the others.
-        accept_new_stack: put scores beside those of another stack.
-        executor: does the units.
+        terms: on which it is run; None: the usual ones.
 
     Raises:
         RankwiseError: see ``run_study``; a study that could be concluded once stays so.
     """
-    terms = Terms(replace, accept_new_stack, executor)
     asked, config, is_last = config, _grown_before(config, folder), not config.search.grows
     planned = plan(config)  # a study that cannot be planned leaves no folder
     with folder.lock():
         while True:
-            outcome = lead(planned, folder, observer, terms, is_last=is_last)
+            outcome = lead(planned, folder, observer, terms or Terms(), is_last=is_last)
             if is_last or outcome.failures:
                 break
             decision = _decide(config, outcome)
             observer(Decided(decision.statement))
-            _write(folder, outcome, decision)
+            record = outcome.results.search or SearchRecord(
+                policy=policy_name(outcome.results.study), by_train_task=()
+            )
+            if record.growths[-1:] != (decision,):
+                grown = record.model_copy(update={"growths": (*record.growths, decision)})
+                folder.write(folder.search_file, grown)
             is_last = decision.is_last
             if is_last and not config.deploy:
                 break
@@ -226,7 +207,7 @@ def _decide(config: StudyConfig, outcome: StudyOutcome) -> GrowthDecision:
         return scoring * prospect.num_new_items / largest
 
     open_parts = [part for part in outcome.recommendation.by_train_task if part.prospects]
-    step = Step(None, "The study is decided.")
+    offer, statement = None, "The study is decided."
     if open_parts:
         offers = [
             Offer(prospect, max(seconds(prospect), 1e-9))
@@ -235,19 +216,19 @@ def _decide(config: StudyConfig, outcome: StudyOutcome) -> GrowthDecision:
         ]
         budget = config.search.budget_seconds
         left = None if budget is None else max(budget - spent, 0.0)
-        step = next_growth(offers, left, written=quantities.seconds)
-        if step.offer is None:
-            step = Step(None, f"Not decided. {step.statement}")
-    chosen = None if step.offer is None else step.offer.prospect
+        offer, statement = next_growth(offers, left, written=quantities.seconds)
+        if offer is None:
+            statement = f"Not decided. {statement}"
+    chosen = None if offer is None else offer.prospect
     if chosen is not None:
         limit = None if limit is None else limit + chosen.num_new_items
     return GrowthDecision(
-        statement=step.statement,
+        statement=statement,
         limit=limit,
         num_seeds=num_seeds if chosen is None else chosen.num_seeds,
         probability=None if chosen is None else chosen.probability,
         seconds_spent=spent,
-        seconds_expected=None if step.offer is None else step.offer.cost,
+        seconds_expected=None if offer is None else offer.cost,
     )
 
 
@@ -257,13 +238,3 @@ def _can_be_added(config: StudyConfig, prospect: Prospect) -> bool:
         return not config.is_searched
     is_all = prospect.add == ("items" if config.evaluation.has("retention") else "in_domain")
     return is_all and config.evaluation.limit is not None
-
-
-def _write(folder: StudyFolder, outcome: StudyOutcome, decision: GrowthDecision) -> None:
-    record = outcome.results.search or SearchRecord(
-        policy=policy_name(outcome.results.study), by_train_task=()
-    )
-    growths = (*record.growths, decision)
-    if record.growths and record.growths[-1] == decision:
-        return
-    folder.write(folder.search_file, record.model_copy(update={"growths": growths}))

@@ -7,6 +7,7 @@ needed to go on with a search that was stopped: every decision so far is made ag
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -31,11 +32,9 @@ from rankwise.study.planning.chosen import Candidates
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.reading import left_of, read_model
 from rankwise.study.searches import policy as searches
-from rankwise.study.searches.policy import Decision, Measures, Progress, Setting
+from rankwise.study.searches.policy import Decision, Measures, Progress
 from rankwise.study.searches.settings import terms_of
 from rankwise.study.times import furthest
-
-NO_POLICY = "none"
 
 
 class Search:
@@ -50,7 +49,8 @@ class Search:
         assert plan.planner is not None
         self._planner, self._folder, self._study = plan.planner, folder, plan.record
         self._shown: dict[str, searches.Shown] = {}
-        self._base: ModelResults | None = None
+        every = map(plan.record.validation_tasks, plan.record.tasks)
+        self._tasks = [task for its in every for task in its]
 
     def plan(self) -> StudyPlan:
         """The plan after every decision that can be made now; ``search.json`` says how it came.
@@ -117,20 +117,15 @@ class Search:
         measures = self._measures(source)
         policy = candidates.policy(measures)
         known: dict[Progress, searches.Shown | None] = {}
-        decisions = [policy.decide(known)]
+        decisions = [policy(known)]
         while decisions[-1].wanted:
             models = {progress: candidates.model(progress) for progress in decisions[-1].wanted}
             lacks = (left_of(self._folder, self._study, of.as_candidate) for of in models.values())
             if any(lacks):
                 break  # a model is not trained and scored on its validation items yet
             known |= {progress: self._shown_by(model) for progress, model in models.items()}
-            decisions.append(policy.decide(known))
-        models = {
-            progress: candidates.model(progress)
-            for decision in decisions
-            for progress in (*decision.wanted, *decision.finalists)
-        }
-        return _Course(tuple(decisions), known, models, candidates.settings, measures)
+            decisions.append(policy(known))
+        return _Course(candidates, measures, tuple(decisions), known)
 
     def _shown_by(self, model: PlannedRun) -> searches.Shown | None:
         """What a model showed on its validation items, read once; None where it diverged."""
@@ -144,27 +139,22 @@ class Search:
 
         def gains(relation: Relation) -> tuple[Floats, ...]:
             names = by_relation.get(relation, {})
-            return tuple(pair_items(self._base_scores(), adapted, n).gain for n in names.values())
+            return tuple(pair_items(self._base, adapted, name).gain for name in names.values())
 
         losses = tuple(-values for values in gains("retention"))
         self._shown[model.name] = searches.Shown(gains("in_domain"), losses)
         return self._shown[model.name]
 
-    def _base_scores(self) -> ModelResults:
-        """Of the base, on every validation item."""
-        if self._base is None:
-            tasks = [
-                t for source in self._study.tasks for t in self._study.validation_tasks(source)
-            ]
-            self._base = read_model(self._folder, self._study, None, tasks)
-        return self._base
+    @cached_property
+    def _base(self) -> ModelResults:
+        """What the base scored, on every validation item."""
+        return read_model(self._folder, self._study, None, self._tasks)
 
     def _measures(self, source: str) -> Measures:
         """How the validation items are scored; in points until the base is scored."""
-        every = [t for s in self._study.tasks for t in self._study.validation_tasks(s)]
-        if any(self._folder.earlier_evaluation(BASE, name) is None for name in every):
+        if any(self._folder.earlier_evaluation(BASE, name) is None for name in self._tasks):
             return Measures()
-        items, by_relation = self._base_scores().items, self._study.validation_items[source]
+        items, by_relation = self._base.items, self._study.validation_items[source]
 
         def metrics(relation: Relation) -> tuple[str, ...]:
             return tuple(items[name].metric for name in by_relation.get(relation, {}).values())
@@ -175,6 +165,7 @@ class Search:
 
     def _record(self, source: str, course: _Course) -> TrainTaskSearch:
         terms = terms_of(self._study.config, course.measures)
+        settings, model_of = course.candidates.settings, course.candidates.model
         has_terms = self._study.config.train.stop is None
         items = self._study.validation_items[source]
         wanted_before = [(), *(decision.wanted for decision in course.decisions)]
@@ -182,14 +173,14 @@ class Search:
             train_task=source,
             unit=course.measures.unit,
             num_items={
-                task: len(self._base_scores().items[name].doc_ids)
+                task: len(self._base.items[name].doc_ids)
                 for names in items.values()
                 for task, name in names.items()
             },
             delta=terms.delta if has_terms else None,
             epsilon_points=terms.epsilon if has_terms else None,
             settings=tuple(
-                SearchSetting(label=setting.label, rank=setting.rank) for setting in course.settings
+                SearchSetting(label=setting.label, rank=setting.rank) for setting in settings
             ),
             decisions=tuple(
                 SearchDecision(
@@ -197,14 +188,14 @@ class Search:
                     shown=tuple(course.shown(each) for each in before),
                     ruled_out=tuple(
                         SearchRuling(
-                            setting=course.settings[ruling.setting].label,
+                            setting=settings[ruling.setting].label,
                             learning_rate=ruling.learning_rate,
                             reason=ruling.reason,
                         )
                         for ruling in decision.ruled_out
                     ),
-                    wanted=tuple(course.models[each].name for each in decision.wanted),
-                    finalists=tuple(course.models[each].name for each in decision.finalists),
+                    wanted=tuple(model_of(each).name for each in decision.wanted),
+                    finalists=tuple(model_of(each).name for each in decision.finalists),
                 )
                 for before, decision in zip(wanted_before, course.decisions, strict=False)
             ),
@@ -212,18 +203,17 @@ class Search:
 
 
 class _Course(NamedTuple):
-    """The decisions of a search so far, what was known for them, and the models they are about."""
+    """What a search chooses from and by, its decisions so far, and what was known for them."""
 
+    candidates: Candidates
+    measures: Measures
     decisions: tuple[Decision, ...]
     known: Mapping[Progress, searches.Shown | None]
-    models: Mapping[Progress, PlannedRun]
-    settings: Sequence[Setting]
-    measures: Measures
 
     def shown(self, progress: Progress) -> Shown:
         """What a training had shown when it had come so far, as it is recorded."""
-        model, shown = self.models[progress], self.known[progress]
-        setting = self.settings[progress.trial.setting]
+        model, shown = self.candidates.model(progress), self.known[progress]
+        setting = self.candidates.settings[progress.trial.setting]
         return Shown(
             run=model.name,
             setting=setting.label,
@@ -244,7 +234,7 @@ def policy_name(study: StudyRecord) -> str:
         return "stop"
     if config.search.policy is not None:
         return config.search.policy
-    return "grid" if config.is_searched else NO_POLICY
+    return "grid" if config.is_searched else "none"
 
 
 def _mean(tasks: Sequence[Floats]) -> ValidationMean:

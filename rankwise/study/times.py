@@ -84,9 +84,7 @@ def assumed_rate(num_parameters: int) -> float:
 
 
 def seconds_left(
-    stages: Sequence[StageOutline],
-    scored_per_second: float | None = None,
-    later_work: float = 0.0,
+    stages: Sequence[StageOutline], scored_per_second: float | None = None, later_work: float = 0.0
 ) -> Mapping[str, float]:
     """Of each stage that is left, by its id, in their order; empty where nothing is known.
 
@@ -183,7 +181,8 @@ class Rates:
             if running is None:
                 left[stage.id] = stage.work_left * math.exp(mean)
             else:
-                seconds = running.work_left * math.exp(mean)
+                work_left = max(running.stage.work - running.done - running.skipped, 0.0)
+                seconds = work_left * math.exp(mean)
                 left[stage.id] = max(seconds - (now - running.last), seconds / 2)
         return left
 
@@ -229,10 +228,6 @@ class _Running:
         least = max(_PIECE_SECONDS, _PIECE_SHARE * (now - self.started))
         if now - self._since >= least:
             self.end(now)
-
-    @property
-    def work_left(self) -> float:
-        return max(self.stage.work - self.done - self.skipped, 0.0)
 
     @property
     def variance(self) -> float:

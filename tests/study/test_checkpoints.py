@@ -138,7 +138,7 @@ def test_a_training_may_end_at_numbers_of_steps(study_file: Path) -> None:
     assert plan.planner is not None
     candidates = plan.planner.candidates["colours"]
     policy, known, steps = candidates.policy("points"), {}, []
-    while (decision := policy.decide(known)).wanted:
+    while (decision := policy(known)).wanted:
         steps.append({candidates.model(progress).num_steps for progress in decision.wanted})
         shown = Shown((np.zeros(6),), (np.zeros(6),))
         known |= dict.fromkeys(decision.wanted, shown)

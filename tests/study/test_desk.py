@@ -14,7 +14,6 @@ from rankwise.study.executors.desk import (
     Attempt,
     Desk,
     Letter,
-    Piece,
     SupersededError,
     take_in,
 )
@@ -154,7 +153,7 @@ def test_a_state_that_was_cut_on_its_way_counts_for_nothing(root: Path, tmp_path
     call = Called(root)
     copy_of(call, FIRST, tmp_path / "first", None)
     name = f"runs/{RUN}/training.pt"
-    call("write", FIRST, name, Piece(0, b"half", is_last=False))
+    call("write", FIRST, name, 0, b"half", False)
     assert [path.read_text() for path in root.rglob(".training.pt")] == ["half"]  # it was taken
     copy_of(call, SECOND, tmp_path / "second", None)
     assert not (tmp_path / "second" / name).exists()

@@ -34,7 +34,7 @@ def test_rates_begin_where_the_best_is_expected(
         tmp_path, "methods.lora.ranks=[512, 2, 32]", f"methods.lora.alpha={alpha}",
         "methods.full=null",
     )  # fmt: skip
-    found = {setting.rank: setting.rates for setting in searched(config).settings}
+    found = {setting.rank: setting.rates for setting, _ in searched(config)}
     assert list(found) == [2, 32, 512]  # smallest first
     for rank, centre in centres.items():
         low, middle, high = found[rank]
@@ -48,14 +48,14 @@ def test_rates_begin_where_the_best_is_expected(
 def test_a_rule_says_where_to_begin(tmp_path: Path) -> None:
     rule = "train.learning_rate.lora={rule: r^-1/2, reference_rank: 8, value: 1e-3}"
     config = config_of(tmp_path, "methods.lora.ranks=[32]", "methods.full=null", rule)
-    (setting,) = searched(config).settings
+    ((setting, _),) = searched(config)
     assert setting.rates[1] == pytest.approx(5e-4)
 
 
 def test_what_is_not_tuned_has_one_rate(tmp_path: Path) -> None:
     overrides = ("train.learning_rate.tune=false", "search.policy=narrow")
-    settings = searched(config_of(tmp_path, *overrides)).settings
-    assert {len(setting.rates) for setting in settings} == {1}
+    settings = searched(config_of(tmp_path, *overrides))
+    assert {len(setting.rates) for setting, _ in settings} == {1}
 
 
 def test_the_study_s_margins_are_the_search_s(tmp_path: Path) -> None:

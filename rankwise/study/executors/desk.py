@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,20 +54,6 @@ class Letter(NamedTuple):
 
 class SupersededError(Exception):
     """What was believed lost: another attempt, or another process that leads, has begun."""
-
-
-class Piece(NamedTuple):
-    """A part of a file.
-
-    Attributes:
-        offset: where it begins.
-        content: its bytes.
-        is_last: whether the file ends with it.
-    """
-
-    offset: int
-    content: bytes
-    is_last: bool
 
 
 class Desk:
@@ -125,11 +111,7 @@ class Desk:
         found = [self._root / name for name in _OF_STUDY]
         for model in dict.fromkeys((BASE, *models)):
             found += _files_below(folder.model_folder(model))
-        return {
-            path.relative_to(self._root).as_posix(): state
-            for path in found
-            if (state := state_of(path)) is not None
-        }
+        return _states(self._root, found)
 
     def read(self, name: str, state: State, offset: int) -> bytes | None:
         """A piece of a file; None where it has been removed or replaced since it had that state."""
@@ -142,15 +124,17 @@ class Desk:
         except FileNotFoundError:
             return None
 
-    def write(self, attempt: Attempt, name: str, piece: Piece) -> None:
-        """Write a piece of a file that an attempt has made."""
+    def write(
+        self, attempt: Attempt, name: str, offset: int, content: bytes, is_last: bool
+    ) -> None:
+        """Write a piece of a file that an attempt has made; ``is_last``: the file ends with it."""
         self.require_current(attempt)
         path = StudyFolder(self._root).task_folder(attempt.unit, attempt.id) / name
         growing = path.with_name(f".{path.name}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with growing.open("ab" if piece.offset else "wb") as file:
-            file.write(piece.content)
-        if piece.is_last:
+        with growing.open("ab" if offset else "wb") as file:
+            file.write(content)
+        if is_last:
             growing.replace(path)
 
     def require_current(self, attempt: Attempt) -> None:
@@ -207,7 +191,11 @@ def state_of(file: Path | int) -> State | None:
 
 def files_in(root: Path) -> dict[str, State]:
     """Name -> state of all files below a folder, without those that are being written."""
-    states = {path.relative_to(root).as_posix(): state_of(path) for path in _files_below(root)}
+    return _states(root, _files_below(root))
+
+
+def _states(root: Path, files: Iterable[Path]) -> dict[str, State]:
+    states = {path.relative_to(root).as_posix(): state_of(path) for path in files}
     return {name: state for name, state in states.items() if state is not None}
 
 

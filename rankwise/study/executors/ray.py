@@ -94,9 +94,8 @@ class Places(NamedTuple):
 
     def count(self, nodes: Sequence[Mapping[str, float]]) -> int:
         """How many units can be done at a time on some nodes, at least one."""
-        if self.has_cards:
-            return max(sum(int(node.get("GPU", 0.0) / self.num_cards) for node in nodes), 1)
-        return max(sum(int(node.get("CPU", 0.0) / self.num_cpus) for node in nodes), 1)
+        kind, each = ("GPU", self.num_cards) if self.has_cards else ("CPU", self.num_cpus)
+        return max(sum(int(node.get(kind, 0.0) / each) for node in nodes), 1)
 
     def options(self, unit: Unit) -> dict[str, Any]:
         """What the task of a unit asks for. The memory of a card is asked for with the card."""

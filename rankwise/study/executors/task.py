@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
 import socket
 import tempfile
 import time
@@ -22,7 +21,6 @@ from rankwise.study.executors.desk import (
     PIECE_BYTES,
     Attempt,
     Letter,
-    Piece,
     State,
     files_in,
     link_or_copy,
@@ -136,11 +134,8 @@ def _place(job: Job, attempt: Attempt) -> Generator[tuple[Path, bool]]:
     if is_shared:
         yield StudyFolder(job.root).task_folder(attempt.unit, attempt.id), True
         return
-    root = Path(tempfile.mkdtemp(prefix="rankwise-"))
-    try:
-        yield root, False
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="rankwise-", ignore_cleanup_errors=True) as root:
+        yield Path(root), False
 
 
 class _ChangedError(Exception):
@@ -236,12 +231,11 @@ class StudyCopy:
         path = self._root / name
         size = path.stat().st_size
         with path.open("rb") as file:
-            while True:
-                offset = file.tell()
-                piece = Piece(offset, file.read(PIECE_BYTES), file.tell() >= size)
-                self._call("write", self._attempt, name, piece)
-                if piece.is_last:
-                    return
+            is_last = False
+            while not is_last:
+                offset, content = file.tell(), file.read(PIECE_BYTES)
+                is_last = file.tell() >= size
+                self._call("write", self._attempt, name, offset, content, is_last)
 
 
 class Relay:

@@ -10,13 +10,12 @@ from transformers.pytorch_utils import Conv1D
 
 from rankwise.engine.models import base as models
 from rankwise.engine.models.attention import refuse_unpackable
-from rankwise.engine.models.base import LinearShape
 from rankwise.engine.models.peft_adapters import misloaded
 from rankwise.engine.models.start import check_start
 from rankwise.engine.models.stored import check_stored
 from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.training.loop import num_optimizer_steps
-from rankwise.errors import ModelError, TaskError, did_you_mean
+from rankwise.errors import TaskError, did_you_mean
 from rankwise.records import quantities
 from rankwise.records.axes import lora_variants
 from rankwise.records.clusters import cluster_fields, cluster_numbers
@@ -24,11 +23,10 @@ from rankwise.records.config.study import StudyConfig
 from rankwise.records.folder import LOSS_METRIC
 from rankwise.records.p_right import P_RIGHT
 from rankwise.records.results import MIN_ITEMS
-from rankwise.records.study import StudyTasks
+from rankwise.records.study import Relation, StudyTasks
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.model import StudyModel
 from rankwise.study.planning.runs import TargetLayers
-from rankwise.tasks.judgement import check_judging
 from rankwise.tasks.requests import PreparedTask
 from rankwise.tasks.training_rows import chat_template_fault
 from rankwise.weights.forms import find_forms
@@ -46,20 +44,16 @@ def check_model(config: StudyConfig, model: StudyModel, issues: Issues) -> None:
         if fault is not None:
             issues.problems.append(f"chat_template: that of {model.base.name} is broken: {fault}")
     # training and scoring pack sequences; a model that would mix them is refused
-    try:
+    with issues.of("base_model"):
         refuse_unpackable(model.skeleton)
         if not model.base.fingerprint.startswith("hub:"):  # whose weights may come later
             beside = check_stored(model.base.folder, model.skeleton)
             issues.warnings.extend(f"base_model: {each}" for each in beside)
-    except ModelError as error:
-        issues.problems.append(f"base_model: {error}")
     if model.base.start is not None:
         place = "methods.lora.start"
-        try:
+        with issues.of(place):
             unchecked = check_start(model.base, model.skeleton)
             issues.warnings.extend(f"{place}: {each}" for each in unchecked)
-        except ModelError as error:
-            issues.problems.append(f"{place}: {error}")
     if train.base_precision != "auto" and methods.full is not None:
         issues.warnings.append(
             f"train.base_precision: the base and its adapters are trained and scored in "
@@ -86,10 +80,8 @@ def check_settings(config: StudyConfig, issues: Issues) -> None:
             "other seeds, has wide bounds; use three or more, or one, and judge its adapters alone"
         )
     for form in config.deploy:
-        try:
+        with issues.of("deploy"):
             find_forms([form])
-        except ModelError as error:
-            issues.problems.append(f"deploy: {error}")
     if config.deploy and config.methods.lora is None and not config.methods.imported:
         issues.problems.append(
             "deploy: full fine-tuning is never recommended, so there is no run to check; leave "
@@ -108,48 +100,10 @@ def check_settings(config: StudyConfig, issues: Issues) -> None:
             )
 
 
-def check_items(
+def check_tasks(
     config: StudyConfig, tasks: Sequence[PreparedTask], scored: StudyTasks, issues: Issues
 ) -> None:
-    """Whether each task that is compared has enough items for a standard error."""
-    by_name = {task.name: task for task in tasks}
-    told: set[str] = set()
-    for relations in scored.tasks.values():
-        for relation, names in relations.items():
-            for name in names:
-                task = by_name.get(name)
-                if task is None or name in told or task.num_items >= MIN_ITEMS:
-                    continue
-                told.add(name)
-                if config.evaluation.limit is not None and config.evaluation.limit < MIN_ITEMS:
-                    place, remedy = "evaluation.limit", f"raise it to {MIN_ITEMS} at least"
-                elif task.loaded.is_rendered:
-                    place = "train.held_out_fraction"
-                    remedy = "raise it, or give train.data more rows"
-                else:
-                    place = f"evaluation.{relation}"
-                    remedy = "leave it out, or give it more items"
-                issues.problems.append(
-                    f"{place}: {task.num_items} item of {name!r} is scored, and a difference "
-                    f"needs {MIN_ITEMS} for its error; {remedy}"
-                )
-
-
-def check_judgements(
-    tasks: Sequence[PreparedTask], metrics: Mapping[str, str | None], issues: Issues
-) -> None:
-    """Whether every task can judge answers; ``metrics`` has the metric that is to decide on it."""
-    for task in tasks:
-        try:
-            check_judging(task, metrics[task.name])
-        except TaskError as error:
-            issues.problems.append(f"evaluation: {error}")
-
-
-def check_fields(
-    config: StudyConfig, tasks: Sequence[PreparedTask], scored: StudyTasks, issues: Issues
-) -> None:
-    """Whether metrics and fields that cluster items are those of the tasks that are scored."""
+    """Whether tasks have the metrics and fields that are named, and enough items for an error."""
     by_name = {task.name: task for task in tasks}
     for name, wanted in config.evaluation.metric.items():
         if name not in by_name:
@@ -174,6 +128,26 @@ def check_fields(
             cluster_numbers(documents, field, f"evaluation.clusters.{name.partition('@')[0]}", name)
         except TaskError as error:
             issues.problems.append(str(error))
+    relation_of: dict[str, Relation] = {}
+    for relations in scored.tasks.values():
+        for relation, names in relations.items():
+            relation_of |= {name: relation for name in names if name not in relation_of}
+    for name, relation in relation_of.items():
+        task = by_name.get(name)
+        if task is None or task.num_items >= MIN_ITEMS:
+            continue
+        if config.evaluation.limit is not None and config.evaluation.limit < MIN_ITEMS:
+            place, remedy = "evaluation.limit", f"raise it to {MIN_ITEMS} at least"
+        elif task.loaded.is_rendered:
+            place = "train.held_out_fraction"
+            remedy = "raise it, or give train.data more rows"
+        else:
+            place = f"evaluation.{relation}"
+            remedy = "leave it out, or give it more items"
+        issues.problems.append(
+            f"{place}: {task.num_items} item of {name!r} is scored, and a difference "
+            f"needs {MIN_ITEMS} for its error; {remedy}"
+        )
 
 
 def check_variants(
@@ -255,7 +229,7 @@ def target_layers(
 
 def _check_loading(
     matches: Mapping[str, Sequence[str]],
-    shapes: Mapping[str, LinearShape],
+    shapes: Mapping[str, models.LinearShape],
     model: StudyModel,
     issues: Issues,
 ) -> None:

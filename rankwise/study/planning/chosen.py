@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.study import PlannedRun
 from rankwise.study.planning.runs import RunMaker, checkpoint_steps, stopped
-from rankwise.study.searches.early_stop import EarlyStop
-from rankwise.study.searches.ladder import Ladder
-from rankwise.study.searches.narrow import Narrow
-from rankwise.study.searches.policy import Decision, Measures, Policy, Progress, Setting, Trial
-from rankwise.study.searches.settings import FullVariant, Searched, terms_of
+from rankwise.study.searches.policies import Ladder, Narrow, early_stop
+from rankwise.study.searches.policy import Decision, Measures, Policy, Progress, Trial
+from rankwise.study.searches.settings import searched, terms_of
 
 TUNED_LABEL = "tuned"
 """The learning rate of runs whose rate was searched, as a label that all ranks share."""
@@ -34,9 +33,7 @@ class Chosen(NamedTuple):
     together: tuple[tuple[PlannedRun, ...], ...]
 
 
-def all_of(
-    config: StudyConfig, runs: Sequence[PlannedRun], beside: Sequence[PlannedRun] = ()
-) -> Chosen:
+def all_of(config: StudyConfig, runs: Sequence[PlannedRun], beside: Sequence[PlannedRun]) -> Chosen:
     """Every run of a study file, its checkpoints, and what is trained beside: see ``Chosen``."""
     checkpoints = tuple(
         stopped(run, step).model_copy(update={"role": "checkpoint"})
@@ -52,27 +49,21 @@ class Candidates:
     Args:
         config: of the study.
         maker: of the runs of the trained task.
-        among: what the search chooses from.
+
+    Attributes:
+        settings: what the search chooses from.
+        ends: a whole training of each setting, in their order.
     """
 
-    def __init__(self, config: StudyConfig, maker: RunMaker, among: Searched) -> None:
-        self._config, self._maker, self._among = config, maker, among
+    def __init__(self, config: StudyConfig, maker: RunMaker) -> None:
+        self._config, self._maker = config, maker
         self._is_tuned = config.train.learning_rate.tune
+        among = searched(config)
+        self.settings = [setting for setting, _ in among]
+        self._variants = [variant for _, variant in among]
         self._models: dict[Progress, PlannedRun] = {}
-
-    @property
-    def settings(self) -> tuple[Setting, ...]:
-        """What the search chooses from."""
-        return self._among.settings
-
-    @property
-    def ends(self) -> list[PlannedRun]:
-        """A whole training of each setting, in their order."""
-        seed = self._config.seeds[0]
-        return [
-            self.model(Progress(Trial(place, setting.rates[0], seed), 1.0))
-            for place, setting in enumerate(self.settings)
-        ]
+        firsts = [Trial(n, of.rates[0], config.seeds[0]) for n, of in enumerate(self.settings)]
+        self.ends = [self.model(Progress(trial, 1.0)) for trial in firsts]
 
     def policy(self, measures: Measures) -> Policy:
         """The policy of the study file, for validation items that are scored so."""
@@ -85,7 +76,7 @@ class Candidates:
                 ]
                 for end in self.ends
             ]
-            return EarlyStop(settings, config.seeds, shares, config.train.stop)
+            return partial(early_stop, settings, config.seeds, shares, config.train.stop)
         terms = terms_of(config, measures)
         if search.policy == "ladder":
             return Ladder(settings, config.seeds, terms, search.rungs, search.first_rank)
@@ -96,9 +87,9 @@ class Candidates:
         """A training as far as it has come."""
         if progress not in self._models:
             setting, rate, seed = progress.trial
-            variant = self._among.variants[setting]
-            if isinstance(variant, FullVariant):
-                run = self._maker.full(rate, variant.epochs, seed)
+            variant = self._variants[setting]
+            if isinstance(variant, int):
+                run = self._maker.full(rate, variant, seed)
             else:
                 # a rule is kept as it is: it gives the same rate
                 changed = variant._replace(learning_rate=rate) if self._is_tuned else variant
@@ -137,10 +128,10 @@ def decided(
             if model.name not in searched
         }
         searched |= group
-        together += [tuple(group.values())] if group else []
-    rest = tuple(run for run in runs.values() if run.name not in searched)
+        together.append(tuple(group.values()))
+    together.append(tuple(run for run in runs.values() if run.name not in searched))
     return Chosen(
         runs=tuple(runs.values()),
         others=tuple(model for model in searched.values() if model.name not in runs),
-        together=(*together, rest) if rest else tuple(together),
+        together=tuple(filter(None, together)),
     )

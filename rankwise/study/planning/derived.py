@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rankwise.engine.models.own_texts import NUM_TEXTS, NUM_TOKENS
-from rankwise.engine.training.memory import PassMemory, estimate_training_memory
+from rankwise.engine.training.memory import AdapterSize, PassMemory
 from rankwise.errors import DataError, TaskError
 from rankwise.records.axes import BesideRank, beside_rank
 from rankwise.records.config.mitigations import MitigationConfig, RowsConfig
@@ -51,19 +51,22 @@ def other_examples(
     """
     found: dict[RowsConfig, tuple[Example, ...]] = {}
     for index, arm in enumerate(config.mitigations):
-        place = f"mitigations[{index}]"
-        for rows in _rows_of(arm):
-            if rows not in found:
-                try:
+        for _, rows in reversed(_besides(arm)):
+            if rows is not None and rows not in found:
+                with issues.of(f"mitigations[{index}]"):
                     found[rows] = _examples(rows, config, model, tasks)
-                except (TaskError, DataError) as error:
-                    issues.problems.append(f"{place}: {error}")
     return found
 
 
-def _rows_of(arm: MitigationConfig) -> list[RowsConfig]:
-    sections = (arm.kl, arm.replay)
-    return [each.rows for each in sections if each is not None and each.rows is not None]
+def _besides(arm: MitigationConfig) -> list[tuple[float, RowsConfig | None]]:
+    """What an arm reads beside the trained rows: shares of the rows of a step, and which these are.
+
+    None: texts that the base wrote.
+    """
+    besides = [] if arm.replay is None else [(arm.replay.share, arm.replay.rows)]
+    if arm.kl is not None and arm.kl.has_rows:
+        besides.append((arm.kl.share_of_rows, arm.kl.rows))
+    return besides
 
 
 def _examples(
@@ -86,11 +89,7 @@ def _examples(
             row
             for task in named
             for row in task_rows(
-                task,
-                model.tokenizer,
-                chat_template=has_chat,
-                max_examples=most,
-                split=rows.split,
+                task, model.tokenizer, chat_template=has_chat, max_examples=most, split=rows.split
             )
         ]
     overlap = find_overlap({rows.name: read}, tasks.prepared, model.tokenizer)
@@ -111,10 +110,8 @@ def largest_step(config: StudyConfig) -> int:
     most = 1.0
     for arm in config.mitigations:  # how many rows it reads for each row of the trained task
         factor = 1.0
-        if arm.replay is not None:
-            factor /= 1.0 - arm.replay.share
-        if arm.kl is not None and arm.kl.has_rows:
-            factor /= 1.0 - arm.kl.share_of_rows
+        for share, _ in _besides(arm):
+            factor /= 1.0 - share
         most = max(most, factor)
     return math.ceil(config.train.batch_size * config.train.gradient_accumulation_steps * most)
 
@@ -127,8 +124,7 @@ def longest_other(config: StudyConfig, others: Others) -> int:
 
 def has_own_texts(arm: MitigationConfig) -> bool:
     """Whether an arm reads texts that the base wrote."""
-    replays = arm.replay is not None and arm.replay.rows is None
-    return replays or (arm.kl is not None and arm.kl.at == "own_texts")
+    return any(rows is None for _, rows in _besides(arm))
 
 
 def plan_mitigated(
@@ -141,21 +137,20 @@ def plan_mitigated(
         assert run.learning_rate is not None
         assert run.alpha is not None
         assert run.scaling is not None
+        besides = _besides(arm)
+        read = [others[rows] for _, rows in reversed(besides) if rows is not None]
         digest = fingerprint(
             {
                 "mitigation_revision": MITIGATION_REVISION,
                 "run": run.fingerprint,
                 "arm": arm.model_dump(mode="json", exclude=_WHERE_ROWS_ARE, exclude_none=True),
-                "others": [examples_digest(others[rows]) for rows in _rows_of(arm)],
+                "others": list(map(examples_digest, read)),
                 "own_texts": [NUM_TEXTS, NUM_TOKENS] if has_own_texts(arm) else None,
             }
         )
         # tokens of the rows that it reads besides, by the mean length of a row
         num_rows, other_tokens = run.num_examples * (run.epochs or 1), 0.0
-        parts = [(arm.replay.share, arm.replay.rows)] if arm.replay is not None else []
-        if arm.kl is not None and arm.kl.has_rows:
-            parts.append((arm.kl.share_of_rows, arm.kl.rows))
-        for share, rows in parts:
+        for share, rows in besides:
             more = num_rows * share / (1.0 - share)
             num_rows += round(more)
             lengths = [NUM_TOKENS] if rows is None else [len(each.tokens) for each in others[rows]]
@@ -195,6 +190,7 @@ def plan_truncated(
         if run.rank is None or run.scaling is None or rank >= run.rank:
             continue
         num_trainable = run.num_trainable_parameters * rank // run.rank
+        max_tokens = config.train.max_micro_batch_tokens or memory.likely_tokens
         share = run.trainable_share * num_trainable / run.num_trainable_parameters
         cut = run.model_copy(
             update={
@@ -210,12 +206,8 @@ def plan_truncated(
                 "num_tokens": 0,
                 "num_trainable_parameters": num_trainable,
                 "trainable_share": share,
-                "estimated_memory_bytes": estimate_training_memory(
-                    memory,
-                    method="lora",
-                    rank=rank,
-                    num_trainable=num_trainable,
-                    max_tokens=config.train.max_micro_batch_tokens or memory.likely_tokens,
+                "estimated_memory_bytes": memory.lora_bytes(
+                    [AdapterSize(rank, num_trainable)], max_tokens, gradient_checkpointing=False
                 ),
             }
         )

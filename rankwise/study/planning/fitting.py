@@ -235,22 +235,22 @@ class Room:
         return "lower the ranks or train.max_length"
 
 
-def earlier_full(folder: StudyFolder | None, base_model: str) -> FullTraining | None:
+def earlier_full(
+    folder: StudyFolder | None, earlier: StudyRecord | None, base_model: str
+) -> FullTraining | None:
     """What the study in a folder took for full fine-tuning, if it is on this base.
 
-    Where the study's record is damaged, what a finished run of it took. ``base_model`` is the
-    base's fingerprint.
+    Where the study's record is damaged (None), what a finished run of it took. ``base_model`` is
+    the base's fingerprint.
     """
-    if folder is None:
+    if folder is None or not folder.has(folder.study_file):
         return None
-    try:
-        earlier = folder.read_if_there(folder.study_file, StudyRecord)
-    except RecordError:
+    if earlier is None:
         return next((run.planned.full for run in folder.readable_runs() if run.planned.full), None)
-    if earlier is None or earlier.base_model_fingerprint != base_model:
-        return None
     full = earlier.config.methods.full
-    return None if full is None else FullTraining.model_validate(full.model_dump())
+    if full is None or earlier.base_model_fingerprint != base_model:
+        return None
+    return FullTraining.model_validate(full.model_dump())
 
 
 def with_whole_base(study: StudyRecord, folder: StudyFolder) -> StudyRecord:

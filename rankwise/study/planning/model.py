@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from rankwise.engine.models import base as models
-from rankwise.engine.models.base import BaseModel
 from rankwise.engine.models.devices import Machine, ResolvedPrecision
 from rankwise.engine.models.start import with_start
 from rankwise.errors import ModelError, PlanError
@@ -26,7 +25,7 @@ class StudyModel(NamedTuple):
         precision: of the matrix products.
     """
 
-    base: BaseModel
+    base: models.BaseModel
     tokenizer: Any
     skeleton: Any
     max_length: int

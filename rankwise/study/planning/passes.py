@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.training.memory import AdapterSize, PassMemory
 from rankwise.records.config.training import TrainConfig
+from rankwise.records.grouping import grouped
 from rankwise.records.study import PlannedPass, PlannedRun
 from rankwise.study.times import training_work
 
@@ -50,10 +51,7 @@ def plan_passes(
         num_devices: equal ones, which share the passes.
         work_of: the work of training the models of one training, and of scoring them.
     """
-    of_training: dict[str, list[PlannedRun]] = {}
-    for run in runs:
-        if run.role != "imported":
-            of_training.setdefault(run.training.name, []).append(run)
+    of_training = grouped((run.training.name, run) for run in runs if run.role != "imported")
     cutter = _PassCutter(memory, train, usable(available_bytes))
     trained = [models[0] for models in of_training.values()]
     if num_devices == 1:
@@ -66,7 +64,7 @@ def plan_passes(
     passes: list[PlannedPass] = []
     for group in groups:
         models = [model.name for run in group for model in of_training[run.training.name]]
-        passes.append(cutter.planned(group).model_copy(update={"runs": tuple(models)}))
+        passes.append(cutter.planned(group, models))
     return tuple(passes)
 
 
@@ -88,7 +86,10 @@ def least_bytes(memory: PassMemory, train: TrainConfig, adapter: AdapterSize | N
 
     None: of full fine-tuning.
     """
-    return _PassCutter(memory, train, limit=0).least(adapter)
+    cutter = _PassCutter(memory, train, limit=0)
+    if adapter is None:
+        return memory.full_bytes(cutter.lowest, cutter.checkpointing[-1])
+    return memory.lora_bytes([adapter], cutter.lowest, cutter.checkpointing[-1])
 
 
 def size_of(run: PlannedRun) -> AdapterSize:
@@ -104,16 +105,15 @@ class _PassCutter:
         self._memory, self._limit = memory, limit
         fixed = train.max_micro_batch_tokens
         self._highest = max(fixed or memory.likely_tokens, memory.longest)
-        self._lowest = self._highest if fixed else memory.longest
-        self._kept = min(max(memory.kept_tokens, self._lowest), self._highest)
-        self._is_balanced = memory.kept_tokens > 0
+        self.lowest = self._highest if fixed else memory.longest
+        self._kept = min(max(memory.kept_tokens, self.lowest), self._highest)
         wanted = train.gradient_checkpointing
-        self._checkpointing = (False, True) if wanted is None else (wanted,)
+        self.checkpointing = (False, True) if wanted is None else (wanted,)
 
     def groups(self, adapters: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
         """Runs of one pass each."""
         groups, even = list(self._filled(adapters, self._limit)), []
-        while self._is_balanced and len(groups) > 1:
+        while self._memory.kept_tokens > 0 and len(groups) > 1:
             # the first one is filled up to the lowest limit that makes no more of them; then come
             # the others, which may do with less
             low, high = 0, self._limit
@@ -171,18 +171,18 @@ class _PassCutter:
     def _has_room(self, group: Sequence[PlannedRun], run: PlannedRun, limit: int) -> bool:
         """Whether a pass that has been begun takes one more."""
         # one that recomputes already may be filled so
-        recomputes = self._checkpointing[0] or (
-            len(self._checkpointing) > 1 and self._peak_of(group)(self._lowest, False) > self._limit
+        recomputes = self.checkpointing[0] or (
+            len(self.checkpointing) > 1 and self._peak_of(group)(self.lowest, False) > self._limit
         )
         return self._peak_of([*group, run])(self._kept, recomputes) <= limit
 
-    def planned(self, runs: Sequence[PlannedRun]) -> PlannedPass:
-        """The pass that trains some runs, cut so that it fits if it can."""
+    def planned(self, runs: Sequence[PlannedRun], names: Sequence[str]) -> PlannedPass:
+        """The pass that trains some runs, with the names of its models; it fits if it can."""
         peak = self._peak_of(runs)
-        fitting = (each for each in self._checkpointing if peak(self._lowest, each) <= self._limit)
-        recomputes = next(fitting, self._checkpointing[-1])
+        fitting = (each for each in self.checkpointing if peak(self.lowest, each) <= self._limit)
+        recomputes = next(fitting, self.checkpointing[-1])
         # the largest micro-batch that fits; the smallest where none does
-        low, high = self._lowest, self._highest
+        low, high = self.lowest, self._highest
         while low < high:
             middle = (low + high + 1) // 2
             if peak(middle, recomputes) > self._limit:
@@ -190,17 +190,11 @@ class _PassCutter:
             else:
                 low = middle
         return PlannedPass(
-            runs=tuple(run.name for run in runs),
+            runs=tuple(names),
             max_tokens=low,
             gradient_checkpointing=recomputes,
             estimated_memory_bytes=peak(low, recomputes),
         )
-
-    def least(self, adapter: AdapterSize | None) -> int:
-        """Bytes of an adapter, or of full fine-tuning, in the smallest way."""
-        if adapter is None:
-            return self._memory.full_bytes(self._lowest, self._checkpointing[-1])
-        return self._memory.lora_bytes([adapter], self._lowest, self._checkpointing[-1])
 
     def _peak_of(self, runs: Sequence[PlannedRun]) -> Callable[[int, bool], int]:
         """Bytes by tokens of a micro-batch and gradient checkpointing."""

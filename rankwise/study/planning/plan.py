@@ -18,16 +18,12 @@ from rankwise.engine.models.devices import STEP_TOKENS, Machine
 from rankwise.engine.scoring.tree.prefixes import PrefixTree
 from rankwise.engine.training.memory import PassMemory, TrainingSetting
 from rankwise.engine.training.micro_batches import training_lanes
-from rankwise.errors import DataError, ModelError, PlanError, RecordError
+from rankwise.errors import DataError, RecordError
 from rankwise.records import p_right
 from rankwise.records.config.methods import FullConfig
 from rankwise.records.config.mitigations import RowsConfig
 from rankwise.records.config.study import StudyConfig
-from rankwise.records.fingerprints import (
-    answers_fingerprint,
-    fingerprint,
-    study_fingerprint,
-)
+from rankwise.records.fingerprints import answers_fingerprint, fingerprint, study_fingerprint
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import (
     FirstItems,
@@ -37,16 +33,7 @@ from rankwise.records.study import (
     TaskEvaluation,
     TokenCounts,
 )
-from rankwise.study.planning.checks import (
-    check_fields,
-    check_items,
-    check_judgements,
-    check_model,
-    check_settings,
-    check_variants,
-    check_warmup,
-    target_layers,
-)
+from rankwise.study.planning import checks
 from rankwise.study.planning.chosen import Candidates, all_of, decided
 from rankwise.study.planning.derived import (
     Others,
@@ -69,12 +56,12 @@ from rankwise.study.planning.runs import (
     plan_beside,
     plan_runs,
 )
-from rankwise.study.planning.tasks import TaskPlan, plan_tasks
+from rankwise.study.planning.tasks import TaskFinder, TaskPlan
 from rankwise.study.references import num_answered, with_references
 from rankwise.study.searches.policy import Decision, Measures
-from rankwise.study.searches.settings import searched
 from rankwise.study.times import training_work
 from rankwise.tasks.item_order import in_random_order
+from rankwise.tasks.judgement import check_judging
 from rankwise.tasks.questions import Prompt, RightAnswer
 from rankwise.tasks.requests import PreparedTask
 from rankwise.tasks.resolution import GENERAL
@@ -203,45 +190,44 @@ def plan_study(
         PlanError: with every problem found, or because the base model cannot be had.
         ModelError: its tokenizer or config cannot be used.
     """
-    issues, planner, earlier = Issues(), None, None
+    issues, earlier = Issues(), None
     with contextlib.suppress(RecordError):  # what is damaged is set aside when it is run
         earlier = folder and folder.read_if_there(folder.study_file, StudyRecord)
     refuse_scores(earlier)
     model = study_model(config, report, machine)
     begun_with = () if earlier is None else earlier.groups.get(GENERAL, ())
     parts = _parts(config, model, issues, begun_with)
-    if parts is not None:
-        clusters = {**parts.tasks.clusters, **config.evaluation.clusters}
-        evaluation = config.evaluation.model_copy(update={"clusters": clusters})
-        config = config.model_copy(update={"evaluation": evaluation})
-        train = config.train
-        lengths = {example.num_inputs for rows in parts.examples.values() for example in rows}
-        setting = TrainingSetting(
-            device=model.machine.device,
-            precision=model.precision,
-            longest=max(*lengths, longest_other(config, parts.others)),
-            shortest=min(lengths),
-            examples_per_step=largest_step(config),
-            base_precision=train.base_precision,
-            dropout=train.dropout,
-            is_held=any(arm.kl is not None for arm in config.mitigations),
-            max_lanes=training_lanes(train, model.machine.device),
-        )
-        adapted = dict.fromkeys(name for to in parts.layers.values() for name in to.shapes)
-        memory = PassMemory(model.skeleton, setting, list(adapted))
-        if num_workers > 1:  # each has a device of its own
-            model = model._replace(machine=model.machine._replace(num_cards=1))
-        before = earlier_full(folder, model.base.fingerprint)
-        full = full_training(config, memory, model.machine, before)
-        if full is not None:
-            named = {"full": FullConfig.model_validate(full.model_dump())}
-            methods = config.methods.model_copy(update=named)
-            config = config.model_copy(update={"methods": methods})
-            memory = memory.changed(full=full)
-        base = Trainable(model, parts.layers, memory)
-        planner = Planner(config, base, parts, issues, folder, num_workers)
-    if issues.problems or planner is None:
-        raise PlanError(config.name, model.base.name, issues.problems, issues.warnings)
+    issues.refuse(config.name, model.base.name)
+    clusters = {**parts.tasks.clusters, **config.evaluation.clusters}
+    evaluation = config.evaluation.model_copy(update={"clusters": clusters})
+    config = config.model_copy(update={"evaluation": evaluation})
+    train = config.train
+    lengths = {example.num_inputs for rows in parts.examples.values() for example in rows}
+    setting = TrainingSetting(
+        device=model.machine.device,
+        precision=model.precision,
+        longest=max(*lengths, longest_other(config, parts.others)),
+        shortest=min(lengths),
+        examples_per_step=largest_step(config),
+        base_precision=train.base_precision,
+        dropout=train.dropout,
+        is_held=any(arm.kl is not None for arm in config.mitigations),
+        max_lanes=training_lanes(train, model.machine.device),
+    )
+    adapted = dict.fromkeys(name for to in parts.layers.values() for name in to.shapes)
+    memory = PassMemory(model.skeleton, setting, list(adapted))
+    if num_workers > 1:  # each has a device of its own
+        model = model._replace(machine=model.machine._replace(num_cards=1))
+    before = earlier_full(folder, earlier, model.base.fingerprint)
+    full = full_training(config, memory, model.machine, before)
+    if full is not None:
+        named = {"full": FullConfig.model_validate(full.model_dump())}
+        methods = config.methods.model_copy(update=named)
+        config = config.model_copy(update={"methods": methods})
+        memory = memory.changed(full=full)
+    base = Trainable(model, parts.layers, memory)
+    planner = Planner(config, base, parts, issues, folder, num_workers)
+    issues.refuse(config.name, model.base.name)
     return planner.plan()
 
 
@@ -256,26 +242,26 @@ class _Parts(NamedTuple):
 
 def _parts(
     config: StudyConfig, model: StudyModel, issues: Issues, begun_with: Collection[str]
-) -> _Parts | None:
-    """The parts of a plan; None where there are problems."""
-    check_model(config, model, issues)
-    check_settings(config, issues)
-    layers = target_layers(config, model, issues)
-    check_variants(config, model, layers, issues)
-    tasks = plan_tasks(config, model.tokenizer, model.max_length, issues, begun_with)
+) -> _Parts:
+    """The parts of a plan; incomplete where there are problems."""
+    checks.check_model(config, model, issues)
+    checks.check_settings(config, issues)
+    layers = checks.target_layers(config, model, issues)
+    checks.check_variants(config, model, layers, issues)
+    tasks = TaskFinder(config, model, issues, begun_with).plan()
     examples = {
         train_task: _examples(train_task, rows, config, model, issues)
         for train_task, rows in tasks.rows.items()
     }
     others = {} if issues.problems else other_examples(config, model, tasks, issues)
-    check_fields(config, tasks.prepared, tasks.scored, issues)
-    check_items(config, tasks.prepared, tasks.scored, issues)
-    if not issues.problems:  # a metric that does not exist is a problem already
-        metrics = {task.name: metric_of(config, task.name) for task in tasks.prepared}
-        check_judgements(tasks.prepared, metrics, issues)
+    checks.check_tasks(config, tasks.prepared, tasks.scored, issues)
+    # a metric that does not exist is a problem already
+    for task in () if issues.problems else tasks.prepared:
+        with issues.of("evaluation"):
+            check_judging(task, metric_of(config, task.name))
     for train_task, task_examples in examples.items():
-        check_warmup(config, train_task, len(task_examples), issues)
-    return None if issues.problems else _Parts(tasks, examples, layers, others)
+        checks.check_warmup(config, train_task, len(task_examples), issues)
+    return _Parts(tasks, examples, layers, others)
 
 
 class Planner:
@@ -312,9 +298,8 @@ class Planner:
         }
         self._runs = () if config.is_searched else plan_runs(config, makers.values())
         self._beside = plan_beside(config, makers.values())
-        among = searched(config)
         self.candidates = {
-            source: Candidates(config, maker, among)
+            source: Candidates(config, maker)
             for source, maker in (makers if config.is_searched else {}).items()
         }
         ends = [end for each in self.candidates.values() for end in each.ends]
@@ -334,21 +319,20 @@ class Planner:
         Raises:
             PlanError: the study cannot be run; with every problem found.
         """
-        config, model = self._config, self._model
+        config = self._config
         if config.is_searched:
-            begin = {of: (c.policy(Measures()).decide({}),) for of, c in self.candidates.items()}
+            begin = {of: (c.policy(Measures())({}),) for of, c in self.candidates.items()}
             chosen = decided(self.candidates, decisions or begin)
         else:
             chosen = all_of(config, self._runs, self._beside)
         truncated = plan_truncated(config, chosen.runs, self._memory)
         mitigated = plan_mitigated(config, chosen.runs, self._parts.others)
         issues = Issues(list(self._issues.problems), list(self._issues.warnings))
-        trained = [*chosen.runs, *chosen.others, *truncated, *mitigated, *self._beside]
-        room = self._room
+        others = (*chosen.others, *truncated, *mitigated, *self._beside)
+        trained, room = [*chosen.runs, *others], self._room
         room.check_memory(trained, issues)
         most_bytes = room.most_weights_bytes([*trained, *self._imported], issues)
-        if issues.problems:
-            raise PlanError(config.name, model.base.name, issues.problems, issues.warnings)
+        issues.refuse(config.name, self._model.base.name)
         unchosen, record = self._unchosen, self._unchosen.record
 
         def work_of(models: Sequence[PlannedRun]) -> float:
@@ -369,10 +353,7 @@ class Planner:
             )
         ]
         models = {
-            "models": (
-                *(*chosen.runs, *self._imported),
-                *(*chosen.others, *truncated, *mitigated, *self._beside),
-            ),
+            "models": (*chosen.runs, *self._imported, *others),
             "passes": tuple(passes),
             "most_weights_bytes": most_bytes,
             "warnings": tuple(issues.warnings),
@@ -382,15 +363,52 @@ class Planner:
     def _without_runs(self, num_workers: int) -> StudyPlan:
         """The plan before anything is chosen: what no decision changes."""
         config, model, tasks, room = self._config, self._model, self._parts.tasks, self._room
-        has_full = config.methods.full is not None
-        has_full = has_full or any(run.method == "full" for run in self._imported)
+        has_full = bool(config.methods.full) or "full" in {run.method for run in self._imported}
         answers = self._right_answers() if has_full or config.analysis.gauges else {}
         gauged = self._with_text_ends(answers) if config.analysis.gauges else {}
         answers = answers if has_full else {}
         prompts = self._head_prompts()
         short_prompts = encoded_prompts(model.tokenizer) if config.analysis.answer_lengths else ()
+        record = StudyRecord(
+            **dict(tasks.scored),
+            fingerprint=study_fingerprint(config),
+            config=config,
+            base_model_fingerprint=model.base.fingerprint,
+            precision=model.precision,
+            task_fingerprints={
+                name: _task_fingerprint(config, model.precision, task, task.digest, task.limit)
+                for name, task in self._prepared.items()
+            },
+            answers_fingerprints={
+                source: answers_fingerprint(model.precision, its) for source, its in answers.items()
+            },
+            gauge_fingerprints={
+                source: answers_fingerprint(model.precision, its) for source, its in gauged.items()
+            },
+            short_prompts_fingerprint=fingerprint(
+                [SHORT_PROMPTS_REVISION, model.precision, short_prompts]
+            )
+            if short_prompts
+            else None,
+            num_parameters=model.num_parameters,
+            num_tokens=TokenCounts(
+                scored={name: task.num_distinct_tokens for name, task in self._prepared.items()},
+                answers={source: tokens_read(its) for source, its in answers.items()},
+                gauges={source: tokens_read(its) for source, its in gauged.items()},
+                short_prompts=sum(len(p.tokens) + p.settings.max_new_tokens for p in short_prompts),
+                head_prompts={
+                    source: sum(map(len, prompts.get(source, ()))) for source in tasks.scored.tasks
+                },
+            ),
+            references=References(parts=self._answered_in_part()),
+            models=(),
+            warnings=(),
+            own_data=tasks.own_data,
+            own_sets=dict(tasks.own_sets),
+            provenance=model.machine.provenance,
+        )
         return StudyPlan(
-            record=self._record(answers, gauged, prompts, short_prompts),
+            record=record,
             base=model.base,
             tokenizer=model.tokenizer,
             device=model.machine.device,
@@ -405,54 +423,6 @@ class Planner:
             short_prompts=short_prompts,
             num_workers=num_workers,
             cards=room.cards if room.is_over_cards else (),
-        )
-
-    def _record(
-        self,
-        answers: Answers,
-        gauged: Answers,
-        prompts: Mapping[str, HeadPrompts],
-        short_prompts: Sequence[Prompt],
-    ) -> StudyRecord:
-        config, model, tasks = self._config, self._model, self._parts.tasks
-        scored, precision = tasks.scored, model.precision
-        return StudyRecord(
-            **dict(scored),
-            fingerprint=study_fingerprint(config),
-            config=config,
-            base_model_fingerprint=model.base.fingerprint,
-            precision=precision,
-            task_fingerprints={
-                name: _task_fingerprint(config, precision, task, task.digest, task.limit)
-                for name, task in self._prepared.items()
-            },
-            answers_fingerprints={
-                source: answers_fingerprint(precision, its) for source, its in answers.items()
-            },
-            gauge_fingerprints={
-                source: answers_fingerprint(precision, its) for source, its in gauged.items()
-            },
-            short_prompts_fingerprint=fingerprint(
-                [SHORT_PROMPTS_REVISION, precision, short_prompts]
-            )
-            if short_prompts
-            else None,
-            num_parameters=model.num_parameters,
-            num_tokens=TokenCounts(
-                scored={name: task.num_distinct_tokens for name, task in self._prepared.items()},
-                answers={source: tokens_read(its) for source, its in answers.items()},
-                gauges={source: tokens_read(its) for source, its in gauged.items()},
-                short_prompts=sum(len(p.tokens) + p.settings.max_new_tokens for p in short_prompts),
-                head_prompts={
-                    source: sum(map(len, prompts.get(source, ()))) for source in scored.tasks
-                },
-            ),
-            references=References(parts=self._answered_in_part()),
-            models=(),
-            warnings=(),
-            own_data=tasks.own_data,
-            own_sets=dict(tasks.own_sets),
-            provenance=model.machine.provenance,
         )
 
     def _right_answers(self) -> Answers:
@@ -568,24 +538,17 @@ def _imported(
                 f"with train_task ({', '.join(known)})"
             )
             continue
-        try:
+        with issues.of(place):
             run, warnings = imported_run(imported, base, imported.train_task or known[0])
-        except ModelError as error:
-            issues.problems.append(f"{place}: {error}")
-            continue
-        if any(run.name == other.name for other in runs):
-            issues.problems.append(f"{place}: the same model is imported twice")
-        issues.warnings.extend(f"{place}: {warning}" for warning in warnings)
-        runs.append(run)
+            if any(run.name == other.name for other in runs):
+                issues.problems.append(f"{place}: the same model is imported twice")
+            issues.warnings.extend(f"{place}: {warning}" for warning in warnings)
+            runs.append(run)
     return runs
 
 
 def _examples(
-    name: str,
-    rows: Sequence[TrainingRow],
-    config: StudyConfig,
-    model: StudyModel,
-    issues: Issues,
+    name: str, rows: Sequence[TrainingRow], config: StudyConfig, model: StudyModel, issues: Issues
 ) -> tuple[Example, ...]:
     try:
         examples = tokenise_rows(rows, model.tokenizer, config.train, model.max_length)

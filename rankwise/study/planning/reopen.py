@@ -11,9 +11,9 @@ from rankwise.records.study import StudyRecord
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.model import StudyModel, refuse_scores, study_model
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.planning.tasks import plan_tasks
+from rankwise.study.planning.tasks import TaskFinder
 from rankwise.tasks.item_order import in_random_order
-from rankwise.tasks.requests import PreparedTask, prepare_task, prepared_task
+from rankwise.tasks.requests import PreparedTask, prepared_task
 from rankwise.tasks.resolution import TaskNotFound, load_tasks
 
 
@@ -70,9 +70,8 @@ def _prepared(
     planned: dict[str, PreparedTask] = {}
     if has_own or any("@" in name for name in names):
         issues = Issues()
-        tasks = plan_tasks(config, model.tokenizer, model.max_length, issues)
-        if issues.problems:
-            raise PlanError(config.name, model.base.name, issues.problems, issues.warnings)
+        tasks = TaskFinder(config, model, issues).plan()
+        issues.refuse(config.name, model.base.name)
         planned = {task.name: task for task in tasks.prepared}
     others = [name for name in names if name not in planned]
     loaded = (
@@ -88,21 +87,18 @@ def _prepared(
             hint = f"; the study scores {near!r}" if near else ""
             raise TaskError(f"--tasks: {leaves}{hint}")
         if task := planned.get(name):
-            # of the items that the study scores, the first of the random order
-            prepared[name] = (
-                task
-                if limit is None
-                else prepare_task(
+            if limit is not None:
+                # of the items that the study scores, the first of the random order
+                as_planned = {"num_fewshot": task.num_fewshot, "chat_template": task.chat_template}
+                task = prepared_task(
                     task.loaded,
                     model.tokenizer,
-                    max_length=model.max_length,
-                    num_fewshot=task.num_fewshot,
+                    model.max_length,
+                    config.evaluation.model_copy(update=as_planned),
                     limit=limit,
-                    chat_template=task.chat_template,
-                    fewshot_as_multiturn=config.evaluation.fewshot_as_multiturn,
                     doc_ids=in_random_order(task.doc_ids)[:limit],
                 )
-            )
+            prepared[name] = task
         for leaf in leaves:
             prepared[leaf.name] = prepared_task(
                 leaf, model.tokenizer, model.max_length, config.evaluation, limit=limit

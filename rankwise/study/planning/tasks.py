@@ -10,28 +10,23 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError
 from rankwise.records import quantities
 from rankwise.records.config.study import ENDING_SUFFIX, StudyConfig
+from rankwise.records.grouping import grouped
 from rankwise.records.own_data import OwnData
 from rankwise.records.results import MIN_ITEMS
 from rankwise.records.study import RELATIONS, PromptedTask, Relation, StudyTasks
 from rankwise.study.planning.issues import Issues
+from rankwise.study.planning.model import StudyModel
 from rankwise.tasks.formats import TrainedFormat, in_trained_format, trained_format
 from rankwise.tasks.overlap import find_overlap
 from rankwise.tasks.own_rows import OPTIONS
 from rankwise.tasks.requests import PreparedTask, prepare_task, prepared_task
-from rankwise.tasks.resolution import (
-    GENERAL,
-    LoadedTask,
-    TaskNotFound,
-    Unloaded,
-    load_tasks,
-    tasks_of_general,
-)
+from rankwise.tasks.resolution import GENERAL, LoadedTask, Unloaded, load_tasks, tasks_of_general
 from rankwise.tasks.training_rows import (
     TrainingRow,
     num_documents,
@@ -86,28 +81,9 @@ class TaskPlan(NamedTuple):
     order: dict[str, tuple[int, ...]]
     scored: StudyTasks
     prepared: list[PreparedTask]
-    own_data: OwnData | None = None
-    own_sets: Mapping[str, OwnData] = {}
-    clusters: Mapping[str, str] = {}
-
-
-def plan_tasks(
-    config: StudyConfig,
-    tokenizer: Any,
-    max_length: int,
-    issues: Issues,
-    begun_with: Collection[str] = (),
-) -> TaskPlan:
-    """Find, load and prepare every task of a study; incomplete where there are problems.
-
-    Args:
-        config: of the study.
-        tokenizer: of the base model.
-        max_length: tokens that the model reads at most.
-        issues: gets every problem and warning.
-        begun_with: the tasks of the set ``general`` that the study has already.
-    """
-    return _TaskFinder(config, tokenizer, max_length, issues, begun_with).plan()
+    own_data: OwnData | None
+    own_sets: Mapping[str, OwnData]
+    clusters: Mapping[str, str]
 
 
 class _Source(NamedTuple):
@@ -120,7 +96,6 @@ class _Source(NamedTuple):
         leaves: the scored tasks of each relation.
         trained: those leaf tasks of which trained rows are scored too, as tasks made of them.
         asked: task in-domain -> the leaf task whose rows are examples of what it asks.
-        behind: makes of a task one of a name with some rows before each question.
     """
 
     name: str
@@ -129,27 +104,34 @@ class _Source(NamedTuple):
     leaves: Leaves
     trained: dict[str, LoadedTask]
     asked: Mapping[str, str]
-    behind: Callable[[LoadedTask, Sequence[int], str], LoadedTask]
 
 
-class _TaskFinder:
-    """Finds and prepares tasks, each name once."""
+class TaskFinder:
+    """Finds, loads and prepares every task of a study, each name once.
+
+    Args:
+        config: of the study.
+        model: whose tokenizer is used.
+        issues: gets every problem and warning.
+        begun_with: the tasks of the set ``general`` that the study has already.
+    """
 
     def __init__(
         self,
         config: StudyConfig,
-        tokenizer: Any,
-        max_length: int,
+        model: StudyModel,
         issues: Issues,
-        begun_with: Collection[str],
+        begun_with: Collection[str] = (),
     ) -> None:
-        self.config, self.tokenizer, self.max_length = config, tokenizer, max_length
-        self.begun_with = begun_with
-        self.problems, self.warnings = issues.problems, issues.warnings
+        self.config, self.model, self.begun_with = config, model, begun_with
+        self.issues, self.problems, self.warnings = issues, issues.problems, issues.warnings
+        self._has_chat = config.train.chat_template and model.has_chat_template
+        self._loaded: dict[str, tuple[LoadedTask, ...]] = {}
+        self._unloaded: dict[str, Unloaded] = {}
         self._done: dict[str, PreparedTask | None] = {}
-        self._own_data: OwnData | None = None
+        self._own: UserData | None = None
         self._own_sets: dict[str, OwnData] = {}
-        self._clusters: dict[str, str] = {}
+        self._clusters: dict[str, str | None] = {}
 
     def plan(self) -> TaskPlan:
         """Incomplete where there are problems."""
@@ -163,8 +145,10 @@ class _TaskFinder:
             for relation, tasks in source.leaves.items():
                 for loaded in tasks.values():
                     task = self._prepared(relation, loaded)
+                    if task is None or not self.config.evaluation.trained_format:
+                        continue
                     other = self._in_trained_format(relation, task, source.format)
-                    if task is not None and other is not None:
+                    if other is not None:
                         formats[task.name] = other.name
             found["trained_formats"][name] = formats
             kept, clean, found["overlaps"][name] = self._without_overlap(source)
@@ -188,16 +172,22 @@ class _TaskFinder:
                 "evaluation: models are scored in a format other than their training format; "
                 f"besides the standard format, which decides, also as {', '.join(sorted(others))}"
             )
-        found |= {"groups": _groups(leaves), "domains": self._domains(leaves)}
+        groups = grouped((group, task.name) for task in leaves for group in task.groups)
+        found["groups"] = {group: tuple(dict.fromkeys(its)) for group, its in groups.items()}
+        found["domains"] = self._domains(leaves)
         prepared = [task for task in self._done.values() if task is not None]
         return TaskPlan(
             rows,
             order,
             StudyTasks(**found),
             prepared,
-            self._own_data,
+            None if self._own is None else self._own.read,
             self._own_sets,
-            {task: name for task, name in self._clusters.items() if _tells(prepared, task, name)},
+            {
+                task: column
+                for task, column in self._clusters.items()
+                if column is not None and _tells(prepared, task, column)
+            },
         )
 
     def _warn_of_too_few(self, name: str, num_rows: int) -> None:
@@ -233,45 +223,37 @@ class _TaskFinder:
         """
         if loaded.name not in self._done:
             self._done[loaded.name] = None
-            try:
+            with self.issues.of(f"evaluation.{relation}"):
                 self._done[loaded.name] = prepared_task(
                     loaded,
-                    self.tokenizer,
-                    self.max_length,
+                    self.model.tokenizer,
+                    self.model.max_length,
                     self.config.evaluation,
                     limit=num_first,
                     doc_ids=None if num_first is None else range(num_first),
                 )
-            except (TaskError, DataError) as error:
-                self.problems.append(f"evaluation.{relation}: {error}")
         return self._done[loaded.name]
 
     def _in_trained_format(
-        self, relation: Relation, task: PreparedTask | None, trained: TrainedFormat
+        self, relation: Relation, task: PreparedTask, trained: TrainedFormat
     ) -> PreparedTask | None:
-        if task is None or not self.config.evaluation.trained_format:
-            return None
         rewritten = in_trained_format(
-            task.loaded,
-            trained,
-            chat_template=task.chat_template,
-            num_fewshot=task.num_fewshot,
+            task.loaded, trained, chat_template=task.chat_template, num_fewshot=task.num_fewshot
         )
         if rewritten is None:
             return None
-        if isinstance(rewritten, LoadedTask) and rewritten.name in self._done:
-            return self._done[rewritten.name]
         try:
             if isinstance(rewritten, str):
                 raise TaskError(rewritten)
-            self._done[rewritten.name] = prepare_task(
-                rewritten,
-                self.tokenizer,
-                max_length=self.max_length,
-                num_fewshot=0,
-                limit=self.config.evaluation.limit,
-                chat_template=trained.chat_template,
-            )
+            if rewritten.name not in self._done:
+                self._done[rewritten.name] = prepare_task(
+                    rewritten,
+                    self.model.tokenizer,
+                    max_length=self.model.max_length,
+                    num_fewshot=0,
+                    limit=self.config.evaluation.limit,
+                    chat_template=trained.chat_template,
+                )
             return self._done[rewritten.name]
         except (TaskError, DataError) as error:
             self.warnings.append(
@@ -291,18 +273,22 @@ class _TaskFinder:
         if GENERAL in wanted["retention"]:
             del names[GENERAL]
             of_set = dict.fromkeys(tasks_of_general())
-        loaded: dict[str, tuple[LoadedTask, ...] | Unloaded] = {}
         try:
             loaded = load_tasks(
                 [*(names | of_set)], config.tasks_path, allow_code=config.allow_task_code
             )
         except TaskError as error:
             self.problems.append(str(error))
-        if loaded and of_set:
-            loaded[GENERAL] = self._general(of_set, names, loaded)
-        leaves: Leaves = {r: self._leaves(r, listed, loaded) for r, listed in wanted.items()}
-        found = (its for its in loaded.values() if not isinstance(its, TaskNotFound | TaskError))
-        named = {task.name for tasks in found for task in tasks}
+            loaded, of_set = {}, {}
+        for name, its in loaded.items():
+            if isinstance(its, Unloaded):
+                self._unloaded[name] = its
+            else:
+                self._loaded[name] = its
+        if of_set:
+            self._loaded[GENERAL] = self._general(of_set, names)
+        leaves: Leaves = {r: self._leaves(r, listed) for r, listed in wanted.items()}
+        named = {task.name for tasks in self._loaded.values() for task in tasks}
         self._add_own_sets(leaves, named)
         for relation, other in itertools.combinations(RELATIONS, 2):
             for name in leaves[relation].keys() & leaves[other].keys():
@@ -311,38 +297,29 @@ class _TaskFinder:
                 )
         if train.data is not None:
             return [self._user_source(leaves)]
-        trained: dict[str, tuple[LoadedTask, ...]] = {}
         for index, name in enumerate(train.task):
-            of_name = loaded.get(name, ())
-            if isinstance(of_name, TaskNotFound | TaskError):
+            if name in self._unloaded:
                 place = f"[{index}]" if len(train.task) > 1 else ""
-                self.problems.append(f"train.task{place}: {of_name}")
-                of_name = ()
-            trained[name] = of_name
+                self.problems.append(f"train.task{place}: {self._unloaded[name]}")
+        trained = {name: self._loaded.get(name, ()) for name in train.task}
         return [self._task_source(name, trained, leaves) for name in trained]
 
-    def _general(
-        self,
-        of_set: Iterable[str],
-        named: Iterable[str],
-        loaded: Mapping[str, tuple[LoadedTask, ...] | Unloaded],
-    ) -> tuple[LoadedTask, ...]:
+    def _general(self, of_set: Iterable[str], named: Iterable[str]) -> tuple[LoadedTask, ...]:
         """Of the set's tasks, those that can be loaded here and are not named otherwise."""
-        missing = {name: why for name in of_set if isinstance(why := loaded[name], Unloaded)}
-        leaves = {name: its for name, its in loaded.items() if not isinstance(its, Unloaded)}
-        known = {task.name for name in named for task in leaves.get(name, ())}
+        missing = [name for name in of_set if name in self._unloaded]
+        known = {task.name for name in named for task in self._loaded.get(name, ())}
         if missing:
             lost = [name for name in missing if name in self.begun_with]
-            names = lost or [*missing]
+            names = lost or missing
             why = "cannot be loaded here" + (", and the study has it already" if lost else "")
             (self.problems if lost else self.warnings).append(
                 f"evaluation.retention: of {GENERAL}, {quantities.listed(names)} {why} "
-                f"({missing[names[0]]})"
+                f"({self._unloaded[names[0]]})"
             )
         return tuple(
             task._replace(groups=(*task.groups, GENERAL))
             for name in of_set
-            for task in leaves.get(name, ())
+            for task in self._loaded.get(name, ())
             if task.name not in known
         )
 
@@ -363,95 +340,64 @@ class _TaskFinder:
         rows = self._task_rows(name, own)
         asked = {task: task for task in mine["in_domain"] if task in rows}
         seen = {task.name: trained_items(task, split) for task in own if task.name in asked}
-
-        def behind(loaded: LoadedTask, places: Sequence[int], called: str) -> LoadedTask:
-            return with_examples(loaded, split, places, called)
-
-        return _Source(name, rows, trained_format(own, self._has_chat()), mine, seen, asked, behind)
+        return _Source(name, rows, trained_format(own, self._has_chat), mine, seen, asked)
 
     def _add_own_sets(self, leaves: Leaves, named: Collection[str]) -> None:
         """The sets of ``evaluation.own``; ``named`` are the names of other tasks."""
         settings = self.config.evaluation
         for name, own_set in settings.own.items():
-            has_chat = settings.chat_template and bool(self.tokenizer.chat_template)
-            try:
+            with self.issues.of(f"evaluation.own.{name}"):
                 own = load_own_set(
                     name,
                     own_set,
-                    self.tokenizer,
-                    chat_template=has_chat,
+                    self.model.tokenizer,
+                    chat_template=settings.chat_template and self.model.has_chat_template,
                     allow_code=self.config.allow_task_code,
                 )
-            except (DataError, TaskError) as error:
-                self.problems.append(f"evaluation.own.{name}: {error}")
-                continue
-            known = {*named, *(task for tasks in leaves.values() for task in tasks)}
-            if taken := [task.name for task in own.tasks if task.name in known]:
-                self.problems.append(
-                    f"evaluation.own.{name}: there is a task named {taken[0]!r}; rename the set"
-                )
-            if own_set.role == "retention" and own_set.judged_by[0] == "loss":
-                self.problems.append(
-                    f"evaluation.own.{name}: retention is judged in points, and a loss is in nats; "
-                    "judge by choice or by what is written, or set role: out_of_domain"
-                )
-            leaves[own_set.role] |= {task.name: task for task in own.tasks}
-            self._own_sets[name] = own.read
-            self._note_clusters(own.tasks, own.read)
-
-    def _note_clusters(self, tasks: Sequence[LoadedTask], read: OwnData) -> None:
-        if read.cluster is not None:
-            self._clusters |= {task.name: read.cluster for task in tasks}
+                known = {*named, *(task for tasks in leaves.values() for task in tasks)}
+                if taken := [task.name for task in own.tasks if task.name in known]:
+                    self.problems.append(
+                        f"evaluation.own.{name}: there is a task named {taken[0]!r}; rename the set"
+                    )
+                if own_set.role == "retention" and own_set.judged_by[0] == "loss":
+                    self.problems.append(
+                        f"evaluation.own.{name}: retention is judged in points, and a loss is in "
+                        "nats; judge by choice or by what is written, or set role: out_of_domain"
+                    )
+                leaves[own_set.role] |= {task.name: task for task in own.tasks}
+                self._own_sets[name] = own.read
+                self._clusters |= {task.name: own.read.cluster for task in own.tasks}
 
     def _user_source(self, leaves: Leaves) -> _Source:
         train = self.config.train
         (source,) = train.sources
         try:
-            data = load_user_data(
+            data = self._own = load_user_data(
                 train,
-                self.tokenizer,
-                chat_template=self._has_chat(),
+                self.model.tokenizer,
+                chat_template=self._has_chat,
                 allow_code=self.config.allow_task_code,
             )
         except (DataError, TaskError) as error:
             self.problems.append(f"train.data: {error}")
-            no_rows = TrainedFormat(None, False)
-            return _Source(source, {}, no_rows, leaves, {}, {}, lambda loaded, *_: loaded)
+            return _Source(source, {}, TrainedFormat(None, False), leaves, {}, {})
         held_out = {task.name: task for task in data.tasks}
         for name in held_out.keys() & self.config.evaluation.own.keys():
             self.problems.append(
                 f"evaluation.own.{name}: the rows of train.data are scored as {name!r}; rename it"
             )
         leaves["in_domain"] = held_out | leaves["in_domain"]
-        self._own_data = data.read
-        self._note_clusters(data.tasks, data.read)
+        self._clusters |= {task.name: data.read.cluster for task in data.tasks}
         self.warnings += _lost_unsaid(data)
-        is_chat, bos = data.format.chat_template, self.tokenizer.bos_token or ""
-
-        def behind(loaded: LoadedTask, places: Sequence[int], called: str) -> LoadedTask:
-            shown = [data.training[place] for place in places]
-            return behind_rows(loaded, shown, called, is_chat=is_chat, bos=bos)
-
         rows, seen = {data.name: data.training}, {data.name: data.trained_items}
-        asked = dict.fromkeys(held_out, data.name)
-        return _Source(source, rows, data.format, leaves, seen, asked, behind)
+        return _Source(source, rows, data.format, leaves, seen, dict.fromkeys(held_out, data.name))
 
-    def _has_chat(self) -> bool:
-        return self.config.train.chat_template and bool(self.tokenizer.chat_template)
-
-    def _leaves(
-        self,
-        relation: Relation,
-        listed: Sequence[str],
-        loaded: Mapping[str, tuple[LoadedTask, ...] | Unloaded],
-    ) -> dict[str, LoadedTask]:
+    def _leaves(self, relation: Relation, listed: Sequence[str]) -> dict[str, LoadedTask]:
         leaves: dict[str, LoadedTask] = {}
         for index, name in enumerate(listed):
-            named = loaded.get(name, ())
-            if isinstance(named, TaskNotFound | TaskError):
-                self.problems.append(f"evaluation.{relation}[{index}]: {named}")
-            else:
-                leaves |= {task.name: task for task in named}
+            if name in self._unloaded:
+                self.problems.append(f"evaluation.{relation}[{index}]: {self._unloaded[name]}")
+            leaves |= {task.name: task for task in self._loaded.get(name, ())}
         if relation == "held_out_text":
             for task in leaves.values():
                 if task.output_type != "loglikelihood_rolling":
@@ -503,16 +449,14 @@ class _TaskFinder:
             share = None if left is None else math.ceil(left / (len(trained) - index))
             if share == 0:
                 break
-            try:
+            with self.issues.of("train.task"):
                 rows[task.name] = task_rows(
                     task,
-                    self.tokenizer,
-                    chat_template=self._has_chat(),
+                    self.model.tokenizer,
+                    chat_template=self._has_chat,
                     max_examples=share,
                     split=train.split_of(name),
                 )
-            except (TaskError, DataError) as error:
-                self.problems.append(f"train.task: {error}")
         return rows
 
     def _trained_items(self, source: _Source, kept: Mapping[str, list[int]]) -> dict[str, str]:
@@ -538,20 +482,18 @@ class _TaskFinder:
             # what each of the tasks has at most; two at least
             most = max(math.ceil(self.config.search.validation_items / max(len(tasks), 1)), 2)
             for loaded in tasks.values():
-                try:
-                    task, number = self._held_out(source, loaded, kept, most)
-                except TaskError as error:
-                    self.problems.append(f"search: {error}")
-                    continue
-                if task is None:
-                    self.warnings.append(
-                        f"search: {loaded.name} has no split besides the scored one, so runs are "
-                        "chosen without it"
-                    )
-                    continue
-                prepared = self._prepared(relation, task, num_first=number)
-                if prepared is not None:
-                    found.setdefault(relation, {})[loaded.name] = prepared.name
+                with self.issues.of("search"):
+                    held_out = self._held_out(source, loaded, kept, most)
+                    if held_out is None:
+                        self.warnings.append(
+                            f"search: {loaded.name} has no split besides the scored one, so runs "
+                            "are chosen without it"
+                        )
+                        continue
+                    items, number = held_out
+                    prepared = self._prepared(relation, items, num_first=number)
+                    if prepared is not None:
+                        found.setdefault(relation, {})[loaded.name] = prepared.name
         if not found.get("in_domain"):
             self.problems.append(
                 f"search: {source.name} has too few rows to hold validation items out; give it "
@@ -562,7 +504,7 @@ class _TaskFinder:
 
     def _held_out(
         self, source: _Source, loaded: LoadedTask, kept: dict[str, list[int]], number: int
-    ) -> tuple[LoadedTask | None, int]:
+    ) -> tuple[LoadedTask, int] | None:
         """The validation items of a task, and how many; None where there are fewer than two.
 
         Of a task that is trained on they are rows behind those that were read, else some of the
@@ -580,7 +522,7 @@ class _TaskFinder:
                 chosen = _chosen(asks, rows, min(number, int(MOST_HELD_OUT * len(rows))))
                 left = sorted(set(rows) - set(chosen))
             if len(chosen) < 2:
-                return None, 0
+                return None
             items = validation_items(asks, split, chosen)
             kept[loaded.name] = left
             return items, len(chosen)
@@ -593,7 +535,7 @@ class _TaskFinder:
             if size > 1:
                 chosen = _chosen(loaded, range(size), number)
                 return validation_items(loaded, split, chosen), len(chosen)
-        return None, 0
+        return None
 
     def _prompted(self, source: _Source, rows: Mapping[str, list[int]]) -> Iterator[PromptedTask]:
         """The trained tasks in-domain, with some of these rows before each question.
@@ -601,8 +543,10 @@ class _TaskFinder:
         Rows with a scored item are in no prompt. A draw of fewer rows is the beginning of that of
         more.
         """
-        section, settings = self.config.methods.prompt, self.config.evaluation
+        section = self.config.methods.prompt
         assert section is not None
+        # the rows are the examples
+        settings = self.config.evaluation.model_copy(update={"num_fewshot": None})
         in_domain = source.leaves["in_domain"]
         own = [(in_domain[task], leaf) for task, leaf in source.asked.items()]
         if not own:
@@ -626,29 +570,31 @@ class _TaskFinder:
                 is_alone = self.config.train.data or source.name == loaded.name
                 group = "" if is_alone else f"-{source.name}"
                 name = f"{loaded.name}@prompt-{shots}{draw}{group}"
-                try:
-                    task = self._done[name] = prepare_task(
-                        source.behind(loaded, chosen, name),
-                        self.tokenizer,
-                        max_length=self.max_length,
-                        num_fewshot=None,
-                        limit=settings.limit,
-                        chat_template=settings.chat_template and bool(self.tokenizer.chat_template),
-                        fewshot_as_multiturn=settings.fewshot_as_multiturn,
+                with self.issues.of("methods.prompt"):
+                    prompted = self._behind_rows(source, loaded, chosen, name)
+                    task = self._done[name] = prepared_task(
+                        prompted, self.model.tokenizer, self.model.max_length, settings
                     )
-                except (TaskError, DataError) as error:
-                    self.problems.append(f"methods.prompt: {error}")
-                    continue
-                # tokens before the answer of an item; options have the same before them
-                lengths = {each.instance: len(each.context) for each in task.requests}
-                by_item = {task.instances[i].doc_id: length for i, length in lengths.items()}
-                yield PromptedTask(
-                    task=loaded.name,
-                    name=name,
-                    shots=shots,
-                    seed=seed,
-                    context_tokens=sum(by_item.values()) / len(by_item),
-                )
+                    # tokens before the answer of an item; options have the same before them
+                    lengths = {each.instance: len(each.context) for each in task.requests}
+                    by_item = {task.instances[i].doc_id: length for i, length in lengths.items()}
+                    yield PromptedTask(
+                        task=loaded.name,
+                        name=name,
+                        shots=shots,
+                        seed=seed,
+                        context_tokens=sum(by_item.values()) / len(by_item),
+                    )
+
+    def _behind_rows(
+        self, source: _Source, loaded: LoadedTask, rows: Sequence[int], name: str
+    ) -> LoadedTask:
+        """A task of a name with some rows before each question."""
+        if self._own is None:
+            return with_examples(loaded, self.config.train.split_of(source.name), rows, name)
+        shown = [self._own.training[place] for place in rows]
+        is_chat, bos = self._own.format.chat_template, self.model.tokenizer.bos_token or ""
+        return behind_rows(loaded, shown, name, is_chat=is_chat, bos=bos)
 
     def _without_overlap(
         self, source: _Source
@@ -656,7 +602,7 @@ class _TaskFinder:
         """The rows to train on, by leaf task; all that hold no scored item; how many are held."""
         names = [name for tasks in source.leaves.values() for name in tasks]
         scored = [task for name in names if (task := self._done[name]) is not None]
-        overlap = find_overlap(source.rows, scored, self.tokenizer)
+        overlap = find_overlap(source.rows, scored, self.model.tokenizer)
         drops = self.config.train.drop_overlapping
         kept = overlap.other_rows if drops else overlap.all_rows
         if overlap.num_rows and not any(kept.values()):
@@ -690,14 +636,6 @@ def _in_turn(sizes: Sequence[int]) -> tuple[int, ...]:
     places = (range(end - size, end) for size, end in zip(sizes, ends, strict=True))
     turns = itertools.chain.from_iterable(itertools.zip_longest(*places))
     return tuple(place for place in turns if place is not None)
-
-
-def _groups(leaves: list[LoadedTask]) -> dict[str, tuple[str, ...]]:
-    groups: dict[str, dict[str, None]] = {}
-    for task in leaves:
-        for group in task.groups:
-            groups.setdefault(group, {})[task.name] = None
-    return {group: tuple(tasks) for group, tasks in groups.items()}
 
 
 def _lost_unsaid(data: UserData) -> Iterator[str]:

@@ -9,14 +9,13 @@ knowledge leads to the same place.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from rankwise.findings import odds
 from rankwise.findings.decision import Margins
-from rankwise.findings.odds import point_in
 from rankwise.findings.stats.items import Floats, Items, item_size
 from rankwise.findings.stats.simultaneous import StudyEvidence, study_evidence
 from rankwise.records import quantities
@@ -94,12 +93,9 @@ class Decision(NamedTuple):
     statement: str
 
 
-class Policy(Protocol):
-    """Decides what to train next. Asked with the same knowledge, it always decides the same."""
-
-    def decide(self, known: Known) -> Decision:
-        """The next decision; everything that earlier decisions wanted is known."""
-        ...
+Policy = Callable[[Known], Decision]
+"""Decides what to train next; everything that earlier decisions wanted is known. Asked with the
+same knowledge, it always decides the same."""
 
 
 class Measures(NamedTuple):
@@ -128,7 +124,7 @@ class Terms(NamedTuple):
     @property
     def point(self) -> float:
         """What a point of retention loss counts in the unit of the gains."""
-        return point_in(self.unit, self.delta)
+        return odds.point_in(self.unit, self.delta)
 
     def written(self, gain: float) -> str:
         """A difference of gains in words, such as 4.0 points."""
@@ -165,38 +161,6 @@ def follow(course: Course, known: Known) -> Decision:
     except StopIteration as end:
         last: Decision = end.value
         return last
-
-
-class Journal:
-    """What was ruled out and said since the last decision; the next one takes it."""
-
-    def __init__(self) -> None:
-        self._rulings: list[Ruling] = []
-        self._notes: list[str] = []
-
-    def say(self, sentence: str) -> None:
-        """Add a sentence to the next statement."""
-        self._notes.append(sentence)
-
-    def rule_out(self, ruling: Ruling) -> None:
-        """Add a ruling to the next decision."""
-        self._rulings.append(ruling)
-
-    def ask(self, wanted: Sequence[Progress], sentence: str) -> Decision:
-        """A decision to train on."""
-        return self._decision(tuple(wanted), (), sentence)
-
-    def end(self, finalists: Sequence[Trial], sentence: str) -> Decision:
-        """The decision that ends a search: the ends of these trials are compared."""
-        return self._decision((), tuple(Progress(trial, 1.0) for trial in finalists), sentence)
-
-    def _decision(
-        self, wanted: tuple[Progress, ...], finalists: tuple[Progress, ...], sentence: str
-    ) -> Decision:
-        statement = " ".join([*self._notes, sentence])
-        decision = Decision(wanted, finalists, tuple(self._rulings), statement)
-        self._rulings, self._notes = [], []
-        return decision
 
 
 def evidence(shown: Sequence[Sequence[Shown]], terms: Terms) -> StudyEvidence:

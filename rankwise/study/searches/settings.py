@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from rankwise.records import quantities
 from rankwise.records.axes import FULL_LABEL, LoraVariant, full_variants, lora_variants
@@ -20,25 +19,16 @@ _PRIORS = {"proportional": -0.5, "rslora": -0.25, "fixed": 0.0}
 """How the best rate is expected to go with the rank (arXiv:2602.06204)."""
 
 
-class FullVariant(NamedTuple):
-    """The settings of a full fine-tuning but its rate."""
-
-    epochs: int
-
-
-class Searched(NamedTuple):
-    """Everything that a search may train: settings for the policy, variants for the runs."""
-
-    settings: tuple[Setting, ...]
-    variants: tuple[LoraVariant | FullVariant, ...]
+Variant = LoraVariant | int
+"""What is trained, but for the rate: LoRA with these settings, or all weights, in so many epochs.
+"""
 
 
-def searched(config: StudyConfig) -> Searched:
-    """The settings of a study file, smallest rank first and full fine-tuning last."""
+def searched(config: StudyConfig) -> list[tuple[Setting, Variant]]:
+    """What a search may train: smallest rank first and full fine-tuning last."""
     lora = sorted(lora_variants(config), key=lambda variant: variant.rank)
     tune = config.train.learning_rate.tune
-    settings: list[Setting] = []
-    variants: list[LoraVariant | FullVariant] = []
+    found: list[tuple[str, int | None, float, Variant]] = []
     for variant, label in zip(lora, _labels(lora), strict=True):
         centre = variant.peak_rate
         if tune and not isinstance(variant.learning_rate, RateRuleConfig):
@@ -46,13 +36,17 @@ def searched(config: StudyConfig) -> Searched:
             # rates and can be compared at one
             factor = (variant.rank / REFERENCE_RANK) ** _PRIORS[variant.alpha.policy]
             centre = variant.learning_rate * FACTOR ** round(math.log(factor, FACTOR))
-        settings.append(Setting(label, variant.rank, _grid(centre) if tune else (centre,)))
-        variants.append(variant)
+        found.append((label, variant.rank, centre, variant))
     for rate, epochs in full_variants(config):
         label = FULL_LABEL if len(config.train.epochs) == 1 else f"{FULL_LABEL}, epochs {epochs}"
-        settings.append(Setting(label, None, _grid(rate) if tune else (rate,)))
-        variants.append(FullVariant(epochs))
-    return Searched(tuple(settings), tuple(variants))
+        found.append((label, None, rate, epochs))
+    factors = (1 / FACTOR, 1.0, FACTOR)
+    return [
+        (Setting(label, rank, tuple(rounded(centre * factor) for factor in factors)), variant)
+        if tune
+        else (Setting(label, rank, (centre,)), variant)
+        for label, rank, centre, variant in found
+    ]
 
 
 def terms_of(config: StudyConfig, measures: Measures) -> Terms:
@@ -64,10 +58,6 @@ def terms_of(config: StudyConfig, measures: Measures) -> Terms:
         alpha=1.0 - wanted.confidence,
         unit=measures.unit,
     )
-
-
-def _grid(centre: float) -> tuple[float, ...]:
-    return tuple(rounded(centre * factor) for factor in (1 / FACTOR, 1.0, FACTOR))
 
 
 def _labels(variants: Sequence[LoraVariant]) -> list[str]:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
 
 from rankwise.records import quantities
 from rankwise.study.searches.policy import (
-    Journal,
+    Decision,
     Known,
     Progress,
     Ruling,
@@ -38,22 +37,13 @@ Worth = float | None
 """Of a rate at a rung; None where its training diverged."""
 
 
-class Grid(NamedTuple):
-    """The rates of a setting that were tried at the first rung.
-
-    Attributes:
-        rates: from small to large, those that were added among them.
-        edge: the best rate, where it is the smallest or the largest one and no more are added.
-    """
-
-    rates: tuple[float, ...]
-    edge: float | None
-
-
 def grid(
     given: Sequence[float], worth_of: Callable[[float], Worth]
-) -> Generator[tuple[float, ...], None, Grid]:
+) -> Generator[tuple[float, ...], None, tuple[tuple[float, ...], float | None]]:
     """Yields rates to try at the first rung, and goes on when they are tried.
+
+    Returns the rates that were tried, from small to large; and the best one, where it is the
+    smallest or the largest and no more are added.
 
     Args:
         given: at least one rate; a single one is not tuned.
@@ -62,7 +52,7 @@ def grid(
     rates = sorted(given)
     yield tuple(rates)
     if len(rates) == 1:
-        return Grid(tuple(rates), None)
+        return tuple(rates), None
     beyond = {0: 0, -1: 0}
     while True:
         best = best_rate({rate: worth_of(rate) for rate in rates})
@@ -74,14 +64,14 @@ def grid(
         yield (new,)
         rates = sorted([*rates, new])
     if best is None:
-        return Grid(tuple(rates), None)
+        return tuple(rates), None
     steps = (rounded(best / math.sqrt(FACTOR)), rounded(best * math.sqrt(FACTOR)))
     steps = tuple(s for s in steps if all(abs(s / rate - 1.0) > SAME_WITHIN for rate in rates))
     if steps:
         yield steps
     rates = sorted([*rates, *steps])
     best = best_rate({rate: worth_of(rate) for rate in rates})
-    return Grid(tuple(rates), best if best in (rates[0], rates[-1]) else None)
+    return tuple(rates), best if best in (rates[0], rates[-1]) else None
 
 
 def best_rate(worths: dict[float, Worth]) -> float | None:
@@ -102,27 +92,17 @@ def rounded(rate: float) -> float:
     return float(f"{rate:.3g}")
 
 
-def first_rung(settings: Sequence[Setting], rungs: Sequence[float]) -> float:
-    """The share of the steps at which rates are tuned first; 0 where none is tuned.
-
-    Raises:
-        ValueError: rates are to be tuned, and there is no rung.
-    """
-    if not rungs and any(len(setting.rates) > 1 for setting in settings):
-        raise ValueError("learning rates are tuned at rungs, and there is none")
-    return rungs[0] if rungs else 0.0
-
-
 class Tuning:
     """Trials of settings at the rates that are left; rates are compared with the first seed.
+
+    What was ruled out and said since the last decision is in the next one.
 
     Args:
         settings: of the search; they are named by their places.
         seeds: of the search.
         terms: by which rates are worth more or less.
-        first_rung: share of the steps at which the grids are widened and refined.
+        rungs: shares of the steps; at the first the grids are widened and refined.
         known: what was trained so far.
-        journal: takes what is ruled out.
     """
 
     def __init__(
@@ -130,35 +110,54 @@ class Tuning:
         settings: Sequence[Setting],
         seeds: Sequence[int],
         terms: Terms,
-        first_rung: float,
+        rungs: Sequence[float],
         known: Known,
-        journal: Journal,
     ) -> None:
         self.settings, self.seeds, self.terms = settings, seeds, terms
-        self.first_rung, self.known, self.journal = first_rung, known, journal
+        self.rungs, self.known = rungs, known
         self.rates = {place: setting.rates for place, setting in enumerate(settings)}
+        self._rulings: list[Ruling] = []
+        self._notes: list[str] = []
+
+    def ask(self, wanted: Sequence[Progress], sentence: str) -> Decision:
+        """A decision to train on."""
+        return self._decision(wanted, (), sentence)
+
+    def end(self, places: Sequence[int], sentence: str) -> Decision:
+        """The decision that ends a search: these settings are compared, each at the rate left."""
+        finalists = [each for place in places for each in self.at(place, 1.0, self.seeds)]
+        return self._decision((), finalists, sentence)
+
+    def _decision(
+        self, wanted: Sequence[Progress], finalists: Sequence[Progress], sentence: str
+    ) -> Decision:
+        statement = " ".join([*self._notes, sentence])
+        decision = Decision(tuple(wanted), tuple(finalists), tuple(self._rulings), statement)
+        self._rulings, self._notes = [], []
+        return decision
+
+    def label(self, place: int) -> str:
+        """The name of a setting."""
+        return self.settings[place].label
 
     def is_tuned(self, place: int) -> bool:
         """Whether a setting began with several rates."""
         return len(self.settings[place].rates) > 1
 
     def at(self, place: int, share: float, seeds: Sequence[int]) -> list[Progress]:
-        """Every rate that is left of a setting after a share of the steps; seeds by place."""
-        return [
-            Progress(Trial(place, rate, self.seeds[seed]), share)
-            for seed in seeds
-            for rate in self.rates[place]
-        ]
+        """Every rate that is left of a setting after a share of the steps."""
+        trials = (Trial(place, rate, seed) for seed in seeds for rate in self.rates[place])
+        return [Progress(trial, share) for trial in trials]
 
     def to_rung(self, share: float, places: Sequence[int]) -> Iterator[list[Progress]]:
         """What is to be trained to a rung, step by step; then the worse rates stop."""
-        if share == self.first_rung:
+        if share == self.rungs[0]:
             yield from self._grids(places)
         else:
-            yield [each for place in places for each in self.at(place, share, [0])]
+            yield [each for place in places for each in self.at(place, share, self.seeds[:1])]
         self.keep(share, places)
 
-    def keep(self, share: float, places: Sequence[int], *, is_last: bool = False) -> None:
+    def keep(self, share: float, places: Sequence[int]) -> None:
         """The better half of each setting's rates; at the end the best one."""
         for place in places:
             worths = {rate: self._worth(place, rate, share) for rate in self.rates[place]}
@@ -166,7 +165,7 @@ class Tuning:
             if best is None:
                 self.drop(place, "every training of it diverged")
                 continue
-            self.rates[place] = (best,) if is_last else better_half(worths)
+            self.rates[place] = (best,) if share == 1.0 else better_half(worths)
             for rate, value in worths.items():
                 if rate not in self.rates[place]:
                     better, when = quantities.learning_rate(best), quantities.percent(share)
@@ -175,36 +174,30 @@ class Tuning:
                         if value is not None
                         else "its training diverged"
                     )
-                    self.journal.rule_out(Ruling(place, rate, reason))
+                    self._rulings.append(Ruling(place, rate, reason))
 
     def drop(self, place: int, reason: str) -> None:
         """Rule a setting out."""
-        self.journal.rule_out(Ruling(place, None, reason))
-        self.journal.say(f"{self.settings[place].label} is ruled out: {reason}.")
+        self._rulings.append(Ruling(place, None, reason))
+        self._notes.append(f"{self.label(place)} is ruled out: {reason}.")
         del self.rates[place]
 
-    def drop_diverged(self, places: Sequence[int], num_seeds: int) -> None:
+    def drop_diverged(self, places: Sequence[int]) -> None:
         """Rule out settings of which a training to the end diverged."""
         for place in places:
-            if None in self.shown(place, 1.0, num_seeds):
+            if None in self.shown(place, self.seeds):
                 self.drop(place, "a training of it diverged")
 
-    def shown(self, place: int, share: float, num_seeds: int) -> list[Shown | None]:
-        """What a setting showed with the first seeds, at its best rate with the first one."""
-        best = best_rate({rate: self._worth(place, rate, share) for rate in self.rates[place]})
+    def shown(self, place: int, seeds: Sequence[int]) -> list[Shown | None]:
+        """What a setting showed at the end, at its best rate with the first seed."""
+        best = best_rate({rate: self._worth(place, rate, 1.0) for rate in self.rates[place]})
         if best is None:
             return [None]
-        return [self.known[Progress(Trial(place, best, seed), share)]
-                for seed in self.seeds[:num_seeds]]  # fmt: skip
-
-    def finalists(self, places: Sequence[int]) -> list[Trial]:
-        """Every seed of these settings at the rate that is left."""
-        every = range(len(self.seeds))
-        return [progress.trial for place in places for progress in self.at(place, 1.0, every)]
+        return [self.known[Progress(Trial(place, best, seed), 1.0)] for seed in seeds]
 
     def _grids(self, places: Sequence[int]) -> Iterator[list[Progress]]:
         """The grids of all settings side by side, as long as one of them wants more."""
-        share, seed = self.first_rung, self.seeds[0]
+        share, seed = self.rungs[0], self.seeds[0]
         grids = {
             place: grid(self.settings[place].rates, partial(self._worth, place, share=share))
             for place in places
@@ -218,9 +211,9 @@ class Tuning:
                     del grids[place]
                     self.rates[place], edge = end.value
                     if edge is not None:
-                        self.journal.say(
-                            f"The best learning rate of {self.settings[place].label} stayed at the "
-                            f"edge of the grid: {quantities.learning_rate(edge)}."
+                        self._notes.append(
+                            f"The best learning rate of {self.label(place)} stayed at the edge of "
+                            f"the grid: {quantities.learning_rate(edge)}."
                         )
                 else:
                     wanted += [Progress(Trial(place, rate, seed), share) for rate in rates]
