@@ -76,7 +76,7 @@ class CompareDistributions(Stage):
     def written(cls, folder: StudyFolder, model: str) -> Iterator[Written]:
         place = folder.model_folder(model)
         for path in (*sorted((place / "divergence").glob("*.json")), place / "divergence.json"):
-            yield Written(path, f"comparing with full fine-tuning {model}", (path,))
+            yield Written(path, Divergence, f"comparing with full fine-tuning {model}")
 
     @classmethod
     def results(cls, folder: StudyFolder, study: StudyRecord, model: Model) -> Mapping[str, Any]:

@@ -87,7 +87,7 @@ class CheckForm(Stage):
     def written(cls, folder: StudyFolder, model: str) -> Iterator[Written]:
         """``model`` is one in a form: it has a folder of its own, with its scores."""
         path = folder.model_folder(model) / "form.json"
-        yield Written(path, f"checking the form {model}", (path,))
+        yield Written(path, FormRecord, f"checking the form {model}")
 
     @classmethod
     def results(cls, folder: StudyFolder, study: StudyRecord, model: Model) -> Mapping[str, Any]:

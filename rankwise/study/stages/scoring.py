@@ -59,7 +59,7 @@ class Score(Stage):
     def written(cls, folder: StudyFolder, model: str) -> Iterator[Written]:
         for path in sorted((folder.model_folder(model) / "eval").glob("*.json")):
             spoils = path, samples_beside(path)
-            yield Written(path, f"scoring {model} on {path.stem}", spoils)
+            yield Written(path, TaskEvaluation, f"scoring {model} on {path.stem}", spoils)
 
     @property
     def name(self) -> str:

@@ -32,17 +32,19 @@ Model = PlannedRun | None
 
 
 class Written(NamedTuple):
-    """A record that stages of a kind may have left.
+    """A record that a study may have left.
 
     Attributes:
         path: of the record.
+        kind: what it is.
         made_by: the work that makes it, in words.
-        spoils: what goes with it where it is damaged.
+        spoils: what goes where it is damaged; empty: it alone.
     """
 
     path: Path
+    kind: type[Record]
     made_by: str
-    spoils: tuple[Path, ...]
+    spoils: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -246,8 +248,7 @@ class OneRecord(Stage):
 
     @classmethod
     def written(cls, folder: StudyFolder, model: str) -> Iterator[Written]:
-        path = cls.path(folder, model)
-        yield Written(path, f"{cls.made_by} {model}", (path,))
+        yield Written(cls.path(folder, model), cls.record, f"{cls.made_by} {model}")
 
     @classmethod
     def results(cls, folder: StudyFolder, study: StudyRecord, model: Model) -> Mapping[str, Any]:
