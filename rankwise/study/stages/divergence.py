@@ -104,9 +104,14 @@ class CompareDistributions(Stage):
         (model,) = models
         task = self.reference.train_task
         answers = context.plan.answers[task]
-        expected = context.kept(_FullDistributions).of(self.reference, answers, self.work / 2)
+        reference, kept = self.reference.name, context.kept(_read_last)
+        if reference in kept:
+            context.tell.skipped(self.work / 2)
+        else:
+            kept.clear()  # released before the next is made
+            kept[reference] = expected_by(context, self.reference, answers)
         write_divergence(
-            context, self, model, answers, expected, reference=self.reference.name, train_task=task
+            context, self, model, answers, kept[reference], reference=reference, train_task=task
         )
 
     def ready(self, folder: StudyFolder, models: Sequence[Model]) -> tuple[Model, ...]:
@@ -120,25 +125,9 @@ class CompareDistributions(Stage):
         return reference is not None and super()._is_done(folder, model, wanted)
 
 
-class _FullDistributions:
-    """What a full fine-tuning expects: read once, for every model that is compared with it."""
-
-    def __init__(self, context: StudyContext) -> None:
-        self._context = context
-        self._expected: Sequence[Tensor] = ()
-        self._of: str | None = None
-
-    def of(
-        self, reference: PlannedRun, answers: Sequence[RightAnswer], work: float
-    ) -> Sequence[Tensor]:
-        """Of a full fine-tuning; ``work`` is that of reading it, which may be done already."""
-        if self._of == reference.name:
-            self._context.tell.skipped(work)
-        else:
-            self._expected, self._of = (), None  # released before the next is made
-            self._expected = expected_by(self._context, reference, answers)
-            self._of = reference.name
-        return self._expected
+def _read_last(_: StudyContext) -> dict[str, Sequence[Tensor]]:
+    """What a full fine-tuning expects, for every model that is compared with it; none yet."""
+    return {}
 
 
 def expected_by(

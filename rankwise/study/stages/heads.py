@@ -36,13 +36,14 @@ class CompareHeads(OneRecord):
     file = "heads.json"
     field = "head_changes"
     made_by = "comparing the heads of"
+    took = "analysis_seconds"
     slowness = 3.5
     """As measured in two studies of a model of 135M weights on two cores."""
 
     @classmethod
     def planned(cls, graph: Graph) -> Iterator[Stage]:
         study = graph.study
-        for train_task, runs in graph.by_train_task():
+        for train_task, runs in graph.by_train_task().items():
             tokens = study.num_tokens.head_prompts.get(train_task)
             if study.config.analysis.heads and tokens != 0:
                 work = (tokens or 0) * (len(runs) + 1)
@@ -159,6 +160,3 @@ class CompareHeads(OneRecord):
             **(nothing | found),
         )
         context.folder.write(self.path_of(context.folder, run), record)
-
-    def seconds_in(self, record: Any) -> float:
-        return record.analysis_seconds

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
@@ -19,6 +19,7 @@ from rankwise.errors import ModelError, RecordError
 from rankwise.records.base import Record
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.grouping import grouped
 from rankwise.records.study import PlannedRun, StageRecord, StudyRecord
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ class Stage(ABC):
     """Seconds for the same work against scoring's: what is expected before a kind was seen."""
     tells_speed: ClassVar[bool] = False
     """Whether its records are short, and are read to estimate what other kinds take."""
+    took: ClassVar[str] = "score_seconds"
+    """The field in which its record says what it took."""
     scores_tasks: ClassVar[bool] = False
     """Whether its scores depend on the stack of versions and device."""
 
@@ -194,12 +197,8 @@ class Stage(ABC):
             record = folder.read_if_there(self.path_of(folder, model), self.record)
             if record is None:  # nothing is due of a run that diverged
                 return None
-            seconds += self.seconds_in(record)
+            seconds += getattr(record, self.took)
         return seconds or None
-
-    def seconds_in(self, record: Any) -> float:
-        """What a record says that it took."""
-        return record.score_seconds
 
     def _is_done(self, folder: StudyFolder, model: Model, wanted: str) -> bool:
         if model is not None:
@@ -262,28 +261,25 @@ class OneRecord(Stage):
         return self.path(folder, model_name(model))
 
 
+@dataclass
 class Graph:
     """The stages of a study as they are added, and which of them train and score what."""
 
-    def __init__(self, study: StudyRecord) -> None:
-        self.study = study
-        self.stages: list[Stage] = []
-        self.training_of: dict[str, str] = {}
-        """A model's name -> the id of the stage that trains it."""
-        self.base_scoring_of: dict[str, str] = {}
-        """A task -> the id of the stage that scores the base on it."""
+    study: StudyRecord
+    stages: list[Stage] = field(default_factory=list[Stage])
+    training_of: dict[str, str] = field(default_factory=dict[str, str])
+    """A model's name -> the id of the stage that trains it."""
+    base_scoring_of: dict[str, str] = field(default_factory=dict[str, str])
+    """A task -> the id of the stage that scores the base on it."""
 
     def trainings(self, models: Sequence[Model]) -> tuple[str, ...]:
         """The ids of the stages that train some models; a model without a pass has none."""
         known = (self.training_of.get(model_name(model)) for model in models)
         return tuple(dict.fromkeys(each for each in known if each is not None))
 
-    def by_train_task(self) -> list[tuple[str, tuple[PlannedRun, ...]]]:
+    def by_train_task(self) -> dict[str, list[PlannedRun]]:
         """The runs of each trained task that has any."""
-        by_task: dict[str, list[PlannedRun]] = {}
-        for run in self.study.runs:
-            by_task.setdefault(run.train_task, []).append(run)
-        return [(task, tuple(runs)) for task, runs in by_task.items()]
+        return grouped((run.train_task, run) for run in self.study.runs)
 
 
 def is_usable(folder: StudyFolder, model: Model) -> bool:
