@@ -9,11 +9,11 @@ from typing import Any
 
 from rankwise.errors import StorageError, StudyChangedError
 from rankwise.records.files import free_bytes, in_words
-from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.folder import StudyFolder
 from rankwise.records.study import StudyRecord
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.stages.scoring import Score
-from rankwise.study.stages.stage import Model, Stage, model_name
+from rankwise.study.stages.stage import Model, Stage, fingerprint_in, model_name
 from rankwise.study.stages.training import Train
 from rankwise.study.times import furthest
 
@@ -119,15 +119,13 @@ def require_disk(folder: StudyFolder, graph: Sequence[Stage], num_workers: int =
 
 
 def _has_other_scores(plan: StudyPlan, folder: StudyFolder, stage: Score, model: Model) -> bool:
-    name, fingerprint = BASE, plan.base.fingerprint
-    if model is not None:
-        if folder.finished_run(model) is None:
-            return False  # it is trained again, and its scores with it
-        name, fingerprint = model.name, model.fingerprint
-    scored = folder.earlier_evaluation(name, stage.task)
+    if model is not None and folder.finished_run(model) is None:
+        return False  # it is trained again, and its scores with it
+    scored = folder.earlier_evaluation(model_name(model), stage.task)
     if scored is None or scored.fingerprint == stage.fingerprint_of(model):
         return False
-    return not plan.begins_with(scored, fingerprint, plan.task_of(model, stage.task))
+    weights, task = fingerprint_in(plan.record, model), plan.task_of(model, stage.task)
+    return not plan.begins_with(scored, weights, task)
 
 
 def _differences(earlier: StudyRecord, now: StudyRecord) -> list[str]:
