@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from rankwise.study.stages.scoring import Score
 from rankwise.study.stages.stage import Model, Stage, fingerprint_in, model_name
 from rankwise.study.stages.training import Train
 from rankwise.study.times import furthest
+from rankwise.tasks.row_files import flat_row
 
-# Sections of a study file on which scores of a model depend.
-_SCORED_BY = ("base_model", "evaluation", "train.precision", "train.base_precision")
+# Sections and settings of a study file on which scores of a model depend.
+_SCORED_BY = ("base_model.", "evaluation.", "train.precision", "train.base_precision")
 _NO_SCORE_DEPENDS_ON = ("evaluation.clusters", "evaluation.max_batch_tokens")
 
 
@@ -143,18 +144,6 @@ def _differences(earlier: StudyRecord, now: StudyRecord) -> list[str]:
 
 
 def _settings(study: StudyRecord) -> dict[str, Any]:
-    flat: dict[str, Any] = {"precision": study.precision}
-    for section in _SCORED_BY:
-        value: Any = study.config.model_dump(mode="json")
-        for part in section.split("."):
-            value = value[part]
-        flat |= dict(_flat(section, value))
-    return flat
-
-
-def _flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from _flat(f"{key}.{name}", inner)
-    else:
-        yield key, value
+    config = flat_row(study.config.model_dump(mode="json")).items()
+    given = {key: value for key, value in config if key.startswith(_SCORED_BY) and value != {}}
+    return {"precision": study.precision, **given}
