@@ -160,18 +160,8 @@ def scored_study(given: Given, asked: Asked, name: str) -> ScoredStudy:
     records = tuple(
         RunRecord(  # what an import writes: nothing is known of its training
             status="trained",
-            message=None,
             planned=run,
-            num_steps=0,
-            num_tokens=0,
-            num_loss_tokens=0,
-            num_truncated=0,
-            first_loss_nats=None,
-            final_loss_nats=None,
             update_is_zero=False,
-            weights_bytes=0,
-            train_seconds=0.0,
-            peak_memory_bytes=0,
             provenance=record.provenance,
         )
         for run in runs.values()

@@ -142,21 +142,10 @@ class CompareHeads(OneRecord):
         return share_maps(layouts, norms), None
 
     def _write(self, context: StudyContext, run: PlannedRun, **found: Any) -> None:
-        """A run's record; of a model whose heads are not known, everything is empty."""
-        nothing: dict[str, Any] = {
-            "num_prompts": 0,
-            "num_tokens": 0,
-            "num_groups": (),
-            "base_entropy": (),
-            "base_first_token_mass": (),
-            "changes": (),
-            "shares": (),
-            "analysis_seconds": 0.0,
-        }
         record = HeadChanges(
             model=run.name,
             fingerprint=self.fingerprint_of(run),
             tasks=context.study.tasks[run.train_task].get("in_domain", ()),
-            **(nothing | found),
+            **found,
         )
         context.folder.write(self.path_of(context.folder, run), record)
