@@ -11,7 +11,7 @@ import numpy as np
 
 from rankwise.engine.models.devices import STEP_TOKENS
 from rankwise.engine.models.frozen_adapters import FrozenAdapter
-from rankwise.errors import ModelError, TaskError
+from rankwise.errors import ModelError
 from rankwise.findings.stats.correlation import rank_correlation
 from rankwise.findings.stats.items import Floats
 from rankwise.heads.answers import (
@@ -20,7 +20,6 @@ from rankwise.heads.answers import (
     continuations,
     item_values,
     questions,
-    refuse_unasked,
 )
 from rankwise.heads.effects import head_effects
 from rankwise.heads.interventions import Head, adapted_heads
@@ -50,20 +49,6 @@ class HeadQuestion(NamedTuple):
     mode: HeadMode
     keys_and_values: bool = False
     top: int | None = None
-
-
-def check_tasks(tasks: Sequence[PreparedTask]) -> None:
-    """Refuse tasks on which heads cannot be studied.
-
-    Raises:
-        TaskError: there is none, one is not scored by likelihood, or one has a single item.
-    """
-    if not tasks:
-        raise TaskError("--tasks names no task.")
-    for task in tasks:
-        refuse_unasked(task)
-        if task.num_items < 2:
-            raise TaskError(f"task {task.name!r} has one item; an error needs two at least.")
 
 
 class HeadStudy:

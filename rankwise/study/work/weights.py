@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -180,18 +181,15 @@ def _spectrum(
 ) -> MatrixSpectrum | None:
     """What a run did to a layer, if it adapted it."""
     settings = study.config.analysis
-    common: dict[str, Any] = {
-        "top_k": settings.top_k,
-        "nulls": NullDraws(settings.null_draws, seed=0),
-    }
+    nulls = NullDraws(settings.null_draws, seed=0)
+    spectrum = partial(matrix_spectrum, layer, base, top_k=settings.top_k, nulls=nulls)
     if subject.run.method == "full":
         assert full_update is not None
-        return matrix_spectrum(layer, base, full_update, rank=None, **common)
+        return spectrum(full_update, rank=None)
     update = subject.updates.pop(layer, None)
     if update is None:
         return None
-    common["full_update"] = full_update
-    return matrix_spectrum(layer, base, update.factorization, rank=update.rank, **common)
+    return spectrum(update.factorization, rank=update.rank, full_update=full_update)
 
 
 def _subject(context: StudyContext, run: PlannedRun, shapes: Mapping[str, LinearShape]) -> _Subject:
