@@ -386,10 +386,7 @@ def _keep_input(
 
 
 def _enter_layer(
-    kept: Float[Tensor, "places hidden"],
-    _: nn.Module,
-    args: tuple[Any, ...],
-    given: dict[str, Any],
+    kept: Float[Tensor, "places hidden"], _: nn.Module, args: tuple[Any, ...], given: dict[str, Any]
 ) -> Any:
     """Give a layer its kept input, in every row."""
     layout = given["tree_step"].layout

@@ -15,12 +15,7 @@ from rankwise.errors import NewerRecordError, RecordError
 from rankwise.findings.study import StudyFindings
 from rankwise.records.base import Record
 from rankwise.records.deployment import FormRecord
-from rankwise.records.files import (
-    FileDigest,
-    without_remedy,
-    write_atomically,
-    writing,
-)
+from rankwise.records.files import FileDigest, without_remedy, write_atomically, writing
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.forms import model_in_form
 from rankwise.records.heads import TaskHeadEffects

@@ -21,12 +21,7 @@ from rankwise.records.results import (
     missing_items,
 )
 from rankwise.records.search import SearchRecord
-from rankwise.records.study import (
-    COMPARED,
-    PlannedRun,
-    StudyRecord,
-    TaskEvaluation,
-)
+from rankwise.records.study import COMPARED, PlannedRun, StudyRecord, TaskEvaluation
 from rankwise.study.references import with_estimates
 from rankwise.study.stages.graph import KINDS
 

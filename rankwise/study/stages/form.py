@@ -17,14 +17,7 @@ from rankwise.records.reading import read_judged
 from rankwise.records.results import FormResults, ModelResults
 from rankwise.records.study import PlannedRun, StudyRecord, TaskEvaluation
 from rankwise.study.stages.scoring import Score
-from rankwise.study.stages.stage import (
-    TOKEN_BYTES,
-    Graph,
-    Model,
-    Stage,
-    Written,
-    model_name,
-)
+from rankwise.study.stages.stage import TOKEN_BYTES, Graph, Model, Stage, Written, model_name
 
 if TYPE_CHECKING:
     from rankwise.engine.scoring.resident import ResidentScorer

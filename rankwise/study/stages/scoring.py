@@ -11,14 +11,7 @@ from rankwise.records.fingerprints import scoring_fingerprint
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.names import samples_beside
 from rankwise.records.study import TaskEvaluation
-from rankwise.study.stages.stage import (
-    TOKEN_BYTES,
-    Graph,
-    Model,
-    Stage,
-    Written,
-    model_name,
-)
+from rankwise.study.stages.stage import TOKEN_BYTES, Graph, Model, Stage, Written, model_name
 
 if TYPE_CHECKING:
     from rankwise.study.context import StudyContext

@@ -14,13 +14,7 @@ from rankwise.engine.models.frozen_adapters import FrozenAdapter
 from rankwise.errors import ModelError
 from rankwise.findings.stats.correlation import rank_correlation
 from rankwise.findings.stats.items import Floats
-from rankwise.heads.answers import (
-    ItemOptions,
-    ItemValues,
-    continuations,
-    item_values,
-    questions,
-)
+from rankwise.heads.answers import ItemOptions, ItemValues, continuations, item_values, questions
 from rankwise.heads.effects import head_effects
 from rankwise.heads.interventions import Head, adapted_heads
 from rankwise.heads.scorer import Ablation, Graft, HeadScorer, Intervention, Reversion

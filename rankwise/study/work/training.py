@@ -270,10 +270,7 @@ def _train_full(context: StudyContext, trainings: Trainings, planned: PlannedPas
         with writing(weights):
             model.save_pretrained(str(weights))
             plan.tokenizer.save_pretrained(str(weights))
-        return {
-            "weights_bytes": weights_bytes(weights),
-            "update_is_zero": trainee.is_zero_update,
-        }
+        return {"weights_bytes": weights_bytes(weights), "update_is_zero": trainee.is_zero_update}
 
     _Pass(context, [trainee], trainings, save).train(model, planned)
 
@@ -303,11 +300,7 @@ class _Pass:
     """Trains a pass, and writes what comes of it into the study's folder."""
 
     def __init__(
-        self,
-        context: StudyContext,
-        trainees: Sequence[Trainee],
-        trainings: Trainings,
-        save: Save,
+        self, context: StudyContext, trainees: Sequence[Trainee], trainings: Trainings, save: Save
     ) -> None:
         self._context, self._folder, self._signals = context, context.folder, context.signals
         self._trainees = trainees
