@@ -156,9 +156,10 @@ def read_model(
 
     ``tasks`` are those whose scores are wanted; None: all. A run that diverged has none.
     """
-    run = None if planned is None else folder.finished_run(planned)
-    assert planned is None or run is not None
-    if run is not None and planned is not None:
+    run = None
+    if planned is not None:
+        run = folder.finished_run(planned)
+        assert run is not None
         # a run that a search chose was trained as one of its candidates, and one on all rows may
         # have been trained before there were more
         now = run.planned.model_copy(update={"role": planned.role, "of": planned.of})

@@ -37,6 +37,7 @@ class AnalyseWeights(OneRecord):
     field = "spectra"
     made_by = "analysing the weights of"
     took = "analysis_seconds"
+    reads_tokens = False
 
     @classmethod
     def planned(cls, graph: Graph) -> Iterator[Stage]:
@@ -63,10 +64,6 @@ class AnalyseWeights(OneRecord):
                 "null_draws": settings.null_draws,
             }
         )
-
-    @property
-    def num_tokens(self) -> None:
-        return None
 
     def do(self, context: StudyContext, models: Sequence[Model]) -> None:
         from rankwise.study.work.weights import analyse_weights

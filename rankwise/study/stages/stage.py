@@ -71,6 +71,7 @@ class Stage(ABC):
     record: ClassVar[type[Record]]
     slowness: ClassVar[float] = 1.0
     """Seconds for the same work against scoring's: what is expected before a kind was seen."""
+    reads_tokens: ClassVar[bool] = True
     tells_speed: ClassVar[bool] = False
     """Whether its records are short, and are read to estimate what other kinds take."""
     took: ClassVar[str] = "score_seconds"
@@ -106,7 +107,7 @@ class Stage(ABC):
     @property
     def num_tokens(self) -> int | None:
         """Tokens that are scored or trained on for the work; None: it reads no tokens."""
-        return round(self.work)
+        return round(self.work) if self.reads_tokens else None
 
     @property
     def runs(self) -> tuple[PlannedRun, ...]:

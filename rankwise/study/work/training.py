@@ -42,7 +42,6 @@ from rankwise.study.damage import set_aside
 from rankwise.study.observer import TrainingStep
 from rankwise.study.planning.imports import import_adapter, weights_bytes
 from rankwise.study.planning.passes import shares_a_pass
-from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.times import TRAINING_WORK, training_work
 from rankwise.study.work.derived import Truncated, diverged_source, rows_beside, truncated_adapters
 from rankwise.tasks.training_rows import Example
@@ -84,8 +83,7 @@ def train(
             trainable.append(run)
             continue
         context.folder.start_run(run)  # there is no adapter to truncate
-        record = _record(context.plan, run, status="diverged", message=message)
-        context.folder.finish_run(record)
+        _finish(context, run, status="diverged", message=message)
         context.tell.skipped(training_work([run]))
     if not trainable:
         return
@@ -123,7 +121,7 @@ def _import(context: StudyContext, run: PlannedRun) -> None:
             if not models.answers_finitely(model, tokens):
                 message = f"the weights in {source} are so large that its answers are not finite"
                 measured = {"status": "diverged", "message": message}
-    folder.finish_run(_record(context.plan, run, **measured))
+    _finish(context, run, **measured)
 
 
 def _train_adapters(context: StudyContext, trainings: Trainings, planned: PlannedPass) -> None:
@@ -413,8 +411,7 @@ class _Pass:
                     self._folder.start_run(model)
                     for metrics in trainee.metrics:
                         self._folder.append_metrics(model.name, metrics.model_dump())
-                measured = self._save(trainee, model) | result._asdict()
-                self._folder.finish_run(_record(self._context.plan, model, **measured))
+                _finish(self._context, model, **self._save(trainee, model), **result._asdict())
         if trainee.is_finished:
             self._finished.add(trainee.run.name)
 
@@ -426,15 +423,13 @@ class _Pass:
         self.states.finish()
         for model in self._models[trainee.run.name]:
             if model.num_steps > trainee.step:
-                self._folder.finish_run(
-                    _record(
-                        self._context.plan,
-                        model,
-                        status="diverged",
-                        message=str(error),
-                        num_steps=trainee.step,
-                        train_seconds=trainee.seconds,
-                    )
+                _finish(
+                    self._context,
+                    model,
+                    status="diverged",
+                    message=str(error),
+                    num_steps=trainee.step,
+                    train_seconds=trainee.seconds,
                 )
 
     def shrunk(self, max_tokens: int) -> None:
@@ -447,11 +442,13 @@ def _work(trainee: Trainee, num_tokens: int) -> float:
     return num_tokens * TRAINING_WORK[trainee.run.method]
 
 
-def _record(plan: StudyPlan, run: PlannedRun, **measured: Any) -> RunRecord:
+def _finish(context: StudyContext, run: PlannedRun, **measured: Any) -> None:
+    """Write the record of a run: its weights, if it has any, are there."""
     usual: dict[str, Any] = {"status": "trained", "update_is_zero": True}
-    return RunRecord(
+    record = RunRecord(
         planned=run,
-        num_truncated=sum(example.is_truncated for example in plan.examples_of(run)),
-        provenance=provenance_on(plan.device),
+        num_truncated=sum(example.is_truncated for example in context.plan.examples_of(run)),
+        provenance=provenance_on(context.plan.device),
         **(usual | measured),
     )
+    context.folder.finish_run(record)
