@@ -5,6 +5,7 @@ Files that are not to be used any more go into ``quarantine/``, with the reason.
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -99,15 +100,9 @@ def set_aside(folder: StudyFolder, paths: Sequence[Path], why: str) -> Path:
     """
     quarantine = folder.root / "quarantine"
     with writing(quarantine):
-        number = 1
-        while True:
-            target = quarantine / f"{number:03d}"
-            try:
-                target.mkdir(parents=True)
-            except FileExistsError:
-                number += 1
-            else:
-                break
+        places = (quarantine / f"{number:03d}" for number in itertools.count(1))
+        target = next(place for place in places if not place.exists())
+        target.mkdir(parents=True)
     write_atomically(target / "why.txt", f"{why}\n")
     for path in paths:
         if path.exists() and path.is_relative_to(folder.root):
