@@ -118,11 +118,11 @@ class CompareDistributions(Stage):
         """The model, where the full fine-tuning is usable too."""
         return super().ready(folder, models) if is_usable(folder, self.reference) else ()
 
-    def _is_done(self, folder: StudyFolder, model: Model, wanted: str) -> bool:
+    def _is_done(self, folder: StudyFolder, model: Model) -> bool:
         reference = folder.finished_run(self.reference)
         if reference is not None and reference.status == "diverged":
             return model is None or folder.finished_run(model) is not None
-        return reference is not None and super()._is_done(folder, model, wanted)
+        return reference is not None and super()._is_done(folder, model)
 
 
 def _read_last(_: StudyContext) -> dict[str, Sequence[Tensor]]:

@@ -214,9 +214,9 @@ class CheckForm(Stage):
             seconds += record.score_seconds
         return seconds
 
-    def _is_done(self, folder: StudyFolder, model: Model, wanted: str) -> bool:
+    def _is_done(self, folder: StudyFolder, model: Model) -> bool:
         files = [path for path, _ in self.records_of(folder, model)]
-        return super()._is_done(folder, model, wanted) and all(map(folder.has, files))
+        return super()._is_done(folder, model) and all(map(folder.has, files))
 
 
 def work_after_verdict(study: StudyRecord) -> float:

@@ -176,8 +176,7 @@ class Stage(ABC):
 
         Nothing is due of a run that diverged.
         """
-        pairs = zip(self.models, self.fingerprints, strict=True)
-        return tuple(model for model, wanted in pairs if not self._is_done(folder, model, wanted))
+        return tuple(model for model in self.models if not self._is_done(folder, model))
 
     def ready(self, folder: StudyFolder, models: Sequence[Model]) -> tuple[Model, ...]:
         """Those of some models that can be worked on now: they are trained and did not diverge.
@@ -201,7 +200,7 @@ class Stage(ABC):
             seconds += getattr(record, self.took)
         return seconds or None
 
-    def _is_done(self, folder: StudyFolder, model: Model, wanted: str) -> bool:
+    def _is_done(self, folder: StudyFolder, model: Model) -> bool:
         if model is not None:
             run = folder.finished_run(model)
             if run is None:
@@ -209,7 +208,8 @@ class Stage(ABC):
             if run.status == "diverged":
                 return True
         assert issubclass(self.record, StageRecord)
-        return folder.is_finished(self.path_of(folder, model), self.record, wanted)
+        path = self.path_of(folder, model)
+        return folder.is_finished(path, self.record, self.fingerprint_of(model))
 
 
 class OneRecord(Stage):

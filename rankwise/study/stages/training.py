@@ -73,7 +73,7 @@ class Train(Stage):
         is_whole = len(trained) == len(records)
         return sum(each.train_seconds for each in trained) or None if is_whole else None
 
-    def _is_done(self, folder: StudyFolder, model: Model, wanted: str) -> bool:
+    def _is_done(self, folder: StudyFolder, model: Model) -> bool:
         assert model is not None
         return folder.is_trained(model)
 
