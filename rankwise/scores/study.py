@@ -89,12 +89,7 @@ class ScoredStudy(NamedTuple):
             for task, (record, lines) in self.evaluations[name].items()
         }
         judged = linked(judged) if run is None else judged
-        return ModelResults(
-            name=name,
-            run=run,
-            evaluations={task: each.record for task, each in judged.items()},
-            items={task: each.items for task, each in judged.items()},
-        )
+        return ModelResults.of(name, run, judged)
 
     def read_samples(self, model: str, task: str) -> Sequence[Line]:
         """The lines of a model on a task."""

@@ -183,11 +183,10 @@ def read_model(
     for kind in KINDS:
         measured |= kind.results(folder, study, planned)
     effects = () if run is None else folder.head_effects(study, name)
-    return ModelResults(
-        name=name,
-        run=run,
-        evaluations={task: each.record for task, each in judged.items()},
-        items={task: each.items for task, each in judged.items()},
+    return ModelResults.of(
+        name,
+        run,
+        judged,
         head_effects=of_most_items(effects),
         adapter_repair=run and folder.adapter_repair(study, run.planned),
         **measured,

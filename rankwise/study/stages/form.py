@@ -99,12 +99,7 @@ class CheckForm(Stage):
                 task: read_judged(folder, folder.read(file, TaskEvaluation), metric_of(task))
                 for task, file in files.items()
             }
-            scores = ModelResults(
-                name=form,
-                run=None,
-                evaluations={task: each.record for task, each in judged.items()},
-                items={task: each.items for task, each in judged.items()},
-            )
+            scores = ModelResults.of(form, None, judged)
             found.append(FormResults(record=record, scores=scores))
         return {"forms": tuple(found)}
 
