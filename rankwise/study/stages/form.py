@@ -134,8 +134,7 @@ class CheckForm(Stage):
         from rankwise.weights.lowrank import read_updates
         from rankwise.weights.merging import merged_as
 
-        (run,) = models
-        assert run is not None
+        (run,) = self.runs
         plan, folder = context.plan, context.folder
         provenance, updates = provenance_on(plan.device), read_updates(folder.weights(run))
         if all(update.frobenius_norm == 0 for update in updates.values()):

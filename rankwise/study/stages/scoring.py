@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +28,7 @@ class Score(Stage):
     kind = "scoring"
     record = TaskEvaluation
     tells_speed = True
+    is_of_pass = True
     scores_tasks = True
 
     @classmethod
@@ -57,11 +58,6 @@ class Score(Stage):
     @property
     def name(self) -> str:
         return self.task
-
-    @property
-    def together(self) -> Hashable:
-        """With the training of its models."""
-        return "", self.model
 
     @property
     def unit_kind(self) -> str:

@@ -76,6 +76,8 @@ class Stage(ABC):
     """Whether its records are short, and are read to estimate what other kinds take."""
     took: ClassVar[str] = "score_seconds"
     """The field in which its record says what it took."""
+    is_of_pass: ClassVar[bool] = False
+    """Whether it is one unit with the training and the scoring of its models."""
     scores_tasks: ClassVar[bool] = False
     """Whether its scores depend on the stack of versions and device."""
 
@@ -117,7 +119,7 @@ class Stage(ABC):
     @property
     def together(self) -> Hashable:
         """The same for stages that follow each other and are one unit."""
-        return self.id
+        return ("", self.model) if self.is_of_pass else self.id
 
     @property
     def unit_kind(self) -> str:

@@ -5,14 +5,14 @@ Imported models are taken over.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import PlannedPass, PlannedRun, RunRecord
-from rankwise.study.stages.stage import Model, Stage
+from rankwise.study.stages.stage import Model, Stage, model_name
 from rankwise.study.times import furthest, training_work
 
 if TYPE_CHECKING:
@@ -31,15 +31,11 @@ class Train(Stage):
     kind = "training"
     record = RunRecord
     tells_speed = True
+    is_of_pass = True
 
     @property
     def num_tokens(self) -> int:
         return sum(model.num_tokens for model in furthest(self.runs))
-
-    @property
-    def together(self) -> Hashable:
-        """With its scoring."""
-        return "", self.model
 
     @property
     def unit_kind(self) -> str:
@@ -48,8 +44,7 @@ class Train(Stage):
         return "full" if self.runs[0].method == "full" else "pass"
 
     def path_of(self, folder: StudyFolder, model: Model) -> Path:
-        assert model is not None
-        return folder.run_file(model.name)
+        return folder.run_file(model_name(model))
 
     def do(self, context: StudyContext, models: Sequence[Model]) -> None:
         from rankwise.study.work.training import train
