@@ -63,24 +63,30 @@ class ItemValues(NamedTuple):
     answer_nats: Floats
 
 
-def refuse_unasked(prepared: PreparedTask) -> None:
-    """Refuse a task that is not scored by the likelihood of options or of a target.
+def check_tasks(tasks: Sequence[PreparedTask]) -> None:
+    """Refuse tasks on which heads cannot be studied.
 
     Raises:
-        TaskError: it generates texts, scores prose, or compares pairs of answers with the base's.
+        TaskError: there is none, or one has a single item, generates texts, scores prose, or
+            compares pairs of answers with the base's.
     """
-    kind = prepared.loaded.output_type
-    if prepared.loaded.has_pairs:
-        raise TaskError(
-            f"task {prepared.name!r} has pairs of answers, which are judged against the base's "
-            "likelihoods; heads are not studied on them. Choose another task."
-        )
-    if kind not in _LIKELIHOODS:
-        raise TaskError(
-            f"task {prepared.name!r} is {kind}; heads are studied on {' and '.join(_LIKELIHOODS)} "
-            "only: generating texts once for each head would take too long. Choose such a form of "
-            "the task."
-        )
+    if not tasks:
+        raise TaskError("--tasks names no task.")
+    for task in tasks:
+        kind = task.loaded.output_type
+        if task.loaded.has_pairs:
+            raise TaskError(
+                f"task {task.name!r} has pairs of answers, which are judged against the base's "
+                "likelihoods; heads are not studied on them. Choose another task."
+            )
+        if kind not in _LIKELIHOODS:
+            raise TaskError(
+                f"task {task.name!r} is {kind}; heads are studied on {' and '.join(_LIKELIHOODS)} "
+                "only: generating texts once for each head would take too long. Choose such a form "
+                "of the task."
+            )
+        if task.num_items < 2:
+            raise TaskError(f"task {task.name!r} has one item; an error needs two at least.")
 
 
 def continuations(prepared: PreparedTask) -> list[Continuation]:

@@ -27,12 +27,12 @@ from rankwise.engine.models.devices import moved
 from rankwise.errors import ModelError
 from rankwise.heads.interventions import Head, adapted_heads, head_slices
 from rankwise.heads.layouts import HeadLayout, LayerSlice
-from rankwise.records.heads import CHANGE_MEASURES, ChangeMap, HeadMap, ShareMap, ShareOf
+from rankwise.records.heads import ChangeMap, ChangeMeasure, HeadMap, ShareMap, ShareOf
 
 WATCHED_ATTENTION = "rankwise_watched"
 
-NormSquared = Callable[[LayerSlice], float | None]
-"""‖delta‖² of these rows or columns; None if not adapted."""
+NormSquared = Callable[[LayerSlice], float]
+"""‖delta‖² of these rows or columns; 0 if not adapted."""
 
 
 class HeadActivity(NamedTuple):
@@ -115,20 +115,23 @@ class HeadChangeTally:
     def changes(self) -> tuple[ChangeMap, ...]:
         """All measures; at least two prompts were added."""
         first, second = self._halves
-        whole = [a + b for a, b in zip(first, second, strict=True)]
-        maps = [_maps(sums) for sums in (whole, first, second)]
         return tuple(
-            ChangeMap(measure=measure, values=maps[0][n], halves=(maps[1][n], maps[2][n]))
-            for n, measure in enumerate(CHANGE_MEASURES)
+            ChangeMap(
+                measure=measure,
+                values=_map(self._whole, change),
+                halves=(_map(first, change), _map(second, change)),
+            )
+            for measure, change in _CHANGES.items()
         )
 
     def base_maps(self) -> tuple[HeadMap, HeadMap]:
         """The base's own entropy in nats and mass on the first token."""
-        sums = [a + b for a, b in zip(*self._halves, strict=True)]
-        return tuple(  # pyright: ignore[reportReturnType]
-            tuple(tuple((layer[row] / layer[_QUERIES]).tolist()) for layer in sums)
-            for row in (_ENTROPY, _MASS)
-        )
+        entropy = _map(self._whole, lambda sums: sums[_ENTROPY] / sums[_QUERIES])
+        return entropy, _map(self._whole, lambda sums: sums[_MASS] / sums[_QUERIES])
+
+    @property
+    def _whole(self) -> list[Tensor]:
+        return [a + b for a, b in zip(*self._halves, strict=True)]
 
 
 # Rows of ``_sums``, in the order of ``by_query`` there.
@@ -160,21 +163,17 @@ def relative_change(
     return torch.where(moved == 0, torch.zeros_like(moved), relative)
 
 
-def _maps(sums: Sequence[Tensor]) -> list[HeadMap]:
-    """A map for each of ``CHANGE_MEASURES``, in their order."""
-    rows: list[list[tuple[float, ...]]] = [[] for _ in CHANGE_MEASURES]
-    for values in sums:
-        count = values[_QUERIES]
-        moved, size = values[_MOVED].sqrt(), values[_SIZE].sqrt()
-        by_measure = [
-            (values[_NEW_ENTROPY] - values[_ENTROPY]) / count,
-            values[_DIVERGENCE] / count,
-            (values[_NEW_MASS] - values[_MASS]) / count,
-            relative_change(moved, size),
-        ]
-        for row, of_layer in zip(rows, by_measure, strict=True):
-            row.append(tuple(of_layer.tolist()))
-    return [tuple(row) for row in rows]
+_CHANGES: dict[ChangeMeasure, Callable[[Tensor], Tensor]] = {
+    "entropy": lambda sums: (sums[_NEW_ENTROPY] - sums[_ENTROPY]) / sums[_QUERIES],
+    "divergence": lambda sums: sums[_DIVERGENCE] / sums[_QUERIES],
+    "first_token_mass": lambda sums: (sums[_NEW_MASS] - sums[_MASS]) / sums[_QUERIES],
+    "output": lambda sums: relative_change(sums[_MOVED].sqrt(), sums[_SIZE].sqrt()),
+}
+
+
+def _map(layers: Sequence[Tensor], of: Callable[[Tensor], Tensor]) -> HeadMap:
+    """What is made of every layer's sums."""
+    return tuple(tuple(of(sums).tolist()) for sums in layers)
 
 
 def share_maps(layouts: Sequence[HeadLayout], norm_of: NormSquared) -> tuple[ShareMap, ...]:
@@ -187,8 +186,7 @@ def share_maps(layouts: Sequence[HeadLayout], norm_of: NormSquared) -> tuple[Sha
     kinds: dict[ShareOf, list[list[float]]] = {}
     for kind in ("query", "key", "value", "output"):
         norms = [
-            [_norm(layout, n, kind, norm_of) or 0.0 for n in range(layout.num_heads)]
-            for layout in layouts
+            [_norm(layout, n, kind, norm_of) for n in range(layout.num_heads)] for layout in layouts
         ]
         if any(map(any, norms)):
             kinds[kind] = norms
@@ -216,28 +214,26 @@ def heads_by_delta(
 
     def size(head: Head) -> float:
         parts = head_slices(layouts[head.layer], head.head, keys_and_values=False)
-        return sum(norm_of(part) or 0.0 for part in parts)
+        return sum(map(norm_of, parts))
 
     return sorted(adapted_heads(factors, layouts), key=size, reverse=True)
 
 
-def _norm(layout: HeadLayout, head: int, kind: str, norm_of: NormSquared) -> float | None:
+def _norm(layout: HeadLayout, head: int, kind: str, norm_of: NormSquared) -> float:
     if kind == "output":
         return norm_of(layout.columns(head))
     if kind == "query":
         return norm_of(layout.query(head))
     parts = dict(zip(("key", "value"), layout.keys_and_values(head), strict=False))
-    shared = norm_of(parts[kind]) if kind in parts else None
-    return None if shared is None else shared / len(layout.sharers(head))
+    return norm_of(parts[kind]) / len(layout.sharers(head)) if kind in parts else 0.0
 
 
 def norms_of_factors(factors: Mapping[str, ScaledFactors]) -> NormSquared:
     """Norms of an adapter's delta, from its factors by layer; delta is never built."""
 
-    def of_slice(part: LayerSlice) -> float | None:
-        if part.module not in factors:
-            return None
-        return norm_squared(*factors[part.module], *part.block)
+    def of_slice(part: LayerSlice) -> float:
+        known = factors.get(part.module)
+        return 0.0 if known is None else norm_squared(*known, *part.block)
 
     return of_slice
 
@@ -245,23 +241,13 @@ def norms_of_factors(factors: Mapping[str, ScaledFactors]) -> NormSquared:
 def norms_of_matrices(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> NormSquared:
     """Norms of full fine-tuning's delta, from weight matrices (out, in) by layer."""
 
-    def of_slice(part: LayerSlice) -> float | None:
+    def of_slice(part: LayerSlice) -> float:
         if part.module not in before:
-            return None
+            return 0.0
         delta = after[part.module][part.block].double() - before[part.module][part.block].double()
         return float(delta.square().sum())
 
     return of_slice
-
-
-class HeadWatch:
-    """What the layers of a forward pass have seen of their heads, by the number of the layer.
-
-    No dictionary itself: accelerate's hooks hand a layer a copy of each.
-    """
-
-    def __init__(self) -> None:
-        self.seen: dict[int, HeadActivity] = {}
 
 
 @torch.inference_mode()
@@ -275,12 +261,14 @@ def head_activity(model: nn.Module, tokens: tuple[int, ...]) -> list[HeadActivit
     Raises:
         ModelError: its attention needs something that is not supported here.
     """
-    decoder, watch = decoder_of(model), HeadWatch()
+    decoder, seen = decoder_of(model), dict[int, HeadActivity]()
     ids = torch.tensor([tokens], device=decoder.device)
     positions = torch.arange(len(tokens), device=decoder.device)[None]
+    # a function, not the dictionary itself: accelerate's hooks hand a layer a copy of each
+    watch = seen.__setitem__
     with attention_of(decoder, WATCHED_ATTENTION):
         decoder.base_model(input_ids=ids, position_ids=positions, head_watch=watch, use_cache=False)
-    return [watch.seen[number] for number in sorted(watch.seen)]
+    return [seen[number] for number in sorted(seen)]
 
 
 def attend_watched(
@@ -290,10 +278,13 @@ def attend_watched(
     value: Float[Tensor, "1 kv_heads tokens value_width"],
     attention_mask: Tensor | None,
     *,
-    head_watch: HeadWatch | None = None,
+    head_watch: Callable[[int, HeadActivity], None] | None = None,
     **arguments: Any,
 ) -> tuple[Float[Tensor, "1 tokens heads value_width"], None]:
-    """The attention function that transformers calls in every layer; see ``AttentionTerms``."""
+    """The attention function that transformers calls in every layer; see ``AttentionTerms``.
+
+    ``head_watch`` is told the number of the layer and what its heads do.
+    """
     layer = getattr(module, "layer_idx", None)
     if head_watch is None or layer is None:
         raise ModelError(f"{type(module).__name__} was given no head_watch. {INSTEAD}")
@@ -311,7 +302,7 @@ def attend_watched(
         scores = torch.cat([scores, sinks], dim=-1)
     weights = scores.softmax(dim=-1)[..., :tokens].to(value.dtype)
     out = weights @ value  # (1, heads, tokens, value_width)
-    head_watch.seen[layer] = HeadActivity(weights[0], out[0])
+    head_watch(layer, HeadActivity(weights[0], out[0]))
     return out.transpose(1, 2), None  # (1, tokens, heads, value_width)
 
 

@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from rankwise.findings.stats.estimates import crossed_difference, holm, zero_p_value
 from rankwise.findings.stats.items import Floats
 from rankwise.records.heads import HeadEffect, HeadEstimate
 
 
-class HeadScores(NamedTuple):
-    """A model's values by item, signed so that more is better.
-
-    Attributes:
-        intact: (items,) of the model as it is.
-        changed: (heads, items) under an intervention on each head.
-    """
-
-    intact: Floats
-    changed: Floats
-
-    @property
-    def effects(self) -> Floats:
-        """(heads, items): changed less intact."""
-        return self.changed - self.intact
-
-
 def head_effects(
     heads: Sequence[tuple[int, int]],
-    adapted: HeadScores,
-    control: HeadScores,
+    adapted: Floats,
+    control: Floats,
     *,
     item_size: float,
     confidence: float,
@@ -41,7 +23,8 @@ def head_effects(
 
     Args:
         heads: layer and number of each.
-        adapted: of the run's model.
+        adapted: (heads, items) of the run's model, signed so that more is better: the value under
+            an intervention on each head, less that of the model as it is.
         control: of the base, same items and heads.
         item_size: what one whole item counts: 100 for points, 0 for nats (``stats``).
         confidence: of the bounds, for all candidates at once.
@@ -52,14 +35,12 @@ def head_effects(
     def corrected(effects: Floats, size: float) -> tuple[HeadEstimate, ...]:
         return estimates(effects, item_size=size, confidence=confidence, family=num_candidates)
 
-    effect = corrected(adapted.effects, item_size)
-    of_base = corrected(control.effects, item_size)
+    effect, of_base = corrected(adapted, item_size), corrected(control, item_size)
     beyond: Sequence[HeadEstimate | None] = [None] * len(heads)
     if less_control:
-        difference = adapted.effects - control.effects
         # A difference of two models' effects: each may have unseen disagreements, so their variance
         # counts twice.
-        beyond = corrected(difference, item_size * 2**0.5)
+        beyond = corrected(adapted - control, item_size * 2**0.5)
     return tuple(
         HeadEffect(layer=layer, head=head, effect=of_run, control=base, beyond_control=less)
         for (layer, head), of_run, base, less in zip(heads, effect, of_base, beyond, strict=True)

@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from rankwise.engine.models.adapter_folder import ScaledFactors
 from rankwise.heads.layouts import HeadLayout, LayerSlice
 from rankwise.records.grouping import grouped
@@ -38,15 +41,8 @@ def without_heads(
         keys_and_values: also rows of k and v that a head shares: all heads of its group
             (``HeadLayout.sharers``) lose these.
     """
-    changed = dict(factors)
-    for name, parts in _by_module(layouts, heads, keys_and_values).items():
-        if name in factors:
-            lora_A, lora_B, scaling = factors[name]
-            lora_A, lora_B = lora_A.clone(), lora_B.clone()
-            for part in parts:
-                (lora_A if part.is_input else lora_B)[part.block] = 0
-            changed[name] = ScaledFactors(lora_A, lora_B, scaling)
-    return changed
+    cut = _of_heads(factors, layouts, heads, keys_and_values, is_kept=False)
+    return {**factors, **cut}
 
 
 def only_heads(
@@ -57,18 +53,7 @@ def only_heads(
     keys_and_values: bool = False,
 ) -> dict[str, ScaledFactors]:
     """The delta of some heads and nothing else: what ``without_heads`` removes."""
-    changed: dict[str, ScaledFactors] = {}
-    for name, parts in _by_module(layouts, heads, keys_and_values).items():
-        if name in factors:
-            lora_A, lora_B, scaling = factors[name]
-            are_inputs = parts[0].is_input  # as all of a layer are
-            whole = lora_A if are_inputs else lora_B
-            kept = whole.new_zeros(whole.shape)
-            for part in parts:
-                kept[part.block] = whole[part.block]
-            pair = (kept, lora_B) if are_inputs else (lora_A, kept)
-            changed[name] = ScaledFactors(*pair, scaling)
-    return changed
+    return _of_heads(factors, layouts, heads, keys_and_values, is_kept=True)
 
 
 def adapted_heads(
@@ -96,12 +81,27 @@ def head_slices(layout: HeadLayout, head: int, *, keys_and_values: bool) -> list
     return [*own, *layout.keys_and_values(head)] if has_keys else own
 
 
-def _by_module(
-    layouts: Sequence[HeadLayout], heads: Iterable[Head], keys_and_values: bool
-) -> dict[str, list[LayerSlice]]:
-    """Layer → the slices of these heads in it."""
-    return grouped(
+def _of_heads(
+    factors: Mapping[str, ScaledFactors],
+    layouts: Sequence[HeadLayout],
+    heads: Iterable[Head],
+    keys_and_values: bool,
+    *,
+    is_kept: bool,
+) -> dict[str, ScaledFactors]:
+    """The layers in which some heads have a delta, with that and nothing else, or without it."""
+    parts_of = grouped(
         (part.module, part)
         for layer, head in heads
         for part in head_slices(layouts[layer], head, keys_and_values=keys_and_values)
+        if part.module in factors
     )
+    changed: dict[str, ScaledFactors] = {}
+    for name, parts in parts_of.items():
+        side = "lora_A" if parts[0].is_input else "lora_B"  # as all of a layer are
+        whole: Tensor = getattr(factors[name], side)
+        new = torch.zeros_like(whole) if is_kept else whole.clone()
+        for part in parts:
+            new[part.block] = whole[part.block] if is_kept else 0
+        changed[name] = factors[name]._replace(**{side: new})
+    return changed

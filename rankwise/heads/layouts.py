@@ -183,11 +183,8 @@ def _output(module: nn.Module) -> tuple[str, int] | None:
 
 
 def _width(module: nn.Module) -> int | None:
-    for name in ("head_dim", "head_size"):
-        width = getattr(module, name, None)
-        if isinstance(width, int):
-            return width
-    return None
+    widths = (getattr(module, name, None) for name in ("head_dim", "head_size"))
+    return next((width for width in widths if isinstance(width, int)), None)
 
 
 def _separate(module: nn.Module) -> _FittedLayout | None:

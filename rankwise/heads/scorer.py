@@ -19,7 +19,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rankwise.engine.models.adapter_folder import ScaledFactors
 from rankwise.engine.models.attention import decoder_of
 from rankwise.engine.models.base import layers_replaced
 from rankwise.engine.models.devices import free_bytes
@@ -34,6 +33,7 @@ from rankwise.engine.scoring.tree.reader import ReadPlaces, TreeReader, pieces_o
 from rankwise.errors import ModelError
 from rankwise.heads.interventions import Head, only_heads, without_heads
 from rankwise.heads.layouts import HeadLayout, head_layouts
+from rankwise.records.grouping import grouped
 from rankwise.tasks.questions import Advance, Continuation, LogLikelihood, shared_length
 
 # The share of the free memory for what is kept of the layers; the cache takes as much again.
@@ -201,9 +201,7 @@ class HeadScorer:
         )
         yield 0, sums.log_likelihoods()[0]
         advance(len(items))
-        by_layer: dict[int, list[int]] = defaultdict(list)
-        for number, intervention in enumerate(interventions):
-            by_layer[intervention.head.layer].append(number)
+        by_layer = grouped((one.head.layer, number) for number, one in enumerate(interventions))
         for layer, numbers in sorted(by_layer.items()):
             size = self._reader.together(tree, len(numbers))
             for start in range(0, len(numbers), size):
@@ -234,8 +232,7 @@ class HeadScorer:
                 for name, into in ((layout.layer_name, entering), (layout.output, heads)):
                     hook = partial(_keep_input, into[layout.layer])
                     module = self._model.get_submodule(name)
-                    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-                    stack.callback(handle.remove)
+                    stack.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
             for read in self._reader.read(tree, [adapter]):
                 on_read(read)
         # the steps' pieces, (places, width) for every layer
@@ -286,8 +283,7 @@ class HeadScorer:
             first = self._model.get_submodule(layout.layer_name)
             stack.enter_context(layers_replaced(self._model, replaced))
             hook = partial(_enter_layer, entering)
-            handle = first.register_forward_pre_hook(hook, with_kwargs=True)
-            stack.callback(handle.remove)
+            stack.enter_context(first.register_forward_pre_hook(hook, with_kwargs=True))
             yield carried
 
     def _variant(
@@ -301,11 +297,8 @@ class HeadScorer:
         head, shared = intervention.head, intervention.keys_and_values
         names = self.layouts[head.layer].projections
         own = {name: source.layers[name] for name in names if name in source.layers}
-        changed: dict[str, ScaledFactors]
-        if isinstance(intervention, Graft):
-            changed = only_heads(own, self.layouts, [head], keys_and_values=shared)
-        else:
-            changed = without_heads(own, self.layouts, [head], keys_and_values=shared)
+        change = only_heads if isinstance(intervention, Graft) else without_heads
+        changed = change(own, self.layouts, [head], keys_and_values=shared)
         return FrozenAdapter(changed, is_zero_update=False)
 
     def _chunks(self, items: Sequence[Continuation]) -> list[list[int]]:
@@ -393,10 +386,7 @@ def _keep_input(
 
 
 def _enter_layer(
-    kept: Float[Tensor, "places hidden"],
-    _: nn.Module,
-    args: tuple[Any, ...],
-    given: dict[str, Any],
+    kept: Float[Tensor, "places hidden"], _: nn.Module, args: tuple[Any, ...], given: dict[str, Any]
 ) -> Any:
     """Give a layer its kept input, in every row."""
     layout = given["tree_step"].layout

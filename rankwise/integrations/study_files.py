@@ -38,7 +38,7 @@ def study_files(folder: StudyFolder, study: StudyRecord) -> list[StudyFile]:
     Raises:
         RecordError: a file, or a folder on the way to it, is a link, or a file is a pipe.
     """
-    records = [(path, kind) for path, kind, _ in records_of_study(folder)]
+    records = [(path, kind) for path, kind, *_ in records_of_study(folder)]
     for stage in stages(study):
         for model in stage.models:
             records += stage.records_of(folder, model)

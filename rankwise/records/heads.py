@@ -131,24 +131,27 @@ class ShareMap(Record):
 
 
 class HeadChanges(StageRecord):
-    """``heads.json``: a run's heads compared with the base's, on the same prompts."""
+    """``heads.json``: a run's heads compared with the base's, on the same prompts.
+
+    Of a model whose heads are not known, everything is empty.
+    """
 
     model: str
     tasks: tuple[str, ...]
     """Tasks whose prompts were read."""
-    num_prompts: int
-    num_tokens: int
-    num_groups: tuple[int, ...]
+    num_prompts: int = 0
+    num_tokens: int = 0
+    num_groups: tuple[int, ...] = ()
     """Key-value groups of each layer."""
-    base_entropy: HeadMap
+    base_entropy: HeadMap = ()
     """Mean entropy of the base's attention, in nats."""
-    base_first_token_mass: HeadMap
+    base_first_token_mass: HeadMap = ()
     """Mean attention of the base on the first token."""
-    changes: tuple[ChangeMap, ...]
-    shares: tuple[ShareMap, ...]
+    changes: tuple[ChangeMap, ...] = ()
+    shares: tuple[ShareMap, ...] = ()
     not_analysed: str | None
     """Why there are no maps; None if there are."""
-    analysis_seconds: float
+    analysis_seconds: float = 0.0
 
     def change(self, measure: ChangeMeasure) -> ChangeMap | None:
         """The map of a measure; None if there is none."""

@@ -183,6 +183,15 @@ class ModelResults(Record):
         """Tasks that the model was scored on, in their order, by the unit of their values."""
         return grouped((self.items[task].unit, task) for task in tasks)
 
+    @classmethod
+    def of(
+        cls, name: str, run: RunRecord | None, judged: Mapping[str, JudgedItems], **others: Any
+    ) -> Self:
+        """A model's scorings by task, with their items, and what else was measured."""
+        evaluations = {task: each.record for task, each in judged.items()}
+        items = {task: each.items for task, each in judged.items()}
+        return cls(name=name, run=run, evaluations=evaluations, items=items, **others)
+
     def in_clusters(self, clusters: Mapping[str, Mapping[int, int]]) -> Self:
         """The same with these clusters, task -> item -> number."""
         items = {

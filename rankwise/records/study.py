@@ -580,31 +580,34 @@ class StudyRecord(StudyTasks):
 
 
 class RunRecord(VersionedRecord):
-    """``run.json``: one finished training; written after the weights."""
+    """``run.json``: one finished training; written after the weights.
+
+    Of what was not trained here, or diverged, what is not known is nothing.
+    """
 
     status: Literal["trained", "diverged"]
-    message: str | None
+    message: str | None = None
     """Why training stopped early; None if it did not."""
     planned: PlannedRun
-    num_steps: int
+    num_steps: int = 0
     """Optimizer steps that were taken."""
-    num_tokens: int
+    num_tokens: int = 0
     """Tokens that were read, over all epochs."""
-    num_loss_tokens: int
+    num_loss_tokens: int = 0
     """Those of them that were learned."""
-    num_truncated: int
+    num_truncated: int = 0
     """Training rows that were cut to the maximum length."""
-    first_loss_nats: float | None
+    first_loss_nats: float | None = None
     """Loss per learned token of the first step."""
-    final_loss_nats: float | None
+    final_loss_nats: float | None = None
     """Loss per learned token of the last step."""
     update_is_zero: bool
     """The trained weights equal the base's."""
-    weights_bytes: int
+    weights_bytes: int = 0
     """Size of the stored weights."""
-    train_seconds: float
+    train_seconds: float = 0.0
     """The run's share, by tokens, of the time of its pass."""
-    peak_memory_bytes: int
+    peak_memory_bytes: int = 0
     """Peak memory of the pass until this run was done."""
     peak_reserved_bytes: int | None = None
     """What PyTorch held of the card at most until then; None on a CPU."""

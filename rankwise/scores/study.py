@@ -89,12 +89,7 @@ class ScoredStudy(NamedTuple):
             for task, (record, lines) in self.evaluations[name].items()
         }
         judged = linked(judged) if run is None else judged
-        return ModelResults(
-            name=name,
-            run=run,
-            evaluations={task: each.record for task, each in judged.items()},
-            items={task: each.items for task, each in judged.items()},
-        )
+        return ModelResults.of(name, run, judged)
 
     def read_samples(self, model: str, task: str) -> Sequence[Line]:
         """The lines of a model on a task."""
@@ -160,18 +155,8 @@ def scored_study(given: Given, asked: Asked, name: str) -> ScoredStudy:
     records = tuple(
         RunRecord(  # what an import writes: nothing is known of its training
             status="trained",
-            message=None,
             planned=run,
-            num_steps=0,
-            num_tokens=0,
-            num_loss_tokens=0,
-            num_truncated=0,
-            first_loss_nats=None,
-            final_loss_nats=None,
             update_is_zero=False,
-            weights_bytes=0,
-            train_seconds=0.0,
-            peak_memory_bytes=0,
             provenance=record.provenance,
         )
         for run in runs.values()

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rankwise.errors import StorageError, StudyChangedError
 from rankwise.records.files import free_bytes, in_words
-from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.folder import StudyFolder
 from rankwise.records.study import StudyRecord
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.stages.scoring import Score
-from rankwise.study.stages.stage import Model, Stage, model_name
+from rankwise.study.stages.stage import Model, Stage, fingerprint_in, model_name
 from rankwise.study.stages.training import Train
 from rankwise.study.times import furthest
+from rankwise.tasks.row_files import flat_row
 
-# Sections of a study file on which scores of a model depend.
-_SCORED_BY = ("base_model", "evaluation", "train.precision", "train.base_precision")
+# Sections and settings of a study file on which scores of a model depend.
+_SCORED_BY = ("base_model.", "evaluation.", "train.precision", "train.base_precision")
 _NO_SCORE_DEPENDS_ON = ("evaluation.clusters", "evaluation.max_batch_tokens")
 
 
@@ -119,15 +120,13 @@ def require_disk(folder: StudyFolder, graph: Sequence[Stage], num_workers: int =
 
 
 def _has_other_scores(plan: StudyPlan, folder: StudyFolder, stage: Score, model: Model) -> bool:
-    name, fingerprint = BASE, plan.base.fingerprint
-    if model is not None:
-        if folder.finished_run(model) is None:
-            return False  # it is trained again, and its scores with it
-        name, fingerprint = model.name, model.fingerprint
-    scored = folder.earlier_evaluation(name, stage.task)
+    if model is not None and folder.finished_run(model) is None:
+        return False  # it is trained again, and its scores with it
+    scored = folder.earlier_evaluation(model_name(model), stage.task)
     if scored is None or scored.fingerprint == stage.fingerprint_of(model):
         return False
-    return not plan.begins_with(scored, fingerprint, plan.task_of(model, stage.task))
+    weights, task = fingerprint_in(plan.record, model), plan.task_of(model, stage.task)
+    return not plan.begins_with(scored, weights, task)
 
 
 def _differences(earlier: StudyRecord, now: StudyRecord) -> list[str]:
@@ -145,18 +144,6 @@ def _differences(earlier: StudyRecord, now: StudyRecord) -> list[str]:
 
 
 def _settings(study: StudyRecord) -> dict[str, Any]:
-    flat: dict[str, Any] = {"precision": study.precision}
-    for section in _SCORED_BY:
-        value: Any = study.config.model_dump(mode="json")
-        for part in section.split("."):
-            value = value[part]
-        flat |= dict(_flat(section, value))
-    return flat
-
-
-def _flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from _flat(f"{key}.{name}", inner)
-    else:
-        yield key, value
+    config = flat_row(study.config.model_dump(mode="json")).items()
+    given = {key: value for key, value in config if key.startswith(_SCORED_BY) and value != {}}
+    return {"precision": study.precision, **given}

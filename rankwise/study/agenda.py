@@ -41,16 +41,6 @@ class Unit:
         return f"{self.kind}-{fingerprint([stage.id for stage in self.stages])[:12]}"
 
     @property
-    def model(self) -> str:
-        """What it works on, as the user sees it."""
-        return self.stages[0].model
-
-    @property
-    def work(self) -> float:
-        """As of its stages."""
-        return sum(stage.work for stage in self.stages)
-
-    @property
     def memory_bytes(self) -> int:
         """The most that one of its stages holds at once."""
         return max(stage.memory_bytes for stage in self.stages)
@@ -63,10 +53,10 @@ class Unit:
         return {
             "id": self.id,
             "kind": self.kind,
-            "model": self.model,
+            "model": self.stages[0].model,
             "stages": [stage.id for stage in self.stages],
             "needs": self._needs(self.stages, unit_of),
-            "work": self.work,
+            "work": sum(stage.work for stage in self.stages),
             "memory_bytes": self.memory_bytes,
             "is_finished": all(stage.is_finished(folder) for stage in self.stages),
         }

@@ -77,17 +77,14 @@ class ResidentModels:
             self.release()
             plan = self._plan
             # planning needed the small files only; now the weights
-            self._base = self._load(models.fetch_weights(plan.base), self._base_precision)
+            base_precision = plan.record.config.train.base_precision
+            self._base = self._load(models.fetch_weights(plan.base), base_precision)
         return self._base
-
-    @property
-    def _base_precision(self) -> BasePrecision:
-        return self._plan.record.config.train.base_precision
 
     def most_weights_bytes(self, run: PlannedRun | None) -> int | None:
         """As ``StudyRecord.most_weights_bytes``, of one model; None: it is held whole."""
         is_base = run is None or run.method == "lora"
-        if is_base and self._base_precision != "auto":
+        if is_base and self._plan.record.config.train.base_precision != "auto":
             return None  # its files do not hold what it computes with
         return self._plan.record.most_weights_bytes
 

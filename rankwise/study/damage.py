@@ -5,8 +5,10 @@ Files that are not to be used any more go into ``quarantine/``, with the reason.
 
 from __future__ import annotations
 
+import itertools
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,13 +16,7 @@ from rankwise.errors import NewerRecordError, RecordError
 from rankwise.findings.study import StudyFindings
 from rankwise.records.base import Record
 from rankwise.records.deployment import FormRecord
-from rankwise.records.files import (
-    FileDigest,
-    storage_error,
-    without_remedy,
-    write_atomically,
-    writing,
-)
+from rankwise.records.files import FileDigest, without_remedy, write_atomically, writing
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.forms import model_in_form
 from rankwise.records.heads import TaskHeadEffects
@@ -35,6 +31,7 @@ from rankwise.records.search import SearchRecord
 from rankwise.records.study import RunRecord, StageFailure, StudyRecord, TaskEvaluation
 from rankwise.study.observer import Teller
 from rankwise.study.stages.graph import KINDS
+from rankwise.study.stages.stage import Written
 
 
 class Damage(NamedTuple):
@@ -73,10 +70,16 @@ def find_damage(
     if models is None:
         runs = folder.model_folder("_").parent
         models = sorted(path.name for path in runs.iterdir()) if runs.is_dir() else []
-    inspector = _Inspector(folder, thorough)
-    damages = list(inspector.of_study())
+    misfit = partial(folder.checked.misfit, thorough=thorough)
+    failures = sorted(folder.failures_folder.glob("*.json"))
+    of_study = (
+        Written(folder.study_file, StudyRecord, "planning the study"),
+        *records_of_study(folder),
+        *(Written(path, StageFailure, "a stage that failed") for path in failures),
+    )
+    damages = [damage for each in of_study for damage in _of_record(folder, misfit, each)]
     for model in (BASE, *models):
-        damages += inspector.of_model(model)
+        damages += _of_model(folder, misfit, model)
     folder.checked.save()
     return damages
 
@@ -97,24 +100,16 @@ def set_aside(folder: StudyFolder, paths: Sequence[Path], why: str) -> Path:
     """
     quarantine = folder.root / "quarantine"
     with writing(quarantine):
-        number = 1
-        while True:
-            target = quarantine / f"{number:03d}"
-            try:
-                target.mkdir(parents=True)
-            except FileExistsError:
-                number += 1
-            else:
-                break
+        places = (quarantine / f"{number:03d}" for number in itertools.count(1))
+        target = next(place for place in places if not place.exists())
+        target.mkdir(parents=True)
     write_atomically(target / "why.txt", f"{why}\n")
     for path in paths:
         if path.exists() and path.is_relative_to(folder.root):
             moved = target / path.relative_to(folder.root)
-            try:
+            with writing(moved):
                 moved.parent.mkdir(parents=True, exist_ok=True)
                 shutil.move(path, moved)  # also where ``runs`` is a link to another disk
-            except OSError as error:
-                raise storage_error(moved, error) from error
     return target
 
 
@@ -141,114 +136,97 @@ def models_of(study: StudyRecord, folder: StudyFolder) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def records_of_study(folder: StudyFolder) -> list[tuple[Path, type[Record], str]]:
-    """The records of a study as a whole besides its plan, and the work that makes each."""
+def records_of_study(folder: StudyFolder) -> list[Written]:
+    """The records of a study as a whole besides its plan."""
+    again = "judging the study; looks are counted from one again"
     return [
-        (folder.looks_file, StudyLooks, "judging the study; looks are counted from one again"),
-        (folder.search_file, SearchRecord, "searching; it is decided again"),
-        (folder.stacks_file, AcceptedStacks, "accepting another stack; it is asked for again"),
-        (folder.own_texts_file, OwnTexts, "training; the base writes its texts again"),
-        (folder.recommendation_file, StudyRecommendation, "judging the study"),
-        (folder.findings_file, StudyFindings, "judging the study"),
+        Written(folder.looks_file, StudyLooks, again),
+        Written(folder.search_file, SearchRecord, "searching; it is decided again"),
+        Written(
+            folder.stacks_file, AcceptedStacks, "accepting another stack; it is asked for again"
+        ),
+        Written(folder.own_texts_file, OwnTexts, "training; the base writes its texts again"),
+        Written(folder.recommendation_file, StudyRecommendation, "judging the study"),
+        Written(folder.findings_file, StudyFindings, "judging the study"),
     ]
 
 
-def records_of_repairs(
-    folder: StudyFolder, model: str
-) -> Iterator[tuple[Path, type[Record], str, tuple[Path, ...]]]:
-    """What was found by intervening on a model and repairing it: no stage makes these.
-
-    With each the work that makes it, and what goes with it where it is damaged.
-    """
+def records_of_repairs(folder: StudyFolder, model: str) -> Iterator[Written]:
+    """What was found by intervening on a model and repairing it: no stage makes these."""
     for path in folder.head_effects_files(model):
-        yield path, TaskHeadEffects, f"intervening on the heads of {model}", (path,)
+        yield Written(path, TaskHeadEffects, f"intervening on the heads of {model}")
     for path in sorted(folder.repair_scores_file(model, "_").parent.glob("*.json")):
-        yield path, RepairScores, f"scoring repairs of {model}", (path,)
+        yield Written(path, RepairScores, f"scoring repairs of {model}")
     path = folder.repair_divergences_file(model)
-    yield path, RepairDivergences, f"comparing repairs of {model}", (path,)
+    yield Written(path, RepairDivergences, f"comparing repairs of {model}")
     path = folder.adapter_repair_file(model)
     again = f"repairing {model} (`rankwise repair` makes it again)"
-    yield path, AdapterRepair, again, (path, folder.repaired_adapter_folder(model))
+    yield Written(path, AdapterRepair, again, (path, folder.repaired_adapter_folder(model)))
 
 
-class _Inspector:
-    """Reads a folder's records, and compares files with them."""
+Misfit = Callable[[Path, FileDigest], str | None]
+"""What tells a file from its digest, in words."""
 
-    def __init__(self, folder: StudyFolder, thorough: bool) -> None:
-        self._folder, self._thorough = folder, thorough
 
-    def of_study(self) -> Iterator[Damage]:
-        folder = self._folder
-        failures = sorted(folder.failures_folder.glob("*.json"))
-        for path, kind, made_by in (
-            (folder.study_file, StudyRecord, "planning the study"),
-            *records_of_study(folder),
-            *((path, StageFailure, "a stage that failed") for path in failures),
-        ):
-            yield from self._record(path, kind, made_by)
-
-    def of_model(self, model: str) -> Iterator[Damage]:
-        """Damage in a model's folder; where its training is damaged, all of it goes."""
-        folder = self._folder
+def _of_model(folder: StudyFolder, misfit: Misfit, model: str) -> Iterator[Damage]:
+    """Damage in a model's folder; where its training is damaged, all of it goes."""
+    if model != BASE:
         place, run = folder.model_folder(model), folder.run_file(model)
-        if model != BASE:
-            training = list(self._record(run, RunRecord, f"training {model}", model, (place,)))
-            yield from training
-            if training:
-                return
-            record, losses = folder.read_if_there(run, RunRecord), folder.metrics_file(model)
-            misfit = record and record.metrics and self._misfit(losses, record.metrics)
-            if misfit:
-                yield Damage(losses, misfit, f"training {model}, whose weights stay", (losses,))
-        for kind in KINDS:
-            for path, made_by, spoils in kind.written(folder, model):
-                yield from self._record(path, kind.record, made_by, model, spoils)
-        for own in folder.models_in_forms(model):
-            yield from self.of_model(own)
-        for path, kind, made_by, spoils in records_of_repairs(folder, model):
-            yield from self._record(path, kind, made_by, model, spoils)
-
-    def _record(
-        self,
-        path: Path,
-        kind: type[Record],
-        made_by: str,
-        model: str | None = None,
-        spoils: tuple[Path, ...] = (),
-    ) -> Iterator[Damage]:
-        """Damage of a record, if it is there, and of the files that it stands on."""
-        if not path.exists():
+        training = Written(run, RunRecord, f"training {model}", (place,))
+        damages = list(_of_record(folder, misfit, training, model))
+        yield from damages
+        if damages:
             return
-        try:
-            record = self._folder.read(path, kind)
-        except NewerRecordError:
-            raise
-        except RecordError as error:
-            reason = without_remedy(error).removeprefix(f"{path} ")
-            yield Damage(path, reason, made_by, spoils or (path,))
-            return
-        owner, files = self._claims(path, record)
-        if model is not None and owner != model:
-            yield Damage(path, f"is of {owner}", made_by, spoils or (path,))
-            return
-        for file, digest in files.items():
-            misfit = self._misfit(file, digest)
-            if misfit is not None:
-                yield Damage(file, misfit, made_by, spoils or (path,))
+        record, losses = folder.read_if_there(run, RunRecord), folder.metrics_file(model)
+        problem = record and record.metrics and misfit(losses, record.metrics)
+        if problem:
+            yield Damage(losses, problem, f"training {model}, whose weights stay", (losses,))
+    for kind in KINDS:
+        for written in kind.written(folder, model):
+            yield from _of_record(folder, misfit, written, model)
+    for own in folder.models_in_forms(model):
+        yield from _of_model(folder, misfit, own)
+    for written in records_of_repairs(folder, model):
+        yield from _of_record(folder, misfit, written, model)
 
-    def _claims(self, path: Path, record: Record) -> tuple[str | None, dict[Path, FileDigest]]:
-        """The model that a record is of, by what it says, and the files that it stands on."""
-        match record:
-            case RunRecord(planned=planned):
-                return planned.name, self._folder.files_of(planned.name, record.files)
-            case AdapterRepair():
-                return record.model, self._folder.files_of(record.model, record.files)
-            case TaskEvaluation(samples=FileDigest() as samples):
-                return record.model, {samples_beside(path): samples}
-            case FormRecord():
-                return model_in_form(record.model, record.form), {}
-            case _:
-                return getattr(record, "model", None), {}
 
-    def _misfit(self, file: Path, digest: FileDigest) -> str | None:
-        return self._folder.checked.misfit(file, digest, thorough=self._thorough)
+def _of_record(
+    folder: StudyFolder, misfit: Misfit, written: Written, model: str | None = None
+) -> Iterator[Damage]:
+    """Damage of a record, if it is there, and of the files that it stands on."""
+    path = written.path
+    damage = partial(Damage, made_by=written.made_by, spoils=written.spoils or (path,))
+    if not path.exists():
+        return
+    try:
+        record = folder.read(path, written.kind)
+    except NewerRecordError:
+        raise
+    except RecordError as error:
+        yield damage(path, without_remedy(error).removeprefix(f"{path} "))
+        return
+    owner, files = _claims(folder, path, record)
+    if model is not None and owner != model:
+        yield damage(path, f"is of {owner}")
+        return
+    for file, digest in files.items():
+        problem = misfit(file, digest)
+        if problem is not None:
+            yield damage(file, problem)
+
+
+def _claims(
+    folder: StudyFolder, path: Path, record: Record
+) -> tuple[str | None, dict[Path, FileDigest]]:
+    """The model that a record is of, by what it says, and the files that it stands on."""
+    match record:
+        case RunRecord(planned=planned):
+            return planned.name, folder.files_of(planned.name, record.files)
+        case AdapterRepair():
+            return record.model, folder.files_of(record.model, record.files)
+        case TaskEvaluation(samples=FileDigest() as samples):
+            return record.model, {samples_beside(path): samples}
+        case FormRecord():
+            return model_in_form(record.model, record.form), {}
+        case _:
+            return getattr(record, "model", None), {}

@@ -79,10 +79,7 @@ class Follower:
     """
 
     def __init__(
-        self,
-        folder: StudyFolder | None = None,
-        *,
-        clock: Callable[[], float] = time.monotonic,
+        self, folder: StudyFolder | None = None, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._folder, self._clock = folder, clock
         self._told_at: float | None = None

@@ -21,12 +21,7 @@ from rankwise.records.results import (
     missing_items,
 )
 from rankwise.records.search import SearchRecord
-from rankwise.records.study import (
-    COMPARED,
-    PlannedRun,
-    StudyRecord,
-    TaskEvaluation,
-)
+from rankwise.records.study import COMPARED, PlannedRun, StudyRecord, TaskEvaluation
 from rankwise.study.references import with_estimates
 from rankwise.study.stages.graph import KINDS
 
@@ -161,9 +156,10 @@ def read_model(
 
     ``tasks`` are those whose scores are wanted; None: all. A run that diverged has none.
     """
-    run = None if planned is None else folder.finished_run(planned)
-    assert planned is None or run is not None
-    if run is not None and planned is not None:
+    run = None
+    if planned is not None:
+        run = folder.finished_run(planned)
+        assert run is not None
         # a run that a search chose was trained as one of its candidates, and one on all rows may
         # have been trained before there were more
         now = run.planned.model_copy(update={"role": planned.role, "of": planned.of})
@@ -187,11 +183,10 @@ def read_model(
     for kind in KINDS:
         measured |= kind.results(folder, study, planned)
     effects = () if run is None else folder.head_effects(study, name)
-    return ModelResults(
-        name=name,
-        run=run,
-        evaluations={task: each.record for task, each in judged.items()},
-        items={task: each.items for task, each in judged.items()},
+    return ModelResults.of(
+        name,
+        run,
+        judged,
         head_effects=of_most_items(effects),
         adapter_repair=run and folder.adapter_repair(study, run.planned),
         **measured,

@@ -92,12 +92,7 @@ def run_study(
 
 
 def lead(
-    plan: StudyPlan,
-    folder: StudyFolder,
-    observer: Observer,
-    terms: Terms,
-    *,
-    is_last: bool = True,
+    plan: StudyPlan, folder: StudyFolder, observer: Observer, terms: Terms, *, is_last: bool = True
 ) -> StudyOutcome:
     """Run a study whose folder is held; see ``run_study``.
 

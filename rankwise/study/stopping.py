@@ -21,12 +21,6 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
-def _is_of_nohup(number: int) -> bool:
-    """Whether the process was started so that a closed terminal does not stop it."""
-    is_hangup = number == getattr(signal, "SIGHUP", None)
-    return is_hangup and signal.getsignal(number) is signal.SIG_IGN
-
-
 class StopSignals:
     """Receives the signals that stop a study, at once or at the end of a step.
 
@@ -43,10 +37,11 @@ class StopSignals:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
+        hangup = getattr(signal, "SIGHUP", None)
         before = {
             number: signal.signal(number, self._received)
-            for number in SIGNALS
-            if not _is_of_nohup(number)
+            for number in SIGNALS  # nohup starts what a closed terminal does not stop
+            if number != hangup or signal.getsignal(number) is not signal.SIG_IGN
         }
         try:
             yield

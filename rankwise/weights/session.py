@@ -258,12 +258,7 @@ def _results(scorings: Sequence[Scoring], tasks: Sequence[PreparedTask]) -> Mode
             documents = {line["doc_id"]: line["doc"] for line in numbered}
             numbers = cluster_numbers(documents, column, "columns.cluster", task.name)
             judged[task.name] = judged[task.name].with_items(clusters=numbers)
-    return ModelResults(
-        name=scorings[0].record.model,
-        run=None,
-        evaluations={task: each.record for task, each in judged.items()},
-        items={task: each.items for task, each in judged.items()},
-    )
+    return ModelResults.of(scorings[0].record.model, None, judged)
 
 
 def comparable(models: Sequence[ModelResults]) -> list[ModelResults]:

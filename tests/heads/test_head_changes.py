@@ -134,7 +134,6 @@ def test_what_is_not_adapted_has_no_share(tmp_path: Path) -> None:
     found = share_maps(layouts, norms_of_factors(read_factors(tmp_path)))
     assert [each.of for each in found] == ["query", "all"]
     assert found[0].values == found[1].values
-    assert share_maps(layouts, lambda part: None) == ()
     assert share_maps(layouts, lambda part: 0.0) == ()
 
 

@@ -9,19 +9,18 @@ import pytest
 
 from rankwise.findings.stats.correlation import rank_correlation
 from rankwise.findings.stats.items import Floats
-from rankwise.heads.effects import HeadScores, estimates, head_effects
+from rankwise.heads.effects import estimates, head_effects
 from rankwise.records.heads import HeadEstimate
 
 HEADS = [(layer, head) for layer in range(5) for head in range(8)]
 
 
-def scores(planted: dict[int, float], seed: int, noise: float = 0.3) -> HeadScores:
+def effects_of(planted: dict[int, float], seed: int, noise: float = 0.3) -> Floats:
     rng = np.random.default_rng(seed)
-    intact = rng.normal(size=60)
     effects = rng.normal(scale=noise, size=(40, 60))
     for row, effect in planted.items():
         effects[row] += effect
-    return HeadScores(intact, intact + effects)
+    return effects
 
 
 def corrected(effects: Floats, family: int) -> tuple[HeadEstimate, ...]:
@@ -29,7 +28,7 @@ def corrected(effects: Floats, family: int) -> tuple[HeadEstimate, ...]:
 
 
 def test_a_planted_effect_is_found_and_its_control_is_not() -> None:
-    adapted, base = scores({7: -0.5, 20: 0.4}, 0), scores({20: 0.4}, 1)
+    adapted, base = effects_of({7: -0.5, 20: 0.4}, 0), effects_of({20: 0.4}, 1)
     found = head_effects(
         HEADS, adapted, base, item_size=0.0, confidence=0.95, num_candidates=40, less_control=True
     )
@@ -45,8 +44,7 @@ def test_a_planted_effect_is_found_and_its_control_is_not() -> None:
 def test_noise_in_many_heads_is_rarely_shown() -> None:
     """Of forty heads without an effect, in one study of twenty at most one head is shown."""
     wrong = sum(
-        any(each.is_shown for each in corrected(scores({}, seed).effects, 40))
-        for seed in range(100)
+        any(each.is_shown for each in corrected(effects_of({}, seed), 40)) for seed in range(100)
     )
     assert wrong <= 12  # 5 expected
 
@@ -55,7 +53,7 @@ def test_heads_that_the_same_items_have_chosen_are_corrected_over_all() -> None:
     """The largest of forty effects of noise is often shown, unless all forty are counted."""
     alone = among = 0
     for seed in range(100):
-        effects = scores({}, seed).effects
+        effects = effects_of({}, seed)
         largest = effects[[np.abs(effects.mean(axis=1)).argmax()]]
         alone += corrected(largest, 1)[0].is_shown
         among += corrected(largest, 40)[0].is_shown
@@ -64,7 +62,7 @@ def test_heads_that_the_same_items_have_chosen_are_corrected_over_all() -> None:
 
 
 def test_p_values_and_bounds_are_corrected_over_the_heads() -> None:
-    effects = scores({3: 0.15}, 4).effects
+    effects = effects_of({3: 0.15}, 4)
     alone, among = corrected(effects[3:4], 1)[0], corrected(effects, 40)[3]
     assert corrected(effects[3:4], 40)[0].lower == among.lower
     assert alone.estimate == among.estimate
@@ -85,8 +83,8 @@ def test_points_without_a_flipped_item_are_not_certain() -> None:
 def test_a_reversion_has_no_difference_from_its_control() -> None:
     found = head_effects(
         HEADS,
-        scores({}, 0),
-        scores({}, 1),
+        effects_of({}, 0),
+        effects_of({}, 1),
         item_size=0.0,
         confidence=0.9,
         num_candidates=40,

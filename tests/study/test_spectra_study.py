@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from rankwise.cli.terminal import status_table
 from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
+from rankwise.engine.models.lanes import Lanes, opened
 from rankwise.records.files import read_record
 from rankwise.records.folder import StudyFolder
 from rankwise.records.spectra import MatrixSpectrum, SpectraRecord
@@ -145,20 +146,20 @@ def test_matrices_side_by_side_have_the_records_of_one_after_the_other(
 ) -> None:
     for path in finished.folder.glob("runs/*/spectra.json"):
         path.unlink()
-    threads, pools = torch.get_num_threads(), []
+    threads, counts = torch.get_num_threads(), list[int]()
 
-    def pool(size: int) -> ThreadPoolExecutor:
-        pools.append((size, torch.get_num_threads()))
-        return ThreadPoolExecutor(size)
+    def lanes(count: int) -> contextlib.AbstractContextManager[Lanes]:
+        counts.append(count)
+        return opened(count)
 
-    monkeypatch.setattr(spectra_worker, "ThreadPoolExecutor", pool)
+    monkeypatch.setattr(spectra_worker, "opened", lanes)
     torch.set_num_threads(3)
     try:
         run(finished.file, finished.folder)
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(threads)
-    assert pools == [(3, 3)]
+    assert counts == [3]
     before, after = records(original.folder), records(finished.folder)
     assert [x.module for x in after[FULL].matrices] == [x.module for x in before[FULL].matrices]
     for name, record in after.items():

@@ -24,7 +24,7 @@ from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
 from rankwise.study.stages.graph import stages
 from rankwise.study.stages.scoring import Score
-from rankwise.study.stages.truncation import Truncate
+from rankwise.study.stages.training import Truncate
 from rankwise.study.status import study_status
 from rankwise.weights.lowrank import read_updates
 from tests.planted.grid import ALL_LINEAR, grid_run

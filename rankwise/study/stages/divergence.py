@@ -76,7 +76,7 @@ class CompareDistributions(Stage):
     def written(cls, folder: StudyFolder, model: str) -> Iterator[Written]:
         place = folder.model_folder(model)
         for path in (*sorted((place / "divergence").glob("*.json")), place / "divergence.json"):
-            yield Written(path, f"comparing with full fine-tuning {model}", (path,))
+            yield Written(path, Divergence, f"comparing with full fine-tuning {model}")
 
     @classmethod
     def results(cls, folder: StudyFolder, study: StudyRecord, model: Model) -> Mapping[str, Any]:
@@ -104,41 +104,30 @@ class CompareDistributions(Stage):
         (model,) = models
         task = self.reference.train_task
         answers = context.plan.answers[task]
-        expected = context.kept(_FullDistributions).of(self.reference, answers, self.work / 2)
+        reference, kept = self.reference.name, context.kept(_read_last)
+        if reference in kept:
+            context.tell.skipped(self.work / 2)
+        else:
+            kept.clear()  # released before the next is made
+            kept[reference] = expected_by(context, self.reference, answers)
         write_divergence(
-            context, self, model, answers, expected, reference=self.reference.name, train_task=task
+            context, self, model, answers, kept[reference], reference=reference, train_task=task
         )
 
     def ready(self, folder: StudyFolder, models: Sequence[Model]) -> tuple[Model, ...]:
         """The model, where the full fine-tuning is usable too."""
         return super().ready(folder, models) if is_usable(folder, self.reference) else ()
 
-    def _is_done(self, folder: StudyFolder, model: Model, wanted: str) -> bool:
+    def _is_done(self, folder: StudyFolder, model: Model) -> bool:
         reference = folder.finished_run(self.reference)
         if reference is not None and reference.status == "diverged":
             return model is None or folder.finished_run(model) is not None
-        return reference is not None and super()._is_done(folder, model, wanted)
+        return reference is not None and super()._is_done(folder, model)
 
 
-class _FullDistributions:
-    """What a full fine-tuning expects: read once, for every model that is compared with it."""
-
-    def __init__(self, context: StudyContext) -> None:
-        self._context = context
-        self._expected: Sequence[Tensor] = ()
-        self._of: str | None = None
-
-    def of(
-        self, reference: PlannedRun, answers: Sequence[RightAnswer], work: float
-    ) -> Sequence[Tensor]:
-        """Of a full fine-tuning; ``work`` is that of reading it, which may be done already."""
-        if self._of == reference.name:
-            self._context.tell.skipped(work)
-        else:
-            self._expected, self._of = (), None  # released before the next is made
-            self._expected = expected_by(self._context, reference, answers)
-            self._of = reference.name
-        return self._expected
+def _read_last(_: StudyContext) -> dict[str, Sequence[Tensor]]:
+    """What a full fine-tuning expects, for every model that is compared with it; none yet."""
+    return {}
 
 
 def expected_by(

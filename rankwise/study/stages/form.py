@@ -17,14 +17,7 @@ from rankwise.records.reading import read_judged
 from rankwise.records.results import FormResults, ModelResults
 from rankwise.records.study import PlannedRun, StudyRecord, TaskEvaluation
 from rankwise.study.stages.scoring import Score
-from rankwise.study.stages.stage import (
-    TOKEN_BYTES,
-    Graph,
-    Model,
-    Stage,
-    Written,
-    model_name,
-)
+from rankwise.study.stages.stage import TOKEN_BYTES, Graph, Model, Stage, Written, model_name
 
 if TYPE_CHECKING:
     from rankwise.engine.scoring.resident import ResidentScorer
@@ -87,7 +80,7 @@ class CheckForm(Stage):
     def written(cls, folder: StudyFolder, model: str) -> Iterator[Written]:
         """``model`` is one in a form: it has a folder of its own, with its scores."""
         path = folder.model_folder(model) / "form.json"
-        yield Written(path, f"checking the form {model}", (path,))
+        yield Written(path, FormRecord, f"checking the form {model}")
 
     @classmethod
     def results(cls, folder: StudyFolder, study: StudyRecord, model: Model) -> Mapping[str, Any]:
@@ -106,12 +99,7 @@ class CheckForm(Stage):
                 task: read_judged(folder, folder.read(file, TaskEvaluation), metric_of(task))
                 for task, file in files.items()
             }
-            scores = ModelResults(
-                name=form,
-                run=None,
-                evaluations={task: each.record for task, each in judged.items()},
-                items={task: each.items for task, each in judged.items()},
-            )
+            scores = ModelResults.of(form, None, judged)
             found.append(FormResults(record=record, scores=scores))
         return {"forms": tuple(found)}
 
@@ -146,8 +134,7 @@ class CheckForm(Stage):
         from rankwise.weights.lowrank import read_updates
         from rankwise.weights.merging import merged_as
 
-        (run,) = models
-        assert run is not None
+        (run,) = self.runs
         plan, folder = context.plan, context.folder
         provenance, updates = provenance_on(plan.device), read_updates(folder.weights(run))
         if all(update.frobenius_norm == 0 for update in updates.values()):
@@ -221,9 +208,9 @@ class CheckForm(Stage):
             seconds += record.score_seconds
         return seconds
 
-    def _is_done(self, folder: StudyFolder, model: Model, wanted: str) -> bool:
+    def _is_done(self, folder: StudyFolder, model: Model) -> bool:
         files = [path for path, _ in self.records_of(folder, model)]
-        return super()._is_done(folder, model, wanted) and all(map(folder.has, files))
+        return super()._is_done(folder, model) and all(map(folder.has, files))
 
 
 def work_after_verdict(study: StudyRecord) -> float:

@@ -16,8 +16,7 @@ from rankwise.study.stages.heads import CompareHeads
 from rankwise.study.stages.scoring import Score
 from rankwise.study.stages.spectra import AnalyseWeights
 from rankwise.study.stages.stage import Graph, Stage, model_name
-from rankwise.study.stages.training import Train
-from rankwise.study.stages.truncation import Truncate
+from rankwise.study.stages.training import Train, Truncate
 from rankwise.study.times import training_work
 
 KINDS: tuple[type[Stage], ...] = (

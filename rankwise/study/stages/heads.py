@@ -36,13 +36,14 @@ class CompareHeads(OneRecord):
     file = "heads.json"
     field = "head_changes"
     made_by = "comparing the heads of"
+    took = "analysis_seconds"
     slowness = 3.5
     """As measured in two studies of a model of 135M weights on two cores."""
 
     @classmethod
     def planned(cls, graph: Graph) -> Iterator[Stage]:
         study = graph.study
-        for train_task, runs in graph.by_train_task():
+        for train_task, runs in graph.by_train_task().items():
             tokens = study.num_tokens.head_prompts.get(train_task)
             if study.config.analysis.heads and tokens != 0:
                 work = (tokens or 0) * (len(runs) + 1)
@@ -141,24 +142,10 @@ class CompareHeads(OneRecord):
         return share_maps(layouts, norms), None
 
     def _write(self, context: StudyContext, run: PlannedRun, **found: Any) -> None:
-        """A run's record; of a model whose heads are not known, everything is empty."""
-        nothing: dict[str, Any] = {
-            "num_prompts": 0,
-            "num_tokens": 0,
-            "num_groups": (),
-            "base_entropy": (),
-            "base_first_token_mass": (),
-            "changes": (),
-            "shares": (),
-            "analysis_seconds": 0.0,
-        }
         record = HeadChanges(
             model=run.name,
             fingerprint=self.fingerprint_of(run),
             tasks=context.study.tasks[run.train_task].get("in_domain", ()),
-            **(nothing | found),
+            **found,
         )
         context.folder.write(self.path_of(context.folder, run), record)
-
-    def seconds_in(self, record: Any) -> float:
-        return record.analysis_seconds

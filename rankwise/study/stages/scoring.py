@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,14 +11,7 @@ from rankwise.records.fingerprints import scoring_fingerprint
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.names import samples_beside
 from rankwise.records.study import TaskEvaluation
-from rankwise.study.stages.stage import (
-    TOKEN_BYTES,
-    Graph,
-    Model,
-    Stage,
-    Written,
-    model_name,
-)
+from rankwise.study.stages.stage import TOKEN_BYTES, Graph, Model, Stage, Written, model_name
 
 if TYPE_CHECKING:
     from rankwise.study.context import StudyContext
@@ -35,6 +28,7 @@ class Score(Stage):
     kind = "scoring"
     record = TaskEvaluation
     tells_speed = True
+    is_of_pass = True
     scores_tasks = True
 
     @classmethod
@@ -59,16 +53,11 @@ class Score(Stage):
     def written(cls, folder: StudyFolder, model: str) -> Iterator[Written]:
         for path in sorted((folder.model_folder(model) / "eval").glob("*.json")):
             spoils = path, samples_beside(path)
-            yield Written(path, f"scoring {model} on {path.stem}", spoils)
+            yield Written(path, TaskEvaluation, f"scoring {model} on {path.stem}", spoils)
 
     @property
     def name(self) -> str:
         return self.task
-
-    @property
-    def together(self) -> Hashable:
-        """With the training of its models."""
-        return "", self.model
 
     @property
     def unit_kind(self) -> str:

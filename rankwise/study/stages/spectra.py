@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.spectra import SpectraRecord
@@ -36,15 +36,18 @@ class AnalyseWeights(OneRecord):
     file = "spectra.json"
     field = "spectra"
     made_by = "analysing the weights of"
+    took = "analysis_seconds"
+    reads_tokens = False
 
     @classmethod
     def planned(cls, graph: Graph) -> Iterator[Stage]:
         study = graph.study
         # the update, and the base with each of the random updates of both kinds
         decompositions = 1 + 2 * study.config.analysis.null_draws
-        for train_task, runs in graph.by_train_task() if study.config.analysis.spectra else ():
-            work = ANALYSIS_WORK * decompositions * len(runs)
-            yield cls.of(graph, "weights", runs, work, train_task=train_task)
+        if study.config.analysis.spectra:
+            for train_task, runs in graph.by_train_task().items():
+                work = ANALYSIS_WORK * decompositions * len(runs)
+                yield cls.of(graph, "weights", runs, work, train_task=train_task)
 
     @classmethod
     def wanted(cls, study: StudyRecord, model: Model) -> str:
@@ -62,15 +65,8 @@ class AnalyseWeights(OneRecord):
             }
         )
 
-    @property
-    def num_tokens(self) -> None:
-        return None
-
     def do(self, context: StudyContext, models: Sequence[Model]) -> None:
         from rankwise.study.work.weights import analyse_weights
 
         context.models.release(base=True)  # matrices are read one by one
         analyse_weights(context, self, [model for model in models if model is not None])
-
-    def seconds_in(self, record: Any) -> float:
-        return record.analysis_seconds

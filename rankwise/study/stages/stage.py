@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
@@ -19,6 +19,7 @@ from rankwise.errors import ModelError, RecordError
 from rankwise.records.base import Record
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.grouping import grouped
 from rankwise.records.study import PlannedRun, StageRecord, StudyRecord
 
 if TYPE_CHECKING:
@@ -32,17 +33,19 @@ Model = PlannedRun | None
 
 
 class Written(NamedTuple):
-    """A record that stages of a kind may have left.
+    """A record that a study may have left.
 
     Attributes:
         path: of the record.
+        kind: what it is.
         made_by: the work that makes it, in words.
-        spoils: what goes with it where it is damaged.
+        spoils: what goes where it is damaged; empty: it alone.
     """
 
     path: Path
+    kind: type[Record]
     made_by: str
-    spoils: tuple[Path, ...]
+    spoils: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,13 @@ class Stage(ABC):
     record: ClassVar[type[Record]]
     slowness: ClassVar[float] = 1.0
     """Seconds for the same work against scoring's: what is expected before a kind was seen."""
+    reads_tokens: ClassVar[bool] = True
     tells_speed: ClassVar[bool] = False
     """Whether its records are short, and are read to estimate what other kinds take."""
+    took: ClassVar[str] = "score_seconds"
+    """The field in which its record says what it took."""
+    is_of_pass: ClassVar[bool] = False
+    """Whether it is one unit with the training and the scoring of its models."""
     scores_tasks: ClassVar[bool] = False
     """Whether its scores depend on the stack of versions and device."""
 
@@ -101,7 +109,7 @@ class Stage(ABC):
     @property
     def num_tokens(self) -> int | None:
         """Tokens that are scored or trained on for the work; None: it reads no tokens."""
-        return round(self.work)
+        return round(self.work) if self.reads_tokens else None
 
     @property
     def runs(self) -> tuple[PlannedRun, ...]:
@@ -111,7 +119,7 @@ class Stage(ABC):
     @property
     def together(self) -> Hashable:
         """The same for stages that follow each other and are one unit."""
-        return self.id
+        return ("", self.model) if self.is_of_pass else self.id
 
     @property
     def unit_kind(self) -> str:
@@ -170,8 +178,7 @@ class Stage(ABC):
 
         Nothing is due of a run that diverged.
         """
-        pairs = zip(self.models, self.fingerprints, strict=True)
-        return tuple(model for model, wanted in pairs if not self._is_done(folder, model, wanted))
+        return tuple(model for model in self.models if not self._is_done(folder, model))
 
     def ready(self, folder: StudyFolder, models: Sequence[Model]) -> tuple[Model, ...]:
         """Those of some models that can be worked on now: they are trained and did not diverge.
@@ -192,14 +199,10 @@ class Stage(ABC):
             record = folder.read_if_there(self.path_of(folder, model), self.record)
             if record is None:  # nothing is due of a run that diverged
                 return None
-            seconds += self.seconds_in(record)
+            seconds += getattr(record, self.took)
         return seconds or None
 
-    def seconds_in(self, record: Any) -> float:
-        """What a record says that it took."""
-        return record.score_seconds
-
-    def _is_done(self, folder: StudyFolder, model: Model, wanted: str) -> bool:
+    def _is_done(self, folder: StudyFolder, model: Model) -> bool:
         if model is not None:
             run = folder.finished_run(model)
             if run is None:
@@ -207,7 +210,8 @@ class Stage(ABC):
             if run.status == "diverged":
                 return True
         assert issubclass(self.record, StageRecord)
-        return folder.is_finished(self.path_of(folder, model), self.record, wanted)
+        path = self.path_of(folder, model)
+        return folder.is_finished(path, self.record, self.fingerprint_of(model))
 
 
 class OneRecord(Stage):
@@ -246,8 +250,7 @@ class OneRecord(Stage):
 
     @classmethod
     def written(cls, folder: StudyFolder, model: str) -> Iterator[Written]:
-        path = cls.path(folder, model)
-        yield Written(path, f"{cls.made_by} {model}", (path,))
+        yield Written(cls.path(folder, model), cls.record, f"{cls.made_by} {model}")
 
     @classmethod
     def results(cls, folder: StudyFolder, study: StudyRecord, model: Model) -> Mapping[str, Any]:
@@ -261,28 +264,25 @@ class OneRecord(Stage):
         return self.path(folder, model_name(model))
 
 
+@dataclass
 class Graph:
     """The stages of a study as they are added, and which of them train and score what."""
 
-    def __init__(self, study: StudyRecord) -> None:
-        self.study = study
-        self.stages: list[Stage] = []
-        self.training_of: dict[str, str] = {}
-        """A model's name -> the id of the stage that trains it."""
-        self.base_scoring_of: dict[str, str] = {}
-        """A task -> the id of the stage that scores the base on it."""
+    study: StudyRecord
+    stages: list[Stage] = field(default_factory=list[Stage])
+    training_of: dict[str, str] = field(default_factory=dict[str, str])
+    """A model's name -> the id of the stage that trains it."""
+    base_scoring_of: dict[str, str] = field(default_factory=dict[str, str])
+    """A task -> the id of the stage that scores the base on it."""
 
     def trainings(self, models: Sequence[Model]) -> tuple[str, ...]:
         """The ids of the stages that train some models; a model without a pass has none."""
         known = (self.training_of.get(model_name(model)) for model in models)
         return tuple(dict.fromkeys(each for each in known if each is not None))
 
-    def by_train_task(self) -> list[tuple[str, tuple[PlannedRun, ...]]]:
+    def by_train_task(self) -> dict[str, list[PlannedRun]]:
         """The runs of each trained task that has any."""
-        by_task: dict[str, list[PlannedRun]] = {}
-        for run in self.study.runs:
-            by_task.setdefault(run.train_task, []).append(run)
-        return [(task, tuple(runs)) for task, runs in by_task.items()]
+        return grouped((run.train_task, run) for run in self.study.runs)
 
 
 def is_usable(folder: StudyFolder, model: Model) -> bool:

@@ -1,15 +1,18 @@
-"""Training: runs together in one pass over the base; imported models are taken over."""
+"""Training: runs together in one pass over the base, or adapters that are truncated first.
+
+Imported models are taken over.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankwise.records.folder import StudyFolder
-from rankwise.records.study import PlannedPass, RunRecord
-from rankwise.study.stages.stage import Model, Stage
+from rankwise.records.study import PlannedPass, PlannedRun, RunRecord
+from rankwise.study.stages.stage import Model, Stage, model_name
 from rankwise.study.times import furthest, training_work
 
 if TYPE_CHECKING:
@@ -28,15 +31,11 @@ class Train(Stage):
     kind = "training"
     record = RunRecord
     tells_speed = True
+    is_of_pass = True
 
     @property
     def num_tokens(self) -> int:
         return sum(model.num_tokens for model in furthest(self.runs))
-
-    @property
-    def together(self) -> Hashable:
-        """With its scoring."""
-        return "", self.model
 
     @property
     def unit_kind(self) -> str:
@@ -45,8 +44,7 @@ class Train(Stage):
         return "full" if self.runs[0].method == "full" else "pass"
 
     def path_of(self, folder: StudyFolder, model: Model) -> Path:
-        assert model is not None
-        return folder.run_file(model.name)
+        return folder.run_file(model_name(model))
 
     def do(self, context: StudyContext, models: Sequence[Model]) -> None:
         from rankwise.study.work.training import train
@@ -70,6 +68,25 @@ class Train(Stage):
         is_whole = len(trained) == len(records)
         return sum(each.train_seconds for each in trained) or None if is_whole else None
 
-    def _is_done(self, folder: StudyFolder, model: Model, wanted: str) -> bool:
+    def _is_done(self, folder: StudyFolder, model: Model) -> bool:
         assert model is not None
         return folder.is_trained(model)
+
+
+@dataclass(frozen=True)
+class Truncate(Train):
+    """Truncate trained adapters to lower ranks, and train the new ones a little further."""
+
+    sources: tuple[PlannedRun, ...]
+    """The runs whose adapters are truncated."""
+
+    kind = "truncation"
+
+    def ready(self, folder: StudyFolder, models: Sequence[Model]) -> tuple[Model, ...]:
+        """Those whose source is done; where it diverged, that is what there is to record."""
+        done = {run.name for run in self.sources if folder.finished_run(run) is not None}
+        return tuple(
+            model
+            for model in models
+            if model is not None and model.of is not None and model.of.name in done
+        )

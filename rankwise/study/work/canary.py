@@ -13,7 +13,7 @@ from rankwise.records.study import TaskEvaluation
 from rankwise.study.context import StudyContext
 from rankwise.study.stages.scoring import Score
 from rankwise.study.stages.stage import Stage
-from rankwise.study.work.scoring import responses_of
+from rankwise.study.work.scoring import nats_of, responses_of
 from rankwise.tasks.evaluation import ScoredModel, ask
 from rankwise.tasks.judgement import Responses
 
@@ -87,15 +87,13 @@ def _measured(
     largest, num_changed, num_items = 0.0, 0, 0
     for name in tasks:
         task = context.plan.tasks[name]
-        lines = context.folder.read_samples(BASE, name)
-        lines = [line for line in lines if line["filter"] == lines[0]["filter"]]
-        old = responses_of(lines)
+        old = responses_of(context.folder.read_samples(BASE, name))
         model = ScoredModel(BASE, context.plan.base.fingerprint)
         new = ask(context.models.scorer(), [model], task, task.requests)[BASE].responses
         for doc_id, before_it in old.items():
             shift, is_changed = _moved(before_it, new[doc_id])
             largest, num_changed = max(largest, shift), num_changed + is_changed
-        num_items += len(lines)
+        num_items += len(old)
     return AcceptedStack(
         stack=now,
         before=before,
@@ -111,14 +109,6 @@ def _moved(old: Sequence[Responses], new: Sequence[Responses]) -> tuple[float, b
     texts = [(a, b) for a, b in zip(old, new, strict=True) if isinstance(a[0], str)]
     if texts:
         return 0.0, any(a != b for a, b in texts)
-    before, after = _nats(old), _nats(new)
+    before, after = nats_of(old), nats_of(new)
     shift = max(abs(a - b) for a, b in zip(before, after, strict=True))
     return shift, before.index(max(before)) != after.index(max(after))
-
-
-def _nats(responses: Sequence[Responses]) -> list[float]:
-    return [
-        float(response[0] if isinstance(response, tuple) else response)
-        for repeats in responses
-        for response in repeats
-    ]

@@ -13,6 +13,7 @@ from rankwise.engine.training.trainees import NOTHING_BESIDE, Beside
 from rankwise.errors import DataError
 from rankwise.records.config.mitigations import RowsConfig
 from rankwise.records.fingerprints import fingerprint
+from rankwise.records.grouping import grouped
 from rankwise.records.own_texts import OwnTexts
 from rankwise.records.study import PlannedRun
 from rankwise.study.context import StudyContext
@@ -101,10 +102,11 @@ def truncated_adapters(context: StudyContext, models: Sequence[PlannedRun]) -> d
         RecordError: it is not what was trained.
     """
     runs = {run.name: run for run in context.study.runs}
-    by_source: dict[str, list[PlannedRun]] = {}
-    for model in models:
-        if model.role == "truncated" and model.of is not None:
-            by_source.setdefault(model.of.name, []).append(model)
+    by_source = grouped(
+        (model.of.name, model)
+        for model in models
+        if model.role == "truncated" and model.of is not None
+    )
     found: dict[str, Truncated] = {}
     for source, its_models in by_source.items():
         updates = read_updates(context.folder.weights(runs[source]))

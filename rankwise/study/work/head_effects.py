@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from torch import nn
 
 from rankwise.engine.models.devices import STEP_TOKENS
 from rankwise.engine.models.frozen_adapters import FrozenAdapter
-from rankwise.errors import ModelError, TaskError
+from rankwise.errors import ModelError
 from rankwise.findings.stats.correlation import rank_correlation
-from rankwise.heads.answers import (
-    ItemOptions,
-    ItemValues,
-    continuations,
-    item_values,
-    questions,
-    refuse_unasked,
-)
-from rankwise.heads.effects import HeadScores, head_effects
+from rankwise.findings.stats.items import Floats
+from rankwise.heads.answers import ItemOptions, ItemValues, continuations, item_values, questions
+from rankwise.heads.effects import head_effects
 from rankwise.heads.interventions import Head, adapted_heads
 from rankwise.heads.scorer import Ablation, Graft, HeadScorer, Intervention, Reversion
 from rankwise.heads.screen import Gating, ScreenedItem, expected_effects
@@ -50,28 +43,6 @@ class HeadQuestion(NamedTuple):
     mode: HeadMode
     keys_and_values: bool = False
     top: int | None = None
-
-
-class _Side(NamedTuple):
-    """One model's part: the scorer, its adapter if any, and the interventions on it."""
-
-    scorer: HeadScorer
-    adapter: FrozenAdapter | None
-    interventions: Callable[[Sequence[Head]], list[Intervention]]
-
-
-def check_tasks(tasks: Sequence[PreparedTask]) -> None:
-    """Refuse tasks on which heads cannot be studied.
-
-    Raises:
-        TaskError: there is none, one is not scored by likelihood, or one has a single item.
-    """
-    if not tasks:
-        raise TaskError("--tasks names no task.")
-    for task in tasks:
-        refuse_unasked(task)
-        if task.num_items < 2:
-            raise TaskError(f"task {task.name!r} has one item; an error needs two at least.")
 
 
 class HeadStudy:
@@ -134,18 +105,20 @@ class HeadStudy:
     def _effects_on(self, task: PreparedTask, wanted: str) -> TaskHeadEffects:
         started, items, question = time.perf_counter(), questions(task), self._question
         study, record = self._plan.record, self._folder.finished_run(self._run)
-        adapted = self._adapted(task)
-        heads = self._heads(adapted)
+        model, adapter = self._models.adapted(self._run)
+        scorer = HeadScorer(model, max_batch_tokens=self._plan.step_tokens)
+        heads = self._heads(scorer, adapter)
         chosen, expected = heads, None
         if question.top is not None and question.top < len(heads):
-            expected = self._expected(task, items, adapted.scorer)
+            expected = self._expected(task, items, scorer)
             order = sorted(heads, key=lambda head: -abs(expected[head]))
             chosen = sorted(order[: question.top])
-        num_heads = tuple(layout.num_heads for layout in adapted.scorer.layouts)
-        own = self._answers(task, adapted, chosen)
-        kept = adapted if self._run.method == "lora" else None
-        del adapted  # a full fine-tuning's model goes before the base comes
-        base = self._answers(task, self._base(task, kept), chosen)
+        num_heads = tuple(layout.num_heads for layout in scorer.layouts)
+        own = self._answers(task, scorer, adapter, chosen)
+        if self._run.method == "full":
+            del model, scorer  # it goes before the base comes
+            scorer = HeadScorer(self._models.base(), max_batch_tokens=self._plan.step_tokens)
+        base = self._answers(task, scorer, adapter, chosen, of_base=True)
         if own[0] == base[0] and record is not None and not record.update_is_zero:
             raise not_applied(self._run.name, f"gives all {len(own[0])} texts exactly")
         metric, relations = metric_of(study.config, task.name), study.tasks[self._run.train_task]
@@ -162,7 +135,7 @@ class HeadStudy:
         )
         unit_size = 100.0 if values[0].unit == "points" else 0.0
         scores, answers = (
-            compared(_scores(values, of), _scores(base_values, of), item_size=item_size)
+            compared(_effects(values, of), _effects(base_values, of), item_size=item_size)
             for of, item_size in (("values", unit_size), ("answer_nats", 0.0))
         )
         return TaskHeadEffects(
@@ -189,16 +162,13 @@ class HeadStudy:
             score_seconds=time.perf_counter() - started,
         )
 
-    def _heads(self, adapted: _Side) -> list[Head]:
+    def _heads(self, scorer: HeadScorer, adapter: FrozenAdapter | None) -> list[Head]:
         """The heads that there is something to do to."""
         if self._question.mode != "revert":
-            return adapted.scorer.heads
-        assert adapted.adapter is not None
-        heads = adapted_heads(
-            adapted.adapter.layers,
-            adapted.scorer.layouts,
-            keys_and_values=self._question.keys_and_values,
-        )
+            return scorer.heads
+        assert adapter is not None
+        shared = self._question.keys_and_values
+        heads = adapted_heads(adapter.layers, scorer.layouts, keys_and_values=shared)
         if not heads:
             raise ModelError(
                 f"{self._run.name} adapts no rows that one head has to itself and no columns of "
@@ -207,48 +177,36 @@ class HeadStudy:
             )
         return heads
 
-    def _adapted(self, task: PreparedTask) -> _Side:
-        """The run's model under the interventions."""
-        model, adapter = self._models.adapted(self._run)
-        scorer, shared = self._scorer(model), self._question.keys_and_values
-        if self._question.mode == "revert":
-            return _Side(scorer, adapter, lambda heads: [Reversion(h, shared) for h in heads])
-        return _Side(scorer, adapter, self._ablations(task, scorer, adapter))
-
-    def _base(self, task: PreparedTask, adapted: _Side | None) -> _Side:
-        """The base under the same ablations; a reversion's control is the head's delta alone.
-
-        ``adapted`` is the side of a run whose model is the base with an adapter.
-        """
-        model = self._models.base()
-        scorer = self._scorer(model) if adapted is None else adapted.scorer
-        if self._question.mode == "revert":
-            assert adapted is not None
-            source, shared = adapted.adapter, self._question.keys_and_values
-            assert source is not None
-            return _Side(scorer, None, lambda heads: [Graft(h, source, shared) for h in heads])
-        return _Side(scorer, None, self._ablations(task, scorer, None))
-
-    def _scorer(self, model: nn.Module) -> HeadScorer:
-        return HeadScorer(model, max_batch_tokens=self._plan.step_tokens)
-
-    def _ablations(
-        self, task: PreparedTask, scorer: HeadScorer, adapter: FrozenAdapter | None
-    ) -> Callable[[Sequence[Head]], list[Intervention]]:
-        if self._question.mode == "ablate":
-            return lambda heads: [Ablation(head) for head in heads]
-        means = scorer.mean_outputs(continuations(task), adapter)
-        return lambda heads: [Ablation(head, means[head]) for head in heads]
-
     def _answers(
-        self, task: PreparedTask, side: _Side, heads: Sequence[Head]
+        self,
+        task: PreparedTask,
+        scorer: HeadScorer,
+        adapter: FrozenAdapter | None,
+        heads: Sequence[Head],
+        *,
+        of_base: bool = False,
     ) -> list[list[LogLikelihood]]:
-        asked = continuations(task)
-        total = len(asked) * (len(heads) + 1)
-        return side.scorer.log_likelihoods(
+        """Of a model as it is, and then under the intervention on each head.
+
+        The base is under the same ablations; a reversion's control is the head's delta alone.
+        """
+        asked, shared = continuations(task), self._question.keys_and_values
+        carried, total = None if of_base else adapter, len(asked) * (len(heads) + 1)
+        interventions: list[Intervention]
+        if self._question.mode == "ablate":
+            interventions = [Ablation(head) for head in heads]
+        elif self._question.mode == "ablate-mean":
+            means = scorer.mean_outputs(asked, carried)
+            interventions = [Ablation(head, means[head]) for head in heads]
+        elif of_base:
+            assert adapter is not None
+            interventions = [Graft(head, adapter, shared) for head in heads]
+        else:
+            interventions = [Reversion(head, shared) for head in heads]
+        return scorer.log_likelihoods(
             asked,
-            side.interventions(heads),
-            side.adapter,
+            interventions,
+            carried,
             lambda done: self._tell.advanced(task.num_items * done / total),
         )
 
@@ -276,10 +234,10 @@ class HeadStudy:
         )
 
 
-def _scores(values: Sequence[ItemValues], of: str) -> HeadScores:
-    """First the model as it is, then by head."""
+def _effects(values: Sequence[ItemValues], of: str) -> Floats:
+    """(heads, items): what each intervention changes of the first, the model as it is."""
     rows = np.stack([getattr(values_of_head, of) for values_of_head in values])
-    return HeadScores(rows[0], rows[1:])
+    return rows[1:] - rows[0]
 
 
 def _screen(expected: Mapping[Head, float], answers: Sequence[HeadEffect]) -> Screen:

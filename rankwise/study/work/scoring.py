@@ -11,7 +11,7 @@ from rankwise.records.study import PlannedRun
 from rankwise.study.context import StudyContext
 from rankwise.study.planning.plan import metric_of
 from rankwise.study.stages.scoring import Score
-from rankwise.study.stages.stage import Model, model_name
+from rankwise.study.stages.stage import Model, fingerprint_in, model_name
 from rankwise.tasks.evaluation import Known, ScoredModel, Scoring, evaluate
 from rankwise.tasks.judgement import Responses
 from rankwise.tasks.questions import Scorer
@@ -108,11 +108,11 @@ class ScoreWorker:
             has_update = model is not None and model.method == "lora" and self._has_update(model)
             if has_update and not is_text:  # texts may well be those of the base
                 before = before or [
-                    _log_likelihoods(line)
+                    nats_of(line["resps"])
                     for line in self._folder.read_samples(BASE, task.name)
                     if line["doc_id"] in doc_ids
                 ]
-                if before == [_log_likelihoods(line) for line in scoring.samples]:
+                if before == [nats_of(line["resps"]) for line in scoring.samples]:
                     unchanged.append(scoring)
                     continue
             record = scoring.record.model_copy(update={"provenance": made})
@@ -123,16 +123,12 @@ class ScoreWorker:
 
     def _known(self, model: Model, task: PreparedTask) -> Known:
         """What a scoring of some of the task's items found, where the study was extended."""
-        name, fingerprint = BASE, self._plan.base.fingerprint
-        if model is not None:
-            name, fingerprint = model.name, model.fingerprint
+        name, weights = model_name(model), fingerprint_in(self._plan.record, model)
         earlier = self._folder.earlier_evaluation(name, task.name)
-        if earlier is None or not self._plan.begins_with(earlier, fingerprint, task):
+        if earlier is None or not self._plan.begins_with(earlier, weights, task):
             return Known()
-        samples = self._folder.read_samples(name, task.name)
-        lines = [line for line in samples if line["filter"] == samples[0]["filter"]]
         return Known(
-            responses=responses_of(lines),
+            responses=responses_of(self._folder.read_samples(name, task.name)),
             num_unfinished=earlier.num_unfinished or 0,
             score_seconds=earlier.score_seconds,
         )
@@ -153,7 +149,7 @@ def base_answers(
 
 
 def responses_of(lines: Iterable[Mapping[str, Any]]) -> dict[int, tuple[Responses, ...]]:
-    """Number of a document -> answers to its instances, from the lines of one filter."""
+    """Number of a document -> answers to its instances, which the lines of each filter repeat."""
     return {
         line["doc_id"]: tuple(
             tuple(tuple(response) if isinstance(response, list) else response for response in each)
@@ -163,11 +159,10 @@ def responses_of(lines: Iterable[Mapping[str, Any]]) -> dict[int, tuple[Response
     }
 
 
-def _log_likelihoods(line: Mapping[str, Any]) -> list[float]:
-    """The numbers of one sample line, the same from memory and from disk."""
-    flat: list[float] = []
-    for responses in line["resps"]:
-        for response in responses:
-            value = response[0] if isinstance(response, list | tuple) else response
-            flat.append(float(value))
-    return flat
+def nats_of(instances: Iterable[Iterable[Any]]) -> list[float]:
+    """The numbers of the answers to a document's instances, the same from memory and from disk."""
+    return [
+        float(response[0] if isinstance(response, list | tuple) else response)
+        for responses in instances
+        for response in responses
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 
@@ -14,9 +14,9 @@ from rankwise.engine.models import peft_adapters as adapters
 from rankwise.engine.models.devices import provenance_on
 from rankwise.engine.models.files import not_finite, weights_files
 from rankwise.engine.models.placed import layer_devices
-from rankwise.engine.models.trained_adapters import Adapter, AdapterBank, adapted
+from rankwise.engine.models.trained_adapters import AdapterBank, adapted
 from rankwise.engine.models.variant_models import variant_on
-from rankwise.engine.models.variants import VARIANTS, Initialisation, Initialise, VariantSetting
+from rankwise.engine.models.variants import VARIANTS, Initialisation, VariantSetting
 from rankwise.engine.training import loop as training
 from rankwise.engine.training.base_readings import base_readings
 from rankwise.engine.training.loop import TrainingResult
@@ -35,13 +35,13 @@ from rankwise.errors import DivergedError, ModelError, RecordError
 from rankwise.records.axes import SETTING
 from rankwise.records.fields import seconds_of
 from rankwise.records.files import require_room, writing
+from rankwise.records.grouping import grouped
 from rankwise.records.study import PlannedPass, PlannedRun, RunRecord, is_rslora
 from rankwise.study.context import StudyContext
 from rankwise.study.damage import set_aside
 from rankwise.study.observer import TrainingStep
 from rankwise.study.planning.imports import import_adapter, weights_bytes
 from rankwise.study.planning.passes import shares_a_pass
-from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.times import TRAINING_WORK, training_work
 from rankwise.study.work.derived import Truncated, diverged_source, rows_beside, truncated_adapters
 from rankwise.tasks.training_rows import Example
@@ -52,20 +52,12 @@ _PROBE_TOKENS = 256
 _FEW_TOKENS = 16
 
 
-class Saved(NamedTuple):
-    """What was saved; the last two are those of ``RunRecord``."""
-
-    weights_bytes: int
-    update_is_zero: bool
-    truncation_error: float | None = None
-    unsettled_share: float | None = None
-
-
 Trainings = Mapping[PlannedRun, Sequence[PlannedRun]]
 """Whole trainings -> the runs and checkpoints that come from each."""
 
-Save = Callable[[Trainee, PlannedRun], Saved]
-"""Writes a trainee's weights as those of a run or a checkpoint of it."""
+Save = Callable[[Trainee, PlannedRun], dict[str, Any]]
+"""Writes a trainee's weights as those of a run or a checkpoint of it; what ``RunRecord`` says of
+them."""
 
 
 def train(
@@ -91,14 +83,11 @@ def train(
             trainable.append(run)
             continue
         context.folder.start_run(run)  # there is no adapter to truncate
-        record = _record(context.plan, run, status="diverged", message=message)
-        context.folder.finish_run(record)
+        _finish(context, run, status="diverged", message=message)
         context.tell.skipped(training_work([run]))
     if not trainable:
         return
-    by_name: dict[str, list[PlannedRun]] = {}
-    for run in trainable:
-        by_name.setdefault(run.training.name, []).append(run)
+    by_name = grouped((run.training.name, run) for run in trainable)
     trainings = {models_of[0].whole: models_of for models_of in by_name.values()}
     if runs[0].method == "full":
         _train_full(context, trainings, planned_pass)
@@ -121,20 +110,18 @@ def _import(context: StudyContext, run: PlannedRun) -> None:
         size, is_zero = import_adapter(run.imported.folder, weights)
     else:
         size, is_zero = weights_bytes(weights), False
-    source, message = run.imported.folder, None
-    bad = not_finite(weights_files(weights))
+    measured: dict[str, Any] = {"weights_bytes": size, "update_is_zero": is_zero}
+    source, bad = run.imported.folder, not_finite(weights_files(weights))
     if bad is not None:
         message = f"{bad} in {source} holds NaN or infinite weights"
+        measured = {"status": "diverged", "message": message}
     else:
         tokens = context.plan.examples_of(run)[0].tokens[:_PROBE_TOKENS]
         with context.models.reading(run) as model:
             if not models.answers_finitely(model, tokens):
                 message = f"the weights in {source} are so large that its answers are not finite"
-    if message is None:
-        record = _record(context.plan, run, weights_bytes=size, update_is_zero=is_zero)
-    else:
-        record = _record(context.plan, run, status="diverged", message=message)
-    folder.finish_run(record)
+                measured = {"status": "diverged", "message": message}
+    _finish(context, run, **measured)
 
 
 def _train_adapters(context: StudyContext, trainings: Trainings, planned: PlannedPass) -> None:
@@ -145,7 +132,7 @@ def _train_adapters(context: StudyContext, trainings: Trainings, planned: Planne
     examples = _examples(context, trainings, base, planned.max_tokens)
     trainees, unsettled = _adapter_trainees(context, base, trainings, truncated, examples)
 
-    def save(trainee: Trainee, run: PlannedRun) -> Saved:
+    def save(trainee: Trainee, run: PlannedRun) -> dict[str, Any]:
         assert isinstance(trainee, AdapterTrainee)
         adapter, cut = trainee.adapter, truncated.get(trainee.run.name)
         assert run.alpha is not None
@@ -157,8 +144,12 @@ def _train_adapters(context: StudyContext, trainings: Trainings, planned: Planne
             target_modules=run.target_modules,
             base_model_name=context.plan.base.recorded_name,
         )
-        error = None if cut is None else cut.relative_error
-        return Saved(size, adapter.is_zero_update, error, unsettled.get(trainee.run.name))
+        return {
+            "weights_bytes": size,
+            "update_is_zero": adapter.is_zero_update,
+            "truncation_error": None if cut is None else cut.relative_error,
+            "unsettled_share": unsettled.get(trainee.run.name),
+        }
 
     layers = dict.fromkeys(name for trainee in trainees for name in trainee.adapter.factors)
     with adapted(base, list(layers)) as bank:
@@ -174,22 +165,27 @@ def _adapter_trainees(
 ) -> tuple[list[AdapterTrainee], dict[str, float | None]]:
     """The adapters of a pass as they begin, and ``unsettled_share`` by the name of the run.
 
-    What variants begin at is released here, before anything is trained: OLoRA's factors are views
+    What variants begin at is found once for those that differ by their rate alone, which follow
+    each other in a pass. It is released here, before anything is trained: OLoRA's factors are views
     of whole matrices.
     """
     plan, config = context.plan, context.study.config
     shapes = models.adaptable_shapes(base)
     devices = layer_devices(base, shapes)
-    initialisations = _Initialisations(context)
     trainees: list[AdapterTrainee] = []
     unsettled: dict[str, float | None] = {}
+    fields = {"variant", "train_task", "seed", *SETTING} - {"learning_rate"}
+    last: tuple[dict[str, Any], Initialisation] | None = None
     for run, models_of in trainings.items():
         adapter = lora_adapter(shapes, run, config, plan.device, plan.record.precision, devices)
         if run.name in truncated:
             adapter.start_from(truncated[run.name].factors)
         variant = None if run.variant is None else VARIANTS[run.variant]
         if variant is not None and variant.initialise is not None:
-            initial = initialisations.of(run, adapter, variant.initialise)
+            settings = run.model_dump(include=fields)
+            if last is None or last[0] != settings:
+                last = settings, variant.initialise(base, adapter, _first_epoch(context, run))
+            initial = last[1]
             adapter.start_from(initial.factors, is_in_base=variant.is_in_base)
             unsettled[run.name] = initial.unsettled_share
         trainees.append(
@@ -246,31 +242,12 @@ def _examples(
     return {run: [read[pair] for pair in own] for run, own in of_runs.items()}
 
 
-class _Initialisations:
-    """What the adapters of variants begin at, once for those that differ by their rate alone.
-
-    They follow each other in a pass, so the last one is kept.
-    """
-
-    def __init__(self, context: StudyContext) -> None:
-        self._context = context
-        self._last: tuple[dict[str, Any], Initialisation] | None = None
-
-    def of(self, run: PlannedRun, adapter: Adapter, initialise: Initialise) -> Initialisation:
-        """Of one run, whose adapter begins as LoRA's until then.
-
-        Raises:
-            ModelError: it cannot begin on this base, or from its rows.
-        """
-        fields = {"variant", "train_task", "seed", *SETTING} - {"learning_rate"}
-        settings = run.model_dump(include=fields)
-        if self._last is None or self._last[0] != settings:
-            examples = self._context.plan.examples_of(run)
-            steps = effective_batches(examples, run, self._context.study.config.train)
-            in_order = list(itertools.chain(*steps))[: len(examples)]
-            first_epoch = [sequence for example in in_order for sequence in example.sequences]
-            self._last = settings, initialise(self._context.models.base(), adapter, first_epoch)
-        return self._last[1]
+def _first_epoch(context: StudyContext, run: PlannedRun) -> list[Example]:
+    """What a run reads of its rows, once each, in the order in which it does."""
+    examples = context.plan.examples_of(run)
+    steps = effective_batches(examples, run, context.study.config.train)
+    in_order = itertools.islice(itertools.chain(*steps), len(examples))
+    return [sequence for example in in_order for sequence in example.sequences]
 
 
 def _train_full(context: StudyContext, trainings: Trainings, planned: PlannedPass) -> None:
@@ -285,13 +262,13 @@ def _train_full(context: StudyContext, trainings: Trainings, planned: PlannedPas
     examples = _examples(context, [whole], model, planned.max_tokens, autocast=autocast)[whole]
     trainee = FullTrainee(whole, examples, config.train, model, full.optimizer, marks)
 
-    def save(_: Trainee, run: PlannedRun) -> Saved:
+    def save(_: Trainee, run: PlannedRun) -> dict[str, Any]:
         weights = context.folder.weights_folder(run)
         require_room(weights, run.weights_bytes)
         with writing(weights):
             model.save_pretrained(str(weights))
             plan.tokenizer.save_pretrained(str(weights))
-        return Saved(weights_bytes(weights), trainee.is_zero_update)
+        return {"weights_bytes": weights_bytes(weights), "update_is_zero": trainee.is_zero_update}
 
     _Pass(context, [trainee], trainings, save).train(model, planned)
 
@@ -310,9 +287,9 @@ def _train_variant(context: StudyContext, trainings: Trainings, planned: Planned
         marks = [each.num_steps for each in models_of]
         trainee = VariantTrainee(run, examples, config.train, model, marks)
 
-        def save(_: Trainee, run: PlannedRun) -> Saved:
+        def save(_: Trainee, run: PlannedRun) -> dict[str, Any]:
             size = model.save(context.folder.weights_folder(run), context.plan.base.recorded_name)
-            return Saved(size, model.is_zero_update)
+            return {"weights_bytes": size, "update_is_zero": model.is_zero_update}
 
         _Pass(context, [trainee], trainings, save).train(base, planned)
 
@@ -321,11 +298,7 @@ class _Pass:
     """Trains a pass, and writes what comes of it into the study's folder."""
 
     def __init__(
-        self,
-        context: StudyContext,
-        trainees: Sequence[Trainee],
-        trainings: Trainings,
-        save: Save,
+        self, context: StudyContext, trainees: Sequence[Trainee], trainings: Trainings, save: Save
     ) -> None:
         self._context, self._folder, self._signals = context, context.folder, context.signals
         self._trainees = trainees
@@ -438,9 +411,7 @@ class _Pass:
                     self._folder.start_run(model)
                     for metrics in trainee.metrics:
                         self._folder.append_metrics(model.name, metrics.model_dump())
-                saved = self._save(trainee, model)
-                measured = saved._asdict() | result._asdict()
-                self._folder.finish_run(_record(self._context.plan, model, **measured))
+                _finish(self._context, model, **self._save(trainee, model), **result._asdict())
         if trainee.is_finished:
             self._finished.add(trainee.run.name)
 
@@ -452,15 +423,13 @@ class _Pass:
         self.states.finish()
         for model in self._models[trainee.run.name]:
             if model.num_steps > trainee.step:
-                self._folder.finish_run(
-                    _record(
-                        self._context.plan,
-                        model,
-                        status="diverged",
-                        message=str(error),
-                        num_steps=trainee.step,
-                        train_seconds=trainee.seconds,
-                    )
+                _finish(
+                    self._context,
+                    model,
+                    status="diverged",
+                    message=str(error),
+                    num_steps=trainee.step,
+                    train_seconds=trainee.seconds,
                 )
 
     def shrunk(self, max_tokens: int) -> None:
@@ -473,23 +442,13 @@ def _work(trainee: Trainee, num_tokens: int) -> float:
     return num_tokens * TRAINING_WORK[trainee.run.method]
 
 
-def _record(plan: StudyPlan, run: PlannedRun, **measured: Any) -> RunRecord:
-    nothing: dict[str, Any] = {
-        "status": "trained",
-        "message": None,
-        "num_steps": 0,
-        "num_tokens": 0,
-        "num_loss_tokens": 0,
-        "first_loss_nats": None,
-        "final_loss_nats": None,
-        "update_is_zero": True,
-        "weights_bytes": 0,
-        "train_seconds": 0.0,
-        "peak_memory_bytes": 0,
-    }
-    return RunRecord(
+def _finish(context: StudyContext, run: PlannedRun, **measured: Any) -> None:
+    """Write the record of a run: its weights, if it has any, are there."""
+    usual: dict[str, Any] = {"status": "trained", "update_is_zero": True}
+    record = RunRecord(
         planned=run,
-        num_truncated=sum(example.is_truncated for example in plan.examples_of(run)),
-        provenance=provenance_on(plan.device),
-        **(nothing | measured),
+        num_truncated=sum(example.is_truncated for example in context.plan.examples_of(run)),
+        provenance=provenance_on(context.plan.device),
+        **(usual | measured),
     )
+    context.folder.finish_run(record)

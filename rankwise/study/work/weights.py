@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from rankwise.engine.models import base as models
 from rankwise.engine.models.base import LinearShape
 from rankwise.engine.models.devices import float64_device
+from rankwise.engine.models.lanes import opened
 from rankwise.engine.models.weights import is_stored_quantised, weight_matrices
 from rankwise.errors import BeyondLoraError, ModelError
 from rankwise.records.spectra import EPSILONS, MatrixSpectrum, SpectraRecord
@@ -26,8 +26,9 @@ from rankwise.weights.lowrank import LowRankUpdate, read_updates
 from rankwise.weights.matrix import NullDraws, delta_svd, matrix_spectrum
 from rankwise.weights.spectra import Svd
 
-# Matrices whose smaller side is up to this are analysed side by side. The parallel parts of their
-# decompositions are too short for several threads: 576 columns by two took 0.7 of the time of one.
+# On a CPU, matrices whose smaller side is up to this are analysed side by side, each by one thread.
+# The parallel parts of their decompositions are too short for several: 576 columns by two took 0.7
+# of the time of one.
 _SMALL = 1024
 
 
@@ -81,11 +82,11 @@ def analyse_weights(context: StudyContext, stage: Stage, runs: Sequence[PlannedR
     for full in dict.fromkeys(subject.full for subject in subjects):
         group = [subject for subject in subjects if subject.full == full]
         seconds: dict[str, float] = defaultdict(float)
-        for looks in _looks(context, group, base, cache, is_small):
+        work_of_layer = share / len(base) * len(group)
+        for looks in _looks(context, group, base, cache, is_small, work_of_layer):
             for subject, (spectrum, took) in zip(group, looks, strict=True):
                 subject.matrices.extend([spectrum] if spectrum else [])
                 seconds[subject.run.name] += took
-            tell.advanced(share / len(base) * len(group))
         for subject in group:
             _write(context, stage, subject, seconds[subject.run.name])
 
@@ -125,7 +126,8 @@ def _looks(
     base: Mapping[str, Tensor],
     cache: SpectralCache,
     is_small: bool,
-) -> Iterator[list[tuple[MatrixSpectrum | None, float]]]:
+    work_of_layer: float,
+) -> list[list[tuple[MatrixSpectrum | None, float]]]:
     """For each layer of the base, what each run of a group did to it; they share a full run.
 
     None where a run did not adapt the layer; and the seconds that it took.
@@ -135,7 +137,9 @@ def _looks(
     if full is not None:
         adapted = weight_matrices(context.folder.weights(full), list(base))
 
-    def of_layer(name: str) -> list[tuple[MatrixSpectrum | None, float]]:
+    def of_layer(
+        name: str, tell: Callable[[int], None]
+    ) -> list[tuple[MatrixSpectrum | None, float]]:
         weight, delta = base[name].to(device), None
         if full is not None and adapted is not None:
             try:
@@ -149,30 +153,14 @@ def _looks(
             started = time.perf_counter()
             spectrum = _spectrum(context.study, subject, name, decomposed, delta)
             looks.append((spectrum, time.perf_counter() - started))
+        tell(1)
         return looks
 
-    with _side_by_side(device, is_small) as map_layers:
-        yield from map_layers(of_layer, base)
-
-
-@contextlib.contextmanager
-def _side_by_side(device: torch.device, is_small: bool) -> Generator[Any]:
-    """Within the block, a ``map`` over layers that keeps their order.
-
-    On a CPU small matrices are analysed side by side, each by one thread; all others one after the
-    other.
-    """
-    num_threads = torch.get_num_threads()
-    if device.type != "cpu" or not is_small or num_threads == 1:
-        yield map
-        return
-    pool = ThreadPoolExecutor(num_threads)
-    torch.set_num_threads(1)
-    try:
-        yield pool.map
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(num_threads)
+    num_lanes = torch.get_num_threads() if device.type == "cpu" and is_small else 1
+    with opened(num_lanes) as lanes:
+        return lanes.map(
+            of_layer, list(base), lambda num: context.tell.advanced(num * work_of_layer)
+        )
 
 
 def _spectrum(
@@ -180,18 +168,15 @@ def _spectrum(
 ) -> MatrixSpectrum | None:
     """What a run did to a layer, if it adapted it."""
     settings = study.config.analysis
-    common: dict[str, Any] = {
-        "top_k": settings.top_k,
-        "nulls": NullDraws(settings.null_draws, seed=0),
-    }
+    nulls = NullDraws(settings.null_draws, seed=0)
+    spectrum = partial(matrix_spectrum, layer, base, top_k=settings.top_k, nulls=nulls)
     if subject.run.method == "full":
         assert full_update is not None
-        return matrix_spectrum(layer, base, full_update, rank=None, **common)
+        return spectrum(full_update, rank=None)
     update = subject.updates.pop(layer, None)
     if update is None:
         return None
-    common["full_update"] = full_update
-    return matrix_spectrum(layer, base, update.factorization, rank=update.rank, **common)
+    return spectrum(update.factorization, rank=update.rank, full_update=full_update)
 
 
 def _subject(context: StudyContext, run: PlannedRun, shapes: Mapping[str, LinearShape]) -> _Subject:
