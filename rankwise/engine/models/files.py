@@ -18,12 +18,7 @@ from safetensors import safe_open
 from rankwise.engine.models.devices import is_out_of_memory
 from rankwise.errors import ModelError, RankwiseError
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """safetensors' names of the dtypes that weights are stored in; all of them can be computed in."""
 
 # A config has a few kilobytes; one with long lists of layers, some hundreds.

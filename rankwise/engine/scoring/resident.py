@@ -176,11 +176,7 @@ class ResidentScorer:
         return [[of_model[place] for place in places] for of_model in answers]
 
     def _read(
-        self,
-        models: Sequence[str | None],
-        parts: Sequence[_Part],
-        lanes: Lanes,
-        advance: Advance,
+        self, models: Sequence[str | None], parts: Sequence[_Part], lanes: Lanes, advance: Advance
     ) -> list[tuple[int, list[list[LogLikelihood]]]]:
         """Of each part, the tokens that were read, and the answers by model and item."""
         with self._carried(models) as adapters:

@@ -267,12 +267,7 @@ class PassMemory:
 
 
 def estimate_training_memory(
-    memory: PassMemory,
-    *,
-    method: Method,
-    rank: int | None,
-    num_trainable: int,
-    max_tokens: int,
+    memory: PassMemory, *, method: Method, rank: int | None, num_trainable: int, max_tokens: int
 ) -> int:
     """Peak bytes of a run that is trained alone, without gradient checkpointing.
 

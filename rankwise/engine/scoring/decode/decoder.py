@@ -150,10 +150,7 @@ class Decoder:
         return [[texts[model, prompt] for prompt in wanted] for model in range(len(adapters))]
 
     def _batch(
-        self,
-        num_models: int,
-        prompts: Sequence[Prompt],
-        rules: Mapping[GenerationSettings, _Rules],
+        self, num_models: int, prompts: Sequence[Prompt], rules: Mapping[GenerationSettings, _Rules]
     ) -> RowBatch:
         """All rows: prompts that begin alike follow each other, each under all models at once."""
         prompts = sorted(prompts, key=lambda prompt: (prompt.tokens, prompt.draw))
