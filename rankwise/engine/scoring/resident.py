@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from rankwise.engine.models.attention import decoder_of
-from rankwise.engine.models.devices import STEP_TOKENS, free_bytes
+from rankwise.engine.models.devices import STEP_TOKENS, free_bytes, in_smaller_steps
 from rankwise.engine.models.frozen_adapters import (
     FrozenAdapter,
     FrozenBank,
@@ -23,7 +23,6 @@ from rankwise.engine.models.head import CompletionHead
 from rankwise.engine.models.lanes import Lanes, opened
 from rankwise.engine.models.packed_attention import check_packable
 from rankwise.engine.models.placed import devices_of
-from rankwise.engine.models.smaller_steps import in_smaller_steps
 from rankwise.engine.scoring.decode.decoder import Decoder, DecodeWork
 from rankwise.engine.scoring.tree.answers import LogLikelihoodSums, Targets, add_answers
 from rankwise.engine.scoring.tree.prefixes import PrefixTree, side_by_side

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from rankwise.engine.models.devices import in_smaller_steps
 from rankwise.engine.models.head import CompletionHead, token_losses
 from rankwise.engine.models.packed_attention import packed_attention, packed_states
-from rankwise.engine.models.smaller_steps import in_smaller_steps
 from rankwise.engine.training.micro_batches import Placed, pack, split_by_budget
 from rankwise.engine.training.trainees import Share
 from rankwise.tasks.training_rows import Example

@@ -25,12 +25,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rankwise.engine.models.attention import decoder_layers
-from rankwise.engine.models.devices import PeakMemory, ResolvedPrecision
+from rankwise.engine.models.devices import PeakMemory, ResolvedPrecision, in_smaller_steps
 from rankwise.engine.models.head import CompletionHead, HeldTokens, backward_losses, token_losses
 from rankwise.engine.models.lanes import Lanes, lanes_within, opened, twin
 from rankwise.engine.models.packed_attention import check_packable, packed_attention, packed_states
 from rankwise.engine.models.placed import devices_of
-from rankwise.engine.models.smaller_steps import in_smaller_steps
 from rankwise.engine.models.trained_adapters import Adapter, AdapterBank
 from rankwise.engine.training.liger import liger_kernels
 from rankwise.engine.training.micro_batches import (
