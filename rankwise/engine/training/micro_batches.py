@@ -1,4 +1,7 @@
-"""Examples of several trainees, packed into the rows of one forward and backward pass."""
+"""Examples of several trainees, packed into the rows of one forward and backward pass.
+
+Of pairs of answers it has DPO's losses.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from rankwise.engine.models.devices import moved_together
 from rankwise.engine.models.head import LearnedTokens
@@ -17,9 +20,8 @@ from rankwise.engine.models.lanes import num_lanes
 from rankwise.engine.models.packed_attention import within_budget
 from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.engine.models.trained_adapters import DroppedSequence, Piece
-from rankwise.engine.training.preferences import PairTerms
 from rankwise.engine.training.trainees import AdapterTrainee, Share, Trainee
-from rankwise.records.config.training import TrainConfig
+from rankwise.records.config.training import DpoConfig, TrainConfig
 from rankwise.tasks.training_rows import Example
 
 
@@ -82,6 +84,45 @@ class HeldRows(NamedTuple):
     left_out: Int[Tensor, " held"]
     texts: PackedTokens
     text_rows: Int[Tensor, " held"]
+
+
+class PairTerms(NamedTuple):
+    """The pairs of a micro-batch, whose learned tokens come as chosen, rejected, chosen, ...
+
+    Attributes:
+        counts: (2 * pairs,) learned tokens of each answer.
+        base_nats: (pairs, 2) log-likelihoods that the base gives them, float32.
+        weights: (pairs,) of each pair's loss in the sum that is minimised, float32.
+        chosen_weights: (pairs,) of the loss of each token of the chosen answers, beside it.
+    """
+
+    counts: Int[Tensor, " answers"]
+    base_nats: Float[Tensor, "pairs 2"]
+    weights: Float[Tensor, " pairs"]
+    chosen_weights: Float[Tensor, " pairs"]
+
+    def log_likelihoods(self, nats: Float[Tensor, " tokens"]) -> Float[Tensor, "pairs 2"]:
+        """Of both answers, from the losses of their tokens."""
+        return -torch.segment_reduce(nats, "sum", lengths=self.counts).view(-1, 2)
+
+    def losses(
+        self, nats: Float[Tensor, " tokens"], dpo: DpoConfig
+    ) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " tokens"]]:
+        """The loss of each pair, and the derivative of their weighted sum by each token's loss.
+
+        Args:
+            nats: the loss of each learned token, float32.
+            dpo: the settings.
+        """
+        with torch.enable_grad():
+            of_tokens = nats.detach().requires_grad_()
+            likelihoods = self.log_likelihoods(of_tokens)
+            losses = pair_losses(likelihoods - self.base_nats, self.counts.view(-1, 2), dpo)
+            # a mean over tokens beside one over pairs, as a part of each pair's loss
+            losses = losses - self.chosen_weights / self.weights * likelihoods[:, 0]
+            (losses * self.weights).sum().backward()
+        assert of_tokens.grad is not None
+        return losses.detach(), of_tokens.grad
 
 
 class MicroBatch(NamedTuple):
@@ -262,3 +303,22 @@ def pieces_of(batch: MicroBatch, trainees: Mapping[int, Trainee]) -> list[Piece]
         start, stop = sequences[0].start, sequences[-1].stop
         pieces.append(Piece(trainee.adapter, start, stop, tuple(sequences)))
     return pieces
+
+
+def pair_losses(
+    log_ratios: Float[Tensor, "pairs 2"], counts: Int[Tensor, "pairs 2"], dpo: DpoConfig
+) -> Float[Tensor, " pairs"]:
+    """DPO's loss of each pair, as TRL's DPOTrainer has it.
+
+    Args:
+        log_ratios: log(model / base) of the chosen and of the rejected answer.
+        counts: tokens of each answer.
+        dpo: the settings.
+    """
+    if dpo.loss == "ipo":  # arXiv:2310.12036, of means over tokens as its authors recommend
+        chosen, rejected = (log_ratios / counts).unbind(1)
+        return (chosen - rejected - 1 / (2 * dpo.beta)) ** 2
+    chosen, rejected = log_ratios.unbind(1)
+    margins, smoothing = dpo.beta * (chosen - rejected), dpo.label_smoothing
+    log_sigmoid = nn.functional.logsigmoid
+    return -log_sigmoid(margins) * (1 - smoothing) - log_sigmoid(-margins) * smoothing
