@@ -48,10 +48,7 @@ def base_readings(
     def read() -> None:
         for group in split_by_budget(placed, max_tokens, device.type):
             batch = pack(group, {0: Share(1.0)}, device)
-            tokens, learned = batch.tokens, batch.learned
-            hidden = packed_states(
-                model.base_model, tokens.input_ids, tokens.layout, tokens.position_ids
-            )
+            hidden, learned = packed_states(model.base_model, *batch.tokens), batch.learned
             nats = token_losses(head, hidden[0, learned.rows], learned.targets)
             assert batch.pairs is not None
             likelihoods = batch.pairs.log_likelihoods(nats).tolist()

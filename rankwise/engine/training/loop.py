@@ -34,7 +34,6 @@ from rankwise.engine.models.trained_adapters import Adapter, AdapterBank
 from rankwise.engine.training.liger import liger_kernels
 from rankwise.engine.training.micro_batches import (
     MicroBatch,
-    PackedTokens,
     Placed,
     pack,
     pieces_of,
@@ -291,7 +290,7 @@ class _Pass:
         trainee through to others. If there is any, each trainee is gathered again alone.
         """
         found = self._gather_together(active, placed)
-        if len(active) == 1 or all(each.is_finite for each in found.values()):
+        if len(active) == 1 or all(math.isfinite(x.loss_nats + x.norm) for x in found.values()):
             return found
         for index, trainee in active.items():
             self._clear([trainee])
@@ -388,7 +387,9 @@ class _Lane:
         held, to_base = batch.held, None
         if held is not None:
             with torch.no_grad():  # the base's own states, without the bank's adapters
-                states = self._hidden(held.texts)[0][held.text_rows]  # (held, hidden)
+                states = packed_states(self._decoder, *held.texts)[0][
+                    held.text_rows
+                ]  # (held, hidden)
             to_base = HeldTokens(held.rows, states, held.weights, held.left_out)
         rows = contextlib.nullcontext()
         if self._bank is not None:
@@ -397,7 +398,7 @@ class _Lane:
                 pieces = [each._replace(adapter=self._twins[each.adapter]) for each in pieces]
             rows = self._bank.rows_of(pieces)
         with rows, torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
-            hidden, learned = self._hidden(batch.tokens), batch.learned
+            hidden, learned = packed_states(self._decoder, *batch.tokens), batch.learned
             if batch.pairs is None:
                 return backward_losses(self.head, hidden, learned, to_base)
             dpo = active[batch.spans[0].placed.trainee].dpo
@@ -407,10 +408,6 @@ class _Lane:
             losses, weights = batch.pairs.losses(nats, dpo)
             _, kls = backward_losses(self.head, hidden, learned._replace(weights=weights), to_base)
             return losses, kls
-
-    def _hidden(self, tokens: PackedTokens) -> Float[Tensor, "1 tokens hidden"]:
-        """The last hidden states of packed sequences."""
-        return packed_states(self._decoder, tokens.input_ids, tokens.layout, tokens.position_ids)
 
     def hand_over(self) -> None:
         """Add the gradients that this lane gathered beside the trainees' own to these."""

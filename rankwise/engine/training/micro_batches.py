@@ -55,17 +55,17 @@ class Span(NamedTuple):
 
 
 class PackedTokens(NamedTuple):
-    """Sequences one behind the other.
+    """Sequences one behind the other, as ``packed_states`` takes them.
 
     Attributes:
         input_ids: (1, tokens).
-        position_ids: (1, tokens), counted from each sequence's first token.
         layout: which token belongs to which sequence.
+        position_ids: (1, tokens), counted from each sequence's first token.
     """
 
     input_ids: Int[Tensor, "1 tokens"]
-    position_ids: Int[Tensor, "1 tokens"]
     layout: PackedLayout
+    position_ids: Int[Tensor, "1 tokens"]
 
 
 class HeldRows(NamedTuple):
@@ -279,7 +279,7 @@ def pack(placed: Sequence[Placed], shares: Mapping[int, Share], device: torch.de
 
 def _packed(ids: Tensor, positions: Tensor, sequences: Iterable[Sequence[int]]) -> PackedTokens:
     layout = PackedLayout(tuple(len(sequence) for sequence in sequences))
-    return PackedTokens(ids[None], positions[None], layout)  # both (1, tokens)
+    return PackedTokens(ids[None], layout, positions[None])  # both (1, tokens)
 
 
 def _positions(sequences: Iterable[Sequence[int]]) -> list[int]:

@@ -25,7 +25,7 @@ from rankwise.engine.training.states import UNUSABLE, UnusableStateError, read_s
 from rankwise.errors import DivergedError, RecordError
 from rankwise.records.base import Record
 from rankwise.records.config.study import StudyConfig
-from rankwise.records.config.training import DpoConfig, TrainConfig
+from rankwise.records.config.training import TrainConfig
 from rankwise.records.study import OptimizerName, PlannedRun
 from rankwise.tasks.training_rows import Example
 
@@ -69,11 +69,6 @@ class StepGradients(NamedTuple):
     kl_nats: float | None
     norm: float
 
-    @property
-    def is_finite(self) -> bool:
-        """Whether neither loss nor gradients have a NaN or an infinity."""
-        return math.isfinite(self.loss_nats) and math.isfinite(self.norm)
-
 
 class Share(NamedTuple):
     """How a trainee's tokens count in its gradient, wherever they are in the step.
@@ -116,6 +111,7 @@ class Trainee:
         marks: the steps after which its weights are wanted; it stops at the last one.
         metrics: of the finished steps.
         seconds: that they took; of time shared with other trainees, its share by tokens.
+        dpo: how it learns from pairs of answers; None: it learns the next token.
     """
 
     _frees_gradients = True
@@ -133,7 +129,7 @@ class Trainee:
     ) -> None:
         assert run.learning_rate is not None
         assert run.seed is not None
-        self.run = run
+        self.run, self.dpo = run, config.dpo
         self.batches = effective_batches(examples, run, config, beside)[: run.num_steps]
         self.marks = tuple(sorted(marks)) or (len(self.batches),)
         self.metrics: list[StepMetrics] = []
@@ -193,11 +189,6 @@ class Trainee:
         """The same with those that the base reads once more, where it is held to the base."""
         held = sum(len(example.tokens) for example in self.batch if self.held_rows(example))
         return self.num_tokens + held
-
-    @property
-    def dpo(self) -> DpoConfig | None:
-        """How it learns from pairs of answers; None: it learns the next token."""
-        return self._config.dpo
 
     @property
     def num_loss_tokens(self) -> int:
