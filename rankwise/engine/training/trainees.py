@@ -32,7 +32,9 @@ from rankwise.tasks.training_rows import Example
 # our names -> transformers' names; its "constant" has no warm-up
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
-NewOptimizer = Callable[[], torch.optim.Optimizer]
+NewOptimizer = Callable[[float, float], torch.optim.Optimizer]
+"""From a learning rate and a weight decay; it has the weights that it trains."""
+
 WriteState = Callable[[Path, dict[str, Any]], None]
 
 EXPLODED = 2.0
@@ -134,19 +136,19 @@ class Trainee:
         self.marks = tuple(sorted(marks)) or (len(self.batches),)
         self.metrics: list[StepMetrics] = []
         self.seconds = 0.0
-        self._weights, self._config = list(weights), config
+        self._config = config
         # what kinds of trainees do when a step's gradients are gathered, and after each change of
         # the weights: a step, or a state that is loaded
         self._before_step: Callable[[], None] = lambda: None
         self._weights_changed: Callable[[], None] = lambda: None
         arm = run.mitigation
         self._kl, decay = (None, None) if arm is None else (arm.kl, arm.weight_decay)
-        self._new_optimizer: NewOptimizer = (
-            optimizer
+        self._new_optimizer = (
+            partial(optimizer, run.learning_rate, config.weight_decay)
             if callable(optimizer)
             else partial(
                 make_optimizer,
-                self._weights,
+                list(weights),
                 name=optimizer,
                 learning_rate=run.learning_rate,
                 weight_decay=config.weight_decay if decay is None else decay,
@@ -154,6 +156,8 @@ class Trainee:
             )
         )
         self._optimizer = self._new_optimizer()
+        in_groups = (group["params"] for group in self._optimizer.param_groups)
+        self._weights = [w for group in in_groups for w in group if w.requires_grad]
         self._norm = torch.zeros(())
         self._rate = run.learning_rate
         is_refined = run.role == "truncated"
@@ -401,13 +405,8 @@ class AdapterTrainee(Trainee):
         beside: Beside = NOTHING_BESIDE,
         own_optimizer: MakeOptimizer | None = None,
     ) -> None:
-        weights, optimizer = adapter.weights, "adamw"
-        if own_optimizer is not None:
-            assert run.learning_rate is not None
-            optimizer = partial(own_optimizer, adapter, run.learning_rate, config.weight_decay)
-            in_groups = (group["params"] for group in optimizer().param_groups)
-            weights = [w for group in in_groups for w in group if w.requires_grad]
-        super().__init__(run, examples, config, weights, optimizer, marks, beside)
+        own = None if own_optimizer is None else partial(own_optimizer, adapter)
+        super().__init__(run, examples, config, adapter.weights, own or "adamw", marks, beside)
         self.adapter, self._weights_changed = adapter, adapter.refresh
 
 
@@ -455,9 +454,8 @@ class VariantTrainee(Trainee):
         model: VariantModel,
         marks: Sequence[int] = (),
     ) -> None:
-        assert run.learning_rate is not None
-        make, rate = model.variant.optimizer, run.learning_rate
-        own = None if make is None else partial(make, model.model, rate, config.weight_decay)
+        make = model.variant.optimizer
+        own = None if make is None else partial(make, model.model)
         super().__init__(run, examples, config, model.weights, own or "adamw", marks)
         self.model = model
         self._before_step = model.penalise  # adds the gradient of the variant's penalty
