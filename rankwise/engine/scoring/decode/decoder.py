@@ -137,7 +137,7 @@ class Decoder:
         texts: dict[tuple[int, Prompt], Generation] = {}
         with attention_of(decoder_of(self._model), DECODE_ATTENTION):
             batch = self._batch(len(adapters), list(counts), rules)
-            while batch.is_unfinished:
+            while batch.places:
                 for row in self._step(batch, adapters, rules):
                     prompt, rule = row.prompt, rules[row.prompt.settings]
                     # what lm-eval keeps: no special tokens, and cut where a stop string begins
@@ -156,7 +156,7 @@ class Decoder:
         prompts = sorted(prompts, key=lambda prompt: (prompt.tokens, prompt.draw))
         chains = shared_prefixes([prompt.tokens for prompt in prompts])
         rows = [
-            Row((model, index), prompt, chain, rules[prompt.settings].sampler.begin(prompt))
+            Row(model, index, prompt, chain, rules[prompt.settings].sampler.begin(prompt))
             for index, (prompt, chain) in enumerate(zip(prompts, chains, strict=True))
             for model in range(num_models)
         ]

@@ -53,8 +53,8 @@ class Row:
     """A prompt that is continued by a model.
 
     Attributes:
-        order: numbers of the model and of the prompt: sorted by them, rows that share a prefix are
-            neighbours.
+        model: its number.
+        place: of the prompt: sorted by model and place, rows that share a prefix are neighbours.
         prompt: its tokens and settings.
         chain: prefixes that it shares with other rows of the model.
         sampling: how its next token is chosen.
@@ -62,16 +62,13 @@ class Row:
         written: new tokens.
     """
 
-    order: tuple[int, int]
+    model: int
+    place: int
     prompt: Prompt
     chain: tuple[SharedPrefix, ...]
     sampling: RowSampling
     blocks: list[int] = field(default_factory=list[int])
     written: list[int] = field(default_factory=list[int])
-
-    @property
-    def model(self) -> int:
-        return self.order[0]
 
     @property
     def tokens(self) -> list[int]:
@@ -129,10 +126,6 @@ class RowBatch:
         self.rows: list[Row] = []
 
     @property
-    def is_unfinished(self) -> bool:
-        return bool(self.rows or self._waiting)
-
-    @property
     def places(self) -> int:
         """How many rows could be active: the limit, or all that are left if these are fewer."""
         left = len(self.rows) + len(self._waiting)
@@ -158,7 +151,7 @@ class RowBatch:
                 break
             self.rows.append(self._waiting.popleft())
             coming |= new
-        self.rows.sort(key=lambda row: row.order)
+        self.rows.sort(key=lambda row: (row.model, row.place))
 
     def forward_pass(
         self,
@@ -215,11 +208,16 @@ class RowBatch:
             ranges.append((row.model, first, len(tokens)))
         numbers = [np.array(each, dtype=np.int64) for each in (tokens, positions, places, ends)]
         of_tokens, of_positions, of_rows, of_ends = moved_together(numbers, self._device)
+        table = None
+        if decoded:
+            lengths = [row.position - row.own_start + 1 for row in decoded]
+            blocks = [row.blocks for row in decoded]
+            table = BlockTable(blocks, lengths, self._cache.used, self._device)
         layout = DecodeLayout(
             cache=self._cache,
             positions=of_positions,
             rows=of_rows,
-            table=self._table(decoded),
+            table=table,
             reads=reads,
             shared=[
                 SharedUse(self._segments[key], start, stop, max(positions[start:stop]))
@@ -246,12 +244,6 @@ class RowBatch:
             moved = self._cache.compact()
             for row in self.rows:
                 row.blocks = [moved.get(block, block) for block in row.blocks]
-
-    def _table(self, rows: Sequence[Row]) -> BlockTable | None:
-        if not rows:
-            return None
-        lengths = [row.position - row.own_start + 1 for row in rows]
-        return BlockTable([row.blocks for row in rows], lengths, self._cache.used, self._device)
 
 
 def shared_prefixes(prompts: Sequence[tuple[int, ...]]) -> list[tuple[SharedPrefix, ...]]:

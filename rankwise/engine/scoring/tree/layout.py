@@ -101,6 +101,7 @@ class TreeLayout:
         device: of the tensors; ``on`` has them for another one.
         tokens: (queries,) that are read.
         positions: (queries,) of these in their sequences.
+        num_queries: tokens that are read.
         num_cached: ancestors of ``start``, whose keys and values are cached.
     """
 
@@ -108,6 +109,7 @@ class TreeLayout:
     start: int
     stop: int
     device: torch.device
+    num_queries: int = field(init=False)
     num_cached: int = field(init=False)
     _gathered: dict[int, GatheredRows] = field(default_factory=dict[int, GatheredRows], init=False)
     _masks: dict[int | None, BlockMask] = field(
@@ -118,6 +120,7 @@ class TreeLayout:
     )
 
     def __post_init__(self) -> None:
+        self.num_queries = self.stop - self.start
         self.num_cached = int(self.tree.depths[self.start])
         span = slice(self.start, self.stop)
         numbers = [self.tree.tokens[span], self.tree.depths[span]]
@@ -206,19 +209,13 @@ class TreeLayout:
         self._masks[window] = mask
         return mask
 
-    @property
-    def num_queries(self) -> int:
-        """Tokens that are read."""
-        return self.stop - self.start
-
     def lowest_position(self, shared: SharedKeys) -> int:
         """The lowest position of these queries."""
         return int(self.tree.depths[self.start + shared.start : self.start + shared.stop].min())
 
     def gathered(self, kv_heads: int) -> GatheredRows:
         """Which rows to gather in layers with this number of key-value heads."""
-        gathered = self._gathered.get(kv_heads)
-        if gathered is None:
+        if kv_heads not in self._gathered:
             heads = torch.arange(kv_heads, device=self.device)[:, None]  # (kv_heads, 1)
             # (blocks, 1, rows) * kv_heads + (kv_heads, 1): (blocks, kv_heads, rows), flattened
             queries, keys = (
@@ -228,9 +225,8 @@ class TreeLayout:
             before, row, rows = self._products[2][:, :, None]  # each (queries, 1)
             # of a block's kv_heads * rows, each head has ``rows``
             back = before * kv_heads + row + heads[:, 0] * rows  # (queries, kv_heads)
-            gathered = GatheredRows(queries, keys, back.flatten())
-            self._gathered[kv_heads] = gathered
-        return gathered
+            self._gathered[kv_heads] = GatheredRows(queries, keys, back.flatten())
+        return self._gathered[kv_heads]
 
     def distances(self, number: int) -> Int[Tensor, "blocks rows columns"]:
         """By how many positions each key of a group is behind each query."""
