@@ -31,13 +31,16 @@ from rankwise.engine.models.devices import (
 )
 from rankwise.engine.models.embedded import EMBEDDED_MODELS, embedded_model_folder
 from rankwise.engine.models.files import (
+    diverged,
+    loaded_files,
     read_json,
+    refuse_adapter,
     refuse_other_dtypes,
+    refuse_unfit,
     tensor_headers,
     unusable,
     weights_files,
 )
-from rankwise.engine.models.stored import diverged, loaded_files, refuse_adapter, refuse_unfit
 from rankwise.errors import ModelError
 from rankwise.records.config.study import BaseModelConfig
 from rankwise.records.config.training import BasePrecision

@@ -31,8 +31,7 @@ from rankwise.engine.models.devices import (
     limit_kernel_cache,
     multiply_exactly,
 )
-from rankwise.engine.models.files import not_finite, weights_files
-from rankwise.engine.models.stored import diverged
+from rankwise.engine.models.files import diverged, not_finite, weights_files
 from rankwise.errors import ModelError
 from rankwise.records.files import in_words
 
