@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rankwise.engine.models.devices import in_smaller_steps
 from rankwise.engine.models.packed_attention import packed_states
-from rankwise.engine.models.smaller_steps import in_smaller_steps
 from rankwise.engine.training.micro_batches import MicroBatch, Placed, pack, split_by_budget
 from rankwise.engine.training.trainees import Share
 from rankwise.tasks.questions import RightAnswer

@@ -21,8 +21,7 @@ from rankwise.engine.models.frozen_adapters import (
     load_frozen_adapter,
 )
 from rankwise.engine.models.lanes import lanes_of
-from rankwise.engine.models.placed import load_over_cards
-from rankwise.engine.models.streamed import load_streamed
+from rankwise.engine.models.placed import load_over_cards, load_streamed
 from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.errors import ModelError

@@ -20,7 +20,7 @@ from rankwise.engine.models.devices import (
     give_back_memory,
     resolve_precision,
 )
-from rankwise.engine.models.streamed import load_to_score
+from rankwise.engine.models.placed import load_to_score
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.errors import ConfigError, DataError, ModelError, TaskError
 from rankwise.findings.pairs import accuracy_difference, pair_items, paired_test

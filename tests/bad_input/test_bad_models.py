@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rankwise.engine.models import base as models
+from rankwise.engine.models.files import check_stored
 from rankwise.engine.models.packed_attention import check_packable
-from rankwise.engine.models.stored import check_stored
 from rankwise.errors import ModelError
 from rankwise.records.config.study import BaseModelConfig
 from rankwise.weights.audit import check_weights, find_audited

@@ -59,7 +59,7 @@ def asked(
 @pytest.fixture
 def half_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """Embeddings and a layer are most of the tiny model."""
-    monkeypatch.setattr("rankwise.engine.models.streamed.HELD_SHARE", 0.8)
+    monkeypatch.setattr("rankwise.engine.models.placed.HELD_SHARE", 0.8)
 
 
 @pytest.mark.usefixtures("half_is_enough")

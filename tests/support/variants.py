@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from rankwise.engine.models import base as models
 from rankwise.engine.models.initialisation import input_directions
-from rankwise.engine.models.peft_adapters import save_adapter
+from rankwise.engine.models.peft_adapters import save_adapter, variant_on
 from rankwise.engine.models.trained_adapters import Adapter, AdapterBank, Piece, adapted, drawn_rows
-from rankwise.engine.models.variant_models import variant_on
 from rankwise.engine.models.variants import RATE_RATIO, VARIANTS, VariantSetting
 from rankwise.engine.training import loop as training
 from rankwise.engine.training.trainees import AdapterTrainee, Trainee, VariantTrainee, rate_factor

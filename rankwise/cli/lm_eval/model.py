@@ -24,7 +24,7 @@ from rankwise.cli.lm_eval.arguments import ModelArguments, parse_model_arguments
 from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, has_update
 from rankwise.engine.models.lanes import lanes_of
-from rankwise.engine.models.streamed import load_to_score
+from rankwise.engine.models.placed import load_to_score
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.records.config.study import BaseModelConfig
 from rankwise.tasks.questions import Advance, Continuation, Prompt

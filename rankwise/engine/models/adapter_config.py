@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -126,7 +126,7 @@ class LayerSetting(NamedTuple):
 
 
 def layer_settings(
-    config: Mapping[str, Any], layers: Iterable[str], folder: Path
+    config: Mapping[str, Any], layers: Collection[str], folder: Path
 ) -> dict[str, LayerSetting]:
     """Rank and scaling of each layer, by PEFT's rule: the first pattern that matches decides.
 
@@ -139,41 +139,39 @@ def layer_settings(
         ModelError: matching the patterns takes too long.
     """
     ends = time.monotonic() + _MOST_SECONDS
-    ranks = _Patterns(config.get("rank_pattern"), config["r"])
-    alphas = _Patterns(config.get("alpha_pattern"), config["lora_alpha"])
-    settings: dict[str, LayerSetting] = {}
     try:
-        for layer in layers:
-            rank, alpha = ranks.value(layer, ends), alphas.value(layer, ends)
-            scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-            settings[layer] = LayerSetting(rank, scaling)
+        ranks = _by_pattern(config.get("rank_pattern"), config["r"], layers, ends)
+        alphas = _by_pattern(config.get("alpha_pattern"), config["lora_alpha"], layers, ends)
     except TimeoutError as error:
         raise ModelError(
             f"{folder}: {CONFIG_FILE} cannot be used: matching rank_pattern and alpha_pattern with "
             f"its layers takes more than {_MOST_SECONDS:g} seconds. Save the adapter again, with "
             "names of layers as patterns."
         ) from error
-    return settings
+    divisor = math.sqrt if config.get("use_rslora") else int
+    return {name: LayerSetting(rank, alphas[name] / divisor(rank)) for name, rank in ranks.items()}
 
 
-class _Patterns:
-    """A value for each layer: of the first pattern that is its name, or a tail of it."""
+def _by_pattern(
+    values: Mapping[str, Any] | None, otherwise: Any, layers: Collection[str], ends: float
+) -> dict[str, Any]:
+    """A value for each layer: of the first pattern that is its name, or a tail of it.
 
-    def __init__(self, values: Mapping[str, Any] | None, otherwise: Any) -> None:
-        numbered = dict(zip(values or {}, enumerate((values or {}).values()), strict=True))
-        self._names = {key: numbered[key] for key in numbered if _NAME.fullmatch(key)}
-        others = numbered.keys() - self._names.keys()
-        self._others = [(regex.compile(rf"(.*\.)?({key})$"), numbered[key]) for key in others]
-        self._otherwise = otherwise
-
-    def value(self, layer: str, ends: float) -> Any:
-        """The layer's; raises TimeoutError where it is not found in time."""
+    Raises TimeoutError where they are not found in time.
+    """
+    numbered = dict(zip(values or {}, enumerate((values or {}).values()), strict=True))
+    names = {key: numbered[key] for key in numbered if _NAME.fullmatch(key)}
+    others = numbered.keys() - names.keys()
+    patterns = [(regex.compile(rf"(.*\.)?({key})$"), numbered[key]) for key in others]
+    chosen: dict[str, Any] = {}
+    for layer in layers:
         tails = [layer[end.end() :] for end in _TAIL.finditer(layer)]
-        found = [self._names[tail] for tail in tails if tail in self._names]
-        for pattern, numbered in self._others:
+        found = [names[tail] for tail in tails if tail in names]
+        for pattern, value in patterns:
             if pattern.match(layer, timeout=max(1e-6, ends - time.monotonic())):
-                found.append(numbered)
-        return min(found)[1] if found else self._otherwise
+                found.append(value)
+        chosen[layer] = min(found)[1] if found else otherwise
+    return chosen
 
 
 def refuse_beyond_lora(config: Mapping[str, Any], folder: Path) -> None:

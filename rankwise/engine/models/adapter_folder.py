@@ -40,11 +40,6 @@ class ScaledFactors(NamedTuple):
     lora_B: Float[Tensor, "out_features rank"]
     scaling: float
 
-    @property
-    def is_zero(self) -> bool:
-        """Whether the layer adds nothing: the scaling or a whole factor is zero."""
-        return self.scaling == 0 or not bool(self.lora_A.any()) or not bool(self.lora_B.any())
-
 
 def read_factors(folder: Path) -> dict[str, ScaledFactors]:
     """Read the factors of every adapted layer as saved; ranks and alphas may differ by layer.
@@ -177,10 +172,6 @@ class FactorShapes(NamedTuple):
     lora_A: tuple[int, ...]
     lora_B: tuple[int, ...]
 
-    @property
-    def rank(self) -> int:
-        return self.lora_A[0]
-
 
 def check_fit(folder: Path, model: nn.Module) -> int:
     """Refuse an adapter that does not fit a base, before any of its weights is read.
@@ -256,8 +247,8 @@ def _layers(weights: Path) -> tuple[dict[str, FactorShapes], list[str]]:
 
 
 def _refuse_other_rank(recorded: int, name: str, factors: FactorShapes, folder: Path) -> None:
-    if recorded != factors.rank:
+    if recorded != (rank := factors.lora_A[0]):
         raise ModelError(
             f"the adapter in {folder} says rank {recorded} for {name}, its weights have rank "
-            f"{factors.rank}. Config and weights belong to different adapters."
+            f"{rank}. Config and weights belong to different adapters."
         )

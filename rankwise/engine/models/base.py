@@ -31,13 +31,16 @@ from rankwise.engine.models.devices import (
 )
 from rankwise.engine.models.embedded import EMBEDDED_MODELS, embedded_model_folder
 from rankwise.engine.models.files import (
+    diverged,
+    loaded_files,
     read_json,
+    refuse_adapter,
     refuse_other_dtypes,
+    refuse_unfit,
     tensor_headers,
     unusable,
     weights_files,
 )
-from rankwise.engine.models.stored import diverged, loaded_files, refuse_adapter, refuse_unfit
 from rankwise.errors import ModelError
 from rankwise.records.config.study import BaseModelConfig
 from rankwise.records.config.training import BasePrecision
@@ -309,19 +312,6 @@ def is_stored_quantised(folder: Path) -> bool:
         return bool(read_json(folder / "config.json").get("quantization_config"))
 
 
-def refuse_not_finite(model: nn.Module, folder: Path) -> None:
-    """Refuse a model that is held whole and whose training has diverged.
-
-    Raises:
-        ModelError: a weight is NaN or infinite.
-    """
-    for name, weight in model.named_parameters():
-        if weight.is_floating_point() and weight.numel():
-            least, most = weight.aminmax()  # both are NaN if any number is
-            if not bool(torch.isfinite(least) & torch.isfinite(most)):
-                raise diverged(folder, name)
-
-
 @torch.no_grad()
 def answers_finitely(model: nn.Module, tokens: Sequence[int]) -> bool:
     """Whether a model's logits behind a text are finite; large weights can make them overflow."""
@@ -347,8 +337,8 @@ def load_frozen(
         device_map: where its modules are instead, as transformers takes it.
 
     Raises:
-        ModelError: the folder cannot be loaded, needs to run its own code, or the package for
-            quantising is not installed.
+        ModelError: the folder cannot be loaded, needs to run its own code, a weight is NaN or
+            infinite, or the package for quantising is not installed.
     """
     limit_kernel_cache()
     multiply_exactly(device)
@@ -357,7 +347,11 @@ def load_frozen(
     if quantization is not None:
         options = {"quantization_config": quantization, "device_map": {"": device}}
     model = load_model(folder, DTYPES[precision], **options)
-    refuse_not_finite(model, folder)
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and weight.numel():
+            least, most = weight.aminmax()  # both are NaN if any number is
+            if not bool(torch.isfinite(least) & torch.isfinite(most)):
+                raise diverged(folder, name)
     freeze(model)
     prepare_quantised(model)
     return model if options else model.to(device)

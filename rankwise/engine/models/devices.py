@@ -1,4 +1,4 @@
-"""Where and in which precision to compute, and how much memory it took."""
+"""Where and in which precision to compute, how much memory it took, and what to do without any."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import psutil
@@ -22,6 +22,9 @@ from torch import Tensor
 from rankwise.records.config.training import Precision
 from rankwise.records.provenance import collect_provenance
 from rankwise.records.study import Provenance
+from rankwise.tasks.questions import Advance
+
+A = TypeVar("A")
 
 ResolvedPrecision = Literal["float32", "bfloat16"]
 MAX_KERNELS = 256
@@ -280,6 +283,40 @@ def give_back_memory(device: torch.device) -> None:
     library: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(library, "malloc_trim"):
         library.malloc_trim(0)
+
+
+def in_smaller_steps(
+    answer: Callable[[Advance], A],
+    shrink: Callable[[], bool],
+    advance: Advance,
+    device: torch.device,
+) -> A:
+    """Compute something, in smaller and smaller steps while memory runs out.
+
+    Args:
+        answer: computes everything; tells of what it has finished.
+        shrink: makes the steps smaller; False where they cannot be.
+        advance: hears of everything once.
+        device: that computes.
+    """
+    done = told = 0
+
+    def tell(count: int) -> None:
+        nonlocal done, told
+        done += count
+        if done > told:
+            advance(done - told)
+            told = done
+
+    while True:
+        done = 0
+        try:
+            return answer(tell)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or not shrink():
+                raise
+        # outside of the handler: inside, the error's frames would keep the step's tensors alive
+        give_back_memory(device)
 
 
 def limit_kernel_cache() -> None:

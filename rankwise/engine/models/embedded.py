@@ -41,12 +41,6 @@ class FileDigest(Record):
     mtime_ns: int
     sha256: str
 
-    @classmethod
-    def of(cls, path: Path) -> FileDigest:
-        """Read the whole file."""
-        stat = path.stat()
-        return cls(size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=digest_of(path).sha256)
-
 
 class FolderDigests(VersionedRecord):
     """``digests.json``: every other file of its folder."""
@@ -60,9 +54,14 @@ def write_digests(folder: Path) -> None:
     Raises:
         StorageError: the list cannot be written.
     """
-    paths = (path for path in sorted(folder.iterdir()) if path.name != DIGESTS_FILE)
-    digests = FolderDigests(files={path.name: FileDigest.of(path) for path in paths})
-    write_record(folder / DIGESTS_FILE, digests)
+    files: dict[str, FileDigest] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name != DIGESTS_FILE:
+            stat, sha256 = path.stat(), digest_of(path).sha256
+            files[path.name] = FileDigest(
+                size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=sha256
+            )
+    write_record(folder / DIGESTS_FILE, FolderDigests(files=files))
 
 
 def is_as_written(folder: Path) -> bool:
@@ -266,11 +265,27 @@ def convert_gguf(gguf_file: Path, folder: Path) -> None:
     """
     import gguf
     from safetensors.torch import save_file
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, LlamaConfig
 
     reader = gguf.GGUFReader(gguf_file)
     fields = {name: field.contents() for name, field in reader.fields.items()}
-    config = _llama_config(fields)
+    config = LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        vocab_size=len(fields["tokenizer.ggml.tokens"]),
+        hidden_size=fields["llama.embedding_length"],
+        intermediate_size=fields["llama.feed_forward_length"],
+        num_hidden_layers=fields["llama.block_count"],
+        num_attention_heads=fields["llama.attention.head_count"],
+        num_key_value_heads=fields["llama.attention.head_count_kv"],
+        max_position_embeddings=fields["llama.context_length"],
+        rms_norm_eps=fields["llama.attention.layer_norm_rms_epsilon"],
+        rope_parameters={"rope_type": "default", "rope_theta": fields["llama.rope.freq_base"]},
+        bos_token_id=fields["tokenizer.ggml.bos_token_id"],
+        eos_token_id=fields["tokenizer.ggml.eos_token_id"],
+        pad_token_id=fields["tokenizer.ggml.padding_token_id"],
+        tie_word_embeddings=True,
+        dtype="float32",
+    )
     folder.mkdir(parents=True)
     config.save_pretrained(folder)
     GenerationConfig.from_model_config(config).save_pretrained(folder)
@@ -288,28 +303,6 @@ def convert_gguf(gguf_file: Path, folder: Path) -> None:
     settings = json.loads(settings_file.read_text(encoding="utf-8"))
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     settings_file.write_text(json.dumps(settings, indent=2), encoding="utf-8")
-
-
-def _llama_config(fields: dict[str, Any]) -> Any:
-    from transformers import LlamaConfig
-
-    return LlamaConfig(
-        architectures=["LlamaForCausalLM"],
-        vocab_size=len(fields["tokenizer.ggml.tokens"]),
-        hidden_size=fields["llama.embedding_length"],
-        intermediate_size=fields["llama.feed_forward_length"],
-        num_hidden_layers=fields["llama.block_count"],
-        num_attention_heads=fields["llama.attention.head_count"],
-        num_key_value_heads=fields["llama.attention.head_count_kv"],
-        max_position_embeddings=fields["llama.context_length"],
-        rms_norm_eps=fields["llama.attention.layer_norm_rms_epsilon"],
-        rope_parameters={"rope_type": "default", "rope_theta": fields["llama.rope.freq_base"]},
-        bos_token_id=fields["tokenizer.ggml.bos_token_id"],
-        eos_token_id=fields["tokenizer.ggml.eos_token_id"],
-        pad_token_id=fields["tokenizer.ggml.padding_token_id"],
-        tie_word_embeddings=True,
-        dtype="float32",
-    )
 
 
 def _dequantised(tensor: Any, config: Any) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -118,20 +119,17 @@ def input_directions(
 
     rows = _packed(examples, max(_EVA_TOKENS, _EVA_TOKENS_PER_RANK * rank))[:_EVA_MOST_READS]
     device = next(base_model.parameters()).device
-    hooks = [layer.register_forward_pre_hook(partial(add, name)) for name, layer in layers.items()]
     num_reads = 0
-    try:
-        with packed_attention(base_model):
-            for row in rows:
-                tokens = [[token for example in row for token in example.tokens[:-1]]]
-                layout = PackedLayout(tuple(example.num_inputs for example in row))
-                packed_states(base_model.base_model, torch.tensor(tokens, device=device), layout)
-                num_reads += 1
-                if found and all(each.are_settled for each in found.values()):
-                    break
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with packed_attention(base_model), contextlib.ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.enter_context(layer.register_forward_pre_hook(partial(add, name)))
+        for row in rows:
+            tokens = [[token for example in row for token in example.tokens[:-1]]]
+            layout = PackedLayout(tuple(example.num_inputs for example in row))
+            packed_states(base_model.base_model, torch.tensor(tokens, device=device), layout)
+            num_reads += 1
+            if found and all(each.are_settled for each in found.values()):
+                break
     if unread := layers.keys() - found.keys():
         raise ModelError(
             f"the base has read training rows without {min(unread)}, so EVA cannot begin there. "

@@ -397,10 +397,7 @@ def _block_mask(layout: PackedLayout, window: int | None, device: torch.device) 
     is_masked = (at >= seen) & (is_before | (at == at[:, None])) & ~is_full
 
     return block_mask(
-        is_masked,
-        is_full,
-        lambda b, h, q, k: (k <= q) & (k >= first[q]),
-        (tokens, tokens),
+        is_masked, is_full, lambda b, h, q, k: (k <= q) & (k >= first[q]), (tokens, tokens)
     )
 
 

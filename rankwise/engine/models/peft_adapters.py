@@ -1,4 +1,7 @@
-"""What PEFT itself does: the config of a trained adapter, and adapters that only PEFT can apply."""
+"""What PEFT itself does: the config of a trained adapter, and adapters that only PEFT can apply.
+
+Variants that only PEFT can train are put into a base here, prepared, saved, and taken off again.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,18 @@ import peft
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from rankwise.engine.models.adapter_folder import rewrite_config, write_factors
-from rankwise.engine.models.base import LinearShape, layers_replaced
+from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, rewrite_config, write_factors
+from rankwise.engine.models.base import (
+    LinearShape,
+    adaptable_shapes,
+    layers_replaced,
+    target_shapes,
+)
 from rankwise.engine.models.files import unusable
-from rankwise.engine.models.trained_adapters import Adapter
+from rankwise.engine.models.trained_adapters import Adapter, drawn_rows
+from rankwise.engine.models.variants import Variant, VariantSetting
 from rankwise.errors import ModelError
 from rankwise.records.files import writing
 
@@ -184,3 +194,86 @@ def quietly() -> Generator[None]:
         for kind in (UserWarning, FutureWarning):
             warnings.simplefilter("ignore", kind)
         yield
+
+
+class VariantModel:
+    """PEFT's model of a base and a variant, while its weights are trained.
+
+    Attributes:
+        variant: of the table.
+        model: PEFT's, in evaluation mode; the base is in it, and computes as it does.
+        weights: what is trained.
+    """
+
+    def __init__(self, variant: Variant, model: Any) -> None:
+        """Take PEFT's model as it begins."""
+        self.variant, self.model = variant, model
+        self.weights = [weight for weight in model.parameters() if weight.requires_grad]
+        self._before = [weight.detach().clone() for weight in self.weights]
+
+    @property
+    def is_zero_update(self) -> bool:
+        """Whether no weight has moved."""
+        return all(map(torch.equal, self.weights, self._before))
+
+    def penalise(self) -> None:
+        """Add the gradient of the variant's penalty, if it has one."""
+        if self.variant.penalise is not None:
+            self.variant.penalise(self.model)
+
+    def save(self, folder: Path, base_model_name: str) -> int:
+        """Write the adapter in PEFT's layout; returns the weights' bytes.
+
+        Args:
+            folder: is created.
+            base_model_name: is written into the config.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
+        with writing(folder), quietly(), torch.random.fork_rng(devices=[]):
+            self.model.save_pretrained(str(folder), save_embedding_layers=False)
+            (folder / "README.md").unlink(missing_ok=True)  # a model card to fill in
+            rewrite_config(folder, base_model_name_or_path=base_model_name)
+        return (folder / WEIGHTS_FILE).stat().st_size
+
+
+@contextlib.contextmanager
+def variant_on(
+    base_model: Any, variant: Variant, setting: VariantSetting
+) -> Generator[VariantModel]:
+    """Within the block, a base has a variant's weights in its layers, at their beginning.
+
+    Afterwards it has its own layers again. The caller's randomness is left alone.
+
+    Args:
+        base_model: frozen, not quantised.
+        variant: of the table, one that PEFT trains.
+        setting: of the variant.
+
+    Raises:
+        ModelError: PEFT cannot put it on this base.
+    """
+    shapes = target_shapes(adaptable_shapes(base_model), setting.target_modules)
+    adapted = map(base_model.get_submodule, shapes)
+    if not variant.takes_conv1d and any(isinstance(layer, Conv1D) for layer in adapted):
+        raise ModelError(
+            "PEFT cannot put this variant on layers of GPT-2's kind (Conv1D). Leave it out of "
+            "methods.variants."
+        )
+    assert variant.config is not None
+    what = "PEFT cannot put this variant on the base model"
+    with lent(base_model):
+        with torch.random.fork_rng(devices=[]), quietly():
+            torch.default_generator.manual_seed(setting.seed)  # PEFT draws from it, on the CPU
+            remedy = "Leave it out of methods.variants, or choose other target_modules."
+            with unusable(what, remedy):
+                model: Any = peft.get_peft_model(base_model, variant.config(setting))
+            layers = base_model.named_modules() if variant.draws_like_lora else ()
+            for name, layer in layers:
+                if isinstance(layer, LoraLayer):
+                    into: Any = layer.lora_A["default"]
+                    rank, size = into.weight.shape
+                    with torch.no_grad():
+                        into.weight.copy_(drawn_rows(name, rank, size, setting.seed))
+        yield VariantModel(variant, model.eval())

@@ -252,6 +252,7 @@ class _AllocatingAdamW(torch.optim.AdamW):
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         super().__init__(weights, lr=rate, weight_decay=weight_decay, fused=True)
         self._tuner: Any = model.base_model
+        self._config: Any = self._tuner.peft_config[self._tuner.trainable_adapter_name]
         self._num_steps = 0
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -287,10 +288,6 @@ class _AllocatingAdamW(torch.optim.AdamW):
         )
         allocator.ipt = dict(allocator.exp_avg_ipt)  # made anew in a step; where it is there
         self._num_steps, self._config.rank_pattern = found["num_steps"], found["rank_pattern"]
-
-    @property
-    def _config(self) -> Any:
-        return self._tuner.peft_config[self._tuner.trainable_adapter_name]
 
 
 def _orthogonal(model: Any) -> None:

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rankwise.engine.models.base import is_stored_quantised
 from rankwise.engine.models.files import DTYPES, tensor_headers, unusable, weights_files
-from rankwise.engine.models.streamed import IN_FILES, load_in_files
+from rankwise.engine.models.placed import IN_FILES, load_in_files
 from rankwise.errors import ModelError
 
 
@@ -29,7 +29,7 @@ class StoredWeights(Mapping[str, Tensor]):
     """
 
     def __init__(self, model: nn.Module, folder: Path, parameters: Mapping[str, str]) -> None:
-        """Take a model of ``streamed.load_in_files``, and parameters by the names they get here.
+        """Take a model of ``placed.load_in_files``, and parameters by the names they get here.
 
         Raises:
             ModelError: one of them cannot be read, or is NaN or infinite somewhere.

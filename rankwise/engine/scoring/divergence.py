@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rankwise.engine.models.attention import decoder_of
+from rankwise.engine.models.devices import in_smaller_steps
 from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank, carrying
 from rankwise.engine.models.head import CompletionHead
-from rankwise.engine.models.smaller_steps import in_smaller_steps
 from rankwise.engine.scoring.tree.prefixes import PrefixTree
 from rankwise.engine.scoring.tree.reader import TreeReader
 from rankwise.tasks.questions import Advance, RightAnswer

@@ -6,13 +6,13 @@ import contextlib
 import itertools
 from collections.abc import Generator, Sequence, Set
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from rankwise.engine.models.attention import decoder_of
-from rankwise.engine.models.devices import STEP_TOKENS, free_bytes
+from rankwise.engine.models.devices import STEP_TOKENS, free_bytes, in_smaller_steps
 from rankwise.engine.models.frozen_adapters import (
     FrozenAdapter,
     FrozenBank,
@@ -23,8 +23,7 @@ from rankwise.engine.models.head import CompletionHead
 from rankwise.engine.models.lanes import Lanes, opened
 from rankwise.engine.models.packed_attention import check_packable
 from rankwise.engine.models.placed import devices_of
-from rankwise.engine.models.smaller_steps import in_smaller_steps
-from rankwise.engine.scoring.decode.decoder import Decoder, DecodeWork
+from rankwise.engine.scoring.decode.decoder import Decoder, ScoringWork
 from rankwise.engine.scoring.tree.answers import LogLikelihoodSums, Targets, add_answers
 from rankwise.engine.scoring.tree.prefixes import PrefixTree, side_by_side
 from rankwise.engine.scoring.tree.reader import TreeReader
@@ -39,31 +38,13 @@ log-likelihoods and one for texts, and the activations of a pass need room besid
 _LANE_TOKENS = 256
 
 
-class ReadingWork(NamedTuple):
-    """What log-likelihoods took, all models together.
-
-    Attributes:
-        tokens_read: tokens that went through the model.
-        distinct_tokens: tokens of the queries, a common prefix counted once.
-    """
-
-    tokens_read: int = 0
-    distinct_tokens: int = 0
-
-
-class _Part(NamedTuple):
-    """Continuations that one lane reads: their numbers among all, their tree, what is scored."""
-
-    numbers: Sequence[int]
-    tree: PrefixTree
-    targets: Targets
-
-
 class ResidentScorer:
     """A frozen base model and adapters, scored together; see ``tasks.questions.Scorer``.
 
     Attributes:
+        attached: the names of the adapters that are on the model.
         reading: what log-likelihoods took so far.
+        decoding: what generations took so far.
     """
 
     def __init__(
@@ -96,6 +77,7 @@ class ResidentScorer:
         self._device: torch.device = decoder.device
         self._max_lanes = max_lanes
         self._adapters: dict[str, FrozenAdapter] = {}
+        self.attached: Set[str] = self._adapters.keys()
         self._bank = FrozenBank()
         if cache_bytes is None:
             cache_bytes = int(CACHE_SHARE * min(map(free_bytes, devices_of(base_model))))
@@ -108,17 +90,7 @@ class ResidentScorer:
             keeps_layouts=self._device.type == "cuda",
         )
         self._decoder = Decoder(decoder, tokenizer, self._bank, cache_bytes=cache_bytes)
-        self.reading = ReadingWork()
-
-    @property
-    def decoding(self) -> DecodeWork:
-        """What generations took so far."""
-        return self._decoder.work
-
-    @property
-    def peak_cache_bytes(self) -> int:
-        """The most keys and values that were kept for log-likelihoods at once."""
-        return self._reader.peak_cache_bytes
+        self.reading, self.decoding = ScoringWork(), self._decoder.work
 
     def put_on(self, name: str, folder: Path) -> None:
         """Attach an adapter; as ``Scorer``."""
@@ -128,11 +100,6 @@ class ResidentScorer:
     def hold(self, name: str, adapter: FrozenAdapter) -> None:
         """Attach an adapter that is in memory, in the model's dtype."""
         self._adapters[name] = adapter
-
-    @property
-    def attached(self) -> Set[str]:
-        """The names of the adapters that are on the model."""
-        return self._adapters.keys()
 
     def take_off(self, name: str) -> None:
         """Detach an adapter and free its memory."""
@@ -152,10 +119,11 @@ class ResidentScorer:
         if not items:
             return [[] for _ in models]
         texts = [item.tokens_read for item in items]
-        parts: list[_Part] = []
-        for numbers in side_by_side(texts, self._max_lanes, _LANE_TOKENS):
-            tree = PrefixTree([texts[number] for number in numbers])
-            parts.append(_Part(numbers, tree, Targets(tree, [items[n] for n in numbers])))
+        shares = side_by_side(texts, self._max_lanes, _LANE_TOKENS)  # of each lane
+        parts = [
+            Targets(PrefixTree([texts[n] for n in share]), [items[n] for n in share])
+            for share in shares
+        ]
         with opened(len(parts)) as lanes:
             by_part = in_smaller_steps(
                 lambda tell: self._read(models, parts, lanes, tell),
@@ -164,23 +132,15 @@ class ResidentScorer:
                 self._device,
             )
         self._reader.forget_layouts()
-        distinct = sum(len(part.tree) for part in parts) * len(models)
-        self.reading = ReadingWork(
-            self.reading.tokens_read + sum(num_read for num_read, _ in by_part),
-            self.reading.distinct_tokens + distinct,
-        )
-        numbers = itertools.chain(*(part.numbers for part in parts))
-        places = sorted(range(len(items)), key=[*numbers].__getitem__)
+        self.reading.tokens_read += sum(num_read for num_read, _ in by_part)
+        self.reading.distinct_tokens += sum(len(part.tree) for part in parts) * len(models)
+        places = sorted(range(len(items)), key=[*itertools.chain(*shares)].__getitem__)
         by_model = zip(*(answers for _, answers in by_part), strict=True)
         answers = ([*itertools.chain(*of_model)] for of_model in by_model)
         return [[of_model[place] for place in places] for of_model in answers]
 
     def _read(
-        self,
-        models: Sequence[str | None],
-        parts: Sequence[_Part],
-        lanes: Lanes,
-        advance: Advance,
+        self, models: Sequence[str | None], parts: Sequence[Targets], lanes: Lanes, advance: Advance
     ) -> list[tuple[int, list[list[LogLikelihood]]]]:
         """Of each part, the tokens that were read, and the answers by model and item."""
         with self._carried(models) as adapters:
@@ -200,12 +160,12 @@ class ResidentScorer:
     def _read_part(
         self,
         reader: TreeReader,
-        part: _Part,
+        targets: Targets,
         adapters: Sequence[FrozenAdapter | None],
         advance: Advance,
     ) -> tuple[int, list[list[LogLikelihood]]]:
         """The tokens that were read, and the answers by model and item."""
-        tree, targets = part.tree, part.targets
+        tree = targets.tree
         answers: list[list[LogLikelihood]] = []
         num_read = 0
         size = reader.together(tree, len(adapters))

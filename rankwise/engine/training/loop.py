@@ -18,6 +18,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -25,17 +26,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rankwise.engine.models.attention import decoder_layers
-from rankwise.engine.models.devices import PeakMemory, ResolvedPrecision
+from rankwise.engine.models.devices import PeakMemory, ResolvedPrecision, in_smaller_steps
 from rankwise.engine.models.head import CompletionHead, HeldTokens, backward_losses, token_losses
 from rankwise.engine.models.lanes import Lanes, lanes_within, opened, twin
 from rankwise.engine.models.packed_attention import check_packable, packed_attention, packed_states
 from rankwise.engine.models.placed import devices_of
-from rankwise.engine.models.smaller_steps import in_smaller_steps
 from rankwise.engine.models.trained_adapters import Adapter, AdapterBank
 from rankwise.engine.training.liger import liger_kernels
 from rankwise.engine.training.micro_batches import (
     MicroBatch,
-    PackedTokens,
     Placed,
     pack,
     pieces_of,
@@ -148,9 +147,17 @@ def train_pass(
         packed_attention(model),
         _checkpointing(model) if gradient_checkpointing else contextlib.nullcontext(),
         _compiled(model) if compile_layers else contextlib.nullcontext(),
-        opened(count) as lanes,
+        opened(count) as threads,
     ):
-        _Pass(model, trainees, bank, max_tokens, precision, observer, kernels, lanes).run()
+        autocast = bank is None and precision == "bfloat16"
+        lanes = [_Lane(model, bank, autocast, ())]
+        adapters = [each.adapter for each in trainees if isinstance(each, AdapterTrainee)]
+        for _ in range(count - 1):
+            lanes.append(_Lane(*twin(model, bank), autocast, adapters))
+        budget, memory = _Budget(max_tokens), PeakMemory(*devices_of(model))
+        device: torch.device = next(model.parameters()).device
+        with memory.measured():
+            _Pass(trainees, lanes, threads, budget, observer, kernels, memory, device).run()
 
 
 class _Budget:
@@ -183,39 +190,26 @@ class _Budget:
             self._good, self._has_grown = 0, True
 
 
+@dataclass(frozen=True, eq=False)
 class _Pass:
-    def __init__(
-        self,
-        model: Any,
-        trainees: Sequence[Trainee],
-        bank: AdapterBank | None,
-        max_tokens: int,
-        precision: ResolvedPrecision,
-        observer: PassObserver,
-        kernels: str | None,
-        lanes: Lanes,
-    ) -> None:
-        self._trainees, self._kernels, self._threads = trainees, kernels, lanes
-        self._budget, self._observer = _Budget(max_tokens), observer
-        self._device: torch.device = next(model.parameters()).device
-        autocast = bank is None and precision == "bfloat16"
-        self._lanes = [_Lane(model, bank, autocast=autocast)]
-        if bank is not None:
-            adapters = [each.adapter for each in trainees if isinstance(each, AdapterTrainee)]
-            for _ in range(lanes.count - 1):
-                self._lanes.append(_Lane(*twin(model, bank), twins_of=adapters))
-        self._memory = PeakMemory(*devices_of(model))
+    trainees: Sequence[Trainee]
+    lanes: Sequence[_Lane]
+    threads: Lanes
+    budget: _Budget
+    observer: PassObserver
+    kernels: str | None
+    memory: PeakMemory
+    device: torch.device
 
     def run(self) -> None:
         active: dict[int, Trainee] = {}
-        with self._memory.measured():
-            for index, trainee in enumerate(self._trainees):
-                if trainee.is_marked:  # it was interrupted between a step and its record
-                    self._observer.reached(trainee, self._result(trainee))
-                if not trainee.is_finished:
-                    active[index] = trainee
-            while active:
-                self._step(active)
+        for index, trainee in enumerate(self.trainees):
+            if trainee.is_marked:  # it was interrupted between a step and its record
+                self.observer.reached(trainee, self._result(trainee))
+            if not trainee.is_finished:
+                active[index] = trainee
+        while active:
+            self._step(active)
 
     def _step(self, active: dict[int, Trainee]) -> None:
         """One step of every active trainee; those that finish or diverge leave ``active``."""
@@ -225,20 +219,18 @@ class _Pass:
         stepped: list[tuple[Trainee, StepMetrics]] = []
         for index, trainee in list(active.items()):
             try:
-                taken = trainee.take_step(
-                    gathered[index], vocab_size=self._lanes[0].head.vocab_size
-                )
+                taken = trainee.take_step(gathered[index], vocab_size=self.lanes[0].head.vocab_size)
                 stepped.append((trainee, taken))
             except DivergedError as error:
                 del active[index]
-                self._observer.diverged(trainee, error)
+                self.observer.diverged(trainee, error)
         seconds = time.perf_counter() - started
         for index, count in num_read.items():
-            self._trainees[index].seconds += seconds * count / sum(num_read.values())
+            self.trainees[index].seconds += seconds * count / sum(num_read.values())
         for trainee, metrics in stepped:
-            self._observer.stepped(trainee, metrics)
+            self.observer.stepped(trainee, metrics)
             if trainee.is_marked:
-                self._observer.reached(trainee, self._result(trainee))
+                self.observer.reached(trainee, self._result(trainee))
         for index in [index for index, trainee in active.items() if trainee.is_finished]:
             del active[index]
 
@@ -256,9 +248,9 @@ class _Pass:
             first_loss_nats=first.loss_nats if first else None,
             final_loss_nats=last.loss_nats if last else None,
             train_seconds=trainee.seconds,
-            peak_memory_bytes=self._memory.so_far(),
-            peak_reserved_bytes=self._memory.reserved_so_far(),
-            kernels=self._kernels,
+            peak_memory_bytes=self.memory.so_far(),
+            peak_reserved_bytes=self.memory.reserved_so_far(),
+            kernels=self.kernels,
         )
 
     def _gathered(self, active: Mapping[int, Trainee]) -> dict[int, StepGradients]:
@@ -271,16 +263,16 @@ class _Pass:
 
         def shrink() -> bool:
             least = max(item.example.num_inputs for item in placed)
-            if not self._budget.shrink(least):
+            if not self.budget.shrink(least):
                 return False
             self._clear(active.values())
-            self._observer.shrunk(self._budget.max_tokens)
+            self.observer.shrunk(self.budget.max_tokens)
             return True
 
         found = in_smaller_steps(
-            lambda _: self._gather(active, placed), shrink, lambda _: None, self._device
+            lambda _: self._gather(active, placed), shrink, lambda _: None, self.device
         )
-        self._budget.stepped()
+        self.budget.stepped()
         return found
 
     def _gather(
@@ -292,7 +284,7 @@ class _Pass:
         trainee through to others. If there is any, each trainee is gathered again alone.
         """
         found = self._gather_together(active, placed)
-        if len(active) == 1 or all(each.is_finite for each in found.values()):
+        if len(active) == 1 or all(math.isfinite(x.loss_nats + x.norm) for x in found.values()):
             return found
         for index, trainee in active.items():
             self._clear([trainee])
@@ -310,14 +302,15 @@ class _Pass:
             held[item.trainee] += len(item.held)
         shares = {index: trainee.share(held[index]) for index, trainee in active.items()}
         done = self._read(active, placed, shares)
-        norms = [trainee.finish_gradients().to(self._device) for trainee in active.values()]
+        norms = [trainee.finish_gradients().to(self.device) for trainee in active.values()]
         nats = [part for _, losses, kls in done for part in (losses, kls)]
         of_batches = iter(torch.cat(nats).cpu().split([len(part) for part in nats]))
         sums, kl_sums = (dict.fromkeys(active, 0.0) for _ in range(2))
         for batch, _, _ in done:
-            of_batch = batch.summed(next(of_batches), next(of_batches))
-            for totals, of_trainees in zip((sums, kl_sums), of_batch, strict=True):
-                for index, total in of_trainees.items():
+            num_losses = [span.num_losses for span in batch.spans]
+            num_held = [len(span.placed.held) for span in batch.spans]
+            for totals, numbers in ((sums, num_losses), (kl_sums, num_held)):
+                for index, total in batch.sums(next(of_batches), numbers).items():
                     totals[index] += total
         return {
             index: StepGradients(
@@ -336,21 +329,21 @@ class _Pass:
         Which lane reads an example, and the order in which lanes' gradients are added, depend on
         the examples alone: the result is the same however fast each lane is.
         """
-        max_tokens, kind = self._budget.max_tokens, self._device.type
+        max_tokens, kind = self.budget.max_tokens, self.device.type
         longest = max(item.example.num_inputs for item in placed)
-        count = lanes_within(max_tokens, longest, len(self._lanes))
+        count = lanes_within(max_tokens, longest, len(self.lanes))
 
         def of_lane(
             part: tuple[_Lane, list[Placed]], _: Callable[[int], None]
         ) -> list[tuple[MicroBatch, Tensor, Tensor]]:
             lane, items = part
             groups = split_by_budget(items, max_tokens // count, kind)
-            batches = (pack(group, shares, self._device) for group in groups)
+            batches = (pack(group, shares, self.device) for group in groups)
             return [(batch, *lane.backward(batch, active)) for batch in batches]
 
-        parts = [*zip(self._lanes, shared_out(placed, count), strict=False)]
-        done = self._threads.map(of_lane, parts)
-        for lane in self._lanes:
+        parts = [*zip(self.lanes, shared_out(placed, count), strict=False)]
+        done = self.threads.map(of_lane, parts)
+        for lane in self.lanes:
             lane.hand_over()
         return [*itertools.chain(*done)]
 
@@ -358,7 +351,7 @@ class _Pass:
         """Discard what was gathered for the next step of these, and whatever lanes hold."""
         for trainee in trainees:
             trainee.clear_gradients()
-        for lane in self._lanes:
+        for lane in self.lanes:
             lane.clear()
 
 
@@ -370,12 +363,7 @@ class _Lane:
     """
 
     def __init__(
-        self,
-        model: Any,
-        bank: AdapterBank | None,
-        *,
-        autocast: bool = False,
-        twins_of: Sequence[Adapter] = (),
+        self, model: Any, bank: AdapterBank | None, autocast: bool, twins_of: Sequence[Adapter]
     ) -> None:
         self._decoder, self.head = model.base_model, CompletionHead(model)
         self._bank, self._autocast = bank, autocast
@@ -389,7 +377,9 @@ class _Lane:
         held, to_base = batch.held, None
         if held is not None:
             with torch.no_grad():  # the base's own states, without the bank's adapters
-                states = self._hidden(held.texts)[0][held.text_rows]  # (held, hidden)
+                states = packed_states(self._decoder, *held.texts)[0][
+                    held.text_rows
+                ]  # (held, hidden)
             to_base = HeldTokens(held.rows, states, held.weights, held.left_out)
         rows = contextlib.nullcontext()
         if self._bank is not None:
@@ -398,7 +388,7 @@ class _Lane:
                 pieces = [each._replace(adapter=self._twins[each.adapter]) for each in pieces]
             rows = self._bank.rows_of(pieces)
         with rows, torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
-            hidden, learned = self._hidden(batch.tokens), batch.learned
+            hidden, learned = packed_states(self._decoder, *batch.tokens), batch.learned
             if batch.pairs is None:
                 return backward_losses(self.head, hidden, learned, to_base)
             dpo = active[batch.spans[0].placed.trainee].dpo
@@ -408,10 +398,6 @@ class _Lane:
             losses, weights = batch.pairs.losses(nats, dpo)
             _, kls = backward_losses(self.head, hidden, learned._replace(weights=weights), to_base)
             return losses, kls
-
-    def _hidden(self, tokens: PackedTokens) -> Float[Tensor, "1 tokens hidden"]:
-        """The last hidden states of packed sequences."""
-        return packed_states(self._decoder, tokens.input_ids, tokens.layout, tokens.position_ids)
 
     def hand_over(self) -> None:
         """Add the gradients that this lane gathered beside the trainees' own to these."""

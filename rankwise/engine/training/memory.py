@@ -154,13 +154,12 @@ class PassMemory:
 
     def full_bytes(self, max_tokens: int, gradient_checkpointing: bool) -> int:
         """Peak of a full fine-tuning, which is on one card; see ``lora_bytes``."""
-        weights = DTYPES[self._setting.full.weights]
-        held = optimizer_state_bytes(
-            self._num_parameters, weights, self._setting.full.optimizer
-        ) + (self._num_parameters * weights.itemsize)
+        weights, width = DTYPES[self.full.weights], DTYPES[self._setting.precision].itemsize
+        held = optimizer_state_bytes(self._num_parameters, weights, self.full.optimizer)
+        held += self._num_parameters * weights.itemsize
         tokens = self._tokens(max_tokens, 1)
-        if weights.itemsize > DTYPES[self._setting.precision].itemsize:
-            held += self._head_size * DTYPES[self._setting.precision].itemsize  # autocast's copy
+        if weights.itemsize > width:
+            held += self._head_size * width  # autocast's copy
         step = self._step_bytes("full", tokens, gradient_checkpointing)
         if weights == torch.bfloat16:
             step = max(step, _ROUNDING_COPIES * _FLOAT32_BYTES * self._largest)
@@ -267,12 +266,7 @@ class PassMemory:
 
 
 def estimate_training_memory(
-    memory: PassMemory,
-    *,
-    method: Method,
-    rank: int | None,
-    num_trainable: int,
-    max_tokens: int,
+    memory: PassMemory, *, method: Method, rank: int | None, num_trainable: int, max_tokens: int
 ) -> int:
     """Peak bytes of a run that is trained alone, without gradient checkpointing.
 

@@ -1,25 +1,28 @@
-"""Examples of several trainees, packed into the rows of one forward and backward pass."""
+"""Examples of several trainees, packed into the rows of one forward and backward pass.
+
+Of pairs of answers it has DPO's losses, and what the base says of them: that never changes, as the
+base is frozen.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from rankwise.engine.models.devices import moved_together
-from rankwise.engine.models.head import LearnedTokens
+from rankwise.engine.models.devices import in_smaller_steps, moved_together
+from rankwise.engine.models.head import CompletionHead, LearnedTokens, token_losses
 from rankwise.engine.models.lanes import num_lanes
-from rankwise.engine.models.packed_attention import within_budget
+from rankwise.engine.models.packed_attention import packed_attention, packed_states, within_budget
 from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.engine.models.trained_adapters import DroppedSequence, Piece
-from rankwise.engine.training.preferences import PairTerms
 from rankwise.engine.training.trainees import AdapterTrainee, Share, Trainee
-from rankwise.records.config.training import TrainConfig
+from rankwise.records.config.training import DpoConfig, TrainConfig
 from rankwise.tasks.training_rows import Example
 
 
@@ -53,17 +56,17 @@ class Span(NamedTuple):
 
 
 class PackedTokens(NamedTuple):
-    """Sequences one behind the other.
+    """Sequences one behind the other, as ``packed_states`` takes them.
 
     Attributes:
         input_ids: (1, tokens).
-        position_ids: (1, tokens), counted from each sequence's first token.
         layout: which token belongs to which sequence.
+        position_ids: (1, tokens), counted from each sequence's first token.
     """
 
     input_ids: Int[Tensor, "1 tokens"]
-    position_ids: Int[Tensor, "1 tokens"]
     layout: PackedLayout
+    position_ids: Int[Tensor, "1 tokens"]
 
 
 class HeldRows(NamedTuple):
@@ -84,6 +87,45 @@ class HeldRows(NamedTuple):
     text_rows: Int[Tensor, " held"]
 
 
+class PairTerms(NamedTuple):
+    """The pairs of a micro-batch, whose learned tokens come as chosen, rejected, chosen, ...
+
+    Attributes:
+        counts: (2 * pairs,) learned tokens of each answer.
+        base_nats: (pairs, 2) log-likelihoods that the base gives them, float32.
+        weights: (pairs,) of each pair's loss in the sum that is minimised, float32.
+        chosen_weights: (pairs,) of the loss of each token of the chosen answers, beside it.
+    """
+
+    counts: Int[Tensor, " answers"]
+    base_nats: Float[Tensor, "pairs 2"]
+    weights: Float[Tensor, " pairs"]
+    chosen_weights: Float[Tensor, " pairs"]
+
+    def log_likelihoods(self, nats: Float[Tensor, " tokens"]) -> Float[Tensor, "pairs 2"]:
+        """Of both answers, from the losses of their tokens."""
+        return -torch.segment_reduce(nats, "sum", lengths=self.counts).view(-1, 2)
+
+    def losses(
+        self, nats: Float[Tensor, " tokens"], dpo: DpoConfig
+    ) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " tokens"]]:
+        """The loss of each pair, and the derivative of their weighted sum by each token's loss.
+
+        Args:
+            nats: the loss of each learned token, float32.
+            dpo: the settings.
+        """
+        with torch.enable_grad():
+            of_tokens = nats.detach().requires_grad_()
+            likelihoods = self.log_likelihoods(of_tokens)
+            losses = pair_losses(likelihoods - self.base_nats, self.counts.view(-1, 2), dpo)
+            # a mean over tokens beside one over pairs, as a part of each pair's loss
+            losses = losses - self.chosen_weights / self.weights * likelihoods[:, 0]
+            (losses * self.weights).sum().backward()
+        assert of_tokens.grad is not None
+        return losses.detach(), of_tokens.grad
+
+
 class MicroBatch(NamedTuple):
     """Sequences packed into one row, those of a trainee next to each other.
 
@@ -101,16 +143,8 @@ class MicroBatch(NamedTuple):
     held: HeldRows | None
     pairs: PairTerms | None
 
-    def summed(
-        self, losses: Float[Tensor, " losses"], kls: Float[Tensor, " held"]
-    ) -> tuple[dict[int, float], dict[int, float]]:
-        """Each trainee's losses, and its KLs from the base, added up; both are on the CPU."""
-        loss_counts = [span.num_losses for span in self.spans]
-        held_counts = [len(span.placed.held) for span in self.spans]
-        return self._sums(losses, loss_counts), self._sums(kls, held_counts)
-
-    def _sums(self, nats: Float[Tensor, " _"], counts: Sequence[int]) -> dict[int, float]:
-        """Of each trainee, in float64; each span has ``counts``."""
+    def sums(self, nats: Float[Tensor, " _"], counts: Sequence[int]) -> dict[int, float]:
+        """Of each trainee's losses or KLs, in float64, on the CPU; each span has ``counts``."""
         sums: dict[int, float] = {}
         for span, of_span in zip(self.spans, nats.double().split([*counts]), strict=True):
             trainee = span.placed.trainee
@@ -158,13 +192,12 @@ def split_by_budget(
         max_tokens: read in one group.
         kind: of device: ``cpu`` or ``cuda``.
     """
-    in_order = sorted(placed, key=lambda item: (item.place, item.trainee))
-    order = None
+    in_order = sorted(placed, key=lambda item: (-item.example.num_inputs, item.place, item.trainee))
     if kind == "cuda":
-        in_order.sort(key=lambda item: (item.trainee, -item.example.num_inputs))
-        order = range(len(in_order))
+        in_order.sort(key=lambda item: item.trainee)
     lengths = [item.example.num_inputs for item in in_order]
-    return [[in_order[i] for i in group] for group in within_budget(lengths, max_tokens, order)]
+    groups = within_budget(lengths, max_tokens, range(len(lengths)))
+    return [[in_order[i] for i in group] for group in groups]
 
 
 def pack(placed: Sequence[Placed], shares: Mapping[int, Share], device: torch.device) -> MicroBatch:
@@ -238,7 +271,7 @@ def pack(placed: Sequence[Placed], shares: Mapping[int, Share], device: torch.de
 
 def _packed(ids: Tensor, positions: Tensor, sequences: Iterable[Sequence[int]]) -> PackedTokens:
     layout = PackedLayout(tuple(len(sequence) for sequence in sequences))
-    return PackedTokens(ids[None], positions[None], layout)  # both (1, tokens)
+    return PackedTokens(ids[None], layout, positions[None])  # both (1, tokens)
 
 
 def _positions(sequences: Iterable[Sequence[int]]) -> list[int]:
@@ -262,3 +295,66 @@ def pieces_of(batch: MicroBatch, trainees: Mapping[int, Trainee]) -> list[Piece]
         start, stop = sequences[0].start, sequences[-1].stop
         pieces.append(Piece(trainee.adapter, start, stop, tuple(sequences)))
     return pieces
+
+
+def pair_losses(
+    log_ratios: Float[Tensor, "pairs 2"], counts: Int[Tensor, "pairs 2"], dpo: DpoConfig
+) -> Float[Tensor, " pairs"]:
+    """DPO's loss of each pair, as TRL's DPOTrainer has it.
+
+    Args:
+        log_ratios: log(model / base) of the chosen and of the rejected answer.
+        counts: tokens of each answer.
+        dpo: the settings.
+    """
+    if dpo.loss == "ipo":  # arXiv:2310.12036, of means over tokens as its authors recommend
+        chosen, rejected = (log_ratios / counts).unbind(1)
+        return (chosen - rejected - 1 / (2 * dpo.beta)) ** 2
+    chosen, rejected = log_ratios.unbind(1)
+    margins, smoothing = dpo.beta * (chosen - rejected), dpo.label_smoothing
+    log_sigmoid = nn.functional.logsigmoid
+    return -log_sigmoid(margins) * (1 - smoothing) - log_sigmoid(-margins) * smoothing
+
+
+@torch.no_grad()
+def base_readings(
+    model: Any, examples: Iterable[Example], *, max_tokens: int, autocast: bool = False
+) -> dict[Example, Example]:
+    """Each pair -> the same with what the model, which is the base still, says of both answers.
+
+    Each is read once for all runs, epochs and seeds of a pass, before these begin.
+
+    Args:
+        model: without any adapter.
+        examples: pairs; of equal ones, one is read.
+        max_tokens: read at once; halved when memory runs out.
+        autocast: to bfloat16, as float32 weights are trained.
+
+    Raises:
+        torch.OutOfMemoryError: a single pair does not fit (MemoryError, RuntimeError on a CPU).
+    """
+    pairs = [*dict.fromkeys(examples)]
+    placed = [Placed(0, place, pair) for place, pair in enumerate(pairs)]
+    least = max(pair.num_inputs for pair in pairs)
+    device: torch.device = next(model.parameters()).device
+    head, found = CompletionHead(model), dict[Example, Example]()
+
+    def shrink() -> bool:
+        nonlocal max_tokens
+        can, max_tokens = max_tokens > least, max_tokens // 2
+        return can
+
+    def read() -> None:
+        for group in split_by_budget(placed, max_tokens, device.type):
+            batch = pack(group, {0: Share(1.0)}, device)
+            hidden, learned = packed_states(model.base_model, *batch.tokens), batch.learned
+            nats = token_losses(head, hidden[0, learned.rows], learned.targets)
+            assert batch.pairs is not None
+            likelihoods = batch.pairs.log_likelihoods(nats).tolist()
+            own = [span.placed.example for span in batch.spans if span.part == 0]
+            for pair, (chosen, rejected) in zip(own, likelihoods, strict=True):
+                found[pair] = pair._replace(base_nats=(chosen, rejected))
+
+    with packed_attention(model), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        in_smaller_steps(lambda _: read(), shrink, lambda _: None, device)
+    return found

@@ -16,23 +16,25 @@ from transformers import get_scheduler
 
 from rankwise.engine.models.base import LinearShape, target_shapes
 from rankwise.engine.models.devices import DTYPES, ResolvedPrecision, is_out_of_memory
+from rankwise.engine.models.peft_adapters import VariantModel
 from rankwise.engine.models.seeds import seed_of
 from rankwise.engine.models.trained_adapters import Adapter
-from rankwise.engine.models.variant_models import VariantModel
 from rankwise.engine.models.variants import MakeOptimizer
 from rankwise.engine.training.optimizers import MOMENTS, make_optimizer
 from rankwise.engine.training.states import UNUSABLE, UnusableStateError, read_state, write_state
 from rankwise.errors import DivergedError, RecordError
 from rankwise.records.base import Record
 from rankwise.records.config.study import StudyConfig
-from rankwise.records.config.training import DpoConfig, TrainConfig
+from rankwise.records.config.training import TrainConfig
 from rankwise.records.study import OptimizerName, PlannedRun
 from rankwise.tasks.training_rows import Example
 
 # our names -> transformers' names; its "constant" has no warm-up
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
-NewOptimizer = Callable[[], torch.optim.Optimizer]
+NewOptimizer = Callable[[float, float], torch.optim.Optimizer]
+"""From a learning rate and a weight decay; it has the weights that it trains."""
+
 WriteState = Callable[[Path, dict[str, Any]], None]
 
 EXPLODED = 2.0
@@ -68,11 +70,6 @@ class StepGradients(NamedTuple):
     loss_nats: float
     kl_nats: float | None
     norm: float
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether neither loss nor gradients have a NaN or an infinity."""
-        return math.isfinite(self.loss_nats) and math.isfinite(self.norm)
 
 
 class Share(NamedTuple):
@@ -116,6 +113,7 @@ class Trainee:
         marks: the steps after which its weights are wanted; it stops at the last one.
         metrics: of the finished steps.
         seconds: that they took; of time shared with other trainees, its share by tokens.
+        dpo: how it learns from pairs of answers; None: it learns the next token.
     """
 
     _frees_gradients = True
@@ -133,24 +131,24 @@ class Trainee:
     ) -> None:
         assert run.learning_rate is not None
         assert run.seed is not None
-        self.run = run
+        self.run, self.dpo = run, config.dpo
         self.batches = effective_batches(examples, run, config, beside)[: run.num_steps]
         self.marks = tuple(sorted(marks)) or (len(self.batches),)
         self.metrics: list[StepMetrics] = []
         self.seconds = 0.0
-        self._weights, self._config = list(weights), config
+        self._config = config
         # what kinds of trainees do when a step's gradients are gathered, and after each change of
         # the weights: a step, or a state that is loaded
         self._before_step: Callable[[], None] = lambda: None
         self._weights_changed: Callable[[], None] = lambda: None
         arm = run.mitigation
         self._kl, decay = (None, None) if arm is None else (arm.kl, arm.weight_decay)
-        self._new_optimizer: NewOptimizer = (
-            optimizer
+        self._new_optimizer = (
+            partial(optimizer, run.learning_rate, config.weight_decay)
             if callable(optimizer)
             else partial(
                 make_optimizer,
-                self._weights,
+                list(weights),
                 name=optimizer,
                 learning_rate=run.learning_rate,
                 weight_decay=config.weight_decay if decay is None else decay,
@@ -158,6 +156,8 @@ class Trainee:
             )
         )
         self._optimizer = self._new_optimizer()
+        in_groups = (group["params"] for group in self._optimizer.param_groups)
+        self._weights = [w for group in in_groups for w in group if w.requires_grad]
         self._norm = torch.zeros(())
         self._rate = run.learning_rate
         is_refined = run.role == "truncated"
@@ -193,11 +193,6 @@ class Trainee:
         """The same with those that the base reads once more, where it is held to the base."""
         held = sum(len(example.tokens) for example in self.batch if self.held_rows(example))
         return self.num_tokens + held
-
-    @property
-    def dpo(self) -> DpoConfig | None:
-        """How it learns from pairs of answers; None: it learns the next token."""
-        return self._config.dpo
 
     @property
     def num_loss_tokens(self) -> int:
@@ -410,13 +405,8 @@ class AdapterTrainee(Trainee):
         beside: Beside = NOTHING_BESIDE,
         own_optimizer: MakeOptimizer | None = None,
     ) -> None:
-        weights, optimizer = adapter.weights, "adamw"
-        if own_optimizer is not None:
-            assert run.learning_rate is not None
-            optimizer = partial(own_optimizer, adapter, run.learning_rate, config.weight_decay)
-            in_groups = (group["params"] for group in optimizer().param_groups)
-            weights = [w for group in in_groups for w in group if w.requires_grad]
-        super().__init__(run, examples, config, weights, optimizer, marks, beside)
+        own = None if own_optimizer is None else partial(own_optimizer, adapter)
+        super().__init__(run, examples, config, adapter.weights, own or "adamw", marks, beside)
         self.adapter, self._weights_changed = adapter, adapter.refresh
 
 
@@ -464,11 +454,9 @@ class VariantTrainee(Trainee):
         model: VariantModel,
         marks: Sequence[int] = (),
     ) -> None:
-        assert run.learning_rate is not None
-        make, rate = model.variant.optimizer, run.learning_rate
-        own = None if make is None else partial(make, model.model, rate, config.weight_decay)
+        make = model.variant.optimizer
+        own = None if make is None else partial(make, model.model)
         super().__init__(run, examples, config, model.weights, own or "adamw", marks)
-        self.model = model
         self._before_step = model.penalise  # adds the gradient of the variant's penalty
 
 

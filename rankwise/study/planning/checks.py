@@ -10,9 +10,9 @@ from transformers.pytorch_utils import Conv1D
 
 from rankwise.engine.models import base as models
 from rankwise.engine.models.attention import refuse_unpackable
+from rankwise.engine.models.files import check_stored
 from rankwise.engine.models.peft_adapters import misloaded
 from rankwise.engine.models.start import check_start
-from rankwise.engine.models.stored import check_stored
 from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.training.loop import num_optimizer_steps
 from rankwise.errors import TaskError, did_you_mean

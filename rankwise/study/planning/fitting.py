@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from rankwise.engine.models.devices import DTYPES, Machine
-from rankwise.engine.models.streamed import placement, room_for_weights
+from rankwise.engine.models.placed import placement, room_for_weights
 from rankwise.engine.training.memory import PassMemory
 from rankwise.engine.training.optimizers import has_8bit_adamw
 from rankwise.errors import ModelError, RecordError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from rankwise.engine.models.devices import DTYPES
-from rankwise.engine.models.streamed import room_to_score
+from rankwise.engine.models.placed import room_to_score
 from rankwise.errors import PlanError, TaskError, closest
 from rankwise.records.study import StudyRecord
 from rankwise.study.planning.issues import Issues

@@ -13,14 +13,13 @@ from rankwise.engine.models import base as models
 from rankwise.engine.models import peft_adapters as adapters
 from rankwise.engine.models.devices import provenance_on
 from rankwise.engine.models.files import not_finite, weights_files
+from rankwise.engine.models.peft_adapters import variant_on
 from rankwise.engine.models.placed import layer_devices
 from rankwise.engine.models.trained_adapters import AdapterBank, adapted
-from rankwise.engine.models.variant_models import variant_on
 from rankwise.engine.models.variants import VARIANTS, Initialisation, VariantSetting
 from rankwise.engine.training import loop as training
-from rankwise.engine.training.base_readings import base_readings
 from rankwise.engine.training.loop import TrainingResult
-from rankwise.engine.training.micro_batches import training_lanes
+from rankwise.engine.training.micro_batches import base_readings, training_lanes
 from rankwise.engine.training.states import StateWriter
 from rankwise.engine.training.trainees import (
     AdapterTrainee,

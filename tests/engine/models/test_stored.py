@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rankwise.engine.models import base as models
-from rankwise.engine.models.stored import check_stored
+from rankwise.engine.models.files import check_stored
 from rankwise.errors import ModelError, PlanError
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study

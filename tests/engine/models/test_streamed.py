@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rankwise.engine.models import streamed
+from rankwise.engine.models import placed
 from rankwise.engine.models.base import load_frozen, model_skeleton
 from rankwise.engine.models.devices import Machine
-from rankwise.engine.models.streamed import (
+from rankwise.engine.models.placed import (
     load_streamed,
     load_to_score,
     placement,
@@ -155,5 +155,5 @@ def test_a_model_that_cannot_be_loaded_leaves_nothing_behind(
     del tensors["model.norm.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"lacks 1 of its model's weights"):
-        streamed.load_in_files(folder, torch.float32, {"": streamed.IN_FILES})
+        placed.load_in_files(folder, torch.float32, {"": placed.IN_FILES})
     assert not list((tmp_path / "temporary").iterdir())

@@ -13,7 +13,7 @@ from torch import nn
 from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, read_factors
 from rankwise.engine.models.frozen_adapters import FrozenPiece, carrying, load_frozen_adapter
-from rankwise.engine.models.variant_models import variant_on
+from rankwise.engine.models.peft_adapters import variant_on
 from rankwise.engine.models.variants import MOST_RANK, VARIANTS, VariantSetting
 from rankwise.errors import ModelError
 from rankwise.records.config.training import LearningRateConfig, TrainConfig

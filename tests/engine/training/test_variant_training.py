@@ -11,7 +11,7 @@ import torch
 from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
 from rankwise.engine.models.files import opened
-from rankwise.engine.models.variant_models import variant_on
+from rankwise.engine.models.peft_adapters import variant_on
 from rankwise.engine.models.variants import VARIANTS, VariantSetting
 from rankwise.records.config.training import LearningRateConfig
 from rankwise.records.config.variants import VariantName

@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from rankwise.engine.models.devices import moved_together
 from rankwise.engine.scoring.decode.attention import DecodeLayout
@@ -53,8 +51,8 @@ class Row:
     """A prompt that is continued by a model.
 
     Attributes:
-        order: numbers of the model and of the prompt: sorted by them, rows that share a prefix are
-            neighbours.
+        model: its number.
+        place: of the prompt: sorted by model and place, rows that share a prefix are neighbours.
         prompt: its tokens and settings.
         chain: prefixes that it shares with other rows of the model.
         sampling: how its next token is chosen.
@@ -62,7 +60,8 @@ class Row:
         written: new tokens.
     """
 
-    order: tuple[int, int]
+    model: int
+    place: int
     prompt: Prompt
     chain: tuple[SharedPrefix, ...]
     sampling: RowSampling
@@ -70,13 +69,15 @@ class Row:
     written: list[int] = field(default_factory=list[int])
 
     @property
-    def model(self) -> int:
-        return self.order[0]
-
-    @property
     def tokens(self) -> list[int]:
         """Those of the prompt and the new ones."""
         return [*self.prompt.tokens, *self.written]
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether its text has ended, by an end token or a stop string."""
+        sampler = self.sampling.sampler
+        return self.written[-1] in sampler.end_tokens or sampler.stops.are_in(self.written)
 
     @property
     def own_start(self) -> int:
@@ -129,10 +130,6 @@ class RowBatch:
         self.rows: list[Row] = []
 
     @property
-    def is_unfinished(self) -> bool:
-        return bool(self.rows or self._waiting)
-
-    @property
     def places(self) -> int:
         """How many rows could be active: the limit, or all that are left if these are fewer."""
         left = len(self.rows) + len(self._waiting)
@@ -158,18 +155,14 @@ class RowBatch:
                 break
             self.rows.append(self._waiting.popleft())
             coming |= new
-        self.rows.sort(key=lambda row: row.order)
+        self.rows.sort(key=lambda row: (row.model, row.place))
 
-    def forward_pass(
-        self,
-    ) -> tuple[
-        Int[Tensor, "1 tokens"], DecodeLayout, Int[Tensor, " rows"], list[tuple[int, int, int]]
-    ]:
+    def forward_pass(self) -> tuple[DecodeLayout, list[tuple[int, int, int]]]:
         """The newest token of each row, or its prompt, and prefixes that are not read yet.
 
         Returns:
-            The tokens, their layout, the places of those whose logits are wanted, and of every
-            active model its number, first place, and the place behind its last.
+            The tokens, and of every active model its number, first place, and the place behind its
+            last.
         """
         tokens: list[int] = []
         positions: list[int] = []
@@ -215,18 +208,25 @@ class RowBatch:
             ranges.append((row.model, first, len(tokens)))
         numbers = [np.array(each, dtype=np.int64) for each in (tokens, positions, places, ends)]
         of_tokens, of_positions, of_rows, of_ends = moved_together(numbers, self._device)
+        table = None
+        if decoded:
+            lengths = [row.position - row.own_start + 1 for row in decoded]
+            blocks = [row.blocks for row in decoded]
+            table = BlockTable(blocks, lengths, self._cache.used, self._device)
         layout = DecodeLayout(
             cache=self._cache,
+            tokens=of_tokens,
             positions=of_positions,
+            ends=of_ends,
             rows=of_rows,
-            table=self._table(decoded),
+            table=table,
             reads=reads,
             shared=[
                 SharedUse(self._segments[key], start, stop, max(positions[start:stop]))
                 for key, (start, stop) in uses.items()
             ],
         )
-        return of_tokens[None], layout, of_ends, ranges
+        return layout, ranges
 
     def remove(self, ended: Sequence[Row]) -> None:
         """Free the blocks of rows that have ended, and prefixes that no row needs any more."""
@@ -246,12 +246,6 @@ class RowBatch:
             moved = self._cache.compact()
             for row in self.rows:
                 row.blocks = [moved.get(block, block) for block in row.blocks]
-
-    def _table(self, rows: Sequence[Row]) -> BlockTable | None:
-        if not rows:
-            return None
-        lengths = [row.position - row.own_start + 1 for row in rows]
-        return BlockTable([row.blocks for row in rows], lengths, self._cache.used, self._device)
 
 
 def shared_prefixes(prompts: Sequence[tuple[int, ...]]) -> list[tuple[SharedPrefix, ...]]:

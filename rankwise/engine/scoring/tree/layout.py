@@ -9,9 +9,7 @@ multiplied in one batch. Where flex attention reads the tree, it takes one mask 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -87,7 +85,6 @@ class _QueryBlock(NamedTuple):
     shared: int
 
 
-@dataclass(eq=False)
 class TreeLayout:
     """The places ``start`` to ``stop`` of a tree, read in one pass.
 
@@ -101,27 +98,18 @@ class TreeLayout:
         device: of the tensors; ``on`` has them for another one.
         tokens: (queries,) that are read.
         positions: (queries,) of these in their sequences.
+        num_queries: tokens that are read.
         num_cached: ancestors of ``start``, whose keys and values are cached.
     """
 
-    tree: PrefixTree
-    start: int
-    stop: int
-    device: torch.device
-    num_cached: int = field(init=False)
-    _gathered: dict[int, GatheredRows] = field(default_factory=dict[int, GatheredRows], init=False)
-    _masks: dict[int | None, BlockMask] = field(
-        default_factory=dict[int | None, BlockMask], init=False
-    )
-    _elsewhere: dict[torch.device, TreeLayout] = field(
-        default_factory=dict[torch.device, "TreeLayout"], init=False
-    )
-
-    def __post_init__(self) -> None:
-        self.num_cached = int(self.tree.depths[self.start])
-        span = slice(self.start, self.stop)
-        numbers = [self.tree.tokens[span], self.tree.depths[span]]
-        self.tokens, self.positions = moved_together(numbers, self.device)
+    def __init__(self, tree: PrefixTree, start: int, stop: int, device: torch.device) -> None:
+        self.tree, self.start, self.stop, self.device = tree, start, stop, device
+        self.num_queries, self.num_cached = stop - start, int(tree.depths[start])
+        numbers = [tree.tokens[start:stop], tree.depths[start:stop]]
+        self.tokens, self.positions = moved_together(numbers, device)
+        self._gathered: dict[int, GatheredRows] = {}
+        self._masks: dict[int | None, BlockMask] = {}
+        self._elsewhere: dict[torch.device, TreeLayout] = {}
 
     def on(self, device: torch.device) -> TreeLayout:
         """The same places for layers on another device."""
@@ -206,19 +194,13 @@ class TreeLayout:
         self._masks[window] = mask
         return mask
 
-    @property
-    def num_queries(self) -> int:
-        """Tokens that are read."""
-        return self.stop - self.start
-
     def lowest_position(self, shared: SharedKeys) -> int:
         """The lowest position of these queries."""
         return int(self.tree.depths[self.start + shared.start : self.start + shared.stop].min())
 
     def gathered(self, kv_heads: int) -> GatheredRows:
         """Which rows to gather in layers with this number of key-value heads."""
-        gathered = self._gathered.get(kv_heads)
-        if gathered is None:
+        if kv_heads not in self._gathered:
             heads = torch.arange(kv_heads, device=self.device)[:, None]  # (kv_heads, 1)
             # (blocks, 1, rows) * kv_heads + (kv_heads, 1): (blocks, kv_heads, rows), flattened
             queries, keys = (
@@ -228,9 +210,8 @@ class TreeLayout:
             before, row, rows = self._products[2][:, :, None]  # each (queries, 1)
             # of a block's kv_heads * rows, each head has ``rows``
             back = before * kv_heads + row + heads[:, 0] * rows  # (queries, kv_heads)
-            gathered = GatheredRows(queries, keys, back.flatten())
-            self._gathered[kv_heads] = gathered
-        return gathered
+            self._gathered[kv_heads] = GatheredRows(queries, keys, back.flatten())
+        return self._gathered[kv_heads]
 
     def distances(self, number: int) -> Int[Tensor, "blocks rows columns"]:
         """By how many positions each key of a group is behind each query."""
@@ -243,10 +224,8 @@ class TreeLayout:
     def pool_slices(self, places: Places) -> tuple[slice, ...]:
         """Where these places, in order, lie in the key pool, as few slices as possible."""
         at = self._in_pool(places)
-        cuts = np.flatnonzero(np.diff(at) != 1) + 1
-        bounds = [0, *cuts.tolist(), len(at)]
-        pairs = pairwise(bounds)
-        return tuple(slice(int(at[a]), int(at[b - 1]) + 1) for a, b in pairs if a < b)
+        pieces = np.split(at, np.flatnonzero(np.diff(at) != 1) + 1)
+        return tuple(slice(int(piece[0]), int(piece[-1]) + 1) for piece in pieces if len(piece))
 
     def _in_pool(self, places: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
         """Numbers in the key pool: a cached ancestor lies at its depth, a new place behind them."""
