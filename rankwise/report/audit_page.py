@@ -33,13 +33,7 @@ from rankwise.report.charts.ranks import RankCurve, RankMark, RankPanel, rank_ch
 from rankwise.report.facts import NOT_RECORDED, Facts, software_facts
 from rankwise.report.parts import Cell, Column, Figure, ReportSection, Table, TitledTable
 from rankwise.report.rendering import Page, Part, rendered
-from rankwise.report.sections.weight_maps import (
-    intruder_map,
-    intruders,
-    norm_map,
-    nulls,
-    turned_map,
-)
+from rankwise.report.sections.weights import intruder_map, intruders, norm_map, nulls, turned_map
 
 RECORD_FILE, PAGE_FILE = "audit.json", "audit.html"
 _COMMON_NAMES = ("adapter", "checkpoint", "final", "model")
