@@ -362,11 +362,7 @@ def other_table(changes: tuple[OtherChange, ...]) -> Table:
     )
 
 
-_OTHER = {
-    "resized": "another size",
-    "added": "not in the base",
-    "removed": "not in the checkpoint",
-}
+_OTHER = {"resized": "another size", "added": "not in the base", "removed": "not in the checkpoint"}
 
 
 def _other_cell(change: OtherChange) -> Cell:

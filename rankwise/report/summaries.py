@@ -94,9 +94,7 @@ def verdict_table(
     with_seeds = f", {'all with seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
     shown = [column for column in columns if column.title not in left_out]
     return Table.of(
-        f"The {base.label} and every run{with_seeds if seeds else ''}.",
-        summaries,
-        *shown,
+        f"The {base.label} and every run{with_seeds if seeds else ''}.", summaries, *shown
     )
 
 

@@ -22,9 +22,9 @@ from rankwise.report.cells import drawn_options
 from rankwise.report.charts.heatmap import HeatPanel, HeatSize, heat_map
 from rankwise.report.charts.marks import Look
 from rankwise.report.charts.theme import GAIN_STEPS, LOSS_STEPS, UNSHOWN
-from rankwise.report.figures import figure_svg
 from rankwise.report.page import study_sections, write_report
 from rankwise.report.parts import Figure
+from rankwise.report.rendering import figure_svg
 from rankwise.report.sections.transfer import SCALE, heat_cell, transfer_section
 from tests.planted.grid import planted_domains
 from tests.planted.results import planted_study
