@@ -6,6 +6,7 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from rankwise.records import quantities
@@ -270,13 +271,6 @@ def titled(tables: Mapping[str, Table]) -> list[TitledTable]:
     return [TitledTable(title, own) for title, own in tables.items() if own.groups]
 
 
-class Listing(NamedTuple):
-    """Text to copy: a file or commands, with its heading."""
-
-    title: str
-    text: str
-
-
 class OfTask(Protocol):
     """What is found of one trained task."""
 
@@ -306,7 +300,7 @@ class ReportSection(NamedTuple):
         figures: each with its own caption.
         tables: every number of the section.
         points: a list of sentences below the remarks.
-        listings: text to copy, at the end.
+        listings: text to copy, such as a file or commands, by heading; at the end.
         is_folded: it opens when its title is clicked, something in it is linked to, or the page is
             printed.
     """
@@ -317,7 +311,7 @@ class ReportSection(NamedTuple):
     figures: Sequence[Figure] = ()
     tables: Sequence[TitledTable] = ()
     points: Sequence[str] = ()
-    listings: Sequence[Listing] = ()
+    listings: Mapping[str, str] = MappingProxyType({})
     is_folded: bool = False
 
     @staticmethod

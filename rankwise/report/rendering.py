@@ -161,8 +161,7 @@ def chart_runtime() -> str:
     with contextlib.suppress(OSError, EOFError, zlib.error):  # gzip knows its checksum
         return gzip.decompress(read_regular(path)).decode()
     script = _bundled(made_by)
-    with contextlib.suppress(OSError, StorageError):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(StorageError):
         write_atomically(path, gzip.compress(script.encode()))
     return script
 
