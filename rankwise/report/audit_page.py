@@ -25,7 +25,6 @@ from rankwise.records.spectra import (
     MatrixSpectrum,
     VectorChange,
     intruder_k,
-    intruders_of,
 )
 from rankwise.report import cells
 from rankwise.report.charts.intervals import Bar, BarPanel, interval_chart
@@ -110,15 +109,13 @@ def _sections(record: AuditRecord) -> Iterator[ReportSection]:
             "adapter either."
         )
         yield ReportSection("others", "Other parameters", (remark,), tables=(table,))
-    table = TitledTable("", matrix_table(record))
-    yield ReportSection("matrices", "Every matrix", tables=(table,))
+    yield ReportSection("matrices", "Every matrix", tables=[TitledTable("", matrix_table(record))])
     said = f"Every number of this page, unrounded, is in {RECORD_FILE} next to it."
-    scored = {} if record.precision is None else {"Precision of the scores": record.precision}
     facts = {
         "Base": record.base,
         "Base model fingerprint": record.base_fingerprint,
         "Audited": record.target,
-        **scored,
+        **({} if record.precision is None else {"Precision of the scores": record.precision}),
         **software_facts(record.provenance),
         "Device": record.provenance.device or NOT_RECORDED,
         "Made": record.provenance.created_at,
@@ -127,9 +124,9 @@ def _sections(record: AuditRecord) -> Iterator[ReportSection]:
 
 
 def _score_section(record: AuditRecord) -> ReportSection:
-    remarks = (
+    remark = (
         "Both models answered the same items. A difference is shown where its interval has only "
-        "one sign; one seed, one training: whether another would do the same is not known.",
+        "one sign; one seed, one training: whether another would do the same is not known."
     )
     sized = ((s, f"{s.task}\n{quantities.size(s.num_examples)}") for s in record.scores)
     by_unit = grouped((s.unit, Bar(label, "", "full", s.interval)) for s, label in sized)
@@ -144,8 +141,8 @@ def _score_section(record: AuditRecord) -> ReportSection:
         interval_chart(panels),
         f"bars are {cells.intervals(record.confidence)}",
     )
-    tables = (TitledTable("Every task", score_table(record)),)
-    return ReportSection("scores", "Scores", remarks, (figure,), tables)
+    table = TitledTable("Every task", score_table(record))
+    return ReportSection("scores", "Scores", [remark], [figure], [table])
 
 
 def _energy_section(record: AuditRecord, cut: KeptEnergy) -> ReportSection:
@@ -181,7 +178,7 @@ def _energy_section(record: AuditRecord, cut: KeptEnergy) -> ReportSection:
 
 def _direction_section(record: AuditRecord) -> ReportSection:
     draws = quantities.counted(record.null_draws, "draw")
-    compared_with = (
+    remarks = [
         "Singular vectors after training compared with the base's own, and with what random "
         f"updates of the same size do to them ({draws} of each kind: Gaussian, of the same norm; "
         "Haar, of the same singular values). Vectors of near-equal singular values turn freely, so "
@@ -190,8 +187,7 @@ def _direction_section(record: AuditRecord) -> ReportSection:
         else "Singular vectors after training compared with the base's own. Vectors of near-equal "
         "singular values turn freely, so a low similarity by itself says little: no random "
         "updates were drawn to compare with."
-    )
-    remarks = [compared_with]
+    ]
     figures: list[Figure] = []
     if any(matrix.layer is not None for matrix in record.matrices):  # on a map
         figures += turned_map(_label(record), record.matrices)
@@ -205,7 +201,7 @@ def _direction_section(record: AuditRecord) -> ReportSection:
         else:
             also = ", nor would one under random updates" if record.null_draws else ""
             remarks.append(f"No matrix has an intruder dimension{also}: there is no map of them.")
-    return ReportSection("directions", "What it turns", tuple(remarks), tuple(figures))
+    return ReportSection("directions", "What it turns", remarks, figures)
 
 
 def _label(record: AuditRecord) -> str:
@@ -233,14 +229,12 @@ def matrix_table(record: AuditRecord) -> Table:
             form, number(matrix.change, matrix), [number(null, matrix) for null in nulls(matrix)]
         )
 
-    def intruders(change: VectorChange, matrix: MatrixSpectrum) -> float:
-        return intruders_of(change, matrix.leading, record.epsilons)
-
     most = max(matrix.leading[-1] for matrix in record.matrices)
+    by_kind = grouped((matrix.kind, matrix) for matrix in record.matrices)
     return Table.grouped(
         f"Similarities and overlap are over the {most} leading singular vectors, or the matrix's "
         f"own number. {_small_numbers(record, '')}",
-        [(kind, "", matrices) for kind, matrices in _by_kind(record).items()],
+        [(kind, "", matrices) for kind, matrices in by_kind.items()],
         Column(
             "Matrix",
             lambda row: Cell(row.module, "", f"{row.out_features} × {row.in_features}"),
@@ -267,10 +261,6 @@ def _percent(share: float | None) -> str | None:
     return cells.known(share, lambda value: f"{100 * value:.2g}")
 
 
-def _by_kind(record: AuditRecord) -> dict[str, list[MatrixSpectrum]]:
-    return grouped((matrix.kind, matrix) for matrix in record.matrices)
-
-
 def _small_numbers(record: AuditRecord, where: str) -> str:
     if not record.null_draws:
         return "No random updates were drawn to compare with."
@@ -282,7 +272,7 @@ def _small_numbers(record: AuditRecord, where: str) -> str:
 
 def kind_table(record: AuditRecord) -> Table:
     """One row for each kind of matrix, and one for all of them."""
-    kinds = _by_kind(record)
+    kinds = grouped((matrix.kind, matrix) for matrix in record.matrices)
     if len(kinds) > 1:
         kinds["all"] = list(record.matrices)
     rows = [(name, len(own), matrix_group(own, record.epsilons)) for name, own in kinds.items()]
