@@ -28,7 +28,7 @@ from rankwise.records.spectra import (
 )
 from rankwise.report import cells
 from rankwise.report.charts.intervals import Bar, BarPanel, interval_chart
-from rankwise.report.charts.ranks import RankCurve, RankMark, RankPanel, rank_chart
+from rankwise.report.charts.ranks import RankMark, RankPanel, rank_chart
 from rankwise.report.facts import NOT_RECORDED, Facts, software_facts
 from rankwise.report.parts import Cell, Column, Figure, ReportSection, Table, TitledTable
 from rankwise.report.rendering import Page, Part, rendered
@@ -152,10 +152,6 @@ def _energy_section(record: AuditRecord, cut: KeptEnergy) -> ReportSection:
             " A trained adapter that was cut is not what training at that rank would have found. "
             f"To cut and score it: rankwise repair BASE ADAPTER --by truncate={cut.rank} ..."
         )
-    shares = {
-        "all matrices": [(kept.rank, 100 * kept.share) for kept in record.kept],
-        "the one that loses most": [(kept.rank, 100 * kept.lowest) for kept in record.kept],
-    }
     panel = RankPanel(
         "Energy kept (%)",
         [
@@ -163,7 +159,10 @@ def _energy_section(record: AuditRecord, cut: KeptEnergy) -> ReportSection:
             for kept in record.kept
             if kept.rank & (kept.rank - 1) == 0 or kept.rank == cut.rank
         ],
-        curves=[RankCurve(name, points) for name, points in shares.items()],
+        curves={
+            "all matrices": [(kept.rank, 100 * kept.share) for kept in record.kept],
+            "the one that loses most": [(kept.rank, 100 * kept.lowest) for kept in record.kept],
+        },
         write=lambda share: f"keeps {share:.1f} %",
     )
     figure = Figure(

@@ -216,10 +216,10 @@ def padded(values: Iterable[float]) -> tuple[float, float]:
     return low - _MARGIN_SHARE * spread, high + _MARGIN_SHARE * spread
 
 
-def axis(title: str, domain: tuple[float, float]) -> dict[str, Any]:
-    """Of a quantity, exactly between these ends."""
+def axis(field: str, title: str, domain: tuple[float, float]) -> dict[str, Any]:
+    """A channel for a quantity, exactly between these ends."""
     scale = {"domain": list(domain), "nice": False, "zero": False}
-    return {"title": title, "scale": scale, "axis": {"tickCount": 6}}
+    return number(field, title=title, scale=scale, axis={"tickCount": 6})
 
 
 def ring(rows: Iterable[Mapping[str, Any]], at: Encoding) -> Chart:

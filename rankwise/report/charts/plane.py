@@ -111,8 +111,7 @@ def _plane(plane: Plane, size: tuple[int, int]) -> Chart:
     limits = [] if plane.limit is None else [plane.limit[0]]
     across = marks.padded([*origin, *limits, *_extent("x", rows, edges)])
     up = marks.padded([*origin, *_extent("y", rows, edges)])
-    x, y = marks.axis(plane.x_title, across), marks.axis(plane.y_title, up)
-    at = {"x": marks.number("x", **x), "y": marks.number("y", **y)}
+    at = {"x": marks.axis("x", plane.x_title, across), "y": marks.axis("y", plane.y_title, up)}
 
     def pixel(row: dict[str, Any]) -> tuple[float, float]:
         return (

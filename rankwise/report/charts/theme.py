@@ -114,9 +114,7 @@ def rank_colour(rank: int) -> Colour:
     for (low, first), (high, second) in itertools.pairwise(_RAMP):
         if place <= high:
             weight = (place - low) / (high - low)
-            return Colour(
-                _mixed(first.light, second.light, weight), _mixed(first.dark, second.dark, weight)
-            )
+            return Colour(*(_mixed(a, b, weight) for a, b in zip(first, second, strict=True)))
     return _RAMP[-1][1]
 
 

@@ -10,7 +10,7 @@ from rankwise.findings.statements import TRANSFER_ALARM_SHARE
 from rankwise.findings.transfer import DomainMean, Transfer, TransferCell, TransferRow
 from rankwise.records import quantities
 from rankwise.report import cells
-from rankwise.report.charts.heatmap import HeatCell, HeatPanel, HeatScale, HeatSize, heat_map
+from rankwise.report.charts.heatmap import HeatCell, HeatPanel, HeatScale, heat_map
 from rankwise.report.charts.marks import lines
 from rankwise.report.charts.theme import ALARM, INK
 from rankwise.report.parts import (
@@ -39,7 +39,7 @@ SCALE = HeatScale(
 )
 """The same in every study."""
 
-_SIZE = HeatSize(80.0, 37.0)
+_SIZE = (80.0, 37.0)
 _ROW_LETTERS, _COLUMN_LETTERS = 30, 13
 _NO_DOMAIN = "no domain named"
 

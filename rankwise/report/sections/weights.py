@@ -26,7 +26,14 @@ from rankwise.report import cells
 from rankwise.report.charts.heatmap import MOST_PANELS, HeatScale, LayerMap, layer_maps, percent
 from rankwise.report.charts.marks import Look
 from rankwise.report.charts.plane import Plane, PlaneMark, plane_chart
-from rankwise.report.charts.ranks import RankCurve, RankLine, RankMark, RankPanel, rank_chart
+from rankwise.report.charts.ranks import (
+    RankCurve,
+    RankLine,
+    RankMark,
+    RankPanel,
+    curve_of,
+    rank_chart,
+)
 from rankwise.report.parts import (
     LEAST_POINTS,
     Cell,
@@ -151,7 +158,7 @@ def _norms(found: TrainTaskWeights) -> Iterator[Figure]:
         return
     trends = [trend for trend in found.norm_trends if trend.module == ALL_MODULES]
     full = means_by_rank((0, run.frobenius_norm) for run in found.runs if run.option.rank is None)
-    curves: list[RankCurve] = []
+    curves: dict[str, RankCurve] = {}
     if len(trends) == 1:
         log, power, ranks = trends[0].logarithmic, trends[0].power_law, trends[0].ranks
         slope, exponent = log.slope.estimate, power.slope.estimate
@@ -163,7 +170,7 @@ def _norms(found: TrainTaskWeights) -> Iterator[Figure]:
                 math.exp(power.intercept) * rank**exponent
             ),
         }
-        curves = [RankCurve.of(name, ranks, law) for name, law in laws.items()]
+        curves = {name: curve_of(law, ranks) for name, law in laws.items()}
     caption = "The Frobenius norm of the whole update. "
     if curves:
         caption += "Lines are the two laws that were fitted; the table has them by module too."
@@ -196,7 +203,7 @@ def _overlap(found: TrainTaskWeights) -> Iterator[Figure]:
     panel = RankPanel(
         "Shared share of directions",
         marks,
-        curves=[RankCurve("random directions", sorted(expected))],
+        curves={"random directions": sorted(expected)},
         write=lambda value: f"{value:.3f}",
     )
     yield Figure(
