@@ -13,6 +13,7 @@ from rankwise.findings.rows import column_names
 from rankwise.findings.shares import Share
 from rankwise.records import quantities
 from rankwise.records.axes import Kind
+from rankwise.records.recommendation import Recommendation
 from rankwise.records.study import Interval, Unit
 from rankwise.report.parts import EMPTY, Cell
 
@@ -122,10 +123,15 @@ def unit_name(unit: Unit) -> str:
     return {"points": "points", "nats": "nats per token", "units": "units"}[unit]
 
 
-def measure(unit: Unit, metric: str | None) -> str:
-    """The unit in a heading, and what its points are of: points of p(right)."""
-    of = "" if unit == "nats" or metric is None else f" of {quantities.metric(metric)}"
-    return f"{unit_name(unit)}{of}"
+def measures(recommendation: Recommendation) -> tuple[str, str]:
+    """Of gains and of retention the unit, and what points are of: points of p(right)."""
+
+    def measure(unit: Unit, metric: str | None) -> str:
+        of = "" if unit == "nats" or metric is None else f" of {quantities.metric(metric)}"
+        return f"{unit_name(unit)}{of}"
+
+    gained_in = measure(recommendation.unit, recommendation.in_domain_metric)
+    return gained_in, measure("points", recommendation.retention_metric)
 
 
 def metric_name(metric: str, filter_name: str) -> str:

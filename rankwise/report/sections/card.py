@@ -55,20 +55,15 @@ def card_table(
         Column("Weights", lambda row: quantities.parameters(row.num_parameters)),
         Column("Training", time),
     ]
+    gained_in, kept_in = cells.measures(recommendation)
     beside = "Changes from the base" if has_base else "Differences from the mean of the models"
     made = Table.of(
         f"{beside}; ± is the longer side of the interval.",
         [row for row in card.rows if row in rows],
         Column("Option", lambda row: Cell(row.label, "", choice * row.is_choice, row.is_choice)),
-        Column(
-            "Gain" if has_base else "Over the mean",
-            lambda row: _short(row.gain),
-            cells.measure(recommendation.unit, recommendation.in_domain_metric),
-        ),
+        Column("Gain" if has_base else "Over the mean", lambda row: _short(row.gain), gained_in),
         Column.optional(
-            "Forgotten",
-            lambda row: _short(row.retention and row.retention.negated()),
-            cells.measure("points", recommendation.retention_metric),
+            "Forgotten", lambda row: _short(row.retention and row.retention.negated()), kept_in
         ),
         *(trained if results.study.scores is None else ()),
     )
@@ -91,21 +86,14 @@ def _short(mean: TaskMean | None) -> Cell:
 def alternative_section(card: VerdictCard, recommendation: Recommendation) -> ReportSection | None:
     """Other options beside the choice, and advice from elsewhere; None where there is neither."""
     intervals = cells.intervals(recommendation.confidence)
+    gained_in, kept_in = cells.measures(recommendation)
     options = Table.of(
         f"Every other option less {card.choice}, paired over the same items, {intervals}, each for "
         "one number by itself. Positive is better than the choice.",
         card.alternatives,
         Column("Option", lambda row: row.label),
-        Column(
-            "Gain",
-            lambda row: cells.mean(row.gain),
-            cells.measure(recommendation.unit, recommendation.in_domain_metric),
-        ),
-        Column.optional(
-            "Retention",
-            lambda row: cells.mean(row.retention),
-            cells.measure("points", recommendation.retention_metric),
-        ),
+        Column("Gain", lambda row: cells.mean(row.gain), gained_in),
+        Column.optional("Retention", lambda row: cells.mean(row.retention), kept_in),
         Column.optional(
             "Trained weights",
             lambda row: cells.known(row.weights_ratio, quantities.times),
