@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from rankwise.findings.audits import NullPair
 from rankwise.findings.options import OptionName, TaskMean
@@ -13,6 +13,7 @@ from rankwise.findings.rows import column_names
 from rankwise.findings.shares import Share
 from rankwise.records import quantities
 from rankwise.records.axes import Kind
+from rankwise.records.heads import HeadEstimate
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.study import Interval, Unit
 from rankwise.report.parts import EMPTY, Cell
@@ -23,15 +24,8 @@ MOST_OPTIONS = 8
 """More options than this are too many for one chart; then one is drawn for each rank."""
 
 
-class Bounded(Protocol):
-    """An estimate with its bounds."""
-
-    @property
-    def estimate(self) -> float: ...
-    @property
-    def lower(self) -> float: ...
-    @property
-    def upper(self) -> float: ...
+Bounded = Interval | HeadEstimate
+"""An estimate with its bounds."""
 
 
 def interval(value: Interval | None, unit: Unit, *, signed: bool = True, note: str = "") -> Cell:
@@ -199,6 +193,11 @@ def of_one_seed(num_seeds: int) -> tuple[str, ...]:
     """What is said of everything that rests on one seed."""
     said = ("With one seed, all of this is conditional on that seed.",)
     return said if num_seeds == 1 else ()
+
+
+def more(number: int, which: str) -> str:
+    """A sentence of a caption, where not all are drawn: 3 more values are in the table."""
+    return f" {number} more {which}." if number > 0 else ""
 
 
 def left_out(labels: Sequence[str]) -> tuple[str, ...]:

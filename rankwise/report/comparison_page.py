@@ -189,12 +189,11 @@ def _methods(answer: ComparedAnswer, study: StudyRecord) -> Cell:
 def _choice(answer: ComparedAnswer) -> Cell:
     if not answer.has_bet:
         return Cell(quantities.NOT_MEASURED, "", "nothing could be judged")
-    odds = answer.probability
     how = "recommended" if answer.outcome == "recommended" else "best bet"
-    how += "" if odds is None else f", {quantities.odds(odds)} likely to be right"
-    if answer.choice is None:
-        return Cell("do not fine-tune", "", how)
-    return Cell(answer.choice.label, "", how)
+    if answer.probability is not None:
+        how += f", {quantities.odds(answer.probability)} likely to be right"
+    label = "do not fine-tune" if answer.choice is None else answer.choice.label
+    return Cell(label, "", how)
 
 
 def _change(value: TaskMean | None, note: str = "") -> Cell:

@@ -52,14 +52,12 @@ def verdict_table(
         left_out: titles of columns.
     """
     base = summaries[0]
-    detail = partial(_detail, results)
+    detail, rate = partial(_detail, results), partial(cells.known, write=quantities.learning_rate)
     columns: list[Column[ModelSummary]] = [
         Column("Model", _model),
-        Column("Seed", lambda row: _setting(row, "seed", str)),
-        Column("Alpha", lambda row: None if row.run is None else quantities.alpha(row.run.planned)),
-        Column(
-            "Learning rate", lambda row: _setting(row, "learning_rate", quantities.learning_rate)
-        ),
+        Column("Seed", lambda row: row.run and cells.known(row.run.planned.seed, str)),
+        Column("Alpha", lambda row: row.run and quantities.alpha(row.run.planned)),
+        Column("Learning rate", lambda row: row.run and rate(row.run.planned.learning_rate)),
         Column("Trainable parameters", _parameters, "share of full"),
         Column(
             "In-domain score",
@@ -126,11 +124,6 @@ def _model(summary: ModelSummary) -> Cell:
         name = plan.called
     note = "recommended" if summary.is_recommended else ""
     return Cell(name, "", note, is_marked=summary.is_recommended)
-
-
-def _setting(summary: ModelSummary, name: str, write: Callable[[Any], str]) -> str | None:
-    value = None if summary.run is None else getattr(summary.run.planned, name)
-    return None if value is None else write(value)
 
 
 def _cost(summary: ModelSummary, name: str, write: Callable[[Any], str]) -> str | None:

@@ -92,10 +92,8 @@ def change_figures(
             "interval is for one change from the base; models share their items, so the paired "
             "differences in the table vary less."
         )
-        if len(series) > MOST_SERIES:
-            caption += f" {len(series) - MOST_SERIES} more values are in the table."
-        if len(names) > MOST_PANELS:
-            caption += f" {len(names) - MOST_PANELS} more settings are in the CSV file."
+        caption += cells.more(len(series) - MOST_SERIES, "values are in the table")
+        caption += cells.more(len(names) - MOST_PANELS, "settings are in the CSV file")
         there = {mark.series for mark, *_ in drawn}
         items = quantities.sample_size(first, "items")
         items += f" in {first.num_tasks} tasks" if first.num_tasks > 1 else ""

@@ -251,10 +251,11 @@ def _by_run(found: TrainTaskHeads, changed: Mapping[str, HeadChanges]) -> Figure
 
 def _by_measure(label: str, changes: HeadChanges) -> Figure:
     """Everything that was measured on one run's heads."""
-    maps: list[LayerMap] = []
-    for change in changes.changes:
-        title, _, write, is_signed = _MEASURES[change.measure]
-        maps.append(_map(title, _places(change.values), write, is_signed=is_signed))
+    maps = [
+        _map(title, _places(change.values), write, is_signed=is_signed)
+        for change in changes.changes
+        for title, _, write, is_signed in [_MEASURES[change.measure]]
+    ]
     words = quantities.listed([_MEASURES[change.measure][1] for change in changes.changes])
     return Figure(
         "map-attention",

@@ -152,8 +152,7 @@ def _pairs(found: TrainTaskMechanisms, matched: MatchedPairs) -> Iterator[Shown]
         "Each pair has the same in-domain gain, as the table says how. Right of zero the lower "
         "rank keeps more of the retention tasks; colours are those of the lower rank."
     )
-    if len(matched.pairs) > MOST_PAIRS:
-        caption += f" {len(matched.pairs) - MOST_PAIRS} more pairs are in the table."
+    caption += cells.more(len(matched.pairs) - MOST_PAIRS, "pairs are in the table")
     bars = [
         Bar(f"{pair.option.label}\nless {pair.other.label}", "", pair.option.kind, pair.kept)
         for pair in matched.pairs[:MOST_PAIRS]

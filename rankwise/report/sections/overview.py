@@ -194,8 +194,8 @@ def _forgetting(study: _Study) -> Figure | None:
         "An item is a passage; differences are paired over passages."
     )
     caption += _more_runs(study)
-    bars = f"bars are {cells.intervals(study.recommendation.confidence)}"
-    detail = f"rise of the mean loss per token; {bars}"
+    intervals = cells.intervals(study.recommendation.confidence)
+    detail = f"rise of the mean loss per token; bars are {intervals}"
     title = "Forgetting on held-out prose"
     return Figure("forgetting-on-prose", title, caption, interval_chart([panel]), detail)
 

@@ -83,8 +83,7 @@ def _figure(found: TrainTaskRetention) -> Figure:
         "Left of zero is worse than the base. Above are means over the tasks of a group; below "
         "them single tasks, that with the largest loss of any option first."
     )
-    if len(subjects) > MOST_SUBJECTS:
-        caption += f" {len(subjects) - MOST_SUBJECTS} more are in the table."
+    caption += cells.more(len(subjects) - MOST_SUBJECTS, "are in the table")
     if more := len(found.options) - len(options):
         verb = "is" if more == 1 else "are"
         caption += f" {quantities.counted(more, 'more option')} {verb} in the table."

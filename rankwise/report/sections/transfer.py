@@ -157,11 +157,9 @@ def _figure(matrix: _Matrix, name: str, title: str, rows: dict[str, tuple[str, s
     caption = "Muted cells have an interval that contains zero. A frame marks the trained task."
     if any(map(_is_alarm, measured.values())):
         caption += " ▼ in a red frame is negative transfer."
-    if len(matrix.columns) > len(shown):
-        caption += f" {len(matrix.columns) - len(shown)} more columns are in the table."
-    more = len(found.options) - len(rows) if len(found.rows) == 1 else 0
-    if more > 0:
-        caption += f" {more} more options are in the table."
+    caption += cells.more(len(matrix.columns) - len(shown), "columns are in the table")
+    if len(found.rows) == 1:
+        caption += cells.more(len(found.options) - len(rows), "options are in the table")
     words = [
         f"{label}: "
         + "; ".join(
