@@ -16,8 +16,8 @@ from rankwise.records.axes import Kind
 from rankwise.records.grouping import grouped
 from rankwise.records.study import Interval, Unit
 from rankwise.report.charts import marks
-from rankwise.report.charts.marks import Encoding, Look, Name
-from rankwise.report.charts.theme import MUTED, SERIES, SERIES_SHAPES, kind_colour
+from rankwise.report.charts.marks import SERIES, Encoding, Name
+from rankwise.report.charts.theme import MUTED, kind_colour
 from rankwise.report.parts import Chart, Drawing, some_of, thinned
 
 MOST_SERIES = len(SERIES)
@@ -142,8 +142,7 @@ def rank_chart(
     domains = {title: marks.padded(own) for title, own in ends_of.items()}
     look: Encoding = {"color": marks.COLOUR}
     if series:
-        looks = dict(zip(series, map(Look, SERIES, SERIES_SHAPES), strict=False))
-        look = marks.keyed(looks, size[0], series_title)
+        look = marks.keyed(dict(zip(series, SERIES, strict=False)), size[0], series_title)
     charts = [
         _panel(panel, x, domains[panel.y_title], size, look, list(_places(panel, series, gap)))
         for panel in panels

@@ -10,8 +10,8 @@ from rankwise.records import quantities
 from rankwise.records.grouping import grouped
 from rankwise.records.repairs import AdapterRepair, RepairChoice, RepairPoint
 from rankwise.report import cells
-from rankwise.report.charts.marks import Look
-from rankwise.report.charts.theme import INK, SERIES
+from rankwise.report.charts.marks import SERIES, Look
+from rankwise.report.charts.theme import INK
 from rankwise.report.parts import Cell, Column, Figure, ReportSection, Shown, Table, TitledTable
 from rankwise.report.sections.overview import change_mark, plane_of
 
@@ -21,9 +21,9 @@ MOST_FIGURES = 6
 _LOOKS: dict[ArmKind, Look] = {
     "as trained": Look(INK, "circle"),
     "rate": Look(INK, "circle"),
-    "kl": Look(SERIES[0], "triangle-up"),
-    "replay": Look(SERIES[1], "square"),
-    "other": Look(SERIES[3], "cross"),
+    "kl": SERIES[0]._replace(shape="triangle-up"),
+    "replay": SERIES[1],
+    "other": SERIES[3]._replace(shape="cross"),
 }
 
 

@@ -150,8 +150,7 @@ def _by_rank(study: _Study) -> Figure | None:
         "same items, so they are compared by paired differences, which vary less: overlapping "
         "intervals here do not mean that two models are equal."
     )
-    metrics = {items[task].metric for task in tasks}
-    score = f"{'mean ' * (len(tasks) > 1)}{metrics.pop() if len(metrics) == 1 else 'score'}"
+    score = f"{'mean ' * (len(tasks) > 1)}{study.recommendation.in_domain_metric or 'score'}"
     kind = "points" if unit == "points" else "nats per token; lower is better"
     y_title, write = f"In-domain {score} ({kind})", in_unit(unit, signed=False)
     panel = RankPanel(y_title, marks, lines, write=write)
