@@ -141,18 +141,16 @@ def margin_section(recommendation: Recommendation) -> ReportSection | None:
 def sliders(recommendation: Recommendation) -> Sliders:
     """What the rule needs to judge again: bounds of every option, at the level that decides."""
 
-    def ends(bounds: Iterable[Interval]) -> list[list[float]]:
-        return [[bound.lower, bound.upper] for bound in bounds]
+    def ends(bounds: Iterable[Interval | None]) -> list[list[float]]:
+        return [[bound.lower, bound.upper] for bound in bounds if bound is not None]
 
     verdicts = recommendation.verdicts
-    losses = [each.retention_loss for each in verdicts if each.retention_loss is not None]
-    worst = [each.worst_retention_loss for each in verdicts if each.worst_retention_loss]
     rule = {
         "labels": [each.label for each in verdicts],
         "has_base": recommendation.has_base,
         "gain": ends(each.gain for each in verdicts),
-        "loss": ends(losses) if losses else None,
-        "worst": ends(worst) if worst else None,
+        "loss": ends(each.retention_loss for each in verdicts) or None,
+        "worst": ends(each.worst_retention_loss for each in verdicts) or None,
         "lead": [ends(each.leads) for each in verdicts],
     }
     margins = recommendation.delta, recommendation.epsilon_points, recommendation.worst_task_points

@@ -112,29 +112,23 @@ def repair_section(found: Sequence[AdapterRepair]) -> ReportSection:
                 Column("Repaired", lambda row: quantities.score(row.repaired_score, row.unit)),
             )
             tables.append(TitledTable(title, scores))
-    return ReportSection(
-        "repairs",
-        "Repairs after training",
-        [
-            "Each repair changes a trained adapter; what is trained on afterwards says so. Chosen "
-            "is the one that gains most, of those that are shown to keep the loss of retention "
-            "within the limit. The recommendation does not rest on this.",
-            *(f"{each.model}: {each.choice.statement}" for each in found),
-            *(
-                f"{each.model}: {each.choice.kl_statement}"
-                for each in found
-                if each.choice.kl_statement
-            ),
-            *(
-                f"{each.model}: reverted heads, layer.head: "
-                f"{', '.join(f'{layer}.{head}' for layer, head in each.reverted)}."
-                for each in found
-                if each.reverted
-            ),
-            *(f"{each.model}: {warning}" for each in found for warning in each.warnings),
-        ],
-        tables=tables,
+    about = (
+        "Each repair changes a trained adapter; what is trained on afterwards says so. Chosen is "
+        "the one that gains most, of those that are shown to keep the loss of retention within the "
+        "limit. The recommendation does not rest on this."
     )
+    reverted = (
+        (each.model, ", ".join(f"{layer}.{head}" for layer, head in each.reverted))
+        for each in found
+    )
+    said = [
+        *((each.model, each.choice.statement) for each in found),
+        *((each.model, each.choice.kl_statement) for each in found),
+        *((model, heads and f"reverted heads, layer.head: {heads}.") for model, heads in reverted),
+        *((each.model, warning) for each in found for warning in each.warnings),
+    ]
+    remarks = [about, *(f"{model}: {text}" for model, text in said if text)]
+    return ReportSection("repairs", "Repairs after training", remarks, tables=tables)
 
 
 def repair_table(choice: RepairChoice) -> Table:
