@@ -10,9 +10,8 @@ from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from rankwise.records import quantities
-from rankwise.records.judgement import BestBet
 from rankwise.records.quantities import NOT_MEASURED
-from rankwise.records.study import Unit
+from rankwise.records.recommendation import Recommendation
 
 Row = TypeVar("Row")
 T = TypeVar("T")
@@ -228,13 +227,6 @@ class Figure(NamedTuple):
     detail: str = ""
 
 
-class Dial(NamedTuple):
-    """The odds at other acceptable losses, and the study's own loss."""
-
-    bet: BestBet
-    own: float | None
-
-
 class Sliders(NamedTuple):
     """What the page's script needs to judge again under other margins.
 
@@ -242,28 +234,22 @@ class Sliders(NamedTuple):
         rule: ``labels`` of the options, smallest first, and their bounds as [lower, upper]:
             ``gain``, ``loss`` and ``worst`` (None where retention was not measured), and ``lead``
             over each.
-        unit: of the gains and of delta.
-        delta: the study's own.
-        epsilon: the study's own, in points; None where retention was not measured.
-        ceiling: the study's own for single tasks, likewise.
+        own: what was judged by the study's own margins.
     """
 
     rule: Mapping[str, Any]
-    unit: Unit
-    delta: float
-    epsilon: float | None
-    ceiling: float | None
+    own: Recommendation
 
 
 class TitledTable(NamedTuple):
     """A table with its heading; or names with what they are, or a sentence in a table's place.
 
-    ``dial`` stands below it.
+    ``dial`` stands below it: sliders, or the odds of a recommendation at other acceptable losses.
     """
 
     title: str
     table: Table | Mapping[str, str] | str
-    dial: Dial | Sliders | None = None
+    dial: Recommendation | Sliders | None = None
 
 
 def titled(tables: Mapping[str, Table]) -> list[TitledTable]:

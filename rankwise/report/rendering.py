@@ -11,11 +11,12 @@ import json
 import re
 import textwrap
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -91,25 +92,6 @@ class Page(NamedTuple):
 
 def rendered(page: Page) -> str:
     """The page as text, with all that its charts are drawn from; figures are counted through."""
-    items_at = page.items_beside if page.items is None else ""
-    numbers = itertools.count(1)
-
-    def drawn(sections: Iterable[ReportSection]) -> list[dict[str, Any]]:
-        """Sections with their figures numbered, as the template takes them."""
-        return [
-            {
-                "section": section,
-                "figures": [
-                    {
-                        "figure": figure,
-                        "number": next(numbers),
-                        "chart": with_datasets(figure.drawing.chart, items_at),
-                    }
-                    for figure in section.figures
-                ],
-            }
-            for section in sections
-        ]
 
     def with_commands(text: str) -> Markup:
         """A sentence, escaped, with backticks as code; commands name the study's folder."""
@@ -126,9 +108,6 @@ def rendered(page: Page) -> str:
     environment.filters["odds"] = quantities.odds
     environment.filters["with_commands"] = with_commands
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    parts = [
-        (part, drawn([part.card] if part.card else []), drawn(part.sections)) for part in page.parts
-    ]
     has_charts = any(section.figures for section in page.all_sections)
     scripts = [chart_runtime()] if has_charts else []
     if has_charts or page.items is not None or any(part.card for part in page.parts):  # it moves
@@ -140,8 +119,9 @@ def rendered(page: Page) -> str:
     ]
     text = environment.get_template("page.html").render(
         page=page,
-        parts=parts,
-        sections=drawn(page.sections),
+        next_number=partial(next, itertools.count(1)),
+        with_datasets=with_datasets,
+        items_at=page.items_beside if page.items is None else "",
         shortened=shortened,
         look=theme() if has_charts else None,
         scripts=[Markup(script) for script in scripts],  # noqa: S704 (our own files)

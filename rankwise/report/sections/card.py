@@ -16,7 +16,6 @@ from rankwise.report.parts import (
     EMPTY,
     Cell,
     Column,
-    Dial,
     ReportSection,
     RowGroup,
     Sliders,
@@ -129,8 +128,7 @@ def margin_section(recommendation: Recommendation) -> ReportSection | None:
             "retention loss that may be acceptable to you; δ and the ceiling for single tasks are "
             "the study's."
         )
-        dial = Dial(bet, recommendation.epsilon_points)
-        tables.append(TitledTable("How much may be forgotten?", said, dial))
+        tables.append(TitledTable("How much may be forgotten?", said, recommendation))
     if bet is not None:
         tables.append(TitledTable("The best bet", odds_table(recommendation, bet)))
     tables += titled({"What would settle it": prospect_table(recommendation)})
@@ -153,5 +151,4 @@ def sliders(recommendation: Recommendation) -> Sliders:
         "worst": ends(each.worst_retention_loss for each in verdicts) or None,
         "lead": [ends(each.leads) for each in verdicts],
     }
-    margins = recommendation.delta, recommendation.epsilon_points, recommendation.worst_task_points
-    return Sliders(rule, recommendation.unit, *margins)
+    return Sliders(rule, recommendation)
