@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from rankwise.findings.audits import NullPair
@@ -30,18 +31,13 @@ Bounded = Interval | HeadEstimate
 
 def interval(value: Interval | None, unit: Unit, *, signed: bool = True, note: str = "") -> Cell:
     """A difference with its sign, or a score; EMPTY for None."""
-    if value is None:
-        return EMPTY
-    write = quantities.change if signed else quantities.score
-    ends = quantities.change_interval if signed else quantities.score_interval
-    return Cell(write(value.estimate, unit), ends(value.lower, value.upper, unit), note)
+    write = partial(quantities.change if signed else quantities.score, unit=unit)
+    return EMPTY if value is None else written(value, write)._replace(note=note)
 
 
 def mean(value: TaskMean | None, *, signed: bool = True, note: str = "") -> Cell:
     """The same for a mean over tasks."""
-    if value is None:
-        return EMPTY
-    return interval(value, value.unit, signed=signed, note=note)
+    return EMPTY if value is None else interval(value, value.unit, signed=signed, note=note)
 
 
 def sized(value: TaskMean | None, *, signed: bool = True) -> Cell:

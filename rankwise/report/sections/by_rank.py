@@ -168,9 +168,8 @@ def _axes_shown(found: TrainTaskAxes) -> Iterator[Shown]:
 
 def _verdict(state: AxisState | None, margin: float, unit: Unit, letter: str) -> str:
     amount = f"{letter}\u00a0=\u00a0{quantities.amount(margin, unit)}"
-    if state is None:
-        return "not compared"
     return {
+        None: "not compared",
         "different": "it matters",
         "slightly different": f"it matters, by less than {amount}",
         "alike": f"its values are alike within {amount}",

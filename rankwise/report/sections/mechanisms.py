@@ -56,14 +56,7 @@ def mechanism_section(found: Sequence[TrainTaskMechanisms]) -> ReportSection:
 
 def _shown(found: TrainTaskMechanisms) -> Iterator[Shown]:
     yield from (*found.statements, *cells.left_out(found.left_out))
-    yield from _trends(found)
-    yield from _gaps(found)
-    if found.matched is not None:
-        yield from _pairs(found, found.matched)
-    yield from _agreement(found)
 
-
-def _trends(found: TrainTaskMechanisms) -> Iterator[Shown]:
     def measure(trend: RankTrend) -> Cell:
         unit = "nats" if trend.unit == "nats" else "points"
         return Cell(_TRENDS[trend.of][0], "", f"{unit}, {quantities.sample_size(trend)}")
@@ -79,6 +72,10 @@ def _trends(found: TrainTaskMechanisms) -> Iterator[Shown]:
         Column.text("The study", lambda trend: trend.answer),
     )
     yield "From the smallest to the largest rank", trends
+    yield from _gaps(found)
+    if found.matched is not None:
+        yield from _pairs(found, found.matched)
+    yield from _agreement(found)
 
 
 def _gaps(found: TrainTaskMechanisms) -> Iterator[Shown]:

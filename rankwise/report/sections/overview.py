@@ -169,9 +169,8 @@ def _by_task(study: _Study) -> Figure | None:
         return None
     caption = (
         "Right of zero is better than the base. Each interval is for one difference, "
-        "paired over the same items. Each relation has its own axis."
+        f"paired over the same items. Each relation has its own axis.{_more_runs(study)}"
     )
-    caption += _more_runs(study)
     for panel, num_left_out in found:
         if num_left_out:
             num_drawn = len({bar.group for bar in panel.bars})
@@ -190,9 +189,8 @@ def _forgetting(study: _Study) -> Figure | None:
         return None
     caption = (
         "Right of zero, the adapted model predicts general prose worse than the base. "
-        "An item is a passage; differences are paired over passages."
+        f"An item is a passage; differences are paired over passages.{_more_runs(study)}"
     )
-    caption += _more_runs(study)
     intervals = cells.intervals(study.recommendation.confidence)
     detail = f"rise of the mean loss per token; bars are {intervals}"
     title = "Forgetting on held-out prose"

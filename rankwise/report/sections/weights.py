@@ -189,15 +189,13 @@ def _norms(found: TrainTaskWeights) -> Iterator[Figure]:
 
 
 def _overlap(found: TrainTaskWeights) -> Iterator[Figure]:
-    adapters = [(run.option.rank, run) for run in found.runs if run.option.rank is not None]
-    expected = {
-        (float(rank), run.full_overlap_expected)
-        for rank, run in adapters
-        if run.full_overlap_expected is not None
-    }
-    marks = [
-        RankMark(rank, run.full_overlap) for rank, run in adapters if run.full_overlap is not None
-    ]
+    marks: list[RankMark] = []
+    expected: set[tuple[float, float]] = set()
+    for run in found.runs:
+        overlap, of_random, rank = run.full_overlap, run.full_overlap_expected, run.option.rank
+        if rank is not None and overlap is not None and of_random is not None:
+            marks.append(RankMark(rank, overlap))
+            expected.add((float(rank), of_random))
     if not marks:
         return
     panel = RankPanel(
