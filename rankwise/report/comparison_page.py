@@ -25,7 +25,6 @@ from rankwise.report.charts.intervals import Bar, BarPanel, cut_name, interval_c
 from rankwise.report.charts.marks import Look
 from rankwise.report.facts import base_model_name, study_warnings
 from rankwise.report.parts import (
-    EMPTY,
     Cell,
     Column,
     Content,
@@ -196,11 +195,9 @@ def _choice(answer: ComparedAnswer) -> Cell:
     return Cell(label, "", how)
 
 
-def _change(value: TaskMean | None, note: str = "") -> Cell:
+def _change(value: TaskMean | None, note: str = "") -> Cell | None:
     """With its unit and n below it: a table of several studies may have several units."""
-    if value is None:
-        return EMPTY
-    return cells.mean(value, note=f"{value.unit}, {quantities.sample_size(value)}{note}")
+    return value and cells.mean(value, note=f"{value.unit}, {quantities.sample_size(value)}{note}")
 
 
 def _intervals(of: Sequence[ComparedAnswer | ComparedPair]) -> str:
@@ -337,10 +334,10 @@ def _setting_section(comparison: StudyComparison) -> ReportSection:
     return ReportSection("differs", "What differs", said, tables=titled({"": shown}))
 
 
-def _value(text: str | None, note: str = "") -> Cell:
+def _value(text: str | None, note: str = "") -> Cell | None:
     """A text; a long one in small print, where it may be broken into lines."""
     if text is None:
-        return EMPTY
+        return None
     if len(text) <= _LONGEST_VALUE:
         return Cell(text, "", note)
     return Cell("", "", f"{text}; {note}" if note else text)

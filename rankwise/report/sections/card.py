@@ -13,7 +13,6 @@ from rankwise.records.results import StudyResults, TrainTaskResults
 from rankwise.records.study import Interval
 from rankwise.report import cells
 from rankwise.report.parts import (
-    EMPTY,
     Cell,
     Column,
     ReportSection,
@@ -73,13 +72,13 @@ def card_table(
     return made._replace(groups=(*made.groups, RowGroup("", "", (more,))))
 
 
-def _short(mean: TaskMean | None) -> Cell:
+def _short(mean: TaskMean | None) -> str | None:
     """+30.0 ±6.6: the longer side of the interval, which a row has room for."""
     if mean is None:
-        return EMPTY
+        return None
     side = max(mean.upper - mean.estimate, mean.estimate - mean.lower)
     estimate = quantities.change(mean.estimate, mean.unit)
-    return Cell(f"{estimate} ±{quantities.score(side, mean.unit)}")
+    return f"{estimate} ±{quantities.score(side, mean.unit)}"
 
 
 def alternative_section(card: VerdictCard, recommendation: Recommendation) -> ReportSection | None:
