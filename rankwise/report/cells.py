@@ -57,6 +57,11 @@ def formatted(value: Bounded | None, spec: str) -> Cell:
     return written(value, lambda number: quantities.formatted(number, spec))
 
 
+def digits(value: Bounded | None) -> Cell:
+    """The same in three significant digits."""
+    return formatted(value, ".3g")
+
+
 def share(value: Share | None) -> Cell:
     """A share of another model's gain, or why there is none; EMPTY for None."""
     if value is None:

@@ -233,9 +233,7 @@ def _checkpoints_shown(found: TrainTaskCheckpoints) -> Iterator[Shown]:
         Column("Gain", lambda row: cells.mean(row.gain), "test items"),
         Column("Retention", lambda row: cells.mean(row.retention), "test items"),
         Column("Worth", lambda row: cells.number(row.validation_worth, "+.1f"), "validation"),
-        Column.optional(
-            "KL, prompts", lambda row: cells.formatted(row.kl_prompts, ".3g"), "nats per token"
-        ),
+        Column.optional("KL, prompts", lambda row: cells.digits(row.kl_prompts), "nats per token"),
         Column.text("Chosen", lambda row: "yes" if (row.option.label, row.step) in chosen else ""),
     )
 

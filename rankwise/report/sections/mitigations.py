@@ -149,9 +149,7 @@ def repair_table(choice: RepairChoice) -> Table:
         Column(
             "Retention loss", lambda row: cells.interval(row.retention_loss, "points"), "points"
         ),
-        Column.optional(
-            "KL, prompts", lambda row: cells.formatted(row.kl, ".3g"), "nats per token"
-        ),
+        Column.optional("KL, prompts", lambda row: cells.digits(row.kl), "nats per token"),
         Column("Keeps enough", lambda row: row.keeps_enough),
     )
 

@@ -135,15 +135,11 @@ def _norm_table(found: TrainTaskWeights) -> Table:
         Column("Modules", lambda row: Cell(row.module, row.setting)),
         Column(
             "Logarithm",
-            lambda row: cells.formatted(row.logarithmic.slope, ".3g"),
+            lambda row: cells.digits(row.logarithmic.slope),
             "norm per doubling of the rank",
         ),
         Column("R²", lambda row: f"{row.logarithmic.r_squared:.3f}"),
-        Column(
-            "Power law",
-            lambda row: cells.formatted(row.power_law.slope, ".3g"),
-            "exponent of the rank",
-        ),
+        Column("Power law", lambda row: cells.digits(row.power_law.slope), "exponent of the rank"),
         Column("R²", lambda row: f"{row.power_law.r_squared:.3f}"),
     )
 
