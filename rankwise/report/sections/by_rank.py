@@ -126,9 +126,8 @@ def _axes_shown(found: TrainTaskAxes) -> Iterator[Shown]:
     for axis in found.axes:
         text = f"in-domain {_verdict(axis.in_domain, found.delta, found.unit, 'δ')}"
         if found.epsilon_points is not None:
-            text += (
-                f"; on retention {_verdict(axis.retention, found.epsilon_points, 'points', 'ε')}"
-            )
+            kept = _verdict(axis.retention, found.epsilon_points, "points", "ε")
+            text += f"; on retention {kept}"
         yield f"{_axis_name(axis)} ({', '.join(axis.values)}): {text}."
     yield from cells.left_out(found.left_out)
     drawn = [axis for axis in found.axes if axis.method == "lora" and axis.name != "rank"]
@@ -261,8 +260,6 @@ def truncation_section(found: Sequence[TrainTaskTruncation]) -> ReportSection:
 def _truncation_shown(found: TrainTaskTruncation) -> Iterator[Shown]:
     yield from (statement for curve in found.curves for statement in curve.statements)
     yield from cells.left_out(found.left_out)
-    if not found.curves:
-        return
     several = len(found.curves) > 1
     changes = [
         ChangeAtRank(curve.source.label if several else "", point.rank, point.series, point)

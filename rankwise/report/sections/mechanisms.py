@@ -48,9 +48,9 @@ def mechanism_section(found: Sequence[TrainTaskMechanisms]) -> ReportSection:
         "The reference paper explains its findings by mechanisms; here they are tested. Each is "
         "shown, contradicted or undecided by the interval "
         f"({quantities.percent(found[0].confidence)}) of one paired difference. Exploratory: with "
-        "many intervals some miss, and the recommendation does not rest on them."
+        "many intervals some miss, and the recommendation does not rest on them.",
+        *cells.of_one_seed(max((t.num_seeds for part in found for t in part.trends), default=0)),
     ]
-    about += cells.of_one_seed(max((t.num_seeds for part in found for t in part.trends), default=0))
     return ReportSection.of("mechanisms", "Mechanisms", about, found, _shown, figures="mechanism")
 
 

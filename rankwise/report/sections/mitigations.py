@@ -162,11 +162,9 @@ def variant_section(found: Sequence[TrainTaskVariants]) -> ReportSection:
         "rows in the same order, with the same schedule and clipping. The difference is that from "
         "LoRA at the learning rate at which LoRA gains most. The recommendation is about LoRA's "
         f"ranks and knows no variant. Intervals are {quantities.percent(found[0].confidence)}, one "
-        "at a time: exploratory."
+        "at a time: exploratory.",
+        *cells.of_one_seed(max((row.num_seeds for part in found for row in part.rows), default=1)),
     ]
-    about += cells.of_one_seed(
-        max((row.num_seeds for part in found for row in part.rows), default=1)
-    )
 
     return ReportSection.of("variants", "Variants of LoRA", about, found, _variants_shown)
 

@@ -64,9 +64,9 @@ def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> 
     about = [
         "Norms and ranks of an update are exact, from its factors. Singular vectors after training "
         f"are compared with the base's own. {nulls} Exploratory: the recommendation does not rest "
-        "on it."
+        "on it.",
+        *cells.of_one_seed(found[0].num_seeds),
     ]
-    about += cells.of_one_seed(found[0].num_seeds)
     models = {model.name: model for model in results.runs}
     num_leading = min(INTRUDER_K, settings.top_k)
 
