@@ -61,7 +61,7 @@ def audit_page(record: AuditRecord) -> str:
         "rankwise audit",
         target_name(Path(record.target)),
         f"What this {record.kind} changes in {Path(record.base).name}.",
-        [Part("", "audit", "In words", first, others, ())],
+        [Part("", "audit", "In words", first, others)],
         list(_sections(record)),
     )
     return rendered(page)

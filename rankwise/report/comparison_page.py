@@ -78,7 +78,7 @@ def comparison_page(comparison: StudyComparison, studies: Sequence[StudySource])
             "rankwise compare",
             quantities.listed(names),
             f"What {len(names)} studies found, side by side.",
-            [Part("", kind, _ANSWERS[kind], comparison.statement, points, ())],
+            [Part("", kind, _ANSWERS[kind], comparison.statement, points)],
             list(_sections(comparison, studies)),
         )
     )

@@ -214,8 +214,6 @@ def _part(
         recommendation.outcome,
         OUTCOMES[recommendation.outcome],
         recommendation.statement,
-        (),
-        (),
     )
     said: list[str] = []
     folded: list[ReportSection | None] = []

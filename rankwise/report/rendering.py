@@ -60,8 +60,8 @@ class Part(NamedTuple):
     kind: str
     answer: str
     statement: str
-    points: Sequence[str]
-    sections: Sequence[ReportSection]
+    points: Sequence[str] = ()
+    sections: Sequence[ReportSection] = ()
     card: ReportSection | None = None
     command: str = ""
 

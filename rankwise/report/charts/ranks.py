@@ -77,8 +77,7 @@ class RankPanel(NamedTuple):
 
     Attributes:
         y_title: with the unit.
-        marks: at least one, unless there are curves; all are in the means, and of very many some
-            are drawn.
+        marks: at least one; all are in the means, and of very many some are drawn.
         lines: across.
         curves: by name, at most three, which differ in dash.
         title: of the panel, where there are several.
@@ -128,9 +127,6 @@ def rank_chart(
         x_title: of the axis; numbers of rows may take the place of ranks.
     """
     ranks = sorted({mark.rank for panel in panels for mark in panel.marks})
-    if not ranks:
-        curves = [curve for panel in panels for curve in panel.curves.values()]
-        ranks = sorted({round(rank) for curve in curves for rank, _ in curve})
     size = _SIZE if len(panels) == 1 else _SMALL_SIZE
     gap = min([*(math.log2(high / low) for low, high in itertools.pairwise(ranks)), 2.0])
     reach = gap / 2.0 if series else _REACH
