@@ -7,8 +7,8 @@ from pathlib import Path
 from rankwise.integrations.exported import Exported
 from rankwise.records.files import write_atomically
 from rankwise.records.folder import StudyFolder
-from rankwise.report.figures import figure_files
 from rankwise.report.page import study_page
+from rankwise.report.rendering import figure_files
 from rankwise.study.conclusion import conclude
 
 

@@ -25,21 +25,14 @@ from rankwise.records.spectra import (
     MatrixSpectrum,
     VectorChange,
     intruder_k,
-    intruders_of,
 )
 from rankwise.report import cells
 from rankwise.report.charts.intervals import Bar, BarPanel, interval_chart
-from rankwise.report.charts.ranks import RankCurve, RankMark, RankPanel, rank_chart
+from rankwise.report.charts.ranks import RankMark, RankPanel, rank_chart
 from rankwise.report.facts import NOT_RECORDED, Facts, software_facts
 from rankwise.report.parts import Cell, Column, Figure, ReportSection, Table, TitledTable
 from rankwise.report.rendering import Page, Part, rendered
-from rankwise.report.sections.weight_maps import (
-    intruder_map,
-    intruders,
-    norm_map,
-    nulls,
-    turned_map,
-)
+from rankwise.report.sections.weights import intruder_map, intruders, norm_map, nulls, turned_map
 
 RECORD_FILE, PAGE_FILE = "audit.json", "audit.html"
 _COMMON_NAMES = ("adapter", "checkpoint", "final", "model")
@@ -68,7 +61,7 @@ def audit_page(record: AuditRecord) -> str:
         "rankwise audit",
         target_name(Path(record.target)),
         f"What this {record.kind} changes in {Path(record.base).name}.",
-        [Part("", "audit", "In words", first, others, ())],
+        [Part("", "audit", "In words", first, others)],
         list(_sections(record)),
     )
     return rendered(page)
@@ -116,15 +109,13 @@ def _sections(record: AuditRecord) -> Iterator[ReportSection]:
             "adapter either."
         )
         yield ReportSection("others", "Other parameters", (remark,), tables=(table,))
-    table = TitledTable("", matrix_table(record))
-    yield ReportSection("matrices", "Every matrix", tables=(table,))
+    yield ReportSection("matrices", "Every matrix", tables=[TitledTable("", matrix_table(record))])
     said = f"Every number of this page, unrounded, is in {RECORD_FILE} next to it."
-    scored = {} if record.precision is None else {"Precision of the scores": record.precision}
     facts = {
         "Base": record.base,
         "Base model fingerprint": record.base_fingerprint,
         "Audited": record.target,
-        **scored,
+        **({} if record.precision is None else {"Precision of the scores": record.precision}),
         **software_facts(record.provenance),
         "Device": record.provenance.device or NOT_RECORDED,
         "Made": record.provenance.created_at,
@@ -133,9 +124,9 @@ def _sections(record: AuditRecord) -> Iterator[ReportSection]:
 
 
 def _score_section(record: AuditRecord) -> ReportSection:
-    remarks = (
+    remark = (
         "Both models answered the same items. A difference is shown where its interval has only "
-        "one sign; one seed, one training: whether another would do the same is not known.",
+        "one sign; one seed, one training: whether another would do the same is not known."
     )
     sized = ((s, f"{s.task}\n{quantities.size(s.num_examples)}") for s in record.scores)
     by_unit = grouped((s.unit, Bar(label, "", "full", s.interval)) for s, label in sized)
@@ -150,8 +141,8 @@ def _score_section(record: AuditRecord) -> ReportSection:
         interval_chart(panels),
         f"bars are {cells.intervals(record.confidence)}",
     )
-    tables = (TitledTable("Every task", score_table(record)),)
-    return ReportSection("scores", "Scores", remarks, (figure,), tables)
+    table = TitledTable("Every task", score_table(record))
+    return ReportSection("scores", "Scores", [remark], [figure], [table])
 
 
 def _energy_section(record: AuditRecord, cut: KeptEnergy) -> ReportSection:
@@ -161,10 +152,6 @@ def _energy_section(record: AuditRecord, cut: KeptEnergy) -> ReportSection:
             " A trained adapter that was cut is not what training at that rank would have found. "
             f"To cut and score it: rankwise repair BASE ADAPTER --by truncate={cut.rank} ..."
         )
-    shares = {
-        "all matrices": [(kept.rank, 100 * kept.share) for kept in record.kept],
-        "the one that loses most": [(kept.rank, 100 * kept.lowest) for kept in record.kept],
-    }
     panel = RankPanel(
         "Energy kept (%)",
         [
@@ -172,7 +159,10 @@ def _energy_section(record: AuditRecord, cut: KeptEnergy) -> ReportSection:
             for kept in record.kept
             if kept.rank & (kept.rank - 1) == 0 or kept.rank == cut.rank
         ],
-        curves=[RankCurve(name, points) for name, points in shares.items()],
+        curves={
+            "all matrices": [(kept.rank, 100 * kept.share) for kept in record.kept],
+            "the one that loses most": [(kept.rank, 100 * kept.lowest) for kept in record.kept],
+        },
         write=lambda share: f"keeps {share:.1f} %",
     )
     figure = Figure(
@@ -187,7 +177,7 @@ def _energy_section(record: AuditRecord, cut: KeptEnergy) -> ReportSection:
 
 def _direction_section(record: AuditRecord) -> ReportSection:
     draws = quantities.counted(record.null_draws, "draw")
-    compared_with = (
+    remarks = [
         "Singular vectors after training compared with the base's own, and with what random "
         f"updates of the same size do to them ({draws} of each kind: Gaussian, of the same norm; "
         "Haar, of the same singular values). Vectors of near-equal singular values turn freely, so "
@@ -196,8 +186,7 @@ def _direction_section(record: AuditRecord) -> ReportSection:
         else "Singular vectors after training compared with the base's own. Vectors of near-equal "
         "singular values turn freely, so a low similarity by itself says little: no random "
         "updates were drawn to compare with."
-    )
-    remarks = [compared_with]
+    ]
     figures: list[Figure] = []
     if any(matrix.layer is not None for matrix in record.matrices):  # on a map
         figures += turned_map(_label(record), record.matrices)
@@ -211,7 +200,7 @@ def _direction_section(record: AuditRecord) -> ReportSection:
         else:
             also = ", nor would one under random updates" if record.null_draws else ""
             remarks.append(f"No matrix has an intruder dimension{also}: there is no map of them.")
-    return ReportSection("directions", "What it turns", tuple(remarks), tuple(figures))
+    return ReportSection("directions", "What it turns", remarks, figures)
 
 
 def _label(record: AuditRecord) -> str:
@@ -239,14 +228,12 @@ def matrix_table(record: AuditRecord) -> Table:
             form, number(matrix.change, matrix), [number(null, matrix) for null in nulls(matrix)]
         )
 
-    def intruders(change: VectorChange, matrix: MatrixSpectrum) -> float:
-        return intruders_of(change, matrix.leading, record.epsilons)
-
     most = max(matrix.leading[-1] for matrix in record.matrices)
+    by_kind = grouped((matrix.kind, matrix) for matrix in record.matrices)
     return Table.grouped(
         f"Similarities and overlap are over the {most} leading singular vectors, or the matrix's "
         f"own number. {_small_numbers(record, '')}",
-        [(kind, "", matrices) for kind, matrices in _by_kind(record).items()],
+        [(kind, "", matrices) for kind, matrices in by_kind.items()],
         Column(
             "Matrix",
             lambda row: Cell(row.module, "", f"{row.out_features} × {row.in_features}"),
@@ -273,10 +260,6 @@ def _percent(share: float | None) -> str | None:
     return cells.known(share, lambda value: f"{100 * value:.2g}")
 
 
-def _by_kind(record: AuditRecord) -> dict[str, list[MatrixSpectrum]]:
-    return grouped((matrix.kind, matrix) for matrix in record.matrices)
-
-
 def _small_numbers(record: AuditRecord, where: str) -> str:
     if not record.null_draws:
         return "No random updates were drawn to compare with."
@@ -288,7 +271,7 @@ def _small_numbers(record: AuditRecord, where: str) -> str:
 
 def kind_table(record: AuditRecord) -> Table:
     """One row for each kind of matrix, and one for all of them."""
-    kinds = _by_kind(record)
+    kinds = grouped((matrix.kind, matrix) for matrix in record.matrices)
     if len(kinds) > 1:
         kinds["all"] = list(record.matrices)
     rows = [(name, len(own), matrix_group(own, record.epsilons)) for name, own in kinds.items()]
@@ -368,11 +351,7 @@ def other_table(changes: tuple[OtherChange, ...]) -> Table:
     )
 
 
-_OTHER = {
-    "resized": "another size",
-    "added": "not in the base",
-    "removed": "not in the checkpoint",
-}
+_OTHER = {"resized": "another size", "added": "not in the base", "removed": "not in the checkpoint"}
 
 
 def _other_cell(change: OtherChange) -> Cell:

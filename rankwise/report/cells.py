@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from rankwise.findings.audits import NullPair
 from rankwise.findings.options import OptionName, TaskMean
@@ -13,6 +14,8 @@ from rankwise.findings.rows import column_names
 from rankwise.findings.shares import Share
 from rankwise.records import quantities
 from rankwise.records.axes import Kind
+from rankwise.records.heads import HeadEstimate
+from rankwise.records.recommendation import Recommendation
 from rankwise.records.study import Interval, Unit
 from rankwise.report.parts import EMPTY, Cell
 
@@ -22,31 +25,19 @@ MOST_OPTIONS = 8
 """More options than this are too many for one chart; then one is drawn for each rank."""
 
 
-class Bounded(Protocol):
-    """An estimate with its bounds."""
-
-    @property
-    def estimate(self) -> float: ...
-    @property
-    def lower(self) -> float: ...
-    @property
-    def upper(self) -> float: ...
+Bounded = Interval | HeadEstimate
+"""An estimate with its bounds."""
 
 
 def interval(value: Interval | None, unit: Unit, *, signed: bool = True, note: str = "") -> Cell:
     """A difference with its sign, or a score; EMPTY for None."""
-    if value is None:
-        return EMPTY
-    write = quantities.change if signed else quantities.score
-    ends = quantities.change_interval if signed else quantities.score_interval
-    return Cell(write(value.estimate, unit), ends(value.lower, value.upper, unit), note)
+    write = partial(quantities.change if signed else quantities.score, unit=unit)
+    return EMPTY if value is None else written(value, write)._replace(note=note)
 
 
 def mean(value: TaskMean | None, *, signed: bool = True, note: str = "") -> Cell:
     """The same for a mean over tasks."""
-    if value is None:
-        return EMPTY
-    return interval(value, value.unit, signed=signed, note=note)
+    return EMPTY if value is None else interval(value, value.unit, signed=signed, note=note)
 
 
 def sized(value: TaskMean | None, *, signed: bool = True) -> Cell:
@@ -64,6 +55,11 @@ def written(value: Bounded | None, write: Callable[[float], str]) -> Cell:
 def formatted(value: Bounded | None, spec: str) -> Cell:
     """The same by Python's format."""
     return written(value, lambda number: quantities.formatted(number, spec))
+
+
+def digits(value: Bounded | None) -> Cell:
+    """The same in three significant digits."""
+    return formatted(value, ".3g")
 
 
 def share(value: Share | None) -> Cell:
@@ -122,10 +118,15 @@ def unit_name(unit: Unit) -> str:
     return {"points": "points", "nats": "nats per token", "units": "units"}[unit]
 
 
-def measure(unit: Unit, metric: str | None) -> str:
-    """The unit in a heading, and what its points are of: points of p(right)."""
-    of = "" if unit == "nats" or metric is None else f" of {quantities.metric(metric)}"
-    return f"{unit_name(unit)}{of}"
+def measures(recommendation: Recommendation) -> tuple[str, str]:
+    """Of gains and of retention the unit, and what points are of: points of p(right)."""
+
+    def measure(unit: Unit, metric: str | None) -> str:
+        of = "" if unit == "nats" or metric is None else f" of {quantities.metric(metric)}"
+        return f"{unit_name(unit)}{of}"
+
+    gained_in = measure(recommendation.unit, recommendation.in_domain_metric)
+    return gained_in, measure("points", recommendation.retention_metric)
 
 
 def metric_name(metric: str, filter_name: str) -> str:
@@ -193,6 +194,11 @@ def of_one_seed(num_seeds: int) -> tuple[str, ...]:
     """What is said of everything that rests on one seed."""
     said = ("With one seed, all of this is conditional on that seed.",)
     return said if num_seeds == 1 else ()
+
+
+def more(number: int, which: str) -> str:
+    """A sentence of a caption, where not all are drawn: 3 more values are in the table."""
+    return f" {number} more {which}." if number > 0 else ""
 
 
 def left_out(labels: Sequence[str]) -> tuple[str, ...]:

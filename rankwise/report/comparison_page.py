@@ -25,7 +25,6 @@ from rankwise.report.charts.intervals import Bar, BarPanel, cut_name, interval_c
 from rankwise.report.charts.marks import Look
 from rankwise.report.facts import base_model_name, study_warnings
 from rankwise.report.parts import (
-    EMPTY,
     Cell,
     Column,
     Content,
@@ -33,12 +32,11 @@ from rankwise.report.parts import (
     ReportSection,
     Table,
     TitledTable,
+    titled,
 )
 from rankwise.report.rendering import Page, Part, rendered
 from rankwise.report.sections.overview import change_mark, plane_of
 from rankwise.report.summaries import OUTCOMES
-
-KICKER = "rankwise compare"
 
 _ANSWERS: dict[ComparisonKind, str] = {
     "stacks": "Not to be pooled",
@@ -75,14 +73,15 @@ def comparison_page(comparison: StudyComparison, studies: Sequence[StudySource])
     """
     names = [study.name for study in studies]
     kind, points = comparison.kind, comparison.points
-    page = Page(
-        KICKER,
-        quantities.listed(names),
-        f"What {len(names)} studies found, side by side.",
-        [Part("", kind, _ANSWERS[kind], comparison.statement, points, ())],
-        list(_sections(comparison, studies)),
+    return rendered(
+        Page(
+            "rankwise compare",
+            quantities.listed(names),
+            f"What {len(names)} studies found, side by side.",
+            [Part("", kind, _ANSWERS[kind], comparison.statement, points)],
+            list(_sections(comparison, studies)),
+        )
     )
-    return rendered(page)
 
 
 def _sections(
@@ -189,19 +188,16 @@ def _methods(answer: ComparedAnswer, study: StudyRecord) -> Cell:
 def _choice(answer: ComparedAnswer) -> Cell:
     if not answer.has_bet:
         return Cell(quantities.NOT_MEASURED, "", "nothing could be judged")
-    odds = answer.probability
     how = "recommended" if answer.outcome == "recommended" else "best bet"
-    how += "" if odds is None else f", {quantities.odds(odds)} likely to be right"
-    if answer.choice is None:
-        return Cell("do not fine-tune", "", how)
-    return Cell(answer.choice.label, "", how)
+    if answer.probability is not None:
+        how += f", {quantities.odds(answer.probability)} likely to be right"
+    label = "do not fine-tune" if answer.choice is None else answer.choice.label
+    return Cell(label, "", how)
 
 
-def _change(value: TaskMean | None, note: str = "") -> Cell:
+def _change(value: TaskMean | None, note: str = "") -> Cell | None:
     """With its unit and n below it: a table of several studies may have several units."""
-    if value is None:
-        return EMPTY
-    return cells.mean(value, note=f"{value.unit}, {quantities.sample_size(value)}{note}")
+    return value and cells.mean(value, note=f"{value.unit}, {quantities.sample_size(value)}{note}")
 
 
 def _intervals(of: Sequence[ComparedAnswer | ComparedPair]) -> str:
@@ -215,9 +211,8 @@ def _intervals(of: Sequence[ComparedAnswer | ComparedPair]) -> str:
 
 def _pair_section(comparison: StudyComparison) -> ReportSection:
     pairs = comparison.compared
-    remarks = comparison.remarks
     if not pairs:
-        return ReportSection("pairs", "Item by item", remarks)
+        return ReportSection("pairs", "Item by item", comparison.remarks)
     shown = Table.of(
         "The choice of the second study less that of the first, each less its own base, paired "
         f"over the same items, with {_intervals(pairs)}. Positive: the second is better. "
@@ -241,7 +236,8 @@ def _pair_section(comparison: StudyComparison) -> ReportSection:
             "should be 0",
         ),
     )
-    return ReportSection("pairs", "Item by item", remarks, tables=[TitledTable("", shown)])
+    table = TitledTable("", shown)
+    return ReportSection("pairs", "Item by item", comparison.remarks, tables=[table])
 
 
 def _figure_section(comparison: StudyComparison) -> ReportSection:
@@ -272,15 +268,12 @@ def _planes(comparison: StudyComparison) -> Iterator[Figure]:
         ]
         gain = next(answer.gain for answer in answers if answer.gain is not None)
         stack = comparison.of(answers[0]).stack_words
-        caption = (
-            "One mark for the choice of each study; the base is at the origin. Up is better "
-            "in-domain, right is less forgetting. All of these were scored on one software stack, "
-            "from one base model, on the same items."
-        )
         yield Figure(
             f"plane-{place}",
             f"Gain against change on retention tasks, {stack}",
-            caption,
+            "One mark for the choice of each study; the base is at the origin. Up is better "
+            "in-domain, right is less forgetting. All of these were scored on one software stack, "
+            "from one base model, on the same items.",
             plane_of(marks, gain.unit, None),
             f"bars are {_intervals(answers)}",
         )
@@ -326,11 +319,7 @@ def _kind(answer: ComparedAnswer) -> Kind:
 
 
 def _setting_section(comparison: StudyComparison) -> ReportSection:
-    rows = comparison.differing
-    title = "What differs"
-    if not rows:
-        said = "No setting that scores or choices depend on."
-        return ReportSection("differs", title, [said])
+    said = [] if comparison.differing else ["No setting that scores or choices depend on."]
     values: list[Column[DifferingSetting]] = [
         Column(study.name, lambda row, place=place: _value(row.values[place]), is_text=True)
         for place, study in enumerate(comparison.studies)
@@ -338,17 +327,17 @@ def _setting_section(comparison: StudyComparison) -> ReportSection:
     shown = Table.of(
         "The settings that scores or choices depend on and that are not the same in all studies, "
         "as in their study files; items and weights by the beginning of their fingerprint.",
-        rows,
+        comparison.differing,
         Column("Setting", lambda row: row.name),
         *values,
     )
-    return ReportSection("differs", title, tables=[TitledTable("", shown)])
+    return ReportSection("differs", "What differs", said, tables=titled({"": shown}))
 
 
-def _value(text: str | None, note: str = "") -> Cell:
+def _value(text: str | None, note: str = "") -> Cell | None:
     """A text; a long one in small print, where it may be broken into lines."""
     if text is None:
-        return EMPTY
+        return None
     if len(text) <= _LONGEST_VALUE:
         return Cell(text, "", note)
     return Cell("", "", f"{text}; {note}" if note else text)
@@ -357,7 +346,6 @@ def _value(text: str | None, note: str = "") -> Cell:
 def _stack_section(comparison: StudyComparison) -> ReportSection:
     stacks = comparison.stacks
     remarks = [f"{STACK_SHIFT}."] if comparison.kind == "stacks" else []
-    title = "Software stacks"
     if len(stacks) == 1:
         facts = {_part_name(name): value for name, value in stacks[0].parts.items()}
         return ReportSection("stacks", "Software stack", remarks, tables=[TitledTable("", facts)])
@@ -374,7 +362,7 @@ def _stack_section(comparison: StudyComparison) -> ReportSection:
         Column("Part", _part_name),
         *values,
     )
-    return ReportSection("stacks", title, remarks, tables=[TitledTable("", shown)])
+    return ReportSection("stacks", "Software stacks", remarks, tables=[TitledTable("", shown)])
 
 
 def _part_name(name: str) -> str:

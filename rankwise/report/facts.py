@@ -26,14 +26,12 @@ def judgement_facts(recommendation: Recommendation) -> Facts:
         "ε, the acceptable retention loss on average": recommendation.epsilon_points,
         "The acceptable loss of any single task": recommendation.worst_task_points,
     }
-    if recommendation.epsilon_points is None:
-        margins = {}
     items = quantities.count(recommendation.num_items_in_domain)
     return {
         "δ, ranks closer than this count as equal": quantities.amount(
             recommendation.delta, recommendation.unit
         ),
-        **{name: quantities.amount(value or 0.0, "points") for name, value in margins.items()},
+        **{n: quantities.amount(own, "points") for n, own in margins.items() if own is not None},
         "Confidence": f"{quantities.percent(recommendation.confidence)}, over all looks",
         "Looks at this study": ", ".join(
             f"{look.number} ({quantities.counted(sum(look.num_items.values()), 'item')}, may be "
@@ -187,12 +185,12 @@ def _rates(plans: Sequence[PlannedRun], method: str) -> str:
 
 
 def _alpha(alpha: AlphaConfig) -> str:
-    if alpha.policy == "proportional":
-        return f"{quantities.number(alpha.alpha_of(1))} × rank"
-    kind = (
-        "over the square root of the rank (rsLoRA)" if alpha.policy == "rslora" else "at any rank"
-    )
-    return f"{quantities.number(alpha.alpha_of(1))} {kind}"
+    kinds = {
+        "proportional": "× rank",
+        "rslora": "over the square root of the rank (rsLoRA)",
+        "fixed": "at any rank",
+    }
+    return f"{quantities.number(alpha.alpha_of(1))} {kinds[alpha.policy]}"
 
 
 def _range(values: Iterable[int]) -> str:
@@ -210,14 +208,12 @@ def _runs(results: StudyResults) -> list[RunRecord]:
 def _mixed_versions(results: StudyResults) -> Iterable[str]:
     """Runs that were made with other versions, or on another device, than the rest."""
     made = [run.provenance for run in _runs(results)]
-    names = sorted({name for provenance in made for name in provenance.package_versions})
-    for name in names:
-        versions = sorted({run.package_versions.get(name, "none") for run in made})
-        if len(versions) > 1:
-            yield f"The runs were made with different versions of {name}: {', '.join(versions)}."
-    for name, values in (
-        ("devices", {run.device or NOT_RECORDED for run in made}),
-        ("versions of rankwise", {run.rankwise_version for run in made}),
-    ):
+    found = {
+        f"versions of {name}": {run.package_versions.get(name, "none") for run in made}
+        for name in sorted({name for run in made for name in run.package_versions})
+    }
+    found["devices"] = {run.device or NOT_RECORDED for run in made}
+    found["versions of rankwise"] = {run.rankwise_version for run in made}
+    for what, values in found.items():
         if len(values) > 1:
-            yield f"The runs were made with different {name}: {', '.join(sorted(values))}."
+            yield f"The runs were made with different {what}: {', '.join(sorted(values))}."

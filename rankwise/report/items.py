@@ -7,7 +7,7 @@ import gzip
 import json
 from typing import Any, NamedTuple
 
-from rankwise.findings.item_table import Answers, ItemTable
+from rankwise.findings.item_table import ItemTable
 from rankwise.report.summaries import RELATION_NAMES
 
 MOST_BYTES = 8 * 1024**2
@@ -54,27 +54,28 @@ def encoded_items(table: ItemTable) -> EncodedItems:
         "prompt": [number_of(item.prompt) for item in table.items],
         "right": [number_of(item.right) for item in table.items],
         "options": [[number_of(option) for option in item.options] for item in table.items],
-        "answers": [_encoded(answers, number_of) for answers in table.answers],
+        "answers": [
+            {
+                # a letter for each item
+                "outcome": "".join(
+                    "." if right is None else "1" if right else "c" if back else "0"
+                    for right, back in zip(answers.is_right, answers.comes_back, strict=True)
+                ),
+                # in hundredths of a nat: JSON has no infinity, and no margin of a real model is as
+                # large as 10,000 nats
+                "margin": [
+                    None if margin is None else round(_HUNDREDTHS * max(-1e4, min(1e4, margin)))
+                    for margin in answers.margins
+                ],
+                # an option by its place, a text by its number
+                "option": [each if isinstance(each, int) else None for each in answers.answers],
+                "text": [
+                    number_of(each) if isinstance(each, str) else None for each in answers.answers
+                ],
+            }
+            for answers in table.answers
+        ],
     }
     content["texts"] = list(texts)
     packed = gzip.compress(json.dumps(content, separators=(",", ":")).encode(), _LEVEL, mtime=0)
     return EncodedItems(base64.b64encode(packed).decode(), len(table.items), len(table.models))
-
-
-def _encoded(answers: Answers, number_of: Any) -> dict[str, Any]:
-    """A letter for each item; margins in hundredths of a nat; options by place, texts by number."""
-    return {
-        "outcome": "".join(
-            "." if right is None else "1" if right else "c" if back else "0"
-            for right, back in zip(answers.is_right, answers.comes_back, strict=True)
-        ),
-        # JSON has no infinity; no margin of a real model is as large as 10,000 nats
-        "margin": [
-            None if margin is None else round(_HUNDREDTHS * max(-1e4, min(1e4, margin)))
-            for margin in answers.margins
-        ],
-        "option": [answer if isinstance(answer, int) else None for answer in answers.answers],
-        "text": [
-            number_of(answer) if isinstance(answer, str) else None for answer in answers.answers
-        ],
-    }

@@ -119,23 +119,22 @@ def write_report(
     """
     path = StudyFolder(folder).report_file
     refuse_foreign(folder, [path.name], overwrite=overwrite)  # before anything is made
-    config = results.study.config
     made = study_page(results, recommendation, findings, losses, study or folder)
     encoded = None if items is None else encoded_items(items)
-    written: dict[str, str | bytes] = {}
+    written = {
+        f"{FILES}/{name}": content
+        for name, content in csv_files(results, recommendation, findings).items()
+    }
     if encoded is not None and encoded.is_large:
-        link = Page("rankwise report", f"{config.name}, item by item", "", (), (), encoded)
+        link = Page("rankwise report", f"{made.title}, item by item", "", (), (), encoded)
         written[ITEMS_FILE] = rendered(link)
         said = f"{encoded.num_items:,} items are too many for this page; see {ITEMS_FILE}."
         sections = [*made.sections, ReportSection("items-beside", "Item by item", [said])]
         made = made._replace(sections=sections, items_beside=ITEMS_FILE)
     else:
         made = made._replace(items=encoded)
-    files = csv_files(results, recommendation, findings)
-    written |= {f"{FILES}/{name}": content for name, content in files.items()}
     written[path.name] = rendered(made)
-    replaces = (f"{FILES}/", ITEMS_FILE)
-    write_outputs(folder, written, overwrite=overwrite, replaces=replaces)
+    write_outputs(folder, written, overwrite=overwrite, replaces=(f"{FILES}/", ITEMS_FILE))
     return path
 
 
@@ -162,13 +161,11 @@ def study_page(
             sections += folded
         parts.append(part)
     rest = study_sections(results, findings)
-    drawn = list(loss_figure(results.study, losses))
-    if drawn:
+    if drawn := list(loss_figure(results.study, losses)):
         rest.append(ReportSection("training", "Training loss", figures=drawn))
     rest.append(methods_section(results, FILES))
     sections += [section._replace(is_folded=True) for section in rest]
-    title = results.study.config.name
-    asked = question(results.study)
+    title, asked = results.study.config.name, question(results.study)
     return Page("rankwise report", title, asked, parts, sections, study_folder=folder)
 
 
@@ -211,9 +208,15 @@ def _part(
         figure.name: figure._replace(name=f"{prefix}{figure.name}")
         for figure in study_figures(results, recommendation, summaries)
     }
-    card = next((c for c in findings.cards if c.train_task == results.train_task), None)
-    first: ReportSection | None = None
+    part = Part(
+        f"Trained on {results.train_task}" if is_named else "",
+        recommendation.outcome,
+        OUTCOMES[recommendation.outcome],
+        recommendation.statement,
+    )
+    said: list[str] = []
     folded: list[ReportSection | None] = []
+    card = next((c for c in findings.cards if c.train_task == results.train_task), None)
     if card is not None:
         picture = figures.pop(TRADE_OFF, None)
         first = ReportSection(
@@ -223,14 +226,15 @@ def _part(
             [] if picture is None else [picture],
             [TitledTable("", card_table(card, recommendation, results))],
         )
+        part = part._replace(answer=card.headline, statement="", card=first, command=card.command)
+        said = [recommendation.statement]
         folded += [margin_section(recommendation), alternative_section(card, recommendation)]
-    decision, notes = decision_table(recommendation), reasons_beside_verdicts(recommendation)
-    said = [recommendation.statement] if card is not None else []
-    tables = [TitledTable("", table) for table in (decision, *notes) if table is not None]
-    shown = [
-        ReportSection("reasons", "Why", said, tables=tables, is_folded=is_named),
-        ReportSection("figures", "By rank", figures=list(figures.values()), is_folded=is_named),
-    ]
+    reasons = decision_table(recommendation), *reasons_beside_verdicts(recommendation)
+    tables = [TitledTable("", table) for table in reasons if table is not None]
+    shown = [ReportSection("reasons", "Why", said, tables=tables, is_folded=is_named)]
+    if figures:
+        drawn = list(figures.values())
+        shown.append(ReportSection("figures", "By rank", figures=drawn, is_folded=is_named))
     # the seed is a column only where there are several
     same: tuple[str, ...] = () if len(results.study.config.seeds) > 1 else ("Seed",)
     same += () if results.study.scores is None else ONLY_OF_TRAINING
@@ -239,17 +243,7 @@ def _part(
     folded.append(ReportSection("comparison", "Every run", said, tables=[every], is_folded=True))
     tasks = titled(_task_tables(results, recommendation, summaries))
     folded.append(ReportSection("tasks", "Task by task", tables=tasks, is_folded=True))
-    part = Part(
-        f"Trained on {results.train_task}" if is_named else "",
-        recommendation.outcome,
-        OUTCOMES[recommendation.outcome] if card is None else card.headline,
-        recommendation.statement if card is None else "",
-        (),
-        [section for section in shown if section.figures or section.name != "figures"],
-        first,
-        "" if card is None else card.command,
-    )
-    return part, [section for section in folded if section is not None]
+    return part._replace(sections=shown), [each for each in folded if each is not None]
 
 
 def _task_tables(
@@ -338,8 +332,11 @@ def study_sections(results: StudyResults, findings: StudyFindings) -> list[Repor
         "claims": claims_section,
     }
     assert {*builders, ON_THE_CARD} == {*FINDINGS}
-    found = {name: getattr(findings, name) for name in builders}
-    made = (build(found[name]) for name, build in builders.items() if found[name] or name in ALWAYS)
+    made = (
+        build(found)
+        for name, build in builders.items()
+        if (found := getattr(findings, name)) or name in ALWAYS
+    )
     return [section for section in made if section is not None]
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from rankwise.records import quantities
-from rankwise.records.judgement import BestBet
 from rankwise.records.quantities import NOT_MEASURED
-from rankwise.records.study import Unit
+from rankwise.records.recommendation import Recommendation
 
 Row = TypeVar("Row")
 T = TypeVar("T")
@@ -65,8 +64,7 @@ class RowGroup(NamedTuple):
     rows: tuple[tuple[Cell, ...], ...]
 
 
-@dataclass(frozen=True)
-class Column(Generic[Row]):
+class Column(NamedTuple, Generic[Row]):
     """A column of a table: its heading, and what a row has there.
 
     Attributes:
@@ -227,13 +225,6 @@ class Figure(NamedTuple):
     detail: str = ""
 
 
-class Dial(NamedTuple):
-    """The odds at other acceptable losses, and the study's own loss."""
-
-    bet: BestBet
-    own: float | None
-
-
 class Sliders(NamedTuple):
     """What the page's script needs to judge again under other margins.
 
@@ -241,40 +232,27 @@ class Sliders(NamedTuple):
         rule: ``labels`` of the options, smallest first, and their bounds as [lower, upper]:
             ``gain``, ``loss`` and ``worst`` (None where retention was not measured), and ``lead``
             over each.
-        unit: of the gains and of delta.
-        delta: the study's own.
-        epsilon: the study's own, in points; None where retention was not measured.
-        ceiling: the study's own for single tasks, likewise.
+        own: what was judged by the study's own margins.
     """
 
     rule: Mapping[str, Any]
-    unit: Unit
-    delta: float
-    epsilon: float | None
-    ceiling: float | None
+    own: Recommendation
 
 
 class TitledTable(NamedTuple):
     """A table with its heading; or names with what they are, or a sentence in a table's place.
 
-    ``dial`` stands below it.
+    ``dial`` stands below it: sliders, or the odds of a recommendation at other acceptable losses.
     """
 
     title: str
     table: Table | Mapping[str, str] | str
-    dial: Dial | Sliders | None = None
+    dial: Recommendation | Sliders | None = None
 
 
 def titled(tables: Mapping[str, Table]) -> list[TitledTable]:
     """Tables by their titles; one without rows is left out."""
     return [TitledTable(title, own) for title, own in tables.items() if own.groups]
-
-
-class Listing(NamedTuple):
-    """Text to copy: a file or commands, with its heading."""
-
-    title: str
-    text: str
 
 
 class OfTask(Protocol):
@@ -306,7 +284,7 @@ class ReportSection(NamedTuple):
         figures: each with its own caption.
         tables: every number of the section.
         points: a list of sentences below the remarks.
-        listings: text to copy, at the end.
+        listings: text to copy, such as a file or commands, by heading; at the end.
         is_folded: it opens when its title is clicked, something in it is linked to, or the page is
             printed.
     """
@@ -317,7 +295,7 @@ class ReportSection(NamedTuple):
     figures: Sequence[Figure] = ()
     tables: Sequence[TitledTable] = ()
     points: Sequence[str] = ()
-    listings: Sequence[Listing] = ()
+    listings: Mapping[str, str] = MappingProxyType({})
     is_folded: bool = False
 
     @staticmethod

@@ -51,37 +51,34 @@ def verdict_table(
         summaries: of its models.
         left_out: titles of columns.
     """
-    base = summaries[0]
-    detail = partial(_detail, results)
+    base, rate = summaries[0], partial(cells.known, write=quantities.learning_rate)
     columns: list[Column[ModelSummary]] = [
         Column("Model", _model),
-        Column("Seed", lambda row: _setting(row, "seed", str)),
-        Column("Alpha", lambda row: None if row.run is None else quantities.alpha(row.run.planned)),
-        Column(
-            "Learning rate", lambda row: _setting(row, "learning_rate", quantities.learning_rate)
-        ),
+        Column("Seed", lambda row: row.run and cells.known(row.run.planned.seed, str)),
+        Column("Alpha", lambda row: row.run and quantities.alpha(row.run.planned)),
+        Column("Learning rate", lambda row: row.run and rate(row.run.planned.learning_rate)),
         Column("Trainable parameters", _parameters, "share of full"),
         Column(
             "In-domain score",
             lambda row: cells.mean(row.in_domain, signed=False),
-            detail("in_domain", base.in_domain, with_metric=True),
+            _detail(base.in_domain, recommendation.in_domain_metric),
         ),
         Column("Gain", lambda row: cells.mean(row.gain), cells.unit_name(recommendation.unit)),
         Column.optional(
             "Out-of-domain score",
             lambda row: cells.mean(row.out_of_domain, signed=False),
-            detail("out_of_domain", base.out_of_domain),
+            _detail(base.out_of_domain),
         ),
         Column.optional(
             "Retention change",
             lambda row: _from(row, row.retention, row.retention_change, "score"),
-            detail("retention", base.retention),
+            _detail(base.retention),
         ),
         Column.optional("Worst retention task", _worst, "points"),
         Column.optional(
             "Forgetting",
             lambda row: _from(row, row.held_out_loss, row.forgetting, "loss"),
-            detail("held_out_text", base.held_out_loss),
+            _detail(base.held_out_loss),
         ),
         Column("Training time", lambda row: _cost(row, "train_seconds", quantities.seconds)),
         Column(
@@ -94,9 +91,7 @@ def verdict_table(
     with_seeds = f", {'all with seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
     shown = [column for column in columns if column.title not in left_out]
     return Table.of(
-        f"The {base.label} and every run{with_seeds if seeds else ''}.",
-        summaries,
-        *shown,
+        f"The {base.label} and every run{with_seeds if seeds else ''}.", summaries, *shown
     )
 
 
@@ -128,11 +123,6 @@ def _model(summary: ModelSummary) -> Cell:
         name = plan.called
     note = "recommended" if summary.is_recommended else ""
     return Cell(name, "", note, is_marked=summary.is_recommended)
-
-
-def _setting(summary: ModelSummary, name: str, write: Callable[[Any], str]) -> str | None:
-    value = None if summary.run is None else getattr(summary.run.planned, name)
-    return None if value is None else write(value)
 
 
 def _cost(summary: ModelSummary, name: str, write: Callable[[Any], str]) -> str | None:
@@ -167,24 +157,10 @@ def _worst(summary: ModelSummary) -> Cell | None:
     return cells.interval(worst.interval, worst.unit, note=note)
 
 
-def _detail(
-    results: TrainTaskResults,
-    relation: Relation,
-    base: TaskMean | None,
-    *,
-    with_metric: bool = False,
-) -> str:
-    """acc, points, n = 400 in 2 tasks."""
+def _detail(base: TaskMean | None, metric: str | None = None) -> str:
+    """Such as: acc, points, n = 400 in 2 tasks."""
     if base is None:
         return ""
-    items = results.base.items
-    metrics = {
-        items[task].metric
-        for task in results.tasks[relation]
-        if task in items and items[task].unit == base.unit
-    }
-    parts = [metrics.pop()] if with_metric and len(metrics) == 1 else []
-    parts.append(cells.unit_name(base.unit))
     size = quantities.sample_size(base)
-    parts.append(size if base.num_tasks == 1 else f"{size} in {base.num_tasks} tasks")
-    return ", ".join(parts)
+    size += f" in {base.num_tasks} tasks" if base.num_tasks > 1 else ""
+    return ", ".join(filter(None, (metric, cells.unit_name(base.unit), size)))

@@ -6,9 +6,9 @@ from rankwise.findings.models import task_score
 from rankwise.findings.statements import HARDLY, growth
 from rankwise.records import quantities
 from rankwise.records.judgement import BestBet
-from rankwise.records.recommendation import Comparison, RankVerdict, Recommendation
+from rankwise.records.recommendation import Comparison, FormatEffect, RankVerdict, Recommendation
 from rankwise.records.results import ModelResults, TrainTaskResults
-from rankwise.records.study import MetricScore, Relation, State, TaskEvaluation, Unit
+from rankwise.records.study import MetricScore, Relation, State, TaskEvaluation
 from rankwise.report import cells
 from rankwise.report.parts import Cell, Column, Table
 from rankwise.report.summaries import RELATION_NAMES, Summaries
@@ -25,8 +25,7 @@ def decision_table(recommendation: Recommendation) -> Table | None:
     ceiling = quantities.score(recommendation.worst_task_points or 0.0, "points")
     average = quantities.score(recommendation.epsilon_points or 0.0, "points")
     limit = f"below ε = {average} on average, {ceiling} on any task"
-    measured = cells.measure(unit, recommendation.in_domain_metric)
-    kept_in = cells.measure("points", recommendation.retention_metric)
+    gained_in, kept_in = cells.measures(recommendation)
 
     seeds = f"Averaged over {recommendation.num_seeds} seeds"
     seeds = "Conditional on the one seed" if recommendation.num_seeds == 1 else seeds
@@ -48,7 +47,7 @@ def decision_table(recommendation: Recommendation) -> Table | None:
         "the intervals of single differences. The smallest rank that qualifies is recommended.",
         recommendation.verdicts,
         Column("Rank", option),
-        Column("Gain", lambda row: cells.interval(row.gain, unit), measured),
+        Column("Gain", lambda row: cells.interval(row.gain, unit), gained_in),
         Column(
             "Better than base?",
             lambda row: row.better_than_base and _STATES[row.better_than_base],
@@ -69,7 +68,7 @@ def decision_table(recommendation: Recommendation) -> Table | None:
             is_text=True,
             is_optional=True,
         ),
-        Column("Behind the best other rank", behind, measured),
+        Column("Behind the best other rank", behind, gained_in),
         Column.text(
             "Near the best?",
             lambda row: _STATES[row.near_the_best],
@@ -125,11 +124,10 @@ def measured_table(results: TrainTaskResults) -> Table:
     ]
     units = {task: cells.unit_name(items.unit) for task, items in results.base.items.items()}
 
-    models = _models(results).values()
+    models = (results.base, *results.runs)
 
     def num_cut(task: str) -> int:
-        evaluations = [model.evaluations.get(task) for model in models]
-        return max(each.num_truncated for each in evaluations if each is not None)
+        return max(m.evaluations[task].num_truncated for m in models if task in m.evaluations)
 
     return Table.of(
         "What every model was scored on. Chance is what guessing would score on average, in "
@@ -241,11 +239,7 @@ def relation_table(
         caption,
         groups,
         Column("Run", lambda row: labels[row.run]),
-        Column(
-            "Loss" if is_prose else "Score",
-            lambda row: _from_to(row.base_score, row.adapted_score, row.unit),
-            "base → adapted",
-        ),
+        Column("Loss" if is_prose else "Score", _from_to, "base → adapted"),
         Column("Forgetting", change, "rise of the loss")
         if is_prose
         else Column("Difference", change),
@@ -285,11 +279,7 @@ def format_table(
             lambda row: quantities.change(row.standard_difference, items[row.task].unit),
             "difference",
         ),
-        Column(
-            "Trained format",
-            lambda row: _from_to(row.base_score, row.adapted_score, row.unit),
-            "base → adapted",
-        ),
+        Column("Trained format", _from_to, "base → adapted"),
         Column("Trained format", lambda row: cells.interval(row.interval, row.unit), "difference"),
         Column(
             "By format", lambda row: cells.interval(row.by_format, row.unit), "standard − trained"
@@ -302,8 +292,9 @@ def format_table(
     )
 
 
-def _from_to(base: float, adapted: float, unit: Unit) -> str:
-    return f"{quantities.score(base, unit)} → {quantities.score(adapted, unit)}"
+def _from_to(row: Comparison | FormatEffect) -> str:
+    base, adapted = (quantities.score(own, row.unit) for own in (row.base_score, row.adapted_score))
+    return f"{base} → {adapted}"
 
 
 def _task_detail(results: TrainTaskResults, recommendation: Recommendation, task: str) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft7Validator
 
-from rankwise.report.figures import specification
 from rankwise.report.parts import Chart, Drawing, Figure
+from rankwise.report.rendering import specification
 from tests.planted.charts import BARS, CHARTS
 
 

@@ -26,8 +26,7 @@ def formulas(results: StudyResults) -> dict[str, str]:
 
 
 def listing(results: StudyResults, title: str) -> str:
-    (text,) = [each.text for each in methods_of(results).listings if each.title == title]
-    return text
+    return methods_of(results).listings[title]
 
 
 def with_provenance(results: StudyResults, **update: object) -> StudyResults:

@@ -26,9 +26,9 @@ from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults
 from rankwise.records.study import MetricScore
 from rankwise.report.facts import study_warnings
-from rankwise.report.figures import figure_files
 from rankwise.report.page import study_page, write_report
 from rankwise.report.parts import Cell, Table
+from rankwise.report.rendering import figure_files
 from rankwise.report.sections.overview import study_figures
 from rankwise.report.summaries import verdict_table
 from rankwise.report.tables import prospect_table, relation_table

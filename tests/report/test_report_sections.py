@@ -19,12 +19,12 @@ from rankwise.findings.transfer import DomainMean
 from rankwise.records import quantities
 from rankwise.records.results import StudyResults
 from rankwise.report.cells import drawn_options
-from rankwise.report.charts.heatmap import HeatPanel, HeatSize, heat_map
+from rankwise.report.charts.heatmap import HeatPanel, heat_map
 from rankwise.report.charts.marks import Look
 from rankwise.report.charts.theme import GAIN_STEPS, LOSS_STEPS, UNSHOWN
-from rankwise.report.figures import figure_svg
 from rankwise.report.page import study_sections, write_report
 from rankwise.report.parts import Figure
+from rankwise.report.rendering import figure_svg
 from rankwise.report.sections.transfer import SCALE, heat_cell, transfer_section
 from tests.planted.grid import planted_domains
 from tests.planted.results import planted_study
@@ -209,7 +209,7 @@ def test_a_cell_is_coloured_by_size_and_muted_where_nothing_is_shown() -> None:
     shown = {place: cell for place, cell in cells.items() if cell is not None}
     assert not shown["row", "nothing"].is_shown
     panel = HeatPanel("", list(changes), ["row"], shown, SCALE)
-    figure = Figure("map", "A map", "", heat_map([panel], HeatSize(80.0, 37.0)))
+    figure = Figure("map", "A map", "", heat_map([panel], (80.0, 37.0)))
     drawn = figure_svg(figure)
     used = set(re.findall(r'fill="(#[0-9a-f]{6})"', drawn))
     steps = {colour.light for colour in (*GAIN_STEPS, *LOSS_STEPS, UNSHOWN)}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rankwise.report import runtime
-from rankwise.report.runtime import chart_runtime
+from rankwise.report import rendering
+from rankwise.report.rendering import chart_runtime
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache; what is bundled tells how often it was."""
     made = iter(range(10))
     monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(runtime, "_bundled", lambda made_by: f"{made_by} {next(made)}")
+    monkeypatch.setattr(rendering, "_bundled", lambda made_by: f"{made_by} {next(made)}")
     return tmp_path / "cache"
 
 
@@ -36,7 +36,7 @@ def test_what_is_damaged_is_made_again(cache: Path, damage: bytes | None) -> Non
 
 def test_another_version_is_another_file(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = chart_runtime()
-    monkeypatch.setattr(runtime, "version", lambda _: "99")
+    monkeypatch.setattr(rendering, "version", lambda _: "99")
     assert chart_runtime() != first
 
 

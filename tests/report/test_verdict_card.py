@@ -214,7 +214,7 @@ def test_sliders_judge_the_study_under_other_margins(study_page: Path, visit: Vi
 def test_without_retention_there_is_one_slider_and_no_loss() -> None:
     results = planted_study(retention_tasks=())
     _, part = card_of(results)
-    own = sliders(part)
-    assert own.epsilon is None
-    assert own.rule["loss"] is None
-    assert np.shape(own.rule["lead"]) == (3, 3, 2)
+    assert part.epsilon_points is None
+    rule = sliders(part).rule
+    assert rule["loss"] is None
+    assert np.shape(rule["lead"]) == (3, 3, 2)

@@ -17,10 +17,9 @@ from rankwise.records import quantities
 from rankwise.records.results import StudyResults
 from rankwise.records.spectra import SpectraRecord
 from rankwise.records.study import PlannedRun
-from rankwise.report.figures import figure_files
 from rankwise.report.page import study_sections, write_report
 from rankwise.report.parts import ReportSection, Table
-from rankwise.report.rendering import Page
+from rankwise.report.rendering import Page, figure_files
 from tests.planted.results import planted_study
 from tests.planted.weights import (
     FORGET,

@@ -107,28 +107,21 @@ class HeatPanel(NamedTuple):
     rows_are: str = ""
 
 
-class HeatSize(NamedTuple):
-    """The width and the height of a cell in pixels."""
-
-    width: float
-    height: float
-
-
-def heat_map(panels: Sequence[HeatPanel], size: HeatSize) -> Drawing:
+def heat_map(panels: Sequence[HeatPanel], size: tuple[float, float]) -> Drawing:
     """Panels side by side with the same rows; those of one scale have one key.
 
     Args:
         panels: at least one; each name of a row or column is there once, its lines in line feeds.
-        size: of cells.
+        size: the width and the height of a cell in pixels.
     """
     widest = max(len(panel.columns) for panel in panels)
-    in_a_row = max(1, int(_WIDEST / (size.width * widest)))
+    in_a_row = max(1, int(_WIDEST / (size[0] * widest)))
     charts = [
         _panel(panel, size, is_first=place % in_a_row == 0) for place, panel in enumerate(panels)
     ]
     keys = {id(panel.scale): panel for panel in panels}
     named = [_key(panel, has_title=len(keys) > 1) for panel in keys.values()]
-    width = sum(size.width * len(panel.columns) for panel in panels)
+    width = sum(size[0] * len(panel.columns) for panel in panels)
     maps = {"concat": charts, "spacing": 18, "columns": in_a_row}
     chart = {"vconcat": [maps, {"concat": named, "columns": 2}]}
     return Drawing(chart, "", is_wide=width > 440)
@@ -159,7 +152,8 @@ def _key(panel: HeatPanel, *, has_title: bool) -> Chart:
     return marks.layered(layers, _KEY_LENGTH, 26, title=own)
 
 
-def _panel(panel: HeatPanel, size: HeatSize, *, is_first: bool) -> Chart:
+def _panel(panel: HeatPanel, size: tuple[float, float], *, is_first: bool) -> Chart:
+    width, height = size
     labels: dict[str, Any] = {
         "domain": False,
         "ticks": False,
@@ -172,7 +166,7 @@ def _panel(panel: HeatPanel, size: HeatSize, *, is_first: bool) -> Chart:
         "labelPadding": 5 + _LINE * more,
         "orient": "top",
         "labelAngle": 0,
-        "labelLimit": size.width * 1.2,
+        "labelLimit": width * 1.2,
         "labelLineHeight": _LINE,
     }
     left = {**labels, "labelPadding": 5, "labelLimit": _LABEL_LIMIT} if is_first else None
@@ -184,16 +178,16 @@ def _panel(panel: HeatPanel, size: HeatSize, *, is_first: bool) -> Chart:
     rows = [_row(panel, place, cell) for place, cell in panel.cells.items()]
     boxes = [row for row in rows if "step" in row]
     frames = [row for row in rows if "frame" in row]
-    box = {"width": size.width - _GAP, "height": size.height - _GAP}
-    frame = {"width": size.width - 4, "height": size.height - 4, "filled": False, "strokeWidth": 2}
+    box = {"width": width - _GAP, "height": height - _GAP}
+    frame = {"width": width - 4, "height": height - 4, "filled": False, "strokeWidth": 2}
     layers = [
         marks.layer("rect", boxes, {**link, "fill": _by_step(_FILLS)}, **box),
         marks.layer("rect", frames, {**at, "stroke": marks.category("frame", scale=None)}, **frame),
         *_texts(rows, link),
     ]
-    width, height = size.width * len(panel.columns), size.height * len(panel.rows)
     title = marks.small_title(panel.title) if panel.title else {"text": ""}
-    return marks.layered(layers, width, height, title=title)
+    whole = width * len(panel.columns), height * len(panel.rows)
+    return marks.layered(layers, *whole, title=title)
 
 
 def _channel(field: str, names: Sequence[str], axis: dict[str, Any] | None) -> dict[str, Any]:
@@ -280,7 +274,7 @@ def layer_maps(maps: Sequence[LayerMap], *, names_largest: bool = False) -> Draw
         layer, head = max(own.values, key=lambda place: abs(own.values[place]))
         where = f", largest in layer {layer} head {head}" if names_largest else ""
         words.append(f"{own.title}{':' if names_largest else ''} {low} to {high}{where}")
-    drawing = heat_map(panels, HeatSize(40.0 if is_wide else 20.0, 17.0))
+    drawing = heat_map(panels, (40.0 if is_wide else 20.0, 17.0))
     return drawing._replace(words=f"{'; '.join(words)}.", is_wide=True)
 
 

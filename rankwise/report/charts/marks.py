@@ -12,7 +12,6 @@ from rankwise.report.charts.theme import (
     FONT_SIZE,
     INK,
     PAGE,
-    SERIES_SHAPES,
     Colour,
     kind_colour,
     kind_shape,
@@ -59,9 +58,22 @@ class Look(NamedTuple):
         for name, kind in kinds.items():
             place = seen[kind] = seen.get(kind, -1) + 1
             shapes = [kind_shape(kind)]
-            shapes += [shape for shape in SERIES_SHAPES if shape not in ("circle", "square")]
+            shapes += [each.shape for each in SERIES if each.shape not in ("circle", "square")]
             looks[name] = cls(kind_colour(kind), shapes[place % len(shapes)])
         return looks
+
+
+# Values of an axis other than rank, in their order.
+SERIES = (
+    Look(Colour("#0b6fa4", "#5db8ee"), "circle"),
+    Look(Colour("#b5541c", "#f2a06b"), "square"),
+    Look(Colour("#2e7d4f", "#74c796"), "triangle-up"),
+    Look(Colour("#8a4fae", "#c99be8"), "diamond"),
+    Look(Colour("#94750f", "#e0c464"), "cross"),
+    Look(Colour("#b83a6b", "#f291b8"), "triangle-down"),
+    Look(Colour("#4d5b6b", "#aab9c9"), "triangle-right"),
+    Look(Colour("#5e3a1e", "#caa58a"), "triangle-left"),
+)
 
 
 Encoding = Mapping[str, Any]
@@ -216,10 +228,10 @@ def padded(values: Iterable[float]) -> tuple[float, float]:
     return low - _MARGIN_SHARE * spread, high + _MARGIN_SHARE * spread
 
 
-def axis(title: str, domain: tuple[float, float]) -> dict[str, Any]:
-    """Of a quantity, exactly between these ends."""
+def axis(field: str, title: str, domain: tuple[float, float]) -> dict[str, Any]:
+    """A channel for a quantity, exactly between these ends."""
     scale = {"domain": list(domain), "nice": False, "zero": False}
-    return {"title": title, "scale": scale, "axis": {"tickCount": 6}}
+    return number(field, title=title, scale=scale, axis={"tickCount": 6})
 
 
 def ring(rows: Iterable[Mapping[str, Any]], at: Encoding) -> Chart:

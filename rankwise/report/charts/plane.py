@@ -109,10 +109,13 @@ def _plane(plane: Plane, size: tuple[int, int]) -> Chart:
     edges = list(_regions(rows, plane.confidence)) if plane.confidence else []
     origin = [0.0] if plane.has_origin else []
     limits = [] if plane.limit is None else [plane.limit[0]]
-    across = marks.padded([*origin, *limits, *_extent("x", rows, edges)])
-    up = marks.padded([*origin, *_extent("y", rows, edges)])
-    x, y = marks.axis(plane.x_title, across), marks.axis(plane.y_title, up)
-    at = {"x": marks.number("x", **x), "y": marks.number("y", **y)}
+
+    def extent(key: str, *more: float) -> tuple[float, float]:
+        ends = (row[f"{key}_{end}"] for row in rows for end in ("low", "high"))
+        return marks.padded([*origin, *more, *ends, *(edge[key] for edge in edges)])
+
+    across, up = extent("x", *limits), extent("y")
+    at = {"x": marks.axis("x", plane.x_title, across), "y": marks.axis("y", plane.y_title, up)}
 
     def pixel(row: dict[str, Any]) -> tuple[float, float]:
         return (
@@ -201,14 +204,6 @@ def _lines(
         yield marks.layer(
             "line", stops, {**at, "order": marks.number("order")}, **look, strokeWidth=1.5
         )
-
-
-def _extent(
-    key: str, rows: Sequence[Mapping[str, Any]], edges: Sequence[Mapping[str, Any]]
-) -> Iterator[float]:
-    for row in rows:
-        yield from (row[f"{key}_low"], row[f"{key}_high"])
-    yield from (edge[key] for edge in edges)
 
 
 def _regions(rows: Sequence[Mapping[str, Any]], confidence: float) -> Iterator[dict[str, Any]]:

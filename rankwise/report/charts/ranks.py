@@ -7,6 +7,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from rankwise.findings.trends import means_by_rank
@@ -15,8 +16,8 @@ from rankwise.records.axes import Kind
 from rankwise.records.grouping import grouped
 from rankwise.records.study import Interval, Unit
 from rankwise.report.charts import marks
-from rankwise.report.charts.marks import Encoding, Look, Name
-from rankwise.report.charts.theme import MUTED, SERIES, SERIES_SHAPES, kind_colour
+from rankwise.report.charts.marks import SERIES, Encoding, Name
+from rankwise.report.charts.theme import MUTED, kind_colour
 from rankwise.report.parts import Chart, Drawing, some_of, thinned
 
 MOST_SERIES = len(SERIES)
@@ -67,20 +68,8 @@ class RankLine(NamedTuple):
     value: Interval | float
 
 
-class RankCurve(NamedTuple):
-    """A law or an expectation over the ranks, from its smallest to its largest."""
-
-    name: str
-    points: Sequence[tuple[float, float]]
-
-    @classmethod
-    def of(cls, name: str, ranks: Sequence[int], law: Callable[[float], float]) -> RankCurve:
-        """A law at many ranks between the smallest and the largest, evenly on the log scale."""
-        low, high = min(ranks), max(ranks)
-        steps = [
-            low * (high / low) ** (step / (_CURVE_POINTS - 1)) for step in range(_CURVE_POINTS)
-        ]
-        return cls(name, [(rank, law(rank)) for rank in steps])
+RankCurve = Sequence[tuple[float, float]]
+"""A law or an expectation over the ranks, from its smallest to its largest."""
 
 
 class RankPanel(NamedTuple):
@@ -88,10 +77,9 @@ class RankPanel(NamedTuple):
 
     Attributes:
         y_title: with the unit.
-        marks: at least one, unless there are curves; all are in the means, and of very many some
-            are drawn.
+        marks: at least one; all are in the means, and of very many some are drawn.
         lines: across.
-        curves: at most three, which differ in dash.
+        curves: by name, at most three, which differ in dash.
         title: of the panel, where there are several.
         has_zero: zero is in sight, as a line.
         write: a value in words.
@@ -100,7 +88,7 @@ class RankPanel(NamedTuple):
     y_title: str
     marks: Sequence[RankMark]
     lines: Sequence[RankLine] = ()
-    curves: Sequence[RankCurve] = ()
+    curves: Mapping[str, RankCurve] = MappingProxyType({})
     title: str = ""
     has_zero: bool = False
     write: Callable[[Interval | float], str] = lambda value: f"{value:.3g}"
@@ -109,6 +97,13 @@ class RankPanel(NamedTuple):
     def drawn(self) -> list[RankMark]:
         """The marks that are drawn: of very many some of each rank, and what is recommended."""
         return thinned(self.marks, marks.MOST_MARKS, lambda mark: mark.is_ringed)
+
+
+def curve_of(law: Callable[[float], float], ranks: Sequence[int]) -> RankCurve:
+    """A law at many ranks between the smallest and the largest, evenly on the log scale."""
+    low, high = min(ranks), max(ranks)
+    steps = (low * (high / low) ** (step / (_CURVE_POINTS - 1)) for step in range(_CURVE_POINTS))
+    return [(rank, law(rank)) for rank in steps]
 
 
 def in_unit(unit: Unit, *, signed: bool = True) -> Callable[[Any], str]:
@@ -132,7 +127,6 @@ def rank_chart(
         x_title: of the axis; numbers of rows may take the place of ranks.
     """
     ranks = sorted({mark.rank for panel in panels for mark in panel.marks})
-    ranks = ranks or sorted({round(rank) for p in panels for c in p.curves for rank, _ in c.points})
     size = _SIZE if len(panels) == 1 else _SMALL_SIZE
     gap = min([*(math.log2(high / low) for low, high in itertools.pairwise(ranks)), 2.0])
     reach = gap / 2.0 if series else _REACH
@@ -142,8 +136,13 @@ def rank_chart(
     x = marks.number("x", title=x_title, scale=scale, axis=ticks)
     ends_of = grouped((panel.y_title, end) for panel in panels for end in _ends(panel))
     domains = {title: marks.padded(own) for title, own in ends_of.items()}
-    own = _Series(series, series_title, gap)
-    charts = [_panel(panel, x, domains[panel.y_title], size, own) for panel in panels]
+    look: Encoding = {"color": marks.COLOUR}
+    if series:
+        look = marks.keyed(dict(zip(series, SERIES, strict=False)), size[0], series_title)
+    charts = [
+        _panel(panel, x, domains[panel.y_title], size, look, list(_places(panel, series, gap)))
+        for panel in panels
+    ]
     words = "; ".join(
         f"{panel.title}, {said}" if panel.title else said
         for panel in panels
@@ -158,30 +157,18 @@ def rank_chart(
     return Drawing(chart, f"{words}.", note=note)
 
 
-class _Series(NamedTuple):
-    names: Sequence[str]
-    title: str
-    gap: float
-
-    def encodings(self, width: float) -> dict[str, Any]:
-        """The colour and the shape of a mark, and what is told by colour alone."""
-        if not self.names:
-            return {"color": marks.COLOUR}
-        looks = map(Look, SERIES, SERIES_SHAPES)
-        return marks.keyed(dict(zip(self.names, looks, strict=False)), width, self.title)
-
-    def places(self, drawn: Sequence[RankMark]) -> Iterator[float]:
-        """Where marks stand beside their ranks: with their series, or side by side."""
-        alike, before = Counter(mark.rank for mark in drawn), Counter[int]()
-        for mark in drawn:
-            if self.names:
-                place, count = self.names.index(mark.series), len(self.names)
-                step = self.gap * min(_SPREAD_SHARE / count, _STEP_SHARE)
-            else:
-                place, count = before[mark.rank], alike[mark.rank]
-                step = min(_STEP, self.gap * _ALIKE_SHARE / count)
-            before[mark.rank] += 1
-            yield mark.rank * 2.0 ** (step * (place - (count - 1) / 2))
+def _places(panel: RankPanel, series: Sequence[str], gap: float) -> Iterator[float]:
+    """Where marks stand beside their ranks: with their series, or side by side."""
+    alike, before = Counter(mark.rank for mark in panel.drawn), Counter[int]()
+    for mark in panel.drawn:
+        if series:
+            place, count = series.index(mark.series), len(series)
+            step = gap * min(_SPREAD_SHARE / count, _STEP_SHARE)
+        else:
+            place, count = before[mark.rank], alike[mark.rank]
+            step = min(_STEP, gap * _ALIKE_SHARE / count)
+        before[mark.rank] += 1
+        yield mark.rank * 2.0 ** (step * (place - (count - 1) / 2))
 
 
 def _ticks(ranks: Sequence[int], width: float) -> list[int]:
@@ -197,8 +184,8 @@ def _ticks(ranks: Sequence[int], width: float) -> list[int]:
 def _ends(panel: RankPanel) -> Iterator[float]:
     for drawn in (*panel.marks, *panel.lines):
         yield from marks.bounds(drawn.value, "y").values()
-    for curve in panel.curves:
-        yield from (value for _, value in curve.points)
+    for curve in panel.curves.values():
+        yield from (value for _, value in curve)
     if panel.has_zero:
         yield 0.0
 
@@ -208,11 +195,11 @@ def _panel(
     x: dict[str, Any],
     domain: tuple[float, float],
     size: tuple[int, int],
-    series: _Series,
+    look: Encoding,
+    places: Sequence[float],
 ) -> Chart:
-    width, height = size
-    at = {"x": x, "y": marks.number("y", **marks.axis(panel.y_title, domain))}
-    look = series.encodings(width)
+    """Marks at their places; a key in their look is one to series, each of which has a line."""
+    at = {"x": x, "y": marks.axis("y", panel.y_title, domain)}
     rows = [
         {
             "x": place,
@@ -223,7 +210,7 @@ def _panel(
             "href": marks.items_link(model=mark.name),
             **marks.bounds(mark.value, "y"),
         }
-        for mark, place in zip(panel.drawn, series.places(panel.drawn), strict=True)
+        for mark, place in zip(panel.drawn, places, strict=True)
     ]
     layers: list[Chart] = []
     if panel.has_zero:
@@ -241,13 +228,12 @@ def _panel(
     )
     layers += _across(across, {"y": at["y"]})
     layers.append(_curves(panel.curves, at))
-    if series.names:
+    if "shape" in look:
         through = {**at, "color": look["color"], "order": marks.number("x")}
         layers.append(marks.layer("line", rows, through, strokeWidth=1.4, opacity=0.75))
     elif not panel.curves:
         ends = ((mark.rank, marks.bounds(mark.value, "y")["y"]) for mark in panel.marks)
-        means = means_by_rank(ends)
-        through = [{"x": rank, "y": mean} for rank, mean in means.items()]
+        through = [{"x": rank, "y": mean} for rank, mean in means_by_rank(ends).items()]
         layers.append(marks.layer("line", through, at, color=MUTED.css, strokeWidth=1.2))
     point = {**at, **look, **marks.links(mark.name for mark in panel.marks)}
     layers += [
@@ -258,7 +244,7 @@ def _panel(
     ]
     title = marks.lines(panel.title, _TITLE_LETTERS).split("\n")
     titled = {"title": marks.small_title(title)} if panel.title else {}
-    return marks.layered(layers, width, height, **titled)
+    return marks.layered(layers, *size, **titled)
 
 
 _Lines = Mapping[tuple[str, Kind], Sequence[dict[str, Any]]]
@@ -275,19 +261,15 @@ def _across(drawn: _Lines, at: Encoding) -> Iterator[Chart]:
         yield marks.layer("rule", rows, at, color=colour, strokeWidth=1.6, strokeDash=dash)
 
 
-def _curves(curves: Sequence[RankCurve], at: Encoding) -> Chart:
-    names = [curve.name for curve in curves]
+def _curves(curves: Mapping[str, RankCurve], at: Encoding) -> Chart:
+    names = list(curves)
     dash = marks.category(
         "run",
         sort=names,
         scale={"domain": names, "range": list(_DASHES[: len(names)])},
         legend={"title": None, "orient": "bottom", "symbolStrokeColor": MUTED.css, **marks.KEY},
     )
-    rows = [
-        {"x": rank, "y": value, "run": curve.name}
-        for curve in curves
-        for rank, value in curve.points
-    ]
+    rows = [{"x": rank, "y": value, "run": name} for name in names for rank, value in curves[name]]
     return marks.layer("line", rows, {**at, "strokeDash": dash}, color=MUTED.css, strokeWidth=1.6)
 
 

@@ -57,28 +57,6 @@ LOSS_STEPS = (
     Colour("#773905", "#ffcf9e"),
 )
 
-# Values of an axis other than rank, in their order.
-SERIES = (
-    Colour("#0b6fa4", "#5db8ee"),
-    Colour("#b5541c", "#f2a06b"),
-    Colour("#2e7d4f", "#74c796"),
-    Colour("#8a4fae", "#c99be8"),
-    Colour("#94750f", "#e0c464"),
-    Colour("#b83a6b", "#f291b8"),
-    Colour("#4d5b6b", "#aab9c9"),
-    Colour("#5e3a1e", "#caa58a"),
-)
-SERIES_SHAPES = (
-    "circle",
-    "square",
-    "triangle-up",
-    "diamond",
-    "cross",
-    "triangle-down",
-    "triangle-right",
-    "triangle-left",
-)
-
 # log2(rank) and the colour there; between two, they are mixed.
 _RAMP: tuple[tuple[float, Colour], ...] = (
     (0.0, Colour("#8a9a1f", "#d3df6e")),
@@ -114,9 +92,7 @@ def rank_colour(rank: int) -> Colour:
     for (low, first), (high, second) in itertools.pairwise(_RAMP):
         if place <= high:
             weight = (place - low) / (high - low)
-            return Colour(
-                _mixed(first.light, second.light, weight), _mixed(first.dark, second.dark, weight)
-            )
+            return Colour(*(_mixed(a, b, weight) for a, b in zip(first, second, strict=True)))
     return _RAMP[-1][1]
 
 

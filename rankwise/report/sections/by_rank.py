@@ -92,10 +92,8 @@ def change_figures(
             "interval is for one change from the base; models share their items, so the paired "
             "differences in the table vary less."
         )
-        if len(series) > MOST_SERIES:
-            caption += f" {len(series) - MOST_SERIES} more values are in the table."
-        if len(names) > MOST_PANELS:
-            caption += f" {len(names) - MOST_PANELS} more settings are in the CSV file."
+        caption += cells.more(len(series) - MOST_SERIES, "values are in the table")
+        caption += cells.more(len(names) - MOST_PANELS, "settings are in the CSV file")
         there = {mark.series for mark, *_ in drawn}
         items = quantities.sample_size(first, "items")
         items += f" in {first.num_tasks} tasks" if first.num_tasks > 1 else ""
@@ -128,9 +126,8 @@ def _axes_shown(found: TrainTaskAxes) -> Iterator[Shown]:
     for axis in found.axes:
         text = f"in-domain {_verdict(axis.in_domain, found.delta, found.unit, 'δ')}"
         if found.epsilon_points is not None:
-            text += (
-                f"; on retention {_verdict(axis.retention, found.epsilon_points, 'points', 'ε')}"
-            )
+            kept = _verdict(axis.retention, found.epsilon_points, "points", "ε")
+            text += f"; on retention {kept}"
         yield f"{_axis_name(axis)} ({', '.join(axis.values)}): {text}."
     yield from cells.left_out(found.left_out)
     drawn = [axis for axis in found.axes if axis.method == "lora" and axis.name != "rank"]
@@ -170,9 +167,8 @@ def _axes_shown(found: TrainTaskAxes) -> Iterator[Shown]:
 
 def _verdict(state: AxisState | None, margin: float, unit: Unit, letter: str) -> str:
     amount = f"{letter}\u00a0=\u00a0{quantities.amount(margin, unit)}"
-    if state is None:
-        return "not compared"
     return {
+        None: "not compared",
         "different": "it matters",
         "slightly different": f"it matters, by less than {amount}",
         "alike": f"its values are alike within {amount}",
@@ -236,9 +232,7 @@ def _checkpoints_shown(found: TrainTaskCheckpoints) -> Iterator[Shown]:
         Column("Gain", lambda row: cells.mean(row.gain), "test items"),
         Column("Retention", lambda row: cells.mean(row.retention), "test items"),
         Column("Worth", lambda row: cells.number(row.validation_worth, "+.1f"), "validation"),
-        Column.optional(
-            "KL, prompts", lambda row: cells.formatted(row.kl_prompts, ".3g"), "nats per token"
-        ),
+        Column.optional("KL, prompts", lambda row: cells.digits(row.kl_prompts), "nats per token"),
         Column.text("Chosen", lambda row: "yes" if (row.option.label, row.step) in chosen else ""),
     )
 
@@ -266,8 +260,6 @@ def truncation_section(found: Sequence[TrainTaskTruncation]) -> ReportSection:
 def _truncation_shown(found: TrainTaskTruncation) -> Iterator[Shown]:
     yield from (statement for curve in found.curves for statement in curve.statements)
     yield from cells.left_out(found.left_out)
-    if not found.curves:
-        return
     several = len(found.curves) > 1
     changes = [
         ChangeAtRank(curve.source.label if several else "", point.rank, point.series, point)

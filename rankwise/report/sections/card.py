@@ -13,10 +13,8 @@ from rankwise.records.results import StudyResults, TrainTaskResults
 from rankwise.records.study import Interval
 from rankwise.report import cells
 from rankwise.report.parts import (
-    EMPTY,
     Cell,
     Column,
-    Dial,
     ReportSection,
     RowGroup,
     Sliders,
@@ -55,20 +53,15 @@ def card_table(
         Column("Weights", lambda row: quantities.parameters(row.num_parameters)),
         Column("Training", time),
     ]
+    gained_in, kept_in = cells.measures(recommendation)
     beside = "Changes from the base" if has_base else "Differences from the mean of the models"
     made = Table.of(
         f"{beside}; ± is the longer side of the interval.",
         [row for row in card.rows if row in rows],
         Column("Option", lambda row: Cell(row.label, "", choice * row.is_choice, row.is_choice)),
-        Column(
-            "Gain" if has_base else "Over the mean",
-            lambda row: _short(row.gain),
-            cells.measure(recommendation.unit, recommendation.in_domain_metric),
-        ),
+        Column("Gain" if has_base else "Over the mean", lambda row: _short(row.gain), gained_in),
         Column.optional(
-            "Forgotten",
-            lambda row: _short(row.retention and row.retention.negated()),
-            cells.measure("points", recommendation.retention_metric),
+            "Forgotten", lambda row: _short(row.retention and row.retention.negated()), kept_in
         ),
         *(trained if results.study.scores is None else ()),
     )
@@ -79,33 +72,26 @@ def card_table(
     return made._replace(groups=(*made.groups, RowGroup("", "", (more,))))
 
 
-def _short(mean: TaskMean | None) -> Cell:
+def _short(mean: TaskMean | None) -> str | None:
     """+30.0 ±6.6: the longer side of the interval, which a row has room for."""
     if mean is None:
-        return EMPTY
+        return None
     side = max(mean.upper - mean.estimate, mean.estimate - mean.lower)
     estimate = quantities.change(mean.estimate, mean.unit)
-    return Cell(f"{estimate} ±{quantities.score(side, mean.unit)}")
+    return f"{estimate} ±{quantities.score(side, mean.unit)}"
 
 
 def alternative_section(card: VerdictCard, recommendation: Recommendation) -> ReportSection | None:
     """Other options beside the choice, and advice from elsewhere; None where there is neither."""
     intervals = cells.intervals(recommendation.confidence)
+    gained_in, kept_in = cells.measures(recommendation)
     options = Table.of(
         f"Every other option less {card.choice}, paired over the same items, {intervals}, each for "
         "one number by itself. Positive is better than the choice.",
         card.alternatives,
         Column("Option", lambda row: row.label),
-        Column(
-            "Gain",
-            lambda row: cells.mean(row.gain),
-            cells.measure(recommendation.unit, recommendation.in_domain_metric),
-        ),
-        Column.optional(
-            "Retention",
-            lambda row: cells.mean(row.retention),
-            cells.measure("points", recommendation.retention_metric),
-        ),
+        Column("Gain", lambda row: cells.mean(row.gain), gained_in),
+        Column.optional("Retention", lambda row: cells.mean(row.retention), kept_in),
         Column.optional(
             "Trained weights",
             lambda row: cells.known(row.weights_ratio, quantities.times),
@@ -141,8 +127,7 @@ def margin_section(recommendation: Recommendation) -> ReportSection | None:
             "retention loss that may be acceptable to you; δ and the ceiling for single tasks are "
             "the study's."
         )
-        dial = Dial(bet, recommendation.epsilon_points)
-        tables.append(TitledTable("How much may be forgotten?", said, dial))
+        tables.append(TitledTable("How much may be forgotten?", said, recommendation))
     if bet is not None:
         tables.append(TitledTable("The best bet", odds_table(recommendation, bet)))
     tables += titled({"What would settle it": prospect_table(recommendation)})
@@ -153,19 +138,16 @@ def margin_section(recommendation: Recommendation) -> ReportSection | None:
 def sliders(recommendation: Recommendation) -> Sliders:
     """What the rule needs to judge again: bounds of every option, at the level that decides."""
 
-    def ends(bounds: Iterable[Interval]) -> list[list[float]]:
-        return [[bound.lower, bound.upper] for bound in bounds]
+    def ends(bounds: Iterable[Interval | None]) -> list[list[float]]:
+        return [[bound.lower, bound.upper] for bound in bounds if bound is not None]
 
     verdicts = recommendation.verdicts
-    losses = [each.retention_loss for each in verdicts if each.retention_loss is not None]
-    worst = [each.worst_retention_loss for each in verdicts if each.worst_retention_loss]
     rule = {
         "labels": [each.label for each in verdicts],
         "has_base": recommendation.has_base,
         "gain": ends(each.gain for each in verdicts),
-        "loss": ends(losses) if losses else None,
-        "worst": ends(worst) if worst else None,
+        "loss": ends(each.retention_loss for each in verdicts) or None,
+        "worst": ends(each.worst_retention_loss for each in verdicts) or None,
         "lead": [ends(each.leads) for each in verdicts],
     }
-    margins = recommendation.delta, recommendation.epsilon_points, recommendation.worst_task_points
-    return Sliders(rule, recommendation.unit, *margins)
+    return Sliders(rule, recommendation)

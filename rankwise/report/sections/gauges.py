@@ -83,10 +83,8 @@ def _gauges_shown(found: TrainTaskGauges) -> Iterator[Shown]:
         ],
         Column("Model", lambda row: row.label),
         Column("Retention loss", lambda row: cells.mean(row.retention_loss), unit),
-        Column("KL, prompts", lambda row: cells.formatted(row.kl_prompts, ".3g"), "nats per token"),
-        Column(
-            "KL, held-out text", lambda row: cells.formatted(row.kl_prose, ".3g"), "nats per token"
-        ),
+        Column("KL, prompts", lambda row: cells.digits(row.kl_prompts), "nats per token"),
+        Column("KL, held-out text", lambda row: cells.digits(row.kl_prose), "nats per token"),
         Column("Rise of the loss", lambda row: cells.mean(row.prose_rise), "same text, nats"),
         Column("Norm", lambda row: cells.number(row.update_norm, ".3g"), "of the update"),
     )

@@ -123,13 +123,8 @@ def _change_table(runs: Sequence[HeadsOfRun]) -> Table:
 def _matter_table(found: Sequence[ChangeAndEffect]) -> Table:
     """Every measure of change against the size of the effect, for each run, task and mode."""
 
-    def correlation(place: int) -> Callable[[list[ChangeAndEffect]], Cell | None]:
-        """Of the whole effect, then of what is beyond the base's, where that is known."""
-        return lambda row: (
-            cells.correlation(row[place].correlation, row[place].reason)
-            if place < len(row)
-            else None
-        )
+    def correlation(found: ChangeAndEffect) -> Cell:
+        return cells.correlation(found.correlation, found.reason)
 
     by_run = grouped(
         (
@@ -147,8 +142,9 @@ def _matter_table(found: Sequence[ChangeAndEffect]) -> Table:
             for (_, label, task, done), parts in by_run.items()
         ],
         Column("Change", lambda row: quantities.capital(MEASURE_NAMES[row[0].measure])),
-        Column("Size of the effect", correlation(0)),
-        Column("Less the base's", correlation(1)),
+        Column("Size of the effect", lambda row: correlation(row[0])),
+        # where what is beyond the base's is known
+        Column("Less the base's", lambda row: correlation(row[1]) if len(row) > 1 else None),
         Column("Heads", lambda row: row[0].num_heads),
     )
 
@@ -251,10 +247,11 @@ def _by_run(found: TrainTaskHeads, changed: Mapping[str, HeadChanges]) -> Figure
 
 def _by_measure(label: str, changes: HeadChanges) -> Figure:
     """Everything that was measured on one run's heads."""
-    maps: list[LayerMap] = []
-    for change in changes.changes:
-        title, _, write, is_signed = _MEASURES[change.measure]
-        maps.append(_map(title, _places(change.values), write, is_signed=is_signed))
+    maps = [
+        _map(title, _places(change.values), write, is_signed=is_signed)
+        for change in changes.changes
+        for title, _, write, is_signed in [_MEASURES[change.measure]]
+    ]
     words = quantities.listed([_MEASURES[change.measure][1] for change in changes.changes])
     return Figure(
         "map-attention",
@@ -270,9 +267,7 @@ def _with_effects(model: ModelResults, label: str, effects: Sequence[TaskHeadEff
     mode, shared = effects[0].mode, effects[0].keys_and_values
     done = mode_name(mode, keys_and_values=shared)
     output = None if model.head_changes is None else model.head_changes.change("output")
-    maps: list[LayerMap] = []
-    if output is not None:
-        maps.append(_map("Change of the output, %", _places(output.values), percent))
+    maps = [_map("Change of the output, %", _places(output.values), percent)] if output else []
     for each in effects:
         places = {(head.layer, str(head.head)): head.effect.estimate for head in each.answers}
         maps.append(_map(f"{each.task}, nats", places, plain, is_signed=True))

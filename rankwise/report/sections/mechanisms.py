@@ -48,22 +48,15 @@ def mechanism_section(found: Sequence[TrainTaskMechanisms]) -> ReportSection:
         "The reference paper explains its findings by mechanisms; here they are tested. Each is "
         "shown, contradicted or undecided by the interval "
         f"({quantities.percent(found[0].confidence)}) of one paired difference. Exploratory: with "
-        "many intervals some miss, and the recommendation does not rest on them."
+        "many intervals some miss, and the recommendation does not rest on them.",
+        *cells.of_one_seed(max((t.num_seeds for part in found for t in part.trends), default=0)),
     ]
-    about += cells.of_one_seed(max((t.num_seeds for part in found for t in part.trends), default=0))
     return ReportSection.of("mechanisms", "Mechanisms", about, found, _shown, figures="mechanism")
 
 
 def _shown(found: TrainTaskMechanisms) -> Iterator[Shown]:
     yield from (*found.statements, *cells.left_out(found.left_out))
-    yield from _trends(found)
-    yield from _gaps(found)
-    if found.matched is not None:
-        yield from _pairs(found, found.matched)
-    yield from _agreement(found)
 
-
-def _trends(found: TrainTaskMechanisms) -> Iterator[Shown]:
     def measure(trend: RankTrend) -> Cell:
         unit = "nats" if trend.unit == "nats" else "points"
         return Cell(_TRENDS[trend.of][0], "", f"{unit}, {quantities.sample_size(trend)}")
@@ -79,6 +72,10 @@ def _trends(found: TrainTaskMechanisms) -> Iterator[Shown]:
         Column.text("The study", lambda trend: trend.answer),
     )
     yield "From the smallest to the largest rank", trends
+    yield from _gaps(found)
+    if found.matched is not None:
+        yield from _pairs(found, found.matched)
+    yield from _agreement(found)
 
 
 def _gaps(found: TrainTaskMechanisms) -> Iterator[Shown]:
@@ -152,8 +149,7 @@ def _pairs(found: TrainTaskMechanisms, matched: MatchedPairs) -> Iterator[Shown]
         "Each pair has the same in-domain gain, as the table says how. Right of zero the lower "
         "rank keeps more of the retention tasks; colours are those of the lower rank."
     )
-    if len(matched.pairs) > MOST_PAIRS:
-        caption += f" {len(matched.pairs) - MOST_PAIRS} more pairs are in the table."
+    caption += cells.more(len(matched.pairs) - MOST_PAIRS, "pairs are in the table")
     bars = [
         Bar(f"{pair.option.label}\nless {pair.other.label}", "", pair.option.kind, pair.kept)
         for pair in matched.pairs[:MOST_PAIRS]

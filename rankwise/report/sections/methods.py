@@ -10,7 +10,7 @@ from rankwise.records import quantities
 from rankwise.records.results import StudyResults
 from rankwise.records.study_file import study_file_text
 from rankwise.report.facts import provenance_facts
-from rankwise.report.parts import Column, Listing, ReportSection, Table, TitledTable
+from rankwise.report.parts import Column, ReportSection, Table, TitledTable
 
 
 def methods_section(results: StudyResults, page_files: str) -> ReportSection:
@@ -24,7 +24,7 @@ def methods_section(results: StudyResults, page_files: str) -> ReportSection:
         "Gains and losses are differences between models on the same items. Formulas, "
         "assumptions and references in full are in rankwise's docs/METHODS.md."
     ]
-    listings = [Listing("To cite (BibTeX)", _citations(results))]
+    listings: dict[str, str] = {}
     if results.study.scores is None:  # models that were trained elsewhere cannot be made again
         remarks.append(
             "To make the study again, write the study file below to study.yaml and run the "
@@ -38,11 +38,11 @@ def methods_section(results: StudyResults, page_files: str) -> ReportSection:
             for name, version in sorted(made.package_versions.items())
         ]
         install = " \\\n    ".join(["pip install", *pinned])
-        listings = [
-            Listing("The commands", f"{install}\nrankwise run study.yaml"),
-            Listing("study.yaml", study_file_text(results.study.config)),
-            *listings,
-        ]
+        listings = {
+            "The commands": f"{install}\nrankwise run study.yaml",
+            "study.yaml": study_file_text(results.study.config),
+        }
+    listings["To cite (BibTeX)"] = _citations(results)
     remarks.append(
         "The resolved settings are in study.json next to this page. Every number of the "
         f"tables without rounding (CSV) is in {page_files}/. For the figures as SVG and PNG: "
@@ -79,12 +79,11 @@ def _formulas(results: StudyResults) -> Iterator[tuple[str, str, str]]:
         "D̄ = mean of D(i, j)",
         "over the in-domain items; over several tasks, the mean of the tasks' means",
     )
+    kept = ""
     if config.evaluation.has("retention"):
-        yield (
-            "Retention loss",
-            "−D̄ on the retention tasks",
-            "the mean of the tasks' means, in points",
-        )
+        kept = ", loss < ε, every task's loss < its ceiling"
+        meaning = "the mean of the tasks' means, in points"
+        yield "Retention loss", "−D̄ on the retention tasks", meaning
     if len(study.runs) > 1:
         yield ("Lead", "D̄(r) − D̄(s)", "of one option over another, paired by item and seed")
     with_seeds = " + V(seeds)" if len(config.seeds) > 1 else ""
@@ -101,9 +100,6 @@ def _formulas(results: StudyResults) -> Iterator[tuple[str, str, str]]:
         "one-sided, at level 1 − α / (K + 1)",
         f"for K options; α = {quantities.number(round(1 - confidence, 6))}, shared between the "
         "looks at the study",
-    )
-    kept = (
-        ", loss < ε, every task's loss < its ceiling" if config.evaluation.has("retention") else ""
     )
     yield (
         "The rule",

@@ -10,8 +10,8 @@ from rankwise.records import quantities
 from rankwise.records.grouping import grouped
 from rankwise.records.repairs import AdapterRepair, RepairChoice, RepairPoint
 from rankwise.report import cells
-from rankwise.report.charts.marks import Look
-from rankwise.report.charts.theme import INK, SERIES
+from rankwise.report.charts.marks import SERIES, Look
+from rankwise.report.charts.theme import INK
 from rankwise.report.parts import Cell, Column, Figure, ReportSection, Shown, Table, TitledTable
 from rankwise.report.sections.overview import change_mark, plane_of
 
@@ -21,9 +21,9 @@ MOST_FIGURES = 6
 _LOOKS: dict[ArmKind, Look] = {
     "as trained": Look(INK, "circle"),
     "rate": Look(INK, "circle"),
-    "kl": Look(SERIES[0], "triangle-up"),
-    "replay": Look(SERIES[1], "square"),
-    "other": Look(SERIES[3], "cross"),
+    "kl": SERIES[0]._replace(shape="triangle-up"),
+    "replay": SERIES[1],
+    "other": SERIES[3]._replace(shape="cross"),
 }
 
 
@@ -112,29 +112,23 @@ def repair_section(found: Sequence[AdapterRepair]) -> ReportSection:
                 Column("Repaired", lambda row: quantities.score(row.repaired_score, row.unit)),
             )
             tables.append(TitledTable(title, scores))
-    return ReportSection(
-        "repairs",
-        "Repairs after training",
-        [
-            "Each repair changes a trained adapter; what is trained on afterwards says so. Chosen "
-            "is the one that gains most, of those that are shown to keep the loss of retention "
-            "within the limit. The recommendation does not rest on this.",
-            *(f"{each.model}: {each.choice.statement}" for each in found),
-            *(
-                f"{each.model}: {each.choice.kl_statement}"
-                for each in found
-                if each.choice.kl_statement
-            ),
-            *(
-                f"{each.model}: reverted heads, layer.head: "
-                f"{', '.join(f'{layer}.{head}' for layer, head in each.reverted)}."
-                for each in found
-                if each.reverted
-            ),
-            *(f"{each.model}: {warning}" for each in found for warning in each.warnings),
-        ],
-        tables=tables,
+    about = (
+        "Each repair changes a trained adapter; what is trained on afterwards says so. Chosen is "
+        "the one that gains most, of those that are shown to keep the loss of retention within the "
+        "limit. The recommendation does not rest on this."
     )
+    reverted = (
+        (each.model, ", ".join(f"{layer}.{head}" for layer, head in each.reverted))
+        for each in found
+    )
+    said = [
+        *((each.model, each.choice.statement) for each in found),
+        *((each.model, each.choice.kl_statement) for each in found),
+        *((model, heads and f"reverted heads, layer.head: {heads}.") for model, heads in reverted),
+        *((each.model, warning) for each in found for warning in each.warnings),
+    ]
+    remarks = [about, *(f"{model}: {text}" for model, text in said if text)]
+    return ReportSection("repairs", "Repairs after training", remarks, tables=tables)
 
 
 def repair_table(choice: RepairChoice) -> Table:
@@ -155,9 +149,7 @@ def repair_table(choice: RepairChoice) -> Table:
         Column(
             "Retention loss", lambda row: cells.interval(row.retention_loss, "points"), "points"
         ),
-        Column.optional(
-            "KL, prompts", lambda row: cells.formatted(row.kl, ".3g"), "nats per token"
-        ),
+        Column.optional("KL, prompts", lambda row: cells.digits(row.kl), "nats per token"),
         Column("Keeps enough", lambda row: row.keeps_enough),
     )
 
@@ -170,11 +162,9 @@ def variant_section(found: Sequence[TrainTaskVariants]) -> ReportSection:
         "rows in the same order, with the same schedule and clipping. The difference is that from "
         "LoRA at the learning rate at which LoRA gains most. The recommendation is about LoRA's "
         f"ranks and knows no variant. Intervals are {quantities.percent(found[0].confidence)}, one "
-        "at a time: exploratory."
+        "at a time: exploratory.",
+        *cells.of_one_seed(max((row.num_seeds for part in found for row in part.rows), default=1)),
     ]
-    about += cells.of_one_seed(
-        max((row.num_seeds for part in found for row in part.rows), default=1)
-    )
 
     return ReportSection.of("variants", "Variants of LoRA", about, found, _variants_shown)
 

@@ -150,8 +150,7 @@ def _by_rank(study: _Study) -> Figure | None:
         "same items, so they are compared by paired differences, which vary less: overlapping "
         "intervals here do not mean that two models are equal."
     )
-    metrics = {items[task].metric for task in tasks}
-    score = f"{'mean ' * (len(tasks) > 1)}{metrics.pop() if len(metrics) == 1 else 'score'}"
+    score = f"{'mean ' * (len(tasks) > 1)}{study.recommendation.in_domain_metric or 'score'}"
     kind = "points" if unit == "points" else "nats per token; lower is better"
     y_title, write = f"In-domain {score} ({kind})", in_unit(unit, signed=False)
     panel = RankPanel(y_title, marks, lines, write=write)
@@ -170,9 +169,8 @@ def _by_task(study: _Study) -> Figure | None:
         return None
     caption = (
         "Right of zero is better than the base. Each interval is for one difference, "
-        "paired over the same items. Each relation has its own axis."
+        f"paired over the same items. Each relation has its own axis.{_more_runs(study)}"
     )
-    caption += _more_runs(study)
     for panel, num_left_out in found:
         if num_left_out:
             num_drawn = len({bar.group for bar in panel.bars})
@@ -191,11 +189,10 @@ def _forgetting(study: _Study) -> Figure | None:
         return None
     caption = (
         "Right of zero, the adapted model predicts general prose worse than the base. "
-        "An item is a passage; differences are paired over passages."
+        f"An item is a passage; differences are paired over passages.{_more_runs(study)}"
     )
-    caption += _more_runs(study)
-    bars = f"bars are {cells.intervals(study.recommendation.confidence)}"
-    detail = f"rise of the mean loss per token; {bars}"
+    intervals = cells.intervals(study.recommendation.confidence)
+    detail = f"rise of the mean loss per token; bars are {intervals}"
     title = "Forgetting on held-out prose"
     return Figure("forgetting-on-prose", title, caption, interval_chart([panel]), detail)
 

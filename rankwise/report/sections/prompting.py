@@ -17,9 +17,9 @@ def prompting_section(found: Sequence[TrainTaskPrompting]) -> ReportSection:
         "trained. It is scored on the same items, so all differences are paired; several draws of "
         "the rows are its seeds. What it knew before stays by construction. What it costs is "
         "tokens, in every question. Intervals are "
-        f"{quantities.percent(found[0].confidence)}, one at a time: exploratory."
+        f"{quantities.percent(found[0].confidence)}, one at a time: exploratory.",
+        *cells.of_one_seed(max(row.num_draws for part in found for row in part.rows)),
     ]
-    about += cells.of_one_seed(max(row.num_draws for part in found for row in part.rows))
 
     return ReportSection.of("prompting", "A prompt instead", about, found, _shown)
 

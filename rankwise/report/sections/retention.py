@@ -50,10 +50,10 @@ def _shown(found: TrainTaskRetention) -> Iterator[Shown]:
 
 def _figure(found: TrainTaskRetention) -> Figure:
     options = cells.drawn_options(found.options)
-    labels = {option.label for option in options}
+    kinds = {option.label: option.kind for option in options}
     subjects = sorted(
         found.subjects,
-        key=lambda line: min(c.change.estimate for c in line.changes if c.label in labels),
+        key=lambda line: min(c.change.estimate for c in line.changes if c.label in kinds),
     )
     parts = {"Means of groups": found.groups, "Tasks": subjects[:MOST_SUBJECTS]}
     short = short_names(line.name for lines in parts.values() for line in lines)
@@ -67,14 +67,13 @@ def _figure(found: TrainTaskRetention) -> Figure:
                     f"{short[line.name]}\nbase {cells.mean(line.base_score, signed=False).value}, "
                     f"{quantities.sample_size(line.base_score)}",
                     change.label,
-                    option.kind,
+                    kinds[change.label],
                     change.change,
                     line.tasks[0] if len(line.tasks) == 1 else "",
                 )
                 for line in lines
-                for option in options
                 for change in line.changes
-                if change.label == option.label
+                if change.label in kinds
             ],
         )
         for title, lines in parts.items()
@@ -84,10 +83,8 @@ def _figure(found: TrainTaskRetention) -> Figure:
         "Left of zero is worse than the base. Above are means over the tasks of a group; below "
         "them single tasks, that with the largest loss of any option first."
     )
-    if len(subjects) > MOST_SUBJECTS:
-        caption += f" {len(subjects) - MOST_SUBJECTS} more are in the table."
-    more = len(found.options) - len(options)
-    if more:
+    caption += cells.more(len(subjects) - MOST_SUBJECTS, "are in the table")
+    if more := len(found.options) - len(options):
         verb = "is" if more == 1 else "are"
         caption += f" {quantities.counted(more, 'more option')} {verb} in the table."
     size = quantities.sample_size(found.groups[0].base_score)

@@ -119,15 +119,11 @@ def _cell(mean: ValidationMean | None, unit: Unit) -> Cell | str:
 def _reasons(search: TrainTaskSearch) -> dict[str, str]:
     """Run or checkpoint -> why it was trained no further, or that it is compared."""
     found: dict[str, str] = {}
-    for decision in search.decisions:
-        for ruling in decision.ruled_out:
-            for shown in search.shown:
-                is_rate = ruling.learning_rate in (None, shown.learning_rate)
-                if shown.setting == ruling.setting and is_rate and shown.run not in found:
-                    found[shown.run] = f"stopped: {ruling.reason}"
-    last: dict[tuple[str, float, int], str] = {}
-    for shown in search.shown:
-        last[shown.setting, shown.learning_rate, shown.seed] = shown.run
-    ended = {run: reason for run, reason in found.items() if run in last.values()}
+    last = {(s.setting, s.learning_rate, s.seed): s.run for s in search.shown}.values()
+    for ruling in (ruling for decision in search.decisions for ruling in decision.ruled_out):
+        for shown in search.shown:
+            is_rate = ruling.learning_rate in (None, shown.learning_rate)
+            if shown.setting == ruling.setting and is_rate and shown.run in last:
+                found.setdefault(shown.run, f"stopped: {ruling.reason}")
     finalists = search.decisions[-1].finalists
-    return ended | dict.fromkeys(finalists, "compared on the test items")
+    return found | dict.fromkeys(finalists, "compared on the test items")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from rankwise.findings.statements import TRANSFER_ALARM_SHARE
 from rankwise.findings.transfer import DomainMean, Transfer, TransferCell, TransferRow
 from rankwise.records import quantities
 from rankwise.report import cells
-from rankwise.report.charts.heatmap import HeatCell, HeatPanel, HeatScale, HeatSize, heat_map
+from rankwise.report.charts.heatmap import HeatCell, HeatPanel, HeatScale, heat_map
 from rankwise.report.charts.marks import lines
 from rankwise.report.charts.theme import ALARM, INK
 from rankwise.report.parts import (
@@ -39,7 +39,7 @@ SCALE = HeatScale(
 )
 """The same in every study."""
 
-_SIZE = HeatSize(80.0, 37.0)
+_SIZE = (80.0, 37.0)
 _ROW_LETTERS, _COLUMN_LETTERS = 30, 13
 _NO_DOMAIN = "no domain named"
 
@@ -60,11 +60,11 @@ class _Column(NamedTuple):
 
 
 class _Matrix(NamedTuple):
-    """What was measured, by trained task, option and column."""
+    """What was measured, by trained task, option, and the column's tasks or the mean's domain."""
 
     found: Transfer
     columns: Sequence[_Column]
-    cells: dict[tuple[str, str, _Column], Measured]
+    cells: Mapping[tuple[str, str, tuple[str, ...] | str | None], Measured]
 
     @classmethod
     def of(cls, found: Transfer) -> _Matrix:
@@ -75,15 +75,13 @@ class _Matrix(NamedTuple):
             columns += [_Column(column.name, domain, column.tasks) for column in own]
             if domain in averaged:
                 columns.append(_Column("mean", domain, None))
-        cells: dict[tuple[str, str, _Column], Measured] = {}
-        for column in columns:
-            measured: Sequence[Measured] = (
-                [mean for mean in found.domain_means if mean.domain == column.domain]
-                if column.tasks is None
-                else [cell for cell in found.cells if cell.tasks == column.tasks]
-            )
-            cells |= {(cell.train_task, cell.label, column): cell for cell in measured}
-        return cls(found, columns, cells)
+        cells = {(cell.train_task, cell.label, cell.tasks): cell for cell in found.cells}
+        means = {(mean.train_task, mean.label, mean.domain): mean for mean in found.domain_means}
+        return cls(found, columns, {**cells, **means})
+
+    def at(self, row: tuple[str, str], column: _Column) -> Measured | None:
+        """What was measured of a trained task and option in a column."""
+        return self.cells.get((*row, column.domain if column.tasks is None else column.tasks))
 
     @property
     def is_named(self) -> bool:
@@ -154,18 +152,14 @@ def _figure(matrix: _Matrix, name: str, title: str, rows: dict[str, tuple[str, s
     """A matrix; ``rows`` are the trained task and the option of each, by its label."""
     found, shown = matrix.found, matrix.columns[:MOST_COLUMNS]
     measured = {
-        (label, column): matrix.cells.get((*row, column))
-        for label, row in rows.items()
-        for column in shown
+        (label, column): matrix.at(row, column) for label, row in rows.items() for column in shown
     }
     caption = "Muted cells have an interval that contains zero. A frame marks the trained task."
     if any(map(_is_alarm, measured.values())):
         caption += " ▼ in a red frame is negative transfer."
-    if len(matrix.columns) > len(shown):
-        caption += f" {len(matrix.columns) - len(shown)} more columns are in the table."
-    more = len(found.options) - len(rows) if len(found.rows) == 1 else 0
-    if more > 0:
-        caption += f" {more} more options are in the table."
+    caption += cells.more(len(matrix.columns) - len(shown), "columns are in the table")
+    if len(found.rows) == 1:
+        caption += cells.more(len(found.options) - len(rows), "options are in the table")
     words = [
         f"{label}: "
         + "; ".join(
@@ -237,7 +231,7 @@ def _table(matrix: _Matrix, row: TransferRow) -> Table:
     groups: dict[str, list[list[Cell]]] = {}
     options = matrix.found.options
     for column in matrix.columns:
-        own = [matrix.cells.get((row.name, option.label, column)) for option in options]
+        own = [matrix.at((row.name, option.label), column) for option in options]
         first = next((cell for cell in own if cell is not None), None)
         if first is None:
             continue

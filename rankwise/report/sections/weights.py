@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from rankwise.findings.options import first_of_options
 from rankwise.findings.trends import means_by_rank
 from rankwise.findings.weights import ALL_MODULES, RunWeights, TrainTaskWeights
 from rankwise.records import quantities
+from rankwise.records.grouping import grouped
 from rankwise.records.results import ModelResults, StudyResults
-from rankwise.records.spectra import INTRUDER_EPSILON, INTRUDER_K
+from rankwise.records.spectra import (
+    EPSILONS,
+    INTRUDER_EPSILON,
+    INTRUDER_K,
+    MatrixSpectrum,
+    VectorChange,
+    intruder_k,
+    intruders_of,
+    similarity,
+)
 from rankwise.report import cells
-from rankwise.report.charts.heatmap import MOST_PANELS
+from rankwise.report.charts.heatmap import MOST_PANELS, HeatScale, LayerMap, layer_maps, percent
 from rankwise.report.charts.marks import Look
 from rankwise.report.charts.plane import Plane, PlaneMark, plane_chart
-from rankwise.report.charts.ranks import RankCurve, RankLine, RankMark, RankPanel, rank_chart
+from rankwise.report.charts.ranks import (
+    RankCurve,
+    RankLine,
+    RankMark,
+    RankPanel,
+    curve_of,
+    rank_chart,
+)
 from rankwise.report.parts import (
     LEAST_POINTS,
     Cell,
@@ -26,7 +44,6 @@ from rankwise.report.parts import (
     Table,
     thinned,
 )
-from rankwise.report.sections.weight_maps import intruder_map, intruders, norm_map, turned_map
 
 
 def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> ReportSection:
@@ -47,21 +64,21 @@ def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> 
     about = [
         "Norms and ranks of an update are exact, from its factors. Singular vectors after training "
         f"are compared with the base's own. {nulls} Exploratory: the recommendation does not rest "
-        "on it."
+        "on it.",
+        *cells.of_one_seed(found[0].num_seeds),
     ]
-    about += cells.of_one_seed(found[0].num_seeds)
     models = {model.name: model for model in results.runs}
-    intruder_k = min(INTRUDER_K, settings.top_k)
+    num_leading = min(INTRUDER_K, settings.top_k)
 
     def shown(part: TrainTaskWeights) -> Iterator[Shown]:
         yield from part.statements
         yield from (f"{run} was not analysed: {why}" for run, why in part.left_out.items())
-        yield "Updates of the runs", _run_table(part.runs, intruder_k)
+        yield "Updates of the runs", _run_table(part.runs, num_leading)
         yield "Norm against rank", _norm_table(part)
         yield from _norms(part)
         yield from _overlap(part)
         if sum(bool(run.forgetting) for run in part.runs) >= LEAST_POINTS:
-            yield _forgetting_figure(part, intruder_k)
+            yield _forgetting_figure(part, num_leading)
         yield from _maps(part, models)
         associations = Table.of(
             "Over all runs, full fine-tuning among them; intervals at "
@@ -78,7 +95,7 @@ def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> 
     return ReportSection.of("weights", "Weights", about, found, shown)
 
 
-def _run_table(runs: Sequence[RunWeights], intruder_k: int) -> Table:
+def _run_table(runs: Sequence[RunWeights], num_leading: int) -> Table:
     def shared(run: RunWeights) -> Cell | None:
         if run.full_overlap is None or run.full_overlap_expected is None:
             return None
@@ -98,7 +115,7 @@ def _run_table(runs: Sequence[RunWeights], intruder_k: int) -> Table:
         Column(
             "Intruders",
             lambda run: cells.beside_nulls("{:.3g}", run.intruders),
-            f"k = {intruder_k}, ε = {INTRUDER_EPSILON}",
+            f"k = {num_leading}, ε = {INTRUDER_EPSILON}",
         ),
         Column(
             "Similarity",
@@ -118,15 +135,11 @@ def _norm_table(found: TrainTaskWeights) -> Table:
         Column("Modules", lambda row: Cell(row.module, row.setting)),
         Column(
             "Logarithm",
-            lambda row: cells.formatted(row.logarithmic.slope, ".3g"),
+            lambda row: cells.digits(row.logarithmic.slope),
             "norm per doubling of the rank",
         ),
         Column("R²", lambda row: f"{row.logarithmic.r_squared:.3f}"),
-        Column(
-            "Power law",
-            lambda row: cells.formatted(row.power_law.slope, ".3g"),
-            "exponent of the rank",
-        ),
+        Column("Power law", lambda row: cells.digits(row.power_law.slope), "exponent of the rank"),
         Column("R²", lambda row: f"{row.power_law.r_squared:.3f}"),
     )
 
@@ -141,7 +154,7 @@ def _norms(found: TrainTaskWeights) -> Iterator[Figure]:
         return
     trends = [trend for trend in found.norm_trends if trend.module == ALL_MODULES]
     full = means_by_rank((0, run.frobenius_norm) for run in found.runs if run.option.rank is None)
-    curves: list[RankCurve] = []
+    curves: dict[str, RankCurve] = {}
     if len(trends) == 1:
         log, power, ranks = trends[0].logarithmic, trends[0].power_law, trends[0].ranks
         slope, exponent = log.slope.estimate, power.slope.estimate
@@ -153,7 +166,7 @@ def _norms(found: TrainTaskWeights) -> Iterator[Figure]:
                 math.exp(power.intercept) * rank**exponent
             ),
         }
-        curves = [RankCurve.of(name, ranks, law) for name, law in laws.items()]
+        curves = {name: curve_of(law, ranks) for name, law in laws.items()}
     caption = "The Frobenius norm of the whole update. "
     if curves:
         caption += "Lines are the two laws that were fitted; the table has them by module too."
@@ -172,21 +185,19 @@ def _norms(found: TrainTaskWeights) -> Iterator[Figure]:
 
 
 def _overlap(found: TrainTaskWeights) -> Iterator[Figure]:
-    adapters = [(run.option.rank, run) for run in found.runs if run.option.rank is not None]
-    expected = {
-        (float(rank), run.full_overlap_expected)
-        for rank, run in adapters
-        if run.full_overlap_expected is not None
-    }
-    marks = [
-        RankMark(rank, run.full_overlap) for rank, run in adapters if run.full_overlap is not None
-    ]
+    marks: list[RankMark] = []
+    expected: set[tuple[float, float]] = set()
+    for run in found.runs:
+        overlap, of_random, rank = run.full_overlap, run.full_overlap_expected, run.option.rank
+        if rank is not None and overlap is not None and of_random is not None:
+            marks.append(RankMark(rank, overlap))
+            expected.add((float(rank), of_random))
     if not marks:
         return
     panel = RankPanel(
         "Shared share of directions",
         marks,
-        curves=[RankCurve("random directions", sorted(expected))],
+        curves={"random directions": sorted(expected)},
         write=lambda value: f"{value:.3f}",
     )
     yield Figure(
@@ -199,7 +210,7 @@ def _overlap(found: TrainTaskWeights) -> Iterator[Figure]:
     )
 
 
-def _forgetting_figure(found: TrainTaskWeights, intruder_k: int) -> Figure:
+def _forgetting_figure(found: TrainTaskWeights, num_leading: int) -> Figure:
     names = dict.fromkeys(name for run in found.runs for name in run.forgetting)
     units = {association.forgetting: association.unit for association in found.associations}
     against: list[tuple[str, Callable[[RunWeights], float]]] = [
@@ -231,7 +242,7 @@ def _forgetting_figure(found: TrainTaskWeights, intruder_k: int) -> Figure:
     return Figure(
         "forgetting",
         "Weights and forgetting",
-        f"Intruder dimensions are among the {intruder_k} leading directions of every matrix "
+        f"Intruder dimensions are among the {num_leading} leading directions of every matrix "
         f"(ε = {INTRUDER_EPSILON}), all matrices together; where all runs have the same number, "
         "the share by which directions have turned is drawn instead.",
         plane_chart(planes),
@@ -257,3 +268,115 @@ def _maps(found: TrainTaskWeights, models: Mapping[str, ModelResults]) -> Iterat
         yield from turned_map(label, own)
         if any(intruders(matrix.change, matrix) for matrix in own):
             yield from intruder_map(label, own)
+
+
+def norm_map(matrices: Mapping[str, Sequence[MatrixSpectrum]]) -> Iterator[Figure]:
+    """The size of the updates of some models, by what they are called."""
+    panels = {
+        label: [(matrix, matrix.update.relative_norm) for matrix in own]
+        for label, own in matrices.items()
+    }
+    return _map_figure(
+        "map-norm",
+        "Size of the update by layer and module",
+        "% of the base's norm; rows are layers",
+        "‖delta‖_F of each matrix relative to the base's own norm, in percent.",
+        panels,
+        percent,
+    )
+
+
+def turned_map(label: str, matrices: Sequence[MatrixSpectrum]) -> Iterator[Figure]:
+    """How far singular vectors of one model have turned, compared with random updates."""
+    most = max(matrix.leading[-1] for matrix in matrices)
+    caption = (
+        f"1 − |cos| of singular vectors of one index before and after, in percent, mean of left "
+        f"and right over the leading {most} (or the matrix's own number)."
+    )
+    if _are_drawn(matrices):
+        caption += (
+            " Beside it the same under random updates: what is no larger than there is a matter of "
+            "size alone."
+        )
+    return _map_figure(
+        "map-turned",
+        f"Turned singular vectors, {label}",
+        "1 − |cos| in %; rows are layers",
+        caption,
+        _with_nulls(matrices, lambda change, _: 1.0 - similarity(change)),
+        percent,
+    )
+
+
+def intruder_map(label: str, matrices: Sequence[MatrixSpectrum]) -> Iterator[Figure]:
+    """Where intruder dimensions of one model are, compared with random updates."""
+    k = intruder_k(matrices)
+    beside = "; next to it the means under random updates" if _are_drawn(matrices) else ""
+    return _map_figure(
+        "map-intruders",
+        f"Intruder dimensions, {label}",
+        f"of {k} leading vectors; rows are layers",
+        f"How many of the {k} leading left singular vectors after training have no |cos| of "
+        f"{INTRUDER_EPSILON} or more with any of the base's{beside}.",
+        _with_nulls(matrices, intruders),
+        lambda value: f"{value:.2g}",
+    )
+
+
+def intruders(change: VectorChange, matrix: MatrixSpectrum) -> float:
+    """The count at the standard k and ε."""
+    return intruders_of(change, matrix.leading, EPSILONS)
+
+
+def nulls(matrix: MatrixSpectrum) -> list[VectorChange]:
+    """What random updates have done to it: Gaussian, Haar; where they were drawn."""
+    return [null for null in (matrix.gaussian_null, matrix.haar_null) if null is not None]
+
+
+_Panels = Mapping[str, Sequence[tuple[MatrixSpectrum, float | None]]]
+"""By title: matrices with their numbers, None where nothing was measured."""
+
+
+def _map_figure(
+    name: str, title: str, detail: str, caption: str, panels: _Panels, words: Callable[[float], str]
+) -> Iterator[Figure]:
+    """Of the panels that have values, with one scale; nothing where none has."""
+    kinds = {matrix.kind for own in panels.values() for matrix, _ in own}
+    ends = Counter(kind.rpartition(".")[2] for kind in kinds)
+
+    def short(kind: str) -> str:
+        """The last part of a kind's name, or all of it where others end alike."""
+        end = kind.rpartition(".")[2]
+        return end if ends[end] == 1 else kind
+
+    values = {
+        title: {
+            (matrix.layer, short(matrix.kind)): value
+            for matrix, value in own
+            if matrix.layer is not None and value is not None
+        }
+        for title, own in panels.items()
+    }
+    scale = HeatScale.of([value for own in values.values() for value in own.values()], words)
+    maps = [LayerMap(label, own, scale) for label, own in values.items() if own]
+    if maps:
+        yield Figure(name, title, caption, layer_maps(maps), detail)
+
+
+def _are_drawn(matrices: Iterable[MatrixSpectrum]) -> bool:
+    return any(matrix.haar_null is not None for matrix in matrices)
+
+
+def _with_nulls(
+    matrices: Sequence[MatrixSpectrum], value: Callable[[VectorChange, MatrixSpectrum], float]
+) -> _Panels:
+    changes = (
+        (title, matrix, change)
+        for matrix in matrices
+        for title, change in (
+            ("trained", matrix.change),
+            ("Gaussian", matrix.gaussian_null),
+            ("Haar", matrix.haar_null),
+        )
+    )
+    return grouped((title, (m, change and value(change, m))) for title, m, change in changes)
