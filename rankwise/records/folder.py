@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from rankwise.errors import RecordError
 from rankwise.records.base import Record
-from rankwise.records.checked_files import CheckedFiles, state_of
 from rankwise.records.files import (
+    CheckedFiles,
     FileDigest,
     read_if_there,
     read_items,
@@ -21,6 +21,7 @@ from rankwise.records.files import (
     read_regular,
     require_regular,
     share_as_usual,
+    state_of,
     write_atomically,
     write_record,
     writing,
