@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, RankwiseError, did_you_mean
 from rankwise.records.files import read_regular
-from rankwise.scores.models import ScoredModel
-from rankwise.scores.scoring import Item, Scoring, answered
+from rankwise.scores.models import Item, ScoredModel, Scoring, answered
 from rankwise.scores.tables import listed
 
 HELM_FILES = ("per_instance_stats.json", "display_predictions.json", "predictions.json")

@@ -41,8 +41,14 @@ from rankwise.records.study import (
     Unit,
 )
 from rankwise.scores.asked import Asked
-from rankwise.scores.models import BASE_NAMES, ScoredModel, with_names_read
-from rankwise.scores.scoring import Given, Item, Scoring
+from rankwise.scores.models import (
+    BASE_NAMES,
+    Given,
+    Item,
+    ScoredModel,
+    Scoring,
+    with_names_read,
+)
 
 LOSSES = frozenset({"loss", "nll", "loss_nats", "cross_entropy", "eval_loss"})
 """Columns of these names are a loss in nats per token."""

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 from rankwise.errors import DataError, did_you_mean
 from rankwise.records import quantities
 from rankwise.scores.asked import Asked
-from rankwise.scores.models import READ, ScoredModel, settings_of
-from rankwise.scores.scoring import Item, Scoring, answered
+from rankwise.scores.models import READ, Item, ScoredModel, Scoring, answered, settings_of
 from rankwise.tasks.row_files import RawRow, flat_row
 
 NAMES: Mapping[str, tuple[str, ...]] = {
