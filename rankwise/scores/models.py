@@ -198,12 +198,7 @@ class Item(NamedTuple):
 
 
 def answered(
-    metric: str,
-    value: float,
-    *,
-    prompt: Any = None,
-    target: Any = None,
-    answer: Any = None,
+    metric: str, value: float, *, prompt: Any = None, target: Any = None, answer: Any = None
 ) -> dict[str, Any]:
     """An answer as lm-eval would log it, without its document; what is None is not in it."""
     line: dict[str, Any] = {"filter": "none", "metrics": [metric], metric: value}

@@ -41,14 +41,7 @@ from rankwise.records.study import (
     Unit,
 )
 from rankwise.scores.asked import Asked
-from rankwise.scores.models import (
-    BASE_NAMES,
-    Given,
-    Item,
-    ScoredModel,
-    Scoring,
-    with_names_read,
-)
+from rankwise.scores.models import BASE_NAMES, Given, Item, ScoredModel, Scoring, with_names_read
 
 LOSSES = frozenset({"loss", "nll", "loss_nats", "cross_entropy", "eval_loss"})
 """Columns of these names are a loss in nats per token."""

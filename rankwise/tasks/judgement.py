@@ -239,10 +239,7 @@ def _aggregate(prepared: PreparedTask, values: Values) -> list[MetricScore]:
 
 
 def _decision(
-    prepared: PreparedTask,
-    metrics: Sequence[MetricScore],
-    values: Values,
-    wanted: str | None,
+    prepared: PreparedTask, metrics: Sequence[MetricScore], values: Values, wanted: str | None
 ) -> MetricScore:
     """The loss of prose and of rows as given, or the wanted metric, else the first usable one."""
     usable: list[MetricScore] = []  # those that are the mean of one number per item

@@ -63,9 +63,7 @@ class Overlap(NamedTuple):
 
 
 def find_overlap(
-    rows: Mapping[str, Sequence[TrainingRow]],
-    tasks: Sequence[PreparedTask],
-    tokenizer: Any,
+    rows: Mapping[str, Sequence[TrainingRow]], tasks: Sequence[PreparedTask], tokenizer: Any
 ) -> Overlap:
     """Find the scored items of tasks in training rows, in time linear in both.
 

@@ -36,16 +36,7 @@ FILE_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """Endings of files with rows; a file of another name is read as JSON Lines."""
 
 JudgeName = Literal[
-    "loss",
-    "choice",
-    "preference",
-    "number",
-    "exact",
-    "contains",
-    "json",
-    "rouge",
-    "bleu",
-    "chrf",
+    "loss", "choice", "preference", "number", "exact", "contains", "json", "rouge", "bleu", "chrf"
 ]
 """Ways to score held-out rows without settings: by the loss of their answers; as a choice among all
 answers; by which of a row's two answers became likelier, against the base; or by what a model
