@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, RankwiseError, did_you_mean
 from rankwise.records.files import read_regular
+from rankwise.records.quantities import listed
 from rankwise.scores.models import Item, ScoredModel, Scoring, answered
-from rankwise.scores.tables import listed
 
 HELM_FILES = ("per_instance_stats.json", "display_predictions.json", "predictions.json")
 """HELM's per-instance files, in a folder for each run; the first has every statistic."""
