@@ -350,8 +350,7 @@ class StudyFolder:
     def failures(self) -> tuple[StageFailure, ...]:
         """The stages that failed when they were last tried, in the order of their names."""
         paths = sorted(self.failures_folder.glob("*.json"))
-        found = [self.read_if_there(path, StageFailure) for path in paths]
-        return tuple(failure for failure in found if failure is not None)
+        return tuple(self.read(path, StageFailure) for path in paths if self.has(path))
 
     def write_failure(self, failure: StageFailure) -> None:
         self.write(self.failures_folder / f"{failure.stage}.json", failure)
@@ -420,9 +419,8 @@ class StudyFolder:
     def clear_models(self) -> None:
         """Remove every model's records: those of others come in their place."""
         with writing(self.root):
-            for folder in (self.root / BASE, self.root / _RUNS):
-                if folder.exists():
-                    shutil.rmtree(folder)
+            for folder in filter(Path.exists, (self.root / BASE, self.root / _RUNS)):
+                shutil.rmtree(folder)
 
     def start_run(self, planned: PlannedRun) -> None:
         """Clear what an interrupted training of this run left behind."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Literal, Protocol, Self, get_args
+from typing import Any, Literal, Protocol, Self, get_args
 
 from pydantic import Field
 
@@ -623,6 +623,25 @@ class RunRecord(VersionedRecord):
     elsewhere."""
     metrics: FileDigest | None = None
     """What ``metrics.jsonl`` is; None where it was lost."""
+
+    @classmethod
+    def of(cls, planned: PlannedRun, provenance: Provenance, **measured: Any) -> Self:
+        """The record of a model of which nothing but this was measured."""
+        nothing: dict[str, Any] = {
+            "status": "trained",
+            "message": None,
+            "num_steps": 0,
+            "num_tokens": 0,
+            "num_loss_tokens": 0,
+            "num_truncated": 0,
+            "first_loss_nats": None,
+            "final_loss_nats": None,
+            "update_is_zero": True,
+            "weights_bytes": 0,
+            "train_seconds": 0.0,
+            "peak_memory_bytes": 0,
+        }
+        return cls(planned=planned, provenance=provenance, **(nothing | measured))
 
     @property
     def is_given_up(self) -> bool:

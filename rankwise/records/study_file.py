@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args, get_origin
 
@@ -23,6 +22,7 @@ from rankwise.records.yaml_reading import PlainLoader, YamlError, parse_yaml, re
 
 M = TypeVar("M", bound=BaseModel)
 
+_PRESETS = Path(__file__).parent / "presets"
 _MOST_SHOWN = 80
 _STUDY_FILE = "a study file is a mapping of sections; see `rankwise init`"
 _CONTRACT = "a contract maps names to own rows, such as tools: {data: rows.jsonl, judged_by: json}"
@@ -39,8 +39,7 @@ _IN_WORDS = {
 
 def preset_names() -> tuple[str, ...]:
     """The names of the study files that ship with rankwise."""
-    files = resources.files("rankwise.records") / "presets"
-    return tuple(sorted(Path(f.name).stem for f in files.iterdir() if f.name.endswith(".yaml")))
+    return tuple(sorted(path.stem for path in _PRESETS.glob("*.yaml")))
 
 
 def preset_text(name: str) -> str:
@@ -52,9 +51,7 @@ def preset_text(name: str) -> str:
     if name not in preset_names():
         hint = did_you_mean(name, preset_names()) or f"there are {', '.join(preset_names())}"
         raise ConfigError(name, [f"no preset named {name!r}; {hint}"])
-    return (resources.files("rankwise.records") / "presets" / f"{name}.yaml").read_text(
-        encoding="utf-8"
-    )
+    return (_PRESETS / f"{name}.yaml").read_text("utf-8")
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> StudyConfig:
@@ -138,14 +135,7 @@ def _checked(
     data: dict[str, Any], source: str, folder: Path, problems: Sequence[str | None]
 ) -> StudyConfig:
     found = [*filter(None, problems), *_given_twice(data)]
-    config = None
-    try:
-        config = StudyConfig.model_validate(data)
-    except ValidationError as error:
-        found.extend(problems_of(error, data, StudyConfig))
-    if found or config is None:
-        raise ConfigError(source, found)
-    config = _with_absolute_paths(config, folder)
+    config = _with_absolute_paths(validated(StudyConfig, data, source, found), folder)
     # A base in a folder is named by its whole path. A folder of the current one is meant from
     # wherever the study goes on; a plain name may be an embedded model's.
     name = config.base_model.name
@@ -318,16 +308,19 @@ def _at(data: Any, location: tuple[str, ...]) -> Any:
     return data
 
 
-def validated(model: type[M], data: dict[str, Any], source: str) -> M:
-    """Data of this kind, checked.
+def validated(model: type[M], data: dict[str, Any], source: str, problems: Sequence[str] = ()) -> M:
+    """Data of this kind, checked; ``problems`` were found before.
 
     Raises:
         ConfigError: with every problem found.
     """
     try:
-        return model.model_validate(data)
+        checked = model.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(source, list(problems_of(error, data, model))) from error
+        raise ConfigError(source, [*problems, *problems_of(error, data, model)]) from error
+    if problems:
+        raise ConfigError(source, problems)
+    return checked
 
 
 def problems_of(

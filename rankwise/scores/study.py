@@ -157,23 +157,7 @@ def scored_study(given: Given, asked: Asked, name: str) -> ScoredStudy:
             made = _evaluation(record, run, scoring, lines, units[task], asked)
             evaluations.setdefault(made.model, {})[task] = made, lines
     records = tuple(
-        RunRecord(  # what an import writes: nothing is known of its training
-            status="trained",
-            message=None,
-            planned=run,
-            num_steps=0,
-            num_tokens=0,
-            num_loss_tokens=0,
-            num_truncated=0,
-            first_loss_nats=None,
-            final_loss_nats=None,
-            update_is_zero=False,
-            weights_bytes=0,
-            train_seconds=0.0,
-            peak_memory_bytes=0,
-            provenance=record.provenance,
-        )
-        for run in runs.values()
+        RunRecord.of(run, record.provenance, update_is_zero=False) for run in runs.values()
     )
     return ScoredStudy(record, records, evaluations)
 

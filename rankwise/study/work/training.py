@@ -474,22 +474,5 @@ def _work(trainee: Trainee, num_tokens: int) -> float:
 
 
 def _record(plan: StudyPlan, run: PlannedRun, **measured: Any) -> RunRecord:
-    nothing: dict[str, Any] = {
-        "status": "trained",
-        "message": None,
-        "num_steps": 0,
-        "num_tokens": 0,
-        "num_loss_tokens": 0,
-        "first_loss_nats": None,
-        "final_loss_nats": None,
-        "update_is_zero": True,
-        "weights_bytes": 0,
-        "train_seconds": 0.0,
-        "peak_memory_bytes": 0,
-    }
-    return RunRecord(
-        planned=run,
-        num_truncated=sum(example.is_truncated for example in plan.examples_of(run)),
-        provenance=provenance_on(plan.device),
-        **(nothing | measured),
-    )
+    cut = sum(example.is_truncated for example in plan.examples_of(run))
+    return RunRecord.of(run, provenance_on(plan.device), num_truncated=cut, **measured)
