@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+import statistics
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, get_args
 
@@ -701,6 +702,20 @@ class MetricScore(Record):
     stderr: float | None
     num_examples: int
     higher_is_better: bool
+
+    @classmethod
+    def of_values(
+        cls, metric: str, filter_name: str, values: Sequence[float], *, higher_is_better: bool
+    ) -> Self:
+        """The mean of one number per item."""
+        return cls(
+            metric=metric,
+            filter=filter_name,
+            value=statistics.fmean(values),
+            stderr=statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None,
+            num_examples=len(values),
+            higher_is_better=higher_is_better,
+        )
 
 
 class TaskEvaluation(StageRecord):

@@ -185,10 +185,7 @@ def _csv_rows(path: Path, text: str) -> list[RawRow]:
 def _csv_cells(path: Path, reader: Any, header: Sequence[str], delimiter: str) -> Iterator[RawRow]:
     number = -1  # the header is row 0
     try:
-        for cells in reader:
-            if not cells:
-                continue
-            number += 1
+        for number, cells in enumerate(filter(None, reader)):
             if number == 0:
                 continue
             problem = None
