@@ -93,10 +93,6 @@ class ScoredStudy(NamedTuple):
             items={task: each.items for task, each in judged.items()},
         )
 
-    def read_samples(self, model: str, task: str) -> Sequence[Line]:
-        """The lines of a model on a task."""
-        return self.evaluations[model][task][1]
-
     def write(self, folder: StudyFolder) -> None:
         """Write everything as a study's folder, in place of earlier scores there.
 
