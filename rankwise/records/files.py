@@ -349,11 +349,6 @@ def read_items(path: Path, digest: FileDigest | None) -> list[dict[str, Any]]:
     return lines
 
 
-def read_if_there(path: Path, record_type: type[R]) -> R | None:
-    """Read one record; None where there is no such file. Raises as ``read_record`` does."""
-    return read_record(path, record_type) if path.exists() else None
-
-
 class CheckedFiles:
     """Files whose digest was checked: each is read once, and again when the system says it moved.
 

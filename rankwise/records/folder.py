@@ -15,7 +15,6 @@ from rankwise.records.base import Record
 from rankwise.records.files import (
     CheckedFiles,
     FileDigest,
-    read_if_there,
     read_items,
     read_record,
     read_regular,
@@ -294,7 +293,7 @@ class StudyFolder:
         if leader is None:
             return None
         with contextlib.suppress(RecordError):
-            progress = read_if_there(self.progress_file, StudyProgress)
+            progress = self.read_if_there(self.progress_file, StudyProgress)
         return leader, progress
 
     def read_study(self) -> StudyRecord:
