@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -363,7 +364,6 @@ class CheckedFiles:
         """Files below ``root`` are known by their names in it, others by their absolute paths."""
         self._root = root
         self._file = root / ".checked.json"
-        self._known: dict[str, list[Any]] | None = None
         self._is_changed = False
 
     def digest(self, path: Path) -> FileDigest:
@@ -391,7 +391,7 @@ class CheckedFiles:
             state = state_of(path)
             if state[0] != digest.num_bytes:
                 return f"has {state[0]:,} bytes and had {digest.num_bytes:,} when it was written"
-            if not thorough and self._memory().get(self._key(path)) == [*state, digest.sha256]:
+            if not thorough and self._known.get(self._key(path)) == [*state, digest.sha256]:
                 return None
             if digest_of(path) != digest:
                 return "has other bytes than when it was written"
@@ -407,21 +407,20 @@ class CheckedFiles:
         """Keep what is remembered; where the folder cannot be written, nothing is kept."""
         if self._is_changed:
             with contextlib.suppress(StorageError):
-                write_atomically(self._file, json.dumps(self._memory()))
+                write_atomically(self._file, json.dumps(self._known))
                 self._is_changed = False
 
     def _remember(self, path: Path, digest: FileDigest) -> None:
         with contextlib.suppress(OSError):
-            self._memory()[self._key(path)] = [*state_of(path), digest.sha256]
+            self._known[self._key(path)] = [*state_of(path), digest.sha256]
             self._is_changed = True
 
-    def _memory(self) -> dict[str, list[Any]]:
-        if self._known is None:
-            self._known = {}
-            with contextlib.suppress(OSError, ValueError, RecursionError):
-                read = json.loads(read_regular(self._file))
-                self._known = read if isinstance(read, dict) else {}
-        return self._known
+    @functools.cached_property
+    def _known(self) -> dict[str, list[Any]]:
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            read = json.loads(read_regular(self._file))
+            return read if isinstance(read, dict) else {}
+        return {}
 
     def _key(self, path: Path) -> str:
         is_below = path.is_relative_to(self._root)
