@@ -10,7 +10,6 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import (
     AfterValidator,
-    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -18,6 +17,7 @@ from pydantic import (
 )
 
 from rankwise.records.fields import (
+    AnyNumber,
     Names,
     NotNegative,
     Positive,
@@ -25,8 +25,6 @@ from rankwise.records.fields import (
     Several,
     Text,
     UserPath,
-    as_list,
-    distinct,
     exactly_one,
     run_name,
 )
@@ -52,12 +50,9 @@ def pattern(value: str) -> str:
     return value
 
 
-Patterns = Annotated[
-    tuple[Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(pattern)], ...],
-    BeforeValidator(as_list),
-    Field(max_length=100),
-    AfterValidator(distinct),
-]
+Pattern = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(pattern)]
+
+Patterns = Annotated[AnyNumber[Pattern], Field(max_length=100)]
 
 
 class JsonCheckConfig(Section):

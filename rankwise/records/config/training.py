@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from rankwise.records.config.own_rows import ColumnsConfig, Judges, data_name
 from rankwise.records.fields import (
@@ -25,8 +25,6 @@ from rankwise.records.fields import (
     Switch,
     Text,
     UserPath,
-    as_list,
-    distinct,
     exactly_one,
 )
 
@@ -167,12 +165,7 @@ class TrainConfig(Section):
     gradient_accumulation_steps: Count = 4
     """An optimizer step sees ``batch_size`` times this many examples of each run."""
     learning_rate: LearningRateConfig = LearningRateConfig()
-    score_checkpoints: Annotated[
-        tuple[Checkpoint, ...],
-        BeforeValidator(as_list),
-        Field(max_length=100),
-        AfterValidator(distinct),
-    ] = ()
+    score_checkpoints: Annotated[AnyNumber[Checkpoint], Field(max_length=100)] = ()
     """Optimizer steps, or shares of all steps, after which each run is scored too."""
     stop: StopConfig | None = None
     warmup_ratio: Fraction = 0.1
