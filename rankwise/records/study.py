@@ -554,15 +554,14 @@ class StudyRecord(StudyTasks):
         """
         if run.method != "lora":
             return None
-        full = (other for other in self.models if other.method == "full")  # few of many
-        alike = [
+        alike = (
             other
-            for other in full
-            if other.role in COMPARED
+            for other in self.models
+            if other.method == "full"  # few of many
+            and other.role in COMPARED
             and (other.train_task, other.seed) == (run.train_task, run.seed)
-        ]
-        alike.sort(key=lambda other: other.epochs != run.epochs)
-        return alike[0] if alike else None
+        )
+        return min(alike, key=lambda other: other.epochs != run.epochs, default=None)
 
     @property
     def weights_bytes(self) -> int:
