@@ -137,11 +137,8 @@ def _json_rows(path: Path, text: str) -> tuple[str, list[RawRow]]:
     lines = enumerate(io.StringIO(text, newline="\n"), 1)
     written = (_json_row(f"line {number}", line) for number, line in lines if line.strip())
     rows = list(itertools.islice(written, MOST_ROWS + 1))
-    if (
-        len(rows) > 1
-        and rows[0].problem is not None
-        and isinstance(_json_row("", text).content, dict)
-    ):
+    begins_badly = len(rows) > 1 and rows[0].problem is not None
+    if begins_badly and isinstance(_json_row("", text).content, dict):
         raise DataError(
             f"{path.name} is one JSON object over {len(rows)} lines. Write a list of rows, [...], "
             "or one object a line."
