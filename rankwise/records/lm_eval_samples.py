@@ -269,10 +269,10 @@ def task_of(path: Path) -> str | None:
 
 def check_same_items(
     base: SampleFile, other: SampleFile, filter_name: str, metric: str
-) -> tuple[str, ...]:
+) -> Iterator[str]:
     """Check that a ``doc_id`` means the same document and target in both files.
 
-    Returns:
+    Yields:
         Warnings: prompts that differ, documents that could not be checked.
 
     Raises:
@@ -300,20 +300,18 @@ def check_same_items(
                 f"{differing} items, so the models have different tokenizers. A loss per token "
                 "cannot be compared between them; choose another metric with --metric."
             )
-    notes: list[str] = []
     prompts = [item.prompt.differs(theirs.prompt) for item, theirs in pairs].count(True)
     if prompts:
-        notes.append(
+        yield (
             f"{other.path}: prompts differ on {prompts} of {len(pairs)} items, so model "
             "and prompt are compared together"
         )
     unchecked = documents.count(None)
     if unchecked:
-        notes.append(
+        yield (
             f"{other.path}: {unchecked} of {len(pairs)} items have neither a doc_hash nor a doc in "
             "both files; it is assumed that equal doc_ids mean equal documents"
         )
-    return tuple(notes)
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -6,7 +6,7 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def read_scores(paths: Sequence[Path], asked: Asked) -> Given:
         TaskError: sample files lack the metric or the filter.
         RecordError: sample files are not about the same items.
     """
-    paths = _found(paths)
+    paths = list(_found(paths))
     if all(path.is_file() and is_samples_file(path) for path in paths):
         return samples_given(paths, asked)
     logs = [read_log(path) for path in paths]
@@ -134,16 +134,14 @@ def rows_given(rows: Any, asked: Asked) -> Given:
     return Given(scorings, {"the table": digest}, columns)
 
 
-def _found(paths: Sequence[Path]) -> list[Path]:
-    found: list[Path] = []
+def _found(paths: Sequence[Path]) -> Iterator[Path]:
     for path in paths:
         if os.path.exists(path):  # a name may be too long to ask pathlib
-            found.append(path)
+            yield path
             continue
         if not glob.has_magic(str(path)):  # nor is it looked for on the Hub
             raise DataError(f"{path} does not exist. Check the path.")
         matches = sorted(map(Path, glob.glob(str(path), recursive=True)))
         if not matches:
             raise DataError(f"no file is called {path}. Check the path.")
-        found += matches
-    return found
+        yield from matches
