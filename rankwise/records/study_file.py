@@ -105,8 +105,7 @@ def load_contract(path: Path) -> dict[str, ClauseConfig]:
         problems = problems_of(error, data, ContractConfig)
         # the file's own keys begin one level deeper
         raise ConfigError(source, [each.removeprefix(f"{key}.") for each in problems]) from error
-    folder = path.resolve().parent
-    return _with_absolute_paths(found.contract, folder)
+    return _with_absolute_paths(found.contract, path.resolve().parent)
 
 
 def config_of(settings: Mapping[str, Any], source: str, folder: Path) -> StudyConfig:

@@ -125,8 +125,7 @@ def with_names_read(
         ConfigError: the pattern cannot be read, or a name does not have it.
     """
     if pattern is not None:
-        found = {model: _by_pattern(model, pattern) for model in models}
-        return found, ()
+        return {model: _by_pattern(model, pattern) for model in models}, ()
     read: dict[ScoredModel, ScoredModel] = {}
     for model in models:
         said = {key: pattern.search(model.name) for key, pattern in _USUAL.items()}

@@ -193,8 +193,7 @@ def _csv_cells(path: Path, reader: Any, header: Sequence[str], delimiter: str) -
                 )
             elif any(_QUOTED_AFTER_SPACE.fullmatch(cell) for cell in cells):
                 problem = "has a space before a quote, which then is text; take the space away"
-            content = dict(zip(header, cells, strict=False))
-            yield RawRow(f"row {number}", content, problem)
+            yield RawRow(f"row {number}", dict(zip(header, cells, strict=False)), problem)
     except csv.Error as error:
         raise DataError(
             f"{path.name} row {number + 1}, up to line {reader.line_num}: {error}. Close its "

@@ -122,7 +122,7 @@ def config_faults(config: Mapping[str, Any]) -> Iterator[str]:
 def _metric_faults(config: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
     from lm_eval.api.registry import aggregation_registry
 
-    metrics = metric_names()
+    metrics = metric_names()  # the first call registers the aggregations, too
     for place, metric in _entries(config, "metric_list"):
         if not isinstance(metric, dict) or "metric" not in metric:
             yield place, f"{_shown(metric)} names no metric; write metric: acc"

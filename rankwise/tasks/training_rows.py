@@ -166,8 +166,7 @@ def _row(
     where = f"row {index} of the training split of {loaded.where}"
     options: dict[str, Any] = {"apply_chat_template": render is not None, "chat_template": render}
     with task_code(f"{where} cannot be read", "Repair or remove it."):
-        prefix = task.doc_to_prefix(doc)
-        context = task.fewshot_context(doc, 0, gen_prefix=prefix, **options)
+        context = task.fewshot_context(doc, 0, gen_prefix=task.doc_to_prefix(doc), **options)
         requests = task.construct_requests(doc=doc, ctx=context, metadata=("", 0, 1), **options)
         target = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
         is_choice = loaded.output_type == "multiple_choice"

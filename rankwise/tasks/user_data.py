@@ -315,8 +315,7 @@ def _pairs(name: str, rows: Sequence[OwnRow]) -> LoadedTask:
 
     def both(doc: Any, ctx: str, **kwargs: Any) -> list[Any]:
         chosen = single(doc, ctx, **kwargs)
-        arguments = (ctx, doc["rejected"])
-        return [chosen, dataclasses.replace(chosen, arguments=arguments, idx=1)]
+        return [chosen, dataclasses.replace(chosen, arguments=(ctx, doc["rejected"]), idx=1)]
 
     loaded.task.construct_requests = both
     return loaded._replace(has_pairs=True)
