@@ -18,12 +18,11 @@ from rankwise.records.config.study import RecommendationConfig, StudyConfig
 from rankwise.records.config.training import RATE_TAGS
 from rankwise.records.p_right import P_RIGHT
 from rankwise.records.study import Unit
-from rankwise.records.yaml_reading import PlainLoader, YamlError, parse_yaml, read_yaml_text
+from rankwise.records.yaml_reading import PlainLoader, YamlError, parse_yaml, read_yaml_text, shown
 
 M = TypeVar("M", bound=BaseModel)
 
 _PRESETS = Path(__file__).parent / "presets"
-_MOST_SHOWN = 80
 _STUDY_FILE = "a study file is a mapping of sections; see `rankwise init`"
 _CONTRACT = "a contract maps names to own rows, such as tools: {data: rows.jsonl, judged_by: json}"
 # What pydantic says of Python's types, said of a study file.
@@ -84,7 +83,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> StudyConfig
         try:
             problems.append(_set(data, key, parse_yaml(text, PlainLoader)))
         except YamlError as error:
-            problems.append(f"{key}: {_shown(text)} is not a YAML value: {error}")
+            problems.append(f"{key}: {shown(text)} is not a YAML value: {error}")
     return _checked(data, source, folder, problems)
 
 
@@ -339,21 +338,12 @@ def problems_of(
             yield f"{key}: {message}" if key else message
         elif detail["type"] == "model_type":
             known = ", ".join(_known_keys(model, detail["loc"])) or "none"
-            given = _shown(detail["input"])
+            given = shown(detail["input"])
             yield f"{key}: {given} given; a section is needed here, with keys: {known}"
         else:
             message = _IN_WORDS.get(detail["type"], str(detail["msg"]))
             message = message.format(**detail.get("ctx", {}))
-            yield f"{key}: {_shown(detail['input'])} given; {message[:1].lower()}{message[1:]}"
-
-
-def _shown(value: Any) -> str:
-    """A value as it was read, cut to a part of a line."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python writes no number of more than 4300 digits
-        return "a number of thousands of digits"
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+            yield f"{key}: {shown(detail['input'])} given; {message[:1].lower()}{message[1:]}"
 
 
 def _key_of(location: tuple[int | str, ...], data: dict[str, Any]) -> str:
