@@ -7,7 +7,6 @@ missing is inferred from the rest of the line where possible.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 from rankwise.errors import DataError, RecordError, TaskError
 from rankwise.records import quantities
 from rankwise.records.files import read_regular
+from rankwise.records.fingerprints import fingerprint
 from rankwise.records.p_right import P_RIGHT, p_right_of_items, requests_of
 from rankwise.records.results import LOSS_METRIC
 from rankwise.records.study import Unit
@@ -377,9 +377,7 @@ def _item(line: Mapping[str, Any], where: str) -> SampleItem:
 
 
 def _digest(part: Any) -> str | None:
-    if part is None:
-        return None
-    return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()
+    return None if part is None else fingerprint(part)
 
 
 def _text(value: Any) -> str | None:
