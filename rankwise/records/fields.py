@@ -6,10 +6,11 @@ import itertools
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 def rank(value: int) -> int:
@@ -84,13 +85,13 @@ def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
-def exactly_one(**given: object) -> None:
-    """Refuse two settings that exclude each other, or neither of them, by their names."""
+def exactly_one(**given: object) -> Iterator[str]:
+    """What is wrong with two settings of which one is to be given, by their names."""
     are_given = [value is not None for value in given.values()]
     if sum(are_given) != 1:
         names = " and ".join(map(repr, given))
         got = "both" if any(are_given) else "neither"
-        raise ValueError(f"{got} of {names} given; give exactly one")
+        yield f"{got} of {names} given; give exactly one"
 
 
 def ascending(values: tuple[float, ...]) -> tuple[float, ...]:
@@ -225,3 +226,13 @@ class Section(BaseModel):
     """A part of a study file: frozen, and refusing keys that it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def _problems(self) -> Iterator[str]:
+        """What of its settings does not go together; the first problem is raised."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _without_problems(self) -> Self:
+        for problem in self._problems():
+            raise ValueError(problem)
+        return self

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import platformdirs
+import psutil
 from pydantic import ValidationError
 from pydantic_core import from_json
 from safetensors import SafetensorError
@@ -201,10 +203,15 @@ def remove_leftovers(root: Path) -> None:
     """
     for leftover in list(root.rglob(f".*{_TEMPORARY}")):
         name = _TEMPORARY_NAME.search(leftover.name)
-        if name and name["host"] == host_name() and not _is_running(int(name["process"])):
-            if leftover.is_dir() and not leftover.is_symlink():
-                shutil.rmtree(leftover, ignore_errors=True)
-                continue
+        if name is None or name["host"] != host_name():
+            continue
+        process = int(name["process"])
+        # this one holds the folder's lock, and no thread of it writes then
+        if process != os.getpid() and psutil.pid_exists(process):
+            continue
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
             with contextlib.suppress(OSError):
                 leftover.unlink()
 
@@ -212,18 +219,6 @@ def remove_leftovers(root: Path) -> None:
 def host_name() -> str:
     """The name of this machine, as names of files have it."""
     return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:60]
-
-
-def _is_running(process: int) -> bool:
-    if process == os.getpid():
-        return False  # it holds the folder's lock, and no thread of it writes then
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it runs, and belongs to somebody else
-        return True
-    return True
 
 
 def require_regular(path: Path) -> None:
@@ -355,6 +350,88 @@ def read_items(path: Path, digest: FileDigest | None) -> list[dict[str, Any]]:
     return lines
 
 
-def read_if_there(path: Path, record_type: type[R]) -> R | None:
-    """Read one record; None where there is no such file. Raises as ``read_record`` does."""
-    return read_record(path, record_type) if path.exists() else None
+class CheckedFiles:
+    """Files whose digest was checked: each is read once, and again when the system says it moved.
+
+    Large weights are not read at every command. Size, inode and times of change of a file whose
+    digest was right are kept in the study folder; while they stay, so does the answer. A disk that
+    loses bits without a write changes none of them: ``rankwise verify`` reads everything. The
+    memory on disk is a convenience: one that is missing, damaged or cannot be written costs time
+    only.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Files below ``root`` are known by their names in it, others by their absolute paths."""
+        self._root = root
+        self._file = root / ".checked.json"
+        self._is_changed = False
+
+    def digest(self, path: Path) -> FileDigest:
+        """The digest of a file that was written just now; it is remembered.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        digest = digest_of(path)
+        self._remember(path, digest)
+        return digest
+
+    def misfit(self, path: Path, digest: FileDigest, *, thorough: bool = False) -> str | None:
+        """What is wrong with a file, in words; None where it has its digest.
+
+        Args:
+            path: the file.
+            digest: what it must be.
+            thorough: read it, whatever is remembered.
+
+        Raises:
+            StorageError: it may not be read, or the disk does not give it.
+        """
+        try:
+            state = state_of(path)
+            if state[0] != digest.num_bytes:
+                return f"has {state[0]:,} bytes and had {digest.num_bytes:,} when it was written"
+            if not thorough and self._known.get(self._key(path)) == [*state, digest.sha256]:
+                return None
+            if digest_of(path) != digest:
+                return "has other bytes than when it was written"
+        except FileNotFoundError:
+            return "is gone"
+        except OSError as error:
+            refuse_out_of_reach(path, error)
+            return f"cannot be read: {error.strerror or error}"
+        self._remember(path, digest)
+        return None
+
+    def save(self) -> None:
+        """Keep what is remembered; where the folder cannot be written, nothing is kept."""
+        if self._is_changed:
+            with contextlib.suppress(StorageError):
+                write_atomically(self._file, json.dumps(self._known))
+                self._is_changed = False
+
+    def _remember(self, path: Path, digest: FileDigest) -> None:
+        with contextlib.suppress(OSError):
+            self._known[self._key(path)] = [*state_of(path), digest.sha256]
+            self._is_changed = True
+
+    @functools.cached_property
+    def _known(self) -> dict[str, list[Any]]:
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            read = json.loads(read_regular(self._file))
+            return read if isinstance(read, dict) else {}
+        return {}
+
+    def _key(self, path: Path) -> str:
+        is_below = path.is_relative_to(self._root)
+        return path.relative_to(self._root).as_posix() if is_below else str(path)
+
+
+def state_of(path: Path) -> list[int]:
+    """Whatever changes when a file is written or replaced.
+
+    Raises:
+        OSError: it is not there.
+    """
+    stat: os.stat_result = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]

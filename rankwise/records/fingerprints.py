@@ -82,8 +82,7 @@ def training_fingerprint(
     ``base_model`` and ``examples``, the tokenised rows, are fingerprints. ``ends_within`` is the
     last step of a run whose last epoch is not read to its end.
     """
-    is_full = run.method == "full"
-    unused = _NOT_IN_TRAINING | ({"dropout"} if is_full else set())
+    unused = _NOT_IN_TRAINING | ({"dropout"} if run.method == "full" else set())
     of_variant: dict[str, Any] = {}
     if run.variant is not None:
         of_variant["variant"] = [VARIANT_REVISIONS.get(run.variant, 1), run.variant]

@@ -12,15 +12,15 @@ from typing import Any, TypeVar
 
 from rankwise.errors import RecordError
 from rankwise.records.base import Record
-from rankwise.records.checked_files import CheckedFiles, state_of
 from rankwise.records.files import (
+    CheckedFiles,
     FileDigest,
-    read_if_there,
     read_items,
     read_record,
     read_regular,
     require_regular,
     share_as_usual,
+    state_of,
     write_atomically,
     write_record,
     writing,
@@ -293,7 +293,7 @@ class StudyFolder:
         if leader is None:
             return None
         with contextlib.suppress(RecordError):
-            progress = read_if_there(self.progress_file, StudyProgress)
+            progress = self.read_if_there(self.progress_file, StudyProgress)
         return leader, progress
 
     def read_study(self) -> StudyRecord:
@@ -349,8 +349,7 @@ class StudyFolder:
     def failures(self) -> tuple[StageFailure, ...]:
         """The stages that failed when they were last tried, in the order of their names."""
         paths = sorted(self.failures_folder.glob("*.json"))
-        found = [self.read_if_there(path, StageFailure) for path in paths]
-        return tuple(failure for failure in found if failure is not None)
+        return tuple(self.read(path, StageFailure) for path in paths if self.has(path))
 
     def write_failure(self, failure: StageFailure) -> None:
         self.write(self.failures_folder / f"{failure.stage}.json", failure)
@@ -419,9 +418,8 @@ class StudyFolder:
     def clear_models(self) -> None:
         """Remove every model's records: those of others come in their place."""
         with writing(self.root):
-            for folder in (self.root / BASE, self.root / _RUNS):
-                if folder.exists():
-                    shutil.rmtree(folder)
+            for folder in filter(Path.exists, (self.root / BASE, self.root / _RUNS)):
+                shutil.rmtree(folder)
 
     def start_run(self, planned: PlannedRun) -> None:
         """Clear what an interrupted training of this run left behind."""

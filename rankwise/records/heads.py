@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Literal, get_args
 
 from rankwise.records.base import Record
+from rankwise.records.grouping import grouped
 from rankwise.records.study import Relation, StageRecord, Unit
 
 HeadMode = Literal["ablate", "ablate-mean", "revert"]
@@ -164,9 +165,5 @@ class HeadChanges(StageRecord):
 
 def of_most_items(effects: Iterable[TaskHeadEffects]) -> tuple[TaskHeadEffects, ...]:
     """One record for each intervention and task: a trial on few items stands behind the whole."""
-    found: dict[tuple[str, bool, str], TaskHeadEffects] = {}
-    for each in effects:
-        key = each.mode, each.keys_and_values, each.task
-        if key not in found or found[key].num_items < each.num_items:
-            found[key] = each
-    return tuple(found.values())
+    alike = grouped(((each.mode, each.keys_and_values, each.task), each) for each in effects)
+    return tuple(max(its, key=lambda each: each.num_items) for its in alike.values())

@@ -7,20 +7,21 @@ missing is inferred from the rest of the line where possible.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, RecordError, TaskError
 from rankwise.records import quantities
 from rankwise.records.files import read_regular
+from rankwise.records.fingerprints import fingerprint
 from rankwise.records.p_right import P_RIGHT, p_right_of_items, requests_of
-from rankwise.records.results import LOSS_METRIC, weighted_by_tokens
+from rankwise.records.results import LOSS_METRIC
+from rankwise.records.study import Unit
 
 # All fields of a line that are not metrics.
 _FIELDS = frozenset(
@@ -30,7 +31,6 @@ _FIELDS = frozenset(
     }
 )  # fmt: skip
 
-Direction = Literal["results_file", "metric_name", "assumed"]
 
 LOWER_IS_BETTER = frozenset(
     {
@@ -97,39 +97,18 @@ class SampleFile(NamedTuple):
         names = dict.fromkeys(name for item in items for name in item.values)
         return {name: all(item.values.get(name) is not None for item in items) for name in names}
 
-    def pairs(self, other: SampleFile, filter_name: str) -> list[tuple[SampleItem, SampleItem]]:
-        """The items of this file and the other's of the same ``doc_id``, if there is one."""
-        theirs = {item.doc_id: item for item in other.filters[filter_name]}
-        own = self.filters[filter_name]
-        return [(item, theirs[item.doc_id]) for item in own if item.doc_id in theirs]
-
-    def values(self, filter_name: str, metric: str) -> list[float]:
-        """One number per item; the loss of prose is weighted by its tokens, as in a study.
-
-        So its mean is the loss per token over all texts.
-        """
-        items = self.filters[filter_name]
-        values = [value for item in items if (value := item.values[metric]) is not None]
-        weights = [item.num_loss_tokens for item in items if item.is_rolling]
-        tokens = [weight for weight in weights if weight]
-        if metric != LOSS_METRIC or len(tokens) != len(values):
-            return values
-        return weighted_by_tokens(values, tokens)
-
 
 class ComparedFiles(NamedTuple):
     """The files of a comparison, the base's first, and what of them is compared.
 
-    ``notes`` are what is worth knowing about the files; for the others see
-    ``findings.against_base.ModelVerdicts``.
+    ``notes`` are what is worth knowing about the files.
     """
 
     files: list[SampleFile]
     filter: str
     metric: str
     higher_is_better: bool
-    direction_from: Direction
-    unit: str
+    unit: Unit
     notes: tuple[str, ...]
 
 
@@ -171,21 +150,21 @@ def read_compared(
     metric = _metric(files, filter_name, metric)
     for other in others:
         notes += check_same_items(own, other, filter_name, metric)
-    values = [value for file in files for value in file.values(filter_name, metric)]
-    higher, direction_from = _direction(files, metric, values)
-    if direction_from == "assumed":
+    found = [item.values[metric] for file in files for item in file.filters[filter_name]]
+    values = [value for value in found if value is not None]
+    higher = _is_higher_better(files, metric, values)
+    if higher is None:
         notes.append(
             f"no results file next to the samples says whether more or less of {metric!r} is "
             "better; higher is assumed to be better"
         )
-    unit = metric
+        higher = True
+    unit: Unit = "units"
     if metric == LOSS_METRIC:
         unit = "nats"
-    elif metric in OF_LOG_LIKELIHOODS and higher:
-        unit = "log-likelihood"
-    elif all(0.0 <= value <= 1.0 for value in values):
+    elif not (metric in OF_LOG_LIKELIHOODS and higher) and all(0.0 <= v <= 1.0 for v in values):
         unit = "points"
-    return ComparedFiles(files, filter_name, metric, higher, direction_from, unit, tuple(notes))
+    return ComparedFiles(files, filter_name, metric, higher, unit, tuple(notes))
 
 
 def _metric(files: Sequence[SampleFile], filter_name: str, wanted: str | None) -> str:
@@ -207,12 +186,13 @@ def _metric(files: Sequence[SampleFile], filter_name: str, wanted: str | None) -
     )
 
 
-def _direction(
+def _is_higher_better(
     files: Sequence[SampleFile], metric: str, values: Sequence[float]
-) -> tuple[bool, Direction]:
+) -> bool | None:
+    """By the results files, else by the metric's name; None if neither says it."""
     # a perplexity is at least 1; what is below 0 is the log-likelihood that it is made from
     if metric in OF_LOG_LIKELIHOODS and all(value <= 0.0 for value in values):
-        return True, "metric_name"
+        return True
     answers = {file.path: higher_is_better(file.path, metric) for file in files}
     found = {answer for answer in answers.values() if answer is not None}
     if len(found) > 1:
@@ -224,10 +204,10 @@ def _direction(
             "different metrics; score both models with one version of the task."
         )
     if found:
-        return found.pop(), "results_file"
+        return found.pop()
     if metric in LOWER_IS_BETTER:
-        return False, "metric_name"
-    return True, "metric_name" if metric in HIGHER_IS_BETTER else "assumed"
+        return False
+    return True if metric in HIGHER_IS_BETTER else None
 
 
 def read_sample_file(path: Path) -> SampleFile:
@@ -289,17 +269,19 @@ def task_of(path: Path) -> str | None:
 
 def check_same_items(
     base: SampleFile, other: SampleFile, filter_name: str, metric: str
-) -> tuple[str, ...]:
+) -> Iterator[str]:
     """Check that a ``doc_id`` means the same document and target in both files.
 
-    Returns:
+    Yields:
         Warnings: prompts that differ, documents that could not be checked.
 
     Raises:
         RecordError: documents or targets differ, or losses per token are compared and are over
             different numbers of tokens, so that the models have different tokenizers.
     """
-    pairs = base.pairs(other, filter_name)
+    by_id = {item.doc_id: item for item in other.filters[filter_name]}
+    own = base.filters[filter_name]
+    pairs = [(item, by_id[item.doc_id]) for item in own if item.doc_id in by_id]
     documents = [item.document.differs(theirs.document) for item, theirs in pairs]
     targets = [item.target.differs(theirs.target) for item, theirs in pairs]
     for noun, differs in (("documents", documents), ("right answers (target)", targets)):
@@ -318,20 +300,18 @@ def check_same_items(
                 f"{differing} items, so the models have different tokenizers. A loss per token "
                 "cannot be compared between them; choose another metric with --metric."
             )
-    notes: list[str] = []
     prompts = [item.prompt.differs(theirs.prompt) for item, theirs in pairs].count(True)
     if prompts:
-        notes.append(
+        yield (
             f"{other.path}: prompts differ on {prompts} of {len(pairs)} items, so model "
             "and prompt are compared together"
         )
     unchecked = documents.count(None)
     if unchecked:
-        notes.append(
+        yield (
             f"{other.path}: {unchecked} of {len(pairs)} items have neither a doc_hash nor a doc in "
             "both files; it is assumed that equal doc_ids mean equal documents"
         )
-    return tuple(notes)
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -397,9 +377,7 @@ def _item(line: Mapping[str, Any], where: str) -> SampleItem:
 
 
 def _digest(part: Any) -> str | None:
-    if part is None:
-        return None
-    return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()
+    return None if part is None else fingerprint(part)
 
 
 def _text(value: Any) -> str | None:

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from rankwise.records.base import Record, VersionedRecord
 from rankwise.records.judgement import BestBet, Look, Outcome, Prospect
 from rankwise.records.study import Interval, Relation, State, Unit
-
-
-class _Bounded(Protocol):
-    @property
-    def difference(self) -> float: ...
-    @property
-    def lower(self) -> float: ...
-    @property
-    def upper(self) -> float: ...
 
 
 class PairedDifference(Record):
@@ -24,8 +15,13 @@ class PairedDifference(Record):
     The fields stand in the subclasses, each of which has its own order in JSON.
     """
 
+    if TYPE_CHECKING:
+        difference: float
+        lower: float
+        upper: float
+
     @property
-    def interval(self: _Bounded) -> Interval:
+    def interval(self) -> Interval:
         """The difference with its bounds."""
         return Interval(estimate=self.difference, lower=self.lower, upper=self.upper)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
@@ -424,14 +423,7 @@ def judged_items(
                 f"in evaluation.metric.{record.task}."
             )
         return JudgedItems(record, items)
-    score = MetricScore(
-        metric=P_RIGHT,
-        filter=record.decision_filter,
-        value=statistics.fmean(values),
-        stderr=statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None,
-        num_examples=len(values),
-        higher_is_better=True,
-    )
+    score = MetricScore.of_values(P_RIGHT, record.decision_filter, values, higher_is_better=True)
     changed = {"metric": P_RIGHT, "unit": "points", "higher_is_better": True}
     return JudgedItems(
         record.model_copy(update={"metrics": (*record.metrics, score), "decision_metric": P_RIGHT}),

@@ -79,11 +79,6 @@ class TrainTaskSearch(Record):
     decisions: tuple[SearchDecision, ...]
 
     @property
-    def is_over(self) -> bool:
-        """Whether it has decided which runs are compared."""
-        return bool(self.decisions) and not self.decisions[-1].wanted
-
-    @property
     def shown(self) -> tuple[Shown, ...]:
         """Everything that trainings have shown, first to last."""
         return tuple(each for decision in self.decisions for each in decision.shown)

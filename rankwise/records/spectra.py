@@ -113,11 +113,6 @@ class SpectraRecord(StageRecord):
     """Why there are no matrices, such as an update that is not plain LoRA; None otherwise."""
     analysis_seconds: float
 
-    @property
-    def frobenius_norm(self) -> float:
-        """The norm of the whole update, all its matrices taken as one."""
-        return sum(matrix.update.frobenius_norm**2 for matrix in self.matrices) ** 0.5
-
 
 def intruders_of(
     change: VectorChange, leading: tuple[int, ...], epsilons: tuple[float, ...]

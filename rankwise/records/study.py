@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+import statistics
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol, Self, get_args
+from typing import Any, Literal, Protocol, Self, get_args
 
 from pydantic import Field
 
@@ -552,15 +553,14 @@ class StudyRecord(StudyTasks):
         """
         if run.method != "lora":
             return None
-        full = (other for other in self.models if other.method == "full")  # few of many
-        alike = [
+        alike = (
             other
-            for other in full
-            if other.role in COMPARED
+            for other in self.models
+            if other.method == "full"  # few of many
+            and other.role in COMPARED
             and (other.train_task, other.seed) == (run.train_task, run.seed)
-        ]
-        alike.sort(key=lambda other: other.epochs != run.epochs)
-        return alike[0] if alike else None
+        )
+        return min(alike, key=lambda other: other.epochs != run.epochs, default=None)
 
     @property
     def weights_bytes(self) -> int:
@@ -626,6 +626,25 @@ class RunRecord(VersionedRecord):
     metrics: FileDigest | None = None
     """What ``metrics.jsonl`` is; None where it was lost."""
 
+    @classmethod
+    def of(cls, planned: PlannedRun, provenance: Provenance, **measured: Any) -> Self:
+        """The record of a model of which nothing but this was measured."""
+        nothing: dict[str, Any] = {
+            "status": "trained",
+            "message": None,
+            "num_steps": 0,
+            "num_tokens": 0,
+            "num_loss_tokens": 0,
+            "num_truncated": 0,
+            "first_loss_nats": None,
+            "final_loss_nats": None,
+            "update_is_zero": True,
+            "weights_bytes": 0,
+            "train_seconds": 0.0,
+            "peak_memory_bytes": 0,
+        }
+        return cls(planned=planned, provenance=provenance, **(nothing | measured))
+
     @property
     def is_given_up(self) -> bool:
         """Whether its weights were removed, since a search needed its scores only."""
@@ -684,6 +703,20 @@ class MetricScore(Record):
     stderr: float | None
     num_examples: int
     higher_is_better: bool
+
+    @classmethod
+    def of_values(
+        cls, metric: str, filter_name: str, values: Sequence[float], *, higher_is_better: bool
+    ) -> Self:
+        """The mean of one number per item."""
+        return cls(
+            metric=metric,
+            filter=filter_name,
+            value=statistics.fmean(values),
+            stderr=statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None,
+            num_examples=len(values),
+            higher_is_better=higher_is_better,
+        )
 
 
 class TaskEvaluation(StageRecord):

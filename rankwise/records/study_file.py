@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args, get_origin
 
@@ -19,11 +18,11 @@ from rankwise.records.config.study import RecommendationConfig, StudyConfig
 from rankwise.records.config.training import RATE_TAGS
 from rankwise.records.p_right import P_RIGHT
 from rankwise.records.study import Unit
-from rankwise.records.yaml_reading import PlainLoader, YamlError, parse_yaml, read_yaml_text
+from rankwise.records.yaml_reading import PlainLoader, YamlError, parse_yaml, read_yaml_text, shown
 
 M = TypeVar("M", bound=BaseModel)
 
-_MOST_SHOWN = 80
+_PRESETS = Path(__file__).parent / "presets"
 _STUDY_FILE = "a study file is a mapping of sections; see `rankwise init`"
 _CONTRACT = "a contract maps names to own rows, such as tools: {data: rows.jsonl, judged_by: json}"
 # What pydantic says of Python's types, said of a study file.
@@ -39,8 +38,7 @@ _IN_WORDS = {
 
 def preset_names() -> tuple[str, ...]:
     """The names of the study files that ship with rankwise."""
-    files = resources.files("rankwise.records") / "presets"
-    return tuple(sorted(Path(f.name).stem for f in files.iterdir() if f.name.endswith(".yaml")))
+    return tuple(sorted(path.stem for path in _PRESETS.glob("*.yaml")))
 
 
 def preset_text(name: str) -> str:
@@ -52,9 +50,7 @@ def preset_text(name: str) -> str:
     if name not in preset_names():
         hint = did_you_mean(name, preset_names()) or f"there are {', '.join(preset_names())}"
         raise ConfigError(name, [f"no preset named {name!r}; {hint}"])
-    return (resources.files("rankwise.records") / "presets" / f"{name}.yaml").read_text(
-        encoding="utf-8"
-    )
+    return (_PRESETS / f"{name}.yaml").read_text("utf-8")
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> StudyConfig:
@@ -87,7 +83,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> StudyConfig
         try:
             problems.append(_set(data, key, parse_yaml(text, PlainLoader)))
         except YamlError as error:
-            problems.append(f"{key}: {_shown(text)} is not a YAML value: {error}")
+            problems.append(f"{key}: {shown(text)} is not a YAML value: {error}")
     return _checked(data, source, folder, problems)
 
 
@@ -108,8 +104,7 @@ def load_contract(path: Path) -> dict[str, ClauseConfig]:
         problems = problems_of(error, data, ContractConfig)
         # the file's own keys begin one level deeper
         raise ConfigError(source, [each.removeprefix(f"{key}.") for each in problems]) from error
-    folder = path.resolve().parent
-    return _with_absolute_paths(found.contract, folder)
+    return _with_absolute_paths(found.contract, path.resolve().parent)
 
 
 def config_of(settings: Mapping[str, Any], source: str, folder: Path) -> StudyConfig:
@@ -138,14 +133,7 @@ def _checked(
     data: dict[str, Any], source: str, folder: Path, problems: Sequence[str | None]
 ) -> StudyConfig:
     found = [*filter(None, problems), *_given_twice(data)]
-    config = None
-    try:
-        config = StudyConfig.model_validate(data)
-    except ValidationError as error:
-        found.extend(problems_of(error, data, StudyConfig))
-    if found or config is None:
-        raise ConfigError(source, found)
-    config = _with_absolute_paths(config, folder)
+    config = _with_absolute_paths(validated(StudyConfig, data, source, found), folder)
     # A base in a folder is named by its whole path. A folder of the current one is meant from
     # wherever the study goes on; a plain name may be an embedded model's.
     name = config.base_model.name
@@ -318,16 +306,19 @@ def _at(data: Any, location: tuple[str, ...]) -> Any:
     return data
 
 
-def validated(model: type[M], data: dict[str, Any], source: str) -> M:
-    """Data of this kind, checked.
+def validated(model: type[M], data: dict[str, Any], source: str, problems: Sequence[str] = ()) -> M:
+    """Data of this kind, checked; ``problems`` were found before.
 
     Raises:
         ConfigError: with every problem found.
     """
     try:
-        return model.model_validate(data)
+        checked = model.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(source, list(problems_of(error, data, model))) from error
+        raise ConfigError(source, [*problems, *problems_of(error, data, model)]) from error
+    if problems:
+        raise ConfigError(source, problems)
+    return checked
 
 
 def problems_of(
@@ -347,21 +338,12 @@ def problems_of(
             yield f"{key}: {message}" if key else message
         elif detail["type"] == "model_type":
             known = ", ".join(_known_keys(model, detail["loc"])) or "none"
-            given = _shown(detail["input"])
+            given = shown(detail["input"])
             yield f"{key}: {given} given; a section is needed here, with keys: {known}"
         else:
             message = _IN_WORDS.get(detail["type"], str(detail["msg"]))
             message = message.format(**detail.get("ctx", {}))
-            yield f"{key}: {_shown(detail['input'])} given; {message[:1].lower()}{message[1:]}"
-
-
-def _shown(value: Any) -> str:
-    """A value as it was read, cut to a part of a line."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python writes no number of more than 4300 digits
-        return "a number of thousands of digits"
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+            yield f"{key}: {shown(detail['input'])} given; {message[:1].lower()}{message[1:]}"
 
 
 def _key_of(location: tuple[int | str, ...], data: dict[str, Any]) -> str:

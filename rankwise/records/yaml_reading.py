@@ -27,6 +27,7 @@ MAX_VALUES = 100_000
 MAX_DIGITS = 1_000
 """Of a number. Python writes none of more than 4,300 decimal digits, and hexadecimal ones are
 longer then; 64 bits have 20."""
+_MOST_SHOWN = 80
 _NUMBER = re.compile(r"[-+]?[0-9][0-9a-fxo_:]*", re.IGNORECASE)
 
 # libyaml's parser is ten times as fast and as strict; PyYAML has it in all its wheels.
@@ -108,6 +109,15 @@ def parse_yaml(text: str, loader: type[yaml.SafeLoader]) -> Any:
     except (ValueError, OverflowError, RecursionError) as error:  # 2020-99-99, 5,000 digits
         reason = str(error).partition(";")[0]  # without Python's advice to its programmers
         raise YamlError(f"a value cannot be read: {reason}; correct it or quote it") from error
+
+
+def shown(value: Any, more: str = "...") -> str:
+    """A value as it was read, cut to a part of a line; ``more`` stands for what was cut."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + more
 
 
 def _refuse_bombs(text: str) -> None:

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, RankwiseError, did_you_mean
 from rankwise.records.files import read_regular
-from rankwise.scores.models import ScoredModel
-from rankwise.scores.scoring import Item, Scoring, answered
-from rankwise.scores.tables import listed
+from rankwise.records.grouping import grouped
+from rankwise.records.quantities import listed
+from rankwise.scores.models import Item, ScoredModel, Scoring, answered
 
 HELM_FILES = ("per_instance_stats.json", "display_predictions.json", "predictions.json")
 """HELM's per-instance files, in a folder for each run; the first has every statistic."""
@@ -166,9 +166,8 @@ def _inspect(log: Log, metric: str | None) -> Scoring:
     known = _metrics(samples)
     metric = _chosen(log, [*known], metric)
     scorer, key = known[metric]
-    by_item: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
-    for number, sample in enumerate(samples, 1):
-        by_item.setdefault(str(sample.get("id")), []).append((f"sample {number}", sample))
+    placed = ((f"sample {number}", sample) for number, sample in enumerate(samples, 1))
+    by_item = grouped((str(sample.get("id")), (place, sample)) for place, sample in placed)
     items: dict[str, Item] = {}
     for item, its in by_item.items():
         place, first = its[0]

@@ -1,4 +1,4 @@
-"""What a model is: its rank, its seed and its settings, by columns or by its name."""
+"""What a model is, by columns or by its name, and what it scored on a task, item by item."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rankwise.errors import ConfigError, DataError
+from rankwise.records.study import Unit
 
 BASE_NAMES = ("base", "base_model", "base-model", "pretrained", "untuned")
 """A model of such a name is the base, unless another is said to be."""
@@ -124,8 +125,7 @@ def with_names_read(
         ConfigError: the pattern cannot be read, or a name does not have it.
     """
     if pattern is not None:
-        found = {model: _by_pattern(model, pattern) for model in models}
-        return found, ()
+        return {model: _by_pattern(model, pattern) for model in models}, ()
     read: dict[ScoredModel, ScoredModel] = {}
     for model in models:
         said = {key: pattern.search(model.name) for key, pattern in _USUAL.items()}
@@ -187,3 +187,68 @@ def _merged(model: ScoredModel, read: Mapping[str, Any]) -> ScoredModel:
 def _as_full(model: ScoredModel) -> ScoredModel:
     is_full = model.rank is None and _FULL.search(model.name) is not None
     return model._replace(is_full=model.is_full or is_full)
+
+
+class Item(NamedTuple):
+    """One answer: where it stands, and a line as lm-eval logs it, with the score in it."""
+
+    place: str
+    line: dict[str, Any]
+
+
+def answered(
+    metric: str, value: float, *, prompt: Any = None, target: Any = None, answer: Any = None
+) -> dict[str, Any]:
+    """An answer as lm-eval would log it, without its document; what is None is not in it."""
+    line: dict[str, Any] = {"filter": "none", "metrics": [metric], metric: value}
+    if prompt is not None:
+        line["arguments"] = {"gen_args_0": {"arg_0": str(prompt)}}
+    if target is not None:
+        line["target"] = str(target)
+    if answer is not None:
+        line |= {"resps": [[str(answer)]], "filtered_resps": [str(answer)]}
+    return line
+
+
+class Scoring(NamedTuple):
+    """One model on one task.
+
+    Attributes:
+        model: with what columns say of it.
+        task: its name.
+        metric: under which the score stands in a line.
+        items: by what identifies them in all models; ``Item.line`` lacks ``doc_id``.
+        unit: of the score; None: by the values of all models.
+        higher_is_better: None: nobody says.
+        filter: of the lines.
+        output_type: lm-eval's name for the kind of request.
+        decides: the metric that decides, if not ``metric``; None: that, or p(right) with options.
+    """
+
+    model: ScoredModel
+    task: str
+    metric: str
+    items: dict[Any, Item]
+    unit: Unit | None = None
+    higher_is_better: bool | None = None
+    filter: str = "none"
+    output_type: str = "generate_until"
+    decides: str | None = None
+
+
+class Given(NamedTuple):
+    """Everything that was read.
+
+    Attributes:
+        scorings: in the order in which they were found.
+        files: name -> sha256.
+        columns: role -> column of the tables among them.
+        base: the model that stands first where the first is the base; None: its name says it.
+        notes: what is worth knowing.
+    """
+
+    scorings: list[Scoring]
+    files: Mapping[str, str]
+    columns: Mapping[str, str] = {}
+    base: str | None = None
+    notes: tuple[str, ...] = ()

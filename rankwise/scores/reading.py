@@ -6,16 +6,19 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rankwise.errors import DataError
-from rankwise.records.lm_eval_samples import file_names, is_samples_file
+from rankwise.records.files import digest_of
+from rankwise.records.grouping import grouped
+from rankwise.records.lm_eval_samples import file_names, is_samples_file, read_compared, task_of
+from rankwise.records.p_right import ACCURACY, P_RIGHT, option_nats
+from rankwise.records.results import LOSS_METRIC
 from rankwise.scores.asked import Asked
-from rankwise.scores.lm_eval import samples_given
 from rankwise.scores.logs import log_scorings, read_log
-from rankwise.scores.scoring import Given
+from rankwise.scores.models import Given, Item, ScoredModel, Scoring
 from rankwise.scores.tables import Table, table_scorings
 from rankwise.tasks.row_files import RawRow, read_raw_rows
 
@@ -32,7 +35,7 @@ def read_scores(paths: Sequence[Path], asked: Asked) -> Given:
         TaskError: sample files lack the metric or the filter.
         RecordError: sample files are not about the same items.
     """
-    paths = _found(paths)
+    paths = list(_found(paths))
     if all(path.is_file() and is_samples_file(path) for path in paths):
         return samples_given(paths, asked)
     logs = [read_log(path) for path in paths]
@@ -64,6 +67,54 @@ def read_scores(paths: Sequence[Path], asked: Asked) -> Given:
     return Given(scorings, files, columns)
 
 
+def samples_given(paths: Sequence[Path], asked: Asked) -> Given:
+    """What sample files of lm-eval say; the first file's model is the base.
+
+    Raises:
+        DataError: a file cannot be read, or is given twice.
+        TaskError: a file does not have the metric or the filter.
+        RecordError: files of a task are not about the same items.
+    """
+    by_task = grouped((task_of(path) or "task", path) for path in paths)
+    if len(by_task) == 1:
+        names = dict(zip(paths, file_names(paths), strict=True))
+    else:  # of several tasks, a model is the folder that has a file of each
+        names = {path: path.resolve().parent.name for path in paths}
+    scorings: list[Scoring] = []
+    notes: list[str] = []
+    for task, (base, *others) in by_task.items():
+        compared = read_compared(base, others, asked.metric, asked.filter)
+        notes += compared.notes
+        for file in compared.files:
+            lines = file.lines[compared.filter]
+            has_options = all(len(option_nats(line)) > 1 for line in lines)
+            is_rolling = all(item.is_rolling for item in file.filters[compared.filter])
+            output_type = "multiple_choice" if has_options else "generate_until"
+            if not has_options and is_rolling and compared.metric == LOSS_METRIC:
+                output_type = "loglikelihood_rolling"
+            scorings.append(
+                Scoring(
+                    ScoredModel(names[file.path]),
+                    task,
+                    ACCURACY if compared.metric == P_RIGHT else compared.metric,
+                    {
+                        line["doc_id"]: Item(
+                            f"{file.path} doc_id {line['doc_id']}",
+                            {**line, "filter": compared.filter},
+                        )
+                        for line in lines
+                    },
+                    unit=compared.unit,
+                    higher_is_better=compared.higher_is_better,
+                    filter=compared.filter,
+                    output_type=output_type,
+                    decides=compared.metric,
+                )
+            )
+    files = {str(path): digest_of(path).sha256 for path in paths}
+    return Given(scorings, files, base=names[paths[0]], notes=tuple(notes))
+
+
 def rows_given(rows: Any, asked: Asked) -> Given:
     """Scores in memory: a list of dictionaries, or a data frame of pandas or polars.
 
@@ -83,16 +134,14 @@ def rows_given(rows: Any, asked: Asked) -> Given:
     return Given(scorings, {"the table": digest}, columns)
 
 
-def _found(paths: Sequence[Path]) -> list[Path]:
-    found: list[Path] = []
+def _found(paths: Sequence[Path]) -> Iterator[Path]:
     for path in paths:
         if os.path.exists(path):  # a name may be too long to ask pathlib
-            found.append(path)
+            yield path
             continue
         if not glob.has_magic(str(path)):  # nor is it looked for on the Hub
             raise DataError(f"{path} does not exist. Check the path.")
         matches = sorted(map(Path, glob.glob(str(path), recursive=True)))
         if not matches:
             raise DataError(f"no file is called {path}. Check the path.")
-        found += matches
-    return found
+        yield from matches

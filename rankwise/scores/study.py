@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import re
-import statistics
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -41,8 +39,7 @@ from rankwise.records.study import (
     Unit,
 )
 from rankwise.scores.asked import Asked
-from rankwise.scores.models import BASE_NAMES, ScoredModel, with_names_read
-from rankwise.scores.scoring import Given, Item, Scoring
+from rankwise.scores.models import BASE_NAMES, Given, Item, ScoredModel, Scoring, with_names_read
 
 LOSSES = frozenset({"loss", "nll", "loss_nats", "cross_entropy", "eval_loss"})
 """Columns of these names are a loss in nats per token."""
@@ -90,10 +87,6 @@ class ScoredStudy(NamedTuple):
         }
         judged = linked(judged) if run is None else judged
         return ModelResults.of(name, run, judged)
-
-    def read_samples(self, model: str, task: str) -> Sequence[Line]:
-        """The lines of a model on a task."""
-        return self.evaluations[model][task][1]
 
     def write(self, folder: StudyFolder) -> None:
         """Write everything as a study's folder, in place of earlier scores there.
@@ -153,13 +146,7 @@ def scored_study(given: Given, asked: Asked, name: str) -> ScoredStudy:
             made = _evaluation(record, run, scoring, lines, units[task], asked)
             evaluations.setdefault(made.model, {})[task] = made, lines
     records = tuple(
-        RunRecord(  # what an import writes: nothing is known of its training
-            status="trained",
-            planned=run,
-            update_is_zero=False,
-            provenance=record.provenance,
-        )
-        for run in runs.values()
+        RunRecord.of(run, record.provenance, update_is_zero=False) for run in runs.values()
     )
     return ScoredStudy(record, records, evaluations)
 
@@ -286,21 +273,16 @@ def _on_common_items(
             scorings[models[scoring.model]] = scoring
     if base is not None and not bases:
         raise DataError(f"{base} has no scores on {task}; score it there, or leave the task out.")
-    common = set.intersection(*(set(each.items) for each in (*bases, *scorings.values())))
-    everything = list(dict.fromkeys(i for each in (*bases, *scorings.values()) for i in each.items))
+    all_of_task = [*bases, *scorings.values()]
+    common = set.intersection(*(set(each.items) for each in all_of_task))
+    everything = list(dict.fromkeys(item for each in all_of_task for item in each.items))
     notes: list[str] = []
     if len(common) < len(everything):
-        lack = Counter(
-            {
-                each.model.label: len(everything) - len(each.items)
-                for each in (*bases, *scorings.values())
-            }
-        )
-        worst, number = lack.most_common(1)[0]
+        worst = min(all_of_task, key=lambda each: len(each.items))
         every = quantities.counted(len(everything), "item")
         notes.append(
             f"{task}: {quantities.count(len(common))} of {every} are scored by every model, and "
-            f"these are compared; {worst} lacks {number}"
+            f"these are compared; {worst.model.label} lacks {len(everything) - len(worst.items)}"
         )
     if len(common) < MIN_ITEMS:
         raise DataError(
@@ -486,6 +468,8 @@ def _evaluation(
     higher = scoring.higher_is_better
     if higher is None:
         higher = unit != "nats" and scoring.metric.lower() not in LOWER_IS_BETTER
+    higher = higher and not asked.lower_is_better
+    score = MetricScore.of_values(scoring.metric, scoring.filter, values, higher_is_better=higher)
     return TaskEvaluation(
         fingerprint=scoring_fingerprint(study, run, scoring.task),
         model=BASE if run is None else run.name,
@@ -493,16 +477,7 @@ def _evaluation(
         task_version="not said",
         output_type=scoring.output_type,
         domain=None,
-        metrics=(
-            MetricScore(
-                metric=scoring.metric,
-                filter=scoring.filter,
-                value=statistics.fmean(values),
-                stderr=statistics.stdev(values) / len(values) ** 0.5,
-                num_examples=len(values),
-                higher_is_better=higher and not asked.lower_is_better,
-            ),
-        ),
+        metrics=(score,),
         decision_metric=scoring.metric,
         decision_filter=scoring.filter,
         unit=unit,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, did_you_mean
 from rankwise.records import quantities
 from rankwise.scores.asked import Asked
-from rankwise.scores.models import READ, ScoredModel, settings_of
-from rankwise.scores.scoring import Item, Scoring, answered
+from rankwise.scores.models import READ, Item, ScoredModel, Scoring, answered, settings_of
 from rankwise.tasks.row_files import RawRow, flat_row
 
 NAMES: Mapping[str, tuple[str, ...]] = {
@@ -57,11 +56,6 @@ class Table(NamedTuple):
     model: str | None = None
 
 
-class _Row(NamedTuple):
-    place: str
-    content: dict[str, Any]
-
-
 def table_scorings(tables: Sequence[Table], asked: Asked) -> tuple[list[Scoring], dict[str, str]]:
     """What each model scored on each task, and the column that was read for each role.
 
@@ -72,14 +66,14 @@ def table_scorings(tables: Sequence[Table], asked: Asked) -> tuple[list[Scoring]
     found: dict[str, str] = {}
     described: dict[str, dict[Any, dict[str, Any]]] = {}
     for table in tables:
-        rows: list[_Row] = []
+        rows: list[RawRow] = []
         for row in table.rows:
             place = f"{table.name} {row.place}"
             if row.problem is not None:
                 raise DataError(f"{place}: {row.problem}.")
             if not isinstance(row.content, Mapping):
                 raise DataError(f"{place}: {str(row.content)[:40]!r} is not a row of columns.")
-            rows.append(_Row(place, flat_row(row.content)))
+            rows.append(RawRow(place, flat_row(row.content)))
         if not rows:
             raise DataError(f"{table.name} has no rows; give one for each item and model.")
         names = list(dict.fromkeys(name for row in rows for name in row.content))
@@ -114,12 +108,12 @@ def find_columns(source: str, names: Sequence[str], said: Mapping[str, str]) -> 
                 f"{source} has no column {column!r}; {f'{hint} ' if hint else ''}{there}."
             )
         found[role] = column
-    taken = {*found.values()}
     for role, known in NAMES.items():
         if role in found:
             continue
-        place = {name.lower(): name for name in names if name not in taken}
-        by_end = {name.lower().rpartition(".")[2]: name for name in names if name not in taken}
+        left = [name for name in names if name not in found.values()]
+        place = {name.lower(): name for name in left}
+        by_end = {name.lower().rpartition(".")[2]: name for name in left}
         candidates = [place[name] for name in known if name in place]
         candidates = candidates or [by_end[name] for name in known if name in by_end]
         if len(candidates) > 1 and role in _ONE_OF_SEVERAL:
@@ -129,7 +123,6 @@ def find_columns(source: str, names: Sequence[str], said: Mapping[str, str]) -> 
             )
         if candidates:
             found[role] = candidates[0]
-            taken.add(candidates[0])
     for role in ("item", "score"):
         if role not in found:
             raise DataError(
@@ -139,20 +132,14 @@ def find_columns(source: str, names: Sequence[str], said: Mapping[str, str]) -> 
     return found
 
 
-def listed(names: Iterable[str]) -> str:
-    """Names, quoted as they are written."""
-    return quantities.listed([str(name) for name in names])
-
-
 def _add(
     scorings: dict[tuple[ScoredModel, str], Scoring],
     described: dict[str, dict[Any, dict[str, Any]]],
     table: Table,
-    row: _Row,
+    row: RawRow,
     columns: Mapping[str, str],
 ) -> None:
     """Put a row where it belongs."""
-    content = row.content
     model = _model(table, row, columns)
     task = _cell(row, columns["task"]) if "task" in columns else table.task
     item = _cell(row, columns["item"])
@@ -164,10 +151,10 @@ def _add(
             f"{scoring.items[item].place} too. Keep one, or say what tells them apart: a column of "
             "the seed or of the task."
         )
-    texts = {role: content.get(columns[role]) for role in _TEXTS if role in columns}
+    texts = {role: row.content.get(columns[role]) for role in _TEXTS if role in columns}
     scoring.items[item] = Item(row.place, answered(metric, _score(row, columns), **texts))
-    own = {*columns.values()} - {columns[role] for role in _TEXTS if role in columns}
-    document = {name: value for name, value in content.items() if name not in own}
+    own = {column for role, column in columns.items() if role not in _TEXTS}
+    document = {name: value for name, value in row.content.items() if name not in own}
     document["item"] = item
     # what every model's row says alike describes the item: it is not a part of an answer
     known = described.setdefault(task, {}).setdefault(item, dict(document))
@@ -175,7 +162,7 @@ def _add(
         del known[name]
 
 
-def _model(table: Table, row: _Row, columns: Mapping[str, str]) -> ScoredModel:
+def _model(table: Table, row: RawRow, columns: Mapping[str, str]) -> ScoredModel:
     cells = {role: row.content.get(columns[role]) for role in READ if role in columns}
     settings = settings_of(cells, row.place)
     if "model" in columns:
@@ -186,13 +173,13 @@ def _model(table: Table, row: _Row, columns: Mapping[str, str]) -> ScoredModel:
     if table.model is None:
         raise DataError(
             f"{table.name}: no column is recognised as the model; say which: --model COLUMN. It "
-            f"has {listed(row.content)}. A table with a column for each model has to be made "
-            "long: one row an item and model."
+            f"has {quantities.listed(list(row.content))}. A table with a column for each model has "
+            "to be made long: one row an item and model."
         )
     return ScoredModel(table.model, **settings)
 
 
-def _cell(row: _Row, column: str) -> str:
+def _cell(row: RawRow, column: str) -> str:
     """The name of an item, a model or a task: a text, a whole number, or yes and no."""
     value = row.content.get(column)
     if isinstance(value, float) and value.is_integer():
@@ -203,7 +190,7 @@ def _cell(row: _Row, column: str) -> str:
     return text
 
 
-def _score(row: _Row, columns: Mapping[str, str]) -> float:
+def _score(row: RawRow, columns: Mapping[str, str]) -> float:
     column = columns["score"]
     value = row.content.get(column)
     where = f"{row.place}, column {column}"

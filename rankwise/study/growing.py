@@ -18,7 +18,6 @@ from typing import NamedTuple
 from rankwise.errors import ConfigError, RecordError
 from rankwise.records import quantities
 from rankwise.records.config.study import StudyConfig
-from rankwise.records.files import read_if_there
 from rankwise.records.folder import StudyFolder
 from rankwise.records.judgement import Prospect
 from rankwise.records.search import GrowthDecision, SearchRecord
@@ -173,7 +172,7 @@ def _grown_before(config: StudyConfig, folder: StudyFolder) -> StudyConfig:
     """
     record: SearchRecord | None = None
     with contextlib.suppress(RecordError):
-        record = read_if_there(folder.search_file, SearchRecord)
+        record = folder.read_if_there(folder.search_file, SearchRecord)
     for growth in () if record is None or not config.search.grows else record.growths:
         config = _grown(config, growth)
     return config

@@ -15,7 +15,6 @@ import numpy as np
 
 from rankwise.errors import RecordError
 from rankwise.findings.stats.reference import MIN_SCORED, pseudo_items
-from rankwise.records.files import read_if_there
 from rankwise.records.folder import StudyFolder
 from rankwise.records.results import ModelResults, TaskItems
 from rankwise.records.study import References, StudyRecord
@@ -80,7 +79,7 @@ def with_settled_references(study: StudyRecord, folder: StudyFolder) -> StudyRec
         return study
     earlier = References()
     with contextlib.suppress(RecordError):  # what is damaged is set aside when the study is run
-        record = read_if_there(folder.study_file, StudyRecord)
+        record = folder.read_if_there(folder.study_file, StudyRecord)
         earlier = earlier if record is None else record.references
     study = with_references(study, earlier)  # knows what all runs answer whole by now
     answered = {

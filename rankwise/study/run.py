@@ -10,7 +10,7 @@ from typing import NamedTuple
 from rankwise.engine.models.devices import quick_collections
 from rankwise.errors import RankwiseError, RecordError, StageFailedError
 from rankwise.records import quantities
-from rankwise.records.files import read_if_there, writing
+from rankwise.records.files import writing
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import Role, StageFailure, StageRecord, StudyRecord
 from rankwise.study.able import with_able_tasks
@@ -179,7 +179,7 @@ class _Leader:
         """Write a plan, once it is sure that it may be done."""
         folder, terms = self._folder, self._terms
         self._context = self._context.replanned(plan)
-        earlier = read_if_there(folder.study_file, StudyRecord)
+        earlier = folder.read_if_there(folder.study_file, StudyRecord)
         graph = stages(plan.record)
         files, refused = replaced_scores(plan, folder, graph, earlier)
         if refused is not None and not terms.replace:

@@ -15,7 +15,6 @@ import numpy as np
 from rankwise.errors import RecordError
 from rankwise.findings.pairs import pair_items
 from rankwise.findings.stats.items import Floats
-from rankwise.records.files import read_if_there
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.results import ModelResults
 from rankwise.records.search import (
@@ -65,7 +64,7 @@ class Search:
         }
         plan = self._planner.plan({source: course.decisions for source, course in courses.items()})
         if any(len(course.decisions) > 1 for course in courses.values()):
-            earlier = read_if_there(self._folder.search_file, SearchRecord)
+            earlier = self._folder.read_if_there(self._folder.search_file, SearchRecord)
             record = SearchRecord(
                 policy=policy_name(self._study),
                 by_train_task=tuple(
@@ -84,7 +83,7 @@ class Search:
             RecordError: it left nothing to compare.
         """
         if not plan.record.runs:
-            record = read_if_there(self._folder.search_file, SearchRecord)
+            record = self._folder.read_if_there(self._folder.search_file, SearchRecord)
             parts = () if record is None else record.by_train_task
             why = " ".join(part.decisions[-1].statement for part in parts)
             raise RecordError(

@@ -17,9 +17,8 @@ from typing import Any
 
 import rankwise
 from rankwise.errors import StorageError
-from rankwise.records.checked_files import state_of
 from rankwise.records.config.study import StudyConfig
-from rankwise.records.files import read_regular, write_atomically
+from rankwise.records.files import read_regular, state_of, write_atomically
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import RELATIONS
 from rankwise.study.conclusion import StudyOutcome, conclude, keep

@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from rankwise.errors import TaskError
@@ -73,7 +73,7 @@ def judge(
         "Correct its filter_list, process_results and metric_list.",
     ):
         samples, values = _samples(prepared, responses, of_base)
-        metrics = _aggregate(prepared, values)
+        metrics = list(_aggregate(prepared, values))
     return Judgement(
         samples,
         metrics,
@@ -211,11 +211,10 @@ def _line(
     }
 
 
-def _aggregate(prepared: PreparedTask, values: Values) -> list[MetricScore]:
+def _aggregate(prepared: PreparedTask, values: Values) -> Iterator[MetricScore]:
     from lm_eval.api.metrics import mean, mean_stderr, stderr_for_metric
 
     task = prepared.loaded.task
-    scores: list[MetricScore] = []
     for (metric, filter_name), items in values.items():
         aggregate = task.aggregation().get(metric, mean)
         if not items:
@@ -230,24 +229,18 @@ def _aggregate(prepared: PreparedTask, values: Values) -> list[MetricScore]:
         stderr_of: Any = stderr_for_metric(aggregate, bootstrap_iters=1)
         closed_form = stderr_of if stderr_of is mean_stderr else None
         higher = task.higher_is_better().get(metric)
-        scores.append(
-            MetricScore(
-                metric=metric,
-                filter=filter_name,
-                value=value,
-                stderr=float(closed_form(items)) if closed_form and len(items) > 1 else None,
-                num_examples=len(items),
-                higher_is_better=metric != LOSS_METRIC if higher is None else bool(higher),
-            )
+        yield MetricScore(
+            metric=metric,
+            filter=filter_name,
+            value=value,
+            stderr=float(closed_form(items)) if closed_form and len(items) > 1 else None,
+            num_examples=len(items),
+            higher_is_better=metric != LOSS_METRIC if higher is None else bool(higher),
         )
-    return scores
 
 
 def _decision(
-    prepared: PreparedTask,
-    metrics: Sequence[MetricScore],
-    values: Values,
-    wanted: str | None,
+    prepared: PreparedTask, metrics: Sequence[MetricScore], values: Values, wanted: str | None
 ) -> MetricScore:
     """The loss of prose and of rows as given, or the wanted metric, else the first usable one."""
     usable: list[MetricScore] = []  # those that are the mean of one number per item

@@ -63,9 +63,7 @@ class Overlap(NamedTuple):
 
 
 def find_overlap(
-    rows: Mapping[str, Sequence[TrainingRow]],
-    tasks: Sequence[PreparedTask],
-    tokenizer: Any,
+    rows: Mapping[str, Sequence[TrainingRow]], tasks: Sequence[PreparedTask], tokenizer: Any
 ) -> Overlap:
     """Find the scored items of tasks in training rows, in time linear in both.
 
@@ -153,9 +151,7 @@ def normalised_text(text: str) -> str:
 
 def _items(task: PreparedTask, parts: re.Pattern[str]) -> Iterator[list[frozenset[str]]]:
     """Sets of each scored item's normalised texts: a row with all texts of one set contains it."""
-    docs: dict[int, Any] = {}
-    for instance in task.instances:
-        docs.setdefault(instance.doc_id, instance.doc)
+    docs = {instance.doc_id: instance.doc for instance in task.instances}
     questions: list[tuple[str, str, frozenset[str]]] = []  # prompt, answer, long texts in it
     answers: dict[str, set[str]] = defaultdict(set)
     asked: dict[frozenset[str], set[tuple[str, str]]] = defaultdict(set)

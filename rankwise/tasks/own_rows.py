@@ -472,8 +472,7 @@ def _turn(turn: Any, place: str) -> dict[str, str]:
                 f"{place} is from {speaker!r}; known are {known}. Write one of them, or drop the "
                 "row"
             )
-        named = _SPEAKERS[speaker] if role == "from" else speaker
-        return {"role": named, "content": turn[content]}
+        return {"role": _SPEAKERS[speaker] if role == "from" else speaker, "content": turn[content]}
     raise DataError(
         f"{place} must be an object with the texts role and content, or from and value; write it "
         "so, or drop the row"

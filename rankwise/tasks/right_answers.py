@@ -73,27 +73,23 @@ def text_ends(
 def _in_turn(tasks: Sequence[PreparedTask], tokenizer: Any) -> list[RightAnswer]:
     """Whole answers of the first items, of every task in turn; each question once."""
     answers: dict[tuple[int, ...], RightAnswer] = {}
-    for turn in itertools.zip_longest(*(_answers(task, tokenizer) for task in tasks)):
-        for answer in turn:
-            if answer is not None and len(answers) < MOST_ITEMS:
-                # the beginning of text alone asks nothing: the answer tells such items apart
-                asks = len(answer.context) > 1
-                key = answer.context if asks else answer.context + answer.continuation
-                answers.setdefault(key, answer)
+    turns = itertools.zip_longest(*(_answers(task, tokenizer) for task in tasks))
+    for answer in filter(None, itertools.chain.from_iterable(turns)):
         if len(answers) == MOST_ITEMS:
             break
+        # the beginning of text alone asks nothing: the answer tells such items apart
+        asks = len(answer.context) > 1
+        answers.setdefault(answer.context if asks else answer.context + answer.continuation, answer)
     return list(answers.values())
 
 
 def _num_tokens(lengths: Sequence[int], vocabulary_size: int) -> int:
     """The number of tokens of each answer that fit."""
     positions = MOST_BYTES // (_FLOAT32_BYTES * vocabulary_size)
-    fitting = (
-        kept
-        for kept in range(MOST_TOKENS, 1, -1)
-        if sum(min(length, kept) for length in lengths) <= positions
-    )
-    return next(fitting, 1)
+    for kept in range(MOST_TOKENS, 1, -1):
+        if sum(min(length, kept) for length in lengths) <= positions:
+            return kept
+    return 1
 
 
 def _answers(prepared: PreparedTask, tokenizer: Any) -> Iterator[RightAnswer]:

@@ -137,11 +137,8 @@ def _json_rows(path: Path, text: str) -> tuple[str, list[RawRow]]:
     lines = enumerate(io.StringIO(text, newline="\n"), 1)
     written = (_json_row(f"line {number}", line) for number, line in lines if line.strip())
     rows = list(itertools.islice(written, MOST_ROWS + 1))
-    if (
-        len(rows) > 1
-        and rows[0].problem is not None
-        and isinstance(_json_row("", text).content, dict)
-    ):
+    begins_badly = len(rows) > 1 and rows[0].problem is not None
+    if begins_badly and isinstance(_json_row("", text).content, dict):
         raise DataError(
             f"{path.name} is one JSON object over {len(rows)} lines. Write a list of rows, [...], "
             "or one object a line."
@@ -185,10 +182,7 @@ def _csv_rows(path: Path, text: str) -> list[RawRow]:
 def _csv_cells(path: Path, reader: Any, header: Sequence[str], delimiter: str) -> Iterator[RawRow]:
     number = -1  # the header is row 0
     try:
-        for cells in reader:
-            if not cells:
-                continue
-            number += 1
+        for number, cells in enumerate(filter(None, reader)):
             if number == 0:
                 continue
             problem = None
@@ -199,8 +193,7 @@ def _csv_cells(path: Path, reader: Any, header: Sequence[str], delimiter: str) -
                 )
             elif any(_QUOTED_AFTER_SPACE.fullmatch(cell) for cell in cells):
                 problem = "has a space before a quote, which then is text; take the space away"
-            content = dict(zip(header, cells, strict=False))
-            yield RawRow(f"row {number}", content, problem)
+            yield RawRow(f"row {number}", dict(zip(header, cells, strict=False)), problem)
     except csv.Error as error:
         raise DataError(
             f"{path.name} row {number + 1}, up to line {reader.line_num}: {error}. Close its "

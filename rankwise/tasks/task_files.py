@@ -15,9 +15,11 @@ from typing import Any, cast
 
 from rankwise.errors import RankwiseError, TaskError, did_you_mean
 from rankwise.records.fields import plain_text
-from rankwise.records.yaml_reading import SafeLoader, YamlError, parse_yaml, read_yaml_text
+from rankwise.records.yaml_reading import SafeLoader, YamlError, parse_yaml, read_yaml_text, shown
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
+
+_shown = functools.partial(shown, more="")
 
 _TEMPLATES = 1024
 """Compiled templates that are kept: a task has about three, but own rows' may be one a row."""
@@ -122,7 +124,7 @@ def config_faults(config: Mapping[str, Any]) -> Iterator[str]:
 def _metric_faults(config: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
     from lm_eval.api.registry import aggregation_registry
 
-    metrics = metric_names()
+    metrics = metric_names()  # the first call registers the aggregations, too
     for place, metric in _entries(config, "metric_list"):
         if not isinstance(metric, dict) or "metric" not in metric:
             yield place, f"{_shown(metric)} names no metric; write metric: acc"
@@ -178,13 +180,6 @@ def _entries(config: Mapping[Any, Any], key: str) -> Iterator[tuple[str, Any]]:
         return
     for index, entry in enumerate(entries if isinstance(entries, list) else [entries]):
         yield f"{key}[{index}]", entry
-
-
-def _shown(value: Any) -> str:
-    try:
-        return repr(value)[:80]
-    except ValueError:  # Python writes no number of more than 4300 digits
-        return "a number of thousands of digits"
 
 
 @functools.cache

@@ -65,8 +65,7 @@ def task_rows(
     if loaded.output_type == "loglikelihood_rolling":
         raise TaskError(f"task {loaded.name!r} is prose without questions; it can only be scored.")
     with task_code(
-        f"the training split of {loaded.where} cannot be read",
-        "Check training_split in its YAML.",
+        f"the training split of {loaded.where} cannot be read", "Check training_split in its YAML."
     ):
         docs = _documents(loaded, split)
     count = len(docs) if max_examples is None else min(max_examples, len(docs))
@@ -161,21 +160,13 @@ def with_documents(loaded: LoadedTask, rows: Sequence[int]) -> LoadedTask:
 
 
 def _row(
-    loaded: LoadedTask,
-    doc: Any,
-    index: int,
-    render: Callable[..., str] | None,
-    end: str,
+    loaded: LoadedTask, doc: Any, index: int, render: Callable[..., str] | None, end: str
 ) -> TrainingRow:
     task = loaded.task
     where = f"row {index} of the training split of {loaded.where}"
-    options: dict[str, Any] = {
-        "apply_chat_template": render is not None,
-        "chat_template": render,
-    }
+    options: dict[str, Any] = {"apply_chat_template": render is not None, "chat_template": render}
     with task_code(f"{where} cannot be read", "Repair or remove it."):
-        prefix = task.doc_to_prefix(doc)
-        context = task.fewshot_context(doc, 0, gen_prefix=prefix, **options)
+        context = task.fewshot_context(doc, 0, gen_prefix=task.doc_to_prefix(doc), **options)
         requests = task.construct_requests(doc=doc, ctx=context, metadata=("", 0, 1), **options)
         target = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
         is_choice = loaded.output_type == "multiple_choice"

@@ -87,14 +87,9 @@ def load_user_data(
     trained = [row for index, row in enumerate(rows) if index not in chosen]
     trained = trained[: train.most_examples]
 
-    def of_likelihoods(name: str, rows: Sequence[OwnRow]) -> LoadedTask:
-        if train.dpo is not None:
-            return _pairs(name, rows)
-        return _choices(name, rows, answers) if answers else _likelihoods(name, rows)
-
     assert train.data is not None
     name = f"data_{data_name(train.data)}"
-    tasks = [of_likelihoods(name, held_out)]
+    tasks = [_of_likelihoods(name, held_out, train.judged_by, answers)]
     if of_texts := _of_texts(train.judged_by):
         texts = _texts(f"{name}{TEXTS_SUFFIX}", held_out, of_texts, own.raw.source, allow_code)
         tasks.insert(0 if train.judged_by[0] in of_texts else 1, texts)
@@ -103,7 +98,7 @@ def load_user_data(
     return UserData(
         training=[row.as_trained for row in trained],
         tasks=tuple(tasks),
-        trained_items=of_likelihoods(seen, trained),
+        trained_items=_of_likelihoods(seen, trained, train.judged_by, answers),
         format=TrainedFormat(
             "letters" if is_letters else None, all(row.is_conversation for row in rows)
         ),
@@ -148,12 +143,8 @@ def load_own_set(
     for judge in own_set.judged_by:
         kind = "texts" if judge in of_texts else judge
         called = f"{name}_{kind}" if tasks else name
-        if judge == "choice":
-            tasks.append(_choices(called, own.rows, answers))
-        elif judge == "loss":
-            tasks.append(_likelihoods(called, own.rows))
-        elif judge == "preference":
-            tasks.append(_pairs(called, own.rows))
+        if judge not in of_texts:
+            tasks.append(_of_likelihoods(called, own.rows, own_set.judged_by, answers))
         elif judge == of_texts[0]:
             tasks.append(_texts(called, own.rows, of_texts, own.raw.source, allow_code))
     return OwnSet(
@@ -285,6 +276,14 @@ def _doc(row: OwnRow, completion: str | int) -> dict[str, Any]:
     return {**dict(row.cluster), "prompt": row.prompt, "completion": completion}
 
 
+def _of_likelihoods(
+    name: str, rows: Sequence[OwnRow], judged_by: Sequence[Judge], answers: Sequence[str]
+) -> LoadedTask:
+    if "preference" in judged_by:
+        return _pairs(name, rows)
+    return _choices(name, rows, answers) if answers else _likelihoods(name, rows)
+
+
 def _likelihoods(name: str, rows: Sequence[OwnRow]) -> LoadedTask:
     """The likelihood of every completion with its end; its loss per token decides."""
     docs = [_doc(row, row.completion + row.end) for row in rows]
@@ -316,8 +315,7 @@ def _pairs(name: str, rows: Sequence[OwnRow]) -> LoadedTask:
 
     def both(doc: Any, ctx: str, **kwargs: Any) -> list[Any]:
         chosen = single(doc, ctx, **kwargs)
-        arguments = (ctx, doc["rejected"])
-        return [chosen, dataclasses.replace(chosen, arguments=arguments, idx=1)]
+        return [chosen, dataclasses.replace(chosen, arguments=(ctx, doc["rejected"]), idx=1)]
 
     loaded.task.construct_requests = both
     return loaded._replace(has_pairs=True)

@@ -19,7 +19,7 @@ from rankwise.findings.pairs import compare
 from rankwise.integrations.exported import Exported
 from rankwise.integrations.formats import export_study
 from rankwise.records.folder import StudyFolder
-from rankwise.records.lm_eval_samples import read_compared
+from rankwise.records.lm_eval_samples import higher_is_better
 from rankwise.records.names import MANIFEST
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
@@ -591,9 +591,8 @@ def test_exported_samples_compare_as_the_study_does(exported: ExportedStudy, tas
     )
     (verdict,) = verdicts.candidates
     assert (verdicts.unit, verdicts.metric) == (row.unit, decision.metric)
-    files = exported.base.samples_file(task), [exported.lora.samples_file(task)]
-    chosen = read_compared(*files, decision.metric, decision.filter)
-    assert chosen.direction_from == "results_file"
+    file = exported.base.samples_file(task)
+    assert higher_is_better(file, decision.metric) is decision.higher_is_better
     assert verdicts.higher_is_better is decision.higher_is_better
     assert (verdicts.base, verdict.name) == (exported.base.folder.name, row.run)
     assert verdict.candidate_score == row.adapted_score

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.findings.against_base import ModelVerdicts, against_base
-from rankwise.records.lm_eval_samples import read_compared
 from rankwise.scores.asked import Asked
-from rankwise.scores.lm_eval import samples_given
+from rankwise.scores.reading import samples_given
 from rankwise.scores.study import scored_study
 
 Outcome = tuple[int, int, int, int]
@@ -93,8 +92,3 @@ def compare_samples(
     verdicts = against_base(part, anytime=anytime)
     assert verdicts is not None
     return verdicts
-
-
-def direction_from(base: Path, *candidates: Path) -> str:
-    """How it is known which way is better."""
-    return read_compared(base, candidates, None, None).direction_from

@@ -18,10 +18,9 @@ from rankwise.cli.main import app
 from rankwise.errors import ConfigError, DataError, RankwiseError, RecordError, TaskError
 from rankwise.findings.against_base import ModelVerdicts
 from rankwise.findings.stats.estimates import crossed_difference, zero_p_value
-from rankwise.records.lm_eval_samples import file_names, read_sample_file
+from rankwise.records.lm_eval_samples import file_names, read_compared, read_sample_file
 from tests.planted.samples import (
     compare_samples,
-    direction_from,
     hashed,
     line,
     outcomes,
@@ -182,7 +181,7 @@ def test_less_of_an_error_rate_is_better(tmp_path: Path) -> None:
         scored(tmp_path / "a.jsonl", [0.25, 0.5, 0.5, 0.25], "wer"),
     ]
     verdicts = compare_samples(files[0], files[1:])
-    assert (verdicts.higher_is_better, direction_from(*files)) == (False, "metric_name")
+    assert (verdicts.higher_is_better, verdicts.warnings) == (False, ())
     assert verdicts.candidates[0].difference == pytest.approx(31.25)
 
 
@@ -198,7 +197,7 @@ def test_the_results_file_beside_says_which_is_better(tmp_path: Path) -> None:
     base = with_results(tmp_path, "2026-01", [0.5, 0.5, 0.25], False)
     other = with_results(tmp_path, "2026-02", [0.0, 0.0, 0.25], None)
     verdicts = compare_samples(base, [other])
-    assert (verdicts.higher_is_better, direction_from(base, other)) == (False, "results_file")
+    assert verdicts.higher_is_better is False
     assert verdicts.candidates[0].difference > 0
     assert verdicts.warnings == ()
     assert (verdicts.base, verdicts.candidates[0].name) == ("2026-01", "2026-02")
@@ -219,13 +218,14 @@ def test_a_damaged_results_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"results_2026-01-01T00-00-00\.5\.json cannot be read"):
         compare_samples(base, [other])
     path.write_text("[]")
-    assert direction_from(base, other) == "assumed"
+    (note,) = read_compared(base, [other], None, None).notes
+    assert "higher is assumed" in note
 
 
 def test_an_unknown_direction_is_assumed_and_said(tmp_path: Path) -> None:
     files = [scored(tmp_path / f"{name}.jsonl", [0.1, 0.4, 0.7], "gap") for name in "ab"]
     verdicts = compare_samples(files[0], files[1:])
-    assert (verdicts.higher_is_better, direction_from(*files)) == (True, "assumed")
+    assert verdicts.higher_is_better is True
     (warning,) = verdicts.warnings
     assert "whether more or less of 'gap' is better; higher is assumed" in warning
 
@@ -427,7 +427,7 @@ def test_options_are_compared_by_p_right_with_accuracy_beside_it(tmp_path: Path)
         "points",
         True,
     )
-    assert (direction_from(base, other), verdicts.warnings) == ("metric_name", ())
+    assert verdicts.warnings == ()
     (row,) = verdicts.candidates
 
     def mean(*nats: tuple[int, float]) -> float:

@@ -246,7 +246,7 @@ def test_a_folder_that_cannot_be_written_is_read_all_the_same(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
-    for module in ("records.files", "records.folder", "records.checked_files", "records.outputs"):
+    for module in ("records.files", "records.folder", "records.outputs"):
         monkeypatch.setattr(f"rankwise.{module}.write_atomically", refuse)
     before = contents(study.folder.root)
     done = rankwise("verdict", study.folder.root, "--json")

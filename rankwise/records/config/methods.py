@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from rankwise.records.config.training import LoraRate
 from rankwise.records.config.variants import VariantsConfig
@@ -39,16 +40,14 @@ class AlphaConfig(Section):
     alpha: Positive | None = None
     """For ``fixed`` and ``rslora``."""
 
-    @model_validator(mode="after")
-    def _right_number(self) -> Self:
+    def _problems(self) -> Iterator[str]:
         wanted, other = (
             ("ratio", self.alpha) if self.policy == "proportional" else ("alpha", self.ratio)
         )
         if other is not None:
-            raise ValueError(f"policy {self.policy!r} takes {wanted!r} only")
+            yield f"policy {self.policy!r} takes {wanted!r} only"
         if self.policy != "proportional" and self.alpha is None:
-            raise ValueError(f"policy {self.policy!r} needs 'alpha'")
-        return self
+            yield f"policy {self.policy!r} needs 'alpha'"
 
     def alpha_of(self, rank: int) -> float:
         """Alpha at this rank."""
@@ -96,12 +95,10 @@ class LoraConfig(Section):
     """Adapter (a PEFT folder, or org/name) that is merged into the base before the study begins:
     the start and the reference of every run, full fine-tuning too."""
 
-    @model_validator(mode="after")
-    def _same_axes(self) -> Self:
+    def _problems(self) -> Iterator[str]:
         axes = [frozenset(entry.model_dump(exclude_none=True)) for entry in self.paired]
         if len(set(axes)) > 1 or frozenset() in axes:
-            raise ValueError("every entry of '_' sets the same axes, at least one")
-        return self
+            yield "every entry of '_' sets the same axes, at least one"
 
     @property
     def trained_ranks(self) -> tuple[int, ...]:
@@ -148,10 +145,8 @@ class ImportedConfig(Section):
     train_task: Text | None = None
     """With several trained tasks: the one whose runs it is compared with."""
 
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        exactly_one(adapter=self.adapter, checkpoint=self.checkpoint)
-        return self
+    def _problems(self) -> Iterator[str]:
+        yield from exactly_one(adapter=self.adapter, checkpoint=self.checkpoint)
 
 
 class PromptConfig(Section):
@@ -176,32 +171,28 @@ class MethodsConfig(Section):
         """The adapter that is merged into the base."""
         return None if self.lora is None else self.lora.start
 
-    @model_validator(mode="after")
-    def _beside_lora(self) -> Self:
+    def _problems(self) -> Iterator[str]:
         """Something is compared; what is truncated or varied is LoRA's."""
         lora, truncated, variants = self.lora, self.truncated, self.variants
         if lora is None and self.full is None and not self.imported:
-            raise ValueError("'lora' and 'full' are null and nothing is imported; give one of them")
+            yield "'lora' and 'full' are null and nothing is imported; give one of them"
         if lora is None and truncated is not None:
-            raise ValueError("truncated: 'lora' is null, and only LoRA's adapters are truncated")
+            yield "truncated: 'lora' is null, and only LoRA's adapters are truncated"
         if lora is None and variants is not None:
-            raise ValueError("variants: 'lora' is null, and variants are compared with LoRA")
+            yield "variants: 'lora' is null, and variants are compared with LoRA"
         trained = [] if lora is None else [*lora.trained_ranks]
         for rank in () if truncated is None else truncated.ranks:
             if rank >= trained[-1]:
-                raise ValueError(
-                    f"truncated.ranks: {rank} is not below the largest LoRA rank, {trained[-1]}"
-                )
+                yield f"truncated.ranks: {rank} is not below the largest LoRA rank, {trained[-1]}"
         if truncated is not None and not self.truncated_ranks:
-            raise ValueError(f"truncated: rank {trained[-1]} is the only one; name ranks below it")
+            yield f"truncated: rank {trained[-1]} is the only one; name ranks below it"
         for rank in () if variants is None else variants.ranks:
             if rank not in trained:
                 there = ", ".join(map(str, trained))
-                raise ValueError(
+                yield (
                     f"variants.ranks: {rank} is not a LoRA rank of the study, so there would be "
                     f"nothing to compare with; there is {there}"
                 )
-        return self
 
     @property
     def variant_ranks(self) -> tuple[int, ...]:

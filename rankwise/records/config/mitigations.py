@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from rankwise.records.config.own_rows import data_name
 from rankwise.records.fields import (
@@ -34,12 +35,10 @@ class RowsConfig(Section):
     data: UserPath | None = None
     """A file or a data set, as ``train.data`` takes it."""
 
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        exactly_one(task=self.task, data=self.data)
+    def _problems(self) -> Iterator[str]:
+        yield from exactly_one(task=self.task, data=self.data)
         if self.split is not None and self.task is None:
-            raise ValueError("split is for 'task'; your own data has no splits")
-        return self
+            yield "split is for 'task'; your own data has no splits"
 
     @property
     def name(self) -> str:
@@ -61,15 +60,13 @@ class KLConfig(Section):
     rows: RowsConfig | None = None
     """For ``at: rows``."""
 
-    @model_validator(mode="after")
-    def _belongs(self) -> Self:
+    def _problems(self) -> Iterator[str]:
         if (self.rows is not None) != (self.at == "rows"):
-            raise ValueError("'rows' goes with at: rows, and only with it; give both or neither")
+            yield "'rows' goes with at: rows, and only with it; give both or neither"
         if self.share is not None and not self.has_rows:
-            raise ValueError(f"at: {self.at} reads no rows of its own; leave 'share' out")
+            yield f"at: {self.at} reads no rows of its own; leave 'share' out"
         if self.mask_target and self.at != "completions":
-            raise ValueError("mask_target is for at: completions; leave it out")
-        return self
+            yield "mask_target is for at: completions; leave it out"
 
     @property
     def has_rows(self) -> bool:
@@ -113,13 +110,9 @@ class MitigationConfig(Section):
     kl: KLConfig | None = None
     replay: ReplayConfig | None = None
 
-    @model_validator(mode="after")
-    def _something(self) -> Self:
+    def _problems(self) -> Iterator[str]:
         if not self.model_dump(exclude={"name"}, exclude_none=True):
-            raise ValueError(
-                "the arm changes nothing; give learning_rate_factor, kl, replay or another key"
-            )
-        return self
+            yield "the arm changes nothing; give learning_rate_factor, kl, replay or another key"
 
     @property
     def label(self) -> str:

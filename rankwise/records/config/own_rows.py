@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import (
     AfterValidator,
-    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
     Tag,
-    model_validator,
 )
 
 from rankwise.records.fields import (
+    AnyNumber,
     Names,
     NotNegative,
     Positive,
@@ -26,8 +25,6 @@ from rankwise.records.fields import (
     Several,
     Text,
     UserPath,
-    as_list,
-    distinct,
     exactly_one,
     run_name,
 )
@@ -36,16 +33,7 @@ FILE_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """Endings of files with rows; a file of another name is read as JSON Lines."""
 
 JudgeName = Literal[
-    "loss",
-    "choice",
-    "preference",
-    "number",
-    "exact",
-    "contains",
-    "json",
-    "rouge",
-    "bleu",
-    "chrf",
+    "loss", "choice", "preference", "number", "exact", "contains", "json", "rouge", "bleu", "chrf"
 ]
 """Ways to score held-out rows without settings: by the loss of their answers; as a choice among all
 answers; by which of a row's two answers became likelier, against the base; or by what a model
@@ -62,12 +50,9 @@ def pattern(value: str) -> str:
     return value
 
 
-Patterns = Annotated[
-    tuple[Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(pattern)], ...],
-    BeforeValidator(as_list),
-    Field(max_length=100),
-    AfterValidator(distinct),
-]
+Pattern = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(pattern)]
+
+Patterns = Annotated[AnyNumber[Pattern], Field(max_length=100)]
 
 
 class JsonCheckConfig(Section):
@@ -89,11 +74,9 @@ class RegexCheckConfig(Section):
     must: Patterns = ()
     must_not: Patterns = ()
 
-    @model_validator(mode="after")
-    def _a_pattern(self) -> Self:
+    def _problems(self) -> Iterator[str]:
         if not self.must and not self.must_not:
-            raise ValueError("no pattern given; give must, must_not, or both")
-        return self
+            yield "no pattern given; give must, must_not, or both"
 
 
 CODE = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)")
@@ -116,11 +99,9 @@ class CheckConfig(Section):
     code: Annotated[Text, AfterValidator(code_place)] | None = None
     """A function of (row, answer), or of (row, answer, base_answer), that gives 0 to 1 or None."""
 
-    @model_validator(mode="after")
-    def _one_check(self) -> Self:
+    def _problems(self) -> Iterator[str]:
         if len(self.model_dump(exclude_none=True)) != 1:
-            raise ValueError("name one check with its settings: json, regex or code")
-        return self
+            yield "name one check with its settings: json, regex or code"
 
 
 CHECK_TAGS = ("a name", "a check")
@@ -197,21 +178,17 @@ class ColumnsConfig(Section):
     cluster: Text | None = None
     """Rows of equal value belong together; None: ``conversation_id``, where rows have it."""
 
-    @model_validator(mode="after")
-    def _an_answer(self) -> Self:
-        exactly_one(completion=self.completion, messages=self.messages)
+    def _problems(self) -> Iterator[str]:
+        yield from exactly_one(completion=self.completion, messages=self.messages)
         if self.messages is not None and (self.prompt or self.input):
-            raise ValueError("'messages' hold the prompt; leave 'prompt' and 'input' out")
+            yield "'messages' hold the prompt; leave 'prompt' and 'input' out"
         if self.input is not None and self.prompt is None:
-            raise ValueError("'input' goes below a prompt; give 'prompt'")
+            yield "'input' goes below a prompt; give 'prompt'"
         # a text that several rows share may be their cluster too
         roles = [role for role in self.by_role if role != "cluster"]
         for one, other in itertools.combinations(roles, 2):
             if (name := self.by_role[one]) == self.by_role[other]:
-                raise ValueError(
-                    f"{one!r} and {other!r} are both column {name!r}; name two columns"
-                )
-        return self
+                yield f"{one!r} and {other!r} are both column {name!r}; name two columns"
 
     @property
     def by_role(self) -> dict[str, str]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from rankwise.records.config.methods import MethodsConfig
 from rankwise.records.config.mitigations import MitigationConfig
 from rankwise.records.config.own_rows import OwnName, OwnRole, OwnSetConfig, data_place
 from rankwise.records.config.training import TrainConfig
+from rankwise.records.config.variants import VariantsConfig
 from rankwise.records.fields import (
     MOST_ENTRIES,
     AnyNumber,
@@ -33,6 +34,7 @@ from rankwise.records.fields import (
     seconds_of,
 )
 from rankwise.records.forms import known_form
+from rankwise.records.grouping import grouped
 from rankwise.records.p_right import P_RIGHT
 
 Tracker = Literal["trackio", "wandb", "mlflow", "tensorboard"]
@@ -318,122 +320,106 @@ class StudyConfig(Section):
             num_lora = math.prod(len(axis) or 1 for axis in axes)
             # each largest rank of one setting is truncated, and once more refined
             num_largest = num_lora // len(lora.trained_ranks)
-            num_runs += num_lora + 2 * num_largest * len(self.methods.truncated_ranks)
-            num_runs += num_lora * (
-                len(self.mitigations) + max(len(self.train.max_examples) - 1, 0)
-            )
+            num_fewer = max(len(self.train.max_examples) - 1, 0)
+            num_runs += num_lora * (1 + len(self.mitigations) + num_fewer)
+            num_runs += 2 * num_largest * len(self.methods.truncated_ranks)
             variants = self.methods.variants
             if variants is not None:
-                num_settings = num_lora // len(lora.trained_ranks) * len(self.methods.variant_ranks)
                 num_rates = len(variants.learning_rate) or 1
-                num_runs += num_settings * num_rates * len(variants.names)
+                num_variants = len(self.methods.variant_ranks) * num_rates * len(variants.names)
+                num_runs += num_largest * num_variants
         return num_runs * len(self.seeds) * len(self.train.sources)
 
-    @property
-    def _variants_problem(self) -> str | None:
+    def _variant_problems(self, variants: VariantsConfig) -> Iterator[str]:
         """What variants do not go with."""
         if self.is_searched:
-            return "a search chooses among LoRA's ranks; leave the search out"
+            yield "a search chooses among LoRA's ranks; leave the search out"
         if self.train.dropout:
-            return "they are trained without dropout; set train.dropout to 0"
+            yield "they are trained without dropout; set train.dropout to 0"
         if self.train.base_precision != "auto":
-            return "they are trained on a base that is not quantised; set base_precision to auto"
-        lora, variants = self.methods.lora, self.methods.variants
-        if lora is None or variants is None:
-            return None
-        if "rslora" in variants.names and "rslora" in {alpha.policy for alpha in lora.alphas}:
-            return (
+            yield "they are trained on a base that is not quantised; set base_precision to auto"
+        alphas = () if self.methods.lora is None else self.methods.lora.alphas
+        if "rslora" in variants.names and "rslora" in {alpha.policy for alpha in alphas}:
+            yield (
                 "rslora is LoRA under alpha's policy rslora, which is set for LoRA itself; take "
                 "rslora out of the names or of LoRA's alpha"
             )
-        return None
 
-    @property
-    def _rows_problem(self) -> str | None:
+    def _row_problems(self) -> Iterator[str]:
         """What several numbers of rows do not go with."""
         if self.methods.lora is None:
-            return "'methods.lora' is null, and only LoRA's runs are trained on fewer rows"
+            yield "'methods.lora' is null, and only LoRA's runs are trained on fewer rows"
         if self.is_searched:
-            return "a search chooses runs on one number of rows"
-        return None
+            yield "a search chooses runs on one number of rows"
 
-    @property
-    def _mitigations_problem(self) -> str | None:
-        """What does not go together with the arms, if anything."""
-        if not self.mitigations:
-            return None
+    def _mitigation_problems(self) -> Iterator[str]:
+        """What does not go together with the arms."""
         labels = [arm.label for arm in self.mitigations]
         for label in labels:
             if labels.count(label) > 1:
-                return f"two arms are called {label!r}; give them names"
+                yield f"two arms are called {label!r}; give them names"
         if self.methods.lora is None:
-            return "'methods.lora' is null, and arms train LoRA runs; leave one of them out"
+            yield "'methods.lora' is null, and arms train LoRA runs; leave one of them out"
         if not self.evaluation.has("retention"):
-            return "arms are judged by evaluation.retention; name a task there"
+            yield "arms are judged by evaluation.retention; name a task there"
         if self.train.stop is not None:
-            return "arms train whole runs, and train.stop ends runs early; leave one of them out"
+            yield "arms train whole runs, and train.stop ends runs early; leave one of them out"
         at = [arm.kl.at for arm in self.mitigations if arm.kl is not None]
         if "prompts" in at and self.train.loss_on == "all":
-            return "train.loss_on=all learns the prompts; choose kl: {at: own_texts}"
+            yield "train.loss_on=all learns the prompts; choose kl: {at: own_texts}"
         if self.train.dpo is not None and any(arm.kl or arm.replay for arm in self.mitigations):
-            return "kl and replay read rows of one answer, and dpo reads pairs; leave them out"
-        return None
+            yield "kl and replay read rows of one answer, and dpo reads pairs; leave them out"
 
-    @model_validator(mode="after")
-    def _one_relation_per_task(self) -> Self:
-        places: dict[str, list[str]] = {}
-        for relation in ("in_domain", "out_of_domain", "retention", "held_out_text"):
-            for task in getattr(self.evaluation, relation):
-                places.setdefault(task, []).append(relation)
-        for task, relations in places.items():
+    def _problems(self) -> Iterator[str]:
+        roles = ("in_domain", "out_of_domain", "retention", "held_out_text")
+        named = ((task, role) for role in roles for task in getattr(self.evaluation, role))
+        for task, relations in grouped(named).items():
             if len(relations) > 1:
-                raise ValueError(
-                    f"evaluation: task {task!r} is in {' and '.join(relations)}; name it once"
-                )
+                yield f"evaluation: task {task!r} is in {' and '.join(relations)}; name it once"
         for task in self.train.task if len(self.train.task) == 1 else ():
             if task in (*self.evaluation.out_of_domain, *self.evaluation.retention):
-                raise ValueError(
+                yield (
                     f"evaluation: {task!r} is trained on, so it is in_domain; "
                     "take it out of out_of_domain and retention"
                 )
         if len(self.train.task) > 1 and self.evaluation.has("in_domain"):
-            raise ValueError(
+            yield (
                 "evaluation.in_domain: with several trained tasks, each is in_domain for itself "
                 "and out_of_domain for the others; leave in_domain out"
             )
         if self.train.score_checkpoints and self.is_searched and self.train.stop is None:
-            raise ValueError(
+            yield (
                 "train.score_checkpoints: a search scores its own checkpoints (search.rungs); "
                 "leave them out, or leave search.policy and learning_rate.tune out"
             )
         if self.train.stop is not None:
             others = self.search.policy is not None or self.train.learning_rate.tune
             if others or not self.evaluation.retention:
-                raise ValueError(
+                yield (
                     "train.stop: it needs evaluation.retention, and cannot be combined with "
                     "search.policy or learning_rate.tune; take it out, or these"
                 )
         reference = self.evaluation.reference
         if reference is not None and not reference.least_saving and self.is_searched:
-            raise ValueError(
+            yield (
                 "evaluation.reference: references are chosen before anything is scored, and a "
                 "search chooses runs by their scores; leave one of them out"
             )
-        if len(self.train.max_examples) > 1 and (problem := self._rows_problem):
-            raise ValueError(f"train.max_examples: {problem}; give one number")
-        if problem := self._mitigations_problem:
-            raise ValueError(f"mitigations: {problem}")
-        if self.methods.variants is not None and (problem := self._variants_problem):
-            raise ValueError(f"methods.variants: {problem}, or leave the variants out")
+        of_rows = self._row_problems() if len(self.train.max_examples) > 1 else ()
+        yield from (f"train.max_examples: {problem}; give one number" for problem in of_rows)
+        of_arms = self._mitigation_problems() if self.mitigations else ()
+        yield from (f"mitigations: {problem}" for problem in of_arms)
+        variants = self.methods.variants
+        for problem in () if variants is None else self._variant_problems(variants):
+            yield f"methods.variants: {problem}, or leave the variants out"
         if self._num_runs > _MOST_RUNS:
-            raise ValueError(
+            yield (
                 f"{self._num_runs:,} runs are more than {_MOST_RUNS:,}; shorten the lists of "
                 "ranks, seeds and the other axes"
             )
         for imported in self.methods.imported:
             if imported.train_task not in (None, *self.train.sources):
-                raise ValueError(
+                yield (
                     f"methods.imported: train_task {imported.train_task!r} is not trained on; "
                     f"there is {', '.join(self.train.sources)}"
                 )
-        return self

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from rankwise.records.config.own_rows import ColumnsConfig, Judges, data_name
 from rankwise.records.fields import (
@@ -25,8 +25,6 @@ from rankwise.records.fields import (
     Switch,
     Text,
     UserPath,
-    as_list,
-    distinct,
     exactly_one,
 )
 
@@ -78,11 +76,9 @@ class LearningRateConfig(Section):
     A rate without a rule is taken as that of rank 32.
     """
 
-    @model_validator(mode="after")
-    def _one_to_tune_around(self) -> Self:
+    def _problems(self) -> Iterator[str]:
         if self.tune and (len(self.lora) > 1 or len(self.full) > 1):
-            raise ValueError("tune: true searches around one rate; give one for lora, one for full")
-        return self
+            yield "tune: true searches around one rate; give one for lora, one for full"
 
 
 class DpoConfig(Section):
@@ -101,11 +97,9 @@ class DpoConfig(Section):
     sft_weight: NotNegative = 0.0
     """Of the loss of the chosen answers' tokens, which is added."""
 
-    @model_validator(mode="after")
-    def _smoothed(self) -> Self:
+    def _problems(self) -> Iterator[str]:
         if self.label_smoothing and self.loss == "ipo":
-            raise ValueError("label_smoothing is of the sigmoid loss; leave it out")
-        return self
+            yield "label_smoothing is of the sigmoid loss; leave it out"
 
 
 class ObjectiveConfig(Section):
@@ -171,12 +165,7 @@ class TrainConfig(Section):
     gradient_accumulation_steps: Count = 4
     """An optimizer step sees ``batch_size`` times this many examples of each run."""
     learning_rate: LearningRateConfig = LearningRateConfig()
-    score_checkpoints: Annotated[
-        tuple[Checkpoint, ...],
-        BeforeValidator(as_list),
-        Field(max_length=100),
-        AfterValidator(distinct),
-    ] = ()
+    score_checkpoints: Annotated[AnyNumber[Checkpoint], Field(max_length=100)] = ()
     """Optimizer steps, or shares of all steps, after which each run is scored too."""
     stop: StopConfig | None = None
     warmup_ratio: Fraction = 0.1
@@ -211,33 +200,31 @@ class TrainConfig(Section):
             return {"judged_by": ("preference",), **data}
         return data
 
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        exactly_one(task=self.task or None, data=self.data)
+    def _problems(self) -> Iterator[str]:
+        yield from exactly_one(task=self.task or None, data=self.data)
         if self.split is not None and not self.task:
-            raise ValueError("split is for 'task'; your own data has no splits")
+            yield "split is for 'task'; your own data has no splits"
         if isinstance(self.split, Mapping):
             for name in self.split:
                 if name not in self.task:
                     known = ", ".join(self.task)
-                    raise ValueError(f"split: {name!r} is not trained on; there is {known}")
+                    yield f"split: {name!r} is not trained on; there is {known}"
         if self.stop is not None and not self.score_checkpoints:
-            raise ValueError("stop needs score_checkpoints: the steps at which training may end")
+            yield "stop needs score_checkpoints: the steps at which training may end"
         if self.objective is not None and self.data is None:
-            raise ValueError("objective: dpo learns from 'data' with chosen and rejected answers")
+            yield "objective: dpo learns from 'data' with chosen and rejected answers"
         if self.judged_by != ("loss",) and self.data is None:
-            raise ValueError("judged_by is for 'data'; a task brings its own metrics")
+            yield "judged_by is for 'data'; a task brings its own metrics"
         if self.columns is not None and self.data is None:
-            raise ValueError("columns are for 'data'; a task knows its own")
+            yield "columns are for 'data'; a task knows its own"
         # the rows of DPO have two answers, and no others have
         is_dpo = self.dpo is not None
         if is_dpo != ("preference" in self.judged_by):
-            raise ValueError("judged_by: preference goes with objective dpo; give both or neither")
+            yield "judged_by: preference goes with objective dpo; give both or neither"
         if is_dpo and self.loss_on == "all":
-            raise ValueError("loss_on: dpo compares answers; leave it at completion")
+            yield "loss_on: dpo compares answers; leave it at completion"
         if self.columns is not None and (self.columns.rejected is not None) != is_dpo:
-            raise ValueError("columns: 'rejected' goes with objective dpo; give both or neither")
-        return self
+            yield "columns: 'rejected' goes with objective dpo; give both or neither"
 
     @property
     def dpo(self) -> DpoConfig | None:

@@ -443,11 +443,6 @@ def _work(trainee: Trainee, num_tokens: int) -> float:
 
 def _finish(context: StudyContext, run: PlannedRun, **measured: Any) -> None:
     """Write the record of a run: its weights, if it has any, are there."""
-    usual: dict[str, Any] = {"status": "trained", "update_is_zero": True}
-    record = RunRecord(
-        planned=run,
-        num_truncated=sum(example.is_truncated for example in context.plan.examples_of(run)),
-        provenance=provenance_on(context.plan.device),
-        **(usual | measured),
-    )
-    context.folder.finish_run(record)
+    cut = sum(example.is_truncated for example in context.plan.examples_of(run))
+    made_by = provenance_on(context.plan.device)
+    context.folder.finish_run(RunRecord.of(run, made_by, num_truncated=cut, **measured))

@@ -8,7 +8,7 @@ continuation of a short unfinished sentence; wrong options are drawn from simila
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import countryinfo
@@ -83,32 +83,28 @@ def _countries() -> list[Country]:
     return sorted(countries.values())
 
 
-def _capitals() -> list[Fact]:
+def _capitals() -> Iterator[Fact]:
     """Each country's capital, and each capital's country; rivals are of the same region."""
     countries = _countries()
-    facts: list[Fact] = []
     for name, capital, region in countries:
         near = [other for other in countries if other.region == region and other.name != name]
         names = tuple(other.name for other in near)
         capitals = tuple(other.capital for other in near)
-        facts.append(Fact(name, f"The capital of {name} is", capital, capitals))
-        facts.append(Fact(name, f"{capital} is the capital of", name, names))
-    return facts
+        yield Fact(name, f"The capital of {name} is", capital, capitals)
+        yield Fact(name, f"{capital} is the capital of", name, names)
 
 
-def _continents() -> list[Fact]:
+def _continents() -> Iterator[Fact]:
     """The continent of each country and of each capital, unless the country's name tells it."""
-    facts: list[Fact] = []
     for name, capital, region in _countries():
         answer = CONTINENTS.get(region)
         if answer and answer not in name:
             rivals = tuple(word for word in CONTINENTS.values() if word != answer)
-            facts.append(Fact(name, f"{name} is a country in", answer, rivals))
-            facts.append(Fact(name, f"{capital} is a city in", answer, rivals))
-    return facts
+            yield Fact(name, f"{name} is a country in", answer, rivals)
+            yield Fact(name, f"{capital} is a city in", answer, rivals)
 
 
-def _elements() -> list[Fact]:
+def _elements() -> Iterator[Fact]:
     """The symbol and the atomic number of each element.
 
     Rival symbols begin with the same letter where there are enough of them; rival numbers are the
@@ -119,19 +115,17 @@ def _elements() -> list[Fact]:
         for element in periodictable.elements
         if 1 <= element.number <= MAX_ATOMIC_NUMBER
     ]
-    facts: list[Fact] = []
     for number, symbol, name in elements:
         others = [other for other in elements if other[0] != number]
         alike = [other[1] for other in others if other[1][0] == symbol[0]]
         symbols = alike if len(alike) >= OPTIONS - 1 else [other[1] for other in others]
         near = sorted(others, key=lambda other: abs(other[0] - number))[: 2 * OPTIONS]
         numbers = tuple(str(other[0]) for other in near)
-        facts.append(Fact(name, f"The chemical symbol for {name} is", symbol, tuple(symbols)))
-        facts.append(Fact(name, f"The atomic number of {name} is", str(number), numbers))
-    return facts
+        yield Fact(name, f"The chemical symbol for {name} is", symbol, tuple(symbols))
+        yield Fact(name, f"The atomic number of {name} is", str(number), numbers)
 
 
-TABLES: dict[str, Callable[[], list[Fact]]] = {
+TABLES: dict[str, Callable[[], Iterator[Fact]]] = {
     "capitals": _capitals,
     "continents": _continents,
     "elements": _elements,
@@ -164,7 +158,7 @@ def load(*, table: str, train: int = 40, seed: int = 0, **_: object) -> DatasetD
     """
     if table not in TABLES:
         raise DataError(f"facts: {table!r} is not a table. Use one of {', '.join(TABLES)}.")
-    facts = TABLES[table]()
+    facts = list(TABLES[table]())
     if not 0 < train < len(facts) - 1:
         raise DataError(f"{table}: train is {train}. Give a number from 1 to {len(facts) - 2}.")
     rng = random.Random(f"{table}/{seed}")
