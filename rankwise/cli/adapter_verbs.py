@@ -20,10 +20,10 @@ from rankwise.cli.application import (
     argument,
     emit,
     given_name,
-    given_path,
     listed_names,
     note,
     option,
+    path_option,
     say,
     stderr,
     stdout,
@@ -57,11 +57,10 @@ AnyBase = Annotated[
 ]
 Contract = Annotated[
     Path | None,
-    option(
+    path_option(
         "--contract FILE",
         "Also score sets of your own rows. The YAML file lists them as `evaluation.own` of a study "
         "file does. Each may give its own max_loss.",
-        parser=given_path,
     ),
 ]
 ScoredLimit = Annotated[
@@ -128,9 +127,7 @@ def audit(
     any_base: AnyBase = False,
     output: Annotated[
         Path | None,
-        option(
-            "--output FOLDER", "The folder to write (default: audits/TARGET).", parser=given_path
-        ),
+        path_option("--output FOLDER", "The folder to write (default: audits/TARGET)."),
     ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -309,10 +306,9 @@ def check(
     any_base: AnyBase = False,
     output: Annotated[
         Path | None,
-        option(
+        path_option(
             "--output FOLDER",
             f"Folder for {CHECK_RECORD} and {CHECK_REPORT}; it must be new or empty.",
-            parser=given_path,
         ),
     ] = None,
     as_json: Json = False,

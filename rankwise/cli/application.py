@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
@@ -106,12 +106,12 @@ def given_name(text: str) -> str:
     return text
 
 
+path_option = partial(option, parser=given_path)
+
 Folder = Annotated[Path, argument("DIR", "A study's folder.", parser=given_path)]
 TasksPath = Annotated[
     list[Path] | None,
-    option(
-        "--tasks-path PATH", "A folder with lm-eval YAML files; can be repeated.", parser=given_path
-    ),
+    path_option("--tasks-path PATH", "A folder with lm-eval YAML files; can be repeated."),
 ]
 AllowTaskCode = Annotated[
     bool,

@@ -31,6 +31,7 @@ from rankwise.cli.application import (
     listed_names,
     note,
     option,
+    path_option,
     say,
     stderr,
     stdout,
@@ -80,9 +81,7 @@ def repair(
     retention: Annotated[str, option("--retention TASK,TASK", "Tasks it should not forget.")] = "",
     output: Annotated[
         Path | None,
-        option(
-            "--output FOLDER", "The folder to write; it must be new or empty.", parser=given_path
-        ),
+        path_option("--output FOLDER", "The folder to write; it must be new or empty."),
     ] = None,
     tasks_path: TasksPath = None,
     allow_task_code: AllowTaskCode = False,

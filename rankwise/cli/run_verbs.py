@@ -19,9 +19,9 @@ from rankwise.cli.application import (
     Quiet,
     argument,
     emit,
-    given_path,
     note,
     option,
+    path_option,
     say,
     verb,
     warn,
@@ -47,7 +47,7 @@ StudyFile = Annotated[
 ]
 StudyDir = Annotated[
     Path | None,
-    option("--study-dir DIR", "The study's folder (default: studies/NAME).", parser=given_path),
+    path_option("--study-dir DIR", "The study's folder (default: studies/NAME)."),
 ]
 
 

@@ -22,6 +22,7 @@ from rankwise.cli.application import (
     note,
     note_damage,
     option,
+    path_option,
     say,
     stdout,
     usage_errors,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 def report(
     directory: Folder,
     output: Annotated[
-        Path | None, option("--output FOLDER", "Where to write (default: DIR).", parser=given_path)
+        Path | None, path_option("--output FOLDER", "Where to write (default: DIR).")
     ] = None,
     overwrite: Overwrite = False,
     without_texts: Annotated[
@@ -171,11 +172,7 @@ def init(
     ] = None,
     source: Annotated[
         Path | None,
-        option(
-            "--from FILE_OR_FOLDER",
-            "Your training config, or a Trainer's output folder.",
-            parser=given_path,
-        ),
+        path_option("--from FILE_OR_FOLDER", "Your training config, or a Trainer's output folder."),
     ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -275,7 +272,7 @@ def compare(
     ],
     output: Annotated[
         Path | None,
-        option("--output FILE", "The page to write (default: comparison.html).", parser=given_path),
+        path_option("--output FILE", "The page to write (default: comparison.html)."),
     ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,

@@ -20,6 +20,7 @@ from rankwise.cli.application import (
     note,
     note_damage,
     option,
+    path_option,
     say,
     stdout,
     usage_errors,
@@ -144,11 +145,7 @@ def verdict(
     ] = False,
     output: Annotated[
         Path | None,
-        option(
-            "--output FOLDER",
-            "Keep the scores as a study, with its report (files only).",
-            parser=given_path,
-        ),
+        path_option("--output FOLDER", "Keep the scores as a study, with its report (files only)."),
     ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
