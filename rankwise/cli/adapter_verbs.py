@@ -6,7 +6,6 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Generator
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -34,9 +33,11 @@ from rankwise.cli.application import (
 from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError, RankwiseError
 from rankwise.records.config.study import RecommendationConfig
+from rankwise.records.config.training import Precision
 from rankwise.records.deployment import FormVerdict
 from rankwise.records.files import write_atomically, write_record
 from rankwise.records.folder import StudyFolder
+from rankwise.records.heads import HeadMode
 from rankwise.records.names import find_run
 from rankwise.records.outputs import refuse_foreign
 from rankwise.records.study_file import load_contract
@@ -76,25 +77,8 @@ ChatTemplate = Annotated[bool, option("--chat-template", "Use the model's chat t
 RUN = "The run: its name, its rank, or any unique part of the name (r4-s0)."
 
 
-class ScorePrecision(StrEnum):
-    """The precision in which models are scored."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-
-
-Precision = Annotated[
-    ScorePrecision, option(f"--precision {'|'.join(ScorePrecision)}", "The precision of scoring.")
-]
-
-
-class Mode(StrEnum):
-    """How a head is switched off."""
-
-    ABLATE = "ablate"
-    ABLATE_MEAN = "ablate-mean"
-    REVERT = "revert"
+PRECISION = "--precision auto|float32|bfloat16"
+ScorePrecision = Annotated[Precision, option(PRECISION, "The precision of scoring.")]
 
 
 @verb(ADAPTERS)
@@ -122,7 +106,7 @@ def audit(
     null_draws: Annotated[
         int, option("--null-draws N", "Number of random updates of each kind.", min=0)
     ] = 2,
-    precision: Precision = ScorePrecision.AUTO,
+    precision: ScorePrecision = "auto",
     chat_template: ChatTemplate = False,
     any_base: AnyBase = False,
     output: Annotated[
@@ -155,7 +139,7 @@ def audit(
         num_fewshot=num_fewshot,
         limit=limit,
         chat_template=chat_template,
-        precision=precision.value,
+        precision=precision,
     )
     with usage_errors():
         target = trained_folder(adapter, note)
@@ -191,13 +175,13 @@ def heads(
     run: Annotated[str, option("--run ID", RUN)],
     tasks: Annotated[str, option("--tasks TASK,TASK", "Tasks scored by likelihood.")],
     mode: Annotated[
-        Mode,
+        HeadMode,
         option(
             "--mode MODE",
             "Replace the head's output by zeros (ablate) or by its mean (ablate-mean), or "
             "undo what training changed in it (revert).",
         ),
-    ] = Mode.ABLATE,
+    ] = "ablate",
     top: Annotated[
         int | None,
         option(
@@ -235,7 +219,7 @@ def heads(
     names = listed_names(tasks)
     if not names:
         raise ConfigError("heads", ["--tasks names no task; name at least one"])
-    if keys_and_values and mode is not Mode.REVERT:
+    if keys_and_values and mode != "revert":
         raise ConfigError("heads", ["--keys-and-values works only with --mode revert; add it"])
 
     study = folder.read_study()
@@ -255,7 +239,7 @@ def heads(
     prepared = list(plan.tasks.values())
     check_tasks(prepared)
     with folder.lock(), TerminalObserver(stderr) as observer:
-        asked = HeadQuestion(mode.value, keys_and_values, top)
+        asked = HeadQuestion(mode, keys_and_values, top)
         context = StudyContext.of(plan, folder, observer)
         effects = HeadStudy(context, chosen, asked).effects(prepared)
     if as_json:
@@ -297,11 +281,8 @@ def check(
     num_fewshot: NumFewshot = None,
     chat_template: ChatTemplate = False,
     precision: Annotated[
-        ScorePrecision | None,
-        option(
-            f"--precision {'|'.join(ScorePrecision)}",
-            "The precision of scoring (default: auto; with --forms float32).",
-        ),
+        Precision | None,
+        option(PRECISION, "The precision of scoring (default: auto; with --forms float32)."),
     ] = None,
     any_base: AnyBase = False,
     output: Annotated[
@@ -348,7 +329,6 @@ def check(
         from rankwise.weights.forms import find_forms
         from rankwise.weights.session import CONFIDENCE, ScoreSettings, prepared_tasks
 
-        used = precision or (ScorePrecision.FLOAT32 if wanted else ScorePrecision.AUTO)
         settings = ScoreSettings(
             names,
             tuple(tasks_path or ()),
@@ -357,7 +337,7 @@ def check(
             num_fewshot=num_fewshot,
             limit=limit,
             chat_template=chat_template,
-            precision=used.value,
+            precision=precision or ("float32" if wanted else "auto"),
         )
         found_forms = find_forms(wanted) if forms else []
         folder = trained_folder(adapter, note)

@@ -13,7 +13,6 @@ from rankwise.cli.adapter_verbs import (
     AnyBase,
     ChatTemplate,
     NumFewshot,
-    Precision,
     ScoredLimit,
     ScorePrecision,
     counted,
@@ -88,7 +87,7 @@ def repair(
     limit: ScoredLimit = None,
     num_fewshot: NumFewshot = None,
     chat_template: ChatTemplate = False,
-    precision: Precision = ScorePrecision.AUTO,
+    precision: ScorePrecision = "auto",
     any_base: AnyBase = False,
     as_json: Json = False,
 ) -> int:
@@ -119,7 +118,7 @@ def repair(
             "--tasks": tasks, "--retention": retention, "--output": output, "--limit": limit,
             "--num-fewshot": num_fewshot is not None, "--chat-template": chat_template,
             "--tasks-path": tasks_path, "--allow-task-code": allow_task_code,
-            "--precision": precision is not ScorePrecision.AUTO, "--any-base": any_base,
+            "--precision": precision != "auto", "--any-base": any_base,
         }  # fmt: skip
         names = [name for name, value in given.items() if value]
         problems += [f"{name} does not go with --run: the study has its own" for name in names]
@@ -147,7 +146,7 @@ def repair(
             num_fewshot=num_fewshot,
             limit=limit,
             chat_template=chat_template,
-            precision=precision.value,
+            precision=precision,
         )
         with usage_errors():
             refuse_replacing(output)

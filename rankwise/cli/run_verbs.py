@@ -51,7 +51,6 @@ StudyDir = Annotated[
 ]
 
 
-Replace = Annotated[bool, option("--replace", "Archive scores made with other settings.")]
 AcceptNewStack = Annotated[
     bool,
     option(
@@ -84,80 +83,25 @@ def _positive(text: str) -> float:
     return number
 
 
-Device = Annotated[
-    str | None,
-    option(
-        "--device cpu|cuda",
-        "Plan for this device (default: the one in this machine).",
-        parser=_device,
-    ),
-]
-Memory = Annotated[
-    int | None,
-    option(
-        "--memory SIZE",
-        "Assume this much device memory: 80GB, 24GiB. This machine need not have it.",
-        parser=_memory,
-    ),
-]
-Devices = Annotated[
-    int,
-    option(
-        "--devices N",
-        "Plan passes for N equal devices, and estimate when the study is done.",
-        min=1,
-        max=100_000,
-    ),
-]
-Price = Annotated[
-    float | None,
-    option(
-        "--price-per-hour PRICE",
-        "Price of one device per hour, in any currency, to estimate the cost.",
-        parser=_positive,
-    ),
-]
-Budget = Annotated[
-    float | None,
-    option(
-        "--budget TIME",
-        "Show what fits into TIME, and the smallest detectable difference.",
-        parser=given_seconds,
-    ),
-]
-TokensPerSecond = Annotated[
-    float | None,
-    option(
-        "--tokens-per-second RATE",
-        "Speed of LoRA training, to estimate the time (default with --device cuda: a third "
-        "of an H100's peak, an assumption).",
-        parser=_positive,
-    ),
-]
-
-
-NumWorkers = Annotated[
-    int | None,
-    option("--workers N", "Run N units in parallel on this machine, through Ray.", min=1),
-]
-Gpus = Annotated[
-    str | None, option("--gpus all|0,1", "Run one unit on each of these GPUs, through Ray.")
-]
-Address = Annotated[
-    str | None, option("--address HOST:PORT|auto", "Run units on this Ray cluster.")
-]
-
-
 @verb(STUDIES, kind=Telling)
 def run(
     study: StudyFile = None,
     study_dir: StudyDir = None,
-    replace: Replace = False,
+    replace: Annotated[
+        bool, option("--replace", "Archive scores made with other settings.")
+    ] = False,
     accept_new_stack: AcceptNewStack = False,
     allow_task_code: AllowTaskCode = False,
-    workers: NumWorkers = None,
-    gpus: Gpus = None,
-    address: Address = None,
+    workers: Annotated[
+        int | None,
+        option("--workers N", "Run N units in parallel on this machine, through Ray.", min=1),
+    ] = None,
+    gpus: Annotated[
+        str | None, option("--gpus all|0,1", "Run one unit on each of these GPUs, through Ray.")
+    ] = None,
+    address: Annotated[
+        str | None, option("--address HOST:PORT|auto", "Run units on this Ray cluster.")
+    ] = None,
     quiet: Quiet = False,
     as_json: AsEvents = False,
 ) -> int:
@@ -193,12 +137,56 @@ def plan(
     study: StudyFile = None,
     study_dir: StudyDir = None,
     allow_task_code: AllowTaskCode = False,
-    device: Device = None,
-    memory: Memory = None,
-    devices: Devices = 1,
-    tokens_per_second: TokensPerSecond = None,
-    price_per_hour: Price = None,
-    budget: Budget = None,
+    device: Annotated[
+        str | None,
+        option(
+            "--device cpu|cuda",
+            "Plan for this device (default: the one in this machine).",
+            parser=_device,
+        ),
+    ] = None,
+    memory: Annotated[
+        int | None,
+        option(
+            "--memory SIZE",
+            "Assume this much device memory: 80GB, 24GiB. This machine need not have it.",
+            parser=_memory,
+        ),
+    ] = None,
+    devices: Annotated[
+        int,
+        option(
+            "--devices N",
+            "Plan passes for N equal devices, and estimate when the study is done.",
+            min=1,
+            max=100_000,
+        ),
+    ] = 1,
+    tokens_per_second: Annotated[
+        float | None,
+        option(
+            "--tokens-per-second RATE",
+            "Speed of LoRA training, to estimate the time (default with --device cuda: a third "
+            "of an H100's peak, an assumption).",
+            parser=_positive,
+        ),
+    ] = None,
+    price_per_hour: Annotated[
+        float | None,
+        option(
+            "--price-per-hour PRICE",
+            "Price of one device per hour, in any currency, to estimate the cost.",
+            parser=_positive,
+        ),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        option(
+            "--budget TIME",
+            "Show what fits into TIME, and the smallest detectable difference.",
+            parser=given_seconds,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """List a study's runs with steps, tokens, parameters and memory.

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import typer
 
@@ -53,13 +53,6 @@ class ExportFormat(StrEnum):
     TRL = "trl"
 
 
-class Destination(StrEnum):
-    """Where an export goes."""
-
-    FOLDER = "folder"
-    HUB = "hub"
-
-
 Run = Annotated[
     str | None,
     option("--run ID", f"Export one run (default: the recommended one, or the best bet). {RUN}"),
@@ -80,8 +73,8 @@ def export(
     overwrite: Overwrite = False,
     run: Run = None,
     to: Annotated[
-        Destination, option("--to folder|hub", "hub: upload the adapter.")
-    ] = Destination.FOLDER,
+        Literal["folder", "hub"], option("--to folder|hub", "hub: upload the adapter.")
+    ] = "folder",
     repo: Annotated[str | None, option("--repo ORG/NAME", "With --to hub: the repository.")] = None,
     public: Annotated[
         bool, option("--public", "With --to hub: make the repository public (default: private).")
@@ -128,7 +121,7 @@ def export(
         "--yes": yes,
     }  # fmt: skip
     folder_only = {"--format": kind, "--output": output, "--overwrite": overwrite}
-    is_hub = to is Destination.HUB
+    is_hub = to == "hub"
     given = [name for name, value in (folder_only if is_hub else hub_only).items() if value]
     if given:
         why = "does not go with --to hub;" if is_hub else "is for --to hub; add that, or"
