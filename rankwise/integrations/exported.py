@@ -44,22 +44,19 @@ class ChosenRun(NamedTuple):
     how: Literal["recommended", "the best bet", "chosen by hand"]
 
 
-def chosen_runs(
-    outcome: StudyOutcome, run: str | None, verb: str = "export"
-) -> tuple[list[ChosenRun], list[str]]:
+def chosen_runs(outcome: StudyOutcome, run: str | None) -> tuple[list[ChosenRun], list[str]]:
     """The recommended run of every trained task, else its best bet, and what to know of it.
 
     Args:
         outcome: of the study.
         run: a run, as ``find_run`` takes it, to take instead.
-        verb: what was asked for, which begins an error.
 
     Raises:
         ConfigError: there is no such run, or for every task it is best not to fine-tune.
     """
     study, parts = outcome.results.study, outcome.recommendation.by_train_task
     if run is not None:
-        planned = find_run(study, run, verb)
+        planned = find_run(study, run, "export")
         part = next(each for each in parts if each.train_task == planned.train_task)
         return [ChosenRun(planned, part, "chosen by hand")], []
     by_name = {planned.name: planned for planned in study.runs}
@@ -79,5 +76,5 @@ def chosen_runs(
             odds = quantities.odds(part.best_bet.of(part.best_bet.choice or "").right)
             remarks.append(f"{part.train_task} is not settled: {name} is the best bet ({odds})")
     if not chosen:
-        raise ConfigError(verb, remarks)
+        raise ConfigError("export", remarks)
     return chosen, remarks

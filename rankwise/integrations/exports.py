@@ -106,15 +106,15 @@ def write_setup(
     return file, _remarks(study, planned, setup, tool)
 
 
-def refuse_imported(planned: PlannedRun, verb: str = "export") -> None:
-    """Refuse a model whose settings are not known; ``verb`` begins the error.
+def refuse_imported(planned: PlannedRun) -> None:
+    """Refuse a model whose settings are not known.
 
     Raises:
         ConfigError: it was trained elsewhere.
     """
     if planned.role == "imported" or planned.called is not None:
         problem = f"{planned.name} was trained elsewhere; name a run whose settings are known"
-        raise ConfigError(verb, [problem])
+        raise ConfigError("export", [problem])
 
 
 def setup_of(study: StudyRecord, planned: PlannedRun) -> TrainingSetup:
