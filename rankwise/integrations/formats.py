@@ -8,8 +8,7 @@ from pathlib import Path
 
 from rankwise.errors import ConfigError, did_you_mean
 from rankwise.integrations import tables
-from rankwise.integrations.exported import Exported
-from rankwise.integrations.exports import export_runs, write_card, write_setup
+from rankwise.integrations.exports import Exported, export_runs, write_card, write_setup
 from rankwise.integrations.lm_eval_files import export_lm_eval
 from rankwise.integrations.sources import TOOLS
 from rankwise.integrations.study_files import study_files

@@ -17,9 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rankwise.errors import ConfigError, HubError, RecordError
 from rankwise.findings.item_table import item_table
-from rankwise.integrations.exported import chosen_runs
-from rankwise.integrations.exports import refuse_imported
-from rankwise.integrations.model_cards import FILE_NAME, run_card
+from rankwise.integrations.exports import CARD_FILE, chosen_runs, refuse_imported, run_card
 from rankwise.integrations.study_files import refuse_links, study_files
 from rankwise.records.files import read_record, write_atomically, write_record, writing
 from rankwise.records.folder import StudyFolder
@@ -79,9 +77,7 @@ def write_shared(
     chosen = runs[0]
     adapter = _adapter_of(folder, chosen.planned)
     refuse_links(folder, [adapter / _ADAPTER_CONFIG, adapter / _ADAPTER_WEIGHTS])
-    study = outcome.results.study
-    model = next(each for each in outcome.results.runs if each.name == chosen.planned.name)
-    write_atomically(target / FILE_NAME, run_card(study, model, chosen))
+    write_atomically(target / CARD_FILE, run_card(outcome.results, chosen))
     config = without_folders(json.loads((adapter / _ADAPTER_CONFIG).read_text(encoding="utf-8")))
     write_atomically(target / _ADAPTER_CONFIG, json.dumps(config, indent=2) + "\n")
     with writing(target):

@@ -11,7 +11,7 @@ from rankwise.findings.model_card import markdown_table, markdown_text
 from rankwise.findings.models import summarise
 from rankwise.findings.rows import Row, column_names
 from rankwise.findings.tables import study_tables
-from rankwise.integrations.exported import Exported
+from rankwise.integrations.exports import Exported
 from rankwise.records.files import write_atomically
 from rankwise.records.folder import StudyFolder
 from rankwise.report.figures import figure_files
