@@ -586,11 +586,11 @@ def audit(
     """
     quiet_libraries()
     from rankwise.report.audit_page import write_audit
-    from rankwise.weights.audit import AuditSettings, find_audited
     from rankwise.weights.audit import audit as look
+    from rankwise.weights.audit import find_audited
 
     audited = find_audited(base, Path(target), any_base=any_base)
-    record = look(audited, AuditSettings(top_k, null_draws))
+    record = look(audited, top_k, null_draws)
     if output is not None:
         write_audit(Path(output), record, overwrite=overwrite)
     return record

@@ -127,8 +127,8 @@ def audit(
     quiet_libraries()
     from rankwise.engine.models.base import trained_folder
     from rankwise.report.audit_page import PAGE_FILE, RECORD_FILE, target_name, write_audit
-    from rankwise.weights.audit import AuditSettings, find_audited
     from rankwise.weights.audit import audit as look
+    from rankwise.weights.audit import find_audited
     from rankwise.weights.session import ScoreSettings, audit_scores, prepared_tasks
 
     asked = ScoreSettings(
@@ -157,8 +157,7 @@ def audit(
             with counted("scoring, tokens", 2 * sum(task.num_tokens for task in prepared)) as add:
                 scored = audit_scores(audited, prepared, asked, add)
         with counted("analysing the weights, matrices", len(audited.shapes)) as add:
-            settings = AuditSettings(top_k, null_draws)
-            record = look(audited, settings, scored=scored, advance=lambda *_: add(1))
+            record = look(audited, top_k, null_draws, scored=scored, advance=lambda *_: add(1))
     page = write_audit(folder, record, overwrite=overwrite)
     if as_json:
         return emit(record)
@@ -347,7 +346,8 @@ def check(
         margins = {name: clause.max_loss for name, clause in clauses.items()}
         rule = LossRule(margin, RecommendationConfig().delta_nats, CONFIDENCE, margins)
         question = Question(prepared_tasks(found, settings), settings, rule)
-        with counted("scoring, tokens", question.num_tokens(2 + len(found_forms))) as add:
+        num_tokens = sum(task.num_tokens for task in question.tasks)
+        with counted("scoring, tokens", (2 + len(found_forms)) * num_tokens) as add:
             if found_forms:
                 record = check_deployment(found, question, found_forms, add)
             else:

@@ -23,11 +23,11 @@ from rankwise.errors import TaskError
 from rankwise.findings.model_card import model_card
 from rankwise.findings.repairs import RepairTasks, choose_repair
 from rankwise.records import p_right, quantities
-from rankwise.records.clusters import cluster_numbers, linked_clusters, ties_of
 from rankwise.records.files import digest_of, write_atomically
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.folder import BASE
 from rankwise.records.outputs import output_folder
+from rankwise.records.reading import judged_lines, linked
 from rankwise.records.repair_scores import (
     RepairDivergences,
     RepairedDivergence,
@@ -35,7 +35,7 @@ from rankwise.records.repair_scores import (
     RepairScores,
 )
 from rankwise.records.repairs import AS_IT_IS, AdapterRepair, Repair, RepairFamily
-from rankwise.records.results import MIN_ITEMS, TaskItems, answered, judged_items
+from rankwise.records.results import MIN_ITEMS, TaskItems
 from rankwise.tasks.evaluation import ScoredModel, Scoring, evaluate
 from rankwise.tasks.questions import Advance, RightAnswer
 from rankwise.tasks.requests import PreparedTask
@@ -90,16 +90,10 @@ def refuse_unjudgeable(
 def _items(scoring: Scoring, task: AskedTask) -> TaskItems:
     """By the metric that decides; choices and other metrics are not kept."""
     lines = [s for s in scoring.samples if s["filter"] == scoring.record.decision_filter]
-    items = judged_items(scoring.record, lines, task.metric).items
-    clusters: tuple[int, ...] | None = None
+    judged = judged_lines(scoring.record, lines, task.metric, task.cluster_field)
     if scoring.record.model == BASE:
-        lines = answered(scoring.record, lines)
-        name, field = task.prepared.name, task.cluster_field
-        documents = {int(line["doc_id"]): line.get("doc") for line in lines}
-        setting = f"evaluation.clusters.{name.partition('@')[0]}"
-        named = {} if field is None else {name: cluster_numbers(documents, field, setting, name)}
-        clusters = linked_clusters({name: ties_of(lines)}, named)[name]
-    return items.model_copy(update={"choices": None, "accuracy": None, "clusters": clusters})
+        judged = linked({task.prepared.name: judged})[task.prepared.name]
+    return judged.items.model_copy(update={"choices": None, "accuracy": None, "candidates": {}})
 
 
 CARD_FILE = "README.md"
