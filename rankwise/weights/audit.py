@@ -200,8 +200,8 @@ def _checkpoint_weights(audited: Audited) -> ModelWeights:
 
 def audit(
     audited: Audited,
-    top_k: int = 500,
-    null_draws: int = 2,
+    top_k: int,
+    null_draws: int,
     *,
     scored: AuditScores | None = None,
     advance: Callable[[int, int], None] = lambda done, total: None,
