@@ -50,9 +50,6 @@ EXIT_CODES: dict[FormVerdict, int] = {"keeps": OK, "loses": 1, "cannot_tell": 3}
 Base = Annotated[
     str, argument("BASE", "The base: smollm2-135m-instruct, a folder or a hub repository.")
 ]
-Adapter = Annotated[
-    str, argument("ADAPTER", "A PEFT LoRA folder, or a hub repository.", parser=given_name)
-]
 AnyBase = Annotated[
     bool, option("--any-base", "Accept an adapter trained on a base of another name.")
 ]
@@ -253,7 +250,9 @@ def heads(
 @verb(ADAPTERS)
 def check(
     base: Base,
-    adapter: Adapter,
+    adapter: Annotated[
+        str, argument("ADAPTER", "A PEFT LoRA folder, or a hub repository.", parser=given_name)
+    ],
     tasks: Annotated[str, option("--tasks TASK,TASK", "Tasks to score and compare.")] = "",
     contract: Contract = None,
     forms: Annotated[
@@ -357,13 +356,13 @@ def check(
             write_atomically(output / CHECK_REPORT, check_report(record))
     if as_json:
         emit(record)
-        return EXIT_CODES[record.verdict]
-    from rankwise.cli.terminal import deployment_table
+    else:
+        from rankwise.cli.terminal import deployment_table
 
-    warn(record.warnings)
-    stdout.print(deployment_table(record))
-    for form in record.forms:
-        say(f"- {form.statement}")
+        warn(record.warnings)
+        stdout.print(deployment_table(record))
+        for form in record.forms:
+            say(f"- {form.statement}")
     return EXIT_CODES[record.verdict]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from types import TracebackType
@@ -88,18 +87,11 @@ class EventObserver(Follower):
 
     Args:
         events: where to.
-        folder: see ``Follower``, as for the other.
-        clock: seconds that only go forward.
+        folder: see ``Follower``.
     """
 
-    def __init__(
-        self,
-        events: Events,
-        folder: StudyFolder | None = None,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        super().__init__(folder, clock=clock)
+    def __init__(self, events: Events, folder: StudyFolder) -> None:
+        super().__init__(folder)
         self._write = events.write
         self._last_progress: dict[str, float] = {}
 

@@ -137,6 +137,8 @@ def repair(
         if problems or output is None:
             raise ConfigError("repair", problems)
         quiet_libraries()
+        from rankwise.engine.models.base import trained_folder
+        from rankwise.weights.audit import find_adapter
         from rankwise.weights.session import ScoreSettings
 
         settings = ScoreSettings(
@@ -150,7 +152,12 @@ def repair(
         )
         with usage_errors():
             refuse_replacing(output)
-            adapters = _adapters(targets, any_base)
+            base, *names = targets
+            folders = [trained_folder(given_name(name), note) for name in names]
+            adapters = [
+                find_adapter(base, folder, "repaired", any_base=any_base, report=note)
+                for folder in folders
+            ]
             record = _of_adapters(adapters, settings, kept, kinds, max_retention_loss, output)
     if as_json:
         return emit(record)
@@ -191,18 +198,6 @@ def _of_run(directory: Path, name: str, kinds: Kinds, max_loss_points: float) ->
         record = RunRepairer(context, chosen, tasks, kinds).repair(max_loss_points)
     note(f"records: {folder.adapter_repair_file(chosen.name).parent}")
     return record
-
-
-def _adapters(targets: list[str], any_base: bool) -> list[Audited]:
-    """The adapters of a base, which comes first, checked against it."""
-    from rankwise.engine.models.base import trained_folder
-    from rankwise.weights.audit import find_adapter
-
-    base, *names = targets
-    folders = [trained_folder(given_name(name), note) for name in names]
-    return [
-        find_adapter(base, folder, "repaired", any_base=any_base, report=note) for folder in folders
-    ]
 
 
 def _of_adapters(

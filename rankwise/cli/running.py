@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from rankwise.cli.application import (
     OK,
@@ -30,9 +30,8 @@ from rankwise.records.outputs import refuse_foreign
 if TYPE_CHECKING:
     from rankwise.cli.events import Events
     from rankwise.engine.models.devices import Machine
-    from rankwise.study.agenda import Agenda
     from rankwise.study.conclusion import StudyOutcome
-    from rankwise.study.context import StudyContext
+    from rankwise.study.executors.ray import RayExecutor
     from rankwise.study.planning.plan import StudyPlan
 
 
@@ -62,15 +61,6 @@ def planned_study(
     return plan
 
 
-class Places(Protocol):
-    """Where units are done, other than in this process; see ``rankwise.study.executors``."""
-
-    machine: Machine
-    num_workers: int
-
-    def __call__(self, context: StudyContext, agenda: Agenda) -> None: ...
-
-
 def run_and_report(
     find: Callable[[Events | None], tuple[StudyConfig, StudyFolder]],
     *,
@@ -78,7 +68,7 @@ def run_and_report(
     as_json: bool,
     replace: bool = False,
     accept_new_stack: bool = False,
-    cluster: Callable[[], contextlib.AbstractContextManager[Places]] | None = None,
+    cluster: Callable[[], contextlib.AbstractContextManager[RayExecutor]] | None = None,
 ) -> int:
     """Do what is left of a study, and report.
 
@@ -177,10 +167,8 @@ def report_on(
     from rankwise.api import written_report
     from rankwise.cli.terminal import verdict_cards
 
-    results, recommendation, findings = outcome
     if not as_json:
-        shown = verdict_cards(results, recommendation, findings, str(folder.root))
-        stdout.print(*shown, sep="\n")
+        stdout.print(*verdict_cards(*outcome, folder.root), sep="\n")
     path = written_report(folder, outcome, output, overwrite=overwrite, with_texts=with_texts)
     if as_json:
         emit({**verdict_content(outcome), "report": path})

@@ -53,12 +53,6 @@ class ExportFormat(StrEnum):
     TRL = "trl"
 
 
-Run = Annotated[
-    str | None,
-    option("--run ID", f"Export one run (default: the recommended one, or the best bet). {RUN}"),
-]
-
-
 @verb(TOOLS)
 def export(
     directory: Folder,
@@ -71,7 +65,12 @@ def export(
         path_option("--output FOLDER", "The folder to write (default: DIR/export/FORMAT)."),
     ] = None,
     overwrite: Overwrite = False,
-    run: Run = None,
+    run: Annotated[
+        str | None,
+        option(
+            "--run ID", f"Export one run (default: the recommended one, or the best bet). {RUN}"
+        ),
+    ] = None,
     to: Annotated[
         Literal["folder", "hub"], option("--to folder|hub", "hub: upload the adapter.")
     ] = "folder",

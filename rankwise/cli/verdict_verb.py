@@ -294,13 +294,13 @@ def _say_verdict(outcome: StudyOutcome, root: Path | None) -> None:
     from rankwise.cli.terminal import verdict_cards
     from rankwise.findings.statements import with_folder
 
-    results, recommendation, findings = outcome
-    stdout.print(*verdict_cards(results, recommendation, findings, root), sep="\n")
-    for part in recommendation.by_train_task:
-        of = f", trained on {part.train_task}" if len(recommendation.by_train_task) > 1 else ""
+    stdout.print(*verdict_cards(*outcome, root), sep="\n")
+    parts = outcome.recommendation.by_train_task
+    for part in parts:
+        of = f", trained on {part.train_task}" if len(parts) > 1 else ""
         say(f"\nWhy{of}:")
         say(with_folder(part.statement, root or "DIR"))
         for reason in part.reasons:
             say(f"- {reason}")
-        for line in findings.lines(part.train_task):
+        for line in outcome.findings.lines(part.train_task):
             say(f"- {line}")
