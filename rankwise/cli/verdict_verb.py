@@ -170,7 +170,7 @@ def verdict(
     models are compared with the one called base, or with --base; without one,
     with each other. For samples of lm-eval, the first file is the base.
     """
-    margins = {"delta": delta, "epsilon": epsilon, "worst_task": worst_task}
+    margins: dict[str, Any] = {"delta": delta, "epsilon": epsilon, "worst_task": worst_task}
     only_files: dict[str, Any] = {
         "item": item, "score": score, "model": model, "task": task, "base": base, "name": name,
         "in_domain": in_domain, "retention": retention, "out_of_domain": out_of_domain,
@@ -200,13 +200,7 @@ def verdict(
 
     for relation in {"in_domain", "retention", "out_of_domain"} & given.keys():
         given[relation] = listed_names(given[relation])
-    asked = Asked(
-        **given,
-        cluster=cluster[0] if cluster else None,
-        delta=delta,
-        epsilon=epsilon,
-        worst_task=worst_task,
-    )
+    asked = Asked(**given, **margins, cluster=cluster[0] if cluster else None)
     return _of_files(paths, asked, output, overwrite=overwrite, as_json=as_json)
 
 
