@@ -294,8 +294,7 @@ def emit(content: Any) -> int:
 
 def emit_error(name: str, message: str, code: int, problems: Sequence[str] = ()) -> None:
     """Print an error as the answer; ``problems``, if it has several, one by one."""
-    content = {"error": name, "message": message, "problems": problems, "exit_code": code}
-    emit(content)
+    emit({"error": name, "message": message, "problems": problems, "exit_code": code})
 
 
 def note(text: str, style: str | None = None) -> None:
