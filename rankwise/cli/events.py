@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from types import TracebackType
 from typing import Any, Self, TextIO
 
 from rankwise.cli.application import INTERRUPTED, RUN_FAILED, exit_code_of, json_text
@@ -46,12 +45,7 @@ class Events:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         """Tell of the error, if one ends the block."""
         from rankwise.study.stopping import Stopped
 
