@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, get_args
 
 import typer
 
@@ -36,21 +35,10 @@ from rankwise.records.folder import StudyFolder
 TOOLS = "Tasks and other tools"
 
 
-class ExportFormat(StrEnum):
-    """The file format that is written."""
-
-    LM_EVAL = "lm-eval"
-    CSV = "csv"
-    PARQUET = "parquet"
-    MARKDOWN = "markdown"
-    LATEX = "latex"
-    FIGURES = "figures"
-    MODEL_CARD = "model-card"
-    PEFT = "peft"
-    AXOLOTL = "axolotl"
-    LLAMA_FACTORY = "llamafactory"
-    UNSLOTH = "unsloth"
-    TRL = "trl"
+OfStudy = Literal["lm-eval", "csv", "parquet", "markdown", "latex", "figures"]
+OfRun = Literal["model-card", "peft", "axolotl", "llamafactory", "unsloth", "trl"]
+ExportFormat = Literal[OfStudy, OfRun]
+"""As in ``integrations.formats``, which is not loaded for the help."""
 
 
 @verb(TOOLS)
@@ -58,7 +46,7 @@ def export(
     directory: Folder,
     kind: Annotated[
         ExportFormat | None,
-        option("--format FORMAT", f"{', '.join(ExportFormat)} (default: lm-eval)."),
+        option("--format FORMAT", f"{', '.join(get_args(ExportFormat))} (default: lm-eval)."),
     ] = None,
     output: Annotated[
         Path | None,
@@ -132,8 +120,7 @@ def export(
         return _send(folder, sending, run, is_asked=not (yes or as_json), as_json=as_json)
     from rankwise.integrations.formats import export_study
 
-    named = kind or ExportFormat.LM_EVAL
-    written = export_study(folder, named.value, output, run, overwrite=overwrite)
+    written = export_study(folder, kind or "lm-eval", output, run, overwrite=overwrite)
     note_damage(folder)
     if as_json:
         contents = [exported._asdict() for exported in written]
