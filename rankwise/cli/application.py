@@ -33,6 +33,8 @@ from rankwise.records.provenance import package_version
 P = ParamSpec("P")
 
 OK, RUN_FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes; ``USAGE`` where the command was to be written otherwise."""
+
 _STOPPED = "stopped; finished work is kept, run the same command to continue"
 _UsageError: Any = typer.BadParameter.__bases__[0]  # of the click that typer uses
 
@@ -220,7 +222,7 @@ def verb(
                     where = caught.filename or "a file or folder"
                     why = f"{where}: {caught.strerror or caught}. Give yourself permission there."
                     error = StorageError(why)
-                code = exit_code_of(error)
+                code = USAGE if error.is_usage else RUN_FAILED
                 if answers:
                     problems = error.problems if isinstance(error, ConfigError | PlanError) else ()
                     emit_error(type(error).__name__, str(error), code, problems)
@@ -243,11 +245,6 @@ def _require_current_folder() -> None:
         os.getcwd()
     except FileNotFoundError as error:
         raise StorageError("the current folder was deleted. Change to another one.") from error
-
-
-def exit_code_of(error: RankwiseError) -> int:
-    """Whether the command was to be written otherwise, or something failed."""
-    return USAGE if error.is_usage else RUN_FAILED
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Self, TextIO
 
-from rankwise.cli.application import INTERRUPTED, RUN_FAILED, exit_code_of, json_text
+from rankwise.cli.application import INTERRUPTED, RUN_FAILED, USAGE, json_text
 from rankwise.errors import RankwiseError, StorageError
 from rankwise.records.folder import StudyFolder
 from rankwise.study.observer import (
@@ -57,7 +57,7 @@ class Events:
         elif isinstance(error, KeyboardInterrupt):
             outcome, code = "stopped", INTERRUPTED
         elif isinstance(error, RankwiseError):
-            code = exit_code_of(error)
+            code = USAGE if error.is_usage else RUN_FAILED
         with contextlib.suppress(StorageError):
             self.ended(outcome, code, message=f"{type(error).__name__}: {error}")
 
