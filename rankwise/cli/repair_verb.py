@@ -210,12 +210,7 @@ def _of_adapters(
 ) -> AdapterRepair:
     """Repair the first adapter; the settings name the tasks in-domain."""
     from rankwise.engine.models.base import load_tokenizer
-    from rankwise.weights.adapter_repair import (
-        AdapterRepairer,
-        AskedTask,
-        refuse_unjudgeable,
-        repair_adapter,
-    )
+    from rankwise.weights.adapter_repair import AdapterRepairer, AskedTask, repair_adapter
     from rankwise.weights.session import ScoringSession, prepared_tasks
 
     first, *others = adapters
@@ -228,8 +223,6 @@ def _of_adapters(
     if both:
         problem = f"{', '.join(both)} is in --tasks and in --retention; name it in one of them"
         raise ConfigError("repair", [problem])
-    refuse_unjudgeable(own, kept)
-    note("deriving the candidates")
     repairer = AdapterRepairer(
         model=str(first.target),
         folder=first.target,
@@ -242,6 +235,8 @@ def _of_adapters(
         others=[(str(other.target), other.target) for other in others],
         warnings=tuple(warning for each in adapters for warning in each.warnings),
     )
+    repairer.refuse_unjudgeable()
+    note("deriving the candidates")
     num_models = 1 + len(repairer.derived)
     num_tokens = num_models * sum(task.num_tokens for task in (*own, *kept))
     with counted("scoring, tokens", num_tokens) as add:

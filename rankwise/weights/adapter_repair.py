@@ -66,27 +66,6 @@ class AskedTask(NamedTuple):
     cluster_field: str | None = None
 
 
-def refuse_unjudgeable(
-    in_domain: Sequence[PreparedTask], retention: Sequence[PreparedTask]
-) -> None:
-    """Refuse tasks by which no repair can be judged, before anything is scored.
-
-    Raises:
-        TaskError: a task has fewer than two items, or no retention task is scored in points.
-    """
-    for task in (*in_domain, *retention):
-        if task.num_items < MIN_ITEMS:
-            raise TaskError(
-                f"task {task.name!r} has {quantities.counted(task.num_items, 'item')}, and a "
-                f"difference needs {MIN_ITEMS}. Score more, or leave the task out."
-            )
-    if all(task.loaded.output_type == "loglikelihood_rolling" for task in retention):
-        raise TaskError(
-            "every retention task is scored by its loss, and the limit is in points. Name one that "
-            "asks questions."
-        )
-
-
 def _items(scoring: Scoring, task: AskedTask) -> TaskItems:
     """By the metric that decides; choices and other metrics are not kept."""
     lines = [s for s in scoring.samples if s["filter"] == scoring.record.decision_filter]
@@ -137,6 +116,25 @@ class AdapterRepairer:
     def tasks(self) -> list[AskedTask]:
         """Every task, those in-domain first."""
         return [*self.in_domain, *self.retention]
+
+    def refuse_unjudgeable(self) -> None:
+        """Refuse tasks by which no repair can be judged, before anything is scored.
+
+        Raises:
+            TaskError: a task has fewer than two items, or no retention task is scored in points.
+        """
+        for task, *_ in self.tasks:
+            if task.num_items < MIN_ITEMS:
+                raise TaskError(
+                    f"task {task.name!r} has {quantities.counted(task.num_items, 'item')}, and a "
+                    f"difference needs {MIN_ITEMS}. Score more, or leave the task out."
+                )
+        kinds = {task.prepared.loaded.output_type for task in self.retention}
+        if kinds <= {"loglikelihood_rolling"}:
+            raise TaskError(
+                "every retention task is scored by its loss, and the limit is in points. Name one "
+                "that asks questions."
+            )
 
     @cached_property
     def sources(self) -> RepairSources:
@@ -231,23 +229,18 @@ class AdapterRepairer:
         )
 
     def divergences(
-        self,
-        answers: Sequence[RightAnswer],
-        *,
-        fingerprint: str,
-        advance: Advance = lambda _: None,
+        self, *, fingerprint: str, advance: Advance = lambda _: None
     ) -> RepairDivergences:
-        """How far from the base every candidate is, item by item.
+        """How far from the base every candidate is, item by item, on ``answers``; at least one.
 
         The base reads once. The others read one after the other in its steps, so that rounding is
         the same for all.
 
         Args:
-            answers: right answers; at least one.
             fingerprint: of the record.
             advance: receives the number of tokens read, each distinct one once per model.
         """
-        session, adapters = self._opened
+        (session, adapters), answers = self._opened, self.answers
         started = time.perf_counter()
         settings: dict[str, Any] = {"max_batch_tokens": session.step_tokens, "advance": advance}
         expected = log_probabilities(session.model, answers, **settings)
@@ -350,7 +343,7 @@ def repair_adapter(
     scores = [repairer.scores(task, fingerprint=wanted, advance=advance) for task in repairer.tasks]
     divergences = None
     if repairer.answers:
-        divergences = repairer.divergences(repairer.answers, fingerprint=wanted)
+        divergences = repairer.divergences(fingerprint=wanted)
     record = repairer.chosen(
         scores, divergences, wanted, max_loss_points=max_loss_points, output=str(output)
     )
