@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from rankwise.cli import application as cli
 from rankwise.cli.adapter_verbs import (
     ADAPTERS,
     RUN,
@@ -17,26 +18,6 @@ from rankwise.cli.adapter_verbs import (
     ScorePrecision,
     counted,
     refuse_replacing,
-)
-from rankwise.cli.application import (
-    OK,
-    AllowTaskCode,
-    Json,
-    TasksPath,
-    argument,
-    emit,
-    given_name,
-    given_path,
-    listed_names,
-    note,
-    option,
-    path_option,
-    say,
-    stderr,
-    stdout,
-    usage_errors,
-    verb,
-    warn,
 )
 from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError, did_you_mean
@@ -49,11 +30,11 @@ if TYPE_CHECKING:
     from rankwise.weights.session import ScoreSettings
 
 
-@verb(ADAPTERS)
+@cli.verb(ADAPTERS)
 def repair(
     targets: Annotated[
         list[str],
-        argument(
+        cli.argument(
             "DIR|BASE ADAPTER",
             "A study's folder, with --run; or a base and an adapter, each a folder or a hub "
             "repository. Additional adapters are averaged with the first.",
@@ -61,35 +42,39 @@ def repair(
     ],
     max_retention_loss: Annotated[
         float,
-        option(
+        cli.option(
             "--max-loss POINTS",
             "Largest acceptable fall of the mean score over the retention tasks.",
             min=0.0,
         ),
     ],
-    run: Annotated[str | None, option("--run ID", RUN)] = None,
+    run: Annotated[str | None, cli.option("--run ID", RUN)] = None,
     by: Annotated[
         str | None,
-        option(
+        cli.option(
             "--by KIND,KIND",
             "Kinds of repair to try (default: all), or one with its value: truncate=8, "
             "intruders=0.5.",
         ),
     ] = None,
-    tasks: Annotated[str, option("--tasks TASK,TASK", "Tasks the adapter was trained for.")] = "",
-    retention: Annotated[str, option("--retention TASK,TASK", "Tasks it should not forget.")] = "",
+    tasks: Annotated[
+        str, cli.option("--tasks TASK,TASK", "Tasks the adapter was trained for.")
+    ] = "",
+    retention: Annotated[
+        str, cli.option("--retention TASK,TASK", "Tasks it should not forget.")
+    ] = "",
     output: Annotated[
         Path | None,
-        path_option("--output FOLDER", "The folder to write; it must be new or empty."),
+        cli.path_option("--output FOLDER", "The folder to write; it must be new or empty."),
     ] = None,
-    tasks_path: TasksPath = None,
-    allow_task_code: AllowTaskCode = False,
+    tasks_path: cli.TasksPath = None,
+    allow_task_code: cli.AllowTaskCode = False,
     limit: ScoredLimit = None,
     num_fewshot: NumFewshot = None,
     chat_template: ChatTemplate = False,
     precision: ScorePrecision = "auto",
     any_base: AnyBase = False,
-    as_json: Json = False,
+    as_json: cli.Json = False,
 ) -> int:
     """Change a trained adapter so that it forgets less, without training.
 
@@ -126,9 +111,9 @@ def repair(
             problems.append("--run is of one study's folder; give that alone")
         if problems:
             raise ConfigError("repair", problems)
-        record = _of_run(given_path(targets[0]), run, kinds, max_retention_loss)
+        record = _of_run(cli.given_path(targets[0]), run, kinds, max_retention_loss)
     else:
-        own, kept = listed_names(tasks), listed_names(retention)
+        own, kept = cli.listed_names(tasks), cli.listed_names(retention)
         if len(targets) == 1:
             problems.append("give a base and an adapter, or a study's folder and --run")
         problems += ["--tasks names no task; name what was trained"] * (not own)
@@ -150,28 +135,28 @@ def repair(
             chat_template=chat_template,
             precision=precision,
         )
-        with usage_errors():
+        with cli.usage_errors():
             refuse_replacing(output)
             base, *names = targets
-            folders = [trained_folder(given_name(name), note) for name in names]
+            folders = [trained_folder(cli.given_name(name), cli.note) for name in names]
             adapters = [
-                find_adapter(base, folder, "repaired", any_base=any_base, report=note)
+                find_adapter(base, folder, "repaired", any_base=any_base, report=cli.note)
                 for folder in folders
             ]
             record = _of_adapters(adapters, settings, kept, kinds, max_retention_loss, output)
     if as_json:
-        return emit(record)
+        return cli.emit(record)
     from rankwise.cli.terminal import as_shown
     from rankwise.report.sections.mitigations import repair_table
 
-    warn(record.warnings)
-    stdout.print(as_shown(repair_table(record.choice)))
-    say(record.choice.statement, style="bold")
+    cli.warn(record.warnings)
+    cli.stdout.print(as_shown(repair_table(record.choice)))
+    cli.say(record.choice.statement, style="bold")
     if record.choice.kl_statement is not None:
-        say(record.choice.kl_statement)
+        cli.say(record.choice.kl_statement)
     if record.folder is not None:
-        say(f"repaired adapter: {record.folder}", folded=False)
-    return OK
+        cli.say(f"repaired adapter: {record.folder}", folded=False)
+    return cli.OK
 
 
 Kinds = tuple[RepairFamily | Repair, ...]
@@ -192,11 +177,11 @@ def _of_run(directory: Path, name: str, kinds: Kinds, max_loss_points: float) ->
     chosen = find_run(study, name, "repair")
     tasks = repair_tasks(study, chosen)
     check_trained(folder, chosen)
-    plan = reopen_study(study, (*tasks.in_domain, *tasks.retention), None, note)
-    with folder.lock(), TerminalObserver(stderr) as observer:
+    plan = reopen_study(study, (*tasks.in_domain, *tasks.retention), None, cli.note)
+    with folder.lock(), TerminalObserver(cli.stderr) as observer:
         context = StudyContext.of(plan, folder, observer)
         record = RunRepairer(context, chosen, tasks, kinds).repair(max_loss_points)
-    note(f"records: {folder.adapter_repair_file(chosen.name).parent}")
+    cli.note(f"records: {folder.adapter_repair_file(chosen.name).parent}")
     return record
 
 
@@ -236,7 +221,7 @@ def _of_adapters(
         warnings=tuple(warning for each in adapters for warning in each.warnings),
     )
     repairer.refuse_unjudgeable()
-    note("deriving the candidates")
+    cli.note("deriving the candidates")
     num_models = 1 + len(repairer.derived)
     num_tokens = num_models * sum(task.num_tokens for task in (*own, *kept))
     with counted("scoring, tokens", num_tokens) as add:
@@ -254,7 +239,7 @@ def _kinds(by: str | None, max_loss_points: float) -> Kinds:
     problems: list[str] = []
     families: list[RepairFamily] = []
     singles: list[Repair] = []
-    for entry in REPAIR_FAMILIES if by is None else listed_names(by):
+    for entry in REPAIR_FAMILIES if by is None else cli.listed_names(by):
         name, has_value, text = entry.partition("=")
         family: RepairFamily | None = next((each for each in REPAIR_FAMILIES if each == name), None)
         single = None if family is None else METHODS[family].single

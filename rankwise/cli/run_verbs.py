@@ -11,21 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rankwise.cli.application import (
-    OK,
-    AllowTaskCode,
-    AsEvents,
-    Json,
-    Quiet,
-    argument,
-    emit,
-    note,
-    option,
-    path_option,
-    say,
-    verb,
-    warn,
-)
+from rankwise.cli import application as cli
 from rankwise.cli.budgets import affordable_here, budget_lines, given_seconds
 from rankwise.cli.running import Telling, planned_study, run_and_report
 from rankwise.errors import ConfigError, NewerRecordError, RecordError
@@ -39,7 +25,7 @@ STUDIES = "Studies"
 
 StudyFile = Annotated[
     list[str] | None,
-    argument(
+    cli.argument(
         "[STUDY.YAML|DIR] [KEY=VALUE]...",
         "A study file (default: the quickstart preset), then overrides: train.epochs=1. "
         "Or a study's folder, to run it with its own settings.",
@@ -47,13 +33,13 @@ StudyFile = Annotated[
 ]
 StudyDir = Annotated[
     Path | None,
-    path_option("--study-dir DIR", "The study's folder (default: studies/NAME)."),
+    cli.path_option("--study-dir DIR", "The study's folder (default: studies/NAME)."),
 ]
 
 
 AcceptNewStack = Annotated[
     bool,
-    option(
+    cli.option(
         "--accept-new-stack",
         "Continue with other library versions or another device even if the base's scores change.",
     ),
@@ -83,27 +69,27 @@ def _positive(text: str) -> float:
     return number
 
 
-@verb(STUDIES, kind=Telling)
+@cli.verb(STUDIES, kind=Telling)
 def run(
     study: StudyFile = None,
     study_dir: StudyDir = None,
     replace: Annotated[
-        bool, option("--replace", "Archive scores made with other settings.")
+        bool, cli.option("--replace", "Archive scores made with other settings.")
     ] = False,
     accept_new_stack: AcceptNewStack = False,
-    allow_task_code: AllowTaskCode = False,
+    allow_task_code: cli.AllowTaskCode = False,
     workers: Annotated[
         int | None,
-        option("--workers N", "Run N units in parallel on this machine, through Ray.", min=1),
+        cli.option("--workers N", "Run N units in parallel on this machine, through Ray.", min=1),
     ] = None,
     gpus: Annotated[
-        str | None, option("--gpus all|0,1", "Run one unit on each of these GPUs, through Ray.")
+        str | None, cli.option("--gpus all|0,1", "Run one unit on each of these GPUs, through Ray.")
     ] = None,
     address: Annotated[
-        str | None, option("--address HOST:PORT|auto", "Run units on this Ray cluster.")
+        str | None, cli.option("--address HOST:PORT|auto", "Run units on this Ray cluster.")
     ] = None,
-    quiet: Quiet = False,
-    as_json: AsEvents = False,
+    quiet: cli.Quiet = False,
+    as_json: cli.AsEvents = False,
 ) -> int:
     """Run a study: train, score, recommend and report.
 
@@ -120,7 +106,7 @@ def run(
         from rankwise.study.executors.ray import cluster_of
 
         cluster = partial(
-            cluster_of, address, workers, gpus, note, accept_new_stack=accept_new_stack
+            cluster_of, address, workers, gpus, cli.note, accept_new_stack=accept_new_stack
         )
     return run_and_report(
         lambda _: named(study, study_dir, allow_task_code),
@@ -132,14 +118,14 @@ def run(
     )
 
 
-@verb(STUDIES)
+@cli.verb(STUDIES)
 def plan(
     study: StudyFile = None,
     study_dir: StudyDir = None,
-    allow_task_code: AllowTaskCode = False,
+    allow_task_code: cli.AllowTaskCode = False,
     device: Annotated[
         str | None,
-        option(
+        cli.option(
             "--device cpu|cuda",
             "Plan for this device (default: the one in this machine).",
             parser=_device,
@@ -147,7 +133,7 @@ def plan(
     ] = None,
     memory: Annotated[
         int | None,
-        option(
+        cli.option(
             "--memory SIZE",
             "Assume this much device memory: 80GB, 24GiB. This machine need not have it.",
             parser=_memory,
@@ -155,7 +141,7 @@ def plan(
     ] = None,
     devices: Annotated[
         int,
-        option(
+        cli.option(
             "--devices N",
             "Plan passes for N equal devices, and estimate when the study is done.",
             min=1,
@@ -164,7 +150,7 @@ def plan(
     ] = 1,
     tokens_per_second: Annotated[
         float | None,
-        option(
+        cli.option(
             "--tokens-per-second RATE",
             "Speed of LoRA training, to estimate the time (default with --device cuda: a third "
             "of an H100's peak, an assumption).",
@@ -173,7 +159,7 @@ def plan(
     ] = None,
     price_per_hour: Annotated[
         float | None,
-        option(
+        cli.option(
             "--price-per-hour PRICE",
             "Price of one device per hour, in any currency, to estimate the cost.",
             parser=_positive,
@@ -181,13 +167,13 @@ def plan(
     ] = None,
     budget: Annotated[
         float | None,
-        option(
+        cli.option(
             "--budget TIME",
             "Show what fits into TIME, and the smallest detectable difference.",
             parser=given_seconds,
         ),
     ] = None,
-    as_json: Json = False,
+    as_json: cli.Json = False,
 ) -> int:
     """List a study's runs with steps, tokens, parameters and memory.
 
@@ -218,7 +204,7 @@ def plan(
     from rankwise.cli.plans import Forecast
 
     shown = Forecast(planned, folder, machine, tokens_per_second, price_per_hour)
-    warn(f"damaged: {damage}; it is made again" for damage in shown.damages)
+    cli.warn(f"damaged: {damage}; it is made again" for damage in shown.damages)
     found = None
     if budget is not None:
         found = affordable_here(config, planned, budget, shown.rate, machine)
@@ -229,12 +215,12 @@ def plan(
         if found is not None:
             asked = {"overrides": found.choice.overrides, "seconds": found.seconds}
             budgeted = {**asked, "fits": found.fits, **told(found.plan).content()}
-        return emit(shown.content() | {"budget": budgeted})
+        return cli.emit(shown.content() | {"budget": budgeted})
     shown.show()
     if budget is not None and found is not None:
         for line in budget_lines(found, budget):
-            say(line)
-    return OK
+            cli.say(line)
+    return cli.OK
 
 
 def named(
