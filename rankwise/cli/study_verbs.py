@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from rich.text import Text
 
@@ -18,9 +18,6 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.outputs import write_outputs
 from rankwise.records.study_file import preset_text
 from rankwise.study.reading import read_results
-
-if TYPE_CHECKING:
-    from rankwise.cli.events import Events
 
 
 @cli.verb(STUDIES)
@@ -216,7 +213,7 @@ def extend(
 
     folder = StudyFolder(directory)
 
-    def find(_: Events | None) -> tuple[StudyConfig, StudyFolder]:
+    def find(_: object) -> tuple[StudyConfig, StudyFolder]:
         config = folder.read_study().config
         parts = [part.strip() for part in ranks.split(",") if part.strip()]
         for part in parts:
