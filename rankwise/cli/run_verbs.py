@@ -32,8 +32,7 @@ StudyFile = Annotated[
     ),
 ]
 StudyDir = Annotated[
-    Path | None,
-    cli.path_option("--study-dir DIR", "The study's folder (default: studies/NAME)."),
+    Path | None, cli.path_option("--study-dir DIR", "The study's folder (default: studies/NAME).")
 ]
 
 

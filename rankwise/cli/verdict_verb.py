@@ -125,8 +125,7 @@ def verdict(
     anytime: Annotated[
         bool,
         cli.option(
-            "--anytime",
-            "Verdicts stay valid under repeated looks at growing files (files only).",
+            "--anytime", "Verdicts stay valid under repeated looks at growing files (files only)."
         ),
     ] = False,
     output: Annotated[

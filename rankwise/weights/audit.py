@@ -224,7 +224,7 @@ def audit(
     names = list(audited.shapes)
     base = model_weights(audited.base.folder, names)
     adapted = _checkpoint_weights(audited) if audited.kind == "checkpoint" else None
-    matrices: list[MatrixSpectrum] = []
+    matrices, nulls = list[MatrixSpectrum](), NullDraws(null_draws, seed=0)
     values: list[Tensor] = []
     for number, name in enumerate(names, start=1):
         weight = base.matrices[name].to(device)
@@ -232,15 +232,9 @@ def audit(
             update, rank = audited.updates[name].factorization, audited.updates[name].rank
         else:
             update, rank = delta_svd(weight, adapted.matrices[name].to(device)), None
+        base_svd = cache.svd(weight)
         matrices.append(
-            matrix_spectrum(
-                name,
-                cache.svd(weight),
-                update,
-                rank=rank,
-                top_k=top_k,
-                nulls=NullDraws(null_draws, seed=0),
-            )
+            matrix_spectrum(name, base_svd, update, rank=rank, top_k=top_k, nulls=nulls)
         )
         values.append(update.S)
         advance(number, len(names))
