@@ -7,18 +7,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from rankwise.cli import adapter_verbs
 from rankwise.cli import application as cli
-from rankwise.cli.adapter_verbs import (
-    ADAPTERS,
-    RUN,
-    AnyBase,
-    ChatTemplate,
-    NumFewshot,
-    ScoredLimit,
-    ScorePrecision,
-    counted,
-    refuse_replacing,
-)
 from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError, did_you_mean
 from rankwise.records.folder import StudyFolder
@@ -30,7 +20,7 @@ if TYPE_CHECKING:
     from rankwise.weights.session import ScoreSettings
 
 
-@cli.verb(ADAPTERS)
+@cli.verb(adapter_verbs.ADAPTERS)
 def repair(
     targets: Annotated[
         list[str],
@@ -48,7 +38,7 @@ def repair(
             min=0.0,
         ),
     ],
-    run: Annotated[str | None, cli.option("--run ID", RUN)] = None,
+    run: Annotated[str | None, cli.option("--run ID", adapter_verbs.RUN)] = None,
     by: Annotated[
         str | None,
         cli.option(
@@ -69,11 +59,11 @@ def repair(
     ] = None,
     tasks_path: cli.TasksPath = None,
     allow_task_code: cli.AllowTaskCode = False,
-    limit: ScoredLimit = None,
-    num_fewshot: NumFewshot = None,
-    chat_template: ChatTemplate = False,
-    precision: ScorePrecision = "auto",
-    any_base: AnyBase = False,
+    limit: adapter_verbs.ScoredLimit = None,
+    num_fewshot: adapter_verbs.NumFewshot = None,
+    chat_template: adapter_verbs.ChatTemplate = False,
+    precision: adapter_verbs.ScorePrecision = "auto",
+    any_base: adapter_verbs.AnyBase = False,
     as_json: cli.Json = False,
 ) -> int:
     """Change a trained adapter so that it forgets less, without training.
@@ -136,7 +126,7 @@ def repair(
             precision=precision,
         )
         with cli.usage_errors():
-            refuse_replacing(output)
+            adapter_verbs.refuse_replacing(output)
             base, *names = targets
             folders = [trained_folder(cli.given_name(name), cli.note) for name in names]
             adapters = [
@@ -224,7 +214,7 @@ def _of_adapters(
     cli.note("deriving the candidates")
     num_models = 1 + len(repairer.derived)
     num_tokens = num_models * sum(task.num_tokens for task in (*own, *kept))
-    with counted("scoring, tokens", num_tokens) as add:
+    with adapter_verbs.counted("scoring, tokens", num_tokens) as add:
         return repair_adapter(
             repairer, precision, max_loss_points=max_loss_points, output=output, advance=add
         )
