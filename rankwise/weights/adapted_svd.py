@@ -99,6 +99,11 @@ class SumInBaseBasis:
         return self.S.tolist()
 
     @cached_property
+    def update_bound(self) -> float:
+        """‖P‖_F ‖Q‖_F: the update's norms are at most this."""
+        return float(self.P.norm() * self.Q.norm())
+
+    @cached_property
     def diagonal(self) -> Float[Tensor, " right"]:
         """D: S, and zeros for the right coordinates outside the base's span."""
         return torch.cat([self.S, self.S.new_zeros(len(self.Q) - len(self.S))])
@@ -237,8 +242,7 @@ class _EigenBounds(NamedTuple):
     def of(cls, matrix: SumInBaseBasis, k: int, num_leading: int) -> _EigenBounds:
         """By Weyl: σ_k of the sum is at least the base's σ_{k+rank}, σ_1 at most σ_1 + ‖update‖."""
         S, rank = matrix.values, matrix.P.shape[1]
-        # ‖P‖_F ‖Q‖_F: the update's norms are at most this
-        highest = S[0] + float(matrix.P.norm() * matrix.Q.norm())
+        highest = S[0] + matrix.update_bound
         return cls(S[num_leading] ** 2, S[k + rank - 1] ** 2, highest**2)
 
     def shifts(self, count: int) -> Float[np.ndarray, " shifts"]:

@@ -123,7 +123,7 @@ class AdapterRepairer:
         Raises:
             TaskError: a task has fewer than two items, or no retention task is scored in points.
         """
-        for task, *_ in self.tasks:
+        for task in [each.prepared for each in self.tasks]:
             if task.num_items < MIN_ITEMS:
                 raise TaskError(
                     f"task {task.name!r} has {quantities.counted(task.num_items, 'item')}, and a "
