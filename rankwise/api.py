@@ -586,11 +586,11 @@ def audit(
     """
     quiet_libraries()
     from rankwise.report.audit_page import write_audit
-    from rankwise.weights.audit import AuditSettings, find_audited
     from rankwise.weights.audit import audit as look
+    from rankwise.weights.audit import find_audited
 
     audited = find_audited(base, Path(target), any_base=any_base)
-    record = look(audited, AuditSettings(top_k, null_draws))
+    record = look(audited, top_k, null_draws)
     if output is not None:
         write_audit(Path(output), record, overwrite=overwrite)
     return record
@@ -614,10 +614,9 @@ def written_report(
     from rankwise.findings.item_table import item_table
     from rankwise.report.page import write_report
 
-    results, recommendation, findings = outcome
-    items = item_table(results, folder.read_samples, with_texts=with_texts)
-    losses = {run.name: folder.read_losses(run.name) for run in results.runs}
-    shown = results, recommendation, findings, items, losses
+    items = item_table(outcome.results, folder.read_samples, with_texts=with_texts)
+    losses = {run.name: folder.read_losses(run.name) for run in outcome.results.runs}
+    shown = *outcome, items, losses
     return write_report(output or folder.root, *shown, study=folder.root, overwrite=overwrite)
 
 

@@ -6,37 +6,18 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Generator
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from rankwise.cli.application import (
-    OK,
-    AllowTaskCode,
-    Folder,
-    Json,
-    Overwrite,
-    TasksPath,
-    argument,
-    emit,
-    given_name,
-    given_path,
-    listed_names,
-    note,
-    option,
-    say,
-    stderr,
-    stdout,
-    usage_errors,
-    verb,
-    warn,
-)
+from rankwise.cli import application as cli
 from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError, RankwiseError
 from rankwise.records.config.study import RecommendationConfig
+from rankwise.records.config.training import Precision
 from rankwise.records.deployment import FormVerdict
 from rankwise.records.files import write_atomically, write_record
 from rankwise.records.folder import StudyFolder
+from rankwise.records.heads import HeadMode
 from rankwise.records.names import find_run
 from rankwise.records.outputs import refuse_foreign
 from rankwise.records.study_file import load_contract
@@ -44,96 +25,75 @@ from rankwise.records.study_file import load_contract
 ADAPTERS = "Adapters and checkpoints"
 
 CHECK_RECORD, CHECK_REPORT = "deployment.json", "report.md"
-EXIT_CODES: dict[FormVerdict, int] = {"keeps": OK, "loses": 1, "cannot_tell": 3}
+EXIT_CODES: dict[FormVerdict, int] = {"keeps": cli.OK, "loses": 1, "cannot_tell": 3}
 
 Base = Annotated[
-    str, argument("BASE", "The base: smollm2-135m-instruct, a folder or a hub repository.")
-]
-Adapter = Annotated[
-    str, argument("ADAPTER", "A PEFT LoRA folder, or a hub repository.", parser=given_name)
+    str, cli.argument("BASE", "The base: smollm2-135m-instruct, a folder or a hub repository.")
 ]
 AnyBase = Annotated[
-    bool, option("--any-base", "Accept an adapter trained on a base of another name.")
+    bool, cli.option("--any-base", "Accept an adapter trained on a base of another name.")
 ]
 Contract = Annotated[
     Path | None,
-    option(
+    cli.path_option(
         "--contract FILE",
         "Also score sets of your own rows. The YAML file lists them as `evaluation.own` of a study "
         "file does. Each may give its own max_loss.",
-        parser=given_path,
     ),
 ]
 ScoredLimit = Annotated[
-    int | None, option("--limit N", "Score N items of each task, drawn at random.", min=2)
+    int | None, cli.option("--limit N", "Score N items of each task, drawn at random.", min=2)
 ]
 NumFewshot = Annotated[
     int | None,
-    option("--num-fewshot N", "Examples in each prompt (default: the task's own number).", min=0),
+    cli.option(
+        "--num-fewshot N", "Examples in each prompt (default: the task's own number).", min=0
+    ),
 ]
-ChatTemplate = Annotated[bool, option("--chat-template", "Use the model's chat template.")]
+ChatTemplate = Annotated[bool, cli.option("--chat-template", "Use the model's chat template.")]
 
 
 RUN = "The run: its name, its rank, or any unique part of the name (r4-s0)."
 
 
-class ScorePrecision(StrEnum):
-    """The precision in which models are scored."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
+PRECISION = "--precision auto|float32|bfloat16"
+ScorePrecision = Annotated[Precision, cli.option(PRECISION, "The precision of scoring.")]
 
 
-Precision = Annotated[
-    ScorePrecision, option(f"--precision {'|'.join(ScorePrecision)}", "The precision of scoring.")
-]
-
-
-class Mode(StrEnum):
-    """How a head is switched off."""
-
-    ABLATE = "ablate"
-    ABLATE_MEAN = "ablate-mean"
-    REVERT = "revert"
-
-
-@verb(ADAPTERS)
+@cli.verb(ADAPTERS)
 def audit(
     base: Base,
     adapter: Annotated[
         str,
-        argument(
+        cli.argument(
             "ADAPTER_OR_CHECKPOINT",
             "A PEFT LoRA folder, a whole model's folder, or a hub repository.",
-            parser=given_name,
+            parser=cli.given_name,
         ),
     ],
     tasks: Annotated[
-        str | None, option("--tasks TASK,TASK", "Score base and adapted model on these tasks.")
+        str | None, cli.option("--tasks TASK,TASK", "Score base and adapted model on these tasks.")
     ] = None,
     contract: Contract = None,
-    tasks_path: TasksPath = None,
-    allow_task_code: AllowTaskCode = False,
+    tasks_path: cli.TasksPath = None,
+    allow_task_code: cli.AllowTaskCode = False,
     limit: ScoredLimit = None,
     num_fewshot: NumFewshot = None,
     top_k: Annotated[
-        int, option("--top-k N", "Number of leading singular vectors to compare.", min=1)
+        int, cli.option("--top-k N", "Number of leading singular vectors to compare.", min=1)
     ] = 500,
     null_draws: Annotated[
-        int, option("--null-draws N", "Number of random updates of each kind.", min=0)
+        int, cli.option("--null-draws N", "Number of random updates of each kind.", min=0)
     ] = 2,
-    precision: Precision = ScorePrecision.AUTO,
+    precision: ScorePrecision = "auto",
     chat_template: ChatTemplate = False,
     any_base: AnyBase = False,
     output: Annotated[
         Path | None,
-        option(
-            "--output FOLDER", "The folder to write (default: audits/TARGET).", parser=given_path
-        ),
+        cli.path_option("--output FOLDER", "The folder to write (default: audits/TARGET)."),
     ] = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
+    overwrite: cli.Overwrite = False,
+    as_json: cli.Json = False,
 ) -> int:
     """Analyse an adapter or a checkpoint without a study.
 
@@ -146,22 +106,22 @@ def audit(
     quiet_libraries()
     from rankwise.engine.models.base import trained_folder
     from rankwise.report.audit_page import PAGE_FILE, RECORD_FILE, target_name, write_audit
-    from rankwise.weights.audit import AuditSettings, find_audited
     from rankwise.weights.audit import audit as look
+    from rankwise.weights.audit import find_audited
     from rankwise.weights.session import ScoreSettings, audit_scores, prepared_tasks
 
     asked = ScoreSettings(
-        listed_names(tasks or ""),
+        cli.listed_names(tasks or ""),
         tuple(tasks_path or ()),
         allow_task_code,
         own={} if contract is None else load_contract(contract),
         num_fewshot=num_fewshot,
         limit=limit,
         chat_template=chat_template,
-        precision=precision.value,
+        precision=precision,
     )
-    with usage_errors():
-        target = trained_folder(adapter, note)
+    with cli.usage_errors():
+        target = trained_folder(adapter, cli.note)
         folder = output or Path("audits") / target_name(Path(os.path.realpath(adapter)))
         # realpath, as Path.resolve raises on links that lead to themselves
         within, written = Path(os.path.realpath(target)), Path(os.path.realpath(folder))
@@ -169,57 +129,56 @@ def audit(
             problem = f"--output {folder} is inside what is audited; choose another folder"
             raise ConfigError("audit", [problem])
         refuse_foreign(folder, (RECORD_FILE, PAGE_FILE), overwrite=overwrite)
-        audited = find_audited(base, target, any_base=any_base, report=note)
+        audited = find_audited(base, target, any_base=any_base, report=cli.note)
         prepared = prepared_tasks(audited, asked) if asked.tasks or asked.own else []
         scored = None
         if prepared:
             with counted("scoring, tokens", 2 * sum(task.num_tokens for task in prepared)) as add:
                 scored = audit_scores(audited, prepared, asked, add)
         with counted("analysing the weights, matrices", len(audited.shapes)) as add:
-            settings = AuditSettings(top_k, null_draws)
-            record = look(audited, settings, scored=scored, advance=lambda *_: add(1))
+            record = look(audited, top_k, null_draws, scored=scored, advance=lambda *_: add(1))
     page = write_audit(folder, record, overwrite=overwrite)
     if as_json:
-        return emit(record)
-    warn(record.warnings)
+        return cli.emit(record)
+    cli.warn(record.warnings)
     for sentence in record.statements:
-        say(f"- {sentence}")
-    say(f"page: {page}", folded=False)
-    return OK
+        cli.say(f"- {sentence}")
+    cli.say(f"page: {page}", folded=False)
+    return cli.OK
 
 
-@verb(ADAPTERS)
+@cli.verb(ADAPTERS)
 def heads(
-    directory: Folder,
-    run: Annotated[str, option("--run ID", RUN)],
-    tasks: Annotated[str, option("--tasks TASK,TASK", "Tasks scored by likelihood.")],
+    directory: cli.Folder,
+    run: Annotated[str, cli.option("--run ID", RUN)],
+    tasks: Annotated[str, cli.option("--tasks TASK,TASK", "Tasks scored by likelihood.")],
     mode: Annotated[
-        Mode,
-        option(
+        HeadMode,
+        cli.option(
             "--mode MODE",
             "Replace the head's output by zeros (ablate) or by its mean (ablate-mean), or "
             "undo what training changed in it (revert).",
         ),
-    ] = Mode.ABLATE,
+    ] = "ablate",
     top: Annotated[
         int | None,
-        option(
+        cli.option(
             "--top N",
             "Score only the N heads with the largest effects by gradient (default: all).",
             min=1,
         ),
     ] = None,
     items: Annotated[
-        int | None, option("--items N", "Items of each task (default: the study's).", min=4)
+        int | None, cli.option("--items N", "Items of each task (default: the study's).", min=4)
     ] = None,
     keys_and_values: Annotated[
         bool,
-        option(
+        cli.option(
             "--keys-and-values",
             "With --mode revert, also revert the rows of k and v that heads share.",
         ),
     ] = False,
-    as_json: Json = False,
+    as_json: cli.Json = False,
 ) -> int:
     """Ablate a run's attention heads one at a time and score tasks.
 
@@ -235,10 +194,10 @@ def heads(
     effects are not computed again.
     """
     folder = StudyFolder(directory)
-    names = listed_names(tasks)
+    names = cli.listed_names(tasks)
     if not names:
         raise ConfigError("heads", ["--tasks names no task; name at least one"])
-    if keys_and_values and mode is not Mode.REVERT:
+    if keys_and_values and mode != "revert":
         raise ConfigError("heads", ["--keys-and-values works only with --mode revert; add it"])
 
     study = folder.read_study()
@@ -255,31 +214,36 @@ def heads(
 
     chosen = find_run(study, run)
     check_trained(folder, chosen)
-    plan = reopen_study(study, names, items, note)
+    plan = reopen_study(study, names, items, cli.note)
     prepared = list(plan.tasks.values())
     check_tasks(prepared)
-    with folder.lock(), TerminalObserver(stderr) as observer:
-        asked = HeadQuestion(mode.value, keys_and_values, top)
+    with folder.lock(), TerminalObserver(cli.stderr) as observer:
+        asked = HeadQuestion(mode, keys_and_values, top)
         context = StudyContext.of(plan, folder, observer)
         effects = HeadStudy(context, chosen, asked).effects(prepared)
     if as_json:
-        return emit({"effects": effects})
+        return cli.emit({"effects": effects})
     for task in effects:
         done = mode_name(task.mode, keys_and_values=task.keys_and_values)
-        stdout.print(as_shown(effect_table(task), f"{task.task}: heads {done}"))
-    note(f"records: {folder.model_folder(chosen.name) / 'heads'}; rankwise report {folder.root}")
-    return OK
+        cli.stdout.print(as_shown(effect_table(task), f"{task.task}: heads {done}"))
+    cli.note(
+        f"records: {folder.model_folder(chosen.name) / 'heads'}; rankwise report {folder.root}"
+    )
+    return cli.OK
 
 
-@verb(ADAPTERS)
+@cli.verb(ADAPTERS)
 def check(
     base: Base,
-    adapter: Adapter,
-    tasks: Annotated[str, option("--tasks TASK,TASK", "Tasks to score and compare.")] = "",
+    adapter: Annotated[
+        str,
+        cli.argument("ADAPTER", "A PEFT LoRA folder, or a hub repository.", parser=cli.given_name),
+    ],
+    tasks: Annotated[str, cli.option("--tasks TASK,TASK", "Tasks to score and compare.")] = "",
     contract: Contract = None,
     forms: Annotated[
         str,
-        option(
+        cli.option(
             "--forms FORM,FORM",
             "Check these deployed forms against the adapter: merged-bf16, merged-fp16, "
             "merged-fp32, 8bit, 4bit (bitsandbytes), gguf:q8_0, gguf:q5_1, gguf:q5_0, gguf:q4_1, "
@@ -289,34 +253,30 @@ def check(
     ] = "",
     margin: Annotated[
         float,
-        option(
+        cli.option(
             "--max-loss, --max-retention-loss POINTS",
             "Largest acceptable fall of the mean score over the tasks. It also holds for each set "
             "of a contract without its own max_loss.",
         ),
     ] = 1.0,
-    tasks_path: TasksPath = None,
-    allow_task_code: AllowTaskCode = False,
+    tasks_path: cli.TasksPath = None,
+    allow_task_code: cli.AllowTaskCode = False,
     limit: ScoredLimit = None,
     num_fewshot: NumFewshot = None,
     chat_template: ChatTemplate = False,
     precision: Annotated[
-        ScorePrecision | None,
-        option(
-            f"--precision {'|'.join(ScorePrecision)}",
-            "The precision of scoring (default: auto; with --forms float32).",
-        ),
+        Precision | None,
+        cli.option(PRECISION, "The precision of scoring (default: auto; with --forms float32)."),
     ] = None,
     any_base: AnyBase = False,
     output: Annotated[
         Path | None,
-        option(
+        cli.path_option(
             "--output FOLDER",
             f"Folder for {CHECK_RECORD} and {CHECK_REPORT}; it must be new or empty.",
-            parser=given_path,
         ),
     ] = None,
-    as_json: Json = False,
+    as_json: cli.Json = False,
 ) -> int:
     """Check whether an adapter keeps its quality, as trained or deployed.
 
@@ -333,8 +293,8 @@ def check(
     if one is shown to be above, 3 if undecided, 2 for wrong usage or another
     error.
     """
-    with usage_errors((RankwiseError,)):
-        wanted, names = listed_names(forms), listed_names(tasks)
+    with cli.usage_errors((RankwiseError,)):
+        wanted, names = cli.listed_names(forms), cli.listed_names(tasks)
         problems: list[str] = []
         if not (math.isfinite(margin) and margin > 0):
             problems.append(f"--max-loss {margin:g} is not a margin; give a number above 0")
@@ -353,7 +313,6 @@ def check(
         from rankwise.weights.forms import find_forms
         from rankwise.weights.session import CONFIDENCE, ScoreSettings, prepared_tasks
 
-        used = precision or (ScorePrecision.FLOAT32 if wanted else ScorePrecision.AUTO)
         settings = ScoreSettings(
             names,
             tuple(tasks_path or ()),
@@ -362,17 +321,18 @@ def check(
             num_fewshot=num_fewshot,
             limit=limit,
             chat_template=chat_template,
-            precision=used.value,
+            precision=precision or ("float32" if wanted else "auto"),
         )
         found_forms = find_forms(wanted) if forms else []
-        folder = trained_folder(adapter, note)
+        folder = trained_folder(adapter, cli.note)
         use = "merged" if wanted else "checked"
-        found = find_adapter(base, folder, use, any_base=any_base, report=note)
+        found = find_adapter(base, folder, use, any_base=any_base, report=cli.note)
         # tasks in nats have the margin of a study
         margins = {name: clause.max_loss for name, clause in clauses.items()}
         rule = LossRule(margin, RecommendationConfig().delta_nats, CONFIDENCE, margins)
         question = Question(prepared_tasks(found, settings), settings, rule)
-        with counted("scoring, tokens", question.num_tokens(2 + len(found_forms))) as add:
+        num_tokens = sum(task.num_tokens for task in question.tasks)
+        with counted("scoring, tokens", (2 + len(found_forms)) * num_tokens) as add:
             if found_forms:
                 record = check_deployment(found, question, found_forms, add)
             else:
@@ -381,14 +341,14 @@ def check(
             write_record(output / CHECK_RECORD, record)
             write_atomically(output / CHECK_REPORT, check_report(record))
     if as_json:
-        emit(record)
-        return EXIT_CODES[record.verdict]
-    from rankwise.cli.terminal import deployment_table
+        cli.emit(record)
+    else:
+        from rankwise.cli.terminal import deployment_table
 
-    warn(record.warnings)
-    stdout.print(deployment_table(record))
-    for form in record.forms:
-        say(f"- {form.statement}")
+        cli.warn(record.warnings)
+        cli.stdout.print(deployment_table(record))
+        for form in record.forms:
+            cli.say(f"- {form.statement}")
     return EXIT_CODES[record.verdict]
 
 
@@ -396,7 +356,7 @@ def check(
 def counted(text: str, total: int) -> Generator[Callable[[int], None]]:
     """A line on stderr that counts up, if stderr is a terminal; yields what adds to the count."""
     done = 0
-    with stderr.status(text) as status:
+    with cli.stderr.status(text) as status:
 
         def add(number: int) -> None:
             nonlocal done

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
@@ -33,6 +33,8 @@ from rankwise.records.provenance import package_version
 P = ParamSpec("P")
 
 OK, RUN_FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes; ``USAGE`` where the command was to be written otherwise."""
+
 _STOPPED = "stopped; finished work is kept, run the same command to continue"
 _UsageError: Any = typer.BadParameter.__bases__[0]  # of the click that typer uses
 
@@ -106,12 +108,12 @@ def given_name(text: str) -> str:
     return text
 
 
+path_option = partial(option, parser=given_path)
+
 Folder = Annotated[Path, argument("DIR", "A study's folder.", parser=given_path)]
 TasksPath = Annotated[
     list[Path] | None,
-    option(
-        "--tasks-path PATH", "A folder with lm-eval YAML files; can be repeated.", parser=given_path
-    ),
+    path_option("--tasks-path PATH", "A folder with lm-eval YAML files; can be repeated."),
 ]
 AllowTaskCode = Annotated[
     bool,
@@ -220,7 +222,7 @@ def verb(
                     where = caught.filename or "a file or folder"
                     why = f"{where}: {caught.strerror or caught}. Give yourself permission there."
                     error = StorageError(why)
-                code = exit_code_of(error)
+                code = USAGE if error.is_usage else RUN_FAILED
                 if answers:
                     problems = error.problems if isinstance(error, ConfigError | PlanError) else ()
                     emit_error(type(error).__name__, str(error), code, problems)
@@ -243,11 +245,6 @@ def _require_current_folder() -> None:
         os.getcwd()
     except FileNotFoundError as error:
         raise StorageError("the current folder was deleted. Change to another one.") from error
-
-
-def exit_code_of(error: RankwiseError) -> int:
-    """Whether the command was to be written otherwise, or something failed."""
-    return USAGE if error.is_usage else RUN_FAILED
 
 
 @contextlib.contextmanager
@@ -294,8 +291,7 @@ def emit(content: Any) -> int:
 
 def emit_error(name: str, message: str, code: int, problems: Sequence[str] = ()) -> None:
     """Print an error as the answer; ``problems``, if it has several, one by one."""
-    content = {"error": name, "message": message, "problems": problems, "exit_code": code}
-    emit(content)
+    emit({"error": name, "message": message, "problems": problems, "exit_code": code})
 
 
 def note(text: str, style: str | None = None) -> None:

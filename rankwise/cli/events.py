@@ -5,29 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from types import TracebackType
 from typing import Any, Self, TextIO
 
-from rankwise.cli.application import INTERRUPTED, RUN_FAILED, exit_code_of, json_text
+from rankwise.cli.application import INTERRUPTED, RUN_FAILED, USAGE, json_text
 from rankwise.errors import RankwiseError, StorageError
 from rankwise.records.folder import StudyFolder
-from rankwise.study.observer import (
-    Advanced,
-    Decided,
-    Event,
-    Noted,
-    Planned,
-    Skipped,
-    StageFailed,
-    StageFinished,
-    StageLeftOut,
-    StageOutline,
-    StageStarted,
-    Stepped,
-)
+from rankwise.study import observer
 from rankwise.study.progress import Follower
 
 PROGRESS_SECONDS = 1.0
@@ -47,12 +32,7 @@ class Events:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         """Tell of the error, if one ends the block."""
         from rankwise.study.stopping import Stopped
 
@@ -64,7 +44,7 @@ class Events:
         elif isinstance(error, KeyboardInterrupt):
             outcome, code = "stopped", INTERRUPTED
         elif isinstance(error, RankwiseError):
-            code = exit_code_of(error)
+            code = USAGE if error.is_usage else RUN_FAILED
         with contextlib.suppress(StorageError):
             self.ended(outcome, code, message=f"{type(error).__name__}: {error}")
 
@@ -88,34 +68,27 @@ class EventObserver(Follower):
 
     Args:
         events: where to.
-        folder: see ``Follower``, as for the other.
-        clock: seconds that only go forward.
+        folder: see ``Follower``.
     """
 
-    def __init__(
-        self,
-        events: Events,
-        folder: StudyFolder | None = None,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        super().__init__(folder, clock=clock)
+    def __init__(self, events: Events, folder: StudyFolder) -> None:
+        super().__init__(folder)
         self._write = events.write
         self._last_progress: dict[str, float] = {}
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: observer.Event) -> None:
         """Take an event into account, and write it."""
-        seconds = self.seconds_of(event.stage) if isinstance(event, StageFinished) else 0.0
+        seconds = self.seconds_of(event.stage) if isinstance(event, observer.StageFinished) else 0.0
         super().__call__(event)
         match event:
-            case Planned(stages):
+            case observer.Planned(stages):
                 fields = ("id", "kind", "name", "model", "work", "num_tokens", "is_finished")
                 listed = [{field: getattr(stage, field) for field in fields} for stage in stages]
                 self._event("planned", stages=listed)
-            case StageStarted(stage):
+            case observer.StageStarted(stage):
                 self._last_progress[stage] = self._clock()
                 self._event("stage_started", **_named(self.stages[stage]))
-            case Advanced(stage):
+            case observer.Advanced(stage):
                 if self._clock() - self._last_progress[stage] < PROGRESS_SECONDS:
                     return
                 self._last_progress[stage] = self._clock()
@@ -128,20 +101,20 @@ class EventObserver(Follower):
                     peak_memory_bytes=doing.peak_memory_bytes,
                     stage_seconds_left=self.seconds_left().get(stage),
                 )
-            case Stepped(stage, step):
+            case observer.Stepped(stage, step):
                 self._event("step", **_named(self.stages[stage]), **step._asdict())
-            case StageFinished(stage):
+            case observer.StageFinished(stage):
                 self._event("stage_finished", **_named(self.stages[stage]), seconds=seconds)
-            case StageFailed(failure):
+            case observer.StageFailed(failure):
                 fields = {"stage", "kind", "name", "model", "error", "message"}
                 self._event("stage_failed", **failure.model_dump(include=fields))
-            case StageLeftOut(stage):
+            case observer.StageLeftOut(stage):
                 self._event("stage_left_out", **_named(self.stages[stage]))
-            case Noted(text):
+            case observer.Noted(text):
                 self._write("noted", text=text)
-            case Decided(text):
+            case observer.Decided(text):
                 self._write("decided", text=text)
-            case Skipped():
+            case observer.Skipped():
                 pass
 
     def _event(self, event: str, /, **content: Any) -> None:
@@ -166,5 +139,5 @@ def print_line(line: str, output: TextIO | None = None) -> None:
         ) from error
 
 
-def _named(stage: StageOutline) -> Mapping[str, str]:
+def _named(stage: observer.StageOutline) -> Mapping[str, str]:
     return {"stage": stage.id, "kind": stage.kind, "name": stage.name, "model": stage.model}

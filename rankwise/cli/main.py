@@ -5,13 +5,8 @@ import sys
 
 # The help lists the verbs in the order of these imports.
 # isort: off
-from rankwise.cli import run_verbs
-from rankwise.cli import try_verb
-from rankwise.cli import verdict_verb
-from rankwise.cli import study_verbs
-from rankwise.cli import adapter_verbs
-from rankwise.cli import repair_verb
-from rankwise.cli import tool_verbs
+from rankwise.cli import run_verbs, try_verb, verdict_verb, study_verbs
+from rankwise.cli import adapter_verbs, repair_verb, tool_verbs
 from rankwise.cli.application import app
 from rankwise.engine.models.libraries import before_torch
 # isort: on

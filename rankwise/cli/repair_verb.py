@@ -7,37 +7,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from rankwise.cli.adapter_verbs import (
-    ADAPTERS,
-    RUN,
-    AnyBase,
-    ChatTemplate,
-    NumFewshot,
-    Precision,
-    ScoredLimit,
-    ScorePrecision,
-    counted,
-    refuse_replacing,
-)
-from rankwise.cli.application import (
-    OK,
-    AllowTaskCode,
-    Json,
-    TasksPath,
-    argument,
-    emit,
-    given_name,
-    given_path,
-    listed_names,
-    note,
-    option,
-    say,
-    stderr,
-    stdout,
-    usage_errors,
-    verb,
-    warn,
-)
+from rankwise.cli import adapter_verbs
+from rankwise.cli import application as cli
 from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError, did_you_mean
 from rankwise.records.folder import StudyFolder
@@ -49,11 +20,11 @@ if TYPE_CHECKING:
     from rankwise.weights.session import ScoreSettings
 
 
-@verb(ADAPTERS)
+@cli.verb(adapter_verbs.ADAPTERS)
 def repair(
     targets: Annotated[
         list[str],
-        argument(
+        cli.argument(
             "DIR|BASE ADAPTER",
             "A study's folder, with --run; or a base and an adapter, each a folder or a hub "
             "repository. Additional adapters are averaged with the first.",
@@ -61,37 +32,39 @@ def repair(
     ],
     max_retention_loss: Annotated[
         float,
-        option(
+        cli.option(
             "--max-loss POINTS",
             "Largest acceptable fall of the mean score over the retention tasks.",
             min=0.0,
         ),
     ],
-    run: Annotated[str | None, option("--run ID", RUN)] = None,
+    run: Annotated[str | None, cli.option("--run ID", adapter_verbs.RUN)] = None,
     by: Annotated[
         str | None,
-        option(
+        cli.option(
             "--by KIND,KIND",
             "Kinds of repair to try (default: all), or one with its value: truncate=8, "
             "intruders=0.5.",
         ),
     ] = None,
-    tasks: Annotated[str, option("--tasks TASK,TASK", "Tasks the adapter was trained for.")] = "",
-    retention: Annotated[str, option("--retention TASK,TASK", "Tasks it should not forget.")] = "",
+    tasks: Annotated[
+        str, cli.option("--tasks TASK,TASK", "Tasks the adapter was trained for.")
+    ] = "",
+    retention: Annotated[
+        str, cli.option("--retention TASK,TASK", "Tasks it should not forget.")
+    ] = "",
     output: Annotated[
         Path | None,
-        option(
-            "--output FOLDER", "The folder to write; it must be new or empty.", parser=given_path
-        ),
+        cli.path_option("--output FOLDER", "The folder to write; it must be new or empty."),
     ] = None,
-    tasks_path: TasksPath = None,
-    allow_task_code: AllowTaskCode = False,
-    limit: ScoredLimit = None,
-    num_fewshot: NumFewshot = None,
-    chat_template: ChatTemplate = False,
-    precision: Precision = ScorePrecision.AUTO,
-    any_base: AnyBase = False,
-    as_json: Json = False,
+    tasks_path: cli.TasksPath = None,
+    allow_task_code: cli.AllowTaskCode = False,
+    limit: adapter_verbs.ScoredLimit = None,
+    num_fewshot: adapter_verbs.NumFewshot = None,
+    chat_template: adapter_verbs.ChatTemplate = False,
+    precision: adapter_verbs.ScorePrecision = "auto",
+    any_base: adapter_verbs.AnyBase = False,
+    as_json: cli.Json = False,
 ) -> int:
     """Change a trained adapter so that it forgets less, without training.
 
@@ -120,7 +93,7 @@ def repair(
             "--tasks": tasks, "--retention": retention, "--output": output, "--limit": limit,
             "--num-fewshot": num_fewshot is not None, "--chat-template": chat_template,
             "--tasks-path": tasks_path, "--allow-task-code": allow_task_code,
-            "--precision": precision is not ScorePrecision.AUTO, "--any-base": any_base,
+            "--precision": precision != "auto", "--any-base": any_base,
         }  # fmt: skip
         names = [name for name, value in given.items() if value]
         problems += [f"{name} does not go with --run: the study has its own" for name in names]
@@ -128,9 +101,9 @@ def repair(
             problems.append("--run is of one study's folder; give that alone")
         if problems:
             raise ConfigError("repair", problems)
-        record = _of_run(given_path(targets[0]), run, kinds, max_retention_loss)
+        record = _of_run(cli.given_path(targets[0]), run, kinds, max_retention_loss)
     else:
-        own, kept = listed_names(tasks), listed_names(retention)
+        own, kept = cli.listed_names(tasks), cli.listed_names(retention)
         if len(targets) == 1:
             problems.append("give a base and an adapter, or a study's folder and --run")
         problems += ["--tasks names no task; name what was trained"] * (not own)
@@ -139,6 +112,8 @@ def repair(
         if problems or output is None:
             raise ConfigError("repair", problems)
         quiet_libraries()
+        from rankwise.engine.models.base import trained_folder
+        from rankwise.weights.audit import find_adapter
         from rankwise.weights.session import ScoreSettings
 
         settings = ScoreSettings(
@@ -148,25 +123,30 @@ def repair(
             num_fewshot=num_fewshot,
             limit=limit,
             chat_template=chat_template,
-            precision=precision.value,
+            precision=precision,
         )
-        with usage_errors():
-            refuse_replacing(output)
-            adapters = _adapters(targets, any_base)
+        with cli.usage_errors():
+            adapter_verbs.refuse_replacing(output)
+            base, *names = targets
+            folders = [trained_folder(cli.given_name(name), cli.note) for name in names]
+            adapters = [
+                find_adapter(base, folder, "repaired", any_base=any_base, report=cli.note)
+                for folder in folders
+            ]
             record = _of_adapters(adapters, settings, kept, kinds, max_retention_loss, output)
     if as_json:
-        return emit(record)
+        return cli.emit(record)
     from rankwise.cli.terminal import as_shown
     from rankwise.report.sections.mitigations import repair_table
 
-    warn(record.warnings)
-    stdout.print(as_shown(repair_table(record.choice)))
-    say(record.choice.statement, style="bold")
+    cli.warn(record.warnings)
+    cli.stdout.print(as_shown(repair_table(record.choice)))
+    cli.say(record.choice.statement, style="bold")
     if record.choice.kl_statement is not None:
-        say(record.choice.kl_statement)
+        cli.say(record.choice.kl_statement)
     if record.folder is not None:
-        say(f"repaired adapter: {record.folder}", folded=False)
-    return OK
+        cli.say(f"repaired adapter: {record.folder}", folded=False)
+    return cli.OK
 
 
 Kinds = tuple[RepairFamily | Repair, ...]
@@ -187,24 +167,12 @@ def _of_run(directory: Path, name: str, kinds: Kinds, max_loss_points: float) ->
     chosen = find_run(study, name, "repair")
     tasks = repair_tasks(study, chosen)
     check_trained(folder, chosen)
-    plan = reopen_study(study, (*tasks.in_domain, *tasks.retention), None, note)
-    with folder.lock(), TerminalObserver(stderr) as observer:
+    plan = reopen_study(study, (*tasks.in_domain, *tasks.retention), None, cli.note)
+    with folder.lock(), TerminalObserver(cli.stderr) as observer:
         context = StudyContext.of(plan, folder, observer)
         record = RunRepairer(context, chosen, tasks, kinds).repair(max_loss_points)
-    note(f"records: {folder.adapter_repair_file(chosen.name).parent}")
+    cli.note(f"records: {folder.adapter_repair_file(chosen.name).parent}")
     return record
-
-
-def _adapters(targets: list[str], any_base: bool) -> list[Audited]:
-    """The adapters of a base, which comes first, checked against it."""
-    from rankwise.engine.models.base import trained_folder
-    from rankwise.weights.audit import find_adapter
-
-    base, *names = targets
-    folders = [trained_folder(given_name(name), note) for name in names]
-    return [
-        find_adapter(base, folder, "repaired", any_base=any_base, report=note) for folder in folders
-    ]
 
 
 def _of_adapters(
@@ -217,12 +185,7 @@ def _of_adapters(
 ) -> AdapterRepair:
     """Repair the first adapter; the settings name the tasks in-domain."""
     from rankwise.engine.models.base import load_tokenizer
-    from rankwise.weights.adapter_repair import (
-        AdapterRepairer,
-        AskedTask,
-        refuse_unjudgeable,
-        repair_adapter,
-    )
+    from rankwise.weights.adapter_repair import AdapterRepairer, AskedTask, repair_adapter
     from rankwise.weights.session import ScoringSession, prepared_tasks
 
     first, *others = adapters
@@ -235,8 +198,6 @@ def _of_adapters(
     if both:
         problem = f"{', '.join(both)} is in --tasks and in --retention; name it in one of them"
         raise ConfigError("repair", [problem])
-    refuse_unjudgeable(own, kept)
-    note("deriving the candidates")
     repairer = AdapterRepairer(
         model=str(first.target),
         folder=first.target,
@@ -249,9 +210,11 @@ def _of_adapters(
         others=[(str(other.target), other.target) for other in others],
         warnings=tuple(warning for each in adapters for warning in each.warnings),
     )
+    repairer.refuse_unjudgeable()
+    cli.note("deriving the candidates")
     num_models = 1 + len(repairer.derived)
     num_tokens = num_models * sum(task.num_tokens for task in (*own, *kept))
-    with counted("scoring, tokens", num_tokens) as add:
+    with adapter_verbs.counted("scoring, tokens", num_tokens) as add:
         return repair_adapter(
             repairer, precision, max_loss_points=max_loss_points, output=output, advance=add
         )
@@ -266,7 +229,7 @@ def _kinds(by: str | None, max_loss_points: float) -> Kinds:
     problems: list[str] = []
     families: list[RepairFamily] = []
     singles: list[Repair] = []
-    for entry in REPAIR_FAMILIES if by is None else listed_names(by):
+    for entry in REPAIR_FAMILIES if by is None else cli.listed_names(by):
         name, has_value, text = entry.partition("=")
         family: RepairFamily | None = next((each for each in REPAIR_FAMILIES if each == name), None)
         single = None if family is None else METHODS[family].single

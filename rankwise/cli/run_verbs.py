@@ -11,21 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rankwise.cli.application import (
-    OK,
-    AllowTaskCode,
-    AsEvents,
-    Json,
-    Quiet,
-    argument,
-    emit,
-    given_path,
-    note,
-    option,
-    say,
-    verb,
-    warn,
-)
+from rankwise.cli import application as cli
 from rankwise.cli.budgets import affordable_here, budget_lines, given_seconds
 from rankwise.cli.running import Telling, planned_study, run_and_report
 from rankwise.errors import ConfigError, NewerRecordError, RecordError
@@ -39,22 +25,20 @@ STUDIES = "Studies"
 
 StudyFile = Annotated[
     list[str] | None,
-    argument(
+    cli.argument(
         "[STUDY.YAML|DIR] [KEY=VALUE]...",
         "A study file (default: the quickstart preset), then overrides: train.epochs=1. "
         "Or a study's folder, to run it with its own settings.",
     ),
 ]
 StudyDir = Annotated[
-    Path | None,
-    option("--study-dir DIR", "The study's folder (default: studies/NAME).", parser=given_path),
+    Path | None, cli.path_option("--study-dir DIR", "The study's folder (default: studies/NAME).")
 ]
 
 
-Replace = Annotated[bool, option("--replace", "Archive scores made with other settings.")]
 AcceptNewStack = Annotated[
     bool,
-    option(
+    cli.option(
         "--accept-new-stack",
         "Continue with other library versions or another device even if the base's scores change.",
     ),
@@ -84,82 +68,27 @@ def _positive(text: str) -> float:
     return number
 
 
-Device = Annotated[
-    str | None,
-    option(
-        "--device cpu|cuda",
-        "Plan for this device (default: the one in this machine).",
-        parser=_device,
-    ),
-]
-Memory = Annotated[
-    int | None,
-    option(
-        "--memory SIZE",
-        "Assume this much device memory: 80GB, 24GiB. This machine need not have it.",
-        parser=_memory,
-    ),
-]
-Devices = Annotated[
-    int,
-    option(
-        "--devices N",
-        "Plan passes for N equal devices, and estimate when the study is done.",
-        min=1,
-        max=100_000,
-    ),
-]
-Price = Annotated[
-    float | None,
-    option(
-        "--price-per-hour PRICE",
-        "Price of one device per hour, in any currency, to estimate the cost.",
-        parser=_positive,
-    ),
-]
-Budget = Annotated[
-    float | None,
-    option(
-        "--budget TIME",
-        "Show what fits into TIME, and the smallest detectable difference.",
-        parser=given_seconds,
-    ),
-]
-TokensPerSecond = Annotated[
-    float | None,
-    option(
-        "--tokens-per-second RATE",
-        "Speed of LoRA training, to estimate the time (default with --device cuda: a third "
-        "of an H100's peak, an assumption).",
-        parser=_positive,
-    ),
-]
-
-
-NumWorkers = Annotated[
-    int | None,
-    option("--workers N", "Run N units in parallel on this machine, through Ray.", min=1),
-]
-Gpus = Annotated[
-    str | None, option("--gpus all|0,1", "Run one unit on each of these GPUs, through Ray.")
-]
-Address = Annotated[
-    str | None, option("--address HOST:PORT|auto", "Run units on this Ray cluster.")
-]
-
-
-@verb(STUDIES, kind=Telling)
+@cli.verb(STUDIES, kind=Telling)
 def run(
     study: StudyFile = None,
     study_dir: StudyDir = None,
-    replace: Replace = False,
+    replace: Annotated[
+        bool, cli.option("--replace", "Archive scores made with other settings.")
+    ] = False,
     accept_new_stack: AcceptNewStack = False,
-    allow_task_code: AllowTaskCode = False,
-    workers: NumWorkers = None,
-    gpus: Gpus = None,
-    address: Address = None,
-    quiet: Quiet = False,
-    as_json: AsEvents = False,
+    allow_task_code: cli.AllowTaskCode = False,
+    workers: Annotated[
+        int | None,
+        cli.option("--workers N", "Run N units in parallel on this machine, through Ray.", min=1),
+    ] = None,
+    gpus: Annotated[
+        str | None, cli.option("--gpus all|0,1", "Run one unit on each of these GPUs, through Ray.")
+    ] = None,
+    address: Annotated[
+        str | None, cli.option("--address HOST:PORT|auto", "Run units on this Ray cluster.")
+    ] = None,
+    quiet: cli.Quiet = False,
+    as_json: cli.AsEvents = False,
 ) -> int:
     """Run a study: train, score, recommend and report.
 
@@ -176,7 +105,7 @@ def run(
         from rankwise.study.executors.ray import cluster_of
 
         cluster = partial(
-            cluster_of, address, workers, gpus, note, accept_new_stack=accept_new_stack
+            cluster_of, address, workers, gpus, cli.note, accept_new_stack=accept_new_stack
         )
     return run_and_report(
         lambda _: named(study, study_dir, allow_task_code),
@@ -188,18 +117,62 @@ def run(
     )
 
 
-@verb(STUDIES)
+@cli.verb(STUDIES)
 def plan(
     study: StudyFile = None,
     study_dir: StudyDir = None,
-    allow_task_code: AllowTaskCode = False,
-    device: Device = None,
-    memory: Memory = None,
-    devices: Devices = 1,
-    tokens_per_second: TokensPerSecond = None,
-    price_per_hour: Price = None,
-    budget: Budget = None,
-    as_json: Json = False,
+    allow_task_code: cli.AllowTaskCode = False,
+    device: Annotated[
+        str | None,
+        cli.option(
+            "--device cpu|cuda",
+            "Plan for this device (default: the one in this machine).",
+            parser=_device,
+        ),
+    ] = None,
+    memory: Annotated[
+        int | None,
+        cli.option(
+            "--memory SIZE",
+            "Assume this much device memory: 80GB, 24GiB. This machine need not have it.",
+            parser=_memory,
+        ),
+    ] = None,
+    devices: Annotated[
+        int,
+        cli.option(
+            "--devices N",
+            "Plan passes for N equal devices, and estimate when the study is done.",
+            min=1,
+            max=100_000,
+        ),
+    ] = 1,
+    tokens_per_second: Annotated[
+        float | None,
+        cli.option(
+            "--tokens-per-second RATE",
+            "Speed of LoRA training, to estimate the time (default with --device cuda: a third "
+            "of an H100's peak, an assumption).",
+            parser=_positive,
+        ),
+    ] = None,
+    price_per_hour: Annotated[
+        float | None,
+        cli.option(
+            "--price-per-hour PRICE",
+            "Price of one device per hour, in any currency, to estimate the cost.",
+            parser=_positive,
+        ),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        cli.option(
+            "--budget TIME",
+            "Show what fits into TIME, and the smallest detectable difference.",
+            parser=given_seconds,
+        ),
+    ] = None,
+    as_json: cli.Json = False,
 ) -> int:
     """List a study's runs with steps, tokens, parameters and memory.
 
@@ -230,7 +203,7 @@ def plan(
     from rankwise.cli.plans import Forecast
 
     shown = Forecast(planned, folder, machine, tokens_per_second, price_per_hour)
-    warn(f"damaged: {damage}; it is made again" for damage in shown.damages)
+    cli.warn(f"damaged: {damage}; it is made again" for damage in shown.damages)
     found = None
     if budget is not None:
         found = affordable_here(config, planned, budget, shown.rate, machine)
@@ -241,12 +214,12 @@ def plan(
         if found is not None:
             asked = {"overrides": found.choice.overrides, "seconds": found.seconds}
             budgeted = {**asked, "fits": found.fits, **told(found.plan).content()}
-        return emit(shown.content() | {"budget": budgeted})
+        return cli.emit(shown.content() | {"budget": budgeted})
     shown.show()
     if budget is not None and found is not None:
         for line in budget_lines(found, budget):
-            say(line)
-    return OK
+            cli.say(line)
+    return cli.OK
 
 
 def named(

@@ -7,20 +7,9 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from rankwise.cli.application import (
-    OK,
-    RUN_FAILED,
-    USAGE,
-    Answering,
-    emit,
-    note,
-    say,
-    stderr,
-    stdout,
-    warn,
-)
+from rankwise.cli import application as cli
 from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError, StorageError
 from rankwise.records.config.study import StudyConfig
@@ -30,27 +19,26 @@ from rankwise.records.outputs import refuse_foreign
 if TYPE_CHECKING:
     from rankwise.cli.events import Events
     from rankwise.engine.models.devices import Machine
-    from rankwise.study.agenda import Agenda
     from rankwise.study.conclusion import StudyOutcome
-    from rankwise.study.context import StudyContext
+    from rankwise.study.executors.ray import RayExecutor
     from rankwise.study.planning.plan import StudyPlan
 
 
-class Telling(Answering):
+class Telling(cli.Answering):
     """A verb that prints events: the last of them tells of wrong options."""
 
     def tell(self, name: str, message: str) -> None:
         """Print the only event."""
         from rankwise.cli.events import Events, print_line
 
-        Events(print_line).ended("error", USAGE, message=f"{name}: {message}")
+        Events(print_line).ended("error", cli.USAGE, message=f"{name}: {message}")
 
 
 def planned_study(
     config: StudyConfig,
     folder: StudyFolder,
     machine: Machine | None = None,
-    report: Callable[[str], None] = note,
+    report: Callable[[str], None] = cli.note,
     num_workers: int = 1,
 ) -> StudyPlan:
     """Plan a study as it goes on in its folder, for some workers, and print its warnings."""
@@ -58,17 +46,8 @@ def planned_study(
     from rankwise.study.planning.plan import plan_study
 
     plan = plan_study(config, report, folder=folder, machine=machine, num_workers=num_workers)
-    warn(plan.record.warnings)
+    cli.warn(plan.record.warnings)
     return plan
-
-
-class Places(Protocol):
-    """Where units are done, other than in this process; see ``rankwise.study.executors``."""
-
-    machine: Machine
-    num_workers: int
-
-    def __call__(self, context: StudyContext, agenda: Agenda) -> None: ...
 
 
 def run_and_report(
@@ -78,7 +57,7 @@ def run_and_report(
     as_json: bool,
     replace: bool = False,
     accept_new_stack: bool = False,
-    cluster: Callable[[], contextlib.AbstractContextManager[Places]] | None = None,
+    cluster: Callable[[], contextlib.AbstractContextManager[RayExecutor]] | None = None,
 ) -> int:
     """Do what is left of a study, and report.
 
@@ -109,16 +88,16 @@ def run_and_report(
             config, folder = find(events)
 
             reported = partial(_reported, folder, events)
-            report = (lambda _: None) if quiet or as_json else note
+            report = (lambda _: None) if quiet or as_json else cli.note
             place = str(folder.root)
             # before hours of work, where the page would take the place of a user's
             remedy = f"move it away, or replace it by `rankwise report {place} --overwrite`"
             refuse_foreign(folder.root, [folder.report_file.name], remedy=remedy)
             if (judged := judged_again(folder, config)) is not None:
-                note("only the margins differ: the finished study is judged again")
+                cli.note("only the margins differ: the finished study is judged again")
                 return reported(judged)
             if (again := concluded_again(folder, config)) is not None:
-                warn(again.results.study.warnings)
+                cli.warn(again.results.study.warnings)
                 report("everything is done; nothing is trained or scored again")
                 return reported(again)
             from rankwise.study.growing import run_to_verdict
@@ -128,9 +107,9 @@ def run_and_report(
             if events is not None:
                 shown = EventObserver(events, folder)
             elif quiet:
-                shown = QuietObserver(stderr, folder)
+                shown = QuietObserver(cli.stderr, folder)
             else:
-                shown = TerminalObserver(stderr, folder, is_open=config.is_open)
+                shown = TerminalObserver(cli.stderr, folder, is_open=config.is_open)
             places = None if cluster is None else stack.enter_context(cluster())
             machine, number = (None, 1) if places is None else (places.machine, places.num_workers)
             with followed(shown, folder, config) as (observer, concluded):
@@ -145,7 +124,7 @@ def run_and_report(
             stack.close()
             return reported(outcome)
     except Stopped as stopped:
-        note(f"stopped by {stopped}; finished work is kept. To go on: rankwise run {place}")
+        cli.note(f"stopped by {stopped}; finished work is kept. To go on: rankwise run {place}")
         return 128 + stopped.number
 
 
@@ -176,15 +155,13 @@ def report_on(
     from rankwise.api import written_report
     from rankwise.cli.terminal import verdict_cards
 
-    results, recommendation, findings = outcome
     if not as_json:
-        shown = verdict_cards(results, recommendation, findings, str(folder.root))
-        stdout.print(*shown, sep="\n")
+        cli.stdout.print(*verdict_cards(*outcome, folder.root), sep="\n")
     path = written_report(folder, outcome, output, overwrite=overwrite, with_texts=with_texts)
     if as_json:
-        emit({**verdict_content(outcome), "report": path})
+        cli.emit({**verdict_content(outcome), "report": path})
     else:
-        say(f"report: {path}", folded=False)
+        cli.say(f"report: {path}", folded=False)
     return _told(outcome)
 
 
@@ -203,12 +180,12 @@ def _told(outcome: StudyOutcome) -> int:
     note_left_out(outcome)
     diverged = [run.name for run in outcome.results.runs if run.run and run.run.status != "trained"]
     for name in diverged:
-        note(f"{name} diverged; the others are compared without it")
+        cli.note(f"{name} diverged; the others are compared without it")
     for failure in outcome.failures:
-        note(f"{failure.model}: {failure.what} failed: {failure.error}: {failure.message}")
+        cli.note(f"{failure.model}: {failure.what} failed: {failure.error}: {failure.message}")
     if outcome.failures:
-        note("What failed is left out. Run the same command to try it again.")
-    return RUN_FAILED if diverged or outcome.failures else OK
+        cli.note("What failed is left out. Run the same command to try it again.")
+    return cli.RUN_FAILED if diverged or outcome.failures else cli.OK
 
 
 def keep(folder: StudyFolder, outcome: StudyOutcome, *, settings: bool = False) -> None:
@@ -220,10 +197,10 @@ def keep(folder: StudyFolder, outcome: StudyOutcome, *, settings: bool = False) 
     except StorageError as error:
         if settings:
             raise
-        note(f"not kept, and not counted as a look: {error}")
+        cli.note(f"not kept, and not counted as a look: {error}")
 
 
 def note_left_out(outcome: StudyOutcome) -> None:
     """Say what takes no part in a verdict, and why."""
     for name, reason in outcome.results.left_out.items():
-        note(f"left out: {name} {reason}")
+        cli.note(f"left out: {name} {reason}")

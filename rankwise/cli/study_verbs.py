@@ -4,29 +4,11 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from rich.text import Text
 
-from rankwise.cli.application import (
-    OK,
-    RUN_FAILED,
-    AsEvents,
-    Folder,
-    Json,
-    Overwrite,
-    Quiet,
-    argument,
-    emit,
-    given_path,
-    note,
-    note_damage,
-    option,
-    say,
-    stdout,
-    usage_errors,
-    verb,
-)
+from rankwise.cli import application as cli
 from rankwise.cli.run_verbs import STUDIES, AcceptNewStack
 from rankwise.cli.running import Telling, keep, report_on, run_and_report
 from rankwise.cli.watch import MOST_PORT, PORT, serve
@@ -37,21 +19,18 @@ from rankwise.records.outputs import write_outputs
 from rankwise.records.study_file import preset_text
 from rankwise.study.reading import read_results
 
-if TYPE_CHECKING:
-    from rankwise.cli.events import Events
 
-
-@verb(STUDIES)
+@cli.verb(STUDIES)
 def report(
-    directory: Folder,
+    directory: cli.Folder,
     output: Annotated[
-        Path | None, option("--output FOLDER", "Where to write (default: DIR).", parser=given_path)
+        Path | None, cli.path_option("--output FOLDER", "Where to write (default: DIR).")
     ] = None,
-    overwrite: Overwrite = False,
+    overwrite: cli.Overwrite = False,
     without_texts: Annotated[
-        bool, option("--without-texts", "Leave out prompts and answers, for sharing.")
+        bool, cli.option("--without-texts", "Leave out prompts and answers, for sharing.")
     ] = False,
-    as_json: Json = False,
+    as_json: cli.Json = False,
 ) -> int:
     """Rewrite report.html and the folder report/ from a study's records.
 
@@ -62,7 +41,7 @@ def report(
 
     folder = StudyFolder(directory)
     outcome = conclude(folder)
-    note_damage(folder)
+    cli.note_damage(folder)
     keep(folder, outcome)
     try:
         return report_on(
@@ -79,18 +58,22 @@ def report(
         raise StorageError(f"{error} The report may go elsewhere: --output FOLDER.") from error
 
 
-@verb(STUDIES)
+@cli.verb(STUDIES)
 def status(
-    directory: Folder,
-    watch: Annotated[bool, option("--watch", "Show a live page with losses and scores.")] = False,
+    directory: cli.Folder,
+    watch: Annotated[
+        bool, cli.option("--watch", "Show a live page with losses and scores.")
+    ] = False,
     port: Annotated[
         int,
-        option(
+        cli.option(
             "--port N", "With --watch: port on 127.0.0.1; 0 takes a free one.", max=MOST_PORT, min=0
         ),
     ] = PORT,
-    every: Annotated[int, option("--every SECONDS", "With --watch: refresh interval.", min=1)] = 15,
-    as_json: Json = False,
+    every: Annotated[
+        int, cli.option("--every SECONDS", "With --watch: refresh interval.", min=1)
+    ] = 15,
+    as_json: cli.Json = False,
 ) -> int:
     """Show what is done, running and left in a study.
 
@@ -107,22 +90,22 @@ def status(
     lines, running = study_status(folder), run_status(folder)
     if as_json:
         models = [line._asdict() for line in lines]
-        return emit({"models": models, "running": running and running._asdict()})
-    stdout.print(status_table(lines, folder.read_study()))
+        return cli.emit({"models": models, "running": running and running._asdict()})
+    cli.stdout.print(status_table(lines, folder.read_study()))
     for line in () if running is None else running.lines:
-        say(line)
+        cli.say(line)
     if running is None and not all(map(is_done, lines)):
-        say(f"Next: rankwise run {shlex.quote(str(folder.root))}", folded=False)
+        cli.say(f"Next: rankwise run {shlex.quote(str(folder.root))}", folded=False)
     for line in lines:
         for failure in line.failed:
-            say(f"failed: {line.model}: {failure}")
+            cli.say(f"failed: {line.model}: {failure}")
         for damage in line.damaged:
-            say(f"damaged: {damage}", folded=False)
-    return OK
+            cli.say(f"damaged: {damage}", folded=False)
+    return cli.OK
 
 
-@verb(STUDIES)
-def verify(directory: Folder, as_json: Json = False) -> int:
+@cli.verb(STUDIES)
+def verify(directory: cli.Folder, as_json: cli.Json = False) -> int:
     """Verify every file of a study against its checksum.
 
     Checks records, weights, items, losses and adapters. Lists damaged files
@@ -140,29 +123,29 @@ def verify(directory: Folder, as_json: Json = False) -> int:
     intact = folder.without({path for damage in damages for path in damage.spoils})
     left = what_is_left(intact, folder.read_study()) if intact.has(folder.study_file) else []
     if as_json:
-        emit({"damages": [damage._asdict() for damage in damages], "left": left})
+        cli.emit({"damages": [damage._asdict() for damage in damages], "left": left})
     else:
         for damage in damages:
-            say(f"damaged: {damage}", folded=False)
+            cli.say(f"damaged: {damage}", folded=False)
         for each in left:
-            say(f"left: {each}", folded=False)
+            cli.say(f"left: {each}", folded=False)
     if damages or left:
-        note(f"rankwise run {folder.root} sets aside what is damaged and makes what is left")
-        return RUN_FAILED
+        cli.note(f"rankwise run {folder.root} sets aside what is damaged and makes what is left")
+        return cli.RUN_FAILED
     if not as_json:
-        say("every file is as it was written")
-    return OK
+        cli.say("every file is as it was written")
+    return cli.OK
 
 
-@verb(STUDIES)
+@cli.verb(STUDIES)
 def init(
     path: Annotated[
         Path | None,
-        argument("[PATH]", "The file to write (default: study.yaml).", parser=given_path),
+        cli.argument("[PATH]", "The file to write (default: study.yaml).", parser=cli.given_path),
     ] = None,
     preset: Annotated[
         str | None,
-        option(
+        cli.option(
             "--preset NAME",
             "The preset to copy: quickstart (default), sanity, retention, stress, "
             "learning-rate, alpha, data-size, fine-tune-at-all, beyond-128, mitigation, "
@@ -171,14 +154,12 @@ def init(
     ] = None,
     source: Annotated[
         Path | None,
-        option(
-            "--from FILE_OR_FOLDER",
-            "Your training config, or a Trainer's output folder.",
-            parser=given_path,
+        cli.path_option(
+            "--from FILE_OR_FOLDER", "Your training config, or a Trainer's output folder."
         ),
     ] = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
+    overwrite: cli.Overwrite = False,
+    as_json: cli.Json = False,
 ) -> int:
     """Write a commented study file to start from.
 
@@ -199,29 +180,29 @@ def init(
         made = study_text(read_source(source), file.parent)
         text = made.text
         for sentence in made.not_carried:
-            note(f"not carried over: {sentence}")
+            cli.note(f"not carried over: {sentence}")
         for sentence in made.to_check:
-            note(f"to check: {sentence}")
+            cli.note(f"to check: {sentence}")
     write_outputs(file.parent, {file.name: text}, overwrite=overwrite)
     if as_json:
         remarks = {} if made is None else made._asdict()
         remarks.pop("text", None)
-        return emit({"study_file": file, **remarks})
-    say(f"wrote {file}; next: rankwise plan {file}")
-    return OK
+        return cli.emit({"study_file": file, **remarks})
+    cli.say(f"wrote {file}; next: rankwise plan {file}")
+    return cli.OK
 
 
-@verb(STUDIES, kind=Telling)
+@cli.verb(STUDIES, kind=Telling)
 def extend(
-    directory: Folder,
-    seeds: Annotated[int, option("--seeds N", "Number of seeds to add.", min=0)] = 0,
+    directory: cli.Folder,
+    seeds: Annotated[int, cli.option("--seeds N", "Number of seeds to add.", min=0)] = 0,
     items: Annotated[
-        int, option("--items N", "Number of items to add to each task's limit.", min=0)
+        int, cli.option("--items N", "Number of items to add to each task's limit.", min=0)
     ] = 0,
-    ranks: Annotated[str, option("--ranks R,R", "Ranks to add, such as 8,128.")] = "",
+    ranks: Annotated[str, cli.option("--ranks R,R", "Ranks to add, such as 8,128.")] = "",
     accept_new_stack: AcceptNewStack = False,
-    quiet: Quiet = False,
-    as_json: AsEvents = False,
+    quiet: cli.Quiet = False,
+    as_json: cli.AsEvents = False,
 ) -> int:
     """Add seeds, items or ranks to a study and run them.
 
@@ -232,7 +213,7 @@ def extend(
 
     folder = StudyFolder(directory)
 
-    def find(_: Events | None) -> tuple[StudyConfig, StudyFolder]:
+    def find(_: object) -> tuple[StudyConfig, StudyFolder]:
         config = folder.read_study().config
         parts = [part.strip() for part in ranks.split(",") if part.strip()]
         for part in parts:
@@ -247,8 +228,8 @@ def extend(
     return run_and_report(find, quiet=quiet, as_json=as_json, accept_new_stack=accept_new_stack)
 
 
-@verb(STUDIES)
-def claims(directory: Folder, as_json: Json = False) -> int:
+@cli.verb(STUDIES)
+def claims(directory: cli.Folder, as_json: cli.Json = False) -> int:
     """Compare a finished study with the reference paper's claims."""
     from rankwise.findings.claims import paper_claims
     from rankwise.findings.options import option_gains
@@ -256,29 +237,30 @@ def claims(directory: Folder, as_json: Json = False) -> int:
 
     folder = StudyFolder(directory)
     results = read_results(folder)
-    note_damage(folder)
+    cli.note_damage(folder)
     recommendation = recommend_study(results, folder.read_looks())
     tested = paper_claims(option_gains(results, recommendation), recommendation)
     if as_json:
-        return emit(tested)
+        return cli.emit(tested)
     for claim in tested:
-        say(f"{claim.judgement}: {claim.statement}")
+        cli.say(f"{claim.judgement}: {claim.statement}")
         for sentence in claim.evidence:
-            say(f"  - {sentence}")
-    return OK
+            cli.say(f"  - {sentence}")
+    return cli.OK
 
 
-@verb(STUDIES)
+@cli.verb(STUDIES)
 def compare(
     directories: Annotated[
-        list[Path], argument("DIR DIR...", "The folders of two studies or more.", parser=given_path)
+        list[Path],
+        cli.argument("DIR DIR...", "The folders of two studies or more.", parser=cli.given_path),
     ],
     output: Annotated[
         Path | None,
-        option("--output FILE", "The page to write (default: comparison.html).", parser=given_path),
+        cli.path_option("--output FILE", "The page to write (default: comparison.html)."),
     ] = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
+    overwrite: cli.Overwrite = False,
+    as_json: cli.Json = False,
 ) -> int:
     """Compare studies: models, tasks, methods, recommendations and dates.
 
@@ -295,21 +277,21 @@ def compare(
 
     if problems := folder_problems(directories):
         raise ConfigError("compare", problems)
-    with usage_errors((RecordError, TaskError)):
+    with cli.usage_errors((RecordError, TaskError)):
         studies = study_sources(directories)
         for directory in directories:
-            note_damage(StudyFolder(directory))
+            cli.note_damage(StudyFolder(directory))
         comparison = compare_studies(studies)
     page = output or Path("comparison.html")
     write_comparison(page, comparison, studies, overwrite=overwrite)
     for study in studies:
         for name, reason in study.results.left_out.items():
-            note(f"left out of {study.name}: {name} {reason}")
+            cli.note(f"left out of {study.name}: {name} {reason}")
     if as_json:
-        return emit(comparison)
-    stdout.print(as_shown(side_by_side(comparison, studies)))
+        return cli.emit(comparison)
+    cli.stdout.print(as_shown(side_by_side(comparison, studies)))
     for sentence in (*comparison.points, *comparison.remarks):
-        stdout.print(Text(f"- {sentence}"))
-    stdout.print(Text(comparison.statement, style="bold"))
-    say(f"page: {page}", folded=False)
-    return OK
+        cli.stdout.print(Text(f"- {sentence}"))
+    cli.stdout.print(Text(comparison.statement, style="bold"))
+    cli.say(f"page: {page}", folded=False)
+    return cli.OK

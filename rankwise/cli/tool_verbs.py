@@ -4,30 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple, get_args
 
 import typer
 
+from rankwise.cli import application as cli
 from rankwise.cli.adapter_verbs import RUN
-from rankwise.cli.application import (
-    OK,
-    RUN_FAILED,
-    Folder,
-    Json,
-    Overwrite,
-    TasksPath,
-    argument,
-    emit,
-    given_path,
-    note,
-    note_damage,
-    option,
-    say,
-    usage_errors,
-    verb,
-)
 from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError, RankwiseError
 from rankwise.records.files import in_words
@@ -36,68 +19,51 @@ from rankwise.records.folder import StudyFolder
 TOOLS = "Tasks and other tools"
 
 
-class ExportFormat(StrEnum):
-    """The file format that is written."""
-
-    LM_EVAL = "lm-eval"
-    CSV = "csv"
-    PARQUET = "parquet"
-    MARKDOWN = "markdown"
-    LATEX = "latex"
-    FIGURES = "figures"
-    MODEL_CARD = "model-card"
-    PEFT = "peft"
-    AXOLOTL = "axolotl"
-    LLAMA_FACTORY = "llamafactory"
-    UNSLOTH = "unsloth"
-    TRL = "trl"
+OfStudy = Literal["lm-eval", "csv", "parquet", "markdown", "latex", "figures"]
+OfRun = Literal["model-card", "peft", "axolotl", "llamafactory", "unsloth", "trl"]
+ExportFormat = Literal[OfStudy, OfRun]
+"""As in ``integrations.formats``, which is not loaded for the help."""
 
 
-class Destination(StrEnum):
-    """Where an export goes."""
-
-    FOLDER = "folder"
-    HUB = "hub"
-
-
-Run = Annotated[
-    str | None,
-    option("--run ID", f"Export one run (default: the recommended one, or the best bet). {RUN}"),
-]
-
-
-@verb(TOOLS)
+@cli.verb(TOOLS)
 def export(
-    directory: Folder,
+    directory: cli.Folder,
     kind: Annotated[
         ExportFormat | None,
-        option("--format FORMAT", f"{', '.join(ExportFormat)} (default: lm-eval)."),
+        cli.option("--format FORMAT", f"{', '.join(get_args(ExportFormat))} (default: lm-eval)."),
     ] = None,
     output: Annotated[
         Path | None,
-        option(
-            "--output FOLDER",
-            "The folder to write (default: DIR/export/FORMAT).",
-            parser=given_path,
+        cli.path_option("--output FOLDER", "The folder to write (default: DIR/export/FORMAT)."),
+    ] = None,
+    overwrite: cli.Overwrite = False,
+    run: Annotated[
+        str | None,
+        cli.option(
+            "--run ID", f"Export one run (default: the recommended one, or the best bet). {RUN}"
         ),
     ] = None,
-    overwrite: Overwrite = False,
-    run: Run = None,
     to: Annotated[
-        Destination, option("--to folder|hub", "hub: upload the adapter.")
-    ] = Destination.FOLDER,
-    repo: Annotated[str | None, option("--repo ORG/NAME", "With --to hub: the repository.")] = None,
+        Literal["folder", "hub"], cli.option("--to folder|hub", "hub: upload the adapter.")
+    ] = "folder",
+    repo: Annotated[
+        str | None, cli.option("--repo ORG/NAME", "With --to hub: the repository.")
+    ] = None,
     public: Annotated[
-        bool, option("--public", "With --to hub: make the repository public (default: private).")
+        bool,
+        cli.option("--public", "With --to hub: make the repository public (default: private)."),
     ] = False,
     with_items: Annotated[
-        bool, option("--with-items", "With --to hub: also upload the texts of items and answers.")
+        bool,
+        cli.option("--with-items", "With --to hub: also upload the texts of items and answers."),
     ] = False,
     dry_run: Annotated[
-        bool, option("--dry-run", "With --to hub: list files and sizes; upload nothing.")
+        bool, cli.option("--dry-run", "With --to hub: list files and sizes; upload nothing.")
     ] = False,
-    yes: Annotated[bool, option("--yes", "With --to hub: do not ask for confirmation.")] = False,
-    as_json: Json = False,
+    yes: Annotated[
+        bool, cli.option("--yes", "With --to hub: do not ask for confirmation.")
+    ] = False,
+    as_json: cli.Json = False,
 ) -> int:
     """Write a study in another format, or upload its adapter to the Hugging Face Hub.
 
@@ -132,7 +98,7 @@ def export(
         "--yes": yes,
     }  # fmt: skip
     folder_only = {"--format": kind, "--output": output, "--overwrite": overwrite}
-    is_hub = to is Destination.HUB
+    is_hub = to == "hub"
     given = [name for name, value in (folder_only if is_hub else hub_only).items() if value]
     if given:
         why = "does not go with --to hub;" if is_hub else "is for --to hub; add that, or"
@@ -144,21 +110,20 @@ def export(
         return _send(folder, sending, run, is_asked=not (yes or as_json), as_json=as_json)
     from rankwise.integrations.formats import export_study
 
-    named = kind or ExportFormat.LM_EVAL
-    written = export_study(folder, named.value, output, run, overwrite=overwrite)
-    note_damage(folder)
+    written = export_study(folder, kind or "lm-eval", output, run, overwrite=overwrite)
+    cli.note_damage(folder)
     if as_json:
         contents = [exported._asdict() for exported in written]
         for content in contents:
             content["num_samples_files"] = len(content.pop("samples_files"))
-        return emit(contents)
+        return cli.emit(contents)
     for exported in written:
         samples = len(exported.samples_files)
         beside = f" and {samples} samples files" if samples else ""
-        say(f"{exported.name}: {exported.file}{beside}", folded=False)
+        cli.say(f"{exported.name}: {exported.file}{beside}", folded=False)
         for remark in exported.remarks:
-            note(f"to check: {remark}")
-    return OK
+            cli.note(f"to check: {remark}")
+    return cli.OK
 
 
 class _Sending(NamedTuple):
@@ -179,47 +144,47 @@ def _send(
 
     def approve(files: Sequence[PushedFile]) -> bool:
         for file in files:
-            note(f"{file.num_bytes:>13,}  {file.path}")
+            cli.note(f"{file.num_bytes:>13,}  {file.path}")
         asks = is_asked and sys.stdin.isatty() and sys.stderr.isatty()
         return not asks or typer.confirm(f"Send these files to {sending.repo}?", err=True)
 
     pushed = push_study(folder, run=run, approve=approve, **sending._asdict())
     if as_json:
-        return emit(pushed._asdict() | {"files": [file._asdict() for file in pushed.files]})
+        return cli.emit(pushed._asdict() | {"files": [file._asdict() for file in pushed.files]})
     for remark in pushed.remarks:
-        note(f"to check: {remark}")
+        cli.note(f"to check: {remark}")
     if pushed.url is None and not sending.dry_run:
-        note("nothing was sent")
-        return RUN_FAILED
+        cli.note("nothing was sent")
+        return cli.RUN_FAILED
     if sending.dry_run:
         for file in pushed.files:
-            say(f"{file.num_bytes:>13,}  {file.path}", folded=False)
+            cli.say(f"{file.num_bytes:>13,}  {file.path}", folded=False)
     size = in_words(sum(file.num_bytes for file in pushed.files))
     who = "private" if pushed.is_private else "public"
     done = f"would go to {sending.repo}" if pushed.url is None else f"are at {pushed.url}"
-    say(f"{pushed.run}: {len(pushed.files)} files, {size}, {done} ({who})", folded=False)
+    cli.say(f"{pushed.run}: {len(pushed.files)} files, {size}, {done} ({who})", folded=False)
     if sending.public and pushed.is_private and pushed.url is not None:
-        note(
+        cli.note(
             f"{sending.repo} was there and private, and stays so; its settings on the Hub change "
             "that"
         )
-    return OK
+    return cli.OK
 
 
-@verb(TOOLS)
+@cli.verb(TOOLS)
 def tasks(
     words: Annotated[
         list[str] | None,
-        argument(
+        cli.argument(
             "[WORD]...",
             "List only tasks with these words in name or description, including lm-eval's.",
         ),
     ] = None,
-    tasks_path: TasksPath = None,
+    tasks_path: cli.TasksPath = None,
     everything: Annotated[
-        bool, option("--all", "Also list lm-eval's own tasks; this takes longer.")
+        bool, cli.option("--all", "Also list lm-eval's own tasks; this takes longer.")
     ] = False,
-    as_json: Json = False,
+    as_json: cli.Json = False,
 ) -> int:
     """List and search the tasks, groups and retention sets that a study can use."""
     quiet_libraries()
@@ -230,19 +195,23 @@ def tasks(
         tuple(tasks_path or ()), everything=everything or bool(search), search=search
     )
     if as_json:
-        return emit([line._asdict() for line in listing])
+        return cli.emit([line._asdict() for line in listing])
     for line in listing:
         said = f": {line.description}" if line.description else ""
-        say(f"{line.name}  ({line.kind}, {line.source}){said}", folded=False)
+        cli.say(f"{line.name}  ({line.kind}, {line.source}){said}", folded=False)
     if search and not listing:
-        note(f"no task has {search!r} in its name or description; rankwise tasks --all lists all")
-        return RUN_FAILED
+        cli.note(
+            f"no task has {search!r} in its name or description; rankwise tasks --all lists all"
+        )
+        return cli.RUN_FAILED
     if not everything and not search:
-        note("lm-eval's own can be named too: rankwise tasks --all, or a word: rankwise tasks math")
-    return OK
+        cli.note(
+            "lm-eval's own can be named too: rankwise tasks --all, or a word: rankwise tasks math"
+        )
+    return cli.OK
 
 
-@verb(
+@cli.verb(
     TOOLS,
     "lm-eval",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
@@ -264,20 +233,20 @@ def lm_eval(context: typer.Context) -> int:
     """
     from rankwise.cli.lm_eval.command import run_lm_eval
 
-    with usage_errors((RankwiseError,)):
+    with cli.usage_errors((RankwiseError,)):
         run_lm_eval(context.args)
-    return OK
+    return cli.OK
 
 
-@verb("Installation")
-def doctor(as_json: Json = False) -> int:
+@cli.verb("Installation")
+def doctor(as_json: cli.Json = False) -> int:
     """Check this installation: versions, devices, optional parts."""
     quiet_libraries()
     from rankwise.cli.doctor import examine
 
     findings = dict(examine())
     if as_json:
-        return emit(findings)
+        return cli.emit(findings)
     for name, finding in findings.items():
-        say(f"{name:<34} {finding}", folded=False)
-    return OK
+        cli.say(f"{name:<34} {finding}", folded=False)
+    return cli.OK

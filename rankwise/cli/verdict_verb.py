@@ -9,23 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from rankwise.cli.application import (
-    OK,
-    Json,
-    Overwrite,
-    argument,
-    emit,
-    given_path,
-    listed_names,
-    note,
-    note_damage,
-    option,
-    say,
-    stdout,
-    usage_errors,
-    verb,
-    warn,
-)
+from rankwise.cli import application as cli
 from rankwise.cli.run_verbs import STUDIES
 from rankwise.cli.running import keep, note_left_out, verdict_content
 from rankwise.errors import ConfigError
@@ -37,33 +21,36 @@ if TYPE_CHECKING:
     from rankwise.study.conclusion import StudyOutcome
 
 
-@verb(STUDIES)
+@cli.verb(STUDIES)
 def verdict(
     paths: Annotated[
         list[Path],
-        argument(
+        cli.argument(
             "DIR|FILES...",
             "A study's folder; or files with scores of items: tables (CSV, JSON Lines, "
             "Parquet), samples files of lm-eval (the base's first), logs of Inspect or HELM.",
-            parser=given_path,
+            parser=cli.given_path,
         ),
     ],
-    item: Annotated[str | None, option("--item COLUMN", "Table column with the item ids.")] = None,
+    item: Annotated[
+        str | None, cli.option("--item COLUMN", "Table column with the item ids.")
+    ] = None,
     score: Annotated[
-        str | None, option("--score COLUMN", "Table column with the scores; score.f1 if nested.")
+        str | None,
+        cli.option("--score COLUMN", "Table column with the scores; score.f1 if nested."),
     ] = None,
     model: Annotated[
-        str | None, option("--model COLUMN", "Table column with the model names.")
+        str | None, cli.option("--model COLUMN", "Table column with the model names.")
     ] = None,
     task: Annotated[
-        str | None, option("--task COLUMN", "Table column with the task names.")
+        str | None, cli.option("--task COLUMN", "Table column with the task names.")
     ] = None,
     base: Annotated[
-        str | None, option("--base MODEL", "The model before fine-tuning (files only).")
+        str | None, cli.option("--base MODEL", "The model before fine-tuning (files only).")
     ] = None,
     name: Annotated[
         str | None,
-        option(
+        cli.option(
             "--name PATTERN",
             "What model names mean (files only): r{rank}_s{seed}; also {alpha}, {learning_rate}, "
             "{modules}, {epochs}.",
@@ -71,31 +58,31 @@ def verdict(
     ] = None,
     in_domain: Annotated[
         str | None,
-        option(
+        cli.option(
             "--in-domain NAME,NAME",
             "Tasks to gain on (files only; default: tasks that no other option names).",
         ),
     ] = None,
     retention: Annotated[
         str | None,
-        option("--retention NAME,NAME", "Tasks that should not be forgotten (files only)."),
+        cli.option("--retention NAME,NAME", "Tasks that should not be forgotten (files only)."),
     ] = None,
     out_of_domain: Annotated[
-        str | None, option("--out-of-domain NAME,NAME", "Tasks shown in addition (files only).")
+        str | None, cli.option("--out-of-domain NAME,NAME", "Tasks shown in addition (files only).")
     ] = None,
     lower_is_better: Annotated[
-        bool, option("--lower-is-better", "Lower scores are better (files only).")
+        bool, cli.option("--lower-is-better", "Lower scores are better (files only).")
     ] = False,
     by_slice: Annotated[
         str | None,
-        option(
+        cli.option(
             "--slice COLUMN",
             "Report for each value of COLUMN which models got better or worse (files only).",
         ),
     ] = None,
     cluster: Annotated[
         list[str] | None,
-        option(
+        cli.option(
             "--cluster [TASK=]FIELD",
             "Items with equal FIELD, such as passage, belong together. For a study, name the TASK "
             "or group too; can be repeated.",
@@ -103,7 +90,7 @@ def verdict(
     ] = None,
     metric: Annotated[
         str | None,
-        option(
+        cli.option(
             "--metric NAME",
             "Metric to compare, of lm-eval, Inspect or HELM (lm-eval's default: p_right with "
             "options, else the first).",
@@ -111,47 +98,44 @@ def verdict(
     ] = None,
     filter_name: Annotated[
         str | None,
-        option("--filter NAME", "The lm-eval filter (default: the first of the first file)."),
+        cli.option("--filter NAME", "The lm-eval filter (default: the first of the first file)."),
     ] = None,
     delta: Annotated[
         float | None,
-        option(
+        cli.option(
             "--delta POINTS",
             "Models closer than this in-domain count as equal; in the scores' own unit if they "
             "are not shares.",
         ),
     ] = None,
     epsilon: Annotated[
-        float | None, option("--epsilon POINTS", "Acceptable retention loss, on average.")
+        float | None, cli.option("--epsilon POINTS", "Acceptable retention loss, on average.")
     ] = None,
     worst_task: Annotated[
         float | None,
-        option("--worst-task POINTS", "Acceptable loss on any single retention task."),
+        cli.option("--worst-task POINTS", "Acceptable loss on any single retention task."),
     ] = None,
     confidence: Annotated[
         float | None,
-        option(
+        cli.option(
             "--confidence SHARE",
             "Probability that no verdict is wrong, all together (files only; default: 0.95).",
         ),
     ] = None,
     anytime: Annotated[
         bool,
-        option(
-            "--anytime",
-            "Verdicts stay valid under repeated looks at growing files (files only).",
+        cli.option(
+            "--anytime", "Verdicts stay valid under repeated looks at growing files (files only)."
         ),
     ] = False,
     output: Annotated[
         Path | None,
-        option(
-            "--output FOLDER",
-            "Keep the scores as a study, with its report (files only).",
-            parser=given_path,
+        cli.path_option(
+            "--output FOLDER", "Keep the scores as a study, with its report (files only)."
         ),
     ] = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
+    overwrite: cli.Overwrite = False,
+    as_json: cli.Json = False,
 ) -> int:
     """Say which rank to use, or which model is better, and why.
 
@@ -173,7 +157,7 @@ def verdict(
     models are compared with the one called base, or with --base; without one,
     with each other. For samples of lm-eval, the first file is the base.
     """
-    margins = {"delta": delta, "epsilon": epsilon, "worst_task": worst_task}
+    margins: dict[str, Any] = {"delta": delta, "epsilon": epsilon, "worst_task": worst_task}
     only_files: dict[str, Any] = {
         "item": item, "score": score, "model": model, "task": task, "base": base, "name": name,
         "in_domain": in_domain, "retention": retention, "out_of_domain": out_of_domain,
@@ -202,14 +186,8 @@ def verdict(
     from rankwise.scores.asked import Asked
 
     for relation in {"in_domain", "retention", "out_of_domain"} & given.keys():
-        given[relation] = listed_names(given[relation])
-    asked = Asked(
-        **given,
-        cluster=cluster[0] if cluster else None,
-        delta=delta,
-        epsilon=epsilon,
-        worst_task=worst_task,
-    )
+        given[relation] = cli.listed_names(given[relation])
+    asked = Asked(**given, **margins, cluster=cluster[0] if cluster else None)
     return _of_files(paths, asked, output, overwrite=overwrite, as_json=as_json)
 
 
@@ -229,14 +207,14 @@ def _of_files(
     from rankwise.scores.study import scored_study
     from rankwise.study.conclusion import conclude, concluded
 
-    with usage_errors():
+    with cli.usage_errors():
         scored = scored_study(read_scores(paths, asked), asked, study_name(paths[0].stem))
         results = scored.results()
         (part,) = results.by_train_task
         beside = against_base(part, anytime=asked.anytime)
         is_judged = beside is None or output is not None or has_margin(part)
         outcome = concluded(results) if is_judged else None
-    warn(scored.record.warnings if beside is None else beside.warnings)
+    cli.warn(scored.record.warnings if beside is None else beside.warnings)
     answer: dict[str, Any] = {} if beside is None else dict(beside)
     if outcome is not None and output is not None:
         folder = StudyFolder(output)
@@ -245,18 +223,18 @@ def _of_files(
         keep(folder, outcome)
         answer["report"] = written_report(folder, outcome, overwrite=overwrite)
     if as_json:
-        return emit(answer if outcome is None else {**answer, **verdict_content(outcome)})
+        return cli.emit(answer if outcome is None else {**answer, **verdict_content(outcome)})
     if beside is not None:
-        stdout.print(*models_verdict(beside), sep="\n")
+        cli.stdout.print(*models_verdict(beside), sep="\n")
     if outcome is None:
-        note("which models are alike is not judged: say with --delta which difference matters")
-        return OK
+        cli.note("which models are alike is not judged: say with --delta which difference matters")
+        return cli.OK
     _say_verdict(outcome, output)
     if output is None:
-        say("\nTo keep it, with a report of every item: --output FOLDER")
+        cli.say("\nTo keep it, with a report of every item: --output FOLDER")
     else:
-        say(f"report: {answer['report']}", folded=False)
-    return OK
+        cli.say(f"report: {answer['report']}", folded=False)
+    return cli.OK
 
 
 def _of_study(
@@ -280,16 +258,16 @@ def _of_study(
         fields[task] = field
     folder = StudyFolder(directory)
     outcome = conclude(folder, fields, others)
-    note_damage(folder)
+    cli.note_damage(folder)
     if others is None:
         keep(folder, outcome, settings=bool(cluster))
     else:
-        note("judged under other margins than the study's; nothing was written")
+        cli.note("judged under other margins than the study's; nothing was written")
     note_left_out(outcome)
     if as_json:
-        return emit(verdict_content(outcome))
+        return cli.emit(verdict_content(outcome))
     _say_verdict(outcome, folder.root)
-    return OK
+    return cli.OK
 
 
 def _say_verdict(outcome: StudyOutcome, root: Path | None) -> None:
@@ -297,13 +275,13 @@ def _say_verdict(outcome: StudyOutcome, root: Path | None) -> None:
     from rankwise.cli.terminal import verdict_cards
     from rankwise.findings.statements import with_folder
 
-    results, recommendation, findings = outcome
-    stdout.print(*verdict_cards(results, recommendation, findings, root), sep="\n")
-    for part in recommendation.by_train_task:
-        of = f", trained on {part.train_task}" if len(recommendation.by_train_task) > 1 else ""
-        say(f"\nWhy{of}:")
-        say(with_folder(part.statement, root or "DIR"))
+    cli.stdout.print(*verdict_cards(*outcome, root), sep="\n")
+    parts = outcome.recommendation.by_train_task
+    for part in parts:
+        of = f", trained on {part.train_task}" if len(parts) > 1 else ""
+        cli.say(f"\nWhy{of}:")
+        cli.say(with_folder(part.statement, root or "DIR"))
         for reason in part.reasons:
-            say(f"- {reason}")
-        for line in findings.lines(part.train_task):
-            say(f"- {line}")
+            cli.say(f"- {reason}")
+        for line in outcome.findings.lines(part.train_task):
+            cli.say(f"- {line}")

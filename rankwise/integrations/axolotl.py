@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.integrations.drafts import ALL_LINEAR, Draft, TrainingSetup, shown
-from rankwise.integrations.tools import Tool
+from rankwise.integrations.tools import LORA_KEYS, TRAINER_KEYS, Tool
 
 _CONVERSATIONS = ("chat_template", "sharegpt")
 
@@ -109,21 +109,13 @@ AXOLOTL = Tool(
         "base_model": "base_model",
         "revision": "revision_of_model",
         "rank": "lora_r",
-        "alpha": "lora_alpha",
-        "dropout": "lora_dropout",
+        **LORA_KEYS,
         "use_rslora": "peft_use_rslora",
         "use_dora": "peft_use_dora",
-        "learning_rate": "learning_rate",
+        **TRAINER_KEYS,
         "num_epochs": "num_epochs",
-        "max_steps": "max_steps",
         "batch_size": "micro_batch_size",
-        "gradient_accumulation_steps": "gradient_accumulation_steps",
         "schedule": "lr_scheduler",
-        "warmup_ratio": "warmup_ratio",
-        "warmup_steps": "warmup_steps",
-        "weight_decay": "weight_decay",
-        "max_grad_norm": "max_grad_norm",
-        "seed": "seed",
         "max_length": "sequence_len",
     },
     defaults={

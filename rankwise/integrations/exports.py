@@ -1,16 +1,21 @@
-"""The setting that a study recommends, or one of its runs, as the config of another trainer."""
+"""What of a study is exported: the runs that are given away, their settings and their cards.
+
+A run's setting is written as the config of another trainer, its card as Markdown with the front
+matter that model hubs read.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 from rankwise.errors import ConfigError
+from rankwise.findings.deployment import DeployedRun
+from rankwise.findings.model_card import markdown_code, markdown_table, markdown_text
 from rankwise.integrations.drafts import Rows, TrainingSetup
-from rankwise.integrations.exported import ChosenRun, Exported, chosen_runs
 from rankwise.integrations.llama_factory import DATASET_INFO, LLAMA_FACTORY, dataset_info
-from rankwise.integrations.model_cards import FILE_NAME, run_card
 from rankwise.integrations.peft import PEFT
 from rankwise.integrations.study_text import yaml_lines
 from rankwise.integrations.tools import Tool, written_entries
@@ -18,16 +23,86 @@ from rankwise.records import quantities
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.files import require_regular, write_atomically
 from rankwise.records.folder import StudyFolder
-from rankwise.records.names import task_file_name
-from rankwise.records.study import PlannedRun, StudyRecord, is_rslora
+from rankwise.records.names import find_run, task_file_name
+from rankwise.records.recommendation import Comparison, Recommendation
+from rankwise.records.results import ModelResults, StudyResults
+from rankwise.records.study import PlannedRun, StudyRecord, TaskEvaluation, is_rslora
 from rankwise.study.conclusion import StudyOutcome, conclude
 
+CARD_FILE = "README.md"
 # What a setup takes from a run and from a study file, under the same names.
 _OF_RUN = ("rank", "alpha", "target_modules", "learning_rate", "epochs", "seed")
 _OF_TRAINING = (
     *("dropout", "batch_size", "gradient_accumulation_steps", "schedule", "warmup_ratio"),
     *("weight_decay", "max_grad_norm", "max_length", "loss_on", "chat_template"),
 )
+
+
+class Exported(NamedTuple):
+    """A file of an export.
+
+    Attributes:
+        name: of the model, run or table that is in it.
+        file: that was written.
+        remarks: what it does not say, one sentence each.
+        samples_files: that were written beside it, with a model's items.
+    """
+
+    name: str
+    file: Path
+    remarks: tuple[str, ...] = ()
+    samples_files: tuple[Path, ...] = ()
+
+    def moved(self, source: Path, target: Path) -> Exported:
+        """The same files in another folder."""
+        file, *samples = (
+            target / path.relative_to(source) for path in (self.file, *self.samples_files)
+        )
+        return self._replace(file=file, samples_files=tuple(samples))
+
+
+class ChosenRun(NamedTuple):
+    """A run, and the recommendation of the task that it was trained on."""
+
+    planned: PlannedRun
+    recommendation: Recommendation
+    how: Literal["recommended", "the best bet", "chosen by hand"]
+
+
+def chosen_runs(outcome: StudyOutcome, run: str | None) -> tuple[list[ChosenRun], list[str]]:
+    """The recommended run of every trained task, else its best bet, and what to know of it.
+
+    Args:
+        outcome: of the study.
+        run: a run, as ``find_run`` takes it, to take instead.
+
+    Raises:
+        ConfigError: there is no such run, or for every task it is best not to fine-tune.
+    """
+    study, parts = outcome.results.study, outcome.recommendation.by_train_task
+    if run is not None:
+        planned = find_run(study, run, "export")
+        part = next(each for each in parts if each.train_task == planned.train_task)
+        return [ChosenRun(planned, part, "chosen by hand")], []
+    by_name = {planned.name: planned for planned in study.runs}
+    chosen: list[ChosenRun] = []
+    remarks: list[str] = []
+    for part in parts:
+        settled, bet = part.recommended_run, part.best_bet_run
+        name = settled or bet
+        if name is None:
+            remarks.append(
+                f"nothing is recommended for {part.train_task}, and there is no best bet; "
+                "name a run with --run"
+            )
+            continue
+        chosen.append(ChosenRun(by_name[name], part, "recommended" if settled else "the best bet"))
+        if settled is None and part.best_bet is not None:
+            odds = quantities.odds(part.best_bet.of(part.best_bet.choice or "").right)
+            remarks.append(f"{part.train_task} is not settled: {name} is the best bet ({odds})")
+    if not chosen:
+        raise ConfigError("export", remarks)
+    return chosen, remarks
 
 
 Writer = Callable[[StudyOutcome, ChosenRun, Path, Path], tuple[Path, Sequence[str]]]
@@ -67,11 +142,10 @@ def write_card(
 ) -> tuple[Path, Sequence[str]]:
     """Write the model card of a run."""
     refuse_imported(chosen.planned)
-    name, results = chosen.planned.name, outcome.results
-    model = next(each for each in results.runs if each.name == name)
-    deployed = next((each for each in outcome.findings.deployed if each.run == name), None)
-    write_atomically(folder / FILE_NAME, run_card(results.study, model, chosen, deployed))
-    return folder / FILE_NAME, ()
+    found = (each for each in outcome.findings.deployed if each.run == chosen.planned.name)
+    card = run_card(outcome.results, chosen, next(found, None))
+    write_atomically(folder / CARD_FILE, card)
+    return folder / CARD_FILE, ()
 
 
 def write_setup(
@@ -106,15 +180,15 @@ def write_setup(
     return file, _remarks(study, planned, setup, tool)
 
 
-def refuse_imported(planned: PlannedRun, verb: str = "export") -> None:
-    """Refuse a model whose settings are not known; ``verb`` begins the error.
+def refuse_imported(planned: PlannedRun) -> None:
+    """Refuse a model whose settings are not known.
 
     Raises:
         ConfigError: it was trained elsewhere.
     """
     if planned.role == "imported" or planned.called is not None:
         problem = f"{planned.name} was trained elsewhere; name a run whose settings are known"
-        raise ConfigError(verb, [problem])
+        raise ConfigError("export", [problem])
 
 
 def setup_of(study: StudyRecord, planned: PlannedRun) -> TrainingSetup:
@@ -246,3 +320,104 @@ def _remarks_on_rows(setup: TrainingSetup, tool: Tool) -> Iterator[str]:
             f"rankwise wrapped the rows in the chat template, and {tool.title} takes them as they "
             "are: write them as messages"
         )
+
+
+def run_card(results: StudyResults, chosen: ChosenRun, deployed: DeployedRun | None = None) -> str:
+    """What a run is, how it was trained, and what it scores beside its base.
+
+    Args:
+        results: of the study that the run is of.
+        chosen: the run, and what the study recommends.
+        deployed: what it keeps in the forms in which it was checked.
+    """
+    study, planned, part = results.study, chosen.planned, chosen.recommendation
+    model = next(each for each in results.runs if each.name == planned.name)
+    compared = [each for each in part.comparisons if each.run == planned.name]
+    what = "A fully fine-tuned model" if planned.rank is None else f"A rank-{planned.rank} adapter"
+    version = study.provenance.rankwise_version
+    lines = [
+        "---",
+        *yaml_lines(_front_matter(study, model, planned)),
+        "---",
+        "",
+        f"# {what}, trained on {markdown_text(planned.train_task)}",
+        "",
+        ("" if chosen.how == "recommended" else f"{quantities.capital(chosen.how)}. ")
+        + markdown_text(part.statement),
+        "",
+        f"The run {markdown_code(planned.name)} of the study {study.config.name}, by rankwise "
+        f"{version}. All changes are against the base, paired item by item, with intervals of "
+        f"{quantities.percent(part.confidence)}, each for itself.",
+        "",
+        *markdown_table(("setting", "value"), list(_settings(study, planned))),
+        "",
+        *markdown_table(
+            ("task", "relation", "metric", "items", "base", "this", "change"),
+            [_row(each, model.evaluations[each.task]) for each in compared],
+        ),
+    ]
+    if deployed is not None:
+        said = (
+            "Merged into the base and rounded, against the adapter as trained, on the same items:"
+        )
+        lines += ["", said, "", *(f"- {markdown_text(f.statement)}" for f in deployed.forms)]
+    return "\n".join(lines) + "\n"
+
+
+def _front_matter(study: StudyRecord, model: ModelResults, planned: PlannedRun) -> dict[str, Any]:
+    results = [
+        {
+            "task": {"type": "text-generation"},
+            "dataset": {"name": evaluation.task, "type": evaluation.task},
+            "metrics": [
+                {"name": score.metric, "type": score.metric, "value": score.value}
+                for score in evaluation.metrics
+            ],
+        }
+        for evaluation in model.evaluations.values()
+    ]
+    base = study.base_elsewhere
+    # a folder of this machine names no model elsewhere, and the Hub refuses such a card
+    matter: dict[str, Any] = {} if Path(base).is_absolute() else {"base_model": base}
+    if planned.method == "lora":
+        matter["library_name"] = "peft"
+    return matter | {
+        "pipeline_tag": "text-generation",
+        "tags": [*(["lora"] if planned.method == "lora" else []), "rankwise"],
+        "model-index": [{"name": planned.name, "results": results}],
+    }
+
+
+def _settings(study: StudyRecord, planned: PlannedRun) -> Iterator[tuple[str, str]]:
+    train = study.config.train
+    alpha, config = quantities.alpha(planned), study.config
+    if config.start_in_words:
+        base = f"{config.base_model.name_elsewhere}{config.start_in_words}"
+        with_it = "" if planned.rank is None else "; this adapter is put on both"
+        yield "base", f"{base} (PEFT's merge_and_unload){with_it}"
+    if planned.rank is not None and alpha is not None:
+        yield "rank", str(planned.rank)
+        yield "alpha", alpha
+        yield "target modules", ", ".join(planned.target_modules)
+    yield "learning rate", quantities.learning_rate(planned.learning_rate or 0.0)
+    yield "schedule", f"{train.schedule}, warm-up {train.warmup_ratio:g} of the steps"
+    yield "epochs", str(planned.epochs)
+    yield "rows a step", str(train.batch_size * train.gradient_accumulation_steps)
+    stopped = ", where it stopped" if planned.is_part else ""
+    yield "steps", quantities.steps(planned) + stopped
+    yield "trained weights", quantities.count(planned.num_trainable_parameters)
+    yield "seed", str(planned.seed)
+
+
+def _row(each: Comparison, scored: TaskEvaluation) -> tuple[str, ...]:
+    is_part = scored.num_examples < each.num_examples
+    answered = f"{quantities.count(scored.num_examples)} of " if is_part else ""
+    return (
+        each.task,
+        each.relation.replace("_", "-"),
+        f"{scored.decision_metric}, {each.unit}",
+        answered + quantities.count(each.num_examples),
+        quantities.score(each.base_score, each.unit),
+        quantities.score(each.adapted_score, each.unit),
+        quantities.with_interval(each.interval, each.unit),
+    )

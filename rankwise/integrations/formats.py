@@ -7,23 +7,21 @@ from functools import partial
 from pathlib import Path
 
 from rankwise.errors import ConfigError, did_you_mean
-from rankwise.integrations.exported import Exported
-from rankwise.integrations.exports import export_runs, write_card, write_setup
+from rankwise.integrations import tables
+from rankwise.integrations.exports import Exported, export_runs, write_card, write_setup
 from rankwise.integrations.lm_eval_files import export_lm_eval
 from rankwise.integrations.sources import TOOLS
-from rankwise.integrations.study_figures import export_figures
 from rankwise.integrations.study_files import study_files
-from rankwise.integrations.tables import export_paper, export_tables, latex, markdown, parquet_bytes
 from rankwise.records.folder import StudyFolder
 from rankwise.records.outputs import output_folder
 from rankwise.report.cells import csv_text
 
 TABLES: Mapping[str, Callable[[StudyFolder, Path], list[Exported]]] = {
-    "csv": partial(export_tables, suffix="csv", encode=csv_text),
-    "parquet": partial(export_tables, suffix="parquet", encode=parquet_bytes),
-    "markdown": partial(export_paper, file="results.md", write=markdown),
-    "latex": partial(export_paper, file="results.tex", write=latex),
-    "figures": export_figures,
+    "csv": partial(tables.export_tables, suffix="csv", encode=csv_text),
+    "parquet": partial(tables.export_tables, suffix="parquet", encode=tables.parquet_bytes),
+    "markdown": partial(tables.export_paper, file="results.md", write=tables.markdown),
+    "latex": partial(tables.export_paper, file="results.tex", write=tables.latex),
+    "figures": tables.export_figures,
 }
 """Tables and figures of a whole study, also of models that were trained and scored elsewhere."""
 

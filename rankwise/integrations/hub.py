@@ -17,9 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rankwise.errors import ConfigError, HubError, RecordError
 from rankwise.findings.item_table import item_table
-from rankwise.integrations.exported import chosen_runs
-from rankwise.integrations.exports import refuse_imported
-from rankwise.integrations.model_cards import FILE_NAME, run_card
+from rankwise.integrations.exports import CARD_FILE, chosen_runs, refuse_imported, run_card
 from rankwise.integrations.study_files import refuse_links, study_files
 from rankwise.records.files import read_record, write_atomically, write_record, writing
 from rankwise.records.folder import StudyFolder
@@ -38,7 +36,6 @@ STUDY = "study"
 """The folder of the records and the report, beside the adapter."""
 
 _ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_VERB = "export"
 
 
 def write_shared(
@@ -72,17 +69,15 @@ def write_shared(
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         raise RecordError(f"{folder.root} is not finished: {left[0]}{more} is left. {again}.")
     outcome = conclude(folder)
-    runs, _ = chosen_runs(outcome, run, _VERB)
+    runs, _ = chosen_runs(outcome, run)
     if len(runs) > 1:
         names = ", ".join(each.planned.name for each in runs)
         problem = f"each trained task has a run of its own; choose one with --run: {names}"
-        raise ConfigError(_VERB, [problem])
+        raise ConfigError("export", [problem])
     chosen = runs[0]
     adapter = _adapter_of(folder, chosen.planned)
     refuse_links(folder, [adapter / _ADAPTER_CONFIG, adapter / _ADAPTER_WEIGHTS])
-    study = outcome.results.study
-    model = next(each for each in outcome.results.runs if each.name == chosen.planned.name)
-    write_atomically(target / FILE_NAME, run_card(study, model, chosen))
+    write_atomically(target / CARD_FILE, run_card(outcome.results, chosen))
     config = without_folders(json.loads((adapter / _ADAPTER_CONFIG).read_text(encoding="utf-8")))
     write_atomically(target / _ADAPTER_CONFIG, json.dumps(config, indent=2) + "\n")
     with writing(target):
@@ -96,7 +91,7 @@ def write_shared(
 
 def _adapter_of(folder: StudyFolder, planned: PlannedRun) -> Path:
     """The folder of a run's adapter, after it was compared with the run's record."""
-    refuse_imported(planned, _VERB)
+    refuse_imported(planned)
     record = folder.finished_run(planned)
     why = None
     if planned.method == "full":
@@ -106,7 +101,9 @@ def _adapter_of(folder: StudyFolder, planned: PlannedRun) -> Path:
     elif record.is_given_up:
         why = "a search removed its weights"
     if why is not None:
-        raise ConfigError(_VERB, [f"{planned.name} has no adapter: {why}; name another with --run"])
+        raise ConfigError(
+            "export", [f"{planned.name} has no adapter: {why}; name another with --run"]
+        )
     return folder.weights(planned)
 
 
@@ -215,11 +212,11 @@ def push_study(
 
     problem = f"--repo: {repo!r} names no repository; write org/name"
     if "/" not in repo:
-        raise ConfigError(_VERB, [problem])
+        raise ConfigError("export", [problem])
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise ConfigError(_VERB, [problem]) from error
+        raise ConfigError("export", [problem]) from error
     if not dry_run:
         if constants.is_offline_mode():
             raise HubError(_OFFLINE)

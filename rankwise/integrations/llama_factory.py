@@ -135,16 +135,11 @@ def dataset_info(setup: TrainingSetup) -> dict[str, Any]:
         return {}
     description: dict[str, Any] = {"file_name": setup.data}
     if setup.rows == "messages":
+        names = ("role", "content", "user", "assistant", "system")
         description |= {
             "formatting": "sharegpt",
             "columns": {"messages": "messages"},
-            "tags": {
-                "role_tag": "role",
-                "content_tag": "content",
-                "user_tag": "user",
-                "assistant_tag": "assistant",
-                "system_tag": "system",
-            },
+            "tags": {f"{name}_tag": name for name in names},
         }
     elif setup.rows == "pairs":
         columns = {name: name for name in ("prompt", "chosen", "rejected")}

@@ -10,7 +10,7 @@ from rankwise.integrations.tools import LORA_KEYS, Tool
 
 CONFIG_FILE = "adapter_config.json"
 # Lines of the card that transformers' Trainer writes.
-_OF_CARD = {
+OF_CARD = {
     "learning_rate": "learning_rate",
     "num_epochs": "num_epochs",
     "max_steps": "training_steps",
@@ -51,7 +51,7 @@ PEFT = Tool(
         "revision": "revision",
         "rank": "r",
         **LORA_KEYS,
-        **_OF_CARD,
+        **OF_CARD,
     },
     defaults={},
     read_own=_read_own,
@@ -68,5 +68,5 @@ PEFT = Tool(
     file_name=CONFIG_FILE,
     warmup_key="lr_scheduler_warmup_ratio",
     # without what LoraConfig has no field for
-    arranged=lambda entries: {k: v for k, v in entries.items() if k not in _OF_CARD.values()},
+    arranged=lambda entries: {k: v for k, v in entries.items() if k not in OF_CARD.values()},
 )

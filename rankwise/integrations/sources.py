@@ -14,7 +14,7 @@ from rankwise.errors import ConfigError
 from rankwise.integrations.axolotl import AXOLOTL
 from rankwise.integrations.drafts import Draft, Reading, TrainingSetup, read_content, shown
 from rankwise.integrations.llama_factory import LLAMA_FACTORY
-from rankwise.integrations.peft import CONFIG_FILE, PEFT
+from rankwise.integrations.peft import CONFIG_FILE, OF_CARD, PEFT
 from rankwise.integrations.tools import Tool, read_draft
 from rankwise.integrations.trl import TRL
 from rankwise.integrations.unsloth import UNSLOTH
@@ -24,11 +24,7 @@ STATE_FILE, CARD_FILE = "trainer_state.json", "README.md"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _LINE = re.compile(r"^- ([a-z_]{1,40}): (.{1,200})$", re.MULTILINE)
 _HEADING = "### Training hyperparameters"
-_LINES = (
-    *("learning_rate", "train_batch_size", "seed", "num_devices", "gradient_accumulation_steps"),
-    *("lr_scheduler_type", "lr_scheduler_warmup_ratio", "lr_scheduler_warmup_steps"),
-    *("training_steps", "num_epochs"),
-)
+_LINES = {"num_devices", *OF_CARD.values()}
 
 # A card has no line of these.
 _NOT_IN_A_CARD = {

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -94,7 +95,7 @@ def study_text(reading: Reading, folder: Path) -> StudyText:
     for title, sentences in (("Not carried over", not_carried), ("To check", to_check)):
         if sentences:
             lines += [f"#\n# {title}:", *(f"#   - {_on_a_line(said)}" for said in sentences)]
-    lines += ["", *_lines(content, _comments(setup))]
+    lines += ["", *yaml_lines(content, _SECTIONS, _comments(setup))]
     # your rows are judged by their loss, pairs of answers by preference
     margins = margins_text("nats", P_RIGHT) if setup.dpo is None else margins_text("points", "acc")
     said = (tuple(map(_on_a_line, sentences)) for sentences in (not_carried, to_check))
@@ -166,28 +167,31 @@ def _on_a_line(sentence: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in sentence).split())
 
 
-def _lines(
-    content: Mapping[str, Any], comments: Mapping[str, str], above: str = ""
+def yaml_lines(
+    content: Mapping[str, Any],
+    sections: Collection[str] | None = None,
+    comments: Mapping[str, str] = MappingProxyType({}),
+    above: str = "",
 ) -> Iterator[str]:
+    """A mapping as YAML; mappings that are sections are blocks, others stand on one line.
+
+    Args:
+        content: what is written.
+        sections: keys, with the keys above them and dots between; None: every mapping in it, and
+            none in these.
+        comments: key with dots -> what is said behind it.
+        above: the keys above these, with a dot behind them.
+    """
+    sections = content.keys() if sections is None else sections
     indent = "  " * above.count(".")
     for key, value in content.items():
         place = f"{above}{key}"
         comment = f"  # {comments[place]}" if place in comments else ""
-        if isinstance(value, dict) and place in _SECTIONS:
+        if isinstance(value, dict) and place in sections:
             yield f"{indent}{key}:{comment}"
-            yield from _lines(value, comments, f"{place}.")
+            yield from yaml_lines(value, sections, comments, f"{place}.")
         else:
             yield f"{indent}{key}: {_flow(value)}{comment}"
-
-
-def yaml_lines(content: Mapping[str, Any]) -> Iterator[str]:
-    """A mapping as YAML; mappings in it are blocks, what is in these stands on one line."""
-    for key, value in content.items():
-        if isinstance(value, dict):
-            yield f"{key}:"
-            yield from (f"  {inner}: {_flow(each)}" for inner, each in value.items())
-        else:
-            yield f"{key}: {_flow(value)}"
 
 
 def _flow(value: Any) -> str:

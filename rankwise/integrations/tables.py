@@ -1,4 +1,4 @@
-"""The numbers of a study for other programs and for a paper."""
+"""The numbers of a study for other programs and for a paper, and its charts as files."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from rankwise.findings.model_card import markdown_table, markdown_text
 from rankwise.findings.models import summarise
 from rankwise.findings.rows import Row, column_names
 from rankwise.findings.study import study_tables
-from rankwise.integrations.exported import Exported
+from rankwise.integrations.exports import Exported
 from rankwise.records.files import write_atomically
 from rankwise.records.folder import StudyFolder
+from rankwise.report.page import study_page
 from rankwise.report.parts import Table, file_name
+from rankwise.report.rendering import figure_files
 from rankwise.report.summaries import verdict_notes, verdict_table
 from rankwise.study.conclusion import StudyOutcome, conclude
 
@@ -38,6 +40,27 @@ def export_tables(
     exported = [Exported(name, place / f"{name}.{suffix}") for name in tables]
     for each, rows in zip(exported, tables.values(), strict=True):
         write_atomically(each.file, encode(rows))
+    return exported
+
+
+def export_figures(folder: StudyFolder, place: Path) -> list[Exported]:
+    """Write every chart as ``<name>.svg`` and ``<name>.png``.
+
+    Args:
+        folder: a finished study's.
+        place: the folder to write into.
+
+    Raises:
+        RecordError: the study is not finished, or a record cannot be read.
+        StorageError: a file cannot be written.
+    """
+    outcome = conclude(folder)
+    losses = {run.name: folder.read_losses(run.name) for run in outcome.results.runs}
+    exported: list[Exported] = []
+    for name, contents in figure_files(study_page(*outcome, losses)).items():
+        for suffix, content in contents.items():
+            exported.append(Exported(name, place / f"{name}.{suffix}"))
+            write_atomically(exported[-1].file, content)
     return exported
 
 

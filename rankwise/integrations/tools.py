@@ -147,9 +147,8 @@ def read_draft(content: dict[str, Any], tool: Tool, folder: Path) -> Draft:
 
 def _read_schedule(draft: Draft, tool: Tool) -> None:
     entries, keys = draft.entries, tool.keys
-    name = entries.text(keys["schedule"]) if "schedule" in keys else None
-    ratio = entries.number(keys["warmup_ratio"]) if "warmup_ratio" in keys else None
-    steps = entries.number(keys["warmup_steps"]) if "warmup_steps" in keys else None
+    name = entries.text(keys["schedule"])
+    ratio, steps = entries.number(keys["warmup_ratio"]), entries.number(keys["warmup_steps"])
     if steps is not None and 0 < steps < 1:  # transformers 5 takes a share there too
         steps, ratio = None, steps
     if steps:
@@ -231,6 +230,6 @@ def written_entries(setup: TrainingSetup, tool: Tool, folder: Path) -> dict[str,
         for field, key in tool.keys.items()
         if field != "warmup_ratio" and (value := values.get(field)) is not None
     }
-    if setup.warmup_ratio is not None and "warmup_ratio" in tool.keys:
+    if setup.warmup_ratio is not None:
         entries[tool.warmup_key] = setup.warmup_ratio
     return tool.arranged(entries | tool.write_own(setup, folder))

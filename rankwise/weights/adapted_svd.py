@@ -119,12 +119,8 @@ class SumInBaseBasis:
     def core(self) -> Float[Tensor, "double_rank double_rank"]:
         """C = [0 I; I PᵀP], so that (D + P Qᵀ)ᵀ (D + P Qᵀ) = D² + Z C Zᵀ."""
         eye = torch.eye(self.P.shape[1], dtype=self.P.dtype, device=self.P.device)
-        return torch.cat(
-            [
-                torch.cat([torch.zeros_like(eye), eye], dim=1),
-                torch.cat([eye, self.P.T @ self.P], dim=1),
-            ]
-        )
+        upper = torch.cat([torch.zeros_like(eye), eye], dim=1)
+        return torch.cat([upper, torch.cat([eye, self.P.T @ self.P], dim=1)])
 
     @cached_property
     def whole(self) -> Float[Tensor, "left right"] | None:

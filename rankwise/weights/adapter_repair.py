@@ -23,11 +23,11 @@ from rankwise.errors import TaskError
 from rankwise.findings.model_card import model_card
 from rankwise.findings.repairs import RepairTasks, choose_repair
 from rankwise.records import p_right, quantities
-from rankwise.records.clusters import cluster_numbers, linked_clusters, ties_of
 from rankwise.records.files import digest_of, write_atomically
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.folder import BASE
 from rankwise.records.outputs import output_folder
+from rankwise.records.reading import judged_lines, linked
 from rankwise.records.repair_scores import (
     RepairDivergences,
     RepairedDivergence,
@@ -35,7 +35,7 @@ from rankwise.records.repair_scores import (
     RepairScores,
 )
 from rankwise.records.repairs import AS_IT_IS, AdapterRepair, Repair, RepairFamily
-from rankwise.records.results import MIN_ITEMS, TaskItems, answered, judged_items
+from rankwise.records.results import MIN_ITEMS, TaskItems
 from rankwise.tasks.evaluation import ScoredModel, Scoring, evaluate
 from rankwise.tasks.questions import Advance, RightAnswer
 from rankwise.tasks.requests import PreparedTask
@@ -66,40 +66,13 @@ class AskedTask(NamedTuple):
     cluster_field: str | None = None
 
 
-def refuse_unjudgeable(
-    in_domain: Sequence[PreparedTask], retention: Sequence[PreparedTask]
-) -> None:
-    """Refuse tasks by which no repair can be judged, before anything is scored.
-
-    Raises:
-        TaskError: a task has fewer than two items, or no retention task is scored in points.
-    """
-    for task in (*in_domain, *retention):
-        if task.num_items < MIN_ITEMS:
-            raise TaskError(
-                f"task {task.name!r} has {quantities.counted(task.num_items, 'item')}, and a "
-                f"difference needs {MIN_ITEMS}. Score more, or leave the task out."
-            )
-    if all(task.loaded.output_type == "loglikelihood_rolling" for task in retention):
-        raise TaskError(
-            "every retention task is scored by its loss, and the limit is in points. Name one that "
-            "asks questions."
-        )
-
-
 def _items(scoring: Scoring, task: AskedTask) -> TaskItems:
     """By the metric that decides; choices and other metrics are not kept."""
     lines = [s for s in scoring.samples if s["filter"] == scoring.record.decision_filter]
-    items = judged_items(scoring.record, lines, task.metric).items
-    clusters: tuple[int, ...] | None = None
+    judged = judged_lines(scoring.record, lines, task.metric, task.cluster_field)
     if scoring.record.model == BASE:
-        lines = answered(scoring.record, lines)
-        name, field = task.prepared.name, task.cluster_field
-        documents = {int(line["doc_id"]): line.get("doc") for line in lines}
-        setting = f"evaluation.clusters.{name.partition('@')[0]}"
-        named = {} if field is None else {name: cluster_numbers(documents, field, setting, name)}
-        clusters = linked_clusters({name: ties_of(lines)}, named)[name]
-    return items.model_copy(update={"choices": None, "accuracy": None, "clusters": clusters})
+        judged = linked({task.prepared.name: judged})[task.prepared.name]
+    return judged.items.model_copy(update={"choices": None, "accuracy": None, "candidates": {}})
 
 
 CARD_FILE = "README.md"
@@ -143,6 +116,25 @@ class AdapterRepairer:
     def tasks(self) -> list[AskedTask]:
         """Every task, those in-domain first."""
         return [*self.in_domain, *self.retention]
+
+    def refuse_unjudgeable(self) -> None:
+        """Refuse tasks by which no repair can be judged, before anything is scored.
+
+        Raises:
+            TaskError: a task has fewer than two items, or no retention task is scored in points.
+        """
+        for task in [each.prepared for each in self.tasks]:
+            if task.num_items < MIN_ITEMS:
+                raise TaskError(
+                    f"task {task.name!r} has {quantities.counted(task.num_items, 'item')}, and a "
+                    f"difference needs {MIN_ITEMS}. Score more, or leave the task out."
+                )
+        kinds = {task.prepared.loaded.output_type for task in self.retention}
+        if kinds <= {"loglikelihood_rolling"}:
+            raise TaskError(
+                "every retention task is scored by its loss, and the limit is in points. Name one "
+                "that asks questions."
+            )
 
     @cached_property
     def sources(self) -> RepairSources:
@@ -237,23 +229,18 @@ class AdapterRepairer:
         )
 
     def divergences(
-        self,
-        answers: Sequence[RightAnswer],
-        *,
-        fingerprint: str,
-        advance: Advance = lambda _: None,
+        self, *, fingerprint: str, advance: Advance = lambda _: None
     ) -> RepairDivergences:
-        """How far from the base every candidate is, item by item.
+        """How far from the base every candidate is, item by item, on ``answers``; at least one.
 
         The base reads once. The others read one after the other in its steps, so that rounding is
         the same for all.
 
         Args:
-            answers: right answers; at least one.
             fingerprint: of the record.
             advance: receives the number of tokens read, each distinct one once per model.
         """
-        session, adapters = self._opened
+        (session, adapters), answers = self._opened, self.answers
         started = time.perf_counter()
         settings: dict[str, Any] = {"max_batch_tokens": session.step_tokens, "advance": advance}
         expected = log_probabilities(session.model, answers, **settings)
@@ -356,7 +343,7 @@ def repair_adapter(
     scores = [repairer.scores(task, fingerprint=wanted, advance=advance) for task in repairer.tasks]
     divergences = None
     if repairer.answers:
-        divergences = repairer.divergences(repairer.answers, fingerprint=wanted)
+        divergences = repairer.divergences(fingerprint=wanted)
     record = repairer.chosen(
         scores, divergences, wanted, max_loss_points=max_loss_points, output=str(output)
     )

@@ -66,13 +66,6 @@ class Audited(NamedTuple):
         return any(update.frobenius_norm for update in self.updates.values())
 
 
-class AuditSettings(NamedTuple):
-    """How the weights are analysed; see the study's ``analysis`` section."""
-
-    top_k: int = 500
-    null_draws: int = 2
-
-
 class AuditScores(NamedTuple):
     """Scores of base and adapted model; empty without tasks.
 
@@ -207,7 +200,8 @@ def _checkpoint_weights(audited: Audited) -> ModelWeights:
 
 def audit(
     audited: Audited,
-    settings: AuditSettings,
+    top_k: int,
+    null_draws: int,
     *,
     scored: AuditScores | None = None,
     advance: Callable[[int, int], None] = lambda done, total: None,
@@ -216,7 +210,8 @@ def audit(
 
     Args:
         audited: from ``find_audited``.
-        settings: of the analysis.
+        top_k: see the study's ``analysis`` section, as for the next.
+        null_draws: random updates of each kind to compare with.
         scored: scores of base and adapted model, if tasks were named.
         advance: receives the number of finished matrices and the number of all.
 
@@ -229,23 +224,17 @@ def audit(
     names = list(audited.shapes)
     base = model_weights(audited.base.folder, names)
     adapted = _checkpoint_weights(audited) if audited.kind == "checkpoint" else None
-    matrices: list[MatrixSpectrum] = []
+    matrices, nulls = list[MatrixSpectrum](), NullDraws(null_draws, seed=0)
     values: list[Tensor] = []
     for number, name in enumerate(names, start=1):
         weight = base.matrices[name].to(device)
         if adapted is None:
-            update = audited.updates[name].factorization
+            update, rank = audited.updates[name].factorization, audited.updates[name].rank
         else:
-            update = delta_svd(weight, adapted.matrices[name].to(device))
+            update, rank = delta_svd(weight, adapted.matrices[name].to(device)), None
+        base_svd = cache.svd(weight)
         matrices.append(
-            matrix_spectrum(
-                name,
-                cache.svd(weight),
-                update,
-                rank=audited.updates[name].rank if audited.kind == "adapter" else None,
-                top_k=settings.top_k,
-                nulls=NullDraws(settings.null_draws, seed=0),
-            )
+            matrix_spectrum(name, base_svd, update, rank=rank, top_k=top_k, nulls=nulls)
         )
         values.append(update.S)
         advance(number, len(names))
@@ -268,7 +257,7 @@ def audit(
         kind=audited.kind,
         ranks=ranks,
         epsilons=EPSILONS,
-        null_draws=settings.null_draws,
+        null_draws=null_draws,
         matrices=tuple(matrices),
         kept=kept,
         cut=cut,

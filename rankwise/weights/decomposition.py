@@ -260,11 +260,7 @@ def decompositions(base: Path, layers: Sequence[str], device: torch.device) -> C
         device: of the model; they are on its ``float64_device``.
     """
     cache, device = SpectralCache(), float64_device(device)
-
-    @functools.cache
-    def weights() -> Mapping[str, Tensor]:
-        return weight_matrices(base, layers)
-
+    weights = functools.cache(lambda: weight_matrices(base, layers))
     return lambda name: cache.svd(weights()[name].to(device))
 
 

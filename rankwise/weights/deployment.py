@@ -51,10 +51,6 @@ class Question(NamedTuple):
     settings: ScoreSettings
     rule: LossRule
 
-    def num_tokens(self, num_models: int) -> int:
-        """That so many models read and write."""
-        return num_models * sum(task.num_tokens for task in self.tasks)
-
 
 def check_deployment(
     found: Audited, question: Question, forms: Sequence[Form], advance: Advance = lambda _: None
@@ -98,8 +94,8 @@ def check_deployment(
             (own,) = session.reopened().results(question.tasks, form.name, samples=samples)
         scored.append(own)
         weights.append(merged.weights)
-    adapter, *scored = comparable([adapter, *scored])
-    return _record(found, question, _Scored(base, adapter, scored, samples), weights, warnings)
+    scored = comparable([adapter, *scored])
+    return _record(found, question, base, scored, samples, weights, warnings)
 
 
 def check_retention(
@@ -122,19 +118,7 @@ def check_retention(
     scored = session.results(question.tasks, BASE, {ADAPTER: found}, samples)
     base, adapter = comparable(scored)
     weights = FormWeights(_num_bytes(found, with_adapter=True))
-    return _record(found, question, _Scored(base, base, [adapter], samples), [weights])
-
-
-class _Scored(NamedTuple):
-    """The models of a check; the reference is the base, or the adapter as trained.
-
-    The reference and the forms have the same items.
-    """
-
-    base: ModelResults
-    reference: ModelResults
-    forms: list[ModelResults]
-    samples: Samples
+    return _record(found, question, base, [base, adapter], samples, [weights])
 
 
 def instead_warnings(form: str, merged: Merged) -> list[str]:
@@ -151,23 +135,30 @@ def instead_warnings(form: str, merged: Merged) -> list[str]:
 def _record(
     found: Audited,
     question: Question,
-    scored: _Scored,
+    base: ModelResults,
+    scored: Sequence[ModelResults],
+    samples: Samples,
     weights: Sequence[FormWeights],
     warnings: Sequence[str] = (),
 ) -> DeploymentCheck:
-    """What was found, with what it was found by."""
-    base, ours, confidence = scored.base, scored.reference, question.rule.confidence
+    """What was found, with what it was found by.
+
+    ``scored`` has the reference, which is the base or the adapter as trained, and then the forms,
+    all with the same items.
+    """
+    ours, *forms = scored
+    confidence = question.rule.confidence
     reference: CheckReference = "base" if ours is base else "adapter"
 
     def read(model: str, task: str) -> Sequence[Line]:
-        return scored.samples[model, task]
+        return samples[model, task]
 
     judged = [
         judged_form(ours, form, its, question.rule)
-        for form, its in zip(scored.forms, weights, strict=True)
+        for form, its in zip(forms, weights, strict=True)
     ]
-    fields = [field_changes(ours, form, confidence) for form in scored.forms]
-    changed = [changed_answers(ours, form, read) for form in scored.forms]
+    fields = [field_changes(ours, form, confidence) for form in forms]
+    changed = [changed_answers(ours, form, read) for form in forms]
     return DeploymentCheck(
         base=found.base.name,
         base_fingerprint=found.base.fingerprint,
@@ -186,7 +177,7 @@ def _record(
         warnings=(
             *found.warnings,
             *cut_warnings(question.tasks),
-            *left_out_warnings(missing_items([ours, *scored.forms])),
+            *left_out_warnings(missing_items(scored)),
             *warnings,
         ),
         verdict=worst([form.verdict for form in judged]),

@@ -116,7 +116,7 @@ class LowRankUpdate:
         """
         if rank < 1:
             raise ValueError(f"{rank} is not a rank; use a whole number of at least 1.")
-        total = float(self.singular_values.norm())
+        total = self.frobenius_norm
         missed = float(self.singular_values[rank:].norm()) / total if total else 0.0
         return Truncation(LowRankUpdate.of(self.factorization, rank), missed)
 

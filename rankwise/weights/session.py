@@ -86,13 +86,9 @@ class ScoreSettings(NamedTuple):
         settings = EvaluationConfig(
             num_fewshot=self.num_fewshot, limit=self.limit, chat_template=self.chat_template
         )
+        allow_code = self.allow_task_code
         found = requests.prepared_tasks(
-            self.tasks,
-            self.tasks_path,
-            tokenizer,
-            length,
-            settings,
-            allow_code=self.allow_task_code,
+            self.tasks, self.tasks_path, tokenizer, length, settings, allow_code=allow_code
         )
         for name, own_set in self.own.items():
             if name in {task.name for task in found}:
@@ -103,7 +99,7 @@ class ScoreSettings(NamedTuple):
                     own_set,
                     tokenizer,
                     chat_template=self.chat_template,
-                    allow_code=self.allow_task_code,
+                    allow_code=allow_code,
                 )
             except DataError as error:
                 raise DataError(f"{name}: {error}") from error

@@ -14,8 +14,7 @@ import yaml
 
 from rankwise.errors import ConfigError
 from rankwise.integrations.drafts import TrainingSetup
-from rankwise.integrations.exported import chosen_runs
-from rankwise.integrations.exports import setup_of
+from rankwise.integrations.exports import chosen_runs, setup_of
 from rankwise.integrations.formats import export_study
 from rankwise.integrations.sources import TOOLS, read_source
 from rankwise.records.config.training import TrainConfig

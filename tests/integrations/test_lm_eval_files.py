@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from rankwise.cli.main import app
 from rankwise.errors import ConfigError, RecordError, StorageError
 from rankwise.findings.pairs import compare
-from rankwise.integrations.exported import Exported
+from rankwise.integrations.exports import Exported
 from rankwise.integrations.formats import export_study
 from rankwise.records.folder import StudyFolder
 from rankwise.records.lm_eval_samples import higher_is_better

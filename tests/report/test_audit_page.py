@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rankwise.records.audits import AuditRecord, AuditScore
 from rankwise.report.audit_page import audit_page, target_name
-from rankwise.weights.audit import AuditSettings, audit, find_audited
+from rankwise.weights.audit import audit, find_audited
 from tests.support.audited_models import adapter, checkpoint, plant_intruder
 from tests.support.pages import Page, colours, words
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
 
 
 def look(base: Path, target: Path, draws: int = 1, top_k: int = 20) -> AuditRecord:
-    return audit(find_audited(str(base), target), AuditSettings(top_k, draws))
+    return audit(find_audited(str(base), target), top_k, draws)
 
 
 def score(task: str, difference: float, unit: str = "points") -> AuditScore:

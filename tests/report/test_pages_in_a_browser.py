@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 from rankwise.report import items as encoding
 from rankwise.report.audit_page import audit_page
 from rankwise.report.page import ITEMS_FILE
-from rankwise.weights.audit import AuditSettings, audit, find_audited
+from rankwise.weights.audit import audit, find_audited
 from tests.planted.items import planted_items, written
 from tests.support.audited_models import plant_intruder
 from tests.support.browser import PHONE, WIDE, Visit, opened
@@ -42,7 +42,7 @@ def an_audit_page(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("audit")
     target = find_audited(str(tiny_model_folder), plant_intruder(tiny_model_folder, folder / "a"))
     page = folder / "audit.html"
-    page.write_text(audit_page(audit(target, AuditSettings(20, 1))), encoding="utf-8")
+    page.write_text(audit_page(audit(target, 20, 1)), encoding="utf-8")
     return page
 
 

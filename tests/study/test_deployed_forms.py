@@ -11,8 +11,7 @@ import pytest
 
 from rankwise.errors import PlanError
 from rankwise.findings.deployment import deployed_runs
-from rankwise.integrations.exported import ChosenRun
-from rankwise.integrations.model_cards import run_card
+from rankwise.integrations.exports import ChosenRun, run_card
 from rankwise.records.fingerprints import study_fingerprint
 from rankwise.records.folder import StudyFolder
 from rankwise.records.forms import model_in_form
@@ -127,9 +126,9 @@ def test_the_model_card_says_what_the_forms_keep(planted: Planted) -> None:
     (model,), (part,) = results.runs, recommendation.by_train_task
     assert model.run is not None
     chosen = ChosenRun(model.run.planned, part, "recommended")
-    card = run_card(results.study, model, chosen, findings.deployed[0])
+    card = run_card(results, chosen, findings.deployed[0])
     assert "- merged-bf16 loses too much: " in card
-    assert "merged-bf16" not in run_card(results.study, model, chosen)
+    assert "merged-bf16" not in run_card(results, chosen)
 
 
 def test_a_finished_check_is_not_done_again_and_a_new_form_alone_is(planted: Planted) -> None:

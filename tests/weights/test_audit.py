@@ -19,7 +19,7 @@ from rankwise.errors import ModelError, UnchangedOutputsError
 from rankwise.records.audits import AuditRecord
 from rankwise.records.spectra import EPSILONS, MatrixSpectrum, intruders_of
 from rankwise.report.audit_page import audit_page
-from rankwise.weights.audit import AuditScores, AuditSettings, audit, find_audited
+from rankwise.weights.audit import AuditScores, audit, find_audited
 from tests.support.audited_models import (
     PREFIX,
     Q,
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
 
 def look(base: Path, target: Path, **options: Any) -> AuditRecord:
     found = find_audited(str(base), target, **options)
-    return audit(found, AuditSettings(top_k=20, null_draws=1))
+    return audit(found, top_k=20, null_draws=1)
 
 
 def by_module(record: AuditRecord) -> dict[str, MatrixSpectrum]:
@@ -304,10 +304,10 @@ def test_a_checkpoint_that_answers_as_its_base_does_is_not_believed(
     found = find_audited(str(tiny_model_folder), target)
     same = AuditScores(precision="float32", answers_as_base=True)
     with pytest.raises(UnchangedOutputsError, match="the base was scored in its place"):
-        audit(found, AuditSettings(20, 0), scored=same)
+        audit(found, 20, 0, scored=same)
     copy = checkpoint(tiny_model_folder, tmp_path / "copy", lambda tensors: None)
     untouched = find_audited(str(tiny_model_folder), copy)
-    assert audit(untouched, AuditSettings(20, 0), scored=same).is_zero
+    assert audit(untouched, 20, 0, scored=same).is_zero
 
 
 # what is refused

@@ -15,7 +15,7 @@ from rankwise.errors import ModelError
 from rankwise.records.audits import AuditRecord
 from rankwise.records.files import read_record
 from rankwise.report.audit_page import audit_page
-from rankwise.weights.audit import Audited, AuditSettings, audit, find_audited
+from rankwise.weights.audit import Audited, audit, find_audited
 from tests.support.audited_models import adapter, edited, rewritten
 from tests.support.command_line import rankwise, words
 from tests.support.tiny_models import tiny
@@ -74,7 +74,7 @@ def test_a_checkpoint_of_another_base_is_refused(
 ) -> None:
     other = small(tmp_path / "other", **options)
     with pytest.raises(ModelError, match=message):
-        audit(look(tiny_model_folder, other), AuditSettings(20, 0))
+        audit(look(tiny_model_folder, other), 20, 0)
 
 
 # the recorded base
@@ -171,7 +171,7 @@ def test_layers_that_lost_their_factors_are_named(tiny_model_folder: Path, tmp_p
     assert "targets 2 layers that the adapter has no factors for" in warning
     for name in ("model.layers.1.self_attn.q_proj", "model.layers.1.mlp.down_proj"):
         assert name in warning
-    record = audit(found, AuditSettings(20, 0))
+    record = audit(found, 20, 0)
     assert record.warnings == (warning,)
     assert warning in audit_page(record)
     assert look(tiny_model_folder, target, any_base=True).warnings == (warning,)

@@ -27,7 +27,7 @@ from rankwise.study.context import StudyContext
 from rankwise.study.damage import find_damage, set_damaged_aside
 from rankwise.study.observer import StageOutline
 from rankwise.study.planning.plan import tokens_read
-from rankwise.weights.adapter_repair import AdapterRepairer, AskedTask, refuse_unjudgeable
+from rankwise.weights.adapter_repair import AdapterRepairer, AskedTask
 from rankwise.weights.session import ScoringSession
 
 _FROM_BASE = "divergence from the base"
@@ -125,9 +125,7 @@ class RunRepairer:
             UnchangedOutputsError: the adapter answers as the base does.
         """
         repairer, folder, run = self._repairer, self._folder, self._run
-        refuse_unjudgeable(
-            *([task.prepared for task in of] for of in (repairer.in_domain, repairer.retention))
-        )
+        repairer.refuse_unjudgeable()
         place = folder.adapter_repair_file(run.name).parent
         damages = [d for d in find_damage(folder, [run.name]) if d.path.is_relative_to(place)]
         set_damaged_aside(folder, damages, self._tell)
@@ -192,7 +190,7 @@ class RunRepairer:
             float(tokens_read(answers)),
             self._folder.repair_divergences_file(self._run.name),
             RepairDivergences,
-            lambda: self._repairer.divergences(answers, fingerprint=wanted, advance=self._advance),
+            lambda: self._repairer.divergences(fingerprint=wanted, advance=self._advance),
             wanted,
         )
 
