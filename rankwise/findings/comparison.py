@@ -209,7 +209,7 @@ class StudyComparison(Record):
             if pair.reason is not None
         )
         return (
-            *(note for pair in self.compared if (note := pair.base_note) is not None),
+            *filter(None, (pair.base_note for pair in self.compared)),
             *(f"Not compared: {'; '.join(who)}: {why}." for why, who in by_reason.items()),
         )
 
@@ -235,11 +235,7 @@ def compare_studies(studies: Sequence[StudySource]) -> StudyComparison:
     """
     stacks: list[Stack] = []
     described = [_described(study, stacks) for study in studies]
-    parts = [
-        part
-        for study, of in zip(studies, described, strict=True)
-        for part in _parts(study, of, has_several=len(study.recommendation.by_train_task) > 1)
-    ]
+    parts = list(itertools.chain(*map(_parts, studies, described)))
     settings = [
         settings_of(study.results.study, of.stack_words)
         for study, of in zip(studies, described, strict=True)
@@ -288,7 +284,8 @@ def _described(study: StudySource, stacks: list[Stack]) -> ComparedStudy:
     )
 
 
-def _parts(study: StudySource, of: ComparedStudy, *, has_several: bool) -> Iterator[_Part]:
+def _parts(study: StudySource, of: ComparedStudy) -> Iterator[_Part]:
+    has_several = len(study.recommendation.by_train_task) > 1
     for recommendation in study.recommendation.by_train_task:
         task = recommendation.train_task
         source = OptionGains(study.results.of(task))
