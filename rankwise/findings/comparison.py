@@ -267,18 +267,18 @@ def _described(study: StudySource, stacks: list[Stack]) -> ComparedStudy:
         *(model.run.provenance for model in models if model.run is not None),
         *(each for each in scored if each is not None),
     ]
-    own: list[Stack] = []
+    places: set[int] = set()
     for provenance in made:
         stack = {**stack_of(provenance), "precision": record.precision}
-        if stack not in own:
-            own.append(stack)
-    stacks += [stack for stack in own if stack not in stacks]
+        if stack not in stacks:
+            stacks.append(stack)
+        places.add(stacks.index(stack))
     return ComparedStudy(
         name=study.name,
         fingerprint=record.fingerprint,
         base_model=record.config.base_model.name,
         base_model_fingerprint=record.base_model_fingerprint,
-        stacks=tuple(f"stack {place + 1}" for place in sorted(map(stacks.index, own))),
+        stacks=tuple(f"stack {place + 1}" for place in sorted(places)),
         made_at=max(provenance.created_at for provenance in made),
         left_out=results.left_out,
     )
