@@ -12,7 +12,7 @@ from rankwise.findings.decision import Margins
 from rankwise.findings.gauges import change_on, kl_on_prompts
 from rankwise.findings.odds import point_in, worth
 from rankwise.findings.options import Option, OptionGains, OptionName, Runs, TaskMean, over_seeds
-from rankwise.findings.pairs import pair_items, run_record
+from rankwise.findings.pairs import run_record
 from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.recommendation import Recommendation
@@ -119,9 +119,8 @@ def checkpoints(source: OptionGains, recommendation: Recommendation) -> TrainTas
 def _validation_mean(source: OptionGains, models: Runs, relation: Relation, unit: Unit) -> float:
     """Adapted - base over the validation items of a relation, each task counting the same."""
     names = source.results.validation_items.get(relation, {})
-    base = source.results.base
     means = [
-        float(pair_items(base, model, names[task]).gain.mean())
+        float(source.pair(model, names[task]).gain.mean())
         for task in source.tasks(relation, unit)
         if task in names
         for model in models
