@@ -10,7 +10,6 @@ import numpy as np
 from rankwise.errors import ConfigError
 from rankwise.findings.notes import suspect, suspicion, too_few
 from rankwise.findings.pairs import (
-    Counts,
     Pair,
     PairedTest,
     accuracy_difference,
@@ -23,7 +22,7 @@ from rankwise.findings.stats.items import POINTS, num_clusters
 from rankwise.findings.stats.prospects import chance_of_sign
 from rankwise.records import quantities
 from rankwise.records.axes import run_labels
-from rankwise.records.base import SCHEMA_VERSION, Record, SchemaVersion
+from rankwise.records.base import Record, VersionedRecord
 from rankwise.records.lm_eval_samples import OF_LOG_LIKELIHOODS
 from rankwise.records.p_right import ACCURACY
 from rankwise.records.recommendation import AccuracyDifference, PairedDifference
@@ -84,14 +83,13 @@ class ModelVerdict(PairedDifference):
     accuracy: AccuracyDifference | None = None
 
 
-class ModelVerdicts(Record):
+class ModelVerdicts(VersionedRecord):
     """Every model against the base on one task, by the metric that decides.
 
     ``unit`` is "points" for shares (times 100), "nats" for a loss, else what a value of the metric
     is. ``cluster`` is the field whose values make clusters of items, None where none is named.
     """
 
-    schema_version: SchemaVersion = SCHEMA_VERSION
     base: str
     task: str
     metric: str
@@ -159,6 +157,7 @@ def against_base(results: TrainTaskResults, *, anytime: bool = False) -> ModelVe
     unit = base.metric if base.unit == "units" else base.unit
     if base.metric in OF_LOG_LIKELIHOODS and base.higher_is_better:
         unit = "log-likelihood"
+    verdicts = map(_verdict, results.runs, pairs, judged, in_accuracy)
     return ModelVerdicts(
         base=study.scores.base,
         task=task,
@@ -171,8 +170,10 @@ def against_base(results: TrainTaskResults, *, anytime: bool = False) -> ModelVe
         anytime=anytime,
         warnings=(*notes, *_cluster_notes(pairs, base, cluster)),
         candidates=tuple(
-            _verdict(study.scores.base, run, unit, of_model, own)
-            for run, of_model, own in zip(results.runs, judged, in_accuracy, strict=True)
+            each.model_copy(
+                update={"statement": _statement(each, study.scores.base, unit, len(pairs))}
+            )
+            for each in verdicts
         ),
     )
 
@@ -196,31 +197,12 @@ class _Judged(NamedTuple):
     p_value: float | None
     holm_p_value: float | None
     level: float
-    num_models: int
-    point: float
-    """What a point of the odds' prior is in the values' unit: 1 % of the largest differences."""
-
-
-def _point(pair: Pair) -> float:
-    return 1.0 if pair.in_points else pair.item_size / POINTS
 
 
 def _judged(pairs: Sequence[Pair], confidence: float) -> list[_Judged]:
     p_values = [paired_test(pair, confidence).p_value for pair in pairs]
-    levels = holm_levels(p_values, 1.0 - confidence)
-    return [
-        _Judged(
-            paired_test(pair, 1.0 - level),
-            p_value,
-            corrected,
-            1.0 - level,
-            len(pairs),
-            _point(pair),
-        )
-        for pair, p_value, corrected, level in zip(
-            pairs, p_values, holm(p_values), levels, strict=True
-        )
-    ]
+    levels = [1.0 - alpha for alpha in holm_levels(p_values, 1.0 - confidence)]
+    return list(map(_Judged, map(paired_test, pairs, levels), p_values, holm(p_values), levels))
 
 
 def _judged_at_any_time(
@@ -240,100 +222,86 @@ def _judged_at_any_time(
         # outside, and then nothing is shown
         mean = test.estimate.value
         test = test._replace(lower=min(lower, mean), upper=max(upper, mean))
-        judged.append(_Judged(test, None, None, level, len(pairs), _point(pair)))
+        judged.append(_Judged(test, None, None, level))
     return judged
 
 
 def _verdict(
-    base: str, run: ModelResults, unit: str, of_model: _Judged, in_accuracy: PairedTest | None
+    run: ModelResults, pair: Pair, judged: _Judged, in_accuracy: PairedTest | None
 ) -> ModelVerdict:
-    """The record of one candidate; ``in_accuracy`` is there beside p(right)."""
-    test, called = of_model.test, run_record(run).planned.called
-    name = run.name if called is None else called
-    verdict: Verdict = (
-        "better" if test.lower > 0.0 else "worse" if test.upper < 0.0 else "cannot_tell"
-    )
+    """The record of one candidate, without its statement; ``in_accuracy`` is beside p(right)."""
+    test, called = judged.test, run_record(run).planned.called
+    verdict: Verdict = ("worse", "cannot_tell", "better")[test.interval.sign() + 1]
     more: tuple[MoreItems, ...] = ()
     # nothing was observed where all answers are the same
-    if verdict == "cannot_tell" and of_model.p_value is not None and test.has_differences:
-        alpha = (1.0 - of_model.level) / NEXT_LOOK
+    if verdict == "cannot_tell" and judged.p_value is not None and test.has_differences:
+        alpha = (1.0 - judged.level) / NEXT_LOOK
+        # of the odds' prior, in the values' unit: 1 % of the largest differences
+        point = 1.0 if pair.in_points else pair.item_size / POINTS
         more = tuple(
             MoreItems(
                 factor=factor,
                 num_items=round(factor * test.num_examples),
-                probability=chance_of_sign(test.estimate, factor, alpha, of_model.point),
+                probability=chance_of_sign(test.estimate, factor, alpha, point),
             )
             for factor in MORE_ITEMS
         )
-    values: dict[str, Any] = {**test.values(ModelVerdict, in_accuracy), "p_value": of_model.p_value}
-    accuracy = in_accuracy and accuracy_difference(ACCURACY, test, in_accuracy)
-    counts = (in_accuracy or test).counts
+    values: dict[str, Any] = {**test.values(ModelVerdict, in_accuracy), "p_value": judged.p_value}
     return ModelVerdict(
-        name=name,
+        name=run.name if called is None else called,
         run=run.name,
         candidate_score=test.adapted_score,
         **values,
-        holm_p_value=of_model.holm_p_value,
-        interval_confidence=of_model.level,
-        accuracy=accuracy,
+        holm_p_value=judged.holm_p_value,
+        interval_confidence=judged.level,
+        accuracy=in_accuracy and accuracy_difference(ACCURACY, test, in_accuracy),
         verdict=verdict,
         with_more_items=more,
-        statement=" ".join(_statement(base, name, unit, verdict, of_model, counts, accuracy, more)),
+        statement="",
     )
 
 
-def _statement(
-    base: str,
-    name: str,
-    unit: str,
-    verdict: Verdict,
-    of_model: _Judged,
-    counts: Counts | None,
-    accuracy: AccuracyDifference | None,
-    more: Sequence[MoreItems],
-) -> Iterator[str]:
+def _statement(of: ModelVerdict, base: str, unit: str, num_models: int) -> str:
     """One candidate in plain words."""
-    test = of_model.test
     estimate, lower, upper = (
-        sample_amount(value, unit, signed=True)
-        for value in (test.estimate.value, test.lower, test.upper)
+        sample_amount(value, unit, signed=True) for value in (of.difference, of.lower, of.upper)
     )
-    items = quantities.counted(test.num_examples, "item")
-    items += quantities.in_clusters(test.num_clusters)
-    of_metric = "" if accuracy is None else " of p(right)"
-    text = f"{name} is {verdict} than {base}"
-    if verdict == "cannot_tell":
-        text = f"Cannot tell whether {name} is better or worse than {base}"
+    items = quantities.counted(of.num_examples, "item") + quantities.in_clusters(of.num_clusters)
+    of_metric = "" if of.accuracy is None else " of p(right)"
+    text = f"{of.name} is {of.verdict} than {base}"
+    if of.verdict == "cannot_tell":
+        text = f"Cannot tell whether {of.name} is better or worse than {base}"
     text += f": {estimate} {unit}{of_metric} ({lower} to {upper}) on {items}"
-    if accuracy is not None:
-        text += f"; accuracy {quantities.with_interval(accuracy.interval, 'points')}"
-        text += ", the opposite sign" if accuracy.is_opposite else ""
-    is_equal = counts is not None and counts.learned == counts.forgotten == 0
+    if of.accuracy is not None:
+        text += f"; accuracy {quantities.with_interval(of.accuracy.interval, 'points')}"
+        text += ", the opposite sign" if of.accuracy.is_opposite else ""
+    is_equal = of.num_learned == of.num_forgotten == 0
     if is_equal:
         text += "; right on exactly the same items"
-    elif counts is not None:
+    elif of.num_learned is not None and of.num_forgotten is not None:
         text += (
-            f"; right on {quantities.count(counts.learned)} that {base} has wrong, "
-            f"wrong on {quantities.count(counts.forgotten)} that it has right"
+            f"; right on {quantities.count(of.num_learned)} that {base} has wrong, "
+            f"wrong on {quantities.count(of.num_forgotten)} that it has right"
         )
-    if of_model.p_value is not None:
-        text += f"; p = {quantities.p_value(of_model.p_value)}"
-    if of_model.holm_p_value is not None and of_model.num_models > 1:
-        corrected = quantities.p_value(of_model.holm_p_value)
-        text += f", {corrected} corrected for {of_model.num_models} models"
-    yield f"{text}."
-    if verdict == "cannot_tell" and is_equal and accuracy is None:
-        yield "No difference was observed."
-    elif more:
-        likely = [each for each in more if each.probability >= 0.5]
-        first, even = (likely[0], "") if likely else (more[-1], "even ")
+    if of.p_value is not None:
+        text += f"; p = {quantities.p_value(of.p_value)}"
+    if of.holm_p_value is not None and num_models > 1:
+        corrected = quantities.p_value(of.holm_p_value)
+        text += f", {corrected} corrected for {num_models} models"
+    text += "."
+    if of.verdict == "cannot_tell" and is_equal and of.accuracy is None:
+        text += " No difference was observed."
+    elif of.with_more_items:
+        likely = [each for each in of.with_more_items if each.probability >= 0.5]
+        first, even = (likely[0], "") if likely else (of.with_more_items[-1], "even ")
         size = f"{first.num_items:,}"
-        if test.num_clusters is not None:
-            size += quantities.in_clusters(round(first.factor * test.num_clusters))
-        yield (
-            f"With {even}{first.factor:g} times the items ({size}) it would be decided with "
+        if of.num_clusters is not None:
+            size += quantities.in_clusters(round(first.factor * of.num_clusters))
+        text += (
+            f" With {even}{first.factor:g} times the items ({size}) it would be decided with "
             f"probability {first.probability:.2g}."
         )
+    return text
 
 
 def sample_amount(value: float, unit: str, *, signed: bool = False) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from rankwise.findings.models import BASE_LABEL
 from rankwise.findings.options import OptionGains, OptionName, Runs, TaskMean
@@ -15,7 +16,7 @@ from rankwise.findings.stats.items import POINTS, Clusters, Floats, Items, item_
 from rankwise.findings.trends import Measured, RankTrend, TrendOf, rank_trend
 from rankwise.records.base import Record
 from rankwise.records.recommendation import Bound
-from rankwise.records.results import Divergence, ModelResults, TaskItems
+from rankwise.records.results import Divergence, TaskItems
 from rankwise.records.study import Unit
 
 
@@ -134,29 +135,30 @@ def _lora(source: OptionGains) -> list[_Compared]:
 
 
 def _values(compared: _Compared, tasks: Sequence[str], source: OptionGains) -> _Values:
-    def items(of: TrendOf, values: Floats, clusters: Clusters | None) -> Items:
-        size = item_size(values, in_points=_UNITS[of] == "points")
-        return Items(values, size, values.shape[1], clusters)
-
     clusters = [source.clusters(task) for task in tasks]
     same = [POINTS * (full == model) for full, model in _outcomes(compared, tasks)]
-    chosen = [_choices(compared, task) for task in tasks]
     found = [each for model in compared.models for each in model.divergences][:1]
     read = [place for each in found for place in zip(each.tasks, each.doc_ids, strict=True)]
     answers = answer_clusters(read, source.results.base.items)
-    next_token = _divergences(compared, lambda each: each.top1_agreement)
-    kl = _divergences(compared, lambda each: each.kl_nats)
+    next_token = _divergences(compared, lambda each: POINTS * np.asarray(each.top1_agreement))
+    of_items: dict[TrendOf, Iterable[tuple[Floats | None, Clusters | None]]] = {
+        "same outcome": zip(same, clusters, strict=True),
+        "same option": zip((_choices(compared, task) for task in tasks), clusters, strict=True),
+        "same next token": [(next_token, answers)],
+        "KL": [(_divergences(compared, lambda each: each.kl_nats), answers)],
+    }
     return {
-        "same outcome": [items("same outcome", *its) for its in zip(same, clusters, strict=True)],
-        "same option": [
-            items("same option", values, its)
-            for values, its in zip(chosen, clusters, strict=True)
+        of: [
+            Items(
+                values,
+                item_size(values, in_points=_UNITS[of] == "points"),
+                values.shape[1],
+                its_clusters,
+            )
+            for values, its_clusters in parts
             if values is not None
-        ],
-        "same next token": [
-            items("same next token", POINTS * shares, answers) for shares in next_token
-        ],
-        "KL": [items("KL", values, answers) for values in kl],
+        ]
+        for of, parts in of_items.items()
     }
 
 
@@ -172,34 +174,25 @@ def _outcomes(compared: _Compared, tasks: Sequence[str]) -> list[tuple[Floats, F
 
 def _choices(compared: _Compared, task: str) -> Floats | None:
     """100 where both choose the same option; None for a task without options."""
-
-    def chosen(model: ModelResults) -> Floats | None:
-        items = model.items[task]
-        if items.choices is None:
-            return None
-        return np.asarray(items.choices, dtype=np.float64)[np.argsort(items.doc_ids)]
-
-    rows: list[Floats] = []
-    for full, model in zip(compared.full, compared.models, strict=True):
-        one, other = chosen(full), chosen(model)
-        if one is None or other is None:
-            return None
-        rows.append(POINTS * (one == other))
-    return np.stack(rows)
+    of_both = [[model.items[task] for model in its] for its in (compared.full, compared.models)]
+    if any(items.choices is None for of_one in of_both for items in of_one):
+        return None
+    full, models = (
+        np.stack([np.asarray(items.choices)[np.argsort(items.doc_ids)] for items in of_one])
+        for of_one in of_both
+    )
+    return POINTS * (full == models)
 
 
-def _divergences(
-    compared: _Compared, values: Callable[[Divergence], Sequence[float]]
-) -> list[Floats]:
-    """(seeds, items); empty where a seed has none."""
+def _divergences(compared: _Compared, values: Callable[[Divergence], ArrayLike]) -> Floats | None:
+    """(seeds, items); None where a seed has none."""
     rows = [
-        values(divergence)
+        np.asarray(values(divergence), dtype=np.float64)
         for full, model in zip(compared.full, compared.models, strict=True)
         for divergence in model.divergences
         if divergence.reference == full.name
     ]
-    is_complete = len(rows) == len(compared.models) and len(rows[0]) > 1
-    return [np.asarray(rows, dtype=np.float64)] if is_complete else []
+    return np.stack(rows) if len(rows) == len(compared.models) and len(rows[0]) > 1 else None
 
 
 def answer_clusters(

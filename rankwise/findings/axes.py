@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -29,15 +29,16 @@ AxisState = Literal["different", "slightly different", "alike", "undecided"]
 to be within the margin of the first; or neither."""
 
 Setting = tuple[str, ...]
-"""The value of every axis, in the order of ``_READERS``."""
+"""The value of every axis, in the order of ``_AXES``."""
 
-_READERS: dict[AxisName, Callable[[PlannedRun], tuple[str, ...]]] = {
-    "rank": lambda plan: (str(plan.rank),),
-    "alpha": lambda plan: plan.alpha_labels or ("",),
-    "learning rate": lambda plan: plan.rate_labels,
-    "target modules": lambda plan: (quantities.modules(plan.target_modules),),
-    "epochs": lambda plan: (str(plan.epochs),),
+_AXES: dict[AxisName, tuple[str, Callable[[PlannedRun], tuple[str, ...]]]] = {
+    "rank": ("rank ", lambda plan: (str(plan.rank),)),
+    "alpha": ("alpha ", lambda plan: plan.alpha_labels or ("",)),
+    "learning rate": ("rate ", lambda plan: plan.rate_labels),
+    "target modules": ("on ", lambda plan: (quantities.modules(plan.target_modules),)),
+    "epochs": ("epochs ", lambda plan: (str(plan.epochs),)),
 }
+"""What stands before a value in the labels of options, and the values of a planned run."""
 
 
 class AxisDifference(Record):
@@ -80,16 +81,6 @@ class Axis(Record):
     retention: AxisState | None
 
 
-_WORDS: dict[AxisName, str] = {
-    "rank": "rank ",
-    "alpha": "alpha ",
-    "learning rate": "rate ",
-    "target modules": "on ",
-    "epochs": "epochs ",
-}
-"""What stands before a value in the labels of options."""
-
-
 class AxisPoint(Record):
     """One combination of values with its changes from the base; ``settings`` by axis."""
 
@@ -100,7 +91,7 @@ class AxisPoint(Record):
 
     def in_words(self, axes: Iterable[AxisName]) -> str:
         """Its values on some axes."""
-        return ", ".join(f"{_WORDS[name]}{self.settings[name]}" for name in axes)
+        return ", ".join(f"{_AXES[name][0]}{self.settings[name]}" for name in axes)
 
 
 class TrainTaskAxes(Record):
@@ -130,7 +121,7 @@ def axis_effects(source: OptionGains, recommendation: Recommendation) -> TrainTa
     judged: _Judged = {"in_domain": (source.tasks("in_domain", unit), recommendation.delta)}
     if epsilon is not None and source.tasks("retention"):
         judged["retention"] = source.tasks("retention"), epsilon
-    lora, full = (_Method.of(source, judged, method) for method in ("lora", "full"))
+    lora, full = (_Method(source, judged, method) for method in ("lora", "full"))
     axes = (*lora.axes(), *full.axes())
     if all(axis.name == "rank" for axis in axes):
         return None
@@ -146,30 +137,26 @@ def axis_effects(source: OptionGains, recommendation: Recommendation) -> TrainTa
     )
 
 
-class _Method(NamedTuple):
-    """The complete options of a method by their settings, and the tasks that judge them."""
+class _Method:
+    """The complete options of a method by their settings, and the tasks that judge them.
 
-    name: Method
-    source: OptionGains
-    judged: _Judged
-    trained: Mapping[Setting, Option]
+    Options are in the study's order; one with several labels is under each.
+    """
 
-    @classmethod
-    def of(cls, source: OptionGains, judged: _Judged, name: Method) -> _Method:
-        """Options in the study's order; one with several labels is under each."""
-        trained = {
+    def __init__(self, source: OptionGains, judged: _Judged, name: Method) -> None:
+        self.source, self.judged, self.name = source, judged, name
+        self.trained: dict[Setting, Option] = {
             setting: option
             for option in source.in_study_order(source.options)
             if option.plan.method == name and option.plan.role != "imported"
-            for setting in itertools.product(*(read(option.plan) for read in _READERS.values()))
+            for setting in itertools.product(*(read(option.plan) for _, read in _AXES.values()))
         }
-        return cls(name, source, judged, trained)
 
     def axes(self) -> tuple[Axis, ...]:
         """Those with several values, where any two can be compared."""
         found = [
             self._axis(place, name, values)
-            for place, name in enumerate(_READERS)
+            for place, name in enumerate(_AXES)
             if len(values := _ordered(name, [setting[place] for setting in self.trained])) > 1
         ]
         compared = any(effect.in_domain for axis in found for effect in axis.effects)
@@ -241,16 +228,14 @@ class _Method(NamedTuple):
         points = [
             AxisPoint(
                 option=option.name,
-                settings=dict(zip(_READERS, setting, strict=True)),
+                settings=dict(zip(_AXES, setting, strict=True)),
                 gain=change(option.runs, gained),
                 retention=change(option.runs, kept) if kept else None,
             )
             for setting, option in (self.trained if order else {}).items()
         ]
         points.sort(
-            key=lambda p: [
-                order[name].index(p.settings[name]) for name in _READERS if name in order
-            ]
+            key=lambda p: [order[name].index(p.settings[name]) for name in _AXES if name in order]
         )
         return tuple(points)
 

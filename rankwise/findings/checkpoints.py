@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from rankwise.findings.decision import Margins
-from rankwise.findings.gauges import kl_on_prompts
+from rankwise.findings.gauges import change_on, kl_on_prompts
 from rankwise.findings.odds import point_in, worth
 from rankwise.findings.options import Option, OptionGains, OptionName, Runs, TaskMean, over_seeds
-from rankwise.findings.pairs import pair_items, run_record
+from rankwise.findings.pairs import run_record
 from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.recommendation import Recommendation
@@ -75,11 +75,8 @@ def checkpoints(source: OptionGains, recommendation: Recommendation) -> TrainTas
     )
     if not by_step:
         return None
-    unit, margins = (
-        recommendation.unit,
-        Margins(recommendation.delta, recommendation.epsilon_points),
-    )
-    point = point_in(unit, recommendation.delta)
+    unit, delta = recommendation.unit, recommendation.delta
+    margins, point = Margins(delta, recommendation.epsilon_points), point_in(unit, delta)
     points: list[CheckpointPoint] = []
     choices: list[CheckpointChoice] = []
     for option in source.in_study_order(source.options):
@@ -102,8 +99,8 @@ def checkpoints(source: OptionGains, recommendation: Recommendation) -> TrainTas
                     option=option.name,
                     step=step,
                     num_steps=num_steps,
-                    gain=_change(source, models, "in_domain"),
-                    retention=_change(source, models, "retention"),
+                    gain=change_on(source, models, "in_domain"),
+                    retention=change_on(source, models, "retention"),
                     validation_worth=worths[-1],
                     kl_prompts=kl_on_prompts(source, models),
                 )
@@ -122,24 +119,13 @@ def checkpoints(source: OptionGains, recommendation: Recommendation) -> TrainTas
 def _validation_mean(source: OptionGains, models: Runs, relation: Relation, unit: Unit) -> float:
     """Adapted - base over the validation items of a relation, each task counting the same."""
     names = source.results.validation_items.get(relation, {})
-    base = source.results.base
     means = [
-        float(pair_items(base, model, names[task]).gain.mean())
+        float(source.pair(model, names[task]).gain.mean())
         for task in source.tasks(relation, unit)
         if task in names
         for model in models
     ]
     return float(np.mean(means)) if means else 0.0
-
-
-def _tasks(source: OptionGains, relation: Relation) -> tuple[str, ...]:
-    """Those in points; where there is none, those in nats."""
-    return source.tasks(relation) or source.tasks(relation, "nats")
-
-
-def _change(source: OptionGains, models: Runs, relation: Relation) -> TaskMean | None:
-    tasks = _tasks(source, relation)
-    return source.change(models, tasks) if tasks else None
 
 
 def _choice(
@@ -150,7 +136,7 @@ def _choice(
     statement = f"{label}: on validation items no checkpoint is worth more than its end."
     if step != num_steps:
         for relation in differences:  # checkpoint - end, paired by seed and item
-            tasks = _tasks(source, relation)
+            tasks = source.tasks(relation) or source.tasks(relation, "nats")
             differences[relation] = source.lead_over(models, option.runs, tasks)
         words: dict[Relation, str] = {"in_domain": "gains", "retention": "keeps"}
         shown = {1: "more", -1: "less", 0: "neither more nor less, as far as can be told,"}

@@ -30,7 +30,6 @@ STRONG = 0.5
 """A base is strong if it is right in this part, at least, of what chance leaves to be known."""
 
 
-_VERDICTS: dict[State, Verdict] = {"yes": "supported", "no": "contradicted"}
 _STATES: dict[int, State] = {1: "yes", 0: "undecided", -1: "no"}
 
 
@@ -89,10 +88,10 @@ class _Part:
         return bool(self.domains) and self.domains <= domains
 
     def bound(
-        self, option: Option, other: Option | None, tasks: Sequence[str], num_together: int = 1
+        self, option: Option, other: Option | None, tasks: Sequence[str], num_together: int
     ) -> Bound:
         """A difference with its interval; of several together each is wider (Bonferroni)."""
-        confidence = 1.0 - (1.0 - self.recommendation.confidence) / max(num_together, 1)
+        confidence = 1.0 - (1.0 - self.recommendation.confidence) / num_together
         values = (
             [self.source.gains(option.runs, task) for task in tasks]
             if other is None
@@ -156,47 +155,42 @@ def paper_claims(
 
 def _claim(name: str, statement: str, for_all: bool, cases: list[_Case], needs: str) -> Claim:
     states = {case.state for case in cases}
-    by_one: State = "no" if for_all else "yes"
-    by_all: State = "yes" if for_all else "no"
-    verdict: Verdict = "undecided"
-    if not cases:
-        verdict = "not tested"
-    elif by_one in states:
-        verdict = _VERDICTS[by_one]
-    elif states == {by_all}:
-        verdict = _VERDICTS[by_all]
+    by_one, by_all = ("no", "yes") if for_all else ("yes", "no")
+    decided = by_one if by_one in states else by_all if states == {by_all} else None
+    verdict: Verdict = "undecided" if cases else "not tested"
+    if decided is not None:
+        verdict = "supported" if decided == "yes" else "contradicted"
     evidence = tuple(case.text for case in cases) or (f"Not tested: {needs}.",)
-    decided = [case for case in cases if _VERDICTS.get(case.state) == verdict]
-    margins = list(dict.fromkeys(margin for case in decided for margin in case.margins))
-    margin = quantities.listed(margins) or None
+    its = (margin for case in cases if case.state == decided for margin in case.margins)
+    margin = quantities.listed(list(dict.fromkeys(its))) or None
     return Claim(name=name, statement=statement, verdict=verdict, evidence=evidence, margin=margin)
 
 
 def _matches_full(parts: Sequence[_Part]) -> Iterable[_Case]:
     """One case a task: at least one of the praised ranks is not worse than full by delta."""
     tested = [
-        (part, full, [option for option in part.lora if option.rank in PRAISED_RANKS])
+        (part, full, praised)
         for part in parts
         if part.is_of(REASONING)
         for full in part.full
+        if (praised := [option for option in part.lora if option.rank in PRAISED_RANKS])
     ]
     together = sum(len(praised) for *_, praised in tested)
     for part, full, praised in tested:
-        if praised:
-            delta, unit = part.recommendation.delta, part.recommendation.unit
-            bounds = [part.bound(option, full, part.in_domain, together) for option in praised]
-            signs = [bound.sign(at=-delta) for bound in bounds]
-            state: State = "yes" if 1 in signs else "no" if set(signs) == {-1} else "undecided"
-            numbers = "; ".join(
-                f"{option.label} {_signed(bound, unit)}"
-                for option, bound in zip(praised, bounds, strict=True)
-            )
-            yield _Case(
-                state,
-                f"{part.name}: in-domain against {full.label}: {numbers}; it matches if not worse "
-                f"by δ = {quantities.amount(delta, unit)}.",
-                (delta_used(part.recommendation),),
-            )
+        delta, unit = part.recommendation.delta, part.recommendation.unit
+        bounds = [part.bound(option, full, part.in_domain, together) for option in praised]
+        signs = {bound.sign(at=-delta) for bound in bounds}
+        state: State = "yes" if 1 in signs else "no" if signs == {-1} else "undecided"
+        numbers = "; ".join(
+            f"{option.label} {_signed(bound, unit)}"
+            for option, bound in zip(praised, bounds, strict=True)
+        )
+        yield _Case(
+            state,
+            f"{part.name}: in-domain against {full.label}: {numbers}; it matches if not worse "
+            f"by δ = {quantities.amount(delta, unit)}.",
+            (delta_used(part.recommendation),),
+        )
 
 
 def _recall_is_flat(parts: Sequence[_Part]) -> Iterable[_Case]:
@@ -251,18 +245,16 @@ def _no_best_rank(parts: Sequence[_Part]) -> Iterable[_Case]:
     """One case for each option: is there a task on which another is shown to be better?"""
     if len(parts) < 2:
         return
-    trained = [{option.label for option in part.lora} for part in parts]
-    labels = [o.label for o in parts[0].lora if all(o.label in names for names in trained)]
+    trained = [(part, {option.label: option for option in part.lora}) for part in parts]
+    labels = [label for label in trained[0][1] if all(label in its for _, its in trained)]
     if len(labels) < 2:
         return
     together = len(parts) * len(labels) * (len(labels) - 1) // 2
     for label in labels:
         behind: list[tuple[_Part, list[Bound]]] = []  # the leads in-domain of the others over it
-        for part in parts:
-            by_label = {option.label: option for option in part.lora}
-            others = [by_label[other] for other in labels if other != label]
-            own = by_label[label]
-            leads = [part.bound(other, own, part.in_domain, together) for other in others]
+        for part, its in trained:
+            others = [its[other] for other in labels if other != label]
+            leads = [part.bound(other, its[label], part.in_domain, together) for other in others]
             behind.append((part, leads))
         beaten = [part.name for part, leads in behind if any(lead.sign() > 0 for lead in leads)]
         state: State = "undecided"
@@ -286,21 +278,21 @@ def _no_best_rank(parts: Sequence[_Part]) -> Iterable[_Case]:
 
 def _gets_worse(parts: Sequence[_Part]) -> Iterable[_Case]:
     """One case for each model whose base is strong in-domain."""
-    strong: list[_Part] = []
+    strong: list[tuple[_Part, float]] = []
     for part in parts:
         if part.recommendation.unit != "points":
             continue  # where a loss decides no base is strong
+        right: list[float] = []
         known = 0.0
         for task in part.in_domain:
             values = part.results.base.items[task].values
             chance = part.results.base.evaluations[task].chance or 0.0
-            known += (sum(values) / len(values) - chance) / (1.0 - chance)
-        if part.in_domain and known >= STRONG * len(part.in_domain):
-            strong.append(part)
-    together = sum(len(part.options) for part in strong)
-    for part in strong:
-        values = [part.results.base.items[task].values for task in part.in_domain]
-        base = 100.0 * sum(sum(its) / len(its) for its in values) / len(values)
+            right.append(sum(values) / len(values))
+            known += (right[-1] - chance) / (1.0 - chance)
+        if right and known >= STRONG * len(right):
+            strong.append((part, 100.0 * sum(right) / len(right)))
+    together = sum(len(part.options) for part, _ in strong)
+    for part, base in strong:
         for option in part.options:
             bound = part.bound(option, None, part.in_domain, together)
             yield _Case(

@@ -209,7 +209,7 @@ class StudyComparison(Record):
             if pair.reason is not None
         )
         return (
-            *(note for pair in self.compared if (note := pair.base_note) is not None),
+            *filter(None, (pair.base_note for pair in self.compared)),
             *(f"Not compared: {'; '.join(who)}: {why}." for why, who in by_reason.items()),
         )
 
@@ -235,11 +235,7 @@ def compare_studies(studies: Sequence[StudySource]) -> StudyComparison:
     """
     stacks: list[Stack] = []
     described = [_described(study, stacks) for study in studies]
-    parts = [
-        part
-        for study, of in zip(studies, described, strict=True)
-        for part in _parts(study, of, has_several=len(study.recommendation.by_train_task) > 1)
-    ]
+    parts = list(itertools.chain(*map(_parts, studies, described)))
     settings = [
         settings_of(study.results.study, of.stack_words)
         for study, of in zip(studies, described, strict=True)
@@ -271,24 +267,25 @@ def _described(study: StudySource, stacks: list[Stack]) -> ComparedStudy:
         *(model.run.provenance for model in models if model.run is not None),
         *(each for each in scored if each is not None),
     ]
-    own: list[Stack] = []
+    places: set[int] = set()
     for provenance in made:
         stack = {**stack_of(provenance), "precision": record.precision}
-        if stack not in own:
-            own.append(stack)
-    stacks += [stack for stack in own if stack not in stacks]
+        if stack not in stacks:
+            stacks.append(stack)
+        places.add(stacks.index(stack))
     return ComparedStudy(
         name=study.name,
         fingerprint=record.fingerprint,
         base_model=record.config.base_model.name,
         base_model_fingerprint=record.base_model_fingerprint,
-        stacks=tuple(f"stack {place + 1}" for place in sorted(map(stacks.index, own))),
+        stacks=tuple(f"stack {place + 1}" for place in sorted(places)),
         made_at=max(provenance.created_at for provenance in made),
         left_out=results.left_out,
     )
 
 
-def _parts(study: StudySource, of: ComparedStudy, *, has_several: bool) -> Iterator[_Part]:
+def _parts(study: StudySource, of: ComparedStudy) -> Iterator[_Part]:
+    has_several = len(study.recommendation.by_train_task) > 1
     for recommendation in study.recommendation.by_train_task:
         task = recommendation.train_task
         source = OptionGains(study.results.of(task))

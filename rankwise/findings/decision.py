@@ -146,9 +146,8 @@ def choose(bounds: StudyBounds, margins: Margins) -> Choice:
     """
     if (bounds.loss is None) != (margins.epsilon is None):
         raise ValueError("epsilon is given exactly where retention was measured")
-    gain, loss, worst, lead = map(_ends, (bounds.gain, bounds.loss, bounds.worst, bounds.lead))
-    assert gain is not None
-    assert lead is not None
+    gain, lead = ((each.lower, each.upper) for each in (bounds.gain, bounds.lead))
+    loss, worst = map(_ends, (bounds.loss, bounds.worst))
     judged = judge(gain, loss, worst, lead, margins)
     able = judged.qualifies
     outcome: Outcome = "cannot_tell"

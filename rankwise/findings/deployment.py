@@ -31,6 +31,7 @@ from rankwise.records.deployment import (
     DeltaInForm,
     DeploymentCheck,
     FieldChange,
+    FormRecord,
     FormScore,
     FormVerdict,
     JudgedForm,
@@ -42,11 +43,12 @@ from rankwise.records.recommendation import Bound, Recommendation, StudyRecommen
 from rankwise.records.results import MIN_ITEMS, ModelResults, StudyResults, TrainTaskResults
 from rankwise.records.study import Relation, Unit
 
-_NAMES: Mapping[FormVerdict, str] = {
-    "keeps": "keeps enough",
-    "loses": "loses too much",
-    "cannot_tell": "cannot be distinguished from one that loses too much",
+_VERDICTS: Mapping[FormVerdict, tuple[str, str]] = {
+    "keeps": ("pass", "keeps enough"),
+    "loses": ("fail", "loses too much"),
+    "cannot_tell": ("not settled", "cannot be distinguished from one that loses too much"),
 }
+"""The result of a check, and what a form does."""
 
 
 class LossRule(NamedTuple):
@@ -109,7 +111,7 @@ def judged_form(
 def judged_in_groups(
     reference: ModelResults,
     form: ModelResults,
-    weights: FormWeights,
+    weights: FormWeights | FormRecord,
     groups: Sequence[TaskGroup],
     confidence: float,
 ) -> JudgedForm:
@@ -168,9 +170,7 @@ def _with_field(model: ModelResults, task: str, field: str) -> Scores:
 
 def verdict_of(difference: Bound, margin: float) -> FormVerdict:
     """Whether a difference is shown to be above minus the margin, or below; positive is better."""
-    if difference.lower > -margin:
-        return "keeps"
-    return "loses" if difference.upper < -margin else "cannot_tell"
+    return ("loses", "cannot_tell", "keeps")[difference.sign(at=-margin) + 1]
 
 
 def judged_mean(group: TaskGroup, pairs: Sequence[Pair], confidence: float) -> MeanDifference:
@@ -223,7 +223,7 @@ def _statement(
             f"{quantities.with_interval(mean.difference, mean.unit)} {where}, where "
             f"{quantities.amount(mean.margin, mean.unit)} is acceptable"
         )
-    text = f"{form} {_NAMES[verdict]}: {quantities.listed(said)}."
+    text = f"{form} {_VERDICTS[verdict][1]}: {quantities.listed(said)}."
     if verdict == "cannot_tell":
         text += " More items would decide."
     if delta is None:
@@ -235,11 +235,6 @@ def _statement(
     )
 
 
-RESULTS: Mapping[FormVerdict, str] = {
-    "keeps": "pass",
-    "loses": "fail",
-    "cannot_tell": "not settled",
-}
 MOST_CHANGED = 20
 """A report lists at most so many changed answers of a form; the record has all."""
 _MOST_LETTERS = 200
@@ -247,7 +242,7 @@ _MOST_LETTERS = 200
 
 def check_report(record: DeploymentCheck) -> str:
     """A check as Markdown, for a pull request: a line for each clause, and the changed answers."""
-    result = quantities.capital(RESULTS[record.verdict])
+    result = quantities.capital(_VERDICTS[record.verdict][0])
     against = "its base" if record.reference == "base" else "itself as trained"
     compared = ("items", "score", record.reference, "difference")
     lines = [
@@ -262,29 +257,25 @@ def check_report(record: DeploymentCheck) -> str:
         ),
     ]
     if record.fields:
-        lines += [
-            "",
-            *markdown_table(
-                ("form", "on", "field", *compared),
-                [
-                    (
-                        change.form,
-                        change.task,
-                        change.field,
-                        quantities.count(change.num_examples),
-                        quantities.score(change.form_score, "points"),
-                        quantities.score(change.reference_score, "points"),
-                        quantities.with_interval(change.difference, "points"),
-                    )
-                    for change in record.fields
-                ],
-            ),
+        rows = [
+            (
+                change.form,
+                change.task,
+                change.field,
+                quantities.count(change.num_examples),
+                quantities.score(change.form_score, "points"),
+                quantities.score(change.reference_score, "points"),
+                quantities.with_interval(change.difference, "points"),
+            )
+            for change in record.fields
         ]
+        lines += ["", *markdown_table(("form", "on", "field", *compared), rows)]
     for form in record.forms:
         changed = [answer for answer in record.changed if answer.form == form.form]
         if not changed:
             continue
         num_lost = sum(answer.is_lost for answer in changed)
+        heading = ("", "task", "item", "asked", "right", record.reference, form.form)
         rows = [
             (
                 "lost" if each.is_lost else "gained",
@@ -299,9 +290,7 @@ def check_report(record: DeploymentCheck) -> str:
             f"## Changed answers of {markdown_text(form.form)}: {num_lost} lost, "
             f"{len(changed) - num_lost} gained",
             "",
-            *markdown_table(
-                ("", "task", "item", "asked", "right", record.reference, form.form), rows
-            ),
+            *markdown_table(heading, rows),
         ]
         if len(changed) > MOST_CHANGED:
             lines += ["", f"{len(changed) - MOST_CHANGED} more are in the record."]
@@ -321,7 +310,7 @@ def _clause_rows(form: JudgedForm) -> Iterator[tuple[str, ...]]:
             *(quantities.score(value, mean.unit) for value in means),
             quantities.with_interval(mean.difference, mean.unit),
             quantities.amount(mean.margin, mean.unit),
-            RESULTS[mean.verdict],
+            _VERDICTS[mean.verdict][0],
         )
 
 
@@ -392,13 +381,7 @@ def _deployed(
         ),
         confidence=part.confidence,
         forms=tuple(
-            judged_in_groups(
-                reference,
-                form.scores,
-                FormWeights(form.record.num_bytes, form.record.delta, form.record.modules),
-                groups,
-                part.confidence,
-            )
+            judged_in_groups(reference, form.scores, form.record, groups, part.confidence)
             for form in by_form.values()
         ),
         warnings=tuple(warning for form in by_form.values() for warning in form.record.warnings),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
@@ -16,13 +16,14 @@ from rankwise.findings.agreement import answer_clusters
 from rankwise.findings.audits import norms
 from rankwise.findings.models import ModelGroup, ModelKind, model_groups
 from rankwise.findings.options import OptionGains, Runs, TaskMean
-from rankwise.findings.stats.estimates import Estimate, mean_over_tasks
+from rankwise.findings.stats.estimates import mean_over_tasks
 from rankwise.findings.stats.items import Items
 from rankwise.findings.trends import correlated
 from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.recommendation import Bound
 from rankwise.records.results import Divergence, TaskItems, weighted_by_tokens
+from rankwise.records.study import Relation
 
 MIN_MODELS = 5
 """An order of fewer says nothing: four come in a given order by chance once in 24 times."""
@@ -86,10 +87,8 @@ def gauges(source: OptionGains) -> TrainTaskGauges | None:
     Raises:
         RecordError: models were scored on different items.
     """
-    models = tuple(
-        _gauged(source, group)
-        for group in model_groups(source, lambda model: model.from_base is not None)
-    )
+    groups = model_groups(source, lambda model: model.from_base is not None)
+    models = tuple(_gauged(source, group) for group in groups)
     if not models:
         return None
     orders: list[GaugeOrder] = []
@@ -115,10 +114,9 @@ def gauges(source: OptionGains) -> TrainTaskGauges | None:
         if order.correlation is not None
     ]
     if ratio is not None:
-        times = f"{quantities.formatted(ratio, '.1f')} times"
         statements.append(
-            f"On the same tokens of held-out text the standard error of the rise of the loss is "
-            f"{times} that of the KL, a median over the models."
+            "On the same tokens of held-out text the standard error of the rise of the loss is "
+            f"{ratio:.1f} times that of the KL, a median over the models."
         )
     return TrainTaskGauges(
         train_task=source.results.train_task,
@@ -132,23 +130,20 @@ def gauges(source: OptionGains) -> TrainTaskGauges | None:
 
 def _gauged(source: OptionGains, group: ModelGroup) -> GaugedModel:
     runs = group.runs
-    read = [run.from_base for run in runs if run.from_base is not None]
-    texts = {*source.results.tasks.get("held_out_text", ())}
-    prose = [place for place, task in enumerate(read[0].tasks) if task in texts]
-    retention = source.tasks("retention") or source.tasks("retention", "nats")
-    change = source.change(runs, retention) if retention else None
-    kl = _measured(source, read, prose, lambda each: each.kl_nats)
-    rise = _measured(source, read, prose, lambda each: each.rise_nats)
+    change = change_on(source, runs, "retention")
+    kl = _measured(source, runs, lambda each: each.kl_nats, on_texts=True)
+    rise = _measured(source, runs, lambda each: each.rise_nats, on_texts=True)
     spectra = [run.spectra.matrices for run in runs if run.spectra and run.spectra.matrices]
     ratio: float | None = None
-    if kl is not None and rise is not None and kl.estimate.stderr > 0.0:
-        ratio = rise.estimate.stderr / kl.estimate.stderr
+    if kl is not None and rise is not None:
+        of_kl, of_rise = (mean_over_tasks([items]).stderr for items in (kl, rise))
+        ratio = of_rise / of_kl if of_kl > 0.0 else None
     return GaugedModel(
         label=group.label,
         kind=group.kind,
         rank=group.rank,
         num_seeds=len(runs),
-        retention_loss=None if change is None else change.negated(),
+        retention_loss=change and change.negated(),
         kl_prompts=kl_on_prompts(source, runs),
         kl_prose=_mean(source, kl, at_least=0.0),
         prose_rise=_mean(source, rise),
@@ -157,37 +152,37 @@ def _gauged(source: OptionGains, group: ModelGroup) -> GaugedModel:
     )
 
 
+def change_on(source: OptionGains, runs: Runs, relation: Relation) -> TaskMean | None:
+    """Adapted - base over the tasks in points; where there is none, over those in nats."""
+    tasks = source.tasks(relation) or source.tasks(relation, "nats")
+    return source.change(runs, tasks) if tasks else None
+
+
 def kl_on_prompts(source: OptionGains, runs: Runs) -> TaskMean | None:
     """KL(base || model) on the trained task's right answers, in nats per token, seeds averaged.
 
     None where a seed was not compared with the base, or on fewer than two answers.
     """
-    read = [run.from_base for run in runs if run.from_base is not None]
-    if len(read) < len(runs):
-        return None
-    texts = {*source.results.tasks.get("held_out_text", ())}
-    prompts = [place for place, task in enumerate(read[0].tasks) if task not in texts]
-    return _mean(source, _measured(source, read, prompts, lambda each: each.kl_nats), at_least=0.0)
-
-
-class _Measured(NamedTuple):
-    """A mean over tokens, and the (seeds, items) that it comes from."""
-
-    items: Items
-    estimate: Estimate
+    measured = _measured(source, runs, lambda each: each.kl_nats, on_texts=False)
+    return _mean(source, measured, at_least=0.0)
 
 
 def _measured(
     source: OptionGains,
-    read: Sequence[Divergence],
-    places: Sequence[int],
+    runs: Runs,
     values: Callable[[Divergence], Sequence[float]],
-) -> _Measured | None:
-    """The mean over the answers at these places; None as in ``over_answers``."""
+    *,
+    on_texts: bool,
+) -> Items | None:
+    """Means over tokens of held-out texts or of right answers; None as for ``kl_on_prompts``."""
+    read = [run.from_base for run in runs if run.from_base is not None]
+    if len(read) < len(runs):
+        return None
+    texts = source.results.tasks.get("held_out_text", ())
+    places = [place for place, task in enumerate(read[0].tasks) if (task in texts) == on_texts]
     own = [[(values(each)[place], each.item_tokens[place]) for place in places] for each in read]
     answers = [(read[0].tasks[place], read[0].doc_ids[place]) for place in places]
-    items = over_answers(own, answers, source.results.base.items)
-    return None if items is None else _Measured(items, mean_over_tasks([items]))
+    return over_answers(own, answers, source.results.base.items)
 
 
 def over_answers(
@@ -211,24 +206,21 @@ def over_answers(
 
 
 def _mean(
-    source: OptionGains, measured: _Measured | None, at_least: float = -np.inf
+    source: OptionGains, measured: Items | None, at_least: float = -np.inf
 ) -> TaskMean | None:
     """The mean with its interval, which is cut off where no value can be."""
     if measured is None:
         return None
-    lower, upper = measured.estimate.interval(source.confidence)
-    value = measured.estimate.value
-    return TaskMean.over([measured.items], "nats", value, max(lower, at_least), upper)
-
-
-def _estimate(mean: TaskMean | None) -> float | None:
-    return None if mean is None else mean.estimate
+    mean = source.mean_of([measured], "nats")
+    return mean.model_copy(update={"lower": max(mean.lower, at_least)})
 
 
 _GAUGES: dict[Gauge, Callable[[GaugedModel], float | None]] = {
-    "KL on the task's prompts": lambda model: _estimate(model.kl_prompts),
-    "KL on held-out text": lambda model: _estimate(model.kl_prose),
-    "the rise of the loss on held-out text": lambda model: _estimate(model.prose_rise),
+    "KL on the task's prompts": lambda model: model.kl_prompts and model.kl_prompts.estimate,
+    "KL on held-out text": lambda model: model.kl_prose and model.kl_prose.estimate,
+    "the rise of the loss on held-out text": lambda model: (
+        model.prose_rise and model.prose_rise.estimate
+    ),
     "the norm of the update": lambda model: model.update_norm,
 }
 

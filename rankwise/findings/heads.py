@@ -174,9 +174,11 @@ def head_findings(source: OptionGains) -> TrainTaskHeads | None:
     for plan in results.planned:
         if counts[labels[plan.name]] > 1:
             labels[plan.name] += f", seed {plan.seed}"
-    analysed = [model for model in looked if _changes(model) is not None]
-    full = next((m for m in analysed if run_record(m).planned.method == "full"), None)
-    runs = [_heads_of_run(source, model, labels[model.name], full) for model in analysed]
+    analysed = [
+        (model, changes) for model in looked if (changes := model.head_changes) and changes.changes
+    ]
+    full = next((its for m, its in analysed if run_record(m).planned.method == "full"), None)
+    runs = [_heads_of_run(source, model, labels[model.name], its, full) for model, its in analysed]
     against_rank = tuple(_against_rank(runs, confidence))
     matters = [
         each
@@ -201,31 +203,24 @@ def head_findings(source: OptionGains) -> TrainTaskHeads | None:
     )
 
 
-def _changes(model: ModelResults) -> HeadChanges | None:
-    """A run's maps, if there are any."""
-    found = model.head_changes
-    return found if found is not None and found.changes else None
-
-
 def _heads_of_run(
-    source: OptionGains, model: ModelResults, label: str, full: ModelResults | None
+    source: OptionGains,
+    model: ModelResults,
+    label: str,
+    changes: HeadChanges,
+    full: HeadChanges | None,
 ) -> HeadsOfRun:
     confidence = source.confidence
-    changes = _changes(model)
-    assert changes is not None
-    reference = None if full is None or full is model else _changes(full)
     measures: list[MeasureOfRun] = []
     for change in changes.changes:
         values, (first, second) = _by_head(change.values), map(_by_head, change.halves)
-        like_full = None
-        if reference is not None and (theirs := reference.change(change.measure)) is not None:
-            like_full = correlation(values, _by_head(theirs.values), confidence)
+        theirs = None if full is None or full is changes else full.change(change.measure)
         measures.append(
             MeasureOfRun(
                 measure=change.measure,
                 mean=statistics.fmean(map(abs, values)),
                 agreement=correlation(first, second, confidence),
-                like_full=like_full,
+                like_full=theirs and correlation(values, _by_head(theirs.values), confidence),
             )
         )
     share, top_share = changes.share("all"), None
@@ -263,8 +258,8 @@ def _matters(
     changes = model.head_changes
     maps: dict[HeadMeasure, HeadMap] = {}
     if changes is not None:
-        share = changes.share("all")
         maps = {change.measure: change.values for change in changes.changes}
+        share = changes.share("all")
         maps |= {} if share is None else {"share": share.values}
     for measure, values in maps.items():
         for is_beyond in (False, True):
@@ -333,8 +328,7 @@ def _statements(
 
 
 def _change_statement(run: HeadsOfRun) -> str:
-    by_measure = {measured.measure: measured for measured in run.measures}
-    output = by_measure["output"]
+    output = next(measured for measured in run.measures if measured.measure == "output")
     text = (
         f"{run.label}: heads' outputs change by {100 * output.mean:.2g} % of their size on "
         f"average over {quantities.counted(run.num_heads, 'head')}"
@@ -364,7 +358,7 @@ def head_rows(_: object, results: StudyResults) -> Iterator[Row]:
             maps[f"{name}_half_2"] = change.halves[1]
         for of in get_args(ShareOf):
             share = changes.share(of)
-            maps[f"delta_share_{of}"] = None if share is None else share.values
+            maps[f"delta_share_{of}"] = share and share.values
         for layer, heads in enumerate(changes.base_entropy):
             for head in range(len(heads)):
                 values = {name: its and its[layer][head] for name, its in maps.items()}

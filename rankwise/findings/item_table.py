@@ -241,19 +241,16 @@ def _add(
         is_right_on, back = _right_in(model, task), _right_in(model, trained_format)
         own = lines if model is models[0] or not is_right_on else _lines(read, model, task)
         for number, doc_id in enumerate(base.doc_ids):
-            is_right = is_right_on.get(doc_id)
-            if is_right is None:
-                for part in (answers.is_right, answers.margins, answers.answers):
-                    part.append(None)
-                answers.comes_back.append(False)
-                continue
-            nats = option_nats(own[doc_id])
+            is_right, margin, said = is_right_on.get(doc_id), None, None
+            if is_right is not None and (nats := option_nats(own[doc_id])):
+                said = highest(nats) if is_ordered else None
+                margin = _margin(nats, right[number]) if is_ordered and right else None
+            elif is_right is not None and with_texts:
+                said = _text(own[doc_id].get("filtered_resps"))
             answers.is_right.append(is_right)
-            answers.margins.append(_margin(nats, right[number]) if is_ordered and right else None)
-            said = highest(nats) if nats else _text(own[doc_id].get("filtered_resps"))
-            is_told = is_ordered if nats else with_texts
-            answers.answers.append(said if is_told else None)
-            answers.comes_back.append(not is_right and back.get(doc_id, False))
+            answers.margins.append(margin)
+            answers.answers.append(said)
+            answers.comes_back.append(is_right is False and back.get(doc_id, False))
 
 
 def _lines(read: ReadSamples, model: ModelResults, task: str) -> Mapping[int, Line]:

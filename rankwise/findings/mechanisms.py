@@ -125,13 +125,12 @@ def _gaps(source: OptionGains, unit: Unit) -> tuple[tuple[TrainTestGap, ...], Ra
     measured: list[Measured] = []
     for option in options:
         parts = source.gap_parts(option.runs, names)
-        estimate = mean_over_tasks(parts)
         gaps.append(
             TrainTestGap(
                 option=option.name,
                 trained=source.change(option.runs, list(names.values())),
                 test=source.change(option.runs, list(names)),
-                gap=bound_of(estimate, source.confidence),
+                gap=bound_of(mean_over_tasks(parts), source.confidence),
             )
         )
         if option.rank is not None:

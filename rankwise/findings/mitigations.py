@@ -113,7 +113,6 @@ def mitigations(source: OptionGains, recommendation: Recommendation) -> TrainTas
         source: the options of a trained task.
         recommendation: of the same task, for the unit in-domain and ε.
     """
-    train_task = source.results.train_task
 
     def place(model: PlannedRun) -> tuple[str, str]:
         """The labels of the option whose run it repeats, and of its arm."""
@@ -137,7 +136,7 @@ def mitigations(source: OptionGains, recommendation: Recommendation) -> TrainTas
         if arms:
             options.append(_option(source, tasks, option, arms, recommendation.epsilon_points))
     return TrainTaskMitigations(
-        train_task=train_task,
+        train_task=source.results.train_task,
         unit=recommendation.unit,
         confidence=source.confidence,
         epsilon_points=recommendation.epsilon_points,
@@ -172,11 +171,11 @@ def _option(
     made = [_arm(source, tasks, option, arm) for arm in others]
     if rates:
         leads = [_over_rate(source, tasks, arm, rates) for arm in others]
-        adjusted = holm([p for _, p in leads]) if leads else ()
+        adjusted = holm([p for _, p in leads])
         for place, ((lead, _), p_value) in enumerate(zip(leads, adjusted, strict=True)):
-            is_shown = p_value <= 1.0 - source.confidence
             shown: Dominance = "better" if lead.gain.estimate > 0 else "worse"
-            lead = lead.model_copy(update={"dominance": shown if is_shown else "not shown"})
+            if p_value <= 1.0 - source.confidence:
+                lead = lead.model_copy(update={"dominance": shown})
             made[place] = made[place].model_copy(update={"over_rate": lead})
         made.sort(key=lambda arm: -(arm.over_rate.gain.estimate if arm.over_rate else 0.0))
     all_arms = (*line, *made)

@@ -38,18 +38,18 @@ def model_card(record: AdapterRepair) -> str:
         raise ValueError(f"{record.model} has no repair to describe.")
     unit, is_refined = choice.unit, judged.repair.family == "refine"
     how = "by a training that its study did" if is_refined else "without training"
-    rows: list[tuple[str, ...]] = []
-    for task in judged.tasks:
-        scores = (task.base_score, task.adapted_score, task.repaired_score)
-        rows.append(
-            (
-                task.task,
-                task.relation.replace("_", "-"),
-                f"{task.metric}, {task.unit}",
-                quantities.count(task.num_items),
-                *(quantities.score(score, task.unit) for score in scores),
-            )
+    rows = [
+        (
+            task.task,
+            task.relation.replace("_", "-"),
+            f"{task.metric}, {task.unit}",
+            quantities.count(task.num_items),
+            quantities.score(task.base_score, task.unit),
+            quantities.score(task.adapted_score, task.unit),
+            quantities.score(task.repaired_score, task.unit),
         )
+        for task in judged.tasks
+    ]
     lines = [
         "---",
         f"base_model: {json.dumps(record.base_model)}",
@@ -84,8 +84,7 @@ def model_card(record: AdapterRepair) -> str:
         ),
         "",
         *markdown_table(
-            ("task", "relation", "metric", "items", "base", "as it is", "repaired"),
-            rows,
+            ("task", "relation", "metric", "items", "base", "as it is", "repaired"), rows
         ),
     ]
     if record.averaged_with:

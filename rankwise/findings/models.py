@@ -72,16 +72,10 @@ def summarise(
     """The base, then every run in the order of method, rank and seed."""
     source = OptionGains(results, recommendation)
     models = {model.run.planned: model for model in results.runs if model.run is not None}
+    order = ("rank", "alpha", "learning_rate", "epochs", "seed")
     planned = sorted(
         models,
-        key=lambda run: (
-            run.rank is None,
-            run.rank or 0,
-            run.alpha or 0.0,
-            run.learning_rate or 0.0,
-            run.epochs or 0,
-            run.seed or 0,
-        ),
+        key=lambda run: (run.rank is None, *(getattr(run, name) or 0 for name in order)),
     )
     labels = seeded_labels(planned)
     worst: dict[str, Comparison] = {}
