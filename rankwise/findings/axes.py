@@ -121,7 +121,7 @@ def axis_effects(source: OptionGains, recommendation: Recommendation) -> TrainTa
     judged: _Judged = {"in_domain": (source.tasks("in_domain", unit), recommendation.delta)}
     if epsilon is not None and source.tasks("retention"):
         judged["retention"] = source.tasks("retention"), epsilon
-    lora, full = (_Method(source, judged, method) for method in ("lora", "full"))
+    lora, full = _Method(source, judged, "lora"), _Method(source, judged, "full")
     axes = (*lora.axes(), *full.axes())
     if all(axis.name == "rank" for axis in axes):
         return None
