@@ -82,8 +82,7 @@ def analyse_weights(context: StudyContext, stage: Stage, runs: Sequence[PlannedR
     for full in dict.fromkeys(subject.full for subject in subjects):
         group = [subject for subject in subjects if subject.full == full]
         seconds: dict[str, float] = defaultdict(float)
-        work_of_layer = share / len(base) * len(group)
-        for looks in _looks(context, group, base, cache, is_small, work_of_layer):
+        for looks in _looks(context, group, base, cache, is_small, share):
             for subject, (spectrum, took) in zip(group, looks, strict=True):
                 subject.matrices.extend([spectrum] if spectrum else [])
                 seconds[subject.run.name] += took
@@ -126,11 +125,12 @@ def _looks(
     base: Mapping[str, Tensor],
     cache: SpectralCache,
     is_small: bool,
-    work_of_layer: float,
+    share: float,
 ) -> list[list[tuple[MatrixSpectrum | None, float]]]:
     """For each layer of the base, what each run of a group did to it; they share a full run.
 
-    None where a run did not adapt the layer; and the seconds that it took.
+    None where a run did not adapt the layer; and the seconds that it took. ``share`` is the work of
+    a run.
     """
     device, full = float64_device(context.plan.device), group[0].full
     adapted: Mapping[str, Tensor] | None = None
@@ -159,7 +159,9 @@ def _looks(
     num_lanes = torch.get_num_threads() if device.type == "cpu" and is_small else 1
     with opened(num_lanes) as lanes:
         return lanes.map(
-            of_layer, list(base), lambda num: context.tell.advanced(num * work_of_layer)
+            of_layer,
+            list(base),
+            lambda num: context.tell.advanced(num * (share / len(base) * len(group))),
         )
 
 
