@@ -48,26 +48,12 @@ class FrozenPiece(NamedTuple):
     stop: int
 
 
-class _Joined(NamedTuple):
-    """The factors of several adapters as two matrices, for one product instead of many.
-
-    Attributes:
-        lora_A: (sum of ranks, in_features), the adapters one below the other.
-        lora_B: (sum of ranks, out_features), transposed and times the scaling.
-        ranks: of the adapters, in that order.
-    """
-
-    lora_A: Tensor
-    lora_B: Tensor
-    ranks: tuple[int, ...]
-
-
 class FrozenBank:
     """Tells the layers of a base model which rows of the current batch belong to which adapter."""
 
     def __init__(self) -> None:
         self.pieces: Sequence[FrozenPiece] = ()
-        self._joined: dict[str, _Joined | None] = {}
+        self._joined: dict[str, tuple[Tensor, Tensor, tuple[int, ...]] | None] = {}
         self._joined_of: tuple[FrozenAdapter, ...] = ()
         self._foreign: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}
 
@@ -87,10 +73,14 @@ class FrozenBank:
         """Release the joined factors."""
         self._joined, self._joined_of = {}, ()
 
-    def joined(self, layer: str) -> _Joined | None:
-        """The factors of all pieces in one; None where each piece has to be multiplied alone.
+    def joined(self, layer: str) -> tuple[Tensor, Tensor, tuple[int, ...]] | None:
+        """The factors of all pieces as two matrices, for one product instead of many.
 
-        That is so for a single piece, and where an adapter lacks the layer or a B is not finite.
+        Returns:
+            (sum of ranks, in_features) every A, one below the other; (sum of ranks, out_features)
+            every B, transposed and times the scaling; and the ranks in that order. None where each
+            piece has to be multiplied alone: for a single piece, and where an adapter lacks the
+            layer or a B is not finite.
         """
         if layer not in self._joined:
             factors = [
@@ -105,16 +95,16 @@ class FrozenBank:
                 # products with other adapters are set to 0 before B, and 0 times infinity is NaN
                 if bool(torch.isfinite(lora_B).all()):
                     ranks = tuple(len(a) for a, _, _ in factors)
-                    self._joined[layer] = _Joined(lora_A, lora_B, ranks)
+                    self._joined[layer] = lora_A, lora_B, ranks
         return self._joined[layer]
 
-    def foreign(self, joined: _Joined, rows: Float[Tensor, "rows features"]) -> Tensor:
+    def foreign(self, ranks: tuple[int, ...], rows: Float[Tensor, "rows features"]) -> Tensor:
         """(rows, sum of ranks), True where a column belongs to another adapter than the row."""
-        key = rows.device, joined.ranks
+        key = rows.device, ranks
         if key not in self._foreign:
-            foreign = torch.ones(len(rows), sum(joined.ranks), dtype=torch.bool)
+            foreign = torch.ones(len(rows), sum(ranks), dtype=torch.bool)
             column = 0
-            for (_, start, stop), rank in zip(self.pieces, joined.ranks, strict=True):
+            for (_, start, stop), rank in zip(self.pieces, ranks, strict=True):
                 foreign[start:stop, column : column + rank] = False
                 column += rank
             self._foreign[key] = foreign.to(rows.device)
@@ -157,10 +147,11 @@ class _FrozenLayer(nn.Module):
         rows = x.reshape(-1, x.shape[-1])  # (rows, in_features)
         out = y.view(-1, y.shape[-1])  # (rows, out_features), shares y's memory
         joined = self.bank.joined(self.name) if len(rows) <= _MAX_JOINED_ROWS else None
-        if joined is not None and joined.lora_A.dtype == rows.dtype == out.dtype:
+        if joined is not None and joined[0].dtype == rows.dtype == out.dtype:
+            lora_A, lora_B, ranks = joined
             # (rows, sum of ranks), zero in the columns of other adapters
-            inner = (rows @ joined.lora_A.T).masked_fill_(self.bank.foreign(joined, rows), 0)
-            out.addmm_(inner, joined.lora_B)
+            inner = (rows @ lora_A.T).masked_fill_(self.bank.foreign(ranks, rows), 0)
+            out.addmm_(inner, lora_B)
             return y
         for adapter, start, stop in self.bank.pieces:
             factors = adapter.layers.get(self.name)

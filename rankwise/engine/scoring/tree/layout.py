@@ -9,7 +9,6 @@ multiplied in one batch. Where flex attention reads the tree, it takes one mask 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
@@ -87,7 +86,6 @@ class _QueryBlock(NamedTuple):
     shared: int
 
 
-@dataclass(eq=False)
 class TreeLayout:
     """The places ``start`` to ``stop`` of a tree, read in one pass.
 
@@ -105,26 +103,14 @@ class TreeLayout:
         num_cached: ancestors of ``start``, whose keys and values are cached.
     """
 
-    tree: PrefixTree
-    start: int
-    stop: int
-    device: torch.device
-    num_queries: int = field(init=False)
-    num_cached: int = field(init=False)
-    _gathered: dict[int, GatheredRows] = field(default_factory=dict[int, GatheredRows], init=False)
-    _masks: dict[int | None, BlockMask] = field(
-        default_factory=dict[int | None, BlockMask], init=False
-    )
-    _elsewhere: dict[torch.device, TreeLayout] = field(
-        default_factory=dict[torch.device, "TreeLayout"], init=False
-    )
-
-    def __post_init__(self) -> None:
-        self.num_queries = self.stop - self.start
-        self.num_cached = int(self.tree.depths[self.start])
-        span = slice(self.start, self.stop)
-        numbers = [self.tree.tokens[span], self.tree.depths[span]]
-        self.tokens, self.positions = moved_together(numbers, self.device)
+    def __init__(self, tree: PrefixTree, start: int, stop: int, device: torch.device) -> None:
+        self.tree, self.start, self.stop, self.device = tree, start, stop, device
+        self.num_queries, self.num_cached = stop - start, int(tree.depths[start])
+        numbers = [tree.tokens[start:stop], tree.depths[start:stop]]
+        self.tokens, self.positions = moved_together(numbers, device)
+        self._gathered: dict[int, GatheredRows] = {}
+        self._masks: dict[int | None, BlockMask] = {}
+        self._elsewhere: dict[torch.device, TreeLayout] = {}
 
     def on(self, device: torch.device) -> TreeLayout:
         """The same places for layers on another device."""
