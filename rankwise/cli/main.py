@@ -13,7 +13,7 @@ from rankwise.cli import adapter_verbs
 from rankwise.cli import repair_verb
 from rankwise.cli import tool_verbs
 from rankwise.cli.application import app
-from rankwise.engine.models.libraries import extend_cuda_memory, patient_threads
+from rankwise.engine.models.libraries import before_torch
 # isort: on
 
 __all__ = [
@@ -31,8 +31,7 @@ __all__ = [
 
 def entry_point() -> None:
     """Run the ``rankwise`` command."""
-    patient_threads()
-    extend_cuda_memory()
+    before_torch()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what it cannot show is shown by its code
             stream.reconfigure(errors="backslashreplace")

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from rankwise.engine.models.libraries import extend_cuda_memory
+from rankwise.engine.models.libraries import before_torch
 
 # Loads torch as a verb does, after the command has begun.
 _COMMAND = """
@@ -47,8 +47,8 @@ def test_the_memory_of_a_card_is_extended_unless_the_user_says_how(
     monkeypatch.setattr(importlib.metadata, "version", lambda _: version)
     environment = {} if theirs is None else {theirs: "max_split_size_mb:128"}
     monkeypatch.setattr(os, "environ", dict(environment))
-    extend_cuda_memory()
+    before_torch()
     if theirs is None:
         name = "PYTORCH_CUDA_ALLOC_CONF" if version == "2.8.0" else "PYTORCH_ALLOC_CONF"
         environment = {name: "expandable_segments:True"}
-    assert os.environ == environment
+    assert os.environ == environment | {"OMP_WAIT_POLICY": "passive"}

@@ -28,22 +28,17 @@ def quiet_libraries() -> None:
             sys.modules[name].disable_progress_bar()
 
 
-def patient_threads() -> None:
-    """Let threads that wait for others sleep; call it before torch is imported.
+def before_torch() -> None:
+    """Let threads that wait for others sleep, and PyTorch extend its pieces of a card's memory.
 
-    By default those of GNU OpenMP, which torch brings on Linux, spin for milliseconds at the end of
-    every parallel part. Beside another busy process they so keep the core that the thread they wait
-    for could run on (docs/PERFORMANCE.md has the figures). A policy that is set stays.
+    It is to be called before torch is imported. What is set already stays.
+
+    By default threads of GNU OpenMP, which torch brings on Linux, spin for milliseconds at the end
+    of every parallel part. Beside another busy process they so keep the core that the thread they
+    wait for could run on (docs/PERFORMANCE.md has the figures). And every micro-batch has another
+    shape: pieces of fixed size leave gaps between them.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-
-def extend_cuda_memory() -> None:
-    """Let PyTorch extend its pieces of a card's memory; call it before torch is imported.
-
-    Every micro-batch has another shape, and pieces of fixed size leave gaps between them. A setting
-    of the allocator that is there stays.
-    """
     names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # the second from torch 2.9 on
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # reports need no torch
         if any(name in os.environ for name in names):

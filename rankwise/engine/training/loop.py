@@ -197,11 +197,11 @@ class _Pass:
         self._budget, self._observer = _Budget(max_tokens), observer
         self._device: torch.device = next(model.parameters()).device
         autocast = bank is None and precision == "bfloat16"
-        self._lanes = [_Lane(model, bank, autocast=autocast)]
+        self._lanes = [_Lane(model, bank, autocast, ())]
         if bank is not None:
             adapters = [each.adapter for each in trainees if isinstance(each, AdapterTrainee)]
             for _ in range(lanes.count - 1):
-                self._lanes.append(_Lane(*twin(model, bank), twins_of=adapters))
+                self._lanes.append(_Lane(*twin(model, bank), autocast, adapters))
         self._memory = PeakMemory(*devices_of(model))
 
     def run(self) -> None:
@@ -368,12 +368,7 @@ class _Lane:
     """
 
     def __init__(
-        self,
-        model: Any,
-        bank: AdapterBank | None,
-        *,
-        autocast: bool = False,
-        twins_of: Sequence[Adapter] = (),
+        self, model: Any, bank: AdapterBank | None, autocast: bool, twins_of: Sequence[Adapter]
     ) -> None:
         self._decoder, self.head = model.base_model, CompletionHead(model)
         self._bank, self._autocast = bank, autocast

@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from rankwise.engine.models.libraries import extend_cuda_memory, patient_threads
+from rankwise.engine.models.libraries import before_torch
 from rankwise.errors import ConfigError, RankwiseError, WorkerLostError
 from rankwise.records.locking import leader_in
 from rankwise.study.agenda import Agenda, Unit, jobs
@@ -218,8 +218,7 @@ def _done_by_ray(
     job: Job, unit: str, models: Sequence[str], failed: Sequence[str], desk: Any
 ) -> None:
     """See ``do_task``: the task, in a process of Ray."""
-    patient_threads()
-    extend_cuda_memory()
+    before_torch()
     ray: Any = importlib.import_module("ray")
     do_task(
         job, unit, models, failed, lambda name, *given: ray.get(getattr(desk, name).remote(*given))
