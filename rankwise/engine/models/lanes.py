@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -43,11 +43,10 @@ def lanes_within(max_tokens: int, longest: int, most: int) -> int:
     return max(1, min(most, max_tokens // longest))
 
 
-class Lanes:
+class Lanes(NamedTuple):
     """Threads that compute side by side; a single lane is the calling thread itself."""
 
-    def __init__(self, count: int, pool: ThreadPoolExecutor | None) -> None:
-        self.count, self._pool = count, pool
+    pool: ThreadPoolExecutor | None
 
     def map(
         self,
@@ -62,10 +61,10 @@ class Lanes:
             parts: of any number.
             advance: of the progress of all of them.
         """
-        if self._pool is None or len(parts) == 1:  # which has all threads of the process then
+        if self.pool is None or len(parts) == 1:  # which has all threads of the process then
             return [work(part, advance) for part in parts]
         told: SimpleQueue[int | None] = SimpleQueue()
-        futures = [self._pool.submit(work, part, told.put) for part in parts]
+        futures = [self.pool.submit(work, part, told.put) for part in parts]
         for future in futures:
             future.add_done_callback(lambda _: told.put(None))
         running = len(futures)
@@ -82,14 +81,14 @@ class Lanes:
 def opened(count: int) -> Generator[Lanes]:
     """Within the block there are ``count`` lanes, which share the threads of the process."""
     if count == 1:
-        yield Lanes(1, None)
+        yield Lanes(None)
         return
     num_threads = torch.get_num_threads()
     each = max(1, num_threads // count)
     # the number of threads is set for the thread that sets it
     pool = ThreadPoolExecutor(count, "lane", torch.set_num_threads, (each,))
     try:
-        yield Lanes(count, pool)
+        yield Lanes(pool)
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(num_threads)

@@ -18,6 +18,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -146,9 +147,17 @@ def train_pass(
         packed_attention(model),
         _checkpointing(model) if gradient_checkpointing else contextlib.nullcontext(),
         _compiled(model) if compile_layers else contextlib.nullcontext(),
-        opened(count) as lanes,
+        opened(count) as threads,
     ):
-        _Pass(model, trainees, bank, max_tokens, precision, observer, kernels, lanes).run()
+        autocast = bank is None and precision == "bfloat16"
+        lanes = [_Lane(model, bank, autocast, ())]
+        adapters = [each.adapter for each in trainees if isinstance(each, AdapterTrainee)]
+        for _ in range(count - 1):
+            lanes.append(_Lane(*twin(model, bank), autocast, adapters))
+        budget, memory = _Budget(max_tokens), PeakMemory(*devices_of(model))
+        device: torch.device = next(model.parameters()).device
+        with memory.measured():
+            _Pass(trainees, lanes, threads, budget, observer, kernels, memory, device).run()
 
 
 class _Budget:
@@ -181,39 +190,26 @@ class _Budget:
             self._good, self._has_grown = 0, True
 
 
+@dataclass(frozen=True, eq=False)
 class _Pass:
-    def __init__(
-        self,
-        model: Any,
-        trainees: Sequence[Trainee],
-        bank: AdapterBank | None,
-        max_tokens: int,
-        precision: ResolvedPrecision,
-        observer: PassObserver,
-        kernels: str | None,
-        lanes: Lanes,
-    ) -> None:
-        self._trainees, self._kernels, self._threads = trainees, kernels, lanes
-        self._budget, self._observer = _Budget(max_tokens), observer
-        self._device: torch.device = next(model.parameters()).device
-        autocast = bank is None and precision == "bfloat16"
-        self._lanes = [_Lane(model, bank, autocast, ())]
-        if bank is not None:
-            adapters = [each.adapter for each in trainees if isinstance(each, AdapterTrainee)]
-            for _ in range(lanes.count - 1):
-                self._lanes.append(_Lane(*twin(model, bank), autocast, adapters))
-        self._memory = PeakMemory(*devices_of(model))
+    trainees: Sequence[Trainee]
+    lanes: Sequence[_Lane]
+    threads: Lanes
+    budget: _Budget
+    observer: PassObserver
+    kernels: str | None
+    memory: PeakMemory
+    device: torch.device
 
     def run(self) -> None:
         active: dict[int, Trainee] = {}
-        with self._memory.measured():
-            for index, trainee in enumerate(self._trainees):
-                if trainee.is_marked:  # it was interrupted between a step and its record
-                    self._observer.reached(trainee, self._result(trainee))
-                if not trainee.is_finished:
-                    active[index] = trainee
-            while active:
-                self._step(active)
+        for index, trainee in enumerate(self.trainees):
+            if trainee.is_marked:  # it was interrupted between a step and its record
+                self.observer.reached(trainee, self._result(trainee))
+            if not trainee.is_finished:
+                active[index] = trainee
+        while active:
+            self._step(active)
 
     def _step(self, active: dict[int, Trainee]) -> None:
         """One step of every active trainee; those that finish or diverge leave ``active``."""
@@ -223,20 +219,18 @@ class _Pass:
         stepped: list[tuple[Trainee, StepMetrics]] = []
         for index, trainee in list(active.items()):
             try:
-                taken = trainee.take_step(
-                    gathered[index], vocab_size=self._lanes[0].head.vocab_size
-                )
+                taken = trainee.take_step(gathered[index], vocab_size=self.lanes[0].head.vocab_size)
                 stepped.append((trainee, taken))
             except DivergedError as error:
                 del active[index]
-                self._observer.diverged(trainee, error)
+                self.observer.diverged(trainee, error)
         seconds = time.perf_counter() - started
         for index, count in num_read.items():
-            self._trainees[index].seconds += seconds * count / sum(num_read.values())
+            self.trainees[index].seconds += seconds * count / sum(num_read.values())
         for trainee, metrics in stepped:
-            self._observer.stepped(trainee, metrics)
+            self.observer.stepped(trainee, metrics)
             if trainee.is_marked:
-                self._observer.reached(trainee, self._result(trainee))
+                self.observer.reached(trainee, self._result(trainee))
         for index in [index for index, trainee in active.items() if trainee.is_finished]:
             del active[index]
 
@@ -254,9 +248,9 @@ class _Pass:
             first_loss_nats=first.loss_nats if first else None,
             final_loss_nats=last.loss_nats if last else None,
             train_seconds=trainee.seconds,
-            peak_memory_bytes=self._memory.so_far(),
-            peak_reserved_bytes=self._memory.reserved_so_far(),
-            kernels=self._kernels,
+            peak_memory_bytes=self.memory.so_far(),
+            peak_reserved_bytes=self.memory.reserved_so_far(),
+            kernels=self.kernels,
         )
 
     def _gathered(self, active: Mapping[int, Trainee]) -> dict[int, StepGradients]:
@@ -269,16 +263,16 @@ class _Pass:
 
         def shrink() -> bool:
             least = max(item.example.num_inputs for item in placed)
-            if not self._budget.shrink(least):
+            if not self.budget.shrink(least):
                 return False
             self._clear(active.values())
-            self._observer.shrunk(self._budget.max_tokens)
+            self.observer.shrunk(self.budget.max_tokens)
             return True
 
         found = in_smaller_steps(
-            lambda _: self._gather(active, placed), shrink, lambda _: None, self._device
+            lambda _: self._gather(active, placed), shrink, lambda _: None, self.device
         )
-        self._budget.stepped()
+        self.budget.stepped()
         return found
 
     def _gather(
@@ -308,7 +302,7 @@ class _Pass:
             held[item.trainee] += len(item.held)
         shares = {index: trainee.share(held[index]) for index, trainee in active.items()}
         done = self._read(active, placed, shares)
-        norms = [trainee.finish_gradients().to(self._device) for trainee in active.values()]
+        norms = [trainee.finish_gradients().to(self.device) for trainee in active.values()]
         nats = [part for _, losses, kls in done for part in (losses, kls)]
         of_batches = iter(torch.cat(nats).cpu().split([len(part) for part in nats]))
         sums, kl_sums = (dict.fromkeys(active, 0.0) for _ in range(2))
@@ -334,21 +328,21 @@ class _Pass:
         Which lane reads an example, and the order in which lanes' gradients are added, depend on
         the examples alone: the result is the same however fast each lane is.
         """
-        max_tokens, kind = self._budget.max_tokens, self._device.type
+        max_tokens, kind = self.budget.max_tokens, self.device.type
         longest = max(item.example.num_inputs for item in placed)
-        count = lanes_within(max_tokens, longest, len(self._lanes))
+        count = lanes_within(max_tokens, longest, len(self.lanes))
 
         def of_lane(
             part: tuple[_Lane, list[Placed]], _: Callable[[int], None]
         ) -> list[tuple[MicroBatch, Tensor, Tensor]]:
             lane, items = part
             groups = split_by_budget(items, max_tokens // count, kind)
-            batches = (pack(group, shares, self._device) for group in groups)
+            batches = (pack(group, shares, self.device) for group in groups)
             return [(batch, *lane.backward(batch, active)) for batch in batches]
 
-        parts = [*zip(self._lanes, shared_out(placed, count), strict=False)]
-        done = self._threads.map(of_lane, parts)
-        for lane in self._lanes:
+        parts = [*zip(self.lanes, shared_out(placed, count), strict=False)]
+        done = self.threads.map(of_lane, parts)
+        for lane in self.lanes:
             lane.hand_over()
         return [*itertools.chain(*done)]
 
@@ -356,7 +350,7 @@ class _Pass:
         """Discard what was gathered for the next step of these, and whatever lanes hold."""
         for trainee in trainees:
             trainee.clear_gradients()
-        for lane in self._lanes:
+        for lane in self.lanes:
             lane.clear()
 
 
