@@ -457,7 +457,6 @@ class VariantTrainee(Trainee):
         make = model.variant.optimizer
         own = None if make is None else partial(make, model.model)
         super().__init__(run, examples, config, model.weights, own or "adamw", marks)
-        self.model = model
         self._before_step = model.penalise  # adds the gradient of the variant's penalty
 
 
