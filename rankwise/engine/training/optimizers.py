@@ -278,15 +278,12 @@ def _keep_float32_moments(
         if weight.dtype == torch.bfloat16 and not in_blocks:
             optimizer.state[weight] = {"step": torch.tensor(0.0)} | _moments_of(weight)
     loaded: dict[str, Any] = {}
-
-    def before(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
-        loaded.update(state_dict)
+    optimizer.register_load_state_dict_pre_hook(lambda _, state: loaded.update(state))
 
     def after(target: torch.optim.Optimizer) -> None:
         _restore_float32_moments(target, loaded)
         loaded.clear()
 
-    optimizer.register_load_state_dict_pre_hook(before)
     optimizer.register_load_state_dict_post_hook(after)
 
 
