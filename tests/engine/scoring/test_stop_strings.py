@@ -12,7 +12,7 @@ from lm_eval.models.utils import postprocess_generated_text
 from lm_eval.models.utils_hf import stop_sequences_criteria
 from transformers import AutoTokenizer
 
-from rankwise.engine.scoring.decode.decoder import StopStrings
+from rankwise.engine.scoring.decode.samplers import StopStrings
 from rankwise.tasks.questions import Generation
 from tests.support.decoded import TEXTS, decoded, model_of, peer_texts, prompts_of
 

@@ -27,9 +27,6 @@ from rankwise.tasks.questions import Advance, Generation, GenerationSettings, Pr
 _MAX_ROWS = 128
 # Tokens of prompts that are read in the same pass: they would hold up the active rows if more.
 _MAX_READ_TOKENS = 1024
-# lm-eval searches this many tokens more than a stop string itself takes: the model may have
-# written it in other tokens.
-_MORE_TOKENS = 2
 
 
 class DecodeWork(NamedTuple):
@@ -53,13 +50,6 @@ class DecodeWork(NamedTuple):
     def occupancy(self) -> float:
         """The mean share of places with an active row."""
         return self.rows / self.places if self.places else 1.0
-
-
-class _Rules(NamedTuple):
-    """How texts with equal settings are continued and where they end."""
-
-    sampler: Sampler
-    stops: StopStrings
 
 
 class Decoder:
@@ -122,41 +112,42 @@ class Decoder:
         """
         if not prompts or not adapters:
             return [[] for _ in adapters]
-        rules = {
-            settings: _Rules(
-                Sampler(self._model, settings), StopStrings(self._tokenizer, settings.stops)
-            )
+        samplers = {
+            settings: Sampler(self._model, self._tokenizer, settings)
             for settings in dict.fromkeys(prompt.settings for prompt in prompts)
         }
         # greedy texts of equal prompts are equal, whichever draw: each is written once
         wanted = [
-            prompt if rules[prompt.settings].sampler.is_random else prompt._replace(draw=0)
+            prompt if samplers[prompt.settings].is_random else prompt._replace(draw=0)
             for prompt in prompts
         ]
         counts = Counter(wanted)
         texts: dict[tuple[int, Prompt], Generation] = {}
         with attention_of(decoder_of(self._model), DECODE_ATTENTION):
-            batch = self._batch(len(adapters), list(counts), rules)
+            batch = self._batch(len(adapters), list(counts), samplers)
             while batch.places:
-                for row in self._step(batch, adapters, rules):
-                    prompt, rule = row.prompt, rules[row.prompt.settings]
+                for row in self._step(batch, adapters):
+                    prompt = row.prompt
                     # what lm-eval keeps: no special tokens, and cut where a stop string begins
                     text: str = self._tokenizer.decode(row.written, skip_special_tokens=True)
-                    kept = rule.stops.kept(text)
-                    is_finished = _has_stopped(row, rule) or len(kept) < len(text)
+                    kept = row.sampling.sampler.stops.kept(text)
+                    is_finished = row.has_stopped or len(kept) < len(text)
                     texts[row.model, prompt] = Generation(kept, is_finished)
                     tokens = len(prompt.tokens) + prompt.settings.max_new_tokens
                     advance(tokens * counts[prompt])
         return [[texts[model, prompt] for prompt in wanted] for model in range(len(adapters))]
 
     def _batch(
-        self, num_models: int, prompts: Sequence[Prompt], rules: Mapping[GenerationSettings, _Rules]
+        self,
+        num_models: int,
+        prompts: Sequence[Prompt],
+        samplers: Mapping[GenerationSettings, Sampler],
     ) -> RowBatch:
         """All rows: prompts that begin alike follow each other, each under all models at once."""
         prompts = sorted(prompts, key=lambda prompt: (prompt.tokens, prompt.draw))
         chains = shared_prefixes([prompt.tokens for prompt in prompts])
         rows = [
-            Row(model, index, prompt, chain, rules[prompt.settings].sampler.begin(prompt))
+            Row(model, index, prompt, chain, samplers[prompt.settings].begin(prompt))
             for index, (prompt, chain) in enumerate(zip(prompts, chains, strict=True))
             for model in range(num_models)
         ]
@@ -193,12 +184,7 @@ class Decoder:
             use_cache=False,
         ).logits[0]
 
-    def _step(
-        self,
-        batch: RowBatch,
-        adapters: Sequence[FrozenAdapter | None],
-        rules: Mapping[GenerationSettings, _Rules],
-    ) -> list[Row]:
+    def _step(self, batch: RowBatch, adapters: Sequence[FrozenAdapter | None]) -> list[Row]:
         """Write a token for every row; remove and return the rows that have ended."""
         batch.admit()
         places, rows = batch.places, batch.rows
@@ -217,13 +203,13 @@ class Decoder:
             self.work.rows + len(rows),
             self.work.places + places,
         )
-        groups: dict[GenerationSettings, list[int]] = defaultdict(list)
+        groups: dict[Sampler, list[int]] = defaultdict(list)
         for index, row in enumerate(rows):
-            groups[row.prompt.settings].append(index)
-        for settings, members in groups.items():
+            groups[row.sampling.sampler].append(index)
+        for sampler, members in groups.items():
             of_group = logits if len(groups) == 1 else logits[members]  # (members, vocabulary)
             group = [rows[index] for index in members]
-            new = rules[settings].sampler.next_tokens(
+            new = sampler.next_tokens(
                 of_group, [row.sampling for row in group], (row.tokens for row in group)
             )
             for row, token in zip(group, new, strict=True):
@@ -231,55 +217,7 @@ class Decoder:
         ended = [
             row
             for row in rows
-            if len(row.written) >= row.prompt.settings.max_new_tokens
-            or _has_stopped(row, rules[row.prompt.settings])
+            if len(row.written) >= row.prompt.settings.max_new_tokens or row.has_stopped
         ]
         batch.remove(ended)
         return ended
-
-
-def _has_stopped(row: Row, rules: _Rules) -> bool:
-    return row.written[-1] in rules.sampler.end_tokens or rules.stops.are_in(row.written)
-
-
-class StopStrings:
-    """Says when a text has ended by a stop string, and what of it is kept.
-
-    lm-eval decodes the last tokens after each step, special tokens included, and searches them for
-    the string. Decoding is slow, so it is done only where the newest token can have completed the
-    string: where its own text contains the string's last character.
-    """
-
-    def __init__(self, tokenizer: Any, stops: Sequence[str]) -> None:
-        """``stops`` may be of any length and number; empty ones are ignored."""
-        self._tokenizer = tokenizer
-        self._stops = [stop for stop in stops if stop]
-        self._reach = [
-            len(tokenizer.encode(stop, add_special_tokens=False)) + _MORE_TOKENS
-            for stop in self._stops
-        ]
-        # token -> numbers of the strings that it can complete
-        self._may_complete: dict[int, tuple[int, ...]] = {}
-
-    def are_in(self, new_tokens: Sequence[int]) -> bool:
-        """Whether the newest token completes a stop string."""
-        newest = new_tokens[-1]
-        if newest not in self._may_complete:  # in doubt, it can complete a string
-            # Some tokenizers drop a leading space at the beginning of a text, and a part of a
-            # character is decoded to the replacement character.
-            text = " " + self._tokenizer.decode([newest])
-            unclear = text == " " or "\N{REPLACEMENT CHARACTER}" in text
-            stops = enumerate(self._stops)
-            self._may_complete[newest] = tuple(
-                i for i, stop in stops if unclear or stop[-1] in text
-            )
-        return any(
-            self._stops[i] in self._tokenizer.decode(new_tokens[-self._reach[i] :])
-            for i in self._may_complete[newest]
-        )
-
-    def kept(self, text: str) -> str:
-        """The text up to the first stop string, as lm-eval cuts it: one string after the other."""
-        for stop in self._stops:
-            text = text.split(stop)[0]
-        return text

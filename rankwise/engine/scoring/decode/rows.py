@@ -76,6 +76,12 @@ class Row:
         return [*self.prompt.tokens, *self.written]
 
     @property
+    def has_stopped(self) -> bool:
+        """Whether its text has ended, by an end token or a stop string."""
+        sampler = self.sampling.sampler
+        return self.written[-1] in sampler.end_tokens or sampler.stops.are_in(self.written)
+
+    @property
     def own_start(self) -> int:
         """Position of the first token that no other row shares."""
         return self.chain[-1].stop if self.chain else 0

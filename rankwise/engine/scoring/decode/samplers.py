@@ -1,4 +1,7 @@
-"""The next token of every row: as transformers' ``generate`` chooses it, each row by itself."""
+"""The next token of every row, and where its text ends.
+
+It is chosen as transformers' ``generate`` chooses it, each row by itself.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +43,9 @@ _OF_SCORES_ALONE = (
 )
 # Options that use more than a row's own tokens and scores, or make several texts of one.
 _REFUSED = ("guidance_scale", "watermarking_config", "max_time", "stop_strings", "token_healing")
+# lm-eval searches this many tokens more than a stop string itself takes: the model may have
+# written it in other tokens.
+_MORE_TOKENS = 2
 # Columns in a group of ``first_largest``: few compared with a vocabulary, so that both of its
 # argmaxes, over groups and in a group, are short.
 _COLUMNS = 128
@@ -49,10 +55,12 @@ class RowSampling(NamedTuple):
     """How the next token of one row is chosen.
 
     Attributes:
+        sampler: of its settings.
         processors: of transformers, for a prompt of this length.
         generator: the row's own random numbers.
     """
 
+    sampler: Sampler
     processors: LogitsProcessorList
     generator: torch.Generator
 
@@ -65,10 +73,11 @@ class Sampler:
 
     Attributes:
         end_tokens: ids that end a text.
+        stops: strings that end it.
         is_random: whether tokens are drawn.
     """
 
-    def __init__(self, model: Any, settings: GenerationSettings) -> None:
+    def __init__(self, model: Any, tokenizer: Any, settings: GenerationSettings) -> None:
         """Read the settings.
 
         Raises:
@@ -76,6 +85,7 @@ class Sampler:
                 greedy decoding or plain sampling.
         """
         self._model, self._settings = model, settings
+        self.stops = StopStrings(tokenizer, settings.stops)
         self._device = next(model.parameters()).device
         try:
             config, unknown = model._prepare_generation_config(None, **dict(settings.options))
@@ -120,9 +130,8 @@ class Sampler:
             raise ModelError(
                 f"generation options {dict(self._settings.options)}: {error}"
             ) from error
-        return RowSampling(
-            processors, torch.Generator().manual_seed(seed_of(prompt.draw, prompt.tokens))
-        )
+        generator = torch.Generator().manual_seed(seed_of(prompt.draw, prompt.tokens))
+        return RowSampling(self, processors, generator)
 
     def next_tokens(
         self,
@@ -180,6 +189,49 @@ def _applied(processors: Sequence[Any], input_ids: Tensor, scores: Tensor) -> Te
     for processor in processors:
         scores = processor(input_ids, scores)
     return scores
+
+
+class StopStrings:
+    """Says when a text has ended by a stop string, and what of it is kept.
+
+    lm-eval decodes the last tokens after each step, special tokens included, and searches them for
+    the string. Decoding is slow, so it is done only where the newest token can have completed the
+    string: where its own text contains the string's last character.
+    """
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str]) -> None:
+        """``stops`` may be of any length and number; empty ones are ignored."""
+        self._tokenizer = tokenizer
+        self._stops = [stop for stop in stops if stop]
+        self._reach = [
+            len(tokenizer.encode(stop, add_special_tokens=False)) + _MORE_TOKENS
+            for stop in self._stops
+        ]
+        # token -> numbers of the strings that it can complete
+        self._may_complete: dict[int, tuple[int, ...]] = {}
+
+    def are_in(self, new_tokens: Sequence[int]) -> bool:
+        """Whether the newest token completes a stop string."""
+        newest = new_tokens[-1]
+        if newest not in self._may_complete:  # in doubt, it can complete a string
+            # Some tokenizers drop a leading space at the beginning of a text, and a part of a
+            # character is decoded to the replacement character.
+            text = " " + self._tokenizer.decode([newest])
+            unclear = text == " " or "\N{REPLACEMENT CHARACTER}" in text
+            stops = enumerate(self._stops)
+            self._may_complete[newest] = tuple(
+                i for i, stop in stops if unclear or stop[-1] in text
+            )
+        return any(
+            self._stops[i] in self._tokenizer.decode(new_tokens[-self._reach[i] :])
+            for i in self._may_complete[newest]
+        )
+
+    def kept(self, text: str) -> str:
+        """The text up to the first stop string, as lm-eval cuts it: one string after the other."""
+        for stop in self._stops:
+            text = text.split(stop)[0]
+        return text
 
 
 def first_largest(logits: Float[Tensor, "rows vocabulary"]) -> Int[Tensor, " rows"]:
