@@ -53,7 +53,9 @@ class DecodeLayout:
 
     Attributes:
         cache: the blocks of all rows.
+        tokens: (tokens,) that are read.
         positions: (tokens,) position of every token in its text.
+        ends: (ends,) places of the tokens behind which logits are wanted.
         rows: (rows,) places of the decoded rows' newest tokens.
         table: blocks of the decoded rows; None if there is no such row.
         reads: the other tokens.
@@ -62,7 +64,9 @@ class DecodeLayout:
     """
 
     cache: BlockCache
+    tokens: Int[Tensor, " tokens"]
     positions: Int[Tensor, " tokens"]
+    ends: Int[Tensor, " ends"]
     rows: Int[Tensor, " rows"]
     table: BlockTable | None
     reads: Sequence[Read]

@@ -163,8 +163,8 @@ class Decoder:
         Measured by reading one token, since configs have many names for these sizes.
         """
         segment, zero = Segment(0, 1), torch.zeros(1, dtype=torch.long, device=self._device)
-        layout = DecodeLayout(BlockCache(0), zero, zero[:0], None, [Read(0, 1, segment)])
-        self._forward(zero[None], layout, zero)
+        reads = [Read(0, 1, segment)]
+        self._forward(DecodeLayout(BlockCache(0), zero, zero, zero, zero[:0], None, reads))
         expected = decoder_of(self._model).config.get_text_config().num_hidden_layers
         if len(segment.layers) != expected:
             name = type(decoder_of(self._model)).__name__
@@ -174,13 +174,13 @@ class Decoder:
             )
         return sum(keys.nbytes + values.nbytes for keys, values in segment.layers.values())
 
-    def _forward(self, input_ids: Tensor, layout: DecodeLayout, ends: Tensor) -> Tensor:
+    def _forward(self, layout: DecodeLayout) -> Tensor:
         """Logits behind some of the tokens, (ends, vocabulary)."""
         return self._model(
-            input_ids=input_ids,
+            input_ids=layout.tokens[None],
             position_ids=layout.positions[None],
             decode_layout=layout,
-            logits_to_keep=ends,
+            logits_to_keep=layout.ends,
             use_cache=False,
         ).logits[0]
 
@@ -188,14 +188,14 @@ class Decoder:
         """Write a token for every row; remove and return the rows that have ended."""
         batch.admit()
         places, rows = batch.places, batch.rows
-        input_ids, layout, ends, ranges = batch.forward_pass()
+        layout, ranges = batch.forward_pass()
         pieces = [
             FrozenPiece(adapter, start, stop)
             for model, start, stop in ranges
             if (adapter := adapters[model]) is not None
         ]
         with self._bank.rows_of(pieces):
-            logits = self._forward(input_ids, layout, ends)
+            logits = self._forward(layout)
         self.work = DecodeWork(
             self.work.tokens_read + sum(read.length for read in layout.reads),
             self.work.distinct_tokens,

@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from rankwise.engine.models.devices import moved_together
 from rankwise.engine.scoring.decode.attention import DecodeLayout
@@ -159,16 +157,12 @@ class RowBatch:
             coming |= new
         self.rows.sort(key=lambda row: (row.model, row.place))
 
-    def forward_pass(
-        self,
-    ) -> tuple[
-        Int[Tensor, "1 tokens"], DecodeLayout, Int[Tensor, " rows"], list[tuple[int, int, int]]
-    ]:
+    def forward_pass(self) -> tuple[DecodeLayout, list[tuple[int, int, int]]]:
         """The newest token of each row, or its prompt, and prefixes that are not read yet.
 
         Returns:
-            The tokens, their layout, the places of those whose logits are wanted, and of every
-            active model its number, first place, and the place behind its last.
+            The tokens, and of every active model its number, first place, and the place behind its
+            last.
         """
         tokens: list[int] = []
         positions: list[int] = []
@@ -221,7 +215,9 @@ class RowBatch:
             table = BlockTable(blocks, lengths, self._cache.used, self._device)
         layout = DecodeLayout(
             cache=self._cache,
+            tokens=of_tokens,
             positions=of_positions,
+            ends=of_ends,
             rows=of_rows,
             table=table,
             reads=reads,
@@ -230,7 +226,7 @@ class RowBatch:
                 for key, (start, stop) in uses.items()
             ],
         )
-        return of_tokens[None], layout, of_ends, ranges
+        return layout, ranges
 
     def remove(self, ended: Sequence[Row]) -> None:
         """Free the blocks of rows that have ended, and prefixes that no row needs any more."""
