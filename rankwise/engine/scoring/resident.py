@@ -23,7 +23,7 @@ from rankwise.engine.models.head import CompletionHead
 from rankwise.engine.models.lanes import Lanes, opened
 from rankwise.engine.models.packed_attention import check_packable
 from rankwise.engine.models.placed import devices_of
-from rankwise.engine.scoring.decode.decoder import Decoder, DecodeWork
+from rankwise.engine.scoring.decode.decoder import Decoder, ScoringWork
 from rankwise.engine.scoring.tree.answers import LogLikelihoodSums, Targets, add_answers
 from rankwise.engine.scoring.tree.prefixes import PrefixTree, side_by_side
 from rankwise.engine.scoring.tree.reader import TreeReader
@@ -36,18 +36,6 @@ log-likelihoods and one for texts, and the activations of a pass need room besid
 
 # Fewer distinct tokens are not shared out: a lane's modules take longer to make than to use.
 _LANE_TOKENS = 256
-
-
-class ReadingWork(NamedTuple):
-    """What log-likelihoods took, all models together.
-
-    Attributes:
-        tokens_read: tokens that went through the model.
-        distinct_tokens: tokens of the queries, a common prefix counted once.
-    """
-
-    tokens_read: int = 0
-    distinct_tokens: int = 0
 
 
 class _Part(NamedTuple):
@@ -107,10 +95,10 @@ class ResidentScorer:
             keeps_layouts=self._device.type == "cuda",
         )
         self._decoder = Decoder(decoder, tokenizer, self._bank, cache_bytes=cache_bytes)
-        self.reading = ReadingWork()
+        self.reading = ScoringWork()
 
     @property
-    def decoding(self) -> DecodeWork:
+    def decoding(self) -> ScoringWork:
         """What generations took so far."""
         return self._decoder.work
 
@@ -163,11 +151,8 @@ class ResidentScorer:
                 self._device,
             )
         self._reader.forget_layouts()
-        distinct = sum(len(part.tree) for part in parts) * len(models)
-        self.reading = ReadingWork(
-            self.reading.tokens_read + sum(num_read for num_read, _ in by_part),
-            self.reading.distinct_tokens + distinct,
-        )
+        self.reading.tokens_read += sum(num_read for num_read, _ in by_part)
+        self.reading.distinct_tokens += sum(len(part.tree) for part in parts) * len(models)
         numbers = itertools.chain(*(part.numbers for part in parts))
         places = sorted(range(len(items)), key=[*numbers].__getitem__)
         by_model = zip(*(answers for _, answers in by_part), strict=True)

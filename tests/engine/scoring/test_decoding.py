@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank
 from rankwise.engine.scoring.decode.attention import attend_decoded
-from rankwise.engine.scoring.decode.decoder import Decoder, DecodeWork
+from rankwise.engine.scoring.decode.decoder import Decoder, ScoringWork
 from rankwise.engine.scoring.decode.rows import shared_prefixes
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.errors import ModelError
@@ -100,7 +100,7 @@ def test_shared_prefixes_are_read_once_and_change_no_text(family: str, tokenizer
     preamble, middle = "Question: 1 plus 2?\nAnswer: 3\n\n" * 9, "which colour has the sea? " * 5
     texts = [preamble + middle + "a", preamble + middle + "blue", preamble + "def", preamble, "I"]
     prompts = prompts_of(tokenizer, [*texts, texts[1]], 12)
-    works: list[DecodeWork] = []
+    works: list[ScoringWork] = []
     found = decoded(model, tokenizer, prompts, adapters, lambda d: works.append(d.work))
     for generations, adapter in zip(found, adapters, strict=True):
         for prompt, generation in zip(prompts, generations, strict=True):
@@ -125,7 +125,7 @@ def test_a_place_is_taken_in_the_next_step(tokenizer: Any) -> None:
     model.generation_config.eos_token_id = None
     lengths = [3, 9, 4, 30, 2, 11, 5, 8, 17, 6]
     prompts = [Prompt((5 + n, 7, 9), GenerationSettings(n)) for n in lengths]
-    works: list[DecodeWork] = []
+    works: list[ScoringWork] = []
     decoded(model, tokenizer, prompts, look=lambda d: works.append(d.work), max_rows=4)
     assert works[0].rows == sum(lengths)
     assert works[0].occupancy == 1.0

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rankwise.engine.models.attention import attention_of
 from rankwise.engine.scoring import resident
+from rankwise.engine.scoring.decode.decoder import ScoringWork
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.engine.scoring.tree import answers as tree_answers
 from rankwise.engine.scoring.tree import attention as tree_attention
@@ -196,7 +197,7 @@ def test_a_distinct_token_is_read_once_by_every_model(tmp_path: Path) -> None:
     embedding.register_forward_hook(lambda _m, given, _out: read.append(given[0].numel()))
     scorer.log_likelihoods([None, "a", "b"], ITEMS)
     assert sum(read) == 3 * len(prefixes)
-    assert scorer.reading == (3 * len(prefixes), 3 * len(prefixes))
+    assert scorer.reading == ScoringWork(3 * len(prefixes), 3 * len(prefixes))
     assert max(read) <= 40
 
 

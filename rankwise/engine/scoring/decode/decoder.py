@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,8 +30,9 @@ _MAX_ROWS = 128
 _MAX_READ_TOKENS = 1024
 
 
-class DecodeWork(NamedTuple):
-    """What decoding took.
+@dataclass
+class ScoringWork:
+    """What log-likelihoods took so far, or texts; the last three are of texts alone.
 
     Attributes:
         tokens_read: tokens of prompts, all models together.
@@ -87,7 +89,7 @@ class Decoder:
         self._device = next(base_model.parameters()).device
         self._cache_bytes = cache_bytes
         self._max_rows, self._max_read_tokens = max_rows, max_read_tokens
-        self.work = DecodeWork()
+        self.work = ScoringWork()
 
     def shrink(self) -> bool:
         """Halve the rows, the prompts of a pass and the cache; False where it is one row."""
@@ -153,8 +155,8 @@ class Decoder:
         ]
         blocks = self._cache_bytes // (self._bytes_per_token() * BLOCK_TOKENS)
         limits = RowLimits(self._max_rows, blocks, self._max_read_tokens)
-        distinct = num_models * len(PrefixTree([prompt.tokens for prompt in prompts]))
-        self.work = self.work._replace(distinct_tokens=self.work.distinct_tokens + distinct)
+        distinct = len(PrefixTree([prompt.tokens for prompt in prompts]))
+        self.work.distinct_tokens += num_models * distinct
         return RowBatch(rows, limits, self._device)
 
     def _bytes_per_token(self) -> int:
@@ -196,13 +198,10 @@ class Decoder:
         ]
         with self._bank.rows_of(pieces):
             logits = self._forward(layout)
-        self.work = DecodeWork(
-            self.work.tokens_read + sum(read.length for read in layout.reads),
-            self.work.distinct_tokens,
-            self.work.steps + 1,
-            self.work.rows + len(rows),
-            self.work.places + places,
-        )
+        self.work.tokens_read += sum(read.length for read in layout.reads)
+        self.work.steps += 1
+        self.work.rows += len(rows)
+        self.work.places += places
         groups: dict[Sampler, list[int]] = defaultdict(list)
         for index, row in enumerate(rows):
             groups[row.sampling.sampler].append(index)
