@@ -6,7 +6,7 @@ import contextlib
 import itertools
 from collections.abc import Generator, Sequence, Set
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,14 +36,6 @@ log-likelihoods and one for texts, and the activations of a pass need room besid
 
 # Fewer distinct tokens are not shared out: a lane's modules take longer to make than to use.
 _LANE_TOKENS = 256
-
-
-class _Part(NamedTuple):
-    """Continuations that one lane reads: their numbers among all, their tree, what is scored."""
-
-    numbers: Sequence[int]
-    tree: PrefixTree
-    targets: Targets
 
 
 class ResidentScorer:
@@ -139,10 +131,11 @@ class ResidentScorer:
         if not items:
             return [[] for _ in models]
         texts = [item.tokens_read for item in items]
-        parts: list[_Part] = []
-        for numbers in side_by_side(texts, self._max_lanes, _LANE_TOKENS):
-            tree = PrefixTree([texts[number] for number in numbers])
-            parts.append(_Part(numbers, tree, Targets(tree, [items[n] for n in numbers])))
+        shares = side_by_side(texts, self._max_lanes, _LANE_TOKENS)  # of each lane
+        parts = [
+            Targets(PrefixTree([texts[n] for n in share]), [items[n] for n in share])
+            for share in shares
+        ]
         with opened(len(parts)) as lanes:
             by_part = in_smaller_steps(
                 lambda tell: self._read(models, parts, lanes, tell),
@@ -153,14 +146,13 @@ class ResidentScorer:
         self._reader.forget_layouts()
         self.reading.tokens_read += sum(num_read for num_read, _ in by_part)
         self.reading.distinct_tokens += sum(len(part.tree) for part in parts) * len(models)
-        numbers = itertools.chain(*(part.numbers for part in parts))
-        places = sorted(range(len(items)), key=[*numbers].__getitem__)
+        places = sorted(range(len(items)), key=[*itertools.chain(*shares)].__getitem__)
         by_model = zip(*(answers for _, answers in by_part), strict=True)
         answers = ([*itertools.chain(*of_model)] for of_model in by_model)
         return [[of_model[place] for place in places] for of_model in answers]
 
     def _read(
-        self, models: Sequence[str | None], parts: Sequence[_Part], lanes: Lanes, advance: Advance
+        self, models: Sequence[str | None], parts: Sequence[Targets], lanes: Lanes, advance: Advance
     ) -> list[tuple[int, list[list[LogLikelihood]]]]:
         """Of each part, the tokens that were read, and the answers by model and item."""
         with self._carried(models) as adapters:
@@ -180,12 +172,12 @@ class ResidentScorer:
     def _read_part(
         self,
         reader: TreeReader,
-        part: _Part,
+        targets: Targets,
         adapters: Sequence[FrozenAdapter | None],
         advance: Advance,
     ) -> tuple[int, list[list[LogLikelihood]]]:
         """The tokens that were read, and the answers by model and item."""
-        tree, targets = part.tree, part.targets
+        tree = targets.tree
         answers: list[list[LogLikelihood]] = []
         num_read = 0
         size = reader.together(tree, len(adapters))

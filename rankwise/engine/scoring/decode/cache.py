@@ -11,6 +11,7 @@ import copy
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -125,8 +126,7 @@ class Segment:
     layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
 
-@dataclass(frozen=True, eq=False)
-class Read:
+class Read(NamedTuple):
     """Consecutive new tokens: they see each other, and the segments before them.
 
     Attributes:
@@ -140,8 +140,7 @@ class Read:
     into: Segment | Sequence[int]
 
 
-@dataclass(frozen=True, eq=False)
-class SharedUse:
+class SharedUse(NamedTuple):
     """A segment, and the tokens that see it.
 
     Attributes:

@@ -33,9 +33,14 @@ class ScoredTokens(NamedTuple):
 
 
 class Targets:
-    """The tokens that are scored, in the order of the places behind which they are predicted."""
+    """The tokens that are scored, in the order of the places behind which they are predicted.
+
+    Attributes:
+        tree: of all items.
+    """
 
     def __init__(self, tree: PrefixTree, items: Sequence[Continuation]) -> None:
+        self.tree = tree
         # A sequence's last token is not read, so the n tokens of its continuation are predicted
         # behind the last n places of its path.
         paths = [

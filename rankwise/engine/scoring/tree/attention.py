@@ -83,16 +83,14 @@ class TreeStep:
         ``layout`` is the step's, on the device of the layer.
         """
         key = layout.device, number, window
-        added = self._seen.get(key)
-        if added is None:
+        if key not in self._seen:
             seen = layout.groups[number].seen
             if window is not None:
                 seen = seen & (layout.distances(number) < window)
             added = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
             # axes of size 1 stand for kv_heads and for the queries that share a key
-            added = added.masked_fill_(~seen, -torch.inf)[:, None, :, None, :]
-            self._seen[key] = added
-        return added
+            self._seen[key] = added.masked_fill_(~seen, -torch.inf)[:, None, :, None, :]
+        return self._seen[key]
 
 
 @torch.compiler.disable
