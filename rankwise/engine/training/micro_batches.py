@@ -199,13 +199,12 @@ def split_by_budget(
         max_tokens: read in one group.
         kind: of device: ``cpu`` or ``cuda``.
     """
-    in_order = sorted(placed, key=lambda item: (item.place, item.trainee))
-    order = None
+    in_order = sorted(placed, key=lambda item: (-item.example.num_inputs, item.place, item.trainee))
     if kind == "cuda":
-        in_order.sort(key=lambda item: (item.trainee, -item.example.num_inputs))
-        order = range(len(in_order))
+        in_order.sort(key=lambda item: item.trainee)
     lengths = [item.example.num_inputs for item in in_order]
-    return [[in_order[i] for i in group] for group in within_budget(lengths, max_tokens, order)]
+    groups = within_budget(lengths, max_tokens, range(len(lengths)))
+    return [[in_order[i] for i in group] for group in groups]
 
 
 def pack(placed: Sequence[Placed], shares: Mapping[int, Share], device: torch.device) -> MicroBatch:
