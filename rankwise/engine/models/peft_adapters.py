@@ -202,17 +202,14 @@ class VariantModel:
     Attributes:
         variant: of the table.
         model: PEFT's, in evaluation mode; the base is in it, and computes as it does.
+        weights: what is trained.
     """
 
     def __init__(self, variant: Variant, model: Any) -> None:
         """Take PEFT's model as it begins."""
         self.variant, self.model = variant, model
+        self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         self._before = [weight.detach().clone() for weight in self.weights]
-
-    @property
-    def weights(self) -> list[nn.Parameter]:
-        """What is trained."""
-        return [weight for weight in self.model.parameters() if weight.requires_grad]
 
     @property
     def is_zero_update(self) -> bool:

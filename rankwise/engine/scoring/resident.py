@@ -42,7 +42,9 @@ class ResidentScorer:
     """A frozen base model and adapters, scored together; see ``tasks.questions.Scorer``.
 
     Attributes:
+        attached: the names of the adapters that are on the model.
         reading: what log-likelihoods took so far.
+        decoding: what generations took so far.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class ResidentScorer:
         self._device: torch.device = decoder.device
         self._max_lanes = max_lanes
         self._adapters: dict[str, FrozenAdapter] = {}
+        self.attached: Set[str] = self._adapters.keys()
         self._bank = FrozenBank()
         if cache_bytes is None:
             cache_bytes = int(CACHE_SHARE * min(map(free_bytes, devices_of(base_model))))
@@ -87,17 +90,7 @@ class ResidentScorer:
             keeps_layouts=self._device.type == "cuda",
         )
         self._decoder = Decoder(decoder, tokenizer, self._bank, cache_bytes=cache_bytes)
-        self.reading = ScoringWork()
-
-    @property
-    def decoding(self) -> ScoringWork:
-        """What generations took so far."""
-        return self._decoder.work
-
-    @property
-    def peak_cache_bytes(self) -> int:
-        """The most keys and values that were kept for log-likelihoods at once."""
-        return self._reader.peak_cache_bytes
+        self.reading, self.decoding = ScoringWork(), self._decoder.work
 
     def put_on(self, name: str, folder: Path) -> None:
         """Attach an adapter; as ``Scorer``."""
@@ -107,11 +100,6 @@ class ResidentScorer:
     def hold(self, name: str, adapter: FrozenAdapter) -> None:
         """Attach an adapter that is in memory, in the model's dtype."""
         self._adapters[name] = adapter
-
-    @property
-    def attached(self) -> Set[str]:
-        """The names of the adapters that are on the model."""
-        return self._adapters.keys()
 
     def take_off(self, name: str) -> None:
         """Detach an adapter and free its memory."""

@@ -240,8 +240,8 @@ def test_cached_keys_and_values_stay_within_their_bytes(tmp_path: Path) -> None:
         _, own, _ = scorer.log_likelihoods([None, "a", "b"], ITEMS)
         expected = expected or own
         assert_equal(own, expected)
-        assert 0 < scorer.peak_cache_bytes <= budget
-        peaks.append(scorer.peak_cache_bytes)
+        assert 0 < scorer._reader.peak_cache_bytes <= budget
+        peaks.append(scorer._reader.peak_cache_bytes)
     assert peaks[1] <= longest * token_bytes
 
 
