@@ -54,8 +54,8 @@ from benchmarks.training_peer import (
 from rankwise.engine.models import base as models
 from rankwise.engine.models.devices import DTYPES, choose_device, device_name
 from rankwise.engine.models.trained_adapters import adapted
-from rankwise.engine.training.base_readings import base_readings
 from rankwise.engine.training.loop import train_pass
+from rankwise.engine.training.micro_batches import base_readings
 from rankwise.engine.training.trainees import AdapterTrainee, effective_batches
 from rankwise.records.config.study import BaseModelConfig
 from rankwise.records.config.training import ObjectiveConfig

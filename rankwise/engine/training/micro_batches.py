@@ -1,23 +1,24 @@
 """Examples of several trainees, packed into the rows of one forward and backward pass.
 
-Of pairs of answers it has DPO's losses.
+Of pairs of answers it has DPO's losses, and what the base says of them: that never changes, as the
+base is frozen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from rankwise.engine.models.devices import moved_together
-from rankwise.engine.models.head import LearnedTokens
+from rankwise.engine.models.devices import in_smaller_steps, moved_together
+from rankwise.engine.models.head import CompletionHead, LearnedTokens, token_losses
 from rankwise.engine.models.lanes import num_lanes
-from rankwise.engine.models.packed_attention import within_budget
+from rankwise.engine.models.packed_attention import packed_attention, packed_states, within_budget
 from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.engine.models.trained_adapters import DroppedSequence, Piece
 from rankwise.engine.training.trainees import AdapterTrainee, Share, Trainee
@@ -321,3 +322,47 @@ def pair_losses(
     margins, smoothing = dpo.beta * (chosen - rejected), dpo.label_smoothing
     log_sigmoid = nn.functional.logsigmoid
     return -log_sigmoid(margins) * (1 - smoothing) - log_sigmoid(-margins) * smoothing
+
+
+@torch.no_grad()
+def base_readings(
+    model: Any, examples: Iterable[Example], *, max_tokens: int, autocast: bool = False
+) -> dict[Example, Example]:
+    """Each pair -> the same with what the model, which is the base still, says of both answers.
+
+    Each is read once for all runs, epochs and seeds of a pass, before these begin.
+
+    Args:
+        model: without any adapter.
+        examples: pairs; of equal ones, one is read.
+        max_tokens: read at once; halved when memory runs out.
+        autocast: to bfloat16, as float32 weights are trained.
+
+    Raises:
+        torch.OutOfMemoryError: a single pair does not fit (MemoryError, RuntimeError on a CPU).
+    """
+    pairs = [*dict.fromkeys(examples)]
+    placed = [Placed(0, place, pair) for place, pair in enumerate(pairs)]
+    least = max(pair.num_inputs for pair in pairs)
+    device: torch.device = next(model.parameters()).device
+    head, found = CompletionHead(model), dict[Example, Example]()
+
+    def shrink() -> bool:
+        nonlocal max_tokens
+        can, max_tokens = max_tokens > least, max_tokens // 2
+        return can
+
+    def read() -> None:
+        for group in split_by_budget(placed, max_tokens, device.type):
+            batch = pack(group, {0: Share(1.0)}, device)
+            hidden, learned = packed_states(model.base_model, *batch.tokens), batch.learned
+            nats = token_losses(head, hidden[0, learned.rows], learned.targets)
+            assert batch.pairs is not None
+            likelihoods = batch.pairs.log_likelihoods(nats).tolist()
+            own = [span.placed.example for span in batch.spans if span.part == 0]
+            for pair, (chosen, rejected) in zip(own, likelihoods, strict=True):
+                found[pair] = pair._replace(base_nats=(chosen, rejected))
+
+    with packed_attention(model), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        in_smaller_steps(lambda _: read(), shrink, lambda _: None, device)
+    return found

@@ -18,9 +18,8 @@ from rankwise.engine.models.placed import layer_devices
 from rankwise.engine.models.trained_adapters import Adapter, AdapterBank, adapted
 from rankwise.engine.models.variants import VARIANTS, Initialisation, Initialise, VariantSetting
 from rankwise.engine.training import loop as training
-from rankwise.engine.training.base_readings import base_readings
 from rankwise.engine.training.loop import TrainingResult
-from rankwise.engine.training.micro_batches import training_lanes
+from rankwise.engine.training.micro_batches import base_readings, training_lanes
 from rankwise.engine.training.states import StateWriter
 from rankwise.engine.training.trainees import (
     AdapterTrainee,

@@ -19,7 +19,7 @@ from torch import nn
 from rankwise.engine.models import base as models
 from rankwise.engine.models.trained_adapters import Adapter, adapted
 from rankwise.engine.training import loop as training
-from rankwise.engine.training.base_readings import base_readings
+from rankwise.engine.training.micro_batches import base_readings
 from rankwise.engine.training.trainees import AdapterTrainee, effective_batches, lora_adapter
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config

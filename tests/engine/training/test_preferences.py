@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from rankwise.engine.models import base as models
 from rankwise.engine.training import loop as training
-from rankwise.engine.training.base_readings import base_readings
+from rankwise.engine.training.micro_batches import base_readings
 from rankwise.engine.training.trainees import AdapterTrainee, Trainee, rate_factor
 from rankwise.records.config.training import DpoConfig, TrainConfig
 from rankwise.tasks.training_rows import Example, TrainingRow
