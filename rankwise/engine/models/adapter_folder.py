@@ -40,11 +40,6 @@ class ScaledFactors(NamedTuple):
     lora_B: Float[Tensor, "out_features rank"]
     scaling: float
 
-    @property
-    def is_zero(self) -> bool:
-        """Whether the layer adds nothing: the scaling or a whole factor is zero."""
-        return self.scaling == 0 or not bool(self.lora_A.any()) or not bool(self.lora_B.any())
-
 
 def read_factors(folder: Path) -> dict[str, ScaledFactors]:
     """Read the factors of every adapted layer as saved; ranks and alphas may differ by layer.

@@ -195,4 +195,5 @@ def load_frozen_adapter(base_model: nn.Module, folder: Path, dtype: torch.dtype)
         for name, (A, B, scaling) in saved.items()
     }
     # of the factors as saved: small numbers can become zero in another dtype
-    return FrozenAdapter(layers, all(factors.is_zero for factors in saved.values()))
+    is_zero = all(not scaling or not A.any() or not B.any() for A, B, scaling in saved.values())
+    return FrozenAdapter(layers, is_zero)
