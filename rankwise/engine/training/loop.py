@@ -307,9 +307,10 @@ class _Pass:
         of_batches = iter(torch.cat(nats).cpu().split([len(part) for part in nats]))
         sums, kl_sums = (dict.fromkeys(active, 0.0) for _ in range(2))
         for batch, _, _ in done:
-            of_batch = batch.summed(next(of_batches), next(of_batches))
-            for totals, of_trainees in zip((sums, kl_sums), of_batch, strict=True):
-                for index, total in of_trainees.items():
+            num_losses = [span.num_losses for span in batch.spans]
+            num_held = [len(span.placed.held) for span in batch.spans]
+            for totals, numbers in ((sums, num_losses), (kl_sums, num_held)):
+                for index, total in batch.sums(next(of_batches), numbers).items():
                     totals[index] += total
         return {
             index: StepGradients(

@@ -143,16 +143,8 @@ class MicroBatch(NamedTuple):
     held: HeldRows | None
     pairs: PairTerms | None
 
-    def summed(
-        self, losses: Float[Tensor, " losses"], kls: Float[Tensor, " held"]
-    ) -> tuple[dict[int, float], dict[int, float]]:
-        """Each trainee's losses, and its KLs from the base, added up; both are on the CPU."""
-        loss_counts = [span.num_losses for span in self.spans]
-        held_counts = [len(span.placed.held) for span in self.spans]
-        return self._sums(losses, loss_counts), self._sums(kls, held_counts)
-
-    def _sums(self, nats: Float[Tensor, " _"], counts: Sequence[int]) -> dict[int, float]:
-        """Of each trainee, in float64; each span has ``counts``."""
+    def sums(self, nats: Float[Tensor, " _"], counts: Sequence[int]) -> dict[int, float]:
+        """Of each trainee's losses or KLs, in float64, on the CPU; each span has ``counts``."""
         sums: dict[int, float] = {}
         for span, of_span in zip(self.spans, nats.double().split([*counts]), strict=True):
             trainee = span.placed.trainee

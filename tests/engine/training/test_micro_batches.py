@@ -54,7 +54,9 @@ def test_what_is_packed_is_what_was_asked_for() -> None:
     assert held.left_out.tolist() == [-1, -1, 11, 12]
     assert held.texts.input_ids.tolist() == [[10, 11, 12]]
     assert held.text_rows.tolist() == [1, 2, 0, 1]
-    losses, kls = batch.summed(torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([1.0, 1, 2, 4]))
+    num_losses = [span.num_losses for span in batch.spans]
+    losses = batch.sums(torch.tensor([1.0, 2.0, 4.0, 8.0]), num_losses)
+    kls = batch.sums(torch.tensor([1.0, 1, 2, 4]), [len(span.placed.held) for span in batch.spans])
     assert (losses, kls) == ({0: 3.0, 1: 12.0}, {0: 2.0, 1: 6.0})
 
 
