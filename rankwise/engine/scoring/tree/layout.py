@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -225,10 +224,8 @@ class TreeLayout:
     def pool_slices(self, places: Places) -> tuple[slice, ...]:
         """Where these places, in order, lie in the key pool, as few slices as possible."""
         at = self._in_pool(places)
-        cuts = np.flatnonzero(np.diff(at) != 1) + 1
-        bounds = [0, *cuts.tolist(), len(at)]
-        pairs = pairwise(bounds)
-        return tuple(slice(int(at[a]), int(at[b - 1]) + 1) for a, b in pairs if a < b)
+        pieces = np.split(at, np.flatnonzero(np.diff(at) != 1) + 1)
+        return tuple(slice(int(piece[0]), int(piece[-1]) + 1) for piece in pieces if len(piece))
 
     def _in_pool(self, places: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
         """Numbers in the key pool: a cached ancestor lies at its depth, a new place behind them."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -116,13 +117,9 @@ def side_by_side(
         least_tokens: of a part, on average; with fewer there are fewer parts.
     """
     order = sorted(range(len(sequences)), key=sequences.__getitem__)
-    ends: list[int] = []  # of each sequence, the distinct tokens up to its own
-    before: tuple[int, ...] = ()
-    for number in order:
-        row = sequences[number]
-        new = len(row) - shared_length(before, row)
-        ends.append(new + (ends[-1] if ends else 0))
-        before = row
+    pairs = pairwise([(), *(sequences[number] for number in order)])
+    # of each sequence, the distinct tokens up to its own
+    ends = [*accumulate(len(row) - shared_length(before, row) for before, row in pairs)]
     count = max(1, min(most, ends[-1] // least_tokens))
     parts: list[list[int]] = [[] for _ in range(count)]
     for number, end in zip(order, ends, strict=True):
