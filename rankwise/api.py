@@ -616,8 +616,8 @@ def written_report(
 
     items = item_table(outcome.results, folder.read_samples, with_texts=with_texts)
     losses = {run.name: folder.read_losses(run.name) for run in outcome.results.runs}
-    shown = *outcome, items, losses
-    return write_report(output or folder.root, *shown, study=folder.root, overwrite=overwrite)
+    place = output or folder.root
+    return write_report(place, *outcome, items, losses, study=folder.root, overwrite=overwrite)
 
 
 def _frame(rows: Iterable[Row]) -> DataFrame:

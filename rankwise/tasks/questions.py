@@ -96,13 +96,16 @@ class Scorer(Protocol):
         Raises:
             ModelError: the adapter cannot be read, does not fit, or is of an unsupported kind.
         """
+        ...
 
     @property
     def attached(self) -> Set[str]:
         """The names of the adapters that are attached."""
+        ...
 
     def take_off(self, name: str) -> None:
         """Detach an adapter and free its memory."""
+        ...
 
     def log_likelihoods(
         self,
@@ -111,6 +114,7 @@ class Scorer(Protocol):
         advance: Advance = lambda _: None,
     ) -> list[list[LogLikelihood]]:
         """Score continuations; ``advance`` receives the tokens read, for every item and model."""
+        ...
 
     def generate(
         self,
@@ -119,6 +123,7 @@ class Scorer(Protocol):
         advance: Advance = lambda _: None,
     ) -> list[list[Generation]]:
         """Continue prompts; ``advance`` receives the tokens read, and ``max_new_tokens``."""
+        ...
 
 
 class RightAnswer(NamedTuple):

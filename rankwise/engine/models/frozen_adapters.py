@@ -148,10 +148,10 @@ class _FrozenLayer(nn.Module):
         out = y.view(-1, y.shape[-1])  # (rows, out_features), shares y's memory
         joined = self.bank.joined(self.name) if len(rows) <= _MAX_JOINED_ROWS else None
         if joined is not None and joined[0].dtype == rows.dtype == out.dtype:
-            A, B, ranks = joined
+            lora_A, lora_B, ranks = joined
             # (rows, sum of ranks), zero in the columns of other adapters
-            inner = (rows @ A.T).masked_fill_(self.bank.foreign(ranks, rows), 0)
-            out.addmm_(inner, B)
+            inner = (rows @ lora_A.T).masked_fill_(self.bank.foreign(ranks, rows), 0)
+            out.addmm_(inner, lora_B)
             return y
         for adapter, start, stop in self.bank.pieces:
             factors = adapter.layers.get(self.name)
