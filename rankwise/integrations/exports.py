@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rankwise.errors import ConfigError
-from rankwise.findings.deployment import DeployedRun
 from rankwise.findings.model_card import markdown_code, markdown_table, markdown_text
 from rankwise.integrations.drafts import Rows, TrainingSetup
 from rankwise.integrations.llama_factory import DATASET_INFO, LLAMA_FACTORY, dataset_info
@@ -25,7 +24,7 @@ from rankwise.records.files import require_regular, write_atomically
 from rankwise.records.folder import StudyFolder
 from rankwise.records.names import find_run, task_file_name
 from rankwise.records.recommendation import Comparison, Recommendation
-from rankwise.records.results import ModelResults, StudyResults
+from rankwise.records.results import ModelResults
 from rankwise.records.study import PlannedRun, StudyRecord, TaskEvaluation, is_rslora
 from rankwise.study.conclusion import StudyOutcome, conclude
 
@@ -142,9 +141,7 @@ def write_card(
 ) -> tuple[Path, Sequence[str]]:
     """Write the model card of a run."""
     refuse_imported(chosen.planned)
-    found = (each for each in outcome.findings.deployed if each.run == chosen.planned.name)
-    card = run_card(outcome.results, chosen, next(found, None))
-    write_atomically(folder / CARD_FILE, card)
+    write_atomically(folder / CARD_FILE, run_card(outcome, chosen))
     return folder / CARD_FILE, ()
 
 
@@ -322,15 +319,17 @@ def _remarks_on_rows(setup: TrainingSetup, tool: Tool) -> Iterator[str]:
         )
 
 
-def run_card(results: StudyResults, chosen: ChosenRun, deployed: DeployedRun | None = None) -> str:
-    """What a run is, how it was trained, and what it scores beside its base.
+def run_card(outcome: StudyOutcome, chosen: ChosenRun) -> str:
+    """What a run is, how it was trained, what it scores beside its base, and what forms keep.
 
     Args:
-        results: of the study that the run is of.
+        outcome: of the study that the run is of.
         chosen: the run, and what the study recommends.
-        deployed: what it keeps in the forms in which it was checked.
     """
-    study, planned, part = results.study, chosen.planned, chosen.recommendation
+    results, planned, part = outcome.results, chosen.planned, chosen.recommendation
+    study = results.study
+    forms = (each for each in outcome.findings.deployed if each.run == planned.name)
+    deployed = next(forms, None)
     model = next(each for each in results.runs if each.name == planned.name)
     compared = [each for each in part.comparisons if each.run == planned.name]
     what = "A fully fine-tuned model" if planned.rank is None else f"A rank-{planned.rank} adapter"

@@ -77,7 +77,7 @@ def write_shared(
     chosen = runs[0]
     adapter = _adapter_of(folder, chosen.planned)
     refuse_links(folder, [adapter / _ADAPTER_CONFIG, adapter / _ADAPTER_WEIGHTS])
-    write_atomically(target / CARD_FILE, run_card(outcome.results, chosen))
+    write_atomically(target / CARD_FILE, run_card(outcome, chosen))
     config = without_folders(json.loads((adapter / _ADAPTER_CONFIG).read_text(encoding="utf-8")))
     write_atomically(target / _ADAPTER_CONFIG, json.dumps(config, indent=2) + "\n")
     with writing(target):

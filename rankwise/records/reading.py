@@ -69,9 +69,10 @@ def judged_lines(
     samples = answered(record, samples)
     documents = {int(line["doc_id"]): line.get("doc") for line in samples}
     judged = judged._replace(ties=ties_of(samples))
-    kinds = [(doc or {}).get(slice_field) for doc in documents.values()]
-    if slice_field is not None and None not in kinds:
-        judged = judged.with_items(slices=tuple(map(str, kinds)))
+    if slice_field is not None:
+        kinds = [(doc or {}).get(slice_field) for doc in documents.values()]
+        if None not in kinds:
+            judged = judged.with_items(slices=tuple(map(str, kinds)))
     if cluster_field is None:
         return judged.with_items(candidates=candidate_fields(documents))
     setting = f"evaluation.clusters.{record.task.partition('@')[0]}"

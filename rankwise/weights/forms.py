@@ -267,7 +267,7 @@ def find_forms(names: Sequence[str]) -> list[Form]:
         try:
             known_form(name)
         except ValueError as error:
-            problems.append(f"--as: {error}")
+            problems.append(f"--forms: {error}")
     problems += [f"--forms names no form; there is {', '.join(FORMS)}"] * (not names)
     if problems:
         raise ConfigError("check", problems)

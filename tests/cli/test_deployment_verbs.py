@@ -320,7 +320,9 @@ def test_bad_input_is_told_and_exits_with_2(
     assert "names no task" in of(weak.base, weak.adapter, tasks=",")
     assert "cannot be read" in of(weak.base, weak.adapter, "--contract", tmp_path / "none.yaml")
     assert "--forms names no form" in of(weak.base, weak.adapter, "--forms", ",")
-    assert "did you mean 'merged-bf16'?" in of(weak.base, weak.adapter, "--forms", "merged-bf61")
+    misspelt = of(weak.base, weak.adapter, "--forms", "merged-bf61")
+    assert "--forms: " in misspelt
+    assert "did you mean 'merged-bf16'?" in misspelt
     assert "is not a margin" in of(weak.base, weak.adapter, "--max-loss", "nan")
     assert "is not empty" in of(weak.base, weak.adapter, "--output", tmp_path / "full")
     rounded = of(

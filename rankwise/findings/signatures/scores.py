@@ -81,7 +81,7 @@ def _negative_transfer(
     loss = _loss(source, option, task)
     if base > 0 and loss.lower / base > TRANSFER_ALARM_SHARE:
         advice = (
-            f"If that domain matters, use the base,  try {_LESS_TRAINING}, or mix rows of it "
+            f"If that domain matters, use the base, try {_LESS_TRAINING}, or mix rows of it "
             "into the training (mitigations in the study file)."
         )
         if option.rank is not None:
@@ -166,7 +166,7 @@ def _train_test_gap(
         )
         name, ending = "train_test_gap", "."
     elif unit == "nats":
-        advice = "It may repeat its rows verbatim:  check that they hold nothing private."
+        advice = "It may repeat its rows verbatim: check that they hold nothing private."
         name = "memorised"
         ending = (
             f"; its loss on these rows is {quantities.score(known.score, unit)}, at most "
