@@ -74,8 +74,7 @@ def summarise(
     models = {model.run.planned: model for model in results.runs if model.run is not None}
     order = ("rank", "alpha", "learning_rate", "epochs", "seed")
     planned = sorted(
-        models,
-        key=lambda run: (run.rank is None, *(getattr(run, name) or 0 for name in order)),
+        models, key=lambda run: (run.rank is None, *(getattr(run, name) or 0 for name in order))
     )
     labels = seeded_labels(planned)
     worst: dict[str, Comparison] = {}

@@ -15,12 +15,7 @@ from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.recommendation import Bound
 from rankwise.records.results import ModelResults, StudyResults
-from rankwise.records.spectra import (
-    INTRUDER_EPSILON,
-    INTRUDER_K,
-    SpectraRecord,
-    intruders_of,
-)
+from rankwise.records.spectra import INTRUDER_EPSILON, INTRUDER_K, SpectraRecord, intruders_of
 from rankwise.records.study import Relation, Unit
 
 ALL_MODULES = "all modules"

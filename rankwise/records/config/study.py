@@ -119,10 +119,7 @@ class EvaluationConfig(Section):
 
     The order is fixed: a larger limit adds items to those of a smaller one.
     """
-    reference: Annotated[
-        ReferenceConfig | None,
-        BeforeValidator(_reference),
-    ] = None
+    reference: Annotated[ReferenceConfig | None, BeforeValidator(_reference)] = None
     """Let most LoRA runs answer a part of the items, and estimate the rest; None: all answer all.
 
     The base, full fine-tuning and one LoRA run of each trained task answer all items. ``auto``:

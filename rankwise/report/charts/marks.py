@@ -8,14 +8,7 @@ from urllib.parse import quote, urlencode
 
 from rankwise.records.axes import Kind
 from rankwise.records.study import Interval
-from rankwise.report.charts.theme import (
-    FONT_SIZE,
-    INK,
-    PAGE,
-    Colour,
-    kind_colour,
-    kind_shape,
-)
+from rankwise.report.charts.theme import FONT_SIZE, INK, PAGE, Colour, kind_colour, kind_shape
 from rankwise.report.parts import Chart
 
 LETTER = 0.56 * FONT_SIZE

@@ -10,14 +10,7 @@ from typing import TYPE_CHECKING
 from rankwise.records.answer_lengths import AnswerLengths
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.study import PlannedRun, StudyRecord
-from rankwise.study.stages.stage import (
-    Graph,
-    Model,
-    OneRecord,
-    Stage,
-    fingerprint_in,
-    model_name,
-)
+from rankwise.study.stages.stage import Graph, Model, OneRecord, Stage, fingerprint_in, model_name
 from rankwise.tasks.short_prompts import short_prompts
 
 if TYPE_CHECKING:
