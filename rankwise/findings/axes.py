@@ -144,7 +144,8 @@ class _Method:
     """
 
     def __init__(self, source: OptionGains, judged: _Judged, name: Method) -> None:
-        self.source, self.judged, self.name = source, judged, name
+        self.source, self.judged = source, judged
+        self.name: Method = name
         self.trained: dict[Setting, Option] = {
             setting: option
             for option in source.in_study_order(source.options)
