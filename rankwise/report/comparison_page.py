@@ -164,7 +164,7 @@ def _of(choice_cell: Callable[[ComparedChoice], Content]) -> Callable[[ComparedA
     return lambda answer: None if answer.choice is None else choice_cell(answer.choice)
 
 
-def _trained_on(answer: ComparedAnswer, study: StudyRecord) -> Cell:
+def _trained_on(answer: ComparedAnswer, study: StudyRecord) -> Cell | None:
     runs = [run for run in study.runs if run.train_task == answer.train_task]
     rows = max((run.num_examples for run in runs if run.role != "imported"), default=0)
     return _value(answer.train_task, f"{quantities.count(rows)} rows" if rows else "")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from rankwise.findings.retention import RetentionLine, TrainTaskRetention
 from rankwise.records import quantities
+from rankwise.records.axes import Kind
 from rankwise.report import cells
 from rankwise.report.charts.intervals import Bar, BarPanel, interval_chart, short_names
 from rankwise.report.parts import Cell, Figure, ReportSection, Shown, Table, option_columns
@@ -50,7 +51,7 @@ def _shown(found: TrainTaskRetention) -> Iterator[Shown]:
 
 def _figure(found: TrainTaskRetention) -> Figure:
     options = cells.drawn_options(found.options)
-    kinds = {option.label: option.kind for option in options}
+    kinds: dict[str, Kind] = {option.label: option.kind for option in options}
     subjects = sorted(
         found.subjects,
         key=lambda line: min(c.change.estimate for c in line.changes if c.label in kinds),
