@@ -629,6 +629,13 @@ STUDY_FILES = [
         ("evaluation.num_fewshot: -1 given; input should be greater than or equal to 0",),
     ),
     Case(
+        "a search without ranks",
+        SMALLEST + "methods: {lora: null, full: {}}\nsearch: {policy: ladder}\n",
+        (
+            "search.policy: it chooses among LoRA's ranks; give methods.lora, or leave search.policy out",
+        ),
+    ),
+    Case(
         "a word for references",
         SMALLEST + "evaluation: {reference: always}\n",
         ("evaluation.reference: 'always' given; write auto, or a section such as {share: 0.2}",),

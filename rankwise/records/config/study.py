@@ -396,6 +396,11 @@ class StudyConfig(Section):
                     "train.stop: it needs evaluation.retention, and cannot be combined with "
                     "search.policy or learning_rate.tune; take it out, or these"
                 )
+        if self.search.policy is not None and self.methods.lora is None:
+            yield (
+                "search.policy: it chooses among LoRA's ranks; give methods.lora, or leave "
+                "search.policy out"
+            )
         reference = self.evaluation.reference
         if reference is not None and not reference.least_saving and self.is_searched:
             yield (
