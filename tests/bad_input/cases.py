@@ -636,6 +636,12 @@ STUDY_FILES = [
         ),
     ),
     Case(
+        "rates to tune and nothing to train",
+        SMALLEST.replace("task: t", "task: t, learning_rate: {tune: true}")
+        + "methods: {lora: null, full: null, imported: [{adapter: a}]}\n",
+        ("train.learning_rate.tune: nothing is trained; leave it out, or give methods.lora",),
+    ),
+    Case(
         "a word for references",
         SMALLEST + "evaluation: {reference: always}\n",
         ("evaluation.reference: 'always' given; write auto, or a section such as {share: 0.2}",),

@@ -401,6 +401,8 @@ class StudyConfig(Section):
                 "search.policy: it chooses among LoRA's ranks; give methods.lora, or leave "
                 "search.policy out"
             )
+        if self.train.learning_rate.tune and self.methods.lora is self.methods.full is None:
+            yield "train.learning_rate.tune: nothing is trained; leave it out, or give methods.lora"
         reference = self.evaluation.reference
         if reference is not None and not reference.least_saving and self.is_searched:
             yield (
