@@ -136,6 +136,11 @@ def repair(
             record = _of_adapters(adapters, settings, kept, kinds, max_retention_loss, output)
     if as_json:
         return cli.emit(record)
+    _show(record)
+    return cli.OK
+
+
+def _show(record: AdapterRepair) -> None:
     from rankwise.cli.terminal import as_shown
     from rankwise.report.sections.mitigations import repair_table
 
@@ -146,7 +151,6 @@ def repair(
         cli.say(record.choice.kl_statement)
     if record.folder is not None:
         cli.say(f"repaired adapter: {record.folder}", folded=False)
-    return cli.OK
 
 
 Kinds = tuple[RepairFamily | Repair, ...]

@@ -295,7 +295,7 @@ def test_auto_is_on_where_it_saves_a_quarter_of_the_work(
     assert planned(*few).references.runs == study.references.runs  # what was begun so stays so
     with pytest.raises(ConfigError, match="share"):
         load_config(file, ["evaluation.reference={shre: 0.2}"])
-    with pytest.raises(ConfigError, match="a section is needed"):
+    with pytest.raises(ConfigError, match="write auto, or a section such as"):
         load_config(file, ["evaluation.reference=always"])
     searched = load_config(file, [AUTO, "search={policy: ladder, validation_items: 2}"])
     assert not plan_study(searched).record.references.parts

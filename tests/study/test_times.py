@@ -233,7 +233,7 @@ def test_a_recorded_study_is_right_within_a_half_until_its_first_texts() -> None
     lines = read_stream(Path(__file__).parent / "recorded" / "small_study.jsonl")
     end = lines[-1][1]
     said = compared(replayed(lines), end)
-    texts = next(line[1] for line in lines if line[0] == "started" and "behaviour" in line[2])
+    texts = next(line[1] for line in lines if line[0] == "started" and "answer_lengths" in line[2])
     before = [s for s in said if s.at < texts]
     assert len(before) > 50
     assert within(before, 1.5) == 1.0
@@ -242,7 +242,7 @@ def test_a_recorded_study_is_right_within_a_half_until_its_first_texts() -> None
 
 
 def test_texts_that_end_together_are_no_stalls() -> None:
-    stage = outline("behaviour", "behaviour", 1000.0)
+    stage = outline("answer_lengths", "answer_lengths", 1000.0)
     rates = Rates()
     rates.planned([stage])
     rates.started(stage, 0.0)

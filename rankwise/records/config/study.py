@@ -367,23 +367,8 @@ class StudyConfig(Section):
         if self.train.dpo is not None and any(arm.kl or arm.replay for arm in self.mitigations):
             yield "kl and replay read rows of one answer, and dpo reads pairs; leave them out"
 
-    def _problems(self) -> Iterator[str]:
-        roles = ("in_domain", "out_of_domain", "retention", "held_out_text")
-        named = ((task, role) for role in roles for task in getattr(self.evaluation, role))
-        for task, relations in grouped(named).items():
-            if len(relations) > 1:
-                yield f"evaluation: task {task!r} is in {' and '.join(relations)}; name it once"
-        for task in self.train.task if len(self.train.task) == 1 else ():
-            if task in (*self.evaluation.out_of_domain, *self.evaluation.retention):
-                yield (
-                    f"evaluation: {task!r} is trained on, so it is in_domain; "
-                    "take it out of out_of_domain and retention"
-                )
-        if len(self.train.task) > 1 and self.evaluation.has("in_domain"):
-            yield (
-                "evaluation.in_domain: with several trained tasks, each is in_domain for itself "
-                "and out_of_domain for the others; leave in_domain out"
-            )
+    def _search_problems(self) -> Iterator[str]:
+        """What searches do not go with."""
         if self.train.score_checkpoints and self.is_searched and self.train.stop is None:
             yield (
                 "train.score_checkpoints: a search scores its own checkpoints (search.rungs); "
@@ -409,6 +394,25 @@ class StudyConfig(Section):
                 "evaluation.reference: references are chosen before anything is scored, and a "
                 "search chooses runs by their scores; leave one of them out"
             )
+
+    def _problems(self) -> Iterator[str]:
+        roles = ("in_domain", "out_of_domain", "retention", "held_out_text")
+        named = ((task, role) for role in roles for task in getattr(self.evaluation, role))
+        for task, relations in grouped(named).items():
+            if len(relations) > 1:
+                yield f"evaluation: task {task!r} is in {' and '.join(relations)}; name it once"
+        for task in self.train.task if len(self.train.task) == 1 else ():
+            if task in (*self.evaluation.out_of_domain, *self.evaluation.retention):
+                yield (
+                    f"evaluation: {task!r} is trained on, so it is in_domain; "
+                    "take it out of out_of_domain and retention"
+                )
+        if len(self.train.task) > 1 and self.evaluation.has("in_domain"):
+            yield (
+                "evaluation.in_domain: with several trained tasks, each is in_domain for itself "
+                "and out_of_domain for the others; leave in_domain out"
+            )
+        yield from self._search_problems()
         of_rows = self._row_problems() if len(self.train.max_examples) > 1 else ()
         yield from (f"train.max_examples: {problem}; give one number" for problem in of_rows)
         of_arms = self._mitigation_problems() if self.mitigations else ()

@@ -369,6 +369,7 @@ class Planner:
         answers = answers if has_full else {}
         prompts = self._head_prompts()
         short_prompts = encoded_prompts(model.tokenizer) if config.analysis.answer_lengths else ()
+        asked = [SHORT_PROMPTS_REVISION, model.precision, short_prompts]
         record = StudyRecord(
             **dict(tasks.scored),
             fingerprint=study_fingerprint(config),
@@ -385,11 +386,7 @@ class Planner:
             gauge_fingerprints={
                 source: answers_fingerprint(model.precision, its) for source, its in gauged.items()
             },
-            short_prompts_fingerprint=fingerprint(
-                [SHORT_PROMPTS_REVISION, model.precision, short_prompts]
-            )
-            if short_prompts
-            else None,
+            short_prompts_fingerprint=fingerprint(asked) if short_prompts else None,
             num_parameters=model.num_parameters,
             num_tokens=TokenCounts(
                 scored={name: task.num_distinct_tokens for name, task in self._prepared.items()},

@@ -208,18 +208,13 @@ class RowBatch:
             ranges.append((row.model, first, len(tokens)))
         numbers = [np.array(each, dtype=np.int64) for each in (tokens, positions, places, ends)]
         of_tokens, of_positions, of_rows, of_ends = moved_together(numbers, self._device)
-        table = None
-        if decoded:
-            lengths = [row.position - row.own_start + 1 for row in decoded]
-            blocks = [row.blocks for row in decoded]
-            table = BlockTable(blocks, lengths, self._cache.used, self._device)
         layout = DecodeLayout(
             cache=self._cache,
             tokens=of_tokens,
             positions=of_positions,
             ends=of_ends,
             rows=of_rows,
-            table=table,
+            table=self._table(decoded) if decoded else None,
             reads=reads,
             shared=[
                 SharedUse(self._segments[key], start, stop, max(positions[start:stop]))
@@ -227,6 +222,10 @@ class RowBatch:
             ],
         )
         return layout, ranges
+
+    def _table(self, rows: Sequence[Row]) -> BlockTable:
+        lengths = [row.position - row.own_start + 1 for row in rows]
+        return BlockTable([row.blocks for row in rows], lengths, self._cache.used, self._device)
 
     def remove(self, ended: Sequence[Row]) -> None:
         """Free the blocks of rows that have ended, and prefixes that no row needs any more."""
