@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from rankwise.errors import ConfigError
 from rankwise.findings.notes import suspect, suspicion, too_few
 from rankwise.findings.pairs import (
+    Counts,
     Pair,
     PairedTest,
     accuracy_difference,
@@ -157,7 +159,7 @@ def against_base(results: TrainTaskResults, *, anytime: bool = False) -> ModelVe
     unit = base.metric if base.unit == "units" else base.unit
     if base.metric in OF_LOG_LIKELIHOODS and base.higher_is_better:
         unit = "log-likelihood"
-    verdicts = map(_verdict, results.runs, pairs, judged, in_accuracy)
+    verdict = partial(_verdict, study.scores.base, unit, len(pairs))
     return ModelVerdicts(
         base=study.scores.base,
         task=task,
@@ -169,12 +171,7 @@ def against_base(results: TrainTaskResults, *, anytime: bool = False) -> ModelVe
         cluster=cluster,
         anytime=anytime,
         warnings=(*notes, *_cluster_notes(pairs, base, cluster)),
-        candidates=tuple(
-            each.model_copy(
-                update={"statement": _statement(each, study.scores.base, unit, len(pairs))}
-            )
-            for each in verdicts
-        ),
+        candidates=tuple(map(verdict, results.runs, pairs, judged, in_accuracy)),
     )
 
 
@@ -226,10 +223,27 @@ def _judged_at_any_time(
     return judged
 
 
+class _Found(NamedTuple):
+    """What was found of a candidate, for its record and for its statement."""
+
+    name: str
+    judged: _Judged
+    verdict: Verdict
+    counts: Counts | None
+    accuracy: AccuracyDifference | None
+    more: tuple[MoreItems, ...]
+
+
 def _verdict(
-    run: ModelResults, pair: Pair, judged: _Judged, in_accuracy: PairedTest | None
+    base: str,
+    unit: str,
+    num_models: int,
+    run: ModelResults,
+    pair: Pair,
+    judged: _Judged,
+    in_accuracy: PairedTest | None,
 ) -> ModelVerdict:
-    """The record of one candidate, without its statement; ``in_accuracy`` is beside p(right)."""
+    """The record of one candidate; ``in_accuracy`` is beside p(right)."""
     test, called = judged.test, run_record(run).planned.called
     verdict: Verdict = ("worse", "cannot_tell", "better")[test.interval.sign() + 1]
     more: tuple[MoreItems, ...] = ()
@@ -247,26 +261,32 @@ def _verdict(
             for factor in MORE_ITEMS
         )
     values: dict[str, Any] = {**test.values(ModelVerdict, in_accuracy), "p_value": judged.p_value}
+    accuracy = in_accuracy and accuracy_difference(ACCURACY, test, in_accuracy)
+    name = run.name if called is None else called
+    found = _Found(name, judged, verdict, (in_accuracy or test).counts, accuracy, more)
     return ModelVerdict(
-        name=run.name if called is None else called,
+        name=name,
         run=run.name,
         candidate_score=test.adapted_score,
         **values,
         holm_p_value=judged.holm_p_value,
         interval_confidence=judged.level,
-        accuracy=in_accuracy and accuracy_difference(ACCURACY, test, in_accuracy),
+        accuracy=accuracy,
         verdict=verdict,
         with_more_items=more,
-        statement="",
+        statement=_statement(found, base, unit, num_models),
     )
 
 
-def _statement(of: ModelVerdict, base: str, unit: str, num_models: int) -> str:
+def _statement(of: _Found, base: str, unit: str, num_models: int) -> str:
     """One candidate in plain words."""
+    test, counts = of.judged.test, of.counts
     estimate, lower, upper = (
-        sample_amount(value, unit, signed=True) for value in (of.difference, of.lower, of.upper)
+        sample_amount(value, unit, signed=True)
+        for value in (test.estimate.value, test.lower, test.upper)
     )
-    items = quantities.counted(of.num_examples, "item") + quantities.in_clusters(of.num_clusters)
+    items = quantities.counted(test.num_examples, "item")
+    items += quantities.in_clusters(test.num_clusters)
     of_metric = "" if of.accuracy is None else " of p(right)"
     text = f"{of.name} is {of.verdict} than {base}"
     if of.verdict == "cannot_tell":
@@ -275,28 +295,28 @@ def _statement(of: ModelVerdict, base: str, unit: str, num_models: int) -> str:
     if of.accuracy is not None:
         text += f"; accuracy {quantities.with_interval(of.accuracy.interval, 'points')}"
         text += ", the opposite sign" if of.accuracy.is_opposite else ""
-    is_equal = of.num_learned == of.num_forgotten == 0
+    is_equal = counts is not None and counts.learned == counts.forgotten == 0
     if is_equal:
         text += "; right on exactly the same items"
-    elif of.num_learned is not None and of.num_forgotten is not None:
+    elif counts is not None:
         text += (
-            f"; right on {quantities.count(of.num_learned)} that {base} has wrong, "
-            f"wrong on {quantities.count(of.num_forgotten)} that it has right"
+            f"; right on {quantities.count(counts.learned)} that {base} has wrong, "
+            f"wrong on {quantities.count(counts.forgotten)} that it has right"
         )
-    if of.p_value is not None:
-        text += f"; p = {quantities.p_value(of.p_value)}"
-    if of.holm_p_value is not None and num_models > 1:
-        corrected = quantities.p_value(of.holm_p_value)
+    if of.judged.p_value is not None:
+        text += f"; p = {quantities.p_value(of.judged.p_value)}"
+    if of.judged.holm_p_value is not None and num_models > 1:
+        corrected = quantities.p_value(of.judged.holm_p_value)
         text += f", {corrected} corrected for {num_models} models"
     text += "."
     if of.verdict == "cannot_tell" and is_equal and of.accuracy is None:
         text += " No difference was observed."
-    elif of.with_more_items:
-        likely = [each for each in of.with_more_items if each.probability >= 0.5]
-        first, even = (likely[0], "") if likely else (of.with_more_items[-1], "even ")
+    elif of.more:
+        likely = [each for each in of.more if each.probability >= 0.5]
+        first, even = (likely[0], "") if likely else (of.more[-1], "even ")
         size = f"{first.num_items:,}"
-        if of.num_clusters is not None:
-            size += quantities.in_clusters(round(first.factor * of.num_clusters))
+        if test.num_clusters is not None:
+            size += quantities.in_clusters(round(first.factor * test.num_clusters))
         text += (
             f" With {even}{first.factor:g} times the items ({size}) it would be decided with "
             f"probability {first.probability:.2g}."

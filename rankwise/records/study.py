@@ -629,21 +629,8 @@ class RunRecord(VersionedRecord):
     @classmethod
     def of(cls, planned: PlannedRun, provenance: Provenance, **measured: Any) -> Self:
         """The record of a model of which nothing but this was measured."""
-        nothing: dict[str, Any] = {
-            "status": "trained",
-            "message": None,
-            "num_steps": 0,
-            "num_tokens": 0,
-            "num_loss_tokens": 0,
-            "num_truncated": 0,
-            "first_loss_nats": None,
-            "final_loss_nats": None,
-            "update_is_zero": True,
-            "weights_bytes": 0,
-            "train_seconds": 0.0,
-            "peak_memory_bytes": 0,
-        }
-        return cls(planned=planned, provenance=provenance, **(nothing | measured))
+        usual: dict[str, Any] = {"status": "trained", "update_is_zero": True}
+        return cls(planned=planned, provenance=provenance, **(usual | measured))
 
     @property
     def is_given_up(self) -> bool:

@@ -148,8 +148,11 @@ def layer_settings(
             f"its layers takes more than {_MOST_SECONDS:g} seconds. Save the adapter again, with "
             "names of layers as patterns."
         ) from error
-    divisor = math.sqrt if config.get("use_rslora") else int
-    return {name: LayerSetting(rank, alphas[name] / divisor(rank)) for name, rank in ranks.items()}
+    is_rslora = config.get("use_rslora")
+    return {
+        name: LayerSetting(rank, alphas[name] / (math.sqrt(rank) if is_rslora else rank))
+        for name, rank in ranks.items()
+    }
 
 
 def _by_pattern(

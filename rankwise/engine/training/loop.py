@@ -376,10 +376,8 @@ class _Lane:
         """Add a micro-batch's part to the gradients; returns its losses and KLs, on the device."""
         held, to_base = batch.held, None
         if held is not None:
-            with torch.no_grad():  # the base's own states, without the bank's adapters
-                states = packed_states(self._decoder, *held.texts)[0][
-                    held.text_rows
-                ]  # (held, hidden)
+            with torch.no_grad():  # (held, hidden): the base's own, without the bank's adapters
+                states = packed_states(self._decoder, *held.texts)[0][held.text_rows]
             to_base = HeldTokens(held.rows, states, held.weights, held.left_out)
         rows = contextlib.nullcontext()
         if self._bank is not None:

@@ -69,12 +69,12 @@ class MeasureLengths(OneRecord):
         started = time.perf_counter()
         answers = scorer.generate(asked, context.plan.short_prompts, context.tell.advanced)
         seconds = (time.perf_counter() - started) / len(models)
-        encode = context.plan.tokenizer.encode
+        encode, prompts = context.plan.tokenizer.encode, short_prompts()
         for model, texts in zip(models, answers, strict=True):
             record = AnswerLengths(
                 model=model_name(model),
                 fingerprint=self.fingerprint_of(model),
-                prompts=short_prompts(),
+                prompts=prompts,
                 texts=tuple(each.text for each in texts),
                 num_tokens=tuple(
                     len(encode(each.text, add_special_tokens=False)) for each in texts
