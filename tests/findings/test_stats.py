@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.proportion import proportion_confint
+from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from rankwise.findings.stats.blocks import all_pairs
 from rankwise.findings.stats.detectable import TaskSize, detectable
@@ -25,6 +25,7 @@ from rankwise.findings.stats.estimates import (
     holm_levels,
     mcnemar_exact,
     mean_over_tasks,
+    newcombe_interval,
     skewed_quantiles,
     wilson_interval,
     zero_p_value,
@@ -128,10 +129,29 @@ def test_skewness_only_widens() -> None:
     assert above == pytest.approx([2.0, 2.0, 2.15])
 
 
-@pytest.mark.parametrize(("successes", "total"), [(0, 10), (7, 10), (10, 10), (640, 1319)])
-def test_wilson_agrees_with_statsmodels(successes: int, total: int) -> None:
-    theirs = proportion_confint(successes, total, alpha=0.05, method="wilson")
-    assert wilson_interval(successes, total, 0.95) == pytest.approx(theirs, abs=1e-12)
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
+@pytest.mark.parametrize(
+    ("successes", "total"),
+    [(0, 1), (0, 10), (7, 10), (10, 10), (640, 1319), (0.3, 4), (12.75, 31), (999_999.5, 10**6)],
+)
+def test_wilson_agrees_with_statsmodels(successes: float, total: int, confidence: float) -> None:
+    theirs = proportion_confint(successes, total, alpha=1 - confidence, method="wilson")
+    assert wilson_interval(successes, total, confidence) == pytest.approx(theirs, abs=1e-12)
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
+@pytest.mark.parametrize(
+    ("after", "before", "total"),
+    [(0.0, 0.0, 3), (1.0, 0.0, 8), (0.3, 0.03, 300), (0.123, 0.456, 77), (0.9995, 1.0, 10**5)],
+)
+def test_newcombe_agrees_with_statsmodels(
+    after: float, before: float, total: int, confidence: float
+) -> None:
+    theirs = confint_proportions_2indep(
+        after * total, total, before * total, total, method="newcomb", alpha=1 - confidence
+    )
+    ours = newcombe_interval(after, before, total, confidence)
+    assert ours == pytest.approx(theirs, abs=1e-12)
 
 
 def test_intervals_cover_also_where_few_items_disagree() -> None:

@@ -9,7 +9,7 @@ from string import ascii_uppercase
 from rankwise.errors import RecordError
 from rankwise.findings.options import Option, OptionGains, TaskMean
 from rankwise.findings.signatures.signature import Signature, signature
-from rankwise.findings.stats.estimates import wilson_interval
+from rankwise.findings.stats.estimates import newcombe_interval, wilson_interval
 from rankwise.findings.stats.items import POINTS
 from rankwise.records import quantities
 from rankwise.records.results import ModelResults
@@ -116,20 +116,9 @@ def _is_collapsed(chosen: Interval) -> bool:
 
 
 def _difference(after: Interval, before: Interval, num_items: int, confidence: float) -> Interval:
-    """The difference of two proportions of as many items (Newcombe 1998, method 10)."""
-    from statsmodels.stats.proportion import confint_proportions_2indep  # slow to load
-
-    lower, upper = confint_proportions_2indep(
-        after.estimate * num_items,
-        num_items,
-        before.estimate * num_items,
-        num_items,
-        method="newcomb",
-        compare="diff",
-        alpha=1.0 - confidence,
-    )
-    estimate = after.estimate - before.estimate
-    return Interval(estimate=estimate, lower=float(lower), upper=float(upper))
+    """The difference of two proportions of as many items."""
+    lower, upper = newcombe_interval(after.estimate, before.estimate, num_items, confidence)
+    return Interval(estimate=after.estimate - before.estimate, lower=lower, upper=upper)
 
 
 def _wilson(share: float, num_items: int, confidence: float) -> Interval:

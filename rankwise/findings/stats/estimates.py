@@ -299,11 +299,36 @@ def holm_levels(p_values: Sequence[float], alpha: float) -> tuple[float, ...]:
 
 @functools.cache
 def wilson_interval(successes: float, total: int, confidence: float) -> tuple[float, float]:
-    """Wilson's (1927) two-sided interval of one proportion, as shares in 0..1."""
-    from statsmodels.stats.proportion import proportion_confint  # slow to load
+    """Wilson's (1927) two-sided interval of one proportion, as shares in 0..1.
 
-    lower, upper = proportion_confint(successes, total, 1.0 - confidence, method="wilson")
-    return float(lower), float(upper)
+    Args:
+        successes: 0..total, a whole number or not: clustered items count as fewer than they are.
+        total: at least 1.
+        confidence: 0..1.
+    """
+    share, square = successes / total, float(special.ndtri((1.0 + confidence) / 2.0)) ** 2
+    centre = share + square / (2 * total)
+    reach = math.sqrt(square * (share * (1.0 - share) + square / (4 * total)) / total)
+    ends = ((centre + side * reach) / (1.0 + square / total) for side in (-1.0, 1.0))
+    lower, upper = (min(max(end, 0.0), 1.0) for end in ends)  # rounding may step outside
+    return lower, upper
+
+
+def newcombe_interval(
+    after: float, before: float, total: int, confidence: float
+) -> tuple[float, float]:
+    """Two-sided interval of ``after - before``, two shares of ``total`` (Newcombe 1998, method 10).
+
+    It takes the shares for independent, so for the same items it is wider than it need be.
+    """
+    (low, high), (base_low, base_high) = (
+        wilson_interval(share * total, total, confidence) for share in (after, before)
+    )
+    difference = after - before
+    return (
+        difference - math.hypot(after - low, base_high - before),
+        difference + math.hypot(high - after, before - base_low),
+    )
 
 
 def student_interval(mean: float, values: ArrayLike, confidence: float) -> tuple[float, float]:
