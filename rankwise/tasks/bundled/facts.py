@@ -1,18 +1,19 @@
 """Factual recall as multiple choice: capitals, continents, chemical elements.
 
-Countries come from the package ``countryinfo``, elements from ``periodictable``. The tasks are
-made to show forgetting, so they ask what a small model mostly knows. An answer is scored as the
-continuation of a short unfinished sentence; wrong options are drawn from similar things.
+Countries and elements are tables beside this module, whose heads name source, licence and date, so
+the items never change with a package. The tasks are made to show forgetting, so they ask what a
+small model mostly knows. An answer is scored as the continuation of a short unfinished sentence;
+wrong options are drawn from similar things.
 """
 
 from __future__ import annotations
 
+import csv
 import random
 from collections.abc import Callable, Iterator, Sequence
+from importlib import resources
 from typing import NamedTuple
 
-import countryinfo
-import periodictable
 from datasets import DatasetDict
 
 from rankwise.errors import DataError
@@ -20,29 +21,9 @@ from rankwise.tasks.bundled.splits import ChoiceRow, choice_dataset
 
 OPTIONS = 4
 
-# Smaller countries and territories are left out: hardly any text tells of them.
-MIN_POPULATION = 500_000
-
-# Entries of countryinfo 1.0 whose capital is outdated, disputed or not one that most texts give.
-LEFT_OUT = {
-    "Burundi",
-    "Equatorial Guinea",
-    "Hong Kong",
-    "Israel",
-    "Kazakhstan",
-    "Palestine",
-    "Serbia and Montenegro",
-    "Sri Lanka",
-    "Swaziland",
-    "Western Sahara",
-}
-
-# The United Nations' region, as countryinfo has it -> the word for it. Oceania is left out: it
+# The United Nations' region -> the word for it. Oceania is left out: it
 # has too few countries to be a right answer as often as the others.
 CONTINENTS = {"Africa": "Africa", "Americas": "America", "Asia": "Asia", "Europe": "Europe"}
-
-# Heavier elements have been made a few atoms at a time and are hardly written about.
-MAX_ATOMIC_NUMBER = 103
 
 
 class Fact(NamedTuple):
@@ -65,22 +46,15 @@ class Country(NamedTuple):
     region: str
 
 
+def _table(name: str) -> list[list[str]]:
+    """The rows of a CSV file beside this module, without comments and the head."""
+    file = resources.files("rankwise.tasks.bundled") / name
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return list(csv.reader(line for line in lines if not line.startswith("#")))[1:]
+
+
 def _countries() -> list[Country]:
-    """The larger countries by name; those whose capital repeats the name are left out."""
-    countries: dict[str, Country] = {}
-    for entry in countryinfo.all_countries():
-        info: dict[str, object] = {**entry.info()}
-        name, capital, region = info.get("name"), info.get("capital"), info.get("region")
-        if not (isinstance(name, str) and isinstance(capital, str) and isinstance(region, str)):
-            continue
-        population, codes = info.get("population"), info.get("ISO")
-        if not isinstance(population, int) or population < MIN_POPULATION:
-            continue
-        has_code = isinstance(codes, dict) and "alpha2" in codes
-        alike = name.lower() in capital.lower() or capital.lower() in name.lower()
-        if capital and region and has_code and not alike and name not in LEFT_OUT:
-            countries.setdefault(capital, Country(name, capital, region))
-    return sorted(countries.values())
+    return [Country(*row) for row in _table("countries.csv")]
 
 
 def _capitals() -> Iterator[Fact]:
@@ -110,11 +84,7 @@ def _elements() -> Iterator[Fact]:
     Rival symbols begin with the same letter where there are enough of them; rival numbers are the
     nearest ones.
     """
-    elements = [
-        (int(element.number), str(element.symbol), str(element.name))
-        for element in periodictable.elements
-        if 1 <= element.number <= MAX_ATOMIC_NUMBER
-    ]
+    elements = [(int(number), symbol, name) for number, symbol, name in _table("elements.csv")]
     for number, symbol, name in elements:
         others = [other for other in elements if other[0] != number]
         alike = [other[1] for other in others if other[1][0] == symbol[0]]
