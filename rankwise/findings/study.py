@@ -21,7 +21,6 @@ from rankwise.findings.deployment import DeployedRun, deployed_runs, deployment_
 from rankwise.findings.doubling import TrainTaskDoubling, doubling, doubling_rows
 from rankwise.findings.gauges import TrainTaskGauges, gauges
 from rankwise.findings.heads import TrainTaskHeads, effect_rows, head_findings, head_rows
-from rankwise.findings.lost_items import TrainTaskLostItems, lost_items
 from rankwise.findings.mechanisms import (
     TrainTaskMechanisms,
     agreement_rows,
@@ -120,7 +119,6 @@ FINDINGS: Mapping[str, Finding] = {
     "retention": _each(retention_groups, retention=each_of("groups.changes", "subjects.changes")),
     "gauges": _each(gauges, gauges=each_of("models")),
     "slices": _each(slices, slices=each_of("rows"))._replace(lines=_statements),
-    "lost_items": _each(lost_items, lost_items=each_of("rows")),
     "answer_lengths": _each(answer_lengths, answer_lengths=each_of("models"))._replace(
         lines=_statements
     ),
@@ -166,7 +164,6 @@ class StudyFindings(Record):
     retention: tuple[TrainTaskRetention, ...] = ()
     gauges: tuple[TrainTaskGauges, ...] = ()
     slices: tuple[TrainTaskSlices, ...] = ()
-    lost_items: tuple[TrainTaskLostItems, ...] = ()
     answer_lengths: tuple[TrainTaskLengths, ...] = ()
     mechanisms: tuple[TrainTaskMechanisms, ...] = ()
     weights: tuple[TrainTaskWeights, ...] = ()

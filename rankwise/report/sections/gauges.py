@@ -1,4 +1,4 @@
-"""Gauges of forgetting, lost items that come back in the trained format, lengths of answers."""
+"""Gauges of forgetting, and lengths of answers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 from rankwise.findings.answer_lengths import ModelLengths, TrainTaskLengths
 from rankwise.findings.gauges import GaugedModel, ModelKind, TrainTaskGauges
-from rankwise.findings.lost_items import TrainTaskLostItems
 from rankwise.findings.options import TaskMean
 from rankwise.records import quantities
 from rankwise.report import cells
@@ -87,34 +86,6 @@ def _gauges_shown(found: TrainTaskGauges) -> Iterator[Shown]:
         Column("KL, held-out text", lambda row: cells.digits(row.kl_prose), "nats per token"),
         Column("Rise of the loss", lambda row: cells.mean(row.prose_rise), "same text, nats"),
         Column("Norm", lambda row: cells.number(row.update_norm, ".3g"), "of the update"),
-    )
-
-
-def lost_item_section(found: Sequence[TrainTaskLostItems]) -> ReportSection:
-    """A table for each trained task."""
-    about = (
-        "An item is lost where the base is right and the run wrong, by the task's own metric. It "
-        "comes back where the run is right when asked as in the training. Items that are lost by "
-        "little come back by chance too. Intervals are Wilson's, "
-        f"{quantities.percent(found[0].confidence)}: exploratory."
-    )
-    title = "Forgotten, or only unformatted"
-    return ReportSection.of("lost-items", title, about, found, _lost_items_shown)
-
-
-def _lost_items_shown(found: TrainTaskLostItems) -> Iterator[Shown]:
-    yield from found.statements
-    yield Table.of(
-        f"Trained on {found.train_task}: lost items of the retention tasks that are right in the "
-        "trained format, beside the items that were kept.",
-        found.rows,
-        Column("Run", lambda row: row.label),
-        Column.text("Task", lambda row: row.task),
-        Column("Lost", lambda row: row.num_lost, "items"),
-        Column("Back", lambda row: row.num_back, "in the trained format"),
-        Column("Share", lambda row: cells.written(row.share_back, quantities.share), "of the lost"),
-        Column("Kept", lambda row: cells.percentage(row.kept_share), "right there"),
-        Column("Guessing", lambda row: cells.percentage(row.chance), "right there"),
     )
 
 
