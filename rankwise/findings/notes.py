@@ -133,10 +133,24 @@ def _notes(source: OptionGains, task: str) -> Iterator[str]:
 
 
 def item_notes(source: OptionGains) -> Iterator[str]:
-    """Tasks that the base cannot do, clusters, and answers that are estimated."""
+    """Tasks that the base cannot do, clusters, lengths of answers, and estimated answers."""
     yield from (f"{quantities.capital(why)}." for why in source.results.study.unable.values())
     yield from cluster_notes(source)
+    yield from length_notes(source)
     yield from reference_notes(source)
+
+
+def length_notes(source: OptionGains) -> Iterator[str]:
+    """How much longer each option's answers are than the base's, where a set is judged by length.
+
+    Longer is neither better nor worse, so nothing is concluded from it.
+    """
+    for task in source.tasks("out_of_domain", "tokens"):
+        base = quantities.score(source.base_score((task,)).estimate, "tokens")
+        changes = [(option.label, source.change(option.runs, (task,))) for option in source.options]
+        said = [f"{label} {quantities.with_interval(mean, 'tokens')}" for label, mean in changes]
+        if said:
+            yield f"Length of answers to {task}, base {base} tokens: {'; '.join(said)}."
 
 
 def reference_notes(source: OptionGains) -> Iterator[str]:

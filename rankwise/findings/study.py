@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from rankwise.findings.answer_lengths import TrainTaskLengths, answer_lengths
 from rankwise.findings.axes import TrainTaskAxes, axis_effects, axis_rows
 from rankwise.findings.card import VerdictCard, verdict_card
 from rankwise.findings.checkpoints import TrainTaskCheckpoints, checkpoints
@@ -119,9 +118,6 @@ FINDINGS: Mapping[str, Finding] = {
     "retention": _each(retention_groups, retention=each_of("groups.changes", "subjects.changes")),
     "gauges": _each(gauges, gauges=each_of("models")),
     "slices": _each(slices, slices=each_of("rows"))._replace(lines=_statements),
-    "answer_lengths": _each(answer_lengths, answer_lengths=each_of("models"))._replace(
-        lines=_statements
-    ),
     "mechanisms": _judged(
         mechanisms,
         mechanism_gaps=gap_rows,
@@ -164,7 +160,6 @@ class StudyFindings(Record):
     retention: tuple[TrainTaskRetention, ...] = ()
     gauges: tuple[TrainTaskGauges, ...] = ()
     slices: tuple[TrainTaskSlices, ...] = ()
-    answer_lengths: tuple[TrainTaskLengths, ...] = ()
     mechanisms: tuple[TrainTaskMechanisms, ...] = ()
     weights: tuple[TrainTaskWeights, ...] = ()
     heads: tuple[TrainTaskHeads, ...] = ()

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rankwise.errors import RecordError
-from rankwise.records.answer_lengths import AnswerLengths
 from rankwise.records.base import Record
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.names import samples_beside
@@ -14,8 +13,6 @@ from rankwise.records.own_texts import OwnTexts
 from rankwise.records.study import StudyRecord, TaskEvaluation
 from rankwise.study.damage import records_of_repairs, records_of_study
 from rankwise.study.stages.graph import stages
-
-_WITH_TEXTS = (AnswerLengths, OwnTexts)
 
 
 class StudyFile(NamedTuple):
@@ -46,7 +43,7 @@ def study_files(folder: StudyFolder, study: StudyRecord) -> list[StudyFile]:
         records += [(path, kind) for path, kind, *_ in records_of_repairs(folder, name)]
     found: list[StudyFile] = []
     for path, kind in records:
-        found.append(StudyFile(path, kind, kind in _WITH_TEXTS))
+        found.append(StudyFile(path, kind, kind is OwnTexts))
         if kind is TaskEvaluation:
             found.append(StudyFile(samples_beside(path), None, has_texts=True))
     for model in study.models:

@@ -13,7 +13,7 @@ from rankwise.records.study import Interval, PlannedRun, Scaled, Unit, is_rslora
 NOT_MEASURED = "—"
 MINUS = "\u2212"
 
-_DIGITS: dict[Unit, int] = {"points": 1, "nats": 3, "units": 3}
+_DIGITS: dict[Unit, int] = {"points": 1, "nats": 3, "tokens": 1, "units": 3}
 _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, Self
 
 from rankwise.errors import RecordError
 from rankwise.records import quantities
-from rankwise.records.answer_lengths import AnswerLengths
 from rankwise.records.base import Record
 from rankwise.records.clusters import Ties
 from rankwise.records.deployment import FormRecord
@@ -40,6 +39,12 @@ from rankwise.records.study import (
 )
 
 LOSS_METRIC = "loss_nats"
+
+TOKENS_METRIC = "tokens"
+"""The length of what a model writes."""
+
+_UNITS: Mapping[str, Unit] = {LOSS_METRIC: "nats", TOKENS_METRIC: "tokens"}
+"""Units of metrics that are not shares."""
 
 FIELD = "field."
 """Begins the metrics of the fields of an answer in JSON."""
@@ -157,8 +162,7 @@ class ModelResults(Record):
     """Everything measured on one model; ``run`` is None for the untouched base.
 
     ``divergences`` are from full fine-tuning: of a run at most one, of the base one for each full
-    fine-tuning that LoRA is compared with. ``from_base`` is the divergence from the base,
-    ``answer_lengths`` what it wrote after short prompts.
+    fine-tuning that LoRA is compared with. ``from_base`` is the divergence from the base.
     ``spectra`` are of runs whose weights were analysed,
     ``head_changes``, ``head_effects`` and ``head_repair`` of those whose heads were, and
     ``adapter_repair`` of those that ``rankwise repair`` was asked for, and ``forms`` of those that
@@ -171,7 +175,6 @@ class ModelResults(Record):
     items: dict[str, TaskItems]
     divergences: tuple[Divergence, ...] = ()
     from_base: Divergence | None = None
-    answer_lengths: AnswerLengths | None = None
     spectra: SpectraRecord | None = None
     head_changes: HeadChanges | None = None
     head_effects: tuple[TaskHeadEffects, ...] = ()
@@ -449,7 +452,7 @@ def task_items(
     return TaskItems(
         task=record.task,
         metric=record.decision_metric,
-        unit=record.unit or ("nats" if record.decision_metric == LOSS_METRIC else "points"),
+        unit=record.unit or _UNITS.get(record.decision_metric, "points"),
         higher_is_better=record.decision.higher_is_better,
         doc_ids=tuple(int(line["doc_id"]) for line in lines),
         values=tuple(values),

@@ -23,7 +23,7 @@ Relation = Literal["in_domain", "out_of_domain", "retention", "held_out_text"]
 RELATIONS: tuple[Relation, ...] = get_args(Relation)
 Method = Literal["lora", "full"]
 OptimizerName = Literal["adamw", "adamw_8bit"]
-Unit = Literal["points", "nats", "units"]
+Unit = Literal["points", "nats", "tokens", "units"]
 """Shares times 100; a loss per token; or a score's own, such as a reward's."""
 State = Literal["yes", "no", "undecided"]
 
@@ -368,8 +368,6 @@ class TokenCounts(Record):
     """Trained task -> distinct tokens of the answers that are compared with full fine-tuning."""
     gauges: dict[str, int] = Field(default_factory=dict)
     """Trained task -> distinct tokens of the answers and texts that are compared with the base."""
-    short_prompts: int = 0
-    """Tokens of the short prompts, and of their answers at most."""
     head_prompts: dict[str, int] = Field(default_factory=dict)
     """Trained task -> tokens of the prompts on which heads are compared; 0: there are too few."""
 
@@ -447,8 +445,6 @@ class StudyRecord(StudyTasks):
     gauge_fingerprints: dict[str, str] = Field(default_factory=dict)
     """Trained task -> hash of the right answers and texts on which models are compared with the
     base; empty where they are not."""
-    short_prompts_fingerprint: str | None = None
-    """Hash of the prompts on which lengths of answers are compared; None where they are not."""
     num_parameters: int
     """Weights of the base model."""
     num_tokens: TokenCounts = TokenCounts()
@@ -722,7 +718,7 @@ class TaskEvaluation(StageRecord):
     """With `decision_filter`, names the entry of `metrics` that decides."""
     decision_filter: str
     unit: Unit | None = None
-    """Unit of the deciding metric; None: nats for ``loss_nats``, points for all others."""
+    """Unit of the deciding metric; None: that of its name, and points for most."""
     num_examples: int
     """Items that were scored."""
     num_fewshot: int

@@ -115,7 +115,7 @@ def items(value: int, limit: int | None) -> Cell:
 
 def unit_name(unit: Unit) -> str:
     """The unit in a heading or at an axis."""
-    return {"points": "points", "nats": "nats per token", "units": "units"}[unit]
+    return "nats per token" if unit == "nats" else unit
 
 
 def measures(recommendation: Recommendation) -> tuple[str, str]:

@@ -44,7 +44,7 @@ from rankwise.report.sections.by_rank import axis_section, checkpoint_section, t
 from rankwise.report.sections.card import alternative_section, card_table, margin_section
 from rankwise.report.sections.deployment import deployment_section
 from rankwise.report.sections.doubling import doubling_section
-from rankwise.report.sections.gauges import answer_length_section, gauge_section
+from rankwise.report.sections.gauges import gauge_section
 from rankwise.report.sections.heads import head_section
 from rankwise.report.sections.mechanisms import mechanism_section
 from rankwise.report.sections.methods import methods_section
@@ -318,7 +318,6 @@ def study_sections(results: StudyResults, findings: StudyFindings) -> list[Repor
         "retention": retention_section,
         "slices": slice_section,
         "gauges": gauge_section,
-        "answer_lengths": answer_length_section,
         "axes": axis_section,
         "truncation": truncation_section,
         "mitigations": mitigation_section,

@@ -28,9 +28,8 @@ class ModelStatus(NamedTuple):
         tasks_scored: the tasks that it is scored on under the study's present settings.
         tasks_left: the tasks that it is still to be scored on.
         others_left: what else is still to be done after training: "divergence" (it is compared
-            with full fine-tuning), "gauges" (with the base, token by token), "answer_lengths" (it
-            answers short prompts), "heads", "spectra", and the forms that it is checked in, where
-            the verdict names it.
+            with full fine-tuning), "gauges" (with the base, token by token), "heads", "spectra",
+            and the forms that it is checked in, where the verdict names it.
         failed: the stages of it that failed when they were last tried, and why.
         damaged: its files that are not as they were written; running the study makes them again.
     """

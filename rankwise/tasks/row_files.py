@@ -79,12 +79,12 @@ def read_raw_rows(data: Path) -> RawRows:
     """
     hub = hub_data(data)
     if hub is not None and hub.repository.startswith(_BUNDLED):
-        from rankwise.tasks.bundled.json_rows import SETS, bundled_rows
+        from rankwise.tasks.bundled.own_sets import SETS
 
         if str(hub) not in {f"{_BUNDLED}{name}" for name in SETS}:
             hint = did_you_mean(hub.name, SETS) or f"there are {', '.join(SETS)}."
             raise DataError(f"no rows named {hub} come with rankwise; {hint}")
-        return RawRows(str(hub), "bundled", _numbered(bundled_rows(hub.name)))
+        return RawRows(str(hub), "bundled", _numbered(SETS[hub.name]()))
     if hub is not None:
         return _hub_rows(hub)
     try:

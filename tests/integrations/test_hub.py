@@ -35,7 +35,7 @@ SETTINGS = """
 train: {task: colours, epochs: 1, learning_rate: {lora: 1e-2, full: 1e-3}, precision: float32}
 methods: {lora: {ranks: [2, 4], target_modules: [q_proj, k_proj, v_proj, o_proj]}}
 evaluation: {out_of_domain: [sums], num_train_items: 0}
-analysis: {spectra: false, heads: false, answer_lengths: true}
+analysis: {spectra: false, heads: false}
 """
 LORA = "colours-lora-r002"
 
@@ -143,7 +143,7 @@ def test_records_and_report_are_there_and_nothing_else(finished: StudyFolder, on
     assert [each for each in files if each.endswith(".safetensors")] == [
         "adapter_model.safetensors"
     ]
-    unwanted = ("training.pt", "samples.jsonl", "answer_lengths.json", ".checked", "tokenizer")
+    unwanted = ("training.pt", "samples.jsonl", ".checked", "tokenizer")
     assert [each for each in files if any(part in each for part in unwanted)] == []
 
 

@@ -35,7 +35,7 @@ methods:
   lora: {ranks: [2, 4]}
   full: null
 evaluation: {held_out_text: [], retention: [sums], num_train_items: 0, trained_format: false}
-analysis: {spectra: false, heads: false, answer_lengths: false}
+analysis: {spectra: false, heads: false}
 """
 
 ONE_BY_ONE = "train.max_micro_batch_tokens=1"

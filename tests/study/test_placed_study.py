@@ -27,7 +27,7 @@ from tests.support.two_cards import FIRST, SECOND, laid_over, two_cards
 SETTINGS = (
     "methods.full=null",
     "train.epochs=1",
-    "analysis={heads: false, spectra: false, answer_lengths: true}",
+    "analysis={heads: false, spectra: false}",
 )
 
 

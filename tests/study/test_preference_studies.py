@@ -40,6 +40,12 @@ ROWS = [
 ]
 
 
+LENGTHS = (
+    "evaluation.own={short_prompts: {data: bundled/short_prompts, judged_by: length, "
+    "role: out_of_domain}}"
+)
+
+
 @pytest.fixture
 def study_file(tmp_path: Path, tiny_model_folder: Path) -> Path:
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
@@ -56,7 +62,7 @@ def with_train(file: Path, **settings: Any) -> Path:
 def test_pairs_are_judged_against_the_base_up_to_the_verdict(
     study_file: Path, tmp_path: Path, tiny_model_folder: Path
 ) -> None:
-    outcome, _ = run(study_file, tmp_path / "study", "analysis.answer_lengths=true")
+    outcome, _ = run(study_file, tmp_path / "study", LENGTHS)
     results, folder = outcome.results, StudyFolder(tmp_path / "study")
     base = results.base.items["data_pairs"]
     assert (base.metric, base.unit, set(base.values)) == ("preference", "points", {0.5})
@@ -87,16 +93,26 @@ def test_pairs_are_judged_against_the_base_up_to_the_verdict(
     assert again.runs[0].items == results.runs[0].items
     # own answers, which get longer or shorter
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
-    drift = [line for line in outcome.findings.lines("pairs") if line.startswith("Own answers")]
-    assert results.base.answer_lengths is not None
-    before = results.base.answer_lengths.num_tokens
-    for model, line in zip(results.runs, drift, strict=True):
-        assert model.answer_lengths is not None
-        assert model.answer_lengths.num_tokens == tuple(
-            len(tokenizer.encode(text)) for text in model.answer_lengths.texts
-        )
-        change = sum(model.answer_lengths.num_tokens) / len(before) - sum(before) / len(before)
-        assert f": {quantities.formatted(change, '+.1f')} tokens (" in line
+
+    def lengths(name: str) -> list[tuple[float, float]]:
+        lines = folder.read_samples(name, "short_prompts")
+        for line in lines:
+            text = line["filtered_resps"][0]
+            assert line["tokens"] == len(tokenizer.encode(text, add_special_tokens=False))
+            assert line["words"] == len(text.split())
+        return [(line["tokens"], line["words"]) for line in lines]
+
+    before = lengths(BASE)
+    assert len(before) == 30
+    assert results.base.items["short_prompts"].unit == "tokens"
+    (said,) = (
+        reason
+        for reason in outcome.recommendation.by_train_task[0].reasons
+        if "short_prompts" in reason
+    )
+    for model in results.runs:
+        change = sum(its[0] for its in lengths(model.name)) - sum(its[0] for its in before)
+        assert f" {quantities.formatted(change / 30, '+.1f')} tokens (" in said
 
 
 def test_pairs_without_the_bases_answers_are_not_judged(study_file: Path) -> None:

@@ -29,7 +29,7 @@ methods:
   prompt: {shots: [0, 2, 3]}
 seeds: [0, 1]
 evaluation: {held_out_text: [], retention: [sums], num_train_items: 0, limit: 10}
-analysis: {spectra: false, heads: false, answer_lengths: false, gauges: false}
+analysis: {spectra: false, heads: false, gauges: false}
 """
 
 NAMES = ["prompt-0", "prompt-2-s0", "prompt-2-s1", "prompt-3-s0", "prompt-3-s1"]
@@ -146,7 +146,7 @@ methods:
   prompt: {shots: [0, 2]}
 seeds: [0]
 evaluation: {held_out_text: [], retention: [], num_train_items: 0}
-analysis: {spectra: false, heads: false, answer_lengths: false, gauges: false}
+analysis: {spectra: false, heads: false, gauges: false}
 """
 
 

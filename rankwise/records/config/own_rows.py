@@ -27,12 +27,22 @@ FILE_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """Endings of files with rows; a file of another name is read as JSON Lines."""
 
 JudgeName = Literal[
-    "loss", "choice", "preference", "number", "exact", "contains", "json", "rouge", "bleu", "chrf"
+    "loss",
+    "choice",
+    "preference",
+    "number",
+    "exact",
+    "contains",
+    "json",
+    "rouge",
+    "bleu",
+    "chrf",
+    "length",
 ]
 """Ways to score held-out rows without settings: by the loss of their answers; as a choice among all
 answers; by which of a row's two answers became likelier, against the base; or by what a model
 writes: the number behind ``####``, the answer itself, a text with the answer in it, JSON field by
-field, or how much of the answer's words or letters it has."""
+field, how much of the answer's words or letters it has, or how long it is."""
 
 
 def pattern(value: str) -> str:
@@ -217,12 +227,20 @@ class OwnSetConfig(Section):
     columns: ColumnsConfig | None = None
     """Which column is what; None: as the names of the columns say."""
 
+    def _problems(self) -> Iterator[str]:
+        if self.judged_by[0] == "length" and self.role != "out_of_domain":
+            yield "a longer answer is neither gain nor loss; set role: out_of_domain"
+
 
 class ClauseConfig(OwnSetConfig):
     """A set of a contract: what an adapter may lose of it."""
 
     max_loss: Positive | None = None
     """In points, or in nats per token where a loss decides; None: as the command says."""
+
+    def _problems(self) -> Iterator[str]:
+        if self.judged_by[0] == "length":
+            yield "a longer answer is neither gain nor loss; judge by something else first"
 
 
 class ContractConfig(Section):

@@ -169,8 +169,6 @@ class AnalysisConfig(Section):
     """Number of prompts on which heads are compared."""
     gauges: Switch = True
     """Compare the next-token distributions of every model with the base's."""
-    answer_lengths: Switch = False
-    """Let every model answer some short prompts, and compare how long its answers are."""
 
 
 MARGIN_POINTS, MARGIN_P_RIGHT_POINTS = 5.0, 3.0

@@ -1,17 +1,16 @@
-"""Gauges of forgetting, and lengths of answers."""
+"""Gauges of forgetting."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from rankwise.findings.answer_lengths import ModelLengths, TrainTaskLengths
 from rankwise.findings.gauges import GaugedModel, ModelKind, TrainTaskGauges
 from rankwise.findings.options import TaskMean
 from rankwise.records import quantities
 from rankwise.report import cells
 from rankwise.report.charts.marks import Look
 from rankwise.report.charts.plane import Plane, PlaneMark, plane_chart
-from rankwise.report.parts import LEAST_POINTS, Cell, Column, Figure, ReportSection, Shown, Table
+from rankwise.report.parts import LEAST_POINTS, Column, Figure, ReportSection, Shown, Table
 
 _GROUPS: dict[ModelKind, str] = {
     "run": "Runs",
@@ -86,34 +85,4 @@ def _gauges_shown(found: TrainTaskGauges) -> Iterator[Shown]:
         Column("KL, held-out text", lambda row: cells.digits(row.kl_prose), "nats per token"),
         Column("Rise of the loss", lambda row: cells.mean(row.prose_rise), "same text, nats"),
         Column("Norm", lambda row: cells.number(row.update_norm, ".3g"), "of the update"),
-    )
-
-
-def answer_length_section(found: Sequence[TrainTaskLengths]) -> ReportSection:
-    """A table for each trained task."""
-    about = (
-        "Every model answers the same short prompts, greedily, in at most 64 tokens. The lengths "
-        "of its answers are compared with the base's, prompt by prompt. Intervals are "
-        f"{quantities.percent(found[0].confidence)}, one at a time: exploratory."
-    )
-    return ReportSection.of(
-        "answer-lengths", "Length of own answers", about, found, _answer_lengths_shown
-    )
-
-
-def _answer_lengths_shown(found: TrainTaskLengths) -> Iterator[Shown]:
-    yield from found.statements
-
-    def difference(model: ModelLengths) -> Cell:
-        size = f"{quantities.size(model.num_prompts)} prompts"
-        return cells.formatted(model.difference, "+.1f")._replace(note=size)
-
-    yield Table.of(
-        f"Trained on {found.train_task}: tokens of an answer, seeds averaged, and the difference, "
-        f"{cells.intervals(found.confidence)}.",
-        found.models,
-        Column("Model", lambda row: row.label),
-        Column("Base", lambda row: quantities.formatted(row.base, ".1f"), "tokens"),
-        Column("Model", lambda row: quantities.formatted(row.adapted, ".1f"), "tokens"),
-        Column("Difference", difference, "tokens"),
     )

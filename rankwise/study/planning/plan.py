@@ -62,11 +62,10 @@ from rankwise.study.searches.policy import Decision, Measures
 from rankwise.study.times import training_work
 from rankwise.tasks.item_order import in_random_order
 from rankwise.tasks.judgement import check_judging
-from rankwise.tasks.questions import Prompt, RightAnswer
+from rankwise.tasks.questions import RightAnswer
 from rankwise.tasks.requests import PreparedTask
 from rankwise.tasks.resolution import GENERAL
 from rankwise.tasks.right_answers import right_answers, text_ends
-from rankwise.tasks.short_prompts import encoded_prompts
 from rankwise.tasks.training_rows import Example, TrainingRow, tokenise_rows
 
 HEAD_TOKENS = 128
@@ -77,7 +76,6 @@ GAUGE_ITEMS = 50
 much as scoring a task, and models are compared on the same items, so their spread cancels."""
 
 SCORING_REVISION = 4
-SHORT_PROMPTS_REVISION = 1
 """As the revisions in ``records.fingerprints``."""
 
 _TEXTS = ("generate_until", "loglikelihood_rolling")
@@ -114,8 +112,6 @@ class StudyPlan:
     """Plans the same study after other decisions of its search; None where nothing is trained."""
     gauged: Answers = field(default_factory=dict[str, tuple[RightAnswer, ...]])
     """Trained task -> the right answers and texts on which models are compared with the base."""
-    short_prompts: tuple[Prompt, ...] = ()
-    """What every model answers to show how long its answers are; empty where that is not asked."""
     num_workers: int = 1
     """For which its passes are cut."""
     cards: tuple[torch.device, ...] = ()
@@ -368,8 +364,6 @@ class Planner:
         gauged = self._with_text_ends(answers) if config.analysis.gauges else {}
         answers = answers if has_full else {}
         prompts = self._head_prompts()
-        short_prompts = encoded_prompts(model.tokenizer) if config.analysis.answer_lengths else ()
-        asked = [SHORT_PROMPTS_REVISION, model.precision, short_prompts]
         record = StudyRecord(
             **dict(tasks.scored),
             fingerprint=study_fingerprint(config),
@@ -386,13 +380,11 @@ class Planner:
             gauge_fingerprints={
                 source: answers_fingerprint(model.precision, its) for source, its in gauged.items()
             },
-            short_prompts_fingerprint=fingerprint(asked) if short_prompts else None,
             num_parameters=model.num_parameters,
             num_tokens=TokenCounts(
                 scored={name: task.num_distinct_tokens for name, task in self._prepared.items()},
                 answers={source: tokens_read(its) for source, its in answers.items()},
                 gauges={source: tokens_read(its) for source, its in gauged.items()},
-                short_prompts=sum(len(p.tokens) + p.settings.max_new_tokens for p in short_prompts),
                 head_prompts={
                     source: sum(map(len, prompts.get(source, ()))) for source in tasks.scored.tasks
                 },
@@ -417,7 +409,6 @@ class Planner:
             others=self._parts.others,
             planner=self,
             gauged=gauged,
-            short_prompts=short_prompts,
             num_workers=num_workers,
             cards=room.cards if room.is_over_cards else (),
         )

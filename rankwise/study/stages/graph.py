@@ -8,7 +8,6 @@ from functools import partial
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.study import PlannedPass, PlannedRun, StudyRecord
 from rankwise.study.observer import StageOutline
-from rankwise.study.stages.answer_lengths import MeasureLengths
 from rankwise.study.stages.divergence import CompareDistributions
 from rankwise.study.stages.form import CheckForm
 from rankwise.study.stages.gauges import CompareWithBase
@@ -23,7 +22,6 @@ KINDS: tuple[type[Stage], ...] = (
     Train,
     Truncate,
     Score,
-    MeasureLengths,
     CompareWithBase,
     CompareDistributions,
     CompareHeads,

@@ -1,7 +1,9 @@
-"""Own rows that come with rankwise, whose answers are JSON: ``data: bundled/extraction``.
+"""Own rows that come with rankwise: ``data: bundled/extraction``.
 
 ``extraction`` asks for the fields of a short text; ``tool_calls`` asks which tool does what is
-requested, with its arguments. Every answer follows from the prompt alone.
+requested, with its arguments. These answers are JSON and follow from the prompt alone.
+``short_prompts`` are questions, requests with a format, and some in German, each with one of many
+possible answers: they are made to be judged by length.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import itertools
 import json
 import random
 from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import resources
 from typing import Any
 
 from rankwise.tasks.bundled.kinship import NAMES
@@ -112,19 +116,30 @@ def _turns(tool: str, wording: str, values: Mapping[str, Any]) -> list[dict[str,
     return [asked, {"role": "assistant", "content": call}]
 
 
-SETS: Mapping[str, tuple[Callable[[random.Random], Row], int]] = {
-    "extraction": (_extraction, 2000),  # of which a study holds out 200 by default
-    "tool_calls": (_tool_call, 200),
-}
-"""Name -> what draws a row, and the number of rows."""
-
-
-def bundled_rows(name: str) -> list[Row]:
-    """The rows of one of :data:`SETS`, always the same, and no two alike."""
-    draw, num_rows = SETS[name]
+def _drawn(name: str, draw: Callable[[random.Random], Row], num_rows: int) -> list[Row]:
+    """Rows of which no two are alike."""
     rng = random.Random(name)
     rows: dict[str, Row] = {}
     while len(rows) < num_rows:
         row = draw(rng)
         rows[json.dumps(row)] = row
     return list(rows.values())
+
+
+def _short_prompts() -> list[Row]:
+    file = resources.files("rankwise.tasks.bundled") / "short_prompts.jsonl"
+    pairs = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    roles = {"user": "prompt", "assistant": "answer"}
+    return [
+        {"messages": [{"role": role, "content": pair[key]} for role, key in roles.items()]}
+        for pair in pairs
+    ]
+
+
+SETS: Mapping[str, Callable[[], list[Row]]] = {
+    # of which a study holds out 200 by default
+    "extraction": partial(_drawn, "extraction", _extraction, 2000),
+    "tool_calls": partial(_drawn, "tool_calls", _tool_call, 200),
+    "short_prompts": _short_prompts,
+}
+"""Name -> its rows, always the same."""
