@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> StudyFolder:
 @contextlib.contextmanager
 def working(
     folder: StudyFolder, seconds: dict[str, float], *at: tuple[str, float | None]
-) -> Iterator[None]:
+) -> Generator[None]:
     """This process leads the study, and is a quarter through some stages, at some speeds."""
     with folder.lock():
         told = StudyProgress(
