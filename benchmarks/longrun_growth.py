@@ -105,7 +105,7 @@ def planning_seconds(file: Path, folder: Path, overrides: Sequence[str]) -> floa
     """How long ``rankwise plan`` takes."""
     started = _now()
     plan = plan_study(load_config(file, overrides))
-    Forecast(plan, StudyFolder(folder), None, 100.0, None).content()
+    Forecast(plan, StudyFolder(folder), None, 100.0).content()
     return _now() - started
 
 

@@ -13,10 +13,9 @@ _CREDENTIALS = re.compile(rf"({_SCHEME}/{{1,2}})(?:[^/\s:@]{{,500}}:\S{{,500}}|[
 _PARAMETERS = re.compile(rf"({_SCHEME}//[^\s?]{{,500}})\?[^\s=]{{,500}}=\S*")
 
 
-def redacted(text: str, *, parameters: bool = True) -> str:
+def redacted(text: str) -> str:
     """A text without names and passwords in its URLs, and without their parameters: tokens."""
-    text = _CREDENTIALS.sub(r"\1***@", text)
-    return _PARAMETERS.sub(r"\1?***", text) if parameters else text
+    return _PARAMETERS.sub(r"\1?***", _CREDENTIALS.sub(r"\1***@", text))
 
 
 class RankwiseError(Exception):

@@ -27,8 +27,7 @@ THOROUGH = (
     "tests/study/test_fitting.py",
     "tests/study/test_presets.py::test_a_paper_s_study",
     "tests/test_gpu_checks.py",
-    # the page while a study runs, the site, what its pages run; a browser's fixture marks others
-    "tests/cli/test_watch.py",
+    # the site, what its pages run; a browser's fixture marks others
     "tests/docs/test_run_commands.py",
     "tests/docs/test_site.py",
     "tests/test_notebook.py",

@@ -261,12 +261,11 @@ def usage_errors(
 
 def printable(text: str) -> str:
     """A text without passwords, and with the code of what would move or hide the text beside it."""
-    shown = redacted(text, parameters=False)  # the address of `status --watch` has its token
     return "".join(
         letter.encode("unicode_escape").decode()
         if letter not in "\n\t" and is_hidden(letter)
         else letter
-        for letter in shown
+        for letter in redacted(text)
     )
 
 

@@ -10,14 +10,13 @@ from typing import Any
 from rankwise.cli.application import say, stdout
 from rankwise.cli.terminal import pass_lines, plan_table
 from rankwise.engine.models.devices import Machine
-from rankwise.errors import ConfigError
 from rankwise.records import quantities
 from rankwise.records.files import free_bytes, in_words
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import COMPARED
 from rankwise.study.able import with_able_tasks
 from rankwise.study.acceptance import disk_left
-from rankwise.study.agenda import jobs, owners, units
+from rankwise.study.agenda import owners, units
 from rankwise.study.budgets import margin_costs
 from rankwise.study.conclusion import with_deployed
 from rankwise.study.damage import find_damage, models_of
@@ -25,7 +24,7 @@ from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.references import unscored_tokens, with_settled_references
 from rankwise.study.stages.form import work_after_verdict, work_of_forms
 from rankwise.study.stages.graph import finished_work, stages, study_outline
-from rankwise.study.times import TRAINING_WORK, assumed_rate, scheduled, seconds_left
+from rankwise.study.times import TRAINING_WORK, assumed_rate, seconds_left
 from rankwise.tasks.resolution import GENERAL
 
 _ASSUMED_RATE = (
@@ -40,9 +39,6 @@ class Forecast:
     Attributes:
         damages: what of the folder is made again.
         rate: tokens of LoRA training in a second; None: unknown.
-
-    Raises:
-        ConfigError: there is a price, and no speed is known.
     """
 
     def __init__(
@@ -51,7 +47,6 @@ class Forecast:
         folder: StudyFolder,
         machine: Machine | None,
         tokens_per_second: float | None,
-        price_per_hour: float | None,
     ) -> None:
         """``machine`` is what is planned for; None: the one that is here."""
         self.damages = find_damage(folder, models_of(planned.record, folder))
@@ -62,7 +57,6 @@ class Forecast:
         record = with_deployed(able or record, intact)
         self._intact, self._record, self._graph = intact, record, stages(record)
         self._machine, self._device_type = machine, planned.device.type
-        self._num_devices, self._price = planned.num_workers, price_per_hour
         self.rate = tokens_per_second
         has_card = machine is not None and self._device_type == "cuda"
         self._is_rate_assumed = tokens_per_second is None and has_card
@@ -76,40 +70,19 @@ class Forecast:
         self._scored_rate = scored = self.rate and self.rate * TRAINING_WORK["lora"]
         if scored is not None or machine is None:  # without a rate as it went here
             self._seconds = seconds_left(outline, scored, self._later_work)
-        if price_per_hour is not None and not self._seconds:
-            problem = "--price-per-hour: no speed is known; give --tokens-per-second too"
-            raise ConfigError("plan", [problem])
-        work = {each.id: each.work_left for each in outline if each.num_tokens and each.work_left}
-        self._units = units(self._graph)
-        # the units that are left, on the devices; in work where seconds are not known
-        self._slots = scheduled(jobs(self._units, self._seconds or work), self._num_devices)
-
         self._margins = list(margin_costs(changed(planned, record=record), scored))
         self._done = finished_work(self._graph, intact)
-        self._disk_bytes = disk_left(self._graph, intact, self._num_devices)
+        self._disk_bytes = disk_left(self._graph, intact)
         self._has_parts = bool(planned.record.references.parts)
         self._unscored_tokens = unscored_tokens(record)
 
-        self._makespan = max((slot.end for slot in self._slots), default=0.0)
-        device_time = self._num_devices * self._makespan
-        busy_time = sum(slot.job.work for slot in self._slots)
-        self._busy_share = busy_time / device_time if device_time else 0.0
-        # of each device until its last unit ends
-        ends = {slot.device: slot.end for slot in sorted(self._slots, key=lambda slot: slot.end)}
-        hours = sum(ends.values()) / 3600
-        self._hours = hours if self._seconds else None
-        self._cost = None if price_per_hour is None else hours * price_per_hour
-
     def content(self) -> dict[str, Any]:
-        """For a program: with each unit, which device does what is left of it when."""
-        record, slot_of = self._record, {slot.job.name: slot for slot in self._slots}
-        unit_of, listed = owners(self._units), list[dict[str, Any]]()
-        for unit in self._units:
-            slot = slot_of.get(unit.id)
-            work, device, start, end = [None] * 4 if slot is None else (slot.job.work, *slot[1:])
-            times = {"seconds": work, "start_seconds": start, "end_seconds": end}
-            when = {"device": device, **(times if self._seconds else dict.fromkeys(times))}
-            listed.append(unit.described(unit_of, self._intact) | when)
+        """For a program: with each unit, how long what is left of it takes."""
+        record, seconds, all_units = self._record, self._seconds, units(self._graph)
+        unit_of, listed = owners(all_units), list[dict[str, Any]]()
+        for unit in all_units:
+            left = sum(seconds.get(stage.id, 0.0) for stage in unit.stages) if seconds else None
+            listed.append(unit.described(unit_of, self._intact) | {"seconds": left})
         runs = [
             run.model_dump(mode="json") | {"is_trained": (run.name, None) in self._done}
             for run in record.of_role(*COMPARED, "variant", "fewer_rows")
@@ -136,14 +109,6 @@ class Forecast:
             "is_rate_assumed": self._is_rate_assumed,
             "seconds": sum(self._seconds.values()) if self._seconds else None,
             "margins": [cost._asdict() for cost in self._margins],
-            "schedule": {
-                "num_devices": self._num_devices,
-                "seconds": self._makespan if self._seconds else None,
-                "busy_share": self._busy_share,
-                "device_hours": self._hours,
-                "price_per_hour": self._price,
-                "cost": self._cost,
-            },
         }
 
     def show(self) -> None:
@@ -176,14 +141,6 @@ class Forecast:
                     + (_ASSUMED_RATE if self._is_rate_assumed else "")
                 )
             say(f"time: about {quantities.seconds(sum(self._seconds.values()))} {by_what}")
-        if self._num_devices > 1 and self._slots:
-            done = f"done after {quantities.seconds(self._makespan)}, " if self._seconds else ""
-            busy = quantities.share(self._busy_share)
-            say(f"{self._num_devices} devices: {done}at work {busy} of the time")
-        hours, cost = self._hours, self._cost
-        if hours is not None and (self._num_devices > 1 or cost is not None):
-            said = "" if cost is None else f"; cost: {cost:,.2f} at {self._price:g} an hour"
-            say(f"device-hours: {hours:.2f}, each device until its last unit ends{said}")
 
     def _general_lines(self) -> Iterator[str]:
         """Whether the set's items are enough, and what is left out of it."""

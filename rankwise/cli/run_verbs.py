@@ -138,29 +138,12 @@ def plan(
             parser=_memory,
         ),
     ] = None,
-    devices: Annotated[
-        int,
-        cli.option(
-            "--devices N",
-            "Plan passes for N equal devices, and estimate when the study is done.",
-            min=1,
-            max=100_000,
-        ),
-    ] = 1,
     tokens_per_second: Annotated[
         float | None,
         cli.option(
             "--tokens-per-second RATE",
             "Speed of LoRA training, to estimate the time (default with --device cuda: a third "
             "of an H100's peak, an assumption).",
-            parser=_positive,
-        ),
-    ] = None,
-    price_per_hour: Annotated[
-        float | None,
-        cli.option(
-            "--price-per-hour PRICE",
-            "Price of one device per hour, in any currency, to estimate the cost.",
             parser=_positive,
         ),
     ] = None,
@@ -178,14 +161,10 @@ def plan(
 
     Loads no weights and trains nothing. --device cuda --memory 80GB plans for
     such a card, which need not be in this machine: precision, passes, memory,
-    disk and hours. --devices 8 plans for eight of them, and estimates when the
-    study is done. --budget 1h shows what fits into that time. Only --budget
+    disk and hours. --budget 1h shows what fits into that time. Only --budget
     loads the model, to measure its speed, unless --tokens-per-second or
     --device cuda gives one.
     """
-    if budget is not None and devices > 1:
-        problem = "--budget: it is the time of one device; leave --devices out"
-        raise ConfigError("plan", [problem])
     config, folder = named(study, study_dir, allow_task_code)
     machine = None  # the one that is here
     if device is not None or memory is not None:
@@ -199,10 +178,10 @@ def plan(
             problem = "--device cuda: there is no card here; say what it has, such as --memory 80GB"
             raise ConfigError("plan", [problem])
         machine = Machine(here, memory)
-    planned = planned_study(config, folder, machine, num_workers=devices)
+    planned = planned_study(config, folder, machine)
     from rankwise.cli.plans import Forecast
 
-    shown = Forecast(planned, folder, machine, tokens_per_second, price_per_hour)
+    shown = Forecast(planned, folder, machine, tokens_per_second)
     cli.warn(f"damaged: {damage}; it is made again" for damage in shown.damages)
     found = None
     if budget is not None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from pathlib import Path
+from time import sleep
 from typing import Annotated
 
 from rich.text import Text
@@ -11,7 +13,6 @@ from rich.text import Text
 from rankwise.cli import application as cli
 from rankwise.cli.run_verbs import STUDIES, AcceptNewStack
 from rankwise.cli.running import Telling, keep, report_on, run_and_report
-from rankwise.cli.watch import MOST_PORT, PORT, serve
 from rankwise.errors import ConfigError, RecordError, StorageError, TaskError
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.folder import StudyFolder
@@ -62,35 +63,38 @@ def report(
 def status(
     directory: cli.Folder,
     watch: Annotated[
-        bool, cli.option("--watch", "Show a live page with losses and scores.")
+        bool, cli.option("--watch", "Print the status again until no process runs the study.")
     ] = False,
-    port: Annotated[
-        int,
-        cli.option(
-            "--port N", "With --watch: port on 127.0.0.1; 0 takes a free one.", max=MOST_PORT, min=0
-        ),
-    ] = PORT,
     every: Annotated[
-        int, cli.option("--every SECONDS", "With --watch: refresh interval.", min=1)
+        int, cli.option("--every SECONDS", "With --watch: interval between prints.", min=1)
     ] = 15,
     as_json: cli.Json = False,
 ) -> int:
     """Show what is done, running and left in a study.
 
-    --watch serves it as a page, which only reads the study's folder. Only this
-    machine can open the page, and only with the token in the printed address.
-    Ctrl-C closes the page; the study continues.
+    --watch with --json prints a document each time. Ctrl-C ends the watching;
+    the study continues.
     """
+    folder = StudyFolder(directory)
+    is_running = _show_status(folder, as_json=as_json)
+    with contextlib.suppress(KeyboardInterrupt):
+        while watch and is_running:
+            sleep(every)
+            is_running = _show_status(folder, as_json=as_json)
+    return cli.OK
+
+
+def _show_status(folder: StudyFolder, *, as_json: bool) -> bool:
+    """Print the status of a study; returns whether a process runs it."""
     from rankwise.cli.terminal import is_done, status_table
     from rankwise.study.status import run_status, study_status
 
-    folder = StudyFolder(directory)
-    if watch:
-        return serve(folder, port, every, as_json=as_json)
-    lines, running = study_status(folder), run_status(folder)
+    running = run_status(folder)  # first: after the end of the process, all that it did is read
+    lines = study_status(folder)
     if as_json:
         models = [line._asdict() for line in lines]
-        return cli.emit({"models": models, "running": running and running._asdict()})
+        cli.emit({"models": models, "running": running and running._asdict()})
+        return running is not None
     cli.stdout.print(status_table(lines, folder.read_study()))
     for line in () if running is None else running.lines:
         cli.say(line)
@@ -101,7 +105,7 @@ def status(
             cli.say(f"failed: {line.model}: {failure}")
         for damage in line.damaged:
             cli.say(f"damaged: {damage}", folded=False)
-    return cli.OK
+    return running is not None
 
 
 @cli.verb(STUDIES)

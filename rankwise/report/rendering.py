@@ -80,7 +80,6 @@ class Page(NamedTuple):
     sections: Sequence[ReportSection]
     items: EncodedItems | None = None
     items_beside: str | None = None
-    refresh_seconds: int | None = None
     study_folder: Path | None = None
 
     @property

@@ -19,8 +19,6 @@ from rankwise.records.study import StageFailure
 from rankwise.study.observer import StageLeftOut
 from rankwise.study.stages.graph import stages, study_outline
 from rankwise.study.stages.stage import Model, Stage
-from rankwise.study.stages.training import Train
-from rankwise.study.times import Job
 
 if TYPE_CHECKING:
     from rankwise.study.context import StudyContext
@@ -41,6 +39,11 @@ class Unit:
         return f"{self.kind}-{fingerprint([stage.id for stage in self.stages])[:12]}"
 
     @property
+    def work(self) -> float:
+        """In scored tokens."""
+        return sum(stage.work for stage in self.stages)
+
+    @property
     def memory_bytes(self) -> int:
         """The most that one of its stages holds at once."""
         return max(stage.memory_bytes for stage in self.stages)
@@ -55,24 +58,17 @@ class Unit:
             "kind": self.kind,
             "model": self.stages[0].model,
             "stages": [stage.id for stage in self.stages],
-            "needs": self._needs(self.stages, unit_of),
-            "work": sum(stage.work for stage in self.stages),
+            "needs": self.needs(unit_of),
+            "work": self.work,
             "memory_bytes": self.memory_bytes,
             "is_finished": all(stage.is_finished(folder) for stage in self.stages),
         }
 
-    def job(self, unit_of: Mapping[str, Unit], left: Mapping[str, float]) -> Job:
-        """What is left of it; the arguments are those of ``jobs``."""
-        stages = [stage for stage in self.stages if stage.id in left]
-        needs = self._needs(stages, unit_of)
-        trains = isinstance(stages[0], Train)
-        waits_for = self._needs(stages[:1], unit_of) if trains else needs
-        return Job(self.id, sum(left[stage.id] for stage in stages), needs, waits_for)
-
-    def _needs(self, stages: Sequence[Stage], unit_of: Mapping[str, Unit]) -> tuple[str, ...]:
-        """The ids of the units that some of its stages need."""
-        needs = (unit_of[need].id for stage in stages for need in stage.needs if need in unit_of)
-        return tuple(unit for unit in dict.fromkeys(needs) if unit != self.id)
+    def needs(self, unit_of: Mapping[str, Unit]) -> tuple[str, ...]:
+        """The ids of the units that its stages need; see ``owners`` for ``unit_of``."""
+        stages = (need for stage in self.stages for need in stage.needs if need in unit_of)
+        units = dict.fromkeys(unit_of[stage].id for stage in stages)
+        return tuple(unit for unit in units if unit != self.id)
 
 
 def units(graph: Sequence[Stage]) -> tuple[Unit, ...]:
@@ -94,17 +90,23 @@ def owners(all_units: Sequence[Unit]) -> dict[str, Unit]:
     return {stage.id: unit for unit in all_units for stage in unit.stages}
 
 
-def jobs(all_units: Sequence[Unit], left: Mapping[str, float]) -> list[Job]:
-    """What is left of some units; one that trains needs what its scoring does only after that.
+def longest_chains(units_left: Sequence[Unit]) -> dict[str, float]:
+    """The id of each unit -> the work of the longest chain of units that begins with it.
+
+    Units of a chain need each other. Executors start the unit with the longest chain first (list
+    scheduling; Graham, 1969).
 
     Args:
-        all_units: in an order in which each comes after those that it needs.
-        left: the id of each stage that is left -> its work, or the seconds that it takes. What
-            is needed besides counts as done.
+        units_left: in an order in which each comes after those that it needs; other units that
+            they need count as done.
     """
-    units_left = [unit for unit in all_units if any(stage.id in left for stage in unit.stages)]
     unit_of = owners(units_left)
-    return [unit.job(unit_of, left) for unit in units_left]
+    work = {unit.id: unit.work for unit in units_left}
+    longest = dict(work)
+    for unit in reversed(units_left):
+        for need in unit.needs(unit_of):
+            longest[need] = max(longest[need], work[need] + longest[unit.id])
+    return longest
 
 
 class Agenda:

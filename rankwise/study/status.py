@@ -70,7 +70,9 @@ class RunStatus(NamedTuple):
             return (f"{self.process} runs the study",)
         age = datetime.now(UTC) - datetime.fromisoformat(self.progress.told_at)
         told = f"told {quantities.seconds(age.total_seconds())} ago"
-        return f"{self.process} runs the study; {told}", *self.doing
+        left = sum(self.progress.seconds_left.values()) / len(self.doing)
+        of_all = (f"about {quantities.seconds(left)} left of what is planned",) if left else ()
+        return f"{self.process} runs the study; {told}", *self.doing, *of_all
 
 
 def run_status(folder: StudyFolder) -> RunStatus | None:

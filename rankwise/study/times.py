@@ -1,8 +1,7 @@
-"""How long work takes: what there is to do, a rate for each kind of it, and who does what when.
+"""How long work takes: what there is to do, and a rate for each kind of it.
 
 Work is counted in scored tokens. ``Rates`` says how many seconds a unit of it takes: as it is
 given, as finished stages took by their records, and as the stages go that are being done.
-``scheduled`` gives each free device the job with the longest chain of work behind it.
 
 The logarithm of a stage's seconds per unit of work is taken for a sum of terms: what the machine
 takes, how this call differs from earlier ones, how the stage's kind differs from what was planned,
@@ -14,7 +13,6 @@ takes as long as it did, and a task is known for the adapters once the base was 
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -307,68 +305,3 @@ def _sd(label: str) -> float:
         return _STAGE_SD
     own = {_MACHINE: _MACHINE_SD, _CALL: _CALL_SD}
     return own.get(label, _MODELS_SD if _OF_MODELS in label else _WORK_SD)
-
-
-class Job(NamedTuple):
-    """What one device does without a break.
-
-    Attributes:
-        name: of this job alone.
-        work: that it is, or the seconds that it takes.
-        needs: names of the jobs whose end it needs.
-        waits_for: those of them that must end before it begins: a pass trains before it needs the
-            base's scores.
-    """
-
-    name: str
-    work: float
-    needs: tuple[str, ...] = ()
-    waits_for: tuple[str, ...] = ()
-
-
-class Slot(NamedTuple):
-    """A job, when it is done, and by which of the devices, from 0."""
-
-    job: Job
-    device: int
-    start: float
-    end: float
-
-
-def longest_chains(jobs: Sequence[Job]) -> dict[str, float]:
-    """Job -> the work of the longest chain of jobs that begins with it and need each other.
-
-    Args:
-        jobs: in an order in which each comes after those that it needs.
-    """
-    longest = {job.name: job.work for job in jobs}
-    work = dict(longest)
-    for job in reversed(jobs):
-        for need in job.needs:
-            longest[need] = max(longest[need], work[need] + longest[job.name])
-    return longest
-
-
-def scheduled(jobs: Sequence[Job], num_devices: int) -> list[Slot]:
-    """When each job is done if a free device takes the one with the longest chain (Graham, 1969).
-
-    Args:
-        jobs: as of ``longest_chains``.
-        num_devices: equal ones, at least one.
-    """
-    chains = longest_chains(jobs)
-    waiting = sorted(jobs, key=lambda job: -chains[job.name])
-    free = [(0.0, device) for device in range(min(num_devices, len(jobs)))]
-    ends: dict[str, float] = {}
-    slots: list[Slot] = []
-    while waiting:
-        now, device = heapq.heappop(free)
-        for place, job in enumerate(waiting):
-            if all(ends.get(need, math.inf) <= now for need in job.waits_for):
-                slots.append(Slot(waiting.pop(place), device, now, now + job.work))
-                ends[job.name] = now + job.work
-                heapq.heappush(free, (ends[job.name], device))
-                break
-        else:
-            heapq.heappush(free, (min(end for end in ends.values() if end > now), device))
-    return slots

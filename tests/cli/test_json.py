@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -137,10 +136,6 @@ CASES: dict[str, Case] = {
         ),
         (40, 1, "done", 1),
     ),
-    "status --watch": Case(
-        lambda at: (at.small, "--port", 0), lambda a: re.sub(r"\d{4,5}/", "/", a["address"])[:25],
-        "http://127.0.0.1:/?token=",
-    ),
     "audit": Case(
         lambda at: (at.base, at.adapter, "--output", at.root / "audit", "--null-draws", 0),
         lambda a: (a["kind"], a["ranks"]), ("adapter", [2]),
@@ -223,10 +218,6 @@ def test_every_verb_can_answer_a_program() -> None:
 def test_the_answer_is_json_alone_and_has_the_facts(
     asked: str, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ended(_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("rankwise.cli.watch.ThreadingHTTPServer.serve_forever", ended)
     monkeypatch.setattr(trials, "SIZES", trials.SIZES[:1])
     case = CASES[asked]
     verb, *options = asked.split()

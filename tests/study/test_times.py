@@ -1,10 +1,8 @@
-"""The time left, on planted studies of which it is known how long everything takes; schedules."""
+"""The time left, on planted studies of which it is known how long everything takes."""
 
 from __future__ import annotations
 
-import itertools
 import math
-import random
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
@@ -23,7 +21,7 @@ from benchmarks.time_left import (
 )
 from rankwise.study.observer import StageOutline
 from rankwise.study.stages.graph import KINDS
-from rankwise.study.times import Job, Rates, Slot, longest_chains, scheduled, seconds_left
+from rankwise.study.times import Rates, seconds_left
 
 TASKS = {"letters": 0.5, "options": 1.0, "texts": 6.0}
 """Task -> how much slower than planned it is scored."""
@@ -282,64 +280,3 @@ def test_at_a_given_speed_records_count_nothing() -> None:
         **{each.stage.id: pytest.approx(each.stage.work / 100) for each in left},
         "after the verdict": pytest.approx(3.0),
     }
-
-
-def ends(slots: Sequence[Slot]) -> dict[str, tuple[int, float, float]]:
-    return {slot.job.name: (slot.device, slot.start, slot.end) for slot in slots}
-
-
-def test_the_job_with_the_longest_chain_comes_first() -> None:
-    jobs = [Job("long", 5), Job("first", 2), Job("then", 4, ("first",), ("first",))]
-    assert longest_chains(jobs) == {"long": 5, "first": 2 + 4, "then": 4}
-    assert ends(scheduled(jobs, 1)) == {"first": (0, 0, 2), "long": (0, 2, 7), "then": (0, 7, 11)}
-    assert ends(scheduled(jobs, 9)) == {"first": (0, 0, 2), "long": (1, 0, 5), "then": (0, 2, 6)}
-    assert scheduled([], 3) == []
-
-
-def test_a_pass_trains_while_the_base_is_scored() -> None:
-    jobs = [Job("base", 3), Job("pass", 4, ("base",))]
-    assert ends(scheduled(jobs, 2)) == {"base": (0, 0, 3), "pass": (1, 0, 4)}
-    assert longest_chains(jobs)["base"] == 7
-
-
-def random_jobs(rng: random.Random) -> list[Job]:
-    jobs: list[Job] = []
-    for number in range(rng.randint(1, 6)):
-        before = [job.name for job in jobs]
-        needs = tuple(rng.sample(before, rng.randint(0, min(2, len(before)))))
-        jobs.append(Job(f"{number}", rng.uniform(1, 9), needs, needs))
-    return jobs
-
-
-def least_makespan(jobs: Sequence[Job], num_devices: int) -> float:
-    """Over every order in which jobs are begun as early as can be."""
-    least = math.inf
-    for order in itertools.permutations(jobs):
-        free, ended = [0.0] * num_devices, dict[str, float]()
-        for job in order:
-            if not ended.keys() >= set(job.needs):
-                break
-            device = free.index(min(free))
-            start = max([free[device], *(ended[need] for need in job.needs)])
-            ended[job.name] = free[device] = start + job.work
-        else:
-            least = min(least, max(free))
-    return least
-
-
-def test_schedules_are_possible_and_near_the_best() -> None:
-    rng, over = random.Random(5), list[float]()
-    for _ in range(60):
-        jobs, num_devices = random_jobs(rng), rng.randint(1, 3)
-        slots = scheduled(jobs, num_devices)
-        assert sorted(slot.job.name for slot in slots) == [job.name for job in jobs]
-        ended = {slot.job.name: slot.end for slot in slots}
-        for slot in slots:
-            assert slot.end == slot.start + slot.job.work
-            assert all(ended[need] <= slot.start for need in slot.job.needs)
-        for one, other in itertools.combinations(slots, 2):
-            assert one.device != other.device or other.start >= one.end or one.start >= other.end
-        makespan = max(ended.values())
-        over.append(makespan / least_makespan(jobs, num_devices))
-        assert 1 - 1e-9 <= over[-1] <= 2 - 1 / num_devices + 1e-9  # Graham's bound
-    assert sum(ratio < 1 + 1e-9 for ratio in over) > 45

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +13,9 @@ import torch
 from rankwise.engine.models.devices import Machine
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
-from rankwise.study.agenda import jobs, owners, units
+from rankwise.study.agenda import Unit, longest_chains, owners, units
 from rankwise.study.planning.plan import StudyPlan, plan_study
 from rankwise.study.stages.graph import stages
-from rankwise.study.times import scheduled
 from tests.support.command_line import rankwise
 from tests.support.small_studies import write_study
 
@@ -85,26 +86,28 @@ def test_a_finished_unit_is_known_as_such(plan: StudyPlan, tmp_path: Path) -> No
     assert described["is_finished"] is False
 
 
-def test_what_is_left_of_them_are_jobs(plan: StudyPlan) -> None:
-    graph = stages(plan.record)
-    all_units = units(graph)
-    base, a_pass, full = (unit.id for unit in all_units[:3])
-    left = {stage.id: stage.work for stage in graph}
-    first = {job.name: job for job in jobs(all_units, left)}
-    assert first[a_pass].work == sum(stage.work for stage in all_units[1].stages)
-    assert (first[a_pass].needs, first[a_pass].waits_for) == ((base,), ())  # to be scored
-    assert {a_pass, full} <= set(first[all_units[6].id].waits_for)
-    trained = {stage: work for stage, work in left.items() if "training" not in stage}
-    scored = {job.name: job for job in jobs(all_units, trained)}
-    assert scored[a_pass].waits_for == (base,)
-    without_base = {
-        stage: work
-        for stage, work in trained.items()
-        if stage not in {each.id for each in all_units[0].stages}
-    }
-    rest = jobs(all_units, without_base)
-    assert base not in {job.name for job in rest}
-    assert rest[0].needs == ()  # what is done is not waited for
+def planted(name: str, work: float, *needs: str) -> Unit:
+    """A unit of one stage."""
+    stage: Any = SimpleNamespace(id=name, work=work, needs=needs)
+    return Unit(name, (stage,))
+
+
+def test_the_longest_chain_of_work_behind_each_is_counted() -> None:
+    all_units = [
+        planted("base", 3),
+        planted("pass", 4, "base"),
+        planted("full", 9, "base"),
+        planted("divergence", 1, "pass", "full"),
+        planted("imported", 5),
+    ]
+
+    def chains(of: list[Unit]) -> dict[str, float]:
+        found = longest_chains(of)
+        return {unit.kind: found[unit.id] for unit in of}
+
+    after_base = {"pass": 4 + 1, "full": 9 + 1, "divergence": 1, "imported": 5}
+    assert chains(all_units) == {"base": 3 + 9 + 1, **after_base}
+    assert chains(all_units[1:]) == after_base  # what is done is not waited for
 
 
 def test_several_devices_have_the_same_runs_in_more_passes(file: Path) -> None:
@@ -115,11 +118,3 @@ def test_several_devices_have_the_same_runs_in_more_passes(file: Path) -> None:
     names = [sorted(name for each in study.passes for name in each.runs) for study in (one, three)]
     assert names[0] == names[1]
     assert len(three.passes) > len(one.passes)
-    spans = []
-    for study, number in ((one, 1), (three, 3)):
-        graph = stages(study)
-        taken = jobs(units(graph), {stage.id: stage.work for stage in graph if stage.num_tokens})
-        spans.append(max(slot.end for slot in scheduled(taken, number)))
-    works = [stage.work for stage in stages(one) if stage.num_tokens]
-    assert spans[0] == pytest.approx(sum(works))
-    assert spans[0] / 3 <= spans[1] < spans[0] / 1.5

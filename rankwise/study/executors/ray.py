@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from rankwise.engine.models.libraries import before_torch
 from rankwise.errors import ConfigError, RankwiseError, WorkerLostError
 from rankwise.records.locking import leader_in
-from rankwise.study.agenda import Agenda, Unit, jobs
+from rankwise.study.agenda import Agenda, Unit, longest_chains
 from rankwise.study.executors.desk import Attempt, Desk, Letter, SupersededError, take_in
 from rankwise.study.executors.task import Job, do_task
 from rankwise.study.observer import Noted, StageFailed, StageFinished
-from rankwise.study.times import longest_chains
 
 if TYPE_CHECKING:
     from rankwise.engine.models.devices import Machine
@@ -348,8 +347,7 @@ class RayExecutor:
         idle = [unit for unit in agenda.units if unit.id not in self._tasks]
         due = {unit.id: agenda.due(unit) for unit in idle}
         left = [unit for unit in agenda.units if agenda.is_left(unit)]
-        work = {stage.id: stage.work for unit in left for stage in unit.stages}
-        chains = longest_chains(jobs(left, work))
+        chains = longest_chains(left)
         room = _WAITING_SHARE * self._places.count(self._cluster.nodes()) - len(self._tasks)
         waiting = [unit for unit in idle if due[unit.id]]
         failed = [failure.stage for failure in agenda.failures]
