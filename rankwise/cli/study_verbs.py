@@ -15,7 +15,6 @@ from rankwise.records.config.study import StudyConfig
 from rankwise.records.folder import StudyFolder
 from rankwise.records.outputs import write_outputs
 from rankwise.records.study_file import preset_text
-from rankwise.study.reading import read_results
 
 
 @cli.verb(STUDIES)
@@ -224,24 +223,3 @@ def extend(
         return extended(config, Extension(seeds, items, added)), folder
 
     return run_and_report(find, quiet=quiet, as_json=as_json, accept_new_stack=accept_new_stack)
-
-
-@cli.verb(STUDIES)
-def claims(directory: cli.Folder, as_json: cli.Json = False) -> int:
-    """Compare a finished study with the reference paper's claims."""
-    from rankwise.findings.claims import paper_claims
-    from rankwise.findings.options import option_gains
-    from rankwise.findings.recommendation import recommend as recommend_study
-
-    folder = StudyFolder(directory)
-    results = read_results(folder)
-    cli.note_damage(folder)
-    recommendation = recommend_study(results, folder.read_looks())
-    tested = paper_claims(option_gains(results, recommendation), recommendation)
-    if as_json:
-        return cli.emit(tested)
-    for claim in tested:
-        cli.say(f"{claim.judgement}: {claim.statement}")
-        for sentence in claim.evidence:
-            cli.say(f"  - {sentence}")
-    return cli.OK

@@ -120,10 +120,6 @@ CASES: dict[str, Case] = {
         lambda a: (Path(a["study_file"]).name, len(a["to_check"]) > 0), ("new.yaml", True),
     ),
     "extend": Case(lambda at: (at.copy, "--ranks", 4), outcome, ("done", ["colours"], 1)),
-    "claims": Case(
-        lambda at: (at.planted,),
-        lambda a: [c["name"] for c in a if c["verdict"] == "supported"], ["lora-retains-more"],
-    ),
     "try": Case(
         lambda at: (at.rows, "--model", at.base, "--study-dir", at.root / "tried"),
         lambda events: (
