@@ -11,8 +11,7 @@ are switched off in the MedMCQA model of rank 32, on MedMCQA and MathQA.
 
 The main study takes about four hours of one core, the others together one. Run again, it goes on
 where it stopped; `rankwise run OUTPUT/main --workers 2` shares what is left among two processes.
-OUTPUT/NAME is the folder of a study; the claims are in each study's report and in `rankwise
-claims OUTPUT/NAME`.
+OUTPUT/NAME is the folder of a study; `python -m benchmarks.claims OUTPUT/NAME` judges the claims.
 """
 
 from __future__ import annotations

@@ -59,7 +59,6 @@ SIGNATURES = """
 .. autofunction:: rankwise.api.verdict
 .. autoclass:: rankwise.api.Study
    :members:
-.. autofunction:: rankwise.api.compare
 .. autofunction:: rankwise.api.audit
 .. autofunction:: rankwise.records.study_file.load_config
 .. autoclass:: rankwise.integrations.retention_callback.RetentionCallback

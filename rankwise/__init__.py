@@ -16,7 +16,7 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 
 if TYPE_CHECKING:
-    from rankwise.api import Study, audit, compare, new, verdict
+    from rankwise.api import Study, audit, new, verdict
     from rankwise.api import open as open  # noqa: A004
     from rankwise.findings.recommendation import recommend
     from rankwise.integrations.retention_callback import RetentionCallback
@@ -32,7 +32,6 @@ __all__ = [
     "StudyFolder",
     "StudyPlan",
     "audit",
-    "compare",
     "load_config",
     "new",
     "plan_study",
@@ -49,7 +48,6 @@ _LAZY = {
     "Study": "rankwise.api",
     "StudyPlan": "rankwise.study.planning.plan",
     "audit": "rankwise.api",
-    "compare": "rankwise.api",
     "new": "rankwise.api",
     "open": "rankwise.api",
     "plan_study": "rankwise.study.planning.plan",

@@ -24,7 +24,6 @@ from rankwise.records.study_file import config_of, study_name
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from rankwise.findings.comparison import StudyComparison
     from rankwise.findings.rows import Row
     from rankwise.records.audits import AuditRecord
     from rankwise.records.config.study import StudyConfig
@@ -513,43 +512,6 @@ def verdict(
         weakref.finalize(study, shutil.rmtree, place, ignore_errors=True)
     made.write(StudyFolder(place))
     return study
-
-
-def compare(
-    folders: Sequence[AnyPath], page: AnyPath | None = None, *, overwrite: bool = False
-) -> StudyComparison:
-    """Compare finished studies, as ``rankwise compare`` does; they are not changed.
-
-    Args:
-        folders: of two studies or more.
-        page: the HTML file to write; None: none.
-        overwrite: replace a file there that rankwise did not write.
-
-    Returns:
-        Answers, differing settings, and pairs where the choices may be compared item by item.
-
-    Raises:
-        ConfigError: there are fewer than two folders, one of them is given twice, or the page is
-            there and not by rankwise.
-        RecordError: a folder holds no study, or nothing is scored in it.
-        StorageError: the page cannot be written.
-
-    Example:
-        >>> rw.compare(["studies/a", "studies/b"], "comparison.html").pairs
-    """
-    from rankwise.findings.comparison import compare_studies
-    from rankwise.report.comparison_page import write_comparison
-    from rankwise.study.comparing import folder_problems, study_sources
-
-    paths = [Path(folder) for folder in folders]
-    problems = folder_problems(paths)
-    if problems:
-        raise ConfigError("rankwise.compare", problems)
-    studies = study_sources(paths)
-    comparison = compare_studies(studies)
-    if page is not None:
-        write_comparison(Path(page), comparison, studies, overwrite=overwrite)
-    return comparison
 
 
 def audit(

@@ -17,8 +17,8 @@ import pytest
 import rankwise as rw
 from rankwise.errors import ConfigError, RecordError
 from rankwise.records.folder import StudyFolder
-from tests.planted.compared import compared_results
 from tests.planted.folders import write_study
+from tests.planted.results import planted_study
 from tests.support.command_line import rankwise, words
 from tests.support.tiny_tasks import write_tiny_tasks
 
@@ -52,9 +52,14 @@ def study(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> 
     return tiny(root, tiny_model_folder).run(progress=False)
 
 
-def planted(root: Path, **changed: Any) -> rw.Study:
+def planted(root: Path, trained_on: str = "kinship") -> rw.Study:
     """Rank 16 alone: 0.50 to 0.80 of 300 items in-domain, 0.90 to 0.80 of 200 of each other."""
-    write_study(StudyFolder(root), compared_results(root.name, 0.80, 0.80, **changed))
+    results = planted_study({16: 0.80}, {16: 0.80}, noise=0.0)
+    config = results.study.config
+    train = config.train.model_copy(update={"task": (trained_on,)})
+    config = config.model_copy(update={"name": root.name, "train": train})
+    study = results.study.model_copy(update={"config": config})
+    write_study(StudyFolder(root), results.model_copy(update={"study": study}))
     return rw.open(root)
 
 
@@ -204,7 +209,7 @@ def test_scores_are_every_metric(study: rw.Study) -> None:
 
 def test_the_card_is_escaped_and_holds_itself(tmp_path: Path) -> None:
     hostile = "<img src=x onerror=alert(1)>"
-    study = planted(tmp_path / "planted", settings={"train": {"task": (hostile,)}})
+    study = planted(tmp_path / "planted", hostile)
     shown = study._repr_html_()
     assert shown.count("<") == 2  # the frame alone
     page = html.unescape(shown.partition('srcdoc="')[2].removesuffix('"></iframe>'))
@@ -235,8 +240,6 @@ def test_a_study_without_scores_says_so_where_it_is_shown(
         (lambda: rw.new(base="b", task="t", train={"task": "u"}), "train.task: it is given twice"),
         (lambda: rw.new(base="b", task="t", train="u"), "train.task: 'train' is not a section"),
         (lambda: rw.new(base="b", task="t", base_model="c"), "base_model: it is given twice"),
-        (lambda: rw.compare(["only"]), "only only is given; name two studies"),
-        (lambda: rw.compare([]), "no folder is given; name two studies"),
     ],
 )
 def test_wrong_arguments_are_named_by_their_keys(make: Callable[[], Any], problem: str) -> None:
@@ -248,18 +251,6 @@ def test_wrong_arguments_are_named_by_their_keys(make: Callable[[], Any], proble
 def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"study\.json"):
         rw.open(tmp_path)
-
-
-def test_studies_are_compared_as_by_the_verb(tmp_path: Path) -> None:
-    folders = [planted(tmp_path / "first").folder, tmp_path / "second"]
-    write_study(StudyFolder(folders[1]), compared_results("second", 0.85, 0.80))
-    page = tmp_path / "page.html"
-    compared = rw.compare(folders, page)
-    assert compared.pairs[0].gain is not None
-    assert compared.pairs[0].gain.estimate == pytest.approx(5.0)
-    assert "first" in page.read_text()
-    done = rankwise("compare", *folders, "--json", "--output", tmp_path / "other.html")
-    assert json.loads(done.stdout) == compared.model_dump(mode="json")
 
 
 def test_an_adapter_is_audited_as_by_the_verb(study: rw.Study, tiny_model_folder: Path) -> None:

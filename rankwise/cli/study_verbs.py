@@ -1,4 +1,4 @@
-"""Verbs that make, extend, read and compare studies."""
+"""Verbs that make, extend and read studies."""
 
 from __future__ import annotations
 
@@ -8,17 +8,14 @@ from pathlib import Path
 from time import sleep
 from typing import Annotated
 
-from rich.text import Text
-
 from rankwise.cli import application as cli
 from rankwise.cli.run_verbs import STUDIES, AcceptNewStack
 from rankwise.cli.running import Telling, keep, report_on, run_and_report
-from rankwise.errors import ConfigError, RecordError, StorageError, TaskError
+from rankwise.errors import ConfigError, RecordError, StorageError
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.folder import StudyFolder
 from rankwise.records.outputs import write_outputs
 from rankwise.records.study_file import preset_text
-from rankwise.study.reading import read_results
 
 
 @cli.verb(STUDIES)
@@ -230,72 +227,3 @@ def extend(
         return extended(config, Extension(seeds, items, added)), folder
 
     return run_and_report(find, quiet=quiet, as_json=as_json, accept_new_stack=accept_new_stack)
-
-
-@cli.verb(STUDIES)
-def claims(directory: cli.Folder, as_json: cli.Json = False) -> int:
-    """Compare a finished study with the reference paper's claims."""
-    from rankwise.findings.claims import paper_claims
-    from rankwise.findings.options import option_gains
-    from rankwise.findings.recommendation import recommend as recommend_study
-
-    folder = StudyFolder(directory)
-    results = read_results(folder)
-    cli.note_damage(folder)
-    recommendation = recommend_study(results, folder.read_looks())
-    tested = paper_claims(option_gains(results, recommendation), recommendation)
-    if as_json:
-        return cli.emit(tested)
-    for claim in tested:
-        cli.say(f"{claim.judgement}: {claim.statement}")
-        for sentence in claim.evidence:
-            cli.say(f"  - {sentence}")
-    return cli.OK
-
-
-@cli.verb(STUDIES)
-def compare(
-    directories: Annotated[
-        list[Path],
-        cli.argument("DIR DIR...", "The folders of two studies or more.", parser=cli.given_path),
-    ],
-    output: Annotated[
-        Path | None,
-        cli.path_option("--output FILE", "The page to write (default: comparison.html)."),
-    ] = None,
-    overwrite: cli.Overwrite = False,
-    as_json: cli.Json = False,
-) -> int:
-    """Compare studies: models, tasks, methods, recommendations and dates.
-
-    Shows what each study recommends, which settings differ, and which studies
-    differ in a single axis. Recommended runs are compared item by item only if
-    both studies used the same software stack, base model and items: a different
-    stack alone moves scores by 1 to 3 points. For an unfinished study, the
-    finished part is compared. The studies are not changed.
-    """
-    from rankwise.cli.terminal import as_shown
-    from rankwise.findings.comparison import compare_studies
-    from rankwise.report.comparison_page import side_by_side, write_comparison
-    from rankwise.study.comparing import folder_problems, study_sources
-
-    if problems := folder_problems(directories):
-        raise ConfigError("compare", problems)
-    with cli.usage_errors((RecordError, TaskError)):
-        studies = study_sources(directories)
-        for directory in directories:
-            cli.note_damage(StudyFolder(directory))
-        comparison = compare_studies(studies)
-    page = output or Path("comparison.html")
-    write_comparison(page, comparison, studies, overwrite=overwrite)
-    for study in studies:
-        for name, reason in study.results.left_out.items():
-            cli.note(f"left out of {study.name}: {name} {reason}")
-    if as_json:
-        return cli.emit(comparison)
-    cli.stdout.print(as_shown(side_by_side(comparison, studies)))
-    for sentence in (*comparison.points, *comparison.remarks):
-        cli.stdout.print(Text(f"- {sentence}"))
-    cli.stdout.print(Text(comparison.statement, style="bold"))
-    cli.say(f"page: {page}", folded=False)
-    return cli.OK

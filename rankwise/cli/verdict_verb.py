@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -169,8 +168,7 @@ def verdict(
 
     if os.path.isdir(paths[0]) and not any((paths[0] / file).is_file() for file in HELM_FILES):
         if len(paths) > 1:
-            command = f"rankwise compare {shlex.join(map(str, paths))}"
-            problem = f"a verdict is of one study; to put several side by side: {command}"
+            problem = f"{paths[0]} is a study, and a verdict is of one; give it alone"
             raise ConfigError("verdict", [problem])
         if given or output is not None:
             why = f"{paths[0]} is a study, and it is for files; leave it out"

@@ -215,7 +215,7 @@ def _told(source: OptionGains, chosen: Option, alternatives: Sequence[Alternativ
                 if option.label in beside and (advice.ranks or option.rank == chosen.rank)
             ]
             here = "; ".join(
-                f"{each.label} {more_or_less(each.gain, each.retention)} than the choice"
+                f"{each.label} {_more_or_less(each.gain, each.retention)} than the choice"
                 for each in tried
             )
         if here:
@@ -223,7 +223,7 @@ def _told(source: OptionGains, chosen: Option, alternatives: Sequence[Alternativ
     return said
 
 
-def more_or_less(gain: TaskMean | None, retention: TaskMean | None) -> str:
+def _more_or_less(gain: TaskMean | None, retention: TaskMean | None) -> str:
     """How much more or less one setting gains and keeps than another; None is left out.
 
     Such as: gains 3.1 points less (...) and keeps 0.2 points more (...).

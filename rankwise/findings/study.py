@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 from rankwise.findings.axes import TrainTaskAxes, axis_effects, axis_rows
 from rankwise.findings.card import VerdictCard, verdict_card
 from rankwise.findings.checkpoints import TrainTaskCheckpoints, checkpoints
-from rankwise.findings.claims import Claim, paper_claims
 from rankwise.findings.deployment import DeployedRun, deployed_runs, deployment_rows
 from rankwise.findings.doubling import TrainTaskDoubling, doubling, doubling_rows
 from rankwise.findings.gauges import TrainTaskGauges, gauges
@@ -126,10 +125,6 @@ FINDINGS: Mapping[str, Finding] = {
     ),
     "weights": _each(weight_findings, weights=spectrum_rows),
     "heads": _each(head_findings, heads=head_rows, head_effects=effect_rows),
-    "claims": Finding(
-        # they are about what a base gains and loses
-        lambda of: paper_claims(of.sources, of.recommendation) if of.results.study.has_base else ()
-    ),
 }
 """Every finding by its name, which is that of its field in ``StudyFindings``."""
 
@@ -137,10 +132,10 @@ FINDINGS: Mapping[str, Finding] = {
 class StudyFindings(Record):
     """``findings.json``: what ``FINDINGS`` have made.
 
-    All but ``signatures``, ``repairs``, ``deployed``, ``transfer`` and ``claims`` have an entry for
-    each trained task that has such a thing. ``repairs`` has one for each repaired run, ``deployed``
-    for each that was checked in forms; ``transfer`` is None where nothing is tested out of the
-    trained domain.
+    All but ``signatures``, ``repairs``, ``deployed`` and ``transfer`` have an entry for each
+    trained task that has such a thing. ``repairs`` has one for each repaired run, ``deployed`` for
+    each that was checked in forms; ``transfer`` is None where nothing is tested out of the trained
+    domain.
     """
 
     schema_version: SchemaVersion = SCHEMA_VERSION
@@ -163,7 +158,6 @@ class StudyFindings(Record):
     mechanisms: tuple[TrainTaskMechanisms, ...] = ()
     weights: tuple[TrainTaskWeights, ...] = ()
     heads: tuple[TrainTaskHeads, ...] = ()
-    claims: tuple[Claim, ...] = ()
 
     @property
     def told(self) -> dict[str, tuple[Any, ...]]:

@@ -53,7 +53,7 @@ from rankwise.report.sections.overview import TRADE_OFF, study_figures
 from rankwise.report.sections.prompting import prompting_section
 from rankwise.report.sections.retention import retention_section
 from rankwise.report.sections.search import search_section
-from rankwise.report.sections.signatures import claims_section, signature_section
+from rankwise.report.sections.signatures import signature_section
 from rankwise.report.sections.slices import slice_section
 from rankwise.report.sections.transfer import transfer_section
 from rankwise.report.sections.weights import weight_section
@@ -327,7 +327,6 @@ def study_sections(results: StudyResults, findings: StudyFindings) -> list[Repor
         "mechanisms": mechanism_section,
         "weights": lambda found: weight_section(found, results),
         "heads": lambda found: head_section(found, results),
-        "claims": claims_section,
     }
     assert {*builders, ON_THE_CARD} == {*FINDINGS}
     made = (

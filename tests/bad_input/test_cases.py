@@ -202,7 +202,6 @@ COMMANDS = [
     (("status", ""), NO_PATH),
     (("report", "nothing"), "nothing"),
     (("verdict", "nothing"), "nothing"),
-    (("claims", "nothing"), "nothing"),
     (("export", "nothing"), "nothing"),
     (("status",), "Missing argument 'DIR'"),
     (("plan", "nothing.yaml"), "nothing.yaml has 1 problem the file cannot be read: "),

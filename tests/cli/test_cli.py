@@ -32,8 +32,8 @@ from tests.support.records import content_of
 
 # In the order in which the help lists them.
 VERBS = (
-    "run", "plan", "try", "verdict", "report", "status", "verify", "init", "extend", "claims",
-    "compare", "audit", "heads", "check", "repair", "export", "tasks", "lm-eval", "doctor",
+    "run", "plan", "try", "verdict", "report", "status", "verify", "init", "extend",
+    "audit", "heads", "check", "repair", "export", "tasks", "lm-eval", "doctor",
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "lm_eval", "pandas", "scipy")
 

@@ -119,14 +119,6 @@ CASES: dict[str, Case] = {
         lambda a: (Path(a["study_file"]).name, len(a["to_check"]) > 0), ("new.yaml", True),
     ),
     "extend": Case(lambda at: (at.copy, "--ranks", 4), outcome, ("done", ["colours"], 1)),
-    "claims": Case(
-        lambda at: (at.planted,),
-        lambda a: [c["name"] for c in a if c["verdict"] == "supported"], ["lora-retains-more"],
-    ),
-    "compare": Case(
-        lambda at: (at.planted, at.twin, "--output", at.root / "page.html"),
-        lambda a: [answer["choice"]["rank"] for answer in a["answers"]], [16, 16],
-    ),
     "try": Case(
         lambda at: (at.rows, "--model", at.base, "--study-dir", at.root / "tried"),
         lambda events: (

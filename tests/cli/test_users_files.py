@@ -31,21 +31,16 @@ VERBS: dict[str, tuple[Call, str]] = {
     "figures": (export("figures"), "score-by-rank.svg"),
     "model card": (export("model-card"), "README.md"),
     "trl": (export("trl"), "trl.yaml"),
-    "compare": (
-        lambda study, out: ("compare", study, study.with_name("twin"), "--output", out / "c.html"),
-        "c.html",
-    ),
     "init": (lambda _, out: ("init", out / "study.yaml"), "study.yaml"),
 }
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study that recommends rank 16, and a twin of it."""
-    root = tmp_path_factory.mktemp("planted")
-    for name in ("study", "twin"):
-        write_study(StudyFolder(root / name), planted_study())
-    return root / "study"
+    """A study that recommends rank 16."""
+    folder = StudyFolder(tmp_path_factory.mktemp("planted") / "study")
+    write_study(folder, planted_study())
+    return folder.root
 
 
 @pytest.mark.parametrize("verb", VERBS)

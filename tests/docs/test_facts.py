@@ -55,7 +55,7 @@ def test_the_page_about_python_has_every_public_name() -> None:
         for name, each in vars(errors).items()
         if isinstance(each, type) and issubclass(each, errors.RankwiseError)
     }
-    functions = {"new", "open", "verdict", "compare", "audit", "load_config"}
+    functions = {"new", "open", "verdict", "audit", "load_config"}
     assert members | functions | raised - {"RankwiseError"} == named
 
 

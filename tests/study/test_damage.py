@@ -52,7 +52,7 @@ def test_broken_weights_are_noticed_and_trained_again(study: Study, damage: str)
     for verb in ("status", "verify"):
         done = rankwise(verb, study.folder.root)
         assert f"damaged: {found.path}" in done.stdout
-    for verb in ("verdict", "report", "claims", "export"):  # the scores stand
+    for verb in ("verdict", "report", "export"):  # the scores stand
         done = rankwise(verb, study.folder.root)
         assert done.exit_code == 0
         assert f"damaged: {found.path}" in done.stderr
@@ -80,7 +80,7 @@ def test_pipes_in_place_of_files_are_noticed_and_made_again(study: Study) -> Non
     for file in files:
         file.unlink()
         os.mkfifo(file)
-    for verb in ("status", "plan", "verdict", "report", "claims", "export", "verify"):
+    for verb in ("status", "plan", "verdict", "report", "export", "verify"):
         done = rankwise(verb, study.folder.root)
     assert done.exit_code == 1
     for file in files[:2]:

@@ -128,11 +128,11 @@ def _in_words(panel: BarPanel) -> str:
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
     """Names that have room at a chart; as they are, where short ones would be alike."""
-    short = {name: cut_name(name) for name in names}
+    short = {name: _cut(name) for name in names}
     return short if len({*short.values()}) == len(short) else {name: name for name in short}
 
 
-def cut_name(name: str) -> str:
+def _cut(name: str) -> str:
     """A name as it has room: the middle of a long one is left out."""
     if len(name) <= _LETTERS:
         return name

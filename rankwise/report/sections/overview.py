@@ -56,7 +56,7 @@ def plane_of(
     marks: Sequence[PlaneMark],
     unit: Unit,
     epsilon_points: float | None,
-    path: Sequence[int | None] = (),
+    path: Sequence[int | None],
     confidence: float | None = None,
 ) -> Drawing:
     """Gain in-domain (up) against the change on retention tasks (right); the base is (0, 0)."""

@@ -1,15 +1,13 @@
-"""What went wrong and what to do next, and what the study shows about the paper's claims."""
+"""What went wrong and what to do next."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from rankwise.findings.claims import VERDICTS, Claim
 from rankwise.findings.signatures.signature import SIGNATURES, TITLES, Signature, SignatureName
 from rankwise.records import quantities
 from rankwise.records.grouping import grouped
-from rankwise.report.parts import Cell, Column, ReportSection, Table, TitledTable, titled
+from rankwise.report.parts import Cell, Column, ReportSection, Table, titled
 
 _WHOLE_STUDY = "all models"
 
@@ -62,19 +60,3 @@ def _judged(signature: Signature) -> Cell | None:
     size = "" if signature.num_items is None else quantities.size(signature.num_items)
     size += quantities.in_clusters(signature.num_clusters)
     return Cell(quantities.amount(estimate, signature.unit), interval, size)
-
-
-def claims_section(claims: Sequence[Claim]) -> ReportSection:
-    """Every claim with its verdict and all of its numbers."""
-    tested = [claim for claim in claims if claim.verdict != "not tested"]
-    evidence = Table.grouped(
-        "One shown case contradicts a claim about all ranks or tasks, and supports a claim that "
-        "something can happen. The intervals of one claim hold together.",
-        [(claim.statement, claim.judgement, claim.evidence) for claim in tested],
-        Column("Evidence", lambda sentence: sentence),
-    )
-    counts = Counter(claim.verdict for claim in claims)
-    said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
-    remark = f"Of {len(claims)} claims of arXiv:2512.15634: {said}."
-    tables = [TitledTable("Claim by claim", evidence)] if tested else []
-    return ReportSection("claims", "The paper's claims", [remark], tables=tables)

@@ -1,5 +1,7 @@
 """The reference paper's claims on a finished study: supported, contradicted, or undecided.
 
+    python -m benchmarks.claims DIR
+
 The paper is arXiv:2512.15634. A claim that speaks of all ranks or tasks is contradicted by one
 that is shown to be otherwise; one that says that something can happen is supported by one case.
 The intervals of one claim's comparisons hold together (Bonferroni), since one of them decides.
@@ -7,20 +9,24 @@ The intervals of one claim's comparisons hold together (Bonferroni), since one o
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable, Sequence
 from itertools import combinations
-from typing import Literal, NamedTuple, get_args
+from pathlib import Path
+from typing import Literal, NamedTuple
 
-from rankwise.findings.options import Option, OptionGains
+from rankwise.findings.options import Option, OptionGains, option_gains
 from rankwise.findings.pairs import bound_of
+from rankwise.findings.recommendation import recommend
 from rankwise.findings.statements import TRANSFER_ALARM_SHARE, delta_used, score_range
 from rankwise.records import quantities
 from rankwise.records.base import Record
+from rankwise.records.folder import StudyFolder
 from rankwise.records.recommendation import Bound, Recommendation, StudyRecommendation
 from rankwise.records.study import State, Unit
+from rankwise.study.reading import read_results
 
 Verdict = Literal["supported", "contradicted", "undecided", "not tested"]
-VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 REASONING = frozenset({"reasoning", "mathematics"})
 RECALL = frozenset({"knowledge", "recall", "medicine", "law"})
@@ -151,6 +157,17 @@ def paper_claims(
             "it needs an out-of-domain task that is scored in points",
         ),
     )
+
+
+def claims_of(folder: StudyFolder) -> tuple[Claim, ...]:
+    """Judge them on the study of a folder, which is only read.
+
+    Raises:
+        RecordError: the folder holds no study, or nothing is scored in it.
+    """
+    results = read_results(folder)
+    recommendation = recommend(results, folder.read_looks())
+    return paper_claims(option_gains(results, recommendation), recommendation)
 
 
 def _claim(name: str, statement: str, for_all: bool, cases: list[_Case], needs: str) -> Claim:
@@ -332,3 +349,17 @@ def _transfer_costs(parts: Sequence[_Part]) -> Iterable[_Case]:
 def _signed(bound: Bound, unit: Unit) -> str:
     interval = quantities.change_interval(bound.lower, bound.upper, unit)
     return f"{quantities.change(bound.estimate, unit)} ({interval})"
+
+
+def main() -> None:
+    """Print each claim with its verdict and its evidence."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("directory", type=Path, metavar="DIR")
+    for claim in claims_of(StudyFolder(parser.parse_args().directory)):
+        print(f"{claim.judgement}: {claim.statement}")
+        for sentence in claim.evidence:
+            print(f"  - {sentence}")
+
+
+if __name__ == "__main__":
+    main()

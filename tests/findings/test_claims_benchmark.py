@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-from rankwise.findings.claims import Claim, paper_claims
+from benchmarks.claims import Claim, claims_of, main, paper_claims
 from rankwise.findings.options import option_gains
 from rankwise.findings.recommendation import recommend
 from rankwise.records.config.study import RecommendationConfig
+from rankwise.records.folder import StudyFolder
 from rankwise.records.results import StudyResults
+from tests.planted.folders import write_study
 from tests.planted.results import planted_study
 
 MARGINS = RecommendationConfig(delta_points=5, epsilon_points=5)
@@ -201,3 +203,18 @@ def test_every_claim_is_listed_even_if_nothing_can_test_it(tmp_path: Path) -> No
     claims = judged({}, in_domain_accuracy={8: 0.7}, retention_tasks=(), out_of_domain_tasks=())
     assert len(claims) == 6
     assert [c.name for c in claims.values() if c.verdict != "not tested"] == []
+
+
+def test_the_command_prints_every_claim_with_its_evidence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = StudyFolder(tmp_path / "study")
+    write_study(folder, planted_study())
+    monkeypatch.setattr("sys.argv", ["claims", str(folder.root)])
+    main()
+    lines = capsys.readouterr().out.splitlines()
+    claims = claims_of(folder)
+    said = [f"{claim.judgement}: {claim.statement}" for claim in claims]
+    assert [line for line in lines if not line.startswith("  - ")] == said
+    assert len(lines) == len(said) + sum(len(claim.evidence) for claim in claims)
+    assert "supported" in {claim.verdict for claim in claims}
