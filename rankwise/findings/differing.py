@@ -47,13 +47,7 @@ _UNUSED: Any = {
     "allow_task_code": True,
     "analysis": True,
     "tracking": True,
-    "train": {
-        "precision",
-        "max_micro_batch_tokens",
-        "gradient_checkpointing",
-        "compile",
-        "save_every",
-    },
+    "train": {"precision", "max_micro_batch_tokens", "gradient_checkpointing", "save_every"},
     "evaluation": {"domains", "trained_format", "num_train_items", "max_batch_tokens"},
 }
 _DIGITS = 8

@@ -105,7 +105,7 @@ def test_what_is_no_plain_lora_writes_alone(
         return load(model, path, *rest)
 
     monkeypatch.setattr(resident, "load_frozen_adapter", remembered)
-    settings = ("methods.full=null", "methods.lora.ranks=[2]", "methods.variants={names: [ia3]}")
+    settings = ("methods.full=null", "methods.lora.ranks=[2]", "methods.variants={names: [vera]}")
     folder = StudyFolder(tmp_path / "study")
     outcome, _ = run(study_file, folder.root, *ON, "analysis.gauges=false", *settings)
     study = outcome.results.study
