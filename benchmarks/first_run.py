@@ -145,7 +145,6 @@ def tokens_per_second(max_lanes: int) -> float:
             max_tokens=plan.record.passes[0].max_tokens,
             precision=precision,
             gradient_checkpointing=False,
-            compile_layers=False,
             observer=observer,
             max_lanes=max_lanes,
         )

@@ -110,7 +110,6 @@ def measure_ours(options: argparse.Namespace, device: torch.device) -> Measured:
                 max_tokens=max_tokens,
                 precision=options.dtype,
                 gradient_checkpointing=False,
-                compile_layers=False,
                 observer=Observer(max_tokens),
             )
         return now(device) - started, trainees

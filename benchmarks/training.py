@@ -108,7 +108,6 @@ def measure_ours(options: argparse.Namespace, device: torch.device) -> Measured:
                 max_tokens=observer.max_tokens,
                 precision=options.dtype,
                 gradient_checkpointing=False,
-                compile_layers=False,
                 observer=observer,
             )
             return now(device) - started

@@ -95,7 +95,6 @@ def train(subject: Subject) -> tuple[list[AdapterTrainee], list[str]]:
             max_tokens=_STEP_TOKENS,
             precision="float32",
             gradient_checkpointing=False,
-            compile_layers=False,
             observer=heard,
         )
     faults: list[str] = []

@@ -74,7 +74,6 @@ def train(model: Any, trainees: Sequence[Any], heard: Heard | None = None, **opt
         "max_tokens": 256,
         "precision": "float32",
         "gradient_checkpointing": False,
-        "compile_layers": False,
     } | options
     if isinstance(trainees[0], FullTrainee):
         train_pass(model, trainees, bank=None, observer=heard, **settings)
@@ -139,7 +138,7 @@ def company(setup: Setup, found: Found) -> None:
 
 
 def variants(setup: Setup, found: Found) -> None:
-    """Activations computed again, compiled layers and Liger change nothing but rounding."""
+    """Activations computed again and Liger change nothing but rounding."""
     model = small_model(setup)
     rank = RANKS[setup.is_tiny][-1]
     with mock.patch.object(liger, "_fits", return_value=False):
@@ -151,11 +150,6 @@ def variants(setup: Setup, found: Found) -> None:
         found.check("train.liger", apart(by_liger.losses, plain), 1e-4, ROUNDING)
     again = train(model, [new_trainee(model, rank)], gradient_checkpointing=True).losses
     found.check("train.checkpointing", apart(again, plain), 1e-4, ROUNDING)
-    if setup.is_tiny:
-        found.skip("train.compile", "compiling takes minutes")
-        return
-    compiled = train(model, [new_trainee(model, rank)], compile_layers=True).losses
-    found.check("train.compile", apart(compiled, plain), 1e-4, ROUNDING)
 
 
 def resume(setup: Setup, found: Found) -> None:

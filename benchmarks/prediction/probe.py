@@ -77,7 +77,6 @@ def train_probe(
             max_tokens=setting.planned.max_tokens,
             precision=setting.precision,
             gradient_checkpointing=setting.planned.gradient_checkpointing,
-            compile_layers=False,
             observer=_Raising(),
         )
     return {

@@ -149,16 +149,12 @@ _SETTINGS: dict[str, Callable[[PlannedRun], str]] = {
 
 
 def _run_label(run: PlannedRun, differing: Sequence[str]) -> str:
-    """Full fine-tuning; rank 32; rank 32, DoRA; (IA)³; OFT, blocks of 32; then what differs."""
+    """Full fine-tuning; rank 32; rank 32, DoRA; then what differs."""
     if run.imported is not None:
         return f"imported {run.imported.label}"
     if run.called is not None and run.role == "imported":
         return run.called
-    rank, variant = run.rank, run.variant
-    if variant is None:
-        parts = [FULL_LABEL if rank is None else f"rank {rank}"]
-    elif variant == "oft":
-        parts = [VARIANT_LABELS[variant], f"blocks of {rank}"]
-    else:
-        parts = [*([] if rank is None else [f"rank {rank}"]), VARIANT_LABELS[variant]]
+    parts = [FULL_LABEL if run.rank is None else f"rank {run.rank}"]
+    if run.variant is not None:
+        parts.append(VARIANT_LABELS[run.variant])
     return ", ".join([*parts, *(f"{name}{_SETTINGS[name](run)}" for name in differing)])

@@ -40,7 +40,6 @@ _NOT_IN_TRAINING = {
     "base_precision",
     "max_micro_batch_tokens",
     "gradient_checkpointing",
-    "compile",
     "save_every",
     "score_checkpoints",
     "stop",

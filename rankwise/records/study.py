@@ -143,9 +143,9 @@ class PlannedRun(Record):
     train_task: Text
     """The task that the run is trained on."""
     rank: int | None = None
-    """None for full fine-tuning, and for a variant that has none; OFT's is the size of a block."""
+    """None for full fine-tuning."""
     alpha: float | None = None
-    """None for full fine-tuning, and for a variant that has none."""
+    """None for full fine-tuning, and for a variant whose update has no scaling."""
     alpha_labels: tuple[str, ...] = ()
     """How alpha follows from the rank ("2r"): values on the alpha axis.
 
@@ -178,7 +178,7 @@ class PlannedRun(Record):
     beside_ranks: tuple[int, ...] = ()
     """LoRA's ranks with which a variant is compared; empty for what is not a variant.
 
-    Several where it is the same training beside each: (IA)³ has no rank.
+    Several where it is the same training beside each: VeRA's rank is limited.
     """
     num_steps: int
     """Optimizer steps; of a checkpoint, those until there; of a truncated adapter, those since."""

@@ -401,8 +401,8 @@ STUDY_FILES = [
     ),
     Case(
         "a switch as number",
-        BASE + "train: {task: t, compile: 1}\n",
-        ("train.compile: 1 given; input should be a valid boolean",),
+        BASE + "train: {task: t, drop_overlapping: 1}\n",
+        ("train.drop_overlapping: 1 given; input should be a valid boolean",),
     ),
     Case(
         "a switch as text",

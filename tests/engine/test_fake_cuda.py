@@ -95,7 +95,7 @@ def train(model: Any, trainees: Sequence[Trainee], waits: HostWaits, **settings:
     loop.train_pass(
         model,
         trainees,
-        **{"max_tokens": 40, "precision": "bfloat16", "compile_layers": False, "observer": Heard()},
+        **{"max_tokens": 40, "precision": "bfloat16", "observer": Heard()},
         **settings,
     )
     assert [trainee.step for trainee in trainees] == [1] * len(trainees)

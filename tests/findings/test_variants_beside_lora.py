@@ -25,16 +25,14 @@ LORA = {"2e-4": 0.20, "4e-4": 0.30}
 
 def of_variant(run: PlannedRun, name: VariantName) -> PlannedRun:
     """The run of LoRA as a variant beside it."""
-    has_rank = name != "ia3"
     changed = {
         "name": f"{run.name}-{name}",
         "fingerprint": f"{run.fingerprint}{name}",
         "role": "variant",
         "variant": name,
         "beside_ranks": (run.rank,),
-        "rank": run.rank if has_rank else None,
-        "alpha": run.alpha if has_rank else None,
-        "alpha_labels": run.alpha_labels if has_rank else (),
+        "alpha": run.alpha if name != "vera" else None,
+        "alpha_labels": run.alpha_labels if name != "vera" else (),
         "num_trainable_parameters": 7_000,
     }
     return run.model_copy(update=changed)
@@ -100,10 +98,10 @@ def rows_of(found: TrainTaskVariants) -> dict[str, VariantRow]:
 
 def test_a_variant_is_set_against_lora_at_the_rate_at_which_lora_gains_most() -> None:
     found = found_in(
-        planted({("dora", "2e-4"): 0.35, ("dora", "4e-4"): 0.28, ("ia3", "2e-4"): 0.1})
+        planted({("dora", "2e-4"): 0.35, ("dora", "4e-4"): 0.28, ("vera", "2e-4"): 0.1})
     )
     rows = rows_of(found)
-    assert [*rows] == ["rank 16, DoRA, rate 2e-4", "rank 16, DoRA, rate 4e-4", "(IA)³"]
+    assert [*rows] == ["rank 16, DoRA, rate 2e-4", "rank 16, DoRA, rate 4e-4", "rank 16, VeRA"]
     assert {row.beside for row in rows.values()} == {"rank 16, rate 4e-4"}
     leads = [row.lead.estimate for row in rows.values() if row.lead is not None]
     assert leads == [pytest.approx(x) for x in (5.0, -2.0, -20.0)]
@@ -129,9 +127,9 @@ def test_a_best_rate_between_others_is_at_no_edge() -> None:
 
 
 def test_a_variant_with_a_diverged_seed_is_left_out_and_named() -> None:
-    gains: dict[tuple[VariantName, str], float] = {("dora", "2e-4"): 0.3, ("oft", "2e-4"): 0.3}
+    gains: dict[tuple[VariantName, str], float] = {("dora", "2e-4"): 0.3, ("adalora", "2e-4"): 0.3}
     found = found_in(planted(gains, diverged=["dora"]))
-    assert [row.label for row in found.rows] == ["OFT, blocks of 16"]
+    assert [row.label for row in found.rows] == ["rank 16, AdaLoRA"]
     assert found.left_out == ("rank 16, DoRA",)
 
 
@@ -150,17 +148,16 @@ def test_the_verdict_is_the_same_with_and_without_variants() -> None:
 
 def test_runs_and_variants_together_have_labels_of_their_own() -> None:
     run = grid_run("sums", 16)
-    runs = [run, *(of_variant(run, name) for name in ("dora", "ia3", "oft"))]
+    runs = [run, *(of_variant(run, name) for name in ("dora", "vera"))]
     assert [*run_labels(runs).values()] == [
         "rank 16",
         "rank 16, DoRA",
-        "(IA)³",
-        "OFT, blocks of 16",
+        "rank 16, VeRA",
     ]
 
 
 def test_one_training_is_set_against_lora_at_each_rank_that_it_is_beside() -> None:
-    found = found_in(planted({("ia3", "2e-4"): 0.35, ("ia3", "4e-4"): 0.25}, beside=(8, 16)))
+    found = found_in(planted({("vera", "2e-4"): 0.35, ("vera", "4e-4"): 0.25}, beside=(8, 16)))
     assert [(row.beside_rank, row.beside, row.num_rates) for row in found.rows] == [
         (8, "rank 8, rate 4e-4", 2),
         (8, "rank 8, rate 4e-4", 2),
@@ -170,22 +167,23 @@ def test_one_training_is_set_against_lora_at_each_rank_that_it_is_beside() -> No
     assert [row.is_best_rate for row in found.rows] == [True, False, True, False]
 
 
-def test_a_variant_of_no_rank_is_called_by_the_rank_beside_it_where_there_are_several() -> None:
-    """Its rate may follow from LoRA's rank by a rule, whose label is the same at every rank."""
-    runs = [of_variant(grid_run("sums", rank), name) for rank in (8, 16) for name in ("ia3", "oft")]
-    assert [*run_labels(runs).values()] == [
-        "(IA)³, beside rank 8",
-        "OFT, blocks of 8",
-        "(IA)³, beside rank 16",
-        "OFT, blocks of 16",
+def test_a_variant_at_one_rank_is_called_by_the_rank_beside_it_where_there_are_several() -> None:
+    """VeRA's rank is limited; its rate may follow from LoRA's rank, under one label."""
+    first, second = (
+        of_variant(grid_run("sums", rank), "vera").model_copy(update={"rank": 64})
+        for rank in (8, 16)
+    )
+    assert [*run_labels([first, second]).values()] == [
+        "rank 64, VeRA, beside rank 8",
+        "rank 64, VeRA, beside rank 16",
     ]
-    merged = runs[0].model_copy(update={"beside_ranks": (4, 8)})
-    labels = [*run_labels([merged, runs[2]]).values()]
-    assert labels == ["(IA)³, beside rank 4 and rank 8", "(IA)³, beside rank 16"]
+    merged = first.model_copy(update={"beside_ranks": (4, 8)})
+    labels = [*run_labels([merged, second]).values()]
+    assert labels == ["rank 64, VeRA, beside rank 4 and rank 8", "rank 64, VeRA, beside rank 16"]
 
 
 def test_gauges_of_variants_are_shown_as_models_of_their_own() -> None:
-    results = planted({("ia3", "2e-4"): 0.3, ("ia3", "4e-4"): 0.2})
+    results = planted({("vera", "2e-4"): 0.3, ("vera", "4e-4"): 0.2})
     kl = {"2e-4": 0.25, "4e-4": 0.75}
 
     def gauged(model: ModelResults) -> ModelResults:
@@ -216,7 +214,7 @@ def test_gauges_of_variants_are_shown_as_models_of_their_own() -> None:
     assert [
         (model.label, model.rank, model.num_seeds, model.kl_prompts and model.kl_prompts.estimate)
         for model in found.models
-    ] == [("(IA)³, rate 2e-4", 16, 2, 0.25), ("(IA)³, rate 4e-4", 16, 2, 0.75)]
+    ] == [("rank 16, VeRA, rate 2e-4", 16, 2, 0.25), ("rank 16, VeRA, rate 4e-4", 16, 2, 0.75)]
     (table,) = gauge_section([found]).tables
     assert [(group.title, len(group.rows)) for group in table.table.groups] == [
         ("Variants of LoRA", 2)

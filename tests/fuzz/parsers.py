@@ -196,7 +196,6 @@ _STUDY: dict[str, Any] = {
         "learning_rate": {"lora": [1e-4, {"rule": "constant", "value": 1e-4}], "full": 1e-5},
         "warmup_ratio": 0.1,
         "weight_decay": 0.0,
-        "compile": False,
         "max_length": 64,
     },
     "methods": {

@@ -39,7 +39,7 @@ train:
   precision: float32
 methods:
   lora: {ranks: [2, 4, 8]}
-  variants: {names: [dora, ia3, pissa]}
+  variants: {names: [dora, vera, pissa]}
   full: null
 evaluation: {held_out_text: []}
 analysis: {spectra: false, heads: false}
@@ -85,17 +85,17 @@ def planned(file: Path, *overrides: str) -> StudyRecord:
 
 def test_variants_share_lora_s_pass_or_are_trained_alone(finished: Finished) -> None:
     """Beside LoRA's middle rank. PiSSA is LoRA that begins elsewhere."""
-    assert [run.variant for run in finished.study.of_role("variant")] == ["dora", "ia3", "pissa"]
+    assert [run.variant for run in finished.study.of_role("variant")] == ["dora", "vera", "pissa"]
     assert [(run.rank, run.beside_ranks) for run in finished.study.of_role("variant")] == [
         (4, (4,)),
-        (None, (4,)),
+        (4, (4,)),
         (4, (4,)),
     ]
     together = [planned.runs for planned in finished.study.passes]
     assert together == [
         (*(run.name for run in finished.study.runs), finished.variant("pissa").name),
         (finished.variant("dora").name,),
-        (finished.variant("ia3").name,),
+        (finished.variant("vera").name,),
     ]
     first, second = pass_lines(finished.study)
     assert first.startswith("pass 1: 4 adapters together (variants: 1), micro-batches of")
@@ -131,14 +131,14 @@ def test_everything_is_trained_and_scored_and_the_verdict_knows_lora_only(
 def test_what_is_saved_is_plain_lora_where_it_can_be(finished: Finished) -> None:
     pissa = finished.folder.weights(finished.variant("pissa"))
     assert {len(A) for A, _, _ in read_factors(pissa).values()} == {2 * 4}
-    for name in ("dora", "ia3", "pissa"):
+    for name in ("dora", "vera", "pissa"):
         base: Any = AutoModelForCausalLM.from_pretrained(finished.model)
         peft.PeftModel.from_pretrained(base, str(finished.folder.weights(finished.variant(name))))
 
 
 def test_the_page_has_each_variant_beside_lora(finished: Finished) -> None:
     (found,) = finished.findings.variants
-    assert [row.label for row in found.rows] == ["rank 4, DoRA", "(IA)³", "rank 4, PiSSA"]
+    assert [row.label for row in found.rows] == ["rank 4, DoRA", "rank 4, VeRA", "rank 4, PiSSA"]
     shapes = models.target_shapes(
         models.adaptable_shapes(models.model_skeleton(finished.model)),
         finished.variant("dora").target_modules,
@@ -146,7 +146,7 @@ def test_the_page_has_each_variant_beside_lora(finished: Finished) -> None:
     outputs = sum(shape.out_features for shape in shapes)
     assert [row.num_parameters for row in found.rows] == [
         4 * sum(map(sum, shapes)) + outputs,
-        outputs,
+        4 * len(shapes) + outputs,
         4 * sum(map(sum, shapes)),
     ]
     (lora,) = (m for m in finished.results.runs if m.run and m.run.planned.rank == 4)
@@ -173,7 +173,7 @@ def test_running_again_does_nothing(finished: Finished) -> None:
     assert recorder.stages == []
 
 
-@pytest.mark.parametrize("name", ["dora", "ia3", "pissa"])
+@pytest.mark.parametrize("name", ["dora", "vera", "pissa"])
 def test_killed_while_a_variant_trains_it_resumes(
     tmp_path: Path, tiny_model_folder: Path, name: str
 ) -> None:
@@ -203,7 +203,7 @@ def test_killed_while_a_variant_trains_it_resumes(
 def test_as_many_weights_and_rates_of_their_own(finished: Finished) -> None:
     study = planned(
         finished.file,
-        "methods.variants={names: [rslora, lora_fa, ia3], ranks: 8, match: parameters, "
+        "methods.variants={names: [rslora, lora_fa], ranks: 8, match: parameters, "
         "learning_rate: [1e-3, 1e-2]}",
     )
     assert [(run.variant, run.rank, run.learning_rate) for run in study.of_role("variant")] == [
@@ -211,8 +211,6 @@ def test_as_many_weights_and_rates_of_their_own(finished: Finished) -> None:
         ("rslora", 8, 1e-2),
         ("lora_fa", 16, 1e-3),  # 8 * (48 + 48 + ...) over the outputs alone
         ("lora_fa", 16, 1e-2),
-        ("ia3", None, 1e-3),
-        ("ia3", None, 1e-2),
     ]
     rslora = study.of_role("variant")[0]
     assert rslora.alpha == 16
@@ -245,17 +243,16 @@ def test_pairs_of_settings_stay_together(finished: Finished) -> None:
 def test_what_comes_to_one_training_is_beside_every_rank(
     finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """(IA)³ has no rank; VeRA would need more than the largest one for LoRA's weights."""
+    """VeRA would need more than the largest rank for LoRA's weights."""
     monkeypatch.setattr(variant_table, "MOST_RANK", 64)
     study = planned(
         finished.file,
-        "methods.variants={names: [lora_fa, vera, ia3], ranks: [4, 8], match: parameters}",
+        "methods.variants={names: [lora_fa, vera], ranks: [4, 8], match: parameters}",
     )
     assert [(run.variant, run.rank, run.beside_ranks) for run in study.of_role("variant")] == [
         ("lora_fa", 8, (4,)),
         ("lora_fa", 16, (8,)),
         ("vera", 64, (4, 8)),
-        ("ia3", None, (4, 8)),
     ]
 
 

@@ -178,7 +178,6 @@ class Setting:
             "max_tokens": 128,
             "precision": "float32",
             "gradient_checkpointing": False,
-            "compile_layers": False,
         }
         with adapted(self.base, list(layers)) as bank:
             training.train_pass(

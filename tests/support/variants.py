@@ -96,7 +96,6 @@ def trained(
                 max_tokens=128,
                 precision="float32",
                 gradient_checkpointing=gradient_checkpointing,
-                compile_layers=False,
                 observer=heard,
             )
         except KeyboardInterrupt:

@@ -17,15 +17,9 @@ import peft
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, rewrite_config, write_factors
-from rankwise.engine.models.base import (
-    LinearShape,
-    adaptable_shapes,
-    layers_replaced,
-    target_shapes,
-)
+from rankwise.engine.models.base import LinearShape, layers_replaced
 from rankwise.engine.models.files import unusable
 from rankwise.engine.models.trained_adapters import Adapter, drawn_rows
 from rankwise.engine.models.variants import Variant, VariantSetting
@@ -254,13 +248,6 @@ def variant_on(
     Raises:
         ModelError: PEFT cannot put it on this base.
     """
-    shapes = target_shapes(adaptable_shapes(base_model), setting.target_modules)
-    adapted = map(base_model.get_submodule, shapes)
-    if not variant.takes_conv1d and any(isinstance(layer, Conv1D) for layer in adapted):
-        raise ModelError(
-            "PEFT cannot put this variant on layers of GPT-2's kind (Conv1D). Leave it out of "
-            "methods.variants."
-        )
     assert variant.config is not None
     what = "PEFT cannot put this variant on the base model"
     with lent(base_model):

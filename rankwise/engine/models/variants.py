@@ -27,7 +27,6 @@ from rankwise.engine.models.initialisation import (
     orthogonal_basis,
 )
 from rankwise.engine.models.trained_adapters import Adapter, LoraFactors
-from rankwise.errors import ModelError
 from rankwise.records.config.variants import VariantName
 from rankwise.tasks.training_rows import Example
 
@@ -48,7 +47,7 @@ class VariantSetting(NamedTuple):
     """What the config of a variant is made from.
 
     Attributes:
-        rank: of LoRA's kinds; VeRA's shared rank, AdaLoRA's mean rank at the end, OFT's block size.
+        rank: of LoRA's kinds; VeRA's shared rank, AdaLoRA's mean rank at the end.
         scaling: factor before B @ A, where there are such.
         target_modules: the adapted layers, as PEFT takes them.
         seed: of what is drawn.
@@ -90,16 +89,10 @@ class Variant:
     """How many weights of a layer are trained at a rank."""
     config: Callable[[VariantSetting], peft.PeftConfig] | None = None
     """PEFT's config, where PEFT trains it alone on the base."""
-    has_rank: bool = True
-    """Whether it has a size to choose; otherwise every rank gives the same."""
     has_scaling: bool = True
     """Whether its update is scaled as LoRA's is, by what follows from alpha."""
     draws_like_lora: bool = False
     """Whether PEFT draws an A; then it begins at the A that LoRA of its seed begins at."""
-    takes_rank: Callable[[LinearShape, int], bool] = lambda *_: True
-    """Whether a layer can have this rank as it is."""
-    takes_conv1d: bool = True
-    """Whether PEFT can put it on GPT-2's linear layers, which hold their weights transposed."""
     initialise: Initialise | None = None
     """What A and B begin at; None: as those of LoRA."""
     is_in_base: bool = False
@@ -119,40 +112,16 @@ class Variant:
         counts = Counter(shapes)
         return sum(count * self.weights_of(shape, rank) for shape, count in counts.items())
 
-    def rank_near(self, rank: int, shapes: Iterable[LinearShape]) -> int:
-        """The nearest rank that all of these layers take, the lower one of two as near.
-
-        Raises:
-            ModelError: there is none.
-        """
-        return min(self._ranks(shapes), key=lambda other: abs(other - rank))
-
     def rank_with(self, num_weights: int, shapes: Iterable[LinearShape]) -> int:
-        """The same with nearest to so many trained weights; none above ``MOST_RANK`` is tried.
+        """The rank with nearest to so many trained weights, the lower one of two as near.
 
-        Where a variant has no rank, every one is as near.
-
-        Raises:
-            ModelError: there is none.
+        None above ``MOST_RANK`` is tried.
         """
-        every = list(shapes)
+        counted = list(shapes)
         return min(
-            self._ranks(every), key=lambda rank: abs(self.num_weights(every, rank) - num_weights)
+            range(1, MOST_RANK + 1),
+            key=lambda rank: abs(self.num_weights(counted, rank) - num_weights),
         )
-
-    def _ranks(self, shapes: Iterable[LinearShape]) -> list[int]:
-        every = set(shapes)
-        ranks = [
-            rank
-            for rank in range(1, MOST_RANK + 1)
-            if all(self.takes_rank(shape, rank) for shape in every)
-        ]
-        if not ranks:
-            raise ModelError(
-                "no block size of OFT divides the inputs of all adapted layers. Leave it out of "
-                "methods.variants, or choose other target_modules."
-            )
-        return ranks
 
 
 def _settings(setting: VariantSetting) -> dict[str, Any]:
@@ -355,34 +324,6 @@ VARIANTS: Mapping[VariantName, Variant] = {
         _adalora,
         optimizer=_AllocatingAdamW,
         penalise=_orthogonal,
-    ),
-    # rescales what a layer puts out, arXiv:2205.05638
-    "ia3": Variant(
-        lambda shape, _: shape.out_features,
-        # no feed-forward modules: a vector rescales the output of each layer, not the input of some
-        lambda setting: peft.IA3Config(feedforward_modules=[], **_settings(setting)),
-        has_rank=False,
-        has_scaling=False,
-    ),
-    # rotates a layer's input in blocks, arXiv:2306.07280
-    "oft": Variant(
-        # entries above the diagonal of each block
-        lambda shape, size: shape.in_features // size * (size * (size - 1) // 2),
-        lambda setting: peft.OFTConfig(r=0, oft_block_size=setting.rank, **_settings(setting)),
-        has_scaling=False,
-        # of others PEFT would take another size
-        takes_rank=lambda shape, size: size > 1 and shape.in_features % size == 0,
-        takes_conv1d=False,
-    ),
-    # two such products of low rank, multiplied entry by entry, arXiv:2108.06098
-    "loha": Variant(
-        lambda shape, rank: 2 * _weights_of_lora(shape, rank),
-        lambda setting: peft.LoHaConfig(
-            r=setting.rank,
-            alpha=setting.scaling * setting.rank,  # pyright: ignore[reportArgumentType] (a float is allowed)
-            **_settings(setting),
-        ),
-        takes_conv1d=False,
     ),
 }
 """By the names of the study file."""

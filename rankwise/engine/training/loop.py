@@ -110,7 +110,6 @@ def train_pass(
     max_tokens: int,
     precision: ResolvedPrecision,
     gradient_checkpointing: bool,
-    compile_layers: bool,
     observer: PassObserver,
     max_lanes: int = 1,
 ) -> None:
@@ -125,7 +124,6 @@ def train_pass(
             steps it is doubled again.
         precision: of the matrix products when a model's float32 weights are trained.
         gradient_checkpointing: compute a layer's activations again instead of keeping them.
-        compile_layers: compile the parts of a layer outside its adapters and its attention.
         observer: is notified of every step.
         max_lanes: micro-batches of adapters that are read side by side, on a CPU; they share
             ``max_tokens`` (``lanes_within``). Of a full model one is read at a time: gathering the
@@ -142,11 +140,9 @@ def train_pass(
         longest = max((example.num_inputs for example in examples), default=1)
         count = lanes_within(max_tokens, longest, max_lanes)
     with (
-        # compiled layers have kernels of their own
-        liger_kernels(model, enabled=bank is not None and not compile_layers) as kernels,
+        liger_kernels(model, enabled=bank is not None) as kernels,
         packed_attention(model),
         _checkpointing(model) if gradient_checkpointing else contextlib.nullcontext(),
-        _compiled(model) if compile_layers else contextlib.nullcontext(),
         opened(count) as threads,
     ):
         autocast = bank is None and precision == "bfloat16"
@@ -407,26 +403,6 @@ class _Lane:
         """Discard them."""
         for beside in self._twins.values():
             beside.clear_gradients()
-
-
-@contextlib.contextmanager
-def _compiled(model: nn.Module) -> Generator[None]:
-    """Within the block, every decoder layer is compiled, without its adapters and its attention.
-
-    All layers share their code, and dynamo counts the recompilations of one code: its limit is
-    raised so that each layer can have some.
-    """
-    layers: list[Any] = [*decoder_layers(model).values()]
-    with torch._dynamo.config.patch(  # pyright: ignore[reportPrivateUsage]
-        recompile_limit=8 * max(8, len(layers))
-    ):
-        try:
-            for layer in layers:
-                layer.compile(dynamic=True)
-            yield
-        finally:
-            for layer in layers:
-                layer._compiled_call_impl = None
 
 
 @contextlib.contextmanager

@@ -155,10 +155,9 @@ class MicroBatch(NamedTuple):
 def training_lanes(train: TrainConfig, device: torch.device) -> int:
     """Micro-batches of adapters that may be read side by side.
 
-    Compiled layers have one state for all threads, and modules of a quantised base may have one.
+    Modules of a quantised base may have one state for all threads.
     """
-    is_plain = train.base_precision == "auto" and not train.compile
-    return num_lanes(device) if is_plain else 1
+    return num_lanes(device) if train.base_precision == "auto" else 1
 
 
 def shared_out(placed: Sequence[Placed], count: int) -> list[list[Placed]]:

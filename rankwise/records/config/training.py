@@ -182,8 +182,6 @@ class TrainConfig(Section):
     """The most tokens in one micro-batch; None: as the memory allows."""
     gradient_checkpointing: Switch | None = None
     """Compute activations again in the backward pass; None: if the memory requires it."""
-    compile: Switch = False
-    """Run the layers through torch.compile."""
     save_every: Duration | None = "15min"
     """How often a state is saved from which a killed training continues; None: never."""
     loss_on: Literal["completion", "all"] = "completion"

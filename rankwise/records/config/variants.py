@@ -17,9 +17,6 @@ VariantName = Literal[
     "lora_fa",
     "vera",
     "adalora",
-    "ia3",
-    "oft",
-    "loha",
 ]
 
 VARIANT_LABELS: dict[VariantName, str] = {
@@ -32,9 +29,6 @@ VARIANT_LABELS: dict[VariantName, str] = {
     "lora_fa": "LoRA-FA",
     "vera": "VeRA",
     "adalora": "AdaLoRA",
-    "ia3": "(IA)³",
-    "oft": "OFT",
-    "loha": "LoHa",
 }
 """What each is called in tables."""
 

@@ -6,14 +6,11 @@ import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 
-from transformers.pytorch_utils import Conv1D
-
 from rankwise.engine.models import base as models
 from rankwise.engine.models.attention import refuse_unpackable
 from rankwise.engine.models.files import check_stored
 from rankwise.engine.models.peft_adapters import misloaded
 from rankwise.engine.models.start import check_start
-from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.training.loop import num_optimizer_steps
 from rankwise.errors import TaskError, did_you_mean
 from rankwise.records import quantities
@@ -148,24 +145,6 @@ def check_tasks(
             f"{place}: {task.num_items} item of {name!r} is scored, and a difference "
             f"needs {MIN_ITEMS} for its error; {remedy}"
         )
-
-
-def check_variants(
-    config: StudyConfig,
-    model: StudyModel,
-    layers: Mapping[tuple[str, ...], TargetLayers],
-    issues: Issues,
-) -> None:
-    """Whether PEFT can put the variants on the layers that LoRA adapts."""
-    section = config.methods.variants
-    names = {name for targets in layers.values() for name in targets.shapes}
-    kinds = {type(model.skeleton.get_submodule(name)) for name in names}
-    for index, name in enumerate(() if section is None else section.names):
-        if Conv1D in kinds and not VARIANTS[name].takes_conv1d:
-            issues.problems.append(
-                f"methods.variants.names[{index}]: PEFT cannot put {name} on the layers of "
-                f"{model.base.name}, which are GPT-2's (Conv1D); leave it out"
-            )
 
 
 def check_warmup(config: StudyConfig, train_task: str, num_examples: int, issues: Issues) -> None:

@@ -136,7 +136,6 @@ class Room:
         )
         by_peft = sorted({run.variant for run in runs if run.variant and not shares_a_pass(run)})
         asked = {
-            "train.compile=false": self.config.train.compile,
             "analysis.heads=false": self.config.analysis.heads,
             "deploy=[]": bool(self.config.deploy),
             f"methods.variants without {', '.join(by_peft)}": bool(by_peft),

@@ -243,7 +243,6 @@ def _parts(
     checks.check_model(config, model, issues)
     checks.check_settings(config, issues)
     layers = checks.target_layers(config, model, issues)
-    checks.check_variants(config, model, layers, issues)
     tasks = TaskFinder(config, model, issues, begun_with).plan()
     examples = {
         train_task: _examples(train_task, rows, config, model, issues)

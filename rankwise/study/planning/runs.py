@@ -199,10 +199,9 @@ class RunMaker:
         assert section is not None
         layers = self._base.layers[lora.target_modules]
         shapes = tuple(layers.shapes.values())
+        rank = lora.rank
         if section.match == "parameters":
             rank = row.rank_with(lora.rank * sum(map(sum, shapes)), shapes)
-        else:
-            rank = row.rank_near(lora.rank, shapes)
         scaled: dict[str, Any] = {}
         if row.has_scaling:
             alpha, root = lora.alpha.alpha_of(rank), choice.name == "rslora"
@@ -218,7 +217,7 @@ class RunMaker:
             role="variant",
             variant=choice.name,
             beside_ranks=(lora.rank,),
-            rank=rank if row.has_rank else None,
+            rank=rank,
             learning_rate=lora.peak_rate,
             rate_labels=(lora.rate_label,),
             target_modules=layers.target_modules,

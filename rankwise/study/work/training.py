@@ -317,11 +317,10 @@ class _Pass:
     ) -> None:
         """Train the pass as it is planned; adapters go through a bank."""
         context, trained = self._context, self._context.study.config.train
-        precision, compiles = context.study.precision, trained.compile
+        precision = context.study.precision
         if isinstance(self._trainees[0], VariantTrainee):
-            # PEFT multiplies its float32 weights in float32 and the base's in the base's precision,
-            # and what is compiled leaves out adapters of ours, not PEFT's
-            precision, compiles = "float32", False
+            # PEFT multiplies its float32 weights in float32, the base's in the base's precision
+            precision = "float32"
         for trainee in self._trainees:
             self.resume(trainee)
         with context.signals.deferred():
@@ -333,7 +332,6 @@ class _Pass:
                     max_tokens=planned.max_tokens,
                     precision=precision,
                     gradient_checkpointing=planned.gradient_checkpointing,
-                    compile_layers=compiles,
                     observer=self,
                     max_lanes=training_lanes(trained, context.plan.device),
                 )

@@ -41,7 +41,6 @@ def full(
         "max_tokens": 128,
         "precision": "float32",
         "gradient_checkpointing": False,
-        "compile_layers": False,
     }
     try:
         training.train_pass(model, [trainee], bank=None, observer=heard, **(settings | options))
@@ -142,7 +141,6 @@ def test_a_model_that_is_not_moved_is_a_zero_update(setting: Setting) -> None:
         max_tokens=128,
         precision="float32",
         gradient_checkpointing=False,
-        compile_layers=False,
         observer=Heard(),
     )
     assert trainee.is_zero_update

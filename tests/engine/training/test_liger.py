@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -131,24 +130,19 @@ def test_what_breaks_half_way_is_taken_back(
     assert state_of(setting.base) == before
 
 
-def test_neither_a_whole_model_nor_compiled_layers_have_them(
-    setting: Setting, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_whole_model_has_none_of_them(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, StandIn())
     monkeypatch.setattr(liger, "_fits", lambda _: True)
-    monkeypatch.setattr(loop, "_compiled", lambda *_: contextlib.nullcontext())
-    heard = setting.train(*two(setting), compile_layers=True)
+    heard = Heard()
     settings: dict[str, Any] = {
         "bank": None,
         "max_tokens": 128,
         "precision": "float32",
         "gradient_checkpointing": False,
-        "compile_layers": False,
         "observer": heard,
     }
     loop.train_pass(setting.base, [setting.full(config(), setting.base)], **settings)
-    assert len(heard.results) == 3
-    assert {result.kernels for result in heard.results.values()} == {None}
+    assert [result.kernels for result in heard.results.values()] == [None]
     assert not USED
 
 

@@ -133,7 +133,6 @@ def predict_and_train(
         "max_tokens": MAX_TOKENS,
         "precision": precision,
         "gradient_checkpointing": checkpointing,
-        "compile_layers": False,
         "observer": (observer := Silent()),
     }
     if method == "full":

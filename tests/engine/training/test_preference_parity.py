@@ -202,7 +202,6 @@ def test_ranks_in_one_pass_train_as_trl_trains_each(
             max_tokens=60,
             precision="float32",
             gradient_checkpointing=False,
-            compile_layers=False,
             observer=heard,
         )
     for rank, trainee in zip(RANKS, trainees, strict=True):

@@ -219,7 +219,6 @@ def test_full_fine_tuning_learns_the_same_way(
         max_tokens=150,
         precision="float32",
         gradient_checkpointing=False,
-        compile_layers=False,
         observer=heard,
     )
     assert heard.losses[trainee.run.name] == pytest.approx(losses, abs=1e-4)

@@ -88,10 +88,7 @@ def test_parts_have_about_as_many_tokens() -> None:
     assert cut(shared_out(items[:1], 2)) == [[(0, 4)]]
 
 
-def test_compiled_layers_and_quantised_bases_have_one_lane(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_quantised_bases_have_one_lane(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert training_lanes(config(), CPU) == 2
-    assert training_lanes(config(compile=True), CPU) == 1
     assert training_lanes(config(base_precision="8bit"), CPU) == 1
