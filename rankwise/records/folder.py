@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rankwise.errors import RecordError
+from rankwise.errors import NewerRecordError, RecordError
 from rankwise.records.base import Record
 from rankwise.records.files import (
     CheckedFiles,
@@ -21,6 +22,7 @@ from rankwise.records.files import (
     require_regular,
     share_as_usual,
     state_of,
+    without_remedy,
     write_atomically,
     write_record,
     writing,
@@ -30,6 +32,7 @@ from rankwise.records.heads import HEAD_MODES, HeadMode, TaskHeadEffects
 from rankwise.records.judgement import StudyLooks
 from rankwise.records.locking import StudyProgress, leader_of, locked
 from rankwise.records.names import WEIGHTS, samples_beside, task_file_name
+from rankwise.records.outputs import written_into
 from rankwise.records.provenance import AcceptedStacks
 from rankwise.records.repairs import AdapterRepair
 from rankwise.records.results import LOSS_METRIC as LOSS_METRIC
@@ -298,9 +301,32 @@ class StudyFolder:
 
     def read_study(self) -> StudyRecord:
         """``study.json``, with the paths that it names where they are from here now."""
-        study = read_record(self.study_file, StudyRecord)
+        try:
+            study = read_record(self.study_file, StudyRecord)
+        except NewerRecordError:
+            raise
+        except RecordError as error:
+            if not os.path.lexists(self.study_file):
+                raise
+            raise RecordError(
+                f"{without_remedy(error)}. Give what it was made from: {self.made_again_by}"
+            ) from error
         config = found_again(study.config, self.root.absolute(), self.settings_file)
         return study.model_copy(update={"config": config})
+
+    @property
+    def made_again_by(self) -> str:
+        """The command by which a study makes again what is damaged, as a shell takes it."""
+        study, place = None, shlex.quote(str(self.root))
+        with contextlib.suppress(RecordError):
+            study = read_record(self.study_file, StudyRecord)
+        if study is not None and study.scores is None:
+            return f"rankwise run {place}"
+        if study is not None or self.study_file.name in written_into(self.root):
+            return f"rankwise verdict FILES --output {place} --overwrite"
+        file = self.settings_file
+        made_from = shlex.quote(str(file)) if file.exists() else "STUDY.yaml"
+        return f"rankwise run {made_from} --study-dir {place}"
 
     def read_looks(self) -> StudyLooks | None:
         """How the study was judged before; None where it was not."""
@@ -514,6 +540,7 @@ class StudyFolder:
         try:
             return read_items(path, record.samples)
         except (OSError, ValueError, RecursionError) as error:
+            self.checked.forget(path)
             raise RecordError(
                 f"{path} cannot be read: {error}. Run the study again: {model} is scored on "
                 f"{task} again."

@@ -114,6 +114,15 @@ def refuse_foreign(
         _Target(target).refuse(dict.fromkeys(names, ""), remedy, overwrite=overwrite)
 
 
+def written_into(target: Path) -> Mapping[str, Sequence[str]]:
+    """What rankwise has written into a folder: name -> sha256, see ``WrittenFiles``."""
+    manifest = target / MANIFEST
+    if manifest.is_file() and not manifest.is_symlink():
+        with contextlib.suppress(RecordError):  # of a broken one, nothing is believed
+            return read_record(manifest, WrittenFiles).files
+    return {}
+
+
 def _resolved(target: Path) -> Path:
     target = Path(os.path.realpath(target))
     if target.exists() and not target.is_dir():
@@ -125,12 +134,7 @@ class _Target:
     """A folder with what rankwise wrote there before."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
-        self._known: Mapping[str, Sequence[str]] = {}
-        manifest = root / MANIFEST
-        if manifest.is_file() and not manifest.is_symlink():
-            with contextlib.suppress(RecordError):  # of a broken one, nothing is believed
-                self._known = read_record(manifest, WrittenFiles).files
+        self._root, self._known = root, written_into(root)
 
     def take(self, temporary: Path, replaces: Sequence[str], *, overwrite: bool) -> None:
         """Move the files of another folder here, and remember them first."""
