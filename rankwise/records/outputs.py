@@ -29,8 +29,8 @@ from rankwise.records.files import (
 from rankwise.records.names import MANIFEST
 
 OVERWRITE = "move it away, choose another place, or give --overwrite"
-_IN_THE_WAY = "move it away, or choose another place"
-_FOREIGN = "was not written by rankwise"
+IN_THE_WAY = "move it away, or choose another place"
+FOREIGN = "was not written by rankwise"
 _MOST_NAMED = 10
 
 
@@ -168,7 +168,7 @@ class _Target:
         """Name what may not be replaced by files of these names and hashes."""
         found = [(name, self._fault(name, sha256)) for name, sha256 in files.items()]
         problems = [
-            f"{name or '.'} {fault[0]}; {remedy if fault[1] else _IN_THE_WAY}"
+            f"{name or '.'} {fault[0]}; {remedy if fault[1] else IN_THE_WAY}"
             for name, fault in found
             if fault is not None and not (fault[1] and overwrite)
         ]
@@ -191,4 +191,4 @@ class _Target:
         known = self._known.get(name, ())
         if stat.S_ISREG(mode) and digest_of(file).sha256 in (sha256, *known):
             return None
-        return ("was changed since rankwise wrote it" if known else _FOREIGN), True
+        return ("was changed since rankwise wrote it" if known else FOREIGN), True
