@@ -303,8 +303,9 @@ def note_damage(folder: StudyFolder) -> None:
     from rankwise.study.damage import find_damage
 
     models = [model.name for model in folder.read_study().models]
+    command = folder.made_again_by
     for damage in find_damage(folder, models):
-        note(f"damaged: {damage}. rankwise run {folder.root} makes it again")
+        note(f"damaged: {damage}. {command} makes it again")
 
 
 def warn(warnings: Iterable[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,10 +13,9 @@ import typer
 from rankwise.cli import application as cli
 from rankwise.cli.budgets import affordable_here, budget_lines, given_seconds
 from rankwise.cli.running import Telling, planned_study, run_and_report
-from rankwise.errors import ConfigError, NewerRecordError, RecordError
+from rankwise.errors import ConfigError
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.fields import bytes_of
-from rankwise.records.files import without_remedy
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 
@@ -216,14 +214,6 @@ def named(
         if not folder.study_file.exists():
             problem = "the folder has no study.json; give a study file, or the folder of a study"
             raise ConfigError(str(folder.root), [problem])
-        try:
-            return folder.read_study().config, folder
-        except NewerRecordError:
-            raise
-        except RecordError as error:
-            raise RecordError(
-                f"{without_remedy(error)}. Give the study file that it was made with: rankwise run "
-                f"STUDY.yaml --study-dir {shlex.quote(str(folder.root))}"
-            ) from error
+        return folder.read_study().config, folder
     config = load_config(path, [*overrides, *(["allow_task_code=true"] * allow_task_code)])
     return config, StudyFolder(study_dir or Path("studies") / config.name)

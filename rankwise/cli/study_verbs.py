@@ -131,7 +131,7 @@ def verify(directory: cli.Folder, as_json: cli.Json = False) -> int:
         for each in left:
             cli.say(f"left: {each}", folded=False)
     if damages or left:
-        cli.note(f"rankwise run {folder.root} sets aside what is damaged and makes what is left")
+        cli.note(f"to set aside what is damaged and make what is left: {folder.made_again_by}")
         return cli.RUN_FAILED
     if not as_json:
         cli.say("every file is as it was written")

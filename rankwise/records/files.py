@@ -316,6 +316,21 @@ def _unreadable(path: Path, record_type: type[Record], reason: str) -> RecordErr
     )
 
 
+@contextlib.contextmanager
+def unless_damaged() -> Generator[None]:
+    """Leave the block at a record that is damaged: it is set aside when its study is run.
+
+    Raises:
+        NewerRecordError: a newer version of rankwise wrote it; that is never touched.
+    """
+    try:
+        yield
+    except NewerRecordError:
+        raise
+    except RecordError:
+        return
+
+
 def without_remedy(error: RecordError) -> str:
     """What is wrong with a file, without the advice to run the study again."""
     return str(error).partition(". Run the study")[0]
@@ -394,6 +409,7 @@ class CheckedFiles:
             if not thorough and self._known.get(self._key(path)) == [*state, digest.sha256]:
                 return None
             if digest_of(path) != digest:
+                self.forget(path)
                 return "has other bytes than when it was written"
         except FileNotFoundError:
             return "is gone"
@@ -402,6 +418,10 @@ class CheckedFiles:
             return f"cannot be read: {error.strerror or error}"
         self._remember(path, digest)
         return None
+
+    def forget(self, path: Path) -> None:
+        """Read a file the next time: its bytes have changed, whatever the system says."""
+        self._is_changed = self._known.pop(self._key(path), None) is not None or self._is_changed
 
     def save(self) -> None:
         """Keep what is remembered; where the folder cannot be written, nothing is kept."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import shlex
 import shutil
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rankwise.errors import RecordError
+from rankwise.errors import NewerRecordError, RecordError
 from rankwise.records.base import Record
 from rankwise.records.files import (
     CheckedFiles,
@@ -21,6 +23,8 @@ from rankwise.records.files import (
     require_regular,
     share_as_usual,
     state_of,
+    unless_damaged,
+    without_remedy,
     write_atomically,
     write_record,
     writing,
@@ -28,8 +32,14 @@ from rankwise.records.files import (
 from rankwise.records.forms import model_in_form
 from rankwise.records.heads import HEAD_MODES, HeadMode, TaskHeadEffects
 from rankwise.records.judgement import StudyLooks
-from rankwise.records.locking import StudyProgress, leader_of, locked
+from rankwise.records.locking import (
+    StudyProgress,
+    leader_of,
+    locked,
+    refuse_working_files_of_others,
+)
 from rankwise.records.names import WEIGHTS, samples_beside, task_file_name
+from rankwise.records.outputs import written_into
 from rankwise.records.provenance import AcceptedStacks
 from rankwise.records.repairs import AdapterRepair
 from rankwise.records.results import LOSS_METRIC as LOSS_METRIC
@@ -50,6 +60,9 @@ BASE = "base"
 
 _HEADS, _REPAIR, _FORMS, _TRAINING_STATE = "heads", "repair", "forms", "training.pt"
 _TASKS, _RUNS = ".tasks", "runs"
+
+_UNIT = re.compile(r"[a-z_]+-[0-9a-f]{12}")
+"""The folder of a unit below ``.tasks``, see ``study.agenda``."""
 
 
 class StudyFolder:
@@ -236,38 +249,63 @@ class StudyFolder:
         """Lead the study; the system lets go of the folder when the process ends, however it ends.
 
         Raises:
+            ConfigError: there is no study, and files of the user's have names that it works with.
+            NewerRecordError: a newer version of rankwise made the folder.
             StudyLockedError: another process leads it.
             StorageError: the folder cannot be written.
         """
+        study = None
+        with unless_damaged():
+            study = self.read_if_there(self.study_file, StudyRecord)
+        if study is None:
+            refuse_working_files_of_others(self.root)
         with locked(self.root):
-            self.keep_states_of_tasks()
-            for run in list(self.root.glob("runs/*/run.json")):  # a finished run needs no state
-                with contextlib.suppress(OSError):
-                    run.with_name(_TRAINING_STATE).unlink(missing_ok=True)
+            if study is not None:  # elsewhere, what has these names is somebody else's
+                self.keep_states_of_tasks()
+                self._remove_used_states()
             try:
                 yield
             finally:
                 with contextlib.suppress(OSError):
                     self.progress_file.unlink(missing_ok=True)
 
+    def _remove_used_states(self) -> None:
+        """Remove the states of training beside records of finished runs, which need none."""
+        for state in list(self.root.glob(f"{_RUNS}/*/{_TRAINING_STATE}")):
+            run = state.parent.name
+            with contextlib.suppress(OSError, RecordError):
+                if self.read(self.run_file(run), RunRecord).planned.name == run:
+                    state.unlink(missing_ok=True)
+
     def task_folder(self, unit: str, attempt: str) -> Path:
         """Where the task of a cluster leaves what it makes, until it is moved into the study."""
         return self.root / _TASKS / unit / attempt
 
     def keep_states_of_tasks(self, unit: str = "*") -> None:
-        """Keep the states of training that tasks have saved for a unit; remove all else of it."""
-        for state in self.root.glob(f"{_TASKS}/{unit}/*/runs/*/{_TRAINING_STATE}"):
-            run = state.parent.name
-            target = self.model_folder(run) / _TRAINING_STATE
-            is_later = not target.exists() or target.stat().st_mtime_ns < state.stat().st_mtime_ns
-            if is_later and not self.run_file(run).exists():
-                with writing(target):
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    state.replace(target)
-        for place in self.root.glob(f"{_TASKS}/{unit}"):
+        """Keep the states of training that tasks have saved for a unit; remove all else of it.
+
+        What has another name than units have is not theirs, nor what a link leads to.
+        """
+        tasks = self.root / _TASKS
+        units = () if tasks.is_symlink() else list(tasks.glob(unit))
+        for place in units:
+            if not _UNIT.fullmatch(place.name) or place.is_symlink():
+                continue
+            for state in place.glob(f"*/{_RUNS}/*/{_TRAINING_STATE}"):
+                if state.resolve().is_relative_to(place.resolve()):
+                    self._keep_state(state)
             shutil.rmtree(place, ignore_errors=True)
         with contextlib.suppress(OSError):
-            (self.root / _TASKS).rmdir()
+            tasks.rmdir()
+
+    def _keep_state(self, state: Path) -> None:
+        run = state.parent.name
+        target = self.model_folder(run) / _TRAINING_STATE
+        is_later = not target.exists() or target.stat().st_mtime_ns < state.stat().st_mtime_ns
+        if is_later and not self.run_file(run).exists():
+            with writing(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                state.replace(target)
 
     def give_up(self, models: Collection[PlannedRun]) -> None:
         """Remove states and weights of models that were dropped; records and scores stay."""
@@ -298,9 +336,32 @@ class StudyFolder:
 
     def read_study(self) -> StudyRecord:
         """``study.json``, with the paths that it names where they are from here now."""
-        study = read_record(self.study_file, StudyRecord)
+        try:
+            study = read_record(self.study_file, StudyRecord)
+        except NewerRecordError:
+            raise
+        except RecordError as error:
+            if not os.path.lexists(self.study_file):
+                raise
+            raise RecordError(
+                f"{without_remedy(error)}. Give what it was made from: {self.made_again_by}"
+            ) from error
         config = found_again(study.config, self.root.absolute(), self.settings_file)
         return study.model_copy(update={"config": config})
+
+    @property
+    def made_again_by(self) -> str:
+        """The command by which a study makes again what is damaged, as a shell takes it."""
+        study, place = None, shlex.quote(str(self.root))
+        with contextlib.suppress(RecordError):
+            study = read_record(self.study_file, StudyRecord)
+        if study is not None and study.scores is None:
+            return f"rankwise run {place}"
+        if study is not None or self.study_file.name in written_into(self.root):
+            return f"rankwise verdict FILES --output {place} --overwrite"
+        file = self.settings_file
+        made_from = shlex.quote(str(file)) if file.exists() else "STUDY.yaml"
+        return f"rankwise run {made_from} --study-dir {place}"
 
     def read_looks(self) -> StudyLooks | None:
         """How the study was judged before; None where it was not."""
@@ -514,6 +575,7 @@ class StudyFolder:
         try:
             return read_items(path, record.samples)
         except (OSError, ValueError, RecursionError) as error:
+            self.checked.forget(path)
             raise RecordError(
                 f"{path} cannot be read: {error}. Run the study again: {model} is scored on "
                 f"{task} again."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 from collections.abc import Generator
 from pathlib import Path
@@ -11,9 +12,16 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pydantic import Field
 
-from rankwise.errors import StudyLockedError
+from rankwise.errors import ConfigError, StudyLockedError
 from rankwise.records.base import Record, VersionedRecord
-from rankwise.records.files import host_name, read_regular, remove_leftovers, storage_error
+from rankwise.records.files import (
+    host_name,
+    read_regular,
+    remove_leftovers,
+    storage_error,
+    write_atomically,
+)
+from rankwise.records.outputs import FOREIGN, IN_THE_WAY
 
 
 class StageProgress(Record):
@@ -44,6 +52,35 @@ _LEADER, _LOCK = ".leader", ".lock"
 _PATIENCE_SECONDS = 1.0
 """A process that asks who leads holds the lock for a moment."""
 
+_WORKING_FILES = {
+    ".lock": rb"(?s:filelock.*)?",  # filelock writes into it where the disk has no locks
+    ".leader": rb"process \d+ on [A-Za-z0-9-]+\n[0-9a-f]{16}",
+    ".progress.json": rb'(?s:\{.*"checksum": "[0-9a-f]{64}"\n\}\n)',
+    ".finished": rb"(?:[0-9a-f]{64})?",
+    ".checked.json": rb'\{(?:"(?:[^"\\]|\\.)+": \[(?:\d+, ){4}"[0-9a-f]{64}"\](?:, )?)*\}',
+}
+"""What a study writes into a file while it works, by its name."""
+
+_MOST_WORKING_BYTES = 1 << 26
+"""``.checked.json`` has about 200 bytes for each file that was checked: room for 300,000 files."""
+
+
+def refuse_working_files_of_others(root: Path) -> None:
+    """Refuse a folder in which other files have names that a study works with.
+
+    Raises:
+        ConfigError: with their names.
+    """
+    problems: list[str] = []
+    for name, form in _WORKING_FILES.items():
+        path, content = root / name, None
+        with contextlib.suppress(OSError):
+            content = None if path.is_symlink() else read_regular(path, _MOST_WORKING_BYTES)
+        if os.path.lexists(path) and (content is None or not re.fullmatch(form, content)):
+            problems.append(f"{name} {FOREIGN}; {IN_THE_WAY}")
+    if problems:
+        raise ConfigError(str(root), problems)
+
 
 @contextlib.contextmanager
 def locked(root: Path) -> Generator[None]:
@@ -71,11 +108,8 @@ def locked(root: Path) -> Generator[None]:
     except OSError as error:
         raise storage_error(root, error) from error
     try:
-        try:
-            about = f"process {os.getpid()} on {host_name()}\n{secrets.token_hex(8)}"
-            (root / _LEADER).write_text(about, "utf-8")
-        except OSError as error:
-            raise storage_error(root, error) from error
+        about = f"process {os.getpid()} on {host_name()}\n{secrets.token_hex(8)}"
+        write_atomically(root / _LEADER, about)  # in place of a link, not through it
         remove_leftovers(root)
         yield
     finally:

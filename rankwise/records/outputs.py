@@ -29,8 +29,8 @@ from rankwise.records.files import (
 from rankwise.records.names import MANIFEST
 
 OVERWRITE = "move it away, choose another place, or give --overwrite"
-_IN_THE_WAY = "move it away, or choose another place"
-_FOREIGN = "was not written by rankwise"
+IN_THE_WAY = "move it away, or choose another place"
+FOREIGN = "was not written by rankwise"
 _MOST_NAMED = 10
 
 
@@ -114,6 +114,15 @@ def refuse_foreign(
         _Target(target).refuse(dict.fromkeys(names, ""), remedy, overwrite=overwrite)
 
 
+def written_into(target: Path) -> Mapping[str, Sequence[str]]:
+    """What rankwise has written into a folder: name -> sha256, see ``WrittenFiles``."""
+    manifest = target / MANIFEST
+    if manifest.is_file() and not manifest.is_symlink():
+        with contextlib.suppress(RecordError):  # of a broken one, nothing is believed
+            return read_record(manifest, WrittenFiles).files
+    return {}
+
+
 def _resolved(target: Path) -> Path:
     target = Path(os.path.realpath(target))
     if target.exists() and not target.is_dir():
@@ -125,12 +134,7 @@ class _Target:
     """A folder with what rankwise wrote there before."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
-        self._known: Mapping[str, Sequence[str]] = {}
-        manifest = root / MANIFEST
-        if manifest.is_file() and not manifest.is_symlink():
-            with contextlib.suppress(RecordError):  # of a broken one, nothing is believed
-                self._known = read_record(manifest, WrittenFiles).files
+        self._root, self._known = root, written_into(root)
 
     def take(self, temporary: Path, replaces: Sequence[str], *, overwrite: bool) -> None:
         """Move the files of another folder here, and remember them first."""
@@ -164,7 +168,7 @@ class _Target:
         """Name what may not be replaced by files of these names and hashes."""
         found = [(name, self._fault(name, sha256)) for name, sha256 in files.items()]
         problems = [
-            f"{name or '.'} {fault[0]}; {remedy if fault[1] else _IN_THE_WAY}"
+            f"{name or '.'} {fault[0]}; {remedy if fault[1] else IN_THE_WAY}"
             for name, fault in found
             if fault is not None and not (fault[1] and overwrite)
         ]
@@ -187,4 +191,4 @@ class _Target:
         known = self._known.get(name, ())
         if stat.S_ISREG(mode) and digest_of(file).sha256 in (sha256, *known):
             return None
-        return ("was changed since rankwise wrote it" if known else _FOREIGN), True
+        return ("was changed since rankwise wrote it" if known else FOREIGN), True

@@ -9,6 +9,7 @@ from rankwise.errors import RecordError
 from rankwise.findings.recommendation import looks_of, recommend
 from rankwise.findings.study import StudyFindings, study_findings
 from rankwise.records.config.study import StudyConfig
+from rankwise.records.files import unless_damaged
 from rankwise.records.folder import StudyFolder
 from rankwise.records.judgement import StudyLooks
 from rankwise.records.recommendation import StudyRecommendation
@@ -111,12 +112,19 @@ def with_deployed(study: StudyRecord, folder: StudyFolder) -> StudyRecord:
 def judged_again(folder: StudyFolder, config: StudyConfig) -> StudyOutcome | None:
     """A finished study whose file has other margins alone, judged by these; it is written.
 
-    None where anything else differs, or where margins may ask for more work: then a study is
-    planned.
+    None where anything else differs, where margins may ask for more work, or where a record is
+    damaged: then a study is planned.
 
     Raises:
         StudyLockedError: another process is working on the study.
+        NewerRecordError: a newer version of rankwise made the folder.
     """
+    with unless_damaged():
+        return _judged_again(folder, config)
+    return None
+
+
+def _judged_again(folder: StudyFolder, config: StudyConfig) -> StudyOutcome | None:
     earlier = folder.read_if_there(folder.study_file, StudyRecord)
     if earlier is None or config.is_open or config.deploy:
         return None

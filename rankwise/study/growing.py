@@ -10,14 +10,14 @@ them.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from rankwise.errors import ConfigError, RecordError
+from rankwise.errors import ConfigError
 from rankwise.records import quantities
 from rankwise.records.config.study import StudyConfig
+from rankwise.records.files import unless_damaged
 from rankwise.records.folder import StudyFolder
 from rankwise.records.judgement import Prospect
 from rankwise.records.search import GrowthDecision, SearchRecord
@@ -166,12 +166,9 @@ def run_to_verdict(
 
 
 def _grown_before(config: StudyConfig, folder: StudyFolder) -> StudyConfig:
-    """A config as it is after all growths that are decided in its folder.
-
-    What cannot be read is set aside when the study is run, and decided anew.
-    """
+    """A config as it is after all growths that are decided in its folder."""
     record: SearchRecord | None = None
-    with contextlib.suppress(RecordError):
+    with unless_damaged():
         record = folder.read_if_there(folder.search_file, SearchRecord)
     for growth in () if record is None or not config.search.grows else record.growths:
         config = _grown(config, growth)

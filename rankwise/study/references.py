@@ -6,15 +6,14 @@ little of a task, all runs answer all of it: the precision decides that, and no 
 
 from __future__ import annotations
 
-import contextlib
 import math
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from rankwise.errors import RecordError
 from rankwise.findings.stats.reference import MIN_SCORED, pseudo_items
+from rankwise.records.files import unless_damaged
 from rankwise.records.folder import StudyFolder
 from rankwise.records.results import ModelResults, TaskItems
 from rankwise.records.study import References, StudyRecord
@@ -78,7 +77,7 @@ def with_settled_references(study: StudyRecord, folder: StudyFolder) -> StudyRec
     if settings is None or not study.references.parts:
         return study
     earlier = References()
-    with contextlib.suppress(RecordError):  # what is damaged is set aside when the study is run
+    with unless_damaged():
         record = folder.read_if_there(folder.study_file, StudyRecord)
         earlier = earlier if record is None else record.references
     study = with_references(study, earlier)  # knows what all runs answer whole by now

@@ -18,7 +18,7 @@ from typing import Any
 import rankwise
 from rankwise.errors import StorageError
 from rankwise.records.config.study import StudyConfig
-from rankwise.records.files import read_regular, state_of, write_atomically
+from rankwise.records.files import read_regular, state_of, unless_damaged, write_atomically
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import RELATIONS
 from rankwise.study.conclusion import StudyOutcome, conclude, keep
@@ -41,10 +41,12 @@ def remember(folder: StudyFolder, config: StudyConfig) -> None:
 def concluded_again(folder: StudyFolder, config: StudyConfig) -> StudyOutcome | None:
     """A study that was finished, and of which nothing has changed since; it is written.
 
-    None where anything differs, or where that cannot be known without planning it.
+    None where anything differs, where a record is damaged, or where that cannot be known without
+    planning it.
 
     Raises:
         StudyLockedError: another process is working on the study.
+        NewerRecordError: a newer version of rankwise made the folder.
     """
     if not folder.has(folder.finished_file):
         return None
@@ -54,9 +56,11 @@ def concluded_again(folder: StudyFolder, config: StudyConfig) -> StudyOutcome | 
             noted = read_regular(folder.finished_file).decode()
         if not noted or noted != _state(folder, config):
             return None
-        outcome = conclude(folder)
-        keep(folder, outcome)
-    return outcome
+        with unless_damaged():
+            outcome = conclude(folder)
+            keep(folder, outcome)
+            return outcome
+    return None
 
 
 def _state(folder: StudyFolder, config: StudyConfig) -> str | None:

