@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import signal
 from collections.abc import Iterable, Sequence
 
 # scheme:// or, as a path has it, scheme:/; then a name and a password, which may have any letter.
@@ -155,6 +156,14 @@ class StageFailedError(RankwiseError, RuntimeError):
 
 class UnchangedOutputsError(RankwiseError, AssertionError):
     """A non-zero update whose outputs equal the base model's: the update was not applied."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the process to stop: Ctrl-C, a scheduler's SIGTERM, a closed terminal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
 
 
 def closest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:

@@ -29,6 +29,7 @@ _NOT_IN_TRAINING = {
     "data",
     "columns",
     "judged_by",
+    "max_new_tokens",
     "objective",
     "max_examples",
     "rows_at",

@@ -8,17 +8,11 @@ import threading
 from collections.abc import Generator
 from types import FrameType
 
+from rankwise.errors import Stopped
+
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
-
-
-class Stopped(KeyboardInterrupt):
-    """A signal asked the process to stop: Ctrl-C, a scheduler's SIGTERM, a closed terminal."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
 
 
 class StopSignals:

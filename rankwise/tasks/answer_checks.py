@@ -1,37 +1,39 @@
 """What a model writes, checked against a row: JSON by fields, patterns, texts, a user's function.
 
 A check gives numbers in 0..1 for one answer, by the names of metrics. The first number is the one
-that decides. Whatever a model writes gives numbers: an answer that is no JSON is a wrong answer.
-None says that the item is missing: a user's function gives it, or a row has no such field.
+that decides. Whatever a model writes gives numbers: an answer that is no JSON is a wrong answer, as
+is one on which a schema or a pattern takes too long. None says that the item is missing: a user's
+function gives it, or a row has no such field.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import inspect
+import hashlib
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import regex
-
-from rankwise.errors import DataError, TaskError
+from rankwise.errors import DataError
 from rankwise.records.config.own_rows import (
-    CODE,
     CheckConfig,
     JsonCheckConfig,
     JudgeName,
     RegexCheckConfig,
 )
-from rankwise.records.files import digest_of
+from rankwise.records.files import in_words, read_regular
 from rankwise.records.results import FIELD
+from rankwise.tasks import json_answers, limited_checks
+from rankwise.tasks.bounded import MOST_BYTES, SECONDS, BeyondLimit, bounded
 from rankwise.tasks.code_guard import REMEDY
-from rankwise.tasks.row_files import flat_row
-from rankwise.tasks.task_files import task_code
+from rankwise.tasks.json_answers import MOST_COMPARED, answer_json, is_same, num_compared, read_json
+from rankwise.tasks.own_code import OwnFunction, own_function
+from rankwise.tasks.text_scores import bleu, chrf, rouge
+
+JUDGING_REVISION = 2
+"""Raised when a check of JSON or patterns judges the same answers otherwise."""
 
 Checker = Callable[[str, Mapping[str, str]], dict[str, float | None]]
 """A model's answer and the document, with the right one as ``completion`` -> numbers by metric."""
@@ -42,11 +44,26 @@ BASE_ANSWER = "base_answer"
 MOST_FIELDS = 50
 """Fields of the right answers that have a metric each: more cannot be read."""
 
-PATTERN_SECONDS = 1.0
-"""For one pattern on one answer: a pattern that backtracks takes years on a few hundred letters."""
+MOST_SCHEMA_BYTES = 1 << 20
+"""A hundred times what a person writes by hand; ``read_json`` bounds the depth."""
 
-_FENCED = re.compile(r"```(?:json)?\s*\n(.*?)\n?```", re.DOTALL)
-_NUMBER_PARTS = tuple(map(re.compile, (r"(?s).*####\s*", ",", r"\$", r"\.$")))
+
+@dataclass(frozen=True)
+class Check:
+    """A way to judge answers, ready to be called.
+
+    Attributes:
+        judge: what judges one answer.
+        content: all that its numbers depend on besides the answers, wherever its files lie.
+        needs_base: whether it compares with the base's answers.
+    """
+
+    judge: Checker
+    content: str
+    needs_base: bool = False
+
+    def __call__(self, answer: str, doc: Mapping[str, str]) -> dict[str, float | None]:
+        return self.judge(answer, doc)
 
 
 def checker(
@@ -55,8 +72,8 @@ def checker(
     source: str,
     *,
     allow_code: bool = False,
-) -> Checker:
-    """The function that a check stands for.
+) -> Check:
+    """What a check of a study file stands for.
 
     Args:
         check: a name, or settings.
@@ -65,263 +82,216 @@ def checker(
         allow_code: whether the check may be a user's code.
 
     Raises:
-        DataError: the right answers do not pass it themselves, its schema cannot be used, or code
-            is not allowed.
+        DataError: the right answers do not pass it themselves, or cannot be judged within the
+            limits of one answer; its schema cannot be used; or code is not allowed.
         TaskError: its code fails.
     """
     if isinstance(check, str) and check in _OF_TEXTS:
-        return _OF_TEXTS[check]
-    if check == "rouge":
-        return _by_rouge()
+        return Check(_OF_TEXTS[check], check)
     if isinstance(check, CheckConfig) and check.regex is not None:
-        return _by_pattern(check.regex)
+        return _by_pattern(check.regex, right_answers, source)
     if isinstance(check, CheckConfig) and check.code is not None:
         if not allow_code:
             raise DataError(f"judged_by: {check.code} is code. {REMEDY}")
-        return _by_code(check.code)
+        return _by_code(own_function(check.code))
     settings = None if isinstance(check, str) else check.json_fields
     return _by_json(settings or JsonCheckConfig(), right_answers, source)
 
 
-def content_of(check: JudgeName | CheckConfig) -> str:
-    """All that an answer's numbers depend on besides the answers, wherever the schema lies."""
-    if isinstance(check, str):
-        return check
-    if check.code is not None:
-        file, function = _file_of(check.code)
-        return f"{function} of {digest_of(file).sha256}"
-    file = None if check.json_fields is None else check.json_fields.schema_file
-    content = check.model_dump_json(exclude={"json_fields": {"schema_file"}, "code": True})
-    return content if file is None else f"{content} {digest_of(file).sha256}"
-
-
-def needs_base(checkers: Iterable[Checker]) -> bool:
-    """Whether one of them compares with the base's answers."""
-    return any(isinstance(check, _Code) and check.needs_base for check in checkers)
-
-
-def metrics_of(checkers: Iterable[Checker], docs: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
-    """The names of their numbers, as right answers get them; a user's function has one number."""
+def metrics_of(checks: Iterable[Check], docs: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
+    """The names of their numbers, as a right answer gets them; a user's function has one number."""
     names: dict[str, None] = {}
-    for check in checkers:
-        if isinstance(check, _Code):
-            names["code"] = None
-            continue
-        for doc in docs:
-            names |= dict.fromkeys(check(doc["completion"], doc))
+    for check in checks:
+        is_code = isinstance(check.judge, _Code)
+        names |= dict.fromkeys(["code"] if is_code else check(docs[0]["completion"], docs[0]))
     return tuple(names)
 
 
 def number_of(answer: str) -> str:
     """The number behind ``####`` without separators, as GSM8K's answers are compared."""
-    for part in _NUMBER_PARTS:
-        answer = part.sub("", answer)
-    return answer
+    _, _, number = answer.rpartition("####")
+    return number.lstrip().replace(",", "").replace("$", "").removesuffix(".")
 
 
 def _share(name: str, is_right: Callable[[str, str], bool]) -> Checker:
     return lambda answer, doc: {name: float(is_right(answer.strip(), doc["completion"].strip()))}
 
 
-def _by_sacrebleu(name: str, answer: str, doc: Mapping[str, str]) -> dict[str, float | None]:
-    """The score of one sentence; lm-eval's corpus score is 0 for answers of three words."""
-    import sacrebleu
-
-    score = {"bleu": sacrebleu.sentence_bleu, "chrf": sacrebleu.sentence_chrf}[name]
-    return {name: score(answer, [doc["completion"]]).score / 100}
-
-
-def _by_rouge() -> Checker:
-    """F1 of words in the longest common subsequence, of words, and of pairs of words."""
-    from rouge_score.rouge_scorer import RougeScorer
-
-    names = ("rougeL", "rouge1", "rouge2")
-    scorer = RougeScorer(names, use_stemmer=True)
-
-    def judged(answer: str, doc: Mapping[str, str]) -> dict[str, float | None]:
-        scores: Any = scorer.score(doc["completion"], answer)
-        return {name: float(scores[name].fmeasure) for name in names}
-
-    return judged
-
-
 _OF_TEXTS: Mapping[str, Checker] = {
-    "bleu": partial(_by_sacrebleu, "bleu"),
-    "chrf": partial(_by_sacrebleu, "chrf"),
+    "bleu": lambda answer, doc: {"bleu": bleu(answer, doc["completion"])},
+    "chrf": lambda answer, doc: {"chrf": chrf(answer, doc["completion"])},
+    "rouge": lambda answer, doc: {**rouge(answer, doc["completion"])},
     "exact": _share("exact_match", lambda answer, right: answer == right),
     "contains": _share("contains", lambda answer, right: right in answer),
     "number": _share("number", lambda answer, right: number_of(answer) == number_of(right)),
 }
 
 
-def _by_pattern(check: RegexCheckConfig) -> Checker:
-    wanted = [(regex.compile(pattern), True) for pattern in check.must]
-    wanted += [(regex.compile(pattern), False) for pattern in check.must_not]
+_LIMITS = f"{SECONDS:g} seconds or {in_words(MOST_BYTES)}"
 
-    def matches(answer: str, _: Mapping[str, str]) -> dict[str, float | None]:
-        try:
-            found = [
-                (pattern.search(answer, timeout=PATTERN_SECONDS) is not None) == is_wanted
-                for pattern, is_wanted in wanted
-            ]
-        except TimeoutError as error:
-            raise DataError(
-                f"judged_by: a pattern took more than {PATTERN_SECONDS:g} s on one answer. "
-                "Write it without nested repeats, such as (a+)+."
-            ) from error
-        return {"regex": float(all(found))}
 
-    return matches
+def _within_limits(function: Callable[..., Any], *arguments: Any) -> bool | None:
+    """What it says of an answer; None where that takes too long, or has no end."""
+    try:
+        return bounded(function, *arguments)
+    except BeyondLimit:
+        return None
+
+
+def _no_verdict(source: str, place: str, what: str) -> DataError:
+    return DataError(
+        f"{source}: the right answer of {place} cannot be checked by {what}: that takes more than "
+        f"{_LIMITS}, or has no end. Write it without nested repeats, such as (a+)+, and without "
+        "references in circles."
+    )
+
+
+def _by_pattern(check: RegexCheckConfig, right_answers: Mapping[str, str], source: str) -> Check:
+    def judged(answer: str, _: Mapping[str, str]) -> dict[str, float | None]:
+        is_right = _within_limits(limited_checks.matches, check.must, check.must_not, answer)
+        return {"regex": float(is_right or False)}
+
+    for place, text in right_answers.items():
+        if _within_limits(limited_checks.matches, check.must, check.must_not, text) is None:
+            raise _no_verdict(source, place, "its patterns")
+    return Check(judged, f"{JUDGING_REVISION} {check.model_dump_json()}")
 
 
 @dataclass(frozen=True)
 class _Code:
-    """A user's function as a check; ``where`` names it."""
-
-    function: Callable[..., Any]
-    where: str
-    needs_base: bool
+    function: OwnFunction
 
     def __call__(self, answer: str, doc: Mapping[str, str]) -> dict[str, float | None]:
         # an answer like the base's, as its own is, is a tie without a call
-        if self.needs_base and doc[BASE_ANSWER] == answer:
+        if self.function.needs_base and doc[BASE_ANSWER] == answer:
             return {"code": 0.5}
+        of_base = (doc[BASE_ANSWER],) if self.function.needs_base else ()
         row = json.loads(doc["row"])
-        given = (row, answer, doc[BASE_ANSWER]) if self.needs_base else (row, answer)
-        where = f"{self.where} on {doc['place']}"
-        with task_code(f"{where} fails", "Correct it."):
-            value = self.function(*given)
-        if value is None:
-            return {"code": None}
-        is_number = isinstance(value, int | float)  # also true and false
-        if not is_number or not 0 <= value <= 1:
-            raise TaskError(f"{where} gives {value!r:.60}; give a number from 0 to 1, or None.")
-        return {"code": float(value)}
+        return {"code": self.function.share(doc["place"], row, answer, *of_base)}
 
 
-def _by_code(place: str) -> _Code:
-    file, function = _file_of(place)
-    where = f"judged_by: {file.name}:{function}"
-    with task_code(f"{where} cannot be loaded", "Correct the file."):
-        spec = importlib.util.spec_from_file_location(file.stem, file)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        found = getattr(module, function)
-        num_parameters = len(inspect.signature(found).parameters)
-    if num_parameters not in (2, 3):
-        raise TaskError(
-            f"{where} takes {num_parameters} arguments; take (row, answer), or (row, answer, "
-            "base_answer)."
-        )
-    return _Code(found, where, num_parameters == 3)
+def _by_code(function: OwnFunction) -> Check:
+    return Check(_Code(function), function.content, function.needs_base)
 
 
-def _file_of(code: str) -> tuple[Path, str]:
-    parts = CODE.fullmatch(code)
-    assert parts is not None
-    return Path(parts["file"]), parts["function"]
+def _no_schema(file: Path, why: str) -> DataError:
+    return DataError(f"{file} is no JSON Schema that can be used: {why}. Correct it.")
 
 
-def _by_json(check: JsonCheckConfig, right_answers: Mapping[str, str], source: str) -> Checker:
+@dataclass(frozen=True)
+class _Schema:
+    """A JSON Schema of a user's, as text that can be used; ``sha256`` is its file's."""
+
+    file: Path
+    text: str
+    sha256: str
+
+    @classmethod
+    def of(cls, file: Path) -> _Schema:
+        """Read it; nothing that it refers to is fetched."""
+        try:
+            content = read_regular(file, MOST_SCHEMA_BYTES)
+            text = content.decode()
+            read_json(text)
+        except (OSError, ValueError) as error:
+            raise _no_schema(file, str(error)) from error
+        try:
+            fault = bounded(limited_checks.schema_fault, text)
+        except BeyondLimit as error:
+            raise _no_schema(file, f"to read it takes more than {_LIMITS}") from error
+        if fault is not None:
+            raise _no_schema(file, fault[:200])
+        return cls(file, text, hashlib.sha256(content).hexdigest())
+
+    def is_met(self, value: Any) -> bool | None:
+        """Whether a value matches; None where that takes too long, or has no end."""
+        return _within_limits(limited_checks.meets_schema, self.text, value)
+
+    def require(self, right: Any, source: str, place: str) -> None:
+        """Raises DataError where a right answer does not match."""
+        is_met = self.is_met(right)
+        if is_met is None:
+            raise _no_verdict(source, place, str(self.file))
+        if not is_met:
+            raise DataError(
+                f"{source}: the right answer of {place} does not match {self.file}. Correct the "
+                "row or the schema."
+            )
+
+
+def _by_json(check: JsonCheckConfig, right_answers: Mapping[str, str], source: str) -> Check:
     """All fields right, the share of right ones, valid, as the schema says, and each field."""
-    is_valid = _schema(check.schema_file) if check.schema_file is not None else None
+    schema = None if check.schema_file is None else _Schema.of(check.schema_file)
     names: dict[str, None] = {}
-    fields_of: dict[str, dict[str, Any]] = {}
+    fields_of: dict[str, dict[json_answers.Path, Any]] = {}
     for place, text in right_answers.items():
-        right = parsed(text)
-        if not isinstance(right, dict):
-            raise DataError(
-                f"{source}: the right answer of {place} is no JSON object: "
-                f"{text.strip()[:60]!r}. Correct it, or set judged_by: loss."
-            )
-        if is_valid is not None and not is_valid(right):
-            raise DataError(
-                f"{source}: the right answer of {place} does not match "
-                f"{check.schema_file}. Correct the row or the schema."
-            )
-        fields_of[text] = flat_row(right)
-        names |= dict.fromkeys(fields_of[text])
+        right = _right_object(text, check, f"{source}: the right answer of {place}")
+        if schema is not None:
+            schema.require(right, source, place)
+        fields_of[text] = json_answers.fields(right)
+        names |= dict.fromkeys(map(json_answers.called, fields_of[text]))
     shown = list(names)[:MOST_FIELDS]
+    content = f"{JUDGING_REVISION} {check.model_dump_json(exclude={'schema_file'})}"
 
     def judged(answer: str, doc: Mapping[str, str]) -> dict[str, float | None]:
-        found, wanted = parsed(answer), fields_of[doc["completion"]]
-        written = flat_row(found) if isinstance(found, dict) else {}
+        wanted = fields_of[doc["completion"]]
+        try:
+            found = answer_json(answer)
+        except ValueError:
+            found = _INVALID
+        written = json_answers.fields(found) if isinstance(found, dict) else {}
         same = {
-            name: name in written and _equal(written[name], value, name, check)
-            for name, value in wanted.items()
+            path: path in written and _is_same(written[path], value, path, check)
+            for path, value in wanted.items()
         }
         has_no_more = isinstance(found, dict) and written.keys() <= same.keys()
         numbers: dict[str, float | None] = {
             "all_correct": float(has_no_more and all(same.values())),
             "fields_correct": sum(same.values()) / len(same) if same else float(found == {}),
-            "json_valid": float(found is not INVALID),
+            "json_valid": float(found is not _INVALID),
         }
-        if is_valid is not None:
-            numbers["schema_valid"] = float(found is not INVALID and is_valid(found))
+        if schema is not None:
+            is_met = found is not _INVALID and schema.is_met(found)
+            numbers["schema_valid"] = float(is_met or False)
+        by_name: dict[str, list[bool]] = defaultdict(list)  # "a.b" may be a key, and a b in an a
+        for path, is_right in same.items():
+            by_name[json_answers.called(path)].append(is_right)
         for name in shown:
-            numbers[f"{FIELD}{name}"] = float(same[name]) if name in same else None
+            numbers[f"{FIELD}{name}"] = float(all(by_name[name])) if name in by_name else None
         return numbers
 
-    return judged
+    return Check(judged, content if schema is None else f"{content} {schema.sha256}")
 
 
-INVALID: Any = object()
+_INVALID: Any = object()
 """What is no JSON."""
 
 
-def parsed(text: str) -> Any:
-    """JSON, also in a block of code; ``INVALID`` where it is none."""
-    fenced = _FENCED.search(text)
+def _is_same(written: Any, right: Any, path: json_answers.Path, check: JsonCheckConfig) -> bool:
+    in_any_order = json_answers.called(path) in check.sets
+    return is_same(written, right, check.tolerance, in_any_order=in_any_order)
+
+
+def _right_object(text: str, check: JsonCheckConfig, where: str) -> dict[str, Any]:
+    """A right answer, which an answer can equal."""
     try:
-        return json.loads(fenced[1] if fenced else text.strip())
-    except (ValueError, RecursionError):
-        return INVALID
-
-
-def _equal(written: Any, right: Any, name: str, check: JsonCheckConfig) -> bool:
-    """Numbers within the tolerance, lists of ``sets`` in any order, all else exactly."""
-    both = (written, right)
-    if all(isinstance(each, int | float) and not isinstance(each, bool) for each in both):
-        return abs(written - right) <= check.tolerance * abs(right)
-    if name in check.sets and isinstance(written, list) and isinstance(right, list):
-        return sorted(map(_key, written)) == sorted(map(_key, right))
-    return _key(written) == _key(right)  # true is not 1
-
-
-def _key(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
-
-
-def _schema(file: Path) -> Callable[[Any], bool]:
-    """Whether a value matches a JSON Schema; nothing is fetched, and patterns have a time limit."""
-    import jsonschema
-    from jsonschema import validators
-    from referencing import Registry
-    from referencing.exceptions import Unresolvable
-
-    def pattern(_: Any, wanted: str, value: Any, __: Any) -> Iterator[jsonschema.ValidationError]:
-        if isinstance(value, str) and not regex.search(wanted, value, timeout=PATTERN_SECONDS):
-            yield jsonschema.ValidationError(f"does not match {wanted}")
-
-    try:
-        schema = json.loads(file.read_text(encoding="utf-8"))
-        kind = validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-        kind.check_schema(schema)
-    except (OSError, ValueError, RecursionError, jsonschema.SchemaError) as error:
-        raise DataError(f"{file} is no JSON Schema that can be used: {str(error)[:200]}") from error
-    if "patternProperties" in json.dumps(schema):
-        raise DataError(f"{file}: patternProperties has no time limit; name the properties.")
-    validator = validators.extend(kind, {"pattern": pattern})(schema, registry=Registry())
-
-    def is_valid(value: Any) -> bool:
-        try:
-            return bool(validator.is_valid(value))
-        except Unresolvable as error:
-            raise DataError(f"{file} refers elsewhere ({error}); write that in here.") from error
-        except (RecursionError, TimeoutError, regex.error) as error:
-            reason = str(error) or type(error).__name__
-            raise DataError(f"{file} cannot be checked: {reason}.") from error
-
-    return is_valid
+        right = answer_json(text)
+    except ValueError as error:
+        right, why = None, f" ({error})"
+    else:
+        why = ""
+    if not isinstance(right, dict):
+        raise DataError(
+            f"{where} is no JSON object: {text.strip()[:60]!r}{why}. Correct it, or set "
+            "judged_by: loss."
+        )
+    if not json_answers.is_finite(right):
+        raise DataError(f"{where} has a number beyond every float. Correct it.")
+    for path, value in json_answers.fields(right).items():
+        is_set = check.tolerance > 0 and json_answers.called(path) in check.sets
+        if is_set and num_compared(value) > MOST_COMPARED:
+            raise DataError(
+                f"{where} has {len(value)} values in {json_answers.called(path)!r}, too many to be "
+                "compared in any order within a tolerance. Leave one of both out."
+            )
+    return right

@@ -7,6 +7,7 @@ A folder of task files is code. lm-eval 0.4 runs it, or reads what runs it, in t
   ``process_results``, metrics, aggregations, filters, few-shot samples and samplers. Nothing else
   in a YAML file can be called: names of aggregations, filters and samplers are looked up, and
   Python's tags, which lm-eval reads where PyYAML has no libyaml, are refused by our own reading.
+  Of what may run, the file itself runs, and no compiled code beside it.
 - ``get_metric``: a metric that lm-eval does not know, or one with ``hf_evaluate: true``, is a
   script of the evaluate library.
 - ``datasets``: the loader ``pandas`` reads pickles (before version 5). Scripts of data sets are
@@ -26,11 +27,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from rankwise.errors import TaskError, did_you_mean
+from rankwise.tasks.own_code import module_of
 from rankwise.tasks.task_files import BUNDLED_FOLDER, config_faults, metric_names, read_task_file
 
 REMEDY = (
@@ -62,6 +66,7 @@ def guarded_task_files(*, allow_code: bool) -> Generator[None]:
     factory = _factory.TaskFactory
     places: list[tuple[Any, str, Any]] = [
         *((module, "load_yaml", guard.load_yaml) for module in (_yaml_loader, _index, _factory)),
+        (_yaml_loader, "_load_module_with_cache", guard.module),
         (factory, "build", lambda *given, **named: guard.build(*given, **named)),
         (factory, "_load_full_config", lambda *given: guard.full_config(*given)),
     ]
@@ -105,6 +110,8 @@ class _Guard:
         self._allow_code = allow_code
         self._installed = (BUNDLED_FOLDER.resolve(), Path(reader.__file__).resolve().parent)
         self._load_yaml, self._function_constructor = reader.load_yaml, reader._mk_function_ctor
+        self._load_module = reader._load_module_with_cache
+        self._modules: dict[Path, ModuleType] = {}
         self._build, self._full_config = factory.build, factory._load_full_config
         self._metric, self._prompt = task.get_metric, task.get_prompt
         self._file = ""
@@ -179,6 +186,15 @@ class _Guard:
             return construct(loader, node)
 
         return constructor
+
+    def module(self, path: Path) -> ModuleType:
+        """A Python file beside a YAML file, once for all its functions."""
+        if self._is_installed(path):
+            return self._load_module(path)
+        if path not in self._modules:
+            name = str(path.with_suffix(""))
+            self._modules[path] = sys.modules[name] = module_of(path, name)[0]
+        return self._modules[path]
 
     def metric(self, name: Any, hf_evaluate_metric: bool = False) -> Any:
         """A metric by its name; where the evaluate library is asked, it runs a script."""

@@ -38,6 +38,7 @@ class LoadedTask(NamedTuple):
         groups: names of the groups and tags that contain it.
         compares_with_base: what is written is judged beside what the base wrote.
         cluster: column of own rows by which they belong together.
+        warning: what a user should know before it is asked.
     """
 
     name: str
@@ -47,6 +48,7 @@ class LoadedTask(NamedTuple):
     compares_with_base: bool = False
     has_pairs: bool = False
     cluster: str | None = None
+    warning: str | None = None
 
     @property
     def is_against_base(self) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from rankwise.errors import RankwiseError, TaskError, did_you_mean
+from rankwise.errors import RankwiseError, Stopped, TaskError, did_you_mean
 from rankwise.records.fields import plain_text
 from rankwise.records.yaml_reading import SafeLoader, YamlError, parse_yaml, read_yaml_text, shown
 
@@ -218,7 +218,8 @@ def sandbox_templates() -> None:
 def task_code(what: str, remedy: str) -> Generator[None]:
     """Within the block, whatever a task's file, functions or data raise is a ``TaskError``.
 
-    They are other people's code, which may raise anything and even exit.
+    They are other people's code, which may raise anything and even exit. Ctrl-C, and the signals
+    that stop a study, go on.
 
     Args:
         what: what could not be done, with the task's name and file.
@@ -226,8 +227,10 @@ def task_code(what: str, remedy: str) -> Generator[None]:
     """
     try:
         yield
-    except RankwiseError:
+    except (RankwiseError, Stopped):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if type(error) is KeyboardInterrupt:
+            raise
         reason = ": ".join(filter(None, [type(error).__name__, " ".join(str(error).split())[:300]]))
         raise TaskError(f"{what}: {reason}. {remedy}".rstrip()) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -12,21 +13,30 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError
-from rankwise.records.config.own_rows import CheckConfig, Judge, OwnSetConfig, data_name
+from rankwise.records.config.own_rows import (
+    TEXTS_SUFFIX,
+    CheckConfig,
+    Judge,
+    OwnSetConfig,
+    judges_of_texts,
+    rows_name,
+)
 from rankwise.records.config.study import ENDING_SUFFIX
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.grouping import grouped
 from rankwise.records.own_data import OwnData
-from rankwise.tasks.answer_checks import Checker, checker, content_of, metrics_of, needs_base
+from rankwise.tasks.answer_checks import Check, checker, metrics_of
 from rankwise.tasks.formats import TrainedFormat, options_of
 from rankwise.tasks.own_rows import OwnRow, OwnRows, read_own_rows
 from rankwise.tasks.resolution import LoadedTask, quiet_lm_eval
-from rankwise.tasks.training_rows import TrainingRow
+from rankwise.tasks.training_rows import TextEncoder, TrainingRow
 
-MAX_GENERATED_TOKENS = 256
+LEAST_NEW_TOKENS = 256
+"""A model may write as much in any case: lm-eval's own limit."""
 
-TEXTS_SUFFIX = "_texts"
-"""Behind the name of held-out rows, where a model's own answers are judged beside likelihoods."""
+ROOM = 1.5
+"""What a model may write, in lengths of the longest right answer. The same JSON with an indent, in
+a block of code, has up to 1.3 times its tokens."""
 
 MOST_ANSWERS = 100
 """To choose among; each is scored behind every question."""
@@ -55,7 +65,12 @@ class UserData(NamedTuple):
 
 
 def load_user_data(
-    train: TrainConfig, tokenizer: Any, *, chat_template: bool, allow_code: bool = False
+    train: TrainConfig,
+    tokenizer: Any,
+    *,
+    chat_template: bool,
+    max_length: int | None = None,
+    allow_code: bool = False,
 ) -> UserData:
     """Read rows, and hold a part of them out.
 
@@ -66,6 +81,7 @@ def load_user_data(
         train: the section of a study with ``data``; of the held-out rows one is left at least.
         tokenizer: renders messages.
         chat_template: render prompts that are texts as a user's turn too.
+        max_length: tokens that the model reads and writes at most; None: any number.
         allow_code: whether answers may be judged by a user's code.
 
     Raises:
@@ -88,10 +104,12 @@ def load_user_data(
     trained = trained[: train.most_examples]
 
     assert train.data is not None
-    name = f"data_{data_name(train.data)}"
+    name = rows_name(train.data)
     tasks = [_of_likelihoods(name, held_out, train.judged_by, answers)]
-    if of_texts := _of_texts(train.judged_by):
-        texts = _texts(f"{name}{TEXTS_SUFFIX}", held_out, of_texts, own.raw.source, allow_code)
+    if of_texts := judges_of_texts(train.judged_by):
+        room = _room(train.max_new_tokens, held_out, tokenizer, max_length)
+        part = own._replace(rows=held_out)
+        texts = _texts(f"{name}{TEXTS_SUFFIX}", part, of_texts, room, allow_code)
         tasks.insert(0 if train.judged_by[0] in of_texts else 1, texts)
     seen, distinct = f"{name}@train", sorted({row.completion.strip() for row in rows})
     is_letters = len(distinct) > 1 and options_of([distinct]) == "letters"
@@ -125,6 +143,7 @@ def load_own_set(
     tokenizer: Any,
     *,
     chat_template: bool,
+    max_length: int | None = None,
     allow_code: bool = False,
 ) -> OwnSet:
     """Read a set of ``evaluation.own``, and make tasks of it; see ``load_user_data``.
@@ -138,24 +157,20 @@ def load_own_set(
         TaskError: likewise.
     """
     own, answers = _read(own_set, tokenizer, chat_template=chat_template)
-    of_texts = _of_texts(own_set.judged_by)
+    of_texts = judges_of_texts(own_set.judged_by)
     tasks: list[LoadedTask] = []
     for judge in own_set.judged_by:
-        kind = "texts" if judge in of_texts else judge
-        called = f"{name}_{kind}" if tasks else name
+        suffix = TEXTS_SUFFIX if judge in of_texts else f"_{judge}"
+        called = f"{name}{suffix}" if tasks else name
         if judge not in of_texts:
             tasks.append(_of_likelihoods(called, own.rows, own_set.judged_by, answers))
         elif judge == of_texts[0]:
-            tasks.append(_texts(called, own.rows, of_texts, own.raw.source, allow_code))
+            room = _room(own_set.max_new_tokens, own.rows, tokenizer, max_length)
+            tasks.append(_texts(called, own, of_texts, room, allow_code))
     return OwnSet(
         tuple(task._replace(cluster=own.cluster) for task in tasks),
         _record(own, len(own.rows), own_set.judged_by, answers),
     )
-
-
-def _of_texts(judged_by: Sequence[Judge]) -> list[Judge]:
-    """Those of what a model writes."""
-    return [check for check in judged_by if check not in ("loss", "choice", "preference")]
 
 
 def _read(
@@ -329,45 +344,83 @@ class _Checks:
     """
 
     content: tuple[str, ...]
-    checkers: tuple[Checker, ...] = field(repr=False)
+    checks: tuple[Check, ...] = field(repr=False)
 
     def __call__(self, doc: Mapping[str, str], answers: Sequence[str]) -> dict[str, float | None]:
         numbers: dict[str, float | None] = {}
-        for check in self.checkers:
+        for check in self.checks:
             numbers |= check(answers[0], doc)
         return numbers
 
 
+class _Room(NamedTuple):
+    """What a model may write: ``num_tokens``, and what a user should know of it."""
+
+    num_tokens: int
+    warning: str | None
+
+
+def _room(
+    wanted: int | None, rows: Sequence[OwnRow], tokenizer: Any, max_length: int | None
+) -> _Room:
+    """As many tokens as are wanted, else as the longest right answer needs.
+
+    Raises:
+        DataError: the model has no room for them and a prompt.
+    """
+    encode = TextEncoder(tokenizer).encode
+    answers = [len(encode(row.completion)) for row in rows]
+    longest = max(answers)
+    num_tokens = wanted or max(LEAST_NEW_TOKENS, math.ceil(ROOM * longest))
+    remedy = f"set max_new_tokens to {longest} or more"
+    if max_length is not None and wanted is not None and wanted >= max_length:
+        raise DataError(
+            f"max_new_tokens is {wanted}, and the model reads {max_length} tokens, those of the "
+            "prompt with them. Lower it."
+        )
+    if max_length is not None and wanted is None and num_tokens > LEAST_NEW_TOKENS:
+        rest = max_length - max(len(encode(row.prompt)) for row in rows)  # no prompt is cut for it
+        num_tokens = max(LEAST_NEW_TOKENS, min(num_tokens, rest))
+        remedy = f"the model reads {max_length}, the prompt's with them, so shorten the rows"
+    num_lost = sum(number > num_tokens for number in answers)
+    if not num_lost:
+        return _Room(num_tokens, None)
+    return _Room(
+        num_tokens,
+        f"{num_lost} of {len(rows)} right answers have more than {num_tokens} tokens, up to "
+        f"{longest}, and a model may write no more: it cannot give them; {remedy}",
+    )
+
+
 def _texts(
-    name: str, rows: Sequence[OwnRow], checks: Sequence[Judge], source: str, allow_code: bool
+    name: str, own: OwnRows, judges: Sequence[Judge], room: _Room, allow_code: bool
 ) -> LoadedTask:
     """What a model writes, judged by every check; the first one's first number decides."""
-    docs = [_doc(row, row.completion.strip()) for row in rows]
-    places = [row.raw.place for row in rows if row.raw is not None]
+    docs = [_doc(row, row.completion.strip()) for row in own.rows]
+    places = [row.raw.place for row in own.rows if row.raw is not None]
     right = {place: doc["completion"] for place, doc in zip(places, docs, strict=True)}
-    checkers = tuple(checker(each, right, source, allow_code=allow_code) for each in checks)
-    if any(isinstance(each, CheckConfig) and each.code is not None for each in checks):
-        for doc, row in zip(docs, rows, strict=True):
+    source = own.raw.source
+    checks = tuple(checker(each, right, source, allow_code=allow_code) for each in judges)
+    if any(isinstance(each, CheckConfig) and each.code is not None for each in judges):
+        for doc, row in zip(docs, own.rows, strict=True):
             assert row.raw is not None
             doc |= {"row": json.dumps(row.raw.content, default=str), "place": row.raw.place}
-    judged = _Checks(tuple(map(content_of, checks)), checkers)
-    stripped = [
-        {"function": "regex", "regex_pattern": r"(?s)^\s*(.*?)\s*$"},
-        {"function": "take_first"},
-    ]
+    # lm-eval strips what this finds, which is all; patterns that strip take the square of the steps
+    stripped = [{"function": "regex", "regex_pattern": "(?s)(.*)"}, {"function": "take_first"}]
     generates: dict[str, Any] = {
         "generation_kwargs": {
-            "until": [rows[0].end],
+            "until": [own.rows[0].end],
             "do_sample": False,
             "temperature": 0.0,
-            "max_gen_toks": MAX_GENERATED_TOKENS,
+            "max_gen_toks": room.num_tokens,
         },
         "filter_list": [{"name": "stripped", "filter": stripped}],
-        "process_results": judged,
+        "process_results": _Checks(tuple(check.content for check in checks), checks),
     }
-    metrics = map(_metric, metrics_of(checkers, docs))
+    metrics = map(_metric, metrics_of(checks, docs))
     loaded = _task(name, docs, "generate_until", *metrics, **generates)
-    return loaded._replace(compares_with_base=needs_base(checkers))
+    needs_base = any(check.needs_base for check in checks)
+    return loaded._replace(compares_with_base=needs_base, warning=room.warning)
 
 
 def _metric(name: str) -> dict[str, Any]:

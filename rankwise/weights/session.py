@@ -99,6 +99,7 @@ class ScoreSettings(NamedTuple):
                     own_set,
                     tokenizer,
                     chat_template=self.chat_template,
+                    max_length=length,
                     allow_code=allow_code,
                 )
             except DataError as error:
@@ -137,14 +138,16 @@ def prepared_tasks(audited: Audited, settings: ScoreSettings) -> list[PreparedTa
 
 
 def cut_warnings(tasks: Sequence[PreparedTask]) -> tuple[str, ...]:
-    """That some of the items of tasks are not read whole."""
-    return tuple(
+    """That some of the items of tasks are not read whole, or their right answers not written."""
+    told = [f"{task.name}: {task.loaded.warning}." for task in tasks if task.loaded.warning]
+    cut = [
         f"{task.name}: {quantities.counted(task.num_truncated, 'item')} of "
         f"{quantities.count(task.num_items)} are longer than the model reads and lose their left "
         "end."
         for task in tasks
         if task.num_truncated
-    )
+    ]
+    return *told, *cut
 
 
 class ScoringSession:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from rankwise.errors import ConfigError, RankwiseError
 from rankwise.records.study_file import load_config, preset_names, preset_text
-from tests.fuzz import records_parsers, weights_parsers
+from tests.fuzz import answers_parsers, records_parsers, weights_parsers
 from tests.fuzz.strategies import (
     NASTY_VALUES,
     damaged,
@@ -86,19 +86,25 @@ class Parser(NamedTuple):
 
 
 class TooSlow(BaseException):
-    """The reader took more than ``MOST_SECONDS``; no reader catches this."""
+    """The reader took more than ``MOST_SECONDS``."""
 
 
 def check(parser: Parser, folder: Path, content: Any) -> None:
-    """Let a parser read an input; anything but a result or a ``RankwiseError`` goes up."""
+    """Let a parser read an input; anything but a result or a ``RankwiseError`` goes up.
+
+    That it was too slow goes up too, whatever the parser makes of the alarm.
+    """
     with _alarm(), contextlib.suppress(RankwiseError):
         parser.read(folder, content)
 
 
 @contextlib.contextmanager
 def _alarm() -> Generator[None]:
+    rang: list[TooSlow] = []
+
     def ring(*_: object) -> None:
-        raise TooSlow(f"more than {MOST_SECONDS} s")
+        rang.append(TooSlow(f"more than {MOST_SECONDS} s"))
+        raise rang[0]
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS)
@@ -107,6 +113,8 @@ def _alarm() -> Generator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        if rang:
+            raise rang[0]
 
 
 def read_study(folder: Path, text: str) -> object:
@@ -287,6 +295,7 @@ PARSERS |= {
     ),
 }
 PARSERS |= {name: Parser(*parser) for name, parser in records_parsers.PARSERS.items()}
+PARSERS |= {name: Parser(*parser) for name, parser in answers_parsers.PARSERS.items()}
 PARSERS |= {
     name: Parser(lambda _, content, read=read: read(content), inputs, 150)
     for name, (inputs, read) in weights_parsers.PARSERS.items()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,7 +15,8 @@ import pytest
 
 from rankwise.errors import DataError, TaskError
 from rankwise.records.config.own_rows import CheckConfig
-from rankwise.tasks.answer_checks import checker, content_of
+from rankwise.tasks import bounded
+from rankwise.tasks.answer_checks import MOST_SCHEMA_BYTES, Check, checker
 
 RIGHT = json.dumps({"name": "Ada", "year": 1815, "tags": ["a", "b"], "born": {"in": "London"}})
 
@@ -24,9 +24,13 @@ RIGHT = json.dumps({"name": "Ada", "year": 1815, "tags": ["a", "b"], "born": {"i
 ROOT = Path(__file__).parents[2]
 
 
-def check(settings: Any, right: str = RIGHT) -> Any:
+def made(settings: Any, right: str = RIGHT) -> Check:
     of = settings if isinstance(settings, str) else CheckConfig.model_validate(settings)
-    found = checker(of, {"line 1": right}, "rows.jsonl")
+    return checker(of, {"line 1": right}, "rows.jsonl")
+
+
+def check(settings: Any, right: str = RIGHT) -> Any:
+    found = made(settings, right)
     return lambda answer: found(answer, {"completion": right})
 
 
@@ -82,8 +86,8 @@ def test_answers_match_a_schema_or_do_not(tmp_path: Path) -> None:
     assert judged(RIGHT)["schema_valid"] == 1
     assert judged(changed(year="1815"))["schema_valid"] == 0
     assert judged("no json")["schema_valid"] == 0
-    before = content_of(CheckConfig.model_validate(schema(tmp_path, of)))
-    after = content_of(CheckConfig.model_validate(schema(tmp_path, {"type": "object"})))
+    before = made(schema(tmp_path, of)).content
+    after = made(schema(tmp_path, {"type": "object"})).content
     assert before != after  # another schema scores again
     assert str(tmp_path) not in before
 
@@ -95,10 +99,16 @@ def test_answers_match_a_schema_or_do_not(tmp_path: Path) -> None:
         ({"type": 3}, "is no JSON Schema that can be used"),
         ({"$ref": "http://127.0.0.1:1/x.json"}, "refers elsewhere"),
         ({"$ref": "#"}, "cannot be checked"),
-        (
-            {"properties": {"name": {"pattern": "a"}}, "patternProperties": {}},
-            "no time limit",
-        ),
+        ({"$defs": {"a": {"$ref": "#/$defs/b"}}}, "refers elsewhere"),
+        ({"pattern": "("}, "is no JSON Schema that can be used"),
+        ({"patternProperties": {"(": {}}}, "is no JSON Schema that can be used"),
+        ({"patternProperties": {"e": {"type": "string"}}}, "does not match"),
+        ('{"type": "object", "type": "object"}', "twice"),
+        ({"maximum": float("nan")}, "NaN"),
+        ({"$schema": ["x"]}, "is no JSON Schema that can be used"),
+        ("null", "is no JSON Schema that can be used"),
+        ('{"not": ' * 200 + "{}" + "}" * 200, "too deep"),
+        (" " * MOST_SCHEMA_BYTES + "{}", "more than"),
         ({"required": ["city"]}, "does not match"),
     ],
 )
@@ -107,9 +117,49 @@ def test_a_schema_that_cannot_be_used(tmp_path: Path, content: Any, message: str
         check(schema(tmp_path, content))
 
 
-def test_right_answers_that_are_no_json_are_named() -> None:
-    with pytest.raises(DataError, match="right answer of line 1 is no JSON object: 'Ada'"):
-        check("json", "Ada")
+@pytest.mark.parametrize(
+    ("right", "settings", "message"),
+    [
+        ("Ada", {}, "is no JSON object: 'Ada'"),
+        ('{"a": NaN}', {}, "NaN is no number"),
+        ('{"a": [1e999]}', {}, "beyond every float"),
+        ('{"a": 1, "a": 2}', {}, "twice"),
+        (json.dumps({"a": [*range(2000)]}), {"tolerance": 0.1, "sets": ["a"]}, "2000 values"),
+    ],
+)
+def test_right_answers_that_none_can_equal_are_named(
+    right: str, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=f"rows.jsonl: the right answer of line 1 .*{message}"):
+        check({"json": settings}, right)
+
+
+def test_a_key_with_a_dot_is_not_nested() -> None:
+    judged = check("json", '{"a.b": 1}')
+    assert judged('{"a.b": 1}')["all_correct"] == 1
+    assert judged('{"a": {"b": 1}}')["all_correct"] == 0
+    # both have one name, which is right if both are
+    judged = check("json", '{"a.b": 1, "a": {"b": 2}}')
+    assert judged('{"a.b": 1, "a": {"b": 2}}')["field.a.b"] == 1
+    assert judged('{"a.b": 1, "a": {"b": 3}}')["field.a.b"] == 0
+    assert judged('{"a.b": 1, "a": {"b": 3}}')["fields_correct"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "number", ["9" * 320, "9" * 400, "-" + "9" * 400, "9" * 5000, "1e999", "1e400", "NaN", "true"]
+)
+@pytest.mark.parametrize("settings", [{}, {"tolerance": 0.5, "sets": ["tags"]}])
+def test_no_number_of_a_model_ends_a_scoring(
+    tmp_path: Path, number: str, settings: dict[str, Any]
+) -> None:
+    of = {"multipleOf": 0.5, "maximum": 1e308, "exclusiveMinimum": -(10**400)}
+    schema_of = schema(tmp_path, {"properties": {"a": of, "tags": {"items": of}}})["json"]
+    right = '{"a": 0.5, "tags": [0.5, 1.5]}'
+    judged = check({"json": {**settings, **schema_of}}, right)
+    assert judged(right)["all_correct"] == judged(right)["schema_valid"] == 1
+    numbers = judged(f'{{"a": {number}, "tags": [{number}, 0.5]}}')
+    assert (numbers["all_correct"], numbers["fields_correct"]) == (0, 0)
+    assert numbers["json_valid"] == (number != "NaN")
 
 
 def test_patterns_that_must_and_must_not_match() -> None:
@@ -123,14 +173,65 @@ SLOW, ANSWER = "^(a|a)*$", "a" * 60 + "b"
 """A pattern that would need 2^60 steps on an answer."""
 
 
-def test_a_pattern_that_backtracks_is_stopped(tmp_path: Path) -> None:
-    started = time.monotonic()
-    with pytest.raises(DataError, match="took more than 1 s on one answer"):
-        check({"regex": {"must": SLOW}})(ANSWER)
-    hostile = schema(tmp_path, {"properties": {"name": {"pattern": SLOW}}})
-    with pytest.raises(DataError, match="cannot be checked"):
-        check(hostile, changed(name="a"))(changed(name=ANSWER))
-    assert time.monotonic() - started < 60
+WIDE: dict[str, Any] = {"$defs": {"d12": {}}, "$ref": "#/$defs/d0"}
+"""A schema that asks 10^12 times whether an answer matches."""
+WIDE["$defs"] |= {f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 10} for n in range(12)}
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded, "SECONDS", 0.5)
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize(
+    "regex", [{"must": SLOW}, {"must_not": SLOW}, {"must": ["a", SLOW], "must_not": "x"}]
+)
+def test_an_answer_on_which_a_pattern_takes_too_long_is_wrong(regex: Any) -> None:
+    judged = check({"regex": regex}, "b")
+    assert judged(ANSWER) == {"regex": 0}
+    assert judged("ba") == {"regex": "must_not" in regex and "must" not in regex}
+    with pytest.raises(DataError, match="the right answer of line 1 cannot be checked"):
+        check({"regex": regex}, ANSWER)
+
+
+TOO_LONG = {
+    "pattern": {"pattern": SLOW},
+    "pattern of names": {"additionalProperties": {"patternProperties": {SLOW: {}}}},
+    "wide": {"anyOf": [{"maxLength": 1}, {"$ref": "#/$defs/d0"}]},
+    "circle": {"anyOf": [{"maxLength": 1}, {"$ref": "#/properties/name"}]},
+}
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("of_name", TOO_LONG.values(), ids=TOO_LONG)
+def test_an_answer_on_which_a_schema_takes_too_long_does_not_match(
+    tmp_path: Path, of_name: Any
+) -> None:
+    settings = schema(tmp_path, {"$defs": WIDE["$defs"], "properties": {"name": of_name}})
+    hostile = changed(name={"x": {ANSWER: 1}} if "additionalProperties" in of_name else ANSWER)
+    judged = check(settings, changed(name="a"))
+    assert judged(changed(name="a"))["schema_valid"] == 1
+    assert judged(hostile)["schema_valid"] == 0
+    with pytest.raises(DataError, match="the right answer of line 1 cannot be checked"):
+        check(settings, hostile)
+
+
+def test_many_values_are_compared_in_good_time(tmp_path: Path) -> None:
+    judged = check(schema(tmp_path, {"properties": {"tags": {"uniqueItems": True}}}))
+    tags = [{"a": number} for number in range(20_000)]
+    assert judged(changed(tags=tags))["schema_valid"] == 1
+    assert judged(changed(tags=[*tags, {"a": 0.0}]))["schema_valid"] == 0
+    assert judged(changed(tags=[1, True]))["schema_valid"] == 1
+
+
+@pytest.mark.parametrize("name", ["number", "contains", "exact", "json", "rouge", "bleu", "chrf"])
+@pytest.mark.parametrize(
+    "answer", ["```" + "\n" * 20_000, "#" * 20_000, "y" * 20_000, "a b " * 10_000], ids=repr
+)
+def test_long_answers_are_judged_in_good_time(name: str, answer: str) -> None:
+    """What took the square of their length, or called itself for each letter, took minutes."""
+    assert check(name)(answer)
 
 
 @pytest.mark.parametrize(
@@ -242,11 +343,14 @@ def test_code_runs_only_where_it_is_allowed(tmp_path: Path) -> None:
 
 
 def test_what_code_says_is_part_of_the_scores_and_where_it_lies_is_not(tmp_path: Path) -> None:
-    first = content_of(code(tmp_path, "def score(row, answer):\n    return 1\n"))
+    def content_of(folder: Path, value: int) -> str:
+        config = code(folder, f"def score(row, answer):\n    return {value}\n")
+        return checker(config, {}, "rows.jsonl", allow_code=True).content
+
     other = tmp_path / "other"
     other.mkdir()
-    assert content_of(code(other, "def score(row, answer):\n    return 1\n")) == first
-    assert content_of(code(other, "def score(row, answer):\n    return 0\n")) != first
+    assert content_of(other, 1) == content_of(tmp_path, 1)
+    assert content_of(other, 0) != content_of(tmp_path, 1)
 
 
 def judge_of(said: str) -> Any:

@@ -56,7 +56,8 @@ def _runs_on(source: OptionGains, option: Option, task: str) -> Iterator[Signatu
             f"answers on {task} unfinished (at least {_percent(after.lower)}); the base leaves "
             f"{_percent(before.estimate)} unfinished.",
             advice="See whether the training rows end as the task asks, with its stop strings or "
-            "the end of turn; raise max_gen_toks if its answers are only long.",
+            f"the end of turn; raise {source.results.study.config.length_key(task)} if its answers "
+            "are only long.",
         )
 
 

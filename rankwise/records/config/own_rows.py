@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -12,6 +13,7 @@ from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag
 
 from rankwise.records.fields import (
     AnyNumber,
+    Count,
     Names,
     NotNegative,
     Positive,
@@ -48,7 +50,8 @@ field, how much of the answer's words or letters it has, or how long it is."""
 def pattern(value: str) -> str:
     """Refuse what is no regular expression."""
     try:
-        re.compile(value)
+        with warnings.catch_warnings(action="ignore"):  # of what later versions may read otherwise
+            re.compile(value)
     except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"{value!r} is no regular expression: {error}") from error
     return value
@@ -158,6 +161,11 @@ def data_name(data: Path) -> str:
     return data.stem if hub is None else hub.name
 
 
+def rows_name(data: Path) -> str:
+    """The name of the task that scores held-out rows."""
+    return f"data_{data_name(data)}"
+
+
 def data_place(data: Path) -> str:
     """Where rows are, for readers: the file's name, or the data set."""
     hub = hub_data(data)
@@ -200,11 +208,22 @@ class ColumnsConfig(Section):
         return self.model_dump(exclude_none=True)
 
 
+def judges_of_texts(judged_by: Iterable[Judge]) -> list[Judge]:
+    """Those that judge what a model writes."""
+    return [judge for judge in judged_by if judge not in ("loss", "choice", "preference")]
+
+
 def checked_judges(judged_by: tuple[Judge, ...]) -> tuple[Judge, ...]:
     """Refuse two ways to score the same answers."""
     if sum(name in judged_by for name in ("loss", "choice", "preference")) > 1:
         raise ValueError("loss, choice and preference score the same answers; name one")
     return judged_by
+
+
+def writes_nothing(judged_by: Iterable[Judge], max_new_tokens: int | None) -> Iterator[str]:
+    """What is wrong with a limit of what a model writes where nothing is written."""
+    if max_new_tokens is not None and not judges_of_texts(judged_by):
+        yield "max_new_tokens is for what a model writes, and judged_by reads nothing of it"
 
 
 Judges = Annotated[Several[Judge], AfterValidator(checked_judges)]
@@ -214,6 +233,10 @@ OwnName = Annotated[str, AfterValidator(run_name)]
 """The name of a set of own rows, and of its task."""
 
 OwnRole = Literal["in_domain", "out_of_domain", "retention"]
+
+
+TEXTS_SUFFIX = "_texts"
+"""Behind the name of own rows, where a model's own answers are judged beside likelihoods."""
 
 
 class OwnSetConfig(Section):
@@ -226,6 +249,11 @@ class OwnSetConfig(Section):
     """What the rows are to the trained task."""
     columns: ColumnsConfig | None = None
     """Which column is what; None: as the names of the columns say."""
+    max_new_tokens: Count | None = None
+    """The longest answer that a model may write; None: as the right answers need."""
+
+    def _problems(self) -> Iterator[str]:
+        yield from writes_nothing(self.judged_by, self.max_new_tokens)
 
     def _problems(self) -> Iterator[str]:
         if self.judged_by[0] == "length" and self.role != "out_of_domain":

@@ -10,7 +10,14 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from rankwise.records.config.methods import MethodsConfig
 from rankwise.records.config.mitigations import MitigationConfig
-from rankwise.records.config.own_rows import OwnName, OwnRole, OwnSetConfig, data_place
+from rankwise.records.config.own_rows import (
+    TEXTS_SUFFIX,
+    OwnName,
+    OwnRole,
+    OwnSetConfig,
+    data_place,
+    rows_name,
+)
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.config.variants import VariantsConfig
 from rankwise.records.fields import (
@@ -287,6 +294,19 @@ class StudyConfig(Section):
         """What follows the name of the base: nothing, or the adapter that is merged into it."""
         start = self.methods.start
         return "" if start is None else f" with the adapter {data_place(start)} merged into it"
+
+    def length_key(self, task: str) -> str:
+        """The setting that says how long an answer to a task may be.
+
+        Of a set of own rows, in this file; of other tasks, in lm-eval's.
+        """
+        name = task.partition("@")[0]
+        if self.train.data is not None and name == rows_name(self.train.data) + TEXTS_SUFFIX:
+            return "train.max_new_tokens"
+        for own in self.evaluation.own:
+            if name in (own, own + TEXTS_SUFFIX):
+                return f"evaluation.own.{own}.max_new_tokens"
+        return "max_gen_toks"
 
     @property
     def is_searched(self) -> bool:

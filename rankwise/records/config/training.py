@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from rankwise.records.config.own_rows import ColumnsConfig, Judges, data_name
+from rankwise.records.config.own_rows import ColumnsConfig, Judges, data_name, writes_nothing
 from rankwise.records.fields import (
     LARGEST,
     AnyNumber,
@@ -149,6 +149,8 @@ class TrainConfig(Section):
     """Share of ``data`` that is scored and not trained on."""
     judged_by: Judges = ("loss",)
     """How the held-out rows of ``data`` are scored; of several ways the first decides."""
+    max_new_tokens: Count | None = None
+    """The longest answer to them that a model may write; None: as the right answers need."""
     max_examples: AnyNumber[Count] = ()
     """Train on this many rows at most; empty: all.
 
@@ -213,6 +215,7 @@ class TrainConfig(Section):
             yield "objective: dpo learns from 'data' with chosen and rejected answers"
         if self.judged_by != ("loss",) and self.data is None:
             yield "judged_by is for 'data'; a task brings its own metrics"
+        yield from writes_nothing(self.judged_by, self.max_new_tokens)
         if self.columns is not None and self.data is None:
             yield "columns are for 'data'; a task knows its own"
         # the rows of DPO have two answers, and no others have

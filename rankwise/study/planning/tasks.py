@@ -352,6 +352,7 @@ class TaskFinder:
                     own_set,
                     self.model.tokenizer,
                     chat_template=settings.chat_template and self.model.has_chat_template,
+                    max_length=self.model.max_length,
                     allow_code=self.config.allow_task_code,
                 )
                 known = {*named, *(task for tasks in leaves.values() for task in tasks)}
@@ -367,6 +368,7 @@ class TaskFinder:
                 leaves[own_set.role] |= {task.name: task for task in own.tasks}
                 self._own_sets[name] = own.read
                 self._clusters |= {task.name: own.read.cluster for task in own.tasks}
+                self.warnings += _warnings(f"evaluation.own.{name}", own.tasks)
 
     def _user_source(self, leaves: Leaves) -> _Source:
         train = self.config.train
@@ -376,6 +378,7 @@ class TaskFinder:
                 train,
                 self.model.tokenizer,
                 chat_template=self._has_chat,
+                max_length=self.model.max_length,
                 allow_code=self.config.allow_task_code,
             )
         except (DataError, TaskError) as error:
@@ -388,7 +391,7 @@ class TaskFinder:
             )
         leaves["in_domain"] = held_out | leaves["in_domain"]
         self._clusters |= {task.name: data.read.cluster for task in data.tasks}
-        self.warnings += _lost_unsaid(data)
+        self.warnings += [*_lost_unsaid(data), *_warnings("train.data", data.tasks)]
         rows, seen = {data.name: data.training}, {data.name: data.trained_items}
         return _Source(source, rows, data.format, leaves, seen, dict.fromkeys(held_out, data.name))
 
@@ -636,6 +639,10 @@ def _in_turn(sizes: Sequence[int]) -> tuple[int, ...]:
     places = (range(end - size, end) for size, end in zip(sizes, ends, strict=True))
     turns = itertools.chain.from_iterable(itertools.zip_longest(*places))
     return tuple(place for place in turns if place is not None)
+
+
+def _warnings(place: str, tasks: Iterable[LoadedTask]) -> list[str]:
+    return [f"{place}: {task.warning}" for task in tasks if task.warning is not None]
 
 
 def _lost_unsaid(data: UserData) -> Iterator[str]:
