@@ -105,8 +105,6 @@ class Study:
             >>> study.run(progress=False).verdict
         """
         quiet_libraries()
-        from rich.console import Console
-
         from rankwise.integrations.tracking import followed
         from rankwise.study.unchanged import concluded_again
 
@@ -117,12 +115,13 @@ class Study:
             return self
         from rankwise.study.growing import run_to_verdict
         from rankwise.study.observer import Noted
+        from rankwise.study.printer import Printer
         from rankwise.study.progress import Follower, TerminalObserver
         from rankwise.study.run import Terms
 
         shown: Follower = Follower(folder)
         if progress:
-            shown = TerminalObserver(Console(stderr=True), folder, is_open=config.is_open)
+            shown = TerminalObserver(Printer(stderr=True), folder, is_open=config.is_open)
         with followed(shown, folder, config) as (observer, concluded):
             self._outcome = run_to_verdict(
                 config,
@@ -568,18 +567,23 @@ def written_report(
 ) -> Path:
     """Write the report of a study into its folder, or into another; returns the page's path.
 
+    Without the texts of items it is for sharing, and names no folder of this machine either.
+
     Raises:
         ConfigError: files that rankwise did not write are there, and ``overwrite`` is not given.
         RecordError: samples or losses cannot be read.
         StorageError: it cannot be written there.
     """
     from rankwise.findings.item_table import item_table
+    from rankwise.integrations.sharing import shared
     from rankwise.report.page import write_report
 
+    place, study = output or folder.root, folder.root
+    if not with_texts:
+        outcome, study = shared(folder, outcome), Path(folder.root.resolve().name)
     items = item_table(outcome.results, folder.read_samples, with_texts=with_texts)
     losses = {run.name: folder.read_losses(run.name) for run in outcome.results.runs}
-    place = output or folder.root
-    return write_report(place, *outcome, items, losses, study=folder.root, overwrite=overwrite)
+    return write_report(place, *outcome, items, losses, study=study, overwrite=overwrite)
 
 
 def _frame(rows: Iterable[Row]) -> DataFrame:

@@ -19,6 +19,44 @@ def redacted(text: str) -> str:
     return _PARAMETERS.sub(r"\1?***", _CREDENTIALS.sub(r"\1***@", text))
 
 
+# What is not seen, but moves, hides or garbles what stands beside it: Unicode's controls, formats,
+# halves of surrogate pairs, ends of lines and paragraphs, and the other code points that are
+# ignored where they are shown. Its formats that are seen (signs around numbers in Arabic) are not.
+_INVISIBLE = (
+    r"\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f"
+    r"\u2028-\u202e\u2060-\u206f\u3164\ud800-\udfff\ufeff\uffa0\ufff0-\ufffb\U00013430-\U0001343f"
+    r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e00ff\U000e01f0-\U000e0fff"
+)
+# Words of Persian and of Indic languages are written with joiners, and signs of Chinese and emoji
+# with selectors: each belongs behind one sign beyond Latin. Elsewhere it makes two names look alike.
+_JOINERS, _SELECTORS = r"\u200c\u200d", r"\u180b-\u180d\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef"
+_LATIN = r"\x00-\xa8\xaa-\xad\xaf-\u024f"  # the signs of copyright and trade mark can be emoji
+_HIDDEN = re.compile(
+    rf"[{_INVISIBLE}]|(?<![^{_LATIN}{_JOINERS}])[{_JOINERS}]"
+    rf"|(?<![^{_LATIN}{_JOINERS}{_SELECTORS}])[{_SELECTORS}](?!\u20e3)"  # unless of a key: 1️⃣
+)
+
+
+def has_hidden(text: str) -> bool:
+    """Whether a text has what is not seen, but moves, hides or garbles what stands beside it."""
+    return _HIDDEN.search(text) is not None
+
+
+def visible(text: str) -> str:
+    """A text with the code of what is hidden in it; ends of lines and tabs stay."""
+    return _HIDDEN.sub(_code, text)
+
+
+def _said(text: str) -> str:
+    """A text as an error says it: no password, and nothing hidden."""
+    return visible(redacted(text))
+
+
+def _code(hidden: re.Match[str]) -> str:
+    letter = hidden[0]
+    return letter if letter in "\n\t" else letter.encode("unicode_escape").decode()
+
+
 class RankwiseError(Exception):
     """Base of every error that rankwise raises on purpose.
 
@@ -29,7 +67,7 @@ class RankwiseError(Exception):
     is_usage = False
 
     def __init__(self, *details: object) -> None:
-        super().__init__(*(redacted(each) if isinstance(each, str) else each for each in details))
+        super().__init__(*(_said(each) if isinstance(each, str) else each for each in details))
         self._made_of: tuple[object, ...] = self.args
 
     def __reduce__(self) -> tuple[type[RankwiseError], tuple[object, ...], dict[str, object]]:
@@ -48,8 +86,8 @@ class ConfigError(RankwiseError, ValueError):
     is_usage = True
 
     def __init__(self, source: str, problems: Sequence[str]) -> None:
-        self.source = redacted(source)
-        self.problems = tuple(map(redacted, problems))
+        self.source = _said(source)
+        self.problems = tuple(map(_said, problems))
         count = _count(len(self.problems), "problem")
         super().__init__("\n  ".join([f"{self.source} has {count}", *self.problems]))
         self._made_of = self.source, self.problems
@@ -70,12 +108,12 @@ class PlanError(RankwiseError, ValueError):
     def __init__(
         self, source: str, base_model: str, problems: Sequence[str], warnings: Sequence[str] = ()
     ) -> None:
-        self.source = source
-        self.base_model = redacted(base_model)
-        self.problems = tuple(map(redacted, problems))
-        self.warnings = tuple(map(redacted, warnings))
+        self.source = _said(source)
+        self.base_model = _said(base_model)
+        self.problems = tuple(map(_said, problems))
+        self.warnings = tuple(map(_said, warnings))
         count = _count(len(self.problems), "problem")
-        head = f"{source} cannot be planned on {self.base_model}, {count}"
+        head = f"{self.source} cannot be planned on {self.base_model}, {count}"
         if self.warnings:
             head += f" and {_count(len(self.warnings), 'warning')}"
         lines = [head, *self.problems, *(f"warning: {warning}" for warning in self.warnings)]
@@ -147,7 +185,7 @@ class StageFailedError(RankwiseError, RuntimeError):
     """
 
     def __init__(self, failures: Sequence[str]) -> None:
-        self.failures = tuple(map(redacted, failures))
+        self.failures = tuple(map(_said, failures))
         count = _count(len(self.failures), "stage")
         again = "Run the same command to try again: finished work is kept."
         super().__init__("\n  ".join([f"{count} of the study failed", *self.failures, again]))

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
 import typer
-from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
 from rankwise.errors import (
@@ -26,9 +25,9 @@ from rankwise.errors import (
     StorageError,
     redacted,
 )
-from rankwise.records.fields import is_hidden
 from rankwise.records.folder import StudyFolder
 from rankwise.records.provenance import package_version
+from rankwise.study.printer import Printer, print_line
 
 P = ParamSpec("P")
 
@@ -79,8 +78,8 @@ app = typer.Typer(
     ),
 )
 # Piped output is not folded at 80 columns.
-stdout = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
-stderr = Console(stderr=True)
+stdout = Printer(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
+stderr = Printer(stderr=True)
 
 
 def option(shown: str, text: str, **settings: Any) -> Any:
@@ -171,7 +170,7 @@ class Answering(TyperCommand):
             return super().parse_args(ctx, args)
         except _UsageError as error:
             if asks_for_json:
-                self.tell("UsageError", error.format_message())
+                self.tell("UsageError", redacted(error.format_message()))
             raise
 
     def tell(self, name: str, message: str) -> None:
@@ -259,19 +258,9 @@ def usage_errors(
         raise
 
 
-def printable(text: str) -> str:
-    """A text without passwords, and with the code of what would move or hide the text beside it."""
-    return "".join(
-        letter.encode("unicode_escape").decode()
-        if letter not in "\n\t" and is_hidden(letter)
-        else letter
-        for letter in redacted(text)
-    )
-
-
 def say(text: str, style: str | None = None, *, folded: bool = True) -> None:
     """Print a result to stdout; lines with a path are not folded, so that it can be copied."""
-    stdout.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=not folded)
+    stdout.print(text, style=style, soft_wrap=not folded)
 
 
 def json_text(content: Any, indent: int | None = None) -> str:
@@ -284,7 +273,7 @@ def json_text(content: Any, indent: int | None = None) -> str:
 
 def emit(content: Any) -> int:
     """Print the one answer of a verb as JSON to stdout, at once; returns ``OK``."""
-    print(json_text(content, indent=2), flush=True)
+    print_line(json_text(content, indent=2))
     return OK
 
 
@@ -295,7 +284,7 @@ def emit_error(name: str, message: str, code: int, problems: Sequence[str] = ())
 
 def note(text: str, style: str | None = None) -> None:
     """Print a line to stderr, where it is not part of the results."""
-    stderr.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
+    stderr.print(text, style=style, soft_wrap=True)
 
 
 def note_damage(folder: StudyFolder) -> None:

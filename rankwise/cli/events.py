@@ -13,6 +13,7 @@ from rankwise.cli.application import INTERRUPTED, RUN_FAILED, USAGE, json_text
 from rankwise.errors import RankwiseError, StorageError
 from rankwise.records.folder import StudyFolder
 from rankwise.study import observer
+from rankwise.study.printer import print_line
 from rankwise.study.progress import Follower
 
 PROGRESS_SECONDS = 1.0
@@ -121,7 +122,7 @@ class EventObserver(Follower):
         self._write(event, **content, seconds_left=self.study_seconds_left())
 
 
-def print_line(line: str, output: TextIO | None = None) -> None:
+def print_event(line: str, output: TextIO | None = None) -> None:
     """Print a line to stdout at once, or to what it was before it was redirected.
 
     Raises:
@@ -129,7 +130,7 @@ def print_line(line: str, output: TextIO | None = None) -> None:
     """
     place = sys.stdout if output is None else output
     try:
-        print(line, file=place, flush=True)
+        print_line(line, place)
     except OSError as error:
         # what is buffered would fail again when the process ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), place.fileno())

@@ -1,14 +1,12 @@
 """The ``rankwise`` command: the application with all its verbs."""
 
-import io
-import sys
-
 # The help lists the verbs in the order of these imports.
 # isort: off
 from rankwise.cli import run_verbs, try_verb, verdict_verb, study_verbs
 from rankwise.cli import adapter_verbs, repair_verb, tool_verbs
 from rankwise.cli.application import app
 from rankwise.engine.models.libraries import before_torch
+from rankwise.study.printer import guard_streams
 # isort: on
 
 __all__ = [
@@ -27,7 +25,5 @@ __all__ = [
 def entry_point() -> None:
     """Run the ``rankwise`` command."""
     before_torch()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what it cannot show is shown by its code
-            stream.reconfigure(errors="backslashreplace")
+    guard_streams()
     app(prog_name="rankwise")

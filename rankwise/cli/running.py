@@ -29,9 +29,9 @@ class Telling(cli.Answering):
 
     def tell(self, name: str, message: str) -> None:
         """Print the only event."""
-        from rankwise.cli.events import Events, print_line
+        from rankwise.cli.events import Events, print_event
 
-        Events(print_line).ended("error", cli.USAGE, message=f"{name}: {message}")
+        Events(print_event).ended("error", cli.USAGE, message=f"{name}: {message}")
 
 
 def planned_study(
@@ -70,7 +70,7 @@ def run_and_report(
         cluster: has the units done; None: this process does them.
     """
     quiet_libraries()
-    from rankwise.cli.events import EventObserver, Events, print_line
+    from rankwise.cli.events import EventObserver, Events, print_event
     from rankwise.integrations.tracking import followed
     from rankwise.study.conclusion import judged_again
     from rankwise.study.progress import Follower, QuietObserver, TerminalObserver
@@ -78,7 +78,7 @@ def run_and_report(
     from rankwise.study.unchanged import concluded_again
 
     # a cluster redirects stdout
-    events = Events(partial(print_line, output=sys.stdout)) if as_json else None
+    events = Events(partial(print_event, output=sys.stdout)) if as_json else None
     place = ""
     try:
         with events or contextlib.nullcontext(), contextlib.ExitStack() as stack:

@@ -61,7 +61,8 @@ def export(
         bool, cli.option("--dry-run", "With --to hub: list files and sizes; upload nothing.")
     ] = False,
     yes: Annotated[
-        bool, cli.option("--yes", "With --to hub: do not ask for confirmation.")
+        bool,
+        cli.option("--yes", "With --to hub: do not ask. Needed with --json and without a terminal."),
     ] = False,
     as_json: cli.Json = False,
 ) -> int:
@@ -88,9 +89,9 @@ def export(
     --to hub --repo ORG/NAME uploads that adapter with its model card, and the
     study's records and report in the folder study. The base's weights, training
     states and caches are never uploaded. Local folder names are removed, and a
-    study with links in it is refused. The files are listed first, and on a
-    terminal you are asked to confirm. Log in with hf auth login, or set
-    HF_TOKEN.
+    study with links in it is refused. The files are listed first, and you are
+    asked to confirm; where there is no terminal, nothing is sent without --yes.
+    Log in with hf auth login, or set HF_TOKEN.
     """
     folder = StudyFolder(directory)
     hub_only = {
@@ -107,7 +108,14 @@ def export(
         if repo is None:
             raise ConfigError("export", ["--repo ORG/NAME is missing; --to hub needs it"])
         sending = _Sending(repo, public=public, with_items=with_items, dry_run=dry_run)
-        return _send(folder, sending, run, is_asked=not (yes or as_json), as_json=as_json)
+        can_ask = not as_json and sys.stdin.isatty() and sys.stderr.isatty()
+        if not (yes or dry_run or can_ask):
+            problem = (
+                "--to hub: with --json, or without a terminal, nobody is asked before the files go; "
+                "add --yes to send them, or --dry-run to list them"
+            )
+            raise ConfigError("export", [problem])
+        return _send(folder, sending, run, is_asked=not yes, as_json=as_json)
     from rankwise.integrations.formats import export_study
 
     written = export_study(folder, kind or "lm-eval", output, run, overwrite=overwrite)
@@ -145,8 +153,7 @@ def _send(
     def approve(files: Sequence[PushedFile]) -> bool:
         for file in files:
             cli.note(f"{file.num_bytes:>13,}  {file.path}")
-        asks = is_asked and sys.stdin.isatty() and sys.stderr.isatty()
-        return not asks or typer.confirm(f"Send these files to {sending.repo}?", err=True)
+        return not is_asked or typer.confirm(f"Send these files to {sending.repo}?", err=True)
 
     pushed = push_study(folder, run=run, approve=approve, **sending._asdict())
     if as_json:

@@ -109,7 +109,13 @@ Writer = Callable[[StudyOutcome, ChosenRun, Path, Path], tuple[Path, Sequence[st
 
 
 def export_runs(
-    folder: StudyFolder, place: Path, run: str | None, output: Path, *, write: Writer
+    folder: StudyFolder,
+    place: Path,
+    run: str | None,
+    output: Path,
+    *,
+    write: Writer,
+    read: Callable[[StudyFolder], StudyOutcome] = conclude,
 ) -> list[Exported]:
     """Write the chosen runs, one of each trained task.
 
@@ -119,6 +125,7 @@ def export_runs(
         run: a run, as ``find_run`` takes it, that is written instead.
         output: where that folder will be.
         write: writes one.
+        read: what the study says.
 
     Raises:
         ConfigError: no option is a bet worth taking, there is no such run, or the
@@ -126,7 +133,7 @@ def export_runs(
         RecordError: the study is not finished, or a record cannot be read.
         StorageError: a file cannot be written.
     """
-    outcome = conclude(folder)
+    outcome = read(folder)
     chosen, without = chosen_runs(outcome, run)
     exported: list[Exported] = []
     for each in chosen:
@@ -377,7 +384,7 @@ def _front_matter(study: StudyRecord, model: ModelResults, planned: PlannedRun) 
     ]
     base = study.base_elsewhere
     # a folder of this machine names no model elsewhere, and the Hub refuses such a card
-    matter: dict[str, Any] = {} if Path(base).is_absolute() else {"base_model": base}
+    matter: dict[str, Any] = {} if base.startswith(("/", "./")) else {"base_model": base}
     if planned.method == "lora":
         matter["library_name"] = "peft"
     return matter | {

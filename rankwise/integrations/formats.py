@@ -10,6 +10,7 @@ from rankwise.errors import ConfigError, did_you_mean
 from rankwise.integrations import tables
 from rankwise.integrations.exports import Exported, export_runs, write_card, write_setup
 from rankwise.integrations.lm_eval_files import export_lm_eval
+from rankwise.integrations.sharing import shared_outcome
 from rankwise.integrations.sources import TOOLS
 from rankwise.integrations.study_files import study_files
 from rankwise.records.folder import StudyFolder
@@ -32,7 +33,7 @@ OF_STUDY: Mapping[str, Callable[[StudyFolder, Path], list[Exported]]] = {
 """What is written of a whole study."""
 
 OF_RUN: Mapping[str, Callable[[StudyFolder, Path, str | None, Path], list[Exported]]] = {
-    "model-card": partial(export_runs, write=write_card),
+    "model-card": partial(export_runs, write=write_card, read=shared_outcome),
     **{tool.name: partial(export_runs, write=partial(write_setup, tool=tool)) for tool in TOOLS},
 }
 """What is written of the chosen run of every trained task: recommended, the best bet, or named."""

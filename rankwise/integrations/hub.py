@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from rankwise.errors import ConfigError, HubError, RecordError
 from rankwise.findings.item_table import item_table
 from rankwise.integrations.exports import CARD_FILE, chosen_runs, refuse_imported, run_card
+from rankwise.integrations.sharing import local_folders, shared
 from rankwise.integrations.study_files import refuse_links, study_files
 from rankwise.records.files import read_record, write_atomically, write_record, writing
 from rankwise.records.folder import StudyFolder
-from rankwise.records.study import PlannedRun, RunRecord, StudyRecord
-from rankwise.records.study_file import study_file_text, without_folders
+from rankwise.records.places import LocalFolders, paths_in
+from rankwise.records.study import PlannedRun, StudyRecord
+from rankwise.records.study_file import study_file_text
 from rankwise.report.page import write_report
 from rankwise.study.conclusion import conclude
 from rankwise.study.damage import find_damage
@@ -68,7 +70,8 @@ def write_shared(
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         raise RecordError(f"{folder.root} is not finished: {left[0]}{more} is left. {again}.")
-    outcome = conclude(folder)
+    folders = local_folders(folder, study)
+    outcome = shared(folder, conclude(folder))
     runs, _ = chosen_runs(outcome, run)
     if len(runs) > 1:
         names = ", ".join(each.planned.name for each in runs)
@@ -78,11 +81,12 @@ def write_shared(
     adapter = _adapter_of(folder, chosen.planned)
     refuse_links(folder, [adapter / _ADAPTER_CONFIG, adapter / _ADAPTER_WEIGHTS])
     write_atomically(target / CARD_FILE, run_card(outcome, chosen))
-    config = without_folders(json.loads((adapter / _ADAPTER_CONFIG).read_text(encoding="utf-8")))
+    config = json.loads((adapter / _ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    config = LocalFolders(paths_in(config)).out_of_settings(config)
     write_atomically(target / _ADAPTER_CONFIG, json.dumps(config, indent=2) + "\n")
     with writing(target):
         shutil.copyfile(adapter / _ADAPTER_WEIGHTS, target / _ADAPTER_WEIGHTS)
-    _write_records(folder, target / STUDY, with_items=with_items)
+    _write_records(folder, target / STUDY, folders, with_items=with_items)
     items = item_table(outcome.results, folder.read_samples, with_texts=with_items)
     losses = {each.name: folder.read_losses(each.name) for each in outcome.results.runs}
     write_report(target / STUDY, *outcome, items, losses, study=Path(STUDY))
@@ -107,10 +111,11 @@ def _adapter_of(folder: StudyFolder, planned: PlannedRun) -> Path:
     return folder.weights(planned)
 
 
-def _write_records(folder: StudyFolder, target: Path, *, with_items: bool) -> None:
+def _write_records(
+    folder: StudyFolder, target: Path, folders: LocalFolders, *, with_items: bool
+) -> None:
     study = folder.read_study()
-    plain = StudyRecord.model_validate(without_folders(study.model_dump(mode="json")))
-    write_record(target / folder.study_file.name, plain)
+    write_record(target / folder.study_file.name, folders.out_of(study))
     write_atomically(target / folder.settings_file.name, study_file_text(study.config))
     for path, kind, has_texts in study_files(folder, study):
         place = target / path.relative_to(folder.root)
@@ -118,12 +123,8 @@ def _write_records(folder: StudyFolder, target: Path, *, with_items: bool) -> No
             continue
         if kind is None:
             write_atomically(place, path.read_bytes())
-            continue
-        record = read_record(path, kind)
-        if isinstance(record, RunRecord):
-            content = without_folders(record.model_dump(mode="json"))
-            record = RunRecord.model_validate(content)
-        write_record(place, record)
+        else:
+            write_record(place, folders.out_of(read_record(path, kind)))
 
 
 def _remarks(study: StudyRecord) -> Iterator[str]:

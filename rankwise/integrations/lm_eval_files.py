@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.integrations.exports import Exported
+from rankwise.integrations.sharing import local_folders
 from rankwise.records.files import write_atomically
 from rankwise.records.folder import LOSS_METRIC, StudyFolder
 from rankwise.records.p_right import P_RIGHT
@@ -48,7 +49,8 @@ def export_lm_eval(folder: StudyFolder, place: Path) -> list[Exported]:
         RecordError: the study is not finished, or a record cannot be read.
         StorageError: a file cannot be written.
     """
-    results = read_results(folder)
+    study = folder.read_study()
+    results = local_folders(folder, study).out_of(read_results(folder, study))
     by_relation = (names.values() for names in results.study.tasks.values())
     tasks = {task for relations in by_relation for names in relations for task in names}
     trained = [model for model in results.runs if model.run and model.run.status == "trained"]
@@ -61,7 +63,8 @@ def _export(folder: StudyFolder, study: StudyRecord, model: ModelResults, output
     date = datetime.fromisoformat(provenance.created_at).astimezone(UTC)
     date_id = date.replace(tzinfo=None).isoformat().replace(":", "-")
     samples = {task: folder.read_samples(model.name, task) for task in model.evaluations}
-    model_name = study.config.base_model.name if model.run is None else model.name
+    base_name = study.config.base_model.name.removeprefix("./")  # of a folder of this machine
+    model_name = base_name if model.run is None else model.name
     target = output / _sanitised(model_name)
     files: list[Path] = []
     for task, lines in samples.items():

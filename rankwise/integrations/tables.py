@@ -12,13 +12,14 @@ from rankwise.findings.models import summarise
 from rankwise.findings.rows import Row, column_names
 from rankwise.findings.study import study_tables
 from rankwise.integrations.exports import Exported
+from rankwise.integrations.sharing import shared_outcome
 from rankwise.records.files import write_atomically
 from rankwise.records.folder import StudyFolder
 from rankwise.report.page import study_page
 from rankwise.report.parts import Table, file_name
 from rankwise.report.rendering import figure_files
 from rankwise.report.summaries import verdict_notes, verdict_table
-from rankwise.study.conclusion import StudyOutcome, conclude
+from rankwise.study.conclusion import StudyOutcome
 
 
 def export_tables(
@@ -36,7 +37,7 @@ def export_tables(
         RecordError: the study is not finished, or a record cannot be read.
         StorageError: a file cannot be written.
     """
-    tables = study_tables(*conclude(folder))
+    tables = study_tables(*shared_outcome(folder))
     exported = [Exported(name, place / f"{name}.{suffix}") for name in tables]
     for each, rows in zip(exported, tables.values(), strict=True):
         write_atomically(each.file, encode(rows))
@@ -54,7 +55,7 @@ def export_figures(folder: StudyFolder, place: Path) -> list[Exported]:
         RecordError: the study is not finished, or a record cannot be read.
         StorageError: a file cannot be written.
     """
-    outcome = conclude(folder)
+    outcome = shared_outcome(folder)
     losses = {run.name: folder.read_losses(run.name) for run in outcome.results.runs}
     exported: list[Exported] = []
     for name, contents in figure_files(study_page(*outcome, losses)).items():
@@ -130,7 +131,7 @@ def export_paper(
         RecordError: the study is not finished, or a record cannot be read.
         StorageError: the file cannot be written.
     """
-    outcome = conclude(folder)
+    outcome = shared_outcome(folder)
     write_atomically(place / file, "\n".join(map(write, paper_tables(outcome))))
     return [Exported(outcome.results.study.config.name, place / file)]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from rankwise.errors import has_hidden
 
 
 def rank(value: int) -> int:
@@ -24,17 +25,9 @@ def plain_text(value: str) -> str:
     """Refuse text that names nothing, and characters that would garble a terminal or a path."""
     if not value.strip():
         raise ValueError("empty text given; write a name, or leave the key out")
-    if any(map(is_hidden, value)):
+    if has_hidden(value):
         raise ValueError(f"{value!r} has a control character; remove it")
     return value
-
-
-def is_hidden(character: str) -> bool:
-    """Whether a character is not seen, but moves, hides or garbles what stands beside it.
-
-    Joiners are not: words of Persian and of Indic languages are written with them.
-    """
-    return unicodedata.category(character) in _HIDDEN and character not in _JOINERS
 
 
 def file_name(value: str) -> str:
@@ -161,10 +154,6 @@ def as_module_sets(value: Any) -> Any:
     several = not values or any(isinstance(value, list | tuple) for value in values)
     return list(map(as_list, values)) if several else [values]
 
-
-# control, format, half a surrogate pair, line, paragraph
-_HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
-_JOINERS = "\u200c\u200d"
 
 MOST_ENTRIES = 1000
 """The most entries of one list. Each is at least one training, task or layer: more is a slip."""

@@ -119,7 +119,7 @@ COMPARED: tuple[Role, ...] = ("trained", "imported")
 class Imported(Record):
     """Where an imported model is from."""
 
-    label: str
+    label: Text
     folder: Path
 
 
@@ -167,7 +167,7 @@ class PlannedRun(Record):
     """None for an imported model."""
     imported: Imported | None = None
     """Where an imported model is; None for all others, and of models known by scores alone."""
-    called: str | None = None
+    called: Text | None = None
     """What a model is called where its scores are from; None for what the study scores itself."""
     refined_in: Training | None = None
     """The training that begins where a truncated adapter is cut; None where nothing refines it."""
@@ -413,7 +413,7 @@ class ScoreTables(Record):
     """Name of a file -> sha256 of it; of what was no file, of its rows."""
     columns: dict[str, str]
     """What a column is taken for -> its name; empty where a log says it itself."""
-    base: str | None
+    base: Text | None
     """The model that the others are compared with; None: there is none, and the mean of all models
     stands in its place."""
 

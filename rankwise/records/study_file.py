@@ -17,6 +17,7 @@ from rankwise.records.config.own_rows import CHECK_TAGS, ClauseConfig, ContractC
 from rankwise.records.config.study import RecommendationConfig, StudyConfig
 from rankwise.records.config.training import RATE_TAGS
 from rankwise.records.p_right import P_RIGHT
+from rankwise.records.places import LocalFolders, paths_in
 from rankwise.records.study import Unit
 from rankwise.records.yaml_reading import PlainLoader, YamlError, parse_yaml, read_yaml_text, shown
 
@@ -161,7 +162,8 @@ def study_file_text(config: StudyConfig) -> str:
 
     Folders of paths are left out: a file or a model is named as if it lay beside the study file.
     """
-    content = without_folders(config.model_dump(mode="json", by_alias=True, exclude_defaults=True))
+    content = config.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    content = LocalFolders(paths_in(content)).out_of_settings(content)
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None)
 
 
@@ -184,16 +186,6 @@ def margins_text(unit: Unit, metric: str) -> str:
     return "recommendation:\n" + "".join(
         f"  {setting:<30}# {meaning}\n" for setting, meaning in lines.items()
     )
-
-
-def without_folders(value: Any) -> Any:
-    """JSON without the folders of its paths: each as if it lay beside the file that names it."""
-    if isinstance(value, dict):
-        return {without_folders(key): without_folders(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [without_folders(part) for part in value]
-    is_path = isinstance(value, str) and Path(value).is_absolute()
-    return f"./{Path(value).name}" if is_path else value
 
 
 def _read(given: Path | str, source: str, wanted: str = _STUDY_FILE) -> dict[str, Any]:

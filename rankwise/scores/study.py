@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rankwise.errors import ConfigError, DataError, did_you_mean
+from rankwise.errors import ConfigError, DataError, did_you_mean, has_hidden
 from rankwise.records import quantities
 from rankwise.records.clusters import cluster_fields
 from rankwise.records.config.methods import FullConfig, LoraConfig, MethodsConfig
@@ -123,9 +123,11 @@ def scored_study(given: Given, asked: Asked, name: str) -> ScoredStudy:
 
     Raises:
         ConfigError: a base, a task or a pattern that does not fit.
-        DataError: scores of two units, too few items, or models that nothing tells apart.
+        DataError: scores of two units, too few items, models that nothing tells apart, or a name
+            with a control character.
     """
     asked.check()
+    _refuse_hidden(given)
     relations = _relations(given, asked)
     base, models, notes = _models(given, asked)
     tasks = [task for names in relations.values() for task in names]
@@ -149,6 +151,14 @@ def scored_study(given: Given, asked: Asked, name: str) -> ScoredStudy:
         RunRecord.of(run, record.provenance, update_is_zero=False) for run in runs.values()
     )
     return ScoredStudy(record, records, evaluations)
+
+
+def _refuse_hidden(given: Given) -> None:
+    """Refuse names of others that would act on a terminal, or look like another name."""
+    for scoring in given.scorings:
+        for kind, name in (("model", scoring.model.name), ("task", scoring.task)):
+            if has_hidden(name):
+                raise DataError(f"{kind} {name!r} has a control character in its name; remove it.")
 
 
 def _check_fields(asked: Asked, by_task: Mapping[str, _Paired]) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Self
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 from rich.table import Column
 
@@ -30,6 +29,7 @@ from rankwise.study.observer import (
     StageStarted,
     Stepped,
 )
+from rankwise.study.printer import Printer
 from rankwise.study.times import Rates
 
 LINE_SECONDS = 30.0
@@ -189,14 +189,14 @@ class Follower:
 class QuietObserver(Follower):
     """Shows warnings alone; see ``Follower``."""
 
-    def __init__(self, console: Console, folder: StudyFolder | None = None) -> None:
+    def __init__(self, console: Printer, folder: StudyFolder | None = None) -> None:
         super().__init__(folder)
         self._console = console
 
     def __call__(self, event: Event) -> None:
         super().__call__(event)
         if isinstance(event, Noted):
-            self._console.print(event.text, highlight=False, markup=False, soft_wrap=True)
+            self._console.print(event.text, soft_wrap=True)
 
 
 class TerminalObserver(Follower):
@@ -212,7 +212,7 @@ class TerminalObserver(Follower):
 
     def __init__(
         self,
-        console: Console,
+        console: Printer,
         folder: StudyFolder | None = None,
         *,
         is_open: bool = False,
@@ -272,7 +272,7 @@ class TerminalObserver(Follower):
             case _:
                 pass
         if line:
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._console.print(line, soft_wrap=True)
             self._last_line = self._clock()
         if not isinstance(event, Skipped | Stepped):
             self._show_bars()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rankwise.cli.application import printable
+from rankwise.study.printer import printable
 
 STUDY = "base_model: m\ntrain: {task: naïve, größe: 中文}\n"
 

@@ -100,7 +100,8 @@ def everything(folder: Path) -> str:
 
 
 def push(study: StudyFolder, *options: str, repo: str = "org/mine") -> Any:
-    done = rankwise("export", study.root, "--to", "hub", "--repo", repo, *options)
+    yes = () if "--dry-run" in options else ("--yes",)
+    done = rankwise("export", study.root, "--to", "hub", "--repo", repo, *options, *yes)
     assert TOKEN not in done.output
     return done
 
@@ -402,7 +403,7 @@ def test_the_environment_alone_is_enough(finished: StudyFolder, tmp_path: Path) 
             "NO_PROXY": "127.0.0.1",
         }
         command = ["-m", "rankwise", "export", finished.root, "--to", "hub", "--repo", "org/mine"]
-        command += ["--run", LORA]
+        command += ["--run", LORA, "--yes"]
         done = subprocess.run(
             [sys.executable, *map(str, command)],
             env=environment,

@@ -159,17 +159,28 @@ def lm_eval_run(study: StudyFolder, model_args: dict[str, str], output: Path) ->
     return Written.read(folder)
 
 
+def arguments_of(model: Written, base: Path) -> dict[str, str]:
+    """What the export says of how a model is loaded, by somebody who knows where the base is."""
+    said: dict[str, str] = model.results["config"]["model_args"]
+    assert said["pretrained"] == f"./{base.name}"
+    return said | {"pretrained": str(base)}
+
+
 @pytest.fixture(scope="module")
-def peer(exported: ExportedStudy, tmp_path_factory: pytest.TempPathFactory) -> Written:
+def peer(
+    exported: ExportedStudy, tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Written:
     """lm-eval on the base model."""
-    arguments = exported.base.results["config"]["model_args"]
+    arguments = arguments_of(exported.base, tiny_model_folder)
     return lm_eval_run(exported.study, arguments, tmp_path_factory.mktemp("peer"))
 
 
 @pytest.fixture(scope="module")
-def lora_peer(exported: ExportedStudy, tmp_path_factory: pytest.TempPathFactory) -> Written:
+def lora_peer(
+    exported: ExportedStudy, tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Written:
     """lm-eval on the LoRA run, told what the export says, in the study's folder."""
-    arguments = exported.lora.results["config"]["model_args"]
+    arguments = arguments_of(exported.lora, tiny_model_folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(exported.study.root)
         return lm_eval_run(exported.study, arguments, tmp_path_factory.mktemp("lora_peer"))
@@ -225,10 +236,14 @@ def test_exporting_twice_changes_nothing(exported: ExportedStudy) -> None:
 # beside lm-eval
 
 
-def test_the_base_is_named_as_lm_eval_names_it(exported: ExportedStudy, peer: Written) -> None:
-    assert exported.base.folder.name == peer.folder.name
+def test_the_base_is_named_as_lm_eval_names_it_where_its_folder_is(
+    exported: ExportedStudy, peer: Written, tiny_model_folder: Path
+) -> None:
+    above = f"{tiny_model_folder.parent}/"
     for key in ("model_name", "model_name_sanitized"):
-        assert exported.base.results[key] == peer.results[key]
+        begin = above if key == "model_name" else above.replace("/", "__")
+        assert f"{begin}{exported.base.results[key]}" == peer.results[key]
+    assert f"{above.replace('/', '__')}{exported.base.folder.name}" == peer.folder.name
 
 
 def test_the_results_have_lm_evals_keys(exported: ExportedStudy, peer: Written) -> None:
@@ -242,7 +257,9 @@ def test_the_results_have_lm_evals_keys(exported: ExportedStudy, peer: Written) 
     assert list(ours) == order
 
 
-def test_the_results_say_what_lm_eval_says(exported: ExportedStudy, peer: Written) -> None:
+def test_the_results_say_what_lm_eval_says(
+    exported: ExportedStudy, peer: Written, tiny_model_folder: Path
+) -> None:
     ours, theirs = exported.base.results, peer.results
     for key in (
         "group_subtasks", "versions", "n-shot", "n-samples", "task_hashes", "system_instruction",
@@ -258,7 +275,9 @@ def test_the_results_say_what_lm_eval_says(exported: ExportedStudy, peer: Writte
     assert directions == theirs["higher_is_better"]
     assert ours["higher_is_better"]["small_prose"]["loss_nats"] is False
     assert ours["higher_is_better"]["colours"]["p_right"] is True
-    for key in ("model_args", "model_dtype", "limit", "use_cache", "gen_kwargs", "batch_sizes"):
+    arguments = arguments_of(exported.base, tiny_model_folder)
+    assert arguments == theirs["config"]["model_args"]
+    for key in ("model_dtype", "limit", "use_cache", "gen_kwargs", "batch_sizes"):
         assert ours["config"][key] == theirs["config"][key], key
     assert isinstance(ours["date"], float)
     assert float(ours["total_evaluation_time_seconds"]) > 0.0
@@ -491,7 +510,7 @@ def test_imported_models_are_exported_and_say_how_to_load_them(
         Written.read(model.file.parent).results["config"]["model_args"] for model in models
     )
     assert (tmp_path / "imported" / adapter["peft"]).is_dir()
-    assert checkpoint["pretrained"] == str(study.weights_folder(full))
+    assert checkpoint["pretrained"] == study.weights_folder(full).name
     files = {path for model in (base, *models) for path in (model.file, *model.samples_files)}
     written = {path for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert written == files | {tmp_path / "out" / MANIFEST}

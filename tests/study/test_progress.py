@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from rankwise.records.folder import StudyFolder
 from rankwise.records.locking import StudyProgress
@@ -21,6 +20,7 @@ from rankwise.study.observer import (
     StageStarted,
     Teller,
 )
+from rankwise.study.printer import Printer
 from rankwise.study.progress import LINE_SECONDS, TELL_SECONDS, Follower, TerminalObserver
 
 TRAINING = StageOutline("t", "training", "training", "rank-8", 4000.0, 1000, "lora", 4000.0)
@@ -37,7 +37,7 @@ class Log:
     def __init__(self, *, is_open: bool = False) -> None:
         self.now = 1000.0
         self._text = io.StringIO()
-        console = Console(file=self._text, force_terminal=False, width=40)
+        console = Printer(file=self._text, force_terminal=False, width=40)
         self.observer = TerminalObserver(console, is_open=is_open, clock=lambda: self.now)
         self.tell = Teller(self.observer, lambda: MEMORY)
 
@@ -149,7 +149,7 @@ def test_a_terminal_has_two_bars_of_80_columns(
     if no_color:
         monkeypatch.setenv("NO_COLOR", "1")
     now, text = [0.0], io.StringIO()
-    console = Console(file=text, force_terminal=True, width=80)
+    console = Printer(file=text, force_terminal=True, width=80)
     name = "pass 1: 16 adapters of a long name"
     with TerminalObserver(console, clock=lambda: now[0]) as observer:
         tell = Teller(observer, lambda: MEMORY)

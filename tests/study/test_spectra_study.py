@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import peft
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from rankwise.cli.terminal import status_table
@@ -27,6 +26,7 @@ from rankwise.records.spectra import MatrixSpectrum, SpectraRecord
 from rankwise.records.study_file import load_config
 from rankwise.report.page import study_sections
 from rankwise.study.planning.plan import plan_study
+from rankwise.study.printer import Printer
 from rankwise.study.reading import read_results
 from rankwise.study.run import run_study
 from rankwise.study.stages.spectra import AnalyseWeights
@@ -250,7 +250,7 @@ def test_a_missing_record_is_made_again_and_nothing_else(finished: Finished) -> 
     (path,) = folder.glob(f"runs/{R4}-*/spectra.json")
     path.unlink()
     assert [name for name, left in left_over(folder).items() if left] == [R4]
-    console = Console(width=200)
+    console = Printer(width=200)
     with console.capture() as shown:
         console.print(status_table(study_status(study := StudyFolder(folder)), study.read_study()))
     assert shown.get().count("spectra") == 1

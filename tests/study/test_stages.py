@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from rankwise.cli.terminal import status_table
 from rankwise.errors import RecordError, StageFailedError
@@ -19,6 +18,7 @@ from rankwise.records.study import StageFailure
 from rankwise.records.study_file import load_config
 from rankwise.report.page import write_report
 from rankwise.study.planning.plan import StudyPlan, plan_study
+from rankwise.study.printer import Printer
 from rankwise.study.reading import read_results
 from rankwise.study.run import run_study
 from rankwise.study.stages.graph import stages
@@ -110,7 +110,7 @@ def test_status_lists_heads_that_run_would_go_on_with(folder: StudyFolder) -> No
     (todo,) = [stage for stage in stages(folder.read_study()) if not stage.is_finished(folder)]
     assert (todo.kind, todo.left(folder)) == ("heads", (run,))
     printed = io.StringIO()
-    Console(width=200, file=printed).print(status_table(study_status(folder), folder.read_study()))
+    Printer(width=200, file=printed).print(status_table(study_status(folder), folder.read_study()))
     (row,) = [text for text in printed.getvalue().splitlines() if run.name in text]
     assert row.split()[-1] == "heads"
     answered = rankwise("status", folder.root, "--json")
