@@ -169,6 +169,8 @@ class AnalysisConfig(Section):
     """Number of prompts on which heads are compared."""
     gauges: Switch = True
     """Compare the next-token distributions of every model with the base's."""
+    divergence: Switch = False
+    """Compare the next-token distributions of every LoRA run with those of full fine-tuning."""
     answer_lengths: Switch = False
     """Let every model answer some short prompts, and compare how long its answers are."""
 
