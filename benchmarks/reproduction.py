@@ -95,7 +95,7 @@ def _study(
             "limit": 40 if name == MAIN else 60,  # 105 models on 8 tasks: 5 hours of one core at 60
             "domains": {task: DOMAINS[task] for task in tasks} | KEPT,
         },
-        "analysis": {"top_k": 500, "null_draws": 1, "heads": name == MAIN},
+        "analysis": {"top_k": 500, "null_draws": 1, "heads": name == MAIN, "divergence": True},
     }
 
 

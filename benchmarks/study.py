@@ -12,8 +12,8 @@ torch.linalg.svd.
 
 Each side is one process; they alternate part by part, and the one that is not asked waits. Modules
 are imported before the clock runs; everything else counts, such as loading models, building and
-tokenising prompts, and writing weights. Our time also has planning, divergences from full
-fine-tuning, records, and the verdict; our cache of decompositions is empty. The peer's has none of
+tokenising prompts, and writing weights. Our time also has planning, divergences from the
+base, records, and the verdict; our cache of decompositions is empty. The peer's has none of
 these, nor its trials (``peer-tuned.json``): attention and rows at once of training, and the batch
 size of each task, are the fastest of a short trial before.
 

@@ -19,7 +19,6 @@ from rankwise.records.study_file import load_config
 from rankwise.study.observer import StageOutline
 from rankwise.study.planning.plan import StudyPlan, plan_study
 from rankwise.study.run import run_study
-from rankwise.study.stages.gauges import CompareWithBase
 from rankwise.study.stages.graph import stages
 from rankwise.study.stages.scoring import Score
 from rankwise.study.stages.spectra import AnalyseWeights
@@ -100,8 +99,6 @@ def part_of(stage: Stage) -> str:
     """The part of the benchmark that a stage belongs to."""
     if isinstance(stage, AnalyseWeights):
         return "spectra"
-    if isinstance(stage, CompareWithBase):
-        return "divergence"
     if isinstance(stage, Train | Score):
         verb = "train" if isinstance(stage, Train) else "score"
         methods = {run.method for run in stage.runs}

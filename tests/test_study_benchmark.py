@@ -71,7 +71,7 @@ def test_both_sides_did_every_part(done: Done) -> None:
     for part in PARTS:
         assert min(parts[part]) > 0
         assert f"{part}: ours" in done.progress
-    for part in ("plan", "divergence", "conclude"):
+    for part in ("plan", "gauges", "conclude"):
         assert parts[part][0] > 0
         assert parts[part][1] == 0
     verdict = read_json(done.out / "repeat-1" / GRID / "recommendation.json")

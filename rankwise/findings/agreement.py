@@ -74,6 +74,7 @@ def agreement_with_full(
     """Every option against full fine-tuning, and whether more rank brings it nearer.
 
     An option takes part if each of its seeds has a full fine-tuning; imported models have none.
+    Where nothing was measured, as of a loss without divergences, there is nothing.
     """
     lora = _lora(source)
     references = {each.reference.label: (each.reference, each.full) for each in lora}.values()
@@ -90,6 +91,8 @@ def agreement_with_full(
         if all(value in (0.0, 1.0) for model in models for value in model.items[task].values)
     ]
     values = [_values(compared, tasks, source) for compared in everyone]
+    if not any(any(its.values()) for its in values):
+        return (), ()
     confidence = source.confidence
     agreement = [
         AgreementWithFull(

@@ -65,8 +65,9 @@ class MatchedPairs(Record):
 class TrainTaskMechanisms(Record):
     """What one trained task says of the mechanisms. Exploratory.
 
-    ``matched`` is None without retention tasks, ``agreement`` empty without full fine-tuning.
-    ``statements`` say it in words; ``left_out`` names options with a missing or diverged seed.
+    ``matched`` is None without retention tasks; ``agreement`` is empty where nothing is compared
+    with full fine-tuning. ``statements`` say it in words; ``left_out`` names options with a missing
+    or diverged seed.
     """
 
     train_task: str

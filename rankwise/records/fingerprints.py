@@ -65,7 +65,10 @@ def fingerprint(content: Any) -> str:
 
 def study_fingerprint(config: StudyConfig) -> str:
     """The fingerprint of a study file's settings, without those that affect no result."""
-    return fingerprint(config.model_dump(mode="json", exclude=_IN_NO_RESULT))
+    content = config.model_dump(mode="json", exclude=_IN_NO_RESULT)
+    if not config.analysis.divergence:  # older studies lack the key
+        del content["analysis"]["divergence"]
+    return fingerprint(content)
 
 
 def training_fingerprint(

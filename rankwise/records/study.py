@@ -438,10 +438,8 @@ class StudyRecord(StudyTasks):
     task_fingerprints: dict[str, str]
     """Scored task -> hash of its items and of how they are scored."""
     answers_fingerprints: dict[str, str] = Field(default_factory=dict)
-    """Trained task -> hash of the right answers on which runs are compared with full fine-tuning.
-
-    Empty without full fine-tuning.
-    """
+    """Trained task -> hash of the right answers on which runs are compared with full fine-tuning;
+    empty where they are not."""
     gauge_fingerprints: dict[str, str] = Field(default_factory=dict)
     """Trained task -> hash of the right answers and texts on which models are compared with the
     base; empty where they are not."""

@@ -459,6 +459,7 @@ def test_a_tiny_study_tests_its_mechanisms(study_file: Path, tmp_path: Path) -> 
         "evaluation.out_of_domain=[]",
         "evaluation.retention=[sums]",
         "evaluation.metric={colours: acc_norm}",
+        "analysis.divergence=true",
     )
     outcome, _ = run(study_file, tmp_path / "study", *overrides)
     items = outcome.results.base.items

@@ -250,9 +250,10 @@ def test_a_study_that_is_read_back_has_the_clusters_of_its_prompts(tmp_path: Pat
 
 
 def test_a_plan_checks_the_fields_and_keeps_all_fingerprints(study_file: Path) -> None:
-    plain = plan_study(load_config(study_file)).record
-    clustered = plan_study(load_config(study_file, ["evaluation.clusters={colours: choices}"]))
-    record = clustered.record
+    asked = ["analysis.divergence=true"]
+    plain = plan_study(load_config(study_file, asked)).record
+    asked.append("evaluation.clusters={colours: choices}")
+    record = plan_study(load_config(study_file, asked)).record
     assert record.config.evaluation.clusters == {"colours": "choices"}
     assert record.fingerprint == plain.fingerprint
     assert record.task_fingerprints == plain.task_fingerprints

@@ -411,7 +411,7 @@ def test_without_memory_that_stage_alone_fails(
     def refuse(*_: Any) -> None:
         raise error
 
-    settings = ("methods.lora.ranks=[2]", "evaluation.held_out_text=[]")
+    settings = ("methods.lora.ranks=[2]", "evaluation.held_out_text=[]", "analysis.divergence=true")
     monkeypatch.setattr(f"rankwise.study.{place}", refuse)
     outcome, _ = run(study_file, tmp_path / "study", *settings)
     assert {failure.kind for failure in outcome.failures} == kinds

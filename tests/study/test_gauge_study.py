@@ -144,7 +144,6 @@ def test_they_can_be_switched_off(finished: Finished, study_file: Path) -> None:
     )
     assert not any(isinstance(stage, CompareWithBase) for stage in stages(off))
     assert (off.gauge_fingerprints, off.num_tokens.gauges) == ({}, {})
-    assert off.answers_fingerprints == on.answers_fingerprints  # full fine-tuning is compared
     assert [run.fingerprint for run in off.runs] == [run.fingerprint for run in on.runs]
     assert named.fingerprint == on.fingerprint != off.fingerprint
     outcome, recorder = run(study_file, finished.folder.root, *SMALL, "analysis.gauges=false")

@@ -168,7 +168,7 @@ def test_adding_a_rank_a_seed_and_a_task_repeats_nothing(study_file: Path, tmp_p
     assert trained[0] == "pass 1: 4 adapters"
     assert [name[:15] for name in trained[1:]] == ["colours-full-s1"]
     old = [stage for model, stage in recorder.stages if model == "base"]
-    assert old == ["sums", "divergence"]
+    assert old == ["sums"]
 
 
 def test_settings_that_matter_make_new_runs(study_file: Path) -> None:

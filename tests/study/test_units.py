@@ -23,7 +23,7 @@ SETTINGS = """
 train: {task: [colours, sums], epochs: 1, max_examples: 8, precision: float32}
 methods: {lora: {ranks: [2, 4], target_modules: [q_proj, k_proj, v_proj, o_proj]}}
 evaluation: {held_out_text: [], limit: 4}
-analysis: {null_draws: 1, head_prompts: 4}
+analysis: {null_draws: 1, head_prompts: 4, divergence: true}
 """
 
 

@@ -176,6 +176,8 @@ class AnalysisConfig(Section):
     """Number of prompts on which heads are compared."""
     gauges: Switch = True
     """Compare the next-token distributions of every model with the base's."""
+    divergence: Switch = False
+    """Compare the next-token distributions of every LoRA run with those of full fine-tuning."""
 
 
 MARGIN_POINTS, MARGIN_P_RIGHT_POINTS = 5.0, 3.0

@@ -182,8 +182,8 @@ def _agreement(found: TrainTaskMechanisms) -> Iterator[Shown]:
         Column("Same outcome", lambda row: score(row.same_outcome), "% of items"),
         Column("Kappa", lambda row: cells.written(row.kappa, quantities.ratio), "beyond chance"),
         Column("Same option", lambda row: score(row.same_option), "% of items"),
-        Column("Same next token", lambda row: score(row.same_next_token), "%"),
-        Column("KL(full || model)", lambda row: score(row.kl), "nats per token"),
+        Column.optional("Same next token", lambda row: score(row.same_next_token), "%"),
+        Column.optional("KL(full || model)", lambda row: score(row.kl), "nats per token"),
     )
     yield "Agreement with full fine-tuning", table
     panels = list(_agreement_panels(found))

@@ -359,9 +359,10 @@ class Planner:
         """The plan before anything is chosen: what no decision changes."""
         config, model, tasks, room = self._config, self._model, self._parts.tasks, self._room
         has_full = bool(config.methods.full) or "full" in {run.method for run in self._imported}
-        answers = self._right_answers() if has_full or config.analysis.gauges else {}
+        is_compared = config.analysis.divergence and has_full
+        answers = self._right_answers() if is_compared or config.analysis.gauges else {}
         gauged = self._with_text_ends(answers) if config.analysis.gauges else {}
-        answers = answers if has_full else {}
+        answers = answers if is_compared else {}
         prompts = self._head_prompts()
         record = StudyRecord(
             **dict(tasks.scored),

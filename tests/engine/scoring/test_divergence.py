@@ -13,6 +13,7 @@ import torch
 from rankwise.engine.models import base as models
 from rankwise.engine.models.frozen_adapters import load_frozen_adapter
 from rankwise.engine.scoring.divergence import divergences, item_divergence, log_probabilities
+from rankwise.records import fingerprints
 from rankwise.records.config.study import BaseModelConfig
 from rankwise.records.files import read_record
 from rankwise.records.folder import BASE, StudyFolder
@@ -140,7 +141,7 @@ def test_an_adapter_is_put_on_while_it_is_read(tiny_model_folder: Path, tmp_path
 
 @pytest.fixture
 def plan(study_file: Path) -> StudyPlan:
-    return plan_study(load_config(study_file))
+    return plan_study(load_config(study_file, ["analysis.divergence=true"]))
 
 
 def test_the_right_option_is_read_as_it_is_scored(plan: StudyPlan) -> None:
@@ -244,7 +245,11 @@ def names(recorder: Recorder) -> list[tuple[str, str]]:
     return [(model.rpartition("-")[0] or model, stage) for model, stage in recorder.stages]
 
 
-SMALL = ("evaluation.out_of_domain=[]", "evaluation.held_out_text=[]")
+SMALL = (
+    "evaluation.out_of_domain=[]",
+    "evaluation.held_out_text=[]",
+    "analysis.divergence=true",
+)
 
 
 class Finished(NamedTuple):
@@ -359,6 +364,23 @@ def test_without_full_fine_tuning_there_is_nothing_to_do(study_file: Path, tmp_p
     assert outcome.results.study.answers_fingerprints == {}
     (part,) = outcome.findings.mechanisms
     assert part.agreement == ()
+
+
+def test_without_being_asked_for_nothing_is_compared(study_file: Path) -> None:
+    (asked, whole), (default, same) = (
+        (plan.fingerprint, plan)
+        for overrides in (SMALL, SMALL[:2])
+        for plan in [plan_study(load_config(study_file, overrides)).record]
+    )
+    assert "divergence" in {stage.kind for stage in stages(whole)}
+    assert "divergence" not in {stage.kind for stage in stages(same)}
+    assert [run.fingerprint for run in same.runs] == [run.fingerprint for run in whole.runs]
+    assert same.task_fingerprints == whole.task_fingerprints
+    # the key at its default is no other study than that of a file written before it existed
+    left_out = fingerprints._IN_NO_RESULT  # pyright: ignore[reportPrivateUsage]
+    before = same.config.model_dump(mode="json", exclude=left_out)
+    del before["analysis"]["divergence"]
+    assert default == fingerprints.fingerprint(before) != asked
 
 
 def test_a_diverged_full_run_is_compared_with_nothing(study_file: Path, tmp_path: Path) -> None:
