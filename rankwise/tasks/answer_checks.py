@@ -24,7 +24,7 @@ from rankwise.records.config.own_rows import (
     RegexCheckConfig,
 )
 from rankwise.records.files import in_words, read_regular
-from rankwise.records.results import FIELD
+from rankwise.records.results import FIELD, TOKENS_METRIC
 from rankwise.tasks import json_answers, limited_checks
 from rankwise.tasks.bounded import MOST_BYTES, SECONDS, BeyondLimit, bounded
 from rankwise.tasks.code_guard import REMEDY
@@ -96,6 +96,16 @@ def checker(
         return _by_code(own_function(check.code))
     settings = None if isinstance(check, str) else check.json_fields
     return _by_json(settings or JsonCheckConfig(), right_answers, source)
+
+
+def length_check(tokenizer: Any) -> Check:
+    """The length of an answer, in tokens of the model's own tokenizer and in words."""
+
+    def lengths(answer: str, _: Mapping[str, str]) -> dict[str, float | None]:
+        tokens = tokenizer.encode(answer, add_special_tokens=False)
+        return {TOKENS_METRIC: float(len(tokens)), "words": float(len(answer.split()))}
+
+    return Check(lengths, "length")
 
 
 def metrics_of(checks: Iterable[Check], docs: Sequence[Mapping[str, str]]) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from rankwise.records.config.study import ENDING_SUFFIX
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.grouping import grouped
 from rankwise.records.own_data import OwnData
-from rankwise.tasks.answer_checks import Check, checker, metrics_of
+from rankwise.tasks.answer_checks import Check, checker, length_check, metrics_of
 from rankwise.tasks.formats import TrainedFormat, options_of
 from rankwise.tasks.own_rows import OwnRow, OwnRows, read_own_rows
 from rankwise.tasks.resolution import LoadedTask, quiet_lm_eval
@@ -109,7 +109,7 @@ def load_user_data(
     if of_texts := judges_of_texts(train.judged_by):
         room = _room(train.max_new_tokens, held_out, tokenizer, max_length)
         part = own._replace(rows=held_out)
-        texts = _texts(f"{name}{TEXTS_SUFFIX}", part, of_texts, room, allow_code)
+        texts = _texts(f"{name}{TEXTS_SUFFIX}", part, of_texts, room, tokenizer, allow_code)
         tasks.insert(0 if train.judged_by[0] in of_texts else 1, texts)
     seen, distinct = f"{name}@train", sorted({row.completion.strip() for row in rows})
     is_letters = len(distinct) > 1 and options_of([distinct]) == "letters"
@@ -166,7 +166,7 @@ def load_own_set(
             tasks.append(_of_likelihoods(called, own.rows, own_set.judged_by, answers))
         elif judge == of_texts[0]:
             room = _room(own_set.max_new_tokens, own.rows, tokenizer, max_length)
-            tasks.append(_texts(called, own, of_texts, room, allow_code))
+            tasks.append(_texts(called, own, of_texts, room, tokenizer, allow_code))
     return OwnSet(
         tuple(task._replace(cluster=own.cluster) for task in tasks),
         _record(own, len(own.rows), own_set.judged_by, answers),
@@ -393,14 +393,24 @@ def _room(
 
 
 def _texts(
-    name: str, own: OwnRows, judges: Sequence[Judge], room: _Room, allow_code: bool
+    name: str,
+    own: OwnRows,
+    judges: Sequence[Judge],
+    room: _Room,
+    tokenizer: Any,
+    allow_code: bool,
 ) -> LoadedTask:
     """What a model writes, judged by every check; the first one's first number decides."""
     docs = [_doc(row, row.completion.strip()) for row in own.rows]
     places = [row.raw.place for row in own.rows if row.raw is not None]
     right = {place: doc["completion"] for place, doc in zip(places, docs, strict=True)}
     source = own.raw.source
-    checks = tuple(checker(each, right, source, allow_code=allow_code) for each in judges)
+    checks = tuple(
+        length_check(tokenizer)
+        if each == "length"
+        else checker(each, right, source, allow_code=allow_code)
+        for each in judges
+    )
     if any(isinstance(each, CheckConfig) and each.code is not None for each in judges):
         for doc, row in zip(docs, own.rows, strict=True):
             assert row.raw is not None
