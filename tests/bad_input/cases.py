@@ -75,21 +75,21 @@ STUDY_FILES = [
         "a section that is text",
         BASE + "train: kinship\n",
         (
-            "train: 'kinship' given; a section is needed here, with keys: task, split, data, columns, objective, held_out_fraction, judged_by, max_examples, drop_overlapping,",
+            "train: 'kinship' given; a section is needed here, with keys: task, split, data, columns, objective, held_out_fraction, judged_by, max_new_tokens, max_examples, drop_overlapping,",
         ),
     ),
     Case(
         "a section that is a list",
         BASE + "train: [kinship]\n",
         (
-            "train: ['kinship'] given; a section is needed here, with keys: task, split, data, columns, objective, held_out_fraction, judged_by, max_examples, drop_overlapping,",
+            "train: ['kinship'] given; a section is needed here, with keys: task, split, data, columns, objective, held_out_fraction, judged_by, max_new_tokens, max_examples, drop_overlapping,",
         ),
     ),
     Case(
         "a null section",
         BASE + "train: null\n",
         (
-            "train: None given; a section is needed here, with keys: task, split, data, columns, objective, held_out_fraction, judged_by, max_examples, drop_overlapping, epochs,",
+            "train: None given; a section is needed here, with keys: task, split, data, columns, objective, held_out_fraction, judged_by, max_new_tokens, max_examples, drop_overlapping, epochs,",
         ),
     ),
     Case(
@@ -939,7 +939,7 @@ OVERRIDES = [
         "train=3",
         "train=3",
         (
-            "train: 3 given; a section is needed here, with keys: task, split, data, columns, objective, held_out_fraction, judged_by, max_examples, drop_overlapping, epochs,",
+            "train: 3 given; a section is needed here, with keys: task, split, data, columns, objective, held_out_fraction, judged_by, max_new_tokens, max_examples, drop_overlapping, epochs,",
         ),
     ),
     Case(
