@@ -14,12 +14,14 @@ from rankwise.engine.models.base import find_base_model
 from rankwise.engine.training.states import read_state
 from rankwise.errors import ModelError, RankwiseError, StorageError
 from rankwise.integrations.sources import read_source
+from rankwise.records.config.own_rows import CheckConfig
 from rankwise.records.config.study import BaseModelConfig
 from rankwise.records.files import digest_of, read_items, read_record
 from rankwise.records.folder import StudyFolder
 from rankwise.records.lm_eval_samples import read_sample_file
 from rankwise.records.study import StudyRecord
 from rankwise.records.study_file import load_config
+from rankwise.tasks.answer_checks import checker
 from rankwise.tasks.resolution import load_tasks
 from rankwise.tasks.row_files import read_raw_rows
 
@@ -40,6 +42,12 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "weights.safetensors": digest_of,
     "samples_x_2026.jsonl": read_sample_file,
     "training.pt": read_state,
+    "schema.json": lambda path: checker(
+        CheckConfig.model_validate({"json": {"schema": str(path)}}), {}, "rows.jsonl"
+    ),
+    "check.py": lambda path: checker(
+        CheckConfig(code=f"{path}:score"), {}, "rows.jsonl", allow_code=True
+    ),
 }
 
 

@@ -193,6 +193,19 @@ def test_a_contract_that_is_kept_exits_with_0_beside_tasks_and_for_forms(
     assert record.changed == ()
 
 
+def test_a_clause_limits_what_is_written(strong: Planted, tmp_path: Path) -> None:
+    """Of the right answers' three tokens, two may be written; the record says it."""
+    limited = {"data": "long.jsonl", "judged_by": "contains", "max_new_tokens": 2}
+    file = contract(tmp_path, long=limited)
+    rows = [{"prompt": f"Sky {number}:", "completion": " blue blue blue"} for number in range(9)]
+    (tmp_path / "long.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    done = strong.check("merged-bf16", "--contract", file, "--max-loss", 30, "--json")
+    record = DeploymentCheck.model_validate_json(done.stdout)
+    (warning,) = [each for each in record.warnings if each.startswith("long: ")]
+    assert "9 of 9 right answers have more than 2 tokens, up to 3" in warning
+    assert record.base_scores["long"] == 0
+
+
 def test_a_function_judges_a_clause_and_items_without_a_number_are_left_out(
     strong: Planted, tmp_path: Path
 ) -> None:

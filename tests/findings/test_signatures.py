@@ -22,7 +22,7 @@ from rankwise.findings.signatures.signature import SIGNATURES, TITLES, Signature
 from rankwise.findings.stats.estimates import seed_spread
 from rankwise.findings.stats.items import Items
 from rankwise.findings.study import study_findings
-from rankwise.records.config.study import RecommendationConfig
+from rankwise.records.config.study import RecommendationConfig, StudyConfig
 from rankwise.records.folder import StudyFolder
 from rankwise.records.results import ModelResults, StudyResults
 from rankwise.records.study import MetricScore, PlannedRun
@@ -251,6 +251,25 @@ def test_does_not_stop() -> None:
     assert "leaves 30.0 % of its 300 answers on kinship unfinished (at least 25.1 %)" in (
         signature.statement
     )
+
+
+@pytest.mark.parametrize(
+    ("own", "key"),
+    [
+        ({}, "max_gen_toks"),
+        ({"kinship": "exact"}, "evaluation.own.kinship.max_new_tokens"),
+        ({"kinship_texts": "exact"}, "max_gen_toks"),
+    ],
+)
+def test_advice_names_the_key_that_the_task_has(own: dict[str, str], key: str) -> None:
+    results = with_record(planted({4: 0.6}), "kinship", num_unfinished=(10, 90))
+    config = results.study.config.model_dump(by_alias=True)
+    config["evaluation"]["own"] = {
+        name: {"data": "rows.jsonl", "judged_by": judge} for name, judge in own.items()
+    }
+    study = results.study.model_copy(update={"config": StudyConfig.model_validate(config)})
+    (signature,) = found(results.model_copy(update={"study": study}), "does_not_stop")
+    assert f"raise {key} if its answers are only long" in signature.advice
 
 
 @pytest.mark.parametrize("counts", [(0, 36), (80, 95), (None, None)])

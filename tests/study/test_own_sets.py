@@ -96,6 +96,26 @@ def test_own_sets_are_tasks_of_their_roles_up_to_the_verdict(
     assert again.base.items == base.items
 
 
+def test_a_right_answer_that_does_not_fit_is_said_by_the_plan(study_file: Path) -> None:
+    def warned(max_new_tokens: int) -> list[str]:
+        file = with_own(study_file, "tools", max_new_tokens=max_new_tokens)
+        return [each for each in plan_study(load_config(file)).record.warnings if "tokens" in each]
+
+    (warning,) = warned(3)
+    assert warning.startswith("evaluation.own.tools: 6 of 6 right answers have more than 3 tokens")
+    assert "max_new_tokens" in warning
+    assert warned(20) == []
+
+
+@pytest.mark.parametrize("judged_by", ["choice", "loss"])
+def test_a_limit_of_what_is_written_is_refused_where_nothing_is(
+    study_file: Path, judged_by: Any
+) -> None:
+    file = with_own(study_file, "labels", judged_by=judged_by, max_new_tokens=9)
+    with pytest.raises(ConfigError, match="max_new_tokens is for what a model writes"):
+        load_config(file)
+
+
 def test_a_field_that_only_a_late_row_has_can_decide(study_file: Path, tmp_path: Path) -> None:
     rows = [{"prompt": f"Call {n}:", "completion": json.dumps({"n": n})} for n in range(6)]
     rows[5]["completion"] = json.dumps({"n": 5, "at": {"place": "here"}})

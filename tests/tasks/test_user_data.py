@@ -484,3 +484,80 @@ def test_a_column_that_groups_nothing_is_left_unless_it_was_named(
         columns = {"prompt": "prompt", "completion": "completion", "cluster": "conversation_id"}
         message = problems_of(path, tokenizer, columns=columns)
         assert "column 'conversation_id'" in message or "no column 'conversation_id'" in message
+
+
+def longest(length: int, count: int = 4) -> list[dict[str, str]]:
+    """Rows of which one has an answer of that many letters, each a token of the tiny tokenizer."""
+    short = [{"prompt": f"Say {n}:", "completion": f"{n}"} for n in range(count - 1)]
+    return [*short, {"prompt": "Say it:", "completion": "é" * (length // 2) + "x" * (length % 2)}]
+
+
+def asked_of(path: Path, tokenizer: Any, max_length: int | None = None, **settings: Any) -> Any:
+    config = OwnSetConfig.model_validate({"data": path, "judged_by": "exact", **settings})
+    options: dict[str, Any] = {"chat_template": False, "max_length": max_length}
+    (task,) = load_own_set("mine", config, tokenizer, **options).tasks
+    return task
+
+
+def room_of(task: Any) -> int:
+    return task.task.config.generation_kwargs["max_gen_toks"]
+
+
+@pytest.mark.parametrize(
+    ("length", "max_length", "settings", "room", "warning"),
+    [
+        (3, None, {}, 256, None),
+        (170, None, {}, 256, None),  # a margin of a half does not reach lm-eval's limit
+        (201, None, {}, 302, None),
+        (981, 4096, {}, 1472, None),
+        # the longest prompt has six tokens, and is not cut
+        (981, 1200, {}, 1194, None),
+        (981, 500, {}, 494, "1 of 4 right answers have more than 494 tokens, up to 981"),
+        (981, 200, {}, 256, "shorten the rows"),
+        (981, 4096, {"max_new_tokens": 981}, 981, None),
+        (981, 4096, {"max_new_tokens": 20}, 20, "set max_new_tokens to 981 or more"),
+        (3, 200, {"max_new_tokens": 199}, 199, None),
+    ],
+)
+def test_a_model_may_write_what_the_longest_right_answer_needs(
+    tmp_path: Path,
+    tokenizer: Any,
+    length: int,
+    max_length: int | None,
+    settings: dict[str, Any],
+    room: int,
+    warning: str | None,
+) -> None:
+    path = written(tmp_path, longest(length), ensure_ascii=False)
+    task = asked_of(path, tokenizer, max_length, **settings)
+    assert room_of(task) == room
+    assert warning in (task.warning or "") if warning else task.warning is None
+
+
+@pytest.mark.parametrize(("settings", "room"), [({}, 600), ({"max_new_tokens": 30}, 30)])
+def test_held_out_rows_have_the_same_room(
+    tmp_path: Path, tokenizer: Any, settings: dict[str, Any], room: int
+) -> None:
+    rows = [{"prompt": f"Say {n}:", "completion": "é" * 200} for n in range(4)]
+    path = written(tmp_path, rows, ensure_ascii=False)
+    data = load(path, tokenizer, judged_by=("loss", "exact"), **settings)
+    assert room_of(data.tasks[1]) == room
+    assert bool(data.tasks[1].warning) == (room < 400)
+
+
+def test_what_a_model_has_no_room_for_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+    path = written(tmp_path, longest(3))
+    with pytest.raises(DataError, match="max_new_tokens is 200, and the model reads 200 tokens"):
+        asked_of(path, tokenizer, 200, max_new_tokens=200)
+
+
+def test_another_limit_is_another_question_and_the_same_one_is_not(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    def digest(**settings: Any) -> str:
+        task = asked_of(path, tokenizer, 4096, **settings)
+        options: dict[str, Any] = {"num_fewshot": None, "limit": None, "chat_template": False}
+        return prepare_task(task, tokenizer, max_length=4096, **options).digest
+
+    path = written(tmp_path, longest(3))
+    assert digest() == digest(max_new_tokens=256) != digest(max_new_tokens=257)
