@@ -441,6 +441,7 @@ def verdict(
     retention: Sequence[str] = (),
     out_of_domain: Sequence[str] = (),
     folder: AnyPath | None = None,
+    overwrite: bool = False,
     **settings: Any,
 ) -> Study:
     """Which rank to use, by scores of models that were trained elsewhere: ``rankwise verdict``.
@@ -458,6 +459,7 @@ def verdict(
         retention: tasks that should not be forgotten.
         out_of_domain: tasks that are shown besides.
         folder: where to keep it as a study; None: it goes with the object.
+        overwrite: replace files there that rankwise did not write.
         settings: ``delta``, ``epsilon``, ``worst_task``, ``confidence``, ``cluster``, ``slice``,
             ``lower_is_better``, ``metric``, ``filter``, as the command's options.
 
@@ -466,13 +468,15 @@ def verdict(
         in ``runs_df``, ``scores_df``, ``items_df`` and ``report``.
 
     Raises:
-        ConfigError: a base, a task, a margin or a pattern that does not fit.
+        ConfigError: a base, a task, a margin or a pattern that does not fit; or such files are in
+            the way, and ``overwrite`` is not given.
         DataError: a row or a column is not what it has to be; both are named.
 
     Example:
         >>> rw.verdict(frame, item="id", score="exact_match", retention=["arc"]).verdict
     """
     from rankwise.scores.asked import Asked
+    from rankwise.scores.keeping import kept
     from rankwise.scores.reading import read_scores, rows_given
     from rankwise.scores.study import scored_study
 
@@ -509,7 +513,8 @@ def verdict(
     study = Study(made.record.config, place)
     if folder is None:
         weakref.finalize(study, shutil.rmtree, place, ignore_errors=True)
-    made.write(StudyFolder(place))
+    with kept(made, StudyFolder(place), overwrite=overwrite):
+        pass  # it is judged when it is asked for its verdict
     return study
 
 

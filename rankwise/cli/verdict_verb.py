@@ -201,9 +201,10 @@ def _of_files(
     from rankwise.cli.terminal import models_verdict
     from rankwise.findings.against_base import against_base
     from rankwise.findings.recommendation import has_margin
+    from rankwise.scores.keeping import kept
     from rankwise.scores.reading import read_scores
     from rankwise.scores.study import scored_study
-    from rankwise.study.conclusion import conclude, concluded
+    from rankwise.study import conclusion
 
     with cli.usage_errors():
         scored = scored_study(read_scores(paths, asked), asked, study_name(paths[0].stem))
@@ -211,14 +212,14 @@ def _of_files(
         (part,) = results.by_train_task
         beside = against_base(part, anytime=asked.anytime)
         is_judged = beside is None or output is not None or has_margin(part)
-        outcome = concluded(results) if is_judged else None
+        outcome = conclusion.concluded(results) if is_judged else None
     cli.warn(scored.record.warnings if beside is None else beside.warnings)
     answer: dict[str, Any] = {} if beside is None else dict(beside)
     if outcome is not None and output is not None:
         folder = StudyFolder(output)
-        scored.write(folder)
-        outcome = conclude(folder)
-        keep(folder, outcome)
+        with kept(scored, folder, overwrite=overwrite) as place:
+            outcome = conclusion.conclude(place)
+            conclusion.keep(place, outcome)
         answer["report"] = written_report(folder, outcome, overwrite=overwrite)
     if as_json:
         return cli.emit(answer if outcome is None else {**answer, **verdict_content(outcome)})

@@ -347,6 +347,14 @@ def _checked(content: bytes) -> bytes:
     return bare
 
 
+def is_sealed(path: Path) -> bool:
+    """Whether a file ends in a checksum that fits: rankwise wrote it, and nobody changed it."""
+    with contextlib.suppress(OSError, ValueError):
+        _checked(read_regular(path))
+        return True
+    return False
+
+
 def read_items(path: Path, digest: FileDigest | None) -> list[dict[str, Any]]:
     """The items of a JSON Lines file, after it was compared with its digest.
 

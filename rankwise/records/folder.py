@@ -476,12 +476,6 @@ class StudyFolder:
             with contextlib.suppress(RecordError):
                 yield read_record(path, RunRecord)
 
-    def clear_models(self) -> None:
-        """Remove every model's records: those of others come in their place."""
-        with writing(self.root):
-            for folder in filter(Path.exists, (self.root / BASE, self.root / _RUNS)):
-                shutil.rmtree(folder)
-
     def start_run(self, planned: PlannedRun) -> None:
         """Clear what an interrupted training of this run left behind."""
         folder = self.model_folder(planned.name)

@@ -11,7 +11,7 @@ import contextlib
 import os
 import shutil
 import stat
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rankwise.errors import ConfigError, RecordError, StorageError
@@ -19,6 +19,7 @@ from rankwise.records.base import VersionedRecord
 from rankwise.records.fields import PlaceBelow
 from rankwise.records.files import (
     digest_of,
+    is_sealed,
     read_record,
     storage_error,
     temporary_beside,
@@ -44,7 +45,11 @@ class WrittenFiles(VersionedRecord):
 
 @contextlib.contextmanager
 def output_folder(
-    target: Path, *, overwrite: bool = False, replaces: Sequence[str] = ()
+    target: Path,
+    *,
+    overwrite: bool = False,
+    replaces: Sequence[str] = (),
+    records: Collection[str] = (),
 ) -> Generator[Path]:
     """Yields a temporary folder on the target's disk; the target gets the files written there.
 
@@ -55,7 +60,9 @@ def output_folder(
         target: a folder, or a link to one.
         overwrite: replace files of the user's, too.
         replaces: beginnings of names. What rankwise wrote there before and does not write now is
-            removed.
+            removed, and so are folders that are empty then.
+        records: names of records that rankwise writes without this list, too: whether they are as
+            it wrote them, their own checksums show.
 
     Raises:
         ConfigError: a file of the user's is in the way; nothing was changed.
@@ -70,7 +77,7 @@ def output_folder(
             temporary.mkdir()
         yield temporary
         with writing(target):
-            _Target(target).take(temporary, replaces, overwrite=overwrite)
+            _Target(target, records).take(temporary, replaces, overwrite=overwrite)
     except StorageError as error:  # names the temporary folder
         cause: BaseException = error
         while isinstance(cause, StorageError) and isinstance(cause.__cause__, OSError):
@@ -95,7 +102,12 @@ def write_outputs(
 
 
 def refuse_foreign(
-    target: Path, names: Iterable[str], *, overwrite: bool = False, remedy: str = OVERWRITE
+    target: Path,
+    names: Iterable[str],
+    *,
+    overwrite: bool = False,
+    records: Collection[str] = (),
+    remedy: str = OVERWRITE,
 ) -> None:
     """Refuse an output before the work for it, where it would meet files of the user's.
 
@@ -103,6 +115,7 @@ def refuse_foreign(
         target: the folder that is written to.
         names: of the files.
         overwrite: whether the user's files may be replaced.
+        records: see ``output_folder``.
         remedy: what to do about them.
 
     Raises:
@@ -111,7 +124,7 @@ def refuse_foreign(
     """
     target = _resolved(target)
     with writing(target):
-        _Target(target).refuse(dict.fromkeys(names, ""), remedy, overwrite=overwrite)
+        _Target(target, records).refuse(dict.fromkeys(names, ""), remedy, overwrite=overwrite)
 
 
 def written_into(target: Path) -> Mapping[str, Sequence[str]]:
@@ -133,8 +146,8 @@ def _resolved(target: Path) -> Path:
 class _Target:
     """A folder with what rankwise wrote there before."""
 
-    def __init__(self, root: Path) -> None:
-        self._root, self._known = root, written_into(root)
+    def __init__(self, root: Path, records: Collection[str]) -> None:
+        self._root, self._known, self._records = root, written_into(root), records
 
     def take(self, temporary: Path, replaces: Sequence[str], *, overwrite: bool) -> None:
         """Move the files of another folder here, and remember them first."""
@@ -163,6 +176,9 @@ class _Target:
         for name in others:
             if name.startswith(tuple(replaces)):
                 (self._root / name).unlink()
+                with contextlib.suppress(OSError):  # something is in it
+                    for folder in Path(name).parents[:-1]:
+                        (self._root / folder).rmdir()
 
     def refuse(self, files: Mapping[str, str], remedy: str, *, overwrite: bool) -> None:
         """Name what may not be replaced by files of these names and hashes."""
@@ -189,6 +205,9 @@ class _Target:
         if stat.S_ISDIR(mode):
             return "is a folder", False
         known = self._known.get(name, ())
-        if stat.S_ISREG(mode) and digest_of(file).sha256 in (sha256, *known):
+        ours = {sha256, *known} - {""}
+        if stat.S_ISREG(mode) and (
+            (name in self._records and is_sealed(file)) or (ours and digest_of(file).sha256 in ours)
+        ):
             return None
         return ("was changed since rankwise wrote it" if known else FOREIGN), True

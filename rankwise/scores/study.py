@@ -21,7 +21,7 @@ from rankwise.records.config.study import (
 )
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.fingerprints import fingerprint, scoring_fingerprint, study_fingerprint
-from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.folder import BASE
 from rankwise.records.grouping import grouped
 from rankwise.records.lm_eval_samples import LOWER_IS_BETTER
 from rankwise.records.p_right import Line
@@ -87,27 +87,6 @@ class ScoredStudy(NamedTuple):
         }
         judged = linked(judged) if run is None else judged
         return ModelResults.of(name, run, judged)
-
-    def write(self, folder: StudyFolder) -> None:
-        """Write everything as a study's folder, in place of earlier scores there.
-
-        Raises:
-            ConfigError: the folder has a study that trained its models.
-            StorageError: it cannot be written.
-        """
-        if folder.study_file.exists() and folder.read_study().scores is None:
-            problem = (
-                f"--output: {folder.root} has a study that trained its models; write elsewhere"
-            )
-            raise ConfigError("verdict", [problem])
-        with folder.lock():
-            folder.clear_models()
-            for run in self.runs:
-                folder.write(folder.run_file(run.planned.name), run)
-            for by_task in self.evaluations.values():
-                for record, lines in by_task.values():
-                    folder.write_evaluation(record, lines)
-            folder.write(folder.study_file, self.record)
 
 
 def scored_study(given: Given, asked: Asked, name: str) -> ScoredStudy:
