@@ -461,7 +461,6 @@ def test_recommend_in_words_and_as_json(finished: Finished) -> None:
             "signatures",
             "slices",
             "answer_lengths",
-            "doubling",
             "prompting",
             "deployed",
             "left_out",

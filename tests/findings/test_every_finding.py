@@ -38,7 +38,7 @@ def test_what_is_made_is_in_every_form() -> None:
     lines = [*findings.lines("kinship")]
     assert lines[0].startswith("Diverged: Rank 64 diverged")
     assert len(lines) == len(findings.signatures)
-    told = {"signatures", "slices", "deployed", "doubling", "prompting", "answer_lengths"}
+    told = {"signatures", "slices", "deployed", "prompting", "answer_lengths"}
     assert {*findings.told} == told
     assert [*findings.lines("another task")] == []
 
