@@ -7,8 +7,8 @@ at 500 or at 1,000 rows, and begins at 50, 100 or 200, with three sizes at least
 is the mean accuracy at twice the rows. The error is the mean distance, in points, and is compared
 with that of no change and of a straight line in log n. The reach of the interval is the residuals'
 quantile, in standard errors of a point, on the *other* tasks; coverage is that on the task that was
-left out. Epochs fall with n in these runs (10, 5, 3), which no law knows. The last line is one JSON
-object.
+left out. Epochs fall with n in these runs (10, 5, 3), which no law knows. So a study's axis of rows
+shows what was measured, and no law continues it. The last line is one JSON object.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The axes of a study, one at a time: the effect of a setting, all other settings being equal.
 
 Each value of an axis is compared with the axis' first one, over all combinations of the other
-axes that were trained with both.
+axes that were trained with both. Runs on fewer rows are on the axis of rows; the verdict is about
+those on all rows.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
-from rankwise.findings.options import Option, OptionGains, OptionName, TaskMean
+from rankwise.findings.options import Option, OptionGains, OptionName, TaskMean, over_seeds
 from rankwise.findings.rows import Row, flat
 from rankwise.findings.stats.estimates import holm, zero_p_value
 from rankwise.findings.stats.items import Floats
@@ -22,7 +23,7 @@ from rankwise.records.base import Record
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.study import Method, PlannedRun, Relation, Unit
 
-AxisName = Literal["rank", "alpha", "learning rate", "target modules", "epochs"]
+AxisName = Literal["rank", "alpha", "learning rate", "target modules", "epochs", "rows"]
 
 AxisState = Literal["different", "slightly different", "alike", "undecided"]
 """A value is shown to differ from the first, by more than the margin or by less; all are shown
@@ -37,6 +38,7 @@ _AXES: dict[AxisName, tuple[str, Callable[[PlannedRun], tuple[str, ...]]]] = {
     "learning rate": ("rate ", lambda plan: plan.rate_labels),
     "target modules": ("on ", lambda plan: (quantities.modules(plan.target_modules),)),
     "epochs": ("epochs ", lambda plan: (str(plan.epochs),)),
+    "rows": ("rows ", lambda plan: (str(plan.num_examples),)),
 }
 """What stands before a value in the labels of options, and the values of a planned run."""
 
@@ -98,7 +100,8 @@ class TrainTaskAxes(Record):
     """The axes of one trained task that have several values. Exploratory.
 
     ``points`` are LoRA's. ``delta`` is in ``unit``, ``epsilon_points`` None without retention
-    tasks; ``left_out`` names options with a missing or diverged seed.
+    tasks; ``rows_at`` says what runs on fewer rows share with those on all, None without any;
+    ``left_out`` names options with a missing or diverged seed.
     """
 
     train_task: str
@@ -108,7 +111,22 @@ class TrainTaskAxes(Record):
     confidence: float
     axes: tuple[Axis, ...]
     points: tuple[AxisPoint, ...]
+    rows_at: Literal["epochs", "steps"] | None = None
     left_out: tuple[str, ...]
+
+    @property
+    def of_rows(self) -> str | None:
+        """What the most rows gain over the fewest, in words; None where rows are no axis."""
+        axis = next((each for each in self.axes if each.name == "rows"), None)
+        effect = None if axis is None else axis.effects[-1].in_domain
+        if axis is None or effect is None:
+            return None
+        few, many = (f"{int(value):,}" for value in (axis.values[0], axis.values[-1]))
+        lead = quantities.with_interval(effect.mean, self.unit)
+        if effect.holm_p_value < 1.0 - self.confidence:
+            more = "more" if effect.mean.estimate > 0 else "less"
+            return f"{many} training rows gain {more} than {few}: by {lead}."
+        return f"That {many} training rows gain more than {few} is not shown: {lead}."
 
 
 _Judged = dict[Relation, tuple[tuple[str, ...], float]]
@@ -121,7 +139,9 @@ def axis_effects(source: OptionGains, recommendation: Recommendation) -> TrainTa
     judged: _Judged = {"in_domain": (source.tasks("in_domain", unit), recommendation.delta)}
     if epsilon is not None and source.tasks("retention"):
         judged["retention"] = source.tasks("retention"), epsilon
-    lora, full = _Method(source, judged, "lora"), _Method(source, judged, "full")
+    on_fewer, left_out = _on_fewer_rows(source)
+    options = (*source.in_study_order(source.options), *on_fewer)
+    lora, full = (_Method(source, options, judged, name) for name in get_args(Method))
     axes = (*lora.axes(), *full.axes())
     if all(axis.name == "rank" for axis in axes):
         return None
@@ -133,22 +153,50 @@ def axis_effects(source: OptionGains, recommendation: Recommendation) -> TrainTa
         confidence=recommendation.confidence,
         axes=axes,
         points=lora.points([axis for axis in axes if axis.method == "lora"]),
-        left_out=source.left_out,
+        rows_at=source.results.study.config.train.rows_at if on_fewer else None,
+        left_out=(*source.left_out, *left_out),
     )
 
 
-class _Method:
-    """The complete options of a method by their settings, and the tasks that judge them.
+def _on_fewer_rows(source: OptionGains) -> tuple[list[Option], list[str]]:
+    """The complete options as trained on fewer rows, and what is left out.
 
-    Options are in the study's order; one with several labels is under each.
+    Each has the settings of the option on all rows: at equal steps it reads its rows more often.
+    """
+    whole = {option.label: option for option in source.options}
+    groups = over_seeds(
+        source.results,
+        "fewer_rows",
+        lambda plan: (source.labels[plan.of.name if plan.of else plan.name], plan.num_examples),
+    )
+    options: list[Option] = []
+    left_out: list[str] = []
+    for (label, number), group in groups.items():
+        if label not in whole:
+            continue
+        name = f"{label}, {quantities.counted(number, 'row')}"
+        if group.is_complete:
+            plan = whole[label].plan.model_copy(update={"num_examples": number})
+            options.append(Option(name, plan.rank, plan, group.runs, len(group.plans)))
+        else:
+            left_out.append(name)
+    return options, left_out
+
+
+class _Method:
+    """The options of a method by their settings, and the tasks that judge them.
+
+    One with several labels is under each.
     """
 
-    def __init__(self, source: OptionGains, judged: _Judged, name: Method) -> None:
+    def __init__(
+        self, source: OptionGains, options: Sequence[Option], judged: _Judged, name: Method
+    ) -> None:
         self.source, self.judged = source, judged
         self.name: Method = name
         self.trained: dict[Setting, Option] = {
             setting: option
-            for option in source.in_study_order(source.options)
+            for option in options
             if option.plan.method == name and option.plan.role != "imported"
             for setting in itertools.product(*(read(option.plan) for _, read in _AXES.values()))
         }

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from rankwise.findings.doubling import doubling
+from rankwise.findings.axes import axis_effects
 from rankwise.findings.options import DecidingTasks, Option, OptionGains, TaskMean
 from rankwise.findings.prompting import beside_the_choice, prompting
 from rankwise.findings.statements import MOST_NAMED, headline, next_command
@@ -162,7 +162,7 @@ def _alternatives(
 
 
 def _remark(source: OptionGains, recommendation: Recommendation, choice: str | None) -> str:
-    """What rank does not decide, that rows buy more, and whether a prompt would do."""
+    """What rank does not decide, what more rows gain, and whether a prompt would do."""
     said: list[str] = []
     left = [each.label for each in recommendation.verdicts if each.ruled_out_by is None]
     if (full := recommendation.better_and_kept_by_full) is not None:
@@ -172,10 +172,9 @@ def _remark(source: OptionGains, recommendation: Recommendation, choice: str | N
         )
     elif recommendation.outcome == "cannot_tell" and 1 < len(left) <= MOST_NAMED:
         said.append(f"{quantities.capital(quantities.listed(left))} cannot be told apart.")
-    bought = doubling(source, recommendation)
-    if bought is not None and bought.rows_over_rank is not None:
-        lead = quantities.with_interval(bought.rows_over_rank.difference, recommendation.unit)
-        said.append(f"Twice the rows gain more than twice the rank: by {lead}.")
+    if source.results.planned_of("fewer_rows"):
+        axes = axis_effects(source, recommendation)
+        said.append((axes and axes.of_rows) or "")
     asked = prompting(source, recommendation)
     if asked is not None and asked.best is not None and choice is not None:
         said.append(beside_the_choice(asked.best, choice, recommendation.unit))

@@ -16,7 +16,6 @@ from rankwise.findings.axes import TrainTaskAxes, axis_effects, axis_rows
 from rankwise.findings.card import VerdictCard, verdict_card
 from rankwise.findings.checkpoints import TrainTaskCheckpoints, checkpoints
 from rankwise.findings.deployment import DeployedRun, deployed_runs, deployment_rows
-from rankwise.findings.doubling import TrainTaskDoubling, doubling, doubling_rows
 from rankwise.findings.gauges import TrainTaskGauges, gauges
 from rankwise.findings.heads import TrainTaskHeads, effect_rows, head_findings, head_rows
 from rankwise.findings.mechanisms import (
@@ -98,7 +97,6 @@ FINDINGS: Mapping[str, Finding] = {
     ),
     "rates": Finding(lambda of: tuned_rates(of.results), {"search": search_rows}),
     "axes": _judged(axis_effects, axes=axis_rows),
-    "doubling": _judged(doubling, doubling=doubling_rows)._replace(lines=_statements),
     "prompting": _judged(prompting, prompting=prompt_rows)._replace(lines=_statements),
     "checkpoints": _judged(checkpoints, checkpoints=each_of("points")),
     "truncation": _judged(truncated_curves, truncation=truncation_rows),
@@ -143,7 +141,6 @@ class StudyFindings(Record):
     signatures: tuple[Signature, ...] = ()
     rates: tuple[TrainTaskRates, ...] = ()
     axes: tuple[TrainTaskAxes, ...] = ()
-    doubling: tuple[TrainTaskDoubling, ...] = ()
     prompting: tuple[TrainTaskPrompting, ...] = ()
     checkpoints: tuple[TrainTaskCheckpoints, ...] = ()
     truncation: tuple[TrainTaskTruncation, ...] = ()

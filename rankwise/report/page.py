@@ -43,7 +43,6 @@ from rankwise.report.rendering import Page, Part, rendered
 from rankwise.report.sections.by_rank import axis_section, checkpoint_section, truncation_section
 from rankwise.report.sections.card import alternative_section, card_table, margin_section
 from rankwise.report.sections.deployment import deployment_section
-from rankwise.report.sections.doubling import doubling_section
 from rankwise.report.sections.gauges import gauge_section
 from rankwise.report.sections.heads import head_section
 from rankwise.report.sections.mechanisms import mechanism_section
@@ -311,7 +310,6 @@ def study_sections(results: StudyResults, findings: StudyFindings) -> list[Repor
     builders: dict[str, Callable[[Any], ReportSection | None]] = {
         "signatures": lambda found: signature_section(found, not_looked_for(results), confidence),
         "rates": lambda found: search_section(results, found),
-        "doubling": doubling_section,
         "prompting": prompting_section,
         "checkpoints": checkpoint_section,
         "transfer": transfer_section,

@@ -460,7 +460,6 @@ def test_recommend_in_words_and_as_json(finished: Finished) -> None:
         for key in (
             "signatures",
             "slices",
-            "doubling",
             "prompting",
             "deployed",
             "left_out",

@@ -10,9 +10,12 @@ from scipy import stats
 
 from rankwise.findings.axes import Axis, AxisEffect, TrainTaskAxes, axis_effects
 from rankwise.findings.options import OptionGains
-from rankwise.findings.recommendation import recommend_for
+from rankwise.findings.recommendation import recommend, recommend_for
+from rankwise.findings.study import study_findings
 from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.study import PlannedRun
+from rankwise.report.parts import Table
+from rankwise.report.sections.by_rank import axis_section
 from tests.planted.grid import ALL_LINEAR, ATTENTION, grid_run, planted_grid, relations
 
 TASKS = {"sums": relations(["sums"], retention=["facts"])}
@@ -221,3 +224,95 @@ def test_an_option_that_lost_a_seed_takes_no_part_and_is_named() -> None:
     assert found is not None
     assert found.left_out == ("rank 8, alpha 8r",)
     assert len(found.points) == 2
+
+
+def on_rows(run: PlannedRun, number: int, **changed: object) -> PlannedRun:
+    """The same setting on some of its 480 rows."""
+    fewer = {
+        "name": f"{run.name}-n{number}",
+        "fingerprint": f"{run.fingerprint}{number}",
+        "role": "fewer_rows",
+        "of": run.as_whole,
+        "num_examples": number,
+    }
+    return run.model_copy(update=fewer | changed)
+
+
+def by_rows(plan: PlannedRun) -> float:
+    """8 points for each doubling of the rows, 2 for each of the rank."""
+    return 0.2 + 0.08 * math.log2(plan.num_examples / 120) + 0.02 * math.log2((plan.rank or 4) / 4)
+
+
+WHOLE = [grid_run("sums", rank, seed=seed) for rank in (4, 8, 16) for seed in (0, 1)]
+ON_ROWS = [*WHOLE, *(on_rows(run, number) for run in WHOLE for number in (120, 240))]
+
+
+def test_rows_are_an_axis_and_the_fewest_come_first() -> None:
+    found = judged(ON_ROWS, by_rows, size=1000)
+    rows, rank = axis_of(found, "rows"), axis_of(found, "rank")
+    assert rows.values == ("120", "240", "480")
+    gains = [each.in_domain.mean.estimate for each in rows.effects if each.in_domain]
+    assert gains == pytest.approx([8.0, 16.0])
+    assert [each.num_combinations for each in rows.effects] == [3, 3]  # a rank each
+    assert [each.num_combinations for each in rank.effects] == [3, 3]  # a number of rows each
+    assert found is not None
+    assert found.rows_at == "epochs"
+    assert len(found.points) == 9
+    assert found.of_rows is not None
+    assert found.of_rows.startswith("480 training rows gain more than 120: by +16.0 points (")
+
+
+def test_rows_that_gain_nothing_are_not_shown_to() -> None:
+    found = judged(ON_ROWS, lambda plan: 0.5 + 0.01 * ((plan.seed or 0) - 0.5))
+    assert found is not None
+    assert found.of_rows is not None
+    assert found.of_rows.startswith("That 480 training rows gain more than 120 is not shown: 0.0")
+
+
+def test_at_equal_steps_more_epochs_on_fewer_rows_are_no_axis() -> None:
+    plans = [*WHOLE, *(on_rows(run, 120, epochs=8) for run in WHOLE)]
+    found = judged(plans, by_rows)
+    assert found is not None
+    assert [axis.name for axis in found.axes] == ["rank", "rows"]
+    assert only_effect(axis_of(found, "rows")).num_combinations == 3
+
+
+def test_fewer_rows_that_lost_a_seed_take_no_part_and_are_named() -> None:
+    lost = next(run for run in ON_ROWS if (run.rank, run.num_examples, run.seed) == (16, 120, 1))
+    found = judged(ON_ROWS, by_rows, diverged=[lost.name])
+    assert found is not None
+    assert found.left_out == ("rank 16, 120 rows",)
+    assert [each.num_combinations for each in axis_of(found, "rows").effects] == [2, 2]
+
+
+def test_all_on_one_number_of_rows_have_no_axis_of_rows() -> None:
+    found = judged(GRID, by_alpha)
+    assert found is not None
+    assert found.rows_at is None
+    assert found.of_rows is None
+
+
+def test_the_card_says_what_more_rows_gain() -> None:
+    results = planted_grid(
+        ON_ROWS,
+        TASKS,
+        lambda plan, task: BASE[task] if plan is None or task == "facts" else by_rows(plan),
+        sizes=1000,
+    )
+    (card,) = study_findings(results, recommend(results)).cards
+    assert "480 training rows gain more than 120: by +16.0 points" in card.remark
+
+
+def test_a_chart_by_rows_has_a_line_for_each_setting() -> None:
+    found = judged(ON_ROWS, by_rows)
+    assert found is not None
+    section = axis_section([found])
+    gain, retention = section.figures
+    assert (gain.name, retention.name) == ("axis-rows-gain", "axis-rows-retention")
+    assert "Training rows (log scale)" in str(gain.drawing)
+    titles = [each.title for each in section.tables]
+    assert titles == ["By number of rows", "Every number"]
+    table = section.tables[0].table
+    assert isinstance(table, Table)
+    assert [group.title for group in table.groups] == ["rank 4", "rank 8", "rank 16"]
+    assert [row[0].value for row in table.groups[0].rows] == ["120", "240", "480"]

@@ -218,15 +218,17 @@ def test_what_several_numbers_do_not_go_with(
         load_config(finished.file, [override])
 
 
-def test_the_page_says_what_buys_most(finished: Finished) -> None:
+def test_rows_are_an_axis_of_the_page(finished: Finished) -> None:
     results, recommendation, findings = finished.outcome
-    (found,) = findings.doubling
+    (found,) = findings.axes
     assert found.rows_at == "epochs"
-    assert [(each.option, each.num_rows) for each in found.points] == [
-        (label, number) for label in ("rank 2", "rank 4") for number in (6, 12, 24)
+    assert [(axis.name, axis.values) for axis in found.axes] == [
+        ("rank", ("2", "4")),
+        ("rows", ("6", "12", "24")),
     ]
-    assert [each.of for each in found.doublings] == ["rows", "rank"]
+    labels = [f"rank {rank}{rows}" for rank in (2, 4) for rows in (", 6 rows", ", 12 rows", "")]
+    assert [each.option.label for each in found.points] == labels
     page = study_page(results, recommendation, findings, {})
-    (section,) = [each for each in page.sections if each.name == "doubling"]
-    assert section.figures
-    assert "doubling" in finding_tables(findings, results)
+    (section,) = [each for each in page.sections if each.name == "axes"]
+    assert [figure.name for figure in section.figures] == ["axis-rows-gain", "axis-rows-retention"]
+    assert len([row for row in finding_tables(findings, results)["axes"] if "axis" in row]) == 3

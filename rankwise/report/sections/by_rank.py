@@ -29,6 +29,12 @@ MOST_PANELS = 9
 
 ChangeKind = Literal["gain", "retention"]
 
+Along = Literal["rank", "number of rows"]
+_ALONG: dict[Along, str] = {
+    "rank": "LoRA rank (log scale)",
+    "number of rows": "Training rows (log scale)",
+}
+
 _TITLES: dict[ChangeKind, tuple[str, str]] = {
     "gain": ("In-domain gain", "Gain"),
     "retention": ("Change on retention tasks", "Change"),
@@ -36,7 +42,10 @@ _TITLES: dict[ChangeKind, tuple[str, str]] = {
 
 
 class ChangeAtRank(NamedTuple):
-    """What a model changes; ``panel`` is the setting it stands under, ``series`` what else."""
+    """What a model changes; ``panel`` is the setting it stands under, ``series`` what else.
+
+    ``rank`` is its place on the axis: a number of rows may take the place of a rank.
+    """
 
     panel: str
     rank: int | None
@@ -53,6 +62,7 @@ def change_figures(
     *,
     name: str = "",
     more: str = "",
+    along: Along = "rank",
 ) -> Iterator[Figure]:
     """A figure of the gains and one of retention, each where there is any at a rank.
 
@@ -64,6 +74,7 @@ def change_figures(
         confidence: of the intervals.
         name: before that of the change.
         more: a sentence for the caption.
+        along: what the axis has.
     """
     for kind, (what, y_title) in _TITLES.items():
         drawn = [
@@ -88,7 +99,7 @@ def change_figures(
             for panel in names[:MOST_PANELS]
         ]
         caption = (
-            "Above zero is better than the base. Values at one rank are side by side. Each "
+            f"Above zero is better than the base. Values at one {along} are side by side. Each "
             "interval is for one change from the base; models share their items, so the paired "
             "differences in the table vary less."
         )
@@ -101,20 +112,33 @@ def change_figures(
             f"{name}-{kind}" if name else kind,
             f"{what}{title}",
             f"{caption} {more}".strip(),
-            rank_chart(panels, [each for each in series if each in there], series_title),
+            rank_chart(
+                panels, [each for each in series if each in there], series_title, _ALONG[along]
+            ),
             f"{items}; bars are {cells.intervals(confidence)}",
         )
 
 
+_HELD = {
+    "epochs": "read each of their rows as often",
+    "steps": "take as many optimizer steps, so that they read their rows more often",
+}
+
+
 def axis_section(found: Sequence[TrainTaskAxes]) -> ReportSection:
     """Two charts for each axis other than rank, and a table for each trained task."""
-    about = (
+    about = [
         "Each value of an axis against the first, averaged over the combinations of the other "
         "axes that were trained with both, so that nothing else differs. Seeds are averaged, items "
         f"paired. Intervals are {quantities.percent(found[0].confidence)}, one at a time; p values "
         "are corrected by Holm's method over the values of an axis. Exploratory: the "
         "recommendation does not rest on this."
-    )
+    ]
+    if (rows_at := found[0].rows_at) is not None:
+        about.append(
+            "Runs on fewer rows are trained on the first of the same rows in one order, and "
+            f"{_HELD[rows_at]}."
+        )
 
     return ReportSection.of(
         "axes", "One setting at a time", about, found, _axes_shown, figures="axis"
@@ -133,6 +157,9 @@ def _axes_shown(found: TrainTaskAxes) -> Iterator[Shown]:
     drawn = [axis for axis in found.axes if axis.method == "lora" and axis.name != "rank"]
     for axis in drawn:
         others: list[AxisName] = [each.name for each in drawn if each.name != axis.name]
+        if axis.name == "rows":
+            yield from _by_rows(found, ["rank", *others])
+            continue
         changes = [
             ChangeAtRank(
                 point.in_words(others), point.option.rank, point.settings[axis.name], point
@@ -162,6 +189,35 @@ def _axes_shown(found: TrainTaskAxes) -> Iterator[Shown]:
         Column("In-domain", lambda row: _difference(row.in_domain), f"difference, {found.unit}"),
         Column("Holm p", lambda row: _holm_p(row.in_domain)),
         *(() if found.epsilon_points is None else retention),
+    )
+
+
+def _by_rows(found: TrainTaskAxes, others: Sequence[AxisName]) -> Iterator[Shown]:
+    """Two charts with a line for each setting, and their numbers."""
+    by_setting = grouped((point.in_words(others), point) for point in found.points)
+    changes = [
+        ChangeAtRank("", int(point.settings["rows"]), setting, point)
+        for setting, points in by_setting.items()
+        for point in points
+    ]
+    yield from change_figures(
+        changes,
+        " by number of rows",
+        [*by_setting],
+        "setting",
+        found.confidence,
+        name="rows",
+        along="number of rows",
+    )
+    yield (
+        "By number of rows",
+        Table.grouped(
+            cells.changes_caption(found.train_task, found.confidence),
+            [(setting, "", points) for setting, points in by_setting.items()],
+            Column("Rows", lambda row: int(row.settings["rows"])),
+            Column("Gain", lambda row: cells.sized(row.gain), found.unit),
+            Column.optional("Retention", lambda row: cells.sized(row.retention), "change, points"),
+        ),
     )
 
 
