@@ -69,11 +69,10 @@ def repair(
     """Change a trained adapter so that it forgets less, without training.
 
     Kinds of repair: scale (delta times 0.1 to 1), lines (less change in the
-    first layers, LiNeS), truncate (half the rank, a quarter ...), refine
-    (truncations that the study trained further), heads (the 1, 4, 16 ... most
-    changed heads revert to the base), intruders (shrink the intruder
-    dimensions), average (with the setting's other seeds, or with the additional
-    adapters). The base and all repairs are scored in one pass.
+    first layers, LiNeS), truncate (half the rank, a quarter ...), heads (the 1,
+    4, 16 ... most changed heads revert to the base), intruders (shrink the
+    intruder dimensions), average (with the setting's other seeds, or with the
+    additional adapters). The base and all repairs are scored in one pass.
 
     Among the repairs that are shown to keep the retention loss within the
     limit, the one with the largest gain is chosen. It is written with a model

@@ -36,8 +36,7 @@ def model_card(record: AdapterRepair) -> str:
     choice, judged = record.choice, record.choice.judged
     if judged is None:
         raise ValueError(f"{record.model} has no repair to describe.")
-    unit, is_refined = choice.unit, judged.repair.family == "refine"
-    how = "by a training that its study did" if is_refined else "without training"
+    unit = choice.unit
     rows = [
         (
             task.task,
@@ -62,7 +61,7 @@ def model_card(record: AdapterRepair) -> str:
         "",
         markdown_text(choice.statement),
         "",
-        f"Made from the adapter {markdown_code(record.model)} {how}, by rankwise "
+        f"Made from the adapter {markdown_code(record.model)} without training, by rankwise "
         f"{record.provenance.rankwise_version}. {quantities.count(len(choice.curve))} candidates "
         f"were compared on {quantities.counted(choice.num_items, 'item')}, with intervals of "
         f"{choice.together}. All are against the base.",

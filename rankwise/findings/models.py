@@ -177,7 +177,7 @@ def _summary(
     )
 
 
-ModelKind = Literal["run", "fewer_rows", "checkpoint", "truncated", "mitigated", "variant"]
+ModelKind = Literal["run", "fewer_rows", "checkpoint", "mitigated", "variant"]
 
 
 class ModelGroup(NamedTuple):
@@ -221,9 +221,6 @@ def _label(source: OptionGains, planned: PlannedRun) -> str:
     if planned.of is None:
         return of_run(planned.name)
     whole = of_run(planned.of.name)
-    if planned.role == "truncated":
-        refined = ", refined" if planned.num_steps else ""
-        return f"{whole}, truncated to rank {planned.rank}{refined}"
     if planned.role == "fewer_rows":
         return f"{whole}, {quantities.counted(planned.num_examples, 'row')}"
     if planned.mitigation is not None:

@@ -36,7 +36,6 @@ from rankwise.findings.signatures.found import failure_signatures
 from rankwise.findings.signatures.signature import Signature
 from rankwise.findings.slices import TrainTaskSlices, slices
 from rankwise.findings.transfer import Transfer, transfer, transfer_rows
-from rankwise.findings.truncation import TrainTaskTruncation, truncated_curves, truncation_rows
 from rankwise.findings.tuning import TrainTaskRates, search_rows, tuned_rates
 from rankwise.findings.variants import TrainTaskVariants, variants_beside_lora
 from rankwise.findings.weights import TrainTaskWeights, spectrum_rows, weight_findings
@@ -99,7 +98,6 @@ FINDINGS: Mapping[str, Finding] = {
     "axes": _judged(axis_effects, axes=axis_rows),
     "prompting": _judged(prompting, prompting=prompt_rows)._replace(lines=_statements),
     "checkpoints": _judged(checkpoints, checkpoints=each_of("points")),
-    "truncation": _judged(truncated_curves, truncation=truncation_rows),
     "mitigations": _judged(mitigations, mitigations=mitigation_rows),
     "repairs": Finding(
         lambda of: tuple(run.adapter_repair for run in of.results.runs if run.adapter_repair),
@@ -143,7 +141,6 @@ class StudyFindings(Record):
     axes: tuple[TrainTaskAxes, ...] = ()
     prompting: tuple[TrainTaskPrompting, ...] = ()
     checkpoints: tuple[TrainTaskCheckpoints, ...] = ()
-    truncation: tuple[TrainTaskTruncation, ...] = ()
     mitigations: tuple[TrainTaskMitigations, ...] = ()
     repairs: tuple[AdapterRepair, ...] = ()
     deployed: tuple[DeployedRun, ...] = ()

@@ -16,7 +16,6 @@ from rankwise.records.study import PlannedRun, StudyRecord
 # Each is raised when a change to the code changes what equal settings give, so that records made
 # before are not mistaken for new ones. So are the revisions of what is fingerprinted elsewhere.
 TRAINING_REVISION = 2
-TRUNCATION_REVISION = 1
 DIVERGENCE_REVISION = 2
 HEAD_EFFECTS_REVISION = 4
 REPAIR_REVISION = 2
@@ -101,22 +100,6 @@ def training_fingerprint(
             "examples": examples,
             "run": run.model_dump(mode="json", include=_RUN_IDENTITY),
             "full": None if run.full is None else run.full.model_dump(mode="json"),
-        }
-    )
-
-
-def truncation_fingerprint(source: str, rank: int, num_steps: int) -> str:
-    """The fingerprint of a run's adapter at a lower rank, after ``num_steps`` of refinement.
-
-    The rows and the settings of the refinement are those of the run, whose fingerprint covers
-    them.
-    """
-    return fingerprint(
-        {
-            "truncation_revision": TRUNCATION_REVISION,
-            "source": source,
-            "rank": rank,
-            "num_steps": num_steps,
         }
     )
 

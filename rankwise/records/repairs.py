@@ -14,7 +14,7 @@ from rankwise.records.files import FileDigest
 from rankwise.records.recommendation import Bound
 from rankwise.records.study import Provenance, Relation, StageRecord, Unit
 
-RepairFamily = Literal["scale", "lines", "truncate", "refine", "heads", "intruders", "average"]
+RepairFamily = Literal["scale", "lines", "truncate", "heads", "intruders", "average"]
 REPAIR_FAMILIES: tuple[RepairFamily, ...] = get_args(RepairFamily)
 
 
@@ -36,7 +36,6 @@ METHODS: Mapping[RepairFamily, RepairMethod] = {
     "scale": RepairMethod("scaled by {value}"),
     "lines": RepairMethod("LiNeS from {value}"),
     "truncate": RepairMethod("truncated to rank {value}", single=r"0*[1-9]\d*"),
-    "refine": RepairMethod("truncated to rank {value}, refined"),
     "heads": RepairMethod("with {heads} reverted", is_stronger_upwards=True),
     "intruders": RepairMethod("intruders times {value}", single=r"0|1|0?\.\d+"),
     "average": RepairMethod("average, {combination}"),
@@ -53,8 +52,8 @@ class Repair(Record):
     family: RepairFamily
     value: float | None = None
     """Factor of delta (scale), of the first layer's delta (lines) or of the intruders' singular
-    values (intruders); the rank that is kept (truncate, refine); the number of heads (heads); None
-    for an average."""
+    values (intruders); the rank that is kept (truncate); the number of heads (heads); None for an
+    average."""
     combination: Combination | None = None
     """How an average is made; None for the others."""
 

@@ -96,7 +96,6 @@ Role = Literal[
     "imported",
     "searched",
     "checkpoint",
-    "truncated",
     "mitigated",
     "variant",
     "fewer_rows",
@@ -107,7 +106,6 @@ Role = Literal[
 - imported: trained elsewhere; compared like the trained ones.
 - searched: a search decides by it; scored on validation items only.
 - checkpoint: a trained run after some of its steps.
-- truncated: a trained run's adapter at a lower rank, as cut or refined after that.
 - mitigated: a trained run once more, with a repair against forgetting.
 - variant: a variant of LoRA.
 - fewer_rows: a trained run's setting on some of its rows.
@@ -126,8 +124,7 @@ class Imported(Record):
 class PlannedRun(Record):
     """One model of a study, as planned: a setting, a trained task and a seed.
 
-    A checkpoint of a run is a model like a run, with the settings of its training; so is a run's
-    adapter that is truncated to a lower rank, with or without a training that refines it.
+    A checkpoint of a run is a model like a run, with the settings of its training.
     """
 
     name: FileName
@@ -136,9 +133,8 @@ class PlannedRun(Record):
     """Hash of everything that its training depends on."""
     role: Role = "trained"
     of: Training | None = None
-    """The training that it comes from: whose part it is, whose adapter is truncated, or which it
-    repeats with a repair or on fewer rows. None where it comes from none, or is a whole training
-    itself."""
+    """The training that it comes from: whose part it is, or which it repeats with a repair or on
+    fewer rows. None where it comes from none, or is a whole training itself."""
     method: Method
     train_task: Text
     """The task that the run is trained on."""
@@ -169,8 +165,6 @@ class PlannedRun(Record):
     """Where an imported model is; None for all others, and of models known by scores alone."""
     called: Text | None = None
     """What a model is called where its scores are from; None for what the study scores itself."""
-    refined_in: Training | None = None
-    """The training that begins where a truncated adapter is cut; None where nothing refines it."""
     mitigation: MitigationConfig | None = None
     """What a mitigated run changes against forgetting."""
     variant: VariantName | None = None
@@ -181,7 +175,7 @@ class PlannedRun(Record):
     Several where it is the same training beside each: VeRA's rank is limited.
     """
     num_steps: int
-    """Optimizer steps; of a checkpoint, those until there; of a truncated adapter, those since."""
+    """Optimizer steps; of a checkpoint, those until there."""
     num_examples: int
     """Training rows."""
     num_tokens: int
@@ -195,12 +189,8 @@ class PlannedRun(Record):
 
     @property
     def training(self) -> Training:
-        """The whole training that its weights come from, its own or that of a checkpoint.
-
-        Of a truncated adapter, what refines it.
-        """
-        whole = self.refined_in if self._has_a_training_of_its_own else self.of
-        return whole or self.as_whole
+        """The whole training that its weights come from, its own or that of a checkpoint."""
+        return self.as_whole if self.of is None or self._repeats_it else self.of
 
     @property
     def as_whole(self) -> Training:
@@ -215,13 +205,13 @@ class PlannedRun(Record):
     @property
     def whole(self) -> PlannedRun:
         """The whole training as a run, with its name, its fingerprint and its steps."""
-        of = self.of if self._has_a_training_of_its_own else None
-        return self.model_copy(update={**dict(self.training), "of": of, "refined_in": None})
+        of = self.of if self._repeats_it else None
+        return self.model_copy(update={**dict(self.training), "of": of})
 
     @property
-    def _has_a_training_of_its_own(self) -> bool:
-        """Whether ``of`` is where it begins or what it repeats, not what it is a part of."""
-        return self.role in ("truncated", "mitigated", "fewer_rows")
+    def _repeats_it(self) -> bool:
+        """Whether ``of`` is a training that it repeats, not one that it is a part of."""
+        return self.role in ("mitigated", "fewer_rows")
 
     @property
     def as_candidate(self) -> PlannedRun:
@@ -608,9 +598,6 @@ class RunRecord(VersionedRecord):
     kernels: str | None = None
     """The package whose kernels trained beside torch's, with its version; None: there is none."""
     provenance: Provenance
-    truncation_error: float | None = None
-    """||delta - truncated|| / ||delta|| over all layers (Frobenius), before any refinement; None
-    for what is not truncated."""
     unsettled_share: float | None = None
     """Share of the layers in which EVA's directions still turned when they were taken; None for
     what does not begin at these."""

@@ -40,7 +40,7 @@ from rankwise.report.parts import (
     titled,
 )
 from rankwise.report.rendering import Page, Part, rendered
-from rankwise.report.sections.by_rank import axis_section, checkpoint_section, truncation_section
+from rankwise.report.sections.by_rank import axis_section, checkpoint_section
 from rankwise.report.sections.card import alternative_section, card_table, margin_section
 from rankwise.report.sections.deployment import deployment_section
 from rankwise.report.sections.gauges import gauge_section
@@ -317,7 +317,6 @@ def study_sections(results: StudyResults, findings: StudyFindings) -> list[Repor
         "slices": slice_section,
         "gauges": gauge_section,
         "axes": axis_section,
-        "truncation": truncation_section,
         "mitigations": mitigation_section,
         "repairs": repair_section,
         "deployed": deployment_section,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,7 +94,6 @@ class AdapterRepairer:
         kinds: of repair, as in ``repairs.derived_updates``.
         open_session: of the base, in which candidates are scored.
         others: name and folder of the adapters to average it with.
-        refined: rank -> folder of the adapter truncated to it and trained on.
         confidence: of all that is said together, 0..1.
         warnings: what could not be checked.
     """
@@ -108,7 +107,6 @@ class AdapterRepairer:
     kinds: Sequence[RepairFamily | Repair]
     open_session: Callable[[], ScoringSession]
     others: Sequence[tuple[str, Path]] = ()
-    refined: Mapping[int, Path] = field(default_factory=dict[int, Path])
     confidence: float = CONFIDENCE
     warnings: tuple[str, ...] = ()
 
@@ -144,8 +142,7 @@ class AdapterRepairer:
             ModelError: an adapter is more than plain LoRA, or as ``repairs.RepairSources``.
         """
         others = [read_updates(folder) for _, folder in self.others]
-        refined = {rank: read_updates(folder) for rank, folder in self.refined.items()}
-        return RepairSources.of(self.base.folder, read_updates(self.folder), others, refined)
+        return RepairSources.of(self.base.folder, read_updates(self.folder), others)
 
     @cached_property
     def derived(self) -> Mapping[Repair, Updates]:

@@ -130,11 +130,6 @@ class LowRankUpdate:
         """The same factors, the scaling multiplied; 0 is no update, 1 the update itself."""
         return LowRankUpdate(self.lora_A, self.lora_B, factor * self.scaling)
 
-    def at_scaling(self, scaling: float) -> LowRankUpdate:
-        """The same update under another scaling, above 0; both factors share the change."""
-        root = math.sqrt(self.scaling / scaling)
-        return LowRankUpdate(root * self.lora_A, root * self.lora_B, scaling)
-
     def plus(self, other: LowRankUpdate) -> LowRankUpdate:
         """The exact sum: its rank is that of both together, its scaling 1.
 

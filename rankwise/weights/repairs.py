@@ -8,9 +8,8 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -107,7 +106,6 @@ class RepairSources:
         num_layers: of the base model.
         layouts: of its heads, layer by layer; empty where they are laid out in no known way.
         base_svd: layer -> thin decomposition of its base matrix.
-        refined: rank -> the adapter truncated to it and trained on; what a study has of these.
         unknown_heads: why there are no layouts.
 
     Raises:
@@ -119,7 +117,6 @@ class RepairSources:
     num_layers: int
     layouts: tuple[HeadLayout, ...]
     base_svd: Callable[[str], Svd]
-    refined: Mapping[int, Updates] = field(default_factory=dict[int, Updates])
     unknown_heads: str | None = None
 
     def __post_init__(self) -> None:
@@ -134,13 +131,7 @@ class RepairSources:
                 )
 
     @classmethod
-    def of(
-        cls,
-        base: Path,
-        adapter: Updates,
-        others: Sequence[Updates] = (),
-        refined: Mapping[int, Updates] = MappingProxyType({}),
-    ) -> RepairSources:
+    def of(cls, base: Path, adapter: Updates, others: Sequence[Updates] = ()) -> RepairSources:
         """Of adapters of a base model's folder, whose weights are read when they are asked for.
 
         Raises:
@@ -155,7 +146,7 @@ class RepairSources:
         except ModelError as error:
             reason = str(error)
         svds = decompositions(base, list(adapter), choose_device())
-        return cls(adapter, tuple(others), depth, layouts, svds, refined, reason)
+        return cls(adapter, tuple(others), depth, layouts, svds, reason)
 
     def warnings_of(self, kinds: Sequence[RepairFamily | Repair]) -> tuple[str, ...]:
         """What cannot be tried of some kinds, and why."""
@@ -353,9 +344,6 @@ FAMILIES: Mapping[RepairFamily, Family] = {
         lambda sources, first: lines(sources.adapter, sources.num_layers, first),
     ),
     "truncate": Family(_half_ranks, lambda sources, rank: truncated(sources.adapter, int(rank))),
-    "refine": Family(
-        lambda sources: sources.refined, lambda sources, rank: sources.refined[int(rank)]
-    ),
     "heads": Family(_head_counts, _without_heads),
     "intruders": Family(
         lambda _: [0.0, 0.5],

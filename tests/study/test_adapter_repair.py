@@ -43,7 +43,7 @@ class Finished:
             f"base_model: {model}\ntasks_path: tasks\nallow_task_code: true\n"
             "train: {task: colours, epochs: 20, batch_size: 2, gradient_accumulation_steps: 1,\n"
             "  precision: float32, learning_rate: {lora: 1e-2}}\n"
-            "methods: {lora: {ranks: [4]}, full: null, truncated: {ranks: [2], refine: 0.5}}\n"
+            "methods: {lora: {ranks: [4]}, full: null}\n"
             "seeds: [0, 1]\n"
             "evaluation: {retention: [hues], num_train_items: 0}\n"
             "analysis: {spectra: false, heads: false}\nrecommendation: {confidence: 0.75}\n"
@@ -105,32 +105,9 @@ def test_the_adapter_as_it_is_scores_what_the_study_says(
         assert (whole.repair, half.repair) == (AS_IT_IS, Repair(family="scale", value=0.5))
         assert half.items.values != pytest.approx(whole.items.values, abs=1e-3)
     kinds = {each.repair.family for each in scores.repaired}
-    assert kinds >= {"scale", "lines", "truncate", "refine", "heads", "average"}
+    assert kinds >= {"scale", "lines", "truncate", "heads", "average"}
     assert record.averaged_with == (folder.read_study().runs[1].name,)
     assert record.base_model == finished.plan.base.name
-
-
-def test_a_refined_adapter_of_the_study_is_one_of_the_repairs(
-    finished: Finished, folder: StudyFolder
-) -> None:
-    """What it scores is what the study says of it; the one as truncated is no refined one."""
-    record = repaired(folder, "--by", "truncate,refine")
-    name = name_of(folder)
-    assert [point.repair.label for point in record.choice.curve] == [
-        "as it is", "truncated to rank 2", "truncated to rank 1", "truncated to rank 2, refined",
-    ]  # fmt: skip
-    cut, refined = (
-        model
-        for model in finished.results.of_role("truncated")
-        if model.run is not None
-        and model.run.planned.of is not None
-        and model.run.planned.of.name == name
-    )
-    for task in ("colours", "hues"):
-        scores = read_record(folder.repair_scores_file(name, task), RepairScores)
-        for place, model in ((1, cut), (3, refined)):
-            known = model.items[task].values
-            assert scores.repaired[place].items.values == pytest.approx(known, abs=1e-5)
 
 
 def test_every_repair_has_its_kl_to_the_base(finished: Finished, folder: StudyFolder) -> None:

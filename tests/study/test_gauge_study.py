@@ -32,7 +32,6 @@ SMALL = (
     "evaluation.num_train_items=0",
     "analysis.spectra=false",
     "analysis.heads=false",
-    "methods.truncated={ranks: [1], refine: 0}",
 )
 
 
@@ -82,7 +81,6 @@ def test_every_model_has_the_kl_of_dense_logits(finished: Finished) -> None:
     assert [each.task for each in answers] == ["colours"] * 26 + ["small_prose"] * 10
     models = plan.record.models
     assert {"lora", "full"} == {model.method for model in models}
-    assert any(model.role == "truncated" for model in models)
     for planned in models:
         record = read_record(CompareWithBase.path(folder, planned.name), Divergence)
         base: Any = AutoModelForCausalLM.from_pretrained(plan.base.folder)

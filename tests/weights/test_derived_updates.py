@@ -330,7 +330,6 @@ def test_every_row_s_repairs_are_scored_as_they_are_read_back(tmp_path: Path) ->
         2,
         head_layouts(base),
         lambda name: refined_svd(base.get_submodule(name).weight),
-        {1: truncated(own, 1)},
     )
     made = derived_updates(of, REPAIR_FAMILIES)
     rows = {*REPAIR_FAMILIES} - {"intruders"}  # of which this adapter has none to scale

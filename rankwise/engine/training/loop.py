@@ -67,8 +67,8 @@ class TrainingResult(NamedTuple):
     num_steps: int
     num_tokens: int
     num_loss_tokens: int
-    first_loss_nats: float | None
-    final_loss_nats: float | None
+    first_loss_nats: float
+    final_loss_nats: float
     train_seconds: float
     peak_memory_bytes: int
     peak_reserved_bytes: int | None
@@ -231,18 +231,18 @@ class _Pass:
             del active[index]
 
     def _result(self, trainee: Trainee) -> TrainingResult:
-        first, last = (trainee.metrics[0], trainee.metrics[-1]) if trainee.metrics else (None, None)
+        first, last = trainee.metrics[0], trainee.metrics[-1]
         return TrainingResult(
             num_steps=trainee.step,
-            num_tokens=last.num_tokens if last else 0,
+            num_tokens=last.num_tokens,
             num_loss_tokens=sum(
                 sequence.num_loss_tokens
                 for batch in trainee.batches[: trainee.step]
                 for example in batch
                 for sequence in example.sequences
             ),
-            first_loss_nats=first.loss_nats if first else None,
-            final_loss_nats=last.loss_nats if last else None,
+            first_loss_nats=first.loss_nats,
+            final_loss_nats=last.loss_nats,
             train_seconds=trainee.seconds,
             peak_memory_bytes=self.memory.so_far(),
             peak_reserved_bytes=self.memory.reserved_so_far(),

@@ -160,8 +160,7 @@ class Trainee:
         self._weights = [w for group in in_groups for w in group if w.requires_grad]
         self._norm = torch.zeros(())
         self._rate = run.learning_rate
-        is_refined = run.role == "truncated"
-        self._rate_factor = rate_factor(config, run.num_steps, starts_at_zero=not is_refined)
+        self._rate_factor = rate_factor(config, run.num_steps)
 
     @property
     def step(self) -> int:
@@ -361,7 +360,7 @@ def lora_adapter(
     precision: ResolvedPrecision,
     elsewhere: Mapping[str, torch.device] = MappingProxyType({}),
 ) -> Adapter:
-    """The adapter of a LoRA run as it begins, before a variant or a truncation changes it.
+    """The adapter of a LoRA run as it begins, before a variant changes it.
 
     Args:
         shapes: of all matrices of the base that can be adapted.
@@ -510,19 +509,10 @@ def _with_others(
     return mixed
 
 
-def rate_factor(
-    config: TrainConfig, num_steps: int, *, starts_at_zero: bool = True
-) -> Callable[[int], float]:
-    """Finished steps -> learning rate over its peak, by transformers' own schedule.
-
-    Its first step has a rate of zero where there is a warm-up. A refinement of a few steps cannot
-    afford that: without ``starts_at_zero``, it is the same schedule over one more step, of which
-    the first is left out.
-    """
+def rate_factor(config: TrainConfig, num_steps: int) -> Callable[[int], float]:
+    """Finished steps -> learning rate over its peak, by transformers' own schedule."""
     # get_scheduler wants an optimizer; only the function that it makes is used
     unused = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    skipped = 0 if starts_at_zero else 1
-    num_steps += skipped
     schedule: Any = get_scheduler(
         _SCHEDULES[config.schedule],
         unused,
@@ -530,4 +520,4 @@ def rate_factor(
         num_training_steps=num_steps,
     )
     factor: Callable[[int], float] = schedule.lr_lambdas[0]
-    return lambda step: factor(step + skipped)
+    return factor

@@ -13,9 +13,7 @@ from rankwise.records.config.training import LoraRate
 from rankwise.records.config.variants import VariantsConfig
 from rankwise.records.fields import (
     MOST_ENTRIES,
-    AnyNumber,
     Epochs,
-    Fraction,
     ModuleSet,
     Positive,
     Rank,
@@ -112,15 +110,6 @@ class LoraConfig(Section):
         return tuple(pair.alpha for pair in self.paired if pair.alpha is not None) or self.alpha
 
 
-class TruncatedConfig(Section):
-    """Adapters of the largest LoRA rank, truncated by SVD to smaller ones: one run, every rank."""
-
-    ranks: AnyNumber[Rank] = ()
-    """Below the largest; empty: every LoRA rank of the study that is."""
-    refine: Fraction = 0.05
-    """Train each of them further, for this share of the run's steps; 0: as truncated only."""
-
-
 class FullConfig(Section):
     """Full fine-tuning, one run per seed; its rate is ``train.learning_rate.full``.
 
@@ -161,7 +150,6 @@ class MethodsConfig(Section):
 
     lora: LoraConfig | None = LoraConfig()
     full: FullConfig | None = FullConfig()
-    truncated: TruncatedConfig | None = None
     variants: VariantsConfig | None = None
     imported: Annotated[tuple[ImportedConfig, ...], Field(max_length=MOST_ENTRIES)] = ()
     prompt: PromptConfig | None = None
@@ -172,20 +160,13 @@ class MethodsConfig(Section):
         return None if self.lora is None else self.lora.start
 
     def _problems(self) -> Iterator[str]:
-        """Something is compared; what is truncated or varied is LoRA's."""
-        lora, truncated, variants = self.lora, self.truncated, self.variants
+        """Something is compared; what is varied is LoRA's."""
+        lora, variants = self.lora, self.variants
         if lora is None and self.full is None and not self.imported:
             yield "'lora' and 'full' are null and nothing is imported; give one of them"
-        if lora is None and truncated is not None:
-            yield "truncated: 'lora' is null, and only LoRA's adapters are truncated"
         if lora is None and variants is not None:
             yield "variants: 'lora' is null, and variants are compared with LoRA"
         trained = [] if lora is None else [*lora.trained_ranks]
-        for rank in () if truncated is None else truncated.ranks:
-            if rank >= trained[-1]:
-                yield f"truncated.ranks: {rank} is not below the largest LoRA rank, {trained[-1]}"
-        if truncated is not None and not self.truncated_ranks:
-            yield f"truncated: rank {trained[-1]} is the only one; name ranks below it"
         for rank in () if variants is None else variants.ranks:
             if rank not in trained:
                 there = ", ".join(map(str, trained))
@@ -201,10 +182,3 @@ class MethodsConfig(Section):
             return ()
         ranks = self.lora.trained_ranks
         return self.variants.ranks or (ranks[(len(ranks) - 1) // 2],)
-
-    @property
-    def truncated_ranks(self) -> tuple[int, ...]:
-        """The ranks that the largest one is truncated to, smallest first; empty without any."""
-        if self.truncated is None or self.lora is None:
-            return ()
-        return tuple(sorted(self.truncated.ranks or self.lora.trained_ranks[:-1]))

@@ -335,16 +335,13 @@ class StudyConfig(Section):
         if lora is not None:
             axes = (lora.ranks, lora.alpha, lora.target_modules, rates.lora, epochs, lora.paired)
             num_lora = math.prod(len(axis) or 1 for axis in axes)
-            # each largest rank of one setting is truncated, and once more refined
-            num_largest = num_lora // len(lora.trained_ranks)
             num_fewer = max(len(self.train.max_examples) - 1, 0)
             num_runs += num_lora * (1 + len(self.mitigations) + num_fewer)
-            num_runs += 2 * num_largest * len(self.methods.truncated_ranks)
             variants = self.methods.variants
             if variants is not None:
                 num_rates = len(variants.learning_rate) or 1
                 num_variants = len(self.methods.variant_ranks) * num_rates * len(variants.names)
-                num_runs += num_largest * num_variants
+                num_runs += num_lora // len(lora.trained_ranks) * num_variants
         return num_runs * len(self.seeds) * len(self.train.sources)
 
     def _variant_problems(self, variants: VariantsConfig) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""By rank, and by what else differs: one setting at a time, checkpoints, truncated adapters."""
+"""By rank, and by what else differs: one setting at a time, and checkpoints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from rankwise.findings.axes import (
     TrainTaskAxes,
 )
 from rankwise.findings.checkpoints import CheckpointPoint, TrainTaskCheckpoints
-from rankwise.findings.truncation import SERIES, CurvePoint, Series, TrainTaskTruncation
 from rankwise.records import quantities
 from rankwise.records.axes import FULL_LABEL
 from rankwise.records.grouping import grouped
@@ -50,7 +49,7 @@ class ChangeAtRank(NamedTuple):
     panel: str
     rank: int | None
     series: str
-    of: AxisPoint | CheckpointPoint | CurvePoint
+    of: AxisPoint | CheckpointPoint
 
 
 def change_figures(
@@ -290,62 +289,4 @@ def _checkpoints_shown(found: TrainTaskCheckpoints) -> Iterator[Shown]:
         Column("Worth", lambda row: cells.number(row.validation_worth, "+.1f"), "validation"),
         Column.optional("KL, prompts", lambda row: cells.digits(row.kl_prompts), "nats per token"),
         Column.text("Chosen", lambda row: "yes" if (row.option.label, row.step) in chosen else ""),
-    )
-
-
-_GROUPS: dict[Series, str] = {
-    "trained": "Trained at the rank",
-    "truncated": "Truncated to the rank",
-    "refined": "Truncated, then refined",
-}
-
-
-def truncation_section(found: Sequence[TrainTaskTruncation]) -> ReportSection:
-    """One run at every rank: a chart of the gain, one of retention, and a table."""
-    about = (
-        "The adapter of the largest rank, truncated to smaller ranks by its singular values, under "
-        "the same scaling. This is an estimate after one run: training at a rank finds another "
-        "adapter than truncation does, so the trained one is shown where there is one. The "
-        "recommendation does not rest on this. Intervals are "
-        f"{quantities.percent(found[0].confidence)}, one at a time: exploratory."
-    )
-
-    return ReportSection.of("truncation", "One run, every rank", about, found, _truncation_shown)
-
-
-def _truncation_shown(found: TrainTaskTruncation) -> Iterator[Shown]:
-    yield from (statement for curve in found.curves for statement in curve.statements)
-    yield from cells.left_out(found.left_out)
-    several = len(found.curves) > 1
-    changes = [
-        ChangeAtRank(curve.source.label if several else "", point.rank, point.series, point)
-        for curve in found.curves
-        for point in curve.points
-    ]
-    title = ": trained at a rank, or truncated to it"
-    yield from change_figures(changes, title, SERIES, "adapter", found.confidence)
-    whole, points = "of the largest rank's", "difference, points"
-    yield Table.grouped(
-        f"{cells.changes_caption(found.train_task, found.confidence)} Energy is the squared "
-        "Frobenius norm.",
-        [
-            (_GROUPS[series], curve.source.label if several else "", curve.series(series))
-            for curve in found.curves
-            for series in SERIES
-        ],
-        Column("Rank", lambda row: str(row.rank)),
-        Column("Steps", lambda row: row.num_steps, "of each seed"),
-        Column("Energy kept", lambda row: cells.percentage(row.energy), "of the update"),
-        Column("Gain", lambda row: cells.sized(row.gain), found.unit),
-        Column("Share of the gain", lambda row: cells.share(row.share_of_gain), whole),
-        Column.optional(
-            "Against trained",
-            lambda row: cells.mean(row.gain_less_trained),
-            f"difference, {found.unit}",
-        ),
-        Column.optional("Retention", lambda row: cells.sized(row.retention), "change, points"),
-        Column.optional(
-            "Against trained", lambda row: cells.mean(row.retention_less_trained), points
-        ),
-        Column("Training", lambda row: quantities.seconds(row.train_seconds), "all seeds"),
     )

@@ -16,7 +16,6 @@ _GROUPS: dict[ModelKind, str] = {
     "run": "Runs",
     "fewer_rows": "On fewer rows",
     "checkpoint": "Checkpoints",
-    "truncated": "Truncated adapters",
     "mitigated": "With a repair",
     "variant": "Variants of LoRA",
 }

@@ -1,4 +1,4 @@
-"""Runs made from others: arms against forgetting, and adapters truncated to smaller ranks."""
+"""Runs made from others: arms against forgetting."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rankwise.engine.models.own_texts import NUM_TEXTS, NUM_TOKENS
-from rankwise.engine.training.memory import AdapterSize, PassMemory
 from rankwise.errors import DataError, TaskError
-from rankwise.records.axes import BesideRank, beside_rank
 from rankwise.records.config.mitigations import MitigationConfig, RowsConfig
 from rankwise.records.config.study import StudyConfig
-from rankwise.records.fingerprints import fingerprint, truncation_fingerprint
+from rankwise.records.fingerprints import fingerprint
 from rankwise.records.study import PlannedRun
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.model import StudyModel
@@ -170,71 +168,3 @@ def plan_mitigated(
         }
         models.append(run.model_copy(update=changed))
     return tuple(models)
-
-
-def plan_truncated(
-    config: StudyConfig, runs: Sequence[PlannedRun], memory: PassMemory
-) -> tuple[PlannedRun, ...]:
-    """Every truncated adapter of a study, each refined right after it is as truncated.
-
-    Args:
-        config: the study.
-        runs: those that are trained; the largest rank of each setting, task and seed is truncated.
-        memory: of its passes.
-    """
-    section = config.methods.truncated
-    if section is None:
-        return ()
-    models: list[PlannedRun] = []
-    for run, rank in itertools.product(largest_ranks(runs), config.methods.truncated_ranks):
-        if run.rank is None or run.scaling is None or rank >= run.rank:
-            continue
-        num_trainable = run.num_trainable_parameters * rank // run.rank
-        max_tokens = config.train.max_micro_batch_tokens or memory.likely_tokens
-        share = run.trainable_share * num_trainable / run.num_trainable_parameters
-        cut = run.model_copy(
-            update={
-                "name": f"{run.name}-truncated-r{rank:03d}",
-                "fingerprint": truncation_fingerprint(run.fingerprint, rank, 0),
-                "rank": rank,
-                # the scaling stays the run's, so that the rank alone differs: alpha is in
-                # proportion to the rank, whatever its policy
-                "alpha": run.scaling * rank,
-                "role": "truncated",
-                "of": run.as_whole,
-                "num_steps": 0,
-                "num_tokens": 0,
-                "num_trainable_parameters": num_trainable,
-                "trainable_share": share,
-                "estimated_memory_bytes": memory.lora_bytes(
-                    [AdapterSize(rank, num_trainable)], max_tokens, gradient_checkpointing=False
-                ),
-            }
-        )
-        if not section.refine:
-            models.append(cut)
-            continue
-        # what is truncated is the checkpoint of what is refined, before its first step
-        steps = max(round(section.refine * run.num_steps), 1)
-        refined = cut.model_copy(
-            update={
-                "name": f"{cut.name}-refined{steps:05d}",
-                "fingerprint": truncation_fingerprint(run.fingerprint, rank, steps),
-                "num_steps": steps,
-                "num_tokens": round(run.num_tokens * steps / run.num_steps),
-            }
-        )
-        models += [cut.model_copy(update={"refined_in": refined.as_whole}), refined]
-    return tuple(models)
-
-
-def largest_ranks(runs: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
-    """The LoRA runs that are trained here, the largest rank of each setting, task and seed."""
-    largest: dict[tuple[str, int | None, BesideRank], PlannedRun] = {}
-    for run in runs:
-        if run.rank is not None and run.role != "imported":
-            for setting in beside_rank(run):
-                other = largest.setdefault((run.train_task, run.seed, setting), run)
-                if run.rank > (other.rank or 0):
-                    largest[run.train_task, run.seed, setting] = run
-    return tuple({run.name: run for run in largest.values()}.values())

@@ -44,7 +44,6 @@ def plan_passes(
 
     Args:
         runs: and checkpoints of them, which share a training; imported ones are left out.
-            Truncated adapters are in a call of their own, after the runs that they come from.
         memory: of its passes.
         train: may fix the tokens of a micro-batch and gradient checkpointing.
         available_bytes: in which estimates must fit, on a CPU with the process.

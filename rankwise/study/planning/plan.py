@@ -41,7 +41,6 @@ from rankwise.study.planning.derived import (
     longest_other,
     other_examples,
     plan_mitigated,
-    plan_truncated,
 )
 from rankwise.study.planning.fitting import Room, earlier_full, full_training
 from rankwise.study.planning.imports import imported_run
@@ -284,7 +283,6 @@ class Planner:
         num_workers: int,
     ) -> None:
         self._config, self._model, self._parts, self._issues = config, base.model, parts, issues
-        self._memory = base.memory
         self._imported = _imported(config, base, parts.examples, issues)
         self._prepared = {task.name: task for task in parts.tasks.prepared}
         makers = {
@@ -320,10 +318,9 @@ class Planner:
             chosen = decided(self.candidates, decisions or begin)
         else:
             chosen = all_of(config, self._runs, self._beside)
-        truncated = plan_truncated(config, chosen.runs, self._memory)
         mitigated = plan_mitigated(config, chosen.runs, self._parts.others)
         issues = Issues(list(self._issues.problems), list(self._issues.warnings))
-        others = (*chosen.others, *truncated, *mitigated, *self._beside)
+        others = (*chosen.others, *mitigated, *self._beside)
         trained, room = [*chosen.runs, *others], self._room
         room.check_memory(trained, issues)
         most_bytes = room.most_weights_bytes([*trained, *self._imported], issues)
@@ -337,7 +334,7 @@ class Planner:
 
         passes = [
             planned
-            for models in (*chosen.together, truncated, mitigated)
+            for models in (*chosen.together, mitigated)
             for planned in plan_passes(
                 models,
                 room.memory,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.study import PlannedPass, PlannedRun, StudyRecord
@@ -15,12 +14,11 @@ from rankwise.study.stages.heads import CompareHeads
 from rankwise.study.stages.scoring import Score
 from rankwise.study.stages.spectra import AnalyseWeights
 from rankwise.study.stages.stage import Graph, Stage, model_name
-from rankwise.study.stages.training import Train, Truncate
+from rankwise.study.stages.training import Train
 from rankwise.study.times import training_work
 
 KINDS: tuple[type[Stage], ...] = (
     Train,
-    Truncate,
     Score,
     CompareWithBase,
     CompareDistributions,
@@ -35,9 +33,8 @@ def stages(study: StudyRecord) -> tuple[Stage, ...]:
     """All stages of a study, in an order in which each comes after those that it needs.
 
     The base is scored; the runs of every pass are trained together and then scored together, and
-    likewise the adapters that are truncated from them, and the arms against forgetting. Then come
-    the other kinds in their order. Of models that were trained and scored elsewhere nothing is
-    done.
+    likewise the arms against forgetting. Then come the other kinds in their order. Of models that
+    were trained and scored elsewhere nothing is done.
     """
     if study.scores is not None:
         return ()
@@ -103,19 +100,16 @@ def _train_and_score(
     graph: Graph, number: int, planned_pass: PlannedPass | None, runs: tuple[PlannedRun, ...]
 ) -> None:
     study, role = graph.study, runs[0].role
-    of = {run.of.name for run in runs if run.of is not None}
-    sources = tuple(run for run in study.runs if role == "truncated" and run.name in of)
     what = "adapters" if runs[0].method == "lora" else "checkpoints"
-    what = f"{role} {what}" if role in ("truncated", "mitigated") else what
+    what = f"mitigated {what}" if role == "mitigated" else what
     model = runs[0].name if len(runs) == 1 else f"pass {number}: {len(runs)} {what}"
     if len(runs) > 1 and planned_pass is None:
         model = f"imported: {len(runs)} adapters"
-    make = partial(Truncate, sources=sources) if sources else Train
-    train = make(
+    train = Train(
         model,
         runs,
         tuple(run.fingerprint for run in runs),
-        needs=graph.trainings(sources),
+        needs=(),
         work=training_work(runs),
         memory_bytes=0 if planned_pass is None else planned_pass.estimated_memory_bytes,
         disk_bytes=sum(run.stored_bytes for run in runs),

@@ -1,7 +1,4 @@
-"""Training: runs together in one pass over the base, or adapters that are truncated first.
-
-Imported models are taken over.
-"""
+"""Training: runs together in one pass over the base; imported models are taken over."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankwise.records.folder import StudyFolder
-from rankwise.records.study import PlannedPass, PlannedRun, RunRecord
+from rankwise.records.study import PlannedPass, RunRecord
 from rankwise.study.stages.stage import Model, Stage, model_name
 from rankwise.study.times import furthest, training_work
 
@@ -71,22 +68,3 @@ class Train(Stage):
     def _is_done(self, folder: StudyFolder, model: Model) -> bool:
         assert model is not None
         return folder.is_trained(model)
-
-
-@dataclass(frozen=True)
-class Truncate(Train):
-    """Truncate trained adapters to lower ranks, and train the new ones a little further."""
-
-    sources: tuple[PlannedRun, ...]
-    """The runs whose adapters are truncated."""
-
-    kind = "truncation"
-
-    def ready(self, folder: StudyFolder, models: Sequence[Model]) -> tuple[Model, ...]:
-        """Those whose source is done; where it diverged, that is what there is to record."""
-        done = {run.name for run in self.sources if folder.finished_run(run) is not None}
-        return tuple(
-            model
-            for model in models
-            if model is not None and model.of is not None and model.of.name in done
-        )

@@ -79,15 +79,8 @@ class RunRepairer:
             labels = run_labels([each for each in study.runs if each.train_task == run.train_task])
             alike = [each for each in study.runs if labels.get(each.name) == labels[run.name]]
             partners = _trained(folder, [each for each in alike if each != run])
-        refined: tuple[PlannedRun, ...] = ()
-        if "refine" in kinds:  # where the study truncated the adapter and trained it on
-            truncated = [model for model in study.of_role("truncated") if model.num_steps]
-            own = [each for each in truncated if each.of is not None and each.of.name == run.name]
-            refined = _trained(folder, own)
         # what tells the repairs from others: their kinds, and the fingerprints of other models
         self._tried: list[Any] = [tuple(kinds), [each.fingerprint for each in partners]]
-        if refined:  # scores of other kinds are as old as they are
-            self._tried.append([each.fingerprint for each in refined])
         fields = cluster_fields(study.config.evaluation.clusters, study)
         own, kept = (
             [
@@ -110,7 +103,6 @@ class RunRepairer:
                 context.models.base(), plan.tokenizer, step_tokens=plan.step_tokens
             ),
             others=[(partner.name, folder.weights(partner)) for partner in partners],
-            refined={each.rank: folder.weights(each) for each in refined if each.rank is not None},
             confidence=study.config.recommendation.confidence,
         )
 

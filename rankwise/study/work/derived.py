@@ -1,25 +1,19 @@
-"""The work of runs that are made from others: arms against forgetting, truncated adapters."""
+"""The work of runs that are made from others: what arms against forgetting read."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
-
-from torch import Tensor
+from collections.abc import Sequence
 
 from rankwise.engine.models.own_texts import NUM_TEXTS, NUM_TOKENS, write_texts
 from rankwise.engine.training.trainees import NOTHING_BESIDE, Beside
 from rankwise.errors import DataError
 from rankwise.records.config.mitigations import RowsConfig
 from rankwise.records.fingerprints import fingerprint
-from rankwise.records.grouping import grouped
 from rankwise.records.own_texts import OwnTexts
 from rankwise.records.study import PlannedRun
 from rankwise.study.context import StudyContext
 from rankwise.tasks.overlap import find_overlap
 from rankwise.tasks.training_rows import Example, TextEncoder, TrainingRow
-from rankwise.weights.lowrank import read_updates
 
 OWN_TEXTS_REVISION = 1
 """As the revisions in ``records.fingerprints``."""
@@ -77,61 +71,3 @@ def _own_texts(context: StudyContext) -> list[Example]:
             "replay: {rows: ...})."
         )
     return [Example(text, len(text) - 1, is_truncated=False) for text in kept]
-
-
-class Truncated(NamedTuple):
-    """A trained adapter's update at a lower rank.
-
-    Attributes:
-        factors: lora_A and lora_B by layer, under the scaling of the model that they are for.
-        relative_error: ||delta - truncated|| / ||delta|| over all layers, in [0, 1].
-    """
-
-    factors: Mapping[str, tuple[Tensor, Tensor]]
-    relative_error: float
-
-
-def truncated_adapters(context: StudyContext, models: Sequence[PlannedRun]) -> dict[str, Truncated]:
-    """The update that each of some truncated models begins with, by the model's name.
-
-    Singular values are shared between the factors, so that neither is small: a refinement trains
-    both. A run's adapter is decomposed once for all of its ranks.
-
-    Raises:
-        ModelError: a run's adapter cannot be read.
-        RecordError: it is not what was trained.
-    """
-    runs = {run.name: run for run in context.study.runs}
-    by_source = grouped(
-        (model.of.name, model)
-        for model in models
-        if model.role == "truncated" and model.of is not None
-    )
-    found: dict[str, Truncated] = {}
-    for source, its_models in by_source.items():
-        updates = read_updates(context.folder.weights(runs[source]))
-        for model in its_models:
-            assert model.rank is not None
-            assert model.scaling is not None
-            factors: dict[str, tuple[Tensor, Tensor]] = {}
-            missed: list[float] = []
-            for name, update in updates.items():
-                cut = update.truncated(model.rank)
-                kept = cut.update.at_scaling(model.scaling)
-                factors[name] = kept.lora_A, kept.lora_B
-                missed.append(cut.relative_error * update.frobenius_norm)
-            total = math.hypot(*(update.frobenius_norm for update in updates.values()))
-            error = math.hypot(*missed) / total if total else 0.0
-            found[model.name] = Truncated(factors, error)
-    return found
-
-
-def diverged_source(context: StudyContext, model: PlannedRun) -> str | None:
-    """Why there is nothing to truncate: the run's training diverged; None where it did not."""
-    runs = {run.name: run for run in context.study.runs}
-    if model.role != "truncated" or model.of is None:
-        return None
-    record = context.folder.finished_run(runs[model.of.name])
-    if record is None or record.status != "diverged":
-        return None
-    return f"{record.planned.name}, whose adapter it is, diverged: {record.message}"

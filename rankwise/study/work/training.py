@@ -41,8 +41,8 @@ from rankwise.study.damage import set_aside
 from rankwise.study.observer import TrainingStep
 from rankwise.study.planning.imports import import_adapter, weights_bytes
 from rankwise.study.planning.passes import shares_a_pass
-from rankwise.study.times import TRAINING_WORK, training_work
-from rankwise.study.work.derived import Truncated, diverged_source, rows_beside, truncated_adapters
+from rankwise.study.times import TRAINING_WORK
+from rankwise.study.work.derived import rows_beside
 from rankwise.tasks.training_rows import Example
 
 # An imported model reads so many of a text that is trained on before it is believed.
@@ -64,8 +64,7 @@ def train(
 ) -> None:
     """Train some runs of a pass, each from where it was last saved, or import models.
 
-    Adapters that are truncated from trained ones begin at these. Each run's record is written as
-    soon as the run is done.
+    Each run's record is written as soon as the run is done.
 
     Raises:
         ModelError: weights cannot be read.
@@ -75,18 +74,7 @@ def train(
         for run in runs:
             _import(context, run)
         return
-    trainable: list[PlannedRun] = []
-    for run in runs:
-        message = diverged_source(context, run)
-        if message is None:
-            trainable.append(run)
-            continue
-        context.folder.start_run(run)  # there is no adapter to truncate
-        _finish(context, run, status="diverged", message=message)
-        context.tell.skipped(training_work([run]))
-    if not trainable:
-        return
-    by_name = grouped((run.training.name, run) for run in trainable)
+    by_name = grouped((run.training.name, run) for run in runs)
     trainings = {models_of[0].whole: models_of for models_of in by_name.values()}
     if runs[0].method == "full":
         _train_full(context, trainings, planned_pass)
@@ -127,16 +115,14 @@ def _train_adapters(context: StudyContext, trainings: Trainings, planned: Planne
     """Train adapters on the base."""
     base = context.models.base()
     _refuse_misloaded(context, base, list(trainings))
-    truncated = truncated_adapters(context, list(trainings))
     examples = _examples(context, trainings, base, planned.max_tokens)
-    trainees, unsettled = _adapter_trainees(context, base, trainings, truncated, examples)
+    trainees, unsettled = _adapter_trainees(context, base, trainings, examples)
 
     def save(trainee: Trainee, run: PlannedRun) -> dict[str, Any]:
         assert isinstance(trainee, AdapterTrainee)
-        adapter, cut = trainee.adapter, truncated.get(trainee.run.name)
         assert run.alpha is not None
         size = adapters.save_adapter(
-            adapter,
+            trainee.adapter,
             context.folder.weights_folder(run),
             alpha=run.alpha,
             use_rslora=is_rslora(run),
@@ -145,8 +131,7 @@ def _train_adapters(context: StudyContext, trainings: Trainings, planned: Planne
         )
         return {
             "weights_bytes": size,
-            "update_is_zero": adapter.is_zero_update,
-            "truncation_error": None if cut is None else cut.relative_error,
+            "update_is_zero": trainee.adapter.is_zero_update,
             "unsettled_share": unsettled.get(trainee.run.name),
         }
 
@@ -159,7 +144,6 @@ def _adapter_trainees(
     context: StudyContext,
     base: nn.Module,
     trainings: Trainings,
-    truncated: Mapping[str, Truncated],
     examples: Mapping[PlannedRun, Sequence[Example]],
 ) -> tuple[list[AdapterTrainee], dict[str, float | None]]:
     """The adapters of a pass as they begin, and ``unsettled_share`` by the name of the run.
@@ -177,8 +161,6 @@ def _adapter_trainees(
     last: tuple[dict[str, Any], Initialisation] | None = None
     for run, models_of in trainings.items():
         adapter = lora_adapter(shapes, run, config, plan.device, plan.record.precision, devices)
-        if run.name in truncated:
-            adapter.start_from(truncated[run.name].factors)
         variant = None if run.variant is None else VARIANTS[run.variant]
         if variant is not None and variant.initialise is not None:
             settings = run.model_dump(include=fields)
@@ -399,7 +381,7 @@ class _Pass:
 
     def reached(self, trainee: Trainee, result: TrainingResult) -> None:
         """Save the weights; of a training that is to go on later, its state first."""
-        if 0 < trainee.step < len(trainee.batches):
+        if trainee.step < len(trainee.batches):
             self._save_state(trainee)
         self.states.finish()  # the record of a run takes its state away
         for model in self._models[trainee.run.name]:

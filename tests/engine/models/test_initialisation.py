@@ -18,9 +18,10 @@ from rankwise.engine.models.initialisation import (
 )
 from rankwise.engine.models.packed_attention import packed_attention
 from rankwise.engine.models.packed_layout import PackedLayout
+from rankwise.engine.models.trained_adapters import Adapter
 from rankwise.errors import ModelError
 from rankwise.tasks.training_rows import Example
-from tests.support.passes import TARGETS, Setting, config
+from tests.support.passes import CPU, TARGETS, Setting, config
 
 RANK = 4
 LENGTH = 50
@@ -149,3 +150,24 @@ def test_a_layer_that_reads_nothing_is_named(setting: Setting, layers: list[str]
     unread = "lm_head"  # the base is read without its head
     with pytest.raises(ModelError, match="without lm_head, so EVA cannot begin there"):
         input_directions(setting.base, [*layers, unread], RANK, texts(20, seed=5))
+
+
+def test_factors_of_a_lower_rank_leave_the_rest_of_the_adapter_zero() -> None:
+    """Keys of 2 features have updates of rank 2 at most, whatever the adapter's rank."""
+    adapter = Adapter(
+        {"k": models.LinearShape(5, 2)},
+        rank=4,
+        scaling=1.0,
+        dropout=0.0,
+        seed=0,
+        device=CPU,
+        dtype=torch.bfloat16,
+    )
+    lora_A, lora_B = torch.randn(2, 5), torch.randn(2, 2)
+    adapter.start_from({"k": (lora_A, lora_B)})
+    A, B = adapter.factors["k"]
+    assert torch.equal(A[:2], lora_A)
+    assert torch.equal(B[:, :2], lora_B)
+    assert not A[2:].any()
+    assert not B[:, 2:].any()
+    assert torch.equal(adapter.copies["k"].lora_A, A.bfloat16())
