@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
 import tarfile
 import tomllib
 import zipfile
@@ -11,8 +13,11 @@ from pathlib import Path, PurePosixPath
 import pytest
 from hatchling.builders.sdist import SdistBuilder
 from hatchling.builders.wheel import WheelBuilder
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +61,67 @@ def test_the_source_distribution_has_what_its_list_says(built: tuple[Path, Path]
 
 
 def test_the_version_is_the_same_everywhere(built: tuple[Path, Path]) -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
-    assert re.findall(r"^version: (\S+)$", citation, re.MULTILINE) == [project["version"]]
+    assert re.findall(r"^version: (\S+)$", citation, re.MULTILINE) == [PROJECT["version"]]
     assert [path.name for path in built] == [
-        f"rankwise-{project['version']}-py3-none-any.whl",
-        f"rankwise-{project['version']}.tar.gz",
+        f"rankwise-{PROJECT['version']}-py3-none-any.whl",
+        f"rankwise-{PROJECT['version']}.tar.gz",
     ]
+
+
+CALLED = {"pyyaml": "yaml", "vl-convert-python": "vl_convert"}
+"""Distributions whose package has another name."""
+
+NOT_DECLARED = {
+    "mlflow": "a tracker that users install themselves",
+    "pip": "fetches the embedded model; of a Python without it, the error says so",
+    "triton": "comes with builds of torch for cards, and what needs it asks for it",
+}
+
+
+def packages(requirements: list[str]) -> set[str]:
+    names = {canonicalize_name(Requirement(each).name) for each in requirements}
+    return {CALLED.get(name, name.replace("-", "_")) for name in names}
+
+
+def imported() -> set[str]:
+    """The top of every name that a module imports, anywhere in it, or asks for by a text."""
+    found: set[str] = set()
+    for path in (ROOT / "rankwise").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Import(names=names):
+                    found |= {alias.name for alias in names}
+                case ast.ImportFrom(module=str(module), level=0):
+                    found.add(module)
+                case ast.Call(args=[ast.Constant(value=str(name)), *_]):
+                    if ast.unparse(node.func).rpartition(".")[2] in ("import_module", "find_spec"):
+                        found.add(name)
+                case _:
+                    pass
+    tops = {name.partition(".")[0] for name in found}
+    return tops - sys.stdlib_module_names - {"rankwise"}
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
+    declared = packages(PROJECT["dependencies"])
+    extras = PROJECT["optional-dependencies"].values()
+    optional = packages([each for extra in extras for each in extra]) | NOT_DECLARED.keys()
+    assert imported() - optional - declared == set()
+    assert declared - imported() == set()
+    assert NOT_DECLARED.keys() <= imported()
+
+
+def test_every_dependency_has_a_least_version_and_a_limit() -> None:
+    for each in map(Requirement, PROJECT["dependencies"]):
+        assert {bound.operator for bound in each.specifier} == {">=", "<"}, each.name
+
+
+def test_the_versions_of_the_tests_are_among_those_that_are_allowed() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    versions = {canonicalize_name(name): version for name, version in pinned.items()}
+    wanted = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["dependencies"])}
+    assert wanted.keys() - versions.keys() == {"torch"}  # its builds differ by platform
+    for name in wanted.keys() - {"torch"}:
+        assert wanted[name].specifier.contains(versions[name]), name

@@ -52,6 +52,8 @@ class Printer(Console):
             renderable = renderable.copy()
             renderable.plain = printable(renderable.plain)
         for text, style, control in super().render(renderable, options):
+            if style is not None and style.link is not None:  # it hides where it leads
+                style = style.update_link(None)
             yield Segment(text if control else visible(text), style, control)
 
 

@@ -20,7 +20,12 @@ from hypothesis import strategies as st
 
 from rankwise.errors import ConfigError, RankwiseError
 from rankwise.records.study_file import load_config, preset_names, preset_text
-from tests.fuzz import answers_parsers, records_parsers, weights_parsers
+from tests.fuzz import (
+    answers_parsers,
+    names_parsers,
+    records_parsers,
+    weights_parsers,
+)
 from tests.fuzz.strategies import (
     NASTY_VALUES,
     damaged,
@@ -296,6 +301,7 @@ PARSERS |= {
 }
 PARSERS |= {name: Parser(*parser) for name, parser in records_parsers.PARSERS.items()}
 PARSERS |= {name: Parser(*parser) for name, parser in answers_parsers.PARSERS.items()}
+PARSERS |= {name: Parser(*parser) for name, parser in names_parsers.PARSERS.items()}
 PARSERS |= {
     name: Parser(lambda _, content, read=read: read(content), inputs, 150)
     for name, (inputs, read) in weights_parsers.PARSERS.items()
