@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Annotated
 from rankwise.cli import application as cli
 from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError, RankwiseError
+from rankwise.records import fields
 from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.config.training import Precision
 from rankwise.records.deployment import FormVerdict
@@ -296,8 +296,10 @@ def check(
     with cli.usage_errors((RankwiseError,)):
         wanted, names = cli.listed_names(forms), cli.listed_names(tasks)
         problems: list[str] = []
-        if not (math.isfinite(margin) and margin > 0):
-            problems.append(f"--max-loss {margin:g} is not a margin; give a number above 0")
+        try:
+            fields.margin(margin)
+        except ValueError as error:
+            problems.append(f"--max-loss {error}")
         if not names and contract is None:
             problems.append("--tasks names no task; name at least one, or give a --contract")
         if problems:

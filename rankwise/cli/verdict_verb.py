@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -164,6 +163,7 @@ def verdict(
         "filter": filter_name, "confidence": confidence, "anytime": anytime or None,
     }  # fmt: skip
     given = {field: value for field, value in only_files.items() if value is not None}
+    from rankwise.scores.asked import Asked
     from rankwise.scores.logs import HELM_FILES
 
     if os.path.isdir(paths[0]) and not any((paths[0] / file).is_file() for file in HELM_FILES):
@@ -174,15 +174,10 @@ def verdict(
             why = f"{paths[0]} is a study, and it is for files; leave it out"
             names = [*given, *(["output"] if output is not None else [])]
             raise ConfigError("verdict", [f"{_flag(name)}: {why}" for name in names])
-        for field, value in margins.items():
-            if value is not None and not (math.isfinite(value) and value > 0):
-                problem = f"{_flag(field)} {value:g} is not a margin; give a number above 0"
-                raise ConfigError("verdict", [problem])
+        Asked(**margins).check()
         return _of_study(paths[0], margins, cluster or (), as_json=as_json)
     if len(cluster or ()) > 1:
         raise ConfigError("verdict", ["--cluster is given twice; files have one field"])
-    from rankwise.scores.asked import Asked
-
     for relation in {"in_domain", "retention", "out_of_domain"} & given.keys():
         given[relation] = cli.listed_names(given[relation])
     asked = Asked(**given, **margins, cluster=cluster[0] if cluster else None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -10,17 +10,16 @@ import numpy as np
 
 from rankwise.errors import ConfigError
 from rankwise.findings.notes import suspect, suspicion, too_few
+from rankwise.findings.options import OptionGains
 from rankwise.findings.pairs import (
     Counts,
-    Pair,
     PairedTest,
     accuracy_difference,
-    pair_items,
     paired_test,
     run_record,
 )
 from rankwise.findings.stats.estimates import anytime_interval, holm, holm_levels
-from rankwise.findings.stats.items import POINTS, num_clusters
+from rankwise.findings.stats.items import POINTS, Clusters, Floats, Items, num_clusters
 from rankwise.findings.stats.prospects import chance_of_sign
 from rankwise.records import quantities
 from rankwise.records.axes import run_labels
@@ -29,6 +28,9 @@ from rankwise.records.lm_eval_samples import OF_LOG_LIKELIHOODS
 from rankwise.records.p_right import ACCURACY
 from rankwise.records.recommendation import AccuracyDifference, PairedDifference
 from rankwise.records.results import ModelResults, TaskItems, TrainTaskResults
+
+Test = Callable[[float], PairedTest]
+"""The difference of one model from the base at a two-sided confidence."""
 
 Verdict = Literal["better", "worse", "cannot_tell"]
 
@@ -135,12 +137,13 @@ def against_base(results: TrainTaskResults, *, anytime: bool = False) -> ModelVe
         if cluster is not None:
             problem = "it treats items as independent, so it cannot go with --cluster; drop one"
         raise ConfigError("verdict", [f"anytime: {problem}"])
-    pairs = [pair_items(results.base, run, task) for run in results.runs]
-    confidence = study.config.recommendation.confidence
+    source, confidence = OptionGains(results), study.config.recommendation.confidence
+    gains = [source.pair(run, task).gain for run in results.runs]
+    clusters = None if anytime else source.clusters(task)
+    tests = _tests(source, results.runs, task, clusters)
     notes = study.warnings
     if anytime:
-        pairs = [pair._replace(clusters=None) for pair in pairs]
-        judged = _judged_at_any_time(pairs, confidence, base.doc_ids)
+        judged = _judged_at_any_time(gains, tests, confidence, base.doc_ids)
         if list(base.doc_ids) == sorted(base.doc_ids):
             notes = (
                 *notes,
@@ -149,17 +152,17 @@ def against_base(results: TrainTaskResults, *, anytime: bool = False) -> ModelVe
                 "or by length",
             )
     else:
-        judged = _judged(pairs, confidence)
-    in_accuracy: list[PairedTest | None] = [None] * len(pairs)
+        judged = _judged(tests, confidence)
+    in_accuracy: list[PairedTest | None] = [None] * len(tests)
     if base.accuracy is not None:
-        own = [pair_items(results.base, run, task, by_accuracy=True) for run in results.runs]
-        in_accuracy = [
-            paired_test(pair._replace(clusters=pairs[0].clusters), confidence) for pair in own
-        ]
+        own = _tests(source.by_accuracy, results.runs, task, clusters)
+        in_accuracy = [test(confidence) for test in own]
     unit = base.metric if base.unit == "units" else base.unit
     if base.metric in OF_LOG_LIKELIHOODS and base.higher_is_better:
         unit = "log-likelihood"
-    verdict = partial(_verdict, study.scores.base, unit, len(pairs))
+    # of the odds' prior, in the values' unit: 1 % of the largest differences
+    point = 1.0 if base.unit == "points" else source.item_size(task) / POINTS
+    verdict = partial(_verdict, study.scores.base, unit, point, len(tests))
     return ModelVerdicts(
         base=study.scores.base,
         task=task,
@@ -170,16 +173,30 @@ def against_base(results: TrainTaskResults, *, anytime: bool = False) -> ModelVe
         confidence=confidence,
         cluster=cluster,
         anytime=anytime,
-        warnings=(*notes, *_cluster_notes(pairs, base, cluster)),
-        candidates=tuple(map(verdict, results.runs, pairs, judged, in_accuracy)),
+        warnings=(*notes, *_cluster_notes(np.stack(gains), clusters, base, cluster)),
+        candidates=tuple(map(verdict, results.runs, judged, in_accuracy)),
     )
 
 
-def _cluster_notes(pairs: Sequence[Pair], base: TaskItems, cluster: str | None) -> Iterator[str]:
-    """Too few clusters; without ``cluster``, a field that the differences go by."""
-    known = num_clusters([pairs[0].items])
+def _tests(
+    source: OptionGains, runs: Sequence[ModelResults], task: str, clusters: Clusters | None
+) -> list[Test]:
+    """The test of each run, by what one whole item counts for all of them."""
+    pairs = [source.pair(run, task) for run in runs]
+    items = source.items([pair.gain for pair in pairs], [task] * len(pairs))
+    return [
+        partial(paired_test, pair, items=each._replace(clusters=clusters))
+        for pair, each in zip(pairs, items, strict=True)
+    ]
+
+
+def _cluster_notes(
+    gains: Floats, clusters: Clusters | None, base: TaskItems, cluster: str | None
+) -> Iterator[str]:
+    """Too few clusters; without ``cluster``, a field that the differences (runs, items) go by."""
+    known = num_clusters([Items(gains, 0.0, clusters=clusters)])
     if cluster is None:
-        found = suspect(base, known, np.stack([pair.gain for pair in pairs]))
+        found = suspect(base, known, gains)
         if found is not None:
             items = f"the {quantities.counted(len(base.doc_ids), 'item')}"
             yield suspicion(found, items, f"Use --cluster {found.field}")
@@ -196,25 +213,26 @@ class _Judged(NamedTuple):
     level: float
 
 
-def _judged(pairs: Sequence[Pair], confidence: float) -> list[_Judged]:
-    p_values = [paired_test(pair, confidence).p_value for pair in pairs]
+def _judged(tests: Sequence[Test], confidence: float) -> list[_Judged]:
+    p_values = [test(confidence).p_value for test in tests]
     levels = [1.0 - alpha for alpha in holm_levels(p_values, 1.0 - confidence)]
-    return list(map(_Judged, map(paired_test, pairs, levels), p_values, holm(p_values), levels))
+    found = [test(level) for test, level in zip(tests, levels, strict=True)]
+    return list(map(_Judged, found, p_values, holm(p_values), levels))
 
 
 def _judged_at_any_time(
-    pairs: Sequence[Pair], confidence: float, doc_ids: Sequence[int]
+    gains: Sequence[Floats], tests: Sequence[Test], confidence: float, doc_ids: Sequence[int]
 ) -> list[_Judged]:
     """Tests whose intervals hold at any number of items, at alpha over the number of models.
 
-    ``doc_ids`` are in the order in which the items came; a pair's are sorted.
+    ``doc_ids`` are in the order in which the items came; those of the gains are sorted.
     """
-    level = 1.0 - (1.0 - confidence) / len(pairs)
+    level = 1.0 - (1.0 - confidence) / len(tests)
     arrival = np.searchsorted(np.sort(doc_ids), doc_ids)
     judged: list[_Judged] = []
-    for pair in pairs:
-        lower, upper = anytime_interval(pair.gain[arrival], POINTS, level)
-        test = paired_test(pair, level)
+    for gain, test_at in zip(gains, tests, strict=True):
+        lower, upper = anytime_interval(gain[arrival], POINTS, level)
+        test = test_at(level)
         # early items count more than late ones: in an order that is not random the mean may lie
         # outside, and then nothing is shown
         mean = test.estimate.value
@@ -237,9 +255,9 @@ class _Found(NamedTuple):
 def _verdict(
     base: str,
     unit: str,
+    point: float,
     num_models: int,
     run: ModelResults,
-    pair: Pair,
     judged: _Judged,
     in_accuracy: PairedTest | None,
 ) -> ModelVerdict:
@@ -250,8 +268,6 @@ def _verdict(
     # nothing was observed where all answers are the same
     if verdict == "cannot_tell" and judged.p_value is not None and test.has_differences:
         alpha = (1.0 - judged.level) / NEXT_LOOK
-        # of the odds' prior, in the values' unit: 1 % of the largest differences
-        point = 1.0 if pair.in_points else pair.item_size / POINTS
         more = tuple(
             MoreItems(
                 factor=factor,

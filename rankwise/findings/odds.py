@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from rankwise.findings.decision import Ends, Margins, choose, judge
 from rankwise.findings.options import Option
-from rankwise.findings.stats.blocks import Block, all_pairs, normal_draws
+from rankwise.findings.stats.blocks import Block, normal_draws
 from rankwise.findings.stats.items import Floats
 from rankwise.findings.stats.posterior import GAIN_PRIOR, LOSS_PRIOR, posterior
 from rankwise.findings.stats.prospects import GrownBlock, Growth, grow
@@ -48,6 +48,9 @@ seen (standard deviation). A convention of ours."""
 
 MOST_UNSURE = 8
 """Retention tasks of which a growth is simulated: those that are least surely below the ceiling."""
+
+_MOST_LEADS = 1 << 21
+"""Leads of futures that are judged at a time: 16 MB, of which judging holds some ten times."""
 
 _SEED = 20260102
 """Fixed, so that the same results always give the same odds."""
@@ -206,7 +209,7 @@ def chance_of_decision(
         unsure: from ``unsure_tasks``, the same for all growths.
     """
     rng, count = np.random.default_rng(_SEED), evidence.num_options
-    one, retention = np.eye(count), evidence.retention
+    retention = evidence.retention
     gains, variances = (drawn[:NUM_FUTURES] for drawn in truths.gains)
     growth = growths.of(evidence.in_domain, growths.in_domain)
     gained = grow(evidence.in_domain, gains, variances, growth, rng)
@@ -215,7 +218,7 @@ def chance_of_decision(
     if retention is not None and truths.losses is not None:
         losses, variances = (drawn[:NUM_FUTURES] for drawn in truths.losses)
         growth = growths.of(retention, growths.retention)
-        loss = grow(retention, losses, variances, growth, rng).ends(one, level)
+        loss = grow(retention, losses, variances, growth, rng).ends("options", level)
         of_tasks: list[GrownBlock] = []
         drawn_losses = _task_truths(evidence.tasks, unsure, losses, rng)
         for place, drawn in zip(unsure, drawn_losses, strict=True):
@@ -225,13 +228,20 @@ def chance_of_decision(
         if of_tasks:  # as in ``simultaneous.worst_task``, without the skewness
             shared = 1.0 - (1.0 - level) / len(evidence.tasks)
             worst = (
-                np.max([task.ends(one, shared)[0] for task in of_tasks], axis=0),
-                np.max([task.ends(one, level)[1] for task in of_tasks], axis=0),
+                np.max([task.ends("options", shared)[0] for task in of_tasks], axis=0),
+                np.max([task.ends("options", level)[1] for task in of_tasks], axis=0),
             )
-    lower, upper = gained.ends(all_pairs(count), level)
-    lead = lower.reshape(-1, count, count), upper.reshape(-1, count, count)
-    decided = judge(gained.ends(one, level), loss, worst, lead, margins).is_decided
-    return float(decided.mean())
+    decided: list[NDArray[np.bool_]] = []
+    at_once = max(1, _MOST_LEADS // count**2)
+    for start in range(0, len(gains), at_once):
+        part = slice(start, start + at_once)
+        some = gained.part(part)
+        gain, lead = some.ends("options", level), some.ends("pairs", level)
+        kept, least = (
+            None if ends is None else (ends[0][part], ends[1][part]) for ends in (loss, worst)
+        )
+        decided.append(judge(gain, kept, least, lead, margins).is_decided)
+    return float(np.concatenate(decided).mean())
 
 
 def unsure_tasks(tasks: Sequence[Block], margins: Margins, level: float) -> list[int]:

@@ -14,8 +14,10 @@ import numpy as np
 
 from rankwise.findings.pairs import (
     Pair,
+    PairedTest,
     clusters_of,
     pair_items,
+    paired_test,
     run_record,
     scored_by_all,
     size_of,
@@ -256,6 +258,11 @@ class OptionGains:
     def gains(self, runs: Runs, task: str) -> Floats:
         """(runs, items): adapted - base, positive where the adapted model is better."""
         return np.stack([self.pair(run, task).gain for run in runs])
+
+    def test(self, model: ModelResults, task: str, confidence: float | None = None) -> PairedTest:
+        """The base and a model on one task; None: at the study's confidence, two-sided."""
+        pair, level = self.pair(model, task), self.confidence if confidence is None else confidence
+        return paired_test(pair, level, *self.items([pair.gain], [task]))
 
     def item_size(self, task: str) -> float:
         """What one whole item of a task counts, by the gains of all trained runs together."""

@@ -1,9 +1,9 @@
-"""Every run against the base on every task, paired over the same items."""
+"""Two models on one task, paired over the same items."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -22,15 +22,9 @@ from rankwise.findings.stats.items import (
     num_clusters,
     whole_item,
 )
-from rankwise.records.recommendation import (
-    AccuracyDifference,
-    Bound,
-    Comparison,
-    FormatEffect,
-    PairedDifference,
-)
-from rankwise.records.results import ModelResults, TaskItems, TrainTaskResults
-from rankwise.records.study import Interval, Relation, RunRecord
+from rankwise.records.recommendation import AccuracyDifference, Bound, PairedDifference
+from rankwise.records.results import ModelResults, TaskItems
+from rankwise.records.study import Interval, RunRecord
 
 
 class Scores(NamedTuple):
@@ -285,11 +279,18 @@ def _order(doc_ids: tuple[int, ...]) -> NDArray[np.intp]:
     return np.argsort(doc_ids)
 
 
-def paired_test(pair: Pair, confidence: float) -> PairedTest:
-    """The difference of one pair of models by itself; ``confidence`` is two-sided, 0..1."""
-    estimate = mean_over_tasks([pair.items])
+def paired_test(pair: Pair, confidence: float, items: Items | None = None) -> PairedTest:
+    """The difference of one pair of models.
+
+    Args:
+        pair: the two models.
+        confidence: two-sided, 0..1.
+        items: the pair's gain as it enters the estimate; None: judged by these two models alone.
+    """
+    items = pair.items if items is None else items
+    estimate = mean_over_tasks([items])
     lower, upper = estimate.interval(confidence)
-    outcomes, clusters = pair.answered.outcomes, num_clusters([pair.items])
+    outcomes, clusters = pair.answered.outcomes, num_clusters([items])
     counts: Counts | None = None
     mcnemar: float | None = None
     if outcomes is not None:
@@ -333,28 +334,6 @@ def bound_of(estimate: Estimate, confidence: float) -> Bound:
     return Bound(estimate=estimate.value, lower=lower, upper=upper)
 
 
-def compare(results: TrainTaskResults) -> Iterator[Comparison]:
-    """Every trained run against the base on every task of the study, in the study's order.
-
-    Exploratory: no p-value is corrected.
-    """
-    confidence = results.study.config.recommendation.confidence
-    for model, relation, task in _runs_on_tasks(results):
-        items = results.base.items[task]
-        test = own = paired_test(pair_items(results.base, model, task), confidence)
-        if items.accuracy is not None:
-            own_pair = pair_items(results.base, model, task, by_accuracy=True)
-            own = paired_test(own_pair, confidence)
-        yield Comparison(
-            run=model.name,
-            task=task,
-            relation=relation,
-            unit=items.unit,
-            **test.values(Comparison, own),
-            accuracy=items.accuracy and accuracy_difference(items.accuracy.metric, test, own),
-        )
-
-
 def run_record(model: ModelResults) -> RunRecord:
     """The record of a model that is a run.
 
@@ -371,45 +350,9 @@ def trained(models: Iterable[ModelResults]) -> tuple[ModelResults, ...]:
     return tuple(model for model in models if run_record(model).status == "trained")
 
 
-def _runs_on_tasks(results: TrainTaskResults) -> Iterator[tuple[ModelResults, Relation, str]]:
-    """Every trained run on every task of the study, in the study's order."""
-    for model in trained(results.runs):
-        for relation, tasks in results.tasks.items():
-            for task in tasks:
-                yield model, relation, task
-
-
 def _items(model: ModelResults, task: str) -> TaskItems:
     if task not in model.items:
         raise RecordError(
             f"{model.name} was not scored on {task!r}; run the study again to finish it"
         )
     return model.items[task]
-
-
-def format_effects(results: TrainTaskResults) -> Iterator[FormatEffect]:
-    """Every trained run on every task that was scored in both formats, in the study's order."""
-    base, confidence = results.base, results.study.config.recommendation.confidence
-    for model, relation, task in _runs_on_tasks(results):
-        if task not in results.trained_formats:
-            continue
-        scored_as = results.trained_formats[task]
-        standard, trained_format = (pair_items(base, model, t) for t in (task, scored_as))
-        test = paired_test(trained_format, confidence)
-        own = paired_test(pair_items(base, model, scored_as, by_accuracy=True), confidence)
-        by_format: Bound | None = None
-        if base.items[task].metric == base.items[scored_as].metric:
-            size = max(standard.item_size, trained_format.item_size)
-            values = standard.gain - trained_format.gain
-            both = standard.items._replace(values=values, item_size=size)
-            by_format = bound_of(mean_over_tasks([both]), confidence)
-        yield FormatEffect(
-            run=model.name,
-            task=task,
-            scored_as=scored_as,
-            relation=relation,
-            unit=base.items[scored_as].unit,
-            **test.values(FormatEffect, own),
-            standard_difference=float(standard.gain.mean()),
-            by_format=by_format,
-        )

@@ -17,11 +17,12 @@ from rankwise.findings.decision import (
     standings,
     sufficient_margins,
 )
+from rankwise.findings.differences import compare, format_effects
 from rankwise.findings.looks import alpha_of_look, with_look
 from rankwise.findings.notes import item_notes, num_clusters_of
 from rankwise.findings.odds import Betting, Sizes, point_in
 from rankwise.findings.options import DecidingTasks, Option, OptionGains, Runs
-from rankwise.findings.pairs import compare, format_effects, run_record, trained
+from rankwise.findings.pairs import run_record, trained
 from rankwise.findings.statements import reasons, statement
 from rankwise.findings.stats.detectable import Detectable, TaskSize, detectable
 from rankwise.findings.stats.items import Items
@@ -148,8 +149,8 @@ def recommend_for(
         better_and_kept_by_full=_dominating_full(source, tasks, options),
         best_rate_at_edge=_rate_at_edge(source, tasks, options),
         verdicts=judged.verdicts,
-        comparisons=tuple(compare(results)),
-        format_effects=tuple(format_effects(results)),
+        comparisons=tuple(compare(source)),
+        format_effects=tuple(format_effects(source)),
     )
     why = (
         *reasons(

@@ -8,7 +8,6 @@ model that brings an attention of its own, as Unsloth's do, is refused before th
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -24,6 +23,7 @@ from rankwise.errors import ConfigError, ModelError, TaskError
 from rankwise.findings.deployment import LossRule
 from rankwise.findings.training_looks import TrainingLook, training_look
 from rankwise.records.config.study import RecommendationConfig
+from rankwise.records.fields import margin
 from rankwise.records.results import ModelResults
 from rankwise.tasks.requests import PreparedTask
 from rankwise.weights.session import CONFIDENCE, ScoreSettings, ScoringSession
@@ -87,10 +87,11 @@ class RetentionCallback(TrainerCallback):
             problems.append(f"every: {every} is not a number of steps; give at least 1")
         if items < 2:
             problems.append(f"items: {items} are too few for an interval; give at least 2")
-        if max_retention_loss is not None and not 0 < max_retention_loss < math.inf:
-            problems.append(
-                f"max_retention_loss: {max_retention_loss:g} is not a margin; give a number above 0"
-            )
+        try:
+            if max_retention_loss is not None:
+                margin(max_retention_loss)
+        except ValueError as error:
+            problems.append(f"max_retention_loss: {error}")
         if problems:
             raise ConfigError(_NAME, problems)
         self._settings = ScoreSettings(

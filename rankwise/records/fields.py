@@ -62,6 +62,24 @@ def user_path(value: Any) -> Any:
     return value
 
 
+def margin(value: float) -> float:
+    """Refuse differences that no study could tell, or that no score can have."""
+    if not LEAST_MARGIN <= value <= LARGEST_MARGIN:
+        between = f"{LEAST_MARGIN:g} to {LARGEST_MARGIN:g}"
+        raise ValueError(f"{value:g} is not a margin; give a number above 0 ({between})")
+    return value
+
+
+def confidence(value: float) -> float:
+    """Refuse levels that say nothing, and those in tails that no bound here reaches."""
+    if not 0.5 < value <= MOST_CONFIDENCE:
+        raise ValueError(
+            f"{value:g} is not a confidence; use a number above 0.5 and below 1 "
+            f"({MOST_CONFIDENCE:g} at most)"
+        )
+    return value
+
+
 def none_or_two(value: int) -> int:
     """Refuse a single item, whose difference between two models has no standard error."""
     if value == 1:
@@ -168,6 +186,10 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 Positive = Annotated[Number, Field(gt=0)]
 
+Margin = Annotated[Positive, AfterValidator(margin)]
+
+Confidence = Annotated[Number, Field(gt=0.5, lt=1), AfterValidator(confidence)]
+
 NotNegative = Annotated[Number, Field(ge=0)]
 
 Fraction = Annotated[Number, Field(ge=0, lt=1)]
@@ -176,9 +198,22 @@ Natural = Annotated[int, Field(ge=0, le=LARGEST, strict=True)]
 
 Count = Annotated[int, Field(ge=1, le=LARGEST, strict=True)]
 
-Rank = Annotated[int, Field(le=2**20, strict=True), AfterValidator(rank)]  # no layer is so wide
+LEAST_MARGIN, LARGEST_MARGIN = 1e-6, 1e9
+"""In points, nats, or the scores' own unit. A millionth of a point is one item of 10^8, and so many
+items as it takes to tell it can be written."""
 
-Epochs = Annotated[int, Field(ge=1, le=10_000, strict=True)]  # more is weeks on any data
+MOST_CONFIDENCE = 0.9999
+"""The laws of the bounds are known to some hundreds of items, and say nothing of rarer events."""
+
+LARGEST_RANK = 2**20
+"""No layer is so wide."""
+
+MOST_EPOCHS = 10_000
+"""More is weeks on any data."""
+
+Rank = Annotated[int, Field(le=LARGEST_RANK, strict=True), AfterValidator(rank)]
+
+Epochs = Annotated[int, Field(ge=1, le=MOST_EPOCHS, strict=True)]
 
 Text = Annotated[str, AfterValidator(plain_text)]
 

@@ -240,9 +240,18 @@ def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
         OSError: it cannot be read, is larger, or is not a regular file.
     """
     require_regular(path)
-    if most_bytes is not None and path.stat().st_size > most_bytes:
+    if most_bytes is None:
+        return path.read_bytes()
+    content, size = b"", path.stat().st_size
+    if size <= most_bytes:
+        with path.open("rb") as file:
+            content = file.read(size + 1)
+            # one that grows, or of /proc, has more than its size says
+            while len(content) <= most_bytes and (more := file.read(len(content) + 1)):
+                content += more
+    if max(size, len(content)) > most_bytes:
         raise OSError(errno.EFBIG, f"it has more than {in_words(most_bytes)}", str(path))
-    return path.read_bytes()
+    return content
 
 
 def digest_of(path: Path) -> FileDigest:

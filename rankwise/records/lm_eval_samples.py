@@ -7,8 +7,6 @@ missing is inferred from the rest of the line where possible.
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,9 +17,16 @@ from rankwise.errors import DataError, RecordError, TaskError
 from rankwise.records import quantities
 from rankwise.records.files import read_regular
 from rankwise.records.fingerprints import fingerprint
+from rankwise.records.json_reading import (
+    MOST_BYTES,
+    MOST_PART_BYTES,
+    JsonError,
+    parse_json,
+    refuse_values,
+)
 from rankwise.records.p_right import P_RIGHT, p_right_of_items, requests_of
 from rankwise.records.results import LOSS_METRIC
-from rankwise.records.study import Unit
+from rankwise.records.study import LARGEST_SCORE, Unit
 
 # All fields of a line that are not metrics.
 _FIELDS = frozenset(
@@ -254,8 +259,9 @@ def is_samples_file(path: Path) -> bool:
         return True
     try:
         with path.open("rb") as file:
-            line = json.loads(file.readline().strip().removeprefix(b"[").removesuffix(b",") or b"0")
-    except (OSError, ValueError, RecursionError):
+            text = file.readline(MOST_PART_BYTES).decode("utf-8-sig")
+        line = parse_json(text.strip().removeprefix("[").removesuffix(",") or "0")
+    except (OSError, ValueError):
         return False
     is_line = isinstance(line, dict) and "doc_id" in line and "model" not in line
     return is_line and bool({"resps", "arguments", "doc"} & {*line})
@@ -317,10 +323,11 @@ def check_same_items(
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each object of a file, with its place for error messages."""
     try:
-        text = read_regular(path).decode("utf-8-sig")
+        text = read_regular(path, MOST_BYTES).decode("utf-8-sig")
+        refuse_values(sum(map(text.count, "[{,:\n")))
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist. Check the path.") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, JsonError) as error:
         raise DataError(f"{path} cannot be read: {error}. Give a samples_*.jsonl file.") from error
     if text.lstrip().startswith("["):  # of lm-eval 0.4.0 to 0.4.2
         parts = enumerate(_parsed(text, str(path)), start=1)
@@ -341,8 +348,8 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
+        return parse_json(text)
+    except ValueError as error:
         raise DataError(
             f"{where}: not JSON ({error}). Give a samples_*.jsonl file of lm_eval --log_samples; "
             "if the file was cut short, score again."
@@ -386,13 +393,9 @@ def _text(value: Any) -> str | None:
 
 def _number(value: Any) -> float | None:
     """A finite number, including true and false; None for anything else."""
-    if not isinstance(value, int | float):
+    if not isinstance(value, int | float) or not abs(value) <= LARGEST_SCORE:
         return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
+    return float(value)
 
 
 def higher_is_better(path: Path, metric: str) -> bool | None:
@@ -409,7 +412,7 @@ def higher_is_better(path: Path, metric: str) -> bool | None:
         if not results.name.endswith(f"_{date}.json") or results.name.startswith("samples_"):
             continue
         try:
-            content = json.loads(read_regular(results))
+            content = parse_json(read_regular(results, MOST_PART_BYTES).decode("utf-8-sig"))
         except (OSError, ValueError) as error:
             raise DataError(
                 f"{results} cannot be read: {error}. It says whether a higher metric is better. "

@@ -13,6 +13,12 @@ from rankwise.records.study import Interval, PlannedRun, Scaled, Unit, is_rslora
 NOT_MEASURED = "—"
 MINUS = "\u2212"
 
+LONGEST_NAME = 300
+"""Characters: names of files have 255 bytes, and a sentence has to be read."""
+
+MOST_LISTED = 20
+"""More names than this in a sentence are not read."""
+
 _DIGITS: dict[Unit, int] = {"points": 1, "nats": 3, "tokens": 1, "units": 3}
 _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
@@ -198,10 +204,19 @@ def counted(value: int, noun: str) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """a, b and c."""
-    if len(names) < 2:
-        return "".join(names)
-    return f"{', '.join(names[:-1])} and {names[-1]}"
+    """a, b and c; of more than ``MOST_LISTED``, the first and how many more there are."""
+    left = len(names) - MOST_LISTED
+    written = [shortened(name) for name in names[:MOST_LISTED]]
+    if left > 0:
+        written.append(f"{count(left)} more")
+    if len(written) < 2:
+        return "".join(written)
+    return f"{', '.join(written[:-1])} and {written[-1]}"
+
+
+def shortened(name: str) -> str:
+    """A name as sentences have it: its first ``LONGEST_NAME`` characters."""
+    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}…"
 
 
 def capital(text: str) -> str:

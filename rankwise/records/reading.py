@@ -70,7 +70,9 @@ def judged_lines(
     documents = {int(line["doc_id"]): line.get("doc") for line in samples}
     judged = judged._replace(ties=ties_of(samples))
     if slice_field is not None:
-        kinds = [(doc or {}).get(slice_field) for doc in documents.values()]
+        kinds = [
+            doc.get(slice_field) if isinstance(doc, Mapping) else None for doc in documents.values()
+        ]
         if None not in kinds:
             judged = judged.with_items(slices=tuple(map(str, kinds)))
     if cluster_field is None:

@@ -662,6 +662,10 @@ class Interval(Record):
         return self.model_copy(update=ends)
 
 
+LARGEST_SCORE = 1e30
+"""Of an item: the third moments of a million of them are numbers, and no metric has larger ones."""
+
+
 class MetricScore(Record):
     """One aggregated metric of a task; never without its error, count and direction."""
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from rankwise.errors import ConfigError
+from rankwise.records.fields import confidence, margin, plain_text
 from rankwise.records.study import Relation
 
 
@@ -72,21 +72,23 @@ class Asked(NamedTuple):
         }
 
     def check(self) -> None:
-        """Refuse margins and levels that are none.
+        """Refuse margins and levels that are none, and names that cannot be.
 
         Raises:
             ConfigError: with every problem.
         """
-        margins = {"delta": self.delta, "epsilon": self.epsilon, "worst-task": self.worst_task}
-        problems = [
-            f"--{name} {value:g} is not a margin; give a number above 0"
-            for name, value in margins.items()
-            if value is not None and not (math.isfinite(value) and value > 0)
-        ]
-        if self.confidence is not None and not 0.5 < self.confidence < 1.0:
-            problems.append(
-                f"--confidence {self.confidence:g} is not a confidence; use a number above 0.5 and "
-                "below 1"
-            )
+        checks: Mapping[str, Callable[[Any], object]] = {
+            **dict.fromkeys(("delta", "epsilon", "worst_task"), margin),
+            "confidence": confidence,
+            **dict.fromkeys(("cluster", "slice", "name", "metric", "filter"), plain_text),
+        }
+        problems: list[str] = []
+        for field, check in checks.items():
+            value = getattr(self, field)
+            try:
+                if value is not None:
+                    check(value)
+            except ValueError as error:
+                problems.append(f"--{field.replace('_', '-')} {error}")
         if problems:
             raise ConfigError("verdict", problems)

@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-import lzma
 import math
-import struct
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,24 +12,14 @@ from typing import Any, NamedTuple
 from rankwise.errors import DataError, RankwiseError, did_you_mean
 from rankwise.records.files import read_regular
 from rankwise.records.grouping import grouped
+from rankwise.records.json_reading import MOST_BYTES, MOST_PART_BYTES, parse_json
 from rankwise.records.quantities import listed
-from rankwise.scores.models import Item, ScoredModel, Scoring, answered
+from rankwise.records.yaml_reading import shown
+from rankwise.scores.archives import unpacked_log
+from rankwise.scores.models import Item, ScoredModel, Scoring, answered, score_of
 
 HELM_FILES = ("per_instance_stats.json", "display_predictions.json", "predictions.json")
 """HELM's per-instance files, in a folder for each run; the first has every statistic."""
-
-_DAMAGES = (
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, OSError, EOFError),
-    *(StopIteration, ValueError, TypeError),
-    RuntimeError,  # also of a member that is packed or encrypted in a way that Inspect does not use
-)
-"""What a damaged archive in memory, or one of something else, may raise."""
-
-_ZSTANDARD = 93
-"""Of a zip archive's ways of compressing, by its specification."""
-
-_MOST_BYTES = 1 << 30
-"""The most that a log may unpack to."""
 
 _INSPECT_VALUES = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0}
 """Inspect's values of answers that are correct, incorrect, partial, and of none."""
@@ -66,13 +50,16 @@ def read_log(path: Path) -> Log | None:
         path = next((path / name for name in HELM_FILES if (path / name).is_file()), path)
     if not path.is_file() or path.suffix not in (".eval", ".json"):
         return None
-    content = read_regular(path, _MOST_BYTES)
+    try:
+        content = read_regular(path, MOST_BYTES)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}. Give a part of it.") from error
     digest = hashlib.sha256(content).hexdigest()
     if path.suffix == ".eval":
-        return Log(path, digest, _unpacked(path, content))
+        return Log(path, digest, unpacked_log(path, content))
     try:
-        parsed = json.loads(content)
-    except (ValueError, RecursionError):
+        parsed = parse_json(content.decode("utf-8-sig"))
+    except ValueError:
         return None  # lines of JSON, or a table that says itself what is wrong with it
     first = parsed[0] if isinstance(parsed, list) and parsed else None
     is_helm = isinstance(first, Mapping) and {"instance_id", "stats"} <= first.keys()
@@ -98,58 +85,13 @@ def log_scorings(log: Log, metric: str | None) -> Scoring:
             raise
         tool = "Inspect" if of_inspect else "HELM"
         raise DataError(
-            f"{log.path} is not laid out as {tool} writes it ({error!r}). Give a table of scores."
+            f"{log.path} is not laid out as {tool} writes it ({shown(error)}). Give a table of "
+            "scores."
         ) from error
 
 
 def _is_inspect(content: Any) -> bool:
     return isinstance(content, Mapping) and isinstance(content.get("eval"), Mapping)
-
-
-def _unpacked(path: Path, content: bytes) -> dict[str, Any]:
-    """An ``.eval`` file, a zip archive, in the form of the same log as JSON."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if sum(each.file_size for each in archive.infolist()) > _MOST_BYTES:
-                raise DataError(
-                    f"{path} unpacks to more than 1 GiB, which is the most that is read."
-                )
-            names = archive.namelist()
-            # the header is written last; of an evaluation that was killed there is the journal
-            header = next(n for n in ("header.json", "_journal/start.json") if n in names)
-            status = {} if header == "header.json" else {"status": "started"}
-            samples = [
-                json.loads(_member(archive, name, content))
-                for name in names
-                if name.startswith("samples/") and name.endswith(".json")
-            ]
-            head = json.loads(_member(archive, header, content))
-            return {**head, **status, "samples": samples}
-    except DataError:  # too large; it is a ValueError too
-        raise
-    except _DAMAGES as error:
-        raise DataError(f"{path} is not a log of Inspect, or it is damaged: {error}.") from error
-
-
-def _member(archive: zipfile.ZipFile, name: str, content: bytes) -> bytes:
-    """A file of an archive; Inspect packs by Zstandard, which Python's zipfile knows from 3.14 on.
-
-    Raises:
-        ValueError: its checksum is another; and others of ``_DAMAGES``.
-    """
-    info = archive.getinfo(name)
-    if info.compress_type != _ZSTANDARD:
-        return archive.read(name)
-    import pyarrow
-
-    # a local header has 30 bytes, of which the last four are the sizes of the two fields behind it
-    sizes = struct.unpack_from("<HH", content, info.header_offset + 26)
-    start = info.header_offset + 30 + sum(sizes)
-    packed = content[start : start + info.compress_size]
-    text = pyarrow.Codec("zstd").decompress(packed, info.file_size, asbytes=True)
-    if zlib.crc32(text) != info.CRC:
-        raise ValueError(f"the checksum of {name} is another")
-    return text
 
 
 def _inspect(log: Log, metric: str | None) -> Scoring:
@@ -167,7 +109,7 @@ def _inspect(log: Log, metric: str | None) -> Scoring:
     metric = _chosen(log, [*known], metric)
     scorer, key = known[metric]
     placed = ((f"sample {number}", sample) for number, sample in enumerate(samples, 1))
-    by_item = grouped((str(sample.get("id")), (place, sample)) for place, sample in placed)
+    by_item = grouped((str(sample["id"]), (place, sample)) for place, sample in placed)
     items: dict[str, Item] = {}
     for item, its in by_item.items():
         place, first = its[0]
@@ -179,14 +121,12 @@ def _inspect(log: Log, metric: str | None) -> Scoring:
             if isinstance(value, str):
                 value = _INSPECT_VALUES.get(value, value)
             try:
-                values.append(float(value))
-            except (TypeError, ValueError):
-                values.append(math.nan)
-            if not math.isfinite(values[-1]):
+                values.append(score_of(value))
+            except ValueError as error:
                 raise DataError(
-                    f"{log.path} {where} (id {sample.get('id')!r}): the value of {metric} is "
-                    f"{value!r}, which is not a number. Score it, or leave it out of all models."
-                )
+                    f"{log.path} {where} (id {shown(sample.get('id'))}): the value of {metric} is "
+                    f"wrong: {error}. Score it, or leave it out of all models."
+                ) from error
         answer = (first.get("scores") or {}).get(scorer, {}).get("answer")
         completion = (first.get("output") or {}).get("completion")
         line = answered(
@@ -231,7 +171,7 @@ def _inspect_text(value: Any) -> str | None:
 
 def _helm(log: Log, metric: str | None) -> Scoring:
     """Instances as they are, without perturbation; of several train trials the mean."""
-    values: dict[str, dict[str, list[float]]] = {}
+    values: dict[str, dict[str, list[Any]]] = {}
     places: dict[str, tuple[str, Mapping[str, Any]]] = {}
     for number, instance in enumerate(log.content, 1):
         if instance.get("perturbation") is not None:
@@ -245,7 +185,7 @@ def _helm(log: Log, metric: str | None) -> Scoring:
             known = [stat for stat in stats if stat["name"].get("perturbation") is None]
             means = [(s["name"]["name"], s["mean"]) for s in known if s.get("mean") is not None]
         for name, value in means:
-            values.setdefault(str(name), {}).setdefault(item, []).append(float(value))
+            values.setdefault(str(name), {}).setdefault(item, []).append(value)
     counts = Counter({name: len(its) for name, its in values.items()})
     everywhere = [name for name in values if counts[name] == len(places)]
     if metric is None:
@@ -253,7 +193,14 @@ def _helm(log: Log, metric: str | None) -> Scoring:
     metric = _chosen(log, everywhere, metric)
     items: dict[str, Item] = {}
     for item, (place, instance) in places.items():
-        mean = math.fsum(values[metric][item]) / len(values[metric][item])
+        try:
+            numbers = list(map(score_of, values[metric][item]))
+        except ValueError as error:
+            raise DataError(
+                f"{log.path} {place} (id {shown(item)}): the value of {metric} is wrong: {error}. "
+                "Score it, or leave it out of all models."
+            ) from error
+        mean = math.fsum(numbers) / len(numbers)
         line = answered(metric, mean, answer=instance.get("predicted_text"))
         items[item] = Item(f"{log.path} {place}", {**line, "doc": {}})
     task, model = _helm_names(log.path)
@@ -268,7 +215,8 @@ def _helm_names(path: Path) -> tuple[str, str]:
     spec = path.parent / "run_spec.json"
     if spec.is_file():
         try:
-            model = json.loads(read_regular(spec))["adapter_spec"]["model"]
+            text = read_regular(spec, MOST_PART_BYTES).decode()
+            model = parse_json(text)["adapter_spec"]["model"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{spec} cannot be read: {error}. Repair it, or move it away."

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rankwise.errors import ConfigError, DataError
-from rankwise.records.study import Unit
+from rankwise.records.fields import LARGEST, LARGEST_RANK, MOST_EPOCHS, plain_text
+from rankwise.records.quantities import shortened
+from rankwise.records.study import LARGEST_SCORE, Unit
+from rankwise.records.yaml_reading import shown
 
 BASE_NAMES = ("base", "base_model", "base-model", "pretrained", "untuned")
 """A model of such a name is the base, unless another is said to be."""
@@ -57,32 +61,74 @@ class ScoredModel(NamedTuple):
         """How errors call it: its name, and the columns that tell it from others of that name."""
         said = {"rank": self.rank, "seed": self.seed}
         parts = [f"{name} {value}" for name, value in said.items() if value is not None]
-        return f"{self.name} ({', '.join(parts)})" if parts else self.name
+        name = shortened(self.name)
+        return f"{name} ({', '.join(parts)})" if parts else name
 
 
-def _whole(text: str) -> int:
+def _number(text: str) -> float:
+    """A finite number; Python's own reading takes 1_000 too, which no other tool does."""
     value = float(text)
-    if value != int(value) or value < 0:
-        raise ValueError
-    return int(value)
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not (math.isfinite(value) and value > 0):
+    if "_" in text or not math.isfinite(value):
         raise ValueError
     return value
 
 
+def _whole(most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        value = _number(text)
+        if value != int(value) or not 0 <= value <= most:
+            raise ValueError
+        return int(value)
+
+    return read
+
+
+def _positive(text: str) -> float:
+    value = _number(text)
+    if value <= 0:
+        raise ValueError
+    return value
+
+
+def _modules(text: str) -> tuple[str, ...]:
+    return tuple(map(plain_text, re.findall(r"[^\s,;/+\[\]'\"]+", text)))
+
+
 READ: Mapping[str, tuple[Callable[[str], Any], str]] = {
-    "rank": (_whole, "a whole number"),
-    "seed": (_whole, "a whole number"),
+    "rank": (_whole(LARGEST_RANK), f"a whole number up to {LARGEST_RANK:,}"),
+    "seed": (_whole(LARGEST), f"a whole number up to {LARGEST:,}"),
     "alpha": (_positive, "a number above 0"),
     "learning_rate": (_positive, "a number above 0"),
-    "epochs": (_whole, "a whole number"),
-    "modules": (lambda text: tuple(re.findall(r"[^\s,;/+\[\]'\"]+", text)), "names of layers"),
+    "epochs": (_whole(MOST_EPOCHS), f"a whole number up to {MOST_EPOCHS:,}"),
+    "modules": (_modules, "names of layers"),
 }
 """Setting -> how its text is read, and what it has to be."""
+
+_YES_AND_NO = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0, "correct": 1.0, "incorrect": 0.0}
+
+
+def score_of(value: Any) -> float:
+    """A score as a table or a log has it: a number, also as text, or yes and no.
+
+    Raises:
+        ValueError: it is none; in words.
+    """
+    known = _YES_AND_NO.get(value.strip().lower()) if isinstance(value, str) else None
+    try:
+        number = float(value) if known is None else known
+        if isinstance(value, str) and "_" in value:
+            raise ValueError
+    except (TypeError, ValueError) as error:
+        comma = isinstance(value, str) and re.fullmatch(r"\s*-?\d+,\d+\s*", value)
+        remedy = ", but for its comma, which has to be a point" if comma else ""
+        raise ValueError(f"{shown(value)} is not a number{remedy}") from error
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{shown(value)} is not a finite number")
+    if abs(number) > LARGEST_SCORE:
+        raise ValueError(f"{shown(value)} is beyond every score, which go to {LARGEST_SCORE:g}")
+    return number
 
 
 def settings_of(values: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -104,8 +150,8 @@ def settings_of(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         read, kind = READ[name]
         try:
             found[name] = read(str(value).strip())
-        except (ValueError, OverflowError) as error:
-            raise DataError(f"{where}: {name} is {value!r}; write {kind}.") from error
+        except ValueError as error:
+            raise DataError(f"{where}: {name} is {shown(value)}; write {kind}.") from error
     return found
 
 
@@ -128,9 +174,7 @@ def with_names_read(
         return {model: _by_pattern(model, pattern) for model in models}, ()
     read: dict[ScoredModel, ScoredModel] = {}
     for model in models:
-        said = {key: pattern.search(model.name) for key, pattern in _USUAL.items()}
-        values = {key: READ[key][0](match[1]) for key, match in said.items() if match is not None}
-        read[model] = _merged(model, values)
+        read[model] = _merged(model, _said_by(model.name))
     lacking = [each for each in read.values() if each.rank is None and not each.is_full]
     if not lacking:
         return read, ()
@@ -145,6 +189,17 @@ def with_names_read(
     return {model: model for model in models}, (note,)
 
 
+def _said_by(name: str) -> dict[str, Any]:
+    """What a name says as names usually do; an alpha of 0 or a rank of 400 digits is none."""
+    said: dict[str, Any] = {}
+    for key, pattern in _USUAL.items():
+        match = pattern.search(name)
+        if match is not None:
+            with contextlib.suppress(ValueError):
+                said[key] = READ[key][0](match[1])
+    return said
+
+
 def _by_pattern(model: ScoredModel, pattern: str) -> ScoredModel:
     match = _compiled(pattern).search(model.name)
     if match is None:
@@ -153,8 +208,17 @@ def _by_pattern(model: ScoredModel, pattern: str) -> ScoredModel:
             return as_full
         problem = f"--name {pattern!r} does not fit model {model.name!r}"
         raise ConfigError("verdict", [f"{problem}; write what all names have in common"])
-    said = match.groupdict()
-    return _merged(model, {key: read(said[key]) for key, (read, _) in READ.items() if key in said})
+    said: dict[str, Any] = {}
+    for key, text in match.groupdict().items():
+        if key not in READ:  # {name} is what may stand there
+            continue
+        read, kind = READ[key]
+        try:
+            said[key] = read(text)
+        except ValueError as error:
+            problem = f"--name {pattern!r} makes {shown(text)} the {key} of model {model.name!r}"
+            raise ConfigError("verdict", [f"{problem}; it has to be {kind}"]) from error
+    return _merged(model, said)
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:

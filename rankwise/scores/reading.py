@@ -20,7 +20,7 @@ from rankwise.scores.asked import Asked
 from rankwise.scores.logs import log_scorings, read_log
 from rankwise.scores.models import Given, Item, ScoredModel, Scoring
 from rankwise.scores.tables import Table, table_scorings
-from rankwise.tasks.row_files import RawRow, read_raw_rows
+from rankwise.tasks.row_files import RawRow, flat_row, read_raw_rows
 
 
 def read_scores(paths: Sequence[Path], asked: Asked) -> Given:
@@ -123,14 +123,17 @@ def rows_given(rows: Any, asked: Asked) -> Given:
     """
     if hasattr(rows, "to_dicts"):  # polars
         rows = rows.to_dicts()
-    elif hasattr(rows, "to_dict"):  # pandas
-        rows = rows.to_dict("records")
+    elif hasattr(rows, "to_dict"):  # pandas, whose missing values are of several kinds
+        if not rows.columns.is_unique:
+            raise DataError("the table has two columns of one name. Rename one.")
+        rows = rows.astype(object).where(rows.notna(), None).to_dict("records")
     if not isinstance(rows, Iterable):
         raise DataError(f"{type(rows).__name__} is not a table; give a data frame, rows or a path.")
     listed: list[Any] = list(rows)
     raw = [RawRow(f"row {number}", row) for number, row in enumerate(listed, 1)]
     scorings, columns = table_scorings([Table("the table", raw)], asked)
-    digest = hashlib.sha256(json.dumps(listed, default=str).encode()).hexdigest()
+    content = json.dumps([*map(flat_row, listed)], default=str)
+    digest = hashlib.sha256(content.encode()).hexdigest()
     return Given(scorings, {"the table": digest}, columns)
 
 

@@ -8,21 +8,18 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rankwise.errors import ConfigError, DataError, did_you_mean, has_hidden
+from rankwise.errors import ConfigError, DataError, did_you_mean
 from rankwise.records import quantities
+from rankwise.records.axes import run_labels
 from rankwise.records.clusters import cluster_fields
-from rankwise.records.config.methods import FullConfig, LoraConfig, MethodsConfig
 from rankwise.records.config.study import (
-    AnalysisConfig,
-    BaseModelConfig,
-    EvaluationConfig,
-    RecommendationConfig,
     StudyConfig,
 )
-from rankwise.records.config.training import TrainConfig
+from rankwise.records.fields import MOST_ENTRIES, plain_text
 from rankwise.records.fingerprints import fingerprint, scoring_fingerprint, study_fingerprint
 from rankwise.records.folder import BASE
 from rankwise.records.grouping import grouped
+from rankwise.records.json_reading import whole_characters
 from rankwise.records.lm_eval_samples import LOWER_IS_BETTER
 from rankwise.records.p_right import Line
 from rankwise.records.provenance import collect_provenance
@@ -38,6 +35,8 @@ from rankwise.records.study import (
     TaskEvaluation,
     Unit,
 )
+from rankwise.records.study_file import validated
+from rankwise.records.yaml_reading import shown
 from rankwise.scores.asked import Asked
 from rankwise.scores.models import BASE_NAMES, Given, Item, ScoredModel, Scoring, with_names_read
 
@@ -49,6 +48,9 @@ NOT_SAID = "not said"
 
 _NOTHING_LOGGED: Mapping[str, Any] = {"target": "", "arguments": {}, "filtered_resps": [""]}
 """What a line has where an answer's texts were not logged."""
+
+MOST_MODELS, MOST_OPTIONS = 1_000, 300
+"""Each option is compared with each other one: 300 take a minute and half a gigabyte."""
 
 _PERCENT_FROM = 20.0
 """Where other models score at most 1, a score this large is read as percent."""
@@ -106,7 +108,9 @@ def scored_study(given: Given, asked: Asked, name: str) -> ScoredStudy:
             with a control character.
     """
     asked.check()
-    _refuse_hidden(given)
+    _check_names(given)
+    _refuse_many(len({scoring.task for scoring in given.scorings}), MOST_ENTRIES, "tasks")
+    _refuse_many(len({scoring.model for scoring in given.scorings}), MOST_MODELS, "models")
     relations = _relations(given, asked)
     base, models, notes = _models(given, asked)
     tasks = [task for names in relations.values() for task in names]
@@ -114,6 +118,8 @@ def scored_study(given: Given, asked: Asked, name: str) -> ScoredStudy:
     _check_fields(asked, by_task)
     units: dict[str, Unit] = {task: _unit(task, by_task[task].scorings) for task in tasks}
     runs = _planned(models, by_task, quantities.listed(relations["in_domain"]))
+    num_options = len({*run_labels([*runs.values()]).values()})
+    _refuse_many(num_options, MOST_OPTIONS, "settings, whatever their seeds,")
     notes = (*given.notes, *notes, *(note for each in by_task.values() for note in each.notes))
     record = _record(given, asked, name, relations, base, units, by_task, [*runs.values()], notes)
     evaluations: dict[str, dict[str, tuple[TaskEvaluation, Sequence[Line]]]] = {}
@@ -132,12 +138,24 @@ def scored_study(given: Given, asked: Asked, name: str) -> ScoredStudy:
     return ScoredStudy(record, records, evaluations)
 
 
-def _refuse_hidden(given: Given) -> None:
-    """Refuse names of others that would act on a terminal, or look like another name."""
+def _refuse_many(number: int, most: int, what: str) -> None:
+    if number > most:
+        raise DataError(f"{number:,} {what} are scored; {most:,} can be judged. Leave some out.")
+
+
+def _check_names(given: Given) -> None:
+    """Refuse names that cannot stand in a table: empty, hidden characters, thousands of letters."""
     for scoring in given.scorings:
-        for kind, name in (("model", scoring.model.name), ("task", scoring.task)):
-            if has_hidden(name):
-                raise DataError(f"{kind} {name!r} has a control character in its name; remove it.")
+        for kind in ("model", "task", "metric", "filter"):
+            name = scoring.model.name if kind == "model" else getattr(scoring, kind)
+            try:
+                if len(name) > quantities.LONGEST_NAME:
+                    most = quantities.LONGEST_NAME
+                    raise ValueError(f"{shown(name)} has {len(name):,} letters; {most} at most")
+                plain_text(name)
+            except ValueError as error:
+                where = next((item.place for item in scoring.items.values()), "the scores")
+                raise DataError(f"{where}: {kind}: {error}.") from error
 
 
 def _check_fields(asked: Asked, by_task: Mapping[str, _Paired]) -> None:
@@ -146,8 +164,9 @@ def _check_fields(asked: Asked, by_task: Mapping[str, _Paired]) -> None:
         if field is None:
             continue
         bases = [paired.scorings[None].items.values() for paired in by_task.values()]
-        documents = [item.line.get("doc") or {} for its in bases for item in its]
-        known = sorted({name for document in documents for name in document})
+        documents = [item.line.get("doc") for its in bases for item in its]
+        fields = [document for document in documents if isinstance(document, Mapping)]
+        known = sorted({name for document in fields for name in document})
         if field not in known:
             hint = did_you_mean(field, known) or f"there is {quantities.listed(known) or 'none'}"
             problem = f"{option}: no {field!r} describes an item alike in all models; {hint}"
@@ -396,26 +415,25 @@ def _record(
         "worst_task_points": asked.worst_task,
         "confidence": asked.confidence,
     }
-    config = StudyConfig(
-        name=name,
-        base_model=BaseModelConfig(name=base or "none"),
-        train=TrainConfig(task=(runs[0].train_task,)),
-        methods=MethodsConfig(
-            lora=LoraConfig(ranks=ranks) if ranks else None,
-            full=FullConfig() if has_full or not ranks else None,
-        ),
-        seeds=tuple(sorted({run.seed for run in runs if run.seed is not None})) or (0,),
-        evaluation=EvaluationConfig(
+    content = {
+        "name": name,
+        "base_model": {"name": base or "none"},
+        "train": {"task": [runs[0].train_task]},
+        "methods": {
+            "lora": {"ranks": ranks} if ranks else None,
+            "full": {} if has_full or not ranks else None,
+        },
+        "seeds": sorted({run.seed for run in runs if run.seed is not None}) or [0],
+        "evaluation": {
             **relations,
-            metric={task: each.decides for task, each in bases.items() if each.decides},
-            clusters={} if asked.cluster is None else dict.fromkeys(by_task, asked.cluster),
-            slice=asked.slice,
-        ),
-        analysis=AnalysisConfig(spectra=False, heads=False, gauges=False),
-        recommendation=RecommendationConfig(
-            **{name: margin for name, margin in margins.items() if margin is not None}
-        ),
-    )
+            "metric": {task: each.decides for task, each in bases.items() if each.decides},
+            "clusters": {} if asked.cluster is None else dict.fromkeys(by_task, asked.cluster),
+            "slice": asked.slice,
+        },
+        "analysis": {"spectra": False, "heads": False, "gauges": False},
+        "recommendation": {name: given for name, given in margins.items() if given is not None},
+    }
+    config = validated(StudyConfig, content, "verdict")
     train_task = runs[0].train_task
     return StudyRecord(
         fingerprint=study_fingerprint(config),
@@ -430,7 +448,7 @@ def _record(
         models=tuple(runs),
         warnings=notes,
         scores=ScoreTables(
-            files=dict(given.files),
+            files={whole_characters(name): digest for name, digest in given.files.items()},
             columns={str(k): v for k, v in given.columns.items()},
             base=base,
         ),

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from rankwise.errors import DataError, did_you_mean
 from rankwise.records import quantities
+from rankwise.records.json_reading import whole_characters
+from rankwise.records.yaml_reading import shown
 from rankwise.scores.asked import Asked
-from rankwise.scores.models import READ, Item, ScoredModel, Scoring, answered, settings_of
+from rankwise.scores.models import (
+    READ,
+    Item,
+    ScoredModel,
+    Scoring,
+    answered,
+    score_of,
+    settings_of,
+)
 from rankwise.tasks.row_files import RawRow, flat_row
 
 NAMES: Mapping[str, tuple[str, ...]] = {
@@ -39,7 +48,6 @@ NAMES: Mapping[str, tuple[str, ...]] = {
 _ONE_OF_SEVERAL: tuple[str, ...] = ("score", "model")
 """Roles of which several candidates are refused: a wrong guess would be a wrong verdict."""
 
-_YES_AND_NO = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0, "correct": 1.0, "incorrect": 0.0}
 _TEXTS: tuple[str, ...] = ("prompt", "target", "answer")
 
 
@@ -72,8 +80,11 @@ def table_scorings(tables: Sequence[Table], asked: Asked) -> tuple[list[Scoring]
             if row.problem is not None:
                 raise DataError(f"{place}: {row.problem}.")
             if not isinstance(row.content, Mapping):
-                raise DataError(f"{place}: {str(row.content)[:40]!r} is not a row of columns.")
-            rows.append(RawRow(place, flat_row(row.content)))
+                raise DataError(f"{place}: {shown(row.content)} is not a row of columns.")
+            try:
+                rows.append(RawRow(place, _plain(flat_row(row.content))))
+            except RecursionError as error:  # of rows in memory; files are bounded
+                raise DataError(f"{place}: nested too deep; flatten it.") from error
         if not rows:
             raise DataError(f"{table.name} has no rows; give one for each item and model.")
         names = list(dict.fromkeys(name for row in rows for name in row.content))
@@ -146,10 +157,11 @@ def _add(
     metric = columns["score"].rpartition(".")[2]
     scoring = scorings.setdefault((model, task), Scoring(model, task, metric, {}))
     if item in scoring.items:
+        before = scoring.items[item].place
         raise DataError(
-            f"{row.place}: item {item!r} of model {model.label!r} on {task} stands in "
-            f"{scoring.items[item].place} too. Keep one, or say what tells them apart: a column of "
-            "the seed or of the task."
+            f"{row.place}: item {shown(item)} of model {model.label!r} on "
+            f"{quantities.shortened(task)} stands in {before} too. Keep one, or say what tells "
+            "them apart: a column of the seed or of the task."
         )
     texts = {role: row.content.get(columns[role]) for role in _TEXTS if role in columns}
     scoring.items[item] = Item(row.place, answered(metric, _score(row, columns), **texts))
@@ -179,33 +191,45 @@ def _model(table: Table, row: RawRow, columns: Mapping[str, str]) -> ScoredModel
     return ScoredModel(table.model, **settings)
 
 
+def _plain(value: Any) -> Any:
+    """A cell as JSON has it: arrays are lists, and texts have whole characters."""
+    if isinstance(value, str):
+        return whole_characters(value)
+    if isinstance(value, dict):
+        cells = cast(dict[str, Any], value).items()
+        return {whole_characters(name): _plain(cell) for name, cell in cells}
+    if isinstance(value, list):
+        return list(map(_plain, cast(list[Any], value)))
+    if isinstance(value, bytes):  # as some tools write texts to Parquet
+        return value.decode(errors="replace")
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _is_nothing(value: Any) -> bool:
+    """Whether a cell is empty: NaN too is how data frames write that."""
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
+
+
 def _cell(row: RawRow, column: str) -> str:
     """The name of an item, a model or a task: a text, a whole number, or yes and no."""
     value = row.content.get(column)
+    where = f"{row.place}, column {quantities.shortened(column)}"
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # a column of numbers with gaps is one of floats
-    text = "" if value is None or value != value else str(value).strip()
-    if not text or isinstance(value, list):
-        raise DataError(f"{row.place}, column {column}: it is empty; give every row one.")
-    return text
+    if _is_nothing(value):
+        raise DataError(f"{where}: it is empty; give every row one.")
+    if isinstance(value, list | dict):
+        raise DataError(f"{where}: {shown(value)} is no name; give a text or a number.")
+    return str(value).strip()
 
 
 def _score(row: RawRow, columns: Mapping[str, str]) -> float:
-    column = columns["score"]
-    value = row.content.get(column)
-    where = f"{row.place}, column {column}"
+    value = row.content.get(columns["score"])
+    where = f"{row.place}, column {quantities.shortened(columns['score'])}"
+    remedy = "Score the item, or leave it out of all models."
     if value is None or value == "":
-        raise DataError(
-            f"{where}: there is no score. Score the item, or leave it out of all models."
-        )
-    known = _YES_AND_NO.get(value.strip().lower()) if isinstance(value, str) else None
+        raise DataError(f"{where}: there is no score. {remedy}")
     try:
-        number = float(value) if known is None else known
-    except (TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"{where}: {str(value)[:40]!r} is not a number.") from error
-    if not math.isfinite(number):
-        raise DataError(
-            f"{where}: {value} is not a finite number. Score the item, or leave it out of "
-            "all models."
-        )
-    return number
+        return score_of(value)
+    except ValueError as error:
+        raise DataError(f"{where}: {error}. {remedy}") from error

@@ -10,16 +10,22 @@ import itertools
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from rankwise.errors import DataError, did_you_mean
 from rankwise.records.config.own_rows import HubData, hub_data
 from rankwise.records.files import in_words, read_regular
-
-MOST_BYTES = 1 << 30
-"""The size of a file, or of what Parquet unpacks to; in memory it is about ten times as much."""
+from rankwise.records.json_reading import (
+    MOST_BYTES,
+    JsonError,
+    parse_exactly,
+    refuse_values,
+)
+from rankwise.records.yaml_reading import shown
 
 MOST_ROWS = 1_000_000
 """A study trains and scores each row many times, and all rows are in memory."""
@@ -29,6 +35,10 @@ _BUNDLED = "bundled/"
 
 _DELIMITERS = (",", ";", "\t", "|")
 _NETWORK = "Check the name, `hf auth login` for gated data sets, and the network (HF_HUB_OFFLINE)."
+
+# Not splitlines(): texts may contain U+0085, U+2028 and the like.
+_JSON_LINE = re.compile(r"[^\n]*\n|[^\n]+")
+_CSV_LINE = re.compile(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")
 
 # A cell that was meant to be quoted: `a, "b"`.
 _QUOTED_AFTER_SPACE = re.compile(r'\s+".*"\s*', re.DOTALL)
@@ -95,9 +105,10 @@ def read_raw_rows(data: Path) -> RawRows:
     if ending == ".parquet":
         kind, rows = "Parquet", _parquet_rows(data, content)
     elif ending in (".csv", ".tsv"):
-        kind, rows = "CSV", _csv_rows(data, _text(data, content))
+        marks = (f"{delimiter}\r\n" for delimiter in _DELIMITERS)
+        kind, rows = "CSV", _csv_rows(data, _text(data, content, *marks))
     else:
-        kind, rows = _json_rows(data, _text(data, content))
+        kind, rows = _json_rows(data, _text(data, content, "[{,:\n"))
     _refuse_many(data.name, len(rows))
     return RawRows(data.name, kind, rows, sha256=hashlib.sha256(content).hexdigest())
 
@@ -110,31 +121,40 @@ def _refuse_many(source: str, num_rows: int) -> None:
         )
 
 
-def _text(path: Path, content: bytes) -> str:
+def _text(path: Path, content: bytes, *marks: str) -> str:
+    """A file's text, in which none of these sets of marks stands for too many values."""
     try:
-        return content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
+        refuse_values(max(sum(map(text.count, each)) for each in marks))
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise DataError(
             f"{path} cannot be read: line {line} is not UTF-8 ({error}). Save it in UTF-8."
         ) from error
+    except JsonError as error:
+        raise DataError(f"{path.name}: {error}.") from error
+    return text
+
+
+def _lines(text: str, line: re.Pattern[str]) -> Iterator[str]:
+    """One by one; io.StringIO would take four bytes a character."""
+    return (match[0] for match in line.finditer(text))
 
 
 def _json_rows(path: Path, text: str) -> tuple[str, list[RawRow]]:
     """JSON Lines, or one list of rows, whatever the file is called."""
     if text.lstrip().startswith("["):
         try:
-            return "JSON", _numbered(json.loads(text))
+            return "JSON", _numbered(parse_exactly(text))
         except json.JSONDecodeError as error:
             if error.msg != "Extra data":  # else lines follow on a list
                 raise DataError(
                     f"{path.name} is a JSON list that breaks off at line {error.lineno}, column "
                     f"{error.colno}: {error.msg}. Correct it there, or write one object a line."
                 ) from error
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path.name}: {_problem_of(error)}.") from error
-    # not splitlines(): JSON texts may contain U+0085, U+2028 and the like
-    lines = enumerate(io.StringIO(text, newline="\n"), 1)
+        except JsonError as error:
+            raise DataError(f"{path.name}: {error}.") from error
+    lines = enumerate(_lines(text, _JSON_LINE), 1)
     written = (_json_row(f"line {number}", line) for number, line in lines if line.strip())
     rows = list(itertools.islice(written, MOST_ROWS + 1))
     begins_badly = len(rows) > 1 and rows[0].problem is not None
@@ -148,17 +168,11 @@ def _json_rows(path: Path, text: str) -> tuple[str, list[RawRow]]:
 
 def _json_row(place: str, line: str) -> RawRow:
     try:
-        return RawRow(place, json.loads(line))
-    except (ValueError, RecursionError) as error:
-        return RawRow(place, None, _problem_of(error))
-
-
-def _problem_of(error: ValueError | RecursionError) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error}; write a JSON object there, or drop the row"
-    if isinstance(error, RecursionError):
-        return "nested too deep; flatten it"
-    return "a number has thousands of digits; shorten it"  # Python reads none of more than 4300
+        return RawRow(place, parse_exactly(line))
+    except JsonError as error:
+        return RawRow(place, None, str(error))
+    except ValueError as error:
+        return RawRow(place, None, f"{error}; write a JSON object there, or drop the row")
 
 
 def _csv_rows(path: Path, text: str) -> list[RawRow]:
@@ -168,12 +182,12 @@ def _csv_rows(path: Path, text: str) -> list[RawRow]:
     try:
         delimiter = max(_DELIMITERS, key=lambda mark: len(_header(text, mark)))
         header = [name.strip() for name in _header(text, delimiter)]
-        for name in header:
-            if header.count(name) > 1:
-                raise DataError(
-                    f"{path.name} row 0, the header, names column {name!r} twice. Rename one."
-                )
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        name, times = max(Counter(header).items(), key=itemgetter(1), default=("", 0))
+        if times > 1:
+            raise DataError(
+                f"{path.name} row 0, the header, names column {shown(name)} twice. Rename one."
+            )
+        reader = csv.reader(_lines(text, _CSV_LINE), delimiter=delimiter, strict=True)
         return list(itertools.islice(_csv_cells(path, reader, header, delimiter), MOST_ROWS + 1))
     finally:
         csv.field_size_limit(before)
@@ -203,7 +217,7 @@ def _csv_cells(path: Path, reader: Any, header: Sequence[str], delimiter: str) -
 
 def _header(text: str, delimiter: str) -> list[str]:
     try:
-        return next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+        return next(csv.reader(_lines(text, _CSV_LINE), delimiter=delimiter), [])
     except csv.Error:
         return []
 
@@ -217,13 +231,11 @@ def _parquet_rows(path: Path, content: bytes) -> list[RawRow]:
         file = parquet.ParquetFile(io.BytesIO(content))
         _refuse_many(path.name, file.metadata.num_rows)
         groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
-        sizes = [
-            group.column(number).total_uncompressed_size
-            for group in groups
-            for number in range(group.num_columns)
-        ]
+        columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+        refuse_values(sum(column.num_values for column in columns))
         # as many as fit into memory even if each holds the largest text that the file can have
-        at_once = max(1, min(1_000, MOST_BYTES // max(sizes, default=1)))
+        largest = max((column.total_uncompressed_size for column in columns), default=1)
+        at_once = max(1, min(1_000, MOST_BYTES // max(largest, 1)))
         for batch in file.iter_batches(at_once):
             rows += batch.to_pylist()
             num_bytes += _size(rows[-batch.num_rows :])  # Arrow may hold equal texts once
@@ -244,7 +256,12 @@ def _table_read(source: str) -> Generator[None]:
         yield
     except DataError:
         raise
-    except (ArrowException, OSError, ValueError, ArithmeticError, LookupError) as error:
+    except JsonError as error:
+        raise DataError(f"{source}: {error}.") from error
+    except (
+        *(ArrowException, OSError, ValueError, ArithmeticError, LookupError),
+        RecursionError,
+    ) as error:
         reason = " ".join(str(error).split())
         raise DataError(
             f"{source} cannot be read: {reason}. Save it again, with columns of text."

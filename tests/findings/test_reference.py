@@ -170,7 +170,7 @@ def test_the_interval_knows_how_many_were_answered() -> None:
     expected = values.mean() + quantile * values.std(ddof=1) / math.sqrt(TOTAL)
     assert estimate._replace(skewness=0.0).interval(0.95)[1] == pytest.approx(expected, rel=1e-9)
     gains = items._replace(values=np.stack([values, values])[None])
-    spread = study_evidence([gains], []).in_domain.spread(np.eye(2))
+    spread = study_evidence([gains], []).in_domain.spread("options")
     assert spread.item_freedom == pytest.approx([SCORED - 1.0] * 2)
 
 
@@ -186,8 +186,8 @@ def test_an_unseen_whole_item_counts_as_often_as_an_answered_one() -> None:
     # options that all say the same have a lead of that size too
     values = np.zeros((1, 2, TOTAL))
     evidence = study_evidence([Items(values, pair.item_size, scored=scored)], [])
-    lead = evidence.in_domain.spread(np.array([[1.0, -1.0]]))
-    assert lead.stderr[0] == pytest.approx(POINTS * math.sqrt(2.0) / SCORED)
+    lead = evidence.in_domain.spread("pairs")
+    assert lead.stderr[0, 1] == pytest.approx(POINTS * math.sqrt(2.0) / SCORED)
 
 
 def test_other_values_are_as_large_as_among_the_answered() -> None:

@@ -13,7 +13,6 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
-from rankwise.findings.stats.blocks import all_pairs
 from rankwise.findings.stats.detectable import TaskSize, detectable
 from rankwise.findings.stats.estimates import (
     SMALLEST_P_VALUE,
@@ -44,10 +43,7 @@ from rankwise.findings.stats.simultaneous import (
 
 def spreads(evidence: StudyEvidence) -> tuple[Spread, Spread]:
     """(K,) of the gains, and (K, K) of the leads."""
-    count = evidence.num_options
-    leads = evidence.in_domain.spread(all_pairs(count))
-    square = Spread(*(part.reshape(count, count) for part in leads))
-    return evidence.in_domain.spread(np.eye(count)), square
+    return evidence.in_domain.spread("options"), evidence.in_domain.spread("pairs")
 
 
 def at_once(gains: list[Items], losses: list[Items]) -> tuple[StudyBounds, float]:

@@ -17,7 +17,6 @@ import pytest
 import rankwise as rw
 from rankwise.errors import DataError, RankwiseError
 from rankwise.records.results import StudyResults
-from rankwise.scores import logs
 from rankwise.scores.asked import Asked
 from rankwise.scores.logs import read_log
 from rankwise.scores.reading import read_scores
@@ -232,17 +231,6 @@ def test_an_archive_that_is_none(tmp_path: Path) -> None:
         read([path])
 
 
-def test_an_archive_that_unpacks_to_too_much(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "a.eval"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("header.json", " " * 100_000)
-    monkeypatch.setattr(logs, "_MOST_BYTES", 50_000)
-    with pytest.raises(DataError, match=r"a\.eval unpacks to more than 1 GiB, which is"):
-        read([path])
-
-
 def helm_run(root: Path, model: str, values: Sequence[float], *, display: bool = False) -> Path:
     """The folder of a run of HELM with its per-instance statistics, or its slim predictions."""
     folder = root / f"mmlu:subject=anatomy,method=multiple_choice_joint,model={model}"
@@ -343,7 +331,10 @@ def test_other_layouts_are_refused(tmp_path: Path, content: Any) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_samples_files_get_the_numbers_that_they_had(tmp_path: Path, name: str) -> None:
-    """Every number was written down by the code that compared files before tables were read."""
+    """Every number was written down by the code that compared files before tables were read.
+
+    Those of values between right and wrong are newer: one item size is taken for all models.
+    """
     frozen = json.loads((Path(__file__).parent / "frozen_samples.json").read_text())[name]
     make, settings = CASES[name]
     files = make(tmp_path)
@@ -351,4 +342,17 @@ def test_samples_files_get_the_numbers_that_they_had(tmp_path: Path, name: str) 
     candidates = frozen.pop("candidates")
     assert {key: found[key] for key in frozen} == frozen
     for now, before in zip(found["candidates"], candidates, strict=True):
-        assert {key: now[key] for key in before} == before
+        assert_close({key: now[key] for key in before}, before)
+
+
+def assert_close(now: Any, before: Any) -> None:
+    """The same but for the last digits of numbers, which processors round differently."""
+    if isinstance(before, dict):
+        assert now.keys() == before.keys()
+        for key in before:
+            assert_close(now[key], before[key])
+    elif isinstance(before, list):
+        for one, other in zip(now, before, strict=True):
+            assert_close(one, other)
+    else:
+        assert now == (pytest.approx(before, rel=1e-12) if isinstance(before, float) else before)

@@ -230,7 +230,7 @@ REFUSED: Mapping[str, tuple[Sequence[Row], Mapping[str, Any], str]] = {
     "no number": (changed(7, acc="n/a"), {}, "the table row 8, column acc: 'n/a' is not a number."),
     "nothing": (changed(7, acc=None), {}, "the table row 8, column acc: there is no score."),
     "nan": (changed(7, acc=float("nan")), {}, "row 8, column acc: nan is not a finite number."),
-    "infinite": (changed(7, acc="inf"), {}, "row 8, column acc: inf is not a finite number."),
+    "infinite": (changed(7, acc="inf"), {}, "row 8, column acc: 'inf' is not a finite number."),
     "no item": (changed(7, id=" "), {}, "the table row 8, column id: it is empty;"),
     "no model": (changed(7, model=None), {}, "the table row 8, column model: it is empty;"),
     "twice": (
@@ -238,7 +238,7 @@ REFUSED: Mapping[str, tuple[Sequence[Row], Mapping[str, Any], str]] = {
         "the table row 8: item 'q0' of model 'r4' on scores stands in the table row 7 too.",
     ),
     "no rows": ([], {}, "the table has no rows"),
-    "a list": ([[1, 2]], {}, "the table row 1: '[1, 2]' is not a row of columns."),  # type: ignore[list-item]
+    "a list": ([[1, 2]], {}, "the table row 1: [1, 2] is not a row of columns."),  # type: ignore[list-item]
     "misspelt": (
         THREE, {"score": "ac"},
         "the table has no column 'ac'; did you mean 'acc'? it has id, model and acc.",

@@ -7,7 +7,7 @@ crossed with its items: every run is scored on every item.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,12 @@ RUN_SD_MEDIAN, RUN_SD_LOG_SD = 0.8, 0.8
 PRIOR_FREEDOM, PRIOR_RUN_VARIANCE = 1.5, 0.29
 """That prior as a scaled inverse chi-squared law of the variance; its logarithm has the same mean
 and variance: psi'(f/2) = (2 * 0.8)^2, and ln v = 2 ln 0.8 - ln(f/2) + psi(f/2)."""
+
+
+Contrasts = Literal["options", "pairs"]
+"""What is asked of K options: of each (K,), or of each less each other, the row's less the column's
+(K, K). Below (C) stands for either. As a matrix, the pairs of 300 options would be (90,000, 300).
+"""
 
 
 class TaskPart(NamedTuple):
@@ -93,8 +99,8 @@ class Block(NamedTuple):
         by_seed = self.mean[None]
         return Block(self.mean, by_seed, parts, seed_variances(by_seed, self.interaction, 0.0))
 
-    def item_variances(self, contrasts: Floats) -> Floats:
-        """(T, C) of contrasts (C, K): what is due to each part's items, pseudo-items included.
+    def item_variances(self, contrasts: Contrasts) -> Floats:
+        """(T, C) of the contrasts: what is due to each part's items, pseudo-items included.
 
         The seeds' variance contains the interaction too, so it is taken off here.
         """
@@ -106,32 +112,27 @@ class Block(NamedTuple):
         )
         return np.maximum(items - interaction, 0.0) + pseudo
 
-    def spread(self, contrasts: Floats) -> Spread:
-        """Variances (C,) of contrasts (C, K) of the means, all of options or all of pairs.
+    def spread(self, contrasts: Contrasts) -> Spread:
+        """Variances (C) of the contrasts of the means.
 
         An option whose own seed variance is above the pooled one keeps its own.
         """
         by_part = self.item_variances(contrasts)
         freedom = np.array([part.freedom for part in self.parts], dtype=np.float64)
         items = by_part.sum(axis=0)
-        rest = (by_part**2 / freedom[:, None]).sum(axis=0)
-        is_pair = np.abs(contrasts.sum(axis=1)).max() < 0.5
-        pooled = self.seeds.of_pair if is_pair else self.seeds.of_one
-        seed_variance = np.maximum(quadratic(contrasts, self.seeds.covariance), pooled.value)
+        rest = np.tensordot(1.0 / freedom, by_part**2, axes=1)
+        pooled = self.seeds.of_pair if contrasts == "pairs" else self.seeds.of_one
+        own = np.maximum(quadratic(contrasts, self.seeds.covariance), pooled.value)
         return Spread(
             item_variance=items,
             item_freedom=np.where(rest > 0, items**2 / or_one(rest), freedom.min()),
-            seed_variance=np.where(contrasts.any(axis=1), seed_variance, 0.0),
-            seed_freedom=np.full(len(contrasts), float(pooled.freedom)),
+            seed_variance=np.where(num_runs(contrasts, len(self.mean)) > 0, own, 0.0),
+            seed_freedom=np.full(items.shape, float(pooled.freedom)),
         )
 
-    def third_moment(self, contrasts: Floats) -> Floats:
-        """(C,) third central moments of the contrasts of the means."""
-        total = np.zeros(len(contrasts))
-        for part in self.parts:
-            values = contrasts @ part.centred
-            total += (values * values * values).mean(axis=1) / values.shape[1] ** 2
-        return total
+    def third_moment(self, contrasts: Contrasts) -> Floats:
+        """(C) third central moments of the contrasts of the means."""
+        return np.sum([_third_moment(contrasts, part.centred) for part in self.parts], axis=0)
 
 
 def block(tasks: Sequence[Items], point: float = 1.0) -> Block:
@@ -227,28 +228,52 @@ def _moderated(observed: float, freedom: float, expected: float) -> SeedVariance
     return SeedVariance((freedom * observed + PRIOR_FREEDOM * expected) / total, total)
 
 
-def all_pairs(num_options: int) -> Floats:
-    """(K * K, K) contrasts: row r * K + s is option r less option s."""
-    one = np.eye(num_options)
-    return (one[:, None, :] - one[None, :, :]).reshape(-1, num_options)
+def contrasted(contrasts: Contrasts, values: Floats) -> Floats:
+    """(..., C) of (..., K): the options' values, or by how much the row's is above the column's."""
+    return values if contrasts == "options" else values[..., :, None] - values[..., None, :]
+
+
+def num_runs(contrasts: Contrasts, num_options: int) -> Floats:
+    """(C) how many options' runs are in a contrast: 1, or 2, and 0 of an option less itself."""
+    if contrasts == "options":
+        return np.ones(num_options)
+    return 2.0 * (1.0 - np.eye(num_options))
+
+
+def _third_moment(contrasts: Contrasts, centred: Floats) -> Floats:
+    """(C) of the mean of (K, n) values, each row less its mean."""
+
+    def of(values: Floats) -> Floats:
+        return (values * values * values).mean(axis=1) / values.shape[1] ** 2
+
+    if contrasts == "options":
+        return of(centred)
+    return np.stack([of(own - centred) for own in centred])  # (K, n) at a time
 
 
 def normal_draws(covariance: Floats, rng: np.random.Generator, num_draws: int) -> Floats:
     """(num_draws, K) normal with this covariance, which may be singular."""
+    return rng.standard_normal((num_draws, len(covariance))) @ root_of(covariance).T
+
+
+def root_of(covariance: Floats) -> Floats:
+    """A matrix R with R R^T = the covariance (K, K), which may be singular."""
     values, vectors = np.linalg.eigh(covariance)
-    root: Floats = vectors * np.sqrt(np.maximum(values, 0.0))
-    return rng.standard_normal((num_draws, len(covariance))) @ root.T
+    return vectors * np.sqrt(np.maximum(values, 0.0))
 
 
-def quadratic(contrasts: Floats, matrix: Floats) -> Floats:
-    """(..., C): the variances of contrasts (C, K) of K numbers.
+def quadratic(contrasts: Contrasts, matrix: Floats) -> Floats:
+    """(..., C): the variances of the contrasts of K numbers.
 
     Their covariance is ``matrix`` (..., K, K). A variance is exactly zero where only rounding is
     left.
     """
-    values = ((contrasts @ matrix) * contrasts).sum(axis=-1)
-    traces = np.trace(matrix, axis1=-2, axis2=-1)
-    return np.where(values > 1e-12 * traces[..., None], values, 0.0)
+    own = np.diagonal(matrix, axis1=-2, axis2=-1)
+    least = 1e-12 * own.sum(axis=-1)
+    if contrasts == "options":
+        return np.where(own > least[..., None], own, 0.0)
+    pairs = (own[..., :, None] - np.swapaxes(matrix, -1, -2)) - (matrix - own[..., None, :])
+    return np.where(pairs > least[..., None, None], pairs, 0.0)
 
 
 def or_one(values: Floats) -> Floats:

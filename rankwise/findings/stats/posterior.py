@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rankwise.findings.stats.blocks import RUN_SD_LOG_SD, RUN_SD_MEDIAN, Block
+from rankwise.findings.stats.blocks import RUN_SD_LOG_SD, RUN_SD_MEDIAN, Block, root_of
 from rankwise.findings.stats.items import Floats
 
 _RUN_SD = np.geomspace(0.25, 4.0, 9)
@@ -58,10 +58,11 @@ class Posterior(NamedTuple):
         ends = np.round(number * np.cumsum(self.weights)).astype(int)
         exact = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))  # shares, rounded
         sources = rng.permutation(exact)
-        values, vectors = np.linalg.eigh(self.covariances)
-        roots = vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]
-        normal = rng.standard_normal((len(sources), self.means.shape[1], 1))
-        truths = self.means[sources] + (roots[sources] @ normal)[..., 0]
+        normal = rng.standard_normal((len(sources), self.means.shape[1]))
+        truths = self.means[sources]
+        for source in np.unique(sources):
+            rows = sources == source
+            truths[rows] += normal[rows] @ root_of(self.covariances[source]).T
         return truths, self.run_variances[sources]
 
 

@@ -14,7 +14,14 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from rankwise.findings.stats.blocks import Block, normal_draws, quadratic
+from rankwise.findings.stats.blocks import (
+    Block,
+    Contrasts,
+    contrasted,
+    normal_draws,
+    num_runs,
+    quadratic,
+)
 from rankwise.findings.stats.estimates import Estimate, Spread
 from rankwise.findings.stats.items import Floats
 from rankwise.findings.stats.posterior import lead_prior
@@ -54,19 +61,23 @@ class GrownBlock(NamedTuple):
     growth: Growth
     estimate: Floats
 
-    def ends(self, contrasts: Floats, level: float) -> tuple[Floats, Floats]:
+    def ends(self, contrasts: Contrasts, level: float) -> tuple[Floats, Floats]:
         """(N, C) lower and upper bounds of the contrasts at a one-sided level."""
         spread = self._spread(contrasts)
         reach = spread.quantile(level) * spread.stderr
-        estimate = self.estimate @ contrasts.T
+        estimate = contrasted(contrasts, self.estimate)
         return estimate - reach, estimate + reach
 
-    def _spread(self, contrasts: Floats) -> Spread:
-        """The variances that it would state for contrasts (C, K), each part (N, C) or (C,)."""
+    def part(self, draws: slice) -> GrownBlock:
+        """The same of some of the draws."""
+        return self._replace(run_variances=self.run_variances[draws], estimate=self.estimate[draws])
+
+    def _spread(self, contrasts: Contrasts) -> Spread:
+        """The variances that it would state for the contrasts, each part (N, C) or (C)."""
         of, growth = self.of, self.growth
         now, kept = of.spread(contrasts), of.num_seeds / growth.num_seeds
-        factors = np.array(growth.factors)[:, None]
-        by_part = (of.item_variances(contrasts) / factors).sum(axis=0)
+        shares = 1.0 / np.array(growth.factors)
+        by_part = np.tensordot(shares, of.item_variances(contrasts), axes=1)
         more = now.item_variance / np.where(by_part > 0, by_part, 1.0)
         if growth.num_seeds == 1:
             return Spread(by_part, now.item_freedom * more, now.seed_variance, now.seed_freedom)
@@ -75,9 +86,11 @@ class GrownBlock(NamedTuple):
         else:
             freedom = now.seed_freedom * (growth.num_seeds - 1) / (of.num_seeds - 1)
         # what the posterior says of the runs, and what seed and item do together
-        by_runs = self.run_variances[:, None] / growth.num_seeds * (contrasts**2).sum(axis=1)
+        by_runs = np.multiply.outer(
+            self.run_variances / growth.num_seeds, num_runs(contrasts, len(of.mean))
+        )
         by_chance = quadratic(contrasts, np.stack([part.interaction for part in of.parts]))
-        by_seed = by_runs + kept * (by_chance / factors).sum(axis=0)
+        by_seed = by_runs + kept * np.tensordot(shares, by_chance, axes=1)
         freedoms = np.broadcast_to(np.asarray(freedom, dtype=np.float64), np.shape(by_part))
         return Spread(by_part, now.item_freedom * more, by_seed, freedoms)
 

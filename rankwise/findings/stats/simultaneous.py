@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rankwise.findings.stats.blocks import Block, all_pairs, block, or_one
+from rankwise.findings.stats.blocks import Block, Contrasts, block, contrasted, or_one
 from rankwise.findings.stats.estimates import skewed_quantiles
 from rankwise.findings.stats.items import Floats, Items
 
@@ -122,13 +122,11 @@ def bounds_at(evidence: StudyEvidence, level: float) -> StudyBounds:
     variance, seeds by options, with a prior, or from the option itself where that is larger. It
     enters through Student's t, as in ``stats.Spread.quantile``.
     """
-    count = evidence.num_options
-    one, retention = np.eye(count), evidence.retention
-    leads = _bounds(evidence.in_domain, all_pairs(count), level)
+    retention = evidence.retention
     return StudyBounds(
-        gain=_bounds(evidence.in_domain, one, level),
-        loss=None if retention is None else _bounds(retention, one, level),
-        lead=Bounds(*(ends.reshape(count, count) for ends in leads)),
+        gain=_bounds(evidence.in_domain, "options", level),
+        loss=None if retention is None else _bounds(retention, "options", level),
+        lead=_bounds(evidence.in_domain, "pairs", level),
         worst=worst_task(evidence.tasks, level) if evidence.tasks else None,
     )
 
@@ -139,8 +137,8 @@ def worst_task(tasks: Sequence[Block], level: float) -> WorstTask:
     From above, the largest of the tasks' own bounds: if the worst task's holds, so does it. From
     below it is wrong if any task's is, so these share what may be wrong.
     """
-    one, shared = np.eye(len(tasks[0].mean)), 1.0 - (1.0 - level) / len(tasks)
-    above, below = zip(*(_bounds_at_each(task, one, level, shared) for task in tasks), strict=True)
+    levels = level, 1.0 - (1.0 - level) / len(tasks)
+    above, below = zip(*(_bounds_at_each(task, "options", *levels) for task in tasks), strict=True)
     estimates = np.array([bounds.estimate for bounds in above])
     return WorstTask(
         estimates.max(axis=0),
@@ -150,17 +148,17 @@ def worst_task(tasks: Sequence[Block], level: float) -> WorstTask:
     )
 
 
-def _bounds(of: Block, contrasts: Floats, level: float) -> Bounds:
+def _bounds(of: Block, contrasts: Contrasts, level: float) -> Bounds:
     (bounds,) = _bounds_at_each(of, contrasts, level)
     return bounds
 
 
-def _bounds_at_each(of: Block, contrasts: Floats, *levels: float) -> Iterator[Bounds]:
+def _bounds_at_each(of: Block, contrasts: Contrasts, *levels: float) -> Iterator[Bounds]:
     """At several levels: the spread and the skewness are those of all."""
     spread = of.spread(contrasts)
     stderr = spread.stderr
     skewness = of.third_moment(contrasts) / or_one(stderr) ** 3
-    estimate = contrasts @ of.mean
+    estimate = contrasted(contrasts, of.mean)
     for level in levels:
         below, above = skewed_quantiles(spread.quantile(level), skewness)
         yield Bounds(estimate, estimate - below * stderr, estimate + above * stderr)

@@ -14,9 +14,9 @@ from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag
 from rankwise.records.fields import (
     AnyNumber,
     Count,
+    Margin,
     Names,
     NotNegative,
-    Positive,
     Section,
     Several,
     Text,
@@ -263,7 +263,7 @@ class OwnSetConfig(Section):
 class ClauseConfig(OwnSetConfig):
     """A set of a contract: what an adapter may lose of it."""
 
-    max_loss: Positive | None = None
+    max_loss: Margin | None = None
     """In points, or in nats per token where a loss decides; None: as the command says."""
 
     def _problems(self) -> Iterator[str]:

@@ -23,12 +23,13 @@ from rankwise.records.config.variants import VariantsConfig
 from rankwise.records.fields import (
     MOST_ENTRIES,
     AnyNumber,
+    Confidence,
     Count,
     Duration,
+    Margin,
     Names,
     Natural,
     Number,
-    Positive,
     Section,
     Switch,
     Text,
@@ -192,20 +193,20 @@ def _default_margin(metrics: Iterable[str]) -> float:
 class RecommendationConfig(Section):
     """What counts as a difference, and how sure the recommendation must be."""
 
-    delta_points: Positive | None = None
+    delta_points: Margin | None = None
     """Margin δ: ranks that differ by less in-domain count as equal.
 
     None: 5 points, or 3 where p(right) decides, whose changes are smaller.
     """
-    epsilon_points: Positive | None = None
+    epsilon_points: Margin | None = None
     """Margin ε: the acceptable retention loss, on average over the tasks; None: as for δ."""
-    worst_task_points: Positive | None = None
+    worst_task_points: Margin | None = None
     """The acceptable loss of any single retention task; None: three times ε."""
-    delta_nats: Positive = 0.05
+    delta_nats: Margin = 0.05
     """δ for tasks that are scored by their loss, in nats per token."""
-    delta_units: Positive | None = None
+    delta_units: Margin | None = None
     """δ for scores in a unit of their own, such as rewards; they have no default."""
-    confidence: Annotated[Number, Field(gt=0.5, lt=1)] = 0.95
+    confidence: Confidence = 0.95
 
     def delta_for(self, metrics: Iterable[str]) -> float:
         """δ in points, for tasks that these metrics decide on."""

@@ -1,0 +1,66 @@
+"""Every run against the base on every task, with the item sizes of all runs together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rankwise.findings.options import OptionGains
+from rankwise.findings.pairs import accuracy_difference, bound_of, trained
+from rankwise.findings.stats.estimates import mean_over_tasks
+from rankwise.records.recommendation import Bound, Comparison, FormatEffect
+from rankwise.records.results import ModelResults
+from rankwise.records.study import Relation
+
+
+def compare(source: OptionGains) -> Iterator[Comparison]:
+    """Every trained run against the base on every task of the study, in the study's order.
+
+    Exploratory: no p-value is corrected.
+    """
+    for model, relation, task in _runs_on_tasks(source):
+        items = source.results.base.items[task]
+        test = own = source.test(model, task)
+        if items.accuracy is not None:
+            own = source.by_accuracy.test(model, task)
+        yield Comparison(
+            run=model.name,
+            task=task,
+            relation=relation,
+            unit=items.unit,
+            **test.values(Comparison, own),
+            accuracy=items.accuracy and accuracy_difference(items.accuracy.metric, test, own),
+        )
+
+
+def format_effects(source: OptionGains) -> Iterator[FormatEffect]:
+    """Every trained run on every task that was scored in both formats, in the study's order."""
+    results = source.results
+    for model, relation, task in _runs_on_tasks(source):
+        if task not in results.trained_formats:
+            continue
+        scored_as = results.trained_formats[task]
+        standard, trained_format = source.pair(model, task), source.pair(model, scored_as)
+        test, own = source.test(model, scored_as), source.by_accuracy.test(model, scored_as)
+        by_format: Bound | None = None
+        if results.base.items[task].metric == results.base.items[scored_as].metric:
+            (both,) = source.items([standard.gain - trained_format.gain], [task])
+            both = both._replace(item_size=max(both.item_size, source.item_size(scored_as)))
+            by_format = bound_of(mean_over_tasks([both]), source.confidence)
+        yield FormatEffect(
+            run=model.name,
+            task=task,
+            scored_as=scored_as,
+            relation=relation,
+            unit=results.base.items[scored_as].unit,
+            **test.values(FormatEffect, own),
+            standard_difference=float(standard.gain.mean()),
+            by_format=by_format,
+        )
+
+
+def _runs_on_tasks(source: OptionGains) -> Iterator[tuple[ModelResults, Relation, str]]:
+    """Every trained run on every task of the study, in the study's order."""
+    for model in trained(source.results.runs):
+        for relation, tasks in source.results.tasks.items():
+            for task in tasks:
+                yield model, relation, task
