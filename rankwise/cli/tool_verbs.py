@@ -62,7 +62,7 @@ def export(
     ] = False,
     yes: Annotated[
         bool,
-        cli.option("--yes", "With --to hub: do not ask. Needed with --json and without a terminal."),
+        cli.option("--yes", "With --to hub: do not ask. Needed without a terminal or with --json."),
     ] = False,
     as_json: cli.Json = False,
 ) -> int:
@@ -111,7 +111,7 @@ def export(
         can_ask = not as_json and sys.stdin.isatty() and sys.stderr.isatty()
         if not (yes or dry_run or can_ask):
             problem = (
-                "--to hub: with --json, or without a terminal, nobody is asked before the files go; "
+                "--to hub: with --json, or without a terminal, nobody is asked before files go; "
                 "add --yes to send them, or --dry-run to list them"
             )
             raise ConfigError("export", [problem])
