@@ -17,7 +17,6 @@ import pytest
 import rankwise as rw
 from rankwise.errors import DataError, RankwiseError
 from rankwise.records.results import StudyResults
-from rankwise.scores import logs
 from rankwise.scores.asked import Asked
 from rankwise.scores.logs import read_log
 from rankwise.scores.reading import read_scores
