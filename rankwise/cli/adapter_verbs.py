@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 from rankwise.cli import application as cli
+from rankwise.cli.running import judge_again
 from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError, RankwiseError
 from rankwise.records.config.study import RecommendationConfig
@@ -221,6 +222,7 @@ def heads(
         asked = HeadQuestion(mode, keys_and_values, top)
         context = StudyContext.of(plan, folder, observer)
         effects = HeadStudy(context, chosen, asked).effects(prepared)
+    judge_again(folder)
     if as_json:
         return cli.emit({"effects": effects})
     for task in effects:
