@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 from rankwise.cli import application as cli
+from rankwise.cli.running import judge_again
 from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError, RankwiseError
 from rankwise.records import fields
@@ -28,7 +29,12 @@ CHECK_RECORD, CHECK_REPORT = "deployment.json", "report.md"
 EXIT_CODES: dict[FormVerdict, int] = {"keeps": cli.OK, "loses": 1, "cannot_tell": 3}
 
 Base = Annotated[
-    str, cli.argument("BASE", "The base: smollm2-135m-instruct, a folder or a hub repository.")
+    str,
+    cli.argument(
+        "BASE",
+        "The base: smollm2-135m-instruct, a folder or a hub repository.",
+        parser=cli.given_name,
+    ),
 ]
 AnyBase = Annotated[
     bool, cli.option("--any-base", "Accept an adapter trained on a base of another name.")
@@ -221,6 +227,7 @@ def heads(
         asked = HeadQuestion(mode, keys_and_values, top)
         context = StudyContext.of(plan, folder, observer)
         effects = HeadStudy(context, chosen, asked).effects(prepared)
+    judge_again(folder)
     if as_json:
         return cli.emit({"effects": effects})
     for task in effects:

@@ -25,6 +25,7 @@ from rankwise.errors import (
     StorageError,
     redacted,
 )
+from rankwise.records.fields import path_problem
 from rankwise.records.folder import StudyFolder
 from rankwise.records.provenance import package_version
 from rankwise.study.printer import Printer, print_line
@@ -98,6 +99,8 @@ def given_path(text: str) -> Path:
     """A path of the command line; an empty one would be the current folder."""
     if not text.strip() or "\0" in text or "://" in text:
         raise typer.BadParameter(f"{redacted(text)!r} names no file or folder; write a path")
+    if problem := path_problem(text):
+        raise typer.BadParameter(problem)
     return Path(text)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from rankwise.cli import adapter_verbs
 from rankwise.cli import application as cli
+from rankwise.cli.running import judge_again
 from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError, did_you_mean
 from rankwise.records.folder import StudyFolder
@@ -174,6 +175,7 @@ def _of_run(directory: Path, name: str, kinds: Kinds, max_loss_points: float) ->
     with folder.lock(), TerminalObserver(cli.stderr) as observer:
         context = StudyContext.of(plan, folder, observer)
         record = RunRepairer(context, chosen, tasks, kinds).repair(max_loss_points)
+    judge_again(folder)
     cli.note(f"records: {folder.adapter_repair_file(chosen.name).parent}")
     return record
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rankwise.cli import application as cli
 from rankwise.engine.models.libraries import quiet_libraries
-from rankwise.errors import ConfigError, StorageError
+from rankwise.errors import ConfigError, RecordError, StorageError
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.folder import StudyFolder
 from rankwise.records.outputs import refuse_foreign
@@ -198,6 +198,14 @@ def keep(folder: StudyFolder, outcome: StudyOutcome, *, settings: bool = False) 
         if settings:
             raise
         cli.note(f"not kept, and not counted as a look: {error}")
+
+
+def judge_again(folder: StudyFolder) -> None:
+    """Write the verdict with what was found since, as far as anything can be concluded."""
+    from rankwise.study.conclusion import conclude
+
+    with contextlib.suppress(RecordError):
+        keep(folder, conclude(folder))
 
 
 def note_left_out(outcome: StudyOutcome) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -28,6 +30,24 @@ def plain_text(value: str) -> str:
     if has_hidden(value):
         raise ValueError(f"{value!r} has a control character; remove it")
     return value
+
+
+def path_problem(path: str | os.PathLike[str]) -> str | None:
+    """Why a path cannot be worked with, in words: what is recorded must be text, and read back.
+
+    It may lead nowhere yet. Below a folder, there is room for the names of a study's files.
+    """
+    whole = given = os.fspath(path)
+    if not has_hidden(given):  # a NUL is in no path
+        whole = os.path.realpath(given)
+    if has_hidden(whole):
+        return f"{whole!r} has a control character, or is not UTF-8; rename the file or folder"
+    try:
+        os.lstat(os.path.join(whole, *_ROOM_BELOW))
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return f"{whole[:80]!r}... is longer than the system takes; use shorter names"
+    return None
 
 
 def file_name(value: str) -> str:
@@ -172,6 +192,9 @@ def as_module_sets(value: Any) -> Any:
     several = not values or any(isinstance(value, list | tuple) for value in values)
     return list(map(as_list, values)) if several else [values]
 
+
+_ROOM_BELOW = ("x" * 255,) * 3
+"""The names of a run, its ``eval`` and a task, while the file is written."""
 
 MOST_ENTRIES = 1000
 """The most entries of one list. Each is at least one training, task or layer: more is a slip."""

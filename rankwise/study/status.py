@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from rankwise.errors import RecordError
 from rankwise.records import quantities
 from rankwise.records.files import read_regular
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.locking import StudyProgress
 from rankwise.records.study import StudyRecord
+from rankwise.study.conclusion import conclude
 from rankwise.study.damage import find_damage, models_of
 from rankwise.study.stages.graph import stages
 from rankwise.study.stages.scoring import Score
 from rankwise.study.stages.stage import Stage, model_name
 from rankwise.study.stages.training import Train
+
+_ROUNDING = 1e-6
+"""Less than is shown of any number, and more than the order of a sum makes."""
 
 
 class ModelStatus(NamedTuple):
@@ -149,10 +158,44 @@ def study_status(folder: StudyFolder) -> list[ModelStatus]:
 
 
 def what_is_left(folder: StudyFolder, study: StudyRecord) -> list[str]:
-    """What a plan expects and the folder has not, or of other settings: not made yet, or gone."""
+    """What a plan expects and the folder has not, or of other settings: not made yet, or gone.
+
+    Where nothing else is, so is a verdict that these records do not give: it is of others.
+    """
     left = [
         f"{stage.name} of {model_name(m)}" for stage in stages(study) for m in stage.left(folder)
     ]
     verdict = (folder.looks_file, folder.recommendation_file, folder.findings_file)
     expected = (*verdict, folder.search_file) if study.config.is_searched else verdict
-    return left + [f"{path.name} of the study" for path in expected if not folder.has(path)]
+    left += [f"{path.name} of the study" for path in expected if not folder.has(path)]
+    said = "of the study: it is not what the study's records give"
+    return left or [f"{path.name} {said}" for path in _of_other_records(folder)]
+
+
+def _of_other_records(folder: StudyFolder) -> Iterator[Path]:
+    """The files of the verdict that are not what is concluded from the records now."""
+    try:
+        outcome = conclude(folder)
+    except RecordError:  # one that no plan expects is damaged
+        return
+    for path, made in (
+        (folder.recommendation_file, outcome.recommendation),
+        (folder.findings_file, outcome.findings),
+    ):
+        if folder.has(path):
+            written = folder.read(path, type(made))
+            if not _are_alike(*(json.loads(each.model_dump_json()) for each in (written, made))):
+                yield path
+
+
+def _are_alike(one: Any, other: Any) -> bool:
+    """Whether two records say the same; another processor rounds otherwise."""
+    match one, other:
+        case dict(), dict():
+            return one.keys() == other.keys() and all(_are_alike(one[k], other[k]) for k in one)
+        case list(), list():
+            return len(one) == len(other) and all(map(_are_alike, one, other))
+        case float(), float():
+            return math.isclose(one, other, rel_tol=_ROUNDING, abs_tol=_ROUNDING)
+        case _:
+            return one == other

@@ -18,7 +18,7 @@ from rankwise.study.stages.stage import OneRecord, Stage
 from rankwise.study.work import derived
 from tests.support.command_line import rankwise, words
 from tests.support.records import content_of
-from tests.support.small_studies import Study, write_study
+from tests.support.small_studies import SMALL, Study, write_study
 from tests.support.studies import run
 from tests.support.study_contents import comparable
 
@@ -241,6 +241,24 @@ CASES = {
         lambda study: study.folder.findings_file.unlink(), "left: findings.json", set()
     ),
 }
+
+
+@pytest.mark.parametrize("name", ["recommendation.json", "findings.json"])
+def test_an_older_copy_of_the_verdict_is_noticed(study: Study, name: str) -> None:
+    """It is whole, and its checksum is right; other programs read it."""
+    older = (study.folder.root / name).read_bytes()
+    done = rankwise("run", study.file, *SMALL, "seeds=[0,1]", "--study-dir", study.folder.root)
+    assert done.exit_code == 0, done.stderr
+    newer = (study.folder.root / name).read_bytes()
+    assert rankwise("verify", study.folder.root).exit_code == 0
+    (study.folder.root / name).write_bytes(older)
+    done = rankwise("verify", study.folder.root)
+    said = f"left: {name} of the study: it is not what the study's records give"
+    assert (done.exit_code, done.stdout.strip()) == (1, said)
+    assert f"rankwise run {study.folder.root}" in words(done.stderr)
+    assert rankwise("run", study.folder.root, "--quiet").exit_code == 0
+    assert (study.folder.root / name).read_bytes() == newer
+    assert rankwise("verify", study.folder.root).exit_code == 0
 
 
 @pytest.mark.parametrize("case", CASES)
