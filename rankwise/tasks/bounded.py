@@ -80,7 +80,8 @@ class _Process:
 
     def _asked(self, call: bytes) -> tuple[bytes, int | None]:
         """The line of an answer; the exit code where the process ends without one."""
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._kill)  # at Ctrl-C before an answer, which the next call would read
             running = self._started()
             assert running.stdin is not None
             assert running.stdout is not None
@@ -89,12 +90,8 @@ class _Process:
                 running.stdin.write(call)
                 running.stdin.flush()
                 line = running.stdout.readline()
-            return line, None if line.endswith(b"\n") else self._ended()
-        except BaseException:  # Ctrl-C before the answer is read, which the next call would read
-            if self._running is not None:
-                self._running.kill()
-                self._ended()
-            raise
+            stack.pop_all()
+        return line, None if line.endswith(b"\n") else self._ended()
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._running is not None and self._running.poll() is None:
@@ -118,6 +115,11 @@ class _Process:
                 f"{what} ends with exit code {self._ended()} as it starts. Free memory."
             )
         return self._running
+
+    def _kill(self) -> None:
+        if self._running is not None:
+            self._running.kill()
+            self._ended()
 
     def _ended(self) -> int:
         """The exit code of the process, which is ending."""
@@ -160,4 +162,4 @@ def serve() -> None:
             answers.write(answer + b"\n")
             answers.flush()
     except MemoryError:
-        os._exit(_OUT_OF_MEMORY)
+        raise SystemExit(_OUT_OF_MEMORY) from None
