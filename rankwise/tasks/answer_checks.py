@@ -17,8 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import regex
-
 from rankwise.errors import DataError, TaskError
 from rankwise.records.config.own_rows import (
     CODE,
@@ -28,6 +26,7 @@ from rankwise.records.config.own_rows import (
     RegexCheckConfig,
 )
 from rankwise.records.files import digest_of
+from rankwise.records.patterns import SECONDS, Pattern, kept_pattern
 from rankwise.records.results import FIELD
 from rankwise.tasks.code_guard import REMEDY
 from rankwise.tasks.row_files import flat_row
@@ -41,9 +40,6 @@ BASE_ANSWER = "base_answer"
 
 MOST_FIELDS = 50
 """Fields of the right answers that have a metric each: more cannot be read."""
-
-PATTERN_SECONDS = 1.0
-"""For one pattern on one answer: a pattern that backtracks takes years on a few hundred letters."""
 
 _FENCED = re.compile(r"```(?:json)?\s*\n(.*?)\n?```", re.DOTALL)
 _NUMBER_PARTS = tuple(map(re.compile, (r"(?s).*####\s*", ",", r"\$", r"\.$")))
@@ -155,18 +151,15 @@ _OF_TEXTS: Mapping[str, Checker] = {
 
 
 def _by_pattern(check: RegexCheckConfig) -> Checker:
-    wanted = [(regex.compile(pattern), True) for pattern in check.must]
-    wanted += [(regex.compile(pattern), False) for pattern in check.must_not]
+    wanted = [(Pattern(pattern), True) for pattern in check.must]
+    wanted += [(Pattern(pattern), False) for pattern in check.must_not]
 
     def matches(answer: str, _: Mapping[str, str]) -> dict[str, float | None]:
         try:
-            found = [
-                (pattern.search(answer, timeout=PATTERN_SECONDS) is not None) == is_wanted
-                for pattern, is_wanted in wanted
-            ]
+            found = [pattern.is_in(answer) == is_wanted for pattern, is_wanted in wanted]
         except TimeoutError as error:
             raise DataError(
-                f"judged_by: a pattern took more than {PATTERN_SECONDS:g} s on one answer. "
+                f"judged_by: a pattern took more than {SECONDS:g} s on one answer. "
                 "Write it without nested repeats, such as (a+)+."
             ) from error
         return {"regex": float(all(found))}
@@ -302,7 +295,7 @@ def _schema(file: Path) -> Callable[[Any], bool]:
     from referencing.exceptions import Unresolvable
 
     def pattern(_: Any, wanted: str, value: Any, __: Any) -> Iterator[jsonschema.ValidationError]:
-        if isinstance(value, str) and not regex.search(wanted, value, timeout=PATTERN_SECONDS):
+        if isinstance(value, str) and not kept_pattern(wanted).is_in(value):
             yield jsonschema.ValidationError(f"does not match {wanted}")
 
     try:
@@ -320,7 +313,7 @@ def _schema(file: Path) -> Callable[[Any], bool]:
             return bool(validator.is_valid(value))
         except Unresolvable as error:
             raise DataError(f"{file} refers elsewhere ({error}); write that in here.") from error
-        except (RecursionError, TimeoutError, regex.error) as error:
+        except (RecursionError, TimeoutError, ValueError) as error:
             reason = str(error) or type(error).__name__
             raise DataError(f"{file} cannot be checked: {reason}.") from error
 

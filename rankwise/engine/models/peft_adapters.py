@@ -19,6 +19,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from rankwise.engine.models.adapter_config import refuse_patterns
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, rewrite_config, write_factors
 from rankwise.engine.models.base import (
     LinearShape,
@@ -42,6 +43,7 @@ def load_adapter(base_model: nn.Module, folder: Path) -> peft.PeftModel:
     Raises:
         ModelError: the folder is not a PEFT adapter, or it does not fit this base.
     """
+    refuse_patterns(folder)
     what = f"{folder} cannot be attached to this base model"
     with unusable(what, "Save the adapter again."), warnings.catch_warnings():
         # what is missing in the file PEFT draws at random
