@@ -19,6 +19,11 @@ def redacted(text: str, *, parameters: bool = True) -> str:
     return _PARAMETERS.sub(r"\1?***", text) if parameters else text
 
 
+def is_fault(error: BaseException) -> bool:
+    """Whether it is an exception, or a panic of a library in Rust, whose class is none."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 class RankwiseError(Exception):
     """Base of every error that rankwise raises on purpose.
 

@@ -45,13 +45,14 @@ class Pattern:
 
     Attributes:
         size: nodes with repeats written out, which its memory goes by.
+        least_width: characters of the shortest text that it matches.
 
     Raises:
         ValueError: the text is no such pattern, or is too large.
     """
 
     def __init__(self, text: str) -> None:
-        self.size, self._compiled = _compiled(text)
+        self.size, self.least_width, self._compiled = _compiled(text)
 
     def is_in(self, text: str, seconds: float = SECONDS) -> bool:
         """Whether a part of the text matches; raises TimeoutError if finding out takes longer."""
@@ -74,7 +75,7 @@ kept_pattern = lru_cache(32)(Pattern)
 """The same, for patterns that are given anew with each text; the last ones are kept."""
 
 
-def _compiled(text: str) -> tuple[int, regex.Pattern[str]]:
+def _compiled(text: str) -> tuple[int, int, regex.Pattern[str]]:
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"{_shown(text)} has more than {MAX_CHARACTERS} characters; shorten it")
     try:
@@ -90,10 +91,12 @@ def _compiled(text: str) -> tuple[int, regex.Pattern[str]]:
             )
         # regex would keep 500 patterns of 12 MB
         written = _PARTS.sub(_as_re_reads, text)
-        return size, regex.compile(written, regex.VERSION0, cache_pattern=False)
+        compiled = regex.compile(written, regex.VERSION0, cache_pattern=False)
     except (re.error, regex.error, RecursionError, OverflowError, MemoryError) as error:
         reason = str(error) or type(error).__name__
-        raise ValueError(f"{_shown(text)} is not a regular expression: {reason}; correct it") from error
+        problem = f"{_shown(text)} is not a regular expression: {reason}; correct it"
+        raise ValueError(problem) from error
+    return size, int(tree.getwidth()[0]), compiled
 
 
 def _shown(text: str) -> str:

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 from rankwise.errors import DataError, TaskError
 from rankwise.records.config.own_rows import ColumnsConfig
 from rankwise.records.own_data import ColumnsRead, Convention
+from rankwise.tasks.chat_templates import end_of_turn, render_chat
 from rankwise.tasks.row_files import RawRow, RawRows, read_raw_rows
 from rankwise.tasks.task_files import task_code
-from rankwise.tasks.training_rows import TrainingRow, end_of_turn, render_chat
+from rankwise.tasks.training_rows import TrainingRow
 
 KNOWN = (
     "prompt and completion, messages, instruction and output (and input), conversations, question "

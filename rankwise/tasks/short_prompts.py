@@ -5,8 +5,9 @@ from __future__ import annotations
 from importlib import resources
 from typing import Any
 
+from rankwise.tasks.chat_templates import render_chat
 from rankwise.tasks.questions import GenerationSettings, Prompt
-from rankwise.tasks.training_rows import TextEncoder, render_chat
+from rankwise.tasks.training_rows import TextEncoder
 
 MOST_NEW_TOKENS = 64
 """In one answer: thirty answers of a model cost as much as scoring a small task."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError
 from rankwise.records.config.training import TrainConfig
+from rankwise.tasks.chat_templates import end_of_turn, render_chat
 from rankwise.tasks.resolution import LoadedTask
 from rankwise.tasks.task_files import task_code
 
@@ -239,54 +240,6 @@ def target_text(task: Any, doc: Any, target: Any, *, chat_template: bool) -> str
     if prefix:
         delimiter = "" if prefix[-1].isspace() else " "
     return f"{delimiter}{text}" if text not in (None, []) else ""
-
-
-def render_chat(
-    tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool = True
-) -> str:
-    """Render messages as text, as lm-eval's Hugging Face back end does.
-
-    If the template refuses a system message, the message is left out.
-    """
-    import jinja2
-
-    def rendered(turns: list[dict[str, str]]) -> str:
-        return tokenizer.apply_chat_template(
-            turns,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
-
-    try:
-        return rendered(messages)
-    except jinja2.exceptions.TemplateError:
-        return rendered([turn for turn in messages if turn["role"] != "system"])
-
-
-def end_of_turn(tokenizer: Any, *, chat_template: bool) -> str:
-    """The text after an answer: the template's end of an assistant turn, or the end of text."""
-    if not chat_template:
-        return str(tokenizer.eos_token)
-    answer = "the answer"
-    conversation = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
-    with task_code("the chat template writes no answer", "Repair it, or set chat_template: false."):
-        text: str = tokenizer.apply_chat_template(conversation, tokenize=False)
-        return text[text.rindex(answer) + len(answer) :].rstrip() or str(tokenizer.eos_token)
-
-
-def chat_template_fault(tokenizer: Any) -> str | None:
-    """What is wrong with a tokenizer's chat template; None if it writes a conversation."""
-    question, answer = "the question", "the answer"
-    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    try:
-        with task_code("it fails on a question and an answer", "Repair it."):
-            prompt = render_chat(tokenizer, turns[:1])
-            text = tokenizer.apply_chat_template(turns, tokenize=False)
-    except TaskError as error:
-        return str(error)
-    missing = [kept for kept, where in ((question, prompt), (answer, text)) if kept not in where]
-    return f"it leaves out {missing[0]} of a conversation. Repair it." if missing else None
 
 
 class Split(NamedTuple):
