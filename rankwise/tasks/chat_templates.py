@@ -146,7 +146,7 @@ class _TemplateProcess:
             self._stop(process)
             raise
         if answer:
-            return json.loads(answer.decode("utf-8", "surrogatepass"))
+            return json.loads(answer)
         code = process.wait()
         takes = f"takes more than {template_process.SECONDS:g} s"
         if code != -signal.SIGPROF:

@@ -272,16 +272,12 @@ def read_own_rows(
             reading = _reading_of(row, columns, in_pairs=in_pairs)
             render = _rendered_pair if in_pairs else _rendered
             parsed = render(row.content, reading, tokenizer, chat_template)
-            text = parsed.prompt + parsed.completion + (parsed.rejected or "")
-            text.encode()  # JSON can hold half a surrogate pair
-            length = len(text)
+            length = len(parsed.prompt) + len(parsed.completion) + len(parsed.rejected or "")
             if length > MOST_CHARACTERS:
                 raise DataError(
                     f"has {length:,} characters, and at most {MOST_CHARACTERS:,} are read; cut it "
                     "into rows"
                 )
-        except UnicodeEncodeError:
-            problems.append(f"{row.place}: half a surrogate pair; correct the character")
         except (DataError, TaskError) as error:
             problems.append(f"{row.place}: {error}")
         else:

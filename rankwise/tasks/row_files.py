@@ -30,6 +30,7 @@ _BUNDLED = "bundled/"
 _DELIMITERS = (",", ";", "\t", "|")
 _NETWORK = "Check the name, `hf auth login` for gated data sets, and the network (HF_HUB_OFFLINE)."
 
+_MAY_BE_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # JSON's escape for half of a surrogate pair
 # A cell that was meant to be quoted: `a, "b"`.
 _QUOTED_AFTER_SPACE = re.compile(r'\s+".*"\s*', re.DOTALL)
 
@@ -124,7 +125,10 @@ def _json_rows(path: Path, text: str) -> tuple[str, list[RawRow]]:
     """JSON Lines, or one list of rows, whatever the file is called."""
     if text.lstrip().startswith("["):
         try:
-            return "JSON", _numbered(json.loads(text))
+            rows = _numbered(json.loads(text))
+            if _MAY_BE_HALF.search(text):
+                rows = [row._replace(problem=_half_pair(row.content)) for row in rows]
+            return "JSON", rows
         except json.JSONDecodeError as error:
             if error.msg != "Extra data":  # else lines follow on a list
                 raise DataError(
@@ -148,9 +152,19 @@ def _json_rows(path: Path, text: str) -> tuple[str, list[RawRow]]:
 
 def _json_row(place: str, line: str) -> RawRow:
     try:
-        return RawRow(place, json.loads(line))
+        content = json.loads(line)
+        return RawRow(place, content, _half_pair(content) if _MAY_BE_HALF.search(line) else None)
     except (ValueError, RecursionError) as error:
         return RawRow(place, None, _problem_of(error))
+
+
+def _half_pair(content: Any) -> str | None:
+    """What is wrong with a row that has half a surrogate pair anywhere: no file can hold it."""
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return "half a surrogate pair; correct the character"
+    return None
 
 
 def _problem_of(error: ValueError | RecursionError) -> str:

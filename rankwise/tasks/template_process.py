@@ -55,32 +55,33 @@ def main() -> None:
         left = signal.getitimer(signal.ITIMER_PROF)[0] or SECONDS  # 0 before the first request
         # SIGPROF ends the process, also in the midst of C code
         signal.setitimer(signal.ITIMER_PROF, min(SECONDS, left + SECONDS_EACH))
-        answer = json.dumps(_answer(render, request), ensure_ascii=False)
-        answers.write(answer.encode("utf-8", "surrogatepass") + b"\n")
+        answers.write(_answer(render, request) + b"\n")
         answers.flush()
 
 
-def _answer(render: Callable[..., Any], line: bytes) -> dict[str, Any]:
+def _answer(render: Callable[..., Any], line: bytes) -> bytes:
     import jinja2
 
     try:
-        request = json.loads(line.decode("utf-8", "surrogatepass"))
+        request = json.loads(line)
         messages = request.pop("messages")
         given = sum(len(str(value)) for turn in messages for value in turn.values())
         (text,), _ = render(conversations=[messages], **request)
         if len(text) > MOST_ADDED + MOST_TIMES * given:
             raise TooLongError(f"it makes {len(text):,} characters of {given:,}")
-    except Exception as error:
-        return {
+        answer = json.dumps({"text": text}, ensure_ascii=False).encode()
+    except Exception as error:  # noqa: BLE001 (a template may raise anything)
+        told = {
             "error": type(error).__name__,
             "message": str(error)[:_MOST_OF_AN_ERROR],
             "is_template_error": isinstance(error, jinja2.TemplateError),
         }
-    return {"text": text}
+        answer = json.dumps(told).encode()
+    return answer
 
 
 def _transformers_renderer() -> Callable[..., Any]:
-    """Transformers' own function. The packages around it are left empty: they import for a second."""
+    """What transformers renders with. The packages around it are left empty: they import long."""
     found = importlib.util.find_spec("transformers")
     assert found is not None
     (folder,) = found.submodule_search_locations or ()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from rankwise.errors import DataError, TaskError
+from rankwise.errors import DataError, TaskError, is_fault
 from rankwise.records.config.training import TrainConfig
 from rankwise.tasks.chat_templates import end_of_turn, render_chat
 from rankwise.tasks.resolution import LoadedTask
@@ -259,6 +259,24 @@ class Split(NamedTuple):
     is_swallowed: bool = False
 
 
+def encoded(tokenizer: Any, text: str, **options: Any) -> list[int]:
+    """Token ids of a text, as the tokenizer's ``encode`` gives them.
+
+    Raises:
+        DataError: it gives up, as a regular expression of its does that backtracks.
+    """
+    try:
+        return tokenizer.encode(text, **options)
+    except BaseException as error:
+        if isinstance(error, MemoryError) or not is_fault(error):
+            raise
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise DataError(
+            f"the tokenizer cannot read a text of {len(text):,} characters, {text[:60]!r}: "
+            f"{reason}. Take the text out, or repair tokenizer.json of the base model."
+        ) from error
+
+
 class TextEncoder:
     """Text to tokens by the rules of lm-eval's Hugging Face back end, for training and scoring."""
 
@@ -271,8 +289,8 @@ class TextEncoder:
     def encode(self, text: str) -> list[int]:
         """Token ids, with the tokenizer's special tokens unless the text starts with one."""
         if text.startswith(self._prefix_text):
-            return self._tokenizer.encode(text, add_special_tokens=False)
-        return self._tokenizer.encode(text)
+            return encoded(self._tokenizer, text, add_special_tokens=False)
+        return encoded(self._tokenizer, text)
 
     def split(self, context: str, continuation: str) -> Split:
         """Split as lm-eval does: the context is read as it is encoded alone.
@@ -286,7 +304,7 @@ class TextEncoder:
         read = self.encode(stripped) if context else []
         if read:
             return self._behind(read, stripped + moved, continuation)
-        tokens = self._tokenizer.encode(moved, add_special_tokens=False)
+        tokens = encoded(self._tokenizer, moved, add_special_tokens=False)
         own = tokens[1:] if tokens[:1] == [self.prefix_id] else tokens
         return Split([self.prefix_id], own, is_swallowed=not own)
 

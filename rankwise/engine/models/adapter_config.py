@@ -63,7 +63,7 @@ def _pattern(key: str) -> Pattern:
 
 
 _Rank = Annotated[int, Field(ge=1, le=_MAX_RANK)]
-_Alpha = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Alpha = Annotated[Alpha, Field(strict=True)]
 _Text = Annotated[str, AfterValidator(_printable)]
 _Names = list[_Text] | None
 

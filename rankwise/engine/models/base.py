@@ -241,7 +241,7 @@ def _folder_fingerprint(folder: Path) -> str:
     for path in folder.iterdir():
         if path.exists() and not (path.is_file() or path.is_dir()):  # reading it may not end
             raise ModelError(f"{path} is a pipe or a device. Take it out of the folder.")
-    with unusable(f"{folder} cannot be used", "Take the file out, or save the model again."):
+    with unusable(f"{folder} cannot be used", _CHECK_CONFIG):
         refuse_large_files(folder)
     for name in _FINGERPRINTED_FILES:
         if (folder / name).is_file():

@@ -65,10 +65,8 @@ def refuse_large_files(folder: Path) -> None:
         most = _MAX_BYTES.get(path.name) or _MAX_BYTES.get(path.suffix)
         if most is None or path.name.endswith(".index.json") or not path.is_file():
             continue
-        if (size := path.stat().st_size) > most:
-            raise ValueError(
-                f"{path.name} has {size >> 20:,} MiB, and at most {most >> 20} are read"
-            )
+        if path.stat().st_size > most:
+            raise ValueError(f"{path.name} has more than {most >> 20} MiB")
 
 
 def refuse_large_numbers(config: Mapping[str, Any]) -> None:
@@ -107,8 +105,7 @@ def refuse_growing(tokenizer: Any) -> None:
     for what, times in (("normalizer", reads), ("decoder", growth(_steps(parts.decoder)))):
         if times > MAX_GROWTH:
             raise ValueError(
-                f"its {what} may make {times:.3g} characters of one, and at most {MAX_GROWTH:,} are "
-                "accepted"
+                f"its {what} may make {times:.3g} characters of one, more than {MAX_GROWTH:,}"
             )
     added = sum(map(_num_added, _steps(parts.post_processor)))
     if added > _MOST_ADDED_TOKENS:
@@ -162,12 +159,12 @@ def _may_match_nothing(expression: str) -> bool:
 
 def _growth_of(kind: Any, step: Mapping[str, Any]) -> float:
     if kind == "Prepend":
-        return 1 + len(str(step["prepend"]))
+        return 1.0 + len(str(step["prepend"]))
     if kind == "Precompiled":  # a table of texts that end with a zero, behind its index
         content = base64.b64decode(step["precompiled_charsmap"])
         texts = content[4 + int.from_bytes(content[:4], "little") :]
-        return max(len(text.decode(errors="replace")) for text in texts.split(b"\0"))
-    return _GROWTH.get(kind, 1)
+        return float(max(len(text.decode(errors="replace")) for text in texts.split(b"\0")))
+    return float(_GROWTH.get(kind, 1))
 
 
 def _num_added(step: Mapping[str, Any]) -> int:

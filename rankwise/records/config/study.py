@@ -16,11 +16,14 @@ from rankwise.records.config.variants import VariantsConfig
 from rankwise.records.fields import (
     MOST_ENTRIES,
     AnyNumber,
+    Confidence,
     Count,
     Duration,
     Names,
+    Nats,
     Natural,
     Number,
+    Points,
     Positive,
     Section,
     Switch,
@@ -161,11 +164,11 @@ class AnalysisConfig(Section):
     """Analyse the weights."""
     top_k: Count = 500
     """Number of leading singular vectors that are compared with the base's."""
-    null_draws: Natural = 2
+    null_draws: Annotated[Natural, Field(le=1000)] = 2  # each is decomposed like an update
     """Number of random updates of each kind to compare with."""
     heads: Switch = True
     """Compare attention heads with the base's."""
-    head_prompts: Annotated[int, Field(ge=2, strict=True)] = 32
+    head_prompts: Annotated[int, Field(ge=2, le=10_000, strict=True)] = 32  # minutes are 1,000
     """Number of prompts on which heads are compared."""
     gauges: Switch = True
     """Compare the next-token distributions of every model with the base's."""
@@ -185,20 +188,20 @@ def _default_margin(metrics: Iterable[str]) -> float:
 class RecommendationConfig(Section):
     """What counts as a difference, and how sure the recommendation must be."""
 
-    delta_points: Positive | None = None
+    delta_points: Points | None = None
     """Margin δ: ranks that differ by less in-domain count as equal.
 
     None: 5 points, or 3 where p(right) decides, whose changes are smaller.
     """
-    epsilon_points: Positive | None = None
+    epsilon_points: Points | None = None
     """Margin ε: the acceptable retention loss, on average over the tasks; None: as for δ."""
-    worst_task_points: Positive | None = None
+    worst_task_points: Points | None = None
     """The acceptable loss of any single retention task; None: three times ε."""
-    delta_nats: Positive = 0.05
+    delta_nats: Nats = 0.05
     """δ for tasks that are scored by their loss, in nats per token."""
     delta_units: Positive | None = None
     """δ for scores in a unit of their own, such as rewards; they have no default."""
-    confidence: Annotated[Number, Field(gt=0.5, lt=1)] = 0.95
+    confidence: Confidence = 0.95
 
     def delta_for(self, metrics: Iterable[str]) -> float:
         """δ in points, for tasks that these metrics decide on."""

@@ -12,6 +12,7 @@ from rankwise.records.fingerprints import fingerprint
 from rankwise.records.study import PlannedRun, StudyRecord
 from rankwise.study.stages.stage import Graph, Model, OneRecord, Stage, fingerprint_in, model_name
 from rankwise.tasks.short_prompts import short_prompts
+from rankwise.tasks.training_rows import encoded
 
 if TYPE_CHECKING:
     from rankwise.study.context import StudyContext
@@ -69,7 +70,7 @@ class MeasureLengths(OneRecord):
         started = time.perf_counter()
         answers = scorer.generate(asked, context.plan.short_prompts, context.tell.advanced)
         seconds = (time.perf_counter() - started) / len(models)
-        encode, prompts = context.plan.tokenizer.encode, short_prompts()
+        tokenizer, prompts = context.plan.tokenizer, short_prompts()
         for model, texts in zip(models, answers, strict=True):
             record = AnswerLengths(
                 model=model_name(model),
@@ -77,7 +78,7 @@ class MeasureLengths(OneRecord):
                 prompts=prompts,
                 texts=tuple(each.text for each in texts),
                 num_tokens=tuple(
-                    len(encode(each.text, add_special_tokens=False)) for each in texts
+                    len(encoded(tokenizer, each.text, add_special_tokens=False)) for each in texts
                 ),
                 is_finished=tuple(each.is_finished for each in texts),
                 score_seconds=seconds,
