@@ -57,6 +57,11 @@ def _code(hidden: re.Match[str]) -> str:
     return letter if letter in "\n\t" else letter.encode("unicode_escape").decode()
 
 
+def is_fault(error: BaseException) -> bool:
+    """Whether it is an exception, or a panic of a library in Rust, whose class is none."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 class RankwiseError(Exception):
     """Base of every error that rankwise raises on purpose.
 

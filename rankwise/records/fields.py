@@ -205,9 +205,23 @@ LARGEST = 2**31 - 1
 # Strict: a switch (yes, true) is not a number, a number is not a switch, and "3" in quotes is text.
 Switch = Annotated[bool, Field(strict=True)]
 
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+MOST, LEAST = 1e15, 1e-15
+"""The largest number, and the smallest above 0. Squares and sums of such numbers stay far from what
+a float cannot hold, and no score, rate or weight of anybody's is beyond."""
 
-Positive = Annotated[Number, Field(gt=0)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-MOST, le=MOST)]
+
+Positive = Annotated[Number, Field(gt=0), Field(ge=LEAST)]
+
+LearningRate = Annotated[Positive, Field(le=10)]  # AdamW moves a weight by it in one step
+
+Alpha = Annotated[Positive, Field(le=1e6)]
+"""Numerator of LoRA's scaling. Twice the largest rank of today's is 8192; more than this overflows
+in 16 bits."""
+
+Factor = Annotated[Positive, Field(le=1000)]  # of a rate or an alpha
+
+"""How sure a verdict must be. Probabilities are shares of 4,096 draws, so more would be all."""
 
 Margin = Annotated[Positive, AfterValidator(margin)]
 

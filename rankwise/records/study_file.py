@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from rankwise.errors import ConfigError, did_you_mean
@@ -20,7 +19,14 @@ from rankwise.records.fields import path_problem
 from rankwise.records.p_right import P_RIGHT
 from rankwise.records.places import LocalFolders, paths_in
 from rankwise.records.study import Unit
-from rankwise.records.yaml_reading import PlainLoader, YamlError, parse_yaml, read_yaml_text, shown
+from rankwise.records.yaml_reading import (
+    PlainLoader,
+    YamlError,
+    dumped_yaml,
+    parse_yaml,
+    read_yaml_text,
+    shown,
+)
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -165,7 +171,7 @@ def study_file_text(config: StudyConfig) -> str:
     """
     content = config.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     content = LocalFolders(paths_in(content)).out_of_settings(content)
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None)
+    return dumped_yaml(content, default_flow_style=None)
 
 
 def margins_text(unit: Unit, metric: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import yaml
 
@@ -34,8 +34,25 @@ _NUMBER = re.compile(r"[-+]?[0-9][0-9a-fxo_:]*", re.IGNORECASE)
 SafeLoader: type[yaml.SafeLoader] = cast(Any, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+# As in YAML 1.2, but that YAML 1.1's 0b101 and 1_000 stay numbers. 1.1 reads 12:30:45 as 45045, and
+# 010 as 8; it does not read 2e-4 as a number.
+_WHOLE = re.compile(r"[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*)$")
+_REAL = re.compile(
+    r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?$"
+    r"|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"
+    r"|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"
+)
+_FIRSTS = list("-+.0123456789")
+
+
 class PlainLoader(SafeLoader):
-    """YAML in which 2e-4 is a number, and a key given twice is an error."""
+    """YAML with the numbers of YAML 1.2, and in which a key given twice is an error."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
+        first: [(tag, form) for tag, form in forms if tag not in _NUMBERS]
+        for first, forms in SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys: set[str] = set()
@@ -49,11 +66,20 @@ class PlainLoader(SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-PlainLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+class PlainDumper(yaml.SafeDumper):
+    """Puts quotes around text that ``PlainLoader`` or another tool would read as a number."""
+
+
+def _whole_number(loader: PlainLoader, node: yaml.ScalarNode) -> int:
+    text = loader.construct_scalar(node).replace("_", "")
+    base = {"0b": 2, "0x": 16}.get(text.lstrip("-+")[:2], 10)
+    return int(text, base)
+
+
+PlainLoader.add_constructor(_NUMBERS[0], _whole_number)
+for _kind in (PlainLoader, PlainDumper):
+    for _tag, _form in zip(_NUMBERS, (_WHOLE, _REAL), strict=True):
+        _kind.add_implicit_resolver(_tag, _form, _FIRSTS)
 PlainLoader.add_constructor("tag:yaml.org,2002:merge", SafeLoader.construct_yaml_str)
 
 
@@ -109,6 +135,17 @@ def parse_yaml(text: str, loader: type[yaml.SafeLoader]) -> Any:
     except (ValueError, OverflowError, RecursionError) as error:  # 2020-99-99, 5,000 digits
         reason = str(error).partition(";")[0]  # without Python's advice to its programmers
         raise YamlError(f"a value cannot be read: {reason}; correct it or quote it") from error
+
+
+def dumped_yaml(content: Any, default_flow_style: bool | None = False) -> str:
+    """YAML that ``parse_yaml`` reads back as it was; None writes the innermost lists on a line."""
+    return yaml.dump(
+        content,
+        Dumper=PlainDumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=default_flow_style,
+    )
 
 
 def shown(value: Any, more: str = "...") -> str:

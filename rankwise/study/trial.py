@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from rankwise.engine.models import base as models
 from rankwise.errors import DataError
 from rankwise.records import quantities
@@ -17,6 +15,7 @@ from rankwise.records.config.study import BaseModelConfig, StudyConfig
 from rankwise.records.p_right import P_RIGHT
 from rankwise.records.study import Unit
 from rankwise.records.study_file import margins_text
+from rankwise.records.yaml_reading import dumped_yaml
 from rankwise.study.budgets import Fitted, largest_that_fits
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.tasks.own_rows import OwnRows, read_own_rows
@@ -246,7 +245,7 @@ def left_out(trial: Trial, size: Size) -> Iterator[str]:
 
 def study_file_text(trial: Trial, settings: dict[str, Any], first_line: str) -> str:
     """A study file as text, with the margins that it is judged by."""
-    content = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    content = dumped_yaml(settings)
     unit: Unit = "nats" if trial.judged_by == "loss" else "points"
     metric = P_RIGHT if trial.judged_by == "choice" else trial.judged_by
     return f"# {first_line}\n{content}{margins_text(unit, metric)}"

@@ -15,7 +15,7 @@ A folder of task files is code. lm-eval 0.4 runs it, or reads what runs it, in t
 - ``fsspec``: the files of ``reference://`` hold templates, which early versions
   render outside of the sandbox.
 - ``get_prompt``: promptsource renders templates outside of jinja's sandbox. All others are
-  rendered in it, see ``sandbox_templates``.
+  rendered in it, see ``confine_task_files``.
 - ``transformers``: the tasks of RULER run a tokenizer's own code.
 - A function of an installed task that gets the settings of another file, which includes the
   task's or is a group with it: some run what stands in the data.

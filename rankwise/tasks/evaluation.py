@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from rankwise.errors import ModelError
 from rankwise.records.folder import BASE
 from rankwise.records.grouping import grouped
 from rankwise.records.study import TaskEvaluation
@@ -80,6 +82,7 @@ def evaluate(
         One scoring per model, in their order.
 
     Raises:
+        ModelError: a log-likelihood is not finite.
         TaskError: the task has no metric of that name with one number per item.
     """
     answers: dict[str, Known] = {}
@@ -151,6 +154,13 @@ def ask(
         items = [Continuation(request.context, request.continuation) for request in requests]
         likelihoods = scorer.log_likelihoods(adapters, items, advance)
         answers = [[tuple(item) for item in model] for model in likelihoods]
+        for model, own in zip(models, answers, strict=True):
+            if not all(math.isfinite(nats) for nats, _ in own):
+                raise ModelError(
+                    f"{model.name} answers {prepared.name} with log-likelihoods that are not "
+                    "finite: its weights, or an adapter's alpha, are too large. Leave it out, or "
+                    "train it again."
+                )
     seconds = (time.perf_counter() - started) / len(models)
     is_text = prepared.loaded.output_type == "loglikelihood_rolling"
     known: dict[str, Known] = {}

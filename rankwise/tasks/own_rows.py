@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 from rankwise.errors import DataError, TaskError
 from rankwise.records.config.own_rows import ColumnsConfig
 from rankwise.records.own_data import ColumnsRead, Convention
+from rankwise.tasks.chat_templates import end_of_turn, render_chat
 from rankwise.tasks.row_files import RawRow, RawRows, read_raw_rows
 from rankwise.tasks.task_files import task_code
-from rankwise.tasks.training_rows import TrainingRow, end_of_turn, render_chat
+from rankwise.tasks.training_rows import TrainingRow
 
 KNOWN = (
     "prompt and completion, messages, instruction and output (and input), conversations, question "
@@ -271,16 +272,12 @@ def read_own_rows(
             reading = _reading_of(row, columns, in_pairs=in_pairs)
             render = _rendered_pair if in_pairs else _rendered
             parsed = render(row.content, reading, tokenizer, chat_template)
-            text = parsed.prompt + parsed.completion + (parsed.rejected or "")
-            text.encode()  # JSON can hold half a surrogate pair
-            length = len(text)
+            length = len(parsed.prompt) + len(parsed.completion) + len(parsed.rejected or "")
             if length > MOST_CHARACTERS:
                 raise DataError(
                     f"has {length:,} characters, and at most {MOST_CHARACTERS:,} are read; cut it "
                     "into rows"
                 )
-        except UnicodeEncodeError:
-            problems.append(f"{row.place}: half a surrogate pair; correct the character")
         except (DataError, TaskError) as error:
             problems.append(f"{row.place}: {error}")
         else:

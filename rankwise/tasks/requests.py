@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError
 from rankwise.records.config.study import EvaluationConfig
+from rankwise.tasks.chat_templates import render_chat
 from rankwise.tasks.item_order import build_requests, in_random_order
 from rankwise.tasks.questions import GenerationSettings, shared_length
 from rankwise.tasks.resolution import LoadedTask, TaskNotFound, load_tasks, quiet_lm_eval
 from rankwise.tasks.task_files import task_code
-from rankwise.tasks.training_rows import TextEncoder, render_chat, swallowed
+from rankwise.tasks.training_rows import TextEncoder, swallowed
 
 FEWSHOT_SEED = 1234  # lm-eval's default
 

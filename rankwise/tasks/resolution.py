@@ -18,11 +18,11 @@ from rankwise.records.yaml_reading import read_yaml_text
 from rankwise.tasks.code_guard import guarded_task_files
 from rankwise.tasks.task_files import (
     BUNDLED_FOLDER,
+    confine_task_files,
     file_faults,
     metric_names,
     name_fault,
     read_task_file,
-    sandbox_templates,
     task_code,
 )
 
@@ -136,7 +136,7 @@ def _manager(tasks_path: Sequence[Path], *, everything: bool) -> Any:
     for folder in tasks_path:
         if not os.path.isdir(folder):  # unlike Path.is_dir, raises nothing
             raise TaskError(f"tasks_path: {folder} is not a folder; check the path.")
-    sandbox_templates()
+    confine_task_files()
     try:
         with quiet_lm_eval(), guarded_task_files(allow_code=True):  # the index runs none
             folders: list[str | Path] = [BUNDLED_FOLDER, *tasks_path]

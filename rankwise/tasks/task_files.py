@@ -11,10 +11,12 @@ import functools
 import re
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 from rankwise.errors import RankwiseError, Stopped, TaskError, did_you_mean
 from rankwise.records.fields import plain_text
+from rankwise.records.patterns import Pattern, kept_pattern
 from rankwise.records.yaml_reading import SafeLoader, YamlError, parse_yaml, read_yaml_text, shown
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
@@ -130,6 +132,7 @@ def _metric_faults(config: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
             yield place, f"{_shown(metric)} names no metric; write metric: acc"
             continue
         name, aggregation = metric["metric"], metric.get("aggregation")
+        yield from _pattern_faults(f"{place}.regexes_to_ignore", metric.get("regexes_to_ignore"))
         if isinstance(aggregation, str) and aggregation not in aggregation_registry:
             near = did_you_mean(aggregation, aggregation_registry) or "write mean"
             yield f"{place}.aggregation", f"no aggregation named {aggregation!r}; {near}"
@@ -153,11 +156,18 @@ def _filter_faults(config: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
                 near = did_you_mean(str(name), filter_registry) or "write one of lm-eval's"
                 yield f"{where}.function", f"no filter named {_shown(name)}; {near}"
             if pattern is not None:
-                try:
-                    re.compile(pattern)
-                except (re.error, TypeError, RecursionError, OverflowError) as error:
-                    problem = f"{_shown(pattern)} is not a regular expression: {error}; correct it"
-                    yield f"{where}.regex_pattern", problem
+                yield from _pattern_faults(f"{where}.regex_pattern", [pattern])
+            yield from _pattern_faults(f"{where}.regexes_to_ignore", step.get("regexes_to_ignore"))
+
+
+def _pattern_faults(place: str, patterns: Any) -> Iterator[tuple[str, str]]:
+    for pattern in patterns if isinstance(patterns, list) else []:
+        try:
+            Pattern(pattern)
+        except TypeError:
+            yield place, f"{_shown(pattern)} is not a regular expression; write a text"
+        except ValueError as error:
+            yield place, str(error)
 
 
 def _template_faults(config: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
@@ -191,7 +201,36 @@ def metric_names() -> tuple[str, ...]:
     return tuple(metric_registry)
 
 
-def sandbox_templates() -> None:
+def confine_task_files() -> None:
+    """Let lm-eval render templates in a sandbox, and match patterns in bounded time."""
+    _sandbox_templates()
+    _bound_patterns()
+
+
+def _bound_patterns() -> None:
+    """Give lm-eval's filters and metrics bounded patterns in place of ``re``'s.
+
+    Patterns that are too large for it stay ``re``'s: those that lm-eval makes of a row's options.
+    In task files that are not installed, ``config_faults`` names such patterns.
+    """
+    from lm_eval.api import metrics
+    from lm_eval.filters import extraction
+
+    def compiled(text: str) -> Pattern | re.Pattern[str]:
+        try:
+            return kept_pattern(text)
+        except ValueError:
+            return re.compile(text)
+
+    def sub(pattern: str, replacement: str, text: str, count: int = 0) -> str:
+        return compiled(pattern).sub(replacement, text, count)
+
+    places: tuple[Any, ...] = (extraction, metrics)
+    for module in places:
+        module.re = SimpleNamespace(compile=compiled, sub=sub, escape=re.escape, findall=re.findall)
+
+
+def _sandbox_templates() -> None:
     """Let lm-eval render the templates of task files in jinja's sandbox, each compiled once.
 
     lm-eval renders them in a plain environment, in which a template reaches every Python object
@@ -210,8 +249,14 @@ def sandbox_templates() -> None:
         keep_trailing_newline=plain.keep_trailing_newline,
     )
     sandbox.filters.update(plain.filters)
+    sandbox.filters["regex_replace"] = _regex_replace
     sandbox.from_string = functools.lru_cache(_TEMPLATES)(sandbox.from_string)  # type: ignore[method-assign]
     lm_eval.utils.env = sandbox
+
+
+def _regex_replace(text: str, pattern: str, replacement: str, count: int = 0) -> str:
+    """lm-eval's own filter for templates, in bounded time."""
+    return kept_pattern(pattern).sub(replacement, text, count)
 
 
 @contextlib.contextmanager

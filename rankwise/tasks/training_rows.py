@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from rankwise.errors import DataError, TaskError
+from rankwise.errors import DataError, TaskError, is_fault
 from rankwise.records.config.training import TrainConfig
+from rankwise.tasks.chat_templates import end_of_turn, render_chat
 from rankwise.tasks.resolution import LoadedTask
 from rankwise.tasks.task_files import task_code
 
@@ -241,54 +242,6 @@ def target_text(task: Any, doc: Any, target: Any, *, chat_template: bool) -> str
     return f"{delimiter}{text}" if text not in (None, []) else ""
 
 
-def render_chat(
-    tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool = True
-) -> str:
-    """Render messages as text, as lm-eval's Hugging Face back end does.
-
-    If the template refuses a system message, the message is left out.
-    """
-    import jinja2
-
-    def rendered(turns: list[dict[str, str]]) -> str:
-        return tokenizer.apply_chat_template(
-            turns,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
-
-    try:
-        return rendered(messages)
-    except jinja2.exceptions.TemplateError:
-        return rendered([turn for turn in messages if turn["role"] != "system"])
-
-
-def end_of_turn(tokenizer: Any, *, chat_template: bool) -> str:
-    """The text after an answer: the template's end of an assistant turn, or the end of text."""
-    if not chat_template:
-        return str(tokenizer.eos_token)
-    answer = "the answer"
-    conversation = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
-    with task_code("the chat template writes no answer", "Repair it, or set chat_template: false."):
-        text: str = tokenizer.apply_chat_template(conversation, tokenize=False)
-        return text[text.rindex(answer) + len(answer) :].rstrip() or str(tokenizer.eos_token)
-
-
-def chat_template_fault(tokenizer: Any) -> str | None:
-    """What is wrong with a tokenizer's chat template; None if it writes a conversation."""
-    question, answer = "the question", "the answer"
-    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    try:
-        with task_code("it fails on a question and an answer", "Repair it."):
-            prompt = render_chat(tokenizer, turns[:1])
-            text = tokenizer.apply_chat_template(turns, tokenize=False)
-    except TaskError as error:
-        return str(error)
-    missing = [kept for kept, where in ((question, prompt), (answer, text)) if kept not in where]
-    return f"it leaves out {missing[0]} of a conversation. Repair it." if missing else None
-
-
 class Split(NamedTuple):
     """Prompt and answer as tokens.
 
@@ -306,6 +259,24 @@ class Split(NamedTuple):
     is_swallowed: bool = False
 
 
+def encoded(tokenizer: Any, text: str, **options: Any) -> list[int]:
+    """Token ids of a text, as the tokenizer's ``encode`` gives them.
+
+    Raises:
+        DataError: it gives up, as a regular expression of its does that backtracks.
+    """
+    try:
+        return tokenizer.encode(text, **options)
+    except BaseException as error:
+        if isinstance(error, MemoryError) or not is_fault(error):
+            raise
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise DataError(
+            f"the tokenizer cannot read a text of {len(text):,} characters, {text[:60]!r}: "
+            f"{reason}. Take the text out, or repair tokenizer.json of the base model."
+        ) from error
+
+
 class TextEncoder:
     """Text to tokens by the rules of lm-eval's Hugging Face back end, for training and scoring."""
 
@@ -318,8 +289,8 @@ class TextEncoder:
     def encode(self, text: str) -> list[int]:
         """Token ids, with the tokenizer's special tokens unless the text starts with one."""
         if text.startswith(self._prefix_text):
-            return self._tokenizer.encode(text, add_special_tokens=False)
-        return self._tokenizer.encode(text)
+            return encoded(self._tokenizer, text, add_special_tokens=False)
+        return encoded(self._tokenizer, text)
 
     def split(self, context: str, continuation: str) -> Split:
         """Split as lm-eval does: the context is read as it is encoded alone.
@@ -333,7 +304,7 @@ class TextEncoder:
         read = self.encode(stripped) if context else []
         if read:
             return self._behind(read, stripped + moved, continuation)
-        tokens = self._tokenizer.encode(moved, add_special_tokens=False)
+        tokens = encoded(self._tokenizer, moved, add_special_tokens=False)
         own = tokens[1:] if tokens[:1] == [self.prefix_id] else tokens
         return Split([self.prefix_id], own, is_swallowed=not own)
 

@@ -13,11 +13,11 @@ from rankwise.errors import PlanError, TaskError
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
+from rankwise.tasks.chat_templates import chat_template_fault
 from rankwise.tasks.evaluation import ScoredModel, evaluate
 from rankwise.tasks.questions import Generation
 from rankwise.tasks.requests import prepare_task
 from rankwise.tasks.resolution import load_tasks
-from rankwise.tasks.training_rows import chat_template_fault
 from tests.support import tiny_tasks
 from tests.support.studies import run
 

@@ -12,7 +12,7 @@ from typing import Any
 from rankwise.cli.lm_eval.arguments import BASE_NAME, ModelArguments, parse_model_arguments
 from rankwise.errors import ConfigError, TaskError
 from rankwise.tasks.code_guard import guarded_task_files
-from rankwise.tasks.task_files import sandbox_templates
+from rankwise.tasks.task_files import confine_task_files
 
 _PROGRAM = "rankwise lm-eval"
 _ALLOW_TASK_CODE = "--allow-task-code"
@@ -54,7 +54,7 @@ def run_lm_eval(arguments: Sequence[str]) -> None:
     device = given.pop("device", None) if flags.device is None else flags.device
     parsed = parse_model_arguments(given | {"device": device})
     _check(flags, parsed)
-    sandbox_templates()
+    confine_task_files()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from rankwise.cli.lm_eval.model import MODEL_NAME, HeldModels
 

@@ -27,9 +27,9 @@ from rankwise.engine.models.lanes import lanes_of
 from rankwise.engine.models.placed import load_to_score
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.records.config.study import BaseModelConfig
+from rankwise.tasks.chat_templates import render_chat
 from rankwise.tasks.questions import Advance, Continuation, Prompt
 from rankwise.tasks.requests import Request, RequestEncoder
-from rankwise.tasks.training_rows import render_chat
 from rankwise.tasks.update_guard import probes, refuse_unapplied
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ from collections.abc import Collection, Container, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import regex
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from rankwise.engine.models import base as models
@@ -17,14 +16,15 @@ from rankwise.engine.models.base import LinearShape
 from rankwise.engine.models.files import read_json, unusable, weights_files
 from rankwise.errors import BeyondLoraError, ModelError
 from rankwise.records.config.study import BaseModelConfig
+from rankwise.records.fields import Alpha
+from rankwise.records.patterns import Pattern
 
 CONFIG_FILE = "adapter_config.json"
 
 # No layer of a model of today is as wide, and no rank is above the width of its layer.
 _MAX_RANK = 1 << 17
-# Patterns that are more than a name or a tail of one: characters of each, how many, and seconds of
-# matching. One such as (.*)*x can take any time.
-_MAX_PATTERN, _MOST_PATTERNS, _MOST_SECONDS = 1_000, 100, 10.0
+# Patterns that are more than a name or a tail of one: how many, and seconds of matching all layers.
+_MOST_PATTERNS, _MOST_SECONDS = 100, 10.0
 _NAME, _TAIL = re.compile(r"[\w.]+"), re.compile(r"^|\.")
 # Entries of PEFT's config that are read here, or that change nothing in a trained adapter of plain
 # LoRA. Any other entry that is set is refused, including those that PEFT may add one day.
@@ -37,6 +37,8 @@ _UNDERSTOOD = {
 }
 # Entries that make an adapter leave out layers that its target_modules name.
 _RESTRICTIONS = ("exclude_modules", "layers_to_transform", "layers_pattern")
+# Ends of the entries that PEFT takes for regular expressions, of some kind of adapter or another.
+_MATCHED = ("_pattern", "_modules", "modules_to_save")
 # Initialisations that leave the base's weights unchanged (PiSSA, for example, moves part of them).
 PLAIN_INITIALISATIONS = (None, True, False, "gaussian", "eva", "orthogonal")
 
@@ -52,17 +54,16 @@ def _patterns(values: dict[str, Any]) -> dict[str, Any]:
     if len(patterns) > _MOST_PATTERNS:
         raise ValueError(f"has more than {_MOST_PATTERNS} patterns that are no names")
     for text in patterns:
-        try:
-            if len(text) > _MAX_PATTERN:
-                raise ValueError(f"{text:.40} has more than {_MAX_PATTERN} characters")
-            regex.compile(text)
-        except (regex.error, RecursionError, OverflowError) as error:
-            raise ValueError(f"{text:.40} is not a regular expression ({error})") from error
+        _pattern(text)
     return values
 
 
+def _pattern(key: str) -> Pattern:
+    """A key as PEFT's ``get_pattern_key`` matches it; raises ValueError."""
+    return Pattern(rf"(.*\.)?({key})$")
+
+
 _Rank = Annotated[int, Field(ge=1, le=_MAX_RANK)]
-_Alpha = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Text = Annotated[str, AfterValidator(_printable)]
 _Names = list[_Text] | None
 
@@ -73,9 +74,9 @@ class _Entries(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     r: _Rank
-    lora_alpha: _Alpha
+    lora_alpha: Alpha
     rank_pattern: Annotated[dict[_Text, _Rank], AfterValidator(_patterns)] | None = None
-    alpha_pattern: Annotated[dict[_Text, _Alpha], AfterValidator(_patterns)] | None = None
+    alpha_pattern: Annotated[dict[_Text, Alpha], AfterValidator(_patterns)] | None = None
     use_rslora: bool | None = None
     target_modules: _Text | _Names = None
     exclude_modules: _Text | _Names = None
@@ -97,9 +98,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     Raises:
         ModelError: it cannot be read, is of another kind of adapter, or an entry is of no use.
     """
-    what = f"{folder} is not a PEFT adapter: {CONFIG_FILE} cannot be read"
-    with unusable(what, "Check the path."):
-        config = read_json(folder / CONFIG_FILE)
+    config = _content_of(folder)
     kind = repr(config.get("peft_type")).strip("'")
     if kind != "LORA":
         raise ModelError(
@@ -116,6 +115,12 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
             f"{folder}: {CONFIG_FILE} cannot be used: {problems}. Save the adapter again."
         ) from error
     return config
+
+
+def _content_of(folder: Path) -> dict[str, Any]:
+    what = f"{folder} is not a PEFT adapter: {CONFIG_FILE} cannot be read"
+    with unusable(what, "Check the path."):
+        return read_json(folder / CONFIG_FILE)
 
 
 class LayerSetting(NamedTuple):
@@ -162,19 +167,40 @@ def _by_pattern(
 
     Raises TimeoutError where they are not found in time.
     """
-    numbered = dict(zip(values or {}, enumerate((values or {}).values()), strict=True))
-    names = {key: numbered[key] for key in numbered if _NAME.fullmatch(key)}
-    others = numbered.keys() - names.keys()
-    patterns = [(regex.compile(rf"(.*\.)?({key})$"), numbered[key]) for key in others]
-    chosen: dict[str, Any] = {}
+    places = {key: place for place, key in enumerate(values or {})}
+    names = {key: place for key, place in places.items() if _NAME.fullmatch(key)}
+    first: dict[str, int] = {}  # layer -> place of the first pattern that matches
     for layer in layers:
         tails = [layer[end.end() :] for end in _TAIL.finditer(layer)]
-        found = [names[tail] for tail in tails if tail in names]
-        for pattern, value in patterns:
-            if pattern.match(layer, timeout=max(1e-6, ends - time.monotonic())):
-                found.append(value)
-        chosen[layer] = min(found)[1] if found else otherwise
-    return chosen
+        first[layer] = min((names[tail] for tail in tails if tail in names), default=len(places))
+    for key in places.keys() - names.keys():
+        pattern = _pattern(key)  # one at a time: each may take megabytes
+        for layer, place in first.items():
+            seconds = max(1e-6, ends - time.monotonic())
+            if places[key] < place and pattern.begins(layer, seconds):
+                first[layer] = places[key]
+    chosen = [*(values or {}).values(), otherwise]
+    return {layer: chosen[place] for layer, place in first.items()}
+
+
+def refuse_patterns(folder: Path) -> None:
+    """Refuse a config of which PEFT would match more than names of layers, without a time limit.
+
+    Raises:
+        ModelError: names the entry, or the config cannot be read.
+    """
+    with unusable(
+        f"{folder} is not a PEFT adapter: {CONFIG_FILE} cannot be read", "Check the path."
+    ):
+        config = read_json(folder / CONFIG_FILE)
+    for entry, value in config.items():
+        names = value if isinstance(value, list | dict) else [value]
+        wrong = [name for name in names if not _NAME.fullmatch(str(name))]
+        if entry.endswith(_MATCHED) and wrong:
+            raise ModelError(
+                f"{folder}: {CONFIG_FILE} cannot be used: {entry} has {wrong[0]!r:.40}, which is "
+                "no name of a layer. Train it again."
+            )
 
 
 def refuse_beyond_lora(config: Mapping[str, Any], folder: Path) -> None:

@@ -41,6 +41,11 @@ from rankwise.engine.models.files import (
     unusable,
     weights_files,
 )
+from rankwise.engine.models.limits import (
+    refuse_growing,
+    refuse_large_files,
+    refuse_large_numbers,
+)
 from rankwise.errors import ModelError
 from rankwise.records.config.study import BaseModelConfig
 from rankwise.records.config.training import BasePrecision
@@ -236,6 +241,8 @@ def _folder_fingerprint(folder: Path) -> str:
     for path in folder.iterdir():
         if path.exists() and not (path.is_file() or path.is_dir()):  # reading it may not end
             raise ModelError(f"{path} is a pipe or a device. Take it out of the folder.")
+    with unusable(f"{folder} cannot be used", _CHECK_CONFIG):
+        refuse_large_files(folder)
     for name in _FINGERPRINTED_FILES:
         if (folder / name).is_file():
             digest.update((folder / name).read_bytes())
@@ -257,13 +264,16 @@ def load_tokenizer(folder: Path) -> Any:
     """
     what = f"the tokenizer in {folder} cannot be loaded"
     with unusable(what, "Check tokenizer.json and tokenizer_config.json there."):
+        refuse_large_files(folder)
         tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
         longest = tokenizer.model_max_length
         if not (isinstance(longest, int | float) and longest >= 1):
             raise ValueError(f"model_max_length is {longest!r:.40}, not a number of tokens")
+        refuse_growing(tokenizer)
+        tokens = tokenizer.encode("a b", add_special_tokens=False)
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer in {folder} has no end token; add eos_token to it.")
-    if not tokenizer.encode("a b", add_special_tokens=False):
+    if not tokens:
         raise ModelError(f"the tokenizer in {folder} produces no tokens for a text. Save it again.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -456,7 +466,7 @@ def model_skeleton(folder: Path) -> nn.Module:
 def _model_config(folder: Path) -> Any:
     what = f"{folder} has no usable model config"
     with unusable(what, _CHECK_CONFIG):
-        read_json(folder / "config.json")  # before transformers does
+        refuse_large_numbers(read_json(folder / "config.json"))  # before transformers reads it
         config: Any = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
         text = config.get_text_config()
     for name in _SIZES:
@@ -622,6 +632,8 @@ def context_length(model_config: Any, tokenizer: Any) -> int:
     for section in (rope, *rope.values()):  # one section for all layers, or one for each kind
         if isinstance(section, Mapping) and section.get("rope_type") == "longrope":
             limit = min(limit, int(section["original_max_position_embeddings"]))
+    if limit < 1:
+        raise ModelError(f"the model reads at most {limit} tokens. {_CHECK_CONFIG}")
     return limit
 
 

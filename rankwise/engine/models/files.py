@@ -25,7 +25,7 @@ from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from rankwise.engine.models.attention import decoder_layers
 from rankwise.engine.models.devices import is_out_of_memory
-from rankwise.errors import ModelError, RankwiseError
+from rankwise.errors import ModelError, RankwiseError, is_fault
 from rankwise.records import quantities
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -59,8 +59,8 @@ def unusable(what: str, remedy: str) -> Generator[None]:
     """
     try:
         yield
-    except Exception as error:
-        if isinstance(error, RankwiseError) or is_out_of_memory(error):
+    except BaseException as error:
+        if isinstance(error, RankwiseError) or is_out_of_memory(error) or not is_fault(error):
             raise
         reason = " ".join(str(error).split())[:_MAX_REASON] or type(error).__name__
         if isinstance(error, ImportError):  # such as optimum, for a model that is stored quantised

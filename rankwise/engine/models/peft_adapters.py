@@ -18,6 +18,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from rankwise.engine.models.adapter_config import refuse_patterns
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, rewrite_config, write_factors
 from rankwise.engine.models.base import LinearShape, layers_replaced
 from rankwise.engine.models.files import unusable
@@ -36,6 +37,7 @@ def load_adapter(base_model: nn.Module, folder: Path) -> peft.PeftModel:
     Raises:
         ModelError: the folder is not a PEFT adapter, or it does not fit this base.
     """
+    refuse_patterns(folder)
     what = f"{folder} cannot be attached to this base model"
     with unusable(what, "Save the adapter again."), warnings.catch_warnings():
         # what is missing in the file PEFT draws at random

@@ -13,9 +13,9 @@ from rankwise.records.config.training import LoraRate
 from rankwise.records.config.variants import VariantsConfig
 from rankwise.records.fields import (
     MOST_ENTRIES,
+    Alpha,
     Epochs,
     ModuleSet,
-    Positive,
     Rank,
     Section,
     Several,
@@ -33,9 +33,9 @@ class AlphaConfig(Section):
     policy: Literal["proportional", "fixed", "rslora"] = "proportional"
     """``proportional``: alpha = ratio * rank, scaling = ratio. ``fixed``: scaling = alpha / rank.
     ``rslora``: scaling = alpha / sqrt(rank)."""
-    ratio: Positive | None = None
+    ratio: Alpha | None = None
     """For ``proportional``; None: 2."""
-    alpha: Positive | None = None
+    alpha: Alpha | None = None
     """For ``fixed`` and ``rslora``."""
 
     def _problems(self) -> Iterator[str]:

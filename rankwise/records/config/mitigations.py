@@ -9,6 +9,7 @@ from pydantic import Field
 
 from rankwise.records.config.own_rows import data_name
 from rankwise.records.fields import (
+    Factor,
     NotNegative,
     Number,
     Positive,
@@ -101,9 +102,9 @@ class MitigationConfig(Section):
 
     name: Text | None = None
     """In the report; None: what it changes."""
-    learning_rate_factor: Positive | None = None
+    learning_rate_factor: Factor | None = None
     """Of the run's peak rate."""
-    alpha_factor: Positive | None = None
+    alpha_factor: Factor | None = None
     """Of the run's alpha."""
     weight_decay: NotNegative | None = None
     """Instead of ``train.weight_decay``: a step at rate η shrinks A and B by η times this."""

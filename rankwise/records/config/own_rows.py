@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -24,6 +23,7 @@ from rankwise.records.fields import (
     exactly_one,
     run_name,
 )
+from rankwise.records.patterns import MAX_UNROLLED, Pattern
 
 FILE_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """Endings of files with rows; a file of another name is read as JSON Lines."""
@@ -48,18 +48,14 @@ field, how much of the answer's words or letters it has, or how long it is."""
 
 
 def pattern(value: str) -> str:
-    """Refuse what is no regular expression."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of what later versions may read otherwise
-            re.compile(value)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"{value!r} is no regular expression: {error}") from error
+    """Refuse what is no regular expression, or too large a one."""
+    Pattern(value)
     return value
 
 
-Pattern = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(pattern)]
-
-Patterns = Annotated[AnyNumber[Pattern], Field(max_length=100)]
+Patterns = Annotated[
+    AnyNumber[Annotated[str, Field(min_length=1), AfterValidator(pattern)]], Field(max_length=100)
+]
 
 
 class JsonCheckConfig(Section):
@@ -84,6 +80,8 @@ class RegexCheckConfig(Section):
     def _problems(self) -> Iterator[str]:
         if not self.must and not self.must_not:
             yield "no pattern given; give must, must_not, or both"
+        if sum(Pattern(each).size for each in (*self.must, *self.must_not)) > 2 * MAX_UNROLLED:
+            yield "the patterns are too large together; write smaller repeats, or fewer patterns"
 
 
 CODE = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)")

@@ -169,11 +169,11 @@ class AnalysisConfig(Section):
     """Analyse the weights."""
     top_k: Count = 500
     """Number of leading singular vectors that are compared with the base's."""
-    null_draws: Natural = 2
+    null_draws: Annotated[Natural, Field(le=1000)] = 2  # each is decomposed like an update
     """Number of random updates of each kind to compare with."""
     heads: Switch = True
     """Compare attention heads with the base's."""
-    head_prompts: Annotated[int, Field(ge=2, strict=True)] = 32
+    head_prompts: Annotated[int, Field(ge=2, le=10_000, strict=True)] = 32  # minutes are 1,000
     """Number of prompts on which heads are compared."""
     gauges: Switch = True
     """Compare the next-token distributions of every model with the base's."""

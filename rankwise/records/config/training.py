@@ -15,9 +15,11 @@ from rankwise.records.fields import (
     Duration,
     Epochs,
     Fraction,
+    LearningRate,
     Names,
     NotNegative,
     Number,
+    Points,
     Positive,
     Rank,
     Section,
@@ -43,7 +45,7 @@ class RateRuleConfig(Section):
 
     rule: Literal["constant", "r^-1/2", "r^-1/4"]
     reference_rank: Rank = 32
-    value: Positive
+    value: LearningRate
     """The rate at ``reference_rank``; at other ranks it follows the rule."""
 
     def rate_of(self, rank: int) -> float:
@@ -56,7 +58,7 @@ RATE_TAGS = ("a rate", "a rule")
 
 
 LoraRate = Annotated[
-    Annotated[Positive, Tag(RATE_TAGS[0])] | Annotated[RateRuleConfig, Tag(RATE_TAGS[1])],
+    Annotated[LearningRate, Tag(RATE_TAGS[0])] | Annotated[RateRuleConfig, Tag(RATE_TAGS[1])],
     Discriminator(lambda value: RATE_TAGS[isinstance(value, dict | RateRuleConfig)]),
 ]
 
@@ -69,7 +71,7 @@ class LearningRateConfig(Section):
     """
 
     lora: Several[LoraRate] = (RateRuleConfig(rule="r^-1/2", value=2e-4),)
-    full: Several[Positive] = (5e-5,)
+    full: Several[LearningRate] = (5e-5,)
     tune: Switch = False
     """Search each rank's rate, and full fine-tuning's, around the one rate that is given for each.
 
@@ -111,7 +113,7 @@ class ObjectiveConfig(Section):
 class StopConfig(Section):
     """When a training ends before its last step."""
 
-    retention_loss: Positive
+    retention_loss: Points
     """Points: a training ends at its last scored checkpoint that loses no more of the validation
     items."""
 

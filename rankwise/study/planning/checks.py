@@ -24,8 +24,8 @@ from rankwise.records.study import Relation, StudyTasks
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.model import StudyModel
 from rankwise.study.planning.runs import TargetLayers
+from rankwise.tasks.chat_templates import chat_template_fault
 from rankwise.tasks.requests import PreparedTask
-from rankwise.tasks.training_rows import chat_template_fault
 from rankwise.weights.forms import find_forms
 
 
