@@ -173,6 +173,8 @@ TAKES_ANY_ERROR = (
     "records/files.py",
     "integrations/tracking.py",
     "study/executors/ray.py",
+    "tasks/limited_checks.py",
+    "tasks/task_files.py",
 )
 
 
@@ -183,7 +185,7 @@ def test_no_path_of_one_machine_and_no_bare_except() -> None:
             if isinstance(node, ast.ExceptHandler):
                 assert node.type is not None, path
                 # where any error of a library becomes ours: tokenizers and Ray raise plain ones,
-                # and a tracker's must not fail a study
+                # a tracker's must not fail a study, and users' code and schemas may raise all
                 if path.relative_to(ROOT).as_posix() not in TAKES_ANY_ERROR:
                     assert ast.unparse(node.type) not in ("Exception", "BaseException"), path
             if isinstance(node, ast.Constant) and isinstance(node.value, str):

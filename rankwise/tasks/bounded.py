@@ -7,6 +7,7 @@ whatever it is doing. The next call starts another.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib
 import json
@@ -80,7 +81,8 @@ class _Process:
 
     def _asked(self, call: bytes) -> tuple[bytes, int | None]:
         """The line of an answer; the exit code where the process ends without one."""
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.end)  # at Ctrl-C before an answer, which the next call would read
             running = self._started()
             assert running.stdin is not None
             assert running.stdout is not None
@@ -89,12 +91,8 @@ class _Process:
                 running.stdin.write(call)
                 running.stdin.flush()
                 line = running.stdout.readline()
-            return line, None if line.endswith(b"\n") else self._ended()
-        except BaseException:  # Ctrl-C before the answer is read, which the next call would read
-            if self._running is not None:
-                self._running.kill()
-                self._ended()
-            raise
+            stack.pop_all()
+        return line, None if line.endswith(b"\n") else self._ended()
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._running is not None and self._running.poll() is None:
@@ -119,6 +117,12 @@ class _Process:
             )
         return self._running
 
+    def end(self) -> None:
+        """End the process, if one is running."""
+        if self._running is not None:
+            self._running.kill()
+            self._ended()
+
     def _ended(self) -> int:
         """The exit code of the process, which is ending."""
         assert self._running is not None
@@ -138,6 +142,7 @@ def _forget() -> None:
 
 
 os.register_at_fork(after_in_child=_forget)
+atexit.register(lambda: _process.end())
 
 
 def serve() -> None:
@@ -160,4 +165,4 @@ def serve() -> None:
             answers.write(answer + b"\n")
             answers.flush()
     except MemoryError:
-        os._exit(_OUT_OF_MEMORY)
+        raise SystemExit(_OUT_OF_MEMORY) from None

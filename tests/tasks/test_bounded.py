@@ -28,9 +28,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     process = module._Process()
     monkeypatch.setattr(module, "_process", process)
     yield
-    if process._running is not None:
-        process._running.kill()
-        process._ended()
+    process.end()
 
 
 def process_id() -> int:
