@@ -150,6 +150,7 @@ def serve() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     most = MOST_BYTES if most == resource.RLIM_INFINITY else min(MOST_BYTES, most)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash leaves no file
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which ends the process
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
