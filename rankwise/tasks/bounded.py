@@ -7,6 +7,7 @@ whatever it is doing. The next call starts another.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib
 import json
@@ -81,7 +82,7 @@ class _Process:
     def _asked(self, call: bytes) -> tuple[bytes, int | None]:
         """The line of an answer; the exit code where the process ends without one."""
         with contextlib.ExitStack() as stack:
-            stack.callback(self._kill)  # at Ctrl-C before an answer, which the next call would read
+            stack.callback(self.end)  # at Ctrl-C before an answer, which the next call would read
             running = self._started()
             assert running.stdin is not None
             assert running.stdout is not None
@@ -116,7 +117,8 @@ class _Process:
             )
         return self._running
 
-    def _kill(self) -> None:
+    def end(self) -> None:
+        """End the process, if one is running."""
         if self._running is not None:
             self._running.kill()
             self._ended()
@@ -140,6 +142,7 @@ def _forget() -> None:
 
 
 os.register_at_fork(after_in_child=_forget)
+atexit.register(lambda: _process.end())
 
 
 def serve() -> None:
@@ -147,6 +150,7 @@ def serve() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     most = MOST_BYTES if most == resource.RLIM_INFINITY else min(MOST_BYTES, most)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash leaves no file
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which ends the process
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer

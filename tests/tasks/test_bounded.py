@@ -28,7 +28,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     process = module._Process()
     monkeypatch.setattr(module, "_process", process)
     yield
-    process._kill()
+    process.end()
 
 
 def process_id() -> int:
