@@ -547,7 +547,7 @@ def audit(
         >>> rw.audit("smollm2-135m-instruct", "my-adapter").statements
     """
     quiet_libraries()
-    from rankwise.report.audit_page import write_audit
+    from rankwise.report.page import write_audit
     from rankwise.weights.audit import audit as look
     from rankwise.weights.audit import find_audited
 

@@ -105,7 +105,7 @@ def audit(
     """
     quiet_libraries()
     from rankwise.engine.models.base import trained_folder
-    from rankwise.report.audit_page import PAGE_FILE, RECORD_FILE, target_name, write_audit
+    from rankwise.report.page import AUDIT_PAGE, AUDIT_RECORD, target_name, write_audit
     from rankwise.weights.audit import audit as look
     from rankwise.weights.audit import find_audited
     from rankwise.weights.session import ScoreSettings, audit_scores, prepared_tasks
@@ -128,7 +128,7 @@ def audit(
         if within in (written, *written.parents):
             problem = f"--output {folder} is inside what is audited; choose another folder"
             raise ConfigError("audit", [problem])
-        refuse_foreign(folder, (RECORD_FILE, PAGE_FILE), overwrite=overwrite)
+        refuse_foreign(folder, (AUDIT_RECORD, AUDIT_PAGE), overwrite=overwrite)
         audited = find_audited(base, target, any_base=any_base, report=cli.note)
         prepared = prepared_tasks(audited, asked) if asked.tasks or asked.own else []
         scored = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from rankwise.records import quantities
 from rankwise.records.audits import AuditedKind, AuditScore, KeptEnergy, OtherChange
@@ -104,45 +103,6 @@ def _null_pair(
         observed=total([measure(matrix.change, matrix) for matrix in matrices]),
         gaussian=total(gaussian) if len(gaussian) == len(matrices) else None,
         haar=total(haar) if len(haar) == len(matrices) else None,
-    )
-
-
-class Range(NamedTuple):
-    """A median over matrices, and the ends."""
-
-    median: float
-    least: int
-    most: int
-
-
-class MatrixGroup(NamedTuple):
-    """Matrices taken as one.
-
-    ``intruders`` are a sum, ``similarities`` a mean. What is not changed takes part in the norms
-    alone.
-    """
-
-    norm: float
-    base_norm: float
-    energy_rank_90: Range
-    energy_rank_99: Range
-    intruders: NullPair
-    similarities: NullPair
-
-
-def matrix_group(matrices: Sequence[MatrixSpectrum], epsilons: tuple[float, ...]) -> MatrixGroup:
-    """At least one matrix, all measured at these ``epsilons``."""
-    changed = [matrix for matrix in matrices if matrix.update.frobenius_norm > 0] or matrices
-
-    def ranks(values: list[int]) -> Range:
-        return Range(statistics.median(values), min(values), max(values))
-
-    return MatrixGroup(
-        *norms(matrices),
-        ranks([matrix.update.energy_rank_90 for matrix in changed]),
-        ranks([matrix.update.energy_rank_99 for matrix in changed]),
-        intruders_of_all(changed, epsilons),
-        similarity_of_all(changed),
     )
 
 

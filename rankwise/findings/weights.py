@@ -6,16 +6,29 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
-from rankwise.findings.audits import NullPair, intruders_of_all, norms, similarity_of_all
+from rankwise.findings.audits import (
+    NullPair,
+    intruders_of_all,
+    norms,
+    similarity_of_all,
+    subject,
+)
 from rankwise.findings.options import OptionGains, OptionName, ladders
 from rankwise.findings.rows import Row
 from rankwise.findings.stats.growth import norm_growth
 from rankwise.findings.trends import correlated, in_words, mean_of_options
 from rankwise.records import quantities
+from rankwise.records.audits import AuditRecord
 from rankwise.records.base import Record
 from rankwise.records.recommendation import Bound
 from rankwise.records.results import ModelResults, StudyResults
-from rankwise.records.spectra import INTRUDER_EPSILON, INTRUDER_K, SpectraRecord, intruders_of
+from rankwise.records.spectra import (
+    INTRUDER_EPSILON,
+    INTRUDER_K,
+    MatrixSpectrum,
+    SpectraRecord,
+    intruders_of,
+)
 from rankwise.records.study import Relation, Unit
 
 ALL_MODULES = "all modules"
@@ -138,12 +151,6 @@ def weight_findings(source: OptionGains) -> TrainTaskWeights | None:
 
 
 def _run_weights(source: OptionGains, model: ModelResults, spectra: SpectraRecord) -> RunWeights:
-    matrices = spectra.matrices
-    overlaps = [each.full_overlap for each in matrices if each.full_overlap is not None]
-    own = [(overlap.left + overlap.right) / 2 for overlap in overlaps]
-    expected = [(overlap.left_expected + overlap.right_expected) / 2 for overlap in overlaps]
-    norm, base_norm = norms(matrices)
-
     # how much worse than the base, macro-mean over the tasks that are scored in the unit
     forgetting: dict[str, float] = {}
     for name, relation, unit in _FORGETTING:
@@ -151,16 +158,40 @@ def _run_weights(source: OptionGains, model: ModelResults, spectra: SpectraRecor
         gains = [float(source.pair(model, task).gain.mean()) for task in tasks]
         if gains:
             forgetting[name] = -statistics.fmean(gains)
+    option = source.name_of(model)
+    return _weights_of(model.name, option, spectra.matrices, spectra.epsilons, forgetting)
 
+
+def audited_weights(record: AuditRecord) -> RunWeights:
+    """Those of an audited model, whose update is not zero; medians are over changed matrices."""
+    changed = [matrix for matrix in record.matrices if matrix.update.frobenius_norm > 0.0]
+    rank = record.ranks[-1] if record.ranks else None
+    option = OptionName(label=subject(record.kind, record.ranks).removeprefix("this "), rank=rank)
+    found = _weights_of(record.target, option, changed, record.epsilons, {})
+    norm, base_norm = norms(record.matrices)
+    return found.model_copy(update={"relative_norm": norm / base_norm if base_norm else 0.0})
+
+
+def _weights_of(
+    run: str,
+    option: OptionName,
+    matrices: Sequence[MatrixSpectrum],
+    epsilons: tuple[float, ...],
+    forgetting: dict[str, float],
+) -> RunWeights:
+    overlaps = [each.full_overlap for each in matrices if each.full_overlap is not None]
+    own = [(overlap.left + overlap.right) / 2 for overlap in overlaps]
+    expected = [(overlap.left_expected + overlap.right_expected) / 2 for overlap in overlaps]
+    norm, base_norm = norms(matrices)
     return RunWeights(
-        run=model.name,
-        option=source.name_of(model),
+        run=run,
+        option=option,
         num_matrices=len(matrices),
         frobenius_norm=norm,
         relative_norm=norm / base_norm if base_norm else 0.0,
         effective_rank=statistics.median(each.update.effective_rank for each in matrices),
         energy_rank_99=statistics.median(each.update.energy_rank_99 for each in matrices),
-        intruders=intruders_of_all(matrices, spectra.epsilons),
+        intruders=intruders_of_all(matrices, epsilons),
         similarity=similarity_of_all(matrices),
         full_overlap=statistics.fmean(own) if own else None,
         full_overlap_expected=statistics.fmean(expected) if expected else None,

@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page, and its tables as files."""
+"""The report of a study, and the page of an audit: each is one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from rankwise.findings.signatures.found import not_looked_for
 from rankwise.findings.statements import reasons_beside_verdicts
 from rankwise.findings.study import FINDINGS, StudyFindings, finding_tables, task_tables
 from rankwise.records import quantities
+from rankwise.records.audits import AuditRecord
 from rankwise.records.axes import Kind
+from rankwise.records.files import sealed
 from rankwise.records.folder import StudyFolder
 from rankwise.records.outputs import refuse_foreign, write_outputs
 from rankwise.records.recommendation import Recommendation, StudyRecommendation
@@ -23,8 +25,10 @@ from rankwise.report import cells
 from rankwise.report.charts.losses import MOST_RUNS as MOST_LOSSES
 from rankwise.report.charts.losses import Course, loss_chart
 from rankwise.report.facts import (
+    NOT_RECORDED,
     base_model_name,
     judgement_facts,
+    software_facts,
     source_name,
     study_warnings,
     training_facts,
@@ -55,7 +59,7 @@ from rankwise.report.sections.search import search_section
 from rankwise.report.sections.signatures import signature_section
 from rankwise.report.sections.slices import slice_section
 from rankwise.report.sections.transfer import transfer_section
-from rankwise.report.sections.weights import weight_section
+from rankwise.report.sections.weights import audited_section, weight_section
 from rankwise.report.summaries import (
     OUTCOMES,
     RELATION_NAMES,
@@ -72,6 +76,8 @@ from rankwise.report.tables import (
 )
 
 FILES, ITEMS_FILE = "report", "items.html"
+AUDIT_RECORD, AUDIT_PAGE = "audit.json", "audit.html"
+_COMMON_NAMES = ("adapter", "checkpoint", "final", "model")
 
 ONLY_OF_TRAINING = ("Trainable parameters", "Training time", "Peak memory")
 """Columns that say nothing of models that were trained elsewhere."""
@@ -178,6 +184,52 @@ def card_page(
     page = study_page(results, recommendation, findings, {}, folder)
     parts = [part._replace(sections=[]) for part in page.parts]
     return rendered(page._replace(parts=parts, sections=[]))
+
+
+def write_audit(folder: Path, record: AuditRecord, *, overwrite: bool = False) -> Path:
+    """Write ``audit.json`` and ``audit.html``; the page holds everything that it shows.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ConfigError: files that rankwise did not write are there, and ``overwrite`` is not given.
+        StorageError: the folder cannot be written.
+    """
+    text = sealed(record.model_dump_json(indent=2))
+    contents = {AUDIT_RECORD: text, AUDIT_PAGE: rendered(audit_page(record))}
+    write_outputs(folder, contents, overwrite=overwrite)
+    return folder / AUDIT_PAGE
+
+
+def audit_page(record: AuditRecord) -> Page:
+    """What was found in words, and the section of weights for the one model."""
+    first, *others = record.statements
+    sections: list[ReportSection] = []
+    if record.warnings:
+        sections.append(ReportSection("warnings", "Warnings", points=record.warnings))
+    if not record.is_zero:
+        sections.append(audited_section(record))
+    said = f"Every number, of every matrix and unrounded, is in {AUDIT_RECORD} next to this page."
+    facts = {
+        "Base": record.base,
+        "Base model fingerprint": record.base_fingerprint,
+        "Audited": record.target,
+        **({} if record.precision is None else {"Precision of the scores": record.precision}),
+        **software_facts(record.provenance),
+        "Device": record.provenance.device or NOT_RECORDED,
+        "Made": record.provenance.created_at,
+    }
+    sections.append(ReportSection("provenance", "Provenance", [said], [], [TitledTable("", facts)]))
+    title, asked = target_name(Path(record.target)), f"changes in {Path(record.base).name}"
+    part = Part("", "audit", "In words", first, others)
+    return Page("rankwise audit", title, f"What this {record.kind} {asked}.", [part], sections)
+
+
+def target_name(target: Path) -> str:
+    """The last part of the path, with its parent where many are called so."""
+    is_common = target.name.partition("-")[0] in _COMMON_NAMES
+    return "/".join(target.parts[-2:]) if is_common else target.name
 
 
 def question(study: StudyRecord) -> str:

@@ -1,7 +1,8 @@
-"""The page of an audit: what stands on it for planted records, in both colour schemes."""
+"""The page of an audit: the section of weights for one planted model, in both colour schemes."""
 
 from __future__ import annotations
 
+import html
 import re
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rankwise.records.audits import AuditRecord, AuditScore
-from rankwise.report.audit_page import audit_page, target_name
+from rankwise.findings.weights import audited_weights
+from rankwise.records.audits import AuditRecord, KeptEnergy
+from rankwise.report.page import audit_page, target_name
+from rankwise.report.rendering import rendered
 from rankwise.weights.audit import audit, find_audited
 from tests.support.audited_models import adapter, checkpoint, plant_intruder
 from tests.support.pages import Page, colours, words
@@ -22,35 +25,13 @@ def look(base: Path, target: Path, draws: int = 1, top_k: int = 20) -> AuditReco
     return audit(find_audited(str(base), target), top_k, draws)
 
 
-def score(task: str, difference: float, unit: str = "points") -> AuditScore:
-    return AuditScore(
-        task=task,
-        task_version="1.0",
-        metric="acc" if unit == "points" else "loss_nats",
-        filter="none",
-        unit=unit,  # pyright: ignore[reportArgumentType]
-        higher_is_better=unit == "points",
-        num_examples=1319,
-        num_fewshot=5,
-        chat_template=False,
-        limit=None,
-        base_score=50.0,
-        base_stderr=1.38,
-        adapted_score=50.0 + difference,
-        adapted_stderr=1.37,
-        difference=difference,
-        stderr=1.0,
-        lower=difference - 1.96,
-        upper=difference + 1.96,
-        num_learned=80 if unit == "points" else None,
-        num_forgotten=40 if unit == "points" else None,
-        p_value=0.0003,
-    )
+def page_of(record: AuditRecord) -> str:
+    return rendered(audit_page(record))
 
 
-def tables(page: str) -> str:
+def text_of(page: str) -> str:
     """The page's text without tags."""
-    return " ".join(re.sub(r"<[^>]+>", " ", page).split())
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).split())
 
 
 @pytest.fixture(scope="module")
@@ -60,45 +41,50 @@ def with_intruder(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFact
 
 
 def test_every_colour_has_a_partner_on_a_dark_page(with_intruder: AuditRecord) -> None:
-    scored = with_intruder.model_copy(update={"scores": (score("gsm8k", 3.0),)})
-    paired, alone = colours(Page(audit_page(scored)).charts)
-    assert paired > 5
+    paired, alone = colours(Page(page_of(with_intruder)).charts)
+    assert paired > 3
     assert alone == []
 
 
+def test_the_one_model_has_the_section_of_a_study(with_intruder: AuditRecord) -> None:
+    (weights,) = (each for each in audit_page(with_intruder).sections if each.name == "weights")
+    assert not weights.is_folded
+    assert [figure.name for figure in weights.figures] == [
+        "map-norm",
+        "map-turned",
+        "map-intruders",
+    ]
+    found = audited_weights(with_intruder)
+    text = text_of(page_of(with_intruder))
+    numbers = f"rank-1 adapter {found.frobenius_norm:.3g} {100 * found.relative_norm:.2g}"
+    assert numbers in text
+    for statement in with_intruder.statements:
+        assert statement in text
+
+
 def test_intruders_stand_beside_both_nulls(with_intruder: AuditRecord) -> None:
-    page = audit_page(with_intruder)
+    page = page_of(with_intruder)
     assert "Intruder dimensions, rank-1 adapter" in page
     assert {"trained", "Gaussian", "Haar"} <= {*words(Page(page).charts["map-intruders"])}
 
 
 def test_without_intruders_there_is_no_map_of_them(tiny_model_folder: Path, tmp_path: Path) -> None:
     adapter(tiny_model_folder, tmp_path / "a", std=1e-3)
-    page = audit_page(look(tiny_model_folder, tmp_path / "a"))
-    assert "map-intruders" not in Page(page).charts
-    assert "No matrix has an intruder dimension, nor would one under random updates" in page
+    page = page_of(look(tiny_model_folder, tmp_path / "a"))
+    assert {*Page(page).charts} == {"map-norm", "map-turned"}
 
 
 def test_without_draws_nothing_is_said_of_random_updates(
     tiny_model_folder: Path, tmp_path: Path
 ) -> None:
-    adapter(tiny_model_folder, tmp_path / "a", std=1e-3)
-    record = look(tiny_model_folder, tmp_path / "a", draws=0)
-    page = audit_page(record)
+    record = look(tiny_model_folder, plant_intruder(tiny_model_folder, tmp_path / "a"), draws=0)
+    page = page_of(record)
     assert "Gaussian" not in {*words(Page(page).charts)}
     assert not any("andom updates" in sentence for sentence in record.statements)
-    text = tables(page)
-    assert "No matrix has an intruder dimension: there is no map of them" in text
-    assert "no random updates were drawn to compare with" in text
-    for said in ("0 draws", "under random updates", "Small numbers", "Beside it the same"):
-        assert said not in text
-
-
-def test_without_draws_maps_have_no_random_updates(tiny_model_folder: Path, tmp_path: Path) -> None:
-    source = plant_intruder(tiny_model_folder, tmp_path / "a")
-    text = tables(audit_page(look(tiny_model_folder, source, draws=0)))
+    text = text_of(page)
     assert "Intruder dimensions, rank-1 adapter" in text
-    for said in ("under random updates", "means under", "Small numbers"):
+    assert "No random updates were drawn to compare with (--null-draws 0)" in text
+    for said in ("0 draws", "under random updates", "Small numbers", "means under"):
         assert said not in text
 
 
@@ -107,44 +93,49 @@ def test_fewer_vectors_are_said_to_be_so_many(tiny_model_folder: Path, tmp_path:
     record = look(tiny_model_folder, source, top_k=5)
     assert {each.leading for each in record.matrices} == {(5,)}
     assert any("among the 5 leading directions" in text for text in record.statements)
-    text = tables(audit_page(record))
+    text = text_of(page_of(record))
     assert "k = 5, ε = 0.5" in text
     assert "of 5 leading vectors" in text
     assert "How many of the 5 leading left singular vectors" in text
     for said in ("k = 10", "10 leading"):
         assert said not in text
-    assert "among the 10 leading" in tables(audit_page(look(tiny_model_folder, source)))
+    assert "among the 10 leading" in text_of(page_of(look(tiny_model_folder, source)))
 
 
-def test_scores_have_their_errors_and_n(with_intruder: AuditRecord) -> None:
-    scores = (score("gsm8k", 3.0), score("mmlu", -1.0), score("prose", 0.5, "nats"))
-    text = tables(audit_page(with_intruder.model_copy(update={"scores": scores})))
-    assert (
-        "gsm8k 5-shot, no chat template, version 1.0 acc points, higher is better 1,319 50.0 ± 1.4"
-        in text
-    )
-    assert "53.0 ± 1.4 +3.0 +1.0 to +5.0 80 40" in text
-    assert "−1.0 −3.0 to +1.0" in text
-    assert "nats per token, lower is better" in text
-
-
-def test_a_checkpoint_s_other_parameters_are_listed(
+def test_medians_of_a_checkpoint_are_over_what_it_changed(
     tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     def change(tensors: dict[str, Tensor]) -> None:
-        tensors["model.norm.weight"] *= 1.5
         tensors["model.layers.0.mlp.up_proj.weight"] += 0.01 * torch.eye(96, 48)
 
-    page = audit_page(
-        look(tiny_model_folder, checkpoint(tiny_model_folder, tmp_path / "c", change))
-    )
+    record = look(tiny_model_folder, checkpoint(tiny_model_folder, tmp_path / "c", change))
+    found = audited_weights(record)
+    assert (found.option.label, found.option.rank, found.num_matrices) == ("checkpoint", None, 1)
+    assert found.effective_rank == pytest.approx(48.0, rel=1e-3)
+    assert found.frobenius_norm == pytest.approx(record.frobenius_norm)
+    base = sum(each.base_frobenius_norm**2 for each in record.matrices) ** 0.5
+    assert found.relative_norm == pytest.approx(record.frobenius_norm / base)
+    page = page_of(record)
     assert "What this checkpoint changes in" in page
-    assert "model.norm.weight 50 %" in tables(page)
+    assert "rankwise repair" not in page  # it is for adapters
+
+
+def test_an_adapter_can_be_cut_and_a_zero_one_has_no_section(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    adapter(tiny_model_folder, tmp_path / "a", std=0.1)
+    record = look(tiny_model_folder, tmp_path / "a")
+    assert "rankwise repair" not in page_of(record)  # it needs its full rank
+    cut = KeptEnergy(rank=2, share=0.995, lowest=0.99)
+    assert "--by truncate=2 ..." in page_of(record.model_copy(update={"cut": cut}))
+    adapter(tiny_model_folder, tmp_path / "zero", std=0.0)
+    page = audit_page(look(tiny_model_folder, tmp_path / "zero"))
+    assert [section.name for section in page.sections] == ["provenance"]
 
 
 def test_names_are_text(with_intruder: AuditRecord) -> None:
     record = with_intruder.model_copy(update={"target": "/models/<b>&", "warnings": ("a<b",)})
-    page = audit_page(record)
+    page = page_of(record)
     assert "<b>" not in page.replace("<b>Figure", "")
     assert "&lt;b&gt;&amp;" in page
     assert "a&lt;b" in page

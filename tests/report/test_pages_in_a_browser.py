@@ -10,8 +10,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from rankwise.report import items as encoding
-from rankwise.report.audit_page import audit_page
-from rankwise.report.page import ITEMS_FILE
+from rankwise.report.page import ITEMS_FILE, write_audit
 from rankwise.weights.audit import audit, find_audited
 from tests.planted.items import planted_items, written
 from tests.support.audited_models import plant_intruder
@@ -41,9 +40,7 @@ def items_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def an_audit_page(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("audit")
     target = find_audited(str(tiny_model_folder), plant_intruder(tiny_model_folder, folder / "a"))
-    page = folder / "audit.html"
-    page.write_text(audit_page(audit(target, 20, 1)), encoding="utf-8")
-    return page
+    return write_audit(folder, audit(target, 20, 1))
 
 
 def faults(page: Page) -> list[str]:

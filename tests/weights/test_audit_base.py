@@ -14,7 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rankwise.errors import ModelError
 from rankwise.records.audits import AuditRecord
 from rankwise.records.files import read_record
-from rankwise.report.audit_page import audit_page
+from rankwise.report.page import audit_page
+from rankwise.report.rendering import rendered
 from rankwise.weights.audit import Audited, audit, find_audited
 from tests.support.audited_models import adapter, edited, rewritten
 from tests.support.command_line import rankwise, words
@@ -173,7 +174,7 @@ def test_layers_that_lost_their_factors_are_named(tiny_model_folder: Path, tmp_p
         assert name in warning
     record = audit(found, 20, 0)
     assert record.warnings == (warning,)
-    assert warning in audit_page(record)
+    assert warning in rendered(audit_page(record))
     assert look(tiny_model_folder, target, any_base=True).warnings == (warning,)
 
 

@@ -73,8 +73,7 @@ def test_an_adapter_and_its_merged_checkpoint_have_the_same_scores(
     assert "; accuracy " in said[0]
     assert "n\u00a0=\u00a026" in said[0]
     page = (tmp_path / "a-out" / "audit.html").read_text()
-    assert ">Scores</h2>" in page
-    assert "colours" in page
+    assert "On colours it " in page
 
 
 def test_scores_are_those_of_peft(
@@ -253,10 +252,6 @@ def test_a_chat_template_is_recorded(
     )
     assert [each.chat_template for each in plain.scores] == [False, False]
     assert [each.chat_template for each in chat.scores] == [True, True]
-    assert ", no chat template, " in (tmp_path / "plain" / "audit.html").read_text()
-    page = (tmp_path / "chat" / "audit.html").read_text()
-    assert ", chat template, " in page
-    assert "no chat template" not in page
 
 
 @pytest.mark.usefixtures("nothing_is_scored")

@@ -8,8 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from rankwise.findings.options import first_of_options
 from rankwise.findings.trends import means_by_rank
-from rankwise.findings.weights import ALL_MODULES, RunWeights, TrainTaskWeights
+from rankwise.findings.weights import (
+    ALL_MODULES,
+    RunWeights,
+    TrainTaskWeights,
+    audited_weights,
+)
 from rankwise.records import quantities
+from rankwise.records.audits import AuditRecord
 from rankwise.records.grouping import grouped
 from rankwise.records.results import ModelResults, StudyResults
 from rankwise.records.spectra import (
@@ -42,6 +48,7 @@ from rankwise.report.parts import (
     ReportSection,
     Shown,
     Table,
+    TitledTable,
     thinned,
 )
 
@@ -54,17 +61,10 @@ def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> 
         results: of the study, for what single matrices say.
     """
     settings = results.study.config.analysis
-    nulls = "No random updates were drawn to compare with (analysis.null_draws: 0)."
-    if settings.null_draws:
-        nulls = (
-            "Random updates of the same rank are given for comparison "
-            f"({quantities.counted(settings.null_draws, 'draw')} of each kind: Gaussian, of the "
-            "same norm; Haar, of the same singular values)."
-        )
     about = [
-        "Norms and ranks of an update are exact, from its factors. Singular vectors after training "
-        f"are compared with the base's own. {nulls} Exploratory: the recommendation does not rest "
-        "on it.",
+        "Norms and ranks of an update are exact, from its factors. "
+        f"{_compared_with(settings.null_draws, 'analysis.null_draws: 0')} Exploratory: the "
+        "recommendation does not rest on it.",
         *cells.of_one_seed(found[0].num_seeds),
     ]
     models = {model.name: model for model in results.runs}
@@ -95,13 +95,40 @@ def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> 
     return ReportSection.of("weights", "Weights", about, found, shown)
 
 
+def audited_section(record: AuditRecord) -> ReportSection:
+    """The same for one model that was audited, whose update is not zero."""
+    weights, matrices = audited_weights(record), record.matrices
+    remarks = [_compared_with(record.null_draws, "--null-draws 0")]
+    if record.ranks and record.cut is not None and record.cut.rank < record.ranks[-1]:
+        remarks.append(
+            "Energy says what of the weights is kept, not what of the scores. To cut the adapter "
+            f"and score it: `rankwise repair BASE ADAPTER --by truncate={record.cut.rank} ...`"
+        )
+    label = weights.option.label
+    figures = [*_norm_map({label: matrices}), *_maps_of(label, matrices)]
+    table = TitledTable("The update", _run_table([weights], intruder_k(matrices)))
+    return ReportSection("weights", "Weights", remarks, figures, [table])
+
+
+def _compared_with(null_draws: int, setting: str) -> str:
+    """What singular vectors are compared with; ``setting`` is that of no random updates."""
+    compared = "Singular vectors after training are compared with the base's own."
+    if not null_draws:
+        return f"{compared} No random updates were drawn to compare with ({setting})."
+    return (
+        f"{compared} Random updates of the same rank are given for comparison "
+        f"({quantities.counted(null_draws, 'draw')} of each kind: Gaussian, of the same norm; "
+        "Haar, of the same singular values)."
+    )
+
+
 def _run_table(runs: Sequence[RunWeights], num_leading: int) -> Table:
     def shared(run: RunWeights) -> Cell | None:
         if run.full_overlap is None or run.full_overlap_expected is None:
             return None
         return cells.beside("{:.3f}", run.full_overlap, [run.full_overlap_expected])
 
-    caption = "All adapted matrices of a run together. Medians are over matrices."
+    caption = "All adapted matrices together. Medians are over matrices."
     if any(run.similarity.haar is not None for run in runs):
         caption += " Small numbers are what random updates have: Gaussian, Haar."
     return Table.of(
@@ -122,7 +149,7 @@ def _run_table(runs: Sequence[RunWeights], num_leading: int) -> Table:
             lambda run: cells.beside_nulls("{:.3f}", run.similarity),
             "mean |cos|, same index",
         ),
-        Column("Shared with full", shared, "random directions"),
+        Column.optional("Shared with full", shared, "random directions"),
     )
 
 
@@ -261,16 +288,20 @@ def _maps(found: TrainTaskWeights, models: Mapping[str, ModelResults]) -> Iterat
         for run in shown
         if (spectra := models[run.run].spectra) is not None
     }
-    yield from norm_map({run.option.label: matrices[run.run] for run in shown})
+    yield from _norm_map({run.option.label: matrices[run.run] for run in shown})
     adapters = [run for run in shown if run.option.rank is not None]
     for run in adapters[-1:] or shown[-1:]:
-        label, own = run.option.label, matrices[run.run]
-        yield from turned_map(label, own)
-        if any(intruders(matrix.change, matrix) for matrix in own):
-            yield from intruder_map(label, own)
+        yield from _maps_of(run.option.label, matrices[run.run])
 
 
-def norm_map(matrices: Mapping[str, Sequence[MatrixSpectrum]]) -> Iterator[Figure]:
+def _maps_of(label: str, matrices: Sequence[MatrixSpectrum]) -> Iterator[Figure]:
+    """What one model has turned, and its intruders where there are any."""
+    yield from _turned_map(label, matrices)
+    if any(_intruders(matrix.change, matrix) for matrix in matrices):
+        yield from _intruder_map(label, matrices)
+
+
+def _norm_map(matrices: Mapping[str, Sequence[MatrixSpectrum]]) -> Iterator[Figure]:
     """The size of the updates of some models, by what they are called."""
     panels = {
         label: [(matrix, matrix.update.relative_norm) for matrix in own]
@@ -286,7 +317,7 @@ def norm_map(matrices: Mapping[str, Sequence[MatrixSpectrum]]) -> Iterator[Figur
     )
 
 
-def turned_map(label: str, matrices: Sequence[MatrixSpectrum]) -> Iterator[Figure]:
+def _turned_map(label: str, matrices: Sequence[MatrixSpectrum]) -> Iterator[Figure]:
     """How far singular vectors of one model have turned, compared with random updates."""
     most = max(matrix.leading[-1] for matrix in matrices)
     caption = (
@@ -308,7 +339,7 @@ def turned_map(label: str, matrices: Sequence[MatrixSpectrum]) -> Iterator[Figur
     )
 
 
-def intruder_map(label: str, matrices: Sequence[MatrixSpectrum]) -> Iterator[Figure]:
+def _intruder_map(label: str, matrices: Sequence[MatrixSpectrum]) -> Iterator[Figure]:
     """Where intruder dimensions of one model are, compared with random updates."""
     k = intruder_k(matrices)
     beside = "; next to it the means under random updates" if _are_drawn(matrices) else ""
@@ -318,19 +349,14 @@ def intruder_map(label: str, matrices: Sequence[MatrixSpectrum]) -> Iterator[Fig
         f"of {k} leading vectors; rows are layers",
         f"How many of the {k} leading left singular vectors after training have no |cos| of "
         f"{INTRUDER_EPSILON} or more with any of the base's{beside}.",
-        _with_nulls(matrices, intruders),
+        _with_nulls(matrices, _intruders),
         lambda value: f"{value:.2g}",
     )
 
 
-def intruders(change: VectorChange, matrix: MatrixSpectrum) -> float:
+def _intruders(change: VectorChange, matrix: MatrixSpectrum) -> float:
     """The count at the standard k and ε."""
     return intruders_of(change, matrix.leading, EPSILONS)
-
-
-def nulls(matrix: MatrixSpectrum) -> list[VectorChange]:
-    """What random updates have done to it: Gaussian, Haar; where they were drawn."""
-    return [null for null in (matrix.gaussian_null, matrix.haar_null) if null is not None]
 
 
 _Panels = Mapping[str, Sequence[tuple[MatrixSpectrum, float | None]]]
