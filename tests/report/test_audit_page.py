@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rankwise.findings.weights import audited_weights
-from rankwise.records.audits import AuditRecord
+from rankwise.records.audits import AuditRecord, KeptEnergy
 from rankwise.report.page import audit_page, target_name
 from rankwise.report.rendering import rendered
 from rankwise.weights.audit import audit, find_audited
@@ -125,8 +125,9 @@ def test_an_adapter_can_be_cut_and_a_zero_one_has_no_section(
 ) -> None:
     adapter(tiny_model_folder, tmp_path / "a", std=0.1)
     record = look(tiny_model_folder, tmp_path / "a")
-    assert record.cut is not None
-    assert f"--by truncate={record.cut.rank} ..." in page_of(record)
+    assert "rankwise repair" not in page_of(record)  # it needs its full rank
+    cut = KeptEnergy(rank=2, share=0.995, lowest=0.99)
+    assert "--by energy=0.9 ..." in page_of(record.model_copy(update={"cut": cut}))
     adapter(tiny_model_folder, tmp_path / "zero", std=0.0)
     page = audit_page(look(tiny_model_folder, tmp_path / "zero"))
     assert [section.name for section in page.sections] == ["provenance"]

@@ -99,7 +99,7 @@ def audited_section(record: AuditRecord) -> ReportSection:
     """The same for one model that was audited, whose update is not zero."""
     weights, matrices = audited_weights(record), record.matrices
     remarks = [_compared_with(record.null_draws, "--null-draws 0")]
-    if record.kind == "adapter" and record.cut is not None:
+    if record.ranks and record.cut is not None and record.cut.rank < record.ranks[-1]:
         remarks.append(
             "Energy says what of the weights is kept, not what of the scores. To cut the adapter "
             f"and score it: `rankwise repair BASE ADAPTER --by truncate={record.cut.rank} ...`"
