@@ -114,18 +114,40 @@ def chat_template_fault(tokenizer: Any) -> str | None:
     return f"it leaves out {missing[0]} of a conversation. Repair it." if missing else None
 
 
-class _TemplateProcess:
-    """The process that renders, once it is needed; after a template ended it, another one."""
+class TemplateProcess:
+    """The process that renders, once it is needed; after a template ended it, another one.
 
-    def __init__(self) -> None:
+    Args:
+        seconds: of processor time that one rendering may take.
+        seconds_each: that each may take on average.
+    """
+
+    def __init__(
+        self,
+        seconds: float = template_process.SECONDS,
+        seconds_each: float = template_process.SECONDS_EACH,
+    ) -> None:
+        self._limits = seconds, seconds_each
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         os.register_at_fork(after_in_child=self._forget)  # the answers are the parent's
+        atexit.register(self._end)
 
     def _forget(self) -> None:
         self._lock, self._process = threading.Lock(), None
 
+    @property
+    def pid(self) -> int | None:
+        """Of the process, if there is one."""
+        return None if self._process is None else self._process.pid
+
     def rendered(self, request: Mapping[str, Any]) -> str:
+        """The text of a request, as ``template_process`` describes it.
+
+        Raises:
+            TaskError: the template takes too much.
+            Exception: whatever it raises itself, under its name.
+        """
         line = json.dumps(request).encode() + b"\n"
         with self._lock:
             answer = self._asked(line)
@@ -136,38 +158,49 @@ class _TemplateProcess:
     def _asked(self, line: bytes) -> dict[str, Any]:
         process = self._started()
         assert process.stdin is not None
-        assert process.stdout is not None
         try:
             with contextlib.suppress(BrokenPipeError):  # it has ended, which the answer says
                 process.stdin.write(line)
                 process.stdin.flush()
-            answer = process.stdout.readline()
+            answer = self._read(process)
         except BaseException:  # such as Ctrl-C: the next one would get this one's answer
-            self._stop(process)
+            self._end()
             raise
-        if answer:
+        if answer.endswith(b"\n"):
             return json.loads(answer)
         code = process.wait()
-        takes = f"takes more than {template_process.SECONDS:g} s"
+        takes = f"takes more than {self._limits[0]:g} s"
         if code != -signal.SIGPROF:
             takes = f"ends the process that renders it (exit code {code})"
         raise TaskError(f"the chat template {takes}. {_REPAIR}")
 
+    @staticmethod
+    def _read(process: subprocess.Popen[bytes]) -> bytes:
+        assert process.stdout is not None
+        return process.stdout.readline()
+
     def _started(self) -> subprocess.Popen[bytes]:
-        if self._process is None or self._process.poll() is not None:
+        if self._process is not None and self._process.poll() is not None:
+            self._end()
+        if self._process is None:
             # -P: a file of the current folder is no module of Python's
-            command = [sys.executable, "-P", template_process.__file__]
+            limits = map(str, self._limits)
+            command = [sys.executable, "-P", template_process.__file__, *limits]
             pipe, environment = subprocess.PIPE, os.environ | {"OPENBLAS_NUM_THREADS": "1"}
             self._process = subprocess.Popen(
                 command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=environment
             )
-            atexit.register(self._stop, self._process)
         return self._process
 
-    @staticmethod
-    def _stop(process: subprocess.Popen[bytes]) -> None:
-        process.kill()
-        process.communicate()
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                with contextlib.suppress(OSError):  # what it was not given any more
+                    assert pipe is not None
+                    pipe.close()
 
 
 def _error(name: str, message: str, is_template_error: bool) -> Exception:
@@ -187,4 +220,4 @@ def _named(name: str, base: type[Exception]) -> type[Exception]:
     return type(name, (base,), {})
 
 
-_process = _TemplateProcess()
+_process = TemplateProcess()

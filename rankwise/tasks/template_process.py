@@ -2,7 +2,8 @@
 
 A template is other people's. jinja's sandbox keeps it from Python's objects, and this process from
 the machine's time and memory: it ends where a template takes more than it may. It has what
-transformers renders with, and neither torch nor rankwise.
+transformers renders with, and neither torch nor rankwise. Its arguments are the seconds of one
+rendering, and of each on average.
 
 A request is a line of JSON: the arguments of transformers' ``render_jinja_template``, with
 ``messages`` for one conversation. The answer is ``{"text": ...}``, or ``{"error": name, "message":
@@ -21,7 +22,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-SECONDS = 10.0
+SECONDS = 5.0
 """Of processor time that one rendering may take, compiling included; a template of today takes a
 millisecond."""
 
@@ -44,7 +45,7 @@ class TooLongError(Exception):
     """A template that writes far more than its messages."""
 
 
-def main() -> None:
+def main(seconds: float, seconds_each: float) -> None:
     """Answer requests from stdin until it is closed."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nothing else gets between the answers
@@ -52,9 +53,9 @@ def main() -> None:
     render = _transformers_renderer()
     _limit_memory()
     for request in sys.stdin.buffer:
-        left = signal.getitimer(signal.ITIMER_PROF)[0] or SECONDS  # 0 before the first request
+        left = signal.getitimer(signal.ITIMER_PROF)[0] or seconds  # 0 before the first request
         # SIGPROF ends the process, also in the midst of C code
-        signal.setitimer(signal.ITIMER_PROF, min(SECONDS, left + SECONDS_EACH))
+        signal.setitimer(signal.ITIMER_PROF, min(seconds, left + seconds_each))
         answers.write(_answer(render, request) + b"\n")
         answers.flush()
 
@@ -110,4 +111,4 @@ def _limit_memory() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(float, sys.argv[1:]))

@@ -16,6 +16,7 @@ import torch
 
 from rankwise.engine.models.adapter_config import CONFIG_FILE, layer_settings
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
+from rankwise.engine.models.peft_adapters import load_adapter
 from rankwise.errors import ModelError
 from rankwise.records.config.methods import ImportedConfig
 from rankwise.records.study_file import load_config
@@ -128,6 +129,16 @@ BAD = [
         "a long pattern",
         config(alpha_pattern={"(q|k)" * 201: 4}),
         "has more than 1000 characters",
+    ),
+    Bad(
+        "a pattern of a million letters",
+        config(rank_pattern={"(?:(?:q{100}){100}){100}": 4}),
+        "with its repeats written out",
+    ),
+    Bad(
+        "a large alpha",
+        config(lora_alpha=1e38),
+        f"{UNUSABLE}{ALPHA}1e+38 (Input should be less than or equal to 1000000)",
     ),
     Bad(
         "many patterns",
@@ -315,13 +326,38 @@ def test_patterns_that_take_long(
 def test_patterns_are_read_as_peft_reads_them() -> None:
     from peft.utils.other import get_pattern_key
 
-    patterns = {"k_proj": 2, "0.q_proj": 3, ".*1.q_proj": 4, "q_proj": 5, "2.q_proj": 6, "o_": 7}
-    named = {"r": 8, "lora_alpha": 16, "rank_pattern": patterns}
-    layers = [f"model.layers.{n}.{name}_proj" for n in range(12) for name in "qko"]
-    layers += ["q_proj", "xq_proj"]
+    patterns = {
+        **{"k_proj": 2, "0.q_proj": 3, ".*1.q_proj": 4, "q_proj": 5, "2.q_proj": 6, "o_": 7},
+        **{r"layers\.[3-5]\.(o|v)_proj": 8, r"(?:layers\.\d{2}\.)o_proj": 9, "v_proj|^lm": 10},
+        **{
+            r"up_(?!x)proj": 11,
+            r"^model\.layers\.(1|2)\.down_proj": 12,
+            "x{i}": 13,
+            ".*down.*": 14,
+        },
+        **{"[[:alpha:]]gate": 15},
+    }
+    named = {"r": 1, "lora_alpha": 16, "rank_pattern": patterns}
+    names = ("q", "k", "v", "o", "up", "down")
+    layers = [f"model.layers.{n}.{name}_proj" for n in range(12) for name in names]
+    layers += ["q_proj", "xq_proj", "lm", "lm.down_proj", "zx", "x{i}", "agate", ":]gate", "]gate"]
     for layer, setting in layer_settings(named, layers, Path()).items():
-        assert setting.rank == patterns.get(get_pattern_key(list(patterns), layer), 8)
+        assert setting.rank == patterns.get(get_pattern_key(list(patterns), layer), 1)
         assert setting.scaling == 16 / setting.rank
+
+
+def test_peft_is_given_no_pattern(good: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
+    """It would match it without a limit."""
+    folder = tmp_path / "bad"
+    for entry, value in {
+        "rank_pattern": {"(a|a)*b": 4},
+        "target_modules": "(a|a)*b",
+        "exclude_modules": ["(a|a)*b"],
+    }.items():
+        shutil.copytree(good, folder, dirs_exist_ok=True)
+        config(**{entry: value})(folder)
+        with pytest.raises(ModelError, match=rf"{entry} has '\(a\|a\)\*b', which is no name"):
+            load_adapter(torch.nn.Linear(1, 1), folder)
 
 
 def test_a_folder_without_an_adapter(

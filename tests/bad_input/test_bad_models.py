@@ -93,6 +93,16 @@ def index(shards: dict[str, str]) -> Damage:
     return change
 
 
+def sized(name: str, mebibytes: int) -> Damage:
+    """A file that is as long as that, and takes no room on the disk."""
+
+    def change(folder: Path) -> None:
+        with (folder / name).open("ab") as file:
+            file.truncate(mebibytes << 20)
+
+    return change
+
+
 FETCH, CHECK = "Save or fetch it again.", "Check its config.json, or save the model again."
 NO_CONFIG, NO_FOLDER = "has no usable model config", "is not a transformers folder with safetensors"
 FLOATS = "only weights in F64, F32, BF16, F16 can be used"
@@ -130,6 +140,19 @@ BAD = [
         tensors(lambda w: w.update({DOWN: w[DOWN][:9]})),
         "and its config asks for (48, 96)",
     ),
+    Bad("a head of 1e9", config(head_dim=10**9), f"{NO_CONFIG}: head_dim is 1000000000", CHECK),
+    Bad(
+        "wide", config(intermediate_size=10**12), f"{NO_CONFIG}: intermediate_size is 10000", CHECK
+    ),
+    Bad("heads", config(num_key_value_heads=10**9), f"{NO_CONFIG}: num_key_value_heads is", CHECK),
+    Bad(
+        "rotated by 1e9",
+        config(rope_parameters={"partial_rotary_factor": 1e9}),
+        f"{NO_CONFIG}: partial_rotary_factor is 1000000000.0",
+        CHECK,
+    ),
+    Bad("a large template", sized("chat_template.jinja", 5), "jinja has more than 4 MiB", CHECK),
+    Bad("a large tokenizer", sized("tokenizer.json", 3000), "json has more than 128 MiB", CHECK),
     Bad("weights cut", cut, f"{WEIGHTS} cannot be read"),
     Bad("weights empty", content(WEIGHTS, b""), f"{WEIGHTS} cannot be read"),
     Bad("weights no header", content(WEIGHTS, b"x" * 99), f"{WEIGHTS} cannot be read"),

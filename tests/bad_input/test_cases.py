@@ -147,6 +147,17 @@ TASK_FILES = [
         ("regex_pattern: 3 is not a regular expression",),
     ),
     Case(
+        "an expression of a million letters",
+        "filter_list: [{name: x, filter: [{function: regex, "
+        "regex_pattern: '(?:(?:a{100}){100}){100}'}]}]\n",
+        ("regex_pattern: '(?:(?:a{100}){100}){100}' has ", "written out"),
+    ),
+    Case(
+        "an expression to ignore",
+        "metric_list: [{metric: acc, regexes_to_ignore: ['(']}]\n",
+        ("metric_list[0].regexes_to_ignore: '(' is not a regular expression",),
+    ),
+    Case(
         "an open template",
         'doc_to_text: "{{question"\n',
         ("doc_to_text: line 1 of the template: unexpected end of template",),

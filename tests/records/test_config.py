@@ -86,7 +86,7 @@ zzz: 1
         "methods.lora.ranks[2]: -1 is not a rank; use a whole number of at least 1",
         "methods.lora.alpha: policy 'fixed' needs 'alpha'",
         "evaluation.in_domain: x is given twice; give each value once",
-        "recommendation.confidence: 95 given; input should be less than 1",
+        "recommendation.confidence: 95 given; input should be less than or equal to 0.9999",
         "evaluaton: unknown key; did you mean 'evaluation'?",
         "zzz: unknown key; known here: name, base_model, tasks_path, allow_task_code, train, "
         "methods, mitigations, seeds, evaluation, search, analysis, recommendation, deploy, "
@@ -261,13 +261,64 @@ train: {task: t, learning_rate: {<<: {lora: 1e-3, full: 1}, full: 1e-5}}
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("2e-4", 2e-4), ("2E-4", 2e-4), ("1e5", 1e5), (".5e-3", 5e-4), ("5.e-3", 5e-3)],
+    [("2e-4", 2e-4), ("2E-4", 2e-4), ("1e1", 1e1), (".5e-3", 5e-4), ("5.e-3", 5e-3)],
 )
 def test_exponents_without_a_dot_are_numbers(tmp_path: Path, text: str, value: float) -> None:
     path = written(tmp_path, f"base_model: m\ntrain: {{task: t, learning_rate: {{lora: {text}}}}}")
     assert load_config(path).train.learning_rate.lora == (value,)
     override = [f"train.learning_rate.full={text}"]
     assert load_config(path, override).train.learning_rate.full == (value,)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("010", 10), ("-0", 0), ("08", 8), ("1_000", 1000), ("0x1f", 31), ("0b11", 3), ("+7", 7)],
+)
+def test_whole_numbers_are_those_of_yaml_1_2(tmp_path: Path, text: str, value: int) -> None:
+    path = written(tmp_path, f"base_model: m\ntrain: {{task: t}}\nseeds: [{text}]\n")
+    assert load_config(path).seeds == (value,)
+
+
+@pytest.mark.parametrize("text", ["12:30:45", "1:30.5", "0o10", "0x", "1e", "1.5.2"])
+def test_what_is_no_number_in_yaml_1_2(tmp_path: Path, text: str) -> None:
+    path = written(tmp_path, f"base_model: {text}\ntrain: {{task: t}}\n")
+    config = load_config(path)
+    assert config.base_model.name == text
+    with pytest.raises(ConfigError, match=r"train\.batch_size: "):
+        load_config(path, [f"train.batch_size={text}"])
+
+
+@pytest.mark.parametrize("name", ["1e5", "08", "010", "12:30:45", "0x1f", "1_000", ".inf", "yes"])
+def test_names_like_numbers_are_written_in_quotes(tmp_path: Path, name: str) -> None:
+    config = load_config(written(tmp_path, f"base_model: '{name}'\ntrain: {{task: t}}\n"))
+    text = study_file_text(config)
+    assert load_config(written(tmp_path, text)) == config
+    assert yaml.safe_load(text)["base_model"]["name"] == name  # for other tools, too
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("train.learning_rate.lora=1e308", "train.learning_rate.full=[11]", "seeds=[1e308]"),
+        "train.learning_rate.lora={rule: constant, value: 1e308}",
+        *("recommendation.delta_points=101", "recommendation.delta_units=1e308"),
+        *("recommendation.delta_nats=1e-300", "recommendation.confidence=0.99999999999"),
+        *("analysis.head_prompts=1000000000000000000000000", "analysis.null_draws=100000"),
+        *(
+            "train.weight_decay=1e308",
+            "train.max_grad_norm=1e-300",
+            "train.stop.retention_loss=101",
+        ),
+        "methods.lora.alpha={policy: fixed, alpha: 1e38}",
+        "mitigations=[{learning_rate_factor: 1e308}]",
+    ],
+)
+def test_numbers_beyond_all_use_are_refused(tmp_path: Path, override: str) -> None:
+    path = written(tmp_path, SMALLEST)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, [override])
+    (problem,) = caught.value.problems
+    assert problem.startswith(override.partition("=")[0].partition(".")[0])
 
 
 def test_relative_paths_are_resolved_against_the_file(

@@ -119,6 +119,26 @@ def test_patterns_that_must_and_must_not_match() -> None:
     assert judged("yes") == {"regex": 0}
 
 
+@pytest.mark.parametrize(
+    ("patterns", "problem"),
+    [
+        (["(?:(?:a{100}){100}){100}"], "written out"),
+        ([f"a{{9000}}{n}" for n in range(5)], "too large together"),
+    ],
+)
+def test_patterns_that_are_too_large(patterns: list[str], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        check({"regex": {"must": patterns}})
+
+
+def test_a_pattern_of_letters_and_braces_is_not_fuzzy(tmp_path: Path) -> None:
+    judged = check({"regex": {"must": "x{i}"}})
+    assert [judged(text)["regex"] for text in ("zzzx", "x{i}")] == [0, 1]
+    large = schema(tmp_path, {"properties": {"name": {"pattern": "(?:(?:a{100}){100}){100}"}}})
+    with pytest.raises(DataError, match=r"cannot be checked: .*written out"):
+        check(large)
+
+
 SLOW, ANSWER = "^(a|a)*$", "a" * 60 + "b"
 """A pattern that would need 2^60 steps on an answer."""
 

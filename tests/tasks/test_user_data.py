@@ -277,8 +277,12 @@ def test_files_of_other_editors(tmp_path: Path, tokenizer: Any) -> None:
 
 def test_half_a_surrogate_pair_is_a_bad_row(tmp_path: Path, tokenizer: Any) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"prompt": "p", "completion": "\\ud83d"}\n' + json.dumps(pairs(1)[0]))
-    assert "line 1: half a surrogate pair; correct the char" in problems_of(path, tokenizer)
+    for beside in ('"completion": "\\ud83d"', '"completion": "c", "other": ["\\uDC00"]'):
+        row = '{"prompt": "p", ' + beside + "}"
+        path.write_text(f"{row}\n{json.dumps(pairs(1)[0])}\n")
+        assert "line 1: half a surrogate pair; correct the char" in problems_of(path, tokenizer)
+        path.write_text(f"[{row}]")
+        assert "row 1: half a surrogate pair; correct the char" in problems_of(path, tokenizer)
 
 
 def test_what_is_scored_is_the_completion_as_it_is_trained(tmp_path: Path, tokenizer: Any) -> None:

@@ -16,6 +16,7 @@ from rankwise.engine.models.base import LinearShape
 from rankwise.engine.models.files import read_json, unusable, weights_files
 from rankwise.errors import BeyondLoraError, ModelError
 from rankwise.records.config.study import BaseModelConfig
+from rankwise.records.fields import Alpha
 from rankwise.records.patterns import Pattern
 
 CONFIG_FILE = "adapter_config.json"
@@ -63,7 +64,6 @@ def _pattern(key: str) -> Pattern:
 
 
 _Rank = Annotated[int, Field(ge=1, le=_MAX_RANK)]
-_Alpha = Annotated[Alpha, Field(strict=True)]
 _Text = Annotated[str, AfterValidator(_printable)]
 _Names = list[_Text] | None
 
@@ -74,9 +74,9 @@ class _Entries(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     r: _Rank
-    lora_alpha: _Alpha
+    lora_alpha: Alpha
     rank_pattern: Annotated[dict[_Text, _Rank], AfterValidator(_patterns)] | None = None
-    alpha_pattern: Annotated[dict[_Text, _Alpha], AfterValidator(_patterns)] | None = None
+    alpha_pattern: Annotated[dict[_Text, Alpha], AfterValidator(_patterns)] | None = None
     use_rslora: bool | None = None
     target_modules: _Text | _Names = None
     exclude_modules: _Text | _Names = None
