@@ -22,6 +22,7 @@ from rankwise.errors import ConfigError, RankwiseError
 from rankwise.records.study_file import load_config, preset_names, preset_text
 from tests.fuzz import (
     answers_parsers,
+    models_parsers,
     names_parsers,
     records_parsers,
     weights_parsers,
@@ -300,8 +301,8 @@ PARSERS |= {
     ),
 }
 PARSERS |= {name: Parser(*parser) for name, parser in records_parsers.PARSERS.items()}
-PARSERS |= {name: Parser(*parser) for name, parser in answers_parsers.PARSERS.items()}
-PARSERS |= {name: Parser(*parser) for name, parser in names_parsers.PARSERS.items()}
+for module in (answers_parsers, models_parsers, names_parsers):
+    PARSERS |= {name: Parser(*parser) for name, parser in module.PARSERS.items()}
 PARSERS |= {
     name: Parser(lambda _, content, read=read: read(content), inputs, 150)
     for name, (inputs, read) in weights_parsers.PARSERS.items()

@@ -86,7 +86,7 @@ zzz: 1
         "methods.lora.ranks[2]: -1 is not a rank; use a whole number of at least 1",
         "methods.lora.alpha: policy 'fixed' needs 'alpha'",
         "evaluation.in_domain: x is given twice; give each value once",
-        "recommendation.confidence: 95 given; input should be less than 1",
+        "recommendation.confidence: 95 given; input should be less than or equal to 0.9999",
         "evaluaton: unknown key; did you mean 'evaluation'?",
         "zzz: unknown key; known here: name, base_model, tasks_path, allow_task_code, train, "
         "methods, mitigations, seeds, evaluation, search, analysis, recommendation, deploy, "
@@ -261,7 +261,7 @@ train: {task: t, learning_rate: {<<: {lora: 1e-3, full: 1}, full: 1e-5}}
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("2e-4", 2e-4), ("2E-4", 2e-4), ("1e5", 1e5), (".5e-3", 5e-4), ("5.e-3", 5e-3)],
+    [("2e-4", 2e-4), ("2E-4", 2e-4), ("1e1", 1e1), (".5e-3", 5e-4), ("5.e-3", 5e-3)],
 )
 def test_exponents_without_a_dot_are_numbers(tmp_path: Path, text: str, value: float) -> None:
     path = written(tmp_path, f"base_model: m\ntrain: {{task: t, learning_rate: {{lora: {text}}}}}")

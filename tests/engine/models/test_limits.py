@@ -77,7 +77,7 @@ HOSTILE = {
     "normalizer": (
         "normalizer",
         normalizers.Sequence([normalizers.Replace(Regex("."), "a" * 10)] * 7),
-        "its normalizer may make 1e\\+07 characters of one",
+        "its normalizer may make 4e\\+07 characters of one",
     ),
     "pre-tokenizer": (
         "pre_tokenizer",

@@ -102,7 +102,7 @@ def test_another_scaling_shows_on_a_text(
     def damaged(adapter: Adapter, folder: Path, **settings: Any) -> int:
         size = save_adapter(adapter, folder, **settings)
         config = json.loads((folder / CONFIG_FILE).read_text())
-        config["alpha_pattern"] = {"layers.1.*.v_proj": 1.1 * config["lora_alpha"]}
+        config["alpha_pattern"] = {"layers.1.self_attn.v_proj": 1.1 * config["lora_alpha"]}
         (folder / CONFIG_FILE).write_text(json.dumps(config))
         return size
 
