@@ -29,7 +29,12 @@ CHECK_RECORD, CHECK_REPORT = "deployment.json", "report.md"
 EXIT_CODES: dict[FormVerdict, int] = {"keeps": cli.OK, "loses": 1, "cannot_tell": 3}
 
 Base = Annotated[
-    str, cli.argument("BASE", "The base: smollm2-135m-instruct, a folder or a hub repository.")
+    str,
+    cli.argument(
+        "BASE",
+        "The base: smollm2-135m-instruct, a folder or a hub repository.",
+        parser=cli.given_name,
+    ),
 ]
 AnyBase = Annotated[
     bool, cli.option("--any-base", "Accept an adapter trained on a base of another name.")

@@ -26,7 +26,7 @@ from rankwise.errors import (
     StorageError,
     redacted,
 )
-from rankwise.records.fields import is_hidden
+from rankwise.records.fields import is_hidden, path_problem
 from rankwise.records.folder import StudyFolder
 from rankwise.records.provenance import package_version
 
@@ -99,12 +99,17 @@ def given_path(text: str) -> Path:
     """A path of the command line; an empty one would be the current folder."""
     if not text.strip() or "\0" in text or "://" in text:
         raise typer.BadParameter(f"{redacted(text)!r} names no file or folder; write a path")
+    if problem := path_problem(text):
+        raise typer.BadParameter(problem)
     return Path(text)
 
 
 def given_name(text: str) -> str:
     """A folder of the command line, or a repository of the hub."""
-    given_path(text)
+    try:
+        given_path(text).expanduser()
+    except RuntimeError as error:
+        raise typer.BadParameter(f"{text!r} is in no known home folder; correct it") from error
     return text
 
 

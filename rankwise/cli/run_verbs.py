@@ -15,7 +15,7 @@ from rankwise.cli.budgets import affordable_here, budget_lines, given_seconds
 from rankwise.cli.running import Telling, planned_study, run_and_report
 from rankwise.errors import ConfigError
 from rankwise.records.config.study import StudyConfig
-from rankwise.records.fields import bytes_of
+from rankwise.records.fields import bytes_of, path_problem
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 
@@ -227,6 +227,8 @@ def named(
     overrides = list(arguments or [])
     has_place = bool(overrides) and "=" not in overrides[0]
     path = Path(overrides.pop(0)) if has_place else None
+    if path is not None and (problem := path_problem(path)):
+        raise ConfigError(str(path), [problem])
     if path is not None and os.path.isdir(path):
         if overrides or study_dir:
             problem = "a study's folder is run as it is; give overrides with its study file"

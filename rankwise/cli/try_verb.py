@@ -9,7 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-from rankwise.cli.application import AsEvents, argument, note, option, say, usage_errors, verb, warn
+from rankwise.cli.application import (
+    AsEvents,
+    argument,
+    given_name,
+    note,
+    option,
+    say,
+    usage_errors,
+    verb,
+    warn,
+)
 from rankwise.cli.budgets import given_seconds, measured_rate, told_lines
 from rankwise.cli.run_verbs import STUDIES, StudyDir
 from rankwise.cli.running import Telling, run_and_report
@@ -48,10 +58,11 @@ def try_data(
             "DATA",
             "Your rows: a JSON Lines, JSON, CSV or Parquet file, or a data set on the Hub: "
             "org/name, or org/name:config@revision/split.",
+            parser=given_name,
         ),
     ],
     model: Annotated[
-        str, option("--model NAME", "An embedded model, folder or hub name.")
+        str, option("--model NAME", "An embedded model, folder or hub name.", parser=given_name)
     ] = "smollm2-135m-instruct",
     budget: Annotated[
         float, option("--budget TIME", "Target duration, such as 10m or 2h.", parser=given_seconds)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -35,6 +37,24 @@ def is_hidden(character: str) -> bool:
     Joiners are not: words of Persian and of Indic languages are written with them.
     """
     return unicodedata.category(character) in _HIDDEN and character not in _JOINERS
+
+
+def path_problem(path: str | os.PathLike[str]) -> str | None:
+    """Why a path cannot be worked with, in words: what is recorded must be text, and read back.
+
+    It may lead nowhere yet. Below a folder, there is room for the names of a study's files.
+    """
+    whole = given = os.fspath(path)
+    if not any(map(is_hidden, given)):  # a NUL is in no path
+        whole = os.path.realpath(given)
+    if any(map(is_hidden, whole)):
+        return f"{whole!r} has a control character, or is not UTF-8; rename the file or folder"
+    try:
+        os.lstat(os.path.join(whole, *_ROOM_BELOW))
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return f"{whole[:80]!r}... is longer than the system takes; use shorter names"
+    return None
 
 
 def file_name(value: str) -> str:
@@ -165,6 +185,9 @@ def as_module_sets(value: Any) -> Any:
 # control, format, half a surrogate pair, line, paragraph
 _HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _JOINERS = "\u200c\u200d"
+
+_ROOM_BELOW = ("x" * 255,) * 3
+"""The names of a run, its ``eval`` and a task, while the file is written."""
 
 MOST_ENTRIES = 1000
 """The most entries of one list. Each is at least one training, task or layer: more is a slip."""

@@ -12,8 +12,9 @@ from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rankwise.errors import NewerRecordError, RecordError
+from rankwise.errors import ConfigError, NewerRecordError, RecordError
 from rankwise.records.base import Record
+from rankwise.records.fields import path_problem
 from rankwise.records.files import (
     CheckedFiles,
     FileDigest,
@@ -73,7 +74,13 @@ class StudyFolder:
     """
 
     def __init__(self, root: Path, missing: Collection[Path] = ()) -> None:
-        """A study's folder; what is below ``missing`` counts as not there."""
+        """A study's folder; what is below ``missing`` counts as not there.
+
+        Raises:
+            ConfigError: its name cannot be recorded.
+        """
+        if problem := path_problem(root):
+            raise ConfigError(str(root), [problem])
         self.root = root
         self._missing = frozenset(missing)
         self.study_file = root / "study.json"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rankwise.errors import ConfigError, RecordError, StorageError
 from rankwise.records.base import VersionedRecord
-from rankwise.records.fields import PlaceBelow
+from rankwise.records.fields import PlaceBelow, path_problem, place_below
 from rankwise.records.files import (
     digest_of,
     is_sealed,
@@ -137,6 +137,8 @@ def written_into(target: Path) -> Mapping[str, Sequence[str]]:
 
 
 def _resolved(target: Path) -> Path:
+    if problem := path_problem(target):
+        raise ConfigError(str(target), [problem])
     target = Path(os.path.realpath(target))
     if target.exists() and not target.is_dir():
         raise ConfigError(str(target), ["it is not a folder; name another place"])
@@ -195,6 +197,10 @@ class _Target:
     def _fault(self, name: str, sha256: str = "") -> tuple[str, bool] | None:
         """Why a file may not be written there, and whether a yes helps; None: nothing is lost."""
         file = self._root / name
+        try:
+            place_below(name)
+        except ValueError:
+            return "cannot be the name of an output", False
         for folder in reversed(Path(name).parents[:-1]):
             on_the_way = self._root / folder
             if on_the_way.is_symlink() or (on_the_way.exists() and not on_the_way.is_dir()):

@@ -16,6 +16,7 @@ from rankwise.errors import ConfigError, did_you_mean
 from rankwise.records.config.own_rows import CHECK_TAGS, ClauseConfig, ContractConfig, hub_data
 from rankwise.records.config.study import RecommendationConfig, StudyConfig
 from rankwise.records.config.training import RATE_TAGS
+from rankwise.records.fields import path_problem
 from rankwise.records.p_right import P_RIGHT
 from rankwise.records.study import Unit
 from rankwise.records.yaml_reading import PlainLoader, YamlError, parse_yaml, read_yaml_text, shown
@@ -201,6 +202,8 @@ def _read(given: Path | str, source: str, wanted: str = _STUDY_FILE) -> dict[str
     try:
         if isinstance(given, Path):
             given.resolve()  # refuses a NUL, and links that lead to themselves
+            if problem := path_problem(given):
+                raise ValueError(problem)
             given = read_yaml_text(given)
         data = parse_yaml(given, PlainLoader)
     except (YamlError, OSError, ValueError, RuntimeError) as error:
@@ -263,6 +266,8 @@ def _with_absolute_paths(value: Any, folder: Path, key: str = "") -> Any:
         path = Path(os.path.realpath(place.parent), place.name)
         if place.name == "..":
             path = Path(os.path.realpath(place))
+        if problem := path_problem(path):
+            raise ConfigError(key or str(folder), [problem])
         may_be_hub = key in ("data", "start") and hub_data(value) is not None
         return value if may_be_hub and not os.path.exists(path) else path
     if isinstance(value, tuple):
