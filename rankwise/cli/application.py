@@ -106,7 +106,10 @@ def given_path(text: str) -> Path:
 
 def given_name(text: str) -> str:
     """A folder of the command line, or a repository of the hub."""
-    given_path(text)
+    try:
+        given_path(text).expanduser()
+    except RuntimeError as error:
+        raise typer.BadParameter(f"{text!r} is in no known home folder; correct it") from error
     return text
 
 
