@@ -11,9 +11,10 @@ import pytest
 import statsmodels.api as sm
 
 from rankwise.findings.agreement import agreement_with_full
+from rankwise.findings.differences import compare
 from rankwise.findings.models import task_score
 from rankwise.findings.options import OptionGains
-from rankwise.findings.pairs import Pair, compare, paired_test
+from rankwise.findings.pairs import Pair, paired_test
 from rankwise.findings.recommendation import recommend_for
 from rankwise.findings.retention import retention_groups
 from rankwise.findings.stats.estimates import mean_over_tasks, seed_spread, zero_p_value
@@ -289,8 +290,8 @@ def test_with_the_setting_intervals_are_wider_and_clusters_are_counted() -> None
     assert (answer.num_items_in_domain, answer.num_clusters_in_domain) == (300, 20)
     assert any("kinship has 300 items in 20 clusters" in reason for reason in answer.reasons)
     assert any("kinship has 20 clusters only" in reason for reason in answer.reasons)
-    rows = {(row.run, row.task): row for row in compare(clustered)}
-    plain = {(row.run, row.task): row for row in compare(results)}
+    rows = {(row.run, row.task): row for row in compare(OptionGains(clustered))}
+    plain = {(row.run, row.task): row for row in compare(OptionGains(results))}
     run = clustered.runs[0].name
     row = rows[run, "kinship"]
     assert (row.num_examples, row.num_clusters, row.mcnemar_p_value) == (300, 20, None)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from rankwise import write_report
-from rankwise.findings.pairs import format_effects
+from rankwise.findings.differences import format_effects
+from rankwise.findings.options import OptionGains
 from rankwise.findings.recommendation import recommend_for
 from rankwise.records.folder import StudyFolder
 from rankwise.records.results import ModelResults, TrainTaskResults
@@ -62,7 +63,7 @@ def planted(num_forgotten: int) -> TrainTaskResults:
 
 def test_a_loss_of_format_only_is_counted_and_said() -> None:
     results = planted(num_forgotten=0)
-    (effect,) = format_effects(results)
+    (effect,) = format_effects(OptionGains(results))
     assert (effect.task, effect.scored_as) == ("facts", "facts@letters")
     assert effect.standard_difference == pytest.approx(-20.0)
     assert effect.difference == 0.0
@@ -77,7 +78,7 @@ def test_a_loss_of_format_only_is_counted_and_said() -> None:
 
 def test_a_loss_in_both_formats_is_no_matter_of_format() -> None:
     results = planted(num_forgotten=40)
-    (effect,) = format_effects(results)
+    (effect,) = format_effects(OptionGains(results))
     assert effect.difference == pytest.approx(-20.0)
     assert effect.num_forgotten == 40
     assert effect.by_format is not None

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from rankwise.errors import ConfigError, RankwiseError
 from rankwise.records.study_file import load_config, preset_names, preset_text
-from tests.fuzz import records_parsers, weights_parsers
+from tests.fuzz import records_parsers, scores_parsers, weights_parsers
 from tests.fuzz.strategies import (
     NASTY_VALUES,
     damaged,
@@ -288,6 +288,7 @@ PARSERS |= {
     ),
 }
 PARSERS |= {name: Parser(*parser) for name, parser in records_parsers.PARSERS.items()}
+PARSERS |= {name: Parser(*parser) for name, parser in scores_parsers.PARSERS.items()}
 PARSERS |= {
     name: Parser(lambda _, content, read=read: read(content), inputs, 150)
     for name, (inputs, read) in weights_parsers.PARSERS.items()
