@@ -15,6 +15,7 @@ from rankwise.records.files import digest_of
 from rankwise.records.grouping import grouped
 from rankwise.records.lm_eval_samples import file_names, is_samples_file, read_compared, task_of
 from rankwise.records.p_right import ACCURACY, P_RIGHT, option_nats
+from rankwise.records.quantities import shortened
 from rankwise.records.results import LOSS_METRIC
 from rankwise.scores.asked import Asked
 from rankwise.scores.logs import log_scorings, read_log
@@ -46,8 +47,9 @@ def read_scores(paths: Sequence[Path], asked: Asked) -> Given:
         for log, scoring in zip(read, scorings, strict=True):
             key = scoring.model.name, scoring.task
             if key in seen:
+                model, task = map(shortened, key)
                 raise DataError(
-                    f"{seen[key]} and {log.path} are both of {key[0]} on {key[1]}; give one."
+                    f"{seen[key]} and {log.path} are both of {model} on {task}; give one."
                 )
             seen[key] = log.path
         return Given(scorings, {str(log.path): log.sha256 for log in read})
@@ -56,6 +58,9 @@ def read_scores(paths: Sequence[Path], asked: Asked) -> Given:
         raise DataError(f"{folder} is a folder; give its files, such as '{folder}/*.csv'.")
     if read:
         other = next(path for path, log in zip(paths, logs, strict=True) if log is None)
+        for row in read_raw_rows(other).rows:
+            if row.problem is not None:  # a log that was cut short
+                raise DataError(f"{other} {row.place}: {row.problem}.")
         raise DataError(f"{read[0].path} is a log and {other} is none; give files of one kind.")
     raw = [read_raw_rows(path) for path in paths]
     tables = [Table(str(paths[0]), raw[0].rows, paths[0].stem)]

@@ -25,6 +25,7 @@ from tests.fuzz import (
     models_parsers,
     names_parsers,
     records_parsers,
+    scores_parsers,
     weights_parsers,
 )
 from tests.fuzz.strategies import (
@@ -301,7 +302,7 @@ PARSERS |= {
     ),
 }
 PARSERS |= {name: Parser(*parser) for name, parser in records_parsers.PARSERS.items()}
-for module in (answers_parsers, models_parsers, names_parsers):
+for module in (answers_parsers, models_parsers, names_parsers, scores_parsers):
     PARSERS |= {name: Parser(*parser) for name, parser in module.PARSERS.items()}
 PARSERS |= {
     name: Parser(lambda _, content, read=read: read(content), inputs, 150)
