@@ -27,13 +27,13 @@ _INVISIBLE = (
     r"\u2028-\u202e\u2060-\u206f\u3164\ud800-\udfff\ufeff\uffa0\ufff0-\ufffb\U00013430-\U0001343f"
     r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e00ff\U000e01f0-\U000e0fff"
 )
-# Words of Persian and of Indic languages are written with joiners, and signs of Chinese and emoji
-# with selectors: each belongs behind one sign beyond Latin. Elsewhere it makes two names look alike.
+# Words of Persian and of Indic languages are written with joiners, signs of Chinese and emoji with
+# selectors: each belongs behind one sign beyond Latin. Elsewhere it makes two names look alike.
 _JOINERS, _SELECTORS = r"\u200c\u200d", r"\u180b-\u180d\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef"
 _LATIN = r"\x00-\xa8\xaa-\xad\xaf-\u024f"  # the signs of copyright and trade mark can be emoji
 _HIDDEN = re.compile(
     rf"[{_INVISIBLE}]|(?<![^{_LATIN}{_JOINERS}])[{_JOINERS}]"
-    rf"|(?<![^{_LATIN}{_JOINERS}{_SELECTORS}])[{_SELECTORS}](?!\u20e3)"  # unless of a key: 1️⃣
+    rf"|(?<![^{_LATIN}{_JOINERS}{_SELECTORS}])[{_SELECTORS}](?!\u20e3)"  # unless of a key's sign
 )
 
 

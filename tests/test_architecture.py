@@ -174,7 +174,9 @@ def test_only_the_command_line_exits_and_one_module_prints() -> None:
                     prints.add(place)
             if isinstance(node, ast.ImportFrom) and node.module in ("rich", "rich.console"):
                 names = {alias.name for alias in node.names}
-                prints |= {place} if names & {"print", "print_json", "Console", "get_console"} else set()
+                prints |= (
+                    {place} if names & {"print", "print_json", "Console", "get_console"} else set()
+                )
     assert exits <= {"cli"}
     assert prints == {"study/printer.py"}
 

@@ -62,7 +62,9 @@ def export(
     ] = False,
     yes: Annotated[
         bool,
-        cli.option("--yes", "With --to hub: do not ask. Needed with --json and without a terminal."),
+        cli.option(
+            "--yes", "With --to hub: do not ask. Needed with --json and without a terminal."
+        ),
     ] = False,
     as_json: cli.Json = False,
 ) -> int:
@@ -111,8 +113,8 @@ def export(
         can_ask = not as_json and sys.stdin.isatty() and sys.stderr.isatty()
         if not (yes or dry_run or can_ask):
             problem = (
-                "--to hub: with --json, or without a terminal, nobody is asked before the files go; "
-                "add --yes to send them, or --dry-run to list them"
+                "--to hub: with --json, or without a terminal, nobody is asked before files go; add "
+                "--yes to send them, or --dry-run to list them"
             )
             raise ConfigError("export", [problem])
         return _send(folder, sending, run, is_asked=not yes, as_json=as_json)

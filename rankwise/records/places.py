@@ -41,7 +41,7 @@ class LocalFolders:
         self._names = {
             **{str(folder): "." for place in places for folder in Path(place).parents},
             **{place: f"./{Path(place).name}" for place in places},
-            **{place: "~" for place in home},
+            **dict.fromkeys(home, "~"),
             **{name: name for name in kept},
         }
         longest_first = sorted(filter(_says_something, self._names), key=len, reverse=True)

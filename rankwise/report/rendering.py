@@ -21,7 +21,7 @@ from typing import NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from rankwise.errors import StorageError
+from rankwise.errors import StorageError, visible
 from rankwise.findings.statements import with_folder
 from rankwise.records import quantities
 from rankwise.records.files import cache_folder, read_regular, write_atomically
@@ -95,12 +95,15 @@ def rendered(page: Page) -> str:
 
     def with_commands(text: str) -> Markup:
         """A sentence, escaped, with backticks as code; commands name the study's folder."""
-        text = text if page.study_folder is None else with_folder(text, page.study_folder)
+        text = visible(
+            text if page.study_folder is None else with_folder(text, page.study_folder)
+        )
         return Markup(_COMMAND.sub(r"<code>\1</code>", str(escape(text))))  # noqa: S704
 
     environment = Environment(
         loader=PackageLoader("rankwise.report"),
         autoescape=True,
+        finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -128,6 +131,11 @@ def rendered(page: Page) -> str:
         digests=Markup(" ".join(f"'sha256-{digest}'" for digest in digests)),  # noqa: S704
     )
     return text.lstrip()
+
+
+def _shown(value: object) -> object:
+    """What stands on the page; what is HTML by now was a text before."""
+    return visible(value) if type(value) is str else value
 
 
 def chart_runtime() -> str:

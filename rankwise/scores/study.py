@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rankwise.errors import ConfigError, DataError, did_you_mean, has_hidden
+from rankwise.errors import ConfigError, DataError, did_you_mean
 from rankwise.records import quantities
 from rankwise.records.clusters import cluster_fields
 from rankwise.records.config.methods import FullConfig, LoraConfig, MethodsConfig
@@ -20,6 +20,7 @@ from rankwise.records.config.study import (
     StudyConfig,
 )
 from rankwise.records.config.training import TrainConfig
+from rankwise.records.fields import plain_text
 from rankwise.records.fingerprints import fingerprint, scoring_fingerprint, study_fingerprint
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.grouping import grouped
@@ -127,7 +128,7 @@ def scored_study(given: Given, asked: Asked, name: str) -> ScoredStudy:
             with a control character.
     """
     asked.check()
-    _refuse_hidden(given)
+    _refuse_nameless(given, asked)
     relations = _relations(given, asked)
     base, models, notes = _models(given, asked)
     tasks = [task for names in relations.values() for task in names]
@@ -153,12 +154,21 @@ def scored_study(given: Given, asked: Asked, name: str) -> ScoredStudy:
     return ScoredStudy(record, records, evaluations)
 
 
-def _refuse_hidden(given: Given) -> None:
-    """Refuse names of others that would act on a terminal, or look like another name."""
-    for scoring in given.scorings:
-        for kind, name in (("model", scoring.model.name), ("task", scoring.task)):
-            if has_hidden(name):
-                raise DataError(f"{kind} {name!r} has a control character in its name; remove it.")
+def _refuse_nameless(given: Given, asked: Asked) -> None:
+    """Refuse names that name nothing, would act on a terminal, or look like another name."""
+    found = {(kind, name) for scoring in given.scorings for kind, name in _names(scoring)}
+    found |= {("--slice", asked.slice), ("--cluster", asked.cluster)}
+    for kind, name in sorted(found, key=str):
+        try:
+            plain_text("none" if name is None else name)
+        except ValueError as error:
+            raise DataError(f"{kind}: {error}.") from error
+
+
+def _names(scoring: Scoring) -> Iterator[tuple[str, str]]:
+    yield "model", scoring.model.name
+    yield "task", scoring.task
+    yield "metric", scoring.metric
 
 
 def _check_fields(asked: Asked, by_task: Mapping[str, _Paired]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from rankwise.errors import RankwiseError, visible
+from rankwise.errors import visible
 from rankwise.records.files import sealed
 from rankwise.records.folder import StudyFolder
 from tests.fuzz.strategies import NASTY_TEXTS
@@ -46,7 +46,7 @@ def _clean(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file() and path.suffix[1:] in _SHOWN:
             text = path.read_bytes().decode("utf-8").replace("\r\n", "\n")
-            assert visible(text) == text, f"{path.name} has {ascii(_around(text))}"
+            assert visible(text) == text, f"{path.name} has {_around(text)!a}"
             if path.suffix == ".csv":
                 cells = [cell for row in csv.reader(text.splitlines()) for cell in row]
                 assert not [cell for cell in cells if cell[:1] in ("=", "@", "\t")], path.name

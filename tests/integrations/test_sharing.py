@@ -119,7 +119,9 @@ def test_the_hub_gets_no_folder(told: StudyFolder, tmp_path: Path, with_items: b
     assert telling(tmp_path) == []
     study = read_record(tmp_path / "study" / "study.json", StudyRecord)
     assert study.config.base_model.name == "./tiny"
-    assert any(warning.startswith("base_model: ./tiny holds 1 tensor") for warning in study.warnings)
+    assert any(
+        warning.startswith("base_model: ./tiny holds 1 tensor") for warning in study.warnings
+    )
 
 
 def test_a_report_without_texts_names_no_folder(told: StudyFolder, tmp_path: Path) -> None:
@@ -143,7 +145,10 @@ def test_no_format_for_others_names_a_folder(told: StudyFolder, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("text", "shared"),
     [
-        ("acc/loss of org/name, see https://host/a/b", "acc/loss of org/name, see https://host/a/b"),
+        (
+            "acc/loss of org/name, see https://host/a/b",
+            "acc/loss of org/name, see https://host/a/b",
+        ),
         ("a rate of (r/32)^-1/2, 1 /2", "a rate of (r/32)^-1/2, 1 /2"),
         ("/data holds 2", "/data holds 2"),
         ("/srv/models/tiny-b is none", "./tiny-b is none"),

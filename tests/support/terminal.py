@@ -31,10 +31,20 @@ HOSTILE = (
 """What may not act: C0 and C1, bidirectional, without width, ends of lines, tags, selectors."""
 
 HARMLESS = (
-    *("日本語モデル", "e\u0301\u0323", "می‌خواهم", "क्‍ष", "עברית", "👩‍💻", "❤️‍🔥", "葛\U000e0100", "ﬁ"),
+    *(
+        "日本語モデル",
+        "e\u0301\u0323",
+        "می\u200cخواهم",
+        "क्\u200dष",
+        "עברית",
+        "👩\u200d💻",
+        "❤\ufe0f\u200d🔥",
+        "葛\U000e0100",
+        "ﬁ",
+    ),
     *("[/x]", "[bold]q[/bold]", ":smile:", "%s {0} {{x}}", "é́模"),
 )
-"""What is printed as it is: wide, combining, joined and ordinary letters, and what rich marks by."""
+"""What is printed as it is: wide, combining and joined letters, and what rich marks by."""
 
 
 def in_terminal(*arguments: object, columns: int = 100, typed: str = "") -> tuple[int, str]:
