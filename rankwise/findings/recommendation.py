@@ -289,10 +289,11 @@ def _qualified(
             wanted = (None,)  # an imported adapter is compared with runs of one seed
         diverged = [seed for seed, record in by_seed.items() if record.status == "diverged"]
         missing = [seed for seed in wanted if seed not in by_seed]
-        if not diverged and not missing:
+        if option.runs and not diverged and not missing:
             complete.append(option)
             continue
-        what = [f"diverged with seed {', '.join(map(str, diverged))}"] if diverged else []
+        what = [] if option.runs or missing else ["has no run"]
+        what += [f"diverged with seed {', '.join(map(str, diverged))}"] if diverged else []
         what += [f"has no run with seed {', '.join(map(str, missing))}"] if missing else []
         name = quantities.capital(option.label)
         dropped.append(f"{name} {' and '.join(what)}, so it does not qualify.")

@@ -72,7 +72,9 @@ def file_name(value: str) -> str:
     """Refuse names that are no plain name of a file or folder."""
     if value.startswith(".") or "/" in value or "\\" in value:
         raise ValueError(f"{value!r} is not a plain name of a file or folder; rename it")
-    return plain_text(value)
+    if len(plain_text(value).encode()) > _LONGEST_NAME:
+        raise ValueError(f"{value[:40]!r}... is too long for a file or folder; rename it")
+    return value
 
 
 def place_below(value: str) -> str:
@@ -214,8 +216,8 @@ def as_module_sets(value: Any) -> Any:
 _ROOM_BELOW = ("x" * 255,) * 3
 """The names of a run, its ``eval`` and a task, while the file is written."""
 
-_ROOM_BELOW = ("x" * 255,) * 3
-"""The names of a run, its ``eval`` and a task, while the file is written."""
+_LONGEST_NAME = 255
+"""Bytes of a file's name on the systems in use."""
 
 MOST_ENTRIES = 1000
 """The most entries of one list. Each is at least one training, task or layer: more is a slip."""

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rankwise.records.base import SCHEMA_VERSION, Record, SchemaVersion, VersionedRecord
 from rankwise.records.config.mitigations import MitigationConfig
@@ -461,6 +461,18 @@ class StudyRecord(StudyTasks):
     """Where the scores are from, of a study that trains and scores nothing; None for all others."""
     provenance: Provenance
 
+    @model_validator(mode="after")
+    def _of_its_trained_tasks(self) -> Self:
+        """Refuse a record in which what is looked up by a trained task is not there."""
+        by_task = {"trained_formats": self.trained_formats, "trained_items": self.trained_items}
+        for name, of in by_task.items():
+            if lacking := self.tasks.keys() - of.keys():
+                raise ValueError(f"{name} lacks the trained task {min(lacking)!r}")
+        for model in self.models:
+            if model.train_task not in self.tasks:
+                raise ValueError(f"{model.name} is trained on {model.train_task!r}, not in tasks")
+        return self
+
     def of_role(self, *roles: Role) -> tuple[PlannedRun, ...]:
         """The models of some roles, in the study's order."""
         return tuple(model for model in self.models if model.role in roles)
@@ -739,6 +751,13 @@ class TaskEvaluation(StageRecord):
     """What the items' file beside it is; None until that is written."""
     provenance: Provenance | None = None
     """What scored it; None outside of a study."""
+
+    @model_validator(mode="after")
+    def _has_its_decision(self) -> Self:
+        decides = self.decision_metric, self.decision_filter
+        if decides not in [(score.metric, score.filter) for score in self.metrics]:
+            raise ValueError(f"metrics lack what decides: {', '.join(decides)}")
+        return self
 
     @property
     def decision(self) -> MetricScore:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from rankwise.study.conclusion import concluded
 from tests.planted.folders import write_study
 from tests.planted.results import planted_study
 from tests.planted.score_tables import long_table, scores, write_csv
-from tests.support.command_line import rankwise
+from tests.support.command_line import rankwise, words
+from tests.support.records import change
 
 OF_SEEDS: dict[str, Any] = {
     "in_domain_accuracy": {
@@ -201,6 +203,64 @@ def test_what_is_kept_is_a_study_like_any_other(tmp_path: Path) -> None:
     done = json.loads(rankwise("verdict", table, *roles, "--output", out, "--json").stdout)
     assert [look["number"] for look in done["by_train_task"][0]["looks"]] == [1, 2]
     assert len(list((out / "runs").iterdir())) == len(results.runs)
+
+
+def test_a_model_whose_record_is_gone_takes_no_part(tmp_path: Path) -> None:
+    """Its table says no seed, so none of its seeds is missing."""
+    rows = scores(base=[0, 1] * 20, r8=[1, 1, 0, 1] * 10, r16=[1, 1, 1, 0] * 10)
+    out = tmp_path / "kept"
+    assert rankwise("verdict", write_csv(tmp_path / "s.csv", rows), "--output", out).exit_code == 0
+    (gone,) = (out / "runs").glob("r8-*")
+    shutil.rmtree(gone)
+    done = rankwise("verdict", out)
+    assert done.exit_code == 0, done.output
+    assert "Rank 8 has no run, so it does not qualify." in words(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "what"),
+    [
+        ({"model": "r4\x1b[2J"}, (), "model"),
+        ({"task": "t\u200b"}, (), "task"),
+        ({"kind\u202e": 1}, ("--slice", "kind\u202e"), "--slice"),
+        ({"kind\n": 1}, ("--cluster", "kind\n"), "--cluster"),
+        ({"acc\x07": 1, "acc": None}, ("--score", "acc\x07"), "metric"),
+    ],
+)
+def test_a_name_that_would_act_is_refused(
+    tmp_path: Path, row: dict[str, Any], options: Sequence[str], what: str
+) -> None:
+    rows = scores(base=[0, 1] * 20, r8=[1, 1, 0, 1] * 10)
+    path = tmp_path / "rows.json"
+    of_r8 = {key: value for key, value in row.items() if key == "model"}
+    path.write_text(
+        json.dumps([each | (row if each["model"] == "r8" or not of_r8 else {}) for each in rows])
+    )
+    done = rankwise("verdict", path, *options)
+    assert done.exit_code == 2
+    assert f"DataError: {what}: " in done.stderr
+    assert "has a control character; remove it" in words(done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("file", "changed", "problem"),
+    [
+        ("study.json", {"trained_formats": {}}, "trained_formats lacks the trained task"),
+        ("study.json", {"tasks": {"t": {}}, "trained_formats": {"t": {}}, "trained_items": {"t": {}}},
+         "is trained on 'scores', not in tasks"),
+        ("base/eval/scores.json", {"decision_metric": "f1"}, "metrics lack what decides: f1, none"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("verb", ["status", "verdict", "report"])
+def test_a_record_that_contradicts_itself_is_refused(
+    tmp_path: Path, verb: str, file: str, changed: dict[str, Any], problem: str
+) -> None:
+    rows = scores(base=[0, 1] * 20, r8=[1, 1, 0, 1] * 10, r16=[1, 1, 1, 0] * 10)
+    out = tmp_path / "kept"
+    assert rankwise("verdict", write_csv(tmp_path / "s.csv", rows), "--output", out).exit_code == 0
+    change(out / file, **changed)
+    done = rankwise(verb, out)
+    assert problem in words(done.output) or (verb, file) == ("status", "base/eval/scores.json")
 
 
 def test_a_study_that_was_trained_is_not_written_over(tmp_path: Path) -> None:
