@@ -169,7 +169,7 @@ def probe_features(
         rank = max(update.rank for update in updates.values())
         for lower in TRUNCATED_RANKS:
             if lower < rank:
-                cut = {name: x.truncated(lower).update for name, x in updates.items()}
+                cut = {name: x.truncated(lower) for name, x in updates.items()}
                 drop = -answers.change(base_model, cut).rise_nats
                 found[f"probe_loss_drop_rank_{lower}"] = drop
     return found

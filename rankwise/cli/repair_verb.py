@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +12,14 @@ from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError, did_you_mean
 from rankwise.records.folder import StudyFolder
 from rankwise.records.names import find_run
-from rankwise.records.repairs import METHODS, REPAIR_FAMILIES, AdapterRepair, Repair, RepairFamily
+from rankwise.records.repairs import (
+    METHODS,
+    OVER_ALL_LAYERS,
+    REPAIR_FAMILIES,
+    AdapterRepair,
+    Repair,
+    RepairFamily,
+)
 
 if TYPE_CHECKING:
     from rankwise.weights.audit import Audited
@@ -42,9 +48,9 @@ def repair(
     by: Annotated[
         str | None,
         cli.option(
-            "--by KIND,KIND",
-            "Kinds of repair to try (default: all), or one with its value: truncate=8, "
-            "intruders=0.5.",
+            "--by KIND[=VALUE],KIND",
+            "Kinds of repair to try (default: all), or one with its value: scale=0.5, "
+            "lines=0.25, energy=0.9, energy-global=0.9, heads=16, average=ties.",
         ),
     ] = None,
     tasks: Annotated[
@@ -69,17 +75,16 @@ def repair(
     """Change a trained adapter so that it forgets less, without training.
 
     Kinds of repair: scale (delta times 0.1 to 1), lines (less change in the
-    first layers, LiNeS), truncate (half the rank, a quarter ...), heads (the 1,
-    4, 16 ... most changed heads revert to the base), intruders (shrink the
-    intruder dimensions), average (with the setting's other seeds, or with the
-    additional adapters). The base and all repairs are scored in one pass.
+    first layers, LiNeS), energy (of each matrix the leading singular directions
+    that hold 0.5 to 0.99 of its squared norm, or that of all matrices together),
+    heads (the 1, 4, 16 ... most changed heads revert to the base), average (with
+    the setting's other seeds, or with the additional adapters). The base and all
+    repairs are scored in one pass.
 
     Among the repairs that are shown to keep the retention loss within the
     limit, the one with the largest gain is chosen. It is written with a model
     card, in a study to runs/ID/repair/adapter. If none is shown to gain and to
-    keep enough, nothing is written. The table also has the KL divergence from
-    the base on the in-domain prompts, and a line says how well it ranks the
-    losses. KL does not affect the choice.
+    keep enough, nothing is written.
 
     With --run, the tasks and settings are the study's: of the other options
     only --max-loss, --by and --json apply. Recorded scores are not computed
@@ -141,13 +146,14 @@ def repair(
 
 def _show(record: AdapterRepair) -> None:
     from rankwise.cli.terminal import as_shown
+    from rankwise.findings.repairs import ranks_statement
     from rankwise.report.sections.mitigations import repair_table
 
     cli.warn(record.warnings)
     cli.stdout.print(as_shown(repair_table(record.choice)))
     cli.say(record.choice.statement, style="bold")
-    if record.choice.kl_statement is not None:
-        cli.say(record.choice.kl_statement)
+    if (ranks := ranks_statement(record)) is not None:
+        cli.say(ranks)
     if record.folder is not None:
         cli.say(f"repaired adapter: {record.folder}", folded=False)
 
@@ -187,7 +193,6 @@ def _of_adapters(
     output: Path,
 ) -> AdapterRepair:
     """Repair the first adapter; the settings name the tasks in-domain."""
-    from rankwise.engine.models.base import load_tokenizer
     from rankwise.weights.adapter_repair import AdapterRepairer, AskedTask, repair_adapter
     from rankwise.weights.session import ScoringSession, prepared_tasks
 
@@ -205,7 +210,6 @@ def _of_adapters(
         model=str(first.target),
         folder=first.target,
         base=first.base,
-        tokenizer=load_tokenizer(first.base.folder),
         in_domain=[AskedTask(task) for task in own],
         retention=[AskedTask(task) for task in kept],
         kinds=kinds,
@@ -224,7 +228,7 @@ def _of_adapters(
 
 
 def _kinds(by: str | None, max_loss_points: float) -> Kinds:
-    """The kinds in their own order, and behind them those with a value: truncate=8.
+    """The kinds in their own order, and behind them those with a value: energy=0.9.
 
     Raises:
         ConfigError: there is no such kind, or it has no such repair, or the limit is not finite.
@@ -235,19 +239,17 @@ def _kinds(by: str | None, max_loss_points: float) -> Kinds:
     for entry in REPAIR_FAMILIES if by is None else cli.listed_names(by):
         name, has_value, text = entry.partition("=")
         family: RepairFamily | None = next((each for each in REPAIR_FAMILIES if each == name), None)
-        single = None if family is None else METHODS[family].single
-        if family is None:
-            hint = did_you_mean(name, REPAIR_FAMILIES) or f"there is {', '.join(REPAIR_FAMILIES)}"
+        if family is None and name != OVER_ALL_LAYERS:
+            known = (*REPAIR_FAMILIES, OVER_ALL_LAYERS)
+            hint = did_you_mean(name, known) or f"there is {', '.join(known)}"
             problems.append(f"--by: no kind of repair is named {name!r}; {hint}")
-        elif not has_value:
+        elif family is not None and not has_value:
             families.append(family)
-        elif single is not None and re.fullmatch(single, text):
-            singles.append(Repair(family=family, value=float(text)))
+        elif (single := Repair.asked(name, text)) is not None:
+            singles.append(single)
         else:
-            problems.append(
-                f"--by: {entry} is not a repair; a value is for truncate (a rank of 1 or more) and "
-                "for intruders (a factor from 0 to 1)"
-            )
+            takes = METHODS[family or "energy"].takes
+            problems.append(f"--by: {entry} is not a repair; {name} takes {takes}")
     if not math.isfinite(max_loss_points):  # NaN passes the option's own bound
         problems.append("--max-loss is not a finite number; give one")
     if not families and not singles and not problems:

@@ -7,7 +7,7 @@ Exploratory: the recommendation does not rest on it.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -22,7 +22,7 @@ from rankwise.findings.trends import correlated
 from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.recommendation import Bound
-from rankwise.records.results import Divergence, TaskItems, weighted_by_tokens
+from rankwise.records.results import Divergence, weighted_by_tokens
 from rankwise.records.study import Relation
 
 MIN_MODELS = 5
@@ -99,7 +99,8 @@ def gauges(source: OptionGains) -> TrainTaskGauges | None:
             if (value := value_of(model)) is not None and model.retention_loss is not None
         ]
         if any(value_of(model) is not None for model in models):
-            found, reason = order_of(pairs, source.confidence, "model")
+            x, y = [one for one, _ in pairs], [other for _, other in pairs]
+            found, reason = correlated(x, y, source.confidence, "model", MIN_MODELS)
             number = len(pairs)
             orders.append(
                 GaugeOrder(gauge=gauge, num_models=number, correlation=found, reason=reason)
@@ -107,9 +108,7 @@ def gauges(source: OptionGains) -> TrainTaskGauges | None:
     ratios = [model.stderr_ratio for model in models if model.stderr_ratio is not None]
     ratio = statistics.median(ratios) if ratios else None
     statements = [
-        order_statement(
-            quantities.counted(order.num_models, "model"), order.gauge, order.correlation
-        )
+        _order_statement(order.num_models, order.gauge, order.correlation)
         for order in orders
         if order.correlation is not None
     ]
@@ -182,25 +181,10 @@ def _measured(
     places = [place for place, task in enumerate(read[0].tasks) if (task in texts) == on_texts]
     own = [[(values(each)[place], each.item_tokens[place]) for place in places] for each in read]
     answers = [(read[0].tasks[place], read[0].doc_ids[place]) for place in places]
-    return over_answers(own, answers, source.results.base.items)
-
-
-def over_answers(
-    values: Sequence[Sequence[tuple[float, int]]],
-    answers: Sequence[tuple[str, int]],
-    base: Mapping[str, TaskItems],
-) -> Items | None:
-    """Means over tokens, (seeds, answers); None of fewer than two answers, or clusters of them.
-
-    Args:
-        values: seed -> answer -> its mean over its tokens, and their number.
-        answers: task and number of the item of each.
-        base: as in ``answer_clusters``.
-    """
-    clusters = answer_clusters(answers, base)
+    clusters = answer_clusters(answers, source.results.base.items)
     if len(answers if clusters is None else np.unique(clusters)) < 2:
         return None  # no standard error
-    weighted = [weighted_by_tokens(*zip(*own, strict=True)) for own in values]
+    weighted = [weighted_by_tokens(*zip(*of_seed, strict=True)) for of_seed in own]
     # no pseudo-items: these are no disagreements that may not have been seen
     return Items(np.array(weighted), 0.0, clusters=clusters)
 
@@ -225,16 +209,9 @@ _GAUGES: dict[Gauge, Callable[[GaugedModel], float | None]] = {
 }
 
 
-def order_of(
-    pairs: Sequence[tuple[float, float]], confidence: float, noun: str
-) -> tuple[Bound | None, str | None]:
-    """The correlation of a gauge with the loss over models (``noun``), or why there is none."""
-    x, y = [one for one, _ in pairs], [other for _, other in pairs]
-    return correlated(x, y, confidence, noun, MIN_MODELS)
-
-
-def order_statement(models: str, gauge: Gauge, correlation: Bound) -> str:
-    """Whether a gauge orders what ``models``, such as "6 models", have forgotten."""
+def _order_statement(num_models: int, gauge: Gauge, correlation: Bound) -> str:
+    """Whether a gauge orders what models have forgotten."""
+    models = quantities.counted(num_models, "model")
     verb = {1: "orders", 0: "is not shown to order", -1: "orders in reverse"}
     rho = quantities.correlation(correlation)
     return f"Over {models}, {gauge} {verb[correlation.sign()]} forgetting: Spearman's ρ {rho}."

@@ -7,11 +7,11 @@ it: so none of them needs a correction for the others, and only the number of ki
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+import statistics
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from rankwise.errors import RecordError
-from rankwise.findings.gauges import order_of, order_statement, over_answers
 from rankwise.findings.options import DecidingTasks
 from rankwise.findings.pairs import Pair, bound_of, pair_items
 from rankwise.findings.rows import Row, flat
@@ -21,7 +21,7 @@ from rankwise.records import quantities
 from rankwise.records.folder import BASE
 from rankwise.records.grouping import grouped
 from rankwise.records.recommendation import Bound
-from rankwise.records.repair_scores import RepairDivergences, RepairScores
+from rankwise.records.repair_scores import RepairScores
 from rankwise.records.repairs import (
     AS_IT_IS,
     METHODS,
@@ -49,7 +49,7 @@ def choose_repair(
     *,
     max_loss_points: float,
     confidence: float,
-    divergences: RepairDivergences | None = None,
+    asked: Collection[Repair] = (),
 ) -> RepairChoice:
     """Choose the repair that gains most, of those that are shown to stay within a limit of loss.
 
@@ -61,22 +61,22 @@ def choose_repair(
         tasks: by their relation to what was trained.
         max_loss_points: the limit, in points of the mean over the retention tasks.
         confidence: of all that is said together, 0..1.
-        divergences: of the same repairs; they choose nothing.
+        asked: the repairs that may be chosen; empty: all, and the adapter as it is.
 
     Raises:
         RecordError: there is no in-domain task, none of retention in points, or a task has fewer
             than two items or clusters.
     """
     compared = _Compared(scores, tasks, confidence)
-    kl = {} if divergences is None else compared.kl(divergences)
-    points = {repair: compared.point(repair, kl) for repair in compared.repairs}
+    points = {repair: compared.point(repair) for repair in compared.repairs}
     candidates: list[RepairPoint] = []
     for kind in compared.kinds:
         for repair in kind:
             if points[repair].retention_loss.upper > max_loss_points:
                 break
             points[repair] = points[repair].model_copy(update={"keeps_enough": True})
-        kept = [points[repair] for repair in kind if points[repair].keeps_enough]
+        able = [repair for repair in kind if repair in asked] if asked else kind
+        kept = [points[repair] for repair in able if points[repair].keeps_enough]
         candidates += [point for point in kept[-1:] if point.gain.lower > 0.0]
     best = max(candidates, key=lambda point: point.gain.estimate, default=None)
     curve = tuple(points.values())
@@ -95,20 +95,7 @@ def choose_repair(
         curve=curve,
         judged=judged,
         statement=_statement(max_loss_points, compared.tasks.unit, judged, curve),
-        **_kl_order(curve, confidence),
     )
-
-
-def _kl_order(curve: Sequence[RepairPoint], confidence: float) -> dict[str, Any]:
-    """How well KL orders the retention loss over the curve."""
-    pairs = [(kl.estimate, each.retention_loss.estimate) for each in curve if (kl := each.kl)]
-    if not pairs:
-        return {}
-    repairs, gauge = quantities.counted(len(pairs), "repair"), "KL on the task's prompts"
-    found, reason = order_of(pairs, confidence, "repair")
-    if found is None:
-        return {"kl_statement": f"No correlation of {gauge} with forgetting: {reason}."}
-    return {"kl_correlation": found, "kl_statement": order_statement(repairs, gauge, found)}
 
 
 class _Compared:
@@ -128,7 +115,7 @@ class _Compared:
                 * (-1.0 if METHODS[repair.family].is_stronger_upwards else 1.0)
             ),
         )
-        kinds = grouped(((repair.family, repair.combination), repair) for repair in by_strength)
+        kinds = grouped(((repair.family, repair.how), repair) for repair in by_strength)
         self.kinds = tuple(kinds.values())
         self._confidence = 1.0 - (1.0 - confidence) / len(kinds)
         self._pairs: dict[tuple[Repair, str], Pair] = {}
@@ -144,31 +131,17 @@ class _Compared:
                     "error. Score more, or leave the task out."
                 )
 
-    def kl(self, divergences: RepairDivergences) -> dict[Repair, Bound]:
-        """KL to the base of every repair; empty where that has no standard error."""
-        answers = list(zip(divergences.tasks, divergences.doc_ids, strict=True))
-        base = {task: of_task.base for task, of_task in self._scores.items()}
-        found: dict[Repair, Bound] = {}
-        for each in divergences.repaired:
-            own = list(zip(each.kl_nats, divergences.item_tokens, strict=True))
-            items = over_answers([own], answers, base)
-            if items is not None:
-                bound = bound_of(mean_over_tasks([items]), self._confidence)
-                found[each.repair] = bound.model_copy(update={"lower": max(bound.lower, 0.0)})
-        return found
-
-    def point(self, repair: Repair, kl: Mapping[Repair, Bound]) -> RepairPoint:
+    def point(self, repair: Repair) -> RepairPoint:
         """What a repair gains and loses."""
         return RepairPoint(
             repair=repair,
             gain=self._mean(self.tasks.in_domain, lambda task: self._gain(repair, task)),
             retention_loss=self._mean(self.tasks.retention, lambda task: -self._gain(repair, task)),
-            kl=kl.get(repair),
         )
 
     def judged(self, point: RepairPoint) -> JudgedRepair:
         """A repair beside the adapter as it is."""
-        as_it_is = self.point(AS_IT_IS, {})
+        as_it_is = self.point(AS_IT_IS)
 
         def lead(task: str) -> Floats:
             return self._gain(point.repair, task) - self._gain(AS_IT_IS, task)
@@ -255,6 +228,18 @@ def _statement(
     before = quantities.with_interval(judged.adapter_gain, unit)
     lost = quantities.with_interval(judged.adapter_loss, "points")
     return f"{text} As it is, it gains {before} and loses {lost}."
+
+
+def ranks_statement(record: AdapterRepair) -> str | None:
+    """Which ranks a cut of the adapter's energy leaves; None of other repairs."""
+    ranks = sorted(record.ranks.values())
+    if not ranks:
+        return None
+    span = f"{ranks[0]} to {ranks[-1]}" if ranks[0] < ranks[-1] else f"{ranks[0]}"
+    return (
+        f"The {quantities.counted(len(ranks), 'layer')} that are adapted keep ranks of {span}, "
+        f"{statistics.fmean(ranks):.1f} on average; rank_pattern in adapter_config.json has each."
+    )
 
 
 def repair_rows(found: Sequence[AdapterRepair], _: object) -> Iterator[Row]:

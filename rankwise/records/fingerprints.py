@@ -154,24 +154,6 @@ def repair_scores_fingerprint(
     )
 
 
-def repair_divergences_fingerprint(
-    study: StudyRecord, run: PlannedRun, repairs: Any, answers: Sequence[Any]
-) -> str:
-    """The fingerprint of all that the divergences of a run's repairs from the base depend on.
-
-    ``repairs`` are as in ``repair_scores_fingerprint``; the right answers are those compared.
-    """
-    return fingerprint(
-        {
-            "revision": REPAIR_REVISION,
-            "base_model": study.base_model_fingerprint,
-            "model": run.fingerprint,
-            "repairs": repairs,
-            "answers": answers_fingerprint(study.precision, answers),
-        }
-    )
-
-
 def repair_fingerprint(scores: Sequence[str], max_loss_points: float, confidence: float) -> str:
-    """The fingerprint of a choice of repair: its scores, its divergences, and the limit."""
+    """The fingerprint of a choice of repair: its scores, and the limit."""
     return fingerprint([REPAIR_REVISION, list(scores), max_loss_points, confidence])

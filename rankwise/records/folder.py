@@ -215,10 +215,6 @@ class StudyFolder:
         """What a run's adapter scores after each repair without training."""
         return self.model_folder(run) / _REPAIR / "scores" / f"{task_file_name(task)}.json"
 
-    def repair_divergences_file(self, run: str) -> Path:
-        """How far from the base a run's adapter is after each repair without training."""
-        return self.model_folder(run) / _REPAIR / "divergences.json"
-
     def adapter_repair_file(self, run: str) -> Path:
         """Which of these repairs keeps the gain within a limit of retention loss."""
         return self.model_folder(run) / _REPAIR / "repair.json"

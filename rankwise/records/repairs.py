@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 from pydantic import Field
 
@@ -14,7 +15,7 @@ from rankwise.records.files import FileDigest
 from rankwise.records.recommendation import Bound
 from rankwise.records.study import Provenance, Relation, StageRecord, Unit
 
-RepairFamily = Literal["scale", "lines", "truncate", "heads", "intruders", "average"]
+RepairFamily = Literal["scale", "lines", "energy", "heads", "average"]
 REPAIR_FAMILIES: tuple[RepairFamily, ...] = get_args(RepairFamily)
 
 
@@ -23,27 +24,41 @@ class RepairMethod(NamedTuple):
 
     Attributes:
         label: of one of its repairs in tables and sentences.
-        single: what the value looks like by which one can be asked for; None: all are tried.
+        values: a regular expression of the values by which one can be asked for.
+        takes: the same in words.
         is_stronger_upwards: whether a larger value changes the adapter more.
     """
 
     label: str
-    single: str | None = None
+    values: str
+    takes: str
     is_stronger_upwards: bool = False
 
-
-METHODS: Mapping[RepairFamily, RepairMethod] = {
-    "scale": RepairMethod("scaled by {value}"),
-    "lines": RepairMethod("LiNeS from {value}"),
-    "truncate": RepairMethod("truncated to rank {value}", single=r"0*[1-9]\d*"),
-    "heads": RepairMethod("with {heads} reverted", is_stronger_upwards=True),
-    "intruders": RepairMethod("intruders times {value}", single=r"0|1|0?\.\d+"),
-    "average": RepairMethod("average, {combination}"),
-}
 
 Combination = Literal["linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
 COMBINATIONS: tuple[Combination, ...] = get_args(Combination)
 """How adapters are averaged, by PEFT's names."""
+
+_FACTOR = r"[01](\.0*)?|0?\.\d+"
+
+METHODS: Mapping[RepairFamily, RepairMethod] = {
+    "scale": RepairMethod("scaled by {value}", _FACTOR, "a factor from 0 to 1"),
+    "lines": RepairMethod("LiNeS from {value}", _FACTOR, "a factor from 0 to 1"),
+    "energy": RepairMethod(
+        "cut to {value} of the energy{over}",
+        r"1(\.0*)?|0?\.\d*[1-9]\d*",
+        "a share above 0 and at most 1",
+    ),
+    "heads": RepairMethod(
+        "with {heads} reverted",
+        r"0*[1-9]\d{0,5}",  # no model has a million heads
+        "a number of heads, at least 1",
+        is_stronger_upwards=True,
+    ),
+    "average": RepairMethod("average, {how}", "|".join(COMBINATIONS), ", ".join(COMBINATIONS)),
+}
+OVER_ALL_LAYERS = "energy-global"
+"""What ``energy`` with one threshold over all layers is asked for by."""
 
 
 class Repair(Record):
@@ -51,14 +66,28 @@ class Repair(Record):
 
     family: RepairFamily
     value: float | None = None
-    """Factor of delta (scale), of the first layer's delta (lines) or of the intruders' singular
-    values (intruders); the rank that is kept (truncate); the number of heads (heads); None for an
-    average."""
-    combination: Combination | None = None
-    """How an average is made; None for the others."""
+    """Factor of delta (scale) or of the first layer's delta (lines); the share of the squared norm
+    that is kept (energy); the number of heads (heads); None for an average."""
+    how: Combination | Literal["global"] | None = None
+    """How an average is made, or that energy has one threshold over all layers; None for the
+    others."""
 
     def __hash__(self) -> int:
-        return hash((self.family, self.value, self.combination))
+        return hash((self.family, self.value, self.how))
+
+    @classmethod
+    def asked(cls, kind: str, value: str) -> Self | None:
+        """The one of ``--by KIND=VALUE``; None where the kind takes no such value.
+
+        ``kind`` is a family or ``OVER_ALL_LAYERS``.
+        """
+        family: Any = "energy" if kind == OVER_ALL_LAYERS else kind
+        if not re.fullmatch(METHODS[family].values, value):
+            return None
+        if family == "average":
+            return cls.model_validate({"family": family, "how": value})
+        how = "global" if kind == OVER_ALL_LAYERS else None
+        return cls(family=family, value=float(value), how=how)
 
     @property
     def label(self) -> str:
@@ -69,7 +98,8 @@ class Repair(Record):
         return METHODS[self.family].label.format(
             value=quantities.number(value),
             heads=quantities.counted(int(value), "head"),
-            combination=self.combination,
+            over=" over all layers" if self.how == "global" else "",
+            how=self.how,
         )
 
 
@@ -91,9 +121,6 @@ class RepairPoint(Record):
     keeps_enough: bool = False
     """Its loss is shown to be within the limit, and so is that of every stronger repair of its
     kind."""
-    kl: Bound | None = None
-    """KL(base || repaired) on right answers in-domain, in nats per token; None where there are
-    none."""
 
 
 class JudgedTask(Record):
@@ -149,10 +176,6 @@ class RepairChoice(Record):
     judged: JudgedRepair | None
     """The one to use; None: none does."""
     statement: str
-    kl_correlation: Bound | None = None
-    """Spearman's of KL with the retention loss over the curve; None where it has none."""
-    kl_statement: str | None = None
-    """How well KL orders what is forgotten, or why that is not known; None without a KL."""
 
     @property
     def repair(self) -> Repair | None:
@@ -181,6 +204,8 @@ class AdapterRepair(StageRecord):
     choice: RepairChoice
     reverted: tuple[tuple[int, int], ...] = ()
     """(layer, head) of each head that the repair reverts, the most changed first."""
+    ranks: dict[str, int] = Field(default_factory=dict)
+    """Layer -> the rank that a cut of its energy leaves it, at least 1; empty for other repairs."""
     folder: str | None
     """The repaired adapter, in PEFT's format, with a model card; None where none does."""
     warnings: tuple[str, ...] = ()

@@ -150,7 +150,7 @@ def _energy_section(record: AuditRecord, cut: KeptEnergy) -> ReportSection:
     if record.kind == "adapter":
         remark += (
             " A trained adapter that was cut is not what training at that rank would have found. "
-            f"To cut and score it: rankwise repair BASE ADAPTER --by truncate={cut.rank} ..."
+            "To cut each matrix and score it: rankwise repair BASE ADAPTER --by energy=0.9 ..."
         )
     panel = RankPanel(
         "Energy kept (%)",

@@ -25,7 +25,7 @@ from rankwise.records.names import samples_beside
 from rankwise.records.own_texts import OwnTexts
 from rankwise.records.provenance import AcceptedStacks
 from rankwise.records.recommendation import StudyRecommendation
-from rankwise.records.repair_scores import RepairDivergences, RepairScores
+from rankwise.records.repair_scores import RepairScores
 from rankwise.records.repairs import AdapterRepair
 from rankwise.records.search import SearchRecord
 from rankwise.records.study import RunRecord, StageFailure, StudyRecord, TaskEvaluation
@@ -157,8 +157,6 @@ def records_of_repairs(folder: StudyFolder, model: str) -> Iterator[Written]:
         yield Written(path, TaskHeadEffects, f"intervening on the heads of {model}")
     for path in sorted(folder.repair_scores_file(model, "_").parent.glob("*.json")):
         yield Written(path, RepairScores, f"scoring repairs of {model}")
-    path = folder.repair_divergences_file(model)
-    yield Written(path, RepairDivergences, f"comparing repairs of {model}")
     path = folder.adapter_repair_file(model)
     again = f"repairing {model} (`rankwise repair` makes it again)"
     yield Written(path, AdapterRepair, again, (path, folder.repaired_adapter_folder(model)))

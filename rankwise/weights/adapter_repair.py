@@ -11,14 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
 from rankwise.engine.models.base import BaseModel
 from rankwise.engine.models.devices import ResolvedPrecision, choose_device, provenance_on
 from rankwise.engine.models.frozen_adapters import FrozenAdapter, load_frozen_adapter
-from rankwise.engine.scoring.divergence import divergences, log_probabilities
 from rankwise.errors import TaskError
 from rankwise.findings.model_card import model_card
 from rankwise.findings.repairs import RepairTasks, choose_repair
@@ -28,18 +26,12 @@ from rankwise.records.fingerprints import fingerprint
 from rankwise.records.folder import BASE
 from rankwise.records.outputs import output_folder
 from rankwise.records.reading import judged_lines, linked
-from rankwise.records.repair_scores import (
-    RepairDivergences,
-    RepairedDivergence,
-    RepairedItems,
-    RepairScores,
-)
+from rankwise.records.repair_scores import RepairedItems, RepairScores
 from rankwise.records.repairs import AS_IT_IS, AdapterRepair, Repair, RepairFamily
 from rankwise.records.results import MIN_ITEMS, TaskItems
 from rankwise.tasks.evaluation import ScoredModel, Scoring, evaluate
-from rankwise.tasks.questions import Advance, RightAnswer
+from rankwise.tasks.questions import Advance
 from rankwise.tasks.requests import PreparedTask
-from rankwise.tasks.right_answers import right_answers
 from rankwise.tasks.update_guard import probes, refuse_unapplied
 from rankwise.weights.lowrank import read_updates, save_updates
 from rankwise.weights.repairs import (
@@ -88,7 +80,6 @@ class AdapterRepairer:
         model: the adapter's name in records.
         folder: of the adapter.
         base: of it.
-        tokenizer: the base's.
         in_domain: what the adapter was trained for; at least one task.
         retention: what it should keep; likewise.
         kinds: of repair, as in ``repairs.derived_updates``.
@@ -101,7 +92,6 @@ class AdapterRepairer:
     model: str
     folder: Path
     base: BaseModel
-    tokenizer: Any
     in_domain: Sequence[AskedTask]
     retention: Sequence[AskedTask]
     kinds: Sequence[RepairFamily | Repair]
@@ -161,7 +151,7 @@ class AdapterRepairer:
             ModelError: as ``derived``, or the base cannot be loaded.
             UnchangedOutputsError: the adapter answers as the base does.
         """
-        derived = self.derived  # before the base is in memory: intruders read its weights too
+        derived = self.derived
         session = self.open_session()
         base, dtype = session.model, next(session.model.parameters()).dtype
         adapters = {
@@ -175,19 +165,6 @@ class AdapterRepairer:
         asked = probes(self.tasks[0].prepared.requests)
         refuse_unapplied(session.scorer, [AS_IT_IS.label], asked)
         return session, adapters
-
-    @cached_property
-    def answers(self) -> tuple[RightAnswer, ...]:
-        """Right answers in-domain, on which candidates are compared with the base.
-
-        Raises:
-            ModelError: the base's config cannot be read.
-        """
-        tasks = [task.prepared for task in self.in_domain]
-        skeleton: Any = models.model_skeleton(self.base.folder)
-        vocabulary_size = skeleton.config.get_text_config().vocab_size
-        # half of them: each is read once for every repair, one after another
-        return right_answers(tasks, self.tokenizer, vocabulary_size)[::2]
 
     def scores(
         self, task: AskedTask, *, fingerprint: str, advance: Advance = lambda _: None
@@ -225,41 +202,9 @@ class AdapterRepairer:
             provenance=provenance_on(next(session.model.parameters()).device),
         )
 
-    def divergences(
-        self, *, fingerprint: str, advance: Advance = lambda _: None
-    ) -> RepairDivergences:
-        """How far from the base every candidate is, item by item, on ``answers``; at least one.
-
-        The base reads once. The others read one after the other in its steps, so that rounding is
-        the same for all.
-
-        Args:
-            fingerprint: of the record.
-            advance: receives the number of tokens read, each distinct one once per model.
-        """
-        (session, adapters), answers = self._opened, self.answers
-        started = time.perf_counter()
-        settings: dict[str, Any] = {"max_batch_tokens": session.step_tokens, "advance": advance}
-        expected = log_probabilities(session.model, answers, **settings)
-        repaired: list[RepairedDivergence] = []
-        for repair, adapter in adapters.items():
-            items = divergences(session.model, answers, expected, adapter=adapter, **settings)
-            kl_nats = tuple(item.kl_nats for item in items)
-            repaired.append(RepairedDivergence(repair=repair, kl_nats=kl_nats))
-        return RepairDivergences(
-            fingerprint=fingerprint,
-            model=self.model,
-            tasks=tuple(answer.task for answer in answers),
-            doc_ids=tuple(answer.doc_id for answer in answers),
-            item_tokens=tuple(len(answer.continuation) for answer in answers),
-            repaired=tuple(repaired),
-            score_seconds=time.perf_counter() - started,
-        )
-
     def chosen(
         self,
         scores: Sequence[RepairScores],
-        divergences: RepairDivergences | None,
         wanted: str,
         *,
         max_loss_points: float,
@@ -269,7 +214,6 @@ class AdapterRepairer:
 
         Args:
             scores: of every task.
-            divergences: on ``answers``; None where there are none.
             wanted: the record's fingerprint.
             max_loss_points: limit of the retention loss.
             output: what the record says of where ``write`` writes the candidate, if one holds.
@@ -280,21 +224,27 @@ class AdapterRepairer:
         names = (
             tuple(task.prepared.name for task in of) for of in (self.in_domain, self.retention)
         )
+        asked = [kind for kind in self.kinds if isinstance(kind, Repair)]
         choice = choose_repair(
             scores,
             RepairTasks(*names),
             max_loss_points=max_loss_points,
             confidence=self.confidence,
-            divergences=divergences,
+            asked=asked if len(asked) == len(self.kinds) else (),
         )
+        repair = choice.repair
+        ranks: dict[str, int] = {}
+        if repair is not None and repair.family == "energy":
+            ranks = {name: update.rank for name, update in self.derived[repair].items()}
         return AdapterRepair(
             fingerprint=wanted,
             model=self.model,
             base_model=self.base.recorded_name,
             averaged_with=tuple(name for name, _ in self.others),
             choice=choice,
-            reverted=tuple(reverted_heads(self.sources, choice.repair)),
-            folder=None if choice.repair is None else output,
+            reverted=tuple(reverted_heads(self.sources, repair)),
+            ranks=ranks,
+            folder=None if repair is None else output,
             warnings=(*self.warnings, *self.sources.warnings_of(self.kinds)),
             provenance=provenance_on(choose_device()),
         )
@@ -338,12 +288,7 @@ def repair_adapter(
     asked = [task.prepared.digest for task in repairer.tasks]
     wanted = fingerprint([repairer.base.fingerprint, weights, precision, asked])
     scores = [repairer.scores(task, fingerprint=wanted, advance=advance) for task in repairer.tasks]
-    divergences = None
-    if repairer.answers:
-        divergences = repairer.divergences(fingerprint=wanted)
-    record = repairer.chosen(
-        scores, divergences, wanted, max_loss_points=max_loss_points, output=str(output)
-    )
+    record = repairer.chosen(scores, wanted, max_loss_points=max_loss_points, output=str(output))
     if record.choice.repair is not None:
         with output_folder(output) as place:
             repairer.write(place, record)

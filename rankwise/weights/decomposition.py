@@ -14,10 +14,9 @@ of products, one symmetric eigenproblem and one QR, all in float64.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -25,9 +24,8 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rankwise.engine.models.devices import float64_device, is_out_of_memory
+from rankwise.engine.models.devices import is_out_of_memory
 from rankwise.engine.models.files import opened
-from rankwise.engine.models.weights import weight_matrices
 from rankwise.errors import ModelError, StorageError
 from rankwise.records.files import cache_folder, free_bytes, replacing, writing
 from rankwise.weights.spectra import Svd
@@ -247,21 +245,6 @@ class SpectralCache:
                 with replacing(path) as temporary, writing(path):
                     save_file(tensors, temporary, metadata={"crc32": _checksum(path.stem, tensors)})
         return svd
-
-
-def decompositions(base: Path, layers: Sequence[str], device: torch.device) -> Callable[[str], Svd]:
-    """Decompositions of a base's matrices, by the layer's name.
-
-    Each weight is read from its file when it is asked for (``weight_matrices``).
-
-    Args:
-        base: folder of a causal language model.
-        layers: names of linear layers.
-        device: of the model; they are on its ``float64_device``.
-    """
-    cache, device = SpectralCache(), float64_device(device)
-    weights = functools.cache(lambda: weight_matrices(base, layers))
-    return lambda name: cache.svd(weights()[name].to(device))
 
 
 def _checksum(weight: str, tensors: Mapping[str, Tensor]) -> str:

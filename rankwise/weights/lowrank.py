@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -26,18 +25,6 @@ from rankwise.engine.models.adapter_config import read_adapter_config
 from rankwise.engine.models.adapter_folder import read_factors, write_factors
 from rankwise.errors import ModelError
 from rankwise.weights.spectra import Svd
-
-
-class Truncation(NamedTuple):
-    """The best update of a lower rank, and how far it is from the whole one.
-
-    Attributes:
-        update: its scaling is 1; both factors carry the square root of the singular values.
-        relative_error: ‖delta - update‖_F / ‖delta‖_F, in [0, 1]; 0 for a zero update.
-    """
-
-    update: LowRankUpdate
-    relative_error: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +92,10 @@ class LowRankUpdate:
         """sqrt(Σ σ²)."""
         return float(self.singular_values.norm())
 
-    def truncated(self, rank: int) -> Truncation:
+    def truncated(self, rank: int) -> LowRankUpdate:
         """The closest update of this rank in Frobenius and spectral norm (Eckart and Young, 1936).
+
+        Its scaling is 1; both factors carry the square root of the singular values.
 
         Args:
             rank: at least 1; one above the factors' own changes nothing but the factors.
@@ -116,9 +105,7 @@ class LowRankUpdate:
         """
         if rank < 1:
             raise ValueError(f"{rank} is not a rank; use a whole number of at least 1.")
-        total = self.frobenius_norm
-        missed = float(self.singular_values[rank:].norm()) / total if total else 0.0
-        return Truncation(LowRankUpdate.of(self.factorization, rank), missed)
+        return LowRankUpdate.of(self.factorization, rank)
 
     @property
     def as_written(self) -> LowRankUpdate:

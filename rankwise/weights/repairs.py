@@ -10,10 +10,9 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
 from peft.utils import merge_utils
 from torch import Tensor, nn
 
@@ -27,69 +26,18 @@ from rankwise.errors import ModelError
 from rankwise.heads.changes import heads_by_delta
 from rankwise.heads.interventions import Head, without_heads
 from rankwise.heads.layouts import HeadLayout, head_layouts
+from rankwise.records import quantities
 from rankwise.records.repairs import AS_IT_IS, COMBINATIONS, Combination, Repair, RepairFamily
-from rankwise.records.spectra import INTRUDER_EPSILON, INTRUDER_K
-from rankwise.weights.adapted_svd import in_base_basis, leading_svd, numerical_rank
-from rankwise.weights.decomposition import decompositions, thin_svd
+from rankwise.weights.decomposition import thin_svd
 from rankwise.weights.lowrank import LowRankUpdate
 from rankwise.weights.matrix import layer_number
-from rankwise.weights.spectra import Svd, best_matched, intruder_indices
-
-
-def scaled_intruders(
-    updates: Mapping[str, LowRankUpdate], base: Callable[[str], Svd], factor: float
-) -> dict[str, LowRankUpdate] | None:
-    """Scale the intruder dimensions of the adapted matrices: 1 keeps them, 0 removes them.
-
-    W' = W + (factor - 1) σ_j u_j v_jᵀ for every intruder j of the adapted W. Each takes one more
-    rank of the update, which is exact to rounding. Directions behind the leading ones move up, and
-    may be intruders then.
-
-    Args:
-        updates: layer → update.
-        base: layer → thin decomposition of its base matrix.
-        factor: multiplies the intruders' singular values.
-
-    Returns:
-        layer → update; None where no layer has an intruder.
-
-    Raises:
-        ValueError: the update overflows float32, or a shape is not the base's.
-
-    Source: the mitigation of arXiv:2410.21228. peft's ``reduce_intruder_dimension`` scales alike,
-    whatever its docstring says of ``mitigation_lambda``.
-    """
-    made: dict[str, LowRankUpdate] = {}
-    for name, update in updates.items():
-        base_svd = base(name)
-        delta = Svd(*(part.to(base_svd.S.device) for part in update.factorization))
-        matrix = in_base_basis(base_svd, delta)
-        leading = leading_svd(matrix, min(INTRUDER_K, len(base_svd.S)))
-        chosen = intruder_indices(best_matched(leading.left_cosines), INTRUDER_K, INTRUDER_EPSILON)
-        if len(chosen):
-            # (factor - 1) σ u vᵀ of the intruders, in features
-            left = _in_features(base_svd.U, matrix.left_outside, leading.left[:, chosen])
-            right = _in_features(base_svd.Vh.T, matrix.right_outside, leading.right[:, chosen])
-            scaled = left * ((factor - 1.0) * leading.S[chosen])
-            wanted = update.plus(LowRankUpdate(right.T.cpu(), scaled.cpu()))
-            needed = max(numerical_rank(wanted.singular_values), 1)  # others are only rounding
-            made[name] = wanted.truncated(needed).update
-    return {**updates, **made} if made else None
-
-
-def _in_features(
-    basis: Float[Tensor, "features values"],
-    outside: Float[Tensor, "features _"] | None,
-    coordinates: Float[Tensor, "coordinates vectors"],
-) -> Float[Tensor, "features vectors"]:
-    """Vectors from their coordinates along a basis, and along directions outside its span."""
-    inside = basis.shape[1]
-    vectors = basis.double() @ coordinates[:inside]
-    return vectors if outside is None else vectors + outside @ coordinates[inside:]
-
+from rankwise.weights.spectra import energy_rank
 
 Updates = Mapping[str, LowRankUpdate]
 """Layer -> update."""
+
+How = Combination | Literal["global"] | None
+"""As ``Repair.how``."""
 
 DENSITY = 0.5
 """Share of an update's entries that a sparse average keeps; PEFT has no default. TIES' paper keeps
@@ -105,7 +53,6 @@ class RepairSources:
         others: adapters to average it with; they adapt the same layers.
         num_layers: of the base model.
         layouts: of its heads, layer by layer; empty where they are laid out in no known way.
-        base_svd: layer -> thin decomposition of its base matrix.
         unknown_heads: why there are no layouts.
 
     Raises:
@@ -116,7 +63,6 @@ class RepairSources:
     others: tuple[Updates, ...]
     num_layers: int
     layouts: tuple[HeadLayout, ...]
-    base_svd: Callable[[str], Svd]
     unknown_heads: str | None = None
 
     def __post_init__(self) -> None:
@@ -132,7 +78,7 @@ class RepairSources:
 
     @classmethod
     def of(cls, base: Path, adapter: Updates, others: Sequence[Updates] = ()) -> RepairSources:
-        """Of adapters of a base model's folder, whose weights are read when they are asked for.
+        """Of adapters of a base model, of whose folder the config alone is read.
 
         Raises:
             ModelError: the base's config cannot be read, or as the class.
@@ -145,8 +91,7 @@ class RepairSources:
             layouts = head_layouts(skeleton)
         except ModelError as error:
             reason = str(error)
-        svds = decompositions(base, list(adapter), choose_device())
-        return cls(adapter, tuple(others), depth, layouts, svds, reason)
+        return cls(adapter, tuple(others), depth, layouts, reason)
 
     def warnings_of(self, kinds: Sequence[RepairFamily | Repair]) -> tuple[str, ...]:
         """What cannot be tried of some kinds, and why."""
@@ -161,46 +106,41 @@ class RepairSources:
 
 
 class Family(NamedTuple):
-    """One kind of repair, by its parameter: a value, or how adapters are averaged.
+    """One kind of repair, by its value and how it is done.
 
     Attributes:
-        tried: the parameters that are tried on these sources.
-        derive: the updates under one; None where it changes nothing.
+        tried: the values that are tried on these sources, each with how.
+        derive: the updates under one.
     """
 
-    tried: Callable[[RepairSources], Iterable[float | Combination]]
-    derive: Callable[[RepairSources, Any], Updates | None]
+    tried: Callable[[RepairSources], Iterable[tuple[float | None, How]]]
+    derive: Callable[[RepairSources, Any, Any], Updates]
 
 
 def derived_updates(
     sources: RepairSources, kinds: Sequence[RepairFamily | Repair]
 ) -> dict[Repair, Updates]:
-    """The adapter as it is, and every repair of these kinds that changes it.
+    """The adapter as it is, and every repair of these kinds.
 
     Args:
         sources: what repairs are made of.
         kinds: families, of which all repairs are tried, and single repairs.
 
     Raises:
-        ModelError: the base's weights cannot be read; only intruder dimensions need them.
+        ModelError: a single repair has nothing to change.
     """
     found: dict[Repair, Updates] = {AS_IT_IS: sources.adapter}
     for kind in kinds:
         for repair in [kind] if isinstance(kind, Repair) else _tried(sources, kind):
-            parameter = repair.value if repair.combination is None else repair.combination
-            derive = FAMILIES[repair.family].derive
-            updates = None if repair in found else derive(sources, parameter)
-            if updates is not None:
-                found[repair] = updates
+            if repair not in found:
+                derive = FAMILIES[repair.family].derive
+                found[repair] = derive(sources, repair.value, repair.how)
     return found
 
 
 def _tried(sources: RepairSources, family: RepairFamily) -> Iterator[Repair]:
-    for parameter in FAMILIES[family].tried(sources):
-        if isinstance(parameter, str):
-            yield Repair(family=family, combination=parameter)
-        else:
-            yield Repair(family=family, value=float(parameter))
+    for value, how in FAMILIES[family].tried(sources):
+        yield Repair(family=family, value=value, how=how)
 
 
 def as_frozen(updates: Updates, base_model: nn.Module) -> FrozenAdapter:
@@ -253,18 +193,35 @@ def lines(updates: Updates, num_layers: int, first: float) -> Updates:
     }
 
 
-def truncated(updates: Updates, rank: int) -> Updates:
-    """The leading singular directions of every delta, at their own size.
+def cut_to_energy(updates: Updates, share: float, *, is_global: bool = False) -> Updates:
+    """The fewest leading singular directions that hold a share of delta's squared norm.
 
-    A layer of this rank or a lower one keeps its update.
+    They keep their size. A layer that loses all of them keeps a zero update of rank 1, the least
+    that PEFT takes.
 
-    Raises:
-        ValueError: the rank is below 1.
+    Args:
+        updates: by layer; not all zero.
+        share: above 0; 1 keeps every update as it is.
+        is_global: of all layers together, by one threshold for their singular values, not of each.
+
+    Source: the threshold over all layers is that of arXiv:2604.27796.
     """
-    return {
-        name: update.truncated(rank).update if update.rank > rank else update
-        for name, update in updates.items()
-    }
+    if share == 1.0:
+        return updates
+    values = {name: update.singular_values for name, update in updates.items()}
+    if is_global:
+        pooled = torch.cat([*values.values()]).sort(descending=True).values
+        least = pooled[energy_rank(pooled, share) - 1]
+        ranks = {name: int((own >= least).sum()) for name, own in values.items()}
+    else:
+        ranks = {name: energy_rank(own, share) for name, own in values.items()}
+    made: dict[str, LowRankUpdate] = {}
+    for name, update in updates.items():
+        if ranks[name] == 0:
+            made[name] = update.truncated(1).times(0.0)
+        else:
+            made[name] = update.truncated(ranks[name]) if ranks[name] < update.rank else update
+    return made
 
 
 def reverted_heads(sources: RepairSources, repair: Repair | None) -> list[Head]:
@@ -275,7 +232,14 @@ def reverted_heads(sources: RepairSources, repair: Repair | None) -> list[Head]:
     return sources.heads[: int(repair.value)]
 
 
-def _without_heads(sources: RepairSources, number: float) -> Updates:
+def _without_heads(sources: RepairSources, number: float, _: How) -> Updates:
+    if number > len(sources.heads):
+        changed = quantities.counted(len(sources.heads), "head")
+        raise ModelError(
+            sources.unknown_heads
+            or f"{number:.0f} heads cannot be reverted: the adapter changes {changed}. Give a "
+            "smaller number."
+        )
     heads = sources.heads[: int(number)]
     changed = without_heads(_factors(sources.adapter), sources.layouts, heads)
     return {name: LowRankUpdate(*factors) for name, factors in changed.items()}
@@ -283,6 +247,15 @@ def _without_heads(sources: RepairSources, number: float) -> Updates:
 
 def _factors(updates: Updates) -> dict[str, ScaledFactors]:
     return {name: ScaledFactors(u.lora_A, u.lora_B, u.scaling) for name, u in updates.items()}
+
+
+def _average(sources: RepairSources, _: float | None, how: Combination) -> Updates:
+    if not sources.others:
+        raise ModelError(
+            f"an average ({how}) needs another adapter, and there is none. Name one more, or use "
+            "a study with several seeds."
+        )
+    return averaged((sources.adapter, *sources.others), how)
 
 
 def averaged(adapters: Sequence[Updates], combination: Combination) -> Updates:
@@ -322,35 +295,31 @@ def averaged(adapters: Sequence[Updates], combination: Combination) -> Updates:
     return found
 
 
-def _half_ranks(sources: RepairSources) -> Iterator[int]:
-    """Half of the largest rank, half of that, and so on to 1."""
-    rank = max(update.rank for update in sources.adapter.values())
-    return (rank >> times for times in range(1, rank.bit_length()))
-
-
-def _head_counts(sources: RepairSources) -> Iterator[int]:
+def _head_counts(sources: RepairSources) -> Iterator[float]:
     """One head, four times as many, and so on up to half of those that have a delta."""
-    counts = (4**power for power in itertools.count())
+    counts = (4.0**power for power in itertools.count())
     return itertools.takewhile(lambda count: count <= len(sources.heads) // 2, counts)
 
 
 FAMILIES: Mapping[RepairFamily, Family] = {
     "scale": Family(
-        lambda _: [tenths / 10 for tenths in range(1, 11)],
-        lambda sources, factor: scaled(sources.adapter, factor),
+        lambda _: [(tenths / 10, None) for tenths in range(1, 11)],
+        lambda sources, factor, _: scaled(sources.adapter, factor),
     ),
     "lines": Family(
-        lambda _: [0.0, 0.25, 0.5, 0.75],
-        lambda sources, first: lines(sources.adapter, sources.num_layers, first),
+        lambda _: [(first, None) for first in (0.0, 0.25, 0.5, 0.75)],
+        lambda sources, first, _: lines(sources.adapter, sources.num_layers, first),
     ),
-    "truncate": Family(_half_ranks, lambda sources, rank: truncated(sources.adapter, int(rank))),
-    "heads": Family(_head_counts, _without_heads),
-    "intruders": Family(
-        lambda _: [0.0, 0.5],
-        lambda sources, factor: scaled_intruders(sources.adapter, sources.base_svd, factor),
+    "energy": Family(
+        lambda _: itertools.product((0.5, 0.75, 0.9, 0.99), (None, "global")),
+        lambda sources, share, how: cut_to_energy(
+            sources.adapter, share, is_global=how == "global"
+        ),
+    ),
+    "heads": Family(
+        lambda sources: [(number, None) for number in _head_counts(sources)], _without_heads
     ),
     "average": Family(
-        lambda sources: COMBINATIONS if sources.others else (),
-        lambda sources, how: averaged((sources.adapter, *sources.others), how),
+        lambda sources: [(None, how) for how in COMBINATIONS] if sources.others else [], _average
     ),
 }

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
 SETTINGS = """
 train: {task: colours, epochs: 1, learning_rate: {lora: 1e-2, full: 1e-3}, precision: float32}
 methods:
-  lora: {ranks: [2, 4], target_modules: [q_proj, k_proj, v_proj, o_proj]}
+  lora: {ranks: [2, 4, 8], target_modules: [q_proj, k_proj, v_proj, o_proj]}
   full: {weights: float32}
   variants: {names: [rslora]}
 mitigations: [{kl: {share: 0.4}}]
@@ -159,7 +159,7 @@ def test_what_a_change_of_each_file_is_noticed_by(finished: StudyFolder, change:
     results = list(changed(finished, change))
     believed = [path for path, is_believed in results if is_believed]
     print(f"{change}: {len(believed)} of {len(results)} believed: {believed}")
-    assert len(results) > 50
+    assert len(results) > 60
     if change == "deleted":
         believed = [path for path in believed if not BEYOND_THE_PLAN.search(path)]
     assert believed == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rankwise.findings.mitigations import Arm, ArmKind, TrainTaskMitigations
+from rankwise.findings.repairs import ranks_statement
 from rankwise.findings.variants import TrainTaskVariants, VariantRow
 from rankwise.records import quantities
 from rankwise.records.grouping import grouped
@@ -113,9 +114,9 @@ def repair_section(found: Sequence[AdapterRepair]) -> ReportSection:
             )
             tables.append(TitledTable(title, scores))
     about = (
-        "Each repair changes a trained adapter; what is trained on afterwards says so. Chosen is "
-        "the one that gains most, of those that are shown to keep the loss of retention within the "
-        "limit. The recommendation does not rest on this."
+        "Each repair changes a trained adapter without training it. Chosen is the one that gains "
+        "most, of those that are shown to keep the loss of retention within the limit. The "
+        "recommendation does not rest on this."
     )
     reverted = (
         (each.model, ", ".join(f"{layer}.{head}" for layer, head in each.reverted))
@@ -123,7 +124,7 @@ def repair_section(found: Sequence[AdapterRepair]) -> ReportSection:
     )
     said = [
         *((each.model, each.choice.statement) for each in found),
-        *((each.model, each.choice.kl_statement) for each in found),
+        *((each.model, ranks_statement(each)) for each in found),
         *((model, heads and f"reverted heads, layer.head: {heads}.") for model, heads in reverted),
         *((each.model, warning) for each in found for warning in each.warnings),
     ]
@@ -149,7 +150,6 @@ def repair_table(choice: RepairChoice) -> Table:
         Column(
             "Retention loss", lambda row: cells.interval(row.retention_loss, "points"), "points"
         ),
-        Column.optional("KL, prompts", lambda row: cells.digits(row.kl), "nats per token"),
         Column("Keeps enough", lambda row: row.keeps_enough),
     )
 

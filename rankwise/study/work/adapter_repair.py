@@ -14,23 +14,16 @@ from rankwise.errors import ConfigError
 from rankwise.findings.repairs import RepairTasks
 from rankwise.records.axes import run_labels
 from rankwise.records.clusters import cluster_fields
-from rankwise.records.fingerprints import (
-    repair_divergences_fingerprint,
-    repair_fingerprint,
-    repair_scores_fingerprint,
-)
+from rankwise.records.fingerprints import repair_fingerprint, repair_scores_fingerprint
 from rankwise.records.folder import StudyFolder
-from rankwise.records.repair_scores import RepairDivergences, RepairScores
+from rankwise.records.repair_scores import RepairScores
 from rankwise.records.repairs import AdapterRepair, Repair, RepairFamily
 from rankwise.records.study import PlannedRun, StudyRecord
 from rankwise.study.context import StudyContext
 from rankwise.study.damage import find_damage, set_damaged_aside
 from rankwise.study.observer import StageOutline
-from rankwise.study.planning.plan import tokens_read
 from rankwise.weights.adapter_repair import AdapterRepairer, AskedTask
 from rankwise.weights.session import ScoringSession
-
-_FROM_BASE = "divergence from the base"
 
 
 def repair_tasks(study: StudyRecord, run: PlannedRun) -> RepairTasks:
@@ -75,7 +68,8 @@ class RunRepairer:
         self._context, self._tell, self._run = context, context.tell, run
         self._plan, self._folder = plan, folder
         partners: tuple[PlannedRun, ...] = ()
-        if "average" in kinds and run.role != "imported":  # with runs that differ by seed alone
+        families = {kind.family if isinstance(kind, Repair) else kind for kind in kinds}
+        if "average" in families and run.role != "imported":  # of runs that differ by seed alone
             labels = run_labels([each for each in study.runs if each.train_task == run.train_task])
             alike = [each for each in study.runs if labels.get(each.name) == labels[run.name]]
             partners = _trained(folder, [each for each in alike if each != run])
@@ -95,7 +89,6 @@ class RunRepairer:
             model=run.name,
             folder=folder.weights(run),
             base=plan.base._replace(folder=fetch_weights(plan.base)),
-            tokenizer=plan.tokenizer,
             in_domain=own,
             retention=kept,
             kinds=kinds,
@@ -125,15 +118,10 @@ class RunRepairer:
             StageOutline.of_run(task.prepared.name, "scoring", run, float(task.prepared.num_tokens))
             for task in repairer.tasks
         ]
-        if repairer.answers:
-            work = float(tokens_read(repairer.answers))
-            outlines.append(StageOutline.of_run(_FROM_BASE, "divergence", run, work))
         self._tell.planned(outlines)
         scores = [self._scores(task) for task in repairer.tasks]
-        divergences = self._divergences() if repairer.answers else None
-        shown = [*scores, *([] if divergences is None else [divergences])]
         wanted = repair_fingerprint(
-            [each.fingerprint for each in shown], max_loss_points, repairer.confidence
+            [each.fingerprint for each in scores], max_loss_points, repairer.confidence
         )
         earlier = folder.finished(folder.adapter_repair_file(run.name), AdapterRepair, wanted)
         if earlier is not None:
@@ -141,7 +129,6 @@ class RunRepairer:
         target = folder.repaired_adapter_folder(run.name)
         record = repairer.chosen(
             scores,
-            divergences,
             wanted,
             max_loss_points=max_loss_points,
             output=str(target.relative_to(folder.root)),
@@ -170,19 +157,6 @@ class RunRepairer:
             self._folder.repair_scores_file(self._run.name, name),
             RepairScores,
             lambda: self._repairer.scores(task, fingerprint=wanted, advance=self._advance),
-            wanted,
-        )
-
-    def _divergences(self) -> RepairDivergences:
-        """From the base, on the right answers; from the folder where it is there."""
-        answers = self._repairer.answers
-        wanted = repair_divergences_fingerprint(self._plan.record, self._run, self._tried, answers)
-        return self._context.recorded(
-            _FROM_BASE,
-            float(tokens_read(answers)),
-            self._folder.repair_divergences_file(self._run.name),
-            RepairDivergences,
-            lambda: self._repairer.divergences(fingerprint=wanted, advance=self._advance),
             wanted,
         )
 
