@@ -104,7 +104,7 @@ def audit(
     """Analyse an adapter or a checkpoint without a study.
 
     Shows how large the update is and where, how many dimensions it uses, to
-    which rank it can be truncated, and whether it has intruder dimensions, each
+    which rank it can be cut, and whether it has intruder dimensions, each
     compared with random updates of the same size. With --tasks, also scores
     the base and the adapted model, paired item by item. Writes audit.json and
     the page audit.html.

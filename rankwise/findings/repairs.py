@@ -8,7 +8,7 @@ it: so none of them needs a correction for the others, and only the number of ki
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from rankwise.errors import RecordError
@@ -49,6 +49,7 @@ def choose_repair(
     *,
     max_loss_points: float,
     confidence: float,
+    asked: Collection[Repair] = (),
 ) -> RepairChoice:
     """Choose the repair that gains most, of those that are shown to stay within a limit of loss.
 
@@ -60,6 +61,7 @@ def choose_repair(
         tasks: by their relation to what was trained.
         max_loss_points: the limit, in points of the mean over the retention tasks.
         confidence: of all that is said together, 0..1.
+        asked: the repairs that may be chosen; empty: all, and the adapter as it is.
 
     Raises:
         RecordError: there is no in-domain task, none of retention in points, or a task has fewer
@@ -73,7 +75,8 @@ def choose_repair(
             if points[repair].retention_loss.upper > max_loss_points:
                 break
             points[repair] = points[repair].model_copy(update={"keeps_enough": True})
-        kept = [points[repair] for repair in kind if points[repair].keeps_enough]
+        able = [repair for repair in kind if repair in asked] if asked else kind
+        kept = [points[repair] for repair in able if points[repair].keeps_enough]
         candidates += [point for point in kept[-1:] if point.gain.lower > 0.0]
     best = max(candidates, key=lambda point: point.gain.estimate, default=None)
     curve = tuple(points.values())

@@ -50,24 +50,6 @@ def path_problem(path: str | os.PathLike[str]) -> str | None:
     return None
 
 
-def path_problem(path: str | os.PathLike[str]) -> str | None:
-    """Why a path cannot be worked with, in words: what is recorded must be text, and read back.
-
-    It may lead nowhere yet. Below a folder, there is room for the names of a study's files.
-    """
-    whole = given = os.fspath(path)
-    if not any(map(is_hidden, given)):  # a NUL is in no path
-        whole = os.path.realpath(given)
-    if any(map(is_hidden, whole)):
-        return f"{whole!r} has a control character, or is not UTF-8; rename the file or folder"
-    try:
-        os.lstat(os.path.join(whole, *_ROOM_BELOW))
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            return f"{whole[:80]!r}... is longer than the system takes; use shorter names"
-    return None
-
-
 def file_name(value: str) -> str:
     """Refuse names that are no plain name of a file or folder."""
     if value.startswith(".") or "/" in value or "\\" in value:

@@ -224,11 +224,13 @@ class AdapterRepairer:
         names = (
             tuple(task.prepared.name for task in of) for of in (self.in_domain, self.retention)
         )
+        asked = [kind for kind in self.kinds if isinstance(kind, Repair)]
         choice = choose_repair(
             scores,
             RepairTasks(*names),
             max_loss_points=max_loss_points,
             confidence=self.confidence,
+            asked=asked if len(asked) == len(self.kinds) else (),
         )
         repair = choice.repair
         ranks: dict[str, int] = {}

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
 from peft.utils import merge_utils
 from torch import Tensor, nn
 
@@ -32,15 +31,13 @@ from rankwise.records.repairs import AS_IT_IS, COMBINATIONS, Combination, Repair
 from rankwise.weights.decomposition import thin_svd
 from rankwise.weights.lowrank import LowRankUpdate
 from rankwise.weights.matrix import layer_number
+from rankwise.weights.spectra import energy_rank
 
 Updates = Mapping[str, LowRankUpdate]
 """Layer -> update."""
 
 How = Combination | Literal["global"] | None
 """As ``Repair.how``."""
-
-_TIE = 1e-9
-"""Of the part that may be cut off: where it is exactly a direction's, rounding does not decide."""
 
 DENSITY = 0.5
 """Share of an update's entries that a sparse average keeps; PEFT has no default. TIES' paper keeps
@@ -199,24 +196,25 @@ def lines(updates: Updates, num_layers: int, first: float) -> Updates:
 def cut_to_energy(updates: Updates, share: float, *, is_global: bool = False) -> Updates:
     """The fewest leading singular directions that hold a share of delta's squared norm.
 
-    They keep their size. A layer that needs all of them keeps its update.
+    They keep their size. A layer that loses all of them keeps a zero update of rank 1, the least
+    that PEFT takes.
 
     Args:
-        updates: by layer.
-        share: above 0, at most 1.
+        updates: by layer; not all zero.
+        share: above 0; 1 keeps every update as it is.
         is_global: of all layers together, by one threshold for their singular values, not of each.
-            A layer whose values are all below it keeps a zero update of rank 1, the least that
-            PEFT takes.
 
-    Source: the global threshold is that of arXiv:2604.27796.
+    Source: the threshold over all layers is that of arXiv:2604.27796.
     """
+    if share == 1.0:
+        return updates
     values = {name: update.singular_values for name, update in updates.items()}
     if is_global:
         pooled = torch.cat([*values.values()]).sort(descending=True).values
-        least = pooled[_num_holding(pooled, share) - 1]
+        least = pooled[energy_rank(pooled, share) - 1]
         ranks = {name: int((own >= least).sum()) for name, own in values.items()}
     else:
-        ranks = {name: _num_holding(own, share) for name, own in values.items()}
+        ranks = {name: energy_rank(own, share) for name, own in values.items()}
     made: dict[str, LowRankUpdate] = {}
     for name, update in updates.items():
         if ranks[name] == 0:
@@ -224,13 +222,6 @@ def cut_to_energy(updates: Updates, share: float, *, is_global: bool = False) ->
         else:
             made[name] = update.truncated(ranks[name]) if ranks[name] < update.rank else update
     return made
-
-
-def _num_holding(values: Float[Tensor, " values"], share: float) -> int:
-    """How many of some descending singular values hold this share of their squared sum; >= 1."""
-    left_out = values.square().flip(0).cumsum(0).flip(0)  # by a cut before each of them
-    may_go = (1.0 - share) * left_out[0] * (1.0 + _TIE)
-    return max(int((left_out > may_go).sum()), 1)
 
 
 def reverted_heads(sources: RepairSources, repair: Repair | None) -> list[Head]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from rankwise.findings.recommendation import recommend
 from rankwise.findings.signatures.found import failure_signatures
 from rankwise.heads.changes import head_activity
 from rankwise.heads.layouts import head_layouts
-from rankwise.records.repairs import AdapterRepair, Repair
+from rankwise.records.repairs import AS_IT_IS, AdapterRepair, Repair
 from rankwise.weights.lowrank import read_updates
 from tests.planted.results import planted_study
 from tests.support.audited_models import PREFIX, adapter, checkpoint, load, rewritten
@@ -117,6 +119,29 @@ def test_harm_in_one_head_is_found_and_the_gain_of_another_kept(
     assert judged.gain.estimate > 0.9 * judged.adapter_gain.estimate > 50.0
 
 
+def test_an_adapter_is_cut_to_the_ranks_that_its_layers_need(
+    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
+) -> None:
+    mine = gaining(tiny_model_folder, tmp_path / "mine", tasks_folder)
+    arguments = asked(tiny_model_folder, tasks_folder, tmp_path / "out", mine)
+    done = rankwise(*arguments, "--max-loss", 1000, "--by", "energy=0.6", "--json")
+    assert done.exit_code == 0, done.output
+    record = AdapterRepair.model_validate_json(done.stdout)
+    asked_for = Repair(family="energy", value=0.6)
+    assert [point.repair for point in record.choice.curve] == [AS_IT_IS, asked_for]
+    assert record.choice.repair == asked_for, record.choice.statement
+    whole, cut = read_updates(mine), read_updates(tmp_path / "out")
+    assert {name: update.rank for name, update in cut.items()} == record.ranks
+    for name, update in whole.items():
+        energy = torch.linalg.svdvals(update.scaling * update.lora_B @ update.lora_A).square()
+        kept = float(energy[: record.ranks[name]].sum() / energy.sum())
+        assert kept >= 0.6 > float(energy[: record.ranks[name] - 1].sum() / energy.sum())
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert {config["r"], *config["rank_pattern"].values()} == {*record.ranks.values()}
+    loaded = peft.PeftModel.from_pretrained(load(tiny_model_folder), str(tmp_path / "out"))
+    assert loaded.peft_config["default"].rank_pattern == config["rank_pattern"]
+
+
 def test_further_adapters_are_averaged(
     tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
 ) -> None:
@@ -130,7 +155,7 @@ def test_further_adapters_are_averaged(
     assert done.exit_code == 0, done.output
     record = AdapterRepair.model_validate_json(done.stdout)
     assert record.averaged_with == (str(tmp_path / "two"),)
-    assert [point.repair.combination for point in record.choice.curve][:3] == [
+    assert [point.repair.how for point in record.choice.curve][:3] == [
         None, "linear", "ties",
     ]  # fmt: skip
 

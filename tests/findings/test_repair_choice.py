@@ -9,12 +9,12 @@ import pytest
 
 from rankwise.errors import RecordError
 from rankwise.findings.model_card import model_card
-from rankwise.findings.repairs import RepairTasks, choose_repair
+from rankwise.findings.repairs import RepairTasks, choose_repair, ranks_statement
 from rankwise.findings.stats.estimates import crossed_difference
 from rankwise.findings.stats.items import item_size
 from rankwise.records.repair_scores import RepairScores
 from rankwise.records.repairs import AS_IT_IS, AdapterRepair, Repair, RepairChoice
-from tests.planted.repairs import KEPT, OWN, SCALES, planted_divergences, planted_scores
+from tests.planted.repairs import KEPT, OWN, SCALES, planted_scores
 from tests.planted.results import PROVENANCE
 
 TASKS = RepairTasks((OWN,), (KEPT,))
@@ -66,24 +66,24 @@ def test_a_repair_that_gains_nothing_is_none() -> None:
 
 
 def test_the_first_that_is_not_shown_ends_its_kind_and_no_other() -> None:
-    """Scaled by 0.3 loses 5 points, weaker ones none: they are not tried. Truncations are."""
-    truncated = {Repair(family="truncate", value=k): 0.0 for k in (8.0, 4.0)}
-    losses = {each: 0.05 * (each.value == 0.3) for each in SCALES} | truncated
+    """Scaled by 0.3 loses 5 points, weaker ones none: they are not tried. Cuts are."""
+    cuts = {Repair(family="energy", value=share): 0.0 for share in (0.9, 0.5)}
+    losses = {each: 0.05 * (each.value == 0.3) for each in SCALES} | cuts
     gains = {each: 0.10 * (each.value or 0.0) for each in SCALES} | {
-        Repair(family="truncate", value=8.0): 0.05,
-        Repair(family="truncate", value=4.0): 0.04,
+        Repair(family="energy", value=0.9): 0.05,
+        Repair(family="energy", value=0.5): 0.04,
     }
     minus = {repair: -loss for repair, loss in losses.items()}
     found = chosen(planted_scores({OWN: gains, KEPT: minus}, num_items=1000))
     kept = [point.repair for point in found.curve if point.keeps_enough]
-    assert kept == [scale(0.2), scale(0.1), *truncated]
-    assert (found.num_kinds, found.repair) == (2, Repair(family="truncate", value=8.0))
+    assert kept == [scale(0.2), scale(0.1), *cuts]
+    assert (found.num_kinds, found.repair) == (2, Repair(family="energy", value=0.9))
 
 
 def test_candidates_that_all_lose_too_much_are_seldom_said_to_do() -> None:
     """18 repairs of two kinds, just beyond the limit, nearly the same model."""
-    truncated = [Repair(family="truncate", value=float(k)) for k in range(8, 0, -1)]
-    repairs, does = [*SCALES, *truncated], 0
+    cuts = [Repair(family="energy", value=tenths / 10) for tenths in range(8, 0, -1)]
+    repairs, does = [*SCALES, *cuts], 0
     gains = dict.fromkeys(repairs, 0.05)
     losses = dict.fromkeys(repairs, -0.0101)
     for seed in range(300):
@@ -166,61 +166,45 @@ def test_one_cluster_is_refused() -> None:
         chosen(curve(lambda _: 0.0, num_items=6, clusters=one))
 
 
-def with_kl(scores: list[RepairScores], kl: dict[Repair, float], **settings: Any) -> Any:
-    found = planted_divergences(kl, doc_ids=range(0, 100, 2), **settings)
-    return choose_repair(scores, TASKS, max_loss_points=1.0, confidence=0.95, divergences=found)
+def test_one_threshold_for_all_layers_is_a_kind_of_its_own() -> None:
+    """A cut of each layer that loses too much ends no sequence but its own."""
+    repairs = [
+        AS_IT_IS,
+        Repair(family="energy", value=0.5),
+        Repair(family="energy", value=0.9, how="global"),
+    ]
+    gains = dict(zip(repairs, (0.2, 0.1, 0.1), strict=True))
+    losses = dict(zip(repairs, (-0.2, -0.2, 0.0), strict=True))
+    found = chosen(planted_scores({OWN: gains, KEPT: losses}))
+    assert (found.num_kinds, found.repair) == (3, repairs[2])
+    assert found.statement.startswith("Cut to 0.9 of the energy over all layers, the adapter gains")
 
 
-def test_kl_is_a_mean_over_tokens_and_orders_the_losses() -> None:
-    """Losses and KL rise with the scale, but for one pair of neighbours."""
-    scores = curve(lambda factor: 0.1 * factor, num_items=4000)
-    kl = {each: 2.0 * (each.value or 0.0) for each in SCALES}
-    kl[SCALES[0]], kl[SCALES[1]] = kl[SCALES[1]], kl[SCALES[0]]
-    found = with_kl(scores, kl)
-    for point in found.curve:  # every other answer has two tokens, at half the KL
-        assert point.kl.estimate == pytest.approx(kl[point.repair] * (1.5 + 2 * 0.5) / 3)
-        assert 0.0 < point.kl.lower < point.kl.estimate < point.kl.upper
-    rho = 1 - 6 * 2 / (10 * 99)
-    assert found.kl_correlation.estimate == pytest.approx(rho)
-    assert found.kl_correlation.lower < rho < found.kl_correlation.upper
-    assert found.kl_statement.startswith("Over 10 repairs, KL on the task's prompts orders forg")
+def test_what_is_asked_for_by_its_value_is_chosen_and_not_the_adapter_as_it_is() -> None:
+    cut = Repair(family="energy", value=0.9)
+    scores = planted_scores({OWN: {AS_IT_IS: 0.2, cut: 0.1}, KEPT: {AS_IT_IS: 0.0, cut: 0.0}})
+    settings: dict[str, Any] = {"max_loss_points": 1.0, "confidence": 0.95}
+    assert choose_repair(scores, TASKS, **settings).repair == AS_IT_IS
+    found = choose_repair(scores, TASKS, **settings, asked=[cut])
+    assert found.repair == cut
+    assert [point.keeps_enough for point in found.curve] == [True, True]
 
 
-def test_kl_chooses_nothing() -> None:
-    scores = curve(lambda factor: 0.05 * (factor > 0.5), num_items=2000)
-    without = chosen(scores)
-    for kl in ({each: 1.0 - (each.value or 0.0) for each in SCALES}, dict.fromkeys(SCALES, 0.0)):
-        found = with_kl(scores, kl)
-        assert (found.repair, found.judged) == (without.repair, without.judged)
-    assert "one of them is the same in all repairs" in found.kl_statement
-    assert (without.kl_correlation, without.kl_statement) == (None, None)
+def test_of_one_kind_the_weakest_that_is_asked_for_is_chosen() -> None:
+    scores = curve(lambda _: 0.0)
+    settings: dict[str, Any] = {"max_loss_points": 1.0, "confidence": 0.95}
+    found = choose_repair(scores, TASKS, **settings, asked=[scale(0.3), scale(0.6)])
+    assert found.repair == scale(0.6)
 
 
-def test_four_repairs_have_no_order() -> None:
-    few = dict.fromkeys(SCALES[:4], 0.0)
-    found = with_kl(planted_scores({OWN: few, KEPT: few}), few)
-    assert found.kl_correlation is None
-    assert "4 repairs, 5 are needed" in found.kl_statement
-
-
-def test_answers_in_clusters_have_wider_intervals() -> None:
-    def kl_of(clusters: dict[str, Any] | None) -> float:
-        scores = curve(lambda _: 0.0, num_items=100, clusters=clusters)
-        kl = with_kl(scores, dict.fromkeys(SCALES, 1.0), tokens=(1,)).curve[0].kl
-        return kl.upper - kl.lower
-
-    # answers with more than the mean in five clusters, the others in five other ones
-    alike = [(doc_id // 2 % 2) * 10 + doc_id % 10 for doc_id in range(100)]
-    assert kl_of({OWN: alike, KEPT: alike}) > 1.5 * kl_of(None)
-
-
-def test_answers_of_one_cluster_have_no_kl() -> None:
-    """The other items are in many."""
-    alike = [0 if doc_id < 100 else doc_id for doc_id in range(200)]
-    scores = curve(lambda _: 0.0, num_items=200, clusters={OWN: alike, KEPT: alike})
-    found = with_kl(scores, dict.fromkeys(SCALES, 1.0))
-    assert [point.kl for point in found.curve] == [None] * 10
-    assert found.kl_statement is None
+def test_the_ranks_of_a_cut_are_said() -> None:
+    found = chosen(curve(lambda _: 0.0))
+    record = AdapterRepair.model_construct(choice=found, ranks={"a": 1, "b": 4, "c": 1})
+    said = ranks_statement(record)
+    assert said is not None
+    assert "3 layers" in said
+    assert "1 to 4, 2.0 on average" in said
+    assert ranks_statement(AdapterRepair.model_construct(choice=found, ranks={})) is None
 
 
 def test_a_record_is_what_was_written() -> None:

@@ -6,12 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rankwise.records.repair_scores import (
-    RepairDivergences,
-    RepairedDivergence,
-    RepairedItems,
-    RepairScores,
-)
+from rankwise.records.repair_scores import RepairedItems, RepairScores
 from rankwise.records.repairs import AS_IT_IS, Repair
 from rankwise.records.results import TaskItems
 from rankwise.records.study import Unit
@@ -80,28 +75,3 @@ def planted_scores(
             )
         )
     return scores
-
-
-def planted_divergences(
-    kl: Mapping[Repair, float], *, doc_ids: Sequence[int], tokens: Sequence[int] = (1, 2)
-) -> RepairDivergences:
-    """Answers of ``OWN`` of these lengths in turn, each token at its repair's KL.
-
-    Args:
-        kl: repair -> nats per token, at every other token half as much and half as much again.
-        doc_ids: of the items.
-        tokens: of the answers, in turn.
-    """
-    shares = [0.5 if place % 2 else 1.5 for place in range(len(doc_ids))]
-    return RepairDivergences(
-        fingerprint="kl",
-        model="adapter",
-        tasks=(OWN,) * len(doc_ids),
-        doc_ids=tuple(doc_ids),
-        item_tokens=tuple(tokens[place % len(tokens)] for place in range(len(doc_ids))),
-        repaired=tuple(
-            RepairedDivergence(repair=repair, kl_nats=tuple(share * nats for share in shares))
-            for repair, nats in kl.items()
-        ),
-        score_seconds=1.0,
-    )

@@ -17,14 +17,12 @@ from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.findings.repairs import RepairTasks, choose_repair
 from rankwise.records.files import read_record
 from rankwise.records.folder import StudyFolder
-from rankwise.records.repair_scores import RepairDivergences, RepairScores
+from rankwise.records.repair_scores import RepairScores
 from rankwise.records.repairs import AS_IT_IS, AdapterRepair, Repair
-from rankwise.records.results import Divergence
 from rankwise.records.study_file import load_config
 from rankwise.study.damage import find_damage
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
-from rankwise.study.stages.gauges import CompareWithBase
 from rankwise.weights import adapter_repair
 from tests.support import tiny_tasks
 from tests.support.command_line import rankwise, words
@@ -83,7 +81,7 @@ def score_files(folder: StudyFolder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in place.iterdir()}
 
 
-FEW = ("--by", "scale,truncate")
+FEW = ("--by", "scale,energy")
 
 
 def test_the_adapter_as_it_is_scores_what_the_study_says(
@@ -105,55 +103,9 @@ def test_the_adapter_as_it_is_scores_what_the_study_says(
         assert (whole.repair, half.repair) == (AS_IT_IS, Repair(family="scale", value=0.5))
         assert half.items.values != pytest.approx(whole.items.values, abs=1e-3)
     kinds = {each.repair.family for each in scores.repaired}
-    assert kinds >= {"scale", "lines", "truncate", "heads", "average"}
+    assert kinds >= {"scale", "lines", "energy", "heads", "average"}
     assert record.averaged_with == (folder.read_study().runs[1].name,)
     assert record.base_model == finished.plan.base.name
-
-
-def test_every_repair_has_its_kl_to_the_base(finished: Finished, folder: StudyFolder) -> None:
-    """On the choosing items; that of the adapter as it is is what the study's gauge says there."""
-    record = repaired(folder, "--by", "scale,heads")
-    found = read_record(folder.repair_divergences_file(name_of(folder)), RepairDivergences)
-    assert {*found.tasks} == {"colours"}
-    assert found.doc_ids == tuple(range(0, 26, 2))
-    gauge = read_record(CompareWithBase.path(folder, name_of(folder)), Divergence)
-    known = dict(zip(zip(gauge.tasks, gauge.doc_ids, strict=True), gauge.kl_nats, strict=True))
-    expected = [known["colours", doc_id] for doc_id in found.doc_ids]
-    assert (found.repaired[0].repair, min(expected) > 0) == (AS_IT_IS, True)
-    assert found.repaired[0].kl_nats == pytest.approx(expected, rel=1e-3)
-    by_scale = {
-        point.repair.value: point.kl.estimate
-        for point in record.choice.curve
-        if point.repair.family == "scale" and point.kl is not None
-    }
-    assert len(by_scale) == 10
-    assert 0 < by_scale[0.1] < by_scale[0.5] < by_scale[1.0]
-    assert by_scale[0.1] < 0.05 * by_scale[1.0]  # near the base KL grows by the square
-    assert record.choice.kl_statement is not None
-    assert "Over 12 repairs, KL on the task's prompts" in record.choice.kl_statement
-
-
-def test_scores_of_an_older_version_are_kept_and_kl_is_added(
-    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It wrote no divergences, and its record has no KL."""
-    new = repaired(folder, *FEW)
-    name, path = name_of(folder), folder.repair_divergences_file(name_of(folder))
-    path.unlink()
-    points = tuple(point.model_copy(update={"kl": None}) for point in new.choice.curve)
-    gone = {"curve": points, "kl_correlation": None, "kl_statement": None}
-    choice = new.choice.model_copy(update=gone)
-    old = new.model_copy(update={"choice": choice, "fingerprint": "0" * 64})
-    folder.write(folder.adapter_repair_file(name), old)
-    assert rankwise("report", folder.root).exit_code == 0
-
-    def refuse(*_: Any, **__: Any) -> Any:
-        raise AssertionError("scored again")
-
-    monkeypatch.setattr(adapter_repair, "evaluate", refuse)
-    again = repaired(folder, *FEW)
-    assert again.choice == new.choice
-    assert path.exists()
 
 
 def test_the_chosen_repair_is_written_and_scores_as_it_says(
@@ -237,14 +189,11 @@ def test_the_choice_is_that_of_the_recorded_scores(folder: StudyFolder) -> None:
         for task in ("colours", "hues")
     ]
     tasks = RepairTasks(("colours",), ("hues",))
-    divergences = read_record(folder.repair_divergences_file(name), RepairDivergences)
-    again = choose_repair(
-        scores, tasks, max_loss_points=3.0, confidence=0.75, divergences=divergences
-    )
+    again = choose_repair(scores, tasks, max_loss_points=3.0, confidence=0.75)
     assert again == record.choice
 
 
-@pytest.mark.parametrize("what", ["weights", "record", "scores", "divergences"])
+@pytest.mark.parametrize("what", ["weights", "record", "scores"])
 def test_what_is_damaged_is_set_aside_and_made_again(folder: StudyFolder, what: str) -> None:
     first = repaired(folder, *FEW)
     name = name_of(folder)
@@ -252,7 +201,6 @@ def test_what_is_damaged_is_set_aside_and_made_again(folder: StudyFolder, what: 
         "weights": folder.repaired_adapter_folder(name) / "adapter_model.safetensors",
         "record": folder.adapter_repair_file(name),
         "scores": folder.repair_scores_file(name, "hues"),
-        "divergences": folder.repair_divergences_file(name),
     }[what]
     content = path.read_bytes()
     path.write_bytes(content[:-3] + b"???")
@@ -280,8 +228,8 @@ def test_the_answer_in_words(folder: StudyFolder, monkeypatch: pytest.MonkeyPatc
     assert done.exit_code == 0, done.output
     said = words(done.stdout)
     for word in (
-        "scaled by 0.5", "truncated to rank 2", "keeps enough",
-        "nats per token", "KL on the task's prompts",
+        "scaled by 0.5", "cut to 0.9 of the energy", "cut to 0.9 of the energy over all layers",
+        "keeps enough",
     ):  # fmt: skip
         assert word in said
     record = read_record(folder.adapter_repair_file(name_of(folder)), AdapterRepair)

@@ -17,7 +17,6 @@ from rankwise.errors import ModelError
 from rankwise.heads.layouts import head_layouts
 from rankwise.records.repairs import AS_IT_IS, COMBINATIONS, METHODS, REPAIR_FAMILIES, Repair
 from rankwise.weights import repairs
-from rankwise.weights.decomposition import refined_svd
 from rankwise.weights.lowrank import LowRankUpdate, read_updates, save_updates
 from rankwise.weights.repairs import (
     DENSITY,
@@ -30,10 +29,8 @@ from rankwise.weights.repairs import (
     lines_factor,
     reverted_heads,
     scaled,
-    scaled_intruders,
-    truncated,
 )
-from tests.support.audited_models import adapter, plant_intruder
+from tests.support.audited_models import adapter
 from tests.support.head_adapters import PROJECTIONS
 from tests.support.saved_adapters import saved
 from tests.support.tiny_models import tiny
@@ -60,12 +57,8 @@ def delta(update: LowRankUpdate) -> Tensor:
     return update.scaling * update.lora_B.double() @ update.lora_A.double()
 
 
-def no_base(name: str) -> Any:
-    raise AssertionError(name)
-
-
 def sources(*adapters: dict[str, LowRankUpdate], num_layers: int = 5) -> RepairSources:
-    return RepairSources(adapters[0], adapters[1:], num_layers, (), no_base)
+    return RepairSources(adapters[0], adapters[1:], num_layers, ())
 
 
 # scale
@@ -98,25 +91,6 @@ def test_lines_takes_the_depth_from_the_layer_s_name_in_the_whole_model() -> Non
     factors = dict(zip((*NAMES, "score"), (0.25, 0.4375, 1.0, 1.0), strict=True))
     for name, factor in factors.items():
         assert torch.allclose(delta(found[name]), factor * delta(own[name]))
-
-
-# truncation
-
-
-@pytest.mark.parametrize("rank", [1, 2, 4])
-def test_a_truncation_is_that_of_the_dense_decomposition(rank: int) -> None:
-    own = updates(1)
-    for name, update in truncated(own, rank).items():
-        U, S, Vh = torch.linalg.svd(delta(own[name]))
-        dense = U[:, :rank] * S[:rank] @ Vh[:rank]
-        assert update.rank == rank
-        assert torch.allclose(delta(update), dense, atol=1e-10)
-
-
-def test_a_layer_of_a_lower_rank_keeps_its_update() -> None:
-    own = {**updates(1), **updates(2, rank=2, names=("model.layers.2.small",))}
-    found = truncated(own, 2)
-    assert found["model.layers.2.small"] is own["model.layers.2.small"]
 
 
 # averages
@@ -210,7 +184,7 @@ def test_adapters_of_other_layers_have_no_average() -> None:
 
 def heads_of(family: str, folder: Path, modules: list[str]) -> RepairSources:
     saved(folder, family, target_modules=modules)
-    return RepairSources(read_updates(folder), (), 2, head_layouts(tiny(family)), no_base)
+    return RepairSources(read_updates(folder), (), 2, head_layouts(tiny(family)))
 
 
 @pytest.mark.parametrize("family", ["Llama", "GPTNeoX"])
@@ -255,6 +229,8 @@ def test_heads_that_are_not_known_are_said_to_be(
     assert of.warnings_of(("scale",)) == ()
     (warning,) = of.warnings_of(REPAIR_FAMILIES)
     assert warning.startswith("no heads are reverted: Fish lays")
+    with pytest.raises(ModelError, match="Fish lays"):
+        derived_updates(of, (Repair(family="heads", value=1),))
 
 
 # the table
@@ -262,62 +238,52 @@ def test_heads_that_are_not_known_are_said_to_be(
 
 def test_every_family_has_a_row_and_the_grid_is_the_documented_one() -> None:
     assert tuple(FAMILIES) == tuple(METHODS) == REPAIR_FAMILIES
-    found = derived_updates(sources(updates(1, rank=8), updates(2)), ("scale", "lines", "truncate"))
+    found = derived_updates(sources(updates(1, rank=8), updates(2)), ("scale", "lines", "energy"))
     by_family: dict[str, list[float | None]] = {}
     for repair in found:
-        by_family.setdefault(repair.family, []).append(repair.value)
+        by_family.setdefault(f"{repair.family} {repair.how or ''}".strip(), []).append(repair.value)
     assert next(iter(found)) == AS_IT_IS
     assert sorted(by_family["scale"]) == [n / 10 for n in range(1, 11)]  # type: ignore[type-var]
     assert by_family["lines"] == [0.0, 0.25, 0.5, 0.75]
-    assert by_family["truncate"] == [4.0, 2.0, 1.0]
+    assert by_family["energy"] == by_family["energy global"] == [0.5, 0.75, 0.9, 0.99]
     assert len({repair.label for repair in found}) == len(found)
     assert AS_IT_IS in derived_updates(sources(updates(1)), ("lines",))
 
 
-def test_a_single_repair_is_tried_at_its_value(tiny_model_folder: Path, tmp_path: Path) -> None:
-    cut = Repair(family="truncate", value=3.0)
-    found = derived_updates(sources(updates(1, rank=8)), (cut,))
-    assert list(found) == [AS_IT_IS, cut]
-    assert {update.rank for update in found[cut].values()} == {3}
-    plant_intruder(tiny_model_folder, tmp_path / "a")
-    of = RepairSources.of(tiny_model_folder, read_updates(tmp_path / "a"))
-    calmed = Repair(family="intruders", value=0.25)
-    assert list(derived_updates(of, (calmed,))) == [AS_IT_IS, calmed]
+@pytest.mark.parametrize(
+    ("kind", "value", "repair"),
+    [
+        ("scale", "0.5", Repair(family="scale", value=0.5)),
+        ("lines", ".25", Repair(family="lines", value=0.25)),
+        ("energy", "0.9", Repair(family="energy", value=0.9)),
+        ("energy-global", "1", Repair(family="energy", value=1.0, how="global")),
+        ("average", "dare_ties", Repair(family="average", how="dare_ties")),
+    ],
+)
+def test_a_single_repair_is_tried_at_its_value(kind: str, value: str, repair: Repair) -> None:
+    asked = Repair.asked(kind, value)
+    assert asked == repair
+    found = derived_updates(sources(updates(1), updates(2)), (repair,))
+    assert list(found) == [AS_IT_IS, repair]
+
+
+def test_a_single_repair_without_anything_to_change_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"average \(ties\).*Name one more"):
+        derived_updates(sources(updates(1)), (Repair(family="average", how="ties"),))
+    with pytest.raises(ModelError, match="2 heads cannot be reverted: the adapter changes 0 heads"):
+        derived_updates(sources(updates(1)), (Repair(family="heads", value=2),))
 
 
 def test_averages_are_tried_where_there_are_several_adapters() -> None:
     alone = derived_updates(sources(updates(1)), ("average",))
     assert list(alone) == [AS_IT_IS]
     together = derived_updates(sources(updates(1), updates(2)), ("average",))
-    assert [repair.combination for repair in together] == [None, *COMBINATIONS]
+    assert [repair.how for repair in together] == [None, *COMBINATIONS]
 
 
 def test_a_zero_adapter_has_nothing_to_repair() -> None:
     with pytest.raises(ModelError, match="nothing to repair"):
         sources(scaled(updates(1), 0.0))  # type: ignore[arg-type]
-
-
-def test_intruders_are_scaled_at_the_documented_factors(
-    tiny_model_folder: Path, tmp_path: Path
-) -> None:
-    plant_intruder(tiny_model_folder, tmp_path / "a")
-    own = read_updates(tmp_path / "a")
-    of = RepairSources.of(tiny_model_folder, own)
-    assert of.num_layers == 2
-    found = derived_updates(of, ("intruders",))
-    assert [repair.value for repair in found] == [1.0, 0.0, 0.5]
-    expected = scaled_intruders(own, of.base_svd, 0.5)
-    assert expected is not None
-    for name, update in found[Repair(family="intruders", value=0.5)].items():
-        assert torch.equal(delta(update), delta(expected[name]))
-
-
-def test_without_intruders_there_is_nothing_to_scale(
-    tiny_model_folder: Path, tmp_path: Path
-) -> None:
-    adapter(tiny_model_folder, tmp_path / "a", std=1e-5)
-    of = RepairSources.of(tiny_model_folder, read_updates(tmp_path / "a"))
-    assert list(derived_updates(of, ("intruders",))) == [AS_IT_IS]
 
 
 def test_every_row_s_repairs_are_scored_as_they_are_read_back(tmp_path: Path) -> None:
@@ -329,11 +295,9 @@ def test_every_row_s_repairs_are_scored_as_they_are_read_back(tmp_path: Path) ->
         (scaled(own, -0.5),),
         2,
         head_layouts(base),
-        lambda name: refined_svd(base.get_submodule(name).weight),
     )
     made = derived_updates(of, REPAIR_FAMILIES)
-    rows = {*REPAIR_FAMILIES} - {"intruders"}  # of which this adapter has none to scale
-    assert {repair.family for repair in made} == rows
+    assert {repair.family for repair in made} == {*REPAIR_FAMILIES}
     for number, (repair, derived) in enumerate(made.items()):
         assert derived.keys() == own.keys(), repair
         folder = tmp_path / str(number)

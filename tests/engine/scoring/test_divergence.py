@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from rankwise.engine.models import base as models
-from rankwise.engine.models.frozen_adapters import load_frozen_adapter
 from rankwise.engine.scoring.divergence import divergences, item_divergence, log_probabilities
 from rankwise.records import fingerprints
 from rankwise.records.config.study import BaseModelConfig
@@ -30,7 +29,6 @@ from rankwise.tasks import right_answers as right_answers_module
 from rankwise.tasks.questions import RightAnswer
 from rankwise.tasks.right_answers import MOST_TOKENS, TEXT_TOKENS, right_answers, text_ends
 from tests.planted import results as planted_results
-from tests.support.audited_models import adapter
 from tests.support.observers import Recorder
 from tests.support.records import change
 from tests.support.studies import run
@@ -110,30 +108,6 @@ def test_steps_and_shared_prefixes_change_nothing(tiny_model_folder: Path) -> No
         assert result.rise_nats == pytest.approx(float(rise), rel=1e-4)
         same = (p.argmax(-1) == q.argmax(-1)).double().mean()
         assert result.top1_agreement == pytest.approx(float(same))
-
-
-def test_an_adapter_is_put_on_while_it_is_read(tiny_model_folder: Path, tmp_path: Path) -> None:
-    """As if it were merged; the base is as before, and an update of zero at exactly zero."""
-    adapted = adapter(tiny_model_folder, tmp_path / "a", std=0.3)
-    adapter(tiny_model_folder, tmp_path / "zero", std=0.0)
-    base = tiny_model(tiny_model_folder)
-    own, zero = (
-        load_frozen_adapter(base, tmp_path / name, torch.float32) for name in ("a", "zero")
-    )
-    answers = [answer([5, 6, 7], [8, 9]), answer([5, 6], [3]), answer(list(range(10, 60)), [1, 2])]
-    expected = log_probabilities(base, answers, **SETTINGS)
-    found = divergences(base, answers, expected, adapter=own, **SETTINGS)
-    merged = adapted.merge_and_unload().eval()
-    for each, by_hand in zip(
-        found, divergences(merged, answers, expected, **SETTINGS), strict=True
-    ):
-        assert each.kl_nats > 0.01
-        assert each.kl_nats == pytest.approx(by_hand.kl_nats, rel=1e-3)
-    for again in (
-        divergences(base, answers, expected, **SETTINGS),
-        divergences(base, answers, expected, adapter=zero, **SETTINGS),
-    ):
-        assert [each.kl_nats for each in again] == [0.0, 0.0, 0.0]
 
 
 # which words are compared
