@@ -17,12 +17,12 @@ from unittest import mock
 
 import numpy as np
 
-from rankwise.cli.plans import Forecast
 from rankwise.records.folder import StudyFolder
 from rankwise.records.results import StudyResults
 from rankwise.records.study_file import load_config
 from rankwise.report.page import write_report
 from rankwise.study.conclusion import conclude
+from rankwise.study.forecast import forecast
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.progress import Follower
 from rankwise.study.run import run_study
@@ -105,7 +105,7 @@ def planning_seconds(file: Path, folder: Path, overrides: Sequence[str]) -> floa
     """How long ``rankwise plan`` takes."""
     started = _now()
     plan = plan_study(load_config(file, overrides))
-    Forecast(plan, StudyFolder(folder), None, 100.0).content()
+    forecast(plan, StudyFolder(folder), None, 100.0).content()
     return _now() - started
 
 

@@ -3,8 +3,8 @@
     python -m benchmarks.time_left record study.yaml --study-dir DIR --output stream.jsonl
     python -m benchmarks.time_left compare stream.jsonl...
 
-A stream is what :class:`rankwise.study.times.Rates` is told, a JSON list a line, with the seconds
-since the study began.
+A stream is what whoever follows a study is told, a JSON list a line, with the seconds since the
+study began. ``--remembered`` names the stream of the last study on that machine.
 """
 
 from __future__ import annotations
@@ -16,14 +16,22 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rankwise.records.study import StageFailure
-from rankwise.study.observer import StageOutline
+from rankwise.study.observer import (
+    Advanced,
+    Planned,
+    Skipped,
+    StageFinished,
+    StageLeftOut,
+    StageOutline,
+    StageStarted,
+)
+from rankwise.study.progress import Follower
 from rankwise.study.stages.graph import KINDS
-from rankwise.study.times import Rates
 from tests.support.observers import Silent
 
 Line = list[Any]
@@ -35,7 +43,7 @@ _MERGED_SECONDS = 0.25
 
 
 class StreamRecorder(Silent):
-    """An observer that remembers what rates are to be told."""
+    """An observer that remembers what a follower is to be told."""
 
     def __init__(self) -> None:
         self.lines: list[Line] = []
@@ -89,45 +97,70 @@ class Said(NamedTuple):
         return self.predicted / self.true
 
 
-def all_left(rates: Rates, now: float) -> float | None:
-    """Of all stages, one after the other; None before anything is known."""
-    left = rates.seconds_left(now)
-    return sum(left.values()) if left else None
+class Replay(Follower):
+    """Follows a stream, at its times.
 
+    Args:
+        remembered: kind of stage -> seconds per unit of work.
+    """
 
-def replayed(lines: Sequence[Line], end: float | None = None) -> list[Said]:
-    """What rates say after every line; ``end``: when it was over, else at the last line."""
-    rates, said, stages, stage = Rates(), list[Said](), dict[str, StageOutline](), ""
-    end = lines[-1][1] if end is None else end
-    for kind, at, *content in lines:
+    def __init__(self, remembered: Mapping[str, float] | None = None) -> None:
+        self.now = 0.0
+        super().__init__(clock=lambda: self.now)
+        self._remembered, self._stage = remembered or {}, ""
+
+    def line(self, kind: str, at: float, *content: Any) -> None:
+        """Take a line of a stream into account."""
+        self.now = at
         match kind:
             case "planned":
-                stages = {fields[0]: _outline(fields) for fields in content[0]}
-                rates.planned(list(stages.values()))
+                self(Planned(tuple(map(self._outline, content[0]))))
             case "started":
-                stage = content[0]
-                rates.started(stages[stage], at)
+                self._stage = content[0]
+                self(StageStarted(self._stage))
             case "advanced":
-                rates.advanced(stage, content[1], at)
+                self(Advanced(self._stage, content[1], 0))
             case "skipped":
-                rates.skipped(stage, content[0])
+                self(Skipped(self._stage, content[0]))
             case "finished":
-                rates.finished(stage, at)
+                self(StageFinished(self._stage))
             case "dropped":
-                rates.dropped(content[0])
+                self(StageLeftOut(content[0]))
             case _:
                 pass
-        left = all_left(rates, at)
-        if left is not None and end > at:
-            said.append(Said(at, left, end - at))
+
+    def _outline(self, fields: Sequence[Any]) -> StageOutline:
+        """A recorded stage; how slow its kind is, is as the code says now."""
+        outline = StageOutline(*fields)
+        slowness = next((kind.slowness for kind in KINDS if kind.kind == outline.kind), 1.0)
+        return outline._replace(slowness=slowness, remembered=self._remembered.get(outline.kind))
+
+    @property
+    def speeds(self) -> dict[str, float]:
+        """Kind of stage -> seconds per unit of work of what was done."""
+        return {kind: seconds / work for kind, (seconds, work) in self._rates.spent_now.items()}
+
+
+def replayed(
+    lines: Sequence[Line], end: float | None = None, remembered: Mapping[str, float] | None = None
+) -> list[Said]:
+    """What is said after every line; ``end``: when it was over, else at the last line."""
+    replay, said = Replay(remembered), list[Said]()
+    end = lines[-1][1] if end is None else end
+    for line in lines:
+        replay.line(*line)
+        left = replay.study_seconds_left()
+        if left is not None and end > replay.now:
+            said.append(Said(replay.now, left, end - replay.now))
     return said
 
 
-def _outline(fields: Sequence[Any]) -> StageOutline:
-    """A recorded stage; recordings do not say how slow its kind is."""
-    outline = StageOutline(*fields)
-    slowness = next((kind.slowness for kind in KINDS if kind.kind == outline.kind), 1.0)
-    return outline._replace(slowness=slowness)
+def speeds_of(lines: Sequence[Line]) -> dict[str, float]:
+    """What the machine of a stream remembers of it."""
+    replay = Replay()
+    for line in lines:
+        replay.line(*line)
+    return replay.speeds
 
 
 def compared(said: Iterable[Said], end: float) -> list[Said]:
@@ -184,14 +217,17 @@ def main(arguments: Sequence[str]) -> None:
     record.add_argument("--output", type=Path, required=True)
     compare = verbs.add_parser("compare")
     compare.add_argument("streams", type=Path, nargs="+")
+    compare.add_argument("--remembered", type=Path)
     options = parser.parse_args(arguments)
     if options.verb == "record":
         _record(options.study, options.study_dir, options.output)
         return
+    last = options.remembered
+    remembered = None if last is None else speeds_of(read_stream(last))
     for path in options.streams:
         lines = read_stream(path)
         end = lines[-1][1]
-        said = compared(replayed(lines), end)
+        said = compared(replayed(lines, remembered=remembered), end)
         print(f"{path.name}, {end:.0f} s: {summary(said) if said else 'too short'}")
 
 

@@ -133,6 +133,7 @@ class Study:
                 Terms(replace, accept_new_stack),
             )
             concluded(self._outcome)
+        shown.remember()
         for failure in self._outcome.failures:
             _warn(f"{failure.model}: {failure.what} failed: {failure.error}: {failure.message}")
         return self

@@ -60,6 +60,14 @@ def pytest_runtest_call() -> None:
     forget_calls()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_remembered() -> Generator[None]:
+    """No test knows how long the studies of another took."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rankwise.study.speeds._path", lambda: Path(os.devnull, "speeds.json"))
+        yield
+
+
 @pytest.fixture
 def unchecked_shapes() -> Generator[None]:
     """Lets a test hand over arrays of wrong shapes, to see the package's own refusal of them."""

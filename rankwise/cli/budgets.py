@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -16,10 +16,7 @@ from rankwise.records.config.study import StudyConfig
 from rankwise.records.fields import seconds_of
 
 if TYPE_CHECKING:
-    import torch
-
-    from rankwise.engine.models.base import BaseModel
-    from rankwise.engine.models.devices import Machine, ResolvedPrecision
+    from rankwise.engine.models.devices import Machine
     from rankwise.study.budgets import Fitted, Smaller
     from rankwise.study.planning.plan import StudyPlan
 
@@ -32,14 +29,18 @@ def given_seconds(text: str) -> float:
         raise typer.BadParameter(str(error)) from error
 
 
-def measured_rate(
-    base: BaseModel, tokenizer: Any, precision: ResolvedPrecision, device: torch.device
-) -> float:
-    """Tokens that this machine scores in a second, after a note that it is measured."""
-    from rankwise.study.budgets import scoring_rate
+def measured_rate(plan: StudyPlan) -> float | None:
+    """Tokens that this machine scores in a second, after a note that it is measured.
 
+    None: how long a study of this base takes here is remembered from the last one.
+    """
+    from rankwise.study.budgets import scoring_rate
+    from rankwise.study.speeds import remembered_speeds
+
+    if remembered_speeds(plan.record):
+        return None
     note("measuring how fast this machine reads the model ...")
-    return scoring_rate(base, tokenizer, precision, device)
+    return scoring_rate(plan)
 
 
 def told_lines(plan: StudyPlan) -> Iterator[str]:
@@ -80,7 +81,7 @@ def affordable_here(
     rate: float | None,
     machine: Machine | None,
 ) -> Fitted[Smaller]:
-    """What fits into a time; ``rate`` is of LoRA training, None: it is measured here.
+    """What fits into a time; ``rate`` is of LoRA training, None: as remembered or measured here.
 
     Raises:
         ConfigError: the study has a search, whose budget is set by ``search.budget``.
@@ -92,10 +93,6 @@ def affordable_here(
     from rankwise.study.planning.plan import plan_study
     from rankwise.study.times import TRAINING_WORK
 
-    if rate is None:
-        precision = planned.record.precision
-        scored = measured_rate(planned.base, planned.tokenizer, precision, planned.device)
-    else:
-        scored = rate * TRAINING_WORK["lora"]
+    scored = measured_rate(planned) if rate is None else rate * TRAINING_WORK["lora"]
     again = partial(plan_study, report=note, machine=machine)
     return affordable(config, planned, budget, scored, again)

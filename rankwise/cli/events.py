@@ -97,7 +97,7 @@ class EventObserver(Follower):
                     "progress",
                     **_named(doing.outline),
                     share_done=doing.share_done,
-                    tokens_per_second=self.tokens_per_second(stage),
+                    tokens_per_second=doing.tokens_per_second,
                     peak_memory_bytes=doing.peak_memory_bytes,
                     stage_seconds_left=self.seconds_left().get(stage),
                 )

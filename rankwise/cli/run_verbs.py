@@ -161,9 +161,9 @@ def plan(
 
     Loads no weights and trains nothing. --device cuda --memory 80GB plans for
     such a card, which need not be in this machine: precision, passes, memory,
-    disk and hours. --budget 1h shows what fits into that time. Only --budget
-    loads the model, to measure its speed, unless --tokens-per-second or
-    --device cuda gives one.
+    disk and time. --budget 1h shows what fits into that time. Only --budget
+    loads the model, to measure its speed, unless it is known: from a study that
+    ran here, --tokens-per-second or --device cuda.
     """
     config, folder = named(study, study_dir, allow_task_code)
     machine = None  # the one that is here
@@ -179,9 +179,10 @@ def plan(
             raise ConfigError("plan", [problem])
         machine = Machine(here, memory)
     planned = planned_study(config, folder, machine)
-    from rankwise.cli.plans import Forecast
+    from rankwise.cli.plans import show
+    from rankwise.study.forecast import forecast
 
-    shown = Forecast(planned, folder, machine, tokens_per_second)
+    shown = forecast(planned, folder, machine, tokens_per_second)
     cli.warn(f"damaged: {damage}; it is made again" for damage in shown.damages)
     found = None
     if budget is not None:
@@ -194,7 +195,7 @@ def plan(
             asked = {"overrides": found.choice.overrides, "seconds": found.seconds}
             budgeted = {**asked, "fits": found.fits, **told(found.plan).content()}
         return cli.emit(shown.content() | {"budget": budgeted})
-    shown.show()
+    show(shown)
     if budget is not None and found is not None:
         for line in budget_lines(found, budget):
             cli.say(line)

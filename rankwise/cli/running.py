@@ -121,6 +121,8 @@ def run_and_report(
                     Terms(replace, accept_new_stack, places),
                 )
                 concluded(outcome)
+            if places is None:  # elsewhere work takes another time
+                shown.remember()
             stack.close()
             return reported(outcome)
     except Stopped as stopped:

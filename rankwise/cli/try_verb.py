@@ -124,15 +124,13 @@ def _told_and_fitted(trial: Trial, name: str, budget: float, events: Events | No
     """Measure and plan, and tell all of it: in words, or by an event."""
     from rankwise.study import trial as trials
     from rankwise.study.budgets import told
-    from rankwise.study.planning.model import study_model
     from rankwise.study.planning.plan import plan_study
 
     for line in recognised_lines(trial) if events is None else ():
         say(line)
     # the smallest study of these rows says which model is asked for
     smallest = StudyConfig.model_validate(trials.settings_of(trial, trials.SIZES[0], name))
-    found = study_model(smallest, note)
-    rate = measured_rate(found.base, found.tokenizer, found.precision, found.machine.device)
+    rate = measured_rate(plan_study(smallest, note))
     fitted = trials.fitted(trial, name, budget, rate, partial(plan_study, report=note))
     planned = fitted.plan
     if events is None:
@@ -217,7 +215,9 @@ def _cut(text: str) -> str:
     return f"{text[:half]} [... {len(text) - 2 * half} characters ...] {text[-half:]}"
 
 
-def plan_lines(trial: Trial, fitted: Fitted[Size], budget: float, rate: float) -> Iterator[str]:
+def plan_lines(
+    trial: Trial, fitted: Fitted[Size], budget: float, rate: float | None
+) -> Iterator[str]:
     """What is trained and scored, how long it takes, and what it will be able to tell."""
     from rankwise.study.trial import left_out
 
@@ -237,10 +237,11 @@ def plan_lines(trial: Trial, fitted: Fitted[Size], budget: float, rate: float) -
     items = ", ".join(f"{name} ({plan.tasks[name].num_items})" for name in others)
     yield f"and what the base knows: {items}"
     yield from told_lines(plan)
-    yield (
-        f"time: about {quantities.seconds(fitted.seconds)} of {quantities.seconds(budget)}; this "
-        f"machine scores {quantities.count(round(rate))} tokens per second"
-    )
+    speed = "by what the last study of this model took here"
+    if rate is not None:
+        speed = f"this machine scores {quantities.count(round(rate))} tokens per second"
+    within = f"{quantities.seconds(fitted.seconds)} of {quantities.seconds(budget)}"
+    yield f"time: about {within}; {speed}"
     if not fitted.fits:
         yield "That is longer than the time that was given; smaller studies tell nothing."
     yield f"left out: {'; '.join(left_out(trial, size))}"

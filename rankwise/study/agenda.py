@@ -17,6 +17,7 @@ from rankwise.records.fingerprints import fingerprint
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import StageFailure
 from rankwise.study.observer import StageLeftOut
+from rankwise.study.speeds import remembered_speeds
 from rankwise.study.stages.graph import stages, study_outline
 from rankwise.study.stages.stage import Model, Stage
 
@@ -127,7 +128,7 @@ class Agenda:
         self.graph = stages(context.study)
         self.units = units(self.graph)
         self.failures: list[StageFailure] = []
-        self._outline = study_outline(self.graph, self._folder)
+        self._outline = study_outline(self.graph, self._folder, remembered_speeds(context.study))
         # of which nothing more comes: finished, failed, or without what they need
         self._over = {stage.id for stage in self._outline if stage.is_finished} | set(failed)
 

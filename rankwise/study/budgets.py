@@ -13,10 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-import torch
-
-from rankwise.engine.models.base import BaseModel, fetch_weights, load_frozen
-from rankwise.engine.models.devices import ResolvedPrecision, give_back_memory
+from rankwise.engine.models.base import fetch_weights, load_frozen
+from rankwise.engine.models.devices import give_back_memory
 from rankwise.engine.models.lanes import lanes_of
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.findings.stats.detectable import Detectable, TaskSize, detectable
@@ -26,6 +24,7 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.study import Relation, Unit
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.references import with_settled_references
+from rankwise.study.speeds import remembered_speeds
 from rankwise.study.stages.form import work_after_verdict
 from rankwise.study.stages.graph import stages, study_outline
 from rankwise.study.times import seconds_left
@@ -75,31 +74,26 @@ class Told(NamedTuple):
         return {"unit": self.unit, **parts}
 
 
-def scoring_rate(
-    base: BaseModel, tokenizer: Any, precision: ResolvedPrecision, device: torch.device
-) -> float:
-    """Tokens of random texts that the base scores in a second, alone, as a study scores.
+def scoring_rate(plan: StudyPlan) -> float:
+    """Tokens of random texts that a study's base scores in a second, alone, as the study scores.
 
-    Args:
-        base: its weights are fetched if they are not here.
-        tokenizer: its own.
-        precision: of its weights and activations.
-        device: that scores.
+    Its weights are fetched if they are not here.
 
     Raises:
         ModelError: the weights cannot be had, or the model cannot be scored.
     """
-    model = load_frozen(fetch_weights(base), precision, device)
-    scorer = ResidentScorer(model, tokenizer, max_lanes=lanes_of(model))
+    model = load_frozen(fetch_weights(plan.base), plan.record.precision, plan.device)
+    scorer = ResidentScorer(model, plan.tokenizer, max_lanes=lanes_of(model))
+    size = len(plan.tokenizer)
     try:
-        scorer.log_likelihoods([None], _texts(_FEW, len(tokenizer)))  # kernels are made
-        seconds, number = _seconds(scorer, _texts(_FEW, len(tokenizer))), _FEW
+        scorer.log_likelihoods([None], _texts(_FEW, size))  # kernels are made
+        seconds, number = _seconds(scorer, _texts(_FEW, size)), _FEW
         if seconds < _LONG:
             number = _MANY
-            seconds = _seconds(scorer, _texts(_MANY, len(tokenizer)))
+            seconds = _seconds(scorer, _texts(_MANY, size))
     finally:
         del scorer, model
-        give_back_memory(device)
+        give_back_memory(plan.device)
     return number * (_CONTEXT + _SCORED) / seconds
 
 
@@ -117,9 +111,12 @@ def _texts(number: int, vocabulary_size: int) -> list[Continuation]:
     return [Continuation(tuple(row[:_CONTEXT]), tuple(row[_CONTEXT:])) for row in rows]
 
 
-def planned_seconds(plan: StudyPlan, scored_per_second: float) -> float:
-    """A whole study takes, where so many tokens are scored in a second."""
-    outline = study_outline(stages(plan.record), NOWHERE)
+def planned_seconds(plan: StudyPlan, scored_per_second: float | None) -> float:
+    """Seconds of a whole study, where so many tokens are scored in a second.
+
+    None: as in the last study of this base on this machine, which there must be.
+    """
+    outline = study_outline(stages(plan.record), NOWHERE, remembered_speeds(plan.record))
     left = seconds_left(outline, scored_per_second, work_after_verdict(plan.record))
     return FIXED_SECONDS + sum(left.values())
 
@@ -236,7 +233,7 @@ def largest_that_fits(
     choices: Sequence[Choice],
     plan: Callable[[Choice], StudyPlan],
     budget_seconds: float,
-    scored_per_second: float,
+    scored_per_second: float | None,
 ) -> Fitted[Choice]:
     """The first of ever smaller studies that fits into a time, or the last.
 
@@ -244,7 +241,7 @@ def largest_that_fits(
         choices: at least one.
         plan: makes the plan of one.
         budget_seconds: the time.
-        scored_per_second: tokens.
+        scored_per_second: tokens; see ``planned_seconds``.
 
     Raises:
         PlanError: one cannot be planned.
@@ -264,7 +261,7 @@ def affordable(
     config: StudyConfig,
     planned: StudyPlan,
     budget_seconds: float,
-    scored_per_second: float,
+    scored_per_second: float | None,
     plan: Callable[[StudyConfig], StudyPlan],
 ) -> Fitted[Smaller]:
     """What of a study fits into a time: as it is, or fewer seeds, items, ranks and rows, in turn.
@@ -273,7 +270,7 @@ def affordable(
         config: of the study as it is.
         planned: its plan.
         budget_seconds: the time.
-        scored_per_second: tokens.
+        scored_per_second: tokens; see ``planned_seconds``.
         plan: makes the plan of another config.
     """
 

@@ -21,13 +21,13 @@ class StageOutline(NamedTuple):
         model: what it works on: "base", a run's name, or "pass 1: 9 adapters".
         work: scored tokens, or what takes as long.
         num_tokens: that are trained or scored for the work; None: it reads none.
-        models: their kind: "base", "lora", "full" or a variant. Stages of one kind and name take
-            about as long for the same work, those of one kind of models too all the more.
         work_left: what earlier calls have not done of it.
         is_finished: whether an earlier call has done it.
         seconds: that it took then, by its records; None where it is not finished, or not known.
         records: the models that it writes records of: "base", or a run's name.
         slowness: how many times longer than scoring it takes for the same work.
+        remembered: seconds per unit of work of its kind in the last study of this base on this
+            machine; None where there was none.
     """
 
     id: str
@@ -36,17 +36,17 @@ class StageOutline(NamedTuple):
     model: str
     work: float
     num_tokens: int | None
-    models: str
     work_left: float
     is_finished: bool = False
     seconds: float | None = None
     records: tuple[str, ...] = ()
     slowness: float = 1.0
+    remembered: float | None = None
 
     @classmethod
     def of_run(cls, name: str, kind: str, run: PlannedRun, work: float) -> StageOutline:
         """What a verb does to a run; no stage does it."""
-        return cls(name, kind, name, run.name, work, None, run.method, work)
+        return cls(name, kind, name, run.name, work, None, work)
 
 
 class TrainingStep(NamedTuple):

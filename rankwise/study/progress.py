@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Self
 
@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 from rich.table import Column
 
-from rankwise.errors import StorageError
+from rankwise.errors import RecordError, StorageError
 from rankwise.records import quantities
-from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.folder import StudyFolder
 from rankwise.records.locking import StageProgress, StudyProgress
 from rankwise.study.observer import (
     Advanced,
@@ -30,7 +30,8 @@ from rankwise.study.observer import (
     StageStarted,
     Stepped,
 )
-from rankwise.study.times import Rates
+from rankwise.study.speeds import remember_speeds
+from rankwise.study.times import Doing, Rates
 
 LINE_SECONDS = 30.0
 """Where there is no terminal, a line at least so far from the last: a log stays short, and whoever
@@ -39,31 +40,11 @@ follows it sees that something goes on."""
 TELL_SECONDS = 5.0
 """The study's folder is told at most so often."""
 
+_BARS_SECONDS = 0.5
+"""Bars are drawn at most so often: steps of small models come by the thousand."""
+
 _STAGE_SECONDS = 1.0
 """So long after it was told, a stage that begins is told again: short ones come by the hundred."""
-
-_ESTIMATE_SECONDS = 0.5
-"""How old an estimate of the time left may be: steps of small models come by the thousand."""
-
-
-class Doing:
-    """A stage that is being done, and how far it is."""
-
-    def __init__(self, outline: StageOutline, now: float) -> None:
-        self.outline, self.started = outline, now
-        self.done = 0.0
-        self.peak_memory_bytes = 0
-
-    @property
-    def label(self) -> str:
-        """Its model and name, as the user sees them."""
-        model = "base model" if self.outline.model == BASE else self.outline.model
-        return f"{model}: {self.outline.name}"
-
-    @property
-    def share_done(self) -> float:
-        """Of its work."""
-        return min(self.done / self.outline.work, 1.0) if self.outline.work else 1.0
 
 
 class Follower:
@@ -87,8 +68,6 @@ class Follower:
         self.stages: dict[str, StageOutline] = {}
         self.doing: dict[str, Doing] = {}
         self._left_of: dict[str, float] = {}
-        self._estimated_at = clock()
-        self._left: dict[str, float] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -102,22 +81,18 @@ class Follower:
                 self.stages = {stage.id: stage for stage in stages}
                 self._left_of = {stage.id: stage.work_left for stage in stages}
                 self._rates.planned(stages)
-                self._left = None
             case StageStarted(stage):
                 self.doing[stage] = Doing(self.stages[stage], self._clock())
-                self._rates.started(self.stages[stage], self._clock())
                 self._tell_after(_STAGE_SECONDS)
             case Advanced(stage, work, peak_memory_bytes):
                 doing = self.doing[stage]
-                doing.done += work
+                doing.advanced(work, self._clock())
                 doing.peak_memory_bytes = max(doing.peak_memory_bytes, peak_memory_bytes)
-                self._rates.advanced(stage, work, self._clock())
                 self._tell_after(TELL_SECONDS)
             case Skipped(stage, work):
-                self.doing[stage].done += work
-                self._rates.skipped(stage, work)
+                self.doing[stage].skipped += work
             case StageFinished(stage):
-                self._rates.finished(stage, self._clock())
+                self._rates.finished(self.doing[stage], self._clock())
                 self._ended(stage)
             case StageFailed(failure):
                 self._ended(failure.stage)
@@ -126,22 +101,20 @@ class Follower:
             case Stepped() | Noted() | Decided():
                 pass
 
-    def tokens_per_second(self, stage: str) -> float | None:
-        """Of a stage that is being done; None where it reads none, or at its beginning."""
-        return self._rates.tokens_per_second(stage)
-
-    def seconds_left(self) -> Mapping[str, float]:
+    def seconds_left(self) -> dict[str, float]:
         """Of every stage that is left, by its id; empty before anything is known."""
-        now = self._clock()
-        # while nothing is known it is asked again: that costs nothing
-        if not self._left or now - self._estimated_at >= _ESTIMATE_SECONDS:
-            self._left, self._estimated_at = dict(self._rates.seconds_left(now)), now
-        return self._left
+        return self._rates.seconds_left(self.doing, self._clock())
 
     def study_seconds_left(self) -> float | None:
         """Of all stages that are planned; None before anything is known, and at the end."""
         left = self.seconds_left()
         return sum(left.values()) / max(1, len(self.doing)) if left else None
+
+    def remember(self) -> None:
+        """Keep how long work took, for the next study of this base on this machine."""
+        if self._folder is not None:
+            with contextlib.suppress(RecordError):
+                remember_speeds(self._folder.read_study(), self._rates.spent_now)
 
     def seconds_of(self, stage: str) -> float:
         """Since a stage that is being done began."""
@@ -153,7 +126,7 @@ class Follower:
         total = sum(stage.work for stage in self.stages.values())
         left = dict(self._left_of)
         for stage, doing in self.doing.items():
-            left[stage] = max(doing.outline.work - doing.done, 0.0)
+            left[stage] = (1 - doing.share_done) * doing.outline.work
         return total - sum(left.values()), total
 
     def _tell_after(self, seconds: float) -> None:
@@ -168,12 +141,12 @@ class Follower:
                 StageProgress(
                     stage=stage,
                     share_done=doing.share_done,
-                    tokens_per_second=self.tokens_per_second(stage),
+                    tokens_per_second=doing.tokens_per_second,
                     peak_memory_bytes=doing.peak_memory_bytes,
                 )
                 for stage, doing in self.doing.items()
             ),
-            seconds_left=dict(self.seconds_left()),
+            seconds_left=self.seconds_left(),
         )
         with contextlib.suppress(StorageError):
             self._folder.write(self._folder.progress_file, progress)
@@ -181,8 +154,6 @@ class Follower:
     def _ended(self, stage: str) -> None:
         self._rates.dropped(stage)
         self._left_of[stage] = 0.0
-        if self._left:
-            self._left.pop(stage, None)
         self.doing.pop(stage, None)
 
 
@@ -260,7 +231,7 @@ class TerminalObserver(Follower):
                 elif done:
                     line = f"resuming: {done / total:.0%} is done"
             case Advanced(stage):
-                if self._is_live and self._clock() - self._last_bars < _ESTIMATE_SECONDS:
+                if self._is_live and self._clock() - self._last_bars < _BARS_SECONDS:
                     return
                 if not self._is_live and self._clock() - self._last_line >= LINE_SECONDS:
                     doing = self.doing[stage]
@@ -297,7 +268,7 @@ class TerminalObserver(Follower):
         return text if doing is None else f"{doing.label}: {text}"
 
     def _speed(self, stage: str) -> list[str]:
-        speed = self.tokens_per_second(stage)
+        speed = self.doing[stage].tokens_per_second
         return [] if speed is None else [f"{speed:,.0f} tokens/s"]
 
     def _study_left(self) -> list[str]:

@@ -1,25 +1,17 @@
-"""How long work takes: what there is to do, and a rate for each kind of it.
+"""How long work takes: what there is to do, and seconds per unit of it.
 
-Work is counted in scored tokens. ``Rates`` says how many seconds a unit of it takes: as it is
-given, as finished stages took by their records, and as the stages go that are being done.
-
-The logarithm of a stage's seconds per unit of work is taken for a sum of terms: what the machine
-takes, how this call differs from earlier ones, how the stage's kind differs from what was planned,
-its task from others, and either for the models that it works on; while it is done, also how it
-differs from others alike. Terms are estimated by least squares, each held to zero as far as little
-is known of it. So a kind of work that was never seen takes as long as planned, one that was seen
-takes as long as it did, and a task is known for the adapters once the base was scored on it.
+Work is counted in scored tokens. Each kind of stage takes so many seconds per unit of work: as it
+took in this study, else as it took in the last study of this base on this machine, else as much
+longer than the kinds that are known as ``slowness`` says. A rate that is given, assumed for a card,
+or measured beforehand takes the place of all of these.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-
-from rankwise.findings.stats.items import Floats
+from rankwise.records.folder import BASE
 from rankwise.records.study import PlannedRun
 from rankwise.study.observer import StageOutline
 
@@ -34,30 +26,9 @@ CARD_SHARE = 1 / 3
 """Of that, what LoRA training is assumed to reach; not measured. Large products reach two thirds
 and more, and what is no product takes about as long."""
 
-_MACHINE, _CALL, _OF_MODELS = "the machine", "this call", " of models: "
-_MACHINE_SD, _CALL_SD, _WORK_SD, _MODELS_SD = 100.0, 0.5, 0.8, 0.3
-"""How far terms are from zero, in logarithms. Of the machine nothing is known; what is done matters
-more than to which models."""
-_GIVEN_SD = 1e-4
-"""How far the machine is from a rate that is given."""
-_STAGE, _STAGE_SD = "stage ", 0.15
-"""How far stages of which all is known differ from each other."""
-_PIECE_SD = 0.5
-"""How far pieces of a stage do."""
-_TIMING_SECONDS = 0.5
-"""A stage this short says little of its kind: it loads and writes for as long."""
-
-_PIECE_SECONDS, _PIECE_SHARE = 0.5, 0.02
-"""The shortest piece of a stage that is looked at: in seconds, and of the stage so far."""
-_STALL = 4.0
-"""A piece that takes so many times what others do was held up: by compiling, by another program,
-or the machine slept."""
-_MOST_STALLS, _STALL_SHARE = 2, 0.05
-"""Where more pieces are slow than these, in number or of all, it is the work that is uneven: texts
-that are written together end together."""
-
-Labels = tuple[str, ...]
-"""The names of a stage's terms."""
+EXPECTED_SHARE = 0.1
+"""Work of a kind, as a share of a study's, for which counts what is expected beside what is
+measured: the first pieces load, compile, or are several texts that end together."""
 
 
 def furthest(models: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
@@ -84,224 +55,150 @@ def assumed_rate(num_parameters: int) -> float:
 def seconds_left(
     stages: Sequence[StageOutline], scored_per_second: float | None = None, later_work: float = 0.0
 ) -> Mapping[str, float]:
-    """Of each stage that is left, by its id, in their order; empty where nothing is known.
+    """Seconds of each stage that is left, by its id, in their order; empty where nothing is known.
 
     Args:
         stages: of a study, as they are in its folder.
-        scored_per_second: tokens; what reads no tokens is left out. None: it takes as long as what
-            is finished did.
-        later_work: scored tokens, of what is planned once there is a verdict.
+        scored_per_second: tokens; stages that read no tokens are left out. None: as what is
+            finished took, or the last study of this base here.
+        later_work: scored tokens of what is planned once there is a verdict.
     """
-    if scored_per_second is not None:
-        stages = [each._replace(seconds=None) for each in stages if each.num_tokens is not None]
-    name, tokens = "after the verdict", round(later_work)
-    later = StageOutline(name, "form", name, name, later_work, tokens, "lora", later_work)
-    rates = Rates(scored_per_second)
-    rates.planned([*stages, *([later] if later_work else [])])
-    return rates.seconds_left()
+    if later_work:
+        name, tokens = "after the verdict", round(later_work)
+        stages = [*stages, StageOutline(name, "form", name, name, later_work, tokens, later_work)]
+    if scored_per_second is None:
+        rates = Rates()
+        rates.planned(stages)
+        return rates.seconds_left({}, 0.0)
+    return {
+        stage.id: stage.work_left * stage.slowness / scored_per_second
+        for stage in stages
+        if not stage.is_finished and stage.num_tokens is not None
+    }
+
+
+class Spent(NamedTuple):
+    """Seconds that work took, and the work."""
+
+    seconds: float
+    work: float
+
+
+class Doing:
+    """A stage that is being done, and how far it is; times are of any clock that goes forward."""
+
+    def __init__(self, outline: StageOutline, now: float) -> None:
+        self.outline, self.started, self.last = outline, now, now
+        self.done = self.skipped = 0.0
+        self.peak_memory_bytes = 0
+
+    def advanced(self, work: float, now: float) -> None:
+        """Some of its work is done."""
+        self.done, self.last = self.done + work, now
+
+    @property
+    def spent(self) -> Spent:
+        """Until work was last told of."""
+        return Spent(self.last - self.started, self.done)
+
+    @property
+    def label(self) -> str:
+        """Its model and name, as the user sees them."""
+        model = "base model" if self.outline.model == BASE else self.outline.model
+        return f"{model}: {self.outline.name}"
+
+    @property
+    def share_done(self) -> float:
+        """Of its work, with what an earlier call did."""
+        work = self.outline.work
+        return min((self.done + self.skipped) / work, 1.0) if work else 1.0
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """None where it reads none, or nothing is known yet."""
+        num_tokens, spent = self.outline.num_tokens, self.spent
+        if not num_tokens or not self.outline.work or not spent.seconds:
+            return None
+        return num_tokens / self.outline.work * spent.work / spent.seconds
 
 
 class Rates:
-    """Learns from the stages of a study how long those that are left take.
+    """Seconds per unit of work of each kind of stage, and the time left by them.
 
-    Times are seconds of any clock that only goes forward; it reads none.
-
-    Args:
-        scored_per_second: tokens, of a machine whose speed is given or was measured; None: it is
-            what stages that are finished, and those that are being done, say.
+    Attributes:
+        spent_now: by kind of stage, on what this process has seen from beginning to end.
     """
 
-    def __init__(self, scored_per_second: float | None = None) -> None:
+    def __init__(self) -> None:
+        self.spent_now: dict[str, Spent] = {}
         self._left: dict[str, StageOutline] = {}
-        self._seen: dict[Labels, _Seen] = {}
-        self._known = set[str]()
-        self._running: dict[str, _Running] = {}
-        if scored_per_second is not None:
-            given = _NOTHING.joined(-math.log(scored_per_second), _GIVEN_SD**2)
-            self._seen[_MACHINE,] = given
+        self._of_kind: dict[str, StageOutline] = {}  # one of each, for what its kind is known by
+        self._work: dict[str, float] = {}
+        self._spent: dict[str, Spent] = {}
+        self._counted = set[str]()
 
     def planned(self, stages: Sequence[StageOutline]) -> None:
         """All stages of a study, in their order; a search plans more, and says all again."""
         self._left = {stage.id: stage for stage in stages if not stage.is_finished}
+        self._of_kind |= {stage.kind: stage for stage in stages}
+        self._work = dict.fromkeys(self._of_kind, 0.0)
         for stage in stages:
-            if stage.is_finished and stage.seconds and stage.id not in self._known:
-                rate = stage.seconds / stage.work if stage.work else 0.0
-                self._learn(stage, rate, stage.seconds, is_now=False)
+            self._work[stage.kind] += stage.work
+            seconds = stage.seconds or 0.0
+            if seconds > 0 and stage.work and stage.id not in self._counted:
+                _add(self._spent, stage.kind, Spent(seconds, stage.work))
+                self._counted.add(stage.id)
 
-    def started(self, stage: StageOutline, now: float) -> None:
-        """A stage begins; others may be going on."""
-        self._running[stage.id] = _Running(stage, now)
-
-    def advanced(self, stage: str, work: float, now: float) -> None:
-        """Some work of a stage that has begun, by its id, is done."""
-        self._running[stage].advanced(work, now)
-
-    def skipped(self, stage: str, work: float) -> None:
-        """Some of its work was done by an earlier call."""
-        self._running[stage].skipped += work
-
-    def finished(self, stage: str, now: float) -> None:
+    def finished(self, stage: Doing, now: float) -> None:
         """It is done."""
-        running = self._running[stage]
-        running.end(now)
-        rate = running.rate(with_start=True)
-        if rate is not None:
-            self._learn(running.stage, rate, rate * running.done, is_now=True)
-        self.dropped(stage)
+        if stage.done and now > stage.started:
+            for spent in (self._spent, self.spent_now):
+                _add(spent, stage.outline.kind, Spent(now - stage.started, stage.done))
+            self._counted.add(stage.outline.id)
 
     def dropped(self, stage: str) -> None:
-        """A stage is not to be waited for: it is done, it failed, or what it needs did."""
+        """A stage, by its id, is not to be waited for: it is done, it or what it needs failed."""
         self._left.pop(stage, None)
-        self._running.pop(stage, None)
 
-    def tokens_per_second(self, stage: str) -> float | None:
-        """Of a stage that has begun; None where it reads none, or nothing is known yet."""
-        running = self._running[stage]
-        rate, outline = running.rate(), running.stage
-        if not rate or not outline.num_tokens or not outline.work:
-            return None
-        return outline.num_tokens / outline.work / rate
-
-    def seconds_left(self, now: float = 0.0) -> Mapping[str, float]:
-        """Of each stage by its id, in their order; empty before anything is known."""
-        seen = dict(self._seen)
-        for running in self._running.values():
-            if (rate := running.rate()) is not None:
-                log_rate = math.log(rate / running.stage.slowness)
-                seen[_own(running.stage)] = _NOTHING.joined(log_rate, running.variance)
-        if not seen:
-            return {}
-        means = _terms(seen)
+    def seconds_left(self, doing: Mapping[str, Doing], now: float) -> dict[str, float]:
+        """Seconds of each stage by its id, in their order; empty before anything is known."""
+        spent = dict(self._spent)
+        for running in (each for each in doing.values() if each.spent.seconds):
+            _add(spent, running.outline.kind, running.spent)
+        rates = {kind: self._rate(kind, spent) for kind in self._of_kind}
         left: dict[str, float] = {}
         for stage in self._left.values():
-            mean = sum(means.get(label, 0.0) for label in _own(stage)) + math.log(stage.slowness)
-            running = self._running.get(stage.id)
-            if running is None:
-                left[stage.id] = stage.work_left * math.exp(mean)
-            else:
-                work_left = max(running.stage.work - running.done - running.skipped, 0.0)
-                seconds = work_left * math.exp(mean)
+            rate, running = rates[stage.kind], doing.get(stage.id)
+            if rate is None:
+                return {}
+            left[stage.id] = rate * stage.work_left
+            if running is not None:
+                seconds = rate * (1 - running.share_done) * stage.work
                 left[stage.id] = max(seconds - (now - running.last), seconds / 2)
         return left
 
-    def _learn(self, stage: StageOutline, rate: float, seconds: float, *, is_now: bool) -> None:
-        if rate > 0 and seconds > 0:
-            labels = _labels(stage, is_now=is_now)
-            log_rate = math.log(rate / stage.slowness)
-            variance = _STAGE_SD**2 + (_TIMING_SECONDS / seconds) ** 2
-            self._seen[labels] = self._seen.get(labels, _NOTHING).joined(log_rate, variance)
-            self._known.add(stage.id)
+    def _rate(self, kind: str, spent: Mapping[str, Spent]) -> float | None:
+        """Seconds per unit of work of a kind; None where no kind is known."""
+        seconds, work = spent.get(kind, Spent(0.0, 0.0))
+        if (expected := self._expected(kind, spent)) is not None:
+            before = EXPECTED_SHARE * self._work[kind]
+            seconds, work = seconds + expected * before, work + before
+        return seconds / work if work else expected
+
+    def _expected(self, kind: str, spent: Mapping[str, Spent]) -> float | None:
+        """The same before the kind was seen: as remembered, or as its slowness has it."""
+        stage = self._of_kind[kind]
+        if stage.remembered is not None:
+            return stage.remembered
+        others = {k: s for k, s in spent.items() if k != kind} or {
+            k: Spent(each.remembered, 1.0)
+            for k, each in self._of_kind.items()
+            if each.remembered is not None
+        }
+        work = sum(each.work * self._of_kind[other].slowness for other, each in others.items())
+        return stage.slowness * sum(s.seconds for s in others.values()) / work if work else None
 
 
-class _Seen(NamedTuple):
-    """What stages of the same terms took, as sums over them.
-
-    ``weight`` is of 1/variance; ``log_rate`` is of that times the logarithm of seconds per unit of
-    work, less what is expected of the kind.
-    """
-
-    weight: float
-    log_rate: float
-
-    def joined(self, log_rate: float, variance: float) -> _Seen:
-        """With one more."""
-        return _Seen(self.weight + 1 / variance, self.log_rate + log_rate / variance)
-
-
-_NOTHING = _Seen(0.0, 0.0)
-
-
-class _Running:
-    """A stage that is being done."""
-
-    def __init__(self, stage: StageOutline, now: float) -> None:
-        self.stage, self.started, self.last = stage, now, now
-        self.done = self.skipped = 0.0
-        self._pieces: list[tuple[float, float]] = []  # seconds, and work
-        self._work, self._since = 0.0, now
-
-    def advanced(self, work: float, now: float) -> None:
-        self.done += work
-        self._work, self.last = self._work + work, now
-        least = max(_PIECE_SECONDS, _PIECE_SHARE * (now - self.started))
-        if now - self._since >= least:
-            self.end(now)
-
-    @property
-    def variance(self) -> float:
-        """Of the logarithm of ``rate``; the first piece alone, with the beginning, says little."""
-        num = len(self._pieces)
-        return _PIECE_SD**2 * (1 / num + 3 / num**2)
-
-    def rate(self, *, with_start: bool = False) -> float | None:
-        """Seconds per unit of work, stalls left out; None before the first piece.
-
-        ``with_start``: with what was loaded and compiled first, as it will be for another stage.
-        """
-        if not self._pieces:
-            return None
-        usual = _median(self._pieces)
-        held_up = [seconds > _STALL * usual * work for seconds, work in self._pieces]
-        is_uneven = sum(held_up) > max(_MOST_STALLS, _STALL_SHARE * len(held_up))
-        seconds = [
-            usual * work if is_held_up and not is_uneven else seconds
-            for (seconds, work), is_held_up in zip(self._pieces, held_up, strict=True)
-        ]
-        if with_start:
-            seconds[0] = self._pieces[0][0]
-        return sum(seconds) / sum(work for _, work in self._pieces)
-
-    def end(self, now: float) -> None:
-        """What was done since the last piece is one more."""
-        if now > self._since and self._work > 0:
-            self._pieces.append((now - self._since, self._work))
-            self._work, self._since = 0.0, now
-
-
-def _median(pieces: Sequence[tuple[float, float]]) -> float:
-    """Of seconds per unit of work: half of the work took less."""
-    rates = sorted((seconds / work, work) for seconds, work in pieces)
-    half, passed = sum(work for _, work in pieces) / 2, 0.0
-    for rate, work in rates:
-        passed += work
-        if passed >= half:
-            return rate
-    return rates[-1][0]
-
-
-def _terms(seen: Mapping[Labels, _Seen]) -> dict[str, float]:
-    """The terms that the stages which were seen suggest, by their labels.
-
-    The normal equations are sparse: a task's terms meet those of the machine and of the kinds
-    alone. So a study of hundreds of tasks costs milliseconds.
-    """
-    from scipy import sparse  # slow to load
-    from scipy.sparse.linalg import splu
-
-    labels = list(dict.fromkeys(label for each in seen for label in each))
-    places = {label: place for place, label in enumerate(labels)}
-    rows, columns = np.array([(r, places[x]) for r, each in enumerate(seen) for x in each]).T
-    shape = len(seen), len(labels)
-    design: Any = sparse.csc_array((np.ones(len(rows)), (rows, columns)), shape=shape)
-    weights, log_rates = np.array(list(seen.values())).T
-    prior = sparse.diags_array([_sd(label) ** -2.0 for label in labels])
-    information = design.T @ (design * weights[:, None]) + prior
-    means: Floats = splu(information.tocsc()).solve(design.T @ log_rates)
-    return dict(zip(labels, means.tolist(), strict=True))
-
-
-def _labels(stage: StageOutline, *, is_now: bool) -> Labels:
-    what = dict.fromkeys((stage.kind, stage.name))
-    of_models = (f"{each}{_OF_MODELS}{stage.models}" for each in what)
-    return (_MACHINE, *([_CALL] if is_now else []), *what, *of_models)
-
-
-def _own(stage: StageOutline) -> Labels:
-    return (*_labels(stage, is_now=True), _STAGE + stage.id)
-
-
-def _sd(label: str) -> float:
-    if label.startswith(_STAGE):
-        return _STAGE_SD
-    own = {_MACHINE: _MACHINE_SD, _CALL: _CALL_SD}
-    return own.get(label, _MODELS_SD if _OF_MODELS in label else _WORK_SD)
+def _add(spent: dict[str, Spent], kind: str, more: Spent) -> None:
+    before = spent.get(kind, Spent(0.0, 0.0))
+    spent[kind] = Spent(before.seconds + more.seconds, before.work + more.work)

@@ -202,7 +202,7 @@ def fitted(
     trial: Trial,
     name: str,
     budget_seconds: float,
-    scored_per_second: float,
+    scored_per_second: float | None,
     plan: Callable[[StudyConfig], StudyPlan],
 ) -> Fitted[Size]:
     """The largest size whose plan fits into a time, or the smallest if none does.
@@ -211,7 +211,7 @@ def fitted(
         trial: the rows.
         name: of the study.
         budget_seconds: the time.
-        scored_per_second: tokens, on the machine that is here.
+        scored_per_second: tokens, on the machine that is here; None: as it is remembered.
         plan: makes the plan of a config.
 
     Raises:

@@ -80,7 +80,7 @@ def a_step(number: int) -> TrainingStep:
 
 
 def scoring(*records: str) -> StageOutline:
-    return StageOutline("s", "scoring", "kinship", "pass 1", 1.0, 1, "lora", 1.0, records=records)
+    return StageOutline("s", "scoring", "kinship", "pass 1", 1.0, 1, 1.0, records=records)
 
 
 @pytest.fixture

@@ -23,11 +23,11 @@ from rankwise.study.observer import (
 )
 from rankwise.study.progress import LINE_SECONDS, TELL_SECONDS, Follower, TerminalObserver
 
-TRAINING = StageOutline("t", "training", "training", "rank-8", 4000.0, 1000, "lora", 4000.0)
+TRAINING = StageOutline("t", "training", "training", "rank-8", 4000.0, 1000, 4000.0)
 """1,000 tokens, each 4 units of work."""
 DONE = TRAINING._replace(work_left=0.0, is_finished=True)
-SCORING = StageOutline("s", "scoring", "sums", "rank-8", 4000.0, 4000, "lora", 4000.0)
-WEIGHTS = StageOutline("w", "spectra", "spectra", "weights", 2000.0, None, "lora", 2000.0)
+SCORING = StageOutline("s", "scoring", "sums", "rank-8", 4000.0, 4000, 4000.0)
+WEIGHTS = StageOutline("w", "spectra", "spectra", "weights", 2000.0, None, 2000.0)
 MEMORY = 3 * 1024**3
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from rankwise.records.folder import BASE, StudyFolder
@@ -55,16 +55,22 @@ def stages(study: StudyRecord) -> tuple[Stage, ...]:
     return tuple(graph.stages)
 
 
-def study_outline(graph: Sequence[Stage], folder: StudyFolder) -> tuple[StageOutline, ...]:
+def study_outline(
+    graph: Sequence[Stage], folder: StudyFolder, remembered: Mapping[str, float] | None = None
+) -> tuple[StageOutline, ...]:
     """The stages of a study in their order, as they are in its folder.
+
+    Args:
+        graph: of the study.
+        folder: the study's.
+        remembered: kind -> seconds per unit of work; None: nothing is remembered.
 
     Raises:
         RecordError: a record exists and cannot be read.
     """
     left = {stage.id: stage.left(folder) for stage in graph}
+    # records of weights and heads are long: they are read where more of their kind is to be done
     kinds_left = {stage.kind for stage in graph if left[stage.id]}
-    # records of weights and heads are long: they are read where others are to be estimated
-    kinds_read = kinds_left | {stage.kind for stage in graph if kinds_left and stage.tells_speed}
     return tuple(
         StageOutline(
             id=stage.id,
@@ -73,14 +79,14 @@ def study_outline(graph: Sequence[Stage], folder: StudyFolder) -> tuple[StageOut
             model=stage.model,
             work=stage.work,
             num_tokens=stage.num_tokens,
-            models="base" if (last := stage.models[-1]) is None else last.variant or last.method,
             work_left=stage.work_of(left[stage.id]),
             is_finished=not left[stage.id],
             seconds=None
-            if left[stage.id] or stage.kind not in kinds_read
+            if left[stage.id] or stage.kind not in kinds_left
             else stage.seconds(folder),
             records=tuple(model_name(model) for model in stage.models),
             slowness=stage.slowness,
+            remembered=(remembered or {}).get(stage.kind),
         )
         for stage in graph
     )

@@ -27,7 +27,6 @@ class Score(Stage):
 
     kind = "scoring"
     record = TaskEvaluation
-    tells_speed = True
     is_of_pass = True
     scores_tasks = True
 

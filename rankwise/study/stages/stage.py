@@ -72,8 +72,6 @@ class Stage(ABC):
     slowness: ClassVar[float] = 1.0
     """Seconds for the same work against scoring's: what is expected before a kind was seen."""
     reads_tokens: ClassVar[bool] = True
-    tells_speed: ClassVar[bool] = False
-    """Whether its records are short, and are read to estimate what other kinds take."""
     took: ClassVar[str] = "score_seconds"
     """The field in which its record says what it took."""
     is_of_pass: ClassVar[bool] = False

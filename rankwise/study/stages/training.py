@@ -30,7 +30,6 @@ class Train(Stage):
 
     kind = "training"
     record = RunRecord
-    tells_speed = True
     is_of_pass = True
 
     @property
