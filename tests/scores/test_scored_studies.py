@@ -246,7 +246,8 @@ def test_a_name_that_would_act_is_refused(
     ("file", "changed", "problem"),
     [
         ("study.json", {"trained_formats": {}}, "trained_formats lacks the trained task"),
-        ("study.json", {"tasks": {"t": {}}, "trained_formats": {"t": {}}, "trained_items": {"t": {}}},
+        ("study.json",
+         {"tasks": {"t": {}}, "trained_formats": {"t": {}}, "trained_items": {"t": {}}},
          "is trained on 'scores', not in tasks"),
         ("base/eval/scores.json", {"decision_metric": "f1"}, "metrics lack what decides: f1, none"),
     ],
