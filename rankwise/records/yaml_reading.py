@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import yaml
 
@@ -49,7 +49,7 @@ _FIRSTS = list("-+.0123456789")
 class PlainLoader(SafeLoader):
     """YAML with the numbers of YAML 1.2, and in which a key given twice is an error."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
+    yaml_implicit_resolvers = {  # noqa: RUF012 (pyyaml's own attribute)  # pyright: ignore
         first: [(tag, form) for tag, form in forms if tag not in _NUMBERS]
         for first, forms in SafeLoader.yaml_implicit_resolvers.items()
     }

@@ -249,7 +249,8 @@ def _sandbox_templates() -> None:
         keep_trailing_newline=plain.keep_trailing_newline,
     )
     sandbox.filters.update(plain.filters)
-    sandbox.filters["regex_replace"] = _regex_replace
+    filters: dict[str, Any] = sandbox.filters
+    filters["regex_replace"] = _regex_replace
     sandbox.from_string = functools.lru_cache(_TEMPLATES)(sandbox.from_string)  # type: ignore[method-assign]
     lm_eval.utils.env = sandbox
 

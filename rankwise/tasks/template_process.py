@@ -85,7 +85,8 @@ def _transformers_renderer() -> Callable[..., Any]:
     """What transformers renders with. The packages around it are left empty: they import long."""
     found = importlib.util.find_spec("transformers")
     assert found is not None
-    (folder,) = found.submodule_search_locations or ()
+    assert found.submodule_search_locations is not None
+    (folder,) = found.submodule_search_locations
     names = {"transformers": folder, "transformers.utils": os.path.join(folder, "utils")}
     for name, path in names.items():
         package = types.ModuleType(name)

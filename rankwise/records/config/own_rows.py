@@ -252,8 +252,6 @@ class OwnSetConfig(Section):
 
     def _problems(self) -> Iterator[str]:
         yield from writes_nothing(self.judged_by, self.max_new_tokens)
-
-    def _problems(self) -> Iterator[str]:
         if self.judged_by[0] == "length" and self.role != "out_of_domain":
             yield "a longer answer is neither gain nor loss; set role: out_of_domain"
 
@@ -265,8 +263,9 @@ class ClauseConfig(OwnSetConfig):
     """In points, or in nats per token where a loss decides; None: as the command says."""
 
     def _problems(self) -> Iterator[str]:
+        yield from writes_nothing(self.judged_by, self.max_new_tokens)
         if self.judged_by[0] == "length":
-            yield "a longer answer is neither gain nor loss; judge by something else first"
+            yield "a longer answer is neither gain nor loss; name another judge first"
 
 
 class ContractConfig(Section):

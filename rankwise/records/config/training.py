@@ -218,6 +218,8 @@ class TrainConfig(Section):
         if self.judged_by != ("loss",) and self.data is None:
             yield "judged_by is for 'data'; a task brings its own metrics"
         yield from writes_nothing(self.judged_by, self.max_new_tokens)
+        if self.judged_by[0] == "length":
+            yield "judged_by: a longer answer is neither gain nor loss; name another judge first"
         if self.columns is not None and self.data is None:
             yield "columns are for 'data'; a task knows its own"
         # the rows of DPO have two answers, and no others have
