@@ -19,6 +19,7 @@ from rankwise.errors import (
     ConfigError,
     DataError,
     ModelError,
+    OutOfMemoryError,
     PlanError,
     RankwiseError,
     RecordError,
@@ -220,13 +221,8 @@ def verb(
             try:
                 _require_current_folder()
                 code = function(*args, **kwargs)
-            except (RankwiseError, PermissionError) as caught:
-                if isinstance(caught, RankwiseError):
-                    error = caught
-                else:
-                    where = caught.filename or "a file or folder"
-                    why = f"{where}: {caught.strerror or caught}. Give yourself permission there."
-                    error = StorageError(why)
+            except (RankwiseError, PermissionError, MemoryError) as caught:
+                error = _said(caught)
                 code = USAGE if error.is_usage else RUN_FAILED
                 if answers:
                     problems = error.problems if isinstance(error, ConfigError | PlanError) else ()
@@ -242,6 +238,17 @@ def verb(
         return wrapped
 
     return register
+
+
+def _said(caught: RankwiseError | PermissionError | MemoryError) -> RankwiseError:
+    """An error in a sentence: also one of the system, which may come from anywhere."""
+    if isinstance(caught, RankwiseError):
+        return caught
+    if isinstance(caught, MemoryError):
+        why = "no memory is left for this process. Free some, raise its limit (`ulimit -v`), or "
+        return OutOfMemoryError(f"{why}take a smaller model.")
+    where = caught.filename or "a file or folder"
+    return StorageError(f"{where}: {caught.strerror or caught}. Give yourself permission there.")
 
 
 def _require_current_folder() -> None:
