@@ -84,6 +84,13 @@ def user_path(value: Any) -> Any:
     return value
 
 
+def not_tiny(value: float) -> float:
+    """Refuse numbers whose squares a float cannot hold."""
+    if value < LEAST:
+        raise ValueError(f"{value:g} is next to nothing; give at least {LEAST:g}")
+    return value
+
+
 def margin(value: float) -> float:
     """Refuse differences that no study could tell, or that no score can have."""
     if not LEAST_MARGIN <= value <= LARGEST_MARGIN:
@@ -216,7 +223,7 @@ a float cannot hold, and no score, rate or weight of anybody's is beyond."""
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-MOST, le=MOST)]
 
-Positive = Annotated[Number, Field(gt=0), Field(ge=LEAST)]
+Positive = Annotated[Number, Field(gt=0), AfterValidator(not_tiny)]
 
 LearningRate = Annotated[Positive, Field(le=10)]  # AdamW moves a weight by it in one step
 
@@ -226,9 +233,11 @@ in 16 bits."""
 
 Factor = Annotated[Positive, Field(le=1000)]  # of a rate or an alpha
 
-"""How sure a verdict must be. Probabilities are shares of 4,096 draws, so more would be all."""
-
 Margin = Annotated[Positive, AfterValidator(margin)]
+
+Points = Annotated[Margin, Field(le=100)]  # between no item right and all
+
+Nats = Annotated[Margin, Field(le=100)]  # chance in a vocabulary of 8 million is 16
 
 Confidence = Annotated[Number, Field(gt=0.5, lt=1), AfterValidator(confidence)]
 

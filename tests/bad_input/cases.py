@@ -179,7 +179,7 @@ STUDY_FILES = [
         "judged by nothing known",
         BASE + "train: {data: d, judged_by: luck}\n",
         (
-            "train.judged_by: 'luck' given; input should be 'loss', 'choice', 'preference', 'number', 'exact', 'contains', 'json', 'rouge', 'bleu' or 'chrf'",
+            "train.judged_by: 'luck' given; input should be 'loss', 'choice', 'preference', 'number', 'exact', 'contains', 'json', 'rouge', 'bleu', 'chrf' or 'length'",
         ),
     ),
     Case(

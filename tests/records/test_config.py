@@ -86,7 +86,7 @@ zzz: 1
         "methods.lora.ranks[2]: -1 is not a rank; use a whole number of at least 1",
         "methods.lora.alpha: policy 'fixed' needs 'alpha'",
         "evaluation.in_domain: x is given twice; give each value once",
-        "recommendation.confidence: 95 given; input should be less than or equal to 0.9999",
+        "recommendation.confidence: 95 given; input should be less than 1",
         "evaluaton: unknown key; did you mean 'evaluation'?",
         "zzz: unknown key; known here: name, base_model, tasks_path, allow_task_code, train, "
         "methods, mitigations, seeds, evaluation, search, analysis, recommendation, deploy, "

@@ -181,12 +181,9 @@ def test_patterns_that_are_too_large(patterns: list[str], problem: str) -> None:
         check({"regex": {"must": patterns}})
 
 
-def test_a_pattern_of_letters_and_braces_is_not_fuzzy(tmp_path: Path) -> None:
+def test_a_pattern_of_letters_and_braces_is_not_fuzzy() -> None:
     judged = check({"regex": {"must": "x{i}"}})
     assert [judged(text)["regex"] for text in ("zzzx", "x{i}")] == [0, 1]
-    large = schema(tmp_path, {"properties": {"name": {"pattern": "(?:(?:a{100}){100}){100}"}}})
-    with pytest.raises(DataError, match=r"cannot be checked: .*written out"):
-        check(large)
 
 
 SLOW, ANSWER = "^(a|a)*$", "a" * 60 + "b"

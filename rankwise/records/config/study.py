@@ -28,8 +28,10 @@ from rankwise.records.fields import (
     Duration,
     Margin,
     Names,
+    Nats,
     Natural,
     Number,
+    Points,
     Section,
     Switch,
     Text,
@@ -193,16 +195,16 @@ def _default_margin(metrics: Iterable[str]) -> float:
 class RecommendationConfig(Section):
     """What counts as a difference, and how sure the recommendation must be."""
 
-    delta_points: Margin | None = None
+    delta_points: Points | None = None
     """Margin δ: ranks that differ by less in-domain count as equal.
 
     None: 5 points, or 3 where p(right) decides, whose changes are smaller.
     """
-    epsilon_points: Margin | None = None
+    epsilon_points: Points | None = None
     """Margin ε: the acceptable retention loss, on average over the tasks; None: as for δ."""
-    worst_task_points: Margin | None = None
+    worst_task_points: Points | None = None
     """The acceptable loss of any single retention task; None: three times ε."""
-    delta_nats: Margin = 0.05
+    delta_nats: Nats = 0.05
     """δ for tasks that are scored by their loss, in nats per token."""
     delta_units: Margin | None = None
     """δ for scores in a unit of their own, such as rewards; they have no default."""

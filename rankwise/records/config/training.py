@@ -16,10 +16,10 @@ from rankwise.records.fields import (
     Epochs,
     Fraction,
     LearningRate,
-    Margin,
     Names,
     NotNegative,
     Number,
+    Points,
     Positive,
     Rank,
     Section,
@@ -113,7 +113,7 @@ class ObjectiveConfig(Section):
 class StopConfig(Section):
     """When a training ends before its last step."""
 
-    retention_loss: Margin
+    retention_loss: Points
     """Points: a training ends at its last scored checkpoint that loses no more of the validation
     items."""
 
