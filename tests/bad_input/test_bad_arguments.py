@@ -111,8 +111,8 @@ BAD = [
     Bad(
         "audit on no name",
         "audit '' {adapter} --output {out}",
-        "BASE is empty",
-        "Name an embedded model",
+        "names no file or folder",
+        "write a path",
     ),
     Bad(
         "audit on a bad name",
@@ -123,8 +123,8 @@ BAD = [
     Bad(
         "audit on a long name",
         "audit {long} {adapter} --output {out}",
-        "neither an embedded",
-        "Check",
+        "longer than the system takes",
+        "use shorter names",
     ),
     Bad(
         "audit into the target",

@@ -216,7 +216,7 @@ def a_table() -> Table:
 
 
 def follow(console: Printer) -> None:
-    outline = StageOutline("t", "training", ALL, ALL, 10.0, 10, "lora", 10.0)
+    outline = StageOutline("t", "training", ALL, ALL, 10.0, 10, 10.0)
     with TerminalObserver(console) as observer:
         tell = Teller(observer, lambda: 0)
         tell.planned([outline])
