@@ -11,8 +11,10 @@ from scipy import stats
 
 from benchmarks import decision_rule
 from rankwise.errors import RecordError
+from rankwise.findings.differences import compare
 from rankwise.findings.odds import EPSILONS
-from rankwise.findings.recommendation import compare, recommend, recommend_for
+from rankwise.findings.options import OptionGains
+from rankwise.findings.recommendation import recommend, recommend_for
 from rankwise.findings.statements import statement
 from rankwise.findings.stats.estimates import crossed_difference, mcnemar_exact
 from rankwise.records.config.study import RecommendationConfig
@@ -477,7 +479,7 @@ def test_a_missing_score_is_an_error() -> None:
 
 
 def test_compare_has_every_run_and_task_with_signs() -> None:
-    rows = tuple(compare(planted_runs()))
+    rows = tuple(compare(OptionGains(planted_runs())))
     assert len(rows) == 4 * 5
     prose = next(c for c in rows if c.relation == "held_out_text" and "r064" in c.run)
     assert prose.unit == "nats"
