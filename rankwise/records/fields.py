@@ -225,7 +225,11 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-MOST, le=M
 
 Positive = Annotated[Number, Field(gt=0), AfterValidator(not_tiny)]
 
-LearningRate = Annotated[Positive, Field(le=10)]  # AdamW moves a weight by it in one step
+LearningRate = Annotated[
+    float,
+    Field(strict=True, allow_inf_nan=False, gt=0, le=1e30),  # more overflows float32 in one step
+    AfterValidator(not_tiny),
+]
 
 Alpha = Annotated[Positive, Field(le=1e6)]
 """Numerator of LoRA's scaling. Twice the largest rank of today's is 8192; more than this overflows

@@ -530,7 +530,7 @@ def test_a_diverged_run_makes_the_exit_code_1(finished: Finished) -> None:
         "--study-dir",
         finished.root / "diverged",
         "methods.full={}",
-        "train.learning_rate.full=10",
+        "train.learning_rate.full=1e30",
         "evaluation.out_of_domain=[]",
     )
     assert done.exit_code == application.RUN_FAILED == 1

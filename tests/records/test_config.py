@@ -299,7 +299,7 @@ def test_names_like_numbers_are_written_in_quotes(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize(
     "override",
     [
-        *("train.learning_rate.lora=1e308", "train.learning_rate.full=[11]", "seeds=[1e308]"),
+        *("train.learning_rate.lora=1e308", "train.learning_rate.full=[1e31]", "seeds=[1e308]"),
         "train.learning_rate.lora={rule: constant, value: 1e308}",
         *("recommendation.delta_points=101", "recommendation.delta_units=1e308"),
         *("recommendation.delta_nats=1e-300", "recommendation.confidence=0.99999999999"),
