@@ -101,8 +101,8 @@ def audited_section(record: AuditRecord) -> ReportSection:
     remarks = [_compared_with(record.null_draws, "--null-draws 0")]
     if record.ranks and record.cut is not None and record.cut.rank < record.ranks[-1]:
         remarks.append(
-            "Energy says what of the weights is kept, not what of the scores. To cut the adapter "
-            f"and score it: `rankwise repair BASE ADAPTER --by truncate={record.cut.rank} ...`"
+            "Energy says what of the weights is kept, not what of the scores. To cut each matrix "
+            "and score the result: `rankwise repair BASE ADAPTER --by energy=0.9 ...`"
         )
     label = weights.option.label
     figures = [*_norm_map({label: matrices}), *_maps_of(label, matrices)]
