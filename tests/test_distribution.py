@@ -42,7 +42,7 @@ def test_the_wheel_has_the_package_and_nothing_else(built: tuple[Path, Path]) ->
     assert of_package == package_files()
     suffixes = {PurePosixPath(name).suffix for name in of_package}
     assert suffixes - {".json"} == {
-        *(".py", ".yaml", ".html", ".css", ".js", ".bib", ".csv", ".txt", ".typed")
+        *(".py", ".yaml", ".html", ".css", ".js", ".bib", ".csv", ".jsonl", ".typed")
     }
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 

@@ -46,6 +46,6 @@ def test_what_is_made_is_in_every_form() -> None:
 def test_a_loss_that_decides_has_no_measure_of_agreement_to_draw() -> None:
     results = planted_study({4: 1.5, 16: 1.2, "full": 1.1}, in_domain_unit="nats")
     findings = study_findings(results, recommend(results))
-    assert findings.mechanisms[0].agreement
+    assert findings.mechanisms[0].agreement == ()
     sections = {section.name: section for section in study_sections(results, findings)}
     assert "mechanism-agreement" not in {each.name for each in sections["mechanisms"].figures}

@@ -41,7 +41,7 @@ evaluation:
   out_of_domain: [sums]
   num_train_items: 0
   own: {{mine: {{data: {data}, judged_by: loss, role: out_of_domain}}}}
-analysis: {{spectra: false, heads: false, answer_lengths: true}}
+analysis: {{spectra: false, heads: false}}
 """
 RUN = "colours-lora-r002-a004-s0"
 

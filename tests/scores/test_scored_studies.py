@@ -258,7 +258,8 @@ def test_a_record_that_contradicts_itself_is_refused(
 ) -> None:
     rows = scores(base=[0, 1] * 20, r8=[1, 1, 0, 1] * 10, r16=[1, 1, 1, 0] * 10)
     out = tmp_path / "kept"
-    assert rankwise("verdict", write_csv(tmp_path / "scores.csv", rows), "--output", out).exit_code == 0
+    table = write_csv(tmp_path / "scores.csv", rows)
+    assert rankwise("verdict", table, "--output", out).exit_code == 0
     change(out / file, **changed)
     done = rankwise(verb, out)
     assert problem in words(done.output) or (verb, file) == ("status", "base/eval/scores.json")

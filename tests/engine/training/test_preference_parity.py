@@ -236,7 +236,8 @@ def test_ranks_in_one_pass_train_as_trl_trains_each(
                 mine = trainee.first[name][place]
                 torch.testing.assert_close(mine, other, atol=1e-5 * largest, rtol=0)
         lines = heard.lines[trainee.run.name]
-        assert [line.loss_nats for line in lines] == pytest.approx(losses, abs=1e-5)
+        # IPO's losses are squares of up to 25, so rounding of float32 is relative to them
+        assert [line.loss_nats for line in lines] == pytest.approx(losses, rel=1e-5)
         assert [line.grad_norm for line in lines] == pytest.approx(norms, rel=1e-4, abs=1e-5)
         for name, layer in layers.items():
             for mine, other in zip(
