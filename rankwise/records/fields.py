@@ -228,7 +228,6 @@ Positive = Annotated[Number, Field(gt=0), AfterValidator(not_tiny)]
 LearningRate = Annotated[
     float,
     Field(strict=True, allow_inf_nan=False, gt=0, le=1e30),  # more overflows float32 in one step
-    AfterValidator(not_tiny),
 ]
 
 Alpha = Annotated[Positive, Field(le=1e6)]
