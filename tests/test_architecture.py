@@ -186,7 +186,6 @@ TAKES_ANY_ERROR = (
     "records/files.py",
     "integrations/tracking.py",
     "study/executors/ray.py",
-    "tasks/chat_templates.py",
     "tasks/limited_checks.py",
     "tasks/task_files.py",
     "tasks/template_process.py",

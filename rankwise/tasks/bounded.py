@@ -7,8 +7,6 @@ whatever it is doing. The next call starts another.
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import importlib
 import json
 import os
@@ -16,11 +14,11 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
 from rankwise.errors import WorkerLostError
+from rankwise.tasks.line_process import LineProcess
 
 SECONDS = 5.0
 """Of processor time for one call. An answer of 30,000 tokens against a schema of 300 fields takes
@@ -59,12 +57,8 @@ def bounded(function: Callable[..., Any], *arguments: Any) -> Any:
     return _process.answer([function.__module__, function.__name__, arguments, SECONDS])
 
 
-class _Process:
-    """The process that answers calls, one after the other; it is started where none is running."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._running: subprocess.Popen[bytes] | None = None
+class _Process(LineProcess):
+    """The process that answers calls."""
 
     def answer(self, call: Any) -> Any:
         """The result of a call; if the process is killed from outside, it is made once more."""
@@ -79,26 +73,7 @@ class _Process:
             raise WorkerLostError(f"{call[0]}.{call[1]} fails. Please report this with its input.")
         raise BeyondLimit
 
-    def _asked(self, call: bytes) -> tuple[bytes, int | None]:
-        """The line of an answer; the exit code where the process ends without one."""
-        with contextlib.ExitStack() as stack:
-            stack.callback(self.end)  # at Ctrl-C before an answer, which the next call would read
-            running = self._started()
-            assert running.stdin is not None
-            assert running.stdout is not None
-            line = b""
-            with contextlib.suppress(BrokenPipeError):
-                running.stdin.write(call)
-                running.stdin.flush()
-                line = running.stdout.readline()
-            stack.pop_all()
-        return line, None if line.endswith(b"\n") else self._ended()
-
-    def _started(self) -> subprocess.Popen[bytes]:
-        if self._running is not None and self._running.poll() is None:
-            return self._running
-        if self._running is not None:
-            self._ended()
+    def _start(self) -> subprocess.Popen[bytes]:
         what = f"{sys.executable}, which judges answers in a process of its own,"
         try:
             self._running = subprocess.Popen(
@@ -117,32 +92,8 @@ class _Process:
             )
         return self._running
 
-    def end(self) -> None:
-        """End the process, if one is running."""
-        if self._running is not None:
-            self._running.kill()
-            self._ended()
-
-    def _ended(self) -> int:
-        """The exit code of the process, which is ending."""
-        assert self._running is not None
-        ended, self._running = self._running, None
-        with contextlib.suppress(BrokenPipeError), ended:  # closes its pipes and waits for it
-            pass
-        return ended.returncode
-
 
 _process = _Process()
-
-
-def _forget() -> None:
-    """A forked process must not talk with the one of its parent."""
-    global _process
-    _process = _Process()
-
-
-os.register_at_fork(after_in_child=_forget)
-atexit.register(lambda: _process.end())
 
 
 def serve() -> None:

@@ -6,20 +6,18 @@ it, one process for all rows.
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 from rankwise.errors import TaskError
 from rankwise.tasks import template_process
+from rankwise.tasks.line_process import LineProcess
 from rankwise.tasks.task_files import task_code
 
 MAX_CHARACTERS = 1_000_000
@@ -114,8 +112,8 @@ def chat_template_fault(tokenizer: Any) -> str | None:
     return f"it leaves out {missing[0]} of a conversation. Repair it." if missing else None
 
 
-class TemplateProcess:
-    """The process that renders, once it is needed; after a template ended it, another one.
+class TemplateProcess(LineProcess):
+    """The process that renders; after a template ended it, another one.
 
     Args:
         seconds: of processor time that one rendering may take.
@@ -127,19 +125,8 @@ class TemplateProcess:
         seconds: float = template_process.SECONDS,
         seconds_each: float = template_process.SECONDS_EACH,
     ) -> None:
+        super().__init__()
         self._limits = seconds, seconds_each
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        os.register_at_fork(after_in_child=self._forget)  # the answers are the parent's
-        atexit.register(self._end)
-
-    def _forget(self) -> None:
-        self._lock, self._process = threading.Lock(), None
-
-    @property
-    def pid(self) -> int | None:
-        """Of the process, if there is one."""
-        return None if self._process is None else self._process.pid
 
     def rendered(self, request: Mapping[str, Any]) -> str:
         """The text of a request, as ``template_process`` describes it.
@@ -148,59 +135,26 @@ class TemplateProcess:
             TaskError: the template takes too much.
             Exception: whatever it raises itself, under its name.
         """
-        line = json.dumps(request).encode() + b"\n"
         with self._lock:
-            answer = self._asked(line)
+            line, code = self._asked(json.dumps(request).encode() + b"\n")
+        if code is not None:
+            takes = f"takes more than {self._limits[0]:g} s"
+            if code != -signal.SIGPROF:
+                takes = f"ends the process that renders it (exit code {code})"
+            raise TaskError(f"the chat template {takes}. {_REPAIR}")
+        answer = json.loads(line)
         if (text := answer.get("text")) is not None:
             return text
         raise _error(answer["error"], answer["message"], answer["is_template_error"])
 
-    def _asked(self, line: bytes) -> dict[str, Any]:
-        process = self._started()
-        assert process.stdin is not None
-        try:
-            with contextlib.suppress(BrokenPipeError):  # it has ended, which the answer says
-                process.stdin.write(line)
-                process.stdin.flush()
-            answer = self._read(process)
-        except BaseException:  # such as Ctrl-C: the next one would get this one's answer
-            self._end()
-            raise
-        if answer.endswith(b"\n"):
-            return json.loads(answer)
-        code = process.wait()
-        takes = f"takes more than {self._limits[0]:g} s"
-        if code != -signal.SIGPROF:
-            takes = f"ends the process that renders it (exit code {code})"
-        raise TaskError(f"the chat template {takes}. {_REPAIR}")
-
-    @staticmethod
-    def _read(process: subprocess.Popen[bytes]) -> bytes:
-        assert process.stdout is not None
-        return process.stdout.readline()
-
-    def _started(self) -> subprocess.Popen[bytes]:
-        if self._process is not None and self._process.poll() is not None:
-            self._end()
-        if self._process is None:
-            # -P: a file of the current folder is no module of Python's
-            limits = map(str, self._limits)
-            command = [sys.executable, "-P", template_process.__file__, *limits]
-            pipe, environment = subprocess.PIPE, os.environ | {"OPENBLAS_NUM_THREADS": "1"}
-            self._process = subprocess.Popen(
-                command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=environment
-            )
-        return self._process
-
-    def _end(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                with contextlib.suppress(OSError):  # what it was not given any more
-                    assert pipe is not None
-                    pipe.close()
+    def _start(self) -> subprocess.Popen[bytes]:
+        # -P: a file of the current folder is no module of Python's
+        limits = map(str, self._limits)
+        command = [sys.executable, "-P", template_process.__file__, *limits]
+        pipe, environment = subprocess.PIPE, os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=environment
+        )
 
 
 def _error(name: str, message: str, is_template_error: bool) -> Exception:

@@ -33,8 +33,8 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def process_id() -> int:
     bounded(matches, [], [], "")
-    assert module._process._running is not None
-    return module._process._running.pid
+    assert module._process.pid is not None
+    return module._process.pid
 
 
 def test_one_process_answers_all_calls() -> None:
