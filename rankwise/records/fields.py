@@ -202,11 +202,11 @@ def as_module_sets(value: Any) -> Any:
     return list(map(as_list, values)) if several else [values]
 
 
-_ROOM_BELOW = ("x" * 255,) * 3
-"""The names of a run, its ``eval`` and a task, while the file is written."""
-
 _LONGEST_NAME = 255
 """Bytes of a file's name on the systems in use."""
+
+_ROOM_BELOW = ("x" * _LONGEST_NAME,) * 3
+"""The names of a run, its ``eval`` and a task, while the file is written."""
 
 MOST_ENTRIES = 1000
 """The most entries of one list. Each is at least one training, task or layer: more is a slip."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Any, cast
 
 MOST_BYTES = 1 << 30
@@ -24,8 +25,8 @@ MOST_DEEP = 100
 """Rows and logs nest some ten levels. What walks through them calls itself twice a level, and
 Python does that a thousand times."""
 
-
 _HALF_A_PAIR = re.compile("[\ud800-\udfff]")
+_ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON writes it
 
 
 class JsonError(ValueError):
@@ -41,7 +42,7 @@ def parse_json(text: str) -> Any:
         ValueError: it is not JSON.
     """
     value = parse_exactly(text)
-    if "\\ud" in text or "\\uD" in text:
+    if may_hold_half(text):
         return json.loads(whole_characters(json.dumps(value, ensure_ascii=False)))
     return value
 
@@ -61,12 +62,21 @@ def parse_exactly(text: str) -> Any:
         raise
     except ValueError as error:  # Python reads no number of more than 4300 digits
         raise JsonError("a number has thousands of digits; shorten it") from error
-    level = _inside([value])
+    if is_too_deep(value):
+        raise _too_deep()
+    return value
+
+
+def is_too_deep(value: Any) -> bool:
+    """Whether it has more than ``MOST_DEEP`` lists and mappings in one another."""
+    level = [value]
     for _ in range(MOST_DEEP):
-        level = [inner for outer in level for inner in _inside(outer)]
+        # scalars are left out at once: a file has fifty times as many
+        inside = (inner for each in level for inner in values_in(each))
+        level = [inner for inner in inside if isinstance(inner, list | dict)]
         if not level:
-            return value
-    raise _too_deep()
+            return False
+    return True
 
 
 def refuse_values(number: int) -> None:
@@ -86,10 +96,21 @@ def whole_characters(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _inside(value: Any) -> list[Any]:
-    """The lists and mappings in a list or mapping."""
-    values = cast(dict[str, Any], value).values() if isinstance(value, dict) else value
-    return [inner for inner in values if isinstance(inner, list | dict)]
+def may_hold_half(text: str) -> bool:
+    """Whether JSON may have half surrogate pairs: an escape is one, or one half of a whole pair."""
+    return _ESCAPED_HALF.search(text) is not None
+
+
+def holds_half(value: Any) -> bool:
+    """Whether a value has half a surrogate pair in any of its texts."""
+    return _HALF_A_PAIR.search(json.dumps(value, ensure_ascii=False)) is not None
+
+
+def values_in(value: Any) -> Iterable[Any]:
+    """What a list or a mapping holds; nothing in anything else."""
+    if isinstance(value, dict):
+        return cast(dict[str, Any], value).values()
+    return cast(list[Any], value) if isinstance(value, list) else ()
 
 
 def _too_deep() -> JsonError:

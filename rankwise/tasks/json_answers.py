@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
-MOST_DEPTH = 100
-"""Lists and objects in one another. Beyond, Python's own limit decides, which depends on who
-calls."""
+from rankwise.records.json_reading import is_too_deep, values_in
 
 MOST_COMPARED = 1_000_000
 """Values of a list in any order times its length, where numbers may differ: a second or two."""
@@ -23,8 +21,8 @@ _FENCE = "```"
 _LABEL = re.compile(r"[A-Za-z0-9_+.-]*")
 _SPACE = re.compile(r"[ \t\n\r]*")
 
-Path = tuple[str, ...]
-"""The keys that lead to a value."""
+Keys = tuple[str, ...]
+"""Those that lead to a value."""
 
 
 def read_json(text: str) -> Any:
@@ -33,7 +31,7 @@ def read_json(text: str) -> Any:
     A number beyond every float is infinite, and so equals none.
 
     Raises:
-        ValueError: it is none, or it has NaN, Infinity, a key twice, or more than ``MOST_DEPTH``
+        ValueError: it is none, or it has NaN, Infinity, a key twice, or more than ``MOST_DEEP``
             lists and objects in one another.
     """
     value, end = _read_at(text, 0)
@@ -92,22 +90,9 @@ def _read_at(text: str, start: int) -> tuple[Any, int]:
         value, end = _DECODER.raw_decode(text, space.end())
     except RecursionError:
         raise ValueError("it is nested too deep") from None
-    nested = [value]
-    for _ in range(MOST_DEPTH):
-        nested = [inner for each in nested for inner in _values(each) if _is_nested(inner)]
-    if nested:
+    if is_too_deep(value):
         raise ValueError("it is nested too deep")
     return value, end
-
-
-def _is_nested(value: Any) -> bool:
-    return isinstance(value, dict | list)
-
-
-def _values(nested: Any) -> Iterable[Any]:
-    if isinstance(nested, dict):
-        return cast(dict[str, Any], nested).values()
-    return cast(list[Any], nested) if isinstance(nested, list) else ()
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -132,14 +117,14 @@ _DECODER = json.JSONDecoder(
 
 def is_finite(value: Any) -> bool:
     """Whether every number of a value is."""
-    return all(map(is_finite, _values(value))) and (
+    return all(map(is_finite, values_in(value))) and (
         not isinstance(value, float) or math.isfinite(value)
     )
 
 
-def fields(value: Mapping[str, Any], before: Path = ()) -> dict[Path, Any]:
+def fields(value: Mapping[str, Any], before: Keys = ()) -> dict[Keys, Any]:
     """The values of an object and of the objects in it, by the keys that lead to them."""
-    found: dict[Path, Any] = {}
+    found: dict[Keys, Any] = {}
     for name, inner in value.items():
         if isinstance(inner, Mapping) and inner:
             found |= fields(inner, (*before, name))
@@ -148,7 +133,7 @@ def fields(value: Mapping[str, Any], before: Path = ()) -> dict[Path, Any]:
     return found
 
 
-def called(path: Path) -> str:
+def called(path: Keys) -> str:
     """A field's name for readers: ``outer.inner``."""
     return ".".join(path)
 
@@ -196,7 +181,7 @@ def num_compared(right: Any) -> int:
 
 
 def _num_values(value: Any) -> int:
-    return 1 + sum(map(_num_values, _values(value)))
+    return 1 + sum(map(_num_values, values_in(value)))
 
 
 def _has_same(written: list[Any], right: list[Any], tolerance: float) -> bool:

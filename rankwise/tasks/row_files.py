@@ -22,6 +22,8 @@ from rankwise.records.files import in_words, read_regular
 from rankwise.records.json_reading import (
     MOST_BYTES,
     JsonError,
+    holds_half,
+    may_hold_half,
     parse_exactly,
     refuse_values,
 )
@@ -40,7 +42,7 @@ _NETWORK = "Check the name, `hf auth login` for gated data sets, and the network
 _JSON_LINE = re.compile(r"[^\n]*\n|[^\n]+")
 _CSV_LINE = re.compile(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")
 
-_MAY_BE_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # JSON's escape for half of a surrogate pair
+_HALF = "half a surrogate pair; correct the character"  # which no file can hold
 # A cell that was meant to be quoted: `a, "b"`.
 _QUOTED_AFTER_SPACE = re.compile(r'\s+".*"\s*', re.DOTALL)
 
@@ -147,8 +149,10 @@ def _json_rows(path: Path, text: str) -> tuple[str, list[RawRow]]:
     if text.lstrip().startswith("["):
         try:
             rows = _numbered(parse_exactly(text))
-            if _MAY_BE_HALF.search(text):
-                rows = [row._replace(problem=_half_pair(row.content)) for row in rows]
+            if may_hold_half(text):
+                rows = [
+                    row._replace(problem=_HALF if holds_half(row.content) else None) for row in rows
+                ]
             return "JSON", rows
         except json.JSONDecodeError as error:
             if error.msg != "Extra data":  # else lines follow on a list
@@ -173,20 +177,13 @@ def _json_rows(path: Path, text: str) -> tuple[str, list[RawRow]]:
 def _json_row(place: str, line: str) -> RawRow:
     try:
         content = parse_exactly(line)
-        return RawRow(place, content, _half_pair(content) if _MAY_BE_HALF.search(line) else None)
+        return RawRow(
+            place, content, _HALF if may_hold_half(line) and holds_half(content) else None
+        )
     except JsonError as error:
         return RawRow(place, None, str(error))
     except ValueError as error:
         return RawRow(place, None, f"{error}; write a JSON object there, or drop the row")
-
-
-def _half_pair(content: Any) -> str | None:
-    """What is wrong with a row that has half a surrogate pair anywhere: no file can hold it."""
-    try:
-        json.dumps(content, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return "half a surrogate pair; correct the character"
-    return None
 
 
 def _csv_rows(path: Path, text: str) -> list[RawRow]:

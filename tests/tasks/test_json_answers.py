@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from rankwise.tasks.json_answers import MOST_DEPTH, answer_json, fields, is_same, read_json
+from rankwise.records.json_reading import MOST_DEEP
+from rankwise.tasks.json_answers import answer_json, fields, is_same, read_json
 
 VALUE = {"a": 1}
 TEXT = json.dumps(VALUE)
-DEEPEST = "[" * MOST_DEPTH + "]" * MOST_DEPTH
+DEEPEST = "[" * MOST_DEEP + "]" * MOST_DEEP
 
 
 @pytest.mark.parametrize(
