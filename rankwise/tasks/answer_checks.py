@@ -31,6 +31,7 @@ from rankwise.tasks.code_guard import REMEDY
 from rankwise.tasks.json_answers import MOST_COMPARED, answer_json, is_same, num_compared, read_json
 from rankwise.tasks.own_code import OwnFunction, own_function
 from rankwise.tasks.text_scores import bleu, chrf, rouge
+from rankwise.tasks.training_rows import encoded
 
 JUDGING_REVISION = 2
 """Raised when a check of JSON or patterns judges the same answers otherwise."""
@@ -71,6 +72,7 @@ def checker(
     right_answers: Mapping[str, str],
     source: str,
     *,
+    tokenizer: Any = None,
     allow_code: bool = False,
 ) -> Check:
     """What a check of a study file stands for.
@@ -79,6 +81,7 @@ def checker(
         check: a name, or settings.
         right_answers: place of a row -> its right answer, of the rows that are scored.
         source: names the rows in errors.
+        tokenizer: the model's own, in whose tokens a length is counted; no other check needs it.
         allow_code: whether the check may be a user's code.
 
     Raises:
@@ -88,6 +91,8 @@ def checker(
     """
     if isinstance(check, str) and check in _OF_TEXTS:
         return Check(_OF_TEXTS[check], check)
+    if check == "length":
+        return _by_length(tokenizer)
     if isinstance(check, CheckConfig) and check.regex is not None:
         return _by_pattern(check.regex, right_answers, source)
     if isinstance(check, CheckConfig) and check.code is not None:
@@ -96,16 +101,6 @@ def checker(
         return _by_code(own_function(check.code))
     settings = None if isinstance(check, str) else check.json_fields
     return _by_json(settings or JsonCheckConfig(), right_answers, source)
-
-
-def length_check(tokenizer: Any) -> Check:
-    """The length of an answer, in tokens of the model's own tokenizer and in words."""
-
-    def lengths(answer: str, _: Mapping[str, str]) -> dict[str, float | None]:
-        tokens = tokenizer.encode(answer, add_special_tokens=False)
-        return {TOKENS_METRIC: float(len(tokens)), "words": float(len(answer.split()))}
-
-    return Check(lengths, "length")
 
 
 def metrics_of(checks: Iterable[Check], docs: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
@@ -135,6 +130,16 @@ _OF_TEXTS: Mapping[str, Checker] = {
     "contains": _share("contains", lambda answer, right: right in answer),
     "number": _share("number", lambda answer, right: number_of(answer) == number_of(right)),
 }
+
+
+def _by_length(tokenizer: Any) -> Check:
+    """The length of an answer, in tokens of the model's own tokenizer and in words."""
+
+    def lengths(answer: str, _: Mapping[str, str]) -> dict[str, float | None]:
+        tokens = encoded(tokenizer, answer, add_special_tokens=False)
+        return {TOKENS_METRIC: float(len(tokens)), "words": float(len(answer.split()))}
+
+    return Check(lengths, "length")
 
 
 _LIMITS = f"{SECONDS:g} seconds or {in_words(MOST_BYTES)}"
@@ -233,7 +238,7 @@ def _by_json(check: JsonCheckConfig, right_answers: Mapping[str, str], source: s
     """All fields right, the share of right ones, valid, as the schema says, and each field."""
     schema = None if check.schema_file is None else _Schema.of(check.schema_file)
     names: dict[str, None] = {}
-    fields_of: dict[str, dict[json_answers.Path, Any]] = {}
+    fields_of: dict[str, dict[json_answers.Keys, Any]] = {}
     for place, text in right_answers.items():
         right = _right_object(text, check, f"{source}: the right answer of {place}")
         if schema is not None:
@@ -277,7 +282,7 @@ _INVALID: Any = object()
 """What is no JSON."""
 
 
-def _is_same(written: Any, right: Any, path: json_answers.Path, check: JsonCheckConfig) -> bool:
+def _is_same(written: Any, right: Any, path: json_answers.Keys, check: JsonCheckConfig) -> bool:
     in_any_order = json_answers.called(path) in check.sets
     return is_same(written, right, check.tolerance, in_any_order=in_any_order)
 

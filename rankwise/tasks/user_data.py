@@ -25,7 +25,7 @@ from rankwise.records.config.study import ENDING_SUFFIX
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.grouping import grouped
 from rankwise.records.own_data import OwnData
-from rankwise.tasks.answer_checks import Check, checker, length_check, metrics_of
+from rankwise.tasks.answer_checks import Check, checker, metrics_of
 from rankwise.tasks.formats import TrainedFormat, options_of
 from rankwise.tasks.own_rows import OwnRow, OwnRows, read_own_rows
 from rankwise.tasks.resolution import LoadedTask, quiet_lm_eval
@@ -406,10 +406,7 @@ def _texts(
     right = {place: doc["completion"] for place, doc in zip(places, docs, strict=True)}
     source = own.raw.source
     checks = tuple(
-        length_check(tokenizer)
-        if each == "length"
-        else checker(each, right, source, allow_code=allow_code)
-        for each in judges
+        checker(each, right, source, tokenizer=tokenizer, allow_code=allow_code) for each in judges
     )
     if any(isinstance(each, CheckConfig) and each.code is not None for each in judges):
         for doc, row in zip(docs, own.rows, strict=True):

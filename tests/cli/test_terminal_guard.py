@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,17 +24,20 @@ from tests.planted import score_tables
 from tests.support.command_line import rankwise
 from tests.support.records import change, content_of
 from tests.support.terminal import (
+    ALL,
     HARMLESS,
     HOSTILE,
     acting,
+    fail,
     hostile_folder,
     in_terminal,
+    log,
+    print_by_hand,
     printed_by,
+    warn,
     without_codes,
+    write_lines,
 )
-
-ALL = "".join(f"<{letter}>" for letter in HOSTILE)
-"""Everything hostile in one name."""
 
 RIGHT = {"base": [0, 1] * 20, "r8": [1, 1, 0, 1] * 10, "r16": [1, 1, 1, 0] * 10}
 
@@ -157,32 +158,11 @@ def test_a_password_in_a_wrong_option_is_not_said(arguments: list[str], as_json:
     assert "hunter2" not in done.stdout + done.stderr
 
 
-def print_by_hand() -> None:
-    print(ALL)
-    print(ALL, file=sys.stderr)
-
-
-def write_lines() -> None:
-    sys.stdout.writelines([ALL, "\n"])
-
-
-def warn() -> None:
-    warnings.warn(ALL, stacklevel=1)
-
-
-def log() -> None:
-    logging.getLogger("of.a.library").warning(ALL)
-
-
-def fail() -> None:
-    raise ValueError(ALL)
-
-
 @pytest.mark.parametrize("way", [print_by_hand, write_lines, warn, log, fail])
 def test_what_libraries_and_tracebacks_print(way: Callable[[], None]) -> None:
     code = (
         "from rankwise.study.printer import guard_streams; guard_streams()\n"
-        f"from tests.cli.test_terminal_guard import {way.__name__}; {way.__name__}()"
+        f"from tests.support.terminal import {way.__name__}; {way.__name__}()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     printed = (done.stdout + done.stderr).decode()

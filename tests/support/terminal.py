@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
+import logging
 import os
 import pty
 import re
@@ -12,6 +13,7 @@ import struct
 import subprocess
 import sys
 import termios
+import warnings
 from pathlib import Path
 from unittest.mock import patch
 
@@ -45,6 +47,10 @@ HARMLESS = (
     *("[/x]", "[bold]q[/bold]", ":smile:", "%s {0} {{x}}", "é́模"),
 )
 """What is printed as it is: wide, combining and joined letters, and what rich marks by."""
+
+
+ALL = "".join(f"<{letter}>" for letter in HOSTILE)
+"""Everything hostile in one name."""
 
 
 def in_terminal(*arguments: object, columns: int = 100, typed: str = "") -> tuple[int, str]:
@@ -101,3 +107,24 @@ def hostile_folder(parent: Path, name: str) -> Path:
     place = parent / name.replace("\0", "").replace("/", "_")
     place.mkdir(parents=True)
     return place
+
+
+def print_by_hand() -> None:
+    print(ALL)
+    print(ALL, file=sys.stderr)
+
+
+def write_lines() -> None:
+    sys.stdout.writelines([ALL, "\n"])
+
+
+def warn() -> None:
+    warnings.warn(ALL, stacklevel=1)
+
+
+def log() -> None:
+    logging.getLogger("of.a.library").warning(ALL)
+
+
+def fail() -> None:
+    raise ValueError(ALL)
