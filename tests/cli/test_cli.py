@@ -255,6 +255,17 @@ def test_a_path_that_no_system_could_have_is_one_sentence() -> None:
     assert "longer than the system takes" in done.stderr
 
 
+def test_no_memory_left_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(StudyFolder, "read_study", full)
+    done = rankwise("status", tmp_path)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "OutOfMemoryError" in done.stderr
+    assert "ulimit -v" in done.stderr
+
+
 @pytest.mark.parametrize("verb", ["status", "report", "verdict"])
 def test_a_folder_that_is_no_study(tmp_path: Path, verb: str) -> None:
     done = rankwise(verb, tmp_path)

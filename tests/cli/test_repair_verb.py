@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from torch import Tensor
@@ -70,18 +72,22 @@ def test_an_adapter_is_repaired_and_written(
     assert choice.statement in (output / "README.md").read_text()
 
 
-def test_harm_in_one_head_is_found_and_the_gain_of_another_kept(
-    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
-) -> None:
-    """Head 0 of the last layer says blue as it is asked to, head 2 says sky instead of colour,
-    which was to be kept. Any other change keeps some of the harm or loses some of the gain.
+def saying(base: Path, folder: Path, tasks: Path, *said: tuple[int, float, str, str]) -> Path:
+    """An adapter of which heads of the last layer say words as they are asked to.
+
+    Args:
+        base: a tiny model.
+        folder: of the adapter.
+        tasks: there ``learned`` asks for blue or green, ``kept`` for colour or sky; the first is
+            right.
+        said: a head, how loudly, the word that it says, and the one in whose place.
     """
     for task, right, wrong in (("learned", "blue", "green"), ("kept", "colour", "sky")):
-        (tasks_folder / f"{task}.yaml").write_text(
+        (tasks / f"{task}.yaml").write_text(
             f"include: colours.yaml\ntask: {task}\ndoc_to_choice: [{right}, {wrong}]\n"
             "doc_to_target: 0\n"
         )
-    model, tokenizer = load(tiny_model_folder), load_tokenizer(tiny_model_folder)
+    model, tokenizer = load(base), load_tokenizer(base)
     prompt = tuple(tokenizer("Question: which colour has the old sky?\nAnswer:").input_ids)
     heads = head_activity(model, prompt)[1].outputs[:, -1]  # (heads, width)
     layout, first = head_layouts(model)[1], model.get_input_embeddings().weight.detach()
@@ -90,24 +96,37 @@ def test_harm_in_one_head_is_found_and_the_gain_of_another_kept(
         one, other = (tokenizer(f" {word}").input_ids[0] for word in (right, wrong))
         return first[one] - first[other]
 
-    A = torch.zeros(2, heads.numel())
-    for row, head in enumerate((0, 2)):
+    A = torch.zeros(len(said), heads.numel())
+    for row, (head, *_) in enumerate(said):
         A[row, layout.columns(head).span] = heads[head] / heads[head].norm() ** 2
-    B = torch.stack([4.0 * towards("blue", "green"), 8.0 * towards("sky", "colour")], dim=1)
-    adapter(tiny_model_folder, tmp_path / "a", std=0.0, r=2, lora_alpha=2,
-            target_modules=["o_proj"])  # fmt: skip
+    B = torch.stack([loudly * towards(*words) for _, loudly, *words in said], dim=1)
+    adapter(base, folder, std=0.0, r=len(said), lora_alpha=len(said), target_modules=["o_proj"])
     place = f"{PREFIX}{layout.output}"
     rewritten(
-        tmp_path / "a",
-        lambda t: t.update({f"{place}.lora_A.weight": A, f"{place}.lora_B.weight": B}),
+        folder, lambda t: t.update({f"{place}.lora_A.weight": A, f"{place}.lora_B.weight": B})
     )
+    return folder
+
+
+def repaired(base: Path, tasks: Path, folder: Path, output: Path, *more: object) -> AdapterRepair:
     done = rankwise(
-        "repair", tiny_model_folder, tmp_path / "a", "--tasks", "learned", "--retention", "kept",
-        "--tasks-path", tasks_folder, "--allow-task-code", "--precision", "float32",
-        "--output", tmp_path / "out", "--max-loss", 5, "--json",
+        "repair", base, folder, "--tasks", "learned", "--retention", "kept",
+        "--tasks-path", tasks, "--allow-task-code", "--precision", "float32",
+        "--output", output, "--json", *more,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
-    record = AdapterRepair.model_validate_json(done.stdout)
+    return AdapterRepair.model_validate_json(done.stdout)
+
+
+def test_harm_in_one_head_is_found_and_the_gain_of_another_kept(
+    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
+) -> None:
+    """Head 0 of the last layer says blue as it is asked to, head 2 says sky instead of colour,
+    which was to be kept. Any other change keeps some of the harm or loses some of the gain.
+    """
+    said = (0, 4.0, "blue", "green"), (2, 8.0, "sky", "colour")
+    mine = saying(tiny_model_folder, tmp_path / "a", tasks_folder, *said)
+    record = repaired(tiny_model_folder, tasks_folder, mine, tmp_path / "out", "--max-loss", 5)
     judged = record.choice.judged
     assert judged is not None
     assert record.choice.repair == Repair(family="heads", value=1.0), record.choice.statement
@@ -117,17 +136,28 @@ def test_harm_in_one_head_is_found_and_the_gain_of_another_kept(
     assert judged.gain.estimate > 0.9 * judged.adapter_gain.estimate > 50.0
 
 
-def test_one_value_of_a_kind_is_tried_alone(
+def test_an_adapter_is_cut_to_the_ranks_that_its_layers_need(
     tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
 ) -> None:
-    mine = gaining(tiny_model_folder, tmp_path / "mine", tasks_folder)
-    arguments = asked(tiny_model_folder, tasks_folder, tmp_path / "out", mine)
-    done = rankwise(*arguments, "--max-loss", 1000, "--by", "energy=0.6", "--json")
-    assert done.exit_code == 0, done.output
-    record = AdapterRepair.model_validate_json(done.stdout)
+    """Head 0 says blue loudly; what head 2 says hardly counts, and is cut off."""
+    said = (0, 8.0, "blue", "green"), (2, 0.1, "sky", "colour")
+    mine = saying(tiny_model_folder, tmp_path / "a", tasks_folder, *said)
+    more = "--max-loss", 1000, "--by", "energy=0.6"
+    record = repaired(tiny_model_folder, tasks_folder, mine, tmp_path / "out", *more)
     asked_for = Repair(family="energy", value=0.6)
     assert [point.repair for point in record.choice.curve] == [AS_IT_IS, asked_for]
-    assert record.choice.repair in (None, asked_for)
+    assert record.choice.repair == asked_for, record.choice.statement
+    whole, cut = read_updates(mine), read_updates(tmp_path / "out")
+    assert {name: update.rank for name, update in cut.items()} == record.ranks
+    (changed,) = (name for name, update in whole.items() if update.frobenius_norm)
+    assert (whole[changed].rank, record.ranks[changed]) == (2, 1)
+    update = whole[changed]
+    energy = torch.linalg.svdvals(update.scaling * update.lora_B @ update.lora_A).square()
+    assert float(energy[0] / energy.sum()) >= 0.6
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert {config["r"], *config["rank_pattern"].values()} == {*record.ranks.values()}
+    loaded = peft.PeftModel.from_pretrained(load(tiny_model_folder), str(tmp_path / "out"))
+    assert loaded.peft_config["default"].rank_pattern == config["rank_pattern"]
 
 
 def test_further_adapters_are_averaged(

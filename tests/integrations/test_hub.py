@@ -332,6 +332,17 @@ def test_a_study_with_a_link_in_it_goes_nowhere(
     assert not (tmp_path / "study" / "export").exists()
 
 
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_nothing_goes_that_nobody_saw(
+    finished: StudyFolder, stand_in: Hub, options: tuple[str, ...]
+) -> None:
+    """Without a terminal, as in a script, nobody can be asked."""
+    done = rankwise("export", finished.root, "--to", "hub", "--repo", "org/mine", *options)
+    assert done.exit_code == 2
+    assert "--yes" in done.stderr
+    assert stand_in.repositories == {}
+
+
 def test_the_files_are_shown_before_they_go(finished: StudyFolder, stand_in: Hub) -> None:
     shown: list[str] = []
 

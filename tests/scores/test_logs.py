@@ -14,6 +14,7 @@ import pytest
 import rankwise as rw
 from rankwise.errors import DataError, RankwiseError
 from rankwise.records.results import StudyResults
+from rankwise.scores import archives
 from rankwise.scores.asked import Asked
 from rankwise.scores.logs import read_log
 from rankwise.scores.reading import read_scores
@@ -170,6 +171,18 @@ def test_an_archive_that_is_none(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("samples/1.json", "{}")
     with pytest.raises(DataError, match="is not a log of Inspect, or it is damaged"):
+        read([path])
+
+
+@pytest.mark.parametrize("limit", ["MOST_BYTES", "MOST_PART_BYTES"])
+def test_an_archive_that_unpacks_to_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    path = tmp_path / "a.eval"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("header.json", " " * 100_000)
+    monkeypatch.setattr(archives, limit, 50_000)
+    with pytest.raises(DataError, match=r"a\.eval .*unpacks to more than 0\.1 MB, which is"):
         read([path])
 
 
