@@ -230,11 +230,17 @@ LearningRate = Annotated[
     Field(strict=True, allow_inf_nan=False, gt=0, le=1e30),  # more overflows float32 in one step
 ]
 
-Alpha = Annotated[Positive, Field(le=1e6)]
+# Limits of their own: a number beyond two limits would be told the wider one.
+Alpha = Annotated[
+    float, Field(strict=True, allow_inf_nan=False, gt=0, le=1e6), AfterValidator(not_tiny)
+]
 """Numerator of LoRA's scaling. Twice the largest rank of today's is 8192; more than this overflows
 in 16 bits."""
 
-Factor = Annotated[Positive, Field(le=1000)]  # of a rate or an alpha
+Factor = Annotated[
+    float, Field(strict=True, allow_inf_nan=False, gt=0, le=1000), AfterValidator(not_tiny)
+]
+"""Of a rate or an alpha."""
 
 Margin = Annotated[Positive, AfterValidator(margin)]
 

@@ -54,12 +54,8 @@ class Pattern:
     def __init__(self, text: str) -> None:
         self.size, self.least_width, self._compiled = _compiled(text)
 
-    def is_in(self, text: str, seconds: float = SECONDS) -> bool:
-        """Whether a part of the text matches; raises TimeoutError if finding out takes longer."""
-        return self._compiled.search(text, timeout=seconds) is not None
-
     def begins(self, text: str, seconds: float = SECONDS) -> bool:
-        """Whether the beginning of the text matches; raises TimeoutError."""
+        """Whether the beginning of the text matches; raises TimeoutError where that takes longer."""
         return self._compiled.match(text, timeout=seconds) is not None
 
     def findall(self, text: str) -> list[Any]:

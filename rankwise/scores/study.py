@@ -12,9 +12,7 @@ from rankwise.errors import ConfigError, DataError, did_you_mean
 from rankwise.records import quantities
 from rankwise.records.axes import run_labels
 from rankwise.records.clusters import cluster_fields
-from rankwise.records.config.study import (
-    StudyConfig,
-)
+from rankwise.records.config.study import StudyConfig
 from rankwise.records.fields import MOST_ENTRIES, plain_text
 from rankwise.records.fingerprints import fingerprint, scoring_fingerprint, study_fingerprint
 from rankwise.records.folder import BASE
