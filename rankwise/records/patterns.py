@@ -55,7 +55,7 @@ class Pattern:
         self.size, self.least_width, self._compiled = _compiled(text)
 
     def begins(self, text: str, seconds: float = SECONDS) -> bool:
-        """Whether the beginning of the text matches; raises TimeoutError where that takes longer."""
+        """Whether the beginning of the text matches; raises TimeoutError."""
         return self._compiled.match(text, timeout=seconds) is not None
 
     def findall(self, text: str) -> list[Any]:
