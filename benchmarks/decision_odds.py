@@ -22,19 +22,11 @@ from benchmarks.decision_studies import (
     rank_curve,
     right_answers,
 )
-from rankwise.findings.decision import Margins
-from rankwise.findings.odds import (
-    ITEM_FACTORS,
-    Growths,
-    chance_of_decision,
-    most_worth,
-    odds,
-    truths_of,
-    unsure_tasks,
-    worth,
-)
+from rankwise.findings.decision import Margins, odds
+from rankwise.findings.odds import ITEM_FACTORS, Growths, chance_of_decision, worth
+from rankwise.findings.stats.blocks import StudyEvidence
 from rankwise.findings.stats.items import Floats
-from rankwise.findings.stats.simultaneous import StudyEvidence
+from rankwise.findings.stats.truths import truths_of
 
 RANKS = {3: (4, 16, 64), 5: (4, 8, 16, 32, 64), 8: (1, 2, 4, 8, 16, 32, 64, 128)}
 FAMILY = Family("rank curves", agreement=0.6)  # two models disagree on 30 % of the items
@@ -172,26 +164,21 @@ def simulate_odds(cell: OddsCell, studies: int, seed: int) -> OddsTally:
         most = round(max(ITEM_FACTORS) * cell.num_items)
         grown = draw_study(FAMILY, truth, most, seeds, rng)
         evidence = evidence_of(grown.first(cell.num_items, seeds))
-        truths = truths_of(evidence, 1.0)
-        right.append(odds(truths, MARGINS).right)
+        truths = truths_of(evidence, "rank")
+        now = odds(truths, MARGINS)
+        right.append(now.right)
         is_right.append(right_answers(truth, MARGINS).astype(np.float64))
-        choice = verdict(evidence, MARGINS, "rank")
-        regret.append(_regrets(truth, evidence, choice.option, ranks.index(16)))
+        choice = verdict(evidence, MARGINS, "adapters")
+        bet = now.bet if choice.option is None else choice.option
+        regret.append(_regrets(truth, evidence, bet, ranks.index(16)))
         if is_decided(choice):
             continue
         level = level_of_look(cell.num_ranks, 2)
-        unsure = unsure_tasks(evidence.tasks, MARGINS, level)
         for factor in ITEM_FACTORS:
-            stated = chance_of_decision(
-                evidence,
-                truths,
-                Growths((factor,), (factor,) * NUM_TASKS, seeds),
-                MARGINS,
-                level,
-                unsure,
-            )
+            growths = Growths((factor,), (factor,) * NUM_TASKS, 0)
+            stated = chance_of_decision(evidence, truths, growths, MARGINS, level)
             then = evidence_of(grown.first(round(factor * cell.num_items), seeds))
-            prospects[factor].append((stated, is_decided(verdict(then, MARGINS, "rank", 2))))
+            prospects[factor].append((stated, is_decided(verdict(then, MARGINS, "adapters", 2))))
     return OddsTally(
         Stated(np.concatenate(right), np.concatenate(is_right)),
         cell.curves,
@@ -206,16 +193,19 @@ def _stated(pairs: Sequence[tuple[float, bool]]) -> Stated:
 
 
 def _regrets(
-    truth: Truth, evidence: StudyEvidence, option: int | None, place_of_16: int
+    truth: Truth, evidence: StudyEvidence, bet: int | None, place_of_16: int
 ) -> tuple[float, float, float]:
     """In points, of each of ``CHOICES``; the first two may choose not to fine-tune, worth 0."""
     true = worth(
         truth.gain, truth.losses.mean(axis=0), MARGINS, 1.0, worst=truth.losses.max(axis=0)
     )
-    largest = most_worth(evidence, MARGINS, 1.0)
+    assert evidence.retention is not None
+    worst = np.max([task.mean for task in evidence.tasks], axis=0)
+    values = worth(evidence.in_domain.mean, evidence.retention.mean, MARGINS, 1.0, worst)
+    largest = int(values.argmax()) if values.max() > 0.0 else None
     most = max(float(true.max()), 0.0)
 
     def of(place: int | None) -> float:
         return most - (0.0 if place is None else float(true[place]))
 
-    return of(largest if option is None else option), of(largest), of(place_of_16)
+    return of(bet), of(largest), of(place_of_16)

@@ -22,15 +22,11 @@ from benchmarks.decision_studies import (
     rank_curve,
     right_answers,
 )
-from rankwise.findings.decision import Choice, Margins, choose
+from rankwise.findings.decision import Choice, Margins, choose, ends, odds
 from rankwise.findings.looks import alpha_of_look
-from rankwise.findings.stats.simultaneous import (
-    StudyEvidence,
-    bounds_at,
-    deciding_level,
-    level_of_all,
-    study_evidence,
-)
+from rankwise.findings.stats.blocks import StudyEvidence, crossed
+from rankwise.findings.stats.items import Items
+from rankwise.findings.stats.truths import deciding_level, num_draws, truths_of
 from rankwise.records.config.study import RecommendationConfig
 
 CONFIDENCE = 0.95
@@ -115,12 +111,11 @@ class EdgeCell(NamedTuple):
 class EdgeTally(NamedTuple):
     """Wrong recommendations by verdict, number of seeds and of items; single intervals' coverage.
 
-    ``coverage`` is of "single" intervals at 95 % (a gain, a lead and a loss of each study), and of
-    "all at once".
+    ``coverage`` is of intervals at 95 %: of a gain, a lead and a loss of each study.
     """
 
     wrong: dict[tuple[About, int, int], Rate]
-    coverage: dict[tuple[About, int, str], Rate]
+    coverage: dict[tuple[About, int], Rate]
 
     @property
     def worst(self) -> float:
@@ -213,7 +208,7 @@ def simulate_edges(cell: EdgeCell, studies: int, seed: int) -> EdgeTally:
     rng, margins = generator(cell, seed), margins_of(cell.family)
     able = right_answers(cell.truth, margins)
     wrong: Counter[tuple[About, int, int]] = Counter()
-    covered: dict[tuple[About, int, str], list[bool]] = {}
+    covered: dict[tuple[About, int], list[bool]] = {}
     for about in cell.family.about:
         at = [(seeds, size) for what, seeds, size in cell.at if what == about]
         family = cell.family._replace(run_sd=(0.0, 0.0)) if about == "adapters" else cell.family
@@ -224,55 +219,46 @@ def simulate_edges(cell: EdgeCell, studies: int, seed: int) -> EdgeTally:
                 evidence = evidence_of(largest.first(size, seeds))
                 wrong[about, seeds, size] += is_wrong(verdict(evidence, margins, about), able)
                 if cell.edge in COVERED and size == COVERED_AT:
-                    for name, is_in in _covered(evidence, cell.truth, about):
-                        covered.setdefault((about, seeds, name), []).append(is_in)
+                    covered.setdefault((about, seeds), []).extend(
+                        _covered(evidence, cell.truth, about)
+                    )
     return EdgeTally(
         {key: Rate(wrong[key], studies) for key in cell.at},
         {key: Rate(sum(of), len(of)) for key, of in covered.items()},
     )
 
 
-def _covered(evidence: StudyEvidence, truth: Truth, about: About) -> Iterator[tuple[str, bool]]:
-    of = _about(evidence, about)
-    bounds = bounds_at(of, (1.0 + CONFIDENCE) / 2.0)
-    assert bounds.loss is not None
+def _covered(evidence: StudyEvidence, truth: Truth, about: About) -> Iterator[bool]:
+    truths = truths_of(evidence, about)
+    assert truths.losses is not None
     gain, loss = truth.gain, truth.losses.mean(axis=0)
-    for one, place, true in (
-        (bounds.gain, (0,), gain[0]),
-        (bounds.lead, (2, 1), gain[2] - gain[1]),
-        (bounds.loss, (1,), loss[1]),
+    for draws, true in (
+        (truths.gains[:, 0], gain[0]),
+        (truths.gains[:, 2] - truths.gains[:, 1], gain[2] - gain[1]),
+        (truths.losses[:, 1], loss[1]),
     ):
-        yield "single", bool(one.lower[place] <= true <= one.upper[place])
-    level = level_of_all(NUM_RANKS, alpha_of_look(1, 1.0 - CONFIDENCE), has_retention=True)
-    bounds, worst, best = bounds_at(of, level), truth.losses.max(axis=0), int(gain.argmax())
-    assert bounds.loss is not None
-    assert bounds.worst is not None
-    yield (
-        "all at once",
-        bool(
-            (bounds.gain.lower <= gain).all()
-            and (bounds.loss.upper >= loss).all()
-            and (bounds.worst.upper >= worst).all()
-            and bounds.loss.lower[best] <= loss[best]
-            and bounds.worst.lower[best] <= worst[best]
-            and (bounds.lead.lower[:, best] <= gain - gain[best] + 1e-9).all()
-        ),
-    )
+        lower, upper = ends(draws, (1.0 + CONFIDENCE) / 2.0)
+        yield bool(lower <= true <= upper)
 
 
 def evidence_of(study: Study) -> StudyEvidence:
     """As the product reads the scores."""
-    return study_evidence(study.gains, study.losses, study.point)
+
+    def rows(tasks: Sequence[Items]) -> list[Items]:
+        # (m, K, n) to (m K, n): a row for each run
+        return [
+            task._replace(values=task.values.reshape(-1, task.values.shape[-1])) for task in tasks
+        ]
+
+    runs = crossed(*study.gains[0].values.shape[:2])
+    return StudyEvidence(rows(study.gains), rows(study.losses), runs, study.point)
 
 
 def verdict(evidence: StudyEvidence, margins: Margins, about: About, look: int = 1) -> Choice:
     """The verdict at a look, as the product gives it."""
-    bounds = bounds_at(_about(evidence, about), level_of_look(evidence.num_options, look))
-    return choose(bounds, margins)
-
-
-def _about(evidence: StudyEvidence, about: About) -> StudyEvidence:
-    return evidence.of_these_runs if about == "adapters" else evidence
+    count = evidence.num_options
+    level = level_of_look(count, look)
+    return choose(odds(truths_of(evidence, about, num_draws(count, level)), margins), level)
 
 
 def level_of_look(num_options: int, look: int) -> float:
@@ -282,7 +268,7 @@ def level_of_look(num_options: int, look: int) -> float:
 
 def is_decided(choice: Choice) -> bool:
     """Whether the study says what to do, or that no rank will do."""
-    return choice.outcome in ("recommended", "none_keeps_enough")
+    return choice.outcome in ("recommended", "none_helps", "none_keeps_enough")
 
 
 def is_wrong(choice: Choice, able: NDArray[np.bool_]) -> bool:
@@ -442,7 +428,8 @@ def simulate_answers(cell: AnswerCell, studies: int, seed: int) -> AnswerTally:
             smallest += bool(able[choice.option]) and choice.option == int(np.argmax(able))
         elif not able.any():
             is_base_best = (study.adapters.gain <= 0).all()
-            right = choice.outcome == ("no_evidence" if is_base_best else "none_keeps_enough")
+            none_helps = ("no_evidence", "none_helps")
+            right = choice.outcome in (none_helps if is_base_best else ("none_keeps_enough",))
             correct += right
             smallest += right
         undecided += choice.outcome == "cannot_tell"

@@ -11,8 +11,9 @@ from statsmodels.stats.contingency_tables import mcnemar
 
 from benchmarks.decision_rule import CONFIDENCE, NUM_LOOKS, level_of_look
 from benchmarks.decision_studies import Rate, generator
-from rankwise.findings.decision import Margins, choose
+from rankwise.findings.decision import Margins, ends, odds, shortfall, states
 from rankwise.findings.pairs import Pair, paired_test
+from rankwise.findings.stats.blocks import StudyEvidence, crossed
 from rankwise.findings.stats.estimates import (
     anytime_interval,
     crossed_difference,
@@ -21,7 +22,7 @@ from rankwise.findings.stats.estimates import (
     mcnemar_exact,
 )
 from rankwise.findings.stats.items import POINTS, Floats, Items, item_size
-from rankwise.findings.stats.simultaneous import Bounds, bounds_at, study_evidence
+from rankwise.findings.stats.truths import num_draws, truths_of
 
 
 class FilesCell(NamedTuple):
@@ -150,33 +151,31 @@ def _shares(cell: AgreementCell, rng: np.random.Generator) -> tuple[Floats, Floa
 def _study_contradictions(gains: Floats) -> int:
     """States of a study of these gains (K, n), in-domain and negated on retention."""
     size = item_size(gains, in_points=True)
-    evidence = study_evidence([Items(gains[None], size)], [Items(-gains[None], size)])
-    bounds = bounds_at(evidence, level_of_look(len(gains), 1))
-    assert bounds.loss is not None
-    margin = DIFFERENCE_SD / 5.0
-    choice = choose(bounds, Margins(margin, margin))
-    assert choice.keeps_enough is not None
+    count, margin = len(gains), DIFFERENCE_SD / 5.0
+    evidence = StudyEvidence([Items(gains, size)], [Items(-gains, size)], crossed(1, count))
+    level, margins = level_of_look(count, 1), Margins(margin, margin)
+    truths = truths_of(evidence, "adapters", num_draws(count, level))
+    assert truths.losses is not None
+    now = odds(truths, margins)
     return sum(
-        _state(bound, margin, below) != state
-        for states, ends, margin, below in (
-            (choice.better_than_base, _ends(bounds.gain), 0.0, False),
-            (choice.keeps_enough, _ends(bounds.loss), margin, True),
-            (choice.near_the_best, [short[1:] for short in choice.shortfall], margin, True),
+        _state(bound, limit, below) != state
+        for found, draws, limit, below in (
+            (now.better, truths.gains, 0.0, False),
+            (now.keeps, truths.losses, margin, True),
+            (now.near, shortfall(truths, margins), margin, True),
         )
-        for state, bound in zip(states, ends, strict=True)
+        for state, bound in zip(
+            states(found, level), np.transpose(ends(draws, level)).tolist(), strict=True
+        )
     )
-
-
-def _ends(bounds: Bounds) -> list[tuple[float, float]]:
-    return list(zip(bounds.lower.tolist(), bounds.upper.tolist(), strict=True))
 
 
 def _state(ends: tuple[float, float], margin: float, below: bool) -> str:
     """What a reader of an interval says of a value that is to be below a margin, or above."""
     lower, upper = ends
     if below:
-        return "yes" if upper < margin else "no" if lower > margin else "undecided"
-    return "yes" if lower > margin else "no" if upper < margin else "undecided"
+        return "yes" if upper <= margin + 1e-9 else "no" if lower > margin + 1e-9 else "undecided"
+    return "yes" if lower > margin else "no" if upper <= margin else "undecided"
 
 
 def mcnemar_error() -> float:

@@ -54,11 +54,13 @@ from benchmarks.decision_studies import (
     right_answers,
 )
 from benchmarks.prediction.collection import SHIPPED, read_collection
+from rankwise.findings.decision import ends
 from rankwise.findings.pairs import Pair, run_record, size_of, trained
+from rankwise.findings.stats.blocks import StudyEvidence
 from rankwise.findings.stats.estimates import mean_over_tasks
 from rankwise.findings.stats.items import POINTS, Floats, Items
 from rankwise.findings.stats.reference import MIN_SCORED, pseudo_items
-from rankwise.findings.stats.simultaneous import StudyEvidence, bounds_at
+from rankwise.findings.stats.truths import num_draws, truths_of
 from rankwise.records.folder import StudyFolder
 from rankwise.study.reading import read_results
 from rankwise.study.references import LEAST_SAVING, reference_runs
@@ -202,19 +204,24 @@ def simulate_edges(cell: Cell, studies: int, seed: int) -> Tally:
 def _misses(
     evidence: StudyEvidence, truth: Truth, about: About
 ) -> Iterator[tuple[tuple[str, str, float], float]]:
-    of = evidence.of_these_runs if about == "adapters" else evidence
     gain, loss = truth.gain, truth.losses.mean(axis=0)
-    others = ~np.eye(len(gain), dtype=bool)
-    for level in (SINGLE, rule.level_of_look(len(gain), 1)):
-        bounds = bounds_at(of, level)
-        assert bounds.loss is not None
-        for what, one, true, at in (
-            ("gain", bounds.gain, gain, slice(None)),
-            ("loss", bounds.loss, loss, slice(None)),
-            ("lead", bounds.lead, gain[:, None] - gain, others),
+    pairs = tuple(np.nonzero(~np.eye(len(gain), dtype=bool)))
+    deciding = rule.level_of_look(len(gain), 1)
+    drawn = truths_of(evidence, about, num_draws(len(gain), deciding))
+    assert drawn.losses is not None
+    for level in (SINGLE, deciding):
+        for what, draws, true in (
+            ("gain", drawn.gains, gain),
+            ("loss", drawn.losses, loss),
+            (
+                "lead",
+                drawn.gains[:, pairs[0]] - drawn.gains[:, pairs[1]],
+                gain[pairs[0]] - gain[pairs[1]],
+            ),
         ):
-            yield (what, "below", level), float((one.lower > true + 1e-9)[at].mean())
-            yield (what, "above", level), float((one.upper < true - 1e-9)[at].mean())
+            lower, upper = ends(draws, level)
+            yield (what, "below", level), float((lower > true + 1e-9).mean())
+            yield (what, "above", level), float((upper < true - 1e-9).mean())
 
 
 def is_counted_again(tally: Tally) -> bool:

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.decision_rule import CONFIDENCE, level_of_look
-from benchmarks.decision_studies import Truth, right_answers
+from benchmarks.decision_rule import CONFIDENCE, verdict
+from benchmarks.decision_studies import About, Truth, right_answers
 from benchmarks.search_studies import Curve, Simulated, Size
 from rankwise.findings import odds
-from rankwise.findings.decision import Margins, choose
+from rankwise.findings.decision import Margins
+from rankwise.findings.stats.blocks import StudyEvidence
 from rankwise.findings.stats.items import Floats
-from rankwise.findings.stats.simultaneous import StudyEvidence, bounds_at
 from rankwise.study.searches.policy import (
     Known,
     Policy,
@@ -114,13 +114,18 @@ def answer(study: Simulated, finalists: Sequence[Trial], cost: float, terms: Ter
     of = on_test(study, finalists, terms)
     if of is None:
         return Answer(None, None, cost, ())
-    choice = choose(bounds_at(of, level_of_look(len(places), 1)), margins_of(terms))
+    choice = verdict(of, margins_of(terms), about(of))
     if choice.option is not None:
         found = places[choice.option]
         return Answer(found, found, cost, tuple(places))
     values = worths_of(of, terms)
     best = int(values.argmax())
     return Answer(None, places[best] if values[best] > 0.0 else None, cost, tuple(places))
+
+
+def about(of: StudyEvidence) -> About:
+    """What the verdict is about: one seed as it is, several on average."""
+    return "adapters" if of.rows.counts.max() == 1 else "rank"
 
 
 def margins_of(terms: Terms) -> Margins:

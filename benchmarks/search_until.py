@@ -8,29 +8,25 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.decision_rule import is_decided, level_of_look
+from benchmarks.decision_rule import is_decided, level_of_look, verdict
 from benchmarks.search_policies import (
     ALPHA,
     COSTS,
     RANKS,
     TRAINING_IN_ITEMS,
     Answer,
+    about,
     margins_of,
     worths_of,
 )
 from benchmarks.search_studies import Simulated
-from rankwise.findings.decision import Choice, choose
+from rankwise.findings.decision import Choice
 from rankwise.findings.looks import alpha_of_look
-from rankwise.findings.odds import (
-    ITEM_FACTORS,
-    Growths,
-    chance_of_decision,
-    truths_of,
-    unsure_tasks,
-)
+from rankwise.findings.odds import ITEM_FACTORS, Growths, chance_of_decision
+from rankwise.findings.stats.blocks import StudyEvidence
 from rankwise.findings.stats.estimates import anytime_interval, crossed_difference
 from rankwise.findings.stats.items import POINTS, Floats, item_size
-from rankwise.findings.stats.simultaneous import StudyEvidence, bounds_at
+from rankwise.findings.stats.truths import truths_of
 from rankwise.records.judgement import Addition, Prospect
 from rankwise.study.growing import Offer, next_growth
 from rankwise.study.searches.policy import Progress, Shown, Terms, Trial, evidence
@@ -62,8 +58,7 @@ def full_grid(study: Simulated, terms: Terms) -> Grown:
     """Every seed, and as many items as the first stage has, judged once."""
     stage = FIRST._replace(num_seeds=study.size.num_seeds)
     of = _evidence(study, stage, terms)
-    level = level_of_look(len(RANKS), 1)
-    return _grown(of, choose(bounds_at(of, level), margins_of(terms)), stage, 1, terms)
+    return _grown(of, verdict(of, margins_of(terms), about(of)), stage, 1, terms)
 
 
 def until_decided(study: Simulated, terms: Terms, first: Stage = FIRST) -> Grown:
@@ -71,7 +66,7 @@ def until_decided(study: Simulated, terms: Terms, first: Stage = FIRST) -> Grown
     stage = first
     for look in itertools.count(1):
         of = _evidence(study, stage, terms)
-        choice = choose(bounds_at(of, level_of_look(len(RANKS), look)), margins_of(terms))
+        choice = verdict(of, margins_of(terms), about(of), look)
         if is_decided(choice):
             return _grown(of, choice, stage, look, terms)
         stages = list(_stages(stage, study))
@@ -131,8 +126,7 @@ def _offers(
     terms: Terms,
     level: float,
 ) -> list[Offer]:
-    truths, margins = truths_of(of, terms.point), margins_of(terms)
-    unsure = unsure_tasks(of.tasks, margins, level)
+    truths, margins = truths_of(of, "rank"), margins_of(terms)
     offers: list[Offer] = []
     for add, then, factor in stages:
         if (
@@ -141,8 +135,9 @@ def _offers(
         ):
             continue  # there are no more
         kept = then.num_retention / now.num_retention
-        growths = Growths((then.num_items / now.num_items,), (kept,) * 2, then.num_seeds)
-        probability = chance_of_decision(of, truths, growths, margins, level, unsure)
+        more = then.num_seeds - now.num_seeds
+        growths = Growths((then.num_items / now.num_items,), (kept,) * 2, more)
+        probability = chance_of_decision(of, truths, growths, margins, level)
         items = {"in_domain": then.num_items, "retention": then.num_retention}
         prospect = Prospect(
             add=add, factor=factor, num_items=items if factor else {},

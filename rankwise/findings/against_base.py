@@ -160,9 +160,7 @@ def against_base(results: TrainTaskResults, *, anytime: bool = False) -> ModelVe
     unit = base.metric if base.unit == "units" else base.unit
     if base.metric in OF_LOG_LIKELIHOODS and base.higher_is_better:
         unit = "log-likelihood"
-    # of the odds' prior, in the values' unit: 1 % of the largest differences
-    point = 1.0 if base.unit == "points" else source.item_size(task) / POINTS
-    verdict = partial(_verdict, study.scores.base, unit, point, len(tests))
+    verdict = partial(_verdict, study.scores.base, unit, len(tests))
     return ModelVerdicts(
         base=study.scores.base,
         task=task,
@@ -255,7 +253,6 @@ class _Found(NamedTuple):
 def _verdict(
     base: str,
     unit: str,
-    point: float,
     num_models: int,
     run: ModelResults,
     judged: _Judged,
@@ -272,7 +269,7 @@ def _verdict(
             MoreItems(
                 factor=factor,
                 num_items=round(factor * test.num_examples),
-                probability=chance_of_sign(test.estimate, factor, alpha, point),
+                probability=chance_of_sign(test.estimate, factor, alpha),
             )
             for factor in MORE_ITEMS
         )

@@ -6,15 +6,21 @@ with the best bet where none is. What clocks say is left to the page: findings s
 
 from __future__ import annotations
 
+import base64
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from pydantic import Field
 
 from rankwise.findings.axes import axis_effects
+from rankwise.findings.decision import Margins
 from rankwise.findings.options import DecidingTasks, Option, OptionGains, TaskMean
 from rankwise.findings.prompting import beside_the_choice, prompting
-from rankwise.findings.statements import MOST_NAMED, headline, next_command
+from rankwise.findings.recommendation import evidence_of, judged_options
+from rankwise.findings.statements import headline, next_command, still_possible
+from rankwise.findings.stats.truths import RESOLUTION, deciding_level, num_draws, truths_of
 from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.recommendation import Recommendation
@@ -36,6 +42,10 @@ ADVICE = (
     Advice("TRL's LoRA Without Regret: rank 256", (256,)),
     Advice("Many recipes: alpha = 2r", has_double_alpha=True),
 )
+
+
+MOST_DRAWN = 12
+"""Of more options the page has no sliders: their draws would be megabytes."""
 
 
 class Alternative(Record):
@@ -70,6 +80,25 @@ class Told(Record):
     here: str
 
 
+class RuleDraws(Record):
+    """What the rule needs to judge again under other margins: draws of what K options are worth.
+
+    ``gains``, ``losses`` and ``worst`` are draws by options: whole numbers of ``num_bytes``,
+    little-endian, in base64. Gains are in parts of ``step`` of the recommendation's unit, losses in
+    hundredths of a point; losses are None where retention was not measured.
+    """
+
+    labels: tuple[str, ...]
+    has_base: bool
+    level: float
+    is_finished: tuple[bool, ...]
+    step: float
+    num_bytes: int
+    gains: str
+    losses: str | None
+    worst: str | None
+
+
 class VerdictCard(Record):
     """The choice of one trained task; ``choice`` is None where not fine-tuning is the best bet.
 
@@ -96,6 +125,8 @@ class VerdictCard(Record):
     trainable_share: float | None = None
     alternatives: tuple[Alternative, ...] = ()
     told: tuple[Told, ...] = ()
+    draws: RuleDraws | None = None
+    """None of more than ``MOST_DRAWN`` options."""
 
 
 def verdict_card(source: OptionGains, recommendation: Recommendation) -> VerdictCard | None:
@@ -103,8 +134,8 @@ def verdict_card(source: OptionGains, recommendation: Recommendation) -> Verdict
     bet = recommendation.best_bet
     if bet is None:
         return None
-    settled = next((each.label for each in recommendation.verdicts if each.qualifies), None)
-    label = settled or bet.choice
+    settled = recommendation.chosen
+    label = bet.choice if settled is None else settled.label
     tasks = source.deciding_tasks(recommendation.unit)
     rows = tuple(
         CardRow(
@@ -134,12 +165,53 @@ def verdict_card(source: OptionGains, recommendation: Recommendation) -> Verdict
         train_task=recommendation.train_task,
         is_settled=settled is not None,
         choice=label,
-        probability=None if settled or label is None else bet.of(label).right,
+        probability=None if settled else bet.probability,
         headline=headline(recommendation),
         rows=rows,
         remark=_remark(source, recommendation, label),
         command=next_command(recommendation),
+        draws=_rule_draws(source, tasks, recommendation),
         **of_choice,
+    )
+
+
+def _rule_draws(
+    source: OptionGains, tasks: DecidingTasks, recommendation: Recommendation
+) -> RuleDraws | None:
+    options = judged_options(source, tasks)
+    if len(options) > MOST_DRAWN:
+        return None
+    margins = Margins(
+        recommendation.delta,
+        recommendation.epsilon_points,
+        recommendation.worst_task_points or math.inf,
+        recommendation.has_base,
+    )
+    evidence = evidence_of(source, tasks, options, margins)
+    alpha = recommendation.looks[-1].alpha
+    level = deciding_level(len(options), alpha, has_base=margins.has_base)
+    truths = truths_of(evidence, "adapters", num_draws(len(options), level))
+    step = evidence.point / RESOLUTION
+    whole = [
+        None if draws is None else np.round(draws * scale)
+        for draws, scale in zip(truths, (1.0 / step, RESOLUTION, RESOLUTION), strict=True)
+    ]
+    most = max(float(np.abs(draws).max()) for draws in whole if draws is not None)
+    kind = "<i2" if most <= np.iinfo(np.int16).max else "<i4"
+    gains, losses, worst = (
+        "" if draws is None else base64.b64encode(draws.astype(kind).tobytes()).decode("ascii")
+        for draws in whole
+    )
+    return RuleDraws(
+        labels=tuple(option.label for option in options),
+        has_base=margins.has_base,
+        level=level,
+        is_finished=tuple(not option.diverged_seeds for option in options),
+        step=step,
+        num_bytes=np.dtype(kind).itemsize,
+        gains=gains,
+        losses=losses or None,
+        worst=worst or None,
     )
 
 
@@ -164,14 +236,13 @@ def _alternatives(
 def _remark(source: OptionGains, recommendation: Recommendation, choice: str | None) -> str:
     """What rank does not decide, what more rows gain, and whether a prompt would do."""
     said: list[str] = []
-    left = [each.label for each in recommendation.verdicts if each.ruled_out_by is None]
     if (full := recommendation.better_and_kept_by_full) is not None:
         said.append(
             f"{quantities.capital(full)} gains more and forgets less than every rank: rank is not "
             "the bottleneck."
         )
-    elif recommendation.outcome == "cannot_tell" and 1 < len(left) <= MOST_NAMED:
-        said.append(f"{quantities.capital(quantities.listed(left))} cannot be told apart.")
+    elif possible := still_possible(recommendation):
+        said.append(f"{possible}.")
     if source.results.planned_of("fewer_rows"):
         axes = axis_effects(source, recommendation)
         said.append((axes and axes.of_rows) or "")

@@ -1,9 +1,12 @@
-"""The rule: from bounds to a recommended option, or to why there is none.
+"""The rule: from draws of what options are worth to a recommended one, or to why there is none.
 
-An option qualifies when its gain is above zero, its retention loss is below epsilon on average and
-below the ceiling on every task, and its in-domain score is above every other option's that was not
-rejected on retention, less delta. The first that qualifies is recommended, so options are given
-smallest first.
+An option qualifies where it is shown to gain something, to keep enough (a retention loss of at most
+epsilon on average, and of the ceiling on every task), and to gain at most delta less than every
+other option that keeps enough. Each is shown where its probability reaches the level. The first
+option that qualifies is recommended, so options are given smallest first.
+
+A wrong recommendation needs one false statement that is shown. With K options that is one each; the
+best may be rejected by mistake as well. So the level is 1 - alpha / (K + 1), by Bonferroni.
 """
 
 from __future__ import annotations
@@ -15,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankwise.findings.stats.items import Floats
-from rankwise.findings.stats.simultaneous import Bounds, StudyBounds, WorstTask
+from rankwise.findings.stats.truths import Truths
 from rankwise.records.judgement import Outcome
 from rankwise.records.study import State
 
-Ends = tuple[Floats, Floats]
-"""Lower and upper bounds, of one shape."""
+_HAIR = 1e-9
+"""Truths are rounded: a number that is the margin itself is at most the margin."""
 
 
 class Margins(NamedTuple):
@@ -44,144 +47,159 @@ class Margins(NamedTuple):
         return self.epsilon or 0.0
 
 
-class Judged(NamedTuple):
-    """The conditions of K options in any number of studies, arrays (..., K).
+class Odds(NamedTuple):
+    """The probability (K,) that an option meets each condition, and all three.
 
-    1 is shown, -1 is shown not to hold, 0 is undecided; ``keeps`` is all 1 where retention was not
-    measured, ``better`` without a base. ``shortfall`` are the bounds of how far an option is below
-    the best other one that was not rejected: negative if it is above, zero if there is no other.
+    ``none`` is the probability that no option gains something and keeps enough, ``none_better``
+    that none gains something.
     """
 
-    better: NDArray[np.int8]
-    keeps: NDArray[np.int8]
-    near: NDArray[np.int8]
-    shortfall: Ends
+    better: Floats
+    keeps: Floats
+    near: Floats
+    right: Floats
+    none: float
+    none_better: float
 
     @property
-    def qualifies(self) -> NDArray[np.bool_]:
-        """Which options meet every condition."""
-        return (self.better == 1) & (self.keeps == 1) & (self.near == 1)
+    def bet(self) -> int | None:
+        """The option that is right with the largest probability; None where none is likelier."""
+        place = int(self.right.argmax())
+        return place if self.right[place] >= self.none else None
 
     @property
-    def is_decided(self) -> NDArray[np.bool_]:
-        """(...) whether an option is recommended, or every one is rejected on retention."""
-        return self.qualifies.any(axis=-1) | (self.keeps == -1).all(axis=-1)
+    def shown(self) -> Floats:
+        """(K,) the probability of the condition that is least sure."""
+        return np.minimum(np.minimum(self.better, self.keeps), self.near)
 
 
 class Choice(NamedTuple):
-    """The rule applied to K options; ``option`` is an index, None unless recommended.
-
-    ``shortfall`` holds (estimate, lower, upper) of each option. ``keeps_enough`` is None where
-    retention was not measured, ``better_than_base`` without a base.
-    """
+    """The rule applied to K options; ``option`` is an index, None unless recommended."""
 
     outcome: Outcome
     option: int | None
-    better_than_base: tuple[State, ...] | None
-    keeps_enough: tuple[State, ...] | None
-    near_the_best: tuple[State, ...]
-    qualifies: tuple[bool, ...]
-    shortfall: tuple[tuple[float, float, float], ...]
+
+
+class Ends(NamedTuple):
+    """One-sided bounds, lower and upper, arrays of one shape."""
+
+    lower: Floats
+    upper: Floats
+
+
+def odds(truths: Truths, margins: Margins) -> Odds:
+    """How probable it is that each option is right.
+
+    Right is what the rule asks: better than the base; a retention loss of at most epsilon on
+    average, and of the ceiling on every task; at most delta below the best one that keeps enough.
+
+    Args:
+        truths: draws of what the options are worth.
+        margins: epsilon and the ceiling are unused where losses were not measured.
+    """
+    is_kept, is_better = _kept(truths, margins), truths.gains > 0.0
+    if not margins.has_base:
+        is_better = np.ones_like(is_better)
+    best = np.where(is_kept, truths.gains, -np.inf).max(axis=1, keepdims=True)
+    is_near = truths.gains >= best - margins.delta - _HAIR
+
+    def share(held: NDArray[np.bool_]) -> Floats:
+        # as if one draw more had missed: what no draw contradicts is not certain
+        return held.sum(axis=0) / (len(held) + 1.0)
+
+    return Odds(
+        better=share(is_better),
+        keeps=share(is_kept),
+        near=share(is_near),
+        right=share(is_better & is_kept & is_near),
+        none=float(share(~(is_better & is_kept).any(axis=1, keepdims=True))[0]),
+        none_better=float(share(~is_better.any(axis=1, keepdims=True))[0]),
+    )
+
+
+def _kept(truths: Truths, margins: Margins) -> NDArray[np.bool_]:
+    """(N, K) whether enough is kept: on average, and on every task."""
+    if truths.losses is None or truths.worst is None:
+        return np.ones(truths.gains.shape, dtype=bool)
+    limits = margins.epsilon_points + _HAIR, margins.ceiling + _HAIR
+    return (truths.losses <= limits[0]) & (truths.worst <= limits[1])
+
+
+def choose(now: Odds, level: float, is_finished: NDArray[np.bool_] | None = None) -> Choice:
+    """Apply the rule to the odds of K options, smallest first.
+
+    Args:
+        now: the odds.
+        level: that decides.
+        is_finished: (K,) of which options no run diverged; None: of all. The others are never
+            recommended.
+    """
+    able = now.shown >= level
+    if is_finished is not None:
+        able &= is_finished
+    if able.any():
+        return Choice("recommended", int(able.argmax()))
+    if now.none >= level:
+        return Choice(
+            "none_helps" if now.none_better >= now.none / 2.0 else "none_keeps_enough", None
+        )
+    return Choice("cannot_tell" if (now.better >= level).any() else "no_evidence", None)
+
+
+def states(probabilities: Floats, level: float) -> tuple[State, ...]:
+    """What is shown at the level, of each probability."""
+    return tuple(
+        "yes" if share >= level else "no" if share <= 1.0 - level else "undecided"
+        for share in probabilities.tolist()
+    )
+
+
+def shortfall(truths: Truths, margins: Margins) -> Floats:
+    """(N, K) how far each option is below the best other one that keeps enough.
+
+    Negative where it is above, and 0 where there is no other.
+    """
+    gains, count = truths.gains, truths.gains.shape[1]
+    rivals = np.where(_kept(truths, margins), gains, -np.inf)
+    behind = np.zeros_like(gains)
+    for place in range(count if count > 1 else 0):
+        best = np.delete(rivals, place, axis=1).max(axis=1)
+        behind[:, place] = np.where(np.isfinite(best), best - gains[:, place], 0.0)
+    return behind
+
+
+def ends(draws: Floats, level: float) -> Ends:
+    """One-sided bounds at a level (0.5..1) of (N, ...) draws; the bound is one of the draws."""
+    beyond = max(math.floor((1.0 - level) * (len(draws) + 1)), 1)
+    ordered = np.partition(draws, (beyond - 1, len(draws) - beyond), axis=0)
+    return Ends(ordered[beyond - 1], ordered[len(draws) - beyond])
 
 
 class Standing(NamedTuple):
-    """What is shown of one option beside the others, by bounds that all hold at once.
+    """What is shown of one option beside the others.
 
-    ``worse_than`` are the options that are shown to score more in-domain. ``ruled_out_by`` shows
-    that it is not the answer: one of them that is shown to keep enough and to score more by over
-    delta, or the option itself, whose retention loss is shown to be above epsilon.
+    ``worse_than`` are the options that are shown to score more in-domain. ``ruled_out_by`` is what
+    shows that it is not the answer: an option that scores more, or the option itself where its
+    retention loss is too large; None where it may be the answer.
     """
 
     worse_than: tuple[int, ...]
     ruled_out_by: int | None
 
 
-def judge(
-    gain: Ends, loss: Ends | None, worst: Ends | None, lead: Ends, margins: Margins
-) -> Judged:
-    """Apply the conditions to bounds of K options, smallest first.
-
-    Args:
-        gain: (..., K) over the base.
-        loss: (..., K) on retention in points; None where it was not measured.
-        worst: (..., K) the same of the task that loses most.
-        lead: (..., K, K) the row's in-domain score less the column's.
-        margins: epsilon and the ceiling are unused without losses.
-    """
-    better = _states(gain[0] > 0.0, gain[1] <= 0.0)
-    if not margins.has_base:
-        better = np.ones_like(better)
-    nothing = np.full_like(gain[0], -np.inf), np.full_like(gain[0], -np.inf)
-    keeps = retained(loss or nothing, worst or nothing, margins)
-    delta, upper, lower = margins.delta, shortfall(lead[0], keeps), shortfall(lead[1], keeps)
-    return Judged(better, keeps, _states(upper < delta, lower > delta), (lower, upper))
-
-
-def retained(loss: Ends, worst: Ends, margins: Margins) -> NDArray[np.int8]:
-    """(..., K) whether enough is kept: on average, and on every task."""
-    epsilon, ceiling = margins.epsilon_points, margins.ceiling
-    return _states(
-        (loss[1] < epsilon) & (worst[1] < ceiling), (loss[0] > epsilon) | (worst[0] > ceiling)
-    )
-
-
-def shortfall(lead: Floats, keeps: NDArray[np.int8]) -> Floats:
-    """(..., K) how far each row of ``lead`` (..., K, K) is below the best of its rivals."""
-    count = lead.shape[-1]
-    # (..., K, K): the column is another option that was not rejected
-    is_rival = (keeps[..., None, :] != -1) & ~np.eye(count, dtype=bool)
-    worst = np.where(is_rival, -lead, -np.inf).max(axis=-1)
-    return np.where(is_rival.any(axis=-1), worst, 0.0)
-
-
-def choose(bounds: StudyBounds, margins: Margins) -> Choice:
-    """Apply the rule to the bounds of a study.
-
-    Args:
-        bounds: of K options, smallest first, at the level that decides.
-        margins: an epsilon is there exactly where retention was measured.
-
-    Raises:
-        ValueError: losses without epsilon, or the reverse.
-    """
-    if (bounds.loss is None) != (margins.epsilon is None):
-        raise ValueError("epsilon is given exactly where retention was measured")
-    gain, lead = ((each.lower, each.upper) for each in (bounds.gain, bounds.lead))
-    loss, worst = map(_ends, (bounds.loss, bounds.worst))
-    judged = judge(gain, loss, worst, lead, margins)
-    able = judged.qualifies
-    outcome: Outcome = "cannot_tell"
-    if able.any():
-        outcome = "recommended"
-    elif not (judged.better == 1).any():
-        outcome = "no_evidence"
-    elif (judged.keeps == -1).all():
-        outcome = "none_keeps_enough"
-    ends = (shortfall(bounds.lead.estimate, judged.keeps), *judged.shortfall)
-    return Choice(
-        outcome=outcome,
-        option=int(able.argmax()) if able.any() else None,
-        better_than_base=_words(judged.better) if margins.has_base else None,
-        keeps_enough=None if loss is None else _words(judged.keeps),
-        near_the_best=_words(judged.near),
-        qualifies=tuple(able.tolist()),
-        shortfall=tuple(zip(*(end.tolist() for end in ends), strict=True)),
-    )
-
-
-def standings(bounds: StudyBounds, margins: Margins) -> tuple[Standing, ...]:
-    """What is shown of each option, from bounds that hold at once."""
-    count = len(bounds.gain.estimate)
-    keeps = np.ones(count, dtype=np.int8)
-    if (loss := _ends(bounds.loss)) and (worst := _ends(bounds.worst)):
-        keeps = retained(loss, worst, margins)
+def standings(truths: Truths, now: Odds, margins: Margins, level: float) -> tuple[Standing, ...]:
+    """What is shown of each option at the level that decides."""
     standing: list[Standing] = []
-    for option in range(count):
-        ahead = bounds.lead.lower[:, option]
-        by: int | None = option if keeps[option] == -1 else None
-        if by is None and (ahead[keeps == 1] > margins.delta).any():
-            by = int(np.where(keeps == 1, ahead, -np.inf).argmax())
-        standing.append(Standing(tuple(np.flatnonzero(ahead > 0.0).tolist()), by))
+    is_kept, gains = _kept(truths, margins), truths.gains
+    for option in range(gains.shape[1]):
+        ahead = (gains > gains[:, [option]]).sum(axis=0) / (len(gains) + 1.0)
+        by: int | None = None
+        if now.keeps[option] <= 1.0 - level:
+            by = option
+        elif now.near[option] <= 1.0 - level:
+            far = is_kept & (gains > gains[:, [option]] + margins.delta)
+            by = int(far.sum(axis=0).argmax())
+        standing.append(Standing(tuple(np.flatnonzero(ahead >= level).tolist()), by))
     return tuple(standing)
 
 
@@ -193,39 +211,29 @@ class Sufficient(NamedTuple):
     option: int
 
 
-def sufficient_margins(bounds: StudyBounds, margins: Margins) -> Sufficient | None:
+def sufficient_margins(truths: Truths, margins: Margins, level: float) -> Sufficient | None:
     """The smallest larger losses, in tenths of a point, at which an option would qualify.
 
     None where retention was not measured, or where no larger loss would do.
     """
-    if bounds.loss is None or bounds.worst is None or margins.epsilon is None:
+    if truths.losses is None or truths.worst is None or margins.epsilon is None:
         return None
+    upper, worst = ends(truths.losses, level).upper, ends(truths.worst, level).upper
     able: list[tuple[float, Sufficient]] = []
-    for option in range(len(bounds.gain.estimate)):
-        epsilon = _tenth_above(bounds.loss.upper[option], margins.epsilon)
-        ceiling = _tenth_above(bounds.worst.upper[option], margins.ceiling)
-        is_rival = (bounds.loss.lower <= epsilon) & (bounds.worst.lower <= ceiling)
-        is_rival[option] = False
-        near = (bounds.lead.lower[option, is_rival] > -margins.delta).all()
-        more = epsilon - margins.epsilon + (ceiling > margins.ceiling and ceiling - margins.ceiling)
-        if more > 0.0 and bounds.gain.lower[option] > 0.0 and near:
-            able.append((more, Sufficient(epsilon, ceiling, option)))
+    for option in range(truths.gains.shape[1]):
+        # both have to hold, and with a larger loss others may be rivals too
+        for more in (0.0, 0.1, 0.2, 0.4, 0.8):
+            epsilon = _tenth_above(upper[option] + more, margins.epsilon)
+            ceiling = _tenth_above(worst[option] + more, margins.ceiling)
+            accepted = margins._replace(epsilon=epsilon, ceiling=ceiling)
+            if odds(truths, accepted).shown[option] >= level:
+                over = ceiling - margins.ceiling if ceiling > margins.ceiling else 0.0
+                found = Sufficient(epsilon, ceiling, option)
+                able.append((epsilon - margins.epsilon + over, found))
+                break
     return min(able)[1] if able else None
 
 
 def _tenth_above(upper: float, own: float) -> float:
     """A margin that can be set and that the bound is below: what is printed; at least its own."""
     return max((math.floor(10.0 * float(upper)) + 1) / 10.0, own)
-
-
-def _ends(bounds: Bounds | WorstTask | None) -> Ends | None:
-    return None if bounds is None else (bounds.lower, bounds.upper)
-
-
-def _states(shown: NDArray[np.bool_], excluded: NDArray[np.bool_]) -> NDArray[np.int8]:
-    return np.where(shown, 1, np.where(excluded, -1, 0)).astype(np.int8)
-
-
-def _words(states: NDArray[np.int8]) -> tuple[State, ...]:
-    words: dict[int, State] = {1: "yes", 0: "undecided", -1: "no"}
-    return tuple(words[int(state)] for state in states)

@@ -1,24 +1,19 @@
-"""From a posterior to odds: how probable it is that an option is right, and which is worth most.
-
-Also what more items or seeds would do to a study.
-"""
+"""Which option to bet on, and what more items or seeds would do to a study."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rankwise.findings.decision import Ends, Margins, choose, judge
+from rankwise.findings.decision import Margins, Odds, choose, odds
 from rankwise.findings.options import Option
-from rankwise.findings.stats.blocks import Block, normal_draws
+from rankwise.findings.stats.blocks import Block, StudyEvidence
 from rankwise.findings.stats.items import Floats
-from rankwise.findings.stats.posterior import GAIN_PRIOR, LOSS_PRIOR, posterior
-from rankwise.findings.stats.prospects import GrownBlock, Growth, grow
-from rankwise.findings.stats.simultaneous import StudyBounds, StudyEvidence, worst_task
+from rankwise.findings.stats.prospects import GrownBlock, Growth, grow, probability_below
+from rankwise.findings.stats.truths import Truths, num_draws, shrinkage, truths_of
 from rankwise.records.config.study import MARGIN_POINTS
 from rankwise.records.judgement import Addition, BestBet, EpsilonOdds, OptionOdds, Prospect
 from rankwise.records.study import Unit
@@ -33,31 +28,21 @@ MOST_GROWN = 8
 items bring most of the variance. One task of hundreds hardly moves their mean."""
 MORE_SEEDS = (2, 4)
 
-NUM_DRAWS = 4096
-"""At this number a probability is exact to 0.008 (one standard error)."""
-
 NUM_FUTURES = 1024
 """Draws of what a grown study would show; exact to 0.016."""
 
 PRICE = 2.0
 """Points of gain that a point of retention loss beyond what is acceptable is worth."""
 
-TASK_SPREAD = 3.0
-"""Points by which losses of single tasks are taken to differ from their mean before anything is
-seen (standard deviation). A convention of ours."""
-
-MOST_UNSURE = 8
-"""Retention tasks of which a growth is simulated: those that are least surely below the ceiling."""
-
 _MOST_LEADS = 1 << 21
 """Leads of futures that are judged at a time: 16 MB, of which judging holds some ten times."""
 
-_SEED = 20260102
-"""Fixed, so that the same results always give the same odds."""
+_SEED = 20260103
+"""Fixed, so that the same results always give the same projections."""
 
 
 def point_in(unit: Unit, delta: float) -> float:
-    """A point of the priors in the gains' unit: a fifth of delta, which stands for 5 points."""
+    """A point of the prior of runs in the gains' unit: a fifth of delta, which stands for 5."""
     return 1.0 if unit == "points" else delta / MARGIN_POINTS
 
 
@@ -65,6 +50,8 @@ def worth(
     gain: ArrayLike, loss: ArrayLike, margins: Margins, point: float, worst: ArrayLike = -np.inf
 ) -> Floats:
     """The gain less the price of retention loss beyond the margins, in the unit of the gains.
+
+    Searches and checkpoints compare settings by it before anything is shown.
 
     Args:
         gain: of one option, or of many: any shape.
@@ -78,177 +65,78 @@ def worth(
     return np.subtract(gain, PRICE * point * np.maximum(over, 0.0))
 
 
-def most_worth(evidence: StudyEvidence, margins: Margins, point: float) -> int | None:
-    """The place of the option that is estimated to be worth most; None where that is nothing."""
-    values = evidence.in_domain.mean
-    if evidence.retention is not None:
-        worst = np.max([task.mean for task in evidence.tasks], axis=0)
-        values = worth(values, evidence.retention.mean, margins, point, worst)
-    best = int(values.argmax())
-    return best if values[best] > 0.0 or not margins.has_base else None
-
-
 class Growths(NamedTuple):
-    """By which factors the items of each task grow, and the seeds in all."""
+    """By which factors the items of each task grow, and the runs that every option gets."""
 
     in_domain: Sequence[float]
     retention: Sequence[float]
-    num_seeds: int
+    num_new_runs: int
 
     def of(self, block: Block, by_task: Sequence[float]) -> Growth:
         """How a block grows; tasks that share clusters grow as the slowest of them."""
         factors = (min(by_task[place] for place in part.places) for part in block.parts)
-        return Growth(tuple(factors), self.num_seeds)
-
-
-class Truths(NamedTuple):
-    """Draws of what K options may be worth: (N, K) gains in-domain, (N, K) losses in points.
-
-    Each stand before (N,) variances of a run around its option. ``losses`` are None if not
-    measured, and ``worst`` (N, K) are those of the task that loses most.
-    """
-
-    gains: tuple[Floats, Floats]
-    losses: tuple[Floats, Floats] | None = None
-    worst: Floats | None = None
-
-
-class Odds(NamedTuple):
-    """The probability (K,) that an option meets each condition, and all three."""
-
-    better: Floats
-    keeps: Floats
-    near: Floats
-    right: Floats
-
-
-def truths_of(evidence: StudyEvidence, unit: float) -> Truths:
-    """Draws from the posterior of a study, always the same.
-
-    Args:
-        evidence: the scores.
-        unit: what a point of the priors is in the gains' unit.
-    """
-    rng = np.random.default_rng(_SEED)
-    gains = posterior(evidence.in_domain, GAIN_PRIOR, unit).draws(rng, NUM_DRAWS)
-    if evidence.retention is None:
-        return Truths(gains)
-    losses = posterior(evidence.retention, LOSS_PRIOR, 1.0).draws(rng, NUM_DRAWS)
-    of_tasks = _task_truths(evidence.tasks, range(len(evidence.tasks)), losses[0], rng)
-    return Truths(gains, losses, functools.reduce(np.maximum, of_tasks))
-
-
-def _task_truths(
-    tasks: Sequence[Block], places: Sequence[int], losses: Floats, rng: np.random.Generator
-) -> Iterator[Floats]:
-    """Draws (N, K) of the losses on some retention tasks, given draws (N, K) of the mean losses.
-
-    A task is as far from its option's mean as the study says, shrunk by how little tasks differ:
-    the worst of several estimates is too large. How far they differ is pooled over the options,
-    with as much weight on ``TASK_SPREAD`` as on one task.
-
-    Args:
-        tasks: all that the mean is of.
-        places: of those that are drawn.
-        losses: draws of the means.
-        rng: draws.
-    """
-    means = np.array([task.mean for task in tasks])  # (T, K)
-    variances = np.array([np.diagonal(task.item_covariance) for task in tasks])
-    apart, more = means - means.mean(axis=0), len(tasks) - 1
-    seen = (apart**2).sum(axis=0).mean() - more * variances.mean()  # as of T - 1 tasks
-    spread = max((seen + TASK_SPREAD**2) / len(tasks), 0.0)
-    kept = spread / (spread + variances)  # (T, K)
-    # of a distance from the mean of all
-    scale = np.sqrt(kept * more / len(tasks))
-    for place in places:
-        noise = normal_draws(tasks[place].item_covariance, rng, len(losses))
-        yield losses + kept[place] * apart[place] + scale[place] * noise
-
-
-def odds(truths: Truths, margins: Margins) -> Odds:
-    """How probable it is that each option is right.
-
-    Right is what the rule asks: better than the base; a retention loss below epsilon on average,
-    and below the ceiling on every task; at most delta below the best option that keeps as much.
-
-    Args:
-        truths: draws of what the options are worth.
-        margins: epsilon and the ceiling are unused where losses were not measured.
-    """
-    gains, _ = truths.gains
-    is_kept = np.ones(gains.shape, dtype=bool)
-    if truths.losses is not None and truths.worst is not None:
-        is_kept = (truths.losses[0] <= margins.epsilon_points) & (truths.worst <= margins.ceiling)
-    best = np.where(is_kept, gains, -np.inf).max(axis=1, keepdims=True)
-    better, near = (gains > 0.0) | (not margins.has_base), gains >= best - margins.delta
-    return Odds(
-        better=better.mean(axis=0),
-        keeps=is_kept.mean(axis=0),
-        near=near.mean(axis=0),
-        right=(better & is_kept & near).mean(axis=0),
-    )
+        return Growth(tuple(factors), self.num_new_runs)
 
 
 def chance_of_decision(
-    evidence: StudyEvidence,
-    truths: Truths,
-    growths: Growths,
-    margins: Margins,
-    level: float,
-    unsure: Sequence[int],
+    evidence: StudyEvidence, truths: Truths, growths: Growths, margins: Margins, level: float
 ) -> float:
-    """The probability that the rule decides after a growth.
+    """The probability that the rule decides about the adapters after a growth.
 
     Args:
         evidence: of the study now.
-        truths: draws from its posterior; the first ``NUM_FUTURES`` are used.
+        truths: draws of the options on average over seeds; the first ``NUM_FUTURES`` are used.
         growths: of the in-domain items, and of the retention items.
         margins: as the study is judged.
-        level: one-sided, at which the grown study will be judged.
-        unsure: from ``unsure_tasks``, the same for all growths.
+        level: at which the grown study will be judged.
     """
-    rng, count = np.random.default_rng(_SEED), evidence.num_options
-    retention = evidence.retention
-    gains, variances = (drawn[:NUM_FUTURES] for drawn in truths.gains)
+    rng = np.random.default_rng(_SEED)
     growth = growths.of(evidence.in_domain, growths.in_domain)
-    gained = grow(evidence.in_domain, gains, variances, growth, rng)
-    loss: Ends | None = None
-    worst: Ends | None = None
-    if retention is not None and truths.losses is not None:
-        losses, variances = (drawn[:NUM_FUTURES] for drawn in truths.losses)
-        growth = growths.of(retention, growths.retention)
-        loss = grow(retention, losses, variances, growth, rng).ends("options", level)
-        of_tasks: list[GrownBlock] = []
-        drawn_losses = _task_truths(evidence.tasks, unsure, losses, rng)
-        for place, drawn in zip(unsure, drawn_losses, strict=True):
-            task = evidence.tasks[place]
-            growth = growths.of(task, growths.retention[place : place + 1])
-            of_tasks.append(grow(task, drawn, variances, growth, rng))
-        if of_tasks:  # as in ``simultaneous.worst_task``, without the skewness
-            shared = 1.0 - (1.0 - level) / len(evidence.tasks)
-            worst = (
-                np.max([task.ends("options", shared)[0] for task in of_tasks], axis=0),
-                np.max([task.ends("options", level)[1] for task in of_tasks], axis=0),
-            )
-    decided: list[NDArray[np.bool_]] = []
-    at_once = max(1, _MOST_LEADS // count**2)
-    for start in range(0, len(gains), at_once):
-        part = slice(start, start + at_once)
-        some = gained.part(part)
-        gain, lead = some.ends("options", level), some.ends("pairs", level)
-        kept, least = (
-            None if ends is None else (ends[0][part], ends[1][part]) for ends in (loss, worst)
+    gained = grow(evidence.in_domain, truths.gains[:NUM_FUTURES], growth, rng)
+    better = 1.0 - probability_below(0.0, gained.mean, gained.stderr)
+    if not margins.has_base:
+        better = np.ones_like(better)
+    keeps = np.ones_like(better)
+    if evidence.retention is not None and truths.losses is not None:
+        growth = growths.of(evidence.retention, growths.retention)
+        lost = grow(evidence.retention, truths.losses[:NUM_FUTURES], growth, rng)
+        keeps = _keeping(evidence.tasks, lost, growths, margins)
+    at_once = max(1, _MOST_LEADS // evidence.num_options**2)
+    is_decided = [
+        _is_decided(
+            gained._replace(mean=gained.mean[part]), better[part], keeps[part], margins, level
         )
-        decided.append(judge(gain, kept, least, lead, margins).is_decided)
-    return float(np.concatenate(decided).mean())
+        for part in (slice(at, at + at_once) for at in range(0, len(better), at_once))
+    ]
+    return float(np.concatenate(is_decided).mean())
 
 
-def unsure_tasks(tasks: Sequence[Block], margins: Margins, level: float) -> list[int]:
-    """The places of tasks that are not shown to be below the ceiling with every option: a few."""
-    uppers = [float(worst_task([task], level).upper.max()) for task in tasks]
-    order = sorted(range(len(tasks)), key=lambda place: -uppers[place])[:MOST_UNSURE]
-    return [place for place in order if uppers[place] >= margins.ceiling]
+def _keeping(
+    tasks: Sequence[Block], lost: GrownBlock, growths: Growths, margins: Margins
+) -> Floats:
+    """(N, K) probabilities that enough is kept; tasks are as far from their mean as now."""
+    misses = 1.0 - probability_below(margins.epsilon_points, lost.mean, lost.stderr)
+    of = shrinkage(tasks)
+    for place, task in enumerate(tasks):
+        own = growths.of(task, growths.retention[place : place + 1]).of_items(task)
+        stderr = np.sqrt(lost.stderr**2 + of.scale[place] ** 2 * np.diagonal(own))
+        below = probability_below(margins.ceiling, lost.mean + of.apart[place], stderr)
+        misses = np.maximum(misses, 1.0 - below)
+    return 1.0 - misses
+
+
+def _is_decided(
+    gained: GrownBlock, better: Floats, keeps: Floats, margins: Margins, level: float
+) -> NDArray[np.bool_]:
+    """(N,) whether an option is recommended, or all are rejected."""
+    lead = gained.mean[:, :, None] - gained.mean[:, None, :]
+    behind = probability_below(-margins.delta, lead, gained.lead_stderr)
+    # the column is another option that was not rejected
+    is_rival = (keeps > 1.0 - level)[:, None, :] & ~np.eye(lead.shape[1], dtype=bool)
+    near = 1.0 - (behind * is_rival).sum(axis=2)
+    is_shown = np.minimum(np.minimum(better, keeps), near) >= level
+    is_rejected = np.minimum(better, keeps) <= 1.0 - level
+    return np.logical_or(is_shown.any(axis=1), is_rejected.all(axis=1))
 
 
 class Sizes(NamedTuple):
@@ -274,64 +162,89 @@ class Sizes(NamedTuple):
 class Betting:
     """The odds of a study's options, and what growing the study would bring.
 
+    Attributes:
+        adapters: draws of the truths of the runs that are there, by which the rule decides.
+        now: the odds of each option by them.
+        is_able: which options qualify.
+        choice: what the rule says.
+
     Args:
         evidence: their scores.
         options: in the same order.
         margins: as the study is judged.
-        point: what a point of the priors is in the unit of the gains.
+        level: that decides.
     """
 
     def __init__(
-        self, evidence: StudyEvidence, options: Sequence[Option], margins: Margins, point: float
+        self,
+        evidence: StudyEvidence,
+        options: Sequence[Option],
+        margins: Margins,
+        level: float,
     ) -> None:
-        self.evidence, self.options, self.margins, self.point = evidence, options, margins, point
-        self.truths = truths_of(evidence, point)
+        self.evidence, self.options = evidence, options
+        self.margins, self.level = margins, level
+        number = num_draws(len(options), level)
+        self.adapters = truths_of(evidence, "adapters", number)
+        # an imported adapter, or a model without a rank, is used as it is
+        self._is_repeatable = np.array([option.is_repeatable for option in options])
+        self._is_finished = np.array([not option.diverged_seeds for option in options])
+        self.now = odds(self.adapters, margins)
+        self.is_able = ((self.now.shown >= level) & self._is_finished).tolist()
+        self.choice = choose(self.now, level, self._is_finished)
 
-    def best_bet(self, bounds: StudyBounds) -> BestBet:
-        """The odds of every option at this acceptable loss and at others.
-
-        Args:
-            bounds: that decide. What they show is the choice, else what is worth most.
-        """
-        now = odds(self.truths, self.margins)
+    def best_bet(self) -> BestBet:
+        """The odds of every option, at this acceptable loss and at others."""
+        average, later = (
+            odds(
+                truths_of(self.evidence, question, is_repeatable=self._is_repeatable), self.margins
+            )
+            for question in ("rank", "next_run")
+        )
         options = tuple(
             OptionOdds(
                 label=option.label,
                 rank=option.plan.rank or 0,
-                better_than_base=float(now.better[place]),
-                keeps_enough=float(now.keeps[place]),
-                near_the_best=float(now.near[place]),
-                right=float(now.right[place]),
+                better_than_base=float(self.now.better[place]),
+                keeps_enough=float(self.now.keeps[place]),
+                near_the_best=float(self.now.near[place]),
+                right=float(self.now.right[place]),
+                right_on_average=float(average.right[place]),
+                right_next_run=float(later.right[place]) * option.share_finished,
             )
             for place, option in enumerate(self.options)
         )
         by_epsilon: list[EpsilonOdds] = []
         epsilon = self.margins.epsilon
         for loss in () if epsilon is None else sorted({*EPSILONS, epsilon}):
-            margins = self.margins._replace(epsilon=loss)
-            right = tuple(odds(self.truths, margins).right.tolist())
-            own = self._choice(bounds, margins)
+            then = odds(self.adapters, self.margins._replace(epsilon=loss))
+            right = tuple(then.right.tolist())
+            own = self._choice(then)
             by_epsilon.append(EpsilonOdds(epsilon_points=loss, right=right, choice=own))
-        choice = self._choice(bounds, self.margins)
-        return BestBet(options=options, choice=choice, by_epsilon=tuple(by_epsilon))
+        return BestBet(
+            options=options,
+            none=self.now.none,
+            choice=self._choice(self.now),
+            by_epsilon=tuple(by_epsilon),
+        )
 
-    def _choice(self, bounds: StudyBounds, margins: Margins) -> str | None:
-        """The option that the rule recommends, or else the one estimated to be worth most."""
-        place = choose(bounds, margins).option
+    def _choice(self, now: Odds) -> str | None:
+        """The option that the rule recommends, or else the one to bet on."""
+        place = choose(now, self.level, self._is_finished).option
         if place is None:
-            place = most_worth(self.evidence, margins, self.point)
+            place = now.bet
         return None if place is None else self.options[place].label
 
     def prospects(self, sizes: Sizes, level: float) -> Iterator[Prospect]:
         """The effect of each way to grow the study, judged at this level afterwards."""
-        unsure = unsure_tasks(self.evidence.tasks, self.margins, level)
         now = {**sizes.in_domain, **sizes.retention}
-        for add, growing, num_seeds in self._ways(sizes):
+        truths = truths_of(self.evidence, "rank", NUM_FUTURES, self._is_repeatable)
+        for add, growing, num_new_seeds in self._ways(sizes):
             factors = {task: number / now[task] for task, number in growing.items()}
             growths = Growths(
                 [factors.get(task, 1.0) for task in sizes.in_domain],
                 [factors.get(task, 1.0) for task in sizes.retention],
-                num_seeds,
+                num_new_seeds,
             )
             available = [sizes.available[task] for task in growing]
             known = [number for number in available if number is not None]
@@ -342,15 +255,13 @@ class Betting:
                 num_items=dict(growing),
                 num_available=sum(known) if len(known) == len(available) else None,
                 num_new_items=max((n - now[task] for task, n in growing.items()), default=0),
-                num_seeds=num_seeds,
-                num_new_seeds=num_seeds - sizes.num_seeds,
-                probability=chance_of_decision(
-                    self.evidence, self.truths, growths, self.margins, level, unsure
-                ),
+                num_seeds=sizes.num_seeds + num_new_seeds,
+                num_new_seeds=num_new_seeds,
+                probability=chance_of_decision(self.evidence, truths, growths, self.margins, level),
             )
 
     def _ways(self, sizes: Sizes) -> Iterator[tuple[Addition, dict[str, int], int]]:
-        """Each way to grow: what is added, the sizes of tasks that grow, and the seeds in all."""
+        """Each way to grow: what is added, the sizes of tasks that grow, and the new seeds."""
         kinds: list[tuple[Addition, Mapping[str, int], Block | None]] = [
             ("in_domain", sizes.in_domain, self.evidence.in_domain)
         ]
@@ -363,18 +274,14 @@ class Betting:
                 items = sizes.grown(tasks, factor)
                 if items not in known:
                     known.append(items)
-                    yield add, items, sizes.num_seeds
+                    yield add, items, 0
             by_task = sizes.grown(tasks, TASK_FACTOR)
             if of is not None and len(by_task) > 1:
                 for task in _noisiest(of, tuple(tasks), by_task):
-                    yield add, {task: by_task[task]}, sizes.num_seeds
+                    yield add, {task: by_task[task]}, 0
         # an imported adapter has no other seed: in a study of more seeds it takes no part
-        can_repeat = all(
-            option.plan.role != "imported" or option.plan.seed is not None
-            for option in self.options
-        )
-        for more in MORE_SEEDS if can_repeat else ():
-            yield "seeds", {}, sizes.num_seeds + more
+        for more in MORE_SEEDS if self._is_repeatable.all() else ():
+            yield "seeds", {}, more
 
 
 def _noisiest(of: Block, tasks: Sequence[str], some: Mapping[str, int]) -> list[str]:

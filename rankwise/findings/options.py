@@ -127,6 +127,29 @@ class Option(NamedTuple):
         return tuple(record.planned.seed for record in self.records)
 
     @property
+    def trained(self) -> Runs:
+        """Its runs that did not diverge."""
+        return trained(self.runs)
+
+    @property
+    def diverged_seeds(self) -> tuple[int, ...]:
+        """The seeds with which its training diverged."""
+        records = self.records
+        return tuple(r.planned.seed or 0 for r in records if r.status == "diverged")
+
+    @property
+    def share_finished(self) -> float:
+        """How probably its next run does not diverge: 1 unless one has."""
+        if not self.diverged_seeds:
+            return 1.0
+        return (len(self.trained) + 1) / (len(self.runs) + 2)
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether another run of it may be trained: it has a rank, and is no imported adapter."""
+        return self.rank is not None and self.plan.imported is None
+
+    @property
     def is_complete(self) -> bool:
         """Whether every planned seed was trained, so that it can be compared on all seeds."""
         is_trained = all(record.status == "trained" for record in self.records)
@@ -335,9 +358,16 @@ class OptionGains:
     def leads(self, runs: Runs, others: Runs, tasks: Sequence[str]) -> list[Floats]:
         """(seeds, items) of each task: some models less others, paired by seed and item.
 
-        One model is set against each seed of the others.
+        One model is set against each seed of the others; of other numbers of models their means are
+        compared, (1, items).
         """
-        return [self.gains(runs, task) - self.gains(others, task) for task in tasks]
+        is_paired = len(runs) == len(others) or min(len(runs), len(others)) == 1
+
+        def gains(models: Runs, task: str) -> Floats:
+            values = self.gains(models, task)
+            return values if is_paired else values.mean(axis=0, keepdims=True)
+
+        return [gains(runs, task) - gains(others, task) for task in tasks]
 
     def difference(self, runs: Runs, others: Runs, tasks: Sequence[str]) -> TaskMean:
         """How much some models score above others, positive where they are better."""

@@ -7,14 +7,18 @@ from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 
 from rankwise.errors import RecordError
 from rankwise.findings.decision import (
     Choice,
+    Ends,
     Margins,
     Sufficient,
-    choose,
+    ends,
+    shortfall,
     standings,
+    states,
     sufficient_margins,
 )
 from rankwise.findings.differences import compare, format_effects
@@ -24,24 +28,13 @@ from rankwise.findings.odds import Betting, Sizes, point_in
 from rankwise.findings.options import DecidingTasks, Option, OptionGains, Runs
 from rankwise.findings.pairs import run_record, trained
 from rankwise.findings.statements import reasons, statement
-from rankwise.findings.stats.detectable import Detectable, TaskSize, detectable
-from rankwise.findings.stats.items import Items
-from rankwise.findings.stats.simultaneous import (
-    Bounds,
-    StudyBounds,
-    StudyEvidence,
-    WorstTask,
-    bounds_at,
-    deciding_level,
-    level_of_all,
-    study_evidence,
-)
+from rankwise.findings.stats.blocks import RunRows, StudyEvidence
+from rankwise.findings.stats.items import Floats, Items
+from rankwise.findings.stats.truths import deciding_level, shrinkage
 from rankwise.records import quantities
 from rankwise.records.axes import SETTING
 from rankwise.records.judgement import BestBet, Look, Outcome, Prospect, StudyLooks, TrainTaskLooks
-from rankwise.records.p_right import P_RIGHT
 from rankwise.records.recommendation import (
-    AdapterVerdict,
     Bound,
     RankVerdict,
     Recommendation,
@@ -52,12 +45,11 @@ from rankwise.records.study import Unit
 
 
 class _Judgement(NamedTuple):
-    """The conclusions about the complete options; the defaults are those without any."""
+    """The conclusions about the options; the defaults are those without any."""
 
     outcome: Outcome = "cannot_tell"
     chosen: Option | None = None
     verdicts: tuple[RankVerdict, ...] = ()
-    these_adapters: AdapterVerdict | None = None
     sufficient: Sufficient | None = None
     best_bet: BestBet | None = None
     prospects: tuple[Prospect, ...] = ()
@@ -102,15 +94,15 @@ def recommend_for(
 ) -> Recommendation:
     """The recommendation for one trained task.
 
-    An option (a rank with its alpha, learning rate and target modules) is complete when every
-    planned seed of it was trained and scored. One that is not, because a run diverged or is
-    missing, is named in the reasons and takes no part. Full fine-tuning is compared and never
-    recommended. Where models are known by their scores alone and none has a rank, every one is an
-    option, the one that gains most first: no other order says which to take.
+    An option is a rank with its alpha, learning rate and target modules. It is judged by the runs
+    that it has, any number of seeds; one of which a run diverged is never recommended. Full
+    fine-tuning is compared and never recommended. Where models are known by their scores alone and
+    none has a rank, every one is an option, the one that gains most first: no other order says
+    which to take.
     """
     source = OptionGains(results)
     tasks = source.deciding_tasks(_deciding_unit(results))
-    options, dropped = _qualified(source, tasks)
+    options, dropped = _judged_options(source, tasks)
     margins = _margins(results, tasks)
     look = _look(source, tasks, options)
     alpha = 1.0 - source.confidence
@@ -135,11 +127,10 @@ def recommend_for(
         confidence=source.confidence,
         num_items_in_domain=sum(len(results.base.items[task].doc_ids) for task in tasks.in_domain),
         num_clusters_in_domain=num_clusters_of(source, tasks.in_domain),
-        num_seeds=max(len(_seeds(results)), 1),
+        num_seeds=max((len(option.trained) for option in options), default=1),
         is_of_scores=results.study.scores is not None,
         has_base=results.study.has_base,
         looks=(*looks[:-1], looks[-1].model_copy(update={"outcome": outcome})),
-        these_adapters=judged.these_adapters,
         best_bet=judged.best_bet,
         prospects=judged.prospects,
         sufficient_epsilon_points=None if enough is None else enough.epsilon,
@@ -157,13 +148,30 @@ def recommend_for(
             found,
             _full_gains(source, tasks),
             [option.plan.num_trainable_parameters for option in options],
-            _detectable(source, tasks, margins, len(options)),
         ),
         *_accuracy_reasons(source, options, tasks),
         *dropped,
         *item_notes(source),
     )
     return found.model_copy(update={"statement": statement(found), "reasons": why})
+
+
+def evidence_of(
+    source: OptionGains, tasks: DecidingTasks, options: Sequence[Option], margins: Margins
+) -> StudyEvidence:
+    """The scores of the options' finished runs on the tasks that decide."""
+
+    def of(names: Sequence[str], sign: float) -> list[Items]:
+        values: list[Floats] = [
+            np.concatenate([sign * source.gains(option.trained, task) for option in options])
+            for task in names
+        ]
+        return source.items(values, names)
+
+    counts = [len(option.trained) for option in options]
+    rows = RunRows(np.repeat(np.arange(len(options)), counts))
+    point = point_in(tasks.unit, margins.delta)
+    return StudyEvidence(of(tasks.in_domain, 1.0), of(tasks.retention, -1.0), rows, point)
 
 
 def _judge(
@@ -174,49 +182,25 @@ def _judge(
     look: Look,
     alpha: float,
 ) -> _Judgement:
-    point = point_in(tasks.unit, margins.delta)
-
-    def by_option(names: Sequence[str], sign: float) -> list[Items]:
-        gains = [np.stack([source.gains(o.runs, task) for o in options], axis=1) for task in names]
-        return source.items([sign * values for values in gains], names)
-
-    in_domain, losses = by_option(tasks.in_domain, 1.0), by_option(tasks.retention, -1.0)
-    evidence, count = study_evidence(in_domain, losses, point), len(options)
-    bounds = bounds_at(evidence, deciding_level(count, look.alpha))
-    level = level_of_all(count, look.alpha, has_retention=evidence.retention is not None)
-    at_once = bounds_at(evidence, level)
-    choice = choose(bounds, margins)
-    betting = Betting(evidence, options, margins, point)
+    count = len(options)
+    level = deciding_level(count, look.alpha, has_base=margins.has_base)
+    betting = Betting(evidence_of(source, tasks, options, margins), options, margins, level)
+    choice = betting.choice
     prospects: tuple[Prospect, ...] = ()
     if choice.outcome in ("cannot_tell", "no_evidence"):
-        later = deciding_level(count, alpha_of_look(look.number + 1, alpha))
-        prospects = tuple(betting.prospects(_sizes(source.results, tasks), later))
+        next_alpha = alpha_of_look(look.number + 1, alpha)
+        later = deciding_level(count, next_alpha, has_base=margins.has_base)
+        prospects = tuple(betting.prospects(_sizes(source, tasks, options), later))
+    enough = None
+    if choice.option is None:
+        enough = sufficient_margins(betting.adapters, margins, level)
     return _Judgement(
         outcome=choice.outcome,
         chosen=None if choice.option is None else options[choice.option],
-        verdicts=tuple(_verdicts(tasks, options, bounds, at_once, choice, margins)),
-        these_adapters=_these_adapters(evidence, options, margins, look.alpha),
-        sufficient=None if choice.option is not None else sufficient_margins(bounds, margins),
-        best_bet=betting.best_bet(bounds),
+        verdicts=tuple(_verdicts(tasks, options, betting, choice)),
+        sufficient=enough,
+        best_bet=betting.best_bet(),
         prospects=prospects,
-    )
-
-
-def _these_adapters(
-    evidence: StudyEvidence, options: Sequence[Option], margins: Margins, alpha: float
-) -> AdapterVerdict | None:
-    """The rule about the runs that were trained; None where the verdict is about them."""
-    if evidence.in_domain.num_seeds == 1:
-        return None
-    bounds = bounds_at(evidence.of_these_runs, deciding_level(len(options), alpha))
-    choice = choose(bounds, margins)
-    place = choice.option
-    return AdapterVerdict(
-        outcome=choice.outcome,
-        label=None if place is None else options[place].label,
-        rank=None if place is None else options[place].rank,
-        gain=None if place is None else _bound(bounds.gain, place),
-        retention_loss=None if place is None or bounds.loss is None else _bound(bounds.loss, place),
     )
 
 
@@ -231,18 +215,19 @@ def _look(source: OptionGains, tasks: DecidingTasks, options: Sequence[Option]) 
         num_scored={t: source.num_scored(t) for t in tasks.all if source.scored(t) is not None},
         seeds=_seeds(results),
         options=tuple(option.label for option in options),
-        runs=tuple(run.name for option in options for run in option.runs),
+        runs=tuple(run.name for option in options for run in option.trained),
         outcome="cannot_tell",
     )
 
 
-def _sizes(results: TrainTaskResults, tasks: DecidingTasks) -> Sizes:
+def _sizes(source: OptionGains, tasks: DecidingTasks, options: Sequence[Option]) -> Sizes:
+    results = source.results
     sizes = {task: len(results.base.items[task].doc_ids) for task in tasks.all}
 
     def available(task: str) -> int | None:
         scored = results.base.evaluations.get(task)
-        if scored is None:
-            return None
+        if scored is None or results.study.scores is not None:
+            return None  # who gave the scores may have more items
         is_whole = scored.limit is None or scored.limit > scored.num_examples
         return scored.num_examples if is_whole else scored.num_available
 
@@ -250,7 +235,7 @@ def _sizes(results: TrainTaskResults, tasks: DecidingTasks) -> Sizes:
         in_domain={task: sizes[task] for task in tasks.in_domain},
         retention={task: sizes[task] for task in tasks.retention},
         available={task: available(task) for task in tasks.all},
-        num_seeds=max(len(_seeds(results)), 1),
+        num_seeds=max(len(option.trained) for option in options),
     )
 
 
@@ -272,40 +257,41 @@ def _seeds(results: TrainTaskResults) -> tuple[int, ...]:
     return tuple(sorted({plan.seed for plan in lora or plans if plan.seed is not None}))
 
 
-def _qualified(
-    source: OptionGains, tasks: DecidingTasks
-) -> tuple[tuple[Option, ...], tuple[str, ...]]:
-    """LoRA's complete options, smallest first, and why other options and tasks take no part."""
-    seeds = _seeds(source.results)
-    complete: list[Option] = []
-    dropped: list[str] = []
+def judged_options(source: OptionGains, tasks: DecidingTasks) -> tuple[Option, ...]:
+    """The options that may be recommended and have a finished run, smallest first.
+
+    LoRA's; of scores that were given, those of models whose rank nobody said where none has one.
+    """
     options = [option for option in source.planned if option.plan.method == "lora"]
     if not options and source.results.study.scores is not None:
         options = [option for option in source.planned if option.plan.role == "imported"]
-    for option in sorted(options, key=_size):
-        by_seed = {record.planned.seed: record for record in option.records}
-        wanted: tuple[int | None, ...] = seeds
-        if None in by_seed and len(seeds) <= 1:
-            wanted = (None,)  # an imported adapter is compared with runs of one seed
-        diverged = [seed for seed, record in by_seed.items() if record.status == "diverged"]
-        missing = [seed for seed in wanted if seed not in by_seed]
-        if option.runs and not diverged and not missing:
-            complete.append(option)
-            continue
-        what = [] if option.runs or missing else ["has no run"]
-        what += [f"diverged with seed {', '.join(map(str, diverged))}"] if diverged else []
-        what += [f"has no run with seed {', '.join(map(str, missing))}"] if missing else []
-        name = quantities.capital(option.label)
-        dropped.append(f"{name} {' and '.join(what)}, so it does not qualify.")
-    if all(option.rank is None for option in complete):
-        complete.sort(key=lambda option: -_mean_gain(source, option.runs, tasks.in_domain))
+    options = [option for option in options if option.trained]
+    if all(option.rank is None for option in options):
+        options.sort(key=lambda option: -_mean_gain(source, option.trained, tasks.in_domain))
+    else:
+        options.sort(key=_size)
+    return tuple(options)
+
+
+def _judged_options(
+    source: OptionGains, tasks: DecidingTasks
+) -> tuple[tuple[Option, ...], tuple[str, ...]]:
+    """The options that are judged, and why other options and tasks take no part."""
+    options = judged_options(source, tasks)
+    labels = {option.label for option in options}
+    dropped: list[str] = []
+    for option in source.planned:
+        if option.plan.method == "lora" and option.label not in labels:
+            seeds = quantities.listed([str(seed) for seed in option.diverged_seeds])
+            what = f"diverged with seed {seeds}" if seeds else "has no run"
+            dropped.append(f"{quantities.capital(option.label)} {what}, so it is not judged.")
     dropped += [
         f"{task} is scored in another unit, so it does not decide."
         for relation in ("in_domain", "retention")
         for task in source.results.tasks.get(relation, ())
         if task not in tasks.all
     ]
-    return tuple(complete), tuple(dropped)
+    return options, tuple(dropped)
 
 
 def _size(option: Option) -> tuple[int, float, float, float, tuple[str, ...], int, str]:
@@ -342,84 +328,82 @@ def _margins(results: TrainTaskResults, tasks: DecidingTasks) -> Margins:
     )
 
 
-def _detectable(
-    source: OptionGains, tasks: DecidingTasks, margins: Margins, num_options: int
-) -> Detectable | None:
-    """The in-domain difference that a study of this size detects; None if not in points.
-
-    Of items that were answered in part, those count that were: how alike the runs are is not known
-    beforehand.
-    """
-    if tasks.unit != "points" or not num_options:
-        return None
-    items = source.results.base.items
-    sizes = [
-        TaskSize(source.num_scored(task), items[task].metric == P_RIGHT) for task in tasks.in_domain
-    ]
-    return detectable(sizes, num_options, source.confidence, margins.delta)
-
-
 def _only(metrics: Iterable[str]) -> str | None:
     different = set(metrics)
     return different.pop() if len(different) == 1 else None
 
 
 def _verdicts(
-    tasks: DecidingTasks,
-    options: Sequence[Option],
-    bounds: StudyBounds,
-    at_once: StudyBounds,
-    choice: Choice,
-    margins: Margins,
+    tasks: DecidingTasks, options: Sequence[Option], betting: Betting, choice: Choice
 ) -> Iterator[RankVerdict]:
-    worst, better = bounds.worst, choice.better_than_base
-    for index, (option, standing) in enumerate(
-        zip(options, standings(at_once, margins), strict=True)
-    ):
-        by = standing.ruled_out_by
-        estimate, lower, upper = choice.shortfall[index]
+    margins, level, truths = betting.margins, betting.level, betting.adapters
+    evidence, now = betting.evidence, betting.now
+    gain = ends(truths.gains, level)
+    loss = None if truths.losses is None else ends(truths.losses, level)
+    worst = None if truths.worst is None else ends(truths.worst, level)
+    behind = shortfall(truths, margins)
+    near, least = ends(behind, level), np.median(behind, axis=0)
+    better, keeps, close = (states(p, level) for p in (now.better, now.keeps, now.near))
+    named = _worst_tasks(evidence, tasks, level) if worst is not None else None
+    standing = standings(truths, now, margins, level)
+    retention = evidence.retention
+    for index, option in enumerate(options):
+        by = standing[index].ruled_out_by
         yield RankVerdict(
             label=option.label,
             **{name: getattr(option.plan, name) for name in SETTING},
-            runs=tuple(run.name for run in option.runs),
+            runs=tuple(run.name for run in option.trained),
             imported_as=option.plan.imported and option.plan.imported.label,
-            gain=_bound(bounds.gain, index),
-            retention_loss=None if bounds.loss is None else _bound(bounds.loss, index),
-            worst_retention_task=None if worst is None else tasks.retention[worst.place[index]],
-            worst_retention_loss=None if worst is None else _bound(worst, index),
-            shortfall=Bound(estimate=estimate, lower=lower, upper=upper),
-            better_than_base=None if better is None else better[index],
-            keeps_enough=None if choice.keeps_enough is None else choice.keeps_enough[index],
-            near_the_best=choice.near_the_best[index],
-            qualifies=choice.qualifies[index],
-            leads=tuple(_bound(bounds.lead, index, other) for other in range(len(options))),
-            worse_than=tuple(options[other].label for other in standing.worse_than),
+            gain=_bound(float(evidence.in_domain.mean[index]), gain, index),
+            retention_loss=(
+                _bound(float(retention.mean[index]), loss, index) if retention and loss else None
+            ),
+            worst_retention_task=named[index][0] if named else None,
+            worst_retention_loss=(
+                _bound(named[index][1], worst, index) if named and worst else None
+            ),
+            shortfall=_bound(float(least[index]), near, index),
+            better_than_base=better[index] if margins.has_base else None,
+            keeps_enough=None if loss is None else keeps[index],
+            near_the_best=close[index],
+            qualifies=betting.is_able[index],
+            worse_than=tuple(options[other].label for other in standing[index].worse_than),
             ruled_out_by=None if by is None else "retention" if by == index else options[by].label,
+            diverged_seeds=option.diverged_seeds,
         )
 
 
-def _bound(bounds: Bounds | WorstTask, *index: int) -> Bound:
-    return Bound(
-        estimate=float(bounds.estimate[index]),
-        lower=float(bounds.lower[index]),
-        upper=float(bounds.upper[index]),
-    )
+def _worst_tasks(
+    evidence: StudyEvidence, tasks: DecidingTasks, level: float
+) -> list[tuple[str | None, float]]:
+    """Of each option the task that loses most, and its loss; None where it is not shown to lose."""
+    assert evidence.retention is not None
+    apart = shrinkage(evidence.tasks).apart
+    quantile = float(special.ndtri(level))
+    found: list[tuple[str | None, float]] = []
+    for index, place in enumerate(apart.argmax(axis=0).tolist()):
+        task = evidence.tasks[place]
+        lower = task.mean[index] - quantile * np.sqrt(task.covariance[index, index])
+        loss = float(evidence.retention.mean[index] + apart[place, index])
+        found.append((tasks.retention[place] if lower > 0.0 else None, loss))
+    return found
+
+
+def _bound(estimate: float, of: Ends, index: int) -> Bound:
+    return Bound(estimate=estimate, lower=float(of.lower[index]), upper=float(of.upper[index]))
 
 
 def _dominating_full(
     source: OptionGains, tasks: DecidingTasks, options: Sequence[Option]
 ) -> str | None:
-    """A full fine-tuning that gains more and loses less than every LoRA option.
-
-    Of each option, both estimates say so, and one of the differences is shown.
-    """
+    """A full fine-tuning that is shown to gain more and lose less than every LoRA option."""
     if not tasks.retention or not options:
         return None
     where = (tasks.in_domain, tasks.retention)
 
     def dominates(full: Option, option: Option) -> bool:
-        both = [source.difference(full.runs, option.runs, names) for names in where]
-        return min(more.estimate for more in both) > 0 and max(more.lower for more in both) > 0
+        both = (source.difference(full.runs, option.trained, names) for names in where)
+        return all(more.lower > 0.0 for more in both)
 
     for full in source.options:
         is_own = full.plan.method == "full" and full.plan.role != "imported"
@@ -434,7 +418,7 @@ def _rate_at_edge(
     """The learning rate of the option that gains most, if no rate beyond it was tried."""
     if not options:
         return None
-    best = max(options, key=lambda each: _mean_gain(source, each.runs, tasks.in_domain)).plan
+    best = max(options, key=lambda each: _mean_gain(source, each.trained, tasks.in_domain)).plan
     # a rule gives every rank its own rate: only those of one rank were tried against each other
     but_rate = attrgetter("rank", "scaling", "target_modules", "epochs")
     alike = [option.plan for option in options if but_rate(option.plan) == but_rate(best)]
@@ -475,7 +459,7 @@ def _accuracy_reasons(
     parts: list[str] = []
     for option in options:
         means = {
-            name: source.by_accuracy.change(option.runs, its)
+            name: source.by_accuracy.change(option.trained, its)
             for name, its in where.items()
             if set(its) & set(judged)
         }

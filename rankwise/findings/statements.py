@@ -24,49 +24,84 @@ _FOLDER = re.compile(r"(rankwise [a-z-]+ (?:[^\s`]+ )?)DIR\b")
 TRANSFER_ALARM_SHARE = 0.10
 """A drop of more than this share of the base's score on another domain is reported."""
 
+WORTH_A_TRY = 0.5
+"""A growth that decides with at least this probability is named first."""
+
+HARDLY = 0.1
+"""Below this probability no growth is named."""
+
+PROBABLY_ENOUGH = 0.8
+"""A smaller option that is right with at least this probability is named beside the choice."""
+
+MOST_NAMED = 6
+"""More options than this that are still possible are counted, and not named."""
+
+MOST_GROUPS = 2
+"""More comparisons than this are summed up in one sentence."""
+
+
+def headline(numbers: Recommendation) -> str:
+    """The verdict, or the best bet, in one line."""
+    at, bet, chosen = _percent(numbers.confidence), numbers.best_bet, numbers.chosen
+    diverged = _diverged(numbers)
+    if chosen is not None:
+        first = f"Use {chosen.label}. Settled at {at}{_of_adapters(chosen)}."
+        if len(numbers.verdicts) == 1:
+            keeps = "helps" if numbers.has_base else "was judged"
+            first = f"{option_name(chosen)} {keeps}; no other {_noun(numbers)} was tried."
+        return " ".join(filter(None, (first, _another_run(numbers), diverged)))
+    first = {
+        "no_evidence": f"Not shown at {at} that fine-tuning helps.",
+        "none_helps": f"No {_noun(numbers)} helps: shown at {at}.",
+        "none_keeps_enough": f"No {_noun(numbers)} keeps enough of what the base knew.",
+    }.get(numbers.outcome, f"Not settled at {at}.")
+    best = "" if bet is None or numbers.outcome == "none_helps" else _best_bet(numbers)
+    return " ".join(filter(None, (first, best, diverged)))
+
 
 def statement(numbers: Recommendation) -> str:
-    """The answer in a few sentences: the verdict, the best bet, and what to do next."""
+    """The answer in a few sentences: the verdict, another run, and what to do next."""
     if not numbers.verdicts:
-        return "The data cannot tell which rank to use: no LoRA rank was trained with every seed."
+        return "The data cannot tell which rank to use: no LoRA rank has a run that was finished."
     if numbers.outcome == "recommended":
         first = _recommended(numbers)
-    elif numbers.outcome == "no_evidence":
-        first = _no_evidence(numbers)
+    elif numbers.outcome in ("no_evidence", "none_helps"):
+        first = _no_gain(numbers)
     elif numbers.outcome == "none_keeps_enough":
         first = _none_keeps_enough(numbers)
     else:
         first = f"Not settled at {_percent(numbers.confidence)}"
     if numbers.epsilon_points is None:
         first += "; forgetting was not measured"
-    parts = [first, _these_adapters(numbers), _best_bet(numbers), _ruled_out(numbers)]
+    is_open = numbers.chosen is None and numbers.outcome != "none_helps"
+    parts = [f"{first}.", _another_run(numbers), _smaller(numbers)]
+    parts += [_best_bet(numbers) if is_open else "", _diverged(numbers), _ruled_out(numbers)]
     if (full := numbers.better_and_kept_by_full) is not None:
         has_mlp = any(_MLP.search(name) for v in numbers.verdicts for name in v.target_modules)
         layers = "all linear layers first (methods.lora.target_modules: all-linear), then "
         parts.append(
-            f"{quantities.capital(full)} gains more and forgets less than every rank: try "
-            f"{'' if has_mlp else layers}other LoRA learning rates (train.learning_rate.lora)"
+            f"{quantities.capital(full)} gains more and forgets less than every rank, both shown: "
+            f"try {'' if has_mlp else layers}other LoRA learning rates (train.learning_rate.lora)."
         )
     if (rate := numbers.best_rate_at_edge) is not None:
         parts.append(
             f"The best learning rate, {quantities.learning_rate(rate)}, is at the edge of the "
-            "range tried: try rates beyond it (train.learning_rate.lora)"
+            "range tried: try rates beyond it (train.learning_rate.lora)."
         )
     parts.append(_what_decides(numbers))
-    return " ".join(f"{part}." for part in parts if part)
+    return " ".join(filter(None, parts))
 
 
 def reasons(
-    numbers: Recommendation, full: Iterable[str], parameters: Sequence[int], able: Detectable | None
+    numbers: Recommendation, full: Iterable[str], parameters: Sequence[int]
 ) -> tuple[str, ...]:
     """Short sentences with the numbers: the margins, each verdict, and what it is compared with.
 
     ``full`` says what full fine-tuning gains and loses; ``parameters`` are the trainable ones of
-    each verdict's option; ``able`` is what a study of this size detects in-domain.
+    each verdict's option.
     """
     return (
         *_margins_used(numbers),
-        *([] if able is None else [f"A study of this size detects {detected(able)}."]),
         *(_verdict(verdict, numbers) for verdict in numbers.verdicts),
         *_alternatives(numbers, parameters),
         *full,
@@ -89,8 +124,77 @@ def detected(able: Detectable) -> str:
     return text
 
 
+def still_possible(numbers: Recommendation) -> str:
+    """Which options are still possible; empty where the verdict is settled, or where one is left.
+
+    They are not called alike: one may be shown to score less than another, by less than δ.
+    """
+    left = numbers.left
+    if numbers.outcome not in ("cannot_tell", "no_evidence") or len(left) < 2:
+        return ""
+    which = _named([verdict.label for verdict in left])
+    if len(left) > MOST_NAMED:
+        which = f"{len(left)} options"
+    if not any(v.label in other.worse_than for v in left for other in left):
+        return f"{_begun(left, which)} cannot be told apart"
+    return f"{_begun(left, which)} are still possible"
+
+
+def option_name(verdict: RankVerdict) -> str:
+    """An option at the beginning of a sentence; a model's name is written as it is."""
+    return verdict.label if verdict.rank is None else quantities.capital(verdict.label)
+
+
+def _begun(verdicts: Sequence[RankVerdict], text: str) -> str:
+    return text if verdicts[0].rank is None else quantities.capital(text)
+
+
+def _of_adapters(chosen: RankVerdict) -> str:
+    """Whose verdict it is: of the weights that are there."""
+    if chosen.rank is None:
+        return ""
+    if len(chosen.runs) == 1:
+        return " for this adapter"
+    return f" for these adapters, the mean of {len(chosen.runs)} seeds"
+
+
+def _another_run(numbers: Recommendation) -> str:
+    """How probably another run of what is recommended is right too."""
+    chosen, bet = numbers.chosen, numbers.best_bet
+    if chosen is None or bet is None or chosen.rank is None or chosen.imported_as is not None:
+        return ""
+    probability = quantities.odds(bet.of(chosen.label).right_next_run)
+    return f"Another run with these settings would do with probability {probability}."
+
+
+def _smaller(numbers: Recommendation) -> str:
+    """Smaller options than the recommended one that are probably enough."""
+    chosen, bet = numbers.chosen, numbers.best_bet
+    if chosen is None or bet is None or chosen.rank is None:
+        return ""
+    before = numbers.verdicts[: numbers.verdicts.index(chosen)]
+    likely = [
+        f"{option_name(each)} is probably enough too ({quantities.odds(bet.of(each.label).right)})."
+        for each in before
+        if bet.of(each.label).right >= PROBABLY_ENOUGH and not each.diverged_seeds
+    ]
+    return likely[0] if likely else ""
+
+
+def _diverged(numbers: Recommendation) -> str:
+    """The options of which a run diverged, each with its seeds."""
+    said = [
+        f"{option_name(each)} diverged with seed{'s' * (len(each.diverged_seeds) > 1)} "
+        f"{quantities.listed([str(seed) for seed in each.diverged_seeds])}."
+        for each in numbers.verdicts
+        if each.diverged_seeds
+    ]
+    return " ".join(said)
+
+
 def _recommended(numbers: Recommendation) -> str:
-    chosen = next(v for v in numbers.verdicts if v.qualifies)
+    chosen = numbers.chosen
+    assert chosen is not None
     unit, rate, epochs = numbers.unit, chosen.learning_rate, chosen.epochs
     known = [  # all that a user must set besides the rank
         None if chosen.alpha is None else f"alpha {quantities.alpha(chosen)}",
@@ -102,23 +206,22 @@ def _recommended(numbers: Recommendation) -> str:
     text = f"Use {chosen.label}"
     if chosen.rank is not None:
         text = f"Use rank {chosen.rank}" + (f" ({', '.join(settings)})" if settings else "")
-    if chosen.rank is not None and len(chosen.runs) == 1:
-        # one run says nothing of the next one with another seed
-        of = [f"seed {seed}" for seed in numbers.looks[-1].seeds]
         if chosen.imported_as is not None:
-            of = [f"imported as {chosen.imported_as}"]
-        text = f"Use this adapter ({', '.join([f'rank {chosen.rank}', *of, *settings])})"
+            text += f", imported as {chosen.imported_as}"
     says: list[str] = []
     if numbers.has_base:
         gain = _measured(chosen.gain.estimate, unit, numbers.in_domain_metric)
         says.append(f"it gains {gain} over the base (at least {score(chosen.gain.lower, unit)})")
+    if chosen.retention_loss is not None:
+        says.append(f"it loses at most {_most_lost(chosen, numbers)}")
     if len(numbers.verdicts) > 1:
-        ahead, rejected = chosen.shortfall.upper, " that may keep enough" * numbers.has_base
-        says.append(
-            f"no other{rejected} is more than {amount(ahead, unit)} better"
-            if ahead > 0
-            else f"it is better than every other{rejected}"
-        )
+        ahead, which = chosen.shortfall.upper, _noun(numbers)
+        rest = f"no other {which}" + " that keeps enough" * (chosen.retention_loss is not None)
+        more = _against(ahead, numbers.delta, unit)
+        says.append(f"{rest} gains over {more} {unit} more" if ahead > 0 else f"{rest} gains more")
+    else:
+        says.append(f"no other {_noun(numbers)} was tried")
+    text += f": {', '.join(says)}"
     tied = [
         each.label
         for each in numbers.verdicts
@@ -126,24 +229,35 @@ def _recommended(numbers: Recommendation) -> str:
         and chosen.label not in each.worse_than
         and each.label not in chosen.worse_than
     ]
-    if chosen.rank is None and tied:
-        says.append(f"it cannot be told apart from {_named(tied)}")
-    text += f": {', '.join(says)}" if says else ""
-    if chosen.retention_loss is not None:
-        text += f", and it loses at most {_most_lost(chosen, numbers)}"
+    return text + (
+        f". It cannot be told apart from {_named(tied)}" if chosen.rank is None and tied else ""
+    )
+
+
+def _against(value: float, margin: float, unit: Unit) -> str:
+    """A bound beside the margin that it is held against: with as many digits as tell them apart."""
+    text = score(value, unit)
+    for digits in range(1, 5):
+        if text != score(margin, unit) or value == margin:
+            break
+        text = quantities.decimal(value, digits, signed=False)
+        if text != quantities.decimal(margin, digits, signed=False):
+            break
     return text
 
 
 def _most_lost(verdict: RankVerdict, numbers: Recommendation) -> str:
-    """0.7 points of p(right) on average over the 5 retention tasks, most on capitals (2.1 ...)."""
+    """0.7 points of p(right) on average over the 5 retention tasks (on no task more than 2.1)."""
     bound, worst = verdict.retention_loss, verdict.worst_retention_loss
     loss = _measured(max(bound.upper, 0.0) if bound else 0.0, "points", numbers.retention_metric)
     tasks = numbers.retention_tasks
     if len(tasks) == 1 or worst is None:
         return f"{loss} on {quantities.listed(tasks)}"
+    most = ""
+    if verdict.worst_retention_task is not None:
+        most = f"most on {verdict.worst_retention_task}, {amount(worst.estimate, 'points')}; "
     return (
-        f"{loss} on average over the {len(tasks)} retention tasks; most is lost on "
-        f"{verdict.worst_retention_task}, {amount(worst.estimate, 'points')} (on no task more than "
+        f"{loss} on average over the {len(tasks)} retention tasks ({most}on no task more than "
         f"{score(max(worst.upper, 0.0), 'points')})"
     )
 
@@ -154,51 +268,14 @@ def _measured(value: float, unit: Unit, metric: str | None) -> str:
     return f"{amount(value, unit)}{of}"
 
 
-def _these_adapters(numbers: Recommendation) -> str:
-    """The verdict about the adapters themselves, where the other one is about new seeds too."""
-    these = numbers.these_adapters
-    if these is None:
-        return ""
-    text = f"These adapters, the mean of their {numbers.num_seeds} seeds:"
-    if these.gain is None:
-        outcomes = {
-            "no_evidence": "not shown to be better than the base",
-            "none_keeps_enough": "none keeps enough",
-        }
-        return f"{text} {outcomes.get(these.outcome, 'not settled either')}"
-    text += (
-        f" use {these.label}, which gains {amount(these.gain.estimate, numbers.unit)} "
-        f"(at least {score(these.gain.lower, numbers.unit)})"
-    )
-    if numbers.outcome != "recommended":
-        text += "; other seeds may differ"
-    return text
-
-
 def _best_bet(numbers: Recommendation) -> str:
-    """The option that is worth most by the estimates, and how probably it is right."""
+    """The option that is most probably right, with that probability."""
     bet = numbers.best_bet
     if bet is None:
         return ""
-    if numbers.outcome == "recommended":
-        verdict = next(v for v in numbers.verdicts if v.qualifies)
-        if len(verdict.runs) > 1 or verdict.imported_as is not None or verdict.rank is None:
-            return ""
-        chosen = bet.of(verdict.label)
-        odds = _odds(chosen.right, numbers)
-        return f"{quantities.capital(chosen.label)} with another seed ({odds})"
     if bet.choice is None:
-        return "Best bet: keep the base model; no option is estimated to be worth it"
-    return f"Best bet: {bet.choice} ({_odds(bet.of(bet.choice).right, numbers)})"
-
-
-def _odds(probability: float, numbers: Recommendation) -> str:
-    """72 %: within 3.0 points of the best, loses at most 3.0 points, 9.0 on any task."""
-    delta = amount(numbers.delta, numbers.unit)
-    text = f"{quantities.odds(probability)}: within {delta} of the best"
-    if numbers.epsilon_points is not None:
-        text += f", loses at most {_acceptable(numbers.epsilon_points, numbers)}"
-    return text
+        return f"Best bet: keep the base model ({quantities.odds(bet.none)})."
+    return f"Best bet: {bet.choice} ({quantities.odds(bet.probability)})."
 
 
 def _acceptable(epsilon: float, numbers: Recommendation, ceiling: float | None = None) -> str:
@@ -211,38 +288,32 @@ def _acceptable(epsilon: float, numbers: Recommendation, ceiling: float | None =
 
 
 def _ruled_out(numbers: Recommendation) -> str:
-    """The options that are shown not to be the answer, and the group that is left."""
-    if numbers.outcome in ("recommended", "none_keeps_enough"):
+    """The options that are shown not to be the answer, and those that are left."""
+    if numbers.outcome not in ("cannot_tell", "no_evidence"):
         return ""
     by = grouped((v.ruled_out_by, v.label) for v in numbers.verdicts if v.ruled_out_by is not None)
     texts: list[str] = []
     for reason, labels in by.items():
-        higher = ", which scores more than δ higher and keeps enough" * (reason != "retention")
         verb = "is" if len(labels) == 1 else "are"
-        texts.append(f"{_named(labels)} {verb} ruled out by {reason}{higher}")
-    left = [verdict for verdict in numbers.verdicts if verdict.ruled_out_by is None]
+        if reason == "retention":
+            why = "its retention loss" if len(labels) == 1 else "their retention losses"
+        else:
+            why = f"{reason}, which gains over δ more"
+        texts.append(f"{_named(labels)} {verb} ruled out by {why}")
+    left = numbers.left
     names = {verdict.label for verdict in left}
     ahead_of = {v.label: tuple(label for label in v.worse_than if label in names) for v in left}
     behind = grouped((better, label) for label, better in ahead_of.items() if better)
-    if len(left) > 1 and not behind:
-        which = _named([verdict.label for verdict in left])
-        if len(left) > MOST_NAMED:
-            which = f"the {'other ' if by else ''}{len(left)} LoRA options"
-        texts.append(f"{which} cannot be told apart")
+    if possible := still_possible(numbers):
+        texts.append(possible)
     if len(behind) > MOST_GROUPS:
-        texts.append(
-            "Some of the rest score less than others, but none that keeps enough is shown to lead "
-            "by more than δ"
-        )
+        texts.append("some of them score less than others, but perhaps by less than δ")
         behind = {}
     for better, labels in behind.items():
-        # why options that are shown to score more do not rule out the one that scores less
-        why = f"which {'is' if len(better) == 1 else 'are'} not shown to keep enough"
-        if any(v.keeps_enough in (None, "yes") for v in numbers.verdicts if v.label in better):
-            why = "but perhaps by less than δ"
         verb = "scores" if len(labels) == 1 else "score"
-        texts.append(f"{_named(labels)} {verb} less than {_named(better)}, {why}")
-    return ". ".join(map(quantities.capital, texts))
+        texts.append(f"{_named(labels)} {verb} less than {_named(better)}, but perhaps by under δ")
+    has_rank = any(verdict.rank is not None for verdict in numbers.verdicts)
+    return " ".join(f"{quantities.capital(text) if has_rank else text}." for text in texts)
 
 
 def _named(labels: Sequence[str]) -> str:
@@ -252,9 +323,14 @@ def _named(labels: Sequence[str]) -> str:
     return quantities.listed(labels)
 
 
-def _no_evidence(numbers: Recommendation) -> str:
+def _no_gain(numbers: Recommendation) -> str:
     best = max(numbers.verdicts, key=lambda v: v.gain.estimate)
     gain = _measured(best.gain.estimate, numbers.unit, numbers.in_domain_metric)
+    if numbers.outcome == "none_helps":
+        return (
+            f"No {_noun(numbers)} helps, at {_percent(numbers.confidence)}: the best, "
+            f"{best.label}, gains {gain} ({score_range(best.gain, numbers.unit)})"
+        )
     clusters = quantities.in_clusters(numbers.num_clusters_in_domain)
     return (
         f"Not shown at {_percent(numbers.confidence)} that fine-tuning helps: no {_noun(numbers)} "
@@ -268,7 +344,7 @@ def _none_keeps_enough(numbers: Recommendation) -> str:
     losses = [(v.retention_loss, v.label) for v in numbers.verdicts if v.retention_loss is not None]
     least, label = min(losses, key=lambda pair: pair[0].estimate)
     text = (
-        f"No {_noun(numbers)} keeps enough: every one is shown to lose more than "
+        f"No {_noun(numbers)} keeps enough: none is likely to gain and to lose at most "
         f"{_acceptable(numbers.epsilon_points or 0.0, numbers)}; {label} loses least, "
         f"{_measured(least.estimate, 'points', numbers.retention_metric)} on average "
         f"(at least {score(least.lower, 'points')})"
@@ -291,30 +367,6 @@ def _price(numbers: Recommendation) -> str:
         numbers.sufficient_epsilon_points or 0.0, numbers, numbers.sufficient_worst_task_points
     )
     return f"{numbers.sufficient_label} would qualify if you accepted a loss of {loss}"
-
-
-def headline(numbers: Recommendation) -> str:
-    """The verdict, or the best bet, in one line."""
-    at, bet = _percent(numbers.confidence), numbers.best_bet
-    if numbers.outcome == "recommended":
-        chosen = next(v for v in numbers.verdicts if v.qualifies)
-        is_of_run = len(chosen.runs) == 1 and chosen.imported_as is None and chosen.rank is not None
-        if not is_of_run or bet is None:
-            return f"Use {chosen.label}. Settled at {at}."
-        odds = quantities.odds(bet.of(chosen.label).right)
-        return (
-            f"Use {chosen.label}. Settled at {at} for this adapter; {odds} likely to hold for "
-            "another seed."
-        )
-    first = {
-        "no_evidence": f"Not shown at {at} that fine-tuning helps.",
-        "none_keeps_enough": f"No {_noun(numbers)} keeps enough of what the base knew.",
-    }.get(numbers.outcome, f"Not settled at {at}.")
-    if bet is None:
-        return first
-    if bet.choice is None:
-        return f"{first} Best bet: keep the base model."
-    return f"{first} Best bet: {bet.choice} ({quantities.odds(bet.of(bet.choice).right)})."
 
 
 def next_command(numbers: Recommendation) -> str:
@@ -345,37 +397,25 @@ def _growing(best: Prospect) -> str:
 
 def _what_decides(numbers: Recommendation) -> str:
     """What would probably settle it, and at which margins it is settled."""
+    if numbers.outcome not in ("cannot_tell", "no_evidence"):
+        return ""
     price = quantities.capital(_price(numbers)) if numbers.outcome == "cannot_tell" else ""
-    wider = "wider margins may (recommendation.delta_points, recommendation.epsilon_points)"
+    wider = "larger margins may: `rankwise verdict DIR --delta D --epsilon E`"
     best = _likeliest(numbers)
-    if best is None:
-        is_open = numbers.outcome == "cannot_tell"
-        return price or (f"All items are scored, and it is not settled: {wider}" * is_open)
-    if best.probability < HARDLY:
-        text = "More items or seeds would probably not settle it"
-        if all(prospect.factor is None for prospect in numbers.prospects):
-            text = "All items are scored, and more seeds would probably not settle it"
-        text += f": {wider}"
-    else:
+    if best is not None and best.probability >= HARDLY:
         how = "score them, and judge again" if numbers.is_of_scores else f"`{_growing(best)}`"
         text = (
             f"{quantities.capital(growth(best))} would settle it with probability "
             f"{best.probability:.1f}: {how}"
         )
-    return f"{text}. {price}" if price else text
+    elif any(prospect.factor is not None for prospect in numbers.prospects):
+        text = f"More items or seeds would probably not settle it; {wider}"
+    elif numbers.prospects:
+        text = f"All items are scored, and more seeds would probably not settle it; {wider}"
+    else:
+        text = "" if price else f"All items are scored; {wider}"
+    return " ".join(f"{part}." for part in (text, price) if part)
 
-
-WORTH_A_TRY = 0.5
-"""A growth that decides with at least this probability is named first."""
-
-MOST_NAMED = 6
-"""More options than this that cannot be told apart are counted, and not named."""
-
-MOST_GROUPS = 2
-"""More comparisons than this are summed up in one sentence."""
-
-HARDLY = 0.1
-"""Below this probability no growth is named."""
 
 _KINDS = {"in_domain": "in-domain ", "retention": "retention ", "items": ""}
 
@@ -417,10 +457,12 @@ def _margins_used(numbers: Recommendation) -> Iterator[str]:
         margins += f" and {amount(numbers.worst_task_points or 0.0, 'points')} on any task"
     yield f"Judged with {margins}, at {_percent(numbers.confidence)} confidence."
     look = numbers.looks[-1]
+    wrong = quantities.formatted(100 * look.alpha, ".2g")
+    over_all = quantities.formatted(100 * (1 - numbers.confidence), ".2g")
+    first = "First verdict" if look.number == 1 else f"Verdict {look.number}"
     yield (
-        f"Look {look.number} at this study; error rate "
-        f"{quantities.formatted(100 * look.alpha, '.2g')} % now, "
-        f"{quantities.formatted(100 * (1 - numbers.confidence), '.2g')} % over all looks."
+        f"{first} on this study: it recommends a wrong option in at most {wrong} % of studies "
+        f"({over_all} % over all its verdicts)."
     )
     if numbers.epsilon_points is None:
         yield "Forgetting was not measured: the study has no retention task that decides."
@@ -439,27 +481,28 @@ def _verdict(verdict: RankVerdict, numbers: Recommendation) -> str:
     ]
     if verdict.retention_loss is not None and verdict.keeps_enough is not None:
         keeps = {"yes": "", "no": ", too much", "undecided": ", not shown to be acceptable"}
+        upper = _against(verdict.retention_loss.upper, numbers.epsilon_points or 0.0, "points")
         loss = (
             f"retention loss {amount(verdict.retention_loss.estimate, 'points')} "
-            f"({score_range(verdict.retention_loss, 'points')}){keeps[verdict.keeps_enough]}"
+            f"({score(verdict.retention_loss.lower, 'points')} to {upper})"
+            f"{keeps[verdict.keeps_enough]}"
         )
-        if verdict.worst_retention_task is not None and verdict.worst_retention_loss is not None:
-            worst = verdict.worst_retention_loss
+        worst = verdict.worst_retention_loss
+        if worst is not None and len(numbers.retention_tasks) > 1:
+            task = verdict.worst_retention_task
             loss += (
-                f", worst {verdict.worst_retention_task} {score(worst.estimate, 'points')} "
+                f", worst {f'{task} ' if task else ''}{score(worst.estimate, 'points')} "
                 f"(any task: {score_range(worst, 'points')})"
             )
         parts.append(loss)
     if len(numbers.verdicts) > 1:
-        near = {"yes": "", "no": ", too much", "undecided": ", not shown below δ"}
-        parts.append(
-            f"at most {amount(max(verdict.shortfall.upper, 0.0), unit)} below the best"
-            + near[verdict.near_the_best]
-        )
+        near = {"yes": "", "no": ", too much", "undecided": ", not shown to be at most δ"}
+        behind = _against(max(verdict.shortfall.upper, 0.0), numbers.delta, unit)
+        parts.append(f"at most {behind} {unit} below the best other" + near[verdict.near_the_best])
+    if verdict.diverged_seeds:
+        parts.append("a run diverged")
     ends = "qualifies" if verdict.qualifies else "does not qualify"
-    # a model's name is written as it is
-    label = verdict.label if verdict.rank is None else quantities.capital(verdict.label)
-    return f"{label} {ends}: {'; '.join(parts)}."
+    return f"{option_name(verdict)} {ends}: {'; '.join(parts)}."
 
 
 def _alternatives(numbers: Recommendation, parameters: Sequence[int]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from rankwise.records.base import Record, VersionedRecord
 
-Outcome = Literal["recommended", "no_evidence", "none_keeps_enough", "cannot_tell"]
+Outcome = Literal["recommended", "no_evidence", "none_helps", "none_keeps_enough", "cannot_tell"]
 Addition = Literal["in_domain", "retention", "items", "seeds"]
 
 
@@ -65,7 +65,11 @@ class StudyLooks(VersionedRecord):
 
 
 class OptionOdds(Record):
-    """The probabilities (0..1) that statements about one option are true, not about one run."""
+    """The probabilities (0..1) that statements about the runs of one option are true.
+
+    The last two are about the option: an imported adapter, and a model without a rank, is used as
+    it is, so there they are about the same runs.
+    """
 
     label: str
     rank: int
@@ -78,6 +82,10 @@ class OptionOdds(Record):
     """Within delta of the best option that keeps enough."""
     right: float
     """All three."""
+    right_on_average: float
+    """All three, of the option on average over seeds."""
+    right_next_run: float
+    """All three, of its next run, and that this run is finished."""
 
 
 class EpsilonOdds(Record):
@@ -87,21 +95,31 @@ class EpsilonOdds(Record):
     right: tuple[float, ...]
     """The odds of every option, in the order of ``BestBet.options``."""
     choice: str | None
-    """What the rule recommends then, else what is worth most; None is not to fine-tune."""
+    """What the rule recommends then, else what is likeliest right; None is not to fine-tune."""
 
 
 class BestBet(Record):
     """What to do if one must decide now, with its odds; never in place of the verdict."""
 
     options: tuple[OptionOdds, ...]
+    none: float
+    """The probability that no option gains something and keeps enough."""
     choice: str | None
-    """The label of what is recommended, else of what is worth most; None is not to fine-tune."""
+    """The label of what is recommended, else of what is likeliest to be right.
+
+    None is not to fine-tune, where that is likelier.
+    """
     by_epsilon: tuple[EpsilonOdds, ...]
     """Smallest epsilon first; empty without retention tasks."""
 
     def of(self, label: str) -> OptionOdds:
         """The odds of one option."""
         return next(option for option in self.options if option.label == label)
+
+    @property
+    def probability(self) -> float:
+        """That the choice is right."""
+        return self.none if self.choice is None else self.of(self.choice).right
 
 
 class Prospect(Record):

@@ -108,11 +108,11 @@ class FormatEffect(PairedDifference):
 
 
 class RankVerdict(Record):
-    """What the data say of one rank with its other settings, seeds averaged.
+    """What the data say of the runs of one rank with its other settings, averaged over seeds.
 
-    ``gain``, ``retention_loss`` and ``shortfall`` have the bounds that decide: with them, a wrong
-    option is recommended at most as often as the study's confidence allows. ``label`` names what
-    tells the option from the others.
+    ``gain``, the losses and ``shortfall`` have the bounds that decide: with them, a wrong option is
+    recommended at most as often as the study's confidence allows. They are about these runs,
+    whatever another seed would do. ``label`` names what tells the option from the others.
     """
 
     label: str
@@ -131,7 +131,7 @@ class RankVerdict(Record):
     retention_loss: Bound | None
     """In points; None without retention tasks."""
     worst_retention_task: str | None
-    """The task that is estimated to lose most."""
+    """The task that is estimated to lose most; None too where no task is shown to lose."""
     worst_retention_loss: Bound | None
     """The largest loss of any retention task, in points; whichever task it is."""
     shortfall: Bound
@@ -146,30 +146,16 @@ class RankVerdict(Record):
     near_the_best: State
     """Whether the shortfall is below delta."""
     qualifies: bool
-    """Whether all of them are "yes"."""
-    leads: tuple[Bound, ...] = ()
-    """Its in-domain score less that of every option, in their order, by the bounds that decide."""
+    """Whether all of them are "yes", and no run diverged."""
     worse_than: tuple[str, ...]
-    """Labels of the options that are shown to score more in-domain, all such statements at once."""
+    """Labels of the options that are shown to score more in-domain."""
     ruled_out_by: str | None
     """What shows that it is not the answer.
 
-    "retention", or an option that keeps enough and is better by over delta.
+    "retention", or the option that most probably keeps enough and is better by over delta.
     """
-
-
-class AdapterVerdict(Record):
-    """What the data say of the adapters that were trained, whatever other seeds would do.
-
-    Those of an option are averaged. ``label`` and what follows are of the option that is
-    recommended of them; None unless one is.
-    """
-
-    outcome: Outcome
-    label: str | None
-    rank: int | None
-    gain: Bound | None
-    retention_loss: Bound | None
+    diverged_seeds: tuple[int, ...] = ()
+    """With which its training diverged."""
 
 
 class Recommendation(Record):
@@ -205,14 +191,13 @@ class Recommendation(Record):
     num_clusters_in_domain: int | None = None
     """The clusters that these items are in; None where every item is its own."""
     num_seeds: int
+    """The most runs of one option."""
     is_of_scores: bool = False
     """The models were trained and scored elsewhere: what is missing has to come from there."""
     has_base: bool = True
     """Without one, gains are over the mean of the models, and no option need be above it."""
     looks: tuple[Look, ...]
     """Every judgement of this study so far, this one last."""
-    these_adapters: AdapterVerdict | None
-    """Beside the verdict about the rank; None with one seed, where the verdict is about them."""
     best_bet: BestBet | None
     """Odds of every option; None where no option is complete."""
     prospects: tuple[Prospect, ...]
@@ -232,6 +217,7 @@ class Recommendation(Record):
     best_rate_at_edge: float | None
     """The learning rate of the best option, where it is an end of the rates that were tried."""
     verdicts: tuple[RankVerdict, ...]
+    """Of every option that has a finished run, smallest first."""
     comparisons: tuple[Comparison, ...]
     format_effects: tuple[FormatEffect, ...]
 
@@ -250,9 +236,19 @@ class Recommendation(Record):
         return row.interval
 
     @property
+    def chosen(self) -> RankVerdict | None:
+        """The option that is recommended; None where nothing is."""
+        return next((each for each in self.verdicts if each.qualifies), None)
+
+    @property
+    def left(self) -> tuple[RankVerdict, ...]:
+        """The options that are not shown to be no answer."""
+        return tuple(each for each in self.verdicts if each.ruled_out_by is None)
+
+    @property
     def recommended_run(self) -> str | None:
         """The first seed's run of the recommended option; None where nothing is recommended."""
-        return next((each.runs[0] for each in self.verdicts if each.qualifies), None)
+        return None if self.chosen is None else self.chosen.runs[0]
 
     @property
     def best_bet_run(self) -> str | None:

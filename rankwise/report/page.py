@@ -279,7 +279,8 @@ def _part(
         )
         part = part._replace(answer=card.headline, statement="", card=first, command=card.command)
         said = [recommendation.statement]
-        folded += [margin_section(recommendation), alternative_section(card, recommendation)]
+        folded.append(margin_section(recommendation, card.draws))
+        folded.append(alternative_section(card, recommendation))
     reasons = decision_table(recommendation), *reasons_beside_verdicts(recommendation)
     tables = [TitledTable("", table) for table in reasons if table is not None]
     shown = [ReportSection("reasons", "Why", said, tables=tables, is_folded=is_named)]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
+from rankwise.findings.card import RuleDraws
 from rankwise.records import quantities
 from rankwise.records.quantities import NOT_MEASURED
 from rankwise.records.recommendation import Recommendation
@@ -229,13 +230,11 @@ class Sliders(NamedTuple):
     """What the page's script needs to judge again under other margins.
 
     Attributes:
-        rule: ``labels`` of the options, smallest first, and their bounds as [lower, upper]:
-            ``gain``, ``loss`` and ``worst`` (None where retention was not measured), and ``lead``
-            over each.
+        draws: of what the options are worth, smallest first.
         own: what was judged by the study's own margins.
     """
 
-    rule: Mapping[str, Any]
+    draws: RuleDraws
     own: Recommendation
 
 

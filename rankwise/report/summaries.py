@@ -29,6 +29,7 @@ RELATION_NAMES: dict[Relation, str] = {
 OUTCOMES: dict[Outcome, str] = {
     "recommended": "Recommended",
     "no_evidence": "Not shown that fine-tuning helps",
+    "none_helps": "No rank helps",
     "none_keeps_enough": "No rank keeps enough",
     "cannot_tell": "Not settled",
 }

@@ -24,11 +24,12 @@ def decision_table(recommendation: Recommendation) -> Table | None:
     is_alone = len(recommendation.verdicts) == 1
     ceiling = quantities.score(recommendation.worst_task_points or 0.0, "points")
     average = quantities.score(recommendation.epsilon_points or 0.0, "points")
-    limit = f"below ε = {average} on average, {ceiling} on any task"
+    limit = f"at most ε = {average} on average, {ceiling} on any task"
     gained_in, kept_in = cells.measures(recommendation)
 
-    seeds = f"Averaged over {recommendation.num_seeds} seeds"
-    seeds = "Conditional on the one seed" if recommendation.num_seeds == 1 else seeds
+    several = f"These runs, averaged over up to {recommendation.num_seeds} seeds"
+    one = "One seed was trained, so this is about these weights"
+    seeds = one if recommendation.num_seeds == 1 else several
 
     def option(verdict: RankVerdict) -> Cell:
         alpha = quantities.alpha(verdict)
@@ -72,7 +73,7 @@ def decision_table(recommendation: Recommendation) -> Table | None:
         Column.text(
             "Near the best?",
             lambda row: _STATES[row.near_the_best],
-            f"behind by less than δ = {quantities.score(recommendation.delta, unit)}",
+            f"behind by at most δ = {quantities.score(recommendation.delta, unit)}",
         ),
         Column.text("Qualifies?", lambda row: row.qualifies),
     )
@@ -86,10 +87,11 @@ def odds_table(recommendation: Recommendation, bet: BestBet) -> Table:
     limit = f"{quantities.amount(epsilon or 0.0, 'points')} on average, {ceiling} on any task"
     notes = {bet.choice: "best bet"}
     return Table.of(
-        "Probabilities that each option is so with any seed, from the scores and a prior that "
-        "knows how much ranks differ elsewhere (docs/METHODS.md). Near the best is meant among the "
-        "options that keep enough. The best bet is what the rule recommends, else the largest "
-        "estimated gain after a price for what is lost beyond the margins.",
+        "How probably each column is true of these runs; near the best is meant among the options "
+        "that keep enough. The last two columns are about the option on average over seeds, and "
+        "about its next run; how far runs spread is known from other studies until seeds show it "
+        "(docs/METHODS.md). The best bet is what the rule recommends, else the option that is most "
+        f"probably right. No option helps and keeps enough: {quantities.odds(bet.none)}.",
         bet.options,
         Column("Option", lambda row: Cell(row.label, "", notes.get(row.label, ""))),
         Column("Better than base", lambda row: quantities.odds(row.better_than_base)),
@@ -99,7 +101,9 @@ def odds_table(recommendation: Recommendation, bet: BestBet) -> Table:
             f"loses at most {limit}",
         ),
         Column("Near the best", lambda row: quantities.odds(row.near_the_best), f"within {near}"),
-        Column("All of it", lambda row: quantities.odds(row.right)),
+        Column("Right", lambda row: quantities.odds(row.right), "all of it"),
+        Column("On average", lambda row: quantities.odds(row.right_on_average), "over seeds"),
+        Column("Next run", lambda row: quantities.odds(row.right_next_run), "another seed"),
     )
 
 

@@ -79,21 +79,22 @@ def item_size(differences: ArrayLike, *, in_points: bool) -> float:
     return float(np.quantile(sizes, TAIL_QUANTILE, method="higher"))
 
 
-def lead_size(task: Items) -> float:
+def lead_size(task: Items, averaging: Floats) -> float:
     """How large the difference of two options on one item may be, by those that were seen.
 
-    Leads are smaller than gains where options move together. It is the same quantile of the
-    options' distances from their mean, scaled so that those of two options are their lead.
+    Leads are smaller than gains where options move together. It is the same quantile of the runs'
+    distances from the mean of the options, scaled so that those of two options are their lead.
 
     Args:
-        task: (m, K, n) of K options. Of right and wrong items, and of one option, the size is that
-            of their differences from the base.
+        task: (R, n) of R runs. Of right and wrong items, and of one option, the size is that of
+            their differences from the base.
+        averaging: (K, R) gives the means over the runs of K options.
     """
-    count, whole = task.values.shape[1], whole_item(task.num_items, task.num_scored)
+    count, whole = len(averaging), whole_item(task.num_items, task.num_scored)
     if task.item_size in (0.0, whole) or count == 1:
         return task.item_size
-    values = task.values if task.scored is None else task.values[..., task.scored]
-    from_mean = values - values.mean(axis=1, keepdims=True)
+    values = task.values if task.scored is None else task.values[:, task.scored]
+    from_mean = values - averaging.mean(axis=0) @ values
     scale = math.sqrt(2.0 * count / (count - 1))
     return scale * float(np.quantile(np.abs(from_mean), TAIL_QUANTILE, method="higher"))
 

@@ -1,4 +1,4 @@
-"""What more items or seeds would bring: the estimates and the bounds of a study that has grown.
+"""What more items or seeds would bring: what a study that has grown would show.
 
 A study grows: its items are kept and new ones are added. With V the covariance of the K estimates'
 errors now and V' that after the growth, the errors r now and r' then are normal and
@@ -14,133 +14,98 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from rankwise.findings.stats.blocks import (
-    Block,
-    Contrasts,
-    contrasted,
-    normal_draws,
-    num_runs,
-    quadratic,
-)
-from rankwise.findings.stats.estimates import Estimate, Spread
+from rankwise.findings.stats.blocks import Block, lead_variances, normal_draws
+from rankwise.findings.stats.estimates import Estimate
 from rankwise.findings.stats.items import Floats
-from rankwise.findings.stats.posterior import lead_prior
 
 
 class Growth(NamedTuple):
-    """A block after it has grown: items of each task (T,) by these factors, and seeds in all.
+    """How a block grows: items of each part (T,) by these factors, and more runs of each option.
 
     Of items that were answered in part, the same share of the new ones is: their variance A/N + B/n
     falls by the factor too.
     """
 
     factors: tuple[float, ...]
-    num_seeds: int
+    num_new_runs: int
 
-    def covariances(self, of: Block, run_variances: Floats) -> Floats:
-        """(V, K, K) of the errors then, for V variances of one run around its option."""
-        kept = of.num_seeds / self.num_seeds
-        items = np.sum(
+    def of_items(self, of: Block) -> Floats:
+        """(K, K) covariance then of the means of the runs that are there then, by items."""
+        counts = of.rows.counts
+        gone = np.diag(self.num_new_runs / (counts + self.num_new_runs))
+        return np.sum(
             [
-                (part.items + part.pseudo - (1.0 - kept) * part.interaction) / factor
+                (part.items + part.pseudo - gone * part.interaction) / factor
                 for part, factor in zip(of.parts, self.factors, strict=True)
             ],
             axis=0,
         )
-        return items + run_variances[:, None, None] / self.num_seeds * np.eye(len(of.mean))
+
+    def of_options(self, of: Block) -> Floats:
+        """(K, K) of the same around the options: by items, and by runs."""
+        by_runs = of.run_variances.variance / (of.rows.counts + self.num_new_runs)
+        return self.of_items(of) + np.diag(by_runs)
 
 
 class GrownBlock(NamedTuple):
-    """What the block ``of`` may show after a growth: N times ``estimate`` (N, K).
+    """What a block may show after a growth: N times ``mean`` (N, K), each with this covariance."""
 
-    ``run_variances`` (N,) are those of one run around its option in each.
-    """
+    mean: Floats
+    covariance: Floats
 
-    of: Block
-    run_variances: Floats
-    growth: Growth
-    estimate: Floats
+    @property
+    def stderr(self) -> Floats:
+        """(K,) standard errors of the means."""
+        return np.sqrt(np.diagonal(self.covariance))
 
-    def ends(self, contrasts: Contrasts, level: float) -> tuple[Floats, Floats]:
-        """(N, C) lower and upper bounds of the contrasts at a one-sided level."""
-        spread = self._spread(contrasts)
-        reach = spread.quantile(level) * spread.stderr
-        estimate = contrasted(contrasts, self.estimate)
-        return estimate - reach, estimate + reach
-
-    def part(self, draws: slice) -> GrownBlock:
-        """The same of some of the draws."""
-        return self._replace(run_variances=self.run_variances[draws], estimate=self.estimate[draws])
-
-    def _spread(self, contrasts: Contrasts) -> Spread:
-        """The variances that it would state for the contrasts, each part (N, C) or (C)."""
-        of, growth = self.of, self.growth
-        now, kept = of.spread(contrasts), of.num_seeds / growth.num_seeds
-        shares = 1.0 / np.array(growth.factors)
-        by_part = np.tensordot(shares, of.item_variances(contrasts), axes=1)
-        more = now.item_variance / np.where(by_part > 0, by_part, 1.0)
-        if growth.num_seeds == 1:
-            return Spread(by_part, now.item_freedom * more, now.seed_variance, now.seed_freedom)
-        if of.num_seeds == 1:
-            freedom = np.float64((growth.num_seeds - 1) * max(len(of.mean) - 1, 1))
-        else:
-            freedom = now.seed_freedom * (growth.num_seeds - 1) / (of.num_seeds - 1)
-        # what the posterior says of the runs, and what seed and item do together
-        by_runs = np.multiply.outer(
-            self.run_variances / growth.num_seeds, num_runs(contrasts, len(of.mean))
-        )
-        by_chance = quadratic(contrasts, np.stack([part.interaction for part in of.parts]))
-        by_seed = by_runs + kept * np.tensordot(shares, by_chance, axes=1)
-        freedoms = np.broadcast_to(np.asarray(freedom, dtype=np.float64), np.shape(by_part))
-        return Spread(by_part, now.item_freedom * more, by_seed, freedoms)
+    @property
+    def lead_stderr(self) -> Floats:
+        """(K, K) of the row's mean less the column's."""
+        return np.sqrt(lead_variances(self.covariance))
 
 
-def grow(
-    of: Block, truths: Floats, run_variances: Floats, growth: Growth, rng: np.random.Generator
-) -> GrownBlock:
+def grow(of: Block, truths: Floats, growth: Growth, rng: np.random.Generator) -> GrownBlock:
     """Draw what a block would show after a growth.
 
     Args:
         of: the block now.
-        truths: (N, K) draws.
-        run_variances: (N,) of one run around its option in each.
+        truths: (N, K) draws of the options.
         growth: what is added.
         rng: for the new errors.
     """
-    now = Growth((1.0,) * len(of.parts), of.num_seeds)
-    estimate = np.empty_like(truths)
-    variances = np.unique(run_variances)
-    both = now.covariances(of, variances), growth.covariances(of, variances)
-    for variance, before, after in zip(variances, *both, strict=True):
-        rows = run_variances == variance
-        kept = np.linalg.solve(before, after).T  # V' V^-1, both symmetric
-        new = normal_draws(after - kept @ after, rng, int(rows.sum()))
-        estimate[rows] = truths[rows] + (of.mean - truths[rows]) @ kept.T + new
-    return GrownBlock(of, run_variances, growth, estimate)
+    now = Growth((1.0,) * len(of.parts), 0)
+    before, after = now.of_options(of), growth.of_options(of)
+    kept = np.linalg.solve(before, after).T  # V' V^-1, both symmetric
+    new = normal_draws(after - kept @ after, rng, len(truths))
+    mean = truths + (of.mean - truths) @ kept.T + new
+    return GrownBlock(mean, growth.of_items(of))
 
 
-def chance_of_sign(estimate: Estimate, factor: float, alpha: float, unit: float) -> float:
-    """The probability that ``factor`` times the items show that a lead is not zero.
+def probability_below(limit: float, mean: Floats, stderr: Floats) -> Floats:
+    """That a truth is at most ``limit``, of normal estimates; arrays of shapes that agree."""
+    distance = limit - mean
+    certain = np.where(distance >= 0.0, np.inf, -np.inf)
+    scaled = np.divide(
+        distance, stderr, out=certain, where=np.broadcast_to(stderr, distance.shape) > 0
+    )
+    return np.asarray(special.ndtr(scaled))
 
-    The lead has the prior of the odds, the new items' mean is normal around it, and what is there
-    already is kept. With one seed.
+
+def chance_of_sign(estimate: Estimate, factor: float, alpha: float) -> float:
+    """The probability that ``factor`` times the items show that a difference is not zero.
+
+    The truth lies around the estimate with its standard error, the new items' mean around the
+    truth, and what is there already is kept. So the estimate then is normal around the one now,
+    with the variance now less that then. With one seed.
 
     Args:
-        estimate: of the lead now.
+        estimate: of the difference now.
         factor: above 1.
         alpha: two-sided, of the interval then.
-        unit: what a point of the prior is in the estimate's unit, above 0.
     """
-    variance = estimate.stderr**2
-    if variance == 0.0:
+    if estimate.stderr == 0.0:
         return 0.0
-    sd, weights = lead_prior(unit)
-    total = sd**2 + variance
-    weights = weights * np.exp(-0.5 * estimate.value**2 / total) / np.sqrt(total)
-    # of each component: the lead as it is believed now, and what all items will show
-    mean, believed = estimate.value * sd**2 / total, variance * sd**2 / total
-    centre = estimate.value / factor + (1.0 - 1.0 / factor) * mean
-    spread = (1.0 - 1.0 / factor) * np.sqrt(believed + variance / (factor - 1.0))
-    reach = special.ndtri(1.0 - alpha / 2.0) * estimate.stderr / math.sqrt(factor)
-    shown = special.ndtr((centre - reach) / spread) + special.ndtr((-centre - reach) / spread)
-    return float(weights @ shown / weights.sum())
+    spread = estimate.stderr * math.sqrt(1.0 - 1.0 / factor)
+    reach = float(special.ndtri(1.0 - alpha / 2.0)) * estimate.stderr / math.sqrt(factor)
+    below = ((side * estimate.value - reach) / spread for side in (1.0, -1.0))
+    return float(sum(map(special.ndtr, below)))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
-from rankwise.findings.card import CardRow, VerdictCard
+from rankwise.findings.card import CardRow, RuleDraws, VerdictCard
 from rankwise.findings.options import TaskMean
 from rankwise.records import quantities
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import StudyResults, TrainTaskResults
-from rankwise.records.study import Interval
 from rankwise.report import cells
 from rankwise.report.parts import (
     Cell,
@@ -109,17 +107,18 @@ def alternative_section(card: VerdictCard, recommendation: Recommendation) -> Re
     return ReportSection("alternatives", title, tables=tables, is_folded=True) if tables else None
 
 
-def margin_section(recommendation: Recommendation) -> ReportSection | None:
+def margin_section(recommendation: Recommendation, draws: RuleDraws | None) -> ReportSection | None:
     """Sliders and a dial for other margins, and the odds; None where no rank was judged."""
     if not recommendation.verdicts:
         return None
-    kept = ", that it loses less than ε on average and less than the ceiling on every task"
+    kept = ", that it loses at most ε on average and at most the ceiling on every task"
     kept = "" if recommendation.epsilon_points is None else kept
     conditions = (
-        f"An option qualifies where it is shown that it gains something{kept}, and that no rival "
-        "gains δ more. The first that qualifies is recommended, smallest first."
+        f"An option qualifies where it is shown that it gains something{kept}, and that no other "
+        "that keeps enough gains over δ more. The smallest that qualifies is recommended."
     )
-    tables = [TitledTable("", conditions, sliders(recommendation))]
+    sliders = None if draws is None else Sliders(draws, recommendation)
+    tables = [TitledTable("", conditions, sliders)]
     bet = recommendation.best_bet
     if bet is not None and bet.by_epsilon:
         said = (
@@ -133,21 +132,3 @@ def margin_section(recommendation: Recommendation) -> ReportSection | None:
     tables += titled({"What would settle it": prospect_table(recommendation)})
     title = "If other margins matter to you"
     return ReportSection("margins", title, tables=tables, is_folded=True)
-
-
-def sliders(recommendation: Recommendation) -> Sliders:
-    """What the rule needs to judge again: bounds of every option, at the level that decides."""
-
-    def ends(bounds: Iterable[Interval | None]) -> list[list[float]]:
-        return [[bound.lower, bound.upper] for bound in bounds if bound is not None]
-
-    verdicts = recommendation.verdicts
-    rule = {
-        "labels": [each.label for each in verdicts],
-        "has_base": recommendation.has_base,
-        "gain": ends(each.gain for each in verdicts),
-        "loss": ends(each.retention_loss for each in verdicts) or None,
-        "worst": ends(each.worst_retention_loss for each in verdicts) or None,
-        "lead": [ends(each.leads) for each in verdicts],
-    }
-    return Sliders(rule, recommendation)

@@ -65,43 +65,80 @@ addEventListener("beforeprint", unfoldForPrint);
 addEventListener("afterprint", foldAgain);
 reveal(location.hash);
 
+/* Whole numbers of so many bytes, little-endian, in base64. */
+function unpacked(text, size) {
+  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  const view = new DataView(bytes.buffer);
+  const read = size === 2 ? (at) => view.getInt16(at, true) : (at) => view.getInt32(at, true);
+  return Int32Array.from({ length: bytes.length / size }, (_, place) => read(size * place));
+}
+
+/* A rule with its draws; losses are null where retention was not measured. */
+function drawnRule(rule) {
+  const read = (text) => (text === null ? null : unpacked(text, rule.num_bytes));
+  return { ...rule, gains: read(rule.gains), losses: read(rule.losses), worst: read(rule.worst) };
+}
+
 /* The rule of rankwise/findings/decision.py; a test holds both to the same answers. */
 function judge(rule, delta, epsilon, ceiling) {
-  const state = (shown, excluded) => (shown ? 1 : excluded ? -1 : 0);
-  // without a base, none has to be better than one
-  const better = rule.gain.map(([low, high]) => (rule.has_base === false ? 1 : state(low > 0, high <= 0)));
-  const keeps =
-    rule.loss === null
-      ? better.map(() => 1)
-      : rule.loss.map(([low, high], own) => {
-          const [least, most] = rule.worst[own];
-          return state(high < epsilon && most < ceiling, low > epsilon || least > ceiling);
-        });
-  const shortfall = (own, end) => {
-    const behind = rule.lead[own].flatMap((lead, other) =>
-      other !== own && keeps[other] !== -1 ? [-lead[end]] : [],
-    );
-    return behind.length ? Math.max(...behind) : 0;
-  };
-  const near = keeps.map((_, own) => state(shortfall(own, 0) < delta, shortfall(own, 1) > delta));
-  const option = better.findIndex((_, own) => better[own] + keeps[own] + near[own] === 3);
+  const count = rule.labels.length;
+  const number = rule.gains.length / count;
+  /* margins in the steps of the draws, which are whole: a hair more is still the same step */
+  const apart = delta / rule.step + 1e-6;
+  const average = 100 * epsilon + 1e-6;
+  const most = 100 * ceiling + 1e-6;
+  const zeros = () => new Array(count).fill(0);
+  const hits = { better: zeros(), keeps: zeros(), near: zeros() };
+  let none = 0;
+  let noneBetter = 0;
+  for (let draw = 0; draw < number; draw++) {
+    const at = draw * count;
+    let best = -Infinity;
+    let isAny = false;
+    let isBetter = false;
+    const kept = [];
+    for (let own = 0; own < count; own++) {
+      const gain = rule.gains[at + own];
+      const helps = !rule.has_base || gain > 0;
+      const keeps = rule.losses === null || (rule.losses[at + own] <= average && rule.worst[at + own] <= most);
+      kept.push(keeps);
+      hits.better[own] += helps;
+      hits.keeps[own] += keeps;
+      isBetter ||= helps;
+      isAny ||= helps && keeps;
+      if (keeps && gain > best) best = gain;
+    }
+    none += !isAny;
+    noneBetter += !isBetter;
+    for (let own = 0; own < count; own++) hits.near[own] += rule.gains[at + own] >= best - apart;
+  }
+  const states = (found) =>
+    found.map((hit) => {
+      const share = hit / (number + 1);
+      return share >= rule.level ? 1 : share <= 1 - rule.level ? -1 : 0;
+    });
+  const [better, keeps, near] = [hits.better, hits.keeps, hits.near].map(states);
+  const option = better.findIndex(
+    (_, own) => better[own] + keeps[own] + near[own] === 3 && rule.is_finished[own],
+  );
   let outcome = "cannot_tell";
   if (option >= 0) outcome = "recommended";
+  else if (none / (number + 1) >= rule.level) outcome = noneBetter >= none / 2 ? "none_helps" : "none_keeps_enough";
   else if (!better.includes(1)) outcome = "no_evidence";
-  else if (keeps.every((kept) => kept === -1)) outcome = "none_keeps_enough";
   return { outcome, option: option >= 0 ? option : null, better, keeps, near };
 }
 
 const OUTCOMES = {
   cannot_tell: "Not settled under these margins.",
   no_evidence: "Not shown that fine-tuning helps.",
+  none_helps: "No rank helps.",
   none_keeps_enough: "No rank keeps enough under these margins.",
 };
 const STATES = { 1: "yes", 0: "cannot tell", "-1": "no" };
 const MOST_STEPS = 300;
 
 function showSliders(box) {
-  const rule = JSON.parse(box.dataset.rule);
+  const rule = drawnRule(JSON.parse(box.dataset.rule));
   const inputs = [...box.querySelectorAll("input")];
   const body = box.querySelector("tbody");
   for (const input of inputs) {
@@ -140,7 +177,7 @@ function showSliders(box) {
         head.scope = "row";
         head.textContent = label;
         row.append(head);
-        const kept = rule.loss === null ? "—" : STATES[judged.keeps[place]];
+        const kept = rule.losses === null ? "—" : STATES[judged.keeps[place]];
         const gained = rule.has_base === false ? "—" : STATES[judged.better[place]];
         for (const text of [gained, kept, STATES[judged.near[place]]]) {
           const cell = document.createElement("td");

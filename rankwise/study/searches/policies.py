@@ -12,7 +12,9 @@ import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
-from rankwise.findings.stats.simultaneous import StudyBounds, bounds_at
+from rankwise.findings.decision import Ends, ends
+from rankwise.findings.stats.items import Floats
+from rankwise.findings.stats.truths import Truths, num_draws, truths_of
 from rankwise.records import quantities
 from rankwise.records.config.training import StopConfig
 from rankwise.study.searches.policy import (
@@ -244,25 +246,32 @@ class _Climbing(Tuning):
             reason = f"it forgets: its retention loss is shown to be above {epsilon}"
             self.drop(place, reason)
 
-    def bounds(self, places: Sequence[int]) -> StudyBounds:
-        """Of settings with all seeds."""
+    def truths(self, places: Sequence[int]) -> Truths:
+        """What settings with all seeds may be worth: one seed as it is, several on average."""
         columns: list[list[Shown]] = [
             [of for of in self.shown(place, self.seeds) if of is not None] for place in places
         ]
         of = evidence(list(zip(*columns, strict=True)), self.terms)
-        return bounds_at(of, self.level)
+        question = "adapters" if len(self.seeds) == 1 else "rank"
+        return truths_of(of, question, num_draws(len(places), self.level))
+
+    def ends(self, draws: Floats) -> Ends:
+        """The bounds of draws at the ladder's level."""
+        return ends(draws, self.level)
 
     def forgets(self, place: int) -> int:
         """1 where it is shown that a setting forgets, -1 where it is excluded, else 0."""
-        loss, epsilon = self.bounds([place]).loss, self.terms.epsilon
-        if loss is None or epsilon is None:
+        losses, epsilon = self.truths([place]).losses, self.terms.epsilon
+        if losses is None or epsilon is None:
             return -1
-        return int(loss.lower[0] > epsilon) - int(loss.upper[0] < epsilon)
+        lower, upper = self.ends(losses[:, 0])
+        return int(lower > epsilon) - int(upper < epsilon)
 
     def underfits(self, place: int, larger: int) -> int:
         """1 where it is shown that a larger one leads by more than delta, -1 excluded, else 0."""
-        lead, delta = self.bounds([larger, place]).lead, self.terms.delta
-        return int(lead.lower[0, 1] > delta) - int(lead.upper[0, 1] < delta)
+        gains, delta = self.truths([larger, place]).gains, self.terms.delta
+        lower, upper = self.ends(gains[:, 0] - gains[:, 1])
+        return int(lower > delta) - int(upper < delta)
 
     def stop_at(self, place: int, rivals: Sequence[int]) -> Decision:
         """Stop at a setting; rivals are larger ones that may lead by more than delta."""
@@ -278,7 +287,7 @@ class _Climbing(Tuning):
                 f"It stops for lack of evidence: {' and '.join(lacking)} is neither shown nor "
                 f"excluded."
             )
-        if self.bounds([place]).gain.lower[0] <= 0.0:
+        if self.ends(self.truths([place]).gains[:, 0]).lower <= 0.0:
             says.append(
                 "It is not shown to be better than the base: not shown that fine-tuning helps."
             )

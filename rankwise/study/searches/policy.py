@@ -16,8 +16,8 @@ import numpy as np
 
 from rankwise.findings import odds
 from rankwise.findings.decision import Margins
+from rankwise.findings.stats.blocks import StudyEvidence, crossed
 from rankwise.findings.stats.items import Floats, Items, item_size
-from rankwise.findings.stats.simultaneous import StudyEvidence, study_evidence
 from rankwise.records import quantities
 from rankwise.records.study import Unit
 
@@ -174,13 +174,14 @@ def evidence(shown: Sequence[Sequence[Shown]], terms: Terms) -> StudyEvidence:
     def stacked(kind: str, is_share: bool) -> list[Items]:
         num_tasks = len(getattr(shown[0][0], kind))
         values: list[Floats] = [
-            np.array([[getattr(of, kind)[task] for of in row] for row in shown])
+            np.array([getattr(of, kind)[task] for row in shown for of in row])
             for task in range(num_tasks)
         ]
         return [Items(task, item_size(task, in_points=is_share)) for task in values]
 
     losses = [] if terms.epsilon is None else stacked("losses", True)
-    return study_evidence(stacked("gains", terms.unit == "points"), losses, terms.point)
+    rows = crossed(len(shown), len(shown[0]))
+    return StudyEvidence(stacked("gains", terms.unit == "points"), losses, rows, terms.point)
 
 
 def worth(shown: Shown, terms: Terms) -> float:
