@@ -140,6 +140,8 @@ def recommend_for(
         better_and_kept_by_full=_dominating_full(source, tasks, options),
         best_rate_at_edge=_rate_at_edge(source, tasks, options),
         verdicts=judged.verdicts,
+        left_out=_left_out(results),
+        num_tasks_in_domain=len(tasks.in_domain),
         comparisons=tuple(compare(source)),
         format_effects=tuple(format_effects(source)),
     )
@@ -292,6 +294,19 @@ def _judged_options(
         if task not in tasks.all
     ]
     return options, tuple(dropped)
+
+
+def _left_out(results: TrainTaskResults) -> tuple[str, ...]:
+    """The ranks that a search trained no further, and that are not compared."""
+    if results.search is None:
+        return ()
+    ranks = {setting.label for setting in results.search.settings if setting.rank is not None}
+    return tuple(
+        ruling.setting
+        for decision in results.search.decisions
+        for ruling in decision.ruled_out
+        if ruling.learning_rate is None and ruling.setting in ranks
+    )
 
 
 def _size(option: Option) -> tuple[int, float, float, float, tuple[str, ...], int, str]:

@@ -49,14 +49,15 @@ def headline(numbers: Recommendation) -> str:
         if len(numbers.verdicts) == 1:
             keeps = "helps" if numbers.has_base else "was judged"
             first = f"{option_name(chosen)} {keeps}; no other {_noun(numbers)} was tried."
-        return " ".join(filter(None, (first, _another_run(numbers), diverged)))
+        parts = first, _another_run(numbers), diverged, _assumed(numbers)
+        return " ".join(filter(None, parts))
     first = {
         "no_evidence": f"Not shown at {at} that fine-tuning helps.",
         "none_helps": f"No {_noun(numbers)} helps: shown at {at}.",
         "none_keeps_enough": f"No {_noun(numbers)} keeps enough of what the base knew.",
     }.get(numbers.outcome, f"Not settled at {at}.")
     best = "" if bet is None or numbers.outcome == "none_helps" else _best_bet(numbers)
-    return " ".join(filter(None, (first, best, diverged)))
+    return " ".join(filter(None, (first, best, diverged, _assumed(numbers))))
 
 
 def statement(numbers: Recommendation) -> str:
@@ -76,6 +77,7 @@ def statement(numbers: Recommendation) -> str:
     is_open = numbers.chosen is None and numbers.outcome != "none_helps"
     parts = [f"{first}.", _another_run(numbers), _smaller(numbers)]
     parts += [_best_bet(numbers) if is_open else "", _diverged(numbers), _ruled_out(numbers)]
+    parts += [_left_out(numbers), _assumed(numbers)]
     if (full := numbers.better_and_kept_by_full) is not None:
         has_mlp = any(_MLP.search(name) for v in numbers.verdicts for name in v.target_modules)
         layers = "all linear layers first (methods.lora.target_modules: all-linear), then "
@@ -190,6 +192,27 @@ def _diverged(numbers: Recommendation) -> str:
         if each.diverged_seeds
     ]
     return " ".join(said)
+
+
+def _left_out(numbers: Recommendation) -> str:
+    """The ranks that a search did not compare."""
+    if not numbers.left_out:
+        return ""
+    verb = "was" if len(numbers.left_out) == 1 else "were"
+    return (
+        f"{quantities.capital(_named(numbers.left_out))} {verb} left out by validation items with "
+        "the first seed, and not compared."
+    )
+
+
+def _assumed(numbers: Recommendation) -> str:
+    """What is assumed of a table with several tasks of which nobody said what they are."""
+    if not numbers.is_of_scores or numbers.num_tasks_in_domain < 2 or numbers.retention_tasks:
+        return ""
+    return (
+        f"All {numbers.num_tasks_in_domain} tasks are judged as trained tasks; --retention names "
+        "those that were not trained on."
+    )
 
 
 def _recommended(numbers: Recommendation) -> str:
@@ -460,9 +483,11 @@ def _margins_used(numbers: Recommendation) -> Iterator[str]:
     wrong = quantities.formatted(100 * look.alpha, ".2g")
     over_all = quantities.formatted(100 * (1 - numbers.confidence), ".2g")
     first = "First verdict" if look.number == 1 else f"Verdict {look.number}"
+    kept = f"({over_all} % over all its verdicts)"
+    if numbers.is_of_scores:
+        kept = f"({over_all} % over all its verdicts, which count together only with --output)"
     yield (
-        f"{first} on this study: it recommends a wrong option in at most {wrong} % of studies "
-        f"({over_all} % over all its verdicts)."
+        f"{first} on this study: it recommends a wrong option in at most {wrong} % of studies {kept}."
     )
     if numbers.epsilon_points is None:
         yield "Forgetting was not measured: the study has no retention task that decides."

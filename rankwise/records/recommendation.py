@@ -218,6 +218,10 @@ class Recommendation(Record):
     """The learning rate of the best option, where it is an end of the rates that were tried."""
     verdicts: tuple[RankVerdict, ...]
     """Of every option that has a finished run, smallest first."""
+    left_out: tuple[str, ...] = ()
+    """Labels of the ranks that a search trained no further; they are not compared."""
+    num_tasks_in_domain: int = 1
+    """Those that decide."""
     comparisons: tuple[Comparison, ...]
     format_effects: tuple[FormatEffect, ...]
 

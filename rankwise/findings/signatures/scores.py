@@ -269,26 +269,26 @@ def rank_signatures(source: OptionGains, recommendation: Recommendation) -> Iter
 def _alike(
     source: OptionGains, recommendation: Recommendation, ladder: Ladder, tasks: Sequence[str]
 ) -> Iterator[Signature]:
-    """Every two ranks are shown to be less than delta apart.
-
-    All intervals must lie within the margin, so none needs a correction.
-    """
+    """Every rank is shown to be within delta of the best one, as the verdict has it."""
+    labels = {option.label for option in ladder.rungs}
+    verdicts = [each for each in recommendation.verdicts if each.label in labels]
+    if len(verdicts) < len(labels) or any(each.near_the_best != "yes" for each in verdicts):
+        return
     pairs = [
         (one, other, source.difference(one.runs, other.runs, tasks))
         for one, other in itertools.permutations(ladder.rungs, 2)
     ]
-    bounds = [bound for *_, mean in pairs for bound in (mean.lower, mean.upper)]
-    if not all(abs(bound) < recommendation.delta for bound in bounds):
-        return
     easy = _easy(source, ladder, tasks)
     ahead, behind, widest = max(
         (pair for pair in pairs if pair[2].estimate >= 0), key=lambda pair: pair[2].upper
     )
     unit = widest.unit
+    smallest = recommendation.chosen
+    use = "" if smallest is None else f"Use {smallest.label}. "
     advice = (
-        "Use the smallest rank, or score harder items: these items do not distinguish ranks."
+        f"{use}Score harder items to tell ranks apart: these do not."
         if easy
-        else "Use the smallest rank, and look at learning rate, epochs and training rows."
+        else f"{use}Look at learning rate, epochs and training rows: they may matter more."
     )
     every = "both" if len(ladder.rungs) == 2 else f"all {len(ladder.rungs)}"
     yield signature(
