@@ -17,6 +17,8 @@ pseudo-items (``findings.stats.reference``) in the place of the rest. The functi
 - ``curves``: equal, smooth, trade-off and rough rank curves: wrong, and decided with the first n
   items alone, with a reference, and with all N items.
 - ``looks``: six looks at studies that double.
+- ``rare``: a model, or its reference alone, loses much on few items, and the rest moves alike: how
+  often the 95 % interval misses, and the one-sided 99 % bound on the side of a larger loss.
 - ``items``: the collected studies of benchmarks/prediction (60 items a task). 1,000 items are drawn
   from a task's with replacement, of which a run answers 200; rank 16 and full fine-tuning with seed
   0 are the references. How many answered items would be as exact, by the mean squared error? With
@@ -338,6 +340,82 @@ def simulate_looks(cell: rule.LookCell, studies: int, seed: int) -> rule.LookTal
     return rule.LookTally(Rate(wrong, studies), Rate(decided, studies))
 
 
+class RareCell(NamedTuple):
+    """A task of p(right) on which ``loser`` alone loses ``points`` on a share of the items.
+
+    The rest of the changes is what the model and its reference have in common: normal with ``sd``.
+    """
+
+    loser: str
+    points: float
+    often: float
+    sd: float
+    num_items: int
+    num_scored: int
+
+    def __str__(self) -> str:
+        return (
+            f"rare, {self.loser} loses {self.points:g} on {self.often:.0%}, sd {self.sd:g}, "
+            f"N={self.num_items} n={self.num_scored}"
+        )
+
+
+class RareTally(NamedTuple):
+    """How often the 95 % interval misses, and the 99 % bound: with the reference, and without."""
+
+    missed: Rate
+    missed_worse: Rate
+    alone: Rate
+    alone_worse: Rate
+
+    def __str__(self) -> str:
+        return (
+            f"95 % missed {self.missed} (answers alone {self.alone}), 99 % on the worse side "
+            f"{self.missed_worse} ({self.alone_worse})"
+        )
+
+
+def rare_cells() -> list[RareCell]:
+    """Losses of 90 points on 1 % of the items, and of 50 on 2 %."""
+    sizes = ((1000, 200), (500, 100), (2000, 100))
+    return [
+        RareCell(loser, *of, *size)
+        for loser in ("the model", "the reference")
+        for of in ((90.0, 0.01, 10.0), (50.0, 0.02, 6.0))
+        for size in sizes
+    ]
+
+
+def simulate_rare(cell: RareCell, studies: int, seed: int) -> RareTally:
+    """The truth is the mean change over all items that there are."""
+    rng, misses = generator(cell, seed), np.zeros(4, dtype=int)
+    total, number = cell.num_items, cell.num_scored
+    for _ in range(studies):
+        base, common = np.full(total, 95.0), rng.normal(0.0, cell.sd, total)
+        lost = cell.points * (rng.random(total) < cell.often)
+        reference, model = (
+            base + common + rng.normal(0.0, cell.sd / 3.0, total) - lost * (who == cell.loser)
+            for who in ("the reference", "the model")
+        )
+        true = -cell.points * cell.often if cell.loser == "the model" else 0.0
+        answers = Pair(base[:number], model[:number], 1.0, True)
+        values = pseudo_items(base, reference[None], model[:number]).values
+        scored = np.arange(total) < number
+        pair = Pair(base, values, 1.0, True, None, scored, answers)
+        whole = Pair(base, reference, 1.0, True)
+        size = size_of([pair, whole])
+        of = (
+            Items(pair.gain, size, scored=scored),
+            Items(answers.gain, size_of([answers])),
+        )
+        for place, items in enumerate(of):
+            estimate = mean_over_tasks([items])
+            lower, upper = estimate.interval(rule.CONFIDENCE)
+            misses[2 * place] += not lower <= true <= upper
+            misses[2 * place + 1] += estimate.interval(0.98)[0] > true
+    return RareTally(*(Rate(int(missed), studies) for missed in misses))
+
+
 class ItemsCell(NamedTuple):
     """A task of a study whose models answered all of its items.
 
@@ -485,6 +563,7 @@ GROUPS = {
     "edges": Group(edge_cells, simulate_edges),
     "curves": Group(curve_cells, simulate_curves),
     "looks": Group(rule.look_cells, simulate_looks, 2.0),
+    "rare": Group(rare_cells, simulate_rare, 4.0),
     "items": Group(items_cells, simulate_items),
 }
 
@@ -518,6 +597,12 @@ def _summary(name: str, found: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
                 ("lead", [tally.of_leads for tally in tallies]),
             )
         } | {"coverage_of_records_mean": round(float(np.mean([t.coverage for t in tallies])), 4)}
+    if name == "rare":
+        shares = {
+            "rare_missed_max": max(tally.missed.share for _, tally in found),
+            "rare_missed_worse_side_max": max(tally.missed_worse.share for _, tally in found),
+        }
+        return {key: round(share, 4) for key, share in shares.items()}
     worst = max(tally.wrong.upper for _, tally in found)
     return {f"worst_error_rate_{name}_upper95": round(worst, 4)}
 

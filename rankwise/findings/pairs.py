@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -80,14 +79,6 @@ class Pair(NamedTuple):
         before, after = (each.answers_at(pair.scored) for each in (other, self))
         return pair._replace(answers=Pair(before, after, self.sign, self.in_points))
 
-    @property
-    def errors(self) -> Floats:
-        """By how much the gains of a part are above what was predicted of them."""
-        assert self.scored is not None
-        # an estimate has its error N/n times
-        more = len(self.scored) / int(self.scored.sum()) - 1.0
-        return (self.gain[self.scored] - self.answered.gain) / more
-
     def answers_at(self, places: Mask) -> Floats:
         """What the adapted model answered on some of its answered items."""
         if self.scored is None:
@@ -117,23 +108,17 @@ def size_of(pairs: Sequence[Pair]) -> float:
     """What one whole item of a task counts, by the differences of these pairs together.
 
     An answered item stands for several where only a part was answered, and so does one that was
-    not seen to differ. The answers may lack rare large changes that other items have by the
-    references: these are predicted as badly as the answers are.
+    not seen to differ: it counts as often, whatever the references predict. A rare change that one
+    model alone has is predicted by no other.
     """
     in_points, scored = pairs[0].in_points, scored_by_all(pairs)
-    if scored is None:
-        return item_size([pair.gain for pair in pairs], in_points=in_points)
     changes = np.concatenate([pair.answered.gain for pair in pairs])
-    if in_points and item_size(changes, in_points=True) == POINTS:
+    size = item_size(changes, in_points=in_points)
+    if scored is None:
+        return size
+    if in_points and size == POINTS:
         return whole_item(len(scored), int(scored.sum()))
-    seen = item_size([pair.gain[scored] for pair in pairs], in_points=False)
-    parts = [pair for pair in pairs if pair.scored is not None]
-    errors = np.concatenate([pair.errors for pair in parts])
-    variance = float(np.concatenate([pair.answered.gain for pair in parts]).var())
-    badly = math.sqrt(float((errors**2).mean()) / variance) if variance > 0.0 else 0.0
-    others = np.concatenate([p.gain if p.scored is None else p.gain[~p.scored] for p in pairs])
-    repeat = len(scored) / int(scored.sum())
-    return max(seen, repeat * min(badly, 1.0) * item_size(others, in_points=False))
+    return len(scored) / int(scored.sum()) * item_size(changes, in_points=False)
 
 
 class Counts(NamedTuple):

@@ -487,7 +487,8 @@ def _margins_used(numbers: Recommendation) -> Iterator[str]:
     if numbers.is_of_scores:
         kept = f"({over_all} % over all its verdicts, which count together only with --output)"
     yield (
-        f"{first} on this study: it recommends a wrong option in at most {wrong} % of studies {kept}."
+        f"{first} on this study: it recommends a wrong option in at most {wrong} % of studies "
+        f"{kept}."
     )
     if numbers.epsilon_points is None:
         yield "Forgetting was not measured: the study has no retention task that decides."
