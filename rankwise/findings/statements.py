@@ -404,7 +404,8 @@ def next_command(numbers: Recommendation) -> str:
         return "rankwise report DIR"
     if growth is not None and growth.probability >= HARDLY:
         return _growing(growth)
-    if numbers.outcome == "recommended" or numbers.best_bet_run is not None:
+    is_bet = numbers.outcome == "cannot_tell" and numbers.best_bet_run is not None
+    if numbers.outcome == "recommended" or is_bet:
         return "rankwise export DIR --format peft"
     return "rankwise report DIR"
 
