@@ -462,7 +462,7 @@ def verdict(
         folder: where to keep it as a study; None: it goes with the object.
         overwrite: replace files there that rankwise did not write.
         settings: ``delta``, ``epsilon``, ``worst_task``, ``confidence``, ``cluster``, ``slice``,
-            ``lower_is_better``, ``metric``, ``filter``, as the command's options.
+            ``lower_is_better``, ``metric``, ``filter``, ``missing``, as the command's options.
 
     Returns:
         The study of these scores, which cannot be run. What its tables show beside the verdict is

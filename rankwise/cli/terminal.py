@@ -171,10 +171,11 @@ def verdict_cards(
             continue
         card = cards[part.train_task]
         yield Text(card.headline, style="bold")
-        # without units, and with an arrow to its choice
+        # with an arrow to its choice
         shown, table = card_table(card, part, results), Table(box=None, pad_edge=False)
         for heading in shown.headings:
-            table.add_column(heading.title.lower(), overflow="fold")
+            title = f"{heading.title.lower()}\n{heading.detail}".strip()
+            table.add_column(title, overflow="fold")
         table.add_column("")
         for row in (row for group in shown.groups for row in group.rows):
             arrow = f"<- {row[0].note}" if row[0].note else ""

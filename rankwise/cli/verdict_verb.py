@@ -71,6 +71,14 @@ def verdict(
     lower_is_better: Annotated[
         bool, cli.option("--lower-is-better", "Lower scores are better (files only).")
     ] = False,
+    missing: Annotated[
+        str | None,
+        cli.option(
+            "--missing wrong",
+            "Count an item that a model has no score on as wrong; default: leave it out of all "
+            "models (files only).",
+        ),
+    ] = None,
     by_slice: Annotated[
         str | None,
         cli.option(
@@ -161,6 +169,7 @@ def verdict(
         "in_domain": in_domain, "retention": retention, "out_of_domain": out_of_domain,
         "lower_is_better": lower_is_better or None, "slice": by_slice, "metric": metric,
         "filter": filter_name, "confidence": confidence, "anytime": anytime or None,
+        "missing": missing,
     }  # fmt: skip
     given = {field: value for field, value in only_files.items() if value is not None}
     from rankwise.scores.asked import Asked

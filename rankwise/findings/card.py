@@ -16,7 +16,7 @@ from pydantic import Field
 
 from rankwise.findings.axes import axis_effects
 from rankwise.findings.decision import Margins
-from rankwise.findings.options import DecidingTasks, Option, OptionGains, TaskMean
+from rankwise.findings.options import DecidingTasks, Option, OptionGains, Runs, TaskMean
 from rankwise.findings.prompting import beside_the_choice, prompting
 from rankwise.findings.recommendation import evidence_of, judged_options
 from rankwise.findings.statements import headline, next_command, still_possible
@@ -62,12 +62,18 @@ class Alternative(Record):
 
 
 class CardRow(Record):
-    """An option against the base; what was not measured is None."""
+    """An option against the base, or the base itself; what was not measured is None.
+
+    ``score`` is over the in-domain tasks that decide, in the unit of the gains; ``accuracy`` is the
+    same in points of accuracy, where p(right) decides.
+    """
 
     label: str
     runs: tuple[str, ...]
-    """Names of its runs over all seeds."""
+    """Names of its runs over all seeds; none of the base."""
     is_choice: bool
+    score: float | None
+    accuracy: float | None
     gain: TaskMean | None
     retention: TaskMean | None
     num_parameters: int
@@ -142,11 +148,21 @@ def verdict_card(source: OptionGains, recommendation: Recommendation) -> Verdict
             label=option.label,
             runs=tuple(run.name for run in option.runs),
             is_choice=option.label == label,
+            **_scores(source, option.runs, tasks.in_domain),
             gain=source.change(option.runs, tasks.in_domain) if tasks.in_domain else None,
             retention=source.change(option.runs, tasks.retention) if tasks.retention else None,
             num_parameters=option.plan.num_trainable_parameters,
         )
         for option in source.options
+    )
+    base = CardRow(
+        label="base",
+        runs=(),
+        is_choice=label is None,
+        **_scores(source, (source.results.base,), tasks.in_domain),
+        gain=None,
+        retention=None,
+        num_parameters=0,
     )
     of_choice: dict[str, Any] = {}
     for option, own in zip(source.options, rows, strict=True):
@@ -167,12 +183,27 @@ def verdict_card(source: OptionGains, recommendation: Recommendation) -> Verdict
         choice=label,
         probability=None if settled else bet.probability,
         headline=headline(recommendation),
-        rows=rows,
+        rows=(base, *rows) if recommendation.has_base else rows,
         remark=_remark(source, recommendation, label),
         command=next_command(recommendation),
         draws=_rule_draws(source, tasks, recommendation),
         **of_choice,
     )
+
+
+def _scores(source: OptionGains, models: Runs, tasks: Sequence[str]) -> dict[str, float | None]:
+    """The mean score of some models over tasks, and in accuracy where p(right) decides."""
+
+    def mean(of: OptionGains) -> float:
+        values = [of.pair(model, task).adapted.mean() for model in models for task in tasks]
+        return float(np.mean(values))
+
+    items = source.results.base.items
+    has_accuracy = any(items[task].accuracy is not None for task in tasks)
+    return {
+        "score": mean(source) if tasks else None,
+        "accuracy": mean(source.by_accuracy) if has_accuracy else None,
+    }
 
 
 def _rule_draws(

@@ -142,6 +142,7 @@ def recommend_for(
         verdicts=judged.verdicts,
         left_out=_left_out(results),
         num_tasks_in_domain=len(tasks.in_domain),
+        missing=() if results.study.scores is None else results.study.scores.missing,
         comparisons=tuple(compare(source)),
         format_effects=tuple(format_effects(source)),
     )

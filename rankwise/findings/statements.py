@@ -104,6 +104,7 @@ def reasons(
     """
     return (
         *_margins_used(numbers),
+        *(f"{missing}." for missing in numbers.missing[1:]),
         *(_verdict(verdict, numbers) for verdict in numbers.verdicts),
         *_alternatives(numbers, parameters),
         *full,
@@ -206,13 +207,17 @@ def _left_out(numbers: Recommendation) -> str:
 
 
 def _assumed(numbers: Recommendation) -> str:
-    """What is assumed of a table with several tasks of which nobody said what they are."""
-    if not numbers.is_of_scores or numbers.num_tasks_in_domain < 2 or numbers.retention_tasks:
-        return ""
-    return (
-        f"All {numbers.num_tasks_in_domain} tasks are judged as trained tasks; --retention names "
-        "those that were not trained on."
-    )
+    """What is assumed of a table: of missing scores, and of tasks that nobody named."""
+    said = [f"{missing}." for missing in numbers.missing[:1]]
+    if (more := len(numbers.missing) - 1) > 0:
+        said.append(f"{quantities.count(more)} more such gap{'s' * (more > 1)}: see below.")
+    is_open = numbers.is_of_scores and not numbers.retention_tasks
+    if is_open and numbers.num_tasks_in_domain > 1:
+        said.append(
+            f"All {numbers.num_tasks_in_domain} tasks are judged as trained tasks; --retention "
+            "names those that were not trained on."
+        )
+    return " ".join(said)
 
 
 def _recommended(numbers: Recommendation) -> str:
@@ -407,7 +412,8 @@ def next_command(numbers: Recommendation) -> str:
         return "rankwise report DIR"
     if growth is not None and growth.probability >= HARDLY:
         return _growing(growth)
-    if numbers.outcome == "recommended" or numbers.best_bet_run is not None:
+    is_bet = numbers.outcome == "cannot_tell" and numbers.best_bet_run is not None
+    if numbers.outcome == "recommended" or is_bet:
         return "rankwise export DIR --format peft"
     return "rankwise report DIR"
 

@@ -6,7 +6,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rankwise.errors import TaskError, did_you_mean
@@ -122,11 +122,13 @@ def candidate_fields(documents: Mapping[int, Any]) -> dict[str, tuple[int, ...]]
 class Ties(NamedTuple):
     """What ties an item to others: hashes of all that is asked, and of the long texts in it.
 
-    ``asked`` is None where the lines do not tell it.
+    ``asked`` is None where the lines do not tell it. ``passages`` are parts of its texts that it
+    shares with a few items of its task.
     """
 
     asked: int | None
     texts: tuple[int, ...]
+    passages: tuple[int, ...] = ()
 
 
 def normalised(text: str) -> str:
@@ -148,6 +150,7 @@ def ties_of(lines: Sequence[Line]) -> tuple[Ties, ...]:
     """
     asked: list[int | None] = []
     texts: dict[str, dict[int, int]] = {}  # source -> item -> hash
+    written: dict[str, dict[int, str]] = {}
     for place, line in enumerate(lines):
         requests = requests_of(line)
         strings = {normalised(part) for each in requests for part in each if isinstance(part, str)}
@@ -157,13 +160,75 @@ def ties_of(lines: Sequence[Line]) -> tuple[Ties, ...]:
         for source, value in (fields | prompt).items():
             if isinstance(value, str) and len(value) >= LONG_TEXT_CHARACTERS:
                 texts.setdefault(source, {})[place] = _hash(normalised(value))
+                written.setdefault(source, {})[place] = value
     varied = [its for its in texts.values() if len({*its.values()}) >= MIN_CANDIDATES]
     if len(lines) > 1 and len({*asked}) == 1:
         asked = [None] * len(lines)
+    passages: dict[int, set[int]] = {}
+    for of_source in written.values():
+        for place, shared in _passages(of_source, len(lines)).items():
+            passages.setdefault(place, set()).update(shared)
     return tuple(
-        Ties(own, tuple({its[place] for its in varied if place in its}))
+        Ties(
+            own,
+            tuple({its[place] for its in varied if place in its}),
+            tuple(sorted(passages.get(place, ()))),
+        )
         for place, own in enumerate(asked)
     )
+
+
+def _passages(texts: Mapping[int, str], number: int) -> dict[int, set[int]]:
+    """Item -> hashes of what its text shares with a few of the task's ``number`` items.
+
+    They are paragraphs, and how texts begin behind what all of them begin with. Nothing where that
+    links many items in turn: then it is examples, drawn for each prompt, and no subject.
+    """
+    whole = {place: normalised(text) for place, text in texts.items()}
+    common = _common_start(whole.values()) + LONG_TEXT_CHARACTERS
+    found: dict[int, set[int]] = {}
+    for place, text in texts.items():
+        paragraphs = (part for part in text.split("\n") if len(part) >= LONG_TEXT_CHARACTERS)
+        found[place] = {_hash(normalised(part)) for part in paragraphs}
+        if len(whole[place]) > common:
+            found[place].add(_hash(whole[place][:common]))
+    counts = Counter(part for parts in found.values() for part in parts)
+    most = number / MIN_CANDIDATES
+    few = {part for part, count in counts.items() if 1 < count <= most}
+    shared = {place: parts & few for place, parts in found.items() if parts & few}
+    links = Links()
+    linked = Counter(links.joined(parts) for parts in shared.values())
+    linked = Counter(links.root(key) for key in linked.elements())
+    return shared if max(linked.values(), default=0) <= most else {}
+
+
+def _common_start(texts: Iterable[str]) -> int:
+    """The number of characters that all texts begin with."""
+    first, last = min(texts), max(texts)
+    return next(
+        (place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b),
+        min(len(first), len(last)),
+    )
+
+
+class Links:
+    """Which keys are linked, also in turn."""
+
+    def __init__(self) -> None:
+        self._parents: dict[int, int] = {}
+
+    def root(self, key: int) -> int:
+        """The key that stands for all that are linked to this one."""
+        parents = self._parents
+        while (above := parents.setdefault(key, key)) != key:
+            parents[key] = key = parents[above]
+        return key
+
+    def joined(self, keys: Collection[int]) -> int:
+        """Link keys, at least one, with each other; returns one of them."""
+        roots = [self.root(key) for key in keys]
+        self._parents.update(dict.fromkeys(roots, min(roots)))
+        return next(iter(keys))
 
 
 def linked_clusters(
@@ -171,31 +236,24 @@ def linked_clusters(
 ) -> dict[str, tuple[int, ...] | None]:
     """Scored name -> the cluster of each item; None where each item is its own.
 
-    Items are in one cluster that ask the same, that share a long text which is in several tasks, or
-    that have equal numbers in ``named`` (by a field, from ``cluster_numbers``), also in turn.
+    Items are in one cluster that ask the same, that share a passage, or a long text which is in
+    several tasks, or that have equal numbers in ``named`` (by a field, from ``cluster_numbers``),
+    also in turn.
     """
     in_tasks: dict[int, set[str]] = {}
     for name, items in ties.items():
         for text in {text for item in items for text in item.texts}:
             in_tasks.setdefault(text, set()).add(name.partition("@")[0])
-    parents: dict[int, int] = {}
-
-    def root(key: int) -> int:
-        while (above := parents.setdefault(key, key)) != key:
-            parents[key] = key = parents[above]
-        return key
-
+    links = Links()
     first: dict[str, list[int]] = {}
     for name, items in ties.items():
         for place, item in enumerate(items):
             keys = [text for text in item.texts if len(in_tasks[text]) > 1]
-            keys += [] if item.asked is None else [item.asked]
+            keys += [*item.passages, *([] if item.asked is None else [item.asked])]
             keys += [named[name][place]] if name in named else []
             keys = keys or [_hash(f"{name}\n{place}")]
-            roots = [root(key) for key in keys]
-            parents.update(dict.fromkeys(roots, min(roots)))
-            first.setdefault(name, []).append(keys[0])
-    clusters = {name: tuple(map(root, keys)) for name, keys in first.items()}
+            first.setdefault(name, []).append(links.joined(keys))
+    clusters = {name: tuple(map(links.root, keys)) for name, keys in first.items()}
     tasks = {name: name.partition("@")[0] for name in clusters}
     shared = Counter(
         number for number, _ in {(n, tasks[name]) for name, its in clusters.items() for n in its}

@@ -220,6 +220,8 @@ class Recommendation(Record):
     """Of every option that has a finished run, smallest first."""
     left_out: tuple[str, ...] = ()
     """Labels of the ranks that a search trained no further; they are not compared."""
+    missing: tuple[str, ...] = ()
+    """What is missing of single models of a table."""
     num_tasks_in_domain: int = 1
     """Those that decide."""
     comparisons: tuple[Comparison, ...]

@@ -406,6 +406,8 @@ class ScoreTables(Record):
     base: Text | None
     """The model that the others are compared with; None: there is none, and the mean of all models
     stands in its place."""
+    missing: tuple[str, ...] = ()
+    """What is missing of single models, where it is much or hangs together with the scores."""
 
     @property
     def reference(self) -> str:

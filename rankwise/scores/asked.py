@@ -26,6 +26,8 @@ class Asked(NamedTuple):
         cluster: a column; items of equal value belong together.
         slice: a column; changes are shown for each of its values.
         lower_is_better: of the scores, as of losses.
+        missing: what an item counts that a model has no score on: "left-out" in all models, or
+            "wrong", a score of 0.
         metric: of lm-eval, HELM or a scorer of Inspect.
         filter: of lm-eval.
         delta: in the unit of the scores, points for shares.
@@ -47,6 +49,7 @@ class Asked(NamedTuple):
     cluster: str | None = None
     slice: str | None = None
     lower_is_better: bool = False
+    missing: str = "left-out"
     metric: str | None = None
     filter: str | None = None
     delta: float | None = None
@@ -81,6 +84,7 @@ class Asked(NamedTuple):
             **dict.fromkeys(("delta", "epsilon", "worst_task"), margin),
             "confidence": confidence,
             **dict.fromkeys(("cluster", "slice", "name", "metric", "filter"), plain_text),
+            "missing": _missing,
         }
         problems: list[str] = []
         for field, check in checks.items():
@@ -92,3 +96,9 @@ class Asked(NamedTuple):
                 problems.append(f"--{field.replace('_', '-')} {error}")
         if problems:
             raise ConfigError("verdict", problems)
+
+
+def _missing(value: str) -> str:
+    if value not in ("left-out", "wrong"):
+        raise ValueError(f"is {value!r}; write left-out or wrong")
+    return value

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rankwise.errors import ConfigError, DataError, did_you_mean
@@ -49,6 +50,9 @@ _NOTHING_LOGGED: Mapping[str, Any] = {"target": "", "arguments": {}, "filtered_r
 
 MOST_MODELS, MOST_OPTIONS = 1_000, 300
 """Each option is compared with each other one: 300 take a minute and half a gigabyte."""
+
+MOST_MISSING = 0.05
+"""A larger share of items that a model has no score on is said in the headline."""
 
 _PERCENT_FROM = 20.0
 """Where other models score at most 1, a score this large is read as percent."""
@@ -112,7 +116,7 @@ def scored_study(given: Given, asked: Asked, name: str) -> ScoredStudy:
     relations = _relations(given, asked)
     base, models, notes = _models(given, asked)
     tasks = [task for names in relations.values() for task in names]
-    by_task = {task: _on_common_items(given, task, base, models) for task in tasks}
+    by_task = {task: _on_common_items(given, asked, task, base, models) for task in tasks}
     _check_fields(asked, by_task)
     units: dict[str, Unit] = {task: _unit(task, by_task[task].scorings) for task in tasks}
     runs = _planned(models, by_task, quantities.listed(relations["in_domain"]))
@@ -265,10 +269,15 @@ class _Paired(NamedTuple):
     scorings: dict[ScoredModel | None, Scoring]
     numbers: dict[Any, int]
     notes: tuple[str, ...]
+    missing: tuple[str, ...]
 
 
 def _on_common_items(
-    given: Given, task: str, base: str | None, models: Mapping[ScoredModel, ScoredModel]
+    given: Given,
+    asked: Asked,
+    task: str,
+    base: str | None,
+    models: Mapping[ScoredModel, ScoredModel],
 ) -> _Paired:
     scorings: dict[ScoredModel | None, Scoring] = {}
     bases: list[Scoring] = []
@@ -280,6 +289,9 @@ def _on_common_items(
     if base is not None and not bases:
         raise DataError(f"{base} has no scores on {task}; score it there, or leave the task out.")
     all_of_task = [*bases, *scorings.values()]
+    missing = tuple(_missing(task, all_of_task, asked))
+    if asked.missing == "wrong":
+        _count_as_wrong(task, all_of_task)
     common = set.intersection(*(set(each.items) for each in all_of_task))
     everything = list(dict.fromkeys(item for each in all_of_task for item in each.items))
     notes: list[str] = []
@@ -300,7 +312,75 @@ def _on_common_items(
     is_numbered = all(isinstance(item, int) for item in kept)  # by lm-eval
     numbers = {item: item if is_numbered else place for place, item in enumerate(kept)}
     stands = _mean_of(bases or list(scorings.values()), kept)
-    return _Paired({None: stands, **scorings}, numbers, tuple(notes))
+    return _Paired({None: stands, **scorings}, numbers, tuple(notes), missing)
+
+
+def _missing(task: str, scorings: Sequence[Scoring], asked: Asked) -> Iterator[str]:
+    """What is missing of single models, where it is much, or where the others score otherwise."""
+    every = {item for each in scorings for item in each.items}
+    for own in scorings:
+        lacking = every - own.items.keys()
+        share = len(lacking) / len(every)
+        if not lacking:
+            continue
+        counts = (
+            "are counted as wrong" if asked.missing == "wrong" else "are left out of all models"
+        )
+        said = (
+            f"{own.model.label} has no score on {quantities.share(share)} of {task}'s "
+            f"{quantities.counted(len(every), 'item')}, which {counts}"
+        )
+        others = [each for each in scorings if each is not own]
+        absent, present = (_means(others, items) for items in (lacking, own.items.keys()))
+        is_related = _differ(absent, present)
+        if is_related:
+            said += (
+                f"; the other models score {statistics.fmean(absent):.3g} there, and "
+                f"{statistics.fmean(present):.3g} elsewhere"
+            )
+        if share > MOST_MISSING or is_related:
+            remedy = "" if asked.missing == "wrong" else " (--missing wrong counts them as wrong)"
+            yield f"{said}{remedy}"
+
+
+def _means(scorings: Sequence[Scoring], items: Iterable[Any]) -> list[float]:
+    """The mean score of the models that have an item, of each item that any has."""
+    values = [
+        [float(each.items[item].line[each.metric]) for each in scorings if item in each.items]
+        for item in items
+    ]
+    return [statistics.fmean(of) for of in values if of]
+
+
+def _differ(some: Sequence[float], others: Sequence[float]) -> bool:
+    """Whether two means differ by Welch's test, at 1 %."""
+    if min(len(some), len(others)) < MIN_ITEMS:
+        return False
+    variance = sum(statistics.variance(values) / len(values) for values in (some, others))
+    apart = abs(statistics.fmean(some) - statistics.fmean(others))
+    return apart > statistics.NormalDist().inv_cdf(0.995) * math.sqrt(variance)
+
+
+def _count_as_wrong(task: str, scorings: Sequence[Scoring]) -> None:
+    """Give every model a score of 0 on the items that it lacks.
+
+    Raises:
+        ConfigError: 0 is not the worst score.
+    """
+    known: dict[Any, tuple[Scoring, Item]] = {}
+    for each in scorings:
+        values = [float(item.line[each.metric]) for item in each.items.values()]
+        if not all(0.0 <= value <= 1.0 for value in values) or each.higher_is_better is False:
+            problem = f"--missing wrong: {task} is not scored from 0 to 1, where 0 is wrong"
+            raise ConfigError("verdict", [problem])
+        known |= {item: (each, own) for item, own in each.items.items() if item not in known}
+    answers = ("resps", "filtered_resps")
+    for each in scorings:
+        for item, (of, (place, line)) in known.items():
+            if item not in each.items:
+                described = {k: v for k, v in line.items() if k not in (*answers, of.metric)}
+                own = {"metrics": [each.metric], each.metric: 0.0, "filtered_resps": [""]}
+                each.items[item] = Item(place, described | own)
 
 
 def _mean_of(scorings: Sequence[Scoring], items: Sequence[Any]) -> Scoring:
@@ -449,6 +529,7 @@ def _record(
             files={whole_characters(name): digest for name, digest in given.files.items()},
             columns={str(k): v for k, v in given.columns.items()},
             base=base,
+            missing=tuple(said for each in by_task.values() for said in each.missing),
         ),
         tasks={train_task: dict(relations)},
         trained_formats={train_task: {}},

@@ -9,6 +9,7 @@ from rankwise.findings.options import TaskMean
 from rankwise.records import quantities
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import StudyResults, TrainTaskResults
+from rankwise.records.study import Unit
 from rankwise.report import cells
 from rankwise.report.parts import (
     Cell,
@@ -37,9 +38,10 @@ def card_table(
     seconds = {run.name: run.run.train_seconds for run in results.runs if run.run is not None}
     has_base = results.study.has_base
     choice = "use this" if card.is_settled else "best bet"
+    unit = recommendation.unit
     rows = sorted(
         card.rows,
-        key=lambda row: (row.is_choice, row.gain.estimate if row.gain else -math.inf),
+        key=lambda row: (row.is_choice, row.gain.estimate if row.gain else math.inf),
         reverse=True,
     )[:_MOST_ROWS]
 
@@ -48,7 +50,7 @@ def card_table(
         return quantities.seconds(sum(times)) if times else None
 
     trained: list[Column[CardRow]] = [
-        Column("Weights", lambda row: quantities.parameters(row.num_parameters)),
+        Column("Weights", lambda row: quantities.parameters(row.num_parameters), "trained"),
         Column("Training", time),
     ]
     gained_in, kept_in = cells.measures(recommendation)
@@ -57,10 +59,10 @@ def card_table(
         f"{beside}; ± is the longer side of the interval.",
         [row for row in card.rows if row in rows],
         Column("Option", lambda row: Cell(row.label, "", choice * row.is_choice, row.is_choice)),
+        Column("Score", lambda row: _score(row.score, unit), gained_in),
+        Column.optional("Accuracy", lambda row: _score(row.accuracy, "points"), "%"),
         Column("Gain" if has_base else "Over the mean", lambda row: _short(row.gain), gained_in),
-        Column.optional(
-            "Forgotten", lambda row: _short(row.retention and row.retention.negated()), kept_in
-        ),
+        Column.optional("Change in retention", lambda row: _short(row.retention), kept_in),
         *(trained if results.study.scores is None else ()),
     )
     if len(rows) == len(card.rows):
@@ -68,6 +70,10 @@ def card_table(
     blanks = [Cell("")] * (len(made.headings) - 1)
     more = Cell(f"and {len(card.rows) - len(rows)} more"), *blanks
     return made._replace(groups=(*made.groups, RowGroup("", "", (more,))))
+
+
+def _score(value: float | None, unit: Unit) -> str | None:
+    return None if value is None else quantities.score(value, unit)
 
 
 def _short(mean: TaskMean | None) -> str | None:
