@@ -116,18 +116,16 @@ def test_the_worst_task_is_simulated_apart() -> None:
     """Five tasks, of which one loses more: its distance from the mean is shrunk, and its error."""
     losses, sizes = [6.0, 1.0, 1.5, 0.5, 1.0], [40, 300, 300, 300, 300]
     tasks = [
-        Items(rows_of([loss, loss], seed, size), 0.0)
+        Items(rows_of([loss, loss], seed, size, sd=8.0), 0.0)
         for seed, (loss, size) in enumerate(zip(losses, sizes, strict=True))
     ]
     evidence = StudyEvidence([Items(rows_of([5.0, 5.0]), 0.0)], tasks, crossed(1, 2))
     truths = truths_of(evidence, "adapters", MANY)
     assert truths.worst is not None
-    variances = np.array([task.values[0].var(ddof=1) / task.num_items for task in tasks])
-    mean, apart = np.mean(losses), np.array(losses) - np.mean(losses)
-    both = np.mean(
-        [[task.values[k].var(ddof=1) / task.num_items for task in tasks] for k in (0, 1)]
-    )
-    between = ((apart**2).sum() - 4 * both + 3.0**2) / 5
+    both = np.array([task.values.var(axis=1, ddof=1) / task.num_items for task in tasks])
+    variances, mean = both[:, 0], np.mean(losses)
+    apart = np.array(losses) - mean
+    between = ((apart**2).sum() - 4 * both.mean() + 3.0**2) / 5
     kept = between / (between + variances)
     rng = np.random.default_rng(1)
     average = rng.normal(mean, math.sqrt(variances.sum() / 25), MANY)
@@ -154,7 +152,7 @@ def test_the_same_scores_always_give_the_same_draws() -> None:
 
 def test_a_level_needs_draws_beyond_it() -> None:
     assert num_draws(3, deciding_level(3, 0.04)) == 4096
-    assert num_draws(50, deciding_level(50, 0.04)) == 20 * 51 / 0.04
+    assert num_draws(50, deciding_level(50, 0.04)) >= 20 * 51 / 0.04
     # with four draws nothing is certain, whatever they say
     few = odds(Truths(np.full((4, 1), 9.0)), Margins(1.0, None))
     assert few.right[0] == 4 / 5
@@ -270,14 +268,9 @@ def test_bounds_say_what_the_odds_say() -> None:
             truths = drawn(rng, number, int(rng.integers(1, 5)), True)
             assert truths.losses is not None
             # at a quantile, where a draw more or less decides
-            epsilon, delta = (
-                float(np.round(np.quantile(values, share), 2)) + 0.0
-                for values, share in (
-                    (truths.losses[:, 0], level),
-                    (np.array([0.5, 3.0]), rng.random()),
-                )
-            )
-            margins = Margins(delta, epsilon)
+            epsilon = round(float(np.quantile(truths.losses[:, 0], level)), 2)
+            margins = Margins(round(float(rng.uniform(0.5, 3.0)), 2), epsilon)
+            delta = margins.delta
             now = odds(truths, margins)
             gain, loss = ends(truths.gains, level), ends(truths.losses, level)
             behind = ends(shortfall(truths, margins), level)
