@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
 from typing import NamedTuple
@@ -172,7 +173,11 @@ def evidence_of(
         return source.items(values, names)
 
     counts = [len(option.trained) for option in options]
-    rows = RunRows(np.repeat(np.arange(len(options)), counts))
+    known = {run.name: run_record(run).planned.seed for option in options for run in option.trained}
+    # a run of no known seed shares it with none
+    unknown = itertools.count(-1, -1)
+    seeds = [next(unknown) if seed is None else seed for seed in known.values()]
+    rows = RunRows(np.repeat(np.arange(len(options)), counts), np.array(seeds))
     point = point_in(tasks.unit, margins.delta)
     return StudyEvidence(of(tasks.in_domain, 1.0), of(tasks.retention, -1.0), rows, point)
 

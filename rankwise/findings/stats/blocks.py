@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 from rankwise.findings.stats.estimates import PSEUDO_ITEMS
 from rankwise.findings.stats.items import Floats, Items, by_cluster, lead_size, sharing
@@ -26,15 +27,22 @@ class RunPrior(NamedTuple):
 
     freedom: float
     variance: float
+    shared: float
+    """Share of the variance that runs of one seed have in common, whatever their option."""
 
     def in_unit(self, point: float) -> RunPrior:
         """The same where a point of the prior is ``point`` in the unit of the values."""
         return self._replace(variance=self.variance * point**2)
 
 
-GAIN_RUNS, LOSS_RUNS = RunPrior(1.6, 1.3), RunPrior(2.5, 0.6)
+GAIN_RUNS, LOSS_RUNS = RunPrior(1.6, 1.3, 0.3), RunPrior(2.5, 0.6, 0.4)
 """The priors of gains and of mean retention losses, in points; fitted to real runs, as
 docs/methods/rule.md says. The median standard deviations are 1.4 and 0.9 points."""
+
+
+SPREADS_ALIKE = 0.5
+"""How alike the spreads of runs are over the options of a study: the correlation of their levels. A
+convention of ours between none and one spread for all."""
 
 
 class RunVariances(NamedTuple):
@@ -47,15 +55,28 @@ class RunVariances(NamedTuple):
     variance: Floats
 
     def draws(self, rng: np.random.Generator, number: int) -> Floats:
-        """(number, K) variances."""
-        chi = rng.chisquare(self.freedom, (number, len(self.freedom)))
-        return self.freedom * self.variance / chi
+        """(number, K) variances; where that of one option is large, others often are too."""
+        of_all, own = (
+            rng.standard_normal((number, 1)),
+            rng.standard_normal((number, self.num_options)),
+        )
+        level = special.ndtr(np.sqrt(SPREADS_ALIKE) * of_all + np.sqrt(1.0 - SPREADS_ALIKE) * own)
+        return self.freedom * self.variance / (2.0 * special.gammaincinv(self.freedom / 2.0, level))
+
+    @property
+    def num_options(self) -> int:
+        """K."""
+        return len(self.freedom)
 
 
 class RunRows(NamedTuple):
-    """Which option each row of (R, n) values is a run of: ``option`` (R,), from 0 to K - 1."""
+    """Which option each row of (R, n) values is a run of: ``option`` (R,), from 0 to K - 1.
+
+    ``seed`` (R,) are the runs' seeds; runs of no known seed have each its own.
+    """
 
     option: NDArray[np.intp]
+    seed: NDArray[np.intp]
 
     @property
     def counts(self) -> NDArray[np.intp]:
@@ -68,10 +89,23 @@ class RunRows(NamedTuple):
         member = np.arange(len(self.counts))[:, None] == self.option
         return member / self.counts[:, None]
 
+    def run_covariance(self, variance: Floats, shared: float) -> Floats:
+        """(..., K, K) of the options' means over their runs, by the runs.
+
+        Args:
+            variance: (..., K) of one run of each option.
+            shared: the share of it that runs of one seed have in common.
+        """
+        averaging, sd = self.averaging, np.sqrt(variance)
+        same_seed = self.seed[:, None] == self.seed
+        runs = shared * same_seed + (1.0 - shared) * np.eye(len(self.seed))
+        return sd[..., :, None] * sd[..., None, :] * (averaging @ runs @ averaging.T)
+
 
 def crossed(num_seeds: int, num_options: int) -> RunRows:
     """The rows of (m, K, n) values reshaped to (m K, n): every option has the same m seeds."""
-    return RunRows(np.tile(np.arange(num_options), num_seeds))
+    options, seeds = np.arange(num_options), np.arange(num_seeds)
+    return RunRows(np.tile(options, num_seeds), np.repeat(seeds, num_options))
 
 
 class TaskPart(NamedTuple):
@@ -134,20 +168,26 @@ class StudyEvidence:
         losses: for each retention task (R, n) in points: base - adapted, positive worse.
         rows: the option of each run.
         point: what a point of the prior of runs is in the unit of the gains.
+        priors: of the runs' gains, and of their losses, in points.
 
     Raises:
         ValueError: no in-domain task, shapes that do not agree, or a task with one item.
     """
 
     def __init__(
-        self, gains: Sequence[Items], losses: Sequence[Items], rows: RunRows, point: float = 1.0
+        self,
+        gains: Sequence[Items],
+        losses: Sequence[Items],
+        rows: RunRows,
+        point: float = 1.0,
+        priors: tuple[RunPrior, RunPrior] = (GAIN_RUNS, LOSS_RUNS),
     ) -> None:
         if not gains or {len(task.values) for task in (*gains, *losses)} != {len(rows.option)}:
             raise ValueError("every task needs the same runs, and one must be in-domain")
         self.rows, self.point = rows, point
-        self.in_domain = block(gains, rows, GAIN_RUNS.in_unit(point))
-        self.retention = block(losses, rows, LOSS_RUNS) if losses else None
-        self._losses = losses
+        self.in_domain = block(gains, rows, priors[0].in_unit(point))
+        self.retention = block(losses, rows, priors[1]) if losses else None
+        self._losses, self._of_losses = losses, priors[1]
 
     @property
     def num_options(self) -> int:
@@ -157,7 +197,7 @@ class StudyEvidence:
     @cached_property
     def tasks(self) -> tuple[Block, ...]:
         """The losses of each retention task by itself."""
-        return tuple(block([task], self.rows, LOSS_RUNS) for task in self._losses)
+        return tuple(block([task], self.rows, self._of_losses) for task in self._losses)
 
 
 def block(tasks: Sequence[Items], rows: RunRows, prior: RunPrior) -> Block:

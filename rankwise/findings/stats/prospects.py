@@ -43,8 +43,14 @@ class Growth(NamedTuple):
 
     def of_options(self, of: Block) -> Floats:
         """(K, K) of the same around the options: by items, and by runs."""
-        by_runs = of.run_variances.variance / (of.rows.counts + self.num_new_runs)
-        return self.of_items(of) + np.diag(by_runs)
+        counts, variance = of.rows.counts, of.run_variances.variance
+        # new runs of all options have the same new seeds
+        kept = counts / (counts + self.num_new_runs)
+        now = np.outer(kept, kept) * of.rows.run_covariance(variance, of.prior.shared)
+        more = counts + self.num_new_runs
+        new = self.num_new_runs * np.sqrt(np.outer(variance, variance)) / np.outer(more, more)
+        apart = of.prior.shared + (1.0 - of.prior.shared) * np.eye(len(counts))
+        return self.of_items(of) + now + new * apart
 
 
 class GrownBlock(NamedTuple):
