@@ -211,16 +211,19 @@ class Sufficient(NamedTuple):
     option: int
 
 
-def sufficient_margins(truths: Truths, margins: Margins, level: float) -> Sufficient | None:
+def sufficient_margins(
+    truths: Truths, margins: Margins, level: float, is_finished: NDArray[np.bool_]
+) -> Sufficient | None:
     """The smallest larger losses, in tenths of a point, at which an option would qualify.
 
-    None where retention was not measured, or where no larger loss would do.
+    None where retention was not measured, or where no larger loss would do. ``is_finished`` (K,)
+    is as in ``choose``.
     """
     if truths.losses is None or truths.worst is None or margins.epsilon is None:
         return None
     upper, worst = ends(truths.losses, level).upper, ends(truths.worst, level).upper
     able: list[tuple[float, Sufficient]] = []
-    for option in range(truths.gains.shape[1]):
+    for option in np.flatnonzero(is_finished).tolist():
         # both have to hold, and with a larger loss others may be rivals too
         for more in (0.0, 0.1, 0.2, 0.4, 0.8):
             epsilon = _tenth_above(upper[option] + more, margins.epsilon)

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from rankwise.findings.decision import Margins, Odds, choose, odds
 from rankwise.findings.options import Option
 from rankwise.findings.stats.blocks import Block, StudyEvidence
-from rankwise.findings.stats.items import Floats
+from rankwise.findings.stats.items import Floats, Mask
 from rankwise.findings.stats.prospects import GrownBlock, Growth, grow, probability_below
 from rankwise.findings.stats.truths import Truths, num_draws, shrinkage, truths_of
 from rankwise.records.config.study import MARGIN_POINTS
@@ -79,7 +79,12 @@ class Growths(NamedTuple):
 
 
 def chance_of_decision(
-    evidence: StudyEvidence, truths: Truths, growths: Growths, margins: Margins, level: float
+    evidence: StudyEvidence,
+    truths: Truths,
+    growths: Growths,
+    margins: Margins,
+    level: float,
+    is_finished: Mask | None = None,
 ) -> float:
     """The probability that the rule decides about the adapters after a growth.
 
@@ -89,6 +94,8 @@ def chance_of_decision(
         growths: of the in-domain items, and of the retention items.
         margins: as the study is judged.
         level: at which the grown study will be judged.
+        is_finished: (K,) of which options no run diverged; None: of all. The others are never
+            recommended.
     """
     rng = np.random.default_rng(_SEED)
     growth = growths.of(evidence.in_domain, growths.in_domain)
@@ -104,7 +111,12 @@ def chance_of_decision(
     at_once = max(1, _MOST_LEADS // evidence.num_options**2)
     is_decided = [
         _is_decided(
-            gained._replace(mean=gained.mean[part]), better[part], keeps[part], margins, level
+            gained._replace(mean=gained.mean[part]),
+            better[part],
+            keeps[part],
+            margins,
+            level,
+            True if is_finished is None else is_finished,
         )
         for part in (slice(at, at + at_once) for at in range(0, len(better), at_once))
     ]
@@ -126,15 +138,20 @@ def _keeping(
 
 
 def _is_decided(
-    gained: GrownBlock, better: Floats, keeps: Floats, margins: Margins, level: float
-) -> NDArray[np.bool_]:
+    gained: GrownBlock,
+    better: Floats,
+    keeps: Floats,
+    margins: Margins,
+    level: float,
+    is_finished: Mask | bool,
+) -> Mask:
     """(N,) whether an option is recommended, or all are rejected."""
     lead = gained.mean[:, :, None] - gained.mean[:, None, :]
     behind = probability_below(-margins.delta, lead, gained.lead_stderr)
     # the column is another option that was not rejected
     is_rival = (keeps > 1.0 - level)[:, None, :] & ~np.eye(lead.shape[1], dtype=bool)
     near = 1.0 - (behind * is_rival).sum(axis=2)
-    is_shown = np.minimum(np.minimum(better, keeps), near) >= level
+    is_shown = (np.minimum(np.minimum(better, keeps), near) >= level) & is_finished
     is_rejected = np.minimum(better, keeps) <= 1.0 - level
     return np.logical_or(is_shown.any(axis=1), is_rejected.all(axis=1))
 
@@ -165,6 +182,7 @@ class Betting:
     Attributes:
         adapters: draws of the truths of the runs that are there, by which the rule decides.
         now: the odds of each option by them.
+        is_finished: (K,) of which options no run diverged.
         is_able: which options qualify.
         choice: what the rule says.
 
@@ -188,10 +206,10 @@ class Betting:
         self.adapters = truths_of(evidence, "adapters", number)
         # an imported adapter, or a model without a rank, is used as it is
         self._is_repeatable = np.array([option.is_repeatable for option in options])
-        self._is_finished = np.array([not option.diverged_seeds for option in options])
+        self.is_finished = np.array([not option.diverged_seeds for option in options])
         self.now = odds(self.adapters, margins)
-        self.is_able = ((self.now.shown >= level) & self._is_finished).tolist()
-        self.choice = choose(self.now, level, self._is_finished)
+        self.is_able = ((self.now.shown >= level) & self.is_finished).tolist()
+        self.choice = choose(self.now, level, self.is_finished)
 
     def best_bet(self) -> BestBet:
         """The odds of every option, at this acceptable loss and at others."""
@@ -230,7 +248,7 @@ class Betting:
 
     def _choice(self, now: Odds) -> str | None:
         """The option that the rule recommends, or else the one to bet on."""
-        place = choose(now, self.level, self._is_finished).option
+        place = choose(now, self.level, self.is_finished).option
         if place is None:
             place = now.bet
         return None if place is None else self.options[place].label
@@ -257,7 +275,9 @@ class Betting:
                 num_new_items=max((n - now[task] for task, n in growing.items()), default=0),
                 num_seeds=sizes.num_seeds + num_new_seeds,
                 num_new_seeds=num_new_seeds,
-                probability=chance_of_decision(self.evidence, truths, growths, self.margins, level),
+                probability=chance_of_decision(
+                    self.evidence, truths, growths, self.margins, level, self.is_finished
+                ),
             )
 
     def _ways(self, sizes: Sizes) -> Iterator[tuple[Addition, dict[str, int], int]]:

@@ -201,7 +201,7 @@ def _judge(
         prospects = tuple(betting.prospects(_sizes(source, tasks, options), later))
     enough = None
     if choice.option is None:
-        enough = sufficient_margins(betting.adapters, margins, level)
+        enough = sufficient_margins(betting.adapters, margins, level, betting.is_finished)
     return _Judgement(
         outcome=choice.outcome,
         chosen=None if choice.option is None else options[choice.option],

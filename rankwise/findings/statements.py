@@ -330,16 +330,24 @@ def _ruled_out(numbers: Recommendation) -> str:
         texts.append(f"{_named(labels)} {verb} ruled out by {why}")
     left = numbers.left
     names = {verdict.label for verdict in left}
-    ahead_of = {v.label: tuple(label for label in v.worse_than if label in names) for v in left}
-    behind = grouped((better, label) for label, better in ahead_of.items() if better)
+    unsure = {verdict.label for verdict in left if verdict.keeps_enough == "undecided"}
+    ahead_of = [
+        (tuple(label for label in v.worse_than if label in some), v.label)
+        for v in left
+        for some in (names - unsure, unsure)
+    ]
+    behind = grouped((better, label) for better, label in ahead_of if better)
     if possible := still_possible(numbers):
         texts.append(possible)
     if len(behind) > MOST_GROUPS:
-        texts.append("some of them score less than others, but perhaps by less than δ")
+        texts.append("some of them score less than others")
         behind = {}
     for better, labels in behind.items():
         verb = "scores" if len(labels) == 1 else "score"
-        texts.append(f"{_named(labels)} {verb} less than {_named(better)}, but perhaps by under δ")
+        but = "but perhaps by under δ"
+        if unsure.issuperset(better):
+            but = f"which {'is' if len(better) == 1 else 'are'} not shown to keep enough"
+        texts.append(f"{_named(labels)} {verb} less than {_named(better)}, {but}")
     has_rank = any(verdict.rank is not None for verdict in numbers.verdicts)
     return " ".join(f"{quantities.capital(text) if has_rank else text}." for text in texts)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from itertools import product
 
 import numpy as np
 import pytest
@@ -13,6 +12,16 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
+from rankwise.findings.stats.blocks import (
+    GAIN_RUNS,
+    LOSS_RUNS,
+    Block,
+    RunRows,
+    StudyEvidence,
+    block,
+    crossed,
+    lead_variances,
+)
 from rankwise.findings.stats.detectable import TaskSize, detectable
 from rankwise.findings.stats.estimates import (
     SMALLEST_P_VALUE,
@@ -31,26 +40,12 @@ from rankwise.findings.stats.estimates import (
 )
 from rankwise.findings.stats.items import Items, item_size
 from rankwise.findings.stats.prospects import chance_of_sign
-from rankwise.findings.stats.simultaneous import (
-    StudyBounds,
-    StudyEvidence,
-    bounds_at,
-    deciding_level,
-    level_of_all,
-    study_evidence,
-)
+from rankwise.findings.stats.truths import deciding_level
 
 
-def spreads(evidence: StudyEvidence) -> tuple[Spread, Spread]:
-    """(K,) of the gains, and (K, K) of the leads."""
-    return evidence.in_domain.spread("options"), evidence.in_domain.spread("pairs")
-
-
-def at_once(gains: list[Items], losses: list[Items]) -> tuple[StudyBounds, float]:
-    """Bounds that hold at once at 95 %, and their critical value."""
-    evidence = study_evidence(gains, losses)
-    level = level_of_all(evidence.num_options, 0.05, has_retention=bool(losses))
-    return bounds_at(evidence, level), float(stats.norm.ppf(level))
+def one_run_each(values: np.ndarray, size: float) -> Block:
+    """The block of (K, n): K options of one run."""
+    return block([Items(values, size)], crossed(1, len(values)), GAIN_RUNS)
 
 
 @pytest.mark.parametrize(
@@ -174,139 +169,129 @@ def test_crossed_intervals_cover_with_three_seeds() -> None:
         assert covered / 1500 > 0.93, seed_spread
 
 
-def test_the_level_of_all_is_bonferronis_for_their_number() -> None:
-    """3 gains, 3 losses, 2 leads over the best, and its loss from below, on average and by task."""
-    assert level_of_all(3, 0.05, has_retention=True) == pytest.approx(1 - 0.05 / 10)
-    assert level_of_all(3, 0.05, has_retention=False) == pytest.approx(1 - 0.05 / 5)
-
-
-def test_bounds_agree_with_the_single_estimate() -> None:
+def test_blocks_agree_with_the_single_estimate() -> None:
     rng = np.random.default_rng(5)
-    gains = 100.0 * rng.integers(-1, 2, (3, 2, 80))
-    losses = [Items(100.0 * rng.integers(-1, 2, (3, 2, n)), 100.0) for n in (50, 70)]
-    bounds, _ = at_once([Items(gains, 100.0)], losses)
-    gain, leads = spreads(study_evidence([Items(gains, 100.0)], losses))
-    for option in range(2):
-        alone = crossed_difference(gains[:, option], item_size=100)
-        assert bounds.gain.estimate[option] == pytest.approx(alone.value)
-        # what seed and item do together is counted by the seeds, not by the items too
-        assert gain.item_variance[option] < alone.spread.item_variance
-        assert gain.seed_variance[option] >= alone.spread.seed_variance - 1e-9
-    lead = crossed_difference(gains[:, 0] - gains[:, 1], item_size=100)
-    assert leads.stderr[0, 1] < lead.stderr
-    _, of_one_seed = spreads(study_evidence([Items(gains[:1], 100.0)], []))
-    alone = crossed_difference(gains[0, 0] - gains[0, 1], item_size=100)
-    assert of_one_seed.stderr[0, 1] == pytest.approx(alone.stderr)
-    assert bounds.lead.lower[0, 1] == pytest.approx(-bounds.lead.upper[1, 0])
-    assert bounds.lead.upper[0, 0] == 0.0
-    assert bounds.loss is not None
-    macro = np.mean([task.values[:, 0].mean() for task in losses])
-    assert bounds.loss.estimate[0] == pytest.approx(macro)
+    gains = 100.0 * rng.integers(-1, 2, (3, 80))
+    of = one_run_each(gains, 100.0)
+    alone = [crossed_difference(values, item_size=100) for values in gains]
+    assert of.mean == pytest.approx([one.value for one in alone])
+    assert np.sqrt(np.diagonal(of.covariance)) == pytest.approx([one.stderr for one in alone])
+    lead = crossed_difference(gains[0] - gains[2], item_size=100)
+    assert lead_variances(of.covariance)[0, 2] == pytest.approx(lead.stderr**2)
+    # several tasks, each counting the same: means, and a quarter of the variances of two
+    tasks = [Items(100.0 * rng.integers(-1, 2, (3, n)), 100.0) for n in (50, 70)]
+    both = StudyEvidence(tasks, tasks, crossed(1, 3))
+    assert both.retention is not None
+    each = [[crossed_difference(v, item_size=100) for v in task.values] for task in tasks]
+    mean = [(one.value + other.value) / 2 for one, other in zip(*each, strict=True)]
+    assert both.retention.mean == pytest.approx(mean)
+    variance = [(one.stderr**2 + other.stderr**2) / 4 for one, other in zip(*each, strict=True)]
+    assert np.diagonal(both.retention.covariance) == pytest.approx(variance)
+    assert [part.mean[1] for part in both.tasks] == pytest.approx([part[1].value for part in each])
 
 
-def test_seed_variance_is_that_of_the_two_way_analysis_and_of_the_prior() -> None:
-    # means by seed (rows) and option, the same on both items: residual 1, shared 0
-    means = np.array([[0.0, 1.0], [2.0, 1.0], [1.0, 1.0]])
-    gains = np.repeat(means[:, :, None], 2, axis=2)
-    spread, lead = spreads(study_evidence([Items(gains, 0)], []))
-    # variances 1 and 0, covariance 0: mean square of seeds .5, residual .5; own 1 is larger.
-    # Four degrees of freedom of .5 / 3, and 1.5 of the prior's .29 / 3
-    pooled = (4.0 * 0.5 + 1.5 * 0.29) / 5.5 / 3
-    assert spread.seed_variance == pytest.approx([1 / 3, pooled])
-    assert spread.seed_freedom == pytest.approx([5.5, 5.5])
-    # two of twice the residual, and the prior of two runs; the pair's own variance 1 is larger
-    assert (2.0 * 1.0 + 1.5 * 0.58) / 3.5 < 1.0
-    assert lead.seed_variance[0, 1] == pytest.approx(1 / 3)
-    assert lead.seed_freedom[0, 1] == 3.5
+def test_runs_are_averaged_in_any_number_and_order() -> None:
+    """Three runs of the first option, one of the second, mixed: each mean has its own number."""
+    rng = np.random.default_rng(16)
+    first, second = rng.normal(10.0, 20.0, (3, 60)), rng.normal(12.0, 20.0, (1, 60))
+    rows = RunRows(np.array([0, 1, 0, 0]))
+    mixed = np.stack([first[0], second[0], first[1], first[2]])
+    of = block([Items(mixed, 0.0)], rows, GAIN_RUNS)
+    assert of.rows.counts.tolist() == [3, 1]
+    by_item = np.stack([first.mean(axis=0), second[0]])
+    assert of.mean == pytest.approx(by_item.mean(axis=1))
+    # of these runs the variance is that of their mean, item by item, as if it were one run
+    assert of.covariance == pytest.approx(np.cov(by_item) / 60)
+    assert of.interaction[1] == 0.0
+    # two-way analysis: the residual of run and item has (3 - 1) (60 - 1) degrees of freedom
+    residual = first - first.mean(axis=0) - first.mean(axis=1, keepdims=True) + first.mean()
+    mean_square = (residual**2).sum() / (2 * 59)
+    assert of.interaction[0] == pytest.approx(mean_square / (3 * 60))
+
+
+def test_the_variance_of_a_run_is_that_of_its_deviations_and_of_the_prior() -> None:
+    # runs of 0, 2 and 1, the same on both items; another option has one run
+    values = np.repeat([[0.0], [2.0], [1.0], [7.0]], 2, axis=1)
+    of = block([Items(values, 0.0)], RunRows(np.array([0, 0, 0, 1])), GAIN_RUNS)
+    runs = of.run_variances
+    # two degrees of freedom with a sum of squares of 2, and 1.6 of 1.3 squared points
+    assert runs.freedom == pytest.approx([3.6, 1.6])
+    assert runs.variance == pytest.approx([(2.0 + 1.6 * 1.3) / 3.6, 1.3])
     # in another unit the prior is another number of the same points
-    nats, _ = spreads(study_evidence([Items(gains / 100, 0)], [], point=0.01))
-    assert nats.seed_variance == pytest.approx(spread.seed_variance / 1e4)
-
-
-def test_bounds_of_ranks_cover_them_with_two_seeds_and_more() -> None:
-    """Runs differ from their rank by 0.8 points, the middle of the prior, or by twice as much."""
-    rng, studies, level = np.random.default_rng(12), 1500, 1 - 0.04 / 3
-    for sd, (least, seeds) in product((0.8, 1.6), ((0.975, 2), (0.978, 3))):
-        missed = np.zeros(2)
-        for _ in range(studies):
-            runs = sd * rng.standard_normal((seeds, 2))
-            items = rng.normal(0.0, 10.0, 200) + rng.normal(0.0, 10.0, (2, 200))
-            bounds = bounds_at(study_evidence([Items(runs[:, :, None] + items, 0.0)], []), level)
-            missed += bounds.gain.lower[0] > 0.0, bounds.lead.lower[0, 1] > 0.0
-        assert (1 - missed / studies > least).all(), (sd, seeds, missed / studies)
+    nats = block([Items(values / 100, 0.0)], of.rows, GAIN_RUNS.in_unit(0.01)).run_variances
+    assert nats.variance == pytest.approx(runs.variance / 1e4)
+    # runs that differ by their items alone say that the option's runs are alike
+    rng = np.random.default_rng(17)
+    seen = [
+        block([Items(rng.normal(0.0, 20.0, (3, 100)), 0.0)], crossed(3, 1), LOSS_RUNS)
+        for _ in range(400)
+    ]
+    # means of 100 items have a variance of 4, of which the two deviations keep what is above it
+    above = np.mean([4.5 * of.run_variances.variance[0] - 2.5 * 0.6 for of in seen])
+    expected = 4.0 * np.maximum(rng.chisquare(2, 200_000) - 2.0, 0.0).mean()
+    assert above == pytest.approx(expected, rel=0.25)
 
 
 def test_leads_have_pseudo_items_of_their_own_size() -> None:
     """Gains of 60 points, which both options have; leads are 1 point at most."""
     rng = np.random.default_rng(13)
     shared = np.repeat([60.0, -60.0], 50)
-    values = np.array([shared, shared + rng.choice([-1.0, 1.0], 100)])[None]
-    gain, leads = spreads(study_evidence([Items(values, 61.0)], []))
-    lead = values[0, 1] - values[0, 0]
-    assert leads.item_variance[1, 0] == pytest.approx((lead.var(ddof=1) + 2 * 1.0**2 / 100) / 100)
-    assert gain.item_variance[0] == pytest.approx((shared.var(ddof=1) + 2 * 61.0**2 / 100) / 100)
+    values = np.array([shared, shared + rng.choice([-1.0, 1.0], 100)])
+    of = one_run_each(values, 61.0)
+    lead = values[1] - values[0]
+    by_items = (lead.var(ddof=1) + 2 * 1.0**2 / 100) / 100
+    assert lead_variances(of.covariance)[1, 0] == pytest.approx(by_items)
+    own = (shared.var(ddof=1) + 2 * 61.0**2 / 100) / 100
+    assert of.covariance[0, 0] == pytest.approx(own)
     # right and wrong items: a lead may be a whole item, seen or not
-    same = 100.0 * rng.integers(-1, 2, (1, 1, 100)).repeat(2, axis=1)
-    _, whole = spreads(study_evidence([Items(same, 100.0)], []))
-    assert whole.item_variance[1, 0] == pytest.approx(2 * 100.0**2 / 100**2)
+    same = 100.0 * rng.integers(-1, 2, (1, 100)).repeat(2, axis=0)
+    whole = lead_variances(one_run_each(same, 100.0).covariance)
+    assert whole[1, 0] == pytest.approx(2 * 100.0**2 / 100**2)
 
 
 def test_leads_with_a_tail_are_covered() -> None:
     """One item in 100 is 40 points apart, the others hardly: at 100 items it may be unseen."""
     rng, missed, studies = np.random.default_rng(14), 0, 2000
+    quantile = stats.norm.ppf(1 - 0.04 / 4)
     for _ in range(studies):
         apart = np.where(rng.random(100) < 0.01, -40.0, 0.4) + rng.normal(0.0, 2.0, 100)
         gains = rng.normal(20.0, 30.0, 100)
-        values = np.array([gains, gains + apart, gains + rng.normal(0.0, 8.0, 100)])[None]
-        bounds = bounds_at(study_evidence([Items(values, 90.0)], []), 1 - 0.04 / 4)
-        missed += bounds.lead.lower[1, 0] > -0.004  # 0.99 * 0.4 - 0.01 * 40
+        of = one_run_each(np.array([gains, gains + apart, gains + rng.normal(0.0, 8.0, 100)]), 90.0)
+        stderr = math.sqrt(lead_variances(of.covariance)[1, 0])
+        lead = of.mean[1] - of.mean[0]
+        missed += lead - quantile * stderr > -0.004  # 0.99 * 0.4 - 0.01 * 40
     assert missed / studies <= 0.012
 
 
-def test_the_worst_task_s_bounds() -> None:
-    """Two tasks, one option: the larger of the upper bounds, and of lower ones at half the risk."""
-    rng = np.random.default_rng(15)
-    tasks = [Items(rng.normal(mean, sd, (1, 1, 50)), 0.0) for mean, sd in ((3.0, 20.0), (4.0, 1.0))]
-    worst = bounds_at(study_evidence(tasks, tasks), 0.98).worst
-    assert worst is not None
-    alone = [crossed_difference(task.values[0, 0], item_size=0.0) for task in tasks]
-    assert worst.upper[0] == pytest.approx(max(one.interval(0.96)[1] for one in alone))
-    assert worst.lower[0] == pytest.approx(max(one.interval(0.98)[0] for one in alone))
-    assert worst.estimate[0] == max(one.value for one in alone)
-
-
-def test_bounds_hold_all_at_once() -> None:
+def test_gains_of_several_options_are_covered_at_once() -> None:
     rng = np.random.default_rng(6)
+    quantile = stats.norm.ppf(deciding_level(3, 0.04))
     studies, missed = 800, 0
     for _ in range(studies):
         base = rng.random(300) < 0.5
         learned = np.where(base, rng.random((3, 300)) < 0.8, rng.random((3, 300)) < 0.2)
-        gains = 100.0 * (learned[None].astype(float) - base)
-        losses = 100.0 * rng.choice([-1, 0, 1], p=[0.04, 0.92, 0.04], size=(1, 3, 200))
-        planted = [Items(gains, 100)], [Items(losses, 100)]
-        bounds, _ = at_once(*planted)
-        assert bounds.loss is not None
-        held = (bounds.gain.lower <= 0).all() and (bounds.loss.upper >= 0).all()
-        missed += not (held and (bounds.lead.lower[:, 0] <= 0).all())
-    assert missed / studies < 0.065
+        of = one_run_each(100.0 * (learned.astype(float) - base), 100.0)
+        missed += bool((of.mean > quantile * np.sqrt(np.diagonal(of.covariance))).any())
+    assert missed / studies < 0.045
 
 
 def test_identical_options_are_tied_and_not_certain() -> None:
     rng = np.random.default_rng(7)
-    one = 100.0 * rng.integers(-1, 2, (1, 1, 100))
-    gains = np.repeat(one, 3, axis=1)
-    points, of_points = at_once([Items(gains, 100)], [])
-    assert (points.lead.estimate == 0).all()
-    assert points.lead.lower[0, 1] < -0.5
-    nats, of_nats = at_once([Items(gains / 1e4, 0)], [])
-    assert max(of_points, of_nats) < 3
-    assert nats.lead.lower[0, 1] == 0.0
+    gains = np.repeat(100.0 * rng.integers(-1, 2, (1, 100)), 3, axis=0)
+    assert lead_variances(one_run_each(gains, 100.0).covariance)[0, 1] > 0.5**2
+    nats = one_run_each(gains / 1e4, 0.0)
+    assert lead_variances(nats.covariance)[0, 1] == 0.0
+    assert np.ptp(nats.mean) == 0.0
 
 
-def test_shapes_that_do_not_agree_are_refused() -> None:
-    gains, losses = [Items(np.zeros((1, 2, 9)), 1)], [Items(np.zeros((1, 3, 9)), 1)]
-    with pytest.raises(ValueError, match="same seeds and options"):
-        study_evidence(gains, losses)
+def test_runs_that_do_not_agree_are_refused() -> None:
+    gains, losses = [Items(np.zeros((2, 9)), 1.0)], [Items(np.zeros((3, 9)), 1.0)]
+    with pytest.raises(ValueError, match="same runs"):
+        StudyEvidence(gains, losses, crossed(1, 2))
+    with pytest.raises(ValueError, match="one must be in-domain"):
+        StudyEvidence([], losses, crossed(1, 3))
+    with pytest.raises(ValueError, match="1 items give no standard error"):
+        StudyEvidence([Items(np.zeros((2, 1)), 1.0)], [], crossed(1, 2))
 
 
 @pytest.mark.parametrize(
@@ -394,32 +379,31 @@ def _estimate(value: float, stderr: float) -> Estimate:
     )
 
 
-def test_the_chance_of_a_sign_comes_true_where_leads_are_those_of_the_odds() -> None:
-    """Leads in points, drawn from the prior; 300 items now, their undecided studies grown by 4."""
+def test_the_chance_of_a_sign_comes_true() -> None:
+    """Nothing is known of the truth but the estimate; 300 items now, grown by 4."""
     rng = np.random.default_rng(9)
-    amplitude = np.where(rng.random(40_000) < 0.2, 0.0, 2.0 * np.abs(rng.standard_cauchy(40_000)))
-    amplitude = np.minimum(amplitude, 20.0)
-    lead = rng.normal(0.0, np.sqrt(2.0 * (amplitude**2 + 0.3**2 + (0.15 * amplitude) ** 2)))
-    now = rng.normal(lead, 2.0)
-    then = now / 4.0 + 0.75 * rng.normal(lead, 2.0 / math.sqrt(3.0))
-    undecided, shown = np.abs(now) < 1.96 * 2.0, np.abs(then) > 1.96 * 1.0
-    for low, high in ((0.0, 1.0), (1.0, 2.0), (2.0, 3.0), (3.0, 3.9)):
-        its = undecided & (np.abs(now) >= low) & (np.abs(now) < high)
-        said = chance_of_sign(_estimate((low + high) / 2.0, 2.0), 4.0, 0.05, 1.0)
+    truth = rng.uniform(-60.0, 60.0, 400_000)
+    now = rng.normal(truth, 2.0)
+    then = now / 4.0 + 0.75 * rng.normal(truth, 2.0 / math.sqrt(3.0))
+    shown = np.abs(then) > 1.96 * 1.0
+    for low, high in ((0.0, 0.4), (1.0, 1.4), (2.0, 2.4), (3.0, 3.4), (6.0, 6.4)):
+        its = (np.abs(now) >= low) & (np.abs(now) < high)
+        said = chance_of_sign(_estimate((low + high) / 2.0, 2.0), 4.0, 0.05)
         assert said == pytest.approx(shown[its].mean(), abs=0.03)
+        assert chance_of_sign(_estimate(-(low + high) / 2.0, 2.0), 4.0, 0.05) == pytest.approx(said)
 
 
 def test_the_chance_of_a_sign_is_the_same_in_other_units() -> None:
     points = _estimate(2.0, 2.0)
     nats = _estimate(0.05, 0.05)
-    assert chance_of_sign(nats, 4.0, 0.05, 0.025) == pytest.approx(
-        chance_of_sign(points, 4.0, 0.05, 1.0)
-    )
+    assert chance_of_sign(nats, 4.0, 0.05) == pytest.approx(chance_of_sign(points, 4.0, 0.05))
 
 
 def test_the_deciding_level_is_bonferronis_for_one_more_than_the_options() -> None:
     assert stats.norm.ppf(deciding_level(5, 0.05)) == pytest.approx(2.394, abs=0.001)
     assert deciding_level(1, 0.05) == pytest.approx(0.975)
+    # without a base it cannot be preferred by mistake
+    assert deciding_level(5, 0.05, has_base=False) == pytest.approx(0.99)
 
 
 def test_an_anytime_interval_holds_at_every_look() -> None:
@@ -447,8 +431,9 @@ def test_an_anytime_interval_finds_a_difference() -> None:
 def test_what_is_detectable_follows_its_formula() -> None:
     one, other = TaskSize(300, is_p_right=False), TaskSize(100, is_p_right=True)
     quantiles = stats.norm.ppf(1 - 0.05 / 4) + stats.norm.ppf(0.8)
-    # the mean of two tasks: a quarter of the sum of variances, p(right)'s a quarter of accuracy's
-    variance = (0.2 + 2 / 300) / 300 + 0.25 * (0.2 + 2 / 100) / 100
+    # the mean of two tasks: a quarter of the sum of variances, p(right)'s a tenth of accuracy's;
+    # two ranks disagree on 7 % of the items, and on two pseudo-items
+    variance = (0.07 + 2 / 300) / 300 + 0.1 * (0.07 + 2 / 100) / 100
     able = detectable([one, other], 3, 0.95, 2.0)
     assert able.points == pytest.approx(100 * math.sqrt(variance) / 2 * quantiles)
     assert able.num_items == pytest.approx(400 * (able.points / 2.0) ** 2, rel=0.05)
