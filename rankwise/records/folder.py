@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -123,6 +124,10 @@ class StudyFolder:
             return state_of(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            if error.errno == errno.ELOOP:  # a link to itself holds nothing
+                return None
+            raise
 
     def has(self, path: Path) -> bool:
         """Whether a file is there, and does not count as missing."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
 from typing import Any, Literal, Protocol, Self, get_args
 
 from pydantic import Field, model_validator
@@ -14,7 +13,7 @@ from rankwise.records.base import SCHEMA_VERSION, Record, SchemaVersion, Version
 from rankwise.records.config.mitigations import MitigationConfig
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.config.variants import VariantName
-from rankwise.records.fields import FileName, Place, PlaceBelow, Text
+from rankwise.records.fields import FileName, Place, PlaceBelow, Text, UserPath
 from rankwise.records.files import FileDigest, merged_base_folder
 from rankwise.records.forms import AS_TRAINED
 from rankwise.records.own_data import OwnData
@@ -118,7 +117,7 @@ class Imported(Record):
     """Where an imported model is from."""
 
     label: Text
-    folder: Path
+    folder: UserPath
 
 
 class PlannedRun(Record):
