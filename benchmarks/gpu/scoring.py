@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -25,7 +25,7 @@ from benchmarks.gpu.setting import (
     small_model,
 )
 from benchmarks.gpu.training import new_trainee, train
-from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank, FrozenPiece, carrying
+from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank, FrozenPiece, wearing
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.engine.scoring.tree import attention as tree_attention
 from rankwise.errors import UnchangedOutputsError
@@ -73,13 +73,6 @@ def plainly(model: Any, items: Sequence[Continuation]) -> torch.Tensor:
         picked = logits.float().log_softmax(-1).gather(1, wanted[:, None])
         sums.append(float(picked.double().sum()))
     return torch.tensor(sums, dtype=torch.float64)
-
-
-@contextlib.contextmanager
-def wearing(model: Any, adapter: FrozenAdapter) -> Generator[None]:
-    """Within the block, all rows of a plain model belong to an adapter."""
-    with carrying(model, [adapter]) as bank, bank.rows_of([FrozenPiece(adapter, 0, 1 << 40)]):
-        yield
 
 
 def log_likelihoods(setup: Setup, found: Found) -> None:
