@@ -47,8 +47,6 @@ class Provenance(Record):
     created_at: str
     products: str | None = None
     """How a card multiplies: precision in float32, and sums in half precision; None on a CPU."""
-    most_weights_bytes: int | None = None
-    """As of the study, for the model that was scored; None: all of its weights were in memory."""
 
 
 class Training(Record):
@@ -444,9 +442,6 @@ class StudyRecord(StudyTasks):
     """Everything that has weights of its own, role by role; a name is in it once."""
     passes: tuple[PlannedPass, ...] = ()
     """Which runs are trained together; imported ones are in none."""
-    most_weights_bytes: int | None = None
-    """The most weights of a scored model in the device's memory at once; its other layers
-    are read from its files in every pass. None: models fit, and are held whole."""
     deployed: tuple[str, ...] = ()
     """The runs that ``deploy`` of the study file is about: recommended, or the best bets, when the
     study was last concluded; empty until it is."""
