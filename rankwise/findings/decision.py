@@ -160,12 +160,13 @@ def shortfall(truths: Truths, margins: Margins) -> Floats:
     Negative where it is above, and 0 where there is no other.
     """
     gains, count = truths.gains, truths.gains.shape[1]
+    if count == 1:
+        return np.zeros_like(gains)
     rivals = np.where(_kept(truths, margins), gains, -np.inf)
-    behind = np.zeros_like(gains)
-    for place in range(count if count > 1 else 0):
-        best = np.delete(rivals, place, axis=1).max(axis=1)
-        behind[:, place] = np.where(np.isfinite(best), best - gains[:, place], 0.0)
-    return behind
+    second, best = np.partition(rivals, (count - 2, count - 1), axis=1)[:, -2:].T[..., None]
+    # (N, K): the best of the others, which is the second where an option is the best itself
+    of_others = np.where(np.arange(count) == rivals.argmax(axis=1)[:, None], second, best)
+    return np.where(np.isfinite(of_others), of_others - gains, 0.0)
 
 
 def ends(draws: Floats, level: float) -> Ends:
