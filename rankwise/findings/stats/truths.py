@@ -51,8 +51,8 @@ _MOST_ENTRIES = 1 << 22
 RESOLUTION = 100
 """Truths are rounded to this part of a point, as the page keeps them."""
 
-_MOST_VALUES = 1 << 23
-"""Draws times options, at most: 64 MB."""
+_MOST_VALUES = 1 << 22
+"""Draws times options, at most: 32 MB."""
 
 _SEED = 20260102
 """Fixed, so that the same results always give the same odds."""
