@@ -35,7 +35,13 @@ class Growth(NamedTuple):
         gone = np.diag(self.num_new_runs / (counts + self.num_new_runs))
         return np.sum(
             [
-                (part.items + part.pseudo - gone * part.interaction) / factor
+                # no more is gone than was seen: both are estimates
+                (
+                    part.items
+                    + part.pseudo
+                    - gone * np.minimum(part.interaction, np.diagonal(part.items))
+                )
+                / factor
                 for part, factor in zip(of.parts, self.factors, strict=True)
             ],
             axis=0,
