@@ -14,6 +14,8 @@ verdict about these adapters is held against the mean of their runs, one about t
   are decided, by how many seeds, and is a recommended rank recommended again?
 - ``answers``: truths whole points apart, many items; equal ranks, few items.
 - ``looks``, ``files``: studies and sample files that grow between six looks.
+- ``unequal``: ranks with different numbers of seeds, at the edges; ``second``: how often a second
+  seed takes a settled verdict away, where runs are 2.5 points apart.
 - ``repairs``: is a repair said to keep enough where it does not?
 - ``agreement``: verdicts against the intervals printed beside them.
 - ``odds``: are P(right) and the probability of a decision calibrated, what does the best bet cost?
@@ -39,6 +41,7 @@ from benchmarks import decision_odds as odds
 from benchmarks import decision_repairs as repairs
 from benchmarks import decision_rule as rule
 from benchmarks import decision_samples as samples
+from benchmarks import decision_seeds as seeds
 from benchmarks.decision_studies import Rate
 
 Results = dict[str, list[tuple[Any, Any]]]
@@ -61,6 +64,8 @@ def groups() -> dict[str, Group]:
         "answers": Group(rule.answer_cells(), rule.simulate_answers),
         "looks": Group(rule.look_cells(), rule.simulate_looks, 2.0),
         "files": Group(samples.files_cells(), samples.simulate_files, 4.0),
+        "unequal": Group(seeds.unequal_cells(), seeds.simulate_unequal),
+        "second": Group(seeds.second_cells(), seeds.simulate_second),
         "repairs": Group(repairs.repair_cells(), repairs.simulate_repairs, 2.0),
         "agreement": Group(samples.agreement_cells(), samples.simulate_agreement, 2.0),
         "odds": Group(odds.odds_cells(), odds.simulate_odds, 0.8),
@@ -156,6 +161,16 @@ def _grown(of: Results) -> dict[str, Any]:
     return {"worst_error_rate_looks": _worst(rates)}
 
 
+def _unequal(of: Results) -> dict[str, Any]:
+    return {"wrong_unequal_seeds_upper95": _worst(tally.rate for _, tally in of["unequal"])}
+
+
+def _second(of: Results) -> dict[str, Any]:
+    rates = [tally.rate for _, tally in of["second"]]
+    lost, settled = (sum(rate[place] for rate in rates) for place in range(2))
+    return {"settled_lost_by_second_seed": round(lost / max(settled, 1), 4)}
+
+
 def _repairs(of: Results) -> dict[str, Any]:
     return {"repair_false_success": _worst(tally.wrong for _, tally in of["repairs"])}
 
@@ -204,6 +219,8 @@ SUMMARIES: tuple[tuple[Callable[[Results], dict[str, Any]], tuple[str, ...]], ..
     (_plausible, ("plausible",)),
     (_answers, ("answers",)),
     (_grown, ("looks", "files")),
+    (_unequal, ("unequal",)),
+    (_second, ("second",)),
     (_repairs, ("repairs",)),
     (_agreement, ("agreement",)),
     (_odds, ("odds",)),

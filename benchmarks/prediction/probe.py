@@ -13,6 +13,7 @@ from benchmarks.prediction.feature_table import TRUNCATED_RANKS
 from benchmarks.prediction.matrices import means_by_kind
 from rankwise.engine.models.base import adaptable_shapes
 from rankwise.engine.models.devices import ResolvedPrecision
+from rankwise.engine.models.frozen_adapters import wearing
 from rankwise.engine.models.trained_adapters import adapted
 from rankwise.engine.scoring.divergence import ItemDivergence, divergences, log_probabilities
 from rankwise.engine.training.loop import TrainingResult, train_pass
@@ -132,13 +133,13 @@ class Reference(NamedTuple):
 
     def change(self, base_model: nn.Module, updates: Updates) -> ItemDivergence:
         """How far base and update are from the base: means over all tokens."""
-        items = divergences(
-            base_model,
-            self.answers,
-            self.expected,
-            max_batch_tokens=self.max_batch_tokens,
-            adapter=as_frozen(updates, base_model),
-        )
+        with wearing(base_model, as_frozen(updates, base_model)):
+            items = divergences(
+                base_model,
+                self.answers,
+                self.expected,
+                max_batch_tokens=self.max_batch_tokens,
+            )
         lengths = [len(answer.continuation) for answer in self.answers]
         return ItemDivergence(
             *(statistics.fmean(each, lengths) for each in zip(*items, strict=True))

@@ -162,8 +162,7 @@ def heads(
         HeadMode,
         cli.option(
             "--mode MODE",
-            "Replace the head's output by zeros (ablate) or by its mean (ablate-mean), or "
-            "undo what training changed in it (revert).",
+            "Replace the head's output by zeros (ablate) or by its mean (ablate-mean).",
         ),
     ] = "ablate",
     top: Annotated[
@@ -177,13 +176,6 @@ def heads(
     items: Annotated[
         int | None, cli.option("--items N", "Items of each task (default: the study's).", min=4)
     ] = None,
-    keys_and_values: Annotated[
-        bool,
-        cli.option(
-            "--keys-and-values",
-            "With --mode revert, also revert the rows of k and v that heads share.",
-        ),
-    ] = False,
     as_json: cli.Json = False,
 ) -> int:
     """Ablate a run's attention heads one at a time and score tasks.
@@ -192,10 +184,6 @@ def heads(
     head of the base. The effects are exact, with standard errors, and their
     intervals are corrected for the number of heads.
 
-    --mode revert removes the adapter's update in one head: rows of q, columns
-    of o, and rows of k and v that no other head reads. The control is the base
-    with only that head's update.
-
     The records are kept in the study's folder and shown in its report. Recorded
     effects are not computed again.
     """
@@ -203,13 +191,11 @@ def heads(
     names = cli.listed_names(tasks)
     if not names:
         raise ConfigError("heads", ["--tasks names no task; name at least one"])
-    if keys_and_values and mode != "revert":
-        raise ConfigError("heads", ["--keys-and-values works only with --mode revert; add it"])
 
     study = folder.read_study()
     quiet_libraries()
     from rankwise.cli.terminal import as_shown
-    from rankwise.findings.heads import mode_name
+    from rankwise.findings.heads import MODE_NAMES
     from rankwise.heads.answers import check_tasks
     from rankwise.report.sections.heads import effect_table
     from rankwise.study.context import StudyContext
@@ -224,15 +210,15 @@ def heads(
     prepared = list(plan.tasks.values())
     check_tasks(prepared)
     with folder.lock(), TerminalObserver(cli.stderr) as observer:
-        asked = HeadQuestion(mode, keys_and_values, top)
+        asked = HeadQuestion(mode, top)
         context = StudyContext.of(plan, folder, observer)
         effects = HeadStudy(context, chosen, asked).effects(prepared)
     judge_again(folder)
     if as_json:
         return cli.emit({"effects": effects})
     for task in effects:
-        done = mode_name(task.mode, keys_and_values=task.keys_and_values)
-        cli.stdout.print(as_shown(effect_table(task), f"{task.task}: heads {done}"))
+        title = f"{task.task}: heads {MODE_NAMES[task.mode]}"
+        cli.stdout.print(as_shown(effect_table(task), title))
     cli.note(
         f"records: {folder.model_folder(chosen.name) / 'heads'}; rankwise report {folder.root}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import inspect
 import json
 import os
@@ -221,7 +222,7 @@ def verb(
             try:
                 _require_current_folder()
                 code = function(*args, **kwargs)
-            except (RankwiseError, PermissionError, MemoryError) as caught:
+            except (RankwiseError, OSError, MemoryError) as caught:
                 error = _said(caught)
                 code = USAGE if error.is_usage else RUN_FAILED
                 if answers:
@@ -240,15 +241,39 @@ def verb(
     return register
 
 
-def _said(caught: RankwiseError | PermissionError | MemoryError) -> RankwiseError:
-    """An error in a sentence: also one of the system, which may come from anywhere."""
+_OF_THE_SYSTEM = {
+    errno.EACCES: "Give yourself permission there",
+    errno.EPERM: "Give yourself permission there",
+    errno.EROFS: "The disk is read-only: make it writable",
+    errno.ENOSPC: "Free some space",
+    errno.EDQUOT: "Free some space within your quota",
+    errno.EFBIG: "Raise the limit of files (`ulimit -f`)",
+    errno.EMFILE: "Raise the limit of open files (`ulimit -n`)",
+    errno.ELOOP: "Remove the link that leads to itself",
+    errno.ENAMETOOLONG: "Use shorter names",
+    errno.EIO: "Check the disk",
+    errno.ESTALE: "Check the disk",
+}
+"""Errors that files and disks give anywhere, with the remedy; others are mistakes of ours."""
+
+
+def _said(caught: RankwiseError | OSError | MemoryError) -> RankwiseError:
+    """An error in a sentence: also one of the system, which may come from anywhere.
+
+    Raises:
+        OSError: what was caught, where it is none of the system's alone.
+    """
     if isinstance(caught, RankwiseError):
         return caught
     if isinstance(caught, MemoryError):
         why = "no memory is left for this process. Free some, raise its limit (`ulimit -v`), or "
         return OutOfMemoryError(f"{why}take a smaller model.")
+    remedy = _OF_THE_SYSTEM.get(caught.errno or 0)
+    if remedy is None and not isinstance(caught, PermissionError):
+        raise caught
     where = caught.filename or "a file or folder"
-    return StorageError(f"{where}: {caught.strerror or caught}. Give yourself permission there.")
+    remedy = remedy or _OF_THE_SYSTEM[errno.EACCES]
+    return StorageError(f"{where}: {caught.strerror or caught}. {remedy}.")
 
 
 def _require_current_folder() -> None:

@@ -16,7 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
+from rankwise.findings.stats.blocks import Block, lead_variances
 from rankwise.findings.stats.items import Floats
 from rankwise.findings.stats.truths import Truths
 from rankwise.records.judgement import Outcome
@@ -160,12 +162,14 @@ def shortfall(truths: Truths, margins: Margins) -> Floats:
     Negative where it is above, and 0 where there is no other.
     """
     gains, count = truths.gains, truths.gains.shape[1]
+    if count == 1:
+        return np.zeros_like(gains)
     rivals = np.where(_kept(truths, margins), gains, -np.inf)
-    behind = np.zeros_like(gains)
-    for place in range(count if count > 1 else 0):
-        best = np.delete(rivals, place, axis=1).max(axis=1)
-        behind[:, place] = np.where(np.isfinite(best), best - gains[:, place], 0.0)
-    return behind
+    is_first = np.arange(count) == rivals.argmax(axis=1)[:, None]
+    best = rivals.max(axis=1, keepdims=True)
+    second = np.where(is_first, -np.inf, rivals).max(axis=1, keepdims=True)
+    of_others = np.where(is_first, second, best)
+    return np.where(np.isfinite(of_others), of_others - gains, 0.0)
 
 
 def ends(draws: Floats, level: float) -> Ends:
@@ -187,19 +191,32 @@ class Standing(NamedTuple):
     ruled_out_by: int | None
 
 
-def standings(truths: Truths, now: Odds, margins: Margins, level: float) -> tuple[Standing, ...]:
-    """What is shown of each option at the level that decides."""
+def standings(
+    of: Block, truths: Truths, now: Odds, margins: Margins, level: float
+) -> tuple[Standing, ...]:
+    """What is shown of each option at the level that decides.
+
+    Args:
+        of: the gains, of which the truths are draws.
+        truths: of the runs that are there.
+        now: the odds by them.
+        margins: as the options are judged.
+        level: that decides.
+    """
     standing: list[Standing] = []
     is_kept, gains = _kept(truths, margins), truths.gains
+    # (K, K) by how much the row's mean is above the column's, in standard errors: draws would
+    # compare each option with each other one thousands of times
+    reach = float(special.ndtri(level)) * np.sqrt(lead_variances(of.covariance))
+    is_ahead = of.mean[:, None] - of.mean > reach
     for option in range(gains.shape[1]):
-        ahead = (gains > gains[:, [option]]).sum(axis=0) / (len(gains) + 1.0)
         by: int | None = None
         if now.keeps[option] <= 1.0 - level:
             by = option
         elif now.near[option] <= 1.0 - level:
             far = is_kept & (gains > gains[:, [option]] + margins.delta)
             by = int(far.sum(axis=0).argmax())
-        standing.append(Standing(tuple(np.flatnonzero(ahead >= level).tolist()), by))
+        standing.append(Standing(tuple(np.flatnonzero(is_ahead[:, option]).tolist()), by))
     return tuple(standing)
 
 

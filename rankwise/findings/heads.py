@@ -40,10 +40,9 @@ MEASURE_NAMES: dict[HeadMeasure, str] = {
     "share": "share of attention's delta",
 }
 
-_MODE_NAMES: dict[HeadMode, str] = {
+MODE_NAMES: dict[HeadMode, str] = {
     "ablate": "set to zero",
     "ablate-mean": "set to its mean",
-    "revert": "reverted",
 }
 
 
@@ -98,7 +97,6 @@ class ChangeAndEffect(Record):
     option: OptionName
     task: str
     mode: HeadMode
-    keys_and_values: bool
     measure: HeadMeasure
     is_beyond_control: bool
     num_heads: int
@@ -124,25 +122,10 @@ class TrainTaskHeads(Record):
     left_out: dict[str, str]
 
 
-def mode_name(mode: HeadMode, *, keys_and_values: bool) -> str:
-    """What is done to a head, in a few words behind "heads"."""
-    return f"{_MODE_NAMES[mode]} with shared k and v" if keys_and_values else _MODE_NAMES[mode]
-
-
-def intervention(mode: HeadMode, *, keys_and_values: bool) -> str:
-    """What is done to a head, in a sentence; ``keys_and_values`` as in ``TaskHeadEffects``."""
-    if mode != "revert":
-        becomes = "zero" if mode == "ablate" else "its mean over the task's tokens"
-        return f"What a head puts out, before the output projection, becomes {becomes}."
-    rows = (
-        "on the rows of k and v that its group shares"
-        if keys_and_values
-        else "on rows of k and v where it has them to itself"
-    )
-    return (
-        "A head that is reverted has no delta on its rows of q, on its columns of the output "
-        f"projection, and {rows}."
-    )
+def ablation(mode: HeadMode) -> str:
+    """What is done to a head, in a sentence."""
+    becomes = "zero" if mode == "ablate" else "its mean over the task's tokens"
+    return f"What a head puts out, before the output projection, becomes {becomes}."
 
 
 def is_selected(effects: TaskHeadEffects) -> bool:
@@ -264,12 +247,12 @@ def _matters(
     for measure, values in maps.items():
         for is_beyond in (False, True):
             pairs = [
-                (abs(values[head.layer][head.head]), abs(effect.estimate))
+                (
+                    abs(values[head.layer][head.head]),
+                    abs((head.beyond_control if is_beyond else head.effect).estimate),
+                )
                 for head in effects.answers
-                if (effect := head.beyond_control if is_beyond else head.effect) is not None
             ]
-            if not pairs:
-                continue
             scored = quantities.counted(len(pairs), "head")
             verb = "was" if len(pairs) == 1 else "were"
             found, reason = None, f"only the {scored} that a screen chose {verb} scored"
@@ -282,7 +265,6 @@ def _matters(
                 option=source.name_of(model),
                 task=effects.task,
                 mode=effects.mode,
-                keys_and_values=effects.keys_and_values,
                 measure=measure,
                 is_beyond_control=is_beyond,
                 num_heads=len(pairs),
@@ -309,8 +291,7 @@ def _statements(
     for matter in matters:
         if matter.measure != "output" or matter.is_beyond_control:
             continue
-        done = mode_name(matter.mode, keys_and_values=matter.keys_and_values)
-        where = f"{matter.label}, {matter.task}, {done}"
+        where = f"{matter.label}, {matter.task}, {MODE_NAMES[matter.mode]}"
         if matter.correlation is None:
             what = "Not tested whether the heads that changed most matter most"
             yield f"{what} ({where}): {matter.reason}."
@@ -369,8 +350,7 @@ def effect_rows(_: object, results: StudyResults) -> Iterator[Row]:
     """One row for each run, mode, task, head and measure."""
     for model in results.runs:
         for effects in model.head_effects:
-            names = ("mode", "keys_and_values", "task")
-            before = {"run": model.name, **{name: getattr(effects, name) for name in names}}
+            before = {"run": model.name, "mode": effects.mode, "task": effects.task}
             for head in effects.scores:
                 yield flat(head, **before, unit=effects.unit)
             for head in effects.answers:

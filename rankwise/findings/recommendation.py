@@ -366,7 +366,7 @@ def _verdicts(
     near, least = ends(behind, level), np.median(behind, axis=0)
     better, keeps, close = (states(p, level) for p in (now.better, now.keeps, now.near))
     named = _worst_tasks(evidence, tasks, level) if worst is not None else None
-    standing = standings(truths, now, margins, level)
+    standing = standings(evidence.in_domain, truths, now, margins, level)
     retention = evidence.retention
     for index, option in enumerate(options):
         by = standing[index].ruled_out_by

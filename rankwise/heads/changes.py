@@ -213,7 +213,7 @@ def heads_by_delta(
     norm_of = norms_of_factors(factors)
 
     def size(head: Head) -> float:
-        parts = head_slices(layouts[head.layer], head.head, keys_and_values=False)
+        parts = head_slices(layouts[head.layer], head.head)
         return sum(map(norm_of, parts))
 
     return sorted(adapted_heads(factors, layouts), key=size, reverse=True)

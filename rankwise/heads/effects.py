@@ -1,4 +1,4 @@
-"""Effects of interventions on heads: paired over items, with a control, corrected over heads."""
+"""Effects of ablating heads: paired over items, with a control, corrected over heads."""
 
 from __future__ import annotations
 
@@ -17,30 +17,26 @@ def head_effects(
     item_size: float,
     confidence: float,
     num_candidates: int,
-    less_control: bool,
 ) -> tuple[HeadEffect, ...]:
     """The effect of every head, and the same head's effect in the control.
 
     Args:
         heads: layer and number of each.
         adapted: (heads, items) of the run's model, signed so that more is better: the value under
-            an intervention on each head, less that of the model as it is.
+            an ablation of each head, less that of the model as it is.
         control: of the base, same items and heads.
         item_size: what one whole item counts: 100 for points, 0 for nats (``stats``).
         confidence: of the bounds, for all candidates at once.
         num_candidates: number of heads that these were chosen from, themselves included.
-        less_control: whether effect less control means anything.
     """
 
     def corrected(effects: Floats, size: float) -> tuple[HeadEstimate, ...]:
         return estimates(effects, item_size=size, confidence=confidence, family=num_candidates)
 
     effect, of_base = corrected(adapted, item_size), corrected(control, item_size)
-    beyond: Sequence[HeadEstimate | None] = [None] * len(heads)
-    if less_control:
-        # A difference of two models' effects: each may have unseen disagreements, so their variance
-        # counts twice.
-        beyond = corrected(adapted - control, item_size * 2**0.5)
+    # A difference of two models' effects: each may have unseen disagreements, so their variance
+    # counts twice.
+    beyond = corrected(adapted - control, item_size * 2**0.5)
     return tuple(
         HeadEffect(layer=layer, head=head, effect=of_run, control=base, beyond_control=less)
         for (layer, head), of_run, base, less in zip(heads, effect, of_base, beyond, strict=True)

@@ -1,8 +1,8 @@
-"""Exact effects of interventions on single heads: the layers below a head are computed once.
+"""Exact effects of ablating single heads: the layers below a head are computed once.
 
 A model reads the items once and keeps the input of every layer and the outputs of its heads. An
-intervention on a head of layer l begins there: its rows of the batch take the kept input of layer
-l, differ in that layer, and go through the layers above. On average that is half of the model. All
+ablation of a head of layer l begins there: its rows of the batch take the kept input of layer l,
+differ in that layer, and go through the layers above. On average that is half of the model. All
 heads of a layer share a batch, items share their prefixes (``PrefixTree``), and logits exist at
 scored positions only.
 """
@@ -28,9 +28,8 @@ from rankwise.engine.models.packed_attention import check_packable
 from rankwise.engine.scoring.resident import CACHE_SHARE
 from rankwise.engine.scoring.tree.answers import LogLikelihoodSums, Targets, add_answers
 from rankwise.engine.scoring.tree.prefixes import PrefixTree
-from rankwise.engine.scoring.tree.reader import ReadPlaces, TreeReader, pieces_of
-from rankwise.errors import ModelError
-from rankwise.heads.interventions import Head, only_heads, without_heads
+from rankwise.engine.scoring.tree.reader import ReadPlaces, TreeReader
+from rankwise.heads.interventions import Head
 from rankwise.heads.layouts import HeadLayout, head_layouts
 from rankwise.records.grouping import grouped
 from rankwise.tasks.questions import Advance, Continuation, LogLikelihood, shared_length
@@ -44,24 +43,6 @@ class Ablation(NamedTuple):
 
     head: Head
     value: Float[Tensor, " width"] | None = None
-
-
-class Reversion(NamedTuple):
-    """An adapter without its delta of one head; see ``heads.interventions``."""
-
-    head: Head
-    keys_and_values: bool = False
-
-
-class Graft(NamedTuple):
-    """The base with an adapter's delta of one head and nothing else."""
-
-    head: Head
-    adapter: FrozenAdapter
-    keys_and_values: bool = False
-
-
-Intervention = Ablation | Reversion | Graft
 
 
 class HeadScorer:
@@ -83,10 +64,10 @@ class HeadScorer:
 
         Args:
             base_model: frozen, in eval mode, without adapters.
-            max_batch_tokens: of one forward pass, all interventions together.
+            max_batch_tokens: of one forward pass, all ablations together.
             kept_bytes: for what is kept of the layers; None is a quarter of the free memory. A
                 single item is read even if it needs more.
-            cache_bytes: for keys and values of interventions, likewise.
+            cache_bytes: for keys and values of rows with an ablated head, likewise.
 
         Raises:
             ModelError: attention, head or layout of heads are not of a kind that is known here.
@@ -115,32 +96,27 @@ class HeadScorer:
     def log_likelihoods(
         self,
         items: Sequence[Continuation],
-        interventions: Sequence[Intervention],
+        ablations: Sequence[Ablation],
         adapter: FrozenAdapter | None = None,
         advance: Advance = lambda _: None,
     ) -> list[list[LogLikelihood]]:
-        """Score continuations under every intervention.
+        """Score continuations under every ablation.
 
         Args:
             items: with their contexts.
-            interventions: on one head each.
+            ablations: of one head each.
             adapter: the model is the base with it; None is the base.
-            advance: receives how many items were scored, of items * (interventions + 1).
+            advance: receives how many items were scored, of items * (ablations + 1).
 
         Returns:
-            First those of the model as it is, then by intervention, each in the order of the items.
-
-        Raises:
-            ModelError: a reversion without an adapter.
+            First those of the model as it is, then by ablation, each in the order of the items.
         """
-        if adapter is None and any(isinstance(one, Reversion) for one in interventions):
-            raise ModelError("without an adapter there is no delta of a head to take out.")
         blank = LogLikelihood(0.0, False)
-        answers = [[blank] * len(items) for _ in range(len(interventions) + 1)]
+        answers = [[blank] * len(items) for _ in range(len(ablations) + 1)]
         for chunk in self._chunks(items):
             members = [items[i] for i in chunk]
             scored = in_smaller_steps(
-                lambda tell, part=members: list(self._of_chunk(part, interventions, adapter, tell)),
+                lambda tell, part=members: list(self._of_chunk(part, ablations, adapter, tell)),
                 self._reader.shrink,
                 advance,
                 self._decoder.device,
@@ -187,11 +163,11 @@ class HeadScorer:
     def _of_chunk(
         self,
         items: Sequence[Continuation],
-        interventions: Sequence[Intervention],
+        ablations: Sequence[Ablation],
         adapter: FrozenAdapter | None,
         advance: Advance,
     ) -> Iterator[tuple[int, list[LogLikelihood]]]:
-        """(Number of the intervention + 1, its answers); number 0 is the model as it is."""
+        """(Number of the ablation + 1, its answers); number 0 is the model as it is."""
         tree = PrefixTree([item.tokens_read for item in items])
         targets = Targets(tree, items)
         sums = LogLikelihoodSums(1, len(items), self._decoder.device)
@@ -200,16 +176,16 @@ class HeadScorer:
         )
         yield 0, sums.log_likelihoods()[0]
         advance(len(items))
-        by_layer = grouped((one.head.layer, number) for number, one in enumerate(interventions))
+        by_layer = grouped((one.head.layer, number) for number, one in enumerate(ablations))
         for layer, numbers in sorted(by_layer.items()):
             size = self._reader.together(tree, len(numbers))
             for start in range(0, len(numbers), size):
                 group = numbers[start : start + size]
-                chosen = [interventions[n] for n in group]
+                chosen = [ablations[n] for n in group]
                 sums = LogLikelihoodSums(len(group), len(items), self._decoder.device)
                 kept = entering[layer], heads[layer]
-                with self._changed(layer, *kept, chosen, adapter) as carried:
-                    for read in self._reader.read(tree, [carried] * len(group)):
+                with self._ablated(layer, *kept, chosen, adapter):
+                    for read in self._reader.read(tree, [adapter] * len(group)):
                         add_answers(self._head, read, targets, sums)
                 yield from zip((n + 1 for n in group), sums.log_likelihoods(), strict=True)
                 advance(len(items) * len(group))
@@ -241,40 +217,23 @@ class HeadScorer:
         return of_layers, of_heads
 
     @contextlib.contextmanager
-    def _changed(
+    def _ablated(
         self,
         layer: int,
         entering: Float[Tensor, "places hidden"],
         heads: Float[Tensor, "places heads_width"],
-        interventions: Sequence[Intervention],
+        ablations: Sequence[Ablation],
         adapter: FrozenAdapter | None,
-    ) -> Generator[FrozenAdapter | None]:
-        """Within the block, rows begin at a layer, each under its intervention.
-
-        Yields the adapter that all rows carry above the layer.
-        """
-        layout, bank = self.layouts[layer], FrozenBank()
-        variants = [self._variant(one, adapter) for one in interventions]
-        # The variants replace the adapter in the layer's own projections, and only there.
-        of_layer = {name for variant in variants if variant for name in variant.layers}
-        carried = adapter
-        if adapter is not None and of_layer:
-            rest = {n: factors for n, factors in adapter.layers.items() if n not in of_layer}
-            carried = FrozenAdapter(rest, adapter.is_zero_update)
+    ) -> Generator[None]:
+        """Within the block, rows begin at a layer, each with one head of it ablated."""
+        layout = self.layouts[layer]
         with contextlib.ExitStack() as stack:
-            stack.enter_context(carrying(self._model, [carried], self._bank))
-            stack.enter_context(carrying(self._model, variants, bank))
-            attention = self._model.get_submodule(layout.attention)
-            module: nn.Module
-            ablations = [one for one in interventions if isinstance(one, Ablation)]
-            if ablations:
-                assert len(ablations) == len(interventions)
-                output = self._model.get_submodule(layout.output)
-                changes = [(layout.columns(one.head.head).span, one.value) for one in ablations]
-                module = _AblatedAttention(output, heads, changes)
-            else:
-                module = _VariedAttention(attention, bank, variants)
-            replaced = {layout.attention: module}
+            stack.enter_context(carrying(self._model, [adapter], self._bank))
+            output = self._model.get_submodule(layout.output)
+            changes = [(layout.columns(one.head.head).span, one.value) for one in ablations]
+            replaced: dict[str, nn.Module] = {
+                layout.attention: _AblatedAttention(output, heads, changes)
+            }
             replaced |= {
                 below.layer_name: _PassedLayer(self._model.get_submodule(below.layer_name))
                 for below in self.layouts[:layer]
@@ -283,22 +242,7 @@ class HeadScorer:
             stack.enter_context(layers_replaced(self._model, replaced))
             hook = partial(_enter_layer, entering)
             stack.enter_context(first.register_forward_pre_hook(hook, with_kwargs=True))
-            yield carried
-
-    def _variant(
-        self, intervention: Intervention, adapter: FrozenAdapter | None
-    ) -> FrozenAdapter | None:
-        """The adapter of an intervention's rows in the head's layer; None for an ablation."""
-        if isinstance(intervention, Ablation):
-            return None
-        source = intervention.adapter if isinstance(intervention, Graft) else adapter
-        assert source is not None
-        head, shared = intervention.head, intervention.keys_and_values
-        names = self.layouts[head.layer].projections
-        own = {name: source.layers[name] for name in names if name in source.layers}
-        change = only_heads if isinstance(intervention, Graft) else without_heads
-        changed = change(own, self.layouts, [head], keys_and_values=shared)
-        return FrozenAdapter(changed, is_zero_update=False)
+            yield
 
     def _chunks(self, items: Sequence[Continuation]) -> list[list[int]]:
         """Numbers of the items, in parts whose kept inputs fit into the memory.
@@ -342,21 +286,6 @@ class _AblatedAttention(nn.Module):
         for row, (span, value) in enumerate(self._changes):
             heads[row, :, span] = 0 if value is None else value
         return self.output(heads), None
-
-
-class _VariedAttention(nn.Module):
-    """A layer's attention, each row of the batch under its own adapter."""
-
-    def __init__(
-        self, attention: nn.Module, bank: FrozenBank, variants: Sequence[FrozenAdapter | None]
-    ) -> None:
-        super().__init__()
-        self.attention, self._bank, self._variants = attention, bank, variants
-
-    def forward(self, *args: Any, **given: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        count = given["tree_step"].layout.num_queries
-        with self._bank.rows_of(pieces_of(self._variants, count)):
-            return self.attention(*args, **given)
 
 
 class _PassedLayer(nn.Module):

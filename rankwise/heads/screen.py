@@ -1,7 +1,7 @@
-"""A first-order screen of heads: every intervention's effect by the gradient, all in one pass.
+"""A first-order screen of heads: every ablation's effect by the gradient, all in one pass.
 
-Each slice of a head is multiplied by a gate of value 1. An intervention turns the head's gates to
-0, so to first order its effect is minus the derivative of the answers' log-probability by them. One
+Each output of a head is multiplied by a gate of value 1. An ablation turns the head's gates to 0,
+so to first order its effect is minus the derivative of the answers' log-probability by them. One
 backward pass gives the derivatives by all gates of all layers.
 """
 
@@ -22,7 +22,7 @@ from rankwise.engine.models.frozen_adapters import FrozenAdapter
 from rankwise.engine.models.head import CompletionHead
 from rankwise.engine.models.packed_attention import packed_attention, packed_states, within_budget
 from rankwise.engine.models.packed_layout import PackedLayout
-from rankwise.heads.interventions import Head, head_slices
+from rankwise.heads.interventions import Head
 from rankwise.heads.layouts import HeadLayout, LayerSlice
 from rankwise.tasks.questions import Continuation
 
@@ -34,30 +34,16 @@ class ScreenedItem(NamedTuple):
     right: int
 
 
-class Gating(NamedTuple):
-    """Where the gates are.
-
-    Attributes:
-        is_reversion: on the adapter's delta; otherwise on the heads' outputs.
-        means: a head's output at 0; by default zeros.
-        keys_and_values: a reversion's gates on k and v count also where heads share them.
-    """
-
-    is_reversion: bool
-    means: Mapping[Head, Float[Tensor, " width"]] | None = None
-    keys_and_values: bool = False
-
-
 def expected_effects(
     base_model: nn.Module,
     layouts: Sequence[HeadLayout],
     items: Sequence[ScreenedItem],
     adapter: FrozenAdapter | None,
-    gating: Gating,
+    means: Mapping[Head, Float[Tensor, " width"]] | None = None,
     *,
     max_batch_tokens: int,
 ) -> dict[Head, float]:
-    """The first-order effect of intervening on each head, a mean over items in nats.
+    """The first-order effect of ablating each head, a mean over items in nats.
 
     The effect is on log p(right option | options), as in ``answers.ItemOptions``.
 
@@ -66,14 +52,14 @@ def expected_effects(
         layouts: of its heads.
         items: at least one.
         adapter: the model is the base with it; None is the base.
-        gating: the kind of interventions.
+        means: each head's output when it is ablated; None: zeros.
         max_batch_tokens: of a backward pass; a single item may have more.
     """
     decoder = decoder_of(base_model)
     factors = {} if adapter is None else adapter.layers
-    weight, means = next(base_model.parameters()), gating.means
+    weight = next(base_model.parameters())
     resting: dict[str, Tensor] = {}  # by output projection, (heads_width,) each
-    for layout in () if gating.is_reversion else layouts:
+    for layout in layouts:
         heads = [Head(layout.layer, number) for number in range(layout.num_heads)]
         zeros = weight.new_zeros(layout.num_heads * layout.width)
         resting[layout.output] = zeros if means is None else torch.cat([means[h] for h in heads])
@@ -86,13 +72,8 @@ def expected_effects(
         sizes = [sum(len(option.tokens_read) for option in item.options) for item in items]
         for batch in within_budget(sizes, max_batch_tokens):
             _answers(decoder, head, [items[index] for index in batch]).backward()
-    # a head's gates are on its outputs, or on all of its delta
     return {
-        Head(layout.layer, number): -sum(
-            layers[part.module].derivative(part)
-            for part in head_slices(layout, number, keys_and_values=gating.keys_and_values)
-            if part.module in layers and (part.is_input or gating.is_reversion)
-        )
+        Head(layout.layer, number): -layers[layout.output].derivative(layout.columns(number))
         / len(items)
         for layout in layouts
         for number in range(layout.num_heads)
@@ -100,10 +81,9 @@ def expected_effects(
 
 
 class _GatedLayer(nn.Module):
-    """A frozen layer, an adapter's factors, and gates of value 1.
+    """A frozen layer, an adapter's factors, and gates of value 1 on the layer's input.
 
-    With ``resting``, the layer's input at gates of 0, the gates are on the inputs of the whole
-    layer. Without it they are on the inputs of lora_A and the outputs of lora_B.
+    ``resting`` is the layer's input at gates of 0; a layer without it has no gates.
     """
 
     def __init__(
@@ -113,39 +93,28 @@ class _GatedLayer(nn.Module):
         self.base_layer, self._factors, self._resting = base_layer, factors, resting
         weight = next(base_layer.parameters())
         self.train(base_layer.training)
-        self.inputs: Tensor | None = None
-        self.outputs: Tensor | None = None
+        self.gates: Tensor | None = None
         if resting is not None:
-            self.inputs = torch.ones(len(resting), device=weight.device, requires_grad=True)
-        elif factors is not None:
-            sizes = factors.lora_A.shape[1], factors.lora_B.shape[0]
-            self.inputs, self.outputs = (
-                torch.ones(size, device=weight.device, requires_grad=True) for size in sizes
-            )
+            self.gates = torch.ones(len(resting), device=weight.device, requires_grad=True)
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Float[Tensor, "*batch in_features"]
     ) -> Float[Tensor, "*batch out_features"]:
-        if self._resting is not None and self.inputs is not None:
+        if self._resting is not None and self.gates is not None:
             # x at gates of 1, the resting value at gates of 0
-            x = self._resting + self.inputs.to(x.dtype) * (x - self._resting)
+            x = self._resting + self.gates.to(x.dtype) * (x - self._resting)
         y: Tensor = self.base_layer(x)
         if self._factors is None:
             return y
         A, B, scaling = self._factors
-        if self._resting is None and self.inputs is not None:
-            x = x * self.inputs.to(x.dtype)
         added = scaling * ((x.to(A.dtype) @ A.T) @ B.T)
-        if self.outputs is not None:
-            added = added * self.outputs.to(added.dtype)
         return y + added.to(y.dtype)
 
     def derivative(self, part: LayerSlice) -> float:
         """The sum of the derivatives by a slice's gates; 0 where it has none."""
-        gates = self.inputs if part.is_input else self.outputs
-        if gates is None or gates.grad is None:
+        if self.gates is None or self.gates.grad is None:
             return 0.0
-        return float(gates.grad[part.span].double().sum())
+        return float(self.gates.grad[part.span].double().sum())
 
 
 def _answers(decoder: Any, head: CompletionHead, items: Sequence[ScreenedItem]) -> Tensor:

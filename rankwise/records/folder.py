@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -123,6 +124,10 @@ class StudyFolder:
             return state_of(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            if error.errno == errno.ELOOP:  # a link to itself holds nothing
+                return None
+            raise
 
     def has(self, path: Path) -> bool:
         """Whether a file is there, and does not count as missing."""
@@ -223,13 +228,10 @@ class StudyFolder:
         places = sorted((self.model_folder(model) / _FORMS).glob("*"))
         return [model_in_form(model, place.name) for place in places]
 
-    def head_effects_file(
-        self, run: str, mode: HeadMode, task: str, num_items: int, *, keys_and_values: bool = False
-    ) -> Path:
-        """What a run's heads do on items of a task, found by intervening on them."""
-        what = f"{mode}-keys-and-values" if keys_and_values else mode
+    def head_effects_file(self, run: str, mode: HeadMode, task: str, num_items: int) -> Path:
+        """What a run's heads do on items of a task, found by ablating them."""
         file = f"{task_file_name(task)}-{num_items}.json"
-        return self.model_folder(run) / _HEADS / "effects" / what / file
+        return self.model_folder(run) / _HEADS / "effects" / mode / file
 
     def repair_scores_file(self, run: str, task: str) -> Path:
         """What a run's adapter scores after each repair without training."""
@@ -431,7 +433,7 @@ class StudyFolder:
                 self.remove_failure(failure.stage)
 
     def head_effects_files(self, run: str) -> list[Path]:
-        """The records of all interventions on a run's heads."""
+        """The records of all ablations of a run's heads."""
         return sorted((self.model_folder(run) / _HEADS / "effects").glob("*/*.json"))
 
     def head_effects(self, study: StudyRecord, run: str) -> tuple[TaskHeadEffects, ...]:

@@ -9,8 +9,8 @@ from rankwise.records.base import Record
 from rankwise.records.grouping import grouped
 from rankwise.records.study import Relation, StageRecord, Unit
 
-HeadMode = Literal["ablate", "ablate-mean", "revert"]
-"""A head outputs zeros, or its mean over the task's tokens, or the adapter loses its delta."""
+HeadMode = Literal["ablate", "ablate-mean"]
+"""A head outputs zeros, or its mean over the task's tokens."""
 
 HEAD_MODES: tuple[HeadMode, ...] = get_args(HeadMode)
 
@@ -26,7 +26,7 @@ HeadMap = tuple[tuple[float, ...], ...]
 
 
 class HeadEstimate(Record):
-    """Mean effect of an intervention over items; positive is better."""
+    """Mean effect of an ablation over items; positive is better."""
 
     estimate: float
     stderr: float
@@ -43,16 +43,16 @@ class HeadEstimate(Record):
 
 
 class HeadEffect(Record):
-    """Effect of an intervention on one head, in one unit."""
+    """Effect of ablating one head, in one unit."""
 
     layer: int
     head: int
     effect: HeadEstimate
     """On the run's model."""
     control: HeadEstimate
-    """On the base: the same ablation, or, for a reversion, adding this head's delta alone."""
-    beyond_control: HeadEstimate | None
-    """Effect minus control, item by item; None for a reversion."""
+    """On the base, under the same ablation."""
+    beyond_control: HeadEstimate
+    """Effect minus control, item by item."""
 
 
 class ScreenedHead(Record):
@@ -80,8 +80,6 @@ class TaskHeadEffects(StageRecord):
 
     model: str
     mode: HeadMode
-    keys_and_values: bool
-    """Reversions also undo rows of k and v that the head's group shares."""
     task: str
     task_fingerprint: str | None
     """The study's, for a task that it scores; None for others."""
@@ -91,11 +89,9 @@ class TaskHeadEffects(StageRecord):
     num_items: int
     confidence: float
     num_heads: tuple[int, ...]
-    """Heads of each layer."""
-    num_candidates: int
-    """Heads that the intervention can change, including those that a screen left out.
+    """Heads of each layer.
 
-    Bounds and p-values are corrected for this number.
+    Bounds and p-values are corrected for all of them, including those that a screen left out.
     """
     base_score: float
     adapted_score: float
@@ -110,6 +106,11 @@ class TaskHeadEffects(StageRecord):
     """
     screen: Screen | None
     score_seconds: float
+
+    @property
+    def num_candidates(self) -> int:
+        """How many heads can be ablated: all heads of the model."""
+        return sum(self.num_heads)
 
 
 class ChangeMap(Record):
@@ -164,6 +165,6 @@ class HeadChanges(StageRecord):
 
 
 def of_most_items(effects: Iterable[TaskHeadEffects]) -> tuple[TaskHeadEffects, ...]:
-    """One record for each intervention and task: a trial on few items stands behind the whole."""
-    alike = grouped(((each.mode, each.keys_and_values, each.task), each) for each in effects)
+    """One record for each mode and task: a trial on few items stands behind the whole."""
+    alike = grouped(((each.mode, each.task), each) for each in effects)
     return tuple(max(its, key=lambda each: each.num_items) for its in alike.values())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
 from typing import Any, Literal, Protocol, Self, get_args
 
 from pydantic import Field, model_validator
@@ -14,7 +13,7 @@ from rankwise.records.base import SCHEMA_VERSION, Record, SchemaVersion, Version
 from rankwise.records.config.mitigations import MitigationConfig
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.config.variants import VariantName
-from rankwise.records.fields import FileName, Place, PlaceBelow, Text
+from rankwise.records.fields import FileName, Place, PlaceBelow, Text, UserPath
 from rankwise.records.files import FileDigest, merged_base_folder
 from rankwise.records.forms import AS_TRAINED
 from rankwise.records.own_data import OwnData
@@ -48,8 +47,6 @@ class Provenance(Record):
     created_at: str
     products: str | None = None
     """How a card multiplies: precision in float32, and sums in half precision; None on a CPU."""
-    most_weights_bytes: int | None = None
-    """As of the study, for the model that was scored; None: all of its weights were in memory."""
 
 
 class Training(Record):
@@ -118,7 +115,7 @@ class Imported(Record):
     """Where an imported model is from."""
 
     label: Text
-    folder: Path
+    folder: UserPath
 
 
 class PlannedRun(Record):
@@ -445,9 +442,6 @@ class StudyRecord(StudyTasks):
     """Everything that has weights of its own, role by role; a name is in it once."""
     passes: tuple[PlannedPass, ...] = ()
     """Which runs are trained together; imported ones are in none."""
-    most_weights_bytes: int | None = None
-    """The most weights of a scored model in the device's memory at once; its other layers
-    are read from its files in every pass. None: models fit, and are held whole."""
     deployed: tuple[str, ...] = ()
     """The runs that ``deploy`` of the study file is about: recommended, or the best bets, when the
     study was last concluded; empty until it is."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,12 +15,11 @@ from rankwise.engine.models import peft_adapters as adapters
 from rankwise.engine.models.devices import DTYPES, PeakMemory, give_back_memory
 from rankwise.engine.models.frozen_adapters import (
     FrozenAdapter,
-    FrozenPiece,
-    carrying,
     load_frozen_adapter,
+    wearing,
 )
 from rankwise.engine.models.lanes import lanes_of
-from rankwise.engine.models.placed import load_over_cards, load_streamed
+from rankwise.engine.models.placed import load_over_cards
 from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.errors import ModelError
@@ -62,10 +60,7 @@ class ResidentModels:
 
         All is let go of where models are held in another way from now on.
         """
-        before, after = (
-            (each.record.most_weights_bytes, each.cards) for each in (self._plan, plan)
-        )
-        if before != after:
+        if self._plan.cards != plan.cards:
             self.release(base=True)
         self._plan = plan
 
@@ -80,21 +75,11 @@ class ResidentModels:
             self._base = self._load(models.fetch_weights(plan.base), base_precision)
         return self._base
 
-    def most_weights_bytes(self, run: PlannedRun | None) -> int | None:
-        """As ``StudyRecord.most_weights_bytes``, of one model; None: it is held whole."""
-        is_base = run is None or run.method == "lora"
-        if is_base and self._plan.record.config.train.base_precision != "auto":
-            return None  # its files do not hold what it computes with
-        return self._plan.record.most_weights_bytes
-
     def _load(self, folder: Path, base_precision: BasePrecision = "auto") -> nn.Module:
-        plan, most_bytes = self._plan, self._plan.record.most_weights_bytes
-        precision = plan.record.precision
+        plan, precision = self._plan, self._plan.record.precision
         if plan.cards and base_precision == "auto":
             return load_over_cards(folder, precision, plan.cards)
-        if most_bytes is None or base_precision != "auto":
-            return models.load_frozen(folder, precision, plan.device, base_precision)
-        return load_streamed(folder, precision, plan.device, most_bytes)
+        return models.load_frozen(folder, precision, plan.device, base_precision)
 
     def release(self, *, base: bool = False) -> None:
         """Give back the memory of everything but the base; ``base``: of that too."""
@@ -170,8 +155,7 @@ class ResidentModels:
             except ModelError:
                 yield self._load_alone(run)
                 return
-            everything = [FrozenPiece(adapter, 0, sys.maxsize)]
-            with carrying(base, [adapter]) as bank, bank.rows_of(everything):
+            with wearing(base, adapter):
                 yield base.eval()
 
     def adapted(self, run: PlannedRun) -> tuple[nn.Module, FrozenAdapter | None]:
@@ -181,11 +165,10 @@ class ResidentModels:
             ModelError: an adapter that is more than plain LoRA, weights that cannot be read, or a
                 model that is too large: what looks at two parts also asks for gradients.
         """
-        if self._plan.cards or self.most_weights_bytes(run) is not None:
+        if self._plan.cards:
             raise ModelError(
-                f"{run.name} does not fit into {self._plan.device}, and is laid over several cards "
-                "or read layer by layer: heads cannot be switched off in it. Use a device with "
-                "more memory."
+                f"{run.name} does not fit into {self._plan.device}, and is laid over several "
+                "cards: heads cannot be switched off in it. Use a device with more memory."
             )
         if run.method == "full":
             if self._alone is None or self._alone.name != run.name:
@@ -204,15 +187,8 @@ class ResidentModels:
             # two that are larger than a card may not fit on all cards
             self.release(base=bool(self._plan.cards) and run.method == "full")
             weights = self._folder.weights(run)
-            if run.method == "full":
-                model = self._load(weights)
-            elif self.most_weights_bytes(run) is not None:
-                raise ModelError(
-                    f"{run.name} is more than LoRA, and the base is read layer by layer: PEFT "
-                    "cannot put it on. Score it on a device with more memory."
-                )
-            else:
-                model = adapters.load_adapter(self.base(), weights)
+            is_full = run.method == "full"
+            model = self._load(weights) if is_full else adapters.load_adapter(self.base(), weights)
             self._alone = alone = _Alone(run.name, model)
         return alone.model.eval()
 

@@ -21,7 +21,6 @@ from rankwise.study.context import StudyContext
 from rankwise.study.damage import find_damage, models_of, set_aside, set_damaged_aside
 from rankwise.study.executors.local import work_here
 from rankwise.study.observer import Observer
-from rankwise.study.planning.fitting import with_whole_base
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.reading import read_results
 from rankwise.study.references import with_settled_references, with_whole_tasks
@@ -130,7 +129,7 @@ class _Leader:
         plan, folder = self._context.plan, self._folder
         damages = find_damage(folder, models_of(plan.record, folder))
         set_damaged_aside(folder, damages, self._context.tell)
-        record = with_settled_references(with_whole_base(plan.record, folder), folder)
+        record = with_settled_references(plan.record, folder)
         plan = changed(plan, record=record)
         failures: Sequence[StageFailure] = ()
         if with_able_tasks(record, folder) is None:

@@ -197,12 +197,6 @@ BAD = [
         "heads of no task", "heads {empty} --run x --tasks ,", "names no task", "name at least one"
     ),
     Bad(
-        "heads of keys",
-        "heads {empty} --run x --tasks y --keys-and-values",
-        "only with --mode revert",
-        "add it",
-    ),
-    Bad(
         "heads top 0",
         "heads {empty} --run x --tasks y --top 0",
         "Invalid value for '--top'",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -107,6 +108,37 @@ def test_a_study_that_is_there_under_such_a_name_stays_as_it_is(
             -500:
         ]
     assert listed(odd) == before
+
+
+@pytest.mark.parametrize("name", ["study.json", "base/eval/kinship.json", "runs/*/run.json"])
+@pytest.mark.parametrize("verb", ["status", "verify", "verdict", "report", "export"])
+def test_a_record_that_is_a_link_to_itself(
+    place: Path, tmp_path: Path, verb: str, name: str
+) -> None:
+    """The system refuses even to say of what size it is; a verb ends as if it were not there."""
+    ends: list[int] = []
+    for root in (tmp_path / "without", tmp_path / "study"):
+        shutil.copytree(place / "good", root)
+        path = next(root.glob(name))
+        path.unlink()
+        if ends:
+            path.symlink_to(path)
+        ends.append(rankwise(*named(OF_A_STUDY[verb], str(root))).exit_code)
+        assert path.is_symlink() == (len(ends) == 2)
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ELOOP, errno.ENOSPC, errno.EMFILE])
+def test_an_error_of_the_disk_is_a_sentence_wherever_it_comes_from(
+    place: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), "somewhere")
+
+    monkeypatch.setattr("rankwise.study.damage.find_damage", refused)
+    done = rankwise("verify", place / "good", "--json")
+    said = f"StorageError: somewhere: {os.strerror(number)}. "
+    assert (done.exit_code, said in done.stderr) == (1, True), done.stderr
 
 
 @pytest.mark.parametrize("verb", ["run", "plan", "init", "verdict"])

@@ -27,7 +27,7 @@ from rankwise.engine.training import loop, micro_batches
 from rankwise.engine.training.trainees import AdapterTrainee, FullTrainee, Trainee
 from rankwise.heads import scorer as head_scorer
 from rankwise.heads.interventions import Head
-from rankwise.heads.scorer import Ablation, HeadScorer, Reversion
+from rankwise.heads.scorer import Ablation, HeadScorer
 from rankwise.records.config.mitigations import MitigationConfig
 from rankwise.tasks.questions import GenerationSettings, Prompt
 from rankwise.tasks.training_rows import Example
@@ -231,13 +231,13 @@ def test_steps_of_texts(family: str, options: dict[str, Any], waits: HostWaits) 
     assert waits.copies.keys() <= {"samplers.py:begin", "samplers.py:__init__"}
 
 
-def test_interventions_on_heads(waits: HostWaits) -> None:
+def test_ablations_of_heads(waits: HostWaits) -> None:
     model = model_of()
     scorer, adapter = HeadScorer(model, max_batch_tokens=90), frozen(model, 4)
     waits.forget()
     mean = scorer.mean_outputs(ITEMS, adapter)[Head(1, 0)]
     scorer.log_likelihoods(ITEMS, [Ablation(Head(0, 1)), Ablation(Head(1, 0), mean)])
-    scorer.log_likelihoods(ITEMS, [Reversion(Head(1, 2), keys_and_values=True)], adapter)
+    scorer.log_likelihoods(ITEMS, [Ablation(Head(1, 2))], adapter)
     only(waits, ANSWERS)
     assert not waits.copies
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import statsmodels.api as sm
+from rankwise.findings.stats.simultaneous import bounds_at, deciding_level, study_evidence
 
 from rankwise.findings.agreement import agreement_with_full
 from rankwise.findings.differences import compare
@@ -26,7 +27,6 @@ from rankwise.findings.stats.items import (
     design_effects,
     num_clusters,
 )
-from rankwise.findings.stats.simultaneous import bounds_at, deciding_level, study_evidence
 from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.results import ModelResults, TrainTaskResults
 from tests.planted.results import planted_runs

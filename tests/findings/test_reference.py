@@ -6,13 +6,13 @@ import math
 
 import numpy as np
 import pytest
+from rankwise.findings.stats.simultaneous import study_evidence
 from scipy import stats
 
 from rankwise.findings.pairs import Pair, pair_items, paired_test, size_of
 from rankwise.findings.stats.estimates import mean_over_tasks
 from rankwise.findings.stats.items import POINTS, Clusters, Floats, Items, by_cluster
 from rankwise.findings.stats.reference import pseudo_items
-from rankwise.findings.stats.simultaneous import study_evidence
 from rankwise.records.results import ModelResults, TaskItems
 
 TOTAL, SCORED = 500, 120

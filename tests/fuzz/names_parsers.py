@@ -57,7 +57,7 @@ def _around(text: str) -> str:
     return text[max(start - 40, 0) : start + 40]
 
 
-def _said(*arguments: object) -> int:
+def said(*arguments: object) -> int:
     """The exit code of a verb, whose print does not act."""
     code, printed = printed_by(*arguments)
     assert acting(printed) == "", acting(printed)
@@ -83,7 +83,7 @@ _shown = st.sampled_from(_VIEWS)
 
 def _show(root: Path, view: _Shown) -> None:
     verb, *options = view
-    _said(verb, root, *options)
+    said(verb, root, *options)
     _clean(root)
 
 
@@ -101,7 +101,7 @@ def read_table(folder: Path, drawn: tuple[list[str], str, str, str, _Shown]) -> 
     ]  # fmt: skip
     path.write_text("\n".join(map(json.dumps, rows)))
     output = folder / "study"
-    if _said("verdict", path, "--output", output, "--slice", column or "x") == 0:
+    if said("verdict", path, "--output", output, "--slice", column or "x") == 0:
         _show(output, view)
 
 
@@ -118,7 +118,7 @@ def read_log(folder: Path, drawn: tuple[str, str, str, _Shown]) -> None:
         files.append(folder / f"{place}.json")
         files[-1].write_text(json.dumps(content))
     output = folder / "study"
-    if _said("verdict", *files, "--base", models[0], "--output", output) == 0:
+    if said("verdict", *files, "--base", models[0], "--output", output) == 0:
         _show(output, view)
 
 
@@ -183,12 +183,12 @@ def read_settings(folder: Path, drawn: tuple[str, str, list[str]]) -> None:
     (folder / "tasks" / "own.yaml").write_text(json.dumps({"task": task, "description": study}))
     content = {"name": study, "base_model": task, "train": {"task": task}, "tasks_path": "tasks"}
     (folder / "study.yaml").write_text(json.dumps(content))
-    _said("plan", folder / "study.yaml")
-    _said("tasks", "--tasks-path", folder / "tasks")
+    said("plan", folder / "study.yaml")
+    said("tasks", "--tasks-path", folder / "tasks")
     given = [each.encode("utf-8", "surrogatepass").decode("utf-8", "replace") for each in typed]
     if not {"-", "--"} & {each[:1] for each in given}:  # options may name files that are written
-        _said("status", *given)
-        _said("export", folder, "--format", *given)
+        said("status", *given)
+        said("export", folder, "--format", *given)
 
 
 Reader = Callable[[Path, Any], None]

@@ -22,6 +22,7 @@ from rankwise.errors import ConfigError, RankwiseError
 from rankwise.records.study_file import load_config, preset_names, preset_text
 from tests.fuzz import (
     answers_parsers,
+    folders_parsers,
     models_parsers,
     names_parsers,
     records_parsers,
@@ -302,7 +303,7 @@ PARSERS |= {
     ),
 }
 PARSERS |= {name: Parser(*parser) for name, parser in records_parsers.PARSERS.items()}
-for module in (answers_parsers, models_parsers, names_parsers, scores_parsers):
+for module in (answers_parsers, folders_parsers, models_parsers, names_parsers, scores_parsers):
     PARSERS |= {name: Parser(*parser) for name, parser in module.PARSERS.items()}
 PARSERS |= {
     name: Parser(lambda _, content, read=read: read(content), inputs, 150)

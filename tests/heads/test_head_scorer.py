@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from rankwise.engine.models.frozen_adapters import load_frozen_adapter
-from rankwise.errors import ModelError
 from rankwise.heads.interventions import Head, adapted_heads
 from rankwise.heads.layouts import head_layouts
-from rankwise.heads.scorer import Ablation, Graft, HeadScorer, Reversion
+from rankwise.heads.scorer import Ablation, HeadScorer
 from tests.support.head_adapters import (
     PROJECTIONS,
     adapter_of,
@@ -68,30 +67,23 @@ def test_means_are_over_all_tokens_and_replace_the_head(family: str) -> None:
         assert_equal(found, plainly(model))
 
 
-@pytest.mark.parametrize("keys_and_values", [False, True])
 @pytest.mark.parametrize("family", PROJECTIONS)
 @quiet
-def test_reverted_heads_score_what_the_saved_adapter_without_them_scores(
-    family: str, keys_and_values: bool, tmp_path: Path
+def test_ablated_heads_of_an_adapted_model_score_what_hooks_on_peft_s_model_score(
+    family: str, tmp_path: Path
 ) -> None:
-    model, adapter = adapter_of(family, tmp_path / "own")
+    model, adapter = adapter_of(family, tmp_path)
     scorer = scorer_of(model)
-    changes = [Reversion(head, keys_and_values) for head in scorer.heads]
+    changes = [Ablation(head) for head in scorer.heads]
     adapted, *found = scorer.log_likelihoods(ITEMS, changes, adapter)
-    whole = peft.PeftModel.from_pretrained(tiny(family), str(tmp_path / "own")).eval()
-    assert_equal(adapted, plainly(whole))
-    for number, own in enumerate(found):
-        folder = tmp_path / str(number)
-        save_without_heads(
-            tmp_path / "own",
-            folder,
-            scorer.layouts,
-            [scorer.heads[number]],
-            keys_and_values=keys_and_values,
-        )
-        peer = peft.PeftModel.from_pretrained(tiny(family), str(folder)).eval()
-        assert_equal(own, plainly(peer))
-        assert max(abs(a.nats - b.nats) for a, b in zip(own, adapted, strict=True)) > 1e-3
+
+    def whole() -> Any:
+        return peft.PeftModel.from_pretrained(tiny(family), str(tmp_path)).merge_and_unload()
+
+    assert_equal(adapted, plainly(whole()))
+    for head, own in zip(scorer.heads, found, strict=True):
+        with hooked(whole(), head) as peer:
+            assert_equal(own, plainly(peer))
 
 
 @pytest.mark.parametrize("family", ["Llama", "GPTNeoX"])
@@ -123,29 +115,6 @@ def test_a_saved_adapter_without_a_head_has_no_delta_there_and_all_of_it_elsewhe
             assert not torch.allclose(less[name], adapted[name], atol=1e-3)
 
 
-@quiet
-def test_grafts_of_all_heads_and_what_is_left_make_the_adapter(tmp_path: Path) -> None:
-    """A graft on the base is the adapter with every other head of every layer taken out."""
-    model, adapter = adapter_of("Llama", tmp_path / "own")
-    scorer = scorer_of(model)
-    head = Head(0, 1)
-    base, found = scorer.log_likelihoods(ITEMS, [Graft(head, adapter, keys_and_values=True)])
-    assert_equal(base, plainly(tiny("Llama")))
-    group = scorer.layouts[0].sharers(1)
-    others = [each for each in scorer.heads if each != head]
-    save_without_heads(tmp_path / "own", tmp_path / "q", scorer.layouts, others)
-    less = peft.PeftModel.from_pretrained(tiny("Llama"), str(tmp_path / "q")).eval()
-    with torch.no_grad():  # of k and v: those of the head's group in its layer alone
-        for name, weight in less.named_parameters():
-            if "k_proj.lora_B" in name:
-                rows = scorer.layouts[0].key(1).span if "layers.0" in name else slice(0, 0)
-                kept = weight[rows].clone()
-                weight.zero_()
-                weight[rows] = kept
-    assert len(group) == 2
-    assert_equal(found, plainly(less))
-
-
 @pytest.mark.parametrize(
     "options", [{"max_batch_tokens": 23}, {"kept_bytes": 20_000}, {"cache_bytes": 1}]
 )
@@ -162,25 +131,22 @@ def test_budgets_change_nothing(options: dict[str, int]) -> None:
 
 
 @quiet
-def test_what_is_told_and_what_is_refused(tmp_path: Path) -> None:
+def test_every_scored_item_is_told(tmp_path: Path) -> None:
     model, adapter = adapter_of("Llama", tmp_path)
     scorer, told = scorer_of(model), list[int]()
     changes = [Ablation(Head(0, 0)), Ablation(Head(1, 1))]
     scorer.log_likelihoods(ITEMS, changes, adapter, told.append)
     assert sum(told) == 3 * len(ITEMS)
-    with pytest.raises(ModelError, match="no delta"):
-        scorer.log_likelihoods(ITEMS, [Reversion(Head(0, 0))])
 
 
 @quiet
 def test_heads_that_an_adapter_has_a_part_in(tmp_path: Path) -> None:
     layouts = head_layouts(tiny("Llama"))
-    for targets, shared, expected in (
-        (["layers.1.self_attn.q_proj"], False, [Head(1, n) for n in range(4)]),
-        (["v_proj"], False, []),
-        (["v_proj"], True, [Head(layer, n) for layer in range(2) for n in range(4)]),
-        (["down_proj"], True, []),
+    for targets, expected in (
+        (["layers.1.self_attn.q_proj"], [Head(1, n) for n in range(4)]),
+        (["v_proj"], []),
+        (["down_proj"], []),
     ):
         saved(tmp_path / targets[0], target_modules=targets)
         adapter = load_frozen_adapter(tiny("Llama"), tmp_path / targets[0], torch.float32)
-        assert adapted_heads(adapter.layers, layouts, keys_and_values=shared) == expected
+        assert adapted_heads(adapter.layers, layouts) == expected

@@ -69,7 +69,6 @@ def effects(
     *,
     width: int = HEADS,
     top: int | None = None,
-    keys_and_values: bool = False,
 ) -> TaskHeadEffects:
     """Effects that grow with the change (follow = 1), shrink with it (-1), or neither (0).
 
@@ -94,7 +93,7 @@ def effects(
             head=places[n][1],
             effect=found[0][n],
             control=found[1][n],
-            beyond_control=None if mode == "revert" else found[2][n],
+            beyond_control=found[2][n],
         )
         for n in sorted(scored.tolist())
     )
@@ -107,14 +106,12 @@ def effects(
         model=name,
         fingerprint="f",
         mode=mode,
-        keys_and_values=keys_and_values,
         task=task,
         task_fingerprint=None,
         relation="in_domain" if task == "kinship" else "out_of_domain",
         metric="acc",
         unit="points",
         num_items=30,
-        num_candidates=count,
         confidence=0.95,
         num_heads=(width,) * LAYERS,
         base_score=0.5,

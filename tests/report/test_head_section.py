@@ -7,16 +7,13 @@ import pytest
 from rankwise.findings.heads import TrainTaskHeads, head_findings
 from rankwise.findings.options import option_gains
 from rankwise.records import quantities
-from rankwise.records.heads import TaskHeadEffects
+from rankwise.records.heads import HeadMode, TaskHeadEffects
 from rankwise.records.results import StudyResults
 from rankwise.report.parts import Figure, ReportSection, Table
 from rankwise.report.sections.heads import head_section
 from tests.planted.heads import effects, looked_into, named, with_effects
 from tests.planted.results import planted_study
 from tests.support.tables import csv_rows
-
-OWN = "on rows of k and v where it has them to itself"
-SHARED = "on the rows of k and v that its group shares"
 
 
 def heads_of(results: StudyResults) -> tuple[TrainTaskHeads, ...]:
@@ -50,24 +47,25 @@ def test_the_section_has_maps_tables_and_files() -> None:
     own = (
         effects(name, "kinship"),
         effects(name, "syllogism", 0.0),
-        effects(name, "syllogism", mode="revert"),
+        effects(name, "syllogism", mode="ablate-mean"),
     )
     results = looked_into(study, {1: {"head_effects": own}})
     found = section(results)
     assert [figure.name.rpartition("-")[2] for figure in found.figures] == [
-        "output", "attention", "ablate", "revert",
+        "output", "attention", "ablate", "mean",
     ]  # fmt: skip
     assert all(figure.drawing is not None for figure in found.figures)
     titles = [each.title for each in found.tables]
     assert titles[:2] == ["Change of the heads", "Change and effect"]
     assert sum(title.startswith("Heads set to zero") for title in titles) == 2
+    assert sum(title.startswith("Heads set to its mean") for title in titles) == 1
     rows = csv_rows("heads", results)
     assert len(rows) == len(results.runs) * 40
     assert float(rows[39]["output_change"]) == pytest.approx(0.1)
     assert rows[0]["delta_share_query"] == ""
     rows = csv_rows("head-effects", results)
     assert len(rows) == 3 * 2 * 40
-    assert rows[-1]["beyond_control"] == ""
+    assert [row["mode"] for row in rows[::80]] == ["ablate", "ablate", "ablate-mean"]
 
 
 def test_runs_without_maps_are_named_with_the_reason() -> None:
@@ -171,45 +169,31 @@ def test_tables_of_screened_heads_have_a_reason_and_bounds_over_all_candidates()
     assert "screen" not in caption
 
 
-@pytest.mark.parametrize(("shared", "said", "unsaid"), [(False, OWN, SHARED), (True, SHARED, OWN)])
-def test_captions_say_what_was_reverted(shared: bool, said: str, unsaid: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [("ablate", "becomes zero."), ("ablate-mean", "becomes its mean over the task's tokens.")],
+)
+def test_captions_say_what_becomes_of_the_head(mode: HeadMode, said: str) -> None:
     study = planted_study()
-    name = study.runs[0].name
-    own = effects(name, "kinship", mode="revert", keys_and_values=shared)
+    own = effects(study.runs[0].name, "kinship", mode=mode)
     found = section(with_effects(study, 0, own))
     (drawn,) = maps(found, "map-effects")
-    captions = (
-        drawn.caption,
-        table(found, "Heads reverted").caption,
-    )
-    assert all(said in each and unsaid not in each for each in captions)
-    assert "negative where the head's delta is needed" in drawn.caption
-
-
-def test_captions_of_ablations_speak_of_the_head() -> None:
-    study = planted_study()
-    found = section(with_effects(study, 0, effects(study.runs[0].name, "kinship")))
-    (drawn,) = maps(found, "map-effects")
+    captions = (drawn.caption, table(found, "Heads set to").caption)
+    assert all(said in each for each in captions)
     assert "negative where the head is needed" in drawn.caption
-    assert "delta" not in drawn.caption
 
 
-def test_reversions_with_and_without_keys_and_values_are_on_maps_of_their_own() -> None:
+def test_zeros_and_means_are_on_maps_of_their_own() -> None:
     study = planted_study()
     name = study.runs[0].name
-    own = [
-        effects(name, "kinship", mode="revert", keys_and_values=shared) for shared in (False, True)
-    ]
-    results = with_effects(study, 0, *own)
-    found = section(results)
-    plain, shared = maps(found, "map-effects")
-    assert plain.name != shared.name
-    assert OWN in plain.caption
-    assert SHARED in shared.caption
+    modes: tuple[HeadMode, ...] = ("ablate", "ablate-mean")
+    found = section(
+        with_effects(study, 0, *(effects(name, "kinship", mode=mode) for mode in modes))
+    )
+    zeros, means = maps(found, "map-effects")
+    assert zeros.name != means.name
     details = [group.detail for group in table(found, "Change and effect").groups]
-    assert details == ["heads reverted", "heads reverted with shared k and v"]
-    rows = csv_rows("head-effects", results)
-    assert {row["keys_and_values"] for row in rows} == {"False", "True"}
+    assert details == ["heads set to zero", "heads set to its mean"]
 
 
 def test_the_share_of_delta_is_of_attention(plain: ReportSection) -> None:

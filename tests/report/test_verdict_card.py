@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rankwise.findings.stats.simultaneous import Bounds, StudyBounds, WorstTask
 
 from rankwise.findings.card import VerdictCard, verdict_card
 from rankwise.findings.decision import Margins, choose
 from rankwise.findings.options import option_gains
 from rankwise.findings.recommendation import recommend
-from rankwise.findings.stats.simultaneous import Bounds, StudyBounds, WorstTask
 from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import StudyResults

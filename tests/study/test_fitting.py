@@ -23,6 +23,8 @@ from rankwise.records.study import FullTraining, StudyRecord
 from rankwise.records.study_file import load_config
 from rankwise.study.planning import fitting
 from rankwise.study.planning.fitting import FULL_TRAININGS, full_training
+from rankwise.study.planning.issues import Issues
+from rankwise.study.planning.model import study_model
 from rankwise.study.planning.passes import USABLE_SHARE, least_bytes
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
@@ -124,6 +126,39 @@ def deep_study(study_file: Path, tmp_path: Path, tiny_model_folder: Path) -> Pat
     return study_file
 
 
+def warned(study_file: Path, memory_bytes: int, *overrides: str, num_cards: int = 1) -> list[str]:
+    """What is said of scoring where each card has so much memory and nothing is trained yet."""
+    config, issues = load_config(study_file, overrides), Issues()
+    machine = Machine(torch.device("cuda"), memory_bytes)._replace(num_cards=num_cards)
+    model = study_model(config, lambda _: None, machine)
+    runs = plan_study(load_config(study_file)).record.runs
+    methods = {"lora": config.methods.lora, "full": config.methods.full}
+    runs = tuple(run for run in runs if methods[run.method] is not None)
+    no_passes: Any = None
+    fitting.Room(config, model, None, no_passes, memory_bytes, machine.cards).check_scoring(
+        runs, issues
+    )
+    assert issues.problems == []
+    return issues.warnings
+
+
+def test_a_scored_model_that_does_not_fit_is_said(study_file: Path) -> None:
+    no_lora, no_full = "methods.lora=null", "methods.full=null"
+    config = load_config(study_file)
+    whole = 4 * study_model(config, lambda _: None).num_parameters
+    small = whole * 100 // 86
+    assert warned(study_file, whole * 100 // 84, no_lora) == []
+    (warning,) = warned(study_file, small, no_lora)
+    assert warning.startswith(f"scoring: a model's weights take {in_words(whole)}")
+    assert "Use a device with more memory" in warning
+    # LoRA that is trained on the base in memory takes more, and is checked as such
+    assert warned(study_file, small) == []
+    # a quantised base is smaller; full fine-tuning is not quantised
+    assert warned(study_file, small, "train.base_precision=4bit", no_full) == []
+    assert warned(study_file, small, "train.base_precision=4bit") != []
+    assert warned(study_file, small, no_lora, num_cards=2) == []
+
+
 SETTINGS = ("methods.full=null", "analysis.gauges=true", "analysis.heads=false")
 
 
@@ -146,7 +181,6 @@ def test_a_base_that_fits_on_no_card_is_laid_over_all(deep_study: Path) -> None:
     plan = plan_study(config, machine=cards(of_each))
     assert plan.cards == tuple(torch.device("cuda", number) for number in range(4))
     assert all(each.estimated_memory_bytes <= of_each for each in plan.record.passes)
-    assert plan.record.most_weights_bytes is None
     (warning,) = plan.record.warnings
     fullest = in_words(memory.changed(num_cards=4).base_bytes)
     assert warning == (

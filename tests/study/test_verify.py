@@ -49,7 +49,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) 
     assert rankwise("verdict", folder.root).exit_code == 0
     name = folder.read_study().runs[1].name
     for verb in (
-        ("heads", folder.root, "--run", name, "--tasks", "hues,colours", "--mode", "revert"),
+        ("heads", folder.root, "--run", name, "--tasks", "hues,colours"),
         ("repair", folder.root, "--run", name, "--max-loss", 100),
     ):
         assert rankwise(*verb).exit_code == 0

@@ -54,14 +54,9 @@ def adapter_of(family: str, folder: Path) -> tuple[Any, FrozenAdapter]:
 
 
 def save_without_heads(
-    source: Path,
-    target: Path,
-    layouts: Sequence[HeadLayout],
-    heads: Iterable[Head],
-    *,
-    keys_and_values: bool = False,
+    source: Path, target: Path, layouts: Sequence[HeadLayout], heads: Iterable[Head]
 ) -> None:
     """Write an adapter without the delta of some heads, in PEFT's format."""
-    changed = without_heads(read_factors(source), layouts, heads, keys_and_values=keys_and_values)
+    changed = without_heads(read_factors(source), layouts, heads)
     pairs = {name: (lora_A, lora_B) for name, (lora_A, lora_B, _) in changed.items()}
     write_factors(target, pairs, (source / CONFIG_FILE).read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Reads:
-    """Within the block, watches what is read of models of ``placed.load_in_files``.
+    """Within the block, watches what is read of models of ``weights.load_in_files``.
 
     Attributes:
         most_bytes: of weights that were in memory at once.

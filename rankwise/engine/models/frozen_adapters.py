@@ -7,6 +7,7 @@ to its own rows. Nothing is kept for a backward pass, and rank and scaling may d
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +130,14 @@ def carrying(
             yield bank
     finally:
         bank.forget()
+
+
+@contextlib.contextmanager
+def wearing(base_model: nn.Module, adapter: FrozenAdapter) -> Generator[None]:
+    """Within the block, the base's layers add this adapter to every row; see ``carrying``."""
+    every_row = [FrozenPiece(adapter, 0, sys.maxsize)]
+    with carrying(base_model, [adapter]) as bank, bank.rows_of(every_row):
+        yield
 
 
 class _FrozenLayer(nn.Module):

@@ -5,10 +5,14 @@ They stay in their files until they are asked for, one by one.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
+import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import align_module_device
@@ -16,9 +20,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from rankwise.engine.models.base import is_stored_quantised
+from rankwise.engine.models.base import is_stored_quantised, load_model
 from rankwise.engine.models.files import DTYPES, tensor_headers, unusable, weights_files
-from rankwise.engine.models.placed import IN_FILES, load_in_files
 from rankwise.errors import ModelError
 
 
@@ -29,7 +32,7 @@ class StoredWeights(Mapping[str, Tensor]):
     """
 
     def __init__(self, model: nn.Module, folder: Path, parameters: Mapping[str, str]) -> None:
-        """Take a model of ``placed.load_in_files``, and parameters by the names they get here.
+        """Take a model of ``load_in_files``, and parameters by the names they get here.
 
         Raises:
             ModelError: one of them cannot be read, or is NaN or infinite somewhere.
@@ -92,7 +95,7 @@ def weight_matrices(
         ModelError: the folder cannot be loaded, a layer is missing or no linear one, or a weight
             is NaN or infinite.
     """
-    model = load_in_files(folder, _widest_dtype(folder), {"": IN_FILES})
+    model = load_in_files(folder, _widest_dtype(folder))
     return _matrices(model, folder, layers)
 
 
@@ -102,7 +105,7 @@ def model_weights(folder: Path, layers: Sequence[str]) -> ModelWeights:
     Raises:
         ModelError: as ``weight_matrices``; other parameters that are not finite too.
     """
-    model = load_in_files(folder, _widest_dtype(folder), {"": IN_FILES})
+    model = load_in_files(folder, _widest_dtype(folder))
     of_layers = {f"{name}.weight" for name in layers}
     first: dict[int, str] = {}
     tied: dict[str, str] = {}
@@ -114,6 +117,30 @@ def model_weights(folder: Path, layers: Sequence[str]) -> ModelWeights:
                 tied[name] = other
     matrices = _matrices(model, folder, layers)
     return ModelWeights(matrices, StoredWeights(model, folder, others), tied)
+
+
+def load_in_files(folder: Path, dtype: torch.dtype) -> Any:
+    """Load a causal language model whose weights stay in its safetensors files.
+
+    What the files lack is refused here, and what is wrong with a weight when it is read. Where an
+    architecture holds weights in another layout than its files (most mixtures of experts),
+    transformers writes those that stay in files into a temporary folder, which goes with the model.
+
+    Args:
+        folder: of the model.
+        dtype: of its weights when they are read.
+
+    Raises:
+        ModelError: as ``load_model``.
+    """
+    # it warns that weights are on the meta device, which is what was asked for
+    logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
+    with contextlib.ExitStack() as made:
+        temporary = tempfile.TemporaryDirectory("-rankwise", ignore_cleanup_errors=True)
+        converted = made.enter_context(temporary)
+        model = load_model(folder, dtype, device_map={"": "disk"}, offload_folder=converted)
+        weakref.finalize(model, made.pop_all().close)
+    return model
 
 
 def _matrices(model: nn.Module, folder: Path, layers: Sequence[str]) -> StoredWeights:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rankwise.engine.models.attention import decoder_of
 from rankwise.engine.models.devices import in_smaller_steps
-from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank, carrying
+from rankwise.engine.models.frozen_adapters import FrozenBank
 from rankwise.engine.models.head import CompletionHead
 from rankwise.engine.scoring.tree.prefixes import PrefixTree
 from rankwise.engine.scoring.tree.reader import TreeReader
@@ -64,15 +64,14 @@ def divergences(
     *,
     max_batch_tokens: int,
     advance: Advance = lambda _: None,
-    adapter: FrozenAdapter | None = None,
 ) -> list[ItemDivergence]:
     """How far a model is from the reference, which ``log_probabilities`` gave, on every answer.
 
     The model has the reference's vocabulary, and the answers are the same in the same order; all
-    else is as there. An ``adapter`` is put on the model while it reads.
+    else is as there.
     """
     items: list[ItemDivergence] = []
-    found = _of_answers(model, answers, max_batch_tokens, advance, adapter)
+    found = _of_answers(model, answers, max_batch_tokens, advance)
     for answer, expected, of_answer in zip(answers, reference, found, strict=True):
         tokens = torch.tensor(answer.continuation, device=of_answer.device)
         items.append(item_divergence(expected.to(of_answer.device), of_answer, tokens))
@@ -100,7 +99,6 @@ def _of_answers(
     answers: Sequence[RightAnswer],
     max_batch_tokens: int,
     advance: Advance,
-    adapter: FrozenAdapter | None = None,
 ) -> Iterator[Float[Tensor, "_ vocabulary"]]:
     """The log-probabilities of one answer after the other, on the model's device."""
     decoder = decoder_of(model)
@@ -112,21 +110,19 @@ def _of_answers(
         for last, answer in zip(tree.lasts, answers, strict=True)
     ]
     places = np.unique(np.concatenate(paths))
-    bank = FrozenBank()
     # one model is read whatever its cache takes
-    reader = TreeReader(model, bank, max_tokens=max_batch_tokens, cache_bytes=0)
+    reader = TreeReader(model, FrozenBank(), max_tokens=max_batch_tokens, cache_bytes=0)
 
     def read_all(tell: Advance) -> Iterator[Tensor]:
-        for read in reader.read(tree, [adapter]):
+        for read in reader.read(tree, [None]):
             first, last = np.searchsorted(places, [read.start, read.stop])
             rows = torch.from_numpy(places[first:last] - read.start).to(decoder.device)
             yield read.hidden[0, rows]  # (some places, hidden)
             tell(read.stop - read.start)
 
-    with carrying(model, [adapter], bank):
-        states = in_smaller_steps(
-            lambda tell: list(read_all(tell)), reader.shrink, advance, decoder.device
-        )
+    states = in_smaller_steps(
+        lambda tell: list(read_all(tell)), reader.shrink, advance, decoder.device
+    )
     hidden = torch.cat(states)  # (places, hidden)
     for path in paths:
         rows = torch.from_numpy(np.searchsorted(places, path)).to(decoder.device)

@@ -51,8 +51,8 @@ _MOST_ENTRIES = 1 << 22
 RESOLUTION = 100
 """Truths are rounded to this part of a point, as the page keeps them."""
 
-_MOST_VALUES = 1 << 23
-"""Draws times options, at most: 64 MB."""
+_MOST_VALUES = 1 << 22
+"""Draws times options, at most: 32 MB."""
 
 _SEED = 20260102
 """Fixed, so that the same results always give the same odds."""
@@ -120,7 +120,7 @@ def truths_of(
 def _of_options(
     of: Block, of_runs: Floats | float, scale: float, rng: np.random.Generator, number: int
 ) -> tuple[Floats, Floats]:
-    """(number, K) draws of the truths of options that are somewhat alike, and of their runs' variance.
+    """(number, K) draws of the truths of options that are somewhat alike, and of run variances.
 
     The truths lie around a level of which nothing is known, with a standard deviation that is
     ``FLAT_SHARE`` likely to be next to nothing, and else half-Cauchy. That and the variances of the

@@ -110,11 +110,11 @@ class EvaluationConfig(Section):
     """Texts whose loss per token is measured."""
     own: Mapping[OwnName, OwnSetConfig] = {}
     """Name of a task -> own rows that are scored as it."""
-    metric: Mapping[str, Text] = {}
+    metric: Mapping[Text, Text] = {}
     """Task -> the metric that decides, if not p_right (with options) or the task's first."""
-    domains: Mapping[str, Text] = {}
+    domains: Mapping[Text, Text] = {}
     """Task or group -> domain in the report; overrides the task's own file."""
-    clusters: Mapping[str, Text] = {}
+    clusters: Mapping[Text, Text] = {}
     """Task or group -> field of its documents; items of equal value come in one cluster.
 
     Without it every item counts as independent of the others. Tasks with the same field share the

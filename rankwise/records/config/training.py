@@ -131,7 +131,7 @@ class TrainConfig(Section):
 
     task: Names = ()
     """lm-eval tasks or groups. Each is trained on separately, a group as one, and scored on all."""
-    split: Text | Mapping[str, Text] | None = None
+    split: Text | Mapping[Text, Text] | None = None
     """Split to train on, one for all or by task; None: each task's training split.
 
     A task that would be scored on this split is not scored.

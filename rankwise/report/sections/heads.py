@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rankwise.findings.heads import (
     MEASURE_NAMES,
+    MODE_NAMES,
     ChangeAndEffect,
     HeadsOfRun,
     TrainTaskHeads,
-    intervention,
+    ablation,
     is_selected,
-    mode_name,
     screen_correlation,
 )
 from rankwise.findings.options import first_of_options
@@ -51,7 +51,7 @@ def head_section(found: Sequence[TrainTaskHeads], results: StudyResults) -> Repo
     """
     about = [
         "Heads are compared with the base's on the same in-domain prompts. What a head matters is "
-        "found by taking it off or its delta out, one head at a time (rankwise heads). "
+        "found by ablating heads one at a time (rankwise heads). "
         "Exploratory: the recommendation does not rest on it."
     ]
     if any(model.head_effects for model in results.runs):
@@ -76,16 +76,15 @@ def head_section(found: Sequence[TrainTaskHeads], results: StudyResults) -> Repo
             shown = [name for name in changed if name in adapters] or list(changed)
             yield _by_measure(part.labels[shown[-1]], changed[shown[-1]])
         for model in models.values():
-            by_kind = grouped(((its.mode, its.keys_and_values), its) for its in model.head_effects)
-            for own in by_kind.values():
+            by_mode = grouped((its.mode, its) for its in model.head_effects)
+            for own in by_mode.values():
                 yield _with_effects(model, part.labels[model.name], own)
         yield "Change of the heads", _change_table(part.runs)
         yield "Change and effect", _matter_table(part.matters)
         for model in models.values():
             for effects in model.head_effects:
-                done = mode_name(effects.mode, keys_and_values=effects.keys_and_values)
-                title = f"Heads {done}, {part.labels[model.name]} on {effects.task}"
-                yield title, effect_table(effects)
+                done, label = MODE_NAMES[effects.mode], part.labels[model.name]
+                yield f"Heads {done}, {label} on {effects.task}", effect_table(effects)
 
     return ReportSection.of("heads", "Attention heads", about, found, shown)
 
@@ -126,25 +125,18 @@ def _matter_table(found: Sequence[ChangeAndEffect]) -> Table:
     def correlation(found: ChangeAndEffect) -> Cell:
         return cells.correlation(found.correlation, found.reason)
 
-    by_run = grouped(
-        (
-            (p.run, p.label, p.task, mode_name(p.mode, keys_and_values=p.keys_and_values)),
-            (p.measure, p),
-        )
-        for p in found
-    )
+    by_run = grouped(((p.run, p.label, p.task, MODE_NAMES[p.mode]), (p.measure, p)) for p in found)
     return Table.grouped(
         "Do the heads that changed most matter most? Spearman's ρ over heads of the absolute "
         "change with the absolute effect on the right answer's log-probability, and with what of "
-        "the effect is beyond that of the same intervention on the base.",
+        "the effect is beyond that of the same ablation on the base.",
         [
             (f"{label}, {task}", f"heads {done}", grouped(parts).values())
             for (_, label, task, done), parts in by_run.items()
         ],
         Column("Change", lambda row: quantities.capital(MEASURE_NAMES[row[0].measure])),
         Column("Size of the effect", lambda row: correlation(row[0])),
-        # where what is beyond the base's is known
-        Column("Less the base's", lambda row: correlation(row[1]) if len(row) > 1 else None),
+        Column("Less the base's", lambda row: correlation(row[1])),
         Column("Heads", lambda row: row[0].num_heads),
     )
 
@@ -152,16 +144,10 @@ def _matter_table(found: Sequence[ChangeAndEffect]) -> Table:
 def effect_table(effects: TaskHeadEffects) -> Table:
     """The heads of one run that do most on one task; in the terminal too."""
     scores = {(head.layer, head.head): head.effect for head in effects.scores}
-    base = (
-        "the delta of this head alone"
-        if effects.mode == "revert"
-        else "the same intervention on the base"
-    )
     shown, on_metric = (
         sum(head.effect.is_shown for head in heads) for heads in (effects.answers, effects.scores)
     )
-    done = mode_name(effects.mode, keys_and_values=effects.keys_and_values)
-    confidence = quantities.percent(effects.confidence)
+    done, confidence = MODE_NAMES[effects.mode], quantities.percent(effects.confidence)
     bounds = f"Bounds hold for all heads at once at {confidence}."
     if is_selected(effects):
         bounds = (
@@ -173,9 +159,9 @@ def effect_table(effects: TaskHeadEffects) -> Table:
         f"{quantities.counted(effects.num_items, 'item')}; the strongest are listed, an effect on "
         f"the right answer's log-probability is shown of {shown}, on {effects.metric} of "
         f"{on_metric}.",
-        intervention(effects.mode, keys_and_values=effects.keys_and_values),
+        ablation(effects.mode),
         bounds,
-        f"On the base: {base}.",
+        "On the base: the same ablation.",
     ]
     if effects.screen is not None:
         rho = screen_correlation(effects.screen)
@@ -263,22 +249,21 @@ def _by_measure(label: str, changes: HeadChanges) -> Figure:
 
 
 def _with_effects(model: ModelResults, label: str, effects: Sequence[TaskHeadEffects]) -> Figure:
-    """What changed in a run's heads, and what one intervention on each does on each task."""
-    mode, shared = effects[0].mode, effects[0].keys_and_values
-    done = mode_name(mode, keys_and_values=shared)
+    """What changed in a run's heads, and what ablating each of them does on each task."""
+    mode = effects[0].mode
+    done = MODE_NAMES[mode]
     output = None if model.head_changes is None else model.head_changes.change("output")
     maps = [_map("Change of the output, %", _places(output.values), percent)] if output else []
     for each in effects:
         places = {(head.layer, str(head.head)): head.effect.estimate for head in each.answers}
         maps.append(_map(f"{each.task}, nats", places, plain, is_signed=True))
     left = "First, how far training has moved a head's output; then what" if output else "What"
-    needed = "the head's delta" if mode == "revert" else "the head"
     return Figure(
-        file_name(f"map-effects-{model.name}-{mode}{'-keys-and-values' * shared}"),
+        file_name(f"map-effects-{model.name}-{mode}"),
         f"{'Change and effect' if output else 'Effect'} of heads {done}, {label}",
         f"{left} happens to the mean log-probability of the right answer when the head alone "
-        f"is {done}: negative where {needed} is needed, positive where it stands in the way. "
-        f"{intervention(mode, keys_and_values=shared)}",
+        f"is {done}: negative where the head is needed, positive where it stands in the way. "
+        f"{ablation(mode)}",
         layer_maps(maps, names_largest=True),
         f"each head {done}, one at a time; rows are layers, columns heads",
     )

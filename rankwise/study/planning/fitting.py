@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from rankwise.engine.models.devices import DTYPES, Machine
-from rankwise.engine.models.placed import placement, room_for_weights
+from rankwise.engine.models.placed import WEIGHTS_SHARE
 from rankwise.engine.training.memory import PassMemory
 from rankwise.engine.training.optimizers import has_8bit_adamw
-from rankwise.errors import ModelError, RecordError
+from rankwise.errors import RecordError
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.config.training import BasePrecision
 from rankwise.records.files import in_words
@@ -151,38 +151,28 @@ class Room:
             f"{smaller if quantised <= self.limit else ''}"
         )
 
-    def most_weights_bytes(self, runs: Sequence[PlannedRun], issues: Issues) -> int | None:
-        """Bytes of weights in memory at once while a model is scored; None: models are held whole.
+    def check_scoring(self, runs: Sequence[PlannedRun], issues: Issues) -> None:
+        """Warn where a model that is scored does not fit, on one card or over several.
 
-        They are where they fit on one card or over several, where LoRA is still to be trained on
-        the base in memory, and where nothing but a quantised base is scored.
+        Training on the base in memory takes more than scoring it, and is checked by
+        ``check_memory``.
 
         Args:
             runs: of the study, imported ones too.
-            issues: gets a warning that says what is read layer by layer, or that not even that
-                fits.
+            issues: gets the warning.
         """
-        available, dtype = self.model.machine.available_bytes(), DTYPES[self.model.precision]
-        num_bytes = self.model.num_parameters * dtype.itemsize
-        most_bytes = room_for_weights(num_bytes, available)
+        num_bytes = self.model.num_parameters * DTYPES[self.model.precision].itemsize
         if self.config.train.base_precision == "auto":
-            is_whole = any(_trains_on_base(run, self.folder) for run in runs)
+            is_trained_on = any(_trains_on_base(run, self.folder) for run in runs)
         else:
-            is_whole = all(run.method == "lora" for run in runs)
-        if most_bytes is None or is_whole or self.is_over_cards:
-            return None
-        what = f"scoring: models take {in_words(num_bytes)} and there are {in_words(available)}"
-        try:
-            placed = placement(self.model.skeleton, dtype, self.model.machine.device, most_bytes)
-        except ModelError as error:
-            issues.warnings.append(f"{what}: {str(error).rstrip('.')}")
-            return None
-        issues.warnings.append(
-            f"{what}: {placed.num_read} of {placed.num_layers} layers are read from disk in every "
-            f"forward pass, {in_words(placed.read_bytes)}. Generating texts is slow: one pass per "
-            "token"
-        )
-        return most_bytes
+            is_trained_on = all(run.method == "lora" for run in runs)
+        fits = num_bytes <= WEIGHTS_SHARE * self.model.machine.available_bytes()
+        if not (fits or is_trained_on or self.is_over_cards):
+            issues.warnings.append(
+                f"scoring: a model's weights take {in_words(num_bytes)} and there are "
+                f"{in_words(self.model.machine.available_bytes())}. Use a device with more memory, "
+                "or several cards"
+            )
 
     def check_memory(self, runs: Sequence[PlannedRun], issues: Issues) -> None:
         """Whether every run can be trained, at least alone and in the smallest way.
@@ -250,13 +240,6 @@ def earlier_full(
     if full is None or earlier.base_model_fingerprint != base_model:
         return None
     return FullTraining.model_validate(full.model_dump())
-
-
-def with_whole_base(study: StudyRecord, folder: StudyFolder) -> StudyRecord:
-    """The study as it is where adapters turn out to be trained anew: models are held whole."""
-    if any(_trains_on_base(run, folder) for run in study.models):
-        return study.model_copy(update={"most_weights_bytes": None})
-    return study
 
 
 def _trains_on_base(run: PlannedRun, folder: StudyFolder | None) -> bool:

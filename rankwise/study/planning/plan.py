@@ -323,7 +323,7 @@ class Planner:
         others = (*chosen.others, *mitigated, *self._beside)
         trained, room = [*chosen.runs, *others], self._room
         room.check_memory(trained, issues)
-        most_bytes = room.most_weights_bytes([*trained, *self._imported], issues)
+        room.check_scoring([*trained, *self._imported], issues)
         issues.refuse(config.name, self._model.base.name)
         unchosen, record = self._unchosen, self._unchosen.record
 
@@ -347,7 +347,6 @@ class Planner:
         models = {
             "models": (*chosen.runs, *self._imported, *others),
             "passes": tuple(passes),
-            "most_weights_bytes": most_bytes,
             "warnings": tuple(issues.warnings),
         }
         return replace(unchosen, record=with_references(record.model_copy(update=models)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from rankwise.engine.models.devices import DTYPES
-from rankwise.engine.models.placed import room_to_score
+from rankwise.engine.models.placed import cards_to_score
 from rankwise.errors import PlanError, TaskError, closest
 from rankwise.records.study import StudyRecord
 from rankwise.study.planning.issues import Issues
@@ -45,10 +45,8 @@ def reopen_study(
         problem = "base_model: it is no longer the study's model"
         raise PlanError(study.config.name, model.base.name, [problem])
     prepared = _prepared(study, model, tasks, limit)
-    precision = DTYPES[model.precision]
-    cards, most_bytes = room_to_score(model.skeleton, precision, model.machine)
     return StudyPlan(
-        record=study.model_copy(update={"most_weights_bytes": most_bytes}),
+        record=study,
         base=model.base,
         tokenizer=model.tokenizer,
         device=model.machine.device,
@@ -57,7 +55,7 @@ def reopen_study(
         tasks={task.name: task for task in prepared},
         answers={},
         head_prompts={},
-        cards=cards,
+        cards=cards_to_score(model.skeleton, DTYPES[model.precision], model.machine),
     )
 
 

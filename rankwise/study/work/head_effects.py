@@ -11,14 +11,13 @@ import numpy as np
 
 from rankwise.engine.models.devices import STEP_TOKENS
 from rankwise.engine.models.frozen_adapters import FrozenAdapter
-from rankwise.errors import ModelError
 from rankwise.findings.stats.correlation import rank_correlation
 from rankwise.findings.stats.items import Floats
 from rankwise.heads.answers import ItemOptions, ItemValues, continuations, item_values, questions
 from rankwise.heads.effects import head_effects
-from rankwise.heads.interventions import Head, adapted_heads
-from rankwise.heads.scorer import Ablation, Graft, HeadScorer, Intervention, Reversion
-from rankwise.heads.screen import Gating, ScreenedItem, expected_effects
+from rankwise.heads.interventions import Head
+from rankwise.heads.scorer import Ablation, HeadScorer
+from rankwise.heads.screen import ScreenedItem, expected_effects
 from rankwise.records.fingerprints import head_effects_fingerprint
 from rankwise.records.heads import HeadEffect, HeadMode, Screen, ScreenedHead, TaskHeadEffects
 from rankwise.records.study import PlannedRun
@@ -34,14 +33,12 @@ class HeadQuestion(NamedTuple):
     """What is done to the heads.
 
     Attributes:
-        mode: ablation by zeros or by means, or reversion.
-        keys_and_values: reversions also take out the rows of k and v of the head's group.
+        mode: ablation by zeros or by means.
         top: score only so many heads exactly, those of which the gradient expects most, unless all
             are scored already; None: all.
     """
 
     mode: HeadMode
-    keys_and_values: bool = False
     top: int | None = None
 
 
@@ -57,16 +54,11 @@ class HeadStudy:
         """The effects on every task; what is there from an earlier call is not done again.
 
         Raises:
-            ModelError: the heads of the model are not known, or there is no delta to revert.
+            ModelError: the heads of the model are not known.
             UnchangedOutputsError: an adapter did not change what the model says.
             TaskError: a task has no metric with a number per item.
         """
         question, run = self._question, self._run
-        if question.mode == "revert" and run.method == "full":
-            raise ModelError(
-                f"{run.name} is a full fine-tuning: reversion takes a head's part of an "
-                "adapter's delta out. Choose --mode ablate, or a run with an adapter."
-            )
         self._tell.planned(
             [StageOutline.of_run(task.name, "heads", run, 2.0 * task.num_items) for task in tasks]
         )
@@ -85,11 +77,7 @@ class HeadStudy:
                 for each in (question, question._replace(top=None))
             )
             path = self._folder.head_effects_file(
-                run.name,
-                question.mode,
-                task.name,
-                task.num_items,
-                keys_and_values=question.keys_and_values,
+                run.name, question.mode, task.name, task.num_items
             )
             record = self._context.recorded(
                 task.name,
@@ -107,8 +95,7 @@ class HeadStudy:
         study, record = self._plan.record, self._folder.finished_run(self._run)
         model, adapter = self._models.adapted(self._run)
         scorer = HeadScorer(model, max_batch_tokens=self._plan.step_tokens)
-        heads = self._heads(scorer, adapter)
-        chosen, expected = heads, None
+        chosen, expected = (heads := scorer.heads), None
         if question.top is not None and question.top < len(heads):
             expected = self._expected(task, items, scorer)
             order = sorted(heads, key=lambda head: -abs(expected[head]))
@@ -118,7 +105,7 @@ class HeadStudy:
         if self._run.method == "full":
             del model, scorer  # it goes before the base comes
             scorer = HeadScorer(self._models.base(), max_batch_tokens=self._plan.step_tokens)
-        base = self._answers(task, scorer, adapter, chosen, of_base=True)
+        base = self._answers(task, scorer, None, chosen)
         if own[0] == base[0] and record is not None and not record.update_is_zero:
             raise not_applied(self._run.name, f"gives all {len(own[0])} texts exactly")
         metric, relations = metric_of(study.config, task.name), study.tasks[self._run.train_task]
@@ -126,13 +113,7 @@ class HeadStudy:
             [item_values(task, items, one, metric) for one in answers] for answers in (own, base)
         )
         confidence = study.config.recommendation.confidence
-        compared = partial(
-            head_effects,
-            chosen,
-            confidence=confidence,
-            num_candidates=len(heads),
-            less_control=question.mode != "revert",
-        )
+        compared = partial(head_effects, chosen, confidence=confidence, num_candidates=len(heads))
         unit_size = 100.0 if values[0].unit == "points" else 0.0
         scores, answers = (
             compared(_effects(values, of), _effects(base_values, of), item_size=item_size)
@@ -142,7 +123,6 @@ class HeadStudy:
             model=self._run.name,
             fingerprint=wanted,
             mode=question.mode,
-            keys_and_values=question.keys_and_values,
             task=task.name,
             task_fingerprint=study.task_fingerprints.get(task.name),
             relation=next((each for each in relations if task.name in relations[each]), None),
@@ -151,7 +131,6 @@ class HeadStudy:
             num_items=task.num_items,
             confidence=confidence,
             num_heads=num_heads,
-            num_candidates=len(heads),
             base_score=base_values[0].score,
             adapted_score=values[0].score,
             base_answer_nats=float(base_values[0].answer_nats.mean()),
@@ -162,51 +141,24 @@ class HeadStudy:
             score_seconds=time.perf_counter() - started,
         )
 
-    def _heads(self, scorer: HeadScorer, adapter: FrozenAdapter | None) -> list[Head]:
-        """The heads that there is something to do to."""
-        if self._question.mode != "revert":
-            return scorer.heads
-        assert adapter is not None
-        shared = self._question.keys_and_values
-        heads = adapted_heads(adapter.layers, scorer.layouts, keys_and_values=shared)
-        if not heads:
-            raise ModelError(
-                f"{self._run.name} adapts no rows that one head has to itself and no columns of "
-                "the output projection: there is no head to revert. Choose --keys-and-values, or "
-                "--mode ablate."
-            )
-        return heads
-
     def _answers(
         self,
         task: PreparedTask,
         scorer: HeadScorer,
         adapter: FrozenAdapter | None,
         heads: Sequence[Head],
-        *,
-        of_base: bool = False,
     ) -> list[list[LogLikelihood]]:
-        """Of a model as it is, and then under the intervention on each head.
-
-        The base is under the same ablations; a reversion's control is the head's delta alone.
-        """
-        asked, shared = continuations(task), self._question.keys_and_values
-        carried, total = None if of_base else adapter, len(asked) * (len(heads) + 1)
-        interventions: list[Intervention]
-        if self._question.mode == "ablate":
-            interventions = [Ablation(head) for head in heads]
-        elif self._question.mode == "ablate-mean":
-            means = scorer.mean_outputs(asked, carried)
-            interventions = [Ablation(head, means[head]) for head in heads]
-        elif of_base:
-            assert adapter is not None
-            interventions = [Graft(head, adapter, shared) for head in heads]
-        else:
-            interventions = [Reversion(head, shared) for head in heads]
+        """The answers of a model as it is, and then with each head ablated."""
+        asked = continuations(task)
+        total = len(asked) * (len(heads) + 1)
+        ablations = [Ablation(head) for head in heads]
+        if self._question.mode == "ablate-mean":
+            means = scorer.mean_outputs(asked, adapter)
+            ablations = [Ablation(head, means[head]) for head in heads]
         return scorer.log_likelihoods(
             asked,
-            interventions,
-            carried,
+            ablations,
+            adapter,
             lambda done: self._tell.advanced(task.num_items * done / total),
         )
 
@@ -215,27 +167,29 @@ class HeadStudy:
     ) -> dict[Head, float]:
         """First-order effects on the run's model."""
         model, adapter = self._models.adapted(self._run)
-        asked, question = continuations(task), self._question
+        asked = continuations(task)
         choices = [
             ScreenedItem(tuple(asked[index] for index in item.options), item.right)
             for item in items
             if item.right is not None
         ]
-        means = scorer.mean_outputs(asked, adapter) if question.mode == "ablate-mean" else None
+        means = (
+            scorer.mean_outputs(asked, adapter) if self._question.mode == "ablate-mean" else None
+        )
         most = self._plan.record.config.evaluation.max_batch_tokens
         return expected_effects(
             model,
             scorer.layouts,
             choices,
             adapter,
-            Gating(question.mode == "revert", means, question.keys_and_values),
+            means,
             # a backward pass keeps the activations of every layer: no more than on a CPU
             max_batch_tokens=most or STEP_TOKENS["cpu"],
         )
 
 
 def _effects(values: Sequence[ItemValues], of: str) -> Floats:
-    """(heads, items): what each intervention changes of the first, the model as it is."""
+    """(heads, items): what each ablation changes of the first, the model as it is."""
     rows = np.stack([getattr(values_of_head, of) for values_of_head in values])
     return rows[1:] - rows[0]
 

@@ -99,8 +99,6 @@ class ScoreWorker:
             skipped=lambda num_tokens: self._tell.skipped(num_tokens * work_per_token),
             of_base=base_answers(self._folder, task),
         )
-        most_bytes = self._models.most_weights_bytes(models[0])
-        made = self._provenance.model_copy(update={"most_weights_bytes": most_bytes})
         unchanged: list[Scoring] = []
         is_text = task.loaded.output_type == "generate_until"
         doc_ids, before = {*task.doc_ids}, list[list[float]]()
@@ -115,7 +113,7 @@ class ScoreWorker:
                 if before == [nats_of(line["resps"]) for line in scoring.samples]:
                     unchanged.append(scoring)
                     continue
-            record = scoring.record.model_copy(update={"provenance": made})
+            record = scoring.record.model_copy(update={"provenance": self._provenance})
             self._folder.write_evaluation(record, scoring.samples)
         for scoring in unchanged:
             items = f"every one of the {len(scoring.samples)} items of {task.name!r}"

@@ -10,13 +10,18 @@ import pytest
 import torch
 
 from rankwise.engine.models import packed_kernels, peft_adapters, placed
-from rankwise.engine.models.base import adaptable_shapes, load_frozen, target_shapes
+from rankwise.engine.models.base import adaptable_shapes, load_frozen, model_skeleton, target_shapes
+from rankwise.engine.models.devices import Machine
+from rankwise.engine.models.frozen_adapters import wearing
 from rankwise.engine.models.own_texts import write_texts
 from rankwise.engine.models.placed import (
     cards_of_layers,
+    cards_to_score,
     devices_of,
     load_over_cards,
+    load_to_score,
     most_on_a_card,
+    num_weights,
     over_cards,
 )
 from rankwise.engine.scoring.divergence import divergences, log_probabilities
@@ -25,6 +30,7 @@ from rankwise.engine.scoring.tree import attention as tree_attention
 from rankwise.engine.scoring.tree import layout as tree_layout
 from rankwise.engine.training.states import StateWriter
 from rankwise.engine.training.trainees import AdapterTrainee, Beside
+from rankwise.errors import ModelError
 from rankwise.records.config.mitigations import MitigationConfig
 from rankwise.tasks.questions import GenerationSettings, Prompt, RightAnswer
 from tests.support.passes import CPU, Heard, Setting, config
@@ -83,6 +89,36 @@ def test_what_is_outside_of_the_layers_is_on_the_first_card() -> None:
     layers = {f"model.layers.{number}": number // 2 for number in range(4)}
     outside = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
     assert where == layers | dict.fromkeys(outside, 0)
+
+
+def test_a_model_that_is_scored_lies_over_cards_only_where_it_has_to_and_can() -> None:
+    model = tiny("Llama", num_hidden_layers=4)
+    layers = [num_weights(layer) for layer in model.model.layers]
+    whole = 4 * num_weights(model)
+    fullest = 4 * most_on_a_card(layers, num_weights(model) - sum(layers), 2)
+    assert fullest < 0.8 * whole
+
+    def cards_of(memory_bytes: int, num_cards: int) -> tuple[torch.device, ...]:
+        machine = Machine(torch.device("cuda"), memory_bytes)._replace(num_cards=num_cards)
+        return cards_to_score(model, torch.float32, machine)
+
+    both = tuple(torch.device("cuda", number) for number in range(2))
+    assert cards_of(whole * 100 // 84, 2) == ()
+    assert cards_of(whole * 100 // 86, 2) == both
+    assert cards_of(whole * 100 // 86, 1) == ()
+    assert cards_of(fullest * 100 // 84, 2) == both
+    assert cards_of(fullest * 100 // 86, 2) == ()
+
+
+def test_what_is_larger_than_the_free_memory_is_not_loaded_to_be_scored(
+    tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = 4 * num_weights(model_skeleton(tiny_model_folder))
+    monkeypatch.setattr(Machine, "available_bytes", lambda _: whole)
+    assert num_weights(load_to_score(tiny_model_folder, "float32", CPU)) == whole // 4
+    monkeypatch.setattr(Machine, "available_bytes", lambda _: whole - 1)
+    with pytest.raises(ModelError, match=r"take .* in float32, and cpu has .*more memory"):
+        load_to_score(tiny_model_folder, "float32", CPU)
 
 
 def test_transformers_puts_each_layer_on_its_card(
@@ -206,17 +242,15 @@ def test_scores_are_those_of_a_whole_model(cards: None, family: str, tmp_path: P
             scorer.put_on(name, tmp_path / "adapter")
         names = [None, "a", "b"]
         reference = log_probabilities(base, answers, max_batch_tokens=8)
+        with wearing(base, scorer._adapters["a"]):
+            compared = divergences(
+                base, answers, [each * 0.9 for each in reference], max_batch_tokens=8
+            )
         found.append(
             [
                 scorer.log_likelihoods(names, ITEMS),
                 scorer.generate(names, prompts),
-                divergences(
-                    base,
-                    answers,
-                    [each * 0.9 for each in reference],
-                    max_batch_tokens=8,
-                    adapter=scorer._adapters["a"],
-                ),
+                compared,
                 write_texts(base, 1, number=2, num_tokens=6, seed=0),
             ]
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
 from rankwise.engine.models.weights import model_weights, weight_matrices
 from rankwise.errors import ModelError
 from rankwise.weights.lowrank import LowRankUpdate, read_updates
+from tests.support import tiny_models
 from tests.support.reads import Reads
 
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
@@ -249,3 +252,34 @@ def test_a_config_of_another_adapter_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 16}))
     with pytest.raises(ModelError, match=r"says rank 16 for .*its weights have rank 4"):
         read_updates(tmp_path)
+
+
+def test_what_transformers_converts_goes_with_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of a mixture of experts hold each expert, and its model holds all of them in one."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    mixture = tiny_models.tiny("Mixtral", num_local_experts=4, num_experts_per_tok=2)
+    mixture.save_pretrained(tmp_path / "base")
+    found = weight_matrices(tmp_path / "base", ["lm_head"])
+    assert torch.equal(found["lm_head"], mixture.lm_head.weight)
+    (converted,) = (tmp_path / "temporary").iterdir()
+    assert any(converted.iterdir())
+    del found
+    gc.collect()
+    assert not converted.exists()
+
+
+def test_a_model_that_cannot_be_loaded_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    saved(tmp_path / "base", "llama")
+    tensors = load_file(tmp_path / "base" / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 1 of its model's weights"):
+        weight_matrices(tmp_path / "base", [Q])
+    assert not list((tmp_path / "temporary").iterdir())
