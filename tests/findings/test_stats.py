@@ -194,7 +194,7 @@ def test_runs_are_averaged_in_any_number_and_order() -> None:
     """Three runs of the first option, one of the second, mixed: each mean has its own number."""
     rng = np.random.default_rng(16)
     first, second = rng.normal(10.0, 20.0, (3, 60)), rng.normal(12.0, 20.0, (1, 60))
-    rows = RunRows(np.array([0, 1, 0, 0]))
+    rows = RunRows(np.array([0, 1, 0, 0]), np.arange(4))
     mixed = np.stack([first[0], second[0], first[1], first[2]])
     of = block([Items(mixed, 0.0)], rows, GAIN_RUNS)
     assert of.rows.counts.tolist() == [3, 1]
@@ -212,7 +212,7 @@ def test_runs_are_averaged_in_any_number_and_order() -> None:
 def test_the_variance_of_a_run_is_that_of_its_deviations_and_of_the_prior() -> None:
     # runs of 0, 2 and 1, the same on both items; another option has one run
     values = np.repeat([[0.0], [2.0], [1.0], [7.0]], 2, axis=1)
-    of = block([Items(values, 0.0)], RunRows(np.array([0, 0, 0, 1])), GAIN_RUNS)
+    of = block([Items(values, 0.0)], RunRows(np.array([0, 0, 0, 1]), np.arange(4)), GAIN_RUNS)
     runs = of.run_variances
     # two degrees of freedom with a sum of squares of 2, and 1.6 of 1.3 squared points
     assert runs.freedom == pytest.approx([3.6, 1.6])
