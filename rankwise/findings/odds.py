@@ -34,7 +34,7 @@ items bring most of the variance. One task of hundreds hardly moves their mean."
 MORE_SEEDS = (2, 4)
 
 NUM_DRAWS = 4096
-"""At this number a probability is exact to 0.008 (one standard error)."""
+"""The number of draws: a probability is exact to 0.008 (one standard error)."""
 
 NUM_FUTURES = 1024
 """Draws of what a grown study would show; exact to 0.016."""
@@ -89,7 +89,7 @@ def most_worth(evidence: StudyEvidence, margins: Margins, point: float) -> int |
 
 
 class Growths(NamedTuple):
-    """By which factors the items of each task grow, and the seeds in all."""
+    """The factors by which the items of each task grow, and the number of seeds."""
 
     in_domain: Sequence[float]
     retention: Sequence[float]

@@ -82,7 +82,7 @@ class Pair(NamedTuple):
 
     @property
     def errors(self) -> Floats:
-        """By how much the gains of a part are above what was predicted of them."""
+        """How far the gains of a part are above what was predicted of them."""
         assert self.scored is not None
         # an estimate has its error N/n times
         more = len(self.scored) / int(self.scored.sum()) - 1.0

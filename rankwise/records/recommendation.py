@@ -127,9 +127,9 @@ class RankVerdict(Record):
     imported_as: str | None = None
     """The name under which an adapter was imported; None for one that was trained here."""
     gain: Bound
-    """Over the base, in the recommendation's unit."""
+    """The gain over the base, in the recommendation's unit."""
     retention_loss: Bound | None
-    """In points; None without retention tasks."""
+    """The loss in points; None without retention tasks."""
     worst_retention_task: str | None
     """The task that is estimated to lose most."""
     worst_retention_loss: Bound | None
@@ -173,7 +173,7 @@ class AdapterVerdict(Record):
 
 
 class Recommendation(Record):
-    """For one trained task: the outcome, the evidence, and what would decide."""
+    """The verdict on one trained task: the outcome, the evidence, and what would decide."""
 
     train_task: str
     outcome: Outcome
@@ -208,11 +208,13 @@ class Recommendation(Record):
     is_of_scores: bool = False
     """The models were trained and scored elsewhere: what is missing has to come from there."""
     has_base: bool = True
-    """Without one, gains are over the mean of the models, and no option need be above it."""
+    """Whether there is a base. Without one, gains are over the mean of the models, and no option
+    need be above it."""
     looks: tuple[Look, ...]
     """Every judgement of this study so far, this one last."""
     these_adapters: AdapterVerdict | None
-    """Beside the verdict about the rank; None with one seed, where the verdict is about them."""
+    """The verdict about these adapters, beside that about the rank; None with one seed, where the
+    verdict is about them."""
     best_bet: BestBet | None
     """Odds of every option; None where no option is complete."""
     prospects: tuple[Prospect, ...]

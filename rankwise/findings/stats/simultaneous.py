@@ -154,7 +154,7 @@ def _bounds(of: Block, contrasts: Contrasts, level: float) -> Bounds:
 
 
 def _bounds_at_each(of: Block, contrasts: Contrasts, *levels: float) -> Iterator[Bounds]:
-    """At several levels: the spread and the skewness are those of all."""
+    """The bounds at several levels: the spread and the skewness are those of all."""
     spread = of.spread(contrasts)
     stderr = spread.stderr
     skewness = of.third_moment(contrasts) / or_one(stderr) ** 3
